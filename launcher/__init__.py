@@ -1,0 +1,1 @@
+"""Submit training jobs, follow their per-device logs, and say why one waits or failed."""

@@ -1,0 +1,1 @@
+"""PNASNet-5 training: the program that runs in the pod, or on one machine."""

@@ -1,0 +1,20 @@
+"""What a run is told to do: one typed definition, and the layers its values come from.
+
+This package is the only part of the trainer that the launcher may import. It imports neither torch nor
+kubernetes, so that a command line answers at once.
+"""
+
+from trainer.config.layers import ConfigError, Layer, environment_layer, profile_layer, resolve
+from trainer.config.train import MODE_PRESETS, TrainConfig, mode_layer, resolve_train_config
+
+__all__ = [
+    "MODE_PRESETS",
+    "ConfigError",
+    "Layer",
+    "TrainConfig",
+    "environment_layer",
+    "mode_layer",
+    "profile_layer",
+    "resolve",
+    "resolve_train_config",
+]

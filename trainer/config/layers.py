@@ -1,0 +1,127 @@
+"""Layers of settings: each value comes from the first layer that names it, and remembers which one that was.
+
+Precedence, highest first: flag > environment > profile > cluster defaults > mode preset > default. The functions
+here know nothing about any one setting; they work for every pydantic model whose fields are the settings.
+"""
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from trainer.errors import UsageError
+
+ENVIRONMENT_PREFIX = "PNAS_"
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class ConfigError(UsageError):
+    """A setting is unknown, has a wrong type or contradicts another one."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one place. `origin` completes the phrase "batch_size from ..."."""
+
+    origin: str
+    values: Mapping[str, Any]
+
+
+def flag_name(field: str) -> str:
+    """`batch_size` -> `--batch-size`."""
+    return "--" + field.replace("_", "-")
+
+
+def environment_layer(model: type[BaseModel], environ: Mapping[str, str] = os.environ) -> Layer:
+    """The `PNAS_<FIELD>` variables that name a field of `model`; others are left to their owners."""
+    values = {
+        field: yaml.safe_load(environ[variable])
+        for field in model.model_fields
+        if (variable := ENVIRONMENT_PREFIX + field.upper()) in environ
+    }
+    return Layer("environment", values)
+
+
+def profile_layer(name: str) -> Layer:
+    """Settings from a YAML file, or from a profile that ships with the trainer (`seed`, `recommended`, ...).
+
+    Raises:
+        ConfigError: no such profile, or it is not a mapping of settings.
+    """
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        text = _read_profile(path)
+    else:
+        shipped = resources.files("trainer") / "profiles"
+        known = sorted(entry.name.removesuffix(".yaml") for entry in shipped.iterdir() if entry.name.endswith(".yaml"))
+        if name not in known:
+            raise ConfigError(
+                f"--profile {name}: no such file or shipped profile; shipped are {', '.join(known)}"
+                f"{_did_you_mean(name, known)}"
+            )
+        text = (shipped / f"{name}.yaml").read_text(encoding="utf-8")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--profile {name}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"--profile {name}: must be a mapping such as `batch_size: 32`, not a {type(values).__name__}"
+        )
+    return Layer(f"profile {name}", {str(key).replace("-", "_"): value for key, value in values.items()})
+
+
+def _read_profile(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"--profile {path}: cannot be read: {reason}; give the path of a YAML file") from error
+
+
+def resolve(model: type[Model], layers: Sequence[Layer]) -> tuple[Model, dict[str, str]]:
+    """Build `model` from `layers`, highest precedence first, and say where each field's value came from.
+
+    Raises:
+        ConfigError: one line that names the setting, the layer it came from and the rule it breaks.
+    """
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(model.model_fields, "default")
+    for layer in reversed(layers):
+        for field, value in layer.values.items():
+            if field not in model.model_fields:
+                known = list(model.model_fields)
+                raise ConfigError(f"unknown setting `{field}` in {layer.origin}{_did_you_mean(field, known)}")
+            values[field] = value
+            origins[field] = layer.origin
+    try:
+        return model(**values), origins
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, origins)) from None
+
+
+def _one_line(error: ValidationError, origins: Mapping[str, str]) -> str:
+    """Every broken rule of a validation error on one line, each with its setting and that setting's origin."""
+    return "; ".join(_describe(problem, origins) for problem in error.errors(include_url=False))
+
+
+def _describe(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    field = str(problem["loc"][0])
+    origin = origins.get(field, "default")
+    where = "" if origin == "flag" else f" (from {origin})"
+    return f"{flag_name(field)} {problem['input']}{where}: {message[:1].lower()}{message[1:]}"
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,51 @@
+"""A pydantic model's fields as command-line options, so that one definition gives the command line and its help.
+
+Each option is optional and has no default of its own: only what was typed reaches the settings' layers, where
+precedence and origins are decided.
+"""
+
+import inspect
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from trainer.config.layers import flag_name
+
+
+def option_parameters(model: type[BaseModel], *, exclude: frozenset[str] = frozenset()) -> list[inspect.Parameter]:
+    """Keyword-only parameters, one for each field of `model`, for a cyclopts command's signature."""
+    groups: dict[str, Group] = {}
+    return [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                field.annotation | None,  # type: ignore[operator]  # a type expression built at run time
+                Parameter(name=flag_name(name), help=_help(field), group=_group(field, groups), show_default=False),
+            ],
+        )
+        for name, field in model.model_fields.items()
+        if name not in exclude
+    ]
+
+
+def typed(options: dict[str, Any]) -> dict[str, Any]:
+    """Only the options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _help(field: FieldInfo) -> str:
+    text = field.description or ""
+    if field.default is None or "[default" in text:
+        return text
+    default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+    return f"{text} [default: {default}]"
+
+
+def _group(field: FieldInfo, groups: dict[str, Group]) -> Group:
+    extra = field.json_schema_extra
+    name = str(extra["group"]) if isinstance(extra, dict) else "Options"
+    return groups.setdefault(name, Group.create_ordered(name))

@@ -1,0 +1,186 @@
+"""TrainConfig: every option of the trainer with its type, default, unit and reason, and the presets of the four modes.
+
+The defaults are the recipe of the seed as it really ran (its scripts, not its README): no normalisation, no label
+smoothing, no drop-path, learning rate 0.4 stepped once per epoch. `profiles/recommended.yaml` is the recipe to prefer.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from trainer.config.layers import Layer, environment_layer, profile_layer, resolve
+
+Mode = Literal["full", "performance", "finetune", "eval"]
+
+MODE_PRESETS: dict[str, dict[str, Any]] = {
+    "full": {"epochs": 90},
+    "performance": {"epochs": 1, "steps": 1000, "warmup_steps": 10},
+    # The seed resumes at epoch 90 of 91, where its cosine has all but ended: one epoch at 0.0003 of the base rate.
+    "finetune": {"epochs": 1, "lr": 0.000119},
+    "eval": {"epochs": 0},
+}
+
+
+def option(default: Any, help: str, *, group: str, **constraints: Any) -> Any:
+    """A setting: its default, one line of help, the help page's group, and pydantic's constraints."""
+    return Field(default, description=help, json_schema_extra={"group": group}, **constraints)
+
+
+def _absent(value: object) -> object:
+    """`none` on a command line or in YAML means "not set"."""
+    return None if isinstance(value, str | Path) and str(value).lower() == "none" else value
+
+
+Optional = BeforeValidator(_absent)
+
+
+class TrainConfig(BaseModel):
+    """What to train, on what, and how. Frozen: a run never changes its own settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    # Run
+    mode: Mode = option("full", "What to do: train fully, time steps, train on from weights, or evaluate.", group="Run")
+    data_path: Path = option(Path("/data"), "Folder with train/ and val/, one sub-folder per class.", group="Run")
+    output: Path = option(Path("output"), "Folder that gets one sub-folder per run.", group="Run")
+    run_name: Annotated[str | None, Optional] = option(
+        None,
+        "Name of the run's folder. [default: mode, model and time]",
+        group="Run",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+    )
+    seed: int = option(0, "Seed of every random draw.", group="Run", ge=0, lt=2**31)
+    log_interval: int = option(10, "Steps between progress lines.", group="Run", ge=1)
+
+    # Model
+    model: Literal["pnasnet5large", "pnasnet5mobile", "pnasnet5tiny"] = option(
+        "pnasnet5large", "Network; `tiny` is a scale for tests.", group="Model"
+    )
+    image_size: int = option(331, "Side of the square input in pixels.", group="Model", ge=16, le=1024)
+    padding: Literal["exact", "seed"] = option(
+        "exact", "TensorFlow's SAME without zero-pad operators, or the seed's dropped pads.", group="Model"
+    )
+    aux: Literal["none", "seed", "tf"] = option("seed", "Where the auxiliary head sits.", group="Model")
+    aux_weight: float = option(0.4, "Weight of the auxiliary loss.", group="Model", ge=0)
+    dropout: float = option(0.5, "Dropout before the classifier.", group="Model", ge=0, lt=1)
+    drop_path: float = option(0.0, "Drop-path rate of the last cell at the last step.", group="Model", ge=0, lt=1)
+    weights: Annotated[Path | None, Optional] = option(
+        None, "Weights to start from or to evaluate (ours, timm's or Cadene's).", group="Model"
+    )
+    activation_checkpointing: bool = option(
+        False, "Recompute each cell in the backward pass: less memory, more time.", group="Model"
+    )
+
+    # Data
+    batch_size: int = option(32, "Images per device and step.", group="Data", ge=1)
+    workers: int = option(4, "Loader processes per device; 0 loads in the training process.", group="Data", ge=0)
+    normalize: Literal["none", "half", "imagenet"] = option(
+        "none", "Input mean and deviation: [0,1] as it is, .5/.5, or ImageNet's.", group="Data"
+    )
+    crop_scale: float = option(0.08, "Smallest area of a random training crop.", group="Data", gt=0, le=1)
+    flip: float = option(0.5, "Probability of a horizontal flip.", group="Data", ge=0, le=1)
+    augment: Literal["none", "affine", "trivial", "rand"] = option(
+        "none", "Further augmentation: small affine, TrivialAugment or RandAugment.", group="Data"
+    )
+    mixup: float = option(0.0, "Mixup's alpha; 0 is off.", group="Data", ge=0)
+    cutmix: float = option(0.0, "CutMix's alpha; 0 is off.", group="Data", ge=0)
+    eval_crop: float = option(0.875, "Share of the resized side that evaluation crops.", group="Data", gt=0, le=1)
+    interpolation: Literal["bilinear", "bicubic"] = option(
+        "bilinear", "Resize filter of training and evaluation.", group="Data"
+    )
+
+    # Optimisation
+    epochs: int = option(90, "Passes over the training images.", group="Optimisation", ge=0)
+    steps: Annotated[int | None, Optional] = option(
+        None, "Steps per epoch at most; in performance mode the timed steps.", group="Optimisation", ge=1
+    )
+    warmup_steps: int = option(10, "Steps that the images/s figure leaves out.", group="Optimisation", ge=0)
+    lr: float = option(0.4, "Peak learning rate of the global batch; it is not scaled.", group="Optimisation", gt=0)
+    momentum: float = option(0.9, "SGD's momentum.", group="Optimisation", ge=0, lt=1)
+    nesterov: bool = option(False, "Nesterov's momentum.", group="Optimisation")
+    weight_decay: float = option(4e-5, "Weight decay.", group="Optimisation", ge=0)
+    decay_all: bool = option(True, "Decay batch norm and biases too.", group="Optimisation")
+    schedule: Literal["cosine-epoch", "cosine-step"] = option(
+        "cosine-epoch", "Cosine to zero, moved once per epoch or at every step.", group="Optimisation"
+    )
+    warmup_epochs: int = option(0, "Epochs of linear warm-up.", group="Optimisation", ge=0)
+    label_smoothing: float = option(0.0, "Label smoothing.", group="Optimisation", ge=0, lt=1)
+    clip_norm: float = option(0.0, "Clip the gradient's global norm; 0 is off.", group="Optimisation", ge=0)
+    accumulate: int = option(1, "Batches per optimizer step.", group="Optimisation", ge=1)
+    ema: float = option(0.0, "Decay of the weights' moving average; 0 is off.", group="Optimisation", ge=0, lt=1)
+
+    # Devices
+    device: Literal["auto", "npu", "cuda", "cpu"] = option("auto", "Kind of device.", group="Devices")
+    npus: Annotated[int | None, Optional] = option(
+        None, "Devices on this node. [default: all of them; 1 on a CPU]", group="Devices", ge=1
+    )
+    nodes: int = option(1, "Nodes of the job.", group="Devices", ge=1)
+    node_rank: int = option(0, "Which of them this is.", group="Devices", ge=0)
+    master_addr: Annotated[str | None, Optional] = option(
+        None, "Address of node 0. [default: 127.0.0.1 on one node]", group="Devices"
+    )
+    master_port: Annotated[int | None, Optional] = option(
+        None, "Port of the rendezvous. [default: a free one on one node, else 29500]", group="Devices", ge=1, le=65535
+    )
+    rank_table: Annotated[Path | None, Optional] = option(
+        None, "Rank table (hccl.json). [default: RANK_TABLE_FILE]", group="Devices"
+    )
+    rank_table_timeout_s: float = option(600.0, "How long to wait for a completed rank table.", group="Devices", gt=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16", "O2"] = option(
+        "auto", "Arithmetic: auto is O2 or fp16 on an NPU, bf16 on CUDA, fp32 on a CPU.", group="Devices"
+    )
+    loss_scale: float | Literal["dynamic"] = option(
+        "dynamic", "Loss scale of fp16 and O2: a number, or adapted to overflow.", group="Devices"
+    )
+    channels_last: bool = option(False, "NHWC memory layout (faster on CUDA; never on an NPU).", group="Devices")
+    threads: Annotated[int | None, Optional] = option(
+        None, "CPU threads per device. [default: the CPUs, divided by the devices]", group="Devices", ge=1
+    )
+    grace_s: float = option(30.0, "Time that workers get to stop after SIGTERM.", group="Devices", ge=0)
+
+    @model_validator(mode="after")
+    def _agree(self) -> "TrainConfig":
+        """Settings that contradict each other are refused together, before anything starts."""
+        if self.mode in ("finetune", "eval") and self.weights is None:
+            raise ValueError(f"--mode {self.mode} needs --weights, the file to start from")
+        if self.node_rank >= self.nodes:
+            raise ValueError(f"--node-rank {self.node_rank} is not below --nodes {self.nodes}; nodes count from 0")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("--nesterov needs --momentum above 0")
+        if self.warmup_epochs and self.warmup_epochs >= self.epochs:
+            raise ValueError(f"--warmup-epochs {self.warmup_epochs} leaves no epoch of --epochs {self.epochs}")
+        if self.channels_last and self.device == "npu":
+            raise ValueError("--channels-last is slow on an NPU: leave it out")
+        if self.mode in ("full", "finetune") and self.epochs == 0:
+            raise ValueError(f"--mode {self.mode} needs --epochs of at least 1")
+        return self
+
+
+def mode_layer(layers: Sequence[Layer]) -> Layer:
+    """The preset of the mode that `layers` choose."""
+    mode = next((layer.values["mode"] for layer in layers if "mode" in layer.values), "full")
+    return Layer(f"mode {mode}", MODE_PRESETS.get(str(mode), {}))
+
+
+def resolve_train_config(
+    flags: Mapping[str, Any], profile: str | None, environ: Mapping[str, str] = os.environ
+) -> tuple[TrainConfig, dict[str, str]]:
+    """The trainer's own layers: flag > environment > profile > mode preset > default.
+
+    Args:
+        flags: the options given on the command line, by field name; only those given.
+        profile: a YAML file or the name of a shipped profile.
+
+    Returns:
+        The configuration, and for each field the name of the layer that set it.
+
+    Raises:
+        ConfigError: one line that names the setting, where it came from and the rule it breaks.
+    """
+    layers = [Layer("flag", flags), environment_layer(TrainConfig, environ)]
+    if profile is not None:
+        layers.append(profile_layer(profile))
+    return resolve(TrainConfig, [*layers, mode_layer(layers)])

@@ -1,0 +1,28 @@
+"""The trainer's error tree: every error knows its exit code and says what, where and what to do.
+
+TrainerError              1  training failed
+├── UsageError            2  options, environment, profile, rank table or data are wrong: nothing was started
+└── ConflictError         6  the output folder belongs to another run
+
+An error is raised where the fact is known and printed once, as one line, by `trainer.__main__` or the worker.
+"""
+
+from typing import ClassVar
+
+
+class TrainerError(Exception):
+    """Training cannot go on. `str(error)` is one line: what is wrong, where, and the next step."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(TrainerError):
+    """What the user gave cannot be used; nothing has been started or overwritten."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ConflictError(TrainerError):
+    """The output folder already holds a run."""
+
+    exit_code: ClassVar[int] = 6
