@@ -72,9 +72,7 @@ def profile_layer(name: str) -> Layer:
     except yaml.YAMLError as error:
         raise ConfigError(f"--profile {name}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ConfigError(
-            f"--profile {name}: must be a mapping such as `batch_size: 32`, not a {type(values).__name__}"
-        )
+        raise ConfigError(f"--profile {name}: must be a mapping like `batch_size: 32`, not a {type(values).__name__}")
     return Layer(f"profile {name}", {str(key).replace("-", "_"): value for key, value in values.items()})
 
 

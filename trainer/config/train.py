@@ -24,9 +24,9 @@ MODE_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def option(default: Any, help: str, *, group: str, **constraints: Any) -> Any:
-    """A setting: its default, one line of help, the help page's group, and pydantic's constraints."""
-    return Field(default, description=help, json_schema_extra={"group": group}, **constraints)
+def option(default: Any, text: str, *, group: str, **constraints: Any) -> Any:
+    """A setting: its default, one line of text, the help page's group, and pydantic's constraints."""
+    return Field(default, description=text, json_schema_extra={"group": group}, **constraints)
 
 
 def _absent(value: object) -> object:
