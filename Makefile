@@ -1,0 +1,63 @@
+# Two commands are enough: `make run` trains on real images, `make test` proves everything. `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+TORCH ?= 2.14.1
+PYTHON ?= python3.11
+NEWEST := 2.14.1
+VENV := $(if $(filter $(NEWEST),$(TORCH)),.venv,.venv-$(TORCH))
+BIN := $(VENV)/bin
+
+RUN := -m launcher submit --backend local --npus 2 --mode full --profile digits --data-path data/digits
+
+.PHONY: help run test check format bench lock clean
+
+help:  ## List the commands
+	@sed -n 's/^\([a-z]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+run: $(VENV)/run.stamp  ## Train PNASNet-5 on handwritten digits with two processes (about four minutes)
+	@$(BIN)/python -m trainer data digits --to data/digits
+	@echo "python $(RUN)"
+	@$(BIN)/python $(RUN)
+
+test: check  ## Lint, types and every test (TORCH=2.9.0 tests the oldest torch)
+	$(BIN)/python -m pytest
+
+check: $(VENV)/test.stamp  ## Lint, format, types, import contracts, dead code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/vulture
+
+format: $(VENV)/test.stamp  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/test.stamp  ## Compare with timm and with an empty Python, and keep the results
+	$(BIN)/python -m benchmarks
+
+lock: $(VENV)/test.stamp  ## Pin the requirements anew for TORCH
+	$(BIN)/python requirements/lock.py $(TORCH)
+
+clean:  ## Remove environments, caches, and what `make run` made
+	rm -rf .venv .venv-* data output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+requirements/test-$(TORCH).txt:
+	@echo "TORCH=$(TORCH): no pinned requirements for it; pinned are: $$(ls requirements/test-*.txt | tr '\n' ' '); \
+	make lock TORCH=$(TORCH) after make test adds them" >&2; exit 2
+
+# The stamps keep a finished installation; --require-hashes refuses a package that is not the one that was tested.
+$(VENV)/run.stamp: requirements/run-$(NEWEST).txt pyproject.toml | $(VENV)/bin/python
+	@if [ ! -e $(VENV)/test.stamp ]; then $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $<; fi
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/test.stamp: requirements/test-$(TORCH).txt pyproject.toml | $(VENV)/bin/python
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,132 @@
+"""The trainer's command line: finds out who this node is, starts one worker per device, and watches over them."""
+
+import inspect
+import os
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from trainer.config import TrainConfig, resolve_train_config
+from trainer.config.options import option_parameters, typed
+from trainer.data.commands import data_app
+from trainer.errors import TrainerError
+from trainer.run_folder import console_log, create_run_folder
+from trainer.supervisor import WorkerCommand, supervise
+from trainer.topology import Topology, Worker, discover, visible_devices
+from trainer.worker_task import TASK_VARIABLE, WorkerTask
+
+HELP = """
+Train PNASNet-5 on images in the ImageNet folder layout, with one process per device.
+
+Examples:
+
+    python -m trainer --data-path /data/imagenet --npus 8 --profile recommended
+
+    python -m trainer --mode performance --data-path data/digits --device cpu --image-size 32
+
+    python -m trainer --mode eval --data-path /data/imagenet --weights best.safetensors
+
+Options may also come from the environment (PNAS_BATCH_SIZE=64) or a YAML profile; a flag wins over both.
+"""
+
+app = App(name="python -m trainer", help=HELP, help_format="markdown", version=lambda: f"pnas {version('pnas')}")
+app.command(data_app)
+
+
+def train(*, profile: str | None = None, **options: Any) -> int:
+    """Resolve the options and run; the exit code is 0, 1 (failed), 2 (usage), 6 (folder taken) or 75 (resumable)."""
+    config, _ = resolve_train_config(typed(options), profile)
+    visible = visible_devices(config.device, os.environ)
+    topology = discover(config, os.environ, visible=visible)
+    run = create_run_folder(config, now=time.time())
+    commands = [
+        worker_command(worker, topology, config=config, run=run, device=visible.kind) for worker in topology.workers
+    ]
+    outcome = supervise(commands, stdout=sys.stdout.buffer, node_rank=topology.node_rank, grace_s=config.grace_s)
+    return outcome.exit_code
+
+
+train.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # cyclopts reads the options from here
+    [
+        inspect.Parameter(
+            "profile",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                str | None,
+                Parameter(
+                    help="YAML file, or a profile that ships with the trainer: seed, recommended, digits.",
+                    group=Group.create_ordered("Run"),
+                ),
+            ],
+        ),
+        *option_parameters(TrainConfig),
+    ],
+    return_annotation=int,
+)
+app.default(train)
+
+
+def worker_command(worker: Worker, topology: Topology, *, config: TrainConfig, run: Path, device: str) -> WorkerCommand:
+    """How one worker is started: unbuffered, so that a crash keeps its last words."""
+    task = WorkerTask(
+        config=config,
+        run=run,
+        device=device,
+        rank=worker.rank,
+        local_rank=worker.local_rank,
+        world_size=topology.world_size,
+        master_port=topology.master_port,
+        command=(sys.executable, "-m", "trainer", *sys.argv[1:]),
+    )
+    return WorkerCommand(
+        rank=worker.rank,
+        device=f"{device}:{worker.local_rank}",
+        argv=(sys.executable, "-u", "-m", "trainer.worker"),
+        env={**os.environ, **rendezvous(worker, topology, threads=config.threads), TASK_VARIABLE: task.to_json()},
+        log=console_log(run, worker.rank, attempt=1),
+    )
+
+
+def rendezvous(worker: Worker, topology: Topology, *, threads: int | None) -> dict[str, str]:
+    """The environment that torch and HCCL read; what the administrator has set stays as it is where it may."""
+    local = len(topology.workers)
+    environment = {
+        "RANK": str(worker.rank),
+        "LOCAL_RANK": str(worker.local_rank),
+        "WORLD_SIZE": str(topology.world_size),
+        "LOCAL_WORLD_SIZE": str(local),
+        "MASTER_ADDR": topology.master_addr,
+        "MASTER_PORT": str(topology.master_port),
+        "OMP_NUM_THREADS": str(threads or max(1, len(os.sched_getaffinity(0)) // local)),
+    }
+    if topology.nodes == 1 and sys.platform == "linux":
+        # gloo would otherwise look for the interface of this machine's name, which a laptop off the network lacks.
+        environment["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+    if topology.rank_table is not None:
+        environment["RANK_TABLE_FILE"] = str(topology.rank_table)
+    return environment
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; every error of the user's is one line on stderr."""
+    try:
+        result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        print(f"error: {' '.join(str(error).split())} (see python -m trainer --help)", file=sys.stderr)
+        return 2
+    except TrainerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

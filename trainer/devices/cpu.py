@@ -1,0 +1,51 @@
+"""A CPU as a device: what a laptop and the tests train on, over gloo."""
+
+import platform
+import resource
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+
+class CpuDevice:
+    """One process and its share of the machine's cores."""
+
+    kind = "cpu"
+    backend = "gloo"
+    pin_memory = False
+    default_precision = "fp32"
+
+    def open(self, local_rank: int) -> torch.device:
+        """Every rank shares the one CPU; the supervisor has set its number of threads."""
+        return torch.device("cpu")
+
+    def autocast(self, dtype: torch.dtype) -> AbstractContextManager[Any]:
+        """Mixed precision as torch does it on a CPU."""
+        return torch.autocast("cpu", dtype=dtype)
+
+    def grad_scaler(self, *, init_scale: float) -> torch.amp.GradScaler:
+        """Torch's scaler."""
+        return torch.amp.GradScaler("cpu", init_scale=init_scale)
+
+    def sgd(
+        self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float, nesterov: bool
+    ) -> torch.optim.Optimizer:
+        """Torch's SGD, fused: one pass over each parameter."""
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+
+    def seed(self, key: int) -> None:
+        """Seed the default generator alone: `torch.manual_seed` also visits every accelerator and costs 200 us."""
+        torch.default_generator.manual_seed(key)
+
+    def synchronize(self) -> None:
+        """A CPU has no queue."""
+
+    def name(self) -> str:
+        """The processor, as the platform names it."""
+        return platform.processor() or platform.machine()
+
+    def peak_memory_mib(self) -> float:
+        """Peak resident memory of the process, in MiB (Linux counts KiB)."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,63 @@
+"""An NVIDIA GPU as a device, over NCCL."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from trainer.errors import UsageError
+
+
+class CudaDevice:
+    """One process and its GPU."""
+
+    kind = "cuda"
+    backend = "nccl"
+    pin_memory = True
+    default_precision = "bf16"
+
+    def open(self, local_rank: int) -> torch.device:
+        """Bind the process to the GPU with its local rank.
+
+        Raises:
+            UsageError: torch sees no such GPU.
+        """
+        if not torch.cuda.is_available() or local_rank >= torch.cuda.device_count():
+            raise UsageError(
+                f"--device cuda: no GPU with index {local_rank} (torch {torch.__version__} sees "
+                f"{torch.cuda.device_count()}): check nvidia-smi, or use --device cpu"
+            )
+        torch.cuda.set_device(local_rank)
+        torch.backends.cudnn.benchmark = True
+        return torch.device("cuda", local_rank)
+
+    def autocast(self, dtype: torch.dtype) -> AbstractContextManager[Any]:
+        """Mixed precision as torch does it on CUDA."""
+        return torch.autocast("cuda", dtype=dtype)
+
+    def grad_scaler(self, *, init_scale: float) -> torch.amp.GradScaler:
+        """Torch's scaler."""
+        return torch.amp.GradScaler("cuda", init_scale=init_scale)
+
+    def sgd(
+        self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float, nesterov: bool
+    ) -> torch.optim.Optimizer:
+        """Torch's SGD, fused: one kernel for all parameters."""
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+
+    def seed(self, key: int) -> None:
+        """Seed this GPU's default generator."""
+        torch.cuda.manual_seed(key)
+
+    def synchronize(self) -> None:
+        """Wait for all kernels of this GPU."""
+        torch.cuda.synchronize()
+
+    def name(self) -> str:
+        """The GPU's model."""
+        return torch.cuda.get_device_name()
+
+    def peak_memory_mib(self) -> float:
+        """Peak memory allocated by tensors, in MiB."""
+        return torch.cuda.max_memory_allocated() / 2**20

@@ -1,0 +1,78 @@
+"""The output folder of a run: OUT/<run>/ with its settings and one sub-folder per device.
+
+A run never writes into an earlier one's folder: a name that is taken is refused, a generated one is moved aside.
+"""
+
+import errno
+import time
+from pathlib import Path
+
+import yaml
+
+from trainer.config import TrainConfig
+from trainer.errors import ConflictError, UsageError
+
+
+def create_run_folder(config: TrainConfig, *, now: float) -> Path:
+    """Make this run's folder and keep its settings in `config.yaml`.
+
+    Node 0 creates it; the other nodes of a job find it or make it, whoever comes first, for their own devices.
+
+    Args:
+        now: seconds since the epoch, for a generated name.
+
+    Raises:
+        ConflictError: `--run-name` names a folder that exists.
+        UsageError: the folder cannot be created or written.
+    """
+    if config.run_name is None and config.nodes > 1:
+        raise UsageError("--run-name is needed with several nodes, so that all of them write to one folder")
+    try:
+        config.output.mkdir(parents=True, exist_ok=True)
+        folder = _claim(config, now)
+        if config.node_rank == 0:
+            settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            (folder / "config.yaml").write_text(settings, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(_unwritable(config.output, error)) from error
+    return folder.resolve()
+
+
+def device_folder(run: Path, rank: int) -> Path:
+    """The sub-folder of the device with this rank; on one node the rank is the seed's device id."""
+    folder = run / str(rank)
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def console_log(run: Path, rank: int, attempt: int) -> Path:
+    """File with every numbered line that a rank printed; a restarted run's attempts have one each."""
+    return device_folder(run, rank) / f"console-{attempt}.log"
+
+
+def _claim(config: TrainConfig, now: float) -> Path:
+    if config.run_name is not None:
+        folder = config.output / config.run_name
+        try:
+            folder.mkdir(exist_ok=config.node_rank > 0)
+        except FileExistsError:
+            raise ConflictError(
+                f"--run-name {config.run_name}: {folder} exists and a run never overwrites another: choose another name"
+            ) from None
+        return folder
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
+    base = f"{config.mode}-{config.model}-{stamp}"
+    for attempt in range(1, 1000):
+        folder = config.output / (base if attempt == 1 else f"{base}-{attempt}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise UsageError(f"--output {config.output}: a thousand runs began in this second; name yours with --run-name")
+
+
+def _unwritable(output: Path, error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return f"--output {output}: no space left: free some, or choose another folder"
+    return f"--output {output}: cannot be written: {error.strerror}: choose a folder that this user may write"

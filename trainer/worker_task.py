@@ -1,0 +1,38 @@
+"""What the supervisor tells a worker: a value that travels as JSON in one environment variable."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.config import TrainConfig
+
+TASK_VARIABLE = "PNAS_WORKER_TASK"
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """Who the worker is, and what the run is."""
+
+    config: TrainConfig
+    run: Path
+    """The run's output folder."""
+    device: str
+    """`npu`, `cuda` or `cpu`."""
+    rank: int
+    local_rank: int
+    world_size: int
+    master_port: int
+    command: tuple[str, ...]
+    """The command line that started the run, for its provenance."""
+
+    def to_json(self) -> str:
+        """The environment variable's text."""
+        values = {**self.__dict__, "config": self.config.model_dump(mode="json"), "run": str(self.run)}
+        return json.dumps(values)
+
+    @classmethod
+    def from_json(cls, text: str) -> "WorkerTask":
+        """The inverse of `to_json`."""
+        values = json.loads(text)
+        config, run, command = TrainConfig(**values["config"]), Path(values["run"]), tuple(values["command"])
+        return cls(**{**values, "config": config, "run": run, "command": command})
