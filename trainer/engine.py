@@ -35,6 +35,7 @@ class Training:
     rank: int
     world_size: int
     runtime: Device
+    device: torch.device
     network: PNASNet5
     parallel: nn.Module
     """`network`, or its data-parallel wrapper."""
@@ -91,7 +92,7 @@ def train_steps(
     config = training.config
     losses: list[Tensor] = []
     lrs: list[float] = []
-    correct = torch.zeros((), dtype=torch.int64, device=_device_of(training.network))
+    correct = torch.zeros((), dtype=torch.int64, device=training.device)
     images, first, clock = 0, 0, time.perf_counter()
     training.parallel.train()
     for step in range(steps):
@@ -127,7 +128,7 @@ def evaluate(
     Raises:
         TrainerError: another number of images was counted, so that no figure can be given.
     """
-    device = _device_of(model)
+    device = next(model.parameters()).device
     counts = torch.zeros(3, dtype=torch.int64, device=device)
     loss_sum = torch.zeros((), dtype=torch.float32, device=device)
     model.eval()
@@ -165,7 +166,7 @@ def _step(
 ) -> tuple[Tensor, Tensor, int]:
     """One optimizer step: its mean loss and count of right answers (device scalars), and its number of images."""
     config = training.config
-    total = torch.zeros((), device=_device_of(training.network))
+    total = torch.zeros((), device=training.device)
     correct = torch.zeros((), dtype=torch.int64, device=total.device)
     training.optimizer.zero_grad()
     for part, batch in enumerate(batches):
@@ -204,7 +205,3 @@ def _over_ranks(
     mean_losses = sum_over_ranks(torch.stack(losses)) / training.world_size
     counts = sum_over_ranks(torch.stack([correct, torch.full_like(correct, images)])).tolist()
     return tuple(mean_losses.tolist()), counts[0], counts[1]
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from types import TracebackType
 
 import torch
@@ -31,6 +30,7 @@ from trainer.precision import choose
 from trainer.provenance import provenance
 from trainer.randomness import key
 from trainer.records import Records, say
+from trainer.report import Throughput, report_epoch, report_evaluation, report_result, report_steps
 from trainer.supervisor import die_with_supervisor
 from trainer.worker_task import TASK_VARIABLE, WorkerTask
 
@@ -72,7 +72,7 @@ def run(task: WorkerTask) -> None:
             train_images=len(datasets.train) if datasets.train else None,
             val_images=len(datasets.val),
         )
-        {"performance": measure, "eval": score}.get(config.mode, fit)(training, task, datasets, records, device)
+        {"performance": measure, "eval": score}.get(config.mode, fit)(training, task, datasets, records)
     leave()
 
 
@@ -90,55 +90,67 @@ def build(task: WorkerTask, runtime: Device, device: torch.device, *, num_classe
     optimizer = precision.optimizer(runtime, groups, config)
     ema = Ema(network, config.ema) if config.ema else None
     parallel = data_parallel(precision.prepare(network, optimizer), device)
-    return Training(config, task.rank, task.world_size, runtime, network, parallel, precision, optimizer, ema)
+    return Training(
+        config=config,
+        rank=task.rank,
+        world_size=task.world_size,
+        runtime=runtime,
+        device=device,
+        network=network,
+        parallel=parallel,
+        precision=precision,
+        optimizer=optimizer,
+        ema=ema,
+    )
 
 
-def fit(training: Training, task: WorkerTask, datasets: Datasets, records: Records, device: torch.device) -> None:
+def fit(training: Training, task: WorkerTask, datasets: Datasets, records: Records) -> None:
     """Train for all epochs, evaluate after each, keep the last and the best weights, and report."""
-    config, clock = training.config, time.perf_counter()
+    config, clock, throughput = training.config, time.perf_counter(), Throughput()
     steps = steps_per_epoch(config, datasets, training.world_size)
     best: Evaluation | None = None
-    timed_images, timed_s = 0, 0.0
     for epoch in range(config.epochs):
+        warmup = config.warmup_steps if epoch == 0 else 0
         windows = []
-        for window in _epoch(training, datasets, epoch, steps, device):
+        for window in _epoch(training, datasets, epoch=epoch, steps=steps, warmup_left=warmup):
+            report_steps(training, records, window, epoch=epoch, steps=steps)
+            throughput.add(window)
             windows.append(window)
-            _report_steps(training, records, window, epoch, steps)
-        timed_images += sum(window.images for window in windows if window.timed)
-        timed_s += sum(window.seconds for window in windows if window.timed)
-        score = _evaluate(training, datasets, device)
-        _report_evaluation(records, score, epoch, config.epochs)
-        _report_epoch(records, windows, score)
-        if best is None or score.top1 > best.top1:
-            best = score
-            _save(training, task, datasets, "best")
-        _save(training, task, datasets, "last")
-    _report_result(training, task, records, score, _rate(timed_images, timed_s), time.perf_counter() - clock, timed_s)
+        result = _evaluate(training, datasets)
+        report_evaluation(records, result, epoch=epoch, epochs=config.epochs)
+        report_epoch(records, windows, result)
+        if best is None or result.top1 > best.top1:
+            best = result
+            _save(training, task, "best")
+        _save(training, task, "last")
+    wall_s = time.perf_counter() - clock
+    report_result(training, records, score=result, throughput=throughput, wall_s=wall_s, output=task.run)
 
 
-def measure(training: Training, task: WorkerTask, datasets: Datasets, records: Records, device: torch.device) -> None:
+def measure(training: Training, task: WorkerTask, datasets: Datasets, records: Records) -> None:
     """Time `steps` steps after the warm-up, through as many epochs as that takes; no evaluation."""
-    config, clock = training.config, time.perf_counter()
+    config, clock, throughput = training.config, time.perf_counter(), Throughput()
     wanted = config.warmup_steps + (config.steps or 0)
     per_epoch = steps_per_epoch(config, datasets, training.world_size)
-    timed_images, timed_s, done, epoch = 0, 0.0, 0, 0
+    done, epoch = 0, 0
     while done < wanted:
-        steps = min(per_epoch, wanted - done)
-        for window in _epoch(training, datasets, epoch, steps, device, warmup_left=config.warmup_steps - done):
-            _report_steps(training, records, window, epoch, steps)
-            timed_images += window.images if window.timed else 0
-            timed_s += window.seconds if window.timed else 0.0
+        steps, warmup = min(per_epoch, wanted - done), config.warmup_steps - done
+        for window in _epoch(training, datasets, epoch=epoch, steps=steps, warmup_left=warmup):
+            report_steps(training, records, window, epoch=epoch, steps=steps)
+            throughput.add(window)
         done, epoch = done + steps, epoch + 1
-    _report_result(training, task, records, None, _rate(timed_images, timed_s), time.perf_counter() - clock, timed_s)
-
-
-def score(training: Training, task: WorkerTask, datasets: Datasets, records: Records, device: torch.device) -> None:
-    """Evaluate the given weights once."""
-    clock = time.perf_counter()
-    result = _evaluate(training, datasets, device)
     wall_s = time.perf_counter() - clock
-    _report_evaluation(records, result, 0, 1)
-    _report_result(training, task, records, result, _rate(result.images, wall_s), wall_s, None)
+    report_result(training, records, score=None, throughput=throughput, wall_s=wall_s, output=task.run)
+
+
+def score(training: Training, task: WorkerTask, datasets: Datasets, records: Records) -> None:
+    """Evaluate the given weights once; the rate is that of evaluation."""
+    clock = time.perf_counter()
+    result = _evaluate(training, datasets)
+    wall_s = time.perf_counter() - clock
+    report_evaluation(records, result, epoch=0, epochs=1)
+    throughput = Throughput(images=result.images, seconds=wall_s)
+    report_result(training, records, score=result, throughput=throughput, wall_s=wall_s, output=task.run)
 
 
 def steps_per_epoch(config: TrainConfig, datasets: Datasets, world_size: int) -> int:
@@ -158,16 +170,9 @@ def steps_per_epoch(config: TrainConfig, datasets: Datasets, world_size: int) ->
     return steps if config.mode == "performance" else min(steps, config.steps or steps)
 
 
-def _epoch(
-    training: Training,
-    datasets: Datasets,
-    epoch: int,
-    steps: int,
-    device: torch.device,
-    warmup_left: int | None = None,
-) -> Iterator[Window]:
+def _epoch(training: Training, datasets: Datasets, *, epoch: int, steps: int, warmup_left: int) -> Iterator[Window]:
     config = training.config
-    assert datasets.train is not None  # noqa: S101  # load_datasets(need_train=True) made sure
+    assert datasets.train is not None  # load_datasets was told that it is needed
     batches = train_batches(
         datasets.train,
         config=config,
@@ -179,11 +184,9 @@ def _epoch(
         pin_memory=training.runtime.pin_memory,
         steps=steps * config.accumulate,
     )
-    if warmup_left is None:
-        warmup_left = config.warmup_steps if epoch == 0 else 0
     return train_steps(
         training,
-        to_device(batches, device),
+        to_device(batches, training.device),
         epoch=epoch,
         steps=steps,
         warmup_left=warmup_left,
@@ -191,7 +194,7 @@ def _epoch(
     )
 
 
-def _evaluate(training: Training, datasets: Datasets, device: torch.device) -> Evaluation:
+def _evaluate(training: Training, datasets: Datasets) -> Evaluation:
     config = training.config
     equalise_batch_norm(training.network)
     if training.ema is not None:
@@ -206,7 +209,7 @@ def _evaluate(training: Training, datasets: Datasets, device: torch.device) -> E
     )
     return evaluate(
         training.evaluated,
-        to_device(batches, device),
+        to_device(batches, training.device),
         expected=len(datasets.val),
         precision=training.precision,
         prepare=_preparation(config),
@@ -220,70 +223,7 @@ def _preparation(config: TrainConfig) -> Callable[[Batch], Tensor]:
     )
 
 
-def _report_steps(training: Training, records: Records, window: Window, epoch: int, steps: int) -> None:
-    done = window.first_step + len(window.losses)
-    say(
-        "step",
-        epoch=epoch,
-        epochs=training.config.epochs,
-        step=done,
-        steps=steps,
-        loss=window.losses[-1],
-        lr=window.lrs[-1],
-        fps=_rate(window.images, window.seconds),
-        top1=100 * window.correct / window.images,
-    )
-    rows = [
-        {"epoch": epoch, "step": step, "global_step": epoch * steps + step, "loss": loss, "lr": lr}
-        for step, (loss, lr) in enumerate(zip(window.losses, window.lrs, strict=True), start=window.first_step)
-    ]
-    records.steps(rows)
-
-
-def _report_evaluation(records: Records, score: Evaluation, epoch: int, epochs: int) -> None:
-    say("eval", epoch=epoch, epochs=epochs, **asdict(score))
-    records.evaluation({"epoch": epoch, **asdict(score)})
-
-
-def _report_epoch(records: Records, windows: list[Window], score: Evaluation) -> None:
-    losses = [loss for window in windows for loss in window.losses]
-    images = sum(window.images for window in windows)
-    records.epoch(
-        lr=windows[-1].lrs[-1],
-        train_loss=sum(losses) / len(losses),
-        valid_loss=score.loss,
-        train_top1=100 * sum(window.correct for window in windows) / images,
-        valid_top1=score.top1,
-        fps=_rate(images, sum(window.seconds for window in windows)) or 0.0,
-    )
-
-
-def _report_result(
-    training: Training,
-    task: WorkerTask,
-    records: Records,
-    score: Evaluation | None,
-    fps: float | None,
-    wall_s: float,
-    train_s: float | None,
-) -> None:
-    records.result(fps=fps, top1=score.top1 if score else None, loss=score.loss if score else None, wall_s=wall_s)
-    if training.rank == 0:
-        say(
-            "result",
-            mode=training.config.mode,
-            top1=score.top1 if score else None,
-            top5=score.top5 if score else None,
-            images=score.images if score else None,
-            fps=fps,
-            train_s=train_s,
-            wall_s=wall_s,
-            memory_mib=training.runtime.peak_memory_mib(),
-            output=task.run,
-        )
-
-
-def _save(training: Training, task: WorkerTask, datasets: Datasets, name: str) -> None:
+def _save(training: Training, task: WorkerTask, name: str) -> None:
     if training.rank == 0:
         folder = task.run / "checkpoints"
         folder.mkdir(exist_ok=True)
@@ -300,10 +240,6 @@ def _write_provenance(task: WorkerTask, runtime: Device, datasets: Datasets, beg
         started=record.timestamp(began),
     )
     (task.run / "provenance.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _rate(images: int, seconds: float) -> float | None:
-    return images / seconds if images and seconds > 0 else None
 
 
 def _say_why(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
