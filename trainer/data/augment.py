@@ -1,0 +1,166 @@
+"""What is done to an image between decode and network, with every random draw keyed by (seed, epoch, sample or step).
+
+Crop and resize run in the loader on uint8; flip and normalisation run on the device, so that a quarter of the bytes
+cross the bus. Training and evaluation share one resize rule (antialiased), because a network trained on one and tested
+on another loses accuracy for no reason.
+"""
+
+import hashlib
+import random
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional
+
+from trainer.config import TrainConfig
+
+# `--normalize`: mean and deviation of each channel of an image in [0, 1].
+NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+class SampleKey(NamedTuple):
+    """The randomness of one sample in one epoch: a generator's seed and a uniform number in [0, 1)."""
+
+    seed: int
+    uniform: float
+
+
+class MixedTargets(NamedTuple):
+    """Targets of mixed images: loss = lam * loss(labels_a) + (1 - lam) * loss(labels_b), for each head alike."""
+
+    labels_a: Tensor
+    labels_b: Tensor
+    lam: float
+
+
+def sample_key(*, seed: int, epoch: int, sample: int) -> SampleKey:
+    """The randomness of one sample in one epoch, independent of who loads it and in which batch."""
+    digest = hashlib.blake2b(struct.pack("<3q", seed, epoch, sample), digest_size=16).digest()
+    generator_seed, draw = struct.unpack("<QQ", digest)
+    return SampleKey(generator_seed >> 1, (draw >> 11) / 2**53)
+
+
+class TrainTransform:
+    """uint8 (3, H, W) of any size -> uint8 (3, image_size, image_size), drawn from torch's default CPU generator."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        mode = InterpolationMode(config.interpolation)
+        self._crop = v2.RandomResizedCrop(
+            config.image_size, scale=(config.crop_scale, 1.0), interpolation=mode, antialias=True
+        )
+        self._augment = _augmentation(config.augment)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Crop, resize and augment. Whether it is flipped is the caller's draw; the flip itself is the device's."""
+        cropped: Tensor = self._crop(image)
+        if self._augment is None:
+            return cropped
+        augmented: Tensor = self._augment(cropped)
+        return augmented
+
+
+class EvalTransform:
+    """uint8 (3, H, W) of any size -> uint8 (3, image_size, image_size): resize the shorter side, crop the centre."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._mode = InterpolationMode(config.interpolation)
+        self._side = config.image_size
+        self._resized = resized_side(config.image_size, config.eval_crop)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Resize and crop; nothing is drawn."""
+        resized = functional.resize(image, [self._resized], interpolation=self._mode, antialias=True)
+        cropped: Tensor = functional.center_crop(resized, [self._side, self._side])
+        return cropped
+
+
+def resized_side(image_size: int, eval_crop: float) -> int:
+    """Length of the shorter side in pixels before the centre crop, rounded down as the seed does (331/.875 = 378)."""
+    # The summand undoes division error: 288/.96 must be 300.
+    return int(image_size / eval_crop + 1e-6)
+
+
+def device_transform(
+    images: Tensor, flips: Tensor, *, mean: Sequence[float], std: Sequence[float], channels_last: bool = False
+) -> Tensor:
+    """Flip and normalise on the images' own device, without a host synchronisation.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        flips: bool (N,), which images to mirror left to right.
+        mean: of each channel, for images in [0, 1].
+        std: of each channel, likewise.
+        channels_last: give the result NHWC strides.
+
+    Returns:
+        float32 (N, 3, H, W).
+    """
+    images = torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    scaled = images.to(torch.float32, memory_format=memory_format).div_(255.0)
+    for channel, (centre, deviation) in enumerate(zip(mean, std, strict=True)):
+        if centre != 0.0 or deviation != 1.0:
+            # Plain numbers: a tensor of means would be a blocking copy to the device at every step.
+            scaled[:, channel].sub_(centre).div_(deviation)
+    return scaled
+
+
+def mix(
+    images: Tensor, labels: Tensor, *, mixup: float, cutmix: float, seed: int, epoch: int, step: int, rank: int
+) -> tuple[Tensor, MixedTargets]:
+    """Mix each image with its neighbour in the batch, by mixup or CutMix; where both are on, each half of the time.
+
+    Only inputs and targets change, so it works with any number of heads. Neighbours are random already: the epoch's
+    order is. Draws are made on the host, so the device never waits.
+
+    Args:
+        images: float (N, C, H, W).
+        labels: int64 (N,).
+        mixup: alpha of arXiv:1710.09412; 0 is off.
+        cutmix: alpha of arXiv:1905.04899; 0 is off.
+    """
+    digest = hashlib.blake2b(f"mix {seed} {epoch} {step} {rank}".encode(), digest_size=8).digest()
+    draw = random.Random(int.from_bytes(digest, "little"))
+    if mixup == 0 and cutmix == 0:
+        return images, MixedTargets(labels, labels, 1.0)
+    neighbours, targets = images.roll(1, 0), labels.roll(1, 0)
+    if mixup > 0 and (cutmix == 0 or draw.random() < 0.5):
+        lam = draw.betavariate(mixup, mixup)
+        return torch.lerp(neighbours, images, lam), MixedTargets(labels, targets, lam)
+    top, bottom, left, right = _cutmix_box(draw, alpha=cutmix, height=images.shape[2], width=images.shape[3])
+    mixed = images.clone()
+    mixed[:, :, top:bottom, left:right] = neighbours[:, :, top:bottom, left:right]
+    lam = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
+    return mixed, MixedTargets(labels, targets, lam)
+
+
+def _cutmix_box(draw: random.Random, *, alpha: float, height: int, width: int) -> tuple[int, int, int, int]:
+    """A box of the share 1 - Beta(alpha, alpha) around a uniform centre, clipped to the image."""
+    side = (1 - draw.betavariate(alpha, alpha)) ** 0.5
+    y, x = draw.randrange(height), draw.randrange(width)
+    half_height, half_width = int(height * side) // 2, int(width * side) // 2
+    return (
+        max(y - half_height, 0),
+        min(y + half_height, height),
+        max(x - half_width, 0),
+        min(x + half_width, width),
+    )
+
+
+def _augmentation(name: str) -> v2.Transform | None:
+    if name == "affine":
+        # Small enough that a 6 stays a 6.
+        return v2.RandomAffine(10, translate=(0.06, 0.06), scale=(0.9, 1.1), interpolation=InterpolationMode.BILINEAR)
+    if name == "trivial":
+        return v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR)
+    if name == "rand":
+        return v2.RandAugment(interpolation=InterpolationMode.BILINEAR)
+    return None

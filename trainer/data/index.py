@@ -1,0 +1,238 @@
+"""The images of a data folder: which files there are and which class each belongs to, found once and remembered.
+
+Walking ImageNet's 1.28 million files takes minutes on a network file system, so the listing is kept in the user's cache
+folder and read again only when a folder has changed. File names live in one numpy array rather than in a
+million Python strings, because loader processes would copy those page by page as they touch reference counts.
+"""
+
+import contextlib
+import hashlib
+import os
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.errors import UsageError
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_CACHE_VERSION = 1
+# A file may still appear in a folder without a new time stamp while the stamp is this fresh (coarse clocks, NFS).
+_SETTLED_NS = 3_000_000_000
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """The images of one split, sorted by class and name.
+
+    Attributes:
+        root: the split's folder.
+        classes: class names; a label is an index into them.
+        paths: (N,) encoded paths relative to `root`.
+        labels: (N,) int64.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    paths: NDArray[np.bytes_]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def path(self, sample: int) -> Path:
+        """The file of one sample."""
+        return self.root / os.fsdecode(self.paths[sample])
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """A data folder: training images (none when only evaluating) and validation images, labelled alike.
+
+    `fingerprint` is a hash of the class names, file names and labels, not of the pixels.
+    """
+
+    train: ImageIndex | None
+    val: ImageIndex
+    fingerprint: str
+
+
+def load_datasets(data_path: Path, *, need_train: bool = True) -> Datasets:
+    """Index `data_path`/train and `data_path`/val. Validation labels count in train's classes, if there is a train/.
+
+    Raises:
+        UsageError: a folder is missing, unreadable or empty, or val/ has a class that train/ lacks.
+    """
+    if not data_path.is_dir():
+        raise UsageError(f"--data-path {data_path}: no such folder; it must hold train/ and val/, one folder per class")
+    train = load_split(data_path, "train") if need_train else None
+    val = load_split(data_path, "val")
+    if train is not None:
+        val = _in_classes_of(train.classes, val)
+    elif (data_path / "train").is_dir():
+        val = _in_classes_of(tuple(_class_names(data_path / "train")), val)
+    splits = [split for split in (train, val) if split is not None]
+    return Datasets(train, val, _fingerprint(splits))
+
+
+def load_split(data_path: Path, split: str) -> ImageIndex:
+    """Index one split, from the cache if no folder has changed since it was written.
+
+    Raises:
+        UsageError: the folder is missing, unreadable, or has no class folders, or a class has no images.
+    """
+    root = data_path / split
+    if not root.is_dir():
+        raise UsageError(f"--data-path {data_path}: no {split}/ folder; it must hold train/ and val/")
+    cache = _cache_file(root)
+    try:
+        index = _read_cache(cache, root) if cache else None
+        if index is None:
+            started_ns = time.time_ns()
+            index, folders = _scan(root)
+            if cache and max(folders.values()) < started_ns - _SETTLED_NS:
+                _write_cache(cache, index, folders)
+    except OSError as error:
+        raise UsageError(f"{error.filename or root}: cannot be read: {error.strerror}; check its permissions") from None
+    _refuse_gaps(index)
+    return index
+
+
+def walk_images(folder: Path) -> Iterator[Path]:
+    """Every image file below `folder`, sorted within each folder; hidden entries are left out.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    names, folders = _list_folder(folder)
+    yield from (folder / name for name in names)
+    for name in folders:
+        yield from walk_images(folder / name)
+
+
+def _scan(root: Path) -> tuple[ImageIndex, dict[str, int]]:
+    """The index of a split, and the time stamp (ns) of each folder it was read from."""
+    folders = {"": root.stat().st_mtime_ns}
+    classes = _class_names(root)
+    paths: list[bytes] = []
+    counts: list[int] = []
+    for name in classes:
+        before = len(paths)
+        pending = [name]
+        while pending:
+            folder = pending.pop()
+            # Stamped before it is listed: a file that arrives in between makes the stamp stale, not the listing.
+            folders[folder] = (root / folder).stat().st_mtime_ns
+            files, nested = _list_folder(root / folder)
+            paths += [os.fsencode(f"{folder}/{file}") for file in files]
+            pending += [f"{folder}/{sub}" for sub in nested if not (root / folder / sub).is_symlink()]
+        paths[before:] = sorted(paths[before:])
+        counts.append(len(paths) - before)
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
+    return ImageIndex(root, tuple(classes), np.array(paths, dtype=np.bytes_), labels), folders
+
+
+def _class_names(root: Path) -> list[str]:
+    try:
+        return _list_folder(root)[1]
+    except OSError as error:
+        raise UsageError(f"{root}: cannot be read: {error.strerror}; check its permissions") from None
+
+
+def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """Sorted names of the image files and of the folders in `folder`."""
+    files, folders = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
+                files.append(entry.name)
+            elif entry.is_dir():
+                folders.append(entry.name)
+    return sorted(files), sorted(folders)
+
+
+def _refuse_gaps(index: ImageIndex) -> None:
+    if not index.classes:
+        raise UsageError(f"{index.root}: no class folders; each class needs a folder of its images")
+    if not len(index):
+        raise UsageError(f"{index.root}: no images in {len(index.classes)} class folders ({', '.join(IMAGE_SUFFIXES)})")
+    empty = np.flatnonzero(np.bincount(index.labels, minlength=len(index.classes)) == 0)
+    if empty.size:
+        names = _some([index.classes[label] for label in empty])
+        raise UsageError(f"{index.root}: no images in class {names}; add images or delete the folder")
+
+
+def _in_classes_of(classes: tuple[str, ...], val: ImageIndex) -> ImageIndex:
+    position = {name: label for label, name in enumerate(classes)}
+    strange = [name for name in val.classes if name not in position]
+    if strange:
+        raise UsageError(
+            f"{val.root}: class {_some(strange)} is not in {val.root.parent / 'train'};"
+            " both need the same class folders"
+        )
+    renumber = np.array([position[name] for name in val.classes], dtype=np.int64)
+    return ImageIndex(val.root, classes, val.paths, renumber[val.labels])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
+def _fingerprint(splits: list[ImageIndex]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for split in splits:
+        for part in (split.root.name.encode(), "\0".join(split.classes).encode(), b"\0".join(split.paths.tolist())):
+            digest.update(len(part).to_bytes(8, "little") + part)
+        digest.update(split.labels.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _cache_file(root: Path) -> Path | None:
+    """Where the index of `root` is kept: the user's cache folder, because data is often mounted read-only."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = Path(base) if base else Path.home() / ".cache"
+    except RuntimeError:  # an unknown user id without HOME, common in containers
+        return None
+    name = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=16).hexdigest()
+    return folder / "pnas" / f"index-{_CACHE_VERSION}-{name}.npz"
+
+
+def _read_cache(cache: Path, root: Path) -> ImageIndex | None:
+    """The cached index, or None if there is none, it is damaged, or any folder has changed since."""
+    try:
+        with np.load(cache, allow_pickle=False) as stored:
+            folders, stamps = stored["folders"], stored["stamps"]
+            classes, paths, labels = stored["classes"], stored["paths"], stored["labels"]
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+    try:
+        now = [(root / os.fsdecode(folder)).stat().st_mtime_ns for folder in folders.tolist()]
+    except OSError:
+        return None
+    if now != stamps.tolist():
+        return None
+    return ImageIndex(root, tuple(os.fsdecode(name) for name in classes.tolist()), paths, labels)
+
+
+def _write_cache(cache: Path, index: ImageIndex, folders: dict[str, int]) -> None:
+    """Keep the index; several processes may do so at once, and a cache that cannot be written is no error."""
+    partial = cache.with_name(f"{cache.name}.{os.getpid()}.partial")
+    with contextlib.suppress(OSError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            np.savez(
+                file,
+                folders=np.array([os.fsencode(folder) for folder in folders], dtype=np.bytes_),
+                stamps=np.array(list(folders.values()), dtype=np.int64),
+                classes=np.array([os.fsencode(name) for name in index.classes], dtype=np.bytes_),
+                paths=index.paths,
+                labels=index.labels,
+            )
+        partial.replace(cache)

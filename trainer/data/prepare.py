@@ -1,0 +1,214 @@
+"""Sort ILSVRC2012's 50,000 validation images into one folder per class, as the seed's valprep script did.
+
+The images come as one tar or one flat folder without their classes. Unlike a script of 50,000 `mv` lines, this may be
+killed and run again, checks what it was given before it writes anything, and checks what it has made.
+"""
+
+import errno
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trainer.data.files import cannot_write, write_atomically
+from trainer.errors import TrainerError, UsageError
+
+Transfer = Literal["copy", "link", "move"]
+
+IMAGES, CLASSES = 50_000, 1_000
+
+_IMAGE = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
+# A line of valprep.sh (`mv ILSVRC2012_val_00000001.JPEG n01751748/`) or of Kaggle's LOC_val_solution.csv.
+_NAMED_LABEL = re.compile(r"(ILSVRC2012_val_\d{8})(?:\.JPEG)?[\s,]+(n\d{8})\b")
+_WNID = re.compile(r"n\d{8}")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` did: images written now, images that were there already, images of `labels` still missing."""
+
+    written: int
+    present: int
+    missing: int
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """The class (wnid) of each validation image, by file name.
+
+    Reads valprep.sh (as text; it is never run), Kaggle's LOC_val_solution.csv, or one wnid per line, the first line
+    being that of ILSVRC2012_val_00000001.JPEG.
+
+    Raises:
+        UsageError: the file cannot be read, is none of these, or gives an image two classes.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise UsageError(f"--labels {path}: cannot be read: {reason}") from None
+    named = _NAMED_LABEL.findall(text)
+    if named:
+        labels: dict[str, str] = {}
+        for stem, wnid in named:
+            if labels.setdefault(f"{stem}.JPEG", wnid) != wnid:
+                raise UsageError(f"--labels {path}: gives {stem}.JPEG two classes, {labels[f'{stem}.JPEG']} and {wnid}")
+        return labels
+    lines = text.split()
+    strange = next((number for number, line in enumerate(lines, 1) if not _WNID.fullmatch(line)), None)
+    if strange is not None or not lines:
+        where = f"line {strange} is {lines[strange - 1][:40]!r}" if strange else "it is empty"
+        raise UsageError(
+            f"--labels {path}: {where}; give valprep.sh, LOC_val_solution.csv,"
+            " or a file with one wnid (like n01751748) per line"
+        )
+    return {f"ILSVRC2012_val_{number:08d}.JPEG": wnid for number, wnid in enumerate(lines, 1)}
+
+
+def prepare(
+    source: Path,
+    to: Path,
+    labels: Mapping[str, str],
+    *,
+    transfer: Transfer = "copy",
+    images: int | None = IMAGES,
+    classes: int = CLASSES,
+    progress: Callable[[int], None] = lambda _done: None,
+) -> Prepared:
+    """Put each image of `source` at `to`/val/<wnid>/<name>; what is there already, whole, is left alone.
+
+    Args:
+        source: the tar, or a folder that holds the images.
+        transfer: how a folder's images get there; a tar's are always copied.
+        images: how many images `labels` must name and the result must hold; None accepts any part.
+        classes: how many classes they must be spread over evenly.
+        progress: called with the number of images done after each.
+
+    Raises:
+        UsageError: `source` or `labels` cannot be used; nothing was written.
+        TrainerError: a file cannot be written, or the result is not complete.
+    """
+    if images is not None:
+        _refuse_partial_labels(labels, images, classes)
+    if source.is_dir():
+        written = _from_folder(source, to, labels, transfer, progress)
+    elif source.is_file():
+        if transfer != "copy":
+            raise UsageError(f"--transfer {transfer}: {source} is a tar, its images can only be copied")
+        written = _from_tar(source, to, labels, progress)
+    else:
+        raise UsageError(f"{source}: no such file or folder; give ILSVRC2012_img_val.tar or the folder of its images")
+    missing = [name for name in labels if not _target(to, labels, name).is_file()]
+    if missing and images is not None:
+        raise TrainerError(
+            f"{to / 'val'}: {len(missing):,} of {len(labels):,} images are missing, the first is {missing[0]};"
+            f" {source} does not hold them (--allow-partial accepts that)"
+        )
+    return Prepared(written, len(labels) - len(missing) - written, len(missing))
+
+
+def _refuse_partial_labels(labels: Mapping[str, str], images: int, classes: int) -> None:
+    sizes = Counter(labels.values())
+    if len(labels) != images or len(sizes) != classes or set(sizes.values()) != {images // classes}:
+        raise UsageError(
+            f"--labels: {len(labels):,} images in {len(sizes):,} classes; ILSVRC2012 has {images:,} in {classes:,},"
+            f" {images // classes} each (--allow-partial accepts a part)"
+        )
+
+
+def _target(to: Path, labels: Mapping[str, str], name: str) -> Path:
+    return to / "val" / labels[name] / name
+
+
+def _from_folder(
+    source: Path, to: Path, labels: Mapping[str, str], transfer: Transfer, progress: Callable[[int], None]
+) -> int:
+    try:
+        names = sorted(entry.name for entry in source.iterdir() if _IMAGE.fullmatch(entry.name))
+    except OSError as error:
+        raise UsageError(f"{source}: cannot be read: {error.strerror}; check its permissions") from None
+    if not names and not (to / "val").is_dir():
+        raise UsageError(f"{source}: no ILSVRC2012_val_*.JPEG in it; give the folder of the validation images")
+    _refuse_unlabelled(names, labels, source)
+    written = 0
+    for done, name in enumerate(names, 1):
+        written += _transfer(source / name, _target(to, labels, name), transfer)
+        progress(done)
+    return written
+
+
+def _transfer(image: Path, target: Path, transfer: Transfer) -> bool:
+    """Put one file in its place; False if it is there, whole, already."""
+    try:
+        if _is_there(target, image.stat().st_size):
+            return False
+        content = image.open("rb")
+    except OSError as error:
+        raise UsageError(f"{image}: cannot be read: {error.strerror}; check its permissions") from None
+    with content:
+        if transfer == "copy":
+            write_atomically(target, content)
+        else:
+            _link_or_move(image, target, transfer)
+    return True
+
+
+def _link_or_move(image: Path, target: Path, transfer: Transfer) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if transfer == "link":
+            target.unlink(missing_ok=True)
+            target.hardlink_to(image.resolve())
+        else:
+            image.replace(target)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise UsageError(f"--transfer {transfer}: {image} is on another disk than {target.parent}; copy") from None
+        raise cannot_write(target, error) from None
+
+
+def _from_tar(source: Path, to: Path, labels: Mapping[str, str], progress: Callable[[int], None]) -> int:
+    written = 0
+    try:
+        with tarfile.open(source) as archive:
+            members = list(_images(archive, source))
+            _refuse_unlabelled([name for name, _ in members], labels, source)
+            for done, (name, member) in enumerate(members, 1):
+                target = _target(to, labels, name)
+                content = archive.extractfile(member)
+                if content is not None and not _is_there(target, member.size):
+                    write_atomically(target, content)
+                    written += 1
+                progress(done)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UsageError(f"{source}: not a whole tar file: {error}; fetch it again") from None
+    return written
+
+
+def _images(archive: tarfile.TarFile, source: Path) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """The images of a tar, all checked before any is written."""
+    for member in archive:
+        if member.isdir():
+            continue
+        parts = Path(member.name).parts
+        if not member.isfile() or ".." in parts or Path(member.name).is_absolute() or not _IMAGE.fullmatch(parts[-1]):
+            raise UsageError(f"{source}: holds {member.name!r}, which is no validation image; give the published tar")
+        yield parts[-1], member
+
+
+def _refuse_unlabelled(names: list[str], labels: Mapping[str, str], source: Path) -> None:
+    strange = [name for name in names if name not in labels]
+    if strange:
+        raise UsageError(
+            f"{source}: --labels names no class for {strange[0]}"
+            + (f" and {len(strange) - 1:,} more images" if len(strange) > 1 else "")
+        )
+
+
+def _is_there(target: Path, size: int) -> bool:
+    try:
+        return target.stat().st_size == size
+    except OSError:
+        return False
