@@ -173,7 +173,14 @@ def _step(
         # Drop-path and dropout of this batch depend on where it stands in the run, not on what came before.
         training.runtime.seed(key(config.seed, "layers", epoch, step, part, training.rank))
         images, targets = mix(
-            prepare(batch), batch.labels, config=config, place=(epoch, step * config.accumulate + part, training.rank)
+            prepare(batch),
+            batch.labels,
+            mixup=config.mixup,
+            cutmix=config.cutmix,
+            seed=config.seed,
+            epoch=epoch,
+            step=step * config.accumulate + part,
+            rank=training.rank,
         )
         last = part + 1 == len(batches)
         with _gradient_exchange(training.parallel, wanted=last):

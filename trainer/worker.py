@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trainer import records as record
 from trainer.config import TrainConfig
-from trainer.data.augment import device_transform
+from trainer.data.augment import NORMALIZATIONS, device_transform
 from trainer.data.index import Datasets, load_datasets
 from trainer.data.loader import Batch, eval_batches, to_device, train_batches
 from trainer.devices import Device, open_device
@@ -217,7 +217,7 @@ def _evaluate(training: Training, datasets: Datasets) -> Evaluation:
 
 
 def _preparation(config: TrainConfig) -> Callable[[Batch], Tensor]:
-    mean, std = DataConfig.statistics(config.normalize)
+    mean, std = NORMALIZATIONS[config.normalize]
     return lambda batch: device_transform(
         batch.images, batch.flips, mean=mean, std=std, channels_last=config.channels_last
     )
@@ -227,7 +227,14 @@ def _save(training: Training, task: WorkerTask, name: str) -> None:
     if training.rank == 0:
         folder = task.run / "checkpoints"
         folder.mkdir(exist_ok=True)
-        save_weights(folder / f"{name}.safetensors", training.evaluated, DataConfig.of(training.config))
+        save_weights(folder / f"{name}.safetensors", training.evaluated, _data_config(training.config))
+
+
+def _data_config(config: TrainConfig) -> DataConfig:
+    mean, std = NORMALIZATIONS[config.normalize]
+    return DataConfig(
+        mean=mean, std=std, crop=config.eval_crop, interpolation=config.interpolation, image_size=config.image_size
+    )
 
 
 def _write_provenance(task: WorkerTask, runtime: Device, datasets: Datasets, began: float) -> None:

@@ -28,8 +28,8 @@ def test_cosine_per_step_rises_to_the_peak_and_falls_to_zero_without_a_jump() ->
     rates = [learning_rate(config, epoch=e, step=s, steps=steps) for e in range(6) for s in range(steps)]
     assert rates[99] == pytest.approx(0.4)
     assert max(rates) == pytest.approx(0.4)
-    assert all(a < b for a, b in itertools.pairwise(rates))
-    assert all(a > b for a, b in itertools.pairwise(rates))
+    assert all(a < b for a, b in itertools.pairwise(rates[:100]))
+    assert all(a > b for a, b in itertools.pairwise(rates[100:]))
     assert rates[-1] == pytest.approx(0.2 * (1 + math.cos(math.pi * 199 / 200)), rel=1e-6)
     assert max(abs(a - b) for a, b in itertools.pairwise(rates)) < 0.0041
 
