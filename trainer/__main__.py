@@ -14,8 +14,9 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from trainer.config import TrainConfig, resolve_train_config
 from trainer.config.options import option_parameters, typed
 from trainer.data.commands import data_app
-from trainer.errors import TrainerError
+from trainer.errors import TrainerError, UsageError
 from trainer.run_folder import console_log, create_run_folder
+from trainer.schedule import steps_per_epoch
 from trainer.supervisor import WorkerCommand, supervise
 from trainer.topology import Topology, Worker, discover, visible_devices
 from trainer.worker_task import TASK_VARIABLE, WorkerTask
@@ -43,6 +44,7 @@ def train(*, profile: str | None = None, **options: Any) -> int:
     config, _ = resolve_train_config(typed(options), profile)
     visible = visible_devices(config.device, os.environ)
     topology = discover(config, os.environ, visible=visible)
+    check_inputs(config, topology)
     run = create_run_folder(config, now=time.time())
     commands = [
         worker_command(worker, topology, config=config, run=run, device=visible.kind) for worker in topology.workers
@@ -70,6 +72,22 @@ train.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # cyclop
     return_annotation=int,
 )
 app.default(train)
+
+
+def check_inputs(config: TrainConfig, topology: Topology) -> None:
+    """Refuse data and weights that cannot be used before anything is created; this also fills the index's cache.
+
+    Raises:
+        UsageError: one line that names what is wrong.
+    """
+    # Imported here: numpy costs a tenth of a second, which neither --help nor a typo should wait for.
+    from trainer.data.index import load_datasets  # noqa: PLC0415
+
+    datasets = load_datasets(config.data_path, need_train=config.mode != "eval")
+    if datasets.train is not None and config.mode != "eval":
+        steps_per_epoch(config, images=len(datasets.train), world_size=topology.world_size)
+    if config.weights is not None and not config.weights.is_file():
+        raise UsageError(f"--weights {config.weights}: no such file")
 
 
 def worker_command(worker: Worker, topology: Topology, *, config: TrainConfig, run: Path, device: str) -> WorkerCommand:

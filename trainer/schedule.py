@@ -1,8 +1,25 @@
-"""Learning rate and drop-path over time: pure functions of the position in the run."""
+"""Steps, learning rate and drop-path over time: pure functions of the position in the run."""
 
 import math
 
 from trainer.config import TrainConfig
+from trainer.errors import UsageError
+
+
+def steps_per_epoch(config: TrainConfig, *, images: int, world_size: int) -> int:
+    """Optimizer steps of an epoch: whole global batches only, at most `--steps` of them outside performance mode.
+
+    Raises:
+        UsageError: one step takes more images than there are.
+    """
+    per_step = config.batch_size * world_size * config.accumulate
+    steps = images // per_step
+    if steps == 0:
+        raise UsageError(
+            f"--batch-size {config.batch_size}: a step of {world_size} device(s) takes {per_step} images, but "
+            f"{config.data_path / 'train'} has {images}: use a smaller batch"
+        )
+    return steps if config.mode == "performance" else min(steps, config.steps or steps)
 
 
 def learning_rate(config: TrainConfig, *, epoch: int, step: int, steps: int) -> float:

@@ -24,13 +24,14 @@ from trainer.devices import Device, open_device
 from trainer.distributed import data_parallel, equalise_batch_norm, join, leave
 from trainer.ema import Ema
 from trainer.engine import Evaluation, Training, Window, evaluate, parameter_groups, train_steps
-from trainer.errors import TrainerError, UsageError
+from trainer.errors import TrainerError
 from trainer.model import DataConfig, build_model, import_weights, load_weights, save_weights
 from trainer.precision import choose
 from trainer.provenance import provenance
 from trainer.randomness import key
 from trainer.records import Records, say
 from trainer.report import Throughput, report_epoch, report_evaluation, report_result, report_steps
+from trainer.schedule import steps_per_epoch
 from trainer.supervisor import die_with_supervisor
 from trainer.worker_task import TASK_VARIABLE, WorkerTask
 
@@ -69,7 +70,7 @@ def run(task: WorkerTask) -> None:
             world_size=task.world_size,
             batch_size=config.batch_size,
             classes=len(datasets.classes),
-            train_images=len(datasets.train) if datasets.train else None,
+            train_images=_train_images(datasets),
             val_images=len(datasets.val),
         )
         {"performance": measure, "eval": score}.get(config.mode, fit)(training, task, datasets, records)
@@ -107,7 +108,7 @@ def build(task: WorkerTask, runtime: Device, device: torch.device, *, num_classe
 def fit(training: Training, task: WorkerTask, datasets: Datasets, records: Records) -> None:
     """Train for all epochs, evaluate after each, keep the last and the best weights, and report."""
     config, clock, throughput = training.config, time.perf_counter(), Throughput()
-    steps = steps_per_epoch(config, datasets, training.world_size)
+    steps = steps_per_epoch(config, images=_train_images(datasets), world_size=training.world_size)
     best: Evaluation | None = None
     for epoch in range(config.epochs):
         warmup = config.warmup_steps if epoch == 0 else 0
@@ -131,7 +132,7 @@ def measure(training: Training, task: WorkerTask, datasets: Datasets, records: R
     """Time `steps` steps after the warm-up, through as many epochs as that takes; no evaluation."""
     config, clock, throughput = training.config, time.perf_counter(), Throughput()
     wanted = config.warmup_steps + (config.steps or 0)
-    per_epoch = steps_per_epoch(config, datasets, training.world_size)
+    per_epoch = steps_per_epoch(config, images=_train_images(datasets), world_size=training.world_size)
     done, epoch = 0, 0
     while done < wanted:
         steps, warmup = min(per_epoch, wanted - done), config.warmup_steps - done
@@ -151,23 +152,6 @@ def score(training: Training, task: WorkerTask, datasets: Datasets, records: Rec
     report_evaluation(records, result, epoch=0, epochs=1)
     throughput = Throughput(images=result.images, seconds=wall_s)
     report_result(training, records, score=result, throughput=throughput, wall_s=wall_s, output=task.run)
-
-
-def steps_per_epoch(config: TrainConfig, datasets: Datasets, world_size: int) -> int:
-    """Optimizer steps of an epoch: whole global batches only, at most `--steps` of them outside performance mode.
-
-    Raises:
-        UsageError: one step takes more images than there are.
-    """
-    images = len(datasets.train) if datasets.train else 0
-    per_step = config.batch_size * world_size * config.accumulate
-    steps = images // per_step
-    if steps == 0:
-        raise UsageError(
-            f"--batch-size {config.batch_size}: a step of {world_size} device(s) takes {per_step} images, but "
-            f"{config.data_path / 'train'} has {images}: use a smaller batch"
-        )
-    return steps if config.mode == "performance" else min(steps, config.steps or steps)
 
 
 def _epoch(training: Training, datasets: Datasets, *, epoch: int, steps: int, warmup_left: int) -> Iterator[Window]:
@@ -214,6 +198,10 @@ def _evaluate(training: Training, datasets: Datasets) -> Evaluation:
         precision=training.precision,
         prepare=_preparation(config),
     )
+
+
+def _train_images(datasets: Datasets) -> int:
+    return len(datasets.train) if datasets.train is not None else 0
 
 
 def _preparation(config: TrainConfig) -> Callable[[Batch], Tensor]:

@@ -1,0 +1,70 @@
+"""Real data and real processes for the tests of whole runs."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMALL = (
+    *("--device", "cpu", "--model", "pnasnet5tiny", "--image-size", "32", "--batch-size", "32", "--workers", "0"),
+    *("--aux", "none", "--threads", "1"),
+)
+"""A network and images that a step of takes tens of milliseconds on one core."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trainer that has ended, and what it left."""
+
+    code: int
+    stdout: str
+    stderr: str
+    run: Path
+
+    def events(self, event: str, rank: int = 0) -> list[dict[str, str]]:
+        """The logfmt values of the lines of one kind that one rank printed, in order."""
+        tag = f"[rank {rank} "
+        texts = (line.partition("] ")[2] for line in self.stdout.splitlines() if line.startswith(tag))
+        return [
+            dict(pair.partition("=")[::2] for pair in text.split()[1:])
+            for text in texts
+            if text.startswith(event + " ")
+        ]
+
+    def metrics(self, kind: str) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl of one kind."""
+        lines = map(json.loads, (self.run / "metrics.jsonl").read_text().splitlines())
+        return [line for line in lines if line["kind"] == kind]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The handwritten digits as JPEGs in the ImageNet layout: 1,437 to train on, 360 to validate."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    subprocess.run([sys.executable, "-m", "trainer", "data", "digits", "--to", str(folder)], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+def train(
+    output: Path, *options: str, data: Path | None = None, name: str = "run", environ: dict[str, str] | None = None
+) -> Finished:
+    """Run `python -m trainer` to its end."""
+    where = () if data is None else ("--data-path", str(data))
+    command: Sequence[str] = (
+        *(sys.executable, "-m", "trainer", *where, "--output", str(output), "--run-name", name, *options),
+    )
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=600, env={**os.environ, **(environ or {})}
+    )
+    return Finished(done.returncode, done.stdout, done.stderr, output / name)

@@ -1,0 +1,137 @@
+"""Every mistake ends in one line that says what, where and what to do, with the right exit code and no traceback."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.local.conftest import SMALL, Finished, train
+
+
+def _picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 40), (200, 30, 90)).save(path, "JPEG")
+
+
+def _tree(root: Path) -> Path:
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            for number in range(8):
+                _picture(root / split / label / f"{number}.JPEG")
+    return root
+
+
+def _no_folder(root: Path) -> Path:
+    return root / "missing"
+
+
+def _no_train(root: Path) -> Path:
+    _picture(root / "val" / "a" / "0.JPEG")
+    return root
+
+
+def _no_val(root: Path) -> Path:
+    _picture(root / "train" / "a" / "0.JPEG")
+    return root
+
+
+def _strange_class(root: Path) -> Path:
+    _picture(_tree(root) / "val" / "zebra" / "0.JPEG")
+    return root
+
+
+def _empty_class(root: Path) -> Path:
+    (_tree(root) / "train" / "c").mkdir()
+    return root
+
+
+def _no_images(root: Path) -> Path:
+    for split in ("train", "val"):
+        (root / split / "a").mkdir(parents=True)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (_no_folder, "no such folder"),
+        (_no_train, "train"),
+        (_no_val, "val"),
+        (_strange_class, "zebra"),
+        (_empty_class, "c"),
+        (_no_images, "no images"),
+    ],
+)
+def test_wrong_data_is_refused_in_one_line(tmp_path: Path, data: Callable[[Path], Path], said: str) -> None:
+    done = train(tmp_path / "out", *SMALL, data=data(tmp_path / "data"))
+    assert done.code == 2
+    assert said in _only_error(done)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--batch-sise", "4"), "Did you mean --batch-size?"),
+        (("--batch-size", "many"), "--batch-size"),
+        (("--mode", "evl"), 'Did you mean "eval"?'),
+        (("--mode", "eval"), "--mode eval needs --weights"),
+        (("--profile", "sed"), "did you mean seed?"),
+        (("--batch-size", "100"), "use a smaller batch"),
+        (("--precision", "O2"), "--precision O2 needs an NPU"),
+        (("--device", "npu", "--npus", "1"), "npu"),
+        (("--device", "cuda", "--npus", "64"), "cuda"),
+        (("--rank-table", "/nonexistent/hccl.json", "--rank-table-timeout-s", "1"), "/nonexistent/hccl.json"),
+        (("--weights", "/nonexistent/w.safetensors"), "/nonexistent/w.safetensors"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    done = train(tmp_path / "out", *SMALL, *options, data=_tree(tmp_path / "data"))
+    assert done.code == 2
+    assert said in _only_error(done)
+
+
+def test_a_taken_run_name_is_a_conflict_and_leaves_the_run_alone(tmp_path: Path) -> None:
+    kept = tmp_path / "out" / "run" / "kept"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("kept")
+    done = train(tmp_path / "out", *SMALL, data=_tree(tmp_path / "data"))
+    assert done.code == 6
+    assert "choose another name" in _only_error(done)
+    assert [path.name for path in kept.parent.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff\xe0 not an image"])
+def test_a_broken_image_stops_the_run_with_its_path(tmp_path: Path, content: bytes) -> None:
+    data = _tree(tmp_path / "data")
+    (data / "train" / "a" / "3.JPEG").write_bytes(content)
+    done = train(tmp_path / "out", *SMALL, "--batch-size", "8", "--npus", "2", data=data)
+    assert done.code == 1
+    assert str(data / "train" / "a" / "3.JPEG") in done.stdout.splitlines()[-1]
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        done = train(tmp_path / "out", *SMALL, "--npus", "2", "--master-port", port, data=_tree(tmp_path / "data"))
+    assert done.code == 2
+    assert f"port {port}" in _only_error(done)
+    assert "--master-port" in _only_error(done)
+
+
+def _only_error(done: Finished) -> str:
+    """The one line that says what was wrong: on stderr, or the supervisor's last where a worker found out."""
+    assert "Traceback" not in done.stdout + done.stderr
+    if done.stderr:
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: ")
+        return line
+    line = done.stdout.splitlines()[-1]
+    assert re.match(r"\[node 0 #\d+\] failed ", line), done.stdout
+    return line

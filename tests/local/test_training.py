@@ -1,0 +1,200 @@
+"""Whole runs of the real trainer on real images: what a user is promised of each mode."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.local.conftest import SMALL, Finished, train
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Two devices, six epochs: learns to read digits in half a minute."""
+    options = ("--npus", "2", "--epochs", "6", "--lr", "0.1", "--nesterov", "--schedule", "cosine-step")
+    recipe = ("--warmup-epochs", "1", "--flip", "0", "--crop-scale", "0.8", "--eval-crop", "1.0", "--dropout", "0")
+    output = tmp_path_factory.mktemp("trained")
+    done = train(output, *SMALL, *options, *recipe, "--normalize", "half", "--augment", "affine", data=digits)
+    assert done.code == 0, done.stdout + done.stderr
+    return done
+
+
+def test_a_full_run_learns_real_images(trained: Finished) -> None:
+    (result,) = trained.events("result")
+    assert float(result["top1"]) >= 90
+    assert int(result["images"]) == 360
+    assert float(result["fps"]) > 0
+
+
+def test_a_full_run_leaves_every_promised_file(trained: Finished) -> None:
+    names = {str(path.relative_to(trained.run)) for path in trained.run.rglob("*") if path.is_file()}
+    promised = {
+        "config.yaml",
+        "provenance.json",
+        "metrics.jsonl",
+        "PnasNet5Tiny_bs32_2p_acc.log",
+        "checkpoints/best.safetensors",
+        "checkpoints/last.safetensors",
+        *(f"{rank}/train_{rank}.log" for rank in range(2)),
+        *(f"{rank}/console-1.log" for rank in range(2)),
+    }
+    assert promised <= names
+    assert any(name.startswith("tensorboard/") for name in names)
+
+
+def test_every_line_of_every_device_is_numbered_without_gap(trained: Finished) -> None:
+    for rank in range(2):
+        prefix = f"[rank {rank} cpu:{rank} #"
+        shown = [line for line in trained.stdout.splitlines() if line.startswith(prefix)]
+        numbers = [int(line.removeprefix(prefix).partition("]")[0]) for line in shown]
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert (trained.run / str(rank) / "console-1.log").read_text().splitlines() == shown
+
+
+def test_metrics_hold_each_step_once_and_match_what_was_printed(trained: Finished) -> None:
+    steps = trained.metrics("step")
+    per_epoch = 1437 // 64
+    assert [(row["epoch"], row["step"]) for row in steps] == [(e, s) for e in range(6) for s in range(per_epoch)]
+    printed = trained.events("step")
+    for line in printed:
+        row = steps[int(line["epoch"]) * per_epoch + int(line["step"]) - 1]
+        assert float(line["loss"]) == pytest.approx(row["loss"], rel=1e-5)
+    assert trained.events("eval", rank=0) == trained.events("eval", rank=1)
+
+
+def test_the_result_file_and_the_seeds_tables_agree_with_the_result(trained: Finished) -> None:
+    (result,) = trained.events("result")
+    text = (trained.run / "PnasNet5Tiny_bs32_2p_acc.log").read_text()
+    values = dict(line.split(" = ") for line in text.splitlines())
+    assert float(values["TrainAccuracy"]) == pytest.approx(float(result["top1"]), abs=1e-3)
+    assert float(values["ActualFPS"]) == pytest.approx(float(result["fps"]), rel=1e-3)
+    rows = (trained.run / "1" / "train_1.log").read_text().splitlines()
+    assert len(rows) == 7
+    assert float(rows[-1].split("\t")[4]) == pytest.approx(float(result["top1"]), abs=1e-4)
+
+
+def test_provenance_says_what_made_the_result(trained: Finished) -> None:
+    values = json.loads((trained.run / "provenance.json").read_text())
+    assert values["command"][1:3] == ["-m", "trainer"]
+    assert values["world_size"] == 2
+    assert values["device"]["backend"] == "gloo"
+    assert {"torch", "torchvision", "pnas"} <= set(values["versions"])
+    assert len(values["config_sha256"]) == 64
+
+
+@pytest.mark.parametrize(("npus", "batch"), [(1, 360), (3, 7), (5, 100)])
+def test_evaluation_counts_every_image_once_at_any_world_and_batch_size(
+    trained: Finished, digits: Path, tmp_path: Path, npus: int, batch: int
+) -> None:
+    options = ("--npus", str(npus), "--batch-size", str(batch), "--mode", "eval")
+    weights = ("--weights", str(trained.run / "checkpoints" / "last.safetensors"))
+    done = train(tmp_path, *SMALL, *options, *weights, data=digits)
+    assert done.code == 0, done.stdout + done.stderr
+    (result,) = done.events("result")
+    assert result["images"] == "360"
+    assert result["top1"] == trained.events("eval")[-1]["top1"]
+
+
+def test_finetuning_starts_from_the_weights(trained: Finished, digits: Path, tmp_path: Path) -> None:
+    weights = ("--weights", str(trained.run / "checkpoints" / "last.safetensors"))
+    done = train(tmp_path, *SMALL, "--mode", "finetune", "--steps", "3", "--flip", "0", *weights, data=digits)
+    assert done.code == 0, done.stdout + done.stderr
+    before, after = (float(run.events("eval")[-1]["top1"]) for run in (trained, done))
+    assert abs(before - after) < 2
+
+
+def test_performance_mode_times_exactly_the_steps_asked_for(digits: Path, tmp_path: Path) -> None:
+    options = ("--npus", "2", "--mode", "performance", "--steps", "30", "--warmup-steps", "4", "--batch-size", "32")
+    done = train(tmp_path, *SMALL, *options, data=digits)
+    assert done.code == 0, done.stdout + done.stderr
+    (result,) = done.events("result")
+    assert "top1" not in result
+    # Longer than an epoch of 22 steps: the run goes on into the next one.
+    assert len(done.metrics("step")) == 34
+    assert float(result["fps"]) == pytest.approx(30 * 64 / float(result["train_s"]), rel=1e-4)
+    assert (done.run / "PnasNet5Tiny_bs32_2p_perf.log").exists()
+
+
+def test_every_lever_of_the_recipe_works_together(digits: Path, tmp_path: Path) -> None:
+    options = ("--profile", "recommended", "--mixup", "0.2", "--cutmix", "0.2", "--accumulate", "2", "--epochs", "7")
+    done = train(
+        tmp_path,
+        *("--device", "cpu", "--model", "pnasnet5tiny", "--image-size", "32", "--workers", "0", "--steps", "2"),
+        *("--batch-size", "8", "--npus", "2", "--activation-checkpointing", *options),
+        data=digits,
+    )
+    assert done.code == 0, done.stdout + done.stderr
+    assert len(done.metrics("step")) == 14
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_trains(digits: Path, tmp_path: Path, precision: str) -> None:
+    options = ("--mode", "performance", "--steps", "2", "--warmup-steps", "1", "--batch-size", "8")
+    done = train(tmp_path, *SMALL, *options, "--precision", precision, "--clip-norm", "10", data=digits)
+    assert done.code == 0, done.stdout + done.stderr
+    assert [row["loss"] for row in done.metrics("step")] == pytest.approx([2.3] * 3, abs=1.5)
+    assert f"precision={precision}" in done.stdout
+
+
+def test_the_same_run_gives_the_same_bits_whatever_the_number_of_loaders(digits: Path, tmp_path: Path) -> None:
+    options = (
+        "--npus",
+        "2",
+        "--epochs",
+        "1",
+        "--steps",
+        "4",
+        "--mixup",
+        "0.2",
+        "--dropout",
+        "0.5",
+        "--drop-path",
+        "0.2",
+    )
+    losses = [
+        [
+            row["loss"]
+            for row in train(
+                tmp_path, *SMALL, *options, "--workers", str(workers), data=digits, name=f"workers{workers}"
+            ).metrics("step")
+        ]
+        for workers in (0, 2)
+    ]
+    assert len(losses[0]) == 4
+    assert losses[0] == losses[1]
+
+
+def test_a_killed_worker_stops_the_others_and_is_the_last_line(digits: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trainer", "--data-path", str(digits), "--output", str(tmp_path), *SMALL]
+    options = ["--run-name", "run", "--npus", "2", "--log-interval", "1"]
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stdout is not None
+        lines = []
+        for line in trainer.stdout:
+            lines.append(line)
+            if line.startswith("[rank 1 ") and "] step " in line:
+                break
+        os.kill(_worker_pid(trainer.pid, rank=1), signal.SIGKILL)
+        killed = time.monotonic()
+        lines += trainer.stdout.readlines()
+        assert trainer.wait() == 1
+    assert time.monotonic() - killed < 60
+    assert "failed rank=1 device=cpu:1" in lines[-1]
+    assert "SIGKILL" in lines[-1]
+
+
+def _worker_pid(supervisor: int, *, rank: int) -> int:
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        status = (process / "status").read_text()
+        if f"PPid:\t{supervisor}\n" in status and f"RANK={rank}".encode() in (process / "environ").read_bytes().split(
+            b"\0"
+        ):
+            return int(process.name)
+    raise AssertionError(f"no worker with rank {rank} below process {supervisor}")
