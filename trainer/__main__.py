@@ -45,7 +45,9 @@ def train(*, profile: str | None = None, **options: Any) -> int:
     visible = visible_devices(config.device, os.environ)
     topology = discover(config, os.environ, visible=visible)
     check_inputs(config, topology)
-    run = create_run_folder(config, now=time.time())
+    local = len(topology.workers)
+    leads = any(worker.rank == 0 for worker in topology.workers)
+    run = create_run_folder(config, leads=leads, alone=local == topology.world_size, now=time.time())
     commands = [
         worker_command(worker, topology, config=config, run=run, device=visible.kind) for worker in topology.workers
     ]

@@ -13,24 +13,27 @@ from trainer.config import TrainConfig
 from trainer.errors import ConflictError, UsageError
 
 
-def create_run_folder(config: TrainConfig, *, now: float) -> Path:
+def create_run_folder(config: TrainConfig, *, leads: bool, alone: bool, now: float) -> Path:
     """Make this run's folder and keep its settings in `config.yaml`.
 
-    Node 0 creates it; the other nodes of a job find it or make it, whoever comes first, for their own devices.
-
     Args:
+        leads: this process starts rank 0, and so must be the first ever to use the folder; the others of its job
+            find it or make it, whoever comes first.
+        alone: this process starts every rank, so that it may choose the name.
         now: seconds since the epoch, for a generated name.
 
     Raises:
         ConflictError: `--run-name` names a folder that exists.
         UsageError: the folder cannot be created or written.
     """
-    if config.run_name is None and config.nodes > 1:
-        raise UsageError("--run-name is needed with several nodes, so that all of them write to one folder")
+    if config.run_name is None and not alone:
+        raise UsageError(
+            "--run-name is needed where several processes start a job's ranks, so that all of them write to one folder"
+        )
     try:
         config.output.mkdir(parents=True, exist_ok=True)
-        folder = _claim(config, now)
-        if config.node_rank == 0:
+        folder = _claim(config, leads=leads, now=now)
+        if leads:
             settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
             (folder / "config.yaml").write_text(settings, encoding="utf-8")
     except OSError as error:
@@ -50,11 +53,11 @@ def console_log(run: Path, rank: int, attempt: int) -> Path:
     return device_folder(run, rank) / f"console-{attempt}.log"
 
 
-def _claim(config: TrainConfig, now: float) -> Path:
+def _claim(config: TrainConfig, *, leads: bool, now: float) -> Path:
     if config.run_name is not None:
         folder = config.output / config.run_name
         try:
-            folder.mkdir(exist_ok=config.node_rank > 0)
+            folder.mkdir(exist_ok=not leads)
         except FileExistsError:
             raise ConflictError(
                 f"--run-name {config.run_name}: {folder} exists and a run never overwrites another: choose another name"

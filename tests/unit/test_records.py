@@ -68,31 +68,30 @@ def test_metrics_hold_one_line_per_step_and_rank_0_alone_writes_them(tmp_path: P
 
 def test_a_run_never_enters_the_folder_of_another(tmp_path: Path) -> None:
     config = TrainConfig(output=tmp_path / "out", run_name="mine")
-    run = create_run_folder(config, now=0)
+    run = create_run_folder(config, leads=True, alone=True, now=0)
     (run / "precious").write_text("kept")
     with pytest.raises(ConflictError, match=r"--run-name mine: .* exists and a run never overwrites another"):
-        create_run_folder(config, now=0)
+        create_run_folder(config, leads=True, alone=True, now=0)
     assert (run / "precious").read_text() == "kept"
 
 
 def test_two_runs_of_the_same_second_get_two_folders(tmp_path: Path) -> None:
     config = TrainConfig(output=tmp_path)
-    assert len({create_run_folder(config, now=0) for _ in range(3)}) == 3
+    assert len({create_run_folder(config, leads=True, alone=True, now=0) for _ in range(3)}) == 3
 
 
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"--output .*: cannot be written"):
-        create_run_folder(TrainConfig(output=tmp_path / "file" / "below"), now=0)
+        create_run_folder(TrainConfig(output=tmp_path / "file" / "below"), leads=True, alone=True, now=0)
 
 
 def test_several_nodes_share_one_named_folder(tmp_path: Path) -> None:
-    def node(rank: int, name: str | None = "shared") -> TrainConfig:
-        return TrainConfig(output=tmp_path, run_name=name, nodes=2, node_rank=rank)
-
-    assert create_run_folder(node(0), now=0) == create_run_folder(node(1), now=0)
-    with pytest.raises(UsageError, match="--run-name is needed with several nodes"):
-        create_run_folder(node(0, name=None), now=0)
+    named = TrainConfig(output=tmp_path, run_name="shared")
+    folders = {create_run_folder(named, leads=leads, alone=False, now=0) for leads in (True, False, False)}
+    assert len(folders) == 1
+    with pytest.raises(UsageError, match="--run-name is needed"):
+        create_run_folder(TrainConfig(output=tmp_path), leads=True, alone=False, now=0)
 
 
 def test_the_settings_hash_changes_with_any_setting() -> None:
