@@ -17,9 +17,8 @@ def create_run_folder(config: TrainConfig, *, leads: bool, alone: bool, now: flo
     """Make this run's folder and keep its settings in `config.yaml`.
 
     Args:
-        leads: this process starts rank 0, and so must be the first ever to use the folder; the others of its job
-            find it or make it, whoever comes first.
-        alone: this process starts every rank, so that it may choose the name.
+        leads: this process starts rank 0; it claims the folder for its job by writing the settings, once.
+        alone: this process starts every rank, so it may choose the name, and finds no folder that others made.
         now: seconds since the epoch, for a generated name.
 
     Raises:
@@ -31,11 +30,16 @@ def create_run_folder(config: TrainConfig, *, leads: bool, alone: bool, now: flo
             "--run-name is needed where several processes start a job's ranks, so that all of them write to one folder"
         )
     try:
-        config.output.mkdir(parents=True, exist_ok=True)
-        folder = _claim(config, leads=leads, now=now)
+        _make_output(config.output)
+        folder = _make(config, alone=alone, now=now)
         if leads:
-            settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-            (folder / "config.yaml").write_text(settings, encoding="utf-8")
+            with (folder / "config.yaml").open("x", encoding="utf-8") as file:
+                yaml.safe_dump(config.model_dump(mode="json"), file, sort_keys=False)
+    except FileExistsError as error:
+        raise ConflictError(
+            f"--run-name {config.run_name}: {config.output / str(config.run_name)} exists and a run never overwrites "
+            "another: choose another name"
+        ) from error
     except OSError as error:
         raise UsageError(_unwritable(config.output, error)) from error
     return folder.resolve()
@@ -53,15 +57,10 @@ def console_log(run: Path, rank: int, attempt: int) -> Path:
     return device_folder(run, rank) / f"console-{attempt}.log"
 
 
-def _claim(config: TrainConfig, *, leads: bool, now: float) -> Path:
+def _make(config: TrainConfig, *, alone: bool, now: float) -> Path:
     if config.run_name is not None:
         folder = config.output / config.run_name
-        try:
-            folder.mkdir(exist_ok=not leads)
-        except FileExistsError:
-            raise ConflictError(
-                f"--run-name {config.run_name}: {folder} exists and a run never overwrites another: choose another name"
-            ) from None
+        folder.mkdir(exist_ok=not alone)
         return folder
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
     base = f"{config.mode}-{config.model}-{stamp}"
@@ -73,6 +72,14 @@ def _claim(config: TrainConfig, *, leads: bool, now: float) -> Path:
             continue
         return folder
     raise UsageError(f"--output {config.output}: a thousand runs began in this second; name yours with --run-name")
+
+
+def _make_output(output: Path) -> None:
+    if not output.is_dir():
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise UsageError(f"--output {output}: is a file: choose a folder") from error
 
 
 def _unwritable(output: Path, error: OSError) -> str:

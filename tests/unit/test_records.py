@@ -76,20 +76,25 @@ def test_a_run_never_enters_the_folder_of_another(tmp_path: Path) -> None:
 
 
 def test_two_runs_of_the_same_second_get_two_folders(tmp_path: Path) -> None:
+    (tmp_path / "output").write_text("a file")
+    with pytest.raises(UsageError, match="is a file"):
+        create_run_folder(TrainConfig(output=tmp_path / "output"), leads=True, alone=True, now=0)
     config = TrainConfig(output=tmp_path)
     assert len({create_run_folder(config, leads=True, alone=True, now=0) for _ in range(3)}) == 3
 
 
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"--output .*: cannot be written"):
+    with pytest.raises(UsageError, match=r"--output .*: cannot be written: Not a directory"):
         create_run_folder(TrainConfig(output=tmp_path / "file" / "below"), leads=True, alone=True, now=0)
 
 
 def test_several_nodes_share_one_named_folder(tmp_path: Path) -> None:
     named = TrainConfig(output=tmp_path, run_name="shared")
-    folders = {create_run_folder(named, leads=leads, alone=False, now=0) for leads in (True, False, False)}
+    folders = {create_run_folder(named, leads=leads, alone=False, now=0) for leads in (False, True, False)}
     assert len(folders) == 1
+    with pytest.raises(ConflictError):
+        create_run_folder(named, leads=True, alone=False, now=0)
     with pytest.raises(UsageError, match="--run-name is needed"):
         create_run_folder(TrainConfig(output=tmp_path), leads=True, alone=False, now=0)
 
