@@ -1,0 +1,256 @@
+"""Jobs on this machine: the same trainer, one process per device, started so that it outlives the launcher.
+
+All that is known of a job is in its folder (see `local_records`); this backend keeps nothing in memory, so any
+launcher, now or next week, sees the same.
+"""
+
+import difflib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.backends import JobEvent, JobRef, JobState, Phase
+from launcher.backends import local_records as records
+from launcher.backends.console import read_blocks, read_tail
+from launcher.backends.process import Process, is_alive, send_signal
+from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimedOut
+from launcher.logs import Demultiplexer, Line
+from launcher.progress import Progress
+
+if TYPE_CHECKING:
+    from launcher.spec import JobSpec
+
+# What a job may take from its creation until its runner has written down its process ids.
+_START_S = 30.0
+# On top of the trainer's own grace, which it gives its workers.
+_EXTRA_GRACE_S = 15.0
+_POLL_S = 0.05
+
+
+class LocalBackend:
+    """Backend `local`. See `launcher.backends.Backend` for what each method promises."""
+
+    name = "local"
+
+    def __init__(self, root: Path | None = None) -> None:
+        self._root = records.state_home() if root is None else root
+
+    def submit(self, spec: "JobSpec") -> JobRef:
+        """Start a job in a process of its own."""
+        from launcher.preflight import check  # noqa: PLC0415  # pydantic: only a submit pays for it
+        from launcher.spec import trainer_options  # noqa: PLC0415
+
+        check(spec)
+        command = [sys.executable, "-m", "trainer", *trainer_options(spec.train)]
+        # Settings are on the command line now; a variable that gave one must not be read a second time.
+        known = {f"PNAS_{field.upper()}" for field in type(spec.train).model_fields}
+        environ = {name: value for name, value in os.environ.items() if name not in known}
+        record = {"spec": spec.model_dump(mode="json"), "output": str(spec.output)}
+        return self.start(spec.name, command, record, environ)
+
+    def start(self, name: str, command: list[str], record: dict[str, Any], environ: dict[str, str]) -> JobRef:
+        """Start any command as a job. `record` holds the spec and the output folder."""
+        folder = self._root / name
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            raise ConflictError(
+                f"there is a job {name} already: choose another --name, or `python -m launcher delete {name}`"
+            ) from None
+        except OSError as error:
+            raise LauncherError(f"{folder}: cannot be created: {error.strerror}; set XDG_STATE_HOME") from error
+        job = {"name": name, "created": time.time(), "host": socket.gethostname(), "cwd": str(Path.cwd())}
+        records.write_record(folder / records.JOB, "LocalJob", {**job, "command": command, **record})
+        with (folder / records.CONSOLE).open("ab") as console:
+            runner = [sys.executable, "-m", "launcher.backends.local_runner", str(folder)]
+            done = subprocess.run(
+                runner, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=environ, check=False
+            )
+        if done.returncode:
+            lines = read_tail(folder / records.CONSOLE).decode("utf-8", "replace").split("\n")
+            last = next((line for line in reversed(lines) if line), f"exit {done.returncode}")
+            raise LauncherError(f"job {name} could not be started: {last}; see {folder / records.CONSOLE}")
+        return JobRef(self.name, name)
+
+    def get(self, ref: JobRef) -> JobState:
+        """The job's state, from its records and its processes."""
+        folder = self._folder(ref)
+        job = records.read_record(folder / records.JOB)
+        # A job whose creation was cut short has no record yet; it is pending for a moment, then lost.
+        job = {"name": ref.name, "created": folder.stat().st_mtime} if job is None else job
+        processes = records.read_record(folder / records.PROCESSES) or {}
+        # Life first, then the end: a job that ends in between is then seen to have ended, not to be lost.
+        alive = any(is_alive(process) for process in _processes(processes))
+        end = records.read_record(folder / records.EXIT)
+        cancel = records.read_record(folder / records.CANCEL)
+        age_s = time.time() - job["created"]
+        phase, reason = _phase(processes, end, alive=alive, cancelled=cancel is not None, age_s=age_s)
+        if phase in (Phase.FAILED, Phase.LOST):
+            reason = self._recent(folder).cause or reason
+        return JobState(
+            ref=ref,
+            phase=phase,
+            reason=reason,
+            created=job["created"],
+            started=processes.get("started"),
+            ended=None if end is None else end["ended"],
+            spec=job.get("spec", {}),
+            output=Path(job["output"]) if "output" in job else None,
+            details={
+                "command": job.get("command", []),
+                "console": str(folder / records.CONSOLE),
+                "runner": (processes.get("runner") or {}).get("pid"),
+                "trainer": (processes.get("trainer") or {}).get("pid"),
+                "returncode": None if end is None else end["returncode"],
+            },
+        )
+
+    def progress(self, ref: JobRef) -> Progress:
+        """The job's latest news, from the end of its log."""
+        return self._recent(self._folder(ref))
+
+    def events(self, ref: JobRef) -> list[JobEvent]:
+        """What happened to the job."""
+        folder = self._folder(ref)
+        state = self.get(ref)
+        cancel = records.read_record(folder / records.CANCEL)
+        found = [
+            (state.created, "created"),
+            (state.started, f"started as process {state.details['trainer']}"),
+            (None if cancel is None else cancel["requested"], "asked to save and stop"),
+            (state.ended, f"ended: {state.phase.value}{f', {state.reason}' if state.reason else ''}"),
+        ]
+        return [JobEvent(time_, text) for time_, text in found if time_ is not None]
+
+    def logs(self, ref: JobRef, *, follow: bool = False, since_s: float | None = None) -> Iterator[bytes]:
+        """Blocks of whole lines of the job's console."""
+        folder = self._folder(ref)
+        start = 0 if since_s is None else _offset_at(folder / records.CLOCK, time.time() - since_s)
+
+        def ended() -> bool:
+            return not follow or self.get(ref).phase.ended
+
+        return read_blocks(folder / records.CONSOLE, start=start, ended=ended)
+
+    def cancel(self, ref: JobRef) -> None:
+        """SIGTERM, which the trainer answers by saving; SIGKILL when its grace is over."""
+        folder = self._folder(ref)
+        state = self.get(ref)
+        if state.phase.ended:
+            return
+        grace_s = float(state.setting("grace_s") or 0) + _EXTRA_GRACE_S
+        records.write_record(folder / records.CANCEL, "Cancel", {"requested": time.time()})
+        if not self._wait(ref, _START_S, until=lambda state: state.phase is not Phase.PENDING):
+            raise WaitTimedOut(f"job {ref.name} does not start; look into {folder / records.CONSOLE}")
+        self._signal(folder, signal.SIGTERM)
+        if self._wait(ref, grace_s, until=lambda state: state.phase.ended):
+            return
+        self._signal(folder, signal.SIGKILL)
+        if not self._wait(ref, _EXTRA_GRACE_S, until=lambda state: state.phase.ended):
+            raise WaitTimedOut(f"job {ref.name} does not end, not even by SIGKILL; look at its processes with `ps`")
+
+    def delete(self, ref: JobRef) -> None:
+        """Remove the job's folder under the state home; the output folder is not touched."""
+        folder = self._folder(ref)
+        phase = self.get(ref).phase
+        if not phase.ended:
+            raise ConflictError(
+                f"job {ref.name} is {phase.value}: `python -m launcher cancel {ref.name}` first, or delete with --force"
+            )
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise LauncherError(f"{folder}: cannot be removed: {error.strerror}; remove it by hand") from error
+
+    def list(self) -> "list[JobState]":
+        """All jobs of this user on this machine, oldest first. A damaged record is shown as what it is."""
+        folders = [entry for entry in self._root.iterdir() if entry.is_dir()] if self._root.is_dir() else []
+        states = [self._get_anyway(JobRef(self.name, folder.name)) for folder in folders]
+        return sorted(states, key=lambda state: (state.created or 0, state.ref.name))
+
+    def _get_anyway(self, ref: JobRef) -> JobState:
+        try:
+            return self.get(ref)
+        except LauncherError as error:
+            return JobState(ref, Phase.LOST, str(error))
+
+    def _folder(self, ref: JobRef) -> Path:
+        folder = self._root / ref.name
+        if "/" in ref.name or not folder.is_dir():
+            names = [entry.name for entry in self._root.iterdir()] if self._root.is_dir() else []
+            close = difflib.get_close_matches(ref.name, names, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(close)}?" if close else "see `python -m launcher list`"
+            raise NotFoundError(f"there is no job {ref.name} on this machine; {hint}")
+        return folder
+
+    @staticmethod
+    def _recent(folder: Path) -> Progress:
+        demultiplexer = Demultiplexer(from_start=False)
+        items = demultiplexer.feed(read_tail(folder / records.CONSOLE))
+        return Progress().update_all(item for item in items if isinstance(item, Line))
+
+    @staticmethod
+    def _signal(folder: Path, number: signal.Signals) -> None:
+        runner, trainer = _processes(records.read_record(folder / records.PROCESSES) or {})
+        # The runner passes SIGTERM on. It is never killed, so that it can record the end.
+        if number is signal.SIGKILL or not send_signal(runner, number):
+            send_signal(trainer, number)
+
+    def _wait(self, ref: JobRef, timeout_s: float, *, until: Callable[[JobState], bool]) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while not until(self.get(ref)):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+
+def _processes(record: dict[str, Any]) -> tuple[Process, Process]:
+    """The runner and the trainer; one that was never recorded is a process that does not live."""
+    nobody = {"pid": 0, "started": ""}
+    return Process(**(record.get("runner") or nobody)), Process(**(record.get("trainer") or nobody))
+
+
+def _phase(
+    processes: dict[str, Any], end: dict[str, Any] | None, *, alive: bool, cancelled: bool, age_s: float
+) -> tuple[Phase, str]:
+    """The phase that the records and the processes add up to, and the reason for it."""
+    if end is not None:
+        return _outcome(end["returncode"], cancelled=cancelled)
+    if alive:
+        return (Phase.RUNNING, "") if processes.get("trainer") else (Phase.PENDING, "starting")
+    if not processes and age_s < _START_S:
+        return Phase.PENDING, "starting"
+    return Phase.LOST, "its processes are gone and left no exit status (killed, or the machine was restarted)"
+
+
+def _outcome(returncode: int, *, cancelled: bool) -> tuple[Phase, str]:
+    if returncode == 0:
+        return Phase.SUCCEEDED, ""
+    saved = "stopped by SIGTERM after saving its state"
+    if cancelled:
+        return Phase.CANCELLED, saved if returncode == 75 else "stopped before it was done"
+    if returncode == 75:
+        return Phase.RESUMABLE, saved
+    if returncode < 0:
+        return Phase.FAILED, f"the trainer was killed by {signal.Signals(-returncode).name}"
+    return Phase.FAILED, f"the trainer ended with exit code {returncode}"
+
+
+def _offset_at(clock: Path, moment: float) -> int:
+    """How long the log was at `moment`, rounded down to what was noted."""
+    offset = 0
+    if clock.exists():
+        for line in clock.read_text(encoding="ascii").splitlines():
+            noted, _, size = line.partition(" ")
+            if not size or float(noted) > moment:
+                break
+            offset = int(size)
+    return offset

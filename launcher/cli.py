@@ -1,0 +1,374 @@
+"""The commands of `python -m launcher`, and the only place that prints (a followed log aside, which `display` draws).
+
+Each command is short: resolve, ask the backend, print. The order of submit is the order of its life: settings, spec,
+backend, follow, summary. Backends and everything that needs pydantic are imported by the command that uses them, so
+that `--help` answers at once.
+"""
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from launcher import report
+from launcher.backends import Backend, JobRef, JobState, open_backend
+from launcher.display import Format, open_view
+from launcher.errors import (
+    Detached,
+    ExitCode,
+    JobFailed,
+    JobStopped,
+    LauncherError,
+    NotFoundError,
+    RequestError,
+    WaitTimedOut,
+)
+from launcher.follow import Following
+from launcher.logs import Demultiplexer, Selection
+from launcher.progress import Progress
+from launcher.timing import parse_duration
+from trainer.errors import TrainerError
+
+if TYPE_CHECKING:
+    from launcher.settings import Settings
+
+Where = Annotated[Literal["auto", "local"], Parameter(name="--backend", help="Where the job is.")]
+LatestName = Annotated[str | None, Parameter(help="The job. [default: the latest]", show_default=False)]
+JobName = Annotated[str, Parameter(help="The job.")]
+
+
+def _flag(text: str, **more: Any) -> Parameter:
+    return Parameter(help=text, negative="", show_default=False, **more)
+
+
+Json = Annotated[bool, _flag("Print JSON (apiVersion pnas/v1).", name="--json")]
+Profile = Annotated[str | None, Parameter(help="Settings from a YAML file or a shipped profile.", group="Job")]
+
+app = App(
+    name=report.PROGRAM,
+    help="Train PNASNet-5 on NPUs: submit a job, follow its per-device logs, and see how it ends.\n\n"
+    "A job outlives this program: leave it with Ctrl-C and come back whenever you like.",
+    help_format="plaintext",
+    help_epilogue=report.exit_code_table(),
+    version_flags=[],
+    result_action="return_value",
+)
+RUN, WATCH, STOP, SETTINGS = (Group.create_ordered(name) for name in ("Run", "Watch", "Stop", "Settings"))
+app["--help"].group = Group.create_ordered("Help")
+
+_POLL_S = 0.2
+
+
+def _examples(*commands: str) -> str:
+    return "Examples:\n" + "\n".join(f"  {report.PROGRAM} {command}" for command in commands)
+
+
+@app.command(
+    group=RUN,
+    help_epilogue=_examples(
+        "submit --npus 8 --mode full --data-path /data/imagenet",
+        "submit --backend local --npus 2 --mode performance --steps 100 --data-path data/digits --detach",
+        "submit --npus 8 --profile recommended --name ladder-a",
+    ),
+)
+def submit(
+    *,
+    profile: Profile = None,
+    detach: Annotated[bool, _flag("Start it, print its name, and leave.", group="Job")] = False,
+    **options: Any,
+) -> None:
+    """Start a training job and follow it to its end.
+
+    All options are checked before anything starts. Ctrl-C leaves the job running and says how to come back.
+    """
+    from launcher.spec import make_spec  # noqa: PLC0415  # pydantic
+
+    settings = _settings(profile, options)
+    backend = open_backend(settings.options.backend)
+    if settings.options.backend == "auto":
+        _note("no cluster backend is set up: the job runs on this machine (--backend local)")
+    spec = make_spec(
+        settings.options, settings.train, now=datetime.now().astimezone(), taken=lambda name: _exists(backend, name)
+    )
+    try:
+        ref = backend.submit(spec)
+        _note(report.header(spec))
+        if detach:
+            print(ref.name)
+        else:
+            _follow(backend, ref)
+    except KeyboardInterrupt:
+        if not _exists(backend, spec.name):
+            raise
+        raise Detached(report.come_back(spec.name)) from None
+
+
+@app.command(group=WATCH, help_epilogue=_examples("logs", "logs NAME -f", "logs --rank 3 --tail 20"))
+def logs(
+    name: LatestName = None,
+    /,
+    *,
+    follow: Annotated[
+        bool, Parameter(alias="-f", negative="", help="Go on until the job ends, as submit does.")
+    ] = False,
+    rank: Annotated[int | None, Parameter(help="Only this rank's lines.")] = None,
+    device: Annotated[str | None, Parameter(help="Only this device's lines: 3 or npu:3.")] = None,
+    grep: Annotated[str | None, Parameter(help="Only lines that match this regular expression.")] = None,
+    tail: Annotated[int | None, Parameter(help="Begin with the last so many lines.")] = None,
+    since: Annotated[str | None, Parameter(help="Begin so long ago: 90, 10m, 1h30m.")] = None,
+    raw: Annotated[bool, _flag("Lines as they were written, numbers included.")] = False,
+    json_: Json = False,
+    backend: Where = "auto",
+) -> None:
+    """Show a job's log, split by device, and prove by the line numbers that nothing is missing.
+
+    With --follow it ends with the job's summary and exit code.
+    """
+    if raw and json_:
+        raise RequestError("--raw and --json contradict each other; choose one")
+    if tail is not None and tail < 0:
+        raise RequestError(f"--tail {tail}: must not be negative")
+    selection = Selection(rank, device, None if grep is None else _pattern(grep))
+    since_s = None if since is None else parse_duration(since)
+    found = open_backend(backend)
+    ref = _ref(found, name)
+    form: Format = "raw" if raw else "json" if json_ else "text"
+    if follow:
+        _follow(found, ref, form=form, selection=selection, tail=tail, since_s=since_s)
+    else:
+        _show(found, ref, form=form, selection=selection, tail=tail, since_s=since_s)
+
+
+@app.command(group=WATCH, help_epilogue=_examples("status", "status NAME --json"))
+def status(name: LatestName = None, /, *, json_: Json = False, backend: Where = "auto") -> None:
+    """Say what a job is doing, how far it is, or how and why it ended."""
+    found = open_backend(backend)
+    ref = _ref(found, name)
+    state, progress = found.get(ref), found.progress(ref)
+    if json_:
+        _print_json(report.job_document(state, progress))
+    else:
+        print(report.status_text(state, progress, found.events(ref), now=time.time()))
+
+
+@app.command(group=WATCH, help_epilogue=_examples("wait", "wait NAME --timeout 2h"))
+def wait(
+    name: LatestName = None,
+    /,
+    *,
+    timeout: Annotated[str | None, Parameter(help="Give up after so long: 90, 10m, 1h30m.")] = None,
+    json_: Json = False,
+    backend: Where = "auto",
+) -> None:
+    """Wait until a job has ended, and end with its exit code; 124 if the time is over first."""
+    deadline = None if timeout is None else time.monotonic() + parse_duration(timeout)
+    found = open_backend(backend)
+    ref = _ref(found, name)
+    while not (state := found.get(ref)).phase.ended:
+        if deadline is not None and time.monotonic() >= deadline:
+            raise WaitTimedOut(f"job {ref.name} is still {state.phase.value} after {timeout}; it goes on")
+        time.sleep(_POLL_S)
+    if json_:
+        _print_json(report.job_document(state, found.progress(ref)))
+    else:
+        print(f"{ref.name} {state.phase.value}")
+    _end_like(state)
+
+
+@app.command(name="list", group=WATCH, help_epilogue=_examples("list", "list --json"))
+def list_(*, json_: Json = False, backend: Where = "auto") -> None:
+    """Show all jobs, the latest last."""
+    found = open_backend(backend)
+    jobs = [(state, found.progress(state.ref) if state.spec else Progress()) for state in found.list()]
+    if json_:
+        _print_json(report.list_document(jobs))
+    elif jobs:
+        print(report.list_text(jobs, now=time.time()))
+    else:
+        _note(f"no jobs yet; start one with `{report.PROGRAM} submit`")
+
+
+@app.command(group=STOP, help_epilogue=_examples("cancel NAME"))
+def cancel(name: JobName, /, *, backend: Where = "auto") -> None:
+    """Ask a job to save its state and stop, and wait until it has."""
+    found = open_backend(backend)
+    ref = _ref(found, name)
+    if (state := found.get(ref)).phase.ended:
+        _note(f"job {name} had ended already: {state.phase.value}")
+        return
+    _note(f"job {name} is asked to save and stop …")
+    found.cancel(ref)
+    state = found.get(ref)
+    print(f"{name} {state.phase.value}" + (f": {state.reason}" if state.reason else ""))
+
+
+@app.command(
+    group=STOP,
+    help_epilogue=_examples("delete NAME", "delete NAME --force"),
+)
+def delete(
+    name: JobName,
+    /,
+    *,
+    force: Annotated[bool, _flag("Cancel it first if it still runs.")] = False,
+    backend: Where = "auto",
+) -> None:
+    """Forget a job: its record and console log. What it wrote to its output folder stays."""
+    found = open_backend(backend)
+    ref = _ref(found, name)
+    if force:
+        found.cancel(ref)
+    output = found.get(ref).output
+    found.delete(ref)
+    stays = f"; its files stay in {output}" if output is not None and output.exists() else ""
+    print(f"{name} deleted{stays}")
+
+
+config = App(name="config", help="Look at settings.", group=SETTINGS)
+app.command(config)
+
+
+@config.command(
+    name="show", help_epilogue=_examples("config show", "config show --mode performance --profile recommended")
+)
+def config_show(*, profile: Profile = None, json_: Json = False, **options: Any) -> None:
+    """Print every setting that submit would use, and where its value comes from.
+
+    Precedence: flag > environment (PNAS_<SETTING>) > profile > mode preset > default.
+    """
+    settings = _settings(profile, options)
+    if json_:
+        _print_json(report.settings_document(settings))
+    else:
+        print(report.settings_text(settings))
+
+
+def main(tokens: Sequence[str]) -> int:
+    """Run one command; return its exit code. Every error is one line on stderr."""
+    # SIGTERM lets go of a job just as Ctrl-C does; neither ends it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if {"submit", "config"} & set(tokens):
+            from launcher.options import take_settings  # noqa: PLC0415  # pydantic: only these two commands pay for it
+
+            take_settings(submit)
+            take_settings(config_show)
+        app(tokens, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+    except CycloptsError as error:
+        return _fail(str(error), ExitCode.USAGE)
+    except (LauncherError, TrainerError) as error:
+        return _fail(str(error), error.exit_code, prefix="" if isinstance(error, Detached) else "error: ")
+    except KeyboardInterrupt:
+        return _fail("interrupted", ExitCode.INTERRUPTED, prefix="")
+    except BrokenPipeError:
+        # `| head` has seen enough. Python flushes once more at exit, so standard output must lead somewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.BROKEN_PIPE
+    return ExitCode.OK
+
+
+def _fail(message: str, code: int, *, prefix: str = "error: ") -> int:
+    sys.stdout.flush()
+    _note(prefix + " ".join(message.split()))
+    return code
+
+
+def _settings(profile: str | None, options: dict[str, Any]) -> "Settings":
+    from launcher.settings import resolve_settings  # noqa: PLC0415  # pydantic
+    from trainer.config.options import typed  # noqa: PLC0415
+
+    return resolve_settings(typed(options), profile)
+
+
+def _follow(
+    backend: Backend,
+    ref: JobRef,
+    *,
+    form: Format = "text",
+    selection: Selection | None = None,
+    tail: int | None = None,
+    since_s: float | None = None,
+) -> None:
+    """Show a job to its end, sum up, and end with its exit code."""
+    try:
+        seen = _show(backend, ref, form=form, selection=selection, tail=tail, since_s=since_s, follow=True)
+    except KeyboardInterrupt:
+        raise Detached(report.come_back(ref.name)) from None
+    state = backend.get(ref)
+    text = report.summary(state, seen.progress, seen.demultiplexer, now=time.time())
+    print(text, file=sys.stdout if form == "text" else sys.stderr)
+    _end_like(state)
+
+
+def _show(
+    backend: Backend,
+    ref: JobRef,
+    *,
+    form: Format,
+    selection: Selection | None,
+    tail: int | None,
+    since_s: float | None,
+    follow: bool = False,
+) -> Following:
+
+    seen = Following(Demultiplexer(from_start=since_s is None))
+    live = follow and (selection is None or selection.everything)
+    view = open_view(form, progress=seen.progress, live=live)
+    try:
+        seen.run(backend.logs(ref, follow=follow, since_s=since_s), view, selection=selection, tail=tail)
+    finally:
+        view.close()
+    return seen
+
+
+def _end_like(state: JobState) -> None:
+    """Raise what the job's phase means for the exit code; the first cause is then the last line shown."""
+    if state.phase.exit_code is ExitCode.OK:
+        return
+    outcome = JobStopped if state.phase.exit_code is ExitCode.CANCELLED else JobFailed
+    raise outcome(f"job {state.ref.name} {state.phase.value}: {state.reason}")
+
+
+def _ref(backend: Backend, name: str | None) -> JobRef:
+    """The job called `name`, or the latest, which is then named on stderr."""
+    if name is not None:
+        ref = JobRef(backend.name, name)
+        backend.get(ref)
+        return ref
+    states = backend.list()
+    if not states:
+        raise NotFoundError(f"there are no jobs yet; start one with `{report.PROGRAM} submit`")
+    _note(f"job {states[-1].ref.name}")
+    return states[-1].ref
+
+
+def _exists(backend: Backend, name: str) -> bool:
+
+    try:
+        backend.get(JobRef(backend.name, name))
+    except NotFoundError:
+        return False
+    return True
+
+
+def _pattern(text: str) -> re.Pattern[bytes]:
+    try:
+        return re.compile(text.encode())
+    except re.error as error:
+        raise RequestError(f"--grep {text}: {error}") from error
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,143 @@
+"""What a person sees while a job runs: one live line per device in a terminal, plain lines everywhere else.
+
+The only module that draws. rich is imported for a terminal only, so that a pipe or a CI job does not pay for it.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
+
+from launcher.logs import Gap, Line
+from launcher.progress import Event, Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Format = Literal["text", "raw", "json"]
+
+_BAR_WIDTH = 16
+
+
+class View(Protocol):
+    """Something that shows lines as they come."""
+
+    def show(self, items: Sequence[Line | Gap]) -> None:
+        """Show these lines, and say where lines are missing."""
+
+    def close(self) -> None:
+        """Leave the output in a state that others can print to."""
+
+
+def open_view(form: Format, *, progress: Progress, live: bool) -> View:
+    """A live view if asked for and standard output is a terminal that can move its cursor, else plain lines."""
+    if live and form == "text" and sys.stdout.isatty():
+        from rich.console import Console  # noqa: PLC0415  # only a terminal pays for it
+
+        console = Console(highlight=False, markup=False, emoji=False)
+        if not console.is_dumb_terminal:
+            return LiveView(console, progress)
+    return PlainView(sys.stdout.buffer, form)
+
+
+class PlainView:
+    """Lines as text without their numbers, raw as they were written, or as one JSON object each."""
+
+    def __init__(self, out: BinaryIO, form: Format) -> None:
+        self._out = out
+        self._form = form
+
+    def show(self, items: Sequence[Line | Gap]) -> None:
+        """Write a block at once; a gap is an object in JSON and a notice on stderr otherwise."""
+        if not items:
+            return
+        lines = [self._render(item) for item in items if isinstance(item, Line) or self._form == "json"]
+        self._out.write(b"".join(lines))
+        self._out.flush()
+        if self._form != "json":
+            for item in items:
+                if isinstance(item, Gap):
+                    sys.stderr.write(f"--- {item} ---\n")
+
+    def close(self) -> None:
+        """Nothing is kept back."""
+
+    def _render(self, item: Line | Gap) -> bytes:
+        if isinstance(item, Gap):
+            values = {"kind": "LogGap", "source": item.source, "first": item.first, "last": item.last}
+        elif self._form == "raw":
+            return item.raw + b"\n"
+        elif self._form == "text":
+            return item.shown + b"\n"
+        else:
+            tag = {"rank": item.rank, "device": item.device, "node": item.node, "number": item.number}
+            values = {"kind": "LogLine", **tag, "line": item.text.decode("utf-8", "replace")}
+        return json.dumps({"apiVersion": "pnas/v1", **values}, ensure_ascii=False).encode() + b"\n"
+
+
+class LiveView:
+    """One line per device that changes in place; all other lines scroll above."""
+
+    def __init__(self, console: "Console", progress: Progress) -> None:
+        from rich.live import Live  # noqa: PLC0415
+
+        self._console = console
+        self._progress = progress
+        self._devices: dict[int, str] = {}
+        self._notes: dict[int, str] = {}
+        self._stack = ExitStack()
+        self._stack.enter_context(
+            Live(get_renderable=self._table, console=console, refresh_per_second=8, vertical_overflow="ellipsis")
+        )
+
+    def show(self, items: Sequence[Line | Gap]) -> None:
+        """Scroll what is worth reading; step lines only move their device's line."""
+        from rich.text import Text  # noqa: PLC0415
+
+        scrolled: list[str] = []
+        for item in items:
+            if isinstance(item, Gap):
+                scrolled.append(f"--- {item} ---")
+                continue
+            if item.rank is not None and item.rank not in self._devices:
+                self._devices[item.rank] = item.device or "?"
+            if not (item.number is not None and item.text.startswith(b"step ")):
+                scrolled.append(item.shown.decode("utf-8", "replace"))
+                if item.rank is not None:
+                    self._notes[item.rank] = item.text.decode("utf-8", "replace")
+        if scrolled:
+            # Log lines may hold colours, and cursor movements that would tear the display: rich keeps the former.
+            self._console.print(Text("\n").join(map(Text.from_ansi, scrolled)), soft_wrap=True)
+
+    def close(self) -> None:
+        """Draw the last state once more and leave it on the screen."""
+        self._stack.close()
+
+    def _table(self) -> "Table":
+        from rich.table import Table  # noqa: PLC0415
+
+        table = Table.grid(padding=(0, 2))
+        for rank, device in sorted(self._devices.items()):
+            step = self._progress.steps.get(rank)
+            cells = [self._notes.get(rank, "")] if step is None else step_cells(step)
+            table.add_row(f"rank {rank} {device}", *cells)
+        return table
+
+
+def step_cells(step: Event) -> list[str]:
+    """`epoch 1`, a bar, `120/5005`, `loss 6.91`, …: the columns of a device's line."""
+    cells: list[str] = []
+    fields = dict(step.fields)
+    if (epoch := fields.pop("epoch", None)) is not None:
+        total = fields.pop("epochs", None)
+        cells.append(f"epoch {epoch}" if total is None else f"epoch {epoch}/{total}")
+    done, steps = step.number("step"), step.number("steps")
+    fields.pop("step", None)
+    fields.pop("steps", None)
+    if done is not None and steps:
+        filled = round(_BAR_WIDTH * min(done / steps, 1))
+        cells += ["█" * filled + "░" * (_BAR_WIDTH - filled), f"{done:.0f}/{steps:.0f}"]
+    names = {"fps": "images/s"}
+    return cells + [f"{names.get(name, name)} {value}" for name, value in fields.items()]

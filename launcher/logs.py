@@ -1,0 +1,170 @@
+"""Tagged log lines, taken apart by device, and the proof by their numbers that none is missing or repeated.
+
+A connection cannot know what it did not deliver; numbered lines can. The trainer writes each line as
+`[rank 3 cpu:3 #1042] text` (a worker's) or `[node 0 #5] text` (its supervisor's), numbered from 1 within that tag.
+This module is pure: bytes go in, lines and gaps come out. Where the bytes come from is a backend's business.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+_TAG = re.compile(rb"\[(?:rank (\d+) ([a-z]+:\d+)|node (\d+)) #(\d+)\] ?")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line, without its line end. `number` is None for a line without a tag."""
+
+    raw: bytes
+    text: bytes
+    rank: int | None = None
+    device: str | None = None
+    node: int | None = None
+    number: int | None = None
+
+    @property
+    def source(self) -> str:
+        """Who wrote it: `rank 3 cpu:3`, `node 0`, or nothing for a line without a tag."""
+        if self.rank is not None:
+            return f"rank {self.rank} {self.device}"
+        return "" if self.node is None else f"node {self.node}"
+
+    @property
+    def shown(self) -> bytes:
+        """The line as people read it: the tag without the number."""
+        return self.raw if self.number is None else b"[%s] %s" % (self.source.encode(), self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Lines `first` to `last` of `source` were not delivered (so far)."""
+
+    source: str
+    first: int
+    last: int
+
+    @property
+    def count(self) -> int:
+        """How many lines that are."""
+        return self.last - self.first + 1
+
+    def __str__(self) -> str:
+        """`lines 4-6 of rank 1 cpu:1 are missing`."""
+        if self.count == 1:
+            return f"line {self.first} of {self.source} is missing"
+        return f"lines {self.first}-{self.last} of {self.source} are missing"
+
+
+def parse_line(raw: bytes) -> Line:
+    """Take one line (without its line end) apart. A line without a tag keeps its text whole."""
+    match = _TAG.match(raw)
+    if match is None:
+        return Line(raw, raw)
+    rank, device, node, number = match.groups()
+    text = raw[match.end() :]
+    if rank is None:
+        return Line(raw, text, node=int(node), number=int(number))
+    return Line(raw, text, rank=int(rank), device=device.decode(), number=int(number))
+
+
+@dataclass
+class _Count:
+    """What one tag has delivered: everything below `expected` but for `missing`."""
+
+    expected: int | None
+    delivered: int = 0
+    missing: set[int] = field(default_factory=set)
+
+
+class Demultiplexer:
+    """Splits a stream into lines, drops repeated ones, and keeps the books of what each device delivered.
+
+    Args:
+        from_start: the stream begins with the first line, so a first number above 1 is a gap. False when the
+            reader asked for a later part.
+    """
+
+    def __init__(self, *, from_start: bool = True) -> None:
+        self._from_start = from_start
+        self._counts: dict[str, _Count] = {}
+        self._devices: set[str] = set()
+        self.repeated = 0
+
+    def feed(self, block: bytes) -> Iterator[Line | Gap]:
+        """The new lines of `block`, which ends at a line's end, and a gap where numbers were left out."""
+        for raw in block.removesuffix(b"\n").split(b"\n") if block else ():
+            line = parse_line(raw)
+            if line.number is None:
+                yield line
+            else:
+                yield from self._account(line, line.number)
+
+    def _account(self, line: Line, number: int) -> Iterator[Line | Gap]:
+        count = self._counts.get(line.source)
+        if count is None:
+            count = self._counts[line.source] = _Count(expected=1 if self._from_start else number)
+            if line.rank is not None:
+                self._devices.add(line.source)
+        expected = count.expected
+        if expected is None or number == expected:
+            pass
+        elif number > expected:
+            count.missing.update(range(expected, number))
+            yield Gap(line.source, expected, number - 1)
+        elif number in count.missing:
+            count.missing.remove(number)
+        else:
+            self.repeated += 1
+            return
+        count.expected = max(expected or 0, number + 1)
+        count.delivered += 1
+        yield line
+
+    @property
+    def lines(self) -> int:
+        """Numbered lines that the devices delivered, each counted once."""
+        return sum(self._counts[source].delivered for source in self._devices)
+
+    @property
+    def devices(self) -> int:
+        """Devices that delivered a line."""
+        return len(self._devices)
+
+    @property
+    def missing(self) -> int:
+        """Lines whose number was left out and never came, the supervisors' included."""
+        return sum(len(count.missing) for count in self._counts.values())
+
+    def gaps(self) -> list[Gap]:
+        """What is still missing, in order, as ranges."""
+        found: list[Gap] = []
+        for source, count in sorted(self._counts.items()):
+            for number in sorted(count.missing):
+                if found and found[-1].source == source and found[-1].last == number - 1:
+                    found[-1] = Gap(source, found[-1].first, number)
+                else:
+                    found.append(Gap(source, number, number))
+        return found
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which lines a reader wants. None means all."""
+
+    rank: int | None = None
+    device: str | None = None
+    pattern: re.Pattern[bytes] | None = None
+
+    @property
+    def everything(self) -> bool:
+        """Nothing is left out."""
+        return self == Selection()
+
+    def wants(self, line: Line) -> bool:
+        """Whether the reader wants this line. A device is `cpu:3`, or its number `3`."""
+        if self.rank is not None and line.rank != self.rank:
+            return False
+        if self.device is not None and self.device not in (line.device, (line.device or "").rpartition(":")[2]):
+            return False
+        return self.pattern is None or self.pattern.search(line.text) is not None

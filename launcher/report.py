@@ -1,0 +1,211 @@
+"""Texts and JSON documents about jobs and settings. Pure: values in, text out; `cli` prints it.
+
+The JSON documents are an interface: `apiVersion` changes when a field changes its meaning or goes away.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.backends import JobEvent, JobState
+from launcher.errors import MEANINGS
+from launcher.logs import Demultiplexer
+from launcher.progress import Event, Progress
+from launcher.timing import format_duration
+
+if TYPE_CHECKING:
+    from launcher.settings import Settings
+    from launcher.spec import JobSpec
+
+API_VERSION = "pnas/v1"
+PROGRAM = "python -m launcher"
+
+
+def exit_code_table() -> str:
+    """The exit codes and what they mean."""
+    return "Exit codes:\n" + "\n".join(f"  {code.value:>3}  {text}" for code, text in MEANINGS.items())
+
+
+def header(spec: "JobSpec") -> str:
+    """What was started, and how to come back to it."""
+    train = spec.train
+    rows = {
+        "job": spec.name,
+        "runs": f"{train.mode}, {train.model} at {train.image_size} px, {_devices(dict(train))}",
+        "data": str(train.data_path),
+        "output": str(spec.output),
+        "come back": f"{PROGRAM} logs {spec.name} -f",
+    }
+    return _rows(rows)
+
+
+def come_back(name: str) -> str:
+    """What to type after the launcher has let go of a job that still runs."""
+    return f"job {name} goes on. Come back with `{PROGRAM} logs {name} -f`, stop it with `{PROGRAM} cancel {name}`."
+
+
+def summary(state: JobState, progress: Progress, books: Demultiplexer, *, now: float) -> str:
+    """How the job ended: outcome, accuracy, speed, time, what the log proves, and where the files are."""
+    result = progress.result
+    took = state.took_s(now)
+    rows = {
+        state.phase.value: state.ref.name + ("" if took is None else f" in {format_duration(took)}"),
+        **_accuracy(result or progress.evaluation),
+        "speed": _speed(result),
+        "training": _seconds(result, "train_s"),
+        "log": _books(books),
+        "files": str(result.fields["output"]) if result and "output" in result.fields else _existing(state.output),
+    }
+    return _rows({name: text for name, text in rows.items() if text})
+
+
+def status_text(state: JobState, progress: Progress, events: Iterable[JobEvent], *, now: float) -> str:
+    """Everything that is known of one job, for a person."""
+    took = state.took_s(now)
+    step = progress.latest_step
+    rows = {
+        "job": state.ref.name,
+        "phase": state.phase.value + (f": {state.reason}" if state.reason else ""),
+        "runs": f"{state.setting('mode')}, {state.setting('model')}, {_devices(state.spec.get('train', {}))}",
+        "for": "" if took is None else format_duration(took),
+        "step": step.text if step else "",
+        **_accuracy(progress.result or progress.evaluation),
+        "speed": _speed(progress.result),
+        "output": "" if state.output is None else str(state.output),
+        "console": str(state.details.get("console", "")),
+        "backend": state.ref.backend,
+    }
+    happened = [f"  {_clock(event.time)}  {event.text}" for event in events]
+    return "\n".join([_rows({name: text for name, text in rows.items() if text}), "events", *happened])
+
+
+def list_text(jobs: Sequence[tuple[JobState, Progress]], *, now: float) -> str:
+    """One line per job."""
+    rows = [("NAME", "PHASE", "MODE", "MODEL", "DEVICES", "STARTED", "TOOK", "TOP-1")]
+    for state, progress in jobs:
+        took = state.took_s(now)
+        top1 = _number(progress.result or progress.evaluation, "top1")
+        rows.append(
+            (
+                state.ref.name,
+                state.phase.value,
+                str(state.setting("mode") or "-"),
+                str(state.setting("model") or "-"),
+                str(state.setting("npus") or "-"),
+                "-" if state.started is None else _clock(state.started),
+                "-" if took is None else format_duration(took),
+                "-" if top1 is None else f"{top1:g} %",
+            )
+        )
+    return _columns(rows)
+
+
+def settings_text(settings: "Settings") -> str:
+    """Every setting with its value and the layer that gave it."""
+    rows = [("SETTING", "VALUE", "FROM")]
+    rows += [(name, "none" if value is None else str(value), origin) for name, value, origin in settings.items()]
+    return _columns(rows)
+
+
+def settings_document(settings: "Settings") -> dict[str, Any]:
+    """`settings_text` as a document of kind `Config`."""
+    values = {name: {"value": _plain(value), "origin": origin} for name, value, origin in settings.items()}
+    return {"apiVersion": API_VERSION, "kind": "Config", "settings": values}
+
+
+def job_document(state: JobState, progress: Progress) -> dict[str, Any]:
+    """One job as a document of kind `Job`. Times are ISO 8601 in UTC."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "Job",
+        "name": state.ref.name,
+        "backend": state.ref.backend,
+        "spec": dict(state.spec),
+        "output": None if state.output is None else str(state.output),
+        "status": {
+            "phase": state.phase.value,
+            "reason": state.reason or None,
+            "exitCode": int(state.phase.exit_code) if state.phase.ended else None,
+            "created": _iso(state.created),
+            "started": _iso(state.started),
+            "ended": _iso(state.ended),
+            "step": _fields(progress.latest_step),
+            "evaluation": _fields(progress.evaluation),
+            "result": _fields(progress.result),
+        },
+        "details": dict(state.details),
+    }
+
+
+def list_document(jobs: Sequence[tuple[JobState, Progress]]) -> dict[str, Any]:
+    """All jobs as a document of kind `JobList`."""
+    items = [job_document(state, progress) for state, progress in jobs]
+    return {"apiVersion": API_VERSION, "kind": "JobList", "items": items}
+
+
+def _rows(rows: Mapping[str, str]) -> str:
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _devices(train: Mapping[str, Any]) -> str:
+    kind, count = train.get("device", "auto"), train.get("npus")
+    kind = "device" if kind == "auto" else kind
+    if count is None:
+        return "1 cpu" if kind == "cpu" else f"every {kind} of this machine"
+    return f"{count} {kind}{'s' if count != 1 else ''}"
+
+
+def _accuracy(event: Event | None) -> dict[str, str]:
+    images = _number(event, "images")
+    over = "" if images is None else f" of {images:,.0f} images"
+    found = {name: _number(event, key) for name, key in (("top-1", "top1"), ("top-5", "top5"))}
+    return {name: f"{value:g} %{over}" for name, value in found.items() if value is not None}
+
+
+def _speed(event: Event | None) -> str:
+    fps = _number(event, "fps")
+    return "" if fps is None else f"{fps:,g} images/s"
+
+
+def _seconds(event: Event | None, key: str) -> str:
+    seconds = _number(event, key)
+    return "" if seconds is None else format_duration(seconds)
+
+
+def _books(books: Demultiplexer) -> str:
+    devices = f"{books.devices} device{'s' if books.devices != 1 else ''}"
+    text = f"{books.lines:,} lines from {devices}, {books.missing:,} missing"
+    return text + "".join(f"; {gap}" for gap in books.gaps()[:8])
+
+
+def _number(event: Event | None, key: str) -> float | None:
+    return None if event is None else event.number(key)
+
+
+def _fields(event: Event | None) -> dict[str, Any] | None:
+    return None if event is None else dict(event.fields)
+
+
+def _existing(path: Path | None) -> str:
+    return str(path) if path is not None and path.exists() else ""
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _iso(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, tz=timezone.utc).isoformat(timespec="milliseconds")
