@@ -1,0 +1,138 @@
+"""Steps and evaluation: exact counts, no waiting for the device in between, one learning rate and draw per place."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trainer.config import TrainConfig
+from trainer.data.loader import Batch
+from trainer.devices import open_device
+from trainer.ema import Ema
+from trainer.engine import Training, Window, evaluate, parameter_groups, train_steps
+from trainer.errors import TrainerError
+from trainer.worker import build
+from trainer.worker_task import WorkerTask
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operators that wait for a device value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Note `aten::_local_scalar_dense`, which is what `.item()`, `float()` and `bool()` of a tensor become."""
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _training(**settings: Any) -> Training:
+    config = TrainConfig(
+        model="pnasnet5tiny", image_size=32, batch_size=4, device="cpu", lr=0.05, **{"log_interval": 3, **settings}
+    )
+    task = WorkerTask(
+        config=config,
+        run=Path("unused"),
+        device="cpu",
+        rank=0,
+        local_rank=0,
+        world_size=1,
+        master_port=0,
+        command=(),
+    )
+    return build(task, open_device("cpu"), torch.device("cpu"), num_classes=10)
+
+
+def _batches(count: int, size: int = 4) -> Iterator[Batch]:
+    generator = torch.Generator().manual_seed(0)
+    for number in range(count):
+        images = torch.randint(256, (size, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(10, (size,), generator=generator)
+        yield Batch(images, labels, torch.zeros(size, dtype=torch.bool), torch.arange(size) + number * size)
+
+
+def _prepare(batch: Batch) -> Tensor:
+    return batch.images.float() / 255
+
+
+def _run(training: Training, steps: int, warmup: int = 0) -> list[Window]:
+    batches = _batches(steps * training.config.accumulate)
+    return list(train_steps(training, batches, epoch=0, steps=steps, warmup_left=warmup, prepare=_prepare))
+
+
+def test_windows_cover_every_step_once_and_part_at_the_end_of_the_warm_up() -> None:
+    windows = _run(_training(), steps=7, warmup=4)
+    assert [(window.first_step, len(window.losses), window.timed) for window in windows] == [
+        (0, 3, False),
+        (3, 1, False),
+        (4, 2, True),
+        (6, 1, True),
+    ]
+    assert sum(window.images for window in windows) == 28
+
+
+def test_no_step_waits_for_the_device_between_log_lines() -> None:
+    training = _training(log_interval=100, ema=0.9, clip_norm=1.0, drop_path=0.2, mixup=0.2, aux="tf", accumulate=2)
+    with HostReads() as reads:
+        (window,) = _run(training, steps=5)
+    assert len(window.losses) == 5
+    assert reads.count == 0
+
+
+def test_an_accumulated_step_is_the_mean_of_its_batches() -> None:
+    """Without what depends on the batch (batch norm's statistics), two halves have the gradient of the whole."""
+    whole, halves = _training(dropout=0.0, aux="none"), _training(dropout=0.0, aux="none", accumulate=2)
+    images, labels, flips, indices = next(_batches(1, size=8))
+    parts = [Batch(images[i : i + 4], labels[i : i + 4], flips[i : i + 4], indices[i : i + 4]) for i in (0, 4)]
+    for training, batches in ((whole, [Batch(images, labels, flips, indices)]), (halves, parts)):
+        # Evaluation mode in spite of `train_steps`: batch norm then uses its running statistics.
+        training.network.train = lambda mode=True, training=training: training.network  # type: ignore[method-assign, misc, assignment, return-value]  # the one way to keep the mode
+        training.network.eval()
+        list(train_steps(training, iter(batches), epoch=0, steps=1, warmup_left=0, prepare=_prepare))
+    for one, other in zip(whole.network.parameters(), halves.network.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_evaluation_refuses_a_figure_when_the_count_is_not_the_data_sets() -> None:
+    training = _training(aux="none")
+    score = evaluate(training.network, _batches(3), expected=12, precision=training.precision, prepare=_prepare)
+    assert score.images == 12
+    with pytest.raises(TrainerError, match="counted 12 images, but the data set has 13"):
+        evaluate(training.network, _batches(3), expected=13, precision=training.precision, prepare=_prepare)
+
+
+def test_batch_norm_and_biases_are_decayed_only_when_asked() -> None:
+    network = _training().network
+    total = sum(1 for _ in network.parameters())
+    (together,) = parameter_groups(network, weight_decay=0.1, decay_all=True)
+    assert len(list(together["params"])) == total  # type: ignore[call-overload]  # a list, typed object
+    decayed, free = parameter_groups(network, weight_decay=0.1, decay_all=False)
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    assert all(p.ndim > 1 for p in decayed["params"])  # type: ignore[attr-defined]  # a list, typed object
+    assert all(p.ndim == 1 for p in free["params"])  # type: ignore[attr-defined]  # a list, typed object
+
+
+def test_the_average_moves_towards_the_weights_and_copies_statistics() -> None:
+    training = _training(ema=0.5)
+    assert isinstance(training.ema, Ema)
+    before = [p.clone() for p in training.ema.model.parameters()]
+    with torch.no_grad():
+        for parameter in training.network.parameters():
+            parameter.add_(1.0)
+    training.ema.update(training.network)
+    for old, new in zip(before, training.ema.model.parameters(), strict=True):
+        torch.testing.assert_close(new, old + 0.9)
+    training.network.eval()
+    name, statistics = next((n, b) for n, b in training.network.named_buffers() if n.endswith("running_mean"))
+    statistics.fill_(3.0)
+    training.ema.copy_buffers(training.network)
+    assert torch.equal(training.ema.model.get_buffer(name), statistics)
