@@ -1,0 +1,21 @@
+"""The rank table (hccl.json): read it, find this pod in it, and hand HCCL a copy that it accepts.
+
+MindCluster's controllers write the table into a ConfigMap or a file while pods start, so a reader meets tables that
+are half written, not completed, wrong, or left over from a dead job. Nothing here knows about devices or torch.
+"""
+
+from trainer.ranktable.identity import Identity, find_me
+from trainer.ranktable.table import Device, NotReadyError, RankTable, Server, parse
+from trainer.ranktable.wait import copy_regular, wait_until_completed
+
+__all__ = [
+    "Device",
+    "Identity",
+    "NotReadyError",
+    "RankTable",
+    "Server",
+    "copy_regular",
+    "find_me",
+    "parse",
+    "wait_until_completed",
+]

@@ -1,0 +1,124 @@
+"""Find the server of a rank table that is this pod, and never take a dead job's entry for it.
+
+A table says who it means in up to four ways, none of which is always there (server_id is a pod's UID or a host's
+address, by controller and by how many pods share a host), so they are tried from the surest to the weakest.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from trainer.errors import UsageError
+from trainer.ranktable.table import RankTable, Server
+
+POD_UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What this process knows about itself; None for what it does not know.
+
+    In a manifest all of it comes from `fieldRef`: metadata.uid, metadata.name, status.podIP, status.hostIP.
+    """
+
+    pod_uid: str | None = None
+    pod_ip: str | None = None
+    pod_name: str | None = None
+    host_ip: str | None = None
+    node_rank: int | None = None  # only for tables that name no pod: a 2.0 table, or a hand-made one
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str], *, node_rank: int | None = None) -> "Identity":
+        """POD_UID, POD_IP, POD_NAME, and HOST_IP, NODE_IP or XDL_IP (MindCluster's samples put the host's IP there)."""
+
+        def first(*names: str) -> str | None:
+            return next((environ[name] for name in names if environ.get(name)), None)
+
+        return cls(
+            pod_uid=first("POD_UID"),
+            pod_ip=first("POD_IP"),
+            pod_name=first("POD_NAME"),
+            host_ip=first("HOST_IP", "NODE_IP", "XDL_IP"),
+            node_rank=node_rank,
+        )
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What is known, by the variable that usually carries it."""
+        known = {"POD_UID": self.pod_uid, "POD_IP": self.pod_ip, "POD_NAME": self.pod_name, "HOST_IP": self.host_ip}
+        return {name: value for name, value in known.items() if value}
+
+
+def find_me(table: RankTable, identity: Identity) -> Server:
+    """The entry that is this pod: by UID, then by the pod's IP, then by its name, then by a host IP that is unique.
+
+    Raises:
+        UsageError: no entry is this pod (the table may be a dead job's), or more than one could be.
+    """
+    possible = [server for server in table.servers if not _is_other_pod(server, identity)]
+    for matches in _matches(possible, identity):
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise UsageError(
+                f"the table has {len(matches)} entries that could be this pod ({_mine(identity)}): "
+                "set POD_UID from metadata.uid"
+            )
+    if not identity.names or not any(server.container_ip or server.host_ip for server in table.servers):
+        return _by_position(table, possible, identity)
+    raise UsageError(
+        f"the table does not contain this pod: it has {_theirs(table)}, looked for {_mine(identity)}; "
+        "a dead job's table may have been left over"
+    )
+
+
+def _matches(servers: list[Server], identity: Identity) -> list[list[Server]]:
+    """The entries that each known fact selects, surest fact first."""
+
+    def select(wanted: str | None, *fields: str) -> list[Server]:
+        return [server for server in servers if wanted and wanted in {getattr(server, field) for field in fields}]
+
+    return [
+        select(identity.pod_uid, "server_id"),
+        select(identity.pod_ip, "container_ip"),
+        select(identity.pod_name, "pod_name"),
+        select(identity.host_ip, "host_ip", "server_id"),
+    ]
+
+
+def _is_other_pod(server: Server, identity: Identity) -> bool:
+    """Whether something the entry says about its pod contradicts what is known about this one.
+
+    The next job's pod gets the same name and often the same host; its UID and, mostly, its IP are new.
+    """
+    pairs = [(server.container_ip, identity.pod_ip), (server.pod_name, identity.pod_name)]
+    if POD_UID.fullmatch(server.server_id):
+        pairs.append((server.server_id, identity.pod_uid))
+    if server.pod_name:  # a group_list table: server_id is the host's address there
+        pairs.append((server.server_id, identity.host_ip))
+    return any(theirs and mine and theirs != mine for theirs, mine in pairs)
+
+
+def _by_position(table: RankTable, possible: list[Server], identity: Identity) -> Server:
+    """For a table that names no pod, or a process that knows nothing about itself."""
+    if len(table.servers) == 1 and possible:
+        return possible[0]
+    if identity.node_rank is not None and identity.node_rank < len(table.servers):
+        return table.servers[identity.node_rank]
+    raise UsageError(
+        f"cannot tell which of the table's {len(table.servers)} servers this is: "
+        "set POD_UID, POD_IP or HOST_IP (or --node-rank)"
+    )
+
+
+def _mine(identity: Identity) -> str:
+    return " ".join(f"{name}={value}" for name, value in identity.names.items()) or "nothing"
+
+
+def _theirs(table: RankTable) -> str:
+    shown = [
+        "/".join(dict.fromkeys(name for name in (server.pod_name, server.server_id, server.container_ip) if name))
+        for server in table.servers[:8]
+    ]
+    more = len(table.servers) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -1,0 +1,102 @@
+"""Wait until the rank table is completed and is this pod's, and copy it to where HCCL will read it.
+
+A ConfigMap reaches its volume up to a minute or two after the controller wrote it, and what the volume shows before
+that may be a dead job's table, marked completed. So "not completed", "not mine" and "another number of devices" mean
+"wait"; only a table that names this pod and is wrong is final.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.errors import UsageError
+from trainer.ranktable.identity import Identity, find_me
+from trainer.ranktable.table import NotReadyError, RankTable, parse
+
+POLL_S = 1.0  # a ConfigMap volume changes once a minute; a file on shared storage is cheap to read
+
+
+def wait_until_completed(
+    path: Path,
+    *,
+    expected_devices: int | None,
+    identity: Identity,
+    timeout_s: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+    on_status: Callable[[str], None],
+) -> RankTable:
+    """Poll `path` until it holds a completed, valid table with this pod in it.
+
+    Args:
+        expected_devices: devices of the whole job, or None where only the table knows.
+        on_status: told, once for each change, what is being waited for.
+
+    Raises:
+        UsageError: the file cannot be read, the table is this pod's and invalid, or the time is up; the message of
+            the last says what was wrong last.
+    """
+    deadline = clock() + timeout_s
+    told = ""
+    while True:
+        table, reason = _attempt(path, expected_devices, identity)
+        if table is not None:
+            return table
+        remaining = deadline - clock()
+        if remaining <= 0:
+            raise UsageError(
+                f"rank table {path}: not completed within {timeout_s:g} s: {reason}; "
+                "see the job's controller, or wait longer with --rank-table-timeout-s"
+            )
+        if reason != told:
+            on_status(f"waiting for rank table {path}: {reason}")
+            told = reason
+        sleep(min(POLL_S, remaining))
+
+
+def _attempt(path: Path, expected_devices: int | None, identity: Identity) -> tuple[RankTable | None, str]:
+    """The table, or why there is none yet."""
+    try:
+        text = path.read_bytes().decode(errors="replace")
+    except FileNotFoundError:
+        return None, "no such file"
+    except OSError as error:
+        # Waiting does not help; the operator makes a `ranktable` volume's folder mode 0744.
+        raise UsageError(
+            f"rank table {path}: cannot be read: {error.strerror}; check its and its folder's mode"
+        ) from error
+    try:
+        table = parse(text)
+    except NotReadyError as error:
+        return None, str(error)
+    except UsageError as error:
+        if identity.names and not any(f'"{name}"' in text for name in identity.names.values()):
+            return None, f"{error} (and it does not name this pod)"
+        raise UsageError(f"rank table {path}: {error}") from error
+    if expected_devices is not None and table.world_size != expected_devices:
+        return None, f"it has {table.world_size} devices, not {expected_devices}"
+    try:
+        find_me(table, identity)
+    except UsageError as error:
+        return None, str(error)
+    return table, ""
+
+
+def copy_regular(path: Path, destination: Path) -> Path:
+    """Copy `path` to the regular file `destination` (mode 0400), at once: no reader ever sees half of it.
+
+    torch_npu takes no symlink, says so only at log level INFO, and negotiates without the table; every file of a
+    ConfigMap volume is a symlink (torch_npu/csrc/distributed/HCCLUtils.cpp, checkFilePathReadable).
+
+    Raises:
+        UsageError: the file cannot be read or the copy cannot be written.
+    """
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.write_bytes(path.read_bytes())
+        temporary.chmod(0o400)
+        return temporary.replace(destination)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(f"rank table {path}: cannot be copied to {destination}: {error.strerror}") from error

@@ -1,0 +1,12 @@
+"""One worker process per device of this node: their lines, their signals, their end and its first cause.
+
+torch's elastic agent tears lines, loses last words and reports the wrong cause; a training job is diagnosed from
+exactly these, so they are promised here. Nothing here knows what a worker computes, and torch is never imported.
+"""
+
+from trainer.supervisor.cause import Failure, Outcome
+from trainer.supervisor.lifeline import die_with_supervisor
+from trainer.supervisor.loop import supervise
+from trainer.supervisor.worker import WorkerCommand
+
+__all__ = ["Failure", "Outcome", "WorkerCommand", "die_with_supervisor", "supervise"]

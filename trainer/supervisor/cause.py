@@ -1,0 +1,127 @@
+"""Which worker failed first and why, when all of them die within a moment of each other.
+
+One worker's death takes the others with it: its peers' connections close, they raise, and some may even be gone before
+the first is, whose interpreter takes its time to shut down. So the order of exits alone is not the order of causes:
+
+* A worker prints its reason (a last line that begins with `error `) before it closes a connection. Where there is such
+  a line, its arrival is the time of the failure; else the exit is.
+* A reason that speaks of a lost peer is a consequence: it counts only if no other worker has a better one.
+* What happened after the supervisor began to stop the workers is its own doing.
+"""
+
+import json
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+FAILURE_CODES = frozenset({1, 2, 6})
+RESUMABLE = 75
+SHOWN = 500  # characters of a worker's own words in the cause
+
+# gloo, c10d's store, NCCL and HCCL (EI0006: a peer did not answer in time) on a peer that is gone.
+SECONDARY = re.compile(
+    rb"connection (was )?(closed|reset|refused|aborted)|closed by (remote )?peer|broken pipe|socket timeout"
+    rb"|timed out waiting|remote process exited|EI0006|EI0002|store->(get|set|wait)|DistNetworkError",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first cause. `reason` is one line for a person."""
+
+    rank: int
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the node's part of the job ended: 0, 75 (resumable), or the code of the first worker that failed."""
+
+    exit_code: int
+    first_failure: Failure | None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is known of one worker after its end. Times are seconds on one clock."""
+
+    rank: int
+    device: str
+    returncode: int
+    """As subprocess has it: minus the signal for a death by signal."""
+    ended_at: float
+    told_to_stop: bool
+    """Whether it was still running when the supervisor began to stop the workers."""
+    error_line: bytes | None
+    """The last line that began with `error `."""
+    error_at: float
+    last_line: bytes
+
+    @property
+    def reason(self) -> bytes | None:
+        """Its own words, if it gave up by itself; a worker stopped on its way out has said them too."""
+        by_itself = self.returncode > 0 or (self.told_to_stop and self.last_line == self.error_line)
+        return self.error_line if by_itself else None
+
+    @property
+    def began_at(self) -> float:
+        """When it began to fail, as far as it can be seen from outside."""
+        return self.ended_at if self.reason is None else min(self.error_at, self.ended_at)
+
+    @property
+    def secondary(self) -> bool:
+        """Whether it says itself that it fails because a peer is gone."""
+        if self.returncode in {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS} and self.reason is None:
+            return False
+        return SECONDARY.search(self.reason or self.last_line) is not None
+
+
+def decide(endings: Sequence[Ending], *, stop_reason: str | None, stopping_at: float | None) -> Outcome:
+    """The outcome once every worker has ended.
+
+    Args:
+        stop_reason: why the supervisor stopped the workers, if not for the failure of one of them.
+        stopping_at: when it began to.
+    """
+    failures = [ending for ending in endings if ending.returncode not in {0, RESUMABLE}]
+    if not failures:
+        resumable = any(ending.returncode == RESUMABLE for ending in endings)
+        return Outcome(RESUMABLE if resumable else 0, None)
+    own = [ending for ending in failures if stopping_at is None or ending.began_at <= stopping_at]
+    first = min(own or failures, key=lambda ending: (ending.secondary, ending.began_at, ending.rank))
+    if not own and stop_reason is not None:
+        said = f"; {_text(first.reason)}" if first.reason is not None else ""
+        return Outcome(1, Failure(first.rank, first.device, stop_reason + said))
+    code = first.returncode if first.returncode in FAILURE_CODES else 1
+    return Outcome(code, Failure(first.rank, first.device, why(first)))
+
+
+def why(ending: Ending) -> str:
+    """One line that says how a worker ended, in its own words where it left some."""
+    if ending.reason is not None:
+        return _text(ending.reason)
+    if ending.returncode < 0:
+        name = _signal_name(-ending.returncode)
+        return f"killed by {name} (out of memory?)" if name == "SIGKILL" else f"killed by {name}"
+    said = f": {_text(ending.last_line)}" if ending.last_line else ", and said nothing"
+    return f"exit code {ending.returncode}{said}"
+
+
+def describe(failure: Failure) -> str:
+    """The last line of a failed run, in logfmt."""
+    return f"failed rank={failure.rank} device={failure.device} cause={json.dumps(failure.reason, ensure_ascii=False)}"
+
+
+def _text(line: bytes) -> str:
+    text = line.decode(errors="replace").strip()
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"

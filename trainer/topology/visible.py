@@ -1,0 +1,67 @@
+"""Which devices of this machine the trainer may use, known from /dev and the environment alone.
+
+The supervisor must not load torch (seconds, and a context on a device), so it counts device files, as the container
+runtime and the device plugin do.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trainer.errors import UsageError
+
+Kind = Literal["npu", "cuda", "cpu"]
+
+FILES: dict[str, str] = {"npu": "davinci", "cuda": "nvidia"}
+VARIABLES: dict[str, str] = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
+
+
+@dataclass(frozen=True)
+class Visible:
+    """The devices of one kind. `ids` are physical, in the order in which torch numbers them; none for a CPU."""
+
+    kind: Kind
+    ids: tuple[int, ...]
+    found_in: str = ""
+
+
+def visible_devices(
+    kind: Literal["auto", "npu", "cuda", "cpu"], environ: Mapping[str, str], dev: Path = Path("/dev")
+) -> Visible:
+    """The devices of `kind`; `auto` takes NPUs if there are any, else CUDA devices, else the CPU.
+
+    Raises:
+        UsageError: ASCEND_RT_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES names a device twice.
+    """
+    if kind == "auto":
+        kind = "npu" if _files("npu", dev) else "cuda" if _files("cuda", dev) else "cpu"
+    if kind == "cpu":
+        return Visible("cpu", (), "the CPU")
+    ids = _files(kind, dev)
+    variable = VARIABLES[kind]
+    if variable not in environ:
+        return Visible(kind, ids, f"{dev}/{FILES[kind]}*")
+    chosen = _chosen(environ[variable], ids)
+    if len(set(chosen)) != len(chosen):
+        raise UsageError(f"{variable}={environ[variable]} names a device twice: name each once")
+    return Visible(kind, chosen, f"{variable}={environ[variable]}")
+
+
+def _files(kind: str, dev: Path) -> tuple[int, ...]:
+    matches = (re.fullmatch(FILES[kind] + r"([0-9]+)", path.name) for path in dev.iterdir())
+    return tuple(sorted(int(match[1]) for match in matches if match))
+
+
+def _chosen(text: str, ids: tuple[int, ...]) -> tuple[int, ...]:
+    """The runtimes read logical numbers up to the first that is none; CUDA also knows UUIDs, in their own order."""
+    parts = [part.strip() for part in text.split(",")]
+    if parts[0].startswith(("GPU-", "MIG-")):
+        return ids[: len(parts)]
+    chosen = []
+    for part in parts:
+        if not (part.isascii() and part.isdigit()) or int(part) >= len(ids):
+            break
+        chosen.append(ids[int(part)])
+    return tuple(chosen)
