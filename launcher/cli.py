@@ -18,20 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from launcher import report
-from launcher.backends import Backend, JobRef, JobState, open_backend
-from launcher.display import Format, open_view
-from launcher.errors import (
-    Detached,
-    ExitCode,
-    JobFailed,
-    JobStopped,
-    LauncherError,
-    NotFoundError,
-    RequestError,
-    WaitTimedOut,
-)
-from launcher.follow import Following
-from launcher.logs import Demultiplexer, Selection
+from launcher.backends import Backend, JobRef, exists, open_backend
+from launcher.display import Format
+from launcher.errors import Detached, ExitCode, LauncherError, NotFoundError, RequestError, WaitTimedOut
+from launcher.follow import raise_outcome, show
+from launcher.logs import Selection
 from launcher.progress import Progress
 from launcher.timing import parse_duration
 from trainer.errors import TrainerError
@@ -95,7 +86,7 @@ def submit(
     if settings.options.backend == "auto":
         _note("no cluster backend is set up: the job runs on this machine (--backend local)")
     spec = make_spec(
-        settings.options, settings.train, now=datetime.now().astimezone(), taken=lambda name: _exists(backend, name)
+        settings.options, settings.train, now=datetime.now().astimezone(), taken=lambda name: exists(backend, name)
     )
     try:
         ref = backend.submit(spec)
@@ -105,7 +96,7 @@ def submit(
         else:
             _follow(backend, ref)
     except KeyboardInterrupt:
-        if not _exists(backend, spec.name):
+        if not exists(backend, spec.name):
             raise
         raise Detached(report.come_back(spec.name)) from None
 
@@ -143,7 +134,7 @@ def logs(
     if follow:
         _follow(found, ref, form=form, selection=selection, tail=tail, since_s=since_s)
     else:
-        _show(found, ref, form=form, selection=selection, tail=tail, since_s=since_s)
+        show(found, ref, form=form, selection=selection, tail=tail, since_s=since_s)
 
 
 @app.command(group=WATCH, help_epilogue=_examples("status", "status NAME --json"))
@@ -179,7 +170,7 @@ def wait(
         _print_json(report.job_document(state, found.progress(ref)))
     else:
         print(f"{ref.name} {state.phase.value}")
-    _end_like(state)
+    raise_outcome(state)
 
 
 @app.command(name="list", group=WATCH, help_epilogue=_examples("list", "list --json"))
@@ -299,42 +290,13 @@ def _follow(
 ) -> None:
     """Show a job to its end, sum up, and end with its exit code."""
     try:
-        seen = _show(backend, ref, form=form, selection=selection, tail=tail, since_s=since_s, follow=True)
+        seen = show(backend, ref, form=form, selection=selection, tail=tail, since_s=since_s, follow=True)
     except KeyboardInterrupt:
         raise Detached(report.come_back(ref.name)) from None
     state = backend.get(ref)
     text = report.summary(state, seen.progress, seen.demultiplexer, now=time.time())
     print(text, file=sys.stdout if form == "text" else sys.stderr)
-    _end_like(state)
-
-
-def _show(
-    backend: Backend,
-    ref: JobRef,
-    *,
-    form: Format,
-    selection: Selection | None,
-    tail: int | None,
-    since_s: float | None,
-    follow: bool = False,
-) -> Following:
-
-    seen = Following(Demultiplexer(from_start=since_s is None))
-    live = follow and (selection is None or selection.everything)
-    view = open_view(form, progress=seen.progress, live=live)
-    try:
-        seen.run(backend.logs(ref, follow=follow, since_s=since_s), view, selection=selection, tail=tail)
-    finally:
-        view.close()
-    return seen
-
-
-def _end_like(state: JobState) -> None:
-    """Raise what the job's phase means for the exit code; the first cause is then the last line shown."""
-    if state.phase.exit_code is ExitCode.OK:
-        return
-    outcome = JobStopped if state.phase.exit_code is ExitCode.CANCELLED else JobFailed
-    raise outcome(f"job {state.ref.name} {state.phase.value}: {state.reason}")
+    raise_outcome(state)
 
 
 def _ref(backend: Backend, name: str | None) -> JobRef:
@@ -348,15 +310,6 @@ def _ref(backend: Backend, name: str | None) -> JobRef:
         raise NotFoundError(f"there are no jobs yet; start one with `{report.PROGRAM} submit`")
     _note(f"job {states[-1].ref.name}")
     return states[-1].ref
-
-
-def _exists(backend: Backend, name: str) -> bool:
-
-    try:
-        backend.get(JobRef(backend.name, name))
-    except NotFoundError:
-        return False
-    return True
 
 
 def _pattern(text: str) -> re.Pattern[bytes]:

@@ -66,8 +66,12 @@ class Progress:
 
     def update(self, line: Line) -> Event | None:
         """Take note of `line`, and return it as an event if it is one."""
-        if line.number is None and not line.text.startswith(b"error "):
-            return None
+        if line.number is None:
+            # What the trainer says before it has workers is not tagged, and only an error counts.
+            if not line.text.startswith(b"error: "):
+                return None
+            self.error = self.error or Event("error", {}, line.text[7:].decode("utf-8", "replace").strip())
+            return self.error
         event = parse_event(line.text)
         if event is None:
             return None

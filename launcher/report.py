@@ -104,7 +104,7 @@ def list_text(jobs: Sequence[tuple[JobState, Progress]], *, now: float) -> str:
 def settings_text(settings: "Settings") -> str:
     """Every setting with its value and the layer that gave it."""
     rows = [("SETTING", "VALUE", "FROM")]
-    rows += [(name, "none" if value is None else str(value), origin) for name, value, origin in settings.items()]
+    rows += [(name, _word(value), origin) for name, value, origin in settings.items()]
     return _columns(rows)
 
 
@@ -199,6 +199,11 @@ def _existing(path: Path | None) -> str:
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
+
+
+def _word(value: Any) -> str:
+    """A value as a profile or an option would have it."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _clock(seconds: float) -> str:

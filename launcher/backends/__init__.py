@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from launcher.errors import ExitCode
+from launcher.errors import ExitCode, NotFoundError
 from launcher.progress import Progress
 
 if TYPE_CHECKING:
@@ -134,3 +134,12 @@ def open_backend(name: str) -> Backend:
     if name not in ("auto", "local"):
         raise AssertionError(f"the command line let backend {name} pass")
     return LocalBackend()
+
+
+def exists(backend: Backend, name: str) -> bool:
+    """Whether the backend knows a job of this name."""
+    try:
+        backend.get(JobRef(backend.name, name))
+    except NotFoundError:
+        return False
+    return True

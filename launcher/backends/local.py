@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,16 +68,25 @@ class LocalBackend:
         except OSError as error:
             raise LauncherError(f"{folder}: cannot be created: {error.strerror}; set XDG_STATE_HOME") from error
         job = {"name": name, "created": time.time(), "host": socket.gethostname(), "cwd": str(Path.cwd())}
-        records.write_record(folder / records.JOB, "LocalJob", {**job, "command": command, **record})
-        with (folder / records.CONSOLE).open("ab") as console:
+        try:
+            records.write_record(folder / records.JOB, "LocalJob", {**job, "command": command, **record})
+        except LauncherError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        with _undisturbed(), (folder / records.CONSOLE).open("ab") as console:
             runner = [sys.executable, "-m", "launcher.backends.local_runner", str(folder)]
             done = subprocess.run(
-                runner, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=environ, check=False
+                runner,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                env=environ,
+                start_new_session=True,
+                check=False,
             )
         if done.returncode:
-            lines = read_tail(folder / records.CONSOLE).decode("utf-8", "replace").split("\n")
-            last = next((line for line in reversed(lines) if line), f"exit {done.returncode}")
-            raise LauncherError(f"job {name} could not be started: {last}; see {folder / records.CONSOLE}")
+            words = self._last_words(folder) or f"exit {done.returncode}"
+            raise LauncherError(f"job {name} could not be started: {words}; see {folder / records.CONSOLE}")
         return JobRef(self.name, name)
 
     def get(self, ref: JobRef) -> JobState:
@@ -91,9 +101,15 @@ class LocalBackend:
         end = records.read_record(folder / records.EXIT)
         cancel = records.read_record(folder / records.CANCEL)
         age_s = time.time() - job["created"]
-        phase, reason = _phase(processes, end, alive=alive, cancelled=cancel is not None, age_s=age_s)
-        if phase in (Phase.FAILED, Phase.LOST):
-            reason = self._recent(folder).cause or reason
+        elsewhere = _elsewhere(job)
+        phase, reason = _phase(
+            processes, end, alive=alive or elsewhere is not None, cancelled=cancel is not None, age_s=age_s
+        )
+        if phase is Phase.FAILED:
+            words = self._last_words(folder)
+            reason = self._recent(folder).cause or (f"{reason}: {words}" if words else reason)
+        elif elsewhere and not phase.ended:
+            reason = f"on {elsewhere}, as far as can be known from here"
         return JobState(
             ref=ref,
             phase=phase,
@@ -145,6 +161,8 @@ class LocalBackend:
         state = self.get(ref)
         if state.phase.ended:
             return
+        if (host := _elsewhere(records.read_record(folder / records.JOB) or {})) is not None:
+            raise ConflictError(f"job {ref.name} runs on {host}: cancel it there")
         grace_s = float(state.setting("grace_s") or 0) + _EXTRA_GRACE_S
         records.write_record(folder / records.CANCEL, "Cancel", {"requested": time.time()})
         if not self._wait(ref, _START_S, until=lambda state: state.phase is not Phase.PENDING):
@@ -197,6 +215,12 @@ class LocalBackend:
         return Progress().update_all(item for item in items if isinstance(item, Line))
 
     @staticmethod
+    def _last_words(folder: Path) -> str:
+        """The console's last line: of a program that ended without a tagged word, the best there is."""
+        lines = read_tail(folder / records.CONSOLE).decode("utf-8", "replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    @staticmethod
     def _signal(folder: Path, number: signal.Signals) -> None:
         runner, trainer = _processes(records.read_record(folder / records.PROCESSES) or {})
         # The runner passes SIGTERM on. It is never killed, so that it can record the end.
@@ -210,6 +234,28 @@ class LocalBackend:
                 return False
             time.sleep(_POLL_S)
         return True
+
+
+def _elsewhere(job: dict[str, Any]) -> str | None:
+    """The machine that runs the job, if it is another one that shares the state home: its processes are not ours."""
+    here = socket.gethostname()
+    host = str(job.get("host", here))
+    return None if host == here else host
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back for the moment in which a job comes into being, half of which is no job."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 def _processes(record: dict[str, Any]) -> tuple[Process, Process]:
@@ -228,6 +274,8 @@ def _phase(
         return (Phase.RUNNING, "") if processes.get("trainer") else (Phase.PENDING, "starting")
     if not processes and age_s < _START_S:
         return Phase.PENDING, "starting"
+    if cancelled:
+        return Phase.CANCELLED, "stopped, but its exit status was not recorded"
     return Phase.LOST, "its processes are gone and left no exit status (killed, or the machine was restarted)"
 
 
