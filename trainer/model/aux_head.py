@@ -1,0 +1,62 @@
+"""The auxiliary classifier that helps the middle of the network to train; it is never computed in evaluation.
+
+Two of them are published, in different places: TensorFlow's after the last cell of the second stage, and the Ascend
+ModelZoo's (`seed`) after the first cell of the third. Both end in a convolution as large as the map that it gets at
+one image size, 331 pixels. Here the map is first averaged (or repeated) to the side that it has at that size: nothing
+is done there, so the function is the published one, and every other size works.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
+from torch import Tensor, nn
+
+from trainer.model.layers import batch_norm, pointwise
+
+AuxKind = Literal["seed", "tf"]
+
+CHANNELS = 128, 768
+
+
+@dataclass(frozen=True)
+class AuxShape:
+    """Side of the map that the head is made for, and its average pool. Lengths in pixels of that map."""
+
+    side: int
+    pool: int
+    stride: int
+
+    @property
+    def pooled(self) -> int:
+        """Side after the pool, which is the second convolution's kernel."""
+        return (self.side - self.pool) // self.stride + 1
+
+
+class AuxHead(nn.Module):
+    """Average pool, 1x1 convolution, full-size convolution, classifier: (N, C, H, W), rectified -> (N, classes)."""
+
+    def __init__(self, in_channels: int, num_classes: int, shape: AuxShape) -> None:
+        super().__init__()
+        self.shape = shape
+        # Numbered as in the seed, whose ReLUs and pool are members too: its checkpoints fit.
+        self.features = nn.ModuleDict(
+            {
+                "2": pointwise(in_channels, CHANNELS[0]),
+                "3": batch_norm(CHANNELS[0]),
+                "5": nn.Conv2d(*CHANNELS, shape.pooled, bias=False),
+                "6": batch_norm(CHANNELS[1]),
+            }
+        )
+        self.classifier = nn.Linear(CHANNELS[1], num_classes)
+
+    def forward(self, rectified: Tensor) -> Tensor:
+        """Logits of a rectified map of any size."""
+        x = rectified
+        if x.shape[2:] != (self.shape.side, self.shape.side):
+            x = F.adaptive_avg_pool2d(x, self.shape.side)
+        x = F.avg_pool2d(x, self.shape.pool, self.shape.stride)
+        x = F.relu_(self.features["3"](self.features["2"](x)))
+        x = F.relu_(self.features["6"](self.features["5"](x)))
+        logits: Tensor = self.classifier(x.flatten(1))
+        return logits

@@ -1,0 +1,205 @@
+"""PNASNet-5 at three scales: a stem, three stages of cells, a classifier.
+
+One description of a scale (width of the stem, filters, cells per stage) and one genotype make the whole network; the
+names of its parameters are those of the published weights (Cadene's and timm's), so that these load as they are.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from trainer.config import TrainConfig
+from trainer.model.aux_head import AuxHead, AuxKind, AuxShape
+from trainer.model.cell import DROPPED, SUMS, Cell, Previous
+from trainer.model.drop_path import drop_path_table
+from trainer.model.layers import PADDINGS, Padding, batch_norm
+
+STAGES = 3
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a PNASNet-5 is.
+
+    Attributes:
+        name: as `--model` spells it.
+        stem: channels of the first convolution.
+        filters: width of the first stage's cells; each further stage doubles it.
+        cells: cells per stage.
+        image_size: side in pixels of the images that it is made for.
+        aux_side: side of the last map of the second stage at that size.
+    """
+
+    name: str
+    stem: int
+    filters: int
+    cells: int
+    image_size: int
+    aux_side: int
+
+    def channels(self, stage: int) -> int:
+        """Channels of the output of a stage's cells; stages count from 0."""
+        return len(SUMS) * (self.filters << stage)
+
+
+# TensorFlow slim, pnasnet.py: large_imagenet_config and mobile_imagenet_config; the last is for tests.
+LARGE = Scale("pnasnet5large", stem=96, filters=216, cells=4, image_size=331, aux_side=21)
+MOBILE = Scale("pnasnet5mobile", stem=32, filters=54, cells=3, image_size=224, aux_side=14)
+TINY = Scale("pnasnet5tiny", stem=32, filters=16, cells=1, image_size=32, aux_side=5)
+SCALES = {scale.name: scale for scale in (LARGE, MOBILE, TINY)}
+
+
+class PNASNet5(nn.Module):
+    """PNASNet-5 for images of any size: (N, 3, H, W), normalised -> (N, num_classes) logits.
+
+    In training with an auxiliary head it returns (logits, auxiliary logits), both (N, num_classes).
+
+    Args:
+        scale: how large.
+        num_classes: outputs of the classifier.
+        aux: place of the auxiliary head, or None for none.
+        padding: "exact" is TensorFlow's SAME at every height and width; "seed" is the function of the Ascend
+            ModelZoo's PnasNet5Large, which dropped pads. Weights trained with one give a wrong result with the other.
+        drop_path: probability in [0, 1) of dropping a branch of the last cell at the end of training.
+        dropout: probability in [0, 1) before the classifier.
+        checkpoint_cells: keep only the cells' outputs for the backward pass and compute the rest again in it.
+    """
+
+    def __init__(
+        self,
+        scale: Scale,
+        num_classes: int = 1000,
+        aux: AuxKind | None = None,
+        padding: Padding = "exact",
+        drop_path: float = 0.0,
+        *,
+        dropout: float = 0.5,
+        checkpoint_cells: bool = False,
+    ) -> None:
+        super().__init__()
+        if padding not in PADDINGS:
+            raise ValueError(f"padding is {padding!r}; it must be one of {', '.join(PADDINGS)}")
+        self.scale, self.num_classes, self.padding = scale, num_classes, padding
+        self.drop_path, self.checkpoint_cells = drop_path, checkpoint_cells
+        self.progress = 1.0
+
+        conv = nn.Conv2d(3, scale.stem, 3, stride=2, bias=False)
+        self.conv_0 = nn.Sequential(OrderedDict[str, nn.Module](conv=conv, bn=batch_norm(scale.stem)))
+        self.cell_names = []
+        for name, cell in _cells(scale, padding):
+            self.cell_names.append(name)
+            self.add_module(name, cell)
+        self.dropout = nn.Dropout(dropout)
+        self.last_linear = nn.Linear(scale.channels(STAGES - 1), num_classes)
+        self.aux, self.aux_after = _aux_head(scale, aux, num_classes)
+
+    def set_progress(self, fraction: float) -> None:
+        """Say how much of the training is done, from 0 to 1: drop-path's rate grows with it (1 unless said)."""
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"progress is {fraction}; it must be from 0 to 1")
+        self.progress = fraction
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits; with an auxiliary head and in training also its logits."""
+        keep = self._drop_path_table(x)
+        aux_logits: Tensor | None = None
+        stem: Tensor = self.conv_0(x)
+        left = right = F.relu(stem)
+        raw: Tensor | None = stem
+        for index, name in enumerate(self.cell_names):
+            cell = self.get_submodule(name)
+            left, right = right, self._run(cell, left, right, None if keep is None else keep[index], raw)
+            raw = None
+            if self.training and self.aux is not None and name == self.aux_after:
+                aux_logits = self.aux(right)
+        features = F.adaptive_avg_pool2d(right, 1).flatten(1)
+        logits: Tensor = self.last_linear(self.dropout(features))
+        return logits if aux_logits is None else (logits, aux_logits)
+
+    def _drop_path_table(self, x: Tensor) -> Tensor | None:
+        if not (self.training and self.drop_path):
+            return None
+        rate = self.drop_path * self.progress
+        return drop_path_table(rate, len(self.cell_names), len(DROPPED), x.shape[0], x.device)
+
+    def _run(self, cell: nn.Module, *inputs: Tensor | None) -> Tensor:
+        output: Tensor
+        if self.checkpoint_cells and torch.is_grad_enabled():
+            output = checkpoint(
+                cell,
+                *inputs,
+                use_reentrant=False,
+                preserve_rng_state=False,  # nothing in a cell draws random numbers
+                context_fn=lambda: (nullcontext(), _running_statistics_held(cell)),
+            )
+        else:
+            output = cell(*inputs)
+        return output
+
+
+def build_model(config: TrainConfig, num_classes: int) -> PNASNet5:
+    """The network that a run's configuration asks for, with random weights, on the CPU."""
+    return PNASNet5(
+        SCALES[config.model],
+        num_classes,
+        None if config.aux == "none" else config.aux,
+        config.padding,
+        config.drop_path,
+        dropout=config.dropout,
+        checkpoint_cells=config.activation_checkpointing,
+    )
+
+
+def _cells(scale: Scale, padding: Padding) -> Iterator[tuple[str, Cell]]:
+    """The cells and their names, in order. The two of the stem, and the first of each later stage, halve the sides."""
+    left = right = scale.stem
+    previous: Previous = "as it is"
+    for name, width, stride in _plan(scale):
+        yield name, Cell(left, right, width, stride=stride, padding=padding, previous=previous)
+        left, right = right, len(SUMS) * width
+        previous = "reduced" if stride == 2 else "projected"
+
+
+def _plan(scale: Scale) -> Iterator[tuple[str, int, int]]:
+    """Name, width and stride of each cell."""
+    yield "cell_stem_0", scale.filters // 4, 2
+    yield "cell_stem_1", scale.filters // 2, 2
+    for index in range(STAGES * scale.cells):
+        stage, place = divmod(index, scale.cells)
+        yield f"cell_{index}", scale.filters << stage, 2 if stage and not place else 1
+
+
+def _aux_head(scale: Scale, kind: AuxKind | None, num_classes: int) -> tuple[AuxHead | None, str]:
+    """The head, and the cell that it follows."""
+    if kind is None:
+        return None, ""
+    if kind == "tf":  # slim nasnet.py, _build_aux_head: behind the last cell of the second stage
+        head = AuxHead(scale.channels(1), num_classes, AuxShape(scale.aux_side, pool=5, stride=3))
+        return head, f"cell_{2 * scale.cells - 1}"
+    head = AuxHead(scale.channels(2), num_classes, AuxShape(11, pool=7, stride=2))
+    return head, f"cell_{2 * scale.cells}"
+
+
+@contextmanager
+def _running_statistics_held(cell: nn.Module) -> Iterator[None]:
+    """Batch norms go on normalising by the batch, but do not count it: recomputation must not count it twice."""
+    norms = [module for module in cell.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+pnasnet5large = partial(PNASNet5, LARGE)
+pnasnet5mobile = partial(PNASNet5, MOBILE)
+pnasnet5tiny = partial(PNASNet5, TINY)
