@@ -96,5 +96,8 @@ def refuse(field: str, value: object, rule: str) -> NoReturn:
 
 def show(value: object) -> str:
     """A value as JSON on one line, cut where it is long."""
-    text = json.dumps(value, default=str)
+    try:
+        text = json.dumps(value, default=str)
+    except RecursionError:  # what json.loads could just read
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."

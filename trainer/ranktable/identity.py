@@ -25,7 +25,7 @@ class Identity:
     pod_ip: str | None = None
     pod_name: str | None = None
     host_ip: str | None = None
-    node_rank: int | None = None  # only for tables that name no pod: a 2.0 table, or a hand-made one
+    node_rank: int | None = None  # only where a table names nobody (2.0), or nothing else is known
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], *, node_rank: int | None = None) -> "Identity":
@@ -64,7 +64,7 @@ def find_me(table: RankTable, identity: Identity) -> Server:
                 f"the table has {len(matches)} entries that could be this pod ({_mine(identity)}): "
                 "set POD_UID from metadata.uid"
             )
-    if not identity.names or not any(server.container_ip or server.host_ip for server in table.servers):
+    if not identity.names or table.version == "2.0":  # which names neither pods nor hosts
         return _by_position(table, possible, identity)
     raise UsageError(
         f"the table does not contain this pod: it has {_theirs(table)}, looked for {_mine(identity)}; "
@@ -100,7 +100,7 @@ def _is_other_pod(server: Server, identity: Identity) -> bool:
 
 
 def _by_position(table: RankTable, possible: list[Server], identity: Identity) -> Server:
-    """For a table that names no pod, or a process that knows nothing about itself."""
+    """For a table that names nobody, or a process that knows nothing about itself."""
     if len(table.servers) == 1 and possible:
         return possible[0]
     if identity.node_rank is not None and identity.node_rank < len(table.servers):

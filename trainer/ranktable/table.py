@@ -32,6 +32,7 @@ from trainer.ranktable.fields import (
 
 NO_ADDRESS = "-1"  # what the device plugin writes for a device whose network card it cannot ask
 SERVER_ID_LIMIT = 64  # characters; HCCL's user guide
+EMPTY_ID = "an old device plugin under a new operator leaves it empty"
 
 
 class NotReadyError(UsageError):
@@ -280,7 +281,8 @@ def _check_duplicates(servers: Iterable[Server]) -> None:
 def _server_id(entry: Mapping[str, Json], where: str) -> str:
     server_id = text_of(entry, "server_id", where)
     if not 0 < len(server_id) <= SERVER_ID_LIMIT:
-        refuse(path_of(where, "server_id"), server_id, f"must be a name of 1 to {SERVER_ID_LIMIT} characters")
+        rule = f"must be a name of 1 to {SERVER_ID_LIMIT} characters; {EMPTY_ID}"
+        refuse(path_of(where, "server_id"), server_id, rule)
     return server_id
 
 
