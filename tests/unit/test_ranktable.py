@@ -238,9 +238,9 @@ def test_a_half_written_or_initializing_table_may_be_waited_for(text: str) -> No
         parse(text)
 
 
-@pytest.mark.parametrize("depth", [*range(600, 1000, 5), 100_000])
+@pytest.mark.parametrize("depth", [*range(800, 1000, 10), 100_000])
 def test_a_table_that_is_nested_deeply_is_refused(depth: int) -> None:
-    with pytest.raises(UsageError, match="not a rank table|must be a"):
+    with pytest.raises(UsageError, match=r"not a rank table|must be a"):
         parse('{"status":' + "[" * depth + "]" * depth + "}")
 
 
