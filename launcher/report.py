@@ -95,7 +95,7 @@ def list_text(jobs: Sequence[tuple[JobState, Progress]], *, now: float) -> str:
                 str(state.setting("npus") or "-"),
                 "-" if state.started is None else _clock(state.started),
                 "-" if took is None else format_duration(took),
-                "-" if top1 is None else f"{top1:g} %",
+                "-" if top1 is None else f"{top1:.4g} %",
             )
         )
     return _columns(rows)
@@ -166,12 +166,12 @@ def _accuracy(event: Event | None) -> dict[str, str]:
     images = _number(event, "images")
     over = "" if images is None else f" of {images:,.0f} images"
     found = {name: _number(event, key) for name, key in (("top-1", "top1"), ("top-5", "top5"))}
-    return {name: f"{value:g} %{over}" for name, value in found.items() if value is not None}
+    return {name: f"{value:.4g} %{over}" for name, value in found.items() if value is not None}
 
 
 def _speed(event: Event | None) -> str:
     fps = _number(event, "fps")
-    return "" if fps is None else f"{fps:,g} images/s"
+    return "" if fps is None else f"{fps:,.1f} images/s"
 
 
 def _seconds(event: Event | None, key: str) -> str:

@@ -1,0 +1,228 @@
+"""`submit` with the real trainer on real images: to the end, through a terminal, past a killed launcher."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[2]
+SMALL = (
+    *("--backend", "local", "--device", "cpu", "--npus", "2", "--mode", "performance", "--model", "pnasnet5tiny"),
+    *("--image-size", "32", "--batch-size", "2", "--steps", "3", "--warmup-steps", "1", "--workers", "0"),
+)
+
+
+def make_images(root: Path) -> None:
+    for split, count in (("train", 8), ("val", 2)):
+        for label in range(2):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for place in range(count):
+                Image.new("RGB", (40, 36), (90 * label, 20 * place, 60)).save(folder / f"{place}.JPEG")
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PNAS_")}
+    state = {"XDG_STATE_HOME": str(tmp_path / "state"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    return kept | state | {"OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "150", "LINES": "40"}
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "launcher", *words]
+
+
+def run(environ: dict[str, str], *words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command(*words), cwd=REPOSITORY, env=environ, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+class Terminal:
+    """A launcher in a terminal of its own, which is its controlling terminal, as in a person's shell."""
+
+    _TAKE = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+
+    def __init__(self, environ: dict[str, str], *words: str) -> None:
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self._TAKE, *command(*words)],
+            cwd=REPOSITORY,
+            env=environ,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+        )
+        os.close(slave)
+        self.output = ""
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._master, keys)
+
+    def read_until(self, text: str) -> None:
+        while text not in self.output:
+            self.output += os.read(self._master, 65536).decode()
+
+    def finish(self) -> int:
+        """Read all that is left; the exit code."""
+        while True:
+            try:
+                block = os.read(self._master, 65536)
+            except OSError:  # how Linux says that a terminal's other side is closed
+                break
+            self.output += block.decode()
+        os.close(self._master)
+        return self.process.wait(timeout=60)
+
+
+def screen(output: str) -> list[str]:
+    """The lines that remain on the screen: just enough of a terminal for what is drawn here."""
+    lines, row = [""], 0
+    for part in re.findall(r"\x1b\[\??[\d;]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", output):
+        if part == "\n":
+            row += 1
+            lines += [""] * (row - len(lines) + 1)
+        elif part.endswith("A") and part.startswith("\x1b"):
+            row -= int(part[2:-1] or 1)
+        elif part == "\x1b[2K":
+            lines[row] = ""
+        elif not part.startswith(("\x1b", "\r")):
+            lines[row] += part
+    return [line.rstrip() for line in lines]
+
+
+def test_a_terminal_shows_one_line_per_device_and_keeps_the_summary(tmp_path: Path, environ: dict[str, str]) -> None:
+    make_images(tmp_path / "data")
+    terminal = Terminal(
+        environ, "submit", *SMALL, "--data-path", str(tmp_path / "data"), "--output", str(tmp_path / "out")
+    )
+    assert terminal.finish() == 0, terminal.output
+    left = screen(terminal.output)
+    rows = [line for line in left if re.match(r"rank \d cpu:\d", line)]
+    assert [row.split()[:3] for row in rows] == [["rank", "0", "cpu:0"], ["rank", "1", "cpu:1"]], left
+    assert all("4/4" in row and "images/s" in row for row in rows), rows
+    assert not [line for line in left if "] step " in line], "steps move their device's line and do not scroll"
+    end = left[left.index(rows[1]) + 1 :]
+    assert end[0].startswith("Succeeded  pnas-performance-tiny-")
+    summary = {line.split()[0]: line for line in end if line}
+    assert re.search(r"\d+\.\d images/s$", summary["speed"])
+    assert re.search(r" lines from 2 devices, 0 missing$", summary["log"])
+    assert Path(summary["files"].split()[1]).parent == tmp_path / "out"
+
+
+def test_a_job_survives_ctrl_c_and_a_killed_launcher_and_its_name_is_kept(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
+    make_images(tmp_path / "data")
+    where = ("--data-path", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--name", "mine")
+    terminal = Terminal(environ, "submit", *SMALL, *where)
+    terminal.read_until("come back")
+    terminal.type(b"\x03")
+    assert terminal.finish() == 130
+    assert "job mine goes on" in terminal.output
+    assert "python -m launcher cancel mine" in terminal.output
+
+    follower = subprocess.Popen(command("logs", "mine", "-f"), cwd=REPOSITORY, env=environ, stdout=subprocess.DEVNULL)
+    follower.send_signal(signal.SIGKILL)
+    assert follower.wait() == -signal.SIGKILL
+
+    assert run(environ, "wait", "mine", "--timeout", "100s").returncode == 0
+    log = run(environ, "logs", "mine").stdout
+    assert "[rank 0 cpu:0] result mode=performance" in log
+    status = json.loads(run(environ, "status", "mine", "--json").stdout)
+    assert status["status"]["result"]["output"] == status["output"] == str(tmp_path / "out" / "mine")
+    taken = run(environ, "submit", *SMALL, *where)
+    assert (taken.returncode, len(taken.stderr.splitlines())) == (6, 1)
+    assert run(environ, "delete", "mine").returncode == 0
+    taken = run(environ, "submit", *SMALL, *where)
+    assert taken.returncode == 6
+    assert f"{tmp_path / 'out' / 'mine'} holds an earlier run" in taken.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--npu", "2"), 2, "Unknown option: --npu. Did you mean --npus?"),
+        (("--epochs", "many"), 2, "--epochs"),
+        (("--backend", "volcano"), 2, "--backend"),
+        (("--mode", "eval"), 2, "--mode eval needs --weights"),
+        (("--profile", "recomended"), 2, "did you mean recommended"),
+        (("--name", "Mine"), 2, "--name Mine"),
+        (("--data-path", "nowhere"), 2, "nowhere: no such folder"),
+        (("--data-path", "."), 2, "no train/ and no val/"),
+        (("--output", "file/out"), 2, "file is a file"),
+        (("--nodes", "2"), 2, "this machine only"),
+        (("--rank-table", "nowhere.json"), 2, "no such file"),
+        (("--mode", "finetune", "--weights", "nowhere.pth"), 2, "no such file"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_created(
+    tmp_path: Path, environ: dict[str, str], words: Sequence[str], code: int, said: str
+) -> None:
+    for split in ("train", "val"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    options = {"--backend": "local", "--data-path": "data", "--output": "out"}
+    options |= dict(zip(words[::2], words[1::2], strict=True))
+    done = subprocess.run(
+        command("submit", *(word for option in options.items() for word in option)),
+        cwd=tmp_path,
+        env=environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_auto_says_where_the_job_runs_and_config_show_says_where_values_come_from(environ: dict[str, str]) -> None:
+    done = run(environ | {"PNAS_LR": "0.2"}, "config", "show", "--npus", "2", "--profile", "recommended", "--json")
+    settings = json.loads(done.stdout)["settings"]
+    assert settings["lr"] == {"value": 0.2, "origin": "environment"}
+    assert settings["npus"] == {"value": 2, "origin": "flag"}
+    assert settings["ema"] == {"value": 0.9998, "origin": "profile recommended"}
+    assert settings["epochs"] == {"value": 90, "origin": "mode full"}
+    refused = run(environ, "submit", "--data-path", "nowhere")
+    assert refused.stderr.splitlines()[0] == (
+        "no cluster backend is set up: the job runs on this machine (--backend local)"
+    )
+
+
+@pytest.mark.parametrize("words", [("--help",), ("logs", "--help"), ("list",)])
+def test_what_only_reads_imports_neither_torch_nor_kubernetes_nor_pydantic(
+    environ: dict[str, str], words: Sequence[str]
+) -> None:
+    program = "import sys; from launcher.cli import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=True
+    )
+    modules = {name.split(".")[0] for name in done.stderr.split()}
+    assert "launcher" in modules
+    assert not modules & {"torch", "torchvision", "kubernetes", "numpy", "pydantic", "yaml"}
+
+
+def test_submits_help_shows_every_setting_without_importing_torch(environ: dict[str, str]) -> None:
+    program = (
+        "import sys; from launcher.cli import main; main(['submit', '--help']); print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=True
+    )
+    assert not {name.split(".")[0] for name in done.stderr.split()} & {"torch", "torchvision", "kubernetes", "numpy"}
+    for word in ("--npus", "--data-path", "--label-smoothing", "--profile", "--detach", "Examples:"):
+        assert word in done.stdout
+    assert "--run-name" not in done.stdout
