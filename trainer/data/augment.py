@@ -17,9 +17,12 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from trainer.config import TrainConfig
+from trainer.loss import Targets
+
+Rgb = tuple[float, float, float]
 
 # `--normalize`: mean and deviation of each channel of an image in [0, 1].
-NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+NORMALIZATIONS: dict[str, tuple[Rgb, Rgb]] = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -31,14 +34,6 @@ class SampleKey(NamedTuple):
 
     seed: int
     uniform: float
-
-
-class MixedTargets(NamedTuple):
-    """Targets of mixed images: loss = lam * loss(labels_a) + (1 - lam) * loss(labels_b), for each head alike."""
-
-    labels_a: Tensor
-    labels_b: Tensor
-    lam: float
 
 
 def sample_key(*, seed: int, epoch: int, sample: int) -> SampleKey:
@@ -115,7 +110,7 @@ def device_transform(
 
 def mix(
     images: Tensor, labels: Tensor, *, mixup: float, cutmix: float, seed: int, epoch: int, step: int, rank: int
-) -> tuple[Tensor, MixedTargets]:
+) -> tuple[Tensor, Targets]:
     """Mix each image with its neighbour in the batch, by mixup or CutMix; where both are on, each half of the time.
 
     Only inputs and targets change, so it works with any number of heads. Neighbours are random already: the epoch's
@@ -130,16 +125,16 @@ def mix(
     digest = hashlib.blake2b(f"mix {seed} {epoch} {step} {rank}".encode(), digest_size=8).digest()
     draw = random.Random(int.from_bytes(digest, "little"))
     if mixup == 0 and cutmix == 0:
-        return images, MixedTargets(labels, labels, 1.0)
-    neighbours, targets = images.roll(1, 0), labels.roll(1, 0)
+        return images, Targets(labels)
+    neighbours, other = images.roll(1, 0), labels.roll(1, 0)
     if mixup > 0 and (cutmix == 0 or draw.random() < 0.5):
-        lam = draw.betavariate(mixup, mixup)
-        return torch.lerp(neighbours, images, lam), MixedTargets(labels, targets, lam)
+        share = draw.betavariate(mixup, mixup)
+        return torch.lerp(neighbours, images, share), Targets(labels, other, share)
     top, bottom, left, right = _cutmix_box(draw, alpha=cutmix, height=images.shape[2], width=images.shape[3])
     mixed = images.clone()
     mixed[:, :, top:bottom, left:right] = neighbours[:, :, top:bottom, left:right]
-    lam = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
-    return mixed, MixedTargets(labels, targets, lam)
+    share = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
+    return mixed, Targets(labels, other, share)
 
 
 def _cutmix_box(draw: random.Random, *, alpha: float, height: int, width: int) -> tuple[int, int, int, int]:

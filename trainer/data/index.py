@@ -60,6 +60,11 @@ class Datasets:
     val: ImageIndex
     fingerprint: str
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names that the labels of both splits are indices into."""
+        return self.val.classes
+
 
 def load_datasets(data_path: Path, *, need_train: bool = True) -> Datasets:
     """Index `data_path`/train and `data_path`/val. Validation labels count in train's classes, if there is a train/.
@@ -207,7 +212,8 @@ def _cache_file(root: Path) -> Path | None:
 def _read_cache(cache: Path, root: Path) -> ImageIndex | None:
     """The cached index, or None if there is none, it is damaged, or any folder has changed since."""
     try:
-        with np.load(cache, allow_pickle=False) as stored:
+        # Opened here, because numpy leaves a file of its own open when it is damaged.
+        with cache.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             folders, stamps = stored["folders"], stored["stamps"]
             classes, paths, labels = stored["classes"], stored["paths"], stored["labels"]
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):

@@ -183,7 +183,7 @@ def _from_tar(source: Path, to: Path, labels: Mapping[str, str], progress: Calla
                     written += 1
                 progress(done)
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise UsageError(f"{source}: not a whole tar file: {error}; fetch it again") from None
+        raise UsageError(f"{source}: not a whole tar file: {str(error).splitlines()[0]}; fetch it again") from None
     return written
 
 

@@ -5,18 +5,17 @@ file is decoded in a process whose stderr is listened to.
 """
 
 import os
-import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from trainer.data.decode import BadImageError, decode
 from trainer.data.index import walk_images
+from trainer.data.loader import start_worker, whole_item_loader
 from trainer.errors import UsageError
 
 _STDERR = 2
@@ -71,10 +70,7 @@ def verify(path: Path, *, workers: int) -> Report:
 def _findings(files: list[Path], workers: int) -> Iterator[Broken | Notes]:
     """A finding for each file, in order."""
     chunks = range(0, len(files), 32)
-    loader = DataLoader(
-        _Chunks(files), batch_size=None, sampler=chunks, num_workers=min(workers, len(chunks)), worker_init_fn=_listen
-    )
-    for findings in loader:
+    for findings in whole_item_loader(_Chunks(files), chunks, workers=workers, start_worker=_listen):
         yield from findings
 
 
@@ -119,8 +115,7 @@ def _notes(path: Path) -> Notes:
     return tuple(notes)
 
 
-def _listen(_worker: int) -> None:
+def _listen(worker: int) -> None:
     """Turn this process's stderr into a file in memory that `_examine` reads after each image."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    start_worker(worker)
     os.dup2(os.memfd_create("stderr"), _STDERR)

@@ -1,0 +1,202 @@
+"""The loader with real processes: the same bits however they are made, and one line when it cannot go on."""
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.config import TrainConfig
+from trainer.data.decode import BadImageError
+from trainer.data.index import ImageIndex, load_split
+from trainer.data.loader import Batch, eval_batches, to_device, train_batches
+from trainer.errors import TrainerError, UsageError
+
+CONFIG = TrainConfig(image_size=16, batch_size=4, seed=7, augment="trivial")
+N = 45
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
+    data = tmp_path_factory.mktemp("data")
+    draw = np.random.default_rng(0)
+    for number in range(N):
+        path = data / "train" / "abc"[number % 3] / f"{number:03d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
+    return load_split(data, "train")
+
+
+def train(
+    images: ImageIndex,
+    *,
+    config: TrainConfig = CONFIG,
+    epoch: int = 1,
+    start_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    steps: int | None = None,
+) -> Iterator[Batch]:
+    return train_batches(
+        images,
+        config=config,
+        epoch=epoch,
+        start_step=start_step,
+        rank=rank,
+        world_size=world_size,
+        workers=workers,
+        pin_memory=False,
+        steps=steps,
+    )
+
+
+def samples(batches: list[Batch]) -> list[tuple[int, int, bool, bytes]]:
+    """Index, label, flip and pixels of each image."""
+    return [
+        (int(index), int(label), bool(flip), image.numpy().tobytes())
+        for batch in batches
+        for image, label, flip, index in zip(*batch, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def reference(images: ImageIndex) -> list[tuple[int, int, bool, bytes]]:
+    return samples(list(train(images)))
+
+
+def test_a_batch_holds_what_its_docstring_says(images: ImageIndex) -> None:
+    batch = next(train(images))
+    assert [(tensor.dtype, tuple(tensor.shape)) for tensor in batch] == [
+        (torch.uint8, (4, 3, 16, 16)),
+        (torch.int64, (4,)),
+        (torch.bool, (4,)),
+        (torch.int64, (4,)),
+    ]
+    assert torch.equal(batch.labels, torch.from_numpy(images.labels)[batch.indices])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_samples_do_not_depend_on_the_number_of_loader_processes(
+    images: ImageIndex, reference: list[tuple[int, int, bool, bytes]], workers: int
+) -> None:
+    assert samples(list(train(images, workers=workers))) == reference
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [(2, 2), (4, 1)])
+def test_samples_do_not_depend_on_the_number_of_devices(
+    images: ImageIndex, reference: list[tuple[int, int, bool, bytes]], world_size: int, batch_size: int
+) -> None:
+    config = CONFIG.model_copy(update={"batch_size": batch_size})
+    ranks = [list(train(images, config=config, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    steps = [batch for step in zip(*ranks, strict=True) for batch in step]
+    assert samples(steps) == reference
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_epoch_repeats_and_skips_nothing(
+    images: ImageIndex, reference: list[tuple[int, int, bool, bytes]], workers: int
+) -> None:
+    assert samples(list(train(images, start_step=5, workers=workers))) == reference[20:]
+
+
+def test_steps_limit_the_epoch_counted_from_its_start(
+    images: ImageIndex, reference: list[tuple[int, int, bool, bytes]]
+) -> None:
+    assert samples(list(train(images, steps=3))) == reference[:12]
+    assert samples(list(train(images, steps=3, start_step=1))) == reference[4:12]
+    assert list(train(images, steps=3, start_step=3)) == []
+
+
+def test_another_epoch_shows_the_same_images_otherwise(images: ImageIndex) -> None:
+    # TrivialAugment's strongest brightness makes some pairs equal: all black.
+    config = CONFIG.model_copy(update={"augment": "none"})
+    earlier, later = (
+        {index: pixels for index, _, _, pixels in samples(list(train(images, config=config, epoch=epoch)))}
+        for epoch in (1, 2)
+    )
+    assert all(earlier[index] != later[index] for index in earlier.keys() & later.keys())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loading_leaves_the_models_random_numbers_alone(images: ImageIndex, workers: int) -> None:
+    torch.manual_seed(3)
+    undisturbed = torch.rand(4)
+    torch.manual_seed(3)
+    list(train(images, workers=workers))
+    assert torch.equal(torch.rand(4), undisturbed)
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (3, 1), (50, 0)])
+def test_evaluation_counts_every_image_once(images: ImageIndex, world_size: int, workers: int) -> None:
+    batches = [
+        batch
+        for rank in range(world_size)
+        for batch in eval_batches(
+            images, config=CONFIG, rank=rank, world_size=world_size, workers=workers, pin_memory=False
+        )
+    ]
+    assert torch.equal(torch.cat([batch.indices for batch in batches]), torch.arange(N))
+    assert not torch.cat([batch.flips for batch in batches]).any()
+
+
+def test_a_batch_larger_than_the_data_is_refused_before_a_process_starts(images: ImageIndex) -> None:
+    with pytest.raises(UsageError, match="more than the 45 training images"):
+        train(images, world_size=12)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_image_is_one_line_and_no_traceback(
+    images: ImageIndex, tmp_path: Path, workers: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(images.path(0).read_bytes()[:300])
+    paths = images.paths.astype("S256")
+    paths[11] = os.fsencode(bad)
+    with pytest.raises(BadImageError) as error:
+        list(train(dataclasses.replace(images, paths=paths), workers=workers))
+    assert str(error.value).startswith(f"{bad}: truncated")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_killed_loader_process_is_one_line_that_says_what_to_lower(
+    images: ImageIndex, capfd: pytest.CaptureFixture[str]
+) -> None:
+    batches = train(images, config=CONFIG.model_copy(update={"batch_size": 1}), workers=1)
+    next(batches)
+    (loader,) = multiprocessing.active_children()
+    os.kill(loader.pid or 0, signal.SIGKILL)
+    with pytest.raises(TrainerError, match=r"a loader process died.* lower --workers") as error:
+        list(batches)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_ctrl_c_is_the_training_processs_to_answer(
+    images: ImageIndex, reference: list[tuple[int, int, bool, bytes]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    batches = train(images, workers=2)
+    first = next(batches)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid or 0, signal.SIGINT)
+    assert samples([first, *batches]) == reference
+    assert capfd.readouterr().err == ""
+
+
+def test_leaving_an_epoch_early_leaves_no_process_behind(images: ImageIndex) -> None:
+    batches = train(images, workers=2)
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    del batches
+    assert not multiprocessing.active_children()
+
+
+def test_a_cpu_gets_the_batches_as_they_are(images: ImageIndex, reference: list[tuple[int, int, bool, bytes]]) -> None:
+    assert samples(list(to_device(train(images), torch.device("cpu")))) == reference
