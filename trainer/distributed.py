@@ -2,6 +2,7 @@
 
 import inspect
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -49,7 +50,7 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     parameters = inspect.signature(DistributedDataParallel).parameters
     # torch 2.14 renamed the option and warns at the old name.
     per_step_buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
-    options = {per_step_buffers: False, "gradient_as_bucket_view": device.type != "npu"}
+    options: dict[str, Any] = {per_step_buffers: False, "gradient_as_bucket_view": device.type != "npu"}
     if device.type == "cpu":
         return DistributedDataParallel(model, **options)
     return DistributedDataParallel(model, device_ids=[device.index], **options)
@@ -66,7 +67,7 @@ def equalise_batch_norm(model: nn.Module) -> None:
     flat = torch.cat([buffer.flatten() for buffer in buffers])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+    for buffer, mean in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(mean.view_as(buffer))
 
 

@@ -3,31 +3,32 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from trainer.model import PNASNet5
 from trainer.schedule import ema_decay
 
 
 class Ema:
     """The averaged model; batch-norm statistics are copied, not averaged twice."""
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: PNASNet5, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self._decay = decay
         self._updates = 0
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: PNASNet5) -> None:
         """Move the average towards `model` after an optimizer step."""
         weight = 1 - ema_decay(self._decay, self._updates)
         self._updates += 1
-        averages = list(self.model.parameters())
+        averages: list[Tensor] = list(self.model.parameters())
         torch._foreach_lerp_(
             averages, [p.detach().to(a.dtype) for a, p in zip(averages, model.parameters(), strict=True)], weight
         )
 
     @torch.no_grad()
-    def copy_buffers(self, model: nn.Module) -> None:
+    def copy_buffers(self, model: PNASNet5) -> None:
         """Take over the batch-norm statistics of `model`; done before evaluation, not at every step."""
         for mine, its in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(its)

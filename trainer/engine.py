@@ -32,6 +32,7 @@ class Training:
     """The parts of a run that live as long as it does."""
 
     config: TrainConfig
+    """With what its weights brought along."""
     rank: int
     world_size: int
     runtime: Device
@@ -44,7 +45,7 @@ class Training:
     ema: Ema | None
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluated(self) -> PNASNet5:
         """The model whose accuracy is the run's: the average where there is one."""
         return self.network if self.ema is None else self.ema.model
 

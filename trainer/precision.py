@@ -94,7 +94,7 @@ class Autocast:
 
     def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Plain gradients."""
-        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        loss.backward()
 
     def step(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip_norm: float) -> None:
         """Clip and update."""
@@ -127,7 +127,7 @@ class ScaledAutocast:
 
     def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Gradients of the scaled loss."""
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self._scaler.scale(loss).backward()
 
     def step(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip_norm: float) -> None:
         """Unscale, clip, update unless a gradient overflowed, and adapt the scale if it is dynamic."""
@@ -160,7 +160,7 @@ class ApexO2:
         self._loss_scale = loss_scale
 
     def optimizer(self, device: Device, groups: Iterable[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-        """apex's fused SGD, which updates the combined gradients in one operator."""
+        """Apex's fused SGD, which updates the combined gradients in one operator."""
         optimizer: torch.optim.Optimizer = self._optimizers.NpuFusedSGD(
             groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov
         )

@@ -117,7 +117,7 @@ def _open_board(folder: Path) -> Any:
     # Imported here: it takes about a second, which only rank 0 has to pay.
     from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
 
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]  # torch does not annotate it
+    return SummaryWriter(str(folder))
 
 
 def _logfmt_value(value: object) -> str:

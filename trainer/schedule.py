@@ -40,8 +40,8 @@ def learning_rate(config: TrainConfig, *, epoch: int, step: int, steps: int) -> 
 
 
 def progress(config: TrainConfig, *, epoch: int, step: int, steps: int) -> float:
-    """Share of the run that lies behind, in [0, 1): ramps drop-path as TensorFlow's slim does."""
-    return (epoch * steps + step) / max(1, config.epochs * steps)
+    """Share of the run that lies behind, in [0, 1]: ramps drop-path as TensorFlow's slim does."""
+    return min(1.0, (epoch * steps + step) / (config.epochs * steps))
 
 
 def ema_decay(limit: float, updates: int) -> float:
@@ -53,4 +53,6 @@ def ema_decay(limit: float, updates: int) -> float:
 
 
 def _half_cosine(peak: float, fraction: float) -> float:
+    # A timed run may go on for longer than its one epoch.
+    fraction = min(1.0, fraction)
     return 0.5 * peak * (1 + math.cos(math.pi * fraction))

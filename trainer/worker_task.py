@@ -27,7 +27,9 @@ class WorkerTask:
 
     def to_json(self) -> str:
         """The environment variable's text."""
-        values = {**self.__dict__, "config": self.config.model_dump(mode="json"), "run": str(self.run)}
+        # Only what was set: weights may bring the rest along.
+        config = self.config.model_dump(mode="json", exclude_unset=True)
+        values = {**self.__dict__, "config": config, "run": str(self.run)}
         return json.dumps(values)
 
     @classmethod

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 
 from trainer.devices import open_device
 from trainer.distributed import data_parallel, equalise_batch_norm, join, leave, sum_over_ranks
@@ -31,7 +31,7 @@ def _enter(rank: int, world_size: int, port: int, task: Callable[..., None], *ar
 
 
 def _on_ranks(world_size: int, task: Callable[..., None], *arguments: Any) -> None:
-    mp.spawn(_enter, args=(world_size, _free_port(), task, *arguments), nprocs=world_size)
+    spawn(_enter, args=(world_size, _free_port(), task, *arguments), nprocs=world_size)
 
 
 def _network() -> nn.Module:
@@ -63,10 +63,9 @@ def test_every_rank_has_the_gradient_of_the_whole_batch(tmp_path: Path, world_si
 
 def _statistics(rank: int, world_size: int, folder: Path) -> None:
     network = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(2))
-    for number, norm in enumerate(network):
-        norm.running_mean.fill_(rank + number)
-        norm.running_var.fill_(10 * rank + 1)
-        norm.num_batches_tracked.fill_(7)
+    for name, buffer in network.named_buffers():
+        number, _, kind = name.partition(".")
+        buffer.fill_({"running_mean": rank + int(number), "running_var": 10 * rank + 1}.get(kind, 7))
     equalise_batch_norm(network)
     torch.save(network.state_dict(), folder / f"{rank}.pt")
 

@@ -150,7 +150,7 @@ class TrainConfig(BaseModel):
             raise ValueError(f"--node-rank {self.node_rank} is not below --nodes {self.nodes}; nodes count from 0")
         if self.nesterov and self.momentum == 0:
             raise ValueError("--nesterov needs --momentum above 0")
-        if self.warmup_epochs and self.warmup_epochs >= self.epochs:
+        if self.mode in ("full", "finetune") and 0 < self.epochs <= self.warmup_epochs:
             raise ValueError(f"--warmup-epochs {self.warmup_epochs} leaves no epoch of --epochs {self.epochs}")
         if self.channels_last and self.device == "npu":
             raise ValueError("--channels-last is slow on an NPU: leave it out")
