@@ -1,7 +1,7 @@
 """One small interface to the three kinds of device, so that nothing else of the trainer asks which one it runs on."""
 
-from contextlib import AbstractContextManager
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
