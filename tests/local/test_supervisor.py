@@ -285,6 +285,17 @@ def test_a_worker_that_only_lost_its_peer_is_not_the_cause_though_it_exits_first
     assert ended.lines[-1].endswith('failed rank=1 device=cpu:1 cause="error loss is not finite at step 7"')
 
 
+def test_a_reason_stays_the_cause_when_the_interpreter_aborts_on_its_way_out(node: Node) -> None:
+    ended = node.run("import os; print('error loss is not finite'); os.abort()", "import time; time.sleep(1000)")
+    assert ended.exit_code == 1
+    assert ended.lines[-1].endswith('failed rank=0 device=cpu:0 cause="error loss is not finite"')
+
+
+def test_an_error_that_the_worker_went_on_from_is_not_the_cause(node: Node) -> None:
+    ended = node.run("print('error in one image')\nfor i in range(100): print(i)\nraise SystemExit(3)")
+    assert ended.lines[-1].endswith('cause="exit code 3: 99"')
+
+
 @pytest.mark.parametrize(("code", "expected"), [(1, 1), (2, 2), (6, 6), (3, 1), (75, 75), (0, 0)])
 def test_the_exit_code_is_the_failing_workers_where_it_means_something(node: Node, code: int, expected: int) -> None:
     ended = node.run(f"print('error \"this\" one'); raise SystemExit({code})", "pass")

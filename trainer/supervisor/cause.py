@@ -4,7 +4,7 @@ One worker's death takes the others with it: its peers' connections close, they 
 the first is, whose interpreter takes its time to shut down. So the order of exits alone is not the order of causes:
 
 * A worker prints its reason (a last line that begins with `error `) before it closes a connection. Where there is such
-  a line, its arrival is the time of the failure; else the exit is.
+  a line, its arrival is the time of the failure; else the exit is. What follows it is noise: torch may abort at exit.
 * A reason that speaks of a lost peer is a consequence: it counts only if no other worker has a better one.
 * What happened after the supervisor began to stop the workers is its own doing.
 """
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 FAILURE_CODES = frozenset({1, 2, 6})
 RESUMABLE = 75
 SHOWN = 500  # characters of a worker's own words in the cause
+NOISE = 64  # lines that may follow a worker's reason: the stacks of its threads, the warnings of its libraries
 
 # gloo, c10d's store, NCCL and HCCL (EI0006: a peer did not answer in time) on a peer that is gone.
 SECONDARY = re.compile(
@@ -58,13 +59,14 @@ class Ending:
     error_line: bytes | None
     """The last line that began with `error `."""
     error_at: float
+    lines_since_error: int
     last_line: bytes
 
     @property
     def reason(self) -> bytes | None:
-        """Its own words, if it gave up by itself; a worker stopped on its way out has said them too."""
-        by_itself = self.returncode > 0 or (self.told_to_stop and self.last_line == self.error_line)
-        return self.error_line if by_itself else None
+        """Its own words, if it gave up by itself, however it went then; the kernel's SIGKILL is not its own doing."""
+        killed = self.returncode == -signal.SIGKILL and not self.told_to_stop
+        return None if killed or self.lines_since_error > NOISE else self.error_line
 
     @property
     def began_at(self) -> float:
@@ -74,7 +76,7 @@ class Ending:
     @property
     def secondary(self) -> bool:
         """Whether it says itself that it fails because a peer is gone."""
-        if self.returncode in {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS} and self.reason is None:
+        if self.reason is None and self.returncode in {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS}:
             return False
         return SECONDARY.search(self.reason or self.last_line) is not None
 

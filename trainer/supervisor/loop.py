@@ -66,7 +66,7 @@ def _signals() -> Iterator[int]:
         os.close(writing)
 
 
-def _noted(number: int, frame: FrameType | None) -> None:
+def _noted(_number: int, _frame: FrameType | None) -> None:
     """The byte in the wake-up descriptor is all: the loop acts on it."""
 
 

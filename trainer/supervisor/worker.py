@@ -71,7 +71,7 @@ class WorkerProcess:
         self.ended_at: float | None = None
         self.told_to_stop = False
         self.returncode = 0
-        self.error_at = 0.0
+        self.error_at = float("inf")
         self.drain_by = 0.0
         self.children_killed = False
 
@@ -134,6 +134,7 @@ class WorkerProcess:
             told_to_stop=self.told_to_stop,
             error_line=self.tagger.error_line,
             error_at=self.error_at,
+            lines_since_error=self.tagger.lines_since_error,
             last_line=self.tagger.last_line,
         )
 
