@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.local.conftest import SMALL, Finished, train
+from tests.local.conftest import Finished, small, train
 
 
 def _picture(path: Path) -> None:
@@ -18,7 +18,7 @@ def _picture(path: Path) -> None:
 def _tree(root: Path) -> Path:
     for split in ("train", "val"):
         for label in ("a", "b"):
-            for number in range(8):
+            for number in range(20):
                 _picture(root / split / label / f"{number}.JPEG")
     return root
 
@@ -65,7 +65,7 @@ def _no_images(root: Path) -> Path:
     ],
 )
 def test_wrong_data_is_refused_in_one_line(tmp_path: Path, data: Callable[[Path], Path], said: str) -> None:
-    done = train(tmp_path / "out", *SMALL, data=data(tmp_path / "data"))
+    done = train(tmp_path / "out", *small(), data=data(tmp_path / "data"))
     assert done.code == 2
     assert said in _only_error(done)
 
@@ -87,7 +87,7 @@ def test_wrong_data_is_refused_in_one_line(tmp_path: Path, data: Callable[[Path]
     ],
 )
 def test_wrong_options_are_refused_in_one_line(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
-    done = train(tmp_path / "out", *SMALL, *options, data=_tree(tmp_path / "data"))
+    done = train(tmp_path / "out", *small(*options), data=_tree(tmp_path / "data"))
     assert done.code == 2
     assert said in _only_error(done)
 
@@ -96,7 +96,7 @@ def test_a_taken_run_name_is_a_conflict_and_leaves_the_run_alone(tmp_path: Path)
     kept = tmp_path / "out" / "run" / "kept"
     kept.parent.mkdir(parents=True)
     kept.write_text("kept")
-    done = train(tmp_path / "out", *SMALL, data=_tree(tmp_path / "data"))
+    done = train(tmp_path / "out", *small(), data=_tree(tmp_path / "data"))
     assert done.code == 6
     assert "choose another name" in _only_error(done)
     assert [path.name for path in kept.parent.iterdir()] == ["kept"]
@@ -106,7 +106,7 @@ def test_a_taken_run_name_is_a_conflict_and_leaves_the_run_alone(tmp_path: Path)
 def test_a_broken_image_stops_the_run_with_its_path(tmp_path: Path, content: bytes) -> None:
     data = _tree(tmp_path / "data")
     (data / "train" / "a" / "3.JPEG").write_bytes(content)
-    done = train(tmp_path / "out", *SMALL, "--batch-size", "8", "--npus", "2", data=data)
+    done = train(tmp_path / "out", *small("--batch-size", "8", "--npus", "2"), data=data)
     assert done.code == 1
     assert str(data / "train" / "a" / "3.JPEG") in done.stdout.splitlines()[-1]
     assert "Traceback" not in done.stdout + done.stderr
@@ -119,7 +119,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = str(other.getsockname()[1])
-        done = train(tmp_path / "out", *SMALL, "--npus", "2", "--master-port", port, data=_tree(tmp_path / "data"))
+        done = train(tmp_path / "out", *small("--npus", "2", "--master-port", port), data=_tree(tmp_path / "data"))
     assert done.code == 2
     assert f"port {port}" in _only_error(done)
     assert "--master-port" in _only_error(done)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.conftest import SMALL, Finished, train
+from tests.local.conftest import Finished, small, train
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     options = ("--npus", "2", "--epochs", "6", "--lr", "0.1", "--nesterov", "--schedule", "cosine-step")
     recipe = ("--warmup-epochs", "1", "--flip", "0", "--crop-scale", "0.8", "--eval-crop", "1.0", "--dropout", "0")
     output = tmp_path_factory.mktemp("trained")
-    done = train(output, *SMALL, *options, *recipe, "--normalize", "half", "--augment", "affine", data=digits)
+    done = train(output, *small(*options, *recipe, "--normalize", "half", "--augment", "affine"), data=digits)
     assert done.code == 0, done.stdout + done.stderr
     return done
 
@@ -93,7 +93,7 @@ def test_evaluation_counts_every_image_once_at_any_world_and_batch_size(
 ) -> None:
     options = ("--npus", str(npus), "--batch-size", str(batch), "--mode", "eval")
     weights = ("--weights", str(trained.run / "checkpoints" / "last.safetensors"))
-    done = train(tmp_path, *SMALL, *options, *weights, data=digits)
+    done = train(tmp_path, *small(*options, *weights), data=digits)
     assert done.code == 0, done.stdout + done.stderr
     (result,) = done.events("result")
     assert result["images"] == "360"
@@ -102,7 +102,7 @@ def test_evaluation_counts_every_image_once_at_any_world_and_batch_size(
 
 def test_finetuning_starts_from_the_weights(trained: Finished, digits: Path, tmp_path: Path) -> None:
     weights = ("--weights", str(trained.run / "checkpoints" / "last.safetensors"))
-    done = train(tmp_path, *SMALL, "--mode", "finetune", "--steps", "3", "--flip", "0", *weights, data=digits)
+    done = train(tmp_path, *small("--mode", "finetune", "--steps", "3", "--flip", "0", *weights), data=digits)
     assert done.code == 0, done.stdout + done.stderr
     before, after = (float(run.events("eval")[-1]["top1"]) for run in (trained, done))
     assert abs(before - after) < 2
@@ -110,7 +110,7 @@ def test_finetuning_starts_from_the_weights(trained: Finished, digits: Path, tmp
 
 def test_performance_mode_times_exactly_the_steps_asked_for(digits: Path, tmp_path: Path) -> None:
     options = ("--npus", "2", "--mode", "performance", "--steps", "30", "--warmup-steps", "4", "--batch-size", "32")
-    done = train(tmp_path, *SMALL, *options, data=digits)
+    done = train(tmp_path, *small(*options), data=digits)
     assert done.code == 0, done.stdout + done.stderr
     (result,) = done.events("result")
     assert "top1" not in result
@@ -135,7 +135,7 @@ def test_every_lever_of_the_recipe_works_together(digits: Path, tmp_path: Path) 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_trains(digits: Path, tmp_path: Path, precision: str) -> None:
     options = ("--mode", "performance", "--steps", "2", "--warmup-steps", "1", "--batch-size", "8")
-    done = train(tmp_path, *SMALL, *options, "--precision", precision, "--clip-norm", "10", data=digits)
+    done = train(tmp_path, *small(*options, "--precision", precision, "--clip-norm", "10"), data=digits)
     assert done.code == 0, done.stdout + done.stderr
     assert [row["loss"] for row in done.metrics("step")] == pytest.approx([2.3] * 3, abs=1.5)
     assert f"precision={precision}" in done.stdout
@@ -160,7 +160,7 @@ def test_the_same_run_gives_the_same_bits_whatever_the_number_of_loaders(digits:
         [
             row["loss"]
             for row in train(
-                tmp_path, *SMALL, *options, "--workers", str(workers), data=digits, name=f"workers{workers}"
+                tmp_path, *small(*options, "--workers", str(workers)), data=digits, name=f"workers{workers}"
             ).metrics("step")
         ]
         for workers in (0, 2)
@@ -170,7 +170,7 @@ def test_the_same_run_gives_the_same_bits_whatever_the_number_of_loaders(digits:
 
 
 def test_a_killed_worker_stops_the_others_and_is_the_last_line(digits: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "trainer", "--data-path", str(digits), "--output", str(tmp_path), *SMALL]
+    command = [sys.executable, "-m", "trainer", "--data-path", str(digits), "--output", str(tmp_path), *small()]
     options = ["--run-name", "run", "--npus", "2", "--log-interval", "1"]
     with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as trainer:
         assert trainer.stdout is not None
