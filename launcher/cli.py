@@ -254,15 +254,20 @@ def main(tokens: Sequence[str]) -> int:
         app(tokens, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as error:
-        return _fail(str(error), ExitCode.USAGE)
+        return _fail(f"{error} (see {report.PROGRAM} --help)", ExitCode.USAGE)
     except (LauncherError, TrainerError) as error:
         return _fail(str(error), error.exit_code, prefix="" if isinstance(error, Detached) else "error: ")
     except KeyboardInterrupt:
         return _fail("interrupted", ExitCode.INTERRUPTED, prefix="")
     except BrokenPipeError:
-        # `| head` has seen enough. Python flushes once more at exit, so standard output must lead somewhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # `| head` has seen enough.
+        _drop_output()
         return ExitCode.BROKEN_PIPE
+    except OSError as error:
+        # The launcher's own files, or a standard output that is full; the job has nothing to do with it.
+        _drop_output()
+        where = f"{error.filename}: " if error.filename else "standard output: "
+        return _fail(f"{where}{error.strerror}; a running job goes on", ExitCode.JOB_FAILED)
     return ExitCode.OK
 
 
@@ -270,6 +275,11 @@ def _fail(message: str, code: int, *, prefix: str = "error: ") -> int:
     sys.stdout.flush()
     _note(prefix + " ".join(message.split()))
     return code
+
+
+def _drop_output() -> None:
+    """Lead standard output nowhere: Python flushes what is left once more at exit, and would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _settings(profile: str | None, options: dict[str, Any]) -> "Settings":

@@ -89,7 +89,7 @@ class LiveView:
         self._notes: dict[int, str] = {}
         self._stack = ExitStack()
         self._stack.enter_context(
-            Live(get_renderable=self._table, console=console, refresh_per_second=8, vertical_overflow="ellipsis")
+            Live(get_renderable=self._table, console=console, refresh_per_second=4, vertical_overflow="ellipsis")
         )
 
     def show(self, items: Sequence[Line | Gap]) -> None:
@@ -120,7 +120,7 @@ class LiveView:
 
         table = Table.grid(padding=(0, 2))
         for rank, device in sorted(self._devices.items()):
-            step = self._progress.steps.get(rank)
+            step = self._progress.step(rank)
             cells = [self._notes.get(rank, "")] if step is None else step_cells(step)
             table.add_row(f"rank {rank} {device}", *cells)
         return table

@@ -28,7 +28,9 @@ class Following:
         selection = selection or Selection()
         kept: deque[Line | Gap] | None = None if tail is None else deque(maxlen=tail)
         for block in blocks:
-            items = [item for item in self._items(block) if isinstance(item, Gap) or selection.wants(item)]
+            items = list(self._items(block))
+            if not selection.everything:
+                items = [item for item in items if isinstance(item, Gap) or selection.wants(item)]
             if kept is None:
                 view.show(items)
                 continue

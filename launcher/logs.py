@@ -8,27 +8,25 @@ This module is pure: bytes go in, lines and gaps come out. Where the bytes come 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
-_TAG = re.compile(rb"\[(?:rank (\d+) ([a-z]+:\d+)|node (\d+)) #(\d+)\] ?")
+_TAG = re.compile(rb"\[(rank \d+ [a-z]+:\d+|node \d+) #(\d+)\] ?")
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line, without its line end. `number` is None for a line without a tag."""
+class Line(NamedTuple):
+    """One line, without its line end. `number` is None for a line without a tag.
+
+    `source` says who wrote it: `rank 3 cpu:3`, `node 0`, or nothing for a line without a tag.
+    """
 
     raw: bytes
     text: bytes
+    source: str = ""
     rank: int | None = None
     device: str | None = None
     node: int | None = None
     number: int | None = None
-
-    @property
-    def source(self) -> str:
-        """Who wrote it: `rank 3 cpu:3`, `node 0`, or nothing for a line without a tag."""
-        if self.rank is not None:
-            return f"rank {self.rank} {self.device}"
-        return "" if self.node is None else f"node {self.node}"
 
     @property
     def shown(self) -> bytes:
@@ -61,11 +59,16 @@ def parse_line(raw: bytes) -> Line:
     match = _TAG.match(raw)
     if match is None:
         return Line(raw, raw)
-    rank, device, node, number = match.groups()
-    text = raw[match.end() :]
-    if rank is None:
-        return Line(raw, text, node=int(node), number=int(number))
-    return Line(raw, text, rank=int(rank), device=device.decode(), number=int(number))
+    tag, number = match.groups()
+    return Line(raw, raw[match.end() :], *_writer(tag), int(number))
+
+
+@lru_cache(maxsize=1024)
+def _writer(tag: bytes) -> tuple[str, int | None, str | None, int | None]:
+    """The source, rank, device and node of a tag; a job has few of them, and a million lines."""
+    source = tag.decode()
+    kind, number, *device = source.split(" ")
+    return (source, int(number), device[0], None) if kind == "rank" else (source, None, None, int(number))
 
 
 @dataclass

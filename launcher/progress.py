@@ -58,26 +58,28 @@ def _value(text: str) -> Value:
 class Progress:
     """The latest news of a job, from its lines in order."""
 
-    steps: dict[int, Event] = field(default_factory=dict)
     evaluation: Event | None = None
     result: Event | None = None
     failure: Event | None = None
     error: Event | None = None
+    # Only the last of many step lines is ever looked at, so they are kept as they are until then.
+    _steps: dict[int, bytes] = field(default_factory=dict)
 
-    def update(self, line: Line) -> Event | None:
-        """Take note of `line`, and return it as an event if it is one."""
+    def update(self, line: Line) -> None:
+        """Take note of `line`."""
+        text = line.text
         if line.number is None:
             # What the trainer says before it has workers is not tagged, and only an error counts.
-            if not line.text.startswith(b"error: "):
-                return None
-            self.error = self.error or Event("error", {}, line.text[7:].decode("utf-8", "replace").strip())
-            return self.error
-        event = parse_event(line.text)
-        if event is None:
-            return None
-        if event.kind == "step" and line.rank is not None:
-            self.steps[line.rank] = event
-        elif event.kind == "eval":
+            if text.startswith(b"error: "):
+                self.error = self.error or Event("error", {}, text[7:].decode("utf-8", "replace").strip())
+        elif text.startswith(b"step "):
+            if line.rank is not None:
+                self._steps[line.rank] = text
+        elif (event := parse_event(text)) is not None:
+            self._note(event)
+
+    def _note(self, event: Event) -> None:
+        if event.kind == "eval":
             self.evaluation = event
         elif event.kind == "result":
             self.result = event
@@ -86,7 +88,6 @@ class Progress:
             self.failure = self.failure or event
         elif event.kind == "error":
             self.error = self.error or event
-        return event
 
     def update_all(self, lines: Iterable[Line]) -> "Progress":
         """Take note of all `lines`."""
@@ -94,10 +95,16 @@ class Progress:
             self.update(line)
         return self
 
+    def step(self, rank: int) -> Event | None:
+        """The latest step of a rank."""
+        text = self._steps.get(rank)
+        return None if text is None else parse_event(text)
+
     @property
     def latest_step(self) -> Event | None:
         """The step that has come furthest."""
-        return max(self.steps.values(), key=lambda e: (e.number("epoch") or 0, e.number("step") or 0), default=None)
+        events = [event for rank in self._steps if (event := self.step(rank)) is not None]
+        return max(events, key=lambda event: (event.number("epoch") or 0, event.number("step") or 0), default=None)
 
     @property
     def cause(self) -> str | None:

@@ -3,6 +3,8 @@
 The JSON documents are an interface: `apiVersion` changes when a field changes its meaning or goes away.
 """
 
+import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -74,6 +76,7 @@ def status_text(state: JobState, progress: Progress, events: Iterable[JobEvent],
         "speed": _speed(progress.result),
         "output": "" if state.output is None else str(state.output),
         "console": str(state.details.get("console", "")),
+        "command": shlex.join(state.details.get("command", [])),
         "backend": state.ref.backend,
     }
     happened = [f"  {_clock(event.time)}  {event.text}" for event in events]
@@ -159,7 +162,11 @@ def _devices(train: Mapping[str, Any]) -> str:
     kind = "device" if kind == "auto" else kind
     if count is None:
         return "1 cpu" if kind == "cpu" else f"every {kind} of this machine"
-    return f"{count} {kind}{'s' if count != 1 else ''}"
+    return _count(count, kind)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _accuracy(event: Event | None) -> dict[str, str]:
@@ -180,8 +187,7 @@ def _seconds(event: Event | None, key: str) -> str:
 
 
 def _books(books: Demultiplexer) -> str:
-    devices = f"{books.devices} device{'s' if books.devices != 1 else ''}"
-    text = f"{books.lines:,} lines from {devices}, {books.missing:,} missing"
+    text = f"{_count(books.lines, 'line')} from {_count(books.devices, 'device')}, {books.missing:,} missing"
     return text + "".join(f"; {gap}" for gap in books.gaps()[:8])
 
 
@@ -190,7 +196,13 @@ def _number(event: Event | None, key: str) -> float | None:
 
 
 def _fields(event: Event | None) -> dict[str, Any] | None:
-    return None if event is None else dict(event.fields)
+    """The event's fields; what JSON has no number for (a loss of nan) is text there."""
+    if event is None:
+        return None
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in event.fields.items()
+    }
 
 
 def _existing(path: Path | None) -> str:

@@ -26,8 +26,9 @@ CONSOLE = "console.log"
 
 def state_home(environ: Mapping[str, str] = os.environ) -> Path:
     """Where jobs are remembered: `$XDG_STATE_HOME/pnas/jobs`, by default under `~/.local/state`."""
-    home = environ.get("XDG_STATE_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "state") / "pnas" / "jobs"
+    home = Path(environ.get("XDG_STATE_HOME", ""))
+    # The XDG specification has relative paths ignored: jobs must be found from every folder.
+    return (home if home.is_absolute() else Path.home() / ".local" / "state") / "pnas" / "jobs"
 
 
 def write_record(path: Path, kind: str, values: Mapping[str, Any]) -> None:

@@ -253,6 +253,22 @@ def test_a_reader_that_goes_away_is_not_an_error(bench: Bench) -> None:
     launcher.stderr.close()
 
 
+def test_a_full_disk_behind_standard_output_is_one_line(bench: Bench) -> None:
+    ref = bench.start("say(0, 'x')")
+    wait_until(lambda: bench.backend.get(ref).phase.ended)
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            bench.command("logs", "job"),
+            env=bench.environ,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == b"error: standard output: No space left on device; a running job goes on\n"
+
+
 def test_lines_are_chosen_by_device_rank_pattern_and_number(bench: Bench) -> None:
     ref = bench.start(
         """
@@ -290,7 +306,7 @@ say(None, "done")
 
 
 def test_every_reading_command_answers_in_json(bench: Bench) -> None:
-    bench.start("say(0, 'step epoch=0 step=3 steps=9 loss=0.5')\nuntil('go')", name="one")
+    bench.start("say(0, 'step epoch=0 step=3 steps=9 loss=nan')\nuntil('go')", name="one")
     bench.start(f"say(0, '{RESULT}')", name="two")
     bench.signal_for("go")
     assert json.loads(bench.run("wait", "two", "--json").stdout)["status"]["result"]["top1"] == 97.8
@@ -300,7 +316,8 @@ def test_every_reading_command_answers_in_json(bench: Bench) -> None:
     latest = bench.run("status", "--json")
     assert json.loads(latest.stdout)["name"] == "two"
     assert latest.stderr == "job two\n", "a name that was left out is said"
-    assert json.loads(bench.run("status", "one", "--json").stdout)["status"]["step"]["steps"] == 9
+    step = json.loads(bench.run("status", "one", "--json").stdout, parse_constant=pytest.fail)["status"]["step"]
+    assert step == {"epoch": 0, "step": 3, "steps": 9, "loss": "nan"}, "JSON has no number for it"
 
 
 def test_status_and_list_are_readable(bench: Bench) -> None:

@@ -169,3 +169,9 @@ def test_since_begins_at_what_was_written_by_then(tmp_path: Path) -> None:
     assert b"".join(backend.logs(ref, since_s=1000)) == b"one\ntwo\nthree\n"
     assert b"".join(backend.logs(ref, since_s=50)) == b"two\nthree\n"
     assert b"".join(backend.logs(ref, since_s=5)) == b"three\n"
+
+
+def test_jobs_are_remembered_in_one_place_whatever_the_working_folder(tmp_path: Path) -> None:
+    assert records.state_home({"XDG_STATE_HOME": str(tmp_path)}) == tmp_path / "pnas" / "jobs"
+    default = Path.home() / ".local" / "state" / "pnas" / "jobs"
+    assert records.state_home({}) == records.state_home({"XDG_STATE_HOME": "state"}) == default

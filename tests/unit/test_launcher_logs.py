@@ -75,9 +75,7 @@ def test_the_books_are_exact_whatever_is_lost_repeated_or_late(delivered: list[t
         for number in range(1, max(n for r, n in delivered if r == rank))
         if (rank, number) not in delivered
     }
-    named = {
-        (int(gap.source.split()[1]), number) for gap in books.gaps() for number in range(gap.first, gap.last + 1)
-    }
+    named = {(int(gap.source.split()[1]), number) for gap in books.gaps() for number in range(gap.first, gap.last + 1)}
     assert named == missing
     assert books.missing == len(missing)
 

@@ -37,8 +37,10 @@ def test_the_latest_step_of_each_device_and_of_the_job_is_known() -> None:
         "[rank 1 cpu:1 #1] step epoch=1 step=10 steps=100 loss=1.5",
         "[rank 0 cpu:0 #2] step epoch=1 step=5 steps=100 loss=1.6",
     )
-    assert {rank: event.fields["loss"] for rank, event in progress.steps.items()} == {0: 1.6, 1: 1.5}
-    assert progress.latest_step is progress.steps[1]
+    steps = [progress.step(rank) for rank in (0, 1)]
+    assert [step and step.fields["loss"] for step in steps] == [1.6, 1.5]
+    assert progress.step(2) is None
+    assert progress.latest_step == steps[1]
 
 
 def test_the_first_failure_is_the_cause_and_outranks_error_lines() -> None:
