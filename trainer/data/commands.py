@@ -14,7 +14,6 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from trainer.data import digits as digits_module
 from trainer.data import prepare as prepare_module
 from trainer.errors import TrainerError
 
@@ -25,9 +24,15 @@ data_app = App(name="data", help="Make and check data sets in the ImageNet folde
 
 @data_app.command
 def prepare(
-    source: Path, /, *, to: Path, labels: Path, transfer: prepare_module.Transfer = "copy", allow_partial: bool = False
+    source: Path,
+    /,
+    *,
+    to: Path,
+    labels: Path,
+    transfer: prepare_module.Transfer = "copy",
+    allow_partial: Annotated[bool, Parameter(negative="", show_default=False)] = False,
 ) -> None:
-    """Sort ILSVRC2012's validation images into val/<class>/; stop and repeat it at will.
+    """Sort ILSVRC2012's validation images into one folder per class; stop and repeat it at will.
 
     Parameters
     ----------
@@ -60,7 +65,7 @@ def verify(
     /,
     *,
     workers: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> None:
     """Decode every image below a folder and list the broken ones; exit code 1 if there are any.
 
@@ -73,8 +78,7 @@ def verify(
     as_json
         Print one JSON object instead of lines.
     """
-    # Reading images needs torch, which the other commands and --help do not wait for.
-    from trainer.data import verify as verify_module  # noqa: PLC0415  # see the line above
+    from trainer.data import verify as verify_module  # noqa: PLC0415  # it needs torch; --help does not wait for that
 
     report = verify_module.verify(path, workers=workers or len(os.sched_getaffinity(0)))
     if as_json:
@@ -100,6 +104,8 @@ def digits(*, to: Path) -> None:
     to
         Folder that gets train/ and val/.
     """
+    from trainer.data import digits as digits_module  # noqa: PLC0415  # it needs Pillow; --help does not wait for that
+
     written = digits_module.write_digits(to)
     if written:
         print(f"{to}: {written:,} of {digits_module.COUNT:,} digits written, {digits_module.HELD_OUT} of them held out")

@@ -1,0 +1,130 @@
+"""Images per second of one core, from JPEG file to uint8 batch, against torchvision's Pillow pipeline in one run.
+
+`python -m benchmarks.data_pipeline` prints the rates and writes benchmarks/results/data_pipeline.md. The peer is what
+the seed and torchvision's own reference run: Pillow decode, crop, flip, `ToTensor`, collate to float32. CPU time is
+counted rather than wall time, so that other programs on the machine hardly matter.
+"""
+
+import io
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from benchmarks.launcher_start import machine
+from trainer.config import TrainConfig
+from trainer.data.digits import write_digits
+from trainer.data.index import load_split
+from trainer.data.loader import train_batches
+
+ROUNDS = 3
+BATCH = 32
+RESULT = Path(__file__).parent / "results" / "data_pipeline.md"
+
+
+def measure(folder: Path) -> dict[str, tuple[float, float]]:
+    """Rates of ours and of the peer, images per CPU second, for each data set; the best of interleaved rounds."""
+    _write_photos(folder / "photos", count=160)
+    write_digits(folder / "digits")
+    cases = {
+        "photos 500 x 375 -> 331": (folder / "photos", TrainConfig(image_size=331)),
+        "digits 32 -> 32, small affine": (
+            folder / "digits",
+            TrainConfig(image_size=32, augment="affine", crop_scale=0.8, flip=0.0),
+        ),
+    }
+    rates = {}
+    for name, (data, config) in cases.items():
+        rounds = [(_rate(_ours(data, config)), _rate(_peer(data, config))) for _ in range(ROUNDS)]
+        rates[name] = (max(ours for ours, _ in rounds), max(peer for _, peer in rounds))
+    return rates
+
+
+def _rate(epoch: Callable[[], Iterable[Tensor]]) -> float:
+    start = time.process_time()
+    images = sum(len(batch) for batch in epoch())
+    return images / (time.process_time() - start)
+
+
+def _ours(data: Path, config: TrainConfig) -> Callable[[], Iterable[Tensor]]:
+    index = load_split(data, "train")
+    batches = train_batches(
+        index, config=config, epoch=0, start_step=0, rank=0, world_size=1, workers=0, pin_memory=False
+    )
+    return lambda: (batch.images for batch in batches)
+
+
+def _peer(data: Path, config: TrainConfig) -> Callable[[], Iterable[Tensor]]:
+    affine = v2.RandomAffine(10, translate=(0.06, 0.06), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR)
+    augment = [affine] if config.augment == "affine" else []
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(config.image_size, scale=(config.crop_scale, 1.0)),
+            *augment,
+            v2.RandomHorizontalFlip(config.flip),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
+    )
+    loader = DataLoader(ImageFolder(str(data / "train"), transform), batch_size=BATCH, shuffle=True, drop_last=True)
+    return lambda: (images for images, _ in loader)
+
+
+def _write_photos(to: Path, count: int) -> None:
+    """ImageNet's median photo: 500 x 375, about 110 KB; random crops of two real ones."""
+    photos = load_sample_images().images
+    draw = np.random.default_rng(0)
+    (to / "train" / "photo").mkdir(parents=True)
+    for number in range(count):
+        photo = photos[number % len(photos)]
+        top, left = draw.integers(0, photo.shape[0] - 375), draw.integers(0, photo.shape[1] - 500)
+        encoded = io.BytesIO()
+        Image.fromarray(photo[top : top + 375, left : left + 500]).save(encoded, "JPEG", quality=95)
+        (to / "train" / "photo" / f"{number:04d}.jpg").write_bytes(encoded.getvalue())
+
+
+def table(rates: dict[str, tuple[float, float]]) -> str:
+    """The result as a Markdown page with everything that is needed to repeat it."""
+    rows = [f"| {name} | {ours:,.0f} | {peer:,.0f} | {ours / peer:.2f} |" for name, (ours, peer) in rates.items()]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "pillow", "numpy"))
+    return "\n".join(
+        [
+            "# Data pipeline",
+            "",
+            "Command: `python -m benchmarks.data_pipeline`",
+            "",
+            f"Training images per CPU second of one core, best of {ROUNDS} interleaved rounds, batch {BATCH}.",
+            f"Python {platform.python_version()}, {versions}; {machine()}.",
+            "",
+            "| images | ours | torchvision with Pillow | ratio |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def main() -> int:
+    """Measure, print, keep."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        text = table(measure(Path(folder)))
+    print(text)
+    RESULT.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
