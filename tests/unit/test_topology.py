@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import trainer
 from trainer.config import TrainConfig
 from trainer.errors import UsageError
 from trainer.ranktable import parse
@@ -117,7 +118,7 @@ def test_real_torchrun_variables_are_understood(tmp_path: Path) -> None:
         "(pathlib.Path(sys.argv[1]) / str(found.workers[0].rank)).write_text(repr(found))\n"
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(trainer.__file__).parent.parent)}
     subprocess.run(
         [*torchrun, "--standalone", str(script), str(tmp_path)], check=True, env=environ, capture_output=True
     )

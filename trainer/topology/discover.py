@@ -103,7 +103,10 @@ def _rank_table_path(config: TrainConfig, environ: Mapping[str, str], mounted: P
         return config.rank_table
     if environ.get("RANK_TABLE_FILE"):
         return Path(environ["RANK_TABLE_FILE"])
-    return mounted if mounted.exists() else None
+    try:
+        return mounted if mounted.exists() else None
+    except PermissionError:  # the operator makes the folder of a `ranktable` volume 0744: it is there, but not for us
+        return mounted
 
 
 def _is_ascend_job(environ: Mapping[str, str]) -> bool:
