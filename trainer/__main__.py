@@ -3,6 +3,7 @@
 import inspect
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -43,15 +44,16 @@ def train(*, profile: str | None = None, **options: Any) -> int:
     """Resolve the options and run; the exit code is 0, 1 (failed), 2 (usage), 6 (folder taken) or 75 (resumable)."""
     config, _ = resolve_train_config(typed(options), profile)
     visible = visible_devices(config.device, os.environ)
-    topology = discover(config, os.environ, visible=visible)
-    check_inputs(config, topology)
-    local = len(topology.workers)
-    leads = any(worker.rank == 0 for worker in topology.workers)
-    run = create_run_folder(config, leads=leads, alone=local == topology.world_size, now=time.time())
-    commands = [
-        worker_command(worker, topology, config=config, run=run, device=visible.kind) for worker in topology.workers
-    ]
-    outcome = supervise(commands, stdout=sys.stdout.buffer, node_rank=topology.node_rank, grace_s=config.grace_s)
+    with tempfile.TemporaryDirectory(prefix="pnas-") as scratch:
+        topology = discover(config, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)
+        check_inputs(config, topology)
+        local = len(topology.workers)
+        leads = any(worker.rank == 0 for worker in topology.workers)
+        run = create_run_folder(config, leads=leads, alone=local == topology.world_size, now=time.time())
+        commands = [
+            worker_command(worker, topology, config=config, run=run, device=visible.kind) for worker in topology.workers
+        ]
+        outcome = supervise(commands, stdout=sys.stdout.buffer, node_rank=topology.node_rank, grace_s=config.grace_s)
     return outcome.exit_code
 
 
@@ -74,6 +76,10 @@ train.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # cyclop
     return_annotation=int,
 )
 app.default(train)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def check_inputs(config: TrainConfig, topology: Topology) -> None:
@@ -115,15 +121,14 @@ def worker_command(worker: Worker, topology: Topology, *, config: TrainConfig, r
 
 def rendezvous(worker: Worker, topology: Topology, *, threads: int | None) -> dict[str, str]:
     """The environment that torch and HCCL read; what the administrator has set stays as it is where it may."""
-    local = len(topology.workers)
+    share = max(1, len(os.sched_getaffinity(0)) // len(topology.workers))
     environment = {
         "RANK": str(worker.rank),
         "LOCAL_RANK": str(worker.local_rank),
         "WORLD_SIZE": str(topology.world_size),
-        "LOCAL_WORLD_SIZE": str(local),
         "MASTER_ADDR": topology.master_addr,
         "MASTER_PORT": str(topology.master_port),
-        "OMP_NUM_THREADS": str(threads or max(1, len(os.sched_getaffinity(0)) // local)),
+        "OMP_NUM_THREADS": str(threads or os.environ.get("OMP_NUM_THREADS", share)),
     }
     if topology.nodes == 1 and sys.platform == "linux":
         # gloo would otherwise look for the interface of this machine's name, which a laptop off the network lacks.

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from trainer.config import TrainConfig
 from trainer.data.decode import BadImageError
 from trainer.data.index import ImageIndex, load_split
-from trainer.data.loader import Batch, eval_batches, to_device, train_batches
+from trainer.data.loader import Batch, eval_batches, start_worker, to_device, train_batches
 from trainer.errors import TrainerError, UsageError
 
 CONFIG = TrainConfig(image_size=16, batch_size=4, seed=7, augment="trivial")
@@ -173,6 +174,8 @@ def test_a_killed_loader_process_is_one_line_that_says_what_to_lower(
     next(batches)
     (loader,) = multiprocessing.active_children()
     os.kill(loader.pid or 0, signal.SIGKILL)
+    # The training process learns of it when it wants the next batch, and not in the middle of a step.
+    loader.join()
     with pytest.raises(TrainerError, match=r"a loader process died.* lower --workers") as error:
         list(batches)
     assert "\n" not in str(error.value)
@@ -188,6 +191,23 @@ def test_ctrl_c_is_the_training_processs_to_answer(
         os.kill(child.pid or 0, signal.SIGINT)
     assert samples([first, *batches]) == reference
     assert capfd.readouterr().err == ""
+
+
+def report_signals(answers: Connection) -> None:
+    start_worker(0)
+    answers.send((signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), torch.get_num_threads()))
+
+
+def test_a_loader_ignores_ctrl_c_and_stops_when_told_to_whatever_the_training_process_does() -> None:
+    receiver, sender = multiprocessing.Pipe()
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+    try:
+        process = multiprocessing.get_context("fork").Process(target=report_signals, args=(sender,))
+        process.start()
+        assert receiver.recv() == (signal.SIG_IGN, signal.SIG_DFL, 1)
+        process.join()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_leaving_an_epoch_early_leaves_no_process_behind(images: ImageIndex) -> None:

@@ -134,7 +134,7 @@ def test_every_lever_of_the_recipe_works_together(digits: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_trains(digits: Path, tmp_path: Path, precision: str) -> None:
-    options = ("--mode", "performance", "--steps", "2", "--warmup-steps", "1", "--batch-size", "8")
+    options = ("--mode", "performance", "--steps", "2", "--warmup-steps", "1", "--batch-size", "8", "--lr", "0.01")
     done = train(tmp_path, *small(*options, "--precision", precision, "--clip-norm", "10"), data=digits)
     assert done.code == 0, done.stdout + done.stderr
     assert [row["loss"] for row in done.metrics("step")] == pytest.approx([2.3] * 3, abs=1.5)

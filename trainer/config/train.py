@@ -137,7 +137,10 @@ class TrainConfig(BaseModel):
     )
     channels_last: bool = option(False, "NHWC memory layout (faster on CUDA; never on an NPU).", group="Devices")
     threads: Annotated[int | None, Optional] = option(
-        None, "CPU threads per device. [default: the CPUs, divided by the devices]", group="Devices", ge=1
+        None,
+        "CPU threads per device. [default: OMP_NUM_THREADS, or the CPUs divided by the devices]",
+        group="Devices",
+        ge=1,
     )
     grace_s: float = option(30.0, "Time that workers get to stop after SIGTERM.", group="Devices", ge=0)
 

@@ -27,17 +27,17 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS)
 
 
-def pointwise(in_channels: int, out_channels: int) -> nn.Conv2d:
+def pointwise(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     """A 1x1 convolution without bias."""
-    return nn.Conv2d(in_channels, out_channels, 1, bias=False)
+    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
 
 class EvenPixelConv2d(nn.Conv2d):
     """A 1x1 convolution of every second pixel from the first on: (N, in, H, W) -> (N, out, ceil(H/2), ceil(W/2)).
 
-    The pixels are picked by a 1x1 average pool because the convolution's own stride is unsafe: PyTorch's CPU backward
-    of a narrow strided 1x1 convolution writes past its buffer in channels-last layout. A slice would do too, but its
-    gradient is never channels-last, which slows every layer before it.
+    The pixels are picked by a 1x1 average pool, which has two advantages on a CPU. The gradient of a slice is never
+    channels-last, which slows every layer before it. And the backward of a strided 1x1 convolution with four channels
+    writes past its buffer in channels-last layout (PyTorch 2.9 to 2.14).
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -124,7 +124,8 @@ class Projection(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv = (EvenPixelConv2d if stride == 2 else pointwise)(in_channels, out_channels)
+        narrow = stride == 2 and out_channels < 8  # see EvenPixelConv2d: its function, but not its buffer overrun
+        self.conv = EvenPixelConv2d(in_channels, out_channels) if narrow else pointwise(in_channels, out_channels, stride)
         self.bn = batch_norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
