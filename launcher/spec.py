@@ -74,13 +74,15 @@ def make_spec(options: JobOptions, train: TrainConfig, *, now: datetime, taken: 
 
 
 def trainer_options(train: TrainConfig) -> list[str]:
-    """The options that make `python -m trainer` resolve to `train`; what its defaults say already is left out."""
-    always = ("mode", "data_path", "output", "run_name")
+    """The options that make `python -m trainer` resolve to `train`.
+
+    Exactly what was set is passed, and what the trainer would choose by itself is not: settings that nobody set may
+    still come from the weights, which the launcher does not read.
+    """
     preset = MODE_PRESETS[train.mode]
     words: list[str] = []
-    for field, info in type(train).model_fields.items():
-        value = getattr(train, field)
-        if field in always or value != preset.get(field, info.default):
+    for field, value in train:
+        if field == "mode" or (field in train.model_fields_set and value != preset.get(field)):
             words += _words(field, value)
     return words
 

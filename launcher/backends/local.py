@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.backends import JobEvent, JobRef, JobState, Phase
 from launcher.backends import local_records as records
 from launcher.backends.console import read_blocks, read_tail
+from launcher.backends.local_phase import START_S, phase_of
 from launcher.backends.process import Process, is_alive, send_signal
 from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimedOut
 from launcher.logs import Demultiplexer, Line
@@ -28,8 +29,6 @@ from launcher.progress import Progress
 if TYPE_CHECKING:
     from launcher.spec import JobSpec
 
-# What a job may take from its creation until its runner has written down its process ids.
-_START_S = 30.0
 # On top of the trainer's own grace, which it gives its workers.
 _EXTRA_GRACE_S = 15.0
 _POLL_S = 0.05
@@ -102,7 +101,7 @@ class LocalBackend:
         cancel = records.read_record(folder / records.CANCEL)
         age_s = time.time() - job["created"]
         elsewhere = _elsewhere(job)
-        phase, reason = _phase(
+        phase, reason = phase_of(
             processes, end, alive=alive or elsewhere is not None, cancelled=cancel is not None, age_s=age_s
         )
         if phase is Phase.FAILED:
@@ -165,7 +164,7 @@ class LocalBackend:
             raise ConflictError(f"job {ref.name} runs on {host}: cancel it there")
         grace_s = float(state.setting("grace_s") or 0) + _EXTRA_GRACE_S
         records.write_record(folder / records.CANCEL, "Cancel", {"requested": time.time()})
-        if not self._wait(ref, _START_S, until=lambda state: state.phase is not Phase.PENDING):
+        if not self._wait(ref, START_S, until=lambda state: state.phase is not Phase.PENDING):
             raise WaitTimedOut(f"job {ref.name} does not start; look into {folder / records.CONSOLE}")
         self._signal(folder, signal.SIGTERM)
         if self._wait(ref, grace_s, until=lambda state: state.phase.ended):
@@ -262,34 +261,6 @@ def _processes(record: dict[str, Any]) -> tuple[Process, Process]:
     """The runner and the trainer; one that was never recorded is a process that does not live."""
     nobody = {"pid": 0, "started": ""}
     return Process(**(record.get("runner") or nobody)), Process(**(record.get("trainer") or nobody))
-
-
-def _phase(
-    processes: dict[str, Any], end: dict[str, Any] | None, *, alive: bool, cancelled: bool, age_s: float
-) -> tuple[Phase, str]:
-    """The phase that the records and the processes add up to, and the reason for it."""
-    if end is not None:
-        return _outcome(end["returncode"], cancelled=cancelled)
-    if alive:
-        return (Phase.RUNNING, "") if processes.get("trainer") else (Phase.PENDING, "starting")
-    if not processes and age_s < _START_S:
-        return Phase.PENDING, "starting"
-    if cancelled:
-        return Phase.CANCELLED, "stopped, but its exit status was not recorded"
-    return Phase.LOST, "its processes are gone and left no exit status (killed, or the machine was restarted)"
-
-
-def _outcome(returncode: int, *, cancelled: bool) -> tuple[Phase, str]:
-    if returncode == 0:
-        return Phase.SUCCEEDED, ""
-    saved = "stopped by SIGTERM after saving its state"
-    if cancelled:
-        return Phase.CANCELLED, saved if returncode == 75 else "stopped before it was done"
-    if returncode == 75:
-        return Phase.RESUMABLE, saved
-    if returncode < 0:
-        return Phase.FAILED, f"the trainer was killed by {signal.Signals(-returncode).name}"
-    return Phase.FAILED, f"the trainer ended with exit code {returncode}"
 
 
 def _offset_at(clock: Path, moment: float) -> int:

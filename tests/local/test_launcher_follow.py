@@ -25,7 +25,8 @@ def say(rank, text, skip=0):
     tag = f"rank {rank} cpu:{rank}" if rank is not None else "node 0"
     print(f"[{tag} #{counts[rank]}] {text}", flush=True)
 def until(name):
-    while not Path(name).exists():
+    deadline = time.monotonic() + 60  # no test leaves a program behind
+    while not Path(name).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
 """
 RESULT = "result mode=full top1=97.8 top5=99.9 images=360 fps=95.1 train_s=170 wall_s=180"

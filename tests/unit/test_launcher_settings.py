@@ -113,6 +113,15 @@ def test_the_trainer_reads_back_exactly_what_the_spec_says(flags: dict[str, Any]
     assert as_the_trainer_reads(trainer_options(spec.train)) == spec.train
 
 
+def test_what_nobody_set_is_left_for_the_weights_to_bring() -> None:
+    flags = {"mode": "eval", "weights": Path("w.safetensors"), "padding": "exact"}
+    settings = resolve_settings(flags, None, {"PNAS_EVAL_CROP": "0.875"})
+    spec = make_spec(settings.options, settings.train, now=NOON, taken=lambda _: False)
+    given = as_the_trainer_reads(trainer_options(spec.train)).model_fields_set
+    assert {"padding", "eval_crop"} <= given, "a value that was set stays set, even if it is the default"
+    assert not {"image_size", "normalize", "interpolation"} & given
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("1.5s", 1.5), ("10m", 600), ("1h30m", 5400), ("2d", 172800), ("3 min 2 s", 182)]
 )
