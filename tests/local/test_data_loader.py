@@ -172,10 +172,11 @@ def test_a_killed_loader_process_is_one_line_that_says_what_to_lower(
 ) -> None:
     batches = train(images, config=CONFIG.model_copy(update={"batch_size": 1}), workers=1)
     next(batches)
-    (loader,) = multiprocessing.active_children()
-    os.kill(loader.pid or 0, signal.SIGKILL)
+    (loader,) = (child.pid for child in multiprocessing.active_children())
+    assert loader is not None
+    os.kill(loader, signal.SIGKILL)
     # The training process learns of it when it wants the next batch, and not in the middle of a step.
-    loader.join()
+    os.waitid(os.P_PID, loader, os.WEXITED | os.WNOWAIT)
     with pytest.raises(TrainerError, match=r"a loader process died.* lower --workers") as error:
         list(batches)
     assert "\n" not in str(error.value)
