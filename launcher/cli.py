@@ -83,13 +83,13 @@ def submit(
 
     settings = _settings(profile, options)
     backend = open_backend(settings.options.backend)
-    if settings.options.backend == "auto":
-        _note("no cluster backend is set up: the job runs on this machine (--backend local)")
     spec = make_spec(
         settings.options, settings.train, now=datetime.now().astimezone(), taken=lambda name: exists(backend, name)
     )
     try:
         ref = backend.submit(spec)
+        if settings.options.backend == "auto":
+            _note("no cluster backend is set up: the job runs on this machine (--backend local)")
         _note(report.header(spec))
         if detach:
             print(ref.name)
@@ -272,7 +272,10 @@ def main(tokens: Sequence[str]) -> int:
 
 
 def _fail(message: str, code: int, *, prefix: str = "error: ") -> int:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
     _note(prefix + " ".join(message.split()))
     return code
 

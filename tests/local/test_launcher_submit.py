@@ -15,7 +15,7 @@ from PIL import Image
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = (
-    *("--backend", "local", "--device", "cpu", "--npus", "2", "--mode", "performance", "--model", "pnasnet5tiny"),
+    *("--device", "cpu", "--npus", "2", "--mode", "performance", "--model", "pnasnet5tiny"),
     *("--image-size", "32", "--batch-size", "2", "--steps", "3", "--warmup-steps", "1", "--workers", "0"),
 )
 
@@ -128,6 +128,7 @@ def test_a_job_survives_ctrl_c_and_a_killed_launcher_and_its_name_is_kept(
     terminal.read_until("come back")
     terminal.type(b"\x03")
     assert terminal.finish() == 130
+    assert "no cluster backend is set up: the job runs on this machine" in terminal.output
     assert "job mine goes on" in terminal.output
     assert "python -m launcher cancel mine" in terminal.output
 
@@ -172,7 +173,7 @@ def test_a_mistake_is_one_line_and_nothing_is_created(
         (tmp_path / "data" / split).mkdir(parents=True)
     (tmp_path / "file").touch()
     before = sorted(tmp_path.rglob("*"))
-    options = {"--backend": "local", "--data-path": "data", "--output": "out"}
+    options = {"--data-path": "data", "--output": "out"}
     options |= dict(zip(words[::2], words[1::2], strict=True))
     done = subprocess.run(
         command("submit", *(word for option in options.items() for word in option)),
@@ -189,17 +190,13 @@ def test_a_mistake_is_one_line_and_nothing_is_created(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_auto_says_where_the_job_runs_and_config_show_says_where_values_come_from(environ: dict[str, str]) -> None:
+def test_config_show_says_where_values_come_from(environ: dict[str, str]) -> None:
     done = run(environ | {"PNAS_LR": "0.2"}, "config", "show", "--npus", "2", "--profile", "recommended", "--json")
     settings = json.loads(done.stdout)["settings"]
     assert settings["lr"] == {"value": 0.2, "origin": "environment"}
     assert settings["npus"] == {"value": 2, "origin": "flag"}
     assert settings["ema"] == {"value": 0.9998, "origin": "profile recommended"}
     assert settings["epochs"] == {"value": 90, "origin": "mode full"}
-    refused = run(environ, "submit", "--data-path", "nowhere")
-    assert refused.stderr.splitlines()[0] == (
-        "no cluster backend is set up: the job runs on this machine (--backend local)"
-    )
 
 
 @pytest.mark.parametrize("words", [("--help",), ("logs", "--help"), ("list",)])
