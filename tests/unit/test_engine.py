@@ -23,7 +23,7 @@ class HostReads(TorchDispatchMode):
     """Counts the operators that wait for a device value."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.count = 0
 
     def __torch_dispatch__(
