@@ -17,7 +17,6 @@ from trainer.config.options import option_parameters, typed
 from trainer.data.commands import data_app
 from trainer.errors import TrainerError, UsageError
 from trainer.run_folder import console_log, create_run_folder
-from trainer.schedule import steps_per_epoch
 from trainer.supervisor import WorkerCommand, supervise
 from trainer.topology import Topology, Worker, discover, visible_devices
 from trainer.worker_task import TASK_VARIABLE, WorkerTask
@@ -90,12 +89,13 @@ def check_inputs(config: TrainConfig, topology: Topology) -> None:
     """
     # Imported here: numpy costs a tenth of a second, which neither --help nor a typo should wait for.
     from trainer.data.index import load_datasets  # noqa: PLC0415
+    from trainer.schedule import steps_per_epoch  # noqa: PLC0415
 
-    datasets = load_datasets(config.data_path, need_train=config.mode != "eval")
-    if datasets.train is not None and config.mode != "eval":
-        steps_per_epoch(config, images=len(datasets.train), world_size=topology.world_size)
     if config.weights is not None and not config.weights.is_file():
         raise UsageError(f"--weights {config.weights}: no such file")
+    datasets = load_datasets(config.data_path, need_train=config.mode != "eval")
+    if config.mode != "eval" and datasets.train is not None:
+        steps_per_epoch(config, images=len(datasets.train), world_size=topology.world_size)
 
 
 def worker_command(worker: Worker, topology: Topology, *, config: TrainConfig, run: Path, device: str) -> WorkerCommand:

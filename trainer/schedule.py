@@ -3,6 +3,7 @@
 import math
 
 from trainer.config import TrainConfig
+from trainer.data.sampler import batches_per_epoch
 from trainer.errors import UsageError
 
 
@@ -12,12 +13,12 @@ def steps_per_epoch(config: TrainConfig, *, images: int, world_size: int) -> int
     Raises:
         UsageError: one step takes more images than there are.
     """
-    per_step = config.batch_size * world_size * config.accumulate
-    steps = images // per_step
+    batches = batches_per_epoch(images, world_size=world_size, batch_size=config.batch_size)
+    steps = batches // config.accumulate
     if steps == 0:
         raise UsageError(
-            f"--batch-size {config.batch_size}: a step of {world_size} device(s) takes {per_step} images, but "
-            f"{config.data_path / 'train'} has {images}: use a smaller batch"
+            f"--accumulate {config.accumulate}: a step needs as many batches, but {images:,} images make {batches}: "
+            "lower it, or use a smaller --batch-size"
         )
     return steps if config.mode == "performance" else min(steps, config.steps or steps)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.sampler import epoch_order, eval_indices, rank_indices, steps_per_epoch
+from trainer.data.sampler import batches_per_epoch, epoch_order, eval_indices, rank_indices
 from trainer.errors import UsageError
 
 seeds = st.integers(0, 2**31 - 1)
@@ -38,7 +38,7 @@ def test_training_ranks_share_each_global_batch_in_order(n: int, world_size: int
     ranks = [
         list(rank_indices(order, rank=rank, world_size=world_size, batch_size=batch_size)) for rank in range(world_size)
     ]
-    steps = steps_per_epoch(n, world_size=world_size, batch_size=batch_size)
+    steps = batches_per_epoch(n, world_size=world_size, batch_size=batch_size)
     assert [len(batches) for batches in ranks] == [steps] * world_size
     seen = np.concatenate([batches[step] for step in range(steps) for batches in ranks])
     assert np.array_equal(seen, order[: n - n % global_batch_size])
@@ -77,7 +77,7 @@ def test_evaluation_covers_every_image_exactly_once(n: int, world_size: int, bat
 )
 def test_a_batch_larger_than_the_data_is_refused_with_what_would_fit(n: int, world_size: int, advice: str) -> None:
     with pytest.raises(UsageError) as refusal:
-        steps_per_epoch(n, world_size=world_size, batch_size=32)
+        batches_per_epoch(n, world_size=world_size, batch_size=32)
     assert "256 images per step" in str(refusal.value)
     assert str(refusal.value).endswith(advice)
 

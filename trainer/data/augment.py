@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional
 
 from trainer.config import TrainConfig
 from trainer.loss import Targets
+from trainer.randomness import key
 
 Rgb = tuple[float, float, float]
 
@@ -122,8 +123,7 @@ def mix(
         mixup: alpha of arXiv:1710.09412; 0 is off.
         cutmix: alpha of arXiv:1905.04899; 0 is off.
     """
-    digest = hashlib.blake2b(f"mix {seed} {epoch} {step} {rank}".encode(), digest_size=8).digest()
-    draw = random.Random(int.from_bytes(digest, "little"))
+    draw = random.Random(key("mix", seed, epoch, step, rank))
     if mixup == 0 and cutmix == 0:
         return images, Targets(labels)
     neighbours, other = images.roll(1, 0), labels.roll(1, 0)

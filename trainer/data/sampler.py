@@ -25,7 +25,7 @@ def epoch_order(n: int, *, seed: int, epoch: int) -> Indices:
     return np.argsort(stream, kind="stable").astype(np.int64, copy=False)
 
 
-def steps_per_epoch(n: int, *, world_size: int, batch_size: int) -> int:
+def batches_per_epoch(n: int, *, world_size: int, batch_size: int) -> int:
     """Full global batches in `n` images; the ragged rest sits out this epoch and falls elsewhere in the next.
 
     Raises:
@@ -49,7 +49,7 @@ def rank_indices(
     Raises:
         UsageError: one global batch is more than all the images.
     """
-    steps = steps_per_epoch(len(order), world_size=world_size, batch_size=batch_size)
+    steps = batches_per_epoch(len(order), world_size=world_size, batch_size=batch_size)
     for step in range(start_step, steps):
         first = (step * world_size + rank) * batch_size
         yield order[first : first + batch_size]
