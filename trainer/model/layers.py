@@ -125,7 +125,9 @@ class Projection(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
         narrow = stride == 2 and out_channels < 8  # see EvenPixelConv2d: its function, but not its buffer overrun
-        self.conv = EvenPixelConv2d(in_channels, out_channels) if narrow else pointwise(in_channels, out_channels, stride)
+        self.conv = (
+            EvenPixelConv2d(in_channels, out_channels) if narrow else pointwise(in_channels, out_channels, stride)
+        )
         self.bn = batch_norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:

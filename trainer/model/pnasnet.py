@@ -108,7 +108,7 @@ class PNASNet5(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Logits; with an auxiliary head and in training also its logits."""
-        keep = self._drop_path_table(x)
+        keep = self.drop_path_factors(x)
         aux_logits: Tensor | None = None
         stem: Tensor = self.conv_0(x)
         left = right = F.relu(stem)
@@ -123,7 +123,8 @@ class PNASNet5(nn.Module):
         logits: Tensor = self.last_linear(self.dropout(features))
         return logits if aux_logits is None else (logits, aux_logits)
 
-    def _drop_path_table(self, x: Tensor) -> Tensor | None:
+    def drop_path_factors(self, x: Tensor) -> Tensor | None:
+        """Draw this step's table of (cells, branches, N) factors; None, and nothing drawn, where nothing is dropped."""
         if not (self.training and self.drop_path):
             return None
         rate = self.drop_path * self.progress
@@ -191,13 +192,14 @@ def _aux_head(scale: Scale, kind: AuxKind | None, num_classes: int) -> tuple[Aux
 def _running_statistics_held(cell: nn.Module) -> Iterator[None]:
     """Batch norms go on normalising by the batch, but do not count it: recomputation must not count it twice."""
     norms = [module for module in cell.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 pnasnet5large = partial(PNASNet5, LARGE)
