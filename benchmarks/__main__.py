@@ -1,0 +1,14 @@
+"""Every measurement, one after the other: `make bench`."""
+
+import sys
+
+from benchmarks import data_pipeline, launcher_start, model_step
+
+
+def main() -> int:
+    """Run them; the exit code says whether every bar was met."""
+    return max(measurement.main() for measurement in (launcher_start, data_pipeline, model_step))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
