@@ -1,7 +1,7 @@
 """Pin every package with its hashes for one version of torch: `python requirements/lock.py 2.14.1`.
 
-`test-<torch>.txt` holds all that `make test` needs; `run-<torch>.txt`, for the newest torch, only what `make run` needs,
-in the same versions. Index addresses stay out of the files.
+`test-<torch>.txt` holds all that `make test` needs; `run-<torch>.txt` only what `make run` needs, in the same versions.
+Index addresses stay out of the files.
 """
 
 import subprocess
