@@ -38,8 +38,9 @@ format: $(VENV)/test.stamp  ## Format the code
 bench: $(VENV)/test.stamp  ## Compare with timm and with an empty Python, and keep the results
 	$(BIN)/python -m benchmarks
 
-lock: $(VENV)/test.stamp  ## Pin the requirements anew for TORCH
-	$(BIN)/python requirements/lock.py $(TORCH)
+lock:  ## Pin the requirements anew for TORCH
+	@test -x .venv/bin/uv || { echo "make lock needs the tools in .venv: run make check first" >&2; exit 2; }
+	.venv/bin/python requirements/lock.py $(TORCH)
 
 clean:  ## Remove environments, caches, and what `make run` made
 	rm -rf .venv .venv-* data output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -48,16 +49,18 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 requirements/test-$(TORCH).txt:
-	@echo "TORCH=$(TORCH): no pinned requirements for it; pinned are: $$(ls requirements/test-*.txt | tr '\n' ' '); \
-	make lock TORCH=$(TORCH) after make test adds them" >&2; exit 2
+	@echo "TORCH=$(TORCH): no pinned requirements for it; pinned are: $$(ls requirements/test-*.txt | tr '\n' ' ')- \
+	make lock TORCH=$(TORCH) adds them" >&2; exit 2
 
 # The stamps keep a finished installation; --require-hashes refuses a package that is not the one that was tested.
 $(VENV)/run.stamp: requirements/run-$(NEWEST).txt pyproject.toml | $(VENV)/bin/python
+	@echo "installing torch and the rest into $(VENV) (about 6 GB, once)"
 	@if [ ! -e $(VENV)/test.stamp ]; then $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $<; fi
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/test.stamp: requirements/test-$(TORCH).txt pyproject.toml | $(VENV)/bin/python
+	@echo "installing what the tests need into $(VENV)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
