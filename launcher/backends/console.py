@@ -16,8 +16,13 @@ def read_blocks(path: Path, *, start: int = 0, ended: Callable[[], bool]) -> Ite
     r"""Blocks of whole lines from the first line that begins at `start` or later, until `ended()`.
 
     An empty block comes whenever all that was written has been delivered. What was written before `ended()` turned
-    true is always delivered.
+    true is always delivered. A file that does not exist yet is waited for.
     """
+    while not path.exists():
+        if ended():
+            return
+        yield b""
+        time.sleep(_POLL_S)
     with path.open("rb") as file:
         if start:
             file.seek(start - 1)

@@ -58,24 +58,29 @@ class LocalBackend:
     def start(self, name: str, command: list[str], record: dict[str, Any], environ: dict[str, str]) -> JobRef:
         """Start any command as a job. `record` holds the spec and the output folder."""
         folder = self._root / name
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            raise ConflictError(
-                f"there is a job {name} already: choose another --name, or `python -m launcher delete {name}`"
-            ) from None
-        except OSError as error:
-            raise LauncherError(f"{folder}: cannot be created: {error.strerror}; set XDG_STATE_HOME") from error
         job = {"name": name, "created": time.time(), "host": socket.gethostname(), "cwd": str(Path.cwd())}
-        try:
-            records.write_record(folder / records.JOB, "LocalJob", {**job, "command": command, **record})
-        except LauncherError:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        with _undisturbed(), (folder / records.CONSOLE).open("ab") as console:
-            runner = [sys.executable, "-m", "launcher.backends.local_runner", str(folder)]
+        with _undisturbed():
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                raise ConflictError(
+                    f"there is a job {name} already: choose another --name, or `python -m launcher delete {name}`"
+                ) from None
+            except OSError as error:
+                raise LauncherError(f"{folder}: cannot be created: {error.strerror}; set XDG_STATE_HOME") from error
+            try:
+                records.write_record(folder / records.JOB, "LocalJob", {**job, "command": command, **record})
+            except LauncherError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            self._launch(folder, environ)
+        return JobRef(self.name, name)
+
+    def _launch(self, folder: Path, environ: dict[str, str]) -> None:
+        """Start the runner of a recorded job, and return once it has recorded what it started."""
+        with (folder / records.CONSOLE).open("ab") as console:
             done = subprocess.run(
-                runner,
+                [sys.executable, "-m", "launcher.backends.local_runner", str(folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
@@ -85,8 +90,7 @@ class LocalBackend:
             )
         if done.returncode:
             words = self._last_words(folder) or f"exit {done.returncode}"
-            raise LauncherError(f"job {name} could not be started: {words}; see {folder / records.CONSOLE}")
-        return JobRef(self.name, name)
+            raise LauncherError(f"job {folder.name} could not be started: {words}; see {folder / records.CONSOLE}")
 
     def get(self, ref: JobRef) -> JobState:
         """The job's state, from its records and its processes."""
@@ -95,8 +99,9 @@ class LocalBackend:
         # A job whose creation was cut short has no record yet; it is pending for a moment, then lost.
         job = {"name": ref.name, "created": folder.stat().st_mtime} if job is None else job
         processes = records.read_record(folder / records.PROCESSES) or {}
+        runner, trainer = _processes(processes)
         # Life first, then the end: a job that ends in between is then seen to have ended, not to be lost.
-        alive = any(is_alive(process) for process in _processes(processes))
+        alive = is_alive(runner) or is_alive(trainer)
         end = records.read_record(folder / records.EXIT)
         cancel = records.read_record(folder / records.CANCEL)
         age_s = time.time() - job["created"]
@@ -121,8 +126,8 @@ class LocalBackend:
             details={
                 "command": job.get("command", []),
                 "console": str(folder / records.CONSOLE),
-                "runner": (processes.get("runner") or {}).get("pid"),
-                "trainer": (processes.get("trainer") or {}).get("pid"),
+                "runner": runner.pid or None,
+                "trainer": trainer.pid or None,
                 "returncode": None if end is None else end["returncode"],
             },
         )
@@ -188,8 +193,7 @@ class LocalBackend:
 
     def list(self) -> "list[JobState]":
         """All jobs of this user on this machine, oldest first. A damaged record is shown as what it is."""
-        folders = [entry for entry in self._root.iterdir() if entry.is_dir()] if self._root.is_dir() else []
-        states = [self._get_anyway(JobRef(self.name, folder.name)) for folder in folders]
+        states = [self._get_anyway(JobRef(self.name, folder.name)) for folder in _job_folders(self._root)]
         return sorted(states, key=lambda state: (state.created or 0, state.ref.name))
 
     def _get_anyway(self, ref: JobRef) -> JobState:
@@ -199,13 +203,12 @@ class LocalBackend:
             return JobState(ref, Phase.LOST, str(error))
 
     def _folder(self, ref: JobRef) -> Path:
-        folder = self._root / ref.name
-        if "/" in ref.name or not folder.is_dir():
-            names = [entry.name for entry in self._root.iterdir()] if self._root.is_dir() else []
-            close = difflib.get_close_matches(ref.name, names, n=3, cutoff=0.5)
+        folders = {folder.name: folder for folder in _job_folders(self._root)}
+        if ref.name not in folders:
+            close = difflib.get_close_matches(ref.name, folders, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(close)}?" if close else "see `python -m launcher list`"
-            raise NotFoundError(f"there is no job {ref.name} on this machine; {hint}")
-        return folder
+            raise NotFoundError(f"there is no job `{ref.name}` on this machine; {hint}")
+        return folders[ref.name]
 
     @staticmethod
     def _recent(folder: Path) -> Progress:
@@ -235,6 +238,10 @@ class LocalBackend:
         return True
 
 
+def _job_folders(root: Path) -> list[Path]:
+    return [entry for entry in root.iterdir() if entry.is_dir()] if root.is_dir() else []
+
+
 def _elsewhere(job: dict[str, Any]) -> str | None:
     """The machine that runs the job, if it is another one that shares the state home: its processes are not ours."""
     here = socket.gethostname()
@@ -259,8 +266,14 @@ def _undisturbed() -> Iterator[None]:
 
 def _processes(record: dict[str, Any]) -> tuple[Process, Process]:
     """The runner and the trainer; one that was never recorded is a process that does not live."""
-    nobody = {"pid": 0, "started": ""}
-    return Process(**(record.get("runner") or nobody)), Process(**(record.get("trainer") or nobody))
+    return _process(record.get("runner")), _process(record.get("trainer"))
+
+
+def _process(values: object) -> Process:
+    match values:
+        case {"pid": int(pid), "started": str(started)}:
+            return Process(pid, started)
+    return Process(0, "")
 
 
 def _offset_at(clock: Path, moment: float) -> int:

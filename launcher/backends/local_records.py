@@ -23,6 +23,17 @@ EXIT = "exit.json"
 CLOCK = "clock"
 CONSOLE = "console.log"
 
+# What is read from each record; a file that lacks it, or has something else there, is not one of ours.
+_NUMBER = (int, float)
+_FIELDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
+    JOB: {"created": _NUMBER, "command": list, "cwd": str, "host": str, "spec": dict, "output": str},
+    PROCESSES: {"runner": dict},
+    CANCEL: {"requested": _NUMBER},
+    EXIT: {"returncode": int, "ended": _NUMBER},
+}
+# More than an exit record ever takes.
+_RESERVED = 512
+
 
 def state_home(environ: Mapping[str, str] = os.environ) -> Path:
     """Where jobs are remembered: `$XDG_STATE_HOME/pnas/jobs`, by default under `~/.local/state`."""
@@ -37,14 +48,29 @@ def write_record(path: Path, kind: str, values: Mapping[str, Any]) -> None:
     Raises:
         LauncherError: it cannot be written (disk full, no rights).
     """
-    text = json.dumps({"apiVersion": API_VERSION, "kind": kind, **values}, indent=1)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    text = json.dumps({"apiVersion": API_VERSION, "kind": kind, **values}, indent=1) + "\n"
+    reserved = _reserved(path)
+    partial = reserved if reserved.exists() else path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
+        # A reservation is written over, not anew: its room on the disk is already ours.
+        with partial.open("r+" if partial is reserved else "w", encoding="utf-8") as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        raise LauncherError(f"{path}: cannot be written: {error.strerror}; free or change XDG_STATE_HOME") from error
+
+
+def reserve_record(path: Path) -> None:
+    """Take the room that a record will need, so that it can be written even when the disk is full by then.
+
+    Raises:
+        LauncherError: there is no room now.
+    """
+    try:
+        # JSON ends in as many blanks as one likes.
+        _reserved(path).write_text(" " * _RESERVED, encoding="ascii")
     except OSError as error:
         raise LauncherError(f"{path}: cannot be written: {error.strerror}; free or change XDG_STATE_HOME") from error
 
@@ -59,8 +85,22 @@ def read_record(path: Path) -> dict[str, Any] | None:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise LauncherError(f"{path}: cannot be read: {error}; delete the job's folder by hand") from error
+    except OSError as error:
+        raise LauncherError(f"{path}: cannot be read: {error.strerror}; make it readable") from error
+    except ValueError as error:
+        raise LauncherError(f"{path}: damaged ({error}); remove the folder {path.parent} to forget the job") from error
     if not isinstance(values, dict) or values.get("apiVersion") != API_VERSION:
-        raise LauncherError(f"{path}: not a record of version {API_VERSION}; a newer launcher may have written it")
+        raise LauncherError(
+            f"{path}: not a record of version {API_VERSION}; use the launcher that wrote it, "
+            f"or remove the folder {path.parent} to forget the job"
+        )
+    wrong = [name for name, kind in _FIELDS[path.name].items() if not isinstance(values.get(name), kind)]
+    if wrong:
+        raise LauncherError(
+            f"{path}: damaged (no valid {' and '.join(wrong)}); remove the folder {path.parent} to forget the job"
+        )
     return values
+
+
+def _reserved(path: Path) -> Path:
+    return path.with_name(f".{path.name}.reserved")

@@ -41,6 +41,7 @@ def _run(folder: Path, tell: int) -> None:
     if job is None:
         raise FileNotFoundError(folder / records.JOB)
     records.write_record(folder / records.PROCESSES, "Processes", {"runner": asdict(me), "trainer": None})
+    records.reserve_record(folder / records.EXIT)
     started = time.time()
     trainer = subprocess.Popen(job["command"], cwd=job["cwd"], stdin=subprocess.DEVNULL)
     stopped.pass_on_to(trainer)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,7 +25,8 @@ NOBODY = {"pid": os.getpid(), "started": "another boot:1"}
 def job(root: Path, name: str = "a", **files: dict[str, Any]) -> JobRef:
     folder = root / name
     folder.mkdir(parents=True)
-    values = {"name": name, "created": time.time(), "command": ["x"], "spec": {}, "output": str(root / "out")}
+    asked = {"command": ["x"], "cwd": str(root), "spec": {}, "output": str(root / "out")}
+    values = {"name": name, "created": time.time(), "host": socket.gethostname(), **asked}
     records.write_record(folder / records.JOB, "LocalJob", values | files.pop("job", {}))
     (folder / records.CONSOLE).touch()
     for kind, record in files.items():
@@ -107,17 +109,54 @@ def test_a_process_that_has_a_reused_pid_is_neither_alive_nor_signalled() -> Non
     assert not is_alive(me)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"apiVersion": "pnas/v9"}'])
-def test_a_damaged_or_newer_record_is_named_and_does_not_hide_other_jobs(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        (records.JOB, ""),
+        (records.JOB, "{"),
+        (records.JOB, "\0\0\0"),
+        (records.JOB, "[]"),
+        (records.JOB, '{"apiVersion": "pnas/v9"}'),
+        (records.JOB, '{"apiVersion": "pnas/v1"}'),
+        (records.PROCESSES, '{"apiVersion": "pnas/v1", "runner": "x"}'),
+        (records.EXIT, '{"apiVersion": "pnas/v1", "returncode": null, "ended": 1}'),
+    ],
+)
+def test_a_damaged_or_newer_record_is_named_and_does_not_hide_other_jobs(tmp_path: Path, file: str, text: str) -> None:
     backend = LocalBackend(tmp_path)
     job(tmp_path, "good", exit=ended(0))
     bad = job(tmp_path, "bad")
-    (tmp_path / "bad" / records.JOB).write_text(text)
-    with pytest.raises(LauncherError, match=str(tmp_path / "bad" / records.JOB)):
+    (tmp_path / "bad" / file).write_text(text)
+    with pytest.raises(LauncherError, match=f"^{tmp_path / 'bad' / file}: .*remove the folder {tmp_path / 'bad'}"):
         backend.get(bad)
     states = {state.ref.name: state for state in backend.list()}
     assert states["good"].phase is Phase.SUCCEEDED
-    assert records.JOB in states["bad"].reason
+    assert file in states["bad"].reason
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "../jobs/a", "a/", "file"])
+def test_only_the_name_of_a_job_is_a_job(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "jobs"
+    job(root, exit=ended(0))
+    (root / "file").touch()
+    for folder in (root, tmp_path):
+        os.utime(folder, (1, 1))  # old enough to look like a job that was lost
+    with pytest.raises(NotFoundError):
+        LocalBackend(root).delete(JobRef("local", name))
+    assert (root / "a" / records.JOB).exists()
+
+
+def test_the_end_can_be_recorded_on_a_disk_that_has_filled_up(tmp_path: Path) -> None:
+    path = tmp_path / records.EXIT
+    records.reserve_record(path)
+    assert records.read_record(path) is None, "a reservation is no record"
+    [reserved] = tmp_path.iterdir()
+    before = reserved.stat()
+    records.write_record(path, "Exit", ended(-9))
+    after = path.stat()
+    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size), "the room that was reserved is used"
+    assert records.read_record(path) == {"apiVersion": "pnas/v1", "kind": "Exit", **ended(-9)}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_unknown_name_is_answered_with_the_names_like_it(tmp_path: Path) -> None:
@@ -148,6 +187,16 @@ def test_a_log_that_grows_is_read_in_whole_lines_and_to_its_very_end(tmp_path: P
     assert next(blocks) == b"two\nthree\n"
     over = True
     assert b"".join(blocks) == b"fou", "the last words of a job that died in the middle of a line"
+
+
+def test_a_log_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    over = False
+    blocks = read_blocks(path, ended=lambda: over)
+    assert next(blocks) == b""
+    path.write_bytes(b"one\n")
+    assert next(blocks) == b"one\n"
+    assert list(read_blocks(tmp_path / "never", ended=lambda: True)) == []
 
 
 def test_a_log_is_read_from_the_first_whole_line_after_an_offset(tmp_path: Path) -> None:
