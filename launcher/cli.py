@@ -6,78 +6,85 @@ that `--help` answers at once.
 """
 
 import json
-import os
+import math
 import re
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, Group, Parameter
 
 from launcher import report
 from launcher.backends import Backend, JobRef, exists, open_backend
 from launcher.display import Format
-from launcher.errors import Detached, ExitCode, LauncherError, NotFoundError, RequestError, WaitTimedOut
+from launcher.errors import Detached, NotFoundError, RequestError, WaitTimedOut
+from launcher.exits import run
 from launcher.follow import raise_outcome, show
+from launcher.help import HelpPage
 from launcher.logs import Selection
+from launcher.parameters import JobName, Json, LatestName, Profile, Where, examples, flag
 from launcher.progress import Progress
 from launcher.timing import parse_duration
-from trainer.errors import TrainerError
 
 if TYPE_CHECKING:
     from launcher.settings import Settings
 
-Where = Annotated[Literal["auto", "local"], Parameter(name="--backend", help="Where the job is.")]
-LatestName = Annotated[str | None, Parameter(help="The job. [default: the latest]", show_default=False)]
-JobName = Annotated[str, Parameter(help="The job.")]
+_HELP = f"""
+Train PNASNet-5 on NPUs: start a job, follow its log per device, and see how it ends.
+
+A job outlives this program: leave it with Ctrl-C, and come back whenever you like.
+
+For example:
+
+  {report.PROGRAM} submit --npus 8 --mode full --data-path /data/imagenet
+  {report.PROGRAM} logs -f
+  {report.PROGRAM} submit --help
+"""
 
 
-def _flag(text: str, **more: Any) -> Parameter:
-    return Parameter(help=text, negative="", show_default=False, **more)
+def _version() -> str:
+    from importlib.metadata import version  # noqa: PLC0415  # only --version pays for it
 
+    return f"pnas {version('pnas')}"
 
-Json = Annotated[bool, _flag("Print JSON (apiVersion pnas/v1).", name="--json")]
-Profile = Annotated[str | None, Parameter(help="Settings from a YAML file or a shipped profile.", group="Job")]
 
 app = App(
     name=report.PROGRAM,
-    help="Train PNASNet-5 on NPUs: submit a job, follow its per-device logs, and see how it ends.\n\n"
-    "A job outlives this program: leave it with Ctrl-C and come back whenever you like.",
+    help=_HELP,
     help_format="plaintext",
+    help_formatter=HelpPage(),
     help_epilogue=report.exit_code_table(),
-    version_flags=[],
+    version=_version,
+    group_parameters="Options",
     result_action="return_value",
 )
 RUN, WATCH, STOP, SETTINGS = (Group.create_ordered(name) for name in ("Run", "Watch", "Stop", "Settings"))
-app["--help"].group = Group.create_ordered("Help")
+app["--help"].group = app["--version"].group = Group.create_ordered("Help")
 
 _POLL_S = 0.2
 
 
-def _examples(*commands: str) -> str:
-    return "Examples:\n" + "\n".join(f"  {report.PROGRAM} {command}" for command in commands)
-
-
 @app.command(
     group=RUN,
-    help_epilogue=_examples(
+    help_epilogue=examples(
         "submit --npus 8 --mode full --data-path /data/imagenet",
-        "submit --backend local --npus 2 --mode performance --steps 100 --data-path data/digits --detach",
+        "submit --npus 2 --mode performance --steps 100 --detach",
         "submit --npus 8 --profile recommended --name ladder-a",
     ),
 )
 def submit(
     *,
     profile: Profile = None,
-    detach: Annotated[bool, _flag("Start it, print its name, and leave.", group="Job")] = False,
+    detach: Annotated[bool, flag("Start it, print its name, and leave.", group="Job")] = False,
     **options: Any,
 ) -> None:
     """Start a training job and follow it to its end.
 
-    All options are checked before anything starts. Ctrl-C leaves the job running and says how to come back.
+    All options are checked before anything starts. Each can also come from the environment (PNAS_BATCH_SIZE=64) or from
+    a profile. Ctrl-C leaves the job running and says how to come back.
     """
     from launcher.spec import make_spec  # noqa: PLC0415  # pydantic
 
@@ -101,26 +108,24 @@ def submit(
         raise Detached(report.come_back(spec.name)) from None
 
 
-@app.command(group=WATCH, help_epilogue=_examples("logs", "logs NAME -f", "logs --rank 3 --tail 20"))
+@app.command(group=WATCH, help_epilogue=examples("logs", "logs NAME -f", "logs --rank 3 --tail 20"))
 def logs(
     name: LatestName = None,
     /,
     *,
-    follow: Annotated[
-        bool, Parameter(alias="-f", negative="", help="Go on until the job ends, as submit does.")
-    ] = False,
+    follow: Annotated[bool, flag("Go on until the job ends, as submit does.", alias="-f")] = False,
     rank: Annotated[int | None, Parameter(help="Only this rank's lines.")] = None,
     device: Annotated[str | None, Parameter(help="Only this device's lines: 3 or npu:3.")] = None,
     grep: Annotated[str | None, Parameter(help="Only lines that match this regular expression.")] = None,
     tail: Annotated[int | None, Parameter(help="Begin with the last so many lines.")] = None,
     since: Annotated[str | None, Parameter(help="Begin so long ago: 90, 10m, 1h30m.")] = None,
-    raw: Annotated[bool, _flag("Lines as they were written, numbers included.")] = False,
+    raw: Annotated[bool, flag("Lines as they were written, numbers included.")] = False,
     json_: Json = False,
     backend: Where = "auto",
 ) -> None:
-    """Show a job's log, split by device, and prove by the line numbers that nothing is missing.
+    """Show a job's log, and say so if a line is missing.
 
-    With --follow it ends with the job's summary and exit code.
+    The number of each line within its device is the proof. With --follow it ends with the job's summary and exit code.
     """
     if raw and json_:
         raise RequestError("--raw and --json contradict each other; choose one")
@@ -137,7 +142,7 @@ def logs(
         show(found, ref, form=form, selection=selection, tail=tail, since_s=since_s)
 
 
-@app.command(group=WATCH, help_epilogue=_examples("status", "status NAME --json"))
+@app.command(group=WATCH, help_epilogue=examples("status", "status NAME --json"))
 def status(name: LatestName = None, /, *, json_: Json = False, backend: Where = "auto") -> None:
     """Say what a job is doing, how far it is, or how and why it ended."""
     found = open_backend(backend)
@@ -149,7 +154,7 @@ def status(name: LatestName = None, /, *, json_: Json = False, backend: Where = 
         print(report.status_text(state, progress, found.events(ref), now=time.time()))
 
 
-@app.command(group=WATCH, help_epilogue=_examples("wait", "wait NAME --timeout 2h"))
+@app.command(group=WATCH, help_epilogue=examples("wait", "wait NAME --timeout 2h"))
 def wait(
     name: LatestName = None,
     /,
@@ -158,14 +163,20 @@ def wait(
     json_: Json = False,
     backend: Where = "auto",
 ) -> None:
-    """Wait until a job has ended, and end with its exit code; 124 if the time is over first."""
-    deadline = None if timeout is None else time.monotonic() + parse_duration(timeout)
+    """Wait until a job has ended, and end with its exit code.
+
+    With --timeout, end with 124 if the time is over first.
+    """
+    deadline = math.inf if timeout is None else time.monotonic() + parse_duration(timeout)
     found = open_backend(backend)
     ref = _ref(found, name)
-    while not (state := found.get(ref)).phase.ended:
-        if deadline is not None and time.monotonic() >= deadline:
-            raise WaitTimedOut(f"job {ref.name} is still {state.phase.value} after {timeout}; it goes on")
-        time.sleep(_POLL_S)
+    try:
+        while not (state := found.get(ref)).phase.ended:
+            if time.monotonic() >= deadline:
+                raise WaitTimedOut(f"job {ref.name} is still {state.phase.value} after {timeout}; it goes on")
+            time.sleep(_POLL_S)
+    except KeyboardInterrupt:
+        raise Detached(report.come_back(ref.name)) from None
     if json_:
         _print_json(report.job_document(state, found.progress(ref)))
     else:
@@ -173,7 +184,7 @@ def wait(
     raise_outcome(state)
 
 
-@app.command(name="list", group=WATCH, help_epilogue=_examples("list", "list --json"))
+@app.command(name="list", group=WATCH, help_epilogue=examples("list", "list --json"))
 def list_(*, json_: Json = False, backend: Where = "auto") -> None:
     """Show all jobs, the latest last."""
     found = open_backend(backend)
@@ -186,7 +197,7 @@ def list_(*, json_: Json = False, backend: Where = "auto") -> None:
         _note(f"no jobs yet; start one with `{report.PROGRAM} submit`")
 
 
-@app.command(group=STOP, help_epilogue=_examples("cancel NAME"))
+@app.command(group=STOP, help_epilogue=examples("cancel NAME"))
 def cancel(name: JobName, /, *, backend: Where = "auto") -> None:
     """Ask a job to save its state and stop, and wait until it has."""
     found = open_backend(backend)
@@ -195,23 +206,28 @@ def cancel(name: JobName, /, *, backend: Where = "auto") -> None:
         _note(f"job {name} had ended already: {state.phase.value}")
         return
     _note(f"job {name} is asked to save and stop …")
-    found.cancel(ref)
+    try:
+        found.cancel(ref)
+    except KeyboardInterrupt:
+        raise Detached(
+            f"job {name} is still stopping; see how far it is with `{report.PROGRAM} status {name}`"
+        ) from None
     state = found.get(ref)
     print(f"{name} {state.phase.value}" + (f": {state.reason}" if state.reason else ""))
 
 
 @app.command(
     group=STOP,
-    help_epilogue=_examples("delete NAME", "delete NAME --force"),
+    help_epilogue=examples("delete NAME", "delete NAME --force"),
 )
 def delete(
     name: JobName,
     /,
     *,
-    force: Annotated[bool, _flag("Cancel it first if it still runs.")] = False,
+    force: Annotated[bool, flag("Cancel it first if it still runs.")] = False,
     backend: Where = "auto",
 ) -> None:
-    """Forget a job: its record and console log. What it wrote to its output folder stays."""
+    """Forget a job; what it wrote to its output folder stays."""
     found = open_backend(backend)
     ref = _ref(found, name)
     if force:
@@ -222,15 +238,15 @@ def delete(
     print(f"{name} deleted{stays}")
 
 
-config = App(name="config", help="Look at settings.", group=SETTINGS)
+config = App(name="config", help="Look at settings.", group=SETTINGS, help_epilogue="", version_flags=[])
 app.command(config)
 
 
 @config.command(
-    name="show", help_epilogue=_examples("config show", "config show --mode performance --profile recommended")
+    name="show", help_epilogue=examples("config show", "config show --mode performance --profile recommended")
 )
 def config_show(*, profile: Profile = None, json_: Json = False, **options: Any) -> None:
-    """Print every setting that submit would use, and where its value comes from.
+    """Print the settings that submit would use, and where each comes from.
 
     Precedence: flag > environment (PNAS_<SETTING>) > profile > mode preset > default.
     """
@@ -245,44 +261,16 @@ def main(tokens: Sequence[str]) -> int:
     """Run one command; return its exit code. Every error is one line on stderr."""
     # SIGTERM lets go of a job just as Ctrl-C does; neither ends it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        if {"submit", "config"} & set(tokens):
-            from launcher.options import take_settings  # noqa: PLC0415  # pydantic: only these two commands pay for it
-
-            take_settings(submit)
-            take_settings(config_show)
-        app(tokens, exit_on_error=False, print_error=False)
-        sys.stdout.flush()
-    except CycloptsError as error:
-        return _fail(f"{error} (see {report.PROGRAM} --help)", ExitCode.USAGE)
-    except (LauncherError, TrainerError) as error:
-        return _fail(str(error), error.exit_code, prefix="" if isinstance(error, Detached) else "error: ")
-    except KeyboardInterrupt:
-        return _fail("interrupted", ExitCode.INTERRUPTED, prefix="")
-    except BrokenPipeError:
-        # `| head` has seen enough.
-        _drop_output()
-        return ExitCode.BROKEN_PIPE
-    except OSError as error:
-        # The launcher's own files, or a standard output that is full; the job has nothing to do with it.
-        _drop_output()
-        where = f"{error.filename}: " if error.filename else "standard output: "
-        return _fail(f"{where}{error.strerror}; a running job goes on", ExitCode.JOB_FAILED)
-    return ExitCode.OK
+    return run(lambda: _command(tokens))
 
 
-def _fail(message: str, code: int, *, prefix: str = "error: ") -> int:
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _drop_output()
-    _note(prefix + " ".join(message.split()))
-    return code
+def _command(tokens: Sequence[str]) -> None:
+    if {"submit", "config"} & set(tokens):
+        from launcher.options import take_settings  # noqa: PLC0415  # pydantic: only these two commands pay for it
 
-
-def _drop_output() -> None:
-    """Lead standard output nowhere: Python flushes what is left once more at exit, and would fail once more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        take_settings(submit)
+        take_settings(config_show)
+    app(tokens, exit_on_error=False, print_error=False)
 
 
 def _settings(profile: str | None, options: dict[str, Any]) -> "Settings":
@@ -333,7 +321,7 @@ def _pattern(text: str) -> re.Pattern[bytes]:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    print(json.dumps(document, indent=2))
 
 
 def _note(text: str) -> None:

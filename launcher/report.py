@@ -69,7 +69,7 @@ def status_text(state: JobState, progress: Progress, events: Iterable[JobEvent],
     rows = {
         "job": state.ref.name,
         "phase": state.phase.value + (f": {state.reason}" if state.reason else ""),
-        "runs": f"{state.setting('mode')}, {state.setting('model')}, {_devices(state.spec.get('train', {}))}",
+        "runs": _runs(state.spec.get("train")),
         "for": "" if took is None else format_duration(took),
         "step": step.text if step else "",
         **_accuracy(progress.result or progress.evaluation),
@@ -155,6 +155,10 @@ def _rows(rows: Mapping[str, str]) -> str:
 def _columns(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _runs(train: Mapping[str, Any] | None) -> str:
+    return f"{train.get('mode')}, {train.get('model')}, {_devices(train)}" if train else ""
 
 
 def _devices(train: Mapping[str, Any]) -> str:

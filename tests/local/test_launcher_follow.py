@@ -160,6 +160,44 @@ def test_nothing_that_happens_to_a_launcher_ends_its_job(bench: Bench, number: s
     assert "2 lines from 1 device, 0 missing" in again.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("wait", "job"), "job job goes on. Come back with `python -m launcher logs job -f`"),
+        (("cancel", "job"), "job job is still stopping; see how far it is with `python -m launcher status job`"),
+    ],
+)
+def test_ctrl_c_says_what_to_type_next(bench: Bench, words: tuple[str, ...], said: str) -> None:
+    ref = bench.start("signal.signal(signal.SIGTERM, lambda *_: say(0, 'asked'))\nsay(0, 'ready')\nuntil('go')")
+    wait_until(lambda: b"ready" in b"".join(bench.backend.logs(ref)))
+    launcher = bench.popen(*words)
+    if words[0] == "cancel":
+        wait_until(lambda: b"asked" in b"".join(bench.backend.logs(ref)))
+    else:
+        time.sleep(1)  # nothing shows that it waits
+    launcher.send_signal(signal.SIGINT)
+    _, errors = launcher.communicate(timeout=30)
+    assert launcher.returncode == 130
+    assert said in errors.decode().splitlines()[-1]
+    bench.signal_for("go")
+    wait_until(lambda: bench.backend.get(ref).phase.ended)
+
+
+def test_ctrl_c_while_a_job_is_created_never_leaves_half_a_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = records.write_record
+
+    def interrupted(path: Path, kind: str, values: dict[str, object]) -> None:
+        signal.raise_signal(signal.SIGINT)
+        write(path, kind, values)
+
+    monkeypatch.setattr(records, "write_record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench.start("say(0, 'it runs')")
+    monkeypatch.undo()
+    ref = JobRef("local", "job")
+    wait_until(lambda: bench.backend.get(ref).phase is Phase.SUCCEEDED)
+
+
 def test_a_job_has_a_session_of_its_own(bench: Bench) -> None:
     ref = bench.start("until('go')")
     details = bench.backend.get(ref).details
@@ -321,6 +359,22 @@ def test_every_reading_command_answers_in_json(bench: Bench) -> None:
     assert step == {"epoch": 0, "step": 3, "steps": 9, "loss": "nan"}, "JSON has no number for it"
 
 
+@pytest.mark.parametrize(("encoding", "folder"), [("utf-8", "\udcff"), ("ascii", "é"), ("ascii", "\udcff")])
+def test_a_path_that_the_terminal_cannot_show_is_no_error(bench: Bench, encoding: str, folder: str) -> None:
+    bench.environ["PYTHONIOENCODING"] = encoding
+    output = bench.home / folder / "out"
+    output.mkdir(parents=True)
+    ref = bench.backend.start(
+        "job", ["true"], {"spec": {"train": {"mode": "full"}}, "output": str(output)}, bench.environ
+    )
+    wait_until(lambda: bench.backend.get(ref).phase.ended)
+    assert json.loads(bench.run("status", "job", "--json").stdout)["output"] == str(output)
+    for words in (("status", "job"), ("logs", "job", "-f"), ("delete", "job")):
+        done = bench.run(*words)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert str(bench.home) in done.stdout
+
+
 def test_status_and_list_are_readable(bench: Bench) -> None:
     ref = bench.start(f"say(0, '{RESULT}')")
     wait_until(lambda: bench.backend.get(ref).phase.ended)
@@ -336,13 +390,16 @@ def test_status_and_list_are_readable(bench: Bench) -> None:
     ("words", "code", "said"),
     [
         (("logs",), 4, "there are no jobs yet"),
-        (("status", "nix"), 4, "there is no job nix"),
-        (("cancel", "nix"), 4, "there is no job nix"),
+        (("status", "nix"), 4, "there is no job `nix`"),
+        (("cancel", "nix"), 4, "there is no job `nix`"),
         (("logs", "nix", "--raw", "--json"), 2, "contradict"),
         (("logs", "nix", "--grep", "("), 2, "--grep ("),
         (("logs", "nix", "--tail", "-1"), 2, "--tail -1"),
         (("wait", "nix", "--timeout", "soon"), 2, "is no duration"),
         (("cancel",), 2, "NAME"),
+        (("logs", "--folow"), 2, "Did you mean --follow?; see `python -m launcher logs --help`"),
+        (("logs", "a", "b"), 2, "unexpected argument b; see `python -m launcher logs --help`"),
+        (("config", "shwo"), 2, 'Did you mean "show"?'),
         (("statu",), 2, 'Did you mean "status"?'),
     ],
 )

@@ -1,0 +1,68 @@
+"""The help pages: what a newcomer sees first, and what every command's page has."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+COMMANDS = ("submit", "logs", "status", "wait", "list", "cancel", "delete", "config show")
+
+
+def page(*words: str, columns: int = 80) -> str:
+    """A help page as it is printed to a pipe."""
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher", *words],
+        env=os.environ | {"COLUMNS": str(columns)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_the_first_screen_says_what_it_is_how_to_begin_and_which_commands_there_are() -> None:
+    lines = page("--help").splitlines()[:35]
+    assert lines[0] == "Usage: python -m launcher COMMAND"
+    assert lines[2].startswith("Train PNASNet-5")
+    assert len([line for line in lines if line.startswith("  python -m launcher ")]) == 3
+    named = {line.split()[0] for line in lines if line.startswith("  ")}
+    assert {command.split()[0] for command in COMMANDS} <= named
+
+
+def test_the_page_ends_with_every_exit_code() -> None:
+    codes = [int(line.split()[0]) for line in page("--help").partition("Exit codes:\n")[2].splitlines()]
+    assert codes == [0, 1, 2, 3, 4, 5, 6, 124, 125, 130, 141]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_page_fits_its_terminal_and_has_examples(command: str) -> None:
+    text = page(*command.split(), "--help", columns=80)
+    assert text.isascii(), "no boxes, which a pipe and a plain terminal would garble"
+    assert f"  python -m launcher {command}" in text.partition("Examples:")[2]
+    assert max(map(len, text.splitlines())) <= 80
+    narrow = page(*command.split(), "--help", columns=40).partition("Examples:")[0]
+    assert [line for line in narrow.splitlines() if len(line) > 40 and not line.startswith("Usage")] == []
+
+
+def test_a_default_is_not_torn_and_a_switch_shows_both_its_ways() -> None:
+    text = page("submit", "--help")
+    assert "  --[no-]nesterov " in text
+    assert "[default: pnas-MODE-MODEL-TIME]\n" in text
+
+
+def test_the_version_is_the_packages() -> None:
+    assert page("--version") == f"pnas {version('pnas')}\n"
+
+
+def test_a_reader_of_help_that_goes_away_gets_the_documented_code() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher", "--help"], stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
