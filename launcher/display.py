@@ -9,16 +9,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 
+from launcher.device_lines import device_lines
 from launcher.logs import Gap, Line
-from launcher.progress import Event, Progress
+from launcher.progress import Progress
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.console import Console, ConsoleOptions, RenderResult
 
 Format = Literal["text", "raw", "json"]
-
-_BAR_WIDTH = 16
 
 
 class View(Protocol):
@@ -88,9 +86,7 @@ class LiveView:
         self._devices: dict[int, str] = {}
         self._notes: dict[int, str] = {}
         self._stack = ExitStack()
-        self._stack.enter_context(
-            Live(get_renderable=self._table, console=console, refresh_per_second=4, vertical_overflow="ellipsis")
-        )
+        self._stack.enter_context(Live(self, console=console, refresh_per_second=4, vertical_overflow="ellipsis"))
 
     def show(self, items: Sequence[Line | Gap]) -> None:
         """Scroll what is worth reading; step lines only move their device's line."""
@@ -115,29 +111,13 @@ class LiveView:
         """Draw the last state once more and leave it on the screen."""
         self._stack.close()
 
-    def _table(self) -> "Table":
-        from rich.table import Table  # noqa: PLC0415
+    def __rich_console__(self, _console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        """The devices' lines as they are now; rich calls this whenever it draws."""
+        from rich.text import Text  # noqa: PLC0415
 
-        table = Table.grid(padding=(0, 2))
-        for rank, device in sorted(self._devices.items()):
-            step = self._progress.step(rank)
-            cells = [self._notes.get(rank, "")] if step is None else step_cells(step)
-            table.add_row(f"rank {rank} {device}", *cells)
-        return table
-
-
-def step_cells(step: Event) -> list[str]:
-    """`epoch 1`, a bar, `120/5005`, `loss 6.91`, …: the columns of a device's line."""
-    cells: list[str] = []
-    fields = dict(step.fields)
-    if (epoch := fields.pop("epoch", None)) is not None:
-        total = fields.pop("epochs", None)
-        cells.append(f"epoch {epoch}" if total is None else f"epoch {epoch}/{total}")
-    done, steps = step.number("step"), step.number("steps")
-    fields.pop("step", None)
-    fields.pop("steps", None)
-    if done is not None and steps:
-        filled = round(_BAR_WIDTH * min(done / steps, 1))
-        cells += ["█" * filled + "░" * (_BAR_WIDTH - filled), f"{done:.0f}/{steps:.0f}"]
-    names = {"fps": "images/s"}
-    return cells + [f"{names.get(name, name)} {value}" for name, value in fields.items()]
+        latest = {
+            f"rank {rank} {device}": self._progress.step(rank) or self._notes.get(rank, "")
+            for rank, device in sorted(self._devices.items())
+        }
+        lines = device_lines(latest, options.max_width, ascii_only=options.ascii_only)
+        yield Text("\n".join(lines), no_wrap=True, overflow="crop")

@@ -119,6 +119,20 @@ def test_a_terminal_shows_one_line_per_device_and_keeps_the_summary(tmp_path: Pa
     assert Path(summary["files"].split()[1]).parent == tmp_path / "out"
 
 
+def test_a_device_keeps_to_one_line_in_a_narrow_terminal(tmp_path: Path, environ: dict[str, str]) -> None:
+    make_images(tmp_path / "data")
+    where = ("--data-path", str(tmp_path / "data"), "--output", str(tmp_path / "out"))
+    assert run(environ, "submit", *SMALL, *where).returncode == 0
+    terminal = Terminal(environ | {"COLUMNS": "40"}, "logs", "-f")
+    assert terminal.finish() == 0, terminal.output
+    left = screen(terminal.output)
+    [first] = [place for place, line in enumerate(left) if line.startswith("rank 0")]
+    assert left[first].startswith("rank 0 cpu:0  4/4  ")
+    assert left[first + 1].startswith("rank 1 cpu:1  4/4  ")
+    assert left[first + 2].startswith("Succeeded")
+    assert max(map(len, left[first : first + 2])) <= 40
+
+
 def test_a_job_survives_ctrl_c_and_a_killed_launcher_and_its_name_is_kept(
     tmp_path: Path, environ: dict[str, str]
 ) -> None:

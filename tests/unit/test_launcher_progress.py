@@ -1,6 +1,5 @@
 """Progress lines are read as people read them: step, evaluation, result, and the first cause of a failure."""
 
-from launcher.display import step_cells
 from launcher.logs import parse_line
 from launcher.progress import Progress, parse_event
 
@@ -56,9 +55,3 @@ def test_the_first_failure_is_the_cause_and_outranks_error_lines() -> None:
 def test_an_error_before_there_are_workers_is_the_cause() -> None:
     assert read("error: --data-path /data: no such folder").cause == "--data-path /data: no such folder"
     assert read("error prone code ahead", "step epoch=0 step=1").cause is None
-
-
-def test_a_step_becomes_a_row_with_a_bar() -> None:
-    event = parse_event(b"step epoch=3 epochs=11 step=50 steps=100 loss=0.7 fps=68.9")
-    assert event is not None
-    assert step_cells(event) == ["epoch 3/11", "████████░░░░░░░░", "50/100", "loss 0.7", "images/s 68.9"]
