@@ -88,11 +88,14 @@ def check_inputs(config: TrainConfig, topology: Topology) -> None:
         UsageError: one line that names what is wrong.
     """
     # Imported here: numpy costs a tenth of a second, which neither --help nor a typo should wait for.
+    from trainer.data.files import reading  # noqa: PLC0415
     from trainer.data.index import load_datasets  # noqa: PLC0415
     from trainer.schedule import steps_per_epoch  # noqa: PLC0415
 
-    if config.weights is not None and not config.weights.is_file():
-        raise UsageError(f"--weights {config.weights}: no such file")
+    if config.weights is not None:
+        with reading(config.weights):
+            if not config.weights.is_file():
+                raise UsageError(f"--weights {config.weights}: no such file")
     datasets = load_datasets(config.data_path, need_train=config.mode != "eval")
     if config.mode != "eval" and datasets.train is not None:
         steps_per_epoch(config, images=len(datasets.train), world_size=topology.world_size)
@@ -107,6 +110,7 @@ def worker_command(worker: Worker, topology: Topology, *, config: TrainConfig, r
         rank=worker.rank,
         local_rank=worker.local_rank,
         world_size=topology.world_size,
+        local_world_size=-(-topology.world_size // topology.nodes),
         master_port=topology.master_port,
         command=(sys.executable, "-m", "trainer", *sys.argv[1:]),
     )

@@ -43,6 +43,8 @@ class Training:
     precision: Precision
     optimizer: torch.optim.Optimizer
     ema: Ema | None
+    micro_batch: int
+    """Images per forward pass; larger batches are computed in parts."""
 
     @property
     def evaluated(self) -> PNASNet5:
@@ -107,7 +109,8 @@ def train_steps(
             job_losses, job_correct, job_images = _over_ranks(training, losses, correct, images)
             now = time.perf_counter()
             yield Window(first, job_losses, tuple(lrs), job_images, job_correct, now - clock, timed=step >= warmup_left)
-            losses, lrs, images, first, clock = [], [], 0, step + 1, time.perf_counter()
+            # From `now`: what the window's reader does until it wants the next one is the run's time too.
+            losses, lrs, images, first, clock = [], [], 0, step + 1, now
             correct.zero_()
 
 
@@ -166,37 +169,43 @@ def _step(
     training: Training, batches: list[Batch], epoch: int, step: int, prepare: Callable[[Batch], Tensor]
 ) -> tuple[Tensor, Tensor, int]:
     """One optimizer step: its mean loss and count of right answers (device scalars), and its number of images."""
-    config = training.config
+    config, parallel, precision = training.config, training.parallel, training.precision
+    images = sum(len(batch.labels) for batch in batches)
     total = torch.zeros((), device=training.device)
-    correct = torch.zeros((), dtype=torch.int64, device=total.device)
+    correct = torch.zeros((), dtype=torch.int64, device=training.device)
     training.optimizer.zero_grad()
-    for part, batch in enumerate(batches):
-        # Drop-path and dropout of this batch depend on where it stands in the run, not on what came before.
-        training.runtime.seed(key(config.seed, "layers", epoch, step, part, training.rank))
-        images, targets = mix(
-            prepare(batch),
-            batch.labels,
+    parts = [part for batch in batches for part in _parts(batch, training.micro_batch)]
+    for number, part in enumerate(parts):
+        # Drop-path and dropout of this part depend on where it stands in the run, not on what came before.
+        training.runtime.seed(key(config.seed, "layers", epoch, step, number, training.rank))
+        inputs, targets = mix(
+            prepare(part),
+            part.labels,
             mixup=config.mixup,
             cutmix=config.cutmix,
             seed=config.seed,
             epoch=epoch,
-            step=step * config.accumulate + part,
+            step=step * len(parts) + number,
             rank=training.rank,
         )
-        last = part + 1 == len(batches)
-        with _gradient_exchange(training.parallel, wanted=last):
-            with training.precision.forward():
-                outputs = training.parallel(images)
-            loss = training_loss(
-                outputs, targets, smoothing=config.label_smoothing, aux_weight=config.aux_weight
-            ) / len(batches)
-            training.precision.backward(loss, training.optimizer)
+        with _gradient_exchange(parallel, wanted=number + 1 == len(parts)):
+            with precision.forward():
+                outputs = parallel(inputs)
+            mean = training_loss(outputs, targets, smoothing=config.label_smoothing, aux_weight=config.aux_weight)
+            loss = mean * (len(part.labels) / images)
+            precision.backward(loss, training.optimizer)
         total += loss.detach()
-        correct += correct_top_k(main_logits(outputs).detach(), batch.labels, (1,))[0]
+        correct += correct_top_k(main_logits(outputs).detach(), part.labels, (1,))[0]
     training.precision.step(training.optimizer, list(training.network.parameters()), config.clip_norm)
     if training.ema is not None:
         training.ema.update(training.network)
-    return total, correct, sum(len(batch.labels) for batch in batches)
+    return total, correct, images
+
+
+def _parts(batch: Batch, micro_batch: int) -> list[Batch]:
+    """The batch in the fewest parts of at most `micro_batch` images, as equal as can be."""
+    count = -(-len(batch.labels) // micro_batch)
+    return [Batch(*columns) for columns in zip(*(column.tensor_split(count) for column in batch), strict=True)]
 
 
 def _gradient_exchange(parallel: nn.Module, *, wanted: bool) -> AbstractContextManager[None]:

@@ -21,13 +21,15 @@ from trainer.ema import Ema
 from trainer.engine import Training, parameter_groups
 from trainer.errors import TrainerError
 from trainer.inherit import with_settings_of
+from trainer.memory import machine_memory, micro_batch
 from trainer.model import Weights, build_model, import_weights, load_weights
 from trainer.modes import run_mode
 from trainer.precision import choose
 from trainer.provenance import provenance
 from trainer.randomness import key
 from trainer.records import Records, say, timestamp
-from trainer.supervisor import die_with_supervisor
+from trainer.run_folder import writing
+from trainer.supervisor import blames_a_peer, die_with_supervisor
 from trainer.worker_task import TASK_VARIABLE, WorkerTask
 
 
@@ -69,6 +71,7 @@ def run(task: WorkerTask) -> None:
             normalize=config.normalize,
             world_size=task.world_size,
             batch_size=config.batch_size,
+            micro_batch=training.micro_batch if training.micro_batch < config.batch_size else None,
             classes=len(datasets.classes),
             train_images=len(datasets.train) if datasets.train is not None else 0,
             val_images=len(datasets.val),
@@ -112,6 +115,9 @@ def build(
         precision=precision,
         optimizer=optimizer,
         ema=ema,
+        micro_batch=micro_batch(
+            config, device=runtime.kind, processes=task.local_world_size, memory_bytes=machine_memory()
+        ),
     )
 
 
@@ -124,14 +130,21 @@ def _write_provenance(task: WorkerTask, config: TrainConfig, runtime: Device, da
         world_size=task.world_size,
         started=timestamp(began),
     )
-    (task.run / "provenance.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    path = task.run / "provenance.json"
+    with writing(path):
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _say_why(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """An unforeseen error: its traceback for the developer, then one line that the supervisor shows as the cause."""
-    sys.__excepthook__(kind, error, traceback)
-    sys.stderr.flush()
-    say(f"error {kind.__name__}: {' '.join(str(error).split())}")
+    """An unforeseen error: its traceback for the developer, then one line that the supervisor shows as the cause.
+
+    Where a collective operation failed because a peer is gone, the traceback would only bury the peer's own reason.
+    """
+    reason = f"{kind.__name__}: {' '.join(str(error).split())}"
+    if not blames_a_peer(reason.encode()):
+        sys.__excepthook__(kind, error, traceback)
+        sys.stderr.flush()
+    say(f"error {reason}")
 
 
 if __name__ == "__main__":

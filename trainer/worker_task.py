@@ -21,6 +21,8 @@ class WorkerTask:
     rank: int
     local_rank: int
     world_size: int
+    local_world_size: int
+    """Processes on this node."""
     master_port: int
     command: tuple[str, ...]
     """The command line that started the run, for its provenance."""

@@ -53,9 +53,8 @@ class AlwaysEvaluating(nn.Module):
 
 
 def _training(**settings: Any) -> Training:
-    config = TrainConfig(
-        model="pnasnet5tiny", image_size=32, batch_size=4, device="cpu", lr=0.05, **{"log_interval": 3, **settings}
-    )
+    small = {"model": "pnasnet5tiny", "image_size": 32, "batch_size": 4, "device": "cpu", "lr": 0.05, "log_interval": 3}
+    config = TrainConfig.model_validate({**small, **settings})
     task = WorkerTask(
         config=config,
         run=Path("unused"),
@@ -63,6 +62,7 @@ def _training(**settings: Any) -> Training:
         rank=0,
         local_rank=0,
         world_size=1,
+        local_world_size=1,
         master_port=0,
         command=(),
     )
@@ -105,16 +105,21 @@ def test_no_step_waits_for_the_device_between_log_lines() -> None:
     assert reads.count == 0
 
 
-def test_an_accumulated_step_is_the_mean_of_its_batches() -> None:
-    """Without what depends on the batch (batch norm's statistics), two halves have the gradient of the whole."""
+def test_a_step_in_parts_is_the_step_of_the_whole() -> None:
+    """Without what depends on the batch (batch norm's statistics), parts add up to the gradient of the whole."""
     whole, halves = _training(dropout=0.0, aux="none"), _training(dropout=0.0, aux="none", accumulate=2)
+    uneven = _training(dropout=0.0, aux="none", batch_size=8, micro_batch=3)
+    assert (whole.micro_batch, uneven.micro_batch) == (4, 3)
     images, labels, flips, indices = next(_batches(1, size=8))
     parts = [Batch(images[i : i + 4], labels[i : i + 4], flips[i : i + 4], indices[i : i + 4]) for i in (0, 4)]
-    for training, batches in ((whole, [Batch(images, labels, flips, indices)]), (halves, parts)):
+    together = [Batch(images, labels, flips, indices)]
+    whole.micro_batch = 8
+    for training, batches in ((whole, together), (halves, parts), (uneven, together)):
         training.parallel = AlwaysEvaluating(training.network)
         list(train_steps(training, iter(batches), epoch=0, steps=1, warmup_left=0, prepare=_prepare))
-    for one, other in zip(whole.network.parameters(), halves.network.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    for other in (halves, uneven):
+        for one, two in zip(whole.network.parameters(), other.network.parameters(), strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
 def test_evaluation_refuses_a_figure_when_the_count_is_not_the_data_sets() -> None:

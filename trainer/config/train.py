@@ -40,7 +40,13 @@ Optional = BeforeValidator(_absent)
 class TrainConfig(BaseModel):
     """What to train, on what, and how. Frozen: a run never changes its own settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        # YAML takes a run called 2024 for a number.
+        coerce_numbers_to_str=True,
+    )
 
     # Run
     mode: Mode = option("full", "What to do: train fully, time steps, train on from weights, or evaluate.", group="Run")
@@ -110,6 +116,12 @@ class TrainConfig(BaseModel):
     label_smoothing: float = option(0.0, "Label smoothing.", group="Optimisation", ge=0, lt=1)
     clip_norm: float = option(0.0, "Clip the gradient's global norm; 0 is off.", group="Optimisation", ge=0)
     accumulate: int = option(1, "Batches per optimizer step.", group="Optimisation", ge=1)
+    micro_batch: Annotated[int | None, Optional] = option(
+        None,
+        "Images per forward pass; a batch is computed in such parts. [default: the batch; on a CPU what fits]",
+        group="Optimisation",
+        ge=1,
+    )
     ema: float = option(0.0, "Decay of the weights' moving average; 0 is off.", group="Optimisation", ge=0, lt=1)
 
     # Devices
