@@ -1,0 +1,123 @@
+"""`python -m docs.options` writes docs/options.md: every option, from the one place that defines them.
+
+The page cannot disagree with the code: a test writes it anew and compares.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic.fields import FieldInfo
+
+from launcher.errors import MEANINGS
+from launcher.spec import JobOptions
+from trainer.config import MODE_PRESETS, TrainConfig
+from trainer.config.layers import ENVIRONMENT_PREFIX, flag_name
+
+PAGE = Path(__file__).with_name("options.md")
+PROFILES = ("seed", "recommended", "digits")
+
+_INTRODUCTION = f"""\
+# Options
+
+`python -m docs.options` writes this page. `python -m trainer` and `python -m launcher submit` take the same options, save
+that those of the launcher (Job) are its own, and that it sets `--run-name` to the job's name. Each option is also a
+line of a profile (`batch_size: 64`, given by `--profile FILE`) and a variable (`{ENVIRONMENT_PREFIX}BATCH_SIZE=64`).
+Precedence: flag > environment > profile > mode > default; `python -m launcher config show` prints each value with where
+it came from. A switch is turned off by its `--no-` form.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join([*_options(), *_modes(), *_profiles(), *_exit_codes()])
+
+
+def _options() -> Iterator[str]:
+    yield _INTRODUCTION
+    groups: dict[str, list[tuple[str, FieldInfo]]] = {}
+    for model in (JobOptions, TrainConfig):
+        for name, field in model.model_fields.items():
+            extra = field.json_schema_extra
+            assert isinstance(extra, dict)
+            groups.setdefault(str(extra["group"]), []).append((name, field))
+    for group, fields in groups.items():
+        rows = [(f"`{flag_name(name)}`", _values(field), _default(field), _text(field)) for name, field in fields]
+        yield from _table(f"## {group}", ("option", "values", "default", "what it is"), rows)
+
+
+def _modes() -> Iterator[str]:
+    rows = [(f"`--mode {mode}`", _settings(values)) for mode, values in MODE_PRESETS.items()]
+    yield from _table("## What a mode sets", ("mode", "settings"), rows)
+
+
+def _profiles() -> Iterator[str]:
+    values = {name: yaml.safe_load(_shipped(name)) for name in PROFILES}
+    rows = [
+        (f"`{name}`", *(_word(values[profile].get(name, "")) for profile in PROFILES))
+        for name in TrainConfig.model_fields
+        if any(name in values[profile] for profile in PROFILES)
+    ]
+    heads = ("setting", *(f"`--profile {name}`" for name in PROFILES))
+    yield from _table("## What a profile sets", heads, rows)
+
+
+def _exit_codes() -> Iterator[str]:
+    rows = [(str(code.value), text) for code, text in MEANINGS.items()]
+    yield from _table("## Exit codes of the launcher", ("code", "meaning"), rows)
+    yield "The trainer's: 0, 1, 2 and 6 with the same meaning, 75 stopped by SIGTERM after saving, 130 interrupted.\n"
+
+
+def _table(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    yield f"{title}\n"
+    for row in (heads, ("---",) * len(heads), *rows):
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+    yield ""
+
+
+def _values(field: FieldInfo) -> str:
+    """`seed, tf`, `int ≥ 1` or `path`."""
+    choices = [str(word) for part in _parts(field.annotation) if get_origin(part) is Literal for word in get_args(part)]
+    kinds = [
+        part.__name__.lower() for part in _parts(field.annotation) if isinstance(part, type) and part is not type(None)
+    ]
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    limits = [
+        f"{sign} {limit}"
+        for rule in field.metadata
+        for name, sign in signs.items()
+        if (limit := getattr(rule, name, None)) is not None
+    ]
+    kind = {"bool": "switch", "str": "text"}
+    return ", ".join([*choices, *(" ".join([kind.get(name, name), *limits]) for name in kinds)])
+
+
+def _parts(annotation: Any) -> tuple[Any, ...]:
+    return (annotation,) if get_origin(annotation) is Literal or isinstance(annotation, type) else get_args(annotation)
+
+
+def _default(field: FieldInfo) -> str:
+    described = (field.description or "").partition("[default: ")[2].rstrip("]")
+    return described or ("" if field.default is None else _word(field.default))
+
+
+def _text(field: FieldInfo) -> str:
+    return (field.description or "").partition(" [default")[0]
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}: {_word(value)}`" for name, value in values.items())
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _shipped(profile: str) -> str:
+    return (resources.files("trainer") / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
