@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.backends import JobEvent, JobState
+from launcher.device_lines import step_cells
 from launcher.errors import MEANINGS
 from launcher.logs import Demultiplexer
 from launcher.progress import Event, Progress
@@ -71,7 +72,7 @@ def status_text(state: JobState, progress: Progress, events: Iterable[JobEvent],
         "phase": state.phase.value + (f": {state.reason}" if state.reason else ""),
         "runs": _runs(state.spec.get("train")),
         "for": "" if took is None else format_duration(took),
-        "step": step.text if step else "",
+        "step": ", ".join(text for name, text in step_cells(step).items() if name != "bar") if step else "",
         **_accuracy(progress.result or progress.evaluation),
         "speed": _speed(progress.result),
         "output": "" if state.output is None else str(state.output),

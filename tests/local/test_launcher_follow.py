@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -376,9 +377,10 @@ def test_a_path_that_the_terminal_cannot_show_is_no_error(bench: Bench, encoding
 
 
 def test_status_and_list_are_readable(bench: Bench) -> None:
-    ref = bench.start(f"say(0, '{RESULT}')")
+    ref = bench.start(f"say(0, 'step epoch=8 epochs=9 step=3 steps=5 loss=0.123456')\nsay(0, '{RESULT}')")
     wait_until(lambda: bench.backend.get(ref).phase.ended)
     status = bench.run("status", "job").stdout
+    assert re.search(r"^step +epoch 9/9, 3/5, loss 0.1235$", status, re.MULTILINE)
     for part in ("Succeeded", "97.8 % of 360 images", "started as process", str(bench.home / "out/job"), "console.log"):
         assert part in status
     row = bench.run("list").stdout.splitlines()[1].split()
