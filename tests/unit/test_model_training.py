@@ -1,5 +1,7 @@
 """What training needs of the network: any size, auxiliary heads, drop-path, recomputed cells, layouts and autocast."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -201,6 +203,23 @@ def test_gradients_stay_channels_last_through_the_whole_network() -> None:
     assert len(layouts) == len(model.cell_names)
     del layouts[model.cell_names[-1]]  # the mean's gradient is one value per channel and has no layout yet
     assert all(layouts.values()), f"slow layout behind {[name for name, kept in layouts.items() if not kept]}"
+
+
+NARROW_STEPS = """
+import torch
+from trainer.model import pnasnet5tiny
+model = pnasnet5tiny(10).to(memory_format=torch.channels_last)
+for side in (18, 34, 18, 34):  # maps of 8 and 16 pixels before the first halving
+    for images in (2, 32):
+        x = torch.randn(images, 3, side, side).to(memory_format=torch.channels_last)
+        model(x).square().mean().backward()
+"""
+
+
+def test_narrow_network_in_channels_last_does_not_write_past_its_buffers() -> None:
+    # A process of its own: where memory is corrupted, the C library aborts it.
+    done = subprocess.run([sys.executable, "-c", NARROW_STEPS], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_bfloat16_autocast_trains_with_drop_path_and_auxiliary_head() -> None:

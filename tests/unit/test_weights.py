@@ -55,15 +55,13 @@ def test_timm_weights_give_timms_logits_and_timms_data(tmp_path: Path) -> None:
     save_file(theirs.state_dict(), file, {"format": "pt"})
     weights = import_weights(file)
     file.unlink()
-    published: dict[str, Any] = timm.get_pretrained_cfg("pnasnet5large").to_dict()
+    published = timm.get_pretrained_cfg("pnasnet5large")
+    assert published is not None
     assert (weights.source, weights.padding, weights.num_classes) == ("timm", "exact", 1000)
-    assert weights.data == DataConfig(
-        mean=published["mean"],
-        std=published["std"],
-        crop=published["crop_pct"],
-        interpolation=published["interpolation"],
-        image_size=published["input_size"][1],
-    )
+    data = weights.data
+    assert (data.mean, data.std) == (published.mean, published.std)
+    assert (data.crop, data.interpolation) == (published.crop_pct, published.interpolation)
+    assert (3, data.image_size, data.image_size) == published.input_size
     ours = pnasnet5large().eval()
     load_weights(ours, weights)
     x = torch.randn(1, 3, 66, 67)

@@ -118,7 +118,8 @@ class Cell(nn.Module):
         sums: list[Tensor] = []
         for first, second in SUMS:
             x, y = (self.get_submodule(branch.name)(maps[self.reads[branch.name]]) for branch in (first, second))
-            sums.append(_add_(x, y, factors.get(first.name), factors.get(second.name)))
+            total = _add_(x, y, factors.get(first.name), factors.get(second.name))
+            sums.append(_with_dense_gradient(total))
             if len(sums) == 3:
                 maps["sum_2", "rectified"] = F.relu(sums[2])
         # Nobody reads a cell's output but through a ReLU, and cat's backward does not need it: overwrite it.
@@ -143,3 +144,12 @@ def _add_(x: Tensor, y: Tensor, keep_x: Tensor | None, keep_y: Tensor | None) ->
     if keep_x is not None:
         x = x.mul_(keep_x)
     return x.add_(y) if keep_y is None else x.addcmul_(y, keep_y)
+
+
+def _with_dense_gradient(x: Tensor) -> Tensor:
+    """Copy x's gradient, a slice of the concatenation's, once: else each of the two branches does so for itself."""
+    if x.requires_grad:
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        x.register_hook(lambda gradient: gradient.contiguous(memory_format=layout))
+    return x
