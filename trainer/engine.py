@@ -23,6 +23,7 @@ from trainer.errors import TrainerError
 from trainer.loss import correct_top_k, cross_entropy, main_logits, training_loss
 from trainer.model import PNASNet5
 from trainer.precision import Precision
+from trainer.pulse import Pulse
 from trainer.randomness import key
 from trainer.schedule import learning_rate, progress
 
@@ -45,6 +46,7 @@ class Training:
     ema: Ema | None
     micro_batch: int
     """Images per forward pass; larger batches are computed in parts."""
+    pulse: Pulse
 
     @property
     def evaluated(self) -> PNASNet5:
@@ -122,6 +124,7 @@ def evaluate(
     expected: int,
     precision: Precision,
     prepare: Callable[[Batch], Tensor],
+    pulse: Pulse,
 ) -> Evaluation:
     """Score `model` on every image once: ranks add up counts, never averages.
 
@@ -135,13 +138,16 @@ def evaluate(
     device = next(model.parameters()).device
     counts = torch.zeros(3, dtype=torch.int64, device=device)
     loss_sum = torch.zeros((), dtype=torch.float32, device=device)
+    seen = 0
     model.eval()
     for batch in batches:
         with precision.forward():
             logits = main_logits(model(prepare(batch)))
         counts[:2] += correct_top_k(logits, batch.labels, (1, 5))
-        counts[2] += len(batch.labels)
         loss_sum += cross_entropy(logits, batch.labels, 0.0) * len(batch.labels)
+        seen += len(batch.labels)
+        pulse.beat(evaluated=seen, images=expected)
+    counts[2] = seen
     top1, top5, images = sum_over_ranks(counts).tolist()
     if images != expected:
         raise TrainerError(f"evaluation counted {images} images, but the data set has {expected}: no figure is given")
@@ -196,6 +202,7 @@ def _step(
             precision.backward(loss, training.optimizer)
         total += loss.detach()
         correct += correct_top_k(main_logits(outputs).detach(), part.labels, (1,))[0]
+        training.pulse.beat(epoch=epoch, step=step, part=number + 1, parts=len(parts))
     training.precision.step(training.optimizer, list(training.network.parameters()), config.clip_norm)
     if training.ema is not None:
         training.ema.update(training.network)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from trainer.inherit import data_config
 from trainer.model import save_weights
 from trainer.records import Records
 from trainer.report import Throughput, report_epoch, report_evaluation, report_result, report_steps
+from trainer.run_folder import writing
 from trainer.schedule import steps_per_epoch
 
 
@@ -49,7 +51,10 @@ def fit(training: Training, datasets: Datasets, records: Records, output: Path) 
 
 
 def measure(training: Training, datasets: Datasets, records: Records, output: Path) -> None:
-    """Time `steps` steps after the warm-up, through as many epochs as that takes; no evaluation."""
+    """Time `steps` steps after the warm-up, through as many epochs as that takes; no evaluation.
+
+    Its records count the steps through, as one stretch.
+    """
     config, clock, throughput = training.config, time.perf_counter(), Throughput()
     wanted = config.warmup_steps + (config.steps or 0)
     per_epoch = steps_per_epoch(config, images=_train_images(datasets), world_size=training.world_size)
@@ -57,7 +62,8 @@ def measure(training: Training, datasets: Datasets, records: Records, output: Pa
     while done < wanted:
         steps, warmup = min(per_epoch, wanted - done), config.warmup_steps - done
         for window in _epoch(training, datasets, epoch=epoch, steps=steps, warmup_left=warmup):
-            report_steps(training, records, window, epoch=epoch, steps=steps)
+            through = replace(window, first_step=done + window.first_step)
+            report_steps(training, records, through, epoch=0, steps=wanted)
             throughput.add(window)
         done, epoch = done + steps, epoch + 1
     wall_s = time.perf_counter() - clock
@@ -117,6 +123,7 @@ def _evaluate(training: Training, datasets: Datasets) -> Evaluation:
         expected=len(datasets.val),
         precision=training.precision,
         prepare=_preparation(config),
+        pulse=training.pulse,
     )
 
 
@@ -134,5 +141,6 @@ def _preparation(config: TrainConfig) -> Callable[[Batch], Tensor]:
 def _save(training: Training, output: Path, name: str) -> None:
     if training.rank == 0:
         folder = output / "checkpoints"
-        folder.mkdir(exist_ok=True)
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
         save_weights(folder / f"{name}.safetensors", training.evaluated, data_config(training.config))

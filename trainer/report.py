@@ -28,6 +28,7 @@ class Throughput:
 
 def report_steps(training: Training, records: Records, window: Window, *, epoch: int, steps: int) -> None:
     """Say where the run is (loss, rate and accuracy of the whole job), and keep each step's loss and learning rate."""
+    training.pulse.reset()
     done = window.first_step + len(window.losses)
     say(
         "step",

@@ -26,6 +26,7 @@ from trainer.model import Weights, build_model, import_weights, load_weights
 from trainer.modes import run_mode
 from trainer.precision import choose
 from trainer.provenance import provenance
+from trainer.pulse import Pulse
 from trainer.randomness import key
 from trainer.records import Records, say, timestamp
 from trainer.run_folder import writing
@@ -115,6 +116,7 @@ def build(
         precision=precision,
         optimizer=optimizer,
         ema=ema,
+        pulse=Pulse(),
         micro_batch=micro_batch(
             config, device=runtime.kind, processes=task.local_world_size, memory_bytes=machine_memory()
         ),

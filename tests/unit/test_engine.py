@@ -124,10 +124,19 @@ def test_a_step_in_parts_is_the_step_of_the_whole() -> None:
 
 def test_evaluation_refuses_a_figure_when_the_count_is_not_the_data_sets() -> None:
     training = _training(aux="none")
-    score = evaluate(training.network, _batches(3), expected=12, precision=training.precision, prepare=_prepare)
+    score = evaluate(
+        training.network, _batches(3), expected=12, precision=training.precision, prepare=_prepare, pulse=training.pulse
+    )
     assert score.images == 12
     with pytest.raises(TrainerError, match="counted 12 images, but the data set has 13"):
-        evaluate(training.network, _batches(3), expected=13, precision=training.precision, prepare=_prepare)
+        evaluate(
+            training.network,
+            _batches(3),
+            expected=13,
+            precision=training.precision,
+            prepare=_prepare,
+            pulse=training.pulse,
+        )
 
 
 def test_batch_norm_and_biases_are_decayed_only_when_asked() -> None:
