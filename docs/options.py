@@ -22,9 +22,9 @@ PROFILES = ("seed", "recommended", "digits")
 _INTRODUCTION = f"""\
 # Options
 
-`python -m docs.options` writes this page. `python -m trainer` and `python -m launcher submit` take the same options, save
-that those of the launcher (Job) are its own, and that it sets `--run-name` to the job's name. Each option is also a
-line of a profile (`batch_size: 64`, given by `--profile FILE`) and a variable (`{ENVIRONMENT_PREFIX}BATCH_SIZE=64`).
+`python -m docs.options` writes this page. `python -m trainer` and `python -m launcher submit` take the same options,
+save that those of the launcher (Job) are its own, and that it sets `--run-name` to the job's name. Each option is also
+a line of a profile (`batch_size: 64`, given by `--profile FILE`) and a variable (`{ENVIRONMENT_PREFIX}BATCH_SIZE=64`).
 Precedence: flag > environment > profile > mode > default; `python -m launcher config show` prints each value with where
 it came from. A switch is turned off by its `--no-` form.
 """
