@@ -3,14 +3,16 @@
 A run never writes into an earlier one's folder: a name that is taken is refused, a generated one is moved aside.
 """
 
+import contextlib
 import errno
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
 from trainer.config import TrainConfig
-from trainer.errors import ConflictError, UsageError
+from trainer.errors import ConflictError, TrainerError, UsageError
 
 
 def create_run_folder(config: TrainConfig, *, leads: bool, alone: bool, now: float) -> Path:
@@ -33,8 +35,7 @@ def create_run_folder(config: TrainConfig, *, leads: bool, alone: bool, now: flo
         _make_output(config.output)
         folder = _make(config, alone=alone, now=now)
         if leads:
-            with (folder / "config.yaml").open("x", encoding="utf-8") as file:
-                yaml.safe_dump(config.model_dump(mode="json"), file, sort_keys=False)
+            _claim(folder, config)
     except FileExistsError as error:
         raise ConflictError(
             f"--run-name {config.run_name}: {config.output / str(config.run_name)} exists and a run never overwrites "
@@ -48,13 +49,44 @@ def create_run_folder(config: TrainConfig, *, leads: bool, alone: bool, now: flo
 def device_folder(run: Path, rank: int) -> Path:
     """The sub-folder of the device with this rank; on one node the rank is the seed's device id."""
     folder = run / str(rank)
-    folder.mkdir(exist_ok=True)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
     return folder
 
 
 def console_log(run: Path, rank: int, attempt: int) -> Path:
     """File with every numbered line that a rank printed; a restarted run's attempts have one each."""
     return device_folder(run, rank) / f"console-{attempt}.log"
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one line that `path` cannot be written, where that turns out in this context.
+
+    Raises:
+        TrainerError: it cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise TrainerError(
+            f"{path}: cannot be written: {error.strerror or error}; free space, or choose another --output"
+        ) from error
+
+
+def _claim(folder: Path, config: TrainConfig) -> None:
+    """Write the settings, or leave nothing that would bar the next attempt under this name."""
+    settings = folder / "config.yaml"
+    try:
+        with settings.open("x", encoding="utf-8") as file:
+            yaml.safe_dump(config.model_dump(mode="json"), file, sort_keys=False)
+    except FileExistsError:
+        raise
+    except OSError:
+        with contextlib.suppress(OSError):
+            settings.unlink(missing_ok=True)
+            folder.rmdir()
+        raise
 
 
 def _make(config: TrainConfig, *, alone: bool, now: float) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -67,14 +68,25 @@ def _private_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def train(
-    output: Path, *options: str, data: Path | None = None, name: str = "run", environ: dict[str, str] | None = None
+    output: Path,
+    *options: str,
+    data: Path | None = None,
+    name: str = "run",
+    environ: dict[str, str] | None = None,
+    file_limit: int = resource.RLIM_INFINITY,
 ) -> Finished:
-    """Run `python -m trainer` to its end."""
+    """Run `python -m trainer` to its end; no file may grow beyond `file_limit` bytes, as on a disk that fills up."""
     where = () if data is None else ("--data-path", str(data))
     command: Sequence[str] = (
         *(sys.executable, "-m", "trainer", *where, "--output", str(output), "--run-name", name, *options),
     )
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=600, env={**os.environ, **(environ or {})}
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env={**os.environ, **(environ or {})},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit)),
     )
     return Finished(done.returncode, done.stdout, done.stderr, output / name)

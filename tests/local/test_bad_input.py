@@ -112,6 +112,24 @@ def test_a_broken_image_stops_the_run_with_its_path(tmp_path: Path, content: byt
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(("limit", "file"), [(4000, "metrics.jsonl"), (200_000, "checkpoints/best.safetensors")])
+def test_a_disk_that_fills_up_in_mid_run_is_one_line_that_names_the_file(
+    digits: Path, tmp_path: Path, limit: int, file: str
+) -> None:
+    options = ("--npus", "2", "--epochs", "1", "--batch-size", "8", "--log-interval", "1000")
+    done = train(tmp_path / "out", *small(*options), data=digits, file_limit=limit)
+    assert done.code == 1
+    assert "failed rank=0" in _only_error(done)
+    assert f"{done.run / file}: cannot be written" in _only_error(done)
+
+
+def test_a_full_disk_at_the_start_leaves_no_folder_behind(tmp_path: Path) -> None:
+    done = train(tmp_path / "out", *small(), data=_tree(tmp_path / "data"), file_limit=100)
+    assert done.code == 2
+    assert f"--output {tmp_path / 'out'}: cannot be written" in _only_error(done)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
     import socket
 

@@ -114,8 +114,9 @@ def test_performance_mode_times_exactly_the_steps_asked_for(digits: Path, tmp_pa
     assert done.code == 0, done.stdout + done.stderr
     (result,) = done.events("result")
     assert "top1" not in result
-    # Longer than an epoch of 22 steps: the run goes on into the next one.
-    assert len(done.metrics("step")) == 34
+    # Longer than an epoch of 22 steps: the run goes on into the next one, and its steps are counted through.
+    assert [row["global_step"] for row in done.metrics("step")] == list(range(34))
+    assert (done.events("step")[-1]["step"], done.events("step")[-1]["steps"]) == ("34", "34")
     assert float(result["fps"]) == pytest.approx(30 * 64 / float(result["train_s"]), rel=1e-4)
     assert (done.run / "PnasNet5Tiny_bs32_2p_perf.log").exists()
 

@@ -1,5 +1,6 @@
 """What a run leaves behind: the seed's files line by line, one metrics line per step, and nothing overwritten."""
 
+import importlib
 import json
 import platform
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer.config import TrainConfig
-from trainer.errors import ConflictError, UsageError
+from trainer.errors import ConflictError, TrainerError, UsageError
 from trainer.provenance import config_hash
 from trainer.records import Records, logfmt
 from trainer.run_folder import create_run_folder
@@ -64,6 +65,35 @@ def test_metrics_hold_one_line_per_step_and_rank_0_alone_writes_them(tmp_path: P
     assert [line["kind"] for line in lines] == ["step", "step", "step", "eval"]
     assert [line["step"] for line in lines[:3]] == [0, 1, 2]
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_diverged_run_leaves_json_that_every_reader_takes(tmp_path: Path) -> None:
+    with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
+        records.steps([{"epoch": 0, "step": 0, "global_step": 0, "loss": float("nan"), "lr": 0.4}])
+        records.evaluation({"epoch": 0, "top1": 1.0, "top5": 5.0, "loss": float("inf"), "images": 360})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=refuse)["loss"] for line in lines] == [None, None]
+
+
+def test_tensorboard_reads_each_scalar_at_its_step(tmp_path: Path) -> None:
+    event_accumulator = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
+        records.steps([{"epoch": 0, "step": s, "global_step": s, "loss": 4.0 - s, "lr": 0.5} for s in range(3)])
+        records.evaluation({"epoch": 7, "top1": 1.0, "top5": 5.0, "loss": 6.0, "images": 360})
+    board = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(0, 4.0), (1, 3.0), (2, 2.0)]
+    assert [(event.step, event.value) for event in board.Scalars("eval/top5")] == [(7, 5.0)]
+
+
+def test_a_file_that_is_there_already_is_one_line_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("kept")
+    with pytest.raises(TrainerError, match=r"metrics.jsonl: cannot be written: File exists; "):
+        Records(tmp_path, TrainConfig(), rank=0, world_size=1)
+    assert (tmp_path / "metrics.jsonl").read_text() == "kept"
 
 
 def test_a_run_never_enters_the_folder_of_another(tmp_path: Path) -> None:
