@@ -1,5 +1,6 @@
 """The settings' layers: precedence, origins, and one clear line for every mistake."""
 
+import inspect
 import subprocess
 import sys
 from importlib import resources
@@ -8,8 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from cyclopts import App
 
 from trainer.config import MODE_PRESETS, ConfigError, Layer, TrainConfig, resolve, resolve_train_config
+from trainer.config.options import option_parameters, typed
 
 
 def test_a_flag_wins_over_the_environment_over_the_profile_over_the_mode(tmp_path: Path) -> None:
@@ -106,6 +109,33 @@ def test_a_mistake_in_a_profile_names_the_profile(tmp_path: Path, text: str, sai
 def test_none_unsets_a_value_from_a_lower_layer() -> None:
     config, _ = resolve(TrainConfig, [Layer("flag", {"steps": "none"}), Layer("profile", {"steps": 5})])
     assert config.steps is None
+
+
+def test_a_run_may_have_a_number_for_its_name() -> None:
+    config, _ = resolve_train_config({}, None, {"PNAS_RUN_NAME": "2024"})
+    assert config.run_name == "2024"
+
+
+def test_an_environment_variable_that_is_not_yaml_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^PNAS_RUN_NAME=\[: not valid YAML"):
+        resolve_train_config({}, None, {"PNAS_RUN_NAME": "["})
+
+
+def test_a_flag_unsets_a_number_that_a_profile_sets(tmp_path: Path) -> None:
+    parameters = {parameter.name: parameter for parameter in option_parameters(TrainConfig)}
+    (tmp_path / "short.yaml").write_text("steps: 5")
+    given: dict[str, Any] = {}
+
+    def command(**options: Any) -> None:
+        given.update(typed(options))
+
+    command.__signature__ = inspect.Signature([parameters["steps"]])  # type: ignore[attr-defined]  # as the trainer does
+    app = App()
+    app.default(command)
+    app(["--steps", "none"], result_action="return_value")
+    config, origins = resolve_train_config(given, str(tmp_path / "short.yaml"), {})
+    assert config.steps is None
+    assert origins["steps"] == "flag"
 
 
 def test_configuration_imports_neither_torch_nor_kubernetes() -> None:

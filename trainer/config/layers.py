@@ -40,11 +40,16 @@ def flag_name(field: str) -> str:
 
 
 def environment_layer(model: type[BaseModel], environ: Mapping[str, str] = os.environ) -> Layer:
-    """The `PNAS_<FIELD>` variables that name a field of `model`; others are left to their owners."""
+    """The `PNAS_<FIELD>` variables that name a field of `model`; others are left to their owners.
+
+    Raises:
+        ConfigError: a variable's text is not YAML.
+    """
+    variables = {field: ENVIRONMENT_PREFIX + field.upper() for field in model.model_fields}
     values = {
-        field: yaml.safe_load(environ[variable])
-        for field in model.model_fields
-        if (variable := ENVIRONMENT_PREFIX + field.upper()) in environ
+        field: _from_yaml(environ[variable], where=f"{variable}={environ[variable]}")
+        for field, variable in variables.items()
+        if variable in environ
     }
     return Layer("environment", values)
 
@@ -67,13 +72,17 @@ def profile_layer(name: str) -> Layer:
                 f"{_did_you_mean(name, known)}"
             )
         text = (shipped / f"{name}.yaml").read_text(encoding="utf-8")
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--profile {name}: not valid YAML: {' '.join(str(error).split())}") from error
+    values = _from_yaml(text, where=f"--profile {name}") or {}
     if not isinstance(values, dict):
         raise ConfigError(f"--profile {name}: must be a mapping like `batch_size: 32`, not a {type(values).__name__}")
     return Layer(f"profile {name}", {str(key).replace("-", "_"): value for key, value in values.items()})
+
+
+def _from_yaml(text: str, *, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _read_profile(path: Path) -> str:

@@ -5,7 +5,7 @@ precedence and origins are decided.
 """
 
 import inspect
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Union, get_args
 
 from cyclopts import Group, Parameter
 from pydantic import BaseModel
@@ -23,8 +23,14 @@ def option_parameters(model: type[BaseModel], *, exclude: frozenset[str] = froze
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
             annotation=Annotated[
-                field.annotation | None,  # type: ignore[operator]  # a type expression built at run time
-                Parameter(name=flag_name(name), help=_help(field), group=_group(field, groups), show_default=False),
+                _annotation(field),
+                Parameter(
+                    name=flag_name(name),
+                    help=_help(field),
+                    group=_group(field, groups),
+                    show_default=False,
+                    show_choices=not _nullable(field),
+                ),
             ],
         )
         for name, field in model.model_fields.items()
@@ -35,6 +41,16 @@ def option_parameters(model: type[BaseModel], *, exclude: frozenset[str] = froze
 def typed(options: dict[str, Any]) -> dict[str, Any]:
     """Only the options that were given."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _annotation(field: FieldInfo) -> Any:
+    """`none` unsets a setting that may be absent, so that a flag can take back what a profile says."""
+    word = Literal["none"] if _nullable(field) else None
+    return Union[field.annotation, word, None]  # noqa: UP007  # a type expression built at run time
+
+
+def _nullable(field: FieldInfo) -> bool:
+    return type(None) in get_args(field.annotation)
 
 
 def _help(field: FieldInfo) -> str:
