@@ -30,14 +30,16 @@ def learning_rate(config: TrainConfig, *, epoch: int, step: int, steps: int) -> 
     `cosine-step` moves at every step; its warm-up rises linearly from lr/(W*steps).
     """
     warmup, epochs = config.warmup_epochs, config.epochs
+    # A timed run may go on for longer than its one epoch, and its warm-up too.
+    remaining = max(epochs - warmup, 1)
     if config.schedule == "cosine-epoch":
         if epoch < warmup:
             return config.lr * (epoch + 1) / (warmup + 1)
-        return _half_cosine(config.lr, (epoch - warmup) / (epochs - warmup))
+        return _half_cosine(config.lr, min(1.0, (epoch - warmup) / remaining))
     position = epoch + step / steps
     if position < warmup:
         return config.lr * (epoch * steps + step + 1) / (warmup * steps)
-    return _half_cosine(config.lr, (position - warmup) / (epochs - warmup))
+    return _half_cosine(config.lr, min(1.0, (position - warmup) / remaining))
 
 
 def progress(config: TrainConfig, *, epoch: int, step: int, steps: int) -> float:
@@ -54,6 +56,4 @@ def ema_decay(limit: float, updates: int) -> float:
 
 
 def _half_cosine(peak: float, fraction: float) -> float:
-    # A timed run may go on for longer than its one epoch.
-    fraction = min(1.0, fraction)
     return 0.5 * peak * (1 + math.cos(math.pi * fraction))

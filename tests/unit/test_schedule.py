@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from trainer.config import TrainConfig
+from trainer.config import Layer, TrainConfig, resolve
 from trainer.errors import UsageError
 from trainer.schedule import ema_decay, learning_rate, progress, steps_per_epoch
 
@@ -33,6 +33,15 @@ def test_cosine_per_step_rises_to_the_peak_and_falls_to_zero_without_a_jump() ->
     assert all(a > b for a, b in itertools.pairwise(rates[100:]))
     assert rates[-1] == pytest.approx(0.2 * (1 + math.cos(math.pi * 199 / 200)), rel=1e-6)
     assert max(abs(a - b) for a, b in itertools.pairwise(rates)) < 0.0041
+
+
+@pytest.mark.parametrize("schedule", ["cosine-epoch", "cosine-step"])
+@pytest.mark.parametrize("warmup_epochs", [0, 1, 5])
+def test_a_timed_run_may_last_longer_than_its_epochs(schedule: str, warmup_epochs: int) -> None:
+    layers = [Layer("flag", {"mode": "performance", "schedule": schedule, "warmup_epochs": warmup_epochs, "epochs": 1})]
+    config, _ = resolve(TrainConfig, layers)
+    rates = [learning_rate(config, epoch=epoch, step=step, steps=4) for epoch in range(9) for step in range(4)]
+    assert all(0 <= rate <= config.lr + 1e-12 for rate in rates)
 
 
 def test_progress_runs_from_zero_to_just_below_one() -> None:
