@@ -194,7 +194,7 @@ def as_nobody(tmp_path: Path) -> Iterator[None]:
         os.seteuid(0)
 
 
-@pytest.mark.parametrize("folder", ["train", "train/cat", "val"])
+@pytest.mark.parametrize("folder", [".", "train", "train/cat", "val"])
 def test_an_unreadable_folder_is_named(data: Path, folder: str, request: pytest.FixtureRequest) -> None:
     (data / folder).chmod(0)
     request.getfixturevalue("as_nobody")

@@ -30,16 +30,16 @@ _REASONS = {
 class BadImageError(TrainerError):
     """An image file cannot be decoded."""
 
-    def __init__(self, path: str, reason: str) -> None:
-        # Both in `args`, so that the error survives the way out of a loader process.
-        super().__init__(path, reason)
+    def __init__(self, path: str, reason: str, remedy: str = "replace or delete it") -> None:
+        # All in `args`, so that the error survives the way out of a loader process.
+        super().__init__(path, reason, remedy)
         self.path = path
         self.reason = reason
+        self.remedy = remedy
 
     def __str__(self) -> str:
         return (
-            f"{self.path}: {self.reason}; replace or delete it"
-            " (`python -m trainer data verify FOLDER` lists every such file)"
+            f"{self.path}: {self.reason}; {self.remedy} (`python -m trainer data verify FOLDER` lists every such file)"
         )
 
 
@@ -54,7 +54,8 @@ def decode(path: Path) -> Tensor:
     try:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
-        raise BadImageError(str(path), f"cannot be read: {error.strerror or error}") from None
+        remedy = "check the permissions of file and folder" if isinstance(error, PermissionError) else "check the disk"
+        raise BadImageError(str(path), f"cannot be read: {error.strerror or error}", remedy) from None
     if not data.size:
         raise BadImageError(str(path), "empty, zero bytes")
     try:

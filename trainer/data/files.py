@@ -1,13 +1,28 @@
-"""Write a data file so that it is there whole or not at all, whatever kills the writer.
+"""Write a data file so that it is there whole or not at all, whatever kills the writer; say what cannot be read.
 
 Commands that write data sets are resumed by looking at which files exist, so a file that exists must be complete.
 """
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from trainer.errors import TrainerError
+from trainer.errors import TrainerError, UsageError
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say in one line what cannot be read, where that turns out in this context; even `is_dir` may raise.
+
+    Raises:
+        UsageError: `path`, or a file or folder in it, cannot be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{error.filename or path}: cannot be read: {error.strerror}; check its permissions") from None
 
 
 def write_atomically(path: Path, content: bytes | IO[bytes]) -> None:

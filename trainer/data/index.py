@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.files import reading
 from trainer.errors import UsageError
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -72,14 +73,17 @@ def load_datasets(data_path: Path, *, need_train: bool = True) -> Datasets:
     Raises:
         UsageError: a folder is missing, unreadable or empty, or val/ has a class that train/ lacks.
     """
-    if not data_path.is_dir():
-        raise UsageError(f"--data-path {data_path}: no such folder; it must hold train/ and val/, one folder per class")
-    train = load_split(data_path, "train") if need_train else None
-    val = load_split(data_path, "val")
-    if train is not None:
-        val = _in_classes_of(train.classes, val)
-    elif (data_path / "train").is_dir():
-        val = _in_classes_of(tuple(_class_names(data_path / "train")), val)
+    with reading(data_path):
+        if not data_path.is_dir():
+            raise UsageError(
+                f"--data-path {data_path}: no such folder; it must hold train/ and val/, one folder per class"
+            )
+        train = load_split(data_path, "train") if need_train else None
+        val = load_split(data_path, "val")
+        if train is not None:
+            val = _in_classes_of(train.classes, val)
+        elif (data_path / "train").is_dir():
+            val = _in_classes_of(tuple(_list_folder(data_path / "train")[1]), val)
     splits = [split for split in (train, val) if split is not None]
     return Datasets(train, val, _fingerprint(splits))
 
@@ -91,18 +95,16 @@ def load_split(data_path: Path, split: str) -> ImageIndex:
         UsageError: the folder is missing, unreadable, or has no class folders, or a class has no images.
     """
     root = data_path / split
-    if not root.is_dir():
-        raise UsageError(f"--data-path {data_path}: no {split}/ folder; it must hold train/ and val/")
-    cache = _cache_file(root)
-    try:
+    with reading(root):
+        if not root.is_dir():
+            raise UsageError(f"--data-path {data_path}: no {split}/ folder; it must hold train/ and val/")
+        cache = _cache_file(root)
         index = _read_cache(cache, root) if cache else None
         if index is None:
             started_ns = time.time_ns()
             index, folders = _scan(root)
             if cache and max(folders.values()) < started_ns - _SETTLED_NS:
                 _write_cache(cache, index, folders)
-    except OSError as error:
-        raise UsageError(f"{error.filename or root}: cannot be read: {error.strerror}; check its permissions") from None
     _refuse_gaps(index)
     return index
 
@@ -122,7 +124,7 @@ def walk_images(folder: Path) -> Iterator[Path]:
 def _scan(root: Path) -> tuple[ImageIndex, dict[str, int]]:
     """The index of a split, and the time stamp (ns) of each folder it was read from."""
     folders = {"": root.stat().st_mtime_ns}
-    classes = _class_names(root)
+    classes = _list_folder(root)[1]
     paths: list[bytes] = []
     counts: list[int] = []
     for name in classes:
@@ -139,13 +141,6 @@ def _scan(root: Path) -> tuple[ImageIndex, dict[str, int]]:
         counts.append(len(paths) - before)
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
     return ImageIndex(root, tuple(classes), np.array(paths, dtype=np.bytes_), labels), folders
-
-
-def _class_names(root: Path) -> list[str]:
-    try:
-        return _list_folder(root)[1]
-    except OSError as error:
-        raise UsageError(f"{root}: cannot be read: {error.strerror}; check its permissions") from None
 
 
 def _list_folder(folder: Path) -> tuple[list[str], list[str]]:

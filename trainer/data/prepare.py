@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trainer.data.files import cannot_write, write_atomically
+from trainer.data.files import cannot_write, reading, write_atomically
 from trainer.errors import TrainerError, UsageError
 
 Transfer = Literal["copy", "link", "move"]
@@ -92,9 +92,11 @@ def prepare(
     """
     if images is not None:
         _refuse_partial_labels(labels, images, classes)
-    if source.is_dir():
+    with reading(source):
+        is_folder, is_file = source.is_dir(), source.is_file()
+    if is_folder:
         written = _from_folder(source, to, labels, transfer, progress)
-    elif source.is_file():
+    elif is_file:
         if transfer != "copy":
             raise UsageError(f"--transfer {transfer}: {source} is a tar, its images can only be copied")
         written = _from_tar(source, to, labels, progress)
@@ -125,10 +127,8 @@ def _target(to: Path, labels: Mapping[str, str], name: str) -> Path:
 def _from_folder(
     source: Path, to: Path, labels: Mapping[str, str], transfer: Transfer, progress: Callable[[int], None]
 ) -> int:
-    try:
+    with reading(source):
         names = sorted(entry.name for entry in source.iterdir() if _IMAGE.fullmatch(entry.name))
-    except OSError as error:
-        raise UsageError(f"{source}: cannot be read: {error.strerror}; check its permissions") from None
     if not names and not (to / "val").is_dir():
         raise UsageError(f"{source}: no ILSVRC2012_val_*.JPEG in it; give the folder of the validation images")
     _refuse_unlabelled(names, labels, source)
@@ -141,12 +141,10 @@ def _from_folder(
 
 def _transfer(image: Path, target: Path, transfer: Transfer) -> bool:
     """Put one file in its place; False if it is there, whole, already."""
-    try:
+    with reading(image):
         if _is_there(target, image.stat().st_size):
             return False
         content = image.open("rb")
-    except OSError as error:
-        raise UsageError(f"{image}: cannot be read: {error.strerror}; check its permissions") from None
     with content:
         if transfer == "copy":
             write_atomically(target, content)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from trainer.data.decode import BadImageError, decode
+from trainer.data.files import reading
 from trainer.data.index import walk_images
 from trainer.data.loader import start_worker, whole_item_loader
 from trainer.errors import UsageError
@@ -49,12 +50,10 @@ def verify(path: Path, *, workers: int) -> Report:
     Raises:
         UsageError: no such folder, no images in it, or a folder that cannot be read.
     """
-    if not path.is_dir():
-        raise UsageError(f"{path}: no such folder; give a data folder, or train/ or val/ in one")
-    try:
+    with reading(path):
+        if not path.is_dir():
+            raise UsageError(f"{path}: no such folder; give a data folder, or train/ or val/ in one")
         files = list(walk_images(path))
-    except OSError as error:
-        raise UsageError(f"{error.filename}: cannot be read: {error.strerror}; check its permissions") from None
     if not files:
         raise UsageError(f"{path}: no images in it")
     notes: Counter[str] = Counter()
