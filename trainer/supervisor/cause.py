@@ -78,7 +78,12 @@ class Ending:
         """Whether it says itself that it fails because a peer is gone."""
         if self.reason is None and self.returncode in {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS}:
             return False
-        return SECONDARY.search(self.reason or self.last_line) is not None
+        return blames_a_peer(self.reason or self.last_line)
+
+
+def blames_a_peer(words: bytes) -> bool:
+    """Whether a worker's last words say that another one is gone, which is never the first cause."""
+    return SECONDARY.search(words) is not None
 
 
 def decide(endings: Sequence[Ending], *, stop_reason: str | None, stopping_at: float | None) -> Outcome:

@@ -15,7 +15,8 @@ class Tagger:
         """`tag` is what stands before the number: `rank 3 npu:3`."""
         self._prefix = f"[{tag} #".encode()
         self._rest = b""
-        self._count = 0
+        self.count = 0
+        """How many lines there have been."""
         self._error_at = 0
         self.last_line = b""
         self.error_line: bytes | None = None
@@ -24,7 +25,7 @@ class Tagger:
     @property
     def lines_since_error(self) -> int:
         """How many lines came after `error_line`."""
-        return self._count - self._error_at
+        return self.count - self._error_at
 
     def feed(self, chunk: bytes) -> bytes:
         """The tagged form of every line that `chunk` completes."""
@@ -53,13 +54,13 @@ class Tagger:
         text = b"\n".join(lines)  # one search in the whole chunk instead of one in each line
         if b"\r" in text:
             lines = [piece for line in lines for piece in _redrawn(line)]
-        first, prefix = self._count + 1, self._prefix
+        first, prefix = self.count + 1, self._prefix
         if ERROR in text:
             for number, line in enumerate(lines, first):
                 if line.startswith(ERROR):
                     self.error_line, self._error_at = line, number
         self.last_line = next((line for line in reversed(lines) if line.strip()), self.last_line)
-        self._count += len(lines)
+        self.count += len(lines)
         return b"".join([b"%b%d] %b\n" % (prefix, number, line) for number, line in enumerate(lines, first)])
 
 

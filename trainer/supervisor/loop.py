@@ -30,7 +30,8 @@ def supervise(commands: Sequence[WorkerCommand], *, stdout: BinaryIO, node_rank:
 
     Each line that a worker prints, on stdout or stderr, goes to `stdout` and to the worker's log file as
     `[rank 3 npu:3 #1042] text`; the supervisor's own are `[node 0 #5] text`. When one worker fails the others are
-    stopped, and the first cause is the last line. SIGTERM and SIGINT are passed on as SIGTERM, SIGUSR1 as it is; after
+    stopped. At the end `ended lines="3:1042 4:977"` counts each rank's lines; the first cause of a failure follows as
+    the last line. SIGTERM and SIGINT are passed on as SIGTERM, SIGUSR1 as it is; after
     `grace_s` seconds, or at a second SIGTERM or SIGINT, the workers are killed.
 
     Returns:
@@ -98,6 +99,9 @@ class _Loop:
             self._turn(self._next_deadline())
         endings = [worker.ending() for worker in self._workers]
         outcome = decide(endings, stop_reason=self._stop_reason, stopping_at=self._stopping_at)
+        # Who follows the lines can tell by these counts that the last ones have arrived.
+        counts = " ".join(f"{worker.command.rank}:{worker.tagger.count}" for worker in self._workers)
+        self._say(f'ended lines="{counts}"')
         if outcome.first_failure is not None:
             self._say(describe(outcome.first_failure))
         self._flush()
