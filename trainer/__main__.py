@@ -152,7 +152,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}; free it, permit it or choose another place", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
+        print("error: interrupted before any worker was started", file=sys.stderr)
         return 130
     return result if isinstance(result, int) else 0
 
