@@ -1,7 +1,8 @@
 """Tagged log lines, taken apart by device, and the proof by their numbers that none is missing or repeated.
 
 A connection cannot know what it did not deliver; numbered lines can. The trainer writes each line as
-`[rank 3 cpu:3 #1042] text` (a worker's) or `[node 0 #5] text` (its supervisor's), numbered from 1 within that tag.
+`[rank 3 cpu:3 #1042] text` (a worker's) or `[node 0 #5] text` (its supervisor's), numbered from 1 within that tag; the
+supervisor's `ended lines="3:1042 4:977"` says how many there are of each rank, so that a lost end is noticed too.
 This module is pure: bytes go in, lines and gaps come out. Where the bytes come from is a backend's business.
 """
 
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
+_TOTALS = re.compile(rb'ended lines="([\d: ]*)"')
 _TAG = re.compile(rb"\[(rank \d+ [a-z]+:\d+|node \d+) #(\d+)\] ?")
 
 
@@ -75,7 +77,7 @@ def _writer(tag: bytes) -> tuple[str, int | None, str | None, int | None]:
 class _Count:
     """What one tag has delivered: everything below `expected` but for `missing`."""
 
-    expected: int | None
+    expected: int
     delivered: int = 0
     missing: set[int] = field(default_factory=set)
 
@@ -102,6 +104,8 @@ class Demultiplexer:
                 yield line
             else:
                 yield from self._account(line, line.number)
+                if line.node is not None and (totals := _TOTALS.fullmatch(line.text)):
+                    yield from self._close(totals[1].decode())
 
     def _account(self, line: Line, number: int) -> Iterator[Line | Gap]:
         count = self._counts.get(line.source)
@@ -110,19 +114,29 @@ class Demultiplexer:
             if line.rank is not None:
                 self._devices.add(line.source)
         expected = count.expected
-        if expected is None or number == expected:
-            pass
-        elif number > expected:
+        if number > expected:
             count.missing.update(range(expected, number))
             yield Gap(line.source, expected, number - 1)
         elif number in count.missing:
             count.missing.remove(number)
-        else:
+        elif number < expected:
             self.repeated += 1
             return
-        count.expected = max(expected or 0, number + 1)
+        count.expected = max(expected, number + 1)
         count.delivered += 1
         yield line
+
+    def _close(self, totals: str) -> Iterator[Gap]:
+        """What is missing at the end of each rank, by its supervisor's count."""
+        for rank, _, total in (pair.partition(":") for pair in totals.split()):
+            source = next((known for known in self._counts if known.startswith(f"rank {rank} ")), f"rank {rank}")
+            # Who asked for a later part only may have come after a rank's last line.
+            count = self._counts.setdefault(source, _Count(expected=1 if self._from_start else int(total) + 1))
+            if count.expected <= int(total):
+                gap = Gap(source, count.expected, int(total))
+                count.missing.update(range(gap.first, gap.last + 1))
+                count.expected = gap.last + 1
+                yield gap
 
     @property
     def lines(self) -> int:

@@ -54,6 +54,18 @@ def test_a_first_line_that_is_missing_is_noticed() -> None:
     assert list(Demultiplexer(from_start=False).feed(tagged(1, 2))) == [parse_line(tagged(1, 2)[:-1])]
 
 
+def test_an_end_that_is_missing_is_noticed_by_the_supervisors_count() -> None:
+    end = b'[node 0 #1] ended lines="0:2 1:4 2:3"\n'
+    books = Demultiplexer()
+    items = list(books.feed(tagged(0, 1) + tagged(0, 2) + tagged(1, 1) + end))
+    assert items[-2:] == [Gap("rank 1 npu:1", 2, 4), Gap("rank 2", 1, 3)]
+    assert (books.missing, books.lines, books.devices) == (6, 3, 2)
+    assert list(books.feed(tagged(1, 3))) == [parse_line(tagged(1, 3)[:-1])], "a late line is shown all the same"
+    assert books.missing == 5
+    later = Demultiplexer(from_start=False)
+    assert [item for item in later.feed(tagged(0, 2) + end) if isinstance(item, Gap)] == [], "asked for the end only"
+
+
 def test_each_device_and_each_supervisor_has_its_own_books() -> None:
     books = Demultiplexer()
     block = b"".join(tagged(rank, number) for number in (1, 2) for rank in range(8)) + b"[node 0 #2] x\n"
