@@ -56,7 +56,7 @@ def summary(state: JobState, progress: Progress, books: Demultiplexer, *, now: f
         state.phase.value: state.ref.name + ("" if took is None else f" in {format_duration(took)}"),
         **_accuracy(result or progress.evaluation),
         "speed": _speed(result),
-        "training": _seconds(result, "train_s"),
+        _worked(result): _seconds(result, "train_s"),
         "log": _books(books),
         "files": str(result.fields["output"]) if result and "output" in result.fields else _existing(state.output),
     }
@@ -186,9 +186,14 @@ def _speed(event: Event | None) -> str:
     return "" if fps is None else f"{fps:,.1f} images/s"
 
 
+def _worked(result: Event | None) -> str:
+    """What the measured time was spent on."""
+    return "evaluation" if result is not None and result.fields.get("mode") == "eval" else "training"
+
+
 def _seconds(event: Event | None, key: str) -> str:
-    seconds = _number(event, key)
-    return "" if seconds is None else format_duration(seconds)
+    # Nothing is measured where all steps were warm-up.
+    return format_duration(seconds) if (seconds := _number(event, key)) else ""
 
 
 def _books(books: Demultiplexer) -> str:

@@ -111,6 +111,13 @@ say(0, "{RESULT} output=" + str(Path("out/job").absolute()))
     assert summary["files"] == str(bench.home / "out/job")
 
 
+def test_a_summary_says_what_the_time_went_into(bench: Bench) -> None:
+    bench.start("say(0, 'result mode=eval top1=50 images=4 fps=9 train_s=12')")
+    assert "\nevaluation  12 s\n" in bench.run("logs", "job", "-f").stdout
+    bench.start("say(0, 'result mode=full top1=50 images=4 train_s=0')", name="warm")
+    assert "training" not in bench.run("logs", "warm", "-f").stdout
+
+
 def test_lines_that_are_missing_are_named_with_their_bounds(bench: Bench) -> None:
     bench.start("say(0, 'a')\nsay(1, 'a')\nsay(1, 'b', skip=3)\nsay(0, 'b')")
     done = bench.run("logs", "job", "--follow")
