@@ -3,6 +3,8 @@
 The only module that draws. rich is imported for a terminal only, so that a pipe or a CI job does not pay for it.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Sequence
@@ -78,7 +80,7 @@ class PlainView:
 class LiveView:
     """One line per device that changes in place; all other lines scroll above."""
 
-    def __init__(self, console: "Console", progress: Progress) -> None:
+    def __init__(self, console: Console, progress: Progress) -> None:
         from rich.live import Live  # noqa: PLC0415
 
         self._console = console
@@ -111,7 +113,7 @@ class LiveView:
         """Draw the last state once more and leave it on the screen."""
         self._stack.close()
 
-    def __rich_console__(self, _console: "Console", options: "ConsoleOptions") -> "RenderResult":
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
         """The devices' lines as they are now; rich calls this whenever it draws."""
         from rich.text import Text  # noqa: PLC0415
 

@@ -4,6 +4,8 @@ cyclopts collects what each command takes; this module only draws it. Every comm
 that costs.
 """
 
+from __future__ import annotations
+
 import re
 import textwrap
 from collections.abc import Iterator
@@ -19,11 +21,11 @@ _WIDEST = 100
 class HelpPage:
     """A formatter as cyclopts wants it: one method for each part of the page."""
 
-    def render_usage(self, console: "Console", options: "ConsoleOptions", usage: "RenderableType") -> None:
+    def render_usage(self, console: Console, options: ConsoleOptions, usage: RenderableType) -> None:
         """Draw the first line."""
         _write(console, f"Usage: {_text(console, options, usage).removeprefix('Usage: ')}")
 
-    def render_description(self, console: "Console", options: "ConsoleOptions", text: "RenderableType") -> None:
+    def render_description(self, console: Console, options: ConsoleOptions, text: RenderableType) -> None:
         """Draw what the command is for; paragraphs that are indented hold commands, and stay as they are."""
         width = min(options.max_width, _WIDEST)
         paragraphs = _text(console, options, text).split("\n\n")
@@ -31,7 +33,7 @@ class HelpPage:
             console, "\n\n".join(part if part.startswith(" ") else textwrap.fill(part, width) for part in paragraphs)
         )
 
-    def __call__(self, console: "Console", options: "ConsoleOptions", panel: "HelpPanel") -> None:
+    def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
         """Draw one group of commands or options."""
         rows = [(_names(entry), " ".join(_words(console, options, entry))) for entry in panel.entries]
         if not rows:
@@ -50,7 +52,7 @@ class HelpPage:
         _write(console, "\n".join(lines))
 
 
-def _names(entry: "HelpEntry") -> str:
+def _names(entry: HelpEntry) -> str:
     """`--follow, -f`; of an option that can be switched off too, `--[no-]nesterov`."""
     names = [*entry.positive_names, *entry.positive_shorts]
     if entry.negative_names:
@@ -58,7 +60,7 @@ def _names(entry: "HelpEntry") -> str:
     return ", ".join(names)
 
 
-def _words(console: "Console", options: "ConsoleOptions", entry: "HelpEntry") -> Iterator[str]:
+def _words(console: Console, options: ConsoleOptions, entry: HelpEntry) -> Iterator[str]:
     yield _text(console, options, entry.description)
     if entry.choices and len(entry.choices) > 1:
         yield f"({', '.join(entry.choices)})"
@@ -72,12 +74,12 @@ def _wrap(text: str, width: int) -> list[str]:
     return [line.replace("\0", " ") for line in textwrap.wrap(whole, width, break_on_hyphens=False)]
 
 
-def _text(console: "Console", options: "ConsoleOptions", renderable: "RenderableType | None") -> str:
+def _text(console: Console, options: ConsoleOptions, renderable: RenderableType | None) -> str:
     """What cyclopts hands over, without colours and line breaks of its own."""
     if renderable is None:
         return ""
     return "".join(segment.text for segment in console.render(renderable, options.update(width=10_000))).strip()
 
 
-def _write(console: "Console", text: str) -> None:
+def _write(console: Console, text: str) -> None:
     console.print(text, end="\n\n", markup=False, highlight=False, soft_wrap=True)
