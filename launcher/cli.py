@@ -1,4 +1,4 @@
-"""The commands of `python -m launcher`, and the only place that prints (a followed log aside, which `display` draws).
+"""The commands of `python -m launcher`. They print; `display` draws a followed log, and `exits` tells what went wrong.
 
 Each command is short: resolve, ask the backend, print. The order of submit is the order of its life: settings, spec,
 backend, follow, summary. Backends and everything that needs pydantic are imported by the command that uses them, so
@@ -206,12 +206,7 @@ def cancel(name: JobName, /, *, backend: Where = "auto") -> None:
         _note(f"job {name} had ended already: {state.phase.value}")
         return
     _note(f"job {name} is asked to save and stop …")
-    try:
-        found.cancel(ref)
-    except KeyboardInterrupt:
-        raise Detached(
-            f"job {name} is still stopping; see how far it is with `{report.PROGRAM} status {name}`"
-        ) from None
+    _cancel(found, ref)
     state = found.get(ref)
     print(f"{name} {state.phase.value}" + (f": {state.reason}" if state.reason else ""))
 
@@ -231,7 +226,7 @@ def delete(
     found = open_backend(backend)
     ref = _ref(found, name)
     if force:
-        found.cancel(ref)
+        _cancel(found, ref)
     output = found.get(ref).output
     found.delete(ref)
     stays = f"; its files stay in {output}" if output is not None and output.exists() else ""
@@ -298,6 +293,15 @@ def _follow(
     text = report.summary(state, seen.progress, seen.demultiplexer, now=time.time())
     print(text, file=sys.stdout if form == "text" else sys.stderr)
     raise_outcome(state)
+
+
+def _cancel(backend: Backend, ref: JobRef) -> None:
+    try:
+        backend.cancel(ref)
+    except KeyboardInterrupt:
+        raise Detached(
+            f"job {ref.name} is still stopping; see how far it is with `{report.PROGRAM} status {ref.name}`"
+        ) from None
 
 
 def _ref(backend: Backend, name: str | None) -> JobRef:

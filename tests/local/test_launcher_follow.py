@@ -173,13 +173,14 @@ def test_nothing_that_happens_to_a_launcher_ends_its_job(bench: Bench, number: s
     [
         (("wait", "job"), "job job goes on. Come back with `python -m launcher logs job -f`"),
         (("cancel", "job"), "job job is still stopping; see how far it is with `python -m launcher status job`"),
+        (("delete", "job", "--force"), "job job is still stopping; see how far it is with"),
     ],
 )
 def test_ctrl_c_says_what_to_type_next(bench: Bench, words: tuple[str, ...], said: str) -> None:
     ref = bench.start("signal.signal(signal.SIGTERM, lambda *_: say(0, 'asked'))\nsay(0, 'ready')\nuntil('go')")
     wait_until(lambda: b"ready" in b"".join(bench.backend.logs(ref)))
     launcher = bench.popen(*words)
-    if words[0] == "cancel":
+    if words[0] != "wait":
         wait_until(lambda: b"asked" in b"".join(bench.backend.logs(ref)))
     else:
         time.sleep(1)  # nothing shows that it waits
