@@ -21,7 +21,8 @@ NAME_PATTERN = r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$"
 
 def _plain_name(value: object) -> object:
     """Say the rule in words; a pattern is no help at a terminal."""
-    if isinstance(value, str) and not re.match(NAME_PATTERN, value):
+    # YAML takes a job called 2024 for a number.
+    if value is not None and not re.match(NAME_PATTERN, str(value)):
         raise ValueError("use a letter, then letters, digits and `-`, lower case, 40 at most")
     return value
 

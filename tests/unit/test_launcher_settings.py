@@ -66,6 +66,7 @@ def test_config_show_has_every_setting_as_text_and_as_json() -> None:
     [
         ({"name": "My_Job"}, "--name My_Job: use a letter, then letters"),
         ({"name": "x" * 41}, "40 at most"),
+        ({"name": 2024}, "--name 2024: use a letter, then letters"),
         ({"mode": "eval"}, "--mode eval needs --weights"),
         ({"batch_size": 0}, "--batch-size 0"),
     ],
