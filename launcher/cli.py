@@ -25,7 +25,7 @@ from launcher.exits import run
 from launcher.follow import raise_outcome, show
 from launcher.help import HelpPage
 from launcher.logs import Selection
-from launcher.parameters import JobName, Json, LatestName, Profile, Where, examples, flag
+from launcher.parameters import JobName, Json, LatestName, Profile, Where, count, examples, flag
 from launcher.progress import Progress
 from launcher.timing import parse_duration
 
@@ -114,10 +114,10 @@ def logs(
     /,
     *,
     follow: Annotated[bool, flag("Go on until the job ends, as submit does.", alias="-f")] = False,
-    rank: Annotated[int | None, Parameter(help="Only this rank's lines.")] = None,
+    rank: Annotated[int | None, Parameter(help="Only this rank's lines.", converter=count)] = None,
     device: Annotated[str | None, Parameter(help="Only this device's lines: 3 or npu:3.")] = None,
     grep: Annotated[str | None, Parameter(help="Only lines that match this regular expression.")] = None,
-    tail: Annotated[int | None, Parameter(help="Begin with the last so many lines.")] = None,
+    tail: Annotated[int | None, Parameter(help="Begin with the last so many lines.", converter=count)] = None,
     since: Annotated[str | None, Parameter(help="Begin so long ago: 90, 10m, 1h30m.")] = None,
     raw: Annotated[bool, flag("Lines as they were written, numbers included.")] = False,
     json_: Json = False,
@@ -129,8 +129,6 @@ def logs(
     """
     if raw and json_:
         raise RequestError("--raw and --json contradict each other; choose one")
-    if tail is not None and tail < 0:
-        raise RequestError(f"--tail {tail}: must not be negative")
     selection = Selection(rank, device, None if grep is None else _pattern(grep))
     since_s = None if since is None else parse_duration(since)
     found = open_backend(backend)

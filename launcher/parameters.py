@@ -1,8 +1,9 @@
 """The parameters that several commands share, so that a job, a backend or `--json` is the same wherever it is typed."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from launcher.report import PROGRAM
 
@@ -10,6 +11,14 @@ from launcher.report import PROGRAM
 def flag(text: str, **more: Any) -> Parameter:
     """A switch that is off unless it is typed; there is no `--no-` form of it."""
     return Parameter(help=text, negative="", show_default=False, **more)
+
+
+def count(_type: Any, tokens: Sequence[Token]) -> int:
+    """Read a number of things; cyclopts alone would round 1.5 to 2."""
+    text = tokens[0].value
+    if not text.isdecimal():
+        raise ValueError(f'"{text}" is not a whole number of 0 or more')
+    return int(text)
 
 
 def examples(*commands: str) -> str:

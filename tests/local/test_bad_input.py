@@ -1,6 +1,9 @@
 """Every mistake ends in one line that says what, where and what to do, with the right exit code and no traceback."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +78,8 @@ def test_wrong_data_is_refused_in_one_line(tmp_path: Path, data: Callable[[Path]
     [
         (("--batch-sise", "4"), "Did you mean --batch-size?"),
         (("--batch-size", "many"), "--batch-size"),
+        (("--batch-size", "1.5"), '"1.5" is not a whole number'),
+        (("--mode", "eval", "--weights", __file__), "not a weight file"),
         (("--mode", "evl"), 'Did you mean "eval"?'),
         (("--mode", "eval"), "--mode eval needs --weights"),
         (("--profile", "sed"), "did you mean seed?"),
@@ -128,6 +133,21 @@ def test_a_full_disk_at_the_start_leaves_no_folder_behind(tmp_path: Path) -> Non
     assert done.code == 2
     assert f"--output {tmp_path / 'out'}: cannot be written" in _only_error(done)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_reader_who_leaves_the_help_page_hears_no_complaint() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    help_page = (sys.executable, "-m", "trainer", "--help")
+    done = subprocess.run(help_page, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert done.stderr == ""
+
+
+def test_a_machine_without_room_for_temporary_files_is_one_line(tmp_path: Path) -> None:
+    done = train(tmp_path / "out", *small(), data=_tree(tmp_path / "data"), file_limit=0)
+    assert done.code == 1
+    assert "temporary" in _only_error(done)
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:

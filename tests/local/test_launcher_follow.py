@@ -404,7 +404,7 @@ def test_status_and_list_are_readable(bench: Bench) -> None:
         (("cancel", "nix"), 4, "there is no job `nix`"),
         (("logs", "nix", "--raw", "--json"), 2, "contradict"),
         (("logs", "nix", "--grep", "("), 2, "--grep ("),
-        (("logs", "nix", "--tail", "-1"), 2, "--tail -1"),
+        (("logs", "nix", "--tail", "-1"), 2, '--tail: "-1"'),
         (("wait", "nix", "--timeout", "soon"), 2, "is no duration"),
         (("cancel",), 2, "NAME"),
         (("logs", "--folow"), 2, "Did you mean --follow?; see `python -m launcher logs --help`"),

@@ -5,9 +5,10 @@ precedence and origins are decided.
 """
 
 import inspect
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Union, get_args
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -30,6 +31,7 @@ def option_parameters(model: type[BaseModel], *, exclude: frozenset[str] = froze
                     group=_group(field, groups),
                     show_default=False,
                     show_choices=not _nullable(field),
+                    converter=whole_number if int in (field.annotation, *get_args(field.annotation)) else None,
                 ),
             ],
         )
@@ -41,6 +43,21 @@ def option_parameters(model: type[BaseModel], *, exclude: frozenset[str] = froze
 def typed(options: dict[str, Any]) -> dict[str, Any]:
     """Only the options that were given."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def whole_number(_type: Any, tokens: Sequence[Token]) -> int | str:
+    """Read an integer option; cyclopts alone would round 1.5 to 2. `none` passes, for the settings that may be absent.
+
+    Raises:
+        ValueError: not an integer.
+    """
+    text = tokens[0].value
+    if text == "none":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f'"{text}" is not a whole number') from None
 
 
 def _annotation(field: FieldInfo) -> Any:

@@ -21,6 +21,8 @@ from trainer.errors import UsageError
 from trainer.model.layers import PADDINGS, Padding
 
 FORMAT = "pnas"
+# torch.save writes a zip archive; before 1.6 it wrote bare pickles, of protocol 2.
+PICKLED = (b"PK", b"\x80")
 FORMAT_VERSION = "1"
 WHAT_IS_READ = "expected weights of ours (.safetensors), timm's or Cadene's, or a checkpoint of the seed"
 
@@ -124,6 +126,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with path.open("rb") as file:
+        if not file.read(2).startswith(PICKLED):
+            raise UsageError(f"weights {path}: not a weight file; {WHAT_IS_READ}")
     try:
         with warnings.catch_warnings():
             # What is wrong with a file is said once, below.
@@ -133,7 +138,7 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UsageError(
             f"weights {path}: not a file of plain tensors, and code in files is never run; {WHAT_IS_READ}"
         ) from error
-    except (EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
+    except (EOFError, OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"weights {path}: damaged or not a weight file ({_line(error)}); {WHAT_IS_READ}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
