@@ -16,7 +16,7 @@ RUN := -m launcher submit --backend local --npus 2 --mode full --profile digits 
 help:  ## List the commands
 	@sed -n 's/^\([a-z]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-run: $(VENV)/run.stamp  ## Train PNASNet-5 on handwritten digits with two processes (about four minutes)
+run: $(VENV)/run.stamp  ## Train PNASNet-5 on handwritten digits with two processes (about three minutes)
 	@$(BIN)/python -m trainer data digits --to data/digits
 	@echo "python $(RUN)"
 	@$(BIN)/python $(RUN)
