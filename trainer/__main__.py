@@ -35,6 +35,9 @@ Examples:
 Options may also come from the environment (PNAS_BATCH_SIZE=64) or a YAML profile; a flag wins over both.
 """
 
+# Level 2 also queues the tiling of operators. It is set here, because `import torch` already loads torch_npu.
+RUNTIME_DEFAULTS = {"npu": {"TASK_QUEUE_ENABLE": "2"}}
+
 app = App(name="python -m trainer", help=HELP, help_format="markdown", version=lambda: f"pnas {version('pnas')}")
 app.command(data_app)
 
@@ -78,7 +81,7 @@ app.default(train)
 
 
 def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(text, flush=True)
 
 
 def check_inputs(config: TrainConfig, topology: Topology) -> None:
@@ -118,7 +121,12 @@ def worker_command(worker: Worker, topology: Topology, *, config: TrainConfig, r
         rank=worker.rank,
         device=f"{device}:{worker.local_rank}",
         argv=(sys.executable, "-u", "-m", "trainer.worker"),
-        env={**os.environ, **rendezvous(worker, topology, threads=config.threads), TASK_VARIABLE: task.to_json()},
+        env={
+            **RUNTIME_DEFAULTS.get(device, {}),
+            **os.environ,
+            **rendezvous(worker, topology, threads=config.threads),
+            TASK_VARIABLE: task.to_json(),
+        },
         log=console_log(run, worker.rank, attempt=1),
     )
 
@@ -152,6 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # whoever read the help has read enough
+        return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}; free it, permit it or choose another place", file=sys.stderr)

@@ -167,7 +167,8 @@ def _only_error(done: Finished) -> str:
     """The one line that says what was wrong: on stderr, or the supervisor's last where a worker found out."""
     assert "Traceback" not in done.stdout + done.stderr
     if done.stderr:
-        (line,) = done.stderr.splitlines()
+        # What a run is waiting for is said as it waits; what is wrong, once.
+        (line,) = (line for line in done.stderr.splitlines() if not line.startswith("waiting for "))
         assert line.startswith("error: ")
         return line
     line = done.stdout.splitlines()[-1]

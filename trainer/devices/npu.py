@@ -4,7 +4,6 @@ torch_npu is imported when the device is opened, never before: on other machines
 """
 
 import importlib
-import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -27,8 +26,6 @@ class NpuDevice:
     default_precision = "O2"
 
     def __init__(self) -> None:
-        # Level 2 also queues the tiling of operators; torch_npu reads it when it is imported.
-        os.environ.setdefault("TASK_QUEUE_ENABLE", "2")
         try:
             # Typed as Any: torch_npu has no stubs and is absent where the types are checked.
             self._torch_npu: Any = importlib.import_module("torch_npu")
