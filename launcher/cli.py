@@ -23,11 +23,11 @@ from launcher.display import Format
 from launcher.errors import Detached, NotFoundError, RequestError, WaitTimedOut
 from launcher.exits import run
 from launcher.follow import raise_outcome, show
-from launcher.help import HelpPage
 from launcher.logs import Selection
 from launcher.parameters import JobName, Json, LatestName, Profile, Where, count, examples, flag
 from launcher.progress import Progress
 from launcher.timing import parse_duration
+from trainer.config.help import HelpPage
 
 if TYPE_CHECKING:
     from launcher.settings import Settings

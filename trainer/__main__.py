@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from trainer.config import TrainConfig, resolve_train_config
+from trainer.config.help import HelpPage
 from trainer.config.options import option_parameters, typed
 from trainer.data.commands import data_app
 from trainer.errors import TrainerError, UsageError
@@ -24,25 +25,37 @@ from trainer.worker_task import TASK_VARIABLE, WorkerTask
 HELP = """
 Train PNASNet-5 on images in the ImageNet folder layout, with one process per device.
 
-Examples:
+For example:
 
     python -m trainer --data-path /data/imagenet --npus 8 --profile recommended
-
     python -m trainer --mode performance --data-path data/digits --device cpu --image-size 32
-
     python -m trainer --mode eval --data-path /data/imagenet --weights best.safetensors
 
-Options may also come from the environment (PNAS_BATCH_SIZE=64) or a YAML profile; a flag wins over both.
+An option may also come from the environment (PNAS_BATCH_SIZE=64) or from a YAML profile; a flag wins over both.
 """
 
 # Level 2 also queues the tiling of operators. It is set here, because `import torch` already loads torch_npu.
 RUNTIME_DEFAULTS = {"npu": {"TASK_QUEUE_ENABLE": "2"}}
 
-app = App(name="python -m trainer", help=HELP, help_format="markdown", version=lambda: f"pnas {version('pnas')}")
+Profile = Annotated[
+    str | None,
+    Parameter(
+        help="Settings from a YAML file, or seed, recommended or digits.", group=Group("Run"), show_default=False
+    ),
+]
+
+app = App(
+    name="python -m trainer",
+    help=HELP,
+    help_format="plaintext",
+    help_formatter=HelpPage(),
+    version=lambda: f"pnas {version('pnas')}",
+)
+app["--help"].group = app["--version"].group = Group.create_ordered("Help")
 app.command(data_app)
 
 
-def train(*, profile: str | None = None, **options: Any) -> int:
+def train(*, profile: Profile = None, **options: Any) -> int:
     """Resolve the options and run; the exit code is 0, 1 (failed), 2 (usage), 6 (folder taken) or 75 (resumable)."""
     config, _ = resolve_train_config(typed(options), profile)
     visible = visible_devices(config.device, os.environ)
@@ -65,13 +78,7 @@ train.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # cyclop
             "profile",
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=Annotated[
-                str | None,
-                Parameter(
-                    help="YAML file, or a profile that ships with the trainer: seed, recommended, digits.",
-                    group=Group.create_ordered("Run"),
-                ),
-            ],
+            annotation=Profile,
         ),
         *option_parameters(TrainConfig),
     ],

@@ -30,6 +30,8 @@ def provenance(
     """The record that `provenance.json` holds; every value is a plain JSON type."""
     return {
         "command": list(command),
+        # With what weights brought along, which config.yaml, written before they were read, does not show.
+        "config": config.model_dump(mode="json"),
         "config_sha256": config_hash(config),
         "data_fingerprint": data_fingerprint,
         "device": dict(device),

@@ -35,9 +35,8 @@ def pointwise(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d
 class EvenPixelConv2d(nn.Conv2d):
     """A 1x1 convolution of every second pixel from the first on: (N, in, H, W) -> (N, out, ceil(H/2), ceil(W/2)).
 
-    The pixels are picked by a 1x1 average pool, which has two advantages on a CPU. The gradient of a slice is never
-    channels-last, which slows every layer before it. And the backward of a strided 1x1 convolution with four channels
-    writes past its buffer in channels-last layout (PyTorch 2.9 to 2.14).
+    The pixels are picked by a 1x1 average pool rather than by a slice, whose gradient is never channels-last and slows
+    every layer before it, or by the convolution's stride, which is not safe for narrow maps: see `Projection`.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -124,7 +123,9 @@ class Projection(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
-        narrow = stride == 2 and out_channels < 8  # see EvenPixelConv2d: its function, but not its buffer overrun
+        # PyTorch's CPU backward of a strided 1x1 convolution of fewer channels than a vector register holds writes past
+        # its buffer in channels-last layout (2.9.0 and 2.14.1; on AVX-512 below 16, aborts within a few calls).
+        narrow = stride == 2 and in_channels < 16
         self.conv = (
             EvenPixelConv2d(in_channels, out_channels) if narrow else pointwise(in_channels, out_channels, stride)
         )
