@@ -39,9 +39,7 @@ RUNTIME_DEFAULTS = {"npu": {"TASK_QUEUE_ENABLE": "2"}}
 
 Profile = Annotated[
     str | None,
-    Parameter(
-        help="Settings from a YAML file, or seed, recommended or digits.", group=Group("Run"), show_default=False
-    ),
+    Parameter(help="Settings from a YAML file, or seed, recommended or digits.", group="Settings", show_default=False),
 ]
 
 app = App(
