@@ -182,7 +182,7 @@ def test_last_words_arrive(node: Node, death: str) -> None:
 def test_bytes_that_are_not_text_pass_as_they_are(node: Node) -> None:
     ended = node.run(r"import sys; sys.stdout.buffer.write(b'\xff\x00\xc3\nabc')")
     assert ended.stdout.startswith(b"[rank 0 cpu:0 #1] \xff\x00\xc3\n[rank 0 cpu:0 #2] abc\n")
-    assert ended.logs[0] == ended.stdout
+    assert ended.stdout.startswith(ended.logs[0])
 
 
 def test_a_progress_bar_becomes_one_line_per_state() -> None:
@@ -288,13 +288,13 @@ def test_a_worker_that_only_lost_its_peer_is_not_the_cause_though_it_exits_first
     )
     ended = node.run(peer, first + "raise SystemExit(6)", SETTLE_S=60)
     assert ended.exit_code == 6
-    assert ended.lines[-1].endswith('failed rank=1 device=cpu:1 cause="error loss is not finite at step 7"')
+    assert ended.lines[-1].endswith('failed rank=1 device=cpu:1 cause="loss is not finite at step 7"')
 
 
 def test_a_reason_stays_the_cause_when_the_interpreter_aborts_on_its_way_out(node: Node) -> None:
     ended = node.run("import os; print('error loss is not finite'); os.abort()", "import time; time.sleep(1000)")
     assert ended.exit_code == 1
-    assert ended.lines[-1].endswith('failed rank=0 device=cpu:0 cause="error loss is not finite"')
+    assert ended.lines[-1].endswith('failed rank=0 device=cpu:0 cause="loss is not finite"')
 
 
 def test_an_error_that_the_worker_went_on_from_is_not_the_cause(node: Node) -> None:
@@ -307,7 +307,7 @@ def test_the_exit_code_is_the_failing_workers_where_it_means_something(node: Nod
     ended = node.run(f"print('error \"this\" one'); raise SystemExit({code})", "pass")
     assert ended.exit_code == expected
     if code not in {0, 75}:
-        assert ended.lines[-1].endswith(r'failed rank=0 device=cpu:0 cause="error \"this\" one"')
+        assert ended.lines[-1].endswith(r'failed rank=0 device=cpu:0 cause="\"this\" one"')
 
 
 STUBBORN = (

@@ -109,7 +109,7 @@ def decide(endings: Sequence[Ending], *, stop_reason: str | None, stopping_at: f
 def why(ending: Ending) -> str:
     """One line that says how a worker ended, in its own words where it left some."""
     if ending.reason is not None:
-        return _text(ending.reason)
+        return _text(ending.reason).removeprefix("error ")
     if ending.returncode < 0:
         name = _signal_name(-ending.returncode)
         return f"killed by {name} (out of memory?)" if name == "SIGKILL" else f"killed by {name}"
