@@ -27,7 +27,7 @@ from launcher.logs import Selection
 from launcher.parameters import JobName, Json, LatestName, Profile, Where, count, examples, flag
 from launcher.progress import Progress
 from launcher.timing import parse_duration
-from trainer.config.help import HelpPage
+from trainer.help import HelpPage
 
 if TYPE_CHECKING:
     from launcher.settings import Settings

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from trainer.config import TrainConfig, resolve_train_config
-from trainer.config.help import HelpPage
 from trainer.config.options import option_parameters, typed
 from trainer.data.commands import data_app
 from trainer.errors import TrainerError, UsageError
+from trainer.help import HelpPage
 from trainer.run_folder import console_log, create_run_folder
 from trainer.supervisor import WorkerCommand, supervise
 from trainer.topology import Topology, Worker, discover, visible_devices
