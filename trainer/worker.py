@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from types import TracebackType
+from typing import NoReturn
 
 import torch
 
@@ -34,22 +35,33 @@ from trainer.supervisor import blames_a_peer, die_with_supervisor
 from trainer.worker_task import TASK_VARIABLE, WorkerTask
 
 
-def main() -> int:
-    """Run the task in the environment; return the exit code."""
+def main() -> NoReturn:
+    """Run the task in the environment, and end the process with its exit code."""
     faulthandler.enable()
     die_with_supervisor()
     sys.excepthook = _say_why
     task = WorkerTask.from_json(os.environ.pop(TASK_VARIABLE))
     try:
-        run(task)
+        parts = run(task)
     except TrainerError as error:
         say(f"error {error}")
-        return error.exit_code
-    return 0
+        _end(error.exit_code)
+    _end(0, parts)
 
 
-def run(task: WorkerTask) -> None:
-    """Data, device, model and records; then the mode."""
+def _end(code: int, *_alive: object) -> NoReturn:
+    """End at once, with everything still alive and everything written.
+
+    gloo joins its threads in a destructor that holds the interpreter's lock, which one of them may be waiting for: with
+    torch 2.9.0 a rank now and then hung on its way out of a finished run.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run(task: WorkerTask) -> Training:
+    """Data, device, model and records; then the mode. Returns the parts, which are not to be destroyed."""
     began = time.time()
     weights = import_weights(task.config.weights) if task.config.weights is not None else None
     config = task.config if weights is None else with_settings_of(task.config, weights)
@@ -79,6 +91,7 @@ def run(task: WorkerTask) -> None:
         )
         run_mode(training, datasets, records, output=task.run)
     leave()
+    return training
 
 
 def build(
@@ -147,7 +160,8 @@ def _say_why(kind: type[BaseException], error: BaseException, traceback: Traceba
         sys.__excepthook__(kind, error, traceback)
         sys.stderr.flush()
     say(f"error {reason}")
+    _end(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
