@@ -4,12 +4,8 @@ The command line, the tables and the summary share these two functions, so that 
 them can be typed into another.
 """
 
-import re
-
 from launcher.errors import RequestError
-
-_UNITS_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(d|h|min|m|s)")
+from trainer.durations import seconds as seconds_of
 
 
 def parse_duration(text: str) -> float:
@@ -18,12 +14,10 @@ def parse_duration(text: str) -> float:
     Raises:
         RequestError: it is none of these.
     """
-    compact = text.strip().lower()
-    if re.fullmatch(r"\d+(\.\d+)?", compact):
-        return float(compact)
-    if not compact or _PART.sub("", compact).strip():
-        raise RequestError(f"`{text}` is no duration; write 90, 90s, 10m or 1h30m")
-    return sum(float(number) * _UNITS_S[unit[0]] for number, unit in _PART.findall(compact))
+    try:
+        return seconds_of(text)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
 
 
 def format_duration(seconds: float) -> str:

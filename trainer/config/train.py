@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from trainer.config.interval import Interval
 from trainer.config.layers import Layer, environment_layer, profile_layer, resolve
 
 Mode = Literal["full", "performance", "finetune", "eval"]
@@ -61,6 +62,25 @@ class TrainConfig(BaseModel):
     seed: int = option(0, "Seed of every random draw.", group="Run", ge=0, lt=2**31)
     log_interval: int = option(10, "Steps between progress lines.", group="Run", ge=1)
 
+    # Checkpoints
+    resume: Annotated[Literal["auto"] | Path | None, Optional] = option(
+        None,
+        "Continue a run: auto (its --run-name, from its newest valid checkpoint), its folder, or one checkpoint.",
+        group="Checkpoints",
+    )
+    checkpoint_every: str = option(
+        "10m", "Save the state every so many steps (500) or so often (10m), and after each epoch.", group="Checkpoints"
+    )
+    keep: int = option(3, "How many checkpoints to keep.", group="Checkpoints", ge=1)
+    resume_lr: Literal["keep", "scale"] = option(
+        "keep",
+        "Learning rate on another number of devices: kept, or scaled with the global batch.",
+        group="Checkpoints",
+    )
+    accept_changed_data: bool = option(
+        False, "Resume although images were added or removed since the checkpoint.", group="Checkpoints"
+    )
+
     # Model
     model: Literal["pnasnet5large", "pnasnet5mobile", "pnasnet5tiny"] = option(
         "pnasnet5large", "Network; `tiny` is a scale for tests.", group="Model"
@@ -97,6 +117,10 @@ class TrainConfig(BaseModel):
     interpolation: Literal["bilinear", "bicubic"] = option(
         "bilinear", "Resize filter of training and evaluation.", group="Data"
     )
+    on_bad_image: Literal["fail", "skip"] = option(
+        "fail", "An image that cannot be decoded: stop, or take another one and list it.", group="Data"
+    )
+    max_bad_images: float = option(0.001, "Share of a split's images that may be skipped.", group="Data", ge=0, le=1)
 
     # Optimisation
     epochs: int = option(90, "Passes over the training images.", group="Optimisation", ge=0)
@@ -121,6 +145,9 @@ class TrainConfig(BaseModel):
         "Images per forward pass; a batch is computed in such parts. [default: the batch; on a CPU what fits]",
         group="Optimisation",
         ge=1,
+    )
+    max_bad_steps: int = option(
+        5, "Steps in a row whose loss or gradient is not finite before the run goes back.", group="Optimisation", ge=1
     )
     ema: float = option(0.0, "Decay of the weights' moving average; 0 is off.", group="Optimisation", ge=0, lt=1)
 
@@ -154,7 +181,19 @@ class TrainConfig(BaseModel):
         group="Devices",
         ge=1,
     )
-    grace_s: float = option(30.0, "Time that workers get to stop after SIGTERM.", group="Devices", ge=0)
+    grace_s: float = option(30.0, "Time that workers get to save and stop after SIGTERM.", group="Devices", ge=0)
+    stall_timeout_s: float = option(
+        900.0,
+        "How long a rank may wait for data or for its peers before it is named and the run ends.",
+        group="Devices",
+        gt=0,
+    )
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _interval(cls, text: str) -> str:
+        Interval.parse(text)
+        return text
 
     @model_validator(mode="after")
     def _agree(self) -> "TrainConfig":
