@@ -324,6 +324,17 @@ def test_a_worker_that_does_not_stop_after_anothers_failure_is_killed(node: Node
     assert "exit code 2, and said nothing" in ended.lines[-1]
 
 
+def test_a_worker_that_has_been_frozen_does_not_hold_the_end(node: Node) -> None:
+    ready = str(node.folder / "ready")
+    frozen = (
+        f"import os, pathlib, signal; pathlib.Path({ready!r}).write_text('1'); os.kill(os.getpid(), signal.SIGSTOP)"
+    )
+    ended = node.run(frozen, WAIT.format(ready) + "print('error no data'); raise SystemExit(1)", STOP_S=0.1)
+    assert ended.exit_code == 1
+    assert "killing rank=0: still running" in ended.of("node 0")
+    assert ended.lines[-1].endswith('failed rank=1 device=cpu:1 cause="no data"')
+
+
 def test_a_worker_that_stays_after_the_others_have_stopped_resumably_is_stopped(node: Node) -> None:
     ended = node.run("import time; time.sleep(1000)", "raise SystemExit(75)", grace_s=0.1)
     assert ended.exit_code == 1
@@ -385,7 +396,7 @@ def test_a_stop_that_all_workers_answer_is_resumable(
     assert len(ended.of("node 0")) == 2
 
 
-def test_a_stop_that_a_worker_does_not_survive_is_a_failure(node: Node) -> None:
+def test_a_worker_that_had_not_begun_to_train_has_nothing_to_save(node: Node) -> None:
     ready = node.folder / "ready"
     process = node.start(
         answering(ready, 75),
@@ -394,8 +405,44 @@ def test_a_stop_that_a_worker_does_not_survive_is_a_failure(node: Node) -> None:
     until(node.folder / "ready1")
     process.send_signal(signal.SIGTERM)
     ended = node.end(process)
+    assert ended.exit_code == 75
+    assert not [line for line in ended.lines if "failed" in line]
+
+
+LOSING_ITS_PEER = (
+    "import signal, sys\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "open({!r}).read()\n"  # ends when the peer does
+    "print({!r}); sys.exit(1)"
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("error Connection closed by peer [127.0.0.1]:29500", 75), ("error val/a.JPEG cannot be decoded", 1)],
+)
+def test_peers_that_only_lost_a_stopped_worker_do_not_make_the_stop_a_failure(
+    node: Node, words: str, expected: int
+) -> None:
+    ready, pipe = node.folder / "ready", node.folder / "connection"
+    os.mkfifo(pipe)
+    unbegun = (
+        f"import pathlib, time; connection = open({str(pipe)!r}, 'w')\n"
+        f"pathlib.Path({str(ready)!r}).write_text('1'); time.sleep(1000)"
+    )
+    process = node.start(LOSING_ITS_PEER.format(str(pipe), words), unbegun)
+    until(ready)
+    process.send_signal(signal.SIGTERM)
+    ended = node.end(process)
+    assert ended.exit_code == expected
+    if expected == 1:
+        assert ended.lines[-1].endswith(f'cause="stopped by SIGTERM; {words}"')
+
+
+def test_a_worker_that_somebody_else_ends_has_not_stopped_as_it_was_told(node: Node) -> None:
+    ended = node.run("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
     assert ended.exit_code == 1
-    assert ended.lines[-1].endswith('failed rank=1 device=cpu:1 cause="stopped by SIGTERM"')
+    assert ended.lines[-1].endswith('failed rank=0 device=cpu:0 cause="killed by SIGTERM"')
 
 
 @pytest.mark.parametrize(("grace_s", "signals"), [(0.2, 1), (600.0, 2)])
@@ -412,7 +459,7 @@ def test_a_stubborn_worker_is_killed_after_the_grace_or_at_the_second_signal(
     ended = node.end(process)
     assert ended.exit_code == 1
     assert "killing rank=0: still running" in ended.of("node 0")
-    assert ended.lines[-1].endswith('cause="stopped by SIGTERM"')
+    assert ended.lines[-1].endswith('cause="stopped by SIGTERM; did not save in time"')
 
 
 def test_sigusr1_reaches_every_worker(node: Node) -> None:

@@ -7,6 +7,9 @@ the first is, whose interpreter takes its time to shut down. So the order of exi
   a line, its arrival is the time of the failure; else the exit is. What follows it is noise: torch may abort at exit.
 * A reason that speaks of a lost peer is a consequence: it counts only if no other worker has a better one.
 * What happened after the supervisor began to stop the workers is its own doing.
+
+Where somebody told the node to stop, a worker that dies by the SIGTERM that it was sent had not begun to train: nothing
+was to be saved, and the run can go on from where it last was. Peers that lose it then fail because of the stop alone.
 """
 
 import json
@@ -23,7 +26,8 @@ NOISE = 64  # lines that may follow a worker's reason: the stacks of its threads
 # gloo, c10d's store, NCCL and HCCL (EI0006: a peer did not answer in time) on a peer that is gone.
 SECONDARY = re.compile(
     rb"connection (was )?(closed|reset|refused|aborted)|closed by (remote )?peer|broken pipe|socket timeout"
-    rb"|timed out waiting|remote process exited|EI0006|EI0002|store->(get|set|wait)|DistNetworkError",
+    rb"|timed out waiting|remote process exited|EI0006|EI0002|store->(get|set|wait)|DistNetworkError"
+    rb"|has waited \d+ s for its peers",  # our own watchdog's
     re.IGNORECASE,
 )
 
@@ -46,6 +50,18 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Stop:
+    """That the supervisor began to stop the workers."""
+
+    at: float
+    """In seconds on the clock of the endings."""
+    reason: str | None
+    """Why, if not for the failure of one of them."""
+    asked: bool
+    """Somebody told the node to stop."""
+
+
+@dataclass(frozen=True)
 class Ending:
     """What is known of one worker after its end. Times are seconds on one clock."""
 
@@ -56,6 +72,8 @@ class Ending:
     ended_at: float
     told_to_stop: bool
     """Whether it was still running when the supervisor began to stop the workers."""
+    killed: bool
+    """By the supervisor, because its time was over."""
     error_line: bytes | None
     """The last line that began with `error `."""
     error_at: float
@@ -86,22 +104,18 @@ def blames_a_peer(words: bytes) -> bool:
     return SECONDARY.search(words) is not None
 
 
-def decide(endings: Sequence[Ending], *, stop_reason: str | None, stopping_at: float | None) -> Outcome:
-    """The outcome once every worker has ended.
-
-    Args:
-        stop_reason: why the supervisor stopped the workers, if not for the failure of one of them.
-        stopping_at: when it began to.
-    """
-    failures = [ending for ending in endings if ending.returncode not in {0, RESUMABLE}]
+def decide(endings: Sequence[Ending], *, stop: Stop | None) -> Outcome:
+    """The outcome once every worker has ended; `stop` says whether and why the supervisor stopped the workers."""
+    stopped = [ending for ending in endings if _has_stopped(ending, stop)]
+    failures = [ending for ending in endings if ending.returncode != 0 and ending not in stopped]
+    if stop is not None and stop.asked and len(stopped) + sum(ending.returncode == 0 for ending in endings):
+        failures = [ending for ending in failures if not (ending.secondary and ending.began_at > stop.at)]
     if not failures:
-        resumable = any(ending.returncode == RESUMABLE for ending in endings)
-        return Outcome(RESUMABLE if resumable else 0, None)
-    own = [ending for ending in failures if stopping_at is None or ending.began_at <= stopping_at]
+        return Outcome(0 if all(ending.returncode == 0 for ending in endings) else RESUMABLE, None)
+    own = [ending for ending in failures if stop is None or ending.began_at <= stop.at]
     first = min(own or failures, key=lambda ending: (ending.secondary, ending.began_at, ending.rank))
-    if not own and stop_reason is not None:
-        said = f"; {_text(first.reason)}" if first.reason is not None else ""
-        return Outcome(1, Failure(first.rank, first.device, stop_reason + said))
+    if not own and stop is not None and stop.reason is not None:
+        return Outcome(1, Failure(first.rank, first.device, stop.reason + _after_stop(first, asked=stop.asked)))
     code = first.returncode if first.returncode in FAILURE_CODES else 1
     return Outcome(code, Failure(first.rank, first.device, why(first)))
 
@@ -120,6 +134,21 @@ def why(ending: Ending) -> str:
 def describe(failure: Failure) -> str:
     """The last line of a failed run, in logfmt."""
     return f"failed rank={failure.rank} device={failure.device} cause={json.dumps(failure.reason, ensure_ascii=False)}"
+
+
+def _has_stopped(ending: Ending, stop: Stop | None) -> bool:
+    """Whether it left as it should when told to: having saved, or with nothing to save."""
+    unbegun = stop is not None and stop.asked and ending.told_to_stop and ending.returncode == -signal.SIGTERM
+    return ending.returncode == RESUMABLE or unbegun
+
+
+def _after_stop(ending: Ending, *, asked: bool) -> str:
+    """What a worker made of a stop that it did not survive."""
+    if ending.reason is not None:
+        return f"; {_text(ending.reason)}"
+    if ending.killed:
+        return "; did not save in time" if asked else ""
+    return f"; {why(ending)}" if asked else ""
 
 
 def _text(line: bytes) -> str:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import BinaryIO
 
-from trainer.supervisor.cause import RESUMABLE, Outcome, decide, describe, why
+from trainer.supervisor.cause import RESUMABLE, Outcome, Stop, decide, describe, why
 from trainer.supervisor.lines import Tagger
 from trainer.supervisor.output import Stdout
 from trainer.supervisor.worker import WorkerCommand, WorkerProcess
@@ -86,8 +86,7 @@ class _Loop:
         self._silent: list[WorkerProcess] = []
         self._mute = False
         self._stop_requests = 0
-        self._stop_reason: str | None = None
-        self._stopping_at: float | None = None
+        self._stopping: Stop | None = None
         self._kill_at: float | None = None
         self._killed = False
 
@@ -98,7 +97,7 @@ class _Loop:
         while any(worker.open or worker.ended_at is None for worker in self._workers):
             self._turn(self._next_deadline())
         endings = [worker.ending() for worker in self._workers]
-        outcome = decide(endings, stop_reason=self._stop_reason, stopping_at=self._stopping_at)
+        outcome = decide(endings, stop=self._stopping)
         # Who follows the lines can tell by these counts that the last ones have arrived.
         counts = " ".join(f"{worker.command.rank}:{worker.tagger.count}" for worker in self._workers)
         self._say(f'ended lines="{counts}"')
@@ -130,7 +129,7 @@ class _Loop:
 
     def _listen(self) -> None:
         """To the workers unless stdout is behind; to stdout if something waits for it."""
-        limit = BUFFER if self._stopping_at is None else STOPPING_BUFFER
+        limit = BUFFER if self._stopping is None else STOPPING_BUFFER
         self._reading = self._killed or len(self._stdout.pending) <= limit
         for worker in self._workers:
             self._select(worker.pipe, selectors.EVENT_READ, worker, wanted=worker.open and self._reading)
@@ -221,19 +220,19 @@ class _Loop:
                 name = signal.Signals(number).name
                 if self._stop_requests > 1:
                     self._kill_at = now
-                elif self._stopping_at is None:
+                elif self._stopping is None:
                     self._say(f"received {name}: the workers have {self._grace_s:g} s to stop")
-                    self._stop(now, within_s=self._grace_s, reason=f"stopped by {name}")
+                    self._stop(Stop(now, f"stopped by {name}", asked=True), within_s=self._grace_s)
 
-    def _stop(self, now: float, *, within_s: float, reason: str | None) -> None:
-        self._stopping_at, self._kill_at, self._stop_reason = now, now + within_s, reason
+    def _stop(self, stop: Stop, *, within_s: float) -> None:
+        self._stopping, self._kill_at = stop, stop.at + within_s
         for worker in self._workers:
             worker.told_to_stop = worker.ended_at is None
             worker.signal(signal.SIGTERM)
 
     def _stop_due(self) -> float | None:
         """When the workers that still run have to stop because another has ended; None if none has to."""
-        if self._stopping_at is not None or all(worker.ended_at is not None for worker in self._workers):
+        if self._stopping is not None or all(worker.ended_at is not None for worker in self._workers):
             return None
         return min((at for worker in self._workers if (at := self._end_counts_at(worker)) is not None), default=None)
 
@@ -254,10 +253,11 @@ class _Loop:
         first = min(ended, key=lambda worker: worker.ended_at or 0.0)
         tag = f"rank={first.command.rank} device={first.command.device}"
         if all(worker.returncode == RESUMABLE for worker in ended):
-            self._stop(now, within_s=STOP_S, reason=f"still running {self._grace_s:g} s after {tag} had stopped")
+            reason = f"still running {self._grace_s:g} s after {tag} had stopped"
+            self._stop(Stop(now, reason, asked=False), within_s=STOP_S)
         else:
             self._say(f"{tag} has ended ({why(first.ending())}); stopping the others")
-            self._stop(now, within_s=STOP_S, reason=None)
+            self._stop(Stop(now, None, asked=False), within_s=STOP_S)
 
     def _kill_if_due(self, now: float) -> None:
         if self._kill_at is None or now < self._kill_at or self._killed:
@@ -268,4 +268,5 @@ class _Loop:
             ranks = ",".join(str(worker.command.rank) for worker in left)
             self._say(f"killing rank={ranks}: still running")
         for worker in left:
+            worker.killed = True
             worker.kill()

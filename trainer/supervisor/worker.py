@@ -69,7 +69,7 @@ class WorkerProcess:
             os.close(writing)
         self.open, self.at_end, self.idle = True, False, True
         self.ended_at: float | None = None
-        self.told_to_stop = False
+        self.told_to_stop = self.killed = False
         self.returncode = 0
         self.error_at = float("inf")
         self.drain_by = 0.0
@@ -132,6 +132,7 @@ class WorkerProcess:
             returncode=self.returncode,
             ended_at=self.ended_at or 0.0,
             told_to_stop=self.told_to_stop,
+            killed=self.killed,
             error_line=self.tagger.error_line,
             error_at=self.error_at,
             lines_since_error=self.tagger.lines_since_error,

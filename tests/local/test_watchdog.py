@@ -1,0 +1,143 @@
+"""A rank that hangs is named, with what it waits for, and its job ends; in real processes that exchange tensors."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from trainer.topology.ports import free_port
+
+# One rank of a job that reduces a tensor at each step. What happens at the third one is the test's affair.
+RANK = """
+import ctypes, os, sys, time
+from pathlib import Path
+import torch, torch.distributed as dist
+from trainer.watchdog import Watchdog
+rank, ranks, stuck, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
+if ranks > 1:
+    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+address = ("127.0.0.1", int(os.environ["MASTER_PORT"])) if ranks > 1 else None
+watchdog = Watchdog(rank=rank, device=f"cpu:{rank}", world_size=ranks, timeout_s=2, store_address=address)
+watchdog.start()
+for step in range(1000):
+    last = rank + 1 == ranks and step == 2
+    with watchdog.waiting("data", epoch=4, step=step):
+        if last and stuck == "data":
+            (folder / "pipe").open().read()
+        if last and stuck == "interpreter":
+            ctypes.PyDLL(None).sleep(1000)
+    with watchdog.waiting("gradient exchange", epoch=4, step=step):
+        if ranks > 1:
+            dist.all_reduce(torch.ones(()))
+    if step == 2:
+        (folder / f"pid{rank}").write_text(str(os.getpid()))
+    if stuck == "nobody" and step == 40:
+        break
+    time.sleep(0.05)
+watchdog.stop()
+if ranks > 1:
+    dist.barrier()
+    dist.destroy_process_group()
+"""
+JOB = """
+import json, os, sys
+from pathlib import Path
+from trainer.supervisor import WorkerCommand, supervise
+commands = [
+    WorkerCommand(rank, f"cpu:{rank}", tuple(argv), os.environ, Path(f"{rank}.log"))
+    for rank, argv in enumerate(json.loads(sys.argv[1]))
+]
+sys.exit(supervise(commands, stdout=sys.stdout.buffer, node_rank=0, grace_s=5).exit_code)
+"""
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a supervisor with its ranks, and leaves none behind."""
+    os.mkfifo(tmp_path / "pipe")
+    environ = {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    with ExitStack() as stack:
+
+        def start(stuck: str, *, ranks: int = 2) -> "subprocess.Popen[str]":
+            argv = [[sys.executable, "-u", "-c", RANK, str(r), str(ranks), stuck, str(tmp_path)] for r in range(ranks)]
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", JOB, json.dumps(argv)],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    cwd=tmp_path,
+                    env=os.environ | environ | {"MASTER_PORT": str(free_port())},
+                )
+            )
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+def end(process: "subprocess.Popen[str]") -> tuple[str, str]:
+    """The whole output of a job that has failed, and the cause that its last line gives."""
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, out
+    failed = re.fullmatch(r'\[node 0 #\d+\] failed rank=(\d) device=cpu:\1 cause="(.*)"', out.splitlines()[-1])
+    assert failed, out
+    return out, failed[2]
+
+
+def pid_of(rank: int, folder: Path) -> int:
+    """The process of a rank that trains."""
+    path = folder / f"pid{rank}"
+    while not (path.exists() and path.read_text()):
+        time.sleep(0.01)
+    return int(path.read_text())
+
+
+def test_a_rank_that_waits_for_data_is_the_cause_and_its_peers_are_not(start: Start) -> None:
+    out, cause = end(start("data"))
+    assert re.match(r"rank 1 cpu:1 has waited [23] s for data at epoch 4 step 2: check the storage", cause)
+    assert re.search(r"\[rank 1 cpu:1 #\d+\]   File .*pathlib.py.* in open", out), "its stack shows where it hangs"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_frozen_is_named_by_its_peer_though_it_may_hold_the_store(
+    start: Start, tmp_path: Path, rank: int
+) -> None:
+    process = start("frozen")
+    os.kill(pid_of(rank, tmp_path), signal.SIGSTOP)
+    _, cause = end(process)
+    mine = 1 - rank
+    assert re.match(
+        rf"rank {mine} cpu:{mine} has waited [567] s for its peers \(gradient exchange at epoch 4 step \d+\): "
+        rf"rank {rank} \(.*\) has been silent for \d+ s; look at its log and its machine",
+        cause,
+    )
+
+
+def test_a_rank_alone_names_what_it_waits_for(start: Start) -> None:
+    _, cause = end(start("data", ranks=1))
+    assert re.match(r"rank 0 cpu:0 has waited 2 s for data at epoch 4 step 2", cause)
+
+
+def test_native_code_that_holds_the_interpreters_lock_does_not_stop_the_watchdog(start: Start) -> None:
+    out, cause = end(start("interpreter", ranks=1))
+    assert "Timeout (0:00:04)!" in out
+    assert "exit code 1" in cause
+
+
+def test_ranks_that_get_on_are_left_alone_and_leave_in_silence(start: Start) -> None:
+    process = start("nobody", ranks=3)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    # gloo of torch 2.9 greets its peers.
+    assert not [line for line in out.splitlines() if "[Gloo]" not in line and " ended lines=" not in line]
