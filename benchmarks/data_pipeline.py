@@ -28,6 +28,7 @@ from trainer.config import TrainConfig
 from trainer.data.digits import write_digits
 from trainer.data.index import load_split
 from trainer.data.loader import train_batches
+from trainer.data.sampler import plan_epoch
 
 ROUNDS = 3
 BATCH = 32
@@ -60,9 +61,8 @@ def _rate(epoch: Callable[[], Iterable[Tensor]]) -> float:
 
 def _ours(data: Path, config: TrainConfig) -> Callable[[], Iterable[Tensor]]:
     index = load_split(data, "train")
-    batches = train_batches(
-        index, config=config, epoch=0, start_step=0, rank=0, world_size=1, workers=0, pin_memory=False
-    )
+    plan = plan_epoch(len(index), world_size=1, batch_size=config.batch_size, accumulate=1, steps_limit=None)
+    batches = train_batches(index, config=config, epoch=0, plan=plan, rank=0, workers=0, pin_memory=False)
     return lambda: (batch.images for batch in batches)
 
 

@@ -11,6 +11,7 @@ from trainer.config import TrainConfig
 from trainer.data.augment import NORMALIZATIONS, device_transform
 from trainer.data.index import Datasets
 from trainer.data.loader import Batch, eval_batches, to_device, train_batches
+from trainer.data.sampler import plan_epoch
 from trainer.distributed import equalise_batch_norm
 from trainer.engine import Evaluation, Training, Window, evaluate, train_steps
 from trainer.inherit import data_config
@@ -83,16 +84,21 @@ def score(training: Training, datasets: Datasets, records: Records, output: Path
 def _epoch(training: Training, datasets: Datasets, *, epoch: int, steps: int, warmup_left: int) -> Iterator[Window]:
     config = training.config
     assert datasets.train is not None  # load_datasets was told that it is needed
+    plan = plan_epoch(
+        len(datasets.train),
+        world_size=training.world_size,
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        steps_limit=steps,
+    )
     batches = train_batches(
         datasets.train,
         config=config,
         epoch=epoch,
-        start_step=0,
+        plan=plan,
         rank=training.rank,
-        world_size=training.world_size,
         workers=config.workers,
         pin_memory=training.runtime.pin_memory,
-        steps=steps * config.accumulate,
     )
     return train_steps(
         training,

@@ -14,9 +14,12 @@ import torch
 from PIL import Image
 
 from trainer.config import TrainConfig
+from trainer.data.bad_images import BadImage, BadImages
 from trainer.data.decode import BadImageError
 from trainer.data.index import ImageIndex, load_split
-from trainer.data.loader import Batch, eval_batches, start_worker, to_device, train_batches
+from trainer.data.loader import Batch, eval_batches, to_device, train_batches
+from trainer.data.processes import start_worker
+from trainer.data.sampler import plan_epoch
 from trainer.errors import TrainerError, UsageError
 
 CONFIG = TrainConfig(image_size=16, batch_size=4, seed=7, augment="trivial")
@@ -44,17 +47,19 @@ def train(
     world_size: int = 1,
     workers: int = 0,
     steps: int | None = None,
+    bad_images: BadImages | None = None,
 ) -> Iterator[Batch]:
+    plan = plan_epoch(len(images), world_size=world_size, batch_size=config.batch_size, accumulate=1, steps_limit=steps)
     return train_batches(
         images,
         config=config,
         epoch=epoch,
+        plan=plan,
         start_step=start_step,
         rank=rank,
-        world_size=world_size,
         workers=workers,
         pin_memory=False,
-        steps=steps,
+        bad_images=bad_images,
     )
 
 
@@ -135,14 +140,32 @@ def test_loading_leaves_the_models_random_numbers_alone(images: ImageIndex, work
     assert torch.equal(torch.rand(4), undisturbed)
 
 
+def evaluate(
+    images: ImageIndex,
+    *,
+    config: TrainConfig = CONFIG,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    bad_images: BadImages | None = None,
+) -> Iterator[Batch]:
+    return eval_batches(
+        images,
+        config=config,
+        rank=rank,
+        world_size=world_size,
+        workers=workers,
+        pin_memory=False,
+        bad_images=bad_images,
+    )
+
+
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (3, 1), (50, 0)])
 def test_evaluation_counts_every_image_once(images: ImageIndex, world_size: int, workers: int) -> None:
     batches = [
         batch
         for rank in range(world_size)
-        for batch in eval_batches(
-            images, config=CONFIG, rank=rank, world_size=world_size, workers=workers, pin_memory=False
-        )
+        for batch in evaluate(images, rank=rank, world_size=world_size, workers=workers)
     ]
     assert torch.equal(torch.cat([batch.indices for batch in batches]), torch.arange(N))
     assert not torch.cat([batch.flips for batch in batches]).any()
@@ -153,18 +176,95 @@ def test_a_batch_larger_than_the_data_is_refused_before_a_process_starts(images:
         train(images, world_size=12)
 
 
+def damage(images: ImageIndex, folder: Path, *samples: int) -> tuple[ImageIndex, dict[int, str]]:
+    """`images` with truncated copies in place of some samples, and their paths."""
+    bad = {sample: folder / f"bad-{sample}.jpg" for sample in samples}
+    paths = images.paths.astype("S256")
+    for sample, path in bad.items():
+        path.write_bytes(images.path(sample).read_bytes()[:300])
+        paths[sample] = os.fsencode(path)
+    return dataclasses.replace(images, paths=paths), {sample: str(path) for sample, path in bad.items()}
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_image_is_one_line_and_no_traceback(
     images: ImageIndex, tmp_path: Path, workers: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    bad = tmp_path / "bad.jpg"
-    bad.write_bytes(images.path(0).read_bytes()[:300])
-    paths = images.paths.astype("S256")
-    paths[11] = os.fsencode(bad)
+    damaged, bad = damage(images, tmp_path, 11)
     with pytest.raises(BadImageError) as error:
-        list(train(dataclasses.replace(images, paths=paths), workers=workers))
-    assert str(error.value).startswith(f"{bad}: truncated")
+        list(train(damaged, workers=workers))
+    assert str(error.value).startswith(f"{bad[11]}: truncated")
+    with pytest.raises(BadImageError, match=bad[11]):
+        list(evaluate(damaged, workers=workers))
     assert capfd.readouterr().err == ""
+
+
+SKIP = CONFIG.model_copy(update={"on_bad_image": "skip", "max_bad_images": 0.1, "augment": "none"})
+TRUNCATED = "truncated, the end of the file is missing"
+
+
+def test_the_next_readable_image_takes_a_bad_ones_place_and_draws(images: ImageIndex, tmp_path: Path) -> None:
+    bad_images = BadImages()
+    damaged, bad = damage(images, tmp_path, 11, 12, 44)
+    replaced = samples(list(train(damaged, config=SKIP, bad_images=bad_images)))
+    whole = samples(list(train(images, config=SKIP)))
+    order = [index for index, _, _, _ in whole]
+    stand_ins = {11: 13, 12: 13, 44: 0}
+    assert [index for index, _, _, _ in replaced] == [stand_ins.get(index, index) for index in order]
+    assert [label for _, label, _, _ in replaced] == [int(images.labels[index]) for index, _, _, _ in replaced]
+    assert [flip for _, _, flip, _ in replaced] == [flip for _, _, flip, _ in whole]
+    assert [new for new in replaced if new in whole] == [old for old in whole if old[0] not in stand_ins]
+    assert sorted(bad_images.new(), key=lambda image: image.sample) == [
+        BadImage(path, TRUNCATED, "train", sample, stand_ins[sample])
+        for sample, path in bad.items()
+        if sample in order or sample == 12
+    ]
+    assert bad_images.new() == []
+
+
+@pytest.mark.parametrize(("workers", "world_size", "start_step"), [(2, 1, 0), (0, 2, 0), (3, 1, 4)])
+def test_what_replaces_a_bad_image_depends_on_the_data_alone(
+    images: ImageIndex, tmp_path: Path, workers: int, world_size: int, start_step: int
+) -> None:
+    damaged, _ = damage(images, tmp_path, *range(20, 24))
+    config = SKIP.model_copy(update={"augment": "trivial"})
+    reference = samples(list(train(damaged, config=config)))
+    share = config.model_copy(update={"batch_size": config.batch_size // world_size})
+    ranks = [
+        list(train(damaged, config=share, rank=rank, world_size=world_size, workers=workers, start_step=start_step))
+        for rank in range(world_size)
+    ]
+    steps = [batch for step in zip(*ranks, strict=True) for batch in step]
+    assert samples(steps) == reference[start_step * config.batch_size :]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_leaves_bad_images_out_and_counts_them_each_time(
+    images: ImageIndex, tmp_path: Path, workers: int
+) -> None:
+    bad_images = BadImages()
+    # All of the first batch of four, and one of the last, which holds one.
+    damaged, bad = damage(images, tmp_path, 0, 1, 2, 3, 9, 44)
+    for listed in (list(bad), []):
+        batches = list(evaluate(damaged, workers=workers, config=SKIP, bad_images=bad_images))
+        assert torch.cat([batch.indices for batch in batches]).tolist() == [n for n in range(N) if n not in bad]
+        assert [len(column) for batch in batches for column in batch] == [4] * 4 + [3] * 4 + [4] * 32
+        assert [(image.sample, image.path, image.replaced_by) for image in bad_images.new()] == [
+            (sample, bad[sample], None) for sample in listed
+        ]
+        assert bad_images.left_out() == len(bad)
+    assert bad_images.left_out() == 0
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.1, 5), (1.0, N)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_split_without_readable_images_ends_the_search(
+    images: ImageIndex, tmp_path: Path, workers: int, share: float, count: int
+) -> None:
+    damaged, _ = damage(images, tmp_path, *range(N))
+    with pytest.raises(TrainerError, match=f": {count} images in a row cannot be decoded, from .*truncated") as error:
+        list(train(damaged, config=SKIP.model_copy(update={"max_bad_images": share}), workers=workers))
+    assert "\n" not in str(error.value)
 
 
 def test_a_killed_loader_process_is_one_line_that_says_what_to_lower(
@@ -217,6 +317,23 @@ def test_leaving_an_epoch_early_leaves_no_process_behind(images: ImageIndex) -> 
     assert len(multiprocessing.active_children()) == 2
     del batches
     assert not multiprocessing.active_children()
+
+
+def test_the_rest_of_an_epoch_on_other_devices_shows_the_same_images_once(
+    images: ImageIndex, reference: list[tuple[int, int, bool, bytes]]
+) -> None:
+    plan = plan_epoch(
+        N, world_size=3, batch_size=3, accumulate=2, steps_limit=None, done_images=12, planned=len(reference)
+    )
+    config = CONFIG.model_copy(update={"batch_size": 3})
+    rest = [
+        sample
+        for rank in range(3)
+        for sample in samples(
+            list(train_batches(images, config=config, epoch=1, plan=plan, rank=rank, workers=0, pin_memory=False))
+        )
+    ]
+    assert sorted(rest) == sorted(reference[12:])
 
 
 def test_a_cpu_gets_the_batches_as_they_are(images: ImageIndex, reference: list[tuple[int, int, bool, bytes]]) -> None:

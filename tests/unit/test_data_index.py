@@ -1,6 +1,7 @@
 """The folder index: right labels, a cache that is never stale, and one line for every kind of bad folder."""
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from trainer.data import index as index_module
+from trainer.data.decode import BadImageError, decode
 from trainer.data.index import load_datasets, load_split
 from trainer.errors import UsageError
 
@@ -67,6 +69,24 @@ def test_classes_and_images_may_be_links(data: Path, tmp_path: Path) -> None:
     (data / "train/emu").symlink_to(tmp_path / "elsewhere")
     (data / "train/dog/g.jpg").symlink_to(tmp_path / "elsewhere/f.jpg")
     assert names(data, "train")[2:] == ["dog/c.png", "dog/g.jpg", "emu/f.jpg"]
+
+
+def test_what_a_reader_could_wait_for_forever_is_no_image(data: Path) -> None:
+    os.mkfifo(data / "train/cat/pipe.jpg")
+    (data / "train/cat/zero.jpg").symlink_to("/dev/zero")
+    (data / "train/cat/link.jpg").symlink_to("pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(data / "train/cat/socket.jpg"))
+        assert names(data, "train") == ["cat/a.JPEG", "cat/b.jpg", "dog/c.png"]
+
+
+def test_a_link_that_leads_nowhere_is_an_image_that_its_reader_is_told_of(data: Path) -> None:
+    (data / "train/cat/gone.jpg").symlink_to(data / "annex/gone.jpg")
+    (data / "train/cat/loop.jpg").symlink_to("loop.jpg")
+    assert names(data, "train")[2:4] == ["cat/gone.jpg", "cat/loop.jpg"]
+    index = load_split(data, "train")
+    with pytest.raises(BadImageError, match=r"gone.jpg: cannot be read: No such file or directory"):
+        decode(index.path(2))
 
 
 def test_validation_labels_count_in_the_classes_of_train(data: Path) -> None:

@@ -8,6 +8,7 @@ million Python strings, because loader processes would copy those page by page a
 import contextlib
 import hashlib
 import os
+import stat
 import time
 import zipfile
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from trainer.data.files import reading
 from trainer.errors import UsageError
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 # A file may still appear in a folder without a new time stamp while the stamp is this fresh (coarse clocks, NFS).
 _SETTLED_NS = 3_000_000_000
 
@@ -150,11 +151,25 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
+            if entry.name.lower().endswith(IMAGE_SUFFIXES) and _is_file(entry):
                 files.append(entry.name)
             elif entry.is_dir():
                 folders.append(entry.name)
     return sorted(files), sorted(folders)
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an image may be in there: not in a pipe or a device, whose reader could wait for ever.
+
+    A link that leads nowhere counts: whoever reads it is told, where a listing without it would say nothing. Only a
+    link costs a look at its target.
+    """
+    if not entry.is_symlink():
+        return entry.is_file()
+    try:
+        return stat.S_ISREG(entry.stat().st_mode)
+    except OSError:
+        return True
 
 
 def _refuse_gaps(index: ImageIndex) -> None:

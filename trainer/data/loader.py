@@ -1,30 +1,27 @@
 """Batches of decoded, augmented images: the same bits for any number of loader processes, devices and resumptions.
 
 A loader process makes a whole batch at a time, so that nothing but finished uint8 batches crosses process borders. A
-bad image comes back as a value and is raised in the training process, where its one line is the last one shown.
+bad image comes back as a value: what it leads to happens in the training process, where its one line is the last one
+shown.
 """
 
 import contextlib
-import signal
-import threading
-import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from trainer.config import TrainConfig
-from trainer.data.augment import EvalTransform, SampleKey, TrainTransform, sample_key
+from trainer.data.augment import EvalTransform, TrainTransform, sample_key
+from trainer.data.bad_images import BadImage, BadImages, bound
 from trainer.data.decode import BadImageError, decode
 from trainer.data.index import ImageIndex
-from trainer.data.sampler import Indices, epoch_order, eval_indices, rank_indices
+from trainer.data.processes import whole_item_loader
+from trainer.data.sampler import EpochPlan, Indices, epoch_order, eval_indices
 from trainer.errors import TrainerError
-
-PREFETCH = 4
-
-Item = TypeVar("Item")
 
 
 class Batch(NamedTuple):
@@ -34,7 +31,7 @@ class Batch(NamedTuple):
         images: uint8 (N, 3, S, S).
         labels: int64 (N,).
         flips: bool (N,), which images `device_transform` is to mirror.
-        indices: int64 (N,), positions in the split's index.
+        indices: int64 (N,), positions in the split's index of the images that are shown.
     """
 
     images: Tensor
@@ -48,40 +45,54 @@ def train_batches(
     *,
     config: TrainConfig,
     epoch: int,
-    start_step: int,
+    plan: EpochPlan,
+    rank: int,
+    workers: int,
+    pin_memory: bool,
+    start_step: int = 0,
+    bad_images: BadImages | None = None,
+) -> Iterator[Batch]:
+    """One rank's training batches of one epoch, from step `start_step` of `plan` on.
+
+    Under `--on-bad-image skip` the next readable image of the index takes a bad one's place, with its own label and the
+    bad one's random draws: a function of the data alone. `bad_images` is told of each.
+
+    Raises:
+        BadImageError: an image cannot be decoded, under `--on-bad-image fail`.
+        TrainerError: a loader process died, or more images in a row are bad than `--max-bad-images` allows.
+    """
+    order = epoch_order(len(index), seed=config.seed, epoch=epoch)
+    batches = [
+        order[positions.start : positions.stop]
+        for step in range(start_step, plan.steps)
+        for positions in plan.batches(step, rank)
+    ]
+    made = _TrainBatches(index, config, epoch)
+    return _load(made, batches, workers=workers, pin_memory=pin_memory, bad_images=bad_images or BadImages())
+
+
+def eval_batches(
+    index: ImageIndex,
+    *,
+    config: TrainConfig,
     rank: int,
     world_size: int,
     workers: int,
     pin_memory: bool,
-    steps: int | None = None,
-) -> Iterator[Batch]:
-    """One rank's training batches of one epoch, from `start_step` on; `steps` limits the epoch as `--steps` does.
-
-    Raises:
-        UsageError: one global batch is more than all the images.
-        BadImageError: an image cannot be decoded.
-        TrainerError: a loader process died.
-    """
-    order = epoch_order(len(index), seed=config.seed, epoch=epoch)
-    batches = list(
-        rank_indices(order, rank=rank, world_size=world_size, batch_size=config.batch_size, start_step=start_step)
-    )
-    if steps is not None:
-        batches = batches[: max(steps - start_step, 0)]
-    return _load(_TrainBatches(index, config, epoch), batches, workers=workers, pin_memory=pin_memory)
-
-
-def eval_batches(
-    index: ImageIndex, *, config: TrainConfig, rank: int, world_size: int, workers: int, pin_memory: bool
+    bad_images: BadImages | None = None,
 ) -> Iterator[Batch]:
     """One rank's share of a split, unaugmented; over all ranks each image exactly once. Ranks may differ in batches.
 
+    Under `--on-bad-image skip` a bad image is missing from its batch, and an empty batch from the sequence: another in
+    its place would be counted twice. `bad_images.left_out()` says how many, to be counted as answered wrongly.
+
     Raises:
-        BadImageError: an image cannot be decoded.
+        BadImageError: an image cannot be decoded, under `--on-bad-image fail`.
         TrainerError: a loader process died.
     """
     batches = list(eval_indices(len(index), rank=rank, world_size=world_size, batch_size=config.batch_size))
-    return _load(_EvalBatches(index, config), batches, workers=workers, pin_memory=pin_memory)
+    made = _EvalBatches(index, config)
+    return _load(made, batches, workers=workers, pin_memory=pin_memory, bad_images=bad_images or BadImages())
 
 
 def to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -106,132 +117,124 @@ def to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
         yield moved
 
 
-def start_worker(_worker: int) -> None:
-    """Set up a loader process: one thread, and signals that leave the last word to the training process."""
-    # Ctrl-C reaches the whole process group; the training process answers it and then stops its loaders.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A fork inherits the training process's handler, with which a loader that is told to stop would not.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)
+class _Made(NamedTuple):
+    """What comes back from a loader process for one batch: the bad images met, and a batch or why there is none."""
+
+    batch: Batch | None
+    bad: tuple[BadImage, ...] = ()
+    failure: TrainerError | None = None
 
 
-def whole_item_loader(
-    dataset: Dataset[Item],
-    keys: Sequence[Any],
-    *,
-    workers: int,
-    pin_memory: bool = False,
-    start_worker: Callable[[int], None] = start_worker,
-) -> Generator[Item]:
-    """`dataset[key]` for each key, in order, made by `workers` processes (0: this one) a few items ahead.
-
-    Raises:
-        TrainerError: a loader process died.
-    """
-    workers = min(workers, len(keys))
-    with warnings.catch_warnings():
-        # More processes than CPUs is the user's choice, and right where the disk is what they wait for.
-        warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
-        loader = DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=keys,
-            num_workers=workers,
-            pin_memory=pin_memory,
-            prefetch_factor=PREFETCH if workers else None,
-            worker_init_fn=start_worker,
-            # Its own, because the loader draws a seed from it; the default generator is the model's.
-            generator=torch.Generator(),
-        )
-        on_child_death = signal.getsignal(signal.SIGCHLD)
-        # A Ctrl-C between a loader's birth and `start_worker` would print a traceback, so it waits.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        items = iter(loader)
-        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-    if threading.current_thread() is threading.main_thread():
-        # torch's handler would raise a loader's death wherever this process happens to be, more than once and with
-        # tracebacks. Without it `next` finds out, within five seconds.
-        signal.signal(signal.SIGCHLD, on_child_death or signal.SIG_DFL)
-    try:
-        yield from _items_or_death(items)
-    finally:
-        # A traceback keeps this frame; the loader processes are to end with the iteration all the same.
-        del items
-
-
-def _items_or_death(items: Iterator[Item]) -> Iterator[Item]:
-    while True:
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        # The last three: a loader that dies has promised tensors which can no longer be fetched from it.
-        except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
-            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
-                raise
-            reason = " ".join(str(error).split()) or type(error).__name__
-            break
-        yield item
-    # Outside the handler, or the error's context would keep torch's iterator, and so the other loaders, alive.
-    del items
-    raise TrainerError(
-        "a loader process died, as it does when memory or /dev/shm runs out;"
-        f" lower --workers or --batch-size, or give the container more of them ({reason})"
-    )
-
-
-class _TrainBatches(Dataset[Batch | BadImageError]):
+class _TrainBatches(Dataset[_Made]):
     def __init__(self, index: ImageIndex, config: TrainConfig, epoch: int) -> None:
         self._index, self._config, self._epoch = index, config, epoch
         self._transform = TrainTransform(config)
 
-    def __getitem__(self, samples: Indices) -> Batch | BadImageError:
-        keys = [sample_key(seed=self._config.seed, epoch=self._epoch, sample=sample) for sample in samples.tolist()]
-        flips = torch.tensor([key.uniform < self._config.flip for key in keys])
+    def __getitem__(self, samples: Indices) -> _Made:
         # The transforms draw from the default generator, which in the training process is also dropout's.
         state = torch.default_generator.get_state()
         try:
-            return _batch(self._index, samples, flips, self._config.image_size, self._keyed(keys))
+            return self._make(samples)
+        except TrainerError as error:
+            return _Made(None, failure=error)
         finally:
             torch.default_generator.set_state(state)
 
-    def _keyed(self, keys: Sequence[SampleKey]) -> Callable[[int, Tensor], Tensor]:
-        def transform(position: int, image: Tensor) -> Tensor:
-            torch.default_generator.manual_seed(keys[position].seed)
-            return self._transform(image)
+    def _make(self, samples: Indices) -> _Made:
+        keys = [sample_key(seed=self._config.seed, epoch=self._epoch, sample=sample) for sample in samples.tolist()]
+        flips = torch.tensor([key.uniform < self._config.flip for key in keys])
+        images = _empty_images(len(samples), self._config)
+        shown = samples.copy()
+        bad: list[BadImage] = []
+        for position, key in enumerate(keys):
+            shown[position], pixels, skipped = _readable(self._index, int(samples[position]), self._config)
+            bad += skipped
+            torch.default_generator.manual_seed(key.seed)
+            images[position] = self._transform(pixels)
+        return _Made(_batch(self._index, images, shown, flips), tuple(bad))
 
-        return transform
 
-
-class _EvalBatches(Dataset[Batch | BadImageError]):
+class _EvalBatches(Dataset[_Made]):
     def __init__(self, index: ImageIndex, config: TrainConfig) -> None:
         self._index, self._config = index, config
         self._transform = EvalTransform(config)
 
-    def __getitem__(self, samples: Indices) -> Batch | BadImageError:
-        flips = torch.zeros(len(samples), dtype=torch.bool)
-        size = self._config.image_size
-        return _batch(self._index, samples, flips, size, lambda _position, image: self._transform(image))
+    def __getitem__(self, samples: Indices) -> _Made:
+        images = _empty_images(len(samples), self._config)
+        shown: list[int] = []
+        bad: list[BadImage] = []
+        for sample in samples.tolist():
+            try:
+                pixels = decode(self._index.path(sample))
+            except BadImageError as error:
+                if self._config.on_bad_image == "fail":
+                    return _Made(None, failure=error)
+                bad.append(_bad_image(self._index, sample, error, replaced_by=None))
+                continue
+            images[len(shown)] = self._transform(pixels)
+            shown.append(sample)
+        if not shown:
+            return _Made(None, tuple(bad))
+        flips = torch.zeros(len(shown), dtype=torch.bool)
+        return _Made(_batch(self._index, images[: len(shown)], np.array(shown, dtype=np.int64), flips), tuple(bad))
 
 
-def _batch(
-    index: ImageIndex, samples: Indices, flips: Tensor, size: int, transform: Callable[[int, Tensor], Tensor]
-) -> Batch | BadImageError:
-    images = torch.empty((len(samples), 3, size, size), dtype=torch.uint8)
-    for position, sample in enumerate(samples.tolist()):
+def _readable(index: ImageIndex, sample: int, config: TrainConfig) -> tuple[int, Tensor, list[BadImage]]:
+    """`sample`, or the next one in the index that can be decoded, its pixels, and the bad ones before it.
+
+    Raises:
+        BadImageError: `sample` cannot be decoded and is not to be skipped.
+        TrainerError: so many in a row are bad that the run must give up; searching on would read the whole split.
+    """
+    errors: list[tuple[int, BadImageError]] = []
+    candidate = sample
+    while True:
         try:
-            pixels = decode(index.path(sample))
+            pixels = decode(index.path(candidate))
         except BadImageError as error:
-            return error
-        images[position] = transform(position, pixels)
-    return Batch(images, torch.from_numpy(index.labels[samples]), flips, torch.from_numpy(samples.copy()))
+            if config.on_bad_image == "fail":
+                raise
+            errors.append((candidate, error))
+        else:
+            return candidate, pixels, [_bad_image(index, bad, error, replaced_by=candidate) for bad, error in errors]
+        if len(errors) > bound(len(index), config.max_bad_images):
+            raise TrainerError(_give_up(index, [error for _, error in errors], config))
+        candidate = (candidate + 1) % len(index)
+
+
+def _give_up(index: ImageIndex, errors: Sequence[BadImageError], config: TrainConfig) -> str:
+    return (
+        f"{index.root}: {len(errors):,} images in a row cannot be decoded, from {errors[0].path} ({errors[0].reason})"
+        f" to {errors[-1].path}; --max-bad-images {config.max_bad_images:g} of {len(index):,} allows"
+        f" {bound(len(index), config.max_bad_images):,}: check the disk, or replace them"
+        " (`python -m trainer data verify FOLDER` lists every such file)"
+    )
+
+
+def _bad_image(index: ImageIndex, sample: int, error: BadImageError, *, replaced_by: int | None) -> BadImage:
+    return BadImage(error.path, error.reason, index.root.name, sample, replaced_by)
+
+
+def _empty_images(count: int, config: TrainConfig) -> Tensor:
+    return torch.empty((count, 3, config.image_size, config.image_size), dtype=torch.uint8)
+
+
+def _batch(index: ImageIndex, images: Tensor, shown: Indices, flips: Tensor) -> Batch:
+    return Batch(images, torch.from_numpy(index.labels[shown]), flips, torch.from_numpy(shown))
 
 
 def _load(
-    dataset: Dataset[Batch | BadImageError], batches: Sequence[Indices], *, workers: int, pin_memory: bool
+    dataset: Dataset[_Made],
+    batches: Sequence[Indices],
+    *,
+    workers: int,
+    pin_memory: bool,
+    bad_images: BadImages,
 ) -> Iterator[Batch]:
-    with contextlib.closing(whole_item_loader(dataset, batches, workers=workers, pin_memory=pin_memory)) as made:
-        for batch in made:
-            if isinstance(batch, BadImageError):
-                raise batch
-            yield batch
+    with contextlib.closing(whole_item_loader(dataset, batches, workers=workers, pin_memory=pin_memory)) as items:
+        for made in items:
+            bad_images.add(made.bad)
+            if made.failure is not None:
+                raise made.failure
+            if made.batch is not None:
+                yield made.batch

@@ -1,11 +1,12 @@
 """Which images each device sees at each step: pure functions of (seed, epoch, step, rank, world size).
 
-Nothing here has state, so resuming at (epoch, step) is a matter of naming it, with any number of devices that keeps the
-global batch, and evaluation covers every image exactly once by construction.
+Nothing here has state, so resuming is a matter of naming the step, or, after a change of the number of devices, how
+many of the epoch's images have been used; and evaluation covers every image exactly once by construction.
 """
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,46 @@ from numpy.typing import NDArray
 from trainer.errors import UsageError
 
 Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Which positions of `epoch_order` each step of an epoch, or of the rest of one, uses; steps count from 0.
+
+    Where the images make whole global batches, step s takes the s-th of them. Otherwise they are spread over as few
+    steps as hold them, as evenly as can be, so that no step's gradient rests on a handful of images.
+
+    Attributes:
+        done: images of the epoch that earlier steps have used; the plan begins there.
+        end: where it ends; images from here on sit out this epoch.
+        steps: optimizer steps.
+        left_out: images between `end` and what the epoch's first plan meant to use: too few for a step.
+    """
+
+    done: int
+    end: int
+    steps: int
+    left_out: int
+    world_size: int
+    batch_size: int
+
+    def images(self, step: int) -> int:
+        """Images of the whole job in one step."""
+        return len(self.positions(step))
+
+    def positions(self, step: int) -> range:
+        """The part of the epoch's order that one step uses."""
+        return _share(range(self.done, self.end), step, self.steps)
+
+    def batches(self, step: int, rank: int) -> list[range]:
+        """One rank's part of a step: at least one batch and at most `accumulate`, none empty or above `batch_size`.
+
+        Ranks differ by at most one image; a full step's batches interleave the ranks.
+        """
+        positions = self.positions(step)
+        count = -(-len(positions) // (self.world_size * self.batch_size))
+        parts = (_share(positions, turn * self.world_size + rank, count * self.world_size) for turn in range(count))
+        return [part for part in parts if part]
 
 
 def epoch_order(n: int, *, seed: int, epoch: int) -> Indices:
@@ -41,18 +82,52 @@ def batches_per_epoch(n: int, *, world_size: int, batch_size: int) -> int:
     return n // global_batch_size
 
 
-def rank_indices(
-    order: Indices, *, rank: int, world_size: int, batch_size: int, start_step: int = 0
-) -> Iterator[Indices]:
-    """The batches (batch_size,) of one rank from `start_step` to the end of the epoch.
+def plan_epoch(
+    n: int,
+    *,
+    world_size: int,
+    batch_size: int,
+    accumulate: int,
+    steps_limit: int | None,
+    done_images: int = 0,
+    planned: int | None = None,
+) -> EpochPlan:
+    """An epoch of `n` images, or its rest after `done_images` of them, for this number of devices and batch size.
+
+    A whole epoch has full steps only. A rest uses each image that the epoch meant to use exactly once, whatever the
+    devices and the batch size were before; only fewer images than devices are left out, and, with one image per device
+    and step, what does not make a full step. Planning the rest of a rest gives the same steps again.
+
+    Args:
+        steps_limit: steps of a whole epoch at most; None is no limit.
+        done_images: positions of `epoch_order` that are used up.
+        planned: images that the epoch's first plan meant to use; None is a plan of its own.
 
     Raises:
-        UsageError: one global batch is more than all the images.
+        UsageError: one step takes more images than there are.
     """
-    steps = batches_per_epoch(len(order), world_size=world_size, batch_size=batch_size)
-    for step in range(start_step, steps):
-        first = (step * world_size + rank) * batch_size
-        yield order[first : first + batch_size]
+    per_step = world_size * batch_size * accumulate
+    steps = batches_per_epoch(n, world_size=world_size, batch_size=batch_size) // accumulate
+    if not steps:
+        raise UsageError(
+            f"--accumulate {accumulate}: a step needs {per_step:,} images, more than the {n:,} training images;"
+            f" use --accumulate {n // (world_size * batch_size)} or less"
+        )
+    if planned is None:
+        planned = per_step * min(steps, steps if steps_limit is None else steps_limit)
+    # Images may have been taken away since.
+    planned = min(planned, n)
+    rest = max(planned - done_images, 0)
+    left_out = rest % world_size if per_step == world_size else rest if rest < world_size else 0
+    used = rest - left_out
+    return EpochPlan(
+        done=done_images,
+        end=done_images + used,
+        steps=-(-used // per_step),
+        left_out=left_out,
+        world_size=world_size,
+        batch_size=batch_size,
+    )
 
 
 def eval_indices(n: int, *, rank: int, world_size: int, batch_size: int) -> Iterator[Indices]:
@@ -63,3 +138,10 @@ def eval_indices(n: int, *, rank: int, world_size: int, batch_size: int) -> Iter
     first, end = n * rank // world_size, n * (rank + 1) // world_size
     for start in range(first, end, batch_size):
         yield np.arange(start, min(start + batch_size, end), dtype=np.int64)
+
+
+def _share(whole: range, number: int, parts: int) -> range:
+    """Part `number` of `parts` contiguous ones; the first few are larger by one where they cannot be equal."""
+    size, larger = divmod(len(whole), parts)
+    first = number * size + min(number, larger)
+    return whole[first : first + size + (number < larger)]

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from trainer.data.decode import BadImageError, decode
 from trainer.data.files import reading
 from trainer.data.index import walk_images
-from trainer.data.loader import start_worker, whole_item_loader
+from trainer.data.processes import start_worker, whole_item_loader
 from trainer.errors import UsageError
 
 _STDERR = 2
