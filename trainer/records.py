@@ -4,22 +4,26 @@ Every rank prints its lines and keeps the seed's table; rank 0 also writes the f
 """
 
 import contextlib
-import importlib
+import itertools
 import json
 import math
-import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from trainer.config import TrainConfig
+from trainer.kept_lines import Lines
 from trainer.run_folder import device_folder, writing
+from trainer.tensorboard import Board
 
 SEED_COLUMNS = ("Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Valid Acc.", "Training FPS")
+
+BAD_IMAGES = "bad_images.jsonl"
 
 # The network's name in the seed's result files.
 NETWORKS = {"pnasnet5large": "PnasNet5Large", "pnasnet5mobile": "PnasNet5Mobile", "pnasnet5tiny": "PnasNet5Tiny"}
@@ -37,6 +41,23 @@ def say(event: str, **values: Any) -> None:
     sys.stdout.flush()
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a checkpoint holds: so many steps since the run began, and so many epochs with their evaluation."""
+
+    steps: int
+    epochs: int
+
+    def holds(self, line: bytes) -> bool:
+        """Whether a line of `metrics.jsonl` is about them."""
+        match _row(line):
+            case {"kind": "eval", "epoch": int(epoch)}:
+                return epoch < self.epochs
+            case {"global_step": int(step)}:
+                return step < self.steps
+        return False
+
+
 class Records:
     """The files of one rank.
 
@@ -44,18 +65,46 @@ class Records:
         TrainerError: from each method, if its file cannot be written; the line names it.
     """
 
-    def __init__(self, run: Path, config: TrainConfig, *, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        run: Path,
+        config: TrainConfig,
+        *,
+        rank: int,
+        world_size: int,
+        kept: Kept | None = None,
+        attempt: int = 1,
+    ) -> None:
+        """Open the files of `rank`.
+
+        Args:
+            kept: what the checkpoint holds that this attempt goes on from; None: it begins at the first step.
+            attempt: which start of the run this is. The first one finds no files; a later one goes on with those it
+                finds, less what it will write again, which moves to `metrics-replaced.jsonl` and
+                `train_<rank>-replaced.log`.
+        """
         self._run = run
         self._config = config
         self._world_size = world_size
-        self._metrics: _Lines | None = None
-        self._board: _Board | None = None
+        self._attempt = attempt
+        self._table_path = device_folder(run, rank) / f"train_{rank}.log"
+        self._metrics: Lines | None = None
+        self._boards: dict[str, Board] = {}
+        kept = kept or Kept(steps=0, epochs=0)
+        fresh = attempt == 1
         with contextlib.ExitStack() as files:
-            self._table = files.enter_context(_Lines(device_folder(run, rank) / f"train_{rank}.log"))
-            self._write_row(SEED_COLUMNS)
+            self._table = files.enter_context(Lines(self._table_path, fresh=fresh))
             if rank == 0:
-                self._metrics = files.enter_context(_Lines(run / "metrics.jsonl"))
-                self._board = files.enter_context(_Board(run / "tensorboard"))
+                self._metrics = files.enter_context(Lines(run / "metrics.jsonl", fresh=fresh))
+            if not fresh:
+                self._move_aside(kept)
+            if not self._table_path.stat().st_size:
+                self._write_row(SEED_COLUMNS)
+            if rank == 0:
+                # Training counts steps and evaluation epochs, so each has events of its own to take back.
+                for name, first in (("train", kept.steps), ("eval", kept.epochs)):
+                    board = Board(run / "tensorboard" / name, attempt=attempt, first_step=first)
+                    self._boards[name] = files.enter_context(board)
             self._files = files.pop_all()
 
     def __enter__(self) -> "Records":
@@ -68,19 +117,19 @@ class Records:
 
     def steps(self, rows: list[dict[str, Any]]) -> None:
         """Keep the job's metrics of some steps, each with its `global_step`; rank 0 alone has where to."""
-        if self._metrics is None or self._board is None:
+        if self._metrics is None:
             return
         self._metrics.write(*(_json({"kind": "step", **row}) for row in rows))
-        self._board.write(
+        self._boards["train"].write(
             *((f"train/{name}", row[name], row["global_step"]) for row in rows for name in ("loss", "lr")),
         )
 
     def evaluation(self, row: dict[str, Any]) -> None:
         """Keep an evaluation's figures."""
-        if self._metrics is None or self._board is None:
+        if self._metrics is None:
             return
         self._metrics.write(_json({"kind": "eval", **row}))
-        self._board.write(*((f"eval/{name}", row[name], row["epoch"]) for name in ("loss", "top1", "top5")))
+        self._boards["eval"].write(*((f"eval/{name}", row[name], row["epoch"]) for name in ("loss", "top1", "top5")))
 
     def epoch(
         self, *, lr: float, train_loss: float, valid_loss: float, train_top1: float, valid_top1: float, fps: float
@@ -115,57 +164,52 @@ class Records:
             path.write_text("".join(lines), encoding="utf-8")
         return path
 
+    def bad_images(self, rows: list[dict[str, Any]]) -> None:
+        """List images that were skipped, each once under its `path`; rank 0 alone has where to."""
+        if self._metrics is None:
+            return
+        known = self.known_bad()
+        new = {row["path"]: row for row in rows if row["path"] not in known}
+        if new:
+            with Lines(self._run / BAD_IMAGES, fresh=False) as file:
+                file.write(*map(_json, new.values()))
+                file.sync()
+
+    def known_bad(self) -> set[str]:
+        """The paths of the images that this run has skipped so far, in earlier attempts too."""
+        path = self._run / BAD_IMAGES
+        rows = map(_row, path.read_bytes().splitlines()) if path.exists() else ()
+        return {str(row["path"]) for row in rows if row is not None and "path" in row}
+
+    def rewind(self, kept: Kept) -> None:
+        """Go back to what a checkpoint holds: what came after it moves aside, as at the start of an attempt."""
+        self._move_aside(kept)
+        for name, first in (("train", kept.steps), ("eval", kept.epochs)):
+            if name in self._boards:
+                self._boards[name].take_back(first)
+
+    def sync(self) -> None:
+        """Wait until the disk has what was recorded: a checkpoint must not know of steps that the records lack."""
+        for file in (self._table, self._metrics):
+            if file is not None:
+                file.sync()
+
+    def _move_aside(self, kept: Kept) -> None:
+        rows = itertools.count()
+        # The header is the row before the first epoch's.
+        self._table.replace(
+            lambda _row: next(rows) <= kept.epochs,
+            lambda lines: b"".join(line + b"\n" for line in lines).decode(errors="replace"),
+            self._table_path.with_name(f"{self._table_path.stem}-replaced.log"),
+        )
+        if self._metrics is not None:
+            self._metrics.replace(kept.holds, self._replaced, self._run / "metrics-replaced.jsonl")
+
+    def _replaced(self, lines: Sequence[bytes]) -> str:
+        return "".join(_json({"attempt": self._attempt, **_row_or_torn(line)}) + "\n" for line in lines)
+
     def _write_row(self, cells: tuple[str, ...]) -> None:
         self._table.write("".join(f"{cell}\t" for cell in cells))
-
-
-class _Lines(contextlib.AbstractContextManager["_Lines"]):
-    """A new text file that has every line as soon as it is written."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with writing(path):
-            self._file: TextIO = path.open("x", encoding="utf-8")
-
-    def write(self, *lines: str) -> None:
-        with writing(self._path):
-            self._file.write("".join(f"{line}\n" for line in lines))
-            self._file.flush()
-
-    def __exit__(self, *_error: object) -> None:
-        _close(self._file)
-
-
-class _Board(contextlib.AbstractContextManager["_Board"]):
-    """TensorBoard's scalars. torch's SummaryWriter writes in a thread, whose errors surface late and as tracebacks."""
-
-    def __init__(self, folder: Path) -> None:
-        self._event = importlib.import_module("tensorboard.compat.proto.event_pb2").Event
-        self._summary = importlib.import_module("tensorboard.compat.proto.summary_pb2").Summary
-        record_writer = importlib.import_module("tensorboard.summary.writer.record_writer")
-        self._path = folder / f"events.out.tfevents.{time.time():010.0f}.{platform.node()}.{os.getpid()}"
-        with writing(self._path):
-            folder.mkdir(exist_ok=True)
-            self._records = record_writer.RecordWriter(self._path.open("xb"))
-            self._records.write(self._event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-
-    def write(self, *scalars: tuple[str, float, int]) -> None:
-        """Add values, each with its name and step."""
-        with writing(self._path):
-            for name, value, step in scalars:
-                summary = self._summary(value=[self._summary.Value(tag=name, simple_value=value)])
-                event = self._event(wall_time=time.time(), step=step, summary=summary)
-                self._records.write(event.SerializeToString())
-            self._records.flush()
-
-    def __exit__(self, *_error: object) -> None:
-        _close(self._records)
-
-
-def _close(file: Any) -> None:
-    # A full disk has been reported by the write that met it; closing meets it again.
-    with contextlib.suppress(OSError):
-        file.close()
 
 
 def _json(row: Mapping[str, Any]) -> str:
@@ -174,6 +218,19 @@ def _json(row: Mapping[str, Any]) -> str:
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
     }
     return json.dumps(finite, allow_nan=False)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A line of JSON, or None for one that a crash has torn."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _row_or_torn(line: bytes) -> dict[str, Any]:
+    return _row(line) or {"torn": line.decode(errors="replace")}
 
 
 def _logfmt_value(value: object) -> str:

@@ -26,12 +26,17 @@ class WorkerTask:
     master_port: int
     command: tuple[str, ...]
     """The command line that started the run, for its provenance."""
+    attempt: int = 1
+    """Which start of the run this is, counting from 1; it names the files that each attempt has of its own."""
+    checkpoint: Path | None = None
+    """The training state to go on from, verified; None begins at the first step."""
 
     def to_json(self) -> str:
         """The environment variable's text."""
         # Only what was set: weights may bring the rest along.
         config = self.config.model_dump(mode="json", exclude_unset=True)
-        values = {**self.__dict__, "config": config, "run": str(self.run)}
+        checkpoint = None if self.checkpoint is None else str(self.checkpoint)
+        values = {**self.__dict__, "config": config, "run": str(self.run), "checkpoint": checkpoint}
         return json.dumps(values)
 
     @classmethod
@@ -39,4 +44,5 @@ class WorkerTask:
         """The inverse of `to_json`."""
         values = json.loads(text)
         config, run, command = TrainConfig(**values["config"]), Path(values["run"]), tuple(values["command"])
-        return cls(**{**values, "config": config, "run": run, "command": command})
+        checkpoint = None if values["checkpoint"] is None else Path(values["checkpoint"])
+        return cls(**{**values, "config": config, "run": run, "command": command, "checkpoint": checkpoint})

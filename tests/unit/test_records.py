@@ -4,14 +4,28 @@ import importlib
 import json
 import platform
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trainer.config import TrainConfig
 from trainer.errors import ConflictError, TrainerError, UsageError
 from trainer.provenance import config_hash
-from trainer.records import Records, logfmt
+from trainer.records import Kept, Records, logfmt
 from trainer.run_folder import create_run_folder
+
+SCORE = {"epoch": 0, "top1": 1.0, "top5": 5.0, "loss": 6.0, "images": 360}
+
+
+def _step(global_step: int, loss: float | None = None) -> dict[str, Any]:
+    loss = 4.0 - global_step if loss is None else loss
+    return {"epoch": 0, "step": global_step, "global_step": global_step, "loss": loss, "lr": 0.5}
+
+
+def _scalars(run: Path, tag: str) -> list[tuple[int, float]]:
+    accumulator = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    board = accumulator.EventAccumulator(str(run / "tensorboard" / tag.partition("/")[0])).Reload()
+    return [(event.step, event.value) for event in board.Scalars(tag)]
 
 
 def test_logfmt_keeps_values_readable_and_apart() -> None:
@@ -80,13 +94,88 @@ def test_a_diverged_run_leaves_json_that_every_reader_takes(tmp_path: Path) -> N
 
 
 def test_tensorboard_reads_each_scalar_at_its_step(tmp_path: Path) -> None:
-    event_accumulator = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
     with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
-        records.steps([{"epoch": 0, "step": s, "global_step": s, "loss": 4.0 - s, "lr": 0.5} for s in range(3)])
-        records.evaluation({"epoch": 7, "top1": 1.0, "top5": 5.0, "loss": 6.0, "images": 360})
-    board = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(0, 4.0), (1, 3.0), (2, 2.0)]
-    assert [(event.step, event.value) for event in board.Scalars("eval/top5")] == [(7, 5.0)]
+        records.steps([_step(s) for s in range(3)])
+        records.evaluation({**SCORE, "epoch": 7})
+    assert _scalars(tmp_path, "train/loss") == [(0, 4.0), (1, 3.0), (2, 2.0)]
+    assert _scalars(tmp_path, "eval/top5") == [(7, 5.0)]
+
+
+def test_tensorboard_shows_a_step_that_was_taken_again_once(tmp_path: Path) -> None:
+    for attempt, losses in enumerate((range(4), range(2, 6)), start=1):
+        kept = None if attempt == 1 else Kept(steps=2, epochs=1)
+        with Records(tmp_path, TrainConfig(), rank=0, world_size=1, kept=kept, attempt=attempt) as records:
+            records.steps([_step(s, loss=10 * attempt + s) for s in losses])
+            for epoch in range(attempt - 1, 2):
+                records.evaluation({**SCORE, "epoch": epoch, "top5": float(10 * attempt + epoch)})
+    assert _scalars(tmp_path, "train/loss") == [(0, 10.0), (1, 11.0), (2, 22.0), (3, 23.0), (4, 24.0), (5, 25.0)]
+    assert _scalars(tmp_path, "eval/top5") == [(0, 10.0), (1, 21.0)]
+
+
+def test_metrics_of_a_restarted_run_have_each_step_once_and_lose_no_line(tmp_path: Path) -> None:
+    with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
+        for epoch in range(2):
+            records.steps([_step(2 * epoch + s) for s in range(2)])
+            records.evaluation({**SCORE, "epoch": epoch})
+    metrics = tmp_path / "metrics.jsonl"
+    first = metrics.read_text().splitlines()
+    with metrics.open("a") as file:
+        file.write('{"kind": "step", "glob')
+    with Records(tmp_path, TrainConfig(), rank=0, world_size=1, kept=Kept(steps=3, epochs=1), attempt=2) as records:
+        assert metrics.read_text().splitlines() == first[:4]
+        records.steps([_step(3)])
+        records.sync()
+    assert metrics.read_text().splitlines() == [*first[:4], first[4]]
+    replaced = [json.loads(line) for line in (tmp_path / "metrics-replaced.jsonl").read_text().splitlines()]
+    assert [row.pop("attempt") for row in replaced] == [2, 2, 2]
+    assert replaced == [*map(json.loads, first[4:]), {"torn": '{"kind": "step", "glob'}]
+
+
+def test_a_run_that_rewinds_goes_on_in_the_same_files(tmp_path: Path) -> None:
+    with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
+        records.steps([_step(s) for s in range(4)])
+        records.rewind(Kept(steps=1, epochs=0))
+        records.steps([_step(s, loss=0.5) for s in range(1, 3)])
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["global_step"], row["loss"]) for row in rows] == [(0, 4.0), (1, 0.5), (2, 0.5)]
+    assert _scalars(tmp_path, "train/loss") == [(0, 4.0), (1, 0.5), (2, 0.5)]
+
+
+def test_the_seeds_table_of_a_restarted_run_has_each_epoch_once(tmp_path: Path) -> None:
+    figures = {"lr": 0.4, "train_loss": 6.9, "train_top1": 0.1, "valid_top1": 0.2, "fps": 69.0}
+    with Records(tmp_path, TrainConfig(), rank=1, world_size=2) as records:
+        for epoch in range(3):
+            records.epoch(valid_loss=float(epoch), **figures)
+    table = tmp_path / "1" / "train_1.log"
+    before = table.read_text().splitlines()
+    with Records(tmp_path, TrainConfig(), rank=1, world_size=2, kept=Kept(steps=9, epochs=1), attempt=2) as records:
+        assert table.read_text().splitlines() == before[:2]
+        records.epoch(valid_loss=1.0, **figures)
+    assert table.read_text().splitlines() == before[:3]
+    assert (tmp_path / "1" / "train_1-replaced.log").read_text().splitlines() == before[2:]
+
+
+@pytest.mark.parametrize("torn", ["", "Learning Ra"])
+def test_a_table_whose_first_line_was_torn_begins_anew(tmp_path: Path, torn: str) -> None:
+    table = tmp_path / "0" / "train_0.log"
+    table.parent.mkdir()
+    table.write_text(torn)
+    with Records(tmp_path, TrainConfig(), rank=0, world_size=1, attempt=2):
+        pass
+    assert table.read_text().startswith("Learning Rate\tTrain Loss")
+
+
+def test_bad_images_are_listed_once_over_all_attempts(tmp_path: Path) -> None:
+    for attempt in (1, 2):
+        with Records(tmp_path, TrainConfig(), rank=0, world_size=1, attempt=attempt) as records:
+            records.bad_images([{"path": f"train/a/{n}.JPEG", "why": "truncated"} for n in (attempt, attempt, 1)])
+    with (tmp_path / "bad_images.jsonl").open("a") as file:
+        file.write('{"path": "tor')
+    with Records(tmp_path, TrainConfig(), rank=1, world_size=2) as records:
+        records.bad_images([{"path": "other"}])
+        assert records.known_bad() == {"train/a/1.JPEG", "train/a/2.JPEG"}
+    lines = (tmp_path / "bad_images.jsonl").read_text().splitlines()
+    assert [json.loads(line)["path"] for line in lines[:-1]] == ["train/a/1.JPEG", "train/a/2.JPEG"]
 
 
 def test_a_file_that_is_there_already_is_one_line_and_stays(tmp_path: Path) -> None:
