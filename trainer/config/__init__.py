@@ -5,7 +5,7 @@ kubernetes, so that a command line answers at once.
 """
 
 from trainer.config.layers import ConfigError, Layer, environment_layer, profile_layer, resolve
-from trainer.config.train import MODE_PRESETS, TrainConfig, mode_layer, resolve_train_config
+from trainer.config.train import MODE_PRESETS, TrainConfig, mode_layer, resolve_train_config, settings, user_layers
 
 __all__ = [
     "MODE_PRESETS",
@@ -17,4 +17,6 @@ __all__ = [
     "profile_layer",
     "resolve",
     "resolve_train_config",
+    "settings",
+    "user_layers",
 ]

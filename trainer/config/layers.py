@@ -1,7 +1,7 @@
 """Layers of settings: each value comes from the first layer that names it, and remembers which one that was.
 
-Precedence, highest first: flag > environment > profile > cluster defaults > mode preset > default. The functions
-here know nothing about any one setting; they work for every pydantic model whose fields are the settings.
+Precedence, highest first: flag > environment > profile > checkpoint or cluster defaults > mode preset > default. The
+functions here know nothing about any one setting; they work for every pydantic model whose fields are the settings.
 """
 
 import difflib
@@ -93,8 +93,15 @@ def _read_profile(path: Path) -> str:
         raise ConfigError(f"--profile {path}: cannot be read: {reason}; give the path of a YAML file") from error
 
 
-def resolve(model: type[Model], layers: Sequence[Layer]) -> tuple[Model, dict[str, str]]:
+PARTIAL = "partial"
+
+
+def resolve(model: type[Model], layers: Sequence[Layer], *, partial: bool = False) -> tuple[Model, dict[str, str]]:
     """Build `model` from `layers`, highest precedence first, and say where each field's value came from.
+
+    Args:
+        partial: a layer is still to come: the model may leave rules between settings until then (it finds PARTIAL in
+            the validation's context).
 
     Raises:
         ConfigError: one line that names the setting, the layer it came from and the rule it breaks.
@@ -109,7 +116,7 @@ def resolve(model: type[Model], layers: Sequence[Layer]) -> tuple[Model, dict[st
             values[field] = value
             origins[field] = layer.origin
     try:
-        return model(**values), origins
+        return model.model_validate(values, context={PARTIAL: True} if partial else None), origins
     except ValidationError as error:
         raise ConfigError(_one_line(error, origins)) from None
 

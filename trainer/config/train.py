@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from trainer.config.interval import Interval
-from trainer.config.layers import Layer, environment_layer, profile_layer, resolve
+from trainer.config.layers import PARTIAL, Layer, environment_layer, profile_layer, resolve
 
 Mode = Literal["full", "performance", "finetune", "eval"]
 
@@ -196,8 +196,10 @@ class TrainConfig(BaseModel):
         return text
 
     @model_validator(mode="after")
-    def _agree(self) -> "TrainConfig":
+    def _agree(self, info: ValidationInfo) -> "TrainConfig":
         """Settings that contradict each other are refused together, before anything starts."""
+        if info.context and info.context.get(PARTIAL):
+            return self
         if self.mode in ("finetune", "eval") and self.weights is None:
             raise ValueError(f"--mode {self.mode} needs --weights, the file to start from")
         if self.node_rank >= self.nodes:
@@ -219,14 +221,42 @@ def mode_layer(layers: Sequence[Layer]) -> Layer:
     return Layer(f"mode {mode}", MODE_PRESETS.get(str(mode), {}))
 
 
-def resolve_train_config(
+OF_ONE_ATTEMPT = frozenset(
+    {
+        *("resume", "output", "run_name", "checkpoint_every", "keep", "resume_lr", "accept_changed_data"),
+        *("device", "npus", "nodes", "node_rank", "master_addr", "master_port", "rank_table", "rank_table_timeout_s"),
+        *("threads", "workers", "grace_s", "stall_timeout_s", "log_interval"),
+    }
+)
+"""Settings of the machine or of one start of a run, which a resumed run does not take from its checkpoint."""
+
+
+def user_layers(
     flags: Mapping[str, Any], profile: str | None, environ: Mapping[str, str] = os.environ
-) -> tuple[TrainConfig, dict[str, str]]:
-    """The trainer's own layers: flag > environment > profile > mode preset > default.
+) -> tuple[Layer, ...]:
+    """What the user set: flag > environment > profile.
 
     Args:
         flags: the options given on the command line, by field name; only those given.
         profile: a YAML file or the name of a shipped profile.
+
+    Raises:
+        ConfigError: the profile or a variable cannot be read.
+    """
+    layers = (Layer("flag", flags), environment_layer(TrainConfig, environ))
+    return layers if profile is None else (*layers, profile_layer(profile))
+
+
+def checkpoint_layer(origin: str, begun: Mapping[str, Any]) -> Layer:
+    """The settings that a run was begun with, as its checkpoint keeps them, less those of the attempt."""
+    return Layer(origin, {field: value for field, value in begun.items() if field not in OF_ONE_ATTEMPT})
+
+
+def settings(layers: Sequence[Layer], *, partial: bool = False) -> tuple[TrainConfig, dict[str, str]]:
+    """`layers`, over the preset of the mode that they choose, over the defaults.
+
+    Args:
+        partial: the checkpoint's layer is still missing: rules between settings wait for it.
 
     Returns:
         The configuration, and for each field the name of the layer that set it.
@@ -234,7 +264,15 @@ def resolve_train_config(
     Raises:
         ConfigError: one line that names the setting, where it came from and the rule it breaks.
     """
-    layers = [Layer("flag", flags), environment_layer(TrainConfig, environ)]
-    if profile is not None:
-        layers.append(profile_layer(profile))
-    return resolve(TrainConfig, [*layers, mode_layer(layers)])
+    return resolve(TrainConfig, [*layers, mode_layer(layers)], partial=partial)
+
+
+def resolve_train_config(
+    flags: Mapping[str, Any], profile: str | None, environ: Mapping[str, str] = os.environ
+) -> tuple[TrainConfig, dict[str, str]]:
+    """The trainer's own layers, without a checkpoint's: flag > environment > profile > mode preset > default.
+
+    Raises:
+        ConfigError: one line that names the setting, where it came from and the rule it breaks.
+    """
+    return settings(user_layers(flags, profile, environ))
