@@ -23,6 +23,7 @@ from launcher.display import Format
 from launcher.errors import Detached, NotFoundError, RequestError, WaitTimedOut
 from launcher.exits import run
 from launcher.follow import raise_outcome, show
+from launcher.interrupts import keep_interrupts
 from launcher.logs import Selection
 from launcher.parameters import JobName, Json, LatestName, Profile, Where, count, examples, flag
 from launcher.progress import Progress
@@ -254,6 +255,7 @@ def main(tokens: Sequence[str]) -> int:
     """Run one command; return its exit code. Every error is one line on stderr."""
     # SIGTERM lets go of a job just as Ctrl-C does; neither ends it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    keep_interrupts()
     return run(lambda: _command(tokens))
 
 

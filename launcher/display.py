@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 
 from launcher.device_lines import device_lines
@@ -87,13 +86,14 @@ class LiveView:
         self._progress = progress
         self._devices: dict[int, str] = {}
         self._notes: dict[int, str] = {}
-        self._stack = ExitStack()
-        self._stack.enter_context(Live(self, console=console, refresh_per_second=4, vertical_overflow="ellipsis"))
+        self._live = Live(self, console=console, refresh_per_second=4, vertical_overflow="ellipsis")
 
     def show(self, items: Sequence[Line | Gap]) -> None:
         """Scroll what is worth reading; step lines only move their device's line."""
         from rich.text import Text  # noqa: PLC0415
 
+        if not self._live.is_started:  # not sooner: who calls this also closes, whatever comes in between
+            self._live.start(refresh=True)
         scrolled: list[str] = []
         for item in items:
             if isinstance(item, Gap):
@@ -111,7 +111,7 @@ class LiveView:
 
     def close(self) -> None:
         """Draw the last state once more and leave it on the screen."""
-        self._stack.close()
+        self._live.stop()
 
     def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
         """The devices' lines as they are now; rich calls this whenever it draws."""

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from launcher.backends.console import read_blocks, read_tail
 from launcher.backends.local_phase import START_S, phase_of
 from launcher.backends.process import Process, is_alive, send_signal
 from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimedOut
+from launcher.interrupts import undisturbed
 from launcher.logs import Demultiplexer, Line
 from launcher.progress import Progress
 
@@ -59,7 +59,7 @@ class LocalBackend:
         """Start any command as a job. `record` holds the spec and the output folder."""
         folder = self._root / name
         job = {"name": name, "created": time.time(), "host": socket.gethostname(), "cwd": str(Path.cwd())}
-        with _undisturbed():
+        with undisturbed():
             try:
                 folder.mkdir(parents=True)
             except FileExistsError:
@@ -247,21 +247,6 @@ def _elsewhere(job: dict[str, Any]) -> str | None:
     here = socket.gethostname()
     host = str(job.get("host", here))
     return None if host == here else host
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back for the moment in which a job comes into being, half of which is no job."""
-    came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])
 
 
 def _processes(record: dict[str, Any]) -> tuple[Process, Process]:

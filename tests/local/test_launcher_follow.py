@@ -60,7 +60,13 @@ class Bench:
 
     def popen(self, *words: str) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
-            self.command(*words), env=self.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+            self.command(*words),
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            # Ctrl-C counts, even where the tests themselves run in the background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def signal_for(self, name: str) -> None:

@@ -49,7 +49,11 @@ def run(environ: dict[str, str], *words: str) -> "subprocess.CompletedProcess[st
 class Terminal:
     """A launcher in a terminal of its own, which is its controlling terminal, as in a person's shell."""
 
-    _TAKE = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    # As a shell does: Ctrl-C counts, even where the tests themselves run in the background.
+    _TAKE = (
+        "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        "signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    )
 
     def __init__(self, environ: dict[str, str], *words: str) -> None:
         self._master, slave = pty.openpty()
