@@ -2,25 +2,30 @@
 
 import inspect
 import os
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from trainer.config import TrainConfig, resolve_train_config
+from trainer.config import TrainConfig, settings, user_layers
 from trainer.config.options import option_parameters, typed
 from trainer.data.commands import data_app
 from trainer.errors import TrainerError, UsageError
 from trainer.help import HelpPage
-from trainer.run_folder import console_log, create_run_folder
+from trainer.run_folder import console_log
 from trainer.supervisor import WorkerCommand, supervise
 from trainer.topology import Topology, Worker, discover, visible_devices
 from trainer.worker_task import TASK_VARIABLE, WorkerTask
+
+if TYPE_CHECKING:
+    from trainer.attempt import Attempt
+    from trainer.data.index import Datasets
 
 HELP = """
 Train PNASNet-5 on images in the ImageNet folder layout, with one process per device.
@@ -28,6 +33,7 @@ Train PNASNet-5 on images in the ImageNet folder layout, with one process per de
 For example:
 
     python -m trainer --data-path /data/imagenet --npus 8 --profile recommended
+    python -m trainer --data-path /data/imagenet --run-name large --resume auto
     python -m trainer --mode performance --data-path data/digits --device cpu --image-size 32
     python -m trainer --mode eval --data-path /data/imagenet --weights best.safetensors
 
@@ -55,18 +61,24 @@ app.command(data_app)
 
 def train(*, profile: Profile = None, **options: Any) -> int:
     """Resolve the options and run; the exit code is 0, 1 (failed), 2 (usage), 6 (folder taken) or 75 (resumable)."""
-    config, _ = resolve_train_config(typed(options), profile)
-    visible = visible_devices(config.device, os.environ)
+    # Imported here: numpy costs a tenth of a second, which neither --help nor a typo should wait for.
+    from trainer.attempt import Starter, begin  # noqa: PLC0415
+
+    layers = user_layers(typed(options), profile)
+    given, _ = settings(layers, partial=True)
+    if given.resume is None:
+        settings(layers)  # nothing is still to come that could make them agree
+    visible = visible_devices(given.device, os.environ)
     with tempfile.TemporaryDirectory(prefix="pnas-") as scratch:
-        topology = discover(config, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)
-        check_inputs(config, topology)
-        local = len(topology.workers)
-        leads = any(worker.rank == 0 for worker in topology.workers)
-        run = create_run_folder(config, leads=leads, alone=local == topology.world_size, now=time.time())
-        commands = [
-            worker_command(worker, topology, config=config, run=run, device=visible.kind) for worker in topology.workers
-        ]
-        outcome = supervise(commands, stdout=sys.stdout.buffer, node_rank=topology.node_rank, grace_s=config.grace_s)
+        topology = discover(given, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)
+        starter = Starter(topology, command=_command(), on_note=_note, on_lost=_end_run)
+        with begin(layers, starter, lambda config: check_inputs(config, topology)) as attempt:
+            commands = [
+                worker_command(worker, topology, attempt=attempt, device=visible.kind) for worker in topology.workers
+            ]
+            outcome = supervise(
+                commands, stdout=sys.stdout.buffer, node_rank=topology.node_rank, grace_s=attempt.config.grace_s
+            )
     return outcome.exit_code
 
 
@@ -89,28 +101,48 @@ def _note(text: str) -> None:
     print(text, flush=True)
 
 
-def check_inputs(config: TrainConfig, topology: Topology) -> None:
-    """Refuse data and weights that cannot be used before anything is created; this also fills the index's cache.
+def _end_run(why: str) -> None:
+    """End this process and its workers without a last checkpoint, from whichever thread."""
+    print(f"error: {why}", file=sys.stderr, flush=True)
+    for _ in range(2):  # the second one makes the supervisor kill
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+
+
+def _command() -> tuple[str, ...]:
+    return (sys.executable, "-m", "trainer", *sys.argv[1:])
+
+
+def check_inputs(config: TrainConfig, topology: Topology) -> "Datasets":
+    """The data; data and weights that cannot be used are refused before anything is created.
 
     Raises:
         UsageError: one line that names what is wrong.
     """
-    # Imported here: numpy costs a tenth of a second, which neither --help nor a typo should wait for.
+    # Imported here, as numpy.
     from trainer.data.files import reading  # noqa: PLC0415
     from trainer.data.index import load_datasets  # noqa: PLC0415
+    from trainer.resume import is_training_state  # noqa: PLC0415
     from trainer.schedule import steps_per_epoch  # noqa: PLC0415
 
     if config.weights is not None:
         with reading(config.weights):
+            if is_training_state(config.weights):
+                raise UsageError(
+                    f"--weights {config.weights}: is a training state: continue it with --resume, or give the weights "
+                    "in its run's checkpoints/best.safetensors"
+                )
             if not config.weights.is_file():
                 raise UsageError(f"--weights {config.weights}: no such file")
     datasets = load_datasets(config.data_path, need_train=config.mode != "eval")
     if config.mode != "eval" and datasets.train is not None:
         steps_per_epoch(config, images=len(datasets.train), world_size=topology.world_size)
+    return datasets
 
 
-def worker_command(worker: Worker, topology: Topology, *, config: TrainConfig, run: Path, device: str) -> WorkerCommand:
+def worker_command(worker: Worker, topology: Topology, *, attempt: "Attempt", device: str) -> WorkerCommand:
     """How one worker is started: unbuffered, so that a crash keeps its last words."""
+    config, run = attempt.config, attempt.run
     task = WorkerTask(
         config=config,
         run=run,
@@ -120,7 +152,9 @@ def worker_command(worker: Worker, topology: Topology, *, config: TrainConfig, r
         world_size=topology.world_size,
         local_world_size=-(-topology.world_size // topology.nodes),
         master_port=topology.master_port,
-        command=(sys.executable, "-m", "trainer", *sys.argv[1:]),
+        command=_command(),
+        attempt=attempt.number,
+        checkpoint=attempt.checkpoint,
     )
     return WorkerCommand(
         rank=worker.rank,
@@ -132,7 +166,7 @@ def worker_command(worker: Worker, topology: Topology, *, config: TrainConfig, r
             **rendezvous(worker, topology, threads=config.threads),
             TASK_VARIABLE: task.to_json(),
         },
-        log=console_log(run, worker.rank, attempt=1),
+        log=console_log(run, worker.rank, attempt=attempt.number),
     )
 
 

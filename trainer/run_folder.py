@@ -1,12 +1,14 @@
 """The output folder of a run: OUT/<run>/ with its settings and one sub-folder per device.
 
-A run never writes into an earlier one's folder: a name that is taken is refused, a generated one is moved aside.
+A run never writes into another one's folder: a name that is taken is refused, and a generated one gives way. Where a
+run is continued, each attempt has files of its own name beside those that all of them share.
 """
 
 import contextlib
 import errno
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import yaml
@@ -35,15 +37,51 @@ def create_run_folder(config: TrainConfig, *, leads: bool, alone: bool, now: flo
         _make_output(config.output)
         folder = _make(config, alone=alone, now=now)
         if leads:
-            _claim(folder, config)
+            claim(folder, config, attempt=1)
     except FileExistsError as error:
         raise ConflictError(
             f"--run-name {config.run_name}: {config.output / str(config.run_name)} exists and a run never overwrites "
-            "another: choose another name"
+            "another: choose another name, or continue it with --resume auto"
         ) from error
     except OSError as error:
         raise UsageError(_unwritable(config.output, error)) from error
     return folder.resolve()
+
+
+def claim(run: Path, config: TrainConfig, *, attempt: int) -> None:
+    """Write an attempt's settings, or leave nothing that would bar the next one under this name.
+
+    Raises:
+        FileExistsError: another process began the attempt.
+        OSError: the folder cannot be written.
+    """
+    path = attempt_file(run / "config.yaml", attempt)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            yaml.safe_dump(config.model_dump(mode="json"), file, sort_keys=False)
+    except FileExistsError:
+        raise
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+            run.rmdir()
+        raise
+
+
+def attempt_file(path: Path, attempt: int) -> Path:
+    """The name of a file that each attempt has one of: `config.yaml`, then `config-2.yaml`, ..."""
+    return path if attempt == 1 else path.with_name(f"{path.stem}-{attempt}{path.suffix}")
+
+
+def next_attempt(run: Path, ranks: Iterable[int], *, leads: bool) -> int:
+    """The number of the attempt that is about to begin, by the files of those that have begun.
+
+    Args:
+        ranks: those that this process starts: others' files may already be those of the same attempt.
+        leads: this process starts rank 0, so it writes the files that an attempt has once.
+    """
+    logs = [name for rank in ranks for name in _names(run / str(rank))]
+    return 1 + max((_attempt_of(name) for name in (*logs, *(_names(run) if leads else ()))), default=0)
 
 
 def device_folder(run: Path, rank: int) -> Path:
@@ -74,19 +112,16 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _claim(folder: Path, config: TrainConfig) -> None:
-    """Write the settings, or leave nothing that would bar the next attempt under this name."""
-    settings = folder / "config.yaml"
-    try:
-        with settings.open("x", encoding="utf-8") as file:
-            yaml.safe_dump(config.model_dump(mode="json"), file, sort_keys=False)
-    except FileExistsError:
-        raise
-    except OSError:
-        with contextlib.suppress(OSError):
-            settings.unlink(missing_ok=True)
-            folder.rmdir()
-        raise
+ATTEMPT = re.compile(r"(?:config|provenance|console)(?:-(\d+))?\.(?:yaml|json|log)")
+
+
+def _attempt_of(name: str) -> int:
+    named = ATTEMPT.fullmatch(name)
+    return int(named[1] or 1) if named else 0
+
+
+def _names(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
 
 
 def _make(config: TrainConfig, *, alone: bool, now: float) -> Path:

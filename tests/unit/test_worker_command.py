@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainer.__main__ import worker_command
+from trainer.attempt import Attempt
 from trainer.config import TrainConfig
 from trainer.topology import Topology, Worker
 
@@ -18,5 +19,5 @@ def test_torch_npu_finds_its_queue_level_before_torch_is_imported(
     monkeypatch.delenv("TASK_QUEUE_ENABLE", raising=False)
     if given is not None:
         monkeypatch.setenv("TASK_QUEUE_ENABLE", given)
-    command = worker_command(ALONE.workers[0], ALONE, config=TrainConfig(), run=tmp_path, device=device)
+    command = worker_command(ALONE.workers[0], ALONE, attempt=Attempt(TrainConfig(), tmp_path, 1, None), device=device)
     assert command.env.get("TASK_QUEUE_ENABLE") == level
