@@ -60,13 +60,7 @@ class Bench:
 
     def popen(self, *words: str) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
-            self.command(*words),
-            env=self.environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            # Ctrl-C counts, even where the tests themselves run in the background.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            self.command(*words), env=self.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
         )
 
     def signal_for(self, name: str) -> None:
@@ -77,6 +71,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.chdir(tmp_path)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so do theirs
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PNAS_")}
     return Bench(tmp_path, environ | {"XDG_STATE_HOME": str(tmp_path / "state"), "PYTHONPATH": str(REPOSITORY)})
 
