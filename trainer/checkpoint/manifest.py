@@ -1,7 +1,7 @@
-r"""What a checkpoint says about itself, in one exact byte form that shows any change to it.
+"""What a checkpoint says about itself, in one exact byte form that shows any change to it.
 
 The first line of `manifest.json` is `{"sha256":"...",` and holds the hash of all that follows it; the rest is compact
-JSON with sorted keys and one newline. So the file is plain JSON, and no byte of it, a space neither, can differ unseen.
+JSON and a newline. So the file is plain JSON, and no byte of it, a space neither, can differ unseen.
 """
 
 import hashlib
@@ -70,7 +70,7 @@ def encode(content: Mapping[str, Any], tensors: Mapping[str, Entry], saved: str)
         "content": _plain(content),
         "tensors": {name: vars(entry) for name, entry in tensors.items()},
     }
-    body = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()[1:] + b"\n"
+    body = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()[1:] + b"\n"
     return _first_line(body) + b"\n" + body
 
 

@@ -51,7 +51,7 @@ def tensor_checks(manifest: Manifest) -> Iterator[tuple[str, bool]]:
     """
     with _opened(manifest.path / STATE_FILE) as (file, size):
         if size != manifest.bytes:
-            raise Refused(_wrong_size(size, manifest.bytes))
+            raise Refused(wrong_size(STATE_FILE, size, manifest.bytes))
         expected = header(manifest.tensors)
         if file.read(len(expected)) != expected:
             raise Refused(f"{STATE_FILE} is damaged (its header is not that of the manifest)")
@@ -59,6 +59,14 @@ def tensor_checks(manifest: Manifest) -> Iterator[tuple[str, bool]]:
         for name in file_order(manifest.tensors):
             entry = manifest.tensors[name]
             yield name, _hash(file, size_of(entry), buffer) == entry.sha256
+
+
+def wrong_size(name: str, size: int, expected: int) -> str:
+    """The reason to refuse a file of `size` bytes."""
+    if size == 0:
+        return f"{name} is empty"
+    what = "the end is missing" if size < expected else "something was added"
+    return f"{name} has {size} bytes, not {expected}: {what}"
 
 
 def _hash(file: BufferedReader, length: int, buffer: memoryview) -> str:
@@ -71,13 +79,6 @@ def _hash(file: BufferedReader, length: int, buffer: memoryview) -> str:
         digest.update(buffer[:read])
         length -= read
     return digest.hexdigest()
-
-
-def _wrong_size(size: int, expected: int) -> str:
-    if size == 0:
-        return f"{STATE_FILE} is empty"
-    what = "the end is missing" if size < expected else "something was added"
-    return f"{STATE_FILE} has {size} bytes, not {expected}: {what}"
 
 
 @contextlib.contextmanager

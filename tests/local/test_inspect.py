@@ -1,0 +1,223 @@
+"""`python -m trainer inspect` on real checkpoints and weight files, whole and damaged."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.checkpoint.files import Blob, write
+from trainer.errors import TrainerError, UsageError
+from trainer.inspection import inspect_app
+from trainer.model import DataConfig, pnasnet5tiny, save_weights
+
+CONTENT = {
+    "position": {
+        **{"epoch": 2, "step": 3, "steps": 11, "global_step": 1025, "images": 96, "planned": 352},
+        **{"evaluated": False, "finished": False},
+    },
+    "run": {"name": "run", "mode": "full", "attempt": 2},
+    "config": {"model": "pnasnet5tiny", "padding": "exact", "lr": 0.4},
+    "world_size": 2,
+    "arithmetic": {"device": "cpu", "precision": "fp32", "threads": 1},
+    "figures": {"loss": 1.25, "top1": 61.5},
+    "best": {"epoch": 1, "top1": 70.0},
+    "last_evaluation": None,
+}
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    data = memoryview(bytes(range(64)))
+    blobs = {f"model.w{number}": Blob("F32", (4, 4), data) for number in range(5)}
+    blobs |= {"ema.w0": Blob("BF16", (32,), data), "ranks.0.rng": Blob("U8", (), data[:1])}
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    return write(run / "checkpoints", step, blobs, CONTENT).path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run with two checkpoints."""
+    for step in (1000, 1025):
+        checkpoint(tmp_path / "run", step)
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "best.safetensors"
+    save_weights(path, pnasnet5tiny(num_classes=10), DataConfig(image_size=32))
+    return path
+
+
+def damage(path: Path) -> None:
+    """Flip one bit of the file's last byte."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def inspect(*arguments: str | Path) -> None:
+    inspect_app([str(argument) for argument in arguments], result_action="return_value")
+
+
+def test_a_checkpoint_is_shown_with_its_place_in_the_run_and_its_hashes(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "checkpoints/step-000001025"
+    for place in (path, path / "state.safetensors", path / "manifest.json"):
+        inspect(place)
+        shown = capsys.readouterr().out
+        lines = [line.split(maxsplit=1) for line in shown.splitlines() if "  " in line]
+        facts = {line[0]: line[1] for line in lines}
+        assert shown.startswith(f"{path}  valid\n")
+        assert facts["run"] == "name run, mode full, attempt 2"
+        assert facts["step"] == "1,025"
+        assert facts["epoch"] == "2, counted from 0: 3 of 11 steps done, 96 of 352 images used"
+        assert facts["figures"] == "loss 1.25, top1 61.5"
+        assert facts["arithmetic"] == "device cpu, precision fp32, threads 1"
+        assert facts["best"] == "epoch 1, top1 70.0"
+        assert facts["config"] == "model pnasnet5tiny, padding exact (all 3: --json)"
+        assert facts["hashes"] == "7 of 7 valid"
+        assert facts["model."] == "5 tensors, 320 bytes"
+        assert facts["ranks."] == "1 tensor, 1 byte"
+        assert facts["model.w2"].split() == ["F32", "4x4", "valid"]
+        assert "model.w3" not in facts
+        assert "last" not in facts
+
+
+def test_every_tensor_is_listed_where_that_is_asked(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inspect(run / "checkpoints/step-000001025", "--all")
+    shown = capsys.readouterr().out
+    assert "model.w4" in shown
+    assert "more (--all)" not in shown
+
+
+def test_of_a_run_each_checkpoint_is_listed_and_the_newest_is_shown(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (run, run / "checkpoints"):
+        inspect(folder)
+        first, second, blank, shown, *_ = capsys.readouterr().out.splitlines()
+        assert first == f"{run}/checkpoints/step-000001025  valid"
+        assert second == f"{run}/checkpoints/step-000001000  valid"
+        assert not blank
+        assert shown == first
+
+
+def test_a_damaged_checkpoint_of_a_run_is_named_and_the_newest_valid_one_is_shown(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(run / "checkpoints/step-000001025/state.safetensors")
+    with pytest.raises(TrainerError) as error:
+        inspect(run)
+    assert error.value.exit_code == 1
+    newest = run / "checkpoints/step-000001025"
+    assert str(error.value) == (
+        f"{newest}: tensor ranks.0.rng: wrong sha256 (1 of 2 checkpoints are damaged); "
+        "--resume takes the newest valid one"
+    )
+    first, _, _, shown, *_ = capsys.readouterr().out.splitlines()
+    assert first == f"{newest}  refused: tensor ranks.0.rng: wrong sha256"
+    assert shown == f"{run}/checkpoints/step-000001000  valid"
+
+
+def test_the_wrong_tensors_of_a_damaged_checkpoint_are_told_apart(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "checkpoints/step-000001025"
+    damage(path / "state.safetensors")
+    with pytest.raises(TrainerError, match=r"ranks\.0\.rng: wrong sha256; copy it again"):
+        inspect(path)
+    shown = capsys.readouterr().out
+    assert "6 of 7 valid" in shown
+    assert [line.split()[0] for line in shown.splitlines() if line.endswith("wrong sha256")][1:] == ["ranks.0.rng"]
+    (path / "state.safetensors").unlink()
+    with pytest.raises(TrainerError, match=r"state\.safetensors is missing"):
+        inspect(path)
+    assert "1,025" in capsys.readouterr().out
+    (path / "manifest.json").write_bytes(b"")
+    with pytest.raises(TrainerError, match=r"manifest\.json is empty"):
+        inspect(path)
+    shutil.rmtree(path)
+    path.mkdir()
+    with pytest.raises(TrainerError, match=r"manifest\.json is missing"):
+        inspect(path)
+
+
+def test_json_holds_every_tensor_and_all_that_was_noted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage(run / "checkpoints/step-000001025/state.safetensors")
+    with pytest.raises(TrainerError):
+        inspect(run, "--json")
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert document["schema"] == "pnas.inspect/1"
+    assert [(Path(one["path"]).name, one["valid"]) for one in document["checkpoints"]] == [
+        ("step-000001025", False),
+        ("step-000001000", True),
+    ]
+    assert document["checkpoints"][0]["refused"] == "tensor ranks.0.rng: wrong sha256"
+    assert document["shown"]["content"] == CONTENT
+    assert len(document["shown"]["tensors"]) == 7
+    assert document["shown"]["tensors"]["ema.w0"] == {"dtype": "BF16", "shape": [32], "bytes": 64, "valid": True}
+
+
+def test_a_weight_file_says_what_it_is_for(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inspect(weights)
+    shown = capsys.readouterr().out
+    facts = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in shown.splitlines() if "  " in line}
+    assert facts["model"] == "pnasnet5tiny"
+    assert facts["padding"] == "exact"
+    assert facts["num classes"] == "10"
+    assert facts["hashes"] == "none in a weight file; its length is right"
+    assert "last_linear.weight" in shown
+
+
+def test_a_damaged_weight_file_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = weights.read_bytes()
+    path = tmp_path / "best.safetensors"
+    cases = {
+        b"": "best.safetensors is empty",
+        whole[:7]: "its header is damaged",
+        whole[:100]: "its header is damaged",
+        whole[:-1]: f"has {len(whole) - 1} bytes, not {len(whole)}: the end is missing",
+        whole + b"\0": "something was added",
+        b"PK\3\4 an archive": "its header is damaged or not that of a safetensors file",
+        b"\2\0\0\0\0\0\0\0[]": "its header is damaged or not that of a safetensors file",
+    }
+    for content, expected in cases.items():
+        path.write_bytes(content)
+        with pytest.raises(TrainerError, match=expected) as error:
+            inspect(path)
+        assert error.value.exit_code == 1
+        assert expected in capsys.readouterr().out
+
+
+def test_where_nothing_is_to_be_seen_one_line_says_what_to_give(run: Path, tmp_path: Path, weights: Path) -> None:
+    with_weights = tmp_path / "timed/checkpoints"
+    with_weights.mkdir(parents=True)
+    shutil.copy(weights, with_weights)
+    (tmp_path / "empty").mkdir()
+    cases = {
+        tmp_path / "absent": "no such file or folder",
+        tmp_path: f"holds no checkpoint but 1 run(s): give one of them, such as {run}",
+        with_weights.parent: f"only weights: give one of the files, such as {with_weights / 'best.safetensors'}",
+        tmp_path / "empty": "holds no checkpoint; give",
+    }
+    for path, expected in cases.items():
+        with pytest.raises(UsageError) as error:
+            inspect(path)
+        assert error.value.exit_code == 2
+        assert str(error.value).startswith(f"{path}: ")
+        assert expected in str(error.value)
+
+
+def test_it_answers_without_torch_and_numpy(run: Path) -> None:
+    program = (
+        f"import sys; from trainer.inspection import inspect_app; "
+        f"inspect_app([{str(run)!r}], result_action='return_value'); "
+        "print([name for name in ('torch', 'numpy', 'pydantic', 'yaml') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
