@@ -202,6 +202,10 @@ def _is_named(run: Path, given: TrainConfig, *, output_given: bool) -> bool:
     """Whether the names that were given, if any, are those of the run itself."""
     if given.run_name is not None and given.run_name != run.name:
         return False
+    if not _is_run(run):
+        raise UsageError(
+            f"--resume {given.resume}: is in no run's folder: name a new run to begin from it with --run-name"
+        )
     if output_given and given.output.resolve() != run.parent.resolve():
         if given.run_name is None:
             raise UsageError(
@@ -209,10 +213,6 @@ def _is_named(run: Path, given: TrainConfig, *, output_given: bool) -> bool:
                 "state with --run-name"
             )
         return False
-    if not _is_run(run):
-        raise UsageError(
-            f"--resume {given.resume}: is in no run's folder: name a new run to begin from it with --run-name"
-        )
     return True
 
 

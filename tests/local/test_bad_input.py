@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.local.conftest import Finished, small, train
+from trainer.checkpoint.files import write
 
 
 def _picture(path: Path) -> None:
@@ -105,6 +106,34 @@ def test_a_taken_run_name_is_a_conflict_and_leaves_the_run_alone(tmp_path: Path)
     assert done.code == 6
     assert "choose another name" in _only_error(done)
     assert [path.name for path in kept.parent.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--resume", "{out}"), "holds 2 runs (one, two): name one of them"),
+        (("--resume", "{out}/one/checkpoints/best.safetensors"), "is a weight file, which holds no training state"),
+        (("--resume", "{out}/one"), "no checkpoint was saved there"),
+        (("--resume", "{out}/two/checkpoints/step-000000007"), "step-000000007: state.safetensors is missing"),
+        (("--resume", "{out}/two", "--mode", "eval", "--weights", "w"), "to evaluate give --weights"),
+        (("--weights", "{out}/two"), "is a training state: continue it with --resume"),
+        (("--weights", "{out}/two/checkpoints/step-000000007"), "checkpoints/best.safetensors"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused_in_one_line(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    out = tmp_path / "out"
+    for name in ("one", "two"):
+        (out / name / "checkpoints").mkdir(parents=True)
+        (out / name / "config.yaml").touch()
+    (out / "one" / "checkpoints" / "best.safetensors").touch()
+    write(out / "two" / "checkpoints", 7, {}, {})
+    (out / "two" / "checkpoints" / "step-000000007" / "state.safetensors").unlink()
+    before = sorted(out.rglob("*"))
+    options = tuple(option.format(out=out) for option in options)
+    done = train(out, *small(*options), data=_tree(tmp_path / "data"), name="two" if "--resume" in options else "new")
+    assert done.code == 2
+    assert said in _only_error(done)
+    assert sorted(out.rglob("*")) == before
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff\xe0 not an image"])

@@ -1,0 +1,75 @@
+"""A run's folder with real trainers: one at a time, and the next one goes on where the last one was killed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.local.conftest import small, train
+
+LONG = ("--epochs", "1000", "--log-interval", "1")
+
+
+@contextmanager
+def _training(output: Path, data: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
+    """A trainer that has taken its first step; killed at the end."""
+    command = (sys.executable, "-m", "trainer", "--data-path", str(data), "--output", str(output), "--run-name", "run")
+    with subprocess.Popen(
+        (*command, *small(*LONG, *options)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert any(" step epoch=0 " in line for line in process.stdout), "it ended before its first step"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_second_run_in_a_folder_is_refused_and_one_goes_on_after_a_kill(digits: Path, tmp_path: Path) -> None:
+    short = small("--resume", "auto", "--epochs", "1", "--steps", "2")
+    with _training(tmp_path, digits) as owner:
+        lock = json.loads((tmp_path / "run" / "run.lock").read_text())
+        second = train(tmp_path, *short, data=digits)
+        assert second.code == 6
+        assert f"in use by process {owner.pid} on {os.uname().nodename}, since {lock['started']}" in second.stderr
+        assert second.stderr.count("\n") == 1
+        owner.kill()
+        owner.wait()
+        after = train(tmp_path, *short, data=digits)
+    assert after.code == 0, after.stdout + after.stderr
+    assert f"taken over from process {owner.pid}" in after.stdout
+    assert not (tmp_path / "run" / "run.lock").exists()
+    assert (tmp_path / "run" / "0" / "console-1.log").stat().st_size
+    assert " result " in (tmp_path / "run" / "0" / "console-2.log").read_text()
+    assert [row["global_step"] for row in after.metrics("step")] == [0, 1]
+    replaced = [json.loads(line) for line in (tmp_path / "run" / "metrics-replaced.jsonl").read_text().splitlines()]
+    assert replaced[0]["global_step"] == 0
+    assert {row["attempt"] for row in replaced} == {2}
+
+
+def test_an_owner_that_has_lost_its_folder_ends_at_once_and_leaves_it(digits: Path, tmp_path: Path) -> None:
+    with _training(tmp_path, digits) as owner:
+        lock = tmp_path / "run" / "run.lock"
+        theirs = json.dumps({**json.loads(lock.read_text()), "host": "other-node", "token": "another"})
+        (tmp_path / "new").write_text(theirs)
+        (tmp_path / "new").replace(lock)
+        _, stderr = owner.communicate()
+    assert owner.returncode == 1
+    assert f"lost to process {owner.pid} on other-node" in stderr
+    assert lock.read_text() == theirs
+    assert not list((tmp_path / "run").rglob("*.safetensors")), "it wrote into another's folder"
+
+
+def test_a_refused_start_changes_nothing(digits: Path, tmp_path: Path) -> None:
+    run = train(tmp_path, *small("--epochs", "1", "--steps", "1"), data=digits).run
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for options in (("--resume", "auto", "--data-path", str(tmp_path)), ("--batch-size", "33")):
+        assert train(tmp_path, *small(*options), data=digits).code in (2, 6)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
