@@ -15,13 +15,13 @@ class Ema:
     def __init__(self, model: PNASNet5, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self._decay = decay
-        self._updates = 0
+        self.updates = 0
 
     @torch.no_grad()
     def update(self, model: PNASNet5) -> None:
         """Move the average towards `model` after an optimizer step."""
-        weight = 1 - ema_decay(self._decay, self._updates)
-        self._updates += 1
+        weight = 1 - ema_decay(self._decay, self.updates)
+        self.updates += 1
         averages: list[Tensor] = list(self.model.parameters())
         torch._foreach_lerp_(
             averages, [p.detach().to(a.dtype) for a, p in zip(averages, model.parameters(), strict=True)], weight

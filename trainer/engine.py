@@ -7,15 +7,19 @@ queue of an accelerator.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from trainer.batch_norm import BatchStatistics
 from trainer.config import TrainConfig
 from trainer.data.augment import mix
+from trainer.data.bad_images import BadImages
 from trainer.data.loader import Batch
+from trainer.data.sampler import EpochPlan
 from trainer.devices import Device
 from trainer.distributed import sum_over_ranks
 from trainer.ema import Ema
@@ -25,7 +29,9 @@ from trainer.model import PNASNet5
 from trainer.precision import Precision
 from trainer.pulse import Pulse
 from trainer.randomness import key
+from trainer.requests import Request, Requests
 from trainer.schedule import learning_rate, progress
+from trainer.watchdog import Watchdog
 
 
 @dataclass
@@ -47,6 +53,15 @@ class Training:
     micro_batch: int
     """Images per forward pass; larger batches are computed in parts."""
     pulse: Pulse
+    statistics: BatchStatistics
+    """The batch norms' of `network`."""
+    group: dist.ProcessGroup | None
+    """In which the ranks' hosts talk; None for a single process."""
+    requests: Requests
+    watchdog: Watchdog
+    bad_images: BadImages
+    bad_paths: set[str] = field(default_factory=set)
+    """Of all ranks, in this process's life."""
 
     @property
     def evaluated(self) -> PNASNet5:
@@ -66,6 +81,12 @@ class Window:
     seconds: float
     timed: bool
     """False in the warm-up, which the images/s figure leaves out."""
+    skipped: tuple[bool, ...] = ()
+    """For each step, whether its update was left out because loss or gradient was not finite."""
+    own_losses_finite: tuple[bool, ...] = ()
+    """For each step, whether this rank's own loss was finite."""
+    request: Request = Request.NONE
+    """What all ranks have agreed to do after its last step."""
 
 
 @dataclass(frozen=True)
@@ -81,39 +102,48 @@ class Evaluation:
 def train_steps(
     training: Training,
     batches: Iterator[Batch],
+    plan: EpochPlan,
     *,
     epoch: int,
-    steps: int,
+    first_step: int,
     warmup_left: int,
     prepare: Callable[[Batch], Tensor],
+    wish: Callable[[int], Request] = lambda _steps: Request.NONE,
+    lr_factor: float = 1.0,
 ) -> Iterator[Window]:
-    """Take `steps` optimizer steps; yield a window at each log interval, at the end of the warm-up and at the end.
+    """Take the optimizer steps of `plan`; yield a window at each log interval, at a request, and at the end.
 
     Args:
-        batches: `accumulate` of them make a step.
-        warmup_left: steps of this epoch that still belong to the warm-up.
+        batches: this rank's, in the order of `plan`.
+        first_step: steps of the epoch that are done; the plan's first is this one.
+        warmup_left: steps of this epoch that still belong to the warm-up, counted from the epoch's beginning.
         prepare: turns a batch's uint8 images into the network's input.
+        wish: what this rank wants after so many steps of `plan`.
     """
-    config = training.config
-    losses: list[Tensor] = []
-    lrs: list[float] = []
-    correct = torch.zeros((), dtype=torch.int64, device=training.device)
-    images, first, clock = 0, 0, time.perf_counter()
+    config, steps = training.config, first_step + plan.steps
+    sums = _Sums(training.device)
+    first, clock = first_step, time.perf_counter()
     training.parallel.train()
-    for step in range(steps):
-        lrs.append(learning_rate(config, epoch=epoch, step=step, steps=steps))
-        _begin_step(training, epoch=epoch, step=step, steps=steps, lr=lrs[-1])
-        loss, hits, seen = _step(training, list(islice(batches, config.accumulate)), epoch, step, prepare)
-        losses.append(loss)
-        correct += hits
-        images += seen
-        if (step + 1) % config.log_interval == 0 or step + 1 in (warmup_left, steps):
-            job_losses, job_correct, job_images = _over_ranks(training, losses, correct, images)
-            now = time.perf_counter()
-            yield Window(first, job_losses, tuple(lrs), job_images, job_correct, now - clock, timed=step >= warmup_left)
-            # From `now`: what the window's reader does until it wants the next one is the run's time too.
-            losses, lrs, images, first, clock = [], [], 0, step + 1, now
-            correct.zero_()
+    for step in range(first_step, steps):
+        lr = lr_factor * learning_rate(config, epoch=epoch, step=step, steps=steps)
+        _begin_step(training, epoch=epoch, step=step, steps=steps, lr=lr)
+        with training.watchdog.waiting("data", epoch=epoch, step=step):
+            taken = list(islice(batches, len(plan.batches(step - first_step, training.rank))))
+        with training.watchdog.waiting("the device or its peers", epoch=epoch, step=step):
+            job_images = plan.images(step - first_step)
+            sums.add(_step(training, taken, job_images=job_images, epoch=epoch, step=step, prepare=prepare), lr)
+            # One step ahead: the answer is read after the step that is wished for.
+            request = training.requests.exchange(wish(step + 2 - first_step))
+            if request or (step + 1) % config.log_interval == 0 or step + 1 in (warmup_left, steps):
+                read, now = sums.read(training), time.perf_counter()
+                # What the window's reader does until it wants the next one is the run's time too.
+                window = replace(
+                    read, first_step=first, seconds=now - clock, timed=step >= warmup_left, request=request
+                )
+                sums, first, clock = _Sums(training.device), step + 1, now
+            else:
+                continue
+        yield window
 
 
 @torch.no_grad()
@@ -125,12 +155,14 @@ def evaluate(
     precision: Precision,
     prepare: Callable[[Batch], Tensor],
     pulse: Pulse,
+    left_out: Callable[[], int] = lambda: 0,
 ) -> Evaluation:
     """Score `model` on every image once: ranks add up counts, never averages.
 
     Args:
         batches: this rank's share of the images; a rank may have none.
         expected: images in the whole data set.
+        left_out: how many of this rank's images could not be read; they count as answered wrongly.
 
     Raises:
         TrainerError: another number of images was counted, so that no figure can be given.
@@ -147,7 +179,7 @@ def evaluate(
         loss_sum += cross_entropy(logits, batch.labels, 0.0) * len(batch.labels)
         seen += len(batch.labels)
         pulse.beat(evaluated=seen, images=expected)
-    counts[2] = seen
+    counts[2] = seen + left_out()
     top1, top5, images = sum_over_ranks(counts).tolist()
     if images != expected:
         raise TrainerError(f"evaluation counted {images} images, but the data set has {expected}: no figure is given")
@@ -171,14 +203,63 @@ def _begin_step(training: Training, *, epoch: int, step: int, steps: int, lr: fl
     training.network.set_progress(progress(training.config, epoch=epoch, step=step, steps=steps))
 
 
+@dataclass(frozen=True)
+class _Step:
+    """Mean loss, right answers and whether the update was left out, on the device; and this rank's images."""
+
+    loss: Tensor
+    correct: Tensor
+    skipped: Tensor
+    images: int
+
+
+class _Sums:
+    """What some consecutive steps came to, on the device until it is read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._steps: list[_Step] = []
+        self._lrs: list[float] = []
+        self._device = device
+
+    def add(self, step: _Step, lr: float) -> None:
+        self._steps.append(step)
+        self._lrs.append(lr)
+
+    def read(self, training: Training) -> Window:
+        """Over all ranks: two reductions, and one wait for the device."""
+        own = torch.stack([step.loss for step in self._steps])
+        finite = torch.isfinite(own)
+        losses = sum_over_ranks(own.clone()) / training.world_size
+        correct = torch.stack([step.correct for step in self._steps]).sum()
+        images = sum(step.images for step in self._steps)
+        counts = sum_over_ranks(torch.stack([correct, torch.full_like(correct, images)])).tolist()
+        return Window(
+            first_step=0,
+            losses=tuple(losses.tolist()),
+            lrs=tuple(self._lrs),
+            images=counts[1],
+            correct=counts[0],
+            seconds=0.0,
+            timed=True,
+            skipped=tuple(torch.stack([step.skipped for step in self._steps]).tolist()),
+            own_losses_finite=tuple(finite.tolist()),
+        )
+
+
 def _step(
-    training: Training, batches: list[Batch], epoch: int, step: int, prepare: Callable[[Batch], Tensor]
-) -> tuple[Tensor, Tensor, int]:
-    """One optimizer step: its mean loss and count of right answers (device scalars), and its number of images."""
+    training: Training,
+    batches: list[Batch],
+    *,
+    job_images: int,
+    epoch: int,
+    step: int,
+    prepare: Callable[[Batch], Tensor],
+) -> _Step:
+    """One optimizer step. Every one of the job's images weighs the same, though ranks may differ in their numbers."""
     config, parallel, precision = training.config, training.parallel, training.precision
-    images = sum(len(batch.labels) for batch in batches)
     total = torch.zeros((), device=training.device)
     correct = torch.zeros((), dtype=torch.int64, device=training.device)
+    training.statistics.keep()
     training.optimizer.zero_grad()
     parts = [part for batch in batches for part in _parts(batch, training.micro_batch)]
     for number, part in enumerate(parts):
@@ -198,15 +279,19 @@ def _step(
             with precision.forward():
                 outputs = parallel(inputs)
             mean = training_loss(outputs, targets, smoothing=config.label_smoothing, aux_weight=config.aux_weight)
-            loss = mean * (len(part.labels) / images)
+            loss = mean * (len(part.labels) * training.world_size / job_images)
             precision.backward(loss, training.optimizer)
         total += loss.detach()
         correct += correct_top_k(main_logits(outputs).detach(), part.labels, (1,))[0]
         training.pulse.beat(epoch=epoch, step=step, part=number + 1, parts=len(parts))
-    training.precision.step(training.optimizer, list(training.network.parameters()), config.clip_norm)
+    skipped = precision.step(
+        training.optimizer, list(training.network.parameters()), clip_norm=config.clip_norm, loss=total
+    )
+    # The forward pass has already put what is not finite into the statistics.
+    training.statistics.undo(skipped)
     if training.ema is not None:
         training.ema.update(training.network)
-    return total, correct, images
+    return _Step(total, correct, skipped, sum(len(batch.labels) for batch in batches))
 
 
 def _parts(batch: Batch, micro_batch: int) -> list[Batch]:
@@ -220,12 +305,3 @@ def _gradient_exchange(parallel: nn.Module, *, wanted: bool) -> AbstractContextM
     if wanted or not isinstance(parallel, nn.parallel.DistributedDataParallel):
         return nullcontext()
     return parallel.no_sync()
-
-
-def _over_ranks(
-    training: Training, losses: list[Tensor], correct: Tensor, images: int
-) -> tuple[tuple[float, ...], int, int]:
-    """The job's mean loss of each step, its right answers and images: two reductions and two reads per window."""
-    mean_losses = sum_over_ranks(torch.stack(losses)) / training.world_size
-    counts = sum_over_ranks(torch.stack([correct, torch.full_like(correct, images)])).tolist()
-    return tuple(mean_losses.tolist()), counts[0], counts[1]

@@ -2,119 +2,242 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
+from trainer.checkpoint.keeping import Keeper
 from trainer.config import TrainConfig
 from trainer.data.augment import NORMALIZATIONS, device_transform
-from trainer.data.index import Datasets
+from trainer.data.bad_images import bound
+from trainer.data.index import Datasets, ImageIndex
 from trainer.data.loader import Batch, eval_batches, to_device, train_batches
-from trainer.data.sampler import plan_epoch
-from trainer.distributed import equalise_batch_norm
+from trainer.data.sampler import EpochPlan, epoch_order, plan_epoch
+from trainer.distributed import equalise, gathered
 from trainer.engine import Evaluation, Training, Window, evaluate, train_steps
-from trainer.inherit import data_config
-from trainer.model import save_weights
-from trainer.records import Records
-from trainer.report import Throughput, report_epoch, report_evaluation, report_result, report_steps
-from trainer.run_folder import writing
+from trainer.errors import TrainerError
+from trainer.progress import Progress, Throughput
+from trainer.records import Records, say
+from trainer.report import report_epoch, report_evaluation, report_result, report_steps
+from trainer.requests import Request
 from trainer.schedule import steps_per_epoch
 
-
-def run_mode(training: Training, datasets: Datasets, records: Records, *, output: Path) -> None:
-    """Do what `--mode` says."""
-    modes = {"performance": measure, "eval": score}
-    modes.get(training.config.mode, fit)(training, datasets, records, output)
+DONE, RESUMABLE = 0, 75
 
 
-def fit(training: Training, datasets: Datasets, records: Records, output: Path) -> None:
-    """Train for all epochs, evaluate after each, keep the last and the best weights, and report."""
-    config, clock, throughput = training.config, time.perf_counter(), Throughput()
-    steps = steps_per_epoch(config, images=_train_images(datasets), world_size=training.world_size)
-    best: Evaluation | None = None
-    for epoch in range(config.epochs):
-        warmup = config.warmup_steps if epoch == 0 else 0
-        windows = []
-        for window in _epoch(training, datasets, epoch=epoch, steps=steps, warmup_left=warmup):
-            report_steps(training, records, window, epoch=epoch, steps=steps)
-            throughput.add(window)
-            windows.append(window)
-        result = _evaluate(training, datasets)
-        report_evaluation(records, result, epoch=epoch, epochs=config.epochs)
-        report_epoch(records, windows, result)
-        if best is None or result.top1 > best.top1:
-            best = result
-            _save(training, output, "best")
-        _save(training, output, "last")
-    wall_s = time.perf_counter() - clock
-    report_result(training, records, score=result, throughput=throughput, wall_s=wall_s, output=output)
+class DivergedError(TrainerError):
+    """Loss or gradient was not finite in too many steps in a row."""
 
 
-def measure(training: Training, datasets: Datasets, records: Records, output: Path) -> None:
+@dataclass(frozen=True)
+class Run:
+    """A run's parts and surroundings."""
+
+    training: Training
+    datasets: Datasets
+    records: Records
+    output: Path
+    progress: Progress
+    keeper: Keeper
+
+    def __post_init__(self) -> None:
+        self.keeper.start(self.progress)
+
+
+def run_mode(run: Run) -> int:
+    """Do what `--mode` says; the exit code is 0, or 75 if the run was asked to stop and can go on later."""
+    return {"performance": measure, "eval": score}.get(run.training.config.mode, fit)(run)
+
+
+def fit(run: Run) -> int:
+    """Train from where `progress` is to the last epoch, evaluate after each, and report."""
+    training, progress, records = run.training, run.progress, run.records
+    config, clock, wall_before = training.config, time.perf_counter(), progress.wall_s
+    while progress.epoch < config.epochs:
+        if _train_epoch(run) is Request.STOP:
+            progress.wall_s = wall_before + time.perf_counter() - clock
+            return _stop(run)
+        if not progress.equalised:
+            equalise(training.statistics)
+            progress.equalised = True
+        result = _evaluate(training, run.datasets, records)
+        report_evaluation(records, result, epoch=progress.epoch, epochs=config.epochs)
+        report_epoch(records, progress.sums, result)
+        is_best = progress.end_epoch(result)
+        progress.wall_s = wall_before + time.perf_counter() - clock
+        run.keeper.save(training, progress, records, weights=("last", "best") if is_best else ("last",))
+    error = run.keeper.finish(training)
+    if error is not None:
+        raise TrainerError(f"the run is done, but its last checkpoint could not be saved: {error}; resume it to do so")
+    report_result(
+        training,
+        records,
+        score=progress.last,
+        throughput=progress.throughput,
+        wall_s=progress.wall_s,
+        output=run.output,
+    )
+    return DONE
+
+
+def measure(run: Run) -> int:
     """Time `steps` steps after the warm-up, through as many epochs as that takes; no evaluation.
 
     Its records count the steps through, as one stretch.
     """
-    config, clock, throughput = training.config, time.perf_counter(), Throughput()
+    training, config, clock, throughput = run.training, run.training.config, time.perf_counter(), Throughput()
     wanted = config.warmup_steps + (config.steps or 0)
-    per_epoch = steps_per_epoch(config, images=_train_images(datasets), world_size=training.world_size)
-    done, epoch = 0, 0
+    index = _train_images(run.datasets)
+    per_epoch = steps_per_epoch(config, images=len(index), world_size=training.world_size)
+    done, epoch, streak = 0, 0, _Streak(run)
     while done < wanted:
         steps, warmup = min(per_epoch, wanted - done), config.warmup_steps - done
-        for window in _epoch(training, datasets, epoch=epoch, steps=steps, warmup_left=warmup):
+        plan = _plan(training, index, steps_limit=steps)
+        for window in _steps(run, plan, epoch=epoch, first_step=0, warmup_left=warmup):
+            streak.add(window, plan, epoch=epoch, first_step=0)
             through = replace(window, first_step=done + window.first_step)
-            report_steps(training, records, through, epoch=0, steps=wanted)
+            report_steps(training, run.records, through, epoch=0, steps=wanted, global_step=through.first_step)
             throughput.add(window)
+            if window.request is Request.STOP:
+                say("stopped", step=done + window.first_step + len(window.losses), text="a timed run begins anew")
+                return RESUMABLE
         done, epoch = done + steps, epoch + 1
     wall_s = time.perf_counter() - clock
-    report_result(training, records, score=None, throughput=throughput, wall_s=wall_s, output=output)
+    report_result(training, run.records, score=None, throughput=throughput, wall_s=wall_s, output=run.output)
+    return DONE
 
 
-def score(training: Training, datasets: Datasets, records: Records, output: Path) -> None:
+def score(run: Run) -> int:
     """Evaluate the given weights once; the rate is that of evaluation."""
     clock = time.perf_counter()
-    result = _evaluate(training, datasets)
+    equalise(run.training.statistics)
+    result = _evaluate(run.training, run.datasets, run.records)
     wall_s = time.perf_counter() - clock
-    report_evaluation(records, result, epoch=0, epochs=1)
+    report_evaluation(run.records, result, epoch=0, epochs=1)
     throughput = Throughput(images=result.images, seconds=wall_s)
-    report_result(training, records, score=result, throughput=throughput, wall_s=wall_s, output=output)
+    report_result(run.training, run.records, score=result, throughput=throughput, wall_s=wall_s, output=run.output)
+    return DONE
 
 
-def _epoch(training: Training, datasets: Datasets, *, epoch: int, steps: int, warmup_left: int) -> Iterator[Window]:
+def _train_epoch(run: Run) -> Request:
+    """Take the steps of the epoch that are left; STOP if they were broken off."""
+    training, progress = run.training, run.progress
+    index = _train_images(run.datasets)
+    plan = _plan(
+        training, index, steps_limit=training.config.steps, done_images=progress.images, planned=progress.planned
+    )
+    first, streak = progress.step, _Streak(run)
+    if progress.planned is None:
+        progress.planned = plan.end + plan.left_out
+    if plan.left_out:
+        say("warning", text=f"{plan.left_out} images sit out epoch {progress.epoch}: too few for a step")
+    steps = first + plan.steps
+    warmup = training.config.warmup_steps if progress.epoch == 0 else 0
+    for window in _steps(run, plan, epoch=progress.epoch, first_step=first, warmup_left=warmup):
+        report_steps(training, run.records, window, epoch=progress.epoch, steps=steps, global_step=progress.global_step)
+        done = range(window.first_step - first, window.first_step - first + len(window.losses))
+        streak.add(window, plan, epoch=progress.epoch, first_step=first)
+        progress.add(window, images=sum(plan.images(step) for step in done))
+        _report_bad_images(training, run.records, index)
+        if window.request is Request.STOP:
+            return Request.STOP
+        if window.request is Request.SAVE and progress.step < steps and not streak.length:
+            run.keeper.save(training, progress, run.records)
+    return Request.NONE
+
+
+def _stop(run: Run) -> int:
+    training, progress = run.training, run.progress
+    run.keeper.save(training, progress, run.records)
+    error = run.keeper.finish(training)
+    if error is not None:
+        raise TrainerError(f"asked to stop at step {progress.global_step}, but its state could not be saved: {error}")
+    say("stopped", epoch=progress.epoch, step=progress.step, global_step=progress.global_step)
+    return RESUMABLE
+
+
+class _Streak:
+    """Counts steps in a row that were left out because loss or gradient was not finite."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.length = 0
+
+    def add(self, window: Window, plan: EpochPlan, *, epoch: int, first_step: int) -> None:
+        """Count a window.
+
+        Raises:
+            DivergedError: there were too many; it names the images of the last one.
+        """
+        training = self._run.training
+        allowed = training.config.max_bad_steps + training.precision.overflows
+        for number, skipped in enumerate(window.skipped):
+            self.length = self.length + 1 if skipped else 0
+            if self.length < allowed:
+                continue
+            step = window.first_step + number
+            order = self._run.datasets.train
+            samples = _samples(training, plan, order, epoch=epoch, step=step - first_step)
+            whose = "this rank's loss" if not window.own_losses_finite[number] else "the gradient"
+            raise DivergedError(
+                f"{whose} was not finite in {self.length} steps in a row, last in epoch {epoch}, step {step}: "
+                f"lower --lr, or look at the images of this rank's batch: samples {samples}"
+            )
+
+
+def _samples(training: Training, plan: EpochPlan, index: ImageIndex | None, *, epoch: int, step: int) -> str:
+    assert index is not None
+    order = epoch_order(len(index), seed=training.config.seed, epoch=epoch)
+    return ",".join(str(order[place]) for part in plan.batches(step, training.rank) for place in part)
+
+
+def _plan(
+    training: Training, index: ImageIndex, *, steps_limit: int | None, done_images: int = 0, planned: int | None = None
+) -> EpochPlan:
     config = training.config
-    assert datasets.train is not None  # load_datasets was told that it is needed
-    plan = plan_epoch(
-        len(datasets.train),
+    return plan_epoch(
+        len(index),
         world_size=training.world_size,
         batch_size=config.batch_size,
         accumulate=config.accumulate,
-        steps_limit=steps,
+        steps_limit=steps_limit,
+        done_images=done_images,
+        planned=planned,
     )
+
+
+def _steps(run: Run, plan: EpochPlan, *, epoch: int, first_step: int, warmup_left: int) -> Iterator[Window]:
+    training, config = run.training, run.training.config
     batches = train_batches(
-        datasets.train,
+        _train_images(run.datasets),
         config=config,
         epoch=epoch,
         plan=plan,
         rank=training.rank,
         workers=config.workers,
         pin_memory=training.runtime.pin_memory,
+        bad_images=training.bad_images,
     )
+    base = run.progress.global_step
     return train_steps(
         training,
         to_device(batches, training.device),
+        plan,
         epoch=epoch,
-        steps=steps,
+        first_step=first_step,
         warmup_left=warmup_left,
         prepare=_preparation(config),
+        wish=lambda done: run.keeper.wish(base + done),
+        lr_factor=run.progress.lr_factor,
     )
 
 
-def _evaluate(training: Training, datasets: Datasets) -> Evaluation:
+def _evaluate(training: Training, datasets: Datasets, records: Records) -> Evaluation:
     config = training.config
-    equalise_batch_norm(training.network)
     if training.ema is not None:
         training.ema.copy_buffers(training.network)
+    training.bad_images.left_out()
     batches = eval_batches(
         datasets.val,
         config=config,
@@ -122,19 +245,45 @@ def _evaluate(training: Training, datasets: Datasets) -> Evaluation:
         world_size=training.world_size,
         workers=config.workers,
         pin_memory=training.runtime.pin_memory,
+        bad_images=training.bad_images,
     )
-    return evaluate(
+    result = evaluate(
         training.evaluated,
         to_device(batches, training.device),
         expected=len(datasets.val),
         precision=training.precision,
         prepare=_preparation(config),
         pulse=training.pulse,
+        left_out=training.bad_images.left_out,
     )
+    _report_bad_images(training, records, datasets.val)
+    return result
 
 
-def _train_images(datasets: Datasets) -> int:
-    return len(datasets.train) if datasets.train is not None else 0
+def _report_bad_images(training: Training, records: Records, index: ImageIndex) -> None:
+    """List what any rank has skipped; give up where it is more than the bound, on all ranks alike."""
+    if training.config.on_bad_image == "fail":
+        return
+    found = [image for images in gathered(training.bad_images.new(), training.group) for image in images]
+    if not found:
+        return
+    for image in found:
+        training.bad_paths.add(image.path)
+    records.bad_images([vars(image) for image in found])
+    allowed = bound(len(index), training.config.max_bad_images)
+    if training.rank == 0:
+        say("warning", text=f"skipped {found[0].path}: {found[0].reason}", skipped=len(training.bad_paths))
+    here = [path for path in training.bad_paths if Path(path).is_relative_to(index.root)]
+    if len(here) > allowed:
+        raise TrainerError(
+            f"{len(here)} images of {index.root} cannot be decoded, more than the {allowed} that --max-bad-images "
+            "allows: mend them (`python -m trainer data verify FOLDER` lists them), or raise it"
+        )
+
+
+def _train_images(datasets: Datasets) -> ImageIndex:
+    assert datasets.train is not None  # load_datasets was told that it is needed
+    return datasets.train
 
 
 def _preparation(config: TrainConfig) -> Callable[[Batch], Tensor]:
@@ -142,11 +291,3 @@ def _preparation(config: TrainConfig) -> Callable[[Batch], Tensor]:
     return lambda batch: device_transform(
         batch.images, batch.flips, mean=mean, std=std, channels_last=config.channels_last
     )
-
-
-def _save(training: Training, output: Path, name: str) -> None:
-    if training.rank == 0:
-        folder = output / "checkpoints"
-        with writing(folder):
-            folder.mkdir(exist_ok=True)
-        save_weights(folder / f"{name}.safetensors", training.evaluated, data_config(training.config))

@@ -14,16 +14,21 @@ from torch import Tensor, nn
 
 from trainer.config import TrainConfig
 from trainer.devices import Device
+from trainer.distributed import any_rank
 from trainer.errors import UsageError
 
 INITIAL_DYNAMIC_SCALE = 2.0**16
 """apex's and torch's first guess; overflow halves it until it fits."""
+OVERFLOWS_OF_A_DYNAMIC_SCALE = 24
+"""From the first guess down to 2^-8: where that still overflows, the gradients themselves are not finite."""
 
 
 class Precision(Protocol):
     """How losses and gradients are computed."""
 
     name: str
+    overflows: int
+    """Steps in a row that may overflow while a dynamic loss scale finds its place."""
 
     def optimizer(self, device: Device, groups: Iterable[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
         """The optimizer that goes with this arithmetic."""
@@ -41,8 +46,25 @@ class Precision(Protocol):
         """Gradients of an fp32 scalar loss, scaled where the arithmetic needs it."""
         ...
 
-    def step(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip_norm: float) -> None:
-        """Clip the true gradients' global norm (0 is off), and update the weights."""
+    def step(
+        self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, clip_norm: float, loss: Tensor
+    ) -> Tensor:
+        """Clip the true gradients' global norm (0 is off), and update the weights unless loss or norm is not finite.
+
+        Args:
+            loss: this rank's, a scalar.
+
+        Returns:
+            A bool scalar on the device, the same on all ranks: whether the update was left out.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the loss scale has adapted to, as plain values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
         ...
 
 
@@ -75,6 +97,8 @@ def _device_sgd(device: Device, groups: Iterable[dict[str, Any]], config: TrainC
 class Autocast:
     """fp32, or autocast to a type with fp32's range: no loss scale."""
 
+    overflows = 0
+
     def __init__(self, device: Device, dtype: torch.dtype | None) -> None:
         self._device = device
         self._dtype = dtype
@@ -96,11 +120,26 @@ class Autocast:
         """Plain gradients."""
         loss.backward()
 
-    def step(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip_norm: float) -> None:
+    def step(
+        self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, clip_norm: float, loss: Tensor
+    ) -> Tensor:
         """Clip and update."""
-        if clip_norm:
-            nn.utils.clip_grad_norm_(parameters, clip_norm)
-        optimizer.step()
+        skipped = _not_finite(loss, _clipped_norm(parameters, clip_norm))
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            # A fused optimizer reads on the device whether to update: what GradScaler uses, and the host does not wait.
+            fused: Any = optimizer
+            fused.grad_scale, fused.found_inf = None, skipped.float()
+            optimizer.step()
+        elif not skipped:  # waits for the device: torch_npu's fused optimizers have no such switch
+            optimizer.step()
+        return skipped
+
+    def state_dict(self) -> dict[str, Any]:
+        """No scale."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """No scale."""
 
 
 class ScaledAutocast:
@@ -112,6 +151,7 @@ class ScaledAutocast:
         self._device = device
         self._static = None if loss_scale == "dynamic" else float(loss_scale)
         self._scaler = device.grad_scaler(init_scale=self._static or INITIAL_DYNAMIC_SCALE)
+        self.overflows = 0 if self._static else OVERFLOWS_OF_A_DYNAMIC_SCALE
 
     def optimizer(self, device: Device, groups: Iterable[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
         """The device's SGD."""
@@ -129,13 +169,26 @@ class ScaledAutocast:
         """Gradients of the scaled loss."""
         self._scaler.scale(loss).backward()
 
-    def step(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip_norm: float) -> None:
-        """Unscale, clip, update unless a gradient overflowed, and adapt the scale if it is dynamic."""
-        if clip_norm:
-            self._scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(parameters, clip_norm)
+    def step(
+        self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, clip_norm: float, loss: Tensor
+    ) -> Tensor:
+        """Unscale, clip, update unless loss or a gradient is not finite, and adapt the scale if it is dynamic."""
+        # The scaler judges gradients alone, so a loss that is not finite is made to show in one of them.
+        poison = torch.where(_not_finite(loss), torch.nan, 0.0)
+        next(p.grad for p in parameters if p.grad is not None).add_(poison)
+        self._scaler.unscale_(optimizer)
+        skipped = _not_finite(_clipped_norm(parameters, clip_norm))
         self._scaler.step(optimizer)
         self._scaler.update(self._static)
+        return skipped
+
+    def state_dict(self) -> dict[str, Any]:
+        """Scale, and steps since it last overflowed."""
+        return dict(self._scaler.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore both."""
+        self._scaler.load_state_dict(state)
 
 
 class ApexO2:
@@ -158,6 +211,7 @@ class ApexO2:
                 f"--precision O2: apex for Ascend cannot be loaded: {error}; use --precision fp16"
             ) from error
         self._loss_scale = loss_scale
+        self.overflows = OVERFLOWS_OF_A_DYNAMIC_SCALE if loss_scale == "dynamic" else 0
 
     def optimizer(self, device: Device, groups: Iterable[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
         """Apex's fused SGD, which updates the combined gradients in one operator."""
@@ -189,9 +243,32 @@ class ApexO2:
         with self._amp.scale_loss(loss, optimizer) as scaled:
             scaled.backward()
 
-    def step(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip_norm: float) -> None:
-        """Clip apex's combined buffer, and update; apex itself skips a step that overflowed."""
+    def step(
+        self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, clip_norm: float, loss: Tensor
+    ) -> Tensor:
+        """Clip apex's combined buffer, and update; apex itself skips a step whose gradients overflowed."""
         if clip_norm:
             clip: Any = optimizer
             clip.clip_optimizer_grad_norm_fused(clip_norm)
         optimizer.step()
+        return _not_finite(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Apex's loss scale, and steps since it last overflowed."""
+        return dict(self._amp.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore both."""
+        self._amp.load_state_dict(state)
+
+
+def _clipped_norm(parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
+    """The global norm of the gradients before they are clipped to `clip_norm` (0: left as they are)."""
+    if clip_norm:
+        return nn.utils.clip_grad_norm_(parameters, clip_norm)
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def _not_finite(*values: Tensor) -> Tensor:
+    """A bool scalar, the same on all ranks: whether any of the scalars is not finite on any of them."""
+    return any_rank(~torch.isfinite(torch.stack([value.detach().float() for value in values])).all())

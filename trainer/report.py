@@ -1,32 +1,16 @@
 """A run's figures on their way out: from the engine's values to printed lines and the records' files."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from trainer.engine import Evaluation, Training, Window
+from trainer.progress import EpochSums, Throughput
 from trainer.records import Records, say
 
 
-@dataclass
-class Throughput:
-    """Images per second of the whole job over all timed steps: total images by total wall time, warm-up apart."""
-
-    images: int = 0
-    seconds: float = 0.0
-
-    def add(self, window: Window) -> None:
-        """Count a window, unless it belongs to the warm-up."""
-        if window.timed:
-            self.images += window.images
-            self.seconds += window.seconds
-
-    @property
-    def fps(self) -> float | None:
-        """None where nothing was timed."""
-        return _rate(self.images, self.seconds)
-
-
-def report_steps(training: Training, records: Records, window: Window, *, epoch: int, steps: int) -> None:
+def report_steps(
+    training: Training, records: Records, window: Window, *, epoch: int, steps: int, global_step: int
+) -> None:
     """Say where the run is (loss, rate and accuracy of the whole job), and keep each step's loss and learning rate."""
     training.pulse.reset()
     done = window.first_step + len(window.losses)
@@ -40,10 +24,11 @@ def report_steps(training: Training, records: Records, window: Window, *, epoch:
         lr=window.lrs[-1],
         fps=_rate(window.images, window.seconds),
         top1=100 * window.correct / window.images,
+        skipped=sum(window.skipped) or None,
     )
     rows = [
-        {"epoch": epoch, "step": step, "global_step": epoch * steps + step, "loss": loss, "lr": lr}
-        for step, (loss, lr) in enumerate(zip(window.losses, window.lrs, strict=True), start=window.first_step)
+        {"epoch": epoch, "step": window.first_step + i, "global_step": global_step + i, "loss": loss, "lr": lr}
+        for i, (loss, lr) in enumerate(zip(window.losses, window.lrs, strict=True))
     ]
     records.steps(rows)
 
@@ -54,17 +39,15 @@ def report_evaluation(records: Records, score: Evaluation, *, epoch: int, epochs
     records.evaluation({"epoch": epoch, **asdict(score)})
 
 
-def report_epoch(records: Records, windows: list[Window], score: Evaluation) -> None:
+def report_epoch(records: Records, sums: EpochSums, score: Evaluation) -> None:
     """Add an epoch to the seed's table; its rate includes the warm-up, as a row stands for itself."""
-    losses = [loss for window in windows for loss in window.losses]
-    images = sum(window.images for window in windows)
     records.epoch(
-        lr=windows[-1].lrs[-1],
-        train_loss=sum(losses) / len(losses),
+        lr=sums.lr,
+        train_loss=sums.losses / sums.steps,
         valid_loss=score.loss,
-        train_top1=100 * sum(window.correct for window in windows) / images,
+        train_top1=100 * sums.correct / sums.images,
         valid_top1=score.top1,
-        fps=_rate(images, sum(window.seconds for window in windows)) or 0.0,
+        fps=_rate(sums.images, sums.seconds) or 0.0,
     )
 
 

@@ -13,25 +13,32 @@ from types import TracebackType
 from typing import NoReturn
 
 import torch
+import torch.distributed as dist
 
+from trainer.batch_norm import BatchStatistics
+from trainer.checkpoint.keeping import Keeper, resume, rewound
 from trainer.config import TrainConfig
+from trainer.data.bad_images import BadImages
 from trainer.data.index import Datasets, load_datasets
 from trainer.devices import Device, open_device
-from trainer.distributed import data_parallel, join, leave
+from trainer.distributed import data_parallel, join, leave, settle_buckets
 from trainer.ema import Ema
 from trainer.engine import Training, parameter_groups
 from trainer.errors import TrainerError
 from trainer.inherit import with_settings_of
 from trainer.memory import machine_memory, micro_batch
 from trainer.model import Weights, build_model, import_weights, load_weights
-from trainer.modes import run_mode
+from trainer.modes import DivergedError, Run, run_mode
 from trainer.precision import choose
+from trainer.progress import Progress
 from trainer.provenance import provenance
 from trainer.pulse import Pulse
 from trainer.randomness import key
 from trainer.records import Records, say, timestamp
+from trainer.requests import Requests
 from trainer.run_folder import writing
 from trainer.supervisor import blames_a_peer, die_with_supervisor
+from trainer.watchdog import Watchdog
 from trainer.worker_task import TASK_VARIABLE, WorkerTask
 
 
@@ -42,11 +49,11 @@ def main() -> NoReturn:
     sys.excepthook = _say_why
     task = WorkerTask.from_json(os.environ.pop(TASK_VARIABLE))
     try:
-        parts = run(task)
+        code, parts = run(task)
     except TrainerError as error:
         say(f"error {error}")
         _end(error.exit_code)
-    _end(0, parts)
+    _end(code, parts)
 
 
 def _end(code: int, *_alive: object) -> NoReturn:
@@ -60,38 +67,73 @@ def _end(code: int, *_alive: object) -> NoReturn:
     os._exit(code)
 
 
-def run(task: WorkerTask) -> Training:
-    """Data, device, model and records; then the mode. Returns the parts, which are not to be destroyed."""
+def run(task: WorkerTask) -> tuple[int, Training]:
+    """Data, device, model and records; then the mode. Returns the exit code, and the parts, not to be destroyed."""
     began = time.time()
-    weights = import_weights(task.config.weights) if task.config.weights is not None else None
-    config = task.config if weights is None else with_settings_of(task.config, weights)
+    config = task.config
+    weights = import_weights(config.weights) if config.weights is not None and task.checkpoint is None else None
+    if weights is not None:
+        config = with_settings_of(config, weights)
     datasets = load_datasets(config.data_path, need_train=config.mode != "eval")
     runtime = open_device(task.device)
     device = runtime.open(task.local_rank)
-    join(runtime, rank=task.rank, world_size=task.world_size, master_port=task.master_port)
-    training = build(task, config, runtime, device, weights=weights, num_classes=len(datasets.classes))
-    with Records(task.run, config, rank=task.rank, world_size=task.world_size) as records:
+    group = join(runtime, rank=task.rank, world_size=task.world_size, master_port=task.master_port)
+    classes = len(datasets.classes)
+    training = build(task, config, runtime, device, weights=weights, num_classes=classes, group=group)
+    settle_buckets(training.parallel, lambda: _blank_images(training), training.statistics)
+    progress = resume(training, task.checkpoint) if task.checkpoint is not None else Progress()
+    data = {"fingerprint": datasets.fingerprint, "train": len(datasets.train or ()), "val": len(datasets.val)}
+    keeper = Keeper(training, task.run, attempt=task.attempt, data=data)
+    with Records(
+        task.run, config, rank=task.rank, world_size=task.world_size, kept=progress.kept, attempt=task.attempt
+    ) as records:
         if task.rank == 0:
             _write_provenance(task, config, runtime, datasets, began)
-        say(
-            "start",
-            mode=config.mode,
-            model=config.model,
-            device=runtime.name(),
-            precision=training.precision.name,
-            padding=config.padding,
-            image_size=config.image_size,
-            normalize=config.normalize,
-            world_size=task.world_size,
-            batch_size=config.batch_size,
-            micro_batch=training.micro_batch if training.micro_batch < config.batch_size else None,
-            classes=len(datasets.classes),
-            train_images=len(datasets.train) if datasets.train is not None else 0,
-            val_images=len(datasets.val),
-        )
-        run_mode(training, datasets, records, output=task.run)
+        _say_start(task, training, datasets)
+        training.requests.listen()
+        training.watchdog.start()
+        try:
+            code = run_mode(Run(training, datasets, records, task.run, progress, keeper))
+        except DivergedError as error:
+            keeper.finish(training)
+            again = rewound(training, keeper.folder)
+            if again is None:
+                raise
+            say("rewound", epoch=again.epoch, step=again.step, reason=str(error))
+            records.rewind(again.kept)
+            code = run_mode(Run(training, datasets, records, task.run, again, keeper))
+        training.watchdog.stop()
+    training.requests.settle()
     leave()
-    return training
+    return code, training
+
+
+def _blank_images(training: Training) -> torch.Tensor:
+    """As few as batch norm takes on a CPU; elsewhere a whole part, for which the device then has its kernels."""
+    side, count = training.config.image_size, 2 if training.device.type == "cpu" else training.micro_batch
+    images = torch.zeros(count, 3, side, side, device=training.device)
+    return images.to(memory_format=torch.channels_last) if training.config.channels_last else images
+
+
+def _say_start(task: WorkerTask, training: Training, datasets: Datasets) -> None:
+    config = training.config
+    say(
+        "start",
+        mode=config.mode,
+        model=config.model,
+        device=training.runtime.name(),
+        precision=training.precision.name,
+        padding=config.padding,
+        image_size=config.image_size,
+        normalize=config.normalize,
+        world_size=task.world_size,
+        batch_size=config.batch_size,
+        micro_batch=training.micro_batch if training.micro_batch < config.batch_size else None,
+        classes=len(datasets.classes),
+        train_images=len(datasets.train) if datasets.train is not None else 0,
+        val_images=len(datasets.val),
+        attempt=task.attempt if task.attempt > 1 else None,
+    )
 
 
 def build(
@@ -102,6 +144,7 @@ def build(
     *,
     weights: Weights | None,
     num_classes: int,
+    group: dist.ProcessGroup | None = None,
 ) -> Training:
     """Model, optimizer and average on the device; every rank draws the same first weights."""
     torch.manual_seed(key(config.seed, "weights"))
@@ -116,8 +159,11 @@ def build(
     precision = choose(config, runtime)
     groups = parameter_groups(network, weight_decay=config.weight_decay, decay_all=config.decay_all)
     optimizer = precision.optimizer(runtime, groups, config)
+    prepared = precision.prepare(network, optimizer)
+    statistics = BatchStatistics(network)
     ema = Ema(network, config.ema) if config.ema else None
-    parallel = data_parallel(precision.prepare(network, optimizer), device)
+    _begin_momentum(optimizer)
+    parallel = data_parallel(prepared, device)
     return Training(
         config=config,
         rank=task.rank,
@@ -130,10 +176,33 @@ def build(
         optimizer=optimizer,
         ema=ema,
         pulse=Pulse(),
+        statistics=statistics,
+        group=group,
+        requests=Requests(group),
+        watchdog=Watchdog(
+            rank=task.rank,
+            device=f"{task.device}:{task.local_rank}",
+            world_size=task.world_size,
+            timeout_s=config.stall_timeout_s,
+            store_address=(os.environ["MASTER_ADDR"], task.master_port) if group is not None else None,
+        ),
+        bad_images=BadImages(),
         micro_batch=micro_batch(
             config, device=runtime.kind, processes=task.local_world_size, memory_bytes=machine_memory()
         ),
     )
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Momentum from zero, which gives a first step the same bits as none.
+
+    Else torch makes the buffers in the first step, and leaves them uninitialised if that step is left out (2.14.1).
+    """
+    if isinstance(optimizer, torch.optim.SGD):
+        for group in optimizer.param_groups:
+            if group["momentum"]:
+                for parameter in group["params"]:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _write_provenance(task: WorkerTask, config: TrainConfig, runtime: Device, datasets: Datasets, began: float) -> None:
@@ -145,7 +214,7 @@ def _write_provenance(task: WorkerTask, config: TrainConfig, runtime: Device, da
         world_size=task.world_size,
         started=timestamp(began),
     )
-    path = task.run / "provenance.json"
+    path = task.run / ("provenance.json" if task.attempt == 1 else f"provenance-{task.attempt}.json")
     with writing(path):
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 

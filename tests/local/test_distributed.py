@@ -12,8 +12,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 
+from trainer.batch_norm import BatchStatistics
 from trainer.devices import open_device
-from trainer.distributed import data_parallel, equalise_batch_norm, join, leave, sum_over_ranks
+from trainer.distributed import data_parallel, equalise, join, leave, sum_over_ranks
 
 
 def _free_port() -> int:
@@ -66,7 +67,7 @@ def _statistics(rank: int, world_size: int, folder: Path) -> None:
     for name, buffer in network.named_buffers():
         number, _, kind = name.partition(".")
         buffer.fill_({"running_mean": rank + int(number), "running_var": 10 * rank + 1}.get(kind, 7))
-    equalise_batch_norm(network)
+    equalise(BatchStatistics(network))
     torch.save(network.state_dict(), folder / f"{rank}.pt")
 
 

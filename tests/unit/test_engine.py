@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.config import TrainConfig
 from trainer.data.loader import Batch
+from trainer.data.sampler import EpochPlan, plan_epoch
 from trainer.devices import open_device
 from trainer.ema import Ema
 from trainer.engine import Training, Window, evaluate, parameter_groups, train_steps
@@ -83,7 +84,20 @@ def _prepare(batch: Batch) -> Tensor:
 
 def _run(training: Training, steps: int, warmup: int = 0) -> list[Window]:
     batches = _batches(steps * training.config.accumulate)
-    return list(train_steps(training, batches, epoch=0, steps=steps, warmup_left=warmup, prepare=_prepare))
+    plan = _plan(training, steps)
+    return list(train_steps(training, batches, plan, epoch=0, first_step=0, warmup_left=warmup, prepare=_prepare))
+
+
+def _plan(training: Training, steps: int) -> EpochPlan:
+    """`steps` full steps."""
+    config = training.config
+    return plan_epoch(
+        steps * config.batch_size * config.accumulate,
+        world_size=1,
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        steps_limit=steps,
+    )
 
 
 def test_windows_cover_every_step_once_and_part_at_the_end_of_the_warm_up() -> None:
@@ -107,16 +121,17 @@ def test_no_step_waits_for_the_device_between_log_lines() -> None:
 
 def test_a_step_in_parts_is_the_step_of_the_whole() -> None:
     """Without what depends on the batch (batch norm's statistics), parts add up to the gradient of the whole."""
-    whole, halves = _training(dropout=0.0, aux="none"), _training(dropout=0.0, aux="none", accumulate=2)
+    whole = _training(dropout=0.0, aux="none", batch_size=8)
+    halves = _training(dropout=0.0, aux="none", accumulate=2)
     uneven = _training(dropout=0.0, aux="none", batch_size=8, micro_batch=3)
-    assert (whole.micro_batch, uneven.micro_batch) == (4, 3)
+    assert (whole.micro_batch, halves.micro_batch, uneven.micro_batch) == (8, 4, 3)
     images, labels, flips, indices = next(_batches(1, size=8))
     parts = [Batch(images[i : i + 4], labels[i : i + 4], flips[i : i + 4], indices[i : i + 4]) for i in (0, 4)]
     together = [Batch(images, labels, flips, indices)]
-    whole.micro_batch = 8
     for training, batches in ((whole, together), (halves, parts), (uneven, together)):
         training.parallel = AlwaysEvaluating(training.network)
-        list(train_steps(training, iter(batches), epoch=0, steps=1, warmup_left=0, prepare=_prepare))
+        plan = _plan(training, 1)
+        list(train_steps(training, iter(batches), plan, epoch=0, first_step=0, warmup_left=0, prepare=_prepare))
     for other in (halves, uneven):
         for one, two in zip(whole.network.parameters(), other.network.parameters(), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)

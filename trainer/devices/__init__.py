@@ -50,6 +50,14 @@ class Device(Protocol):
         """Seed the device's default generator: what drop-path and dropout draw from."""
         ...
 
+    def rng_state(self) -> torch.Tensor:
+        """The device's default generator, uint8 (n,) on the CPU."""
+        ...
+
+    def set_rng_state(self, state: torch.Tensor) -> None:
+        """Go on from such a state."""
+        ...
+
     def synchronize(self) -> None:
         """Wait for the device's queue; only around timed stretches."""
         ...

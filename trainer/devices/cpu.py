@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class CpuDevice:
@@ -38,6 +39,15 @@ class CpuDevice:
     def seed(self, key: int) -> None:
         """Seed the default generator alone: `torch.manual_seed` also visits every accelerator and costs 200 us."""
         torch.default_generator.manual_seed(key)
+
+    def rng_state(self) -> Tensor:
+        """The default generator's state, uint8 (n,) on the CPU."""
+        state: Tensor = torch.get_rng_state()
+        return state
+
+    def set_rng_state(self, state: Tensor) -> None:
+        """Go on from such a state."""
+        torch.set_rng_state(state)
 
     def synchronize(self) -> None:
         """A CPU has no queue."""

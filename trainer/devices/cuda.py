@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trainer.errors import UsageError
 
@@ -49,6 +50,15 @@ class CudaDevice:
     def seed(self, key: int) -> None:
         """Seed this GPU's default generator."""
         torch.cuda.manual_seed(key)
+
+    def rng_state(self) -> Tensor:
+        """The default generator's state, uint8 (n,) on the CPU."""
+        state: Tensor = torch.cuda.get_rng_state()
+        return state
+
+    def set_rng_state(self, state: Tensor) -> None:
+        """Go on from such a state."""
+        torch.cuda.set_rng_state(state)
 
     def synchronize(self) -> None:
         """Wait for all kernels of this GPU."""

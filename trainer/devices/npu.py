@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trainer.errors import UsageError
 
@@ -76,6 +77,15 @@ class NpuDevice:
     def seed(self, key: int) -> None:
         """Seed this NPU's default generator."""
         self._torch_npu.npu.manual_seed(key)
+
+    def rng_state(self) -> Tensor:
+        """The default generator's state, uint8 (n,) on the CPU."""
+        state: Tensor = self._torch_npu.npu.get_rng_state()
+        return state
+
+    def set_rng_state(self, state: Tensor) -> None:
+        """Go on from such a state."""
+        self._torch_npu.npu.set_rng_state(state)
 
     def synchronize(self) -> None:
         """Wait for all kernels of this NPU."""

@@ -70,15 +70,29 @@ def _shapes(tensors: Mapping[str, Tensor], prefix: str = "") -> set[tuple[str, t
 
 
 def save_weights(path: Path, model: PNASNet5, data: DataConfig) -> None:
-    """Write a network's weights and their description as safetensors; the file is whole or not there at all.
+    """Write a network's weights and their description as safetensors.
+
+    Raises:
+        TrainerError: the file cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_weights(path, tensors, describe(model, data))
+
+
+def describe(model: PNASNet5, data: DataConfig) -> dict[str, str]:
+    """What a weight file says of itself."""
+    return metadata_of(model.scale.name, model.padding, model.num_classes, data)
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor], description: dict[str, str]) -> None:
+    """Write tensors on the CPU and their description as safetensors; the file is whole or not there at all.
 
     Raises:
         TrainerError: the file cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     try:
-        save_file(tensors, partial, metadata_of(model.scale.name, model.padding, model.num_classes, data))
+        save_file(dict(tensors), partial, description)
         _flush(partial)
         partial.replace(path)
         _flush(path.parent)

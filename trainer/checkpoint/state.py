@@ -1,0 +1,78 @@
+"""A training's state as named tensors and plain values, and back: everything that the next step depends on.
+
+Weights, average, momentum and loss scale are the same on all ranks; batch statistics and generators are each rank's
+own and lie side by side in `ranks.*`. Random draws need no more than the position, by which they are keyed.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.distributed import gather
+from trainer.engine import Training
+
+
+def tensors_of(training: Training) -> dict[str, Tensor]:
+    """The state's tensors, still on the device and still live. Every rank calls it; it is whole on rank 0.
+
+    `model.*`, `ema.*` and `optimizer.*` are named as in PNASNet5; `ranks.batch_norm` is (W, n) fp32 and `ranks.rng` and
+    `ranks.device_rng` are (W, bytes) uint8, for W ranks.
+    """
+    runtime = training.runtime
+    own = {
+        "ranks.batch_norm": training.statistics.flat,
+        "ranks.rng": torch.get_rng_state(),
+        **({} if runtime.kind == "cpu" else {"ranks.device_rng": runtime.rng_state()}),
+    }
+    ranks = {name: gather(tensor, training.group) for name, tensor in own.items()}
+    return {name: tensor.detach() for name, tensor in _shared(training)} | ranks
+
+
+def values_of(training: Training) -> dict[str, Any]:
+    """The state's plain values."""
+    return {
+        "precision": training.precision.state_dict(),
+        "ema_updates": None if training.ema is None else training.ema.updates,
+    }
+
+
+@torch.no_grad()
+def restore(training: Training, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, world_size: int) -> None:
+    """Put a state into the parts of a run, in place, so that layouts and references stay.
+
+    Args:
+        world_size: of the run that saved it; if it is another one, each rank gets the mean batch statistics.
+    """
+    for name, tensor in _shared(training):
+        tensor.copy_(tensors[name])
+    statistics = tensors["ranks.batch_norm"]
+    same = world_size == training.world_size
+    training.statistics.flat.copy_(statistics[training.rank] if same else statistics.mean(dim=0))
+    if same:
+        # Cloned: torch reads the state as if it lay aligned in memory, and dies where it does not.
+        torch.set_rng_state(tensors["ranks.rng"][training.rank].clone())
+        if "ranks.device_rng" in tensors:
+            training.runtime.set_rng_state(tensors["ranks.device_rng"][training.rank].clone())
+    training.precision.load_state_dict(values["precision"])
+    if training.ema is not None:
+        training.ema.updates = values["ema_updates"]
+
+
+def _shared(training: Training) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in training.network.state_dict().items():
+        yield f"model.{name}", tensor
+    if training.ema is not None:
+        for name, tensor in training.ema.model.state_dict().items():
+            yield f"ema.{name}", tensor
+    names = {parameter: name for name, parameter in training.network.named_parameters()}
+    masters = [p for group in training.optimizer.param_groups for p in group["params"]]
+    for number, parameter in enumerate(masters):
+        # apex keeps fp32 masters of its own beside the network's fp16 parameters.
+        name = names.get(parameter, f"master.{number}")
+        if parameter not in names:
+            yield f"optimizer.{name}", parameter
+        for kind, value in sorted(training.optimizer.state.get(parameter, {}).items()):
+            if isinstance(value, Tensor):
+                yield f"optimizer.{name}.{kind}", value

@@ -1,0 +1,114 @@
+"""How far a run is, and what it has seen on the way: all that a checkpoint keeps beside the state of the parts."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trainer.engine import Evaluation, Window
+from trainer.records import Kept
+
+
+@dataclass
+class Throughput:
+    """Images per second of the whole job over all timed steps: total images by total wall time, warm-up apart."""
+
+    images: int = 0
+    seconds: float = 0.0
+
+    def add(self, window: Window) -> None:
+        """Count a window, unless it belongs to the warm-up."""
+        if window.timed:
+            self.images += window.images
+            self.seconds += window.seconds
+
+    @property
+    def fps(self) -> float | None:
+        """None where nothing was timed."""
+        return self.images / self.seconds if self.images and self.seconds > 0 else None
+
+
+@dataclass
+class EpochSums:
+    """Sums over the steps of one epoch: what its row in the seed's table is made of."""
+
+    losses: float = 0.0
+    steps: int = 0
+    images: int = 0
+    correct: int = 0
+    seconds: float = 0.0
+    lr: float = 0.0
+
+    def add(self, window: Window) -> None:
+        """Count a window. Losses are added one by one, so that the sum does not depend on where windows end."""
+        for loss in window.losses:
+            self.losses += loss
+        self.steps += len(window.losses)
+        self.images += window.images
+        self.correct += window.correct
+        self.seconds += window.seconds
+        self.lr = window.lrs[-1]
+
+
+@dataclass
+class Progress:
+    """The next step to take is step `step` of epoch `epoch`, both counted from 0.
+
+    Attributes:
+        global_step: optimizer steps since the run's beginning.
+        images: images of this epoch's order that are used up.
+        planned: images that this epoch uses in all; None before it has begun.
+        equalised: the epoch's steps are done, and ranks have shared their batch statistics for its evaluation.
+        lr_factor: what the learning rate is multiplied by, since the number of devices changed.
+        wall_s: seconds of all attempts up to here.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    images: int = 0
+    planned: int | None = None
+    equalised: bool = False
+    lr_factor: float = 1.0
+    wall_s: float = 0.0
+    best: Evaluation | None = None
+    last: Evaluation | None = None
+    sums: EpochSums = field(default_factory=EpochSums)
+    throughput: Throughput = field(default_factory=Throughput)
+
+    def add(self, window: Window, *, images: int) -> None:
+        """The steps of `window` are done; they used `images` positions of the epoch's order."""
+        self.step += len(window.losses)
+        self.global_step += len(window.losses)
+        self.images += images
+        self.sums.add(window)
+        self.throughput.add(window)
+
+    def end_epoch(self, score: Evaluation) -> bool:
+        """The epoch is evaluated; whether its score is the best so far."""
+        self.last = score
+        is_best = self.best is None or score.top1 > self.best.top1
+        if is_best:
+            self.best = score
+        self.epoch += 1
+        self.step, self.images, self.planned, self.equalised, self.sums = 0, 0, None, False, EpochSums()
+        return is_best
+
+    @property
+    def kept(self) -> Kept:
+        """The records that go with it."""
+        return Kept(steps=self.global_step, epochs=self.epoch)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Progress":
+        """The inverse of `to_json`."""
+        parts: dict[str, Any] = {
+            "best": values["best"] and Evaluation(**values["best"]),
+            "last": values["last"] and Evaluation(**values["last"]),
+            "sums": EpochSums(**values["sums"]),
+            "throughput": Throughput(**values["throughput"]),
+        }
+        return cls(**{**values, **parts})

@@ -1,0 +1,65 @@
+"""What a run is asked for while it trains (to save, to stop), and how all ranks agree on the step at which they do it.
+
+Each rank posts its wish after a step; the largest wish of all ranks is read one step later, when it has long arrived,
+so that nobody waits. By construction all ranks read the same answer at the same step.
+"""
+
+import signal
+from enum import IntEnum
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+
+class Request(IntEnum):
+    """In order of urgency; the largest counts."""
+
+    NONE = 0
+    SAVE = 1
+    STOP = 2
+    """Save, and leave."""
+
+
+class Requests:
+    """The wishes of this rank, and the answer of all. Every rank calls `exchange` equally often."""
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        """`group` is one of gloo's, so that no device takes part; None for a single process."""
+        self._group = group
+        self._signalled = Request.NONE
+        self._posted = np.zeros(1, dtype=np.int64)
+        self._work: Any = None
+
+    def listen(self) -> None:
+        """From now on SIGTERM asks to stop and SIGUSR1 to save. Before, SIGTERM ends the process: nothing is lost."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGUSR1, self._on_signal)
+        # The supervisor starts a worker with it blocked, because by default it ends a process.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        wish = Request.STOP if number == signal.SIGTERM else Request.SAVE
+        self._signalled = max(self._signalled, wish)
+
+    def exchange(self, wish: Request) -> Request:
+        """Post `wish`, or what a signal has asked for if that is more; return what all agreed on one call earlier."""
+        if self._work is not None:
+            self._work.wait()
+        agreed = Request(self._posted.item())
+        if agreed is Request.SAVE and self._signalled is Request.SAVE:
+            self._signalled = Request.NONE
+        self._posted[0] = max(wish, self._signalled)
+        if self._group is not None:
+            # The tensor shares the array's memory.
+            posted = torch.from_numpy(self._posted)
+            self._work = dist.all_reduce(posted, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return agreed
+
+    def settle(self) -> None:
+        """Wait for the exchange that is still under way, before the process group goes."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
