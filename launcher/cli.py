@@ -74,6 +74,7 @@ _POLL_S = 0.2
         "submit --npus 8 --mode full --data-path /data/imagenet",
         "submit --npus 2 --mode performance --steps 100 --detach",
         "submit --npus 8 --profile recommended --name ladder-a",
+        "submit --name ladder-a --resume auto",
     ),
 )
 def submit(
@@ -85,26 +86,30 @@ def submit(
     """Start a training job and follow it to its end.
 
     All options are checked before anything starts. Each can also come from the environment (PNAS_BATCH_SIZE=64) or from
-    a profile. Ctrl-C leaves the job running and says how to come back.
+    a profile. Ctrl-C leaves the job running and says how to come back. With --resume auto an ended job goes on, and
+    keeps the settings that are not given again.
     """
     from launcher.spec import make_spec  # noqa: PLC0415  # pydantic
 
-    settings = _settings(profile, options)
-    backend = open_backend(settings.options.backend)
+    settings, backend = _settings(profile, options)
     spec = make_spec(
-        settings.options, settings.train, now=datetime.now().astimezone(), taken=lambda name: exists(backend, name)
+        settings.options,
+        settings.train,
+        settings.given,
+        now=datetime.now().astimezone(),
+        taken=lambda name: exists(backend, name),
     )
     try:
         ref = backend.submit(spec)
         if settings.options.backend == "auto":
             _note("no cluster backend is set up: the job runs on this machine (--backend local)")
-        _note(report.header(spec))
+        _note(report.header(spec, attempt=backend.get(ref).attempt))
         if detach:
             print(ref.name)
         else:
             _follow(backend, ref)
     except KeyboardInterrupt:
-        if not exists(backend, spec.name):
+        if not exists(backend, spec.name) or backend.get(JobRef(backend.name, spec.name)).phase.ended:
             raise
         raise Detached(report.come_back(spec.name)) from None
 
@@ -120,6 +125,7 @@ def logs(
     grep: Annotated[str | None, Parameter(help="Only lines that match this regular expression.")] = None,
     tail: Annotated[int | None, Parameter(help="Begin with the last so many lines.", converter=count)] = None,
     since: Annotated[str | None, Parameter(help="Begin so long ago: 90, 10m, 1h30m.")] = None,
+    attempt: Annotated[int | None, Parameter(help="An earlier attempt's lines.", converter=count)] = None,
     raw: Annotated[bool, flag("Lines as they were written, numbers included.")] = False,
     json_: Json = False,
     backend: Where = "auto",
@@ -130,6 +136,8 @@ def logs(
     """
     if raw and json_:
         raise RequestError("--raw and --json contradict each other; choose one")
+    if follow and attempt is not None:
+        raise RequestError("--follow goes on with the latest attempt; leave --attempt out")
     selection = Selection(rank, device, None if grep is None else _pattern(grep))
     since_s = None if since is None else parse_duration(since)
     found = open_backend(backend)
@@ -138,7 +146,7 @@ def logs(
     if follow:
         _follow(found, ref, form=form, selection=selection, tail=tail, since_s=since_s)
     else:
-        show(found, ref, form=form, selection=selection, tail=tail, since_s=since_s)
+        show(found, ref, form=form, selection=selection, tail=tail, since_s=since_s, attempt=attempt)
 
 
 @app.command(group=WATCH, help_epilogue=examples("status", "status NAME --json"))
@@ -244,7 +252,7 @@ def config_show(*, profile: Profile = None, json_: Json = False, **options: Any)
 
     Precedence: flag > environment (PNAS_<SETTING>) > profile > mode preset > default.
     """
-    settings = _settings(profile, options)
+    settings, _ = _settings(profile, options)
     if json_:
         _print_json(report.settings_document(settings))
     else:
@@ -268,11 +276,19 @@ def _command(tokens: Sequence[str]) -> None:
     app(tokens, exit_on_error=False, print_error=False)
 
 
-def _settings(profile: str | None, options: dict[str, Any]) -> "Settings":
-    from launcher.settings import resolve_settings  # noqa: PLC0415  # pydantic
+def _settings(profile: str | None, options: dict[str, Any]) -> "tuple[Settings, Backend]":
+    """What was asked for, with what is known of the run that it continues."""
+    from launcher.resume import find_earlier  # noqa: PLC0415  # pydantic
+    from launcher.settings import resolve_settings  # noqa: PLC0415
     from trainer.config.options import typed  # noqa: PLC0415
 
-    return resolve_settings(typed(options), profile)
+    flags = typed(options)
+    settings = resolve_settings(flags, profile)
+    backend = open_backend(settings.options.backend)
+    if settings.train.resume is not None:
+        name, earlier = find_earlier(settings, backend)
+        settings = resolve_settings({**flags, "name": name}, profile, earlier=earlier)
+    return settings, backend
 
 
 def _follow(

@@ -57,13 +57,16 @@ def show(
     tail: int | None = None,
     since_s: float | None = None,
     follow: bool = False,
+    attempt: int | None = None,
 ) -> Following:
     """Show a job's lines on standard output, with `follow` until it has ended; return what was seen."""
     seen = Following(Demultiplexer(from_start=since_s is None))
     live = follow and (selection is None or selection.everything)
     view = open_view(form, progress=seen.progress, live=live)
     try:
-        seen.run(backend.logs(ref, follow=follow, since_s=since_s), view, selection=selection, tail=tail)
+        seen.run(
+            backend.logs(ref, follow=follow, since_s=since_s, attempt=attempt), view, selection=selection, tail=tail
+        )
     finally:
         view.close()
     return seen

@@ -22,14 +22,18 @@ def check(spec: JobSpec) -> None:
     if train.nodes > 1:
         raise RequestError(f"--nodes {train.nodes}: the local backend has this machine only; leave --nodes out")
     needed = ("val",) if train.mode == "eval" else ("train", "val")
-    _check_data(train.data_path, needed)
-    for option, path in (("--weights", train.weights), ("--rank-table", train.rank_table)):
+    # With auto a run may just begin; what a checkpoint brings, the trainer finds out.
+    resumes = train.resume is not None and (train.resume != "auto" or spec.output.exists())
+    if not resumes or "data_path" in spec.given:
+        _check_data(train.data_path, needed)
+    for option, path in (("--weights", None if resumes else train.weights), ("--rank-table", train.rank_table)):
         if path is not None and not path.is_file():
             raise RequestError(f"{option} {path}: no such file; check the path")
     _check_output(train.output)
-    if spec.output.exists():
+    if spec.output.exists() and not resumes:
         raise ConflictError(
-            f"{spec.output} holds an earlier run, and a run is never overwritten: choose another --name or --output"
+            f"{spec.output} holds an earlier run, and a run is never overwritten: choose another --name or --output, "
+            "or continue it with --resume auto"
         )
 
 

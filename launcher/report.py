@@ -30,17 +30,26 @@ def exit_code_table() -> str:
     return "Exit codes:\n" + "\n".join(f"  {code.value:>3}  {text}" for code, text in MEANINGS.items())
 
 
-def header(spec: "JobSpec") -> str:
+def header(spec: "JobSpec", *, attempt: int) -> str:
     """What was started, and how to come back to it."""
     train = spec.train
     rows = {
-        "job": spec.name,
+        "job": spec.name if attempt == 1 else f"{spec.name}, attempt {attempt}",
+        "resumes": "" if train.resume is None else _resumes(spec),
         "runs": f"{train.mode}, {train.model} at {train.image_size} px, {_devices(dict(train))}",
         "data": str(train.data_path),
         "output": str(spec.output),
         "come back": f"{PROGRAM} logs {spec.name} -f",
     }
-    return _rows(rows)
+    if train.resume is not None and attempt == 1:
+        # The run was begun elsewhere: what it is, its checkpoint knows.
+        del rows["runs"], rows["data"]
+    return _rows({name: text for name, text in rows.items() if text})
+
+
+def continuation(name: str) -> str:
+    """What to type to go on with a job that ended before it was done."""
+    return f"{PROGRAM} submit --name {name} --resume auto"
 
 
 def come_back(name: str) -> str:
@@ -59,6 +68,7 @@ def summary(state: JobState, progress: Progress, books: Demultiplexer, *, now: f
         _worked(result): _seconds(result, "train_s"),
         "log": _books(books),
         "files": str(result.fields["output"]) if result and "output" in result.fields else _existing(state.output),
+        "continue": continuation(state.ref.name) if state.resumable else "",
     }
     return _rows({name: text for name, text in rows.items() if text})
 
@@ -69,6 +79,7 @@ def status_text(state: JobState, progress: Progress, events: Iterable[JobEvent],
     step = progress.latest_step
     rows = {
         "job": state.ref.name,
+        "attempt": str(state.attempt) if state.attempt > 1 else "",
         "phase": state.phase.value + (f": {state.reason}" if state.reason else ""),
         "runs": _runs(state.spec.get("train")),
         "for": "" if took is None else format_duration(took),
@@ -79,6 +90,7 @@ def status_text(state: JobState, progress: Progress, events: Iterable[JobEvent],
         "console": str(state.details.get("console", "")),
         "command": shlex.join(state.details.get("command", [])),
         "backend": state.ref.backend,
+        "continue": continuation(state.ref.name) if state.resumable else "",
     }
     happened = [f"  {_clock(event.time)}  {event.text}" for event in events]
     return "\n".join([_rows({name: text for name, text in rows.items() if text}), "events", *happened])
@@ -128,6 +140,7 @@ def job_document(state: JobState, progress: Progress) -> dict[str, Any]:
         "spec": dict(state.spec),
         "output": None if state.output is None else str(state.output),
         "status": {
+            "attempt": state.attempt,
             "phase": state.phase.value,
             "reason": state.reason or None,
             "exitCode": int(state.phase.exit_code) if state.phase.ended else None,
@@ -156,6 +169,10 @@ def _rows(rows: Mapping[str, str]) -> str:
 def _columns(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _resumes(spec: "JobSpec") -> str:
+    return "its newest valid checkpoint, if it has one" if spec.train.resume == "auto" else str(spec.train.resume)
 
 
 def _runs(train: Mapping[str, Any] | None) -> str:

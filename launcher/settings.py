@@ -1,7 +1,8 @@
 """The settings of a job from their layers, each with its origin: flag > environment > profile > mode preset > default.
 
-One profile, one environment and one command line hold the launcher's settings and the trainer's; this module deals
-each to its owner. The rules of precedence are `trainer.config`'s.
+A job that is continued has two layers more, between the profile and the preset: what its earlier attempt was given, and
+what its run was begun with. One profile, one environment and one command line hold the launcher's settings and the
+trainer's; this module deals each to its owner. The rules of precedence are `trainer.config`'s.
 """
 
 import os
@@ -10,16 +11,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.spec import JobOptions
-from trainer.config import Layer, TrainConfig, environment_layer, mode_layer, profile_layer, resolve
+from trainer.config import Layer, TrainConfig, environment_layer, profile_layer, resolve, settings
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What is known of the run that a job continues."""
+
+    given: Layer
+    """The settings that the earlier attempt was given; the next one is given them too."""
+    begun: Layer
+    """Those that the run was begun with. The trainer has them from the checkpoint: they are shown, not passed on."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What was resolved. `origins` names, for each setting, the layer that gave it."""
+    """What was resolved.
+
+    Attributes:
+        origins: for each setting, the layer that gave it.
+        given: the trainer's settings that somebody set. The trainer chooses the rest by itself, for it may come from
+            weights or a checkpoint, which the launcher does not read.
+    """
 
     options: JobOptions
     train: TrainConfig
     origins: Mapping[str, str]
+    given: tuple[str, ...]
 
     def items(self) -> list[tuple[str, Any, str]]:
         """(name, value, origin) of every setting, the launcher's first."""
@@ -28,13 +46,18 @@ class Settings:
 
 
 def resolve_settings(
-    flags: Mapping[str, Any], profile: str | None, environ: Mapping[str, str] = os.environ
+    flags: Mapping[str, Any],
+    profile: str | None,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    earlier: Earlier | None = None,
 ) -> Settings:
     """Resolve what `submit` was given.
 
     Args:
         flags: the options given on the command line, by field name; only those given.
         profile: a YAML file or the name of a shipped profile.
+        earlier: the run that is continued.
 
     Raises:
         ConfigError: one line that names the setting, where it came from and the rule it breaks.
@@ -47,8 +70,16 @@ def resolve_settings(
     train_layers.insert(1, environment_layer(TrainConfig, environ))
     job_layers.insert(1, environment_layer(JobOptions, environ))
     options, job_origins = resolve(JobOptions, job_layers)
-    train, train_origins = resolve(TrainConfig, [*train_layers, mode_layer(train_layers)])
-    return Settings(options, train, {**job_origins, **train_origins})
+    if earlier is not None:
+        train_layers.append(earlier.given)
+    set_by_somebody = {name for layer in train_layers for name in layer.values}
+    if earlier is not None:
+        train_layers.append(earlier.begun)
+    # What a checkpoint brings is not known yet: rules between settings are the trainer's to judge then.
+    partial = any(layer.values.get("resume") not in (None, "none") for layer in train_layers)
+    train, train_origins = settings(train_layers, partial=partial)
+    passed_on = tuple(name for name in TrainConfig.model_fields if name in set_by_somebody)
+    return Settings(options, train, {**job_origins, **train_origins}, passed_on)
 
 
 def _only(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,24 +5,29 @@ looks at flags, environment or profiles again.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from trainer.config import MODE_PRESETS, TrainConfig
+from trainer.config import TrainConfig
 from trainer.config.layers import flag_name
 
 # A DNS label, as a cluster wants it, with room for what is appended to it: -<task>-<index>, -svc.
 NAME_PATTERN = r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$"
 
 
+def is_job_name(text: str) -> bool:
+    """Whether a job can have this name."""
+    return re.match(NAME_PATTERN, text) is not None
+
+
 def _plain_name(value: object) -> object:
     """Say the rule in words; a pattern is no help at a terminal."""
     # YAML takes a job called 2024 for a number.
-    if value is not None and not re.match(NAME_PATTERN, str(value)):
+    if value is not None and not is_job_name(str(value)):
         raise ValueError("use a letter, then letters, digits and `-`, lower case, 40 at most")
     return value
 
@@ -52,6 +57,8 @@ class JobSpec(BaseModel):
     name: str = Field(pattern=NAME_PATTERN)
     backend: Literal["local"]
     train: TrainConfig
+    given: tuple[str, ...]
+    """The settings of `train` that the trainer is told; it chooses the others itself."""
 
     @property
     def output(self) -> Path:
@@ -59,8 +66,14 @@ class JobSpec(BaseModel):
         return self.train.output / self.name
 
 
-def make_spec(options: JobOptions, train: TrainConfig, *, now: datetime, taken: Callable[[str], bool]) -> JobSpec:
-    """Choose a free name if none is given, and make every path absolute."""
+def make_spec(
+    options: JobOptions, train: TrainConfig, given: Sequence[str], *, now: datetime, taken: Callable[[str], bool]
+) -> JobSpec:
+    """Choose a free name if none is given, and make every path absolute.
+
+    Args:
+        given: the settings of `train` that somebody set.
+    """
     output = _absolute(train.output)
     name = options.name or _free_name(
         f"pnas-{train.mode}-{train.model.removeprefix('pnasnet5')}-{now:%m%d-%H%M%S}",
@@ -71,21 +84,21 @@ def make_spec(options: JobOptions, train: TrainConfig, *, now: datetime, taken: 
         for field in type(train).model_fields
         if isinstance(value := getattr(train, field), Path)
     }
-    return JobSpec(name=name, backend="local", train=train.model_copy(update={**paths, "run_name": name}))
+    return JobSpec(
+        name=name,
+        backend="local",
+        train=train.model_copy(update={**paths, "run_name": name}),
+        given=tuple(field for field in type(train).model_fields if field in {*given, "output", "run_name"}),
+    )
 
 
-def trainer_options(train: TrainConfig) -> list[str]:
-    """The options that make `python -m trainer` resolve to `train`.
+def trainer_options(spec: JobSpec) -> list[str]:
+    """The options that make `python -m trainer` resolve to `spec.train`.
 
     Exactly what was set is passed, and what the trainer would choose by itself is not: settings that nobody set may
-    still come from the weights, which the launcher does not read.
+    still come from weights or a checkpoint, which the launcher does not read.
     """
-    preset = MODE_PRESETS[train.mode]
-    words: list[str] = []
-    for field, value in train:
-        if field == "mode" or (field in train.model_fields_set and value != preset.get(field)):
-            words += _words(field, value)
-    return words
+    return [word for field in spec.given for word in _words(field, getattr(spec.train, field))]
 
 
 def _words(field: str, value: Any) -> list[str]:

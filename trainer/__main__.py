@@ -2,10 +2,8 @@
 
 import inspect
 import os
-import signal
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +14,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from trainer.config import TrainConfig, settings, user_layers
 from trainer.config.options import option_parameters, typed
 from trainer.data.commands import data_app
+from trainer.ending import Ending
 from trainer.errors import TrainerError, UsageError
 from trainer.help import HelpPage
 from trainer.inspection import inspect_app
@@ -71,9 +70,10 @@ def train(*, profile: Profile = None, **options: Any) -> int:
     if given.resume is None:
         settings(layers)  # nothing is still to come that could make them agree
     visible = visible_devices(given.device, os.environ)
-    with tempfile.TemporaryDirectory(prefix="pnas-") as scratch:
+    ending = Ending()
+    with ending.watching(), tempfile.TemporaryDirectory(prefix="pnas-") as scratch:
         topology = discover(given, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)
-        starter = Starter(topology, command=_command(), on_note=_note, on_lost=_end_run)
+        starter = Starter(topology, command=_command(), on_note=_note, on_lost=ending.lose)
         with begin(layers, starter, lambda config: check_inputs(config, topology)) as attempt:
             commands = [
                 worker_command(worker, topology, attempt=attempt, device=visible.kind) for worker in topology.workers
@@ -81,6 +81,7 @@ def train(*, profile: Profile = None, **options: Any) -> int:
             outcome = supervise(
                 commands, stdout=sys.stdout.buffer, node_rank=topology.node_rank, grace_s=attempt.config.grace_s
             )
+            ending.check()
     return outcome.exit_code
 
 
@@ -101,14 +102,6 @@ app.default(train)
 
 def _note(text: str) -> None:
     print(text, flush=True)
-
-
-def _end_run(why: str) -> None:
-    """End this process and its workers without a last checkpoint, from whichever thread."""
-    print(f"error: {why}", file=sys.stderr, flush=True)
-    for _ in range(2):  # the second one makes the supervisor kill
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.1)
 
 
 def _command() -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 TrainerError              1  training failed
 ├── UsageError            2  options, environment, profile, rank table or data are wrong: nothing was started
-└── ConflictError         6  the output folder belongs to another run
+├── ConflictError         6  the output folder belongs to another run
+└── StoppedError         75  told to stop when there was nothing to save: start it again
 
 An error is raised where the fact is known and printed once, as one line, by `trainer.__main__` or the worker.
 """
@@ -26,3 +27,9 @@ class ConflictError(TrainerError):
     """The output folder already holds a run."""
 
     exit_code: ClassVar[int] = 6
+
+
+class StoppedError(TrainerError):
+    """Told to stop before training began; the run can be started again."""
+
+    exit_code: ClassVar[int] = 75

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from launcher.spec import JobSpec  # pydantic: commands that only read do not pay for it
 
 
+_TRAINING = ("full", "finetune")
+
+
 class Phase(str, Enum):
     """Where a job is in its life."""
 
@@ -65,11 +68,18 @@ class JobState:
     ended: float | None = None
     spec: Mapping[str, Any] = field(default_factory=dict)
     output: Path | None = None
+    attempt: int = 1
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def setting(self, name: str) -> Any:
         """One of the trainer's settings, or None if the record does not have it."""
         return self.spec.get("train", {}).get(name)
+
+    @property
+    def resumable(self) -> bool:
+        """It ended before it was done, and left a folder in which it can go on."""
+        begun = self.output is not None and self.output.exists()
+        return begun and self.phase.ended and self.phase is not Phase.SUCCEEDED and self.setting("mode") in _TRAINING
 
     def took_s(self, now: float) -> float | None:
         """Seconds from the start to the end, or to now."""
@@ -90,11 +100,11 @@ class Backend(Protocol):
     name: str
 
     def submit(self, spec: "JobSpec") -> JobRef:
-        """Start a job; it lives on whatever becomes of the launcher.
+        """Start a job, or the next attempt of an ended one if the spec resumes; it outlives the launcher.
 
         Raises:
             RequestError: it cannot run here; nothing was created.
-            ConflictError: the name is taken.
+            ConflictError: the name is taken, or the job that is to be continued still runs.
         """
 
     def get(self, ref: JobRef) -> JobState:
@@ -106,11 +116,14 @@ class Backend(Protocol):
     def events(self, ref: JobRef) -> list[JobEvent]:
         """What happened to the job, oldest first."""
 
-    def logs(self, ref: JobRef, *, follow: bool = False, since_s: float | None = None) -> Iterator[bytes]:
+    def logs(
+        self, ref: JobRef, *, follow: bool = False, since_s: float | None = None, attempt: int | None = None
+    ) -> Iterator[bytes]:
         r"""Blocks of whole lines, each ending in `\n` (but for a last unfinished line of an ended job).
 
         An empty block says that all that was written so far has been delivered. With `follow`, blocks come until
         the job has ended. With `since_s`, only about the lines of the last so many seconds come.
+        Without `attempt`, the lines are the latest attempt's.
         """
 
     def cancel(self, ref: JobRef) -> None:

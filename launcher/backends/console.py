@@ -56,3 +56,15 @@ def read_tail(path: Path, size: int = _BLOCK) -> bytes:
         if start:
             file.readline()
         return file.read()
+
+
+def offset_at(clock: Path, moment: float) -> int:
+    """How long the log was at `moment`, rounded down to what was noted."""
+    offset = 0
+    if clock.exists():
+        for line in clock.read_text(encoding="ascii").splitlines():
+            noted, _, size = line.partition(" ")
+            if not size or float(noted) > moment:
+                break
+            offset = int(size)
+    return offset

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.backends import JobEvent, JobRef, JobState, Phase
 from launcher.backends import local_records as records
-from launcher.backends.console import read_blocks, read_tail
+from launcher.backends.console import offset_at, read_blocks, read_tail
+from launcher.backends.local_attempts import attempt_folder, attempt_of, begin_next, earlier_attempts, only_one
 from launcher.backends.local_phase import START_S, phase_of
 from launcher.backends.process import Process, is_alive, send_signal
 from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimedOut
@@ -48,33 +49,59 @@ class LocalBackend:
         from launcher.spec import trainer_options  # noqa: PLC0415
 
         check(spec)
-        command = [sys.executable, "-m", "trainer", *trainer_options(spec.train)]
+        command = [sys.executable, "-m", "trainer", *trainer_options(spec)]
         # Settings are on the command line now; a variable that gave one must not be read a second time.
         known = {f"PNAS_{field.upper()}" for field in type(spec.train).model_fields}
         environ = {name: value for name, value in os.environ.items() if name not in known}
         record = {"spec": spec.model_dump(mode="json"), "output": str(spec.output)}
-        return self.start(spec.name, command, record, environ)
+        return self.start(spec.name, command, record, environ, resume=spec.train.resume is not None)
 
-    def start(self, name: str, command: list[str], record: dict[str, Any], environ: dict[str, str]) -> JobRef:
-        """Start any command as a job. `record` holds the spec and the output folder."""
-        folder = self._root / name
+    def start(
+        self, name: str, command: list[str], record: dict[str, Any], environ: dict[str, str], *, resume: bool = False
+    ) -> JobRef:
+        """Start any command as a job, or with `resume` as the next attempt of an ended one.
+
+        `record` holds the spec and the output folder.
+        """
+        folder, ref = self._root / name, JobRef(self.name, name)
         job = {"name": name, "created": time.time(), "host": socket.gethostname(), "cwd": str(Path.cwd())}
+        job |= {"command": command, **record}
         with undisturbed():
-            try:
-                folder.mkdir(parents=True)
-            except FileExistsError:
-                raise ConflictError(
-                    f"there is a job {name} already: choose another --name, or `python -m launcher delete {name}`"
-                ) from None
-            except OSError as error:
-                raise LauncherError(f"{folder}: cannot be created: {error.strerror}; set XDG_STATE_HOME") from error
-            try:
-                records.write_record(folder / records.JOB, "LocalJob", {**job, "command": command, **record})
-            except LauncherError:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
+            if resume and folder.is_dir():
+                with only_one(folder):
+                    self._refuse_if_running(ref)
+                    begin_next(folder, job)
+            else:
+                self._create(folder, job)
             self._launch(folder, environ)
-        return JobRef(self.name, name)
+        return ref
+
+    def _refuse_if_running(self, ref: JobRef) -> None:
+        state = self.get(ref)
+        if not state.phase.ended:
+            where = f", {state.reason}" if state.reason else ""
+            raise ConflictError(
+                f"job {ref.name} still runs ({state.phase.value}{where}): follow it with `python -m launcher logs "
+                f"{ref.name} -f`, or cancel it first"
+            )
+
+    @staticmethod
+    def _create(folder: Path, job: dict[str, Any]) -> None:
+        name = folder.name
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            raise ConflictError(
+                f"there is a job {name} already: choose another --name, continue it with --resume auto, or "
+                f"`python -m launcher delete {name}`"
+            ) from None
+        except OSError as error:
+            raise LauncherError(f"{folder}: cannot be created: {error.strerror}; set XDG_STATE_HOME") from error
+        try:
+            records.write_record(folder / records.JOB, "LocalJob", job)
+        except LauncherError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def _launch(self, folder: Path, environ: dict[str, str]) -> None:
         """Start the runner of a recorded job, and return once it has recorded what it started."""
@@ -123,6 +150,7 @@ class LocalBackend:
             ended=None if end is None else end["ended"],
             spec=job.get("spec", {}),
             output=Path(job["output"]) if "output" in job else None,
+            attempt=attempt_of(job),
             details={
                 "command": job.get("command", []),
                 "console": str(folder / records.CONSOLE),
@@ -141,18 +169,21 @@ class LocalBackend:
         folder = self._folder(ref)
         state = self.get(ref)
         cancel = records.read_record(folder / records.CANCEL)
+        earlier = [event for kept in earlier_attempts(folder) for event in _attempt_events(kept)]
         found = [
-            (state.created, "created"),
+            (state.created, "created" if state.attempt == 1 else f"attempt {state.attempt} created"),
             (state.started, f"started as process {state.details['trainer']}"),
             (None if cancel is None else cancel["requested"], "asked to save and stop"),
             (state.ended, f"ended: {state.phase.value}{f', {state.reason}' if state.reason else ''}"),
         ]
-        return [JobEvent(time_, text) for time_, text in found if time_ is not None]
+        return [*earlier, *(JobEvent(time_, text) for time_, text in found if time_ is not None)]
 
-    def logs(self, ref: JobRef, *, follow: bool = False, since_s: float | None = None) -> Iterator[bytes]:
+    def logs(
+        self, ref: JobRef, *, follow: bool = False, since_s: float | None = None, attempt: int | None = None
+    ) -> Iterator[bytes]:
         """Blocks of whole lines of the job's console."""
-        folder = self._folder(ref)
-        start = 0 if since_s is None else _offset_at(folder / records.CLOCK, time.time() - since_s)
+        folder = attempt_folder(self._folder(ref), attempt)
+        start = 0 if since_s is None else offset_at(folder / records.CLOCK, time.time() - since_s)
 
         def ended() -> bool:
             return not follow or self.get(ref).phase.ended
@@ -249,6 +280,19 @@ def _elsewhere(job: dict[str, Any]) -> str | None:
     return None if host == here else host
 
 
+def _attempt_events(kept: Path) -> list[JobEvent]:
+    """What happened to an earlier attempt."""
+    job = records.read_record(kept / records.JOB)
+    end = records.read_record(kept / records.EXIT)
+    cancelled = records.read_record(kept / records.CANCEL) is not None
+    phase, reason = phase_of({}, end, alive=False, cancelled=cancelled, age_s=START_S)
+    found = [
+        (None if job is None else job["created"], "created"),
+        (None if end is None else end["ended"], f"ended: {phase.value}{f', {reason}' if reason else ''}"),
+    ]
+    return [JobEvent(time_, f"attempt {kept.name} {text}") for time_, text in found if time_ is not None]
+
+
 def _processes(record: dict[str, Any]) -> tuple[Process, Process]:
     """The runner and the trainer; one that was never recorded is a process that does not live."""
     return _process(record.get("runner")), _process(record.get("trainer"))
@@ -259,15 +303,3 @@ def _process(values: object) -> Process:
         case {"pid": int(pid), "started": str(started)}:
             return Process(pid, started)
     return Process(0, "")
-
-
-def _offset_at(clock: Path, moment: float) -> int:
-    """How long the log was at `moment`, rounded down to what was noted."""
-    offset = 0
-    if clock.exists():
-        for line in clock.read_text(encoding="ascii").splitlines():
-            noted, _, size = line.partition(" ")
-            if not size or float(noted) > moment:
-                break
-            offset = int(size)
-    return offset

@@ -146,7 +146,7 @@ def test_a_broken_image_stops_the_run_with_its_path(tmp_path: Path, content: byt
     assert "Traceback" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(("limit", "file"), [(4000, "metrics.jsonl"), (200_000, "checkpoints/best.safetensors")])
+@pytest.mark.parametrize(("limit", "file"), [(7500, "metrics.jsonl"), (200_000, "checkpoints/best.safetensors")])
 def test_a_disk_that_fills_up_in_mid_run_is_one_line_that_names_the_file(
     digits: Path, tmp_path: Path, limit: int, file: str
 ) -> None:

@@ -1,5 +1,6 @@
 """`submit` with the real trainer on real images: to the end, through a terminal, past a killed launcher."""
 
+import codecs
 import json
 import os
 import pty
@@ -68,13 +69,14 @@ class Terminal:
         )
         os.close(slave)
         self.output = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()  # a read may end inside a letter
 
     def type(self, keys: bytes) -> None:
         os.write(self._master, keys)
 
     def read_until(self, text: str) -> None:
         while text not in self.output:
-            self.output += os.read(self._master, 65536).decode()
+            self.output += self._decoder.decode(os.read(self._master, 65536))
 
     def finish(self) -> int:
         """Read all that is left; the exit code."""
@@ -83,7 +85,7 @@ class Terminal:
                 block = os.read(self._master, 65536)
             except OSError:  # how Linux says that a terminal's other side is closed
                 break
-            self.output += block.decode()
+            self.output += self._decoder.decode(block)
         os.close(self._master)
         return self.process.wait(timeout=60)
 
@@ -180,6 +182,9 @@ def test_a_job_survives_ctrl_c_and_a_killed_launcher_and_its_name_is_kept(
         (("--data-path", "."), 2, "no train/ and no val/"),
         (("--output", "file/out"), 2, "file is a file"),
         (("--nodes", "2"), 2, "this machine only"),
+        (("--resume", "nowhere"), 2, "nowhere: no such folder"),
+        (("--resume", "auto"), 2, "--resume auto needs --name"),
+        (("--resume", "auto", "--name", "new", "--data-path", "nowhere"), 2, "nowhere: no such folder"),
         (("--rank-table", "nowhere.json"), 2, "no such file"),
         (("--mode", "finetune", "--weights", "nowhere.pth"), 2, "no such file"),
     ],

@@ -61,10 +61,32 @@ def test_an_owner_that_has_lost_its_folder_ends_at_once_and_leaves_it(digits: Pa
         (tmp_path / "new").write_text(theirs)
         (tmp_path / "new").replace(lock)
         _, stderr = owner.communicate()
-    assert owner.returncode == 1
+    assert owner.returncode == 6
     assert f"lost to process {owner.pid} on other-node" in stderr
     assert lock.read_text() == theirs
     assert not list((tmp_path / "run").rglob("*.safetensors")), "it wrote into another's folder"
+
+
+def test_a_stop_before_any_worker_leaves_nothing_behind_and_is_resumable(tmp_path: Path, digits: Path) -> None:
+    run = train(tmp_path, *small("--epochs", "1", "--steps", "1"), data=digits).run
+    # Another machine's lock is watched for a while: there the stop arrives.
+    lock = run / "run.lock"
+    lock.write_text("{}")
+    command = (sys.executable, "-m", "trainer", "--data-path", str(digits), "--output", str(tmp_path))
+    with subprocess.Popen(
+        (*command, "--run-name", "run", "--resume", "auto", *small()),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert "watching" in process.stdout.readline()
+        process.terminate()
+        _, stderr = process.communicate()
+    assert process.returncode == 75
+    assert stderr.startswith("error: stopped by SIGTERM while no worker was running")
+    assert lock.read_text() == "{}"
+    assert not list(run.glob(".run.lock*"))
 
 
 def test_a_refused_start_changes_nothing(digits: Path, tmp_path: Path) -> None:

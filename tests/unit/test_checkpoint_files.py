@@ -110,6 +110,25 @@ def test_the_safetensors_library_reads_every_type(tmp_path: Path) -> None:
         assert torch.equal(read[name], value), name
 
 
+def test_each_tensor_lies_at_a_multiple_of_its_items_size(tmp_path: Path) -> None:
+    blobs = {
+        name: Blob(dtype, (3,), memoryview(bytes(3 * size)))
+        for name, dtype, size in (
+            ("a", "U8", 1),
+            ("b", "I64", 8),
+            ("c", "BF16", 2),
+            ("d", "F32", 4),
+            ("abc", "BOOL", 1),
+        )
+    }
+    state = (write(tmp_path, 1, blobs, {}).path / "state.safetensors").read_bytes()
+    length = int.from_bytes(state[:8], "little")
+    assert length % 8 == 0
+    table = json.loads(state[8 : 8 + length])
+    for name, blob in blobs.items():
+        assert table[name]["data_offsets"][0] % (blob.data.nbytes // 3) == 0, name
+
+
 def test_a_blob_of_another_length_than_its_shape_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tensor w: 8 bytes, but F32 \(3,\) has 12"):
         write(tmp_path, 1, {"w": Blob("F32", (3,), memoryview(bytes(8)))}, {})

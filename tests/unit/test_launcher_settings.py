@@ -91,7 +91,7 @@ def test_a_spec_has_a_free_name_and_absolute_paths(tmp_path: Path, monkeypatch: 
     settings = resolve_settings({"data_path": Path("data"), "model": "pnasnet5mobile"}, None, {})
     name = "pnas-full-mobile-1124-120005"
     (tmp_path / "output" / f"{name}-2").mkdir(parents=True)
-    spec = make_spec(settings.options, settings.train, now=NOON, taken={name}.__contains__)
+    spec = make_spec(settings.options, settings.train, settings.given, now=NOON, taken={name}.__contains__)
     assert spec.name == f"{name}-3", "neither a known job nor an earlier run's folder is reused"
     assert spec.train.data_path == tmp_path / "data"
     assert spec.output == tmp_path / "output" / spec.name
@@ -110,15 +110,15 @@ def test_a_spec_has_a_free_name_and_absolute_paths(tmp_path: Path, monkeypatch: 
 )
 def test_the_trainer_reads_back_exactly_what_the_spec_says(flags: dict[str, Any]) -> None:
     settings = resolve_settings(flags, None, {})
-    spec = make_spec(settings.options, settings.train, now=NOON, taken=lambda _: False)
-    assert as_the_trainer_reads(trainer_options(spec.train)) == spec.train
+    spec = make_spec(settings.options, settings.train, settings.given, now=NOON, taken=lambda _: False)
+    assert as_the_trainer_reads(trainer_options(spec)) == spec.train
 
 
 def test_what_nobody_set_is_left_for_the_weights_to_bring() -> None:
     flags = {"mode": "eval", "weights": Path("w.safetensors"), "padding": "exact"}
     settings = resolve_settings(flags, None, {"PNAS_EVAL_CROP": "0.875"})
-    spec = make_spec(settings.options, settings.train, now=NOON, taken=lambda _: False)
-    given = as_the_trainer_reads(trainer_options(spec.train)).model_fields_set
+    spec = make_spec(settings.options, settings.train, settings.given, now=NOON, taken=lambda _: False)
+    given = as_the_trainer_reads(trainer_options(spec)).model_fields_set
     assert {"padding", "eval_crop"} <= given, "a value that was set stays set, even if it is the default"
     assert not {"image_size", "normalize", "interpolation"} & given
 

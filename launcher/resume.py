@@ -1,0 +1,106 @@
+"""What `--resume` continues: which job, which run, and the settings that need not be given again.
+
+The trainer decides from which checkpoint a run goes on. The launcher finds the run's job, so that the short command
+`submit --name NAME --resume auto` is all that has to be typed after a job has ended before its time.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.backends import Backend, JobRef, JobState
+from launcher.errors import ConflictError, NotFoundError, RequestError
+from launcher.settings import Earlier, Settings
+from launcher.spec import is_job_name
+from trainer.config import Layer, TrainConfig
+from trainer.config.train import checkpoint_layer
+
+CHECKPOINTS = "checkpoints"
+_NOTHING = Layer("--resume", {})
+# An attempt has its own of these.
+_OF_THE_ATTEMPT = frozenset({"resume", "run_name"})
+
+
+def find_earlier(asked: Settings, backend: Backend) -> tuple[str, Earlier]:
+    """The name of the job that is continued or begun, and what is known of its run.
+
+    Raises:
+        RequestError: no job is named, the run that is named cannot be a job's, or another output folder was given.
+        ConflictError: the job of this name has another run.
+    """
+    path = None if asked.train.resume == "auto" else Path(str(asked.train.resume)).expanduser().absolute()
+    if path is not None and not path.is_dir():
+        what = "is a file; weights are given with --weights" if path.exists() else "no such folder"
+        raise RequestError(f"--resume {path}: {what}; give a run's folder or one of its checkpoints")
+    run = None if path is None else run_of(path)
+    name = asked.options.name or _name_of(run, asked, backend)
+    job = _job(backend, name)
+    if job is not None and job.output is not None:
+        if path is not None and (run is None or run.resolve() != job.output.resolve()):
+            raise ConflictError(f"there is a job {name} already, whose run is {job.output}: choose another --name")
+        return name, _of_job(job, asked)
+    if run is None:
+        return name, Earlier(_NOTHING, _begun(asked.train.output / name))
+    in_place = name == run.name and asked.origins["output"] == "default"
+    return name, Earlier(Layer("--resume", {"output": run.parent}) if in_place else _NOTHING, _begun(run))
+
+
+def run_of(path: Path) -> Path | None:
+    """The run's folder that `path` is, or is in; None if that cannot be told."""
+    above = next((part for part in (path, *path.parents) if part.name == CHECKPOINTS), None)
+    if above is not None:
+        return above.parent
+    return path if (path / "config.yaml").is_file() or (path / CHECKPOINTS).is_dir() else None
+
+
+def _name_of(run: Path | None, asked: Settings, backend: Backend) -> str:
+    """The name that was left out: the run's own."""
+    if asked.train.resume == "auto":
+        known = [f"{state.ref.name} ({state.phase.value})" for state in backend.list() if state.resumable]
+        jobs = f"it can be {', '.join(known[-8:])}" if known else "none of this machine's jobs can be continued"
+        raise RequestError(f"--resume auto needs --name, the job to continue: {jobs}")
+    if run is None:
+        raise RequestError(
+            f"--resume {asked.train.resume}: not a run's folder nor in one; give that, or a new job's --name to begin "
+            "from this checkpoint"
+        )
+    if not is_job_name(run.name):
+        raise RequestError(
+            f"--resume {asked.train.resume}: its run's name, {run.name}, cannot be a job's; give a new job's --name to "
+            "begin from its state"
+        )
+    return run.name
+
+
+def _job(backend: Backend, name: str) -> JobState | None:
+    try:
+        return backend.get(JobRef(backend.name, name))
+    except NotFoundError:
+        return None
+
+
+def _of_job(job: JobState, asked: Settings) -> Earlier:
+    """What the earlier attempt was given. Its paths are absolute: this one may be started from another folder."""
+    assert job.output is not None  # the caller has looked
+    folder = job.output.parent
+    if asked.origins["output"] != "default" and asked.train.output.expanduser().absolute() != folder:
+        raise RequestError(
+            f"--output {asked.train.output}: job {job.ref.name} writes to {folder}; leave --output out to continue it"
+        )
+    train: Mapping[str, Any] = job.spec.get("train", {})
+    names = job.spec.get("given", train)
+    given = {name: train[name] for name in names if name in train and name not in _OF_THE_ATTEMPT}
+    return Earlier(Layer(f"attempt {job.attempt}", {**given, "output": folder}), _begun(job.output))
+
+
+def _begun(run: Path) -> Layer:
+    """The settings that the run was begun with, as far as they can be read."""
+    path = run / "config.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        values = None
+    known = values.items() if isinstance(values, dict) else ()
+    return checkpoint_layer(str(path), {name: value for name, value in known if name in TrainConfig.model_fields})
