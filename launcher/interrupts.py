@@ -10,10 +10,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from sys import UnraisableHookArgs
 
 # Long enough for the main thread to leave the place that drops exceptions, too short for a person to notice.
 _AGAIN_S = 0.02
@@ -39,7 +35,7 @@ def undisturbed() -> Iterator[None]:
         signal.raise_signal(came[0])
 
 
-def _come_again(dropped: "UnraisableHookArgs") -> None:
+def _come_again(dropped: "sys.UnraisableHookArgs") -> None:
     if not issubclass(dropped.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(dropped)
         return

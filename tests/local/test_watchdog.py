@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.local.conftest import small
 from trainer.topology.ports import free_port
 
 # One rank of a job that reduces a tensor at each step. What happens at the third one is the test's affair.
@@ -141,3 +142,46 @@ def test_ranks_that_get_on_are_left_alone_and_leave_in_silence(start: Start) -> 
     assert process.returncode == 0, out
     # gloo of torch 2.9 greets its peers.
     assert not [line for line in out.splitlines() if "[Gloo]" not in line and " ended lines=" not in line]
+
+
+def training(output: Path, data: Path, *options: str) -> "subprocess.Popen[str]":
+    """The trainer, told that nothing may take longer than five seconds."""
+    where = ("--data-path", str(data), "--output", str(output), "--run-name", "run", "--epochs", "50")
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer", *small(*options, "--stall-timeout-s", "5"), *where],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def workers_of(process: "subprocess.Popen[str]") -> list[int]:
+    """The process of each rank, in the order of the ranks, once all of them train."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if " step epoch=" in line:
+            break
+    return children(process.pid)
+
+
+def children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def test_the_trainer_names_a_rank_that_is_frozen(tmp_path: Path, digits: Path) -> None:
+    process = training(tmp_path, digits, "--npus", "2")
+    os.kill(workers_of(process)[1], signal.SIGSTOP)
+    _, cause = end(process)
+    assert re.match(r"rank 0 cpu:0 has waited \d+ s for its peers \(.* epoch \d+ step \d+\): rank 1 \(", cause), cause
+    assert "has been silent for" in cause
+
+
+def test_the_trainer_names_a_rank_whose_loader_is_frozen(tmp_path: Path, digits: Path) -> None:
+    process = training(tmp_path, digits, "--npus", "2", "--workers", "1")
+    rank = workers_of(process)[1]
+    for loader in children(rank):
+        os.kill(loader, signal.SIGSTOP)
+    _, cause = end(process)
+    assert re.match(r"rank 1 cpu:1 has waited \d+ s for data at epoch \d+ step \d+: check the storage", cause), cause
