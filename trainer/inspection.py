@@ -78,8 +78,10 @@ def _line(one: Examined) -> str:
 def _lines(shown: Examined, *, show_all: bool) -> Iterator[str]:
     yield _line(shown)
     yield ""
-    for label, text in _facts(shown):
-        yield f"{label:<15}  {text}"
+    facts = list(_facts(shown))
+    width = max(len(label) for label, _ in facts)
+    for label, text in facts:
+        yield f"{label:<{width}}  {text}"
     if shown.tensors:
         yield ""
         yield from _table(shown.tensors, show_all=show_all)
@@ -88,8 +90,7 @@ def _lines(shown: Examined, *, show_all: bool) -> Iterator[str]:
 def _facts(shown: Examined) -> Iterator[tuple[str, str]]:
     content = dict(shown.content)
     position, config = _mapping(content.pop("position", {})), _mapping(content.pop("config", {}))
-    if "run" in content:
-        yield "run", _words(content.pop("run"))
+    yield from _rows("run", content.pop("run", None))
     if shown.saved:
         yield "saved", shown.saved
     if "global_step" in position:
@@ -97,11 +98,9 @@ def _facts(shown: Examined) -> Iterator[tuple[str, str]]:
     if "epoch" in position:
         yield "epoch", _epoch(position)
     more = {key: value for key, value in position.items() if key not in POSITION_SHOWN}
-    if more:
-        yield "position", _words(more)
+    yield from _rows("position", more)
     for key, value in content.items():
-        if value is not None:
-            yield key.replace("_", " "), _words(value)
+        yield from _rows(key.replace("_", " "), value)
     if config:
         some = {key: config[key] for key in CONFIG_SHOWN if key in config}
         yield "config", f"{_words(some)} (all {len(config)}: --json)"
@@ -159,13 +158,28 @@ def _mapping(value: object) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
 
 
-def _words(value: object) -> str:
-    """`mode full, attempt 1`; a list or a deeper table as JSON."""
-    if isinstance(value, Mapping):
-        return ", ".join(
-            f"{key} {_words(item) if not isinstance(item, Mapping) else json.dumps(item)}"
-            for key, item in value.items()
-        )
+def _rows(label: str, value: object) -> Iterator[tuple[str, str]]:
+    """A line for the plain values of a table, and one for each table in it; none for what is absent or empty."""
+    if not isinstance(value, Mapping):
+        if value is not None:
+            yield label, _word(value)
+        return
+    plain = {key: item for key, item in value.items() if item is not None and not isinstance(item, Mapping)}
+    if plain:
+        yield label, _words(plain)
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _rows(f"{label} {key}".replace("_", " "), item)
+
+
+def _words(table: Mapping[str, Any]) -> str:
+    """`mode full, attempt 1`."""
+    return ", ".join(f"{key} {_word(item)}" for key, item in table.items())
+
+
+def _word(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -24,7 +24,7 @@ CONTENT = {
     "world_size": 2,
     "arithmetic": {"device": "cpu", "precision": "fp32", "threads": 1},
     "figures": {"loss": 1.25, "top1": 61.5},
-    "best": {"epoch": 1, "top1": 70.0},
+    "best": {"epoch": 1, "top1": 70.012345678, "of": {"images": 360, "absent": None}, "empty": {}},
     "last_evaluation": None,
 }
 
@@ -78,7 +78,9 @@ def test_a_checkpoint_is_shown_with_its_place_in_the_run_and_its_hashes(
         assert facts["epoch"] == "2, counted from 0: 3 of 11 steps done, 96 of 352 images used"
         assert facts["figures"] == "loss 1.25, top1 61.5"
         assert facts["arithmetic"] == "device cpu, precision fp32, threads 1"
-        assert facts["best"] == "epoch 1, top1 70.0"
+        assert "best        epoch 1, top1 70.0123\n" in shown
+        assert "best of     images 360\n" in shown
+        assert "empty" not in shown
         assert facts["config"] == "model pnasnet5tiny, padding exact (all 3: --json)"
         assert facts["hashes"] == "7 of 7 valid"
         assert facts["model."] == "5 tensors, 320 bytes"
