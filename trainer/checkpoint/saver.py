@@ -119,7 +119,7 @@ class Saver:
                 self._folder, step, {name: _blob(tensor) for name, tensor in self._buffers.items()}, content
             )
             say("checkpoint", step=step, mib=manifest.bytes / 2**20, write_s=time.monotonic() - began)
-            prune(self._folder, keep=self._keep)
+            prune(self._folder, keep=self._keep, spare=[manifest.path])
             part = "model." if content["state"]["ema_updates"] is None else "ema."
             state = {n.removeprefix(part): t for n, t in self._buffers.items() if n.startswith(part)}
             for name, description in weights.items():
