@@ -13,11 +13,11 @@ from pathlib import Path
 from trainer.checkpoint.files import Manifest
 from trainer.config import Layer, TrainConfig, settings
 from trainer.config.layers import ConfigError, flag_name
-from trainer.config.train import OF_ONE_ATTEMPT, checkpoint_layer
+from trainer.config.train import OF_ONE_ATTEMPT, TRAINING, checkpoint_layer
 from trainer.data.index import Datasets
 from trainer.data.kept_index import INDEX_FILE, keep_index
 from trainer.lock import locked
-from trainer.resume import TRAINING, Source, check_data, choose, find_source, set_aside, where
+from trainer.resume import Source, check_data, choose, find_source, set_aside, where
 from trainer.run_folder import claim, create_run_folder, next_attempt, writing
 from trainer.topology import Topology
 

@@ -51,7 +51,7 @@ def leave() -> None:
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """`model`, wrapped so that its gradients are averaged over the ranks; as it is on one rank.
 
-    Buffers are not broadcast at each step: ranks keep their own batch-norm statistics until `equalise_batch_norm`.
+    Buffers are not broadcast at each step: ranks keep their own batch-norm statistics until `equalise`.
     The gradients live in the buckets except on an NPU, whose fused optimizers keep a buffer of their own.
     """
     if not dist.is_initialized():
@@ -103,7 +103,7 @@ def gathered(value: T, group: dist.ProcessGroup | None) -> list[T]:
     return values
 
 
-def settle_buckets(parallel: nn.Module, batch: Callable[[], Tensor], statistics: BatchStatistics) -> None:
+def settle_buckets(parallel: nn.Module, batch: Callable[[], Tensor]) -> None:
     """One forward and backward pass whose result is thrown away; done before the first step of every process.
 
     DistributedDataParallel orders its buckets anew after the first pass it sees. On three ranks and more that changes

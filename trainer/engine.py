@@ -7,7 +7,7 @@ queue of an accelerator.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
@@ -81,11 +81,11 @@ class Window:
     seconds: float
     timed: bool
     """False in the warm-up, which the images/s figure leaves out."""
-    skipped: tuple[bool, ...] = ()
+    skipped: tuple[bool, ...]
     """For each step, whether its update was left out because loss or gradient was not finite."""
-    own_losses_finite: tuple[bool, ...] = ()
+    own_losses_finite: tuple[bool, ...]
     """For each step, whether this rank's own loss was finite."""
-    request: Request = Request.NONE
+    request: Request
     """What all ranks have agreed to do after its last step."""
 
 
@@ -121,8 +121,7 @@ def train_steps(
         wish: what this rank wants after so many steps of `plan`.
     """
     config, steps = training.config, first_step + plan.steps
-    sums = _Sums(training.device)
-    first, clock = first_step, time.perf_counter()
+    sums = _Sums(first_step, time.perf_counter())
     training.parallel.train()
     for step in range(first_step, steps):
         lr = lr_factor * learning_rate(config, epoch=epoch, step=step, steps=steps)
@@ -134,15 +133,11 @@ def train_steps(
             sums.add(_step(training, taken, job_images=job_images, epoch=epoch, step=step, prepare=prepare), lr)
             # One step ahead: the answer is read after the step that is wished for.
             request = training.requests.exchange(wish(step + 2 - first_step))
-            if request or (step + 1) % config.log_interval == 0 or step + 1 in (warmup_left, steps):
-                read, now = sums.read(training), time.perf_counter()
-                # What the window's reader does until it wants the next one is the run's time too.
-                window = replace(
-                    read, first_step=first, seconds=now - clock, timed=step >= warmup_left, request=request
-                )
-                sums, first, clock = _Sums(training.device), step + 1, now
-            else:
+            if not (request or (step + 1) % config.log_interval == 0 or step + 1 in (warmup_left, steps)):
                 continue
+            window, now = sums.read(training, timed=step >= warmup_left, request=request)
+        # From `now`: what the window's reader does until it wants the next one is the run's time too.
+        sums = _Sums(step + 1, now)
         yield window
 
 
@@ -216,34 +211,39 @@ class _Step:
 class _Sums:
     """What some consecutive steps came to, on the device until it is read."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, first_step: int, began: float) -> None:
+        self._first_step, self._began = first_step, began
         self._steps: list[_Step] = []
         self._lrs: list[float] = []
-        self._device = device
 
     def add(self, step: _Step, lr: float) -> None:
         self._steps.append(step)
         self._lrs.append(lr)
 
-    def read(self, training: Training) -> Window:
-        """Over all ranks: two reductions, and one wait for the device."""
+    def read(self, training: Training, *, timed: bool, request: Request) -> tuple[Window, float]:
+        """The steps as a window over all ranks, and when it ended: two reductions, and one wait for the device."""
         own = torch.stack([step.loss for step in self._steps])
         finite = torch.isfinite(own)
-        losses = sum_over_ranks(own.clone()) / training.world_size
+        losses = sum_over_ranks(own) / training.world_size
         correct = torch.stack([step.correct for step in self._steps]).sum()
         images = sum(step.images for step in self._steps)
         counts = sum_over_ranks(torch.stack([correct, torch.full_like(correct, images)])).tolist()
-        return Window(
-            first_step=0,
-            losses=tuple(losses.tolist()),
+        skipped = torch.stack([step.skipped for step in self._steps])
+        rows = [tensor.tolist() for tensor in (losses, skipped, finite)]
+        now = time.perf_counter()
+        window = Window(
+            first_step=self._first_step,
+            losses=tuple(rows[0]),
             lrs=tuple(self._lrs),
             images=counts[1],
             correct=counts[0],
-            seconds=0.0,
-            timed=True,
-            skipped=tuple(torch.stack([step.skipped for step in self._steps]).tolist()),
-            own_losses_finite=tuple(finite.tolist()),
+            seconds=now - self._began,
+            timed=timed,
+            skipped=tuple(rows[1]),
+            own_losses_finite=tuple(rows[2]),
+            request=request,
         )
+        return window, now
 
 
 def _step(

@@ -10,6 +10,9 @@ An error is raised where the fact is known and printed once, as one line, by `tr
 
 from typing import ClassVar
 
+RESUMABLE = 75
+"""Exit code of a run that was told to stop and can go on later."""
+
 
 class TrainerError(Exception):
     """Training cannot go on. `str(error)` is one line: what is wrong, where, and the next step."""
@@ -32,4 +35,4 @@ class ConflictError(TrainerError):
 class StoppedError(TrainerError):
     """Told to stop before training began; the run can be started again."""
 
-    exit_code: ClassVar[int] = 75
+    exit_code: ClassVar[int] = RESUMABLE

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from trainer.durable import flush
 from trainer.run_folder import writing
 
 Keep = Callable[[bytes], bool]
@@ -63,7 +64,7 @@ class Lines(contextlib.AbstractContextManager["Lines"]):
                 rest.flush()
                 os.fsync(rest.fileno())
             partial.replace(self._path)
-            _sync_folder(self._path.parent)
+            flush(self._path.parent)
             self._file.close()
             self._file = self._path.open("ab")
 
@@ -71,11 +72,3 @@ class Lines(contextlib.AbstractContextManager["Lines"]):
         # A full disk has been reported by the write that met it; closing meets it again.
         with contextlib.suppress(OSError):
             self._file.close()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,14 +16,14 @@ from trainer.data.loader import Batch, eval_batches, to_device, train_batches
 from trainer.data.sampler import EpochPlan, epoch_order, plan_epoch
 from trainer.distributed import equalise, gathered
 from trainer.engine import Evaluation, Training, Window, evaluate, train_steps
-from trainer.errors import TrainerError
+from trainer.errors import RESUMABLE, TrainerError
 from trainer.progress import Progress, Throughput
 from trainer.records import Records, say
 from trainer.report import report_epoch, report_evaluation, report_result, report_steps
 from trainer.requests import Request
 from trainer.schedule import steps_per_epoch
 
-DONE, RESUMABLE = 0, 75
+DONE = 0
 
 
 class DivergedError(TrainerError):
@@ -177,8 +177,8 @@ class _Streak:
             if self.length < allowed:
                 continue
             step = window.first_step + number
-            order = self._run.datasets.train
-            samples = _samples(training, plan, order, epoch=epoch, step=step - first_step)
+            index = _train_images(self._run.datasets)
+            samples = _samples(training, plan, index, epoch=epoch, step=step - first_step)
             whose = "this rank's loss" if not window.own_losses_finite[number] else "the gradient"
             raise DivergedError(
                 f"{whose} was not finite in {self.length} steps in a row, last in epoch {epoch}, step {step}: "
@@ -186,8 +186,7 @@ class _Streak:
             )
 
 
-def _samples(training: Training, plan: EpochPlan, index: ImageIndex | None, *, epoch: int, step: int) -> str:
-    assert index is not None
+def _samples(training: Training, plan: EpochPlan, index: ImageIndex, *, epoch: int, step: int) -> str:
     order = epoch_order(len(index), seed=training.config.seed, epoch=epoch)
     return ",".join(str(order[place]) for part in plan.batches(step, training.rank) for place in part)
 

@@ -177,7 +177,8 @@ class ScaledAutocast:
         poison = torch.where(_not_finite(loss), torch.nan, 0.0)
         next(p.grad for p in parameters if p.grad is not None).add_(poison)
         self._scaler.unscale_(optimizer)
-        skipped = _not_finite(_clipped_norm(parameters, clip_norm))
+        # The gradients, and so their norm, are the same on all ranks by now.
+        skipped = ~torch.isfinite(_clipped_norm(parameters, clip_norm))
         self._scaler.step(optimizer)
         self._scaler.update(self._static)
         return skipped

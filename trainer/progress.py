@@ -8,6 +8,11 @@ from trainer.engine import Evaluation, Window
 from trainer.records import Kept
 
 
+def rate(images: int, seconds: float) -> float | None:
+    """Images per second; None where there were none, or no time passed."""
+    return images / seconds if images and seconds > 0 else None
+
+
 @dataclass
 class Throughput:
     """Images per second of the whole job over all timed steps: total images by total wall time, warm-up apart."""
@@ -24,7 +29,7 @@ class Throughput:
     @property
     def fps(self) -> float | None:
         """None where nothing was timed."""
-        return self.images / self.seconds if self.images and self.seconds > 0 else None
+        return rate(self.images, self.seconds)
 
 
 @dataclass

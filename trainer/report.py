@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from trainer.engine import Evaluation, Training, Window
-from trainer.progress import EpochSums, Throughput
+from trainer.progress import EpochSums, Throughput, rate
 from trainer.records import Records, say
 
 
@@ -22,7 +22,7 @@ def report_steps(
         steps=steps,
         loss=window.losses[-1],
         lr=window.lrs[-1],
-        fps=_rate(window.images, window.seconds),
+        fps=rate(window.images, window.seconds),
         top1=100 * window.correct / window.images,
         skipped=sum(window.skipped) or None,
     )
@@ -47,7 +47,7 @@ def report_epoch(records: Records, sums: EpochSums, score: Evaluation) -> None:
         valid_loss=score.loss,
         train_top1=100 * sums.correct / sums.images,
         valid_top1=score.top1,
-        fps=_rate(sums.images, sums.seconds) or 0.0,
+        fps=rate(sums.images, sums.seconds) or 0.0,
     )
 
 
@@ -75,7 +75,3 @@ def report_result(
         memory_mib=training.runtime.peak_memory_mib(),
         output=output,
     )
-
-
-def _rate(images: int, seconds: float) -> float | None:
-    return images / seconds if images and seconds > 0 else None

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.files import Manifest, Refused, listed, newest_valid, verify
+from trainer.checkpoint.files import CHECKPOINTS, Manifest, Refused, listed, newest_valid, verify
 from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE
 from trainer.config import TrainConfig
+from trainer.config.train import TRAINING
 from trainer.data.index import Datasets
 from trainer.data.kept_index import changes
 from trainer.errors import ConflictError, TrainerError, UsageError
 
-TRAINING = ("full", "finetune")
-CHECKPOINTS = "checkpoints"
 STEP = re.compile(r"step-(\d+)")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
 NEEDED = {"config", "num_classes", "data", "position"}

@@ -36,7 +36,7 @@ from trainer.pulse import Pulse
 from trainer.randomness import key
 from trainer.records import Records, say, timestamp
 from trainer.requests import Requests
-from trainer.run_folder import writing
+from trainer.run_folder import attempt_file, writing
 from trainer.supervisor import blames_a_peer, die_with_supervisor
 from trainer.watchdog import Watchdog
 from trainer.worker_task import TASK_VARIABLE, WorkerTask
@@ -80,7 +80,7 @@ def run(task: WorkerTask) -> tuple[int, Training]:
     group = join(runtime, rank=task.rank, world_size=task.world_size, master_port=task.master_port)
     classes = len(datasets.classes)
     training = build(task, config, runtime, device, weights=weights, num_classes=classes, group=group)
-    settle_buckets(training.parallel, lambda: _blank_images(training), training.statistics)
+    settle_buckets(training.parallel, lambda: _blank_images(training))
     progress = resume(training, task.checkpoint) if task.checkpoint is not None else Progress()
     data = {"fingerprint": datasets.fingerprint, "train": len(datasets.train or ()), "val": len(datasets.val)}
     keeper = Keeper(training, task.run, attempt=task.attempt, data=data)
@@ -214,7 +214,7 @@ def _write_provenance(task: WorkerTask, config: TrainConfig, runtime: Device, da
         world_size=task.world_size,
         started=timestamp(began),
     )
-    path = task.run / ("provenance.json" if task.attempt == 1 else f"provenance-{task.attempt}.json")
+    path = attempt_file(task.run / "provenance.json", task.attempt)
     with writing(path):
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.backends import Phase
+from trainer.errors import RESUMABLE
 
 # What a job may take from its creation until its runner has written down its process ids.
 START_S = 30.0
@@ -36,8 +37,8 @@ def _outcome(returncode: int, *, cancelled: bool) -> tuple[Phase, str]:
         return Phase.SUCCEEDED, ""
     saved = "stopped by SIGTERM after saving its state"
     if cancelled:
-        return Phase.CANCELLED, saved if returncode == 75 else "stopped before it was done"
-    if returncode == 75:
+        return Phase.CANCELLED, saved if returncode == RESUMABLE else "stopped before it was done"
+    if returncode == RESUMABLE:
         return Phase.RESUMABLE, saved
     if returncode < 0:
         return Phase.FAILED, f"the trainer was killed by {_SIGNALS.get(-returncode, f'signal {-returncode}')}"

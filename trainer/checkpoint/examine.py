@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.files import listed
+from trainer.checkpoint.files import CHECKPOINTS, listed
 from trainer.checkpoint.layout import file_order, size_of
 from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, Refused
 from trainer.checkpoint.reading import read_manifest, tensor_checks, wrong_size
@@ -73,7 +73,7 @@ def checkpoints_at(path: Path) -> list[Path]:
             return [path.parent]
         if path.is_file() or (path / MANIFEST_FILE).exists() or (path / STATE_FILE).exists():
             return [path]
-        found = listed(path) or listed(path / "checkpoints")
+        found = listed(path) or listed(path / CHECKPOINTS)
         if not found and path.name.startswith(CHECKPOINT_PREFIX):
             return [path]
         if not found:
@@ -89,10 +89,10 @@ def examine(path: Path) -> Examined:
 
 def _instead(folder: Path) -> str:
     entries = sorted(folder.iterdir())
-    runs = [entry.name for entry in entries if listed(entry / "checkpoints")]
+    runs = [entry.name for entry in entries if listed(entry / CHECKPOINTS)]
     if runs:
         return f"holds no checkpoint but {len(runs)} run(s): give one of them, such as {folder / runs[0]}"
-    inside = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    inside = folder / CHECKPOINTS if (folder / CHECKPOINTS).is_dir() else folder
     weights = [entry for entry in sorted(inside.iterdir()) if entry.suffix == WEIGHTS_SUFFIX]
     if weights:
         return f"holds no checkpoint yet, only weights: give one of the files, such as {weights[0]}"

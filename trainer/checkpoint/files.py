@@ -20,6 +20,7 @@ from typing import Any
 from trainer.checkpoint.layout import file_order, header, size_of
 from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, Entry, Manifest, Refused, encode
 from trainer.checkpoint.reading import CHUNK, read_manifest, verify
+from trainer.durable import flush
 
 __all__ = [
     "Blob",
@@ -34,6 +35,8 @@ __all__ = [
     "write",
 ]
 
+CHECKPOINTS = "checkpoints"
+"""The folder of a run's checkpoints in the run's own."""
 # A checkpoint that a new one of the same step takes the place of keeps a name that is listed until that one is there.
 NAMED = re.compile(r"step-([0-9]{9,})(\.replaced)?")
 LEFTOVER = re.compile(r"\.step-([0-9]{9,})(?:\.replaced)?\.(partial|refused|pruned)")
@@ -84,7 +87,7 @@ def write(folder: Path, step: int, blobs: Mapping[str, Blob], content: Mapping[s
         entries = _write_state(partial / STATE_FILE, blobs, data)
         saved = datetime.now(timezone.utc).isoformat(timespec="seconds")
         _write_file(partial / MANIFEST_FILE, iter([encode(content, entries, saved)]))
-        _flush(partial)
+        flush(partial)
         manifest = _read_back(partial)
         _install(partial, final)
         undo.pop_all()
@@ -206,7 +209,7 @@ def _install(partial: Path, final: Path) -> None:
             _discard(aside)
         final.rename(aside)
     partial.rename(final)
-    _flush(final.parent)
+    flush(final.parent)
     if aside.exists():
         # The new one is in place: what is left of the old one can wait for the next prune.
         with contextlib.suppress(OSError):
@@ -226,15 +229,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _flush(folder: Path) -> None:
-    """Wait until a folder's entries are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _forget(path: Path) -> None:

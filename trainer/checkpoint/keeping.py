@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from trainer.checkpoint.files import Manifest, newest_valid, read_manifest
+from trainer.checkpoint.files import CHECKPOINTS, Manifest, newest_valid, read_manifest
 from trainer.checkpoint.manifest import STATE_FILE
 from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.state import restore, tensors_of, values_of
 from trainer.config.interval import Interval
+from trainer.config.train import TRAINING
 from trainer.distributed import gathered
 from trainer.engine import Training
 from trainer.errors import TrainerError
@@ -29,10 +30,10 @@ class Keeper:
     def __init__(self, training: Training, run: Path, *, attempt: int, data: Mapping[str, Any]) -> None:
         """`data` is what the checkpoint says of the images."""
         config = training.config
-        self.folder = run / "checkpoints"
+        self.folder = run / CHECKPOINTS
         self._about = {"run": {"name": run.name, "mode": config.mode, "attempt": attempt}, "data": dict(data)}
         self._saver = None
-        if training.rank == 0 and config.mode in ("full", "finetune"):
+        if training.rank == 0 and config.mode in TRAINING:
             every = Interval.parse(config.checkpoint_every)
             self._saver = Saver(self.folder, every=every, keep=config.keep, pin_memory=training.runtime.pin_memory)
 

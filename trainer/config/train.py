@@ -15,6 +15,8 @@ from trainer.config.interval import Interval
 from trainer.config.layers import PARTIAL, Layer, environment_layer, profile_layer, resolve
 
 Mode = Literal["full", "performance", "finetune", "eval"]
+TRAINING = ("full", "finetune")
+"""The modes that keep what they train, and can go on with it."""
 
 MODE_PRESETS: dict[str, dict[str, Any]] = {
     "full": {"epochs": 90},
@@ -206,11 +208,11 @@ class TrainConfig(BaseModel):
             raise ValueError(f"--node-rank {self.node_rank} is not below --nodes {self.nodes}; nodes count from 0")
         if self.nesterov and self.momentum == 0:
             raise ValueError("--nesterov needs --momentum above 0")
-        if self.mode in ("full", "finetune") and 0 < self.epochs <= self.warmup_epochs:
+        if self.mode in TRAINING and 0 < self.epochs <= self.warmup_epochs:
             raise ValueError(f"--warmup-epochs {self.warmup_epochs} leaves no epoch of --epochs {self.epochs}")
         if self.channels_last and self.device == "npu":
             raise ValueError("--channels-last is slow on an NPU: leave it out")
-        if self.mode in ("full", "finetune") and self.epochs == 0:
+        if self.mode in TRAINING and self.epochs == 0:
             raise ValueError(f"--mode {self.mode} needs --epochs of at least 1")
         return self
 

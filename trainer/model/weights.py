@@ -4,7 +4,6 @@ Loading never guesses: the scale, the classes and the function of the borders mu
 exception, because evaluation does not use it: it is loaded where file and network have the same one, else left alone.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainer.durable import flush
 from trainer.errors import TrainerError, UsageError
 from trainer.model.pnasnet import PNASNet5
 from trainer.model.weight_files import DataConfig, Weights, metadata_of
@@ -93,20 +93,11 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], description: dict[s
     partial = path.with_name(f".{path.name}.partial")
     try:
         save_file(dict(tensors), partial, description)
-        _flush(partial)
+        flush(partial)
         partial.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise TrainerError(
             f"weights {path}: cannot be written ({error}); free space or choose another folder"
         ) from error
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file's content, or a folder's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,8 +18,9 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trainer.errors import RESUMABLE
+
 FAILURE_CODES = frozenset({1, 2, 6})
-RESUMABLE = 75
 SHOWN = 500  # characters of a worker's own words in the cause
 NOISE = 64  # lines that may follow a worker's reason: the stacks of its threads, the warnings of its libraries
 

@@ -12,7 +12,8 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import BinaryIO
 
-from trainer.supervisor.cause import RESUMABLE, Outcome, Stop, decide, describe, why
+from trainer.errors import RESUMABLE
+from trainer.supervisor.cause import Outcome, Stop, decide, describe, why
 from trainer.supervisor.lines import Tagger
 from trainer.supervisor.output import Stdout
 from trainer.supervisor.worker import WorkerCommand, WorkerProcess
