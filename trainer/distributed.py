@@ -17,11 +17,18 @@ from trainer.errors import UsageError
 T = TypeVar("T")
 
 # A rank that waits longer for its peers than this has lost one.
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+COLLECTIVE_TIMEOUT_S = 1800.0
+# The watchdog, which can say which rank it waits for, has to be first.
+WATCHDOG_MARGIN_S = 300.0
 
 
-def join(device: Device, *, rank: int, world_size: int, master_port: int) -> dist.ProcessGroup | None:
+def join(
+    device: Device, *, rank: int, world_size: int, master_port: int, stall_timeout_s: float
+) -> dist.ProcessGroup | None:
     """Enter the process group at MASTER_ADDR:MASTER_PORT; a single process needs none.
+
+    Args:
+        stall_timeout_s: the watchdog's; a collective operation may take longer.
 
     Returns:
         A second group over gloo, in which the hosts talk without making a device wait.
@@ -31,13 +38,14 @@ def join(device: Device, *, rank: int, world_size: int, master_port: int) -> dis
     """
     if world_size == 1:
         return None
+    timeout = timedelta(seconds=max(COLLECTIVE_TIMEOUT_S, stall_timeout_s + WATCHDOG_MARGIN_S))
     try:
-        dist.init_process_group(device.backend, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(device.backend, rank=rank, world_size=world_size, timeout=timeout)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
         raise UsageError(f"port {master_port} is taken: choose another with --master-port") from error
-    group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+    group = dist.new_group(backend="gloo", timeout=timeout)
     return group if isinstance(group, dist.ProcessGroup) else None
 
 

@@ -1,4 +1,4 @@
-"""Training and evaluation as small functions: steps over batches, counts over images, no host synchronisation between.
+"""Training as small functions: steps over batches, with no host synchronisation in between.
 
 Device values (losses, counts) are collected as tensors and read once per log interval: reading one waits for the whole
 queue of an accelerator.
@@ -23,8 +23,7 @@ from trainer.data.sampler import EpochPlan
 from trainer.devices import Device
 from trainer.distributed import sum_over_ranks
 from trainer.ema import Ema
-from trainer.errors import TrainerError
-from trainer.loss import correct_top_k, cross_entropy, main_logits, training_loss
+from trainer.loss import correct_top_k, main_logits, training_loss
 from trainer.model import PNASNet5
 from trainer.precision import Precision
 from trainer.pulse import Pulse
@@ -32,6 +31,9 @@ from trainer.randomness import key
 from trainer.requests import Request, Requests
 from trainer.schedule import learning_rate, progress
 from trainer.watchdog import Watchdog
+
+PEERS = "the device or its peers"
+"""What a rank waits for that has work under way."""
 
 
 @dataclass
@@ -70,6 +72,19 @@ class Training:
 
 
 @dataclass(frozen=True)
+class BadStep:
+    """A step without an update.
+
+    Attributes:
+        own_loss: this rank's own loss was not finite.
+        samples: this rank's images in it, by their positions in the training images' index.
+    """
+
+    own_loss: bool
+    samples: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Window:
     """What the whole job did in some consecutive steps; `losses` has one true (unscaled) loss for each of them."""
 
@@ -81,22 +96,10 @@ class Window:
     seconds: float
     timed: bool
     """False in the warm-up, which the images/s figure leaves out."""
-    skipped: tuple[bool, ...]
-    """For each step, whether its update was left out because loss or gradient was not finite."""
-    own_losses_finite: tuple[bool, ...]
-    """For each step, whether this rank's own loss was finite."""
+    bad: tuple["BadStep | None", ...]
+    """For each step, what is known of it if its update was left out because loss or gradient was not finite."""
     request: Request
     """What all ranks have agreed to do after its last step."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Accuracy in percent over exactly `images` images, and their mean cross entropy."""
-
-    top1: float
-    top5: float
-    loss: float
-    images: int
 
 
 def train_steps(
@@ -128,7 +131,7 @@ def train_steps(
         _begin_step(training, epoch=epoch, step=step, steps=steps, lr=lr)
         with training.watchdog.waiting("data", epoch=epoch, step=step):
             taken = list(islice(batches, len(plan.batches(step - first_step, training.rank))))
-        with training.watchdog.waiting("the device or its peers", epoch=epoch, step=step):
+        with training.watchdog.waiting(PEERS, epoch=epoch, step=step):
             job_images = plan.images(step - first_step)
             sums.add(_step(training, taken, job_images=job_images, epoch=epoch, step=step, prepare=prepare), lr)
             # One step ahead: the answer is read after the step that is wished for.
@@ -139,46 +142,6 @@ def train_steps(
         # From `now`: what the window's reader does until it wants the next one is the run's time too.
         sums = _Sums(step + 1, now)
         yield window
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    batches: Iterator[Batch],
-    *,
-    expected: int,
-    precision: Precision,
-    prepare: Callable[[Batch], Tensor],
-    pulse: Pulse,
-    left_out: Callable[[], int] = lambda: 0,
-) -> Evaluation:
-    """Score `model` on every image once: ranks add up counts, never averages.
-
-    Args:
-        batches: this rank's share of the images; a rank may have none.
-        expected: images in the whole data set.
-        left_out: how many of this rank's images could not be read; they count as answered wrongly.
-
-    Raises:
-        TrainerError: another number of images was counted, so that no figure can be given.
-    """
-    device = next(model.parameters()).device
-    counts = torch.zeros(3, dtype=torch.int64, device=device)
-    loss_sum = torch.zeros((), dtype=torch.float32, device=device)
-    seen = 0
-    model.eval()
-    for batch in batches:
-        with precision.forward():
-            logits = main_logits(model(prepare(batch)))
-        counts[:2] += correct_top_k(logits, batch.labels, (1, 5))
-        loss_sum += cross_entropy(logits, batch.labels, 0.0) * len(batch.labels)
-        seen += len(batch.labels)
-        pulse.beat(evaluated=seen, images=expected)
-    counts[2] = seen + left_out()
-    top1, top5, images = sum_over_ranks(counts).tolist()
-    if images != expected:
-        raise TrainerError(f"evaluation counted {images} images, but the data set has {expected}: no figure is given")
-    return Evaluation(100 * top1 / images, 100 * top5 / images, float(sum_over_ranks(loss_sum)) / images, images)
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, decay_all: bool) -> list[dict[str, object]]:
@@ -200,12 +163,13 @@ def _begin_step(training: Training, *, epoch: int, step: int, steps: int, lr: fl
 
 @dataclass(frozen=True)
 class _Step:
-    """Mean loss, right answers and whether the update was left out, on the device; and this rank's images."""
+    """Mean loss, right answers and whether the update was left out, and this rank's batches; all on the device."""
 
     loss: Tensor
     correct: Tensor
     skipped: Tensor
-    images: int
+    batches: list[Tensor]
+    """Of each batch the images' positions in the index."""
 
 
 class _Sums:
@@ -223,13 +187,13 @@ class _Sums:
     def read(self, training: Training, *, timed: bool, request: Request) -> tuple[Window, float]:
         """The steps as a window over all ranks, and when it ended: two reductions, and one wait for the device."""
         own = torch.stack([step.loss for step in self._steps])
-        finite = torch.isfinite(own)
+        own_finite = torch.isfinite(own)
         losses = sum_over_ranks(own) / training.world_size
         correct = torch.stack([step.correct for step in self._steps]).sum()
-        images = sum(step.images for step in self._steps)
+        images = sum(len(batch) for step in self._steps for batch in step.batches)
         counts = sum_over_ranks(torch.stack([correct, torch.full_like(correct, images)])).tolist()
         skipped = torch.stack([step.skipped for step in self._steps])
-        rows = [tensor.tolist() for tensor in (losses, skipped, finite)]
+        rows = [tensor.tolist() for tensor in (losses, skipped, own_finite)]
         now = time.perf_counter()
         window = Window(
             first_step=self._first_step,
@@ -239,11 +203,16 @@ class _Sums:
             correct=counts[0],
             seconds=now - self._began,
             timed=timed,
-            skipped=tuple(rows[1]),
-            own_losses_finite=tuple(rows[2]),
+            bad=tuple(map(_bad_step, self._steps, rows[1], rows[2])),
             request=request,
         )
         return window, now
+
+
+def _bad_step(step: _Step, skipped: bool, own_finite: bool) -> BadStep | None:
+    if not skipped:
+        return None
+    return BadStep(not own_finite, tuple(sample for batch in step.batches for sample in batch.tolist()))
 
 
 def _step(
@@ -263,6 +232,8 @@ def _step(
     training.optimizer.zero_grad()
     parts = [part for batch in batches for part in _parts(batch, training.micro_batch)]
     for number, part in enumerate(parts):
+        # A part that is done is progress, where a step takes minutes.
+        training.watchdog.at(PEERS, epoch=epoch, step=step, part=number)
         # Drop-path and dropout of this part depend on where it stands in the run, not on what came before.
         training.runtime.seed(key(config.seed, "layers", epoch, step, number, training.rank))
         inputs, targets = mix(
@@ -291,7 +262,7 @@ def _step(
     training.statistics.undo(skipped)
     if training.ema is not None:
         training.ema.update(training.network)
-    return _Step(total, correct, skipped, sum(len(batch.labels) for batch in batches))
+    return _Step(total, correct, skipped, [batch.indices for batch in batches])
 
 
 def _parts(batch: Batch, micro_batch: int) -> list[Batch]:

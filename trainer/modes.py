@@ -13,10 +13,11 @@ from trainer.data.augment import NORMALIZATIONS, device_transform
 from trainer.data.bad_images import bound
 from trainer.data.index import Datasets, ImageIndex
 from trainer.data.loader import Batch, eval_batches, to_device, train_batches
-from trainer.data.sampler import EpochPlan, epoch_order, plan_epoch
+from trainer.data.sampler import EpochPlan, plan_epoch
 from trainer.distributed import equalise, gathered
-from trainer.engine import Evaluation, Training, Window, evaluate, train_steps
+from trainer.engine import Training, Window, train_steps
 from trainer.errors import RESUMABLE, TrainerError
+from trainer.evaluation import Evaluation, evaluate
 from trainer.progress import Progress, Throughput
 from trainer.records import Records, say
 from trainer.report import report_epoch, report_evaluation, report_result, report_steps
@@ -55,13 +56,15 @@ def fit(run: Run) -> int:
     training, progress, records = run.training, run.progress, run.records
     config, clock, wall_before = training.config, time.perf_counter(), progress.wall_s
     while progress.epoch < config.epochs:
-        if _train_epoch(run) is Request.STOP:
+        result = None
+        if _train_epoch(run) is not Request.STOP:
+            if not progress.equalised:
+                equalise(training.statistics)
+                progress.equalised = True
+            result = _evaluate(run, epoch=progress.epoch)
+        if result is None:
             progress.wall_s = wall_before + time.perf_counter() - clock
             return _stop(run)
-        if not progress.equalised:
-            equalise(training.statistics)
-            progress.equalised = True
-        result = _evaluate(training, run.datasets, records)
         report_evaluation(records, result, epoch=progress.epoch, epochs=config.epochs)
         report_epoch(records, progress.sums, result)
         is_best = progress.end_epoch(result)
@@ -69,7 +72,10 @@ def fit(run: Run) -> int:
         run.keeper.save(training, progress, records, weights=("last", "best") if is_best else ("last",))
     error = run.keeper.finish(training)
     if error is not None:
-        raise TrainerError(f"the run is done, but its last checkpoint could not be saved: {error}; resume it to do so")
+        raise TrainerError(
+            f"{run.keeper.folder}: the run is done, but its last checkpoint could not be saved: {error}; "
+            "make room there and resume it"
+        )
     report_result(
         training,
         records,
@@ -95,7 +101,7 @@ def measure(run: Run) -> int:
         steps, warmup = min(per_epoch, wanted - done), config.warmup_steps - done
         plan = _plan(training, index, steps_limit=steps)
         for window in _steps(run, plan, epoch=epoch, first_step=0, warmup_left=warmup):
-            streak.add(window, plan, epoch=epoch, first_step=0)
+            streak.add(window, epoch=epoch)
             through = replace(window, first_step=done + window.first_step)
             report_steps(training, run.records, through, epoch=0, steps=wanted, global_step=through.first_step)
             throughput.add(window)
@@ -112,7 +118,10 @@ def score(run: Run) -> int:
     """Evaluate the given weights once; the rate is that of evaluation."""
     clock = time.perf_counter()
     equalise(run.training.statistics)
-    result = _evaluate(run.training, run.datasets, run.records)
+    result = _evaluate(run, epoch=0)
+    if result is None:
+        say("stopped", text="an evaluation begins anew")
+        return RESUMABLE
     wall_s = time.perf_counter() - clock
     report_evaluation(run.records, result, epoch=0, epochs=1)
     throughput = Throughput(images=result.images, seconds=wall_s)
@@ -132,12 +141,12 @@ def _train_epoch(run: Run) -> Request:
         progress.planned = plan.end + plan.left_out
     if plan.left_out:
         say("warning", text=f"{plan.left_out} images sit out epoch {progress.epoch}: too few for a step")
-    steps = first + plan.steps
+    steps = progress.steps = first + plan.steps
     warmup = training.config.warmup_steps if progress.epoch == 0 else 0
     for window in _steps(run, plan, epoch=progress.epoch, first_step=first, warmup_left=warmup):
         report_steps(training, run.records, window, epoch=progress.epoch, steps=steps, global_step=progress.global_step)
         done = range(window.first_step - first, window.first_step - first + len(window.losses))
-        streak.add(window, plan, epoch=progress.epoch, first_step=first)
+        streak.add(window, epoch=progress.epoch)
         progress.add(window, images=sum(plan.images(step) for step in done))
         _report_bad_images(training, run.records, index)
         if window.request is Request.STOP:
@@ -152,7 +161,10 @@ def _stop(run: Run) -> int:
     run.keeper.save(training, progress, run.records)
     error = run.keeper.finish(training)
     if error is not None:
-        raise TrainerError(f"asked to stop at step {progress.global_step}, but its state could not be saved: {error}")
+        raise TrainerError(
+            f"{run.keeper.folder}: asked to stop at step {progress.global_step}, but its state could not be saved: "
+            f"{error}; resume goes on from the checkpoint before"
+        )
     say("stopped", epoch=progress.epoch, step=progress.step, global_step=progress.global_step)
     return RESUMABLE
 
@@ -164,7 +176,7 @@ class _Streak:
         self._run = run
         self.length = 0
 
-    def add(self, window: Window, plan: EpochPlan, *, epoch: int, first_step: int) -> None:
+    def add(self, window: Window, *, epoch: int) -> None:
         """Count a window.
 
         Raises:
@@ -172,23 +184,15 @@ class _Streak:
         """
         training = self._run.training
         allowed = training.config.max_bad_steps + training.precision.overflows
-        for number, skipped in enumerate(window.skipped):
-            self.length = self.length + 1 if skipped else 0
-            if self.length < allowed:
+        for step, bad in enumerate(window.bad, window.first_step):
+            self.length = self.length + 1 if bad else 0
+            if bad is None or self.length < allowed:
                 continue
-            step = window.first_step + number
-            index = _train_images(self._run.datasets)
-            samples = _samples(training, plan, index, epoch=epoch, step=step - first_step)
-            whose = "this rank's loss" if not window.own_losses_finite[number] else "the gradient"
+            whose = "this rank's loss" if bad.own_loss else "the gradient"
             raise DivergedError(
                 f"{whose} was not finite in {self.length} steps in a row, last in epoch {epoch}, step {step}: "
-                f"lower --lr, or look at the images of this rank's batch: samples {samples}"
+                f"lower --lr, or look at the images of this rank's batch: samples {','.join(map(str, bad.samples))}"
             )
-
-
-def _samples(training: Training, plan: EpochPlan, index: ImageIndex, *, epoch: int, step: int) -> str:
-    order = epoch_order(len(index), seed=training.config.seed, epoch=epoch)
-    return ",".join(str(order[place]) for part in plan.batches(step, training.rank) for place in part)
 
 
 def _plan(
@@ -232,13 +236,14 @@ def _steps(run: Run, plan: EpochPlan, *, epoch: int, first_step: int, warmup_lef
     )
 
 
-def _evaluate(training: Training, datasets: Datasets, records: Records) -> Evaluation:
-    config = training.config
+def _evaluate(run: Run, *, epoch: int) -> Evaluation | None:
+    """Score the run's model; None if the ranks have agreed to stop before the end."""
+    training, index, config = run.training, run.datasets.val, run.training.config
     if training.ema is not None:
         training.ema.copy_buffers(training.network)
     training.bad_images.left_out()
     batches = eval_batches(
-        datasets.val,
+        index,
         config=config,
         rank=training.rank,
         world_size=training.world_size,
@@ -247,15 +252,13 @@ def _evaluate(training: Training, datasets: Datasets, records: Records) -> Evalu
         bad_images=training.bad_images,
     )
     result = evaluate(
-        training.evaluated,
+        training,
         to_device(batches, training.device),
-        expected=len(datasets.val),
-        precision=training.precision,
+        expected=len(index),
         prepare=_preparation(config),
-        pulse=training.pulse,
-        left_out=training.bad_images.left_out,
+        epoch=epoch,
     )
-    _report_bad_images(training, records, datasets.val)
+    _report_bad_images(training, run.records, index)
     return result
 
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from trainer.engine import Evaluation, Window
+from trainer.engine import Window
+from trainer.evaluation import Evaluation
 from trainer.records import Kept
 
 
@@ -62,6 +63,7 @@ class Progress:
         global_step: optimizer steps since the run's beginning.
         images: images of this epoch's order that are used up.
         planned: images that this epoch uses in all; None before it has begun.
+        steps: steps that this epoch has in all; None before it has begun.
         equalised: the epoch's steps are done, and ranks have shared their batch statistics for its evaluation.
         lr_factor: what the learning rate is multiplied by, since the number of devices changed.
         wall_s: seconds of all attempts up to here.
@@ -72,6 +74,7 @@ class Progress:
     global_step: int = 0
     images: int = 0
     planned: int | None = None
+    steps: int | None = None
     equalised: bool = False
     lr_factor: float = 1.0
     wall_s: float = 0.0
@@ -95,7 +98,8 @@ class Progress:
         if is_best:
             self.best = score
         self.epoch += 1
-        self.step, self.images, self.planned, self.equalised, self.sums = 0, 0, None, False, EpochSums()
+        self.step, self.images, self.planned, self.steps = 0, 0, None, None
+        self.equalised, self.sums = False, EpochSums()
         return is_best
 
     @property

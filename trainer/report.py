@@ -3,7 +3,8 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from trainer.engine import Evaluation, Training, Window
+from trainer.engine import Training, Window
+from trainer.evaluation import Evaluation
 from trainer.progress import EpochSums, Throughput, rate
 from trainer.records import Records, say
 
@@ -24,7 +25,7 @@ def report_steps(
         lr=window.lrs[-1],
         fps=rate(window.images, window.seconds),
         top1=100 * window.correct / window.images,
-        skipped=sum(window.skipped) or None,
+        skipped=sum(bad is not None for bad in window.bad) or None,
     )
     rows = [
         {"epoch": epoch, "step": window.first_step + i, "global_step": global_step + i, "loss": loss, "lr": lr}

@@ -20,7 +20,7 @@ from trainer.errors import ConflictError, TrainerError, UsageError
 
 STEP = re.compile(r"step-(\d+)")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
-NEEDED = {"config", "num_classes", "data", "position"}
+NEEDED = {"config", "num_classes", "data", "progress", "state", "arithmetic"}
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,10 @@ def check_data(manifest: Manifest, datasets: Datasets, config: TrainConfig, *, r
 
 def where(content: Mapping[str, Any]) -> str:
     """A checkpoint's position, for people."""
-    position = content["position"]
-    if position.get("finished"):
+    progress, epochs = content["progress"], content["config"]["epochs"]
+    if progress["epoch"] >= epochs:
         return "the end of its run"
-    return f"epoch {position.get('epoch')}, step {position.get('step')}"
+    return f"epoch {progress['epoch']}, step {progress['step']}"
 
 
 def is_training_state(path: Path) -> bool:

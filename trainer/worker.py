@@ -77,7 +77,13 @@ def run(task: WorkerTask) -> tuple[int, Training]:
     datasets = load_datasets(config.data_path, need_train=config.mode != "eval")
     runtime = open_device(task.device)
     device = runtime.open(task.local_rank)
-    group = join(runtime, rank=task.rank, world_size=task.world_size, master_port=task.master_port)
+    group = join(
+        runtime,
+        rank=task.rank,
+        world_size=task.world_size,
+        master_port=task.master_port,
+        stall_timeout_s=config.stall_timeout_s,
+    )
     classes = len(datasets.classes)
     training = build(task, config, runtime, device, weights=weights, num_classes=classes, group=group)
     settle_buckets(training.parallel, lambda: _blank_images(training))

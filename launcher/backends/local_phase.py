@@ -35,11 +35,11 @@ def phase_of(
 def _outcome(returncode: int, *, cancelled: bool) -> tuple[Phase, str]:
     if returncode == 0:
         return Phase.SUCCEEDED, ""
-    saved = "stopped by SIGTERM after saving its state"
+    stopped = "stopped by SIGTERM; it can go on"
     if cancelled:
-        return Phase.CANCELLED, saved if returncode == RESUMABLE else "stopped before it was done"
+        return Phase.CANCELLED, stopped if returncode == RESUMABLE else "stopped before it was done"
     if returncode == RESUMABLE:
-        return Phase.RESUMABLE, saved
+        return Phase.RESUMABLE, stopped
     if returncode < 0:
         return Phase.FAILED, f"the trainer was killed by {_SIGNALS.get(-returncode, f'signal {-returncode}')}"
     return Phase.FAILED, f"the trainer ended with exit code {returncode}"

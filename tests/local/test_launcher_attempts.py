@@ -129,7 +129,7 @@ def test_the_command_that_is_shown_continues_a_cancelled_job_from_any_folder(ben
     assert started.returncode == 0, started.stderr
     saved = bench.home / "out" / "mine" / "checkpoints"
     wait_until(lambda: any(saved.glob("step-*/manifest.json")))
-    assert bench.run("cancel", "mine").stdout == "mine Cancelled: stopped by SIGTERM after saving its state\n"
+    assert bench.run("cancel", "mine").stdout == "mine Cancelled: stopped by SIGTERM; it can go on\n"
     [shown] = [line for line in bench.run("status", "mine").stdout.splitlines() if line.startswith("continue")]
     words = shlex.split(shown.removeprefix("continue"))
     assert words[:3] == ["python", "-m", "launcher"]

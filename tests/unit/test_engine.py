@@ -14,8 +14,9 @@ from trainer.data.loader import Batch
 from trainer.data.sampler import EpochPlan, plan_epoch
 from trainer.devices import open_device
 from trainer.ema import Ema
-from trainer.engine import Training, Window, evaluate, parameter_groups, train_steps
+from trainer.engine import Training, Window, parameter_groups, train_steps
 from trainer.errors import TrainerError
+from trainer.evaluation import evaluate
 from trainer.worker import build
 from trainer.worker_task import WorkerTask
 
@@ -139,19 +140,12 @@ def test_a_step_in_parts_is_the_step_of_the_whole() -> None:
 
 def test_evaluation_refuses_a_figure_when_the_count_is_not_the_data_sets() -> None:
     training = _training(aux="none")
-    score = evaluate(
-        training.network, _batches(3), expected=12, precision=training.precision, prepare=_prepare, pulse=training.pulse
-    )
+    score = evaluate(training, _batches(3), expected=12, prepare=_prepare)
+    assert score is not None
     assert score.images == 12
-    with pytest.raises(TrainerError, match="counted 12 images, but the data set has 13"):
-        evaluate(
-            training.network,
-            _batches(3),
-            expected=13,
-            precision=training.precision,
-            prepare=_prepare,
-            pulse=training.pulse,
-        )
+    for expected in (11, 13, 5):
+        with pytest.raises(TrainerError, match=f"counted 12 images, but the data set has {expected}"):
+            evaluate(training, _batches(3), expected=expected, prepare=_prepare)
 
 
 def test_batch_norm_and_biases_are_decayed_only_when_asked() -> None:

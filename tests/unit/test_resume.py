@@ -69,7 +69,9 @@ def _save(attempt: Attempt, step: int, **content: Any) -> None:
         "config": attempt.config.model_dump(mode="json"),
         "num_classes": len(datasets.classes),
         "data": {"fingerprint": datasets.fingerprint},
-        "position": {"epoch": 1, "step": step - 10, "global_step": step},
+        "progress": {"epoch": 1, "step": step - 10},
+        "state": {},
+        "arithmetic": {},
         **content,
     }
     write(attempt.run / "checkpoints", step, {"w": Blob("U8", (3,), memoryview(b"abc"))}, values)
@@ -293,7 +295,7 @@ def _not_a_state(_root: Path) -> Path:
         (_torn, "step-000000010: state.safetensors has 4 bytes"),
         (_newer_format, "written in format 99"),
         (_never_saved, "no checkpoint was saved there; --resume auto with --run-name r begins this run again"),
-        (_not_a_state, "not a training state: it lacks data, num_classes, position"),
+        (_not_a_state, "not a training state: it lacks arithmetic, data, num_classes, progress, state"),
     ],
 )
 def test_what_cannot_be_resumed_is_named(tmp_path: Path, place: Callable[[Path], Path], said: str) -> None:

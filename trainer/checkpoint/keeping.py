@@ -80,18 +80,30 @@ def resume(training: Training, checkpoint: Path) -> Progress:
     content = manifest.content
     progress = Progress.from_json(content["progress"])
     tensors = load_file(checkpoint / STATE_FILE)
-    restore(training, tensors, content["state"], world_size=content["world_size"])
+    before = content["arithmetic"]
+    restore(training, tensors, content["state"], world_size=before["world_size"])
+    _take_micro_batch(training, before)
+    now = arithmetic(training)
     if training.config.resume_lr == "scale":
-        progress.lr_factor *= global_batch(training) / content["global_batch"]
+        progress.lr_factor *= _global_batch(now) / _global_batch(before)
     if training.rank == 0:
-        _say_what_differs(training, content)
+        _say_what_differs(before, now)
     return progress
 
 
-def global_batch(training: Training) -> int:
-    """Images per optimizer step of the whole job."""
+def _take_micro_batch(training: Training, before: Mapping[str, Any]) -> None:
+    """Compute batches in the parts that they had, unless the user wants others or this machine has less memory.
+
+    Batch norm sees one part at a time, so another size is another training.
+    """
     config = training.config
-    return training.world_size * config.batch_size * config.accumulate
+    if config.micro_batch is None and config.batch_size == before["batch_size"]:
+        training.micro_batch = min(training.micro_batch, before["micro_batch"])
+
+
+def _global_batch(values: Mapping[str, Any]) -> int:
+    """Images per optimizer step of the whole job."""
+    return int(values["world_size"] * values["batch_size"] * values["accumulate"])
 
 
 def rewound(training: Training, folder: Path) -> Progress | None:
@@ -104,22 +116,11 @@ def rewound(training: Training, folder: Path) -> Progress | None:
 
 
 def _content(training: Training, progress: Progress) -> dict[str, Any]:
-    position = {
-        "epoch": progress.epoch,
-        "step": progress.step,
-        "global_step": progress.global_step,
-        "images": progress.images,
-        "planned": progress.planned,
-        "finished": progress.epoch >= training.config.epochs,
-    }
     return {
-        "position": position,
         "progress": progress.to_json(),
         "state": values_of(training),
         "config": training.config.model_dump(mode="json"),
         "num_classes": training.network.num_classes,
-        "world_size": training.world_size,
-        "global_batch": global_batch(training),
         "arithmetic": arithmetic(training),
     }
 
@@ -142,8 +143,7 @@ def arithmetic(training: Training) -> dict[str, Any]:
     }
 
 
-def _say_what_differs(training: Training, content: Mapping[str, Any]) -> None:
-    before, now = content["arithmetic"], arithmetic(training)
+def _say_what_differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     differing = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
     if differing:
         say("resumed", bit_exact="no", differs="; ".join(differing))
