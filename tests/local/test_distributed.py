@@ -26,7 +26,7 @@ def _free_port() -> int:
 def _enter(rank: int, world_size: int, port: int, task: Callable[..., None], *arguments: Any) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
-    join(open_device("cpu"), rank=rank, world_size=world_size, master_port=port)
+    join(open_device("cpu"), rank=rank, world_size=world_size, master_port=port, stall_timeout_s=900)
     task(rank, world_size, *arguments)
     leave()
 

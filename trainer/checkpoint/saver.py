@@ -81,6 +81,8 @@ class Saver:
         """
         self.wait()
         self._copy(tensors)
+        # Until the thread knows better: an error that nobody foresaw ends it without another word.
+        self._error = "its writer died (its traceback is above)"
         self.start_at(step)
         self._thread = threading.Thread(
             target=self._write, args=(step, dict(content), dict(weights), sync), name="checkpoint", daemon=True
@@ -124,6 +126,7 @@ class Saver:
             state = {n.removeprefix(part): t for n, t in self._buffers.items() if n.startswith(part)}
             for name, description in weights.items():
                 write_weights(self._folder / name, state, dict(description))
+            self._error = None
         except (OSError, Refused, TrainerError) as error:
             self._error = " ".join(str(error).split())
             say("warning", text=f"checkpoint of step {step} is not saved: {self._error}; earlier ones stay")

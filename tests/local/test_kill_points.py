@@ -1,0 +1,77 @@
+"""A run that is killed again and again, at any moment and any part of it, ends with the bits of one that was not."""
+
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.local.conftest import train
+from tests.local.interrupted import Started, assert_same, recipe
+
+MOMENTS = ("step", "write", "evaluation", "epoch end")
+VICTIMS = ("one rank", "all ranks", "the trainer alone", "everything")
+EPOCHS, STEPS = 3, 8
+KILLS = {1: 6, 2: 6, 4: 6, 8: 4}
+"""How often a run of so many processes is killed."""
+
+
+def _strike(running: Started, run: Path, moment: str, victims: str, draw: random.Random) -> bool:
+    """Kill at a random time in `moment`; False if the run was over before."""
+    last_step = f"step={STEPS} steps={STEPS} "
+    found = {
+        "step": lambda: running.until(lambda said: "] step epoch=" in said),
+        "write": lambda: running.until(lambda _said: _is_writing(run, since=running.began)),
+        "evaluation": lambda: running.until(lambda said: last_step in said),
+        "epoch end": lambda: running.until(lambda said: "] eval epoch=" in said),
+    }[moment]()
+    time.sleep(draw.uniform(0, {"step": 0.4, "write": 0.01, "evaluation": 0.3, "epoch end": 0.05}[moment]))
+    workers = running.workers() if found else []
+    if not workers:
+        return False
+    if victims == "one rank":
+        workers = [draw.choice(workers)]
+    running.kill(
+        trainer=victims in {"the trainer alone", "everything"},
+        workers=[] if victims == "the trainer alone" else workers,
+    )
+    return True
+
+
+def _is_writing(run: Path, *, since: float) -> bool:
+    """Whether a checkpoint is half written; those of a writer that was killed before `since` do not count."""
+    try:
+        return any(path.stat().st_mtime > since for path in run.glob("checkpoints/.step-*.partial"))
+    except FileNotFoundError:  # it has just been finished
+        return True
+
+
+@pytest.mark.parametrize(("world_size", "precision"), [(1, "fp32"), (2, "fp16"), (4, "fp32"), (8, "fp32")])
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
+    tmp_path: Path,
+    digits: Path,
+    world_size: int,
+    precision: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """PNAS_KILL_SEED repeats the moments of a test that has failed, as far as a machine's timing can be repeated."""
+    seed = int(os.environ.get("PNAS_KILL_SEED") or random.SystemRandom().randrange(2**32))
+    draw = random.Random(seed)
+    fixed = ("--npus", str(world_size), "--precision", precision, "--epochs", str(EPOCHS), "--steps", str(STEPS))
+    whole = train(tmp_path, *recipe(*fixed), data=digits, name="whole")
+    assert whole.code == 0, whole.stdout
+    moments = draw.sample(MOMENTS * 2, k=len(MOMENTS) * 2)[: KILLS[world_size]]
+    survived = []
+    for moment in moments:
+        victims, workers = draw.choice(VICTIMS), str(draw.randrange(3))
+        running = Started(tmp_path, digits, *fixed, "--resume", "auto", "--workers", workers, name="killed")
+        assert _strike(running, whole.run.with_name("killed"), moment, victims, draw), (seed, moment, running.said)
+        assert running.wait() != 0
+        survived.append(f"{victims} in {moment}")
+    with capsys.disabled():
+        sys.stdout.write(f"\n{world_size} processes, seed {seed}: killed {', '.join(survived)}\n")
+    resumed = train(tmp_path, *recipe(*fixed, "--resume", "auto", "--workers", "1"), data=digits, name="killed")
+    assert resumed.code == 0, (seed, resumed.stdout)
+    assert_same(whole.run, resumed.run, last_step=EPOCHS * STEPS)
