@@ -15,7 +15,7 @@ from trainer.data.index import Datasets, ImageIndex
 from trainer.data.loader import Batch, eval_batches, to_device, train_batches
 from trainer.data.sampler import EpochPlan, plan_epoch
 from trainer.distributed import equalise, gathered
-from trainer.engine import Training, Window, train_steps
+from trainer.engine import PEERS, Training, Window, train_steps
 from trainer.errors import RESUMABLE, TrainerError
 from trainer.evaluation import Evaluation, evaluate
 from trainer.progress import Progress, Throughput
@@ -59,7 +59,7 @@ def fit(run: Run) -> int:
         result = None
         if _train_epoch(run) is not Request.STOP:
             if not progress.equalised:
-                equalise(training.statistics)
+                _equalise(training, epoch=progress.epoch)
                 progress.equalised = True
             result = _evaluate(run, epoch=progress.epoch)
         if result is None:
@@ -117,7 +117,7 @@ def measure(run: Run) -> int:
 def score(run: Run) -> int:
     """Evaluate the given weights once; the rate is that of evaluation."""
     clock = time.perf_counter()
-    equalise(run.training.statistics)
+    _equalise(run.training, epoch=0)
     result = _evaluate(run, epoch=0)
     if result is None:
         say("stopped", text="an evaluation begins anew")
@@ -236,6 +236,11 @@ def _steps(run: Run, plan: EpochPlan, *, epoch: int, first_step: int, warmup_lef
     )
 
 
+def _equalise(training: Training, *, epoch: int) -> None:
+    with training.watchdog.waiting(PEERS, epoch=epoch):
+        equalise(training.statistics)
+
+
 def _evaluate(run: Run, *, epoch: int) -> Evaluation | None:
     """Score the run's model; None if the ranks have agreed to stop before the end."""
     training, index, config = run.training, run.datasets.val, run.training.config
@@ -266,7 +271,8 @@ def _report_bad_images(training: Training, records: Records, index: ImageIndex) 
     """List what any rank has skipped; give up where it is more than the bound, on all ranks alike."""
     if training.config.on_bad_image == "fail":
         return
-    found = [image for images in gathered(training.bad_images.new(), training.group) for image in images]
+    with training.watchdog.waiting(PEERS):
+        found = [image for images in gathered(training.bad_images.new(), training.group) for image in images]
     if not found:
         return
     for image in found:

@@ -152,11 +152,11 @@ def training(output: Path, data: Path, *options: str) -> "subprocess.Popen[str]"
     )
 
 
-def workers_of(process: "subprocess.Popen[str]") -> list[int]:
-    """The process of each rank, in the order of the ranks, once all of them train."""
+def workers_of(process: "subprocess.Popen[str]", *, line: str = " step epoch=") -> list[int]:
+    """The process of each rank, in the order of the ranks, once such a line has been printed."""
     assert process.stdout is not None
-    for line in process.stdout:
-        if " step epoch=" in line:
+    for said in process.stdout:
+        if line in said:
             break
     return children(process.pid)
 
@@ -170,7 +170,19 @@ def test_the_trainer_names_a_rank_that_is_frozen(tmp_path: Path, digits: Path) -
     process = training(tmp_path, digits, "--npus", "2")
     os.kill(workers_of(process)[1], signal.SIGSTOP)
     _, cause = end(process)
-    assert re.match(r"rank 0 cpu:0 has waited \d+ s for its peers \(.* epoch \d+ step \d+\): rank 1 \(", cause), cause
+    assert re.match(
+        r"rank 0 cpu:0 has waited \d+ s for its peers \(.* epoch \d+ step \d+( part 0)?\): rank 1 \(", cause
+    )
+    assert "has been silent for" in cause
+
+
+def test_the_trainer_names_a_rank_that_is_frozen_in_an_evaluation(tmp_path: Path, digits: Path) -> None:
+    process = training(tmp_path, digits, "--npus", "2", "--steps", "2", "--batch-size", "2")
+    os.kill(workers_of(process, line=" step=2 steps=2 ")[1], signal.SIGSTOP)
+    _, cause = end(process)
+    assert re.match(
+        r"rank 0 cpu:0 has waited \d+ s for its peers \(.* epoch 0( evaluation_round \d+)?\): rank 1 \(", cause
+    )
     assert "has been silent for" in cause
 
 

@@ -15,7 +15,7 @@ from trainer.checkpoint.state import restore, tensors_of, values_of
 from trainer.config.interval import Interval
 from trainer.config.train import TRAINING
 from trainer.distributed import gathered
-from trainer.engine import Training
+from trainer.engine import PEERS, Training
 from trainer.errors import TrainerError
 from trainer.inherit import data_config
 from trainer.model.weights import describe
@@ -48,7 +48,7 @@ class Keeper:
 
     def save(self, training: Training, progress: Progress, records: Records, *, weights: tuple[str, ...] = ()) -> None:
         """Take a checkpoint; every rank calls it. Also keep the evaluated weights under the names in `weights`."""
-        with training.watchdog.waiting("the peers at a checkpoint", epoch=progress.epoch, step=progress.step):
+        with training.watchdog.waiting(PEERS, epoch=progress.epoch, step=progress.step):
             tensors = tensors_of(training)
         if self._saver is None:
             return
@@ -64,8 +64,10 @@ class Keeper:
 
     def finish(self, training: Training) -> str | None:
         """Wait for the last checkpoint; on all ranks why it was not saved, if it was not."""
-        error = self._saver.wait() if self._saver is not None else None
-        return gathered(error, training.group)[0]
+        with training.watchdog.waiting("disk"):
+            error = self._saver.wait() if self._saver is not None else None
+        with training.watchdog.waiting(PEERS):
+            return gathered(error, training.group)[0]
 
 
 def resume(training: Training, checkpoint: Path) -> Progress:
@@ -111,7 +113,8 @@ def rewound(training: Training, folder: Path) -> Progress | None:
     found: Manifest | None = None
     if training.rank == 0:
         found = newest_valid(folder, on_refused=lambda path, why: say("warning", text=f"{path} refused: {why}"))
-    path = gathered(None if found is None else found.path, training.group)[0]
+    with training.watchdog.waiting(PEERS):
+        path = gathered(None if found is None else found.path, training.group)[0]
     return None if path is None else resume(training, path)
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from trainer.watchdog.board import POST_S, Board
-from trainer.watchdog.marks import Mark, stall_line
+from trainer.watchdog.marks import BETWEEN, Mark, stall_line
 
 TICK_S = 1.0
 EXIT_CODE = 1
@@ -64,7 +64,8 @@ class Watchdog:
             self._mark = None if before is None else Mark(before.what, before.where)
 
     def start(self) -> None:
-        """Begin to watch; the process group has been joined."""
+        """Begin to watch; the process group has been joined. What has no mark of its own is work between steps."""
+        self._mark = self._mark or Mark(BETWEEN)
         self._arm_backstop()
         board = self._board
         self._threads = [threading.Thread(target=self._watch, name="watchdog", daemon=True)]
