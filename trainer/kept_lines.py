@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from trainer.appender import Appender, Tell
 from trainer.durable import flush
 from trainer.run_folder import writing
 
@@ -18,36 +19,42 @@ Keep = Callable[[bytes], bool]
 
 
 class Lines(contextlib.AbstractContextManager["Lines"]):
-    """A text file that has every line as soon as it is written.
+    """A text file that has every line as soon as it is written, or as soon as its disk takes it."""
 
-    Raises:
-        TrainerError: from each method, if the file cannot be written; the line names it.
-    """
+    def __init__(self, path: Path, *, fresh: bool, tell: Tell) -> None:
+        """Open `path`: as a new file if `fresh`, else to go on after what it has.
 
-    def __init__(self, path: Path, *, fresh: bool) -> None:
-        """Open `path`: as a new file if `fresh`, else to go on after what it has."""
-        self._path = path
-        with writing(path):
-            self._file = path.open("xb" if fresh else "ab")
+        Args:
+            tell: told where the file cannot be written, and where it can again.
+
+        Raises:
+            TrainerError: it cannot be opened.
+        """
+        self._path, self._tell = path, tell
+        self._file = Appender(path, fresh=fresh, tell=tell)
 
     def write(self, *lines: str) -> None:
         """Add lines."""
-        with writing(self._path):
-            self._file.write("".join(f"{line}\n" for line in lines).encode())
-            self._file.flush()
+        self._file.write("".join(f"{line}\n" for line in lines).encode())
 
     def sync(self) -> None:
-        """Wait until the disk has every line."""
-        with writing(self._path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        """Wait until the disk has every line.
+
+        Raises:
+            TrainerError: it does not take them; the line names the file.
+        """
+        self._file.sync()
 
     def replace(self, keep: Keep, moved: Callable[[Sequence[bytes]], str], to: Path) -> None:
         """Leave only the lines that `keep` wants, and add what `moved` makes of the others to the file `to`.
 
         A last line without its end was torn by a crash and goes too. At any moment the file on the disk is the old one
         or the new one, and the lines that go are in the other file before they leave this one.
+
+        Raises:
+            TrainerError: one of the two cannot be written; the line names it.
         """
+        self._file.sync()
         with writing(self._path):
             lines = self._path.read_bytes().splitlines(keepends=True)
             staying = [line.endswith(b"\n") and keep(line[:-1]) for line in lines]
@@ -65,10 +72,8 @@ class Lines(contextlib.AbstractContextManager["Lines"]):
                 os.fsync(rest.fileno())
             partial.replace(self._path)
             flush(self._path.parent)
-            self._file.close()
-            self._file = self._path.open("ab")
+        self._file.__exit__()
+        self._file = Appender(self._path, fresh=False, tell=self._tell)
 
     def __exit__(self, *_error: object) -> None:
-        # A full disk has been reported by the write that met it; closing meets it again.
-        with contextlib.suppress(OSError):
-            self._file.close()
+        self._file.__exit__()

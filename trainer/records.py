@@ -61,8 +61,7 @@ class Kept:
 class Records:
     """The files of one rank.
 
-    Raises:
-        TrainerError: from each method, if its file cannot be written; the line names it.
+    On a disk that is full, lines wait in memory and a warning is said; `sync` tells whether they still do.
     """
 
     def __init__(
@@ -82,6 +81,9 @@ class Records:
             attempt: which start of the run this is. The first one finds no files; a later one goes on with those it
                 finds, less what it will write again, which moves to `metrics-replaced.jsonl` and
                 `train_<rank>-replaced.log`.
+
+        Raises:
+            TrainerError: a file cannot be opened; the line names it.
         """
         self._run = run
         self._config = config
@@ -89,13 +91,14 @@ class Records:
         self._attempt = attempt
         self._table_path = device_folder(run, rank) / f"train_{rank}.log"
         self._metrics: Lines | None = None
+        self._bad: Lines | None = None
         self._boards: dict[str, Board] = {}
         kept = kept or Kept(steps=0, epochs=0)
         fresh = attempt == 1
         with contextlib.ExitStack() as files:
-            self._table = files.enter_context(Lines(self._table_path, fresh=fresh))
+            self._table = files.enter_context(Lines(self._table_path, fresh=fresh, tell=_warn))
             if rank == 0:
-                self._metrics = files.enter_context(Lines(run / "metrics.jsonl", fresh=fresh))
+                self._metrics = files.enter_context(Lines(run / "metrics.jsonl", fresh=fresh, tell=_warn))
             if not fresh:
                 self._move_aside(kept)
             if not self._table_path.stat().st_size:
@@ -103,8 +106,14 @@ class Records:
             if rank == 0:
                 # Training counts steps and evaluation epochs, so each has events of its own to take back.
                 for name, first in (("train", kept.steps), ("eval", kept.epochs)):
-                    board = Board(run / "tensorboard" / name, attempt=attempt, first_step=first)
+                    board = Board(run / "tensorboard" / name, attempt=attempt, first_step=first, tell=_warn)
                     self._boards[name] = files.enter_context(board)
+                if config.on_bad_image == "skip":
+                    listed = run / BAD_IMAGES
+                    self._known_bad = _paths_in(listed)
+                    self._bad = files.enter_context(Lines(listed, fresh=False, tell=_warn))
+                    if listed.read_bytes()[-1:] not in {b"", b"\n"}:
+                        self._bad.write("")  # ends a line that a crash has torn
             self._files = files.pop_all()
 
     def __enter__(self) -> "Records":
@@ -165,21 +174,12 @@ class Records:
         return path
 
     def bad_images(self, rows: list[dict[str, Any]]) -> None:
-        """List images that were skipped, each once under its `path`; rank 0 alone has where to."""
-        if self._metrics is None:
+        """List images that were skipped, each once under its `path` over all attempts; rank 0 alone has where to."""
+        if self._bad is None:
             return
-        known = self.known_bad()
-        new = {row["path"]: row for row in rows if row["path"] not in known}
-        if new:
-            with Lines(self._run / BAD_IMAGES, fresh=False) as file:
-                file.write(*map(_json, new.values()))
-                file.sync()
-
-    def known_bad(self) -> set[str]:
-        """The paths of the images that this run has skipped so far, in earlier attempts too."""
-        path = self._run / BAD_IMAGES
-        rows = map(_row, path.read_bytes().splitlines()) if path.exists() else ()
-        return {str(row["path"]) for row in rows if row is not None and "path" in row}
+        new = {row["path"]: row for row in rows if row["path"] not in self._known_bad}
+        self._known_bad |= new.keys()
+        self._bad.write(*map(_json, new.values()))
 
     def rewind(self, kept: Kept) -> None:
         """Go back to what a checkpoint holds: what came after it moves aside, as at the start of an attempt."""
@@ -189,8 +189,12 @@ class Records:
                 self._boards[name].take_back(first)
 
     def sync(self) -> None:
-        """Wait until the disk has what was recorded: a checkpoint must not know of steps that the records lack."""
-        for file in (self._table, self._metrics):
+        """Wait until the disk has what was recorded: a checkpoint must not know of steps that the records lack.
+
+        Raises:
+            TrainerError: it has not; the line names the file.
+        """
+        for file in (self._table, self._metrics, self._bad, *self._boards.values()):
             if file is not None:
                 file.sync()
 
@@ -218,6 +222,16 @@ def _json(row: Mapping[str, Any]) -> str:
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
     }
     return json.dumps(finite, allow_nan=False)
+
+
+def _warn(text: str) -> None:
+    say("warning", text=text)
+
+
+def _paths_in(path: Path) -> set[str]:
+    """The paths that a list of bad images names."""
+    rows = map(_row, path.read_bytes().splitlines()) if path.exists() else ()
+    return {str(row["path"]) for row in rows if row is not None and "path" in row}
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

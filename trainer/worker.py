@@ -109,6 +109,7 @@ def run(task: WorkerTask) -> tuple[int, Training]:
             records.rewind(again.kept)
             code = run_mode(Run(training, datasets, records, task.run, again, keeper))
         training.watchdog.stop()
+        records.sync()
     training.requests.settle()
     leave()
     return code, training

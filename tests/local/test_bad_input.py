@@ -146,32 +146,6 @@ def test_a_broken_image_stops_the_run_with_its_path(tmp_path: Path, content: byt
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_disk_that_fills_up_in_mid_run_is_one_line_that_names_the_file(digits: Path, tmp_path: Path) -> None:
-    options = ("--npus", "2", "--epochs", "1", "--batch-size", "8", "--log-interval", "1000")
-    done = train(tmp_path / "out", *small(*options), data=digits, file_limit=7500)
-    assert done.code == 1
-    assert "failed rank=0" in _only_error(done)
-    assert f"{done.run / 'metrics.jsonl'}: cannot be written" in _only_error(done)
-
-
-def test_a_disk_without_room_for_a_checkpoint_stops_no_run_but_is_no_success(digits: Path, tmp_path: Path) -> None:
-    options = ("--epochs", "1", "--steps", "2", "--checkpoint-every", "1")
-    done = train(tmp_path / "out", *small(*options), data=digits, file_limit=200_000)
-    assert done.code == 1
-    assert len(done.metrics("step")) == 2
-    assert len(done.events("eval")) == 1
-    assert "warning text=" in done.stdout
-    assert "the run is done, but its last checkpoint could not be saved" in _only_error(done)
-    assert list((done.run / "checkpoints").iterdir()) == []
-
-
-def test_a_full_disk_at_the_start_leaves_no_folder_behind(tmp_path: Path) -> None:
-    done = train(tmp_path / "out", *small(), data=_tree(tmp_path / "data"), file_limit=100)
-    assert done.code == 2
-    assert f"--output {tmp_path / 'out'}: cannot be written" in _only_error(done)
-    assert list((tmp_path / "out").iterdir()) == []
-
-
 def test_a_reader_who_leaves_the_help_page_hears_no_complaint() -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -1,13 +1,20 @@
 """What a run leaves behind: the seed's files line by line, one metrics line per step, and nothing overwritten."""
 
+import errno
 import importlib
 import json
+import os
 import platform
+import resource
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trainer.appender import Appender
 from trainer.config import TrainConfig
 from trainer.errors import ConflictError, TrainerError, UsageError
 from trainer.provenance import config_hash
@@ -166,16 +173,92 @@ def test_a_table_whose_first_line_was_torn_begins_anew(tmp_path: Path, torn: str
 
 
 def test_bad_images_are_listed_once_over_all_attempts(tmp_path: Path) -> None:
-    for attempt in (1, 2):
-        with Records(tmp_path, TrainConfig(), rank=0, world_size=1, attempt=attempt) as records:
+    listed, skipping = tmp_path / "bad_images.jsonl", TrainConfig(on_bad_image="skip")
+    for attempt in (1, 2, 3):
+        with Records(tmp_path, skipping, rank=0, world_size=1, attempt=attempt) as records:
             records.bad_images([{"path": f"train/a/{n}.JPEG", "why": "truncated"} for n in (attempt, attempt, 1)])
-    with (tmp_path / "bad_images.jsonl").open("a") as file:
-        file.write('{"path": "tor')
-    with Records(tmp_path, TrainConfig(), rank=1, world_size=2) as records:
+        if attempt == 2:
+            with listed.open("a") as file:
+                file.write('{"path": "tor')
+    with Records(tmp_path, skipping, rank=1, world_size=2) as records:
         records.bad_images([{"path": "other"}])
-        assert records.known_bad() == {"train/a/1.JPEG", "train/a/2.JPEG"}
-    lines = (tmp_path / "bad_images.jsonl").read_text().splitlines()
-    assert [json.loads(line)["path"] for line in lines[:-1]] == ["train/a/1.JPEG", "train/a/2.JPEG"]
+    lines = listed.read_text().splitlines()
+    assert lines.pop(2) == '{"path": "tor'
+    assert [json.loads(line)["path"] for line in lines] == [f"train/a/{n}.JPEG" for n in (1, 2, 3)]
+
+
+def _with_room_for(size: int | None, deed: Callable[[], object]) -> None:
+    """Do it while no file may grow beyond `size` bytes, as on a disk that is full."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
+    try:
+        deed()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+@pytest.mark.parametrize("room", [0, 100, 101, 150, 333])
+def test_a_disk_that_is_full_for_a_while_leaves_the_same_files_as_one_that_never_was(
+    tmp_path: Path, room: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The limit falls between lines, within a line, and within a record of TensorBoard."""
+    for name, limit in (("healthy", None), ("full", room)):
+        run = tmp_path / name
+        run.mkdir()
+        with Records(run, TrainConfig(), rank=0, world_size=1) as records:
+            for number in range(5):
+                _with_room_for(limit, partial(records.steps, [_step(number)]))
+            if limit is not None:
+                with pytest.raises(TrainerError, match="cannot be written: File too large"):
+                    _with_room_for(limit, records.sync)
+                assert capsys.readouterr().out.count("cannot be written") == 2
+            records.steps([_step(5)])
+            records.evaluation(SCORE)
+            records.sync()
+    assert capsys.readouterr().out.count("is written again, and lacks nothing") == 2
+    healthy, full = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("healthy", "full"))
+    assert healthy == full
+    assert healthy.count(b"\n") == 7
+    assert _scalars(tmp_path / "full", "train/loss") == _scalars(tmp_path / "healthy", "train/loss")
+    assert len(_scalars(tmp_path / "full", "train/loss")) == 6
+
+
+def test_what_a_file_server_took_and_lost_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS reports a full disk when a file is synced, and may have dropped what it had taken by then."""
+    path = tmp_path / "lines"
+    with Appender(path, fresh=True, tell=list[str]().append) as file:
+        file.write(b"one\n")
+        file.sync()
+        file.write(b"two\n")
+
+        def lose(descriptor: int) -> None:
+            os.truncate(path, 4)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as lossy:
+            lossy.setattr(os, "fsync", lose)
+            with pytest.raises(TrainerError, match="No space left on device"):
+                file.sync()
+        assert path.read_bytes() == b"one\n"
+        file.write(b"three\n")
+        assert path.read_bytes() == b"one\ntwo\nthree\n"
+
+
+def test_lines_written_while_another_thread_syncs_are_neither_lost_nor_repeated(tmp_path: Path) -> None:
+    path, over = tmp_path / "lines", threading.Event()
+    with Appender(path, fresh=True, tell=list[str]().append) as file:
+
+        def keep_syncing() -> None:
+            while not over.is_set():
+                file.sync()
+
+        thread = threading.Thread(target=keep_syncing)
+        thread.start()
+        for number in range(2000):
+            file.write(b"%d\n" % number)
+        over.set()
+        thread.join()
+    assert path.read_bytes() == b"".join(b"%d\n" % number for number in range(2000))
 
 
 def test_a_file_that_is_there_already_is_one_line_and_stays(tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""A disk that is full costs warnings and at most one checkpoint, not the run; and it is never taken for a success."""
+
+from pathlib import Path
+
+from tests.local.conftest import Finished, small, train
+
+
+def _cause(done: Finished) -> str:
+    """The reason in the last line, which is the only one there is."""
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "failed rank=0" in done.stdout.splitlines()[-1]
+    return done.stdout.splitlines()[-1]
+
+
+def test_a_run_whose_records_find_no_room_goes_on_to_its_end_and_is_no_success(digits: Path, tmp_path: Path) -> None:
+    options = ("--npus", "2", "--epochs", "1", "--batch-size", "8", "--log-interval", "1")
+    done = train(tmp_path, *small(*options), data=digits, file_limit=7500)
+    assert done.code == 1
+    metrics = done.run / "metrics.jsonl"
+    assert f"{metrics}: cannot be written: File too large" in _cause(done)
+    warnings = [line for line in done.stdout.splitlines() if "wait in memory" in line]
+    assert len(warnings) == 2, "one for the metrics and one for TensorBoard's file"
+    assert len(done.events("step")) == 89, "it went on to the end of its epoch"
+    assert len(done.events("eval")) == 1
+
+
+def test_a_disk_without_room_for_a_checkpoint_stops_no_run_but_is_no_success(digits: Path, tmp_path: Path) -> None:
+    options = ("--epochs", "1", "--steps", "2", "--checkpoint-every", "1")
+    done = train(tmp_path, *small(*options), data=digits, file_limit=200_000)
+    assert done.code == 1
+    assert len(done.metrics("step")) == 2
+    assert len(done.events("eval")) == 1
+    assert "warning text=" in done.stdout
+    assert f"{done.run / 'checkpoints'}: the run is done, but its last checkpoint could not be saved" in _cause(done)
+    assert list((done.run / "checkpoints").iterdir()) == []
+
+
+def test_a_full_disk_at_the_start_leaves_no_folder_behind(digits: Path, tmp_path: Path) -> None:
+    done = train(tmp_path / "out", *small(), data=digits, file_limit=100)
+    assert done.code == 2
+    (line,) = done.stderr.splitlines()
+    assert f"--output {tmp_path / 'out'}: cannot be written" in line
+    assert list((tmp_path / "out").iterdir()) == []
