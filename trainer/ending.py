@@ -37,17 +37,19 @@ class Ending:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Turn SIGTERM into an error, so that everything held is released.
+        """Turn SIGTERM into an error, so that everything held is released. SIGUSR1 finds nothing to save.
 
         Raises:
             StoppedError: SIGTERM came, in this context and outside the supervisor.
             ConflictError: the run was lost.
         """
-        previous = signal.signal(signal.SIGTERM, self._stop)
+        handlers = {signal.SIGTERM: self._stop, signal.SIGUSR1: signal.SIG_IGN}
+        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         # Once: a second error would cut short what the first one releases.

@@ -31,6 +31,8 @@ outcome = supervise(commands, stdout=sys.stdout.buffer, node_rank=0, grace_s=spe
 sys.exit(outcome.exit_code)
 """
 WAIT = "import pathlib, time\nwhile not pathlib.Path({!r}).exists(): time.sleep(.01)\n"
+# A worker begins with the signal blocked.
+UNBLOCK = "signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})\n"
 
 
 @dataclass(frozen=True)
@@ -372,6 +374,7 @@ def answering(ready: Path, code: int) -> str:
         "import pathlib, signal, sys, time\n"
         f"signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit({code})))\n"
         "signal.signal(signal.SIGUSR1, lambda *_: print('usr1'))\n"
+        f"{UNBLOCK}"
         f"pathlib.Path({str(ready)!r}).write_text('1')\n"
         "while True: time.sleep(.02)"
     )
@@ -476,6 +479,23 @@ def test_sigusr1_reaches_every_worker(node: Node) -> None:
     assert [ended.of(f"rank {rank} cpu:{rank}") for rank in range(2)] == [["usr1", "saved"]] * 2
 
 
+def test_a_worker_that_does_not_listen_yet_lives_and_hears_sigusr1_when_it_does(node: Node) -> None:
+    ready, go = node.folder / "ready", node.folder / "go"
+    early = f"import pathlib\npathlib.Path({str(ready)!r}).write_text('1')\n" + WAIT.format(str(go))
+    process = node.start(early + answering(node.folder / "listening", 75))
+    until(ready)
+    process.send_signal(signal.SIGUSR1)
+    # Signals of two numbers arrive in no certain order: the child has to be seen to have got it.
+    child = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().strip()
+    while int(re.findall(r"(?m)^ShdPnd:\s*(\w+)", Path(f"/proc/{child}/status").read_text())[0], 16) == 0:
+        time.sleep(0.01)
+    go.write_text("1")
+    while b"usr1" not in node.log(0).read_bytes():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert node.end(process).exit_code == 75
+
+
 # Outputs
 
 
@@ -487,6 +507,7 @@ def test_a_slow_reader_loses_nothing_and_signals_are_still_handled(node: Node) -
     script = (
         "import pathlib, signal\n"
         f"signal.signal(signal.SIGUSR1, lambda *_: pathlib.Path({str(got)!r}).write_text('1'))\n"
+        f"{UNBLOCK}"
         f"pathlib.Path({str(ready)!r}).write_text('1')\n" + MANY
     )
     process = node.start(script)

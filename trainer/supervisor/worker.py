@@ -4,8 +4,8 @@ import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,8 @@ class WorkerProcess:
     def __init__(self, command: WorkerCommand) -> None:
         """Start it as the leader of its own session, with the lifeline on stdin and one pipe for what it prints.
 
+        It begins with SIGUSR1 blocked, which by default would end it before it can listen.
+
         Raises:
             TrainerError: it cannot be started.
         """
@@ -51,14 +53,15 @@ class WorkerProcess:
             _enlarge(self.pipe)
             os.set_blocking(self.pipe, False)
             # A session of its own: a terminal's Ctrl-C reaches the supervisor alone, and its children can be ended.
-            self._process = subprocess.Popen(
-                command.argv,
-                env=dict(command.env),
-                stdin=subprocess.PIPE,
-                stdout=writing,
-                stderr=writing,
-                start_new_session=True,
-            )
+            with _blocked(signal.SIGUSR1):
+                self._process = subprocess.Popen(
+                    command.argv,
+                    env=dict(command.env),
+                    stdin=subprocess.PIPE,
+                    stdout=writing,
+                    stderr=writing,
+                    start_new_session=True,
+                )
         except OSError as error:
             os.close(self.pipe)
             self.log.close()
@@ -138,6 +141,16 @@ class WorkerProcess:
             lines_since_error=self.tagger.lines_since_error,
             last_line=self.tagger.last_line,
         )
+
+
+@contextmanager
+def _blocked(number: int) -> Iterator[None]:
+    """What is started in this context inherits that the signal waits."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _enlarge(pipe: int) -> None:
