@@ -43,13 +43,12 @@ class Ending:
             StoppedError: SIGTERM came, in this context and outside the supervisor.
             ConflictError: the run was lost.
         """
-        handlers = {signal.SIGTERM: self._stop, signal.SIGUSR1: signal.SIG_IGN}
-        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        stop, save = signal.signal(signal.SIGTERM, self._stop), signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         try:
             yield
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            signal.signal(signal.SIGTERM, stop)
+            signal.signal(signal.SIGUSR1, save)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         # Once: a second error would cut short what the first one releases.

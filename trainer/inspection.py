@@ -17,7 +17,6 @@ from trainer.errors import TrainerError
 INSPECT_SCHEMA = "pnas.inspect/1"
 ROWS_PER_GROUP = 3
 CONFIG_SHOWN = ("model", "padding", "aux", "image_size", "batch_size", "accumulate", "precision", "seed")
-POSITION_SHOWN = ("epoch", "step", "steps", "global_step", "images", "planned", "evaluated", "finished")
 
 inspect_app = App(name="inspect", help="Show what a checkpoint or a weight file holds, and whether it is whole.")
 
@@ -89,16 +88,11 @@ def _lines(shown: Examined, *, show_all: bool) -> Iterator[str]:
 
 def _facts(shown: Examined) -> Iterator[tuple[str, str]]:
     content = dict(shown.content)
-    position, config = _mapping(content.pop("position", {})), _mapping(content.pop("config", {}))
+    progress, config = _mapping(content.pop("progress", {})), _mapping(content.pop("config", {}))
     yield from _rows("run", content.pop("run", None))
     if shown.saved:
         yield "saved", shown.saved
-    if "global_step" in position:
-        yield "step", f"{position['global_step']:,}"
-    if "epoch" in position:
-        yield "epoch", _epoch(position)
-    more = {key: value for key, value in position.items() if key not in POSITION_SHOWN}
-    yield from _rows("position", more)
+    yield from _position(progress, epochs=config.get("epochs"))
     for key, value in content.items():
         yield from _rows(key.replace("_", " "), value)
     if config:
@@ -112,19 +106,30 @@ def _facts(shown: Examined) -> Iterator[tuple[str, str]]:
         yield "hashes", "none in a weight file; its length is right"
 
 
-def _epoch(position: Mapping[str, Any]) -> str:
-    """`0, counted from 0: 3 of 5 steps done, 96 of 1,437 images used`."""
-    parts = []
-    if "step" in position:
-        parts.append(f"{_of(position['step'], position.get('steps'))} steps done")
-    if "images" in position:
-        parts.append(f"{_of(position['images'], position.get('planned'))} images used")
-    parts += [name for name in ("evaluated", "finished") if position.get(name)]
-    return f"{position['epoch']}, counted from 0" + (f": {', '.join(parts)}" if parts else "")
+def _position(progress: Mapping[str, Any], *, epochs: int | None) -> Iterator[tuple[str, str]]:
+    """How far the run is and how good it was; `trainer.progress.Progress` says what the values mean."""
+    if not progress:
+        return
+    epoch = progress["epoch"]
+    yield "step", f"{progress['global_step']:,}"
+    if epochs is not None and epoch >= epochs:
+        yield "epoch", f"all {epochs:,} done"
+    else:
+        done = (
+            f"{_of(progress['step'], progress['steps'])} steps, {_of(progress['images'], progress['planned'])} images"
+        )
+        pending = ", its evaluation to come" if progress["equalised"] else ""
+        yield "epoch", f"{_of(epoch, epochs)} done; of the next {done}{pending}"
+    if progress["lr_factor"] != 1:
+        yield "lr factor", _word(progress["lr_factor"])
+    for name in ("best", "last"):
+        if progress[name]:
+            yield f"{name} score", _words(progress[name])
+    yield "trained for", f"{progress['wall_s']:,.0f} s"
 
 
-def _of(done: object, total: object) -> str:
-    return f"{done}" if total is None else f"{done} of {total}"
+def _of(done: int, total: int | None) -> str:
+    return f"{done:,}" if total is None else f"{done:,} of {total:,}"
 
 
 def _table(tensors: Mapping[str, Tensor], *, show_all: bool) -> Iterator[str]:

@@ -11,21 +11,22 @@ import pytest
 
 from trainer.checkpoint.files import Blob, write
 from trainer.errors import TrainerError, UsageError
+from trainer.evaluation import Evaluation
 from trainer.inspection import inspect_app
 from trainer.model import DataConfig, pnasnet5tiny, save_weights
+from trainer.progress import Progress
 
+SCORE = Evaluation(top1=70.012345678, top5=95.0, loss=1.25, images=360)
 CONTENT = {
-    "position": {
-        **{"epoch": 2, "step": 3, "steps": 11, "global_step": 1025, "images": 96, "planned": 352},
-        **{"evaluated": False, "finished": False},
-    },
+    "progress": Progress(
+        epoch=2, step=3, steps=11, global_step=1025, images=96, planned=1352, wall_s=4321.7, best=SCORE, lr_factor=0.5
+    ).to_json(),
     "run": {"name": "run", "mode": "full", "attempt": 2},
-    "config": {"model": "pnasnet5tiny", "padding": "exact", "lr": 0.4},
-    "world_size": 2,
+    "config": {"model": "pnasnet5tiny", "padding": "exact", "lr": 0.4, "epochs": 90},
+    "num_classes": 10,
     "arithmetic": {"device": "cpu", "precision": "fp32", "threads": 1},
-    "figures": {"loss": 1.25, "top1": 61.5},
-    "best": {"epoch": 1, "top1": 70.012345678, "of": {"images": 360, "absent": None}, "empty": {}},
-    "last_evaluation": None,
+    "state": {"precision": {"scale": 2.0, "absent": None}, "empty": {}},
+    "nothing": None,
 }
 
 
@@ -70,24 +71,42 @@ def test_a_checkpoint_is_shown_with_its_place_in_the_run_and_its_hashes(
     for place in (path, path / "state.safetensors", path / "manifest.json"):
         inspect(place)
         shown = capsys.readouterr().out
-        lines = [line.split(maxsplit=1) for line in shown.splitlines() if "  " in line]
-        facts = {line[0]: line[1] for line in lines}
+        lines = [line.strip().split("  ", maxsplit=1) for line in shown.splitlines() if "  " in line.strip()]
+        facts = {line[0]: line[1].strip() for line in lines}
         assert shown.startswith(f"{path}  valid\n")
         assert facts["run"] == "name run, mode full, attempt 2"
         assert facts["step"] == "1,025"
-        assert facts["epoch"] == "2, counted from 0: 3 of 11 steps done, 96 of 352 images used"
-        assert facts["figures"] == "loss 1.25, top1 61.5"
+        assert facts["epoch"] == "2 of 90 done; of the next 3 of 11 steps, 96 of 1,352 images"
+        assert facts["lr factor"] == "0.5"
+        assert facts["best score"] == "top1 70.0123, top5 95, loss 1.25, images 360"
+        assert "last score" not in facts, "there was none"
+        assert facts["trained for"] == "4,322 s"
         assert facts["arithmetic"] == "device cpu, precision fp32, threads 1"
-        assert "best        epoch 1, top1 70.0123\n" in shown
-        assert "best of     images 360\n" in shown
+        assert facts["state precision"] == "scale 2"
         assert "empty" not in shown
-        assert facts["config"] == "model pnasnet5tiny, padding exact (all 3: --json)"
+        assert "nothing" not in shown
+        assert facts["config"] == "model pnasnet5tiny, padding exact (all 4: --json)"
         assert facts["hashes"] == "7 of 7 valid"
         assert facts["model."] == "5 tensors, 320 bytes"
         assert facts["ranks."] == "1 tensor, 1 byte"
         assert facts["model.w2"].split() == ["F32", "4x4", "valid"]
         assert "model.w3" not in facts
-        assert "last" not in facts
+
+
+@pytest.mark.parametrize(
+    ("progress", "shown"),
+    [
+        (Progress(), "0 of 90 done; of the next 0 steps, 0 images"),
+        (Progress(epoch=1, step=11, steps=11, images=352, planned=352, equalised=True), "its evaluation to come"),
+        (Progress(epoch=90, global_step=990), "all 90 done"),
+    ],
+)
+def test_where_a_run_is_can_be_read_at_its_beginning_at_an_evaluation_and_at_its_end(
+    tmp_path: Path, progress: Progress, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {**CONTENT, "progress": progress.to_json()}
+    inspect(write(tmp_path, 1, {"w": Blob("U8", (1,), memoryview(b"x"))}, content).path)
+    assert shown in capsys.readouterr().out
 
 
 def test_every_tensor_is_listed_where_that_is_asked(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
