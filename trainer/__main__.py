@@ -117,8 +117,8 @@ def check_inputs(config: TrainConfig, topology: Topology) -> "Datasets":
     # Imported here, as numpy.
     from trainer.data.files import reading  # noqa: PLC0415
     from trainer.data.index import load_datasets  # noqa: PLC0415
+    from trainer.data.sampler import steps_per_epoch  # noqa: PLC0415
     from trainer.resume import is_training_state  # noqa: PLC0415
-    from trainer.schedule import steps_per_epoch  # noqa: PLC0415
 
     if config.weights is not None:
         with reading(config.weights):
@@ -131,7 +131,12 @@ def check_inputs(config: TrainConfig, topology: Topology) -> "Datasets":
                 raise UsageError(f"--weights {config.weights}: no such file")
     datasets = load_datasets(config.data_path, need_train=config.mode != "eval")
     if config.mode != "eval" and datasets.train is not None:
-        steps_per_epoch(config, images=len(datasets.train), world_size=topology.world_size)
+        steps_per_epoch(
+            len(datasets.train),
+            world_size=topology.world_size,
+            batch_size=config.batch_size,
+            accumulate=config.accumulate,
+        )
     return datasets
 
 

@@ -22,7 +22,6 @@ from trainer.progress import Progress, Throughput
 from trainer.records import Records, say
 from trainer.report import report_epoch, report_evaluation, report_result, report_steps
 from trainer.requests import Request
-from trainer.schedule import steps_per_epoch
 
 DONE = 0
 
@@ -95,7 +94,7 @@ def measure(run: Run) -> int:
     training, config, clock, throughput = run.training, run.training.config, time.perf_counter(), Throughput()
     wanted = config.warmup_steps + (config.steps or 0)
     index = _train_images(run.datasets)
-    per_epoch = steps_per_epoch(config, images=len(index), world_size=training.world_size)
+    per_epoch = _plan(training, index, steps_limit=None).steps
     done, epoch, streak = 0, 0, _Streak(run)
     while done < wanted:
         steps, warmup = min(per_epoch, wanted - done), config.warmup_steps - done

@@ -1,26 +1,8 @@
-"""Steps, learning rate and drop-path over time: pure functions of the position in the run."""
+"""Learning rate and drop-path over time: pure functions of the position in the run."""
 
 import math
 
 from trainer.config import TrainConfig
-from trainer.data.sampler import batches_per_epoch
-from trainer.errors import UsageError
-
-
-def steps_per_epoch(config: TrainConfig, *, images: int, world_size: int) -> int:
-    """Optimizer steps of an epoch: whole global batches only, at most `--steps` of them outside performance mode.
-
-    Raises:
-        UsageError: one step takes more images than there are.
-    """
-    batches = batches_per_epoch(images, world_size=world_size, batch_size=config.batch_size)
-    steps = batches // config.accumulate
-    if steps == 0:
-        raise UsageError(
-            f"--accumulate {config.accumulate}: a step needs as many batches, but {images:,} images make {batches}: "
-            "lower it, or use a smaller --batch-size"
-        )
-    return steps if config.mode == "performance" else min(steps, config.steps or steps)
 
 
 def learning_rate(config: TrainConfig, *, epoch: int, step: int, steps: int) -> float:

@@ -6,8 +6,7 @@ import math
 import pytest
 
 from trainer.config import Layer, TrainConfig, resolve
-from trainer.errors import UsageError
-from trainer.schedule import ema_decay, learning_rate, progress, steps_per_epoch
+from trainer.schedule import ema_decay, learning_rate, progress
 
 
 @pytest.mark.parametrize(("epoch", "rate"), [(0, 0.4), (1, 0.39988), (45, 0.2), (89, 0.000122)])
@@ -54,13 +53,3 @@ def test_progress_runs_from_zero_to_just_below_one() -> None:
 def test_the_average_follows_closely_at_first_and_slowly_later() -> None:
     assert ema_decay(0.9998, 0) == 0.1
     assert ema_decay(0.9998, 10**6) == 0.9998
-
-
-def test_an_epoch_has_whole_steps_only_and_says_when_it_has_none() -> None:
-    config = TrainConfig(batch_size=32, accumulate=2)
-    assert steps_per_epoch(config, images=1437, world_size=2) == 11
-    assert steps_per_epoch(config.model_copy(update={"steps": 5}), images=1437, world_size=2) == 5
-    timed = config.model_copy(update={"steps": 5, "mode": "performance"})
-    assert steps_per_epoch(timed, images=1437, world_size=2) == 11
-    with pytest.raises(UsageError, match="--accumulate 2: a step needs as many batches, but 100 images make 1"):
-        steps_per_epoch(config, images=100, world_size=2)

@@ -66,11 +66,11 @@ def epoch_order(n: int, *, seed: int, epoch: int) -> Indices:
     return np.argsort(stream, kind="stable").astype(np.int64, copy=False)
 
 
-def batches_per_epoch(n: int, *, world_size: int, batch_size: int) -> int:
-    """Full global batches in `n` images; the ragged rest sits out this epoch and falls elsewhere in the next.
+def steps_per_epoch(n: int, *, world_size: int, batch_size: int, accumulate: int) -> int:
+    """Full optimizer steps in `n` images; the ragged rest sits out this epoch and falls elsewhere in the next.
 
     Raises:
-        UsageError: one global batch is more than all the images.
+        UsageError: one step takes more images than there are.
     """
     global_batch_size = world_size * batch_size
     if global_batch_size > n:
@@ -79,7 +79,13 @@ def batches_per_epoch(n: int, *, world_size: int, batch_size: int) -> int:
             f"--batch-size {batch_size} on {world_size} devices makes {global_batch_size:,} images per step,"
             f" more than the {n:,} training images; {hint}"
         )
-    return n // global_batch_size
+    batches = n // global_batch_size
+    if accumulate > batches:
+        raise UsageError(
+            f"--accumulate {accumulate}: a step needs {global_batch_size * accumulate:,} images, more than the {n:,}"
+            f" training images; use --accumulate {batches} or less"
+        )
+    return batches // accumulate
 
 
 def plan_epoch(
@@ -107,12 +113,7 @@ def plan_epoch(
         UsageError: one step takes more images than there are.
     """
     per_step = world_size * batch_size * accumulate
-    steps = batches_per_epoch(n, world_size=world_size, batch_size=batch_size) // accumulate
-    if not steps:
-        raise UsageError(
-            f"--accumulate {accumulate}: a step needs {per_step:,} images, more than the {n:,} training images;"
-            f" use --accumulate {n // (world_size * batch_size)} or less"
-        )
+    steps = steps_per_epoch(n, world_size=world_size, batch_size=batch_size, accumulate=accumulate)
     if planned is None:
         planned = per_step * min(steps, steps if steps_limit is None else steps_limit)
     # Images may have been taken away since.
