@@ -85,6 +85,7 @@ def test_wrong_data_is_refused_in_one_line(tmp_path: Path, data: Callable[[Path]
         (("--mode", "eval"), "--mode eval needs --weights"),
         (("--profile", "sed"), "did you mean seed?"),
         (("--batch-size", "100"), "--batch-size 100 on 1 devices makes 100 images per step"),
+        (("--batch-size", "1"), "--image-size 32 ends in maps of one pixel"),
         (("--precision", "O2"), "--precision O2 needs an NPU"),
         (("--device", "npu", "--npus", "1"), "npu"),
         (("--device", "cuda", "--npus", "64"), "cuda"),

@@ -67,7 +67,7 @@ class TrainConfig(BaseModel):
     # Checkpoints
     resume: Annotated[Literal["auto"] | Path | None, Optional] = option(
         None,
-        "Continue a run: auto (its --run-name, from its newest valid checkpoint), its folder, or one checkpoint.",
+        "Continue a run: auto (the named run, from its newest valid checkpoint), its folder, or one checkpoint.",
         group="Checkpoints",
     )
     checkpoint_every: str = option(
@@ -214,7 +214,16 @@ class TrainConfig(BaseModel):
             raise ValueError("--channels-last is slow on an NPU: leave it out")
         if self.mode in TRAINING and self.epochs == 0:
             raise ValueError(f"--mode {self.mode} needs --epochs of at least 1")
+        if self.mode != "eval" and self.image_size < TWO_PIXELS and min(self.batch_size, self.micro_batch or 2) == 1:
+            raise ValueError(
+                f"--image-size {self.image_size} ends in maps of one pixel, and batch norm needs two values: "
+                "compute at least 2 images at once (--batch-size, --micro-batch)"
+            )
         return self
+
+
+TWO_PIXELS = 35
+"""Sides below this are halved down to one pixel by the network's five reductions."""
 
 
 def mode_layer(layers: Sequence[Layer]) -> Layer:
