@@ -1,27 +1,44 @@
 """An evaluation's counts are those of the images, whoever counts them: any number of devices and any batch size.
 
 Devices that get no image at all count too; a wrong count would show as another figure, since a figure is a sum of
-integers over a number of images.
+integers over a number of images. One set of processes does all of it, each job as a worker does it: starting a process
+takes longer than evaluating.
 """
 
+import contextlib
+import json
+import os
 import shutil
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.multiprocessing.spawn import spawn, start_processes
 
-from tests.local.conftest import Finished, small, train
+from tests.local.conftest import Finished
+from trainer.config import Layer, TrainConfig, mode_layer, resolve
+from trainer.worker import run
+from trainer.worker_task import WorkerTask
 
-IMAGES = 23
+DEVICES = 5
+IMAGES, FEW = 23, 2
+# Images, devices, batch size, loader processes. Of two images three devices and more cannot all get one.
+CASES = [
+    *((IMAGES, devices, 4, 0) for devices in range(1, DEVICES + 1)),
+    (IMAGES, 2, 1, 1),
+    (IMAGES, 3, 32, 0),
+    (IMAGES, DEVICES, 2, 1),
+    (FEW, 3, 1, 0),
+    (FEW, DEVICES, 2, 0),
+]
 
 
-@pytest.fixture(scope="module")
-def weights(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network that is right now and then."""
-    options = ("--epochs", "1", "--steps", "30", "--lr", "0.05")
-    done = train(tmp_path_factory.mktemp("trained"), *small(*options), data=digits)
-    assert done.code == 0, done.stdout + done.stderr
-    return done.run / "checkpoints" / "last.safetensors"
+def _reference(images: int) -> tuple[int, int, int, int]:
+    """One device that sees all images at once."""
+    return images, 1, images, 0
 
 
 def _subset(digits: Path, folder: Path, count: int) -> Path:
@@ -36,58 +53,107 @@ def _subset(digits: Path, folder: Path, count: int) -> Path:
     return folder
 
 
-def _evaluate(output: Path, data: Path, weights: Path, *, devices: int, batch_size: int, workers: int = 0) -> Finished:
-    options = ("--mode", "eval", "--weights", str(weights), "--npus", str(devices), "--batch-size", str(batch_size))
-    done = train(
-        output, *small(*options, "--workers", str(workers)), data=data, name=f"{devices}-{batch_size}-{workers}"
+def _task(run_folder: Path, *, devices: int, **settings: Any) -> WorkerTask:
+    """Rank 0's; `run_folder` is made."""
+    run_folder.mkdir()
+    common = {"device": "cpu", "model": "pnasnet5tiny", "aux": "none", "image_size": 32, "threads": 1}
+    layers = [Layer("flag", {**common, "normalize": "half", **settings})]
+    config, _ = resolve(TrainConfig, [*layers, mode_layer(layers)])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    return WorkerTask(
+        config=config,
+        run=run_folder,
+        device="cpu",
+        rank=0,
+        local_rank=0,
+        world_size=devices,
+        local_world_size=devices,
+        master_port=port,
+        command=(),
     )
-    assert done.code == 0, done.stdout + done.stderr
-    return done
 
 
-def _counts(done: Finished) -> tuple[int, int, int]:
-    """Images, and how many were right at the first and within the first five answers."""
+def _start(_rank: int, tasks: Sequence[str]) -> None:
+    """Start the ranks as forks of this process, which has imported all that they need and done nothing else."""
+    start_processes(_work, args=(tasks,), nprocs=DEVICES, start_method="fork")
+
+
+def _work(rank: int, tasks: Sequence[str]) -> None:
+    """Take part, as rank `rank`, in those of the jobs that have such a rank."""
+    torch.set_num_threads(1)
+    alive = []
+    for text in tasks:
+        values = json.loads(text)
+        if rank >= values["world_size"]:
+            continue
+        task = WorkerTask.from_json(json.dumps({**values, "rank": rank, "local_rank": rank}))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(task.master_port), GLOO_SOCKET_IFNAME="lo")
+        with (task.run / f"said-{rank}").open("w") as said, contextlib.redirect_stdout(said):
+            code, parts = run(task)
+        assert code == 0
+        alive.append(parts)
+    # As a worker ends: a process group's destructor may hang.
+    os._exit(0)
+
+
+@pytest.fixture(scope="module")
+def evaluations(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run for each case, of a network that is right now and then."""
+    folder = tmp_path_factory.mktemp("evaluations")
+    data = {count: _subset(digits, folder / f"{count}-images", count) for count in (IMAGES, FEW)}
+    lesson = {"mode": "full", "epochs": 1, "steps": 30, "lr": 0.02, "batch_size": 6, "workers": 0}
+    tasks = [_task(folder / "trained", devices=DEVICES, data_path=digits, **lesson)]
+    weights = folder / "trained" / "checkpoints" / "last.safetensors"
+    for case in (*CASES, *map(_reference, data)):
+        images, devices, batch_size, workers = case
+        settings = {"mode": "eval", "weights": weights, "batch_size": batch_size, "workers": workers}
+        tasks.append(_task(folder / _name(case), devices=devices, data_path=data[images], **settings))
+    spawn(_start, args=([task.to_json() for task in tasks],), nprocs=1)
+    return folder
+
+
+def _name(case: tuple[int, int, int, int]) -> str:
+    return "-".join(map(str, case))
+
+
+def _figures(evaluations: Path, case: tuple[int, int, int, int]) -> dict[str, Any]:
+    """The figures that the job kept, and that each of its devices said."""
+    run_folder, devices = evaluations / _name(case), case[1]
+    said = "\n".join(
+        f"[rank {rank} cpu:{rank} #1] {line}"
+        for rank in range(devices)
+        for line in (run_folder / f"said-{rank}").read_text().splitlines()
+    )
+    done = Finished(0, said, "", run_folder)
+    events = [done.events("eval", rank) for rank in range(devices)]
+    assert events == [events[0]] * devices, "every device says the same figures"
+    assert len(events[0]) == 1
     (row,) = done.metrics("eval")
-    images = row["images"]
-    right = [row[name] * images / 100 for name in ("top1", "top5")]
+    return {name: row[name] for name in ("images", "top1", "top5", "loss")}
+
+
+def _counts(figures: dict[str, Any]) -> tuple[int, int, int]:
+    """Images, and how many were right at the first and within the first five answers."""
+    images = figures["images"]
+    right = [figures[name] * images / 100 for name in ("top1", "top5")]
     assert [round(count) for count in right] == pytest.approx(right, abs=1e-9)
     return images, round(right[0]), round(right[1])
 
 
-def _figures(done: Finished) -> dict[str, Any]:
-    (row,) = done.metrics("eval")
-    return {name: row[name] for name in ("images", "top1", "top5")}
-
-
-@pytest.fixture(scope="module")
-def some(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _subset(digits, tmp_path_factory.mktemp("some"), IMAGES)
-
-
-@pytest.fixture(scope="module")
-def reference(some: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    done = _evaluate(tmp_path_factory.mktemp("reference"), some, weights, devices=1, batch_size=IMAGES)
-    images, right, within_five = _counts(done)
+def test_the_reference_would_show_a_wrong_count(evaluations: Path) -> None:
+    images, right, within_five = _counts(_figures(evaluations, _reference(IMAGES)))
     assert images == IMAGES
     assert 0 < right < within_five < images, "a figure at either end could hide a wrong count"
-    return done
 
 
-@pytest.mark.parametrize("case", [(1, 7, 1), (2, 5, 0), (3, 32, 0), (4, 1, 0), (5, 2, 1)])
+@pytest.mark.parametrize("case", CASES, ids=_name)
 def test_any_number_of_devices_and_any_batch_size_give_the_same_counts(
-    some: Path, weights: Path, reference: Finished, tmp_path: Path, case: tuple[int, int, int]
+    evaluations: Path, case: tuple[int, int, int, int]
 ) -> None:
-    devices, batch_size, workers = case
-    done = _evaluate(tmp_path, some, weights, devices=devices, batch_size=batch_size, workers=workers)
-    assert _counts(done) == _counts(reference)
-    assert _figures(done) == _figures(reference)
-    said = [done.events("eval", rank) for rank in range(devices)]
-    assert said == [said[0]] * devices, "every device says the same figures"
-    assert len(said[0]) == 1
-
-
-def test_devices_without_any_image_leave_the_counts_as_they_are(digits: Path, weights: Path, tmp_path: Path) -> None:
-    few = _subset(digits, tmp_path / "few", 2)
-    alone, crowd = (_evaluate(tmp_path, few, weights, devices=devices, batch_size=2) for devices in (1, 3))
-    assert _counts(alone)[0] == 2
-    assert _figures(crowd) == _figures(alone)
+    figures, reference = _figures(evaluations, case), _figures(evaluations, _reference(case[0]))
+    assert _counts(figures)[0] == case[0]
+    # The mean loss is a sum of floats, whose order differs; one image more or less would still be seen in it.
+    assert figures.pop("loss") == pytest.approx(reference.pop("loss"), rel=1e-5)
+    assert figures == reference
