@@ -297,7 +297,8 @@ def _report(turns: dict[str, list[Turn]], checkpoint: Checkpoint) -> tuple[str, 
         "",
         f"Ours is written, flushed, read back and verified in {statistics.median(checkpoint.writes):.2f} s beside the "
         f"steps; to verify it alone takes {checkpoint.verification:.2f} s (from the page cache). The peers neither "
-        "hash nor read back. Here the writer shares the cores with the steps; beside an accelerator it does not.",
+        "hash nor read back. Here the writer shares the cores with the steps; an accelerator's steps leave them to the "
+        "writer and the loaders.",
     ]
     return "\n".join(lines), beyond / step <= BAR
 
