@@ -67,7 +67,7 @@ def _profiles() -> Iterator[str]:
 def _exit_codes() -> Iterator[str]:
     rows = [(str(code.value), text) for code, text in MEANINGS.items()]
     yield from _table("## Exit codes of the launcher", ("code", "meaning"), rows)
-    yield "The trainer's: 0, 1, 2 and 6 with the same meaning, 75 stopped by SIGTERM and can be resumed, 130 interrupted.\n"
+    yield "The trainer's: 0, 1, 2 and 6 with the same meaning, 75 stopped and can be resumed, 130 interrupted.\n"
 
 
 def _table(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
