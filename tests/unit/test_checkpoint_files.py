@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from trainer.checkpoint.files import Blob, Manifest, Refused, listed, newest_valid, prune, read_manifest, verify, write
 
 CONTENT = {
-    "position": {"epoch": 1, "global_step": 7},
+    "progress": {"epoch": 1, "global_step": 7},
     "figures": {"loss": 0.1, "top1": [1, None]},
     "run": {"name": "ü"},
 }
@@ -183,6 +183,10 @@ def _replace_by_a_file(path: Path) -> None:
     path.write_text("nothing")
 
 
+def _nothing(_path: Path) -> None:
+    """Valid, but of steps that the run has taken back."""
+
+
 def _older(path: Path) -> None:
     reseal(path, lambda document: document.update(version=0))
 
@@ -282,6 +286,36 @@ def test_prune_keeps_the_newest_and_what_it_is_told_to_spare(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="at least one"):
         prune(tmp_path, keep=0)
     assert names(tmp_path) == left
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [(1, [60, 30]), (2, [60, 50, 30]), (3, [60, 50, 40, 30]), (9, [60, 50, 40, 30, 20, 10])],
+)
+@pytest.mark.parametrize("damage", [_cut, _replace_by_a_file, _nothing])
+def test_prune_spares_the_checkpoint_just_written_behind_newer_ones(
+    tmp_path: Path, keep: int, expected: list[int], damage: Callable[[Path], object]
+) -> None:
+    for step in (10, 20, 40, 50, 60):
+        save(tmp_path, step)
+    for step in (40, 50, 60):
+        damage(tmp_path / f"step-0000000{step}")
+    written = save(tmp_path, 30)
+    prune(tmp_path, keep=keep, spare=[written.path])
+    assert names(tmp_path) == sorted(f"step-0000000{step}" for step in expected)
+    assert verify(written.path) == written
+
+
+def test_a_run_that_went_back_never_has_more_than_one_checkpoint_above_the_bound(tmp_path: Path) -> None:
+    for step in (70, 80, 90):
+        _cut(save(tmp_path, step).path)
+    for step in range(10, 120, 10):
+        written = save(tmp_path, step)
+        prune(tmp_path, keep=2, spare=[written.path])
+        found = newest_valid(tmp_path, on_refused=lambda _path, _why: None)
+        assert found == written
+        assert len(listed(tmp_path)) == (3 if step < 80 else 2)
+    assert names(tmp_path) == ["step-000000100", "step-000000110"]
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
