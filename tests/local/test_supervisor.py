@@ -348,13 +348,14 @@ def test_a_worker_that_cannot_be_started_is_one_line_and_leaves_nobody(tmp_path:
     script = f"import os, pathlib, time; pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(1000)"
     good = WorkerCommand(0, "cpu:0", (sys.executable, "-c", script), os.environ, tmp_path / "0.log")
     bad = WorkerCommand(1, "cpu:1", (str(tmp_path / "none"),), os.environ, tmp_path / "1.log")
-    before = signal.getsignal(signal.SIGTERM)
+    before, mask = signal.getsignal(signal.SIGTERM), signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with (
         pytest.raises(TrainerError, match=r"worker of rank 1 cannot be started: No such file or directory: .*none"),
         (tmp_path / "out").open("wb") as stdout,
     ):
         supervise([good, bad], stdout=stdout, node_rank=0, grace_s=1)
     assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
     # The started one has been killed and reaped; this process may have children of other tests.
     assert not [name for name in Path("/proc").glob("[0-9]*/cmdline") if str(pid).encode() in _read(name)]
 
