@@ -17,10 +17,11 @@ Tell = Callable[[str], None]
 
 
 class Appender(contextlib.AbstractContextManager["Appender"]):
-    """One file, of which this process alone is the writer. One thread may sync while another writes.
+    """One file, of which this process alone is the writer. Threads may write and sync at the same time.
 
     Bytes stay in memory until a `sync` has brought them to the disk: a file server may report only then that it has no
-    room, after the system has forgotten what it was given.
+    room, after the system has forgotten what it was given. Nothing bounds them but the length of the run: records take
+    a few hundred bytes a step.
     """
 
     def __init__(self, path: Path, *, fresh: bool, tell: Tell) -> None:
@@ -35,10 +36,12 @@ class Appender(contextlib.AbstractContextManager["Appender"]):
         self.path = path
         self._tell = tell
         self._lock = threading.Lock()
+        self._syncing = threading.Lock()
+        """One sync at a time: two would both count the same bytes as those that the disk has."""
         with writing(path):
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_EXCL if fresh else 0), 0o666)
             self._begin = os.fstat(self._file).st_size
-        self._recent = b""
+        self._recent = bytearray()
         """What follows the first `_begin` bytes, which the disk has."""
         self._taken = 0
         """How many of these bytes the system has taken."""
@@ -52,7 +55,7 @@ class Appender(contextlib.AbstractContextManager["Appender"]):
                 self._push()
             except OSError as error:
                 if not self._troubled:
-                    self._tell(f"{self.path}: cannot be written: {error.strerror}; its lines wait in memory")
+                    self._tell(f"{self.path}: cannot be written: {error.strerror or error}; its lines wait in memory")
                 self._troubled = True
 
     def sync(self) -> None:
@@ -61,7 +64,7 @@ class Appender(contextlib.AbstractContextManager["Appender"]):
         Raises:
             TrainerError: it does not take it; the bytes wait on.
         """
-        with writing(self.path):
+        with writing(self.path), self._syncing:
             with self._lock:
                 self._push()
                 taken = self._taken
@@ -73,17 +76,20 @@ class Appender(contextlib.AbstractContextManager["Appender"]):
                 raise
             with self._lock:
                 self._begin += taken
-                self._recent, self._taken = self._recent[taken:], self._taken - taken
+                self._taken -= taken
+                del self._recent[:taken]
 
     def _push(self) -> None:
         while self._taken < len(self._recent):
-            rest = memoryview(self._recent)[self._taken :]
-            self._taken += os.pwrite(self._file, rest, self._begin + self._taken)
+            with memoryview(self._recent)[self._taken :] as rest:
+                self._taken += os.pwrite(self._file, rest, self._begin + self._taken)
         if self._troubled:
             self._troubled = False
             self._tell(f"{self.path}: is written again, and lacks nothing")
 
     def __exit__(self, *_error: object) -> None:
         self.write(b"")
-        with contextlib.suppress(OSError):
-            os.close(self._file)
+        with self._syncing, self._lock, contextlib.suppress(OSError):
+            # A late sync, or a second exit, must not find the next file that gets this number.
+            file, self._file = self._file, -1
+            os.close(file)

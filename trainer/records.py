@@ -61,7 +61,7 @@ class Kept:
 class Records:
     """The files of one rank.
 
-    On a disk that is full, lines wait in memory and a warning is said; `sync` tells whether they still do.
+    On a disk that fills up, lines wait in memory and a warning is said; `sync` tells whether they still do.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Records:
                 `train_<rank>-replaced.log`.
 
         Raises:
-            TrainerError: a file cannot be opened; the line names it.
+            TrainerError: a file cannot be opened, or its first lines find no room; the line names it.
         """
         self._run = run
         self._config = config
@@ -114,6 +114,8 @@ class Records:
                     self._bad = files.enter_context(Lines(listed, fresh=False, tell=_warn))
                     if listed.read_bytes()[-1:] not in {b"", b"\n"}:
                         self._bad.write("")  # ends a line that a crash has torn
+            # A disk that is full before the first step has cost nothing yet: better to stop than to train without it.
+            self.sync()
             self._files = files.pop_all()
 
     def __enter__(self) -> "Records":

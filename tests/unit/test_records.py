@@ -223,6 +223,36 @@ def test_a_disk_that_is_full_for_a_while_leaves_the_same_files_as_one_that_never
     assert len(_scalars(tmp_path / "full", "train/loss")) == 6
 
 
+def test_lines_that_wait_when_the_files_are_closed_are_written_if_there_is_room_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
+        _with_room_for(0, partial(records.steps, [_step(0)]))
+        assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+    assert capsys.readouterr().out.count("is written again, and lacks nothing") == 2
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["global_step"] == 0
+    assert _scalars(tmp_path, "train/loss") == [(0, 4.0)]
+
+
+@pytest.mark.usefixtures("capsys")  # without it, the limit is also that of the file that holds the test's output
+def test_a_disk_that_is_full_at_the_start_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match=r"0/train_0.log: cannot be written: File too large; free space"):
+        _with_room_for(0, partial(Records, tmp_path, TrainConfig(), rank=0, world_size=1))
+
+
+def test_a_file_that_was_closed_leaves_the_one_alone_that_follows_it(tmp_path: Path) -> None:
+    """The system gives the next file that is opened the number of the one that was closed."""
+    with Appender(tmp_path / "lines", fresh=True, tell=list[str]().append) as file:
+        _with_room_for(0, partial(file.write, b"late\n"))
+        _with_room_for(0, file.__exit__)
+        with (tmp_path / "other").open("wb") as other:
+            with pytest.raises(TrainerError, match="lines: cannot be written: Bad file descriptor"):
+                file.sync()
+            file.__exit__()
+            other.write(b"mine\n")
+    assert (tmp_path / "other").read_bytes() == b"mine\n"
+
+
 def test_what_a_file_server_took_and_lost_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NFS reports a full disk when a file is synced, and may have dropped what it had taken by then."""
     path = tmp_path / "lines"
@@ -244,7 +274,7 @@ def test_what_a_file_server_took_and_lost_is_written_again(tmp_path: Path, monke
         assert path.read_bytes() == b"one\ntwo\nthree\n"
 
 
-def test_lines_written_while_another_thread_syncs_are_neither_lost_nor_repeated(tmp_path: Path) -> None:
+def test_lines_written_while_other_threads_sync_are_neither_lost_nor_repeated(tmp_path: Path) -> None:
     path, over = tmp_path / "lines", threading.Event()
     with Appender(path, fresh=True, tell=list[str]().append) as file:
 
@@ -252,12 +282,14 @@ def test_lines_written_while_another_thread_syncs_are_neither_lost_nor_repeated(
             while not over.is_set():
                 file.sync()
 
-        thread = threading.Thread(target=keep_syncing)
-        thread.start()
+        threads = [threading.Thread(target=keep_syncing) for _ in range(2)]
+        for thread in threads:
+            thread.start()
         for number in range(2000):
             file.write(b"%d\n" % number)
         over.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
     assert path.read_bytes() == b"".join(b"%d\n" % number for number in range(2000))
 
 
