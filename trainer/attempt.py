@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.checkpoint.files import Manifest
+from trainer.checkpoint.files import CHECKPOINTS, Manifest, clear
 from trainer.config import Layer, TrainConfig, settings
 from trainer.config.layers import ConfigError, flag_name
 from trainer.config.train import OF_ONE_ATTEMPT, TRAINING, checkpoint_layer
@@ -118,6 +118,7 @@ def _continue(layers: Sequence[Layer], source: Source, starter: Starter, check: 
     if starter.leads:
         with writing(run):
             claim(run, config, attempt=number)
+            clear(run / CHECKPOINTS)
             moved = set_aside(run, manifest.path, attempt=number) if manifest is not None else []
         for path in moved:
             starter.on_note(f"resume: {path} is newer: moved to set-aside-{number}/")

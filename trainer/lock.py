@@ -9,6 +9,7 @@ watching for a touch; a lock that nobody keeps is taken over. Clocks of two mach
 import contextlib
 import errno
 import json
+import math
 import os
 import platform
 import threading
@@ -165,7 +166,10 @@ def _acquire(path: Path, content: bytes, on_note: Callable[[str], None], pace: P
         while True:
             if not _link(mine, path):
                 seen = _look(path)
-                if seen is not None and seen.content != content:
+                if seen is None:  # released in between, or hidden by a file server's cache
+                    time.sleep(POLL_S)
+                    continue
+                if seen.content != content:
                     _refuse_if_alive(path, seen, on_note, pace)
                     if _remove_stale(path, seen):
                         on_note(f"{path}: taken over from {_owner_of(seen) or 'a process unknown'}, which is gone")
@@ -199,13 +203,25 @@ def _lives_here(owner: Owner) -> bool | None:
     here = (platform.node(), _text(Path("/proc/sys/kernel/random/boot_id")), _namespace())
     if not all(here) or here != (owner.host, owner.boot, owner.namespace):
         return None
+    if not _text(Path(f"/proc/{owner.pid}/stat")) and _exists(owner.pid):
+        return None  # another user's, in a /proc that hides it
     return _ticks(owner.pid) == owner.ticks
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _beats(path: Path, first: _Seen, watch_s: float) -> bool:
     """Whether the lock is touched within `watch_s`. Each look opens it anew, as NFS asks the server only then."""
-    until = time.monotonic() + watch_s
-    while time.monotonic() < until:
+    # In rounds, not by the clock: while a file server is away, no owner can touch its lock.
+    for _ in range(math.ceil(watch_s / POLL_S)):
         time.sleep(POLL_S)
         seen = _look(path)
         if seen is None or seen.content != first.content:

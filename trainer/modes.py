@@ -53,7 +53,7 @@ def run_mode(run: Run) -> int:
 def fit(run: Run) -> int:
     """Train from where `progress` is to the last epoch, evaluate after each, and report."""
     training, progress, records = run.training, run.progress, run.records
-    config, clock, wall_before = training.config, time.perf_counter(), progress.wall_s
+    config = training.config
     while progress.epoch < config.epochs:
         result = None
         if _train_epoch(run) is not Request.STOP:
@@ -62,12 +62,10 @@ def fit(run: Run) -> int:
                 progress.equalised = True
             result = _evaluate(run, epoch=progress.epoch)
         if result is None:
-            progress.wall_s = wall_before + time.perf_counter() - clock
             return _stop(run)
         report_evaluation(records, result, epoch=progress.epoch, epochs=config.epochs)
         report_epoch(records, progress.sums, result)
         is_best = progress.end_epoch(result)
-        progress.wall_s = wall_before + time.perf_counter() - clock
         run.keeper.save(training, progress, records, weights=("last", "best") if is_best else ("last",))
     error = run.keeper.finish(training)
     if error is not None:
@@ -95,12 +93,12 @@ def measure(run: Run) -> int:
     wanted = config.warmup_steps + (config.steps or 0)
     index = _train_images(run.datasets)
     per_epoch = _plan(training, index, steps_limit=None).steps
-    done, epoch, streak = 0, 0, _Streak(run)
+    done, epoch = 0, 0
     while done < wanted:
         steps, warmup = min(per_epoch, wanted - done), config.warmup_steps - done
         plan = _plan(training, index, steps_limit=steps)
         for window in _steps(run, plan, epoch=epoch, first_step=0, warmup_left=warmup):
-            streak.add(window, epoch=epoch)
+            _count_bad_steps(run, window, epoch=epoch)
             through = replace(window, first_step=done + window.first_step)
             report_steps(training, run.records, through, epoch=0, steps=wanted, global_step=through.first_step)
             throughput.add(window)
@@ -135,7 +133,7 @@ def _train_epoch(run: Run) -> Request:
     plan = _plan(
         training, index, steps_limit=training.config.steps, done_images=progress.images, planned=progress.planned
     )
-    first, streak = progress.step, _Streak(run)
+    first, wanted = progress.step, False
     if progress.planned is None:
         progress.planned = plan.end + plan.left_out
     if plan.left_out:
@@ -145,13 +143,16 @@ def _train_epoch(run: Run) -> Request:
     for window in _steps(run, plan, epoch=progress.epoch, first_step=first, warmup_left=warmup):
         report_steps(training, run.records, window, epoch=progress.epoch, steps=steps, global_step=progress.global_step)
         done = range(window.first_step - first, window.first_step - first + len(window.losses))
-        streak.add(window, epoch=progress.epoch)
+        _count_bad_steps(run, window, epoch=progress.epoch)
         progress.add(window, images=sum(plan.images(step) for step in done))
         _report_bad_images(training, run.records, index)
         if window.request is Request.STOP:
             return Request.STOP
-        if window.request is Request.SAVE and progress.step < steps and not streak.length:
+        wanted |= window.request is Request.SAVE
+        # Not amid bad steps: a run that has to go back should find a checkpoint from before them.
+        if wanted and progress.step < steps and not progress.bad_steps:
             run.keeper.save(training, progress, run.records)
+            wanted = False
     return Request.NONE
 
 
@@ -168,30 +169,23 @@ def _stop(run: Run) -> int:
     return RESUMABLE
 
 
-class _Streak:
-    """Counts steps in a row that were left out because loss or gradient was not finite."""
+def _count_bad_steps(run: Run, window: Window, *, epoch: int) -> None:
+    """Count the steps in a row that were left out.
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self.length = 0
-
-    def add(self, window: Window, *, epoch: int) -> None:
-        """Count a window.
-
-        Raises:
-            DivergedError: there were too many; it names the images of the last one.
-        """
-        training = self._run.training
-        allowed = training.config.max_bad_steps + training.precision.overflows
-        for step, bad in enumerate(window.bad, window.first_step):
-            self.length = self.length + 1 if bad else 0
-            if bad is None or self.length < allowed:
-                continue
-            whose = "this rank's loss" if bad.own_loss else "the gradient"
-            raise DivergedError(
-                f"{whose} was not finite in {self.length} steps in a row, last in epoch {epoch}, step {step}: "
-                f"lower --lr, or look at the images of this rank's batch: samples {','.join(map(str, bad.samples))}"
-            )
+    Raises:
+        DivergedError: there were too many; it names the images of the last one.
+    """
+    training, progress = run.training, run.progress
+    allowed = training.config.max_bad_steps + training.precision.overflows
+    for step, bad in enumerate(window.bad, window.first_step):
+        progress.bad_steps = progress.bad_steps + 1 if bad else 0
+        if bad is None or progress.bad_steps < allowed:
+            continue
+        whose = "this rank's loss" if bad.own_loss else "the gradient"
+        raise DivergedError(
+            f"{whose} was not finite in {progress.bad_steps} steps in a row, last in epoch {epoch}, step {step}: "
+            f"lower --lr, or look at the images of this rank's batch: samples {','.join(map(str, bad.samples))}"
+        )
 
 
 def _plan(

@@ -1,6 +1,7 @@
 """How far a run is, and what it has seen on the way: all that a checkpoint keeps beside the state of the parts."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +13,18 @@ from trainer.records import Kept
 def rate(images: int, seconds: float) -> float | None:
     """Images per second; None where there were none, or no time passed."""
     return images / seconds if images and seconds > 0 else None
+
+
+def _mapped(values: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """`values`, and the tables in them, with each float, or text that stands for one, changed."""
+    return {
+        name: _mapped(value, change)
+        if isinstance(value, Mapping)
+        else change(value)
+        if isinstance(value, float | str)
+        else value
+        for name, value in values.items()
+    }
 
 
 @dataclass
@@ -66,6 +79,7 @@ class Progress:
         steps: steps that this epoch has in all; None before it has begun.
         equalised: the epoch's steps are done, and ranks have shared their batch statistics for its evaluation.
         lr_factor: what the learning rate is multiplied by, since the number of devices changed.
+        bad_steps: steps in a row, up to here, that were left out because loss or gradient was not finite.
         wall_s: seconds of all attempts up to here.
     """
 
@@ -77,6 +91,7 @@ class Progress:
     steps: int | None = None
     equalised: bool = False
     lr_factor: float = 1.0
+    bad_steps: int = 0
     wall_s: float = 0.0
     best: Evaluation | None = None
     last: Evaluation | None = None
@@ -108,12 +123,13 @@ class Progress:
         return Kept(steps=self.global_step, epochs=self.epoch)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values. JSON has no infinity and no NaN, which the loss of a bad step may be: they become text."""
+        return _mapped(asdict(self), lambda value: value if math.isfinite(value) else str(value))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Progress":
         """The inverse of `to_json`."""
+        values = _mapped(values, float)
         parts: dict[str, Any] = {
             "best": values["best"] and Evaluation(**values["best"]),
             "last": values["last"] and Evaluation(**values["last"]),

@@ -29,28 +29,37 @@ class Requests:
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         """`group` is one of gloo's, so that no device takes part; None for a single process."""
         self._group = group
-        self._signalled = Request.NONE
+        # One flag for each signal: a handler that is interrupted by another's must not take back what that one noted.
+        self._asked_to_stop = self._asked_to_save = False
         self._posted = np.zeros(1, dtype=np.int64)
         self._work: Any = None
 
     def listen(self) -> None:
         """From now on SIGTERM asks to stop and SIGUSR1 to save. Before, SIGTERM ends the process: nothing is lost."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGUSR1, self._on_signal)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.signal(signal.SIGUSR1, self._on_sigusr1)
         # The supervisor starts a worker with it blocked, because by default it ends a process.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        wish = Request.STOP if number == signal.SIGTERM else Request.SAVE
-        self._signalled = max(self._signalled, wish)
+    def _on_sigterm(self, _number: int, _frame: FrameType | None) -> None:
+        self._asked_to_stop = True
+
+    def _on_sigusr1(self, _number: int, _frame: FrameType | None) -> None:
+        self._asked_to_save = True
+
+    @property
+    def _signalled(self) -> Request:
+        if self._asked_to_stop:
+            return Request.STOP
+        return Request.SAVE if self._asked_to_save else Request.NONE
 
     def exchange(self, wish: Request) -> Request:
         """Post `wish`, or what a signal has asked for if that is more; return what all agreed on one call earlier."""
         if self._work is not None:
             self._work.wait()
         agreed = Request(self._posted.item())
-        if agreed is Request.SAVE and self._signalled is Request.SAVE:
-            self._signalled = Request.NONE
+        if agreed is Request.SAVE:
+            self._asked_to_save = False
         self._posted[0] = max(wish, self._signalled)
         if self._group is not None:
             # The tensor shares the array's memory.

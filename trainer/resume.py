@@ -87,6 +87,8 @@ def choose(source: Source, on_note: Callable[[str], None]) -> Manifest | None:
                 f"--resume {source.checkpoint}: {reason}; --resume {source.run} takes the newest valid checkpoint"
             ) from None
     folder = source.run / CHECKPOINTS
+    if folder.is_symlink() and not folder.exists():
+        raise TrainerError(f"{folder}: points to what is not there: is a volume missing? Nothing was changed")
     found = listed(folder)
     if not found:
         if source.may_begin:

@@ -4,6 +4,7 @@ The supervisor starts it as `python -m trainer.worker` with a `WorkerTask` in th
 files, and says why it failed in a last line that begins with `error`.
 """
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -16,14 +17,14 @@ import torch
 import torch.distributed as dist
 
 from trainer.batch_norm import BatchStatistics
-from trainer.checkpoint.keeping import Keeper, resume, rewound
+from trainer.checkpoint.keeping import Keeper, agree, resume, rewound
 from trainer.config import TrainConfig
 from trainer.data.bad_images import BadImages
 from trainer.data.index import Datasets, load_datasets
 from trainer.devices import Device, open_device
 from trainer.distributed import data_parallel, join, leave, settle_buckets
 from trainer.ema import Ema
-from trainer.engine import Training, parameter_groups
+from trainer.engine import PEERS, Training, parameter_groups
 from trainer.errors import TrainerError
 from trainer.inherit import with_settings_of
 from trainer.memory import machine_memory, micro_batch
@@ -40,6 +41,8 @@ from trainer.run_folder import attempt_file, writing
 from trainer.supervisor import blames_a_peer, die_with_supervisor
 from trainer.watchdog import Watchdog
 from trainer.worker_task import TASK_VARIABLE, WorkerTask
+
+MEETING = "the start of all ranks"
 
 
 def main() -> NoReturn:
@@ -84,35 +87,57 @@ def run(task: WorkerTask) -> tuple[int, Training]:
         master_port=task.master_port,
         stall_timeout_s=config.stall_timeout_s,
     )
-    classes = len(datasets.classes)
-    training = build(task, config, runtime, device, weights=weights, num_classes=classes, group=group)
-    settle_buckets(training.parallel, lambda: _blank_images(training))
-    progress = resume(training, task.checkpoint) if task.checkpoint is not None else Progress()
+    watchdog = watchdog_of(task)
+    watchdog.start()
     data = {"fingerprint": datasets.fingerprint, "train": len(datasets.train or ()), "val": len(datasets.val)}
+    with watchdog.waiting(MEETING):
+        agree(task.checkpoint, data, group)
+        classes = len(datasets.classes)
+        training = build(
+            task, config, runtime, device, weights=weights, num_classes=classes, group=group, watchdog=watchdog
+        )
+        settle_buckets(training.parallel, lambda: _blank_images(training))
+    progress = resume(training, task.checkpoint, data) if task.checkpoint is not None else Progress()
     keeper = Keeper(training, task.run, attempt=task.attempt, data=data)
-    with Records(
-        task.run, config, rank=task.rank, world_size=task.world_size, kept=progress.kept, attempt=task.attempt
-    ) as records:
+    with (
+        Records(
+            task.run, config, rank=task.rank, world_size=task.world_size, kept=progress.kept, attempt=task.attempt
+        ) as records,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(keeper.leave)
         if task.rank == 0:
             _write_provenance(task, config, runtime, datasets, began)
         _say_start(task, training, datasets)
         training.requests.listen()
-        training.watchdog.start()
         try:
             code = run_mode(Run(training, datasets, records, task.run, progress, keeper))
         except DivergedError as error:
             keeper.finish(training)
-            again = rewound(training, keeper.folder)
+            again = rewound(training, keeper)
             if again is None:
                 raise
             say("rewound", epoch=again.epoch, step=again.step, reason=str(error))
             records.rewind(again.kept)
             code = run_mode(Run(training, datasets, records, task.run, again, keeper))
-        training.watchdog.stop()
-        records.sync()
-    training.requests.settle()
-    leave()
+        with watchdog.waiting("disk"):
+            records.sync()
+    with watchdog.waiting(PEERS):
+        training.requests.settle()
+        leave()
+    watchdog.stop()
     return code, training
+
+
+def watchdog_of(task: WorkerTask) -> Watchdog:
+    """One that does not watch yet."""
+    return Watchdog(
+        rank=task.rank,
+        device=f"{task.device}:{task.local_rank}",
+        world_size=task.world_size,
+        timeout_s=task.config.stall_timeout_s,
+        store_address=(os.environ["MASTER_ADDR"], task.master_port) if task.world_size > 1 else None,
+    )
 
 
 def _blank_images(training: Training) -> torch.Tensor:
@@ -151,6 +176,7 @@ def build(
     *,
     weights: Weights | None,
     num_classes: int,
+    watchdog: Watchdog,
     group: dist.ProcessGroup | None = None,
 ) -> Training:
     """Model, optimizer and average on the device; every rank draws the same first weights."""
@@ -186,13 +212,7 @@ def build(
         statistics=statistics,
         group=group,
         requests=Requests(group),
-        watchdog=Watchdog(
-            rank=task.rank,
-            device=f"{task.device}:{task.local_rank}",
-            world_size=task.world_size,
-            timeout_s=config.stall_timeout_s,
-            store_address=(os.environ["MASTER_ADDR"], task.master_port) if group is not None else None,
-        ),
+        watchdog=watchdog,
         bad_images=BadImages(),
         micro_batch=micro_batch(
             config, device=runtime.kind, processes=task.local_world_size, memory_bytes=machine_memory()

@@ -48,18 +48,26 @@ def _is_writing(run: Path, *, since: float) -> bool:
         return True
 
 
-@pytest.mark.parametrize(("world_size", "precision"), [(1, "fp32"), (2, "fp16"), (4, "fp32"), (8, "fp32")])
+@pytest.mark.parametrize(
+    ("world_size", "options"),
+    [
+        (1, "--accumulate 2 --micro-batch 9 --mixup 0.2 --cutmix 1 --clip-norm 1 --label-smoothing 0.1 --dropout 0.3"),
+        (2, "--precision fp16"),
+        (4, "--precision bf16 --channels-last"),
+        (8, "--weight-decay 0.001 --nesterov"),
+    ],
+)
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
     tmp_path: Path,
     digits: Path,
     world_size: int,
-    precision: str,
+    options: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """PNAS_KILL_SEED repeats the moments of a test that has failed, as far as a machine's timing can be repeated."""
     seed = int(os.environ.get("PNAS_KILL_SEED") or random.SystemRandom().randrange(2**32))
     draw = random.Random(seed)
-    fixed = ("--npus", str(world_size), "--precision", precision, "--epochs", str(EPOCHS), "--steps", str(STEPS))
+    fixed = ("--npus", str(world_size), "--epochs", str(EPOCHS), "--steps", str(STEPS), *options.split())
     whole = train(tmp_path, *recipe(*fixed), data=digits, name="whole")
     assert whole.code == 0, whole.stdout
     moments = draw.sample(MOMENTS * 2, k=len(MOMENTS) * 2)[: KILLS[world_size]]

@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.local.conftest import train
 from tests.local.interrupted import Started, assert_same, free_port, recipe
 from trainer.checkpoint.files import read_manifest
+from trainer.requests import Request, Requests
 
 RESUMABLE = 75
 
@@ -56,12 +57,36 @@ def test_an_evaluation_alone_that_is_stopped_ends_with_75_and_begins_anew(tmp_pa
 
 
 def test_sigusr1_saves_and_goes_on(tmp_path: Path, digits: Path) -> None:
-    asked = Started(tmp_path, digits, "--npus", "2", "--checkpoint-every", "1h", name="asked")
+    once = ("--checkpoint-every", "1h", "--epochs", "1", "--steps", "44")
+    asked = Started(tmp_path, digits, "--npus", "2", *once, name="asked")
     assert asked.until(_has("] step epoch=0"))
     asked.signal(signal.SIGUSR1)
     assert asked.wait() == 0, asked.said
-    # The two that end the epochs, and the one that was asked for.
-    assert asked.said.count("] checkpoint step=") == 3, asked.said
+    # The one that was asked for, and the one that ends the epoch.
+    assert asked.said.count("] checkpoint step=") == 2, asked.said
+
+
+def test_a_state_is_saved_as_often_as_the_clock_says(tmp_path: Path, digits: Path) -> None:
+    timed = recipe("--checkpoint-every", "1s", "--epochs", "1", "--steps", "89", "--keep", "100")
+    done = train(tmp_path, *timed, data=digits)
+    assert done.code == 0, done.stdout
+    saved = [int(event["step"]) for event in done.events("checkpoint")]
+    assert saved[-1] == 89
+    assert len(saved) > 1, "and in the middle of an epoch that takes some seconds"
+
+
+def test_a_stop_is_not_taken_back_by_a_request_to_save() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    requests = Requests(None)
+    try:
+        requests.listen()
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+            signal.raise_signal(number)
+        assert requests.exchange(Request.NONE) is Request.NONE
+        assert requests.exchange(Request.NONE) is Request.STOP
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_another_number_of_devices_sees_each_image_of_the_epoch_once(tmp_path: Path, digits: Path) -> None:
@@ -77,12 +102,52 @@ def test_another_number_of_devices_sees_each_image_of_the_epoch_once(tmp_path: P
 
 
 def test_a_run_that_diverges_goes_back_once_and_then_names_the_images(tmp_path: Path, digits: Path) -> None:
-    done = train(tmp_path, *recipe("--lr", "1e30", "--max-bad-steps", "2"), data=digits)
+    sound = train(tmp_path, *recipe("--epochs", "1"), data=digits, name="astray")
+    assert sound.code == 0, sound.stdout
+    astray = ("--lr", "1e30", "--max-bad-steps", "2", "--resume", "auto")
+    done = train(tmp_path, *recipe(*astray), data=digits, name="astray")
     assert done.code == 1
+    (rewound,) = done.events("rewound")
+    assert (rewound["epoch"], rewound["step"]) == ("1", "0")
     last = done.stdout.splitlines()[-1]
     assert "was not finite in 2 steps in a row" in last
     samples = last.rpartition("samples ")[2].split(",")
     assert len(set(samples)) == 16, "one batch of this rank"
+
+
+def test_bad_steps_in_a_row_are_counted_across_epochs(tmp_path: Path, digits: Path) -> None:
+    done = train(tmp_path, *recipe("--lr", "1e30", "--steps", "3", "--epochs", "4"), data=digits)
+    assert done.code == 1
+    assert "was not finite in 5 steps in a row" in done.stdout.splitlines()[-1]
+
+
+def test_a_run_with_a_loss_that_is_not_finite_can_be_resumed(tmp_path: Path, digits: Path) -> None:
+    options = ("--lr", "1e30", "--max-bad-steps", "1000", "--steps", "40", "--checkpoint-every", "1h")
+    stopped = Started(tmp_path, digits, *options, name="astray")
+    assert stopped.until(_has("loss=nan"))
+    stopped.signal(signal.SIGTERM)
+    assert stopped.wait() == RESUMABLE, stopped.said
+    resumed = train(tmp_path, *recipe(*options, "--resume", "auto"), data=digits, name="astray")
+    assert resumed.code == 0, resumed.stdout
+    assert "resumed bit_exact=yes" in resumed.stdout
+
+
+def test_what_a_run_has_not_had_begins_anew_and_that_is_said(tmp_path: Path, digits: Path) -> None:
+    plain = train(tmp_path, *recipe("--ema", "0", "--momentum", "0", "--epochs", "1"), data=digits, name="plain")
+    assert plain.code == 0, plain.stdout
+    more = ("--ema", "0.9", "--momentum", "0.9", "--precision", "fp16", "--lr", "0.01")
+    resumed = train(tmp_path, *recipe(*more, "--resume", "auto"), data=digits, name="plain")
+    assert resumed.code == 0, resumed.stdout
+    (line,) = [line for line in resumed.stdout.splitlines() if " resumed " in line]
+    assert "bit_exact=no" in line
+    for said in (
+        "ema begins anew",
+        "loss scale begins anew",
+        "momentum begins anew",
+        "lr 0.05 -> 0.01",
+        "fp32 -> fp16",
+    ):
+        assert said in line
 
 
 def _node(rank: int, port: int, output: Path, data: Path, *options: str) -> Started:
@@ -95,14 +160,16 @@ def test_two_nodes_continue_a_run_and_refuse_to_when_they_see_different_checkpoi
 ) -> None:
     whole = train(tmp_path, *recipe("--npus", "2"), data=digits, name="shared")
     assert whole.code == 0, whole.stdout
-    here, there, alike = tmp_path, tmp_path / "there", tmp_path / "alike"
-    for copy in (there, alike):
+    here, older, none, alike = (tmp_path / name for name in ("", "older", "none", "alike"))
+    for copy in (older, alike):
         shutil.copytree(here / "shared", copy / "shared")
         shutil.rmtree(copy / "shared/checkpoints/step-000000016")
-    port = free_port()
-    nodes = [_node(0, port, here, digits, "--resume", "auto"), _node(1, port, there, digits, "--resume", "auto")]
-    assert [node.wait() for node in nodes] == [1, 1], nodes[0].said + nodes[1].said
-    assert all("see different checkpoints" in node.said for node in nodes)
+    for there in (older, none):
+        there.mkdir(exist_ok=True)
+        port = free_port()
+        nodes = [_node(0, port, here, digits, "--resume", "auto"), _node(1, port, there, digits, "--resume", "auto")]
+        assert [node.wait() for node in nodes] == [1, 1], nodes[0].said + nodes[1].said
+        assert all("see different checkpoints" in node.said for node in nodes)
     port = free_port()
     nodes = [_node(rank, port, alike, digits, "--resume", "auto") for rank in range(2)]
     assert [node.wait() for node in nodes] == [0, 0], nodes[0].said + nodes[1].said

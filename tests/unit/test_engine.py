@@ -17,7 +17,7 @@ from trainer.ema import Ema
 from trainer.engine import Training, Window, parameter_groups, train_steps
 from trainer.errors import TrainerError
 from trainer.evaluation import evaluate
-from trainer.worker import build
+from trainer.worker import build, watchdog_of
 from trainer.worker_task import WorkerTask
 
 
@@ -68,7 +68,8 @@ def _training(**settings: Any) -> Training:
         master_port=0,
         command=(),
     )
-    return build(task, config, open_device("cpu"), torch.device("cpu"), weights=None, num_classes=10)
+    runtime, watchdog = open_device("cpu"), watchdog_of(task)
+    return build(task, config, runtime, torch.device("cpu"), weights=None, num_classes=10, watchdog=watchdog)
 
 
 def _batches(count: int, size: int = 4) -> Iterator[Batch]:

@@ -106,4 +106,4 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_and_leaves_the_earlier_
     assert error is not None
     assert "best.safetensors" in error
     assert "checkpoint of step 30" in capsys.readouterr().out
-    assert _steps(tmp_path) == [30, 20, 10]
+    assert _steps(tmp_path) == [20, 10], "a checkpoint never knows of weights that are not there"

@@ -27,6 +27,7 @@ __all__ = [
     "Entry",
     "Manifest",
     "Refused",
+    "clear",
     "listed",
     "newest_valid",
     "prune",
@@ -76,7 +77,9 @@ def write(folder: Path, step: int, blobs: Mapping[str, Blob], content: Mapping[s
         ValueError: a blob has not the bytes of its type and shape.
     """
     data = {name: _bytes(name, blob) for name, blob in blobs.items()}
-    folder.mkdir(exist_ok=True)
+    if not folder.is_dir():
+        folder.mkdir()
+        flush(folder.parent)
     final = folder / f"step-{step:09d}"
     partial = folder / f".{final.name}.partial"
     _remove(partial)
@@ -109,6 +112,17 @@ def newest_valid(folder: Path, *, on_refused: Callable[[Path, str], None]) -> Ma
         on_refused: told the path and the reason of each newer one that is not, newest first.
     """
     return next(filter(None, (_verified(path, on_refused) for path in listed(folder))), None)
+
+
+def clear(folder: Path) -> None:
+    """Delete what writers that were killed have left half written: its room is needed. No writer may be at work.
+
+    Raises:
+        OSError: something cannot be deleted.
+    """
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        if LEFTOVER.fullmatch(path.name):
+            _remove(path)
 
 
 def prune(folder: Path, *, keep: int, spare: Collection[Path] = ()) -> None:

@@ -1,19 +1,23 @@
 """A run's checkpoints as its modes see them: when one is due, what goes into it, and how a run goes on from one."""
 
+import importlib.metadata
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
-from trainer.checkpoint.files import CHECKPOINTS, Manifest, newest_valid, read_manifest
+from trainer.checkpoint.files import CHECKPOINTS, Manifest, Refused, newest_valid, read_manifest
 from trainer.checkpoint.manifest import STATE_FILE
 from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.state import restore, tensors_of, values_of
 from trainer.config.interval import Interval
-from trainer.config.train import TRAINING
+from trainer.config.train import OF_ONE_ATTEMPT, TRAINING
+from trainer.data.files import reading
 from trainer.distributed import gathered
 from trainer.engine import PEERS, Training
 from trainer.errors import TrainerError
@@ -23,6 +27,9 @@ from trainer.progress import Progress
 from trainer.records import Records, say
 from trainer.requests import Request
 
+LEAVE_S = 20.0
+"""Seconds that the end of a process may wait for a checkpoint that is being written."""
+
 
 class Keeper:
     """Takes checkpoints. Every rank has one; rank 0's writes."""
@@ -31,7 +38,9 @@ class Keeper:
         """`data` is what the checkpoint says of the images."""
         config = training.config
         self.folder = run / CHECKPOINTS
-        self._about = {"run": {"name": run.name, "mode": config.mode, "attempt": attempt}, "data": dict(data)}
+        self.data = dict(data)
+        self._began, self._wall_before = time.perf_counter(), 0.0
+        self._about = {"run": {"name": run.name, "mode": config.mode, "attempt": attempt}, "data": self.data}
         self._saver = None
         if training.rank == 0 and config.mode in TRAINING:
             every = Interval.parse(config.checkpoint_every)
@@ -39,6 +48,7 @@ class Keeper:
 
     def start(self, progress: Progress) -> None:
         """The run goes on from here."""
+        self._began, self._wall_before = time.perf_counter(), progress.wall_s
         if self._saver is not None:
             self._saver.start_at(progress.global_step)
 
@@ -50,7 +60,9 @@ class Keeper:
         """Take a checkpoint; every rank calls it. Also keep the evaluated weights under the names in `weights`."""
         with training.watchdog.waiting(PEERS, epoch=progress.epoch, step=progress.step):
             tensors = tensors_of(training)
+        progress.wall_s = self._wall_before + time.perf_counter() - self._began
         if self._saver is None:
+            _sync(records)
             return
         description = describe(training.evaluated, data_config(training.config))
         with training.watchdog.waiting("disk", epoch=progress.epoch, step=progress.step):
@@ -62,6 +74,11 @@ class Keeper:
                 sync=records.sync,
             )
 
+    def leave(self) -> None:
+        """Before the process ends of an error: a checkpoint that is nearly written is worth some seconds."""
+        if self._saver is not None:
+            self._saver.leave(within_s=LEAVE_S)
+
     def finish(self, training: Training) -> str | None:
         """Wait for the last checkpoint; on all ranks why it was not saved, if it was not."""
         with training.watchdog.waiting("disk"):
@@ -70,26 +87,73 @@ class Keeper:
             return gathered(error, training.group)[0]
 
 
-def resume(training: Training, checkpoint: Path) -> Progress:
-    """Put the state of a verified checkpoint into the parts, and say whether the run goes on bit for bit.
+def _sync(records: Records) -> None:
+    """The records of a rank that writes no checkpoint: to the disk, before one counts what is in them."""
+    try:
+        records.sync()
+    except TrainerError as error:
+        say("warning", text=str(error))
+
+
+def agree(checkpoint: Path | None, data: Mapping[str, Any], group: dist.ProcessGroup | None) -> None:
+    """Make sure that all ranks go on from the same checkpoint with the same images.
 
     Raises:
-        TrainerError: the ranks have been given different checkpoints.
+        TrainerError: they do not; or the checkpoint cannot be read.
     """
-    manifest = read_manifest(checkpoint)
-    if len(set(gathered((manifest.path.name, str(manifest.saved)), training.group))) > 1:
-        raise TrainerError(f"{checkpoint}: the nodes see different checkpoints: is --output on one shared file system?")
-    content = manifest.content
+    saved = None if checkpoint is None else (checkpoint.name, str(_manifest(checkpoint).saved))
+    seen = gathered((saved, data["fingerprint"]), group)
+    if len({checkpoint for checkpoint, _ in seen}) > 1:
+        raise TrainerError(
+            f"the nodes see different checkpoints ({_of_each_rank([c and c[0] for c, _ in seen])}): is --output on "
+            "one shared file system?"
+        )
+    if len({fingerprint for _, fingerprint in seen}) > 1:
+        raise TrainerError(
+            f"the nodes see different images ({_of_each_rank([f for _, f in seen])}): compare --data-path"
+        )
+
+
+def _of_each_rank(values: Sequence[object]) -> str:
+    return ", ".join(f"rank {rank} {value or 'none'}" for rank, value in enumerate(values))
+
+
+def _manifest(checkpoint: Path) -> Manifest:
+    try:
+        return read_manifest(checkpoint)
+    except Refused as reason:
+        raise TrainerError(f"{checkpoint}: {reason}") from None
+
+
+def resume(training: Training, checkpoint: Path, data: Mapping[str, Any]) -> Progress:
+    """Put the state of a verified checkpoint into the parts, and say whether the run goes on bit for bit.
+
+    Args:
+        data: what a checkpoint of now would say of the images.
+
+    Raises:
+        TrainerError: it cannot be read any more.
+    """
+    content = _manifest(checkpoint).content
     progress = Progress.from_json(content["progress"])
-    tensors = load_file(checkpoint / STATE_FILE)
+    with reading(checkpoint / STATE_FILE):
+        tensors = load_file(checkpoint / STATE_FILE)
     before = content["arithmetic"]
-    restore(training, tensors, content["state"], world_size=before["world_size"])
+    begun_anew = restore(training, tensors, content["state"], world_size=before["world_size"])
     _take_micro_batch(training, before)
     now = arithmetic(training)
     if training.config.resume_lr == "scale":
         progress.lr_factor *= _global_batch(now) / _global_batch(before)
     if training.rank == 0:
-        _say_what_differs(before, now)
+        changed = [
+            *(f"{part} begins anew" for part in begun_anew),
+            *_differing(before, now),
+            *_differing(content["config"], training.config.model_dump(mode="json"), leave_out=OF_ONE_ATTEMPT),
+            *(["other images"] if content["data"]["fingerprint"] != data["fingerprint"] else []),
+        ]
+        # Kernels of other devices may add in another order each time.
+        same = "yes" if training.device.type == "cpu" else "not proven"
+        say("resumed", bit_exact="no" if changed else same, differs="; ".join(changed) or None)
     return progress
 
 
@@ -108,14 +172,19 @@ def _global_batch(values: Mapping[str, Any]) -> int:
     return int(values["world_size"] * values["batch_size"] * values["accumulate"])
 
 
-def rewound(training: Training, folder: Path) -> Progress | None:
+def rewound(training: Training, keeper: Keeper) -> Progress | None:
     """Back to the newest valid checkpoint in this run's folder; None if there is none."""
+    folder = keeper.folder
     found: Manifest | None = None
     if training.rank == 0:
         found = newest_valid(folder, on_refused=lambda path, why: say("warning", text=f"{path} refused: {why}"))
     with training.watchdog.waiting(PEERS):
         path = gathered(None if found is None else found.path, training.group)[0]
-    return None if path is None else resume(training, path)
+    if path is None:
+        return None
+    progress = resume(training, path, keeper.data)
+    progress.bad_steps = 0
+    return progress
 
 
 def _content(training: Training, progress: Progress) -> dict[str, Any]:
@@ -141,14 +210,15 @@ def arithmetic(training: Training) -> dict[str, Any]:
         "batch_size": training.config.batch_size,
         "accumulate": training.config.accumulate,
         "torch": str(torch.__version__),
+        # It decodes and resizes the images.
+        "torchvision": importlib.metadata.version("torchvision"),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "mkldnn": os.environ.get("ONEDNN_MAX_CPU_ISA"),
     }
 
 
-def _say_what_differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    differing = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
-    if differing:
-        say("resumed", bit_exact="no", differs="; ".join(differing))
-    else:
-        say("resumed", bit_exact="yes")
+def _differing(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, leave_out: Collection[str] = frozenset()
+) -> list[str]:
+    names = [name for name in now if name not in leave_out and before.get(name) != now[name]]
+    return [f"{name} {before.get(name)} -> {now[name]}" for name in names]

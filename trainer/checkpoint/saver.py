@@ -97,6 +97,11 @@ class Saver:
         error, self._error = self._error, None
         return error
 
+    def leave(self, *, within_s: float) -> None:
+        """Give the checkpoint that is being written some time to get to the disk, before the process ends."""
+        if self._thread is not None:
+            self._thread.join(timeout=within_s)
+
     def _busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
@@ -117,19 +122,29 @@ class Saver:
         try:
             sync()
             began = time.monotonic()
+            # Before the checkpoint that knows of them: a run that is killed in between makes them once more.
+            self._write_weights(weights, "model." if content["state"]["ema_updates"] is None else "ema.")
             manifest = write(
                 self._folder, step, {name: _blob(tensor) for name, tensor in self._buffers.items()}, content
             )
             say("checkpoint", step=step, mib=manifest.bytes / 2**20, write_s=time.monotonic() - began)
-            prune(self._folder, keep=self._keep, spare=[manifest.path])
-            part = "model." if content["state"]["ema_updates"] is None else "ema."
-            state = {n.removeprefix(part): t for n, t in self._buffers.items() if n.startswith(part)}
-            for name, description in weights.items():
-                write_weights(self._folder / name, state, dict(description))
             self._error = None
         except (OSError, Refused, TrainerError) as error:
             self._error = " ".join(str(error).split())
             say("warning", text=f"checkpoint of step {step} is not saved: {self._error}; earlier ones stay")
+            return
+        try:
+            prune(self._folder, keep=self._keep, spare=[manifest.path])
+        except OSError as error:
+            say("warning", text=f"{self._folder}: older checkpoints cannot be deleted: {error}")
+
+    def _write_weights(self, files: Mapping[str, Mapping[str, str]], part: str) -> None:
+        """Write the weights in the buffers whose names begin with `part`."""
+        if files:
+            self._folder.mkdir(exist_ok=True)
+        state = {name.removeprefix(part): tensor for name, tensor in self._buffers.items() if name.startswith(part)}
+        for name, description in files.items():
+            write_weights(self._folder / name, state, dict(description))
 
 
 def _blob(tensor: Tensor) -> Blob:

@@ -39,14 +39,35 @@ def values_of(training: Training) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def restore(training: Training, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, world_size: int) -> None:
+def restore(
+    training: Training, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, world_size: int
+) -> list[str]:
     """Put a state into the parts of a run, in place, so that layouts and references stay.
+
+    What the state lacks, because the run had no such part, begins anew: an average with the weights, momentum at zero.
 
     Args:
         world_size: of the run that saved it; if it is another one, each rank gets the mean batch statistics.
+
+    Returns:
+        What begins anew.
+
+    Raises:
+        KeyError: the state is of another network.
     """
+    begun_anew = set()
     for name, tensor in _shared(training):
-        tensor.copy_(tensors[name])
+        part, _, rest = name.partition(".")
+        if name in tensors:
+            tensor.copy_(tensors[name])
+        elif part == "ema":
+            tensor.copy_(tensors[f"model.{rest}"])
+            begun_anew.add("ema")
+        elif name.endswith(".momentum_buffer"):
+            tensor.zero_()
+            begun_anew.add("momentum")
+        else:
+            raise KeyError(name)
     statistics = tensors["ranks.batch_norm"]
     same = world_size == training.world_size
     training.statistics.flat.copy_(statistics[training.rank] if same else statistics.mean(dim=0))
@@ -55,9 +76,13 @@ def restore(training: Training, tensors: Mapping[str, Tensor], values: Mapping[s
         torch.set_rng_state(tensors["ranks.rng"][training.rank].clone())
         if "ranks.device_rng" in tensors:
             training.runtime.set_rng_state(tensors["ranks.device_rng"][training.rank].clone())
-    training.precision.load_state_dict(values["precision"])
+    if values["precision"] and training.precision.state_dict():
+        training.precision.load_state_dict(values["precision"])
+    elif training.precision.state_dict():
+        begun_anew.add("loss scale")
     if training.ema is not None:
-        training.ema.updates = values["ema_updates"]
+        training.ema.updates = values["ema_updates"] or 0
+    return sorted(begun_anew)
 
 
 def _shared(training: Training) -> Iterator[tuple[str, Tensor]]:

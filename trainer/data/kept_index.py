@@ -55,7 +55,7 @@ def changes(run: Path, datasets: Datasets) -> str:
         )
         if len(names)
     ]
-    return "; ".join(found) or "the same files with other labels"
+    return "; ".join(found) or "other files or labels than the checkpoint's"
 
 
 def _splits(datasets: Datasets) -> dict[str, Paths]:
