@@ -52,6 +52,7 @@ NPU_STEP_S = 32 / 69
 COPY, OURS = "plain copy", "pnas"
 TORCH_SAVE, ASYNC_SAVE = "`torch.save`, `fsync`", "`torch.distributed.checkpoint.async_save`"
 T = TypeVar("T")
+OUTPUT = Path("output")
 RESULT = Path(__file__).parent / "results" / "checkpoint_save.md"
 
 
@@ -91,8 +92,9 @@ def main() -> int:
     # The other cores are the writer's, as they are beside an accelerator; and two threads that wait for each other on a
     # machine that is shared measure its neighbours.
     torch.set_num_threads(1)
-    # Beside the working folder's files: a temporary folder may lie in memory.
-    with tempfile.TemporaryDirectory(prefix="checkpoint-save-", dir=".") as folder:
+    # Where runs go by default: a temporary folder may lie in memory.
+    OUTPUT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="checkpoint-save-", dir=OUTPUT) as folder:
         turns, checkpoint = measure(Path(folder))
     report, met = _report(turns, checkpoint)
     print(report)
