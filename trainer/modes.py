@@ -68,11 +68,6 @@ def fit(run: Run) -> int:
         is_best = progress.end_epoch(result)
         run.keeper.save(training, progress, records, weights=("last", "best") if is_best else ("last",))
     error = run.keeper.finish(training)
-    if error is not None:
-        raise TrainerError(
-            f"{run.keeper.folder}: the run is done, but its last checkpoint could not be saved: {error}; "
-            "make room there and resume it"
-        )
     report_result(
         training,
         records,
@@ -81,6 +76,11 @@ def fit(run: Run) -> int:
         wall_s=progress.wall_s,
         output=run.output,
     )
+    if error is not None:
+        raise TrainerError(
+            f"{run.keeper.folder}: the run is done, but its last checkpoint could not be saved: {error}; "
+            "make room there and resume it"
+        )
     return DONE
 
 
