@@ -287,7 +287,8 @@ def _report(turns: dict[str, list[Turn]], checkpoint: Checkpoint) -> tuple[str, 
         "",
         "    python -m benchmarks.checkpoint_save",
         "",
-        f"torch {torch.__version__}, Python {platform.python_version()}, {machine()}, 1 thread",
+        f"torch {torch.__version__}, Python {platform.python_version()}, {machine()}, 1 thread; "
+        f"load average of the machine at the end {os.getloadavg()[0]:.1f}, of which this is at most 2",
         "",
         "| way | first save blocks | later ones block | ratio to ours | share of a step | steps beside it slower by "
         "| a save costs in all |",
