@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 
 RUN := -m launcher submit --backend local --npus 2 --mode full --profile digits --data-path data/digits
 
-.PHONY: help run test check format bench lock clean
+.PHONY: help run test check format bench cluster lock clean
 
 help:  ## List the commands
 	@sed -n 's/^\([a-z]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,6 +37,9 @@ format: $(VENV)/test.stamp  ## Format the code
 
 bench: $(VENV)/test.stamp  ## Compare with timm and with an empty Python, and keep the results
 	$(BIN)/python -m benchmarks
+
+cluster: $(VENV)/test.stamp  ## Start a Kubernetes with two nodes and simulated NPUs, until Ctrl-C (root; builds it once)
+	$(BIN)/python -m tests.cluster.testbed
 
 lock:  ## Pin the requirements anew for TORCH
 	@test -x .venv/bin/uv || { echo "make lock needs the tools in .venv: run make check first" >&2; exit 2; }

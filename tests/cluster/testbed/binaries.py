@@ -1,0 +1,100 @@
+"""The cluster's programs, built from pinned Go modules into a cache that the next start finds.
+
+A module folder in `go/` pins one version of everything in `go.sum`; its hash names the folder of the cache, so that
+another version is another folder and a half-finished build is never taken for a whole one.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+MODULES = Path(__file__).parent / "go"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pnas" / "testbed"
+
+# A server without them reports version v0.0.0, which clients that compare versions refuse.
+VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+
+
+# What a device plugin and the kubelet say to each other.
+DEVICE_PLUGIN_PROTOCOL = ("k8s.io/kubelet", "pkg/apis/deviceplugin/v1beta1/api.proto")
+
+
+class BuildError(Exception):
+    """A program cannot be built; the message is one line and names the log."""
+
+
+def kubernetes() -> Path:
+    """The folder of kube-apiserver, -controller-manager, -scheduler, -proxy, kubelet, kubectl, and `api.proto`.
+
+    Raises:
+        BuildError: Go is missing, or the build failed.
+    """
+    version = _required(MODULES / "kubernetes", "k8s.io/kubernetes")
+    major, minor, _patch = version.removeprefix("v").split(".")
+    facts = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
+    flags = " ".join(f"-X {package}.{name}={value}" for package in VERSION_PACKAGES for name, value in facts.items())
+    return _built("kubernetes", ldflags=f"-s -w {flags}", files=(DEVICE_PLUGIN_PROTOCOL,))
+
+
+def _built(module: str, *, ldflags: str, files: Sequence[tuple[str, str]]) -> Path:
+    """Build every tool of a module once; processes that ask at the same time wait for the one that builds.
+
+    Args:
+        files: to copy beside the tools: a required module and a path in it.
+    """
+    source = MODULES / module
+    digest = hashlib.sha256((source / "go.mod").read_bytes() + (source / "go.sum").read_bytes() + ldflags.encode())
+    folder = CACHE / f"{module}-{digest.hexdigest()[:12]}"
+    with _locked(CACHE / f"{module}.lock"):
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            _build(source, partial, ldflags)
+            for required, path in files:
+                found = _go(source, "list", "-m", "-f", "{{.Dir}}", required)
+                shutil.copyfile(Path(found.strip()) / path, partial / Path(path).name)
+            partial.rename(folder)
+    return folder
+
+
+def _build(source: Path, to: Path, ldflags: str) -> None:
+    tools = [line.strip() for line in _block(source / "go.mod", "tool")]
+    _go(source, "build", "-p", str(os.cpu_count() or 1), "-trimpath", "-ldflags", ldflags, "-o", f"{to}/", *tools)
+
+
+def _go(source: Path, *words: str) -> str:
+    """What go prints."""
+    if shutil.which("go") is None:
+        raise BuildError("go is not installed: install Go 1.26 (1.27's JSON encoder breaks the API server's schema)")
+    environ = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false -mod=readonly"}
+    done = subprocess.run(["go", *words], cwd=source, capture_output=True, text=True, check=False, env=environ)
+    if done.returncode != 0:
+        log = CACHE / f"{source.name}.log"
+        log.write_text(done.stdout + done.stderr)
+        last = (done.stderr.splitlines() or ["no output"])[-1]
+        raise BuildError(f"go {words[0]} of {source.name} failed: {last} (all of it: {log})")
+    return done.stdout
+
+
+def _required(source: Path, module: str) -> str:
+    words = next(line.split() for line in (source / "go.mod").read_text().splitlines() if f"{module} v" in line)
+    return words[words.index(module) + 1]
+
+
+def _block(path: Path, name: str) -> list[str]:
+    """The lines in `name ( ... )` of a go.mod."""
+    return path.read_text().partition(f"\n{name} (\n")[2].partition("\n)")[0].splitlines()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

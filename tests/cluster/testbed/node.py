@@ -1,0 +1,250 @@
+"""One node: its namespaces and network, its disk, and its containerd, kubelet and kube-proxy."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.cluster.testbed import images
+from tests.cluster.testbed.pki import Authority
+from tests.cluster.testbed.processes import Namespaces, Processes, StartError
+
+BRIDGE = "node0"
+PODS = "10.244.0.0/16"
+CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "systemd")
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+class Node:
+    """Number 1 has the control plane beside it; the others are joined to its bridge."""
+
+    def __init__(self, number: int, run: Path) -> None:
+        self.number = number
+        self.name = f"node{number}"
+        self.address = f"10.123.0.{number}"
+        self.pods = f"10.244.{number - 1}.0/24"
+        self.folder = run / self.name
+        self.folder.mkdir()
+        self.socket = self.folder / "containerd.sock"
+        self._cgroup = f"{run.name}-{self.name}"
+        self._namespaces: Namespaces | None = None
+        self._health = self.folder / "unhealthy"
+
+    @property
+    def namespaces(self) -> Namespaces:
+        """What it sees; once it has been entered."""
+        assert self._namespaces is not None
+        return self._namespaces
+
+    def enter(self, namespaces: Namespaces) -> None:
+        """Its holder runs there."""
+        self._namespaces = namespaces
+
+    def process(self, kind: str) -> str:
+        """The name of one of its processes."""
+        return f"{self.name}-{kind}"
+
+    def holder(self) -> list[str]:
+        """The command line of its first process."""
+        commands: list[list[str]] = []
+        if self.number == 1:
+            commands = [
+                ["ip", "link", "add", BRIDGE, "type", "bridge"],
+                ["ip", "addr", "add", f"{self.address}/24", "dev", BRIDGE],
+                ["ip", "link", "set", BRIDGE, "up"],
+                # Programs want one; it leads nowhere, as the bridge has no way out.
+                ["ip", "route", "add", "default", "dev", BRIDGE],
+            ]
+        spec = {"folder": str(self.folder), "commands": commands}
+        return [sys.executable, str(Path(__file__).with_name("holder.py")), json.dumps(spec)]
+
+    def join(self, first: Namespaces, other: "Node", processes: Processes) -> None:
+        """Make its namespaces within the process namespace of the first node, and connect the two."""
+        name = self.process("holder")
+        command = ["nsenter", "--target", str(first.pid), "--pid", "--mount", "--", "unshare", "--mount", "--net"]
+        parent = processes.start(name, [*command, *self.holder()])
+        processes.until(name, (self.folder / "ready").exists)
+        self._namespaces = Namespaces(int(Path(f"/proc/{parent}/task/{parent}/children").read_text()))
+        pid, ours = str(self.namespaces.pid), "up0"
+        outside = ["nsenter", f"--net={first.network}", "--"]
+        _run([*outside, "ip", "link", "add", self.name, "type", "veth", "peer", "name", ours, "netns", pid])
+        _run([*outside, "ip", "link", "set", self.name, "master", BRIDGE, "up"])
+        _run([*outside, "ip", "route", "add", self.pods, "via", self.address])
+        inside = ["nsenter", f"--net={self.namespaces.network}", "--"]
+        _run([*inside, "ip", "addr", "add", f"{self.address}/24", "dev", ours])
+        _run([*inside, "ip", "link", "set", ours, "up"])
+        _run([*inside, "ip", "route", "add", "default", "via", other.address])
+        _run([*inside, "ip", "route", "add", other.pods, "via", other.address])
+
+    def start(self, ca: Authority, pki: Path, programs: Path, processes: Processes, pause: Path, *, npus: int) -> None:
+        """Start what makes it a node.
+
+        Args:
+            pki: the folder of `ca`.
+            pause: the archive of the sandboxes' image.
+            npus: how many it is to have.
+        """
+        server = "https://127.0.0.1:6443" if self.number == 1 else "https://10.123.0.1:6443"
+        ca.files(self.name, self.name, addresses=(self.address, self.name))
+        identity = ca.kubeconfig(
+            self.folder / "kubelet.kubeconfig", server, f"system:node:{self.name}", group="system:nodes"
+        )
+        proxy = ca.kubeconfig(self.folder / "proxy.kubeconfig", server, "system:kube-proxy")
+        self._make_cgroups()
+        self._start_containerd(processes, pause)
+        kubelet = self._write("kubelet.yaml", self._kubelet(pki))
+        command = [str(programs / "kubelet"), f"--config={kubelet}", f"--kubeconfig={identity}"]
+        command += [f"--hostname-override={self.name}", f"--node-ip={self.address}", f"--cert-dir={self.folder}"]
+        processes.start(self.process("kubelet"), self.namespaces.inside(command))
+        config = self._write("proxy.yaml", self._proxy(proxy))
+        command = [str(programs / "kube-proxy"), f"--config={config}"]
+        processes.start(self.process("proxy"), self.namespaces.inside(command))
+        if npus:
+            self._health.touch()
+            spec = {"count": npus, "protocol_folder": str(programs), "health": str(self._health)}
+            command = [sys.executable, str(Path(__file__).with_name("npu.py")), json.dumps(spec)]
+            processes.start(self.process("npu"), self.namespaces.inside(command))
+
+    def make_unhealthy(self, chips: set[int]) -> None:
+        """From now on these NPUs, and no others, are."""
+        self._health.write_text(",".join(map(str, sorted(chips))))
+
+    def _start_containerd(self, processes: Processes, pause: Path) -> None:
+        network = self.folder / "cni"
+        network.mkdir()
+        (network / "10-bridge.conflist").write_text(json.dumps(self._network()))
+        config = self.folder / "containerd.toml"
+        config.write_text(_CONTAINERD.format(folder=self.folder, socket=self.socket, pause=images.PAUSE))
+        name = self.process("containerd")
+        processes.start(name, self.namespaces.inside(["containerd", f"--config={config}"]))
+        processes.until(name, self._serves)
+        self.load(pause)
+
+    def _serves(self) -> bool:
+        try:
+            self.namespaces.run(*self._ctr("version"))
+        except StartError:
+            return False
+        return True
+
+    def load(self, archive: Path) -> None:
+        """Give it an image."""
+        self.namespaces.run(*self._ctr("images", "import", "--no-unpack", str(archive)))
+
+    def _ctr(self, *words: str) -> list[str]:
+        return ["ctr", f"--address={self.socket}", "--namespace=k8s.io", *words]
+
+    def _make_cgroups(self) -> None:
+        for controller in CONTROLLERS:
+            (CGROUPS / controller / self._cgroup).mkdir(exist_ok=True)
+        for part in ("cpus", "mems"):
+            mine = CGROUPS / "cpuset" / self._cgroup / f"cpuset.{part}"
+            mine.write_text((CGROUPS / "cpuset" / f"cpuset.{part}").read_text())
+
+    def _write(self, name: str, value: dict[str, Any]) -> Path:
+        path = self.folder / name
+        path.write_text(yaml.safe_dump(value))
+        return path
+
+    def _kubelet(self, pki: Path) -> dict[str, Any]:
+        return {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "address": self.address,
+            "healthzBindAddress": "127.0.0.1",
+            "tlsCertFile": str(pki / f"{self.name}.crt"),
+            "tlsPrivateKeyFile": str(pki / f"{self.name}.key"),
+            "authentication": {
+                "anonymous": {"enabled": False},
+                "webhook": {"enabled": True},
+                "x509": {"clientCAFile": str(pki / "ca.crt")},
+            },
+            "authorization": {"mode": "Webhook"},
+            "containerRuntimeEndpoint": f"unix://{self.socket}",
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": f"/{self._cgroup}",
+            "failCgroupV1": False,
+            "failSwapOn": False,
+            "enforceNodeAllocatable": ["pods"],
+            "oomScoreAdj": 0,
+            "resolvConf": "",
+            "evictionHard": {"memory.available": "200Mi", "nodefs.available": "2%", "imagefs.available": "2%"},
+            "imageGCHighThresholdPercent": 99,
+            "imageGCLowThresholdPercent": 98,
+            "fileCheckFrequency": "5s",
+            "syncFrequency": "10s",
+            "nodeStatusUpdateFrequency": "5s",
+        }
+
+    def _proxy(self, kubeconfig: Path) -> dict[str, Any]:
+        return {
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+            "kind": "KubeProxyConfiguration",
+            "mode": "iptables",
+            "clusterCIDR": PODS,
+            "hostnameOverride": self.name,
+            "bindAddress": self.address,
+            "healthzBindAddress": "127.0.0.1:10256",
+            "metricsBindAddress": "127.0.0.1:10249",
+            "oomScoreAdj": 0,
+            "clientConnection": {"kubeconfig": str(kubeconfig)},
+            # Else it would set the machine's own limits.
+            "conntrack": {
+                "maxPerCore": 0,
+                "min": 0,
+                "tcpEstablishedTimeout": "0s",
+                "tcpCloseWaitTimeout": "0s",
+            },
+        }
+
+    def _network(self) -> dict[str, Any]:
+        addresses = {
+            "type": "host-local",
+            "dataDir": str(self.folder / "addresses"),
+            "ranges": [[{"subnet": self.pods}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+        }
+        bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True, "ipam": addresses}
+        ports = {"type": "portmap", "capabilities": {"portMappings": True}}
+        return {"cniVersion": "0.4.0", "name": "pods", "plugins": [bridge, ports]}
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise StartError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+# Without CAP_SYS_RESOURCE, runc cannot lower an oom_score_adj, and no sandbox would start.
+_CONTAINERD = """\
+version = 2
+root = "{folder}/containerd"
+state = "{folder}/containerd-state"
+oom_score = 0
+[grpc]
+  address = "{socket}"
+[ttrpc]
+  address = "{socket}.ttrpc"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{folder}/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "0"
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "{folder}/cni"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "overlayfs"
+    default_runtime_name = "runc"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        SystemdCgroup = false
+        BinaryName = "/usr/sbin/runc"
+"""
