@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from tests.cluster.testbed.pki import Authority, service_account_keys
 from tests.cluster.testbed.processes import Namespaces, Processes, StartError
 
 RUNS = Path("/var/tmp/pnas-testbed")
+PREFIX = "pnas-testbed-"
 API_ADDRESS = "10.123.0.1"
 API_PORT = 6443
 ETCD = "http://127.0.0.1:2379"
@@ -80,32 +82,44 @@ def running(*, nodes: int = 2, npus: int = 8) -> Iterator[Cluster]:
     programs = binaries.kubernetes()
     RUNS.mkdir(parents=True, exist_ok=True)
     clean_up()
-    folder = Path(tempfile.mkdtemp(prefix="run-", dir=RUNS))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=RUNS))
     processes = Processes(folder / "logs")
     try:
         (folder / "owner").write_text(str(os.getpid()))
         yield _start(folder, programs, processes, nodes=nodes, npus=npus)
     finally:
         processes.stop_all()
+        _wait_for_the_end(folder / "node1" / "pid")
         _remove(folder)
 
 
 def clean_up() -> None:
     """Remove what runs have left whose process was killed; their processes are gone with it."""
-    for folder in RUNS.glob("run-*"):
+    for folder in RUNS.glob(f"{PREFIX}*"):
         owner = folder / "owner"
         if not (owner.exists() and Path(f"/proc/{owner.read_text()}").exists()):
             _remove(folder)
 
 
+def _wait_for_the_end(first: Path) -> None:
+    """The process namespace ends with its first process, but not at once; until then its cgroups are in use."""
+    deadline = time.monotonic() + 10
+    while first.exists() and Path(f"/proc/{first.read_text()}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 def _remove(folder: Path) -> None:
-    for path in Path("/sys/fs/cgroup").glob(f"*/{folder.name}-*"):
+    _remove_cgroups(f"{folder.name}-")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_cgroups(prefix: str) -> None:
+    for path in Path("/sys/fs/cgroup").glob(f"*/{prefix}*"):
         for below in sorted(path.rglob("*/"), reverse=True):
             with suppress(OSError):
                 below.rmdir()
         with suppress(OSError):
             path.rmdir()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start(folder: Path, programs: Path, processes: Processes, *, nodes: int, npus: int) -> Cluster:
