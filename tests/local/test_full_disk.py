@@ -13,7 +13,7 @@ from trainer.checkpoint.files import newest_valid
 def _cause(done: Finished) -> str:
     """The reason in the last line, which is the only one there is."""
     assert "Traceback" not in done.stdout + done.stderr
-    assert "failed rank=0" in done.stdout.splitlines()[-1]
+    assert "] failed rank=" in done.stdout.splitlines()[-1], "all ranks have agreed on it"
     return done.stdout.splitlines()[-1]
 
 
