@@ -64,7 +64,7 @@ class Processes:
         self._started[name] = process
         return process.pid
 
-    def until(self, name: str, ready: Callable[[], bool], *, within_s: float = 60) -> None:
+    def until(self, name: str, ready: Callable[[], bool], *, within_s: float = 180) -> None:
         """Wait until `ready`.
 
         Raises:
