@@ -136,7 +136,10 @@ def test_no_line_of_many_workers_is_lost_torn_or_mixed(node: Node) -> None:
 
 
 def test_the_node_counts_every_ranks_lines_at_the_end_and_the_cause_still_comes_last(node: Node) -> None:
-    ended = node.run("print('one')\nprint('two')", "raise SystemExit(2)")
+    printed = node.folder / "printed"
+    lines = f"import pathlib\nprint('one')\nprint('two')\npathlib.Path({str(printed)!r}).write_text('1')"
+    # Else the failure of one could stop the other before it has printed.
+    ended = node.run(lines, WAIT.format(str(printed)) + "raise SystemExit(2)")
     assert ended.of("node 0")[-2] == 'ended lines="0:2 1:0"'
     assert "failed rank=1" in ended.lines[-1]
 
