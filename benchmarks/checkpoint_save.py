@@ -157,17 +157,7 @@ def _training(folder: Path) -> Training:
         log_interval=1,
         device="cpu",
     )
-    task = WorkerTask(
-        config=config,
-        run=folder,
-        device="cpu",
-        rank=0,
-        local_rank=0,
-        world_size=1,
-        local_world_size=1,
-        master_port=0,
-        command=(),
-    )
+    task = WorkerTask.alone(config, folder)
     runtime = open_device("cpu")
     return build(task, config, runtime, runtime.open(0), weights=None, num_classes=CLASSES, watchdog=watchdog_of(task))
 

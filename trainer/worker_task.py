@@ -31,6 +31,21 @@ class WorkerTask:
     checkpoint: Path | None = None
     """The training state to go on from, verified; None begins at the first step."""
 
+    @classmethod
+    def alone(cls, config: TrainConfig, run: Path) -> "WorkerTask":
+        """Of a job that is one process on this machine's CPU."""
+        return cls(
+            config=config,
+            run=run,
+            device="cpu",
+            rank=0,
+            local_rank=0,
+            world_size=1,
+            local_world_size=1,
+            master_port=0,
+            command=(),
+        )
+
     def to_json(self) -> str:
         """The environment variable's text."""
         # Only what was set: weights may bring the rest along.

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -79,13 +78,6 @@ class Started:
     def wait(self) -> int:
         """Its exit code, once it and its workers are gone."""
         return self._process.wait(timeout=120)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def assert_same(one: Path, two: Path, *, last_step: int) -> None:

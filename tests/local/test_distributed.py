@@ -1,7 +1,6 @@
 """What ranks do together, over real gloo processes: one gradient, one set of statistics, exact sums."""
 
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,7 @@ from torch.multiprocessing.spawn import spawn
 from trainer.batch_norm import BatchStatistics
 from trainer.devices import open_device
 from trainer.distributed import data_parallel, equalise, join, leave, sum_over_ranks
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from trainer.topology.ports import free_port
 
 
 def _enter(rank: int, world_size: int, port: int, task: Callable[..., None], *arguments: Any) -> None:
@@ -32,7 +26,7 @@ def _enter(rank: int, world_size: int, port: int, task: Callable[..., None], *ar
 
 
 def _on_ranks(world_size: int, task: Callable[..., None], *arguments: Any) -> None:
-    spawn(_enter, args=(world_size, _free_port(), task, *arguments), nprocs=world_size)
+    spawn(_enter, args=(world_size, free_port(), task, *arguments), nprocs=world_size)
 
 
 def _network() -> nn.Module:

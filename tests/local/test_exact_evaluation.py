@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch.multiprocessing.spawn import spawn, start_processes
 
 from tests.local.conftest import Finished
 from trainer.config import Layer, TrainConfig, mode_layer, resolve
+from trainer.topology.ports import free_port
 from trainer.worker import run
 from trainer.worker_task import WorkerTask
 
@@ -59,9 +59,6 @@ def _task(run_folder: Path, *, devices: int, **settings: Any) -> WorkerTask:
     common = {"device": "cpu", "model": "pnasnet5tiny", "aux": "none", "image_size": 32, "threads": 1}
     layers = [Layer("flag", {**common, "normalize": "half", **settings})]
     config, _ = resolve(TrainConfig, [*layers, mode_layer(layers)])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
     return WorkerTask(
         config=config,
         run=run_folder,
@@ -70,7 +67,7 @@ def _task(run_folder: Path, *, devices: int, **settings: Any) -> WorkerTask:
         local_rank=0,
         world_size=devices,
         local_world_size=devices,
-        master_port=port,
+        master_port=free_port(),
         command=(),
     )
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.local.conftest import train
-from tests.local.interrupted import Started, assert_same, free_port, recipe
+from tests.local.interrupted import Started, assert_same, recipe
 from trainer.checkpoint.files import read_manifest
 from trainer.requests import Request, Requests
+from trainer.topology.ports import free_port
 
 RESUMABLE = 75
 

@@ -57,17 +57,7 @@ class AlwaysEvaluating(nn.Module):
 def _training(**settings: Any) -> Training:
     small = {"model": "pnasnet5tiny", "image_size": 32, "batch_size": 4, "device": "cpu", "lr": 0.05, "log_interval": 3}
     config = TrainConfig.model_validate({**small, **settings})
-    task = WorkerTask(
-        config=config,
-        run=Path("unused"),
-        device="cpu",
-        rank=0,
-        local_rank=0,
-        world_size=1,
-        local_world_size=1,
-        master_port=0,
-        command=(),
-    )
+    task = WorkerTask.alone(config, Path("unused"))
     runtime, watchdog = open_device("cpu"), watchdog_of(task)
     return build(task, config, runtime, torch.device("cpu"), weights=None, num_classes=10, watchdog=watchdog)
 

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +18,8 @@ from tests.cluster.testbed import binaries, images
 from tests.cluster.testbed.node import Node
 from tests.cluster.testbed.npu import RESOURCE
 from tests.cluster.testbed.pki import Authority, service_account_keys
-from tests.cluster.testbed.processes import Namespaces, Processes, StartError
+from tests.cluster.testbed.processes import Namespaces, Processes, StartError, only_child, output_of
+from trainer.topology.ports import free_port
 
 RUNS = Path("/var/tmp/pnas-testbed")
 PREFIX = "pnas-testbed-"
@@ -61,11 +60,7 @@ class Cluster:
         Raises:
             StartError: it failed.
         """
-        command = [str(self.programs / "kubectl"), f"--kubeconfig={self.kubeconfig}", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise StartError(done.stderr.strip() or f"kubectl ended with {done.returncode}")
-        return done.stdout
+        return output_of([str(self.programs / "kubectl"), f"--kubeconfig={self.kubeconfig}", *arguments])
 
 
 @contextmanager
@@ -130,7 +125,7 @@ def _start(folder: Path, programs: Path, processes: Processes, *, nodes: int, np
     made[0].enter(first)
     (made[0].folder / "pid").write_text(str(first.pid))
     _start_control_plane(folder, programs, processes, first)
-    port = _free_port()
+    port = free_port()
     relay = [sys.executable, str(Path(__file__).with_name("relay.py")), str(port), first.network, str(API_PORT)]
     processes.start("relay", relay)
     kubeconfig = ca.kubeconfig(folder / "kubeconfig", f"https://127.0.0.1:{port}", "admin", group="system:masters")
@@ -166,11 +161,7 @@ def _first_namespaces(node: Node, processes: Processes) -> Namespaces:
     command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--mount", "--net", *node.holder()]
     parent = processes.start("node1-holder", command)
     processes.until("node1-holder", (node.folder / "ready").exists)
-    return Namespaces(_only_child(parent))
-
-
-def _only_child(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+    return Namespaces(only_child(parent))
 
 
 def _start_control_plane(folder: Path, programs: Path, processes: Processes, first: Namespaces) -> None:
@@ -251,9 +242,3 @@ def _ready_nodes(cluster: Cluster, *, npus: int) -> set[str]:
         if any(ready.items() <= condition.items() for condition in node["status"].get("conditions", ()))
         and node["status"]["allocatable"].get(RESOURCE, "0") == str(npus)
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,7 +1,6 @@
 """One node: its namespaces and network, its disk, and its containerd, kubelet and kube-proxy."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import yaml
 
 from tests.cluster.testbed import images
 from tests.cluster.testbed.pki import Authority
-from tests.cluster.testbed.processes import Namespaces, Processes, StartError
+from tests.cluster.testbed.processes import Namespaces, Processes, StartError, only_child, output_of
 
 BRIDGE = "node0"
 PODS = "10.244.0.0/16"
@@ -67,17 +66,17 @@ class Node:
         command = ["nsenter", "--target", str(first.pid), "--pid", "--mount", "--", "unshare", "--mount", "--net"]
         parent = processes.start(name, [*command, *self.holder()])
         processes.until(name, (self.folder / "ready").exists)
-        self._namespaces = Namespaces(int(Path(f"/proc/{parent}/task/{parent}/children").read_text()))
+        self._namespaces = Namespaces(only_child(parent))
         pid, ours = str(self.namespaces.pid), "up0"
         outside = ["nsenter", f"--net={first.network}", "--"]
-        _run([*outside, "ip", "link", "add", self.name, "type", "veth", "peer", "name", ours, "netns", pid])
-        _run([*outside, "ip", "link", "set", self.name, "master", BRIDGE, "up"])
-        _run([*outside, "ip", "route", "add", self.pods, "via", self.address])
+        output_of([*outside, "ip", "link", "add", self.name, "type", "veth", "peer", "name", ours, "netns", pid])
+        output_of([*outside, "ip", "link", "set", self.name, "master", BRIDGE, "up"])
+        output_of([*outside, "ip", "route", "add", self.pods, "via", self.address])
         inside = ["nsenter", f"--net={self.namespaces.network}", "--"]
-        _run([*inside, "ip", "addr", "add", f"{self.address}/24", "dev", ours])
-        _run([*inside, "ip", "link", "set", ours, "up"])
-        _run([*inside, "ip", "route", "add", "default", "via", other.address])
-        _run([*inside, "ip", "route", "add", other.pods, "via", other.address])
+        output_of([*inside, "ip", "addr", "add", f"{self.address}/24", "dev", ours])
+        output_of([*inside, "ip", "link", "set", ours, "up"])
+        output_of([*inside, "ip", "route", "add", "default", "via", other.address])
+        output_of([*inside, "ip", "route", "add", other.pods, "via", other.address])
 
     def start(self, ca: Authority, pki: Path, programs: Path, processes: Processes, pause: Path, *, npus: int) -> None:
         """Start what makes it a node.
@@ -210,12 +209,6 @@ class Node:
         bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True, "ipam": addresses}
         ports = {"type": "portmap", "capabilities": {"portMappings": True}}
         return {"cniVersion": "0.4.0", "name": "pods", "plugins": [bridge, ports]}
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise StartError(f"{' '.join(command)}: {done.stderr.strip()}")
 
 
 # Without CAP_SYS_RESOURCE, runc cannot lower an oom_score_adj, and no sandbox would start.

@@ -36,10 +36,24 @@ class Namespaces:
         Raises:
             StartError: it failed.
         """
-        done = subprocess.run(self.inside(command), capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise StartError(f"{shlex.join(command)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
-        return done.stdout
+        return output_of(self.inside(command))
+
+
+def output_of(command: Sequence[str]) -> str:
+    """Run a command to its end, and give back what it printed.
+
+    Raises:
+        StartError: it failed; with the last line of its complaint.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise StartError(f"{shlex.join(command)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+    return done.stdout
+
+
+def only_child(pid: int) -> int:
+    """The process id of the one process that `pid` has started."""
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
 
 class Processes:
