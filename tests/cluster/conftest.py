@@ -2,30 +2,70 @@
 
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from tests.cluster.testbed.cluster import Cluster, running
+from tests.cluster.testbed import cluster as testbed
+from tests.cluster.testbed.cluster import KUBECONFIG, Cluster, NotABedError
 from tests.cluster.testbed.packages import missing_packages
 
 
 def _reason() -> str | None:
     """Why no cluster can be started here."""
     if os.geteuid() != 0:
-        return "the test bed needs root: it makes namespaces and mounts"
+        return f"the test bed needs root: it makes namespaces and mounts (or name a cluster with {KUBECONFIG})"
     if shutil.which("go") is None:
         return "the test bed needs Go 1.26 to build Kubernetes"
     return missing_packages()
 
 
+def _not_run(reason: str) -> NoReturn:
+    """Nobody would see in a CI's log that tests were left out."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Iterator[None]:
+    """A fixture may want the inside of the bed, too."""
+    try:
+        yield
+    except NotABedError as why:
+        _not_run(str(why))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Report a test that wants the inside of the bed, where another cluster is in use, as not run."""
+    try:
+        yield
+    except NotABedError as why:
+        _not_run(str(why))
+
+
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
-    """A Kubernetes with two nodes of eight simulated NPUs each."""
+    """A Kubernetes with two nodes of eight simulated NPUs each, or the cluster that PNAS_TEST_KUBECONFIG names."""
+    named = os.environ.get(KUBECONFIG)
+    if named:
+        yield testbed.named(Path(named))
+        return
     reason = _reason()
     if reason is not None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with running() as one:
+        _not_run(reason)
+    with testbed.running() as one:
         yield one
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[str]:
+    """A namespace of the test's own; what is in it goes with it, in the background."""
+    name = f"pnas-test-{uuid.uuid4().hex[:8]}"
+    testbed.namespace(cluster, name)
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait=false")

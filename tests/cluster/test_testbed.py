@@ -1,6 +1,5 @@
 """The test bed is a real Kubernetes, and leaves nothing behind."""
 
-import json
 import os
 import signal
 import subprocess
@@ -41,31 +40,15 @@ def _pod(name: str, *, npus: int = 0, node: str | None = None) -> dict[str, Any]
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 
 
-def _create(cluster: Cluster, namespace: str, *objects: dict[str, Any]) -> None:
-    document = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
-    path = cluster.folder / "objects.json"
-    path.write_text(json.dumps(document))
-    cluster.kubectl("--namespace", namespace, "create", "--filename", str(path))
-
-
-def _get(cluster: Cluster, *words: str) -> Any:
-    return json.loads(cluster.kubectl("get", *words, "--output=json"))
-
-
-@pytest.fixture
-def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> str:
-    """A namespace of the test's own."""
-    name = f"t-{abs(hash(request.node.name)) % 10**8}"
-    cluster.kubectl("create", "namespace", name)
-    _until(lambda: bool(_get(cluster, "serviceaccounts", "--namespace", name)["items"]))
-    return name
+def _create(cluster: Cluster, namespace: str, *pods: dict[str, Any]) -> None:
+    cluster.create(*({**pod, "metadata": {**pod["metadata"], "namespace": namespace}} for pod in pods))
 
 
 def test_pods_run_on_both_nodes_and_have_addresses_of_their_own(cluster: Cluster, namespace: str) -> None:
     _create(cluster, namespace, *(_pod(f"on-{node.name}", node=node.name) for node in cluster.nodes))
 
     def pods() -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = _get(cluster, "pods", "--namespace", namespace)["items"]
+        found: list[dict[str, Any]] = cluster.get("pods", "--namespace", namespace)["items"]
         return found
 
     _until(lambda: all(pod["status"]["phase"] == "Running" for pod in pods()))
@@ -81,19 +64,19 @@ def test_a_pod_gets_the_chips_of_one_ring_and_one_that_asks_for_too_many_waits(
     _create(cluster, namespace, *(_pod(name, npus=size, node="node1") for name, size in sizes.items()))
 
     def phases() -> dict[str, str]:
-        items = _get(cluster, "pods", "--namespace", namespace)["items"]
+        items = cluster.get("pods", "--namespace", namespace)["items"]
         return {pod["metadata"]["name"]: pod["status"]["phase"] for pod in items}
 
     _until(lambda: phases() == {"two": "Running", "four": "Running", "nine": "Pending"})
     log = (cluster.folder / "logs" / "node1-npu.log").read_text()
     assert "allocated [4, 5, 6, 7]" in log or "allocated [0, 1, 2, 3]" in log
-    events = _get(cluster, "events", "--namespace", namespace)["items"]
+    events = cluster.get("events", "--namespace", namespace)["items"]
     assert any(f"Insufficient {RESOURCE}" in event["message"] for event in events)
 
 
 def test_an_unhealthy_chip_cannot_be_had(cluster: Cluster) -> None:
     def allocatable() -> str:
-        number: str = _get(cluster, "node", "node2")["status"]["allocatable"][RESOURCE]
+        number: str = cluster.get("node", "node2")["status"]["allocatable"][RESOURCE]
         return number
 
     assert allocatable() == "8"

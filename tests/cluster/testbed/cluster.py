@@ -6,53 +6,70 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tests.cluster.testbed import binaries, images
-from tests.cluster.testbed.node import Node
+from tests.cluster.testbed import binaries, control_plane, images
+from tests.cluster.testbed.node import ASCEND_910_LABELS, Node, NodeOptions
 from tests.cluster.testbed.npu import RESOURCE
-from tests.cluster.testbed.pki import Authority, service_account_keys
 from tests.cluster.testbed.processes import Namespaces, Processes, StartError, only_child, output_of
 from trainer.topology.ports import free_port
 
 RUNS = Path("/var/tmp/pnas-testbed")
 PREFIX = "pnas-testbed-"
-API_ADDRESS = "10.123.0.1"
-API_PORT = 6443
-ETCD = "http://127.0.0.1:2379"
-SERVICES = "10.96.0.0/16"
-# Every request of anybody but the cluster's own parts, without bodies: which rights the launcher really uses.
-AUDIT_POLICY: dict[str, Any] = {
-    "apiVersion": "audit.k8s.io/v1",
-    "kind": "Policy",
-    "omitStages": ["RequestReceived"],
-    "rules": [
-        {"level": "None", "userGroups": ["system:nodes", "system:serviceaccounts:kube-system"]},
-        {"level": "None", "users": ["system:kube-controller-manager", "system:kube-scheduler", "system:kube-proxy"]},
-        {"level": "Metadata"},
-    ],
-}
+KUBECONFIG = "PNAS_TEST_KUBECONFIG"
+"""Names a kubeconfig of a cluster that the tests are to use in place of the bed."""
+
+
+class NotABedError(Exception):
+    """A test wants the inside of a cluster that is not the test bed; the message is one line and says which part."""
+
+
+@dataclass(frozen=True)
+class Bed:
+    """What of a cluster only this package can give.
+
+    Attributes:
+        folder: everything of it: logs, certificates, the nodes' disks.
+        programs: where Kubernetes' are.
+    """
+
+    folder: Path
+    programs: Path
+    nodes: tuple[Node, ...]
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """One that runs.
+    """One that runs: the test bed, or somebody's.
 
     Attributes:
-        folder: everything of it: logs, certificates, the nodes' disks.
         kubeconfig: of its administrator.
+        program: kubectl.
+        bed: None of a cluster that is somebody's.
     """
 
-    folder: Path
     kubeconfig: Path
-    programs: Path
-    nodes: tuple[Node, ...]
+    program: Path
+    bed: Bed | None
+
+    @property
+    def folder(self) -> Path:
+        """The bed's."""
+        return self.inside("its folder of logs and certificates").folder
+
+    @property
+    def programs(self) -> Path:
+        """The bed's."""
+        return self.inside("Kubernetes' own programs").programs
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The bed's."""
+        return self.inside("the inside of its nodes").nodes
 
     def kubectl(self, *arguments: str) -> str:
         """What kubectl prints.
@@ -60,20 +77,80 @@ class Cluster:
         Raises:
             StartError: it failed.
         """
-        return output_of([str(self.programs / "kubectl"), f"--kubeconfig={self.kubeconfig}", *arguments])
+        return output_of([str(self.program), f"--kubeconfig={self.kubeconfig}", *arguments])
+
+    def get(self, *words: str) -> Any:
+        """An object, or a List of them, by the words of `kubectl get`.
+
+        Raises:
+            StartError: it failed.
+        """
+        return json.loads(self.kubectl("get", *words, "--output=json"))
+
+    def create(self, *objects: Mapping[str, Any]) -> None:
+        """Create them in this order, each in its own namespace.
+
+        Raises:
+            StartError: one is refused.
+        """
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump({"apiVersion": "v1", "kind": "List", "items": objects}, file)
+            file.flush()
+            self.kubectl("create", "--filename", file.name)
+
+    def inside(self, part: str) -> Bed:
+        """The bed, for the sake of this part.
+
+        Raises:
+            NotABedError: the cluster is somebody's.
+        """
+        if self.bed is None:
+            raise NotABedError(f"{self.kubeconfig} is not the test bed, and this needs {part}: unset {KUBECONFIG}")
+        return self.bed
+
+
+def namespace(cluster: Cluster, name: str, *, labels: Mapping[str, str] | None = None) -> None:
+    """Create one, and come back when pods can be made in it.
+
+    Raises:
+        StartError: it is there, or its service account does not come.
+    """
+    metadata = {"name": name, "labels": dict(labels or {})}
+    cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    # Pods are refused before the one, and wait for their volumes before the other.
+    for waited in ("serviceaccount/default", "configmap/kube-root-ca.crt"):
+        cluster.kubectl("wait", "--for=create", waited, "--namespace", name, "--timeout=60s")
+
+
+def named(kubeconfig: Path) -> Cluster:
+    """Somebody's cluster; kubectl is theirs, or else the bed's.
+
+    Raises:
+        BuildError: there is no kubectl, and it cannot be built.
+    """
+    found = shutil.which("kubectl")
+    return Cluster(kubeconfig, Path(found) if found else binaries.kubernetes() / "kubectl", bed=None)
 
 
 @contextmanager
-def running(*, nodes: int = 2, npus: int = 8) -> Iterator[Cluster]:
+def running(
+    *,
+    nodes: int = 2,
+    npus: int = 8,
+    node_labels: Mapping[str, str] = ASCEND_910_LABELS,
+    container_log_max_size: str | None = None,
+    container_log_max_files: int = 5,
+) -> Iterator[Cluster]:
     """A cluster, for as long as the context lasts; it ends with this process whatever happens to it.
 
     Args:
-        npus: of each node; simulated.
+        nodes: how many; each is as `NodeOptions` says.
 
     Raises:
         StartError: it cannot be started.
         BuildError: its programs cannot be built.
     """
+    options = NodeOptions(npus, node_labels, container_log_max_size, container_log_max_files)
     programs = binaries.kubernetes()
     RUNS.mkdir(parents=True, exist_ok=True)
     clean_up()
@@ -81,7 +158,7 @@ def running(*, nodes: int = 2, npus: int = 8) -> Iterator[Cluster]:
     processes = Processes(folder / "logs")
     try:
         (folder / "owner").write_text(str(os.getpid()))
-        yield _start(folder, programs, processes, nodes=nodes, npus=npus)
+        yield _start(folder, programs, processes, options, nodes=nodes)
     finally:
         processes.stop_all()
         _wait_for_the_end(folder / "node1" / "pid")
@@ -117,43 +194,36 @@ def _remove_cgroups(prefix: str) -> None:
             path.rmdir()
 
 
-def _start(folder: Path, programs: Path, processes: Processes, *, nodes: int, npus: int) -> Cluster:
+def _start(folder: Path, programs: Path, processes: Processes, options: NodeOptions, *, nodes: int) -> Cluster:
     pki = folder / "pki"
-    ca = _certificates(pki)
+    ca = control_plane.certificates(pki)
     made = tuple(Node(number, folder) for number in range(1, nodes + 1))
     first = _first_namespaces(made[0], processes)
     made[0].enter(first)
     (made[0].folder / "pid").write_text(str(first.pid))
-    _start_control_plane(folder, programs, processes, first)
+    control_plane.start_api_server(folder, programs, processes, first)
     port = free_port()
-    relay = [sys.executable, str(Path(__file__).with_name("relay.py")), str(port), first.network, str(API_PORT)]
+    relay = [
+        sys.executable,
+        str(Path(__file__).with_name("relay.py")),
+        str(port),
+        first.network,
+        str(control_plane.API_PORT),
+    ]
     processes.start("relay", relay)
     kubeconfig = ca.kubeconfig(folder / "kubeconfig", f"https://127.0.0.1:{port}", "admin", group="system:masters")
-    cluster = Cluster(folder, kubeconfig, programs, made)
+    cluster = Cluster(kubeconfig, programs / "kubectl", Bed(folder, programs, made))
     processes.until("apiserver", _answers(lambda: cluster.kubectl("get", "--raw", "/readyz")))
-    _start_controllers(pki, programs, processes, first)
+    control_plane.start_controllers(pki, programs, processes, first)
     for node in made[1:]:
         node.join(first, made[0], processes)
-    pause = images.pause(folder)
+    archives = (images.pause(folder), images.trainer(folder))
     for node in made:
-        node.start(ca, pki, programs, processes, pause, npus=npus)
+        node.start(ca, programs, processes, archives, options)
     wanted = {node.name for node in made}
-    processes.until(made[-1].process("kubelet"), lambda: _ready_nodes(cluster, npus=npus) == wanted)
+    processes.until(made[-1].process("kubelet"), lambda: _ready_nodes(cluster, npus=options.npus) == wanted)
     processes.until("controller-manager", _answers(lambda: cluster.kubectl("get", "serviceaccount", "default")))
     return cluster
-
-
-def _certificates(pki: Path) -> Authority:
-    ca = Authority(pki, "ca")
-    here = ("127.0.0.1", API_ADDRESS, "10.96.0.1", "localhost", "kubernetes.default.svc", "kubernetes")
-    ca.files("apiserver", "kube-apiserver", addresses=here)
-    ca.files("apiserver-kubelet", "apiserver-kubelet-client", group="system:masters")
-    server = f"https://127.0.0.1:{API_PORT}"
-    for label in ("controller-manager", "scheduler"):
-        ca.kubeconfig(pki / f"{label}.kubeconfig", server, f"system:kube-{label}")
-    Authority(pki, "front-proxy")
-    service_account_keys(pki)
-    return ca
 
 
 def _first_namespaces(node: Node, processes: Processes) -> Namespaces:
@@ -162,64 +232,6 @@ def _first_namespaces(node: Node, processes: Processes) -> Namespaces:
     parent = processes.start("node1-holder", command)
     processes.until("node1-holder", (node.folder / "ready").exists)
     return Namespaces(only_child(parent))
-
-
-def _start_control_plane(folder: Path, programs: Path, processes: Processes, first: Namespaces) -> None:
-    pki = folder / "pki"
-    etcd = ["etcd", f"--data-dir={folder / 'etcd'}", f"--listen-client-urls={ETCD}", f"--advertise-client-urls={ETCD}"]
-    etcd += ["--listen-peer-urls=http://127.0.0.1:2380", "--unsafe-no-fsync"]
-    processes.start("etcd", first.inside(etcd))
-    policy = folder / "audit-policy.yaml"
-    policy.write_text(yaml.safe_dump(AUDIT_POLICY))
-    flags = {
-        "etcd-servers": ETCD,
-        "secure-port": API_PORT,
-        "advertise-address": API_ADDRESS,
-        "tls-cert-file": pki / "apiserver.crt",
-        "tls-private-key-file": pki / "apiserver.key",
-        "client-ca-file": pki / "ca.crt",
-        "requestheader-client-ca-file": pki / "front-proxy.crt",
-        "requestheader-allowed-names": "front-proxy",
-        "authorization-mode": "Node,RBAC",
-        "enable-admission-plugins": "NodeRestriction",
-        "service-cluster-ip-range": SERVICES,
-        "service-account-issuer": "https://kubernetes.default.svc",
-        "service-account-key-file": pki / "sa.pub",
-        "service-account-signing-key-file": pki / "sa.key",
-        "kubelet-client-certificate": pki / "apiserver-kubelet.crt",
-        "kubelet-client-key": pki / "apiserver-kubelet.key",
-        "kubelet-certificate-authority": pki / "ca.crt",
-        "kubelet-preferred-address-types": "InternalIP",
-        "audit-policy-file": policy,
-        "audit-log-path": folder / "audit.log",
-        "allow-privileged": "true",
-    }
-    processes.start("apiserver", first.inside([str(programs / "kube-apiserver"), *_flags(flags)]))
-
-
-def _start_controllers(pki: Path, programs: Path, processes: Processes, first: Namespaces) -> None:
-    for label in ("controller-manager", "scheduler"):
-        config = pki / f"{label}.kubeconfig"
-        flags: dict[str, object] = {
-            "bind-address": "127.0.0.1",
-            "kubeconfig": config,
-            "authentication-kubeconfig": config,
-            "authorization-kubeconfig": config,
-            "leader-elect": "false",
-        }
-        if label == "controller-manager":
-            flags |= {
-                "use-service-account-credentials": "true",
-                "service-account-private-key-file": pki / "sa.key",
-                "root-ca-file": pki / "ca.crt",
-                "cluster-signing-cert-file": pki / "ca.crt",
-                "cluster-signing-key-file": pki / "ca.key",
-            }
-        processes.start(label, first.inside([str(programs / f"kube-{label}"), *_flags(flags)]))
-
-
-def _flags(values: dict[str, Any]) -> Sequence[str]:
-    return [f"--{name}={value}" for name, value in values.items()]
 
 
 def _answers(ask: Callable[[], object]) -> Callable[[], bool]:
@@ -234,7 +246,7 @@ def _answers(ask: Callable[[], object]) -> Callable[[], bool]:
 
 
 def _ready_nodes(cluster: Cluster, *, npus: int) -> set[str]:
-    found = json.loads(cluster.kubectl("get", "nodes", "--output=json"))["items"]
+    found = cluster.get("nodes")["items"]
     ready = {"type": "Ready", "status": "True"}
     return {
         node["metadata"]["name"]

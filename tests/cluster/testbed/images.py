@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.cluster.testbed import runtime
+
+TRAINER = "localhost/pnas:test"
+USER = 65532
 PAUSE = "localhost/pause:3.10"
 # What holds a pod's namespaces: it waits, reaps, and leaves when told to.
 PAUSE_C = """
@@ -33,23 +37,41 @@ def pause(folder: Path) -> Path:
     if not program.exists():
         command = ["cc", "-static", "-Os", "-x", "c", "-o", str(program), "-"]
         subprocess.run(command, input=PAUSE_C, text=True, check=True)
-    return archive(folder / "pause.tar", PAUSE, {"pause": program.read_bytes()}, entrypoint=["/pause"])
+    return archive(folder / "pause.tar", PAUSE, {"pause": program.read_bytes()}, config={"Entrypoint": ["/pause"]})
 
 
-def archive(path: Path, name: str, files: Mapping[str, bytes], *, entrypoint: list[str]) -> Path:
-    """Write an OCI archive of one layer, whose files are executable, under an image's full name."""
+def trainer(folder: Path) -> Path:
+    """The archive of an image in which `python -m trainer` is this checkout's, made in `folder`; see `runtime`."""
+    config = {
+        "Cmd": ["python", "-m", "trainer"],
+        "Env": [f"PATH={runtime.VENV}/bin:/usr/bin:/bin", f"PYTHONPATH={runtime.SOURCE}", runtime.ASKS],
+        "User": f"{USER}:{USER}",
+        "WorkingDir": "/",
+    }
+    names = {"etc/passwd": f"pnas:x:{USER}:{USER}::/home/pnas:/sbin/nologin\n", "etc/group": f"pnas:x:{USER}:\n"}
+    return archive(
+        folder / "trainer.tar", TRAINER, {name: text.encode() for name, text in names.items()}, config=config
+    )
+
+
+def archive(path: Path, name: str, files: Mapping[str, bytes], *, config: Mapping[str, object]) -> Path:
+    """Write an OCI archive of one layer, whose files are executable, under an image's full name.
+
+    Args:
+        config: the image's defaults, in OCI's words: `Entrypoint`, `Env`, `User`.
+    """
     layer = _tar({name: (data, 0o755) for name, data in files.items()})
     blobs: dict[str, bytes] = {}
-    config = {
+    image = {
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Entrypoint": entrypoint},
+        "config": config,
         "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
     }
     manifest = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": _put(blobs, _json(config), "application/vnd.oci.image.config.v1+json"),
+        "config": _put(blobs, _json(image), "application/vnd.oci.image.config.v1+json"),
         "layers": [_put(blobs, gzip.compress(layer, mtime=0), "application/vnd.oci.image.layer.v1.tar+gzip")],
     }
     described = _put(blobs, _json(manifest), "application/vnd.oci.image.manifest.v1+json")

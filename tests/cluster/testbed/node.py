@@ -2,12 +2,14 @@
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.cluster.testbed import images
+from tests.cluster.testbed import images, runtime
 from tests.cluster.testbed.pki import Authority
 from tests.cluster.testbed.processes import Namespaces, Processes, StartError, only_child, output_of
 
@@ -15,6 +17,32 @@ BRIDGE = "node0"
 PODS = "10.244.0.0/16"
 CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "systemd")
 CGROUPS = Path("/sys/fs/cgroup")
+
+
+ASCEND_910_LABELS: Mapping[str, str] = {
+    "accelerator": "huawei-Ascend910",
+    "accelerator-type": "module",
+    "host-arch": "huawei-x86",
+    "workerselector": "dls-worker-node",
+}
+"""What MindCluster's installation guide has an administrator write on an Atlas 800 (9010) node."""
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """How each node is to be.
+
+    Attributes:
+        npus: how many it is to have; simulated.
+        labels: the node's own.
+        container_log_max_size: a container's log is rotated when it is larger (a quantity); the kubelet's 10Mi if None.
+        container_log_max_files: how many files of a container's log are kept, the current one included; at least 2.
+    """
+
+    npus: int = 8
+    labels: Mapping[str, str] = field(default_factory=lambda: ASCEND_910_LABELS)
+    container_log_max_size: str | None = None
+    container_log_max_files: int = 5
 
 
 class Node:
@@ -78,13 +106,18 @@ class Node:
         output_of([*inside, "ip", "route", "add", "default", "via", other.address])
         output_of([*inside, "ip", "route", "add", other.pods, "via", other.address])
 
-    def start(self, ca: Authority, pki: Path, programs: Path, processes: Processes, pause: Path, *, npus: int) -> None:
+    def start(
+        self,
+        ca: Authority,
+        programs: Path,
+        processes: Processes,
+        archives: Sequence[Path],
+        options: NodeOptions,
+    ) -> None:
         """Start what makes it a node.
 
         Args:
-            pki: the folder of `ca`.
-            pause: the archive of the sandboxes' image.
-            npus: how many it is to have.
+            archives: of the images that it is to have; its sandboxes' among them.
         """
         server = "https://127.0.0.1:6443" if self.number == 1 else "https://10.123.0.1:6443"
         ca.files(self.name, self.name, addresses=(self.address, self.name))
@@ -93,17 +126,19 @@ class Node:
         )
         proxy = ca.kubeconfig(self.folder / "proxy.kubeconfig", server, "system:kube-proxy")
         self._make_cgroups()
-        self._start_containerd(processes, pause)
-        kubelet = self._write("kubelet.yaml", self._kubelet(pki))
+        self._start_containerd(processes, archives)
+        kubelet = self._write("kubelet.yaml", self._kubelet(ca.certificate.parent, options))
+        labels = ",".join(f"{name}={value}" for name, value in options.labels.items())
         command = [str(programs / "kubelet"), f"--config={kubelet}", f"--kubeconfig={identity}"]
         command += [f"--hostname-override={self.name}", f"--node-ip={self.address}", f"--cert-dir={self.folder}"]
+        command += [f"--node-labels={labels}"]
         processes.start(self.process("kubelet"), self.namespaces.inside(command))
         config = self._write("proxy.yaml", self._proxy(proxy))
         command = [str(programs / "kube-proxy"), f"--config={config}"]
         processes.start(self.process("proxy"), self.namespaces.inside(command))
-        if npus:
+        if options.npus:
             self._health.touch()
-            spec = {"count": npus, "protocol_folder": str(programs), "health": str(self._health)}
+            spec = {"count": options.npus, "protocol_folder": str(programs), "health": str(self._health)}
             command = [sys.executable, str(Path(__file__).with_name("npu.py")), json.dumps(spec)]
             processes.start(self.process("npu"), self.namespaces.inside(command))
 
@@ -111,16 +146,21 @@ class Node:
         """From now on these NPUs, and no others, are."""
         self._health.write_text(",".join(map(str, sorted(chips))))
 
-    def _start_containerd(self, processes: Processes, pause: Path) -> None:
+    def _start_containerd(self, processes: Processes, archives: Sequence[Path]) -> None:
         network = self.folder / "cni"
         network.mkdir()
         (network / "10-bridge.conflist").write_text(json.dumps(self._network()))
         config = self.folder / "containerd.toml"
-        config.write_text(_CONTAINERD.format(folder=self.folder, socket=self.socket, pause=images.PAUSE))
+        config.write_text(
+            _CONTAINERD.format(
+                folder=self.folder, socket=self.socket, pause=images.PAUSE, runc=runtime.runc(self.folder)
+            )
+        )
         name = self.process("containerd")
         processes.start(name, self.namespaces.inside(["containerd", f"--config={config}"]))
         processes.until(name, self._serves)
-        self.load(pause)
+        for archive in archives:
+            self.load(archive)
 
     def _serves(self) -> bool:
         try:
@@ -148,7 +188,8 @@ class Node:
         path.write_text(yaml.safe_dump(value))
         return path
 
-    def _kubelet(self, pki: Path) -> dict[str, Any]:
+    def _kubelet(self, pki: Path, options: NodeOptions) -> dict[str, Any]:
+        size = options.container_log_max_size
         return {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
@@ -176,6 +217,10 @@ class Node:
             "fileCheckFrequency": "5s",
             "syncFrequency": "10s",
             "nodeStatusUpdateFrequency": "5s",
+            "containerLogMaxFiles": options.container_log_max_files,
+            # The shortest that the kubelet takes.
+            "containerLogMonitorInterval": "3s",
+            **({} if size is None else {"containerLogMaxSize": size}),
         }
 
     def _proxy(self, kubeconfig: Path) -> dict[str, Any]:
@@ -239,5 +284,5 @@ oom_score = 0
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
         SystemdCgroup = false
-        BinaryName = "/usr/sbin/runc"
+        BinaryName = "{runc}"
 """

@@ -99,30 +99,37 @@ def main() -> None:
     messages, services = grpc.protos_and_services("api.proto")
     plugin = Plugin(messages, spec["count"], Path(spec["health"]))
     while True:
-        server = _serve(plugin, messages, services)
+        while not KUBELET.exists():
+            time.sleep(0.1)
         kubelet = KUBELET.stat().st_ino
-        # It may give up connecting on a busy machine, and says so to its own log alone.
-        seen = plugin.watched.wait(WATCHED_WITHIN_S)
-        while seen and KUBELET.exists() and KUBELET.stat().st_ino == kubelet and OWN.exists():
-            time.sleep(0.5)
+        server = _serve(plugin, services)
+        try:
+            _register(messages, services)
+            # It may give up connecting on a busy machine, and says so at once or to its own log alone.
+            seen = plugin.watched.wait(WATCHED_WITHIN_S)
+            while seen and KUBELET.exists() and KUBELET.stat().st_ino == kubelet and OWN.exists():
+                time.sleep(0.5)
+        except grpc.RpcError as error:
+            _say(f"not registered, trying again: {error}")
         server.stop(0)
         plugin.watched.clear()
 
 
-def _serve(plugin: Plugin, messages: Any, services: Any) -> Any:
-    while not KUBELET.exists():
-        time.sleep(0.1)
+def _serve(plugin: Plugin, services: Any) -> Any:
     OWN.unlink(missing_ok=True)
     server = grpc.server(futures.ThreadPoolExecutor(8))
     services.add_DevicePluginServicer_to_server(plugin, server)
     server.add_insecure_port(f"unix://{OWN}")
     server.start()
+    return server
+
+
+def _register(messages: Any, services: Any) -> None:
     with grpc.insecure_channel(f"unix://{KUBELET}") as channel:
         options = messages.DevicePluginOptions(get_preferred_allocation_available=True)
         request = messages.RegisterRequest(version=VERSION, endpoint=OWN.name, resource_name=RESOURCE, options=options)
         services.RegistrationStub(channel).Register(request, wait_for_ready=True, timeout=30)
     _say(f"registered {RESOURCE}, a simulation")
-    return server
 
 
 def _say(text: str) -> None:

@@ -1,0 +1,107 @@
+"""The trainer runs in a pod of the test bed as it will on a cluster: restricted, on data and output from claims."""
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.testbed import images
+from tests.cluster.testbed.cluster import Cluster
+from tests.cluster.testbed.npu import RESOURCE
+from tests.cluster.testbed.storage import claim
+
+pytestmark = pytest.mark.timeout(3600)
+
+NPUS = 2
+SMALL = ("--device=cpu", "--model=pnasnet5tiny", "--image-size=32", "--batch-size=4", "--workers=0", "--threads=1")
+
+
+@pytest.fixture
+def restricted(cluster: Cluster, namespace: str, tmp_path: Path) -> str:
+    """A namespace that takes restricted pods alone, with images in the claim `data` and an empty claim `output`."""
+    cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    data = tmp_path / "data"
+    subprocess.run([sys.executable, "-m", "trainer", "data", "digits", "--to", str(data)], check=True)
+    claim(cluster, namespace, "data", data)
+    claim(cluster, namespace, "output", tmp_path / "output")
+    return namespace
+
+
+def _pod(name: str, *options: str) -> dict[str, Any]:
+    command = ["python", "-m", "trainer", "--data-path", "/data", "--output", "/output", "--run-name", name]
+    places = {"data": "/data", "output": "/output", "tmp": "/tmp", "home": "/home/pnas", "shm": "/dev/shm"}
+    container = {
+        "name": "trainer",
+        "image": images.TRAINER,
+        "imagePullPolicy": "Never",
+        "command": [*command, "--npus", str(NPUS), *SMALL, *options],
+        "env": [{"name": "HOME", "value": "/home/pnas"}],
+        "resources": {"requests": {RESOURCE: str(NPUS)}, "limits": {RESOURCE: str(NPUS)}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [{"name": volume, "mountPath": path} for volume, path in places.items()],
+    }
+    claims = [{"name": volume, "persistentVolumeClaim": {"claimName": volume}} for volume in ("data", "output")]
+    empty = [{"name": "tmp", "emptyDir": {}}, {"name": "home", "emptyDir": {}}]
+    spec = {
+        "containers": [container],
+        "volumes": [*claims, *empty, {"name": "shm", "emptyDir": {"medium": "Memory"}}],
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "restartPolicy": "Never",
+        "dnsPolicy": "Default",
+    }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+
+
+def _until(true: Callable[[], bool], otherwise: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 300
+    while not true():
+        assert time.monotonic() < deadline, otherwise()
+        time.sleep(0.2)
+
+
+def _create(cluster: Cluster, namespace: str, pod: dict[str, Any]) -> None:
+    cluster.create({**pod, "metadata": {**pod["metadata"], "namespace": namespace}})
+
+
+def test_the_trainer_runs_in_a_restricted_pod_over_data_from_a_claim(cluster: Cluster, restricted: str) -> None:
+    _create(cluster, restricted, _pod("timed", "--mode=performance", "--steps=3", "--warmup-steps=1"))
+
+    def pod() -> Any:
+        return cluster.get("pod", "timed", "--namespace", restricted)
+
+    _until(lambda: pod()["status"]["phase"] in {"Succeeded", "Failed"}, pod)
+    log = cluster.kubectl("logs", "timed", "--namespace", restricted)
+    (ended,) = pod()["status"]["containerStatuses"]
+    assert ended["state"]["terminated"]["exitCode"] == 0, log
+    tagged = re.findall(r"^\[rank (\d) cpu:\1 #\d+\] step ", log, flags=re.MULTILINE)
+    assert set(tagged) == {str(rank) for rank in range(NPUS)}, log
+
+
+def test_a_pod_that_is_deleted_saves_and_ends_resumably(cluster: Cluster, restricted: str, tmp_path: Path) -> None:
+    _create(cluster, restricted, _pod("long", "--mode=full", "--epochs=1000", "--log-interval=1"))
+    where = ["long", "--namespace", restricted]
+    cluster.kubectl("wait", "--for=condition=Ready", "pod", *where, "--timeout=120s")
+    _until(lambda: " step " in cluster.kubectl("logs", *where), lambda: cluster.kubectl("logs", *where))
+    # The API server forgets the pod as soon as it has ended: only a watch sees how.
+    shown = '{.type} {.object.status.containerStatuses[0].state.terminated.exitCode}{"\\n"}'
+    watch = ["get", "pod", *where, "--watch", "--output-watch-events", f"--output=jsonpath={shown}"]
+    program = [str(cluster.program), f"--kubeconfig={cluster.kubeconfig}", *watch]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        assert watching.stdout.readline().strip() == "ADDED"
+        cluster.kubectl("delete", "pod", *where, "--grace-period=60", "--wait=false")
+        seen: list[str] = []
+        while not seen or seen[-1].split()[0] not in {"DELETED", "ended"}:
+            seen.append(watching.stdout.readline().strip() or "ended")
+        watching.terminate()
+    assert seen[-1] == "DELETED 75", seen
+    assert list((tmp_path / "output" / "long").glob("checkpoints/*"))

@@ -1,0 +1,65 @@
+"""A STAND-IN for what a real image of the trainer holds: the machine's Python, torch and trainer, mounted read-only.
+
+PyTorch's wheel has five gigabytes, which no test copies into every node. containerd runs `runc`, a script, in place of
+runc: where a container's image asks for it by the environment variable ASKS, the script adds bind mounts to the
+container's OCI configuration before it becomes the real runc. Ascend Docker Runtime adds the NPUs' driver to containers
+in this way. It goes once there is a real image that a test can load.
+
+Run as `python runtime.py MOUNTS RUNC-ARGUMENTS...`; MOUNTS is a file. Needs nothing but the standard library.
+"""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ASKS = "PNAS_TESTBED_HOST_PYTHON=1"
+RUNC = "/usr/sbin/runc"
+VENV, SOURCE = "/opt/pnas/venv", "/opt/pnas/src"
+CHECKOUT = Path(__file__).resolve().parents[3]
+SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin")
+
+
+def runc(folder: Path) -> Path:
+    """Write the program that containerd is to run in place of runc, and what it needs, into `folder`."""
+    mounts = folder / "host-python.json"
+    mounts.write_text(json.dumps(_mounts()))
+    # Isolated and without `site`, Python starts in 15 ms; and only containers that are made pay for it.
+    python = shlex.join([sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(mounts)])
+    script = f'#!/bin/sh\ncase " $* " in *" create "*) exec {python} "$@" ;; esac\nexec {RUNC} "$@"\n'
+    path = folder / "runc"
+    path.write_text(script)
+    path.chmod(0o755)
+    return path
+
+
+def _mounts() -> list[dict[str, Any]]:
+    """In OCI's terms. A folder that other programs lie under appears where it is on the machine."""
+    places = {path: path for path in SYSTEM if Path(path).exists()}
+    if not sys.base_prefix.startswith("/usr"):
+        places[sys.base_prefix] = sys.base_prefix
+    places |= {VENV: sys.prefix, f"{SOURCE}/trainer": str(CHECKOUT / "trainer")}
+    options = ["rbind", "ro", "nosuid", "nodev"]
+    return [
+        {"destination": inside, "type": "bind", "source": os.path.realpath(outside), "options": options}
+        for inside, outside in places.items()
+    ]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Add the mounts if they are asked for, and become runc."""
+    mounts, *words = arguments
+    config = Path(words[words.index("--bundle") + 1]) / "config.json"
+    spec = json.loads(config.read_text())
+    if ASKS in spec["process"].get("env", ()):
+        # Before the pod's own volumes, which may lie below them.
+        spec["mounts"] = [*json.loads(Path(mounts).read_text()), *spec["mounts"]]
+        config.write_text(json.dumps(spec))
+    os.execv(RUNC, [RUNC, *words])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
