@@ -1,6 +1,8 @@
 """The test bed is a real Kubernetes, and leaves nothing behind."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,10 +13,16 @@ from typing import Any
 
 import pytest
 
+from tests.cluster.testbed import cluster as testbed
 from tests.cluster.testbed import images
-from tests.cluster.testbed.cluster import RUNS, Cluster, clean_up
+from tests.cluster.testbed.cluster import RUNS, Cluster, clean_up, running
+from tests.cluster.testbed.node import ASCEND_910_LABELS
 from tests.cluster.testbed.npu import RESOURCE, preferred
+from tests.cluster.testbed.npu_annotations import annotations
 from tests.cluster.testbed.processes import StartError
+from tests.cluster.testbed.storage import claim
+
+TABLES = Path(__file__).parents[1] / "data" / "ranktables"
 
 # The first run of a machine builds Kubernetes.
 pytestmark = pytest.mark.timeout(3600)
@@ -38,6 +46,13 @@ def _pod(name: str, *, npus: int = 0, node: str | None = None) -> dict[str, Any]
     selector = {"kubernetes.io/hostname": node} if node else {}
     spec = {"containers": [container], "nodeSelector": selector, "restartPolicy": "Never", "dnsPolicy": "Default"}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+
+
+def _script(name: str, script: str, *, npus: int = 0, node: str | None = None) -> dict[str, Any]:
+    """A pod that runs a Python script, as the trainer's user."""
+    pod = _pod(name, npus=npus, node=node)
+    pod["spec"]["containers"][0] |= {"image": images.TRAINER, "command": ["python", "-c", script]}
+    return pod
 
 
 def _create(cluster: Cluster, namespace: str, *pods: dict[str, Any]) -> None:
@@ -90,6 +105,85 @@ def test_restricted_namespaces_refuse_pods_that_are_not(cluster: Cluster, namesp
     cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     with pytest.raises(StartError, match='violates PodSecurity "restricted:latest"'):
         _create(cluster, namespace, _pod("refused"))
+
+
+def test_pods_on_both_nodes_write_to_the_same_claim_without_being_root(
+    cluster: Cluster, namespace: str, tmp_path: Path
+) -> None:
+    claim(cluster, namespace, "shared", tmp_path / "shared")
+    pods = [
+        _script(node.name, f"open('/shared/{node.name}', 'w').write('here')", node=node.name) for node in cluster.nodes
+    ]
+    for pod in pods:
+        pod["spec"]["volumes"] = [{"name": "shared", "persistentVolumeClaim": {"claimName": "shared"}}]
+        pod["spec"]["containers"][0]["volumeMounts"] = [{"name": "shared", "mountPath": "/shared"}]
+    _create(cluster, namespace, *pods)
+    written = [tmp_path / "shared" / node.name for node in cluster.nodes]
+    _until(lambda: all(path.exists() and path.read_text() == "here" for path in written))
+    assert {path.stat().st_uid for path in written} == {images.USER}
+
+
+def test_a_claim_is_refused_for_a_folder_that_nodes_have_each_of_their_own(cluster: Cluster, namespace: str) -> None:
+    with pytest.raises(ValueError, match="/run/pnas: nodes do not share"):
+        claim(cluster, namespace, "own", Path("/run/pnas"))
+
+
+def test_a_pod_is_told_of_its_chips_as_ascends_device_plugin_tells(cluster: Cluster, namespace: str) -> None:
+    script = "import os, time; print(os.environ['ASCEND_VISIBLE_DEVICES'], flush=True); time.sleep(600)"
+    _create(cluster, namespace, *(_script(f"p{number}", script, npus=2, node="node2") for number in range(4)))
+    for number in range(4):
+        where = [f"p{number}", "--namespace", namespace]
+        cluster.kubectl("wait", "--for=condition=Ready", "pod", *where, "--timeout=60s")
+        cluster.kubectl("wait", "--for=jsonpath={.metadata.annotations.huawei\\.com/kltDev}", "pod", *where)
+        metadata = cluster.get("pod", *where)["metadata"]
+        chips = cluster.kubectl("logs", *where).strip().split(",")
+        assert len(chips) == 2
+        names = ",".join(f"Ascend910-{chip}" for chip in chips)
+        assert metadata["annotations"]["huawei.com/AscendReal"] == names
+        assert metadata["annotations"]["huawei.com/kltDev"] == names
+        told = json.loads(metadata["annotations"]["ascend.kubectl.kubernetes.io/ascend-910-configuration"])
+        assert [device["device_id"] for device in told["devices"]] == chips
+        assert (told["server_id"], told["host_ip"]) == (metadata["uid"], "10.123.0.2")
+
+
+def test_what_is_told_of_chips_has_the_form_that_was_recorded() -> None:
+    """The recorded one differs in its invented device addresses alone."""
+    recorded = json.loads((TABLES / "op-HEAD-2nodes-2x8.json").read_text())["pods"][0]
+    written = recorded["annotations"]
+    pod = {"metadata": {"name": recorded["name"], "uid": recorded["uid"]}}
+    ours = annotations(pod, "10.123.0.2", written["huawei.com/kltDev"].split(","))
+
+    def without_addresses(text: str) -> str:
+        return re.sub(r'"device_ip":"[0-9.]+"', "", text)
+
+    for name, text in ours.items():
+        assert without_addresses(text) == without_addresses(written[name])
+
+
+def test_nodes_are_labelled_as_ascends_guide_has_it(cluster: Cluster) -> None:
+    for node in cluster.nodes:
+        labels = cluster.get("node", node.name)["metadata"]["labels"]
+        assert ASCEND_910_LABELS.items() <= labels.items()
+
+
+def test_a_container_log_is_rotated_at_the_size_that_a_cluster_is_started_with(cluster: Cluster) -> None:
+    """It needs `cluster` only for what that makes sure of: that there can be one here."""
+    assert cluster.nodes
+    options = {"accelerator-type": "card"}
+    with running(nodes=1, node_labels=options, container_log_max_size="64Ki", container_log_max_files=3) as small:
+        labels = small.get("node", "node1")["metadata"]["labels"]
+        assert labels["accelerator-type"] == "card"
+        assert "accelerator" not in labels
+        script = "import time\nwhile True: print('x' * 1000, flush=True); time.sleep(0.002)"
+        testbed.namespace(small, "rotated", labels={"a": "b"})
+        assert small.get("namespace", "rotated")["metadata"]["labels"]["a"] == "b"
+        _create(small, "rotated", _script("talks", script))
+        (node,) = small.nodes
+
+        def files() -> list[str]:
+            return node.namespaces.run("find", "/var/log/pods", "-path", "*rotated_talks_*", "-type", "f").split()
+
+        _until(lambda: len(files()) == 3)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.testbed import binaries, control_plane, images
+from tests.cluster.testbed import binaries, control_plane, images, npu_annotations
 from tests.cluster.testbed.node import ASCEND_910_LABELS, Node, NodeOptions
 from tests.cluster.testbed.npu import RESOURCE
 from tests.cluster.testbed.processes import Namespaces, Processes, StartError, only_child, output_of
@@ -217,6 +217,7 @@ def _start(folder: Path, programs: Path, processes: Processes, options: NodeOpti
     control_plane.start_controllers(pki, programs, processes, first)
     for node in made[1:]:
         node.join(first, made[0], processes)
+    cluster.create(*npu_annotations.RIGHTS)
     archives = (images.pause(folder), images.trainer(folder))
     for node in made:
         node.start(ca, programs, processes, archives, options)

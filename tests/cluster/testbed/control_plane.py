@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from tests.cluster.testbed import npu_annotations
 from tests.cluster.testbed.pki import Authority, service_account_keys
 from tests.cluster.testbed.processes import Namespaces, Processes
 
@@ -21,6 +22,7 @@ AUDIT_POLICY: dict[str, Any] = {
     "rules": [
         {"level": "None", "userGroups": ["system:nodes", "system:serviceaccounts:kube-system"]},
         {"level": "None", "users": ["system:kube-controller-manager", "system:kube-scheduler", "system:kube-proxy"]},
+        {"level": "None", "users": [npu_annotations.USER]},
         {"level": "Metadata"},
     ],
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tests.cluster.testbed import images, runtime
+from tests.cluster.testbed import images, npu_annotations, runtime
 from tests.cluster.testbed.pki import Authority
 from tests.cluster.testbed.processes import Namespaces, Processes, StartError, only_child, output_of
 
@@ -138,9 +138,18 @@ class Node:
         processes.start(self.process("proxy"), self.namespaces.inside(command))
         if options.npus:
             self._health.touch()
-            spec = {"count": options.npus, "protocol_folder": str(programs), "health": str(self._health)}
-            command = [sys.executable, str(Path(__file__).with_name("npu.py")), json.dumps(spec)]
-            processes.start(self.process("npu"), self.namespaces.inside(command))
+            plugin = ca.kubeconfig(self.folder / "npu.kubeconfig", server, npu_annotations.USER)
+            spec = {
+                "count": options.npus,
+                "protocol_folder": str(programs),
+                "health": str(self._health),
+                "kubeconfig": str(plugin),
+                "node": self.name,
+                "address": self.address,
+            }
+            command = [sys.executable, "-m", "tests.cluster.testbed.npu", json.dumps(spec)]
+            found = {"PYTHONPATH": str(runtime.CHECKOUT)}
+            processes.start(self.process("npu"), self.namespaces.inside(command), environ=found)
 
     def make_unhealthy(self, chips: set[int]) -> None:
         """From now on these NPUs, and no others, are."""

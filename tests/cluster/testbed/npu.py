@@ -1,7 +1,8 @@
 """A SIMULATION of Ascend's device plugin: it advertises NPUs that do not exist on the kubelet's real interface.
 
-Run as `python npu.py SPEC` where the kubelet's folders are the node's; SPEC is JSON. The devices that its `health` file
-names (`0,3`) are unhealthy. Containers get `ASCEND_VISIBLE_DEVICES`, which Ascend Docker Runtime reads.
+Run as `python -m tests.cluster.testbed.npu SPEC` where the kubelet's folders are the node's; SPEC is JSON. The devices
+that its `health` file names (`0,3`) are unhealthy. Containers get `ASCEND_VISIBLE_DEVICES`, which Ascend Docker Runtime
+reads; `npu_annotations` tells of them on their pods.
 """
 
 import json
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+
+from tests.cluster.testbed import npu_annotations
 
 RESOURCE = "huawei.com/Ascend910"
 VERSION = "v1beta1"
@@ -98,6 +101,8 @@ def main() -> None:
     sys.path.insert(0, spec["protocol_folder"])
     messages, services = grpc.protos_and_services("api.proto")
     plugin = Plugin(messages, spec["count"], Path(spec["health"]))
+    annotate = npu_annotations.Annotator(Path(spec["kubeconfig"]), spec["node"], spec["address"], RESOURCE)
+    threading.Thread(target=annotate.run, daemon=True).start()
     while True:
         while not KUBELET.exists():
             time.sleep(0.1)
