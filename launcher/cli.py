@@ -13,25 +13,21 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
 from launcher import report
-from launcher.backends import Backend, JobRef, exists, open_backend
+from launcher.backends import Backend, JobRef
 from launcher.display import Format
 from launcher.errors import Detached, NotFoundError, RequestError, WaitTimedOut
 from launcher.exits import run
-from launcher.follow import raise_outcome, show
+from launcher.follow import Reading, raise_outcome, show
 from launcher.interrupts import keep_interrupts
 from launcher.logs import Selection
 from launcher.parameters import JobName, Json, LatestName, Profile, Where, count, examples, flag
-from launcher.progress import Progress
 from launcher.timing import parse_duration
 from trainer.help import HelpPage
-
-if TYPE_CHECKING:
-    from launcher.settings import Settings
 
 _HELP = f"""
 Train PNASNet-5 on NPUs: start a job, follow its log per device, and see how it ends.
@@ -65,8 +61,6 @@ app = App(
 RUN, WATCH, STOP, SETTINGS = (Group.create_ordered(name) for name in ("Run", "Watch", "Stop", "Settings"))
 app["--help"].group = app["--version"].group = Group.create_ordered("Help")
 
-_POLL_S = 0.2
-
 
 @app.command(
     group=RUN,
@@ -80,6 +74,11 @@ _POLL_S = 0.2
 def submit(
     *,
     profile: Profile = None,
+    dry_run: Annotated[
+        Literal["client", "server"] | None,
+        Parameter(help="Start nothing: check here, or have the cluster check too.", group="Job", show_default=False),
+    ] = None,
+    again: Annotated[bool, flag("Start the same job once more, though it has ended.", group="Job")] = False,
     detach: Annotated[bool, flag("Start it, print its name, and leave.", group="Job")] = False,
     **options: Any,
 ) -> None:
@@ -89,29 +88,40 @@ def submit(
     a profile. Ctrl-C leaves the job running and says how to come back. With --resume auto an ended job goes on, and
     keeps the settings that are not given again.
     """
-    from launcher.spec import make_spec  # noqa: PLC0415  # pydantic
+    from launcher.starting import check_only, prepare  # noqa: PLC0415  # pydantic
 
-    settings, backend = _settings(profile, options)
-    spec = make_spec(
-        settings.options,
-        settings.train,
-        settings.given,
-        now=datetime.now().astimezone(),
-        taken=lambda name: exists(backend, name),
-    )
+    job = prepare(options, profile, now=datetime.now().astimezone())
+    if dry_run is not None:
+        for warning in check_only(job, dry_run):
+            _note(f"warning: {warning}")
+        where = "the cluster accepts it" if dry_run == "server" else "its settings are valid"
+        print(f"job {job.spec.name}: {where}; nothing was started")
+        return
     try:
-        ref = backend.submit(spec)
-        if settings.options.backend == "auto":
-            _note("no cluster backend is set up: the job runs on this machine (--backend local)")
-        _note(report.header(spec, attempt=backend.get(ref).attempt))
+        done = job.backend.submit(job.spec, again=again)
+        for text in filter(None, (job.why, done.note)):
+            _note(text)
+        if not done.existed:
+            _note(report.header(job.spec_of(done), attempt=job.backend.get(done.ref).attempt, where=job.words))
         if detach:
-            print(ref.name)
+            print(done.ref.name)
         else:
-            _follow(backend, ref)
+            _follow(job.backend, done.ref, where=job.words)
     except KeyboardInterrupt:
-        if not exists(backend, spec.name) or backend.get(JobRef(backend.name, spec.name)).phase.ended:
+        if not job.goes_on():
             raise
-        raise Detached(report.come_back(spec.name)) from None
+        raise Detached(report.come_back(job.spec.name, job.words)) from None
+
+
+@app.command(group=RUN, help_epilogue=examples("render --npus 8 --image registry.example/pnas:0.1.0"))
+def render(*, profile: Profile = None, **options: Any) -> None:
+    """Print the manifests that submit would create, as YAML for kubectl; without a cluster.
+
+    --backend auto renders for Volcano.
+    """
+    from launcher.starting import manifests  # noqa: PLC0415  # pydantic
+
+    sys.stdout.write(manifests(options, profile))
 
 
 @app.command(group=WATCH, help_epilogue=examples("logs", "logs NAME -f", "logs --rank 3 --tail 20"))
@@ -126,9 +136,10 @@ def logs(
     tail: Annotated[int | None, Parameter(help="Begin with the last so many lines.", converter=count)] = None,
     since: Annotated[str | None, Parameter(help="Begin so long ago: 90, 10m, 1h30m.")] = None,
     attempt: Annotated[int | None, Parameter(help="An earlier attempt's lines.", converter=count)] = None,
+    timestamps: Annotated[bool, flag("Begin each line with its time, as the cluster has it.")] = False,
     raw: Annotated[bool, flag("Lines as they were written, numbers included.")] = False,
     json_: Json = False,
-    backend: Where = "auto",
+    where: Where | None = None,
 ) -> None:
     """Show a job's log, and say so if a line is missing.
 
@@ -140,20 +151,21 @@ def logs(
         raise RequestError("--follow goes on with the latest attempt; leave --attempt out")
     selection = Selection(rank, device, None if grep is None else _pattern(grep))
     since_s = None if since is None else parse_duration(since)
-    found = open_backend(backend)
-    ref = _ref(found, name)
+    found, ref = _job(name, where)
+    if timestamps and found.name == "local":
+        raise RequestError("--timestamps: this machine keeps no time of each line; leave it out")
     form: Format = "raw" if raw else "json" if json_ else "text"
+    reading = Reading(form=form, timestamps=timestamps, selection=selection, tail=tail, since_s=since_s)
     if follow:
-        _follow(found, ref, form=form, selection=selection, tail=tail, since_s=since_s)
+        _follow(found, ref, reading, where=_words(where))
     else:
-        show(found, ref, form=form, selection=selection, tail=tail, since_s=since_s, attempt=attempt)
+        show(found, ref, reading, attempt=attempt)
 
 
 @app.command(group=WATCH, help_epilogue=examples("status", "status NAME --json"))
-def status(name: LatestName = None, /, *, json_: Json = False, backend: Where = "auto") -> None:
+def status(name: LatestName = None, /, *, json_: Json = False, where: Where | None = None) -> None:
     """Say what a job is doing, how far it is, or how and why it ended."""
-    found = open_backend(backend)
-    ref = _ref(found, name)
+    found, ref = _job(name, where)
     state, progress = found.get(ref), found.progress(ref)
     if json_:
         _print_json(report.job_document(state, progress))
@@ -168,22 +180,21 @@ def wait(
     *,
     timeout: Annotated[str | None, Parameter(help="Give up after so long: 90, 10m, 1h30m.")] = None,
     json_: Json = False,
-    backend: Where = "auto",
+    where: Where | None = None,
 ) -> None:
     """Wait until a job has ended, and end with its exit code.
 
     With --timeout, end with 124 if the time is over first.
     """
     deadline = math.inf if timeout is None else time.monotonic() + parse_duration(timeout)
-    found = open_backend(backend)
-    ref = _ref(found, name)
+    found, ref = _job(name, where)
     try:
         while not (state := found.get(ref)).phase.ended:
             if time.monotonic() >= deadline:
                 raise WaitTimedOut(f"job {ref.name} is still {state.phase.value} after {timeout}; it goes on")
-            time.sleep(_POLL_S)
+            time.sleep(found.poll_s)
     except KeyboardInterrupt:
-        raise Detached(report.come_back(ref.name)) from None
+        raise Detached(report.come_back(ref.name, _words(where))) from None
     if json_:
         _print_json(report.job_document(state, found.progress(ref)))
     else:
@@ -192,30 +203,37 @@ def wait(
 
 
 @app.command(name="list", group=WATCH, help_epilogue=examples("list", "list --json"))
-def list_(*, json_: Json = False, backend: Where = "auto") -> None:
+def list_(*, json_: Json = False, where: Where | None = None) -> None:
     """Show all jobs, the latest last."""
-    found = open_backend(backend)
-    jobs = [(state, found.progress(state.ref) if state.spec else Progress()) for state in found.list()]
+    from launcher.backends.choose import list_jobs  # noqa: PLC0415
+
+    where = where or Where()
+    listing = list_jobs(where.name, where.place)
+    jobs = [(state, backend.glance(state)) for backend, state in listing.jobs]
     if json_:
         _print_json(report.list_document(jobs))
     elif jobs:
         print(report.list_text(jobs, now=time.time()))
     else:
         _note(f"no jobs yet; start one with `{report.PROGRAM} submit`")
+    if listing.problem is not None:
+        _note(f"warning: the cluster's jobs are not shown: {listing.problem}")
 
 
 @app.command(group=STOP, help_epilogue=examples("cancel NAME"))
-def cancel(name: JobName, /, *, backend: Where = "auto") -> None:
+def cancel(name: JobName, /, *, json_: Json = False, where: Where | None = None) -> None:
     """Ask a job to save its state and stop, and wait until it has."""
-    found = open_backend(backend)
-    ref = _ref(found, name)
+    found, ref = _job(name, where)
     if (state := found.get(ref)).phase.ended:
         _note(f"job {name} had ended already: {state.phase.value}")
-        return
-    _note(f"job {name} is asked to save and stop …")
-    _cancel(found, ref)
-    state = found.get(ref)
-    print(f"{name} {state.phase.value}" + (f": {state.reason}" if state.reason else ""))
+    else:
+        _note(f"job {name} is asked to save and stop …")
+        _cancel(found, ref, where)
+        state = found.get(ref)
+    if json_:
+        _print_json(report.job_document(state, found.progress(ref)))
+    else:
+        print(f"{name} {state.phase.value}" + (f": {state.reason}" if state.reason else ""))
 
 
 @app.command(
@@ -227,17 +245,19 @@ def delete(
     /,
     *,
     force: Annotated[bool, flag("Cancel it first if it still runs.")] = False,
-    backend: Where = "auto",
+    json_: Json = False,
+    where: Where | None = None,
 ) -> None:
     """Forget a job; what it wrote to its output folder stays."""
-    found = open_backend(backend)
-    ref = _ref(found, name)
+    found, ref = _job(name, where)
     if force:
-        _cancel(found, ref)
-    output = found.get(ref).output
+        _cancel(found, ref, where)
+    files = found.get(ref).files
     found.delete(ref)
-    stays = f"; its files stay in {output}" if output is not None and output.exists() else ""
-    print(f"{name} deleted{stays}")
+    if json_:
+        _print_json(report.deleted_document(ref, files))
+    else:
+        print(f"{name} deleted" + (f"; its files stay in {files}" if files else ""))
 
 
 config = App(name="config", help="Look at settings.", group=SETTINGS, help_epilogue="", version_flags=[])
@@ -252,7 +272,9 @@ def config_show(*, profile: Profile = None, json_: Json = False, **options: Any)
 
     Precedence: flag > environment (PNAS_<SETTING>) > profile > mode preset > default.
     """
-    settings, _ = _settings(profile, options)
+    from launcher.starting import settings_of  # noqa: PLC0415  # pydantic
+
+    settings = settings_of(options, profile)
     if json_:
         _print_json(report.settings_document(settings))
     else:
@@ -268,69 +290,53 @@ def main(tokens: Sequence[str]) -> int:
 
 
 def _command(tokens: Sequence[str]) -> None:
-    if {"submit", "config"} & set(tokens):
+    if {"submit", "render", "config"} & set(tokens):
         from launcher.options import take_settings  # noqa: PLC0415  # pydantic: only these two commands pay for it
 
         take_settings(submit)
+        take_settings(render)
         take_settings(config_show)
     app(tokens, exit_on_error=False, print_error=False)
 
 
-def _settings(profile: str | None, options: dict[str, Any]) -> "tuple[Settings, Backend]":
-    """What was asked for, with what is known of the run that it continues."""
-    from launcher.resume import find_earlier  # noqa: PLC0415  # pydantic
-    from launcher.settings import resolve_settings  # noqa: PLC0415
-    from trainer.config.options import typed  # noqa: PLC0415
-
-    flags = typed(options)
-    settings = resolve_settings(flags, profile)
-    backend = open_backend(settings.options.backend)
-    if settings.train.resume is not None:
-        name, earlier = find_earlier(settings, backend)
-        settings = resolve_settings({**flags, "name": name}, profile, earlier=earlier)
-    return settings, backend
-
-
-def _follow(
-    backend: Backend,
-    ref: JobRef,
-    *,
-    form: Format = "text",
-    selection: Selection | None = None,
-    tail: int | None = None,
-    since_s: float | None = None,
-) -> None:
+def _follow(backend: Backend, ref: JobRef, reading: Reading | None = None, *, where: str = "") -> None:
     """Show a job to its end, sum up, and end with its exit code."""
+    reading = reading or Reading()
     try:
-        seen = show(backend, ref, form=form, selection=selection, tail=tail, since_s=since_s, follow=True)
+        seen = show(backend, ref, reading, follow=True)
     except KeyboardInterrupt:
-        raise Detached(report.come_back(ref.name)) from None
+        raise Detached(report.come_back(ref.name, where)) from None
     state = backend.get(ref)
     text = report.summary(state, seen.progress, seen.demultiplexer, now=time.time())
-    print(text, file=sys.stdout if form == "text" else sys.stderr)
+    print(text, file=sys.stdout if reading.form == "text" else sys.stderr)
     raise_outcome(state)
 
 
-def _cancel(backend: Backend, ref: JobRef) -> None:
+def _cancel(backend: Backend, ref: JobRef, where: Where | None) -> None:
     try:
         backend.cancel(ref)
     except KeyboardInterrupt:
-        raise Detached(
-            f"job {ref.name} is still stopping; see how far it is with `{report.PROGRAM} status {ref.name}`"
-        ) from None
+        again = f"{report.PROGRAM} status {ref.name}{_words(where)}"
+        raise Detached(f"job {ref.name} is still stopping; see how far it is with `{again}`") from None
 
 
-def _ref(backend: Backend, name: str | None) -> JobRef:
+def _job(name: str | None, where: Where | None) -> tuple[Backend, JobRef]:
     """The job called `name`, or the latest, which is then named on stderr."""
+    from launcher.backends.choose import find, list_jobs  # noqa: PLC0415
+
+    where = where or Where()
     if name is not None:
-        ref = JobRef(backend.name, name)
-        backend.get(ref)
-        return ref
-    states = backend.list()
-    if not states:
-        raise NotFoundError(f"there are no jobs yet; start one with `{report.PROGRAM} submit`")
-    _note(f"job {states[-1].ref.name}")
-    return states[-1].ref
+        return find(name, where.name, where.place)
+    listing = list_jobs(where.name, where.place)
+    if not listing.jobs:
+        raise listing.problem or NotFoundError(f"there are no jobs yet; start one with `{report.PROGRAM} submit`")
+    backend, state = listing.jobs[-1]
+    _note(f"job {state.ref.name}")
+    return backend, state.ref
+
+
+def _words(where: Where | None) -> str:
+    return "" if where is None else where.words
 
 
 def _pattern(text: str) -> re.Pattern[bytes]:

@@ -26,11 +26,14 @@ class View(Protocol):
     def show(self, items: Sequence[Line | Gap]) -> None:
         """Show these lines, and say where lines are missing."""
 
+    def note(self, text: str) -> None:
+        """Say on stderr what is no line of the log."""
+
     def close(self) -> None:
         """Leave the output in a state that others can print to."""
 
 
-def open_view(form: Format, *, progress: Progress, live: bool) -> View:
+def open_view(form: Format, *, progress: Progress, live: bool, timestamps: bool = False) -> View:
     """A live view if asked for and standard output is a terminal that can move its cursor, else plain lines."""
     if live and form == "text" and sys.stdout.isatty():
         from rich.console import Console  # noqa: PLC0415  # only a terminal pays for it
@@ -38,15 +41,16 @@ def open_view(form: Format, *, progress: Progress, live: bool) -> View:
         console = Console(highlight=False, markup=False, emoji=False)
         if not console.is_dumb_terminal:
             return LiveView(console, progress)
-    return PlainView(sys.stdout.buffer, form)
+    return PlainView(sys.stdout.buffer, form, timestamps=timestamps)
 
 
 class PlainView:
     """Lines as text without their numbers, raw as they were written, or as one JSON object each."""
 
-    def __init__(self, out: BinaryIO, form: Format) -> None:
+    def __init__(self, out: BinaryIO, form: Format, *, timestamps: bool = False) -> None:
         self._out = out
         self._form = form
+        self._timestamps = timestamps
 
     def show(self, items: Sequence[Line | Gap]) -> None:
         """Write a block at once; a gap is an object in JSON and a notice on stderr otherwise."""
@@ -60,10 +64,17 @@ class PlainView:
                 if isinstance(item, Gap):
                     sys.stderr.write(f"--- {item} ---\n")
 
+    def note(self, text: str) -> None:
+        """One line."""
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
     def close(self) -> None:
         """Nothing is kept back."""
 
     def _render(self, item: Line | Gap) -> bytes:
+        if self._timestamps and self._form != "json" and isinstance(item, Line):
+            return b"%s %s\n" % (item.stamp.encode(), item.raw if self._form == "raw" else item.shown)
         if isinstance(item, Gap):
             values = {"kind": "LogGap", "source": item.source, "first": item.first, "last": item.last}
         elif self._form == "raw":
@@ -72,7 +83,8 @@ class PlainView:
             return item.shown + b"\n"
         else:
             tag = {"rank": item.rank, "device": item.device, "node": item.node, "number": item.number}
-            values = {"kind": "LogLine", **tag, "line": item.text.decode("utf-8", "replace")}
+            stamp = {"time": item.stamp} if item.stamp else {}
+            values = {"kind": "LogLine", **stamp, **tag, "line": item.text.decode("utf-8", "replace")}
         return json.dumps({"apiVersion": "pnas/v1", **values}, ensure_ascii=False).encode() + b"\n"
 
 
@@ -108,6 +120,12 @@ class LiveView:
         if scrolled:
             # Log lines may hold colours, and cursor movements that would tear the display: rich keeps the former.
             self._console.print(Text("\n").join(map(Text.from_ansi, scrolled)), soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Scroll it above the devices."""
+        from rich.text import Text  # noqa: PLC0415
+
+        self._console.print(Text(text, style="dim"), soft_wrap=True)
 
     def close(self) -> None:
         """Draw the last state once more and leave it on the screen."""

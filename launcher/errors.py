@@ -5,7 +5,9 @@ They exist so that a script can tell a failed job from a mistyped option by the 
 LauncherError                 1
 ├── JobFailed                 1  the job ended without success
 ├── RequestError              2  what was asked for cannot be used; nothing was started
+├── UnreachableError          3  the cluster cannot be reached, or does not let us in
 ├── NotFoundError             4  no such job
+├── PreflightError            5  the cluster is not ready for this job; nothing was created
 ├── ConflictError             6  a name or a state stands in the way
 ├── WaitTimedOut            124  the time given to `wait` or `cancel` is over; the job goes on
 ├── JobStopped              125  the job was cancelled or preempted
@@ -19,7 +21,7 @@ from typing import ClassVar
 
 
 class ExitCode(IntEnum):
-    """What `python -m launcher` ends with; the codes of cluster backends are reserved."""
+    """What `python -m launcher` ends with."""
 
     OK = 0
     JOB_FAILED = 1
@@ -63,6 +65,18 @@ class RequestError(LauncherError):
     """What was asked for cannot be used; nothing was started."""
 
     exit_code = ExitCode.USAGE
+
+
+class UnreachableError(LauncherError):
+    """The cluster gives no answer, or none to us."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
+class PreflightError(LauncherError):
+    """The cluster lacks something that the job needs; nothing was created."""
+
+    exit_code = ExitCode.PREFLIGHT_FAILED
 
 
 class NotFoundError(LauncherError):

@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from launcher.backends import Backend, JobRef, JobState
+from launcher.backends import Backend, Block, JobRef, JobState, Notice
 from launcher.display import Format, View, open_view
 from launcher.errors import ExitCode, JobFailed, JobStopped
-from launcher.logs import Demultiplexer, Gap, Line, Selection
+from launcher.logs import EVERYTHING, Demultiplexer, Gap, Line, Selection
 from launcher.progress import Progress
 
 
@@ -20,14 +20,22 @@ class Following:
 
     demultiplexer: Demultiplexer = field(default_factory=Demultiplexer)
     progress: Progress = field(default_factory=Progress)
+    timestamps: bool = False
 
     def run(
-        self, blocks: Iterable[bytes], view: View, *, selection: Selection | None = None, tail: int | None = None
+        self,
+        blocks: Iterable[Block | Notice],
+        view: View,
+        *,
+        selection: Selection = EVERYTHING,
+        tail: int | None = None,
     ) -> None:
         """Show `blocks` until they end; with `tail`, begin with the last so many of the lines that exist already."""
-        selection = selection or Selection()
         kept: deque[Line | Gap] | None = None if tail is None else deque(maxlen=tail)
         for block in blocks:
+            if isinstance(block, Notice):
+                view.note(block.text)
+                continue
             items = list(self._items(block))
             if not selection.everything:
                 items = [item for item in items if isinstance(item, Gap) or selection.wants(item)]
@@ -35,38 +43,47 @@ class Following:
                 view.show(items)
                 continue
             kept.extend(items)
-            if not block:  # all that existed has been read
+            if not block.data:  # all that existed has been read
                 view.show(list(kept))
                 kept = None
         if kept:
             view.show(list(kept))
 
-    def _items(self, block: bytes) -> Iterable[Line | Gap]:
-        for item in self.demultiplexer.feed(block):
+    def _items(self, block: Block) -> Iterable[Line | Gap]:
+        stamps = block.stamps() if self.timestamps and block.stamps is not None else ()
+        for item in self.demultiplexer.feed(block.data, block.stream, stamps):
             if isinstance(item, Line):
                 self.progress.update(item)
             yield item
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a log is to be shown.
+
+    Attributes:
+        timestamps: begin each line with its time.
+        tail: begin with the last so many of the lines that exist already.
+        since_s: begin with the lines of the last so many seconds.
+    """
+
+    form: Format = "text"
+    timestamps: bool = False
+    selection: Selection = EVERYTHING
+    tail: int | None = None
+    since_s: float | None = None
+
+
 def show(
-    backend: Backend,
-    ref: JobRef,
-    *,
-    form: Format = "text",
-    selection: Selection | None = None,
-    tail: int | None = None,
-    since_s: float | None = None,
-    follow: bool = False,
-    attempt: int | None = None,
+    backend: Backend, ref: JobRef, reading: Reading, *, follow: bool = False, attempt: int | None = None
 ) -> Following:
     """Show a job's lines on standard output, with `follow` until it has ended; return what was seen."""
-    seen = Following(Demultiplexer(from_start=since_s is None))
-    live = follow and (selection is None or selection.everything)
-    view = open_view(form, progress=seen.progress, live=live)
+    seen = Following(Demultiplexer(from_start=reading.since_s is None), timestamps=reading.timestamps)
+    live = follow and not reading.timestamps and reading.selection.everything
+    view = open_view(reading.form, progress=seen.progress, live=live, timestamps=reading.timestamps)
+    blocks = backend.logs(ref, follow=follow, since_s=reading.since_s, attempt=attempt)
     try:
-        seen.run(
-            backend.logs(ref, follow=follow, since_s=since_s, attempt=attempt), view, selection=selection, tail=tail
-        )
+        seen.run(blocks, view, selection=reading.selection, tail=reading.tail)
     finally:
         view.close()
     return seen

@@ -7,7 +7,7 @@ This module is pure: bytes go in, lines and gaps come out. Where the bytes come 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -19,7 +19,8 @@ _TAG = re.compile(rb"\[(rank \d+ [a-z]+:\d+|node \d+) #(\d+)\] ?")
 class Line(NamedTuple):
     """One line, without its line end. `number` is None for a line without a tag.
 
-    `source` says who wrote it: `rank 3 cpu:3`, `node 0`, or nothing for a line without a tag.
+    `source` says who wrote it: `rank 3 cpu:3`, `node 0`, or nothing for a line without a tag. `stamp` says when, if the
+    backend knows it.
     """
 
     raw: bytes
@@ -29,6 +30,7 @@ class Line(NamedTuple):
     device: str | None = None
     node: int | None = None
     number: int | None = None
+    stamp: str = ""
 
     @property
     def shown(self) -> bytes:
@@ -56,13 +58,13 @@ class Gap:
         return f"lines {self.first}-{self.last} of {self.source} are missing"
 
 
-def parse_line(raw: bytes) -> Line:
+def parse_line(raw: bytes, stamp: str = "") -> Line:
     """Take one line (without its line end) apart. A line without a tag keeps its text whole."""
     match = _TAG.match(raw)
     if match is None:
-        return Line(raw, raw)
+        return Line(raw, raw, stamp=stamp)
     tag, number = match.groups()
-    return Line(raw, raw[match.end() :], *_writer(tag), int(number))
+    return Line(raw, raw[match.end() :], *_writer(tag), int(number), stamp)
 
 
 @lru_cache(maxsize=1024)
@@ -92,25 +94,31 @@ class Demultiplexer:
 
     def __init__(self, *, from_start: bool = True) -> None:
         self._from_start = from_start
-        self._counts: dict[str, _Count] = {}
+        self._counts: dict[tuple[str, str], _Count] = {}
         self._devices: set[str] = set()
         self.repeated = 0
 
-    def feed(self, block: bytes) -> Iterator[Line | Gap]:
-        """The new lines of `block`, which ends at a line's end, and a gap where numbers were left out."""
-        for raw in block.removesuffix(b"\n").split(b"\n") if block else ():
-            line = parse_line(raw)
+    def feed(self, block: bytes, stream: str = "", stamps: Sequence[str] = ()) -> Iterator[Line | Gap]:
+        """The new lines of `block`, which ends at a line's end, and a gap where numbers were left out.
+
+        Args:
+            stream: whose lines they are: each stream numbers its lines from 1.
+            stamps: one for each line, or none.
+        """
+        raws = block.removesuffix(b"\n").split(b"\n") if block else []
+        for raw, stamp in zip(raws, stamps, strict=True) if stamps else ((raw, "") for raw in raws):
+            line = parse_line(raw, stamp)
             if line.number is None:
                 yield line
             else:
-                yield from self._account(line, line.number)
+                yield from self._account(line, line.number, stream)
                 if line.node is not None and (totals := _TOTALS.fullmatch(line.text)):
-                    yield from self._close(totals[1].decode())
+                    yield from self._close(totals[1].decode(), stream)
 
-    def _account(self, line: Line, number: int) -> Iterator[Line | Gap]:
-        count = self._counts.get(line.source)
+    def _account(self, line: Line, number: int, stream: str) -> Iterator[Line | Gap]:
+        count = self._counts.get((stream, line.source))
         if count is None:
-            count = self._counts[line.source] = _Count(expected=1 if self._from_start else number)
+            count = self._counts[stream, line.source] = _Count(expected=1 if self._from_start else number)
             if line.rank is not None:
                 self._devices.add(line.source)
         expected = count.expected
@@ -126,12 +134,15 @@ class Demultiplexer:
         count.delivered += 1
         yield line
 
-    def _close(self, totals: str) -> Iterator[Gap]:
+    def _close(self, totals: str, stream: str) -> Iterator[Gap]:
         """What is missing at the end of each rank, by its supervisor's count."""
         for rank, _, total in (pair.partition(":") for pair in totals.split()):
-            source = next((known for known in self._counts if known.startswith(f"rank {rank} ")), f"rank {rank}")
+            prefix = f"rank {rank} "
+            known = (source for of, source in self._counts if of == stream and source.startswith(prefix))
+            source = next(known, f"rank {rank}")
             # Who asked for a later part only may have come after a rank's last line.
-            count = self._counts.setdefault(source, _Count(expected=1 if self._from_start else int(total) + 1))
+            begun = _Count(expected=1 if self._from_start else int(total) + 1)
+            count = self._counts.setdefault((stream, source), begun)
             if count.expected <= int(total):
                 gap = Gap(source, count.expected, int(total))
                 count.missing.update(range(gap.first, gap.last + 1))
@@ -141,7 +152,7 @@ class Demultiplexer:
     @property
     def lines(self) -> int:
         """Numbered lines that the devices delivered, each counted once."""
-        return sum(self._counts[source].delivered for source in self._devices)
+        return sum(count.delivered for (_, source), count in self._counts.items() if source in self._devices)
 
     @property
     def devices(self) -> int:
@@ -156,9 +167,10 @@ class Demultiplexer:
     def gaps(self) -> list[Gap]:
         """What is still missing, in order, as ranges."""
         found: list[Gap] = []
-        for source, count in sorted(self._counts.items()):
+        for (_, source), count in sorted(self._counts.items()):
+            begun = len(found)
             for number in sorted(count.missing):
-                if found and found[-1].source == source and found[-1].last == number - 1:
+                if len(found) > begun and found[-1].last == number - 1:
                     found[-1] = Gap(source, found[-1].first, number)
                 else:
                     found.append(Gap(source, number, number))
@@ -185,3 +197,6 @@ class Selection:
         if self.device is not None and self.device not in (line.device, (line.device or "").rpartition(":")[2]):
             return False
         return self.pattern is None or self.pattern.search(line.text) is not None
+
+
+EVERYTHING = Selection()

@@ -1,11 +1,20 @@
 """The parameters that several commands share, so that a job, a backend or `--json` is the same wherever it is typed."""
 
+import os
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter, Token
+from cyclopts import Group, Parameter, Token
 
+from launcher.errors import RequestError
+from launcher.kube.connection import Place
 from launcher.report import PROGRAM
+
+BACKENDS = ("auto", "local", "batch", "volcano")
+_PLACE = Group.create_ordered("Where")
 
 
 def flag(text: str, **more: Any) -> Parameter:
@@ -26,7 +35,55 @@ def examples(*commands: str) -> str:
     return "Examples:\n" + "\n".join(f"  {PROGRAM} {command}" for command in commands)
 
 
-Where = Annotated[Literal["auto", "local"], Parameter(name="--backend", help="Where the job is.", show_default=False)]
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Where:
+    """Where a job is. What is left out comes from PNAS_BACKEND, PNAS_NAMESPACE, … or is found."""
+
+    backend: Annotated[
+        Literal["auto", "local", "batch", "volcano"] | None,
+        Parameter(help="This machine, or a kind of job on a cluster. [default: all of them]", group=_PLACE),
+    ] = None
+    namespace: Annotated[
+        str | None, Parameter(help="Namespace of the cluster. [default: the context's]", group=_PLACE)
+    ] = None
+    context: Annotated[
+        str | None, Parameter(help="Context of the kubeconfig. [default: its current one]", group=_PLACE)
+    ] = None
+    kubeconfig: Annotated[
+        Path | None, Parameter(help="Kubeconfig file. [default: KUBECONFIG or ~/.kube/config]", group=_PLACE)
+    ] = None
+
+    @property
+    def name(self) -> str:
+        """The backend, or `auto`.
+
+        Raises:
+            RequestError: PNAS_BACKEND names none.
+        """
+        name = self.backend or os.environ.get("PNAS_BACKEND", "auto")
+        if name not in BACKENDS:
+            raise RequestError(f"PNAS_BACKEND={name}: no such backend; there are {', '.join(BACKENDS)}")
+        return name
+
+    @property
+    def place(self) -> Place:
+        """Where the cluster is."""
+        kubeconfig = self.kubeconfig or os.environ.get("PNAS_KUBECONFIG")
+        return Place(
+            kubeconfig=None if kubeconfig is None else Path(kubeconfig),
+            context=self.context or os.environ.get("PNAS_CONTEXT"),
+            namespace=self.namespace or os.environ.get("PNAS_NAMESPACE"),
+        )
+
+    @property
+    def words(self) -> str:
+        """The options that lead to the same place again, for messages: ` --namespace training`, or nothing."""
+        given = {"--backend": self.backend, "--namespace": self.namespace, "--context": self.context}
+        given["--kubeconfig"] = None if self.kubeconfig is None else str(self.kubeconfig)
+        return "".join(f" {option} {shlex.quote(value)}" for option, value in given.items() if value is not None)
+
+
 LatestName = Annotated[str | None, Parameter(help="The job. [default: the latest]", show_default=False)]
 JobName = Annotated[str, Parameter(help="The job.")]
 Json = Annotated[bool, flag("Print JSON (apiVersion pnas/v1).", name="--json")]

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.backends import JobEvent, JobState
+from launcher.backends import JobEvent, JobRef, JobState
 from launcher.device_lines import step_cells
 from launcher.errors import MEANINGS
 from launcher.logs import Demultiplexer
@@ -30,18 +30,18 @@ def exit_code_table() -> str:
     return "Exit codes:\n" + "\n".join(f"  {code.value:>3}  {text}" for code, text in MEANINGS.items())
 
 
-def header(spec: "JobSpec", *, attempt: int) -> str:
+def header(spec: "JobSpec", *, attempt: int, where: str = "") -> str:
     """What was started, and how to come back to it."""
     train = spec.train
     rows = {
         "job": spec.name if attempt == 1 else f"{spec.name}, attempt {attempt}",
-        "resumes": "" if train.resume is None else _resumes(spec),
+        "resumes": _resumes(spec) if spec.continues else "",
         "runs": f"{train.mode}, {train.model} at {train.image_size} px, {_devices(dict(train))}",
         "data": str(train.data_path),
         "output": str(spec.output),
-        "come back": f"{PROGRAM} logs {spec.name} -f",
+        "come back": f"{PROGRAM} logs {spec.name} -f{where}",
     }
-    if train.resume is not None and attempt == 1:
+    if spec.continues and attempt == 1:
         # The run was begun elsewhere: what it is, its checkpoint knows.
         del rows["runs"], rows["data"]
     return _rows({name: text for name, text in rows.items() if text})
@@ -52,9 +52,14 @@ def continuation(name: str) -> str:
     return f"{PROGRAM} submit --name {name} --resume auto"
 
 
-def come_back(name: str) -> str:
-    """What to type after the launcher has let go of a job that still runs."""
-    return f"job {name} goes on. Come back with `{PROGRAM} logs {name} -f`, stop it with `{PROGRAM} cancel {name}`."
+def come_back(name: str, where: str = "") -> str:
+    """What to type after the launcher has let go of a job that still runs.
+
+    Args:
+        where: the options that say where it is.
+    """
+    follow, stop = f"{PROGRAM} logs {name} -f{where}", f"{PROGRAM} cancel {name}{where}"
+    return f"job {name} goes on. Come back with `{follow}`, stop it with `{stop}`."
 
 
 def summary(state: JobState, progress: Progress, books: Demultiplexer, *, now: float) -> str:
@@ -67,7 +72,7 @@ def summary(state: JobState, progress: Progress, books: Demultiplexer, *, now: f
         "speed": _speed(result),
         _worked(result): _seconds(result, "train_s"),
         "log": _books(books),
-        "files": str(result.fields["output"]) if result and "output" in result.fields else _existing(state.output),
+        "files": state.files or ("" if result is None else str(result.fields.get("output", ""))),
         "continue": continuation(state.ref.name) if state.resumable else "",
     }
     return _rows({name: text for name, text in rows.items() if text})
@@ -86,7 +91,8 @@ def status_text(state: JobState, progress: Progress, events: Iterable[JobEvent],
         "step": ", ".join(text for name, text in step_cells(step).items() if name != "bar") if step else "",
         **_accuracy(progress.result or progress.evaluation),
         "speed": _speed(progress.result),
-        "output": "" if state.output is None else str(state.output),
+        "restarts": str(state.restarts) if state.restarts else "",
+        "output": state.files or ("" if state.output is None else str(state.output)),
         "console": str(state.details.get("console", "")),
         "command": shlex.join(state.details.get("command", [])),
         "backend": state.ref.backend,
@@ -98,7 +104,7 @@ def status_text(state: JobState, progress: Progress, events: Iterable[JobEvent],
 
 def list_text(jobs: Sequence[tuple[JobState, Progress]], *, now: float) -> str:
     """One line per job."""
-    rows = [("NAME", "PHASE", "MODE", "MODEL", "DEVICES", "STARTED", "TOOK", "TOP-1")]
+    rows = [("NAME", "PHASE", "WHERE", "MODE", "MODEL", "DEVICES", "STARTED", "TOOK", "TOP-1")]
     for state, progress in jobs:
         took = state.took_s(now)
         top1 = _number(progress.result or progress.evaluation, "top1")
@@ -106,9 +112,10 @@ def list_text(jobs: Sequence[tuple[JobState, Progress]], *, now: float) -> str:
             (
                 state.ref.name,
                 state.phase.value,
+                state.ref.backend,
                 str(state.setting("mode") or "-"),
                 str(state.setting("model") or "-"),
-                str(state.setting("npus") or "-"),
+                _total(state),
                 "-" if state.started is None else _clock(state.started),
                 "-" if took is None else format_duration(took),
                 "-" if top1 is None else f"{top1:.4g} %",
@@ -161,6 +168,17 @@ def list_document(jobs: Sequence[tuple[JobState, Progress]]) -> dict[str, Any]:
     return {"apiVersion": API_VERSION, "kind": "JobList", "items": items}
 
 
+def deleted_document(ref: JobRef, files: str) -> dict[str, Any]:
+    """That a job was deleted, as a document of kind `JobDeleted`."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "JobDeleted",
+        "name": ref.name,
+        "backend": ref.backend,
+        "files": files or None,
+    }
+
+
 def _rows(rows: Mapping[str, str]) -> str:
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
@@ -179,12 +197,19 @@ def _runs(train: Mapping[str, Any] | None) -> str:
     return f"{train.get('mode')}, {train.get('model')}, {_devices(train)}" if train else ""
 
 
+def _total(state: JobState) -> str:
+    """Devices of the whole job."""
+    npus, nodes = state.setting("npus"), state.setting("nodes") or 1
+    return "-" if npus is None else str(npus) if nodes == 1 else f"{nodes}x{npus}"
+
+
 def _devices(train: Mapping[str, Any]) -> str:
     kind, count = train.get("device", "auto"), train.get("npus")
     kind = "device" if kind == "auto" else kind
     if count is None:
         return "1 cpu" if kind == "cpu" else f"every {kind} of this machine"
-    return _count(count, kind)
+    nodes = train.get("nodes") or 1
+    return _count(count, kind) if nodes == 1 else f"{nodes} nodes of {_count(count, kind)}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -230,10 +255,6 @@ def _fields(event: Event | None) -> dict[str, Any] | None:
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in event.fields.items()
     }
-
-
-def _existing(path: Path | None) -> str:
-    return str(path) if path is not None and path.exists() else ""
 
 
 def _plain(value: Any) -> Any:

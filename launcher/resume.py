@@ -21,6 +21,8 @@ CHECKPOINTS = "checkpoints"
 _NOTHING = Layer("--resume", {})
 # An attempt has its own of these.
 _OF_THE_ATTEMPT = frozenset({"resume", "run_name"})
+# Where the job is, is said anew; the overlay's file may have changed or gone.
+_UNKNOWN_LATER = frozenset({"kubeconfig", "context", "namespace", "overlay"})
 
 
 def find_earlier(asked: Settings, backend: Backend) -> tuple[str, Earlier]:
@@ -45,6 +47,30 @@ def find_earlier(asked: Settings, backend: Backend) -> tuple[str, Earlier]:
         return name, Earlier(_NOTHING, _begun(asked.train.output / name))
     in_place = name == run.name and asked.origins["output"] == "default"
     return name, Earlier(Layer("--resume", {"output": run.parent}) if in_place else _NOTHING, _begun(run))
+
+
+def find_cluster_earlier(asked: Settings, backend: Backend) -> tuple[str, Earlier]:
+    """The same for a job on a cluster, whose folder cannot be seen from here.
+
+    Raises:
+        RequestError: no job is named, or a path is no absolute one.
+    """
+    resume, name = asked.train.resume, asked.options.name
+    if resume != "auto" and not Path(str(resume)).is_absolute():
+        raise RequestError(f"--resume {resume}: give the absolute path that the pod sees, or auto")
+    if name is None:
+        known = [f"{state.ref.name} ({state.phase.value})" for state in backend.list() if state.resumable]
+        jobs = f"it can be {', '.join(known[-8:])}" if known else "no job here can be continued"
+        raise RequestError(f"--resume {resume} needs --name, the job to continue or to begin: {jobs}")
+    job = _job(backend, name)
+    if job is None or resume != "auto":
+        return name, Earlier(_NOTHING, _NOTHING)
+    train, pods = job.spec.get("train", {}), job.spec.get("pods", {})
+    given = {field: train[field] for field in job.spec.get("given", ()) if field in train}
+    given = {field: value for field, value in given.items() if field not in _OF_THE_ATTEMPT}
+    origin = f"attempt {job.attempt}"
+    own = {field: value for field, value in pods.items() if field not in _UNKNOWN_LATER}
+    return name, Earlier(Layer(origin, given), _NOTHING, Layer(origin, own))
 
 
 def run_of(path: Path) -> Path | None:

@@ -13,6 +13,8 @@ from typing import Any
 from launcher.spec import JobOptions
 from trainer.config import Layer, TrainConfig, environment_layer, profile_layer, resolve, settings
 
+NOTHING = Layer("earlier attempt", {})
+
 
 @dataclass(frozen=True)
 class Earlier:
@@ -22,6 +24,8 @@ class Earlier:
     """The settings that the earlier attempt was given; the next one is given them too."""
     begun: Layer
     """Those that the run was begun with. The trainer has them from the checkpoint: they are shown, not passed on."""
+    job: Layer = NOTHING
+    """The launcher's own settings of the earlier attempt."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ def resolve_settings(
     job_layers = [Layer(layer.origin, _only(layer.values, JobOptions.model_fields)) for layer in given]
     train_layers.insert(1, environment_layer(TrainConfig, environ))
     job_layers.insert(1, environment_layer(JobOptions, environ))
+    if earlier is not None:
+        job_layers.append(earlier.job)
     options, job_origins = resolve(JobOptions, job_layers)
     if earlier is not None:
         train_layers.append(earlier.given)

@@ -4,6 +4,8 @@ A spec is complete and resolved: names are chosen, paths are absolute, every set
 looks at flags, environment or profiles again.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -12,8 +14,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from launcher.cluster_options import PLACE, ClusterOptions
+from launcher.errors import RequestError
+from launcher.overlay import read_overlay
 from trainer.config import TrainConfig
 from trainer.config.layers import flag_name
+
+DEVICE_COUNTS = (1, 2, 4, 8)
+"""NPUs of one pod: within an HCCS ring, or the whole node (Atlas 800)."""
+OUTPUT = Path("/output")
+"""Where the output claim is mounted."""
 
 # A DNS label, as a cluster wants it, with room for what is appended to it: -<task>-<index>, -svc.
 NAME_PATTERN = r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$"
@@ -32,50 +42,75 @@ def _plain_name(value: object) -> object:
     return value
 
 
-class JobOptions(BaseModel):
-    """The settings that belong to the launcher; all others are the trainer's."""
+class _Named(BaseModel):
+    """What every job has, wherever it runs."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    backend: Literal["auto", "local"] = Field(
+    backend: Literal["auto", "local", "batch", "volcano"] = Field(
         "auto",
-        description="Where to run: on this machine, or where a cluster is found.",
+        description="Where to run: this machine, a Kubernetes Job, a Volcano Job; auto is the best that there is.",
         json_schema_extra={"group": "Job"},
     )
     name: Annotated[str | None, BeforeValidator(_plain_name)] = Field(
         None,
-        description="Name of the job and of its output folder. [default: pnas-MODE-MODEL-TIME]",
+        description="Name of the job and of its output folder. [default: pnas-MODE-MODEL-TIME; on a cluster, by its "
+        "content]",
         json_schema_extra={"group": "Job"},
     )
 
 
+# Fields come in the order of the bases, from the last to the first.
+class JobOptions(ClusterOptions, _Named):
+    """The settings that belong to the launcher; all others are the trainer's."""
+
+
 class JobSpec(BaseModel):
-    """A job. `train.run_name` is the job's name; all of `train`'s paths are absolute."""
+    """A job. `train.run_name` is the job's name; all of `train`'s paths are absolute.
+
+    Attributes:
+        given: the settings of `train` that the trainer is told; it chooses the others itself.
+        continues: an ended job of this name is to go on.
+        pods: what a cluster needs to know; for this machine it says nothing.
+        overlay: what is merged into the pod template.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=NAME_PATTERN)
-    backend: Literal["local"]
+    backend: Literal["local", "batch", "volcano"]
     train: TrainConfig
     given: tuple[str, ...]
-    """The settings of `train` that the trainer is told; it chooses the others itself."""
+    continues: bool = False
+    pods: ClusterOptions = ClusterOptions()
+    overlay: dict[str, Any] = {}
 
     @property
     def output(self) -> Path:
         """The folder that the trainer writes to."""
         return self.train.output / self.name
 
+    @property
+    def rank_table(self) -> bool:
+        """Whether MindCluster's controller is to write a rank table for it."""
+        auto = self.backend == "volcano" and self.train.device != "cpu"
+        return auto if self.pods.mindcluster == "auto" else self.pods.mindcluster == "on"
+
+    @property
+    def digest(self) -> str:
+        """What makes two jobs the same, whatever they are called: hexadecimal SHA-256 of all other settings."""
+        values = self.model_dump(mode="json", exclude={"name": True, "continues": True, "train": {"run_name"}})
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
 
 def make_spec(
     options: JobOptions, train: TrainConfig, given: Sequence[str], *, now: datetime, taken: Callable[[str], bool]
 ) -> JobSpec:
-    """Choose a free name if none is given, and make every path absolute.
+    """A job on this machine: choose a free name if none is given, and make every path absolute.
 
     Args:
         given: the settings of `train` that somebody set.
     """
     output = _absolute(train.output)
-    name = options.name or _free_name(
+    name = options.name or free_name(
         f"pnas-{train.mode}-{train.model.removeprefix('pnasnet5')}-{now:%m%d-%H%M%S}",
         lambda name: taken(name) or (output / name).exists(),
     )
@@ -88,8 +123,64 @@ def make_spec(
         name=name,
         backend="local",
         train=train.model_copy(update={**paths, "run_name": name}),
-        given=tuple(field for field in type(train).model_fields if field in {*given, "output", "run_name"}),
+        given=_in_order({*given, "output", "run_name"}),
+        continues=train.resume is not None,
     )
+
+
+def make_cluster_spec(
+    options: JobOptions, train: TrainConfig, given: Sequence[str], *, backend: Literal["batch", "volcano"]
+) -> JobSpec:
+    """A job on a cluster, named by its content unless a name is given.
+
+    A pod that is started again goes on from its newest checkpoint, so the trainer is always told to resume what there
+    is.
+
+    Raises:
+        RequestError: what is asked for cannot run in a pod.
+    """
+    pod_train = _for_pods(options, train, given)
+    pods = ClusterOptions(**{name: getattr(options, name) for name in ClusterOptions.model_fields if name not in PLACE})
+    overlay = {} if options.overlay is None else read_overlay(options.overlay)
+    spec = JobSpec(
+        name=options.name or "unnamed",
+        backend=backend,
+        train=pod_train,
+        given=_in_order({*given, "npus", "output", "resume", "run_name", *(("nodes",) if train.nodes > 1 else ())}),
+        continues=train.resume is not None,
+        pods=pods,
+        overlay=overlay,
+    )
+    return renamed(spec, options.name or f"pnas-{train.mode}-{spec.digest[:8]}")
+
+
+def renamed(spec: JobSpec, name: str) -> JobSpec:
+    """The same job under another name."""
+    return spec.model_copy(update={"name": name, "train": spec.train.model_copy(update={"run_name": name})})
+
+
+def _for_pods(options: JobOptions, train: TrainConfig, given: Sequence[str]) -> TrainConfig:
+    """The trainer's settings as they are in a pod, where claims are mounted and devices are counted."""
+    npus = train.npus or 1
+    if npus not in DEVICE_COUNTS:
+        allowed = ", ".join(map(str, DEVICE_COUNTS))
+        raise RequestError(f"--npus {npus}: a pod has {allowed} NPUs; for more, add --nodes")
+    for name, why in (
+        ("node_rank", "each pod has its own"),
+        ("master_addr", "it is pod 0"),
+        ("rank_table", "MindCluster writes it; see --mindcluster"),
+    ):
+        if name in given:
+            raise RequestError(f"{flag_name(name)}: on a cluster {why}; leave it out")
+    if options.image is None:
+        raise RequestError("--image is missing: the image that holds the trainer, like registry.example/pnas:0.1.0")
+    output = train.output if "output" in given else OUTPUT
+    for name, path in (("data_path", train.data_path), ("output", output), ("weights", train.weights)):
+        if path is not None and not path.is_absolute():
+            raise RequestError(f"{flag_name(name)} {path}: give the absolute path that the pod sees, like {OUTPUT}/x")
+    if not output.is_relative_to(OUTPUT):
+        raise RequestError(f"--output {output}: pods keep nothing but what is below {OUTPUT}, the output claim")
+    return train.model_copy(update={"npus": npus, "output": output, "resume": train.resume or "auto"})
 
 
 def trainer_options(spec: JobSpec) -> list[str]:
@@ -101,13 +192,18 @@ def trainer_options(spec: JobSpec) -> list[str]:
     return [word for field in spec.given for word in _words(field, getattr(spec.train, field))]
 
 
+def _in_order(names: set[str]) -> tuple[str, ...]:
+    return tuple(field for field in TrainConfig.model_fields if field in names)
+
+
 def _words(field: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [flag_name(field if value else f"no_{field}")]
     return [flag_name(field), "none" if value is None else str(value)]
 
 
-def _free_name(base: str, taken: Callable[[str], bool]) -> str:
+def free_name(base: str, taken: Callable[[str], bool]) -> str:
+    """`base`, or `base-2`, `base-3`, …: the first that is not taken."""
     name, count = base, 1
     while taken(name):
         count += 1

@@ -4,26 +4,28 @@ Commands know jobs by a `JobRef` and a `JobState`; they know no pids, pods or fo
 command needs it, so that `--help` pays for none.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from launcher.errors import ExitCode, NotFoundError
+from launcher.errors import ExitCode
 from launcher.progress import Progress
 
 if TYPE_CHECKING:
     from launcher.spec import JobSpec  # pydantic: commands that only read do not pay for it
 
 
-_TRAINING = ("full", "finetune")
+TRAINING = ("full", "finetune")
+"""The modes that can be continued."""
 
 
 class Phase(str, Enum):
     """Where a job is in its life."""
 
     PENDING = "Pending"
+    SUSPENDED = "Suspended"
     RUNNING = "Running"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
@@ -34,7 +36,7 @@ class Phase(str, Enum):
     @property
     def ended(self) -> bool:
         """Nothing more will happen."""
-        return self not in (Phase.PENDING, Phase.RUNNING)
+        return self not in (Phase.PENDING, Phase.SUSPENDED, Phase.RUNNING)
 
     @property
     def exit_code(self) -> ExitCode:
@@ -56,8 +58,14 @@ class JobRef:
 class JobState:
     """What is known of a job now. Times are seconds since 1970.
 
-    `spec` is the recorded JobSpec as plain values, so that a record of an older version can still be shown.
-    `details` are the backend's own facts (process ids, …) for `status`.
+    Attributes:
+        spec: the recorded JobSpec as plain values, so that a record of an older version can still be shown.
+        output: its folder, as the pod or this machine sees it.
+        files: where a person finds that folder; nothing if it is not there yet.
+        attempt: how often it was submitted.
+        restarts: how often the cluster has tried this attempt again.
+        resumable: it ended before it was done, and left a state from which it can go on.
+        details: the backend's own facts (process ids, pods, …) for `status`.
     """
 
     ref: JobRef
@@ -68,22 +76,42 @@ class JobState:
     ended: float | None = None
     spec: Mapping[str, Any] = field(default_factory=dict)
     output: Path | None = None
+    files: str = ""
     attempt: int = 1
+    restarts: int = 0
+    resumable: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def setting(self, name: str) -> Any:
         """One of the trainer's settings, or None if the record does not have it."""
         return self.spec.get("train", {}).get(name)
 
-    @property
-    def resumable(self) -> bool:
-        """It ended before it was done, and left a folder in which it can go on."""
-        begun = self.output is not None and self.output.exists()
-        return begun and self.phase.ended and self.phase is not Phase.SUCCEEDED and self.setting("mode") in _TRAINING
-
     def took_s(self, now: float) -> float | None:
         """Seconds from the start to the end, or to now."""
         return None if self.started is None else (self.ended or now) - self.started
+
+
+@dataclass(frozen=True)
+class Block:
+    r"""Part of a job's log: whole lines, each ending in `\n` (but for a last unfinished line of what has ended).
+
+    An empty block says that all that was written so far has been delivered.
+
+    Attributes:
+        stream: whose lines these are; those of another stream are numbered from 1 again.
+        stamps: gives the time at which each line was written, as the cluster has it; None if nobody knows.
+    """
+
+    data: bytes
+    stream: str = ""
+    stamps: Callable[[], Sequence[str]] | None = None
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a reader of the log should know beside its lines: why the job waits, or which lines are lost."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -94,13 +122,27 @@ class JobEvent:
     text: str
 
 
+@dataclass(frozen=True)
+class Submitted:
+    """What became of a submit: the job, and what a person should know of it. `existed`: it was there already."""
+
+    ref: JobRef
+    note: str = ""
+    existed: bool = False
+
+
 class Backend(Protocol):
     """Runs jobs. Every method that takes a ref raises NotFoundError for a job that it does not know."""
 
     name: str
+    poll_s: float
+    """How often it may be asked without a burden."""
 
-    def submit(self, spec: "JobSpec") -> JobRef:
+    def submit(self, spec: "JobSpec", *, again: bool = False) -> "Submitted":
         """Start a job, or the next attempt of an ended one if the spec resumes; it outlives the launcher.
+
+        Args:
+            again: start the same job once more, under another name, though it has ended.
 
         Raises:
             RequestError: it cannot run here; nothing was created.
@@ -113,17 +155,19 @@ class Backend(Protocol):
     def progress(self, ref: JobRef) -> Progress:
         """The job's latest news, read from the end of its log."""
 
+    def glance(self, state: JobState) -> Progress:
+        """As much of a job's progress as can be had at once, for a list of many."""
+
     def events(self, ref: JobRef) -> list[JobEvent]:
         """What happened to the job, oldest first."""
 
     def logs(
         self, ref: JobRef, *, follow: bool = False, since_s: float | None = None, attempt: int | None = None
-    ) -> Iterator[bytes]:
-        r"""Blocks of whole lines, each ending in `\n` (but for a last unfinished line of an ended job).
+    ) -> Iterator[Block | Notice]:
+        """What the job has said so far.
 
-        An empty block says that all that was written so far has been delivered. With `follow`, blocks come until
-        the job has ended. With `since_s`, only about the lines of the last so many seconds come.
-        Without `attempt`, the lines are the latest attempt's.
+        With `follow`, blocks come until the job has ended. With `since_s`, only about the lines of the last so many
+        seconds come. Without `attempt`, the lines are the latest attempt's.
         """
 
     def cancel(self, ref: JobRef) -> None:
@@ -138,21 +182,3 @@ class Backend(Protocol):
 
     def list(self) -> "list[JobState]":
         """All jobs, oldest first."""
-
-
-def open_backend(name: str) -> Backend:
-    """The backend called `name`; `auto` is this machine as long as no cluster backend exists."""
-    from launcher.backends.local import LocalBackend  # noqa: PLC0415  # imported when needed, see above
-
-    if name not in ("auto", "local"):
-        raise AssertionError(f"the command line let backend {name} pass")
-    return LocalBackend()
-
-
-def exists(backend: Backend, name: str) -> bool:
-    """Whether the backend knows a job of this name."""
-    try:
-        backend.get(JobRef(backend.name, name))
-    except NotFoundError:
-        return False
-    return True

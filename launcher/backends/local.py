@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.backends import JobEvent, JobRef, JobState, Phase
+from launcher.backends import TRAINING, Block, JobEvent, JobRef, JobState, Phase, Submitted
 from launcher.backends import local_records as records
 from launcher.backends.console import offset_at, read_blocks, read_tail
 from launcher.backends.local_attempts import attempt_folder, attempt_of, begin_next, earlier_attempts, only_one
@@ -39,12 +39,13 @@ class LocalBackend:
     """Backend `local`. See `launcher.backends.Backend` for what each method promises."""
 
     name = "local"
+    poll_s = 0.2
 
     def __init__(self, root: Path | None = None) -> None:
         self._root = records.state_home() if root is None else root
 
-    def submit(self, spec: "JobSpec") -> JobRef:
-        """Start a job in a process of its own."""
+    def submit(self, spec: "JobSpec", *, again: bool = False) -> Submitted:
+        """Start a job in a process of its own. Names are chosen by the time of day, so that each start is a new job."""
         from launcher.preflight import check  # noqa: PLC0415  # pydantic: only a submit pays for it
         from launcher.spec import trainer_options  # noqa: PLC0415
 
@@ -54,7 +55,7 @@ class LocalBackend:
         known = {f"PNAS_{field.upper()}" for field in type(spec.train).model_fields}
         environ = {name: value for name, value in os.environ.items() if name not in known}
         record = {"spec": spec.model_dump(mode="json"), "output": str(spec.output)}
-        return self.start(spec.name, command, record, environ, resume=spec.train.resume is not None)
+        return Submitted(self.start(spec.name, command, record, environ, resume=spec.continues))
 
     def start(
         self, name: str, command: list[str], record: dict[str, Any], environ: dict[str, str], *, resume: bool = False
@@ -141,6 +142,9 @@ class LocalBackend:
             reason = self._recent(folder).cause or (f"{reason}: {words}" if words else reason)
         elif elsewhere and not phase.ended:
             reason = f"on {elsewhere}, as far as can be known from here"
+        output = Path(job["output"]) if "output" in job else None
+        begun = output is not None and output.exists()
+        trains = job.get("spec", {}).get("train", {}).get("mode") in TRAINING
         return JobState(
             ref=ref,
             phase=phase,
@@ -149,8 +153,10 @@ class LocalBackend:
             started=processes.get("started"),
             ended=None if end is None else end["ended"],
             spec=job.get("spec", {}),
-            output=Path(job["output"]) if "output" in job else None,
+            output=output,
+            files=str(output) if begun else "",
             attempt=attempt_of(job),
+            resumable=begun and trains and phase.ended and phase is not Phase.SUCCEEDED,
             details={
                 "command": job.get("command", []),
                 "console": str(folder / records.CONSOLE),
@@ -163,6 +169,10 @@ class LocalBackend:
     def progress(self, ref: JobRef) -> Progress:
         """The job's latest news, from the end of its log."""
         return self._recent(self._folder(ref))
+
+    def glance(self, state: JobState) -> Progress:
+        """All of it: it is at hand. A job with a damaged record has none."""
+        return self.progress(state.ref) if state.spec else Progress()
 
     def events(self, ref: JobRef) -> list[JobEvent]:
         """What happened to the job."""
@@ -180,7 +190,7 @@ class LocalBackend:
 
     def logs(
         self, ref: JobRef, *, follow: bool = False, since_s: float | None = None, attempt: int | None = None
-    ) -> Iterator[bytes]:
+    ) -> Iterator[Block]:
         """Blocks of whole lines of the job's console."""
         folder = attempt_folder(self._folder(ref), attempt)
         start = 0 if since_s is None else offset_at(folder / records.CLOCK, time.time() - since_s)
@@ -188,7 +198,7 @@ class LocalBackend:
         def ended() -> bool:
             return not follow or self.get(ref).phase.ended
 
-        return read_blocks(folder / records.CONSOLE, start=start, ended=ended)
+        return map(Block, read_blocks(folder / records.CONSOLE, start=start, ended=ended))
 
     def cancel(self, ref: JobRef) -> None:
         """SIGTERM, which the trainer answers by saving; SIGKILL when its grace is over."""

@@ -179,10 +179,10 @@ def test_nothing_that_happens_to_a_launcher_ends_its_job(bench: Bench, number: s
 )
 def test_ctrl_c_says_what_to_type_next(bench: Bench, words: tuple[str, ...], said: str) -> None:
     ref = bench.start("signal.signal(signal.SIGTERM, lambda *_: say(0, 'asked'))\nsay(0, 'ready')\nuntil('go')")
-    wait_until(lambda: b"ready" in b"".join(bench.backend.logs(ref)))
+    wait_until(lambda: b"ready" in b"".join(block.data for block in bench.backend.logs(ref)))
     launcher = bench.popen(*words)
     if words[0] != "wait":
-        wait_until(lambda: b"asked" in b"".join(bench.backend.logs(ref)))
+        wait_until(lambda: b"asked" in b"".join(block.data for block in bench.backend.logs(ref)))
     else:
         time.sleep(1)  # nothing shows that it waits
     launcher.send_signal(signal.SIGINT)
@@ -259,7 +259,7 @@ def test_a_job_that_does_not_stop_is_killed_when_its_grace_is_over(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ref = bench.start("signal.signal(signal.SIGTERM, signal.SIG_IGN)\nsay(0, 'ready')\nuntil('never')", grace_s=0)
-    wait_until(lambda: b"ready" in b"".join(bench.backend.logs(ref)))
+    wait_until(lambda: b"ready" in b"".join(block.data for block in bench.backend.logs(ref)))
     monkeypatch.setattr(local, "_EXTRA_GRACE_S", 0.5)
     bench.backend.cancel(ref)
     state = bench.backend.get(ref)
@@ -393,7 +393,7 @@ def test_status_and_list_are_readable(bench: Bench) -> None:
     for part in ("Succeeded", "97.8 % of 360 images", "started as process", str(bench.home / "out/job"), "console.log"):
         assert part in status
     row = bench.run("list").stdout.splitlines()[1].split()
-    assert row[:3] == ["job", "Succeeded", "full"]
+    assert row[:4] == ["job", "Succeeded", "local", "full"]
     assert row[-2:] == ["97.8", "%"]
 
 

@@ -51,7 +51,7 @@ def test_every_page_fits_its_terminal_and_has_examples(command: str) -> None:
 def test_a_default_is_not_torn_and_a_switch_shows_both_its_ways() -> None:
     text = page("submit", "--help")
     assert "  --[no-]nesterov " in text
-    assert "[default: pnas-MODE-MODEL-TIME]\n" in text
+    assert "[default: the context's]\n" in text
 
 
 def test_the_version_is_the_packages() -> None:

@@ -148,7 +148,7 @@ def test_a_job_survives_ctrl_c_and_a_killed_launcher_and_its_name_is_kept(
     terminal.read_until("come back")
     terminal.type(b"\x03")
     assert terminal.finish() == 130
-    assert "no cluster backend is set up: the job runs on this machine" in terminal.output
+    assert "no cluster is configured: the job runs on this machine" in terminal.output
     assert "job mine goes on" in terminal.output
     assert "python -m launcher cancel mine" in terminal.output
 
@@ -174,7 +174,8 @@ def test_a_job_survives_ctrl_c_and_a_killed_launcher_and_its_name_is_kept(
     [
         (("--npu", "2"), 2, "Unknown option: --npu. Did you mean --npus?"),
         (("--epochs", "many"), 2, "--epochs"),
-        (("--backend", "volcano"), 2, "--backend"),
+        (("--backend", "slurm"), 2, "--backend"),
+        (("--backend", "volcano"), 3, "no cluster is configured"),
         (("--mode", "eval"), 2, "--mode eval needs --weights"),
         (("--profile", "recomended"), 2, "did you mean recommended"),
         (("--name", "Mine"), 2, "--name Mine"),

@@ -215,9 +215,9 @@ def test_since_begins_at_what_was_written_by_then(tmp_path: Path) -> None:
     now = time.time()
     (tmp_path / "a" / records.CLOCK).write_text(f"{now - 100:.3f} 4\n{now - 10:.3f} 8\n{now - 1:.3f} 14\n{now:.3f}")
     backend = LocalBackend(tmp_path)
-    assert b"".join(backend.logs(ref, since_s=1000)) == b"one\ntwo\nthree\n"
-    assert b"".join(backend.logs(ref, since_s=50)) == b"two\nthree\n"
-    assert b"".join(backend.logs(ref, since_s=5)) == b"three\n"
+    assert b"".join(block.data for block in backend.logs(ref, since_s=1000)) == b"one\ntwo\nthree\n"
+    assert b"".join(block.data for block in backend.logs(ref, since_s=50)) == b"two\nthree\n"
+    assert b"".join(block.data for block in backend.logs(ref, since_s=5)) == b"three\n"
 
 
 def test_jobs_are_remembered_in_one_place_whatever_the_working_folder(tmp_path: Path) -> None:

@@ -133,7 +133,9 @@ def _describe(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     field = str(problem["loc"][0])
     origin = origins.get(field, "default")
     where = "" if origin == "flag" else f" (from {origin})"
-    return f"{flag_name(field)} {problem['input']}{where}: {message[:1].lower()}{message[1:]}"
+    given = problem["input"]
+    text = " ".join(map(str, given)) if isinstance(given, list | tuple) else given
+    return f"{flag_name(field)} {text}{where}: {message[:1].lower()}{message[1:]}"
 
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:

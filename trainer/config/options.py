@@ -30,6 +30,7 @@ def option_parameters(model: type[BaseModel], *, exclude: frozenset[str] = froze
                     help=_help(field),
                     group=_group(field, groups),
                     show_default=False,
+                    negative="" if isinstance(field.default, tuple) else None,
                     show_choices=not _nullable(field),
                     converter=whole_number if int in (field.annotation, *get_args(field.annotation)) else None,
                 ),
@@ -72,7 +73,7 @@ def _nullable(field: FieldInfo) -> bool:
 
 def _help(field: FieldInfo) -> str:
     text = field.description or ""
-    if field.default is None or "[default" in text:
+    if field.default in (None, ()) or "[default" in text:
         return text
     default = str(field.default).lower() if isinstance(field.default, bool) else field.default
     return f"{text} [default: {default}]"

@@ -91,8 +91,8 @@ class Node:
     def join(self, first: Namespaces, other: "Node", processes: Processes) -> None:
         """Make its namespaces within the process namespace of the first node, and connect the two."""
         name = self.process("holder")
-        # From the machine's mounts, not the first node's: through an overlay upon its overlay, sockets of its kubelet and
-        # its device plugin would be seen here, and would be dialled in vain.
+        # From the machine's mounts, not the first node's: through an overlay upon its overlay, the sockets of its kubelet
+        # and its device plugin would be seen here, and would be dialled in vain.
         command = ["nsenter", "--target", str(first.pid), "--pid", "--", "unshare", "--mount", "--mount-proc", "--net"]
         parent = processes.start(name, [*command, *self.holder()])
         processes.until(name, (self.folder / "ready").exists)

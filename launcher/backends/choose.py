@@ -1,0 +1,110 @@
+"""Which backend a command means: the one that is named, or for `auto` the best one that there is, and why.
+
+Submitting chooses by what is there: a cluster that is configured before this machine, Volcano before plain Jobs.
+Looking for a job asks this machine first, which costs nothing, and then the cluster.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from launcher.backends import Backend, JobRef, JobState
+from launcher.backends.local import LocalBackend
+from launcher.errors import LauncherError, NotFoundError, UnreachableError
+from launcher.kube.connection import Place, is_configured
+
+if TYPE_CHECKING:
+    from launcher.backends.cluster import ClusterBackend
+
+CLUSTER = ("batch", "volcano")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend, and for `auto` why it was chosen."""
+
+    backend: Backend
+    why: str = ""
+
+
+def choose(name: str, place: Place) -> Choice:
+    """The backend to submit to.
+
+    Raises:
+        UnreachableError: a cluster is configured and gives no answer; this machine is not used in its place.
+    """
+    if name == "local":
+        return Choice(LocalBackend())
+    if name in CLUSTER:
+        return Choice(_cluster(name, place))
+    if not is_configured(place):
+        return Choice(LocalBackend(), "no cluster is configured: the job runs on this machine (--backend local)")
+    try:
+        volcano = _cluster("volcano", place)
+        if volcano.served():
+            return Choice(volcano, f"{volcano.where} serves Volcano (--backend volcano)")
+        return Choice(_cluster("batch", place), f"{volcano.where} has no Volcano (--backend batch)")
+    except UnreachableError as error:
+        raise UnreachableError(f"{error}, or run on this machine with --backend local") from error
+
+
+def find(name: str, where: str, place: Place) -> tuple[Backend, JobRef]:
+    """The job called `name`, wherever `where` allows it to be.
+
+    Raises:
+        NotFoundError: there is none.
+        UnreachableError: it is not on this machine, and the cluster gives no answer.
+    """
+    missing: NotFoundError | None = None
+    for backend in _readable(where, place):
+        ref = JobRef(backend.name, name)
+        try:
+            backend.get(ref)
+        except NotFoundError as error:
+            missing = missing or error
+        else:
+            return backend, ref
+    assert missing is not None  # there is always one backend
+    raise missing
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All jobs that could be listed, oldest first, and why others could not."""
+
+    jobs: list[tuple[Backend, JobState]]
+    problem: LauncherError | None = None
+
+
+def list_jobs(where: str, place: Place) -> Listing:
+    """The jobs of all backends that `where` allows.
+
+    Raises:
+        LauncherError: a backend that was named cannot be asked.
+    """
+    found: list[tuple[Backend, JobState]] = []
+    problem: LauncherError | None = None
+    try:
+        for backend in _readable(where, place):
+            found += [(backend, state) for state in backend.list()]
+    except LauncherError as error:
+        if where != "auto":
+            raise
+        problem = error
+    return Listing(sorted(found, key=lambda pair: (pair[1].created or 0, pair[1].ref.name)), problem)
+
+
+def _readable(where: str, place: Place) -> Iterator[Backend]:
+    named = place != Place()
+    if where == "local" or (where == "auto" and not named):
+        yield LocalBackend()
+    if where in CLUSTER:
+        yield _cluster(where, place)
+    elif where == "auto" and is_configured(place):
+        yield from (backend for backend in (_cluster("volcano", place), _cluster("batch", place)) if backend.served())
+
+
+def _cluster(name: str, place: Place) -> "ClusterBackend":
+    from launcher.backends.cluster import ClusterBackend  # noqa: PLC0415  # the client costs a quarter of a second
+
+    return ClusterBackend.at(name, place)

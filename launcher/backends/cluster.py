@@ -1,0 +1,276 @@
+"""Jobs on a cluster: Kubernetes Jobs and Volcano Jobs, which differ only by their `Kind`.
+
+All that is known of a job is in its object (its spec is an annotation) and its pods; this backend keeps nothing, so
+any launcher, now or next week, sees the same.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.backends import TRAINING, Block, JobEvent, JobRef, JobState, Notice, Phase, Submitted
+from launcher.backends.kinds import BatchKind, Kind, VolcanoKind, annotations, seconds
+from launcher.errors import ConflictError, NotFoundError, WaitTimedOut
+from launcher.explain import container_failure, why_pending
+from launcher.kube.api import Api, ApiError, Json
+from launcher.kube.connection import Place, connect
+from launcher.kube.resources import EVENTS, POD_GROUPS, PODS
+from launcher.logs import Demultiplexer, Line
+from launcher.names import ATTEMPT, JOB, OURS, SPEC
+from launcher.progress import Progress
+
+if TYPE_CHECKING:
+    from launcher.spec import JobSpec
+
+_KINDS: Mapping[str, Kind] = {"batch": BatchKind(), "volcano": VolcanoKind()}
+_POLL_S = 0.5
+# On top of the pods' own grace period.
+_EXTRA_GRACE_S = 30.0
+_TAIL_LINES = "400"
+
+
+class ClusterBackend:
+    """Backends `batch` and `volcano`. See `launcher.backends.Backend` for what each method promises."""
+
+    poll_s = 2.0
+
+    def __init__(self, kind: str, api: Api) -> None:
+        self.name = kind
+        self.api = api
+        self.kind = _KINDS[kind]
+
+    @classmethod
+    def at(cls, kind: str, place: Place) -> "ClusterBackend":
+        """The backend on the cluster that `place` names."""
+        return cls(kind, connect(place))
+
+    @property
+    def where(self) -> str:
+        """The cluster and the namespace, for messages."""
+        return f"{self.api.origin}, namespace {self.api.namespace}"
+
+    def served(self) -> bool:
+        """Whether the cluster knows this kind of job.
+
+        Raises:
+            UnreachableError: it cannot be asked.
+        """
+        resource = self.kind.resource
+        try:
+            self.api.request("GET", f"/apis/{resource.group}/{resource.version}", what=f"look for {resource}")
+        except ApiError as error:
+            if error.status == 404:
+                return False
+            raise
+        return True
+
+    def submit(self, spec: "JobSpec", *, again: bool = False) -> Submitted:
+        """Create the job and what belongs to it."""
+        from launcher.backends.creation import create  # noqa: PLC0415  # pydantic and jinja2: only a submit pays
+
+        return create(self, spec, again=again)
+
+    def get(self, ref: JobRef) -> JobState:
+        """The job's state, from its object and its pods."""
+        job = self.job(ref.name)
+        return self.state_of(job, self.pods(ref.name))
+
+    def job(self, name: str) -> Json:
+        """Its object.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        job = self.api.find(self.kind.resource, name)
+        if job is None:
+            raise NotFoundError(f"there is no {self.name} job `{name}` in {self.where}; see `python -m launcher list`")
+        return job
+
+    def pods(self, name: str) -> list[Json]:
+        """Its pods, in the order of their names."""
+        found, _ = self.api.list(PODS, labels=f"{JOB}={name}")
+        return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
+
+    def state_of(self, job: Json, pods: list[Json]) -> JobState:
+        """What the objects add up to."""
+        phase, reason = self.kind.phase(job, pods)
+        if phase is Phase.PENDING:
+            reason = why_pending(job, pods, self._group(job), self._events(job["metadata"]["name"])) or reason
+        elif phase is Phase.FAILED:
+            reason = self._why_failed(job, pods, reason)
+        return self._state(job, pods, phase, reason)
+
+    def _state(self, job: Json, pods: list[Json], phase: Phase, reason: str) -> JobState:
+        meta, spec = job["metadata"], _spec_of(job)
+        name = str(meta["name"])
+        train, claim = spec.get("train", {}), spec.get("pods", {}).get("output_claim")
+        output = Path(str(train["output"])) / name if "output" in train else None
+        trains = train.get("mode") in TRAINING
+        return JobState(
+            ref=JobRef(self.name, name),
+            phase=phase,
+            reason=reason,
+            created=seconds(meta.get("creationTimestamp")),
+            started=self.kind.started(job),
+            ended=self.kind.ended(job) if phase.ended else None,
+            spec=spec,
+            output=output,
+            files=f"{output} on claim {claim}" if output and claim else "",
+            attempt=int(annotations(job).get(ATTEMPT, "1")),
+            restarts=self.kind.retries(job),
+            resumable=trains and phase.ended and phase is not Phase.SUCCEEDED,
+            details={
+                "cluster": self.api.origin,
+                "namespace": self.api.namespace,
+                "uid": meta["uid"],
+                "pods": [_pod_facts(pod) for pod in pods],
+            },
+        )
+
+    def _why_failed(self, job: Json, pods: list[Json], reason: str) -> str:
+        failed = [(pod, text) for pod in pods if (text := container_failure(pod))]
+        first = min(failed, key=lambda pair: _ended_at(pair[0]), default=None)
+        cause = self.progress(JobRef(self.name, str(job["metadata"]["name"]))).cause
+        of_pod = f"pod {first[0]['metadata']['name']}: {first[1]}" if first else reason
+        return f"{cause} ({of_pod})" if cause else of_pod
+
+    def progress(self, ref: JobRef) -> Progress:
+        """The job's latest news, from the end of its pods' logs."""
+        progress = Progress()
+        for pod in self.pods(ref.name):
+            items = Demultiplexer(from_start=False).feed(self._tail(pod))
+            progress.update_all(item for item in items if isinstance(item, Line))
+        return progress
+
+    def glance(self, _state: JobState) -> Progress:
+        """None: each would be a request of its own."""
+        return Progress()
+
+    def _tail(self, pod: Json) -> bytes:
+        """The last lines of a pod; nothing of one that has not started."""
+        path = PODS.path(self.api.namespace, pod["metadata"]["name"], "log")
+        query = {"tailLines": _TAIL_LINES, "container": "trainer"}
+        try:
+            return self.api.read(path, query, what=f"get {PODS}/log")
+        except ApiError as error:
+            if error.status in (400, 404):
+                return b""
+            raise
+
+    def events(self, ref: JobRef) -> list[JobEvent]:
+        """What happened to the job, its pods and its gang."""
+        self.job(ref.name)
+        found = [JobEvent(_event_time(one), _event_text(one)) for one in self._events(ref.name)]
+        return sorted(found, key=lambda event: event.time)
+
+    def logs(
+        self, ref: JobRef, *, follow: bool = False, since_s: float | None = None, attempt: int | None = None
+    ) -> Iterator[Block | Notice]:
+        """The lines of all its pods, each once."""
+        from launcher.backends.pods import lines_of  # noqa: PLC0415  # pycurl: only who reads a log pays
+
+        self.job(ref.name)
+        return lines_of(self, ref.name, follow=follow, since_s=since_s, attempt=attempt)
+
+    def cancel(self, ref: JobRef) -> None:
+        """Have the cluster stop its pods, which save their state, and keep the job."""
+        state = self.get(ref)
+        if state.phase.ended:
+            return
+        self.kind.stop(self.api, self.job(ref.name))
+        grace_s = float(state.setting("grace_s") or 0) + _EXTRA_GRACE_S
+        self._until(lambda: self.get(ref).phase.ended, grace_s, f"job {ref.name} has not stopped after {grace_s:g} s")
+
+    def delete(self, ref: JobRef) -> None:
+        """Remove the job's objects; the output claim is not touched."""
+        state = self.get(ref)
+        if not state.phase.ended:
+            raise ConflictError(
+                f"job {ref.name} is {state.phase.value}: `python -m launcher cancel {ref.name}` first, or delete with "
+                "--force"
+            )
+        self.remove(ref.name)
+
+    def remove(self, name: str) -> None:
+        """Delete the job, and wait until it and its pods are gone: their names may be used again at once."""
+        job = self.api.find(self.kind.resource, name)
+        if job is not None:
+            self.api.delete(self.kind.resource, name, uid=job["metadata"]["uid"])
+        gone = f"job {name} is deleted, but its pods are not gone yet"
+        self._until(lambda: self.api.find(self.kind.resource, name) is None and not self.pods(name), 90, gone)
+
+    def _group(self, job: Json) -> Json | None:
+        """Volcano's PodGroup of the job."""
+        if self.name != "volcano":
+            return None
+        return self.api.find(POD_GROUPS, f"{job['metadata']['name']}-{job['metadata']['uid']}")
+
+    def _events(self, name: str) -> list[Json]:
+        found, _ = self.api.list(EVENTS)
+        own = [one for one in found if _belongs(str(one.get("involvedObject", {}).get("name", "")), name)]
+        return sorted(own, key=_event_time)
+
+    @staticmethod
+    def _until(true: Callable[[], bool], within_s: float, failed: str) -> None:
+        deadline = time.monotonic() + within_s
+        while not true():
+            if time.monotonic() > deadline:
+                raise WaitTimedOut(f"{failed}; see `kubectl get pods`")
+            time.sleep(_POLL_S)
+
+    def list(self) -> "list[JobState]":
+        """All jobs of the namespace that a launcher or the chart made, oldest first."""
+        jobs, _ = self.api.list(self.kind.resource, labels=OURS)
+        pods, _ = self.api.list(PODS, labels=OURS)
+        states = []
+        for job in jobs:
+            own = [pod for pod in pods if pod["metadata"]["labels"].get(JOB) == job["metadata"]["name"]]
+            phase, reason = self.kind.phase(job, own)
+            states.append(self._state(job, own, phase, reason))
+        return sorted(states, key=lambda state: (state.created or 0, state.ref.name))
+
+
+def _spec_of(job: Json) -> dict[str, Any]:
+    import json  # noqa: PLC0415
+
+    try:
+        spec = json.loads(annotations(job).get(SPEC, "{}"))
+    except ValueError:
+        spec = {}
+    return spec if isinstance(spec, dict) else {}
+
+
+def _pod_facts(pod: Json) -> dict[str, Any]:
+    status = pod.get("status", {})
+    ended = container_failure(pod)
+    facts = {"name": pod["metadata"]["name"], "node": pod["spec"].get("nodeName"), "phase": status.get("phase")}
+    return {**facts, "ended": ended} if ended else facts
+
+
+def _ended_at(pod: Json) -> str:
+    ended = [
+        ((one.get("state") or {}).get("terminated") or {}).get("finishedAt") or "~"
+        for one in pod.get("status", {}).get("containerStatuses") or ()
+    ]
+    return min(ended, default="~")
+
+
+def _belongs(item: str, job: str) -> bool:
+    return item == job or item.startswith(f"{job}-")
+
+
+def _event_time(event: Json) -> float:
+    series = event.get("series") or {}
+    stamps = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
+    return next(
+        (seconds(stamp) or 0.0 for stamp in stamps if stamp), seconds(event["metadata"]["creationTimestamp"]) or 0
+    )
+
+
+def _event_text(event: Json) -> str:
+    about = event.get("involvedObject", {})
+    count = event.get("count") or 1
+    times = f" ({count} times)" if count > 1 else ""
+    message = " ".join(str(event.get("message", "")).split())
+    return f"{about.get('kind', '')} {about.get('name', '')}: {event.get('reason', '')}: {message}{times}"

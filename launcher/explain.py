@@ -1,0 +1,91 @@
+"""Why a job is not running, in one line, from its objects. Pure.
+
+The nearest cause wins: what a container waits for, then what the scheduler says of a pod, then what Volcano says of
+the gang. Volcano warns of healthy starts too, so that a condition counts only while nothing newer contradicts it.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from launcher.kube.api import Json
+
+_STARTING = frozenset({"ContainerCreating", "PodInitializing"})
+
+
+def why_pending(job: Json, pods: Sequence[Json], group: Json | None, events: Iterable[Json]) -> str:
+    """What keeps the job, or nothing if it is only starting.
+
+    Args:
+        group: the PodGroup of a Volcano job.
+        events: of the job, its pods and its group, oldest first.
+    """
+    waiting = [pod for pod in pods if pod.get("status", {}).get("phase") == "Pending" and not _leaving(pod)]
+    for explain in (_container, _volume, _scheduler):
+        for pod in waiting:
+            if text := explain(pod, events):
+                return _counted(text, waiting)
+    if group is not None and not pods:
+        return _gang(group, events)
+    if group is None and not pods and job["apiVersion"].startswith("batch.volcano.sh") and not job.get("status"):
+        return "Volcano's controller has not looked at it; is it running?"
+    return "" if pods else _warning(job, events)
+
+
+def container_failure(pod: Json) -> str:
+    """How the pod's container ended, if it did not end well: `exit code 137 (OOMKilled)`."""
+    for status in pod.get("status", {}).get("containerStatuses") or ():
+        ended = (status.get("state") or {}).get("terminated") or (status.get("lastState") or {}).get("terminated")
+        if ended and ended.get("exitCode"):
+            reason = ended.get("reason")
+            return f"exit code {ended['exitCode']}" + (f" ({reason})" if reason not in (None, "Error") else "")
+    status = pod.get("status", {})
+    return str(status.get("reason") or "") if status.get("phase") == "Failed" else ""
+
+
+def _leaving(pod: Json) -> bool:
+    return "deletionTimestamp" in pod["metadata"]
+
+
+def _container(pod: Json, _events: Iterable[Json]) -> str:
+    status = pod.get("status", {})
+    for one in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        waiting = (one.get("state") or {}).get("waiting") or {}
+        if (reason := waiting.get("reason")) and reason not in _STARTING:
+            return f"{reason}: {waiting.get('message', '')}".strip(": ")
+    return ""
+
+
+def _volume(pod: Json, events: Iterable[Json]) -> str:
+    if not pod["spec"].get("nodeName"):
+        return ""
+    return next((one["message"] for one in reversed(_about(pod, events)) if one.get("reason") == "FailedMount"), "")
+
+
+def _scheduler(pod: Json, _events: Iterable[Json]) -> str:
+    for one in pod.get("status", {}).get("conditions") or ():
+        if one["type"] == "PodScheduled" and one["status"] == "False" and one.get("reason") != "Schedulable":
+            return str(one.get("message") or one.get("reason") or "")
+    return ""
+
+
+def _gang(group: Json, events: Iterable[Json]) -> str:
+    status = group.get("status") or {}
+    if not status.get("phase"):
+        return "Volcano's scheduler has not looked at it; is it running?"
+    told = [one for one in _about(group, events) if one.get("reason") == "Unschedulable" and one["type"] == "Normal"]
+    if status["phase"] == "Pending":
+        return f"queued: {told[-1]['message']}" if told else "queued by Volcano"
+    return ""
+
+
+def _warning(job: Json, events: Iterable[Json]) -> str:
+    warnings = [one for one in _about(job, events) if one.get("type") == "Warning"]
+    return str(warnings[-1].get("message", "")) if warnings else ""
+
+
+def _about(item: Json, events: Iterable[Json]) -> list[Json]:
+    uid = item["metadata"]["uid"]
+    return [one for one in events if one.get("involvedObject", {}).get("uid") == uid]
+
+
+def _counted(text: str, waiting: Sequence[Json]) -> str:
+    return " ".join(text.split()) + (f" ({len(waiting)} pods wait)" if len(waiting) > 1 else "")

@@ -1,0 +1,38 @@
+"""The kinds of object that a launcher reads or writes, and where the API server has them."""
+
+from typing import NamedTuple
+
+
+class Resource(NamedTuple):
+    """One kind, by its place in the API. `group` is empty for the core group."""
+
+    group: str
+    version: str
+    plural: str
+    namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        """As an object names it: `v1`, `batch/v1`."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
+        """The path of all its objects in a namespace, or of one, or of a part of one."""
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        where = f"/namespaces/{namespace}" if self.namespaced and namespace is not None else ""
+        return root + where + "".join(f"/{part}" for part in (self.plural, name, subresource) if part)
+
+    def __str__(self) -> str:
+        """As RBAC and error messages name it: `jobs.batch`."""
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
+
+PODS = Resource("", "v1", "pods")
+EVENTS = Resource("", "v1", "events")
+CONFIG_MAPS = Resource("", "v1", "configmaps")
+SERVICES = Resource("", "v1", "services")
+BATCH_JOBS = Resource("batch", "v1", "jobs")
+VOLCANO_JOBS = Resource("batch.volcano.sh", "v1alpha1", "jobs")
+POD_GROUPS = Resource("scheduling.volcano.sh", "v1beta1", "podgroups")
+QUEUES = Resource("scheduling.volcano.sh", "v1beta1", "queues", namespaced=False)
+COMMANDS = Resource("bus.volcano.sh", "v1alpha1", "commands")

@@ -1,0 +1,20 @@
+"""Labels and annotations of a job's objects: by these, and by nothing else, a launcher knows its own. A leaf."""
+
+JOB = "pnas/job"
+"""Label: the job that an object belongs to."""
+SPEC = "pnas/spec"
+"""Annotation: the JobSpec as JSON."""
+SPEC_HASH = "pnas/spec-hash"
+"""Label: what the job is, whatever it is called."""
+ATTEMPT = "pnas/attempt"
+"""Annotation: how often the job was submitted."""
+RING_CONTROLLER = "ring-controller.atlas"
+"""Label by which MindCluster's controllers know a job, its pods and its rank table's ConfigMap."""
+MANAGED = {"app.kubernetes.io/name": "pnas", "app.kubernetes.io/managed-by": "pnas-launcher"}
+OURS = "app.kubernetes.io/name=pnas"
+"""Selects all jobs, whoever made them."""
+
+
+def rank_table_name(job: str) -> str:
+    """The ConfigMap that MindCluster's controllers look for."""
+    return f"rings-config-{job}"

@@ -1,0 +1,139 @@
+"""JobSpec -> manifests: the objects of a job on a cluster, the same bytes for the same spec. Pure, and offline.
+
+The templates are k8s/templates/. Values enter them as JSON only, so that none can become YAML of its own; an unknown
+name in a template is an error; and what comes out is parsed before anybody sees it.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from launcher.errors import RequestError
+from launcher.names import ATTEMPT, JOB, MANAGED, RING_CONTROLLER, SPEC, SPEC_HASH, rank_table_name
+from launcher.overlay import merged
+from launcher.spec import JobSpec, trainer_options
+from trainer import durations
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+Manifest = dict[str, Any]
+
+TASK = "worker"
+# The trainer gives its workers `grace_s`; what it does itself after that takes a moment more.
+_EXTRA_GRACE_S = 15
+_INDEX = {
+    "batch": "metadata.annotations['batch.kubernetes.io/job-completion-index']",
+    "volcano": "metadata.annotations['volcano.sh/task-index']",
+}
+_TEMPLATES = Path(__file__).parent.parent / "k8s" / "templates"
+
+
+def render(spec: JobSpec, *, attempt: int = 1) -> list[Manifest]:
+    """The objects of a job in the order in which they are created; the job itself is the last.
+
+    Raises:
+        RequestError: the overlay cannot be used.
+    """
+    values = _values(spec, attempt)
+    names = []
+    if values["rank_table"]:
+        names.append("rank-table")
+    if spec.train.nodes > 1 and spec.backend == "batch":
+        names.append("service")
+    objects = [_rendered(name, values) for name in names]
+    job = _rendered("job" if spec.backend == "batch" else "volcano-job", values)
+    if spec.pods.overlay is not None:
+        template = job["spec"]["template"] if spec.backend == "batch" else job["spec"]["tasks"][0]["template"]
+        template.update(merged(template, spec.overlay))
+    return [*objects, job]
+
+
+def to_yaml(manifests: list[Manifest]) -> str:
+    """All of them as one YAML stream, canonical: the same objects are the same bytes."""
+    return "".join(f"---\n{yaml.safe_dump(one, sort_keys=False, width=120, allow_unicode=True)}" for one in manifests)
+
+
+def _values(spec: JobSpec, attempt: int) -> Mapping[str, Any]:
+    """What the templates may use."""
+    pods, nodes = spec.pods, spec.train.nodes
+    ring = {RING_CONTROLLER: "ascend-910"} if spec.rank_table else {}
+    labels = {**MANAGED, JOB: spec.name, SPEC_HASH: spec.digest[:16], **ring}
+    return {
+        "name": spec.name,
+        "labels": labels,
+        "pod_labels": {**MANAGED, JOB: spec.name, **ring},
+        "annotations": {SPEC: spec.model_dump_json(), ATTEMPT: str(attempt)},
+        "nodes": nodes,
+        "args": [_literal(word) for word in trainer_options(spec)],
+        "index_annotation": _INDEX[spec.backend],
+        "master_address": f"{spec.name}{'' if spec.backend == 'batch' else f'-{TASK}'}-0.{spec.name}",
+        "rank_table": rank_table_name(spec.name) if spec.rank_table else None,
+        "grace_period_s": round(spec.train.grace_s) + _EXTRA_GRACE_S,
+        "resources": _resources(spec),
+        "env": [{"name": name, "value": _literal(value)} for name, value in map(_pair, pods.env)],
+        "env_secrets": pods.env_from_secret,
+        "pull_secrets": pods.image_pull_secret,
+        "node_selector": dict(map(_pair, pods.node_selector)),
+        "tolerations": [_toleration(text) for text in pods.toleration],
+        "ttl_s": _seconds(pods.ttl),
+        "deadline_s": _seconds(pods.deadline),
+        **{
+            name: getattr(pods, name)
+            for name in (
+                *("queue", "priority_class", "retries", "image", "image_pull_policy", "data_claim", "output_claim"),
+                *("shm", "scratch", "user", "group"),
+            )
+        },
+    }
+
+
+def _resources(spec: JobSpec) -> dict[str, str]:
+    pods = spec.pods
+    npus = {pods.resource: str(spec.train.npus)} if spec.train.device != "cpu" else {}
+    others = {name: value for name, value in (("cpu", pods.cpu), ("memory", pods.memory)) if value is not None}
+    return {**others, **npus}
+
+
+def _literal(text: str) -> str:
+    """The kubelet would put a variable's value in the place of `$(NAME)`."""
+    return text.replace("$(", "$$(")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    return name, value
+
+
+def _toleration(text: str) -> dict[str, str]:
+    rest, _, effect = text.partition(":")
+    key, equals, value = rest.partition("=")
+    one = {"key": key, "operator": "Equal", "value": value} if equals else {"key": key, "operator": "Exists"}
+    return {**one, "effect": effect} if effect else one
+
+
+def _seconds(text: str | None) -> int | None:
+    return None if text is None else round(durations.seconds(text))
+
+
+def _rendered(name: str, values: Mapping[str, Any]) -> Manifest:
+    text = _environment().get_template(f"{name}.yaml.j2").render(values)
+    parsed = yaml.safe_load(text)
+    if not isinstance(parsed, dict):
+        raise RequestError(f"template {name}: is no object; mend k8s/templates/{name}.yaml.j2")
+    return parsed
+
+
+@cache
+def _environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415  # a tenth of a second
+
+    return Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=False,  # no HTML: values go through tojson
+        keep_trailing_newline=True,
+    )

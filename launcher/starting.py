@@ -1,0 +1,142 @@
+"""From what was typed to a job that can be submitted: settings, backend, spec. It prints nothing and starts nothing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from launcher.backends import Backend, JobRef, Submitted
+from launcher.backends.choose import CLUSTER, Choice, choose
+from launcher.backends.local import LocalBackend
+from launcher.errors import NotFoundError, RequestError
+from launcher.kube.connection import Place
+from launcher.parameters import Where
+from launcher.render import render, to_yaml
+from launcher.resume import find_cluster_earlier, find_earlier
+from launcher.settings import Settings, resolve_settings
+from launcher.spec import JobOptions, JobSpec, make_cluster_spec, make_spec, renamed
+from trainer.config.options import typed
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that nobody has started yet.
+
+    Attributes:
+        why: for an automatic choice, why this backend.
+        words: the options that lead to it again.
+    """
+
+    backend: Backend
+    spec: JobSpec
+    why: str
+    words: str
+
+    def spec_of(self, done: Submitted) -> JobSpec:
+        """The spec under the name that the job has got."""
+        return renamed(self.spec, done.ref.name)
+
+    def goes_on(self) -> bool:
+        """Whether there is such a job, and it has not ended."""
+        return _goes_on(self.backend, self.spec.name)
+
+
+def prepare(options: dict[str, Any], profile: str | None, *, now: datetime) -> Prepared:
+    """Resolve what was typed.
+
+    Raises:
+        UsageError: a setting cannot be used.
+        LauncherError: the backend cannot be reached, or the run that is to be continued is none.
+    """
+    settings, choice = _resolve(options, profile, lambda found: choose(found.backend, _place(found)))
+    why = choice.why if settings.options.backend == "auto" else ""
+    return Prepared(choice.backend, _spec(settings, choice.backend, now), why, _where(settings).words)
+
+
+def settings_of(options: dict[str, Any], profile: str | None) -> Settings:
+    """The settings that `prepare` would use, for a person to read; a cluster is asked only if a run is continued."""
+
+    def chosen(found: JobOptions) -> Choice:
+        return Choice(LocalBackend()) if found.backend == "auto" else choose(found.backend, _place(found))
+
+    return _resolve(options, profile, chosen)[0]
+
+
+def manifests(options: dict[str, Any], profile: str | None) -> str:
+    """The objects of the job as YAML, offline.
+
+    Raises:
+        RequestError: a job on this machine has none.
+    """
+    settings = resolve_settings(typed(options), profile)
+    kind = settings.options.backend
+    if kind == "local":
+        raise RequestError("--backend local: a job on this machine has no manifests; choose batch or volcano")
+    spec = make_cluster_spec(
+        settings.options, settings.train, settings.given, backend="batch" if kind == "batch" else "volcano"
+    )
+    return to_yaml(render(spec))
+
+
+def check_only(job: Prepared, how: Literal["client", "server"]) -> list[str]:
+    """Check a job without starting it; what the server warned of.
+
+    Raises:
+        LauncherError: it could not be started.
+    """
+    from launcher.backends.cluster import ClusterBackend  # noqa: PLC0415
+    from launcher.backends.creation import check  # noqa: PLC0415
+    from launcher.preflight import check as check_here  # noqa: PLC0415
+
+    if not isinstance(job.backend, ClusterBackend):
+        check_here(job.spec)
+        return []
+    objects = render(job.spec)
+    return check(job.backend, job.spec, objects[-1]) if how == "server" else []
+
+
+def _resolve(
+    options: dict[str, Any], profile: str | None, chosen: Callable[[JobOptions], Choice]
+) -> tuple[Settings, Choice]:
+    """What was asked for, with what is known of the run that it continues."""
+    flags = typed(options)
+    settings = resolve_settings(flags, profile)
+    choice = chosen(settings.options)
+    if settings.train.resume is not None:
+        find = find_cluster_earlier if choice.backend.name in CLUSTER else find_earlier
+        name, earlier = find(settings, choice.backend)
+        settings = resolve_settings({**flags, "name": name}, profile, earlier=earlier)
+    return settings, choice
+
+
+def _spec(settings: Settings, backend: Backend, now: datetime) -> JobSpec:
+    if backend.name == "local":
+        return make_spec(
+            settings.options, settings.train, settings.given, now=now, taken=lambda name: _exists(backend, name)
+        )
+    kind: Literal["batch", "volcano"] = "batch" if backend.name == "batch" else "volcano"
+    return make_cluster_spec(settings.options, settings.train, settings.given, backend=kind)
+
+
+def _place(options: JobOptions) -> Place:
+    return Place(options.kubeconfig, options.context, options.namespace)
+
+
+def _where(settings: Settings) -> Where:
+    """What was typed of it: the environment will say the rest again."""
+    typed_names = [
+        name for name in ("backend", "namespace", "context", "kubeconfig") if settings.origins[name] == "flag"
+    ]
+    return Where(**{name: getattr(settings.options, name) for name in typed_names})
+
+
+def _exists(backend: Backend, name: str) -> bool:
+    try:
+        backend.get(JobRef(backend.name, name))
+    except NotFoundError:
+        return False
+    return True
+
+
+def _goes_on(backend: Backend, name: str) -> bool:
+    return _exists(backend, name) and not backend.get(JobRef(backend.name, name)).phase.ended

@@ -1,0 +1,150 @@
+"""A reflector: the objects that a selector chooses, kept up to date in memory, whatever happens to the connection.
+
+List, then watch from the list's version with bookmarks; when the server has forgotten that version (410), list again
+and compare. A watch that is silent for longer than the server would let it be is a dead connection, and is opened anew.
+"""
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from launcher.errors import LauncherError, UnreachableError
+from launcher.kube.api import Api, ApiError, Json
+from launcher.kube.resources import Resource
+
+# The server ends a watch after so long; a connection that outlives that is dead.
+_WATCH_S = (240, 300)
+_DEAD_S = 15.0
+_FIRST_DELAY_S, _LAST_DELAY_S = 0.5, 15.0
+# How long the cluster may be away before a person is told that it stays away.
+GIVE_UP_S = 180.0
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Which objects: of a kind, by labels or fields."""
+
+    resource: Resource
+    labels: str = ""
+    fields: str = ""
+
+
+class Reflector:
+    """One thread that keeps `objects` as the server has them.
+
+    Args:
+        changed: called, in the reflector's thread, whenever something has changed or the reflector has failed.
+        give_up_s: how long the cluster may give no answer.
+    """
+
+    def __init__(
+        self, api: Api, selector: Selector, changed: Callable[[], None], *, give_up_s: float = GIVE_UP_S
+    ) -> None:
+        self._api = api
+        self._selector = selector
+        self._changed = changed
+        self._give_up_s = give_up_s
+        self._lock = threading.Lock()
+        self._objects: dict[str, Json] = {}
+        self._stopped = threading.Event()
+        self.error: LauncherError | None = None
+        """Why it has ended; until then it keeps trying."""
+        self.away_since: float | None = None
+        """When the cluster last stopped answering (monotonic), None while it answers."""
+        self._version = self._list()
+        threading.Thread(target=self._run, name=f"watch {selector.resource}", daemon=True).start()
+
+    def objects(self) -> list[Json]:
+        """Those that there are now, in no order."""
+        with self._lock:
+            return list(self._objects.values())
+
+    def stop(self) -> None:
+        """End it; its thread ends with the next word from the server."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        delay_s = _FIRST_DELAY_S
+        while not self._stopped.is_set():
+            error = self._once()
+            if error is None:
+                delay_s = _FIRST_DELAY_S
+            elif not self._bear(error):
+                return
+            else:
+                # Spread, so that many launchers do not come back at once.
+                self._stopped.wait(delay_s * random.uniform(0.8, 1.2))
+                delay_s = min(delay_s * 2, _LAST_DELAY_S)
+
+    def _once(self) -> LauncherError | None:
+        """One watch to its end; why it could not be."""
+        try:
+            if not self._version:
+                self._version = self._list()
+            self._back()
+            self._watch()
+        except (UnreachableError, ApiError) as error:
+            return error
+        return None
+
+    def _bear(self, error: LauncherError) -> bool:
+        """Whether to try again."""
+        if isinstance(error, ApiError) and error.status == 410:
+            self._version = ""
+            return True
+        final = isinstance(error, ApiError) and error.status < 500 and error.status != 429
+        now = time.monotonic()
+        if self.away_since is None:
+            self.away_since = now
+        if final or now - self.away_since > self._give_up_s:
+            self.error = error
+        self._changed()
+        return self.error is None
+
+    def _back(self) -> None:
+        if self.away_since is not None:
+            self.away_since = None
+            self._changed()
+
+    def _list(self) -> str:
+        found, version = self._api.list(
+            self._selector.resource, labels=self._selector.labels, fields=self._selector.fields
+        )
+        with self._lock:
+            self._objects = {item["metadata"]["uid"]: item for item in found}
+        self._changed()
+        return version
+
+    def _watch(self) -> None:
+        seconds = random.randint(*_WATCH_S)
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": self._version,
+            "timeoutSeconds": str(seconds),
+            "labelSelector": self._selector.labels,
+            "fieldSelector": self._selector.fields,
+        }
+        path = self._selector.resource.path(self._api.namespace)
+        what = f"watch {self._selector.resource}"
+        for line in self._api.stream(path, query, timeout_s=seconds + _DEAD_S, what=what):
+            if self._stopped.is_set():
+                return
+            self._take(json.loads(line))
+
+    def _take(self, event: Json) -> None:
+        kind, item = event["type"], event["object"]
+        if kind == "ERROR":
+            raise ApiError(str(item.get("message", "")), status=int(item.get("code", 500)))
+        self._version = item["metadata"]["resourceVersion"]
+        if kind == "BOOKMARK":
+            return
+        with self._lock:
+            if kind == "DELETED":
+                self._objects.pop(item["metadata"]["uid"], None)
+            else:
+                self._objects[item["metadata"]["uid"]] = item
+        self._changed()
