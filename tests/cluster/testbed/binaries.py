@@ -23,6 +23,8 @@ VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/versi
 # What a device plugin and the kubelet say to each other.
 DEVICE_PLUGIN_PROTOCOL = ("k8s.io/kubelet", "pkg/apis/deviceplugin/v1beta1/api.proto")
 
+VOLCANO_TYPES = ("batch/v1alpha1", "bus/v1alpha1", "scheduling/v1beta1")
+
 
 class BuildError(Exception):
     """A program cannot be built; the message is one line and names the log."""
@@ -39,6 +41,26 @@ def kubernetes() -> Path:
     facts = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     flags = " ".join(f"-X {package}.{name}={value}" for package in VERSION_PACKAGES for name, value in facts.items())
     return _built("kubernetes", ldflags=f"-s -w {flags}", files=(DEVICE_PLUGIN_PROTOCOL,))
+
+
+def volcano_crds() -> Path:
+    """The folder of the definitions of Job, Command, PodGroup and Queue, made from Volcano's own Go types.
+
+    Raises:
+        BuildError: Go is missing, or they cannot be made.
+    """
+    source = MODULES / "volcano"
+    packages = ";".join(f"volcano.sh/apis/pkg/apis/{name}" for name in VOLCANO_TYPES)
+    generate = f"crd:crdVersions=v1,generateEmbeddedObjectMeta=true,maxDescLen=0 paths={packages}"
+    digest = hashlib.sha256((source / "go.mod").read_bytes() + (source / "go.sum").read_bytes() + generate.encode())
+    folder = CACHE / f"volcano-{digest.hexdigest()[:12]}"
+    with _locked(CACHE / "volcano.lock"):
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            _go(source, "tool", "controller-gen", *generate.split(), f"output:crd:artifacts:config={partial}")
+            partial.rename(folder)
+    return folder
 
 
 def _built(module: str, *, ldflags: str, files: Sequence[tuple[str, str]]) -> Path:
