@@ -71,6 +71,8 @@ def _values(spec: JobSpec, attempt: int) -> Mapping[str, Any]:
         "args": [_literal(word) for word in trainer_options(spec)],
         "index_annotation": _INDEX[spec.backend],
         "master_address": f"{spec.name}{'' if spec.backend == 'batch' else f'-{TASK}'}-0.{spec.name}",
+        # Volcano's svc plugin sets its own.
+        "subdomain": spec.name if spec.backend == "batch" and nodes > 1 else None,
         "rank_table": rank_table_name(spec.name) if spec.rank_table else None,
         "grace_period_s": round(spec.train.grace_s) + _EXTRA_GRACE_S,
         "resources": _resources(spec),

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,3 +71,12 @@ def namespace(cluster: Cluster) -> Iterator[str]:
     testbed.namespace(cluster, name)
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="package")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real images in the layout that the trainer reads."""
+    folder = Path("/var/tmp") / tmp_path_factory.mktemp("digits").name
+    command = [sys.executable, "-m", "trainer", "data", "digits", "--to", str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder

@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,8 +18,6 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pnas
 
 # A server without them reports version v0.0.0, which clients that compare versions refuse.
 VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
-
-
 # What a device plugin and the kubelet say to each other.
 DEVICE_PLUGIN_PROTOCOL = ("k8s.io/kubelet", "pkg/apis/deviceplugin/v1beta1/api.proto")
 
@@ -43,6 +41,15 @@ def kubernetes() -> Path:
     return _built("kubernetes", ldflags=f"-s -w {flags}", files=(DEVICE_PLUGIN_PROTOCOL,))
 
 
+def coredns() -> Path:
+    """The folder of `coredns`, the server of a cluster's names, with the one plugin that pods need.
+
+    Raises:
+        BuildError: Go is missing, or the build failed.
+    """
+    return _built("coredns", ldflags="-s -w", files=())
+
+
 def volcano_crds() -> Path:
     """The folder of the definitions of Job, Command, PodGroup and Queue, made from Volcano's own Go types.
 
@@ -63,14 +70,47 @@ def volcano_crds() -> Path:
     return folder
 
 
-def _built(module: str, *, ldflags: str, files: Sequence[tuple[str, str]]) -> Path:
+def helm3() -> Path:
+    """Helm 3, the program.
+
+    Raises:
+        BuildError: Go is missing, or the build failed.
+    """
+    kubernetes_version = _required(MODULES / "helm3", "k8s.io/client-go")
+    # client-go 0.35 is of Kubernetes 1.35; without them, Helm renders and lints for 1.20.
+    minor = kubernetes_version.split(".")[1]
+    packages = ("pkg/chartutil", "pkg/lint/rules")
+    facts = {f"{package}.k8sVersionMajor": "1" for package in packages}
+    facts |= {f"{package}.k8sVersionMinor": minor for package in packages}
+    return _helm(3, facts)
+
+
+def helm4() -> Path:
+    """Helm 4, the program.
+
+    Raises:
+        BuildError: Go is missing, or the build failed.
+    """
+    return _helm(4, {})
+
+
+def _helm(major: int, facts: Mapping[str, str]) -> Path:
+    module = f"helm.sh/helm/v{major}"
+    set_here = {"internal/version.version": _required(MODULES / f"helm{major}", module), **facts}
+    flags = " ".join(f"-X {module}/{name}={value}" for name, value in set_here.items())
+    return _built(f"helm{major}", ldflags=f"-s -w {flags}") / "helm"
+
+
+def _built(module: str, *, ldflags: str, files: Sequence[tuple[str, str]] = ()) -> Path:
     """Build every tool of a module once; processes that ask at the same time wait for the one that builds.
 
     Args:
         files: to copy beside the tools: a required module and a path in it.
     """
     source = MODULES / module
-    digest = hashlib.sha256((source / "go.mod").read_bytes() + (source / "go.sum").read_bytes() + ldflags.encode())
+    pinning = (source / "go.mod", source / "go.sum", *sorted(source.glob("*.go")))
+    pinned = b"".join(path.read_bytes() for path in pinning)
+    digest = hashlib.sha256(pinned + ldflags.encode())
     folder = CACHE / f"{module}-{digest.hexdigest()[:12]}"
     with _locked(CACHE / f"{module}.lock"):
         if not folder.exists():
@@ -86,8 +126,9 @@ def _built(module: str, *, ldflags: str, files: Sequence[tuple[str, str]]) -> Pa
 
 
 def _build(source: Path, to: Path, ldflags: str) -> None:
-    tools = [line.strip() for line in _block(source / "go.mod", "tool")]
-    _go(source, "build", "-p", str(os.cpu_count() or 1), "-trimpath", "-ldflags", ldflags, "-o", f"{to}/", *tools)
+    # A module without tools is a program itself.
+    what = "tool" if "\ntool " in (source / "go.mod").read_text() else "."
+    _go(source, "build", "-p", str(os.cpu_count() or 1), "-trimpath", "-ldflags", ldflags, "-o", f"{to}/", what)
 
 
 def _go(source: Path, *words: str) -> str:
@@ -107,11 +148,6 @@ def _go(source: Path, *words: str) -> str:
 def _required(source: Path, module: str) -> str:
     words = next(line.split() for line in (source / "go.mod").read_text().splitlines() if f"{module} v" in line)
     return words[words.index(module) + 1]
-
-
-def _block(path: Path, name: str) -> list[str]:
-    """The lines in `name ( ... )` of a go.mod."""
-    return path.read_text().partition(f"\n{name} (\n")[2].partition("\n)")[0].splitlines()
 
 
 @contextmanager

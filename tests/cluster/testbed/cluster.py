@@ -152,6 +152,7 @@ def running(
     """
     options = NodeOptions(npus, node_labels, container_log_max_size, container_log_max_files)
     programs = binaries.kubernetes()
+    binaries.coredns()
     RUNS.mkdir(parents=True, exist_ok=True)
     clean_up()
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=RUNS))
@@ -215,6 +216,7 @@ def _start(folder: Path, programs: Path, processes: Processes, options: NodeOpti
     cluster = Cluster(kubeconfig, programs / "kubectl", Bed(folder, programs, made))
     processes.until("apiserver", _answers(lambda: cluster.kubectl("get", "--raw", "/readyz")))
     control_plane.start_controllers(pki, programs, processes, first)
+    control_plane.start_dns(folder, processes, first)
     for node in made[1:]:
         node.join(first, made[0], processes)
     cluster.create(*npu_annotations.RIGHTS)

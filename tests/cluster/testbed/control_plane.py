@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from tests.cluster.testbed import npu_annotations
+from tests.cluster.testbed import binaries, npu_annotations
 from tests.cluster.testbed.pki import Authority, service_account_keys
 from tests.cluster.testbed.processes import Namespaces, Processes
 
@@ -22,10 +22,22 @@ AUDIT_POLICY: dict[str, Any] = {
     "rules": [
         {"level": "None", "userGroups": ["system:nodes", "system:serviceaccounts:kube-system"]},
         {"level": "None", "users": ["system:kube-controller-manager", "system:kube-scheduler", "system:kube-proxy"]},
-        {"level": "None", "users": [npu_annotations.USER]},
+        {"level": "None", "users": [npu_annotations.USER, "testbed:dns"]},
         {"level": "Metadata"},
     ],
 }
+
+
+DOMAIN = "cluster.local"
+COREFILE = """\
+.:53 {{
+  bind {address}
+  errors
+  kubernetes {domain} {{
+    kubeconfig {kubeconfig}
+  }}
+}}
+"""
 
 
 def certificates(pki: Path) -> Authority:
@@ -37,6 +49,7 @@ def certificates(pki: Path) -> Authority:
     server = f"https://127.0.0.1:{API_PORT}"
     for label in ("controller-manager", "scheduler"):
         ca.kubeconfig(pki / f"{label}.kubeconfig", server, f"system:kube-{label}")
+    ca.kubeconfig(pki / "dns.kubeconfig", server, "testbed:dns", group="system:masters")
     Authority(pki, "front-proxy")
     service_account_keys(pki)
     return ca
@@ -96,6 +109,13 @@ def start_controllers(pki: Path, programs: Path, processes: Processes, first: Na
                 "cluster-signing-key-file": pki / "ca.key",
             }
         processes.start(label, first.inside([str(programs / f"kube-{label}"), *_flags(flags)]))
+
+
+def start_dns(folder: Path, processes: Processes, first: Namespaces) -> None:
+    """Start what tells pods the addresses of services and of the pods behind them."""
+    config = folder / "Corefile"
+    config.write_text(COREFILE.format(address=API_ADDRESS, domain=DOMAIN, kubeconfig=folder / "pki" / "dns.kubeconfig"))
+    processes.start("dns", first.inside([str(binaries.coredns() / "coredns"), "-conf", str(config)]))
 
 
 def _flags(values: dict[str, Any]) -> Sequence[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from tests.cluster.testbed import images, npu_annotations, runtime
+from tests.cluster.testbed.control_plane import API_ADDRESS, DOMAIN
 from tests.cluster.testbed.pki import Authority
 from tests.cluster.testbed.processes import Namespaces, Processes, StartError, only_child, output_of
 
@@ -91,8 +92,8 @@ class Node:
     def join(self, first: Namespaces, other: "Node", processes: Processes) -> None:
         """Make its namespaces within the process namespace of the first node, and connect the two."""
         name = self.process("holder")
-        # From the machine's mounts, not the first node's: through an overlay upon its overlay, the sockets of its kubelet
-        # and its device plugin would be seen here, and would be dialled in vain.
+        # From the machine's mounts, not the first node's: through an overlay upon its overlay, the first kubelet's and
+        # its device plugin's sockets would be seen here, and would be dialled in vain.
         command = ["nsenter", "--target", str(first.pid), "--pid", "--", "unshare", "--mount", "--mount-proc", "--net"]
         parent = processes.start(name, [*command, *self.holder()])
         processes.until(name, (self.folder / "ready").exists)
@@ -222,6 +223,8 @@ class Node:
             "enforceNodeAllocatable": ["pods"],
             "oomScoreAdj": 0,
             "resolvConf": "",
+            "clusterDNS": [API_ADDRESS],
+            "clusterDomain": DOMAIN,
             "evictionHard": {"memory.available": "200Mi", "nodefs.available": "2%", "imagefs.available": "2%"},
             "imageGCHighThresholdPercent": 99,
             "imageGCLowThresholdPercent": 98,

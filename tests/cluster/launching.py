@@ -1,0 +1,80 @@
+"""`python -m launcher` as a person types it, against the test bed, for jobs of the trainer at a scale for tests."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.testbed import images
+from tests.cluster.testbed.cluster import Cluster
+
+REPOSITORY = Path(__file__).parents[2]
+# The trainer computes on the CPU of the pods, which ask for simulated NPUs all the same.
+POD = (
+    *("--image", images.TRAINER, "--image-pull-policy", "Never", "--shm", "128Mi", "--scratch", "128Mi"),
+    *("--env", "PNAS_DEVICE=cpu", "--env", "OMP_NUM_THREADS=1"),
+)
+SMALL = (
+    *("--model", "pnasnet5tiny", "--image-size", "32", "--batch-size", "8", "--workers", "0", "--aux", "none"),
+    *("--steps", "4", "--warmup-steps", "1", "--log-interval", "1", "--grace-s", "10"),
+)
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """A person's shell: a kubeconfig, a namespace, and a home of its own."""
+
+    cluster: Cluster
+    namespace: str
+    home: Path
+    kubeconfig: Path
+    more: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """Nothing of the machine's own settings gets in."""
+        known = {name: value for name, value in os.environ.items() if not name.startswith(("PNAS_", "KUBE"))}
+        own = {"HOME": str(self.home), "XDG_STATE_HOME": str(self.home / "state"), "COLUMNS": "200"}
+        return {**known, **own, "KUBECONFIG": str(self.kubeconfig), "PNAS_NAMESPACE": self.namespace, **self.more}
+
+    def run(self, *words: str, timeout_s: float = 240) -> "subprocess.CompletedProcess[str]":
+        """A command to its end."""
+        return subprocess.run(
+            self.command(words),
+            cwd=REPOSITORY,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        """A command that goes on."""
+        return subprocess.Popen(
+            self.command(words),
+            cwd=REPOSITORY,
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    @staticmethod
+    def command(words: Sequence[str]) -> list[str]:
+        """The command line."""
+        return [sys.executable, "-m", "launcher", *words]
+
+    def submit(self, *words: str, timeout_s: float = 240) -> "subprocess.CompletedProcess[str]":
+        """Submit a small job."""
+        return self.run("submit", *POD, *SMALL, *words, timeout_s=timeout_s)
+
+    def pods(self, job: str) -> list[dict[str, Any]]:
+        """The job's pods as the API server has them."""
+        found: list[dict[str, Any]] = self.cluster.get(
+            "pods", "--namespace", self.namespace, "--selector", f"pnas/job={job}"
+        )["items"]
+        return found
