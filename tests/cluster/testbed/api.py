@@ -50,6 +50,10 @@ class Api:
                 context.load_cert_chain(pair.name)
         self._connection = http.client.HTTPSConnection(server.hostname, server.port, context=context, timeout=TIMEOUT_S)
 
+    def close(self) -> None:
+        """Let the connection go; the next request makes another."""
+        self._connection.close()
+
     def get(self, path: str, **parameters: str) -> Any:
         """An object, or a list.
 
@@ -72,7 +76,7 @@ class Api:
             answer = self._connection.getresponse()
             text = answer.read().decode()
         except (OSError, http.client.HTTPException) as error:
-            self._connection.close()
+            self.close()
             raise ApiError(0, f"no answer: {error!r}") from error
         if answer.status >= 400:
             raise ApiError(answer.status, f"{method} {path}: {text[:300]}")
