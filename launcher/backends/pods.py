@@ -11,13 +11,13 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from launcher.backends import Block, Notice, Phase
+from launcher.backends.reader import ContainerLog, ContainerState, Source
 from launcher.errors import NotFoundError
 from launcher.kube.api import Json
 from launcher.kube.resources import PODS
 from launcher.kube.stream import stream
 from launcher.names import JOB
 from launcher.podlogs.batch import Item, LogGap
-from launcher.podlogs.container import ContainerLog, ContainerState, Source
 from launcher.watch import Reflector, Selector
 
 if TYPE_CHECKING:

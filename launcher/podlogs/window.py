@@ -10,7 +10,7 @@ Pure: bytes go in, bytes come out. Live, whole blocks pass untouched; lines are 
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from launcher.podlogs.stamps import last_stamp_ns, stamp_ns
 
@@ -31,11 +31,12 @@ class _Block:
 
 @dataclass(slots=True)
 class _Search:
-    """The comparison of an opened log with what is known.
+    """The comparison of an answer with what is known.
 
     Attributes:
         unmatched: how often each known line is still to come again, by its hash.
         last: the hash of the newest of them. Files keep their order: what follows it is new.
+        long_lines: those of which an answer may begin with a part.
         joined: a known line has come again.
         held: unknown lines that came before any known one.
         gap: it is decided that no known line comes again.
@@ -46,8 +47,14 @@ class _Search:
     newest_ns: int
     long_lines: Sequence[bytes]
     joined: bool = False
-    held: list[bytes] | None = None
+    first: bool = True
+    held: bytearray = field(default_factory=bytearray)
     gap: bool = False
+
+    def hold(self, line: bytes) -> None:
+        """Keep an unknown line until it is decided: stamps out of order may be known ones, younger ones are not."""
+        self.held += line + b"\n"
+        self.gap = self.gap or (stamp_ns(line) or 0) > self.newest_ns or len(self.held) > _HELD_LIMIT
 
 
 class Window:
@@ -61,7 +68,8 @@ class Window:
         self.words = b""
         """What the server said in place of a log: lines without a stamp at the beginning of an answer."""
         self._blocks: deque[_Block] = deque()
-        self._size = 0
+        self.remembered_bytes = 0
+        """How much of the log is kept for comparison."""
         self._rest: list[bytes] = []
         self._begun = False
         self._search: _Search | None = None
@@ -101,6 +109,11 @@ class Window:
         return self.feed(rest + b"\n") if rest else b""
 
     @property
+    def resume_ns(self) -> int | None:
+        """The stamp from a little before which on to ask for more. A node's clock may have been set back."""
+        return None if self.newest_ns is None else min(self.newest_ns, stamp_ns(self.last_line) or self.newest_ns)
+
+    @property
     def joined(self) -> bool:
         """The answer goes on where the last one was cut, or nothing had been delivered before it."""
         return self._search is None or self._search.joined
@@ -115,18 +128,18 @@ class Window:
         search, self._search = self._search, None
         assert search is not None
         assert self.newest_ns is not None
-        lines = b"".join(search.held or ())
-        first = min(search.newest_ns, stamp_ns(self.last_line) or search.newest_ns)
+        lines = bytes(search.held)
+        first = self.resume_ns or search.newest_ns
         last = max(stamp_ns(lines) or search.newest_ns, search.newest_ns)
         self._blocks.clear()
-        self._size = 0
+        self.remembered_bytes = 0
         self._remember(lines)
         return first, last, lines
 
     def held(self) -> bytes:
         """At the end of an answer: lines that were kept back because they might have been known."""
         search, self._search = self._search, None
-        lines = b"".join(search.held or ()) if search is not None else b""
+        lines = bytes(search.held) if search is not None else b""
         self._remember(lines)
         return lines
 
@@ -149,9 +162,6 @@ class Window:
         return lines
 
     def _unknown(self, search: _Search, block: bytes) -> bytes:
-        if search.gap:
-            _hold(search, block)
-            return b""
         new: list[bytes] = []
         lines = block.split(b"\n")
         lines.pop()
@@ -159,16 +169,17 @@ class Window:
             key = hash(line)
             if search.unmatched[key] > 0:
                 search.unmatched[key] -= 1
-                search.joined, search.held = True, None
+                search.joined = True
+                search.held.clear()
                 if key == search.last and not search.unmatched[key]:
                     new += lines[index + 1 :]
                     self._search = None
                     break
             elif search.joined:
                 new.append(line)
-            elif not _is_known(search, line) and _hold(search, line + b"\n"):
-                _hold(search, b"".join(rest + b"\n" for rest in lines[index + 1 :]))
-                return b""
+            elif search.gap or not _is_known(search, line):
+                search.hold(line)
+            search.first = False
         if search.joined and (last_stamp_ns(block) or 0) > search.newest_ns + SPAN_NS:
             self._search = None
         return b"\n".join(new) + b"\n" if new else b""
@@ -180,33 +191,18 @@ class Window:
         last_ns = last_stamp_ns(lines) or self.newest_ns or 0
         self.newest_ns = max(last_ns, self.newest_ns or 0)
         self._blocks.append(_Block(lines, last_ns))
-        self._size += len(lines)
+        self.remembered_bytes += len(lines)
         oldest = last_ns - SPAN_NS - _SLACK_NS
-        while len(self._blocks) > 1 and (self._blocks[0].last_ns < oldest or self._size > _LIMIT):
-            self._size -= len(self._blocks.popleft().lines)
+        while len(self._blocks) > 1 and (self._blocks[0].last_ns < oldest or self.remembered_bytes > _LIMIT):
+            self.remembered_bytes -= len(self._blocks.popleft().lines)
 
 
 def _is_known(search: _Search, line: bytes) -> bool:
     """Whether an unmatched line comes from before the window, or is the rest of a line in it."""
     stamp = stamp_ns(line)
     if stamp is None:
-        return search.held is None
-    if stamp < search.newest_ns - SPAN_NS:
-        return True
-    text = line.split(b" ", 1)[1]
-    return bool(text) and any(known.endswith(text) for known in search.long_lines)
-
-
-def _hold(search: _Search, lines: bytes) -> bool:
-    """Keep unknown lines until it is decided what they are: stamps out of order may be known, younger ones are not.
-
-    Returns:
-        whether it is decided that there is a gap.
-    """
-    if search.held is None:
-        search.held = []
-    search.held.append(lines)
-    if not search.gap:
-        size = sum(map(len, search.held))
-        search.gap = (stamp_ns(lines) or 0) > search.newest_ns or size > _HELD_LIMIT
-    return search.gap
+        return not search.held
+    if search.first and search.long_lines:
+        text = line.partition(b" ")[2]
+        search.joined = bool(text) and any(known.endswith(text) for known in search.long_lines)
+    return search.joined or stamp < search.newest_ns - SPAN_NS
