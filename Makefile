@@ -11,10 +11,10 @@ BIN := $(VENV)/bin
 
 RUN := -m launcher submit --backend local --npus 2 --mode full --profile digits --data-path data/digits
 
-.PHONY: help run test check format bench cluster lock clean
+.PHONY: help run test check format bench cluster cluster-down lock clean
 
 help:  ## List the commands
-	@sed -n 's/^\([a-z]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
 
 run: $(VENV)/run.stamp  ## Train PNASNet-5 on handwritten digits with two processes (about three minutes)
 	@$(BIN)/python -m trainer data digits --to data/digits
@@ -38,8 +38,11 @@ format: $(VENV)/test.stamp  ## Format the code
 bench: $(VENV)/test.stamp  ## Compare with timm and with an empty Python, and keep the results
 	$(BIN)/python -m benchmarks
 
-cluster: $(VENV)/test.stamp  ## Start a Kubernetes with two nodes and simulated NPUs, until Ctrl-C (root; builds it once)
-	$(BIN)/python -m tests.cluster.testbed
+cluster: $(VENV)/test.stamp  ## Start a Kubernetes with two nodes and simulated NPUs in the background (root; builds it once)
+	@$(BIN)/python -m tests.cluster.testbed up
+
+cluster-down:  ## End what `make cluster` started, and remove all of it
+	@$(BIN)/python -m tests.cluster.testbed down
 
 lock:  ## Pin the requirements anew for TORCH
 	@test -x .venv/bin/uv || { echo "make lock needs the tools in .venv: run make check first" >&2; exit 2; }

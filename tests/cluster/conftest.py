@@ -1,7 +1,6 @@
 """One cluster for all tests that need one; where there can be none, they are reported as not run, with the reason."""
 
 import os
-import shutil
 import subprocess
 import sys
 import uuid
@@ -11,18 +10,10 @@ from typing import NoReturn
 
 import pytest
 
+from tests.cluster.testbed import binaries
 from tests.cluster.testbed import cluster as testbed
 from tests.cluster.testbed.cluster import KUBECONFIG, Cluster, NotABedError
-from tests.cluster.testbed.packages import missing_packages
-
-
-def _reason() -> str | None:
-    """Why no cluster can be started here."""
-    if os.geteuid() != 0:
-        return f"the test bed needs root: it makes namespaces and mounts (or name a cluster with {KUBECONFIG})"
-    if shutil.which("go") is None:
-        return "the test bed needs Go 1.26 to build Kubernetes"
-    return missing_packages()
+from tests.cluster.testbed.packages import impediment
 
 
 def _not_run(reason: str) -> NoReturn:
@@ -57,10 +48,10 @@ def cluster() -> Iterator[Cluster]:
     if named:
         yield testbed.named(Path(named))
         return
-    reason = _reason()
+    reason = impediment()
     if reason is not None:
-        _not_run(reason)
-    with testbed.running() as one:
+        _not_run(f"{reason} ({KUBECONFIG} may name a cluster in its place)")
+    with testbed.running() as one, binaries.helms_in_the_background():
         yield one
 
 
@@ -76,7 +67,7 @@ def namespace(cluster: Cluster) -> Iterator[str]:
 @pytest.fixture(scope="package")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real images in the layout that the trainer reads."""
-    folder = Path("/var/tmp") / tmp_path_factory.mktemp("digits").name
+    folder = tmp_path_factory.mktemp("digits") / "data"
     command = [sys.executable, "-m", "trainer", "data", "digits", "--to", str(folder)]
     subprocess.run(command, check=True, capture_output=True)
     return folder

@@ -13,15 +13,22 @@ from typing import Any
 
 import pytest
 
+from tests.cluster.testbed import binaries, images
 from tests.cluster.testbed import cluster as testbed
-from tests.cluster.testbed import images
 from tests.cluster.testbed.cluster import RUNS, Cluster, clean_up, running
 from tests.cluster.testbed.node import ASCEND_910_LABELS
 from tests.cluster.testbed.npu import RESOURCE, preferred
 from tests.cluster.testbed.npu_annotations import annotations
-from tests.cluster.testbed.processes import StartError
+from tests.cluster.testbed.processes import StartError, output_of
 from tests.cluster.testbed.storage import claim
 
+HOLD = """
+import time
+from tests.cluster.testbed.cluster import running
+with running() as cluster:
+    print(cluster.folder, flush=True)
+    time.sleep(3600)
+"""
 TABLES = Path(__file__).parents[1] / "data" / "ranktables"
 
 # The first run of a machine builds Kubernetes.
@@ -205,12 +212,9 @@ def test_chips_come_from_one_ring_where_they_can(
 
 def test_a_cluster_whose_process_is_killed_leaves_nothing_behind(cluster: Cluster) -> None:
     """It needs `cluster` only for what that makes sure of: that there can be one here."""
-    command = [sys.executable, "-m", "tests.cluster.testbed"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        said = process.stdout.readline()
-        assert said.startswith("export KUBECONFIG="), said
-        folder = Path(said.split()[1].partition("=")[2]).parent
+        folder = Path(process.stdout.readline().strip())
         first = int((folder / "node1" / "pid").read_text())
         assert Path(f"/proc/{first}").exists()
         os.kill(process.pid, signal.SIGKILL)
@@ -220,3 +224,22 @@ def test_a_cluster_whose_process_is_killed_leaves_nothing_behind(cluster: Cluste
     assert not folder.exists()
     assert not list(Path("/sys/fs/cgroup").glob(f"*/{folder.name}-*"))
     assert cluster.folder in RUNS.iterdir(), "one that runs is left alone"
+
+
+@pytest.mark.parametrize(
+    ("helm", "version", "kubernetes"), [(binaries.helm3, "v3.20.2", "1.35"), (binaries.helm4, "v4.3.1", "1.37")]
+)
+def test_both_helms_are_whole_and_know_a_kubernetes_of_today(
+    cluster: Cluster, tmp_path: Path, helm: Callable[[], Path], version: str, kubernetes: str
+) -> None:
+    """It waits for the build that the fixture began; a Helm that was built without its flags renders for 1.20."""
+    assert cluster.program.exists()
+    program = str(helm())
+    assert output_of([program, "version", "--template", "{{.Version}}"]) == version
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "Chart.yaml").write_text("apiVersion: v2\nname: c\nversion: 0.1.0\n")
+    shown = "kubernetes: {{ .Capabilities.KubeVersion.Major }}.{{ .Capabilities.KubeVersion.Minor }}\n"
+    (tmp_path / "templates" / "c.yaml").write_text(shown)
+    assert f"kubernetes: {kubernetes}\n" in output_of([program, "template", "r", str(tmp_path)])
+    listed = output_of([program, "list", "--kubeconfig", str(cluster.kubeconfig), "--all-namespaces"])
+    assert listed.startswith("NAME")

@@ -1,29 +1,47 @@
-"""`python -m tests.cluster.testbed`: a cluster to try things out on, for as long as this program runs."""
+"""`python -m tests.cluster.testbed up|down`: a cluster in the background to try things out on."""
 
 import sys
-import time
-from contextlib import suppress
+from collections.abc import Sequence
+from pathlib import Path
 
 from tests.cluster.testbed.binaries import BuildError
-from tests.cluster.testbed.cluster import running
+from tests.cluster.testbed.playground import Playground, PlaygroundError
 from tests.cluster.testbed.processes import StartError
 
+USAGE = "python -m tests.cluster.testbed up|down"
+INTERRUPTED = 130
 
-def main() -> int:
-    """Start one, say how to reach it, and hold it until Ctrl-C."""
-    began = time.monotonic()
+
+def main(words: Sequence[str]) -> int:
+    """Do it; the exit code."""
     try:
-        with running() as cluster, suppress(KeyboardInterrupt):
-            sys.stdout.write(f"export KUBECONFIG={cluster.kubeconfig}\n")
-            sys.stdout.write(f"# ready after {time.monotonic() - began:.1f} s; Ctrl-C ends it. Try:\n")
-            sys.stdout.write(f"{cluster.programs / 'kubectl'} get nodes\n")
-            sys.stdout.flush()
-            time.sleep(10**9)
-    except (StartError, BuildError) as error:
+        match words:
+            case ["up", *folder]:
+                sys.stdout.write(_playground(folder).up(starting=_say_starting))
+            case ["down", *folder]:
+                sys.stdout.write(_playground(folder).down())
+            case ["hold", *folder]:
+                _playground(folder).hold()
+            case _:
+                sys.stderr.write(f"usage: {USAGE}\n")
+                return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; nothing is left\n")
+        return INTERRUPTED
+    except (PlaygroundError, StartError, BuildError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     return 0
 
 
+def _say_starting() -> None:
+    sys.stderr.write("# starting; a machine's first one builds Kubernetes, in about ten minutes\n")
+
+
+def _playground(folder: Sequence[str]) -> Playground:
+    """Of a folder that a test names, or the person's own."""
+    return Playground(*map(Path, folder))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

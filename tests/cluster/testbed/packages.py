@@ -1,4 +1,4 @@
-"""What a node needs from Debian: installed where it is missing, if this machine installs Debian's packages."""
+"""What a machine must have for the test bed; what Debian has of it is installed where it is missing."""
 
 import os
 import shutil
@@ -20,7 +20,16 @@ PROGRAMS = {
 """Each program, and the package that has it."""
 
 
-def missing_packages() -> str | None:
+def impediment() -> str | None:
+    """Why no cluster can be started here, in one line; packages that are missing are installed first."""
+    if os.geteuid() != 0:
+        return "the test bed needs root: it makes namespaces and mounts"
+    if shutil.which("go") is None:
+        return "the test bed needs Go 1.26 to build Kubernetes"
+    return _missing_packages()
+
+
+def _missing_packages() -> str | None:
     """Install what is missing; why that cannot be done, in one line."""
     missing = [package for program, package in PROGRAMS.items() if not _is_there(program)]
     if not missing:
