@@ -130,6 +130,25 @@ def test_pods_on_both_nodes_write_to_the_same_claim_without_being_root(
     assert {path.stat().st_uid for path in written} == {images.USER}
 
 
+def test_not_even_root_can_write_to_what_a_pod_sees_of_the_machine(cluster: Cluster, namespace: str) -> None:
+    places = ["/usr", "/bin", sys.base_prefix, "/opt/pnas/venv", "/opt/pnas/src/trainer"]
+    script = f"""
+import errno
+for place in {places}:
+    try:
+        open(place + "/written-by-a-test", "w").close()
+        print(place, "was written to")
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+"""
+    pod = _script("root", script)
+    pod["spec"]["containers"][0]["securityContext"] = {"runAsUser": 0}
+    _create(cluster, namespace, pod)
+    where = ["root", "--namespace", namespace]
+    _until(lambda: cluster.get("pod", *where)["status"]["phase"] == "Succeeded")
+    assert cluster.kubectl("logs", *where).split() == ["EROFS"] * len(places)
+
+
 def test_a_claim_is_refused_for_a_folder_that_nodes_have_each_of_their_own(cluster: Cluster, namespace: str) -> None:
     with pytest.raises(ValueError, match="/run/pnas: nodes do not share"):
         claim(cluster, namespace, "own", Path("/run/pnas"))
