@@ -1,176 +1,230 @@
-"""One container's log, from its first line to its last, each once, whatever happens to the connection.
+"""The log of one container instance, from its first line to its last, through every cut of the connection.
 
-A thread reads what has been written, then follows; after every end of the stream it asks what became of the container,
-since an end may also be a kubelet that restarts or a proxy that has had enough. What comes again is left out by the
-`Window`; what can no longer be had is announced. The end is the container's, never the stream's.
+Two sources are brought together. The stream has the lines, and its end means nothing. The pod's status, which the
+caller keeps up to date, says where the instance is in its life. So whatever ends a stream, the status is asked what to
+do: go on following, read the rest of an ended instance until nothing is left, read it as the container's previous log
+after a restart, or give up with a notice of what is lost. A loss that a kubelet's rotation causes inside a stream that
+is never cut cannot be seen here; only numbered lines prove that there is none.
 """
 
-import queue
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from datetime import datetime, timezone
 
-from launcher.errors import LauncherError, UnreachableError
-from launcher.kube.stream import RefusedStreamError
-from launcher.podlogs.batch import CAUGHT_UP, Batch, Item, LogGap, batch_of
-from launcher.podlogs.window import Window
+from launcher.podlogs.access import Access
+from launcher.podlogs.batch import CAUGHT_UP, Item, LogGap, batch_of
+from launcher.podlogs.errors import PodLogError, Refused, Stopped
+from launcher.podlogs.patience import Patience, Timing
+from launcher.podlogs.state import ContainerState, Instance, Place, end_of, place_of
+from launcher.podlogs.stop import Stop
+from launcher.podlogs.transport import Answer, Transport
+from launcher.podlogs.window import SPAN_NS, Window
 
-_FIRST_DELAY_S, _LAST_DELAY_S = 0.2, 5.0
-_PUT_S = 0.2
-# The kubelet takes whole seconds, and stamps are now and then out of order.
-_OVERLAP_NS = 2_000_000_000
-
-
-@dataclass(frozen=True)
-class ContainerState:
-    """What the cluster says of one container instance now.
-
-    Attributes:
-        ended: it has terminated: nothing more will be written.
-        gone: its pod is no more: nothing can be read.
-        previous: another instance of the container has begun since.
-    """
-
-    ended: bool = False
-    gone: bool = False
-    previous: bool = False
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a container's log comes from.
-
-    Attributes:
-        open: sends a log request with these parameters and gives the answer piece by piece.
-        state: the container's, as far as is known now.
-        follow: go on until it has ended.
-        since_s: begin with the lines of the last so many seconds.
-    """
-
-    open: Callable[[Mapping[str, str]], Iterator[bytes]]
-    state: Callable[[], ContainerState]
-    follow: bool
-    since_s: float | None = None
+_LONGEST_PAUSE_S = 2.0
+_UNSERVED = "the server no longer has what came before: the log was rotated while the connection was cut"
+_LOST = {
+    Place.GONE: "the pod was deleted before its log had been read to the end",
+    Place.OVERWRITTEN: "the container restarted twice before its log had been read to the end",
+}
 
 
 class ContainerLog:
-    """Reads one container instance's log in a thread of its own, into a queue that all share.
+    """Iterated over once: the instance's lines as batches, and a gap wherever lines are or may be missing.
 
     Args:
-        key: comes with each item.
-        out: holds the thread up when it is full.
+        state: what is known of the container now; asked often, so it answers from memory.
+        follow: until the instance has ended, or the pod is gone; else only what has been written so far.
+        since_s: only about the lines of the last so many seconds.
     """
 
     def __init__(
-        self, key: str, source: Source, out: "queue.Queue[tuple[str, Item]]", stopped: threading.Event
+        self,
+        access: Access,
+        instance: Instance,
+        state: Callable[[], ContainerState],
+        stop: Stop,
+        *,
+        follow: bool = True,
+        since_s: float | None = None,
+        timing: Timing | None = None,
     ) -> None:
-        self._key = key
-        self._source = source
-        self._out = out
-        self._stopped = stopped
+        self._access = access
+        self._instance = instance
+        self._state = state
+        self._stop = stop
+        self._follow = follow
+        self._since_s = since_s
+        self._timing = timing or Timing()
+        self._patience = Patience(self._timing, time.monotonic)
         self._window = Window()
-        self.caught_up = False
-        """All that had been written when it began has been delivered."""
-        self.done = False
-        """Nothing more will come."""
-        self.error: LauncherError | None = None
-        """Why it gave up."""
-        self._thread = threading.Thread(target=self._run, name=f"log {key}", daemon=True)
-        self._thread.start()
+        self._began = time.monotonic()
+        self._empty = 0
+        self._caught_up = False
+        self._complete = False
 
-    def _run(self) -> None:
-        try:
-            self._read_all()
-        except LauncherError as error:
-            self.error = error
-        finally:
-            self._catch_up()
-            self.done = True
+    def __iter__(self) -> Iterator[Item]:
+        """All there is.
 
-    def _read_all(self) -> None:
-        delay_s = _FIRST_DELAY_S
-        while not self._stopped.is_set():
-            state = self._source.state()
-            if state.gone:
-                self._put(LogGap(self._window.newest_ns, None, "its pod is gone"))
+        Raises:
+            PodLogError: the server refuses, or is out of reach for too long.
+        """
+        timing = self._timing
+        transport = Transport(self._access, self._stop, connect_s=timing.connect_s, idle_s=timing.idle_s)
+        with closing(transport):
+            try:
+                while not self._complete:
+                    yield from self._advance(transport)
+            except Stopped:
                 return
-            # The first pass reads what there is; so it is known when all of that has come.
-            follows = self._source.follow and not state.ended and not state.previous and self.caught_up
-            before = self._window.newest_ns
-            whole = self._pass(follows=follows, previous=state.previous)
-            if whole and not follows:
-                self._catch_up()
-                if state.ended or state.previous or not self._source.follow:
-                    self._finish()
-                    return
-            if whole and follows and self._window.newest_ns == before:
-                # A stream that ends without a line: its container is ending, or somebody in between cuts at once.
-                self._stopped.wait(_FIRST_DELAY_S)
-            elif not whole:
-                delay_s = _FIRST_DELAY_S if self._window.newest_ns != before else min(delay_s * 2, _LAST_DELAY_S)
-                self._stopped.wait(delay_s)
 
-    def _pass(self, *, follows: bool, previous: bool) -> bool:
-        """One request; whether its answer came to its end."""
-        query = {"container": "trainer", "timestamps": "true"}
-        query |= {"follow": "true"} if follows else {}
-        query |= {"previous": "true"} if previous else {}
-        query |= self._since()
-        self._window.reopen()
+    def _advance(self, transport: Transport) -> Iterator[Item]:
+        place = self._place()
+        if place is Place.AHEAD:
+            yield from self._catch_up()
+            self._pause(self._timing.poll_s)
+        elif place in (Place.GONE, Place.OVERWRITTEN, Place.NEVER):
+            yield from self._end_without(place)
+        else:
+            try:
+                yield from self._read(transport, place)
+            except PodLogError as error:
+                yield from self._bear(error, place)
+
+    def _place(self) -> Place:
+        return place_of(self._instance, self._state())
+
+    def _pause(self, seconds: float) -> None:
+        if self._stop.wait(seconds):
+            raise Stopped("stopped")
+
+    def _catch_up(self) -> Iterator[Item]:
+        if not self._caught_up:
+            self._caught_up = True
+            yield CAUGHT_UP
+        self._complete = self._complete or not self._follow
+
+    def _end_without(self, place: Place) -> Iterator[Item]:
+        """There is no log to be had any more."""
+        if place is not Place.NEVER:
+            yield LogGap(self._window.newest_ns, None, _LOST[place])
+        self._complete = True
+        yield from self._catch_up()
+
+    def _bear(self, error: PodLogError, place: Place) -> Iterator[Item]:
+        """Wait, and if that has been long enough, tell what is lost, or what is wrong."""
         try:
-            for data in self._source.open(query):
-                self._deliver(self._window.feed(data))
-        except UnreachableError:
-            return False
-        except RefusedStreamError as refused:
-            return self._refused(refused)
-        return True
+            pause_s = self._patience.pause_s(error)
+        except Refused as refused:
+            if place is Place.RUNNING or refused.status in (401, 403):
+                raise
+            yield LogGap(self._window.newest_ns, self._ended_ns(), f"the server no longer has the log: {refused}")
+            self._complete = True
+            yield from self._catch_up()
+        else:
+            self._pause(pause_s)
+
+    def _ended_ns(self) -> int | None:
+        """The last moment at which the instance can have written; the status has whole seconds."""
+        end = end_of(self._instance, self._state())
+        return None if end is None or end.finished_at is None else int(end.finished_at + 1) * 1_000_000_000
+
+    def _read(self, transport: Transport, place: Place) -> Iterator[Item]:
+        """One request, and what its end means."""
+        ended = place is not Place.RUNNING
+        if ended and self._window.newest_ns is not None and self._has_last_line(transport, place):
+            self._complete = True
+            yield from self._catch_up()
+            return
+        follow = not ended and self._caught_up
+        query = {"container": self._instance.container, "timestamps": "true", **self._since()}
+        query |= {"follow": "true"} if follow else {}
+        query |= _previous(place)
+        with transport.get(self._instance.path, query) as answer:
+            self._window.reopen()
+            news = yield from self._deliver(answer, place)
+        self._patience.restore()
+        if news is None:
+            return
+        self._empty = 0 if news else self._empty + 1
+        if ended:
+            if not news:
+                yield from self._end()
+        elif follow:
+            # The kubelet closes the stream of a container that has ended just before the status says so.
+            self._pause(min(self._timing.poll_s * 2.0**self._empty, _LONGEST_PAUSE_S))
+        else:
+            if not self._follow:
+                yield from self._unresolved()
+            yield from self._catch_up()
+
+    def _has_last_line(self, transport: Transport, place: Place) -> bool:
+        """Whether the ended instance's log ends with the line that was delivered last."""
+        query = {"container": self._instance.container, "timestamps": "true", "tailLines": "1"}
+        query |= _previous(place)
+        with transport.get(self._instance.path, query) as answer:
+            return b"".join(answer) == self._window.last_line
+
+    def _deliver(self, answer: Answer, place: Place) -> Generator[Item, None, bool | None]:
+        """Whether anything new came; None if the same has to be asked for once more."""
+        # Until a known line has come again, nothing in an answer says which instance it is of.
+        sure = self._window.newest_ns is not None
+        news = False
+        for data in answer:
+            self._patience.restore()
+            if not sure and self._has_moved(place):
+                return None
+            sure = True
+            lines = self._window.feed(data)
+            if self._window.gap:
+                if self._has_moved(place):
+                    return None
+                first_ns, last_ns, lines = self._window.accept()
+                yield LogGap(first_ns, last_ns, _UNSERVED)
+            if lines:
+                news = True
+                yield batch_of(lines)
+        return news
+
+    def _has_moved(self, place: Place) -> bool:
+        """Whether the log that was asked for may be another instance's, as the container has restarted meanwhile."""
+        if self._state().may_restart:
+            self._pause(self._timing.settle_s)
+        now = self._place()
+        return now is not place and {now, place} != {Place.RUNNING, Place.ENDED}
+
+    def _unresolved(self) -> Iterator[Item]:
+        """An answer came to its end, and nothing known was in it."""
+        if not self._window.joined:
+            first_ns, last_ns, lines = self._window.accept()
+            yield LogGap(first_ns, last_ns if lines else self._ended_ns(), _UNSERVED)
+            if lines:
+                yield batch_of(lines)
+
+    def _end(self) -> Iterator[Item]:
+        """An ended instance's log was read to its end, and there was nothing new."""
+        yield from self._unresolved()
+        if rest := self._window.finish():
+            yield batch_of(rest)
+        if self._window.words:
+            words = self._window.words.decode("utf-8", "replace").strip()
+            yield LogGap(self._window.newest_ns, self._ended_ns(), f"the server says: {words}")
+        self._complete = True
+        yield from self._catch_up()
 
     def _since(self) -> dict[str, str]:
-        newest = self._window.newest_ns
-        if newest is not None:
-            moment = datetime.fromtimestamp((newest - _OVERLAP_NS) // 1_000_000_000, timezone.utc)
+        """From where on to ask: two seconds before what came last, by the node's own clock, in whole seconds.
+
+        `sinceTime` is inclusive, and cut to whole seconds by the API server (LogLocation in pkg/registry/core/pod).
+        """
+        if self._window.resume_ns is not None:
+            moment = datetime.fromtimestamp((self._window.resume_ns - SPAN_NS) // 1_000_000_000, timezone.utc)
             return {"sinceTime": moment.strftime("%Y-%m-%dT%H:%M:%SZ")}
-        return {} if self._source.since_s is None else {"sinceSeconds": str(max(1, round(self._source.since_s)))}
+        if self._since_s is not None:
+            return {"sinceSeconds": str(max(1, math.ceil(self._since_s + time.monotonic() - self._began)))}
+        return {}
 
-    def _refused(self, refused: RefusedStreamError) -> bool:
-        """Whether that was the end: a container that has not begun (400) or a server in trouble is asked again."""
-        if refused.status in (401, 403):
-            raise LauncherError(f"log of {self._key}: HTTP {refused.status}: {refused.body.decode('utf-8', 'replace')}")
-        if refused.status == 404 and not self._source.state().gone:
-            self._stopped.wait(_FIRST_DELAY_S)
-        return False
 
-    def _deliver(self, lines: bytes) -> None:
-        if lines:
-            self._put(batch_of(lines))
-        if self._window.gap:
-            self._give_up()
-
-    def _give_up(self) -> None:
-        first, last, lines = self._window.accept()
-        self._put(LogGap(first, last, "the node no longer has them"))
-        if lines:
-            self._put(batch_of(lines))
-
-    def _finish(self) -> None:
-        """The end of an unfinished line, and what was held back in case it was known."""
-        self._deliver(self._window.finish())
-        if not self._window.joined:
-            lines = self._window.held()
-            if lines:
-                self._put(batch_of(lines))
-
-    def _catch_up(self) -> None:
-        if not self.caught_up:
-            self.caught_up = True
-            self._put(CAUGHT_UP)
-
-    def _put(self, item: Batch | LogGap) -> None:
-        while not self._stopped.is_set():
-            try:
-                self._out.put((self._key, item), timeout=_PUT_S)
-            except queue.Full:
-                continue
-            return
+def _previous(place: Place) -> dict[str, str]:
+    return {"previous": "true"} if place is Place.PREVIOUS else {}

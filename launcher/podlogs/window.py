@@ -110,7 +110,11 @@ class Window:
 
     @property
     def resume_ns(self) -> int | None:
-        """The stamp from a little before which on to ask for more. A node's clock may have been set back."""
+        """The stamp from a little before which on to ask for more.
+
+        Not the youngest where the node's clock was set back. If that happens while the connection is cut, nobody can
+        know, and what is written until the clock has caught up is not asked for.
+        """
         return None if self.newest_ns is None else min(self.newest_ns, stamp_ns(self.last_line) or self.newest_ns)
 
     @property

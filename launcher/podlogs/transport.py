@@ -1,0 +1,225 @@
+"""One GET after the other to an API server, each answer read as it comes, by libcurl.
+
+The API server sends each log line as an HTTP chunk of its own, and any client that handles chunks in Python spends
+its time on that. Here libcurl takes them apart and appends them to a list, which is joined whenever the socket has
+been emptied. Nothing is read while nobody asks for more, so a slow reader is felt by the server; and waiting ends at
+once when the stop is set. One transport belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from launcher.podlogs.access import Access
+from launcher.podlogs.errors import Broken, NotReached, PodLogError, Refused, Silent, Stopped, Untrusted
+from launcher.podlogs.stop import Stop
+
+_BUFFER = 1 << 18
+_MESSAGE_LIMIT = 1 << 16
+_NOT_REACHED = ("COULDNT_RESOLVE_PROXY", "COULDNT_RESOLVE_HOST", "COULDNT_CONNECT", "OPERATION_TIMEDOUT")
+# E_SSL_CONNECT_ERROR is not among them: a handshake that is cut looks the same.
+_UNTRUSTED = ("PEER_FAILED_VERIFICATION", "SSL_CACERT_BADFILE", "SSL_CERTPROBLEM", "SSL_ISSUER_ERROR", "SSL_CIPHER")
+
+
+class Transport:
+    """A connection to the API server that is kept from one request to the next.
+
+    Args:
+        connect_s: how long a connection may take.
+        idle_s: how long an answer may be silent. Balancers drop silent connections without a word, so a silence is
+            no error, but a reason to ask again.
+    """
+
+    def __init__(self, access: Access, stop: Stop, *, connect_s: float = 10, idle_s: float = 60) -> None:
+        import pycurl  # noqa: PLC0415  # only a command that reads a log pays for it
+
+        self._access = access
+        self._stop = stop
+        self._idle_s = idle_s
+        self._multi: Any = pycurl.CurlMulti()
+        self._curl: Any = pycurl.Curl()
+        for option, value in _options(access, connect_s).items():
+            self._curl.setopt(getattr(pycurl, option), value)
+
+    @contextmanager
+    def get(self, path: str, query: Mapping[str, str]) -> Iterator[Answer]:
+        """The answer to a GET, as long as the context lasts.
+
+        Raises:
+            Stopped: the stop is set.
+            NotReached, Untrusted: there is no connection.
+            Refused: the answer is not 200.
+        """
+        token = self._access.token()
+        headers = [] if token is None else [f"Authorization: Bearer {token}"]
+        if self._access.tls_server_name is not None:
+            headers.append(f"Host: {urlsplit(self._access.server).netloc}")
+        self._curl.setopt(self._curl.URL, _named(self._access, self._access.url(path, query)))
+        self._curl.setopt(self._curl.HTTPHEADER, headers)
+        answer = Answer(self._multi, self._curl, self._access, self._stop, self._idle_s)
+        self._multi.add_handle(self._curl)
+        try:
+            yield answer
+        finally:
+            self._multi.remove_handle(self._curl)
+
+    def close(self) -> None:
+        """Close the connection, whatever state it is in."""
+        self._multi.close()
+        self._curl.close()
+
+
+class Answer:
+    """What the server sends: iterated over, blocks of bytes as they come.
+
+    The kubelet sends its headers with the first line of the log, so nothing is known of an answer before that.
+    """
+
+    def __init__(self, multi: Any, curl: Any, access: Access, stop: Stop, idle_s: float) -> None:
+        self._multi = multi
+        self._curl = curl
+        self._access = access
+        self._stop = stop
+        self._idle_s = idle_s
+        self._parts: list[bytes] = []
+        self._headers: list[bytes] = []
+        self._ended = False
+        curl.setopt(curl.WRITEFUNCTION, self._parts.append)
+        curl.setopt(curl.HEADERFUNCTION, self._headers.append)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The blocks, none of them empty, until the answer's end.
+
+        Raises:
+            Stopped: the stop is set.
+            NotReached, Untrusted: there was no connection.
+            Refused: the answer is not 200.
+            Broken: the answer was cut, or (Silent) nothing came for `idle_s`.
+        """
+        while data := self._next():
+            if self._curl.getinfo(self._curl.RESPONSE_CODE) != 200:
+                raise self._refused(data)
+            yield data
+        if self._curl.getinfo(self._curl.RESPONSE_CODE) != 200:
+            raise self._refused(b"")
+
+    def _next(self) -> bytes:
+        """What has come, or nothing at the end."""
+        deadline = time.monotonic() + self._idle_s
+        while not self._parts and not self._ended:
+            if self._stop.is_set():
+                raise Stopped("stopped")
+            _, active = self._multi.perform()
+            if self._parts:
+                break
+            if not active:
+                self._ended = True
+                self._check()
+            elif time.monotonic() > deadline:
+                raise Silent(f"{self._access.server}: nothing came for {self._idle_s:g} s")
+            else:
+                self._wait(deadline - time.monotonic())
+        data = b"".join(self._parts)
+        self._parts.clear()
+        return data
+
+    def _wait(self, seconds: float) -> None:
+        """Until there is something to read or write, libcurl's own time is up, or the stop is set."""
+        reading, writing, _ = self._multi.fdset()
+        poller = select.poll()
+        poller.register(self._stop, select.POLLIN)
+        for descriptor in {*reading, *writing}:
+            events = (select.POLLIN if descriptor in reading else 0) | (select.POLLOUT if descriptor in writing else 0)
+            poller.register(descriptor, events)
+        # Without a socket libcurl is resolving a name, and says so only when it is asked.
+        own_ms = self._multi.timeout() if reading or writing else 10
+        milliseconds = max(seconds, 0) * 1000
+        poller.poll(milliseconds if own_ms < 0 else min(milliseconds, own_ms))
+
+    def _check(self) -> None:
+        """Raise what libcurl says of the end."""
+        _, _, failed = self._multi.info_read()
+        for _, code, message in failed:
+            raise _error(code, f"{self._access.server}: {message}")
+
+    def _refused(self, data: bytes) -> PodLogError:
+        while len(data) < _MESSAGE_LIMIT and (more := self._next()):
+            data += more
+        after = self._header("retry-after")
+        return Refused(
+            self._curl.getinfo(self._curl.RESPONSE_CODE),
+            _message(data) or "no reason given",
+            float(after) if after is not None and after.isdigit() else None,
+        )
+
+    def _header(self, name: str) -> str | None:
+        for line in reversed(self._headers):
+            key, _, value = line.decode("latin-1").partition(":")
+            if key.strip().lower() == name:
+                return value.strip()
+        return None
+
+
+def _options(access: Access, connect_s: float) -> dict[str, object]:
+    """The options of every request."""
+    import pycurl  # noqa: PLC0415  # see Transport
+
+    options: dict[str, object] = {
+        "NOSIGNAL": 1,
+        # A stream of small parts is cheaper there than with HTTP/2's framing and windows.
+        "HTTP_VERSION": pycurl.CURL_HTTP_VERSION_1_1,
+        "BUFFERSIZE": _BUFFER,
+        "CONNECTTIMEOUT_MS": int(connect_s * 1000),
+        "TCP_KEEPALIVE": 1,
+        "TCP_KEEPIDLE": 30,
+        "TCP_KEEPINTVL": 15,
+        # Both empty: whoever made `access` has looked at the environment already.
+        "PROXY": access.proxy or "",
+        "NOPROXY": "",
+        "SSL_VERIFYPEER": int(access.verify),
+        "SSL_VERIFYHOST": 2 if access.verify else 0,
+    }
+    files = {"CAINFO": access.ca_file, "SSLCERT": access.client_cert, "SSLKEY": access.client_key}
+    options |= {name: value for name, value in files.items() if value is not None}
+    if access.tls_server_name is not None:
+        address = urlsplit(access.server)
+        port = address.port or 443
+        # Its host in brackets where it is an IPv6 address.
+        host = address.netloc.rpartition("@")[2].removesuffix(f":{address.port}")
+        options["CONNECT_TO"] = [f"{access.tls_server_name}:{port}:{host}:{port}"]
+    return options
+
+
+def _named(access: Access, url: str) -> str:
+    """The URL under the name that the certificate must have; CONNECT_TO leads it to the server."""
+    if access.tls_server_name is None:
+        return url
+    address = urlsplit(url)
+    return address._replace(netloc=f"{access.tls_server_name}:{address.port or 443}").geturl()
+
+
+def _error(code: int, message: str) -> PodLogError:
+    import pycurl  # noqa: PLC0415  # see Transport
+
+    def among(names: Sequence[str]) -> bool:
+        return code in [getattr(pycurl, f"E_{name}") for name in names]
+
+    if among(_NOT_REACHED):
+        return NotReached(message)
+    return Untrusted(message) if among(_UNTRUSTED) else Broken(message)
+
+
+def _message(body: bytes) -> str:
+    """What a Status object says, or else the body's first line."""
+    try:
+        status = json.loads(body)
+    except ValueError:
+        return (body.decode("utf-8", "replace").strip().splitlines() or [""])[0][:300]
+    message = status.get("message") if isinstance(status, dict) else None
+    return str(message or "")

@@ -1,0 +1,313 @@
+"""An answer is read as it comes, ends when its reader or the stop says so, and says truly why there is none."""
+
+import datetime
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from launcher.podlogs.access import Access
+from launcher.podlogs.errors import Broken, NotReached, Refused, Silent, Stopped, Untrusted
+from launcher.podlogs.stop import Stop
+from launcher.podlogs.transport import Transport
+from trainer.topology.ports import free_port
+
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+END = b"0\r\n\r\n"
+STATUS = b'{"kind":"Status","message":"container \\"c\\" in pod \\"p\\" is waiting to start: ContainerCreating"}'
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def refusal(status: str, body: bytes, *headers: bytes) -> bytes:
+    lines = [f"HTTP/1.1 {status}".encode(), b"Content-Length: %d" % len(body), *headers, b"", body]
+    return b"\r\n".join(lines)
+
+
+class Server:
+    """A real one on loopback. `serve` gets each connection and what was asked on it."""
+
+    def __init__(self, serve: Callable[[socket.socket, bytes], None], context: ssl.SSLContext | None = None) -> None:
+        self._serve = serve
+        self._context = context
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        self.asked: list[bytes] = []
+        self.connections = 0
+        self._open: list[socket.socket] = []
+
+    def __enter__(self) -> "Server":
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        for one in (self._listening, *self._open):
+            one.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listening.accept()
+                self.connections += 1
+                threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+
+    def _talk(self, connection: socket.socket) -> None:
+        with suppress(OSError):
+            if self._context is not None:
+                connection = self._context.wrap_socket(connection, server_side=True)
+            self._open.append(connection)
+            while asked := connection.recv(1 << 16):
+                self.asked.append(asked)
+                self._serve(connection, asked)
+
+
+def access(port: int, *, scheme: str = "http") -> Access:
+    return Access(f"{scheme}://127.0.0.1:{port}", None, None, None, lambda: None, None, True, None)
+
+
+@contextmanager
+def transport(how: Access, stop: Stop | None = None, *, idle_s: float = 60) -> Iterator[Transport]:
+    with closing(Transport(how, stop or Stop(), idle_s=idle_s)) as one:
+        yield one
+
+
+def read(how: Access, *, idle_s: float = 60) -> bytes:
+    with transport(how, idle_s=idle_s) as one, one.get("/log", {}) as answer:
+        return b"".join(answer)
+
+
+def test_every_byte_of_many_small_chunks_arrives() -> None:
+    lines = [b"line %d\n" % number for number in range(20_000)]
+    with Server(lambda one, _: one.sendall(HEAD + b"".join(map(chunk, lines)) + END)) as server:
+        assert read(access(server.port)) == b"".join(lines)
+
+
+def test_a_line_arrives_before_the_next_is_written() -> None:
+    go = threading.Event()
+
+    def serve(one: socket.socket, _: bytes) -> None:
+        one.sendall(HEAD + chunk(b"one\n"))
+        go.wait()
+        one.sendall(chunk(b"two\n") + END)
+
+    with Server(serve) as server, transport(access(server.port)) as one, one.get("/log", {}) as answer:
+        blocks = iter(answer)
+        assert next(blocks) == b"one\n"
+        go.set()
+        assert list(blocks) == [b"two\n"]
+
+
+def test_one_connection_serves_one_request_after_the_other() -> None:
+    with (
+        Server(lambda one, _: one.sendall(HEAD + chunk(b"a\n") + END)) as server,
+        transport(access(server.port)) as one,
+    ):
+        for _ in range(3):
+            with one.get("/log", {}) as answer:
+                assert b"".join(answer) == b"a\n"
+        assert server.connections == 1
+
+
+def test_each_request_carries_the_token_of_its_moment_and_its_query() -> None:
+    tokens = iter(["first", "second"])
+    with Server(lambda one, _: one.sendall(HEAD + END)) as server:
+        how = replace(access(server.port), token=lambda: next(tokens))
+        with transport(how) as one:
+            for _ in range(2):
+                with one.get("/api/v1/namespaces/a/pods/b/log", {"sinceTime": "2026-11-24T16:50:47Z"}) as answer:
+                    list(answer)
+    assert [b"Bearer first" in server.asked[0], b"Bearer second" in server.asked[1]] == [True, True]
+    assert server.asked[0].startswith(
+        b"GET /api/v1/namespaces/a/pods/b/log?sinceTime=2026-11-24T16%3A50%3A47Z HTTP/1.1\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "message", "after"),
+    [
+        (refusal("400 Bad Request", STATUS), 400, 'in pod "p" is waiting to start: ContainerCreating', None),
+        (refusal("429 Too Many", b"slow down\nplease\n", b"Retry-After: 7"), 429, "slow down", 7),
+        (refusal("502 Bad Gateway", b""), 502, "no reason given", None),
+        (refusal("500 Error", b"[1]"), 500, "no reason given", None),
+    ],
+)
+def test_a_refusal_says_what_the_server_said(answer: bytes, status: int, message: str, after: float | None) -> None:
+    with Server(lambda one, _: one.sendall(answer)) as server, pytest.raises(Refused) as raised:
+        read(access(server.port))
+    assert raised.value.status == status
+    assert raised.value.message.endswith(message)
+    assert raised.value.retry_after_s == after
+    assert str(raised.value).startswith(f"{status}: ")
+
+
+def test_a_cut_answer_is_no_end_but_what_came_before_has_arrived() -> None:
+    def serve(one: socket.socket, _: bytes) -> None:
+        one.sendall(HEAD + chunk(b"one\n"))
+        one.shutdown(socket.SHUT_RDWR)
+
+    with Server(serve) as server, transport(access(server.port)) as one, one.get("/log", {}) as answer:
+        blocks = iter(answer)
+        assert next(blocks) == b"one\n"
+        with pytest.raises(Broken):
+            next(blocks)
+
+
+def test_the_transport_is_of_use_after_a_cut() -> None:
+    def serve(one: socket.socket, asked: bytes) -> None:
+        one.sendall(HEAD + chunk(b"a\n") + (END if b"again" in asked else b""))
+        if b"again" not in asked:
+            one.shutdown(socket.SHUT_RDWR)
+
+    with Server(serve) as server, transport(access(server.port)) as one:
+        with one.get("/log", {}) as answer, pytest.raises(Broken):
+            list(answer)
+        with one.get("/log", {"again": "1"}) as answer:
+            assert b"".join(answer) == b"a\n"
+
+
+@pytest.mark.parametrize("sent", [b"", HEAD, HEAD + chunk(b"a\n")])
+def test_a_long_silence_is_told_from_a_cut(sent: bytes) -> None:
+    with Server(lambda one, _: one.sendall(sent)) as server, pytest.raises(Silent, match=r"nothing came for 0\.2 s"):
+        read(access(server.port), idle_s=0.2)
+
+
+def test_nobody_listens() -> None:
+    with pytest.raises(NotReached, match=r"127\.0\.0\.1"):
+        read(access(free_port()))
+
+
+def test_a_host_that_is_not_known() -> None:
+    with pytest.raises(NotReached, match=r"no-such-host\.invalid"):
+        read(replace(access(1), server="http://no-such-host.invalid:80"))
+
+
+def test_a_stop_ends_an_answer_that_is_waited_for_at_once() -> None:
+    stop, waiting = Stop(), threading.Event()
+
+    def serve(one: socket.socket, _: bytes) -> None:
+        one.sendall(HEAD + chunk(b"one\n"))
+        waiting.set()
+
+    def set_later() -> None:
+        waiting.wait()
+        time.sleep(0.1)
+        stop.set()
+
+    with Server(serve) as server, transport(access(server.port), stop) as one, one.get("/log", {}) as answer:
+        thread = threading.Thread(target=set_later)
+        thread.start()
+        # Without the stop it would be Silent, after a minute.
+        with pytest.raises(Stopped):
+            list(answer)
+        thread.join()
+
+
+def test_a_reader_that_does_not_read_holds_the_server_up() -> None:
+    sent = []
+
+    def serve(one: socket.socket, _: bytes) -> None:
+        one.settimeout(1)
+        one.sendall(HEAD)
+        for number in range(2000):
+            one.sendall(chunk(b"x" * 100_000))
+            sent.append(number)
+
+    with Server(serve) as server, transport(access(server.port)) as one, one.get("/log", {}) as answer:
+        next(iter(answer))
+        time.sleep(1.5)
+        # What fits into the sockets' buffers, of 200 MB.
+        assert len(sent) < 500
+
+
+def certificate(folder: Path, name: str, *, host: str) -> tuple[Path, ssl.SSLContext]:
+    """A self-signed certificate for a host name or an address, and a server's context with it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    try:
+        alternative: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        alternative = x509.DNSName(host)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = made.public_bytes(serialization.Encoding.PEM)
+    form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    path, both = folder / f"{name}.crt", folder / f"{name}.pem"
+    path.write_bytes(pem)
+    both.write_bytes(pem + key.private_bytes(serialization.Encoding.PEM, form, plain))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(both)
+    return path, context
+
+
+@pytest.fixture
+def secure(tmp_path: Path) -> Iterator[tuple[Server, Path]]:
+    path, context = certificate(tmp_path, "ours", host="127.0.0.1")
+    with Server(lambda one, _: one.sendall(HEAD + chunk(b"a\n") + END), context) as server:
+        yield server, path
+
+
+def test_a_server_with_the_trusted_certificate_is_read(secure: tuple[Server, Path]) -> None:
+    server, path = secure
+    assert read(replace(access(server.port, scheme="https"), ca_file=str(path))) == b"a\n"
+
+
+def test_a_certificate_of_somebody_else_is_not_trusted_unless_any_is(
+    secure: tuple[Server, Path], tmp_path: Path
+) -> None:
+    server, _ = secure
+    other, _ = certificate(tmp_path, "other", host="127.0.0.1")
+    how = replace(access(server.port, scheme="https"), ca_file=str(other))
+    with pytest.raises(Untrusted, match="certificate"):
+        read(how)
+    assert read(replace(how, verify=False)) == b"a\n"
+
+
+def test_a_certificate_file_that_is_missing_is_named(secure: tuple[Server, Path], tmp_path: Path) -> None:
+    server, _ = secure
+    how = replace(access(server.port, scheme="https"), ca_file=str(tmp_path / "absent.crt"))
+    with pytest.raises(Untrusted, match=r"absent\.crt"):
+        read(how)
+
+
+def test_a_server_under_another_name_is_known_by_that_name(tmp_path: Path) -> None:
+    path, context = certificate(tmp_path, "ours", host="kubernetes.example")
+    with Server(lambda one, _: one.sendall(HEAD + chunk(b"a\n") + END), context) as server:
+        how = replace(access(server.port, scheme="https"), ca_file=str(path))
+        with pytest.raises(Untrusted):
+            read(how)
+        assert read(replace(how, tls_server_name="kubernetes.example")) == b"a\n"
+        assert b"Host: 127.0.0.1:%d\r\n" % server.port in server.asked[-1]
+
+
+def test_a_proxy_is_used_if_named_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(lambda one, _: one.sendall(HEAD + chunk(b"a\n") + END)) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+        with pytest.raises(NotReached):
+            read(access(free_port()))
+        assert not proxy.asked
+        assert read(replace(access(free_port()), proxy=f"http://127.0.0.1:{proxy.port}")) == b"a\n"
+        assert proxy.asked[0].startswith(b"GET http://127.0.0.1:")
