@@ -48,7 +48,7 @@ def _each(check: Any) -> AfterValidator:
         names = [value.partition("=")[0] for value in values]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"{twice} is given twice")
+            raise ValueError(f"`{twice}` is given twice")
         return values
 
     return AfterValidator(check_all)
@@ -59,9 +59,9 @@ def _check_env(text: str) -> None:
     if not equals or not _VARIABLE.fullmatch(name):
         raise ValueError(f"`{text}` is not NAME=VALUE with a name of letters, digits and `_`")
     if name in _OWN_VARIABLES:
-        raise ValueError(f"{name} is set by the launcher in every pod")
+        raise ValueError(f"`{name}` is set by the launcher in every pod")
     if value and _SECRET.search(name):
-        raise ValueError(f"{name} looks like a secret, which anybody could read in the job: use --env-from-secret")
+        raise ValueError(f"`{name}` looks like a secret, which anybody could read in the job: use --env-from-secret")
 
 
 def _check_selector(text: str) -> None:

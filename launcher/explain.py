@@ -9,25 +9,30 @@ from collections.abc import Iterable, Sequence
 from launcher.kube.api import Json
 
 _STARTING = frozenset({"ContainerCreating", "PodInitializing"})
+# Volcano's scheduler looks once a second.
+_YOUNG_S = 10.0
 
 
-def why_pending(job: Json, pods: Sequence[Json], group: Json | None, events: Iterable[Json]) -> str:
+def why_pending(job: Json, pods: Sequence[Json], group: Json | None, events: Iterable[Json], *, age_s: float) -> str:
     """What keeps the job, or nothing if it is only starting.
 
     Args:
         group: the PodGroup of a Volcano job.
         events: of the job, its pods and its group, oldest first.
+        age_s: of the job; what has not been done for a young one will be.
     """
     waiting = [pod for pod in pods if pod.get("status", {}).get("phase") == "Pending" and not _leaving(pod)]
     for explain in (_container, _volume, _scheduler):
         for pod in waiting:
             if text := explain(pod, events):
                 return _counted(text, waiting)
-    if group is not None and not pods:
-        return _gang(group, events)
-    if group is None and not pods and job["apiVersion"].startswith("batch.volcano.sh") and not job.get("status"):
-        return "Volcano's controller has not looked at it; is it running?"
-    return "" if pods else _warning(job, events)
+    if pods:
+        return ""
+    if group is not None:
+        return _gang(group, events, age_s)
+    if job["apiVersion"].startswith("batch.volcano.sh") and not job.get("status"):
+        return "Volcano's controller has not looked at it; is it running?" if age_s > _YOUNG_S else ""
+    return _warning(job, events)
 
 
 def container_failure(pod: Json) -> str:
@@ -67,10 +72,10 @@ def _scheduler(pod: Json, _events: Iterable[Json]) -> str:
     return ""
 
 
-def _gang(group: Json, events: Iterable[Json]) -> str:
+def _gang(group: Json, events: Iterable[Json], age_s: float) -> str:
     status = group.get("status") or {}
     if not status.get("phase"):
-        return "Volcano's scheduler has not looked at it; is it running?"
+        return "Volcano's scheduler has not looked at it; is it running?" if age_s > _YOUNG_S else ""
     told = [one for one in _about(group, events) if one.get("reason") == "Unschedulable" and one["type"] == "Normal"]
     if status["phase"] == "Pending":
         return f"queued: {told[-1]['message']}" if told else "queued by Volcano"

@@ -101,8 +101,8 @@ def _resources(spec: JobSpec) -> dict[str, str]:
 
 
 def _literal(text: str) -> str:
-    """The kubelet would put a variable's value in the place of `$(NAME)`."""
-    return text.replace("$(", "$$(")
+    """The kubelet would put a variable's value in the place of `$(NAME)`; `$$` is a dollar to it."""
+    return text.replace("$", "$$")
 
 
 def _pair(text: str) -> tuple[str, str]:

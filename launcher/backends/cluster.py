@@ -96,7 +96,9 @@ class ClusterBackend:
         """What the objects add up to."""
         phase, reason = self.kind.phase(job, pods)
         if phase is Phase.PENDING:
-            reason = why_pending(job, pods, self._group(job), self._events(job["metadata"]["name"])) or reason
+            age_s = time.time() - (seconds(job["metadata"].get("creationTimestamp")) or time.time())
+            events = self._events(job["metadata"]["name"])
+            reason = why_pending(job, pods, self._group(job), events, age_s=age_s) or reason
         elif phase is Phase.FAILED:
             reason = self._why_failed(job, pods, reason)
         return self._state(job, pods, phase, reason)
@@ -112,7 +114,7 @@ class ClusterBackend:
             phase=phase,
             reason=reason,
             created=seconds(meta.get("creationTimestamp")),
-            started=self.kind.started(job),
+            started=min(filter(None, map(_began, pods)), default=self.kind.started(job)),
             ended=self.kind.ended(job) if phase.ended else None,
             spec=spec,
             output=output,
@@ -246,6 +248,14 @@ def _pod_facts(pod: Json) -> dict[str, Any]:
     ended = container_failure(pod)
     facts = {"name": pod["metadata"]["name"], "node": pod["spec"].get("nodeName"), "phase": status.get("phase")}
     return {**facts, "ended": ended} if ended else facts
+
+
+def _began(pod: Json) -> float | None:
+    """When its container began."""
+    for one in pod.get("status", {}).get("containerStatuses") or ():
+        state = one.get("state") or {}
+        return seconds((state.get("running") or state.get("terminated") or {}).get("startedAt"))
+    return None
 
 
 def _ended_at(pod: Json) -> str:

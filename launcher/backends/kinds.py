@@ -120,7 +120,7 @@ class VolcanoKind:
         return phase, reason
 
     def started(self, job: Json) -> float | None:
-        """When it was first seen running."""
+        """When it was seen running; of several times the last."""
         return next((seconds(one["lastTransitionTime"]) for one in self._history(job, "Running")), None)
 
     def ended(self, job: Json) -> float | None:

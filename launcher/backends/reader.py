@@ -93,7 +93,8 @@ class ContainerLog:
         while not self._stopped.is_set():
             state = self._source.state()
             if state.gone:
-                self._put(LogGap(self._window.newest_ns, None, "its pod is gone"))
+                if b" ended lines=" not in self._window.last_line:  # the trainer's last word; nothing comes after it
+                    self._put(LogGap(self._window.newest_ns, None, "its pod is gone"))
                 return
             # The first pass reads what there is; so it is known when all of that has come.
             follows = self._source.follow and not state.ended and not state.previous and self.caught_up

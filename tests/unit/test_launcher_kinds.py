@@ -1,0 +1,93 @@
+"""Phases and reasons, from objects that real controllers wrote."""
+
+from typing import Any
+
+import pytest
+
+from launcher.backends import Phase
+from launcher.backends.kinds import CANCELLED, BatchKind, VolcanoKind
+from launcher.explain import container_failure, why_pending
+
+
+def batch(*conditions: str, **spec: Any) -> dict[str, Any]:
+    found = [{"type": kind, "status": "True", "reason": "R", "message": "m"} for kind in conditions]
+    return {"apiVersion": "batch/v1", "metadata": {"name": "a"}, "spec": spec, "status": {"conditions": found}}
+
+
+def pod(phase: str, **status: Any) -> dict[str, Any]:
+    meta = {"name": "a-x", "uid": "u"}
+    return {"metadata": meta, "spec": {"nodeName": "n"}, "status": {"phase": phase, **status}}
+
+
+@pytest.mark.parametrize(
+    ("job", "pods", "phase", "reason"),
+    [
+        (batch(), [], Phase.PENDING, ""),
+        (batch(), [pod("Pending")], Phase.PENDING, ""),
+        (batch(), [pod("Running")], Phase.RUNNING, ""),
+        (batch(), [pod("Succeeded")], Phase.RUNNING, ""),
+        (batch(), [pod("Failed")], Phase.PENDING, "to be tried again"),
+        (batch("FailureTarget"), [pod("Running")], Phase.RUNNING, ""),
+        (batch("SuccessCriteriaMet", "Complete"), [], Phase.SUCCEEDED, ""),
+        (batch("Failed"), [], Phase.FAILED, "R: m"),
+        (batch(suspend=True), [pod("Running")], Phase.RUNNING, "stopping"),
+        (batch(suspend=True), [], Phase.SUSPENDED, "suspended"),
+    ],
+)
+def test_a_kubernetes_job_is_judged_by_its_conditions(
+    job: dict[str, Any], pods: list[dict[str, Any]], phase: Phase, reason: str
+) -> None:
+    assert BatchKind().phase(job, pods) == (phase, reason)
+
+
+def test_a_job_that_a_person_stopped_is_cancelled_and_not_failed() -> None:
+    job = batch(suspend=True)
+    job["metadata"]["annotations"] = {CANCELLED: "2026-11-24T00:00:00Z"}
+    assert BatchKind().phase(job, [])[0] is Phase.CANCELLED
+    volcano: dict[str, Any] = {"metadata": job["metadata"], "spec": {}, "status": {"state": {"phase": "Aborted"}}}
+    assert VolcanoKind().phase(volcano, [])[0] is Phase.CANCELLED
+    volcano["metadata"] = {"name": "a"}
+    assert VolcanoKind().phase(volcano, [])[0] is Phase.SUSPENDED
+
+
+@pytest.mark.parametrize("own", ["Pending", "Running", "Restarting", "Completing", "Terminating", "Aborting", ""])
+def test_a_volcano_job_in_a_passing_phase_has_not_ended(own: str) -> None:
+    job = {"metadata": {"name": "a"}, "spec": {}, "status": {"state": {"phase": own}} if own else {}}
+    assert not VolcanoKind().phase(job, [])[0].ended
+
+
+@pytest.mark.parametrize(
+    ("own", "phase"), [("Completed", Phase.SUCCEEDED), ("Failed", Phase.FAILED), ("Terminated", Phase.FAILED)]
+)
+def test_a_volcano_job_that_has_ended_is_judged_by_its_phase_alone(own: str, phase: Phase) -> None:
+    job = {"metadata": {"name": "a"}, "spec": {}, "status": {"state": {"phase": own}}}
+    assert VolcanoKind().phase(job, [])[0] is phase
+
+
+def test_the_nearest_cause_of_waiting_wins() -> None:
+    waiting = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
+    unplaced = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes"}
+    job = batch()
+    both = [pod("Pending", conditions=[unplaced]), pod("Pending", containerStatuses=[waiting])]
+    assert why_pending(job, both, None, [], age_s=0) == "ImagePullBackOff: no such image (2 pods wait)"
+    assert why_pending(job, both[:1], None, [], age_s=0) == "0/2 nodes"
+    starting = pod("Pending", containerStatuses=[{"state": {"waiting": {"reason": "ContainerCreating"}}}])
+    assert why_pending(job, [starting], None, [], age_s=0) == ""
+
+
+def test_volcano_that_does_nothing_is_named_once_it_has_had_the_time() -> None:
+    job = {"apiVersion": "batch.volcano.sh/v1alpha1", "metadata": {"name": "a", "uid": "j"}, "spec": {}}
+    group = {"metadata": {"name": "g", "uid": "g"}, "status": {}}
+    assert why_pending(job, [], None, [], age_s=1) == ""
+    assert "controller" in why_pending(job, [], None, [], age_s=60)
+    assert "scheduler" in why_pending(job, [], group, [], age_s=60)
+    queued = {"metadata": {"name": "g", "uid": "g"}, "status": {"phase": "Pending"}}
+    event = {"involvedObject": {"uid": "g"}, "type": "Normal", "reason": "Unschedulable", "message": "overused x"}
+    assert why_pending(job, [], queued, [event], age_s=60) == "queued: overused x"
+
+
+def test_a_container_that_failed_says_how() -> None:
+    killed = {"state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
+    assert container_failure(pod("Failed", containerStatuses=[killed])) == "exit code 137 (OOMKilled)"
+    assert container_failure(pod("Failed", reason="Evicted")) == "Evicted"
+    assert container_failure(pod("Succeeded", containerStatuses=[{"state": {"terminated": {"exitCode": 0}}}])) == ""
