@@ -4,6 +4,8 @@ The templates are k8s/templates/. Values enter them as JSON only, so that none c
 name in a template is an error; and what comes out is parsed before anybody sees it.
 """
 
+import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -29,6 +31,7 @@ _INDEX = {
     "batch": "metadata.annotations['batch.kubernetes.io/job-completion-index']",
     "volcano": "metadata.annotations['volcano.sh/task-index']",
 }
+_NO_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _TEMPLATES = Path(__file__).parent.parent / "k8s" / "templates"
 
 
@@ -133,9 +136,17 @@ def _rendered(name: str, values: Mapping[str, Any]) -> Manifest:
 def _environment() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415  # a tenth of a second
 
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         undefined=StrictUndefined,
         autoescape=False,  # no HTML: values go through tojson
         keep_trailing_newline=True,
     )
+    environment.policies["json.dumps_function"] = _json
+    return environment
+
+
+def _json(value: object, **options: object) -> str:
+    """JSON that is YAML, too: YAML knows no surrogate pairs, and takes some letters for the ends of lines."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=bool(options.get("sort_keys")))
+    return _NO_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

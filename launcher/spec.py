@@ -177,7 +177,7 @@ def _for_pods(options: JobOptions, train: TrainConfig, given: Sequence[str]) -> 
     output = train.output if "output" in given else OUTPUT
     for name, path in (("data_path", train.data_path), ("output", output), ("weights", train.weights)):
         if path is not None and not path.is_absolute():
-            raise RequestError(f"{flag_name(name)} {path}: give the absolute path that the pod sees, like {OUTPUT}/x")
+            raise RequestError(f"{flag_name(name)} {path}: give the absolute path that the pod sees, like /data/x")
     if not output.is_relative_to(OUTPUT):
         raise RequestError(f"--output {output}: pods keep nothing but what is below {OUTPUT}, the output claim")
     return train.model_copy(update={"npus": npus, "output": output, "resume": train.resume or "auto"})
