@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from datetime import datetime, timezone
 
-from launcher.podlogs.access import Access
+from launcher.kube.api import Credentials
 from launcher.podlogs.batch import CAUGHT_UP, Item, LogGap, batch_of
 from launcher.podlogs.errors import PodLogError, Refused, Stopped
 from launcher.podlogs.patience import Patience, Timing
@@ -41,7 +41,7 @@ class ContainerLog:
 
     def __init__(
         self,
-        access: Access,
+        credentials: Credentials,
         instance: Instance,
         state: Callable[[], ContainerState],
         stop: Stop,
@@ -50,7 +50,7 @@ class ContainerLog:
         since_s: float | None = None,
         timing: Timing | None = None,
     ) -> None:
-        self._access = access
+        self._credentials = credentials
         self._instance = instance
         self._state = state
         self._stop = stop
@@ -71,7 +71,7 @@ class ContainerLog:
             PodLogError: the server refuses, or is out of reach for too long.
         """
         timing = self._timing
-        transport = Transport(self._access, self._stop, connect_s=timing.connect_s, idle_s=timing.idle_s)
+        transport = Transport(self._credentials, self._stop, connect_s=timing.connect_s, idle_s=timing.idle_s)
         with closing(transport):
             try:
                 while not self._complete:

@@ -14,9 +14,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
-from launcher.podlogs.access import Access
+from launcher.kube.api import Credentials
 from launcher.podlogs.errors import Broken, NotReached, PodLogError, Refused, Silent, Stopped, Untrusted
 from launcher.podlogs.stop import Stop
 
@@ -36,15 +36,15 @@ class Transport:
             no error, but a reason to ask again.
     """
 
-    def __init__(self, access: Access, stop: Stop, *, connect_s: float = 10, idle_s: float = 60) -> None:
+    def __init__(self, credentials: Credentials, stop: Stop, *, connect_s: float = 10, idle_s: float = 60) -> None:
         import pycurl  # noqa: PLC0415  # only a command that reads a log pays for it
 
-        self._access = access
+        self._credentials = credentials
         self._stop = stop
         self._idle_s = idle_s
         self._multi: Any = pycurl.CurlMulti()
         self._curl: Any = pycurl.Curl()
-        for option, value in _options(access, connect_s).items():
+        for option, value in _options(credentials, connect_s).items():
             self._curl.setopt(getattr(pycurl, option), value)
 
     @contextmanager
@@ -56,18 +56,25 @@ class Transport:
             NotReached, Untrusted: there is no connection.
             Refused: the answer is not 200.
         """
-        token = self._access.token()
+        token = self._credentials.token()
         headers = [] if token is None else [f"Authorization: Bearer {token}"]
-        if self._access.tls_server_name is not None:
-            headers.append(f"Host: {urlsplit(self._access.server).netloc}")
-        self._curl.setopt(self._curl.URL, _named(self._access, self._access.url(path, query)))
+        if self._credentials.tls_server_name is not None:
+            headers.append(f"Host: {urlsplit(self._credentials.server).netloc}")
+        self._curl.setopt(self._curl.URL, self._url(path, query))
         self._curl.setopt(self._curl.HTTPHEADER, headers)
-        answer = Answer(self._multi, self._curl, self._access, self._stop, self._idle_s)
+        answer = Answer(self._multi, self._curl, self._credentials, self._stop, self._idle_s)
         self._multi.add_handle(self._curl)
         try:
             yield answer
         finally:
             self._multi.remove_handle(self._curl)
+
+    def _url(self, path: str, query: Mapping[str, str]) -> str:
+        """The URL, under the name that the certificate must have; CONNECT_TO leads it to the server."""
+        server = urlsplit(self._credentials.server)
+        if self._credentials.tls_server_name is not None:
+            server = server._replace(netloc=f"{self._credentials.tls_server_name}:{server.port or 443}")
+        return f"{server.geturl().rstrip('/')}{quote(path)}{'?' if query else ''}{urlencode(query)}"
 
     def close(self) -> None:
         """Close the connection, whatever state it is in."""
@@ -81,10 +88,10 @@ class Answer:
     The kubelet sends its headers with the first line of the log, so nothing is known of an answer before that.
     """
 
-    def __init__(self, multi: Any, curl: Any, access: Access, stop: Stop, idle_s: float) -> None:
+    def __init__(self, multi: Any, curl: Any, credentials: Credentials, stop: Stop, idle_s: float) -> None:
         self._multi = multi
         self._curl = curl
-        self._access = access
+        self._credentials = credentials
         self._stop = stop
         self._idle_s = idle_s
         self._parts: list[bytes] = []
@@ -122,7 +129,7 @@ class Answer:
                 self._ended = True
                 self._check()
             elif time.monotonic() > deadline:
-                raise Silent(f"{self._access.server}: nothing came for {self._idle_s:g} s")
+                raise Silent(f"{self._credentials.server}: nothing came for {self._idle_s:g} s")
             else:
                 self._wait(deadline - time.monotonic())
         data = b"".join(self._parts)
@@ -146,7 +153,7 @@ class Answer:
         """Raise what libcurl says of the end."""
         _, _, failed = self._multi.info_read()
         for _, code, message in failed:
-            raise _error(code, f"{self._access.server}: {message}")
+            raise _error(code, f"{self._credentials.server}: {message}")
 
     def _refused(self, data: bytes) -> PodLogError:
         while len(data) < _MESSAGE_LIMIT and (more := self._next()):
@@ -166,7 +173,7 @@ class Answer:
         return None
 
 
-def _options(access: Access, connect_s: float) -> dict[str, object]:
+def _options(credentials: Credentials, connect_s: float) -> dict[str, object]:
     """The options of every request."""
     import pycurl  # noqa: PLC0415  # see Transport
 
@@ -179,29 +186,21 @@ def _options(access: Access, connect_s: float) -> dict[str, object]:
         "TCP_KEEPALIVE": 1,
         "TCP_KEEPIDLE": 30,
         "TCP_KEEPINTVL": 15,
-        # Both empty: whoever made `access` has looked at the environment already.
-        "PROXY": access.proxy or "",
+        # Both empty: whoever made `credentials` has looked at the environment already.
+        "PROXY": credentials.proxy or "",
         "NOPROXY": "",
-        "SSL_VERIFYPEER": int(access.verify),
-        "SSL_VERIFYHOST": 2 if access.verify else 0,
+        "SSL_VERIFYPEER": int(credentials.verify),
+        "SSL_VERIFYHOST": 2 if credentials.verify else 0,
     }
-    files = {"CAINFO": access.ca_file, "SSLCERT": access.client_cert, "SSLKEY": access.client_key}
+    files = {"CAINFO": credentials.ca_file, "SSLCERT": credentials.client_cert, "SSLKEY": credentials.client_key}
     options |= {name: value for name, value in files.items() if value is not None}
-    if access.tls_server_name is not None:
-        address = urlsplit(access.server)
+    if credentials.tls_server_name is not None:
+        address = urlsplit(credentials.server)
         port = address.port or 443
         # Its host in brackets where it is an IPv6 address.
         host = address.netloc.rpartition("@")[2].removesuffix(f":{address.port}")
-        options["CONNECT_TO"] = [f"{access.tls_server_name}:{port}:{host}:{port}"]
+        options["CONNECT_TO"] = [f"{credentials.tls_server_name}:{port}:{host}:{port}"]
     return options
-
-
-def _named(access: Access, url: str) -> str:
-    """The URL under the name that the certificate must have; CONNECT_TO leads it to the server."""
-    if access.tls_server_name is None:
-        return url
-    address = urlsplit(url)
-    return address._replace(netloc=f"{access.tls_server_name}:{address.port or 443}").geturl()
 
 
 def _error(code: int, message: str) -> PodLogError:

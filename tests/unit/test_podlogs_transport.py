@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from launcher.podlogs.access import Access
+from launcher.kube.api import Credentials
 from launcher.podlogs.errors import Broken, NotReached, Refused, Silent, Stopped, Untrusted
 from launcher.podlogs.stop import Stop
 from launcher.podlogs.transport import Transport
@@ -75,17 +75,17 @@ class Server:
                 self._serve(connection, asked)
 
 
-def access(port: int, *, scheme: str = "http") -> Access:
-    return Access(f"{scheme}://127.0.0.1:{port}", None, None, None, lambda: None, None, True, None)
+def access(port: int, *, scheme: str = "http") -> Credentials:
+    return Credentials(f"{scheme}://127.0.0.1:{port}", None, None, None, lambda: None, None, True, None)
 
 
 @contextmanager
-def transport(how: Access, stop: Stop | None = None, *, idle_s: float = 60) -> Iterator[Transport]:
+def transport(how: Credentials, stop: Stop | None = None, *, idle_s: float = 60) -> Iterator[Transport]:
     with closing(Transport(how, stop or Stop(), idle_s=idle_s)) as one:
         yield one
 
 
-def read(how: Access, *, idle_s: float = 60) -> bytes:
+def read(how: Credentials, *, idle_s: float = 60) -> bytes:
     with transport(how, idle_s=idle_s) as one, one.get("/log", {}) as answer:
         return b"".join(answer)
 
