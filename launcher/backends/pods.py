@@ -1,192 +1,207 @@
 """The log of a job on a cluster: the lines of all its pods, as they come and go, and what a reader should know beside.
 
-Reflectors know the job and its pods; each container instance has a thread that reads its log; one bounded queue leads
-all of them to the reader, who holds them up if slow. The end is the job's, by its status.
+Reflectors know the job and its pods; `launcher.podlogs` reads each container instance's log and merges them, held up by
+a slow reader. The end is the job's, by its status.
 """
 
-import queue
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from datetime import datetime, timezone
+from threading import Event
 from typing import TYPE_CHECKING
 
 from launcher.backends import Block, Notice, Phase
-from launcher.backends.reader import ContainerLog, ContainerState, Source
 from launcher.errors import NotFoundError
 from launcher.kube.api import Json
 from launcher.kube.resources import PODS
-from launcher.kube.stream import stream
 from launcher.names import JOB
 from launcher.podlogs.batch import Item, LogGap
+from launcher.podlogs.container import ContainerLog
+from launcher.podlogs.merge import Merged
+from launcher.podlogs.state import ContainerState, Instance, container_state
+from launcher.podlogs.stop import Stop
 from launcher.watch import Reflector, Selector
 
 if TYPE_CHECKING:
     from launcher.backends.cluster import ClusterBackend
 
-_QUEUED = 64
+CONTAINER = "trainer"
 _WAIT_S = 0.2
-# A reason may change without the job or its pods changing: events and the PodGroup are asked now and then.
-_ASK_S = 2.0
-_IDLE_S = 60.0
+# The trainer's supervisor says this last.
+_LAST_WORD = b" ended lines="
 
 
 def lines_of(
     backend: "ClusterBackend", name: str, *, follow: bool, since_s: float | None, attempt: int | None
 ) -> Iterator[Block | Notice]:
     """See `launcher.backends.Backend.logs`."""
-    reading = _Reading(backend, name, follow=follow, since_s=since_s)
-    try:
-        reading.check(attempt)
-        yield from reading.items()
-    finally:
-        reading.stop()
+    stop = Stop()
+    with Merged[Instance](stop) as merged, closing(_Job(backend, name)) as job:
+        job.check(attempt)
+        yield from _Reading(job, merged, stop, follow=follow, since_s=since_s).items()
+
+
+class _Job:
+    """The job and its pods, kept up to date."""
+
+    def __init__(self, backend: "ClusterBackend", name: str) -> None:
+        self.backend = backend
+        self.name = name
+        self.changed = Event()
+        api, fields = backend.api, f"metadata.name={name}"
+        self._jobs = Reflector(api, Selector(backend.kind.resource, fields=fields), self.changed.set)
+        self._pods = Reflector(api, Selector(PODS, labels=f"{JOB}={name}"), self.changed.set)
+
+    def close(self) -> None:
+        """End the reflectors; those that wait for the server end soon."""
+        self._jobs.stop()
+        self._pods.stop()
+
+    def check(self, attempt: int | None) -> None:
+        """A cluster deletes the pods of an attempt with it."""
+        job = self.job
+        if job is not None and attempt is not None and attempt != self.backend.state_of(job, []).attempt:
+            raise NotFoundError(
+                f"job {self.name}: the cluster has its latest attempt's log alone; others are in its output folder"
+            )
+
+    @property
+    def job(self) -> Json | None:
+        """Its object, or None if it has been deleted."""
+        return next(iter(self._jobs.objects()), None)
+
+    @property
+    def pods(self) -> list[Json]:
+        """Those that there are now."""
+        return self._pods.objects()
+
+    @property
+    def away(self) -> bool:
+        """The cluster does not answer now."""
+        return self._jobs.away_since is not None or self._pods.away_since is not None
+
+    def ended(self) -> bool:
+        """Whether nothing more will happen.
+
+        Raises:
+            LauncherError: it cannot be known any more.
+        """
+        for reflector in (self._jobs, self._pods):
+            if reflector.error is not None:
+                raise reflector.error
+        return self.job is None or self.backend.kind.phase(self.job, self.pods)[0].ended
+
+    def told(self) -> str:
+        """What a person should know of it: its phase, and why it waits."""
+        job = self.job
+        if job is None:
+            return ""
+        phase, reason = self.backend.kind.phase(job, self.pods)
+        if phase is Phase.PENDING:
+            reason = self.backend.state_of(job, self.pods).reason
+        return "" if phase.ended else f"{phase.value}: {reason}" if reason else phase.value
+
+    def state(self, instance: Instance) -> Callable[[], ContainerState]:
+        """What is known of a container, whenever it is asked for."""
+
+        def known() -> ContainerState:
+            pod = next((one for one in self.pods if one["metadata"]["uid"] == instance.pod_uid), None)
+            if pod is None:
+                return ContainerState(instance.pod_uid, gone=True)
+            return container_state(pod, CONTAINER)
+
+        return known
 
 
 class _Reading:
     """One reader's view of a job: what is followed, and what was already told."""
 
-    def __init__(self, backend: "ClusterBackend", name: str, *, follow: bool, since_s: float | None) -> None:
-        self._backend = backend
-        self._name = name
+    def __init__(
+        self, job: _Job, merged: "Merged[Instance]", stop: Stop, *, follow: bool, since_s: float | None
+    ) -> None:
+        self._job = job
+        self._merged = merged
+        self._stop = stop
         self._follow = follow
         self._since_s = since_s
-        self._stopped = threading.Event()
-        self._changed = threading.Event()
-        self._out: queue.Queue[tuple[str, Item]] = queue.Queue(_QUEUED)
-        self._logs: dict[str, ContainerLog] = {}
+        self._behind: set[Instance] = set()
+        self._known: set[Instance] = set()
+        self._complete: set[Instance] = set()
         self._told = ""
         self._away = False
-        api, fields = backend.api, f"metadata.name={name}"
-        self._jobs = Reflector(api, Selector(backend.kind.resource, fields=fields), self._changed.set)
-        self._pods = Reflector(api, Selector(PODS, labels=f"{JOB}={name}"), self._changed.set)
-
-    def check(self, attempt: int | None) -> None:
-        """A cluster deletes the pods of an attempt with it."""
-        job = self._job()
-        if job is not None and attempt is not None and attempt != self._backend.state_of(job, []).attempt:
-            raise NotFoundError(
-                f"job {self._name}: the cluster has its latest attempt's log alone; others are in its output folder"
-            )
-
-    def stop(self) -> None:
-        """End all threads; those that wait for a server end soon."""
-        self._stopped.set()
-        self._jobs.stop()
-        self._pods.stop()
 
     def items(self) -> Iterator[Block | Notice]:
         """Until the job has ended and all its lines have come; without follow, until those that there are have."""
-        ended = caught_up = False
-        while True:
-            changed = self._changed.is_set()
-            self._changed.clear()
+        caught_up = ended = False
+        while not self._merged.ended:
+            changed = self._job.changed.is_set()
+            self._job.changed.clear()
             if changed or not ended:
-                ended = self._job_ended()
+                ended = self._job.ended()
                 yield from self._news()
             self._start_logs()
-            complete = all(log.done for log in self._logs.values()) and (ended or not self._follow)
-            yield from self._queued(wait=not complete)
-            if not caught_up and self._out.empty() and all(log.caught_up for log in self._logs.values()):
+            if ended or not self._follow:
+                self._merged.finish()
+            found = self._merged.get(_WAIT_S)
+            if found is not None:
+                yield from self._shown(*found)
+            if not caught_up and not self._behind:
                 caught_up = True
                 yield Block(b"")
-            if complete and self._out.empty():
-                self._raise_errors()
-                return
 
-    def _queued(self, *, wait: bool) -> Iterator[Block | Notice]:
-        """What has come, or the next that comes within a moment."""
-        while True:
-            try:
-                key, item = self._out.get(timeout=_WAIT_S) if wait else self._out.get_nowait()
-            except queue.Empty:
-                return
-            wait = False
-            if isinstance(item, LogGap):
-                yield Notice(f"--- {self._pod_name(key)}: {_bounds(item)}: {item.why} ---")
-            elif item.data:
-                yield Block(item.data, key, item.times)
-
-    def _job(self) -> Json | None:
-        return next(iter(self._jobs.objects()), None)
-
-    def _job_ended(self) -> bool:
-        for reflector in (self._jobs, self._pods):
-            if reflector.error is not None:
-                raise reflector.error
-        job = self._job()
-        return job is None or self._backend.kind.phase(job, self._pods.objects())[0].ended
+    def _shown(self, instance: Instance, item: Item) -> Iterator[Block | Notice]:
+        if isinstance(item, LogGap):
+            # Of a pod that goes when its trainer has said its last word, nothing is lost; nor of one that never began.
+            if item.last_ns is not None or (item.first_ns is not None and instance not in self._complete):
+                yield Notice(f"--- pod {instance.pod}: {_bounds(item)}: {item.why} ---")
+        elif item.caught_up:
+            self._behind.discard(instance)
+        else:
+            if _LAST_WORD in item.data[-4096:]:
+                self._complete.add(instance)
+            yield Block(item.data, f"{instance.pod_uid} {instance.restart_count}", item.times)
 
     def _news(self) -> Iterator[Notice]:
         """Each change of the job's phase or of the reason why it waits, once."""
-        away = self._jobs.away_since is not None or self._pods.away_since is not None
-        if away != self._away:
-            self._away = away
-            yield Notice("the cluster does not answer; trying again …" if away else "the cluster answers again")
-        job = self._job()
-        if job is None or away or not self._follow:
+        if self._job.away != self._away:
+            self._away = self._job.away
+            yield Notice("the cluster does not answer; trying again …" if self._away else "the cluster answers again")
+        if self._away or not self._follow:
             return
-        phase, reason = self._backend.kind.phase(job, self._pods.objects())
-        if phase is Phase.PENDING:
-            reason = self._backend.state_of(job, self._pods.objects()).reason
-        text = f"{phase.value}: {reason}" if reason else phase.value
-        if text != self._told and not phase.ended:
+        text = self._job.told()
+        if text and text != self._told:
             self._told = text
-            yield Notice(f"job {self._name}: {text}")
+            yield Notice(f"job {self._job.name}: {text}")
 
     def _start_logs(self) -> None:
-        for pod in self._pods.objects():
-            for key, restarts in _instances(pod):
-                if key not in self._logs:
-                    source = self._source(pod, restarts)
-                    self._logs[key] = ContainerLog(key, source, self._out, self._stopped)
+        """Read the log of each instance of each pod; one that has not begun is waited for."""
+        api = self._job.backend.api
 
-    def _source(self, pod: Json, restarts: int) -> Source:
-        api, uid = self._backend.api, pod["metadata"]["uid"]
-        path = PODS.path(api.namespace, pod["metadata"]["name"], "log")
+        def token() -> str | None:
+            return api.credentials.token()
 
-        def opened(query: Mapping[str, str]) -> Iterator[bytes]:
-            return stream(api.credentials, path, query, stopped=self._stopped.is_set, idle_s=_IDLE_S)
-
-        def state() -> ContainerState:
-            current = next((one for one in self._pods.objects() if one["metadata"]["uid"] == uid), None)
-            return ContainerState(gone=True) if current is None else _state(current, restarts)
-
-        return Source(opened, state, follow=self._follow, since_s=self._since_s)
-
-    def _pod_name(self, key: str) -> str:
-        return f"pod {key.partition(' ')[0]}"
-
-    def _raise_errors(self) -> None:
-        for log in self._logs.values():
-            if log.error is not None:
-                raise log.error
+        # The token that is valid when it is needed, not the one of now.
+        credentials = replace(api.credentials, token=token)
+        for pod in self._job.pods:
+            for instance in _instances(pod):
+                if instance in self._known:
+                    continue
+                self._known.add(instance)
+                self._behind.add(instance)
+                state = self._job.state(instance)
+                log = ContainerLog(credentials, instance, state, self._stop, follow=self._follow, since_s=self._since_s)
+                self._merged.add(instance, log)
 
 
-def _trainer(pod: Json) -> Json | None:
-    statuses = pod.get("status", {}).get("containerStatuses") or ()
-    return next((one for one in statuses if one["name"] == "trainer"), None)
-
-
-def _instances(pod: Json) -> list[tuple[str, int]]:
-    """A key for each instance of the container that has begun and can still be read, with its restart count."""
-    status = _trainer(pod)
-    if status is None:
-        return []
-    now = status.get("state") or {}
-    count = int(status.get("restartCount", 0))
-    begun = [count - 1] if count else []
-    if "running" in now or "terminated" in now:
-        begun.append(count)
+def _instances(pod: Json) -> list[Instance]:
+    """The container's instance now, and the one before: a kubelet keeps no more."""
     meta = pod["metadata"]
-    return [(f"{meta['name']} {meta['uid']} {number}", number) for number in begun]
-
-
-def _state(pod: Json, restarts: int) -> ContainerState:
-    status = _trainer(pod) or {}
-    count = int(status.get("restartCount", 0))
-    if count > restarts + 1:
-        return ContainerState(gone=True)
-    return ContainerState(ended="terminated" in (status.get("state") or {}), previous=count == restarts + 1)
+    latest = container_state(pod, CONTAINER).restart_count
+    return [
+        Instance(meta["namespace"], meta["name"], meta["uid"], CONTAINER, count)
+        for count in range(max(0, latest - 1), latest + 1)
+    ]
 
 
 def _bounds(gap: LogGap) -> str:

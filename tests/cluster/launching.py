@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,11 @@ class Terminal:
             "pods", "--namespace", self.namespace, "--selector", f"pnas/job={job}"
         )["items"]
         return found
+
+
+def until(true: Callable[[], object], *, within_s: float = 120) -> None:
+    """Wait for something that happens on a cluster."""
+    deadline = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

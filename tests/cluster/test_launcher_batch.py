@@ -4,24 +4,16 @@ import json
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.launching import POD, SMALL, Terminal
+from tests.cluster.launching import POD, SMALL, Terminal, until
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.storage import claim
 
 pytestmark = pytest.mark.timeout(3600)
-
-
-def until(true: Callable[[], object], *, within_s: float = 120) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 @pytest.fixture
