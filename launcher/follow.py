@@ -36,7 +36,7 @@ class Following:
             if isinstance(block, Notice):
                 view.note(block.text)
                 continue
-            items = list(self._items(block))
+            items = self._items(block)
             if not selection.everything:
                 items = [item for item in items if isinstance(item, Gap) or selection.wants(item)]
             if kept is None:
@@ -49,12 +49,11 @@ class Following:
         if kept:
             view.show(list(kept))
 
-    def _items(self, block: Block) -> Iterable[Line | Gap]:
+    def _items(self, block: Block) -> list[Line | Gap]:
         stamps = block.stamps() if self.timestamps and block.stamps is not None else ()
-        for item in self.demultiplexer.feed(block.data, block.stream, stamps):
-            if isinstance(item, Line):
-                self.progress.update(item)
-            yield item
+        items = self.demultiplexer.feed(block.data, block.stream, stamps)
+        self.progress.update_all(item for item in items if isinstance(item, Line))
+        return items
 
 
 @dataclass(frozen=True)

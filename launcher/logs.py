@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import repeat
 from typing import NamedTuple
 
 _TOTALS = re.compile(rb'ended lines="([\d: ]*)"')
@@ -98,22 +99,35 @@ class Demultiplexer:
         self._devices: set[str] = set()
         self.repeated = 0
 
-    def feed(self, block: bytes, stream: str = "", stamps: Sequence[str] = ()) -> Iterator[Line | Gap]:
+    def feed(self, block: bytes, stream: str = "", stamps: Sequence[str] = ()) -> list[Line | Gap]:
         """The new lines of `block`, which ends at a line's end, and a gap where numbers were left out.
+
+        A job has millions of lines, nearly all of which come in order: those are dealt with here, at once.
 
         Args:
             stream: whose lines they are: each stream numbers its lines from 1.
             stamps: one for each line, or none.
         """
-        raws = block.removesuffix(b"\n").split(b"\n") if block else []
-        for raw, stamp in zip(raws, stamps, strict=True) if stamps else ((raw, "") for raw in raws):
+        if not block:
+            return []
+        raws = block.removesuffix(b"\n").split(b"\n")
+        found: list[Line | Gap] = []
+        for raw, stamp in zip(raws, stamps, strict=True) if stamps else zip(raws, repeat("")):
             line = parse_line(raw, stamp)
-            if line.number is None:
-                yield line
+            number = line.number
+            if number is None:
+                found.append(line)
+                continue
+            count = self._counts.get((stream, line.source))
+            if count is not None and number == count.expected:
+                count.expected += 1
+                count.delivered += 1
+                found.append(line)
             else:
-                yield from self._account(line, line.number, stream)
-                if line.node is not None and (totals := _TOTALS.fullmatch(line.text)):
-                    yield from self._close(totals[1].decode(), stream)
+                found += self._account(line, number, stream)
+            if line.node is not None and (totals := _TOTALS.fullmatch(line.text)):
+                found += self._close(totals[1].decode(), stream)
+        return found
 
     def _account(self, line: Line, number: int, stream: str) -> Iterator[Line | Gap]:
         count = self._counts.get((stream, line.source))
