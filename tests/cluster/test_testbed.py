@@ -200,7 +200,8 @@ def test_a_container_log_is_rotated_at_the_size_that_a_cluster_is_started_with(c
         labels = small.get("node", "node1")["metadata"]["labels"]
         assert labels["accelerator-type"] == "card"
         assert "accelerator" not in labels
-        script = "import time\nwhile True: print('x' * 1000, flush=True); time.sleep(0.002)"
+        # Too little for the kubelet's own limit of 10Mi.
+        script = "import time\nfor _ in range(6000): print('x' * 1000, flush=True); time.sleep(0.01)"
         testbed.namespace(small, "rotated", labels={"a": "b"})
         assert small.get("namespace", "rotated")["metadata"]["labels"]["a"] == "b"
         _create(small, "rotated", _script("talks", script))
