@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tests.cluster.testbed.volcano import rules
 from tests.cluster.testbed.volcano.client import Json
-from tests.cluster.testbed.volcano.rules import SPEC, VERSION, Happening, annotation
+from tests.cluster.testbed.volcano.rules import SPEC, VERSION, Happening, annotation, going
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,10 @@ class Happenings:
                 pod["metadata"]["name"],
             )
             for pod in pods
-            if pod["status"]["phase"] == "Failed" and self._first(job, "PodFailed", pod["metadata"]["uid"])
+            # The containers of a pod that is deleted fail, too; when it is gone it has been evicted.
+            if pod["status"]["phase"] == "Failed"
+            and not going(pod)
+            and self._first(job, "PodFailed", pod["metadata"]["uid"])
         ]
 
     def _of_tasks(self, job: Json, uid: str, pods: Sequence[Json]) -> list[Happening]:
