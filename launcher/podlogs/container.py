@@ -62,6 +62,8 @@ class ContainerLog:
         self._began = time.monotonic()
         self._empty = 0
         self._caught_up = False
+        # An ended instance's log came to its end; whether that was truly its last line is asked for next.
+        self._unverified = False
         self._complete = False
 
     def __iter__(self) -> Iterator[Item]:
@@ -99,6 +101,11 @@ class ContainerLog:
         if self._stop.wait(seconds):
             raise Stopped("stopped")
 
+    def _pause_while_running(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self._place() is Place.RUNNING and time.monotonic() < deadline:
+            self._pause(self._timing.poll_s)
+
     def _catch_up(self) -> Iterator[Item]:
         if not self._caught_up:
             self._caught_up = True
@@ -108,7 +115,15 @@ class ContainerLog:
     def _end_without(self, place: Place) -> Iterator[Item]:
         """There is no log to be had any more."""
         if place is not Place.NEVER:
-            yield LogGap(self._window.newest_ns, None, _LOST[place])
+            yield from self._lose(None, _LOST[place])
+        yield from self._finish()
+
+    def _lose(self, last_ns: int | None, why: str) -> Iterator[Item]:
+        """The log has gone. Once it was read to its end, nothing is lost with it."""
+        if not self._unverified:
+            yield LogGap(self._window.newest_ns, last_ns, why)
+
+    def _finish(self) -> Iterator[Item]:
         self._complete = True
         yield from self._catch_up()
 
@@ -119,9 +134,8 @@ class ContainerLog:
         except Refused as refused:
             if place is Place.RUNNING or refused.status in (401, 403):
                 raise
-            yield LogGap(self._window.newest_ns, self._ended_ns(), f"the server no longer has the log: {refused}")
-            self._complete = True
-            yield from self._catch_up()
+            yield from self._lose(self._ended_ns(), f"the server no longer has the log: {refused}")
+            yield from self._finish()
         else:
             self._pause(pause_s)
 
@@ -134,8 +148,7 @@ class ContainerLog:
         """One request, and what its end means."""
         ended = place is not Place.RUNNING
         if ended and self._window.newest_ns is not None and self._has_last_line(transport, place):
-            self._complete = True
-            yield from self._catch_up()
+            yield from self._finish()
             return
         follow = not ended and self._caught_up
         query = {"container": self._instance.container, "timestamps": "true", **self._since()}
@@ -143,17 +156,19 @@ class ContainerLog:
         query |= _previous(place)
         with transport.get(self._instance.path, query) as answer:
             self._window.reopen()
-            news = yield from self._deliver(answer, place)
+            news = yield from self._deliver(answer, place, tick_s=self._timing.tick_s if follow else math.inf)
         self._patience.restore()
         if news is None:
             return
         self._empty = 0 if news else self._empty + 1
         if ended:
-            if not news:
+            if news:
+                self._unverified = True
+            else:
                 yield from self._end()
         elif follow:
-            # The kubelet closes the stream of a container that has ended just before the status says so.
-            self._pause(min(self._timing.poll_s * 2.0**self._empty, _LONGEST_PAUSE_S))
+            # It may have ended, and the status not say so yet; or a kubelet has restarted.
+            self._pause_while_running(min(self._timing.poll_s * 2.0**self._empty, _LONGEST_PAUSE_S))
         else:
             if not self._follow:
                 yield from self._unresolved()
@@ -164,14 +179,19 @@ class ContainerLog:
         query = {"container": self._instance.container, "timestamps": "true", "tailLines": "1"}
         query |= _previous(place)
         with transport.get(self._instance.path, query) as answer:
-            return b"".join(answer) == self._window.last_line
+            return b"".join(answer.blocks()) == self._window.last_line
 
-    def _deliver(self, answer: Answer, place: Place) -> Generator[Item, None, bool | None]:
-        """Whether anything new came; None if the same has to be asked for once more."""
+    def _deliver(self, answer: Answer, place: Place, *, tick_s: float) -> Generator[Item, None, bool | None]:
+        """Whether anything new came; None if another question is due."""
         # Until a known line has come again, nothing in an answer says which instance it is of.
         sure = self._window.newest_ns is not None
         news = False
-        for data in answer:
+        for data in answer.blocks(tick_s):
+            if not data:
+                # A kubelet notices only after a second that the container has ended, and the pod may be gone by then.
+                if self._place() in (Place.ENDED, Place.PREVIOUS):
+                    return None
+                continue
             self._patience.restore()
             if not sure and self._has_moved(place):
                 return None
@@ -204,14 +224,14 @@ class ContainerLog:
 
     def _end(self) -> Iterator[Item]:
         """An ended instance's log was read to its end, and there was nothing new."""
-        yield from self._unresolved()
-        if rest := self._window.finish():
-            yield batch_of(rest)
-        if self._window.words:
-            words = self._window.words.decode("utf-8", "replace").strip()
-            yield LogGap(self._window.newest_ns, self._ended_ns(), f"the server says: {words}")
-        self._complete = True
-        yield from self._catch_up()
+        words = self._window.words.decode("utf-8", "replace").strip()
+        if words and (self._window.newest_ns is None or not self._window.joined):
+            yield from self._lose(self._ended_ns(), f"the server says: {words}")
+        else:
+            yield from self._unresolved()
+            if rest := self._window.finish():
+                yield batch_of(rest)
+        yield from self._finish()
 
     def _since(self) -> dict[str, str]:
         """From where on to ask: two seconds before what came last, by the node's own clock, in whole seconds.

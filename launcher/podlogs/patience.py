@@ -21,6 +21,7 @@ class Timing:
 
     Attributes:
         poll_s: between two looks at a container that has not started.
+        tick_s: between two looks at one that is followed, and quiet.
         idle_s: a silence after which the connection is made anew.
         connect_s: how long a connection may take.
         settle_s: a status may be that much behind the kubelet.
@@ -29,6 +30,7 @@ class Timing:
     """
 
     poll_s: float = 0.05
+    tick_s: float = 0.1
     idle_s: float = 60
     connect_s: float = 10
     settle_s: float = 0.3

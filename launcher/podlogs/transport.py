@@ -9,6 +9,7 @@ once when the stop is set. One transport belongs to one thread.
 from __future__ import annotations
 
 import json
+import math
 import select
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,7 +84,7 @@ class Transport:
 
 
 class Answer:
-    """What the server sends: iterated over, blocks of bytes as they come.
+    """What the server sends, in blocks as they come.
 
     The kubelet sends its headers with the first line of the log, so nothing is known of an answer before that.
     """
@@ -97,11 +98,12 @@ class Answer:
         self._parts: list[bytes] = []
         self._headers: list[bytes] = []
         self._ended = False
+        self._heard = 0.0
         curl.setopt(curl.WRITEFUNCTION, self._parts.append)
         curl.setopt(curl.HEADERFUNCTION, self._headers.append)
 
-    def __iter__(self) -> Iterator[bytes]:
-        """The blocks, none of them empty, until the answer's end.
+    def blocks(self, tick_s: float = math.inf) -> Iterator[bytes]:
+        """What comes, until the answer's end; an empty block whenever nothing came for `tick_s`.
 
         Raises:
             Stopped: the stop is set.
@@ -109,29 +111,35 @@ class Answer:
             Refused: the answer is not 200.
             Broken: the answer was cut, or (Silent) nothing came for `idle_s`.
         """
-        while data := self._next():
-            if self._curl.getinfo(self._curl.RESPONSE_CODE) != 200:
+        while not self._ended:
+            data = self._next(tick_s)
+            if (data or self._ended) and self._curl.getinfo(self._curl.RESPONSE_CODE) != 200:
                 raise self._refused(data)
-            yield data
-        if self._curl.getinfo(self._curl.RESPONSE_CODE) != 200:
-            raise self._refused(b"")
+            if data or not self._ended:
+                yield data
 
-    def _next(self) -> bytes:
-        """What has come, or nothing at the end."""
-        deadline = time.monotonic() + self._idle_s
-        while not self._parts and not self._ended:
+    def _next(self, tick_s: float) -> bytes:
+        """What has come; nothing at the end, or if nothing came in time."""
+        asked = time.monotonic()
+        self._heard = self._heard or asked
+        while not self._parts:
             if self._stop.is_set():
                 raise Stopped("stopped")
             _, active = self._multi.perform()
             if self._parts:
                 break
+            now = time.monotonic()
             if not active:
                 self._ended = True
                 self._check()
-            elif time.monotonic() > deadline:
+                return b""
+            if now > self._heard + self._idle_s:
                 raise Silent(f"{self._credentials.server}: nothing came for {self._idle_s:g} s")
-            else:
-                self._wait(deadline - time.monotonic())
+            if now > asked + tick_s:
+                return b""
+            self._wait(min(self._heard + self._idle_s, asked + tick_s) - now)
+        # What lies unread while nobody asks for it is no silence.
+        self._heard = 0
         data = b"".join(self._parts)
         self._parts.clear()
         return data
@@ -156,8 +164,8 @@ class Answer:
             raise _error(code, f"{self._credentials.server}: {message}")
 
     def _refused(self, data: bytes) -> PodLogError:
-        while len(data) < _MESSAGE_LIMIT and (more := self._next()):
-            data += more
+        while len(data) < _MESSAGE_LIMIT and not self._ended:
+            data += self._next(math.inf)
         after = self._header("retry-after")
         return Refused(
             self._curl.getinfo(self._curl.RESPONSE_CODE),

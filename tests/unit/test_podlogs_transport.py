@@ -87,7 +87,7 @@ def transport(how: Credentials, stop: Stop | None = None, *, idle_s: float = 60)
 
 def read(how: Credentials, *, idle_s: float = 60) -> bytes:
     with transport(how, idle_s=idle_s) as one, one.get("/log", {}) as answer:
-        return b"".join(answer)
+        return b"".join(answer.blocks())
 
 
 def test_every_byte_of_many_small_chunks_arrives() -> None:
@@ -105,10 +105,29 @@ def test_a_line_arrives_before_the_next_is_written() -> None:
         one.sendall(chunk(b"two\n") + END)
 
     with Server(serve) as server, transport(access(server.port)) as one, one.get("/log", {}) as answer:
-        blocks = iter(answer)
+        blocks = answer.blocks()
         assert next(blocks) == b"one\n"
         go.set()
         assert list(blocks) == [b"two\n"]
+
+
+def test_a_quiet_answer_lets_its_reader_look_around() -> None:
+    def serve(one: socket.socket, _: bytes) -> None:
+        one.sendall(HEAD + chunk(b"one\n"))
+
+    with Server(serve) as server, transport(access(server.port)) as one, one.get("/log", {}) as answer:
+        blocks = answer.blocks(tick_s=0.01)
+        assert [block for block, _ in zip(blocks, range(4), strict=False) if block] == [b"one\n"]
+
+
+def test_ticks_do_not_hide_a_silence() -> None:
+    with (
+        Server(lambda one, _: one.sendall(HEAD)) as server,
+        transport(access(server.port), idle_s=0.2) as one,
+        one.get("/log", {}) as answer,
+        pytest.raises(Silent),
+    ):
+        assert not any(answer.blocks(tick_s=0.01))
 
 
 def test_one_connection_serves_one_request_after_the_other() -> None:
@@ -118,7 +137,7 @@ def test_one_connection_serves_one_request_after_the_other() -> None:
     ):
         for _ in range(3):
             with one.get("/log", {}) as answer:
-                assert b"".join(answer) == b"a\n"
+                assert b"".join(answer.blocks()) == b"a\n"
         assert server.connections == 1
 
 
@@ -129,7 +148,7 @@ def test_each_request_carries_the_token_of_its_moment_and_its_query() -> None:
         with transport(how) as one:
             for _ in range(2):
                 with one.get("/api/v1/namespaces/a/pods/b/log", {"sinceTime": "2026-11-24T16:50:47Z"}) as answer:
-                    list(answer)
+                    list(answer.blocks())
     assert [b"Bearer first" in server.asked[0], b"Bearer second" in server.asked[1]] == [True, True]
     assert server.asked[0].startswith(
         b"GET /api/v1/namespaces/a/pods/b/log?sinceTime=2026-11-24T16%3A50%3A47Z HTTP/1.1\r\n"
@@ -160,7 +179,7 @@ def test_a_cut_answer_is_no_end_but_what_came_before_has_arrived() -> None:
         one.shutdown(socket.SHUT_RDWR)
 
     with Server(serve) as server, transport(access(server.port)) as one, one.get("/log", {}) as answer:
-        blocks = iter(answer)
+        blocks = answer.blocks()
         assert next(blocks) == b"one\n"
         with pytest.raises(Broken):
             next(blocks)
@@ -174,9 +193,9 @@ def test_the_transport_is_of_use_after_a_cut() -> None:
 
     with Server(serve) as server, transport(access(server.port)) as one:
         with one.get("/log", {}) as answer, pytest.raises(Broken):
-            list(answer)
+            list(answer.blocks())
         with one.get("/log", {"again": "1"}) as answer:
-            assert b"".join(answer) == b"a\n"
+            assert b"".join(answer.blocks()) == b"a\n"
 
 
 @pytest.mark.parametrize("sent", [b"", HEAD, HEAD + chunk(b"a\n")])
@@ -212,7 +231,7 @@ def test_a_stop_ends_an_answer_that_is_waited_for_at_once() -> None:
         thread.start()
         # Without the stop it would be Silent, after a minute.
         with pytest.raises(Stopped):
-            list(answer)
+            list(answer.blocks())
         thread.join()
 
 
@@ -227,7 +246,7 @@ def test_a_reader_that_does_not_read_holds_the_server_up() -> None:
             sent.append(number)
 
     with Server(serve) as server, transport(access(server.port)) as one, one.get("/log", {}) as answer:
-        next(iter(answer))
+        next(answer.blocks())
         time.sleep(1.5)
         # What fits into the sockets' buffers, of 200 MB.
         assert len(sent) < 500
