@@ -181,13 +181,17 @@ class Stage:
 def stage(cluster: Cluster, namespace: str) -> Iterator[Stage]:
     definitions = binaries.volcano_crds()
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "--filename", str(definitions))
-    # `--for=condition` fails where there are no conditions yet.
-    established = '--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True'
-    cluster.kubectl("wait", established, "crd", "jobs.batch.volcano.sh", "--timeout=60s")
+    # `kubectl wait` fails where there are no conditions yet.
+    _until(lambda: _established(cluster), lambda: cluster.get("crd", "jobs.batch.volcano.sh"))
     cluster.kubectl("label", "namespace", namespace, LABEL)
     one = Stage(cluster, namespace)
     with closing(one.api):
         yield one
+
+
+def _established(cluster: Cluster) -> bool:
+    conditions = cluster.get("crd", "jobs.batch.volcano.sh").get("status", {}).get("conditions") or ()
+    return any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions)
 
 
 def _ranks(servers: list[dict[str, Any]]) -> list[str]:
