@@ -10,10 +10,11 @@ from typing import NoReturn
 
 import pytest
 
-from tests.cluster.testbed import binaries
+from tests.cluster.testbed import binaries, volcano_install
 from tests.cluster.testbed import cluster as testbed
 from tests.cluster.testbed.cluster import KUBECONFIG, Cluster, NotABedError
 from tests.cluster.testbed.packages import impediment
+from tests.cluster.testbed.volcano_install import Volcano
 
 
 def _not_run(reason: str) -> NoReturn:
@@ -71,3 +72,10 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "trainer", "data", "digits", "--to", str(folder)]
     subprocess.run(command, check=True, capture_output=True)
     return folder
+
+
+@pytest.fixture(scope="package")
+def volcano(cluster: Cluster) -> Iterator[Volcano]:
+    """Volcano on that cluster: the stand-in, or the real one."""
+    with volcano_install.volcano(cluster) as one:
+        yield one

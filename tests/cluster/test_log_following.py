@@ -120,7 +120,7 @@ def test_both_attempts_of_a_job_that_is_tried_again_are_shown_whole(terminal: Te
     assert "exit code 1" in done.stderr.splitlines()[-1]
 
 
-def test_a_pod_that_is_deleted_with_its_last_lines_unread_is_told_of(terminal: Terminal) -> None:
+def test_a_job_that_is_deleted_is_shown_to_its_last_line_and_then_missed(terminal: Terminal) -> None:
     create(terminal.cluster, terminal.namespace, speaking("gone", 100_000, 100, 20))
     follower = terminal.start("logs", "gone", "-f", "--raw")
     with follower:
@@ -129,8 +129,10 @@ def test_a_pod_that_is_deleted_with_its_last_lines_unread_is_told_of(terminal: T
         kubectl = terminal.cluster.kubectl
         kubectl("delete", "job", "gone", "--namespace", terminal.namespace, "--cascade=foreground")
         rest = follower.stdout.read()
-    assert "lines after " in rest
-    assert "its pod is gone" in rest
+    shown = numbers(rest)
+    assert shown == list(range(101, 101 + len(shown)))
+    assert follower.returncode == 4
+    assert "there is no batch job `gone`" in rest.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")

@@ -175,11 +175,13 @@ class Node:
             self.load(archive)
 
     def _serves(self) -> bool:
+        """Whether the part that kubelets speak to is there, too: it comes after the server has begun to answer."""
         try:
-            self.namespaces.run(*self._ctr("version"))
+            plugins = self.namespaces.run(*self._ctr("plugins", "list"))
         except StartError:
             return False
-        return True
+        cri = [line.split() for line in plugins.splitlines() if line.split()[:2] == ["io.containerd.grpc.v1", "cri"]]
+        return bool(cri) and cri[0][-1] == "ok"
 
     def load(self, archive: Path) -> None:
         """Give it an image."""
