@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
@@ -80,6 +81,12 @@ def submit(
     ] = None,
     again: Annotated[bool, flag("Start the same job once more, though it has ended.", group="Job")] = False,
     detach: Annotated[bool, flag("Start it, print its name, and leave.", group="Job")] = False,
+    save: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder that gets one log file per device while it is followed.", group="Job", show_default=False
+        ),
+    ] = None,
     **options: Any,
 ) -> None:
     """Start a training job and follow it to its end.
@@ -106,7 +113,7 @@ def submit(
         if detach:
             print(done.ref.name)
         else:
-            _follow(job.backend, done.ref, where=job.words)
+            _follow(job.backend, done.ref, Reading(save=save), where=job.words)
     except KeyboardInterrupt:
         if not job.goes_on():
             raise
@@ -138,6 +145,7 @@ def logs(
     attempt: Annotated[int | None, Parameter(help="An earlier attempt's lines.", converter=count)] = None,
     timestamps: Annotated[bool, flag("Begin each line with its time, as the cluster has it.")] = False,
     raw: Annotated[bool, flag("Lines as they were written, numbers included.")] = False,
+    save: Annotated[Path | None, Parameter(help="Folder that gets one file per device, too.")] = None,
     json_: Json = False,
     where: Where | None = None,
 ) -> None:
@@ -155,7 +163,7 @@ def logs(
     if timestamps and found.name == "local":
         raise RequestError("--timestamps: this machine keeps no time of each line; leave it out")
     form: Format = "raw" if raw else "json" if json_ else "text"
-    reading = Reading(form=form, timestamps=timestamps, selection=selection, tail=tail, since_s=since_s)
+    reading = Reading(form=form, timestamps=timestamps, selection=selection, tail=tail, since_s=since_s, save=save)
     if follow:
         _follow(found, ref, reading, where=_words(where))
     else:

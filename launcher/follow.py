@@ -5,13 +5,16 @@ One loop for every backend and every view. The job's outcome is never read off t
 
 from collections import deque
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from launcher.backends import Backend, Block, JobRef, JobState, Notice
 from launcher.display import Format, View, open_view
 from launcher.errors import ExitCode, JobFailed, JobStopped
 from launcher.logs import EVERYTHING, Demultiplexer, Gap, Line, Selection
 from launcher.progress import Progress
+from launcher.saving import Files
 
 
 @dataclass
@@ -21,6 +24,7 @@ class Following:
     demultiplexer: Demultiplexer = field(default_factory=Demultiplexer)
     progress: Progress = field(default_factory=Progress)
     timestamps: bool = False
+    files: Files | None = None
 
     def run(
         self,
@@ -37,6 +41,8 @@ class Following:
                 view.note(block.text)
                 continue
             items = self._items(block)
+            if self.files is not None:
+                self.files.write(items)
             if not selection.everything:
                 items = [item for item in items if isinstance(item, Gap) or selection.wants(item)]
             if kept is None:
@@ -64,6 +70,7 @@ class Reading:
         timestamps: begin each line with its time.
         tail: begin with the last so many of the lines that exist already.
         since_s: begin with the lines of the last so many seconds.
+        save: folder that gets one file per device, of all lines, whatever is shown.
     """
 
     form: Format = "text"
@@ -71,13 +78,21 @@ class Reading:
     selection: Selection = EVERYTHING
     tail: int | None = None
     since_s: float | None = None
+    save: Path | None = None
 
 
 def show(
     backend: Backend, ref: JobRef, reading: Reading, *, follow: bool = False, attempt: int | None = None
 ) -> Following:
     """Show a job's lines on standard output, with `follow` until it has ended; return what was seen."""
-    seen = Following(Demultiplexer(from_start=reading.since_s is None), timestamps=reading.timestamps)
+    with nullcontext() if reading.save is None else Files(reading.save) as files:
+        return _show(backend, ref, reading, files, follow=follow, attempt=attempt)
+
+
+def _show(
+    backend: Backend, ref: JobRef, reading: Reading, files: Files | None, *, follow: bool, attempt: int | None
+) -> Following:
+    seen = Following(Demultiplexer(from_start=reading.since_s is None), timestamps=reading.timestamps, files=files)
     live = follow and not reading.timestamps and reading.selection.everything
     view = open_view(reading.form, progress=seen.progress, live=live, timestamps=reading.timestamps)
     blocks = backend.logs(ref, follow=follow, since_s=reading.since_s, attempt=attempt)

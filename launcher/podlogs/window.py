@@ -17,7 +17,8 @@ from launcher.podlogs.stamps import last_stamp_ns, stamp_ns
 SPAN_NS = 2_000_000_000
 # Evicted by the stamp of a block's last line; the lines before it may be a little younger.
 _SLACK_NS = 1_000_000_000
-_LIMIT = 16 << 20
+# A container that prints faster than this in two seconds is remembered for less.
+_LIMIT = 4 << 20
 _HELD_LIMIT = 1 << 20
 # A runtime splits a longer line, and a kubelet that is asked for a later part begins with the rest of it.
 _SPLIT_LENGTH = 16 << 10
@@ -36,6 +37,7 @@ class _Search:
     Attributes:
         unmatched: how often each known line is still to come again, by its hash.
         last: the hash of the newest of them. Files keep their order: what follows it is new.
+        older_ns: an unmatched line up to this moment comes from before the known ones.
         long_lines: those of which an answer may begin with a part.
         joined: a known line has come again.
         held: unknown lines that came before any known one.
@@ -44,6 +46,7 @@ class _Search:
 
     unmatched: Counter[int]
     last: int
+    older_ns: int
     newest_ns: int
     long_lines: Sequence[bytes]
     joined: bool = False
@@ -70,6 +73,7 @@ class Window:
         self._blocks: deque[_Block] = deque()
         self.remembered_bytes = 0
         """How much of the log is kept for comparison."""
+        self._forgotten_ns = 0
         self._rest: list[bytes] = []
         self._begun = False
         self._search: _Search | None = None
@@ -90,7 +94,8 @@ class Window:
             unmatched.update(map(hash, lines))
             if len(block.lines) >= _SPLIT_LENGTH:
                 long_lines += [line for line in lines if len(line) >= _SPLIT_LENGTH]
-        return _Search(unmatched, hash(self.last_line[:-1]), newest_ns, long_lines)
+        older_ns = max(newest_ns - SPAN_NS, self._forgotten_ns)
+        return _Search(unmatched, hash(self.last_line[:-1]), older_ns, newest_ns, long_lines)
 
     def feed(self, data: bytes) -> bytes:
         """The whole lines that are new. Where `gap` turns true, none are delivered until `accept`."""
@@ -198,7 +203,9 @@ class Window:
         self.remembered_bytes += len(lines)
         oldest = last_ns - SPAN_NS - _SLACK_NS
         while len(self._blocks) > 1 and (self._blocks[0].last_ns < oldest or self.remembered_bytes > _LIMIT):
-            self.remembered_bytes -= len(self._blocks.popleft().lines)
+            forgotten = self._blocks.popleft()
+            self.remembered_bytes -= len(forgotten.lines)
+            self._forgotten_ns = max(self._forgotten_ns, forgotten.last_ns)
 
 
 def _is_known(search: _Search, line: bytes) -> bool:
@@ -209,4 +216,4 @@ def _is_known(search: _Search, line: bytes) -> bool:
     if search.first and search.long_lines:
         text = line.partition(b" ")[2]
         search.joined = bool(text) and any(known.endswith(text) for known in search.long_lines)
-    return search.joined or stamp < search.newest_ns - SPAN_NS
+    return search.joined or stamp <= search.older_ns

@@ -1,0 +1,54 @@
+"""One file per device of a followed log: `rank-3.log`, `node-0.log`, and `untagged.log` for lines without a tag.
+
+Lines are written as the trainer wrote them, numbers included, and appended: what an earlier follower saved stays.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from launcher.errors import RequestError
+from launcher.logs import Gap, Line
+
+
+class Files:
+    """The files in one folder, opened when their device speaks for the first time. A context: its end closes them.
+
+    Raises:
+        RequestError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, BinaryIO] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RequestError(f"--save {folder}: cannot be made: {error.strerror}; choose another folder") from error
+
+    def write(self, items: Sequence[Line | Gap]) -> None:
+        """Append each line to its device's file; what is missing is written where it is missing."""
+        for item in items:
+            if isinstance(item, Gap):
+                self._file(item.source).write(f"--- {item} ---\n".encode())
+            else:
+                self._file(item.source).write(item.raw + b"\n")
+        for file in self._files.values():
+            file.flush()
+
+    def _file(self, source: str) -> BinaryIO:
+        if source not in self._files:
+            kind, _, rest = source.partition(" ")
+            name = f"{kind}-{rest.partition(' ')[0]}" if source else "untagged"
+            self._files[source] = (self._folder / f"{name}.log").open("ab")
+        return self._files[source]
+
+    def __enter__(self) -> "Files":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            file.close()
