@@ -106,6 +106,32 @@ def test_the_counts_of_a_recorded_status_follow_from_its_pods(name: str) -> None
             assert rules.counts(_pods_of(job, sample)) == wanted
 
 
+def test_a_pod_that_goes_is_counted_as_terminating_alone() -> None:
+    going = _pod(0, "Running")
+    going["metadata"]["deletionTimestamp"] = "2026-11-24T03:11:29Z"
+    running = {"running": 1, "taskStatusCount": {"w": {"phase": {"Running": 1}}}}
+    assert rules.counts([going, _pod(1, "Running")]) == {"terminating": 1, **running}
+
+
+@pytest.mark.parametrize(("least", "resources"), [(0, {}), (1, ("1", "2")), (3, ("3", "6"))])
+def test_a_group_asks_for_its_least_number_of_pods(least: int, resources: Any) -> None:
+    container = {"resources": {"requests": {"npu.com/n": "2"}}}
+    task = {"name": "w", "replicas": 3, "template": {"spec": {"containers": [container]}}}
+    job = {"metadata": {"name": "j", "uid": "u"}, "spec": {"minAvailable": least, "tasks": [task]}}
+    wanted = {}
+    if resources:
+        pods, npus = resources
+        wanted = {"pods": pods, "count/pods": pods, "npu.com/n": npus, "requests.npu.com/n": npus}
+    assert objects.pod_group(job)["spec"]["minResources"] == wanted
+
+
+def test_a_pod_tells_its_job_s_version_and_retries_apart() -> None:
+    job = _sample("restart-by-command")["jobs"][0]
+    job["status"] |= {"version": 5, "retryCount": 1}
+    annotations = objects.pod(job, job["spec"]["tasks"][0], 0)["metadata"]["annotations"]
+    assert (annotations["volcano.sh/job-version"], annotations["volcano.sh/job-retry-count"]) == ("5", "1")
+
+
 def _spec(replicas: int = 2, least: int = 2, **others: Any) -> Json:
     return {"minAvailable": least, "maxRetry": 3, "tasks": [{"name": "w", "replicas": replicas}], **others}
 
@@ -418,6 +444,8 @@ def test_only_where_no_node_may_have_a_pod_is_it_said_why() -> None:
     found = _fit(_group(1), pods, _node("n1"), _node("n2"))
     why = "0/2 nodes are unavailable: 2 node(s) didn't match Pod's node affinity/selector."
     assert fitting.described(_group(1), pods, found).endswith(f"1 Unschedulable. Origin reason is j-w-0: {why}")
+    refused_by_one = _fit(_group(1), pods, _node("n1"), _node("n2", npus=4, labels={"x": "y"}))
+    assert fitting.described(_group(1), pods, refused_by_one).endswith("Pending: 1 Unschedulable")
     lacking = _fit(_group(1), [_waiting(0, 16)], _node("n1"))
     assert fitting.described(_group(1), [_waiting(0, 16)], lacking).endswith("Pending: 1 Unschedulable")
 
@@ -432,6 +460,8 @@ def test_only_where_no_node_may_have_a_pod_is_it_said_why() -> None:
         ("Unknown", 2, ["Running"], False, "Pending"),
         ("Inqueue", 2, ["Running"], False, "Inqueue"),
         ("Running", 2, ["Running", "Failed"], True, "Unknown"),
+        ("Running", 2, ["Running", "Failed"], False, "Pending"),
+        ("Inqueue", 2, ["Pending"], True, "Inqueue"),
         ("Running", 2, ["Succeeded", "Running"], False, "Running"),
         ("Running", 2, ["Succeeded", "Succeeded"], False, "Completed"),
         ("Inqueue", 0, [], False, "Completed"),
@@ -468,6 +498,11 @@ def test_jobs_that_a_real_webhook_took_are_taken(name: str) -> None:
         queues = {**QUEUES, job["spec"]["queue"]: OPEN}
         assert admission.job_refusal(job, queues, {}) == ""
         assert admission.defaulted_job(job)["spec"] == job["spec"]
+
+
+def test_no_retry_at_all_is_read_as_none_given() -> None:
+    assert _submitted(maxRetry=0)["spec"]["maxRetry"] == 3
+    assert _submitted(maxRetry=1)["spec"]["maxRetry"] == 1
 
 
 @pytest.mark.parametrize(

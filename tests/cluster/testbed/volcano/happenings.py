@@ -108,11 +108,7 @@ class Happenings:
             if len(succeeded) >= task["replicas"] and self._first(uid, "TaskCompleted", *sorted(succeeded)):
                 found.append(Happening("TaskCompleted", task["name"], version))
             again = rules.restarts(own, task["name"])
-            if (
-                again >= task.get("maxRetry", 3)
-                and again
-                and self._first(uid, "TaskFailed", task["name"], version, again)
-            ):
+            if again >= task.get("maxRetry", 3) and self._first(uid, "TaskFailed", task["name"], version, again):
                 found.append(Happening("TaskFailed", task["name"], version))
         return found
 
