@@ -1,0 +1,88 @@
+"""Every Kubernetes client from 29 to the newest, and every way of logging in, gives the same launcher."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.launching import Terminal
+from tests.cluster.test_log_following import create, load_speaker, numbers, speaking
+from tests.cluster.testbed.cluster import Cluster
+
+pytestmark = pytest.mark.timeout(3600)
+
+
+@pytest.fixture
+def terminal(cluster: Cluster, namespace: str, tmp_path: Path) -> Terminal:
+    load_speaker(cluster, tmp_path)
+    return Terminal(cluster, namespace, tmp_path, cluster.kubeconfig, {"PNAS_BACKEND": "batch"})
+
+
+def config_of(cluster: Cluster) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(cluster.kubectl("config", "view", "--raw", "--output=json"))
+    return found
+
+
+@pytest.mark.parametrize("version", ["29.0.0", "35.0.0", "37.0.2"])
+def test_a_job_is_listed_followed_and_deleted_with_every_client(terminal: Terminal, version: str) -> None:
+    folder = terminal.home / "client"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*install, "--target", str(folder), f"kubernetes=={version}"], check=True)
+    old = Terminal(
+        terminal.cluster,
+        terminal.namespace,
+        terminal.home,
+        terminal.kubeconfig,
+        {**terminal.more, "PYTHONPATH": str(folder)},
+    )
+    used = subprocess.run(
+        [sys.executable, "-c", "import kubernetes; print(kubernetes.__version__)"],
+        env=old.environ,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert used.stdout.strip() == version
+    create(terminal.cluster, terminal.namespace, speaking("old", 500, 1000, 20))
+    done = old.run("logs", "old", "-f", "--raw")
+    assert done.returncode == 0, done.stderr
+    assert numbers(done.stdout) == list(range(1, 501))
+    assert [job["name"] for job in json.loads(old.run("list", "--json").stdout)["items"]] == ["old"]
+    assert old.run("delete", "old").returncode == 0
+
+
+def test_a_token_that_has_expired_is_asked_for_anew_once(terminal: Terminal) -> None:
+    """The plugin's first token is no good, as one is that expired while nobody asked."""
+    kubectl = terminal.cluster.kubectl
+    namespace = terminal.namespace
+    kubectl("create", "serviceaccount", "user", "--namespace", namespace)
+    kubectl(
+        "create", "rolebinding", "user", "--clusterrole=admin", f"--serviceaccount={namespace}:user", "-n", namespace
+    )
+    good = kubectl("create", "token", "user", "--namespace", namespace).strip()
+    asked = terminal.home / "asked"
+    plugin = terminal.home / "plugin"
+    plugin.write_text(
+        f"#!{sys.executable}\n"
+        "import json, pathlib\n"
+        f"asked = pathlib.Path({str(asked)!r})\n"
+        "count = len(asked.read_text()) if asked.exists() else 0\n"
+        "asked.write_text('x' * (count + 1))\n"
+        f"token = {good!r} if count else 'expired'\n"
+        "print(json.dumps({'apiVersion': 'client.authentication.k8s.io/v1', 'kind': 'ExecCredential',"
+        " 'status': {'token': token}}))\n"
+    )
+    plugin.chmod(0o755)
+    config = config_of(terminal.cluster)
+    command = {"apiVersion": "client.authentication.k8s.io/v1", "command": str(plugin), "interactiveMode": "Never"}
+    config["users"][0]["user"] = {"exec": command}
+    through = terminal.home / "exec"
+    through.write_text(json.dumps(config))
+    create(terminal.cluster, namespace, speaking("token", 100, 0, 20))
+    done = terminal.run("logs", "token", "-f", "--raw", "--kubeconfig", str(through))
+    assert done.returncode == 0, done.stderr
+    assert numbers(done.stdout) == list(range(1, 101))
+    assert len(asked.read_text()) == 2
