@@ -209,6 +209,18 @@ def test_a_line_of_many_pieces_is_put_together() -> None:
     assert b"".join(window.feed(line[start : start + 1000]) for start in range(0, len(line), 1000)) == line
 
 
+def test_a_container_that_prints_more_than_is_kept_is_not_said_to_have_lost_lines() -> None:
+    window = Window()
+    lines = [written(START_NS + number * 10_000, 0) + b"%d " % number + b"x" * 1000 + b"\n" for number in range(20_000)]
+    for start in range(0, 15_000, 100):
+        block = b"".join(lines[start : start + 100])
+        assert window.feed(block) == block
+    assert window.remembered_bytes < 5 << 20
+    window.reopen()
+    assert b"".join(window.feed(line) for line in lines) == b"".join(lines[15_000:])
+    assert not window.gap
+
+
 def test_only_the_last_seconds_are_kept() -> None:
     window = Window()
     for number in range(2000):
