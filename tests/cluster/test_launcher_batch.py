@@ -81,9 +81,8 @@ def test_a_pod_that_is_deleted_saves_and_its_successor_goes_on_bit_for_bit(termi
     assert "job moved: Pending: to be tried again" in said
     assert "resumed bit_exact=yes" in said
     assert ", 0 missing" in said
-    steps = [
-        (line["epoch"], line["step"]) for line in map(json.loads, (output / "metrics.jsonl").open()) if "lr" in line
-    ]
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    steps = [(record["epoch"], record["step"]) for record in records if "lr" in record]
     assert steps == [(epoch, step) for epoch in range(12) for step in range(4)]
 
 
