@@ -178,8 +178,7 @@ class Window:
             key = hash(line)
             if search.unmatched[key] > 0:
                 search.unmatched[key] -= 1
-                search.joined = True
-                search.held.clear()
+                search.joined, search.gap = True, False
                 if key == search.last and not search.unmatched[key]:
                     new += lines[index + 1 :]
                     self._search = None
@@ -213,7 +212,7 @@ def _is_known(search: _Search, line: bytes) -> bool:
     stamp = stamp_ns(line)
     if stamp is None:
         return not search.held
-    if search.first and search.long_lines:
+    if stamp > search.older_ns and search.first and search.long_lines:
         text = line.partition(b" ")[2]
         search.joined = bool(text) and any(known.endswith(text) for known in search.long_lines)
     return search.joined or stamp <= search.older_ns

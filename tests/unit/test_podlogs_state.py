@@ -1,5 +1,6 @@
 """Where an instance's log is to be had follows from the pod's status alone."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -57,6 +58,7 @@ def test_the_place_of_a_log(status: dict[str, Any], instance: int, place: Place)
     state = container_state(status, "trainer")
     assert place_of(Instance("ns", "pod", "u1", "trainer", instance), state) is place
     assert place_of(Instance("ns", "pod", "another", "trainer", instance), state) is Place.GONE
+    assert place_of(Instance("ns", "pod", "u1", "trainer", instance), replace(state, gone=True)) is Place.GONE
 
 
 @pytest.mark.parametrize(

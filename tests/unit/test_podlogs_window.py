@@ -166,7 +166,7 @@ def test_a_gap_is_told_with_the_stamps_around_it() -> None:
 def test_a_clock_that_was_set_back_while_connected_loses_nothing() -> None:
     moments = [100, 101, 90, 91, 92, 93, 94, 95]
     lines = [Line(number, START_NS + at * SECOND_NS, b"line", 0) for number, at in enumerate(moments)]
-    requests = [Request(printed, rotated=False, bytes_read=None, grain=10**6) for printed in (3, 2, 1, 1)]
+    requests = [Request(printed, rotated=False, bytes_read=None, grain=1) for printed in (3, 2, 1, 1)]
     got = read(Node(lines), requests)
     assert got.data == b"".join(line.raw for line in lines)
     assert not got.gaps
@@ -217,8 +217,32 @@ def test_a_container_that_prints_more_than_is_kept_is_not_said_to_have_lost_line
         assert window.feed(block) == block
     assert window.remembered_bytes < 5 << 20
     window.reopen()
-    assert b"".join(window.feed(line) for line in lines) == b"".join(lines[15_000:])
-    assert not window.gap
+    new = b""
+    for line in lines:
+        new += window.feed(line)
+        assert not window.gap
+    assert new == b"".join(lines[15_000:])
+
+
+@pytest.mark.parametrize("young", [1, 2 << 20])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_forgotten_line_whose_stamp_is_too_young_is_not_new(young: int, *, at_once: bool) -> None:
+    """Unless there is so much of it that it cannot be kept until that is known."""
+    window = Window()
+    early, late = START_NS, START_NS + DISORDER_NS
+    lines = [b"%s%s\n" % (written(ns, 0), b"x" * size) for ns, size in ((early, 1), (late, young), (early, 1 << 20))]
+    window.feed(b"".join(lines))
+    for number in range(4):
+        lines.append(b"%s%s\n" % (written(late + number, 0), b"x" * 900_000))
+        window.feed(lines[-1])
+    window.reopen()
+    lines.pop()
+    gaps = []
+    for part in [b"".join(lines)] if at_once else lines:
+        assert window.feed(part) == b""
+        gaps.append(window.gap)
+    assert any(gaps) is (young > 1 << 20 and not at_once)
+    assert window.joined
 
 
 def test_only_the_last_seconds_are_kept() -> None:
