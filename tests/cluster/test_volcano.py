@@ -104,6 +104,14 @@ def test_events_tell_what_they_told_on_a_real_volcano(played: dict[str, Timeline
     assert where({as_there(event) for event in played[scenario].events}) == recorded(scenario).events
 
 
+def test_after_the_last_try_the_hosts_config_map_stays_and_the_service_does_not(
+    cluster: Cluster, played: dict[str, Timeline]
+) -> None:
+    assert played["restart"].jobs["rst"][-1] == "Failed"
+    left = cluster.kubectl("get", "configmaps,services,podgroups", "--namespace=v-restart", "--output=name").split()
+    assert left == ["configmap/kube-root-ca.crt", "configmap/rst-svc"]
+
+
 def test_a_gang_that_does_not_fit_has_no_pod_on_any_node_and_says_so(stage: Stage) -> None:
     job = job_of("gang-pending")
     (task,) = job["spec"]["tasks"]
@@ -265,12 +273,18 @@ def test_the_default_queue_cannot_be_deleted(cluster: Cluster, volcano: Volcano)
         cluster.kubectl("delete", "queues.scheduling.volcano.sh", "default")
 
 
-def test_only_replicas_and_minima_of_a_job_can_be_changed(stage: Stage) -> None:
-    stage.create(job_of("one-pod-asks-16-of-8"))
-    where = path(JOBS, stage.namespace, "big")
+def test_only_replicas_and_minima_of_a_job_can_be_changed_and_its_group_follows(stage: Stage) -> None:
+    stage.create(job_of("gang-pending"))
+    where = path(JOBS, stage.namespace, "gang")
     with pytest.raises(ApiError, match="job updates may not change fields other than"):
         stage.client.merge(where, {"spec": {"maxRetry": 7}})
-    assert stage.client.merge(where, {"spec": {"minAvailable": 0}})["spec"]["minAvailable"] == 0
+
+    def minima() -> list[int]:
+        return [group["spec"]["minMember"] for group in stage.client.get(path(GROUPS, stage.namespace))["items"]]
+
+    volcano_scenarios.until(lambda: minima() == [2])
+    stage.client.merge(where, {"spec": {"minAvailable": 1}})
+    volcano_scenarios.until(lambda: minima() == [1])
 
 
 def test_typos_are_refused_where_fields_are_checked(stage: Stage) -> None:
