@@ -477,6 +477,15 @@ def test_a_group_s_phase_follows_from_its_pods(
     assert group["status"].get("running", 0) == pods.count("Running")
 
 
+def test_a_pod_that_is_going_holds_its_place_in_a_group_until_it_is_gone() -> None:
+    going = {**_pod(0, "Running"), "spec": {"nodeName": "n1"}}
+    going["metadata"]["deletionTimestamp"] = "2026-11-24T03:11:29Z"
+    assert standing.placed([going]) == [going]
+    group: Json = {"spec": {"minMember": 1}, "status": {"phase": "Inqueue"}}
+    standing.follow(group, [going], short=False)
+    assert group["status"]["phase"] == "Running"
+
+
 OPEN: Json = {"spec": {"weight": 1, "parent": "root"}, "status": {"state": "Open"}}
 QUEUES = {
     "root": {"spec": {}, "status": {"state": "Open"}},
