@@ -12,14 +12,14 @@ from contextlib import closing
 
 import pytest
 
-from tests.cluster import volcano_scenarios
 from tests.cluster.testbed.api import ApiError
 from tests.cluster.testbed.cluster import Cluster, namespace
 from tests.cluster.testbed.npu import RESOURCE
 from tests.cluster.testbed.processes import StartError
 from tests.cluster.testbed.volcano.client import COMMANDS, GROUPS, JOBS, PODS, QUEUES, Client, Json, path
 from tests.cluster.testbed.volcano_install import SCHEDULER, Volcano
-from tests.cluster.volcano_scenarios import WITH_NPUS, WITHOUT, Stage, Timeline, Watch, job_of, recorded
+from tests.cluster.volcano_scenarios import WITH_NPUS, WITHOUT, job_of, play
+from tests.cluster.volcano_stage import Stage, Timeline, Watch, load_worker, recorded, until
 
 # The first run of a machine builds Kubernetes.
 pytestmark = pytest.mark.timeout(3600)
@@ -39,16 +39,16 @@ def watch(cluster: Cluster) -> Iterator[Watch]:
 @pytest.fixture(scope="module")
 def played(cluster: Cluster, volcano: Volcano, watch: Watch) -> Iterator[dict[str, Timeline]]:
     """All scenarios, with NPUs on one node alone, as they were recorded."""
-    volcano_scenarios.load_worker(cluster)
+    load_worker(cluster)
     client = Client(cluster.kubeconfig)
     client.create(path(QUEUES), {**SMALL, "spec": {"weight": 1, "capability": {"cpu": "5m"}}})
     cluster.nodes[1].make_unhealthy(set(range(8)))
-    volcano_scenarios.until(lambda: _npus(cluster) == {"node1": "8", "node2": "0"})
+    until(lambda: _npus(cluster) == {"node1": "8", "node2": "0"})
     stages = {name: Stage(cluster, volcano, watch, name) for name in (*WITH_NPUS, *WITHOUT)}
     try:
         wrong = _played_together(stages)
         cluster.nodes[1].make_unhealthy(set())
-        volcano_scenarios.until(lambda: _npus(cluster) == {"node1": "8", "node2": "8"})
+        until(lambda: _npus(cluster) == {"node1": "8", "node2": "8"})
         assert not wrong
         yield {name: stage.timeline for name, stage in stages.items()}
     finally:
@@ -62,10 +62,7 @@ def _played_together(stages: dict[str, Stage]) -> dict[str, str]:
     """What has gone wrong."""
     wrong: dict[str, str] = {}
     together = [WITH_NPUS, *({name: scenario} for name, scenario in WITHOUT.items())]
-    threads = [
-        threading.Thread(target=lambda these=these: wrong.update(volcano_scenarios.play(stages, these)))
-        for these in together
-    ]
+    threads = [threading.Thread(target=lambda these=these: wrong.update(play(stages, these))) for these in together]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -249,13 +246,13 @@ def test_a_closed_queue_takes_no_jobs_until_it_is_opened(stage: Stage) -> None:
     queue = stage.client.create(path(QUEUES), {**SMALL, "metadata": {"name": name}})
     spec = job_of("gang-pending")["spec"] | {"queue": name}
 
-    volcano_scenarios.until(lambda: _in_state(stage, name, "Open"))
+    until(lambda: _in_state(stage, name, "Open"))
     assert _dry_run(stage, spec)["queue"] == name
     target = {"apiVersion": SMALL["apiVersion"], "kind": "Queue", "name": name, "uid": queue["metadata"]["uid"]}
     for action, wanted in (("CloseQueue", "Closed"), ("OpenQueue", "Open")):
         body = {"apiVersion": "bus.volcano.sh/v1alpha1", "kind": "Command", "metadata": {"generateName": f"{name}-"}}
         stage.client.create(path(COMMANDS, stage.namespace), {**body, "action": action, "target": target})
-        volcano_scenarios.until(functools.partial(_in_state, stage, name, wanted))
+        until(functools.partial(_in_state, stage, name, wanted))
         if wanted == "Closed":
             with pytest.raises(ApiError, match=f"queue with state `Open`, queue `{name}` status is `Closed`;"):
                 _dry_run(stage, spec)
@@ -282,9 +279,9 @@ def test_only_replicas_and_minima_of_a_job_can_be_changed_and_its_group_follows(
     def minima() -> list[int]:
         return [group["spec"]["minMember"] for group in stage.client.get(path(GROUPS, stage.namespace))["items"]]
 
-    volcano_scenarios.until(lambda: minima() == [2])
+    until(lambda: minima() == [2])
     stage.client.merge(where, {"spec": {"minAvailable": 1}})
-    volcano_scenarios.until(lambda: minima() == [1])
+    until(lambda: minima() == [1])
 
 
 def test_typos_are_refused_where_fields_are_checked(stage: Stage) -> None:
