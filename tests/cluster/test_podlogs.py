@@ -166,7 +166,7 @@ def test_no_line_is_lost_or_repeated_over_200_cuts(bench: Bench) -> None:
 
 
 def test_both_instances_of_a_container_that_fails_once_are_whole(bench: Bench) -> None:
-    uid = bench.create("again", 3000, 0, 10, 3, f"{printer.FOLDER}/done", restart="OnFailure")
+    uid = bench.create("again", 100, 0, 10, 3, f"{printer.FOLDER}/done", restart="OnFailure")
     stop = Stop()
     seen = {0: Seen(), 1: Seen()}
     with Merged[int](stop) as merged:
@@ -176,8 +176,9 @@ def test_both_instances_of_a_container_that_fails_once_are_whole(bench: Bench) -
         for restarts, item in merged:
             seen[restarts].take(item)
     for one in seen.values():
-        assert one.numbers == list(range(1, 3001))
+        assert one.numbers == list(range(1, 101))
         assert not one.gaps
+    assert (seen[0].others, seen[1].others) == ([], [b"run before"])
     state = bench.watcher.state(uid)()
     assert (state.restart_count, state.terminated and state.terminated.exit_code) == (1, 0)
 
@@ -186,7 +187,7 @@ def test_an_instance_that_ended_before_anybody_read_it_is_whole(bench: Bench) ->
     uid = bench.create("earlier", 2000, 1000, 10, 3, f"{printer.FOLDER}/done", restart="OnFailure")
     until(lambda: bench.watcher.state(uid)().restart_count == 1 and bench.watcher.state(uid)().running)
     seen = Seen().take_all(bench.log("earlier", uid, 0))
-    assert (seen.numbers, seen.gaps) == (list(range(1, 2001)), [])
+    assert (seen.numbers, seen.others, seen.gaps) == (list(range(1, 2001)), [], [])
 
 
 def test_the_log_of_an_instance_before_the_previous_one_is_said_to_be_lost(bench: Bench) -> None:
