@@ -162,16 +162,16 @@ class ContainerLog:
             return
         self._empty = 0 if news else self._empty + 1
         if ended:
-            if news:
-                self._unverified = True
-            else:
-                yield from self._end()
+            self._unverified = self._unverified or news
+            if not news:
+                yield from self._conclude()
+                yield from self._finish()
         elif follow:
             # It may have ended, and the status not say so yet; or a kubelet has restarted.
             self._pause_while_running(min(self._timing.poll_s * 2.0**self._empty, _LONGEST_PAUSE_S))
         else:
             if not self._follow:
-                yield from self._unresolved()
+                yield from self._conclude()
             yield from self._catch_up()
 
     def _has_last_line(self, transport: Transport, place: Place) -> bool:
@@ -214,24 +214,17 @@ class ContainerLog:
         now = self._place()
         return now is not place and {now, place} != {Place.RUNNING, Place.ENDED}
 
-    def _unresolved(self) -> Iterator[Item]:
-        """An answer came to its end, and nothing known was in it."""
-        if not self._window.joined:
-            first_ns, last_ns, lines = self._window.accept()
-            yield LogGap(first_ns, last_ns if lines else self._ended_ns(), _UNSERVED)
-            if lines:
-                yield batch_of(lines)
-
-    def _end(self) -> Iterator[Item]:
-        """An ended instance's log was read to its end, and there was nothing new."""
+    def _conclude(self) -> Iterator[Item]:
+        """An answer came to its end without anything new: the rest of a line, or that something is missing."""
+        rest = self._window.finish()
         words = self._window.words.decode("utf-8", "replace").strip()
         if words and (self._window.newest_ns is None or not self._window.joined):
             yield from self._lose(self._ended_ns(), f"the server says: {words}")
-        else:
-            yield from self._unresolved()
-            if rest := self._window.finish():
-                yield batch_of(rest)
-        yield from self._finish()
+        elif not self._window.joined:
+            first_ns, last_ns, rest = self._window.accept()
+            yield LogGap(first_ns, last_ns if rest else self._ended_ns(), _UNSERVED)
+        if rest:
+            yield batch_of(rest)
 
     def _since(self) -> dict[str, str]:
         """From where on to ask: two seconds before what came last, by the node's own clock, in whole seconds.

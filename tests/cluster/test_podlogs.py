@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.kube.api import Api
+from launcher.kube.api import Api, Json
 from launcher.kube.connection import Place as Where
 from launcher.kube.connection import connect
 from launcher.kube.resources import PODS
@@ -68,22 +68,33 @@ class Watcher:
     """The pods of a namespace, and what is known of a pod's container while it exists."""
 
     def __init__(self, api: Api) -> None:
-        self.changed = threading.Event()
-        self._reflector = Reflector(api, Selector(PODS), self.changed.set)
+        self._history: list[tuple[float, list[Json]]] = [(0, [])]
+        self._reflector: Reflector | None = None
+        self._reflector = Reflector(api, Selector(PODS), self._note)
+        self._note()
+
+    def _note(self) -> None:
+        if self._reflector is not None:
+            self._history.append((time.monotonic(), self._reflector.objects()))
 
     def stop(self) -> None:
+        assert self._reflector is not None
         self._reflector.stop()
 
-    def pod(self, name: str) -> tuple[str, ContainerState] | None:
-        for pod in self._reflector.objects():
-            if pod["metadata"]["name"] == name:
-                return pod["metadata"]["uid"], container_state(pod, "trainer")
-        return None
+    def uid(self, name: str) -> str | None:
+        pods = self._history[-1][1]
+        return next((pod["metadata"]["uid"] for pod in pods if pod["metadata"]["name"] == name), None)
 
-    def state(self, uid: str) -> Callable[[], ContainerState]:
+    def state(self, uid: str, *, behind_s: float = 0) -> Callable[[], ContainerState]:
+        """Its state whenever it is asked for, or as it was a moment before."""
+
         def state() -> ContainerState:
-            mine = next((pod for pod in self._reflector.objects() if pod["metadata"]["uid"] == uid), None)
-            return ContainerState(uid, gone=True) if mine is None else container_state(mine, "trainer")
+            until_s = time.monotonic() - behind_s
+            told = [pods for moment, pods in self._history if moment <= until_s]
+            mine = [next((pod for pod in pods if pod["metadata"]["uid"] == uid), None) for pods in told]
+            if mine[-1] is None:
+                return ContainerState(uid, gone=any(mine))
+            return container_state(mine[-1], "trainer")
 
         return state
 
@@ -100,10 +111,10 @@ class Bench:
     def create(self, name: str, *words: object, restart: str = "Never") -> str:
         """A pod's uid, once it is known."""
         self.cluster.create(printer.pod(self.namespace, name, *words, restart=restart))
-        until(lambda: self.watcher.pod(name) is not None)
-        found = self.watcher.pod(name)
-        assert found is not None
-        return found[0]
+        until(lambda: self.watcher.uid(name) is not None)
+        uid = self.watcher.uid(name)
+        assert uid is not None
+        return uid
 
     def log(
         self,
@@ -115,14 +126,14 @@ class Bench:
         port: int | None = None,
         timing: Timing | None = None,
         follow: bool = True,
+        behind_s: float = 0,
     ) -> ContainerLog:
         credentials = self.api.credentials
         if port is not None:
             credentials = replace(credentials, server=f"https://127.0.0.1:{port}")
         instance = Instance(self.namespace, name, uid, "trainer", restarts)
-        return ContainerLog(
-            credentials, instance, self.watcher.state(uid), stop or Stop(), follow=follow, timing=timing
-        )
+        state = self.watcher.state(uid, behind_s=behind_s)
+        return ContainerLog(credentials, instance, state, stop or Stop(), follow=follow, timing=timing)
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -185,9 +196,23 @@ def test_both_instances_of_a_container_that_fails_once_are_whole(bench: Bench) -
 
 def test_an_instance_that_ended_before_anybody_read_it_is_whole(bench: Bench) -> None:
     uid = bench.create("earlier", 2000, 1000, 10, 3, f"{printer.FOLDER}/done", restart="OnFailure")
-    until(lambda: bench.watcher.state(uid)().restart_count == 1 and bench.watcher.state(uid)().running)
+    state = bench.watcher.state(uid)
+    until(lambda: state().restart_count == 1 and state().running)
     seen = Seen().take_all(bench.log("earlier", uid, 0))
     assert (seen.numbers, seen.others, seen.gaps) == (list(range(1, 2001)), [], [])
+    # A kubelet keeps the logs of one ended instance, which now is the second.
+    until(lambda: state().pod_ended)
+    again = Seen().take_all(bench.log("earlier", uid, 0))
+    assert (again.numbers == seen.numbers) != bool(again.gaps)
+
+
+def test_a_status_that_is_behind_does_not_lead_to_another_instance(bench: Bench) -> None:
+    """It says that the first one runs when that has ended and the second one has begun."""
+    uid = bench.create("behind", 6000, 1000, 10, 3, f"{printer.FOLDER}/done", restart="OnFailure")
+    state = bench.watcher.state(uid)
+    until(lambda: state().restart_count == 1 and state().running)
+    seen = Seen().take_all(bench.log("behind", uid, 0, timing=Timing(settle_s=2), behind_s=1))
+    assert (seen.numbers, seen.others, seen.gaps) == (list(range(1, 6001)), [], [])
 
 
 def test_the_log_of_an_instance_before_the_previous_one_is_said_to_be_lost(bench: Bench) -> None:
@@ -243,7 +268,6 @@ def test_what_a_pod_writes_after_it_was_forgotten_is_said_to_be_lost(bench: Benc
 
 def test_a_stop_ends_all_logs_at_once_and_leaves_no_thread(bench: Bench) -> None:
     uids = {name: bench.create(name, 10_000_000, 10, 10, 0) for name in ("one", "two")}
-    before = threading.active_count()
     stop = Stop()
     with Merged[str](stop) as merged:
         for name, uid in uids.items():
@@ -253,7 +277,7 @@ def test_a_stop_ends_all_logs_at_once_and_leaves_no_thread(bench: Bench) -> None
             found = merged.get()
             assert found is not None
             seen[found[0]].take(found[1])
-    assert threading.active_count() == before
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("podlog")]
 
 
 @pytest.fixture(scope="module")
