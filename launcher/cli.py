@@ -213,7 +213,7 @@ def wait(
 @app.command(name="list", group=WATCH, help_epilogue=examples("list", "list --json"))
 def list_(*, json_: Json = False, where: Where | None = None) -> None:
     """Show all jobs, the latest last."""
-    from launcher.backends.choose import list_jobs  # noqa: PLC0415
+    from launcher.backends.choose import list_jobs  # noqa: PLC0415  # backends: --help does without
 
     where = where or Where()
     listing = list_jobs(where.name, where.place)
@@ -299,7 +299,7 @@ def main(tokens: Sequence[str]) -> int:
 
 def _command(tokens: Sequence[str]) -> None:
     if {"submit", "render", "config"} & set(tokens):
-        from launcher.options import take_settings  # noqa: PLC0415  # pydantic: only these two commands pay for it
+        from launcher.options import take_settings  # noqa: PLC0415  # pydantic: only these commands pay for it
 
         take_settings(submit)
         take_settings(render)
@@ -330,7 +330,7 @@ def _cancel(backend: Backend, ref: JobRef, where: Where | None) -> None:
 
 def _job(name: str | None, where: Where | None) -> tuple[Backend, JobRef]:
     """The job called `name`, or the latest, which is then named on stderr."""
-    from launcher.backends.choose import find, list_jobs  # noqa: PLC0415
+    from launcher.backends.choose import find, list_jobs  # noqa: PLC0415  # as above
 
     where = where or Where()
     if name is not None:

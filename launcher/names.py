@@ -11,6 +11,8 @@ ATTEMPT = "pnas/attempt"
 RING_CONTROLLER = "ring-controller.atlas"
 """Label by which MindCluster's controllers know a job, its pods and its rank table's ConfigMap."""
 MANAGED = {"app.kubernetes.io/name": "pnas", "app.kubernetes.io/managed-by": "pnas-launcher"}
+CONTAINER = "trainer"
+"""The container of a pod that trains."""
 OURS = "app.kubernetes.io/name=pnas"
 """Selects all jobs, whoever made them."""
 

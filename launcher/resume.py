@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from launcher.backends import Backend, JobRef, JobState
-from launcher.errors import ConflictError, NotFoundError, RequestError
+from launcher.backends import Backend, JobState, known
+from launcher.cluster_options import PLACE
+from launcher.errors import ConflictError, RequestError
 from launcher.settings import Earlier, Settings
 from launcher.spec import is_job_name
 from trainer.config import Layer, TrainConfig
@@ -22,7 +23,7 @@ _NOTHING = Layer("--resume", {})
 # An attempt has its own of these.
 _OF_THE_ATTEMPT = frozenset({"resume", "run_name"})
 # Where the job is, is said anew; the overlay's file may have changed or gone.
-_UNKNOWN_LATER = frozenset({"kubeconfig", "context", "namespace", "overlay"})
+_UNKNOWN_LATER = PLACE | {"overlay"}
 
 
 def find_earlier(asked: Settings, backend: Backend) -> tuple[str, Earlier]:
@@ -38,7 +39,7 @@ def find_earlier(asked: Settings, backend: Backend) -> tuple[str, Earlier]:
         raise RequestError(f"--resume {path}: {what}; give a run's folder or one of its checkpoints")
     run = None if path is None else run_of(path)
     name = asked.options.name or _name_of(run, asked, backend)
-    job = _job(backend, name)
+    job = known(backend, name)
     if job is not None and job.output is not None:
         if path is not None and (run is None or run.resolve() != job.output.resolve()):
             raise ConflictError(f"there is a job {name} already, whose run is {job.output}: choose another --name")
@@ -59,18 +60,14 @@ def find_cluster_earlier(asked: Settings, backend: Backend) -> tuple[str, Earlie
     if resume != "auto" and not Path(str(resume)).is_absolute():
         raise RequestError(f"--resume {resume}: give the absolute path that the pod sees, or auto")
     if name is None:
-        known = [f"{state.ref.name} ({state.phase.value})" for state in backend.list() if state.resumable]
-        jobs = f"it can be {', '.join(known[-8:])}" if known else "no job here can be continued"
+        jobs = _resumable(backend, none="no job here can be continued")
         raise RequestError(f"--resume {resume} needs --name, the job to continue or to begin: {jobs}")
-    job = _job(backend, name)
+    job = known(backend, name)
     if job is None or resume != "auto":
         return name, Earlier(_NOTHING, _NOTHING)
-    train, pods = job.spec.get("train", {}), job.spec.get("pods", {})
-    given = {field: train[field] for field in job.spec.get("given", ()) if field in train}
-    given = {field: value for field, value in given.items() if field not in _OF_THE_ATTEMPT}
     origin = f"attempt {job.attempt}"
-    own = {field: value for field, value in pods.items() if field not in _UNKNOWN_LATER}
-    return name, Earlier(Layer(origin, given), _NOTHING, Layer(origin, own))
+    own = {field: value for field, value in job.spec.get("pods", {}).items() if field not in _UNKNOWN_LATER}
+    return name, Earlier(Layer(origin, _given(job)), _NOTHING, Layer(origin, own))
 
 
 def run_of(path: Path) -> Path | None:
@@ -84,8 +81,7 @@ def run_of(path: Path) -> Path | None:
 def _name_of(run: Path | None, asked: Settings, backend: Backend) -> str:
     """The name that was left out: the run's own."""
     if asked.train.resume == "auto":
-        known = [f"{state.ref.name} ({state.phase.value})" for state in backend.list() if state.resumable]
-        jobs = f"it can be {', '.join(known[-8:])}" if known else "none of this machine's jobs can be continued"
+        jobs = _resumable(backend, none="none of this machine's jobs can be continued")
         raise RequestError(f"--resume auto needs --name, the job to continue: {jobs}")
     if run is None:
         raise RequestError(
@@ -100,11 +96,17 @@ def _name_of(run: Path | None, asked: Settings, backend: Backend) -> str:
     return run.name
 
 
-def _job(backend: Backend, name: str) -> JobState | None:
-    try:
-        return backend.get(JobRef(backend.name, name))
-    except NotFoundError:
-        return None
+def _resumable(backend: Backend, *, none: str) -> str:
+    """The latest jobs that can be continued, for a person who named none."""
+    names = [f"{state.ref.name} ({state.phase.value})" for state in backend.list() if state.resumable]
+    return f"it can be {', '.join(names[-8:])}" if names else none
+
+
+def _given(job: JobState) -> dict[str, Any]:
+    """The trainer's settings that the earlier attempt was given."""
+    train: Mapping[str, Any] = job.spec.get("train", {})
+    names = job.spec.get("given", train)
+    return {name: train[name] for name in names if name in train and name not in _OF_THE_ATTEMPT}
 
 
 def _of_job(job: JobState, asked: Settings) -> Earlier:
@@ -115,10 +117,7 @@ def _of_job(job: JobState, asked: Settings) -> Earlier:
         raise RequestError(
             f"--output {asked.train.output}: job {job.ref.name} writes to {folder}; leave --output out to continue it"
         )
-    train: Mapping[str, Any] = job.spec.get("train", {})
-    names = job.spec.get("given", train)
-    given = {name: train[name] for name in names if name in train and name not in _OF_THE_ATTEMPT}
-    return Earlier(Layer(f"attempt {job.attempt}", {**given, "output": folder}), _begun(job.output))
+    return Earlier(Layer(f"attempt {job.attempt}", {**_given(job), "output": folder}), _begun(job.output))
 
 
 def _begun(run: Path) -> Layer:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from launcher.backends import Backend, JobRef, Submitted
+from launcher.backends import Backend, Submitted, known
 from launcher.backends.choose import CLUSTER, Choice, choose
 from launcher.backends.local import LocalBackend
-from launcher.errors import NotFoundError, RequestError
+from launcher.errors import RequestError
 from launcher.kube.connection import Place
 from launcher.parameters import Where
 from launcher.render import render, to_yaml
@@ -38,7 +38,8 @@ class Prepared:
 
     def goes_on(self) -> bool:
         """Whether there is such a job, and it has not ended."""
-        return _goes_on(self.backend, self.spec.name)
+        state = known(self.backend, self.spec.name)
+        return state is not None and not state.phase.ended
 
 
 def prepare(options: dict[str, Any], profile: str | None, *, now: datetime) -> Prepared:
@@ -84,9 +85,9 @@ def check_only(job: Prepared, how: Literal["client", "server"]) -> list[str]:
     Raises:
         LauncherError: it could not be started.
     """
-    from launcher.backends.cluster import ClusterBackend  # noqa: PLC0415
-    from launcher.backends.creation import check  # noqa: PLC0415
-    from launcher.preflight import check as check_here  # noqa: PLC0415
+    from launcher.backends.cluster import ClusterBackend  # noqa: PLC0415  # only a dry run pays
+    from launcher.backends.creation import check  # noqa: PLC0415  # as above
+    from launcher.preflight import check as check_here  # noqa: PLC0415  # as above
 
     if not isinstance(job.backend, ClusterBackend):
         check_here(job.spec)
@@ -111,9 +112,8 @@ def _resolve(
 
 def _spec(settings: Settings, backend: Backend, now: datetime) -> JobSpec:
     if backend.name == "local":
-        return make_spec(
-            settings.options, settings.train, settings.given, now=now, taken=lambda name: _exists(backend, name)
-        )
+        options, train, given = settings.options, settings.train, settings.given
+        return make_spec(options, train, given, now=now, taken=lambda name: known(backend, name) is not None)
     kind: Literal["batch", "volcano"] = "batch" if backend.name == "batch" else "volcano"
     return make_cluster_spec(settings.options, settings.train, settings.given, backend=kind)
 
@@ -128,15 +128,3 @@ def _where(settings: Settings) -> Where:
         name for name in ("backend", "namespace", "context", "kubeconfig") if settings.origins[name] == "flag"
     ]
     return Where(**{name: getattr(settings.options, name) for name in typed_names})
-
-
-def _exists(backend: Backend, name: str) -> bool:
-    try:
-        backend.get(JobRef(backend.name, name))
-    except NotFoundError:
-        return False
-    return True
-
-
-def _goes_on(backend: Backend, name: str) -> bool:
-    return _exists(backend, name) and not backend.get(JobRef(backend.name, name)).phase.ended

@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from launcher.errors import ExitCode
+from launcher.errors import ExitCode, NotFoundError
 from launcher.progress import Progress
 
 if TYPE_CHECKING:
@@ -129,6 +129,14 @@ class Submitted:
     ref: JobRef
     note: str = ""
     existed: bool = False
+
+
+def known(backend: "Backend", name: str) -> JobState | None:
+    """What the backend knows of the job of this name; None if there is none."""
+    try:
+        return backend.get(JobRef(backend.name, name))
+    except NotFoundError:
+        return None
 
 
 class Backend(Protocol):

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.backends import TRAINING, Block, JobEvent, JobRef, JobState, Notice, Phase, Submitted
-from launcher.backends.kinds import BatchKind, Kind, VolcanoKind, annotations, seconds
+from launcher.backends.kinds import BatchKind, Kind, VolcanoKind, attempt_of, seconds, spec_of
 from launcher.errors import ConflictError, NotFoundError, WaitTimedOut
 from launcher.explain import container_failure, why_pending
 from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.connection import Place, connect
 from launcher.kube.resources import EVENTS, POD_GROUPS, PODS
 from launcher.logs import Demultiplexer, Line
-from launcher.names import ATTEMPT, JOB, OURS, SPEC
+from launcher.names import CONTAINER, JOB, OURS
 from launcher.progress import Progress
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class ClusterBackend:
         return self._state(job, pods, phase, reason)
 
     def _state(self, job: Json, pods: list[Json], phase: Phase, reason: str) -> JobState:
-        meta, spec = job["metadata"], _spec_of(job)
+        meta, spec = job["metadata"], spec_of(job)
         name = str(meta["name"])
         train, claim = spec.get("train", {}), spec.get("pods", {}).get("output_claim")
         output = Path(str(train["output"])) / name if "output" in train else None
@@ -119,7 +119,7 @@ class ClusterBackend:
             spec=spec,
             output=output,
             files=f"{output} on claim {claim}" if output and claim else "",
-            attempt=int(annotations(job).get(ATTEMPT, "1")),
+            attempt=attempt_of(job),
             restarts=self.kind.retries(job),
             resumable=trains and phase.ended and phase is not Phase.SUCCEEDED,
             details={
@@ -152,7 +152,7 @@ class ClusterBackend:
     def _tail(self, pod: Json) -> bytes:
         """The last lines of a pod; nothing of one that has not started."""
         path = PODS.path(self.api.namespace, pod["metadata"]["name"], "log")
-        query = {"tailLines": _TAIL_LINES, "container": "trainer"}
+        query = {"tailLines": _TAIL_LINES, "container": CONTAINER}
         try:
             return self.api.read(path, query, what=f"get {PODS}/log")
         except ApiError as error:
@@ -231,16 +231,6 @@ class ClusterBackend:
             phase, reason = self.kind.phase(job, own)
             states.append(self._state(job, own, phase, reason))
         return sorted(states, key=lambda state: (state.created or 0, state.ref.name))
-
-
-def _spec_of(job: Json) -> dict[str, Any]:
-    import json  # noqa: PLC0415
-
-    try:
-        spec = json.loads(annotations(job).get(SPEC, "{}"))
-    except ValueError:
-        spec = {}
-    return spec if isinstance(spec, dict) else {}
 
 
 def _pod_facts(pod: Json) -> dict[str, Any]:

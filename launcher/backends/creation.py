@@ -5,16 +5,15 @@ MindCluster's controller looks for the rank table's ConfigMap once; it is handed
 together. A creation whose answer was lost is looked up, not repeated.
 """
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from launcher.backends import JobRef, Submitted
-from launcher.backends.kinds import annotations, owner
+from launcher.backends.kinds import attempt_of, owner, spec_of
 from launcher.errors import ConflictError, PreflightError, RequestError, UnreachableError
 from launcher.interrupts import undisturbed
 from launcher.kube.api import ApiError, Json
 from launcher.kube.resources import CONFIG_MAPS, QUEUES, SERVICES, Resource
-from launcher.names import ATTEMPT, JOB, MANAGED, SPEC, SPEC_HASH
+from launcher.names import JOB, MANAGED, SPEC_HASH
 from launcher.render import render
 from launcher.spec import JobSpec, free_name, renamed
 
@@ -124,10 +123,7 @@ def _same_or_conflict(existing: Json, spec: JobSpec, ref: JobRef, *, ended: str 
 
 def _difference(existing: Json, spec: JobSpec) -> str:
     """The settings in which the two jobs differ."""
-    try:
-        old = _flat(json.loads(annotations(existing).get(SPEC, "{}")))
-    except ValueError:
-        old = {}
+    old = _flat(spec_of(existing))
     new = _flat(spec.model_dump(mode="json"))
     if not old:
         return "it was not made by a launcher"
@@ -191,6 +187,6 @@ def _create_job(backend: "ClusterBackend", spec: JobSpec, job: Json) -> Json:
         found = backend.api.find(backend.kind.resource, spec.name)
         if found is None or found["metadata"]["labels"].get(SPEC_HASH) != spec.digest[:16]:
             raise
-        if annotations(found).get(ATTEMPT) != annotations(job)[ATTEMPT]:
+        if attempt_of(found) != attempt_of(job):
             raise
         return found

@@ -5,6 +5,7 @@ Pure but for `stop`: objects as the API server gives them go in, phases come out
 only the phase tells, and without its scheduler a job has neither pods nor events.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 from launcher.backends import Phase
 from launcher.kube.api import Api, Json
 from launcher.kube.resources import BATCH_JOBS, COMMANDS, VOLCANO_JOBS, Resource
+from launcher.names import ATTEMPT, SPEC
 
 CANCELLED = "pnas/cancelled"
 """The annotation that says when a person had the job stopped."""
@@ -157,6 +159,20 @@ class VolcanoKind:
 def annotations(item: Json) -> Mapping[str, str]:
     """An object's annotations; it may have none."""
     return item["metadata"].get("annotations") or {}
+
+
+def attempt_of(job: Json) -> int:
+    """How often the job was submitted."""
+    return int(annotations(job).get(ATTEMPT, "1"))
+
+
+def spec_of(job: Json) -> dict[str, Any]:
+    """The recorded JobSpec as plain values; nothing of a job that no launcher made."""
+    try:
+        spec = json.loads(annotations(job).get(SPEC, "{}"))
+    except ValueError:
+        spec = {}
+    return spec if isinstance(spec, dict) else {}
 
 
 def owner(job: Json, *, controller: bool = True) -> dict[str, Any]:

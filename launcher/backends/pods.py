@@ -4,6 +4,7 @@ Reflectors know the job and its pods; `launcher.podlogs` reads each container in
 a slow reader. The end is the job's, by its status.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -12,10 +13,11 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from launcher.backends import Block, Notice, Phase
+from launcher.backends.kinds import attempt_of
 from launcher.errors import NotFoundError
 from launcher.kube.api import Json
 from launcher.kube.resources import PODS
-from launcher.names import JOB
+from launcher.names import CONTAINER, JOB
 from launcher.podlogs.batch import Item, LogGap
 from launcher.podlogs.container import ContainerLog
 from launcher.podlogs.merge import Merged
@@ -26,8 +28,9 @@ from launcher.watch import Reflector, Selector
 if TYPE_CHECKING:
     from launcher.backends.cluster import ClusterBackend
 
-CONTAINER = "trainer"
 _WAIT_S = 0.2
+# The reason why a job waits is in events and the PodGroup, which are asked for: a change of it may set nothing off.
+_ASK_S = 2.0
 # The trainer's supervisor says this last.
 _LAST_WORD = b" ended lines="
 
@@ -61,7 +64,7 @@ class _Job:
     def check(self, attempt: int | None) -> None:
         """A cluster deletes the pods of an attempt with it."""
         job = self.job
-        if job is not None and attempt is not None and attempt != self.backend.state_of(job, []).attempt:
+        if job is not None and attempt is not None and attempt != attempt_of(job):
             raise NotFoundError(
                 f"job {self.name}: the cluster has its latest attempt's log alone; others are in its output folder"
             )
@@ -133,16 +136,17 @@ class _Reading:
 
     def items(self) -> Iterator[Block | Notice]:
         """Until the job has ended and all its lines have come; without follow, until those that there are have."""
-        caught_up = ended = False
+        caught_up = False
+        ask_at = 0.0
         while not self._merged.ended:
-            changed = self._job.changed.is_set()
-            self._job.changed.clear()
-            if changed or not ended:
+            if self._job.changed.is_set() or time.monotonic() >= ask_at:
+                self._job.changed.clear()
+                ask_at = time.monotonic() + _ASK_S
                 ended = self._job.ended()
                 yield from self._news()
-            self._start_logs()
-            if ended or not self._follow:
-                self._merged.finish()
+                self._start_logs()
+                if ended or not self._follow:
+                    self._merged.finish()
             found = self._merged.get(_WAIT_S)
             if found is not None:
                 yield from self._shown(*found)

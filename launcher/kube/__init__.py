@@ -3,9 +3,3 @@
 The official client finds the cluster and its credentials (`connection`); requests are our own (`api`), because its
 typed bodies refuse fields that they do not know and its `Watch` loses and repeats events (facts differ by version).
 """
-
-from launcher.kube.api import Api, ApiError
-from launcher.kube.connection import Place, connect
-from launcher.kube.resources import Resource
-
-__all__ = ["Api", "ApiError", "Place", "Resource", "connect"]

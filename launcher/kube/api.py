@@ -44,17 +44,13 @@ class ApiError(LauncherError):
 
     Attributes:
         status: the HTTP status.
-        reason: the Status object's reason: NotFound, AlreadyExists, Invalid, …
-        causes: `field: message` of each thing that is wrong with an object.
     """
 
     exit_code = ExitCode.UNREACHABLE
 
-    def __init__(self, message: str, *, status: int, reason: str = "", causes: tuple[str, ...] = ()) -> None:
+    def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
         self.status = status
-        self.reason = reason
-        self.causes = causes
 
 
 class Api:
@@ -119,14 +115,13 @@ class Api:
         path = resource.path(self.namespace, name)
         return self.request("PATCH", path, body=body, content_type=MERGE_PATCH, what=f"patch {resource} {name}")
 
-    def delete(self, resource: Resource, name: str, *, uid: str | None = None, foreground: bool = False) -> None:
-        """Delete an object and what it owns; one that is gone already is no error.
+    def delete(self, resource: Resource, name: str, *, uid: str | None = None) -> None:
+        """Delete an object and, in the background, what it owns; one that is gone already is no error.
 
         Args:
             uid: delete this very object, not a later one of the same name.
-            foreground: let it stay until what it owns is gone.
         """
-        body: Json = {"propagationPolicy": "Foreground" if foreground else "Background"}
+        body: Json = {"propagationPolicy": "Background"}
         if uid is not None:
             body["preconditions"] = {"uid": uid}
         try:
@@ -155,9 +150,6 @@ class Api:
             UnreachableError: there was no answer.
         """
         response = self._send(method, path, query=query, body=body, content_type=content_type, what=what)
-        self.warnings += _warnings(response.headers.get("Warning", ""))
-        if response.status >= 400:
-            raise self._refusal(response.status, response.data, what)
         try:
             answer: Json = json.loads(response.data or b"{}")
         except ValueError as error:
@@ -166,10 +158,7 @@ class Api:
 
     def read(self, path: str, query: Mapping[str, str], *, what: str) -> bytes:
         """An answer that is not JSON, as it is."""
-        response = self._send("GET", path, query=query, what=what)
-        if response.status >= 400:
-            raise self._refusal(response.status, response.data, what)
-        return response.data
+        return self._send("GET", path, query=query, what=what).data
 
     def stream(self, path: str, query: Mapping[str, str], *, timeout_s: float, what: str) -> Iterator[bytes]:
         """The lines of an answer that does not end by itself, as they come.
@@ -178,12 +167,10 @@ class Api:
             ApiError: the server refused it.
             UnreachableError: there was no answer, or it broke off.
         """
-        from urllib3.exceptions import HTTPError  # noqa: PLC0415
+        from urllib3.exceptions import HTTPError  # noqa: PLC0415  # only who asks a cluster pays
 
         response = self._send("GET", path, query=query, read_s=timeout_s, what=what, preload=False)
         try:
-            if response.status >= 400:
-                raise self._refusal(response.status, response.read(), what)
             rest = b""
             for block in response.stream(1 << 16, decode_content=True):
                 *lines, rest = (rest + block).split(b"\n")
@@ -206,8 +193,9 @@ class Api:
         what: str,
         preload: bool = True,
     ) -> "BaseHTTPResponse":
-        from urllib3 import Retry, Timeout  # noqa: PLC0415
-        from urllib3.exceptions import HTTPError  # noqa: PLC0415
+        """The answer, if it is no refusal."""
+        from urllib3 import Retry, Timeout  # noqa: PLC0415  # only who asks a cluster pays
+        from urllib3.exceptions import HTTPError  # noqa: PLC0415  # as above
 
         words = urlencode({name: value for name, value in (query or {}).items() if value})
         again = Retry(connect=2, read=2, redirect=0, status=0, other=0, backoff_factor=0.2)
@@ -228,11 +216,15 @@ class Api:
                     retries=again if method == "GET" else False,
                     preload_content=preload,
                 )
+                refusal = response.data if response.status >= 400 else b""
             except (HTTPError, OSError) as error:
                 raise self._no_answer(what, error) from error
             if response.status != 401 or last:
                 break
             response.close()
+        self.warnings += _warnings(response.headers.get("Warning", ""))
+        if response.status >= 400:
+            raise self._refusal(response.status, refusal, what)
         return response
 
     def _connections(self) -> "PoolManager":
@@ -254,10 +246,10 @@ class Api:
             told = {}
         told = told if isinstance(told, dict) else {}
         message = str(told.get("message") or body[:_NOT_TOLD].decode("utf-8", "replace") or f"HTTP {status}")
-        causes = tuple(
+        causes = [
             f"{cause['field']}: {cause['message']}" if cause.get("field") else str(cause.get("message"))
             for cause in (told.get("details") or {}).get("causes") or ()
-        )
+        ]
         where = f"namespace {self.namespace}"
         if status == 401:
             text = f"{self.origin}: not logged in ({message}); log in again, or choose another --context"
@@ -265,7 +257,7 @@ class Api:
             text = f"{self.origin}: you may not {what} in {where}: ask its administrator for that right ({message})"
         else:
             text = f"{what} in {where}: {'; '.join(causes) or message}"
-        return ApiError(text, status=status, reason=str(told.get("reason", "")), causes=causes)
+        return ApiError(text, status=status)
 
     def _no_answer(self, what: str, error: BaseException) -> UnreachableError:
         return UnreachableError(
@@ -274,8 +266,8 @@ class Api:
 
 
 def _pool(credentials: Credentials) -> "PoolManager":
-    from urllib3 import PoolManager, ProxyManager  # noqa: PLC0415
-    from urllib3.util import make_headers  # noqa: PLC0415
+    from urllib3 import PoolManager, ProxyManager  # noqa: PLC0415  # only who asks a cluster pays
+    from urllib3.util import make_headers  # noqa: PLC0415  # as above
 
     options: dict[str, Any] = {
         "num_pools": 4,

@@ -145,13 +145,6 @@ class Window:
         self._remember(lines)
         return first, last, lines
 
-    def held(self) -> bytes:
-        """At the end of an answer: lines that were kept back because they might have been known."""
-        search, self._search = self._search, None
-        lines = bytes(search.held) if search is not None else b""
-        self._remember(lines)
-        return lines
-
     def _whole_lines(self, data: bytes) -> bytes:
         end = data.rfind(b"\n") + 1
         if not end:
