@@ -1,16 +1,19 @@
 """`python -m launcher` as a person types it, against the test bed, for jobs of the trainer at a scale for tests."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.cluster.testbed import images
 from tests.cluster.testbed.cluster import Cluster
+from tests.cluster.testbed.storage import claim
 
 REPOSITORY = Path(__file__).parents[2]
 # The trainer computes on the CPU of the pods, which ask for simulated NPUs all the same.
@@ -80,10 +83,20 @@ class Terminal:
         )["items"]
         return found
 
+    def changed(self, name: str, change: Callable[[Any], None]) -> Path:
+        """Another kubeconfig, in which something is different."""
+        config = self.cluster.config
+        change(config)
+        path = self.home / name
+        path.write_text(json.dumps(config))
+        return path
 
-def until(true: Callable[[], object], *, within_s: float = 120) -> None:
-    """Wait for something that happens on a cluster."""
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+
+@contextmanager
+def output_of(cluster: Cluster, namespace: str, images_folder: Path) -> Iterator[Path]:
+    """Make both claims that the launcher looks for; the folder behind the one for output."""
+    claim(cluster, namespace, "pnas-data", images_folder)
+    output = cluster.folder / f"{namespace}-output"
+    claim(cluster, namespace, "pnas-output", output)
+    yield output
+    shutil.rmtree(output, ignore_errors=True)

@@ -1,32 +1,28 @@
 """Kubernetes Jobs by the launcher, on a real Kubernetes, in a namespace that takes restricted pods alone."""
 
+import functools
 import json
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.cluster.launching import POD, SMALL, Terminal, until
+from tests.cluster.launching import POD, SMALL, Terminal, output_of
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.testbed.storage import claim
+from tests.cluster.waiting import until
 
 pytestmark = pytest.mark.timeout(3600)
 
 
 @pytest.fixture
-def terminal(
-    cluster: Cluster, namespace: str, tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Terminal]:
+def terminal(cluster: Cluster, namespace: str, tmp_path: Path, digits: Path) -> Iterator[Terminal]:
     """A namespace with both claims, and somebody who may use it."""
-    monkeypatch.delenv("PNAS_NAMESPACE", raising=False)
     cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
-    claim(cluster, namespace, "pnas-data", digits)
-    claim(cluster, namespace, "pnas-output", cluster.folder / f"{namespace}-output")
-    yield Terminal(cluster, namespace, tmp_path, cluster.kubeconfig, {"PNAS_BACKEND": "batch"})
-    shutil.rmtree(cluster.folder / f"{namespace}-output", ignore_errors=True)
+    with output_of(cluster, namespace, digits):
+        yield Terminal(cluster, namespace, tmp_path, cluster.kubeconfig, {"PNAS_BACKEND": "batch"})
 
 
 def test_a_job_is_followed_to_its_end_and_every_line_is_accounted_for(terminal: Terminal) -> None:
@@ -194,17 +190,17 @@ def test_a_mistake_is_one_line_and_nothing_is_created(
     assert left.split() == ["configmap/kube-root-ca.crt"]
 
 
-def test_a_cluster_that_does_not_answer_is_named(terminal: Terminal, tmp_path: Path) -> None:
-    text = terminal.cluster.kubectl("config", "view", "--raw", "--output=json")
+def _reached_by(change: dict[str, str], config: Any) -> None:
+    config["clusters"][0]["cluster"].update(change)
+
+
+def test_a_cluster_that_does_not_answer_is_named(terminal: Terminal) -> None:
     for change, said in (
         ({"server": "https://127.0.0.1:1"}, "the connection was refused; is the cluster up?"),
         ({"server": "https://nowhere.invalid"}, "its name is not known here"),
         ({"tls-server-name": "other.example"}, "its certificate is for another name"),
     ):
-        config = json.loads(text)
-        config["clusters"][0]["cluster"] |= change
-        broken = tmp_path / "broken"
-        broken.write_text(json.dumps(config))
+        broken = terminal.changed("broken", functools.partial(_reached_by, change))
         done = terminal.run("list", "--kubeconfig", str(broken), "--backend", "batch")
         assert (done.returncode, len(done.stderr.splitlines())) == (3, 1), done.stderr
         assert said in done.stderr
@@ -214,10 +210,7 @@ def test_who_has_no_rights_is_told_which(terminal: Terminal) -> None:
     kubectl = terminal.cluster.kubectl
     kubectl("create", "serviceaccount", "guest", "--namespace", terminal.namespace)
     token = kubectl("create", "token", "guest", "--namespace", terminal.namespace).strip()
-    config = json.loads(kubectl("config", "view", "--raw", "--output=json"))
-    config["users"][0]["user"] = {"token": token}
-    guest = terminal.home / "guest"
-    guest.write_text(json.dumps(config))
+    guest = terminal.changed("guest", lambda config: config["users"][0].update(user={"token": token}))
     done = Terminal(terminal.cluster, terminal.namespace, terminal.home, guest, terminal.more).submit("--npus", "1")
     assert done.returncode == 3
     assert "you may not get jobs.batch" in done.stderr

@@ -4,12 +4,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.cluster import speaker
 from tests.cluster.launching import Terminal
-from tests.cluster.test_log_following import create, load_speaker, numbers, speaking
 from tests.cluster.testbed.cluster import Cluster
 
 pytestmark = pytest.mark.timeout(3600)
@@ -17,13 +16,8 @@ pytestmark = pytest.mark.timeout(3600)
 
 @pytest.fixture
 def terminal(cluster: Cluster, namespace: str, tmp_path: Path) -> Terminal:
-    load_speaker(cluster, tmp_path)
+    speaker.load(cluster, tmp_path)
     return Terminal(cluster, namespace, tmp_path, cluster.kubeconfig, {"PNAS_BACKEND": "batch"})
-
-
-def config_of(cluster: Cluster) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(cluster.kubectl("config", "view", "--raw", "--output=json"))
-    return found
 
 
 @pytest.mark.parametrize("version", ["29.0.0", "35.0.0", "37.0.2"])
@@ -46,10 +40,10 @@ def test_a_job_is_listed_followed_and_deleted_with_every_client(terminal: Termin
         check=True,
     )
     assert used.stdout.strip() == version
-    create(terminal.cluster, terminal.namespace, speaking("old", 500, 1000, 20))
+    speaker.create(terminal.cluster, terminal.namespace, "old", 500, 1000, 20)
     done = old.run("logs", "old", "-f", "--raw")
     assert done.returncode == 0, done.stderr
-    assert numbers(done.stdout) == list(range(1, 501))
+    assert speaker.numbers(done.stdout) == list(range(1, 501))
     assert [job["name"] for job in json.loads(old.run("list", "--json").stdout)["items"]] == ["old"]
     assert old.run("delete", "old").returncode == 0
 
@@ -76,13 +70,10 @@ def test_a_token_that_has_expired_is_asked_for_anew_once(terminal: Terminal) -> 
         " 'status': {'token': token}}))\n"
     )
     plugin.chmod(0o755)
-    config = config_of(terminal.cluster)
     command = {"apiVersion": "client.authentication.k8s.io/v1", "command": str(plugin), "interactiveMode": "Never"}
-    config["users"][0]["user"] = {"exec": command}
-    through = terminal.home / "exec"
-    through.write_text(json.dumps(config))
-    create(terminal.cluster, namespace, speaking("token", 100, 0, 20))
+    through = terminal.changed("exec", lambda config: config["users"][0].update(user={"exec": command}))
+    speaker.create(terminal.cluster, namespace, "token", 100, 0, 20)
     done = terminal.run("logs", "token", "-f", "--raw", "--kubeconfig", str(through))
     assert done.returncode == 0, done.stderr
-    assert numbers(done.stdout) == list(range(1, 101))
+    assert speaker.numbers(done.stdout) == list(range(1, 101))
     assert len(asked.read_text()) == 2

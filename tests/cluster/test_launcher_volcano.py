@@ -1,17 +1,16 @@
 """Volcano Jobs by the launcher, with rank tables, on a cluster whose Volcano is the stand-in or the real one."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.launching import POD, SMALL, Terminal, until
+from tests.cluster.launching import POD, SMALL, Terminal, output_of
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.ranktable_writer import ranktable_writer
-from tests.cluster.testbed.storage import claim
 from tests.cluster.testbed.volcano_install import SCHEDULER, Volcano
+from tests.cluster.waiting import until
 
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.usefixtures("rank_tables")]
 
@@ -31,11 +30,8 @@ def terminal(cluster: Cluster, volcano: Volcano, namespace: str, tmp_path: Path,
     labels = [f"{name}={value}" for name, value in volcano.labels.items()]
     restricted = "pod-security.kubernetes.io/enforce=restricted"
     cluster.kubectl("label", "namespace", namespace, restricted, "pnas.test/ranktable=true", *labels)
-    claim(cluster, namespace, "pnas-data", digits)
-    output = cluster.folder / f"{namespace}-output"
-    claim(cluster, namespace, "pnas-output", output)
-    yield Terminal(cluster, namespace, tmp_path, cluster.kubeconfig)
-    shutil.rmtree(output, ignore_errors=True)
+    with output_of(cluster, namespace, digits):
+        yield Terminal(cluster, namespace, tmp_path, cluster.kubeconfig)
 
 
 def test_a_cluster_with_volcano_is_found_and_its_jobs_get_their_rank_table(terminal: Terminal) -> None:

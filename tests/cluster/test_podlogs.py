@@ -1,5 +1,6 @@
 """A container instance's log comes whole through cuts, restarts, deletion and rotation, or the loss is announced."""
 
+import functools
 import random
 import re
 import sys
@@ -28,6 +29,7 @@ from tests.cluster.testbed import cluster as testbed
 from tests.cluster.testbed import printer
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.cutter import Cutter
+from tests.cluster.waiting import until as until_seldom
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -136,11 +138,7 @@ class Bench:
         return ContainerLog(credentials, instance, state, stop or Stop(), follow=follow, timing=timing)
 
 
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+until = functools.partial(until_seldom, every_s=0.02)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The stand-in for ascend-operator writes what the real one was seen to write, and when; and wrong where told to."""
 
+import functools
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tests.cluster.testbed.ranktable_writer import (
     ranktable_writer,
     table,
 )
+from tests.cluster.waiting import until
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -198,11 +199,7 @@ def _ranks(servers: list[dict[str, Any]]) -> list[str]:
     return [device["rank_id"] for server in servers for device in server["device"]]
 
 
-def _until(true: Callable[[], bool], otherwise: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline, otherwise()
-        time.sleep(0.1)
+_until = functools.partial(until, within_s=60, every_s=0.1)
 
 
 def test_a_table_is_completed_begun_anew_and_completed_with_the_pod_that_replaces_one(stage: Stage) -> None:

@@ -1,12 +1,12 @@
 """The test bed is a real Kubernetes, and leaves nothing behind."""
 
+import functools
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tests.cluster.testbed.npu import RESOURCE, preferred
 from tests.cluster.testbed.npu_annotations import annotations
 from tests.cluster.testbed.processes import StartError, output_of
 from tests.cluster.testbed.storage import claim
+from tests.cluster.waiting import until
 
 HOLD = """
 import time
@@ -35,11 +36,7 @@ TABLES = Path(__file__).parents[1] / "data" / "ranktables"
 pytestmark = pytest.mark.timeout(3600)
 
 
-def _until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+_until = functools.partial(until, within_s=60)
 
 
 def _pod(name: str, *, npus: int = 0, node: str | None = None) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """The trainer runs in a pod of the test bed as it will on a cluster: restricted, on data and output from claims."""
 
+import functools
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from tests.cluster.testbed import images
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.npu import RESOURCE
 from tests.cluster.testbed.storage import claim
+from tests.cluster.waiting import until
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -61,11 +61,7 @@ def _pod(name: str, *options: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 
 
-def _until(true: Callable[[], bool], otherwise: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 300
-    while not true():
-        assert time.monotonic() < deadline, otherwise()
-        time.sleep(0.2)
+_until = functools.partial(until, within_s=300)
 
 
 def _create(cluster: Cluster, namespace: str, pod: dict[str, Any]) -> None:

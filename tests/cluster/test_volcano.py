@@ -19,10 +19,13 @@ from tests.cluster.testbed.processes import StartError
 from tests.cluster.testbed.volcano.client import COMMANDS, GROUPS, JOBS, PODS, QUEUES, Client, Json, path
 from tests.cluster.testbed.volcano_install import SCHEDULER, Volcano
 from tests.cluster.volcano_scenarios import WITH_NPUS, WITHOUT, job_of, play
-from tests.cluster.volcano_stage import Stage, Timeline, Watch, load_worker, recorded, until
+from tests.cluster.volcano_stage import PATIENCE_S, Stage, Timeline, Watch, load_worker, recorded
+from tests.cluster.waiting import until as until_within
 
 # The first run of a machine builds Kubernetes.
 pytestmark = pytest.mark.timeout(3600)
+
+until = functools.partial(until_within, within_s=PATIENCE_S)
 
 SMALL = {"apiVersion": "scheduling.volcano.sh/v1beta1", "kind": "Queue", "metadata": {"name": "small"}}
 # In these nothing fails or is deleted at a moment that decides what is told of it.

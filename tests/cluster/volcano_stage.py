@@ -6,7 +6,6 @@ Everything is watched from before its first change, so that nothing is missed be
 import copy
 import json
 import re
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -275,26 +274,6 @@ def _variables(job: Json) -> list[dict[str, str]]:
     ]
 
 
-def until(true: Callable[[], bool]) -> None:
-    """Wait for something that is not watched.
-
-    Raises:
-        TimeoutError: it does not come.
-    """
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        if time.monotonic() > deadline:
-            raise TimeoutError("what is waited for does not come")
-        time.sleep(0.2)
-
-
 def load_worker(cluster: Cluster) -> None:
     """Give every node the image that the recorded Jobs name."""
-    program = cluster.folder / "worker"
-    command = ["cc", "-static", "-Os", "-x", "c", "-o", str(program), "-"]
-    subprocess.run(command, input=WORKER_C, text=True, check=True)
-    archive = images.archive(
-        cluster.folder / "worker.tar", WORKER, {"worker": program.read_bytes()}, config={"Entrypoint": ["/worker"]}
-    )
-    for node in cluster.nodes:
-        node.load(archive)
+    cluster.load(images.compiled(cluster.folder, WORKER, WORKER_C))

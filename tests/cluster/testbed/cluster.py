@@ -98,6 +98,24 @@ class Cluster:
             file.flush()
             self.kubectl("create", "--filename", file.name)
 
+    def load(self, archive: Path) -> None:
+        """Give every node an image.
+
+        Raises:
+            NotABedError: the nodes are somebody's.
+        """
+        for node in self.nodes:
+            node.load(archive)
+
+    @property
+    def config(self) -> Any:
+        """The kubeconfig, with its certificates in it.
+
+        Raises:
+            StartError: it cannot be read.
+        """
+        return json.loads(self.kubectl("config", "view", "--raw", "--output=json"))
+
     def inside(self, part: str) -> Bed:
         """The bed, for the sake of this part.
 

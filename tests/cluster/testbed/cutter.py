@@ -30,8 +30,6 @@ class Cutter:
         self.port: int = self._listening.getsockname()[1]
         self.cuts = 0
         """Connections that it has cut while they were in use."""
-        self.calm = threading.Event()
-        """Set, it cuts no more."""
 
     def __enter__(self) -> "Cutter":
         threading.Thread(target=self._accept, daemon=True).start()
@@ -51,8 +49,6 @@ class Cutter:
         for one, other in ((client, server), (server, client)):
             threading.Thread(target=_pump, args=(one, other, silent), daemon=True).start()
         time.sleep(self._every_s * self._random.uniform(0.5, 1.5))
-        if self.calm.is_set():
-            return
         how = self._random.choice(("reset", "close", "silence"))
         if how == "silence":
             silent.set()

@@ -33,11 +33,16 @@ int main(void) {
 
 def pause(folder: Path) -> Path:
     """The archive of the sandbox image, made in `folder`."""
-    program = folder / "pause"
-    if not program.exists():
-        command = ["cc", "-static", "-Os", "-x", "c", "-o", str(program), "-"]
-        subprocess.run(command, input=PAUSE_C, text=True, check=True)
-    return archive(folder / "pause.tar", PAUSE, {"pause": program.read_bytes()}, config={"Entrypoint": ["/pause"]})
+    return compiled(folder, PAUSE, PAUSE_C)
+
+
+def compiled(folder: Path, image: str, source: str) -> Path:
+    """The archive of an image whose only file is a C program, called as the image is; made in `folder`."""
+    name = image.rpartition("/")[2].partition(":")[0]
+    program = folder / name
+    command = ["cc", "-static", "-O2", "-x", "c", "-o", str(program), "-"]
+    subprocess.run(command, input=source, text=True, check=True)
+    return archive(folder / f"{name}.tar", image, {name: program.read_bytes()}, config={"Entrypoint": [f"/{name}"]})
 
 
 def trainer(folder: Path) -> Path:

@@ -1,6 +1,5 @@
 """An image whose program prints numbered lines as the trainer does, at a given rate, and ends as it is told to."""
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +44,7 @@ int main(int count, char **words) {
 
 def load(cluster: Cluster, folder: Path) -> None:
     """Make the image in `folder`, and give it to every node."""
-    program = folder / "printer"
-    command = ["cc", "-static", "-O2", "-x", "c", "-o", str(program), "-"]
-    subprocess.run(command, input=PRINTER_C, text=True, check=True)
-    settings = {"Entrypoint": ["/printer"]}
-    archive = images.archive(folder / "printer.tar", IMAGE, {"printer": program.read_bytes()}, config=settings)
-    for node in cluster.nodes:
-        node.load(archive)
+    cluster.load(images.compiled(folder, IMAGE, PRINTER_C))
 
 
 def pod(namespace: str, name: str, *words: object, restart: str = "Never") -> dict[str, Any]:

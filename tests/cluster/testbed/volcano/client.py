@@ -36,10 +36,6 @@ def path(kind: str, namespace: str | None = None, name: str | None = None, subre
 class Client(Api):
     """One connection; not for several threads, except to interrupt it."""
 
-    def close(self) -> None:
-        """Give the connection back; it is made anew when it is needed."""
-        self._connection.close()
-
     def interrupt(self) -> None:
         """End what another thread waits for on it."""
         if self._connection.sock is not None:
