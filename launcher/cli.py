@@ -21,11 +21,12 @@ from cyclopts import App, Group, Parameter
 from launcher import report
 from launcher.backends import Backend, JobRef
 from launcher.display import Format
-from launcher.errors import Detached, NotFoundError, RequestError, WaitTimedOut
+from launcher.errors import Detached, NotFoundError, RequestError, UnreachableError, WaitTimedOut
 from launcher.exits import run
 from launcher.follow import Reading, raise_outcome, show
 from launcher.interrupts import keep_interrupts
 from launcher.logs import Selection
+from launcher.outage import patiently
 from launcher.parameters import JobName, Json, LatestName, Profile, Where, count, examples, flag
 from launcher.timing import parse_duration
 from trainer.help import HelpPage
@@ -99,6 +100,8 @@ def submit(
 
     job = prepare(options, profile, now=datetime.now().astimezone())
     if dry_run is not None:
+        if job.why:
+            _note(job.why)
         for warning in check_only(job, dry_run):
             _note(f"warning: {warning}")
         where = "the cluster accepts it" if dry_run == "server" else "its settings are valid"
@@ -109,7 +112,8 @@ def submit(
         for text in filter(None, (job.why, done.note)):
             _note(text)
         if not done.existed:
-            _note(report.header(job.spec_of(done), attempt=job.backend.get(done.ref).attempt, where=job.words))
+            state = patiently(lambda: job.backend.get(done.ref), _note, every_s=job.backend.poll_s)
+            _note(report.header(job.spec_of(done), attempt=state.attempt, where=job.words))
         if detach:
             print(done.ref.name)
         else:
@@ -197,7 +201,7 @@ def wait(
     deadline = math.inf if timeout is None else time.monotonic() + parse_duration(timeout)
     found, ref = _job(name, where)
     try:
-        while not (state := found.get(ref)).phase.ended:
+        while not (state := patiently(lambda: found.get(ref), _note, every_s=found.poll_s)).phase.ended:
             if time.monotonic() >= deadline:
                 raise WaitTimedOut(f"job {ref.name} is still {state.phase.value} after {timeout}; it goes on")
             time.sleep(found.poll_s)
@@ -314,7 +318,9 @@ def _follow(backend: Backend, ref: JobRef, reading: Reading | None = None, *, wh
         seen = show(backend, ref, reading, follow=True)
     except KeyboardInterrupt:
         raise Detached(report.come_back(ref.name, where)) from None
-    state = backend.get(ref)
+    except UnreachableError as error:
+        raise UnreachableError(f"{error}. {report.out_of_sight(ref.name, where)}") from error
+    state = patiently(lambda: backend.get(ref), _note, every_s=backend.poll_s)
     text = report.summary(state, seen.progress, seen.demultiplexer, now=time.time())
     print(text, file=sys.stdout if reading.form == "text" else sys.stderr)
     raise_outcome(state)

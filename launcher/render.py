@@ -32,7 +32,8 @@ _INDEX = {
     "volcano": "metadata.annotations['volcano.sh/task-index']",
 }
 _NO_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
-_TEMPLATES = Path(__file__).parent.parent / "k8s" / "templates"
+# A link to k8s/templates; in a wheel, a copy.
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(spec: JobSpec, *, attempt: int = 1) -> list[Manifest]:

@@ -58,8 +58,17 @@ def come_back(name: str, where: str = "") -> str:
     Args:
         where: the options that say where it is.
     """
-    follow, stop = f"{PROGRAM} logs {name} -f{where}", f"{PROGRAM} cancel {name}{where}"
-    return f"job {name} goes on. Come back with `{follow}`, stop it with `{stop}`."
+    stop = f"{PROGRAM} cancel {name}{where}"
+    return f"job {name} goes on. Come back with `{_follow(name, where)}`, stop it with `{stop}`."
+
+
+def out_of_sight(name: str, where: str = "") -> str:
+    """What to type after the cluster was away for so long that the launcher has given up following a job."""
+    return f"Job {name} does not need this launcher; come back with `{_follow(name, where)}`."
+
+
+def _follow(name: str, where: str) -> str:
+    return f"{PROGRAM} logs {name} -f{where}"
 
 
 def summary(state: JobState, progress: Progress, books: Demultiplexer, *, now: float) -> str:

@@ -7,20 +7,18 @@ and compare. A watch that is silent for longer than the server would let it be i
 import json
 import random
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from launcher.errors import LauncherError, UnreachableError
 from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.resources import Resource
+from launcher.outage import GIVE_UP_S, Outage
 
 # The server ends a watch after so long; a connection that outlives that is dead.
 _WATCH_S = (240, 300)
 _DEAD_S = 15.0
 _FIRST_DELAY_S, _LAST_DELAY_S = 0.5, 15.0
-# How long the cluster may be away before a person is told that it stays away.
-GIVE_UP_S = 180.0
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,19 @@ class Reflector:
         self._api = api
         self._selector = selector
         self._changed = changed
-        self._give_up_s = give_up_s
+        self._outage = Outage(give_up_s)
         self._lock = threading.Lock()
         self._objects: dict[str, Json] = {}
         self._stopped = threading.Event()
         self.error: LauncherError | None = None
         """Why it has ended; until then it keeps trying."""
-        self.away_since: float | None = None
-        """When the cluster last stopped answering (monotonic), None while it answers."""
         self._version = self._list()
         threading.Thread(target=self._run, name=f"watch {selector.resource}", daemon=True).start()
+
+    @property
+    def away(self) -> bool:
+        """The cluster does not answer now."""
+        return self._outage.since is not None
 
     def objects(self) -> list[Json]:
         """Those that there are now, in no order."""
@@ -84,7 +85,6 @@ class Reflector:
         try:
             if not self._version:
                 self._version = self._list()
-            self._back()
             self._watch()
         except (UnreachableError, ApiError) as error:
             return error
@@ -95,19 +95,10 @@ class Reflector:
         if isinstance(error, ApiError) and error.status == 410:
             self._version = ""
             return True
-        final = isinstance(error, ApiError) and error.status < 500 and error.status != 429
-        now = time.monotonic()
-        if self.away_since is None:
-            self.away_since = now
-        if final or now - self.away_since > self._give_up_s:
+        if not self._outage.bears(error):
             self.error = error
         self._changed()
         return self.error is None
-
-    def _back(self) -> None:
-        if self.away_since is not None:
-            self.away_since = None
-            self._changed()
 
     def _list(self) -> str:
         found, version = self._api.list(
@@ -130,7 +121,10 @@ class Reflector:
         }
         path = self._selector.resource.path(self._api.namespace)
         what = f"watch {self._selector.resource}"
-        for line in self._api.stream(path, query, timeout_s=seconds + _DEAD_S, what=what):
+        lines = self._api.stream(path, query, timeout_s=seconds + _DEAD_S, what=what)
+        if self._outage.end():
+            self._changed()
+        for line in lines:
             if self._stopped.is_set():
                 return
             self._take(json.loads(line))

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.backends import TRAINING, Block, JobEvent, JobRef, JobState, Notice, Phase, Submitted
 from launcher.backends.kinds import BatchKind, Kind, VolcanoKind, attempt_of, seconds, spec_of
-from launcher.errors import ConflictError, NotFoundError, WaitTimedOut
+from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimedOut
 from launcher.explain import container_failure, why_pending
 from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.connection import Place, connect
 from launcher.kube.resources import EVENTS, POD_GROUPS, PODS
 from launcher.logs import Demultiplexer, Line
 from launcher.names import CONTAINER, JOB, OURS
+from launcher.outage import passes
 from launcher.progress import Progress
 
 if TYPE_CHECKING:
@@ -96,9 +97,7 @@ class ClusterBackend:
         """What the objects add up to."""
         phase, reason = self.kind.phase(job, pods)
         if phase is Phase.PENDING:
-            age_s = time.time() - (seconds(job["metadata"].get("creationTimestamp")) or time.time())
-            events = self._events(job["metadata"]["name"])
-            reason = why_pending(job, pods, self._group(job), events, age_s=age_s) or reason
+            reason = self._why_pending(job, pods) or reason
         elif phase is Phase.FAILED:
             reason = self._why_failed(job, pods, reason)
         return self._state(job, pods, phase, reason)
@@ -130,6 +129,17 @@ class ClusterBackend:
             },
         )
 
+    def _why_pending(self, job: Json, pods: list[Json]) -> str:
+        age_s = time.time() - (seconds(job["metadata"].get("creationTimestamp")) or time.time())
+        try:
+            events = self._events(job["metadata"]["name"])
+            return why_pending(job, pods, self._group(job), events, age_s=age_s)
+        except ApiError as error:
+            if error.status != 403:
+                raise
+            # Who may run jobs need not be allowed to look at everything.
+            return f"why is hidden from you: {error}"
+
     def _why_failed(self, job: Json, pods: list[Json], reason: str) -> str:
         failed = [(pod, text) for pod in pods if (text := container_failure(pod))]
         first = min(failed, key=lambda pair: _ended_at(pair[0]), default=None)
@@ -156,7 +166,8 @@ class ClusterBackend:
         try:
             return self.api.read(path, query, what=f"get {PODS}/log")
         except ApiError as error:
-            if error.status in (400, 404):
+            # Not begun, gone, or none of this person's business: of all that, `logs` will tell.
+            if error.status in (400, 403, 404):
                 return b""
             raise
 
@@ -216,7 +227,13 @@ class ClusterBackend:
     @staticmethod
     def _until(true: Callable[[], bool], within_s: float, failed: str) -> None:
         deadline = time.monotonic() + within_s
-        while not true():
+        while True:
+            try:
+                if true():
+                    return
+            except LauncherError as error:
+                if not passes(error) or time.monotonic() > deadline:
+                    raise
             if time.monotonic() > deadline:
                 raise WaitTimedOut(f"{failed}; see `kubectl get pods`")
             time.sleep(_POLL_S)

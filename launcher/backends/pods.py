@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from launcher.backends import Block, Notice, Phase
 from launcher.backends.kinds import attempt_of
-from launcher.errors import NotFoundError
+from launcher.errors import LauncherError, NotFoundError
 from launcher.kube.api import Json
 from launcher.kube.resources import PODS
 from launcher.names import CONTAINER, JOB
+from launcher.outage import AWAY, BACK, passes
 from launcher.podlogs.batch import Item, LogGap
 from launcher.podlogs.container import ContainerLog
 from launcher.podlogs.merge import Merged
@@ -82,7 +83,7 @@ class _Job:
     @property
     def away(self) -> bool:
         """The cluster does not answer now."""
-        return self._jobs.away_since is not None or self._pods.away_since is not None
+        return self._jobs.away or self._pods.away
 
     def ended(self) -> bool:
         """Whether nothing more will happen.
@@ -101,9 +102,16 @@ class _Job:
         if job is None:
             return ""
         phase, reason = self.backend.kind.phase(job, self.pods)
+        if phase.ended:
+            return ""
         if phase is Phase.PENDING:
-            reason = self.backend.state_of(job, self.pods).reason
-        return "" if phase.ended else f"{phase.value}: {reason}" if reason else phase.value
+            try:
+                reason = self.backend.state_of(job, self.pods).reason
+            except LauncherError as error:
+                if not passes(error):
+                    raise
+                return ""  # it is asked again
+        return f"{phase.value}: {reason}" if reason else phase.value
 
     def state(self, instance: Instance) -> Callable[[], ContainerState]:
         """What is known of a container, whenever it is asked for."""
@@ -170,7 +178,7 @@ class _Reading:
         """Each change of the job's phase or of the reason why it waits, once."""
         if self._job.away != self._away:
             self._away = self._job.away
-            yield Notice("the cluster does not answer; trying again …" if self._away else "the cluster answers again")
+            yield Notice(AWAY if self._away else BACK)
         if self._away or not self._follow:
             return
         text = self._job.told()

@@ -161,15 +161,17 @@ class Api:
         return self._send("GET", path, query=query, what=what).data
 
     def stream(self, path: str, query: Mapping[str, str], *, timeout_s: float, what: str) -> Iterator[bytes]:
-        """The lines of an answer that does not end by itself, as they come.
+        """The lines of an answer that does not end by itself, as they come; the answer has begun when this returns.
 
         Raises:
             ApiError: the server refused it.
-            UnreachableError: there was no answer, or it broke off.
+            UnreachableError: there was no answer, or, while iterating, it broke off.
         """
+        return self._lines(self._send("GET", path, query=query, read_s=timeout_s, what=what, preload=False), what)
+
+    def _lines(self, response: "BaseHTTPResponse", what: str) -> Iterator[bytes]:
         from urllib3.exceptions import HTTPError  # noqa: PLC0415  # only who asks a cluster pays
 
-        response = self._send("GET", path, query=query, read_s=timeout_s, what=what, preload=False)
         try:
             rest = b""
             for block in response.stream(1 << 16, decode_content=True):

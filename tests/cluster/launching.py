@@ -83,6 +83,10 @@ class Terminal:
         )["items"]
         return found
 
+    def output(self, job: str) -> Path:
+        """Where the job's output folder is on this machine."""
+        return self.cluster.folder / f"{self.namespace}-output" / job
+
     def changed(self, name: str, change: Callable[[Any], None]) -> Path:
         """Another kubeconfig, in which something is different."""
         config = self.cluster.config
@@ -90,6 +94,17 @@ class Terminal:
         path = self.home / name
         path.write_text(json.dumps(config))
         return path
+
+
+@contextmanager
+def restricted(
+    cluster: Cluster, namespace: str, home: Path, images_folder: Path, labels: Sequence[str] = (), **more: str
+) -> Iterator[Terminal]:
+    """Somebody's terminal, where the namespace has both claims, and takes restricted pods alone."""
+    enforce = "pod-security.kubernetes.io/enforce=restricted"
+    cluster.kubectl("label", "namespace", namespace, enforce, *labels)
+    with output_of(cluster, namespace, images_folder):
+        yield Terminal(cluster, namespace, home, cluster.kubeconfig, more)
 
 
 @contextmanager

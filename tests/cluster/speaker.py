@@ -36,8 +36,14 @@ def load(cluster: Cluster, folder: Path) -> None:
     cluster.load(images.compiled(folder, IMAGE, SPEAKER_C))
 
 
-def create(cluster: Cluster, namespace: str, name: str, *words: object, retries: int = 0) -> None:
-    """Start a job: how many lines, how many per second (0: as fast as it can), how wide, and what to exit with."""
+def create(
+    cluster: Cluster, namespace: str, name: str, *words: object, retries: int = 0, node: str | None = None
+) -> None:
+    """Start a job: how many lines, how many per second (0: as fast as it can), how wide, and what to exit with.
+
+    Args:
+        node: the only one on which it may run.
+    """
     labels = {"pnas/job": name, "app.kubernetes.io/name": "pnas"}
     container = {
         "name": "trainer",
@@ -45,7 +51,8 @@ def create(cluster: Cluster, namespace: str, name: str, *words: object, retries:
         "imagePullPolicy": "Never",
         "args": [str(word) for word in words],
     }
-    pod = {"metadata": {"labels": labels}, "spec": {"restartPolicy": "Never", "containers": [container]}}
+    selector = {} if node is None else {"nodeSelector": {"kubernetes.io/hostname": node}}
+    pod = {"metadata": {"labels": labels}, "spec": {"restartPolicy": "Never", "containers": [container], **selector}}
     spec: dict[str, Any] = {"backoffLimit": retries, "template": pod}
     metadata = {"name": name, "namespace": namespace, "labels": labels}
     cluster.create({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec})

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.launching import POD, SMALL, Terminal, output_of
+from tests.cluster.launching import POD, SMALL, Terminal, restricted
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.waiting import until
 
@@ -20,9 +20,8 @@ pytestmark = pytest.mark.timeout(3600)
 @pytest.fixture
 def terminal(cluster: Cluster, namespace: str, tmp_path: Path, digits: Path) -> Iterator[Terminal]:
     """A namespace with both claims, and somebody who may use it."""
-    cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
-    with output_of(cluster, namespace, digits):
-        yield Terminal(cluster, namespace, tmp_path, cluster.kubeconfig, {"PNAS_BACKEND": "batch"})
+    with restricted(cluster, namespace, tmp_path, digits, PNAS_BACKEND="batch") as one:
+        yield one
 
 
 def test_a_job_is_followed_to_its_end_and_every_line_is_accounted_for(terminal: Terminal) -> None:
@@ -65,7 +64,7 @@ def test_the_same_job_is_one_job_and_another_one_does_not_take_its_name(terminal
 def test_a_pod_that_is_deleted_saves_and_its_successor_goes_on_bit_for_bit(terminal: Terminal) -> None:
     words = ("--npus", "2", "--mode", "full", "--epochs", "12", "--checkpoint-every", "3", "--name", "moved")
     follower = terminal.start("submit", *POD, *SMALL, *words)
-    output = terminal.cluster.folder / f"{terminal.namespace}-output" / "moved"
+    output = terminal.output("moved")
     until(lambda: (output / "checkpoints").is_dir() and any((output / "checkpoints").glob("step-*")))
     (pod,) = terminal.pods("moved")
     terminal.cluster.kubectl(
@@ -85,7 +84,7 @@ def test_a_pod_that_is_deleted_saves_and_its_successor_goes_on_bit_for_bit(termi
 def test_a_cancelled_job_saves_and_can_go_on(terminal: Terminal) -> None:
     words = ("--npus", "1", "--mode", "full", "--epochs", "40", "--name", "stopped")
     follower = terminal.start("submit", *POD, *SMALL, *words)
-    output = terminal.cluster.folder / f"{terminal.namespace}-output" / "stopped"
+    output = terminal.output("stopped")
     until(lambda: (output / "metrics.jsonl").is_file() and (output / "metrics.jsonl").stat().st_size > 0)
     cancelled = terminal.run("cancel", "stopped")
     assert cancelled.returncode == 0, cancelled.stderr
@@ -142,7 +141,7 @@ def test_a_job_that_fails_names_its_cause(
 def test_a_suspended_job_is_followed_through_its_rest(terminal: Terminal) -> None:
     words = ("--npus", "1", "--mode", "full", "--epochs", "10", "--name", "rests")
     follower = terminal.start("submit", *POD, *SMALL, *words)
-    output = terminal.cluster.folder / f"{terminal.namespace}-output" / "rests"
+    output = terminal.output("rests")
     until(lambda: (output / "metrics.jsonl").is_file() and (output / "metrics.jsonl").stat().st_size > 0)
     for suspend in ("true", "false"):
         patch = f'{{"spec": {{"suspend": {suspend}}}}}'

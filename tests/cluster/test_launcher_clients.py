@@ -9,6 +9,7 @@ import pytest
 
 from tests.cluster import speaker
 from tests.cluster.launching import Terminal
+from tests.cluster.testbed import images
 from tests.cluster.testbed.cluster import Cluster
 
 pytestmark = pytest.mark.timeout(3600)
@@ -77,3 +78,33 @@ def test_a_token_that_has_expired_is_asked_for_anew_once(terminal: Terminal) -> 
     assert done.returncode == 0, done.stderr
     assert speaker.numbers(done.stdout) == list(range(1, 101))
     assert len(asked.read_text()) == 2
+
+
+def test_a_launcher_in_a_pod_is_who_its_service_account_is(terminal: Terminal) -> None:
+    kubectl, namespace = terminal.cluster.kubectl, terminal.namespace
+    kubectl("create", "serviceaccount", "inside", "--namespace", namespace)
+    account = f"--serviceaccount={namespace}:inside"
+    kubectl("create", "rolebinding", "inside", "--clusterrole=admin", account, "--namespace", namespace)
+    speaker.create(terminal.cluster, namespace, "spoken", 200, 100, 20)
+    program = "python -m launcher"
+    container = {
+        "name": "launcher",
+        "image": images.TRAINER,
+        "imagePullPolicy": "Never",
+        "command": ["sh", "-euc", f"{program} logs spoken -f; {program} list; {program} logs none"],
+        "env": [{"name": "HOME", "value": "/home/pnas"}],
+        "volumeMounts": [{"name": "home", "mountPath": "/home/pnas"}],
+    }
+    spec = {
+        "serviceAccountName": "inside",
+        "restartPolicy": "Never",
+        "containers": [container],
+        "volumes": [{"name": "home", "emptyDir": {}}],
+    }
+    metadata = {"name": "inside", "namespace": namespace}
+    terminal.cluster.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    kubectl("wait", "pod/inside", "--namespace", namespace, "--for=jsonpath={.status.phase}=Failed", "--timeout=120s")
+    said = kubectl("logs", "inside", "--namespace", namespace)
+    assert " 200 lines from 1 device, 0 missing" in said
+    assert "spoken Succeeded batch" in " ".join(said.split())
+    assert f"there is no job `none` in this pod's service account, namespace {namespace}" in said

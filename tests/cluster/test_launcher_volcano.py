@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.launching import POD, SMALL, Terminal, output_of
+from tests.cluster.launching import POD, SMALL, Terminal, restricted
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.ranktable_writer import ranktable_writer
 from tests.cluster.testbed.volcano_install import SCHEDULER, Volcano
@@ -28,10 +28,8 @@ def rank_tables(cluster: Cluster) -> Iterator[None]:
 def terminal(cluster: Cluster, volcano: Volcano, namespace: str, tmp_path: Path, digits: Path) -> Iterator[Terminal]:
     """A namespace with both claims in which Volcano and the writer of rank tables act."""
     labels = [f"{name}={value}" for name, value in volcano.labels.items()]
-    restricted = "pod-security.kubernetes.io/enforce=restricted"
-    cluster.kubectl("label", "namespace", namespace, restricted, "pnas.test/ranktable=true", *labels)
-    with output_of(cluster, namespace, digits):
-        yield Terminal(cluster, namespace, tmp_path, cluster.kubeconfig)
+    with restricted(cluster, namespace, tmp_path, digits, ["pnas.test/ranktable=true", *labels]) as one:
+        yield one
 
 
 def test_a_cluster_with_volcano_is_found_and_its_jobs_get_their_rank_table(terminal: Terminal) -> None:
@@ -60,7 +58,7 @@ def test_a_gang_of_two_nodes_trains_as_one(terminal: Terminal) -> None:
 def test_a_pod_that_is_deleted_restarts_the_job_which_goes_on_bit_for_bit(terminal: Terminal) -> None:
     words = (*FULL, "--epochs", "12", "--checkpoint-every", "3", "--name", "moved")
     follower = terminal.start("submit", *POD, *SMALL, *words)
-    output = terminal.cluster.folder / f"{terminal.namespace}-output" / "moved"
+    output = terminal.output("moved")
     with follower:
         until(lambda: any(output.glob("checkpoints/step-*")))
         delete = ("delete", "pod", "moved-worker-0", "--namespace", terminal.namespace, "--wait=false")

@@ -52,6 +52,54 @@ def test_no_line_is_lost_or_repeated_over_200_cuts(terminal: Terminal) -> None:
     assert "are lost" not in done.stderr
 
 
+def test_a_server_that_is_away_for_a_while_ends_nobodys_waiting(terminal: Terminal) -> None:
+    speaker.create(terminal.cluster, terminal.namespace, "long", 3_000, 200, 20)
+    with Cutter(port_of(terminal.cluster), every_s=600, silence_s=0, seed=0) as cutter:
+        config = str(relayed(terminal, cutter.port))
+        waiting = terminal.start("wait", "long", "--kubeconfig", config)
+        follower = terminal.start("logs", "long", "-f", "--raw", "--kubeconfig", config)
+        assert follower.stdout is not None
+        shown = [next(line for line in follower.stdout if "#100]" in line)]
+        with cutter.away():
+            shown.append(next(line for line in follower.stdout if "the cluster does not answer" in line))
+            time.sleep(4)
+        said, _ = follower.communicate(timeout=120)
+        waited, _ = waiting.communicate(timeout=120)
+    assert follower.returncode == 0, said
+    assert said.count("the cluster answers again") == 1
+    assert "does not answer" not in said
+    assert speaker.numbers(shown[0] + said) == list(range(100, 3_001))
+    assert " 3,000 lines from 1 device, 0 missing" in said
+    assert waiting.returncode == 0, waited
+    assert waited.splitlines()[-1] == "long Succeeded"
+
+
+def test_a_job_that_waits_is_still_followed_when_the_server_comes_back(terminal: Terminal) -> None:
+    speaker.create(terminal.cluster, terminal.namespace, "late", 100, 0, 20, node="nowhere")
+    with Cutter(port_of(terminal.cluster), every_s=600, silence_s=0, seed=0) as cutter:
+        config = str(relayed(terminal, cutter.port))
+        follower = terminal.start("logs", "late", "-f", "--kubeconfig", config)
+        assert follower.stdout is not None
+        next(line for line in follower.stdout if "job late: Pending: 0/2 nodes are available" in line)
+        with cutter.away():
+            next(line for line in follower.stdout if "the cluster does not answer" in line)
+        next(line for line in follower.stdout if "the cluster answers again" in line)
+        terminal.cluster.kubectl("delete", "job", "late", "--namespace", terminal.namespace)
+        said, _ = follower.communicate(timeout=60)
+    assert follower.returncode == 4, said
+
+
+def test_a_line_longer_than_a_runtimes_is_shown_whole(terminal: Terminal) -> None:
+    """A runtime like containerd writes a line of more than 16 KiB in parts."""
+    speaker.create(terminal.cluster, terminal.namespace, "wide", 50, 100, 100_000)
+    done = terminal.run("logs", "wide", "-f", "--raw")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()[:-1]
+    assert [line.partition("step ")[2] for line in lines] == ["x" * 100_000] * 50
+    assert speaker.numbers(done.stdout) == list(range(1, 51))
+    assert " 50 lines from 1 device, 0 missing" in done.stderr
+
+
 def test_both_attempts_of_a_job_that_is_tried_again_are_shown_whole(terminal: Terminal) -> None:
     speaker.create(terminal.cluster, terminal.namespace, "twice", 500, 1000, 20, 1, retries=1)
     done = terminal.run("logs", "twice", "-f", "--raw")
@@ -81,6 +129,18 @@ def rotating() -> Iterator[Cluster]:
     """A cluster whose kubelets keep very little of a log."""
     with testbed.running(nodes=1, container_log_max_size="64Ki", container_log_max_files=2) as one:
         yield one
+
+
+def test_a_cluster_without_volcano_is_given_kubernetes_jobs(
+    cluster: Cluster, rotating: Cluster, tmp_path: Path
+) -> None:
+    """It needs `cluster` as the next one does."""
+    assert cluster.kubeconfig != rotating.kubeconfig
+    testbed.namespace(rotating, "plain")
+    done = Terminal(rotating, "plain", tmp_path, rotating.kubeconfig).submit("--npus", "8", "--dry-run", "server")
+    assert done.returncode == 0, done.stderr
+    assert "has no Volcano (--backend batch)" in done.stderr
+    assert "the cluster accepts it; nothing was started" in done.stdout
 
 
 def test_what_rotation_has_taken_is_announced_and_nothing_else_is_missing(

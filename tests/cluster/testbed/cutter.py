@@ -1,11 +1,15 @@
-"""A relay to the API server that cuts connections at random: reset, closed in good order, or silent and then reset."""
+"""A relay to the API server that cuts connections at random: reset, closed in good order, or silent and then reset.
+
+It can also be away for a while, as a server is that is started anew.
+"""
 
 import random
 import socket
 import struct
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 CHUNK = 1 << 16
 # SO_LINGER on, for no time at all: close() sends a reset.
@@ -27,24 +31,45 @@ class Cutter:
         self._silence_s = silence_s
         self._random = random.Random(seed)
         self._listening = socket.create_server(("127.0.0.1", 0))
+        self._clients: set[socket.socket] = set()
         self.port: int = self._listening.getsockname()[1]
         self.cuts = 0
         """Connections that it has cut while they were in use."""
 
     def __enter__(self) -> "Cutter":
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Every connection is ended, and a new one refused, for as long as the context lasts."""
+        self._leave()
+        for client in tuple(self._clients):
+            _reset(client)
+        yield
+        self._listening = socket.create_server(("127.0.0.1", self.port))
+        self._start()
+
+    def _start(self) -> None:
+        threading.Thread(target=self._accept, args=(self._listening,), daemon=True).start()
+
+    def _leave(self) -> None:
+        # Closing alone would not wake who waits in accept().
+        with suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
 
-    def _accept(self) -> None:
+    def _accept(self, listening: socket.socket) -> None:
         with suppress(OSError):
             while True:
-                threading.Thread(target=self._relay, args=(self._listening.accept()[0],), daemon=True).start()
+                threading.Thread(target=self._relay, args=(listening.accept()[0],), daemon=True).start()
 
     def _relay(self, client: socket.socket) -> None:
         server = socket.create_connection(("127.0.0.1", self._target))
+        self._clients.add(client)
         silent = threading.Event()
         for one, other in ((client, server), (server, client)):
             threading.Thread(target=_pump, args=(one, other, silent), daemon=True).start()
@@ -54,12 +79,19 @@ class Cutter:
             silent.set()
             time.sleep(self._silence_s)
         if how != "close":
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            _reset(client)
         self.cuts += 1
+        self._clients.discard(client)
         for one in (client, server):
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
+
+
+def _reset(one: socket.socket) -> None:
+    with suppress(OSError):
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        one.shutdown(socket.SHUT_RDWR)
 
 
 def _pump(one: socket.socket, other: socket.socket, silent: threading.Event) -> None:

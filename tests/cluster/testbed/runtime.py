@@ -1,4 +1,4 @@
-"""A STAND-IN for what a real image of the trainer holds: the machine's Python, torch and trainer, mounted read-only.
+"""A STAND-IN for what a real image of the trainer holds: the machine's Python, torch and this checkout's programs.
 
 PyTorch's wheel has five gigabytes, which no test copies into every node. containerd runs `runc`, a script, in place of
 runc: where a container's image asks for it by the environment variable ASKS, the script adds bind mounts to the
@@ -41,7 +41,8 @@ def _mounts() -> list[dict[str, Any]]:
     places = {path: path for path in SYSTEM if Path(path).exists()}
     if not sys.base_prefix.startswith("/usr"):
         places[sys.base_prefix] = sys.base_prefix
-    places |= {VENV: sys.prefix, f"{SOURCE}/trainer": str(CHECKOUT / "trainer")}
+    places[VENV] = sys.prefix
+    places |= {f"{SOURCE}/{name}": str(CHECKOUT / name) for name in ("trainer", "launcher", "k8s")}
     options = ["rbind", "ro", "nosuid", "nodev"]
     return [
         {"destination": inside, "type": "bind", "source": os.path.realpath(outside), "options": options}

@@ -1,0 +1,106 @@
+"""What may become of a job on a cluster: every mode, two at once, a container that is killed, one that is too large."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.launching import POD, SMALL, Terminal, restricted
+from tests.cluster.testbed.cluster import Cluster
+from tests.cluster.testbed.npu_annotations import REAL
+from tests.cluster.waiting import until
+
+pytestmark = pytest.mark.timeout(3600)
+
+
+@pytest.fixture
+def terminal(cluster: Cluster, namespace: str, tmp_path: Path, digits: Path) -> Iterator[Terminal]:
+    with restricted(cluster, namespace, tmp_path, digits, PNAS_BACKEND="batch") as one:
+        yield one
+
+
+def test_a_model_is_trained_then_finetuned_then_evaluated(terminal: Terminal) -> None:
+    """`performance` is the mode of the jobs in test_launcher_batch.py."""
+    trained = terminal.submit("--npus", "1", "--mode", "full", "--epochs", "1", "--name", "first")
+    assert trained.returncode == 0, trained.stderr
+    weights = "/output/first/best.safetensors"
+    tuned = terminal.submit(
+        "--npus", "1", "--mode", "finetune", "--epochs", "1", "--weights", weights, "--name", "more"
+    )
+    assert tuned.returncode == 0, tuned.stderr
+    weights = "/output/more/best.safetensors"
+    judged = terminal.submit("--npus", "2", "--mode", "eval", "--weights", weights, "--name", "judged")
+    assert judged.returncode == 0, judged.stderr
+    assert "top-1" in judged.stdout
+    assert ", 0 missing" in judged.stdout
+
+
+def test_two_jobs_at_once_share_a_cluster_and_nothing_else(terminal: Terminal) -> None:
+    names = ("left", "right")
+    words = ("--npus", "4", "--mode", "performance")
+    followers = [terminal.start("submit", *POD, *SMALL, *words, "--name", name) for name in names]
+    said = [follower.communicate(timeout=300)[0] for follower in followers]
+    assert [follower.returncode for follower in followers] == [0, 0], said
+    assert all(" lines from 4 devices, 0 missing" in one for one in said)
+    pods = [pod for name in names for pod in terminal.pods(name)]
+    devices = [
+        (pod["spec"]["nodeName"], device) for pod in pods for device in pod["metadata"]["annotations"][REAL].split(",")
+    ]
+    assert len(set(devices)) == 8, devices
+
+
+def test_a_container_that_is_killed_once_is_tried_again_and_goes_on(terminal: Terminal) -> None:
+    words = ("--npus", "1", "--mode", "full", "--epochs", "12", "--checkpoint-every", "3", "--name", "struck")
+    follower = terminal.start("submit", *POD, *SMALL, *words)
+    until(lambda: any(terminal.output("struck").glob("checkpoints/step-*")))
+    (pod,) = terminal.pods("struck")
+    for process in processes_of(pod["metadata"]["uid"]):
+        os.kill(process, signal.SIGKILL)
+    said, _ = follower.communicate(timeout=240)
+    assert follower.returncode == 0, said
+    assert "job struck: Pending: to be tried again" in said
+    assert "resumed bit_exact=yes" in said
+    assert len(terminal.pods("struck")) == 2
+    assert json.loads(terminal.run("status", "struck", "--json").stdout)["status"]["restarts"] == 1
+
+
+def processes_of(pod_uid: str) -> list[int]:
+    """Those of a pod's trainer, as this machine counts them."""
+    found = []
+    for group in Path("/proc").glob("[0-9]*/cgroup"):
+        try:
+            ours = (
+                pod_uid in group.read_text().replace("_", "-") and b"trainer" in group.with_name("cmdline").read_bytes()
+            )
+        except OSError:
+            continue  # it has just ended
+        if ours:
+            found.append(int(group.parent.name))
+    assert found
+    return found
+
+
+def test_a_job_that_wants_more_memory_than_it_has_says_so(terminal: Terminal) -> None:
+    done = terminal.submit(
+        "--npus", "1", "--mode", "performance", "--memory", "150Mi", "--retries", "0", "--name", "big"
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "exit code 137 (OOMKilled)" in done.stderr.splitlines()[-1]
+
+
+def test_a_job_goes_when_its_time_is_over_and_leaves_its_output(terminal: Terminal) -> None:
+    done = terminal.submit("--npus", "1", "--mode", "performance", "--ttl", "3s", "--name", "brief")
+    assert done.returncode == 0, done.stderr
+    until(lambda: terminal.run("status", "brief").returncode == 4)
+    until(lambda: not terminal.pods("brief"))
+    assert (terminal.output("brief") / "config.yaml").is_file()
+
+
+def test_a_job_whose_deadline_is_over_is_ended(terminal: Terminal) -> None:
+    words = ("--npus", "1", "--mode", "full", "--epochs", "1000", "--deadline", "15s", "--name", "slow")
+    done = terminal.submit(*words)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "DeadlineExceeded" in done.stderr.splitlines()[-1]
