@@ -293,6 +293,10 @@ def config_show(*, profile: Profile = None, json_: Json = False, **options: Any)
         print(report.settings_text(settings))
 
 
+TAKE_SETTINGS = {"submit": submit, "render": render, "config": config_show}
+"""The commands that have an option for every setting, by the first word that leads to each."""
+
+
 def main(tokens: Sequence[str]) -> int:
     """Run one command; return its exit code. Every error is one line on stderr."""
     # SIGTERM lets go of a job just as Ctrl-C does; neither ends it.
@@ -302,12 +306,11 @@ def main(tokens: Sequence[str]) -> int:
 
 
 def _command(tokens: Sequence[str]) -> None:
-    if {"submit", "render", "config"} & set(tokens):
-        from launcher.options import take_settings  # noqa: PLC0415  # pydantic: only these commands pay for it
+    for word, command in TAKE_SETTINGS.items():
+        if word in tokens:
+            from launcher.options import take_settings  # noqa: PLC0415  # pydantic: only these commands pay for it
 
-        take_settings(submit)
-        take_settings(render)
-        take_settings(config_show)
+            take_settings(command)
     app(tokens, exit_on_error=False, print_error=False)
 
 
