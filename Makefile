@@ -35,7 +35,7 @@ format: $(VENV)/test.stamp  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/test.stamp  ## Compare with timm and with an empty Python, and keep the results
+bench: $(VENV)/test.stamp  ## Compare with timm, torchx, stern and kubectl, and keep the results
 	$(BIN)/python -m benchmarks
 
 cluster: $(VENV)/test.stamp  ## Start a Kubernetes with two nodes and simulated NPUs in the background (root; builds it once)

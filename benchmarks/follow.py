@@ -1,9 +1,9 @@
 """Reading a pod's log: `launcher.podlogs` and the launcher as a whole against `kubectl logs` and stern.
 
 `python -m benchmarks.follow` starts the test bed (root, Go), lets a pod print a million lines, has every client read
-them in turns, and then asks how long a fresh line takes to each reader. STERN names stern's program; without it, stern
-is not in the table. The result is kept in benchmarks/results/follow.md; the bars are issue-like promises: at most 1.2
-times stern's CPU (kubectl's, where there is no stern), 80 MiB, and 1.2 times kubectl's 99th percentile of the delay.
+them in turns, and then asks how long a fresh line takes to each reader. The result is kept in
+benchmarks/results/follow.md; the bars: at most 1.2 times stern's CPU, 80 MiB, and 1.2 times kubectl's 99th percentile
+of the delay.
 """
 
 import os
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import peers
 from benchmarks.launcher_start import machine
 from launcher.podlogs.stamps import stamp_ns
 from tests.cluster.testbed import cluster as testbed
@@ -57,7 +58,7 @@ def main() -> int:
 
 
 def _readings(cluster: Cluster, folder: Path) -> dict[str, list[Reading]]:
-    """Of each client that can be had, `ROUNDS` in turns, after one whose output is checked."""
+    """Of each client, `ROUNDS` in turns, after one whose output is checked."""
     cluster.create(_job(PRINTED, LINES, 0, WIDTH, 0))
     cluster.kubectl("wait", f"job/{PRINTED}", "--namespace", NAMESPACE, "--for=condition=Complete", "--timeout=300s")
     [pod] = cluster.get("pods", "--namespace", NAMESPACE, "--selector", f"pnas/job={PRINTED}")["items"]
@@ -69,9 +70,8 @@ def _readings(cluster: Cluster, folder: Path) -> dict[str, list[Reading]]:
         LAUNCHER: [python, "-m", "launcher", "logs", PRINTED, "--raw", "--kubeconfig", config],
         KUBECTL: [*kubectl, "logs", name],
     }
-    if stern := os.environ.get("STERN"):
-        words = ["--no-follow", "--tail=-1", "--output=raw", "--only-log-lines", name]
-        commands[STERN] = [stern, f"--kubeconfig={config}", "--namespace", NAMESPACE, *words]
+    words = ["--no-follow", "--tail=-1", "--output=raw", "--only-log-lines", name]
+    commands[STERN] = [str(peers.stern()), f"--kubeconfig={config}", "--namespace", NAMESPACE, *words]
     for client, command in commands.items():
         with (folder / "read").open("wb") as out:
             _measured(command, out.fileno())
@@ -150,10 +150,9 @@ def _delays_of(command: Sequence[str]) -> list[float]:
 def _report(readings: Mapping[str, Sequence[Reading]], delays: Mapping[str, Sequence[float]]) -> tuple[str, bool]:
     """The tables, and whether the bars are met."""
     medians = {client: _median(rounds) for client, rounds in readings.items()}
-    peer = STERN if STERN in medians else KUBECTL
     rows = [
         f"| {client} | {one.wall_s:.1f} | {LINES / one.wall_s / 1000:.0f}k | {one.cpu_s:.2f} | "
-        f"{one.cpu_s / medians[peer].cpu_s:.2f} | {one.mebibytes:.0f} |"
+        f"{one.cpu_s / medians[STERN].cpu_s:.2f} | {one.mebibytes:.0f} |"
         for client, one in medians.items()
     ]
     percentiles = {client: statistics.quantiles(found, n=100) for client, found in delays.items()}
@@ -161,19 +160,20 @@ def _report(readings: Mapping[str, Sequence[Reading]], delays: Mapping[str, Sequ
     ours = [medians[name] for name in (LIBRARY, LAUNCHER)]
     ratio = percentiles[LIBRARY][98] / percentiles[KUBECTL][98]
     bars = {
-        f"CPU at most {CPU_BAR} times {peer}'s": max(one.cpu_s for one in ours) <= CPU_BAR * medians[peer].cpu_s,
+        f"CPU at most {CPU_BAR} times stern's": max(one.cpu_s for one in ours) <= CPU_BAR * medians[STERN].cpu_s,
         f"at most {MEMORY_BAR_MIB} MiB": max(one.mebibytes for one in ours) <= MEMORY_BAR_MIB,
         f"99th percentile of the delay at most {DELAY_BAR} times kubectl's ({ratio:.2f})": ratio <= DELAY_BAR,
     }
     text = [
         "# Reading a pod's log",
         "",
-        "Command: `python -m benchmarks.follow`" + (" with `STERN` set" if peer == STERN else "; stern not available"),
+        "Command: `python -m benchmarks.follow`",
         "",
         f"{LINES:,} lines of {WIDTH + 25} bytes of a finished pod, read to nowhere; medians of {ROUNDS} in turns, each",
-        f"beside a whole Kubernetes on the same machine. Python {sys.version.split()[0]}; {machine()}.",
+        f"beside a whole Kubernetes on the same machine. Python {sys.version.split()[0]}, stern {peers.STERN};",
+        f"{machine()}.",
         "",
-        f"| client | wall s | lines/s | client CPU s | of {peer}'s | peak MiB |",
+        "| client | wall s | lines/s | client CPU s | of stern's | peak MiB |",
         "|---|---|---|---|---|---|",
         *rows,
         "",

@@ -130,7 +130,7 @@ def render(*, profile: Profile = None, **options: Any) -> None:
 
     --backend auto renders for Volcano.
     """
-    from launcher.starting import manifests  # noqa: PLC0415  # pydantic
+    from launcher.manifests import manifests  # noqa: PLC0415  # pydantic
 
     sys.stdout.write(manifests(options, profile))
 
@@ -310,7 +310,7 @@ def _command(tokens: Sequence[str]) -> None:
         if word in tokens:
             from launcher.options import take_settings  # noqa: PLC0415  # pydantic: only these commands pay for it
 
-            take_settings(command)
+            take_settings(command, tokens)
     app(tokens, exit_on_error=False, print_error=False)
 
 

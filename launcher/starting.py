@@ -8,10 +8,9 @@ from typing import Any, Literal
 from launcher.backends import Backend, Submitted, known
 from launcher.backends.choose import CLUSTER, Choice, choose
 from launcher.backends.local import LocalBackend
-from launcher.errors import RequestError
 from launcher.kube.connection import Place
 from launcher.parameters import Where
-from launcher.render import render, to_yaml
+from launcher.render import render
 from launcher.resume import find_cluster_earlier, find_earlier
 from launcher.settings import Settings, resolve_settings
 from launcher.spec import JobOptions, JobSpec, make_cluster_spec, make_spec, renamed
@@ -61,22 +60,6 @@ def settings_of(options: dict[str, Any], profile: str | None) -> Settings:
         return Choice(LocalBackend()) if found.backend == "auto" else choose(found.backend, _place(found))
 
     return _resolve(options, profile, chosen)[0]
-
-
-def manifests(options: dict[str, Any], profile: str | None) -> str:
-    """The objects of the job as YAML, offline.
-
-    Raises:
-        RequestError: a job on this machine has none.
-    """
-    settings = resolve_settings(typed(options), profile)
-    kind = settings.options.backend
-    if kind == "local":
-        raise RequestError("--backend local: a job on this machine has no manifests; choose batch or volcano")
-    spec = make_cluster_spec(
-        settings.options, settings.train, settings.given, backend="batch" if kind == "batch" else "volcano"
-    )
-    return to_yaml(render(spec))
 
 
 def check_only(job: Prepared, how: Literal["client", "server"]) -> list[str]:

@@ -15,8 +15,14 @@ from pydantic.fields import FieldInfo
 from trainer.config.layers import flag_name
 
 
-def option_parameters(model: type[BaseModel], *, exclude: frozenset[str] = frozenset()) -> list[inspect.Parameter]:
-    """Keyword-only parameters, one for each field of `model`, for a cyclopts command's signature."""
+def option_parameters(
+    model: type[BaseModel], *, exclude: frozenset[str] = frozenset(), only: frozenset[str] | None = None
+) -> list[inspect.Parameter]:
+    """Keyword-only parameters, one for each field of `model`, for a cyclopts command's signature.
+
+    Args:
+        only: none but these fields.
+    """
     groups: dict[str, Group] = {}
     return [
         inspect.Parameter(
@@ -37,7 +43,7 @@ def option_parameters(model: type[BaseModel], *, exclude: frozenset[str] = froze
             ],
         )
         for name, field in model.model_fields.items()
-        if name not in exclude
+        if name not in exclude and (only is None or name in only)
     ]
 
 

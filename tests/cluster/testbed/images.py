@@ -36,13 +36,18 @@ def pause(folder: Path) -> Path:
     return compiled(folder, PAUSE, PAUSE_C)
 
 
-def compiled(folder: Path, image: str, source: str) -> Path:
-    """The archive of an image whose only file is a C program, called as the image is; made in `folder`."""
+def compiled(folder: Path, image: str, source: str, *, path: str | None = None) -> Path:
+    """The archive, made in `folder`, of an image whose only file is a C program, which it runs.
+
+    Args:
+        path: of the program in the image; otherwise it is called as the image is.
+    """
     name = image.rpartition("/")[2].partition(":")[0]
+    path = path or name
     program = folder / name
     command = ["cc", "-static", "-O2", "-x", "c", "-o", str(program), "-"]
     subprocess.run(command, input=source, text=True, check=True)
-    return archive(folder / f"{name}.tar", image, {name: program.read_bytes()}, config={"Entrypoint": [f"/{name}"]})
+    return archive(folder / f"{name}.tar", image, {path: program.read_bytes()}, config={"Entrypoint": [f"/{path}"]})
 
 
 def trainer(folder: Path) -> Path:

@@ -1,0 +1,122 @@
+"""From the command to the job's first line: `launcher submit` against `kubectl apply` and then `kubectl logs -f`.
+
+`python -m benchmarks.submit` starts the test bed (root, Go) and has both start the very same job, whose container
+speaks at once, in turns. kubectl cannot wait for a container: its `logs -f` is asked again until it has one, without a
+pause, which is the fastest that a person's script can be. The result is kept in benchmarks/results/submit.md.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.launcher_start import machine
+from tests.cluster.testbed import cluster as testbed
+from tests.cluster.testbed import images
+from tests.cluster.testbed.cluster import Cluster
+from tests.cluster.testbed.storage import claim
+
+ROUNDS = 12
+BAR = 1.0
+NAMESPACE = "submit"
+IMAGE = "localhost/python:1"
+# What the pod's command is called; it says one line, and stays.
+PYTHON_C = r"""
+#include <stdio.h>
+#include <unistd.h>
+int main(void) { puts("[rank 0 cpu:0 #1] begin"); fflush(stdout); pause(); return 0; }
+"""
+OPTIONS = ("--npus", "1", "--image", IMAGE, "--image-pull-policy", "Never", "--shm", "64Mi", "--scratch", "64Mi")
+LAUNCHER, KUBECTL = "python -m launcher submit", "kubectl apply, then kubectl logs -f"
+RESULT = Path(__file__).parent / "results" / "submit.md"
+
+
+def main() -> int:
+    """Measure, print and keep the result; 1 if the bar is missed."""
+    with tempfile.TemporaryDirectory() as folder, testbed.running(nodes=1, npus=1) as cluster:
+        testbed.namespace(cluster, NAMESPACE)
+        for name in ("pnas-data", "pnas-output"):
+            claim(cluster, NAMESPACE, name, Path(folder) / name)
+        cluster.load(images.compiled(Path(folder), IMAGE, PYTHON_C, path="usr/bin/python"))
+        seconds = _measured(cluster, Path(folder))
+    report, met = _report(seconds)
+    print(report)
+    RESULT.write_text(report + "\n", encoding="utf-8")
+    return 0 if met else 1
+
+
+def _measured(cluster: Cluster, folder: Path) -> dict[str, list[float]]:
+    """Seconds to the first line, `ROUNDS` of each in turns, after one that fills the page cache."""
+    environ = {
+        **os.environ,
+        "KUBECONFIG": str(cluster.kubeconfig),
+        "PNAS_NAMESPACE": NAMESPACE,
+        "PNAS_BACKEND": "batch",
+    }
+    launcher = [sys.executable, "-m", "launcher"]
+
+    def by_launcher(name: str) -> float:
+        return _first_line([*launcher, "submit", *OPTIONS, "--name", name], environ)
+
+    def by_kubectl(name: str) -> float:
+        manifest = folder / f"{name}.yaml"
+        rendered = subprocess.run(
+            [*launcher, "render", *OPTIONS, "--name", name], env=environ, check=True, capture_output=True
+        )
+        manifest.write_bytes(rendered.stdout)
+        kubectl = f"{cluster.program} --namespace {NAMESPACE}"
+        script = f"{kubectl} apply -f {manifest}; until {kubectl} logs -f job/{name}; do :; done"
+        return _first_line(["sh", "-c", script], environ)
+
+    ways: dict[str, Callable[[str], float]] = {LAUNCHER: by_launcher, KUBECTL: by_kubectl}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(ROUNDS + 1):
+        for place, (way, start) in enumerate(ways.items()):
+            name = f"job-{turn}-{place}"
+            seconds[way].append(start(name))
+            cluster.kubectl("delete", "job", name, "--namespace", NAMESPACE, "--cascade=foreground")
+    return {way: found[1:] for way, found in seconds.items()}
+
+
+def _first_line(command: Sequence[str], environ: Mapping[str, str]) -> float:
+    start = time.perf_counter()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if line.startswith("[rank 0"))
+        seconds = time.perf_counter() - start
+        os.killpg(process.pid, 9)
+    return seconds
+
+
+def _report(seconds: Mapping[str, Sequence[float]]) -> tuple[str, bool]:
+    medians = {way: statistics.median(found) for way, found in seconds.items()}
+    ratio = medians[LAUNCHER] / medians[KUBECTL]
+    rows = [
+        f"| {way} | {medians[way]:.2f} | {min(found):.2f} | {max(found):.2f} | {medians[way] / medians[KUBECTL]:.2f} |"
+        for way, found in seconds.items()
+    ]
+    text = [
+        "# From the command to the first line",
+        "",
+        "Command: `python -m benchmarks.submit`",
+        "",
+        f"{ROUNDS} jobs each, in turns, on a whole Kubernetes on the same machine; the image is there, and speaks at",
+        f"once. Python {sys.version.split()[0]}; {machine()}.",
+        "",
+        "| way | median s | least s | most s | of kubectl's |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+        f"- {'met' if ratio <= BAR else 'MISSED'}: at most {BAR} times kubectl's",
+    ]
+    return "\n".join(text), ratio <= BAR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

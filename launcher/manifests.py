@@ -1,0 +1,25 @@
+"""What `render` prints: a job's manifests from what was typed, without a cluster and without what asks one."""
+
+from typing import Any
+
+from launcher.errors import RequestError
+from launcher.render import render, to_yaml
+from launcher.settings import resolve_settings
+from launcher.spec import make_cluster_spec
+from trainer.config.options import typed
+
+
+def manifests(options: dict[str, Any], profile: str | None) -> str:
+    """The objects of the job as YAML, offline.
+
+    Raises:
+        RequestError: a job on this machine has none.
+    """
+    settings = resolve_settings(typed(options), profile)
+    kind = settings.options.backend
+    if kind == "local":
+        raise RequestError("--backend local: a job on this machine has no manifests; choose batch or volcano")
+    spec = make_cluster_spec(
+        settings.options, settings.train, settings.given, backend="batch" if kind == "batch" else "volcano"
+    )
+    return to_yaml(render(spec))
