@@ -157,6 +157,7 @@ def job_document(state: JobState, progress: Progress) -> dict[str, Any]:
         "output": None if state.output is None else str(state.output),
         "status": {
             "attempt": state.attempt,
+            "restarts": state.restarts,
             "phase": state.phase.value,
             "reason": state.reason or None,
             "exitCode": int(state.phase.exit_code) if state.phase.ended else None,

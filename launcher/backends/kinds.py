@@ -18,6 +18,8 @@ from launcher.names import ATTEMPT, SPEC
 CANCELLED = "pnas/cancelled"
 """The annotation that says when a person had the job stopped."""
 
+_TRACKING = "batch.kubernetes.io/job-tracking"
+
 
 class Kind(Protocol):
     """One kind of job on a cluster."""
@@ -59,7 +61,11 @@ class BatchKind:
             return Phase.FAILED, f"{failed.get('reason', '')}: {failed.get('message', '')}".strip(": ")
         if job["spec"].get("suspend"):
             return self._suspended(job, pods)
-        phases = {pod.get("status", {}).get("phase") for pod in pods}
+        return (Phase.RUNNING, "ending") if "FailureTarget" in conditions else self._going(pods)
+
+    @staticmethod
+    def _going(pods: Sequence[Json]) -> tuple[Phase, str]:
+        phases = {"Running" if _unjudged(pod) else pod.get("status", {}).get("phase") for pod in pods}
         if "Running" in phases or ("Succeeded" in phases and "Pending" not in phases):
             return Phase.RUNNING, ""
         return Phase.PENDING, "to be tried again" if "Failed" in phases else ""
@@ -190,6 +196,11 @@ def seconds(stamp: str | None) -> float | None:
 def now() -> str:
     """This moment as Kubernetes writes it."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _unjudged(pod: Json) -> bool:
+    """It has failed, and the job controller has not said yet what comes of it: its finalizer is still there."""
+    return pod.get("status", {}).get("phase") == "Failed" and _TRACKING in pod["metadata"].get("finalizers", ())
 
 
 def _alive(pod: Json) -> bool:

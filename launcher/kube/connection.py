@@ -130,7 +130,8 @@ def _token_of(configuration: Any) -> Callable[[], str | None]:
     def token() -> str | None:
         for name in ("authorization", "BearerToken"):
             if header := configuration.get_api_key_with_prefix(name):
-                return str(header).removeprefix("Bearer ")
+                # In a pod the client writes `bearer`, elsewhere `Bearer`.
+                return str(header).split(maxsplit=1)[-1]
         return None
 
     return token

@@ -26,12 +26,12 @@ def test_a_model_is_trained_then_finetuned_then_evaluated(terminal: Terminal) ->
     """`performance` is the mode of the jobs in test_launcher_batch.py."""
     trained = terminal.submit("--npus", "1", "--mode", "full", "--epochs", "1", "--name", "first")
     assert trained.returncode == 0, trained.stderr
-    weights = "/output/first/best.safetensors"
+    weights = "/output/first/checkpoints/best.safetensors"
     tuned = terminal.submit(
         "--npus", "1", "--mode", "finetune", "--epochs", "1", "--weights", weights, "--name", "more"
     )
     assert tuned.returncode == 0, tuned.stderr
-    weights = "/output/more/best.safetensors"
+    weights = "/output/more/checkpoints/best.safetensors"
     judged = terminal.submit("--npus", "2", "--mode", "eval", "--weights", weights, "--name", "judged")
     assert judged.returncode == 0, judged.stderr
     assert "top-1" in judged.stdout
@@ -88,7 +88,9 @@ def test_a_job_that_wants_more_memory_than_it_has_says_so(terminal: Terminal) ->
         "--npus", "1", "--mode", "performance", "--memory", "150Mi", "--retries", "0", "--name", "big"
     )
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "exit code 137 (OOMKilled)" in done.stderr.splitlines()[-1]
+    last = done.stderr.splitlines()[-1]
+    assert "rank 0 on cpu:0: killed by SIGKILL (out of memory?)" in last
+    assert "(OOMKilled)" in last
 
 
 def test_a_job_goes_when_its_time_is_over_and_leaves_its_output(terminal: Terminal) -> None:

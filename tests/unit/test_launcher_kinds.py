@@ -27,7 +27,8 @@ def pod(phase: str, **status: Any) -> dict[str, Any]:
         (batch(), [pod("Running")], Phase.RUNNING, ""),
         (batch(), [pod("Succeeded")], Phase.RUNNING, ""),
         (batch(), [pod("Failed")], Phase.PENDING, "to be tried again"),
-        (batch("FailureTarget"), [pod("Running")], Phase.RUNNING, ""),
+        (batch("FailureTarget"), [pod("Running")], Phase.RUNNING, "ending"),
+        (batch("FailureTarget"), [pod("Failed")], Phase.RUNNING, "ending"),
         (batch("SuccessCriteriaMet", "Complete"), [], Phase.SUCCEEDED, ""),
         (batch("Failed"), [], Phase.FAILED, "R: m"),
         (batch(suspend=True), [pod("Running")], Phase.RUNNING, "stopping"),
@@ -38,6 +39,12 @@ def test_a_kubernetes_job_is_judged_by_its_conditions(
     job: dict[str, Any], pods: list[dict[str, Any]], phase: Phase, reason: str
 ) -> None:
     assert BatchKind().phase(job, pods) == (phase, reason)
+
+
+def test_a_pod_that_has_failed_is_no_news_before_the_controller_has_judged_it() -> None:
+    failed = pod("Failed")
+    failed["metadata"]["finalizers"] = ["batch.kubernetes.io/job-tracking"]
+    assert BatchKind().phase(batch(), [failed]) == (Phase.RUNNING, "")
 
 
 def test_a_job_that_a_person_stopped_is_cancelled_and_not_failed() -> None:
