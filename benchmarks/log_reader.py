@@ -7,7 +7,8 @@ each line its stamp. It is apart from `benchmarks.follow` because its memory is 
 import sys
 from pathlib import Path
 
-from launcher.kube.connection import Place, connect
+from launcher.kube.connection import connect
+from launcher.kube.place import Place
 from launcher.kube.resources import PODS
 from launcher.podlogs.batch import LogGap
 from launcher.podlogs.container import ContainerLog

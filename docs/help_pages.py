@@ -13,8 +13,8 @@ from cyclopts import App
 from cyclopts.help import HelpPanel
 from rich.console import Console, ConsoleOptions, RenderableType
 
-from launcher import cli
-from launcher.options import take_settings
+from launcher.app import app
+from launcher.cli import COMMANDS, load
 from launcher.pages import FILE
 from trainer.help import plain, rows_of
 
@@ -40,9 +40,8 @@ class _Recorder:
 @cache
 def prepared() -> App:
     """The command line with every option of every command."""
-    for command in cli.TAKE_SETTINGS.values():
-        take_settings(command)
-    return cli.app
+    load(COMMANDS)
+    return app
 
 
 def pages() -> str:
@@ -50,21 +49,21 @@ def pages() -> str:
     return json.dumps(dict(_pages(prepared(), ())), indent=1) + "\n"
 
 
-def _pages(app: App, words: tuple[str, ...]) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    yield " ".join(words), _page(app, words)
-    for name in app:
+def _pages(part: App, words: tuple[str, ...]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    yield " ".join(words), _page(words)
+    for name in part:
         if not name.startswith("-"):
-            yield from _pages(app[name], (*words, name))
+            yield from _pages(part[name], (*words, name))
 
 
-def _page(app: App, words: tuple[str, ...]) -> tuple[Any, ...]:
+def _page(words: tuple[str, ...]) -> tuple[Any, ...]:
     recorder, drawn = _Recorder(), io.StringIO()
     console = Console(file=drawn, width=10_000)
-    kept, cli.app.help_formatter = cli.app.help_formatter, recorder
+    kept, app.help_formatter = app.help_formatter, recorder
     try:
-        cli.app.help_print(words, console=console)
+        app.help_print(words, console=console)
     finally:
-        cli.app.help_formatter = kept
+        app.help_formatter = kept
     # What is not the formatter's to draw is the page's end.
     return recorder.usage, recorder.description, recorder.groups, drawn.getvalue().strip("\n")
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from cyclopts import CycloptsError, UnusedCliTokensError
 
+from launcher import PROGRAM
 from launcher.errors import Detached, ExitCode, LauncherError
-from launcher.report import PROGRAM
 from trainer.errors import TrainerError
 
 

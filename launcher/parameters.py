@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, Token
 
+from launcher import PROGRAM
 from launcher.errors import RequestError
-from launcher.kube.connection import Place
-from launcher.report import PROGRAM
+from launcher.kube.place import Place
 
 BACKENDS = ("auto", "local", "batch", "volcano")
 _PLACE = Group.create_ordered("Where")

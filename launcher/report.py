@@ -10,9 +10,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher import PROGRAM
 from launcher.backends import JobEvent, JobRef, JobState
 from launcher.device_lines import step_cells
-from launcher.errors import MEANINGS
 from launcher.logs import Demultiplexer
 from launcher.progress import Event, Progress
 from launcher.timing import format_duration
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
     from launcher.spec import JobSpec
 
 API_VERSION = "pnas/v1"
-PROGRAM = "python -m launcher"
-
-
-def exit_code_table() -> str:
-    """The exit codes and what they mean."""
-    return "Exit codes:\n" + "\n".join(f"  {code.value:>3}  {text}" for code, text in MEANINGS.items())
 
 
 def header(spec: "JobSpec", *, attempt: int, where: str = "") -> str:

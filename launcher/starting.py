@@ -8,7 +8,7 @@ from typing import Any, Literal
 from launcher.backends import Backend, Submitted, known
 from launcher.backends.choose import CLUSTER, Choice, choose
 from launcher.backends.local import LocalBackend
-from launcher.kube.connection import Place
+from launcher.kube.place import Place
 from launcher.parameters import Where
 from launcher.render import render
 from launcher.resume import find_cluster_earlier, find_earlier

@@ -146,6 +146,10 @@ class Backend(Protocol):
     poll_s: float
     """How often it may be asked without a burden."""
 
+    @property
+    def where(self) -> str:
+        """This machine, or the cluster and the namespace, for messages."""
+
     def submit(self, spec: "JobSpec", *, again: bool = False) -> "Submitted":
         """Start a job, or the next attempt of an ended one if the spec resumes; it outlives the launcher.
 

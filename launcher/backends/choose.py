@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from launcher import PROGRAM
 from launcher.backends import Backend, JobRef, JobState
 from launcher.backends.local import LocalBackend
 from launcher.errors import LauncherError, NotFoundError, UnreachableError
-from launcher.kube.connection import Place, is_configured
+from launcher.kube.connection import is_configured
+from launcher.kube.place import Place
 
 if TYPE_CHECKING:
     from launcher.backends.cluster import ClusterBackend
@@ -55,17 +57,20 @@ def find(name: str, where: str, place: Place) -> tuple[Backend, JobRef]:
         NotFoundError: there is none.
         UnreachableError: it is not on this machine, and the cluster gives no answer.
     """
-    missing: NotFoundError | None = None
+    missing: list[NotFoundError] = []
+    places: list[str] = []
     for backend in _readable(where, place):
         ref = JobRef(backend.name, name)
         try:
             backend.get(ref)
         except NotFoundError as error:
-            missing = missing or error
+            missing.append(error)
+            places.append(backend.where)
         else:
             return backend, ref
-    assert missing is not None  # there is always one backend
-    raise missing
+    if len(set(places)) == 1:
+        raise missing[0]
+    raise NotFoundError(f"there is no job `{name}` in {' or in '.join(dict.fromkeys(places))}; see `{PROGRAM} list`")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from launcher.backends.kinds import BatchKind, Kind, VolcanoKind, attempt_of, se
 from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimedOut
 from launcher.explain import container_failure, why_pending
 from launcher.kube.api import Api, ApiError, Json
-from launcher.kube.connection import Place, connect
+from launcher.kube.connection import connect
+from launcher.kube.place import Place
 from launcher.kube.resources import EVENTS, POD_GROUPS, PODS
 from launcher.logs import Demultiplexer, Line
 from launcher.names import CONTAINER, JOB, OURS

@@ -39,6 +39,7 @@ class LocalBackend:
     """Backend `local`. See `launcher.backends.Backend` for what each method promises."""
 
     name = "local"
+    where = "this machine"
     poll_s = 0.2
 
     def __init__(self, root: Path | None = None) -> None:

@@ -12,18 +12,10 @@ from typing import Any
 
 from launcher.errors import RequestError, UnreachableError
 from launcher.kube.api import Api, Credentials
+from launcher.kube.place import Place
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 DEFAULT_KUBECONFIG = Path.home() / ".kube" / "config"
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a person may say about where the cluster is; what is left out, kubeconfig and the pod know."""
-
-    kubeconfig: Path | None = None
-    context: str | None = None
-    namespace: str | None = None
 
 
 @dataclass(frozen=True)

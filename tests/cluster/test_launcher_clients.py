@@ -107,4 +107,4 @@ def test_a_launcher_in_a_pod_is_who_its_service_account_is(terminal: Terminal) -
     said = kubectl("logs", "inside", "--namespace", namespace)
     assert " 200 lines from 1 device, 0 missing" in said
     assert "spoken Succeeded batch" in " ".join(said.split())
-    assert f"there is no job `none` in this pod's service account, namespace {namespace}" in said
+    assert f"there is no job `none` in this machine or in this pod's service account, namespace {namespace}" in said

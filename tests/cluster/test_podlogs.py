@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from launcher.kube.api import Api, Json
-from launcher.kube.connection import Place as Where
 from launcher.kube.connection import connect
+from launcher.kube.place import Place as Where
 from launcher.kube.resources import PODS
 from launcher.podlogs.batch import Item, LogGap
 from launcher.podlogs.container import ContainerLog

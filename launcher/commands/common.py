@@ -1,0 +1,58 @@
+"""What several commands do: find the job, follow it to its end, print a note or JSON."""
+
+import json
+import sys
+import time
+from typing import Any
+
+from launcher import PROGRAM, report
+from launcher.backends import Backend, JobRef
+from launcher.errors import Detached, NotFoundError, UnreachableError
+from launcher.follow import Reading, raise_outcome, show
+from launcher.outage import patiently
+from launcher.parameters import Where
+
+
+def follow_to_its_end(backend: Backend, ref: JobRef, reading: Reading | None = None, *, where: str = "") -> None:
+    """Show a job to its end, sum up, and end with its exit code."""
+    reading = reading or Reading()
+    try:
+        seen = show(backend, ref, reading, follow=True)
+    except KeyboardInterrupt:
+        raise Detached(report.come_back(ref.name, where)) from None
+    except UnreachableError as error:
+        raise UnreachableError(f"{error}. {report.out_of_sight(ref.name, where)}") from error
+    state = patiently(lambda: backend.get(ref), note, every_s=backend.poll_s)
+    text = report.summary(state, seen.progress, seen.demultiplexer, now=time.time())
+    print(text, file=sys.stdout if reading.form == "text" else sys.stderr)
+    raise_outcome(state)
+
+
+def job_of(name: str | None, where: Where | None) -> tuple[Backend, JobRef]:
+    """The job called `name`, or the latest, which is then named on stderr."""
+    from launcher.backends.choose import find, list_jobs  # noqa: PLC0415  # as above
+
+    where = where or Where()
+    if name is not None:
+        return find(name, where.name, where.place)
+    listing = list_jobs(where.name, where.place)
+    if not listing.jobs:
+        raise listing.problem or NotFoundError(f"there are no jobs yet; start one with `{PROGRAM} submit`")
+    backend, state = listing.jobs[-1]
+    note(f"job {state.ref.name}")
+    return backend, state.ref
+
+
+def words_of(where: Where | None) -> str:
+    """The options that lead to the same place again."""
+    return "" if where is None else where.words
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """For programs."""
+    print(json.dumps(document, indent=2))
+
+
+def note(text: str) -> None:
+    """For a person, beside what is printed."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,30 @@
+"""`config show`: the settings that submit would use."""
+
+from typing import Any
+
+from cyclopts import App
+
+from launcher import report
+from launcher.app import SETTINGS, app
+from launcher.commands.common import print_json
+from launcher.parameters import Json, Profile, examples
+
+config = App(name="config", help="Look at settings.", group=SETTINGS, help_epilogue="", version_flags=[])
+app.command(config)
+
+
+@config.command(
+    name="show", help_epilogue=examples("config show", "config show --mode performance --profile recommended")
+)
+def config_show(*, profile: Profile = None, json_: Json = False, **options: Any) -> None:
+    """Print the settings that submit would use, and where each comes from.
+
+    Precedence: flag > environment (PNAS_<SETTING>) > profile > mode preset > default.
+    """
+    from launcher.starting import settings_of  # noqa: PLC0415  # pydantic
+
+    settings = settings_of(options, profile)
+    if json_:
+        print_json(report.settings_document(settings))
+    else:
+        print(report.settings_text(settings))
