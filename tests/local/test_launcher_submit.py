@@ -227,13 +227,13 @@ def test_config_show_says_where_values_come_from(environ: dict[str, str]) -> Non
 def test_what_only_reads_imports_neither_torch_nor_kubernetes_nor_pydantic(
     environ: dict[str, str], words: Sequence[str]
 ) -> None:
-    program = "import sys; from launcher.cli import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
-    done = subprocess.run(
-        [sys.executable, "-c", program, *words], cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=True
-    )
-    modules = {name.split(".")[0] for name in done.stderr.split()}
+    command = [sys.executable, "-X", "importtime", "-m", "launcher", *words]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=True)
+    modules = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "launcher" in modules
     assert not modules & {"torch", "torchvision", "kubernetes", "numpy", "pydantic", "yaml"}
+    if "--help" in words:
+        assert not modules & {"cyclopts", "rich"}
 
 
 def test_submits_help_shows_every_setting_without_importing_torch(environ: dict[str, str]) -> None:
