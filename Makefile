@@ -62,11 +62,11 @@ requirements/test-$(TORCH).txt:
 $(VENV)/run.stamp: requirements/run-$(NEWEST).txt pyproject.toml | $(VENV)/bin/python
 	@echo "installing torch and the rest into $(VENV) (about 6 GB, once)"
 	@if [ ! -e $(VENV)/test.stamp ]; then $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $<; fi
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@
 
 $(VENV)/test.stamp: requirements/test-$(TORCH).txt pyproject.toml | $(VENV)/bin/python
 	@echo "installing what the tests need into $(VENV)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $<
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@

@@ -26,9 +26,16 @@ NAMESPACE = "submit"
 IMAGE = "localhost/python:1"
 # What the pod's command is called; it says one line, and stays.
 PYTHON_C = r"""
+#include <signal.h>
 #include <stdio.h>
 #include <unistd.h>
-int main(void) { puts("[rank 0 cpu:0 #1] begin"); fflush(stdout); pause(); return 0; }
+int main(void) {
+  signal(SIGTERM, _exit);
+  puts("[rank 0 cpu:0 #1] begin");
+  fflush(stdout);
+  pause();
+  return 0;
+}
 """
 OPTIONS = ("--npus", "1", "--image", IMAGE, "--image-pull-policy", "Never", "--shm", "64Mi", "--scratch", "64Mi")
 LAUNCHER, KUBECTL = "python -m launcher submit", "kubectl apply, then kubectl logs -f"

@@ -6,8 +6,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from launcher.backends import Backend, Submitted, known
-from launcher.backends.choose import CLUSTER, Choice, choose
-from launcher.backends.local import LocalBackend
+from launcher.backends.choose import CLUSTER, Choice, choose, this_machine
 from launcher.kube.place import Place
 from launcher.parameters import Where
 from launcher.render import render
@@ -57,7 +56,7 @@ def settings_of(options: dict[str, Any], profile: str | None) -> Settings:
     """The settings that `prepare` would use, for a person to read; a cluster is asked only if a run is continued."""
 
     def chosen(found: JobOptions) -> Choice:
-        return Choice(LocalBackend()) if found.backend == "auto" else choose(found.backend, _place(found))
+        return Choice(this_machine()) if found.backend == "auto" else choose(found.backend, _place(found))
 
     return _resolve(options, profile, chosen)[0]
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from launcher import PROGRAM
 from launcher.backends import Backend, JobRef, JobState
-from launcher.backends.local import LocalBackend
 from launcher.errors import LauncherError, NotFoundError, UnreachableError
 from launcher.kube.connection import is_configured
 from launcher.kube.place import Place
 
 if TYPE_CHECKING:
     from launcher.backends.cluster import ClusterBackend
+    from launcher.backends.local import LocalBackend
 
 CLUSTER = ("batch", "volcano")
 
@@ -36,11 +36,11 @@ def choose(name: str, place: Place) -> Choice:
         UnreachableError: a cluster is configured and gives no answer; this machine is not used in its place.
     """
     if name == "local":
-        return Choice(LocalBackend())
+        return Choice(this_machine())
     if name in CLUSTER:
         return Choice(_cluster(name, place))
     if not is_configured(place):
-        return Choice(LocalBackend(), "no cluster is configured: the job runs on this machine (--backend local)")
+        return Choice(this_machine(), "no cluster is configured: the job runs on this machine (--backend local)")
     try:
         volcano = _cluster("volcano", place)
         if volcano.served():
@@ -102,11 +102,18 @@ def list_jobs(where: str, place: Place) -> Listing:
 def _readable(where: str, place: Place) -> Iterator[Backend]:
     named = place != Place()
     if where == "local" or (where == "auto" and not named):
-        yield LocalBackend()
+        yield this_machine()
     if where in CLUSTER:
         yield _cluster(where, place)
     elif where == "auto" and is_configured(place):
         yield from (backend for backend in (_cluster("volcano", place), _cluster("batch", place)) if backend.served())
+
+
+def this_machine() -> "LocalBackend":
+    """The backend for jobs here."""
+    from launcher.backends.local import LocalBackend  # noqa: PLC0415  # a submit to a cluster does without
+
+    return LocalBackend()
 
 
 def _cluster(name: str, place: Place) -> "ClusterBackend":
