@@ -5,6 +5,7 @@ Commands print; `display` draws a followed log, and `exits` tells what went wron
 
 import gc
 import importlib
+import os
 import signal
 from collections.abc import Sequence
 
@@ -27,6 +28,8 @@ def main(tokens: Sequence[str]) -> int:
     """Run one command; return its exit code. Every error is one line on stderr."""
     # Nothing that is imported is garbage; looking for some after each 700 objects costs a tenth of the start.
     gc.set_threshold(50_000)
+    # Before its first model pydantic looks for plugins in every package that is installed.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # SIGTERM lets go of a job just as Ctrl-C does; neither ends it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     keep_interrupts()

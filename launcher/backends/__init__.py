@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from launcher.errors import ExitCode, NotFoundError
-from launcher.progress import Progress
 
 if TYPE_CHECKING:
+    from launcher.progress import Progress
     from launcher.spec import JobSpec  # pydantic: commands that only read do not pay for it
 
 
@@ -124,11 +124,17 @@ class JobEvent:
 
 @dataclass(frozen=True)
 class Submitted:
-    """What became of a submit: the job, and what a person should know of it. `existed`: it was there already."""
+    """What became of a submit.
+
+    Attributes:
+        note: what a person should know of it.
+        existed: the job was there already.
+    """
 
     ref: JobRef
     note: str = ""
     existed: bool = False
+    attempt: int = 1
 
 
 def known(backend: "Backend", name: str) -> JobState | None:
@@ -164,10 +170,10 @@ class Backend(Protocol):
     def get(self, ref: JobRef) -> JobState:
         """What is known of the job now."""
 
-    def progress(self, ref: JobRef) -> Progress:
+    def progress(self, ref: JobRef) -> "Progress":
         """The job's latest news, read from the end of its log."""
 
-    def glance(self, state: JobState) -> Progress:
+    def glance(self, state: JobState) -> "Progress":
         """As much of a job's progress as can be had at once, for a list of many."""
 
     def events(self, ref: JobRef) -> list[JobEvent]:

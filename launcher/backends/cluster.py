@@ -17,12 +17,11 @@ from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.connection import connect
 from launcher.kube.place import Place
 from launcher.kube.resources import EVENTS, POD_GROUPS, PODS
-from launcher.logs import Demultiplexer, Line
 from launcher.names import CONTAINER, JOB, OURS
 from launcher.outage import passes
-from launcher.progress import Progress
 
 if TYPE_CHECKING:
+    from launcher.progress import Progress
     from launcher.spec import JobSpec
 
 _KINDS: Mapping[str, Kind] = {"batch": BatchKind(), "volcano": VolcanoKind()}
@@ -148,16 +147,21 @@ class ClusterBackend:
         of_pod = f"pod {first[0]['metadata']['name']}: {first[1]}" if first else reason
         return f"{cause} ({of_pod})" if cause else of_pod
 
-    def progress(self, ref: JobRef) -> Progress:
+    def progress(self, ref: JobRef) -> "Progress":
         """The job's latest news, from the end of its pods' logs."""
+        from launcher.logs import Demultiplexer, Line  # noqa: PLC0415  # a submit does without
+        from launcher.progress import Progress  # noqa: PLC0415
+
         progress = Progress()
         for pod in self.pods(ref.name):
             items = Demultiplexer(from_start=False).feed(self._tail(pod))
             progress.update_all(item for item in items if isinstance(item, Line))
         return progress
 
-    def glance(self, _state: JobState) -> Progress:
+    def glance(self, _state: JobState) -> "Progress":
         """None: each would be a request of its own."""
+        from launcher.progress import Progress  # noqa: PLC0415  # as above
+
         return Progress()
 
     def _tail(self, pod: Json) -> bytes:

@@ -50,7 +50,7 @@ def create(backend: "ClusterBackend", spec: JobSpec, *, again: bool) -> Submitte
         backend.remove(spec.name)
     with undisturbed():
         _create_all(backend, spec, objects)
-    return Submitted(ref, note="; ".join(backend.api.warnings))
+    return Submitted(ref, note="; ".join(dict.fromkeys(backend.api.warnings)), attempt=attempt)
 
 
 def check(backend: "ClusterBackend", spec: JobSpec, job: Json) -> list[str]:

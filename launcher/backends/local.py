@@ -56,7 +56,8 @@ class LocalBackend:
         known = {f"PNAS_{field.upper()}" for field in type(spec.train).model_fields}
         environ = {name: value for name, value in os.environ.items() if name not in known}
         record = {"spec": spec.model_dump(mode="json"), "output": str(spec.output)}
-        return Submitted(self.start(spec.name, command, record, environ, resume=spec.continues))
+        ref = self.start(spec.name, command, record, environ, resume=spec.continues)
+        return Submitted(ref, attempt=self.get(ref).attempt)
 
     def start(
         self, name: str, command: list[str], record: dict[str, Any], environ: dict[str, str], *, resume: bool = False

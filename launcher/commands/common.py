@@ -1,12 +1,11 @@
-"""What several commands do: find the job, follow it to its end, print a note or JSON."""
+"""What several commands do: find the job, and follow it to its end."""
 
-import json
 import sys
 import time
-from typing import Any
 
 from launcher import PROGRAM, report
 from launcher.backends import Backend, JobRef
+from launcher.commands.printing import note
 from launcher.errors import Detached, NotFoundError, UnreachableError
 from launcher.follow import Reading, raise_outcome, show
 from launcher.outage import patiently
@@ -46,13 +45,3 @@ def job_of(name: str | None, where: Where | None) -> tuple[Backend, JobRef]:
 def words_of(where: Where | None) -> str:
     """The options that lead to the same place again."""
     return "" if where is None else where.words
-
-
-def print_json(document: dict[str, Any]) -> None:
-    """For programs."""
-    print(json.dumps(document, indent=2))
-
-
-def note(text: str) -> None:
-    """For a person, beside what is printed."""
-    print(text, file=sys.stderr, flush=True)

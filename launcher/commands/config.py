@@ -6,7 +6,7 @@ from cyclopts import App
 
 from launcher import report
 from launcher.app import SETTINGS, app
-from launcher.commands.common import print_json
+from launcher.commands.printing import print_json
 from launcher.parameters import Json, Profile, examples
 
 config = App(name="config", help="Look at settings.", group=SETTINGS, help_epilogue="", version_flags=[])

@@ -5,7 +5,8 @@ from typing import Annotated
 from launcher import PROGRAM, report
 from launcher.app import STOP, app
 from launcher.backends import Backend, JobRef
-from launcher.commands.common import job_of, note, print_json, words_of
+from launcher.commands.common import job_of, words_of
+from launcher.commands.printing import note, print_json
 from launcher.errors import Detached
 from launcher.parameters import JobName, Json, Where, examples, flag
 

@@ -1,18 +1,22 @@
-"""`submit`: start a job. The order of the function is the order of the job's life: settings, spec, backend, follow."""
+"""`submit`: start a job. The order of the functions is the order of the job's life: settings, spec, backend, follow.
+
+What only shows a job is imported when there is one: while its pods start, nobody waits for it.
+"""
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from launcher import report
 from launcher.app import RUN, app
-from launcher.commands.common import follow_to_its_end, note
+from launcher.commands.printing import note
 from launcher.errors import Detached
-from launcher.follow import Reading
-from launcher.outage import patiently
 from launcher.parameters import Profile, examples, flag
+
+if TYPE_CHECKING:
+    from launcher.backends import Submitted
+    from launcher.starting import Prepared
 
 
 @app.command(
@@ -47,29 +51,43 @@ def submit(
     a profile. Ctrl-C leaves the job running and says how to come back. With --resume auto an ended job goes on, and
     keeps the settings that are not given again.
     """
-    from launcher.starting import check_only, prepare  # noqa: PLC0415  # pydantic
+    from launcher.starting import prepare  # noqa: PLC0415  # pydantic
 
     job = prepare(options, profile, now=datetime.now().astimezone())
     if dry_run is not None:
-        if job.why:
-            note(job.why)
-        for warning in check_only(job, dry_run):
-            note(f"warning: {warning}")
-        where = "the cluster accepts it" if dry_run == "server" else "its settings are valid"
-        print(f"job {job.spec.name}: {where}; nothing was started")
+        _check(job, dry_run)
         return
     try:
-        done = job.backend.submit(job.spec, again=again)
-        for text in filter(None, (job.why, done.note)):
-            note(text)
-        if not done.existed:
-            state = patiently(lambda: job.backend.get(done.ref), note, every_s=job.backend.poll_s)
-            note(report.header(job.spec_of(done), attempt=state.attempt, where=job.words))
-        if detach:
-            print(done.ref.name)
-        else:
-            follow_to_its_end(job.backend, done.ref, Reading(save=save), where=job.words)
+        _show(job, job.backend.submit(job.spec, again=again), detach=detach, save=save)
     except KeyboardInterrupt:
+        from launcher.report import come_back  # noqa: PLC0415  # see above
+
         if not job.goes_on():
             raise
-        raise Detached(report.come_back(job.spec.name, job.words)) from None
+        raise Detached(come_back(job.spec.name, job.words)) from None
+
+
+def _check(job: "Prepared", how: Literal["client", "server"]) -> None:
+    from launcher.starting import check_only  # noqa: PLC0415  # pydantic
+
+    if job.why:
+        note(job.why)
+    for warning in check_only(job, how):
+        note(f"warning: {warning}")
+    where = "the cluster accepts it" if how == "server" else "its settings are valid"
+    print(f"job {job.spec.name}: {where}; nothing was started")
+
+
+def _show(job: "Prepared", done: "Submitted", *, detach: bool, save: Path | None) -> None:
+    from launcher.commands.common import follow_to_its_end  # noqa: PLC0415  # see above
+    from launcher.follow import Reading  # noqa: PLC0415
+    from launcher.report import header  # noqa: PLC0415
+
+    for text in filter(None, (job.why, done.note)):
+        note(text)
+    if not done.existed:
+        note(header(job.spec_of(done), attempt=done.attempt, where=job.words))
+    if detach:
+        print(done.ref.name)
+    else:
+        follow_to_its_end(job.backend, done.ref, Reading(save=save), where=job.words)

@@ -10,7 +10,8 @@ from cyclopts import Parameter
 
 from launcher import PROGRAM, report
 from launcher.app import WATCH, app
-from launcher.commands.common import follow_to_its_end, job_of, note, print_json, words_of
+from launcher.commands.common import follow_to_its_end, job_of, words_of
+from launcher.commands.printing import note, print_json
 from launcher.display import Format
 from launcher.errors import Detached, RequestError, WaitTimedOut
 from launcher.follow import Reading, raise_outcome, show
