@@ -1,17 +1,19 @@
-"""The settings of a job from their layers, each with its origin: flag > environment > profile > mode preset > default.
+"""The settings of a job from their layers, each with its origin.
 
-A job that is continued has two layers more, between the profile and the preset: what its earlier attempt was given, and
-what its run was begun with. One profile, one environment and one command line hold the launcher's settings and the
-trainer's; this module deals each to its owner. The rules of precedence are `trainer.config`'s.
+flag > environment > profile > cluster defaults > mode preset > default. A job that is continued has two layers more,
+below the profile: what its earlier attempt was given, and what its run was begun with. One profile, one environment and
+one command line hold the launcher's settings and the trainer's; this module deals each to its owner. The rules of
+precedence are `trainer.config`'s.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from launcher.spec import JobOptions
 from trainer.config import Layer, TrainConfig, environment_layer, profile_layer, resolve, settings
+from trainer.config.train import mode_of
 
 NOTHING = Layer("earlier attempt", {})
 
@@ -55,6 +57,7 @@ def resolve_settings(
     environ: Mapping[str, str] = os.environ,
     *,
     earlier: Earlier | None = None,
+    defaults: Callable[[str], Layer] | None = None,
 ) -> Settings:
     """Resolve what `submit` was given.
 
@@ -62,6 +65,7 @@ def resolve_settings(
         flags: the options given on the command line, by field name; only those given.
         profile: a YAML file or the name of a shipped profile.
         earlier: the run that is continued.
+        defaults: those of the cluster, for a mode.
 
     Raises:
         ConfigError: one line that names the setting, where it came from and the rule it breaks.
@@ -75,9 +79,12 @@ def resolve_settings(
     job_layers.insert(1, environment_layer(JobOptions, environ))
     if earlier is not None:
         job_layers.append(earlier.job)
-    options, job_origins = resolve(JobOptions, job_layers)
-    if earlier is not None:
         train_layers.append(earlier.given)
+    if defaults is not None:
+        shared = defaults(mode_of(train_layers))
+        job_layers.append(Layer(shared.origin, _only(shared.values, JobOptions.model_fields)))
+        train_layers.append(Layer(shared.origin, _without(shared.values, JobOptions.model_fields)))
+    options, job_origins = resolve(JobOptions, job_layers)
     set_by_somebody = {name for layer in train_layers for name in layer.values}
     if earlier is not None:
         train_layers.append(earlier.begun)

@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 from launcher.backends import Backend, Submitted, known
 from launcher.backends.choose import CLUSTER, Choice, choose, this_machine
+from launcher.errors import UnreachableError
 from launcher.kube.place import Place
 from launcher.parameters import Where
 from launcher.render import render
 from launcher.resume import find_cluster_earlier, find_earlier
 from launcher.settings import Settings, resolve_settings
 from launcher.spec import JobOptions, JobSpec, make_cluster_spec, make_spec, renamed
+from trainer.config import Layer
 from trainer.config.options import typed
 
 
@@ -52,13 +54,25 @@ def prepare(options: dict[str, Any], profile: str | None, *, now: datetime) -> P
     return Prepared(choice.backend, _spec(settings, choice.backend, now), why, _where(settings).words)
 
 
-def settings_of(options: dict[str, Any], profile: str | None) -> Settings:
-    """The settings that `prepare` would use, for a person to read; a cluster is asked only if a run is continued."""
+def settings_of(options: dict[str, Any], profile: str | None) -> tuple[Settings, str]:
+    """The settings that `prepare` would use, for a person to read, and what to know of them: the cluster is away.
+
+    Raises:
+        UsageError: a setting cannot be used.
+        LauncherError: a backend that was named cannot be reached, or the run that is to be continued is none.
+    """
+    away: list[str] = []
 
     def chosen(found: JobOptions) -> Choice:
-        return Choice(this_machine()) if found.backend == "auto" else choose(found.backend, _place(found))
+        try:
+            return choose(found.backend, _place(found))
+        except UnreachableError as error:
+            if found.backend != "auto":
+                raise
+            away.append(f"the cluster's defaults are not in it: {error}")
+            return Choice(this_machine())
 
-    return _resolve(options, profile, chosen)[0]
+    return _resolve(options, profile, chosen)[0], "; ".join(away)
 
 
 def check_only(job: Prepared, how: Literal["client", "server"]) -> list[str]:
@@ -85,11 +99,23 @@ def _resolve(
     flags = typed(options)
     settings = resolve_settings(flags, profile)
     choice = chosen(settings.options)
+    defaults = _defaults_of(choice.backend)
+    if defaults is not None:
+        settings = resolve_settings(flags, profile, defaults=defaults)
     if settings.train.resume is not None:
         find = find_cluster_earlier if choice.backend.name in CLUSTER else find_earlier
         name, earlier = find(settings, choice.backend)
-        settings = resolve_settings({**flags, "name": name}, profile, earlier=earlier)
+        settings = resolve_settings({**flags, "name": name}, profile, earlier=earlier, defaults=defaults)
     return settings, choice
+
+
+def _defaults_of(backend: Backend) -> Callable[[str], Layer] | None:
+    """What the namespace's administrator has set for a mode; this machine has none."""
+    from launcher.backends.cluster import ClusterBackend  # noqa: PLC0415  # as above
+    from launcher.defaults import read_defaults  # noqa: PLC0415
+
+    found = read_defaults(backend.api) if isinstance(backend, ClusterBackend) else None
+    return None if found is None else found.layer
 
 
 def _spec(settings: Settings, backend: Backend, now: datetime) -> JobSpec:

@@ -6,7 +6,7 @@ from cyclopts import App
 
 from launcher import report
 from launcher.app import SETTINGS, app
-from launcher.commands.printing import print_json
+from launcher.commands.printing import note, print_json
 from launcher.parameters import Json, Profile, examples
 
 config = App(name="config", help="Look at settings.", group=SETTINGS, help_epilogue="", version_flags=[])
@@ -19,11 +19,13 @@ app.command(config)
 def config_show(*, profile: Profile = None, json_: Json = False, **options: Any) -> None:
     """Print the settings that submit would use, and where each comes from.
 
-    Precedence: flag > environment (PNAS_<SETTING>) > profile > mode preset > default.
+    Precedence: flag > environment (PNAS_<SETTING>) > profile > cluster defaults > mode preset > default.
     """
     from launcher.starting import settings_of  # noqa: PLC0415  # pydantic
 
-    settings = settings_of(options, profile)
+    settings, away = settings_of(options, profile)
+    if away:
+        note(away)
     if json_:
         print_json(report.settings_document(settings))
     else:

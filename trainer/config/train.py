@@ -226,10 +226,15 @@ TWO_PIXELS = 35
 """Sides below this are halved down to one pixel by the network's five reductions."""
 
 
+def mode_of(layers: Sequence[Layer]) -> str:
+    """The mode that `layers`, highest precedence first, choose."""
+    return str(next((layer.values["mode"] for layer in layers if "mode" in layer.values), "full"))
+
+
 def mode_layer(layers: Sequence[Layer]) -> Layer:
     """The preset of the mode that `layers` choose."""
-    mode = next((layer.values["mode"] for layer in layers if "mode" in layer.values), "full")
-    return Layer(f"mode {mode}", MODE_PRESETS.get(str(mode), {}))
+    mode = mode_of(layers)
+    return Layer(f"mode {mode}", MODE_PRESETS.get(mode, {}))
 
 
 OF_ONE_ATTEMPT = frozenset(
