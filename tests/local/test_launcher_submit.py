@@ -32,8 +32,13 @@ def make_images(root: Path) -> None:
 
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PNAS_")}
-    state = {"XDG_STATE_HOME": str(tmp_path / "state"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    # Nor a cluster that this machine's owner works with.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PNAS_", "KUBE"))}
+    state = {
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "HOME": str(tmp_path),
+    }
     return kept | state | {"OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "150", "LINES": "40"}
 
 
@@ -221,6 +226,33 @@ def test_config_show_says_where_values_come_from(environ: dict[str, str]) -> Non
     assert settings["npus"] == {"value": 2, "origin": "flag"}
     assert settings["ema"] == {"value": 0.9998, "origin": "profile recommended"}
     assert settings["epochs"] == {"value": 90, "origin": "mode full"}
+
+
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+clusters: [{name: away, cluster: {server: "https://127.0.0.1:1"}}]
+users: [{name: me, user: {token: x}}]
+contexts: [{name: away, context: {cluster: away, user: me}}]
+current-context: away
+"""
+
+
+def test_a_cluster_that_is_away_is_named_and_this_machine_does_not_take_its_place(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
+    config = tmp_path / "kubeconfig"
+    config.write_text(KUBECONFIG)
+    environ |= {"KUBECONFIG": str(config)}
+    done = run(environ, "submit", *SMALL, "--image", "registry.example/pnas:1")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (3, "", 1), done.stderr
+    assert "https://127.0.0.1:1 (context away of kubeconfig" in done.stderr
+    assert "the connection was refused" in done.stderr
+    assert "run on this machine with --backend local" in done.stderr
+    assert json.loads(run(environ, "list", "--backend", "local", "--json").stdout)["items"] == []
+    shown = run(environ, "config", "show")
+    assert shown.returncode == 0
+    assert "the cluster's defaults are not in it: " in shown.stderr
 
 
 @pytest.mark.parametrize("words", [("--help",), ("logs", "--help"), ("list",)])
