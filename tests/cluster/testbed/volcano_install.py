@@ -8,6 +8,7 @@ with real ones is written by what such a Volcano (commit ed72c7c8) needed, and h
 import base64
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ REAL = "PNAS_VOLCANO_BIN"
 CONTROLLER, SCHEDULER, WEBHOOK = "vc-controller-manager", "vc-scheduler", "vc-webhook-manager"
 NAMESPACE, ACCOUNT = "volcano-system", "volcano"
 PORT = 8443
+ESTABLISHED_S = 60
 # Of each path: the kind of configuration, the operations, and the resource.
 ADMISSION = {
     "/jobs/mutate": ("Mutating", ("CREATE",), "batch.volcano.sh/v1alpha1/jobs"),
@@ -136,7 +138,17 @@ def volcano(cluster: Cluster) -> Iterator[Volcano]:
 def _define(cluster: Cluster, folder: Path) -> None:
     # The Job's is longer than an annotation may be, which rules out a client-side apply.
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "--filename", str(folder))
-    cluster.kubectl("wait", "--for=condition=Established", "--filename", str(folder), "--timeout=60s")
+    # `kubectl wait` for the condition fails at once on a definition that has no conditions yet.
+    deadline = time.monotonic() + ESTABLISHED_S
+    while not all(map(_established, cluster.get("--filename", str(folder))["items"])):
+        if time.monotonic() > deadline:
+            raise StartError(f"Volcano's definitions are not established after {ESTABLISHED_S} s")
+        time.sleep(0.1)
+
+
+def _established(definition: Mapping[str, Any]) -> bool:
+    conditions = (definition.get("status") or {}).get("conditions") or ()
+    return any(one["type"] == "Established" and one["status"] == "True" for one in conditions)
 
 
 def _apply(cluster: Cluster, folder: Path, objects: Sequence[Mapping[str, Any]]) -> None:
