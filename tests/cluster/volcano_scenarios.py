@@ -108,6 +108,8 @@ def _delete_pod(stage: Stage) -> None:
 def _abort(stage: Stage) -> None:
     stage.create(job_of("aborted-by-command"))
     stage.phase("ab", "Running")
+    # The scheduler says so when it looks the next time; the recorded Job was aborted some seconds later.
+    stage.told("Scheduled", of="PodGroup")
     stage.command("ab", "AbortJob")
     stage.phase("ab", "Aborted")
     stage.no_pods()

@@ -232,9 +232,13 @@ class Stage:
             lambda: all(life[-1] == "gone" for lives in self.timeline.lives().values() for life in lives), "pods go"
         )
 
-    def told(self, reason: str) -> None:
-        """Wait for an event."""
-        self.until(lambda: any(event[3] == reason for event in self.timeline.events), f"no event {reason}")
+    def told(self, reason: str, *, of: str | None = None) -> None:
+        """Wait for an event, of an object of this kind."""
+
+        def came() -> bool:
+            return any(event[3] == reason and of in {None, event[0]} for event in self.timeline.events)
+
+        self.until(came, f"no event {reason}")
 
     def command(self, job: str, action: str) -> None:
         """Issue a command, and wait until it is taken."""
