@@ -31,7 +31,7 @@ NAME_PATTERN = r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$"
 
 def is_job_name(text: str) -> bool:
     """Whether a job can have this name."""
-    return re.match(NAME_PATTERN, text) is not None
+    return re.fullmatch(NAME_PATTERN, text) is not None
 
 
 def _plain_name(value: object) -> object:

@@ -7,6 +7,7 @@ and compare. A watch that is silent for longer than the server would let it be i
 import json
 import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from launcher.outage import GIVE_UP_S, Outage
 _WATCH_S = (240, 300)
 _DEAD_S = 15.0
 _FIRST_DELAY_S, _LAST_DELAY_S = 0.5, 15.0
+_SHORT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,13 @@ class Reflector:
     def _run(self) -> None:
         delay_s = _FIRST_DELAY_S
         while not self._stopped.is_set():
+            began = time.monotonic()
             error = self._once()
             if error is None:
                 delay_s = _FIRST_DELAY_S
+                if time.monotonic() - began < _SHORT_S:
+                    # Something between here and the server ends every watch at once.
+                    self._stopped.wait(_FIRST_DELAY_S)
             elif not self._bear(error):
                 return
             else:
@@ -127,7 +133,11 @@ class Reflector:
         for line in lines:
             if self._stopped.is_set():
                 return
-            self._take(json.loads(line))
+            try:
+                event = json.loads(line)
+            except ValueError as error:
+                raise UnreachableError(f"{self._api.origin}: {what}: the answer is no JSON") from error
+            self._take(event)
 
     def _take(self, event: Json) -> None:
         kind, item = event["type"], event["object"]

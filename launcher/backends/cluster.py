@@ -170,11 +170,9 @@ class ClusterBackend:
         query = {"tailLines": _TAIL_LINES, "container": CONTAINER}
         try:
             return self.api.read(path, query, what=f"get {PODS}/log")
-        except ApiError as error:
-            # Not begun, gone, or none of this person's business: of all that, `logs` will tell.
-            if error.status in (400, 403, 404):
-                return b""
-            raise
+        except LauncherError:
+            # Not begun, gone, on a node that is away, or none of this person's business: of all that, `logs` will tell.
+            return b""
 
     def events(self, ref: JobRef) -> list[JobEvent]:
         """What happened to the job, its pods and its gang."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.backends import JobRef, Submitted
 from launcher.backends.kinds import attempt_of, owner, spec_of
-from launcher.errors import ConflictError, PreflightError, RequestError, UnreachableError
+from launcher.errors import ConflictError, LauncherError, PreflightError, RequestError, UnreachableError
 from launcher.interrupts import undisturbed
 from launcher.kube.api import ApiError, Json
 from launcher.kube.resources import CONFIG_MAPS, QUEUES, SERVICES, Resource
@@ -152,7 +152,7 @@ def _create_all(backend: "ClusterBackend", spec: JobSpec, objects: list[Json]) -
             _create_part(backend, resource, part)
             made.append((resource, part["metadata"]["name"]))
         created = _create_job(backend, spec, job)
-    except (ApiError, UnreachableError, ConflictError):
+    except LauncherError:
         for resource, name in made:
             backend.api.delete(resource, name)
         raise

@@ -56,7 +56,8 @@ class BatchKind:
         if "Complete" in conditions:
             return Phase.SUCCEEDED, ""
         if failed := conditions.get("Failed"):
-            if CANCELLED in annotations(job):
+            # The annotation outlives a cancel that somebody has taken back.
+            if CANCELLED in annotations(job) and job["spec"].get("suspend"):
                 return Phase.CANCELLED, "stopped before it was done"
             return Phase.FAILED, f"{failed.get('reason', '')}: {failed.get('message', '')}".strip(": ")
         if job["spec"].get("suspend"):

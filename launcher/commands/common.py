@@ -6,7 +6,7 @@ import time
 from launcher import PROGRAM, report
 from launcher.backends import Backend, JobRef
 from launcher.commands.printing import note
-from launcher.errors import Detached, NotFoundError, UnreachableError
+from launcher.errors import Detached, NotFoundError, RequestError, UnreachableError
 from launcher.follow import Reading, raise_outcome, show
 from launcher.outage import patiently
 from launcher.parameters import Where
@@ -32,6 +32,8 @@ def job_of(name: str | None, where: Where | None) -> tuple[Backend, JobRef]:
     from launcher.backends.choose import find, list_jobs  # noqa: PLC0415  # as above
 
     where = where or Where()
+    if name == "":
+        raise RequestError("the job's name is empty; leave it out for the latest job")
     if name is not None:
         return find(name, where.name, where.place)
     listing = list_jobs(where.name, where.place)

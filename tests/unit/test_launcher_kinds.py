@@ -57,6 +57,14 @@ def test_a_job_that_a_person_stopped_is_cancelled_and_not_failed() -> None:
     assert VolcanoKind().phase(volcano, [])[0] is Phase.SUSPENDED
 
 
+def test_a_job_that_fails_after_its_cancel_was_taken_back_has_failed() -> None:
+    job = batch("Failed", suspend=False)
+    job["metadata"]["annotations"] = {CANCELLED: "2026-11-24T00:00:00Z"}
+    assert BatchKind().phase(job, [])[0] is Phase.FAILED
+    job["spec"]["suspend"] = True
+    assert BatchKind().phase(job, [])[0] is Phase.CANCELLED
+
+
 @pytest.mark.parametrize("own", ["Pending", "Running", "Restarting", "Completing", "Terminating", "Aborting", ""])
 def test_a_volcano_job_in_a_passing_phase_has_not_ended(own: str) -> None:
     job = {"metadata": {"name": "a"}, "spec": {}, "status": {"state": {"phase": own}} if own else {}}

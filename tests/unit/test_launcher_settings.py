@@ -11,7 +11,7 @@ from cyclopts import App
 from launcher.errors import RequestError
 from launcher.report import settings_document, settings_text
 from launcher.settings import resolve_settings
-from launcher.spec import JobOptions, make_spec, trainer_options
+from launcher.spec import JobOptions, is_job_name, make_spec, trainer_options
 from launcher.timing import format_duration, parse_duration
 from trainer.config import ConfigError, TrainConfig, resolve_train_config
 from trainer.config.options import option_parameters, typed
@@ -143,3 +143,8 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 def test_durations_are_written_in_their_two_largest_units(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
     assert parse_duration(text) == pytest.approx(seconds, abs=0.5)
+
+
+def test_a_name_ends_where_it_ends() -> None:
+    assert is_job_name("ladder-a")
+    assert not is_job_name("ladder-a\n")
