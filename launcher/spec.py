@@ -140,6 +140,7 @@ def make_cluster_spec(
         RequestError: what is asked for cannot run in a pod.
     """
     pod_train = _for_pods(options, train, given)
+    _refuse_without_effect(options, backend)
     pods = ClusterOptions(**{name: getattr(options, name) for name in ClusterOptions.model_fields if name not in PLACE})
     overlay = {} if options.overlay is None else read_overlay(options.overlay)
     spec = JobSpec(
@@ -157,6 +158,19 @@ def make_cluster_spec(
 def renamed(spec: JobSpec, name: str) -> JobSpec:
     """The same job under another name."""
     return spec.model_copy(update={"name": name, "train": spec.train.model_copy(update={"run_name": name})})
+
+
+def _refuse_without_effect(options: JobOptions, backend: str) -> None:
+    """What somebody relies on must not be left out without a word."""
+    if backend == "volcano" and options.deadline is not None:
+        raise RequestError(
+            f"--deadline {options.deadline}: Volcano Jobs have none; leave it out, or use --backend batch"
+        )
+    if backend == "batch" and options.mindcluster == "on":
+        raise RequestError(
+            "--mindcluster on: MindCluster writes no rank table for a Kubernetes Job; leave it out, or use --backend "
+            "volcano"
+        )
 
 
 def _for_pods(options: JobOptions, train: TrainConfig, given: Sequence[str]) -> TrainConfig:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from launcher.errors import RequestError, UnreachableError
 from launcher.kube.api import Api, Credentials
@@ -110,10 +111,20 @@ def _credentials(configuration: Any) -> Credentials:
         client_cert=configuration.cert_file,
         client_key=configuration.key_file,
         token=_token_of(configuration),
-        proxy=configuration.proxy,
+        proxy=_proxy_of(configuration),
         verify=bool(configuration.verify_ssl),
         tls_server_name=configuration.tls_server_name,
     )
+
+
+def _proxy_of(configuration: Any) -> str | None:
+    """The client keeps the environment's proxy, and NO_PROXY apart from it."""
+    if not configuration.proxy:
+        return None
+    from urllib.request import proxy_bypass  # noqa: PLC0415  # only who has a proxy pays
+
+    host = urlsplit(str(configuration.host)).hostname or ""
+    return None if proxy_bypass(host) else str(configuration.proxy)
 
 
 def _token_of(configuration: Any) -> Callable[[], str | None]:

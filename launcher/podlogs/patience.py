@@ -47,6 +47,7 @@ class Patience:
         self._chance = chance
         self._since: float | None = None
         self._failures = 0
+        self._refused = False
 
     def restore(self) -> None:
         """Something went right."""
@@ -62,6 +63,10 @@ class Patience:
         if isinstance(error, Silent):
             # No failure: a container may be quiet for days.
             return FIRST_S
+        if isinstance(error, Refused) is not self._refused:
+            # A server that is back, and refuses, has its own time: its pods may not have told yet what they are.
+            self._refused = not self._refused
+            self.restore()
         now = self._clock()
         self._since = now if self._since is None else self._since
         self._failures += 1

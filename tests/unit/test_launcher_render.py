@@ -132,3 +132,12 @@ def test_a_mistake_is_found_without_a_cluster(flags: dict[str, Any], said: str) 
         spec(**flags)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("backend", "flags", "said"),
+    [("volcano", {"deadline": "1h"}, "--deadline 1h: Volcano"), ("batch", {"mindcluster": "on"}, "--mindcluster on: ")],
+)
+def test_what_a_backend_cannot_do_is_refused_and_not_left_out(backend: str, flags: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        spec(backend, **flags)

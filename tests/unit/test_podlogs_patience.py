@@ -78,3 +78,14 @@ def test_a_token_that_has_expired_is_asked_for_anew_once() -> None:
 def test_the_server_says_when_to_come_back() -> None:
     patience = Patience(Timing(), Clock())
     assert patience.pause_s(Refused(429, "too many requests", retry_after_s=7)) == 7
+
+
+def test_a_server_that_is_back_and_refuses_has_its_own_time() -> None:
+    clock = Clock()
+    patience = Patience(Timing(), clock)
+    patience.pause_s(NotReached("refused"))
+    clock.now = 30
+    patience.pause_s(Refused(404, "pods not found"))
+    clock.now = 41
+    with pytest.raises(Refused):
+        patience.pause_s(Refused(404, "pods not found"))
