@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher import PROGRAM
 from launcher.backends import TRAINING, Block, JobEvent, JobRef, JobState, Notice, Phase, Submitted
 from launcher.backends.kinds import BatchKind, Kind, VolcanoKind, attempt_of, seconds, spec_of
 from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimedOut
@@ -206,13 +207,19 @@ class ClusterBackend:
                 f"job {ref.name} is {state.phase.value}: `python -m launcher cancel {ref.name}` first, or delete with "
                 "--force"
             )
-        self.remove(ref.name)
+        self.remove(ref.name, uid=str(state.details["uid"]))
 
-    def remove(self, name: str) -> None:
-        """Delete the job, and wait until it and its pods are gone: their names may be used again at once."""
+    def remove(self, name: str, *, uid: str) -> None:
+        """Delete this very job, and wait until it and its pods are gone: their names may be used again at once.
+
+        Raises:
+            ConflictError: somebody has started another one under its name meanwhile.
+        """
         job = self.api.find(self.kind.resource, name)
+        if job is not None and job["metadata"]["uid"] != uid:
+            raise ConflictError(f"job {name} was started anew meanwhile; see `{PROGRAM} status {name}`")
         if job is not None:
-            self.api.delete(self.kind.resource, name, uid=job["metadata"]["uid"])
+            self.api.delete(self.kind.resource, name, uid=uid)
         gone = f"job {name} is deleted, but its pods are not gone yet"
         self._until(lambda: self.api.find(self.kind.resource, name) is None and not self.pods(name), 90, gone)
 

@@ -5,6 +5,7 @@ MindCluster's controller looks for the rank table's ConfigMap once; it is handed
 together. A creation whose answer was lost is looked up, not repeated.
 """
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from launcher.backends import JobRef, Submitted
@@ -36,7 +37,7 @@ def create(backend: "ClusterBackend", spec: JobSpec, *, again: bool) -> Submitte
     existing = backend.api.find(backend.kind.resource, spec.name)
     attempt = 1
     if existing is not None and "deletionTimestamp" in existing["metadata"]:
-        backend.remove(spec.name)
+        backend.remove(spec.name, uid=existing["metadata"]["uid"])
     elif existing is not None:
         state = backend.state_of(existing, backend.pods(spec.name))
         if again and state.phase.ended and not spec.continues:
@@ -46,8 +47,8 @@ def create(backend: "ClusterBackend", spec: JobSpec, *, again: bool) -> Submitte
         attempt = state.attempt + 1
     objects = render(spec, attempt=attempt)
     check(backend, spec, objects[-1])
-    if attempt > 1:
-        backend.remove(spec.name)
+    if attempt > 1 and existing is not None:
+        backend.remove(spec.name, uid=existing["metadata"]["uid"])
     with undisturbed():
         _create_all(backend, spec, objects)
     return Submitted(ref, note="; ".join(dict.fromkeys(backend.api.warnings)), attempt=attempt)
@@ -145,23 +146,24 @@ def _next_name(backend: "ClusterBackend", name: str) -> str:
 
 def _create_all(backend: "ClusterBackend", spec: JobSpec, objects: list[Json]) -> None:
     *parts, job = objects
-    made: list[tuple[Resource, str]] = []
+    made: list[tuple[Resource, Json]] = []
     try:
         for part in parts:
             resource = _RESOURCES[part["kind"]]
-            _create_part(backend, resource, part)
-            made.append((resource, part["metadata"]["name"]))
+            made.append((resource, _create_part(backend, resource, part)))
         created = _create_job(backend, spec, job)
     except LauncherError:
-        for resource, name in made:
-            backend.api.delete(resource, name)
+        for resource, part in made:
+            # Only what this launcher has made; that it could not be taken away is not what went wrong.
+            with suppress(LauncherError):
+                backend.api.delete(resource, part["metadata"]["name"], uid=part["metadata"]["uid"])
         raise
     reference = {"metadata": {"ownerReferences": [owner(created, controller=False)]}}
-    for resource, name in made:
-        backend.api.patch(resource, name, reference)
+    for resource, part in made:
+        backend.api.patch(resource, part["metadata"]["name"], reference)
 
 
-def _create_part(backend: "ClusterBackend", resource: Resource, part: Json) -> None:
+def _create_part(backend: "ClusterBackend", resource: Resource, part: Json) -> Json:
     """A leftover of an earlier job of this name would be read as this one's: it is replaced."""
     name = part["metadata"]["name"]
     left = backend.api.find(resource, name)
@@ -174,7 +176,7 @@ def _create_part(backend: "ClusterBackend", resource: Resource, part: Json) -> N
                 f"{resource} {name} exists and is not a launcher's: remove it, or choose another --name"
             )
         backend.api.delete(resource, name, uid=left["metadata"]["uid"])
-    backend.api.create(resource, part)
+    return backend.api.create(resource, part)
 
 
 def _create_job(backend: "ClusterBackend", spec: JobSpec, job: Json) -> Json:
