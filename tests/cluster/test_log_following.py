@@ -52,8 +52,8 @@ def terminal(cluster: Cluster, namespace: str, tmp_path: Path) -> Terminal:
 def test_no_line_is_lost_or_repeated_over_200_cuts(terminal: Terminal) -> None:
     seed = random.SystemRandom().randrange(2**32)
     sys.stdout.write(f"seed {seed}\n")
-    speaker.create(terminal.cluster, terminal.namespace, "cut", LINES, 2000, 20)
-    with Cutter(port_of(terminal.cluster), every_s=0.12, silence_s=0.3, seed=seed) as cutter:
+    speaker.create(terminal.cluster, terminal.namespace, "cut", LINES, 1000, 20)
+    with Cutter(port_of(terminal.cluster), every_s=0.25, silence_s=0.5, seed=seed) as cutter:
         config = relayed(terminal, cutter.port)
         done = terminal.run("logs", "cut", "-f", "--raw", "--kubeconfig", str(config), timeout_s=900)
         cuts = cutter.cuts
