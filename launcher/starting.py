@@ -111,7 +111,7 @@ def _resolve(
 
 def _defaults_of(backend: Backend) -> Callable[[str], Layer] | None:
     """What the namespace's administrator has set for a mode; this machine has none."""
-    from launcher.backends.cluster import ClusterBackend  # noqa: PLC0415  # as above
+    from launcher.backends.cluster import ClusterBackend  # noqa: PLC0415  # this machine does without
     from launcher.defaults import read_defaults  # noqa: PLC0415
 
     found = read_defaults(backend.api) if isinstance(backend, ClusterBackend) else None

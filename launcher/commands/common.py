@@ -29,7 +29,7 @@ def follow_to_its_end(backend: Backend, ref: JobRef, reading: Reading | None = N
 
 def job_of(name: str | None, where: Where | None) -> tuple[Backend, JobRef]:
     """The job called `name`, or the latest, which is then named on stderr."""
-    from launcher.backends.choose import find, list_jobs  # noqa: PLC0415  # as above
+    from launcher.backends.choose import find, list_jobs  # noqa: PLC0415  # submit comes with its backend
 
     where = where or Where()
     if name == "":

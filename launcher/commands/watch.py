@@ -103,7 +103,7 @@ def wait(
 @app.command(name="list", group=WATCH, help_epilogue=examples("list", "list --json"))
 def list_(*, json_: Json = False, where: Where | None = None) -> None:
     """Show all jobs, the latest last."""
-    from launcher.backends.choose import list_jobs  # noqa: PLC0415  # backends: --help does without
+    from launcher.backends.choose import list_jobs  # noqa: PLC0415  # the other commands find one job
 
     where = where or Where()
     listing = list_jobs(where.name, where.place)

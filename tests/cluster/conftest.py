@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import pytest
 
+from tests.cluster.launching import Terminal, restricted
 from tests.cluster.testbed import binaries, volcano_install
 from tests.cluster.testbed import cluster as testbed
 from tests.cluster.testbed.cluster import KUBECONFIG, Cluster, NotABedError
@@ -72,6 +73,13 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "trainer", "data", "digits", "--to", str(folder)]
     subprocess.run(command, check=True, capture_output=True)
     return folder
+
+
+@pytest.fixture
+def terminal(cluster: Cluster, namespace: str, tmp_path: Path, digits: Path) -> Iterator[Terminal]:
+    """Somebody who may use a namespace with both claims, for Kubernetes Jobs; some modules have another."""
+    with restricted(cluster, namespace, tmp_path, digits, PNAS_BACKEND="batch") as one:
+        yield one
 
 
 @pytest.fixture(scope="package")

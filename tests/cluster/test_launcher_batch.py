@@ -4,24 +4,14 @@ import functools
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster.launching import POD, SMALL, Terminal, restricted
-from tests.cluster.testbed.cluster import Cluster
+from tests.cluster.launching import POD, SMALL, Terminal
 from tests.cluster.waiting import until
 
 pytestmark = pytest.mark.timeout(3600)
-
-
-@pytest.fixture
-def terminal(cluster: Cluster, namespace: str, tmp_path: Path, digits: Path) -> Iterator[Terminal]:
-    """A namespace with both claims, and somebody who may use it."""
-    with restricted(cluster, namespace, tmp_path, digits, PNAS_BACKEND="batch") as one:
-        yield one
 
 
 def test_a_job_is_followed_to_its_end_and_every_line_is_accounted_for(terminal: Terminal) -> None:

@@ -3,24 +3,16 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.launching import POD, SMALL, Terminal, restricted
-from tests.cluster.testbed.cluster import Cluster
+from tests.cluster.launching import POD, SMALL, Terminal
 from tests.cluster.testbed.npu_annotations import REAL
 from tests.cluster.waiting import until
 
 pytestmark = pytest.mark.timeout(3600)
-
-
-@pytest.fixture
-def terminal(cluster: Cluster, namespace: str, tmp_path: Path, digits: Path) -> Iterator[Terminal]:
-    with restricted(cluster, namespace, tmp_path, digits, PNAS_BACKEND="batch") as one:
-        yield one
 
 
 def test_a_model_is_trained_then_finetuned_then_evaluated(terminal: Terminal) -> None:
