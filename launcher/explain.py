@@ -4,34 +4,39 @@ The nearest cause wins: what a container waits for, then what the scheduler says
 the gang. Volcano warns of healthy starts too, so that a condition counts only while nothing newer contradicts it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 
 from launcher.kube.api import Json
 
 _STARTING = frozenset({"ContainerCreating", "PodInitializing"})
-# Volcano's scheduler looks once a second.
-_YOUNG_S = 10.0
+YOUNG_S = 10.0
+"""A job of this age has been looked at by whoever is to look at it: Volcano's scheduler does so once a second."""
+# What one pod's volumes wait for, the others' wait for too, most likely; each question is a request.
+_ASKED_PODS = 3
+
+Events = Callable[[Json], Sequence[Json]]
+"""The events of an object, oldest first."""
 
 
-def why_pending(job: Json, pods: Sequence[Json], group: Json | None, events: Iterable[Json], *, age_s: float) -> str:
+def why_pending(job: Json, pods: Sequence[Json], group: Json | None, events: Events, *, age_s: float) -> str:
     """What keeps the job, or nothing if it is only starting.
 
     Args:
         group: the PodGroup of a Volcano job.
-        events: of the job, its pods and its group, oldest first.
+        events: asked only where objects themselves do not tell.
         age_s: of the job; what has not been done for a young one will be.
     """
     waiting = [pod for pod in pods if pod.get("status", {}).get("phase") == "Pending" and not _leaving(pod)]
-    for explain in (_container, _volume, _scheduler):
-        for pod in waiting:
-            if text := explain(pod, events):
-                return _counted(text, waiting)
+    told = (text for explain in (_container, _scheduler) for pod in waiting if (text := explain(pod)))
+    if text := next(told, "") or _volume(waiting, events):
+        return _counted(text, waiting)
     if pods:
         return ""
     if group is not None:
         return _gang(group, events, age_s)
     if job["apiVersion"].startswith("batch.volcano.sh") and not job.get("status"):
-        return "Volcano's controller has not looked at it; is it running?" if age_s > _YOUNG_S else ""
+        return "Volcano's controller has not looked at it; is it running?" if age_s > YOUNG_S else ""
     return _warning(job, events)
 
 
@@ -50,7 +55,7 @@ def _leaving(pod: Json) -> bool:
     return "deletionTimestamp" in pod["metadata"]
 
 
-def _container(pod: Json, _events: Iterable[Json]) -> str:
+def _container(pod: Json) -> str:
     status = pod.get("status", {})
     for one in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
         waiting = (one.get("state") or {}).get("waiting") or {}
@@ -59,37 +64,35 @@ def _container(pod: Json, _events: Iterable[Json]) -> str:
     return ""
 
 
-def _volume(pod: Json, events: Iterable[Json]) -> str:
-    if not pod["spec"].get("nodeName"):
-        return ""
-    return next((one["message"] for one in reversed(_about(pod, events)) if one.get("reason") == "FailedMount"), "")
+def _volume(waiting: Sequence[Json], events: Events) -> str:
+    placed = (pod for pod in waiting if pod["spec"].get("nodeName"))
+    for pod in islice(placed, _ASKED_PODS):
+        for one in reversed(events(pod)):
+            if one.get("reason") == "FailedMount":
+                return str(one["message"])
+    return ""
 
 
-def _scheduler(pod: Json, _events: Iterable[Json]) -> str:
+def _scheduler(pod: Json) -> str:
     for one in pod.get("status", {}).get("conditions") or ():
         if one["type"] == "PodScheduled" and one["status"] == "False" and one.get("reason") != "Schedulable":
             return str(one.get("message") or one.get("reason") or "")
     return ""
 
 
-def _gang(group: Json, events: Iterable[Json], age_s: float) -> str:
+def _gang(group: Json, events: Events, age_s: float) -> str:
     status = group.get("status") or {}
     if not status.get("phase"):
-        return "Volcano's scheduler has not looked at it; is it running?" if age_s > _YOUNG_S else ""
-    told = [one for one in _about(group, events) if one.get("reason") == "Unschedulable" and one["type"] == "Normal"]
+        return "Volcano's scheduler has not looked at it; is it running?" if age_s > YOUNG_S else ""
     if status["phase"] == "Pending":
+        told = [one for one in events(group) if one.get("reason") == "Unschedulable" and one["type"] == "Normal"]
         return f"queued: {told[-1]['message']}" if told else "queued by Volcano"
     return ""
 
 
-def _warning(job: Json, events: Iterable[Json]) -> str:
-    warnings = [one for one in _about(job, events) if one.get("type") == "Warning"]
+def _warning(job: Json, events: Events) -> str:
+    warnings = [one for one in events(job) if one.get("type") == "Warning"]
     return str(warnings[-1].get("message", "")) if warnings else ""
-
-
-def _about(item: Json, events: Iterable[Json]) -> list[Json]:
-    uid = item["metadata"]["uid"]
-    return [one for one in events if one.get("involvedObject", {}).get("uid") == uid]
 
 
 def _counted(text: str, waiting: Sequence[Json]) -> str:

@@ -6,7 +6,9 @@ supervisor's `ended lines="3:1042 4:977"` says how many there are of each rank, 
 This module is pure: bytes go in, lines and gaps come out. Where the bytes come from is a backend's business.
 """
 
+import math
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -76,13 +78,40 @@ def _writer(tag: bytes) -> tuple[str, int | None, str | None, int | None]:
     return (source, int(number), device[0], None) if kind == "rank" else (source, None, None, int(number))
 
 
+class _Missing:
+    """Numbers that were left out, as ranges: a rotation takes hundreds of thousands at once."""
+
+    def __init__(self) -> None:
+        self.ranges: list[tuple[int, int]] = []
+        """First and last of each, in order."""
+
+    def __len__(self) -> int:
+        return sum(last - first + 1 for first, last in self.ranges)
+
+    def add(self, first: int, last: int) -> None:
+        """These are above all that are missing already."""
+        if self.ranges and self.ranges[-1][1] == first - 1:
+            first = self.ranges.pop()[0]
+        self.ranges.append((first, last))
+
+    def remove(self, number: int) -> bool:
+        """Whether it was missing."""
+        index = bisect_right(self.ranges, (number, math.inf)) - 1
+        if index < 0 or self.ranges[index][1] < number:
+            return False
+        first, last = self.ranges[index]
+        left = ((first, number - 1), (number + 1, last))
+        self.ranges[index : index + 1] = [part for part in left if part[0] <= part[1]]
+        return True
+
+
 @dataclass
 class _Count:
     """What one tag has delivered: everything below `expected` but for `missing`."""
 
     expected: int
     delivered: int = 0
-    missing: set[int] = field(default_factory=set)
+    missing: _Missing = field(default_factory=_Missing)
 
 
 class Demultiplexer:
@@ -137,11 +166,9 @@ class Demultiplexer:
                 self._devices.add(line.source)
         expected = count.expected
         if number > expected:
-            count.missing.update(range(expected, number))
+            count.missing.add(expected, number - 1)
             yield Gap(line.source, expected, number - 1)
-        elif number in count.missing:
-            count.missing.remove(number)
-        elif number < expected:
+        elif number < expected and not count.missing.remove(number):
             self.repeated += 1
             return
         count.expected = max(expected, number + 1)
@@ -159,7 +186,7 @@ class Demultiplexer:
             count = self._counts.setdefault((stream, source), begun)
             if count.expected <= int(total):
                 gap = Gap(source, count.expected, int(total))
-                count.missing.update(range(gap.first, gap.last + 1))
+                count.missing.add(gap.first, gap.last)
                 count.expected = gap.last + 1
                 yield gap
 
@@ -180,15 +207,8 @@ class Demultiplexer:
 
     def gaps(self) -> list[Gap]:
         """What is still missing, in order, as ranges."""
-        found: list[Gap] = []
-        for (_, source), count in sorted(self._counts.items()):
-            begun = len(found)
-            for number in sorted(count.missing):
-                if len(found) > begun and found[-1].last == number - 1:
-                    found[-1] = Gap(source, found[-1].first, number)
-                else:
-                    found.append(Gap(source, number, number))
-        return found
+        counts = sorted(self._counts.items(), key=lambda pair: pair[0])
+        return [Gap(source, *bounds) for (_, source), count in counts for bounds in count.missing.ranges]
 
 
 @dataclass(frozen=True)

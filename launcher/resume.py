@@ -6,7 +6,7 @@ The trainer decides from which checkpoint a run goes on. The launcher finds the 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -17,6 +17,9 @@ from launcher.settings import Earlier, Settings
 from launcher.spec import is_job_name
 from trainer.config import Layer, TrainConfig
 from trainer.config.train import checkpoint_layer
+
+if TYPE_CHECKING:
+    from launcher.backends.cluster import ClusterBackend
 
 CHECKPOINTS = "checkpoints"
 _NOTHING = Layer("--resume", {})
@@ -50,7 +53,7 @@ def find_earlier(asked: Settings, backend: Backend) -> tuple[str, Earlier]:
     return name, Earlier(Layer("--resume", {"output": run.parent}) if in_place else _NOTHING, _begun(run))
 
 
-def find_cluster_earlier(asked: Settings, backend: Backend) -> tuple[str, Earlier]:
+def find_cluster_earlier(asked: Settings, backend: "ClusterBackend") -> tuple[str, Earlier]:
     """The same for a job on a cluster, whose folder cannot be seen from here.
 
     Raises:
@@ -62,12 +65,12 @@ def find_cluster_earlier(asked: Settings, backend: Backend) -> tuple[str, Earlie
     if name is None:
         jobs = _resumable(backend, none="no job here can be continued")
         raise RequestError(f"--resume {resume} needs --name, the job to continue or to begin: {jobs}")
-    job = known(backend, name)
-    if job is None or resume != "auto":
+    job = (known(backend, name) or backend.kept(name)) if resume == "auto" else None
+    if job is None:
         return name, Earlier(_NOTHING, _NOTHING)
     origin = f"attempt {job.attempt}"
     own = {field: value for field, value in job.spec.get("pods", {}).items() if field not in _UNKNOWN_LATER}
-    return name, Earlier(Layer(origin, _given(job)), _NOTHING, Layer(origin, own))
+    return name, Earlier(Layer(origin, _given(job.spec)), _NOTHING, Layer(origin, own))
 
 
 def run_of(path: Path) -> Path | None:
@@ -102,10 +105,10 @@ def _resumable(backend: Backend, *, none: str) -> str:
     return f"it can be {', '.join(names[-8:])}" if names else none
 
 
-def _given(job: JobState) -> dict[str, Any]:
+def _given(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The trainer's settings that the earlier attempt was given."""
-    train: Mapping[str, Any] = job.spec.get("train", {})
-    names = job.spec.get("given", train)
+    train: Mapping[str, Any] = spec.get("train", {})
+    names = spec.get("given", train)
     return {name: train[name] for name in names if name in train and name not in _OF_THE_ATTEMPT}
 
 
@@ -117,7 +120,7 @@ def _of_job(job: JobState, asked: Settings) -> Earlier:
         raise RequestError(
             f"--output {asked.train.output}: job {job.ref.name} writes to {folder}; leave --output out to continue it"
         )
-    return Earlier(Layer(f"attempt {job.attempt}", {**_given(job), "output": folder}), _begun(job.output))
+    return Earlier(Layer(f"attempt {job.attempt}", {**_given(job.spec), "output": folder}), _begun(job.output))
 
 
 def _begun(run: Path) -> Layer:

@@ -6,13 +6,13 @@ from datetime import datetime
 from typing import Any, Literal
 
 from launcher.backends import Backend, Submitted, known
-from launcher.backends.choose import CLUSTER, Choice, choose, this_machine
+from launcher.backends.choose import Choice, choose, this_machine
 from launcher.errors import UnreachableError
 from launcher.kube.place import Place
 from launcher.parameters import Where
 from launcher.render import render
 from launcher.resume import find_cluster_earlier, find_earlier
-from launcher.settings import Settings, resolve_settings
+from launcher.settings import Earlier, Settings, resolve_settings
 from launcher.spec import JobOptions, JobSpec, make_cluster_spec, make_spec, renamed
 from trainer.config import Layer
 from trainer.config.options import typed
@@ -82,14 +82,14 @@ def check_only(job: Prepared, how: Literal["client", "server"]) -> list[str]:
         LauncherError: it could not be started.
     """
     from launcher.backends.cluster import ClusterBackend  # noqa: PLC0415  # only a dry run pays
-    from launcher.backends.creation import check  # noqa: PLC0415  # as above
+    from launcher.backends.admission import check  # noqa: PLC0415  # as above
     from launcher.preflight import check as check_here  # noqa: PLC0415  # as above
 
     if not isinstance(job.backend, ClusterBackend):
         check_here(job.spec)
         return []
     objects = render(job.spec)
-    return check(job.backend, job.spec, objects[-1]) if how == "server" else []
+    return check(job.backend, job.spec, objects) if how == "server" else []
 
 
 def _resolve(
@@ -103,10 +103,17 @@ def _resolve(
     if defaults is not None:
         settings = resolve_settings(flags, profile, defaults=defaults)
     if settings.train.resume is not None:
-        find = find_cluster_earlier if choice.backend.name in CLUSTER else find_earlier
-        name, earlier = find(settings, choice.backend)
+        name, earlier = _earlier(settings, choice.backend)
         settings = resolve_settings({**flags, "name": name}, profile, earlier=earlier, defaults=defaults)
     return settings, choice
+
+
+def _earlier(settings: Settings, backend: Backend) -> tuple[str, Earlier]:
+    from launcher.backends.cluster import ClusterBackend  # noqa: PLC0415  # this machine does without
+
+    if isinstance(backend, ClusterBackend):
+        return find_cluster_earlier(settings, backend)
+    return find_earlier(settings, backend)
 
 
 def _defaults_of(backend: Backend) -> Callable[[str], Layer] | None:

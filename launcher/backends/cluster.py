@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import PROGRAM
-from launcher.backends import TRAINING, Block, JobEvent, JobRef, JobState, Notice, Phase, Submitted
+from launcher.backends import TRAINING, Block, JobEvent, JobRef, JobState, Notice, Phase, Submitted, handover
+from launcher.backends.events import Events
 from launcher.backends.kinds import BatchKind, Kind, VolcanoKind, attempt_of, seconds, spec_of
 from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimedOut
-from launcher.explain import container_failure, why_pending
+from launcher.explain import YOUNG_S, container_failure, why_pending
 from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.connection import connect
 from launcher.kube.place import Place
-from launcher.kube.resources import EVENTS, POD_GROUPS, PODS
+from launcher.kube.resources import POD_GROUPS, PODS
 from launcher.names import CONTAINER, JOB, OURS
 from launcher.outage import passes
 
@@ -30,6 +31,7 @@ _POLL_S = 0.5
 # On top of the pods' own grace period.
 _EXTRA_GRACE_S = 30.0
 _TAIL_LINES = "400"
+_OUT_OF_TIME = "DeadlineExceeded"
 
 
 class ClusterBackend:
@@ -77,6 +79,10 @@ class ClusterBackend:
         """The job's state, from its object and its pods."""
         job = self.job(ref.name)
         return self.state_of(job, self.pods(ref.name))
+
+    def kept(self, name: str) -> handover.Kept | None:
+        """The job's last attempt, if it was removed for one that could not be created."""
+        return handover.kept(self.api, name)
 
     def job(self, name: str) -> Json:
         """Its object.
@@ -132,16 +138,21 @@ class ClusterBackend:
 
     def _why_pending(self, job: Json, pods: list[Json]) -> str:
         age_s = time.time() - (seconds(job["metadata"].get("creationTimestamp")) or time.time())
+        events = Events(self.api)
         try:
-            events = self._events(job["metadata"]["name"])
-            return why_pending(job, pods, self._group(job), events, age_s=age_s)
+            group = self._group(job)
         except ApiError as error:
-            if error.status != 403:
+            if not error.of_rights:
                 raise
             # Who may run jobs need not be allowed to look at everything.
-            return f"why is hidden from you: {error}"
+            group, events.hidden = None, str(error)
+        why = why_pending(job, pods, group, events.about, age_s=age_s)
+        return why or (f"why is hidden from you: {events.hidden}" if events.hidden and age_s > YOUNG_S else "")
 
     def _why_failed(self, job: Json, pods: list[Json], reason: str) -> str:
+        if reason.startswith(_OUT_OF_TIME):
+            # Its pods were stopped for it, and ended as they do when they are stopped.
+            return reason
         failed = [(pod, text) for pod in pods if (text := container_failure(pod))]
         first = min(failed, key=lambda pair: _ended_at(pair[0]), default=None)
         cause = self.progress(JobRef(self.name, str(job["metadata"]["name"]))).cause
@@ -177,9 +188,15 @@ class ClusterBackend:
 
     def events(self, ref: JobRef) -> list[JobEvent]:
         """What happened to the job, its pods and its gang."""
-        self.job(ref.name)
-        found = [JobEvent(_event_time(one), _event_text(one)) for one in self._events(ref.name)]
-        return sorted(found, key=lambda event: event.time)
+        job, events = self.job(ref.name), Events(self.api)
+        try:
+            group = self._group(job)
+        except ApiError as error:
+            if not error.of_rights:
+                raise
+            group = None
+        found = events.of_job(job, [*self.pods(ref.name), *filter(None, [group])])
+        return [JobEvent(time.time(), f"hidden from you: {events.hidden}")] if events.hidden else found
 
     def logs(
         self, ref: JobRef, *, follow: bool = False, since_s: float | None = None, attempt: int | None = None
@@ -208,6 +225,7 @@ class ClusterBackend:
                 "--force"
             )
         self.remove(ref.name, uid=str(state.details["uid"]))
+        handover.drop(self.api, ref.name)
 
     def remove(self, name: str, *, uid: str) -> None:
         """Delete this very job, and wait until it and its pods are gone: their names may be used again at once.
@@ -228,11 +246,6 @@ class ClusterBackend:
         if self.name != "volcano":
             return None
         return self.api.find(POD_GROUPS, f"{job['metadata']['name']}-{job['metadata']['uid']}")
-
-    def _events(self, name: str) -> list[Json]:
-        found, _ = self.api.list(EVENTS)
-        own = [one for one in found if _belongs(str(one.get("involvedObject", {}).get("name", "")), name)]
-        return sorted(own, key=_event_time)
 
     @staticmethod
     def _until(true: Callable[[], bool], within_s: float, failed: str) -> None:
@@ -281,23 +294,3 @@ def _ended_at(pod: Json) -> str:
         for one in pod.get("status", {}).get("containerStatuses") or ()
     ]
     return min(ended, default="~")
-
-
-def _belongs(item: str, job: str) -> bool:
-    return item == job or item.startswith(f"{job}-")
-
-
-def _event_time(event: Json) -> float:
-    series = event.get("series") or {}
-    stamps = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
-    return next(
-        (seconds(stamp) or 0.0 for stamp in stamps if stamp), seconds(event["metadata"]["creationTimestamp"]) or 0
-    )
-
-
-def _event_text(event: Json) -> str:
-    about = event.get("involvedObject", {})
-    count = event.get("count") or 1
-    times = f" ({count} times)" if count > 1 else ""
-    message = " ".join(str(event.get("message", "")).split())
-    return f"{about.get('kind', '')} {about.get('name', '')}: {event.get('reason', '')}: {message}{times}"

@@ -5,15 +5,19 @@ MindCluster's controller looks for the rank table's ConfigMap once; it is handed
 together. A creation whose answer was lost is looked up, not repeated.
 """
 
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from launcher.backends import JobRef, Submitted
+from launcher import PROGRAM
+from launcher.backends import JobRef, Submitted, handover
+from launcher.backends.admission import PART_RESOURCES, check, explained
 from launcher.backends.kinds import attempt_of, owner, spec_of
-from launcher.errors import ConflictError, LauncherError, PreflightError, RequestError, UnreachableError
+from launcher.errors import ConflictError, LauncherError, UnreachableError
 from launcher.interrupts import undisturbed
-from launcher.kube.api import ApiError, Json
-from launcher.kube.resources import CONFIG_MAPS, QUEUES, SERVICES, Resource
+from launcher.kube.api import Api, ApiError, Json
+from launcher.kube.resources import Resource
 from launcher.names import JOB, MANAGED, SPEC_HASH
 from launcher.render import render
 from launcher.spec import JobSpec, free_name, renamed
@@ -21,8 +25,14 @@ from launcher.spec import JobSpec, free_name, renamed
 if TYPE_CHECKING:
     from launcher.backends.cluster import ClusterBackend
 
-_RESOURCES = {"ConfigMap": CONFIG_MAPS, "Service": SERVICES}
 _SHOWN_DIFFERENCES = 5
+# What a launcher does between a part and its job takes less.
+_SIBLING_S, _LOOK_S = 10.0, 0.5
+_TAKEN = 409
+
+
+class _Overtaken(LauncherError):  # noqa: N818  # what happened, and no error of anybody's
+    """Another launcher has created the job meanwhile."""
 
 
 def create(backend: "ClusterBackend", spec: JobSpec, *, again: bool) -> Submitted:
@@ -33,93 +43,71 @@ def create(backend: "ClusterBackend", spec: JobSpec, *, again: bool) -> Submitte
         PreflightError: the cluster lacks something.
         RequestError: the server refuses the job.
     """
-    ref = JobRef(backend.name, spec.name)
     existing = backend.api.find(backend.kind.resource, spec.name)
-    attempt = 1
+    before = 0
     if existing is not None and "deletionTimestamp" in existing["metadata"]:
         backend.remove(spec.name, uid=existing["metadata"]["uid"])
+        existing = None
     elif existing is not None:
         state = backend.state_of(existing, backend.pods(spec.name))
         if again and state.phase.ended and not spec.continues:
             return create(backend, renamed(spec, _next_name(backend, spec.name)), again=False)
         if not spec.continues or not state.phase.ended:
-            return _same_or_conflict(existing, spec, ref, ended=state.phase.value if state.phase.ended else None)
-        attempt = state.attempt + 1
-    objects = render(spec, attempt=attempt)
-    check(backend, spec, objects[-1])
-    if attempt > 1 and existing is not None:
-        backend.remove(spec.name, uid=existing["metadata"]["uid"])
-    with undisturbed():
-        _create_all(backend, spec, objects)
-    return Submitted(ref, note="; ".join(dict.fromkeys(backend.api.warnings)), attempt=attempt)
+            return _same(backend, existing, spec, ended=state.phase.value if state.phase.ended else None)
+        before = state.attempt
+    elif spec.continues and (kept := handover.kept(backend.api, spec.name)):
+        before = kept.attempt
+    objects = render(spec, attempt=before + 1)
+    check(backend, spec, objects)
+    try:
+        with _handed_over(backend, spec, existing), undisturbed():
+            _create_all(backend, spec, objects)
+    except _Overtaken:
+        return create(backend, spec, again=again)
+    if before:
+        handover.drop(backend.api, spec.name)
+    return Submitted(JobRef(backend.name, spec.name), note="; ".join(backend.api.warnings), attempt=before + 1)
 
 
-def check(backend: "ClusterBackend", spec: JobSpec, job: Json) -> list[str]:
-    """Have the server judge the job without creating it; what it warned of.
+@contextmanager
+def _handed_over(backend: "ClusterBackend", spec: JobSpec, existing: Json | None) -> Iterator[None]:
+    """Remove the attempt that the new one continues, without losing what it was given."""
+    if existing is None:
+        yield
+        return
+    handover.keep(backend.api, existing)
+    backend.remove(spec.name, uid=existing["metadata"]["uid"])
+    try:
+        yield
+    except LauncherError as error:
+        kept = f"the settings of job {spec.name} are kept in configmap {handover.name_of(spec.name)}"
+        error.args = (f"{error}; {kept}: type the same again",)
+        raise
+
+
+def _same(backend: "ClusterBackend", existing: Json, spec: JobSpec, *, ended: str | None) -> Submitted:
+    """The job that is there is the one that was asked for, and goes on.
 
     Raises:
-        PreflightError: the namespace, the kind of job or the queue is missing or closed.
-        RequestError: the job is not valid; every cause is named.
+        ConflictError: it is another one, or has ended.
     """
-    api = backend.api
-    if not backend.served():
-        raise PreflightError(
-            f"{api.origin}: serves no {backend.kind.resource}: is Volcano installed? Without it, use --backend batch"
+    if not _is(existing, spec):
+        raise ConflictError(
+            f"there is another job {spec.name}: {_difference(existing, spec)}; choose another --name, or "
+            f"`{PROGRAM} delete {spec.name}`"
         )
-    if backend.name == "volcano":
-        _check_queue(backend, spec.pods.queue)
-    # The same name may still be taken by the attempt that this one replaces.
-    trial = {**job, "metadata": {**job["metadata"], "name": f"{spec.name}-check"}}
-    try:
-        api.create(backend.kind.resource, trial, dry_run=True)
-    except ApiError as error:
-        raise _explained(error, backend, spec) from error
-    return api.warnings
-
-
-def _check_queue(backend: "ClusterBackend", queue: str) -> None:
-    """Volcano's webhook refuses the same, where it is installed; without it the job would wait for ever."""
-    try:
-        found = backend.api.find(QUEUES, queue)
-    except ApiError as error:
-        if error.status == 403:
-            return  # only the administrator may look; the webhook decides
-        raise
-    if found is None:
-        raise PreflightError(
-            f"--queue {queue}: there is no such queue in {backend.api.origin}; see `kubectl get queues`"
-        )
-    state = (found.get("status") or {}).get("state", "Open")
-    if state != "Open":
-        raise PreflightError(f"--queue {queue}: it is {state}, and takes no jobs; choose another or have it opened")
-
-
-def _explained(error: ApiError, backend: "ClusterBackend", spec: JobSpec) -> Exception:
-    namespace = backend.api.namespace
-    if error.status == 404 and "namespaces" in str(error):
-        return PreflightError(f"namespace {namespace}: there is none in {backend.api.origin}; choose --namespace")
-    if error.status in (401, 403) and "denied the request" not in str(error):
-        return error
-    if error.status in (400, 403, 422):
-        text = str(error).replace(f"{spec.name}-check", spec.name)
-        return RequestError(f"the cluster refuses the job: {text}")
-    return error
-
-
-def _same_or_conflict(existing: Json, spec: JobSpec, ref: JobRef, *, ended: str | None) -> Submitted:
-    if existing["metadata"].get("labels", {}).get(SPEC_HASH) == spec.digest[:16]:
-        if ended is None:
-            return Submitted(
-                ref, note=f"job {spec.name} is already running: the same job was submitted before", existed=True
-            )
+    if ended is not None:
         raise ConflictError(
             f"job {spec.name}, the same one, has ended already ({ended}): --again starts a new one, "
             f"--name {spec.name} --resume auto continues it"
         )
-    raise ConflictError(
-        f"there is another job {spec.name}: {_difference(existing, spec)}; choose another --name, or "
-        f"`python -m launcher delete {spec.name}`"
-    )
+    _own_the_unowned(backend, spec, existing)
+    note = f"job {spec.name} is already running: the same job was submitted before"
+    return Submitted(JobRef(backend.name, spec.name), note=note, existed=True)
+
+
+def _is(job: Json, spec: JobSpec) -> bool:
+    return (job["metadata"].get("labels") or {}).get(SPEC_HASH) == spec.digest[:16]
 
 
 def _difference(existing: Json, spec: JobSpec) -> str:
@@ -149,46 +137,88 @@ def _create_all(backend: "ClusterBackend", spec: JobSpec, objects: list[Json]) -
     made: list[tuple[Resource, Json]] = []
     try:
         for part in parts:
-            resource = _RESOURCES[part["kind"]]
-            made.append((resource, _create_part(backend, resource, part)))
+            resource = PART_RESOURCES[part["kind"]]
+            made.append((resource, _create_part(backend, spec, resource, part)))
         created = _create_job(backend, spec, job)
+    except UnreachableError:
+        raise  # the job may be there, and need its parts
     except LauncherError:
         for resource, part in made:
             # Only what this launcher has made; that it could not be taken away is not what went wrong.
             with suppress(LauncherError):
                 backend.api.delete(resource, part["metadata"]["name"], uid=part["metadata"]["uid"])
         raise
-    reference = {"metadata": {"ownerReferences": [owner(created, controller=False)]}}
     for resource, part in made:
-        backend.api.patch(resource, part["metadata"]["name"], reference)
+        _own(backend.api, resource, part["metadata"]["name"], created)
 
 
-def _create_part(backend: "ClusterBackend", resource: Resource, part: Json) -> Json:
+def _own(api: Api, resource: Resource, name: str, job: Json) -> None:
+    """Have a part of the job go with it. The job runs whether that can be or not."""
+    try:
+        api.patch(resource, name, {"metadata": {"ownerReferences": [owner(job, controller=False)]}})
+    except LauncherError as error:
+        api.warnings.append(
+            f"{resource} {name} will stay when the job goes, until the same is submitted again: {error}"
+        )
+
+
+def _own_the_unowned(backend: "ClusterBackend", spec: JobSpec, job: Json) -> None:
+    """Finish what a launcher began that did not come that far. Nothing is made anew: MindCluster looks only once."""
+    *parts, _ = render(spec, attempt=attempt_of(job))
+    for part in parts:
+        resource, name = PART_RESOURCES[part["kind"]], part["metadata"]["name"]
+        found = backend.api.find(resource, name)
+        if found is not None and _is_ours(found, spec) and not found["metadata"].get("ownerReferences"):
+            _own(backend.api, resource, name, job)
+
+
+def _is_ours(part: Json, spec: JobSpec) -> bool:
+    return (part["metadata"].get("labels") or {}).items() >= {JOB: spec.name, **MANAGED}.items()
+
+
+def _create_part(backend: "ClusterBackend", spec: JobSpec, resource: Resource, part: Json) -> Json:
     """A leftover of an earlier job of this name would be read as this one's: it is replaced."""
+    try:
+        return backend.api.create(resource, part)
+    except ApiError as error:
+        if error.status != _TAKEN:
+            raise
     name = part["metadata"]["name"]
-    left = backend.api.find(resource, name)
-    if left is not None:
-        if (
-            not (left["metadata"].get("labels") or {}).items()
-            >= {JOB: part["metadata"]["labels"][JOB], **MANAGED}.items()
-        ):
+    deadline = time.monotonic() + _SIBLING_S
+    while (left := backend.api.find(resource, name)) is not None:
+        if not _is_ours(left, spec):
             raise ConflictError(
                 f"{resource} {name} exists and is not a launcher's: remove it, or choose another --name"
             )
-        backend.api.delete(resource, name, uid=left["metadata"]["uid"])
-    return backend.api.create(resource, part)
+        if backend.api.find(backend.kind.resource, spec.name) is not None:
+            raise _Overtaken(f"job {spec.name} was created by another launcher")
+        if left["metadata"].get("ownerReferences") or time.monotonic() > deadline:
+            backend.api.delete(resource, name, uid=left["metadata"]["uid"])
+            break
+        # It has no job yet: another launcher may be about to create it.
+        time.sleep(_LOOK_S)
+    try:
+        return backend.api.create(resource, part)
+    except ApiError as error:
+        if error.status != _TAKEN:
+            raise
+        raise ConflictError(f"{resource} {name}: another launcher has just made it; try again") from error
 
 
 def _create_job(backend: "ClusterBackend", spec: JobSpec, job: Json) -> Json:
     try:
         return backend.api.create(backend.kind.resource, job)
     except (UnreachableError, ApiError) as error:
-        if isinstance(error, ApiError) and error.status not in (409, 500, 502, 503, 504):
-            raise _explained(error, backend, spec) from error
+        if isinstance(error, ApiError) and error.status not in (_TAKEN, 500, 502, 503, 504):
+            raise explained(error, backend) from error
         # It may have been created all the same: by this request, whose answer was lost, or by another launcher.
-        found = backend.api.find(backend.kind.resource, spec.name)
-        if found is None or found["metadata"]["labels"].get(SPEC_HASH) != spec.digest[:16]:
+        try:
+            found = backend.api.find(backend.kind.resource, spec.name)
+        except LauncherError:
+            unknown = f"nobody knows whether job {spec.name} was created: see `{PROGRAM} status {spec.name}`"
+            raise UnreachableError(f"{error}; {unknown}") from error
+        if found is None:
             raise
-        if attempt_of(found) != attempt_of(job):
-            raise
-        return found
+        if _is(found, spec) and attempt_of(found) == attempt_of(job):
+            return found
+        raise _Overtaken(f"job {spec.name} was created by another launcher") from error

@@ -143,7 +143,6 @@ class VolcanoKind:
     def stop(self, api: Api, job: Json) -> None:
         """Abort it by a Command, as vcctl does: its running pods get SIGTERM and their grace; the job stays."""
         meta = job["metadata"]
-        api.patch(self.resource, meta["name"], {"metadata": {"annotations": {CANCELLED: now()}}})
         target = owner(job)
         command = {
             "apiVersion": COMMANDS.api_version,
@@ -152,6 +151,9 @@ class VolcanoKind:
             "action": "AbortJob",
             "target": target,
         }
+        # Whoever may not stop it leaves no mark of it.
+        api.create(COMMANDS, command, dry_run=True)
+        api.patch(self.resource, meta["name"], {"metadata": {"annotations": {CANCELLED: now()}}})
         api.create(COMMANDS, command)
 
     @staticmethod

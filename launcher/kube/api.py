@@ -1,11 +1,13 @@
 """Requests to the API server: JSON in, JSON out, and every failure one typed error that names what to do.
 
 A GET is tried again when the connection fails; anything that changes the cluster never is, because its answer may be
-all that was lost. A refused login is answered by reading the credentials anew, once.
+all that was lost. A server that is too busy (429) has done nothing, and is asked again when it wants to be. A refused
+login is answered by reading the credentials anew, once.
 """
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ CONNECT_S = 5.0
 READ_S = 30.0
 MERGE_PATCH = "application/merge-patch+json"
 _NOT_TOLD = 512
+_BUSY_TRIES, _BUSY_S, _BUSIEST_S = 4, 1.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,15 @@ class ApiError(LauncherError):
 
     Attributes:
         status: the HTTP status.
+        of_rights: we are not known there, or not allowed to; otherwise 403 is a refusal of what was asked for.
     """
 
     exit_code = ExitCode.UNREACHABLE
 
-    def __init__(self, message: str, *, status: int) -> None:
+    def __init__(self, message: str, *, status: int, of_rights: bool = False) -> None:
         super().__init__(message)
         self.status = status
+        self.of_rights = of_rights
 
 
 class Api:
@@ -67,6 +72,7 @@ class Api:
     ) -> None:
         self._renew = renew
         self._lock = threading.Lock()
+        self._login = threading.Lock()
         self._credentials = credentials
         self._pool: PoolManager | None = None
         self.namespace = namespace
@@ -200,9 +206,11 @@ class Api:
         from urllib3.exceptions import HTTPError  # noqa: PLC0415  # as above
 
         words = urlencode({name: value for name, value in (query or {}).items() if value})
-        again = Retry(connect=2, read=2, redirect=0, status=0, other=0, backoff_factor=0.2)
-        for credentials, last in ((self._credentials, False), (None, True)):
-            current = credentials or self._log_in_again()
+        again = Retry(
+            connect=2, read=2, redirect=0, status=0, other=0, backoff_factor=0.2, respect_retry_after_header=False
+        )
+        current, logged_in_again, busy = self._credentials, False, 0
+        while True:
             headers = {"Accept": "application/json", "User-Agent": "pnas"}
             if body is not None:
                 headers["Content-Type"] = content_type
@@ -221,10 +229,16 @@ class Api:
                 refusal = response.data if response.status >= 400 else b""
             except (HTTPError, OSError) as error:
                 raise self._no_answer(what, error) from error
-            if response.status != 401 or last:
+            if response.status == 401 and not logged_in_again:
+                current, logged_in_again = self.log_in_again(current), True
+            elif response.status == 429 and busy < _BUSY_TRIES:
+                busy += 1
+                time.sleep(_busy_s(response.headers.get("Retry-After", "")))
+            else:
                 break
             response.close()
-        self.warnings += _warnings(response.headers.get("Warning", ""))
+        told = _warnings(response.headers.get("Warning", ""))
+        self.warnings += [text for text in told if text not in self.warnings]
         if response.status >= 400:
             raise self._refusal(response.status, refusal, what)
         return response
@@ -235,11 +249,14 @@ class Api:
                 self._pool = _pool(self._credentials)
             return self._pool
 
-    def _log_in_again(self) -> Credentials:
-        renewed = self._renew()
-        with self._lock:
-            self._credentials, self._pool = renewed, None
-        return renewed
+    def log_in_again(self, refused: Credentials) -> Credentials:
+        """Other credentials than those that were refused; of many threads that come with the same, one reads them."""
+        with self._login:
+            if self._credentials is refused:
+                renewed = self._renew()
+                with self._lock:
+                    self._credentials, self._pool = renewed, None
+            return self._credentials
 
     def _refusal(self, status: int, body: bytes, what: str) -> ApiError:
         try:
@@ -253,13 +270,15 @@ class Api:
             for cause in (told.get("details") or {}).get("causes") or ()
         ]
         where = f"namespace {self.namespace}"
+        # Quotas, webhooks and a namespace that is going refuse with 403, too.
+        of_rights = status == 401 or (status == 403 and " cannot " in message)
         if status == 401:
             text = f"{self.origin}: not logged in ({message}); log in again, or choose another --context"
-        elif status == 403:
+        elif of_rights:
             text = f"{self.origin}: you may not {what} in {where}: ask its administrator for that right ({message})"
         else:
             text = f"{what} in {where}: {'; '.join(causes) or message}"
-        return ApiError(text, status=status)
+        return ApiError(text, status=status, of_rights=of_rights)
 
     def _no_answer(self, what: str, error: BaseException) -> UnreachableError:
         return UnreachableError(
@@ -284,6 +303,11 @@ def _pool(credentials: Credentials) -> "PoolManager":
     if credentials.proxy:
         return ProxyManager(credentials.proxy, proxy_headers=make_headers(), **options)
     return PoolManager(**options)
+
+
+def _busy_s(header: str) -> float:
+    """How long a server that is too busy wants to be left alone (RFC 9110 10.2.3; Kubernetes gives whole seconds)."""
+    return min(float(header), _BUSIEST_S) if header.isdecimal() else _BUSY_S
 
 
 def _warnings(header: str) -> list[str]:

@@ -5,6 +5,7 @@ The official client reads them (merged files, contexts, exec plugins, certificat
 """
 
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,19 +90,36 @@ def _from_kubeconfig(place: Place) -> _Found:
     if not any(Path(name).expanduser().is_file() for name in where.split(os.pathsep) if name):
         raise UnreachableError(f"kubeconfig {where}: no such file; give --kubeconfig or set KUBECONFIG")
     try:
-        contexts, active = config.list_kube_config_contexts(config_file=files)
-        known = [str(context["name"]) for context in contexts]
-        if place.context is not None and place.context not in known:
-            raise RequestError(f"--context {place.context}: not in kubeconfig {where}, which has {', '.join(known)}")
-        context = next((one for one in contexts if one["name"] == place.context), active)
+        context = _context(place.context, where) or config.list_kube_config_contexts(config_file=files)[1]
         configuration = Configuration()
         config.load_kube_config(config_file=files, context=place.context, client_configuration=configuration)
     except config.ConfigException as error:
         raise UnreachableError(f"kubeconfig {where}: {_one_line(error)}; mend it or give --kubeconfig") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         raise UnreachableError(f"kubeconfig {where}: cannot be read: {_one_line(error)}; mend it") from error
-    namespace = context.get("context", {}).get("namespace") or "default"
+    namespace = (context.get("context") or {}).get("namespace") or "default"
     return _Found(configuration, namespace, f"context {context['name']} of kubeconfig {where}")
+
+
+def _context(name: str | None, where: str) -> Any:
+    """The context that is named. The client alone would ask for a current one first, which need not be.
+
+    Raises:
+        RequestError: there is none of that name.
+    """
+    import yaml  # noqa: PLC0415  # only who asks a cluster pays
+
+    if name is None:
+        return None
+    paths = [Path(part).expanduser() for part in where.split(os.pathsep) if part]
+    read = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    contexts = [one for config in read if config for one in config.get("contexts") or ()]
+    # Of several files the first one's counts, as it does for the client.
+    found = next((one for one in contexts if one["name"] == name), None)
+    if found is None:
+        known = ", ".join(dict.fromkeys(str(one["name"]) for one in contexts)) or "none"
+        raise RequestError(f"--context {name}: not in kubeconfig {where}, which has {known}")
+    return found
 
 
 def _credentials(configuration: Any) -> Credentials:
@@ -128,11 +146,17 @@ def _proxy_of(configuration: Any) -> str | None:
 
 
 def _token_of(configuration: Any) -> Callable[[], str | None]:
-    """Asked before each request: the client renews what is about to expire. The key's name differs by version."""
+    """Asked before each request: the client renews what is about to expire. The key's name differs by version.
+
+    One at a time: each would start a plugin of its own.
+    """
+    lock = threading.Lock()
 
     def token() -> str | None:
         for name in ("authorization", "BearerToken"):
-            if header := configuration.get_api_key_with_prefix(name):
+            with lock:
+                header = configuration.get_api_key_with_prefix(name)
+            if header:
                 # In a pod the client writes `bearer`, elsewhere `Bearer`.
                 return str(header).split(maxsplit=1)[-1]
         return None

@@ -9,6 +9,11 @@ from launcher.backends.kinds import CANCELLED, BatchKind, VolcanoKind
 from launcher.explain import container_failure, why_pending
 
 
+def silent(_item: dict[str, Any]) -> list[dict[str, Any]]:
+    """Nothing was said of anything."""
+    return []
+
+
 def batch(*conditions: str, **spec: Any) -> dict[str, Any]:
     found = [{"type": kind, "status": "True", "reason": "R", "message": "m"} for kind in conditions]
     return {"apiVersion": "batch/v1", "metadata": {"name": "a"}, "spec": spec, "status": {"conditions": found}}
@@ -84,21 +89,21 @@ def test_the_nearest_cause_of_waiting_wins() -> None:
     unplaced = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes"}
     job = batch()
     both = [pod("Pending", conditions=[unplaced]), pod("Pending", containerStatuses=[waiting])]
-    assert why_pending(job, both, None, [], age_s=0) == "ImagePullBackOff: no such image (2 pods wait)"
-    assert why_pending(job, both[:1], None, [], age_s=0) == "0/2 nodes"
+    assert why_pending(job, both, None, silent, age_s=0) == "ImagePullBackOff: no such image (2 pods wait)"
+    assert why_pending(job, both[:1], None, silent, age_s=0) == "0/2 nodes"
     starting = pod("Pending", containerStatuses=[{"state": {"waiting": {"reason": "ContainerCreating"}}}])
-    assert why_pending(job, [starting], None, [], age_s=0) == ""
+    assert why_pending(job, [starting], None, silent, age_s=0) == ""
 
 
 def test_volcano_that_does_nothing_is_named_once_it_has_had_the_time() -> None:
     job = {"apiVersion": "batch.volcano.sh/v1alpha1", "metadata": {"name": "a", "uid": "j"}, "spec": {}}
     group = {"metadata": {"name": "g", "uid": "g"}, "status": {}}
-    assert why_pending(job, [], None, [], age_s=1) == ""
-    assert "controller" in why_pending(job, [], None, [], age_s=60)
-    assert "scheduler" in why_pending(job, [], group, [], age_s=60)
+    assert why_pending(job, [], None, silent, age_s=1) == ""
+    assert "controller" in why_pending(job, [], None, silent, age_s=60)
+    assert "scheduler" in why_pending(job, [], group, silent, age_s=60)
     queued = {"metadata": {"name": "g", "uid": "g"}, "status": {"phase": "Pending"}}
     event = {"involvedObject": {"uid": "g"}, "type": "Normal", "reason": "Unschedulable", "message": "overused x"}
-    assert why_pending(job, [], queued, [event], age_s=60) == "queued: overused x"
+    assert why_pending(job, [], queued, lambda _: [event], age_s=60) == "queued: overused x"
 
 
 def test_a_container_that_failed_says_how() -> None:
