@@ -4,25 +4,31 @@ They are checked here, offline, so that a mistyped quantity or name costs no tri
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
+from launcher import quantities
+from launcher.secrecy import looks_secret
 from trainer import durations
 from trainer.config.train import Optional, option
 
 # What Kubernetes takes for names of objects (RFC 1123 subdomain) and of namespaces, for quantities and label values.
 _OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _QUALIFIED = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIAL", re.IGNORECASE)
 _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
-# What the launcher or the node sets itself in each pod.
-_OWN_VARIABLES = frozenset({"HOME", "PNAS_NODE_RANK", "PNAS_MASTER_ADDR", "POD_NAME", "POD_UID", "POD_IP", "HOST_IP"})
+# What the launcher, the node or Volcano sets itself in each pod.
+_OWN_VARIABLES = frozenset(
+    (
+        *("HOME", "POD_NAME", "POD_UID", "POD_IP", "HOST_IP", "PNAS_NODE_RANK", "PNAS_MASTER_ADDR", "RANK_TABLE_FILE"),
+        *("ASCEND_VISIBLE_DEVICES", "JOB_COMPLETION_INDEX", "VC_TASK_INDEX", "VK_TASK_INDEX"),
+    )
+)
 
 
 def _matching(pattern: re.Pattern[str], rule: str) -> AfterValidator:
@@ -32,6 +38,15 @@ def _matching(pattern: re.Pattern[str], rule: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _checked(check: Callable[[str], object]) -> Callable[[str | None], str | None]:
+    def checked(text: str | None) -> str | None:
+        if text is not None:
+            check(text)
+        return text
+
+    return checked
 
 
 def _listed(value: object) -> object:
@@ -60,7 +75,7 @@ def _check_env(text: str) -> None:
         raise ValueError(f"`{text}` is not NAME=VALUE with a name of letters, digits and `_`")
     if name in _OWN_VARIABLES:
         raise ValueError(f"`{name}` is set by the launcher in every pod")
-    if value and _SECRET.search(name):
+    if looks_secret(name, value):
         raise ValueError(f"`{name}` looks like a secret, which anybody could read in the job: use --env-from-secret")
 
 
@@ -89,7 +104,8 @@ def _check_duration(text: str | None) -> str | None:
 
 
 ObjectName = _matching(_OBJECT, "is not the name of an object: lower case letters, digits, `-` and `.`")
-Quantity = _matching(_QUANTITY, "is not a quantity; write it like 16, 500m or 64Gi")
+Quantity = AfterValidator(_checked(quantities.quantity))
+Memory = AfterValidator(_checked(quantities.memory))
 Duration = AfterValidator(_check_duration)
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed), _each(_check_object)]
 
@@ -141,11 +157,11 @@ class ClusterOptions(BaseModel):
         "huawei.com/Ascend910", "Resource that is an NPU.", group="Pods"
     )
     cpu: Annotated[str | None, Optional, Quantity] = option(None, "CPUs of each pod, like 96.", group="Pods")
-    memory: Annotated[str | None, Optional, Quantity] = option(None, "Memory of each pod, like 512Gi.", group="Pods")
-    shm: Annotated[str, Quantity] = option(
+    memory: Annotated[str | None, Optional, Memory] = option(None, "Memory of each pod, like 512Gi.", group="Pods")
+    shm: Annotated[str, Memory] = option(
         "16Gi", "Size of /dev/shm, where loaders hand images over; it counts as memory.", group="Pods"
     )
-    scratch: Annotated[str, Quantity] = option("16Gi", "Size of /tmp and of $HOME each.", group="Pods")
+    scratch: Annotated[str, Memory] = option("16Gi", "Size of /tmp and of $HOME each.", group="Pods")
     user: int = option(1000, "User id in the pod (HwHiAiUser's, who owns the devices).", group="Pods", ge=1)
     group: int = option(1000, "Group id in the pod.", group="Pods", ge=1)
     env: Annotated[tuple[str, ...], BeforeValidator(_listed), _each(_check_env)] = option(

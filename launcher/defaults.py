@@ -6,13 +6,12 @@ The chart makes the ConfigMap. What it says counts below flags, environment and 
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from launcher.cluster_options import PLACE
 from launcher.kube.api import Api, ApiError
 from launcher.kube.resources import CONFIG_MAPS
 from launcher.spec import JobOptions
 from trainer.config import MODE_PRESETS, ConfigError, Layer, TrainConfig
+from trainer.config.layers import from_yaml, named
 
 CONFIG_MAP, KEY = "pnas-defaults", "defaults.yaml"
 _MODES = "modes"
@@ -56,16 +55,12 @@ class Defaults:
             ConfigError: it is no mapping of settings.
         """
         origin = f"cluster defaults (configmap {CONFIG_MAP} in {namespace})"
-        try:
-            values = yaml.safe_load(text) or {}
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}; have it mended") from error
-        common = _mapping(values, origin)
-        modes = _mapping(common.pop(_MODES, None) or {}, f"{origin}, {_MODES}")
+        common = named(from_yaml(text, where=origin), where=origin)
+        modes = named(common.pop(_MODES, None), where=f"{origin}, {_MODES}")
         unknown = modes.keys() - MODE_PRESETS.keys()
         if unknown:
             raise ConfigError(f"{origin}: no such mode: {', '.join(sorted(unknown))}; have it mended")
-        found = {mode: _mapping(part, f"{origin}, {_MODES}.{mode}") for mode, part in modes.items()}
+        found = {mode: named(part, where=f"{origin}, {_MODES}.{mode}") for mode, part in modes.items()}
         for part in (common, *found.values()):
             _check(part, origin)
         return cls(origin, common, found)
@@ -73,12 +68,6 @@ class Defaults:
     def layer(self, mode: str) -> Layer:
         """What counts in this mode."""
         return Layer(self._origin, {**self._common, **self._modes.get(mode, {})})
-
-
-def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where}: must be a mapping of settings, not a {type(value).__name__}; have it mended")
-    return {str(key).replace("-", "_"): item for key, item in value.items()}
 
 
 def _check(values: Mapping[str, Any], origin: str) -> None:

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.backends import Backend, Block, JobRef, JobState, Notice
+from launcher.backends import Backend, Block, Ended, JobRef, JobState, LogItem, Loss, Notice
 from launcher.display import Format, View, open_view
 from launcher.errors import ExitCode, JobFailed, JobStopped
 from launcher.logs import EVERYTHING, Demultiplexer, Gap, Line, Selection
@@ -19,16 +19,18 @@ from launcher.saving import Files
 
 @dataclass
 class Following:
-    """What was seen so far: the books of the lines, and the job's latest news."""
+    """What was seen so far: the books of the lines, the job's latest news, and what is lost without a number."""
 
     demultiplexer: Demultiplexer = field(default_factory=Demultiplexer)
     progress: Progress = field(default_factory=Progress)
     timestamps: bool = False
     files: Files | None = None
+    losses: list[Loss] = field(default_factory=list)
+    outcome: JobState | None = None
 
     def run(
         self,
-        blocks: Iterable[Block | Notice],
+        blocks: Iterable[LogItem],
         view: View,
         *,
         selection: Selection = EVERYTHING,
@@ -37,7 +39,11 @@ class Following:
         """Show `blocks` until they end; with `tail`, begin with the last so many of the lines that exist already."""
         kept: deque[Line | Gap] | None = None if tail is None else deque(maxlen=tail)
         for block in blocks:
+            if isinstance(block, Ended):
+                self.outcome = block.state
+                continue
             if isinstance(block, Notice):
+                self.losses += [block] if isinstance(block, Loss) else []
                 view.note(block.text)
                 continue
             items = self._items(block)

@@ -3,14 +3,14 @@
 from typing import Any
 
 from launcher.errors import RequestError
-from launcher.render import render, to_yaml
-from launcher.settings import resolve_settings
+from launcher.render import Manifest, render
+from launcher.settings import refuse_queue, resolve_settings
 from launcher.spec import make_cluster_spec
 from trainer.config.options import typed
 
 
-def manifests(options: dict[str, Any], profile: str | None) -> str:
-    """The objects of the job as YAML, offline.
+def manifests(options: dict[str, Any], profile: str | None) -> list[Manifest]:
+    """The objects of the job, offline.
 
     Raises:
         RequestError: a job on this machine has none.
@@ -19,7 +19,9 @@ def manifests(options: dict[str, Any], profile: str | None) -> str:
     kind = settings.options.backend
     if kind == "local":
         raise RequestError("--backend local: a job on this machine has no manifests; choose batch or volcano")
+    if kind == "batch":
+        refuse_queue(settings)
     spec = make_cluster_spec(
         settings.options, settings.train, settings.given, backend="batch" if kind == "batch" else "volcano"
     )
-    return to_yaml(render(spec))
+    return render(spec)

@@ -1,5 +1,6 @@
 """Bearing that a cluster gives no answer for a while: an API server that is started anew ends nobody's waiting."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -42,8 +43,13 @@ def passes(error: LauncherError) -> bool:
     return isinstance(error, UnreachableError)
 
 
-def patiently(ask: Callable[[], Answer], note: Callable[[str], None], *, every_s: float) -> Answer:
+def patiently(
+    ask: Callable[[], Answer], note: Callable[[str], None], *, every_s: float, until: float = math.inf
+) -> Answer:
     """What `ask` answers, as soon as the cluster answers at all; a person is told that it does not.
+
+    Args:
+        until: when not to ask any more (monotonic).
 
     Raises:
         LauncherError: it is refused, or the cluster stays away.
@@ -54,11 +60,11 @@ def patiently(ask: Callable[[], Answer], note: Callable[[str], None], *, every_s
         try:
             answer = ask()
         except LauncherError as error:
-            if not outage.bears(error):
+            if not outage.bears(error) or time.monotonic() >= until:
                 raise
             if answered:
                 note(AWAY)
-            time.sleep(every_s)
+            time.sleep(max(0.0, min(every_s, until - time.monotonic())))
         else:
             if not answered:
                 note(BACK)

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 from launcher import PROGRAM
 from launcher.backends import JobEvent, JobRef, JobState
 from launcher.device_lines import step_cells
-from launcher.logs import Demultiplexer
 from launcher.progress import Event, Progress
 from launcher.timing import format_duration
 
 if TYPE_CHECKING:
+    from launcher.follow import Following
     from launcher.settings import Settings
     from launcher.spec import JobSpec
 
 API_VERSION = "pnas/v1"
+_SHOWN_LOSSES = 8
 
 
 def header(spec: "JobSpec", *, attempt: int, where: str = "") -> str:
@@ -65,8 +66,9 @@ def _follow(name: str, where: str) -> str:
     return f"{PROGRAM} logs {name} -f{where}"
 
 
-def summary(state: JobState, progress: Progress, books: Demultiplexer, *, now: float) -> str:
+def summary(state: JobState, seen: "Following", *, now: float) -> str:
     """How the job ended: outcome, accuracy, speed, time, what the log proves, and where the files are."""
+    progress = seen.progress
     result = progress.result
     took = state.took_s(now)
     rows = {
@@ -74,7 +76,7 @@ def summary(state: JobState, progress: Progress, books: Demultiplexer, *, now: f
         **_accuracy(result or progress.evaluation),
         "speed": _speed(result),
         _worked(result): _seconds(result, "train_s"),
-        "log": _books(books),
+        "log": _books(seen),
         "files": state.files or ("" if result is None else str(result.fields.get("output", ""))),
         "continue": continuation(state.ref.name) if state.resumable else "",
     }
@@ -242,9 +244,12 @@ def _seconds(event: Event | None, key: str) -> str:
     return format_duration(seconds) if (seconds := _number(event, key)) else ""
 
 
-def _books(books: Demultiplexer) -> str:
+def _books(seen: "Following") -> str:
+    books = seen.demultiplexer
     text = f"{_count(books.lines, 'line')} from {_count(books.devices, 'device')}, {books.missing:,} missing"
-    return text + "".join(f"; {gap}" for gap in books.gaps()[:8])
+    told = [str(gap) for gap in books.gaps()] + [loss.text.strip("- ") for loss in seen.losses]
+    more = [f"and {len(told) - _SHOWN_LOSSES} more"] if len(told) > _SHOWN_LOSSES else []
+    return "; ".join([text, *told[:_SHOWN_LOSSES], *more])
 
 
 def _number(event: Event | None, key: str) -> float | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.errors import RequestError
 from launcher.spec import JobOptions
 from trainer.config import Layer, TrainConfig, environment_layer, profile_layer, resolve, settings
 from trainer.config.train import mode_of
@@ -93,6 +94,19 @@ def resolve_settings(
     train, train_origins = settings(train_layers, partial=partial)
     passed_on = tuple(name for name in TrainConfig.model_fields if name in set_by_somebody)
     return Settings(options, train, {**job_origins, **train_origins}, passed_on)
+
+
+def refuse_queue(settings: Settings) -> None:
+    """A queue that somebody asked for is not left out without a word; one of the cluster's defaults is for Volcano.
+
+    Raises:
+        RequestError: the job is to be a Kubernetes Job, which has none.
+    """
+    origin = settings.origins["queue"]
+    if origin in ("flag", "environment") or origin.startswith("profile "):
+        raise RequestError(
+            f"--queue {settings.options.queue}: Kubernetes Jobs have no queue; leave it out, or use --backend volcano"
+        )
 
 
 def _only(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -97,7 +97,10 @@ class JobSpec(BaseModel):
     @property
     def digest(self) -> str:
         """What makes two jobs the same, whatever they are called: hexadecimal SHA-256 of all other settings."""
-        values = self.model_dump(mode="json", exclude={"name": True, "continues": True, "train": {"run_name"}})
+        # The overlay is what it says, wherever its file is.
+        values = self.model_dump(
+            mode="json", exclude={"name": True, "continues": True, "train": {"run_name"}, "pods": {"overlay"}}
+        )
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

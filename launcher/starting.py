@@ -12,7 +12,7 @@ from launcher.kube.place import Place
 from launcher.parameters import Where
 from launcher.render import render
 from launcher.resume import find_cluster_earlier, find_earlier
-from launcher.settings import Earlier, Settings, resolve_settings
+from launcher.settings import Earlier, Settings, refuse_queue, resolve_settings
 from launcher.spec import JobOptions, JobSpec, make_cluster_spec, make_spec, renamed
 from trainer.config import Layer
 from trainer.config.options import typed
@@ -81,8 +81,8 @@ def check_only(job: Prepared, how: Literal["client", "server"]) -> list[str]:
     Raises:
         LauncherError: it could not be started.
     """
-    from launcher.backends.cluster import ClusterBackend  # noqa: PLC0415  # only a dry run pays
     from launcher.backends.admission import check  # noqa: PLC0415  # as above
+    from launcher.backends.cluster import ClusterBackend  # noqa: PLC0415  # only a dry run pays
     from launcher.preflight import check as check_here  # noqa: PLC0415  # as above
 
     if not isinstance(job.backend, ClusterBackend):
@@ -130,6 +130,8 @@ def _spec(settings: Settings, backend: Backend, now: datetime) -> JobSpec:
         options, train, given = settings.options, settings.train, settings.given
         return make_spec(options, train, given, now=now, taken=lambda name: known(backend, name) is not None)
     kind: Literal["batch", "volcano"] = "batch" if backend.name == "batch" else "volcano"
+    if kind == "batch":
+        refuse_queue(settings)
     return make_cluster_spec(settings.options, settings.train, settings.given, backend=kind)
 
 

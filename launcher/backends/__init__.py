@@ -115,6 +115,18 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class Loss(Notice):
+    """Lines that nobody has any more, and that no number need have told of."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the job ended, as it was seen: it may be gone before anybody asks again."""
+
+    state: JobState
+
+
+@dataclass(frozen=True)
 class JobEvent:
     """Something that happened to a job, for a person to read."""
 
@@ -135,6 +147,10 @@ class Submitted:
     note: str = ""
     existed: bool = False
     attempt: int = 1
+
+
+LogItem = Block | Notice | Ended
+"""What a job's log is made of."""
 
 
 def known(backend: "Backend", name: str) -> JobState | None:
@@ -181,11 +197,11 @@ class Backend(Protocol):
 
     def logs(
         self, ref: JobRef, *, follow: bool = False, since_s: float | None = None, attempt: int | None = None
-    ) -> Iterator[Block | Notice]:
+    ) -> "Iterator[LogItem]":
         """What the job has said so far.
 
-        With `follow`, blocks come until the job has ended. With `since_s`, only about the lines of the last so many
-        seconds come. Without `attempt`, the lines are the latest attempt's.
+        With `follow`, blocks come until the job has ended, and how it ended may come last. With `since_s`, only about
+        the lines of the last so many seconds come. Without `attempt`, the lines are the latest attempt's.
         """
 
     def cancel(self, ref: JobRef) -> None:

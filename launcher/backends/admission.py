@@ -1,4 +1,4 @@
-"""Whether the cluster takes a job, asked before anything exists: the kind of job, its queue, each object (a dry run)."""
+"""Whether the cluster takes a job, asked before anything exists: its kind, its queue, each object (a dry run)."""
 
 from typing import TYPE_CHECKING
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import PROGRAM
-from launcher.backends import TRAINING, Block, JobEvent, JobRef, JobState, Notice, Phase, Submitted, handover
+from launcher.backends import TRAINING, JobEvent, JobRef, JobState, LogItem, Phase, Submitted, handover
 from launcher.backends.events import Events
 from launcher.backends.kinds import BatchKind, Kind, VolcanoKind, attempt_of, seconds, spec_of
 from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimedOut
@@ -200,7 +200,7 @@ class ClusterBackend:
 
     def logs(
         self, ref: JobRef, *, follow: bool = False, since_s: float | None = None, attempt: int | None = None
-    ) -> Iterator[Block | Notice]:
+    ) -> Iterator[LogItem]:
         """The lines of all its pods, each once."""
         from launcher.backends.pods import lines_of  # noqa: PLC0415  # pycurl: only who reads a log pays
 

@@ -7,12 +7,11 @@ a slow reader. The end is the job's, by its status.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
 from datetime import datetime, timezone
 from threading import Event
 from typing import TYPE_CHECKING
 
-from launcher.backends import Block, Notice, Phase
+from launcher.backends import Block, Ended, LogItem, Loss, Notice, Phase
 from launcher.backends.kinds import attempt_of
 from launcher.errors import LauncherError, NotFoundError
 from launcher.kube.api import Json
@@ -32,13 +31,16 @@ if TYPE_CHECKING:
 _WAIT_S = 0.2
 # The reason why a job waits is in events and the PodGroup, which are asked for: a change of it may set nothing off.
 _ASK_S = 2.0
+# Where nothing is to be had for so long, the log is shown from where it is; where the job has ended, to where it is.
+_QUIET_S = 10.0
+_STUCK_S = 30.0
 # The trainer's supervisor says this last.
 _LAST_WORD = b" ended lines="
 
 
 def lines_of(
     backend: "ClusterBackend", name: str, *, follow: bool, since_s: float | None, attempt: int | None
-) -> Iterator[Block | Notice]:
+) -> Iterator[LogItem]:
     """See `launcher.backends.Backend.logs`."""
     stop = Stop()
     with Merged[Instance](stop) as merged, closing(_Job(backend, name)) as job:
@@ -96,6 +98,17 @@ class _Job:
                 raise reflector.error
         return self.job is None or self.backend.kind.phase(self.job, self.pods)[0].ended
 
+    def outcome(self) -> Iterator[Ended]:
+        """How it ended, if that was seen."""
+        job, pods = self.job, self.pods
+        if job is None or not self.backend.kind.phase(job, pods)[0].ended:
+            return
+        try:
+            yield Ended(self.backend.state_of(job, pods))
+        except LauncherError as error:
+            if not passes(error):
+                raise
+
     def told(self) -> str:
         """What a person should know of it: its phase, and why it waits."""
         job = self.job
@@ -141,32 +154,50 @@ class _Reading:
         self._complete: set[Instance] = set()
         self._told = ""
         self._away = False
+        self._quiet_since = time.monotonic()
 
-    def items(self) -> Iterator[Block | Notice]:
+    def items(self) -> Iterator[LogItem]:
         """Until the job has ended and all its lines have come; without follow, until those that there are have."""
-        caught_up = False
+        caught_up = last = False
         ask_at = 0.0
         while not self._merged.ended:
             if self._job.changed.is_set() or time.monotonic() >= ask_at:
                 self._job.changed.clear()
                 ask_at = time.monotonic() + _ASK_S
-                ended = self._job.ended()
+                last = self._job.ended() or not self._follow
                 yield from self._news()
                 self._start_logs()
-                if ended or not self._follow:
+                if last:
                     self._merged.finish()
             found = self._merged.get(_WAIT_S)
             if found is not None:
                 yield from self._shown(*found)
-            if not caught_up and not self._behind:
+                self._quiet_since = time.monotonic()
+            if not caught_up and (not self._behind or self._quiet_s() > _QUIET_S):
                 caught_up = True
                 yield Block(b"")
+            if last and self._quiet_s() > _STUCK_S:
+                yield from self._given_up()
+                break
+        if self._follow:
+            yield from self._job.outcome()
 
-    def _shown(self, instance: Instance, item: Item) -> Iterator[Block | Notice]:
+    def _quiet_s(self) -> float:
+        """For how long nothing has come, though the cluster answers."""
+        if self._away:
+            self._quiet_since = time.monotonic()
+        return time.monotonic() - self._quiet_since
+
+    def _given_up(self) -> Iterator[Loss]:
+        """A node that is away for good has the rest of its pods' logs."""
+        for pod in sorted({instance.pod for instance in self._merged.open}):
+            yield Loss(f"--- pod {pod}: its node does not give the rest of its log ---")
+
+    def _shown(self, instance: Instance, item: Item) -> Iterator[Block | Loss]:
         if isinstance(item, LogGap):
-            # Of a pod that goes when its trainer has said its last word, nothing is lost; nor of one that never began.
-            if item.last_ns is not None or (item.first_ns is not None and instance not in self._complete):
-                yield Notice(f"--- pod {instance.pod}: {_bounds(item)}: {item.why} ---")
+            # Of a pod that goes when its trainer has said its last word, nothing is lost.
+            if item.last_ns is not None or instance not in self._complete:
+                yield Loss(f"--- pod {instance.pod}: {_bounds(item)}: {item.why} ---")
         elif item.caught_up:
             self._behind.discard(instance)
         else:
@@ -189,20 +220,21 @@ class _Reading:
     def _start_logs(self) -> None:
         """Read the log of each instance of each pod; one that has not begun is waited for."""
         api = self._job.backend.api
-
-        def token() -> str | None:
-            return api.credentials.token()
-
-        # The token that is valid when it is needed, not the one of now.
-        credentials = replace(api.credentials, token=token)
         for pod in self._job.pods:
             for instance in _instances(pod):
                 if instance in self._known:
                     continue
                 self._known.add(instance)
                 self._behind.add(instance)
-                state = self._job.state(instance)
-                log = ContainerLog(credentials, instance, state, self._stop, follow=self._follow, since_s=self._since_s)
+                log = ContainerLog(
+                    api.credentials,
+                    instance,
+                    self._job.state(instance),
+                    self._stop,
+                    follow=self._follow,
+                    since_s=self._since_s,
+                    log_in_again=api.log_in_again,
+                )
                 self._merged.add(instance, log)
 
 
@@ -220,7 +252,7 @@ def _bounds(gap: LogGap) -> str:
     first, last = _clock(gap.first_ns), _clock(gap.last_ns)
     if first and last:
         return f"lines between {first} and {last} are lost"
-    return f"lines after {first} may be lost" if first else "its lines are lost"
+    return f"lines after {first} may be lost" if first else "what it may have said is lost"
 
 
 def _clock(nanoseconds: int | None) -> str:

@@ -21,8 +21,8 @@ def follow_to_its_end(backend: Backend, ref: JobRef, reading: Reading | None = N
         raise Detached(report.come_back(ref.name, where)) from None
     except UnreachableError as error:
         raise UnreachableError(f"{error}. {report.out_of_sight(ref.name, where)}") from error
-    state = patiently(lambda: backend.get(ref), note, every_s=backend.poll_s)
-    text = report.summary(state, seen.progress, seen.demultiplexer, now=time.time())
+    state = seen.outcome or patiently(lambda: backend.get(ref), note, every_s=backend.poll_s)
+    text = report.summary(state, seen, now=time.time())
     print(text, file=sys.stdout if reading.form == "text" else sys.stderr)
     raise_outcome(state)
 

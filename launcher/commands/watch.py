@@ -10,13 +10,14 @@ from cyclopts import Parameter
 
 from launcher import PROGRAM, report
 from launcher.app import WATCH, app
+from launcher.backends import Backend, JobRef, JobState
 from launcher.commands.common import follow_to_its_end, job_of, words_of
 from launcher.commands.printing import note, print_json
 from launcher.display import Format
-from launcher.errors import Detached, RequestError, WaitTimedOut
+from launcher.errors import Detached, LauncherError, RequestError, WaitTimedOut
 from launcher.follow import Reading, raise_outcome, show
 from launcher.logs import Selection
-from launcher.outage import patiently
+from launcher.outage import passes, patiently
 from launcher.parameters import Json, LatestName, Where, count, examples, flag
 from launcher.timing import parse_duration
 
@@ -87,10 +88,7 @@ def wait(
     deadline = math.inf if timeout is None else time.monotonic() + parse_duration(timeout)
     found, ref = job_of(name, where)
     try:
-        while not (state := patiently(lambda: found.get(ref), note, every_s=found.poll_s)).phase.ended:
-            if time.monotonic() >= deadline:
-                raise WaitTimedOut(f"job {ref.name} is still {state.phase.value} after {timeout}; it goes on")
-            time.sleep(found.poll_s)
+        state = _ended(found, ref, deadline, timeout)
     except KeyboardInterrupt:
         raise Detached(report.come_back(ref.name, words_of(where))) from None
     if json_:
@@ -116,6 +114,30 @@ def list_(*, json_: Json = False, where: Where | None = None) -> None:
         note(f"no jobs yet; start one with `{PROGRAM} submit`")
     if listing.problem is not None:
         note(f"warning: the cluster's jobs are not shown: {listing.problem}")
+
+
+def _ended(backend: Backend, ref: JobRef, deadline: float, timeout: str | None) -> JobState:
+    """How the job is when it has ended.
+
+    Raises:
+        WaitTimedOut: that is later than `deadline` (monotonic), or cannot be known by then.
+    """
+    last = ""
+    try:
+        while True:
+            state = patiently(lambda: backend.get(ref), note, every_s=backend.poll_s, until=deadline)
+            if state.phase.ended:
+                return state
+            last = state.phase.value
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                break
+            time.sleep(min(backend.poll_s, left_s))
+    except LauncherError as error:
+        if not passes(error) or time.monotonic() < deadline:
+            raise
+        last = f"{last or 'there'}, as far as is known,"
+    raise WaitTimedOut(f"job {ref.name} is still {last} after {timeout}; it goes on")
 
 
 def _pattern(text: str) -> re.Pattern[bytes]:

@@ -23,6 +23,7 @@ from launcher.podlogs.transport import Answer, Transport
 from launcher.podlogs.window import SPAN_NS, Window
 
 _LONGEST_PAUSE_S = 2.0
+_NOT_LOGGED_IN = 401
 _UNSERVED = "the server no longer has what came before: the log was rotated while the connection was cut"
 _LOST = {
     Place.GONE: "the pod was deleted before its log had been read to the end",
@@ -37,6 +38,7 @@ class ContainerLog:
         state: what is known of the container now; asked often, so it answers from memory.
         follow: until the instance has ended, or the pod is gone; else only what has been written so far.
         since_s: only about the lines of the last so many seconds.
+        log_in_again: gives other credentials than those that were refused.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class ContainerLog:
         follow: bool = True,
         since_s: float | None = None,
         timing: Timing | None = None,
+        log_in_again: Callable[[Credentials], Credentials] | None = None,
     ) -> None:
         self._credentials = credentials
         self._instance = instance
@@ -56,6 +59,7 @@ class ContainerLog:
         self._stop = stop
         self._follow = follow
         self._since_s = since_s
+        self._log_in_again = log_in_again
         self._timing = timing or Timing()
         self._patience = Patience(self._timing, time.monotonic)
         self._window = Window()
@@ -65,6 +69,7 @@ class ContainerLog:
         # An ended instance's log came to its end; whether that was truly its last line is asked for next.
         self._unverified = False
         self._complete = False
+        self._has_begun = False
 
     def __iter__(self) -> Iterator[Item]:
         """All there is.
@@ -89,10 +94,14 @@ class ContainerLog:
         elif place in (Place.GONE, Place.OVERWRITTEN, Place.NEVER):
             yield from self._end_without(place)
         else:
+            self._has_begun = True
             try:
                 yield from self._read(transport, place)
             except PodLogError as error:
                 yield from self._bear(error, place)
+                if isinstance(error, Refused) and error.status == _NOT_LOGGED_IN and self._log_in_again is not None:
+                    self._credentials = self._log_in_again(self._credentials)
+                    transport.use(self._credentials)
 
     def _place(self) -> Place:
         return place_of(self._instance, self._state())
@@ -113,8 +122,8 @@ class ContainerLog:
         self._complete = self._complete or not self._follow
 
     def _end_without(self, place: Place) -> Iterator[Item]:
-        """There is no log to be had any more."""
-        if place is not Place.NEVER:
+        """There is no log to be had any more. A pod that went before it began has none."""
+        if place is Place.OVERWRITTEN or self._has_begun:
             yield from self._lose(None, _LOST[place])
         yield from self._finish()
 
@@ -132,7 +141,7 @@ class ContainerLog:
         try:
             pause_s = self._patience.pause_s(error)
         except Refused as refused:
-            if place is Place.RUNNING or refused.status in (401, 403):
+            if place is Place.RUNNING or refused.status in (_NOT_LOGGED_IN, 403):
                 raise
             yield from self._lose(self._ended_ns(), f"the server no longer has the log: {refused}")
             yield from self._finish()

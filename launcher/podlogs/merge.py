@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -22,32 +23,38 @@ class Merged(Generic[Key]):
 
     Args:
         stop: the one that the logs were made with; set at the end.
-        threads: how many logs are read at the same time. What is added beyond that waits, and is read later.
+        threads: how many logs are read at the same time; more than a job has pods. What is added beyond that waits.
         limit: how many bytes may lie unread.
     """
 
-    def __init__(self, stop: Stop, *, threads: int = 64, limit: int = 8 << 20) -> None:
+    def __init__(self, stop: Stop, *, threads: int = 4096, limit: int = 8 << 20) -> None:
         self._stop = stop
         self._limit = limit
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="podlog")
         self._changed = threading.Condition()
         self._items: deque[tuple[Key, Item]] = deque()
         self._size = 0
-        self._open = 0
+        self._open: set[Key] = set()
         self._more = True
         self._failed: deque[Future[None]] = deque()
 
     def add(self, key: Key, log: Iterable[Item]) -> None:
         """Read this log too; from any thread, also while others iterate."""
         with self._changed:
-            self._open += 1
-        self._pool.submit(self._read, key, log).add_done_callback(self._note_end)
+            self._open.add(key)
+        self._pool.submit(self._read, key, log).add_done_callback(partial(self._note_end, key))
 
     def finish(self) -> None:
         """No more logs will be added: iterating ends with the last one's end."""
         with self._changed:
             self._more = False
             self._changed.notify_all()
+
+    @property
+    def open(self) -> frozenset[Key]:
+        """Whose logs have not come to their end."""
+        with self._changed:
+            return frozenset(self._open)
 
     @property
     def ended(self) -> bool:
@@ -99,9 +106,9 @@ class Merged(Generic[Key]):
                 self._size += _size(item)
                 self._changed.notify_all()
 
-    def _note_end(self, future: "Future[None]") -> None:
+    def _note_end(self, key: Key, future: "Future[None]") -> None:
         with self._changed:
-            self._open -= 1
+            self._open.discard(key)
             if not future.cancelled() and future.exception() is not None:
                 self._failed.append(future)
             self._changed.notify_all()

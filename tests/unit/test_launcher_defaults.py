@@ -43,7 +43,7 @@ def test_nothing_is_no_default() -> None:
     ("text", "message"),
     [
         ("a: [", "not valid YAML"),
-        ("- image", "must be a mapping of settings, not a list"),
+        ("- image", "must be a mapping like `batch_size: 32`, not a list"),
         ("imgae: x", "unknown setting `imgae`"),
         ("name: mine", "`name` is each job's own"),
         ("namespace: there", "`namespace` is each job's own"),

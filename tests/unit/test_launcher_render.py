@@ -104,6 +104,43 @@ def test_an_overlay_is_merged_by_name_and_null_removes(backend: str, tmp_path: P
     assert pod["containers"][0]["image"] == "r/pnas:1"
 
 
+@pytest.mark.parametrize("text", ["TOKENIZERS_PARALLELISM=false", "MAX_TOKENS=5", "TOKEN_FILE=/run/x", "API_TOKEN="])
+def test_what_only_sounds_like_a_secret_is_passed_on(text: str) -> None:
+    assert spec(env=(text,)).pods.env == (text,)
+
+
+@pytest.mark.parametrize("text", ["16", ".5", "500m", "1e3", "1Pi", "2Ei", "3.5Gi", "1E"])
+def test_a_quantity_is_what_kubernetes_takes_for_one(text: str) -> None:
+    assert spec(cpu=text).pods.cpu == text
+
+
+def test_an_overlay_is_what_it_says_and_not_where_it_lies(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.yaml", "b.yaml")]
+    for file in files:
+        file.write_text("spec: {hostNetwork: true}\n")
+    first, second = (spec(overlay=file) for file in files)
+    assert first.name == second.name
+    assert first.name != spec().name
+
+
+def test_an_overlay_mounts_a_volume_twice(tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    mounts = (
+        "[{name: data, mountPath: /a}, {name: data, mountPath: /b}, {name: data, mountPath: /data, readOnly: false}]"
+    )
+    overlay.write_text(f"spec: {{containers: [{{name: trainer, volumeMounts: [{', '.join(mounts)}]}}]}}\n")
+    found = container(render(spec(overlay=overlay))[-1])["volumeMounts"]
+    of_data = {mount["mountPath"]: mount.get("readOnly") for mount in found if mount["name"] == "data"}
+    assert of_data == {"/a": None, "/b": None, "/data": False}
+
+
+def test_an_overlay_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("metadata: {annotations: {day: 2026-11-25}}\n")
+    with pytest.raises(RequestError, match="like a date: put it in quotes"):
+        spec(overlay=overlay)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -112,10 +149,16 @@ def test_an_overlay_is_merged_by_name_and_null_removes(backend: str, tmp_path: P
         ({"nodes": 0}, "--nodes 0"),
         ({"image": None}, "--image is missing"),
         ({"memory": "3Q"}, "--memory 3Q: is not a quantity"),
+        ({"memory": "512m"}, "--memory 512m: is less than a MiB"),
+        ({"cpu": "0"}, "--cpu 0: must be more than 0"),
+        ({"shm": "0Gi"}, "--shm 0Gi: must be more than 0"),
         ({"env": ("A",)}, "`A` is not NAME=VALUE"),
         ({"env": ("A=1", "A=2")}, "`A` is given twice"),
         ({"env": ("POD_IP=1",)}, "`POD_IP` is set by the launcher"),
+        ({"env": ("VC_TASK_INDEX=1",)}, "`VC_TASK_INDEX` is set by the launcher"),
         ({"env": ("AWS_SECRET_ACCESS_KEY=1",)}, "use --env-from-secret"),
+        ({"env": ("GITLAB_PAT=1",)}, "use --env-from-secret"),
+        ({"env": ("ANYTHING=ghp_0123456789abcdef",)}, "use --env-from-secret"),
         ({"node_selector": ("a b=c",)}, "is not a node's label"),
         ({"toleration": ("a:Never",)}, "NoSchedule"),
         ({"data_claim": "Data"}, "is not the name of an object"),

@@ -47,7 +47,7 @@ def environment_layer(model: type[BaseModel], environ: Mapping[str, str] = os.en
     """
     variables = {field: ENVIRONMENT_PREFIX + field.upper() for field in model.model_fields}
     values = {
-        field: _from_yaml(environ[variable], where=f"{variable}={environ[variable]}")
+        field: from_yaml(environ[variable], where=f"{variable}={environ[variable]}")
         for field, variable in variables.items()
         if variable in environ
     }
@@ -72,13 +72,28 @@ def profile_layer(name: str) -> Layer:
                 f"{_did_you_mean(name, known)}"
             )
         text = (shipped / f"{name}.yaml").read_text(encoding="utf-8")
-    values = _from_yaml(text, where=f"--profile {name}") or {}
+    return Layer(f"profile {name}", named(from_yaml(text, where=f"--profile {name}"), where=f"--profile {name}"))
+
+
+def named(values: Any, *, where: str) -> dict[str, Any]:
+    """What a person wrote as settings, by the names of fields: `batch-size` is `batch_size`. Nothing is no setting.
+
+    Raises:
+        ConfigError: it is no mapping.
+    """
+    if values is None:
+        return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"--profile {name}: must be a mapping like `batch_size: 32`, not a {type(values).__name__}")
-    return Layer(f"profile {name}", {str(key).replace("-", "_"): value for key, value in values.items()})
+        raise ConfigError(f"{where}: must be a mapping like `batch_size: 32`, not a {type(values).__name__}")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
-def _from_yaml(text: str, *, where: str) -> Any:
+def from_yaml(text: str, *, where: str) -> Any:
+    """Read YAML.
+
+    Raises:
+        ConfigError: it is none.
+    """
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -1,0 +1,43 @@
+"""Quantities as Kubernetes writes them, like 500m, 64Gi or 1e3 (resource.Quantity in k8s.io/apimachinery). Pure."""
+
+import re
+from decimal import Decimal
+
+_QUANTITY = re.compile(r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]{1,2})?")
+_LEAST_MEMORY = 1 << 20
+
+
+def quantity(text: str) -> Decimal:
+    """Its value.
+
+    Raises:
+        ValueError: it is none, or not above 0.
+    """
+    found = _QUANTITY.fullmatch(text)
+    if found is None:
+        raise ValueError("is not a quantity; write it like 16, 500m or 64Gi")
+    value = Decimal(found[1]) * _scale(found[2] or "")
+    if value <= 0:
+        raise ValueError("must be more than 0, like 16, 500m or 64Gi")
+    return value
+
+
+def memory(text: str) -> Decimal:
+    """Its value in bytes.
+
+    Raises:
+        ValueError: it is none, or less than a MiB: `512m` is half a byte.
+    """
+    value = quantity(text)
+    if value < _LEAST_MEMORY:
+        raise ValueError("is less than a MiB; write memory like 512Mi or 64Gi")
+    return value
+
+
+def _scale(suffix: str) -> Decimal:
+    if suffix[:1] in ("e", "E") and len(suffix) > 1 and suffix != "Ei":
+        return Decimal(10) ** int(suffix[1:])
+    if suffix.endswith("i"):
+        return Decimal(1024) ** (1 + "KMGTPE".index(suffix[0]))
+    powers = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+    return Decimal(10) ** powers[suffix]
