@@ -1,0 +1,206 @@
+"""A job comes into being whole or not at all, whatever is lost on the way, and whoever else is at it."""
+
+import json
+import threading
+from typing import Any
+
+import pytest
+
+from launcher.backends import Phase, Submitted
+from launcher.backends.cluster import ClusterBackend
+from launcher.backends.handover import name_of
+from launcher.errors import ConflictError, UnreachableError
+from launcher.kube.api import Api, ApiError, Json
+from launcher.kube.connection import connect
+from launcher.kube.place import Place
+from launcher.kube.resources import BATCH_JOBS, CONFIG_MAPS, SERVICES, Resource
+from launcher.settings import resolve_settings
+from launcher.spec import JobSpec, make_cluster_spec
+from tests.cluster.launching import POD, SMALL, Terminal
+from tests.cluster.testbed import cluster as testbed
+from tests.cluster.testbed.cluster import Cluster
+
+pytestmark = pytest.mark.timeout(600)
+
+# No node has it: such a job has all its objects, and computes nothing.
+NOWHERE = ("--resource", "huawei.com/Ascend950")
+
+
+class Trouble:
+    """What a real server's answer becomes on its way."""
+
+    def __init__(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.api = api
+        self._monkeypatch = monkeypatch
+
+    def lose_the_answer(self, resource: Resource) -> None:
+        """The server does what it was asked for, and nobody hears of it."""
+        create = self.api.create
+
+        def lost(kind: Resource, body: Json, *, dry_run: bool = False) -> Json:
+            made = create(kind, body, dry_run=dry_run)
+            if kind is resource and not dry_run:
+                raise UnreachableError("the answer was lost")
+            return made
+
+        self._monkeypatch.setattr(self.api, "create", lost)
+
+    def fail(self, resource: Resource) -> None:
+        """The server does nothing, and says so."""
+        create = self.api.create
+
+        def failing(kind: Resource, body: Json, *, dry_run: bool = False) -> Json:
+            if kind is resource and not dry_run:
+                raise ApiError("etcd is full", status=500)
+            return create(kind, body, dry_run=dry_run)
+
+        self._monkeypatch.setattr(self.api, "create", failing)
+
+
+@pytest.fixture
+def backend(cluster: Cluster, namespace: str) -> ClusterBackend:
+    return ClusterBackend("batch", connect(Place(kubeconfig=cluster.kubeconfig, namespace=namespace)))
+
+
+@pytest.fixture
+def trouble(backend: ClusterBackend, monkeypatch: pytest.MonkeyPatch) -> Trouble:
+    return Trouble(backend.api, monkeypatch)
+
+
+def two_nodes(name: str = "pair", **flags: Any) -> JobSpec:
+    """A job with a part, its service, that no node can run."""
+    given = {"npus": 1, "nodes": 2, "image": "r/pnas:1", "resource": NOWHERE[1], "name": name, **flags}
+    found = resolve_settings(given, None, {})
+    return make_cluster_spec(found.options, found.train, found.given, backend="batch")
+
+
+def owners(api: Api, name: str = "pair") -> list[str]:
+    """Whom the service goes with."""
+    return [one["kind"] for one in api.get(SERVICES, name)["metadata"].get("ownerReferences", ())]
+
+
+def test_a_creation_whose_answer_was_lost_is_looked_up(backend: ClusterBackend, trouble: Trouble) -> None:
+    trouble.lose_the_answer(BATCH_JOBS)
+    done = backend.submit(two_nodes())
+    assert not done.existed
+    assert owners(backend.api) == ["Job"]
+
+
+def test_of_a_job_that_could_not_be_created_nothing_is_left(backend: ClusterBackend, trouble: Trouble) -> None:
+    trouble.fail(BATCH_JOBS)
+    with pytest.raises(ApiError, match="etcd is full"):
+        backend.submit(two_nodes())
+    assert backend.api.find(SERVICES, "pair") is None
+    assert backend.list() == []
+
+
+def test_two_launchers_that_submit_the_same_at_once_start_one_job(cluster: Cluster, namespace: str) -> None:
+    place = Place(kubeconfig=cluster.kubeconfig, namespace=namespace)
+    backends = [ClusterBackend("batch", connect(place)) for _ in range(3)]
+    done: list[Submitted] = []
+    threads = [threading.Thread(target=lambda one=one: done.append(one.submit(two_nodes()))) for one in backends]
+    with pytest.MonkeyPatch.context() as patch:
+        # Signals are the main thread's: nobody types Ctrl-C here.
+        patch.setattr("signal.signal", lambda *_: None)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [one.ref.name for one in done] == ["pair"] * 3
+    assert len(backends[0].list()) == 1
+    assert owners(backends[0].api) == ["Job"]
+
+
+def test_a_part_that_an_earlier_launcher_left_is_not_taken_for_this_jobs(
+    backend: ClusterBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        Trouble(backend.api, patch).lose_the_answer(SERVICES)
+        with pytest.raises(UnreachableError):
+            backend.submit(two_nodes())
+    left = backend.api.get(SERVICES, "pair")["metadata"]["uid"]
+    monkeypatch.setattr("launcher.backends.creation._SIBLING_S", 1.0)
+    backend.submit(two_nodes())
+    assert backend.api.get(SERVICES, "pair")["metadata"]["uid"] != left
+    assert owners(backend.api) == ["Job"]
+
+
+def test_somebodys_object_of_that_name_is_left_alone(backend: ClusterBackend) -> None:
+    ports = [{"port": 80}]
+    backend.api.create(
+        SERVICES, {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "pair"}, "spec": {"ports": ports}}
+    )
+    with pytest.raises(ConflictError, match="services pair exists and is not a launcher's"):
+        backend.submit(two_nodes())
+    assert backend.list() == []
+    assert backend.api.get(SERVICES, "pair")["spec"]["ports"][0]["port"] == 80
+
+
+def test_what_a_launcher_did_not_finish_the_next_one_finishes(
+    backend: ClusterBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> Json:
+        raise UnreachableError("the network is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend.api, "patch", refused)
+        done = backend.submit(two_nodes())
+    assert "services pair will stay when the job goes" in done.note
+    assert owners(backend.api) == []
+    assert backend.submit(two_nodes()).existed
+    assert owners(backend.api) == ["Job"]
+
+
+def test_an_attempt_that_cannot_be_created_loses_nothing_of_the_last_one(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*NOWHERE, "--npus", "2", "--lr", "0.125", "--name", "goes-on", "--env", "KEEP=this")
+    assert terminal.run("submit", *POD, *SMALL, *words, "--detach").returncode == 0
+    assert terminal.run("cancel", "goes-on").returncode == 0
+    place = Place(kubeconfig=terminal.kubeconfig, namespace=terminal.namespace)
+    backend = ClusterBackend("batch", connect(place))
+    with monkeypatch.context() as patch:
+        Trouble(backend.api, patch).fail(BATCH_JOBS)
+        with pytest.raises(ApiError, match=f"kept in configmap {name_of('goes-on')}: type the same again"):
+            backend.submit(two_nodes("goes-on", resume="auto"))
+    assert terminal.run("status", "goes-on").returncode == 4
+    again = terminal.run("submit", "--name", "goes-on", "--resume", "auto", "--detach")
+    assert again.returncode == 0, again.stderr
+    assert "goes-on, attempt 2" in again.stderr
+    found = json.loads(terminal.run("status", "goes-on", "--json").stdout)
+    assert found["spec"]["train"]["lr"] == 0.125
+    assert "KEEP=this" in found["spec"]["pods"]["env"]
+    assert backend.api.find(CONFIG_MAPS, name_of("goes-on")) is None
+
+
+def test_a_namespace_that_is_going_and_a_full_quota_are_named(cluster: Cluster, terminal: Terminal) -> None:
+    hard = {"count/jobs.batch": "0"}
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": hard}}
+    cluster.create({**quota, "metadata": {"name": "none", "namespace": terminal.namespace}})
+    full = terminal.submit("--npus", "1")
+    assert (full.returncode, len(full.stderr.splitlines())) == (5, 1), full.stderr
+    assert "no room for the job: " in full.stderr
+    assert "exceeded quota: none" in full.stderr
+    testbed.namespace(cluster, "going")
+    held: Json = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "held", "namespace": "going"}}
+    cluster.create({**held, "metadata": {**held["metadata"], "finalizers": ["pnas.test/held"]}})
+    cluster.kubectl("delete", "namespace", "going", "--wait=false")
+    going = terminal.submit("--npus", "1", "--namespace", "going")
+    release = ("patch", "configmap", "held", "-n", "going", "--type=json", "-p")
+    cluster.kubectl(*release, '[{"op": "remove", "path": "/metadata/finalizers"}]')
+    assert (going.returncode, len(going.stderr.splitlines())) == (5, 1), going.stderr
+    assert "namespace going is being deleted" in going.stderr
+
+
+def test_what_an_administrator_published_is_enough(cluster: Cluster, terminal: Terminal) -> None:
+    text = "image: r/pnas:1\nresource: huawei.com/Ascend950\nmodes: {full: {batch_size: 24}}\n"
+    metadata = {"name": "pnas-defaults", "namespace": terminal.namespace}
+    cluster.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"defaults.yaml": text}})
+    done = terminal.run("submit", "--npus", "8", "--mode", "full", "--name", "short", "--detach")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(terminal.run("status", "short", "--json").stdout)
+    assert found["status"]["phase"] == Phase.PENDING.value
+    assert found["spec"]["pods"]["image"] == "r/pnas:1"
+    assert found["spec"]["train"]["batch_size"] == 24
+    shown = terminal.run("config", "show", "--mode", "full").stdout
+    assert f"cluster defaults (configmap pnas-defaults in {terminal.namespace})" in shown
