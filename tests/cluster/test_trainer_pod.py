@@ -15,8 +15,6 @@ from tests.cluster.testbed.npu import RESOURCE
 from tests.cluster.testbed.storage import claim
 from tests.cluster.waiting import until
 
-pytestmark = pytest.mark.timeout(3600)
-
 NPUS = 2
 SMALL = ("--device=cpu", "--model=pnasnet5tiny", "--image-size=32", "--batch-size=4", "--workers=0", "--threads=1")
 
@@ -90,8 +88,7 @@ def test_a_pod_that_is_deleted_saves_and_ends_resumably(cluster: Cluster, restri
     # The API server forgets the pod as soon as it has ended: only a watch sees how.
     shown = '{.type} {.object.status.containerStatuses[0].state.terminated.exitCode}{"\\n"}'
     watch = ["get", "pod", *where, "--watch", "--output-watch-events", f"--output=jsonpath={shown}"]
-    program = [str(cluster.program), f"--kubeconfig={cluster.kubeconfig}", *watch]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as watching:
+    with subprocess.Popen(cluster.command(*watch), stdout=subprocess.PIPE, text=True) as watching:
         assert watching.stdout is not None
         assert watching.stdout.readline().strip() == "ADDED"
         cluster.kubectl("delete", "pod", *where, "--grace-period=60", "--wait=false")

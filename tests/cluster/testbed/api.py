@@ -62,6 +62,14 @@ class Api:
         """
         return self._request("GET", f"{path}?{urllib.parse.urlencode(parameters)}")
 
+    def answers(self, path: str) -> bool:
+        """Whether there is such an object, or whatever else is asked for."""
+        try:
+            self._ask("GET", path)
+        except ApiError:
+            return False
+        return True
+
     def merge(self, path: str, patch: dict[str, Any]) -> Any:
         """The object after a JSON merge patch.
 
@@ -71,6 +79,9 @@ class Api:
         return self._request("PATCH", path, json.dumps(patch), {"Content-Type": "application/merge-patch+json"})
 
     def _request(self, method: str, path: str, body: str | None = None, headers: dict[str, str] | None = None) -> Any:
+        return json.loads(self._ask(method, path, body, headers))
+
+    def _ask(self, method: str, path: str, body: str | None = None, headers: dict[str, str] | None = None) -> str:
         try:
             self._connection.request(method, path, body, {**self._headers, **(headers or {})})
             answer = self._connection.getresponse()
@@ -80,4 +91,4 @@ class Api:
             raise ApiError(0, f"no answer: {error!r}") from error
         if answer.status >= 400:
             raise ApiError(answer.status, f"{method} {path}: {text[:300]}")
-        return json.loads(text)
+        return text

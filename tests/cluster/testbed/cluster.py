@@ -6,20 +6,22 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.cluster.testbed import binaries, control_plane, images, npu_annotations
-from tests.cluster.testbed.node import ASCEND_910_LABELS, Node, NodeOptions
+from tests.cluster.testbed.api import Api
+from tests.cluster.testbed.node import ASCEND_910_LABELS, CGROUPS, Node, NodeOptions
 from tests.cluster.testbed.npu import RESOURCE
-from tests.cluster.testbed.processes import Namespaces, Processes, StartError, only_child, output_of
+from tests.cluster.testbed.processes import Namespaces, Processes, only_child, output_of
 from trainer.topology.ports import free_port
 
 RUNS = Path("/var/tmp/pnas-testbed")
 PREFIX = "pnas-testbed-"
+CLAIMED_WITHIN_S = 10
 KUBECONFIG = "PNAS_TEST_KUBECONFIG"
 """Names a kubeconfig of a cluster that the tests are to use in place of the bed."""
 
@@ -77,7 +79,12 @@ class Cluster:
         Raises:
             StartError: it failed.
         """
-        return output_of([str(self.program), f"--kubeconfig={self.kubeconfig}", *arguments])
+        return output_of(self.command(*arguments))
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command line of kubectl; what it caches of the bed goes with the bed."""
+        cache = [] if self.bed is None else [f"--cache-dir={self.bed.folder / 'kubectl'}"]
+        return [str(self.program), f"--kubeconfig={self.kubeconfig}", *cache, *arguments]
 
     def get(self, *words: str) -> Any:
         """An object, or a List of them, by the words of `kubectl get`.
@@ -136,8 +143,8 @@ def namespace(cluster: Cluster, name: str, *, labels: Mapping[str, str] | None =
     metadata = {"name": name, "labels": dict(labels or {})}
     cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
     # Pods are refused before the one, and wait for their volumes before the other.
-    for waited in ("serviceaccount/default", "configmap/kube-root-ca.crt"):
-        cluster.kubectl("wait", "--for=create", waited, "--namespace", name, "--timeout=60s")
+    waited = ("serviceaccount/default", "configmap/kube-root-ca.crt")
+    cluster.kubectl("wait", "--for=create", *waited, "--namespace", name, "--timeout=60s")
 
 
 def named(kubeconfig: Path) -> Cluster:
@@ -187,9 +194,21 @@ def running(
 def clean_up() -> None:
     """Remove what runs have left whose process was killed; their processes are gone with it."""
     for folder in RUNS.glob(f"{PREFIX}*"):
-        owner = folder / "owner"
-        if not (owner.exists() and Path(f"/proc/{owner.read_text()}").exists()):
+        if not _is_owned(folder):
             _remove(folder)
+    # Those that were still in use when the rest was removed.
+    for group in CGROUPS.glob(f"*/{PREFIX}*"):
+        run, _node = group.name.rsplit("-", 1)
+        if not (RUNS / run).exists():
+            _remove_cgroups(group.name)
+
+
+def _is_owned(folder: Path) -> bool:
+    """Whether the process that made it lives; one that has just made it may not have said so yet."""
+    try:
+        return Path(f"/proc/{(folder / 'owner').read_text()}").exists()
+    except FileNotFoundError:
+        return folder.exists() and time.time() - folder.stat().st_mtime < CLAIMED_WITHIN_S
 
 
 def _wait_for_the_end(first: Path) -> None:
@@ -205,7 +224,7 @@ def _remove(folder: Path) -> None:
 
 
 def _remove_cgroups(prefix: str) -> None:
-    for path in Path("/sys/fs/cgroup").glob(f"*/{prefix}*"):
+    for path in CGROUPS.glob(f"*/{prefix}*"):
         for below in sorted(path.rglob("*/"), reverse=True):
             with suppress(OSError):
                 below.rmdir()
@@ -232,18 +251,21 @@ def _start(folder: Path, programs: Path, processes: Processes, options: NodeOpti
     processes.start("relay", relay)
     kubeconfig = ca.kubeconfig(folder / "kubeconfig", f"https://127.0.0.1:{port}", "admin", group="system:masters")
     cluster = Cluster(kubeconfig, programs / "kubectl", Bed(folder, programs, made))
-    processes.until("apiserver", _answers(lambda: cluster.kubectl("get", "--raw", "/readyz")))
-    control_plane.start_controllers(pki, programs, processes, first)
-    control_plane.start_dns(folder, processes, first)
-    for node in made[1:]:
-        node.join(first, made[0], processes)
-    cluster.create(*npu_annotations.RIGHTS)
-    archives = (images.pause(folder), images.trainer(folder))
-    for node in made:
-        node.start(ca, programs, processes, archives, options)
-    wanted = {node.name for node in made}
-    processes.until(made[-1].process("kubelet"), lambda: _ready_nodes(cluster, npus=options.npus) == wanted)
-    processes.until("controller-manager", _answers(lambda: cluster.kubectl("get", "serviceaccount", "default")))
+    # Looking often by a kubectl would take from what starts most of a processor.
+    with closing(Api(kubeconfig)) as api:
+        processes.until("apiserver", lambda: api.answers("/readyz"))
+        control_plane.start_controllers(pki, programs, processes, first)
+        control_plane.start_dns(folder, processes, first)
+        for node in made[1:]:
+            node.join(first, made[0], processes)
+        cluster.create(*npu_annotations.RIGHTS)
+        archives = (images.pause(folder), images.trainer(folder))
+        for node in made:
+            node.start(ca, programs, processes, archives, options)
+        wanted = {node.name for node in made}
+        processes.until(made[-1].process("kubelet"), lambda: _ready_nodes(api, npus=options.npus) == wanted)
+        account = "/api/v1/namespaces/default/serviceaccounts/default"
+        processes.until("controller-manager", lambda: api.answers(account))
     return cluster
 
 
@@ -255,19 +277,8 @@ def _first_namespaces(node: Node, processes: Processes) -> Namespaces:
     return Namespaces(only_child(parent))
 
 
-def _answers(ask: Callable[[], object]) -> Callable[[], bool]:
-    def answers() -> bool:
-        try:
-            ask()
-        except StartError:
-            return False
-        return True
-
-    return answers
-
-
-def _ready_nodes(cluster: Cluster, *, npus: int) -> set[str]:
-    found = cluster.get("nodes")["items"]
+def _ready_nodes(api: Api, *, npus: int) -> set[str]:
+    found = api.get("/api/v1/nodes")["items"]
     ready = {"type": "Ready", "status": "True"}
     return {
         node["metadata"]["name"]

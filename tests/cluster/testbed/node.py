@@ -233,6 +233,8 @@ class Node:
             "fileCheckFrequency": "5s",
             "syncFrequency": "10s",
             "nodeStatusUpdateFrequency": "5s",
+            # Else it makes the machine's own.
+            "volumePluginDir": str(self.folder / "volume-plugins"),
             "containerLogMaxFiles": options.container_log_max_files,
             # The shortest that the kubelet takes.
             "containerLogMonitorInterval": "3s",

@@ -1,9 +1,13 @@
 """What a machine must have for the test bed; what Debian has of it is installed where it is missing."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
+
+from tests.cluster.testbed.binaries import MODULES
+from tests.cluster.testbed.node import CGROUPS, CONTROLLERS
 
 PROGRAMS = {
     "containerd": "containerd",
@@ -18,15 +22,45 @@ PROGRAMS = {
     "nsenter": "util-linux",
 }
 """Each program, and the package that has it."""
+GO = "1.26"
+CAP_SYS_ADMIN = 21
+"""Its number in linux/capability.h."""
 
 
 def impediment() -> str | None:
     """Why no cluster can be started here, in one line; packages that are missing are installed first."""
     if os.geteuid() != 0:
         return "the test bed needs root: it makes namespaces and mounts"
+    return _missing_rights() or _missing_cgroups() or _missing_go() or _missing_packages()
+
+
+def _missing_rights() -> str | None:
+    """In a container, root has no more than that was given."""
+    (held,) = re.findall(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
+    if int(held, 16) >> CAP_SYS_ADMIN & 1:
+        return None
+    return "the test bed needs the capability CAP_SYS_ADMIN: it makes namespaces and mounts"
+
+
+def _missing_cgroups() -> str | None:
+    """Nodes are made by the first version's controllers alone."""
+    missing = [controller for controller in CONTROLLERS if not os.access(CGROUPS / controller, os.W_OK)]
+    if not missing:
+        return None
+    return f"the test bed needs cgroup v1, and cannot write to {CGROUPS}/{{{','.join(missing)}}}"
+
+
+def _missing_go() -> str | None:
+    """Whether Kubernetes can be built, with the toolchain that Go would take for it."""
+    wanted = f"the test bed needs Go {GO} to build Kubernetes"
     if shutil.which("go") is None:
-        return "the test bed needs Go 1.26 to build Kubernetes"
-    return _missing_packages()
+        return wanted
+    asked = ["go", "env", "GOVERSION"]
+    done = subprocess.run(asked, cwd=MODULES / "kubernetes", capture_output=True, text=True, check=False)
+    found = done.stdout.strip()
+    if re.fullmatch(rf"go{re.escape(GO)}(\D.*)?", found):
+        return None
+    return f"{wanted}, and this is {found or (done.stderr.strip().splitlines() or ['none that answers'])[-1]}"
 
 
 def _missing_packages() -> str | None:
