@@ -1,8 +1,9 @@
 """Which pods of a PodGroup fit on which nodes, all or nothing, and what is said of those that do not."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from tests.cluster.testbed.volcano import quantities, rules
 from tests.cluster.testbed.volcano.client import Json
@@ -108,7 +109,7 @@ def refusal(pod: Json, node: Json) -> str:
         return "were unschedulable"
     labels = node["metadata"].get("labels", {})
     wanted = pod["spec"].get("nodeSelector") or {}
-    if any(labels.get(name) != value for name, value in wanted.items()) or not _affine(pod, labels):
+    if any(labels.get(name) != value for name, value in wanted.items()) or not _affine(pod, node):
         return "didn't match Pod's node affinity/selector"
     for taint in node["spec"].get("taints", ()):
         tolerated = any(_tolerates(one, taint) for one in pod["spec"].get("tolerations", ()))
@@ -117,23 +118,38 @@ def refusal(pod: Json, node: Json) -> str:
     return ""
 
 
-def _affine(pod: Json, labels: Mapping[str, str]) -> bool:
+def _affine(pod: Json, node: Json) -> bool:
+    labels, fields = node["metadata"].get("labels", {}), {"metadata.name": node["metadata"]["name"]}
     affinity = (pod["spec"].get("affinity") or {}).get("nodeAffinity") or {}
     terms = (affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}).get("nodeSelectorTerms")
     return terms is None or any(
-        all(_matches(one, labels) for one in term.get("matchExpressions", ())) for term in terms
+        all(_matches(one, labels) for one in term.get("matchExpressions", ()))
+        and all(_matches(one, fields) for one in term.get("matchFields", ()))
+        for term in terms
     )
 
 
-def _matches(expression: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
-    value, values = labels.get(expression["key"]), expression.get("values", ())
-    matches = {
-        "In": value is not None and value in values,
-        "NotIn": value not in values,
-        "Exists": value is not None,
-        "DoesNotExist": value is None,
-    }
-    return matches[expression["operator"]]
+def _matches(expression: Mapping[str, Any], facts: Mapping[str, str]) -> bool:
+    """By one of the six operators: the API server has refused a pod with another."""
+    value, values = facts.get(expression["key"]), expression.get("values", ())
+    match expression["operator"]:
+        case "In":
+            return value is not None and value in values
+        case "NotIn":
+            return value not in values
+        case "Exists":
+            return value is not None
+        case "DoesNotExist":
+            return value is None
+        case "Gt":
+            return _is_whole(value) and int(value) > int(values[0])
+        case _:
+            return _is_whole(value) and int(value) < int(values[0])
+
+
+def _is_whole(value: str | None) -> TypeGuard[str]:
+    """A node whose label is no number is neither above nor below."""
+    return value is not None and re.fullmatch(r"[-+]?[0-9]+", value) is not None
 
 
 def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
