@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.testbed import images
-from tests.cluster.testbed.cluster import Cluster
+from tests.cluster.testbed.cluster import Cluster, namespace
 from tests.cluster.testbed.storage import claim
 
 REPOSITORY = Path(__file__).parents[2]
@@ -56,16 +57,22 @@ class Terminal:
             check=False,
         )
 
-    def start(self, *words: str) -> "subprocess.Popen[str]":
-        """A command that goes on."""
-        return subprocess.Popen(
+    @contextmanager
+    def start(self, *words: str) -> "Iterator[subprocess.Popen[str]]":
+        """A command that goes on; a test that fails does not leave it behind."""
+        with subprocess.Popen(
             self.command(words),
             cwd=REPOSITORY,
             env=self.environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-        )
+        ) as process:
+            try:
+                yield process
+            except BaseException:
+                process.kill()
+                raise
 
     @staticmethod
     def command(words: Sequence[str]) -> list[str]:
@@ -87,6 +94,11 @@ class Terminal:
         """Where the job's output folder is on this machine."""
         return self.cluster.folder / f"{self.namespace}-output" / job
 
+    def through(self, port: int) -> Path:
+        """A kubeconfig that leads through a relay."""
+        server = {"server": f"https://127.0.0.1:{port}"}
+        return self.changed("through", lambda config: config["clusters"][0]["cluster"].update(server))
+
     def changed(self, name: str, change: Callable[[Any], None]) -> Path:
         """Another kubeconfig, in which something is different."""
         config = self.cluster.config
@@ -96,22 +108,40 @@ class Terminal:
         return path
 
 
+def port_of(cluster: Cluster) -> int:
+    """The API server's, on 127.0.0.1."""
+    return int(cluster.config["clusters"][0]["cluster"]["server"].rpartition(":")[2])
+
+
+@contextmanager
+def own_namespace(cluster: Cluster) -> Iterator[str]:
+    """The name of a new one; what is in it goes with it, in the background."""
+    name = f"pnas-test-{uuid.uuid4().hex[:8]}"
+    namespace(cluster, name)
+    try:
+        yield name
+    finally:
+        cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
 @contextmanager
 def restricted(
-    cluster: Cluster, namespace: str, home: Path, images_folder: Path, labels: Sequence[str] = (), **more: str
+    cluster: Cluster, where: str, home: Path, images_folder: Path, labels: Sequence[str] = (), **more: str
 ) -> Iterator[Terminal]:
     """Somebody's terminal, where the namespace has both claims, and takes restricted pods alone."""
     enforce = "pod-security.kubernetes.io/enforce=restricted"
-    cluster.kubectl("label", "namespace", namespace, enforce, *labels)
-    with output_of(cluster, namespace, images_folder):
-        yield Terminal(cluster, namespace, home, cluster.kubeconfig, more)
+    cluster.kubectl("label", "namespace", where, enforce, *labels)
+    with output_of(cluster, where, images_folder):
+        yield Terminal(cluster, where, home, cluster.kubeconfig, more)
 
 
 @contextmanager
-def output_of(cluster: Cluster, namespace: str, images_folder: Path) -> Iterator[Path]:
+def output_of(cluster: Cluster, where: str, images_folder: Path) -> Iterator[Path]:
     """Make both claims that the launcher looks for; the folder behind the one for output."""
-    claim(cluster, namespace, "pnas-data", images_folder)
-    output = cluster.folder / f"{namespace}-output"
-    claim(cluster, namespace, "pnas-output", output)
-    yield output
-    shutil.rmtree(output, ignore_errors=True)
+    claim(cluster, where, "pnas-data", images_folder)
+    output = cluster.folder / f"{where}-output"
+    claim(cluster, where, "pnas-output", output)
+    try:
+        yield output
+    finally:
+        shutil.rmtree(output, ignore_errors=True)

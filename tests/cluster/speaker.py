@@ -52,7 +52,9 @@ def create(
         "args": [str(word) for word in words],
     }
     selector = {} if node is None else {"nodeSelector": {"kubernetes.io/hostname": node}}
-    pod = {"metadata": {"labels": labels}, "spec": {"restartPolicy": "Never", "containers": [container], **selector}}
+    # As the first process of its container it does not hear SIGTERM.
+    spoken = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [container], **selector}
+    pod = {"metadata": {"labels": labels}, "spec": spoken}
     spec: dict[str, Any] = {"backoffLimit": retries, "template": pod}
     metadata = {"name": name, "namespace": namespace, "labels": labels}
     cluster.create({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec})

@@ -4,14 +4,15 @@ import functools
 import json
 import signal
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster.launching import POD, SMALL, Terminal
+from tests.cluster.launching import POD, SMALL, Terminal, own_namespace, restricted
+from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.waiting import until
-
-pytestmark = pytest.mark.timeout(3600)
 
 
 def test_a_job_is_followed_to_its_end_and_every_line_is_accounted_for(terminal: Terminal) -> None:
@@ -53,14 +54,14 @@ def test_the_same_job_is_one_job_and_another_one_does_not_take_its_name(terminal
 
 def test_a_pod_that_is_deleted_saves_and_its_successor_goes_on_bit_for_bit(terminal: Terminal) -> None:
     words = ("--npus", "2", "--mode", "full", "--epochs", "12", "--checkpoint-every", "3", "--name", "moved")
-    follower = terminal.start("submit", *POD, *SMALL, *words)
     output = terminal.output("moved")
-    until(lambda: (output / "checkpoints").is_dir() and any((output / "checkpoints").glob("step-*")))
-    (pod,) = terminal.pods("moved")
-    terminal.cluster.kubectl(
-        "delete", "pod", pod["metadata"]["name"], "--namespace", terminal.namespace, "--wait=false"
-    )
-    said, _ = follower.communicate(timeout=240)
+    with terminal.start("submit", *POD, *SMALL, *words) as follower:
+        until(lambda: (output / "checkpoints").is_dir() and any((output / "checkpoints").glob("step-*")))
+        (pod,) = terminal.pods("moved")
+        terminal.cluster.kubectl(
+            "delete", "pod", pod["metadata"]["name"], "--namespace", terminal.namespace, "--wait=false"
+        )
+        said, _ = follower.communicate(timeout=240)
     assert follower.returncode == 0, said
     assert "received SIGTERM" in said
     assert said.count("job moved: Running") == 2, said
@@ -73,16 +74,17 @@ def test_a_pod_that_is_deleted_saves_and_its_successor_goes_on_bit_for_bit(termi
 
 def test_a_cancelled_job_saves_and_can_go_on(terminal: Terminal) -> None:
     words = ("--npus", "1", "--mode", "full", "--epochs", "40", "--name", "stopped")
-    follower = terminal.start("submit", *POD, *SMALL, *words)
     output = terminal.output("stopped")
-    until(lambda: (output / "metrics.jsonl").is_file() and (output / "metrics.jsonl").stat().st_size > 0)
-    cancelled = terminal.run("cancel", "stopped")
-    assert cancelled.returncode == 0, cancelled.stderr
-    assert "stopped Cancelled" in cancelled.stdout
-    said, _ = follower.communicate(timeout=60)
+    with terminal.start("submit", *POD, *SMALL, *words) as follower:
+        until(lambda: (output / "metrics.jsonl").is_file() and (output / "metrics.jsonl").stat().st_size > 0)
+        cancelled = terminal.run("cancel", "stopped")
+        assert cancelled.returncode == 0, cancelled.stderr
+        assert "stopped Cancelled" in cancelled.stdout
+        said, _ = follower.communicate(timeout=60)
     assert follower.returncode == 125, said
     assert "continue" in said
-    shorter = terminal.run("submit", "--name", "stopped", "--resume", "auto", "--epochs", "8")
+    last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
+    shorter = terminal.run("submit", "--name", "stopped", "--resume", "auto", "--epochs", str(last["epoch"] + 3))
     assert shorter.returncode == 0, shorter.stderr
     assert "stopped, attempt 2" in shorter.stderr
     assert "goes on from" in shorter.stdout
@@ -90,8 +92,7 @@ def test_a_cancelled_job_saves_and_can_go_on(terminal: Terminal) -> None:
 
 def test_a_job_that_cannot_be_placed_says_why_and_ctrl_c_says_how_to_come_back(terminal: Terminal) -> None:
     words = ("--npus", "1", "--resource", "huawei.com/Ascend950", "--name", "waits")
-    follower = terminal.start("submit", *POD, *SMALL, *words)
-    with follower:
+    with terminal.start("submit", *POD, *SMALL, *words) as follower:
         assert follower.stdout is not None
         line = next(line for line in follower.stdout if "Insufficient" in line)
         assert line.startswith("job waits: Pending: 0/2 nodes are available: 2 Insufficient huawei.com/Ascend950.")
@@ -130,19 +131,29 @@ def test_a_job_that_fails_names_its_cause(
 
 def test_a_suspended_job_is_followed_through_its_rest(terminal: Terminal) -> None:
     words = ("--npus", "1", "--mode", "full", "--epochs", "10", "--name", "rests")
-    follower = terminal.start("submit", *POD, *SMALL, *words)
     output = terminal.output("rests")
-    until(lambda: (output / "metrics.jsonl").is_file() and (output / "metrics.jsonl").stat().st_size > 0)
-    for suspend in ("true", "false"):
-        patch = f'{{"spec": {{"suspend": {suspend}}}}}'
-        terminal.cluster.kubectl("patch", "job", "rests", "--namespace", terminal.namespace, "--patch", patch)
-        if suspend == "true":
-            until(lambda: not terminal.pods("rests"))
-            assert "Suspended" in terminal.run("status", "rests").stdout
-    said, _ = follower.communicate(timeout=240)
+    with terminal.start("submit", *POD, *SMALL, *words) as follower:
+        until(lambda: (output / "metrics.jsonl").is_file() and (output / "metrics.jsonl").stat().st_size > 0)
+        for suspend in ("true", "false"):
+            patch = f'{{"spec": {{"suspend": {suspend}}}}}'
+            terminal.cluster.kubectl("patch", "job", "rests", "--namespace", terminal.namespace, "--patch", patch)
+            if suspend == "true":
+                until(lambda: not terminal.pods("rests"))
+                assert "Suspended" in terminal.run("status", "rests").stdout
+        said, _ = follower.communicate(timeout=240)
     assert follower.returncode == 0, said
     assert "job rests: Suspended: suspended" in said
     assert ", 0 missing" in said
+
+
+@pytest.fixture(scope="module")
+def empty(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[Terminal]:
+    """A namespace for those tests together that create nothing."""
+    with (
+        own_namespace(cluster) as namespace,
+        restricted(cluster, namespace, tmp_path_factory.mktemp("home"), digits, PNAS_BACKEND="batch") as one,
+    ):
+        yield one
 
 
 @pytest.mark.parametrize(
@@ -165,17 +176,17 @@ def test_a_suspended_job_is_followed_through_its_rest(terminal: Terminal) -> Non
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_created(
-    terminal: Terminal, words: tuple[str, str], code: int, said: str
+    empty: Terminal, words: tuple[str, str], code: int, said: str
 ) -> None:
-    overlay = terminal.home / "overlay.yaml"
+    overlay = empty.home / "overlay.yaml"
     overlay.write_text("spec: {imgePull: 1}\n")
     given = dict(zip((*POD, *SMALL)[::2], (*POD, *SMALL)[1::2], strict=True)) | {"--env": "PNAS_DEVICE=cpu"}
     given |= {words[0]: words[1].replace("overlay.yaml", str(overlay))}
-    done = terminal.run("submit", *(word for option in given.items() for word in option))
+    done = empty.run("submit", *(word for option in given.items() for word in option))
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
-    left = terminal.cluster.kubectl("get", "jobs,configmaps,services", "--namespace", terminal.namespace, "-o", "name")
+    left = empty.cluster.kubectl("get", "jobs,configmaps,services", "--namespace", empty.namespace, "-o", "name")
     assert left.split() == ["configmap/kube-root-ca.crt"]
 
 
@@ -212,9 +223,8 @@ def test_manifests_are_the_same_bytes_each_time_and_kubectl_takes_them(terminal:
     first, second = (terminal.run("render", *words).stdout for _ in range(2))
     assert first == second
     done = subprocess.run(
-        [str(terminal.cluster.programs / "kubectl"), "create", "--dry-run=server", "--filename", "-"],
+        terminal.cluster.command("create", "--dry-run=server", "--filename", "-"),
         input=first,
-        env={**terminal.environ, "KUBECONFIG": str(terminal.cluster.kubeconfig)},
         capture_output=True,
         text=True,
         check=False,
@@ -224,9 +234,10 @@ def test_manifests_are_the_same_bytes_each_time_and_kubectl_takes_them(terminal:
 
 
 def test_two_nodes_find_each_other_by_the_headless_service_and_all_goes_with_the_job(terminal: Terminal) -> None:
-    done = terminal.submit("--npus", "8", "--nodes", "2", "--mode", "performance", "--name", "wide")
+    """A gang of 16 devices is test_launcher_volcano.py's."""
+    done = terminal.submit("--npus", "1", "--nodes", "2", "--mode", "performance", "--name", "wide")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert " lines from 16 devices, 0 missing" in done.stdout
+    assert " lines from 2 devices, 0 missing" in done.stdout
     assert {pod["spec"]["nodeName"] for pod in terminal.pods("wide")} == {"node1", "node2"}
     objects = ("get", "services", "--namespace", terminal.namespace, "-o", "name")
     assert terminal.cluster.kubectl(*objects).split() == ["service/wide"]

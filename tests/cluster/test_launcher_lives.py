@@ -3,16 +3,12 @@
 import json
 import os
 import signal
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-
-import pytest
 
 from tests.cluster.launching import POD, SMALL, Terminal
 from tests.cluster.testbed.npu_annotations import REAL
 from tests.cluster.waiting import until
-
-pytestmark = pytest.mark.timeout(3600)
 
 
 def test_a_model_is_trained_then_finetuned_then_evaluated(terminal: Terminal) -> None:
@@ -33,28 +29,31 @@ def test_a_model_is_trained_then_finetuned_then_evaluated(terminal: Terminal) ->
 
 def test_two_jobs_at_once_share_a_cluster_and_nothing_else(terminal: Terminal) -> None:
     names = ("left", "right")
-    words = ("--npus", "4", "--mode", "performance")
-    followers = [terminal.start("submit", *POD, *SMALL, *words, "--name", name) for name in names]
-    said = [follower.communicate(timeout=300)[0] for follower in followers]
+    words = ("--npus", "2", "--mode", "performance")
+    with ExitStack() as stack:
+        followers = [
+            stack.enter_context(terminal.start("submit", *POD, *SMALL, *words, "--name", name)) for name in names
+        ]
+        said = [follower.communicate(timeout=300)[0] for follower in followers]
     assert [follower.returncode for follower in followers] == [0, 0], said
-    assert all(" lines from 4 devices, 0 missing" in one for one in said)
+    assert all(" lines from 2 devices, 0 missing" in one for one in said)
     pods = [pod for name in names for pod in terminal.pods(name)]
     devices = [
         (pod["spec"]["nodeName"], device) for pod in pods for device in pod["metadata"]["annotations"][REAL].split(",")
     ]
-    assert len(set(devices)) == 8, devices
+    assert len(set(devices)) == 4, devices
 
 
 def test_a_container_that_is_killed_once_is_tried_again_and_goes_on(terminal: Terminal) -> None:
     words = ("--npus", "1", "--mode", "full", "--epochs", "12", "--checkpoint-every", "3", "--name", "struck")
-    follower = terminal.start("submit", *POD, *SMALL, *words)
-    until(lambda: any(terminal.output("struck").glob("checkpoints/step-*")))
-    (pod,) = terminal.pods("struck")
-    for process in processes_of(pod["metadata"]["uid"]):
-        # The first takes the others along.
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-    said, _ = follower.communicate(timeout=240)
+    with terminal.start("submit", *POD, *SMALL, *words) as follower:
+        until(lambda: any(terminal.output("struck").glob("checkpoints/step-*")))
+        (pod,) = terminal.pods("struck")
+        for process in processes_of(pod["metadata"]["uid"]):
+            # The first takes the others along.
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        said, _ = follower.communicate(timeout=240)
     assert follower.returncode == 0, said
     assert "job struck: Pending: to be tried again" in said
     assert "resumed bit_exact=yes" in said

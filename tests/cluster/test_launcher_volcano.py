@@ -12,7 +12,7 @@ from tests.cluster.testbed.ranktable_writer import ranktable_writer
 from tests.cluster.testbed.volcano_install import SCHEDULER, Volcano
 from tests.cluster.waiting import until
 
-pytestmark = [pytest.mark.timeout(3600), pytest.mark.usefixtures("rank_tables")]
+pytestmark = pytest.mark.usefixtures("rank_tables")
 
 FULL = ("--npus", "2", "--mode", "full")
 
@@ -33,18 +33,18 @@ def terminal(cluster: Cluster, volcano: Volcano, namespace: str, tmp_path: Path,
 
 
 def test_a_cluster_with_volcano_is_found_and_its_jobs_get_their_rank_table(terminal: Terminal) -> None:
-    done = terminal.submit("--npus", "8", "--mode", "performance", "--name", "eight")
+    done = terminal.submit("--npus", "2", "--mode", "performance", "--name", "two")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "serves Volcano (--backend volcano)" in done.stderr
-    assert " lines from 8 devices, 0 missing" in done.stdout
+    assert " lines from 2 devices, 0 missing" in done.stdout
     names = ("get", "configmaps", "--namespace", terminal.namespace, "-o", "name")
-    assert "configmap/rings-config-eight" in terminal.cluster.kubectl(*names).split()
-    table = terminal.cluster.get("configmap", "rings-config-eight", "--namespace", terminal.namespace)["data"]
+    assert "configmap/rings-config-two" in terminal.cluster.kubectl(*names).split()
+    table = terminal.cluster.get("configmap", "rings-config-two", "--namespace", terminal.namespace)["data"]
     assert json.loads(table["hccl.json"])["status"] == "completed"
     listed = terminal.run("list", "--json")
     assert [job["backend"] for job in json.loads(listed.stdout)["items"]] == ["volcano"]
-    assert terminal.run("delete", "eight").returncode == 0
-    until(lambda: "configmap/rings-config-eight" not in terminal.cluster.kubectl(*names).split())
+    assert terminal.run("delete", "two").returncode == 0
+    until(lambda: "configmap/rings-config-two" not in terminal.cluster.kubectl(*names).split())
 
 
 def test_a_gang_of_two_nodes_trains_as_one(terminal: Terminal) -> None:
@@ -57,9 +57,8 @@ def test_a_gang_of_two_nodes_trains_as_one(terminal: Terminal) -> None:
 
 def test_a_pod_that_is_deleted_restarts_the_job_which_goes_on_bit_for_bit(terminal: Terminal) -> None:
     words = (*FULL, "--epochs", "12", "--checkpoint-every", "3", "--name", "moved")
-    follower = terminal.start("submit", *POD, *SMALL, *words)
     output = terminal.output("moved")
-    with follower:
+    with terminal.start("submit", *POD, *SMALL, *words) as follower:
         until(lambda: any(output.glob("checkpoints/step-*")))
         delete = ("delete", "pod", "moved-worker-0", "--namespace", terminal.namespace, "--wait=false")
         terminal.cluster.kubectl(*delete)
@@ -73,8 +72,7 @@ def test_a_pod_that_is_deleted_restarts_the_job_which_goes_on_bit_for_bit(termin
 
 def test_a_job_that_waits_for_its_gang_says_so_and_is_cancelled(terminal: Terminal) -> None:
     words = ("--npus", "8", "--nodes", "3", "--mode", "full", "--name", "waits")
-    follower = terminal.start("submit", *POD, *SMALL, *words)
-    with follower:
+    with terminal.start("submit", *POD, *SMALL, *words) as follower:
         assert follower.stdout is not None
         line = next(line for line in follower.stdout if line.startswith("job waits: Pending: "))
         cancelled = terminal.run("cancel", "waits")
@@ -92,35 +90,34 @@ def test_a_mistake_of_the_trainer_is_not_tried_again(terminal: Terminal) -> None
     assert "restarting" not in done.stderr
 
 
-@pytest.mark.parametrize("queue", ["nowhere", "closed"])
-def test_a_queue_that_takes_no_jobs_is_named_before_anything_is_created(terminal: Terminal, queue: str) -> None:
-    if queue == "closed":
-        queue = f"closed-{terminal.namespace}"
-        body = {
-            "apiVersion": "scheduling.volcano.sh/v1beta1",
-            "kind": "Queue",
-            "metadata": {"name": queue},
-            "spec": {"weight": 1},
-        }
-        terminal.cluster.create(body)
-        found = terminal.cluster.get("queue", queue)
+@pytest.fixture
+def closed(terminal: Terminal) -> Iterator[str]:
+    """A queue that takes no jobs any more."""
+    name = f"closed-{terminal.namespace}"
+    version = "scheduling.volcano.sh/v1beta1"
+    metadata = {"name": name}
+    terminal.cluster.create({"apiVersion": version, "kind": "Queue", "metadata": metadata, "spec": {"weight": 1}})
+    try:
+        uid = terminal.cluster.get("queue", name)["metadata"]["uid"]
         command = {
             "apiVersion": "bus.volcano.sh/v1alpha1",
             "kind": "Command",
             "metadata": {"generateName": "close-", "namespace": terminal.namespace},
             "action": "CloseQueue",
-            "target": {
-                "apiVersion": body["apiVersion"],
-                "kind": "Queue",
-                "name": queue,
-                "uid": found["metadata"]["uid"],
-            },
+            "target": {"apiVersion": version, "kind": "Queue", "name": name, "uid": uid},
         }
         terminal.cluster.create(command)
-        until(lambda: terminal.cluster.get("queue", queue).get("status", {}).get("state") == "Closed")
-    done = terminal.submit("--npus", "1", "--queue", queue)
-    assert (done.returncode, len(done.stderr.splitlines())) == (5, 1), done.stderr
-    assert f"--queue {queue}: " in done.stderr
+        until(lambda: terminal.cluster.get("queue", name).get("status", {}).get("state") == "Closed")
+        yield name
+    finally:
+        terminal.cluster.kubectl("delete", "queue", name)
+
+
+def test_a_queue_that_takes_no_jobs_is_named_before_anything_is_created(terminal: Terminal, closed: str) -> None:
+    for queue in ("nowhere", closed):
+        done = terminal.submit("--npus", "1", "--queue", queue)
+        assert (done.returncode, len(done.stderr.splitlines())) == (5, 1), done.stderr
+        assert f"--queue {queue}: " in done.stderr
     left = terminal.cluster.kubectl("get", "vcjob,configmaps", "--namespace", terminal.namespace, "-o", "name")
     assert left.split() == ["configmap/kube-root-ca.crt"]
 

@@ -9,12 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-
 from tests.cluster.testbed.cluster import KUBECONFIG, RUNS, Cluster
 from tests.cluster.testbed.runtime import CHECKOUT
-
-pytestmark = pytest.mark.timeout(3600)
 
 TESTBED = [sys.executable, "-m", "tests.cluster.testbed"]
 # One test of the API alone, and one of the inside of a node.

@@ -1,153 +1,25 @@
-"""A container instance's log comes whole through cuts, restarts, deletion and rotation, or the loss is announced."""
+"""A container instance's log comes whole through cuts, restarts and deletion, or the loss is announced."""
 
-import functools
 import random
-import re
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from launcher.kube.api import Api, Json
-from launcher.kube.connection import connect
-from launcher.kube.place import Place as Where
-from launcher.kube.resources import PODS
-from launcher.podlogs.batch import Item, LogGap
-from launcher.podlogs.container import ContainerLog
 from launcher.podlogs.merge import Merged
 from launcher.podlogs.patience import Timing
-from launcher.podlogs.stamps import stamp_ns
-from launcher.podlogs.state import ContainerState, Instance, container_state
 from launcher.podlogs.stop import Stop
-from launcher.watch import Reflector, Selector
-from tests.cluster.testbed import cluster as testbed
+from tests.cluster.launching import port_of
+from tests.cluster.podlog_bench import Bench, Seen, bench_on, until
 from tests.cluster.testbed import printer
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.cutter import Cutter
-from tests.cluster.waiting import until as until_seldom
 
-pytestmark = pytest.mark.timeout(3600)
-
-LINES = 100_000
-CUTS = 200
-
-
-@dataclass
-class Seen:
-    """What came of one log: the lines' numbers and stamps, other lines, and each gap with its place among them."""
-
-    numbers: list[int] = field(default_factory=list)
-    stamps: list[int] = field(default_factory=list)
-    others: list[bytes] = field(default_factory=list)
-    gaps: list[tuple[int, LogGap]] = field(default_factory=list)
-    caught_up: int = 0
-
-    def take(self, item: Item) -> None:
-        if isinstance(item, LogGap):
-            self.gaps.append((len(self.numbers), item))
-            return
-        self.caught_up += item.caught_up
-        assert item.data == b"" or item.data.endswith(b"\n")
-        for line, stamp in zip(item.data.splitlines(), item.times(), strict=True):
-            if (match := re.match(rb"\[rank 0 cpu:0 #(\d+)\]", line)) is None:
-                self.others.append(line)
-            else:
-                self.numbers.append(int(match[1]))
-                self.stamps.append(stamp_ns(f"{stamp} ".encode()) or 0)
-
-    def take_all(self, items: Iterable[Item]) -> "Seen":
-        for item in items:
-            self.take(item)
-        return self
-
-
-class Watcher:
-    """The pods of a namespace, and what is known of a pod's container while it exists."""
-
-    def __init__(self, api: Api) -> None:
-        self._history: list[tuple[float, list[Json]]] = [(0, [])]
-        self._reflector: Reflector | None = None
-        self._reflector = Reflector(api, Selector(PODS), self._note)
-        self._note()
-
-    def _note(self) -> None:
-        if self._reflector is not None:
-            self._history.append((time.monotonic(), self._reflector.objects()))
-
-    def stop(self) -> None:
-        assert self._reflector is not None
-        self._reflector.stop()
-
-    def uid(self, name: str) -> str | None:
-        pods = self._history[-1][1]
-        return next((pod["metadata"]["uid"] for pod in pods if pod["metadata"]["name"] == name), None)
-
-    def state(self, uid: str, *, behind_s: float = 0) -> Callable[[], ContainerState]:
-        """Its state whenever it is asked for, or as it was a moment before."""
-
-        def state() -> ContainerState:
-            until_s = time.monotonic() - behind_s
-            told = [pods for moment, pods in self._history if moment <= until_s]
-            mine = [next((pod for pod in pods if pod["metadata"]["uid"] == uid), None) for pods in told]
-            if mine[-1] is None:
-                return ContainerState(uid, gone=any(mine))
-            return container_state(mine[-1], "trainer")
-
-        return state
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A namespace in which pods print, and are watched."""
-
-    cluster: Cluster
-    namespace: str
-    api: Api
-    watcher: Watcher
-
-    def create(self, name: str, *words: object, restart: str = "Never") -> str:
-        """A pod's uid, once it is known."""
-        self.cluster.create(printer.pod(self.namespace, name, *words, restart=restart))
-        until(lambda: self.watcher.uid(name) is not None)
-        uid = self.watcher.uid(name)
-        assert uid is not None
-        return uid
-
-    def log(
-        self,
-        name: str,
-        uid: str,
-        restarts: int = 0,
-        *,
-        stop: Stop | None = None,
-        port: int | None = None,
-        timing: Timing | None = None,
-        follow: bool = True,
-        behind_s: float = 0,
-    ) -> ContainerLog:
-        credentials = self.api.credentials
-        if port is not None:
-            credentials = replace(credentials, server=f"https://127.0.0.1:{port}")
-        instance = Instance(self.namespace, name, uid, "trainer", restarts)
-        state = self.watcher.state(uid, behind_s=behind_s)
-        return ContainerLog(credentials, instance, state, stop or Stop(), follow=follow, timing=timing)
-
-
-until = functools.partial(until_seldom, every_s=0.02)
-
-
-@contextmanager
-def bench_on(cluster: Cluster, namespace: str, folder: Path) -> Iterator[Bench]:
-    printer.load(cluster, folder)
-    api = connect(Where(cluster.kubeconfig, None, namespace))
-    watcher = Watcher(api)
-    yield Bench(cluster, namespace, api, watcher)
-    watcher.stop()
+# test_log_following.py has the launcher follow 100,000 lines over 200 cuts.
+LINES = 20_000
+CUTS = 40
 
 
 @pytest.fixture
@@ -156,17 +28,13 @@ def bench(cluster: Cluster, namespace: str, tmp_path: Path) -> Iterator[Bench]:
         yield one
 
 
-def server_port(bench: Bench) -> int:
-    return int(bench.api.credentials.server.rpartition(":")[2])
-
-
-def test_no_line_is_lost_or_repeated_over_200_cuts(bench: Bench) -> None:
-    """However the cuts fall: what is left of the 200 is used up by reading the ended log again."""
+def test_no_line_is_lost_or_repeated_over_many_cuts(bench: Bench) -> None:
+    """However the cuts fall: what is left of them is used up by reading the ended log again."""
     seed = random.SystemRandom().randrange(2**32)
     sys.stdout.write(f"seed {seed}\n")
-    uid = bench.create("cut", LINES, 3000, 10, 0)
+    uid = bench.create("cut", LINES, 2000, 10, 0)
     timing = Timing(idle_s=0.3)
-    with Cutter(server_port(bench), every_s=0.15, silence_s=1, seed=seed) as cutter:
+    with Cutter(port_of(bench.cluster), every_s=0.15, silence_s=0.5, seed=seed) as cutter:
         while cutter.cuts < CUTS:
             seen = Seen().take_all(bench.log("cut", uid, port=cutter.port, timing=timing))
             assert seen.numbers == list(range(1, LINES + 1))
@@ -250,7 +118,7 @@ def test_what_a_pod_writes_after_it_was_forgotten_is_said_to_be_lost(bench: Benc
     uid = bench.create("forgotten", 10_000_000, 1000, 10, 0)
     until(lambda: bench.watcher.state(uid)().running)
     seen = Seen()
-    with Cutter(server_port(bench), every_s=2, silence_s=1, seed=1) as cutter:
+    with Cutter(port_of(bench.cluster), every_s=2, silence_s=1, seed=1) as cutter:
         log = iter(bench.log("forgotten", uid, port=cutter.port))
         while not seen.numbers:
             seen.take(next(log))
@@ -276,32 +144,3 @@ def test_a_stop_ends_all_logs_at_once_and_leaves_no_thread(bench: Bench) -> None
             assert found is not None
             seen[found[0]].take(found[1])
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("podlog")]
-
-
-@pytest.fixture(scope="module")
-def rotating() -> Iterator[Cluster]:
-    """A cluster whose kubelets keep very little of a log."""
-    with testbed.running(nodes=1, npus=0, container_log_max_size="64Ki", container_log_max_files=2) as one:
-        yield one
-
-
-def test_every_loss_by_rotation_lies_in_an_announced_gap(cluster: Cluster, rotating: Cluster, tmp_path: Path) -> None:
-    """It needs `cluster` only for what that makes sure of: that there can be one here."""
-    assert cluster.kubeconfig != rotating.kubeconfig
-    testbed.namespace(rotating, "rotation")
-    with bench_on(rotating, "rotation", tmp_path) as bench:
-        state = bench.watcher.state(uid := bench.create("much", 40_000, 1000, 60, 0))
-        until(lambda: state().running)
-        with Cutter(server_port(bench), every_s=1, silence_s=15, seed=2) as cutter:
-            seen = Seen().take_all(bench.log("much", uid, port=cutter.port))
-    pairs = zip([0, *seen.numbers], [*seen.numbers, 40_001], strict=True)
-    holes = {place: (before, after) for place, (before, after) in enumerate(pairs) if after != before + 1}
-    assert all(after > before for before, after in holes.values()), "in order, none repeated"
-    assert holes, "or this test proves nothing"
-    gaps = dict(seen.gaps)
-    assert set(holes) <= set(gaps)
-    for place in holes:
-        gap = gaps[place]
-        assert gap.first_ns == seen.stamps[place - 1]
-        assert gap.last_ns is not None
-        assert place == len(seen.stamps) or gap.last_ns == seen.stamps[place]

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.testbed import binaries, images
-from tests.cluster.testbed import cluster as testbed
-from tests.cluster.testbed.cluster import RUNS, Cluster, clean_up, running
+from tests.cluster.testbed.cluster import RUNS, Cluster, clean_up
 from tests.cluster.testbed.node import ASCEND_910_LABELS
 from tests.cluster.testbed.npu import RESOURCE, preferred
 from tests.cluster.testbed.npu_annotations import annotations
@@ -31,9 +30,6 @@ with running() as cluster:
     time.sleep(3600)
 """
 TABLES = Path(__file__).parents[1] / "data" / "ranktables"
-
-# The first run of a machine builds Kubernetes.
-pytestmark = pytest.mark.timeout(3600)
 
 
 _until = functools.partial(until, within_s=60)
@@ -187,27 +183,6 @@ def test_nodes_are_labelled_as_ascends_guide_has_it(cluster: Cluster) -> None:
     for node in cluster.nodes:
         labels = cluster.get("node", node.name)["metadata"]["labels"]
         assert ASCEND_910_LABELS.items() <= labels.items()
-
-
-def test_a_container_log_is_rotated_at_the_size_that_a_cluster_is_started_with(cluster: Cluster) -> None:
-    """It needs `cluster` only for what that makes sure of: that there can be one here."""
-    assert cluster.nodes
-    options = {"accelerator-type": "card"}
-    with running(nodes=1, node_labels=options, container_log_max_size="64Ki", container_log_max_files=3) as small:
-        labels = small.get("node", "node1")["metadata"]["labels"]
-        assert labels["accelerator-type"] == "card"
-        assert "accelerator" not in labels
-        # Too little for the kubelet's own limit of 10Mi.
-        script = "import time\nfor _ in range(6000): print('x' * 1000, flush=True); time.sleep(0.01)"
-        testbed.namespace(small, "rotated", labels={"a": "b"})
-        assert small.get("namespace", "rotated")["metadata"]["labels"]["a"] == "b"
-        _create(small, "rotated", _script("talks", script))
-        (node,) = small.nodes
-
-        def files() -> list[str]:
-            return node.namespaces.run("find", "/var/log/pods", "-path", "*rotated_talks_*", "-type", "f").split()
-
-        _until(lambda: len(files()) == 3)
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,28 @@ def volcano_crds() -> Path:
     return folder
 
 
+def client(version: str) -> Path:
+    """The folder of Kubernetes' Python client of a version, and of what it requires, for a PYTHONPATH.
+
+    Raises:
+        BuildError: it cannot be installed.
+    """
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    folder = CACHE / f"client-{version}-python{python}"
+    with _locked(CACHE / "client.lock"):
+        if not folder.exists():
+            partial = folder.with_name(f"{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            command = [*install, "--target", str(partial), f"kubernetes=={version}"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                last = (done.stderr.splitlines() or ["no output"])[-1]
+                raise BuildError(f"pip install kubernetes=={version} failed: {last}")
+            partial.rename(folder)
+    return folder
+
+
 def helm3() -> Path:
     """Helm 3, the program.
 
@@ -97,12 +119,13 @@ def helm4() -> Path:
 
 
 @contextmanager
-def helms_in_the_background() -> Iterator[None]:
-    """Build both, one after the other, while others have something better to do; for as long as the context lasts.
+def others_in_the_background() -> Iterator[None]:
+    """Build what is asked for later, one after the other, while others wait; for as long as the context lasts.
 
     What is built by then is in Go's own cache, and whoever asks for one of them meanwhile waits for it.
     """
-    command = [sys.executable, "-c", f"import {__name__} as binaries; binaries.helm3(); binaries.helm4()"]
+    script = f"import {__name__} as binaries; binaries.volcano_crds(); binaries.helm3(); binaries.helm4()"
+    command = [sys.executable, "-c", script]
     # A test may have set another cache for what it starts.
     environ = {**os.environ, "XDG_CACHE_HOME": str(CACHE.parents[1]), "PYTHONPATH": str(Path(__file__).parents[3])}
     with subprocess.Popen(

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 CHUNK = 1 << 16
+CARRIED = 8 << 10
+"""More than it takes to get to know each other: a connection has begun to say something."""
 # SO_LINGER on, for no time at all: close() sends a reset.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -21,7 +23,8 @@ class Cutter:
 
     Args:
         target: the port on 127.0.0.1 that it relays to.
-        every_s: about how long a connection lives.
+        every_s: about how long a connection lives from when it carries something, or some times that where it does
+            not. On a busy machine, one whose life began earlier might never come to say anything.
         silence_s: how long one that falls silent stays so.
     """
 
@@ -30,6 +33,7 @@ class Cutter:
         self._every_s = every_s
         self._silence_s = silence_s
         self._random = random.Random(seed)
+        self._drawing = threading.Lock()
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._clients: set[socket.socket] = set()
         self.port: int = self._listening.getsockname()[1]
@@ -53,6 +57,10 @@ class Cutter:
         self._listening = socket.create_server(("127.0.0.1", self.port))
         self._start()
 
+    def _draw(self) -> tuple[float, str]:
+        with self._drawing:
+            return self._every_s * self._random.uniform(0.5, 1.5), self._random.choice(("reset", "close", "silence"))
+
     def _start(self) -> None:
         threading.Thread(target=self._accept, args=(self._listening,), daemon=True).start()
 
@@ -70,11 +78,12 @@ class Cutter:
     def _relay(self, client: socket.socket) -> None:
         server = socket.create_connection(("127.0.0.1", self._target))
         self._clients.add(client)
-        silent = threading.Event()
+        silent, carries = threading.Event(), threading.Event()
         for one, other in ((client, server), (server, client)):
-            threading.Thread(target=_pump, args=(one, other, silent), daemon=True).start()
-        time.sleep(self._every_s * self._random.uniform(0.5, 1.5))
-        how = self._random.choice(("reset", "close", "silence"))
+            threading.Thread(target=_pump, args=(one, other, silent, carries), daemon=True).start()
+        lives_s, how = self._draw()
+        carries.wait(3 * lives_s)
+        time.sleep(lives_s)
         if how == "silence":
             silent.set()
             time.sleep(self._silence_s)
@@ -94,9 +103,13 @@ def _reset(one: socket.socket) -> None:
         one.shutdown(socket.SHUT_RDWR)
 
 
-def _pump(one: socket.socket, other: socket.socket, silent: threading.Event) -> None:
+def _pump(one: socket.socket, other: socket.socket, silent: threading.Event, carries: threading.Event) -> None:
+    carried = 0
     with suppress(OSError):
         while data := one.recv(CHUNK):
+            carried += len(data)
+            if carried >= CARRIED:
+                carries.set()
             if not silent.is_set():
                 other.sendall(data)
     with suppress(OSError):

@@ -1,0 +1,106 @@
+"""A node that keeps little of a log, on a cluster of its own without Volcano: what it has taken is announced."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import speaker
+from tests.cluster.launching import Terminal, port_of
+from tests.cluster.podlog_bench import Seen, bench_on, until
+from tests.cluster.testbed import cluster as testbed
+from tests.cluster.testbed.cluster import Cluster
+from tests.cluster.testbed.cutter import Cutter
+
+KEPT = 2
+"""Files of a container's log, the current one included."""
+
+
+@pytest.fixture(scope="module")
+def rotating(cluster: Cluster) -> Iterator[Cluster]:
+    """It needs `cluster` only for what that makes sure of: that there can be one here."""
+    labels = {"accelerator-type": "card"}
+    with testbed.running(
+        nodes=1, node_labels=labels, container_log_max_size="64Ki", container_log_max_files=KEPT
+    ) as one:
+        assert cluster.kubeconfig != one.kubeconfig
+        yield one
+
+
+def rotated(rotating: Cluster, namespace: str) -> set[str]:
+    """The files beside the current one in which the node has a log of this namespace's pods."""
+    (node,) = rotating.nodes
+    found = node.namespaces.run("find", "/var/log/pods", "-path", f"*{namespace}_*", "-type", "f").split()
+    return {path for path in found if not path.endswith(".log")}
+
+
+def wait_for_a_rotation(rotating: Cluster, namespace: str) -> None:
+    before = rotated(rotating, namespace)
+    until(lambda: rotated(rotating, namespace) - before)
+
+
+def test_a_cluster_is_started_with_labels_of_its_own(rotating: Cluster) -> None:
+    labels = rotating.get("node", "node1")["metadata"]["labels"]
+    assert labels["accelerator-type"] == "card"
+    assert "accelerator" not in labels
+    testbed.namespace(rotating, "labelled", labels={"a": "b"})
+    assert rotating.get("namespace", "labelled")["metadata"]["labels"]["a"] == "b"
+
+
+def test_a_cluster_without_volcano_is_given_kubernetes_jobs(rotating: Cluster, tmp_path: Path) -> None:
+    testbed.namespace(rotating, "plain")
+    done = Terminal(rotating, "plain", tmp_path, rotating.kubeconfig).submit("--npus", "8", "--dry-run", "server")
+    assert done.returncode == 0, done.stderr
+    assert "has no Volcano (--backend batch)" in done.stderr
+    assert "the cluster accepts it; nothing was started" in done.stdout
+
+
+def test_what_rotation_has_taken_is_announced_and_nothing_else_is_missing(rotating: Cluster, tmp_path: Path) -> None:
+    lines = 12_000
+    testbed.namespace(rotating, "launched")
+    speaker.load(rotating, tmp_path)
+    terminal = Terminal(rotating, "launched", tmp_path, rotating.kubeconfig, {"PNAS_BACKEND": "batch"})
+    speaker.create(rotating, "launched", "much", lines, 1000, 1000)
+    # Of its first lines none is left for anybody who asks now.
+    wait_for_a_rotation(rotating, "launched")
+    with Cutter(port_of(rotating), every_s=2, silence_s=2, seed=1) as cutter:
+        config = terminal.through(cutter.port)
+        done = terminal.run("logs", "much", "-f", "--raw", "--kubeconfig", str(config))
+    shown = speaker.numbers(done.stdout)
+    assert shown == sorted(set(shown)), "in order, none repeated"
+    missing = lines - len(shown)
+    assert missing > 0, "or this test proves nothing"
+    assert f"{missing:,} missing" in done.stderr
+    said = re.findall(r"^--- lines? (\d+)(?:-(\d+))? of rank 0 cpu:0 (?:is|are) missing ---", done.stderr, re.MULTILINE)
+    announced = [(int(first), int(last or first)) for first, last in said]
+    assert sum(last - first + 1 for first, last in announced) == missing
+    assert len(rotated(rotating, "launched")) == KEPT - 1, "as few as the cluster was started with"
+
+
+def test_every_loss_by_rotation_lies_in_an_announced_gap(rotating: Cluster, tmp_path: Path) -> None:
+    lines = 15_000
+    testbed.namespace(rotating, "read")
+    with bench_on(rotating, "read", tmp_path) as bench:
+        state = bench.watcher.state(uid := bench.create("much", lines, 1000, 60, 0))
+        until(lambda: state().running)
+        with Cutter(port_of(rotating), every_s=1, silence_s=0.5, seed=2) as cutter:
+            log = iter(bench.log("much", uid, port=cutter.port))
+            seen = Seen()
+            while len(seen.numbers) < 1000:
+                seen.take(next(log))
+            with cutter.away():
+                for _ in range(2):
+                    wait_for_a_rotation(rotating, "read")
+            seen.take_all(log)
+    pairs = zip([0, *seen.numbers], [*seen.numbers, lines + 1], strict=True)
+    holes = {place: (before, after) for place, (before, after) in enumerate(pairs) if after != before + 1}
+    assert all(after > before for before, after in holes.values()), "in order, none repeated"
+    assert holes, "or this test proves nothing"
+    gaps = dict(seen.gaps)
+    assert set(holes) <= set(gaps)
+    for place in holes:
+        gap = gaps[place]
+        assert gap.first_ns == seen.stamps[place - 1]
+        assert gap.last_ns is not None
+        assert place == len(seen.stamps) or gap.last_ns == seen.stamps[place]
