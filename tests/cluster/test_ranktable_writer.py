@@ -26,8 +26,6 @@ from tests.cluster.testbed.ranktable_writer import (
 )
 from tests.cluster.waiting import until
 
-pytestmark = pytest.mark.timeout(3600)
-
 TABLES = Path(__file__).parents[1] / "data" / "ranktables"
 NPUS = 2
 ATLAS_LABEL = {ATLAS: "ascend-910"}
@@ -180,6 +178,8 @@ class Stage:
 
 @pytest.fixture
 def stage(cluster: Cluster, namespace: str) -> Iterator[Stage]:
+    # Those of somebody's cluster may be of another version, and are theirs.
+    cluster.inside("Volcano's definitions, which it overwrites")
     definitions = binaries.volcano_crds()
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "--filename", str(definitions))
     # `kubectl wait` fails where there are no conditions yet.

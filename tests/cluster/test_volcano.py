@@ -8,12 +8,13 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 
+from tests.cluster.launching import own_namespace
 from tests.cluster.testbed.api import ApiError
-from tests.cluster.testbed.cluster import Cluster, namespace
+from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.npu import RESOURCE
 from tests.cluster.testbed.processes import StartError
 from tests.cluster.testbed.volcano.client import COMMANDS, GROUPS, JOBS, PODS, QUEUES, Client, Json, path
@@ -21,9 +22,6 @@ from tests.cluster.testbed.volcano_install import SCHEDULER, Volcano
 from tests.cluster.volcano_scenarios import WITH_NPUS, WITHOUT, job_of, play
 from tests.cluster.volcano_stage import PATIENCE_S, Stage, Timeline, Watch, load_worker, recorded
 from tests.cluster.waiting import until as until_within
-
-# The first run of a machine builds Kubernetes.
-pytestmark = pytest.mark.timeout(3600)
 
 until = functools.partial(until_within, within_s=PATIENCE_S)
 
@@ -35,30 +33,33 @@ CALM = ("abort", "big", "del", "gang", "gangreq", "name", "node", "queue", "rank
 @pytest.fixture(scope="module")
 def watch(cluster: Cluster) -> Iterator[Watch]:
     one = Watch(cluster.kubeconfig)
-    yield one
-    one.stop()
+    try:
+        yield one
+    finally:
+        one.stop()
 
 
 @pytest.fixture(scope="module")
 def played(cluster: Cluster, volcano: Volcano, watch: Watch) -> Iterator[dict[str, Timeline]]:
     """All scenarios, with NPUs on one node alone, as they were recorded."""
     load_worker(cluster)
-    client = Client(cluster.kubeconfig)
-    client.create(path(QUEUES), {**SMALL, "spec": {"weight": 1, "capability": {"cpu": "5m"}}})
-    cluster.nodes[1].make_unhealthy(set(range(8)))
-    until(lambda: _npus(cluster) == {"node1": "8", "node2": "0"})
-    stages = {name: Stage(cluster, volcano, watch, name) for name in (*WITH_NPUS, *WITHOUT)}
-    try:
+    other = cluster.nodes[1]
+    with ExitStack() as stack:
+        client = stack.enter_context(closing(Client(cluster.kubeconfig)))
+        client.create(path(QUEUES), {**SMALL, "spec": {"weight": 1, "capability": {"cpu": "5m"}}})
+        stack.callback(client.remove, path(QUEUES, None, "small"))
+        other.make_unhealthy(set(range(8)))
+        stack.callback(other.make_unhealthy, set())
+        until(lambda: _npus(cluster) == {"node1": "8", "node2": "0"})
+        stages: dict[str, Stage] = {}
+        for name in (*WITH_NPUS, *WITHOUT):
+            stages[name] = Stage(cluster, volcano, watch, name)
+            stack.callback(stages[name].leave)
         wrong = _played_together(stages)
-        cluster.nodes[1].make_unhealthy(set())
+        other.make_unhealthy(set())
         until(lambda: _npus(cluster) == {"node1": "8", "node2": "8"})
         assert not wrong
         yield {name: stage.timeline for name, stage in stages.items()}
-    finally:
-        for stage in stages.values():
-            stage.leave()
-        client.remove(path(QUEUES, None, "small"))
-        client.close()
 
 
 def _played_together(stages: dict[str, Stage]) -> dict[str, str]:
@@ -80,8 +81,10 @@ def _npus(cluster: Cluster) -> dict[str, str]:
 @pytest.fixture
 def stage(cluster: Cluster, volcano: Volcano, watch: Watch) -> Iterator[Stage]:
     one = Stage(cluster, volcano, watch, uuid.uuid4().hex[:8])
-    yield one
-    one.leave()
+    try:
+        yield one
+    finally:
+        one.leave()
 
 
 @pytest.mark.parametrize("scenario", [*WITH_NPUS, *WITHOUT])
@@ -192,19 +195,16 @@ def test_without_the_scheduler_a_job_stays_pending_without_pods_and_events(volca
 
 def test_a_job_in_another_namespace_is_neither_changed_nor_run(cluster: Cluster, volcano: Volcano) -> None:
     assert volcano.labels
-    name = f"other-{uuid.uuid4().hex[:8]}"
-    namespace(cluster, name)
     job = job_of("gang-pending")
     del job["spec"]["queue"], job["spec"]["minAvailable"]
     body = {"apiVersion": job["apiVersion"], "kind": "Job", "metadata": {"name": "gang"}, "spec": job["spec"]}
-    with closing(Client(cluster.kubeconfig)) as client:
+    with own_namespace(cluster) as name, closing(Client(cluster.kubeconfig)) as client:
         client.create(path(JOBS, name), body)
         time.sleep(2.5)
         found = client.get(path(JOBS, name, "gang"))
         assert "status" not in found
         assert not found["spec"].keys() & {"queue", "minAvailable"}
         assert not client.get(path(GROUPS, name))["items"]
-    cluster.kubectl("delete", "namespace", name, "--wait=false")
 
 
 def test_the_webhook_fills_in_what_a_job_leaves_out(stage: Stage) -> None:
@@ -247,11 +247,17 @@ def test_a_dry_run_is_refused_as_the_job_would_be(stage: Stage) -> None:
 def test_a_closed_queue_takes_no_jobs_until_it_is_opened(stage: Stage) -> None:
     name = f"q-{uuid.uuid4().hex[:8]}"
     queue = stage.client.create(path(QUEUES), {**SMALL, "metadata": {"name": name}})
-    spec = job_of("gang-pending")["spec"] | {"queue": name}
+    try:
+        _closed_and_opened(stage, name, queue["metadata"]["uid"])
+    finally:
+        stage.client.remove(path(QUEUES, None, name))
 
+
+def _closed_and_opened(stage: Stage, name: str, uid: str) -> None:
+    spec = job_of("gang-pending")["spec"] | {"queue": name}
     until(lambda: _in_state(stage, name, "Open"))
     assert _dry_run(stage, spec)["queue"] == name
-    target = {"apiVersion": SMALL["apiVersion"], "kind": "Queue", "name": name, "uid": queue["metadata"]["uid"]}
+    target = {"apiVersion": SMALL["apiVersion"], "kind": "Queue", "name": name, "uid": uid}
     for action, wanted in (("CloseQueue", "Closed"), ("OpenQueue", "Open")):
         body = {"apiVersion": "bus.volcano.sh/v1alpha1", "kind": "Command", "metadata": {"generateName": f"{name}-"}}
         stage.client.create(path(COMMANDS, stage.namespace), {**body, "action": action, "target": target})
@@ -260,7 +266,6 @@ def test_a_closed_queue_takes_no_jobs_until_it_is_opened(stage: Stage) -> None:
             with pytest.raises(ApiError, match=f"queue with state `Open`, queue `{name}` status is `Closed`;"):
                 _dry_run(stage, spec)
     assert _dry_run(stage, spec)["queue"] == name
-    stage.client.remove(path(QUEUES, None, name))
 
 
 def _in_state(stage: Stage, queue: str, state: str) -> bool:
@@ -269,6 +274,8 @@ def _in_state(stage: Stage, queue: str, state: str) -> bool:
 
 def test_the_default_queue_cannot_be_deleted(cluster: Cluster, volcano: Volcano) -> None:
     assert volcano.labels
+    # Where nothing refused, it would be somebody's.
+    cluster.inside("a queue that it may lose")
     with pytest.raises(StartError, match="`default` queue can not be deleted"):
         cluster.kubectl("delete", "queues.scheduling.volcano.sh", "default")
 

@@ -108,8 +108,7 @@ def _delete_pod(stage: Stage) -> None:
 def _abort(stage: Stage) -> None:
     stage.create(job_of("aborted-by-command"))
     stage.phase("ab", "Running")
-    # The scheduler says so when it looks the next time; the recorded Job was aborted some seconds later.
-    stage.told("Scheduled", of="PodGroup")
+    stage.ready("ab")
     stage.command("ab", "AbortJob")
     stage.phase("ab", "Aborted")
     stage.no_pods()
@@ -153,6 +152,7 @@ def _deleted(propagation: str) -> Callable[[Stage], None]:
         name = "fg" if propagation == "Foreground" else "dl"
         stage.create(_like_c1(SLEEP="600"), name=name)
         stage.phase(name, "Running")
+        stage.ready(name)
         stage.delete(JOBS, name, propagation=propagation)
         stage.phase(name, "gone")
         stage.no_pods()
@@ -165,10 +165,7 @@ def _image_absent(stage: Stage) -> None:
     job = _like_c1(SLEEP="600")
     job["spec"]["tasks"][0]["template"]["spec"]["containers"][0]["image"] = "localhost/absent:1"
     stage.create(job, name="img")
-    stage.told("Scheduled")
-    stage.until(
-        lambda: ("PodGroup", "img", "Normal", "Scheduled", "pod group is ready") in stage.timeline.events, "ready"
-    )
+    stage.ready("img")
     stage.delete(JOBS, "img")
     stage.phase("img", "gone")
     stage.no_pods()
@@ -177,6 +174,7 @@ def _image_absent(stage: Stage) -> None:
 def _same_name(stage: Stage) -> None:
     stage.create(_like_c1(SLEEP="600"), name="sm")
     stage.phase("sm", "Running")
+    stage.ready("sm")
     stage.delete(JOBS, "sm")
     stage.create(_like_c1(SLEEP="3"), name="sm")
     stage.phase("sm", "Running", "Completed")
@@ -186,8 +184,9 @@ def _names(stage: Stage) -> None:
     names = ("1abc", "a.b", "y" * 50)
     for name in names:
         stage.create(job_of("names", name))
-    stage.phase(names[0], "Running")
-    stage.phase(names[2], "Running")
+    for name in (names[0], names[2]):
+        stage.phase(name, "Running")
+        stage.ready(name)
     stage.told("PluginError")
     for name in names:
         stage.delete(JOBS, name)
@@ -200,12 +199,14 @@ def _queue(stage: Stage) -> None:
     _waits_in_vain("queue-capability-too-small", "Unschedulable")(stage)
     stage.create(_like_c1(SLEEP="600"), name="up")
     stage.phase("up", "Running")
+    stage.ready("up")
     task = stage.seen(JOBS, "up")["spec"]["tasks"][0]
     stage.client.merge(path(JOBS, stage.namespace, "up"), {"spec": {"tasks": [task | {"replicas": 2}]}})
     stage.running("up", 2)
     stage.delete(JOBS, "up")
     stage.create(job_of("ssh-plugin", "ssh"))
     stage.phase("ssh", "Running")
+    stage.ready("ssh")
     stage.delete(JOBS, "ssh")
     stage.no_pods()
 

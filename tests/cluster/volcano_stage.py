@@ -232,13 +232,17 @@ class Stage:
             lambda: all(life[-1] == "gone" for lives in self.timeline.lives().values() for life in lives), "pods go"
         )
 
-    def told(self, reason: str, *, of: str | None = None) -> None:
-        """Wait for an event, of an object of this kind."""
+    def told(self, reason: str) -> None:
+        """Wait for an event."""
+        self.until(lambda: any(event[3] == reason for event in self.timeline.events), f"event {reason}")
 
-        def came() -> bool:
-            return any(event[3] == reason and of in {None, event[0]} for event in self.timeline.events)
+    def ready(self, job: str) -> None:
+        """Wait until it is told that a Job's group is ready: when the scheduler looks the next time after its start.
 
-        self.until(came, f"no event {reason}")
+        The recorded Jobs lived for some seconds more, so what is done to one sooner would take the event from it.
+        """
+        told = ("PodGroup", job, "Normal", "Scheduled", "pod group is ready")
+        self.until(lambda: told in self.timeline.events, f"{job} is ready")
 
     def command(self, job: str, action: str) -> None:
         """Issue a command, and wait until it is taken."""
