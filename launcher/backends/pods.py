@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _WAIT_S = 0.2
 # The reason why a job waits is in events and the PodGroup, which are asked for: a change of it may set nothing off.
 _ASK_S = 2.0
-# Where nothing is to be had for so long, the log is shown from where it is; where the job has ended, to where it is.
+# Where nothing is to be had for so long, what there is is shown; and so much later an ended job's follower gives up.
 _QUIET_S = 10.0
 _STUCK_S = 30.0
 # The trainer's supervisor says this last.
@@ -176,7 +176,7 @@ class _Reading:
             if not caught_up and (not self._behind or self._quiet_s() > _QUIET_S):
                 caught_up = True
                 yield Block(b"")
-            if last and self._quiet_s() > _STUCK_S:
+            if last and self._quiet_s() > (_STUCK_S if self._follow else _QUIET_S):
                 yield from self._given_up()
                 break
         if self._follow:
