@@ -1,0 +1,126 @@
+"""What the reader of a log may meet: a node that does not answer, a login that ends meanwhile, rights that are few."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import speaker
+from tests.cluster.launching import Terminal, port_of
+from tests.cluster.test_log_following import shown_until
+from tests.cluster.testbed.cluster import Cluster
+from tests.cluster.testbed.cutter import Cutter
+from tests.cluster.waiting import until
+
+pytestmark = pytest.mark.timeout(600)
+
+# An API server remembers for so long that it has believed a token.
+BELIEVED_S = 11
+
+
+@pytest.fixture
+def terminal(cluster: Cluster, namespace: str, tmp_path: Path) -> Terminal:
+    speaker.load(cluster, tmp_path)
+    return Terminal(cluster, namespace, tmp_path, cluster.kubeconfig, {"PNAS_BACKEND": "batch"})
+
+
+@contextmanager
+def stopped(cluster: Cluster, node: str) -> Iterator[None]:
+    """The node's kubelet answers nobody."""
+    folder = cluster.folder / node
+    found = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if (words := _words(path))[:1] and words[0].endswith("kubelet") and any(str(folder) in word for word in words)
+    ]
+    (kubelet,) = found
+    os.kill(kubelet, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(kubelet, signal.SIGCONT)
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split("\0")
+    except OSError:
+        return []  # it has just ended
+
+
+def test_a_node_that_does_not_answer_holds_nobody_up(terminal: Terminal) -> None:
+    speaker.create(terminal.cluster, terminal.namespace, "held", 100_000, 100, 20, node="node2")
+    until(lambda: "#50]" in terminal.run("logs", "held", "--raw").stdout)
+    with stopped(terminal.cluster, "node2"):
+        done = terminal.run("logs", "held", "--tail", "5", timeout_s=60)
+    (pod,) = terminal.pods("held")
+    assert done.returncode == 0
+    assert f"pod {pod['metadata']['name']}: its node does not give the rest of its log" in done.stderr
+
+
+def test_a_login_that_ends_while_a_job_is_followed_is_renewed(terminal: Terminal) -> None:
+    kubectl, namespace, token = terminal.cluster.kubectl, terminal.namespace, terminal.home / "token"
+
+    def log_in() -> None:
+        kubectl("create", "serviceaccount", "user", "--namespace", namespace)
+        token.write_text(kubectl("create", "token", "user", "--namespace", namespace).strip())
+
+    account = f"--serviceaccount={namespace}:user"
+    kubectl("create", "rolebinding", "user", "--clusterrole=admin", account, "--namespace", namespace)
+    log_in()
+    plugin = terminal.home / "plugin"
+    credential = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential"}
+    plugin.write_text(
+        f"#!{sys.executable}\n"
+        "import json, pathlib\n"
+        f"token = pathlib.Path({str(token)!r}).read_text()\n"
+        f"print(json.dumps({{**{credential!r}, 'status': {{'token': token}}}}))\n"
+    )
+    plugin.chmod(0o755)
+    command = {"apiVersion": credential["apiVersion"], "command": str(plugin), "interactiveMode": "Never"}
+    speaker.create(terminal.cluster, namespace, "long", 2_500, 100, 20)
+    with Cutter(port_of(terminal.cluster), every_s=600, silence_s=0, seed=0) as cutter:
+        server = {"server": f"https://127.0.0.1:{cutter.port}"}
+
+        def as_user(config: dict[str, list[dict[str, dict[str, object]]]]) -> None:
+            config["clusters"][0]["cluster"].update(server)
+            config["users"][0].update(user={"exec": command})
+
+        config = str(terminal.changed("user", as_user))
+        with terminal.start("logs", "long", "-f", "--raw", "--kubeconfig", config) as follower:
+            said = shown_until(follower, "#100]")
+            kubectl("delete", "serviceaccount", "user", "--namespace", namespace)
+            log_in()
+            time.sleep(BELIEVED_S)
+            with cutter.away():
+                pass
+            assert follower.stdout is not None
+            # Not `communicate`, which would leave out what the line above has read ahead.
+            said += follower.stdout.read()
+    assert follower.returncode == 0, said
+    assert speaker.numbers(said) == list(range(1, 2_501))
+
+
+def test_who_may_not_see_events_sees_all_else(terminal: Terminal) -> None:
+    kubectl, namespace = terminal.cluster.kubectl, terminal.namespace
+    speaker.create(terminal.cluster, namespace, "seen", 100, 0, 20)
+    kubectl("create", "serviceaccount", "reader", "--namespace", namespace)
+    account = f"--serviceaccount={namespace}:reader"
+    kinds = "--resource=jobs.batch,pods,pods/log"
+    kubectl("create", "role", "reader", "--verb=get,list,watch", kinds, "--namespace", namespace)
+    kubectl("create", "rolebinding", "reader", "--role=reader", account, "--namespace", namespace)
+    token = kubectl("create", "token", "reader", "--namespace", namespace).strip()
+    reader = str(terminal.changed("reader", lambda config: config["users"][0].update(user={"token": token})))
+    assert terminal.run("logs", "seen", "-f", "--kubeconfig", reader).returncode == 0
+    status = terminal.run("status", "seen", "--kubeconfig", reader)
+    assert status.returncode == 0, status.stderr
+    assert "phase    Succeeded" in status.stdout
+    assert "hidden from you: " in status.stdout
+    assert "you may not list events" in status.stdout
+    assert json.loads(terminal.run("list", "--json", "--kubeconfig", reader).stdout)["items"]
