@@ -39,7 +39,7 @@ def test_a_timed_run_whose_records_find_no_room_is_no_success(digits: Path, tmp_
 
 
 def test_a_disk_that_has_room_again_costs_a_run_nothing_but_warnings(digits: Path, tmp_path: Path) -> None:
-    run = Started(tmp_path, digits, "--steps", "40", "--checkpoint-every", "5", name="run")
+    run = Started(tmp_path, digits, "--steps", "20", "--checkpoint-every", "5", name="run")
     assert run.until(lambda said: "] step " in said)
     (worker,) = run.workers()
     _, most = resource.prlimit(worker, resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
@@ -52,11 +52,11 @@ def test_a_disk_that_has_room_again_costs_a_run_nothing_but_warnings(digits: Pat
     assert str(tmp_path / "run" / "metrics.jsonl") in failed
     assert sorted(failed) == sorted(set(failed)) == sorted(mended), "one line for each, and one when it is over"
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["global_step"] for line in lines if line["kind"] == "step"] == list(range(80))
+    assert [line["global_step"] for line in lines if line["kind"] == "step"] == list(range(40))
     assert [line["epoch"] for line in lines if line["kind"] == "eval"] == [0, 1]
     newest = newest_valid(tmp_path / "run" / "checkpoints", on_refused=lambda path, why: None)
     assert newest is not None
-    assert newest.content["progress"]["global_step"] == 80
+    assert newest.content["progress"]["global_step"] == 40
 
 
 def test_a_disk_without_room_for_a_checkpoint_stops_no_run_but_is_no_success(digits: Path, tmp_path: Path) -> None:

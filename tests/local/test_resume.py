@@ -5,6 +5,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.local.conftest import train
 from tests.local.interrupted import Started, assert_same, recipe
 from trainer.checkpoint.files import read_manifest
@@ -18,37 +20,54 @@ def _has(words: str) -> Callable[[str], bool]:
     return lambda said: words in said
 
 
-def test_sigterm_saves_and_ends_with_75_and_the_run_goes_on(tmp_path: Path, digits: Path) -> None:
-    whole = train(tmp_path, *recipe("--npus", "2"), data=digits, name="whole")
-    stopped = Started(tmp_path, digits, "--npus", "2", name="stopped")
-    assert stopped.until(_has("] step epoch=0"))
-    stopped.signal(signal.SIGTERM)
-    assert stopped.wait() == RESUMABLE, stopped.said
-    assert "] stopped epoch=" in stopped.said
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    """A run of two devices to its end."""
+    done = train(tmp_path_factory.mktemp("whole"), *recipe("--npus", "2"), data=digits, name="whole")
+    assert done.code == 0, done.stdout
+    return done.run
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    """The same run, stopped in its first epoch; to be continued in copies."""
+    output = tmp_path_factory.mktemp("stopped")
+    run = Started(output, digits, "--npus", "2", name="stopped")
+    assert run.until(_has("] step epoch=0"))
+    run.signal(signal.SIGTERM)
+    assert run.wait() == RESUMABLE, run.said
+    assert "] stopped epoch=" in run.said
+    return output / "stopped"
+
+
+def test_sigterm_saves_and_ends_with_75_and_the_run_goes_on(
+    tmp_path: Path, digits: Path, whole: Path, stopped: Path
+) -> None:
+    shutil.copytree(stopped, tmp_path / "stopped")
     resumed = train(tmp_path, *recipe("--npus", "2", "--resume", "auto"), data=digits, name="stopped")
     assert resumed.code == 0, resumed.stdout
     assert "resumed bit_exact=yes" in resumed.stdout
-    assert_same(whole.run, resumed.run, last_step=16)
+    assert_same(whole, resumed.run, last_step=16)
 
 
 def test_sigterm_in_an_evaluation_stops_within_a_batch_and_the_run_goes_on_there(tmp_path: Path, digits: Path) -> None:
-    by_twos = ("--npus", "2", "--batch-size", "2")
-    whole = train(tmp_path, *recipe(*by_twos), data=digits, name="whole")
-    stopped = Started(tmp_path, digits, *by_twos, name="stopped")
+    by_fours = ("--npus", "2", "--batch-size", "4")
+    whole = train(tmp_path, *recipe(*by_fours), data=digits, name="whole")
+    stopped = Started(tmp_path, digits, *by_fours, name="stopped")
     assert stopped.until(_has("] step epoch=0 epochs=2 step=8 steps=8"))
     stopped.signal(signal.SIGTERM)
     assert stopped.wait() == RESUMABLE, stopped.said
     assert "] eval epoch=" not in stopped.said
     progress = read_manifest(whole.run.with_name("stopped") / "checkpoints/step-000000008").content["progress"]
     assert (progress["epoch"], progress["step"], progress["equalised"]) == (0, 8, True)
-    resumed = train(tmp_path, *recipe(*by_twos, "--resume", "auto"), data=digits, name="stopped")
+    resumed = train(tmp_path, *recipe(*by_fours, "--resume", "auto"), data=digits, name="stopped")
     assert resumed.code == 0, resumed.stdout
     assert_same(whole.run, resumed.run, last_step=16)
 
 
 def test_an_evaluation_alone_that_is_stopped_ends_with_75_and_begins_anew(tmp_path: Path, digits: Path) -> None:
     trained = train(tmp_path, *recipe("--epochs", "1", "--steps", "1"), data=digits, name="trained")
-    scored = ("--mode", "eval", "--weights", str(trained.run / "checkpoints/best.safetensors"), "--batch-size", "1")
+    scored = ("--mode", "eval", "--weights", str(trained.run / "checkpoints/best.safetensors"), "--batch-size", "4")
     stopped = Started(tmp_path, digits, *scored, name="scored")
     assert stopped.until(_has("] start mode=eval"))
     stopped.signal(signal.SIGTERM)
@@ -58,7 +77,7 @@ def test_an_evaluation_alone_that_is_stopped_ends_with_75_and_begins_anew(tmp_pa
 
 
 def test_sigusr1_saves_and_goes_on(tmp_path: Path, digits: Path) -> None:
-    once = ("--checkpoint-every", "1h", "--epochs", "1", "--steps", "44")
+    once = ("--checkpoint-every", "1h", "--epochs", "1", "--steps", "20")
     asked = Started(tmp_path, digits, "--npus", "2", *once, name="asked")
     assert asked.until(_has("] step epoch=0"))
     asked.signal(signal.SIGUSR1)
@@ -90,11 +109,10 @@ def test_a_stop_is_not_taken_back_by_a_request_to_save() -> None:
             signal.signal(number, handler)
 
 
-def test_another_number_of_devices_sees_each_image_of_the_epoch_once(tmp_path: Path, digits: Path) -> None:
-    stopped = Started(tmp_path, digits, "--npus", "2", name="moved")
-    assert stopped.until(_has("] step epoch=0"))
-    stopped.signal(signal.SIGTERM)
-    assert stopped.wait() == RESUMABLE, stopped.said
+def test_another_number_of_devices_sees_each_image_of_the_epoch_once(
+    tmp_path: Path, digits: Path, stopped: Path
+) -> None:
+    shutil.copytree(stopped, tmp_path / "moved")
     moved = train(tmp_path, *recipe("--npus", "1", "--resume", "auto"), data=digits, name="moved")
     assert moved.code == 0, moved.stdout
     assert 'bit_exact=no differs="world_size 2 -> 1"' in moved.stdout
@@ -156,13 +174,12 @@ def _node(rank: int, port: int, output: Path, data: Path, *options: str) -> Star
 
 
 def test_two_nodes_continue_a_run_and_refuse_to_when_they_see_different_checkpoints(
-    tmp_path: Path, digits: Path
+    tmp_path: Path, digits: Path, whole: Path
 ) -> None:
-    whole = train(tmp_path, *recipe("--npus", "2"), data=digits, name="shared")
-    assert whole.code == 0, whole.stdout
-    here, older, none, alike = (tmp_path / name for name in ("", "older", "none", "alike"))
+    here, older, none, alike = (tmp_path / name for name in ("here", "older", "none", "alike"))
+    shutil.copytree(whole, here / "shared")
     for copy in (older, alike):
-        shutil.copytree(here / "shared", copy / "shared")
+        shutil.copytree(whole, copy / "shared")
         shutil.rmtree(copy / "shared/checkpoints/step-000000016")
     for there in (older, none):
         there.mkdir(exist_ok=True)
@@ -173,4 +190,4 @@ def test_two_nodes_continue_a_run_and_refuse_to_when_they_see_different_checkpoi
     port = free_port()
     nodes = [_node(rank, port, alike, digits, "--resume", "auto") for rank in range(2)]
     assert [node.wait() for node in nodes] == [0, 0], nodes[0].said + nodes[1].said
-    assert_same(whole.run, alike / "shared", last_step=16)
+    assert_same(whole, alike / "shared", last_step=16)
