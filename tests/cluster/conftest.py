@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import pytest
 
+from tests.cluster.cut_following import Cut, cut_following
 from tests.cluster.launching import Terminal, own_namespace, restricted
 from tests.cluster.testbed import binaries, volcano_install
 from tests.cluster.testbed import cluster as testbed
@@ -86,6 +87,13 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for image in sorted(label.iterdir())[KEPT_TO_EVALUATE:]:
             image.unlink()
     return folder
+
+
+@pytest.fixture(scope="package")
+def cut(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
+    """Begun by the first test that has a speaker, and judged in test_log_following.py."""
+    with cut_following(cluster, tmp_path_factory.mktemp("cut")) as one:
+        yield one
 
 
 @pytest.fixture

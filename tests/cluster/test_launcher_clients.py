@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import speaker
+from tests.cluster.cut_following import Cut
 from tests.cluster.launching import Terminal
 from tests.cluster.testbed import binaries, images
 from tests.cluster.testbed.cluster import Cluster
 
 
 @pytest.fixture
-def terminal(cluster: Cluster, namespace: str, tmp_path: Path) -> Terminal:
-    speaker.load(cluster, tmp_path)
+def terminal(cluster: Cluster, cut: Cut, namespace: str, tmp_path: Path) -> Terminal:
+    """The nodes have the image since `cut` was begun."""
+    assert cut.cutter.port
     return Terminal(cluster, namespace, tmp_path, cluster.kubeconfig, {"PNAS_BACKEND": "batch"})
 
 

@@ -1,22 +1,17 @@
 """A job's log through a connection that is cut again and again: none lost, none repeated, every real loss announced."""
 
-import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.cluster import speaker
-from tests.cluster.launching import REPOSITORY, Terminal, own_namespace, port_of
+from tests.cluster.cut_following import CUTS, LINES, Cut
+from tests.cluster.launching import Terminal, port_of
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.cutter import Cutter
-
-LINES = 100_000
-CUTS = 200
 
 
 def shown_until(follower: "subprocess.Popen[str]", words: str) -> str:
@@ -30,43 +25,9 @@ def shown_until(follower: "subprocess.Popen[str]", words: str) -> str:
     raise AssertionError(said)
 
 
-@dataclass(frozen=True)
-class Cut:
-    """A job's log that is followed through a relay which cuts, in the background; what is shown goes to files."""
-
-    seed: int
-    follower: "subprocess.Popen[bytes]"
-    cutter: Cutter
-    shown: Path
-    said: Path
-
-
-@pytest.fixture(scope="module")
-def cut(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
-    """It takes two minutes, in which it computes little, and is begun before the other tests."""
-    seed = random.SystemRandom().randrange(2**32)
-    folder = tmp_path_factory.mktemp("cut")
-    speaker.load(cluster, folder)
-    shown, said = folder / "shown", folder / "said"
-    with (
-        own_namespace(cluster) as namespace,
-        Cutter(port_of(cluster), every_s=0.25, silence_s=0.5, seed=seed) as cutter,
-        shown.open("wb") as stdout,
-        said.open("wb") as stderr,
-    ):
-        speaker.create(cluster, namespace, "cut", LINES, 1000, 20)
-        terminal = Terminal(cluster, namespace, folder, cluster.kubeconfig, {"PNAS_BACKEND": "batch"})
-        words = ("logs", "cut", "-f", "--raw", "--kubeconfig", str(terminal.through(cutter.port)))
-        with subprocess.Popen(
-            terminal.command(words), cwd=REPOSITORY, env=terminal.environ, stdout=stdout, stderr=stderr
-        ) as follower:
-            yield Cut(seed, follower, cutter, shown, said)
-            follower.kill()
-
-
 @pytest.fixture
 def terminal(cluster: Cluster, cut: Cut, namespace: str, tmp_path: Path) -> Terminal:
-    """It has the image since `cut` was begun."""
+    """The nodes have the image since `cut` was begun."""
     assert cut.cutter.port
     return Terminal(cluster, namespace, tmp_path, cluster.kubeconfig, {"PNAS_BACKEND": "batch"})
 
