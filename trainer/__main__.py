@@ -159,7 +159,7 @@ def worker_command(worker: Worker, topology: Topology, *, attempt: "Attempt", de
     return WorkerCommand(
         rank=worker.rank,
         device=f"{device}:{worker.local_rank}",
-        argv=(sys.executable, "-u", "-m", "trainer.worker"),
+        argv=(sys.executable, "-u", "-m", "trainer.worker_start"),
         env={
             **RUNTIME_DEFAULTS.get(device, {}),
             **os.environ,

@@ -1,6 +1,6 @@
 """One process, one device: builds the parts of a run and drives its mode. Reads from top to bottom.
 
-The supervisor starts it as `python -m trainer.worker` with a `WorkerTask` in the environment; it prints lines, writes
+The supervisor starts it, by `trainer.worker_start`, with a `WorkerTask` in the environment; it prints lines, writes
 files, and says why it failed in a last line that begins with `error`.
 """
 
@@ -257,7 +257,3 @@ def _say_why(kind: type[BaseException], error: BaseException, traceback: Traceba
         sys.stderr.flush()
     say(f"error {reason}")
     _end(1)
-
-
-if __name__ == "__main__":
-    main()
