@@ -72,7 +72,7 @@ def _each(check: Any) -> AfterValidator:
 def _check_env(text: str) -> None:
     name, equals, value = text.partition("=")
     if not equals or not _VARIABLE.fullmatch(name):
-        raise ValueError(f"`{text}` is not NAME=VALUE with a name of letters, digits and `_`")
+        raise ValueError(f"`{name}` is not NAME=VALUE with a name of letters, digits and `_`")
     if name in _OWN_VARIABLES:
         raise ValueError(f"`{name}` is set by the launcher in every pod")
     if looks_secret(name, value):

@@ -26,7 +26,7 @@ def read_overlay(path: Path) -> dict[str, Any]:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"--overlay {path}: cannot be read: {error.strerror}; give a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none, or what is no text, is no YAMLError
         raise RequestError(f"--overlay {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict) or not value or not value.keys() <= {"metadata", "spec"}:
         raise RequestError(f"--overlay {path}: must hold `metadata` or `spec` of a pod template, like `spec: {{…}}`")
@@ -53,4 +53,8 @@ def merged(base: Any, over: Any) -> Any:
 
 
 def _keyed(value: Any, key: str) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and key in item for item in value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, dict) and isinstance(item.get(key), str) for item in value)
+    )

@@ -92,7 +92,7 @@ class Reflector:
             if not self._version:
                 self._version = self._list()
             self._watch()
-        except (UnreachableError, ApiError) as error:
+        except LauncherError as error:
             return error
         return None
 

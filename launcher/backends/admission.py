@@ -31,11 +31,12 @@ def check(backend: "ClusterBackend", spec: JobSpec, objects: list[Json]) -> list
         _check_queue(backend, spec.pods.queue)
     for item in reversed(objects):
         # The same names may still be taken by the attempt that this one replaces.
-        trial = {**item, "metadata": {**item["metadata"], "name": f"{item['metadata']['name']}{_TRIAL}"}}
+        name = item["metadata"]["name"]
+        trial = {**item, "metadata": {**item["metadata"], "name": f"{name}{_TRIAL}"}}
         try:
             api.create(PART_RESOURCES.get(item["kind"], backend.kind.resource), trial, dry_run=True)
         except ApiError as error:
-            raise explained(error, backend) from error
+            raise explained(error, backend, trial_of=name) from error
     return api.warnings
 
 
@@ -56,15 +57,16 @@ def _check_queue(backend: "ClusterBackend", queue: str) -> None:
         raise PreflightError(f"--queue {queue}: it is {state}, and takes no jobs; choose another or have it opened")
 
 
-def explained(error: ApiError, backend: "ClusterBackend") -> Exception:
+def explained(error: ApiError, backend: "ClusterBackend", *, trial_of: str = "") -> Exception:
     """What the refusal of an object means: the job's fault, the cluster's, or nobody's."""
-    namespace, text = backend.api.namespace, str(error).replace(_TRIAL, "")
+    namespace, text = backend.api.namespace, str(error)
+    text = text.replace(f"{trial_of}{_TRIAL}", trial_of) if trial_of else text
     if error.status == 404 and "namespaces" in text:
         return PreflightError(f"namespace {namespace}: there is none in {backend.api.origin}; choose --namespace")
     if error.status == 403 and "being terminated" in text:
         return PreflightError(f"namespace {namespace} is being deleted: wait until it is gone, or choose --namespace")
     if error.status == 403 and "exceeded quota" in text:
-        return PreflightError(f"no room for the job: {text}; delete ended jobs, or ask for a larger quota")
+        return PreflightError(f"no room for the job: {text}; make room, or ask for a larger quota")
     if error.of_rights or error.status not in (400, 403, 422):
         return error
     return RequestError(f"the cluster refuses the job: {text}")

@@ -82,7 +82,7 @@ class ClusterBackend:
 
     def kept(self, name: str) -> handover.Kept | None:
         """The job's last attempt, if it was removed for one that could not be created."""
-        return handover.kept(self.api, name)
+        return handover.kept(self.api, self.name, name)
 
     def job(self, name: str) -> Json:
         """Its object.
@@ -225,7 +225,7 @@ class ClusterBackend:
                 "--force"
             )
         self.remove(ref.name, uid=str(state.details["uid"]))
-        handover.drop(self.api, ref.name)
+        handover.drop(self.api, self.name, ref.name)
 
     def remove(self, name: str, *, uid: str) -> None:
         """Delete this very job, and wait until it and its pods are gone: their names may be used again at once.

@@ -45,43 +45,48 @@ def create(backend: "ClusterBackend", spec: JobSpec, *, again: bool) -> Submitte
     """
     existing = backend.api.find(backend.kind.resource, spec.name)
     before = 0
-    if existing is not None and "deletionTimestamp" in existing["metadata"]:
-        backend.remove(spec.name, uid=existing["metadata"]["uid"])
-        existing = None
-    elif existing is not None:
+    if existing is not None and "deletionTimestamp" not in existing["metadata"]:
         state = backend.state_of(existing, backend.pods(spec.name))
         if again and state.phase.ended and not spec.continues:
             return create(backend, renamed(spec, _next_name(backend, spec.name)), again=False)
         if not spec.continues or not state.phase.ended:
             return _same(backend, existing, spec, ended=state.phase.value if state.phase.ended else None)
         before = state.attempt
-    elif spec.continues and (kept := handover.kept(backend.api, spec.name)):
+    elif existing is not None and spec.continues:
+        before = attempt_of(existing)
+    elif spec.continues and (kept := backend.kept(spec.name)):
         before = kept.attempt
     objects = render(spec, attempt=before + 1)
     check(backend, spec, objects)
     try:
-        with _handed_over(backend, spec, existing), undisturbed():
-            _create_all(backend, spec, objects)
+        with _handed_over(backend, spec, existing):
+            _make_way(backend, spec, objects[:-1])
+            with undisturbed():
+                _create_all(backend, spec, objects)
+                handover.drop(backend.api, backend.name, spec.name)
     except _Overtaken:
         return create(backend, spec, again=again)
-    if before:
-        handover.drop(backend.api, spec.name)
     return Submitted(JobRef(backend.name, spec.name), note="; ".join(backend.api.warnings), attempt=before + 1)
 
 
 @contextmanager
 def _handed_over(backend: "ClusterBackend", spec: JobSpec, existing: Json | None) -> Iterator[None]:
-    """Remove the attempt that the new one continues, without losing what it was given."""
+    """Remove the job that has the name, without losing what an attempt that is continued was given."""
     if existing is None:
         yield
         return
-    handover.keep(backend.api, existing)
-    backend.remove(spec.name, uid=existing["metadata"]["uid"])
+    if spec.continues:
+        handover.keep(backend.api, backend.name, existing)
     try:
+        backend.remove(spec.name, uid=existing["metadata"]["uid"])
         yield
+    except ConflictError:
+        handover.drop(backend.api, backend.name, spec.name)  # the job is there, with its settings
+        raise
     except LauncherError as error:
-        kept = f"the settings of job {spec.name} are kept in configmap {handover.name_of(spec.name)}"
-        error.args = (f"{error}; {kept}: type the same again",)
+        if spec.continues and not isinstance(error, _Overtaken):
+            where = f"configmap {handover.name_of(backend.name, spec.name)}"
+            error.args = (f"{error}; the settings of job {spec.name} are kept in {where}: type the same again",)
         raise
 
 
@@ -101,9 +106,10 @@ def _same(backend: "ClusterBackend", existing: Json, spec: JobSpec, *, ended: st
             f"job {spec.name}, the same one, has ended already ({ended}): --again starts a new one, "
             f"--name {spec.name} --resume auto continues it"
         )
-    _own_the_unowned(backend, spec, existing)
+    with suppress(LauncherError):  # it goes on all the same
+        _own_the_unowned(backend, spec, existing)
     note = f"job {spec.name} is already running: the same job was submitted before"
-    return Submitted(JobRef(backend.name, spec.name), note=note, existed=True)
+    return Submitted(JobRef(backend.name, spec.name), note="; ".join([note, *backend.api.warnings]), existed=True)
 
 
 def _is(job: Json, spec: JobSpec) -> bool:
@@ -138,7 +144,7 @@ def _create_all(backend: "ClusterBackend", spec: JobSpec, objects: list[Json]) -
     try:
         for part in parts:
             resource = PART_RESOURCES[part["kind"]]
-            made.append((resource, _create_part(backend, spec, resource, part)))
+            made.append((resource, _create_part(backend, resource, part)))
         created = _create_job(backend, spec, job)
     except UnreachableError:
         raise  # the job may be there, and need its parts
@@ -176,33 +182,37 @@ def _is_ours(part: Json, spec: JobSpec) -> bool:
     return (part["metadata"].get("labels") or {}).items() >= {JOB: spec.name, **MANAGED}.items()
 
 
-def _create_part(backend: "ClusterBackend", spec: JobSpec, resource: Resource, part: Json) -> Json:
-    """A leftover of an earlier job of this name would be read as this one's: it is replaced."""
+def _make_way(backend: "ClusterBackend", spec: JobSpec, parts: list[Json]) -> None:
+    """A leftover of an earlier job of this name would be read as this one's: it is removed.
+
+    Raises:
+        ConflictError: it is not a launcher's.
+        _Overtaken: another launcher is creating the job.
+    """
+    for part in parts:
+        resource, name = PART_RESOURCES[part["kind"]], part["metadata"]["name"]
+        deadline = time.monotonic() + _SIBLING_S
+        while (left := backend.api.find(resource, name)) is not None:
+            if not _is_ours(left, spec):
+                raise ConflictError(
+                    f"{resource} {name} exists and is not a launcher's: remove it, or choose another --name"
+                )
+            if backend.api.find(backend.kind.resource, spec.name) is not None:
+                raise _Overtaken
+            if left["metadata"].get("ownerReferences") or time.monotonic() > deadline:
+                backend.api.delete(resource, name, uid=left["metadata"]["uid"])
+                break
+            # It has no job yet: another launcher may be about to create it.
+            time.sleep(_LOOK_S)
+
+
+def _create_part(backend: "ClusterBackend", resource: Resource, part: Json) -> Json:
     try:
         return backend.api.create(resource, part)
     except ApiError as error:
-        if error.status != _TAKEN:
-            raise
-    name = part["metadata"]["name"]
-    deadline = time.monotonic() + _SIBLING_S
-    while (left := backend.api.find(resource, name)) is not None:
-        if not _is_ours(left, spec):
-            raise ConflictError(
-                f"{resource} {name} exists and is not a launcher's: remove it, or choose another --name"
-            )
-        if backend.api.find(backend.kind.resource, spec.name) is not None:
-            raise _Overtaken(f"job {spec.name} was created by another launcher")
-        if left["metadata"].get("ownerReferences") or time.monotonic() > deadline:
-            backend.api.delete(resource, name, uid=left["metadata"]["uid"])
-            break
-        # It has no job yet: another launcher may be about to create it.
-        time.sleep(_LOOK_S)
-    try:
-        return backend.api.create(resource, part)
-    except ApiError as error:
-        if error.status != _TAKEN:
-            raise
-        raise ConflictError(f"{resource} {name}: another launcher has just made it; try again") from error
+        if error.status == _TAKEN:
+            raise _Overtaken from error
+        raise
 
 
 def _create_job(backend: "ClusterBackend", spec: JobSpec, job: Json) -> Json:
@@ -221,4 +231,4 @@ def _create_job(backend: "ClusterBackend", spec: JobSpec, job: Json) -> Json:
             raise
         if _is(found, spec) and attempt_of(found) == attempt_of(job):
             return found
-        raise _Overtaken(f"job {spec.name} was created by another launcher") from error
+        raise _Overtaken from error

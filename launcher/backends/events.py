@@ -11,10 +11,6 @@ from launcher.backends.kinds import seconds
 from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.resources import EVENTS
 
-# Pods of this job that are gone have no uid any more, but a name: Kubernetes' <job>[-<index>]-<random>, Volcano's
-# <job>-<task>-<index>.
-_POD_OF = "{job}((-[0-9]+)?-[a-z0-9]{{5}}|-worker-[0-9]+)"
-
 
 class Events:
     """Those of one cluster, asked for whenever they are needed."""
@@ -32,7 +28,7 @@ class Events:
         """Those of a job, of the objects that belong to it, and of its pods that are gone; oldest first."""
         known = {item["metadata"]["uid"] for item in (job, *items)}
         began = seconds(job["metadata"].get("creationTimestamp")) or 0.0
-        name = re.compile(_POD_OF.format(job=re.escape(job["metadata"]["name"])))
+        name = _pods_of(job)
 
         def belongs(event: Json) -> bool:
             about = event.get("involvedObject", {})
@@ -50,6 +46,15 @@ class Events:
             self.hidden = str(error)
             return []
         return sorted(found, key=_time)
+
+
+def _pods_of(job: Json) -> re.Pattern[str]:
+    """The names of its pods: those that are gone have no uid any more."""
+    name, spec = re.escape(job["metadata"]["name"]), job.get("spec", {})
+    if "tasks" in spec:
+        return re.compile(f"{name}-worker-[0-9]+")
+    index = "-[0-9]+" if spec.get("completionMode") == "Indexed" else ""
+    return re.compile(f"{name}{index}-[a-z0-9]{{5}}")
 
 
 def _time(event: Json) -> float:

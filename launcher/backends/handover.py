@@ -17,6 +17,7 @@ from launcher.kube.resources import CONFIG_MAPS
 from launcher.names import JOB, MANAGED
 
 _KEY = "attempt.json"
+_TAKEN = 409
 
 
 @dataclass(frozen=True)
@@ -27,43 +28,61 @@ class Kept:
     spec: Mapping[str, Any]
 
 
-def name_of(job: str) -> str:
-    """The ConfigMap's."""
-    return f"pnas-handover-{job}"
+def name_of(kind: str, job: str) -> str:
+    """The ConfigMap's. A Kubernetes Job and a Volcano Job may have the same name."""
+    return f"pnas-handover-{kind}-{job}"
 
 
-def keep(api: Api, job: Json) -> None:
-    """Keep the settings of `job`, which is about to be removed."""
+def keep(api: Api, kind: str, job: Json) -> None:
+    """Keep the settings of `job`, which is about to be removed. Who may not make ConfigMaps goes without."""
     name = job["metadata"]["name"]
-    kept = {"attempt": attempt_of(job), "spec": spec_of(job)}
+    values = {"attempt": attempt_of(job), "spec": spec_of(job)}
     body = {
         "apiVersion": CONFIG_MAPS.api_version,
         "kind": "ConfigMap",
-        "metadata": {"name": name_of(name), "labels": {**MANAGED, JOB: name}},
-        "data": {_KEY: json.dumps(kept)},
+        "metadata": {"name": name_of(kind, name), "labels": {**MANAGED, JOB: name}},
+        "data": {_KEY: json.dumps(values)},
     }
-    drop(api, name)
-    api.create(CONFIG_MAPS, body)
-
-
-def kept(api: Api, job: str) -> Kept | None:
-    """What is kept for a job; None if there is nothing, or we may not look."""
     try:
-        found = api.find(CONFIG_MAPS, name_of(job))
+        api.create(CONFIG_MAPS, body)
     except ApiError as error:
-        if not error.of_rights:
+        if error.of_rights:
+            api.warnings.append(f"the settings of {name} are not kept while it is started anew: {error}")
+        elif error.status != _TAKEN or not _ours(_found(api, kind, name), name):
             raise
-        return None
-    if found is None:
+        else:
+            api.patch(CONFIG_MAPS, name_of(kind, name), {"data": body["data"]})
+
+
+def kept(api: Api, kind: str, job: str) -> Kept | None:
+    """What is kept for a job; None if there is nothing, or we may not look."""
+    found = _found(api, kind, job)
+    if found is None or not _ours(found, job):
         return None
     try:
         values = json.loads(found["data"][_KEY])
         return Kept(int(values["attempt"]), dict(values["spec"]))
     except (KeyError, TypeError, ValueError):
-        return None  # somebody else's, or spoilt
+        return None  # spoilt
 
 
-def drop(api: Api, job: str) -> None:
-    """Forget it: the job is there again, or nobody wants it any more. That it stays does no harm."""
+def drop(api: Api, kind: str, job: str) -> None:
+    """Forget it: the job is there again, or nobody wants it any more."""
     with suppress(LauncherError):
-        api.delete(CONFIG_MAPS, name_of(job))
+        found = _found(api, kind, job)
+        if found is not None and _ours(found, job):
+            api.delete(CONFIG_MAPS, name_of(kind, job), uid=found["metadata"]["uid"])
+
+
+def _found(api: Api, kind: str, job: str) -> Json | None:
+    try:
+        return api.find(CONFIG_MAPS, name_of(kind, job))
+    except ApiError as error:
+        if not error.of_rights:
+            raise
+        return None
+
+
+def _ours(found: Json | None, job: str) -> bool:
+    labels = {} if found is None else found["metadata"].get("labels") or {}
+    return labels.items() >= {**MANAGED, JOB: job}.items()

@@ -164,7 +164,8 @@ class _Reading:
             if self._job.changed.is_set() or time.monotonic() >= ask_at:
                 self._job.changed.clear()
                 ask_at = time.monotonic() + _ASK_S
-                last = self._job.ended() or not self._follow
+                if not last and (self._job.ended() or not self._follow):
+                    last, self._quiet_since = True, time.monotonic()
                 yield from self._news()
                 self._start_logs()
                 if last:
@@ -176,7 +177,7 @@ class _Reading:
             if not caught_up and (not self._behind or self._quiet_s() > _QUIET_S):
                 caught_up = True
                 yield Block(b"")
-            if last and self._quiet_s() > (_STUCK_S if self._follow else _QUIET_S):
+            if last and found is None and self._quiet_s() > (_STUCK_S if self._follow else _QUIET_S):
                 yield from self._given_up()
                 break
         if self._follow:
@@ -190,7 +191,7 @@ class _Reading:
 
     def _given_up(self) -> Iterator[Loss]:
         """A node that is away for good has the rest of its pods' logs."""
-        for pod in sorted({instance.pod for instance in self._merged.open}):
+        for pod in sorted({instance.pod for instance in self._merged.open - self._complete}):
             yield Loss(f"--- pod {pod}: its node does not give the rest of its log ---")
 
     def _shown(self, instance: Instance, item: Item) -> Iterator[Block | Loss]:

@@ -6,6 +6,7 @@ login is answered by reading the credentials anew, once.
 """
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,8 @@ CONNECT_S = 5.0
 READ_S = 30.0
 MERGE_PATCH = "application/merge-patch+json"
 _NOT_TOLD = 512
+# How RBAC says it; a webhook that denies has words of its own.
+_NO_RIGHTS = re.compile(r'User "[^"]*" cannot ')
 _BUSY_TRIES, _BUSY_S, _BUSIEST_S = 4, 1.0, 10.0
 
 
@@ -125,7 +128,7 @@ class Api:
         """Delete an object and, in the background, what it owns; one that is gone already is no error.
 
         Args:
-            uid: delete this very object, not a later one of the same name.
+            uid: delete this very object, not a later one of the same name: that is gone already, too.
         """
         body: Json = {"propagationPolicy": "Background"}
         if uid is not None:
@@ -133,7 +136,7 @@ class Api:
         try:
             self.request("DELETE", resource.path(self.namespace, name), body=body, what=f"delete {resource} {name}")
         except ApiError as error:
-            if error.status != 404:
+            if error.status != 404 and not (error.status == 409 and uid is not None):
                 raise
 
     def request(
@@ -271,7 +274,7 @@ class Api:
         ]
         where = f"namespace {self.namespace}"
         # Quotas, webhooks and a namespace that is going refuse with 403, too.
-        of_rights = status == 401 or (status == 403 and " cannot " in message)
+        of_rights = status == 401 or (status == 403 and _NO_RIGHTS.search(message) is not None)
         if status == 401:
             text = f"{self.origin}: not logged in ({message}); log in again, or choose another --context"
         elif of_rights:

@@ -27,6 +27,7 @@ _NOT_LOGGED_IN = 401
 _UNSERVED = "the server no longer has what came before: the log was rotated while the connection was cut"
 _LOST = {
     Place.GONE: "the pod was deleted before its log had been read to the end",
+    Place.NEVER: "its node has failed the pod, and forgotten its container",
     Place.OVERWRITTEN: "the container restarted twice before its log had been read to the end",
 }
 
@@ -122,7 +123,7 @@ class ContainerLog:
         self._complete = self._complete or not self._follow
 
     def _end_without(self, place: Place) -> Iterator[Item]:
-        """There is no log to be had any more. A pod that went before it began has none."""
+        """There is no log to be had any more. One that was not seen to begin has none."""
         if place is Place.OVERWRITTEN or self._has_begun:
             yield from self._lose(None, _LOST[place])
         yield from self._finish()

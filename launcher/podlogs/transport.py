@@ -38,20 +38,22 @@ class Transport:
     """
 
     def __init__(self, credentials: Credentials, stop: Stop, *, connect_s: float = 10, idle_s: float = 60) -> None:
-        import pycurl  # noqa: PLC0415  # only a command that reads a log pays for it
-
         self._stop = stop
         self._connect_s = connect_s
         self._idle_s = idle_s
-        self._multi: Any = pycurl.CurlMulti()
-        self._curl: Any = pycurl.Curl()
-        self.use(credentials)
+        self._log_in(credentials)
 
     def use(self, credentials: Credentials) -> None:
-        """Log in with these from the next request on."""
-        import pycurl  # noqa: PLC0415  # see above
+        """Log in with these from now on, over another connection: a certificate is shown once on each."""
+        self.close()
+        self._log_in(credentials)
+
+    def _log_in(self, credentials: Credentials) -> None:
+        import pycurl  # noqa: PLC0415  # only a command that reads a log pays for it
 
         self._credentials = credentials
+        self._multi: Any = pycurl.CurlMulti()
+        self._curl: Any = pycurl.Curl()
         for option, value in _options(credentials, self._connect_s).items():
             self._curl.setopt(getattr(pycurl, option), value)
 

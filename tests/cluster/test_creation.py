@@ -161,7 +161,7 @@ def test_an_attempt_that_cannot_be_created_loses_nothing_of_the_last_one(
     backend = ClusterBackend("batch", connect(place))
     with monkeypatch.context() as patch:
         Trouble(backend.api, patch).fail(BATCH_JOBS)
-        with pytest.raises(ApiError, match=f"kept in configmap {name_of('goes-on')}: type the same again"):
+        with pytest.raises(ApiError, match=f"kept in configmap {name_of('batch', 'goes-on')}: type the same again"):
             backend.submit(two_nodes("goes-on", resume="auto"))
     assert terminal.run("status", "goes-on").returncode == 4
     again = terminal.run("submit", "--name", "goes-on", "--resume", "auto", "--detach")
@@ -170,7 +170,7 @@ def test_an_attempt_that_cannot_be_created_loses_nothing_of_the_last_one(
     found = json.loads(terminal.run("status", "goes-on", "--json").stdout)
     assert found["spec"]["train"]["lr"] == 0.125
     assert "KEEP=this" in found["spec"]["pods"]["env"]
-    assert backend.api.find(CONFIG_MAPS, name_of("goes-on")) is None
+    assert backend.api.find(CONFIG_MAPS, name_of("batch", "goes-on")) is None
 
 
 def test_a_namespace_that_is_going_and_a_full_quota_are_named(cluster: Cluster, terminal: Terminal) -> None:

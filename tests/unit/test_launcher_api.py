@@ -126,7 +126,7 @@ def test_a_warning_is_kept_once(serve: Any) -> None:
         ('pods is forbidden: User "guest" cannot list resource "pods" in API group "" in the namespace "a"', True),
         ('pods "a" is forbidden: exceeded quota: none, requested: pods=1, used: pods=0, limited: pods=0', False),
         ('jobs "a" is forbidden: unable to create new content in namespace a because it is being terminated', False),
-        ('admission webhook "v.example" denied the request: no image', False),
+        ('admission webhook "v.example" denied the request: images cannot use the tag latest', False),
     ],
 )
 def test_missing_rights_are_told_from_other_refusals(serve: Any, message: str, of_rights: bool) -> None:

@@ -8,7 +8,10 @@ from launcher.backends.events import Events
 from launcher.kube.api import Api, ApiError
 from launcher.kube.resources import Resource
 
-JOB = {"metadata": {"name": "ladder", "uid": "j", "creationTimestamp": "2026-11-25T10:00:00Z"}}
+META = {"name": "ladder", "uid": "j", "creationTimestamp": "2026-11-25T10:00:00Z"}
+JOB = {"metadata": META, "spec": {}}
+INDEXED = {"metadata": META, "spec": {"completionMode": "Indexed"}}
+GANG = {"metadata": META, "spec": {"tasks": []}}
 
 
 def event(kind: str, name: str, uid: str = "", at: str = "2026-11-25T10:00:05Z") -> dict[str, Any]:
@@ -28,20 +31,21 @@ class Listing:
 
 
 @pytest.mark.parametrize(
-    ("one", "belongs"),
+    ("job", "one", "belongs"),
     [
-        (event("Job", "ladder", "j"), True),
-        (event("Pod", "ladder-x2b4c", "known"), True),
-        (event("Pod", "ladder-x2b4c", "gone"), True),
-        (event("Pod", "ladder-0-x2b4c", "gone"), True),
-        (event("Pod", "ladder-worker-1", "gone"), True),
-        (event("Job", "ladder-a", "other"), False),
-        (event("Pod", "ladder-a-x2b4c", "other"), False),
-        (event("Pod", "ladder-x2b4c", "gone", at="2026-11-25T09:00:00Z"), False),
+        (JOB, event("Job", "ladder", "j"), True),
+        (JOB, event("Pod", "ladder-x2b4c", "known"), True),
+        (JOB, event("Pod", "ladder-x2b4c", "gone"), True),
+        (INDEXED, event("Pod", "ladder-0-x2b4c", "gone"), True),
+        (GANG, event("Pod", "ladder-worker-1", "gone"), True),
+        (JOB, event("Job", "ladder-a", "other"), False),
+        (JOB, event("Pod", "ladder-2-x2b4c", "of ladder-2"), False),
+        (JOB, event("Pod", "ladder-a-x2b4c", "other"), False),
+        (JOB, event("Pod", "ladder-x2b4c", "gone", at="2026-11-25T09:00:00Z"), False),
     ],
 )
-def test_an_event_belongs_to_the_job_or_does_not(one: dict[str, Any], belongs: bool) -> None:
-    found = Events(cast("Api", Listing(one))).of_job(JOB, [{"metadata": {"uid": "known"}}])
+def test_an_event_belongs_to_the_job_or_does_not(job: dict[str, Any], one: dict[str, Any], belongs: bool) -> None:
+    found = Events(cast("Api", Listing(one))).of_job(job, [{"metadata": {"uid": "known"}}])
     assert len(found) == belongs
 
 

@@ -104,7 +104,9 @@ def test_an_overlay_is_merged_by_name_and_null_removes(backend: str, tmp_path: P
     assert pod["containers"][0]["image"] == "r/pnas:1"
 
 
-@pytest.mark.parametrize("text", ["TOKENIZERS_PARALLELISM=false", "MAX_TOKENS=5", "TOKEN_FILE=/run/x", "API_TOKEN="])
+@pytest.mark.parametrize(
+    "text", ["TOKENIZERS_PARALLELISM=false", "MAX_TOKENS=5", "TOKEN_FILE=/run/x", "API_TOKEN=", "SINGLE_PASS=1"]
+)
 def test_what_only_sounds_like_a_secret_is_passed_on(text: str) -> None:
     assert spec(env=(text,)).pods.env == (text,)
 
@@ -134,9 +136,10 @@ def test_an_overlay_mounts_a_volume_twice(tmp_path: Path) -> None:
 
 def test_an_overlay_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
-    overlay.write_text("metadata: {annotations: {day: 2026-11-25}}\n")
-    with pytest.raises(RequestError, match="like a date: put it in quotes"):
-        spec(overlay=overlay)
+    for day, said in (("2026-11-25", "like a date: put it in quotes"), ("2026-13-45", "not valid YAML: month must be")):
+        overlay.write_text(f"metadata: {{annotations: {{day: {day}}}}}\n")
+        with pytest.raises(RequestError, match=said):
+            spec(overlay=overlay)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +159,8 @@ def test_an_overlay_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
         ({"env": ("VC_TASK_INDEX=1",)}, "`VC_TASK_INDEX` is set by the launcher"),
         ({"env": ("AWS_SECRET_ACCESS_KEY=1",)}, "use --env-from-secret"),
         ({"env": ("GITLAB_PAT=1",)}, "use --env-from-secret"),
+        ({"env": ("DBPASSWORD=1",)}, "--env DBPASSWORD: `DBPASSWORD` looks like a secret"),
+        ({"env": ("B=2", "API_KEYS=1")}, "--env B API_KEYS: `API_KEYS` looks like a secret"),
         ({"env": ("ANYTHING=ghp_0123456789abcdef",)}, "use --env-from-secret"),
         ({"node_selector": ("a b=c",)}, "is not a node's label"),
         ({"toleration": ("a:Never",)}, "NoSchedule"),

@@ -96,7 +96,7 @@ def from_yaml(text: str, *, where: str) -> Any:
     """
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none is no YAMLError
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
@@ -149,7 +149,8 @@ def _describe(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     origin = origins.get(field, "default")
     where = "" if origin == "flag" else f" (from {origin})"
     given = problem["input"]
-    text = " ".join(map(str, given)) if isinstance(given, list | tuple) else given
+    # Of NAME=VALUE the name alone: a value may be a secret.
+    text = " ".join(str(item).partition("=")[0] for item in given) if isinstance(given, list | tuple) else given
     return f"{flag_name(field)} {text}{where}: {message[:1].lower()}{message[1:]}"
 
 

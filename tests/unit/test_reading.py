@@ -1,0 +1,91 @@
+"""When the reading of a job's log ends: with its last line, or where nobody gives that any more."""
+
+import time
+from collections.abc import Iterator
+from threading import Event
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from launcher.backends import Block, Loss
+from launcher.backends.pods import _Reading
+from launcher.kube.api import Credentials
+from launcher.podlogs.batch import Batch, Item, LogGap
+from launcher.podlogs.container import ContainerLog
+from launcher.podlogs.merge import Merged
+from launcher.podlogs.state import ContainerState, Instance
+from launcher.podlogs.stop import Stop
+from trainer.topology.ports import free_port
+
+INSTANCE = Instance("training", "pod", "uid", "trainer")
+LINE = Batch(b"last\n", b"2026-11-25T00:00:00Z last\n")
+
+
+class Job:
+    """One that ends when its time is over, and whose pods are read by somebody else."""
+
+    name = "job"
+    away = False
+    job = None
+    backend = SimpleNamespace(api=None)
+    pods: tuple[()] = ()
+
+    def __init__(self, lasts_s: float) -> None:
+        self.changed = Event()
+        self._until = time.monotonic() + lasts_s
+
+    def ended(self) -> bool:
+        return time.monotonic() >= self._until
+
+    def told(self) -> str:
+        return ""
+
+    def outcome(self) -> Iterator[Any]:
+        yield from ()
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes half a minute elsewhere takes half a second."""
+    monkeypatch.setattr("launcher.backends.pods._STUCK_S", 0.5)
+    monkeypatch.setattr("launcher.backends.pods._ASK_S", 0.1)
+
+
+def read(log: Any, stop: Stop, *, lasts_s: float) -> list[Any]:
+    with Merged[Instance](stop) as merged:
+        merged.add(INSTANCE, log)
+        reading = _Reading(cast("Any", Job(lasts_s)), merged, stop, follow=True, since_s=None)
+        return [item for item in reading.items() if item != Block(b"")]
+
+
+def test_a_job_that_was_silent_has_its_time_to_say_its_last_words() -> None:
+    def late() -> Iterator[Item]:
+        time.sleep(1.2)
+        yield LINE
+
+    found = read(late(), Stop(), lasts_s=1.0)
+    assert [item.data for item in found if isinstance(item, Block)] == [b"last\n"]
+    assert not any(isinstance(item, Loss) for item in found)
+
+
+def test_a_log_that_nobody_gives_any_more_is_given_up_and_said_to_be_lost() -> None:
+    stop = Stop()
+
+    def never() -> Iterator[Item]:
+        yield LINE
+        stop.wait(60)
+
+    found = read(never(), stop, lasts_s=0.0)
+    assert found[-1] == Loss("--- pod pod: its node does not give the rest of its log ---")
+
+
+def test_a_pod_whose_node_fails_it_and_forgets_its_container_is_said_to_be_lost() -> None:
+    """A kubelet that starts before its device plugin refuses the pods that run, and reports no container of them."""
+    states = iter([ContainerState("uid", running=True, scheduled=True)])
+    failed = ContainerState("uid", scheduled=True, pod_ended=True)
+    nowhere = Credentials(f"http://127.0.0.1:{free_port()}", None, None, None, lambda: None, None, True, None)
+    found = list(ContainerLog(nowhere, INSTANCE, lambda: next(states, failed), Stop()))
+    assert [item.why for item in found if isinstance(item, LogGap)] == [
+        "its node has failed the pod, and forgotten its container"
+    ]
