@@ -8,6 +8,8 @@ SPEC_HASH = "pnas/spec-hash"
 """Label: what the job is, whatever it is called."""
 ATTEMPT = "pnas/attempt"
 """Annotation: how often the job was submitted."""
+RUNS, FOLLOW = "pnas/runs", "pnas/follow"
+"""Annotations for who looks with kubectl: what the job does, and how to follow it."""
 RING_CONTROLLER = "ring-controller.atlas"
 """Label by which MindCluster's controllers know a job, its pods and its rank table's ConfigMap."""
 MANAGED = {"app.kubernetes.io/name": "pnas", "app.kubernetes.io/managed-by": "pnas-launcher"}

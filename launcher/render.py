@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from launcher import PROGRAM
 from launcher.errors import RequestError
-from launcher.names import ATTEMPT, JOB, MANAGED, RING_CONTROLLER, SPEC, SPEC_HASH, rank_table_name
+from launcher.names import ATTEMPT, FOLLOW, JOB, MANAGED, RING_CONTROLLER, RUNS, SPEC, SPEC_HASH, rank_table_name
 from launcher.overlay import merged
 from launcher.spec import JobSpec, trainer_options
 from trainer import durations
@@ -72,7 +73,7 @@ def _values(spec: JobSpec, attempt: int) -> Mapping[str, Any]:
         "name": spec.name,
         "labels": labels,
         "pod_labels": {**MANAGED, JOB: spec.name, **ring},
-        "annotations": {SPEC: spec.model_dump_json(), ATTEMPT: str(attempt)},
+        "annotations": {**_for_people(spec), ATTEMPT: str(attempt), SPEC: spec.model_dump_json()},
         "nodes": nodes,
         "args": [_literal(word) for word in trainer_options(spec)],
         "index_annotation": _INDEX[spec.backend],
@@ -97,6 +98,13 @@ def _values(spec: JobSpec, attempt: int) -> Mapping[str, Any]:
             )
         },
     }
+
+
+def _for_people(spec: JobSpec) -> dict[str, str]:
+    train = spec.train
+    devices = f"{train.nodes} x {train.npus}" if train.nodes > 1 else str(train.npus)
+    runs = f"{train.mode}, {train.model} at {train.image_size} px, {devices} {spec.pods.resource}"
+    return {RUNS: runs, FOLLOW: f"{PROGRAM} logs {spec.name} --follow"}
 
 
 def _resources(spec: JobSpec) -> dict[str, str]:

@@ -1,0 +1,98 @@
+"""The Role of k8s/manifests is what a launcher needs, and no more: by what the API server saw it do."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from docs.manifests import ACCOUNT, FOLDER
+from launcher.names import JOB, MANAGED
+from launcher.rights import VERBS
+from tests.cluster import speaker
+from tests.cluster.launching import Terminal
+from tests.cluster.testbed.cluster import Cluster
+from tests.cluster.testbed.volcano_install import Volcano
+
+# No node has it: such a job has all its objects, and computes nothing.
+NOWHERE = ("--resource", "huawei.com/Ascend950", "--detach")
+# What a cluster has only one of: looked at if that is allowed.
+BESIDE = {("get", "scheduling.volcano.sh", "queues"), ("get", "", "")}
+
+
+@pytest.fixture
+def terminal(cluster: Cluster, volcano: Volcano, namespace: str, tmp_path: Path) -> Terminal:
+    """Somebody who has the Role and nothing else, in a namespace in which Volcano acts."""
+    speaker.load(cluster, tmp_path)
+    kubectl = cluster.kubectl
+    kubectl("label", "namespace", namespace, *(f"{name}={value}" for name, value in volcano.labels.items()))
+    kubectl("apply", "--namespace", namespace, "--filename", str(FOLDER / "rbac.yaml"))
+    token = kubectl("create", "token", ACCOUNT, "--namespace", namespace).strip()
+    admin = Terminal(cluster, namespace, tmp_path, cluster.kubeconfig)
+    config = admin.changed("launcher", lambda config: config["users"][0].update(user={"token": token}))
+    return Terminal(cluster, namespace, tmp_path, config)
+
+
+def leave_behind(cluster: Cluster, namespace: str, job: str) -> None:
+    """What an earlier job of this name left, with an owner that stays."""
+    account = cluster.get("serviceaccount", "default", "--namespace", namespace)["metadata"]
+    owner = {"apiVersion": "v1", "kind": "ServiceAccount", "name": "default", "uid": account["uid"]}
+    labels = {**MANAGED, JOB: job}
+    metadata = {"name": job, "namespace": namespace, "labels": labels, "ownerReferences": [owner]}
+    cluster.create({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"clusterIP": "None"}})
+
+
+def asked(cluster: Cluster, user: str) -> set[tuple[str, str, str]]:
+    """(verb, group, resource) of each request that the API server granted to this user."""
+    found = set()
+    for line in (cluster.folder / "audit.log").read_text().splitlines():
+        event = json.loads(line)
+        if event["user"]["username"] != user or event["responseStatus"].get("code") == 403:
+            continue
+        about = event.get("objectRef", {})
+        resource = "/".join(filter(None, (about.get("resource", ""), about.get("subresource", ""))))
+        found.add((event["verb"], about.get("apiGroup", ""), resource))
+    return found
+
+
+def everything_that_a_person_types(terminal: Terminal) -> None:
+    """Each command, on both kinds of job."""
+    leave_behind(terminal.cluster, terminal.namespace, "by-batch")
+    for backend, more in (("batch", ("--nodes", "2")), ("volcano", ())):
+        name = f"by-{backend}"
+        words = (*NOWHERE, "--backend", backend, "--npus", "1", "--name", name, *more)
+        submitted = terminal.submit(*words)
+        assert submitted.returncode == 0, submitted.stderr
+        assert terminal.submit(*words).returncode == 0, "the same again"
+        with terminal.start("logs", name, "-f") as follower:
+            assert follower.stdout is not None
+            next(line for line in follower.stdout if f"job {name}: Pending" in line)
+            follower.kill()
+        assert terminal.run("status", name).returncode == 0
+        assert terminal.run("wait", name, "--timeout", "1").returncode == 124
+        cancelled = terminal.run("cancel", name)
+        assert cancelled.returncode == 0, cancelled.stderr
+        again = terminal.run("submit", "--backend", backend, "--name", name, "--resume", "auto", "--detach")
+        assert again.returncode == 0, again.stderr
+        deleted = terminal.run("delete", name, "--force")
+        assert deleted.returncode == 0, deleted.stderr
+    speaker.create(terminal.cluster, terminal.namespace, "spoken", 100, 0, 20)
+    followed = terminal.run("logs", "spoken", "-f")
+    assert "100 lines from 1 device, 0 missing" in followed.stderr + followed.stdout
+    assert terminal.run("list").returncode == 0
+
+
+def test_the_role_has_what_a_launcher_asks_for_and_nothing_else(terminal: Terminal) -> None:
+    everything_that_a_person_types(terminal)
+    user = f"system:serviceaccount:{terminal.namespace}:{ACCOUNT}"
+    granted = {(verb, resource.group, resource.plural) for resource, verbs in VERBS.items() for verb in verbs}
+    used = asked(terminal.cluster, user) - BESIDE
+    assert used == granted
+
+
+def test_kubectl_takes_every_file(cluster: Cluster, volcano: Volcano, namespace: str) -> None:
+    assert volcano.labels
+    for path in FOLDER.iterdir():
+        words = ("create", "--dry-run=server", "--validate=strict", "--namespace", namespace, "--filename", str(path))
+        said = cluster.kubectl(*words)
+        assert said.count("(server dry run)") == len(re.findall("^kind:", path.read_text(), re.MULTILINE)), said
