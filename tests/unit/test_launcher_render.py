@@ -104,6 +104,12 @@ def test_an_overlay_is_merged_by_name_and_null_removes(backend: str, tmp_path: P
     assert pod["containers"][0]["image"] == "r/pnas:1"
 
 
+def test_who_describes_a_job_reads_what_it_does_and_how_to_follow_it() -> None:
+    found = render(spec(npus=8, nodes=2, name="big"))[-1]["metadata"]["annotations"]
+    assert found["pnas/runs"] == "full, pnasnet5large at 331 px, 2 x 8 huawei.com/Ascend910"
+    assert found["pnas/follow"] == "python -m launcher logs big --follow"
+
+
 @pytest.mark.parametrize(
     "text", ["TOKENIZERS_PARALLELISM=false", "MAX_TOKENS=5", "TOKEN_FILE=/run/x", "API_TOKEN=", "SINGLE_PASS=1"]
 )
