@@ -17,8 +17,8 @@ CONFIG_MAP, KEY = "pnas-defaults", "defaults.yaml"
 _MODES = "modes"
 """The key below which settings stand that count in one mode only."""
 
-# Each job's own, or known before the namespace is.
-_NO_DEFAULTS = PLACE | {"name", "run_name", "overlay", "resume", "backend", "mode", "node_rank", "master_addr"}
+NO_DEFAULTS = PLACE | {"name", "run_name", "overlay", "resume", "backend", "mode", "node_rank", "master_addr"}
+"""Each job's own, or known before the namespace is."""
 
 
 def read_defaults(api: Api) -> "Defaults | None":
@@ -75,5 +75,5 @@ def _check(values: Mapping[str, Any], origin: str) -> None:
     for name in values:
         if name not in known:
             raise ConfigError(f"unknown setting `{name}` in {origin}; have it mended")
-        if name in _NO_DEFAULTS:
+        if name in NO_DEFAULTS:
             raise ConfigError(f"{origin}: `{name}` is each job's own, and can have no default; have it removed")

@@ -1,0 +1,124 @@
+"""`python -m docs.chart` writes what of charts/pnas comes from elsewhere: its values' schema, its Role, its README.
+
+The settings under `defaults` and `modes` are the launcher's own, and so are their rules. A test writes all of it anew
+and compares.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.defaults import NO_DEFAULTS
+from launcher.rights import rules
+from launcher.spec import JobOptions
+from trainer.config import MODE_PRESETS, TrainConfig
+
+CHART = Path(__file__).parents[1] / "charts" / "pnas"
+# The claims are values of their own.
+_NO_SETTINGS = NO_DEFAULTS | {"data_claim", "output_claim"}
+_NAME = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", "maxLength": 253}
+_SWITCH = {"type": "boolean"}
+_INTRODUCTION = """\
+# pnas
+
+`python -m docs.chart` writes this page from values.yaml. `helm install pnas charts/pnas` prepares a namespace for
+`python -m launcher submit`: an account with exactly the rights that the launcher uses, claims for images and output
+(they stay when the release goes), and the defaults of every job there.
+
+| value | default | what it is |
+| --- | --- | --- |
+"""
+
+
+def files() -> dict[str, str]:
+    """The text of each file."""
+    return {
+        "values.schema.json": json.dumps(schema(), indent=2) + "\n",
+        "files/rules.yaml": yaml.safe_dump(rules(), sort_keys=False),
+        "README.md": _INTRODUCTION + "".join(_rows()),
+    }
+
+
+def schema() -> dict[str, Any]:
+    """Every value, its type and its limits; none beside them."""
+    claim = {
+        "create": _SWITCH,
+        "name": _NAME,
+        "size": {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?(M|G|T|P|Mi|Gi|Ti|Pi)$"},
+        "storageClass": {"type": "string"},
+        "accessModes": {
+            "type": "array",
+            "minItems": 1,
+            "items": {"enum": ["ReadWriteMany", "ReadWriteOnce", "ReadOnlyMany", "ReadWriteOncePod"]},
+        },
+    }
+    capability = {"type": "object", "additionalProperties": {"type": ["string", "integer"]}}
+    queue = {"create": _SWITCH, "name": _NAME, "weight": {"type": "integer", "minimum": 1}, "capability": capability}
+    values = {
+        "serviceAccount": _only({"create": _SWITCH, "name": _NAME}),
+        "rbac": _only({"create": _SWITCH, "subjects": {"type": "array", "items": {"type": "object"}}}),
+        "claims": _only({"data": _only(claim), "output": _only(claim)}),
+        "queue": _only(queue),
+        "defaults": _only(_settings()),
+        "modes": _only({mode: _only(_settings()) for mode in MODE_PRESETS}),
+        "global": {"type": "object"},
+    }
+    return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Values of the chart pnas", **_only(values)}
+
+
+def _only(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "properties": dict(properties)}
+
+
+def _settings() -> dict[str, Any]:
+    """The launcher's settings and the trainer's that a namespace can have defaults for."""
+    fields = {
+        name: field
+        for model in (JobOptions, TrainConfig)
+        for name, field in model.model_json_schema()["properties"].items()
+    }
+    return {name: _setting(field) for name, field in fields.items() if name not in _NO_SETTINGS}
+
+
+def _setting(field: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in field.items() if name not in ("default", "group", "title")}
+    if kept.get("type") != "array":
+        return kept
+    # A mapping is what several KEY=VALUE are, and one text a list of one.
+    listed = {name: kept.pop(name) for name in ("type", "items")}
+    scalar = {"type": ["string", "number", "boolean"]}
+    return {**kept, "anyOf": [listed, {"type": "object", "additionalProperties": scalar}, {"type": "string"}]}
+
+
+def _rows() -> Iterator[str]:
+    values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+    for path, text in _comments():
+        value: Any = values
+        for name in path:
+            value = value[name]
+        yield f"| `{'.'.join(path)}` | `{json.dumps(value)}` | {text} |\n"
+
+
+def _comments() -> Iterator[tuple[tuple[str, ...], str]]:
+    """Each value that has a comment above it, and the comment."""
+    path: list[str] = []
+    said: list[str] = []
+    for line in (CHART / "values.yaml").read_text(encoding="utf-8").splitlines():
+        words = re.fullmatch(r"(?P<indent> *)(# (?P<comment>.*)|(?P<name>\w+):.*)?", line)
+        assert words is not None, line
+        if words["comment"]:
+            said.append(words["comment"])
+        elif words["name"]:
+            path = [*path[: len(words["indent"]) // 2], words["name"]]
+            if said:
+                yield tuple(path), " ".join(said)
+            said = []
+
+
+if __name__ == "__main__":
+    for name, text in files().items():
+        (CHART / name).write_text(text, encoding="utf-8")
