@@ -6,20 +6,30 @@ and compares.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from docs.go_templates import translated
+from launcher.cluster_options import PLACE, ClusterOptions
 from launcher.defaults import NO_DEFAULTS
+from launcher.render import INDEX
 from launcher.rights import rules
-from launcher.spec import JobOptions
+from launcher.spec import DEVICE_COUNTS, NAME_PATTERN, JobOptions
 from trainer.config import MODE_PRESETS, TrainConfig
 
 CHART = Path(__file__).parents[1] / "charts" / "pnas"
 # The claims are values of their own.
 _NO_SETTINGS = NO_DEFAULTS | {"data_claim", "output_claim"}
+# A release's job has them; an overlay is a file, and where it runs is the release's.
+_JOBS_OWN = {"mode", "resume"}
+_NOT_THE_CHARTS = {"rank_table"}
+TRANSLATED = ("_pod", "job", "volcano-job", "service", "rank-table")
+_USED = {*ClusterOptions.model_fields, "name", "backend", "npus", "nodes", "mode", "model", "image_size", "device"} | {
+    "grace_s"
+} - PLACE - {"overlay"}
 _NAME = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", "maxLength": 253}
 _SWITCH = {"type": "boolean"}
 _INTRODUCTION = """\
@@ -39,7 +49,9 @@ def files() -> dict[str, str]:
     return {
         "values.schema.json": json.dumps(schema(), indent=2) + "\n",
         "files/rules.yaml": yaml.safe_dump(rules(), sort_keys=False),
+        "files/settings.json": json.dumps(_facts(), indent=2) + "\n",
         "README.md": _INTRODUCTION + "".join(_rows()),
+        **{f"templates/_{name.removeprefix('_')}.tpl": translated(name) for name in TRANSLATED},
     }
 
 
@@ -63,6 +75,14 @@ def schema() -> dict[str, Any]:
         "rbac": _only({"create": _SWITCH, "subjects": {"type": "array", "items": {"type": "object"}}}),
         "claims": _only({"data": _only(claim), "output": _only(claim)}),
         "queue": _only(queue),
+        "job": _only(
+            {
+                "enabled": _SWITCH,
+                "name": {"type": "string", "pattern": NAME_PATTERN},
+                "backend": {"enum": ["auto", "batch", "volcano"]},
+                **_settings(_JOBS_OWN),
+            }
+        ),
         "defaults": _only(_settings()),
         "modes": _only({mode: _only(_settings()) for mode in MODE_PRESETS}),
         "global": {"type": "object"},
@@ -74,18 +94,42 @@ def _only(properties: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": False, "properties": dict(properties)}
 
 
-def _settings() -> dict[str, Any]:
-    """The launcher's settings and the trainer's that a namespace can have defaults for."""
-    fields = {
-        name: field
-        for model in (JobOptions, TrainConfig)
-        for name, field in model.model_json_schema()["properties"].items()
-    }
-    return {name: _setting(field) for name, field in fields.items() if name not in _NO_SETTINGS}
+def _settings(more: Set[str] = frozenset()) -> dict[str, Any]:
+    """The launcher's settings and the trainer's that a namespace can have defaults for, and `more`."""
+    left_out = (_NO_SETTINGS | _NOT_THE_CHARTS) - more
+    found = {name: _setting(field) for name, field in _fields().items() if name not in left_out}
+    # A pod is within a ring, or has the whole node.
+    return {**found, "npus": {**found["npus"], "enum": list(DEVICE_COUNTS)}}
+
+
+def _fields() -> dict[str, Mapping[str, Any]]:
+    models = (JobOptions, TrainConfig)
+    return {name: field for model in models for name, field in model.model_json_schema()["properties"].items()}
+
+
+def _facts() -> dict[str, Any]:
+    """What the templates must know of the settings: their defaults, and the trainer's options in their order."""
+    defaults = {name: field.get("default") for name, field in _fields().items() if name in _USED}
+    options = TrainConfig.model_json_schema()["properties"].items()
+    fields = [{"name": name, "whole": _is_whole(field)} for name, field in options]
+    nullable = [name for name, field in _fields().items() if _may_be_none(field)]
+    return {"defaults": defaults, "fields": fields, "nullable": nullable, "index": dict(INDEX)}
+
+
+def _may_be_none(field: Mapping[str, Any]) -> bool:
+    return any(one.get("type") == "null" for one in field.get("anyOf", ()))
+
+
+def _is_whole(field: Mapping[str, Any]) -> bool:
+    """Its numbers have no fraction: to Helm all numbers have one."""
+    return {one.get("type") for one in field.get("anyOf", [field])} <= {"integer", "null"}
 
 
 def _setting(field: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in field.items() if name not in ("default", "group", "title")}
+    if _may_be_none(field):
+        # As at a terminal: to Helm a null is nothing at all.
+        return {**kept, "anyOf": [*(one for one in kept["anyOf"] if one.get("type") != "null"), {"const": "none"}]}
     if kept.get("type") != "array":
         return kept
     # A mapping is what several KEY=VALUE are, and one text a list of one.

@@ -5,6 +5,7 @@ name in a template is an error; and what comes out is parsed before anybody sees
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -28,10 +29,11 @@ Manifest = dict[str, Any]
 TASK = "worker"
 # The trainer gives its workers `grace_s`; what it does itself after that takes a moment more.
 _EXTRA_GRACE_S = 15
-_INDEX = {
+INDEX = {
     "batch": "metadata.annotations['batch.kubernetes.io/job-completion-index']",
     "volcano": "metadata.annotations['volcano.sh/task-index']",
 }
+"""Where a pod's index is, by kind of job."""
 _NO_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 # libyaml's, where PyYAML has it, takes a tenth of the time.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -76,12 +78,12 @@ def _values(spec: JobSpec, attempt: int) -> Mapping[str, Any]:
         "annotations": {**_for_people(spec), ATTEMPT: str(attempt), SPEC: spec.model_dump_json()},
         "nodes": nodes,
         "args": [_literal(word) for word in trainer_options(spec)],
-        "index_annotation": _INDEX[spec.backend],
+        "index_annotation": INDEX[spec.backend],
         "master_address": f"{spec.name}{'' if spec.backend == 'batch' else f'-{TASK}'}-0.{spec.name}",
         # Volcano's svc plugin sets its own.
         "subdomain": spec.name if spec.backend == "batch" and nodes > 1 else None,
         "rank_table": rank_table_name(spec.name) if spec.rank_table else None,
-        "grace_period_s": round(spec.train.grace_s) + _EXTRA_GRACE_S,
+        "grace_period_s": math.ceil(spec.train.grace_s) + _EXTRA_GRACE_S,
         "resources": _resources(spec),
         "env": [{"name": name, "value": _literal(value)} for name, value in map(_pair, pods.env)],
         "env_secrets": pods.env_from_secret,

@@ -216,7 +216,9 @@ def _in_order(names: set[str]) -> tuple[str, ...]:
 def _words(field: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [flag_name(field if value else f"no_{field}")]
-    return [flag_name(field), "none" if value is None else str(value)]
+    text = "none" if value is None else str(value)
+    # 30, not 30.0: as people write it, and Helm.
+    return [flag_name(field), text.removesuffix(".0") if isinstance(value, float) else text]
 
 
 def free_name(base: str, taken: Callable[[str], bool]) -> str:

@@ -1,17 +1,20 @@
 """`helm install pnas charts/pnas`, by Helm 3 and Helm 4, and what the launcher makes of it."""
 
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from docs.chart import CHART
 from launcher.rights import rules
-from tests.cluster.launching import Terminal
-from tests.cluster.testbed import binaries
+from tests.cluster.launching import SMALL, Terminal, restricted
+from tests.cluster.testbed import binaries, images
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.volcano_install import Volcano
+from tests.cluster.waiting import until
 
 ALL_ON = (
     *("--set", "queue.create=true", "--set", "queue.name=chart-all-on", "--set", "defaults.image=r/pnas:1"),
@@ -97,6 +100,16 @@ def test_a_namespace_is_ready_for_the_short_command_and_keeps_its_claims(helm: H
         ("defaults.mindcluster=maybe", "'/defaults/mindcluster': value must be one of 'auto', 'on', 'off'"),
         ("claims.data.size=much", "'/claims/data/size': 'much' does not match pattern"),
         ("modes.quick.steps=1", "'/modes': additional properties 'quick' not allowed"),
+        ("job.npus=3", "'/job/npus': value must be one of 1, 2, 4, 8"),
+        ("job.enabled=true", "job.image (or defaults.image) is missing"),
+        (
+            "job.enabled=true,job.image=r/p:1,job.nodes=2,claims.output.accessModes={ReadWriteOnce}",
+            "job.nodes 2: claims.output.accessModes must have ReadWriteMany",
+        ),
+        (
+            "job.enabled=true,job.image=r/p:1,job.output=/x",
+            "job.output /x: pods keep nothing but what is below /output",
+        ),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_made(helm: Helm, terminal: Terminal, value: str, said: str) -> None:
@@ -104,3 +117,34 @@ def test_a_mistake_is_named_before_anything_is_made(helm: Helm, terminal: Termin
     assert done.returncode != 0
     assert said in done.stderr
     assert terminal.cluster.kubectl("get", "pvc,roles", "-o", "name", "-n", terminal.namespace) == ""
+
+
+def test_a_job_of_the_release_runs_is_followed_and_gives_way_to_the_next(
+    cluster: Cluster, namespace: str, tmp_path: Path, digits: Path
+) -> None:
+    """In a namespace that takes restricted pods alone, on claims that are there already."""
+    job: dict[str, object] = dict(zip(SMALL[::2], SMALL[1::2], strict=True))
+    job = {name.removeprefix("--").replace("-", "_"): yaml.safe_load(str(value)) for name, value in job.items()}
+    pod = {"image": images.TRAINER, "image_pull_policy": "Never", "shm": "128Mi", "scratch": "128Mi"}
+    env = {"PNAS_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    job |= {"enabled": True, "npus": 2, "mode": "performance", "backend": "batch", "env": env, **pod}
+    theirs = {"create": False}
+    values = tmp_path / "values.json"
+    with restricted(cluster, namespace, tmp_path, digits, PNAS_BACKEND="batch") as terminal:
+        helm = Helm(binaries.helm4(), terminal)
+        values.write_text(json.dumps({"claims": {"data": theirs, "output": theirs}, "job": job}))
+        helm("install", "pnas", str(CHART), "--values", str(values))
+        [first] = names(terminal)
+        done = terminal.run("logs", first, "--follow")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert " lines from 2 devices, 0 missing" in done.stdout
+        values.write_text(json.dumps({"claims": {"data": theirs, "output": theirs}, "job": {**job, "seed": 1}}))
+        helm("upgrade", "pnas", str(CHART), "--values", str(values))
+        until(lambda: first not in names(terminal))
+        [second] = names(terminal)
+        assert terminal.run("wait", second).returncode == 0
+
+
+def names(terminal: Terminal) -> list[str]:
+    """The launcher's jobs."""
+    return [job["name"] for job in json.loads(terminal.run("list", "--json").stdout)["items"]]

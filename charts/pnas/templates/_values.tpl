@@ -1,0 +1,176 @@
+{{- /* What launcher/render.py makes of a job's settings, as the translated templates want it. A test compares the pods. */ -}}
+
+{{- /* Seconds of `90`, `90s`, `10m`, `1h30m`. */ -}}
+{{- define "pnas.seconds" -}}
+{{- $text := toString . | lower | nospace }}
+{{- if regexMatch "^[0-9]+$" $text }}{{ $text }}
+{{- else }}
+{{- $units := dict "d" 86400 "h" 3600 "m" 60 "s" 1 }}
+{{- $sum := 0 }}
+{{- range $part := regexFindAll "[0-9]+(d|h|min|m|s)" $text -1 }}
+{{- $unit := regexFind "[dhms]" $part }}
+{{- $sum = add $sum (mul (regexFind "[0-9]+" $part | int64) (get $units $unit | int64)) }}
+{{- end }}{{ $sum }}
+{{- end }}
+{{- end }}
+
+{{- /* Every setting of the release's job: its own before its mode's before the namespace's. */ -}}
+{{- define "pnas.given" -}}
+{{- $job := omit .Values.job "enabled" }}
+{{- $mode := $job.mode | default .Values.defaults.mode | default "full" }}
+{{- $given := dict }}
+{{- range $layer := list .Values.defaults (get .Values.modes $mode | default dict) $job }}
+{{- range $name, $value := $layer }}
+{{- $_ := set $given $name $value }}
+{{- end }}
+{{- end }}
+{{- toJson $given }}
+{{- end }}
+
+{{- /* NAME=VALUE, however they were given: a mapping, a list, or one text. */ -}}
+{{- define "pnas.pairs" -}}
+{{- $pairs := list }}
+{{- if kindIs "map" . }}
+{{- range $name, $value := . }}
+{{- $pairs = append $pairs (dict "name" $name "value" (toString $value)) }}
+{{- end }}
+{{- else }}
+{{- range $text := kindIs "string" . | ternary (list .) . }}
+{{- $parts := splitn "=" 2 $text }}
+{{- $pairs = append $pairs (dict "name" $parts._0 "value" $parts._1) }}
+{{- end }}
+{{- end }}
+{{- toJson $pairs }}
+{{- end }}
+
+{{- define "pnas.tolerations" -}}
+{{- $found := list }}
+{{- range $text := . }}
+{{- $parts := splitn ":" 2 $text }}
+{{- $key := splitn "=" 2 $parts._0 }}
+{{- $one := dict "key" $key._0 "operator" "Exists" }}
+{{- if contains "=" $parts._0 }}
+{{- $one = dict "key" $key._0 "operator" "Equal" "value" $key._1 }}
+{{- end }}
+{{- if $parts._1 }}
+{{- $_ := set $one "effect" $parts._1 }}
+{{- end }}
+{{- $found = append $found $one }}
+{{- end }}
+{{- toJson $found }}
+{{- end }}
+
+{{- /* The trainer's command line: exactly what was set. A dollar is doubled, as the kubelet would look for a variable. */ -}}
+{{- define "pnas.args" -}}
+{{- $args := list }}
+{{- range $field := .fields }}
+{{- if hasKey $.train $field.name }}
+{{- $value := get $.train $field.name }}
+{{- if kindIs "bool" $value }}
+{{- $args = append $args (printf "--%s%s" ($value | ternary "" "no-") ($field.name | replace "_" "-")) }}
+{{- else }}
+{{- $text := toString $value }}
+{{- if kindIs "invalid" $value }}
+{{- $text = "none" }}
+{{- else if and $field.whole (not (kindIs "string" $value)) }}
+{{- $text = printf "%d" (int64 $value) }}
+{{- end }}
+{{- $args = concat $args (list (printf "--%s" ($field.name | replace "_" "-")) ($text | replace "$" "$$")) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- toJson $args }}
+{{- end }}
+
+{{- define "pnas.values" -}}
+{{- $known := .Files.Get "files/settings.json" | fromJson }}
+{{- $given := include "pnas.given" . | fromJson }}
+{{- $s := mergeOverwrite (deepCopy $known.defaults) (dict "data_claim" .Values.claims.data.name "output_claim" .Values.claims.output.name) }}
+{{- range $name, $value := $given }}
+{{- /* Helm takes a null for nothing at all. */ -}}
+{{- $_ := set $s $name (and (has $name $known.nullable) (eq (toString $value) "none") | ternary nil $value) }}
+{{- end }}
+{{- $npus := $s.npus | default 1 | int }}
+{{- $nodes := int $s.nodes }}
+{{- if not (has $npus (list 1 2 4 8)) }}
+{{- fail (printf "job.npus %d: a pod has 1, 2, 4, 8 NPUs; for more, set job.nodes" $npus) }}
+{{- end }}
+{{- if not $s.image }}
+{{- fail "job.image (or defaults.image) is missing: the image that holds the trainer, like registry.example/pnas:0.1.0" }}
+{{- end }}
+{{- if not (regexMatch "^/output(/|$)" ($given.output | default "/output")) }}
+{{- fail (printf "job.output %s: pods keep nothing but what is below /output, the output claim" $given.output) }}
+{{- end }}
+{{- if and (gt $nodes 1) .Values.claims.output.create (not (has "ReadWriteMany" .Values.claims.output.accessModes)) }}
+{{- fail (printf "job.nodes %d: claims.output.accessModes must have ReadWriteMany, as pods of several nodes share the claim" $nodes) }}
+{{- end }}
+{{- $backend := $s.backend }}
+{{- if eq $backend "auto" }}
+{{- $backend = .Capabilities.APIVersions.Has "batch.volcano.sh/v1alpha1" | ternary "volcano" "batch" }}
+{{- end }}
+{{- $name := $s.name | default (printf "%s-%s" .Release.Name (toJson $given | sha256sum | trunc 8)) }}
+{{- $cpu := eq $s.device "cpu" }}
+{{- $table := eq $s.mindcluster "auto" | ternary (and (eq $backend "volcano") (not $cpu)) (eq $s.mindcluster "on") }}
+{{- $ring := $table | ternary (dict "ring-controller.atlas" "ascend-910") dict }}
+{{- $resources := $cpu | ternary dict (dict $s.resource (toString $npus)) }}
+{{- range $kind := list "cpu" "memory" }}
+{{- if get $s $kind }}
+{{- $_ := set $resources $kind (get $s $kind | toString) }}
+{{- end }}
+{{- end }}
+{{- $train := dict }}
+{{- range $field := $known.fields }}
+{{- if hasKey $given $field.name }}
+{{- $_ := set $train $field.name (get $given $field.name) }}
+{{- end }}
+{{- end }}
+{{- $_ := set $train "npus" $npus }}
+{{- if gt $nodes 1 }}
+{{- $_ := set $train "nodes" $nodes }}
+{{- end }}
+{{- $_ := set $train "output" ($given.output | default "/output") }}
+{{- $_ := set $train "resume" ($given.resume | default "auto") }}
+{{- $_ := set $train "run_name" $name }}
+{{- $env := list }}
+{{- range $pair := include "pnas.pairs" $s.env | fromJsonArray }}
+{{- $env = append $env (dict "name" $pair.name "value" ($pair.value | replace "$" "$$")) }}
+{{- end }}
+{{- $selector := dict }}
+{{- range $pair := include "pnas.pairs" $s.node_selector | fromJsonArray }}
+{{- $_ := set $selector $pair.name $pair.value }}
+{{- end }}
+{{- $tolerations := kindIs "string" $s.toleration | ternary (list $s.toleration) $s.toleration }}
+{{- $secrets := kindIs "string" $s.env_from_secret | ternary (list $s.env_from_secret) $s.env_from_secret }}
+{{- $pulls := kindIs "string" $s.image_pull_secret | ternary (list $s.image_pull_secret) $s.image_pull_secret }}
+{{- $labels := merge (include "pnas.labels" . | fromYaml) (dict "pnas/job" $name) $ring }}
+{{- $runs := printf "%s, %s at %d px, %s %s" $s.mode $s.model (int $s.image_size) (gt $nodes 1 | ternary (printf "%d x %d" $nodes $npus) (toString $npus)) $s.resource }}
+{{- $follow := printf "python -m launcher logs %s --follow --namespace %s" $name .Release.Namespace }}
+{{- $spec := dict "name" $name "backend" $backend "train" (merge (deepCopy $train) (dict "mode" $s.mode "model" $s.model "image_size" $s.image_size "grace_s" $s.grace_s)) "pods" (dict "output_claim" $s.output_claim) }}
+{{- $values := dict
+  "backend" $backend
+  "name" $name
+  "labels" $labels
+  "pod_labels" (merge (dict "app.kubernetes.io/name" "pnas" "app.kubernetes.io/managed-by" .Release.Service "pnas/job" $name) $ring)
+  "annotations" (dict "pnas/runs" $runs "pnas/follow" $follow "pnas/attempt" "1" "pnas/spec" (toJson $spec))
+  "nodes" $nodes
+  "args" (include "pnas.args" (dict "fields" $known.fields "train" $train) | fromJsonArray)
+  "index_annotation" (get $known.index $backend)
+  "master_address" (printf "%s%s-0.%s" $name (eq $backend "batch" | ternary "" "-worker") $name)
+  "subdomain" (and (eq $backend "batch") (gt $nodes 1) | ternary $name nil)
+  "rank_table" ($table | ternary (printf "rings-config-%s" $name) nil)
+  "grace_period_s" (add (ceil $s.grace_s | int) 15)
+  "resources" $resources
+  "env" $env
+  "env_secrets" $secrets
+  "pull_secrets" $pulls
+  "node_selector" $selector
+  "tolerations" (include "pnas.tolerations" $tolerations | fromJsonArray)
+}}
+{{- range $name, $value := dict "ttl_s" $s.ttl "deadline_s" $s.deadline }}
+{{- $_ := set $values $name (kindIs "invalid" $value | ternary nil (include "pnas.seconds" $value | int64)) }}
+{{- end }}
+{{- range $name := list "queue" "priority_class" "retries" "image" "image_pull_policy" "data_claim" "output_claim" "shm" "scratch" "user" "group" }}
+{{- $_ := set $values $name (get $s $name) }}
+{{- end }}
+{{- toJson $values }}
+{{- end }}
