@@ -38,7 +38,7 @@ _INTRODUCTION = """\
 `python -m docs.chart` writes this page from values.yaml. `helm install pnas charts/pnas` prepares a namespace for
 `python -m launcher submit`: an account with exactly the rights that the launcher uses, claims for images and output
 (they stay when the release goes), and the defaults of every job there. With `job.enabled` a training job is part of the
-release, the same as `python -m launcher submit` makes of the same settings; an upgrade that changes them starts another.
+release, the same as `python -m launcher submit` makes of the same settings; an upgrade with others starts another.
 
 | value | default | what it is |
 | --- | --- | --- |
