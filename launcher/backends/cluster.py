@@ -139,14 +139,7 @@ class ClusterBackend:
     def _why_pending(self, job: Json, pods: list[Json]) -> str:
         age_s = time.time() - (seconds(job["metadata"].get("creationTimestamp")) or time.time())
         events = Events(self.api)
-        try:
-            group = self._group(job)
-        except ApiError as error:
-            if not error.of_rights:
-                raise
-            # Who may run jobs need not be allowed to look at everything.
-            group, events.hidden = None, str(error)
-        why = why_pending(job, pods, group, events.about, age_s=age_s)
+        why = why_pending(job, pods, self._group(job, events), events.about, age_s=age_s)
         return why or (f"why is hidden from you: {events.hidden}" if events.hidden and age_s > YOUNG_S else "")
 
     def _why_failed(self, job: Json, pods: list[Json], reason: str) -> str:
@@ -189,12 +182,8 @@ class ClusterBackend:
     def events(self, ref: JobRef) -> list[JobEvent]:
         """What happened to the job, its pods and its gang."""
         job, events = self.job(ref.name), Events(self.api)
-        try:
-            group = self._group(job)
-        except ApiError as error:
-            if not error.of_rights:
-                raise
-            group = None
+        # Its events can be seen or not, whether it can be or not.
+        group = self._group(job, Events(self.api))
         found = events.of_job(job, [*self.pods(ref.name), *filter(None, [group])])
         return [JobEvent(time.time(), f"hidden from you: {events.hidden}")] if events.hidden else found
 
@@ -241,11 +230,17 @@ class ClusterBackend:
         gone = f"job {name} is deleted, but its pods are not gone yet"
         self._until(lambda: self.api.find(self.kind.resource, name) is None and not self.pods(name), 90, gone)
 
-    def _group(self, job: Json) -> Json | None:
-        """Volcano's PodGroup of the job."""
+    def _group(self, job: Json, events: Events) -> Json | None:
+        """Volcano's PodGroup of the job; who may run jobs need not be allowed to look at it."""
         if self.name != "volcano":
             return None
-        return self.api.find(POD_GROUPS, f"{job['metadata']['name']}-{job['metadata']['uid']}")
+        try:
+            return self.api.find(POD_GROUPS, f"{job['metadata']['name']}-{job['metadata']['uid']}")
+        except ApiError as error:
+            if not error.of_rights:
+                raise
+            events.hidden = str(error)
+            return None
 
     @staticmethod
     def _until(true: Callable[[], bool], within_s: float, failed: str) -> None:

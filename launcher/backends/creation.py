@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from launcher import PROGRAM
 from launcher.backends import JobRef, Submitted, handover
 from launcher.backends.admission import PART_RESOURCES, check, explained
-from launcher.backends.kinds import attempt_of, owner, spec_of
+from launcher.backends.kinds import attempt_of, is_part_of, owner, spec_of
 from launcher.errors import ConflictError, LauncherError, UnreachableError
 from launcher.interrupts import undisturbed
 from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.resources import Resource
-from launcher.names import JOB, MANAGED, SPEC_HASH
+from launcher.names import SPEC_HASH
 from launcher.render import render
 from launcher.spec import JobSpec, free_name, renamed
 
@@ -174,12 +174,8 @@ def _own_the_unowned(backend: "ClusterBackend", spec: JobSpec, job: Json) -> Non
     for part in parts:
         resource, name = PART_RESOURCES[part["kind"]], part["metadata"]["name"]
         found = backend.api.find(resource, name)
-        if found is not None and _is_ours(found, spec) and not found["metadata"].get("ownerReferences"):
+        if found is not None and is_part_of(found, spec.name) and not found["metadata"].get("ownerReferences"):
             _own(backend.api, resource, name, job)
-
-
-def _is_ours(part: Json, spec: JobSpec) -> bool:
-    return (part["metadata"].get("labels") or {}).items() >= {JOB: spec.name, **MANAGED}.items()
 
 
 def _make_way(backend: "ClusterBackend", spec: JobSpec, parts: list[Json]) -> None:
@@ -193,7 +189,7 @@ def _make_way(backend: "ClusterBackend", spec: JobSpec, parts: list[Json]) -> No
         resource, name = PART_RESOURCES[part["kind"]], part["metadata"]["name"]
         deadline = time.monotonic() + _SIBLING_S
         while (left := backend.api.find(resource, name)) is not None:
-            if not _is_ours(left, spec):
+            if not is_part_of(left, spec.name):
                 raise ConflictError(
                     f"{resource} {name} exists and is not a launcher's: remove it, or choose another --name"
                 )

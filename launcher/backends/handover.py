@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.backends.kinds import attempt_of, spec_of
+from launcher.backends.kinds import attempt_of, is_part_of, spec_of
 from launcher.errors import LauncherError
 from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.resources import CONFIG_MAPS
@@ -48,7 +48,7 @@ def keep(api: Api, kind: str, job: Json) -> None:
     except ApiError as error:
         if error.of_rights:
             api.warnings.append(f"the settings of {name} are not kept while it is started anew: {error}")
-        elif error.status != _TAKEN or not _ours(_found(api, kind, name), name):
+        elif error.status != _TAKEN or _found(api, kind, name) is None:
             raise
         else:
             api.patch(CONFIG_MAPS, name_of(kind, name), {"data": body["data"]})
@@ -57,7 +57,7 @@ def keep(api: Api, kind: str, job: Json) -> None:
 def kept(api: Api, kind: str, job: str) -> Kept | None:
     """What is kept for a job; None if there is nothing, or we may not look."""
     found = _found(api, kind, job)
-    if found is None or not _ours(found, job):
+    if found is None:
         return None
     try:
         values = json.loads(found["data"][_KEY])
@@ -70,19 +70,16 @@ def drop(api: Api, kind: str, job: str) -> None:
     """Forget it: the job is there again, or nobody wants it any more."""
     with suppress(LauncherError):
         found = _found(api, kind, job)
-        if found is not None and _ours(found, job):
+        if found is not None:
             api.delete(CONFIG_MAPS, name_of(kind, job), uid=found["metadata"]["uid"])
 
 
 def _found(api: Api, kind: str, job: str) -> Json | None:
+    """The ConfigMap, if there is one that a launcher made, and we may look."""
     try:
-        return api.find(CONFIG_MAPS, name_of(kind, job))
+        found = api.find(CONFIG_MAPS, name_of(kind, job))
     except ApiError as error:
         if not error.of_rights:
             raise
         return None
-
-
-def _ours(found: Json | None, job: str) -> bool:
-    labels = {} if found is None else found["metadata"].get("labels") or {}
-    return labels.items() >= {**MANAGED, JOB: job}.items()
+    return found if found is not None and is_part_of(found, job) else None

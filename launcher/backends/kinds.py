@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from launcher.backends import Phase
 from launcher.kube.api import Api, Json
 from launcher.kube.resources import BATCH_JOBS, COMMANDS, VOLCANO_JOBS, Resource
-from launcher.names import ATTEMPT, SPEC
+from launcher.names import ATTEMPT, JOB, MANAGED, SPEC
 
 CANCELLED = "pnas/cancelled"
 """The annotation that says when a person had the job stopped."""
@@ -168,6 +168,11 @@ class VolcanoKind:
 def annotations(item: Json) -> Mapping[str, str]:
     """An object's annotations; it may have none."""
     return item["metadata"].get("annotations") or {}
+
+
+def is_part_of(item: Json, job: str) -> bool:
+    """Whether a launcher made it for the job of this name."""
+    return (item["metadata"].get("labels") or {}).items() >= {**MANAGED, JOB: job}.items()
 
 
 def attempt_of(job: Json) -> int:
