@@ -47,7 +47,8 @@ def asked(cluster: Cluster, user: str) -> set[tuple[str, str, str]]:
     found = set()
     for line in (cluster.folder / "audit.log").read_text().splitlines():
         event = json.loads(line)
-        if event["user"]["username"] != user or event["responseStatus"].get("code") == 403:
+        # Somebody whom the server does not know, as one whose login has ended, has no name.
+        if event["user"].get("username") != user or event["responseStatus"].get("code") == 403:
             continue
         about = event.get("objectRef", {})
         resource = "/".join(filter(None, (about.get("resource", ""), about.get("subresource", ""))))

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import trainer
 from trainer.config import TrainConfig
 from trainer.errors import UsageError
 from trainer.ranktable import parse
-from trainer.topology import Topology, Visible, Worker, discover, visible_devices
+from trainer.topology import Topology, Visible, Worker, discover, ports, visible_devices
 
 CPU = Visible("cpu", ())
 RECORDED = Path(__file__).parent.parent / "data" / "ranktables"
@@ -99,6 +100,29 @@ def test_an_npu_that_is_not_there_is_refused_when_no_number_is_asked_for(tmp_pat
 def test_torchruns_process_supervises_exactly_one_worker(tmp_path: Path) -> None:
     found = topology(tmp_path, TORCHRUN, npus(0, 1, 2, 3))
     assert found == Topology(8, 2, 1, (Worker(5, 1, 1),), "10.0.0.1", 29511, None, "torchrun")
+
+
+@pytest.mark.parametrize(
+    ("outgoing", "chosen"),
+    [("32768\t60999\n", range(10_000, 30_000)), ("10001 60999", [10_000]), ("1024 65535", range(1024, 65_536))],
+)
+def test_a_free_port_is_none_that_an_outgoing_connection_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outgoing: str, chosen: Sequence[int]
+) -> None:
+    ephemeral = tmp_path / "ip_local_port_range"
+    ephemeral.write_text(outgoing)
+    monkeypatch.setattr(ports, "EPHEMERAL", ephemeral)
+    assert {ports.free_port() for _ in range(50)} <= set(chosen)
+
+
+def test_a_free_port_is_none_on_which_somebody_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = ports.free_port()
+    ephemeral = tmp_path / "ip_local_port_range"
+    ephemeral.write_text(f"{taken + 1} 60999")
+    monkeypatch.setattr(ports, "EPHEMERAL", ephemeral)
+    monkeypatch.setattr(ports, "LOWEST", taken)
+    with socket.create_server(("", taken)):
+        assert ports.free_port() != taken
 
 
 def test_torchruns_port_is_left_alone_because_its_agent_may_hold_it(tmp_path: Path) -> None:
