@@ -1,7 +1,5 @@
 """The exact network is timm's `pnasnet5large` (TensorFlow's weights): same function, same gradients, at every size."""
 
-from collections.abc import Iterator
-
 import pytest
 import timm
 import torch
@@ -18,10 +16,8 @@ CASES = [(*size, True) for size in SIZES] + [(66, 66, 2, False), (67, 67, 2, Fal
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[tuple[PNASNet5, nn.Module]]:
+def pair() -> tuple[PNASNet5, nn.Module]:
     """Ours and timm's with the same random parameters and batch statistics, in float64."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     torch.manual_seed(1)
     ours = pnasnet5large(dropout=0.0).double()
     for norm in (module for module in ours.modules() if isinstance(module, nn.BatchNorm2d)):
@@ -33,8 +29,7 @@ def pair() -> Iterator[tuple[PNASNet5, nn.Module]]:
         nn.init.uniform_(norm.running_var, 0.5, 1.5)
     theirs: nn.Module = timm.create_model("pnasnet5large").double()
     theirs.load_state_dict(ours.state_dict())
-    yield ours, theirs
-    torch.set_num_threads(threads)
+    return ours, theirs
 
 
 def test_state_dict_has_the_published_names_in_the_published_order(pair: tuple[PNASNet5, nn.Module]) -> None:
