@@ -2,6 +2,7 @@
 
 List, then watch from the list's version with bookmarks; when the server has forgotten that version (410), list again
 and compare. A watch that is silent for longer than the server would let it be is a dead connection, and is opened anew.
+What has gone is told with its last state: whoever looks now and then may have missed that it ever was in it.
 """
 
 import json
@@ -16,8 +17,9 @@ from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.resources import Resource
 from launcher.outage import GIVE_UP_S, Outage
 
-# The server ends a watch after so long; a connection that outlives that is dead.
-_WATCH_S = (240, 300)
+# The server ends a watch after so long; a connection that outlives that is dead. Short, because a job that has ended
+# seems to go on for as long as nobody has noticed that its connection died without a word.
+_WATCH_S = (45, 60)
 _DEAD_S = 15.0
 _FIRST_DELAY_S, _LAST_DELAY_S = 0.5, 15.0
 _SHORT_S = 1.0
@@ -37,18 +39,28 @@ class Reflector:
 
     Args:
         changed: called, in the reflector's thread, whenever something has changed or the reflector has failed.
+        removed: called, in the reflector's thread, with each object that has gone as it was last, and whether its end
+            was seen; what vanished while the cluster did not answer may have been more by then.
         give_up_s: how long the cluster may give no answer.
     """
 
     def __init__(
-        self, api: Api, selector: Selector, changed: Callable[[], None], *, give_up_s: float = GIVE_UP_S
+        self,
+        api: Api,
+        selector: Selector,
+        changed: Callable[[], None],
+        *,
+        removed: Callable[[Json, bool], None] = lambda item, seen: None,
+        give_up_s: float = GIVE_UP_S,
     ) -> None:
         self._api = api
         self._selector = selector
         self._changed = changed
+        self._removed = removed
         self._outage = Outage(give_up_s)
         self._lock = threading.Lock()
         self._objects: dict[str, Json] = {}
+        self._gone: set[str] = set()
         self._stopped = threading.Event()
         self.error: LauncherError | None = None
         """Why it has ended; until then it keeps trying."""
@@ -64,6 +76,19 @@ class Reflector:
         """Those that there are now, in no order."""
         with self._lock:
             return list(self._objects.values())
+
+    def look(self) -> None:
+        """Take in what the watch has not told of yet; of what is known, the watch goes on to tell.
+
+        Raises:
+            LauncherError: the cluster does not answer, or refuses.
+        """
+        found, _ = self._found()
+        with self._lock:
+            for item in found:
+                uid = item["metadata"]["uid"]
+                if uid not in self._gone:
+                    self._objects.setdefault(uid, item)
 
     def stop(self) -> None:
         """End it; its thread ends with the next word from the server."""
@@ -106,14 +131,28 @@ class Reflector:
         self._changed()
         return self.error is None
 
+    def _found(self) -> tuple[list[Json], str]:
+        selector = self._selector
+        return self._api.list(selector.resource, labels=selector.labels, fields=selector.fields)
+
     def _list(self) -> str:
-        found, version = self._api.list(
-            self._selector.resource, labels=self._selector.labels, fields=self._selector.fields
-        )
+        found, version = self._found()
+        objects = {item["metadata"]["uid"]: item for item in found}
         with self._lock:
-            self._objects = {item["metadata"]["uid"]: item for item in found}
+            vanished = [item for uid, item in self._objects.items() if uid not in objects]
+        for item in vanished:
+            self._forget(item, seen=False)
+        with self._lock:
+            self._objects = objects
         self._changed()
         return version
+
+    def _forget(self, item: Json, *, seen: bool) -> None:
+        # Told first: whoever finds it gone is to find its last state, too.
+        self._removed(item, seen)
+        with self._lock:
+            self._gone.add(item["metadata"]["uid"])
+            self._objects.pop(item["metadata"]["uid"], None)
 
     def _watch(self) -> None:
         seconds = random.randint(*_WATCH_S)
@@ -146,9 +185,9 @@ class Reflector:
         self._version = item["metadata"]["resourceVersion"]
         if kind == "BOOKMARK":
             return
-        with self._lock:
-            if kind == "DELETED":
-                self._objects.pop(item["metadata"]["uid"], None)
-            else:
+        if kind == "DELETED":
+            self._forget(item, seen=True)
+        else:
+            with self._lock:
                 self._objects[item["metadata"]["uid"]] = item
         self._changed()

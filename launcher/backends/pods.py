@@ -7,6 +7,7 @@ a slow reader. The end is the job's, by its status.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime, timezone
 from threading import Event
 from typing import TYPE_CHECKING
@@ -55,9 +56,13 @@ class _Job:
         self.backend = backend
         self.name = name
         self.changed = Event()
+        self._gone: dict[str, tuple[Json, bool]] = {}
         api, fields = backend.api, f"metadata.name={name}"
         self._jobs = Reflector(api, Selector(backend.kind.resource, fields=fields), self.changed.set)
-        self._pods = Reflector(api, Selector(PODS, labels=f"{JOB}={name}"), self.changed.set)
+        self._pods = Reflector(api, Selector(PODS, labels=f"{JOB}={name}"), self.changed.set, removed=self._bury)
+
+    def _bury(self, pod: Json, seen: bool) -> None:
+        self._gone[pod["metadata"]["uid"]] = (pod, seen)
 
     def close(self) -> None:
         """End the reflectors; those that wait for the server end soon."""
@@ -88,7 +93,7 @@ class _Job:
         return self._jobs.away or self._pods.away
 
     def ended(self) -> bool:
-        """Whether nothing more will happen.
+        """Whether nothing more will happen, and all its pods are known.
 
         Raises:
             LauncherError: it cannot be known any more.
@@ -96,7 +101,18 @@ class _Job:
         for reflector in (self._jobs, self._pods):
             if reflector.error is not None:
                 raise reflector.error
-        return self.job is None or self.backend.kind.phase(self.job, self.pods)[0].ended
+        job = self.job
+        return (job is None or self.backend.kind.phase(job, self.pods)[0].ended) and self._has_all_pods()
+
+    def _has_all_pods(self) -> bool:
+        """The watch of pods may be behind the job's: one that was made while it was cut would never be read."""
+        try:
+            self._pods.look()
+        except LauncherError as error:
+            if not passes(error):
+                raise
+            return False
+        return True
 
     def outcome(self) -> Iterator[Ended]:
         """How it ended, if that was seen."""
@@ -131,11 +147,26 @@ class _Job:
 
         def known() -> ContainerState:
             pod = next((one for one in self.pods if one["metadata"]["uid"] == instance.pod_uid), None)
-            if pod is None:
+            if pod is not None:
+                return container_state(pod, instance.container)
+            if (last := self._gone.get(instance.pod_uid)) is None:
                 return ContainerState(instance.pod_uid, gone=True)
-            return container_state(pod, CONTAINER)
+            pod, seen = last
+            return replace(container_state(pod, instance.container), gone=True, unseen=not seen)
 
         return known
+
+    def is_there(self, instance: Instance) -> Callable[[], bool]:
+        """Whether its pod's name is still its own, by the server; while that gives no answer, nobody knows."""
+
+        def asked() -> bool:
+            try:
+                found, _ = self.backend.api.list(PODS, fields=f"metadata.name={instance.pod}")
+            except LauncherError:
+                return False
+            return [pod["metadata"]["uid"] for pod in found] == [instance.pod_uid]
+
+        return asked
 
 
 class _Reading:
@@ -191,20 +222,24 @@ class _Reading:
 
     def _given_up(self) -> Iterator[Loss]:
         """A node that is away for good has the rest of its pods' logs."""
-        for pod in sorted({instance.pod for instance in self._merged.open - self._complete}):
-            yield Loss(f"--- pod {pod}: its node does not give the rest of its log ---")
+        for name in sorted({_named(instance) for instance in self._merged.open - self._complete}):
+            yield Loss(f"--- {name}: its node does not give the rest of its log ---")
 
     def _shown(self, instance: Instance, item: Item) -> Iterator[Block | Loss]:
         if isinstance(item, LogGap):
             # Of a pod that goes when its trainer has said its last word, nothing is lost.
             if item.last_ns is not None or instance not in self._complete:
-                yield Loss(f"--- pod {instance.pod}: {_bounds(item)}: {item.why} ---")
+                yield Loss(f"--- {_named(instance)}: {_bounds(item)}: {item.why} ---")
         elif item.caught_up:
             self._behind.discard(instance)
-        else:
+        elif instance.container == CONTAINER:
             if _LAST_WORD in item.data[-4096:]:
                 self._complete.add(instance)
             yield Block(item.data, f"{instance.pod_uid} {instance.restart_count}", item.times)
+        else:
+            # By this nobody takes its lines for a device's, whatever it writes.
+            name = f"[{instance.container}] ".encode()
+            yield Block(name + item.data[:-1].replace(b"\n", b"\n" + name) + b"\n", stamps=item.times)
 
     def _news(self) -> Iterator[Notice]:
         """Each change of the job's phase or of the reason why it waits, once."""
@@ -235,18 +270,22 @@ class _Reading:
                     follow=self._follow,
                     since_s=self._since_s,
                     log_in_again=api.log_in_again,
+                    is_there=self._job.is_there(instance),
                 )
                 self._merged.add(instance, log)
 
 
-def _instances(pod: Json) -> list[Instance]:
-    """The container's instance now, and the one before: a kubelet keeps no more."""
-    meta = pod["metadata"]
-    latest = container_state(pod, CONTAINER).restart_count
-    return [
-        Instance(meta["namespace"], meta["name"], meta["uid"], CONTAINER, count)
-        for count in range(max(0, latest - 1), latest + 1)
-    ]
+def _instances(pod: Json) -> Iterator[Instance]:
+    """Each container's instance now, and the one before: a kubelet keeps no more. An overlay may bring containers."""
+    meta, spec = pod["metadata"], pod["spec"]
+    for container in (one["name"] for one in (*(spec.get("initContainers") or ()), *spec["containers"])):
+        latest = container_state(pod, container).restart_count
+        for count in range(max(0, latest - 1), latest + 1):
+            yield Instance(meta["namespace"], meta["name"], meta["uid"], container, count)
+
+
+def _named(instance: Instance) -> str:
+    return f"pod {instance.pod}" + ("" if instance.container == CONTAINER else f", container {instance.container}")
 
 
 def _bounds(gap: LogGap) -> str:

@@ -17,7 +17,7 @@ from launcher.kube.api import Credentials
 from launcher.podlogs.batch import CAUGHT_UP, Item, LogGap, batch_of
 from launcher.podlogs.errors import PodLogError, Refused, Stopped
 from launcher.podlogs.patience import Patience, Timing
-from launcher.podlogs.state import ContainerState, Instance, Place, end_of, place_of
+from launcher.podlogs.state import ContainerState, Instance, Place, end_of, may_have_begun, place_of
 from launcher.podlogs.stop import Stop
 from launcher.podlogs.transport import Answer, Transport
 from launcher.podlogs.window import SPAN_NS, Window
@@ -40,6 +40,8 @@ class ContainerLog:
         follow: until the instance has ended, or the pod is gone; else only what has been written so far.
         since_s: only about the lines of the last so many seconds.
         log_in_again: gives other credentials than those that were refused.
+        is_there: asks the server whether the pod of that name is still this one. Volcano makes pods anew under the same
+            name, and a log is asked for by name.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class ContainerLog:
         since_s: float | None = None,
         timing: Timing | None = None,
         log_in_again: Callable[[Credentials], Credentials] | None = None,
+        is_there: Callable[[], bool] = lambda: True,
     ) -> None:
         self._credentials = credentials
         self._instance = instance
@@ -61,6 +64,7 @@ class ContainerLog:
         self._follow = follow
         self._since_s = since_s
         self._log_in_again = log_in_again
+        self._is_there = is_there
         self._timing = timing or Timing()
         self._patience = Patience(self._timing, time.monotonic)
         self._window = Window()
@@ -123,8 +127,8 @@ class ContainerLog:
         self._complete = self._complete or not self._follow
 
     def _end_without(self, place: Place) -> Iterator[Item]:
-        """There is no log to be had any more. One that was not seen to begin has none."""
-        if place is Place.OVERWRITTEN or self._has_begun:
+        """There is no log to be had any more. One that never began has none."""
+        if place is Place.OVERWRITTEN or self._has_begun or may_have_begun(self._instance, self._state()):
             yield from self._lose(None, _LOST[place])
         yield from self._finish()
 
@@ -168,7 +172,7 @@ class ContainerLog:
             self._window.reopen()
             news = yield from self._deliver(answer, place, tick_s=self._timing.tick_s if follow else math.inf)
         self._patience.restore()
-        if news is None:
+        if news is None or (not news and not self._window.joined and self._is_anothers()):
             return
         self._empty = 0 if news else self._empty + 1
         if ended:
@@ -208,7 +212,7 @@ class ContainerLog:
             sure = True
             lines = self._window.feed(data)
             if self._window.gap:
-                if self._has_moved(place):
+                if self._has_moved(place) or self._is_anothers():
                     return None
                 first_ns, last_ns, lines = self._window.accept()
                 yield LogGap(first_ns, last_ns, _UNSERVED)
@@ -223,6 +227,14 @@ class ContainerLog:
             self._pause(self._timing.settle_s)
         now = self._place()
         return now is not place and {now, place} != {Place.RUNNING, Place.ENDED}
+
+    def _is_anothers(self) -> bool:
+        """Whether an answer that does not go on where the last one ended is that of a pod which has this one's name."""
+        if self._is_there():
+            return False
+        # The status is behind, and will tell in a moment.
+        self._pause(self._timing.settle_s)
+        return True
 
     def _conclude(self) -> Iterator[Item]:
         """An answer came to its end without anything new: the rest of a line, or that something is missing."""

@@ -51,7 +51,8 @@ class ContainerState:
         previous: how the one before ended; while the container waits for its restart, how the latest did.
         may_restart: the pod's restart policy is not `Never`.
         pod_ended: the pod's phase is `Succeeded` or `Failed`; nothing starts any more.
-        gone: the pod has been deleted.
+        gone: the pod has been deleted; the rest is as it was last.
+        unseen: it has vanished while nobody could look, and may have been more than the rest says.
     """
 
     pod_uid: str
@@ -65,6 +66,7 @@ class ContainerState:
     may_restart: bool = True
     pod_ended: bool = False
     gone: bool = False
+    unseen: bool = False
 
     @property
     def end(self) -> Termination | None:
@@ -101,6 +103,15 @@ def place_of(instance: Instance, state: ContainerState) -> Place:
     else:
         place = Place.NEVER if state.pod_ended else Place.AHEAD
     return place
+
+
+def may_have_begun(instance: Instance, state: ContainerState) -> bool:
+    """Whether `instance` has started, by all that is known; of a pod that vanished unseen, whether it can have."""
+    if state.pod_uid != instance.pod_uid:
+        return False
+    latest = state.restart_count - instance.restart_count
+    begun = latest > 0 or (latest == 0 and (state.running or state.end is not None))
+    return begun or (state.gone and state.unseen and state.scheduled)
 
 
 def end_of(instance: Instance, state: ContainerState) -> Termination | None:

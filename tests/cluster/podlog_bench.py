@@ -124,7 +124,13 @@ class Bench:
             credentials = replace(credentials, server=f"https://127.0.0.1:{port}")
         instance = Instance(self.namespace, name, uid, "trainer", restarts)
         state = self.watcher.state(uid, behind_s=behind_s)
-        return ContainerLog(credentials, instance, state, stop or Stop(), follow=follow, timing=timing)
+
+        def is_there() -> bool:
+            return [pod["metadata"]["uid"] for pod in self.api.list(PODS, fields=f"metadata.name={name}")[0]] == [uid]
+
+        return ContainerLog(
+            credentials, instance, state, stop or Stop(), follow=follow, timing=timing, is_there=is_there
+        )
 
 
 @contextmanager

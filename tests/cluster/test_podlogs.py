@@ -133,6 +133,29 @@ def test_what_a_pod_writes_after_it_was_forgotten_is_said_to_be_lost(bench: Benc
     assert gap.why == "the pod was deleted before its log had been read to the end"
 
 
+def test_a_pod_that_is_made_anew_under_its_name_is_not_read_as_the_one_before(bench: Bench) -> None:
+    """As Volcano makes them, while the status is behind and the connection is cut."""
+    uid = bench.create("anew", 10_000_000, 1000, 10, 0)
+    until(lambda: bench.watcher.state(uid, behind_s=3)().running)
+    seen = Seen()
+    with Cutter(port_of(bench.cluster), every_s=600, silence_s=1, seed=1) as cutter:
+        log = iter(bench.log("anew", uid, port=cutter.port, behind_s=3))
+        while not seen.numbers:
+            seen.take(next(log))
+        kill = ("delete", "pod", "anew", "--namespace", bench.namespace, "--force", "--grace-period=0")
+        with cutter.away():
+            bench.cluster.kubectl(*kill)
+            bench.cluster.create(printer.pod(bench.namespace, "anew", 5000, 1000, 10, 0))
+            until(lambda: bench.watcher.uid("anew") not in {None, uid})
+            another = bench.watcher.uid("anew")
+            until(lambda: another is not None and bench.watcher.state(another)().running)
+        seen.take_all(log)
+    assert seen.numbers == list(range(1, len(seen.numbers) + 1))
+    [(place, gap)] = seen.gaps
+    assert place == len(seen.numbers)
+    assert gap.why == "the pod was deleted before its log had been read to the end"
+
+
 def test_a_stop_ends_all_logs_at_once_and_leaves_no_thread(bench: Bench) -> None:
     uids = {name: bench.create(name, 10_000_000, 10, 10, 0) for name in ("one", "two")}
     stop = Stop()

@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from launcher.podlogs.state import Instance, Place, Termination, container_state, end_of, place_of
+from launcher.podlogs.state import (
+    Instance,
+    Place,
+    Termination,
+    container_state,
+    end_of,
+    may_have_begun,
+    place_of,
+)
 
 FINISHED = {"exitCode": 3, "reason": "Error", "finishedAt": "2026-11-24T16:50:47Z", "containerID": "containerd://1"}
 ENDED = {"terminated": FINISHED}
@@ -74,6 +82,26 @@ def test_the_place_of_a_log(status: dict[str, Any], instance: int, place: Place)
 )
 def test_how_an_instance_ended(status: dict[str, Any], instance: int, end: Termination | None) -> None:
     assert end_of(Instance("ns", "pod", "u1", "trainer", instance), container_state(status, "trainer")) == end
+
+
+@pytest.mark.parametrize(
+    ("status", "instance", "begun"),
+    [
+        (pod(CREATING, phase="Pending"), 0, False),
+        (pod(RUNNING), 0, True),
+        (pod(ENDED, phase="Failed"), 0, True),
+        (pod(BACK_OFF, ENDED), 0, True),
+        (pod(RUNNING), 1, False),
+        (pod(CREATING, ENDED, restarts=1, made="2"), 0, True),
+        (pod(CREATING, ENDED, restarts=1, made="2"), 1, False),
+    ],
+)
+def test_what_is_lost_with_a_pod_is_what_had_begun(status: dict[str, Any], instance: int, begun: bool) -> None:
+    state = replace(container_state(status, "trainer"), gone=True)
+    one = Instance("ns", "pod", "u1", "trainer", instance)
+    assert may_have_begun(one, state) is begun
+    assert may_have_begun(one, replace(state, unseen=True)), "it was on a node, and nobody saw what became of it"
+    assert may_have_begun(one, replace(state, unseen=True, scheduled=False)) is begun
 
 
 def test_a_pod_that_is_new_has_no_status_at_all() -> None:

@@ -11,10 +11,11 @@ import pytest
 from launcher.backends import Block, Loss
 from launcher.backends.pods import _Reading
 from launcher.kube.api import Credentials
-from launcher.podlogs.batch import Batch, Item, LogGap
+from launcher.logs import Demultiplexer, Line
+from launcher.podlogs.batch import Batch, Item, LogGap, batch_of
 from launcher.podlogs.container import ContainerLog
 from launcher.podlogs.merge import Merged
-from launcher.podlogs.state import ContainerState, Instance
+from launcher.podlogs.state import ContainerState, Instance, Termination
 from launcher.podlogs.stop import Stop
 from trainer.topology.ports import free_port
 
@@ -89,3 +90,40 @@ def test_a_pod_whose_node_fails_it_and_forgets_its_container_is_said_to_be_lost(
     assert [item.why for item in found if isinstance(item, LogGap)] == [
         "its node has failed the pod, and forgotten its container"
     ]
+
+
+@pytest.mark.parametrize(
+    ("last", "lost"),
+    [
+        (ContainerState("uid", scheduled=True, gone=True), False),
+        (ContainerState("uid", scheduled=True, running=True, gone=True), True),
+        (ContainerState("uid", scheduled=True, terminated=Termination(1), pod_ended=True, gone=True), True),
+        (ContainerState("uid", scheduled=True, gone=True, unseen=True), True),
+        (ContainerState("uid", gone=True, unseen=True), False),
+    ],
+)
+def test_a_pod_that_came_and_went_between_two_looks_is_said_to_be_lost_if_it_can_have_said_anything(
+    last: ContainerState, lost: bool
+) -> None:
+    states = iter([ContainerState("uid", scheduled=True)])
+    nowhere = Credentials(f"http://127.0.0.1:{free_port()}", None, None, None, lambda: None, None, True, None)
+    found = list(ContainerLog(nowhere, INSTANCE, lambda: next(states, last), Stop()))
+    said = ["the pod was deleted before its log had been read to the end"] if lost else []
+    assert [item.why for item in found if isinstance(item, LogGap)] == said
+
+
+def test_lines_of_another_container_are_shown_as_its_and_are_nobodys_in_the_books() -> None:
+    other = Instance("training", "pod", "uid", "data")
+    stop, books = Stop(), Demultiplexer()
+    with Merged[Instance](stop) as merged:
+        reading = _Reading(cast("Any", Job(0)), merged, stop, follow=True, since_s=None)
+        stamped = b"2026-11-25T00:00:00.000000000Z [rank 0 cpu:0 #7] a\n2026-11-25T00:00:00.000000001Z b\n"
+        (block,) = reading._shown(other, batch_of(stamped))
+        (loss,) = reading._shown(other, LogGap(None, None, "why"))
+    assert isinstance(block, Block)
+    assert block.data == b"[data] [rank 0 cpu:0 #7] a\n[data] b\n"
+    assert block.stamps is not None
+    assert len(block.stamps()) == 2
+    assert books.feed(block.data) == [Line(line, line) for line in block.data.splitlines()]
+    assert (books.lines, books.missing) == (0, 0)
+    assert loss == Loss("--- pod pod, container data: what it may have said is lost: why ---")
