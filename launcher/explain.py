@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 
 from launcher.kube.api import Json
+from launcher.names import CONTAINER
 
 _STARTING = frozenset({"ContainerCreating", "PodInitializing"})
 YOUNG_S = 10.0
@@ -41,13 +42,16 @@ def why_pending(job: Json, pods: Sequence[Json], group: Json | None, events: Eve
 
 
 def container_failure(pod: Json) -> str:
-    """How the pod's container ended, if it did not end well: `exit code 137 (OOMKilled)`."""
-    for status in pod.get("status", {}).get("containerStatuses") or ():
-        ended = (status.get("state") or {}).get("terminated") or (status.get("lastState") or {}).get("terminated")
+    """How the pod's container ended, if it did not end well: `exit code 137 (OOMKilled)`; or another that it has."""
+    status = pod.get("status", {})
+    containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    # One that an overlay has brought matters if the trainer has nothing to say for itself.
+    for one in sorted(containers, key=lambda one: one["name"] != CONTAINER):
+        ended = (one.get("state") or {}).get("terminated") or (one.get("lastState") or {}).get("terminated")
         if ended and ended.get("exitCode"):
             reason = ended.get("reason")
-            return f"exit code {ended['exitCode']}" + (f" ({reason})" if reason not in (None, "Error") else "")
-    status = pod.get("status", {})
+            whose = "" if one["name"] == CONTAINER else f"container {one['name']}: "
+            return f"{whose}exit code {ended['exitCode']}" + (f" ({reason})" if reason not in (None, "Error") else "")
     return str(status.get("reason") or "") if status.get("phase") == "Failed" else ""
 
 

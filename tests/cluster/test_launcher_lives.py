@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from tests.cluster.launching import POD, SMALL, Terminal
+from tests.cluster.testbed import images
 from tests.cluster.testbed.npu_annotations import REAL
 from tests.cluster.waiting import until
 
@@ -21,10 +22,12 @@ def test_a_model_is_trained_then_finetuned_then_evaluated(terminal: Terminal) ->
     )
     assert tuned.returncode == 0, tuned.stderr
     weights = "/output/more/checkpoints/best.safetensors"
-    judged = terminal.submit("--npus", "2", "--mode", "eval", "--weights", weights, "--name", "judged")
+    judged = terminal.submit("--npus", "8", "--mode", "eval", "--weights", weights, "--name", "judged")
     assert judged.returncode == 0, judged.stderr
     assert "top-1" in judged.stdout
-    assert ", 0 missing" in judged.stdout
+    assert " lines from 8 devices, 0 missing" in judged.stdout
+    (pod,) = terminal.pods("judged")
+    assert len(pod["metadata"]["annotations"][REAL].split(",")) == 8
 
 
 def test_two_jobs_at_once_share_a_cluster_and_nothing_else(terminal: Terminal) -> None:
@@ -87,9 +90,31 @@ def test_a_job_that_wants_more_memory_than_it_has_says_so(terminal: Terminal) ->
     assert "(OOMKilled)" in last
 
 
+def prepared(terminal: Terminal, script: str) -> Path:
+    """An overlay with a container that comes before the trainer's."""
+    safe = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    container = {"name": "prepare", "image": images.TRAINER, "imagePullPolicy": "Never", "securityContext": safe}
+    path = terminal.home / "overlay.yaml"
+    path.write_text(json.dumps({"spec": {"initContainers": [{**container, "command": ["sh", "-c", script]}]}}))
+    return path
+
+
+def test_what_an_overlay_brings_is_heard_too_and_is_the_cause_where_it_fails(terminal: Terminal) -> None:
+    overlay = prepared(terminal, "echo no data; echo '[rank 0 cpu:0 #9] not mine'; exit 3")
+    done = terminal.submit("--npus", "1", "--retries", "0", "--overlay", str(overlay), "--name", "unready")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.splitlines()[:2] == ["[prepare] no data", "[prepare] [rank 0 cpu:0 #9] not mine"]
+    assert "container prepare: exit code 3" in done.stderr.splitlines()[-1]
+    assert " lines from 0 devices, 0 missing" in done.stdout
+
+
 def test_a_job_goes_when_its_time_is_over_and_leaves_its_output(terminal: Terminal) -> None:
-    done = terminal.submit("--npus", "1", "--mode", "performance", "--ttl", "3s", "--name", "brief")
+    overlay = prepared(terminal, "echo ready")
+    words = ("--npus", "1", "--mode", "performance", "--ttl", "3s", "--overlay", str(overlay), "--name", "brief")
+    done = terminal.submit(*words)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "[prepare] ready"
+    assert " lines from 1 device, 0 missing" in done.stdout
     until(lambda: terminal.run("status", "brief").returncode == 4)
     until(lambda: not terminal.pods("brief"))
     assert (terminal.output("brief") / "config.yaml").is_file()
