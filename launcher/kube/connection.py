@@ -6,7 +6,8 @@ The official client reads them (merged files, contexts, exec plugins, certificat
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,13 +93,35 @@ def _from_kubeconfig(place: Place) -> _Found:
     try:
         context = _context(place.context, where) or config.list_kube_config_contexts(config_file=files)[1]
         configuration = Configuration()
-        config.load_kube_config(config_file=files, context=place.context, client_configuration=configuration)
+        with _complaints() as said:
+            config.load_kube_config(config_file=files, context=place.context, client_configuration=configuration)
     except config.ConfigException as error:
         raise UnreachableError(f"kubeconfig {where}: {_one_line(error)}; mend it or give --kubeconfig") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         raise UnreachableError(f"kubeconfig {where}: cannot be read: {_one_line(error)}; mend it") from error
+    if said and not (configuration.api_key or configuration.cert_file):
+        raise UnreachableError(f"kubeconfig {where}: {' '.join(said[0].split())}; log in again, or mend it")
     namespace = (context.get("context") or {}).get("namespace") or "default"
     return _Found(configuration, namespace, f"context {context['name']} of kubeconfig {where}")
+
+
+@contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """What the client says of a login plugin that fails: it logs that, and goes on as somebody whom nobody knows."""
+    import logging  # noqa: PLC0415  # only who asks a cluster pays
+
+    said: list[str] = []
+
+    class Listening(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    listening, root = Listening(logging.ERROR), logging.getLogger()
+    root.addHandler(listening)
+    try:
+        yield said
+    finally:
+        root.removeHandler(listening)
 
 
 def _context(name: str | None, where: str) -> Any:
@@ -150,12 +173,18 @@ def _token_of(configuration: Any) -> Callable[[], str | None]:
 
     One at a time: each would start a plugin of its own.
     """
+    from kubernetes.config import ConfigException  # noqa: PLC0415  # see above
+
     lock = threading.Lock()
 
     def token() -> str | None:
         for name in ("authorization", "BearerToken"):
-            with lock:
-                header = configuration.get_api_key_with_prefix(name)
+            try:
+                # A plugin that fails leaves the token that it gave last: the server will say whether that is too old.
+                with lock, _complaints():
+                    header = configuration.get_api_key_with_prefix(name)
+            except (ConfigException, OSError, ValueError) as error:
+                raise UnreachableError(f"the login cannot be renewed: {_one_line(error)}; log in again") from error
             if header:
                 # In a pod the client writes `bearer`, elsewhere `Bearer`.
                 return str(header).split(maxsplit=1)[-1]

@@ -4,8 +4,8 @@ import importlib.metadata
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,10 +23,48 @@ def terminal(cluster: Cluster, cut: Cut, namespace: str, tmp_path: Path) -> Term
     return Terminal(cluster, namespace, tmp_path, cluster.kubeconfig, {"PNAS_BACKEND": "batch"})
 
 
+class Merged(Terminal):
+    """Somebody whose kubeconfig is in two files, of which the one has the user, and the other says the namespace."""
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """Nothing but the context names the namespace."""
+        files = ":".join(str(self.home / name) for name in ("places", "users"))
+        return {**{key: text for key, text in super().environ.items() if key != "PNAS_NAMESPACE"}, "KUBECONFIG": files}
+
+
+def merged(terminal: Terminal, more: dict[str, str]) -> Merged:
+    """Such a one, who logs in by a plugin that gives a token."""
+    kubectl, namespace = terminal.cluster.kubectl, terminal.namespace
+    kubectl("create", "serviceaccount", "user", "--namespace", namespace)
+    account = f"--serviceaccount={namespace}:user"
+    kubectl("create", "rolebinding", "user", "--clusterrole=admin", account, "--namespace", namespace)
+    token = kubectl("create", "token", "user", "--namespace", namespace).strip()
+    credential = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": token}}
+    command = {
+        "apiVersion": credential["apiVersion"],
+        "command": "echo",
+        "args": [json.dumps(credential)],
+        "interactiveMode": "Never",
+    }
+
+    def of_users(config: Any) -> None:
+        for key in ("clusters", "contexts", "current-context"):
+            del config[key]
+        config["users"][0]["user"] = {"exec": command}
+
+    def of_places(config: Any) -> None:
+        del config["users"]
+        config["contexts"][0]["context"]["namespace"] = namespace
+
+    terminal.changed("users", of_users)
+    return Merged(terminal.cluster, namespace, terminal.home, terminal.changed("places", of_places), more)
+
+
 @pytest.mark.parametrize("version", ["29.0.0", "35.0.0", "37.0.2"])
-def test_a_job_is_listed_followed_and_deleted_with_every_client(terminal: Terminal, version: str) -> None:
+def test_a_job_is_checked_listed_followed_and_deleted_with_every_client(terminal: Terminal, version: str) -> None:
     found = {} if version == importlib.metadata.version("kubernetes") else {"PYTHONPATH": str(binaries.client(version))}
-    old = replace(terminal, more={**terminal.more, **found})
+    old = merged(terminal, {**terminal.more, **found})
     used = subprocess.run(
         [sys.executable, "-c", "import kubernetes; print(kubernetes.__version__)"],
         env=old.environ,
@@ -40,6 +78,8 @@ def test_a_job_is_listed_followed_and_deleted_with_every_client(terminal: Termin
     assert done.returncode == 0, done.stderr
     assert speaker.numbers(done.stdout) == list(range(1, 501))
     assert [job["name"] for job in json.loads(old.run("list", "--json").stdout)["items"]] == ["old"]
+    checked = old.submit("--npus", "8", "--name", "new", "--dry-run", "server")
+    assert (checked.returncode, checked.stdout) == (0, "job new: the cluster accepts it; nothing was started\n")
     assert old.run("delete", "old").returncode == 0
 
 
