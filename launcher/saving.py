@@ -3,7 +3,8 @@
 Lines are written as the trainer wrote them, numbers included, and appended: what an earlier follower saved stays.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -30,12 +31,12 @@ class Files:
     def write(self, items: Sequence[Line | Gap]) -> None:
         """Append each line to its device's file; what is missing is written where it is missing."""
         for item in items:
-            if isinstance(item, Gap):
-                self._file(item.source).write(f"--- {item} ---\n".encode())
-            else:
-                self._file(item.source).write(item.raw + b"\n")
+            line = f"--- {item} ---".encode() if isinstance(item, Gap) else item.raw
+            with _named(file := self._file(item.source)):
+                file.write(line + b"\n")
         for file in self._files.values():
-            file.flush()
+            with _named(file):
+                file.flush()
 
     def _file(self, source: str) -> BinaryIO:
         if source not in self._files:
@@ -51,4 +52,15 @@ class Files:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for file in self._files.values():
-            file.close()
+            # What could not be written was told when it was tried.
+            with suppress(OSError) if kind is not None else _named(file):
+                file.close()
+
+
+@contextmanager
+def _named(file: BinaryIO) -> Iterator[None]:
+    """A full disk does not say of which file it is."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from error
