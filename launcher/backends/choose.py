@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from launcher import PROGRAM
 from launcher.backends import Backend, JobRef, JobState
 from launcher.errors import LauncherError, NotFoundError, UnreachableError
+from launcher.kube.api import ApiError
 from launcher.kube.connection import is_configured
 from launcher.kube.place import Place
 
@@ -59,6 +60,7 @@ def find(name: str, where: str, place: Place) -> tuple[Backend, JobRef]:
     """
     missing: list[NotFoundError] = []
     places: list[str] = []
+    hidden: ApiError | None = None
     for backend in _readable(where, place):
         ref = JobRef(backend.name, name)
         try:
@@ -66,8 +68,12 @@ def find(name: str, where: str, place: Place) -> tuple[Backend, JobRef]:
         except NotFoundError as error:
             missing.append(error)
             places.append(backend.where)
+        except ApiError as error:
+            hidden = hidden or _of_one_kind(error, where)
         else:
             return backend, ref
+    if hidden is not None:
+        raise hidden
     if len(set(places)) == 1:
         raise missing[0]
     raise NotFoundError(f"there is no job `{name}` in {' or in '.join(dict.fromkeys(places))}; see `{PROGRAM} list`")
@@ -91,12 +97,32 @@ def list_jobs(where: str, place: Place) -> Listing:
     problem: LauncherError | None = None
     try:
         for backend in _readable(where, place):
-            found += [(backend, state) for state in backend.list()]
+            states, hidden = _listed(backend, where)
+            found += [(backend, state) for state in states]
+            problem = problem or hidden
     except LauncherError as error:
         if where != "auto":
             raise
-        problem = error
+        problem = problem or error
     return Listing(sorted(found, key=lambda pair: (pair[1].created or 0, pair[1].ref.name)), problem)
+
+
+def _listed(backend: Backend, where: str) -> tuple[list[JobState], LauncherError | None]:
+    try:
+        return backend.list(), None
+    except ApiError as error:
+        return [], _of_one_kind(error, where)
+
+
+def _of_one_kind(error: ApiError, where: str) -> ApiError:
+    """Who may not look at one kind of job, may have jobs of another.
+
+    Raises:
+        ApiError: that kind was named, or it is no matter of rights.
+    """
+    if where != "auto" or not error.of_rights:
+        raise error
+    return error
 
 
 def _readable(where: str, place: Place) -> Iterator[Backend]:

@@ -39,6 +39,8 @@ def job_of(name: str | None, where: Where | None) -> tuple[Backend, JobRef]:
     listing = list_jobs(where.name, where.place)
     if not listing.jobs:
         raise listing.problem or NotFoundError(f"there are no jobs yet; start one with `{PROGRAM} submit`")
+    if listing.problem is not None:
+        note(f"warning: the latest job that could be seen is taken: {listing.problem}")
     backend, state = listing.jobs[-1]
     note(f"job {state.ref.name}")
     return backend, state.ref

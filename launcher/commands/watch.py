@@ -113,7 +113,7 @@ def list_(*, json_: Json = False, where: Where | None = None) -> None:
     else:
         note(f"no jobs yet; start one with `{PROGRAM} submit`")
     if listing.problem is not None:
-        note(f"warning: the cluster's jobs are not shown: {listing.problem}")
+        note(f"warning: not all of the cluster's jobs are shown: {listing.problem}")
 
 
 def _ended(backend: Backend, ref: JobRef, deadline: float, timeout: str | None) -> JobState:

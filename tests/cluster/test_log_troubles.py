@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.cluster.launching import Terminal, port_of
 from tests.cluster.test_log_following import shown_until
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.cutter import Cutter
+from tests.cluster.testbed.volcano_install import Volcano
 from tests.cluster.waiting import until
 
 pytestmark = pytest.mark.timeout(600)
@@ -107,7 +109,9 @@ def test_a_login_that_ends_while_a_job_is_followed_is_renewed(terminal: Terminal
     assert speaker.numbers(said) == list(range(1, 2_501))
 
 
-def test_who_may_not_see_events_sees_all_else(terminal: Terminal) -> None:
+def test_who_may_see_one_kind_of_job_alone_and_no_events_sees_all_else(terminal: Terminal, volcano: Volcano) -> None:
+    assert volcano.labels, "there are jobs of another kind, which are hidden"
+    terminal = replace(terminal, more={})
     kubectl, namespace = terminal.cluster.kubectl, terminal.namespace
     speaker.create(terminal.cluster, namespace, "seen", 100, 0, 20)
     kubectl("create", "serviceaccount", "reader", "--namespace", namespace)
@@ -123,4 +127,10 @@ def test_who_may_not_see_events_sees_all_else(terminal: Terminal) -> None:
     assert "phase    Succeeded" in status.stdout
     assert "hidden from you: " in status.stdout
     assert "you may not list events" in status.stdout
-    assert json.loads(terminal.run("list", "--json", "--kubeconfig", reader).stdout)["items"]
+    listed = terminal.run("list", "--json", "--kubeconfig", reader)
+    assert [job["name"] for job in json.loads(listed.stdout)["items"]] == ["seen"]
+    assert "warning: not all of the cluster's jobs are shown: " in listed.stderr
+    assert "you may not list jobs.batch.volcano.sh" in listed.stderr
+    other = terminal.run("status", "unseen", "--kubeconfig", reader)
+    assert (other.returncode, len(other.stderr.splitlines())) == (3, 1), other.stderr
+    assert "you may not get jobs.batch.volcano.sh" in other.stderr
