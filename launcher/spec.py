@@ -25,6 +25,7 @@ DEVICE_COUNTS = (1, 2, 4, 8)
 OUTPUT = Path("/output")
 """Where the output claim is mounted."""
 
+LONGEST_NAME = 40
 # A DNS label, as a cluster wants it, with room for what is appended to it: -<task>-<index>, -svc.
 NAME_PATTERN = r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$"
 
@@ -222,11 +223,12 @@ def _words(field: str, value: Any) -> list[str]:
 
 
 def free_name(base: str, taken: Callable[[str], bool]) -> str:
-    """`base`, or `base-2`, `base-3`, …: the first that is not taken."""
+    """`base`, or `base-2`, `base-3`, …: the first that is not taken; of a long base, as much as there is room for."""
     name, count = base, 1
     while taken(name):
         count += 1
-        name = f"{base}-{count}"
+        end = f"-{count}"
+        name = base[: LONGEST_NAME - len(end)].rstrip("-") + end
     return name
 
 

@@ -75,8 +75,11 @@ def settings_of(options: dict[str, Any], profile: str | None) -> tuple[Settings,
     return _resolve(options, profile, chosen)[0], "; ".join(away)
 
 
-def check_only(job: Prepared, how: Literal["client", "server"]) -> list[str]:
-    """Check a job without starting it; what the server warned of.
+def check_only(job: Prepared, how: Literal["client", "server"], *, again: bool) -> list[str]:
+    """Check a job without starting it; what the server warned of, and what is there already.
+
+    Args:
+        again: as `Backend.submit` has it.
 
     Raises:
         LauncherError: it could not be started.
@@ -89,7 +92,12 @@ def check_only(job: Prepared, how: Literal["client", "server"]) -> list[str]:
         check_here(job.spec)
         return []
     objects = render(job.spec)
-    return check(job.backend, job.spec, objects) if how == "server" else []
+    if how == "client":
+        return []
+    from launcher.backends.creation import foresee  # noqa: PLC0415  # as above
+
+    there = foresee(job.backend, job.spec, again=again)
+    return [*filter(None, [there]), *check(job.backend, job.spec, objects)]
 
 
 def _resolve(

@@ -47,8 +47,8 @@ def create(backend: "ClusterBackend", spec: JobSpec, *, again: bool) -> Submitte
     before = 0
     if existing is not None and "deletionTimestamp" not in existing["metadata"]:
         state = backend.state_of(existing, backend.pods(spec.name))
-        if again and state.phase.ended and not spec.continues:
-            return create(backend, renamed(spec, _next_name(backend, spec.name)), again=False)
+        if again and state.phase.ended and not spec.continues and _is(existing, spec):
+            return create(backend, renamed(spec, _next_name(backend, spec)), again=False)
         if not spec.continues or not state.phase.ended:
             return _same(backend, existing, spec, ended=state.phase.value if state.phase.ended else None)
         before = state.attempt
@@ -79,6 +79,7 @@ def _handed_over(backend: "ClusterBackend", spec: JobSpec, existing: Json | None
         handover.keep(backend.api, backend.name, existing)
     try:
         backend.remove(spec.name, uid=existing["metadata"]["uid"])
+        time.sleep(backend.kind.settle_s)
         yield
     except ConflictError:
         handover.drop(backend.api, backend.name, spec.name)  # the job is there, with its settings
@@ -90,12 +91,40 @@ def _handed_over(backend: "ClusterBackend", spec: JobSpec, existing: Json | None
         raise
 
 
+def foresee(backend: "ClusterBackend", spec: JobSpec, *, again: bool) -> str:
+    """What a submit would find under the job's name, if it is worth a word; nothing is changed.
+
+    Raises:
+        ConflictError: another job, or the same one, which has ended.
+    """
+    existing = backend.api.find(backend.kind.resource, spec.name)
+    if existing is None or "deletionTimestamp" in existing["metadata"]:
+        return ""
+    ended = backend.state_of(existing, backend.pods(spec.name)).phase
+    if ended.ended and (spec.continues or (again and _is(existing, spec))):
+        return ""
+    _refuse_another(existing, spec, ended=ended.value if ended.ended else None)
+    return _already(spec)
+
+
 def _same(backend: "ClusterBackend", existing: Json, spec: JobSpec, *, ended: str | None) -> Submitted:
     """The job that is there is the one that was asked for, and goes on.
 
     Raises:
         ConflictError: it is another one, or has ended.
     """
+    _refuse_another(existing, spec, ended=ended)
+    with suppress(LauncherError):  # it goes on all the same
+        _own_the_unowned(backend, spec, existing)
+    note = "; ".join([_already(spec), *backend.api.warnings])
+    return Submitted(JobRef(backend.name, spec.name), note=note, existed=True)
+
+
+def _already(spec: JobSpec) -> str:
+    return f"job {spec.name} is already running: the same job was submitted before"
+
+
+def _refuse_another(existing: Json, spec: JobSpec, *, ended: str | None) -> None:
     if not _is(existing, spec):
         raise ConflictError(
             f"there is another job {spec.name}: {_difference(existing, spec)}; choose another --name, or "
@@ -106,10 +135,6 @@ def _same(backend: "ClusterBackend", existing: Json, spec: JobSpec, *, ended: st
             f"job {spec.name}, the same one, has ended already ({ended}): --again starts a new one, "
             f"--name {spec.name} --resume auto continues it"
         )
-    with suppress(LauncherError):  # it goes on all the same
-        _own_the_unowned(backend, spec, existing)
-    note = f"job {spec.name} is already running: the same job was submitted before"
-    return Submitted(JobRef(backend.name, spec.name), note="; ".join([note, *backend.api.warnings]), existed=True)
 
 
 def _is(job: Json, spec: JobSpec) -> bool:
@@ -134,8 +159,14 @@ def _flat(spec: dict[str, Any]) -> dict[str, Any]:
     return {name: value for part in parts for name, value in part.items() if name not in ("train", "pods", "name")}
 
 
-def _next_name(backend: "ClusterBackend", name: str) -> str:
-    return free_name(name, lambda tried: backend.api.find(backend.kind.resource, tried) is not None)
+def _next_name(backend: "ClusterBackend", spec: JobSpec) -> str:
+    """The first that is free, or whose job is this one and goes on: who types the same twice wants it once more."""
+
+    def passed(tried: str) -> bool:
+        job = backend.api.find(backend.kind.resource, tried)
+        return job is not None and (not _is(job, spec) or backend.kind.phase(job, ())[0].ended)
+
+    return free_name(spec.name, passed)
 
 
 def _create_all(backend: "ClusterBackend", spec: JobSpec, objects: list[Json]) -> None:

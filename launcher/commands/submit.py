@@ -55,7 +55,7 @@ def submit(
 
     job = prepare(options, profile, now=datetime.now().astimezone())
     if dry_run is not None:
-        _check(job, dry_run)
+        _check(job, dry_run, again=again)
         return
     try:
         _show(job, job.backend.submit(job.spec, again=again), detach=detach, save=save)
@@ -67,12 +67,12 @@ def submit(
         raise Detached(come_back(job.spec.name, job.words)) from None
 
 
-def _check(job: "Prepared", how: Literal["client", "server"]) -> None:
+def _check(job: "Prepared", how: Literal["client", "server"], *, again: bool) -> None:
     from launcher.starting import check_only  # noqa: PLC0415  # pydantic
 
     if job.why:
         note(job.why)
-    for warning in check_only(job, how):
+    for warning in check_only(job, how, again=again):
         note(f"warning: {warning}")
     where = "the cluster accepts it" if how == "server" else "its settings are valid"
     print(f"job {job.spec.name}: {where}; nothing was started")

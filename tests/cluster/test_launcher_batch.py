@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.launching import POD, SMALL, Terminal, own_namespace, restricted
+from tests.cluster.testbed import images
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.waiting import until
 
@@ -31,6 +32,13 @@ def test_a_job_is_followed_to_its_end_and_every_line_is_accounted_for(terminal: 
     stamped = terminal.run("logs", "first", "--tail", "1", "--timestamps").stdout
     assert stamped[:4].isdigit()
     assert "[node 0] ended" in stamped
+    lately = terminal.run("logs", "first", "--since", "1h", "--json", "--device", "1", "--grep", "^step ")
+    assert (lately.returncode, lately.stderr) == (0, "")
+    steps = [json.loads(line) for line in lately.stdout.splitlines()]
+    assert {(line["kind"], line["device"], line["rank"]) for line in steps} == {("LogLine", "cpu:1", 1)}
+    assert len(steps) == sum("] step " in line for line in raw)
+    now = terminal.run("logs", "first", "--since", "1", "--raw")
+    assert (now.returncode, now.stdout, now.stderr) == (0, "", ""), "nothing that was not asked for is called missing"
     assert terminal.run("delete", "first", "--json").returncode == 0
     assert terminal.run("status", "first").returncode == 4
 
@@ -41,15 +49,22 @@ def test_the_same_job_is_one_job_and_another_one_does_not_take_its_name(terminal
     again = terminal.submit(*words)
     assert (again.returncode, again.stdout.strip()) == (0, name)
     assert "is already running" in again.stderr
-    other = terminal.submit(*words, "--name", name, "--lr", "0.1")
-    assert other.returncode == 6
-    assert "lr is 0.4, not 0.1" in other.stderr
+    tried = terminal.submit(*words, "--dry-run", "server")
+    assert (tried.returncode, "is already running" in tried.stderr) == (0, True), tried.stderr
+    for checked in ((), ("--dry-run", "server")):
+        other = terminal.submit(*words, *checked, "--name", name, "--lr", "0.1")
+        assert other.returncode == 6
+        assert "lr is 0.4, not 0.1" in other.stderr
     assert terminal.run("wait", name).returncode == 0
     ended = terminal.submit(*words)
     assert ended.returncode == 6
     assert "--again starts a new one" in ended.stderr
-    new = terminal.submit(*words, "--again")
-    assert (new.returncode, new.stdout.strip()) == (0, f"{name}-2")
+    other = terminal.submit(*words, "--again", "--name", name, "--lr", "0.1")
+    assert (other.returncode, "lr is 0.4, not 0.1" in other.stderr) == (6, True), other.stderr
+    for said in ("job        ", "is already running"):
+        new = terminal.submit(*words, "--again")
+        assert (new.returncode, new.stdout.strip()) == (0, f"{name}-2")
+        assert said in new.stderr
 
 
 def test_a_pod_that_is_deleted_saves_and_its_successor_goes_on_bit_for_bit(terminal: Terminal) -> None:
@@ -188,6 +203,22 @@ def test_a_mistake_is_one_line_and_nothing_is_created(
     assert len(done.stderr.splitlines()) == 1, done.stderr
     left = empty.cluster.kubectl("get", "jobs,configmaps,services", "--namespace", empty.namespace, "-o", "name")
     assert left.split() == ["configmap/kube-root-ca.crt"]
+
+
+def test_what_the_server_warns_of_is_shown(empty: Terminal) -> None:
+    done = empty.submit("--npus", "1", "--node-selector", "beta.kubernetes.io/arch=amd64", "--dry-run", "server")
+    assert done.returncode == 0, done.stderr
+    assert "warning: spec.template.spec.nodeSelector[beta.kubernetes.io/arch]: deprecated" in done.stderr
+
+
+def test_an_image_that_no_node_has_is_why_a_job_waits(terminal: Terminal) -> None:
+    given = [word if word != images.TRAINER else "registry.example/none:1" for word in POD]
+    with terminal.start("submit", *given, *SMALL, "--npus", "1", "--name", "imageless") as follower:
+        assert follower.stdout is not None
+        line = next(line for line in follower.stdout if line.startswith("job imageless: Pending: "))
+        follower.kill()
+    assert "ErrImageNeverPull: Container image" in line
+    assert "registry.example/none:1" in line
 
 
 def _reached_by(change: dict[str, str], config: Any) -> None:

@@ -11,7 +11,7 @@ from cyclopts import App
 from launcher.errors import RequestError
 from launcher.report import settings_document, settings_text
 from launcher.settings import resolve_settings
-from launcher.spec import JobOptions, is_job_name, make_spec, trainer_options
+from launcher.spec import JobOptions, free_name, is_job_name, make_spec, trainer_options
 from launcher.timing import format_duration, parse_duration
 from trainer.config import ConfigError, TrainConfig, resolve_train_config
 from trainer.config.options import option_parameters, typed
@@ -95,6 +95,14 @@ def test_a_spec_has_a_free_name_and_absolute_paths(tmp_path: Path, monkeypatch: 
     assert spec.name == f"{name}-3", "neither a known job nor an earlier run's folder is reused"
     assert spec.train.data_path == tmp_path / "data"
     assert spec.output == tmp_path / "output" / spec.name
+
+
+def test_a_name_that_is_as_long_as_one_may_be_has_room_for_its_number() -> None:
+    longest = "n" * 37 + "-aa"
+    assert is_job_name(longest)
+    assert free_name(longest, {longest}.__contains__) == "n" * 37 + "-2"
+    many = {longest, *(f"{'n' * 37}-{count}" for count in range(2, 12))}
+    assert is_job_name(free_name(longest, many.__contains__))
 
 
 @pytest.mark.parametrize(
