@@ -6,6 +6,7 @@ only the phase tells, and without its scheduler a job has neither pods nor event
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Protocol
@@ -26,6 +27,8 @@ class Kind(Protocol):
 
     name: str
     resource: Resource
+    settle_s: float
+    """How long its controllers need to forget a job that is gone, before one of the same name is made."""
 
     def phase(self, job: Json, pods: Sequence[Json]) -> tuple[Phase, str]:
         """Where the job is in its life, and why if it says so itself."""
@@ -48,6 +51,7 @@ class BatchKind:
 
     name = "batch"
     resource = BATCH_JOBS
+    settle_s = 0.0
 
     def phase(self, job: Json, pods: Sequence[Json]) -> tuple[Phase, str]:
         """By its conditions; its counts run ahead of them."""
@@ -90,8 +94,11 @@ class BatchKind:
         return seconds(status.get("completionTime") or (true[-1] if true else None))
 
     def retries(self, job: Json) -> int:
-        """Failed pods."""
-        return int(job.get("status", {}).get("failed", 0))
+        """By its failed pods: each of its nodes loses one where a try fails, and nothing follows the last."""
+        status = job.get("status", {})
+        tries = math.ceil(int(status.get("failed", 0)) / int(job["spec"].get("completions") or 1))
+        over = {one["type"] for one in status.get("conditions", ()) if one.get("status") == "True"}
+        return max(0, tries - bool(over & {"FailureTarget", "Failed"}))
 
     def stop(self, api: Api, job: Json) -> None:
         """Suspend it: its pods get SIGTERM and their grace; the job stays, and can go on."""
@@ -104,6 +111,8 @@ class VolcanoKind:
 
     name = "volcano"
     resource = VOLCANO_JOBS
+    # One that was made within milliseconds of the end of the last one's pods was seen to hang, without pods or events.
+    settle_s = 3.0
     _phases: Mapping[str, tuple[Phase, str]] = {
         "": (Phase.PENDING, ""),
         "Pending": (Phase.PENDING, ""),
@@ -122,7 +131,7 @@ class VolcanoKind:
         """By its phase alone: its counts are gone when it has ended."""
         own = self._own(job)
         phase, reason = self._phases.get(own, (Phase.PENDING, own))
-        if CANCELLED in annotations(job) and own in ("Aborted", "Terminated", "Failed"):
+        if own in ("Aborted", "Terminated", "Failed") and self._is_cancelled(job):
             return Phase.CANCELLED, "stopped; it can go on" if own == "Aborted" else "stopped before it was done"
         if phase is Phase.PENDING and any(pod.get("status", {}).get("phase") == "Running" for pod in pods):
             return Phase.RUNNING, reason
@@ -137,8 +146,9 @@ class VolcanoKind:
         return next((seconds(one["lastTransitionTime"]) for one in self._history(job, self._own(job))), None)
 
     def retries(self, job: Json) -> int:
-        """Restarts that it counts itself."""
-        return int(job.get("status", {}).get("retryCount", 0))
+        """Restarts that it counts itself; where none are left, it counts one that it did not do."""
+        counted = int((job.get("status") or {}).get("retryCount", 0))
+        return max(0, counted - (self._own(job) == "Failed"))
 
     def stop(self, api: Api, job: Json) -> None:
         """Abort it by a Command, as vcctl does: its running pods get SIGTERM and their grace; the job stays."""
@@ -155,6 +165,10 @@ class VolcanoKind:
         api.create(COMMANDS, command, dry_run=True)
         api.patch(self.resource, meta["name"], {"metadata": {"annotations": {CANCELLED: now()}}})
         api.create(COMMANDS, command)
+
+    def _is_cancelled(self, job: Json) -> bool:
+        """Whether a person had it stopped; the annotation outlives a ResumeJob, before which the job was Aborted."""
+        return CANCELLED in annotations(job) and (self._own(job) == "Aborted" or not self._history(job, "Aborted"))
 
     @staticmethod
     def _own(job: Json) -> str:

@@ -1,5 +1,7 @@
 """Phases and reasons, from objects that real controllers wrote."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +9,8 @@ import pytest
 from launcher.backends import Phase
 from launcher.backends.kinds import CANCELLED, BatchKind, VolcanoKind
 from launcher.explain import container_failure, why_pending
+
+RECORDED = Path(__file__).parents[1] / "data" / "volcano" / "samples"
 
 
 def silent(_item: dict[str, Any]) -> list[dict[str, Any]]:
@@ -107,7 +111,61 @@ def test_volcano_that_does_nothing_is_named_once_it_has_had_the_time() -> None:
 
 
 def test_a_container_that_failed_says_how() -> None:
-    killed = {"state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
+    killed = container("trainer", 137, "OOMKilled")
     assert container_failure(pod("Failed", containerStatuses=[killed])) == "exit code 137 (OOMKilled)"
     assert container_failure(pod("Failed", reason="Evicted")) == "Evicted"
-    assert container_failure(pod("Succeeded", containerStatuses=[{"state": {"terminated": {"exitCode": 0}}}])) == ""
+    assert container_failure(pod("Succeeded", containerStatuses=[container("trainer", 0, "Completed")])) == ""
+
+
+def test_another_container_that_failed_is_named_where_the_trainer_did_not_fail() -> None:
+    data, side = container("data", 3, "Error"), container("a-sidecar", 9, "Error")
+    assert container_failure(pod("Failed", initContainerStatuses=[data])) == "container data: exit code 3"
+    both = [side, container("trainer", 1, "Error")]
+    assert container_failure(pod("Failed", containerStatuses=both)) == "exit code 1"
+
+
+def container(name: str, code: int, reason: str) -> dict[str, Any]:
+    """Its status when it has ended."""
+    return {"name": name, "state": {"terminated": {"exitCode": code, "reason": reason}}}
+
+
+@pytest.mark.parametrize(
+    ("failed", "nodes", "conditions", "restarts"),
+    [
+        (0, 1, (), 0),
+        (1, 1, (), 1),
+        (1, 1, ("Failed",), 0),
+        (4, 1, ("Failed",), 3),
+        (1, 1, ("Complete",), 1),
+        (2, 2, (), 1),
+        (1, 2, (), 1),
+        (8, 2, ("Failed",), 3),
+        (2, 2, ("FailureTarget",), 0),
+    ],
+)
+def test_a_restart_is_a_try_that_followed_another(
+    failed: int, nodes: int, conditions: tuple[str, ...], restarts: int
+) -> None:
+    job = batch(*conditions, completions=nodes)
+    job["status"]["failed"] = failed
+    assert BatchKind().retries(job) == restarts
+
+
+def test_the_restart_that_volcano_counts_and_does_not_do_is_none() -> None:
+    """Recorded of a job with maxRetry 2: it ran twice."""
+    (job,) = json.loads((RECORDED / "failed-after-maxretry.json").read_text())["jobs"]
+    assert job["status"]["retryCount"] == job["spec"]["maxRetry"] == 2
+    assert VolcanoKind().retries(job) == 1
+    job["status"]["state"]["phase"] = "Running"
+    assert VolcanoKind().retries(job) == 2
+
+
+def test_a_volcano_job_that_fails_after_its_cancel_was_taken_back_has_failed() -> None:
+    job: dict[str, Any] = {"metadata": {"name": "a", "annotations": {CANCELLED: "2026-11-24T00:00:00Z"}}, "spec": {}}
+    history = [{"status": phase, "lastTransitionTime": "2026-11-24T00:00:00Z"} for phase in ("Aborting", "Aborted")]
+    job["status"] = {"state": {"phase": "Aborted"}, "conditions": history}
+    assert VolcanoKind().phase(job, [])[0] is Phase.CANCELLED
+    job["status"]["state"]["phase"] = "Failed"
+    assert VolcanoKind().phase(job, [])[0] is Phase.FAILED
+    job["status"]["conditions"] = history[:1]
+    assert VolcanoKind().phase(job, [])[0] is Phase.CANCELLED, "it was stopped on its last try"
