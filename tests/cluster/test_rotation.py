@@ -54,6 +54,9 @@ def test_a_cluster_without_volcano_is_given_kubernetes_jobs(rotating: Cluster, t
     assert done.returncode == 0, done.stderr
     assert "has no Volcano (--backend batch)" in done.stderr
     assert "the cluster accepts it; nothing was started" in done.stdout
+    named = Terminal(rotating, "plain", tmp_path, rotating.kubeconfig).submit("--npus", "8", "--backend", "volcano")
+    assert (named.returncode, named.stdout, len(named.stderr.splitlines())) == (5, "", 1), named.stderr
+    assert "serves no jobs.batch.volcano.sh: is Volcano installed? Without it, use --backend batch" in named.stderr
 
 
 def test_what_rotation_has_taken_is_announced_and_nothing_else_is_missing(rotating: Cluster, tmp_path: Path) -> None:

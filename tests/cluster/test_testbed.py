@@ -89,6 +89,14 @@ def test_a_pod_gets_the_chips_of_one_ring_and_one_that_asks_for_too_many_waits(
     assert any(f"Insufficient {RESOURCE}" in event["message"] for event in events)
 
 
+def test_nothing_of_it_is_in_the_machines_own_mounts_and_network(cluster: Cluster) -> None:
+    assert str(cluster.folder) in cluster.nodes[0].namespaces.run("cat", "/proc/self/mountinfo")
+    assert str(RUNS) not in Path("/proc/self/mountinfo").read_text()
+    for command, sign in ((["iptables-save"], "KUBE-"), (["ip", "-oneline", "address"], "10.123.")):
+        assert all(sign in node.namespaces.run(*command) for node in cluster.nodes), "or this test proves nothing"
+        assert sign not in output_of(command)
+
+
 def test_an_unhealthy_chip_cannot_be_had(cluster: Cluster) -> None:
     def allocatable() -> str:
         number: str = cluster.get("node", "node2")["status"]["allocatable"][RESOURCE]
