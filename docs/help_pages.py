@@ -40,7 +40,7 @@ class _Recorder:
 @cache
 def prepared() -> App:
     """The command line with every option of every command."""
-    load(COMMANDS)
+    load(list(COMMANDS))
     return app
 
 
