@@ -28,6 +28,7 @@ MERGE_PATCH = "application/merge-patch+json"
 _NOT_TOLD = 512
 # How RBAC says it; a webhook that denies has words of its own.
 _NO_RIGHTS = re.compile(r'User "[^"]*" cannot ')
+_WARNING = re.compile(r'\d{3} \S+ "((?:[^"\\]|\\.)*)"')
 _BUSY_TRIES, _BUSY_S, _BUSIEST_S = 4, 1.0, 10.0
 
 
@@ -107,7 +108,9 @@ class Api:
         query = {"limit": "500", "labelSelector": labels, "fieldSelector": fields}
         while True:
             page = self.request("GET", resource.path(self.namespace), query=query, what=f"list {resource}")
-            found += page.get("items", [])
+            # A list of built-in objects says once of what kind they are; a watch says it of each.
+            kind = {"apiVersion": resource.api_version, "kind": str(page.get("kind", "")).removesuffix("List")}
+            found += [{**kind, **item} for item in page.get("items", [])]
             meta = page.get("metadata", {})
             if not meta.get("continue"):
                 return found, str(meta.get("resourceVersion", ""))
@@ -314,8 +317,8 @@ def _busy_s(header: str) -> float:
 
 
 def _warnings(header: str) -> list[str]:
-    """The texts of `299 - "unknown field …"` headers (RFC 7234 5.5)."""
-    return [part.strip().removesuffix('"').rpartition(' "')[2] for part in header.split('", ') if part.strip()]
+    """The texts of `299 - "unknown field …"` headers (RFC 7234 5.5), in which quotes are escaped by backslashes."""
+    return [re.sub(r"\\(.)", r"\1", text) for text in _WARNING.findall(header)]
 
 
 def _cause(error: BaseException) -> str:

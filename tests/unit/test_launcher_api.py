@@ -112,12 +112,19 @@ def test_a_login_that_has_ended_is_renewed_once(serve: Any) -> None:
     assert len(refusing.tokens) == 2
 
 
-def test_a_warning_is_kept_once(serve: Any) -> None:
-    server = serve((200, {"Warning": '299 - "unknown field \\"a\\""'}, {"items": []}))
+def test_a_warning_is_kept_once_and_as_it_was_meant(serve: Any) -> None:
+    header = r'299 - "unknown field \"a\", and \\", 299 kube "b, 299 - c"'
+    server = serve((200, {"Warning": header}, {"items": []}))
     one = api(server)
     one.list(PODS)
     one.list(PODS)
-    assert len(one.warnings) == 1
+    assert one.warnings == ['unknown field "a", and \\', "b, 299 - c"]
+
+
+def test_what_is_listed_says_of_what_kind_it_is_as_what_is_watched_does(serve: Any) -> None:
+    page = {"apiVersion": "v1", "kind": "PodList", "items": [{"metadata": {"name": "a"}}]}
+    found, _ = api(serve((200, {}, page))).list(PODS)
+    assert found == [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}]
 
 
 @pytest.mark.parametrize(
