@@ -7,6 +7,7 @@ the gang. Volcano warns of healthy starts too, so that a condition counts only w
 from collections.abc import Callable, Sequence
 from itertools import islice
 
+from launcher.backends.kinds import seconds
 from launcher.kube.api import Json
 from launcher.names import CONTAINER
 
@@ -20,13 +21,13 @@ Events = Callable[[Json], Sequence[Json]]
 """The events of an object, oldest first."""
 
 
-def why_pending(job: Json, pods: Sequence[Json], group: Json | None, events: Events, *, age_s: float) -> str:
+def why_pending(job: Json, pods: Sequence[Json], group: Json | None, events: Events, *, now: float) -> str:
     """What keeps the job, or nothing if it is only starting.
 
     Args:
         group: the PodGroup of a Volcano job.
         events: asked only where objects themselves do not tell.
-        age_s: of the job; what has not been done for a young one will be.
+        now: seconds since 1970; what has not been done for a young object will be.
     """
     waiting = [pod for pod in pods if pod.get("status", {}).get("phase") == "Pending" and not _leaving(pod)]
     told = (text for explain in (_container, _scheduler) for pod in waiting if (text := explain(pod)))
@@ -35,10 +36,16 @@ def why_pending(job: Json, pods: Sequence[Json], group: Json | None, events: Eve
     if pods:
         return ""
     if group is not None:
-        return _gang(group, events, age_s)
+        return _gang(group, events, young=is_young(group, now))
     if job["apiVersion"].startswith("batch.volcano.sh") and not job.get("status"):
-        return "Volcano's controller has not looked at it; is it running?" if age_s > YOUNG_S else ""
+        return "" if is_young(job, now) else "Volcano's controller has not looked at it; is it running?"
     return _warning(job, events)
+
+
+def is_young(item: Json, now: float) -> bool:
+    """Whether an object may not have been looked at yet. Volcano makes a group anew at each restart."""
+    created = seconds(item["metadata"].get("creationTimestamp"))
+    return created is None or now - created <= YOUNG_S
 
 
 def container_failure(pod: Json) -> str:
@@ -84,14 +91,17 @@ def _scheduler(pod: Json) -> str:
     return ""
 
 
-def _gang(group: Json, events: Events, age_s: float) -> str:
-    status = group.get("status") or {}
-    if not status.get("phase"):
-        return "Volcano's scheduler has not looked at it; is it running?" if age_s > YOUNG_S else ""
-    if status["phase"] == "Pending":
+def _gang(group: Json, events: Events, *, young: bool) -> str:
+    """Why it has no pods."""
+    phase = (group.get("status") or {}).get("phase")
+    if phase == "Pending":
         told = [one for one in events(group) if one.get("reason") == "Unschedulable" and one["type"] == "Normal"]
         return f"queued: {told[-1]['message']}" if told else "queued by Volcano"
-    return ""
+    if young:
+        return ""
+    if not phase:
+        return "Volcano's scheduler has not looked at it; is it running?"
+    return "Volcano has admitted it, and has made no pods; does the namespace refuse them (Pod Security, a quota)?"
 
 
 def _warning(job: Json, events: Events) -> str:

@@ -14,7 +14,7 @@ from launcher.backends import TRAINING, JobEvent, JobRef, JobState, LogItem, Pha
 from launcher.backends.events import Events
 from launcher.backends.kinds import BatchKind, Kind, VolcanoKind, attempt_of, seconds, spec_of
 from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimedOut
-from launcher.explain import YOUNG_S, container_failure, why_pending
+from launcher.explain import container_failure, is_young, why_pending
 from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.connection import connect
 from launcher.kube.place import Place
@@ -137,10 +137,9 @@ class ClusterBackend:
         )
 
     def _why_pending(self, job: Json, pods: list[Json]) -> str:
-        age_s = time.time() - (seconds(job["metadata"].get("creationTimestamp")) or time.time())
-        events = Events(self.api)
-        why = why_pending(job, pods, self._group(job, events), events.about, age_s=age_s)
-        return why or (f"why is hidden from you: {events.hidden}" if events.hidden and age_s > YOUNG_S else "")
+        now, events = time.time(), Events(self.api)
+        why = why_pending(job, pods, self._group(job, events), events.about, now=now)
+        return why or (f"why is hidden from you: {events.hidden}" if events.hidden and not is_young(job, now) else "")
 
     def _why_failed(self, job: Json, pods: list[Json], reason: str) -> str:
         if reason.startswith(_OUT_OF_TIME):

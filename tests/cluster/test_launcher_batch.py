@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from tests.cluster.launching import POD, SMALL, Terminal, own_namespace, restricted
-from tests.cluster.testbed import images
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.waiting import until
 
@@ -211,14 +210,27 @@ def test_what_the_server_warns_of_is_shown(empty: Terminal) -> None:
     assert "warning: spec.template.spec.nodeSelector[beta.kubernetes.io/arch]: deprecated" in done.stderr
 
 
-def test_an_image_that_no_node_has_is_why_a_job_waits(terminal: Terminal) -> None:
-    given = [word if word != images.TRAINER else "registry.example/none:1" for word in POD]
-    with terminal.start("submit", *given, *SMALL, "--npus", "1", "--name", "imageless") as follower:
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--image", "registry.example/none:1"), "ErrImageNeverPull: Container image"),
+        (("--env-from-secret", "none"), 'CreateContainerConfigError: secret "none" not found'),
+        (("--data-claim", "none"), 'persistentvolumeclaim "none" not found'),
+        (("--overlay", '{"spec": {"hostNetwork": true}}'), 'violates PodSecurity "restricted:latest"'),
+    ],
+)
+def test_what_a_pod_lacks_is_why_its_job_waits(empty: Terminal, words: tuple[str, str], why: str) -> None:
+    overlay = empty.home / "overlay.yaml"
+    overlay.write_text(words[1])
+    option, value = words[0], str(overlay) if words[0] == "--overlay" else words[1]
+    given = dict(zip(POD[::2], POD[1::2], strict=True)) | {"--env": "PNAS_DEVICE=cpu", option: value}
+    options = [word for pair in given.items() for word in pair]
+    with empty.start("submit", *options, *SMALL, "--npus", "1", "--name", "lacks") as follower:
         assert follower.stdout is not None
-        line = next(line for line in follower.stdout if line.startswith("job imageless: Pending: "))
+        line = next(line for line in follower.stdout if line.startswith("job lacks: Pending: "))
         follower.kill()
-    assert "ErrImageNeverPull: Container image" in line
-    assert "registry.example/none:1" in line
+    assert why in line
+    assert empty.run("delete", "lacks", "--force").returncode == 0
 
 
 def _reached_by(change: dict[str, str], config: Any) -> None:

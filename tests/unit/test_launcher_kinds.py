@@ -1,6 +1,7 @@
 """Phases and reasons, from objects that real controllers wrote."""
 
 import json
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -93,21 +94,28 @@ def test_the_nearest_cause_of_waiting_wins() -> None:
     unplaced = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes"}
     job = batch()
     both = [pod("Pending", conditions=[unplaced]), pod("Pending", containerStatuses=[waiting])]
-    assert why_pending(job, both, None, silent, age_s=0) == "ImagePullBackOff: no such image (2 pods wait)"
-    assert why_pending(job, both[:1], None, silent, age_s=0) == "0/2 nodes"
+    assert why_pending(job, both, None, silent, now=0) == "ImagePullBackOff: no such image (2 pods wait)"
+    assert why_pending(job, both[:1], None, silent, now=0) == "0/2 nodes"
     starting = pod("Pending", containerStatuses=[{"state": {"waiting": {"reason": "ContainerCreating"}}}])
-    assert why_pending(job, [starting], None, silent, age_s=0) == ""
+    assert why_pending(job, [starting], None, silent, now=0) == ""
 
 
 def test_volcano_that_does_nothing_is_named_once_it_has_had_the_time() -> None:
-    job = {"apiVersion": "batch.volcano.sh/v1alpha1", "metadata": {"name": "a", "uid": "j"}, "spec": {}}
-    group = {"metadata": {"name": "g", "uid": "g"}, "status": {}}
-    assert why_pending(job, [], None, silent, age_s=1) == ""
-    assert "controller" in why_pending(job, [], None, silent, age_s=60)
-    assert "scheduler" in why_pending(job, [], group, silent, age_s=60)
-    queued = {"metadata": {"name": "g", "uid": "g"}, "status": {"phase": "Pending"}}
+    made = {"creationTimestamp": "2026-11-24T00:00:00Z"}
+    began = datetime(2026, 11, 24, tzinfo=timezone.utc).timestamp()
+    job = {"apiVersion": "batch.volcano.sh/v1alpha1", "metadata": {"name": "a", "uid": "j", **made}, "spec": {}}
+    group = {"metadata": {"name": "g", "uid": "g", **made}, "status": {}}
+    assert why_pending(job, [], None, silent, now=began + 1) == ""
+    assert "controller" in why_pending(job, [], None, silent, now=began + 60)
+    assert "scheduler" in why_pending(job, [], group, silent, now=began + 60)
+    again = {**group, "metadata": {**group["metadata"], "creationTimestamp": "2026-11-24T00:00:59Z"}}
+    assert why_pending(job, [], again, silent, now=began + 60) == "", "the job has just been started anew"
+    queued = {**group, "status": {"phase": "Pending"}}
     event = {"involvedObject": {"uid": "g"}, "type": "Normal", "reason": "Unschedulable", "message": "overused x"}
-    assert why_pending(job, [], queued, lambda _: [event], age_s=60) == "queued: overused x"
+    assert why_pending(job, [], queued, lambda _: [event], now=began + 60) == "queued: overused x"
+    admitted = {**group, "status": {"phase": "Inqueue"}}
+    assert why_pending(job, [], admitted, silent, now=began + 1) == ""
+    assert "does the namespace refuse them" in why_pending(job, [], admitted, silent, now=began + 60)
 
 
 def test_a_container_that_failed_says_how() -> None:
