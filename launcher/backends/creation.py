@@ -254,6 +254,9 @@ def _create_job(backend: "ClusterBackend", spec: JobSpec, job: Json) -> Json:
         except LauncherError:
             unknown = f"nobody knows whether job {spec.name} was created: see `{PROGRAM} status {spec.name}`"
             raise UnreachableError(f"{error}; {unknown}") from error
+        if found is None and isinstance(error, UnreachableError):
+            # What belongs to it stays for it: a server that is slow may create it yet.
+            raise UnreachableError(f"{error}; job {spec.name} is not there so far: type the same again") from error
         if found is None:
             raise
         if _is(found, spec) and attempt_of(found) == attempt_of(job):

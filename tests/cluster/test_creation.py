@@ -9,7 +9,7 @@ import pytest
 from launcher.backends import Phase, Submitted
 from launcher.backends.cluster import ClusterBackend
 from launcher.backends.handover import name_of
-from launcher.errors import ConflictError, UnreachableError
+from launcher.errors import ConflictError, LauncherError, UnreachableError
 from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.connection import connect
 from launcher.kube.place import Place
@@ -45,13 +45,13 @@ class Trouble:
 
         self._monkeypatch.setattr(self.api, "create", lost)
 
-    def fail(self, resource: Resource) -> None:
+    def fail(self, resource: Resource, error: LauncherError | None = None) -> None:
         """The server does nothing, and says so."""
         create = self.api.create
 
         def failing(kind: Resource, body: Json, *, dry_run: bool = False) -> Json:
             if kind is resource and not dry_run:
-                raise ApiError("etcd is full", status=500)
+                raise error or ApiError("etcd is full", status=500)
             return create(kind, body, dry_run=dry_run)
 
         self._monkeypatch.setattr(self.api, "create", failing)
@@ -92,6 +92,18 @@ def test_of_a_job_that_could_not_be_created_nothing_is_left(backend: ClusterBack
         backend.submit(two_nodes())
     assert backend.api.find(SERVICES, "pair") is None
     assert backend.list() == []
+
+
+def test_a_creation_that_did_not_arrive_is_made_up_for_by_the_same_command(
+    backend: ClusterBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        Trouble(backend.api, patch).fail(BATCH_JOBS, UnreachableError("the request was lost"))
+        with pytest.raises(UnreachableError, match="job pair is not there so far: type the same again"):
+            backend.submit(two_nodes())
+    monkeypatch.setattr("launcher.backends.creation._SIBLING_S", 1.0)
+    assert not backend.submit(two_nodes()).existed
+    assert owners(backend.api) == ["Job"]
 
 
 def test_two_launchers_that_submit_the_same_at_once_start_one_job(cluster: Cluster, namespace: str) -> None:
