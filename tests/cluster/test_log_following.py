@@ -1,5 +1,6 @@
 """A job's log through a connection that is cut again and again: none lost, none repeated, every real loss announced."""
 
+import json
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from tests.cluster.cut_following import CUTS, LINES, Cut
 from tests.cluster.launching import Terminal, port_of
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.cutter import Cutter
+from tests.cluster.waiting import until
 
 
 def shown_until(follower: "subprocess.Popen[str]", words: str) -> str:
@@ -23,6 +25,13 @@ def shown_until(follower: "subprocess.Popen[str]", words: str) -> str:
         if words in line:
             return said
     raise AssertionError(said)
+
+
+def looks_at(terminal: Terminal, job: str) -> int:
+    """How often somebody has got this job, by the API server's books."""
+    asked = [json.loads(line) for line in (terminal.cluster.folder / "audit.log").read_text().splitlines()]
+    about = {"resource": "jobs", "namespace": terminal.namespace, "name": job}
+    return sum(one["verb"] == "get" and one.get("objectRef", {}).items() >= about.items() for one in asked)
 
 
 @pytest.fixture
@@ -41,6 +50,8 @@ def test_a_server_that_is_away_for_a_while_ends_nobodys_waiting(terminal: Termin
             terminal.start("logs", "long", "-f", "--raw", "--kubeconfig", config) as follower,
         ):
             said = shown_until(follower, "#100]")
+            # The follower asks twice before it watches: the others ask who waits.
+            until(lambda: looks_at(terminal, "long") >= 4)
             with cutter.away():
                 said += shown_until(follower, "the cluster does not answer")
                 time.sleep(4)
