@@ -144,7 +144,8 @@ def _delays(cluster: Cluster) -> dict[str, list[float]]:
 
 def _delays_of(command: Sequence[str]) -> list[float]:
     found: list[float] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0, env=_environ()) as process:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=quiet, bufsize=0, env=_environ()) as process:
         assert process.stdout is not None
         begun = time.time()
         while len(found) < DELAYS:
