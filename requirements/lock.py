@@ -1,39 +1,71 @@
 """Pin every package with its hashes for one version of torch: `python requirements/lock.py 2.14.1`.
 
 `test-<torch>.txt` holds all that `make test` needs; `run-<torch>.txt` only what `make run` needs, in the same versions.
-Index addresses stay out of the files.
+For the torch of the images (docker/Dockerfile.ascend) there are, in its place, `npu-<torch>.txt` and `cpu-<torch>.txt`,
+for Linux on aarch64 and on x86_64. Index addresses stay out of the files.
 """
 
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 COMMAND = [
-    *("uv", "pip", "compile", "pyproject.toml", "--universal", "--python-version", "3.10", "--generate-hashes"),
+    *("uv", "pip", "compile", "pyproject.toml", "--generate-hashes"),
     *("--no-emit-index-url", "--no-emit-find-links", "--no-header", "--no-annotate", "--quiet"),
 ]
+ANYWHERE = ("--universal", "--python-version", "3.10")
+# CANN's images have this Python. PyPI's torch for aarch64 is without CUDA, and so is all that it requires.
+IN_AN_IMAGE = ("--python-platform", "aarch64-manylinux_2_28", "--python-version", "3.11")
+IMAGES_TORCH = "2.9.0"
+IMAGES = {
+    "cpu": {"extras": [], "pins": []},
+    # torch.npu.set_device fails on CANN below 9 with numpy 2 (vllm-ascend's issue 2210).
+    "npu": {"extras": ["npu"], "pins": [f"torch-npu=={IMAGES_TORCH}", "numpy<2"]},
+}
+# PyPI's torch for x86_64 has four gigabytes of CUDA with it, and torch_npu's wheel refuses it: it requires +cpu, which
+# only PyTorch's own index has. The hash is that index's for CPython 3.11.
+WITHOUT_CUDA = "add3e93ecc1eeaa6853f6a973ce60ffb3cb14ed2e80f5055e139b09385dce0a7"
 
 
 def lock(torch: str) -> None:
-    """Write both files for this version of torch."""
+    """Write the files for this version of torch."""
     everything = FOLDER / f"test-{torch}.txt"
+    _compile(["demo", "test", "dev"], [f"torch=={torch}"], everything, ANYWHERE)
+    pins = [line.split("\\")[0].strip() for line in everything.read_text().splitlines() if "==" in line]
+    if torch != IMAGES_TORCH:
+        _compile(["demo"], pins, FOLDER / f"run-{torch}.txt", ANYWHERE)
+        return
+    for device, image in IMAGES.items():
+        named = {re.split("[<=]", pin)[0] for pin in image["pins"]}
+        tested = [pin for pin in pins if pin.split("==")[0] not in named]
+        output = FOLDER / f"{device}-{torch}.txt"
+        _compile(image["extras"], [*tested, *image["pins"]], output, IN_AN_IMAGE)
+        output.write_text(for_both_machines(output.read_text()))
+
+
+def for_both_machines(text: str) -> str:
+    """Requirements of an aarch64 machine, as those of an x86_64 one, too.
+
+    torchvision for x86_64 is left out: no PyPI has the one without CUDA. docker/Dockerfile.ascend installs it.
+    """
+    x86_64 = f"torch=={IMAGES_TORCH}+cpu ; platform_machine == 'x86_64' \\\n    --hash=sha256:{WITHOUT_CUDA}\n"
+    text = re.sub(r"^torch==.*\n(?:    --hash.*\n)+", lambda found: found[0] + x86_64, text, flags=re.MULTILINE)
+    aarch64 = r"\1 ; platform_machine == 'aarch64' \\"
+    return re.sub(r"^((?:torch|torchvision)==[0-9.]+) \\$", aarch64, text, flags=re.MULTILINE)
+
+
+def _compile(extras: Iterable[str], pins: Iterable[str], output: Path, target: Iterable[str]) -> None:
+    chosen = [word for extra in extras for word in ("--extra", extra)]
+    uv = [str(Path(sys.executable).with_name("uv")), *COMMAND[1:], *target]
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraint:
-        constraint.write(f"torch=={torch}\n")
-        constraint.flush()
-        _compile(["demo", "test", "dev"], Path(constraint.name), everything)
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraint:
-        pins = (line.split("\\")[0].strip() for line in everything.read_text().splitlines() if "==" in line)
         constraint.write("\n".join(pins) + "\n")
         constraint.flush()
-        _compile(["demo"], Path(constraint.name), FOLDER / f"run-{torch}.txt")
-
-
-def _compile(extras: list[str], constraint: Path, output: Path) -> None:
-    chosen = [word for extra in extras for word in ("--extra", extra)]
-    uv = [str(Path(sys.executable).with_name("uv")), *COMMAND[1:]]
-    subprocess.run([*uv, *chosen, "--constraint", str(constraint), "--output-file", str(output)], check=True)
+        files = ["--constraint", constraint.name, "--output-file", str(output)]
+        subprocess.run([*uv, *chosen, *files], check=True)
 
 
 if __name__ == "__main__":

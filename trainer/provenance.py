@@ -58,7 +58,7 @@ def source_revision() -> str | None:
         commit = _git(source, "rev-parse", "HEAD")
         if commit is not None:
             return commit + ("+changes" if _git(source, "status", "--porcelain", "--untracked-files=no") else "")
-    return os.environ.get("PNAS_REVISION")
+    return os.environ.get("PNAS_REVISION") or None
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -11,10 +11,11 @@ import pytest
 
 from tests.cluster.cut_following import Cut, cut_following
 from tests.cluster.launching import Terminal, own_namespace, restricted
-from tests.cluster.testbed import binaries, volcano_install
+from tests.cluster.testbed import binaries, built, volcano_install
 from tests.cluster.testbed import cluster as testbed
+from tests.cluster.testbed.built import Built
 from tests.cluster.testbed.cluster import KUBECONFIG, Cluster, NotABedError
-from tests.cluster.testbed.packages import impediment
+from tests.cluster.testbed.packages import impediment, impediment_to_images
 from tests.cluster.testbed.volcano_install import Volcano
 
 KEPT_TO_EVALUATE = 6
@@ -101,6 +102,15 @@ def terminal(cluster: Cluster, namespace: str, tmp_path: Path, digits: Path) -> 
     """Somebody who may use a namespace with both claims, for Kubernetes Jobs; some modules have another."""
     with restricted(cluster, namespace, tmp_path, digits, PNAS_BACKEND="batch") as one:
         yield one
+
+
+@pytest.fixture(scope="package")
+def built_image(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The trainer's real image, but for torch."""
+    reason = built.impediment() or impediment() or impediment_to_images()
+    if reason is not None:
+        _not_run(reason)
+    return built.build(tmp_path_factory.mktemp("image"))
 
 
 @pytest.fixture(scope="package")

@@ -109,6 +109,7 @@ def test_a_setting_may_be_the_namespaces_or_the_modes(tmp_path: Path) -> None:
     command = [str(binaries.helm3()), "template", "pnas", str(CHART), "--values", str(file)]
     said = subprocess.run([*command, "--show-only", "templates/job.yaml"], capture_output=True, text=True, check=True)
     job = yaml.safe_load(said.stdout)
-    args = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    python, module, trainer, *args = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert (python, module, trainer) == ("python", "-m", "trainer")
     assert dict(zip(args[::2], args[1::2], strict=True)).items() >= {"--lr": "0.2", "--epochs": "2"}.items()
     assert job["metadata"]["name"].startswith("pnas-")

@@ -13,7 +13,7 @@ from tests.cluster.testbed import images
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.npu import RESOURCE
 from tests.cluster.testbed.storage import claim
-from tests.cluster.waiting import until
+from tests.cluster.waiting import exit_code_of_a_deleted_pod, until
 
 NPUS = 2
 SMALL = ("--device=cpu", "--model=pnasnet5tiny", "--image-size=32", "--batch-size=4", "--workers=0", "--threads=1")
@@ -85,16 +85,5 @@ def test_a_pod_that_is_deleted_saves_and_ends_resumably(cluster: Cluster, restri
     where = ["long", "--namespace", restricted]
     cluster.kubectl("wait", "--for=condition=Ready", "pod", *where, "--timeout=120s")
     _until(lambda: " step " in cluster.kubectl("logs", *where), lambda: cluster.kubectl("logs", *where))
-    # The API server forgets the pod as soon as it has ended: only a watch sees how.
-    shown = '{.type} {.object.status.containerStatuses[0].state.terminated.exitCode}{"\\n"}'
-    watch = ["get", "pod", *where, "--watch", "--output-watch-events", f"--output=jsonpath={shown}"]
-    with subprocess.Popen(cluster.command(*watch), stdout=subprocess.PIPE, text=True) as watching:
-        assert watching.stdout is not None
-        assert watching.stdout.readline().strip() == "ADDED"
-        cluster.kubectl("delete", "pod", *where, "--grace-period=60", "--wait=false")
-        seen: list[str] = []
-        while not seen or seen[-1].split()[0] not in {"DELETED", "ended"}:
-            seen.append(watching.stdout.readline().strip() or "ended")
-        watching.terminate()
-    assert seen[-1] == "DELETED 75", seen
+    assert exit_code_of_a_deleted_pod(cluster, *where) == 75
     assert list((tmp_path / "output" / "long").glob("checkpoints/*"))

@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,17 +14,25 @@ else:
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "requirements").glob("*.txt"))
+EXTRAS = {"run": ("demo",), "test": ("demo", "test", "dev"), "cpu": (), "npu": ("npu",)}
 PIN = re.compile(r"^([a-z0-9._-]+)==([^ ;\\]+)(?: ; ([^\\]+))?")
 
 
-def _pins(path: Path) -> set[tuple[str, str, str | None]]:
+def pins(path: Path) -> set[tuple[str, str, str | None]]:
+    """Each package's name, version and marker."""
     found = (PIN.match(line) for line in path.read_text().splitlines())
     return {(pin[1], pin[2], pin[3] and pin[3].strip()) for pin in found if pin}
 
 
+def project() -> dict[str, Any]:
+    """What pyproject.toml says of it."""
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return found
+
+
 def _declared(*extras: str) -> set[str]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    texts = [*project["dependencies"], *(text for extra in extras for text in project["optional-dependencies"][extra])]
+    known = project()
+    texts = [*known["dependencies"], *(text for extra in extras for text in known["optional-dependencies"][extra])]
     names = (re.split(r"[<>=\[;]", text)[0].strip().lower() for text in texts)
     return {name for name in names if name != "pnas"}
 
@@ -39,15 +48,26 @@ def test_every_package_is_pinned_with_hashes_and_no_address(path: Path) -> None:
 
 def test_every_declared_dependency_is_pinned() -> None:
     for path in FILES:
-        extras = ("demo",) if path.name.startswith("run-") else ("demo", "test", "dev")
-        assert _declared(*extras) <= {name for name, _, _ in _pins(path)}, path.name
+        assert _declared(*EXTRAS[path.name.partition("-")[0]]) <= {name for name, _, _ in pins(path)}, path.name
 
 
 def test_what_runs_is_what_was_tested() -> None:
     for run in (path for path in FILES if path.name.startswith("run-")):
-        assert _pins(run) <= _pins(run.with_name(run.name.replace("run-", "test-")))
+        assert pins(run) <= pins(run.with_name(run.name.replace("run-", "test-")))
+
+
+@pytest.mark.parametrize("device", ["cpu", "npu"])
+def test_what_an_image_has_was_tested_but_for_what_canns_needs(device: str) -> None:
+    tested = {(name, version) for name, version, _ in pins(ROOT / "requirements" / "test-2.9.0.txt")}
+    image = {
+        (name, version.partition("+")[0]) for name, version, _ in pins(ROOT / "requirements" / f"{device}-2.9.0.txt")
+    }
+    named = {name for name, _ in tested}
+    untested = {name for name, version in image - tested if name in named}
+    assert untested == ({"numpy"} if device == "npu" else set())
+    assert {name for name, _ in image} - named <= _declared("npu") | {"pycparser", "six"}
 
 
 def test_the_oldest_and_the_newest_torch_are_pinned() -> None:
-    torches = {version for path in FILES for name, version, _ in _pins(path) if name == "torch"}
+    torches = {version for path in FILES for name, version, _ in pins(path) if name == "torch"}
     assert {"2.9.0", "2.14.1"} <= torches

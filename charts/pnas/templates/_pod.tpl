@@ -48,8 +48,14 @@ spec:
     - name: trainer
       image: {{ toJson $.image }}
       imagePullPolicy: {{ toJson $.image_pull_policy }}
-      command: [python, -m, trainer]
-      args: {{ toJson $.args }}
+      # No command: that would pass the image's entry point by, which gives the trainer CANN's environment.
+      args:
+        - python
+        - -m
+        - trainer
+        {{- range $word := $.args }}
+        - {{ toJson $word }}
+        {{- end }}
       env:
         - {name: HOME, value: /home/pnas}
         - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}

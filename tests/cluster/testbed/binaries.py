@@ -63,7 +63,7 @@ def volcano_crds() -> Path:
     generate = f"crd:crdVersions=v1,generateEmbeddedObjectMeta=true,maxDescLen=0 paths={packages}"
     digest = hashlib.sha256((source / "go.mod").read_bytes() + (source / "go.sum").read_bytes() + generate.encode())
     folder = CACHE / f"volcano-{digest.hexdigest()[:12]}"
-    with _locked(CACHE / "volcano.lock"):
+    with locked(CACHE / "volcano.lock"):
         if not folder.exists():
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
@@ -80,7 +80,7 @@ def client(version: str) -> Path:
     """
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     folder = CACHE / f"client-{version}-python{python}"
-    with _locked(CACHE / "client.lock"):
+    with locked(CACHE / "client.lock"):
         if not folder.exists():
             partial = folder.with_name(f"{folder.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
@@ -160,7 +160,7 @@ def _built(module: str, *, ldflags: str, files: Sequence[tuple[str, str]] = ()) 
     pinned = b"".join(path.read_bytes() for path in pinning)
     digest = hashlib.sha256(pinned + ldflags.encode())
     folder = CACHE / f"{module}-{digest.hexdigest()[:12]}"
-    with _locked(CACHE / f"{module}.lock"):
+    with locked(CACHE / f"{module}.lock"):
         if not folder.exists():
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
@@ -202,7 +202,8 @@ def _required(source: Path, module: str) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of that file, which others on this machine wait for."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

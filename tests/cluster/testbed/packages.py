@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.cluster.testbed.binaries import MODULES
@@ -22,6 +23,11 @@ PROGRAMS = {
     "nsenter": "util-linux",
 }
 """Each program, and the package that has it."""
+TO_BUILD_IMAGES = {
+    "buildah": "buildah",
+    "mmdebstrap": "mmdebstrap",
+    "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
+}
 GO = "1.26"
 CAP_SYS_ADMIN = 21
 """Its number in linux/capability.h."""
@@ -31,7 +37,12 @@ def impediment() -> str | None:
     """Why no cluster can be started here, in one line; packages that are missing are installed first."""
     if os.geteuid() != 0:
         return "the test bed needs root: it makes namespaces and mounts"
-    return _missing_rights() or _missing_cgroups() or _missing_go() or _missing_packages()
+    return _missing_rights() or _missing_cgroups() or _missing_go() or _missing_packages(PROGRAMS)
+
+
+def impediment_to_images() -> str | None:
+    """Why no image can be built here, in one line, where there can be a cluster; packages are installed as for that."""
+    return _missing_packages(TO_BUILD_IMAGES)
 
 
 def _missing_rights() -> str | None:
@@ -63,9 +74,9 @@ def _missing_go() -> str | None:
     return f"{wanted}, and this is {found or (done.stderr.strip().splitlines() or ['none that answers'])[-1]}"
 
 
-def _missing_packages() -> str | None:
+def _missing_packages(programs: Mapping[str, str]) -> str | None:
     """Install what is missing; why that cannot be done, in one line."""
-    missing = [package for program, package in PROGRAMS.items() if not _is_there(program)]
+    missing = [package for program, package in programs.items() if not _is_there(program)]
     if not missing:
         return None
     if shutil.which("apt-get") is None:

@@ -1,9 +1,10 @@
 """A STAND-IN for what a real image of the trainer holds: the machine's Python, torch and this checkout's programs.
 
 PyTorch's wheel has five gigabytes, which no test copies into every node. containerd runs `runc`, a script, in place of
-runc: where a container's image asks for it by the environment variable ASKS, the script adds bind mounts to the
-container's OCI configuration before it becomes the real runc. Ascend Docker Runtime adds the NPUs' driver to containers
-in this way. It goes once there is a real image that a test can load.
+runc: where a container's image asks for it by an environment variable, the script adds bind mounts to the container's
+OCI configuration before it becomes the real runc. Ascend Docker Runtime adds the NPUs' driver to containers in this
+way. An image by ASKS is given all three; one that is built has its own Python and programs, and by ASKS_FOR_PACKAGES is
+given torch and its like alone.
 
 Run as `python runtime.py MOUNTS RUNC-ARGUMENTS...`; MOUNTS is a file. Needs nothing but the standard library.
 """
@@ -12,11 +13,14 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+import sysconfig
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ASKS = "PNAS_TESTBED_HOST_PYTHON=1"
+ASKS_FOR_PACKAGES = "PNAS_TESTBED_HOST_PACKAGES=1"
+PACKAGES = "/usr/local/Ascend/ascend-toolkit/latest/python/site-packages"
 RUNC = "/usr/sbin/runc"
 VENV, SOURCE = "/opt/pnas/venv", "/opt/pnas/src"
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -26,7 +30,7 @@ SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin")
 def runc(folder: Path) -> Path:
     """Write the program that containerd is to run in place of runc, and what it needs, into `folder`."""
     mounts = folder / "host-python.json"
-    mounts.write_text(json.dumps(_mounts()))
+    mounts.write_text(json.dumps({ASKS: _all(), ASKS_FOR_PACKAGES: _mounts({PACKAGES: sysconfig.get_path("platlib")})}))
     # Isolated and without `site`, Python starts in 15 ms; and only containers that are made pay for it.
     python = shlex.join([sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(mounts)])
     script = f'#!/bin/sh\ncase " $* " in *" create "*) exec {python} "$@" ;; esac\nexec {RUNC} "$@"\n'
@@ -36,13 +40,18 @@ def runc(folder: Path) -> Path:
     return path
 
 
-def _mounts() -> list[dict[str, Any]]:
-    """In OCI's terms. A folder that other programs lie under appears where it is on the machine."""
+def _all() -> list[dict[str, Any]]:
+    """A folder that other programs lie under appears where it is on the machine."""
     places = {path: path for path in SYSTEM if Path(path).exists()}
     if not sys.base_prefix.startswith("/usr"):
         places[sys.base_prefix] = sys.base_prefix
     places[VENV] = sys.prefix
     places |= {f"{SOURCE}/{name}": str(CHECKOUT / name) for name in ("trainer", "launcher", "k8s")}
+    return _mounts(places)
+
+
+def _mounts(places: Mapping[str, str]) -> list[dict[str, Any]]:
+    """In OCI's terms."""
     options = ["rbind", "ro", "nosuid", "nodev"]
     return [
         {"destination": inside, "type": "bind", "source": os.path.realpath(outside), "options": options}
@@ -55,10 +64,11 @@ def main(arguments: Sequence[str]) -> None:
     mounts, *words = arguments
     config = Path(words[words.index("--bundle") + 1]) / "config.json"
     spec = json.loads(config.read_text())
-    if ASKS in spec["process"].get("env", ()):
-        # Before the pod's own volumes, which may lie below them.
-        spec["mounts"] = [*json.loads(Path(mounts).read_text()), *spec["mounts"]]
-        config.write_text(json.dumps(spec))
+    for variable, wanted in json.loads(Path(mounts).read_text()).items():
+        if variable in spec["process"].get("env", ()):
+            # Before the pod's own volumes, which may lie below them.
+            spec["mounts"] = [*wanted, *spec["mounts"]]
+            config.write_text(json.dumps(spec))
     os.execv(RUNC, [RUNC, *words])
 
 
