@@ -3,6 +3,7 @@
 What stands in for CANN is in testbed/cann.py: torch can be imported where its environment is sourced, and nowhere else.
 """
 
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from tests.cluster.testbed import built, cann
 from tests.cluster.testbed.built import Built
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.waiting import exit_code_of_a_deleted_pod, until
-from tests.unit.test_dockerfile import VERSION
 
+VERSION = version("pnas")
 NODE = "node1"
 POD = (
     *("--image", built.IMAGE, "--image-pull-policy", "Never", "--shm", "128Mi", "--scratch", "128Mi"),

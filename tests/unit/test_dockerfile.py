@@ -1,5 +1,6 @@
 """docker/Dockerfile.ascend is clean, and agrees with what the packages say of themselves."""
 
+import os
 import re
 import subprocess
 import sysconfig
@@ -22,8 +23,13 @@ def test_hadolint_finds_nothing() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_the_entry_script_is_a_script() -> None:
-    subprocess.run(["bash", "-n", str(ROOT / "docker" / "entrypoint.sh")], check=True)
+def test_the_entry_script_becomes_its_command_where_there_is_no_cann_too() -> None:
+    entry = ["bash", str(ROOT / "docker" / "entrypoint.sh")]
+    done = subprocess.run(
+        [*entry, "sh", "-c", "echo $1 $PPID; exit 75", "sh", "a b"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (75, "")
+    assert done.stdout == f"a b {os.getpid()}\n"
 
 
 def test_its_label_is_the_packages_version() -> None:

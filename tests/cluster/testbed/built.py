@@ -11,6 +11,7 @@ import re
 import ssl
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -49,9 +50,10 @@ class Built:
 
 def impediment() -> str | None:
     """Why the image could not run here, in one line: the torch that it is given is of this Python."""
-    if sys.version_info[:2] == (3, 11):
-        return None
-    return f"the image has Python 3.11, and its torch is this machine's, of Python {sys.version.split()[0]}"
+    found = sysconfig.get_python_version()
+    return (
+        None if found == "3.11" else f"the image has Python 3.11, and is given this machine's torch, of Python {found}"
+    )
 
 
 def build(folder: Path) -> Built:
@@ -149,6 +151,5 @@ def _run(*command: str) -> str:
         log = binaries.CACHE / "images.log"
         log.write_text(done.stdout + done.stderr)
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        words = " ".join(command[:1] + [word for word in command[1:] if not word.startswith(("-", "/"))][:1])
-        raise binaries.BuildError(f"{words} failed: {last} (all of it: {log})")
+        raise binaries.BuildError(f"{command[0]} failed: {last} (all of it: {log})")
     return done.stdout.strip()
