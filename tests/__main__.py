@@ -4,14 +4,14 @@ What is tested on a cluster waits most of its time, for pods to start and to end
 for all of them come by PYTEST_ADDOPTS.
 """
 
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
 
 CLUSTER = Path("tests/cluster")
 SECOND_CLUSTER = [
@@ -24,51 +24,67 @@ GROUPS: dict[str, Sequence[str]] = {
     "no cluster": ("tests", f"--ignore={CLUSTER}"),
 }
 LOOK_EVERY_S = 0.5
+SAY_EVERY_S = 60
 INTERRUPTED = 130
+
+
+class Run:
+    """One pytest, and what it has said so far."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", report: Path) -> None:
+        self.process = process
+        self._report = report
+
+    @property
+    def said(self) -> str:
+        """All of it."""
+        return self._report.read_text(errors="replace")
+
+    @property
+    def share(self) -> str:
+        """How much of it is done, by pytest's own words."""
+        return next(reversed(re.findall(r"\[ *(\d+%)\]", self.said)), "0%")
 
 
 def main() -> int:
     """Run them; the highest exit code, which is 0 if all have passed."""
-    with ExitStack() as stack:
-        running = {name: stack.enter_context(_started(words)) for name, words in GROUPS.items()}
-        _say(f"tests on {', on '.join(running)} run side by side; each reports when it has ended")
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        runs = {name: stack.enter_context(_started(words, Path(folder) / name)) for name, words in GROUPS.items()}
+        _say(f"tests on {', on '.join(runs)} run side by side; each reports when it has ended")
         try:
-            return max(_report(name, process, report) for name, (process, report) in _as_they_end(running))
+            return max(_report(name, run) for name, run in _as_they_end(runs))
         except KeyboardInterrupt:
             # It has reached each of them, too.
-            for process, _ in running.values():
-                process.wait()
+            for run in runs.values():
+                run.process.wait()
             return INTERRUPTED
 
 
-Running = tuple["subprocess.Popen[bytes]", IO[bytes]]
-
-
 @contextmanager
-def _started(words: Sequence[str]) -> Iterator[Running]:
+def _started(words: Sequence[str], report: Path) -> Iterator[Run]:
     command = [sys.executable, "-m", "pytest", "--durations=15", *words]
-    with (
-        tempfile.TemporaryFile() as report,
-        subprocess.Popen(command, stdout=report, stderr=subprocess.STDOUT) as process,
-    ):
+    with report.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
         try:
-            yield process, report
+            yield Run(process, report)
         finally:
             process.terminate()
 
 
-def _as_they_end(running: dict[str, Running]) -> Iterator[tuple[str, Running]]:
-    left = dict(running)
+def _as_they_end(runs: Mapping[str, Run]) -> Iterator[tuple[str, Run]]:
+    left, began, said = dict(runs), time.monotonic(), 0
     while left:
-        for name in [name for name, (process, _) in left.items() if process.poll() is not None]:
+        for name in [name for name, run in left.items() if run.process.poll() is not None]:
             yield name, left.pop(name)
+        minutes = int((time.monotonic() - began) / SAY_EVERY_S)
+        if left and minutes > said:
+            said = minutes
+            _say(f"after {minutes} min: " + ", ".join(f"{name} {run.share}" for name, run in left.items()))
         time.sleep(LOOK_EVERY_S)
 
 
-def _report(name: str, process: "subprocess.Popen[bytes]", report: IO[bytes]) -> int:
-    report.seek(0)
-    _say(f"\n--- {name} ---\n{report.read().decode(errors='replace')}")
-    return abs(process.returncode)
+def _report(name: str, run: Run) -> int:
+    _say(f"\n--- {name} ---\n{run.said}")
+    return abs(run.process.wait())
 
 
 def _say(text: str) -> None:
