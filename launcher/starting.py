@@ -36,9 +36,9 @@ class Prepared:
         """The spec under the name that the job has got."""
         return renamed(self.spec, done.ref.name)
 
-    def goes_on(self) -> bool:
-        """Whether there is such a job, and it has not ended."""
-        state = known(self.backend, self.spec.name)
+    def goes_on(self, name: str) -> bool:
+        """Whether there is a job of this name, and it has not ended."""
+        state = known(self.backend, name)
         return state is not None and not state.phase.ended
 
 

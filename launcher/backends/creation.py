@@ -66,6 +66,10 @@ def create(backend: "ClusterBackend", spec: JobSpec, *, again: bool) -> Submitte
                 handover.drop(backend.api, backend.name, spec.name)
     except _Overtaken:
         return create(backend, spec, again=again)
+    except KeyboardInterrupt as interrupt:
+        # With --again it has another name than was asked for.
+        interrupt.args = (spec.name,)
+        raise
     return Submitted(JobRef(backend.name, spec.name), note="; ".join(backend.api.warnings), attempt=before + 1)
 
 

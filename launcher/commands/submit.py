@@ -59,12 +59,13 @@ def submit(
         return
     try:
         _show(job, job.backend.submit(job.spec, again=again), detach=detach, save=save)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         from launcher.report import come_back  # noqa: PLC0415  # see above
 
-        if not job.goes_on():
+        name = next(iter(interrupt.args), job.spec.name)
+        if not job.goes_on(name):
             raise
-        raise Detached(come_back(job.spec.name, job.words)) from None
+        raise Detached(come_back(name, job.words)) from None
 
 
 def _check(job: "Prepared", how: Literal["client", "server"], *, again: bool) -> None:

@@ -1,6 +1,7 @@
 """A job comes into being whole or not at all, whatever is lost on the way, and whoever else is at it."""
 
 import json
+import signal
 import threading
 from typing import Any
 
@@ -135,6 +136,19 @@ def test_a_part_that_an_earlier_launcher_left_is_not_taken_for_this_jobs(
     backend.submit(two_nodes())
     assert backend.api.get(SERVICES, "pair")["metadata"]["uid"] != left
     assert owners(backend.api) == ["Job"]
+
+
+def test_ctrl_c_as_a_job_is_started_once_more_says_which_it_is(
+    backend: ClusterBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend.cancel(backend.submit(two_nodes()).ref)
+    with monkeypatch.context() as patch:
+        patch.setattr("launcher.backends.handover.drop", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt) as caught:
+            backend.submit(two_nodes(), again=True)
+    assert caught.value.args == ("pair-2",)
+    assert owners(backend.api, "pair-2") == ["Job"]
+    assert backend.submit(two_nodes(), again=True).ref.name == "pair-2", "who types it once more has not asked for two"
 
 
 def test_somebodys_object_of_that_name_is_left_alone(backend: ClusterBackend) -> None:

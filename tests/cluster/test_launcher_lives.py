@@ -22,7 +22,8 @@ def test_a_model_is_trained_then_finetuned_then_evaluated(terminal: Terminal) ->
     )
     assert tuned.returncode == 0, tuned.stderr
     weights = "/output/more/checkpoints/best.safetensors"
-    judged = terminal.submit("--npus", "8", "--mode", "eval", "--weights", weights, "--name", "judged")
+    words = ("--npus", "8", "--mode", "eval", "--weights", weights, "--name", "judged")
+    judged = terminal.submit(*words, timeout_s=500)
     assert judged.returncode == 0, judged.stderr
     assert "top-1" in judged.stdout
     assert " lines from 8 devices, 0 missing" in judged.stdout
