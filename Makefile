@@ -24,12 +24,13 @@ run: $(VENV)/run.stamp  ## Train PNASNet-5 on handwritten digits with two proces
 test: check  ## Lint, types and every test (TORCH=2.9.0 tests the oldest torch)
 	$(BIN)/python -m tests
 
-check: $(VENV)/test.stamp  ## Lint, format, types, import contracts, dead code
+check: $(VENV)/test.stamp  ## Lint, format, types, import contracts, dead code, YAML
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(if $(filter $(NEWEST),$(TORCH)),$(BIN)/mypy,@echo "types: checked with torch $(NEWEST) alone; torch $(TORCH) annotates itself differently")
 	$(BIN)/lint-imports
 	$(BIN)/vulture
+	$(BIN)/yamllint --strict .
 
 format: $(VENV)/test.stamp  ## Format the code
 	$(BIN)/ruff check --fix .
