@@ -2,7 +2,8 @@
 
 A connection cannot know what it did not deliver; numbered lines can. The trainer writes each line as
 `[rank 3 cpu:3 #1042] text` (a worker's) or `[node 0 #5] text` (its supervisor's), numbered from 1 within that tag; the
-supervisor's `ended lines="3:1042 4:977"` says how many there are of each rank, so that a lost end is noticed too.
+supervisor's `ended lines="3:1042 4:977" outcome=failed` says how many there are of each rank, so that a lost end is
+noticed too.
 This module is pure: bytes go in, lines and gaps come out. Where the bytes come from is a backend's business.
 """
 
@@ -15,7 +16,7 @@ from functools import lru_cache
 from itertools import repeat
 from typing import NamedTuple
 
-_TOTALS = re.compile(rb'ended lines="([\d: ]*)"')
+_TOTALS = re.compile(rb'ended lines="([\d: ]*)"(?: outcome=[a-z]+)?')
 _TAG = re.compile(rb"\[(rank \d+ [a-z]+:\d+|node \d+) #(\d+)\] ?")
 
 

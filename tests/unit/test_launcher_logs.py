@@ -55,7 +55,7 @@ def test_a_first_line_that_is_missing_is_noticed() -> None:
 
 
 def test_an_end_that_is_missing_is_noticed_by_the_supervisors_count() -> None:
-    end = b'[node 0 #1] ended lines="0:2 1:4 2:3"\n'
+    end = b'[node 0 #1] ended lines="0:2 1:4 2:3" outcome=succeeded\n'
     books = Demultiplexer()
     items = list(books.feed(tagged(0, 1) + tagged(0, 2) + tagged(1, 1) + end))
     assert items[-2:] == [Gap("rank 1 npu:1", 2, 4), Gap("rank 2", 1, 3)]

@@ -49,6 +49,11 @@ class Outcome:
     exit_code: int
     first_failure: Failure | None
 
+    @property
+    def word(self) -> str:
+        """In one word: succeeded, resumable, failed."""
+        return {0: "succeeded", RESUMABLE: "resumable"}.get(self.exit_code, "failed")
+
 
 @dataclass(frozen=True)
 class Stop:

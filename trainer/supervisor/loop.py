@@ -31,9 +31,9 @@ def supervise(commands: Sequence[WorkerCommand], *, stdout: BinaryIO, node_rank:
 
     Each line that a worker prints, on stdout or stderr, goes to `stdout` and to the worker's log file as
     `[rank 3 npu:3 #1042] text`; the supervisor's own are `[node 0 #5] text`. When one worker fails the others are
-    stopped. At the end `ended lines="3:1042 4:977"` counts each rank's lines; the first cause of a failure follows as
-    the last line. SIGTERM and SIGINT are passed on as SIGTERM, SIGUSR1 as it is; after
-    `grace_s` seconds, or at a second SIGTERM or SIGINT, the workers are killed.
+    stopped. At the end `ended lines="3:1042 4:977" outcome=failed` counts each rank's lines and says how it went; the
+    first cause of a failure follows as the last line. SIGTERM and SIGINT are passed on as SIGTERM, SIGUSR1 as it is;
+    after `grace_s` seconds, or at a second SIGTERM or SIGINT, the workers are killed.
 
     Returns:
         Exit code 0; 75 if the workers have stopped resumably; the first failing worker's if it is 1, 2 or 6; else 1.
@@ -101,7 +101,7 @@ class _Loop:
         outcome = decide(endings, stop=self._stopping)
         # Who follows the lines can tell by these counts that the last ones have arrived.
         counts = " ".join(f"{worker.command.rank}:{worker.tagger.count}" for worker in self._workers)
-        self._say(f'ended lines="{counts}"')
+        self._say(f'ended lines="{counts}" outcome={outcome.word}')
         if outcome.first_failure is not None:
             self._say(describe(outcome.first_failure))
         self._flush()
