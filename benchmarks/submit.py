@@ -19,7 +19,7 @@ from benchmarks.launcher_start import machine
 from tests.cluster.testbed import cluster as testbed
 from tests.cluster.testbed import images
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.testbed.storage import claim
+from tests.cluster.testbed.storage import claims
 
 ROUNDS = 12
 BAR = 1.0
@@ -51,8 +51,7 @@ def main() -> int:
     """Measure, print and keep the result; 1 if the bar is missed."""
     with tempfile.TemporaryDirectory() as folder, testbed.running(nodes=1, npus=1) as cluster:
         testbed.namespace(cluster, NAMESPACE)
-        for name in ("pnas-data", "pnas-output"):
-            claim(cluster, NAMESPACE, name, Path(folder) / name)
+        claims(cluster, NAMESPACE, {name: Path(folder) / name for name in ("pnas-data", "pnas-output")})
         cluster.load(images.compiled(Path(folder), IMAGE, PYTHON_C, path="usr/bin/python"))
         seconds = _measured(cluster, Path(folder))
     report, met = _report(seconds)

@@ -11,7 +11,7 @@ from typing import Any
 from launcher.manifests import manifests
 from launcher.names import MANAGED
 from launcher.render import to_yaml
-from launcher.rights import rules
+from launcher.rights import CLUSTER_VERBS, rules
 
 FOLDER = Path(__file__).parents[1] / "k8s" / "manifests"
 ACCOUNT = "pnas-launcher"
@@ -27,7 +27,7 @@ _LABELS = {"app.kubernetes.io/name": MANAGED["app.kubernetes.io/name"]}
 
 def files() -> dict[str, str]:
     """The text of each file."""
-    written = {"rbac.yaml": list(_rights()), "claims.yaml": list(_claims())}
+    written = {"rbac.yaml": list(_rights()), "cluster-role.yaml": [_sight()], "claims.yaml": list(_claims())}
     written |= {name: manifests({**options, "image": IMAGE}, None) for name, options in JOBS.items()}
     return {name: f"{_header(name)}\n{to_yaml(objects)}" for name, objects in written.items()}
 
@@ -36,7 +36,12 @@ def _header(name: str) -> str:
     said = "# Written by `python -m docs.manifests`."
     if name in JOBS:
         words = " ".join(f"--{option} {value}" for option, value in JOBS[name].items())
-        return f"{said} It is `python -m launcher render {words} --image {IMAGE}`."
+        return f"{said}\n# It is `python -m launcher render {words} --image {IMAGE}`."
+    if name == "cluster-role.yaml":
+        bound = (
+            f"kubectl create clusterrolebinding {ACCOUNT} --clusterrole {ACCOUNT} --serviceaccount NAMESPACE:{ACCOUNT}"
+        )
+        return f"{said} kubectl apply --filename {name}, and if you like:\n# {bound}"
     return f"{said} kubectl apply --namespace NAMESPACE --filename {name}"
 
 
@@ -52,6 +57,13 @@ def _rights() -> Iterator[dict[str, Any]]:
         "roleRef": {"apiGroup": api, "kind": "Role", "name": ACCOUNT},
         "subjects": [{"kind": "ServiceAccount", "name": ACCOUNT}],
     }
+
+
+def _sight() -> dict[str, Any]:
+    """What belongs to no namespace: who may look at it is told of too few NPUs, or a closed queue, before a start."""
+    meta = {"name": ACCOUNT, "labels": _LABELS}
+    rights = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": meta}
+    return {**rights, "rules": rules(CLUSTER_VERBS)}
 
 
 def _claims() -> Iterator[dict[str, Any]]:

@@ -16,12 +16,13 @@ from launcher.interrupts import keep_interrupts
 COMMANDS = {
     "submit": "submit",
     "render": "render",
+    "doctor": "doctor",
     "config": "config",
     **dict.fromkeys(("logs", "status", "wait", "list"), "watch"),
     **dict.fromkeys(("cancel", "delete"), "stop"),
 }
 """The module of each command."""
-_TAKE_SETTINGS = {"submit": "submit", "render": "render", "config": "config_show"}
+_TAKE_SETTINGS = {"submit": "submit", "render": "render", "doctor": "doctor", "config": "config_show"}
 
 
 def main(tokens: Sequence[str]) -> int:

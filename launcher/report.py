@@ -14,6 +14,7 @@ from launcher import PROGRAM
 from launcher.backends import JobEvent, JobRef, JobState
 from launcher.device_lines import step_cells
 from launcher.progress import Event, Progress
+from launcher.readiness import Finding
 from launcher.timing import format_duration
 
 if TYPE_CHECKING:
@@ -172,6 +173,12 @@ def list_document(jobs: Sequence[tuple[JobState, Progress]]) -> dict[str, Any]:
     """All jobs as a document of kind `JobList`."""
     items = [job_document(state, progress) for state, progress in jobs]
     return {"apiVersion": API_VERSION, "kind": "JobList", "items": items}
+
+
+def findings_document(found: Sequence[Finding]) -> dict[str, Any]:
+    """`doctor --json`."""
+    items = [{"about": one.about, "state": one.state, "text": one.text} for one in found]
+    return {"apiVersion": API_VERSION, "kind": "FindingList", "items": items}
 
 
 def deleted_document(ref: JobRef, files: str) -> dict[str, Any]:

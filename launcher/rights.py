@@ -8,11 +8,14 @@ from typing import Any
 
 from launcher.kube.resources import (
     BATCH_JOBS,
+    CLAIMS,
     COMMANDS,
     CONFIG_MAPS,
     EVENTS,
+    NODES,
     POD_GROUPS,
     PODS,
+    QUEUES,
     SERVICES,
     VOLCANO_JOBS,
     Resource,
@@ -31,15 +34,20 @@ VERBS: Mapping[Resource, tuple[str, ...]] = {
     EVENTS: ("list",),
     CONFIG_MAPS: _PART,
     SERVICES: _PART,
+    CLAIMS: ("get",),
     POD_GROUPS: ("get",),
     COMMANDS: ("create",),
 }
-"""Queues belong to no namespace, so that no Role can give a look at them: a launcher does without."""
+"""Those of a namespace: a Role can give them."""
+
+CLUSTER_VERBS: Mapping[Resource, tuple[str, ...]] = {NODES: ("list",), QUEUES: ("get",)}
+"""What belongs to no namespace, so that it takes a ClusterRole: a launcher does without, and then sees less before a
+start: not that no node has so many NPUs, nor that a queue is closed."""
 
 
-def rules() -> list[dict[str, Any]]:
+def rules(verbs: Mapping[Resource, tuple[str, ...]] = VERBS) -> list[dict[str, Any]]:
     """As a Role has them."""
     return [
         {"apiGroups": [resource.group], "resources": [resource.plural], "verbs": list(verbs)}
-        for resource, verbs in VERBS.items()
+        for resource, verbs in verbs.items()
     ]

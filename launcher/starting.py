@@ -1,15 +1,16 @@
 """From what was typed to a job that can be submitted: settings, backend, spec. It prints nothing and starts nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
 from launcher.backends import Backend, Submitted, known
 from launcher.backends.choose import Choice, choose, this_machine
-from launcher.errors import UnreachableError
+from launcher.errors import RequestError, UnreachableError
 from launcher.kube.place import Place
 from launcher.parameters import Where
+from launcher.readiness import Finding
 from launcher.render import render
 from launcher.resume import find_cluster_earlier, find_earlier
 from launcher.settings import Earlier, Settings, refuse_queue, resolve_settings
@@ -73,6 +74,23 @@ def settings_of(options: dict[str, Any], profile: str | None) -> tuple[Settings,
             return Choice(this_machine())
 
     return _resolve(options, profile, chosen)[0], "; ".join(away)
+
+
+def findings_of(options: dict[str, Any], profile: str | None) -> Iterator[Finding]:
+    """What of the cluster is ready for such a job, and what is not.
+
+    Raises:
+        UsageError: a setting cannot be used.
+        RequestError: no cluster is meant.
+        LauncherError: it cannot be reached.
+    """
+    from launcher.backends.cluster import ClusterBackend  # noqa: PLC0415  # this machine does without
+    from launcher.doctor import examine  # noqa: PLC0415  # as above
+
+    settings, choice = _resolve(options, profile, lambda found: choose(found.backend, _place(found)))
+    if not isinstance(choice.backend, ClusterBackend):
+        raise RequestError("a job on this machine needs no namespace: give --kubeconfig, or set KUBECONFIG")
+    return examine(choice.backend, settings)
 
 
 def check_only(job: Prepared, how: Literal["client", "server"], *, again: bool) -> list[str]:

@@ -1,7 +1,11 @@
-"""Whether the cluster takes a job, asked before anything exists: its kind, its queue, each object (a dry run)."""
+"""Whether the cluster takes a job, asked before anything exists: its kind, its queue, each object (a dry run).
+
+And whether it has what the job's pods need.
+"""
 
 from typing import TYPE_CHECKING
 
+from launcher.backends.surroundings import look_around
 from launcher.errors import PreflightError, RequestError
 from launcher.kube.api import ApiError, Json
 from launcher.kube.resources import CONFIG_MAPS, QUEUES, SERVICES
@@ -19,7 +23,8 @@ def check(backend: "ClusterBackend", spec: JobSpec, objects: list[Json]) -> list
     """Have the server judge the job and what belongs to it without creating them; what it warned of.
 
     Raises:
-        PreflightError: the namespace, the kind of job or the queue is missing or closed.
+        PreflightError: the namespace, the kind of job or the queue is missing or closed; a claim cannot be used, or no
+            node is large enough.
         RequestError: the job is not valid; every cause is named.
     """
     api = backend.api
@@ -37,6 +42,9 @@ def check(backend: "ClusterBackend", spec: JobSpec, objects: list[Json]) -> list
             api.create(PART_RESOURCES.get(item["kind"], backend.kind.resource), trial, dry_run=True)
         except ApiError as error:
             raise explained(error, backend, trial_of=name) from error
+    for found in look_around(api, spec.pods, spec.train):
+        if found.state == "missing":
+            raise PreflightError(found.text)
     return api.warnings
 
 

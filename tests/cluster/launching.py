@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.cluster.testbed import images
 from tests.cluster.testbed.cluster import Cluster, namespace
-from tests.cluster.testbed.storage import claim
+from tests.cluster.testbed.storage import claims
 
 REPOSITORY = Path(__file__).parents[2]
 # The trainer computes on the CPU of the pods, which ask for simulated NPUs all the same.
@@ -138,9 +138,8 @@ def restricted(
 @contextmanager
 def output_of(cluster: Cluster, where: str, images_folder: Path) -> Iterator[Path]:
     """Make both claims that the launcher looks for; the folder behind the one for output."""
-    claim(cluster, where, "pnas-data", images_folder)
     output = cluster.folder / f"{where}-output"
-    claim(cluster, where, "pnas-output", output)
+    claims(cluster, where, {"pnas-data": images_folder, "pnas-output": output})
     try:
         yield output
     finally:

@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from launcher.spec import JobSpec, make_cluster_spec
 from tests.cluster.launching import POD, SMALL, Terminal
 from tests.cluster.testbed import cluster as testbed
 from tests.cluster.testbed.cluster import Cluster
+from tests.cluster.testbed.storage import claims
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -59,7 +61,8 @@ class Trouble:
 
 
 @pytest.fixture
-def backend(cluster: Cluster, namespace: str) -> ClusterBackend:
+def backend(cluster: Cluster, namespace: str, tmp_path: Path) -> ClusterBackend:
+    claims(cluster, namespace, {name: tmp_path / name for name in ("pnas-data", "pnas-output")})
     return ClusterBackend("batch", connect(Place(kubeconfig=cluster.kubeconfig, namespace=namespace)))
 
 
@@ -107,9 +110,9 @@ def test_a_creation_that_did_not_arrive_is_made_up_for_by_the_same_command(
     assert owners(backend.api) == ["Job"]
 
 
-def test_two_launchers_that_submit_the_same_at_once_start_one_job(cluster: Cluster, namespace: str) -> None:
-    place = Place(kubeconfig=cluster.kubeconfig, namespace=namespace)
-    backends = [ClusterBackend("batch", connect(place)) for _ in range(3)]
+def test_two_launchers_that_submit_the_same_at_once_start_one_job(backend: ClusterBackend, cluster: Cluster) -> None:
+    place = Place(kubeconfig=cluster.kubeconfig, namespace=backend.api.namespace)
+    backends = [backend, *(ClusterBackend("batch", connect(place)) for _ in range(2))]
     done: list[Submitted] = []
     threads = [threading.Thread(target=lambda one=one: done.append(one.submit(two_nodes()))) for one in backends]
     with pytest.MonkeyPatch.context() as patch:

@@ -1,29 +1,33 @@
-"""The Role of k8s/manifests is what a launcher needs, and no more: by what the API server saw it do."""
+"""The Roles of k8s/manifests are what a launcher needs, and no more: by what the API server saw it do."""
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from docs.manifests import ACCOUNT, FOLDER
+from launcher.kube.resources import Resource
 from launcher.names import JOB, MANAGED
-from launcher.rights import VERBS
+from launcher.rights import CLUSTER_VERBS, VERBS
 from tests.cluster import speaker
 from tests.cluster.launching import Terminal
 from tests.cluster.testbed.cluster import Cluster
+from tests.cluster.testbed.storage import claims
 from tests.cluster.testbed.volcano_install import Volcano
 
 # No node has it: such a job has all its objects, and computes nothing.
 NOWHERE = ("--resource", "huawei.com/Ascend950", "--detach")
-# What a cluster has only one of: looked at if that is allowed.
-BESIDE = {("get", "scheduling.volcano.sh", "queues"), ("get", "", "")}
+# Everybody may ask what a cluster serves, and what one may do there.
+EVERYBODYS = {("get", "", ""), ("create", "authorization.k8s.io", "selfsubjectaccessreviews")}
 
 
 @pytest.fixture
 def terminal(cluster: Cluster, volcano: Volcano, namespace: str, tmp_path: Path) -> Terminal:
     """Somebody who has the Role and nothing else, in a namespace in which Volcano acts."""
     speaker.load(cluster, tmp_path)
+    claims(cluster, namespace, {name: tmp_path / name for name in ("pnas-data", "pnas-output")})
     kubectl = cluster.kubectl
     kubectl("label", "namespace", namespace, *(f"{name}={value}" for name, value in volcano.labels.items()))
     kubectl("apply", "--namespace", namespace, "--filename", str(FOLDER / "rbac.yaml"))
@@ -81,19 +85,33 @@ def everything_that_a_person_types(terminal: Terminal) -> None:
     followed = terminal.run("logs", "spoken", "-f")
     assert "100 lines from 1 device, 0 missing" in followed.stderr + followed.stdout
     assert terminal.run("list").returncode == 0
+    doctor = terminal.run("doctor", "--backend", "volcano", "--image", "r/pnas:1")
+    assert doctor.returncode == 0, doctor.stdout
+    assert "without, which is seldom missed: list nodes, get queues.scheduling.volcano.sh" in doctor.stdout
 
 
-def test_the_role_has_what_a_launcher_asks_for_and_nothing_else(terminal: Terminal) -> None:
+def flat(verbs: Mapping[Resource, tuple[str, ...]]) -> set[tuple[str, str, str]]:
+    """(verb, group, resource), as the audit log has them."""
+    return {(verb, resource.group, resource.plural) for resource, wanted in verbs.items() for verb in wanted}
+
+
+def test_the_roles_have_what_a_launcher_asks_for_and_nothing_else(terminal: Terminal) -> None:
     everything_that_a_person_types(terminal)
     user = f"system:serviceaccount:{terminal.namespace}:{ACCOUNT}"
-    granted = {(verb, resource.group, resource.plural) for resource, verbs in VERBS.items() for verb in verbs}
-    used = asked(terminal.cluster, user) - BESIDE
-    assert used == granted
+    assert asked(terminal.cluster, user) - EVERYBODYS == flat(VERBS), "without the ClusterRole"
+    kubectl = terminal.cluster.kubectl
+    role = str(FOLDER / "cluster-role.yaml")
+    kubectl("apply", "--filename", role)
+    bound = ("--clusterrole", ACCOUNT, "--serviceaccount", f"{terminal.namespace}:{ACCOUNT}")
+    kubectl("create", "clusterrolebinding", terminal.namespace, *bound)
+    done = terminal.submit("--npus", "8", "--backend", "volcano", "--dry-run", "server")
+    assert done.returncode == 0, done.stderr
+    assert asked(terminal.cluster, user) - EVERYBODYS == flat(VERBS) | flat(CLUSTER_VERBS)
 
 
 def test_kubectl_takes_every_file(cluster: Cluster, volcano: Volcano, namespace: str) -> None:
     assert volcano.labels
     for path in FOLDER.iterdir():
-        words = ("create", "--dry-run=server", "--validate=strict", "--namespace", namespace, "--filename", str(path))
+        words = ("apply", "--dry-run=server", "--validate=strict", "--namespace", namespace, "--filename", str(path))
         said = cluster.kubectl(*words)
         assert said.count("(server dry run)") == len(re.findall("^kind:", path.read_text(), re.MULTILINE)), said

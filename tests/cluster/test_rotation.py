@@ -12,6 +12,7 @@ from tests.cluster.podlog_bench import Seen, bench_on, until
 from tests.cluster.testbed import cluster as testbed
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.cutter import Cutter
+from tests.cluster.testbed.storage import claims
 
 KEPT = 2
 """Files of a container's log, the current one included."""
@@ -50,6 +51,7 @@ def test_a_cluster_is_started_with_labels_of_its_own(rotating: Cluster) -> None:
 
 def test_a_cluster_without_volcano_is_given_kubernetes_jobs(rotating: Cluster, tmp_path: Path) -> None:
     testbed.namespace(rotating, "plain")
+    claims(rotating, "plain", {name: tmp_path / name for name in ("pnas-data", "pnas-output")})
     done = Terminal(rotating, "plain", tmp_path, rotating.kubeconfig).submit("--npus", "8", "--dry-run", "server")
     assert done.returncode == 0, done.stderr
     assert "has no Volcano (--backend batch)" in done.stderr

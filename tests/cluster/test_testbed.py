@@ -19,7 +19,7 @@ from tests.cluster.testbed.node import ASCEND_910_LABELS
 from tests.cluster.testbed.npu import RESOURCE, preferred
 from tests.cluster.testbed.npu_annotations import annotations
 from tests.cluster.testbed.processes import StartError, output_of
-from tests.cluster.testbed.storage import claim
+from tests.cluster.testbed.storage import claims
 from tests.cluster.waiting import until
 
 HOLD = """
@@ -118,7 +118,7 @@ def test_restricted_namespaces_refuse_pods_that_are_not(cluster: Cluster, namesp
 def test_pods_on_both_nodes_write_to_the_same_claim_without_being_root(
     cluster: Cluster, namespace: str, tmp_path: Path
 ) -> None:
-    claim(cluster, namespace, "shared", tmp_path / "shared")
+    claims(cluster, namespace, {"shared": tmp_path / "shared"})
     pods = [
         _script(node.name, f"open('/shared/{node.name}', 'w').write('here')", node=node.name) for node in cluster.nodes
     ]
@@ -152,7 +152,7 @@ for place in {places}:
 
 def test_a_claim_is_refused_for_a_folder_that_nodes_have_each_of_their_own(cluster: Cluster, namespace: str) -> None:
     with pytest.raises(ValueError, match="/run/pnas: nodes do not share"):
-        claim(cluster, namespace, "own", Path("/run/pnas"))
+        claims(cluster, namespace, {"own": Path("/run/pnas")})
 
 
 def test_a_pod_is_told_of_its_chips_as_ascends_device_plugin_tells(cluster: Cluster, namespace: str) -> None:

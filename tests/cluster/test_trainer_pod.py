@@ -12,7 +12,7 @@ import pytest
 from tests.cluster.testbed import images
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.npu import RESOURCE
-from tests.cluster.testbed.storage import claim
+from tests.cluster.testbed.storage import claims
 from tests.cluster.waiting import exit_code_of_a_deleted_pod, until
 
 NPUS = 2
@@ -25,8 +25,7 @@ def restricted(cluster: Cluster, namespace: str, tmp_path: Path) -> str:
     cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     data = tmp_path / "data"
     subprocess.run([sys.executable, "-m", "trainer", "data", "digits", "--to", str(data)], check=True)
-    claim(cluster, namespace, "data", data)
-    claim(cluster, namespace, "output", tmp_path / "output")
+    claims(cluster, namespace, {"data": data, "output": tmp_path / "output"})
     return namespace
 
 

@@ -22,7 +22,7 @@ from tests.cluster.testbed.binaries import CACHE
 from tests.cluster.testbed.cluster import Cluster, clean_up, running
 from tests.cluster.testbed.packages import impediment
 from tests.cluster.testbed.runtime import CHECKOUT
-from tests.cluster.testbed.storage import claim
+from tests.cluster.testbed.storage import volumes
 
 PLACE = CACHE / "playground"
 MODULE = "tests.cluster.testbed"
@@ -163,12 +163,11 @@ class Playground:
 
 
 def _furnish(cluster: Cluster) -> None:
-    """Put there what a job of the launcher needs: images of digits, and the claims of the names that it looks for."""
+    """Put there what an administrator has: images of digits, and volumes for both claims, whoever makes these."""
     folders = {name: cluster.folder / name for name in ("pnas-data", "pnas-output")}
     digits = [sys.executable, "-m", "trainer", "data", "digits", "--to", str(folders["pnas-data"])]
     subprocess.run(digits, check=True, cwd=CHECKOUT, stdout=subprocess.DEVNULL)
-    for name, folder in folders.items():
-        claim(cluster, "default", name, folder)
+    volumes(cluster, "default", folders, size="200Gi")
 
 
 def _text(cluster: Cluster, took_s: float) -> str:
@@ -180,6 +179,7 @@ def _text(cluster: Cluster, took_s: float) -> str:
         f"export KUBECONFIG={cluster.kubeconfig}\n"
         f"# ready after {took_s:.1f} s; `make cluster-down` ends it. Try:\n"
         f"{cluster.program} get nodes --label-columns=accelerator\n"
+        f"{cluster.program} apply --filename k8s/manifests/claims.yaml\n"
         f"{python} -m launcher {job} {pod}\n"
         f"{python} -m launcher list\n"
     )

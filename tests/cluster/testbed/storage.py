@@ -1,53 +1,86 @@
 """Folders of this machine as claims that pods on every node may write to, like a shared file system's."""
 
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.holder import OVERLAID
-from tests.cluster.testbed.processes import StartError
 
 BOUND_WITHIN_S = 60
 SIZE = "1Gi"
+SHARED = ("ReadWriteMany",)
 
 
-def claim(cluster: Cluster, namespace: str, name: str, folder: Path) -> None:
-    """Make `folder`, which any user may then write to, and a claim for it; come back when the claim is bound.
-
-    The kubelet changes no ownership of such a volume, whatever a pod's fsGroup: hence the folder's mode.
+def claims(cluster: Cluster, namespace: str, folders: Mapping[str, Path], *, modes: Sequence[str] = SHARED) -> None:
+    """Make the folders, which any user may then write to, and a claim for each; come back when all are bound.
 
     Raises:
         NotABedError: the nodes are other machines.
         ValueError: each node has a folder of its own of that name.
-        StartError: the claim stays unbound.
+        StartError: a claim stays unbound.
+    """
+    volumes(cluster, namespace, folders, modes=modes)
+    cluster.create(*(request(namespace, name, modes=modes) for name in folders))
+    wait_until_bound(cluster, namespace, *folders)
+
+
+def volumes(
+    cluster: Cluster,
+    namespace: str,
+    folders: Mapping[str, Path],
+    *,
+    modes: Sequence[str] = SHARED,
+    size: str = SIZE,
+) -> None:
+    """Make the folders, and the volumes that claims of those names get, whoever makes these, if they ask for no more.
+
+    The kubelet changes no ownership of such a volume, whatever a pod's fsGroup: hence the folders' mode.
+
+    Raises:
+        NotABedError: the nodes are other machines.
+        ValueError: each node has a folder of its own of that name.
     """
     cluster.inside("folders of this machine")
-    if any(folder.resolve().is_relative_to(path) for path in OVERLAID):
-        raise ValueError(f"{folder}: nodes do not share {', '.join(OVERLAID)}; use another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o777)
-    shared = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
-    volume = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolume",
-        "metadata": {"name": f"{namespace}-{name}"},
-        "spec": {
-            **shared,
-            "capacity": {"storage": SIZE},
-            "claimRef": {"namespace": namespace, "name": name},
-            "hostPath": {"path": str(folder.resolve()), "type": "Directory"},
-            "persistentVolumeReclaimPolicy": "Retain",
-        },
-    }
-    wanted = {
+    for folder in folders.values():
+        if any(folder.resolve().is_relative_to(path) for path in OVERLAID):
+            raise ValueError(f"{folder}: nodes do not share {', '.join(OVERLAID)}; use another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o777)
+    common = {"accessModes": list(modes), "storageClassName": "", "capacity": {"storage": size}}
+    cluster.create(
+        *(
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolume",
+                "metadata": {"name": f"{namespace}-{name}"},
+                "spec": {
+                    **common,
+                    "claimRef": {"namespace": namespace, "name": name},
+                    "hostPath": {"path": str(folder.resolve()), "type": "Directory"},
+                    "persistentVolumeReclaimPolicy": "Retain",
+                },
+            }
+            for name, folder in folders.items()
+        )
+    )
+
+
+def request(namespace: str, name: str, *, modes: Sequence[str] = SHARED) -> dict[str, Any]:
+    """A claim, which stays unbound where no volume is for it."""
+    return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
         "metadata": {"name": name, "namespace": namespace},
-        "spec": {**shared, "resources": {"requests": {"storage": SIZE}}, "volumeName": f"{namespace}-{name}"},
+        "spec": {"accessModes": list(modes), "storageClassName": "", "resources": {"requests": {"storage": SIZE}}},
     }
-    cluster.create(volume, wanted)
-    deadline = time.monotonic() + BOUND_WITHIN_S
-    while cluster.get("persistentvolumeclaim", name, "--namespace", namespace)["status"]["phase"] != "Bound":
-        if time.monotonic() > deadline:
-            raise StartError(f"claim {namespace}/{name} stays unbound for {BOUND_WITHIN_S} s")
-        time.sleep(0.1)
+
+
+def wait_until_bound(cluster: Cluster, namespace: str, *names: str) -> None:
+    """Come back when the claims are bound.
+
+    Raises:
+        StartError: one stays unbound.
+    """
+    wanted = ("--for=jsonpath={.status.phase}=Bound", f"--timeout={BOUND_WITHIN_S}s", "--namespace", namespace)
+    cluster.kubectl("wait", *wanted, "persistentvolumeclaim", *names)
