@@ -171,6 +171,12 @@ class ClusterOptions(BaseModel):
     mindcluster: Literal["auto", "on", "off"] = option(
         "auto", "Have MindCluster write the rank table; auto is on for Volcano jobs with NPUs.", group="Pods"
     )
+    driver: Literal["runtime", "host"] = option(
+        "runtime",
+        "Where pods have the NPUs' driver from: Ascend Docker Runtime, or a path of the host, for clusters without; "
+        "Pod Security baseline and restricted refuse such pods.",
+        group="Pods",
+    )
     overlay: Annotated[Path | None, Optional] = option(
         None, "YAML file that is merged into the pod template, for what no option says.", group="Pods"
     )

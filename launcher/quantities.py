@@ -3,7 +3,8 @@
 import re
 from decimal import Decimal
 
-_QUANTITY = re.compile(r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]{1,2})?")
+PATTERN = r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]{1,2})?"
+_QUANTITY = re.compile(PATTERN)
 _LEAST_MEMORY = 1 << 20
 
 

@@ -83,6 +83,7 @@ def _values(spec: JobSpec, attempt: int) -> Mapping[str, Any]:
         # Volcano's svc plugin sets its own.
         "subdomain": spec.name if spec.backend == "batch" and nodes > 1 else None,
         "rank_table": rank_table_name(spec.name) if spec.rank_table else None,
+        "host_driver": pods.driver == "host",
         "grace_period_s": math.ceil(spec.train.grace_s) + _EXTRA_GRACE_S,
         "resources": _resources(spec),
         "env": [{"name": name, "value": _literal(value)} for name, value in map(_pair, pods.env)],
