@@ -1,4 +1,4 @@
-"""`python -m docs.chart` writes what of charts/pnas comes from elsewhere: its values' schema, its Role, its README.
+"""`python -m docs.chart` writes what of charts/pnas comes from elsewhere: its schema, its rights, its README, its jobs.
 
 The settings under `defaults` and `modes` are the launcher's own, and so are their rules. A test writes all of it anew
 and compares.
@@ -13,10 +13,13 @@ from typing import Any
 import yaml
 
 from docs.go_templates import translated
+from docs.options import described, table
 from launcher.cluster_options import PLACE, ClusterOptions
 from launcher.defaults import NO_DEFAULTS
+from launcher.quantities import PATTERN
+from launcher.readiness import ALONE, SHARED
 from launcher.render import INDEX
-from launcher.rights import rules
+from launcher.rights import CLUSTER_VERBS, rules
 from launcher.spec import DEVICE_COUNTS, NAME_PATTERN, JobOptions
 from trainer.config import MODE_PRESETS, TrainConfig
 
@@ -32,13 +35,38 @@ _USED = {*ClusterOptions.model_fields, "name", "backend", "npus", "nodes", "mode
 } - PLACE - {"overlay"}
 _NAME = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", "maxLength": 253}
 _SWITCH = {"type": "boolean"}
+_QUANTITIES = {"type": "object", "additionalProperties": {"type": ["string", "integer"]}}
+_QUANTITY = {"type": "string", "pattern": f"^({PATTERN})$"}
+_NUMBER_TOO = {"type": ["string", "number"]}
+_DURATION = {**_NUMBER_TOO, "pattern": "^([0-9]+|([0-9]+ *(d|h|min|m|s) *)+)$"}
+# What the launcher checks by functions, of which pydantic's schema says nothing.
+_TEXTS: Mapping[str, Mapping[str, Any]] = {
+    **dict.fromkeys(("cpu", "memory"), _QUANTITY | _NUMBER_TOO),
+    **dict.fromkeys(("shm", "scratch"), _QUANTITY),
+    **dict.fromkeys(("ttl", "deadline"), _DURATION),
+    **dict.fromkeys(("queue", "priority_class"), _NAME),
+}
 _INTRODUCTION = """\
 # pnas
 
-`python -m docs.chart` writes this page from values.yaml. `helm install pnas charts/pnas` prepares a namespace for
+`python -m docs.chart` writes this page. `helm install pnas charts/pnas` prepares a namespace for
 `python -m launcher submit`: an account with exactly the rights that the launcher uses, claims for images and output
 (they stay when the release goes), and the defaults of every job there. With `job.enabled` a training job is part of the
 release, the same as `python -m launcher submit` makes of the same settings; an upgrade with others starts another.
+Once `defaults.image` is set, `helm test pnas` looks whether that account may do all that the launcher does, whether
+both claims are bound, and, with `rbac.cluster`, whether nodes have NPUs.
+
+All pods pass Pod Security `restricted`, for Ascend Docker Runtime brings the NPUs' driver into them. A cluster without
+it needs `defaults.driver: host`. That mounts `/usr/local/Ascend/driver` of the node, and costs the namespace its Pod
+Security: `baseline` and `restricted` refuse every path of the host, so that the namespace must be `privileged`, which
+lets any other pod there mount any path. The device plugin must then hand over the devices itself
+(`-useAscendDocker=false`).
+
+A value that the chart does not know is an error, and what would keep a job's pods waiting stops `helm install` before
+anything is made: a claim that is missing, not bound, or not to be shared by so many nodes; more NPUs than a
+node has; a queue that is not there.
+
+## Values
 
 | value | default | what it is |
 | --- | --- | --- |
@@ -50,8 +78,9 @@ def files() -> dict[str, str]:
     return {
         "values.schema.json": json.dumps(schema(), indent=2) + "\n",
         "files/rules.yaml": yaml.safe_dump(rules(), sort_keys=False),
+        "files/cluster-rules.yaml": yaml.safe_dump(rules(CLUSTER_VERBS), sort_keys=False),
         "files/settings.json": json.dumps(_facts(), indent=2) + "\n",
-        "README.md": _INTRODUCTION + "".join(_rows()),
+        "README.md": "\n".join([_INTRODUCTION + "".join(_rows()), *_settings_table()]),
         **{f"templates/_{name.removeprefix('_')}.tpl": translated(name) for name in TRANSLATED},
     }
 
@@ -69,13 +98,22 @@ def schema() -> dict[str, Any]:
             "items": {"enum": ["ReadWriteMany", "ReadWriteOnce", "ReadOnlyMany", "ReadWriteOncePod"]},
         },
     }
-    capability = {"type": "object", "additionalProperties": {"type": ["string", "integer"]}}
-    queue = {"create": _SWITCH, "name": _NAME, "weight": {"type": "integer", "minimum": 1}, "capability": capability}
+    queue = {"create": _SWITCH, "name": _NAME, "weight": {"type": "integer", "minimum": 1}, "capability": _QUANTITIES}
+    subject = {
+        "kind": {"enum": ["User", "Group", "ServiceAccount"]},
+        "name": {"type": "string", "minLength": 1},
+        "namespace": _NAME,
+        "apiGroup": {"type": "string"},
+    }
+    subjects = {"type": "array", "items": {**_only(subject), "required": ["kind", "name"]}}
+    resources = _only({"requests": _QUANTITIES, "limits": _QUANTITIES})
     values = {
         "serviceAccount": _only({"create": _SWITCH, "name": _NAME}),
-        "rbac": _only({"create": _SWITCH, "subjects": {"type": "array", "items": {"type": "object"}}}),
+        "rbac": _only({"create": _SWITCH, "cluster": _SWITCH, "subjects": subjects}),
         "claims": _only({"data": _only(claim), "output": _only(claim)}),
         "queue": _only(queue),
+        "tensorboard": _only({"enabled": _SWITCH, "resources": resources}),
+        "checks": _only({"cluster": _SWITCH}),
         "job": _only(
             {
                 "enabled": _SWITCH,
@@ -86,6 +124,7 @@ def schema() -> dict[str, Any]:
         ),
         "defaults": _only(_settings()),
         "modes": _only({mode: _only(_settings()) for mode in MODE_PRESETS}),
+        # Helm gives it to a chart that is part of another; nothing is read from it.
         "global": {"type": "object"},
     }
     return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Values of the chart pnas", **_only(values)}
@@ -98,7 +137,7 @@ def _only(properties: Mapping[str, Any]) -> dict[str, Any]:
 def _settings(more: Set[str] = frozenset()) -> dict[str, Any]:
     """The launcher's settings and the trainer's that a namespace can have defaults for, and `more`."""
     left_out = (_NO_SETTINGS | _NOT_THE_CHARTS) - more
-    found = {name: _setting(field) for name, field in _fields().items() if name not in left_out}
+    found = {name: _setting(field, _TEXTS.get(name, {})) for name, field in _fields().items() if name not in left_out}
     # A pod is within a ring, or has the whole node.
     return {**found, "npus": {**found["npus"], "enum": list(DEVICE_COUNTS)}}
 
@@ -114,7 +153,12 @@ def _facts() -> dict[str, Any]:
     options = TrainConfig.model_json_schema()["properties"].items()
     fields = [{"name": name, "whole": _is_whole(field)} for name, field in options]
     nullable = [name for name, field in _fields().items() if _may_be_none(field)]
-    return {"defaults": defaults, "fields": fields, "nullable": nullable, "index": dict(INDEX)}
+    modes = {
+        use.removesuffix("_claim"): {"alone": sorted(ALONE[use]), "shared": sorted(SHARED[use])}
+        for use in sorted(ALONE)
+    }
+    more = {"fields": fields, "nullable": nullable, "index": dict(INDEX), "access_modes": modes}
+    return {"defaults": defaults, **more}
 
 
 def _may_be_none(field: Mapping[str, Any]) -> bool:
@@ -126,13 +170,19 @@ def _is_whole(field: Mapping[str, Any]) -> bool:
     return {one.get("type") for one in field.get("anyOf", [field])} <= {"integer", "null"}
 
 
-def _setting(field: Mapping[str, Any]) -> dict[str, Any]:
+def _setting(field: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+    """A setting's schema.
+
+    Args:
+        text: what is known of its text besides.
+    """
     kept = {name: value for name, value in field.items() if name not in ("default", "group", "title")}
     if _may_be_none(field):
         # As at a terminal: to Helm a null is nothing at all.
-        return {**kept, "anyOf": [*(one for one in kept["anyOf"] if one.get("type") != "null"), {"const": "none"}]}
+        others = ({**one, **text} for one in kept["anyOf"] if one.get("type") != "null")
+        return {**kept, "anyOf": [*others, {"const": "none"}]}
     if kept.get("type") != "array":
-        return kept
+        return {**kept, **text}
     # A mapping is what several KEY=VALUE are, and one text a list of one.
     listed = {name: kept.pop(name) for name in ("type", "items")}
     scalar = {"type": ["string", "number", "boolean"]}
@@ -146,6 +196,15 @@ def _rows() -> Iterator[str]:
         for name in path:
             value = value[name]
         yield f"| `{'.'.join(path)}` | `{json.dumps(value)}` | {text} |\n"
+
+
+def _settings_table() -> Iterator[str]:
+    """Those of `job`, `defaults` and `modes`."""
+    known = schema()["properties"]["defaults"]["properties"]
+    fields = {**JobOptions.model_fields, **TrainConfig.model_fields}
+    rows = [(f"`{name}`", *described(fields[name])) for name in known]
+    heads = ("setting", "values", "default", "what it is")
+    yield from table("## Settings of `job`, `defaults` and `modes.MODE`", heads, rows)
 
 
 def _comments() -> Iterator[tuple[tuple[str, ...], str]]:

@@ -44,13 +44,18 @@ def _options() -> Iterator[str]:
             assert isinstance(extra, dict)
             groups.setdefault(str(extra["group"]), []).append((name, field))
     for group, fields in groups.items():
-        rows = [(f"`{flag_name(name)}`", _values(field), _default(field), _text(field)) for name, field in fields]
-        yield from _table(f"## {group}", ("option", "values", "default", "what it is"), rows)
+        rows = [(f"`{flag_name(name)}`", *described(field)) for name, field in fields]
+        yield from table(f"## {group}", ("option", "values", "default", "what it is"), rows)
+
+
+def described(field: FieldInfo) -> tuple[str, str, str]:
+    """What a setting can be, what it is if nobody sets it, and what it does."""
+    return _values(field), _default(field), _text(field)
 
 
 def _modes() -> Iterator[str]:
     rows = [(f"`--mode {mode}`", _settings(values)) for mode, values in MODE_PRESETS.items()]
-    yield from _table("## What a mode sets", ("mode", "settings"), rows)
+    yield from table("## What a mode sets", ("mode", "settings"), rows)
 
 
 def _profiles() -> Iterator[str]:
@@ -61,16 +66,17 @@ def _profiles() -> Iterator[str]:
         if any(name in values[profile] for profile in PROFILES)
     ]
     heads = ("setting", *(f"`--profile {name}`" for name in PROFILES))
-    yield from _table("## What a profile sets", heads, rows)
+    yield from table("## What a profile sets", heads, rows)
 
 
 def _exit_codes() -> Iterator[str]:
     rows = [(str(code.value), text) for code, text in MEANINGS.items()]
-    yield from _table("## Exit codes of the launcher", ("code", "meaning"), rows)
+    yield from table("## Exit codes of the launcher", ("code", "meaning"), rows)
     yield "The trainer's: 0, 1, 2 and 6 with the same meaning, 75 stopped and can be resumed, 130 interrupted.\n"
 
 
-def _table(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+def table(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """The lines of a table in Markdown, below its title."""
     yield f"{title}\n"
     for row in (heads, ("---",) * len(heads), *rows):
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"

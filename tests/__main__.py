@@ -16,7 +16,10 @@ from pathlib import Path
 CLUSTER = Path("tests/cluster")
 SECOND_CLUSTER = [
     str(CLUSTER / f"test_{name}.py")
-    for name in ("volcano", "launcher_volcano", "ranktable_writer", "rights", "the_chart", "the_image", "playground")
+    for name in (
+        *("volcano", "launcher_volcano", "ranktable_writer", "rights", "the_chart", "the_image", "the_quickstart"),
+        "playground",
+    )
 ]
 GROUPS: dict[str, Sequence[str]] = {
     "one cluster": (str(CLUSTER), *(f"--ignore={path}" for path in SECOND_CLUSTER)),

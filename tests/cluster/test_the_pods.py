@@ -1,11 +1,7 @@
-"""The chart and the launcher give the same job, to the last field of its pods: over devices, nodes, kinds, options.
-
-The plain manifests of k8s/manifests are the launcher's own output, and compared with it in tests/unit.
-"""
+"""Chart, launcher and plain manifests give the same job, to the last field: over devices, nodes, kinds, options."""
 
 import itertools
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,73 +9,30 @@ import pytest
 import yaml
 
 from docs.chart import CHART
+from docs.manifests import FOLDER, IMAGE, JOBS
 from launcher.manifests import manifests
-from tests.cluster.testbed import binaries
+from launcher.render import to_yaml
+from launcher.spec import is_job_name
+from tests.cluster.helm import HELMS, template
+from tests.cluster.job_settings import OF_A_KIND, Settings, settings
 
-Settings = dict[str, Any]
-
-PLAIN: Settings = {"image": "r/pnas:1"}
-EVERYTHING: Settings = {
-    **PLAIN,
-    "priority_class": "high",
-    "node_selector": ["accelerator=huawei-Ascend910", "host-arch="],
-    "toleration": ["npu", "host=busy", "disk=slow:NoSchedule", "spot:NoExecute"],
-    "retries": 0,
-    "ttl": "1d12h",
-    "image_pull_policy": "Always",
-    "image_pull_secret": ["registry", "other"],
-    "resource": "huawei.com/Ascend910B",
-    "cpu": "1500m",
-    "memory": "64Gi",
-    "shm": "1Gi",
-    "scratch": "2Gi",
-    "user": 1234,
-    "group": 4321,
-    "env": ["A=$HOME/x", "B=c=d", "EMPTY="],
-    "env_from_secret": ["keys"],
-    "mode": "finetune",
-    "weights": "/output/a/checkpoints/best.safetensors",
-    "lr": 0.05,
-    "weight_decay": 0.00001,
-    "label_smoothing": 0.1,
-    "epochs": 3,
-    "batch_size": 64,
-    "nesterov": True,
-    "decay_all": False,
-    "grace_s": 44.5,
-    "stall_timeout_s": 600,
-    "checkpoint_every": "500",
-    "output": "/output/team",
-}
-OF_A_KIND: dict[str, Settings] = {
-    "batch": {"deadline": "90m"},
-    "volcano": {"queue": "research", "mindcluster": "off"},
-}
-ON_CPUS: Settings = {**PLAIN, "device": "cpu", "ttl": "none", "steps": "none", "resume": "/output/old", "workers": 0}
 CASES = list(itertools.product(("batch", "volcano"), (1, 2, 4, 8), (1, 2), ("plain", "everything", "cpu")))
 
 
-def settings(backend: str, npus: int, nodes: int, options: str) -> Settings:
-    """What is typed, or written as values."""
-    chosen = {"plain": PLAIN, "everything": {**EVERYTHING, **OF_A_KIND[backend]}, "cpu": ON_CPUS}[options]
-    more = {"nodes": nodes} if nodes > 1 else {}
-    return {"backend": backend, "npus": npus, "name": "same", **more, **chosen}
-
-
-def of_the_chart(values: Settings, folder: Path) -> list[Any]:
+def of_the_chart(values: Settings, folder: Path, helm: str = "helm4") -> list[Any]:
     """The job's objects in the release, in the order in which they are written."""
     file = folder / "values.json"
-    file.write_text(json.dumps({"job": {"enabled": True, **values}}))
-    command = [str(binaries.helm4()), "template", "pnas", str(CHART), "--values", str(file)]
-    done = subprocess.run(
-        [*command, "--show-only", "templates/job.yaml"], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
+    file.write_text(json.dumps(values))
+    words = ("--values", str(file), "--show-only", "templates/job.yaml")
+    return list(yaml.safe_load_all(template(HELMS[helm](), CHART, *words)))
 
 
 def normalised(item: Any) -> Any:
-    """All but who manages it: labels and annotations of the objects around the pods are each one's own."""
+    """All but who manages it.
+
+    Of an object around the pods (Job, Service, ConfigMap) the labels and annotations are left out, which are each one's
+    own, and its name is kept. Of a pod one label is left out: `app.kubernetes.io/managed-by`.
+    """
     metadata = {"name": item["metadata"]["name"]}
     pods = [item["spec"]["template"]] if item.get("kind") == "Job" and "template" in item["spec"] else []
     pods += [task["template"] for task in item.get("spec", {}).get("tasks", ())]
@@ -92,24 +45,55 @@ def normalised(item: Any) -> Any:
 def test_the_chart_and_the_launcher_give_the_same_job(
     backend: str, npus: int, nodes: int, options: str, tmp_path: Path
 ) -> None:
+    """A plain manifest is the launcher's as text, which `kubectl apply` reads."""
     values = settings(backend, npus, nodes, options)
-    ours = [normalised(item) for item in manifests(values, None)]
-    theirs = [normalised(item) for item in of_the_chart(values, tmp_path)]
-    assert theirs == ours
+    objects = manifests(values, None)
+    plain = [normalised(item) for item in yaml.safe_load_all(to_yaml(objects))]
+    launcher = [normalised(item) for item in objects]
+    chart = [normalised(item) for item in of_the_chart({"job": {"enabled": True, **values}}, tmp_path)]
+    assert chart == launcher == plain
+
+
+def test_so_it_is_with_each_option_alone(tmp_path: Path) -> None:
+    """Two that go together may hide each other."""
+    options = {name: value for backend in OF_A_KIND for name, value in settings(backend, 1, 1, "everything").items()}
+    for name in options.keys() - {"weights", "backend", "npus", "name", "image"}:
+        more = {"weights": options["weights"]} if name == "mode" else {}
+        backend = "batch" if name in OF_A_KIND["batch"] else "volcano"
+        values = {**settings(backend, 1, 1, "plain"), name: options[name], **more}
+        launcher = [normalised(item) for item in manifests(values, None)]
+        chart = [normalised(item) for item in of_the_chart({"job": {"enabled": True, **values}}, tmp_path)]
+        assert chart == launcher, name
+
+
+@pytest.mark.parametrize("name", list(JOBS))
+def test_a_job_of_k8s_manifests_is_the_charts(name: str, tmp_path: Path) -> None:
+    plain = yaml.safe_load_all((FOLDER / name).read_text(encoding="utf-8"))
+    chart = of_the_chart({"job": {"enabled": True, "image": IMAGE, **JOBS[name]}}, tmp_path)
+    assert [normalised(item) for item in chart] == [normalised(item) for item in plain]
 
 
 def test_a_setting_may_be_the_namespaces_or_the_modes(tmp_path: Path) -> None:
-    file = tmp_path / "values.json"
     values = {
         "defaults": {"image": "r/pnas:1", "lr": 0.1, "epochs": 1},
         "modes": {"full": {"lr": 0.2}, "eval": {"lr": 0.3}},
         "job": {"enabled": True, "npus": 8, "epochs": 2},
     }
-    file.write_text(json.dumps(values))
-    command = [str(binaries.helm3()), "template", "pnas", str(CHART), "--values", str(file)]
-    said = subprocess.run([*command, "--show-only", "templates/job.yaml"], capture_output=True, text=True, check=True)
-    job = yaml.safe_load(said.stdout)
+    (job,) = of_the_chart(values, tmp_path, "helm3")
     python, module, trainer, *args = job["spec"]["template"]["spec"]["containers"][0]["args"]
     assert (python, module, trainer) == ("python", "-m", "trainer")
     assert dict(zip(args[::2], args[1::2], strict=True)).items() >= {"--lr": "0.2", "--epochs": "2"}.items()
-    assert job["metadata"]["name"].startswith("pnas-")
+
+
+@pytest.mark.parametrize("release", ["r" * 53, "1st.release", "pnas"])
+def test_a_job_is_named_by_what_cannot_be_changed_of_it(release: str, tmp_path: Path) -> None:
+    def name(**values: Any) -> str:
+        file = tmp_path / "values.json"
+        file.write_text(json.dumps({"job": {"enabled": True, "image": "r/pnas:1"}, **values}))
+        text = template(HELMS["helm4"](), CHART, "--values", str(file), release=release)
+        (job,) = (one for one in yaml.safe_load_all(text) if one and one["kind"] == "Job")
+        return str(job["metadata"]["name"])
+
+    assert is_job_name(name())
+    assert name() == name(modes={"eval": {"lr": 1}}) == name(rbac={"create": False})
+    assert len({name(), name(claims={"data": {"name": "other"}}), name(defaults={"shm": "1Gi"})}) == 3

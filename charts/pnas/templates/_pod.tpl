@@ -1,6 +1,6 @@
 {{- define "pnas.pod" -}}
 {{- /* Written by `python -m docs.chart` from k8s/templates/_pod.yaml.j2. */ -}}
-{{- /* The one pod template of every kind of job. Passes Pod Security `restricted`; needs no device path of the host, because Ascend Docker Runtime brings driver and devices. Values come in through tojson alone. */ -}}
+{{- /* The one pod template of every kind of job. Passes Pod Security `restricted`; needs no path of the host, because Ascend Docker Runtime brings driver and devices: `host_driver` is for clusters without. Values come in through tojson alone. */ -}}
 
 metadata:
   labels: {{ toJson $.pod_labels }}
@@ -56,6 +56,8 @@ spec:
         {{- range $word := $.args }}
         - {{ toJson $word }}
         {{- end }}
+      # CANN writes kernel_meta to where it is, and its other caches and logs below $HOME.
+      workingDir: /home/pnas
       env:
         - {name: HOME, value: /home/pnas}
         - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
@@ -94,6 +96,9 @@ spec:
         - {name: shm, mountPath: /dev/shm}
         - {name: tmp, mountPath: /tmp}
         - {name: home, mountPath: /home/pnas}
+        {{- if $.host_driver }}
+        - {name: driver, mountPath: /usr/local/Ascend/driver, readOnly: true}
+        {{- end }}
         {{- if $.rank_table }}
         - {name: rank-table, mountPath: /user/serverid/devindex/config, readOnly: true}
         {{- end }}
@@ -103,6 +108,9 @@ spec:
     - {name: shm, emptyDir: {medium: Memory, sizeLimit: {{ toJson $.shm }}}}
     - {name: tmp, emptyDir: {sizeLimit: {{ toJson $.scratch }}}}
     - {name: home, emptyDir: {sizeLimit: {{ toJson $.scratch }}}}
+    {{- if $.host_driver }}
+    - {name: driver, hostPath: {path: /usr/local/Ascend/driver, type: Directory}}
+    {{- end }}
     {{- if $.rank_table }}
     - {name: rank-table, configMap: {name: {{ toJson $.rank_table }}}}
     {{- end }}

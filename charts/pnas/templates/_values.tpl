@@ -82,10 +82,28 @@
 {{- toJson $args }}
 {{- end }}
 
+{{- /* The job's values. Its name is its content's, unless one is given: what cannot be changed is another job. */ -}}
 {{- define "pnas.values" -}}
+{{- $unnamed := include "pnas.named-values" (dict "root" . "name" "unnamed" "content" "") | fromJson }}
+{{- $bare := merge (dict "labels" dict "annotations" dict) $unnamed }}
+{{- $content := include (eq $unnamed.backend "batch" | ternary "pnas.job" "pnas.volcano-job") $bare | sha256sum | trunc 8 }}
+{{- /* As a job can be named, and no longer than 40 with its content. */ -}}
+{{- $release := .Release.Name | replace "." "-" | trunc 29 | trimSuffix "-" }}
+{{- $name := printf "%s%s-%s" (regexMatch "^[a-z]" $release | ternary "" "r-") $release $content }}
+{{- $given := include "pnas.given" . | fromJson }}
+{{- include "pnas.named-values" (dict "root" . "name" ($given.name | default $name) "content" $content) }}
+{{- end }}
+
+{{- define "pnas.named-values" -}}
+{{- $name := .name }}
+{{- $content := .content }}
+{{- with .root }}
 {{- $known := .Files.Get "files/settings.json" | fromJson }}
 {{- $given := include "pnas.given" . | fromJson }}
 {{- $s := mergeOverwrite (deepCopy $known.defaults) (dict "data_claim" .Values.claims.data.name "output_claim" .Values.claims.output.name) }}
+{{- if .Values.queue.create }}
+{{- $_ := set $s "queue" .Values.queue.name }}
+{{- end }}
 {{- range $name, $value := $given }}
 {{- /* Helm takes a null for nothing at all. */ -}}
 {{- $_ := set $s $name (and (has $name $known.nullable) (eq (toString $value) "none") | ternary nil $value) }}
@@ -101,14 +119,16 @@
 {{- if not (regexMatch "^/output(/|$)" ($given.output | default "/output")) }}
 {{- fail (printf "job.output %s: pods keep nothing but what is below /output, the output claim" $given.output) }}
 {{- end }}
-{{- if and (gt $nodes 1) .Values.claims.output.create (not (has "ReadWriteMany" .Values.claims.output.accessModes)) }}
-{{- fail (printf "job.nodes %d: claims.output.accessModes must have ReadWriteMany, as pods of several nodes share the claim" $nodes) }}
-{{- end }}
 {{- $backend := $s.backend }}
 {{- if eq $backend "auto" }}
 {{- $backend = .Capabilities.APIVersions.Has "batch.volcano.sh/v1alpha1" | ternary "volcano" "batch" }}
 {{- end }}
-{{- $name := $s.name | default (printf "%s-%s" .Release.Name (toJson $given | sha256sum | trunc 8)) }}
+{{- if and (eq $backend "volcano") $s.deadline }}
+{{- fail (printf "job.deadline %v: Volcano Jobs have none; leave it out, or set job.backend batch" $s.deadline) }}
+{{- end }}
+{{- if and (eq $backend "batch") (eq $s.mindcluster "on") }}
+{{- fail "job.mindcluster on: MindCluster writes no rank table for a Kubernetes Job; leave it out, or set job.backend volcano" }}
+{{- end }}
 {{- $cpu := eq $s.device "cpu" }}
 {{- $table := eq $s.mindcluster "auto" | ternary (and (eq $backend "volcano") (not $cpu)) (eq $s.mindcluster "on") }}
 {{- $ring := $table | ternary (dict "ring-controller.atlas" "ascend-910") dict }}
@@ -151,13 +171,16 @@
   "name" $name
   "labels" $labels
   "pod_labels" (merge (dict "app.kubernetes.io/name" "pnas" "app.kubernetes.io/managed-by" .Release.Service "pnas/job" $name) $ring)
-  "annotations" (dict "pnas/runs" $runs "pnas/follow" $follow "pnas/attempt" "1" "pnas/spec" (toJson $spec))
+  "annotations" (dict "pnas/runs" $runs "pnas/follow" $follow "pnas/attempt" "1" "pnas/content" $content "pnas/spec" (toJson $spec))
   "nodes" $nodes
   "args" (include "pnas.args" (dict "fields" $known.fields "train" $train) | fromJsonArray)
   "index_annotation" (get $known.index $backend)
   "master_address" (printf "%s%s-0.%s" $name (eq $backend "batch" | ternary "" "-worker") $name)
   "subdomain" (and (eq $backend "batch") (gt $nodes 1) | ternary $name nil)
   "rank_table" ($table | ternary (printf "rings-config-%s" $name) nil)
+  "npus" $npus
+  "resource" ($cpu | ternary "" $s.resource)
+  "host_driver" (eq $s.driver "host")
   "grace_period_s" (add (ceil $s.grace_s | int) 15)
   "resources" $resources
   "env" $env
@@ -173,4 +196,5 @@
 {{- $_ := set $values $name (get $s $name) }}
 {{- end }}
 {{- toJson $values }}
+{{- end }}
 {{- end }}

@@ -187,6 +187,10 @@ class Node:
         """Give it an image."""
         self.namespaces.run(*self._ctr("images", "import", "--no-unpack", str(archive)))
 
+    def tag(self, image: str, name: str) -> None:
+        """Give an image that it has another name, too."""
+        self.namespaces.run(*self._ctr("images", "tag", "--force", image, name))
+
     def _ctr(self, *words: str) -> list[str]:
         return ["ctr", f"--address={self.socket}", "--namespace=k8s.io", *words]
 
