@@ -18,6 +18,7 @@ from trainer.ending import Ending
 from trainer.errors import TrainerError, UsageError
 from trainer.help import HelpPage
 from trainer.inspection import inspect_app
+from trainer.ranktable.commands import ranktable_app
 from trainer.run_folder import console_log
 from trainer.supervisor import WorkerCommand, supervise
 from trainer.topology import Topology, Worker, discover, visible_devices
@@ -58,6 +59,7 @@ app = App(
 app["--help"].group = app["--version"].group = Group.create_ordered("Help")
 app.command(data_app)
 app.command(inspect_app)
+app.command(ranktable_app)
 
 
 def train(*, profile: Profile = None, **options: Any) -> int:
