@@ -15,6 +15,8 @@ from trainer.config import TrainConfig, settings, user_layers
 from trainer.config.options import option_parameters, typed
 from trainer.data.commands import data_app
 from trainer.ending import Ending
+from trainer.environment.commands import env_app, first_lines
+from trainer.environment.facts import read_facts
 from trainer.errors import TrainerError, UsageError
 from trainer.help import HelpPage
 from trainer.inspection import inspect_app
@@ -58,6 +60,7 @@ app = App(
 )
 app["--help"].group = app["--version"].group = Group.create_ordered("Help")
 app.command(data_app)
+app.command(env_app)
 app.command(inspect_app)
 app.command(ranktable_app)
 
@@ -72,6 +75,9 @@ def train(*, profile: Profile = None, **options: Any) -> int:
     if given.resume is None:
         settings(layers)  # nothing is still to come that could make them agree
     visible = visible_devices(given.device, os.environ)
+    if visible.kind == "npu":
+        for line in first_lines(read_facts(os.environ, ask_npu_smi=False)):
+            _note(line)
     ending = Ending()
     with ending.watching(), tempfile.TemporaryDirectory(prefix="pnas-") as scratch:
         topology = discover(given, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)

@@ -1,0 +1,160 @@
+"""Reads what is here, from files, the environment and npu-smi; only reads, and takes at most a few seconds."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trainer.environment.parsing import NpuSmi, parse_hccn, parse_npu_smi, parse_version
+from trainer.topology.visible import visible_devices
+
+PACKAGES = ("pnas", "torch", "torch-npu", "apex", "torchvision")
+# What CANN, HCCL and torch_npu read, and the two that share out a node's processors.
+PREFIXES = ("ASCEND_", "HCCL_", "ACL_", "PYTORCH_NPU_", "TORCH_HCCL_", "TORCH_NPU_", "INF_NAN_", "MASTER_")
+VARIABLES = (
+    *("TASK_QUEUE_ENABLE", "COMBINED_ENABLE", "CPU_AFFINITY_CONF", "RANK_TABLE_FILE", "OMP_NUM_THREADS"),
+    *("TORCH_DEVICE_BACKEND_AUTOLOAD", "GLOO_SOCKET_IFNAME"),
+)
+# Whose absence is what makes `import torch_npu` fail, and the part of CANN that each is of.
+LIBRARIES = {"libascend_hal.so": "driver", "libhccl.so": "CANN"}
+NPU_SMI = "/usr/local/bin/npu-smi"
+NPU_SMI_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found; None or empty where there is none."""
+
+    packages: Mapping[str, str]
+    python: str
+    machine: str
+    cann: str | None = None
+    cann_home: str | None = None
+    unsourced: str | None = None
+    """CANN's folder where it is installed without its set_env.sh having been sourced."""
+    driver: str | None = None
+    libraries: Mapping[str, bool] = field(default_factory=dict)
+    device_files: tuple[int, ...] = ()
+    npu_smi: NpuSmi | None = None
+    npu_smi_error: str | None = None
+    hccn: Mapping[int, str] | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+    rank_table: str | None = None
+    """What RANK_TABLE_FILE names: `file`, `link` or `missing`."""
+    shm_bytes: int | None = None
+    shm_free_bytes: int | None = None
+    open_files: int = 0
+    open_files_hard: int = 0
+    cpus: tuple[int, ...] = ()
+    machine_cpus: int = 1
+
+    @property
+    def has_npu(self) -> bool:
+        """Whether there are NPUs, or a driver that would show them."""
+        return bool(self.device_files or (self.npu_smi and self.npu_smi.chips))
+
+
+def read_facts(environ: Mapping[str, str], root: Path = Path("/"), *, ask_npu_smi: bool = True) -> Facts:
+    """What there is on this machine.
+
+    Args:
+        environ: the environment that a run would have.
+        root: of the file system, `/` but in tests.
+        ask_npu_smi: whether to run it, which takes a second or more.
+    """
+    home = environ.get("ASCEND_HOME_PATH") or environ.get("ASCEND_TOOLKIT_HOME")
+    npu_smi, error = _npu_smi(environ) if ask_npu_smi else (None, None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    shm, free = _space(root / "dev/shm")
+    return Facts(
+        packages={name: version for name in PACKAGES if (version := _package(name))},
+        python=platform.python_version(),
+        machine=platform.machine(),
+        cann=_cann(Path(home)) if home else None,
+        cann_home=home,
+        unsourced=None if home else _unsourced(root),
+        driver=parse_version(_text(root / "usr/local/Ascend/driver/version.info")),
+        libraries={name: _loadable(name, environ) for name in LIBRARIES},
+        device_files=visible_devices("npu", {}, root / "dev").ids,
+        npu_smi=npu_smi,
+        npu_smi_error=error,
+        hccn=parse_hccn(_text(root / "etc/hccn.conf")) if (root / "etc/hccn.conf").exists() else None,
+        variables={name: environ[name] for name in sorted(environ) if name.startswith(PREFIXES) or name in VARIABLES},
+        rank_table=_kind_of(environ.get("RANK_TABLE_FILE")),
+        shm_bytes=shm,
+        shm_free_bytes=free,
+        open_files=soft,
+        open_files_hard=hard,
+        cpus=tuple(sorted(os.sched_getaffinity(0))),
+        machine_cpus=os.cpu_count() or 1,
+    )
+
+
+def _package(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _cann(home: Path) -> str | None:
+    """`<home>/aarch64-linux/ascend_toolkit_install.info`; of nnae, which has no toolkit, its own."""
+    for path in sorted(home.glob("*-linux/ascend_*_install.info"), key=lambda path: "toolkit" not in path.name):
+        if version := parse_version(_text(path)):
+            return version
+    return None
+
+
+def _unsourced(root: Path) -> str | None:
+    folders = (root / "usr/local/Ascend" / name for name in ("cann", "ascend-toolkit", "nnae"))
+    return next((str(folder) for folder in folders if (folder / "set_env.sh").exists()), None)
+
+
+def _loadable(library: str, environ: Mapping[str, str]) -> bool:
+    folders = (Path(folder) for folder in environ.get("LD_LIBRARY_PATH", "").split(":") if folder)
+    return any((folder / library).exists() for folder in folders)
+
+
+def _npu_smi(environ: Mapping[str, str]) -> tuple[NpuSmi | None, str | None]:
+    program = shutil.which("npu-smi", path=environ.get("PATH")) or shutil.which(NPU_SMI)
+    if program is None:
+        return None, None
+    try:
+        done = subprocess.run(
+            [program, "info"], capture_output=True, text=True, errors="replace", timeout=NPU_SMI_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"no answer within {NPU_SMI_TIMEOUT_S:g} s"
+    except OSError as error:
+        return None, str(error)
+    said = parse_npu_smi(done.stdout)
+    if done.returncode == 0 and said.chips:
+        return said, None
+    words = " ".join((done.stderr + done.stdout).split())
+    return None, words[:200] or f"exit code {done.returncode}"
+
+
+def _kind_of(path: str | None) -> str | None:
+    if not path:
+        return None
+    return "link" if Path(path).is_symlink() else "file" if Path(path).is_file() else "missing"
+
+
+def _space(folder: Path) -> tuple[int | None, int | None]:
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return None, None
+    return usage.total, usage.free

@@ -1,0 +1,219 @@
+"""What of the facts does not fit together: each finding is one line that says what, where and what to do.
+
+A problem keeps a run from starting, makes it fail later, or makes it slow without a word; a note is good to know.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from trainer.environment.facts import LIBRARIES, Facts
+from trainer.environment.parsing import parse_settings
+from trainer.environment.versions import cann_of, same_release, supported_with, torch_of
+
+GIB = 2**30
+# Docker's and Kubernetes' default is 64 MiB: less than a few batches of images at 331 px.
+SMALLEST_SHM_BYTES = GIB
+FEWEST_OPEN_FILES = 4096
+# The bounds and defaults of HCCL's documentation (hccl_env).
+CONNECT_TIMEOUT_S = range(120, 7201)
+RANK_TABLE_CONNECT_TIMEOUT_S = 300
+EXEC_TIMEOUT_S = 1836
+EVENT_TIMEOUT_S = 1868
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line."""
+
+    level: Literal["problem", "note"]
+    text: str
+
+
+def findings(facts: Facts) -> list[Finding]:
+    """All that is to be said, problems first."""
+    found = [finding for judge in JUDGES for finding in judge(facts)]
+    return sorted(found, key=lambda finding: finding.level != "problem")
+
+
+def _problem(text: str) -> Finding:
+    return Finding("problem", text)
+
+
+def _note(text: str) -> Finding:
+    return Finding("note", text)
+
+
+def _torch_npu(facts: Facts) -> Iterator[Finding]:
+    torch_npu, torch = facts.packages.get("torch-npu"), facts.packages.get("torch")
+    if torch_npu is None:
+        if facts.has_npu:
+            fitting = supported_with(facts.cann) if facts.cann else ()
+            wanted = (
+                f"torch-npu=={fitting[0]}, which goes with this CANN" if fitting else "the one for this node's CANN"
+            )
+            yield _problem(f"there are NPUs, but no torch_npu: install {wanted}")
+        return
+    wanted = torch_of(torch_npu)
+    if torch is not None and torch.partition("+")[0] != wanted:
+        # torch_npu's wheels for x86 ask for the build that only that index has.
+        build = "+cpu, from download.pytorch.org/whl/cpu" if facts.machine == "x86_64" else ""
+        yield _problem(f"torch_npu {torch_npu} is for torch {wanted}, not {torch}: install torch=={wanted}{build}")
+
+
+def _cann(facts: Facts) -> Iterator[Finding]:
+    torch_npu = facts.packages.get("torch-npu")
+    if facts.unsourced and (torch_npu or facts.has_npu):
+        yield _problem(f"CANN is installed but not set up: source {facts.unsourced}/set_env.sh before the trainer")
+    elif facts.cann_home and facts.cann is None:
+        yield _problem(
+            f"ASCEND_HOME_PATH={facts.cann_home} holds no CANN: source the set_env.sh of the one that is here"
+        )
+    elif facts.cann is None and torch_npu:
+        yield _problem("there is torch_npu, but no CANN: use an image of quay.io/ascend/cann, or install its toolkit")
+    elif facts.cann and torch_npu:
+        yield from _cann_with(facts.cann, torch_npu)
+
+
+def _cann_with(cann: str, torch_npu: str) -> Iterator[Finding]:
+    wanted = cann_of(torch_npu)
+    if wanted is None:
+        yield _note(f"torch_npu {torch_npu} is newer or older than the table known here: see its README for its CANN")
+    elif not same_release(wanted, cann):
+        fitting = supported_with(cann)
+        instead = f", or install torch-npu=={fitting[0]} with torch=={torch_of(fitting[0])}" if fitting else ""
+        yield _problem(f"torch_npu {torch_npu} is for CANN {wanted}, not {cann}: use CANN {wanted}{instead}")
+
+
+def _libraries(facts: Facts) -> Iterator[Finding]:
+    if not (facts.packages.get("torch-npu") and facts.cann_home):
+        return
+    for library, part in LIBRARIES.items():
+        if not facts.libraries.get(library, False):
+            cause = {
+                "driver": "the driver is not in this container: make Ascend Docker Runtime the node's runtime, or "
+                "mount /usr/local/Ascend/driver",
+                "CANN": f"CANN is not set up: source {facts.cann_home}/set_env.sh, or its parent's",
+            }[part]
+            yield _problem(f"{library} is in no folder of LD_LIBRARY_PATH: {cause}")
+
+
+def _driver(facts: Facts) -> Iterator[Finding]:
+    if facts.has_npu and facts.driver is None:
+        yield _note(
+            "the driver's version is unknown: /usr/local/Ascend/driver/version.info is not here; mount it to have it "
+            "in reports"
+        )
+
+
+def _devices(facts: Facts) -> Iterator[Finding]:
+    if facts.npu_smi_error is not None:
+        busy = any(code in facts.npu_smi_error for code in ("-8005", "-8020", "busy", "is used"))
+        what = "another container holds the NPUs: end it" if busy else "see whether the driver is mounted and loaded"
+        yield _problem(f"npu-smi info fails: {facts.npu_smi_error}: {what}")
+    if facts.npu_smi is None:
+        return
+    if not facts.device_files:
+        yield _problem("npu-smi shows NPUs, but there is no /dev/davinci*: request them from Kubernetes (or --device)")
+    for chip in facts.npu_smi.chips:
+        if not chip.healthy:
+            yield _problem(
+                f"NPU {chip.npu} chip {chip.chip} ({chip.name}, {chip.bus}) has health {chip.health}: see npu-smi info "
+                f"-t health -i {chip.npu}, and take it out of the node's allocatable devices"
+            )
+    for process in facts.npu_smi.processes:
+        yield _note(f"NPU {process.npu} chip {process.chip} is in use by process {process.pid} ({process.name})")
+
+
+def _visible(facts: Facts) -> Iterator[Finding]:
+    given = facts.variables.get("ASCEND_RT_VISIBLE_DEVICES")
+    if given is None or not facts.device_files:
+        return
+    parts = [part.strip() for part in given.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        yield _problem(f"ASCEND_RT_VISIBLE_DEVICES={given}: what follows the first that is no number is not read")
+        return
+    ids = list(map(int, parts))
+    if ids != sorted(set(ids)):
+        yield _problem(f"ASCEND_RT_VISIBLE_DEVICES={given}: torch_npu sees no NPU unless they ascend: sort them")
+    elif ids[-1] >= len(facts.device_files):
+        last = len(facts.device_files) - 1
+        yield _problem(
+            f"ASCEND_RT_VISIBLE_DEVICES={given}: here are NPUs 0 to {last}, numbered within the container: name those"
+        )
+
+
+def _network(facts: Facts) -> Iterator[Finding]:
+    if not facts.has_npu:
+        return
+    if facts.hccn is None:
+        yield _note("no /etc/hccn.conf here: mount it if several nodes train without a rank table")
+        return
+    without = [number for number in facts.device_files if number not in facts.hccn]
+    if without:
+        names = ", ".join(map(str, without))
+        yield _problem(f"/etc/hccn.conf has no address for NPU {names}: hccn_tool -i N -ip -s address A netmask M")
+
+
+def _timeouts(facts: Facts) -> Iterator[Finding]:
+    values = {}
+    for name, default in (
+        ("HCCL_CONNECT_TIMEOUT", CONNECT_TIMEOUT_S.start),
+        ("HCCL_EXEC_TIMEOUT", EXEC_TIMEOUT_S),
+        ("HCCL_EVENT_TIMEOUT", EVENT_TIMEOUT_S),
+    ):
+        text = facts.variables.get(name, str(default)).strip()
+        if not (text.isascii() and text.isdigit()):
+            yield _problem(f"{name}={text} is not a whole number of seconds: correct or unset it")
+            return
+        values[name] = int(text)
+    connect, execute, event = values.values()
+    if connect not in CONNECT_TIMEOUT_S:
+        yield _problem(f"HCCL_CONNECT_TIMEOUT={connect} is not within 120 to 7200 s: correct or unset it")
+    if 0 < execute <= connect:
+        yield _problem(f"HCCL_EXEC_TIMEOUT={execute} is not longer than HCCL_CONNECT_TIMEOUT={connect}: raise it")
+    if execute > 0 and event <= execute:
+        yield _problem(f"HCCL_EVENT_TIMEOUT={event} is not longer than HCCL_EXEC_TIMEOUT={execute}: raise it")
+    if facts.rank_table is not None and connect < RANK_TABLE_CONNECT_TIMEOUT_S:
+        yield _note(f"HCCL_CONNECT_TIMEOUT={connect}: with a rank table torch_npu advises 300 s or more")
+
+
+def _rank_table(facts: Facts) -> Iterator[Finding]:
+    path = facts.variables.get("RANK_TABLE_FILE")
+    if facts.rank_table == "missing":
+        yield _problem(f"RANK_TABLE_FILE={path}: no such file: mount the rank table there, or unset it")
+    if facts.rank_table == "link":
+        yield _note(f"RANK_TABLE_FILE={path} is a link, which torch_npu ignores: the trainer gives it a copy")
+
+
+def _settings(facts: Facts) -> Iterator[Finding]:
+    if facts.variables.get("ASCEND_LAUNCH_BLOCKING") == "1":
+        yield _note("ASCEND_LAUNCH_BLOCKING=1 waits for each operator, for debugging: unset it to train")
+    given = facts.variables.get("PYTORCH_NPU_ALLOC_CONF", "")
+    for name, value in parse_settings(given).items():
+        if not value:
+            yield _problem(f"PYTORCH_NPU_ALLOC_CONF={given}: {name} has no value: write {name}:VALUE")
+
+
+def _limits(facts: Facts) -> Iterator[Finding]:
+    if facts.shm_bytes is not None and facts.shm_bytes < SMALLEST_SHM_BYTES:
+        yield _problem(
+            f"/dev/shm has {facts.shm_bytes / 2**20:.0f} MiB, too few for loader workers: mount an emptyDir of medium "
+            "Memory there (docker: --shm-size 16g), or set --workers 0"
+        )
+    if 0 <= facts.open_files < FEWEST_OPEN_FILES:
+        yield _note(
+            f"{facts.open_files} files may be open at once; many loader workers need more: ulimit -n "
+            f"{min(facts.open_files_hard, 65536) if facts.open_files_hard > 0 else 65536}"
+        )
+    if facts.has_npu and len(facts.cpus) < 2 * len(facts.device_files):
+        yield _problem(
+            f"{len(facts.cpus)} of {facts.machine_cpus} processors for {len(facts.device_files)} NPUs: they will wait "
+            "for data; request more (a launch alone takes one for each NPU)"
+        )
+
+
+JUDGES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
+    *(_torch_npu, _cann, _libraries, _driver, _devices, _visible, _network),
+    *(_timeouts, _rank_table, _settings, _limits),
+)
