@@ -1,0 +1,172 @@
+"""Whether uses, or a stand-in for torch_npu, agree with the real library; each disagreement is one line."""
+
+import ast
+import inspect
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tests.npu.contract.calls import Call
+from tests.npu.contract.library import Callable, Class, Found, Library, MissingError, Opaque
+from tests.npu.contract.sources import Module, Sources
+from tests.npu.contract.uses import Use
+
+# Variables and options of CANN, HCCL and torch_npu are named so.
+VARIABLE = re.compile(
+    r"(ACL|ASCEND|COMBINED|CPU_AFFINITY|HCCL|INF_NAN|PYTORCH_NPU|RANK_TABLE|TASK_QUEUE|TORCH_HCCL|TORCH_NPU)_[A-Z0-9_]+"
+)
+
+
+def violations(uses: Iterable[Use], library: Library) -> list[str]:
+    """What the uses ask that the library does not have, or refuses."""
+    return sorted({f"{use.where}: {problem}" for use in uses if (problem := _problem(use, library))})
+
+
+def unverifiable(uses: Iterable[Use]) -> set[str]:
+    """What is asked of apex, which has no wheel to read: functions, classes, and the methods of their objects."""
+    paths = (path for use in uses for path in use.paths if not use.stored)
+    names = (re.match(r"apex(\.\w+)+(\(\)\.\w+)?", path) for path in paths)
+    found = {name[0] for name in names if name}
+    return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
+
+
+def _problem(use: Use, library: Library) -> str | None:
+    """Of several origins one has to know the name, and each that knows it has to take the call."""
+    missing: list[str] = []
+    others = False
+    for path in sorted(use.paths):
+        if path.startswith("apex"):
+            others = True
+            continue
+        try:
+            found = library.find(path)
+        except MissingError as error:
+            if not (use.stored and _of_our_object(path, library)):
+                missing.append(str(error))
+            continue
+        others = True
+        refused = use.call and call_problem(use.call, found, library)
+        if refused:
+            return f"{path}: {refused}"
+    return missing[0] if missing and not others else None
+
+
+def _of_our_object(path: str, library: Library) -> bool:
+    """An object of a class takes any attribute, unless the class decides itself."""
+    owner = library.find(path.rpartition(".")[0])
+    if not isinstance(owner, Class) or not owner.instance:
+        return False
+    return all(
+        isinstance(base, Class) and not any(getattr(node, "name", "") == "__setattr__" for node in base.node.body)
+        for base in library.bases(owner)
+    )
+
+
+def call_problem(call: Call, found: Found, library: Library) -> str | None:
+    """Why the call fails; an operator has to take it in one of its overloads."""
+    callee = library.constructor(found) if isinstance(found, Class) and not found.instance else found
+    if isinstance(found, Module):
+        return "is a module, and cannot be called"
+    if not isinstance(callee, Callable):
+        return None
+    problems = [call.problem(signature) for signature in callee.signatures]
+    if all(problems):
+        return f"{problems[0]}, of {callee.signatures[0]}"
+    return call.refusal(callee.node, callee.signatures[0]) if callee.node else None
+
+
+def unknown_variables(strings: Iterable[tuple[str, str]], library: Library) -> dict[str, str]:
+    """The names of variables and options that the library does not know, each with one place that uses it."""
+    named = {text: place for place, text in strings if VARIABLE.fullmatch(text)}
+    return {text: place for text, place in sorted(named.items()) if not library.mentions(text)}
+
+
+def differences(stand_in: Path, library: Library) -> list[str]:
+    """Where a package that stands in for torch_npu offers what the real one has not, or has otherwise.
+
+    Args:
+        stand_in: the folder of the package; only names without a leading underscore are compared.
+    """
+    own = Library(Sources.of_folder(stand_in.parent))
+    found = []
+    for path in sorted(stand_in.rglob("*.py")):
+        parts = [part for part in path.relative_to(stand_in.parent).with_suffix("").parts if part != "__init__"]
+        module = own.module(".".join(parts))
+        if module is not None and not any(part.startswith("_") for part in parts):
+            found += [f"{module.name}.{text}" for text in _module_differences(module, own, library)]
+    return found
+
+
+def _module_differences(module: Module, own: Library, library: Library) -> Iterator[str]:
+    for name in sorted(own.names(module)):
+        offered = own.member(module, name)
+        if isinstance(offered, Module | Opaque) or _is_torchs(offered):
+            continue
+        try:
+            real = library.find(f"{module.name}.{name}")
+        except MissingError as error:
+            yield f"{name}: {error}"
+            continue
+        yield from _unlike(name, offered, real, own, library)
+
+
+def _is_torchs(offered: Found) -> bool:
+    return isinstance(offered, Class) and offered.module.name.split(".")[0] == "torch"
+
+
+def _unlike(name: str, offered: Found, real: Found, own: Library, library: Library) -> Iterator[str]:
+    if isinstance(real, Opaque):
+        return
+    if isinstance(offered, Callable) and isinstance(real, Callable):
+        if not any(_same(offered.signatures[0], signature) for signature in real.signatures):
+            yield f"{name}{offered.signatures[0]} is {name}{real.signatures[0]} in torch_npu"
+    elif isinstance(offered, Class) and isinstance(real, Class):
+        made, really = own.constructor(offered), library.constructor(real)
+        if made and really and not _same(made.signatures[0], really.signatures[0]):
+            yield f"{name}{made.signatures[0]} is {name}{really.signatures[0]} in torch_npu"
+        yield from _unlike_methods(name, offered, real, own, library)
+    else:
+        yield f"{name} is a {type(offered).__name__.lower()}, but a {type(real).__name__.lower()} in torch_npu"
+
+
+def _unlike_methods(name: str, offered: Class, real: Class, own: Library, library: Library) -> Iterator[str]:
+    for node in offered.node.body:
+        if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+            continue
+        try:
+            method = library.member(real, node.name)
+        except MissingError:
+            yield f"{name}.{node.name} is not in torch_npu"
+            continue
+        yield from _unlike(f"{name}.{node.name}", own.member(offered, node.name), method, own, library)
+
+
+def _same(one: inspect.Signature, other: inspect.Signature) -> bool:
+    """Whether names, kinds and order are the same, and defaults where both are written as constants."""
+    pairs = list(zip(one.parameters.values(), other.parameters.values(), strict=False))
+    return len(one.parameters) == len(other.parameters) and all(
+        a.name == b.name and a.kind == b.kind and _same_default(a.default, b.default) for a, b in pairs
+    )
+
+
+def _same_default(one: object, other: object) -> bool:
+    missing = inspect.Parameter.empty
+    if one is missing or other is missing:
+        return one is other
+    values = [_value(default) for default in (one, other)]
+    return values[0] == values[1] or any(value is None for value in values)
+
+
+def _value(default: object) -> tuple[object] | None:
+    """What a default is, where its text is a constant, or a power of two."""
+    try:
+        return (_folded(ast.parse(str(default), mode="eval").body),)
+    except ValueError:
+        return None
+
+
+def _folded(node: ast.expr) -> object:
+    match node:
+        case ast.BinOp(left=ast.Constant(value=base), op=ast.Pow(), right=ast.Constant(value=power)):
+            return base**power  # type: ignore[operator]
+    return ast.literal_eval(node)

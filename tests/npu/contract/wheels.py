@@ -1,0 +1,58 @@
+"""The real wheels of torch_npu: pinned in wheels.txt, kept in a cache by their hash, never installed or imported."""
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PINS = Path(__file__).with_name("wheels.txt")
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pnas" / "wheels"
+# One build is enough to read: the Python sources and the schemas are the same in all of a version.
+BUILD = ("--platform", "manylinux_2_28_x86_64", "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311")
+
+
+class DownloadError(Exception):
+    """A wheel cannot be had; the message is one line."""
+
+
+def pins() -> dict[str, str]:
+    """The SHA-256 of each pinned requirement: `torch_npu==2.9.0`."""
+    lines = re.findall(r"^(\S+==\S+) --hash=sha256:([0-9a-f]{64})$", PINS.read_text(encoding="utf-8"), re.MULTILINE)
+    return dict(lines)
+
+
+def wheel(requirement: str) -> Path:
+    """The file of a pinned requirement, downloaded where the cache lacks it.
+
+    Raises:
+        DownloadError: the package index cannot be reached, or gave another file than the pinned one.
+    """
+    digest = pins()[requirement]
+    folder = CACHE / digest
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=CACHE) as partial:
+                _download(requirement, Path(partial))
+                (downloaded,) = Path(partial).iterdir()
+                found = hashlib.sha256(downloaded.read_bytes()).hexdigest()
+                if found != digest:
+                    raise DownloadError(f"{downloaded.name} has SHA-256 {found}, but {PINS.name} pins {digest}")
+                shutil.copytree(partial, folder)
+    (path,) = folder.iterdir()
+    return path
+
+
+def _download(requirement: str, folder: Path) -> None:
+    options = ("--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", *BUILD)
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise DownloadError(f"the real {requirement} cannot be downloaded, which this check reads: {last}")

@@ -1,0 +1,64 @@
+"""The product asks of torch_npu only what the real torch_npu has, and what cannot be known so is written down."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.npu.contract import wheels
+from tests.npu.contract.library import Library
+from tests.npu.contract.uses import Use, collect, strings
+from tests.npu.contract.verdict import differences, unknown_variables, unverifiable, violations
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "ascend.md"
+PRODUCT = sorted(path for folder in ("trainer", "launcher") for path in (ROOT / folder).rglob("*.py"))
+STAND_INS = sorted(path.parent for path in (ROOT / "tests" / "npu").rglob("torch_npu/__init__.py"))
+# What the product has to be seen to ask, or the collecting is broken and the rest proves nothing.
+KNOWN_USES = {
+    "torch_npu.npu.set_device",
+    "torch_npu.npu.set_compile_mode",
+    "torch_npu.npu.amp.autocast",
+    "torch_npu.npu.amp.GradScaler",
+    "torch_npu.npu.amp.GradScaler().unscale_",
+    "torch_npu.npu.get_rng_state",
+    "torch_npu.optim.NpuFusedSGD",
+    "torch_npu.optim.NpuFusedSGD().zero_grad",
+}
+
+
+@cache
+def product() -> list[Use]:
+    return collect(PRODUCT, ROOT)
+
+
+@pytest.fixture(scope="module", params=wheels.pins())
+def library(request: pytest.FixtureRequest) -> Library:
+    try:
+        return Library.of_wheel(wheels.wheel(request.param))
+    except wheels.DownloadError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+def test_what_the_product_asks_of_torch_npu_is_collected_from_its_code() -> None:
+    assert {path for use in product() for path in use.paths} >= KNOWN_USES
+
+
+def test_the_product_asks_only_what_the_real_torch_npu_has(library: Library) -> None:
+    assert not violations(product(), library)
+
+
+@pytest.mark.parametrize("stand_in", STAND_INS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_stand_in_offers_only_what_the_real_torch_npu_has(library: Library, stand_in: Path) -> None:
+    assert not differences(stand_in, library)
+
+
+def test_variables_that_torch_npu_does_not_know_are_listed_as_unproven(library: Library) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    unknown = unknown_variables(strings(PRODUCT, ROOT), library)
+    assert not {f"{place}: {name}" for name, place in unknown.items() if f"`{name}`" not in page}
+
+
+def test_what_is_asked_of_apex_is_listed_as_unproven() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert not {name for name in unverifiable(product()) if f"`{name}`" not in page}
