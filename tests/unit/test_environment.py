@@ -131,7 +131,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"npu_smi": None, "npu_smi_error": "dcmi module initialize failed. ret is -8005"},
         "npu-smi info fails: dcmi module initialize failed. ret is -8005: another container holds the NPUs",
     ),
-    ({"npu_smi": None, "npu_smi_error": "no answer within 3 s"}, "see whether the driver is mounted and loaded"),
+    ({"npu_smi": None, "npu_smi_error": "exit code 255"}, "see whether the driver is mounted and loaded"),
     ({"device_files": ()}, "there is no /dev/davinci*: request them from Kubernetes"),
     ({"hccn": {0: "192.168.1.8"}}, "no address for NPU 1: hccn_tool"),
     ({"variables": {"ASCEND_RT_VISIBLE_DEVICES": "1,0"}}, "torch_npu sees no NPU unless they ascend"),
@@ -151,6 +151,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 NOTES: list[tuple[dict[str, Any], str]] = [
     ({"packages": {"torch": "2.14.0", "torch-npu": "2.14.0"}}, "newer or older than the table known here"),
+    ({"npu_smi": None, "npu_smi_error": "no answer within 4 s"}, "look at the NPUs' health with it by hand"),
     ({"driver": None}, "the driver's version is unknown"),
     ({"npu_smi": dataclasses.replace(HEALTHY, processes=A2.processes)}, "in use by process 484706 (python3)"),
     ({"hccn": None}, "no /etc/hccn.conf here"),
@@ -245,10 +246,24 @@ def test_a_rank_table_that_is_a_link_is_recognised(node: Path) -> None:
         assert read_facts({"RANK_TABLE_FILE": str(node / name)}, node, ask_npu_smi=False).rank_table == kind
 
 
-def test_a_run_on_npus_begins_with_its_versions_and_problems(node: Path) -> None:
+def test_a_run_on_npus_begins_with_its_versions_and_problems() -> None:
     lines = list(first_lines(dataclasses.replace(RIGHT, cann="9.0.0")))
     assert lines[0] == "environment torch=2.9.0+cpu torch_npu=2.9.0 cann=9.0.0 driver=24.1.rc3 apex=none npus=2"
     assert [line.split(":")[0] for line in lines[1:]] == ["environment problem"]
+
+
+def test_the_trainer_says_them_before_anything_can_fail(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(_: object, *, ask_npu_smi: bool) -> Facts:
+        assert not ask_npu_smi, "a run would begin a second later"
+        return dataclasses.replace(RIGHT, device_files=())
+
+    monkeypatch.setattr("trainer.__main__.read_facts", read)
+    assert main(["--device", "npu", "--npus", "1", "--data-path", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith("environment torch=2.9.0+cpu torch_npu=2.9.0 ")
+    assert said.err.startswith("error: --npus asks for 1 npu devices")
 
 
 def test_the_report_of_a_machine_without_npus_says_so(

@@ -22,8 +22,10 @@ VARIABLES = (
 )
 # Whose absence is what makes `import torch_npu` fail, and the part of CANN that each is of.
 LIBRARIES = {"libascend_hal.so": "driver", "libhccl.so": "CANN"}
+SILENT = "no answer within"
 NPU_SMI = "/usr/local/bin/npu-smi"
-NPU_SMI_TIMEOUT_S = 3.0
+# Several seconds on a node with many busy NPUs; the whole report takes at most five.
+NPU_SMI_TIMEOUT_S = 4.0
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def _npu_smi(environ: Mapping[str, str]) -> tuple[NpuSmi | None, str | None]:
             [program, "info"], capture_output=True, text=True, errors="replace", timeout=NPU_SMI_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        return None, f"no answer within {NPU_SMI_TIMEOUT_S:g} s"
+        return None, f"{SILENT} {NPU_SMI_TIMEOUT_S:g} s"
     except OSError as error:
         return None, str(error)
     said = parse_npu_smi(done.stdout)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from trainer.environment.facts import LIBRARIES, Facts
+from trainer.environment.facts import LIBRARIES, SILENT, Facts
 from trainer.environment.parsing import parse_settings
 from trainer.environment.versions import cann_of, same_release, supported_with, torch_of
 
@@ -107,7 +107,9 @@ def _driver(facts: Facts) -> Iterator[Finding]:
 
 
 def _devices(facts: Facts) -> Iterator[Finding]:
-    if facts.npu_smi_error is not None:
+    if facts.npu_smi_error is not None and facts.npu_smi_error.startswith(SILENT):
+        yield _note(f"npu-smi info gives {facts.npu_smi_error}: look at the NPUs' health with it by hand")
+    elif facts.npu_smi_error is not None:
         busy = any(code in facts.npu_smi_error for code in ("-8005", "-8020", "busy", "is used"))
         what = "another container holds the NPUs: end it" if busy else "see whether the driver is mounted and loaded"
         yield _problem(f"npu-smi info fails: {facts.npu_smi_error}: {what}")
