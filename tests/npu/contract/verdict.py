@@ -17,6 +17,9 @@ VARIABLE = re.compile(
 )
 
 
+_BY_PLACE = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+
+
 def violations(uses: Iterable[Use], library: Library) -> list[str]:
     """What the uses ask that the library does not have, or refuses."""
     return sorted({f"{use.where}: {problem}" for use in uses if (problem := _problem(use, library))})
@@ -84,13 +87,16 @@ def unknown_variables(strings: Iterable[tuple[str, str]], library: Library) -> d
 def differences(stand_in: Path, library: Library) -> list[str]:
     """Where a package that stands in for torch_npu offers what the real one has not, or has otherwise.
 
+    What a program sees is compared: the names in the package and its sub-packages that do not begin with an underscore.
+    How the stand-in divides itself into modules is its own affair, and it may leave out what is optional.
+
     Args:
-        stand_in: the folder of the package; only names without a leading underscore are compared.
+        stand_in: the folder of the package.
     """
     own = Library(Sources.of_folder(stand_in.parent))
     found = []
-    for path in sorted(stand_in.rglob("*.py")):
-        parts = [part for part in path.relative_to(stand_in.parent).with_suffix("").parts if part != "__init__"]
+    for path in sorted(stand_in.rglob("__init__.py")):
+        parts = path.parent.relative_to(stand_in.parent).parts
         module = own.module(".".join(parts))
         if module is not None and not any(part.startswith("_") for part in parts):
             found += [f"{module.name}.{text}" for text in _module_differences(module, own, library)]
@@ -118,11 +124,11 @@ def _unlike(name: str, offered: Found, real: Found, own: Library, library: Libra
     if isinstance(real, Opaque):
         return
     if isinstance(offered, Callable) and isinstance(real, Callable):
-        if not any(_same(offered.signatures[0], signature) for signature in real.signatures):
+        if not any(_within(offered.signatures[0], signature) for signature in real.signatures):
             yield f"{name}{offered.signatures[0]} is {name}{real.signatures[0]} in torch_npu"
     elif isinstance(offered, Class) and isinstance(real, Class):
         made, really = own.constructor(offered), library.constructor(real)
-        if made and really and not _same(made.signatures[0], really.signatures[0]):
+        if made and really and not _within(made.signatures[0], really.signatures[0]):
             yield f"{name}{made.signatures[0]} is {name}{really.signatures[0]} in torch_npu"
         yield from _unlike_methods(name, offered, real, own, library)
     else:
@@ -141,12 +147,27 @@ def _unlike_methods(name: str, offered: Class, real: Class, own: Library, librar
         yield from _unlike(f"{name}.{node.name}", own.member(offered, node.name), method, own, library)
 
 
-def _same(one: inspect.Signature, other: inspect.Signature) -> bool:
-    """Whether names, kinds and order are the same, and defaults where both are written as constants."""
-    pairs = list(zip(one.parameters.values(), other.parameters.values(), strict=False))
-    return len(one.parameters) == len(other.parameters) and all(
-        a.name == b.name and a.kind == b.kind and _same_default(a.default, b.default) for a, b in pairs
+def _within(offered: inspect.Signature, real: inspect.Signature) -> bool:
+    """Whether each call that the one takes means the same to the other: the rest of the other's is optional."""
+    several = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    by_place = [[each for each in one.parameters.values() if each.kind in _BY_PLACE] for one in (offered, real)]
+    named = {each.name: each for each in real.parameters.values()}
+    kinds = {each.kind for each in real.parameters.values()}
+    optional = (
+        each.default is not inspect.Parameter.empty or each.kind in several
+        for each in named.values()
+        if each.name not in offered.parameters
     )
+    return (
+        [each.name for each in by_place[0]] == [each.name for each in by_place[1]][: len(by_place[0])]
+        and all(_alike(each, named.get(each.name)) for each in offered.parameters.values() if each.kind not in several)
+        and all(each.kind in kinds for each in offered.parameters.values() if each.kind in several)
+        and all(optional)
+    )
+
+
+def _alike(one: inspect.Parameter, other: inspect.Parameter | None) -> bool:
+    return other is not None and one.kind == other.kind and _same_default(one.default, other.default)
 
 
 def _same_default(one: object, other: object) -> bool:
