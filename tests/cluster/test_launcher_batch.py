@@ -215,7 +215,6 @@ def test_what_the_server_warns_of_is_shown(empty: Terminal) -> None:
     [
         (("--image", "registry.example/none:1"), "ErrImageNeverPull: Container image"),
         (("--env-from-secret", "none"), 'CreateContainerConfigError: secret "none" not found'),
-        (("--data-claim", "none"), 'persistentvolumeclaim "none" not found'),
         (("--overlay", '{"spec": {"hostNetwork": true}}'), 'violates PodSecurity "restricted:latest"'),
     ],
 )

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,17 @@ import pytest
 
 from tests.cluster import speaker
 from tests.cluster.cut_following import Cut
-from tests.cluster.launching import Terminal
+from tests.cluster.launching import Terminal, output_of
 from tests.cluster.testbed import binaries, images
 from tests.cluster.testbed.cluster import Cluster
 
 
 @pytest.fixture
-def terminal(cluster: Cluster, cut: Cut, namespace: str, tmp_path: Path) -> Terminal:
+def terminal(cluster: Cluster, cut: Cut, namespace: str, tmp_path: Path, digits: Path) -> Iterator[Terminal]:
     """The nodes have the image since `cut` was begun."""
     assert cut.cutter.port
-    return Terminal(cluster, namespace, tmp_path, cluster.kubeconfig, {"PNAS_BACKEND": "batch"})
+    with output_of(cluster, namespace, digits):
+        yield Terminal(cluster, namespace, tmp_path, cluster.kubeconfig, {"PNAS_BACKEND": "batch"})
 
 
 class Merged(Terminal):
