@@ -22,6 +22,7 @@ from trainer.help import HelpPage
 from trainer.inspection import inspect_app
 from trainer.ranktable.commands import ranktable_app
 from trainer.run_folder import console_log
+from trainer.runtime_defaults import runtime_defaults
 from trainer.supervisor import WorkerCommand, supervise
 from trainer.topology import Topology, Worker, discover, visible_devices
 from trainer.worker_task import TASK_VARIABLE, WorkerTask
@@ -42,9 +43,6 @@ For example:
 
 An option may also come from the environment (PNAS_BATCH_SIZE=64) or from a YAML profile; a flag wins over both.
 """
-
-# Level 2 also queues the tiling of operators. It is set here, because `import torch` already loads torch_npu.
-RUNTIME_DEFAULTS = {"npu": {"TASK_QUEUE_ENABLE": "2"}}
 
 Profile = Annotated[
     str | None,
@@ -169,8 +167,8 @@ def worker_command(worker: Worker, topology: Topology, *, attempt: "Attempt", de
         device=f"{device}:{worker.local_rank}",
         argv=(sys.executable, "-u", "-m", "trainer.worker_start"),
         env={
-            **RUNTIME_DEFAULTS.get(device, {}),
             **os.environ,
+            **runtime_defaults(device, config, run, os.environ),
             **rendezvous(worker, topology, threads=config.threads),
             TASK_VARIABLE: task.to_json(),
         },

@@ -49,10 +49,14 @@ def join(
     return group if isinstance(group, dist.ProcessGroup) else None
 
 
-def leave() -> None:
-    """Leave the process group in order, so that no rank tears a connection down that another still reads."""
+def leave(group: dist.ProcessGroup | None) -> None:
+    """Leave the process group in order, so that no rank tears a connection down that another still reads.
+
+    Args:
+        group: the one in which the hosts talk, from `join`.
+    """
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(group)
         dist.destroy_process_group()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -144,7 +145,7 @@ def train_steps(
         yield window
 
 
-def parameter_groups(model: nn.Module, *, weight_decay: float, decay_all: bool) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, *, weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
     """Parameters for the optimizer; without `decay_all`, batch norm and biases (one dimension) are not decayed."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if decay_all:

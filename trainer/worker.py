@@ -39,10 +39,13 @@ from trainer.records import Records, say, timestamp
 from trainer.requests import Requests
 from trainer.run_folder import attempt_file, writing
 from trainer.supervisor import blames_a_peer, die_with_supervisor
+from trainer.trouble import explain
 from trainer.watchdog import Watchdog
 from trainer.worker_task import TASK_VARIABLE, WorkerTask
 
 MEETING = "the start of all ranks"
+OWN_WORDS = 20
+"""Lines of a runtime's own text that follow the plain one; C++ stacks come after them."""
 
 
 def main() -> NoReturn:
@@ -124,7 +127,7 @@ def run(task: WorkerTask) -> tuple[int, Training]:
             records.sync()
     with watchdog.waiting(PEERS):
         training.requests.settle()
-        leave()
+        leave(group)
     watchdog.stop()
     return code, training
 
@@ -189,12 +192,13 @@ def build(
     network = network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
+    statistics = BatchStatistics(network)
+    # Before the network is cast or patched: the average stays in fp32, where a small change is not rounded away.
+    ema = Ema(network, config.ema) if config.ema else None
     precision = choose(config, runtime)
     groups = parameter_groups(network, weight_decay=config.weight_decay, decay_all=config.decay_all)
     optimizer = precision.optimizer(runtime, groups, config)
     prepared = precision.prepare(network, optimizer)
-    statistics = BatchStatistics(network)
-    ema = Ema(network, config.ema) if config.ema else None
     _begin_momentum(optimizer)
     parallel = data_parallel(prepared, device)
     return Training(
@@ -223,13 +227,13 @@ def build(
 def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Momentum from zero, which gives a first step the same bits as none.
 
-    Else torch makes the buffers in the first step, and leaves them uninitialised if that step is left out (2.14.1).
+    Else the buffers are made in the first step, where a resumed run would find nothing to restore its own into; and
+    torch leaves them uninitialised if that step is left out (2.14.1).
     """
-    if isinstance(optimizer, torch.optim.SGD):
-        for group in optimizer.param_groups:
-            if group["momentum"]:
-                for parameter in group["params"]:
-                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    for group in optimizer.param_groups:
+        if group.get("momentum"):
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _write_provenance(task: WorkerTask, config: TrainConfig, runtime: Device, datasets: Datasets, began: float) -> None:
@@ -249,9 +253,15 @@ def _write_provenance(task: WorkerTask, config: TrainConfig, runtime: Device, da
 def _say_why(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     """An unforeseen error: its traceback for the developer, then one line that the supervisor shows as the cause.
 
-    Where a collective operation failed because a peer is gone, the traceback would only bury the peer's own reason.
+    Where a collective operation failed because a peer is gone, the traceback would only bury the peer's own reason;
+    where the device's runtime failed, its own words say more.
     """
     reason = f"{kind.__name__}: {' '.join(str(error).split())}"
+    plain = explain(str(error))
+    if plain is not None:
+        say(f"error {plain}")
+        print(*str(error).splitlines()[:OWN_WORDS], sep="\n", file=sys.stderr)  # noqa: T201  # as a traceback would be
+        _end(1)
     if not blames_a_peer(reason.encode()):
         sys.__excepthook__(kind, error, traceback)
         sys.stderr.flush()

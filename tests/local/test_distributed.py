@@ -38,10 +38,10 @@ def _start(_rank: int, folder: Path) -> None:
 def _work(rank: int, world_size: int, port: int, folder: Path) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
-    join(open_device("cpu"), rank=rank, world_size=world_size, master_port=port, stall_timeout_s=900)
+    group = join(open_device("cpu"), rank=rank, world_size=world_size, master_port=port, stall_timeout_s=900)
     for task in (_gradients, _statistics, _sum):
         task(rank, world_size, folder)
-    leave()
+    leave(group)
 
 
 def _network() -> nn.Module:

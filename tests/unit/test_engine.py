@@ -143,11 +143,11 @@ def test_batch_norm_and_biases_are_decayed_only_when_asked() -> None:
     network = _training().network
     total = sum(1 for _ in network.parameters())
     (together,) = parameter_groups(network, weight_decay=0.1, decay_all=True)
-    assert len(list(together["params"])) == total  # type: ignore[call-overload]  # a list, typed object
+    assert len(list(together["params"])) == total
     decayed, free = parameter_groups(network, weight_decay=0.1, decay_all=False)
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
-    assert all(p.ndim > 1 for p in decayed["params"])  # type: ignore[attr-defined]  # a list, typed object
-    assert all(p.ndim == 1 for p in free["params"])  # type: ignore[attr-defined]  # a list, typed object
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert all(p.ndim == 1 for p in free["params"])
 
 
 def test_the_average_moves_towards_the_weights_and_copies_statistics() -> None:

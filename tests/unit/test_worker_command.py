@@ -7,6 +7,7 @@ import pytest
 from trainer.__main__ import worker_command
 from trainer.attempt import Attempt
 from trainer.config import TrainConfig
+from trainer.runtime_defaults import runtime_defaults
 from trainer.topology import Topology, Worker
 
 ALONE = Topology(1, 1, 0, (Worker(0, 0, 0),), "127.0.0.1", 29500, None, "options")
@@ -21,3 +22,27 @@ def test_torch_npu_finds_its_queue_level_before_torch_is_imported(
         monkeypatch.setenv("TASK_QUEUE_ENABLE", given)
     command = worker_command(ALONE.workers[0], ALONE, attempt=Attempt(TrainConfig(), tmp_path, 1, None), device=device)
     assert command.env.get("TASK_QUEUE_ENABLE") == level
+
+
+@pytest.mark.parametrize(
+    ("stall_s", "environ", "expected"),
+    [
+        (900, {}, {"HCCL_EXEC_TIMEOUT": "1836", "HCCL_EVENT_TIMEOUT": "1904"}),
+        (3600, {}, {"HCCL_EXEC_TIMEOUT": "3944", "HCCL_EVENT_TIMEOUT": "4012"}),
+        (1e6, {}, {"HCCL_EXEC_TIMEOUT": "17340", "HCCL_EVENT_TIMEOUT": "17408"}),
+        (900, {"HCCL_EXEC_TIMEOUT": "600"}, {"HCCL_EVENT_TIMEOUT": "668"}),
+    ],
+)
+def test_hccl_waits_longer_than_the_watchdog_and_torch_npu_longer_than_hccl(
+    tmp_path: Path, stall_s: float, environ: dict[str, str], expected: dict[str, str]
+) -> None:
+    defaults = runtime_defaults("npu", TrainConfig(stall_timeout_s=stall_s), tmp_path / "run", environ)
+    assert {
+        name: value for name, value in defaults.items() if name.endswith(("EXEC_TIMEOUT", "EVENT_TIMEOUT"))
+    } == expected
+
+
+def test_each_process_stays_on_its_npus_cores_and_keeps_compiled_operators_beside_the_runs(tmp_path: Path) -> None:
+    defaults = runtime_defaults("npu", TrainConfig(), tmp_path / "run", {})
+    assert defaults["CPU_AFFINITY_CONF"] == "1"
+    assert defaults["ACL_OP_COMPILER_CACHE_DIR"] == str(tmp_path / ".ascend-kernels")

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from trainer.distributed import gather
-from trainer.engine import Training
+from trainer.engine import Training, parameter_groups
+
+MASTER = ".master"
 
 
 def tensors_of(training: Training) -> dict[str, Tensor]:
@@ -58,11 +60,17 @@ def restore(
     begun_anew = set()
     for name, tensor in _shared(training):
         part, _, rest = name.partition(".")
-        if name in tensors:
+        master = f"optimizer.{rest}{MASTER}"
+        if part == "model" and tensor.dtype == torch.float32 and master in tensors:
+            tensor.copy_(tensors[master])  # the run was one in fp16
+        elif name in tensors:
             tensor.copy_(tensors[name])
         elif part == "ema":
             tensor.copy_(tensors[f"model.{rest}"])
             begun_anew.add("ema")
+        elif name.endswith(MASTER):
+            tensor.copy_(tensors[f"model.{rest.removesuffix(MASTER)}"])
+            begun_anew.add("master weights")
         elif name.endswith(".momentum_buffer"):
             tensor.zero_()
             begun_anew.add("momentum")
@@ -92,12 +100,14 @@ def _shared(training: Training) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in training.ema.model.state_dict().items():
             yield f"ema.{name}", tensor
     names = {parameter: name for name, parameter in training.network.named_parameters()}
-    masters = [p for group in training.optimizer.param_groups for p in group["params"]]
-    for number, parameter in enumerate(masters):
-        # apex keeps fp32 masters of its own beside the network's fp16 parameters.
-        name = names.get(parameter, f"master.{number}")
-        if parameter not in names:
-            yield f"optimizer.{name}", parameter
-        for kind, value in sorted(training.optimizer.state.get(parameter, {}).items()):
+    groups = parameter_groups(training.network, weight_decay=0.0, decay_all=training.config.decay_all)
+    own = [parameter for group in groups for parameter in group["params"]]
+    optimized = [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
+    for parameter, used in zip(own, optimized, strict=True):
+        name = f"optimizer.{names[parameter]}"
+        if used is not parameter:
+            # O2 has fp32 masters of the network's fp16 parameters.
+            yield f"{name}{MASTER}", used
+        for kind, value in sorted(training.optimizer.state.get(used, {}).items()):
             if isinstance(value, Tensor):
-                yield f"optimizer.{name}.{kind}", value
+                yield f"{name}.{kind}", value

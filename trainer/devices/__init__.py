@@ -31,6 +31,10 @@ class Device(Protocol):
         """Mixed precision for the forward pass."""
         ...
 
+    def has_bf16(self) -> bool:
+        """Whether the device computes in bfloat16."""
+        ...
+
     def grad_scaler(self, *, init_scale: float) -> torch.amp.GradScaler:
         """The scaler that goes with fp16 autocast."""
         ...

@@ -26,6 +26,10 @@ class CpuDevice:
         """Mixed precision as torch does it on a CPU."""
         return torch.autocast("cpu", dtype=dtype)
 
+    def has_bf16(self) -> bool:
+        """Every CPU computes in it, if slowly."""
+        return True
+
     def grad_scaler(self, *, init_scale: float) -> torch.amp.GradScaler:
         """Torch's scaler."""
         return torch.amp.GradScaler("cpu", init_scale=init_scale)

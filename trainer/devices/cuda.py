@@ -37,6 +37,10 @@ class CudaDevice:
         """Mixed precision as torch does it on CUDA."""
         return torch.autocast("cuda", dtype=dtype)
 
+    def has_bf16(self) -> bool:
+        """From Ampere on."""
+        return bool(torch.cuda.is_bf16_supported())
+
     def grad_scaler(self, *, init_scale: float) -> torch.amp.GradScaler:
         """Torch's scaler."""
         return torch.amp.GradScaler("cuda", init_scale=init_scale)

@@ -1,17 +1,23 @@
-"""An Ascend NPU as a device, over HCCL. Written from torch_npu 2.9.0's sources; it has never run on a real NPU.
+"""An Ascend NPU as a device, over HCCL.
+
+Written from torch_npu's sources, and run on an emulated NPU (tests/npu); it has never run on a real one.
 
 torch_npu is imported when the device is opened, never before: on other machines it is not installed.
 """
 
 import importlib
+import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainer.errors import UsageError
+from trainer.run_folder import writing
+from trainer.trouble import explain
 
 
 class NpuDevice:
@@ -31,34 +37,48 @@ class NpuDevice:
             # Typed as Any: torch_npu has no stubs and is absent where the types are checked.
             self._torch_npu: Any = importlib.import_module("torch_npu")
         except ImportError as error:
-            raise UsageError(
-                f"--device npu: torch_npu cannot be loaded: {error}; install the torch_npu that matches this CANN and "
-                "source its set_env.sh, or use --device cpu"
-            ) from error
+            reason = explain(str(error)) or (
+                f"torch_npu cannot be loaded: {error}; install the torch_npu that matches this CANN and source its "
+                "set_env.sh, or use --device cpu"
+            )
+            raise UsageError(f"--device npu: {reason}") from error
 
     def open(self, local_rank: int) -> torch.device:
         """Bind the process to the NPU with its local rank.
 
         `set_device` comes first, because torch_npu opens device 0 on any earlier call. Binary kernels
-        (`jit_compile=False`) save minutes of operator compilation on the first step (facts: 600 s to 40 s on a 910A).
+        (`jit_compile=False`) save minutes of operator compilation on the first step (facts: 600 s to 40 s on a 910A);
+        what is compiled all the same is kept where ACL_OP_COMPILER_CACHE_DIR says.
 
         Raises:
-            UsageError: torch_npu sees no such NPU.
+            UsageError: torch_npu sees no such NPU, or the folder cannot be written.
         """
         npu = self._torch_npu.npu
-        if local_rank >= npu.device_count():
+        try:
+            npu.set_device(local_rank)
+        except RuntimeError as error:
+            if local_rank < npu.device_count():
+                raise
             raise UsageError(
                 f"--device npu: no NPU with index {local_rank} (torch_npu sees {npu.device_count()}): check npu-smi "
                 "info and ASCEND_RT_VISIBLE_DEVICES"
-            )
-        npu.set_device(local_rank)
+            ) from error
         npu.set_compile_mode(jit_compile=False)
+        folder = os.environ.get("ACL_OP_COMPILER_CACHE_DIR")
+        if folder:
+            with writing(Path(folder)):
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            npu.set_option({"ACL_OP_COMPILER_CACHE_MODE": "enable", "ACL_OP_COMPILER_CACHE_DIR": folder})
         return torch.device("npu", local_rank)
 
     def autocast(self, dtype: torch.dtype) -> AbstractContextManager[Any]:
         """Mixed precision through torch_npu's autocast."""
         context: AbstractContextManager[Any] = self._torch_npu.npu.amp.autocast(dtype=dtype)
         return context
+
+    def has_bf16(self) -> bool:
+        """Not on an Ascend 910A."""
+        return bool(self._torch_npu.npu.is_bf16_supported())
 
     def grad_scaler(self, *, init_scale: float) -> torch.amp.GradScaler:
         """torch_npu's scaler: unlike torch's it reads the overflow flag that a 910A keeps in hardware."""

@@ -27,7 +27,8 @@ NOISE = 64  # lines that may follow a worker's reason: the stacks of its threads
 # gloo, c10d's store, NCCL and HCCL (EI0006: a peer did not answer in time) on a peer that is gone.
 SECONDARY = re.compile(
     rb"connection (was )?(closed|reset|refused|aborted)|closed by (remote )?peer|broken pipe|socket timeout"
-    rb"|timed out waiting|remote process exited|EI0006|EI0002|store->(get|set|wait)|DistNetworkError"
+    rb"|timed out waiting|remote process exited|EI0006|EI0002|suspect remote error|store->(get|set|wait)"
+    rb"|DistNetworkError"
     rb"|has waited \d+ s for its peers",  # our own watchdog's
     re.IGNORECASE,
 )

@@ -15,6 +15,8 @@ from trainer.errors import UsageError
 Kind = Literal["npu", "cuda", "cpu"]
 
 FILES: dict[str, str] = {"npu": "davinci", "cuda": "nvidia"}
+FOLDER_VARIABLE = "PNAS_DEVICE_FILES"
+"""Says where the device files are, if not in /dev: an emulated device has some elsewhere."""
 VARIABLES: dict[str, str] = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
 
 
@@ -28,13 +30,17 @@ class Visible:
 
 
 def visible_devices(
-    kind: Literal["auto", "npu", "cuda", "cpu"], environ: Mapping[str, str], dev: Path = Path("/dev")
+    kind: Literal["auto", "npu", "cuda", "cpu"], environ: Mapping[str, str], dev: Path | None = None
 ) -> Visible:
     """The devices of `kind`; `auto` takes NPUs if there are any, else CUDA devices, else the CPU.
+
+    Args:
+        dev: the folder of the device files; PNAS_DEVICE_FILES or /dev if None.
 
     Raises:
         UsageError: ASCEND_RT_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES names a device twice.
     """
+    dev = dev or Path(environ.get(FOLDER_VARIABLE, "/dev"))
     if kind == "auto":
         kind = "npu" if _files("npu", dev) else "cuda" if _files("cuda", dev) else "cpu"
     if kind == "cpu":

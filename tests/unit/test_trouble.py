@@ -1,0 +1,46 @@
+"""A runtime's own words become one line that says what to do."""
+
+import pytest
+
+from trainer.supervisor import blames_a_peer
+from trainer.trouble import explain
+
+HCCL = (
+    "HCCL function error: HcclAllReduce, error code is 4\n[ERROR] 2026-01-01 (PID:1, Device:1, RankID:1) ERR02200 DIST"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "is_consequence"),
+    [
+        (
+            "NPU out of memory. Tried to allocate 260.00 MiB (NPU 0; 28.50 GiB total capacity; 10.24 GiB allocated)",
+            "tried to allocate 260.00 MiB): lower --batch-size",
+            False,
+        ),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has", "tried to allocate 2.00 GiB", False),
+        (f"{HCCL}\nEI0002: The wait execution of the Notify register times out.", "waited too long for a peer", True),
+        (f"{HCCL}\nEI0006: Getting socket times out.", "HCCL could not connect to all peers", True),
+        (f"{HCCL}\nEI0014: the IP address in the ranktable is inconsistent", "refuses the rank table (EI0014)", False),
+        (f"{HCCL}\nEJ0003: Failed to bind the IP port.", "a port of HCCL's is taken (EJ0003)", False),
+        (f"{HCCL}\nreason=[link error]", "the device failed (link error)", False),
+        (f"{HCCL}\n[suspect remote error]", "a peer is gone", True),
+        (HCCL, "HCCL failed in HcclAllReduce", False),
+        ("EE1001: invalid device id, error code is 107001", "no such device", False),
+        ("dcmi: -8020 device is used", "in use by another process", False),
+        ("libascend_hal.so: cannot open shared object file", "the NPU's driver is not in this container", False),
+        ("libhccl.so: cannot open shared object file", "CANN's environment is not set (libhccl.so)", False),
+    ],
+)
+def test_known_errors_are_explained_and_a_lost_peers_stay_recognisable(
+    text: str, said: str, is_consequence: bool
+) -> None:
+    line = explain(text)
+    assert line is not None
+    assert said in line
+    assert "\n" not in line
+    assert blames_a_peer(line.encode()) is is_consequence
+
+
+def test_an_unknown_error_is_not_explained() -> None:
+    assert explain("KeyError: 'state'") is None

@@ -1,0 +1,42 @@
+"""What a device's runtime reads from the environment before torch is imported: `import torch` already loads torch_npu.
+
+Whatever the administrator has set stays as it is.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from trainer.config import TrainConfig
+
+HCCL_EXEC_TIMEOUT_S = 1836
+"""HCCL's own, in multiples of 68 s as an Ascend 910A counts them (27 of them); 0 would be for ever on later chips."""
+HCCL_STEP_S = 68
+HCCL_LONGEST_S = 17_340
+WATCHDOG_MARGIN_S = 300.0
+
+
+def runtime_defaults(device: str, config: TrainConfig, run: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables for a worker of `device`; those that `environ` has are not among them."""
+    if device != "npu":
+        return {}
+    limit = int(environ.get("HCCL_EXEC_TIMEOUT") or collective_limit_s(config.stall_timeout_s))
+    defaults = {
+        # Level 2 also queues the tiling of operators.
+        "TASK_QUEUE_ENABLE": "2",
+        # Each process on the cores next to its NPU, and its loaders with it, as the seed did with taskset.
+        "CPU_AFFINITY_CONF": "1",
+        # Ranks start apart: the first collective waits for the last of them.
+        "HCCL_CONNECT_TIMEOUT": "600",
+        "HCCL_EXEC_TIMEOUT": str(limit),
+        "HCCL_EVENT_TIMEOUT": str(limit + HCCL_STEP_S),
+        # Compiled operators outlive the pod where the output folder does.
+        "ACL_OP_COMPILER_CACHE_DIR": str(run.parent / ".ascend-kernels"),
+    }
+    return {name: value for name, value in defaults.items() if name not in environ}
+
+
+def collective_limit_s(stall_timeout_s: float) -> int:
+    """How long HCCL may wait: longer than the watchdog, which can say which rank is missing."""
+    needed = math.ceil((stall_timeout_s + WATCHDOG_MARGIN_S) / HCCL_STEP_S) * HCCL_STEP_S
+    return min(max(HCCL_EXEC_TIMEOUT_S, needed), HCCL_LONGEST_S)
