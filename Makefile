@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 
 RUN := -m launcher submit --backend local --npus 2 --mode full --profile digits --data-path data/digits
 
-.PHONY: help run test check format bench cluster cluster-down lock clean
+.PHONY: help run test check format bench npu-shell cluster cluster-down lock clean
 
 help:  ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
@@ -38,6 +38,9 @@ format: $(VENV)/test.stamp  ## Format the code
 
 bench: $(VENV)/test.stamp  ## Compare with timm, torchx, stern and kubectl, and keep the results
 	$(BIN)/python -m benchmarks
+
+npu-shell: $(VENV)/test.stamp  ## A shell in which `--device npu` trains on emulated NPUs (builds them once; needs g++)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.npu.machine
 
 cluster: $(VENV)/test.stamp  ## Start a Kubernetes with two nodes and simulated NPUs in the background (root; builds it once)
 	@$(BIN)/python -m tests.cluster.testbed up

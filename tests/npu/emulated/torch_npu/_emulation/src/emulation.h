@@ -1,0 +1,79 @@
+// An emulation of Ascend NPUs for tests: the parts of a torch backend named `npu` whose memory is the host's and whose
+// kernels are the CPU's. It is no NPU: neither its numbers nor its speed say anything about one.
+#pragma once
+#include <ATen/core/Generator.h>
+#include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
+#include <c10/core/Storage.h>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace npu_emulation {
+
+using at::Tensor;
+using c10::Device;
+using c10::DeviceIndex;
+constexpr auto NPU = c10::DeviceType::PrivateUse1;
+constexpr int kMostDevices = 64;
+
+// What an environment variable asks for; each makes the device worse than the CPU that it is.
+struct Faults {
+  int64_t hbm_bytes;  // NPU_EMULATED_HBM_MIB: more is out of memory; 0: no limit
+  bool saturates;     // NPU_EMULATED_INF_NAN=0: fp16 stops at 65,504 and raises a flag, as on an Ascend 910A
+  bool reversed;      // NPU_EMULATED_REDUCTIONS=reversed: sums are added up from the other end
+  int fail_rank, fail_at;  // NPU_EMULATED_FAIL=RANK:N: this rank's N-th collective ends in an HCCL error
+  int hang_rank, hang_at;  // NPU_EMULATED_HANG=RANK:N: this rank never comes to its N-th collective
+};
+const Faults& faults();
+
+// Devices
+DeviceIndex device_count();
+DeviceIndex current_device();
+void set_device(DeviceIndex index);
+Device resolve(std::optional<Device> device);
+void note(const std::string& line);  // one line in the file NPU_EMULATED_LOG, if it is set
+
+struct OnDevice {  // `index` is the current device as long as this lives
+  explicit OnDevice(DeviceIndex index);
+  ~OnDevice();
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+  DeviceIndex before;
+};
+
+// Memory
+c10::Allocator* allocator();
+c10::DataPtr device_pointer(c10::Storage host, DeviceIndex index);  // owns `host` and shows its bytes
+int64_t memory_allocated(DeviceIndex index);
+int64_t peak_memory(DeviceIndex index);
+void reset_peak_memory(DeviceIndex index);
+
+// Random numbers: a CPU generator for each device, so that a seed draws what it draws on a CPU
+const at::Generator& default_generator(DeviceIndex index);
+void seed_closed(DeviceIndex index, uint64_t seed);  // without opening the device
+at::Generator host_generator(const at::Generator& generator);
+
+// Zero-copy aliases of device tensors as CPU tensors, for the time of one call
+inline bool is_npu(const Tensor& tensor) { return tensor.defined() && tensor.device().type() == NPU; }
+
+class Aliases {
+ public:
+  Tensor to_cpu(const Tensor& tensor);
+  Tensor to_npu(const Tensor& tensor, Device device);
+  c10::Storage to_cpu(const c10::Storage& storage);
+  void write_back();  // what the call has resized or given another storage
+
+ private:
+  c10::Storage npu_storage(const c10::Storage& host, Device device);
+  std::vector<std::pair<c10::Storage, c10::Storage>> storages_;  // of the device, of the CPU
+  std::vector<std::pair<Tensor, Tensor>> tensors_;
+};
+
+// What fp16 does beyond 65,504 if the device saturates; `tensor` is the CPU's alias of a result.
+void saturate(const Tensor& tensor, DeviceIndex index);
+bool overflow_flag(DeviceIndex index);
+void clear_overflow_flag(DeviceIndex index);
+
+}  // namespace npu_emulation

@@ -1,0 +1,122 @@
+// Operators that a device has to bring itself: allocation, copies, convolution and dropout.
+#include "emulation.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/flip.h>
+#include <ATen/ops/ones_like.h>
+#include <torch/library.h>
+#include <array>
+#include <tuple>
+
+namespace npu_emulation {
+namespace {
+
+using c10::IntArrayRef;
+const c10::DispatchKeySet kNpuKey(c10::DispatchKey::PrivateUse1);
+
+Tensor empty(IntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>, std::optional<Device> device,
+             std::optional<bool> pin, std::optional<at::MemoryFormat> format) {
+  TORCH_CHECK(!pin.value_or(false), "Only dense CPU tensors can be pinned");
+  OnDevice guard(resolve(device).index());
+  return Tensor(at::detail::empty_generic(size, allocator(), kNpuKey, c10::dtype_or_default(dtype), format));
+}
+
+Tensor empty_strided(IntArrayRef size, IntArrayRef stride, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
+                     std::optional<Device> device, std::optional<bool>) {
+  OnDevice guard(resolve(device).index());
+  return Tensor(at::detail::empty_strided_generic(size, stride, allocator(), kNpuKey, c10::dtype_or_default(dtype)));
+}
+
+Tensor copy_from(const Tensor& from, const Tensor& to, bool) {
+  Aliases aliases;
+  at::AutoDispatchBelowADInplaceOrView below;
+  Tensor target = is_npu(to) ? aliases.to_cpu(to) : to;
+  target.copy_(is_npu(from) ? aliases.to_cpu(from) : from);
+  if (is_npu(to)) saturate(target, to.device().index());
+  return to;
+}
+
+Tensor copy_from_and_resize(const Tensor& from, const Tensor& to) {
+  to.resize_(from.sizes());
+  return copy_from(from, to, false);
+}
+
+void on_one_device(const char* name, std::initializer_list<Tensor> tensors) {
+  const Device device = tensors.begin()->device();
+  for (const Tensor& tensor : tensors)
+    TORCH_CHECK(!tensor.defined() || tensor.device() == device,
+                "Expected all tensors to be on the same device, but found at least two devices, ", device, " and ",
+                tensor.device(), "! (when running ", name, ")");
+}
+
+bool is_half(const Tensor& tensor) { return tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16; }
+// The matrix unit multiplies half precision and adds up in single.
+Tensor widened(const Tensor& tensor) { return tensor.defined() && is_half(tensor) ? tensor.to(at::kFloat) : tensor; }
+Tensor rounded(const Tensor& tensor, at::ScalarType type) { return tensor.defined() ? tensor.to(type) : tensor; }
+
+Tensor convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
+                   IntArrayRef padding, IntArrayRef dilation, bool transposed, IntArrayRef output_padding, int64_t groups) {
+  const Tensor plain_bias = bias.value_or(Tensor());
+  on_one_device("convolution", {input, weight, plain_bias});
+  Aliases aliases;
+  at::AutoDispatchBelowADInplaceOrView below;
+  Tensor x = widened(aliases.to_cpu(input)), w = widened(aliases.to_cpu(weight));
+  if (faults().reversed && groups == 1 && !transposed) {
+    x = at::flip(x, 1);
+    w = at::flip(w, 1);
+  }
+  std::optional<Tensor> b;
+  if (plain_bias.defined()) b = widened(aliases.to_cpu(plain_bias));
+  const Tensor y = at::convolution(x, w, b, stride, padding, dilation, transposed, output_padding, groups).to(input.scalar_type());
+  saturate(y, input.device().index());
+  return aliases.to_npu(y, input.device());
+}
+
+std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                                        IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                                                        bool transposed, IntArrayRef output_padding, int64_t groups,
+                                                        std::array<bool, 3> wanted) {
+  on_one_device("convolution_backward", {grad, input, weight});
+  Aliases aliases;
+  at::AutoDispatchBelowADInplaceOrView below;
+  const std::vector<int64_t> bias_size{transposed ? weight.size(1) * groups : weight.size(0)};
+  const auto [dx, dw, db] = at::convolution_backward(
+      widened(aliases.to_cpu(grad)), widened(aliases.to_cpu(input)), widened(aliases.to_cpu(weight)),
+      wanted[2] ? at::OptionalIntArrayRef(bias_size) : at::OptionalIntArrayRef(), stride, padding, dilation, transposed,
+      output_padding, groups, wanted);
+  const auto type = input.scalar_type();
+  auto result = [&](const Tensor& tensor) {
+    const Tensor narrow = rounded(tensor, type);
+    saturate(narrow, input.device().index());
+    return aliases.to_npu(narrow, input.device());
+  };
+  return {result(dx), result(dw), result(db)};
+}
+
+std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, std::optional<bool> train) {
+  if (!train.value_or(true) || p == 0) return {input.clone(), at::ones_like(input, input.options().dtype(at::kBool))};
+  // The draws of dropout on a CPU tensor.
+  Tensor noise = at::empty_like(input).bernoulli_(1 - p);
+  Tensor mask = noise.to(at::kBool);
+  return {input.mul(p == 1 ? noise : noise.div_(1 - p)), mask};
+}
+
+void record_stream(Tensor&, c10::Stream) {}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
+  m.impl("empty.memory_format", empty);
+  m.impl("empty_strided", empty_strided);
+  m.impl("_copy_from", copy_from);
+  m.impl("_copy_from_and_resize", copy_from_and_resize);
+  m.impl("convolution_overrideable", convolution);
+  m.impl("convolution_backward_overrideable", convolution_backward);
+  m.impl("native_dropout", native_dropout);
+  m.impl("record_stream", record_stream);
+}
+
+}  // namespace npu_emulation

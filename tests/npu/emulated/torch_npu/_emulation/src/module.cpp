@@ -1,0 +1,23 @@
+// What Python sees of the emulation.
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "emulation.h"
+#include "hccl.h"
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  using namespace npu_emulation;
+  m.def("device_count", [] { return static_cast<int>(device_count()); });
+  m.def("current_device", [] { return static_cast<int>(current_device()); });
+  m.def("set_device", [](int index) { set_device(static_cast<DeviceIndex>(index)); });
+  m.def("default_generator", [](int index) { return default_generator(static_cast<DeviceIndex>(index)); });
+  m.def("seed_closed", [](int index, uint64_t seed) { seed_closed(static_cast<DeviceIndex>(index), seed); });
+  m.def("memory_allocated", [](int index) { return memory_allocated(static_cast<DeviceIndex>(index)); });
+  m.def("peak_memory", [](int index) { return peak_memory(static_cast<DeviceIndex>(index)); });
+  m.def("reset_peak_memory", [](int index) { reset_peak_memory(static_cast<DeviceIndex>(index)); });
+  m.def("saturates", [] { return faults().saturates; });
+  m.def("overflow_flag", [](int index) { return overflow_flag(static_cast<DeviceIndex>(index)); });
+  m.def("clear_overflow_flag", [](int index) { clear_overflow_flag(static_cast<DeviceIndex>(index)); });
+  m.def("note", &note);
+  m.def("hccl_over", &hccl_over, pybind11::call_guard<pybind11::gil_scoped_release>());
+}

@@ -1,0 +1,59 @@
+"""Streams and events. Everything here is done when a call returns, so they order nothing."""
+
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from .device import Which, index_of
+
+
+class Stream(torch.Stream):
+    """A stream of a device."""
+
+    def __new__(cls, device: Which = None, priority: int = 0, **_kwargs: Any) -> "Stream":
+        made: Stream = super().__new__(cls, device=torch.device("npu", index_of(device)), priority=priority)
+        return made
+
+
+class Event(torch.Event):
+    """A point in a stream's work."""
+
+    def __new__(cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> "Event":
+        made: Event = super().__new__(cls, device="npu", enable_timing=enable_timing, blocking=blocking)
+        return made
+
+
+class StreamContext:
+    """Makes a stream the current one for a while."""
+
+    def __init__(self, stream: torch.Stream | None) -> None:
+        self._stream = stream
+        self._before: torch.Stream | None = None
+
+    def __enter__(self) -> None:
+        if self._stream is not None:
+            self._before = current_stream(self._stream.device)
+            set_stream(self._stream)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            set_stream(self._before)
+
+
+def stream(stream: torch.Stream | None) -> StreamContext:
+    return StreamContext(stream)
+
+
+def set_stream(stream: torch.Stream) -> None:
+    torch.accelerator.set_stream(stream)
+
+
+def current_stream(device: Which = None) -> torch.Stream:
+    return torch.accelerator.current_stream(torch.device("npu", index_of(device)))
+
+
+def default_stream(device: Which = None) -> torch.Stream:
+    return torch.Stream(device=torch.device("npu", index_of(device)))

@@ -1,0 +1,32 @@
+"""torch_npu.utils: how fused optimizers put many tensors into one."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["npu_combine_tensors"]
+
+
+def npu_combine_tensors(list_of_tensor: list[Tensor], require_copy_value: bool = True) -> Tensor | None:
+    """One flat tensor, of which those given become parts.
+
+    Raises:
+        RuntimeError: one of them is a part of something else already, such as a gradient in a DDP bucket.
+    """
+    if not list_of_tensor:
+        return None
+    first = list_of_tensor[0]
+    for tensor in list_of_tensor:
+        if not tensor.is_contiguous():
+            raise RuntimeError("Tensors to combine must be contiguous.")
+        if tensor.dtype != first.dtype:
+            raise RuntimeError("Tensors to combine must have the same dtype.")
+        if tensor.untyped_storage().nbytes() != tensor.nbytes:
+            # The real one counts the whole storage and then writes beside its buffers.
+            raise RuntimeError("a tensor to combine is a view of a larger storage")
+    combined = torch.zeros(sum(tensor.numel() for tensor in list_of_tensor), dtype=first.dtype, device=first.device)
+    parts = combined.split([tensor.numel() for tensor in list_of_tensor])
+    for tensor, part in zip(list_of_tensor, parts, strict=True):
+        if require_copy_value:
+            part.copy_(tensor.detach().reshape(-1))
+        tensor.data = part.view_as(tensor)
+    return combined

@@ -1,0 +1,66 @@
+"""O2 by apex: the order of calls that it asks for, and the same losses as O2 without it. apex is a stand-in here."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.local.conftest import Finished, train
+from tests.local.interrupted import Started, assert_same, recipe
+from tests.npu.conftest import Run
+from tests.npu.machine import environment
+
+RECIPE = ("--device", "npu", "--npus", "2", "--epochs", "1", "--steps", "12")
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("calls") / "log"
+
+
+@pytest.fixture(scope="module")
+def by_apex(run: Run, log: Path) -> Finished:
+    done = run("apex", *RECIPE, environ={**environment(apex=True), "NPU_EMULATED_LOG": str(log)})
+    assert done.code == 0, done.stdout
+    assert done.events("start")[0]["precision"] == "O2"
+    return done
+
+
+def test_the_process_group_exists_and_the_model_is_not_yet_wrapped_when_apex_takes_it(
+    by_apex: Finished, log: Path
+) -> None:
+    asked = [line.split(" ", 1)[1] for line in log.read_text().splitlines() if "amp.initialize" in line]
+    call = "amp.initialize(opt_level=O2, loss_scale=dynamic, combine_grad=True, process_group=True, wrapped=False)"
+    assert asked == [call, call]
+
+
+def test_both_ways_to_o2_give_the_same_losses(by_apex: Finished, run: Run) -> None:
+    native = run("native", *RECIPE, "--precision", "O2")
+    assert native.code == 0, native.stdout
+    assert native.events("start")[0]["precision"] == "O2-native"
+    assert by_apex.metrics("step") == native.metrics("step")
+    assert by_apex.metrics("eval") == native.metrics("eval")
+    assert "skipped" in by_apex.stdout
+
+
+def test_apexs_masters_and_loss_scale_are_in_the_checkpoint(
+    by_apex: Finished, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment(apex=True).items():
+        monkeypatch.setenv(name, value)
+    stopped = Started(tmp_path, digits, *RECIPE, name="stopped")
+    assert stopped.until(lambda said: "] step epoch=0" in said), stopped.said
+    stopped.signal(signal.SIGTERM)
+    assert stopped.wait() == 75, stopped.said
+    resumed = train(tmp_path, *recipe(*RECIPE, "--resume", "auto"), data=digits, name="stopped")
+    assert resumed.code == 0, resumed.stdout
+    assert_same(by_apex.run, resumed.run, last_step=12)
+
+
+def test_a_static_scale_reaches_apex(run: Run, log: Path, by_apex: Finished) -> None:
+    environ = {**environment(apex=True), "NPU_EMULATED_LOG": f"{log}-static"}
+    static = ("--epochs", "1", "--steps", "2", "--loss-scale", "128")
+    done = run("static", *static, "--clip-norm", "5", environ=environ)
+    assert done.code == 0, done.stdout
+    assert "loss_scale=128.0, combine_grad=True, process_group=False" in Path(f"{log}-static").read_text()
+    assert "Gradient overflow" not in done.stdout

@@ -1,0 +1,76 @@
+"""An NPU that is worse than a CPU: each of its troubles is one line in plain words, with the library's own below."""
+
+import pytest
+
+from tests.local.conftest import Finished
+from tests.npu.conftest import SHORT, Run
+
+FP32 = ("--precision", "fp32")
+
+
+def _cause(done: Finished) -> str:
+    """What the trainer's last line says of a run that failed, which printed no traceback."""
+    assert done.code == 1, done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert " failed rank=" in last or last.startswith("[node 0")
+    return next(line for line in reversed(done.stdout.splitlines()) if " failed rank=" in line)
+
+
+def test_out_of_memory_says_what_to_lower(run: Run) -> None:
+    done = run("full", *SHORT, environ={"NPU_EMULATED_HBM_MIB": "4"})
+    assert "the device is out of memory (tried to allocate" in _cause(done)
+    assert "lower --batch-size" in _cause(done)
+    assert "NPU out of memory. Tried to allocate" in done.stdout
+
+
+def test_a_device_that_fails_is_named_before_the_ranks_that_lose_it(run: Run) -> None:
+    done = run("failed", *SHORT, *FP32, "--npus", "2", environ={"NPU_EMULATED_FAIL": "1:20"})
+    cause = _cause(done)
+    assert "rank=1 device=npu:1" in cause
+    assert "the device failed (hbm Multi-bit ECC error)" in cause
+    assert "ERR02200 DIST call hccl api failed." in done.stdout
+
+
+def test_a_rank_that_hangs_in_a_collective_is_named_by_the_watchdog(run: Run) -> None:
+    stuck = {"NPU_EMULATED_HANG": "1:20"}
+    done = run("hung", *SHORT, *FP32, "--npus", "2", "--stall-timeout-s", "6", "--grace-s", "1", environ=stuck)
+    assert done.code == 1, done.stdout
+    assert "peers" in _cause(done)
+
+
+def test_a_collective_that_times_out_says_so(run: Run) -> None:
+    stuck = {"NPU_EMULATED_HANG": "1:20", "HCCL_EXEC_TIMEOUT": "4"}
+    done = run("timed-out", *SHORT, *FP32, "--npus", "2", "--grace-s", "1", environ=stuck)
+    assert "rank=0 device=npu:0" in _cause(done)
+    assert "HCCL waited too long for a peer (EI0002)" in _cause(done)
+
+
+def test_another_order_of_additions_is_another_result_but_not_by_much(run: Run) -> None:
+    plain = run("plain", *SHORT, *FP32)
+    other = run("reversed", *SHORT, *FP32, environ={"NPU_EMULATED_REDUCTIONS": "reversed"})
+    mine, others = ([row["loss"] for row in done.metrics("step")] for done in (plain, other))
+    assert mine != others
+    assert mine == pytest.approx(others, rel=1e-3)
+
+
+def test_an_overflow_that_only_a_flag_tells_of_is_a_skipped_step(run: Run) -> None:
+    """As on an Ascend 910A: fp16 stops at 65,504, and nothing in the gradients is infinite."""
+    saturating = {"NPU_EMULATED_INF_NAN": "0"}
+    done = run("saturating", "--epochs", "1", "--steps", "8", "--npus", "2", environ=saturating)
+    assert done.code == 0, done.stdout
+    skipped = sum(int(step.get("skipped", 0)) for step in done.events("step"))
+    overflows = done.stdout.count("Gradient overflow. Skipping step") // 2
+    assert 0 < skipped == overflows < 8
+
+
+def test_bf16_is_refused_where_the_device_has_none(run: Run) -> None:
+    done = run("bf16", *SHORT, "--precision", "bf16", environ={"NPU_EMULATED_INF_NAN": "0"})
+    assert done.code == 2
+    assert "--precision bf16: Ascend910-emulated has no bfloat16" in done.stdout
+
+
+def test_bf16_trains_where_the_device_has_it(run: Run) -> None:
+    done = run("bf16-too", *SHORT, "--precision", "bf16")
+    assert done.code == 0, done.stdout
+    assert done.events("start")[0]["precision"] == "bf16"

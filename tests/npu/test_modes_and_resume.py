@@ -1,0 +1,89 @@
+"""Every mode on emulated NPUs, on one, two and eight of them; and runs that are stopped or killed go on bit for bit."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.local.conftest import Finished, train
+from tests.local.interrupted import Started, assert_same, recipe
+from tests.npu.conftest import SHORT, Run
+
+RESUMABLE = 75
+O2 = ("--device", "npu", "--npus", "2", "--epochs", "1", "--steps", "12", "--precision", "O2")
+FP16 = ("--device", "npu", "--npus", "1", "--epochs", "1", "--steps", "12", "--precision", "fp16")
+
+
+@pytest.fixture(scope="module")
+def in_o2(run: Run) -> Finished:
+    """A whole run of two devices in the arithmetic that an NPU has by default."""
+    done = run("o2", *O2)
+    assert done.code == 0, done.stdout
+    return done
+
+
+def test_o2_without_apex_is_logged_and_its_loss_scale_finds_its_place(in_o2: Finished) -> None:
+    assert in_o2.events("start")[0]["precision"] == "O2-native"
+    skipped = sum(int(step.get("skipped", 0)) for step in in_o2.events("step"))
+    assert 0 < skipped < 6, "a first scale of 65,536 is too much for fp16, some halvings are enough"
+    assert skipped == in_o2.stdout.count("[rank 0 npu:0 #") - _other_lines(in_o2)
+
+
+def _other_lines(done: Finished) -> int:
+    """Rank 0's lines but one for each overflow."""
+    lines = [line for line in done.stdout.splitlines() if line.startswith("[rank 0 ")]
+    return sum("Gradient overflow. Skipping step" not in line for line in lines)
+
+
+@pytest.mark.usefixtures("on_npus")
+def test_sigterm_saves_and_ends_with_75_and_the_run_goes_on_bit_for_bit(
+    digits: Path, tmp_path: Path, in_o2: Finished
+) -> None:
+    stopped = Started(tmp_path, digits, *O2, name="stopped")
+    assert stopped.until(lambda said: "] step epoch=0" in said), stopped.said
+    stopped.signal(signal.SIGTERM)
+    assert stopped.wait() == RESUMABLE, stopped.said
+    resumed = train(tmp_path, *recipe(*O2, "--resume", "auto"), data=digits, name="stopped")
+    assert resumed.code == 0, resumed.stdout
+    assert_same(in_o2.run, resumed.run, last_step=12)
+
+
+@pytest.mark.usefixtures("on_npus")
+def test_a_killed_run_goes_on_bit_for_bit_from_its_last_checkpoint(run: Run, digits: Path, tmp_path: Path) -> None:
+    whole = run("fp16", *FP16)
+    assert whole.code == 0, whole.stdout
+    assert whole.events("start")[0]["precision"] == "fp16"
+    killed = Started(tmp_path, digits, *FP16, name="killed")
+    assert killed.until(lambda said: "] checkpoint step=6" in said), killed.said
+    killed.kill(trainer=True, workers=killed.workers())
+    killed.wait()
+    resumed = train(tmp_path, *recipe(*FP16, "--resume", "auto"), data=digits, name="killed")
+    assert resumed.code == 0, resumed.stdout
+    assert "goes on from" in resumed.stdout
+    assert_same(whole.run, resumed.run, last_step=12)
+
+
+def test_a_run_can_go_on_in_another_arithmetic(run: Run, in_o2: Finished) -> None:
+    longer = ("--npus", "2", "--epochs", "2", "--steps", "2", "--precision", "fp32", "--resume", str(in_o2.run))
+    done = run("wider", *longer)
+    assert done.code == 0, done.stdout
+    (resumed,) = done.events("resumed")
+    assert resumed["bit_exact"] == "no"
+
+
+def test_finetuning_and_evaluation_begin_from_what_was_trained(run: Run, in_o2: Finished) -> None:
+    best = ("--weights", str(in_o2.run / "checkpoints/best.safetensors"), "--npus", "1")
+    scored = run("scored", *best, "--mode", "eval", "--precision", "fp32")
+    assert scored.code == 0, scored.stdout
+    (before,), (after,) = in_o2.events("result"), scored.events("result")
+    assert (after["top1"], after["images"]) == (before["top1"], "360")
+    tuned = run("tuned", *best, "--mode", "finetune", *SHORT)
+    assert tuned.code == 0, tuned.stdout
+
+
+def test_eight_devices_time_their_steps(run: Run) -> None:
+    timed = ("--mode", "performance", "--npus", "8", "--steps", "2", "--warmup-steps", "1", "--batch-size", "4")
+    done = run("eight", *timed)
+    assert done.code == 0, done.stdout
+    assert {int(rank) for rank in range(8) if done.events("start", rank)} == set(range(8))
+    assert float(done.events("result")[0]["fps"]) > 0
