@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from traceback import print_exception
 from types import TracebackType
 from typing import NoReturn
 
@@ -254,16 +255,16 @@ def _say_why(kind: type[BaseException], error: BaseException, traceback: Traceba
     """An unforeseen error: its traceback for the developer, then one line that the supervisor shows as the cause.
 
     Where a collective operation failed because a peer is gone, the traceback would only bury the peer's own reason;
-    where the device's runtime failed, its own words say more.
+    where the device's runtime failed, its own words say more. Nothing goes to sys.stderr: torch.distributed puts a
+    buffer in its place for the time of this hook, which the end of the process would lose.
     """
     reason = f"{kind.__name__}: {' '.join(str(error).split())}"
     plain = explain(str(error))
     if plain is not None:
         say(f"error {plain}")
-        print(*str(error).splitlines()[:OWN_WORDS], sep="\n", file=sys.stderr)  # noqa: T201  # as a traceback would be
+        print(*str(error).splitlines()[:OWN_WORDS], sep="\n")  # noqa: T201  # others' words, as they are
         _end(1)
     if not blames_a_peer(reason.encode()):
-        sys.__excepthook__(kind, error, traceback)
-        sys.stderr.flush()
+        print_exception(kind, error, traceback, file=sys.stdout)
     say(f"error {reason}")
     _end(1)

@@ -82,7 +82,7 @@ def get_amp_supported_dtype() -> list[torch.dtype]:
     return [torch.float16, torch.bfloat16, torch.float32]
 
 
-def is_bf16_supported(including_emulation: bool = False) -> bool:
+def is_bf16_supported() -> bool:
     """A device that saturates is an Ascend 910A, which has no bfloat16."""
     return not core.saturates()
 

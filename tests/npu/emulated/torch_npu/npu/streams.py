@@ -27,8 +27,8 @@ class Event(torch.Event):
 class StreamContext:
     """Makes a stream the current one for a while."""
 
-    def __init__(self, stream: torch.Stream | None) -> None:
-        self._stream = stream
+    def __init__(self, stream_ctx: torch.Stream | None) -> None:
+        self._stream = stream_ctx
         self._before: torch.Stream | None = None
 
     def __enter__(self) -> None:
