@@ -171,7 +171,7 @@ class TrainConfig(BaseModel):
     )
     rank_table_timeout_s: float = option(600.0, "How long to wait for a completed rank table.", group="Devices", gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp16", "O2"] = option(
-        "auto", "Arithmetic: auto is O2 or fp16 on an NPU, bf16 on CUDA, fp32 on a CPU.", group="Devices"
+        "auto", "Arithmetic: auto is O2 on an NPU, bf16 on CUDA, fp32 on a CPU.", group="Devices"
     )
     loss_scale: float | Literal["dynamic"] = option(
         "dynamic", "Loss scale of fp16 and O2: a number, or adapted to overflow.", group="Devices"
