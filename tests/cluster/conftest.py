@@ -20,7 +20,7 @@ from tests.cluster.testbed.volcano_install import Volcano
 
 KEPT_TO_EVALUATE = 6
 """Images of each of the ten digits."""
-HANGS_S = 600
+HANGS_S = 1200
 BUILT_WITHIN_S = 3000
 
 

@@ -45,7 +45,7 @@ class Terminal:
         own = {"HOME": str(self.home), "XDG_STATE_HOME": str(self.home / "state"), "COLUMNS": "200"}
         return {**known, **own, "KUBECONFIG": str(self.kubeconfig), "PNAS_NAMESPACE": self.namespace, **self.more}
 
-    def run(self, *words: str, timeout_s: float = 240) -> "subprocess.CompletedProcess[str]":
+    def run(self, *words: str, timeout_s: float = 600) -> "subprocess.CompletedProcess[str]":
         """A command to its end."""
         return subprocess.run(
             self.command(words),
@@ -79,7 +79,7 @@ class Terminal:
         """The command line."""
         return [sys.executable, "-m", "launcher", *words]
 
-    def submit(self, *words: str, timeout_s: float = 240) -> "subprocess.CompletedProcess[str]":
+    def submit(self, *words: str, timeout_s: float = 600) -> "subprocess.CompletedProcess[str]":
         """Submit a small job."""
         return self.run("submit", *POD, *SMALL, *words, timeout_s=timeout_s)
 

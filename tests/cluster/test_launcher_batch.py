@@ -75,7 +75,7 @@ def test_a_pod_that_is_deleted_saves_and_its_successor_goes_on_bit_for_bit(termi
         terminal.cluster.kubectl(
             "delete", "pod", pod["metadata"]["name"], "--namespace", terminal.namespace, "--wait=false"
         )
-        said, _ = follower.communicate(timeout=240)
+        said, _ = follower.communicate(timeout=600)
     assert follower.returncode == 0, said
     assert "received SIGTERM" in said
     assert said.count("job moved: Running") == 2, said
@@ -94,7 +94,7 @@ def test_a_cancelled_job_saves_and_can_go_on(terminal: Terminal) -> None:
         cancelled = terminal.run("cancel", "stopped")
         assert cancelled.returncode == 0, cancelled.stderr
         assert "stopped Cancelled" in cancelled.stdout
-        said, _ = follower.communicate(timeout=60)
+        said, _ = follower.communicate(timeout=600)
     assert follower.returncode == 125, said
     assert "continue" in said
     last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
@@ -154,7 +154,7 @@ def test_a_suspended_job_is_followed_through_its_rest(terminal: Terminal) -> Non
             if suspend == "true":
                 until(lambda: not terminal.pods("rests"))
                 assert "Suspended" in terminal.run("status", "rests").stdout
-        said, _ = follower.communicate(timeout=240)
+        said, _ = follower.communicate(timeout=600)
     assert follower.returncode == 0, said
     assert "job rests: Suspended: suspended" in said
     assert ", 0 missing" in said

@@ -139,7 +139,7 @@ def test_a_launcher_in_a_pod_is_who_its_service_account_is(terminal: Terminal) -
     }
     metadata = {"name": "inside", "namespace": namespace}
     terminal.cluster.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
-    kubectl("wait", "pod/inside", "--namespace", namespace, "--for=jsonpath={.status.phase}=Failed", "--timeout=120s")
+    kubectl("wait", "pod/inside", "--namespace", namespace, "--for=jsonpath={.status.phase}=Failed", "--timeout=300s")
     said = kubectl("logs", "inside", "--namespace", namespace)
     assert " 200 lines from 1 device, 0 missing" in said
     assert "spoken Succeeded batch" in " ".join(said.split())

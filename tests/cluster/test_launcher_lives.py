@@ -38,7 +38,7 @@ def test_two_jobs_at_once_share_a_cluster_and_nothing_else(terminal: Terminal) -
         followers = [
             stack.enter_context(terminal.start("submit", *POD, *SMALL, *words, "--name", name)) for name in names
         ]
-        said = [follower.communicate(timeout=300)[0] for follower in followers]
+        said = [follower.communicate(timeout=600)[0] for follower in followers]
     assert [follower.returncode for follower in followers] == [0, 0], said
     assert all(" lines from 2 devices, 0 missing" in one for one in said)
     pods = [pod for name in names for pod in terminal.pods(name)]
@@ -57,7 +57,7 @@ def test_a_container_that_is_killed_once_is_tried_again_and_goes_on(terminal: Te
             # The first takes the others along.
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        said, _ = follower.communicate(timeout=240)
+        said, _ = follower.communicate(timeout=600)
     assert follower.returncode == 0, said
     assert "job struck: Pending: to be tried again" in said
     assert "resumed bit_exact=yes" in said

@@ -62,7 +62,7 @@ def test_a_pod_that_is_deleted_restarts_the_job_which_goes_on_bit_for_bit(termin
         until(lambda: any(output.glob("checkpoints/step-*")))
         delete = ("delete", "pod", "moved-worker-0", "--namespace", terminal.namespace, "--wait=false")
         terminal.cluster.kubectl(*delete)
-        said, _ = follower.communicate(timeout=240)
+        said, _ = follower.communicate(timeout=600)
     assert follower.returncode == 0, said
     assert "received SIGTERM" in said
     assert "resumed bit_exact=yes" in said

@@ -128,7 +128,7 @@ class Stage:
             },
         )
         where = ["pod", f"{job}-worker-{index}", "--namespace", self.namespace]
-        self.cluster.kubectl("wait", "--for=condition=Ready", *where, "--timeout=120s")
+        self.cluster.kubectl("wait", "--for=condition=Ready", *where, "--timeout=300s")
         self.cluster.kubectl("wait", "--for=jsonpath={.metadata.annotations.huawei\\.com/kltDev}", *where)
 
     def remove(self, pod: str) -> None:
@@ -199,7 +199,7 @@ def _ranks(servers: list[dict[str, Any]]) -> list[str]:
     return [device["rank_id"] for server in servers for device in server["device"]]
 
 
-_until = functools.partial(until, within_s=60, every_s=0.1)
+_until = functools.partial(until, within_s=300, every_s=0.1)
 
 
 def test_a_table_is_completed_begun_anew_and_completed_with_the_pod_that_replaces_one(stage: Stage) -> None:

@@ -32,7 +32,7 @@ with running() as cluster:
 TABLES = Path(__file__).parents[1] / "data" / "ranktables"
 
 
-_until = functools.partial(until, within_s=60)
+_until = functools.partial(until, within_s=300)
 
 
 def _pod(name: str, *, npus: int = 0, node: str | None = None) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def test_a_pod_is_told_of_its_chips_as_ascends_device_plugin_tells(cluster: Clus
     _create(cluster, namespace, *(_script(f"p{number}", script, npus=2, node="node2") for number in range(4)))
     for number in range(4):
         where = [f"p{number}", "--namespace", namespace]
-        cluster.kubectl("wait", "--for=condition=Ready", "pod", *where, "--timeout=60s")
+        cluster.kubectl("wait", "--for=condition=Ready", "pod", *where, "--timeout=300s")
         cluster.kubectl("wait", "--for=jsonpath={.metadata.annotations.huawei\\.com/kltDev}", "pod", *where)
         metadata = cluster.get("pod", *where)["metadata"]
         chips = cluster.kubectl("logs", *where).strip().split(",")

@@ -114,7 +114,7 @@ def test_a_pod_that_is_deleted_saves_and_ends_resumably(cluster: Cluster, termin
     until(lambda: terminal.pods("long"))
     (pod,) = terminal.pods("long")
     where = (pod["metadata"]["name"], "--namespace", terminal.namespace)
-    cluster.kubectl("wait", "--for=condition=Ready", "pod", *where, "--timeout=120s")
+    cluster.kubectl("wait", "--for=condition=Ready", "pod", *where, "--timeout=300s")
     until(lambda: " step " in cluster.kubectl("logs", *where), lambda: cluster.kubectl("logs", *where))
     # A person who looks into the pod passes the entry point by, which the pod itself does not.
     assert cann.HOME in cluster.kubectl("exec", *where, "--", "python", "-c", TORCH)

@@ -82,7 +82,7 @@ def test_the_trainer_runs_in_a_restricted_pod_over_data_from_a_claim(cluster: Cl
 def test_a_pod_that_is_deleted_saves_and_ends_resumably(cluster: Cluster, restricted: str, tmp_path: Path) -> None:
     _create(cluster, restricted, _pod("long", "--mode=full", "--epochs=1000", "--log-interval=1"))
     where = ["long", "--namespace", restricted]
-    cluster.kubectl("wait", "--for=condition=Ready", "pod", *where, "--timeout=120s")
+    cluster.kubectl("wait", "--for=condition=Ready", "pod", *where, "--timeout=300s")
     _until(lambda: " step " in cluster.kubectl("logs", *where), lambda: cluster.kubectl("logs", *where))
     assert exit_code_of_a_deleted_pod(cluster, *where) == 75
     assert list((tmp_path / "output" / "long").glob("checkpoints/*"))

@@ -11,7 +11,7 @@ def until(
     true: Callable[[], object],
     otherwise: Callable[[], object] = lambda: "it does not come",
     *,
-    within_s: float = 120,
+    within_s: float = 300,
     every_s: float = 0.2,
 ) -> None:
     """Come back when `true`; fail with what `otherwise` says if that takes too long."""

@@ -53,7 +53,7 @@ class Started:
 
     def until(self, seen: Callable[[str], bool]) -> bool:
         """Wait until what it has printed satisfies `seen`; False if it ended before."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not seen(self.said):
             if self._process.poll() is not None:
                 return False
@@ -77,7 +77,7 @@ class Started:
 
     def wait(self) -> int:
         """Its exit code, once it and its workers are gone."""
-        return self._process.wait(timeout=120)
+        return self._process.wait(timeout=300)
 
 
 def assert_same(one: Path, two: Path, *, last_step: int) -> None:

@@ -55,7 +55,7 @@ class Bench:
 
     def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            self.command(*words), env=self.environ, capture_output=True, text=True, timeout=60, check=False
+            self.command(*words), env=self.environ, capture_output=True, text=True, timeout=240, check=False
         )
 
     def popen(self, *words: str) -> "subprocess.Popen[bytes]":
@@ -80,9 +80,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not true():
-        assert time.monotonic() < deadline, "it did not come true in 30 s"
+        assert time.monotonic() < deadline, "it did not come true"
         time.sleep(0.02)
 
 
@@ -152,7 +152,7 @@ def test_nothing_that_happens_to_a_launcher_ends_its_job(bench: Bench, number: s
     assert launcher.stdout is not None
     assert launcher.stdout.readline() == b"[rank 0 cpu:0] before\n"
     launcher.send_signal(number)
-    _, errors = launcher.communicate(timeout=30)
+    _, errors = launcher.communicate(timeout=300)
     if number is signal.SIGKILL:
         assert launcher.returncode == -9
     else:
@@ -186,7 +186,7 @@ def test_ctrl_c_says_what_to_type_next(bench: Bench, words: tuple[str, ...], sai
     else:
         time.sleep(1)  # nothing shows that it waits
     launcher.send_signal(signal.SIGINT)
-    _, errors = launcher.communicate(timeout=30)
+    _, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 130
     assert said in errors.decode().splitlines()[-1]
     bench.signal_for("go")
@@ -246,7 +246,7 @@ until("never")
     follower = bench.popen("logs", "job", "-f")
     first = bench.run("cancel", "job")
     assert (first.returncode, first.stdout) == (0, "job Cancelled: stopped by SIGTERM; it can go on\n")
-    out, errors = follower.communicate(timeout=30)
+    out, errors = follower.communicate(timeout=300)
     assert follower.returncode == 125
     assert b"[rank 0 cpu:0] saved\n" in out
     assert b"job job cancelled" in errors
@@ -298,7 +298,7 @@ def test_a_reader_that_goes_away_is_not_an_error(bench: Bench) -> None:
     launcher.stdout.close()
     assert launcher.stderr is not None
     assert launcher.stderr.read() == b""
-    assert launcher.wait(timeout=30) == 141
+    assert launcher.wait(timeout=300) == 141
     launcher.stderr.close()
 
 
@@ -311,7 +311,7 @@ def test_a_full_disk_behind_standard_output_is_one_line(bench: Bench) -> None:
             env=bench.environ,
             stdout=full,
             stderr=subprocess.PIPE,
-            timeout=60,
+            timeout=240,
             check=False,
         )
     assert done.returncode == 1

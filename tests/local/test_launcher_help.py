@@ -17,7 +17,7 @@ def page(*words: str, columns: int = 80) -> str:
         env=os.environ | {"COLUMNS": str(columns)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=True,
     )
     assert done.stderr == ""
@@ -62,7 +62,7 @@ def test_a_reader_of_help_that_goes_away_gets_the_documented_code() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-m", "launcher", "--help"], stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
+        [sys.executable, "-m", "launcher", "--help"], stdout=writer, stderr=subprocess.PIPE, timeout=240, check=False
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")

@@ -46,7 +46,7 @@ def test_ctrl_c_is_not_lost_where_the_interpreter_drops_exceptions(place: str) -
         [sys.executable, "-c", PROGRAM, place],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         cwd=Path(__file__).parents[2],
     )

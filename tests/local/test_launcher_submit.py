@@ -48,7 +48,7 @@ def command(*words: str) -> list[str]:
 
 def run(environ: dict[str, str], *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        command(*words), cwd=REPOSITORY, env=environ, capture_output=True, text=True, timeout=120, check=False
+        command(*words), cwd=REPOSITORY, env=environ, capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -92,7 +92,7 @@ class Terminal:
                 break
             self.output += self._decoder.decode(block)
         os.close(self._master)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=240)
 
 
 def screen(output: str) -> list[str]:
@@ -210,7 +210,7 @@ def test_a_mistake_is_one_line_and_nothing_is_created(
         env=environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert (done.returncode, done.stdout) == (code, "")

@@ -89,7 +89,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def end(process: "subprocess.Popen[str]") -> tuple[str, str]:
     """The whole output of a job that has failed, and the cause that its last line gives."""
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 1, out
     failed = re.fullmatch(r'\[node 0 #\d+\] failed rank=(\d) device=cpu:\1 cause="(.*)"', out.splitlines()[-1])
     assert failed, out
@@ -134,7 +134,7 @@ def test_native_code_that_holds_the_interpreters_lock_does_not_stop_the_watchdog
 
 def test_ranks_that_get_on_are_left_alone_and_leave_in_silence(start: Start) -> None:
     process = start("nobody", ranks=3)
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     # gloo of torch 2.9 greets its peers.
     assert not [line for line in out.splitlines() if "[Gloo]" not in line and " ended lines=" not in line]
