@@ -176,6 +176,8 @@ def _same_name(stage: Stage) -> None:
     stage.phase("sm", "Running")
     stage.ready("sm")
     stage.delete(JOBS, "sm")
+    # As it was recorded: the second Job finds the first one's pod going, and not still running, which it would count.
+    stage.until(lambda: stage.timeline.lives()["sm-worker-0"][-1][-1] in {"going", "gone"}, "its pod goes")
     stage.create(_like_c1(SLEEP="3"), name="sm")
     stage.phase("sm", "Running", "Completed")
 
