@@ -27,6 +27,12 @@ def shown_until(follower: "subprocess.Popen[str]", words: str) -> str:
     raise AssertionError(said)
 
 
+def rest_of(follower: "subprocess.Popen[str]") -> str:
+    """What it shows from there to its end; `communicate` would leave out what `shown_until` has read ahead."""
+    assert follower.stdout is not None
+    return follower.stdout.read()
+
+
 def looks_at(terminal: Terminal, job: str) -> int:
     """How often somebody has got this job, by the API server's books."""
     asked = [json.loads(line) for line in (terminal.cluster.folder / "audit.log").read_text().splitlines()]
@@ -55,7 +61,7 @@ def test_a_server_that_is_away_for_a_while_ends_nobodys_waiting(terminal: Termin
             with cutter.away():
                 said += shown_until(follower, "the cluster does not answer")
                 time.sleep(4)
-            said += follower.communicate(timeout=600)[0]
+            said += rest_of(follower)
             waited, _ = waiting.communicate(timeout=600)
     assert follower.returncode == 0, said
     assert said.count("the cluster does not answer") == said.count("the cluster answers again") == 1
@@ -75,7 +81,7 @@ def test_a_job_that_waits_is_still_followed_when_the_server_comes_back(terminal:
                 shown_until(follower, "the cluster does not answer")
             shown_until(follower, "the cluster answers again")
             terminal.cluster.kubectl("delete", "job", "late", "--namespace", terminal.namespace)
-            said, _ = follower.communicate(timeout=600)
+            said = rest_of(follower)
     assert follower.returncode == 4, said
 
 

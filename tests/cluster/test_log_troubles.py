@@ -14,7 +14,7 @@ import pytest
 
 from tests.cluster import speaker
 from tests.cluster.launching import Terminal, port_of
-from tests.cluster.test_log_following import shown_until
+from tests.cluster.test_log_following import rest_of, shown_until
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.cutter import Cutter
 from tests.cluster.testbed.volcano_install import Volcano
@@ -102,9 +102,7 @@ def test_a_login_that_ends_while_a_job_is_followed_is_renewed(terminal: Terminal
             time.sleep(BELIEVED_S)
             with cutter.away():
                 pass
-            assert follower.stdout is not None
-            # Not `communicate`, which would leave out what the line above has read ahead.
-            said += follower.stdout.read()
+            said += rest_of(follower)
     assert follower.returncode == 0, said
     assert speaker.numbers(said) == list(range(1, 2_501))
 
