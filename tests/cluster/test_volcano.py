@@ -104,7 +104,10 @@ def test_events_tell_what_they_told_on_a_real_volcano(played: dict[str, Timeline
     def where(events: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
         return {(*event[:4], event[4].replace("node2", "node1")) for event in events}
 
-    assert where({as_there(event) for event in played[scenario].events}) == recorded(scenario).events
+    told, there = where({as_there(event) for event in played[scenario].events}), recorded(scenario).events
+    assert told >= there
+    # Each second it is told how far a group is: on a busy machine it is looked at in the middle of more.
+    assert {event[3] for event in told - there} <= {"Unschedulable", "PodGroupPending"}
 
 
 def test_after_the_last_try_the_hosts_config_map_stays_and_the_service_does_not(

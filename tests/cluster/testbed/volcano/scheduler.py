@@ -133,7 +133,9 @@ class Scheduler:
         changed = before != repr(group["status"])
         metadata = group["metadata"]
         if changed:
-            self._client.replace(path(GROUPS, metadata["namespace"], metadata["name"]), group)
+            # Where somebody has just written it, the next cycle writes; what is told does not depend on that.
+            with tolerating(409):
+                self._client.replace(path(GROUPS, metadata["namespace"], metadata["name"]), group)
         pending = len(found.misfits) if found.ready else len(waiting)
         self._tell(group, f"{pending}/{len(pods)} {fitting.NOT_ENOUGH}: {said}", changed=changed)
         self._tell_pods(found, said.partition(". Origin reason is ")[0])
