@@ -35,6 +35,7 @@ class Seen:
     others: list[bytes] = field(default_factory=list)
     gaps: list[tuple[int, LogGap]] = field(default_factory=list)
     caught_up: int = 0
+    newest_ns: int | None = None
 
     def take(self, item: Item) -> None:
         if isinstance(item, LogGap):
@@ -43,11 +44,12 @@ class Seen:
         self.caught_up += item.caught_up
         assert item.data == b"" or item.data.endswith(b"\n")
         for line, stamp in zip(item.data.splitlines(), item.times(), strict=True):
+            self.newest_ns = stamp_ns(f"{stamp} ".encode()) or 0
             if (match := re.match(rb"\[rank 0 cpu:0 #(\d+)\]", line)) is None:
                 self.others.append(line)
             else:
                 self.numbers.append(int(match[1]))
-                self.stamps.append(stamp_ns(f"{stamp} ".encode()) or 0)
+                self.stamps.append(self.newest_ns)
 
     def take_all(self, items: Iterable[Item]) -> "Seen":
         for item in items:
