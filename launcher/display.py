@@ -56,8 +56,8 @@ class PlainView:
         """Write a block at once; a gap is an object in JSON and a notice on stderr otherwise."""
         if not items:
             return
-        lines = [self._render(item) for item in items if isinstance(item, Line) or self._form == "json"]
-        self._out.write(b"".join(lines))
+        texts = [_object(item) for item in items] if self._form == "json" else self._texts(items)
+        self._out.write(b"\n".join([*texts, b""]))
         self._out.flush()
         if self._form != "json":
             for item in items:
@@ -72,20 +72,23 @@ class PlainView:
     def close(self) -> None:
         """Nothing is kept back."""
 
-    def _render(self, item: Line | Gap) -> bytes:
-        if self._timestamps and self._form != "json" and isinstance(item, Line):
-            return b"%s %s\n" % (item.stamp.encode(), item.raw if self._form == "raw" else item.shown)
-        if isinstance(item, Gap):
-            values = {"kind": "LogGap", "source": item.source, "first": item.first, "last": item.last}
-        elif self._form == "raw":
-            return item.raw + b"\n"
-        elif self._form == "text":
-            return item.shown + b"\n"
-        else:
-            tag = {"rank": item.rank, "device": item.device, "node": item.node, "number": item.number}
-            stamp = {"time": item.stamp} if item.stamp else {}
-            values = {"kind": "LogLine", **stamp, **tag, "line": item.text.decode("utf-8", "replace")}
-        return json.dumps({"apiVersion": "pnas/v1", **values}, ensure_ascii=False).encode() + b"\n"
+    def _texts(self, items: Sequence[Line | Gap]) -> list[bytes]:
+        lines = [item for item in items if isinstance(item, Line)]
+        texts = [line.raw for line in lines] if self._form == "raw" else [line.shown for line in lines]
+        if self._timestamps:
+            return [b"%s %s" % (line.stamp.encode(), text) for line, text in zip(lines, texts, strict=True)]
+        return texts
+
+
+def _object(item: Line | Gap) -> bytes:
+    if isinstance(item, Gap):
+        values = {"kind": "LogGap", "source": item.source, "first": item.first, "last": item.last}
+    else:
+        writer = item.writer
+        tag = {"rank": writer.rank, "device": writer.device, "node": writer.node, "number": item.number}
+        stamp = {"time": item.stamp} if item.stamp else {}
+        values = {"kind": "LogLine", **stamp, **tag, "line": item.text.decode("utf-8", "replace")}
+    return json.dumps({"apiVersion": "pnas/v1", **values}, ensure_ascii=False).encode()
 
 
 class LiveView:
@@ -111,12 +114,13 @@ class LiveView:
             if isinstance(item, Gap):
                 scrolled.append(f"--- {item} ---")
                 continue
-            if item.rank is not None and item.rank not in self._devices:
-                self._devices[item.rank] = item.device or "?"
+            rank = item.writer.rank
+            if rank is not None and rank not in self._devices:
+                self._devices[rank] = item.writer.device or "?"
             if not (item.number is not None and item.text.startswith(b"step ")):
                 scrolled.append(item.shown.decode("utf-8", "replace"))
-                if item.rank is not None:
-                    self._notes[item.rank] = item.text.decode("utf-8", "replace")
+                if rank is not None:
+                    self._notes[rank] = item.text.decode("utf-8", "replace")
         if scrolled:
             # Log lines may hold colours, and cursor movements that would tear the display: rich keeps the former.
             self._console.print(Text("\n").join(map(Text.from_ansi, scrolled)), soft_wrap=True)

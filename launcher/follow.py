@@ -64,7 +64,7 @@ class Following:
     def _items(self, block: Block) -> list[Line | Gap]:
         stamps = block.stamps() if self.timestamps and block.stamps is not None else ()
         items = self.demultiplexer.feed(block.data, block.stream, stamps)
-        self.progress.update_all(item for item in items if isinstance(item, Line))
+        self.progress.update_all([item for item in items if isinstance(item, Line)])
         return items
 
 

@@ -17,29 +17,42 @@ from itertools import repeat
 from typing import NamedTuple
 
 _TOTALS = re.compile(rb'ended lines="([\d: ]*)"(?: outcome=[a-z]+)?')
-_TAG = re.compile(rb"\[(rank \d+ [a-z]+:\d+|node \d+) #(\d+)\] ?")
+_LINE = re.compile(rb"((?:\[(rank \d+ [a-z]+:\d+|node \d+) #(\d+)\] ?)?([^\n]*))\n")
+"""A whole line; its tag and its number if it has one, and its text."""
+
+
+class Writer(NamedTuple):
+    """Who wrote a line: `source` is `rank 3 cpu:3`, `node 0`, or nothing for a line without a tag.
+
+    `prefix` stands before the line's text where people read it: the tag without the number.
+    """
+
+    source: str = ""
+    rank: int | None = None
+    device: str | None = None
+    node: int | None = None
+    prefix: bytes = b""
+
+
+_NOBODY = Writer()
 
 
 class Line(NamedTuple):
     """One line, without its line end. `number` is None for a line without a tag.
 
-    `source` says who wrote it: `rank 3 cpu:3`, `node 0`, or nothing for a line without a tag. `stamp` says when, if the
-    backend knows it.
+    `stamp` says when it was written, if the backend knows it.
     """
 
     raw: bytes
     text: bytes
-    source: str = ""
-    rank: int | None = None
-    device: str | None = None
-    node: int | None = None
+    writer: Writer = _NOBODY
     number: int | None = None
     stamp: str = ""
 
     @property
     def shown(self) -> bytes:
-        """The line as people read it: the tag without the number."""
-        return self.raw if self.number is None else b"[%s] %s" % (self.source.encode(), self.text)
+        """The line as people read it."""
+        return self.writer.prefix + self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +75,26 @@ class Gap:
         return f"lines {self.first}-{self.last} of {self.source} are missing"
 
 
-def parse_line(raw: bytes, stamp: str = "") -> Line:
-    """Take one line (without its line end) apart. A line without a tag keeps its text whole."""
-    match = _TAG.match(raw)
-    if match is None:
-        return Line(raw, raw, stamp=stamp)
-    tag, number = match.groups()
-    return Line(raw, raw[match.end() :], *_writer(tag), int(number), stamp)
+def parse_lines(block: bytes, stamps: Sequence[str] = ()) -> list[Line]:
+    """Take the lines of `block` apart; the last one may be without its end.
+
+    Args:
+        stamps: one for each line, or none.
+    """
+    found = _LINE.findall(block if block.endswith(b"\n") else block + b"\n")
+    return [
+        Line(raw, text, _writer(tag), int(number), stamp) if tag else Line(raw, text, stamp=stamp)
+        for (raw, tag, number, text), stamp in (zip(found, stamps, strict=True) if stamps else zip(found, repeat("")))
+    ]
 
 
 @lru_cache(maxsize=1024)
-def _writer(tag: bytes) -> tuple[str, int | None, str | None, int | None]:
-    """The source, rank, device and node of a tag; a job has few of them, and a million lines."""
+def _writer(tag: bytes) -> Writer:
+    """Whose tag it is; a job has few of them, and a million lines."""
     source = tag.decode()
     kind, number, *device = source.split(" ")
-    return (source, int(number), device[0], None) if kind == "rank" else (source, None, None, int(number))
+    rank, node = (int(number), None) if kind == "rank" else (None, int(number))
+    return Writer(source, rank, device[0] if device else None, node, b"[%s] " % tag)
 
 
 class _Missing:
@@ -140,35 +158,36 @@ class Demultiplexer:
         """
         if not block:
             return []
-        raws = block.removesuffix(b"\n").split(b"\n")
         found: list[Line | Gap] = []
-        for raw, stamp in zip(raws, stamps, strict=True) if stamps else zip(raws, repeat("")):
-            line = parse_line(raw, stamp)
+        writer, count = _NOBODY, None
+        for line in parse_lines(block, stamps):
             number = line.number
             if number is None:
                 found.append(line)
                 continue
-            count = self._counts.get((stream, line.source))
+            if line.writer is not writer or count is None:
+                writer = line.writer
+                count = self._counts.get((stream, writer.source))
             if count is not None and number == count.expected:
                 count.expected += 1
                 count.delivered += 1
                 found.append(line)
             else:
                 found += self._account(line, number, stream)
-            if line.node is not None and (totals := _TOTALS.fullmatch(line.text)):
+            if writer.node is not None and (totals := _TOTALS.fullmatch(line.text)):
                 found += self._close(totals[1].decode(), stream)
         return found
 
     def _account(self, line: Line, number: int, stream: str) -> Iterator[Line | Gap]:
-        count = self._counts.get((stream, line.source))
+        count = self._counts.get((stream, line.writer.source))
         if count is None:
-            count = self._counts[stream, line.source] = _Count(expected=1 if self._from_start else number)
-            if line.rank is not None:
-                self._devices.add(line.source)
+            count = self._counts[stream, line.writer.source] = _Count(expected=1 if self._from_start else number)
+            if line.writer.rank is not None:
+                self._devices.add(line.writer.source)
         expected = count.expected
         if number > expected:
             count.missing.add(expected, number - 1)
-            yield Gap(line.source, expected, number - 1)
+            yield Gap(line.writer.source, expected, number - 1)
         elif number < expected and not count.missing.remove(number):
             self.repeated += 1
             return
@@ -227,9 +246,10 @@ class Selection:
 
     def wants(self, line: Line) -> bool:
         """Whether the reader wants this line. A device is `cpu:3`, or its number `3`."""
-        if self.rank is not None and line.rank != self.rank:
+        if self.rank is not None and line.writer.rank != self.rank:
             return False
-        if self.device is not None and self.device not in (line.device, (line.device or "").rpartition(":")[2]):
+        device = line.writer.device or ""
+        if self.device is not None and self.device not in (device, device.rpartition(":")[2]):
             return False
         return self.pattern is None or self.pattern.search(line.text) is not None
 

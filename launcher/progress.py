@@ -15,6 +15,7 @@ Value = int | float | str
 
 _KINDS = ("step", "eval", "result", "failed", "error")
 _FIRST_WORD = re.compile(rb"(%s) " % "|".join(_KINDS).encode())
+_NEWS = re.compile(_FIRST_WORD.pattern + rb"|error: ")
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|[+-]?inf", re.IGNORECASE)
 _PAIR = re.compile(r'([A-Za-z_]\w*)=("(?:[^"\\]|\\.)*"|\S*)')
@@ -73,8 +74,8 @@ class Progress:
             if text.startswith(b"error: "):
                 self.error = self.error or Event("error", {}, text[7:].decode("utf-8", "replace").strip())
         elif text.startswith(b"step "):
-            if line.rank is not None:
-                self._steps[line.rank] = text
+            if line.writer.rank is not None:
+                self._steps[line.writer.rank] = text
         elif (event := parse_event(text)) is not None:
             self._note(event)
 
@@ -90,9 +91,10 @@ class Progress:
             self.error = self.error or event
 
     def update_all(self, lines: Iterable[Line]) -> "Progress":
-        """Take note of all `lines`."""
+        """Take note of all `lines`; of a million there are few that say anything."""
         for line in lines:
-            self.update(line)
+            if _NEWS.match(line.text):
+                self.update(line)
         return self
 
     def step(self, rank: int) -> Event | None:

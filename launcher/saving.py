@@ -31,8 +31,10 @@ class Files:
     def write(self, items: Sequence[Line | Gap]) -> None:
         """Append each line to its device's file; what is missing is written where it is missing."""
         for item in items:
-            line = f"--- {item} ---".encode() if isinstance(item, Gap) else item.raw
-            with _named(file := self._file(item.source)):
+            source, line = (
+                (item.source, f"--- {item} ---".encode()) if isinstance(item, Gap) else (item.writer.source, item.raw)
+            )
+            with _named(file := self._file(source)):
                 file.write(line + b"\n")
         for file in self._files.values():
             with _named(file):

@@ -6,10 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.logs import Demultiplexer, Gap, Line, Selection, parse_line
+from launcher.logs import Demultiplexer, Gap, Line, Selection, parse_lines
 
 WORKER = b"[rank 3 cpu:3 #1042] step epoch=0 step=120"
 SUPERVISOR = b"[node 0 #5] started 2 workers"
+
+
+def _line(raw: bytes) -> Line:
+    [line] = parse_lines(raw)
+    return line
 
 
 def tagged(rank: int, number: int, text: str = "text") -> bytes:
@@ -17,27 +22,27 @@ def tagged(rank: int, number: int, text: str = "text") -> bytes:
 
 
 def test_a_tag_says_who_where_and_which_number() -> None:
-    line = parse_line(WORKER)
-    assert (line.rank, line.device, line.number, line.text) == (3, "cpu:3", 1042, b"step epoch=0 step=120")
-    assert line.source == "rank 3 cpu:3"
-    assert parse_line(SUPERVISOR).source == "node 0"
+    worker, supervisor = parse_lines(WORKER + b"\n" + SUPERVISOR)
+    assert (worker.number, worker.text, supervisor.number) == (1042, b"step epoch=0 step=120", 5)
+    assert (worker.writer.source, worker.writer.rank, worker.writer.device) == ("rank 3 cpu:3", 3, "cpu:3")
+    assert (supervisor.writer.source, supervisor.writer.node, supervisor.writer.rank) == ("node 0", 0, None)
 
 
 def test_people_see_the_tag_without_the_number() -> None:
-    assert parse_line(WORKER).shown == b"[rank 3 cpu:3] step epoch=0 step=120"
-    assert parse_line(SUPERVISOR).shown == b"[node 0] started 2 workers"
+    assert _line(WORKER).shown == b"[rank 3 cpu:3] step epoch=0 step=120"
+    assert _line(SUPERVISOR).shown == b"[node 0] started 2 workers"
 
 
 @pytest.mark.parametrize(
     "raw", [b"", b"Traceback (most recent call last):", b"[rank x] no", b"[rank 1 cpu:1] old", b"\xff\xfe [rank 1"]
 )
 def test_a_line_without_a_tag_is_kept_whole(raw: bytes) -> None:
-    assert parse_line(raw) == Line(raw, raw)
-    assert parse_line(raw).shown == raw
+    assert _line(raw) == Line(raw, raw)
+    assert _line(raw).shown == raw
 
 
 def test_bytes_that_are_no_text_pass_unchanged() -> None:
-    assert parse_line(b"[rank 0 cpu:0 #1] \xff\x00 x").shown == b"[rank 0 cpu:0] \xff\x00 x"
+    assert _line(b"[rank 0 cpu:0 #1] \xff\x00 x").shown == b"[rank 0 cpu:0] \xff\x00 x"
 
 
 def test_a_gap_is_named_with_its_bounds_where_it_appears() -> None:
@@ -51,7 +56,7 @@ def test_a_gap_is_named_with_its_bounds_where_it_appears() -> None:
 def test_a_first_line_that_is_missing_is_noticed() -> None:
     books = Demultiplexer()
     assert Gap("rank 1 npu:1", 1, 1) in list(books.feed(tagged(1, 2)))
-    assert list(Demultiplexer(from_start=False).feed(tagged(1, 2))) == [parse_line(tagged(1, 2)[:-1])]
+    assert list(Demultiplexer(from_start=False).feed(tagged(1, 2))) == [_line(tagged(1, 2)[:-1])]
 
 
 def test_an_end_that_is_missing_is_noticed_by_the_supervisors_count() -> None:
@@ -60,7 +65,7 @@ def test_an_end_that_is_missing_is_noticed_by_the_supervisors_count() -> None:
     items = list(books.feed(tagged(0, 1) + tagged(0, 2) + tagged(1, 1) + end))
     assert items[-2:] == [Gap("rank 1 npu:1", 2, 4), Gap("rank 2", 1, 3)]
     assert (books.missing, books.lines, books.devices) == (6, 3, 2)
-    assert list(books.feed(tagged(1, 3))) == [parse_line(tagged(1, 3)[:-1])], "a late line is shown all the same"
+    assert list(books.feed(tagged(1, 3))) == [_line(tagged(1, 3)[:-1])], "a late line is shown all the same"
     assert books.missing == 5
     later = Demultiplexer(from_start=False)
     assert [item for item in later.feed(tagged(0, 2) + end) if isinstance(item, Gap)] == [], "asked for the end only"
@@ -78,7 +83,7 @@ def test_each_device_and_each_supervisor_has_its_own_books() -> None:
 def test_the_books_are_exact_whatever_is_lost_repeated_or_late(delivered: list[tuple[int, int]]) -> None:
     books = Demultiplexer()
     block = b"".join(tagged(rank, number) for rank, number in delivered)
-    shown = [(item.rank, item.number) for item in books.feed(block) if isinstance(item, Line)]
+    shown = [(item.writer.rank, item.number) for item in books.feed(block) if isinstance(item, Line)]
     assert sorted(shown) == sorted(set(delivered)), "each line is shown once"
     assert books.repeated == len(delivered) - len(set(delivered))
     missing = {
@@ -93,11 +98,11 @@ def test_the_books_are_exact_whatever_is_lost_repeated_or_late(delivered: list[t
 
 
 def test_a_selection_takes_a_device_by_its_name_or_its_number() -> None:
-    line = parse_line(WORKER)
+    line = _line(WORKER)
     assert Selection(device="3").wants(line)
     assert Selection(device="cpu:3").wants(line)
     assert not Selection(device="npu:3").wants(line)
-    assert not Selection(device="3").wants(parse_line(SUPERVISOR))
+    assert not Selection(device="3").wants(_line(SUPERVISOR))
     assert Selection(rank=3, pattern=re.compile(rb"step=1\d+")).wants(line)
     assert not Selection(rank=2).wants(line)
     assert not Selection(pattern=re.compile(rb"eval")).wants(line)

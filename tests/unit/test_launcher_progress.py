@@ -1,11 +1,11 @@
 """Progress lines are read as people read them: step, evaluation, result, and the first cause of a failure."""
 
-from launcher.logs import parse_line
+from launcher.logs import parse_lines
 from launcher.progress import Progress, parse_event
 
 
 def read(*lines: str) -> Progress:
-    return Progress().update_all(parse_line(line.encode()) for line in lines)
+    return Progress().update_all(parsed for line in lines for parsed in parse_lines(line.encode()))
 
 
 def test_values_are_numbers_where_they_are_and_text_where_they_are_not() -> None:

@@ -8,7 +8,7 @@ from launcher.backends import Block
 from launcher.display import PlainView
 from launcher.errors import RequestError
 from launcher.follow import Following
-from launcher.logs import Demultiplexer, Line, Selection
+from launcher.logs import Demultiplexer, Line, Selection, Writer
 from launcher.saving import Files
 
 
@@ -33,7 +33,7 @@ def test_each_device_has_a_file_of_all_its_lines_whatever_is_shown(tmp_path: Pat
 def test_a_full_disk_is_told_with_the_file_that_is_on_it(tmp_path: Path) -> None:
     (tmp_path / "rank-0.log").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device") as caught, Files(tmp_path) as files:
-        files.write([Line(b"[rank 0 cpu:0 #1] a", b"a", "rank 0 cpu:0")])
+        files.write([Line(b"[rank 0 cpu:0 #1] a", b"a", Writer("rank 0 cpu:0"))])
     assert caught.value.filename == str(tmp_path / "rank-0.log")
 
 
