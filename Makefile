@@ -21,7 +21,7 @@ run: $(VENV)/run.stamp  ## Train PNASNet-5 on handwritten digits with two proces
 	@echo "python $(RUN)"
 	@$(BIN)/python $(RUN)
 
-test: check  ## Lint, types and every test (TORCH=2.9.0 tests the oldest torch)
+test: $(VENV)/test.stamp  ## Lint, types and every test (TORCH=2.9.0 tests the oldest torch)
 	$(BIN)/python -m tests
 
 check: $(VENV)/test.stamp  ## Lint, format, types, import contracts, dead code, YAML

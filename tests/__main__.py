@@ -1,7 +1,7 @@
-"""`make test`: every test, in pytests side by side, each with a cluster of its own or none; their reports one by one.
+"""`make test`: the checks and every test, side by side; their reports one by one as they end.
 
 What is tested on a cluster waits most of its time, for pods to start and to end; all else computes meanwhile. Options
-for all of them come by PYTEST_ADDOPTS.
+for all tests come by PYTEST_ADDOPTS.
 """
 
 import re
@@ -21,10 +21,14 @@ SECOND_CLUSTER = [
         "playground",
     )
 ]
-GROUPS: dict[str, Sequence[str]] = {
-    "one cluster": (str(CLUSTER), *(f"--ignore={path}" for path in SECOND_CLUSTER)),
-    "another cluster": SECOND_CLUSTER,
-    "no cluster": ("tests", f"--ignore={CLUSTER}"),
+LOCAL = Path("tests/local")
+PYTEST = (sys.executable, "-m", "pytest", "--durations=15")
+COMMANDS: dict[str, Sequence[str | Path]] = {
+    "checks": ("make", "--no-print-directory", "check"),
+    "one cluster": (*PYTEST, CLUSTER, *(f"--ignore={path}" for path in SECOND_CLUSTER)),
+    "another cluster": (*PYTEST, *SECOND_CLUSTER),
+    "whole runs": (*PYTEST, LOCAL),
+    "the rest": (*PYTEST, "tests", f"--ignore={CLUSTER}", f"--ignore={LOCAL}"),
 }
 LOOK_EVERY_S = 0.5
 SAY_EVERY_S = 60
@@ -32,7 +36,7 @@ INTERRUPTED = 130
 
 
 class Run:
-    """One pytest, and what it has said so far."""
+    """One of them, and what it has said so far."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", report: Path) -> None:
         self.process = process
@@ -46,14 +50,14 @@ class Run:
     @property
     def share(self) -> str:
         """How much of it is done, by pytest's own words."""
-        return next(reversed(re.findall(r"\[ *(\d+%)\]", self.said)), "0%")
+        return next(reversed(re.findall(r"\[ *(\d+%)\]", self.said)), "begun")
 
 
 def main() -> int:
     """Run them; the highest exit code, which is 0 if all have passed."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        runs = {name: stack.enter_context(_started(words, Path(folder) / name)) for name, words in GROUPS.items()}
-        _say(f"tests on {', on '.join(runs)} run side by side; each reports when it has ended")
+        runs = {name: stack.enter_context(_started(words, Path(folder) / name)) for name, words in COMMANDS.items()}
+        _say(f"{', '.join(runs)}: side by side; each reports when it has ended")
         try:
             return max(_report(name, run) for name, run in _as_they_end(runs))
         except KeyboardInterrupt:
@@ -64,8 +68,7 @@ def main() -> int:
 
 
 @contextmanager
-def _started(words: Sequence[str], report: Path) -> Iterator[Run]:
-    command = [sys.executable, "-m", "pytest", "--durations=15", *words]
+def _started(command: Sequence[str | Path], report: Path) -> Iterator[Run]:
     with report.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
         try:
             yield Run(process, report)

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -59,6 +60,18 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The handwritten digits as JPEGs in the ImageNet layout: 1,437 to train on, 360 to validate."""
     folder = tmp_path_factory.mktemp("data") / "digits"
     subprocess.run([sys.executable, "-m", "trainer", "data", "digits", "--to", str(folder)], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def few_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same to train on, and 72 to validate: for tests that train often and are about something else."""
+    folder = tmp_path_factory.mktemp("data") / "few-digits"
+    shutil.copytree(digits / "train", folder / "train", copy_function=os.link)
+    for label in (digits / "val").iterdir():
+        (folder / "val" / label.name).mkdir(parents=True)
+        for image in sorted(label.iterdir())[::5]:
+            os.link(image, folder / "val" / label.name / image.name)
     return folder
 
 

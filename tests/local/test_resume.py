@@ -21,18 +21,18 @@ def _has(words: str) -> Callable[[str], bool]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Path:
     """A run of two devices to its end."""
-    done = train(tmp_path_factory.mktemp("whole"), *recipe("--npus", "2"), data=digits, name="whole")
+    done = train(tmp_path_factory.mktemp("whole"), *recipe("--npus", "2"), data=few_digits, name="whole")
     assert done.code == 0, done.stdout
     return done.run
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+def stopped(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Path:
     """The same run, stopped in its first epoch; to be continued in copies."""
     output = tmp_path_factory.mktemp("stopped")
-    run = Started(output, digits, "--npus", "2", name="stopped")
+    run = Started(output, few_digits, "--npus", "2", name="stopped")
     assert run.until(_has("] step epoch=0"))
     run.signal(signal.SIGTERM)
     assert run.wait() == RESUMABLE, run.said
@@ -41,10 +41,10 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 
 
 def test_sigterm_saves_and_ends_with_75_and_the_run_goes_on(
-    tmp_path: Path, digits: Path, whole: Path, stopped: Path
+    tmp_path: Path, few_digits: Path, whole: Path, stopped: Path
 ) -> None:
     shutil.copytree(stopped, tmp_path / "stopped")
-    resumed = train(tmp_path, *recipe("--npus", "2", "--resume", "auto"), data=digits, name="stopped")
+    resumed = train(tmp_path, *recipe("--npus", "2", "--resume", "auto"), data=few_digits, name="stopped")
     assert resumed.code == 0, resumed.stdout
     assert "resumed bit_exact=yes" in resumed.stdout
     assert_same(whole, resumed.run, last_step=16)
@@ -76,9 +76,9 @@ def test_an_evaluation_alone_that_is_stopped_ends_with_75_and_begins_anew(tmp_pa
     assert (again.code, again.events("result")[0]["images"]) == (0, "360"), again.stdout
 
 
-def test_sigusr1_saves_and_goes_on(tmp_path: Path, digits: Path) -> None:
+def test_sigusr1_saves_and_goes_on(tmp_path: Path, few_digits: Path) -> None:
     once = ("--checkpoint-every", "1h", "--epochs", "1", "--steps", "20")
-    asked = Started(tmp_path, digits, "--npus", "2", *once, name="asked")
+    asked = Started(tmp_path, few_digits, "--npus", "2", *once, name="asked")
     assert asked.until(_has("] step epoch=0"))
     asked.signal(signal.SIGUSR1)
     assert asked.wait() == 0, asked.said
@@ -86,9 +86,9 @@ def test_sigusr1_saves_and_goes_on(tmp_path: Path, digits: Path) -> None:
     assert asked.said.count("] checkpoint step=") == 2, asked.said
 
 
-def test_a_state_is_saved_as_often_as_the_clock_says(tmp_path: Path, digits: Path) -> None:
+def test_a_state_is_saved_as_often_as_the_clock_says(tmp_path: Path, few_digits: Path) -> None:
     timed = recipe("--checkpoint-every", "1s", "--epochs", "1", "--steps", "89", "--keep", "100")
-    done = train(tmp_path, *timed, data=digits)
+    done = train(tmp_path, *timed, data=few_digits)
     assert done.code == 0, done.stdout
     saved = [int(event["step"]) for event in done.events("checkpoint")]
     assert saved[-1] == 89
@@ -110,21 +110,21 @@ def test_a_stop_is_not_taken_back_by_a_request_to_save() -> None:
 
 
 def test_another_number_of_devices_sees_each_image_of_the_epoch_once(
-    tmp_path: Path, digits: Path, stopped: Path
+    tmp_path: Path, few_digits: Path, stopped: Path
 ) -> None:
     shutil.copytree(stopped, tmp_path / "moved")
-    moved = train(tmp_path, *recipe("--npus", "1", "--resume", "auto"), data=digits, name="moved")
+    moved = train(tmp_path, *recipe("--npus", "1", "--resume", "auto"), data=few_digits, name="moved")
     assert moved.code == 0, moved.stdout
     assert 'bit_exact=no differs="world_size 2 -> 1"' in moved.stdout
     steps = moved.metrics("step")
     assert [row["global_step"] for row in steps] == list(range(len(steps)))
 
 
-def test_a_run_that_diverges_goes_back_once_and_then_names_the_images(tmp_path: Path, digits: Path) -> None:
-    sound = train(tmp_path, *recipe("--epochs", "1"), data=digits, name="astray")
+def test_a_run_that_diverges_goes_back_once_and_then_names_the_images(tmp_path: Path, few_digits: Path) -> None:
+    sound = train(tmp_path, *recipe("--epochs", "1"), data=few_digits, name="astray")
     assert sound.code == 0, sound.stdout
     astray = ("--lr", "1e30", "--max-bad-steps", "2", "--resume", "auto")
-    done = train(tmp_path, *recipe(*astray), data=digits, name="astray")
+    done = train(tmp_path, *recipe(*astray), data=few_digits, name="astray")
     assert done.code == 1
     assert done.stdout.count("] rewound epoch=1 step=0 reason=") == 1, done.stdout
     last = done.stdout.splitlines()[-1]
@@ -133,28 +133,28 @@ def test_a_run_that_diverges_goes_back_once_and_then_names_the_images(tmp_path: 
     assert len(set(samples)) == 16, "one batch of this rank"
 
 
-def test_bad_steps_in_a_row_are_counted_across_epochs(tmp_path: Path, digits: Path) -> None:
-    done = train(tmp_path, *recipe("--lr", "1e30", "--steps", "3", "--epochs", "4"), data=digits)
+def test_bad_steps_in_a_row_are_counted_across_epochs(tmp_path: Path, few_digits: Path) -> None:
+    done = train(tmp_path, *recipe("--lr", "1e30", "--steps", "3", "--epochs", "4"), data=few_digits)
     assert done.code == 1
     assert "was not finite in 5 steps in a row" in done.stdout.splitlines()[-1]
 
 
-def test_a_run_with_a_loss_that_is_not_finite_can_be_resumed(tmp_path: Path, digits: Path) -> None:
+def test_a_run_with_a_loss_that_is_not_finite_can_be_resumed(tmp_path: Path, few_digits: Path) -> None:
     options = ("--lr", "1e30", "--max-bad-steps", "1000", "--steps", "40", "--checkpoint-every", "1h")
-    stopped = Started(tmp_path, digits, *options, name="astray")
+    stopped = Started(tmp_path, few_digits, *options, name="astray")
     assert stopped.until(_has("loss=nan"))
     stopped.signal(signal.SIGTERM)
     assert stopped.wait() == RESUMABLE, stopped.said
-    resumed = train(tmp_path, *recipe(*options, "--resume", "auto"), data=digits, name="astray")
+    resumed = train(tmp_path, *recipe(*options, "--resume", "auto"), data=few_digits, name="astray")
     assert resumed.code == 0, resumed.stdout
     assert "resumed bit_exact=yes" in resumed.stdout
 
 
-def test_what_a_run_has_not_had_begins_anew_and_that_is_said(tmp_path: Path, digits: Path) -> None:
-    plain = train(tmp_path, *recipe("--ema", "0", "--momentum", "0", "--epochs", "1"), data=digits, name="plain")
+def test_what_a_run_has_not_had_begins_anew_and_that_is_said(tmp_path: Path, few_digits: Path) -> None:
+    plain = train(tmp_path, *recipe("--ema", "0", "--momentum", "0", "--epochs", "1"), data=few_digits, name="plain")
     assert plain.code == 0, plain.stdout
     more = ("--ema", "0.9", "--momentum", "0.9", "--precision", "fp16", "--lr", "0.01")
-    resumed = train(tmp_path, *recipe(*more, "--resume", "auto"), data=digits, name="plain")
+    resumed = train(tmp_path, *recipe(*more, "--resume", "auto"), data=few_digits, name="plain")
     assert resumed.code == 0, resumed.stdout
     (line,) = [line for line in resumed.stdout.splitlines() if " resumed " in line]
     assert "bit_exact=no" in line
@@ -174,7 +174,7 @@ def _node(rank: int, port: int, output: Path, data: Path, *options: str) -> Star
 
 
 def test_two_nodes_continue_a_run_and_refuse_to_when_they_see_different_checkpoints(
-    tmp_path: Path, digits: Path, whole: Path
+    tmp_path: Path, few_digits: Path, whole: Path
 ) -> None:
     here, older, none, alike = (tmp_path / name for name in ("here", "older", "none", "alike"))
     shutil.copytree(whole, here / "shared")
@@ -184,10 +184,13 @@ def test_two_nodes_continue_a_run_and_refuse_to_when_they_see_different_checkpoi
     for there in (older, none):
         there.mkdir(exist_ok=True)
         port = free_port()
-        nodes = [_node(0, port, here, digits, "--resume", "auto"), _node(1, port, there, digits, "--resume", "auto")]
+        nodes = [
+            _node(0, port, here, few_digits, "--resume", "auto"),
+            _node(1, port, there, few_digits, "--resume", "auto"),
+        ]
         assert [node.wait() for node in nodes] == [1, 1], nodes[0].said + nodes[1].said
         assert all("see different checkpoints" in node.said for node in nodes)
     port = free_port()
-    nodes = [_node(rank, port, alike, digits, "--resume", "auto") for rank in range(2)]
+    nodes = [_node(rank, port, alike, few_digits, "--resume", "auto") for rank in range(2)]
     assert [node.wait() for node in nodes] == [0, 0], nodes[0].said + nodes[1].said
     assert_same(whole, alike / "shared", last_step=16)
