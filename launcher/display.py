@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 
 from launcher.device_lines import device_lines
@@ -28,6 +28,9 @@ class View(Protocol):
 
     def note(self, text: str) -> None:
         """Say on stderr what is no line of the log."""
+
+    def lose(self, text: str) -> None:
+        """Say at its place what is lost without a number."""
 
     def close(self) -> None:
         """Leave the output in a state that others can print to."""
@@ -69,6 +72,14 @@ class PlainView:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
+    def lose(self, text: str) -> None:
+        """An object in JSON, and a notice on stderr otherwise."""
+        if self._form == "json":
+            self._out.write(_json({"kind": "LogLoss", "text": text}) + b"\n")
+            self._out.flush()
+        else:
+            self.note(f"--- {text} ---")
+
     def close(self) -> None:
         """Nothing is kept back."""
 
@@ -88,6 +99,10 @@ def _object(item: Line | Gap) -> bytes:
         tag = {"rank": writer.rank, "device": writer.device, "node": writer.node, "number": item.number}
         stamp = {"time": item.stamp} if item.stamp else {}
         values = {"kind": "LogLine", **stamp, **tag, "line": item.text.decode("utf-8", "replace")}
+    return _json(values)
+
+
+def _json(values: Mapping[str, object]) -> bytes:
     return json.dumps({"apiVersion": "pnas/v1", **values}, ensure_ascii=False).encode()
 
 
@@ -130,6 +145,10 @@ class LiveView:
         from rich.text import Text  # noqa: PLC0415
 
         self._console.print(Text(text, style="dim"), soft_wrap=True)
+
+    def lose(self, text: str) -> None:
+        """Scroll it above the devices, too."""
+        self.note(f"--- {text} ---")
 
     def close(self) -> None:
         """Draw the last state once more and leave it on the screen."""

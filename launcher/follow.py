@@ -42,8 +42,11 @@ class Following:
             if isinstance(block, Ended):
                 self.outcome = block.state
                 continue
+            if isinstance(block, Loss):
+                self.losses.append(block)
+                view.lose(block.text)
+                continue
             if isinstance(block, Notice):
-                self.losses += [block] if isinstance(block, Loss) else []
                 view.note(block.text)
                 continue
             items = self._items(block)

@@ -254,7 +254,7 @@ def _seconds(event: Event | None, key: str) -> str:
 def _books(seen: "Following") -> str:
     books = seen.demultiplexer
     text = f"{_count(books.lines, 'line')} from {_count(books.devices, 'device')}, {books.missing:,} missing"
-    told = [str(gap) for gap in books.gaps()] + [loss.text.strip("- ") for loss in seen.losses]
+    told = [str(gap) for gap in books.gaps()] + [loss.text for loss in seen.losses]
     more = [f"and {len(told) - _SHOWN_LOSSES} more"] if len(told) > _SHOWN_LOSSES else []
     return "; ".join([text, *told[:_SHOWN_LOSSES], *more])
 

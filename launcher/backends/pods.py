@@ -223,13 +223,13 @@ class _Reading:
     def _given_up(self) -> Iterator[Loss]:
         """A node that is away for good has the rest of its pods' logs."""
         for name in sorted({_named(instance) for instance in self._merged.open - self._complete}):
-            yield Loss(f"--- {name}: its node does not give the rest of its log ---")
+            yield Loss(f"{name}: its node does not give the rest of its log")
 
     def _shown(self, instance: Instance, item: Item) -> Iterator[Block | Loss]:
         if isinstance(item, LogGap):
             # Of a pod that goes when its trainer has said its last word, nothing is lost.
             if item.last_ns is not None or instance not in self._complete:
-                yield Loss(f"--- {_named(instance)}: {_bounds(item)}: {item.why} ---")
+                yield Loss(f"{_named(instance)}: {_bounds(item)}: {item.why}")
         elif item.caught_up:
             self._behind.discard(instance)
         elif instance.container == CONTAINER:

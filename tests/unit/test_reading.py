@@ -78,7 +78,7 @@ def test_a_log_that_nobody_gives_any_more_is_given_up_and_said_to_be_lost() -> N
         stop.wait(60)
 
     found = read(never(), stop, lasts_s=0.0)
-    assert found[-1] == Loss("--- pod pod: its node does not give the rest of its log ---")
+    assert found[-1] == Loss("pod pod: its node does not give the rest of its log")
 
 
 def test_a_pod_whose_node_fails_it_and_forgets_its_container_is_said_to_be_lost() -> None:
@@ -126,4 +126,4 @@ def test_lines_of_another_container_are_shown_as_its_and_are_nobodys_in_the_book
     assert len(block.stamps()) == 2
     assert books.feed(block.data) == [Line(line, line) for line in block.data.splitlines()]
     assert (books.lines, books.missing) == (0, 0)
-    assert loss == Loss("--- pod pod, container data: what it may have said is lost: why ---")
+    assert loss == Loss("pod pod, container data: what it may have said is lost: why")
