@@ -8,9 +8,10 @@ import os
 import sys
 from collections.abc import Callable
 
-from cyclopts import CycloptsError, UnusedCliTokensError
+from cyclopts import CoercionError, CycloptsError, UnusedCliTokensError
 
 from launcher import PROGRAM
+from launcher.backends import UNSUPPORTED
 from launcher.errors import Detached, ExitCode, LauncherError
 from trainer.errors import TrainerError
 
@@ -44,12 +45,21 @@ def run(command: Callable[[], object]) -> int:
 
 def _usage(error: CycloptsError) -> str:
     """What is wrong with the command line, and which help page has the answer."""
+    if isinstance(error, CoercionError) and (why := _unsupported(error)):
+        return why
     if isinstance(error, UnusedCliTokensError):
         text = f"unexpected argument {' '.join(error.unused_tokens or ())}"
     else:
         text = str(error)
     page = " ".join((PROGRAM, *(error.command_chain or ()), "--help"))
     return f"{text.rstrip('.')}; see `{page}`"
+
+
+def _unsupported(error: CoercionError) -> str:
+    """Why there is no such backend, if somebody may expect it."""
+    if error.token is None or error.token.keyword != "--backend" or error.token.value not in UNSUPPORTED:
+        return ""
+    return f"--backend {error.token.value}: {UNSUPPORTED[error.token.value]}"
 
 
 def _fail(message: str, code: int, *, prefix: str = "error: ") -> int:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter, Token
 
 from launcher import PROGRAM
+from launcher.backends import UNSUPPORTED
 from launcher.errors import RequestError
 from launcher.kube.place import Place
 
@@ -62,6 +63,8 @@ class Where:
             RequestError: PNAS_BACKEND names none.
         """
         name = self.backend or os.environ.get("PNAS_BACKEND", "auto")
+        if name in UNSUPPORTED:
+            raise RequestError(f"PNAS_BACKEND={name}: {UNSUPPORTED[name]}")
         if name not in BACKENDS:
             raise RequestError(f"PNAS_BACKEND={name}: no such backend; there are {', '.join(BACKENDS)}")
         return name

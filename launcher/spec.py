@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from launcher.backends import UNSUPPORTED
 from launcher.cluster_options import PLACE, ClusterOptions
 from launcher.errors import RequestError
 from launcher.overlay import read_overlay
@@ -43,10 +44,17 @@ def _plain_name(value: object) -> object:
     return value
 
 
+def _supported(value: object) -> object:
+    """Say why of a backend that somebody may expect."""
+    if isinstance(value, str) and value in UNSUPPORTED:
+        raise ValueError(UNSUPPORTED[value])
+    return value
+
+
 class _Named(BaseModel):
     """What every job has, wherever it runs."""
 
-    backend: Literal["auto", "local", "batch", "volcano"] = Field(
+    backend: Annotated[Literal["auto", "local", "batch", "volcano"], BeforeValidator(_supported)] = Field(
         "auto",
         description="Where to run: this machine, a Kubernetes Job, a Volcano Job; auto is the best that there is.",
         json_schema_extra={"group": "Job"},

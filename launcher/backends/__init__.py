@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from launcher.spec import JobSpec  # pydantic: commands that only read do not pay for it
 
 
+UNSUPPORTED = {
+    "ascendjob": "not supported, as too little is known of how AscendJobs are stopped, retried and ended "
+    "(docs/ascend.md); use volcano, for whose jobs MindCluster writes rank tables, too"
+}
+"""Backends that somebody may expect, and why there are none."""
 TRAINING = ("full", "finetune")
 """The modes that can be continued."""
 
