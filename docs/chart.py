@@ -7,6 +7,7 @@ and compares.
 import json
 import re
 from collections.abc import Iterator, Mapping, Set
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from docs.go_templates import translated
 from docs.options import described, table
 from launcher.cluster_options import PLACE, ClusterOptions
 from launcher.defaults import NO_DEFAULTS
+from launcher.hardware import CHIPS, DEVICE_COUNTS, PRESETS
 from launcher.quantities import PATTERN
 from launcher.readiness import ALONE, SHARED
 from launcher.render import INDEX
 from launcher.rights import CLUSTER_VERBS, rules
-from launcher.spec import DEVICE_COUNTS, NAME_PATTERN, JobOptions
+from launcher.spec import NAME_PATTERN, JobOptions
 from trainer.config import MODE_PRESETS, TrainConfig
 
 CHART = Path(__file__).parents[1] / "charts" / "pnas"
@@ -138,8 +140,14 @@ def _settings(more: Set[str] = frozenset()) -> dict[str, Any]:
     """The launcher's settings and the trainer's that a namespace can have defaults for, and `more`."""
     left_out = (_NO_SETTINGS | _NOT_THE_CHARTS) - more
     found = {name: _setting(field, _TEXTS.get(name, {})) for name, field in _fields().items() if name not in left_out}
-    # A pod is within a ring, or has the whole node.
-    return {**found, "npus": {**found["npus"], "enum": list(DEVICE_COUNTS)}}
+    # Which of them a pod can have depends on the hardware, which may stand elsewhere: the templates look at both.
+    return {**found, "npus": {**found["npus"], "enum": _counts()}}
+
+
+def _counts() -> list[int]:
+    """How many NPUs a pod can have on any hardware."""
+    known = (count for one in PRESETS.values() for count in (*one.one_node, *one.several_nodes))
+    return sorted({*DEVICE_COUNTS, *known})
 
 
 def _fields() -> dict[str, Mapping[str, Any]]:
@@ -158,7 +166,8 @@ def _facts() -> dict[str, Any]:
         for use in sorted(ALONE)
     }
     more = {"fields": fields, "nullable": nullable, "index": dict(INDEX), "access_modes": modes}
-    return {"defaults": defaults, **more}
+    hardware = {name: asdict(one) for name, one in PRESETS.items()}
+    return {"defaults": defaults, **more, "counts": DEVICE_COUNTS, "chips": CHIPS, "hardware": hardware}
 
 
 def _may_be_none(field: Mapping[str, Any]) -> bool:

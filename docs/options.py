@@ -25,8 +25,8 @@ _INTRODUCTION = f"""\
 `python -m docs.options` writes this page. `python -m trainer` and `python -m launcher submit` take the same options,
 save that those of the launcher (Job) are its own, and that it sets `--run-name` to the job's name. Each option is also
 a line of a profile (`batch_size: 64`, given by `--profile FILE`) and a variable (`{ENVIRONMENT_PREFIX}BATCH_SIZE=64`).
-Precedence: flag > environment > profile > mode > default; `python -m launcher config show` prints each value with where
-it came from. A switch is turned off by its `--no-` form.
+Precedence: flag > environment > profile > mode or hardware > default; `python -m launcher config show` prints each
+value with where it came from. A switch is turned off by its `--no-` form.
 """
 
 

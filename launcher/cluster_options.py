@@ -8,9 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from launcher import quantities
+from launcher.hardware import HardwareName
 from launcher.secrecy import looks_secret
 from trainer import durations
 from trainer.config.train import Optional, option
@@ -153,6 +161,13 @@ class ClusterOptions(BaseModel):
     image_pull_secret: Names = option((), "Secret that the registry asks for; may be repeated.", group="Pods")
     data_claim: Annotated[str, ObjectName] = option("pnas-data", "Claim that is mounted at /data.", group="Pods")
     output_claim: Annotated[str, ObjectName] = option("pnas-output", "Claim that is mounted at /output.", group="Pods")
+    hardware: Annotated[HardwareName | None, Optional] = option(
+        None,
+        "Kind of server, like atlas-800-9000, atlas-300t, atlas-800t-a2 or a3 (docs/ascend.md has all): sets "
+        "resource, node labels and what MindCluster's scheduler goes by, and takes the counts of NPUs that it takes. "
+        "[default: the counts of an Atlas 800, and nothing set]",
+        group="Pods",
+    )
     resource: Annotated[str, _matching(_QUALIFIED, "is not a resource's name, like huawei.com/Ascend910")] = option(
         "huawei.com/Ascend910", "Resource that is an NPU.", group="Pods"
     )
@@ -180,6 +195,12 @@ class ClusterOptions(BaseModel):
     overlay: Annotated[Path | None, Optional] = option(
         None, "YAML file that is merged into the pod template, for what no option says.", group="Pods"
     )
+
+    @model_serializer(mode="wrap")
+    def _without_what_nobody_named(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A job is named by these values: one without a preset is the job that it was before there were presets."""
+        values: dict[str, Any] = handler(self)
+        return {name: value for name, value in values.items() if (name, value) != ("hardware", None)}
 
 
 PLACE = frozenset({"kubeconfig", "context", "namespace"})

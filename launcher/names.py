@@ -12,6 +12,8 @@ RUNS, FOLLOW = "pnas/runs", "pnas/follow"
 """Annotations for who looks with kubectl: what the job does, and how to follow it."""
 RING_CONTROLLER = "ring-controller.atlas"
 """Label by which MindCluster's controllers know a job, its pods and its rank table's ConfigMap."""
+SCHEDULE_POLICY = "huawei.com/schedule_policy"
+"""Annotation of a Job by which newer releases of MindCluster's scheduler place it: Volcano gives it to the PodGroup."""
 MANAGED = {"app.kubernetes.io/name": "pnas", "app.kubernetes.io/managed-by": "pnas-launcher"}
 CONTAINER = "trainer"
 """The container of a pod that trains."""

@@ -16,7 +16,19 @@ import yaml
 
 from launcher import PROGRAM
 from launcher.errors import RequestError
-from launcher.names import ATTEMPT, FOLLOW, JOB, MANAGED, RING_CONTROLLER, RUNS, SPEC, SPEC_HASH, rank_table_name
+from launcher.hardware import CHIPS
+from launcher.names import (
+    ATTEMPT,
+    FOLLOW,
+    JOB,
+    MANAGED,
+    RING_CONTROLLER,
+    RUNS,
+    SCHEDULE_POLICY,
+    SPEC,
+    SPEC_HASH,
+    rank_table_name,
+)
 from launcher.overlay import merged
 from launcher.spec import JobSpec, trainer_options
 from trainer import durations
@@ -69,13 +81,17 @@ def to_yaml(manifests: list[Manifest]) -> str:
 def _values(spec: JobSpec, attempt: int) -> Mapping[str, Any]:
     """What the templates may use."""
     pods, nodes = spec.pods, spec.train.nodes
-    ring = {RING_CONTROLLER: "ascend-910"} if spec.rank_table else {}
+    hardware = spec.hardware
+    # Who has MindCluster write no rank table has its scheduler choose no NPUs either.
+    scheduled = hardware if spec.rank_table else None
+    ring = {RING_CONTROLLER: hardware.chips if hardware else CHIPS} if spec.rank_table else {}
+    policy = {SCHEDULE_POLICY: scheduled.schedule_policy} if scheduled else {}
     labels = {**MANAGED, JOB: spec.name, SPEC_HASH: spec.digest[:16], **ring}
     return {
         "name": spec.name,
         "labels": labels,
         "pod_labels": {**MANAGED, JOB: spec.name, **ring},
-        "annotations": {**_for_people(spec), ATTEMPT: str(attempt), SPEC: spec.model_dump_json()},
+        "annotations": {**_for_people(spec), **policy, ATTEMPT: str(attempt), SPEC: spec.model_dump_json()},
         "nodes": nodes,
         "args": [_literal(word) for word in trainer_options(spec)],
         "index_annotation": INDEX[spec.backend],
@@ -84,6 +100,7 @@ def _values(spec: JobSpec, attempt: int) -> Mapping[str, Any]:
         "subdomain": spec.name if spec.backend == "batch" and nodes > 1 else None,
         "rank_table": rank_table_name(spec.name) if spec.rank_table else None,
         "host_driver": pods.driver == "host",
+        "visible_devices": f"metadata.annotations['{pods.resource}']" if scheduled else None,
         "grace_period_s": math.ceil(spec.train.grace_s) + _EXTRA_GRACE_S,
         "resources": _resources(spec),
         "env": [{"name": name, "value": _literal(value)} for name, value in map(_pair, pods.env)],

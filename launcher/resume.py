@@ -13,6 +13,7 @@ import yaml
 from launcher.backends import Backend, JobState, known
 from launcher.cluster_options import PLACE
 from launcher.errors import ConflictError, RequestError
+from launcher.hardware import without_preset
 from launcher.settings import Earlier, Settings
 from launcher.spec import is_job_name
 from trainer.config import Layer, TrainConfig
@@ -69,7 +70,8 @@ def find_cluster_earlier(asked: Settings, backend: "ClusterBackend") -> tuple[st
     if job is None:
         return name, Earlier(_NOTHING, _NOTHING)
     origin = f"attempt {job.attempt}"
-    own = {field: value for field, value in job.spec.get("pods", {}).items() if field not in _UNKNOWN_LATER}
+    pods = without_preset(job.spec.get("pods", {}))
+    own = {field: value for field, value in pods.items() if field not in _UNKNOWN_LATER}
     return name, Earlier(Layer(origin, _given(job.spec)), _NOTHING, Layer(origin, own))
 
 

@@ -1,9 +1,9 @@
 """The settings of a job from their layers, each with its origin.
 
-flag > environment > profile > cluster defaults > mode preset > default. A job that is continued has two layers more,
-below the profile: what its earlier attempt was given, and what its run was begun with. One profile, one environment and
-one command line hold the launcher's settings and the trainer's; this module deals each to its owner. The rules of
-precedence are `trainer.config`'s.
+flag > environment > profile > cluster defaults > mode or hardware preset > default. A job that is continued has two
+layers more, below the profile: what its earlier attempt was given, and what its run was begun with. One profile, one
+environment and one command line hold the launcher's settings and the trainer's; this module deals each to its owner.
+The rules of precedence are `trainer.config`'s.
 """
 
 import os
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.errors import RequestError
+from launcher.hardware import PRESETS, labels_beside
 from launcher.spec import JobOptions
 from trainer.config import Layer, TrainConfig, environment_layer, profile_layer, resolve, settings
 from trainer.config.train import mode_of
@@ -92,8 +93,21 @@ def resolve_settings(
     # What a checkpoint brings is not known yet: rules between settings are the trainer's to judge then.
     partial = any(layer.values.get("resume") not in (None, "none") for layer in train_layers)
     train, train_origins = settings(train_layers, partial=partial)
+    if options.hardware is not None and train.device != "cpu":
+        options, job_origins = _over_preset(options, options.hardware, job_origins)
     passed_on = tuple(name for name in TrainConfig.model_fields if name in set_by_somebody)
     return Settings(options, train, {**job_origins, **train_origins}, passed_on)
+
+
+def _over_preset(options: JobOptions, hardware: str, origins: Mapping[str, str]) -> tuple[JobOptions, dict[str, str]]:
+    """What nobody set is the preset's. A label of the nodes that somebody chose does not take the others away."""
+    layer, update, said = f"hardware {hardware}", dict[str, Any](), dict[str, str]()
+    if origins["resource"] == "default":
+        update["resource"], said["resource"] = PRESETS[hardware].resource, layer
+    if labels := labels_beside(hardware, options.node_selector):
+        update["node_selector"] = (*labels, *options.node_selector)
+        said["node_selector"] = f"{layer}, {origins['node_selector']}" if options.node_selector else layer
+    return options.model_copy(update=update), {**origins, **said}
 
 
 def refuse_queue(settings: Settings) -> None:

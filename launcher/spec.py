@@ -17,12 +17,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from launcher.backends import UNSUPPORTED
 from launcher.cluster_options import PLACE, ClusterOptions
 from launcher.errors import RequestError
+from launcher.hardware import PRESETS, Hardware, refusal
 from launcher.overlay import read_overlay
 from trainer.config import TrainConfig
 from trainer.config.layers import flag_name
 
-DEVICE_COUNTS = (1, 2, 4, 8)
-"""NPUs of one pod: within an HCCS ring, or the whole node (Atlas 800)."""
 OUTPUT = Path("/output")
 """Where the output claim is mounted."""
 
@@ -104,6 +103,11 @@ class JobSpec(BaseModel):
         return auto if self.pods.mindcluster == "auto" else self.pods.mindcluster == "on"
 
     @property
+    def hardware(self) -> Hardware | None:
+        """What is known of the servers that its pods are for."""
+        return None if self.pods.hardware is None else PRESETS[self.pods.hardware]
+
+    @property
     def digest(self) -> str:
         """What makes two jobs the same, whatever they are called: hexadecimal SHA-256 of all other settings."""
         # The overlay is what it says, wherever its file is.
@@ -154,6 +158,8 @@ def make_cluster_spec(
     pod_train = _for_pods(options, train, given)
     _refuse_without_effect(options, backend)
     pods = ClusterOptions(**{name: getattr(options, name) for name in ClusterOptions.model_fields if name not in PLACE})
+    if train.device == "cpu":
+        pods = pods.model_copy(update={"hardware": None})
     overlay = {} if options.overlay is None else read_overlay(options.overlay)
     spec = JobSpec(
         name=options.name or "unnamed",
@@ -188,9 +194,8 @@ def _refuse_without_effect(options: JobOptions, backend: str) -> None:
 def _for_pods(options: JobOptions, train: TrainConfig, given: Sequence[str]) -> TrainConfig:
     """The trainer's settings as they are in a pod, where claims are mounted and devices are counted."""
     npus = train.npus or 1
-    if npus not in DEVICE_COUNTS:
-        allowed = ", ".join(map(str, DEVICE_COUNTS))
-        raise RequestError(f"--npus {npus}: a pod has {allowed} NPUs; for more, add --nodes")
+    if said := refusal(None if train.device == "cpu" else options.hardware, npus, train.nodes):
+        raise RequestError(said)
     for name, why in (
         ("node_rank", "each pod has its own"),
         ("master_addr", "it is pod 0"),

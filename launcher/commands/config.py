@@ -19,7 +19,7 @@ app.command(config)
 def config_show(*, profile: Profile = None, json_: Json = False, **options: Any) -> None:
     """Print the settings that submit would use, and where each comes from.
 
-    Precedence: flag > environment (PNAS_<SETTING>) > profile > cluster defaults > mode preset > default.
+    Precedence: flag > environment (PNAS_<SETTING>) > profile > cluster defaults > mode or hardware preset > default.
     """
     from launcher.starting import settings_of  # noqa: PLC0415  # pydantic
 

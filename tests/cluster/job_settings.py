@@ -42,6 +42,7 @@ OF_A_KIND: dict[str, Settings] = {
     "batch": {"deadline": "90m"},
     "volcano": {"queue": "research", "mindcluster": "off"},
 }
+ON_HARDWARE: Settings = {**PLAIN, "node_selector": {"zone": "a", "host-arch": "own"}, "driver": "host"}
 ON_CPUS: Settings = {**PLAIN, "device": "cpu", "ttl": "none", "steps": "none", "resume": "/output/old", "workers": 0}
 
 

@@ -10,11 +10,15 @@ import yaml
 
 from docs.chart import CHART
 from docs.manifests import FOLDER
+from launcher.hardware import PRESETS
 from launcher.manifests import manifests
 from tests.cluster.helm import ALL_ON, HELMS, template
 from tests.cluster.job_settings import settings
 from tests.cluster.testbed.cluster import Cluster
+from tests.cluster.testbed.volcano_install import Volcano
 
+# Volcano's Jobs are judged by its own types, from which the cluster's definitions are made.
+STRICT = ("create", "--dry-run=server", "--validate=strict", "--filename", "-", "--namespace")
 Pods = Mapping[str, dict[str, Any]]
 
 
@@ -74,9 +78,12 @@ def asked(cluster: Cluster, namespace: str, found: Pods) -> "subprocess.Complete
         }
         for number, one in enumerate(found.values())
     ]
-    command = cluster.command("create", "--dry-run=server", "--validate=strict", "-n", namespace, "-f", "-")
+    return tried(cluster, namespace, items)
+
+
+def tried(cluster: Cluster, namespace: str, items: list[Any]) -> "subprocess.CompletedProcess[str]":
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
-    return subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    return subprocess.run(cluster.command(*STRICT, namespace), input=text, capture_output=True, text=True, check=False)
 
 
 def test_pod_security_takes_every_pod(cluster: Cluster, restricted: str) -> None:
@@ -86,6 +93,30 @@ def test_pod_security_takes_every_pod(cluster: Cluster, restricted: str) -> None
     done = asked(cluster, restricted, found)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("created (server dry run)") == len(found)
+
+
+def test_the_server_takes_a_job_of_each_kind_for_each_hardware_to_the_last_field(
+    cluster: Cluster, restricted: str, volcano: Volcano
+) -> None:
+    assert volcano.labels
+    found = {
+        f"{name} {backend}": manifests(
+            {"backend": backend, "hardware": name, "npus": preset.several_nodes[-1], "nodes": 2, "image": "r/p:1"}, None
+        )
+        for name, preset in PRESETS.items()
+        for backend in ("batch", "volcano")
+    }
+    objects = [one for some in found.values() for one in some]
+    assert len(objects) == 4 * len(PRESETS), "each job with its Service, or its rank table"
+    done = tried(cluster, restricted, objects)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("created (server dry run)") == len(objects)
+    judged = asked(cluster, restricted, pods(found))
+    assert judged.returncode == 0, judged.stderr
+    misspelt = json.loads(json.dumps(objects[-1]))
+    misspelt["spec"]["tasks"][0]["template"]["spec"]["containers"][0]["env"][-1]["valueFrm"] = {}
+    refused = tried(cluster, restricted, [misspelt])
+    assert 'unknown field "valueFrm"' in refused.stderr
 
 
 def test_the_hosts_driver_costs_the_namespace_its_pod_security(cluster: Cluster, restricted: str) -> None:

@@ -137,6 +137,11 @@ def refused(terminal: Terminal, value: str) -> str:
         ("defaults.imge=x", "'/defaults': additional properties 'imge' not allowed"),
         ("claims.data.size=much", "'/claims/data/size': 'much' does not match pattern"),
         ("defaults.shm=1Q", "'/defaults/shm': '1Q' does not match pattern"),
+        ("job.npus=9", "'/job/npus': value must be one of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16"),
+        (
+            "job.enabled=true,job.image=r/p:1,job.npus=4,defaults.hardware=atlas-300t",
+            "job.npus 4: on atlas-300t a pod has 1, 2 NPUs; for more, set job.nodes",
+        ),
         ("modes.quick.steps=1", "'/modes': additional properties 'quick' not allowed"),
         (
             "rbac.subjects[0].kind=Robot",
@@ -178,7 +183,7 @@ def test_a_mistake_is_named_before_anything_is_made(place: Terminal, volcano: Vo
     [
         (
             "job.npus=3",
-            "'/job/npus': value must be one of 1, 2, 4, 8",
+            "job.npus 3: a pod has 1, 2, 4, 8 NPUs",
             "--npus 3",
             "--npus 3: a pod has 1, 2, 4, 8 NPUs",
         ),

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import yaml
 
 from docs.chart import CHART
 from docs.manifests import FOLDER, IMAGE, JOBS
+from launcher.errors import RequestError
+from launcher.hardware import PRESETS
 from launcher.manifests import manifests
+from launcher.names import RING_CONTROLLER, SCHEDULE_POLICY
 from launcher.render import to_yaml
 from launcher.spec import is_job_name
 from tests.cluster.helm import HELMS, template
-from tests.cluster.job_settings import OF_A_KIND, Settings, settings
+from tests.cluster.job_settings import OF_A_KIND, ON_CPUS, ON_HARDWARE, Settings, settings
 
 CASES = list(itertools.product(("batch", "volcano"), (1, 2, 4, 8), (1, 2), ("plain", "everything", "cpu")))
 
@@ -31,9 +35,12 @@ def normalised(item: Any) -> Any:
     """All but who manages it.
 
     Of an object around the pods (Job, Service, ConfigMap) the labels and annotations are left out, which are each one's
-    own, and its name is kept. Of a pod one label is left out: `app.kubernetes.io/managed-by`.
+    own, but for those that MindCluster reads; its name is kept. Of a pod one label is left out:
+    `app.kubernetes.io/managed-by`.
     """
-    metadata = {"name": item["metadata"]["name"]}
+    marks = {**item["metadata"].get("labels", {}), **item["metadata"].get("annotations", {})}
+    theirs = {name: marks[name] for name in (RING_CONTROLLER, SCHEDULE_POLICY) if name in marks}
+    metadata = {"name": item["metadata"]["name"], **theirs}
     pods = [item["spec"]["template"]] if item.get("kind") == "Job" and "template" in item["spec"] else []
     pods += [task["template"] for task in item.get("spec", {}).get("tasks", ())]
     for pod in pods:
@@ -64,6 +71,49 @@ def test_so_it_is_with_each_option_alone(tmp_path: Path) -> None:
         launcher = [normalised(item) for item in manifests(values, None)]
         chart = [normalised(item) for item in of_the_chart({"job": {"enabled": True, **values}}, tmp_path)]
         assert chart == launcher, name
+
+
+@pytest.mark.parametrize("backend", ["batch", "volcano"])
+def test_so_it_is_on_each_hardware_with_labels_of_ones_own(backend: str, tmp_path: Path) -> None:
+    for number, (name, preset) in enumerate(PRESETS.items()):
+        nodes = 1 + number % 2
+        npus = (preset.several_nodes if nodes > 1 else preset.one_node)[-1]
+        values = {"backend": backend, "name": "same", "npus": npus, "nodes": nodes, "hardware": name, **ON_HARDWARE}
+        launcher = [normalised(item) for item in manifests(values, None)]
+        chart = of_the_chart({"job": {"enabled": True, **values}}, tmp_path)
+        kept = json.loads(chart[-1]["metadata"]["annotations"]["pnas/spec"])
+        assert kept["pods"]["hardware"] == name, "for who lets it go on"
+        assert [normalised(item) for item in chart] == launcher, name
+
+
+@pytest.mark.parametrize("more", [{"resource": "x/npu"}, ON_CPUS], ids=["another resource", "CPUs"])
+def test_hardware_of_the_namespace_gives_way_to_what_a_job_says(more: Settings, tmp_path: Path) -> None:
+    values = {"backend": "volcano", "name": "same", "npus": 8, **ON_HARDWARE, **more}
+    launcher = [normalised(item) for item in manifests({**values, "hardware": "atlas-800-9000"}, None)]
+    chart = of_the_chart({"job": {"enabled": True, **values}, "defaults": {"hardware": "atlas-800-9000"}}, tmp_path)
+    assert [normalised(item) for item in chart] == launcher
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"npus": 3}, "job.npus 3: a pod has 1, 2, 4, 8 NPUs; for more, set job.nodes, and for other servers"),
+        (
+            {"npus": 4, "hardware": "atlas-300t"},
+            "job.npus 4: on atlas-300t a pod has 1, 2 NPUs; for more, set job.nodes",
+        ),
+        (
+            {"npus": 1, "nodes": 2, "hardware": "atlas-300t"},
+            "job.npus 1: on atlas-300t a pod of a job with several nodes has 2 NPUs; for more, set job.nodes",
+        ),
+    ],
+)
+def test_the_chart_refuses_the_counts_that_the_launcher_refuses(values: Settings, said: str, tmp_path: Path) -> None:
+    job = {"image": "r/pnas:1", **values}
+    with pytest.raises(AssertionError, match=re.escape(said)):
+        of_the_chart({"job": {"enabled": True, **job}}, tmp_path)
+    with pytest.raises(RequestError, match=re.escape(said.partition(";")[0].removeprefix("job.npus "))):
+        manifests(job, None)
 
 
 @pytest.mark.parametrize("name", list(JOBS))

@@ -64,6 +64,10 @@ spec:
         - {name: POD_UID, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}
         - {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
         - {name: HOST_IP, valueFrom: {fieldRef: {fieldPath: status.hostIP}}}
+        {{- if not (kindIs "invalid" $.visible_devices) }}
+        # Ascend Docker Runtime brings in the NPUs that MindCluster's scheduler chose, and wrote on the pod.
+        - {name: ASCEND_VISIBLE_DEVICES, valueFrom: {fieldRef: {fieldPath: {{ toJson $.visible_devices }}}}}
+        {{- end }}
         {{- if gt (int $.nodes) 1 }}
         - {name: PNAS_NODE_RANK, valueFrom: {fieldRef: {fieldPath: {{ toJson $.index_annotation }}}}}
         {{- if not $.rank_table }}

@@ -110,8 +110,24 @@
 {{- end }}
 {{- $npus := $s.npus | default 1 | int }}
 {{- $nodes := int $s.nodes }}
-{{- if not (has $npus (list 1 2 4 8)) }}
-{{- fail (printf "job.npus %d: a pod has 1, 2, 4, 8 NPUs; for more, set job.nodes" $npus) }}
+{{- $cpu := eq $s.device "cpu" }}
+{{- $preset := dict }}
+{{- if and $s.hardware (not $cpu) }}
+{{- $preset = get $known.hardware $s.hardware }}
+{{- end }}
+{{- $counts := $known.counts }}
+{{- $subject := "a pod" }}
+{{- $advice := "for more, set job.nodes, and for other servers job.hardware" }}
+{{- if $preset }}
+{{- $counts = gt $nodes 1 | ternary $preset.several_nodes $preset.one_node }}
+{{- $subject = printf "on %s a pod%s" $s.hardware (gt $nodes 1 | ternary " of a job with several nodes" "") }}
+{{- $advice = "for more, set job.nodes" }}
+{{- end }}
+{{- if not (has (float64 $npus) $counts) }}
+{{- fail (printf "job.npus %d: %s has %s NPUs; %s" $npus $subject (join ", " $counts) $advice) }}
+{{- end }}
+{{- if and $preset (not (hasKey $given "resource")) }}
+{{- $_ := set $s "resource" $preset.resource }}
 {{- end }}
 {{- if not $s.image }}
 {{- fail "job.image (or defaults.image) is missing: the image that holds the trainer, like registry.example/pnas:0.1.0" }}
@@ -129,9 +145,11 @@
 {{- if and (eq $backend "batch") (eq $s.mindcluster "on") }}
 {{- fail "job.mindcluster on: MindCluster writes no rank table for a Kubernetes Job; leave it out, or set job.backend volcano" }}
 {{- end }}
-{{- $cpu := eq $s.device "cpu" }}
 {{- $table := eq $s.mindcluster "auto" | ternary (and (eq $backend "volcano") (not $cpu)) (eq $s.mindcluster "on") }}
-{{- $ring := $table | ternary (dict "ring-controller.atlas" "ascend-910") dict }}
+{{- $ring := $table | ternary (dict "ring-controller.atlas" ($preset.chips | default $known.chips)) dict }}
+{{- /* Who has MindCluster write no rank table has its scheduler choose no NPUs either. */ -}}
+{{- $scheduled := and $table (not (empty $preset)) }}
+{{- $policy := $scheduled | ternary (dict "huawei.com/schedule_policy" $preset.schedule_policy) dict }}
 {{- $resources := $cpu | ternary dict (dict $s.resource (toString $npus)) }}
 {{- range $kind := list "cpu" "memory" }}
 {{- if get $s $kind }}
@@ -155,7 +173,7 @@
 {{- range $pair := include "pnas.pairs" $s.env | fromJsonArray }}
 {{- $env = append $env (dict "name" $pair.name "value" ($pair.value | replace "$" "$$")) }}
 {{- end }}
-{{- $selector := dict }}
+{{- $selector := deepCopy ($preset.node_labels | default dict) }}
 {{- range $pair := include "pnas.pairs" $s.node_selector | fromJsonArray }}
 {{- $_ := set $selector $pair.name $pair.value }}
 {{- end }}
@@ -166,12 +184,15 @@
 {{- $runs := printf "%s, %s at %d px, %s %s" $s.mode $s.model (int $s.image_size) (gt $nodes 1 | ternary (printf "%d x %d" $nodes $npus) (toString $npus)) $s.resource }}
 {{- $follow := printf "python -m launcher logs %s --follow --namespace %s" $name .Release.Namespace }}
 {{- $spec := dict "name" $name "backend" $backend "train" (merge (deepCopy $train) (dict "mode" $s.mode "model" $s.model "image_size" $s.image_size "grace_s" $s.grace_s)) "pods" (dict "output_claim" $s.output_claim) }}
+{{- if $preset }}
+{{- $_ := set $spec.pods "hardware" $s.hardware }}
+{{- end }}
 {{- $values := dict
   "backend" $backend
   "name" $name
   "labels" $labels
   "pod_labels" (merge (dict "app.kubernetes.io/name" "pnas" "app.kubernetes.io/managed-by" .Release.Service "pnas/job" $name) $ring)
-  "annotations" (dict "pnas/runs" $runs "pnas/follow" $follow "pnas/attempt" "1" "pnas/content" $content "pnas/spec" (toJson $spec))
+  "annotations" (merge $policy (dict "pnas/runs" $runs "pnas/follow" $follow "pnas/attempt" "1" "pnas/content" $content "pnas/spec" (toJson $spec)))
   "nodes" $nodes
   "args" (include "pnas.args" (dict "fields" $known.fields "train" $train) | fromJsonArray)
   "index_annotation" (get $known.index $backend)
@@ -181,6 +202,7 @@
   "npus" $npus
   "resource" ($cpu | ternary "" $s.resource)
   "host_driver" (eq $s.driver "host")
+  "visible_devices" ($scheduled | ternary (printf "metadata.annotations['%s']" $s.resource) nil)
   "grace_period_s" (add (ceil $s.grace_s | int) 15)
   "resources" $resources
   "env" $env

@@ -1,0 +1,113 @@
+"""Hardware presets: what MindCluster's scheduler is told of the servers that a job wants, and the counts it takes.
+
+A leaf of plain values from MindCluster's documentation; docs/ascend.md has the places, and what of them is unproven.
+Releases differ in what they go by: older ones read the nodes' label `accelerator-type`, newer ones a job's
+`huawei.com/schedule_policy` before it. Neither minds the other's, so that a job carries both.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+DEVICE_COUNTS: tuple[int, ...] = (1, 2, 4, 8)
+"""NPUs of one pod where no hardware is named: within an HCCS ring, or the whole node (Atlas 800)."""
+CHIPS = "ascend-910"
+"""What `ring-controller.atlas` says where no hardware is named."""
+
+HardwareName = Literal[
+    "atlas-800-9000",
+    "atlas-800-9010",
+    "atlas-800-half",
+    "atlas-300t",
+    "atlas-800t-a2",
+    "a2-box16",
+    "a3",
+    "a3-superpod",
+]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One kind of server.
+
+    Attributes:
+        node_labels: those that its nodes have.
+        chips: the value of the label `ring-controller.atlas`.
+        schedule_policy: how its NPUs are connected, as newer releases of the scheduler want it.
+        one_node: how many NPUs a pod can have, of a job on one node.
+        several_nodes: the same of a job on several.
+        resource: its NPUs' name to Kubernetes.
+    """
+
+    node_labels: Mapping[str, str]
+    chips: str
+    schedule_policy: str
+    one_node: tuple[int, ...]
+    several_nodes: tuple[int, ...]
+    resource: str = "huawei.com/Ascend910"
+
+
+_UP_TO_8 = tuple(range(1, 9))
+_A3_COUNTS = (1, *range(2, 17, 2))
+_ARCH, _TYPE = "host-arch", "accelerator-type"
+
+PRESETS: Mapping[str, Hardware] = MappingProxyType(
+    {
+        # Two HCCS rings of four 910A each.
+        "atlas-800-9000": Hardware(
+            {_ARCH: "huawei-arm", _TYPE: "module"}, CHIPS, "chip4-node8", DEVICE_COUNTS, DEVICE_COUNTS
+        ),
+        "atlas-800-9010": Hardware(
+            {_ARCH: "huawei-x86", _TYPE: "module"}, CHIPS, "chip4-node8", DEVICE_COUNTS, DEVICE_COUNTS
+        ),
+        # One of the two.
+        "atlas-800-half": Hardware({_TYPE: "half"}, CHIPS, "chip4-node4", (1, 2, 4), (1, 2, 4)),
+        "atlas-300t": Hardware({_TYPE: "card"}, CHIPS, "chip1-node2", (1, 2), (2,)),
+        "atlas-800t-a2": Hardware({_TYPE: "module-910b-8"}, "ascend-910b", "chip8-node8", _UP_TO_8, _UP_TO_8),
+        "a2-box16": Hardware(
+            {_TYPE: "module-910b-16"}, "ascend-910b", "chip8-node16", (*_UP_TO_8, 10, 12, 14, 16), (16,)
+        ),
+        "a3": Hardware({_TYPE: "module-a3-16"}, "ascend-910b", "chip2-node16", _A3_COUNTS, (16,)),
+        "a3-superpod": Hardware({_TYPE: "module-a3-16-super-pod"}, "ascend-910b", "chip2-node16-sp", _A3_COUNTS, (16,)),
+    }
+)
+
+
+def refusal(name: str | None, npus: int, nodes: int) -> str | None:
+    """Why a pod cannot have so many NPUs, in words; None if it can.
+
+    Args:
+        name: of the preset, or None.
+        nodes: how many the job has.
+    """
+    counts = DEVICE_COUNTS
+    subject = "a pod"
+    if name is not None:
+        counts = PRESETS[name].several_nodes if nodes > 1 else PRESETS[name].one_node
+        subject = f"on {name} a pod of a job with several nodes" if nodes > 1 else f"on {name} a pod"
+    if npus in counts:
+        return None
+    advice = "for more, add --nodes" + ("" if name else ", and for other servers --hardware")
+    return f"--npus {npus}: {subject} has {', '.join(map(str, counts))} NPUs; {advice}"
+
+
+def labels_beside(name: str, selectors: tuple[str, ...]) -> tuple[str, ...]:
+    """The preset's node labels, as KEY=VALUE, but for those that somebody chose otherwise."""
+    own = {text.partition("=")[0] for text in selectors}
+    return tuple(f"{key}={value}" for key, value in PRESETS[name].node_labels.items() if key not in own)
+
+
+def without_preset(pods: Mapping[str, Any]) -> dict[str, Any]:
+    """A job's recorded settings less what its preset gave: the same preset gives it again, and another one its own.
+
+    A job whose record names none had none, whatever the namespace's defaults have become.
+    """
+    preset = PRESETS.get(str(pods.get("hardware")))
+    if preset is None:
+        return {**pods, "hardware": None}
+    theirs = {f"{key}={value}" for key, value in preset.node_labels.items()}
+    own = {name: value for name, value in pods.items() if (name, value) != ("resource", preset.resource)}
+    if "node_selector" in own:
+        own["node_selector"] = [text for text in own["node_selector"] if text not in theirs]
+    return own
