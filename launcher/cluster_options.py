@@ -163,9 +163,8 @@ class ClusterOptions(BaseModel):
     output_claim: Annotated[str, ObjectName] = option("pnas-output", "Claim that is mounted at /output.", group="Pods")
     hardware: Annotated[HardwareName | None, Optional] = option(
         None,
-        "Kind of server, like atlas-800-9000, atlas-300t, atlas-800t-a2 or a3 (docs/ascend.md has all): sets "
-        "resource, node labels and what MindCluster's scheduler goes by, and takes the counts of NPUs that it takes. "
-        "[default: the counts of an Atlas 800, and nothing set]",
+        "Kind of server (docs/ascend.md has them): sets resource, node labels and what MindCluster's scheduler goes "
+        "by, and takes the counts of NPUs that it takes. [default: an Atlas 800's counts, and nothing set]",
         group="Pods",
     )
     resource: Annotated[str, _matching(_QUALIFIED, "is not a resource's name, like huawei.com/Ascend910")] = option(

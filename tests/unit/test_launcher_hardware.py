@@ -9,9 +9,11 @@ from typing import Any, get_args
 
 import pytest
 
+from docs.help_pages import prepared
 from launcher.cluster_options import ClusterOptions
 from launcher.defaults import Defaults
 from launcher.errors import RequestError
+from launcher.exits import run
 from launcher.hardware import DEVICE_COUNTS, PRESETS, HardwareName, without_preset
 from launcher.render import Manifest, render
 from launcher.report import settings_text
@@ -192,7 +194,11 @@ def test_a_job_that_had_none_goes_on_without_one_whatever_the_namespace_says_now
     assert (options.hardware, options.node_selector) == (None, ("zone=a",))
 
 
-def test_a_preset_that_there_is_not_is_refused_in_one_line() -> None:
+def test_a_preset_that_there_is_not_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(lambda: prepared()(["render", "--hardware", "a9"], exit_on_error=False, print_error=False)) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: Invalid value "a9" for --hardware. ')
+    assert all(f'"{name}"' in line for name in (*NAMES, "none"))
     with pytest.raises(ConfigError) as refused:
         resolve_settings({}, None, {"PNAS_HARDWARE": "atlas-900"})
     assert "--hardware atlas-900 (from environment): " in str(refused.value)

@@ -6,7 +6,7 @@ precedence and origins are decided.
 
 import inspect
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Union, get_args
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import Group, Parameter, Token
 from pydantic import BaseModel
@@ -37,7 +37,7 @@ def option_parameters(
                     group=_group(field, groups),
                     show_default=False,
                     negative="" if isinstance(field.default, tuple) else None,
-                    show_choices=not _nullable(field),
+                    show_choices=not _nullable(field) or bool(_choices(field)),
                     converter=whole_number if int in (field.annotation, *get_args(field.annotation)) else None,
                 ),
             ],
@@ -69,12 +69,21 @@ def whole_number(_type: Any, tokens: Sequence[Token]) -> int | str:
 
 def _annotation(field: FieldInfo) -> Any:
     """`none` unsets a setting that may be absent, so that a flag can take back what a profile says."""
+    if choices := _choices(field):
+        # In one list with the others: of a wrong word in a union cyclopts says only that it is of neither type.
+        return Literal[(*choices, "none")] | None
     word = Literal["none"] if _nullable(field) else None
     return Union[field.annotation, word, None]  # noqa: UP007  # a type expression built at run time
 
 
 def _nullable(field: FieldInfo) -> bool:
     return type(None) in get_args(field.annotation)
+
+
+def _choices(field: FieldInfo) -> tuple[str, ...]:
+    """Of a setting that is one of a few words or absent: the words."""
+    [first, *others] = get_args(field.annotation) or (None,)
+    return get_args(first) if get_origin(first) is Literal and others == [type(None)] else ()
 
 
 def _help(field: FieldInfo) -> str:
