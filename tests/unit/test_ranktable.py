@@ -196,6 +196,10 @@ DEVICE = ("server_list", 0, "device", 1)
             changed(server_list(2), "server_list", 0, "container_ip", to="pod"),
             'container_ip "pod" is not an IP address',
         ),
+        (
+            changed(server_list(2), "server_list", 0, "container_ip", to="fe80::1%\n"),
+            'container_ip "fe80::1%\\n" is not an IP address',
+        ),
         (changed(server_list(2), "server_list", 0, "server_id", to="x" * 65), "must be a name of 1 to 64 characters"),
         (changed(super_pods(2), *DEVICE, "super_device_id", to=...), "device[1].super_device_id is missing"),
         (

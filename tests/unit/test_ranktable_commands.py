@@ -109,6 +109,21 @@ def test_a_pod_is_found_in_its_table_or_told_that_it_is_in_none(
     assert "does not contain this pod" in capsys.readouterr().err
 
 
+def test_a_name_that_would_break_a_line_or_cannot_be_printed_is_quoted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = server_list(2)
+    table["server_list"][0]["server_id"] = "a\nb\ud800"
+    path = written(tmp_path, table)
+    assert main(["ranktable", "show", path]) == 0
+    assert '  server_id "a\\nb\\ud800"\n' in capsys.readouterr().out
+    monkeypatch.setenv("POD_IP", "10.244.0.7")
+    assert main(["ranktable", "check", path]) == 1
+    said = capsys.readouterr().err
+    assert 'it has "a\\nb\\ud800"/10.244.0.1, looked for' in said
+    assert len(said.splitlines()) == 1
+
+
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, half = written(tmp_path, server_list(2)), written(tmp_path, '{"status": ', "half.json")
     for words, code, said in (

@@ -4,6 +4,7 @@ MindCluster's controllers write the table into a ConfigMap or a file while pods 
 are half written, not completed, wrong, or left over from a dead job. Nothing here knows about devices or torch.
 """
 
+from trainer.ranktable.fields import is_ip
 from trainer.ranktable.identity import Identity, find_me
 from trainer.ranktable.table import Device, NotReadyError, RankTable, Server, parse
 from trainer.ranktable.wait import copy_regular, wait_until_completed
@@ -16,6 +17,7 @@ __all__ = [
     "Server",
     "copy_regular",
     "find_me",
+    "is_ip",
     "parse",
     "wait_until_completed",
 ]

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeAlias
 from trainer.errors import UsageError
 
 Json: TypeAlias = Any  # what json.loads returns: checked value by value, here
+SHOWN = 80  # characters of a value in a message
 
 
 def optional_ip(entry: Mapping[str, Json], key: str, where: str) -> str | None:
@@ -25,12 +26,12 @@ def optional_ip(entry: Mapping[str, Json], key: str, where: str) -> str | None:
 
 
 def is_ip(address: str) -> bool:
-    """Whether `address` is an IPv4 or IPv6 address."""
+    """Whether `address` is an IPv4 or IPv6 address; one with a scope (fe80::1%eth0) means nothing to another host."""
     try:
         ipaddress.ip_address(address)
     except ValueError:
         return False
-    return True
+    return "%" not in address
 
 
 def check_count(entry: Mapping[str, Json], key: str, where: str, found: int, of: str) -> None:
@@ -94,10 +95,15 @@ def refuse(field: str, value: object, rule: str) -> NoReturn:
     )
 
 
+def plain(name: str) -> str:
+    """A name as it is, where that is short and nothing but a part of a line; else as `show` has it."""
+    return name if name.isprintable() and len(name) <= SHOWN else show(name)
+
+
 def show(value: object) -> str:
     """A value as JSON on one line, cut where it is long."""
     try:
         text = json.dumps(value, default=str)
     except RecursionError:  # what json.loads could just read
         text = f"a {type(value).__name__}"
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

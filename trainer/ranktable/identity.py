@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from trainer.errors import UsageError
+from trainer.ranktable.fields import plain
 from trainer.ranktable.table import RankTable, Server
 
 POD_UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -112,13 +113,11 @@ def _by_position(table: RankTable, possible: list[Server], identity: Identity) -
 
 
 def _mine(identity: Identity) -> str:
-    return " ".join(f"{name}={value}" for name, value in identity.names.items()) or "nothing"
+    return " ".join(f"{name}={plain(value)}" for name, value in identity.names.items()) or "nothing"
 
 
 def _theirs(table: RankTable) -> str:
-    shown = [
-        "/".join(dict.fromkeys(name for name in (server.pod_name, server.server_id, server.container_ip) if name))
-        for server in table.servers[:8]
-    ]
+    names = ((server.pod_name, server.server_id, server.container_ip) for server in table.servers[:8])
+    shown = ["/".join(dict.fromkeys(plain(name) for name in one if name)) for one in names]
     more = len(table.servers) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -14,7 +14,7 @@ from typing import Literal
 
 from trainer.config import TrainConfig
 from trainer.errors import UsageError
-from trainer.ranktable import Identity, RankTable, Server, copy_regular, find_me, wait_until_completed
+from trainer.ranktable import Identity, RankTable, Server, copy_regular, find_me, is_ip, wait_until_completed
 from trainer.topology.ports import check_port_is_free, free_port
 from trainer.topology.visible import Visible
 
@@ -205,8 +205,8 @@ def _table_address(config: TrainConfig, environ: Mapping[str, str], table: RankT
         return LOOPBACK
     first = table.servers[0]
     known = first.container_ip or first.host_ip or environ.get("MASTER_ADDR")
-    if known is None and table.version == "group_list":
-        known = first.server_id  # the host's address: hccl-controller takes nothing else
+    if known is None and is_ip(first.server_id):  # the host's: hccl-controller takes nothing else, nor do most people
+        known = first.server_id
     if known is None:
         raise UsageError("the rank table does not say where rank 0 is: add --master-addr")
     return known
