@@ -8,10 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 import trainer
+from tests.unit.test_ranktable import server_list
 from trainer.config import TrainConfig
 from trainer.errors import UsageError
 from trainer.ranktable import parse
@@ -196,6 +198,69 @@ def test_an_ascend_job_with_a_table_waits_for_all_its_devices(tmp_path: Path) ->
     assert topology(tmp_path, environ, rank_table=path).node_rank == 1
     with pytest.raises(UsageError, match="it has 8 devices, not 16"):
         topology(tmp_path, {**environ, "WORLD_SIZE": "16"}, rank_table=path, rank_table_timeout_s=0.01)
+
+
+def recorded_pods(name: str) -> list[tuple[dict[str, str], tuple[int, ...]]]:
+    """The environment that the operator gave to each pod of an AscendJob, and its devices."""
+    pods = json.loads((RECORDED / f"{name}.json").read_text())["pods_full"]
+    return [
+        (
+            {"POD_UID": pod["uid"], "POD_IP": pod["podIP"]}
+            | {one["name"]: one["value"] for one in pod["container"]["env"] if "value" in one},
+            tuple(int(word.rpartition("-")[2]) for word in pod["annotations"]["huawei.com/Ascend910"].split(",")),
+        )
+        for pod in pods
+    ]
+
+
+@pytest.mark.parametrize("name", ["op-HEAD-acjob-1x8", "op-HEAD-acjob-2x4", "op-HEAD-acjob-worker-fails"])
+def test_an_ascend_job_as_recorded_is_placed_by_its_environment_as_by_its_table(tmp_path: Path, name: str) -> None:
+    path = recorded(tmp_path, name, -1 if name != "op-HEAD-acjob-2x4" else 1)
+    pods = recorded_pods(name)
+    for node_rank, (environ, chips) in enumerate(pods):
+        with mock.patch("trainer.topology.discover.check_port_is_free"):  # 2222 may be taken where this runs
+            alone = topology(tmp_path, environ, npus(*chips))
+            by_table = topology(tmp_path, environ, npus(*chips), rank_table=path)
+        assert (alone.source, by_table.source) == ("AscendJob", "rank table")
+        assert alone.workers == by_table.workers
+        assert [worker.device_id for worker in alone.workers] == list(chips)
+        assert (alone.world_size, alone.nodes, alone.node_rank) == (8, len(pods), node_rank)
+        assert (alone.master_addr, alone.master_port) == (environ["MASTER_ADDR"], 2222)
+        assert by_table.master_addr == ("127.0.0.1" if len(pods) == 1 else pods[0][0]["POD_IP"])
+
+
+def test_an_ascend_job_that_only_limits_its_devices_is_placed_by_its_table_alone(tmp_path: Path) -> None:
+    """The operator injects neither ranks nor a master, and yet completes the table."""
+    ((environ, chips),) = recorded_pods("op-HEAD-acjob-limits-only")
+    assert "RANK" not in environ
+    found = topology(tmp_path, environ, npus(*chips), rank_table=recorded(tmp_path, "op-HEAD-acjob-limits-only", 1))
+    assert (found.source, found.world_size) == ("rank table", 8)
+
+
+def test_a_service_that_names_a_table_and_tells_pods_nothing_of_themselves_needs_their_place(tmp_path: Path) -> None:
+    """As ModelArts: RANK_TABLE_FILE names a `group_list` table, and each pod knows its index alone."""
+    path = recorded(tmp_path, "hccl-controller-6.0.RC3-v1-vc-2x4", 1)
+    environ = {"RANK_TABLE_FILE": str(path)}
+    with pytest.raises(UsageError, match="cannot tell which of the table's 2 servers this is"):
+        topology(tmp_path, environ, rank_table_timeout_s=0.01)
+    found = topology(tmp_path, environ, npus(*range(8)), nodes=2, npus=4, node_rank=1)
+    assert (found.source, found.world_size, found.node_rank) == ("rank table", 8, 1)
+    servers = parse(path.read_text()).servers
+    assert [(one.rank, one.device_id) for one in found.workers] == [(d.rank, d.device_id) for d in servers[1].devices]
+    assert found.master_addr == servers[0].server_id
+
+
+def test_a_table_that_names_hosts_alone_says_who_the_master_is(tmp_path: Path) -> None:
+    """As people write them: neither container_ip nor host_ip, but each server_id is an address."""
+    path = tmp_path / "hccl.json"
+    table = server_list(2, 2)
+    for server in table["server_list"]:
+        del server["host_ip"], server["container_ip"]
+    path.write_text(json.dumps(table))
+    assert topology(tmp_path, {"HOST_IP": "10.0.0.2"}, rank_table=path).master_addr == "10.0.0.1"
+    path.write_text(json.dumps(table).replace('"10.0.0.1"', '"node-a"'))
+    with pytest.raises(UsageError, match="does not say where rank 0 is: add --master-addr"):
+        topology(tmp_path, {"HOST_IP": "10.0.0.2"}, rank_table=path)
 
 
 def test_torchrun_with_a_table_checks_that_they_agree(tmp_path: Path) -> None:
