@@ -12,16 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.testbed import images
+from tests.cluster.testbed import images, runtime
 from tests.cluster.testbed.cluster import Cluster, namespace
 from tests.cluster.testbed.storage import claims
 
 REPOSITORY = Path(__file__).parents[2]
-# The trainer computes on the CPU of the pods, which ask for simulated NPUs all the same.
-POD = (
+IMAGE = (
     *("--image", images.TRAINER, "--image-pull-policy", "Never", "--shm", "128Mi", "--scratch", "128Mi"),
-    *("--env", "PNAS_DEVICE=cpu", "--env", "OMP_NUM_THREADS=1"),
+    *("--env", "OMP_NUM_THREADS=1"),
 )
+# The trainer computes on the CPU of the pods, which ask for simulated NPUs all the same.
+POD = (*IMAGE, "--env", "PNAS_DEVICE=cpu")
+# It computes on the NPUs that they are given, emulated.
+NPU_POD = (*IMAGE, "--env", runtime.ASKS_FOR_NPUS, "--device", "npu")
 SMALL = (
     *("--model", "pnasnet5tiny", "--image-size", "32", "--batch-size", "8", "--workers", "0", "--aux", "none"),
     *("--steps", "4", "--warmup-steps", "1", "--log-interval", "1", "--grace-s", "10"),

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.launching import POD, SMALL, Terminal, restricted
+from tests.cluster.launching import NPU_POD, POD, SMALL, Terminal, restricted
 from tests.cluster.testbed.cluster import Cluster
+from tests.cluster.testbed.npu import RESOURCE
 from tests.cluster.testbed.ranktable_writer import ranktable_writer
 from tests.cluster.testbed.volcano_install import SCHEDULER, Volcano
 from tests.cluster.waiting import until
+from tests.local.conftest import Finished, train
+from tests.npu.machine import build
 
 pytestmark = pytest.mark.usefixtures("rank_tables")
 
@@ -53,6 +56,63 @@ def test_a_gang_of_two_nodes_trains_as_one(terminal: Terminal) -> None:
     assert "world_size=16" in done.stdout
     assert " lines from 16 devices, 0 missing" in done.stdout
     assert {pod["spec"]["nodeName"] for pod in terminal.pods("gang")} == {"node1", "node2"}
+
+
+@pytest.fixture
+def two_chips_each(cluster: Cluster) -> Iterator[dict[str, list[str]]]:
+    """The only healthy ones of each node: a pod that asks for two has a node of its own, and not its first chips."""
+    chips = {"node1": {4, 6}, "node2": {1, 2}}
+
+    def allocatable() -> list[str]:
+        return [node["status"]["allocatable"][RESOURCE] for node in cluster.get("nodes")["items"]]
+
+    for node in cluster.nodes:
+        node.make_unhealthy(set(range(8)) - chips[node.name])
+    until(lambda: allocatable() == ["2", "2"], allocatable)
+    try:
+        yield {name: [str(chip) for chip in sorted(healthy)] for name, healthy in chips.items()}
+    finally:
+        for node in cluster.nodes:
+            node.make_unhealthy(set())
+        until(lambda: allocatable() == ["8", "8"], allocatable)
+
+
+def test_emulated_npus_of_two_nodes_train_by_their_rank_table_and_as_cpus_do(
+    terminal: Terminal, two_chips_each: dict[str, list[str]], digits: Path, tmp_path: Path
+) -> None:
+    build()
+    recipe = (*SMALL, "--mode", "full", "--epochs", "1", "--precision", "fp32", "--lr", "0.05")
+    words = ("--npus", "2", "--nodes", "2", "--name", "npus", "--env", "NPU_EMULATED_LOG=/output/calls")
+    done = terminal.run("submit", *NPU_POD, *recipe, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " lines from 4 devices, 0 missing" in done.stdout
+    assert {line.count("device=Ascend910-emulated") for line in done.stdout.splitlines() if "] start " in line} == {1}
+    assert "torch_npu=2.9.0+emulated" in done.stdout
+    assert_by_the_table(terminal, "npus", two_chips_each)
+    on_cpus = (*recipe, "--device", "cpu", "--npus", "4")
+    there = train(tmp_path, *on_cpus, data=digits, environ={"OMP_NUM_THREADS": "1"})
+    assert there.code == 0, there.stdout
+    here = Finished(done.returncode, done.stdout, done.stderr, terminal.output("npus"))
+    assert here.metrics("step") == there.metrics("step")
+
+
+def assert_by_the_table(terminal: Terminal, job: str, chips: dict[str, list[str]]) -> None:
+    """Every rank sat on its device, which HCCL has read, too: from a regular file, for it takes no ConfigMap's link."""
+    data = terminal.cluster.get("configmap", f"rings-config-{job}", "--namespace", terminal.namespace)["data"]
+    servers = json.loads(data["hccl.json"])["server_list"]
+    pods = {pod["status"]["podIP"]: pod for pod in terminal.pods(job)}
+    placed = [pods[server["container_ip"]] for server in servers]
+    # The pods' own order would be the other one.
+    assert [pod["metadata"]["name"] for pod in placed] == [f"{job}-worker-1", f"{job}-worker-0"]
+    assert {pod["spec"]["nodeName"] for pod in placed} == chips.keys()
+    calls = (terminal.output(job).parent / "calls").read_text()
+    for server, pod in zip(servers, placed, strict=True):
+        assert [device["device_id"] for device in server["device"]] == chips[pod["spec"]["nodeName"]]
+        log = terminal.cluster.kubectl("logs", pod["metadata"]["name"], "--namespace", terminal.namespace)
+        for place, device in enumerate(server["device"]):
+            rank = device["rank_id"]
+            assert f"[rank {rank} npu:{place} #1] " in log
+            assert f"(backend=hccl, rank={rank}, device={place}, table={device['device_id']})" in calls
 
 
 def test_a_pod_that_is_deleted_restarts_the_job_which_goes_on_bit_for_bit(terminal: Terminal) -> None:

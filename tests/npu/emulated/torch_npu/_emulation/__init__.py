@@ -1,7 +1,9 @@
 """What makes the stand-in run: the C++ backend, its name in torch, and HCCL's process group over gloo."""
 
+import json
 import os
 from datetime import timedelta
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -36,10 +38,20 @@ def note_call(name: str, **arguments: object) -> None:
     core.note(f"{name}({', '.join(f'{key}={value}' for key, value in arguments.items())})")
 
 
+def _device_in_table(rank: int) -> str | None:
+    """The device of a rank by the table in RANK_TABLE_FILE; the real one, too, passes over a link without a word."""
+    path = Path(os.environ.get("RANK_TABLE_FILE", ""))
+    if not path.is_file() or path.is_symlink():
+        return None
+    devices = (one for server in json.loads(path.read_text())["server_list"] for one in server["device"])
+    return next((str(one["device_id"]) for one in devices if one["rank_id"] == str(rank)), None)
+
+
 def _hccl(options: Any, _backend_options: Any) -> Any:
     limit = timedelta(seconds=float(os.environ.get("HCCL_EXEC_TIMEOUT", HCCL_EXEC_TIMEOUT_S)))
     # The real one opens the device here, or in the first collective.
-    note_call("init_process_group", backend="hccl", rank=options.group_rank, device=core.current_device())
+    rank, device = options.group_rank, core.current_device()
+    note_call("init_process_group", backend="hccl", rank=rank, device=device, table=_device_in_table(rank))
     gloo = dist.ProcessGroupGloo(
         options.store, options.group_rank, options.group_size, timeout=min(options.timeout, limit)
     )

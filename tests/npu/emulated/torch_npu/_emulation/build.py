@@ -16,7 +16,7 @@ from types import ModuleType
 import torch
 
 SOURCES = Path(__file__).parent / "src"
-CACHE = Path.home() / ".cache/pnas/npu-emulated"
+CACHE = Path(os.environ.get("NPU_EMULATED_CACHE", Path.home() / ".cache/pnas/npu-emulated"))
 NAME = "npu_emulation_c"
 CXX20_SINCE = (2, 12)
 # Sources are compiled side by side; more at once would need gigabytes.
