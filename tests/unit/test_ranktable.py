@@ -208,6 +208,8 @@ DEVICE = ("server_list", 0, "device", 1)
         ),
         (changed(super_pods(2), "super_pod_list", to=...), "super_pod_list is missing"),
         (changed(rank_list(2), "rank_count", to=3), "rank_count 3 is not the number of rank_list entries, 2"),
+        (changed(rank_list(2), "rank_count", to=...), "rank_count is missing"),
+        (changed(rank_list(2), "rank_list", 1, "local_id", to=...), "rank_list[1].local_id is missing"),
         (changed(rank_list(2), "rank_list", 1, "rank_id", to="1"), "must be a number of at least 0, without quotes"),
         (
             changed(rank_list(2), "rank_list", 1, "level_list", 1, "net_instance_id", to=...),

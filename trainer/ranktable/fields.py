@@ -50,7 +50,7 @@ def number_of(entry: Mapping[str, Json], key: str, where: str) -> int:
 
 def whole_of(entry: Mapping[str, Json], key: str, where: str) -> int:
     """A count or id of version 2.0, which writes numbers as numbers."""
-    value = entry.get(key)
+    value = _there(entry, key, where)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         refuse(path_of(where, key), value, "must be a number of at least 0, without quotes")
     return value
@@ -58,9 +58,7 @@ def whole_of(entry: Mapping[str, Json], key: str, where: str) -> int:
 
 def text_of(entry: Mapping[str, Json], key: str, where: str) -> str:
     """A string that has to be there; it may be empty."""
-    if key not in entry:
-        raise UsageError(f"{path_of(where, key)} is missing")
-    value = entry[key]
+    value = _there(entry, key, where)
     if not isinstance(value, str):
         refuse(path_of(where, key), value, "must be a string")
     return value
@@ -68,9 +66,7 @@ def text_of(entry: Mapping[str, Json], key: str, where: str) -> str:
 
 def list_of(entry: Mapping[str, Json], key: str, where: str) -> list[Json]:
     """A list that has to be there, with at least one entry."""
-    if key not in entry:
-        raise UsageError(f"{path_of(where, key)} is missing")
-    value = entry[key]
+    value = _there(entry, key, where)
     if not isinstance(value, list) or not value:
         refuse(path_of(where, key), value, "must be a list with at least one entry")
     return value
@@ -107,3 +103,9 @@ def show(value: object) -> str:
     except RecursionError:  # what json.loads could just read
         text = f"a {type(value).__name__}"
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def _there(entry: Mapping[str, Json], key: str, where: str) -> Json:
+    if key not in entry:
+        raise UsageError(f"{path_of(where, key)} is missing")
+    return entry[key]

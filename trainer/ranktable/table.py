@@ -169,8 +169,8 @@ def _super_pods(table: Mapping[str, Json]) -> list[Server]:
 
 def _rank_list(table: Mapping[str, Json]) -> list[Server]:
     entries = list_of(table, "rank_list", "")
-    count = table.get("rank_count")
-    if isinstance(count, bool) or count != len(entries):
+    count = whole_of(table, "rank_count", "")
+    if count != len(entries):
         refuse("rank_count", count, f"is not the number of rank_list entries, {len(entries)}")
     ranked = []
     for i, entry in enumerate(entries):
