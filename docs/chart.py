@@ -23,7 +23,7 @@ from launcher.readiness import ALONE, SHARED
 from launcher.render import INDEX
 from launcher.rights import CLUSTER_VERBS, rules
 from launcher.spec import NAME_PATTERN, JobOptions
-from trainer.config import MODE_PRESETS, TrainConfig
+from trainer.config import EMULATED, MODE_PRESETS, TrainConfig
 
 CHART = Path(__file__).parents[1] / "charts" / "pnas"
 # The claims are values of their own.
@@ -141,7 +141,13 @@ def _settings(more: Set[str] = frozenset()) -> dict[str, Any]:
     left_out = (_NO_SETTINGS | _NOT_THE_CHARTS) - more
     found = {name: _setting(field, _TEXTS.get(name, {})) for name, field in _fields().items() if name not in left_out}
     # Which of them a pod can have depends on the hardware, which may stand elsewhere: the templates look at both.
-    return {**found, "npus": {**found["npus"], "enum": _counts()}}
+    # Emulated NPUs are for a checkout.
+    devices = [kind for kind in found["device"]["enum"] if kind != EMULATED]
+    return {
+        **found,
+        "npus": {**found["npus"], "enum": _counts()},
+        "device": {**found["device"], "enum": devices},
+    }
 
 
 def _counts() -> list[int]:

@@ -9,16 +9,20 @@ from pathlib import Path
 
 from launcher.errors import ConflictError, RequestError
 from launcher.spec import JobSpec
+from trainer.config import EMULATED, emulated_machine
 
 
 def check(spec: JobSpec) -> None:
     """Raise for the first thing that stands in the way.
 
     Raises:
+        ConfigError: emulated NPUs are meant, and there are none.
         RequestError: data, weights, rank table or output cannot be used.
         ConflictError: the output folder holds an earlier run.
     """
     train = spec.train
+    if train.device == EMULATED:
+        emulated_machine()
     if train.nodes > 1:
         raise RequestError(f"--nodes {train.nodes}: the local backend has this machine only; leave --nodes out")
     needed = ("val",) if train.mode == "eval" else ("train", "val")

@@ -19,7 +19,7 @@ from launcher.cluster_options import PLACE, ClusterOptions
 from launcher.errors import RequestError
 from launcher.hardware import PRESETS, Hardware, refusal
 from launcher.overlay import read_overlay
-from trainer.config import TrainConfig
+from trainer.config import EMULATED, TrainConfig
 from trainer.config.layers import flag_name
 
 OUTPUT = Path("/output")
@@ -203,6 +203,10 @@ def _for_pods(options: JobOptions, train: TrainConfig, given: Sequence[str]) -> 
     ):
         if name in given:
             raise RequestError(f"{flag_name(name)}: on a cluster {why}; leave it out")
+    if train.device == EMULATED:
+        raise RequestError(
+            f"--device {EMULATED}: pods have no emulated NPUs; leave it out, or use --backend local in a checkout"
+        )
     if options.image is None:
         raise RequestError("--image is missing: the image that holds the trainer, like registry.example/pnas:0.1.0")
     output = train.output if "output" in given else OUTPUT

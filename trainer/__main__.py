@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from trainer.config import TrainConfig, settings, user_layers
+from trainer.config import EMULATED, TrainConfig, emulated_machine, settings, user_layers
 from trainer.config.options import option_parameters, typed
 from trainer.data.commands import data_app
 from trainer.ending import Ending
@@ -72,9 +72,12 @@ def train(*, profile: Profile = None, **options: Any) -> int:
     given, _ = settings(layers, partial=True)
     if given.resume is None:
         settings(layers)  # nothing is still to come that could make them agree
-    visible = visible_devices(given.device, os.environ)
+    facts = read_facts(os.environ, ask_npu_smi=False)
+    if given.device == EMULATED and not facts.emulated:
+        os.execv(sys.executable, (sys.executable, str(emulated_machine()), sys.executable, *sys.orig_argv[1:]))
+    visible = visible_devices("npu" if given.device == EMULATED else given.device, os.environ)
     if visible.kind == "npu":
-        for line in first_lines(read_facts(os.environ, ask_npu_smi=False)):
+        for line in first_lines(facts):
             _note(line)
     ending = Ending()
     with ending.watching(), tempfile.TemporaryDirectory(prefix="pnas-") as scratch:

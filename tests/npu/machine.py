@@ -1,17 +1,22 @@
-"""A machine with emulated NPUs: the environment in which programs find them, and a shell in it for a person.
+"""A machine with emulated NPUs: `python tests/npu/machine.py COMMAND` runs a command on it, without one a shell.
 
-`python -m tests.npu.machine` starts the shell. The devices are this machine's CPU; see emulated/torch_npu.
+The devices are this machine's CPU; see emulated/torch_npu. `--device npu-emulated` starts the trainer by this program.
 """
 
+import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 EMULATED = Path(__file__).parent / "emulated"
 APEX = Path(__file__).parent / "emulated_apex"
 CACHE = Path.home() / ".cache/pnas/npu-emulated"
 DEVICES = 8
+HELLO = f"""\
+{DEVICES} emulated NPUs (not real ones: their numbers and speed say nothing about an NPU). For example:
+  python -m launcher submit --backend local --device npu --npus 2 --profile digits --data-path data/digits
+"""
 
 
 def environment(*, apex: bool = False) -> dict[str, str]:
@@ -25,22 +30,35 @@ def environment(*, apex: bool = False) -> dict[str, str]:
 
 
 def build() -> None:
-    """Build the device, so that no run has to wait for it."""
-    subprocess.run([sys.executable, "-c", "import torch"], check=True, env={**os.environ, **environment()})
+    """Build the device, so that no run has to wait for it.
+
+    Raises:
+        RuntimeError: there is no compiler, or it fails.
+    """
+    # Within its package it would be imported with what it is to build.
+    spec = importlib.util.spec_from_file_location("build_npu", EMULATED / "torch_npu/_emulation/build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    building = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(building)
+    if not building.place().exists():
+        sys.stderr.write("building the emulated NPU: under a minute, once\n")
+        building.library()
 
 
-def main() -> int:
-    """A shell in which `--device npu` trains on emulated NPUs."""
-    build()
-    sys.stdout.write(
-        f"{DEVICES} emulated NPUs (not real ones: their numbers and speed say nothing about an NPU). For example:\n"
-        "  python -m launcher submit --backend local --device npu --npus 2 --profile digits --data-path data/digits\n"
-    )
-    sys.stdout.flush()
-    return subprocess.run(
-        [os.environ.get("SHELL", "/bin/sh")], check=False, env={**os.environ, **environment()}
-    ).returncode
+def main(command: list[str]) -> NoReturn:
+    """Become the command, or a shell for `--device npu` on emulated NPUs; without a compiler, end with 2."""
+    try:
+        build()
+    except RuntimeError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    if not command:
+        sys.stdout.write(HELLO)
+        sys.stdout.flush()
+        command = [os.environ.get("SHELL", "/bin/sh")]
+    os.execvpe(command[0], command, {**os.environ, **environment()})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(sys.argv[1:])

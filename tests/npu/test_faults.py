@@ -68,9 +68,3 @@ def test_bf16_is_refused_where_the_device_has_none(run: Run) -> None:
     done = run("bf16", *SHORT, "--precision", "bf16", environ={"NPU_EMULATED_INF_NAN": "0"})
     assert done.code == 2
     assert "--precision bf16: Ascend910-emulated has no bfloat16" in done.stdout
-
-
-def test_bf16_trains_where_the_device_has_it(run: Run) -> None:
-    done = run("bf16-too", *SHORT, "--precision", "bf16")
-    assert done.code == 0, done.stdout
-    assert done.events("start")[0]["precision"] == "bf16"

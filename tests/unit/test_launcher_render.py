@@ -155,6 +155,7 @@ def test_an_overlay_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
         ({"npus": 16}, "for more, add --nodes"),
         ({"nodes": 0}, "--nodes 0"),
         ({"image": None}, "--image is missing"),
+        ({"device": "npu-emulated"}, "--device npu-emulated: pods have no emulated NPUs"),
         ({"memory": "3Q"}, "--memory 3Q: is not a quantity"),
         ({"memory": "512m"}, "--memory 512m: is less than a MiB"),
         ({"cpu": "0"}, "--cpu 0: must be more than 0"),

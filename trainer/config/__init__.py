@@ -4,14 +4,17 @@ This package is the only part of the trainer that the launcher may import. It im
 kubernetes, so that a command line answers at once.
 """
 
+from trainer.config.emulated import EMULATED, emulated_machine
 from trainer.config.layers import ConfigError, Layer, environment_layer, profile_layer, resolve
 from trainer.config.train import MODE_PRESETS, TrainConfig, mode_layer, resolve_train_config, settings, user_layers
 
 __all__ = [
+    "EMULATED",
     "MODE_PRESETS",
     "ConfigError",
     "Layer",
     "TrainConfig",
+    "emulated_machine",
     "environment_layer",
     "mode_layer",
     "profile_layer",

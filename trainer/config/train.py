@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from trainer.config.emulated import EMULATED
 from trainer.config.interval import Interval
 from trainer.config.layers import PARTIAL, Layer, environment_layer, profile_layer, resolve
 
@@ -154,7 +155,11 @@ class TrainConfig(BaseModel):
     ema: float = option(0.0, "Decay of the weights' moving average; 0 is off.", group="Optimisation", ge=0, lt=1)
 
     # Devices
-    device: Literal["auto", "npu", "cuda", "cpu"] = option("auto", "Kind of device.", group="Devices")
+    device: Literal["auto", "npu", "cuda", "cpu", "npu-emulated"] = option(
+        "auto",
+        "Kind of device; npu-emulated (the CPU as an NPU, for tests) is for a checkout, not for pods.",
+        group="Devices",
+    )
     npus: Annotated[int | None, Optional] = option(
         None, "Devices on this node. [default: all of them; 1 on a CPU]", group="Devices", ge=1
     )
@@ -210,7 +215,7 @@ class TrainConfig(BaseModel):
             raise ValueError("--nesterov needs --momentum above 0")
         if self.mode in TRAINING and 0 < self.epochs <= self.warmup_epochs:
             raise ValueError(f"--warmup-epochs {self.warmup_epochs} leaves no epoch of --epochs {self.epochs}")
-        if self.channels_last and self.device == "npu":
+        if self.channels_last and self.device in ("npu", EMULATED):
             raise ValueError("--channels-last is slow on an NPU: leave it out")
         if self.mode in TRAINING and self.epochs == 0:
             raise ValueError(f"--mode {self.mode} needs --epochs of at least 1")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.environment.parsing import NpuSmi, parse_hccn, parse_npu_smi, parse_version
-from trainer.topology.visible import visible_devices
+from trainer.topology.visible import FOLDER_VARIABLE, visible_devices
 
 PACKAGES = ("pnas", "torch", "torch-npu", "apex", "torchvision")
 # What CANN, HCCL and torch_npu read, and the two that share out a node's processors.
@@ -56,6 +56,11 @@ class Facts:
     machine_cpus: int = 1
 
     @property
+    def emulated(self) -> bool:
+        """Whether the NPUs are those of tests/npu: this machine's CPU."""
+        return self.packages.get("torch-npu", "").endswith("+emulated")
+
+    @property
     def has_npu(self) -> bool:
         """Whether there are NPUs, or a driver that would show them."""
         return bool(self.device_files or (self.npu_smi and self.npu_smi.chips))
@@ -82,7 +87,7 @@ def read_facts(environ: Mapping[str, str], root: Path = Path("/"), *, ask_npu_sm
         unsourced=None if home else _unsourced(root),
         driver=parse_version(_text(root / "usr/local/Ascend/driver/version.info")),
         libraries={name: _loadable(name, environ) for name in LIBRARIES},
-        device_files=visible_devices("npu", {}, root / "dev").ids,
+        device_files=visible_devices("npu", {}, Path(environ.get(FOLDER_VARIABLE, root / "dev"))).ids,
         npu_smi=npu_smi,
         npu_smi_error=error,
         hccn=parse_hccn(_text(root / "etc/hccn.conf")) if (root / "etc/hccn.conf").exists() else None,

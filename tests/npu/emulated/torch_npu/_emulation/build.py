@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import runpy
 import subprocess
 import sysconfig
 import tempfile
@@ -12,8 +13,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-
-import torch
 
 SOURCES = Path(__file__).parent / "src"
 CACHE = Path(os.environ.get("NPU_EMULATED_CACHE", Path.home() / ".cache/pnas/npu-emulated"))
@@ -34,18 +33,33 @@ def load() -> ModuleType:
 
 
 def library() -> Path:
-    """Path of the library; the first call builds it (under a minute on two free cores), others wait for that."""
-    folder = CACHE / f"{torch.__version__}-{_key()}"
-    built = folder / f"{NAME}.so"
+    """Path of the library; the first call builds it (under a minute on two free cores), others wait for that.
+
+    Raises:
+        RuntimeError: there is no compiler, or it fails.
+    """
+    built = place()
     if not built.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         with _locked(CACHE / "lock"):
             if not built.exists():
                 with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-") as scratch:
                     _compile(Path(scratch))
-                    folder.mkdir(exist_ok=True)
+                    built.parent.mkdir(exist_ok=True)
                     (Path(scratch) / built.name).rename(built)
     return built
+
+
+def place() -> Path:
+    """Where the library of this torch and these sources is, or will be. It does not load torch."""
+    return CACHE / f"{_torch_version()}-{_key()}" / f"{NAME}.so"
+
+
+def _torch_version() -> str:
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None
+    assert spec.origin is not None
+    return str(runpy.run_path(str(Path(spec.origin).with_name("version.py")))["__version__"])
 
 
 def _key() -> str:
@@ -66,7 +80,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _compile(scratch: Path) -> None:
     from torch.utils.cpp_extension import include_paths, library_paths  # takes setuptools along: only to build
 
-    major, minor = map(int, torch.__version__.split(".")[:2])
+    major, minor = map(int, _torch_version().split(".")[:2])
     flags = [
         *("-O1", "-fPIC", "-w", "-std=c++20" if (major, minor) >= CXX20_SINCE else "-std=c++17"),
         *("-DUSE_DISTRIBUTED", "-DUSE_C10D_GLOO", f"-DTORCH_EXTENSION_NAME={NAME}", "-D_GLIBCXX_USE_CXX11_ABI=1"),

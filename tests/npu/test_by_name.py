@@ -1,0 +1,55 @@
+"""A checkout has emulated NPUs by name, `--device npu-emulated`; nothing else has them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.local.interrupted import recipe
+from tests.npu.conftest import SHORT
+from trainer.__main__ import main
+from trainer.config import emulated
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.mark.usefixtures("npus")
+def test_the_launcher_trains_on_emulated_npus_in_bf16_and_says_that_they_are(digits: Path, tmp_path: Path) -> None:
+    options = recipe("--device", "npu-emulated", "--npus", "1", "--precision", "bf16", *SHORT)
+    where = ("--data-path", str(digits), "--output", str(tmp_path / "output"), "--name", "by-name")
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher", "submit", "--backend", "local", *where, *options],
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (start,) = (line for line in done.stdout.splitlines() if line.startswith("[rank 0 npu:0] start "))
+    assert " device=Ascend910-emulated precision=bf16 " in start
+    assert "device: npu-emulated\n" in (tmp_path / "output/by-name/config.yaml").read_text()
+
+
+def test_where_there_is_no_checkout_it_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emulated, "_MACHINE", tmp_path / "tests/npu/machine.py")
+    assert main(["--device", "npu-emulated", "--data-path", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --device npu-emulated: the emulated NPU is a part of the tests, and there is no ")
+    assert line.endswith("run it from a checkout of the source, or use --device cpu")
+
+
+def test_where_it_cannot_be_built_the_compilers_absence_is_said_and_nothing_is_made(tmp_path: Path) -> None:
+    machine = REPOSITORY / "tests/npu/machine.py"
+    environ = {**os.environ, "HOME": str(tmp_path), "CXX": "no-such-compiler"}
+    command = [sys.executable, str(machine), sys.executable, "-c", "print('has run')"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == (
+        "error: the emulated npu needs a C++ compiler: no no-such-compiler; install g++, or set CXX"
+    )
