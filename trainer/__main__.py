@@ -76,9 +76,8 @@ def train(*, profile: Profile = None, **options: Any) -> int:
     if given.device == EMULATED and not facts.emulated:
         os.execv(sys.executable, (sys.executable, str(emulated_machine()), sys.executable, *sys.orig_argv[1:]))
     visible = visible_devices("npu" if given.device == EMULATED else given.device, os.environ)
-    if visible.kind == "npu":
-        for line in first_lines(facts):
-            _note(line)
+    for line in first_lines(facts, device=visible.kind, workers=given.workers):
+        _note(line)
     ending = Ending()
     with ending.watching(), tempfile.TemporaryDirectory(prefix="pnas-") as scratch:
         topology = discover(given, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,14 @@ def test_a_full_run_leaves_every_promised_file(trained: Finished) -> None:
     }
     assert promised <= names
     assert any(name.startswith("tensorboard/") for name in names)
+
+
+def test_a_run_begins_with_what_it_runs_on(trained: Finished) -> None:
+    first, *others = trained.stdout.splitlines()
+    assert re.fullmatch(r"environment torch=2\.\S+ python=3\.\S+ cpus=\d+", first)
+    assert not [
+        line for line in others if line.startswith("environment") and not line.startswith("environment problem:")
+    ]
 
 
 def test_every_line_of_every_device_is_numbered_without_gap(trained: Finished) -> None:

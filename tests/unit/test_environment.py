@@ -101,6 +101,15 @@ def test_what_fits_together_leaves_nothing_to_say() -> None:
     assert findings(RIGHT) == []
 
 
+def test_emulated_npus_need_neither_cann_nor_a_driver_and_are_called_what_they_are() -> None:
+    packages = {"torch": "2.14.1", "torch-npu": "2.9.0+emulated"}
+    here = dataclasses.replace(NO_NPU, packages=packages, device_files=tuple(range(8)))
+    (note,) = findings(here)
+    assert (note.level, note.text.split(":")[0]) == ("note", "the NPUs are emulated")
+    wrong = dataclasses.replace(here, variables={"ASCEND_RT_VISIBLE_DEVICES": "1,0"}, shm_bytes=64 * 2**20)
+    assert [finding.level for finding in findings(wrong)] == ["problem", "problem", "note"]
+
+
 def test_without_an_npu_only_what_holds_everywhere_is_judged() -> None:
     assert findings(NO_NPU) == []
 
@@ -247,9 +256,19 @@ def test_a_rank_table_that_is_a_link_is_recognised(node: Path) -> None:
 
 
 def test_a_run_on_npus_begins_with_its_versions_and_problems() -> None:
-    lines = list(first_lines(dataclasses.replace(RIGHT, cann="9.0.0")))
-    assert lines[0] == "environment torch=2.9.0+cpu torch_npu=2.9.0 cann=9.0.0 driver=24.1.rc3 apex=none npus=2"
+    lines = list(first_lines(dataclasses.replace(RIGHT, cann="9.0.0"), device="npu", workers=4))
+    assert lines[0] == (
+        "environment torch=2.9.0+cpu python=3.11.7 cpus=32 torch_npu=2.9.0 cann=9.0.0 driver=24.1.rc3 apex=none npus=2"
+    )
     assert [line.split(":")[0] for line in lines[1:]] == ["environment problem"]
+
+
+def test_a_run_without_npus_begins_with_what_concerns_it_alone() -> None:
+    small = dataclasses.replace(RIGHT, cann="9.0.0", shm_bytes=64 * 2**20)
+    lines = list(first_lines(small, device="cpu", workers=4))
+    assert lines[0] == "environment torch=2.9.0+cpu python=3.11.7 cpus=32"
+    assert [line.split(", ")[0] for line in lines[1:]] == ["environment problem: /dev/shm has 64 MiB"]
+    assert len(list(first_lines(small, device="cpu", workers=0))) == 1, "no loader needs it"
 
 
 def test_the_trainer_says_them_before_anything_can_fail(
@@ -262,7 +281,7 @@ def test_the_trainer_says_them_before_anything_can_fail(
     monkeypatch.setattr("trainer.__main__.read_facts", read)
     assert main(["--device", "npu", "--npus", "1", "--data-path", str(tmp_path)]) == 2
     said = capsys.readouterr()
-    assert said.out.startswith("environment torch=2.9.0+cpu torch_npu=2.9.0 ")
+    assert said.out.startswith("environment torch=2.9.0+cpu python=3.11.7 ")
     assert said.err.startswith("error: --npus asks for 1 npu devices")
 
 

@@ -5,13 +5,13 @@ import os
 import resource
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
 from trainer.environment.facts import Facts, read_facts
-from trainer.environment.findings import Finding, findings
+from trainer.environment.findings import Finding, findings, findings_without_npu
 
 SCHEMA = "pnas.environment/1"
 
@@ -40,12 +40,22 @@ def env(*, as_json: Annotated[bool, Parameter(name="--json", negative="", show_d
     return int(any(finding.level == "problem" for finding in found))
 
 
-def first_lines(facts: Facts) -> Iterator[str]:
-    """The short form that a run on NPUs begins with: one line of versions, and a line for each problem."""
-    values = {"torch": facts.packages.get("torch"), "torch_npu": facts.packages.get("torch-npu"), "cann": facts.cann}
-    values |= {"driver": facts.driver, "apex": facts.packages.get("apex"), "npus": str(len(facts.device_files))}
-    yield " ".join(["environment", *(f"{name}={value or 'none'}" for name, value in values.items())])
-    yield from (f"environment problem: {each.text}" for each in findings(facts) if each.level == "problem")
+def first_lines(facts: Facts, *, device: str, workers: int) -> Iterator[str]:
+    """The short form that a run begins with: one line of versions, and a line for each problem that it would have.
+
+    Args:
+        device: `npu`, `cuda` or `cpu`: what of the rest is here does not concern the run.
+        workers: loader processes of each device; without any, /dev/shm need not hold their batches.
+    """
+    versions = {"torch": facts.packages.get("torch"), "python": facts.python, "cpus": str(len(facts.cpus))}
+    if device == "npu":
+        versions |= {"torch_npu": facts.packages.get("torch-npu"), "cann": facts.cann, "driver": facts.driver}
+        versions |= {"apex": facts.packages.get("apex"), "npus": str(len(facts.device_files))}
+    yield " ".join(["environment", *(f"{name}={value or 'none'}" for name, value in versions.items())])
+    if not workers:
+        facts = replace(facts, shm_bytes=None)
+    found = findings(facts) if device == "npu" else findings_without_npu(facts)
+    yield from (f"environment problem: {each.text}" for each in found if each.level == "problem")
 
 
 def _lines(facts: Facts) -> Iterator[str]:
@@ -74,7 +84,8 @@ def _devices(facts: Facts) -> Iterator[str]:
     if not facts.has_npu:
         yield "no NPU: no /dev/davinci* here" + ("" if facts.npu_smi_error else ", and no npu-smi that shows one")
         return
-    yield f"/dev/davinci  {_ranges(facts.device_files) or 'none'}"
+    where = "emulated NPUs" if facts.emulated else "/dev/davinci "
+    yield f"{where} {_ranges(facts.device_files) or 'none'}"
     for chip in facts.npu_smi.chips if facts.npu_smi else ():
         memory = f", {chip.memory_used_mib} of {chip.memory_mib} MiB in use" if chip.memory_mib else ""
         yield f"NPU {chip.npu} chip {chip.chip}  {chip.name} at {chip.bus}: {chip.health}{memory}"

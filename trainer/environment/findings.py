@@ -3,7 +3,7 @@
 A problem keeps a run from starting, makes it fail later, or makes it slow without a word; a note is good to know.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +32,16 @@ class Finding:
 
 def findings(facts: Facts) -> list[Finding]:
     """All that is to be said, problems first."""
-    found = [finding for judge in JUDGES for finding in judge(facts)]
+    chips = EMULATED if facts.emulated else REAL
+    return _sorted(finding for judge in (*chips, *NPU, *EVERYWHERE) for finding in judge(facts))
+
+
+def findings_without_npu(facts: Facts) -> list[Finding]:
+    """What concerns a run that uses no NPU, whether there are any or not."""
+    return _sorted(finding for judge in EVERYWHERE for finding in judge(facts))
+
+
+def _sorted(found: Iterable[Finding]) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.level != "problem")
 
 
@@ -208,6 +217,9 @@ def _limits(facts: Facts) -> Iterator[Finding]:
             f"{facts.open_files} files may be open at once; many loader workers need more: ulimit -n "
             f"{min(facts.open_files_hard, 65536) if facts.open_files_hard > 0 else 65536}"
         )
+
+
+def _processors(facts: Facts) -> Iterator[Finding]:
     if facts.has_npu and len(facts.cpus) < 2 * len(facts.device_files):
         yield _problem(
             f"{len(facts.cpus)} of {facts.machine_cpus} processors for {len(facts.device_files)} NPUs: they will wait "
@@ -215,7 +227,12 @@ def _limits(facts: Facts) -> Iterator[Finding]:
         )
 
 
-JUDGES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
-    *(_torch_npu, _cann, _libraries, _driver, _devices, _visible, _network),
-    *(_timeouts, _rank_table, _settings, _limits),
-)
+def _emulated(_facts: Facts) -> Iterator[Finding]:
+    yield _note("the NPUs are emulated: they are this machine's CPU, and say nothing of an NPU's numbers or speed")
+
+
+Judge = Callable[[Facts], Iterator[Finding]]
+REAL: tuple[Judge, ...] = (_torch_npu, _cann, _libraries, _driver, _devices, _network, _processors)
+EMULATED: tuple[Judge, ...] = (_emulated,)
+NPU: tuple[Judge, ...] = (_visible, _timeouts, _rank_table, _settings)
+EVERYWHERE: tuple[Judge, ...] = (_limits,)
