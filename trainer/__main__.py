@@ -22,7 +22,7 @@ from trainer.help import HelpPage
 from trainer.inspection import inspect_app
 from trainer.ranktable.commands import ranktable_app
 from trainer.run_folder import console_log
-from trainer.runtime_defaults import runtime_defaults
+from trainer.runtime_defaults import hccl_limit_s, runtime_defaults
 from trainer.supervisor import WorkerCommand, supervise
 from trainer.topology import Topology, Worker, discover, visible_devices
 from trainer.worker_task import TASK_VARIABLE, WorkerTask
@@ -78,6 +78,8 @@ def train(*, profile: Profile = None, **options: Any) -> int:
     visible = visible_devices("npu" if given.device == EMULATED else given.device, os.environ)
     for line in first_lines(facts, device=visible.kind, workers=given.workers):
         _note(line)
+    if visible.kind == "npu":
+        hccl_limit_s(os.environ)  # before anything is created
     ending = Ending()
     with ending.watching(), tempfile.TemporaryDirectory(prefix="pnas-") as scratch:
         topology = discover(given, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)

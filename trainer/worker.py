@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from traceback import print_exception
 from types import TracebackType
 from typing import NoReturn
@@ -53,12 +54,14 @@ def main() -> NoReturn:
     """Run the task in the environment, and end the process with its exit code."""
     faulthandler.enable()
     die_with_supervisor()
-    sys.excepthook = _say_why
     task = WorkerTask.from_json(os.environ.pop(TASK_VARIABLE))
+    sys.excepthook = partial(_say_why, task.device)
     try:
         code, parts = run(task)
     except TrainerError as error:
         say(f"error {error}")
+        if isinstance(error.__cause__, ImportError | RuntimeError):
+            _quote(error.__cause__)
         _end(error.exit_code)
     _end(code, parts)
 
@@ -251,7 +254,7 @@ def _write_provenance(task: WorkerTask, config: TrainConfig, runtime: Device, da
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _say_why(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+def _say_why(device: str, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     """An unforeseen error: its traceback for the developer, then one line that the supervisor shows as the cause.
 
     Where a collective operation failed because a peer is gone, the traceback would only bury the peer's own reason;
@@ -259,12 +262,17 @@ def _say_why(kind: type[BaseException], error: BaseException, traceback: Traceba
     buffer in its place for the time of this hook, which the end of the process would lose.
     """
     reason = f"{kind.__name__}: {' '.join(str(error).split())}"
-    plain = explain(str(error))
+    plain = explain(str(error), device)
     if plain is not None:
         say(f"error {plain}")
-        print(*str(error).splitlines()[:OWN_WORDS], sep="\n")  # noqa: T201  # others' words, as they are
+        _quote(error)
         _end(1)
     if not blames_a_peer(reason.encode()):
         print_exception(kind, error, traceback, file=sys.stdout)
     say(f"error {reason}")
     _end(1)
+
+
+def _quote(error: BaseException) -> None:
+    """A library's own words, as they are."""
+    print(*str(error).splitlines()[:OWN_WORDS], sep="\n")  # noqa: T201

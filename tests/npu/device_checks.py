@@ -96,7 +96,7 @@ def test_autocast_computes_convolutions_in_fp16_and_losses_in_fp32() -> None:
 
 
 # torch 2.9.0's own loader gives the argument.
-@pytest.mark.filterwarnings("ignore:The argument 'device' of Tensor.pin_memory:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The argument 'device' of Tensor:DeprecationWarning")
 def test_batches_go_through_pinned_memory_from_loader_processes() -> None:
     data = TensorDataset(torch.arange(8))
     batches = [batch for (batch,) in DataLoader(data, 4, num_workers=1, pin_memory=True)]

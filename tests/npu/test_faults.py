@@ -1,8 +1,11 @@
 """An NPU that is worse than a CPU: each of its troubles is one line in plain words, with the library's own below."""
 
+from pathlib import Path
+
 import pytest
 
-from tests.local.conftest import Finished
+from tests.local.conftest import Finished, train
+from tests.local.interrupted import recipe
 from tests.npu.conftest import SHORT, Run
 
 FP32 = ("--precision", "fp32")
@@ -44,6 +47,27 @@ def test_a_collective_that_times_out_says_so(run: Run) -> None:
     done = run("timed-out", *SHORT, *FP32, "--npus", "2", "--grace-s", "1", environ=stuck)
     assert "rank=0 device=npu:0" in _cause(done)
     assert "HCCL waited too long for a peer (EI0002)" in _cause(done)
+
+
+def test_a_driver_that_is_not_mounted_is_said_before_its_own_words_and_not_by_torch(
+    digits: Path, tmp_path: Path, npus: dict[str, str]
+) -> None:
+    """Torch itself would load torch_npu, which every process of the run would die of."""
+    own = "libascend_hal.so: cannot open shared object file: No such file or directory"
+    package, info = tmp_path / "path/torch_npu", tmp_path / "path/torch_npu-2.9.0.dist-info"
+    package.mkdir(parents=True)
+    info.mkdir()
+    (package / "__init__.py").write_text(f"raise ImportError({own!r})\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-npu\nVersion: 2.9.0\n")
+    (info / "entry_points.txt").write_text("[torch.backends]\ntorch_npu = torch_npu:_autoload\n")
+    environ = {**npus, "PYTHONPATH": str(package.parent)}
+    options = recipe("--device", "npu", "--npus", "1", *SHORT)
+    done = train(tmp_path, *options, data=digits, name="unmounted", environ=environ)
+    assert done.code == 2
+    assert "Traceback" not in done.stdout + done.stderr
+    said = [line.partition("] ")[2] for line in done.stdout.splitlines() if line.startswith("[rank 0 npu:0 ")]
+    assert said[0].startswith("error --device npu: the NPU's driver is not in this container (libascend_hal.so): ")
+    assert said[1] == own
 
 
 def test_another_order_of_additions_is_another_result_but_not_by_much(run: Run) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.__main__ import worker_command
+from trainer.__main__ import main, worker_command
 from trainer.attempt import Attempt
 from trainer.config import TrainConfig
 from trainer.runtime_defaults import runtime_defaults
@@ -31,6 +31,7 @@ def test_torch_npu_finds_its_queue_level_before_torch_is_imported(
         (3600, {}, {"HCCL_EXEC_TIMEOUT": "3944", "HCCL_EVENT_TIMEOUT": "4012"}),
         (1e6, {}, {"HCCL_EXEC_TIMEOUT": "17340", "HCCL_EVENT_TIMEOUT": "17408"}),
         (900, {"HCCL_EXEC_TIMEOUT": "600"}, {"HCCL_EVENT_TIMEOUT": "668"}),
+        (900, {"HCCL_EXEC_TIMEOUT": "0"}, {}),
     ],
 )
 def test_hccl_waits_longer_than_the_watchdog_and_torch_npu_longer_than_hccl(
@@ -40,6 +41,27 @@ def test_hccl_waits_longer_than_the_watchdog_and_torch_npu_longer_than_hccl(
     assert {
         name: value for name, value in defaults.items() if name.endswith(("EXEC_TIMEOUT", "EVENT_TIMEOUT"))
     } == expected
+
+
+@pytest.mark.parametrize("text", ["20m", "-1", "1e3", "\u0661"])
+def test_a_limit_of_hccl_that_is_no_number_is_refused_before_anything_is_created(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/davinci0").touch()
+    monkeypatch.setenv("PNAS_DEVICE_FILES", str(tmp_path / "dev"))
+    monkeypatch.setenv("HCCL_EXEC_TIMEOUT", text)
+    assert main(["--device", "npu", "--data-path", str(tmp_path), "--output", str(tmp_path / "output")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: HCCL_EXEC_TIMEOUT={text}: is not a whole number of seconds: correct or unset it\n"
+    )
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("device", ["cpu", "npu"])
+def test_torch_is_imported_without_torch_npu(tmp_path: Path, device: str) -> None:
+    """One that cannot be loaded must neither end a run on the CPU nor hide why within torch's words."""
+    assert runtime_defaults(device, TrainConfig(), tmp_path / "run", {})["TORCH_DEVICE_BACKEND_AUTOLOAD"] == "0"
 
 
 def test_each_process_stays_on_its_npus_cores_and_keeps_compiled_operators_beside_the_runs(tmp_path: Path) -> None:

@@ -36,10 +36,9 @@ class NpuDevice:
         try:
             # Typed as Any: torch_npu has no stubs and is absent where the types are checked.
             self._torch_npu: Any = importlib.import_module("torch_npu")
-        except ImportError as error:
-            reason = explain(str(error)) or (
-                f"torch_npu cannot be loaded: {error}; install the torch_npu that matches this CANN and source its "
-                "set_env.sh, or use --device cpu"
+        except (ImportError, OSError, RuntimeError) as error:
+            reason = explain(str(error), self.kind) or (
+                f"torch_npu cannot be loaded ({type(error).__name__}): python -m trainer env says what is missing"
             )
             raise UsageError(f"--device npu: {reason}") from error
 
