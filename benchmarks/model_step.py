@@ -124,7 +124,7 @@ def _report(seconds: dict[str, dict[str, float]], mebibytes: dict[str, dict[str,
         "    python -m benchmarks.model_step",
         "",
         f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}, "
-        f"{_processor()}, {torch.get_num_threads()} threads",
+        f"{processor()}, {torch.get_num_threads()} threads",
         "",
         "| layout | step, ours | step, timm | ratio | peak, ours | peak, timm | ratio |",
         "|---|---|---|---|---|---|---|",
@@ -136,7 +136,7 @@ def _report(seconds: dict[str, dict[str, float]], mebibytes: dict[str, dict[str,
     return "\n".join(lines), time_ratio <= TIME_BAR and memory_ratio <= MEMORY_BAR
 
 
-def _processor() -> str:
+def processor() -> str:
     """The CPU's model name, where the system tells."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
