@@ -81,9 +81,13 @@ def test_finetuning_and_evaluation_begin_from_what_was_trained(run: Run, in_o2: 
     assert tuned.code == 0, tuned.stdout
 
 
-def test_eight_devices_time_their_steps(run: Run) -> None:
-    timed = ("--mode", "performance", "--npus", "8", "--steps", "2", "--warmup-steps", "1", "--batch-size", "4")
-    done = run("eight", *timed)
-    assert done.code == 0, done.stdout
-    assert {int(rank) for rank in range(8) if done.events("start", rank)} == set(range(8))
-    assert float(done.events("result")[0]["fps"]) > 0
+def test_eight_devices_time_their_steps_and_give_the_losses_of_eight_processes_on_the_cpu(run: Run) -> None:
+    timed = ("--mode", "performance", "--npus", "8", "--steps", "3", "--warmup-steps", "1", "--batch-size", "4")
+    cpu, npu = (run(f"eight-{kind}", *timed, "--precision", "fp32", "--device", kind) for kind in ("cpu", "npu"))
+    for done in (cpu, npu):
+        assert done.code == 0, done.stdout
+    assert {int(rank) for rank in range(8) if npu.events("start", rank)} == set(range(8))
+    assert float(npu.events("result")[0]["fps"]) > 0
+    losses = [[step["loss"] for step in done.metrics("step")] for done in (cpu, npu)]
+    assert len(losses[0]) == 4, "each after the first is one of weights that all eight have changed"
+    assert losses[0] == losses[1]
