@@ -2,13 +2,19 @@
 
 import sys
 
-from benchmarks import checkpoint_save, data_pipeline, follow, launcher_start, model_step, submit
+from benchmarks import checkpoint_save, data_pipeline, follow, launcher_start, model_step, npu_host_work, submit
 from tests.cluster.testbed.packages import impediment
 
 
 def main() -> int:
     """Run them; the exit code says whether every bar was met."""
-    codes = [launcher_start.main(), data_pipeline.main(), model_step.main(), checkpoint_save.main()]
+    codes = [
+        launcher_start.main(),
+        data_pipeline.main(),
+        model_step.main(),
+        npu_host_work.main(),
+        checkpoint_save.main(),
+    ]
     reason = impediment()
     if reason is None:
         codes += [submit.main(), follow.main()]
