@@ -7,11 +7,11 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 EMULATED = Path(__file__).parent / "emulated"
 APEX = Path(__file__).parent / "emulated_apex"
-CACHE = Path.home() / ".cache/pnas/npu-emulated"
 DEVICES = 8
 HELLO = f"""\
 {DEVICES} emulated NPUs (not real ones: their numbers and speed say nothing about an NPU). For example:
@@ -21,7 +21,7 @@ HELLO = f"""\
 
 def environment(*, apex: bool = False) -> dict[str, str]:
     """Variables that show eight emulated NPUs to whatever is started with them; the first use builds them."""
-    files = CACHE / "dev"
+    files = Path(_building().CACHE) / "dev"
     files.mkdir(parents=True, exist_ok=True)
     for number in range(DEVICES):
         (files / f"davinci{number}").touch()
@@ -35,15 +35,20 @@ def build() -> None:
     Raises:
         RuntimeError: there is no compiler, or it fails.
     """
-    # Within its package it would be imported with what it is to build.
+    building = _building()
+    if not building.place().exists():
+        sys.stderr.write("building the emulated NPU: under a minute, once\n")
+        building.library()
+
+
+def _building() -> ModuleType:
+    """The emulation's own module for it; within its package it would be imported with what it is to build."""
     spec = importlib.util.spec_from_file_location("build_npu", EMULATED / "torch_npu/_emulation/build.py")
     assert spec is not None
     assert spec.loader is not None
     building = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(building)
-    if not building.place().exists():
-        sys.stderr.write("building the emulated NPU: under a minute, once\n")
-        building.library()
+    return building
 
 
 def main(command: list[str]) -> NoReturn:

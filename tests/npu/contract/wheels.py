@@ -1,6 +1,5 @@
 """The real wheels of torch_npu: pinned in wheels.txt, kept in a cache by their hash, never installed or imported."""
 
-import fcntl
 import hashlib
 import os
 import re
@@ -9,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from tests.cluster.testbed.binaries import locked
 
 PINS = Path(__file__).with_name("wheels.txt")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pnas" / "wheels"
@@ -34,9 +35,7 @@ def wheel(requirement: str) -> Path:
     """
     digest = pins()[requirement]
     folder = CACHE / digest
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(CACHE / "lock"):
         if not folder.exists():
             with tempfile.TemporaryDirectory(dir=CACHE) as partial:
                 _download(requirement, Path(partial))

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 SOURCES = Path(__file__).parent / "src"
+# Not XDG_CACHE_HOME's: tests give each run another, and would build it anew.
 CACHE = Path(os.environ.get("NPU_EMULATED_CACHE", Path.home() / ".cache/pnas/npu-emulated"))
 NAME = "npu_emulation_c"
 CXX20_SINCE = (2, 12)
