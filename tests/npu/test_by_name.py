@@ -1,6 +1,7 @@
 """A checkout has emulated NPUs by name, `--device npu-emulated`; nothing else has them."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,3 +54,17 @@ def test_where_it_cannot_be_built_the_compilers_absence_is_said_and_nothing_is_m
     assert done.stderr.splitlines()[-1] == (
         "error: the emulated npu needs a C++ compiler: no no-such-compiler; install g++, or set CXX"
     )
+
+
+def test_the_environments_report_finds_them_and_misses_nothing_that_only_an_npu_needs(npus: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "trainer", "env"]
+    done = subprocess.run(
+        command, env={**os.environ, **npus}, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120
+    )
+    lines = done.stdout.splitlines()
+    assert "  emulated NPUs 0-7" in lines
+    assert re.search(r"^  torch-npu     \S+\+emulated$", done.stdout, re.MULTILINE)
+    # /dev/shm and open files are the machine's own.
+    problems = [line for line in lines if line.startswith("problem: ") and "/dev/shm" not in line]
+    assert (problems, done.returncode) == ([], int("problem: " in done.stdout))
+    assert any(line.startswith("note: the NPUs are emulated: ") for line in lines)
