@@ -29,6 +29,11 @@ def test_every_setting_that_can_have_a_default_is_a_value() -> None:
     assert set(properties["modes"]["properties"]["eval"]["properties"]) == known
 
 
+def test_a_device_that_only_a_checkout_has_is_no_value() -> None:
+    settings: dict[str, Any] = schema()["properties"]["defaults"]["properties"]
+    assert settings["device"]["enum"] == ["auto", "npu", "cuda", "cpu"]
+
+
 def objects(part: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Every schema of an object, at every depth, by its place."""
     if isinstance(part, dict):
