@@ -65,7 +65,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def few_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same to train on, and 72 to validate: for tests that train often and are about something else."""
+    """The same to train on, and 78 to validate: for tests that train often and are about something else."""
     folder = tmp_path_factory.mktemp("data") / "few-digits"
     shutil.copytree(digits / "train", folder / "train", copy_function=os.link)
     for label in (digits / "val").iterdir():

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.conftest import Finished, digits, train
+from tests.local.conftest import Finished, digits, few_digits, train
 from tests.local.interrupted import recipe
 from tests.npu.machine import build, environment
 
-__all__ = ["digits"]
+__all__ = ["digits", "few_digits"]
 
 SHORT = ("--epochs", "1", "--steps", "4")
 
@@ -31,13 +31,15 @@ def on_npus(npus: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(npus: dict[str, str], digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(npus: dict[str, str], few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Trains on the digits, with NPUs if `--device` says so, in a folder of the module's."""
     output = tmp_path_factory.mktemp("out")
 
     def start(name: str, *options: str, environ: dict[str, str] | None = None) -> Finished:
         given = {"--device": "npu", "--npus": "1"}
         missing = (word for flag, value in given.items() if flag not in options for word in (flag, value))
-        return train(output, *recipe(*missing, *options), data=digits, name=name, environ={**npus, **(environ or {})})
+        return train(
+            output, *recipe(*missing, *options), data=few_digits, name=name, environ={**npus, **(environ or {})}
+        )
 
     return start

@@ -44,15 +44,15 @@ def test_both_ways_to_o2_give_the_same_losses(by_apex: Finished, run: Run) -> No
 
 
 def test_apexs_masters_and_loss_scale_are_in_the_checkpoint(
-    by_apex: Finished, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    by_apex: Finished, few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environment(apex=True).items():
         monkeypatch.setenv(name, value)
-    stopped = Started(tmp_path, digits, *RECIPE, name="stopped")
+    stopped = Started(tmp_path, few_digits, *RECIPE, name="stopped")
     assert stopped.until(lambda said: "] step epoch=0" in said), stopped.said
     stopped.signal(signal.SIGTERM)
     assert stopped.wait() == 75, stopped.said
-    resumed = train(tmp_path, *recipe(*RECIPE, "--resume", "auto"), data=digits, name="stopped")
+    resumed = train(tmp_path, *recipe(*RECIPE, "--resume", "auto"), data=few_digits, name="stopped")
     assert resumed.code == 0, resumed.stdout
     assert_same(by_apex.run, resumed.run, last_step=12)
 

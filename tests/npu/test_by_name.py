@@ -17,9 +17,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.usefixtures("npus")
-def test_the_launcher_trains_on_emulated_npus_in_bf16_and_says_that_they_are(digits: Path, tmp_path: Path) -> None:
+def test_the_launcher_trains_on_emulated_npus_in_bf16_and_says_that_they_are(few_digits: Path, tmp_path: Path) -> None:
     options = recipe("--device", "npu-emulated", "--npus", "1", "--precision", "bf16", *SHORT)
-    where = ("--data-path", str(digits), "--output", str(tmp_path / "output"), "--name", "by-name")
+    where = ("--data-path", str(few_digits), "--output", str(tmp_path / "output"), "--name", "by-name")
     done = subprocess.run(
         [sys.executable, "-m", "launcher", "submit", "--backend", "local", *where, *options],
         env={**os.environ, "XDG_STATE_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},

@@ -50,7 +50,7 @@ def test_a_collective_that_times_out_says_so(run: Run) -> None:
 
 
 def test_a_driver_that_is_not_mounted_is_said_before_its_own_words_and_not_by_torch(
-    digits: Path, tmp_path: Path, npus: dict[str, str]
+    few_digits: Path, tmp_path: Path, npus: dict[str, str]
 ) -> None:
     """Torch itself would load torch_npu, which every process of the run would die of."""
     own = "libascend_hal.so: cannot open shared object file: No such file or directory"
@@ -62,7 +62,7 @@ def test_a_driver_that_is_not_mounted_is_said_before_its_own_words_and_not_by_to
     (info / "entry_points.txt").write_text("[torch.backends]\ntorch_npu = torch_npu:_autoload\n")
     environ = {**npus, "PYTHONPATH": str(package.parent)}
     options = recipe("--device", "npu", "--npus", "1", *SHORT)
-    done = train(tmp_path, *options, data=digits, name="unmounted", environ=environ)
+    done = train(tmp_path, *options, data=few_digits, name="unmounted", environ=environ)
     assert done.code == 2
     assert "Traceback" not in done.stdout + done.stderr
     said = [line.partition("] ")[2] for line in done.stdout.splitlines() if line.startswith("[rank 0 npu:0 ")]
