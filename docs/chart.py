@@ -217,7 +217,7 @@ def _settings_table() -> Iterator[str]:
     """Those of `job`, `defaults` and `modes`."""
     known = schema()["properties"]["defaults"]["properties"]
     fields = {**JobOptions.model_fields, **TrainConfig.model_fields}
-    rows = [(f"`{name}`", *described(fields[name])) for name in known]
+    rows = [(f"`{name}`", *(text.replace(f", {EMULATED}", "") for text in described(fields[name]))) for name in known]
     heads = ("setting", "values", "default", "what it is")
     yield from table("## Settings of `job`, `defaults` and `modes.MODE`", heads, rows)
 

@@ -101,13 +101,12 @@ def labels_beside(name: str, selectors: tuple[str, ...]) -> tuple[str, ...]:
 def without_preset(pods: Mapping[str, Any]) -> dict[str, Any]:
     """A job's recorded settings less what its preset gave: the same preset gives it again, and another one its own.
 
-    A job whose record names none had none, whatever the namespace's defaults have become.
+    A job whose record names none had none, whatever the namespace's defaults have become. A name that is not known
+    here stays, to be refused where nobody names another.
     """
-    preset = PRESETS.get(str(pods.get("hardware")))
-    if preset is None:
-        return {**pods, "hardware": None}
-    theirs = {f"{key}={value}" for key, value in preset.node_labels.items()}
-    own = {name: value for name, value in pods.items() if (name, value) != ("resource", preset.resource)}
-    if "node_selector" in own:
+    own = {"hardware": None, **pods}
+    preset = PRESETS.get(str(own["hardware"]))
+    if preset is not None and "node_selector" in own:
+        theirs = {f"{key}={value}" for key, value in preset.node_labels.items()}
         own["node_selector"] = [text for text in own["node_selector"] if text not in theirs]
     return own

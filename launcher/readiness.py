@@ -21,11 +21,12 @@ class Finding(NamedTuple):
     """One thing that was looked at.
 
     Attributes:
+        state: `later` is what may still come, as a node does that an autoscaler adds when it is asked for.
         text: one line; of a fault, what is wrong, where, and the next step.
     """
 
     about: str
-    state: Literal["ok", "missing", "unknown"]
+    state: Literal["ok", "missing", "later", "unknown"]
     text: str
 
 
@@ -83,7 +84,7 @@ def judge_nodes(nodes: Sequence[Json], resource: str, npus: int, labels: Sequenc
     counts = [int((node.get("status") or {}).get("capacity", {}).get(resource, 0)) for node in nodes]
     most, none_has = max(counts, default=0), f"no node{' with ' + ', '.join(labels) if labels else ''} has"
     if most == 0:
-        return Finding("NPUs", "unknown", f"{none_has} {resource} now; a job waits until one comes")
+        return Finding("NPUs", "later", f"{none_has} {resource} now; a job waits until one comes")
     if most < npus:
         advice = f"ask for {most} or fewer, on more --nodes"
         return Finding("NPUs", "missing", f"--npus {npus}: {none_has} more than {most} {resource}; {advice}")

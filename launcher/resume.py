@@ -71,6 +71,8 @@ def find_cluster_earlier(asked: Settings, backend: "ClusterBackend") -> tuple[st
         return name, Earlier(_NOTHING, _NOTHING)
     origin = f"attempt {job.attempt}"
     pods = without_preset(job.spec.get("pods", {}))
+    if job.spec.get("train", {}).get("device") == "cpu":
+        del pods["hardware"]  # it had none for that reason alone
     own = {field: value for field, value in pods.items() if field not in _UNKNOWN_LATER}
     return name, Earlier(Layer(origin, _given(job.spec)), _NOTHING, Layer(origin, own))
 

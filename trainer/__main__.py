@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
@@ -74,7 +74,7 @@ def train(*, profile: Profile = None, **options: Any) -> int:
         settings(layers)  # nothing is still to come that could make them agree
     facts = read_facts(os.environ, ask_npu_smi=False)
     if given.device == EMULATED and not facts.emulated:
-        os.execv(sys.executable, (sys.executable, str(emulated_machine()), sys.executable, *sys.orig_argv[1:]))
+        _start_on_emulated_npus()
     visible = visible_devices("npu" if given.device == EMULATED else given.device, os.environ)
     for line in first_lines(facts, device=visible.kind, workers=given.workers):
         _note(line)
@@ -108,6 +108,13 @@ train.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # cyclop
     return_annotation=int,
 )
 app.default(train)
+
+
+def _start_on_emulated_npus() -> NoReturn:
+    """Start the same command again, where PYTHONPATH has them."""
+    if sys.flags.ignore_environment:
+        raise UsageError(f"--device {EMULATED}: PYTHONPATH has to be read: start Python without -I and -E")
+    os.execv(sys.executable, (sys.executable, str(emulated_machine()), sys.executable, *sys.orig_argv[1:]))
 
 
 def _note(text: str) -> None:
@@ -222,4 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # `import torch` would load torch_npu in every process, loaders too, and where that cannot be loaded fail in words
+    # of torch's, even on the CPU; the device loads it when it is opened.
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 TrainerError              1  training failed
 ├── UsageError            2  options, environment, profile, rank table or data are wrong: nothing was started
+│   └── RuntimeUnusable   2  a device's runtime cannot be used here; the cause has its own words
 ├── ConflictError         6  the output folder belongs to another run
 └── StoppedError         75  told to stop when there was nothing to save: start it again
 
@@ -24,6 +25,10 @@ class UsageError(TrainerError):
     """What the user gave cannot be used; nothing has been started or overwritten."""
 
     exit_code: ClassVar[int] = 2
+
+
+class RuntimeUnusable(UsageError):  # noqa: N818  # it says what is so, as the launcher's JobFailed
+    """A device's runtime cannot be used. What it said itself is the cause, and is worth reading."""
 
 
 class ConflictError(TrainerError):

@@ -1,9 +1,10 @@
-"""What a device's runtime reads from the environment before torch is imported: `import torch` already loads torch_npu.
+"""What a device's runtime reads from the environment when it is loaded, within a worker.
 
 Whatever the administrator has set stays as it is.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,24 +19,18 @@ WATCHDOG_MARGIN_S = 300.0
 
 
 def runtime_defaults(device: str, config: TrainConfig, run: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """Variables for a worker of `device`; those that `environ` has are not among them.
+    """Variables for a worker of `device`; those that `environ` has, and not blank, are not among them.
 
     Raises:
         UsageError: HCCL_EXEC_TIMEOUT is no number.
     """
-    # `import torch` would load torch_npu in every process, loaders too, and fail in words of torch's where it cannot
-    # be loaded, even in a run on the CPU; the device loads it when it is opened.
-    defaults = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-    if device == "npu":
-        given_s = hccl_limit_s(environ)
-        defaults |= _npu(run, collective_limit_s(config.stall_timeout_s) if given_s is None else given_s)
-    return {name: value for name, value in defaults.items() if name not in environ}
-
-
-def _npu(run: Path, limit_s: int) -> dict[str, str]:
+    if device != "npu":
+        return {}
+    given_s = hccl_limit_s(environ)
+    limit_s = collective_limit_s(config.stall_timeout_s) if given_s is None else given_s
     # torch_npu waits longer than HCCL, so that HCCL can say why; where HCCL waits for ever it keeps its own limit.
     event = {"HCCL_EVENT_TIMEOUT": str(limit_s + HCCL_STEP_S)} if limit_s else {}
-    return {
+    defaults = {
         **event,
         # Level 2 also queues the tiling of operators.
         "TASK_QUEUE_ENABLE": "2",
@@ -47,6 +42,7 @@ def _npu(run: Path, limit_s: int) -> dict[str, str]:
         # Compiled operators outlive the pod where the output folder does.
         "ACL_OP_COMPILER_CACHE_DIR": str(run.parent / ".ascend-kernels"),
     }
+    return {name: value for name, value in defaults.items() if not environ.get(name, "").strip()}
 
 
 def hccl_limit_s(environ: Mapping[str, str]) -> int | None:
@@ -56,8 +52,8 @@ def hccl_limit_s(environ: Mapping[str, str]) -> int | None:
         UsageError: it is no number.
     """
     text = environ.get("HCCL_EXEC_TIMEOUT", "").strip()
-    if text and not (text.isascii() and text.isdigit()):
-        raise UsageError(f"HCCL_EXEC_TIMEOUT={text}: is not a whole number of seconds: correct or unset it")
+    if text and not re.fullmatch("[0-9]{1,9}", text):
+        raise UsageError(f"HCCL_EXEC_TIMEOUT={text[:80]}: is not a whole number of seconds: correct or unset it")
     return int(text) if text else None
 
 

@@ -8,6 +8,9 @@ import re
 
 FAULTS = r"hbm Multi-bit ECC error|device mem error|device task abort|link error|hccl op retry failed"
 
+CODE = r"(?i:\bret|\berror(?:_?code)?|\bcode)\b\W*(is\b)?\W*"
+"""dcmi's codes and the runtime's are bare numbers, which other texts have, too: this stands before them."""
+
 Rules = tuple[tuple[re.Pattern[str], str], ...]
 
 
@@ -52,13 +55,12 @@ NPU = _rules(
     ),
     (r"suspect remote error", "a peer is gone (suspect remote error): see the other ranks' lines"),
     (r"HCCL function error: (?P<what>\w+)", "HCCL failed in {what}: its own words follow"),
-    # dcmi's codes and the runtime's are bare numbers, which other texts have, too.
     (
-        r"\b(ret|code|error)\b\W*(is\b)?\W*-8020\b|-8020\b.{0,40}device is used|NPU is busy",
+        rf"{CODE}-8020\b|-8020\b.{{0,40}}device is used|NPU is busy",
         "the device is in use by another process: see npu-smi info, and end it or choose another device",
     ),
     (
-        r"\b(ret|code|error)\b\W*(is\b)?\W*107001\b|\b107001\W+invalid device|\bEE1001\b.{0,200}\bdevice",
+        rf"{CODE}107001\b|\b107001\W+invalid device|\bEE1001\b.{{0,200}}\bdevice",
         "no such device: ASCEND_RT_VISIBLE_DEVICES counts the container's devices from 0, whatever their number on "
         "the host",
     ),
@@ -67,6 +69,9 @@ NPU = _rules(
         "the NPU's driver is not in this container (libascend_hal.so): use Ascend Docker Runtime, or mount "
         "/usr/local/Ascend/driver",
     ),
+)
+
+LOADING = _rules(
     (
         r"(?P<what>lib\w+\.so)[\w.]*: cannot open shared object",
         "CANN's environment is not set ({what}): source its set_env.sh first",
@@ -85,7 +90,16 @@ NPU = _rules(
 
 def explain(text: str, device: str) -> str | None:
     """One line for a person about the error of a runtime of `device`; None if it is none that is known."""
-    for pattern, words in (*EVERYWHERE, *(NPU if device == "npu" else ())):
+    return _first((*EVERYWHERE, *(NPU if device == "npu" else ())), text)
+
+
+def explain_loading(text: str) -> str | None:
+    """The same about an error in loading torch_npu, where whatever is missing is CANN's or the driver's."""
+    return _first((*NPU, *LOADING), text)
+
+
+def _first(rules: Rules, text: str) -> str | None:
+    for pattern, words in rules:
         match = pattern.search(text)
         if match is not None:
             return words.format(what=match.groupdict().get("what") or match[0])

@@ -27,7 +27,7 @@ from trainer.devices import Device, open_device
 from trainer.distributed import data_parallel, join, leave, settle_buckets
 from trainer.ema import Ema
 from trainer.engine import PEERS, Training, parameter_groups
-from trainer.errors import TrainerError
+from trainer.errors import RuntimeUnusable, TrainerError
 from trainer.inherit import with_settings_of
 from trainer.memory import machine_memory, micro_batch
 from trainer.model import Weights, build_model, import_weights, load_weights
@@ -60,7 +60,7 @@ def main() -> NoReturn:
         code, parts = run(task)
     except TrainerError as error:
         say(f"error {error}")
-        if isinstance(error.__cause__, ImportError | RuntimeError):
+        if isinstance(error, RuntimeUnusable) and error.__cause__ is not None:
             _quote(error.__cause__)
         _end(error.exit_code)
     _end(code, parts)

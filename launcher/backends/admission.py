@@ -45,6 +45,8 @@ def check(backend: "ClusterBackend", spec: JobSpec, objects: list[Json]) -> list
     for found in look_around(api, spec.pods, spec.train):
         if found.state == "missing":
             raise PreflightError(found.text)
+        if found.state == "later":
+            api.warnings.append(found.text)
     return api.warnings
 
 

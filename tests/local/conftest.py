@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 SMALL = {
-    "--device": "cpu",
+    "--device": os.environ.get("PNAS_TEST_DEVICE", "cpu"),
     "--model": "pnasnet5tiny",
     "--image-size": "32",
     "--batch-size": "32",

@@ -55,8 +55,8 @@ def main(command: list[str]) -> NoReturn:
     """Become the command, or a shell for `--device npu` on emulated NPUs; without a compiler, end with 2."""
     try:
         build()
-    except RuntimeError as error:
-        sys.stderr.write(f"error: {error}\n")
+    except (RuntimeError, OSError, ImportError) as error:
+        sys.stderr.write(f"error: no emulated NPUs: {error}\n")
         sys.exit(2)
     if not command:
         sys.stdout.write(HELLO)

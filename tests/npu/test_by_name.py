@@ -52,8 +52,16 @@ def test_where_it_cannot_be_built_the_compilers_absence_is_said_and_nothing_is_m
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1] == (
-        "error: the emulated npu needs a C++ compiler: no no-such-compiler; install g++, or set CXX"
+        "error: no emulated NPUs: the emulated npu needs a C++ compiler: no no-such-compiler; install g++, or set CXX"
     )
+
+
+def test_a_python_that_would_not_look_for_them_is_refused_and_not_started_for_ever(tmp_path: Path) -> None:
+    command = [sys.executable, "-E", "-m", "trainer", "--device", "npu-emulated", "--data-path", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    said = "error: --device npu-emulated: PYTHONPATH has to be read: start Python without -I and -E\n"
+    assert done.stderr == said
 
 
 def test_the_environments_report_finds_them_and_misses_nothing_that_only_an_npu_needs(npus: dict[str, str]) -> None:

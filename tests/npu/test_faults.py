@@ -1,5 +1,8 @@
 """An NPU that is worse than a CPU: each of its troubles is one line in plain words, with the library's own below."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,7 +52,7 @@ def test_a_collective_that_times_out_says_so(run: Run) -> None:
     assert "HCCL waited too long for a peer (EI0002)" in _cause(done)
 
 
-def test_a_driver_that_is_not_mounted_is_said_before_its_own_words_and_not_by_torch(
+def test_a_driver_that_is_not_mounted_is_said_before_its_own_words_and_matters_to_npus_alone(
     few_digits: Path, tmp_path: Path, npus: dict[str, str]
 ) -> None:
     """Torch itself would load torch_npu, which every process of the run would die of."""
@@ -68,6 +71,9 @@ def test_a_driver_that_is_not_mounted_is_said_before_its_own_words_and_not_by_to
     said = [line.partition("] ")[2] for line in done.stdout.splitlines() if line.startswith("[rank 0 npu:0 ")]
     assert said[0].startswith("error --device npu: the NPU's driver is not in this container (libascend_hal.so): ")
     assert said[1] == own
+    verify = (sys.executable, "-m", "trainer", "data", "verify", str(few_digits))
+    checked = subprocess.run(verify, env={**os.environ, **environ}, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, "what needs no NPU does not mind: " + checked.stdout + checked.stderr
 
 
 def test_another_order_of_additions_is_another_result_but_not_by_much(run: Run) -> None:

@@ -81,4 +81,4 @@ def test_more_npus_than_any_node_has_are_refused_whatever_is_free_now() -> None:
 
 @pytest.mark.parametrize("nodes", [[], [node(None)]])
 def test_nodes_that_an_autoscaler_may_still_add_are_no_fault(nodes: list[Any]) -> None:
-    assert judge_nodes(nodes, RESOURCE, 8, []).state == "unknown"
+    assert judge_nodes(nodes, RESOURCE, 8, []).state == "later"

@@ -33,9 +33,9 @@ HCCL = (
         ),
         ("dcmi: -8020 device is used", "in use by another process", False),
         ("dcmi model initialized failed, because the device is used. ret is -8020", "in use by another process", False),
-        ("libtorch_npu.so: undefined symbol: HcclCommInit", "does not fit torch or CANN (undefined symbol Hccl", False),
+        ("rtSetDevice failed, errorCode: 107001", "no such device", False),
+        ("dsmi failed, error_code=-8020", "in use by another process", False),
         ("libascend_hal.so: cannot open shared object file", "the NPU's driver is not in this container", False),
-        ("libhccl.so: cannot open shared object file", "CANN's environment is not set (libhccl.so)", False),
     ],
 )
 def test_known_errors_are_explained_and_a_lost_peers_stay_recognisable(
@@ -54,6 +54,9 @@ def test_known_errors_are_explained_and_a_lost_peers_stay_recognisable(
         "KeyError: 'state'",
         "shape '[107001, 3]' is invalid for input of size 12",
         "could not convert -8020 to a label",
+        "could not decode -8020",
+        "libGL.so.1: cannot open shared object file: No such file or directory",
+        "_video.so: undefined symbol: av_init",
         "no class 'EI00021' in the folder",
         "frame #3: HcclAllReduce + 0x10 (0x7f0 in /usr/local/Ascend/lib64/libhccl.so)",
     ],

@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.errors import UsageError
+from trainer.errors import RuntimeUnusable
 from trainer.run_folder import writing
-from trainer.trouble import explain
+from trainer.trouble import explain_loading
 
 
 class NpuDevice:
     """One process and its NPU.
 
     Raises:
-        UsageError: torch_npu or a library of CANN cannot be loaded.
+        RuntimeUnusable: torch_npu or a library of CANN cannot be loaded.
     """
 
     kind = "npu"
@@ -37,10 +37,10 @@ class NpuDevice:
             # Typed as Any: torch_npu has no stubs and is absent where the types are checked.
             self._torch_npu: Any = importlib.import_module("torch_npu")
         except (ImportError, OSError, RuntimeError) as error:
-            reason = explain(str(error), self.kind) or (
+            reason = explain_loading(str(error)) or (
                 f"torch_npu cannot be loaded ({type(error).__name__}): python -m trainer env says what is missing"
             )
-            raise UsageError(f"--device npu: {reason}") from error
+            raise RuntimeUnusable(f"--device npu: {reason}") from error
 
     def open(self, local_rank: int) -> torch.device:
         """Bind the process to the NPU with its local rank.
@@ -50,7 +50,8 @@ class NpuDevice:
         what is compiled all the same is kept where ACL_OP_COMPILER_CACHE_DIR says.
 
         Raises:
-            UsageError: torch_npu sees no such NPU, or the folder cannot be written.
+            RuntimeUnusable: torch_npu sees no such NPU.
+            UsageError: the folder cannot be written.
         """
         npu = self._torch_npu.npu
         try:
@@ -58,7 +59,7 @@ class NpuDevice:
         except RuntimeError as error:
             if local_rank < npu.device_count():
                 raise
-            raise UsageError(
+            raise RuntimeUnusable(
                 f"--device npu: no NPU with index {local_rank} (torch_npu sees {npu.device_count()}): check npu-smi "
                 "info and ASCEND_RT_VISIBLE_DEVICES"
             ) from error

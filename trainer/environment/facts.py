@@ -18,7 +18,7 @@ PACKAGES = ("pnas", "torch", "torch-npu", "apex", "torchvision")
 PREFIXES = ("ASCEND_", "HCCL_", "ACL_", "PYTORCH_NPU_", "TORCH_HCCL_", "TORCH_NPU_", "INF_NAN_", "MASTER_")
 VARIABLES = (
     *("TASK_QUEUE_ENABLE", "COMBINED_ENABLE", "CPU_AFFINITY_CONF", "RANK_TABLE_FILE", "OMP_NUM_THREADS"),
-    *("TORCH_DEVICE_BACKEND_AUTOLOAD", "GLOO_SOCKET_IFNAME"),
+    "GLOO_SOCKET_IFNAME",
 )
 # Whose absence is what makes `import torch_npu` fail, and the part of CANN that each is of.
 LIBRARIES = {"libascend_hal.so": "driver", "libhccl.so": "CANN"}

@@ -173,7 +173,7 @@ def _timeouts(facts: Facts) -> Iterator[Finding]:
         ("HCCL_EXEC_TIMEOUT", EXEC_TIMEOUT_S),
         ("HCCL_EVENT_TIMEOUT", EVENT_TIMEOUT_S),
     ):
-        text = facts.variables.get(name, str(default)).strip()
+        text = facts.variables.get(name, "").strip() or str(default)
         if not (text.isascii() and text.isdigit()):
             yield _problem(f"{name}={text} is not a whole number of seconds: correct or unset it")
             return

@@ -48,7 +48,9 @@ def _device_in_table(rank: int) -> str | None:
 
 
 def _hccl(options: Any, _backend_options: Any) -> Any:
-    limit = timedelta(seconds=float(os.environ.get("HCCL_EXEC_TIMEOUT", HCCL_EXEC_TIMEOUT_S)))
+    limit_s = float(os.environ.get("HCCL_EXEC_TIMEOUT") or HCCL_EXEC_TIMEOUT_S)
+    # 0 is for ever.
+    limit = timedelta(seconds=limit_s) if limit_s else options.timeout
     # The real one opens the device here, or in the first collective.
     rank, device = options.group_rank, core.current_device()
     note_call("init_process_group", backend="hccl", rank=rank, device=device, table=_device_in_table(rank))
