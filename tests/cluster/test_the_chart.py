@@ -292,7 +292,8 @@ def test_a_job_of_the_release_runs_is_followed_and_gives_way_to_the_next(
         assert done.returncode == 0, done.stdout + done.stderr
         assert " lines from 2 devices, 0 missing" in done.stdout
         read = cluster.kubectl("logs", f"job/{first}", "--namespace", namespace).splitlines()
-        assert all(re.match(r"\[(rank (\d) cpu:\2|node 0) #\d+\] ", line) for line in read), read
+        assert read[0].startswith("environment torch=")
+        assert all(re.match(r"\[(rank (\d) cpu:\2|node 0) #\d+\] ", line) for line in read[1:]), read
         assert read[-1].endswith(" outcome=succeeded")
         typed = dict(typed_as_noted(terminal, said))
         assert [verb for verb, code in typed.items() if code] == [], typed

@@ -12,7 +12,7 @@ def until(
     otherwise: Callable[[], object] = lambda: "it does not come",
     *,
     within_s: float = 300,
-    every_s: float = 0.2,
+    every_s: float = 0.5,
 ) -> None:
     """Come back when `true`; fail with what `otherwise` says if that takes too long."""
     deadline = time.monotonic() + within_s

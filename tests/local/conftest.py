@@ -23,6 +23,8 @@ SMALL = {
     "--threads": "1",
 }
 """A network and images that a step of takes tens of milliseconds on one core."""
+if SMALL["--device"] != "cpu":
+    SMALL["--precision"] = "fp32"
 
 
 def small(*options: str) -> tuple[str, ...]:

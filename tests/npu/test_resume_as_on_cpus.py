@@ -1,7 +1,6 @@
 """The trainer's own tests of stopping, dying and going on, as they are, with emulated NPUs for devices.
 
-PNAS_TEST_DEVICE=npu runs all of `tests/local/test_resume.py` and `tests/local/test_kill_points.py` on what NPUs there
-are, or on emulated ones with `npu-emulated`: these are some of them.
+In fp32, as there. PNAS_TEST_DEVICE=npu runs `tests/local/test_resume.py` on what NPUs there are, npu-emulated on these.
 """
 
 from collections.abc import Iterator
@@ -12,18 +11,14 @@ from tests.local import conftest
 from tests.local.test_resume import (
     stopped,
     test_another_number_of_devices_sees_each_image_of_the_epoch_once,
-    test_sigterm_in_an_evaluation_stops_within_a_batch_and_the_run_goes_on_there,
     test_sigterm_saves_and_ends_with_75_and_the_run_goes_on,
-    test_sigusr1_saves_and_goes_on,
     whole,
 )
 
 __all__ = [
     "stopped",
     "test_another_number_of_devices_sees_each_image_of_the_epoch_once",
-    "test_sigterm_in_an_evaluation_stops_within_a_batch_and_the_run_goes_on_there",
     "test_sigterm_saves_and_ends_with_75_and_the_run_goes_on",
-    "test_sigusr1_saves_and_goes_on",
     "whole",
 ]
 
@@ -34,4 +29,5 @@ def _npus(npus: dict[str, str]) -> Iterator[None]:
         for name, value in npus.items():
             patch.setenv(name, value)
         patch.setitem(conftest.SMALL, "--device", "npu")
+        patch.setitem(conftest.SMALL, "--precision", "fp32")
         yield
