@@ -65,12 +65,12 @@ requirements/test-$(TORCH).txt:
 # The stamps keep a finished installation; --require-hashes refuses a package that is not the one that was tested.
 $(VENV)/run.stamp: requirements/run-$(NEWEST).txt pyproject.toml | $(VENV)/bin/python
 	@echo "installing torch and the rest into $(VENV) (about 6 GB, once)"
-	@if [ ! -e $(VENV)/test.stamp ]; then $(BIN)/pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r $<; fi
+	@if [ ! -e $(VENV)/test.stamp ]; then $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $<; fi
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@
 
 $(VENV)/test.stamp: requirements/test-$(TORCH).txt pyproject.toml | $(VENV)/bin/python
 	@echo "installing what the tests need into $(VENV)"
-	@$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r $<
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@

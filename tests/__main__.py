@@ -4,6 +4,7 @@ What is tested on a cluster waits most of its time, for pods to start and to end
 for all tests come by PYTEST_ADDOPTS.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -69,7 +70,12 @@ def main() -> int:
 
 @contextmanager
 def _started(command: Sequence[str | Path], report: Path) -> Iterator[Run]:
-    with report.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
+    # A process that may not keep what it compiles compiles all of this repository, and the tests start a thousand.
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    with (
+        report.open("wb") as file,
+        subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environ) as process,
+    ):
         try:
             yield Run(process, report)
         finally:

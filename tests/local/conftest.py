@@ -24,7 +24,7 @@ SMALL = {
 }
 """A network and images that a step of takes tens of milliseconds on one core."""
 if SMALL["--device"] != "cpu":
-    SMALL["--precision"] = "fp32"
+    SMALL |= {"--precision": "fp32", "--npus": "1"}
 
 
 def small(*options: str) -> tuple[str, ...]:
