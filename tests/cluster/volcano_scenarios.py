@@ -80,7 +80,8 @@ def _gang(stage: Stage) -> None:
 
 
 def _restartpod(stage: Stage) -> None:
-    stage.create(job_of("restartpod"))
+    # One that has ended before the Job fails would be kept.
+    stage.create(job_of("restartpod"), others_s=900)
     stage.phase("rp", "Restarting", "Failed")
     stage.no_pods()
 

@@ -203,13 +203,26 @@ class Stage:
         """An object as it was last seen; empty where it is not."""
         return self._watch.objects.get((kind, self.namespace, name), {})
 
-    def create(self, job: Mapping[str, Any], *, name: str | None = None, at_most_s: int | None = None) -> None:
-        """A Job as it was recorded, except that its containers may end sooner, and not too soon."""
+    def create(
+        self,
+        job: Mapping[str, Any],
+        *,
+        name: str | None = None,
+        at_most_s: int | None = None,
+        others_s: int | None = None,
+    ) -> None:
+        """A Job as it was recorded, except that its containers may end sooner, and not too soon.
+
+        Args:
+            others_s: how long those live that are not to fail, where the others take longer over it than they did.
+        """
         body = {key: copy.deepcopy(job[key]) for key in ("apiVersion", "kind", "spec")}
         for variable in _variables(body):
             if variable["name"] == "SLEEP":
                 seconds = max(LEAST_S, int(variable["value"]))
                 variable["value"] = str(min(seconds, at_most_s or seconds))
+            elif variable["name"] == "SLEEP_OTHER" and others_s is not None:
+                variable["value"] = str(others_s)
         kept = {key: value for key, value in job["metadata"].items() if key in {"labels", "annotations"}}
         body["metadata"] = {"name": name or job["metadata"]["name"], **kept}
         self.client.create(path(JOBS, self.namespace), body)
