@@ -80,6 +80,7 @@ def test_a_stop_before_any_worker_leaves_nothing_behind_and_is_resumable(tmp_pat
         text=True,
     ) as process:
         assert process.stdout is not None
+        assert process.stdout.readline().startswith("environment ")
         assert "watching" in process.stdout.readline()
         process.terminate()
         _, stderr = process.communicate()
