@@ -81,11 +81,10 @@ def to_yaml(manifests: list[Manifest]) -> str:
 def _values(spec: JobSpec, attempt: int) -> Mapping[str, Any]:
     """What the templates may use."""
     pods, nodes = spec.pods, spec.train.nodes
-    hardware = spec.hardware
     # Who has MindCluster write no rank table has its scheduler choose no NPUs either.
-    scheduled = hardware if spec.rank_table else None
+    hardware = spec.hardware if spec.rank_table else None
     ring = {RING_CONTROLLER: hardware.chips if hardware else CHIPS} if spec.rank_table else {}
-    policy = {SCHEDULE_POLICY: scheduled.schedule_policy} if scheduled else {}
+    policy = {SCHEDULE_POLICY: hardware.schedule_policy} if hardware else {}
     labels = {**MANAGED, JOB: spec.name, SPEC_HASH: spec.digest[:16], **ring}
     return {
         "name": spec.name,
@@ -100,7 +99,7 @@ def _values(spec: JobSpec, attempt: int) -> Mapping[str, Any]:
         "subdomain": spec.name if spec.backend == "batch" and nodes > 1 else None,
         "rank_table": rank_table_name(spec.name) if spec.rank_table else None,
         "host_driver": pods.driver == "host",
-        "visible_devices": f"metadata.annotations['{pods.resource}']" if scheduled else None,
+        "visible_devices": f"metadata.annotations['{pods.resource}']" if hardware else None,
         "grace_period_s": math.ceil(spec.train.grace_s) + _EXTRA_GRACE_S,
         "resources": _resources(spec),
         "env": [{"name": name, "value": _literal(value)} for name, value in map(_pair, pods.env)],

@@ -274,5 +274,4 @@ def _say_why(device: str, kind: type[BaseException], error: BaseException, trace
 
 
 def _quote(error: BaseException) -> None:
-    """A library's own words, as they are."""
-    print(*str(error).splitlines()[:OWN_WORDS], sep="\n")  # noqa: T201
+    print(*str(error).splitlines()[:OWN_WORDS], sep="\n")  # noqa: T201  # a library's words, as they are
