@@ -166,17 +166,17 @@ class Reflector:
         }
         path = self._selector.resource.path(self._api.namespace)
         what = f"watch {self._selector.resource}"
-        lines = self._api.stream(path, query, timeout_s=seconds + _DEAD_S, what=what)
-        if self._outage.end():
-            self._changed()
-        for line in lines:
-            if self._stopped.is_set():
-                return
-            try:
-                event = json.loads(line)
-            except ValueError as error:
-                raise UnreachableError(f"{self._api.origin}: {what}: the answer is no JSON") from error
-            self._take(event)
+        with self._api.stream(path, query, timeout_s=seconds + _DEAD_S, what=what) as lines:
+            if self._outage.end():
+                self._changed()
+            for line in lines:
+                if self._stopped.is_set():
+                    return
+                try:
+                    event = json.loads(line)
+                except ValueError as error:
+                    raise UnreachableError(f"{self._api.origin}: {what}: the answer is no JSON") from error
+                self._take(event)
 
     def _take(self, event: Json) -> None:
         kind, item = event["type"], event["object"]

@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -172,14 +173,20 @@ class Api:
         """An answer that is not JSON, as it is."""
         return self._send("GET", path, query=query, what=what).data
 
-    def stream(self, path: str, query: Mapping[str, str], *, timeout_s: float, what: str) -> Iterator[bytes]:
-        """The lines of an answer that does not end by itself, as they come; the answer has begun when this returns.
+    @contextmanager
+    def stream(self, path: str, query: Mapping[str, str], *, timeout_s: float, what: str) -> Iterator[Iterator[bytes]]:
+        """The lines of an answer that does not end by itself, as they come; the answer has begun when this is entered.
 
         Raises:
             ApiError: the server refused it.
             UnreachableError: there was no answer, or, while iterating, it broke off.
         """
-        return self._lines(self._send("GET", path, query=query, read_s=timeout_s, what=what, preload=False), what)
+        response = self._send("GET", path, query=query, read_s=timeout_s, what=what, preload=False)
+        try:
+            yield self._lines(response, what)
+        finally:
+            # Not back to the pool: the rest of the answer is still on its way.
+            response.close()
 
     def _lines(self, response: "BaseHTTPResponse", what: str) -> Iterator[bytes]:
         from urllib3.exceptions import HTTPError  # noqa: PLC0415  # only who asks a cluster pays
@@ -191,9 +198,6 @@ class Api:
                 yield from lines
         except (HTTPError, OSError) as error:
             raise self._no_answer(what, error) from error
-        finally:
-            # Not back to the pool: the rest of the answer is still on its way.
-            response.close()
 
     def _send(
         self,

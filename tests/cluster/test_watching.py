@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -93,7 +94,9 @@ def test_a_pod_that_was_made_while_the_watch_of_pods_was_away_is_read_too(
     backend = ClusterBackend("batch", api)
     stream, cannot = api.stream, threading.Event()
 
-    def away(path: str, query: dict[str, str], *, timeout_s: float, what: str) -> Iterator[bytes]:
+    def away(
+        path: str, query: dict[str, str], *, timeout_s: float, what: str
+    ) -> AbstractContextManager[Iterator[bytes]]:
         if what.endswith(f" {PODS}") and not cannot.is_set():
             raise UnreachableError("the watch was cut")
         return stream(path, query, timeout_s=timeout_s, what=what)

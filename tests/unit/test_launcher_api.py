@@ -1,6 +1,8 @@
 """Requests to an API server that is busy, forgets who we are, warns, or refuses: against one that speaks HTTP."""
 
+import gc
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +12,7 @@ import pytest
 
 from launcher.kube.api import Api, ApiError, Credentials
 from launcher.kube.resources import PODS
+from launcher.watch import Reflector, Selector
 
 Answer = tuple[int, dict[str, str], Any]
 
@@ -141,3 +144,43 @@ def test_missing_rights_are_told_from_other_refusals(serve: Any, message: str, o
         api(serve(forbidden(message))).list(PODS)
     assert caught.value.of_rights == of_rights
     assert ("ask its administrator" in str(caught.value)) == of_rights
+
+
+def test_a_watch_that_is_refused_in_its_course_lets_its_connection_go_though_its_error_is_kept() -> None:
+    """An error holds the frames that it came through, and with them what they had open."""
+    refusal = {"type": "ERROR", "object": {"code": 403, "message": "no longer"}}
+    words = [{"items": [], "metadata": {"resourceVersion": "1"}}, refusal]
+    gone, told = threading.Event(), threading.Semaphore(0)
+
+    def serve(listening: socket.socket) -> None:
+        for word in words:
+            one, _ = listening.accept()
+            with one:
+                one.recv(1 << 16)
+                data = json.dumps(word).encode() + b"\n"
+                # The end of a watch is never said.
+                end = b"" if word is refusal else b"0\r\n\r\n"
+                one.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n")
+                one.sendall(b"%x\r\n%s\r\n%s" % (len(data), data, end))
+                if word is refusal:
+                    while one.recv(1 << 16):
+                        pass
+                    gone.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, args=(listening,), daemon=True).start()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        credentials = Credentials(address, None, None, None, lambda: None, None, True, None)
+        gc.disable()
+        try:
+            one = Reflector(
+                Api(lambda: credentials, credentials, namespace="training", origin="test"),
+                Selector(PODS),
+                told.release,
+            )
+            assert told.acquire(timeout=30), "of the list"
+            assert told.acquire(timeout=30), "of the refusal"
+            assert isinstance(one.error, ApiError)
+            assert gone.wait(30)
+        finally:
+            gc.enable()
