@@ -62,15 +62,15 @@ requirements/test-$(TORCH).txt:
 	@echo "TORCH=$(TORCH): no pinned requirements for it; pinned are: $$(ls requirements/test-*.txt | tr '\n' ' ')- \
 	make lock TORCH=$(TORCH) adds them" >&2; exit 2
 
-# The stamps keep a finished installation; --require-hashes refuses a package that is not the one that was tested.
+# The stamps keep a finished installation.
 $(VENV)/run.stamp: requirements/run-$(NEWEST).txt pyproject.toml | $(VENV)/bin/python
 	@echo "installing torch and the rest into $(VENV) (about 6 GB, once)"
-	@if [ ! -e $(VENV)/test.stamp ]; then $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $<; fi
+	@if [ ! -e $(VENV)/test.stamp ]; then $(BIN)/python requirements/install.py $<; fi
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@
 
 $(VENV)/test.stamp: requirements/test-$(TORCH).txt pyproject.toml | $(VENV)/bin/python
 	@echo "installing what the tests need into $(VENV)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@$(BIN)/python requirements/install.py $<
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@

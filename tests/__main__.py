@@ -23,12 +23,14 @@ SECOND_CLUSTER = [
     )
 ]
 LOCAL = Path("tests/local")
+KILLED = [str(LOCAL / f"test_{name}.py") for name in ("kill_points", "resume")]
 PYTEST = (sys.executable, "-m", "pytest", "--durations=15")
 COMMANDS: dict[str, Sequence[str | Path]] = {
     "checks": ("make", "--no-print-directory", "check"),
     "one cluster": (*PYTEST, CLUSTER, *(f"--ignore={path}" for path in SECOND_CLUSTER)),
     "another cluster": (*PYTEST, *SECOND_CLUSTER),
-    "whole runs": (*PYTEST, LOCAL),
+    "killed runs": (*PYTEST, *KILLED),
+    "whole runs": (*PYTEST, LOCAL, *(f"--ignore={path}" for path in KILLED)),
     "the rest": (*PYTEST, "tests", f"--ignore={CLUSTER}", f"--ignore={LOCAL}"),
 }
 LOOK_EVERY_S = 0.5

@@ -1,6 +1,8 @@
 """The pinned requirements: complete, hashed, without addresses, and agreed between the two files."""
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -71,3 +73,19 @@ def test_what_an_image_has_was_tested_but_for_what_canns_needs(device: str) -> N
 def test_the_oldest_and_the_newest_torch_are_pinned() -> None:
     torches = {version for path in FILES for name, version, _ in pins(path) if name == "torch"}
     assert {"2.9.0", "2.14.1"} <= torches
+
+
+def test_where_uv_cannot_install_pip_tries_and_has_the_last_word(tmp_path: Path) -> None:
+    wanted = tmp_path / "wanted.txt"
+    wanted.write_text(f"pnas-has-no-such-package==1 --hash=sha256:{'0' * 64}\n")
+    done = subprocess.run(
+        [sys.executable, ROOT / "requirements" / "install.py", wanted],
+        env={**os.environ, "UV_OFFLINE": "1", "PIP_NO_INDEX": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    uv, pip = done.stderr.split("pip tries\n")
+    assert "no-such-package" in uv
+    assert "No matching distribution found for pnas-has-no-such-package==1" in pip
