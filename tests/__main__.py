@@ -1,8 +1,7 @@
 """`make test`: the checks and every test, side by side; their reports one by one as they end.
 
-What is tested on a cluster waits most of its time, for pods to start and to end; all else computes meanwhile, and gives
-way to it: a cluster costs the machine something for as long as it is there. Options for all tests come by
-PYTEST_ADDOPTS.
+What is tested on a cluster waits most of its time, for pods to start and to end; all else computes meanwhile. Options
+for all tests come by PYTEST_ADDOPTS.
 """
 
 import os
@@ -34,9 +33,6 @@ COMMANDS: dict[str, Sequence[str | Path]] = {
     "whole runs": (*PYTEST, LOCAL, *(f"--ignore={path}" for path in KILLED)),
     "the rest": (*PYTEST, "tests", f"--ignore={CLUSTER}", f"--ignore={LOCAL}"),
 }
-ON_CLUSTERS = {"one cluster", "another cluster"}
-NICENESS = 5
-"""Of what gives way: a third of the weight."""
 LOOK_EVERY_S = 0.5
 SAY_EVERY_S = 60
 INTERRUPTED = 130
@@ -63,7 +59,7 @@ class Run:
 def main() -> int:
     """Run them; the highest exit code, which is 0 if all have passed."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        runs = {name: stack.enter_context(_started(name, Path(folder) / name)) for name in COMMANDS}
+        runs = {name: stack.enter_context(_started(words, Path(folder) / name)) for name, words in COMMANDS.items()}
         _say(f"{', '.join(runs)}: side by side; each reports when it has ended")
         try:
             return max(_report(name, run) for name, run in _as_they_end(runs))
@@ -75,10 +71,9 @@ def main() -> int:
 
 
 @contextmanager
-def _started(name: str, report: Path) -> Iterator[Run]:
+def _started(command: Sequence[str | Path], report: Path) -> Iterator[Run]:
     # A process that may not keep what it compiles compiles all of this repository, and the tests start a thousand.
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    command = ["nice", "-n", str(0 if name in ON_CLUSTERS else NICENESS), *COMMANDS[name]]
     with (
         report.open("wb") as file,
         subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environ) as process,

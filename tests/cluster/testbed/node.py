@@ -18,6 +18,8 @@ BRIDGE = "node0"
 PODS = "10.244.0.0/16"
 CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "systemd")
 CGROUPS = Path("/sys/fs/cgroup")
+PODS_SHARES = 10 * 1024
+"""Of the machine's CPUs, for all pods of a node; a process that is in no group has 1,024."""
 
 
 ASCEND_910_LABELS: Mapping[str, str] = {
@@ -200,6 +202,8 @@ class Node:
         for part in ("cpus", "mems"):
             mine = CGROUPS / "cpuset" / self._cgroup / f"cpuset.{part}"
             mine.write_text((CGROUPS / "cpuset" / f"cpuset.{part}").read_text())
+        # Beside other work all pods of a node together would have the share of one process.
+        (CGROUPS / "cpu" / self._cgroup / "cpu.shares").write_text(str(PODS_SHARES))
 
     def _write(self, name: str, value: dict[str, Any]) -> Path:
         path = self.folder / name
