@@ -43,8 +43,8 @@ def test_a_job_is_followed_to_its_end_and_every_line_is_accounted_for(terminal: 
 
 
 def test_the_same_job_is_one_job_and_another_one_does_not_take_its_name(terminal: Terminal) -> None:
-    # It has to run for as long as it is asked for again, on a busy machine too.
-    words = ("--npus", "1", "--mode", "full", "--epochs", "12", "--detach")
+    # It runs for as long as it is asked for again, on a busy machine too: until it is cancelled.
+    words = ("--npus", "1", "--mode", "full", "--epochs", "1000", "--detach")
     name = terminal.submit(*words).stdout.strip()
     again = terminal.submit(*words)
     assert (again.returncode, again.stdout.strip()) == (0, name)
@@ -55,7 +55,8 @@ def test_the_same_job_is_one_job_and_another_one_does_not_take_its_name(terminal
         other = terminal.submit(*words, *checked, "--name", name, "--lr", "0.1")
         assert other.returncode == 6
         assert "lr is 0.4, not 0.1" in other.stderr
-    assert terminal.run("wait", name).returncode == 0
+    assert terminal.run("cancel", name).returncode == 0
+    assert terminal.run("wait", name).returncode == 125
     ended = terminal.submit(*words)
     assert ended.returncode == 6
     assert "--again starts a new one" in ended.stderr
