@@ -96,7 +96,7 @@ def test_provenance_says_what_made_the_result(trained: Finished) -> None:
     assert len(values["config_sha256"]) == 64
 
 
-@pytest.mark.parametrize(("npus", "batch"), [(1, 360), (3, 7)])
+@pytest.mark.parametrize(("npus", "batch"), [(1, 360), (3, 7), (5, 100)])
 def test_evaluation_counts_every_image_once_at_any_world_and_batch_size(
     trained: Finished, digits: Path, tmp_path: Path, npus: int, batch: int
 ) -> None:
