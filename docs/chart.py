@@ -54,7 +54,10 @@ _INTRODUCTION = """\
 `python -m docs.chart` writes this page. `helm install pnas charts/pnas` prepares a namespace for
 `python -m launcher submit`: an account with exactly the rights that the launcher uses, claims for images and output
 (they stay when the release goes), and the defaults of every job there. With `job.enabled` a training job is part of the
-release, the same as `python -m launcher submit` makes of the same settings; an upgrade with others starts another.
+release, the same as `python -m launcher submit` makes of the same settings; an upgrade with others starts another. One
+that has gone, as its `ttl` has it, is made anew by the next upgrade, and reports its result again if its training run
+was done; `ttl: none` keeps it.
+
 Once `defaults.image` is set, `helm test pnas` looks whether that account may do all that the launcher does, whether
 both claims are bound, and, with `rbac.cluster`, whether nodes have NPUs.
 

@@ -343,3 +343,27 @@ def test_an_upgrade_leaves_a_job_alone_that_stays_the_same(place: Terminal, volc
     [left] = place.cluster.get("vcjob", *where)["items"]
     assert re.fullmatch("same-[0-9a-f]{8}", left["metadata"]["name"])
     helm("uninstall", "same")
+
+
+@pytest.mark.parametrize("version", list(HELMS))
+def test_an_upgrade_makes_a_job_anew_that_has_gone_but_never_with_its_rank_table(
+    place: Terminal, volcano: Volcano, version: str
+) -> None:
+    """As a job goes whose `ttl` is over; the pods of the next one would find the addresses of its pods."""
+    assert volcano.labels
+    helm, where = Helm(HELMS[version](), place.cluster, place.namespace), ("--namespace", place.namespace)
+    values = ("--set", f"job.enabled=true,job.backend=volcano,job.image=r/p:1,job.resource={NOWHERE},job.name=again")
+    helm("install", "again", str(CHART), *values)
+    uid = place.cluster.get("vcjob", "again", *where)["metadata"]["uid"]
+    table = json.dumps({"data": {"hccl.json": '{"status":"completed"}'}})
+    place.cluster.kubectl("patch", "configmap", "rings-config-again", *where, "--patch", table)
+    place.cluster.kubectl("delete", "vcjob", "again", *where)
+    refused = helm.run("upgrade", "again", str(CHART), *values)
+    assert refused.returncode != 0
+    [remedy] = re.findall("remove it, by `kubectl (delete configmap [^`]+)`", refused.stderr)
+    place.cluster.kubectl(*remedy.split())
+    helm("upgrade", "again", str(CHART), *values)
+    assert place.cluster.get("vcjob", "again", *where)["metadata"]["uid"] != uid
+    table = place.cluster.get("configmap", "rings-config-again", *where)["data"]["hccl.json"]
+    assert table == '{"status":"initializing"}'
+    helm("uninstall", "again")

@@ -80,11 +80,25 @@
 {{- end }}
 {{- end }}
 
+{{- /* The job of this name on the cluster, as JSON; nothing if there is none. */ -}}
+{{- define "pnas.found-job" -}}
+{{- $kind := eq .values.backend "batch" | ternary "batch/v1" "batch.volcano.sh/v1alpha1" }}
+{{- with lookup $kind "Job" .root.Release.Namespace .values.name }}
+{{- toJson . }}
+{{- end }}
+{{- end }}
+
 {{- /* A job's pods cannot be changed: one of this name that has others is not this one. */ -}}
 {{- define "pnas.check-name" -}}
-{{- $kind := eq .values.backend "batch" | ternary "batch/v1" "batch.volcano.sh/v1alpha1" }}
-{{- $found := lookup $kind "Job" .root.Release.Namespace .values.name }}
-{{- if and $found (ne (dig "metadata" "annotations" "pnas/content" "" $found) (get .values.annotations "pnas/content")) }}
-{{- fail (printf "job.name %s: there is such a job, with other settings, and a job's pods cannot be changed: choose another name, or leave it out" .values.name) }}
+{{- with include "pnas.found-job" . | default "{}" | fromJson }}
+{{- if ne (dig "metadata" "annotations" "pnas/content" "" .) (get $.values.annotations "pnas/content") }}
+{{- fail (printf "job.name %s: there is such a job, with other settings, and a job's pods cannot be changed: choose another name, or leave it out" $.values.name) }}
 {{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* A rank table whose job has gone, as one does whose ttl is over: MindCluster takes it for the next job's. Helm 4 would
+       not write over it. */ -}}
+{{- define "pnas.refuse-table" -}}
+{{- fail (printf "job.name: the job has gone, but its rank table is there, and the next of this name would take it for its own: remove it, by `kubectl delete configmap %s --namespace %s`, or choose another name" .metadata.name .metadata.namespace) }}
 {{- end }}
