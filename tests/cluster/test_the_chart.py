@@ -298,6 +298,8 @@ def test_a_job_of_the_release_runs_is_followed_and_gives_way_to_the_next(
         typed = dict(typed_as_noted(terminal, said))
         assert [verb for verb, code in typed.items() if code] == [], typed
         assert {"describe job", "describe pvc", "get events", "doctor", "status", "logs"} == typed.keys()
+        served = ("rollout", "status", "deployment/pnas-tensorboard", "--timeout=300s")
+        cluster.kubectl(*served, "--namespace", namespace)
         board = f"/api/v1/namespaces/{namespace}/services/pnas-tensorboard:http/proxy/data/runs"
         until(lambda: f"{first}/tensorboard" in cluster.kubectl("get", "--raw", board))
         file.write_text(json.dumps({"claims": THEIRS, "job": {**job, "seed": 1}}))

@@ -43,7 +43,6 @@ class Started:
     """A trainer that runs, with what it has printed in a file."""
 
     def __init__(self, output: Path, data: Path, *options: str, name: str) -> None:
-        self.began = time.time()
         self._said = output / f"{name}-{time.monotonic_ns()}.log"
         where = ("--data-path", str(data), "--output", str(output), "--run-name", name)
         with self._said.open("wb") as file:

@@ -25,7 +25,7 @@ def _strike(running: Started, run: Path, moment: str, victims: str, draw: random
     last_step = f"step={STEPS} steps={STEPS} "
     found = {
         "step": lambda: running.until(lambda said: "] step epoch=" in said),
-        "write": lambda: running.until(lambda _said: _is_writing(run, since=running.began)),
+        "write": lambda: _until_writing(running, run),
         "evaluation": lambda: running.until(lambda said: last_step in said),
         "epoch end": lambda: running.until(lambda said: "] eval epoch=" in said),
     }[moment]()
@@ -40,6 +40,14 @@ def _strike(running: Started, run: Path, moment: str, victims: str, draw: random
         workers=[] if victims == "the trainer alone" else workers,
     )
     return True
+
+
+def _until_writing(running: Started, run: Path) -> bool:
+    """Wait until it writes; the ranks of the attempt before may write on for a moment after their trainer's end."""
+    if not running.until(lambda said: "] start mode=" in said):
+        return False
+    since = time.time()
+    return running.until(lambda _said: _is_writing(run, since=since))
 
 
 def _is_writing(run: Path, *, since: float) -> bool:
