@@ -186,8 +186,8 @@ def _token_of(configuration: Any) -> Callable[[], str | None]:
             except (ConfigException, OSError, ValueError) as error:
                 raise UnreachableError(f"the login cannot be renewed: {_one_line(error)}; log in again") from error
             if header:
-                # In a pod the client writes `bearer`, elsewhere `Bearer`.
-                return str(header).split(maxsplit=1)[-1]
+                # In a pod the client writes `bearer`, elsewhere `Bearer`; a file's last line has an end.
+                return str(header).split(maxsplit=1)[-1].strip()
         return None
 
     return token

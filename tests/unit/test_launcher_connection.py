@@ -38,6 +38,14 @@ def test_a_proxy_is_not_asked_for_what_no_proxy_names(
     assert api.namespace == "training"
 
 
+def test_the_end_of_a_token_files_line_is_no_part_of_the_token(tmp_path: Path) -> None:
+    """Whoever writes one with `echo` ends its line; no header may hold that."""
+    token, path = tmp_path / "token", tmp_path / "config"
+    token.write_text("secret\n")
+    path.write_text(KUBECONFIG.replace("{token: secret}", json.dumps({"tokenFile": str(token)})))
+    assert connect(Place(kubeconfig=path)).credentials.token() == "secret"
+
+
 def exec_config(folder: Path, script: str) -> Path:
     """A kubeconfig whose user logs in by a plugin."""
     plugin = folder / "plugin"
