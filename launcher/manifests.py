@@ -22,6 +22,10 @@ def manifests(options: dict[str, Any], profile: str | None) -> list[Manifest]:
     if kind == "batch":
         refuse_queue(settings)
     spec = make_cluster_spec(
-        settings.options, settings.train, settings.given, backend="batch" if kind == "batch" else "volcano"
+        settings.options,
+        settings.train,
+        settings.given,
+        backend="batch" if kind == "batch" else "volcano",
+        overlay=settings.overlay,
     )
     return render(spec)

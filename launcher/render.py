@@ -67,7 +67,7 @@ def render(spec: JobSpec, *, attempt: int = 1) -> list[Manifest]:
         names.append("service")
     objects = [_rendered(name, values) for name in names]
     job = _rendered("job" if spec.backend == "batch" else "volcano-job", values)
-    if spec.pods.overlay is not None:
+    if spec.overlay:
         template = job["spec"]["template"] if spec.backend == "batch" else job["spec"]["tasks"][0]["template"]
         template.update(merged(template, spec.overlay))
     return [*objects, job]

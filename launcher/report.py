@@ -43,9 +43,17 @@ def header(spec: "JobSpec", *, attempt: int, where: str = "") -> str:
     return _rows({name: text for name, text in rows.items() if text})
 
 
-def continuation(name: str) -> str:
-    """What to type to go on with a job that ended before it was done."""
-    return f"{PROGRAM} submit --name {name} --resume auto"
+def continuation(state: JobState, where: str = "") -> str:
+    """What to type to go on with a job that ended before it was done; nothing for others.
+
+    Args:
+        where: the options that say where it is.
+    """
+    if not state.resumable:
+        return ""
+    # Left to itself, submit would choose by what there is now.
+    kind = "" if "--backend " in where else f" --backend {state.ref.backend}"
+    return f"{PROGRAM} submit --name {state.ref.name} --resume auto{kind}{where}"
 
 
 def come_back(name: str, where: str = "") -> str:
@@ -67,8 +75,12 @@ def _follow(name: str, where: str) -> str:
     return f"{PROGRAM} logs {name} -f{where}"
 
 
-def summary(state: JobState, seen: "Following", *, now: float) -> str:
-    """How the job ended: outcome, accuracy, speed, time, what the log proves, and where the files are."""
+def summary(state: JobState, seen: "Following", *, now: float, where: str = "") -> str:
+    """How the job ended: outcome, accuracy, speed, time, what the log proves, and where the files are.
+
+    Args:
+        where: the options that say where it is.
+    """
     progress = seen.progress
     result = progress.result
     took = state.took_s(now)
@@ -79,13 +91,17 @@ def summary(state: JobState, seen: "Following", *, now: float) -> str:
         _worked(result): _seconds(result, "train_s"),
         "log": _books(seen),
         "files": state.files or ("" if result is None else str(result.fields.get("output", ""))),
-        "continue": continuation(state.ref.name) if state.resumable else "",
+        "continue": continuation(state, where),
     }
     return _rows({name: text for name, text in rows.items() if text})
 
 
-def status_text(state: JobState, progress: Progress, events: Iterable[JobEvent], *, now: float) -> str:
-    """Everything that is known of one job, for a person."""
+def status_text(state: JobState, progress: Progress, events: Iterable[JobEvent], *, now: float, where: str = "") -> str:
+    """Everything that is known of one job, for a person.
+
+    Args:
+        where: the options that say where it is.
+    """
     took = state.took_s(now)
     step = progress.latest_step
     rows = {
@@ -102,7 +118,7 @@ def status_text(state: JobState, progress: Progress, events: Iterable[JobEvent],
         "console": str(state.details.get("console", "")),
         "command": shlex.join(state.details.get("command", [])),
         "backend": state.ref.backend,
-        "continue": continuation(state.ref.name) if state.resumable else "",
+        "continue": continuation(state, where),
     }
     happened = [f"  {_clock(event.time)}  {event.text}" for event in events]
     return "\n".join([_rows({name: text for name, text in rows.items() if text}), "events", *happened])

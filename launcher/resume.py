@@ -26,7 +26,7 @@ CHECKPOINTS = "checkpoints"
 _NOTHING = Layer("--resume", {})
 # An attempt has its own of these.
 _OF_THE_ATTEMPT = frozenset({"resume", "run_name"})
-# Where the job is, is said anew; the overlay's file may have changed or gone.
+# Where the job is, is said anew; what the overlay's file said is kept, and the file may be gone.
 _UNKNOWN_LATER = PLACE | {"overlay"}
 
 
@@ -74,7 +74,7 @@ def find_cluster_earlier(asked: Settings, backend: "ClusterBackend") -> tuple[st
     if job.spec.get("train", {}).get("device") == "cpu":
         del pods["hardware"]  # it had none for that reason alone
     own = {field: value for field, value in pods.items() if field not in _UNKNOWN_LATER}
-    return name, Earlier(Layer(origin, _given(job.spec)), _NOTHING, Layer(origin, own))
+    return name, Earlier(Layer(origin, _given(job.spec)), _NOTHING, Layer(origin, own), job.spec.get("overlay", {}))
 
 
 def run_of(path: Path) -> Path | None:

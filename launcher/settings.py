@@ -8,7 +8,7 @@ The rules of precedence are `trainer.config`'s.
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.errors import RequestError
@@ -30,6 +30,8 @@ class Earlier:
     """Those that the run was begun with. The trainer has them from the checkpoint: they are shown, not passed on."""
     job: Layer = NOTHING
     """The launcher's own settings of the earlier attempt."""
+    overlay: Mapping[str, Any] = field(default_factory=dict)
+    """What its overlay said; the file may have changed since, or be gone."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,14 @@ class Settings:
         origins: for each setting, the layer that gave it.
         given: the trainer's settings that somebody set. The trainer chooses the rest by itself, for it may come from
             weights or a checkpoint, which the launcher does not read.
+        overlay: of the attempt that is continued, unless another file is given.
     """
 
     options: JobOptions
     train: TrainConfig
     origins: Mapping[str, str]
     given: tuple[str, ...]
+    overlay: Mapping[str, Any] = field(default_factory=dict)
 
     def items(self) -> list[tuple[str, Any, str]]:
         """(name, value, origin) of every setting, the launcher's first."""
@@ -96,7 +100,8 @@ def resolve_settings(
     if options.hardware is not None and train.device != "cpu":
         options, job_origins = _over_preset(options, options.hardware, job_origins)
     passed_on = tuple(name for name in TrainConfig.model_fields if name in set_by_somebody)
-    return Settings(options, train, {**job_origins, **train_origins}, passed_on)
+    overlay = {} if earlier is None else earlier.overlay
+    return Settings(options, train, {**job_origins, **train_origins}, passed_on, overlay)
 
 
 def _over_preset(options: JobOptions, hardware: str, origins: Mapping[str, str]) -> tuple[JobOptions, dict[str, str]]:

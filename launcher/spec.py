@@ -7,7 +7,7 @@ looks at flags, environment or profiles again.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -145,22 +145,30 @@ def make_spec(
 
 
 def make_cluster_spec(
-    options: JobOptions, train: TrainConfig, given: Sequence[str], *, backend: Literal["batch", "volcano"]
+    options: JobOptions,
+    train: TrainConfig,
+    given: Sequence[str],
+    *,
+    backend: Literal["batch", "volcano"],
+    overlay: Mapping[str, Any],
 ) -> JobSpec:
     """A job on a cluster, named by its content unless a name is given.
 
     A pod that is started again goes on from its newest checkpoint, so the trainer is always told to resume what there
     is.
 
+    Args:
+        overlay: what is merged into the pod template where `options` name no file.
+
     Raises:
         RequestError: what is asked for cannot run in a pod.
     """
+    _refuse_bytes(options, train)
     pod_train = _for_pods(options, train, given)
     _refuse_without_effect(options, backend)
     pods = ClusterOptions(**{name: getattr(options, name) for name in ClusterOptions.model_fields if name not in PLACE})
     if train.device == "cpu":
         pods = pods.model_copy(update={"hardware": None})
-    overlay = {} if options.overlay is None else read_overlay(options.overlay)
     spec = JobSpec(
         name=options.name or "unnamed",
         backend=backend,
@@ -168,7 +176,7 @@ def make_cluster_spec(
         given=_in_order({*given, "npus", "output", "resume", "run_name", *(("nodes",) if train.nodes > 1 else ())}),
         continues=train.resume is not None,
         pods=pods,
-        overlay=overlay,
+        overlay=dict(overlay) if options.overlay is None else read_overlay(options.overlay),
     )
     return renamed(spec, options.name or f"pnas-{train.mode}-{spec.digest[:8]}")
 
@@ -176,6 +184,16 @@ def make_cluster_spec(
 def renamed(spec: JobSpec, name: str) -> JobSpec:
     """The same job under another name."""
     return spec.model_copy(update={"name": name, "train": spec.train.model_copy(update={"run_name": name})})
+
+
+def _refuse_bytes(*settings: BaseModel) -> None:
+    """A path of this machine may hold bytes that are no text; a manifest takes none."""
+    for name, values in (pair for one in settings for pair in one):
+        for value in values if isinstance(values, tuple) else (values,):
+            try:
+                str(value).encode()
+            except UnicodeEncodeError:
+                raise RequestError(f"{flag_name(name)} {str(value)[:80]!a}: is not UTF-8; give text") from None
 
 
 def _refuse_without_effect(options: JobOptions, backend: str) -> None:

@@ -52,7 +52,8 @@ def prepare(options: dict[str, Any], profile: str | None, *, now: datetime) -> P
     """
     settings, choice = _resolve(options, profile, lambda found: choose(found.backend, _place(found)))
     why = choice.why if settings.options.backend == "auto" else ""
-    return Prepared(choice.backend, _spec(settings, choice.backend, now), why, _where(settings).words)
+    spec = _spec(settings, choice.backend, now)
+    return Prepared(choice.backend, spec, why, _where(settings, spec).words)
 
 
 def settings_of(options: dict[str, Any], profile: str | None) -> tuple[Settings, str]:
@@ -158,16 +159,17 @@ def _spec(settings: Settings, backend: Backend, now: datetime) -> JobSpec:
     kind: Literal["batch", "volcano"] = "batch" if backend.name == "batch" else "volcano"
     if kind == "batch":
         refuse_queue(settings)
-    return make_cluster_spec(settings.options, settings.train, settings.given, backend=kind)
+    return make_cluster_spec(settings.options, settings.train, settings.given, backend=kind, overlay=settings.overlay)
 
 
 def _place(options: JobOptions) -> Place:
     return Place(options.kubeconfig, options.context, options.namespace)
 
 
-def _where(settings: Settings) -> Where:
-    """What was typed of it: the environment will say the rest again."""
-    typed_names = [
-        name for name in ("backend", "namespace", "context", "kubeconfig") if settings.origins[name] == "flag"
-    ]
-    return Where(**{name: getattr(settings.options, name) for name in typed_names})
+def _where(settings: Settings, spec: JobSpec) -> Where:
+    """What was typed of it, for the environment will say the rest again; and the backend if a name alone misleads."""
+    names = [name for name in ("backend", "namespace", "context", "kubeconfig") if settings.origins[name] == "flag"]
+    words = {name: getattr(settings.options, name) for name in names}
+    if spec.backend != "local" and words.keys() <= {"backend"} and known(this_machine(), spec.name) is not None:
+        words["backend"] = spec.backend
+    return Where(**words)

@@ -22,7 +22,7 @@ def follow_to_its_end(backend: Backend, ref: JobRef, reading: Reading | None = N
     except UnreachableError as error:
         raise UnreachableError(f"{error}. {report.out_of_sight(ref.name, where)}") from error
     state = seen.outcome or patiently(lambda: backend.get(ref), note, every_s=backend.poll_s)
-    text = report.summary(state, seen, now=time.time())
+    text = report.summary(state, seen, now=time.time(), where=where)
     print(text, file=sys.stdout if reading.form == "text" else sys.stderr)
     raise_outcome(state)
 

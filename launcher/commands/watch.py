@@ -1,6 +1,7 @@
 """`logs`, `status`, `wait` and `list`: what jobs do, and how they end."""
 
 import math
+import os
 import re
 import time
 from pathlib import Path
@@ -69,7 +70,8 @@ def status(name: LatestName = None, /, *, json_: Json = False, where: Where | No
     if json_:
         print_json(report.job_document(state, progress))
     else:
-        print(report.status_text(state, progress, found.events(ref), now=time.time()))
+        events, where_words = found.events(ref), words_of(where)
+        print(report.status_text(state, progress, events, now=time.time(), where=where_words))
 
 
 @app.command(group=WATCH, help_epilogue=examples("wait", "wait NAME --timeout 2h"))
@@ -142,6 +144,6 @@ def _ended(backend: Backend, ref: JobRef, deadline: float, timeout: str | None) 
 
 def _pattern(text: str) -> re.Pattern[bytes]:
     try:
-        return re.compile(text.encode())
+        return re.compile(os.fsencode(text))
     except re.error as error:
         raise RequestError(f"--grep {text}: {error}") from error

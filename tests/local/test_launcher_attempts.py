@@ -133,6 +133,7 @@ def test_the_command_that_is_shown_continues_a_cancelled_job_from_any_folder(ben
     [shown] = [line for line in bench.run("status", "mine").stdout.splitlines() if line.startswith("continue")]
     words = shlex.split(shown.removeprefix("continue"))
     assert words[:3] == ["python", "-m", "launcher"]
+    assert "--backend local" in shown, "or it begins another one wherever there is a cluster"
     elsewhere = bench.home / "elsewhere"
     elsewhere.mkdir()
     nobody = bench.run("submit", "--resume", "auto", cwd=elsewhere)

@@ -20,7 +20,7 @@ BACKENDS = ("batch", "volcano")
 
 def spec(backend: Any = "volcano", **flags: Any) -> JobSpec:
     found = resolve_settings({"image": "r/pnas:1", "npus": 8, **flags}, None, {})
-    return make_cluster_spec(found.options, found.train, found.given, backend=backend)
+    return make_cluster_spec(found.options, found.train, found.given, backend=backend, overlay=found.overlay)
 
 
 def template(job: dict[str, Any]) -> dict[str, Any]:
@@ -161,6 +161,8 @@ def test_an_overlay_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
         ({"cpu": "0"}, "--cpu 0: must be more than 0"),
         ({"shm": "0Gi"}, "--shm 0Gi: must be more than 0"),
         ({"env": ("A",)}, "`A` is not NAME=VALUE"),
+        ({"env": ("A=\udcff",)}, "--env 'A=\\udcff': is not UTF-8"),
+        ({"data_path": Path("/data/\udcff")}, "--data-path '/data/\\udcff': is not UTF-8"),
         ({"env": ("A=1", "A=2")}, "`A` is given twice"),
         ({"env": ("POD_IP=1",)}, "`POD_IP` is set by the launcher"),
         ({"env": ("VC_TASK_INDEX=1",)}, "`VC_TASK_INDEX` is set by the launcher"),

@@ -1,6 +1,8 @@
 """Settings come from layers and know their origin; a spec is complete, and the trainer reads it back unchanged."""
 
 import inspect
+import os
+import socket
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,16 @@ from typing import Any
 import pytest
 from cyclopts import App
 
+from launcher.backends import local_records as records
 from launcher.errors import RequestError
 from launcher.report import settings_document, settings_text
 from launcher.settings import resolve_settings
-from launcher.spec import JobOptions, free_name, is_job_name, make_spec, trainer_options
+from launcher.spec import JobOptions, free_name, is_job_name, make_cluster_spec, make_spec, trainer_options
+from launcher.starting import _where
 from launcher.timing import format_duration, parse_duration
 from trainer.config import ConfigError, TrainConfig, resolve_train_config
 from trainer.config.options import option_parameters, typed
+from trainer.errors import UsageError
 
 NOON = datetime(2026, 11, 24, 12, 0, 5)
 
@@ -142,6 +147,37 @@ def test_durations_are_read_as_people_write_them(text: str, seconds: float) -> N
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(RequestError, match="is no duration"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["2147483648", "9" * 400, "99999d"])
+def test_more_time_than_kubernetes_can_count_is_refused(text: str) -> None:
+    assert parse_duration("2147483647") == 2**31 - 1
+    with pytest.raises(RequestError, match="is longer than 68 years"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("flags", [{"grace_s": "inf"}, {"lr": "inf"}, {"loss_scale": "nan"}])
+def test_a_number_that_is_none_is_refused(flags: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="should be a finite number"):
+        resolve_settings(flags, None, {})
+
+
+@pytest.mark.parametrize("place", [{}, {"namespace": "training"}])
+def test_a_job_on_a_cluster_is_found_again_though_one_of_its_name_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: dict[str, str]
+) -> None:
+    """By its name alone this machine's would be found first, but for one who names a place on a cluster."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    settings = resolve_settings({"name": "mine", "image": "r/p:1", **place}, None, {})
+    spec = make_cluster_spec(settings.options, settings.train, settings.given, backend="volcano", overlay={})
+    named = "".join(f" --{name} {value}" for name, value in place.items())
+    assert _where(settings, spec).words == named
+    folder = records.state_home(os.environ) / "mine"
+    folder.mkdir(parents=True)
+    job = {"name": "mine", "created": 1.0, "host": socket.gethostname(), "cwd": "/", "command": ["x"], "spec": {}}
+    records.write_record(folder / records.JOB, "LocalJob", {**job, "output": str(tmp_path)})
+    records.write_record(folder / records.EXIT, "Exit", {"returncode": 0, "started": 1.0, "ended": 2.0})
+    assert _where(settings, spec).words == (named or " --backend volcano")
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ class TrainConfig(BaseModel):
         protected_namespaces=(),
         # YAML takes a run called 2024 for a number.
         coerce_numbers_to_str=True,
+        allow_inf_nan=False,
     )
 
     # Run
