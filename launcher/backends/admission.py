@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 PART_RESOURCES = {"ConfigMap": CONFIG_MAPS, "Service": SERVICES}
 """What belongs to a job beside its pods."""
 _TRIAL = "-check"
+_TAKEN = 409
 
 
 def check(backend: "ClusterBackend", spec: JobSpec, objects: list[Json]) -> list[str]:
@@ -41,7 +42,9 @@ def check(backend: "ClusterBackend", spec: JobSpec, objects: list[Json]) -> list
         try:
             api.create(PART_RESOURCES.get(item["kind"], backend.kind.resource), trial, dry_run=True)
         except ApiError as error:
-            raise explained(error, backend, trial_of=name) from error
+            # Whether the name is taken is looked up last of all: the object itself is accepted.
+            if error.status != _TAKEN:
+                raise explained(error, backend, trial_of=name) from error
     for found in look_around(api, spec.pods, spec.train):
         if found.state == "missing":
             raise PreflightError(found.text)

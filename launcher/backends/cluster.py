@@ -5,21 +5,21 @@ any launcher, now or next week, sees the same.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import PROGRAM
 from launcher.backends import TRAINING, JobEvent, JobRef, JobState, LogItem, Phase, Submitted, handover
 from launcher.backends.events import Events
-from launcher.backends.kinds import BatchKind, Kind, VolcanoKind, attempt_of, seconds, spec_of
+from launcher.backends.kinds import BatchKind, Kind, VolcanoKind, attempt_of, pods_of, seconds, spec_of
 from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimedOut
 from launcher.explain import container_failure, is_young, why_pending
 from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.connection import connect
 from launcher.kube.place import Place
 from launcher.kube.resources import POD_GROUPS, PODS
-from launcher.names import CONTAINER, JOB, OURS
+from launcher.names import CONTAINER, OURS
 from launcher.outage import passes
 
 if TYPE_CHECKING:
@@ -84,6 +84,13 @@ class ClusterBackend:
         """The job's last attempt, if it was removed for one that could not be created."""
         return handover.kept(self.api, self.name, name)
 
+    def _kept_still(self, name: str) -> str:
+        if self.kept(name) is None:
+            return ""
+        forget = f"kubectl delete configmap {handover.name_of(self.name, name)} --namespace {self.api.namespace}"
+        again = f"{PROGRAM} submit --name {name} --resume auto"
+        return f". It was removed for an attempt that could not be created: `{again}` goes on, `{forget}` forgets it"
+
     def job(self, name: str) -> Json:
         """Its object.
 
@@ -92,12 +99,14 @@ class ClusterBackend:
         """
         job = self.api.find(self.kind.resource, name)
         if job is None:
-            raise NotFoundError(f"there is no {self.name} job `{name}` in {self.where}; see `python -m launcher list`")
+            raise NotFoundError(
+                f"there is no {self.name} job `{name}` in {self.where}; see `{PROGRAM} list`{self._kept_still(name)}"
+            )
         return job
 
     def pods(self, name: str) -> list[Json]:
         """Its pods, in the order of their names."""
-        found, _ = self.api.list(PODS, labels=f"{JOB}={name}")
+        found, _ = self.api.list(PODS, labels=pods_of(self.kind, name))
         return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
 
     def state_of(self, job: Json, pods: list[Json]) -> JobState:
@@ -145,19 +154,23 @@ class ClusterBackend:
         if reason.startswith(_OUT_OF_TIME):
             # Its pods were stopped for it, and ended as they do when they are stopped.
             return reason
-        failed = [(pod, text) for pod in pods if (text := container_failure(pod))]
-        first = min(failed, key=lambda pair: _ended_at(pair[0]), default=None)
-        cause = self.progress(JobRef(self.name, str(job["metadata"]["name"]))).cause
-        of_pod = f"pod {first[0]['metadata']['name']}: {first[1]}" if first else reason
+        failed = _last_tries([pod for pod in pods if container_failure(pod)])
+        # The others have lost a peer, and say so as if that were the cause.
+        others = [pod for pod in pods if pod not in failed]
+        cause = next(filter(None, (self._progress([pod]).cause for pod in (*failed, *others))), "")
+        of_pod = f"pod {failed[0]['metadata']['name']}: {container_failure(failed[0])}" if failed else reason
         return f"{cause} ({of_pod})" if cause else of_pod
 
     def progress(self, ref: JobRef) -> "Progress":
         """The job's latest news, from the end of its pods' logs."""
+        return self._progress(self.pods(ref.name))
+
+    def _progress(self, pods: Sequence[Json]) -> "Progress":
         from launcher.logs import Demultiplexer, Line  # noqa: PLC0415  # a submit does without
         from launcher.progress import Progress  # noqa: PLC0415
 
         progress = Progress()
-        for pod in self.pods(ref.name):
+        for pod in pods:
             items = Demultiplexer(from_start=False).feed(self._tail(pod))
             progress.update_all(item for item in items if isinstance(item, Line))
         return progress
@@ -261,7 +274,7 @@ class ClusterBackend:
         pods, _ = self.api.list(PODS, labels=OURS)
         states = []
         for job in jobs:
-            own = [pod for pod in pods if pod["metadata"]["labels"].get(JOB) == job["metadata"]["name"]]
+            own = [pod for pod in pods if pod["metadata"]["labels"].get(self.kind.pod_label) == job["metadata"]["name"]]
             phase, reason = self.kind.phase(job, own)
             states.append(self._state(job, own, phase, reason))
         return sorted(states, key=lambda state: (state.created or 0, state.ref.name))
@@ -280,6 +293,12 @@ def _began(pod: Json) -> float | None:
         state = one.get("state") or {}
         return seconds((state.get("running") or state.get("terminated") or {}).get("startedAt"))
     return None
+
+
+def _last_tries(failed: Sequence[Json]) -> list[Json]:
+    """Of pods that have failed each node's last one, as others are of earlier tries; the first to end first."""
+    of_node = {pod["spec"].get("hostname", ""): pod for pod in sorted(failed, key=_ended_at)}
+    return sorted(of_node.values(), key=_ended_at)
 
 
 def _ended_at(pod: Json) -> str:

@@ -58,6 +58,8 @@ def create(backend: "ClusterBackend", spec: JobSpec, *, again: bool) -> Submitte
         before = kept.attempt
     objects = render(spec, attempt=before + 1)
     check(backend, spec, objects)
+    if existing is not None:
+        _refuse_foreign(backend, spec, objects[:-1])
     try:
         with _handed_over(backend, spec, existing):
             _make_way(backend, spec, objects[:-1])
@@ -81,15 +83,16 @@ def _handed_over(backend: "ClusterBackend", spec: JobSpec, existing: Json | None
         return
     if spec.continues:
         handover.keep(backend.api, backend.name, existing)
+    removed = False
     try:
         backend.remove(spec.name, uid=existing["metadata"]["uid"])
+        removed = True
         time.sleep(backend.kind.settle_s)
         yield
-    except ConflictError:
-        handover.drop(backend.api, backend.name, spec.name)  # the job is there, with its settings
-        raise
     except LauncherError as error:
-        if spec.continues and not isinstance(error, _Overtaken):
+        if isinstance(error, ConflictError) and not removed:
+            handover.drop(backend.api, backend.name, spec.name)  # the job is there, with its settings
+        elif spec.continues and not isinstance(error, _Overtaken):
             where = f"configmap {handover.name_of(backend.name, spec.name)}"
             error.args = (f"{error}; the settings of job {spec.name} are kept in {where}: type the same again",)
         raise
@@ -213,6 +216,28 @@ def _own_the_unowned(backend: "ClusterBackend", spec: JobSpec, job: Json) -> Non
             _own(backend.api, resource, name, job)
 
 
+def _refuse_foreign(backend: "ClusterBackend", spec: JobSpec, parts: list[Json]) -> None:
+    """Before the job is removed that has the name.
+
+    Raises:
+        ConflictError: something that is not a launcher's has the name of a part.
+    """
+    for part in parts:
+        _left_of(backend, spec, PART_RESOURCES[part["kind"]], part["metadata"]["name"])
+
+
+def _left_of(backend: "ClusterBackend", spec: JobSpec, resource: Resource, name: str) -> Json | None:
+    """A part of this name that an earlier job has left.
+
+    Raises:
+        ConflictError: it is not a launcher's.
+    """
+    left = backend.api.find(resource, name)
+    if left is not None and not is_part_of(left, spec.name):
+        raise ConflictError(f"{resource} {name} exists and is not a launcher's: remove it, or choose another --name")
+    return left
+
+
 def _make_way(backend: "ClusterBackend", spec: JobSpec, parts: list[Json]) -> None:
     """A leftover of an earlier job of this name would be read as this one's: it is removed.
 
@@ -223,11 +248,7 @@ def _make_way(backend: "ClusterBackend", spec: JobSpec, parts: list[Json]) -> No
     for part in parts:
         resource, name = PART_RESOURCES[part["kind"]], part["metadata"]["name"]
         deadline = time.monotonic() + _SIBLING_S
-        while (left := backend.api.find(resource, name)) is not None:
-            if not is_part_of(left, spec.name):
-                raise ConflictError(
-                    f"{resource} {name} exists and is not a launcher's: remove it, or choose another --name"
-                )
+        while (left := _left_of(backend, spec, resource, name)) is not None:
             if backend.api.find(backend.kind.resource, spec.name) is not None:
                 raise _Overtaken
             if left["metadata"].get("ownerReferences") or time.monotonic() > deadline:

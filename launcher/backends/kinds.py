@@ -29,6 +29,8 @@ class Kind(Protocol):
     resource: Resource
     settle_s: float
     """How long its controllers need to forget a job that is gone, before one of the same name is made."""
+    pod_label: str
+    """The label by which its controller says whose a pod is: a job of the other kind may have the same name."""
 
     def phase(self, job: Json, pods: Sequence[Json]) -> tuple[Phase, str]:
         """Where the job is in its life, and why if it says so itself."""
@@ -46,12 +48,18 @@ class Kind(Protocol):
         """Ask the cluster to end its pods and to keep the job."""
 
 
+def pods_of(kind: Kind, job: str) -> str:
+    """The selector of a job's pods."""
+    return f"{kind.pod_label}={job}"
+
+
 class BatchKind:
     """`batch/v1` Job. See `Kind`."""
 
     name = "batch"
     resource = BATCH_JOBS
     settle_s = 0.0
+    pod_label = "batch.kubernetes.io/job-name"
 
     def phase(self, job: Json, pods: Sequence[Json]) -> tuple[Phase, str]:
         """By its conditions; its counts run ahead of them."""
@@ -113,6 +121,7 @@ class VolcanoKind:
     resource = VOLCANO_JOBS
     # One that was made within milliseconds of the end of the last one's pods was seen to hang, without pods or events.
     settle_s = 3.0
+    pod_label = "volcano.sh/job-name"
     _phases: Mapping[str, tuple[Phase, str]] = {
         "": (Phase.PENDING, ""),
         "Pending": (Phase.PENDING, ""),

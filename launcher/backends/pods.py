@@ -13,11 +13,11 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from launcher.backends import Block, Ended, LogItem, Loss, Notice, Phase
-from launcher.backends.kinds import attempt_of
+from launcher.backends.kinds import attempt_of, pods_of
 from launcher.errors import LauncherError, NotFoundError
 from launcher.kube.api import Json
 from launcher.kube.resources import PODS
-from launcher.names import CONTAINER, JOB
+from launcher.names import CONTAINER
 from launcher.outage import AWAY, BACK, passes
 from launcher.podlogs.batch import Item, LogGap
 from launcher.podlogs.container import ContainerLog
@@ -57,12 +57,19 @@ class _Job:
         self.name = name
         self.changed = Event()
         self._gone: dict[str, tuple[Json, bool]] = {}
+        self._last: Json | None = None
         api, fields = backend.api, f"metadata.name={name}"
-        self._jobs = Reflector(api, Selector(backend.kind.resource, fields=fields), self.changed.set)
-        self._pods = Reflector(api, Selector(PODS, labels=f"{JOB}={name}"), self.changed.set, removed=self._bury)
+        selector = Selector(backend.kind.resource, fields=fields)
+        self._jobs = Reflector(api, selector, self.changed.set, removed=self._remember)
+        self._pods = Reflector(
+            api, Selector(PODS, labels=pods_of(backend.kind, name)), self.changed.set, removed=self._bury
+        )
 
     def _bury(self, pod: Json, seen: bool) -> None:
         self._gone[pod["metadata"]["uid"]] = (pod, seen)
+
+    def _remember(self, job: Json, _seen: bool) -> None:
+        self._last = job
 
     def close(self) -> None:
         """End the reflectors; those that wait for the server end soon."""
@@ -115,8 +122,8 @@ class _Job:
         return True
 
     def outcome(self) -> Iterator[Ended]:
-        """How it ended, if that was seen."""
-        job, pods = self.job, self.pods
+        """How it ended, if that was seen; it may have been removed since."""
+        job, pods = self.job or self._last, self.pods
         if job is None or not self.backend.kind.phase(job, pods)[0].ended:
             return
         try:
@@ -183,7 +190,7 @@ class _Reading:
         self._behind: set[Instance] = set()
         self._known: set[Instance] = set()
         self._complete: set[Instance] = set()
-        self._told = ""
+        self._told: list[str] = []
         self._away = False
         self._quiet_since = time.monotonic()
 
@@ -242,15 +249,17 @@ class _Reading:
             yield Block(name + item.data[:-1].replace(b"\n", b"\n" + name) + b"\n", stamps=item.times)
 
     def _news(self) -> Iterator[Notice]:
-        """Each change of the job's phase or of the reason why it waits, once."""
+        """Each phase of the job, and each reason why it waits, once: some take turns for ever."""
         if self._job.away != self._away:
             self._away = self._job.away
             yield Notice(AWAY if self._away else BACK)
         if self._away or not self._follow:
             return
         text = self._job.told()
-        if text and text != self._told:
-            self._told = text
+        if self._told and text.partition(":")[0] != self._told[0].partition(":")[0]:
+            self._told = []
+        if text and text not in self._told:
+            self._told.append(text)
             yield Notice(f"job {self._job.name}: {text}")
 
     def _start_logs(self) -> None:

@@ -15,13 +15,14 @@ from launcher.errors import ConflictError, LauncherError, UnreachableError
 from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.connection import connect
 from launcher.kube.place import Place
-from launcher.kube.resources import BATCH_JOBS, CONFIG_MAPS, SERVICES, Resource
+from launcher.kube.resources import BATCH_JOBS, CONFIG_MAPS, PODS, SERVICES, Resource
 from launcher.settings import resolve_settings
 from launcher.spec import JobSpec, make_cluster_spec
 from tests.cluster.launching import POD, SMALL, Terminal
 from tests.cluster.testbed import cluster as testbed
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.storage import claims
+from tests.cluster.waiting import until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -75,7 +76,7 @@ def two_nodes(name: str = "pair", **flags: Any) -> JobSpec:
     """A job with a part, its service, that no node can run."""
     given = {"npus": 1, "nodes": 2, "image": "r/pnas:1", "resource": NOWHERE[1], "name": name, **flags}
     found = resolve_settings(given, None, {})
-    return make_cluster_spec(found.options, found.train, found.given, backend="batch")
+    return make_cluster_spec(found.options, found.train, found.given, backend="batch", overlay=found.overlay)
 
 
 def owners(api: Api, name: str = "pair") -> list[str]:
@@ -165,6 +166,38 @@ def test_somebodys_object_of_that_name_is_left_alone(backend: ClusterBackend) ->
     assert backend.api.get(SERVICES, "pair")["spec"]["ports"][0]["port"] == 80
 
 
+def test_what_stands_in_the_way_of_an_attempt_is_found_before_the_last_one_is_removed(backend: ClusterBackend) -> None:
+    backend.cancel(backend.submit(two_nodes(nodes=1)).ref)
+    uid = backend.job("pair")["metadata"]["uid"]
+    ports = [{"port": 80}]
+    backend.api.create(
+        SERVICES, {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "pair"}, "spec": {"ports": ports}}
+    )
+    with pytest.raises(ConflictError, match="services pair exists and is not a launcher's"):
+        backend.submit(two_nodes(resume="auto"))
+    assert backend.job("pair")["metadata"]["uid"] == uid
+
+
+def test_a_job_is_tried_beside_one_that_has_the_name_of_the_trial(backend: ClusterBackend) -> None:
+    for name in ("pair-check", "pair"):
+        assert backend.submit(two_nodes(name)).ref.name == name
+
+
+def test_a_pod_of_a_volcano_job_is_none_of_the_kubernetes_job_of_its_name(backend: ClusterBackend) -> None:
+    ref = backend.submit(two_nodes()).ref
+    until(lambda: len(backend.pods("pair")) == 2)
+    labels = backend.pods("pair")[0]["metadata"]["labels"]
+    theirs = {name: value for name, value in labels.items() if "batch.kubernetes.io" not in name and name != "job-name"}
+    pod = {"containers": [{"name": "c", "image": "r/pnas:1"}], "nodeSelector": {"nowhere": "true"}}
+    metadata = {"name": "theirs", "labels": theirs | {"volcano.sh/job-name": "pair"}}
+    backend.api.create(PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod})
+    assert len(backend.pods("pair")) == 2
+    (listed,) = backend.list()
+    assert len(listed.details["pods"]) == 2
+    backend.cancel(ref)
+    backend.delete(ref)
+
+
 def test_what_a_launcher_did_not_finish_the_next_one_finishes(
     backend: ClusterBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +225,12 @@ def test_an_attempt_that_cannot_be_created_loses_nothing_of_the_last_one(
         Trouble(backend.api, patch).fail(BATCH_JOBS)
         with pytest.raises(ApiError, match=f"kept in configmap {name_of('batch', 'goes-on')}: type the same again"):
             backend.submit(two_nodes("goes-on", resume="auto"))
-    assert terminal.run("status", "goes-on").returncode == 4
+    unknown = terminal.run("status", "goes-on")
+    assert unknown.returncode == 4
+    assert "`python -m launcher submit --name goes-on --resume auto` goes on" in unknown.stderr
+    assert (
+        f"`kubectl delete configmap {name_of('batch', 'goes-on')} --namespace {terminal.namespace}`" in unknown.stderr
+    )
     again = terminal.run("submit", "--name", "goes-on", "--resume", "auto", "--detach")
     assert again.returncode == 0, again.stderr
     assert "goes-on, attempt 2" in again.stderr

@@ -70,6 +70,18 @@ def test_a_job_that_was_silent_has_its_time_to_say_its_last_words() -> None:
     assert not any(isinstance(item, Loss) for item in found)
 
 
+def test_reasons_that_take_turns_are_told_once_each() -> None:
+    """An image that is missing: the kubelet says so, waits, and says so again, for as long as nobody ends it."""
+    told = ["Pending: ErrImagePull", "Pending: ImagePullBackOff"] * 3 + ["Running"] + ["Pending: ErrImagePull"] * 2
+    job: Any = Job(0)
+    job.told = lambda: told.pop(0)
+    reading = _Reading(job, cast("Any", None), Stop(), follow=True, since_s=None)
+    said = [notice.text for _ in range(len(told)) for notice in reading._news()]
+    assert said == [
+        f"job job: {text}" for text in dict.fromkeys(["Pending: ErrImagePull", "Pending: ImagePullBackOff"])
+    ] + ["job job: Running", "job job: Pending: ErrImagePull"]
+
+
 def test_a_log_that_nobody_gives_any_more_is_given_up_and_said_to_be_lost() -> None:
     stop = Stop()
 
