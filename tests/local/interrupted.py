@@ -62,7 +62,7 @@ class Started:
             if self._process.poll() is not None:
                 return False
             assert time.monotonic() < deadline, self.said
-            time.sleep(0.001)
+            time.sleep(0.004)
         return True
 
     def signal(self, number: int) -> None:
