@@ -142,9 +142,10 @@ def namespace(cluster: Cluster, name: str, *, labels: Mapping[str, str] | None =
     """
     metadata = {"name": name, "labels": dict(labels or {})}
     cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
-    # Pods are refused before the one, and wait for their volumes before the other.
-    waited = ("serviceaccount/default", "configmap/kube-root-ca.crt")
-    cluster.kubectl("wait", "--for=create", *waited, "--namespace", name, "--timeout=60s")
+    # Pods are refused before the one, and wait for their volumes before the other. Of two, kubectl 1.36.3 waits for the
+    # first alone, and fails if the second is not there then.
+    for waited in ("serviceaccount/default", "configmap/kube-root-ca.crt"):
+        cluster.kubectl("wait", "--for=create", waited, "--namespace", name, "--timeout=300s")
 
 
 def named(kubeconfig: Path) -> Cluster:
