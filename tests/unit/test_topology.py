@@ -269,8 +269,36 @@ def test_torchrun_with_a_table_checks_that_they_agree(tmp_path: Path) -> None:
     found = topology(tmp_path, environ)
     assert found.source == "torchrun"
     assert found.rank_table is not None
-    with pytest.raises(UsageError, match=r"RANK=1 from torchrun is not one of this node's ranks"):
+    with pytest.raises(UsageError, match=r"RANK=1 from torchrun is not one of this node's ranks .*, \[4, 5, 6, 7\]$"):
         topology(tmp_path, {**environ, "RANK": "1"})
+    with pytest.raises(UsageError, match=r"LOCAL_WORLD_SIZE=2 from torchrun contradicts the rank table, .* 4 devices"):
+        topology(tmp_path, {**environ, "LOCAL_WORLD_SIZE": "2"})
+    with pytest.raises(UsageError, match="the rank table asks for 2 npu devices, but 1 are visible"):
+        topology(tmp_path, environ, npus(9))
+
+
+@pytest.mark.parametrize(
+    ("devices", "visible", "expected"),
+    [
+        (("1", "0"), npus(0, 1), ((1, 1), (0, 0))),
+        (("6", "5"), npus(*range(8)), ((6, 6), (5, 5))),
+        (("6", "5"), npus(0, 1), ((1, 6), (0, 5))),
+    ],
+)
+def test_torchruns_process_sits_on_the_device_that_the_table_gives_its_rank(
+    tmp_path: Path, devices: tuple[str, str], visible: Visible, expected: tuple[tuple[int, int], ...]
+) -> None:
+    table = server_list(2)
+    for entry, written in zip(table["server_list"][0]["device"], devices, strict=True):
+        entry["device_id"] = written
+    path = tmp_path / "hccl.json"
+    path.write_text(json.dumps(table))
+    alone = {"POD_IP": "10.244.0.1", "RANK_TABLE_FILE": str(path)}
+    by_table = topology(tmp_path, alone, visible)
+    for rank, (number, device_id) in enumerate(expected):
+        environ = {**TORCHRUN, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", **alone}
+        found = topology(tmp_path, {**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}, visible)
+        assert found.workers == (Worker(rank, number, device_id),) == by_table.workers[rank : rank + 1]
 
 
 @pytest.mark.parametrize(

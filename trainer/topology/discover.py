@@ -60,9 +60,10 @@ def discover(
 ) -> Topology:
     """Decide who this node is.
 
-    torchrun's own processes come first, since each of them is one worker whatever else is there; then a rank table
-    (`--rank-table`, RANK_TABLE_FILE or the mounted one), an AscendJob's environment, and the options. This pod is found
-    in a table by POD_UID, POD_IP, POD_NAME or HOST_IP (also NODE_IP, XDL_IP), all from `fieldRef`.
+    torchrun's own processes come first, since each of them is one worker whatever else is there (a table still says on
+    which device); then a rank table (`--rank-table`, RANK_TABLE_FILE or the mounted one), an AscendJob's environment,
+    and the options. This pod is found in a table by POD_UID, POD_IP, POD_NAME or HOST_IP (also NODE_IP, XDL_IP), all
+    from `fieldRef`.
 
     Args:
         visible: the devices of this machine.
@@ -155,13 +156,26 @@ def _from_torchrun(
     _agree("--node-rank", config.node_rank or None, "torchrun", node_rank)
     _agree("--master-addr", config.master_addr, "torchrun", address)
     _agree("--master-port", config.master_port, "torchrun", port)
-    if visible.kind != "cpu" and local_rank >= len(visible.ids):
-        raise _too_few("LOCAL_RANK", local_rank + 1, visible)
-    if me is not None and rank not in {device.rank for device in me.devices}:
-        own = [device.rank for device in me.devices]
-        raise UsageError(f"RANK={rank} from torchrun is not one of this node's ranks in the rank table, {own}")
-    worker = Worker(rank, local_rank, visible.ids[local_rank] if visible.ids else local_rank)
+    if me is not None:
+        worker = _own_worker(rank, local_size, me, visible)
+        _check_count("the rank table", worker.local_rank + 1, visible)
+    else:
+        _check_count("LOCAL_RANK", local_rank + 1, visible)
+        worker = Worker(rank, local_rank, visible.ids[local_rank] if visible.ids else local_rank)
     return Topology(world_size, nodes, node_rank, (worker,), address, port, path, "torchrun")
+
+
+def _own_worker(rank: int, local_size: int | None, me: Server, visible: Visible) -> Worker:
+    """The table's, not LOCAL_RANK's: torchrun knows no devices, and HCCL expects rank r on that of rank r."""
+    workers = {worker.rank: worker for worker in _table_workers(me, visible)}
+    if local_size not in {None, len(workers)}:
+        raise UsageError(
+            f"LOCAL_WORLD_SIZE={local_size} from torchrun contradicts the rank table, in which this node has "
+            f"{len(workers)} devices: start torchrun with --nproc-per-node {len(workers)}, or without the table"
+        )
+    if rank not in workers:
+        raise UsageError(f"RANK={rank} from torchrun is not one of this node's ranks in the rank table, {[*workers]}")
+    return workers[rank]
 
 
 def _from_table(
