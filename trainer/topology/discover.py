@@ -14,7 +14,7 @@ from typing import Literal
 
 from trainer.config import TrainConfig
 from trainer.errors import UsageError
-from trainer.ranktable import Identity, RankTable, Server, copy_regular, find_me, is_ip, wait_until_completed
+from trainer.ranktable import Identity, RankTable, Server, find_me, is_ip, wait_until_completed, write_regular
 from trainer.topology.ports import check_port_is_free, free_port
 from trainer.topology.visible import Visible
 
@@ -73,13 +73,14 @@ def discover(
 
     Raises:
         UsageError: fewer devices than asked, sources that contradict each other, a bad rank table, a taken port.
+        TrainerError: no rank table of this pod's in time.
     """
     path = _rank_table_path(config, environ, mounted)
     ascend_job = _is_ascend_job(environ)
     table, me = None, None
     if path is not None:
         identity = Identity.from_environ(environ, node_rank=_table_position(config, environ, ascend_job=ascend_job))
-        table = wait_until_completed(
+        table, content = wait_until_completed(
             path,
             expected_devices=_expected_devices(config, environ),
             identity=identity,
@@ -89,7 +90,7 @@ def discover(
             on_status=on_status,
         )
         me = find_me(table, identity)
-        path = copy_regular(path, (scratch or Path(tempfile.gettempdir())) / f"hccl-{os.getpid()}.json")
+        path = write_regular(content, (scratch or Path(tempfile.gettempdir())) / f"hccl-{os.getpid()}.json")
     if not ascend_job and _is_torchrun(environ):
         return _from_torchrun(config, environ, visible, me, path)
     if table is not None and me is not None:
