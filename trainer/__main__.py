@@ -15,14 +15,14 @@ from trainer.config import EMULATED, TrainConfig, emulated_machine, settings, us
 from trainer.config.options import option_parameters, typed
 from trainer.data.commands import data_app
 from trainer.ending import Ending
-from trainer.environment.commands import env_app, first_lines
+from trainer.environment.commands import as_a_worker_has_it, env_app, first_lines
 from trainer.environment.facts import read_facts
 from trainer.errors import TrainerError, UsageError
 from trainer.help import HelpPage
 from trainer.inspection import inspect_app
 from trainer.ranktable.commands import ranktable_app
 from trainer.run_folder import console_log
-from trainer.runtime_defaults import hccl_limit_s, runtime_defaults
+from trainer.runtime_defaults import hccl_defaults, runtime_defaults
 from trainer.supervisor import WorkerCommand, supervise
 from trainer.topology import Topology, Worker, discover, visible_devices
 from trainer.worker_task import TASK_VARIABLE, WorkerTask
@@ -76,10 +76,11 @@ def train(*, profile: Profile = None, **options: Any) -> int:
     if given.device == EMULATED and not facts.emulated:
         _start_on_emulated_npus()
     visible = visible_devices("npu" if given.device == EMULATED else given.device, os.environ)
-    for line in first_lines(facts, device=visible.kind, workers=given.workers):
+    judged = as_a_worker_has_it(facts, given.stall_timeout_s)
+    for line in first_lines(judged, device=visible.kind, workers=given.workers):
         _note(line)
     if visible.kind == "npu":
-        hccl_limit_s(os.environ)  # before anything is created
+        hccl_defaults(given.stall_timeout_s, os.environ)  # refuses what is no number before anything is created
     ending = Ending()
     with ending.watching(), tempfile.TemporaryDirectory(prefix="pnas-") as scratch:
         topology = discover(given, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)

@@ -89,7 +89,6 @@ def test_wrong_data_is_refused_in_one_line(tmp_path: Path, data: Callable[[Path]
         (("--precision", "O2"), "--precision O2 needs an NPU"),
         (("--device", "npu", "--npus", "1"), "npu"),
         (("--device", "cuda", "--npus", "64"), "cuda"),
-        (("--rank-table", "/nonexistent/hccl.json", "--rank-table-timeout-s", "1"), "/nonexistent/hccl.json"),
         (("--weights", "/nonexistent/w.safetensors"), "/nonexistent/w.safetensors"),
     ],
 )
@@ -97,6 +96,13 @@ def test_wrong_options_are_refused_in_one_line(tmp_path: Path, options: tuple[st
     done = train(tmp_path / "out", *small(*options), data=_tree(tmp_path / "data"))
     assert done.code == 2
     assert said in _only_error(done)
+
+
+def test_a_rank_table_that_does_not_come_is_no_mistake_of_the_users(tmp_path: Path) -> None:
+    late = ("--rank-table", "/nonexistent/hccl.json", "--rank-table-timeout-s", "1")
+    done = train(tmp_path / "out", *small(*late), data=_tree(tmp_path / "data"))
+    assert done.code == 1, "a job whose controller is away for a while has its retries"
+    assert "/nonexistent/hccl.json: not completed within 1 s: no such file" in _only_error(done)
 
 
 def test_a_taken_run_name_is_a_conflict_and_leaves_the_run_alone(tmp_path: Path) -> None:

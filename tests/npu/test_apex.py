@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
@@ -9,6 +10,8 @@ from tests.local.conftest import Finished, train
 from tests.local.interrupted import Started, assert_same, recipe
 from tests.npu.conftest import Run
 from tests.npu.machine import environment
+from trainer.checkpoint.files import listed
+from trainer.checkpoint.reading import read_manifest
 
 RECIPE = ("--device", "npu", "--npus", "2", "--epochs", "1", "--steps", "12")
 
@@ -64,3 +67,31 @@ def test_a_static_scale_reaches_apex(run: Run, log: Path, by_apex: Finished) -> 
     assert done.code == 0, done.stdout
     assert "loss_scale=128.0, combine_grad=True, process_group=False" in Path(f"{log}-static").read_text()
     assert "Gradient overflow" not in done.stdout
+
+
+def _scale(done: Finished) -> object:
+    """The loss scale in the newest checkpoint."""
+    assert done.code == 0, done.stdout
+    return read_manifest(listed(done.run / "checkpoints")[0]).content["state"]["precision"]
+
+
+def _differs(done: Finished) -> str:
+    (line,) = [line for line in done.stdout.splitlines() if " resumed " in line]
+    return line
+
+
+def test_a_static_scale_stays_the_runs_own_after_a_resume(run: Run, by_apex: Finished) -> None:
+    goes_on = ("--npus", "2", "--epochs", "2", "--steps", "2", "--resume", str(by_apex.run))
+    static = run("static-later", *goes_on, "--loss-scale", "128", environ=environment(apex=True))
+    assert _scale(static) == {"loss_scaler0": {"loss_scale": 128.0, "unskipped": ANY}}
+    assert "loss_scale dynamic -> 128.0" in _differs(static)
+
+
+@pytest.mark.parametrize(("first", "then"), [(False, True), (True, False)], ids=["to apex", "from apex"])
+def test_the_loss_scale_of_another_way_to_o2_begins_anew_and_that_is_said(run: Run, first: bool, then: bool) -> None:
+    options, name = ("--steps", "2", "--loss-scale", "128"), f"changes-{first}"
+    began = run(name, *options, "--epochs", "1", environ=environment(apex=first))
+    assert ("loss_scaler0" in str(_scale(began))) is first
+    resumed = run(name, *options, "--epochs", "2", "--resume", "auto", environ=environment(apex=then))
+    assert ("loss_scaler0" in str(_scale(resumed))) is then
+    assert "loss scale begins anew" in _differs(resumed)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from trainer.__main__ import main
 from trainer.environment import facts as reading
-from trainer.environment.commands import first_lines
+from trainer.environment.commands import as_a_worker_has_it, first_lines
 from trainer.environment.facts import Facts, read_facts
 from trainer.environment.findings import findings
 from trainer.environment.parsing import Chip, NpuSmi, Process, parse_hccn, parse_npu_smi, parse_settings, parse_version
@@ -269,6 +269,53 @@ def test_a_run_without_npus_begins_with_what_concerns_it_alone() -> None:
     assert lines[0] == "environment torch=2.9.0+cpu python=3.11.7 cpus=32"
     assert [line.split(", ")[0] for line in lines[1:]] == ["environment problem: /dev/shm has 64 MiB"]
     assert len(list(first_lines(small, device="cpu", workers=0))) == 1, "no loader needs it"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"HCCL_EXEC_TIMEOUT": "2400"},
+        {"HCCL_EXEC_TIMEOUT": "544"},
+        {"HCCL_EXEC_TIMEOUT": "0"},
+        {"HCCL_CONNECT_TIMEOUT": "3600"},
+        {"HCCL_CONNECT_TIMEOUT": "7200"},
+        {"HCCL_EVENT_TIMEOUT": "4000"},
+    ],
+)
+@pytest.mark.parametrize("table", [None, "file"])
+def test_one_timeout_of_hccl_that_is_given_alone_is_met_by_the_others(
+    given: dict[str, str], table: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = dataclasses.replace(RIGHT, variables=given, rank_table=table)
+    assert findings(as_a_worker_has_it(facts, 900.0)) == []
+    monkeypatch.setattr("trainer.environment.commands.read_facts", lambda _: facts)
+    assert main(["env"]) == 0
+    said = capsys.readouterr().out
+    assert [line.strip() for line in said.splitlines() if "HCCL_" in line] == [f"{a}={b}" for a, b in given.items()]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"HCCL_CONNECT_TIMEOUT": "900", "HCCL_EXEC_TIMEOUT": "680"}, "HCCL_EXEC_TIMEOUT=680 is not longer than"),
+        ({"HCCL_EXEC_TIMEOUT": "100"}, "HCCL_EXEC_TIMEOUT=100 is not longer than HCCL_CONNECT_TIMEOUT=120: raise it"),
+        ({"HCCL_EVENT_TIMEOUT": "1836"}, "HCCL_EVENT_TIMEOUT=1836 is not longer than HCCL_EXEC_TIMEOUT=1836"),
+        ({"HCCL_CONNECT_TIMEOUT": "20m"}, "HCCL_CONNECT_TIMEOUT=20m is not a whole number of seconds"),
+    ],
+)
+def test_what_no_default_can_meet_is_still_said(given: dict[str, str], said: str) -> None:
+    (problem,) = findings(as_a_worker_has_it(dataclasses.replace(RIGHT, variables=given), 900.0))
+    assert said in problem.text
+
+
+def test_a_run_judges_the_timeouts_that_its_workers_get(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = dataclasses.replace(RIGHT, variables={"HCCL_EXEC_TIMEOUT": "2400"})
+    monkeypatch.setattr("trainer.__main__.read_facts", lambda _, *, ask_npu_smi: facts)
+    assert main(["--device", "npu", "--npus", "99", "--data-path", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().out.splitlines()) == 1, "versions, and no problem"
 
 
 def test_the_trainer_says_them_before_anything_can_fail(

@@ -15,8 +15,8 @@ import pytest
 import trainer
 from tests.unit.test_ranktable import server_list
 from trainer.config import TrainConfig
-from trainer.errors import UsageError
-from trainer.ranktable import parse
+from trainer.errors import TrainerError, UsageError
+from trainer.ranktable import Identity, RankTable, Server, find_me, parse
 from trainer.topology import Topology, Visible, Worker, discover, ports, visible_devices
 
 CPU = Visible("cpu", ())
@@ -177,6 +177,20 @@ def test_the_rank_table_decides_the_ranks_and_hccl_gets_a_regular_copy(tmp_path:
     assert parse(found.rank_table.read_text()) == parse(path.read_text())
 
 
+def test_hccl_gets_the_table_that_was_judged_though_its_controller_begins_another(tmp_path: Path) -> None:
+    path = recorded(tmp_path, "op-HEAD-vc-1x8", 1)
+    judged = path.read_bytes()
+
+    def late(table: RankTable, identity: Identity) -> Server:
+        path.write_text('{"status":"initializing"}')
+        return find_me(table, identity)
+
+    with mock.patch("trainer.topology.discover.find_me", late):
+        found = topology(tmp_path, {"POD_IP": "10.244.0.199"}, rank_table=path)
+    assert found.rank_table is not None
+    assert found.rank_table.read_bytes() == judged
+
+
 @pytest.mark.parametrize("way", ["variable", "mounted"])
 def test_the_rank_table_is_found_without_an_option(tmp_path: Path, way: str) -> None:
     path = recorded(tmp_path, "op-HEAD-vc-1x8", 1)
@@ -196,7 +210,7 @@ def test_an_ascend_job_with_a_table_waits_for_all_its_devices(tmp_path: Path) ->
     path = recorded(tmp_path, "op-HEAD-acjob-2x4", 3)
     environ = {**ASCEND_JOB, "POD_IP": "10.244.0.231"}
     assert topology(tmp_path, environ, rank_table=path).node_rank == 1
-    with pytest.raises(UsageError, match="it has 8 devices, not 16"):
+    with pytest.raises(TrainerError, match=r"it has 8 devices, not 16 \(WORLD_SIZE, or "):
         topology(tmp_path, {**environ, "WORLD_SIZE": "16"}, rank_table=path, rank_table_timeout_s=0.01)
 
 
@@ -241,7 +255,7 @@ def test_a_service_that_names_a_table_and_tells_pods_nothing_of_themselves_needs
     """As ModelArts: RANK_TABLE_FILE names a `group_list` table, and each pod knows its index alone."""
     path = recorded(tmp_path, "hccl-controller-6.0.RC3-v1-vc-2x4", 1)
     environ = {"RANK_TABLE_FILE": str(path)}
-    with pytest.raises(UsageError, match="cannot tell which of the table's 2 servers this is"):
+    with pytest.raises(TrainerError, match="cannot tell which of the table's 2 servers this is"):
         topology(tmp_path, environ, rank_table_timeout_s=0.01)
     found = topology(tmp_path, environ, npus(*range(8)), nodes=2, npus=4, node_rank=1)
     assert (found.source, found.world_size, found.node_rank) == ("rank table", 8, 1)
@@ -269,8 +283,36 @@ def test_torchrun_with_a_table_checks_that_they_agree(tmp_path: Path) -> None:
     found = topology(tmp_path, environ)
     assert found.source == "torchrun"
     assert found.rank_table is not None
-    with pytest.raises(UsageError, match=r"RANK=1 from torchrun is not one of this node's ranks"):
+    with pytest.raises(UsageError, match=r"RANK=1 from torchrun is not one of this node's ranks .*, \[4, 5, 6, 7\]$"):
         topology(tmp_path, {**environ, "RANK": "1"})
+    with pytest.raises(UsageError, match=r"LOCAL_WORLD_SIZE=2 from torchrun contradicts the rank table, .* 4 devices"):
+        topology(tmp_path, {**environ, "LOCAL_WORLD_SIZE": "2"})
+    with pytest.raises(UsageError, match="the rank table asks for 2 npu devices, but 1 are visible"):
+        topology(tmp_path, environ, npus(9))
+
+
+@pytest.mark.parametrize(
+    ("devices", "visible", "expected"),
+    [
+        (("1", "0"), npus(0, 1), ((1, 1), (0, 0))),
+        (("6", "5"), npus(*range(8)), ((6, 6), (5, 5))),
+        (("6", "5"), npus(0, 1), ((1, 6), (0, 5))),
+    ],
+)
+def test_torchruns_process_sits_on_the_device_that_the_table_gives_its_rank(
+    tmp_path: Path, devices: tuple[str, str], visible: Visible, expected: tuple[tuple[int, int], ...]
+) -> None:
+    table = server_list(2)
+    for entry, written in zip(table["server_list"][0]["device"], devices, strict=True):
+        entry["device_id"] = written
+    path = tmp_path / "hccl.json"
+    path.write_text(json.dumps(table))
+    alone = {"POD_IP": "10.244.0.1", "RANK_TABLE_FILE": str(path)}
+    by_table = topology(tmp_path, alone, visible)
+    for rank, (number, device_id) in enumerate(expected):
+        environ = {**TORCHRUN, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", **alone}
+        found = topology(tmp_path, {**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}, visible)
+        assert found.workers == (Worker(rank, number, device_id),) == by_table.workers[rank : rank + 1]
 
 
 @pytest.mark.parametrize(

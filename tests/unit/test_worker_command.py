@@ -32,6 +32,8 @@ def test_torch_npu_finds_its_queue_level_before_torch_is_imported(
         (1e6, {}, {"HCCL_EXEC_TIMEOUT": "17340", "HCCL_EVENT_TIMEOUT": "17408"}),
         (900, {"HCCL_EXEC_TIMEOUT": "600"}, {"HCCL_EVENT_TIMEOUT": "668"}),
         (900, {"HCCL_EXEC_TIMEOUT": "0"}, {}),
+        (900, {"HCCL_CONNECT_TIMEOUT": "3600"}, {"HCCL_EXEC_TIMEOUT": "3604", "HCCL_EVENT_TIMEOUT": "3672"}),
+        (900, {"HCCL_CONNECT_TIMEOUT": "7200"}, {"HCCL_EXEC_TIMEOUT": "7208", "HCCL_EVENT_TIMEOUT": "7276"}),
         (900, {"HCCL_EXEC_TIMEOUT": " "}, {"HCCL_EXEC_TIMEOUT": "1836", "HCCL_EVENT_TIMEOUT": "1904"}),
     ],
 )
@@ -44,6 +46,17 @@ def test_hccl_waits_longer_than_the_watchdog_and_torch_npu_longer_than_hccl(
     } == expected
 
 
+@pytest.mark.parametrize(
+    ("given", "connect_s"),
+    [("544", "476"), ("600", "476"), ("150", "120"), ("668", "544"), ("2400", "600"), ("0", "600"), (None, "600")],
+)
+def test_the_time_to_connect_is_shorter_than_that_of_a_collective_that_is_given(
+    tmp_path: Path, given: str | None, connect_s: str
+) -> None:
+    environ = {} if given is None else {"HCCL_EXEC_TIMEOUT": given}
+    assert runtime_defaults("npu", TrainConfig(), tmp_path / "run", environ)["HCCL_CONNECT_TIMEOUT"] == connect_s
+
+
 @pytest.mark.parametrize("text", ["20m", "-1", "1e3", "\u0661", "1" * 10])
 def test_a_limit_of_hccl_that_is_no_number_is_refused_before_anything_is_created(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: str
@@ -54,7 +67,7 @@ def test_a_limit_of_hccl_that_is_no_number_is_refused_before_anything_is_created
     monkeypatch.setenv("HCCL_EXEC_TIMEOUT", text)
     assert main(["--device", "npu", "--data-path", str(tmp_path), "--output", str(tmp_path / "output")]) == 2
     assert capsys.readouterr().err == (
-        f"error: HCCL_EXEC_TIMEOUT={text}: is not a whole number of seconds: correct or unset it\n"
+        f"error: HCCL_EXEC_TIMEOUT={text} is not a whole number of seconds: correct or unset it\n"
     )
     assert not (tmp_path / "output").exists()
 

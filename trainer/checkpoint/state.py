@@ -84,9 +84,10 @@ def restore(
         torch.set_rng_state(tensors["ranks.rng"][training.rank].clone())
         if "ranks.device_rng" in tensors:
             training.runtime.set_rng_state(tensors["ranks.device_rng"][training.rank].clone())
-    if values["precision"] and training.precision.state_dict():
+    scale = training.precision.state_dict()
+    if scale.keys() & values["precision"].keys():
         training.precision.load_state_dict(values["precision"])
-    elif training.precision.state_dict():
+    elif scale:  # the run had none, or apex's, which is written in other words
         begun_anew.add("loss scale")
     if training.ema is not None:
         training.ema.updates = values["ema_updates"] or 0

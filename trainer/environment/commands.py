@@ -10,8 +10,11 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from trainer.config import TrainConfig
 from trainer.environment.facts import Facts, read_facts
 from trainer.environment.findings import Finding, findings, findings_without_npu
+from trainer.errors import UsageError
+from trainer.runtime_defaults import hccl_defaults
 
 SCHEMA = "pnas.environment/1"
 
@@ -22,7 +25,9 @@ env_app = App(name="env", help="Report this machine's NPUs, versions, settings a
 def env(*, as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False) -> int:
     """Report what a run finds here, and each thing that does not fit, with what to do; exit code 1 if there is any.
 
-    It loads neither torch nor torch_npu, so that it answers where they cannot be loaded. Without an NPU it says so.
+    It loads neither torch nor torch_npu, so that it answers where they cannot be loaded. Without an NPU it says so. The
+    settings are those of the environment; they are judged with what a run sets where they leave it out, as with its
+    default options.
 
     Parameters
     ----------
@@ -30,7 +35,7 @@ def env(*, as_json: Annotated[bool, Parameter(name="--json", negative="", show_d
         Print one JSON object instead of lines.
     """
     facts = read_facts(os.environ)
-    found = findings(facts)
+    found = findings(as_a_worker_has_it(facts, TrainConfig().stall_timeout_s))
     if as_json:
         document = {"schema": SCHEMA, **asdict(facts), "findings": [asdict(finding) for finding in found]}
         print(json.dumps(document, indent=2))
@@ -40,10 +45,20 @@ def env(*, as_json: Annotated[bool, Parameter(name="--json", negative="", show_d
     return int(any(finding.level == "problem" for finding in found))
 
 
+def as_a_worker_has_it(facts: Facts, stall_timeout_s: float) -> Facts:
+    """With HCCL's timeouts that the trainer sets where the environment has none: no worker sees HCCL's own defaults."""
+    try:
+        defaults = hccl_defaults(stall_timeout_s, facts.variables)
+    except UsageError:  # which is a finding, too
+        return facts
+    return replace(facts, variables={**facts.variables, **defaults})
+
+
 def first_lines(facts: Facts, *, device: str, workers: int) -> Iterator[str]:
     """The short form that a run begins with: one line of versions, and a line for each problem that it would have.
 
     Args:
+        facts: as its workers have them.
         device: `npu`, `cuda` or `cpu`: what of the rest is here does not concern the run.
         workers: loader processes of each device; without any, /dev/shm need not hold their batches.
     """

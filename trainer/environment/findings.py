@@ -10,6 +10,8 @@ from typing import Literal
 from trainer.environment.facts import LIBRARIES, SILENT, Facts
 from trainer.environment.parsing import parse_settings
 from trainer.environment.versions import cann_of, same_release, supported_with, torch_of
+from trainer.errors import UsageError
+from trainer.runtime_defaults import hccl_seconds
 
 GIB = 2**30
 # Docker's and Kubernetes' default is 64 MiB: less than a few batches of images at 331 px.
@@ -167,18 +169,17 @@ def _network(facts: Facts) -> Iterator[Finding]:
 
 
 def _timeouts(facts: Facts) -> Iterator[Finding]:
-    values = {}
-    for name, default in (
-        ("HCCL_CONNECT_TIMEOUT", CONNECT_TIMEOUT_S.start),
-        ("HCCL_EXEC_TIMEOUT", EXEC_TIMEOUT_S),
-        ("HCCL_EVENT_TIMEOUT", EVENT_TIMEOUT_S),
-    ):
-        text = facts.variables.get(name, "").strip() or str(default)
-        if not (text.isascii() and text.isdigit()):
-            yield _problem(f"{name}={text} is not a whole number of seconds: correct or unset it")
-            return
-        values[name] = int(text)
-    connect, execute, event = values.values()
+    defaults = {
+        "HCCL_CONNECT_TIMEOUT": CONNECT_TIMEOUT_S.start,
+        "HCCL_EXEC_TIMEOUT": EXEC_TIMEOUT_S,
+        "HCCL_EVENT_TIMEOUT": EVENT_TIMEOUT_S,
+    }
+    try:
+        given = {name: hccl_seconds(name, facts.variables) for name in defaults}
+    except UsageError as error:
+        yield _problem(str(error))
+        return
+    connect, execute, event = (defaults[name] if value is None else value for name, value in given.items())
     if connect not in CONNECT_TIMEOUT_S:
         yield _problem(f"HCCL_CONNECT_TIMEOUT={connect} is not within 120 to 7200 s: correct or unset it")
     if 0 < execute <= connect:

@@ -14,6 +14,8 @@ from trainer.errors import UsageError
 from trainer.precision.finite import not_finite
 from trainer.precision.policy import OVERFLOWS_OF_A_DYNAMIC_SCALE
 
+SCALER = "loss_scaler0"  # of the only loss
+
 
 class ApexO2:
     """apex O2 with combined gradients, as the seed trained: fp16 weights, fp32 master weights and batch norm.
@@ -87,12 +89,15 @@ class ApexO2:
         return skipped
 
     def _scale(self) -> float:
-        return float(self._amp.state_dict()["loss_scaler0"]["loss_scale"])
+        return float(self._amp.state_dict()[SCALER]["loss_scale"])
 
     def state_dict(self) -> dict[str, Any]:
         """Apex's loss scale, and steps since it last overflowed."""
         return dict(self._amp.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore both."""
-        self._amp.load_state_dict(state)
+        """Restore both, but for a static scale, which is the run's own."""
+        scaler = state[SCALER]
+        if self._loss_scale != "dynamic":
+            scaler = {**scaler, "loss_scale": self._loss_scale}
+        self._amp.load_state_dict({SCALER: scaler})

@@ -55,5 +55,9 @@ class LossScaler:
         return dict(self._scaler.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore both. torch_npu's scaler reads a `dynamic` that the state of another device's has not."""
-        self._scaler.load_state_dict({**self._scaler.state_dict(), **state})
+        """Restore both, but for a fixed scale, which is the run's own.
+
+        torch_npu's scaler reads a `dynamic` that the state of another device's has not.
+        """
+        fixed = {} if self._static is None else {"scale": self._static}
+        self._scaler.load_state_dict({**self._scaler.state_dict(), **state, **fixed})

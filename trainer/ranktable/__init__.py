@@ -7,7 +7,7 @@ are half written, not completed, wrong, or left over from a dead job. Nothing he
 from trainer.ranktable.fields import is_ip
 from trainer.ranktable.identity import Identity, find_me
 from trainer.ranktable.table import Device, NotReadyError, RankTable, Server, parse
-from trainer.ranktable.wait import copy_regular, wait_until_completed
+from trainer.ranktable.wait import wait_until_completed, write_regular
 
 __all__ = [
     "Device",
@@ -15,9 +15,9 @@ __all__ = [
     "NotReadyError",
     "RankTable",
     "Server",
-    "copy_regular",
     "find_me",
     "is_ip",
     "parse",
     "wait_until_completed",
+    "write_regular",
 ]

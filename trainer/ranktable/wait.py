@@ -1,4 +1,4 @@
-"""Wait until the rank table is completed and is this pod's, and copy it to where HCCL will read it.
+"""Wait until the rank table is completed and is this pod's, and write it to where HCCL will read it.
 
 A ConfigMap reaches its volume up to a minute or two after the controller wrote it, and what the volume shows before
 that may be a dead job's table, marked completed. So "not completed", "not mine" and "another number of devices" mean
@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.errors import UsageError
+from trainer.errors import TrainerError, UsageError
 from trainer.ranktable.identity import Identity, find_me
 from trainer.ranktable.table import NotReadyError, RankTable, parse
 
@@ -25,26 +25,30 @@ def wait_until_completed(
     clock: Callable[[], float],
     sleep: Callable[[float], None],
     on_status: Callable[[str], None],
-) -> RankTable:
+) -> tuple[RankTable, bytes]:
     """Poll `path` until it holds a completed, valid table with this pod in it.
 
     Args:
         expected_devices: devices of the whole job, or None where only the table knows.
         on_status: told, once for each change, what is being waited for.
 
+    Returns:
+        The table, and the very bytes that it was read from: the file may be another one a moment later.
+
     Raises:
-        UsageError: the file cannot be read, the table is this pod's and invalid, or the time is up; the message of
-            the last says what was wrong last.
+        UsageError: the file cannot be read, or the table is this pod's and invalid.
+        TrainerError: the time is up, of which the message says what was wrong last. Whoever writes the table may be
+            back for the job's next try, so it must not be refused one.
     """
     deadline = clock() + timeout_s
     told = ""
     while True:
-        table, reason = _attempt(path, expected_devices, identity)
-        if table is not None:
-            return table
+        found, reason = _attempt(path, expected_devices, identity)
+        if found is not None:
+            return found
         remaining = deadline - clock()
         if remaining <= 0:
-            raise UsageError(
+            raise TrainerError(
                 f"rank table {path}: not completed within {timeout_s:g} s: {reason}; "
                 "see the job's controller, or wait longer with --rank-table-timeout-s"
             )
@@ -54,10 +58,12 @@ def wait_until_completed(
         sleep(min(POLL_S, remaining))
 
 
-def _attempt(path: Path, expected_devices: int | None, identity: Identity) -> tuple[RankTable | None, str]:
-    """The table, or why there is none yet."""
+def _attempt(
+    path: Path, expected_devices: int | None, identity: Identity
+) -> tuple[tuple[RankTable, bytes] | None, str]:
+    """The table and its bytes, or why there is none yet."""
     try:
-        text = path.read_bytes().decode(errors="replace")
+        content = path.read_bytes()
     except FileNotFoundError:
         return None, "no such file"
     except OSError as error:
@@ -65,6 +71,7 @@ def _attempt(path: Path, expected_devices: int | None, identity: Identity) -> tu
         raise UsageError(
             f"rank table {path}: cannot be read: {error.strerror}; check its and its folder's mode"
         ) from error
+    text = content.decode(errors="replace")
     try:
         table = parse(text)
     except NotReadyError as error:
@@ -74,29 +81,29 @@ def _attempt(path: Path, expected_devices: int | None, identity: Identity) -> tu
             return None, f"{error} (and it does not name this pod)"
         raise UsageError(f"rank table {path}: {error}") from error
     if expected_devices is not None and table.world_size != expected_devices:
-        return None, f"it has {table.world_size} devices, not {expected_devices}"
+        return None, f"it has {table.world_size} devices, not {expected_devices} (WORLD_SIZE, or --nodes and --npus)"
     try:
         find_me(table, identity)
     except UsageError as error:
         return None, str(error)
-    return table, ""
+    return (table, content), ""
 
 
-def copy_regular(path: Path, destination: Path) -> Path:
-    """Copy `path` to the regular file `destination` (mode 0400), at once: no reader ever sees half of it.
+def write_regular(content: bytes, destination: Path) -> Path:
+    """Write a table to the regular file `destination` (mode 0400), at once: no reader ever sees half of it.
 
     torch_npu takes no symlink, says so only at log level INFO, and negotiates without the table; every file of a
     ConfigMap volume is a symlink (torch_npu/csrc/distributed/HCCLUtils.cpp, checkFilePathReadable).
 
     Raises:
-        UsageError: the file cannot be read or the copy cannot be written.
+        UsageError: it cannot be written.
     """
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
     try:
         temporary.unlink(missing_ok=True)
-        temporary.write_bytes(path.read_bytes())
+        temporary.write_bytes(content)
         temporary.chmod(0o400)
         return temporary.replace(destination)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UsageError(f"rank table {path}: cannot be copied to {destination}: {error.strerror}") from error
+        raise UsageError(f"the rank table cannot be copied to {destination}: {error.strerror}") from error

@@ -14,7 +14,7 @@ from typing import Literal
 
 from trainer.config import TrainConfig
 from trainer.errors import UsageError
-from trainer.ranktable import Identity, RankTable, Server, copy_regular, find_me, is_ip, wait_until_completed
+from trainer.ranktable import Identity, RankTable, Server, find_me, is_ip, wait_until_completed, write_regular
 from trainer.topology.ports import check_port_is_free, free_port
 from trainer.topology.visible import Visible
 
@@ -60,9 +60,10 @@ def discover(
 ) -> Topology:
     """Decide who this node is.
 
-    torchrun's own processes come first, since each of them is one worker whatever else is there; then a rank table
-    (`--rank-table`, RANK_TABLE_FILE or the mounted one), an AscendJob's environment, and the options. This pod is found
-    in a table by POD_UID, POD_IP, POD_NAME or HOST_IP (also NODE_IP, XDL_IP), all from `fieldRef`.
+    torchrun's own processes come first, since each of them is one worker whatever else is there (a table still says on
+    which device); then a rank table (`--rank-table`, RANK_TABLE_FILE or the mounted one), an AscendJob's environment,
+    and the options. This pod is found in a table by POD_UID, POD_IP, POD_NAME or HOST_IP (also NODE_IP, XDL_IP), all
+    from `fieldRef`.
 
     Args:
         visible: the devices of this machine.
@@ -72,13 +73,14 @@ def discover(
 
     Raises:
         UsageError: fewer devices than asked, sources that contradict each other, a bad rank table, a taken port.
+        TrainerError: no rank table of this pod's in time.
     """
     path = _rank_table_path(config, environ, mounted)
     ascend_job = _is_ascend_job(environ)
     table, me = None, None
     if path is not None:
         identity = Identity.from_environ(environ, node_rank=_table_position(config, environ, ascend_job=ascend_job))
-        table = wait_until_completed(
+        table, content = wait_until_completed(
             path,
             expected_devices=_expected_devices(config, environ),
             identity=identity,
@@ -88,7 +90,7 @@ def discover(
             on_status=on_status,
         )
         me = find_me(table, identity)
-        path = copy_regular(path, (scratch or Path(tempfile.gettempdir())) / f"hccl-{os.getpid()}.json")
+        path = write_regular(content, (scratch or Path(tempfile.gettempdir())) / f"hccl-{os.getpid()}.json")
     if not ascend_job and _is_torchrun(environ):
         return _from_torchrun(config, environ, visible, me, path)
     if table is not None and me is not None:
@@ -155,13 +157,26 @@ def _from_torchrun(
     _agree("--node-rank", config.node_rank or None, "torchrun", node_rank)
     _agree("--master-addr", config.master_addr, "torchrun", address)
     _agree("--master-port", config.master_port, "torchrun", port)
-    if visible.kind != "cpu" and local_rank >= len(visible.ids):
-        raise _too_few("LOCAL_RANK", local_rank + 1, visible)
-    if me is not None and rank not in {device.rank for device in me.devices}:
-        own = [device.rank for device in me.devices]
-        raise UsageError(f"RANK={rank} from torchrun is not one of this node's ranks in the rank table, {own}")
-    worker = Worker(rank, local_rank, visible.ids[local_rank] if visible.ids else local_rank)
+    if me is not None:
+        worker = _own_worker(rank, local_size, me, visible)
+        _check_count("the rank table", worker.local_rank + 1, visible)
+    else:
+        _check_count("LOCAL_RANK", local_rank + 1, visible)
+        worker = Worker(rank, local_rank, visible.ids[local_rank] if visible.ids else local_rank)
     return Topology(world_size, nodes, node_rank, (worker,), address, port, path, "torchrun")
+
+
+def _own_worker(rank: int, local_size: int | None, me: Server, visible: Visible) -> Worker:
+    """The table's, not LOCAL_RANK's: torchrun knows no devices, and HCCL expects rank r on that of rank r."""
+    workers = {worker.rank: worker for worker in _table_workers(me, visible)}
+    if local_size not in {None, len(workers)}:
+        raise UsageError(
+            f"LOCAL_WORLD_SIZE={local_size} from torchrun contradicts the rank table, in which this node has "
+            f"{len(workers)} devices: start torchrun with --nproc-per-node {len(workers)}, or without the table"
+        )
+    if rank not in workers:
+        raise UsageError(f"RANK={rank} from torchrun is not one of this node's ranks in the rank table, {[*workers]}")
+    return workers[rank]
 
 
 def _from_table(

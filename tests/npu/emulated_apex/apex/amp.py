@@ -116,6 +116,9 @@ def state_dict(destination: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def load_state_dict(state_dict: dict[str, Any]) -> None:
+    unexpected = [key for key in state_dict if "loss_scaler" not in key]
+    if unexpected:
+        raise RuntimeError(f"Error(s) in loading state_dict. Unexpected key(s) in state_dict: {unexpected}. ")
     for number, scaler in enumerate(_scalers):
         saved = state_dict[f"loss_scaler{number}"]
         scaler.scale, scaler.unskipped = saved["loss_scale"], saved["unskipped"]
