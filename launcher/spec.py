@@ -28,6 +28,8 @@ OUTPUT = Path("/output")
 LONGEST_NAME = 40
 # A DNS label, as a cluster wants it, with room for what is appended to it: -<task>-<index>, -svc.
 NAME_PATTERN = r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$"
+# What Python makes of bytes that are no UTF-8 (PEP 383).
+_BYTES = re.compile("[\ud800-\udfff]")
 
 
 def is_job_name(text: str) -> bool:
@@ -190,10 +192,8 @@ def _refuse_bytes(*settings: BaseModel) -> None:
     """A path of this machine may hold bytes that are no text; a manifest takes none."""
     for name, values in (pair for one in settings for pair in one):
         for value in values if isinstance(values, tuple) else (values,):
-            try:
-                str(value).encode()
-            except UnicodeEncodeError:
-                raise RequestError(f"{flag_name(name)} {str(value)[:80]!a}: is not UTF-8; give text") from None
+            if _BYTES.search(str(value)):
+                raise RequestError(f"{flag_name(name)} {str(value)[:80]!a}: is not UTF-8; give text")
 
 
 def _refuse_without_effect(options: JobOptions, backend: str) -> None:
