@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +138,19 @@ def test_a_setting_may_be_the_namespaces_or_the_modes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("release", ["r" * 53, "1st.release", "pnas"])
 def test_a_job_is_named_by_what_cannot_be_changed_of_it(release: str, tmp_path: Path) -> None:
-    def name(**values: Any) -> str:
+    def name(*words: str, chart: Path = CHART, **values: Any) -> str:
         file = tmp_path / "values.json"
         file.write_text(json.dumps({"job": {"enabled": True, "image": "r/pnas:1"}, **values}))
-        text = template(HELMS["helm4"](), CHART, "--values", str(file), release=release)
+        text = template(HELMS["helm4"](), chart, "--values", str(file), *words, release=release)
         (job,) = (one for one in yaml.safe_load_all(text) if one and one["kind"] == "Job")
         return str(job["metadata"]["name"])
 
+    next_one = tmp_path / "pnas"
+    shutil.copytree(CHART, next_one)
+    about = next_one / "Chart.yaml"
+    about.write_text(re.sub("(?m)^(version|appVersion): .*", r"\1: 9.9.9", about.read_text(encoding="utf-8")))
+
     assert is_job_name(name())
     assert name() == name(modes={"eval": {"lr": 1}}) == name(rbac={"create": False})
+    assert name() == name(chart=next_one) == name("--namespace", "other"), "an upgrade would end the one that runs"
     assert len({name(), name(claims={"data": {"name": "other"}}), name(defaults={"shm": "1Gi"})}) == 3

@@ -85,7 +85,10 @@
 {{- /* The job's values. Its name is its content's, unless one is given: what cannot be changed is another job. */ -}}
 {{- define "pnas.values" -}}
 {{- $unnamed := include "pnas.named-values" (dict "root" . "name" "unnamed" "content" "") | fromJson }}
-{{- $bare := merge (dict "labels" dict "annotations" dict) $unnamed }}
+{{- /* Not by the chart's version nor the namespace: a new chart alone would end the job. What MindCluster's scheduler
+       goes by is the job's own. */ -}}
+{{- $annotations := pick $unnamed.annotations "huawei.com/schedule_policy" }}
+{{- $bare := mergeOverwrite (omit $unnamed "labels" "annotations") (dict "labels" dict "annotations" $annotations) }}
 {{- $content := include (eq $unnamed.backend "batch" | ternary "pnas.job" "pnas.volcano-job") $bare | sha256sum | trunc 8 }}
 {{- /* As a job can be named, and no longer than 40 with its content. */ -}}
 {{- $release := .Release.Name | replace "." "-" | trunc 29 | trimSuffix "-" }}
