@@ -40,7 +40,11 @@ _SWITCH = {"type": "boolean"}
 _QUANTITIES = {"type": "object", "additionalProperties": {"type": ["string", "integer"]}}
 _QUANTITY = {"type": "string", "pattern": f"^({PATTERN})$"}
 _NUMBER_TOO = {"type": ["string", "number"]}
-_DURATION = {**_NUMBER_TOO, "pattern": "^([0-9]+|([0-9]+ *(d|h|min|m|s) *)+)$"}
+_DURATION = {
+    **{"type": ["string", "integer"], "minimum": 1},
+    # A second or more.
+    "allOf": [{"pattern": text} for text in ("^([0-9]+|([0-9]+ *(d|h|min|m|s) *)+)$", "[1-9]")],
+}
 # What the launcher checks by functions, of which pydantic's schema says nothing.
 _TEXTS: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("cpu", "memory"), _QUANTITY | _NUMBER_TOO),
@@ -167,8 +171,7 @@ def _fields() -> dict[str, Mapping[str, Any]]:
 def _facts() -> dict[str, Any]:
     """What the templates must know of the settings: their defaults, and the trainer's options in their order."""
     defaults = {name: field.get("default") for name, field in _fields().items() if name in _USED}
-    options = TrainConfig.model_json_schema()["properties"].items()
-    fields = [{"name": name, "whole": _is_whole(field)} for name, field in options]
+    fields = list(TrainConfig.model_fields)
     nullable = [name for name, field in _fields().items() if _may_be_none(field)]
     modes = {
         use.removesuffix("_claim"): {"alone": sorted(ALONE[use]), "shared": sorted(SHARED[use])}
@@ -181,11 +184,6 @@ def _facts() -> dict[str, Any]:
 
 def _may_be_none(field: Mapping[str, Any]) -> bool:
     return any(one.get("type") == "null" for one in field.get("anyOf", ()))
-
-
-def _is_whole(field: Mapping[str, Any]) -> bool:
-    """Its numbers have no fraction: to Helm all numbers have one."""
-    return {one.get("type") for one in field.get("anyOf", [field])} <= {"integer", "null"}
 
 
 def _setting(field: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:

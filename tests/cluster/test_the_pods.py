@@ -20,6 +20,7 @@ from launcher.render import to_yaml
 from launcher.spec import is_job_name
 from tests.cluster.helm import HELMS, template
 from tests.cluster.job_settings import OF_A_KIND, ON_CPUS, ON_HARDWARE, Settings, settings
+from trainer.config import ConfigError
 
 CASES = list(itertools.product(("batch", "volcano"), (1, 2, 4, 8), (1, 2), ("plain", "everything", "cpu")))
 
@@ -72,6 +73,39 @@ def test_so_it_is_with_each_option_alone(tmp_path: Path) -> None:
         launcher = [normalised(item) for item in manifests(values, None)]
         chart = [normalised(item) for item in of_the_chart({"job": {"enabled": True, **values}}, tmp_path)]
         assert chart == launcher, name
+
+
+def test_so_it_is_with_large_numbers_and_fractions(tmp_path: Path) -> None:
+    """To Helm 2592000 is 2.592e+06."""
+    many = {"ttl": 2592000, "deadline": 1000000, "user": 1000000, "memory": 64000000000, "cpu": 1.5, "seed": 1000000}
+    more = {"env": {"LIMIT": 1000000, "RATE": 0.25}, "stall_timeout_s": 1500000, "lr": 0.25}
+    values = {**settings("batch", 1, 1, "plain"), **many, **more}
+    launcher = [normalised(item) for item in manifests(values, None)]
+    assert [normalised(item) for item in of_the_chart({"job": {"enabled": True, **values}}, tmp_path)] == launcher
+
+
+@pytest.mark.parametrize("helm", list(HELMS))
+def test_the_charts_own_objects_have_large_numbers_whole(helm: str, tmp_path: Path) -> None:
+    own = {"defaults": {"image": "r/pnas:1", "user": 1000000, "group": 2000000}, "tensorboard": {"enabled": True}}
+    file = tmp_path / "values.json"
+    file.write_text(json.dumps({**own, "queue": {"create": True, "weight": 3000000}}))
+    found = [one for one in yaml.safe_load_all(template(HELMS[helm](), CHART, "--values", str(file))) if one]
+    specs = {one["kind"]: one["spec"] for one in found if "spec" in one}
+    for pod in (specs["Deployment"]["template"]["spec"], specs["Pod"]):
+        numbers = [pod["securityContext"][name] for name in ("runAsUser", "runAsGroup", "fsGroup")]
+        assert list(map(repr, numbers)) == ["1000000", "2000000", "2000000"], "no fractions"
+    assert repr(specs["Queue"]["weight"]) == "3000000"
+
+
+@pytest.mark.parametrize("helm", list(HELMS))
+@pytest.mark.parametrize("value", [0, "0", "0h 0m"])
+def test_neither_takes_no_time_at_all(value: Any, helm: str, tmp_path: Path) -> None:
+    """A job that ends would be gone with its log."""
+    values = {**settings("batch", 1, 1, "plain"), "ttl": value}
+    with pytest.raises(ConfigError, match="ttl"):
+        manifests(values, None)
+    with pytest.raises(AssertionError, match="/job/ttl"):
+        of_the_chart({"job": {"enabled": True, **values}}, tmp_path, helm)
 
 
 @pytest.mark.parametrize("backend", ["batch", "volcano"])

@@ -1,8 +1,15 @@
 {{- /* What launcher/render.py makes of a job's settings, as the translated templates want it. A test compares the pods. */ -}}
 
+{{- /* A setting as people write it: read as JSON every number has a fraction, and a large one would be 2.592e+06. */ -}}
+{{- define "pnas.text" -}}
+{{- if kindIs "float64" . }}{{ eq (floor .) . | ternary (printf "%.0f" .) (toString .) }}
+{{- else }}{{ toString . }}
+{{- end }}
+{{- end }}
+
 {{- /* Seconds of `90`, `90s`, `10m`, `1h30m`. */ -}}
 {{- define "pnas.seconds" -}}
-{{- $text := toString . | lower | nospace }}
+{{- $text := include "pnas.text" . | lower | nospace }}
 {{- if regexMatch "^[0-9]+$" $text }}{{ $text }}
 {{- else }}
 {{- $units := dict "d" 86400 "h" 3600 "m" 60 "s" 1 }}
@@ -32,7 +39,7 @@
 {{- $pairs := list }}
 {{- if kindIs "map" . }}
 {{- range $name, $value := . }}
-{{- $pairs = append $pairs (dict "name" $name "value" (toString $value)) }}
+{{- $pairs = append $pairs (dict "name" $name "value" (include "pnas.text" $value)) }}
 {{- end }}
 {{- else }}
 {{- range $text := kindIs "string" . | ternary (list .) . }}
@@ -64,18 +71,13 @@
 {{- define "pnas.args" -}}
 {{- $args := list }}
 {{- range $field := .fields }}
-{{- if hasKey $.train $field.name }}
-{{- $value := get $.train $field.name }}
+{{- if hasKey $.train $field }}
+{{- $value := get $.train $field }}
 {{- if kindIs "bool" $value }}
-{{- $args = append $args (printf "--%s%s" ($value | ternary "" "no-") ($field.name | replace "_" "-")) }}
+{{- $args = append $args (printf "--%s%s" ($value | ternary "" "no-") ($field | replace "_" "-")) }}
 {{- else }}
-{{- $text := toString $value }}
-{{- if kindIs "invalid" $value }}
-{{- $text = "none" }}
-{{- else if and $field.whole (not (kindIs "string" $value)) }}
-{{- $text = printf "%d" (int64 $value) }}
-{{- end }}
-{{- $args = concat $args (list (printf "--%s" ($field.name | replace "_" "-")) ($text | replace "$" "$$")) }}
+{{- $text := kindIs "invalid" $value | ternary "none" (include "pnas.text" $value) }}
+{{- $args = concat $args (list (printf "--%s" ($field | replace "_" "-")) ($text | replace "$" "$$")) }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -156,13 +158,13 @@
 {{- $resources := $cpu | ternary dict (dict $s.resource (toString $npus)) }}
 {{- range $kind := list "cpu" "memory" }}
 {{- if get $s $kind }}
-{{- $_ := set $resources $kind (get $s $kind | toString) }}
+{{- $_ := set $resources $kind (get $s $kind | include "pnas.text") }}
 {{- end }}
 {{- end }}
 {{- $train := dict }}
 {{- range $field := $known.fields }}
-{{- if hasKey $given $field.name }}
-{{- $_ := set $train $field.name (get $given $field.name) }}
+{{- if hasKey $given $field }}
+{{- $_ := set $train $field (get $given $field) }}
 {{- end }}
 {{- end }}
 {{- $_ := set $train "npus" $npus }}
