@@ -177,7 +177,8 @@ def _facts() -> dict[str, Any]:
         use.removesuffix("_claim"): {"alone": sorted(ALONE[use]), "shared": sorted(SHARED[use])}
         for use in sorted(ALONE)
     }
-    more = {"fields": fields, "nullable": nullable, "index": dict(INDEX), "access_modes": modes}
+    listed = [name for name, field in _fields().items() if field.get("type") == "array"]
+    more = {"fields": fields, "nullable": nullable, "listed": listed, "index": dict(INDEX), "access_modes": modes}
     hardware = {name: asdict(one) for name, one in PRESETS.items()}
     return {"defaults": defaults, **more, "counts": DEVICE_COUNTS, "chips": CHIPS, "hardware": hardware}
 

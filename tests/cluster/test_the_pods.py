@@ -85,6 +85,26 @@ def test_so_it_is_with_large_numbers_and_fractions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("helm", list(HELMS))
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("env", {"DEBUG": True, "EMPTY": "", "RATE": 0.5}),
+        ("node_selector", {"gpu": True, "generation": 2}),
+        ("toleration", {"dedicated": "npu", "disk": "slow:NoSchedule", "spot": True}),
+        ("env", "A=b=c"),
+        ("node_selector", "gpu=true"),
+        ("toleration", "dedicated"),
+        ("image_pull_secret", "registry"),
+        ("env_from_secret", "keys"),
+    ],
+)
+def test_so_it_is_with_a_mapping_and_with_one_text(name: str, value: Any, helm: str, tmp_path: Path) -> None:
+    values = {**settings("batch", 1, 1, "plain"), name: value}
+    launcher = [normalised(item) for item in manifests(values, None)]
+    assert [normalised(item) for item in of_the_chart({"job": {"enabled": True, **values}}, tmp_path, helm)] == launcher
+
+
+@pytest.mark.parametrize("helm", list(HELMS))
 def test_the_charts_own_objects_have_large_numbers_whole(helm: str, tmp_path: Path) -> None:
     own = {"defaults": {"image": "r/pnas:1", "user": 1000000, "group": 2000000}, "tensorboard": {"enabled": True}}
     file = tmp_path / "values.json"

@@ -34,18 +34,24 @@
 {{- toJson $given }}
 {{- end }}
 
-{{- /* NAME=VALUE, however they were given: a mapping, a list, or one text. */ -}}
+{{- /* Texts, however they were given: a mapping is what several KEY=VALUE are, and one text a list of one. */ -}}
+{{- define "pnas.listed" -}}
+{{- $texts := kindIs "string" . | ternary (list .) . }}
+{{- if kindIs "map" . }}
+{{- $texts = list }}
+{{- range $name, $value := . }}
+{{- $texts = append $texts (printf "%s=%s" $name (include "pnas.text" $value)) }}
+{{- end }}
+{{- end }}
+{{- toJson $texts }}
+{{- end }}
+
+{{- /* The same as names and values. */ -}}
 {{- define "pnas.pairs" -}}
 {{- $pairs := list }}
-{{- if kindIs "map" . }}
-{{- range $name, $value := . }}
-{{- $pairs = append $pairs (dict "name" $name "value" (include "pnas.text" $value)) }}
-{{- end }}
-{{- else }}
-{{- range $text := kindIs "string" . | ternary (list .) . }}
+{{- range $text := . }}
 {{- $parts := splitn "=" 2 $text }}
 {{- $pairs = append $pairs (dict "name" $parts._0 "value" $parts._1) }}
-{{- end }}
 {{- end }}
 {{- toJson $pairs }}
 {{- end }}
@@ -112,6 +118,9 @@
 {{- range $name, $value := $given }}
 {{- /* Helm takes a null for nothing at all. */ -}}
 {{- $_ := set $s $name (and (has $name $known.nullable) (eq (toString $value) "none") | ternary nil $value) }}
+{{- end }}
+{{- range $name := $known.listed }}
+{{- $_ := set $s $name (include "pnas.listed" (get $s $name) | fromJsonArray) }}
 {{- end }}
 {{- $npus := $s.npus | default 1 | int }}
 {{- $nodes := int $s.nodes }}
@@ -182,9 +191,6 @@
 {{- range $pair := include "pnas.pairs" $s.node_selector | fromJsonArray }}
 {{- $_ := set $selector $pair.name $pair.value }}
 {{- end }}
-{{- $tolerations := kindIs "string" $s.toleration | ternary (list $s.toleration) $s.toleration }}
-{{- $secrets := kindIs "string" $s.env_from_secret | ternary (list $s.env_from_secret) $s.env_from_secret }}
-{{- $pulls := kindIs "string" $s.image_pull_secret | ternary (list $s.image_pull_secret) $s.image_pull_secret }}
 {{- $labels := merge (include "pnas.labels" . | fromYaml) (dict "pnas/job" $name) $ring }}
 {{- $runs := printf "%s, %s at %d px, %s %s" $s.mode $s.model (int $s.image_size) (gt $nodes 1 | ternary (printf "%d x %d" $nodes $npus) (toString $npus)) $s.resource }}
 {{- $follow := printf "python -m launcher logs %s --follow --namespace %s" $name .Release.Namespace }}
@@ -211,10 +217,10 @@
   "grace_period_s" (add (ceil $s.grace_s | int) 15)
   "resources" $resources
   "env" $env
-  "env_secrets" $secrets
-  "pull_secrets" $pulls
+  "env_secrets" $s.env_from_secret
+  "pull_secrets" $s.image_pull_secret
   "node_selector" $selector
-  "tolerations" (include "pnas.tolerations" $tolerations | fromJsonArray)
+  "tolerations" (include "pnas.tolerations" $s.toleration | fromJsonArray)
 }}
 {{- range $name, $value := dict "ttl_s" $s.ttl "deadline_s" $s.deadline }}
 {{- $_ := set $values $name (kindIs "invalid" $value | ternary nil (include "pnas.seconds" $value | int64)) }}
