@@ -178,7 +178,8 @@ def _facts() -> dict[str, Any]:
         for use in sorted(ALONE)
     }
     listed = [name for name, field in _fields().items() if field.get("type") == "array"]
-    more = {"fields": fields, "nullable": nullable, "listed": listed, "index": dict(INDEX), "access_modes": modes}
+    pods = [name for name in ClusterOptions.model_fields if name not in PLACE | {"overlay"}]
+    more = {"fields": fields, "nullable": nullable, "listed": listed, "pods": pods, "index": dict(INDEX), "access_modes": modes}
     hardware = {name: asdict(one) for name, one in PRESETS.items()}
     return {"defaults": defaults, **more, "counts": DEVICE_COUNTS, "chips": CHIPS, "hardware": hardware}
 

@@ -12,6 +12,8 @@ import yaml
 
 from docs.chart import CHART
 from docs.manifests import FOLDER, IMAGE, JOBS
+from launcher.backends.kinds import spec_of
+from launcher.cluster_options import PLACE
 from launcher.errors import RequestError
 from launcher.hardware import PRESETS
 from launcher.manifests import manifests
@@ -78,7 +80,7 @@ def test_so_it_is_with_each_option_alone(tmp_path: Path) -> None:
 def test_so_it_is_with_large_numbers_and_fractions(tmp_path: Path) -> None:
     """To Helm 2592000 is 2.592e+06."""
     many = {"ttl": 2592000, "deadline": 1000000, "user": 1000000, "memory": 64000000000, "cpu": 1.5, "seed": 1000000}
-    more = {"env": {"LIMIT": 1000000, "RATE": 0.25}, "stall_timeout_s": 1500000, "lr": 0.25}
+    more = {"env": {"LIMIT": 1000000, "RATE": 0.25}, "resume": "none", "stall_timeout_s": 1500000, "lr": 0.25}
     values = {**settings("batch", 1, 1, "plain"), **many, **more}
     launcher = [normalised(item) for item in manifests(values, None)]
     assert [normalised(item) for item in of_the_chart({"job": {"enabled": True, **values}}, tmp_path)] == launcher
@@ -102,6 +104,24 @@ def test_so_it_is_with_a_mapping_and_with_one_text(name: str, value: Any, helm: 
     values = {**settings("batch", 1, 1, "plain"), name: value}
     launcher = [normalised(item) for item in manifests(values, None)]
     assert [normalised(item) for item in of_the_chart({"job": {"enabled": True, **values}}, tmp_path, helm)] == launcher
+
+
+@pytest.mark.parametrize("hardware", [{}, {"hardware": "atlas-800-9000", **ON_HARDWARE}], ids=["", "hardware"])
+@pytest.mark.parametrize("options", ["plain", "everything", "cpu"])
+@pytest.mark.parametrize("backend", ["batch", "volcano"])
+def test_a_job_can_go_on_from_what_is_recorded_of_it(
+    backend: str, options: str, hardware: Settings, tmp_path: Path
+) -> None:
+    """By the launcher, which takes from there what nobody says anew."""
+    values = {**settings(backend, 8, 2, options), **hardware}
+    launcher = spec_of(manifests(values, None)[-1])
+    chart = spec_of(of_the_chart({"job": {"enabled": True, **values}}, tmp_path)[-1])
+    assert chart["backend"] == backend
+    assert chart["train"].items() <= launcher["train"].items()
+    assert set(launcher["given"]) <= chart["train"].keys()
+    for one in (chart, launcher):
+        one["pods"]["node_selector"].sort()
+    assert {**chart["pods"], **dict.fromkeys((*PLACE, "overlay"))} == launcher["pods"]
 
 
 @pytest.mark.parametrize("helm", list(HELMS))

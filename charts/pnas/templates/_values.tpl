@@ -9,7 +9,7 @@
 
 {{- /* Seconds of `90`, `90s`, `10m`, `1h30m`. */ -}}
 {{- define "pnas.seconds" -}}
-{{- $text := include "pnas.text" . | lower | nospace }}
+{{- $text := toString . | lower | nospace }}
 {{- if regexMatch "^[0-9]+$" $text }}{{ $text }}
 {{- else }}
 {{- $units := dict "d" 86400 "h" 3600 "m" 60 "s" 1 }}
@@ -122,6 +122,10 @@
 {{- range $name := $known.listed }}
 {{- $_ := set $s $name (include "pnas.listed" (get $s $name) | fromJsonArray) }}
 {{- end }}
+{{- range $name := list "cpu" "memory" "ttl" "deadline" }}
+{{- $value := get $s $name }}
+{{- $_ := set $s $name (kindIs "invalid" $value | ternary nil (include "pnas.text" $value)) }}
+{{- end }}
 {{- $npus := $s.npus | default 1 | int }}
 {{- $nodes := int $s.nodes }}
 {{- $cpu := eq $s.device "cpu" }}
@@ -167,13 +171,13 @@
 {{- $resources := $cpu | ternary dict (dict $s.resource (toString $npus)) }}
 {{- range $kind := list "cpu" "memory" }}
 {{- if get $s $kind }}
-{{- $_ := set $resources $kind (get $s $kind | include "pnas.text") }}
+{{- $_ := set $resources $kind (get $s $kind) }}
 {{- end }}
 {{- end }}
 {{- $train := dict }}
 {{- range $field := $known.fields }}
 {{- if hasKey $given $field }}
-{{- $_ := set $train $field (get $given $field) }}
+{{- $_ := set $train $field (get $s $field) }}
 {{- end }}
 {{- end }}
 {{- $_ := set $train "npus" $npus }}
@@ -181,22 +185,32 @@
 {{- $_ := set $train "nodes" $nodes }}
 {{- end }}
 {{- $_ := set $train "output" ($given.output | default "/output") }}
-{{- $_ := set $train "resume" ($given.resume | default "auto") }}
+{{- $_ := set $train "resume" ($s.resume | default "auto") }}
 {{- $_ := set $train "run_name" $name }}
 {{- $env := list }}
 {{- range $pair := include "pnas.pairs" $s.env | fromJsonArray }}
 {{- $env = append $env (dict "name" $pair.name "value" ($pair.value | replace "$" "$$")) }}
 {{- end }}
-{{- $selector := deepCopy ($preset.node_labels | default dict) }}
+{{- $selector := dict }}
 {{- range $pair := include "pnas.pairs" $s.node_selector | fromJsonArray }}
 {{- $_ := set $selector $pair.name $pair.value }}
+{{- end }}
+{{- range $name, $value := $preset.node_labels }}
+{{- if not (hasKey $selector $name) }}
+{{- $_ := set $selector $name $value }}
+{{- $_ := set $s "node_selector" (prepend $s.node_selector (printf "%s=%s" $name $value)) }}
+{{- end }}
 {{- end }}
 {{- $labels := merge (include "pnas.labels" . | fromYaml) (dict "pnas/job" $name) $ring }}
 {{- $runs := printf "%s, %s at %d px, %s %s" $s.mode $s.model (int $s.image_size) (gt $nodes 1 | ternary (printf "%d x %d" $nodes $npus) (toString $npus)) $s.resource }}
 {{- $follow := printf "python -m launcher logs %s --follow --namespace %s" $name .Release.Namespace }}
-{{- $spec := dict "name" $name "backend" $backend "train" (merge (deepCopy $train) (dict "mode" $s.mode "model" $s.model "image_size" $s.image_size "grace_s" $s.grace_s)) "pods" (dict "output_claim" $s.output_claim) }}
-{{- if $preset }}
-{{- $_ := set $spec.pods "hardware" $s.hardware }}
+{{- $spec := dict "name" $name "backend" $backend "train" (merge (deepCopy $train) (dict "mode" $s.mode "model" $s.model "image_size" $s.image_size "grace_s" $s.grace_s)) "pods" dict }}
+{{- /* For who lets it go on by the launcher. */ -}}
+{{- range $name := $known.pods }}
+{{- $_ := set $spec.pods $name (get $s $name) }}
+{{- end }}
+{{- if not $preset }}
+{{- $_ := unset $spec.pods "hardware" }}
 {{- end }}
 {{- $values := dict
   "backend" $backend
