@@ -32,9 +32,8 @@ _NO_SETTINGS = NO_DEFAULTS | {"data_claim", "output_claim"}
 _JOBS_OWN = {"mode", "resume"}
 _NOT_THE_CHARTS = {"rank_table"}
 TRANSLATED = ("_pod", "job", "volcano-job", "service", "rank-table")
-_USED = {*ClusterOptions.model_fields, "name", "backend", "npus", "nodes", "mode", "model", "image_size", "device"} | {
-    "grace_s"
-} - PLACE - {"overlay"}
+_OF_PODS = [name for name in ClusterOptions.model_fields if name not in PLACE | {"overlay"}]
+_USED = {*_OF_PODS, "name", "backend", "npus", "nodes", "mode", "model", "image_size", "device", "grace_s"}
 _NAME = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", "maxLength": 253}
 _SWITCH = {"type": "boolean"}
 _QUANTITIES = {"type": "object", "additionalProperties": {"type": ["string", "integer"]}}
@@ -172,16 +171,17 @@ def _facts() -> dict[str, Any]:
     """What the templates must know of the settings: their defaults, and the trainer's options in their order."""
     defaults = {name: field.get("default") for name, field in _fields().items() if name in _USED}
     fields = list(TrainConfig.model_fields)
-    nullable = [name for name, field in _fields().items() if _may_be_none(field)]
+    settings = {name: field for name, field in _fields().items() if name in _settings(_JOBS_OWN)}
+    nullable = [name for name, field in settings.items() if _may_be_none(field)]
     modes = {
         use.removesuffix("_claim"): {"alone": sorted(ALONE[use]), "shared": sorted(SHARED[use])}
         for use in sorted(ALONE)
     }
-    listed = [name for name, field in _fields().items() if field.get("type") == "array"]
-    pods = [name for name in ClusterOptions.model_fields if name not in PLACE | {"overlay"}]
-    more = {"fields": fields, "nullable": nullable, "listed": listed, "pods": pods, "index": dict(INDEX), "access_modes": modes}
+    listed = [name for name, field in settings.items() if field.get("type") == "array"]
+    names = {"fields": fields, "nullable": nullable, "listed": listed, "pods": _OF_PODS}
+    more = {"index": dict(INDEX), "access_modes": modes, "counts": DEVICE_COUNTS, "chips": CHIPS}
     hardware = {name: asdict(one) for name, one in PRESETS.items()}
-    return {"defaults": defaults, **more, "counts": DEVICE_COUNTS, "chips": CHIPS, "hardware": hardware}
+    return {"defaults": defaults, **names, **more, "hardware": hardware}
 
 
 def _may_be_none(field: Mapping[str, Any]) -> bool:
