@@ -191,6 +191,35 @@ def test_the_chart_refuses_the_counts_that_the_launcher_refuses(values: Settings
         manifests(job, None)
 
 
+@pytest.mark.parametrize(
+    ("values", "chart_says", "launcher_says"),
+    [
+        (
+            {"backend": "batch", "queue": "research"},
+            "job.queue research: Kubernetes Jobs have no queue; leave it out, or set job.backend volcano",
+            "--queue research: Kubernetes Jobs have no queue; leave it out, or use --backend volcano",
+        ),
+        *(
+            ({"mode": mode}, f"job.mode {mode} needs job.weights", f"--mode {mode} needs --weights")
+            for mode in ("eval", "finetune")
+        ),
+    ],
+)
+def test_the_chart_refuses_what_the_launcher_refuses(
+    values: Settings, chart_says: str, launcher_says: str, tmp_path: Path
+) -> None:
+    job = {"image": "r/pnas:1", "backend": "volcano", **values}
+    with pytest.raises(AssertionError, match=re.escape(chart_says)):
+        of_the_chart({"job": {"enabled": True, **job}}, tmp_path)
+    with pytest.raises((RequestError, ConfigError), match=re.escape(launcher_says)):
+        manifests(job, None)
+
+
+def test_a_queue_of_the_namespace_is_for_its_volcano_jobs_alone(tmp_path: Path) -> None:
+    values = {"defaults": {"queue": "research"}, "job": {"enabled": True, **settings("batch", 1, 1, "plain")}}
+    assert [item["kind"] for item in of_the_chart(values, tmp_path)] == ["Job"]
+
+
 @pytest.mark.parametrize("name", list(JOBS))
 def test_a_job_of_k8s_manifests_is_the_charts(name: str, tmp_path: Path) -> None:
     plain = yaml.safe_load_all((FOLDER / name).read_text(encoding="utf-8"))

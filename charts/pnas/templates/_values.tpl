@@ -160,6 +160,13 @@
 {{- if and (eq $backend "volcano") $s.deadline }}
 {{- fail (printf "job.deadline %v: Volcano Jobs have none; leave it out, or set job.backend batch" $s.deadline) }}
 {{- end }}
+{{- /* One of the namespace's defaults is for its Volcano Jobs. */ -}}
+{{- if and (eq $backend "batch") (hasKey .Values.job "queue") }}
+{{- fail (printf "job.queue %s: Kubernetes Jobs have no queue; leave it out, or set job.backend volcano" .Values.job.queue) }}
+{{- end }}
+{{- if and (has $s.mode (list "finetune" "eval")) (not $s.weights) (not $s.resume) }}
+{{- fail (printf "job.mode %s needs job.weights, the file to start from" $s.mode) }}
+{{- end }}
 {{- if and (eq $backend "batch") (eq $s.mindcluster "on") }}
 {{- fail "job.mindcluster on: MindCluster writes no rank table for a Kubernetes Job; leave it out, or set job.backend volcano" }}
 {{- end }}
