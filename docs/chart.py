@@ -32,15 +32,18 @@ _NO_SETTINGS = NO_DEFAULTS | {"data_claim", "output_claim"}
 _JOBS_OWN = {"mode", "resume"}
 _NOT_THE_CHARTS = {"rank_table"}
 TRANSLATED = ("_pod", "job", "volcano-job", "service", "rank-table")
-_USED = {*ClusterOptions.model_fields, "name", "backend", "npus", "nodes", "mode", "model", "image_size", "device"} | {
-    "grace_s"
-} - PLACE - {"overlay"}
+_OF_PODS = [name for name in ClusterOptions.model_fields if name not in PLACE | {"overlay"}]
+_USED = {*_OF_PODS, "name", "backend", "npus", "nodes", "mode", "model", "image_size", "device", "grace_s"}
 _NAME = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", "maxLength": 253}
 _SWITCH = {"type": "boolean"}
 _QUANTITIES = {"type": "object", "additionalProperties": {"type": ["string", "integer"]}}
 _QUANTITY = {"type": "string", "pattern": f"^({PATTERN})$"}
 _NUMBER_TOO = {"type": ["string", "number"]}
-_DURATION = {**_NUMBER_TOO, "pattern": "^([0-9]+|([0-9]+ *(d|h|min|m|s) *)+)$"}
+_DURATION = {
+    **{"type": ["string", "integer"], "minimum": 1},
+    # A second or more.
+    "allOf": [{"pattern": text} for text in ("^([0-9]+|([0-9]+ *(d|h|min|m|s) *)+)$", "[1-9]")],
+}
 # What the launcher checks by functions, of which pydantic's schema says nothing.
 _TEXTS: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("cpu", "memory"), _QUANTITY | _NUMBER_TOO),
@@ -167,25 +170,22 @@ def _fields() -> dict[str, Mapping[str, Any]]:
 def _facts() -> dict[str, Any]:
     """What the templates must know of the settings: their defaults, and the trainer's options in their order."""
     defaults = {name: field.get("default") for name, field in _fields().items() if name in _USED}
-    options = TrainConfig.model_json_schema()["properties"].items()
-    fields = [{"name": name, "whole": _is_whole(field)} for name, field in options]
-    nullable = [name for name, field in _fields().items() if _may_be_none(field)]
+    fields = list(TrainConfig.model_fields)
+    settings = {name: field for name, field in _fields().items() if name in _settings(_JOBS_OWN)}
+    nullable = [name for name, field in settings.items() if _may_be_none(field)]
     modes = {
         use.removesuffix("_claim"): {"alone": sorted(ALONE[use]), "shared": sorted(SHARED[use])}
         for use in sorted(ALONE)
     }
-    more = {"fields": fields, "nullable": nullable, "index": dict(INDEX), "access_modes": modes}
+    listed = [name for name, field in settings.items() if field.get("type") == "array"]
+    names = {"fields": fields, "nullable": nullable, "listed": listed, "pods": _OF_PODS}
+    more = {"index": dict(INDEX), "access_modes": modes, "counts": DEVICE_COUNTS, "chips": CHIPS}
     hardware = {name: asdict(one) for name, one in PRESETS.items()}
-    return {"defaults": defaults, **more, "counts": DEVICE_COUNTS, "chips": CHIPS, "hardware": hardware}
+    return {"defaults": defaults, **names, **more, "hardware": hardware}
 
 
 def _may_be_none(field: Mapping[str, Any]) -> bool:
     return any(one.get("type") == "null" for one in field.get("anyOf", ()))
-
-
-def _is_whole(field: Mapping[str, Any]) -> bool:
-    """Its numbers have no fraction: to Helm all numbers have one."""
-    return {one.get("type") for one in field.get("anyOf", [field])} <= {"integer", "null"}
 
 
 def _setting(field: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:

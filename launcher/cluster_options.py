@@ -60,7 +60,8 @@ def _checked(check: Callable[[str], object]) -> Callable[[str | None], str | Non
 def _listed(value: object) -> object:
     """A mapping in a profile is what several `KEY=VALUE` options are; one string is a list of one."""
     if isinstance(value, dict):
-        return [f"{key}={item}" for key, item in value.items()]
+        # True is written true in YAML, and so the chart has it.
+        return [f"{key}={str(item).lower() if isinstance(item, bool) else item}" for key, item in value.items()]
     return [value] if isinstance(value, str) else value
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import yaml
 
 from docs.chart import CHART
 from docs.manifests import FOLDER, IMAGE, JOBS
+from launcher.backends.kinds import spec_of
+from launcher.cluster_options import PLACE
 from launcher.errors import RequestError
 from launcher.hardware import PRESETS
 from launcher.manifests import manifests
@@ -19,6 +22,7 @@ from launcher.render import to_yaml
 from launcher.spec import is_job_name
 from tests.cluster.helm import HELMS, template
 from tests.cluster.job_settings import OF_A_KIND, ON_CPUS, ON_HARDWARE, Settings, settings
+from trainer.config import ConfigError
 
 CASES = list(itertools.product(("batch", "volcano"), (1, 2, 4, 8), (1, 2), ("plain", "everything", "cpu")))
 
@@ -73,6 +77,77 @@ def test_so_it_is_with_each_option_alone(tmp_path: Path) -> None:
         assert chart == launcher, name
 
 
+def test_so_it_is_with_large_numbers_and_fractions(tmp_path: Path) -> None:
+    """To Helm 2592000 is 2.592e+06."""
+    many = {"ttl": 2592000, "deadline": 1000000, "user": 1000000, "memory": 64000000000, "cpu": 1.5, "seed": 1000000}
+    more = {"env": {"LIMIT": 1000000, "RATE": 0.25}, "resume": "none", "stall_timeout_s": 1500000, "lr": 0.25}
+    values = {**settings("batch", 1, 1, "plain"), **many, **more}
+    launcher = [normalised(item) for item in manifests(values, None)]
+    assert [normalised(item) for item in of_the_chart({"job": {"enabled": True, **values}}, tmp_path)] == launcher
+
+
+@pytest.mark.parametrize("helm", list(HELMS))
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("env", {"DEBUG": True, "EMPTY": "", "RATE": 0.5}),
+        ("node_selector", {"gpu": True, "generation": 2}),
+        ("toleration", {"dedicated": "npu", "disk": "slow:NoSchedule", "spot": True}),
+        ("env", "A=b=c"),
+        ("node_selector", "gpu=true"),
+        ("toleration", "dedicated"),
+        ("image_pull_secret", "registry"),
+        ("env_from_secret", "keys"),
+    ],
+)
+def test_so_it_is_with_a_mapping_and_with_one_text(name: str, value: Any, helm: str, tmp_path: Path) -> None:
+    values = {**settings("batch", 1, 1, "plain"), name: value}
+    launcher = [normalised(item) for item in manifests(values, None)]
+    assert [normalised(item) for item in of_the_chart({"job": {"enabled": True, **values}}, tmp_path, helm)] == launcher
+
+
+@pytest.mark.parametrize("hardware", [{}, {"hardware": "atlas-800-9000", **ON_HARDWARE}], ids=["", "hardware"])
+@pytest.mark.parametrize("options", ["plain", "everything", "cpu"])
+@pytest.mark.parametrize("backend", ["batch", "volcano"])
+def test_a_job_can_go_on_from_what_is_recorded_of_it(
+    backend: str, options: str, hardware: Settings, tmp_path: Path
+) -> None:
+    """By the launcher, which takes from there what nobody says anew."""
+    values = {**settings(backend, 8, 2, options), **hardware}
+    launcher = spec_of(manifests(values, None)[-1])
+    chart = spec_of(of_the_chart({"job": {"enabled": True, **values}}, tmp_path)[-1])
+    assert chart["backend"] == backend
+    assert chart["train"].items() <= launcher["train"].items()
+    assert set(launcher["given"]) <= chart["train"].keys()
+    for one in (chart, launcher):
+        one["pods"]["node_selector"].sort()
+    assert {**chart["pods"], **dict.fromkeys((*PLACE, "overlay"))} == launcher["pods"]
+
+
+@pytest.mark.parametrize("helm", list(HELMS))
+def test_the_charts_own_objects_have_large_numbers_whole(helm: str, tmp_path: Path) -> None:
+    own = {"defaults": {"image": "r/pnas:1", "user": 1000000, "group": 2000000}, "tensorboard": {"enabled": True}}
+    file = tmp_path / "values.json"
+    file.write_text(json.dumps({**own, "queue": {"create": True, "weight": 3000000}}))
+    found = [one for one in yaml.safe_load_all(template(HELMS[helm](), CHART, "--values", str(file))) if one]
+    specs = {one["kind"]: one["spec"] for one in found if "spec" in one}
+    for pod in (specs["Deployment"]["template"]["spec"], specs["Pod"]):
+        numbers = [pod["securityContext"][name] for name in ("runAsUser", "runAsGroup", "fsGroup")]
+        assert list(map(repr, numbers)) == ["1000000", "2000000", "2000000"], "no fractions"
+    assert repr(specs["Queue"]["weight"]) == "3000000"
+
+
+@pytest.mark.parametrize("helm", list(HELMS))
+@pytest.mark.parametrize("value", [0, "0", "0h 0m"])
+def test_neither_takes_no_time_at_all(value: Any, helm: str, tmp_path: Path) -> None:
+    """A job that ends would be gone with its log."""
+    values = {**settings("batch", 1, 1, "plain"), "ttl": value}
+    with pytest.raises(ConfigError, match="ttl"):
+        manifests(values, None)
+    with pytest.raises(AssertionError, match="/job/ttl"):
+        of_the_chart({"job": {"enabled": True, **values}}, tmp_path, helm)
+
+
 @pytest.mark.parametrize("backend", ["batch", "volcano"])
 def test_so_it_is_on_each_hardware_with_labels_of_ones_own(backend: str, tmp_path: Path) -> None:
     for number, (name, preset) in enumerate(PRESETS.items()):
@@ -116,6 +191,35 @@ def test_the_chart_refuses_the_counts_that_the_launcher_refuses(values: Settings
         manifests(job, None)
 
 
+@pytest.mark.parametrize(
+    ("values", "chart_says", "launcher_says"),
+    [
+        (
+            {"backend": "batch", "queue": "research"},
+            "job.queue research: Kubernetes Jobs have no queue; leave it out, or set job.backend volcano",
+            "--queue research: Kubernetes Jobs have no queue; leave it out, or use --backend volcano",
+        ),
+        *(
+            ({"mode": mode}, f"job.mode {mode} needs job.weights", f"--mode {mode} needs --weights")
+            for mode in ("eval", "finetune")
+        ),
+    ],
+)
+def test_the_chart_refuses_what_the_launcher_refuses(
+    values: Settings, chart_says: str, launcher_says: str, tmp_path: Path
+) -> None:
+    job = {"image": "r/pnas:1", "backend": "volcano", **values}
+    with pytest.raises(AssertionError, match=re.escape(chart_says)):
+        of_the_chart({"job": {"enabled": True, **job}}, tmp_path)
+    with pytest.raises((RequestError, ConfigError), match=re.escape(launcher_says)):
+        manifests(job, None)
+
+
+def test_a_queue_of_the_namespace_is_for_its_volcano_jobs_alone(tmp_path: Path) -> None:
+    values = {"defaults": {"queue": "research"}, "job": {"enabled": True, **settings("batch", 1, 1, "plain")}}
+    assert [item["kind"] for item in of_the_chart(values, tmp_path)] == ["Job"]
+
+
 @pytest.mark.parametrize("name", list(JOBS))
 def test_a_job_of_k8s_manifests_is_the_charts(name: str, tmp_path: Path) -> None:
     plain = yaml.safe_load_all((FOLDER / name).read_text(encoding="utf-8"))
@@ -137,13 +241,19 @@ def test_a_setting_may_be_the_namespaces_or_the_modes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("release", ["r" * 53, "1st.release", "pnas"])
 def test_a_job_is_named_by_what_cannot_be_changed_of_it(release: str, tmp_path: Path) -> None:
-    def name(**values: Any) -> str:
+    def name(*words: str, chart: Path = CHART, **values: Any) -> str:
         file = tmp_path / "values.json"
         file.write_text(json.dumps({"job": {"enabled": True, "image": "r/pnas:1"}, **values}))
-        text = template(HELMS["helm4"](), CHART, "--values", str(file), release=release)
+        text = template(HELMS["helm4"](), chart, "--values", str(file), *words, release=release)
         (job,) = (one for one in yaml.safe_load_all(text) if one and one["kind"] == "Job")
         return str(job["metadata"]["name"])
 
+    next_one = tmp_path / "pnas"
+    shutil.copytree(CHART, next_one)
+    about = next_one / "Chart.yaml"
+    about.write_text(re.sub("(?m)^(version|appVersion): .*", r"\1: 9.9.9", about.read_text(encoding="utf-8")))
+
     assert is_job_name(name())
     assert name() == name(modes={"eval": {"lr": 1}}) == name(rbac={"create": False})
+    assert name() == name(chart=next_one) == name("--namespace", "other"), "an upgrade would end the one that runs"
     assert len({name(), name(claims={"data": {"name": "other"}}), name(defaults={"shm": "1Gi"})}) == 3

@@ -1,5 +1,6 @@
 """The chart's generated files say what the launcher says, and its schema takes what the launcher takes."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,13 @@ def test_every_setting_that_can_have_a_default_is_a_value() -> None:
     properties: dict[str, Any] = schema()["properties"]
     assert set(properties["defaults"]["properties"]) == known
     assert set(properties["modes"]["properties"]["eval"]["properties"]) == known
+
+
+def test_the_templates_know_no_setting_that_the_chart_has_not() -> None:
+    facts = json.loads(files()["files/settings.json"])
+    known = {"name", "backend", "data_claim", "output_claim", *schema()["properties"]["job"]["properties"]}
+    for part in ("defaults", "nullable", "listed", "pods"):
+        assert set(facts[part]) <= known, part
 
 
 def test_a_device_that_only_a_checkout_has_is_no_value() -> None:

@@ -18,9 +18,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 enableServiceLinks: false
 securityContext:
   runAsNonRoot: true
-  runAsUser: {{ .user }}
-  runAsGroup: {{ .group }}
-  fsGroup: {{ .group }}
+  runAsUser: {{ int64 .user }}
+  runAsGroup: {{ int64 .group }}
+  fsGroup: {{ int64 .group }}
   fsGroupChangePolicy: OnRootMismatch
   seccompProfile: {type: RuntimeDefault}
 {{- with .image_pull_secret }}

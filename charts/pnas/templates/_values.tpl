@@ -1,5 +1,12 @@
 {{- /* What launcher/render.py makes of a job's settings, as the translated templates want it. A test compares the pods. */ -}}
 
+{{- /* A setting as people write it: read as JSON every number has a fraction, and a large one would be 2.592e+06. */ -}}
+{{- define "pnas.text" -}}
+{{- if kindIs "float64" . }}{{ eq (floor .) . | ternary (printf "%.0f" .) (toString .) }}
+{{- else }}{{ toString . }}
+{{- end }}
+{{- end }}
+
 {{- /* Seconds of `90`, `90s`, `10m`, `1h30m`. */ -}}
 {{- define "pnas.seconds" -}}
 {{- $text := toString . | lower | nospace }}
@@ -27,18 +34,24 @@
 {{- toJson $given }}
 {{- end }}
 
-{{- /* NAME=VALUE, however they were given: a mapping, a list, or one text. */ -}}
+{{- /* Texts, however they were given: a mapping is what several KEY=VALUE are, and one text a list of one. */ -}}
+{{- define "pnas.listed" -}}
+{{- $texts := kindIs "string" . | ternary (list .) . }}
+{{- if kindIs "map" . }}
+{{- $texts = list }}
+{{- range $name, $value := . }}
+{{- $texts = append $texts (printf "%s=%s" $name (include "pnas.text" $value)) }}
+{{- end }}
+{{- end }}
+{{- toJson $texts }}
+{{- end }}
+
+{{- /* The same as names and values. */ -}}
 {{- define "pnas.pairs" -}}
 {{- $pairs := list }}
-{{- if kindIs "map" . }}
-{{- range $name, $value := . }}
-{{- $pairs = append $pairs (dict "name" $name "value" (toString $value)) }}
-{{- end }}
-{{- else }}
-{{- range $text := kindIs "string" . | ternary (list .) . }}
+{{- range $text := . }}
 {{- $parts := splitn "=" 2 $text }}
 {{- $pairs = append $pairs (dict "name" $parts._0 "value" $parts._1) }}
-{{- end }}
 {{- end }}
 {{- toJson $pairs }}
 {{- end }}
@@ -64,18 +77,13 @@
 {{- define "pnas.args" -}}
 {{- $args := list }}
 {{- range $field := .fields }}
-{{- if hasKey $.train $field.name }}
-{{- $value := get $.train $field.name }}
+{{- if hasKey $.train $field }}
+{{- $value := get $.train $field }}
 {{- if kindIs "bool" $value }}
-{{- $args = append $args (printf "--%s%s" ($value | ternary "" "no-") ($field.name | replace "_" "-")) }}
+{{- $args = append $args (printf "--%s%s" ($value | ternary "" "no-") ($field | replace "_" "-")) }}
 {{- else }}
-{{- $text := toString $value }}
-{{- if kindIs "invalid" $value }}
-{{- $text = "none" }}
-{{- else if and $field.whole (not (kindIs "string" $value)) }}
-{{- $text = printf "%d" (int64 $value) }}
-{{- end }}
-{{- $args = concat $args (list (printf "--%s" ($field.name | replace "_" "-")) ($text | replace "$" "$$")) }}
+{{- $text := kindIs "invalid" $value | ternary "none" (include "pnas.text" $value) }}
+{{- $args = concat $args (list (printf "--%s" ($field | replace "_" "-")) ($text | replace "$" "$$")) }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -85,7 +93,10 @@
 {{- /* The job's values. Its name is its content's, unless one is given: what cannot be changed is another job. */ -}}
 {{- define "pnas.values" -}}
 {{- $unnamed := include "pnas.named-values" (dict "root" . "name" "unnamed" "content" "") | fromJson }}
-{{- $bare := merge (dict "labels" dict "annotations" dict) $unnamed }}
+{{- /* Not by the chart's version nor the namespace: a new chart alone would end the job. What MindCluster's scheduler
+       goes by is the job's own. */ -}}
+{{- $annotations := pick $unnamed.annotations "huawei.com/schedule_policy" }}
+{{- $bare := mergeOverwrite (omit $unnamed "labels" "annotations") (dict "labels" dict "annotations" $annotations) }}
 {{- $content := include (eq $unnamed.backend "batch" | ternary "pnas.job" "pnas.volcano-job") $bare | sha256sum | trunc 8 }}
 {{- /* As a job can be named, and no longer than 40 with its content. */ -}}
 {{- $release := .Release.Name | replace "." "-" | trunc 29 | trimSuffix "-" }}
@@ -107,6 +118,13 @@
 {{- range $name, $value := $given }}
 {{- /* Helm takes a null for nothing at all. */ -}}
 {{- $_ := set $s $name (and (has $name $known.nullable) (eq (toString $value) "none") | ternary nil $value) }}
+{{- end }}
+{{- range $name := $known.listed }}
+{{- $_ := set $s $name (include "pnas.listed" (get $s $name) | fromJsonArray) }}
+{{- end }}
+{{- range $name := list "cpu" "memory" "ttl" "deadline" }}
+{{- $value := get $s $name }}
+{{- $_ := set $s $name (kindIs "invalid" $value | ternary nil (include "pnas.text" $value)) }}
 {{- end }}
 {{- $npus := $s.npus | default 1 | int }}
 {{- $nodes := int $s.nodes }}
@@ -142,6 +160,13 @@
 {{- if and (eq $backend "volcano") $s.deadline }}
 {{- fail (printf "job.deadline %v: Volcano Jobs have none; leave it out, or set job.backend batch" $s.deadline) }}
 {{- end }}
+{{- /* One of the namespace's defaults is for its Volcano Jobs. */ -}}
+{{- if and (eq $backend "batch") (hasKey .Values.job "queue") }}
+{{- fail (printf "job.queue %s: Kubernetes Jobs have no queue; leave it out, or set job.backend volcano" .Values.job.queue) }}
+{{- end }}
+{{- if and (has $s.mode (list "finetune" "eval")) (not $s.weights) (not $s.resume) }}
+{{- fail (printf "job.mode %s needs job.weights, the file to start from" $s.mode) }}
+{{- end }}
 {{- if and (eq $backend "batch") (eq $s.mindcluster "on") }}
 {{- fail "job.mindcluster on: MindCluster writes no rank table for a Kubernetes Job; leave it out, or set job.backend volcano" }}
 {{- end }}
@@ -153,13 +178,13 @@
 {{- $resources := $cpu | ternary dict (dict $s.resource (toString $npus)) }}
 {{- range $kind := list "cpu" "memory" }}
 {{- if get $s $kind }}
-{{- $_ := set $resources $kind (get $s $kind | toString) }}
+{{- $_ := set $resources $kind (get $s $kind) }}
 {{- end }}
 {{- end }}
 {{- $train := dict }}
 {{- range $field := $known.fields }}
-{{- if hasKey $given $field.name }}
-{{- $_ := set $train $field.name (get $given $field.name) }}
+{{- if hasKey $given $field }}
+{{- $_ := set $train $field (get $s $field) }}
 {{- end }}
 {{- end }}
 {{- $_ := set $train "npus" $npus }}
@@ -167,25 +192,32 @@
 {{- $_ := set $train "nodes" $nodes }}
 {{- end }}
 {{- $_ := set $train "output" ($given.output | default "/output") }}
-{{- $_ := set $train "resume" ($given.resume | default "auto") }}
+{{- $_ := set $train "resume" ($s.resume | default "auto") }}
 {{- $_ := set $train "run_name" $name }}
 {{- $env := list }}
 {{- range $pair := include "pnas.pairs" $s.env | fromJsonArray }}
 {{- $env = append $env (dict "name" $pair.name "value" ($pair.value | replace "$" "$$")) }}
 {{- end }}
-{{- $selector := deepCopy ($preset.node_labels | default dict) }}
+{{- $selector := dict }}
 {{- range $pair := include "pnas.pairs" $s.node_selector | fromJsonArray }}
 {{- $_ := set $selector $pair.name $pair.value }}
 {{- end }}
-{{- $tolerations := kindIs "string" $s.toleration | ternary (list $s.toleration) $s.toleration }}
-{{- $secrets := kindIs "string" $s.env_from_secret | ternary (list $s.env_from_secret) $s.env_from_secret }}
-{{- $pulls := kindIs "string" $s.image_pull_secret | ternary (list $s.image_pull_secret) $s.image_pull_secret }}
+{{- range $name, $value := $preset.node_labels }}
+{{- if not (hasKey $selector $name) }}
+{{- $_ := set $selector $name $value }}
+{{- $_ := set $s "node_selector" (prepend $s.node_selector (printf "%s=%s" $name $value)) }}
+{{- end }}
+{{- end }}
 {{- $labels := merge (include "pnas.labels" . | fromYaml) (dict "pnas/job" $name) $ring }}
 {{- $runs := printf "%s, %s at %d px, %s %s" $s.mode $s.model (int $s.image_size) (gt $nodes 1 | ternary (printf "%d x %d" $nodes $npus) (toString $npus)) $s.resource }}
 {{- $follow := printf "python -m launcher logs %s --follow --namespace %s" $name .Release.Namespace }}
-{{- $spec := dict "name" $name "backend" $backend "train" (merge (deepCopy $train) (dict "mode" $s.mode "model" $s.model "image_size" $s.image_size "grace_s" $s.grace_s)) "pods" (dict "output_claim" $s.output_claim) }}
-{{- if $preset }}
-{{- $_ := set $spec.pods "hardware" $s.hardware }}
+{{- $spec := dict "name" $name "backend" $backend "train" (merge (deepCopy $train) (dict "mode" $s.mode "model" $s.model "image_size" $s.image_size "grace_s" $s.grace_s)) "pods" dict }}
+{{- /* For who lets it go on by the launcher. */ -}}
+{{- range $name := $known.pods }}
+{{- $_ := set $spec.pods $name (get $s $name) }}
+{{- end }}
+{{- if not $preset }}
+{{- $_ := unset $spec.pods "hardware" }}
 {{- end }}
 {{- $values := dict
   "backend" $backend
@@ -206,10 +238,10 @@
   "grace_period_s" (add (ceil $s.grace_s | int) 15)
   "resources" $resources
   "env" $env
-  "env_secrets" $secrets
-  "pull_secrets" $pulls
+  "env_secrets" $s.env_from_secret
+  "pull_secrets" $s.image_pull_secret
   "node_selector" $selector
-  "tolerations" (include "pnas.tolerations" $tolerations | fromJsonArray)
+  "tolerations" (include "pnas.tolerations" $s.toleration | fromJsonArray)
 }}
 {{- range $name, $value := dict "ttl_s" $s.ttl "deadline_s" $s.deadline }}
 {{- $_ := set $values $name (kindIs "invalid" $value | ternary nil (include "pnas.seconds" $value | int64)) }}
