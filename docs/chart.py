@@ -15,13 +15,23 @@ import yaml
 
 from docs.go_templates import translated
 from docs.options import described, table
-from launcher.cluster_options import PLACE, ClusterOptions
+from launcher.cluster_options import (
+    EFFECTS,
+    OBJECT,
+    OWN_VARIABLES,
+    PLACE,
+    QUALIFIED,
+    VALUE,
+    VARIABLE,
+    ClusterOptions,
+)
 from launcher.defaults import NO_DEFAULTS
 from launcher.hardware import CHIPS, DEVICE_COUNTS, PRESETS
-from launcher.quantities import PATTERN
+from launcher.quantities import PATTERN, quantity
 from launcher.readiness import ALONE, SHARED
 from launcher.render import INDEX
 from launcher.rights import CLUSTER_VERBS, rules
+from launcher.secrecy import ABOUT, HARMLESS, VALUES, WORD
 from launcher.spec import NAME_PATTERN, JobOptions
 from trainer.config import EMULATED, MODE_PRESETS, TrainConfig
 
@@ -39,17 +49,31 @@ _SWITCH = {"type": "boolean"}
 _QUANTITIES = {"type": "object", "additionalProperties": {"type": ["string", "integer"]}}
 _QUANTITY = {"type": "string", "pattern": f"^({PATTERN})$"}
 _NUMBER_TOO = {"type": ["string", "number"]}
-_DURATION = {
-    **{"type": ["string", "integer"], "minimum": 1},
-    # A second or more.
-    "allOf": [{"pattern": text} for text in ("^([0-9]+|([0-9]+ *(d|h|min|m|s) *)+)$", "[1-9]")],
-}
+_MORE_THAN_NOTHING = {"type": ["string", "integer"], "minimum": 1}
+_DURATION, _INTERVAL = (
+    {**_MORE_THAN_NOTHING, "allOf": [{"pattern": f"^([0-9]+|({number} *(d|h|min|m|s) *)+)$"}, {"pattern": "[1-9]"}]}
+    for number in ("[0-9]+", "[0-9]+(\\.[0-9]+)?")
+)
+_ABSOLUTE = {"pattern": "^/"}
 # What the launcher checks by functions, of which pydantic's schema says nothing.
 _TEXTS: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("cpu", "memory"), _QUANTITY | _NUMBER_TOO),
     **dict.fromkeys(("shm", "scratch"), _QUANTITY),
     **dict.fromkeys(("ttl", "deadline"), _DURATION),
     **dict.fromkeys(("queue", "priority_class"), _NAME),
+    **dict.fromkeys(("data_path", "weights"), _ABSOLUTE),
+    "resume": {"pattern": "^(/|auto$)"},
+    "checkpoint_every": _INTERVAL,
+}
+_ANY, _EFFECT = "[\\s\\S]*", f"(:({'|'.join(('', *EFFECTS))}))?"
+# Of what there may be several: each as one text; of a mapping, which is the same, each key and each value.
+_TEXT_KEY_VALUE: Mapping[str, tuple[str, str, str]] = {
+    "env": (f"({VARIABLE.pattern})={_ANY}", VARIABLE.pattern, _ANY),
+    "node_selector": (f"({QUALIFIED.pattern})=({VALUE.pattern})", QUALIFIED.pattern, VALUE.pattern),
+    "toleration": (
+        *(f"({QUALIFIED.pattern})(=({VALUE.pattern}))?{_EFFECT}", QUALIFIED.pattern),
+        f"({VALUE.pattern}){_EFFECT}",
+    ),
 }
 _INTRODUCTION = """\
 # pnas
@@ -145,7 +169,7 @@ def _only(properties: Mapping[str, Any]) -> dict[str, Any]:
 def _settings(more: Set[str] = frozenset()) -> dict[str, Any]:
     """The launcher's settings and the trainer's that a namespace can have defaults for, and `more`."""
     left_out = (_NO_SETTINGS | _NOT_THE_CHARTS) - more
-    found = {name: _setting(field, _TEXTS.get(name, {})) for name, field in _fields().items() if name not in left_out}
+    found = {name: _schema_of(name, field) for name, field in _fields().items() if name not in left_out}
     # Which of them a pod can have depends on the hardware, which may stand elsewhere: the templates look at both.
     # Emulated NPUs are for a checkout.
     devices = [kind for kind in found["device"]["enum"] if kind != EMULATED]
@@ -180,31 +204,45 @@ def _facts() -> dict[str, Any]:
     listed = [name for name, field in settings.items() if field.get("type") == "array"]
     names = {"fields": fields, "nullable": nullable, "listed": listed, "pods": _OF_PODS}
     more = {"index": dict(INDEX), "access_modes": modes, "counts": DEVICE_COUNTS, "chips": CHIPS}
+    secret = {"word": WORD.pattern, "value": VALUES.pattern, "harmless": sorted(HARMLESS), "about": sorted(ABOUT)}
+    checks = {"own_variables": sorted(OWN_VARIABLES), "secret": secret, "suffixes": _suffixes()}
     hardware = {name: asdict(one) for name, one in PRESETS.items()}
-    return {"defaults": defaults, **names, **more, "hardware": hardware}
+    return {"defaults": defaults, **names, **more, **checks, "hardware": hardware}
+
+
+def _suffixes() -> dict[str, float]:
+    """Of quantities: what each multiplies by."""
+    known = (*"numkMGTPE", *(f"{letter}i" for letter in "KMGTPE"))
+    return {suffix: float(quantity(f"1{suffix}")) for suffix in known}
 
 
 def _may_be_none(field: Mapping[str, Any]) -> bool:
     return any(one.get("type") == "null" for one in field.get("anyOf", ()))
 
 
-def _setting(field: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
-    """A setting's schema.
-
-    Args:
-        text: what is known of its text besides.
-    """
-    kept = {name: value for name, value in field.items() if name not in ("default", "group", "title")}
+def _schema_of(name: str, field: Mapping[str, Any]) -> dict[str, Any]:
+    """A setting's schema."""
+    kept = {key: value for key, value in field.items() if key not in ("default", "group", "title")}
+    if kept.get("type") == "array":
+        del kept["type"], kept["items"]
+        return {**kept, "anyOf": list(_forms(name))}
+    text = _TEXTS.get(name, {})
     if _may_be_none(field):
         # As at a terminal: to Helm a null is nothing at all.
         others = ({**one, **text} for one in kept["anyOf"] if one.get("type") != "null")
         return {**kept, "anyOf": [*others, {"const": "none"}]}
-    if kept.get("type") != "array":
-        return {**kept, **text}
-    # A mapping is what several KEY=VALUE are, and one text a list of one.
-    listed = {name: kept.pop(name) for name in ("type", "items")}
-    scalar = {"type": ["string", "number", "boolean"]}
-    return {**kept, "anyOf": [listed, {"type": "object", "additionalProperties": scalar}, {"type": "string"}]}
+    return {**kept, **text}
+
+
+def _forms(name: str) -> Iterator[dict[str, Any]]:
+    """Several of it: a list, one text, which is a list of one, and a mapping if they are KEY=VALUE."""
+    text, key, value = _TEXT_KEY_VALUE.get(name, (OBJECT.pattern, "", ""))
+    one = {"type": "string", "pattern": f"^({text})$"}
+    yield {"type": "array", "items": one}
+    yield one
+    if key:
+        scalar = {"type": ["string", "number", "boolean"], "pattern": f"^({value})$"}
+        yield {"type": "object", "propertyNames": {"pattern": f"^({key})$"}, "additionalProperties": scalar}
 
 
 def _rows() -> Iterator[str]:

@@ -24,14 +24,14 @@ from trainer import durations
 from trainer.config.train import Optional, option
 
 # What Kubernetes takes for names of objects (RFC 1123 subdomain) and of namespaces, for quantities and label values.
-_OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_QUALIFIED = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
+QUALIFIED = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 # What the launcher, the node or Volcano sets itself in each pod.
-_OWN_VARIABLES = frozenset(
+OWN_VARIABLES = frozenset(
     (
         *("HOME", "POD_NAME", "POD_UID", "POD_IP", "HOST_IP", "PNAS_NODE_RANK", "PNAS_MASTER_ADDR", "RANK_TABLE_FILE"),
         *("ASCEND_VISIBLE_DEVICES", "JOB_COMPLETION_INDEX", "VC_TASK_INDEX", "VK_TASK_INDEX"),
@@ -80,9 +80,9 @@ def _each(check: Any) -> AfterValidator:
 
 def _check_env(text: str) -> None:
     name, equals, value = text.partition("=")
-    if not equals or not _VARIABLE.fullmatch(name):
+    if not equals or not VARIABLE.fullmatch(name):
         raise ValueError(f"`{name}` is not NAME=VALUE with a name of letters, digits and `_`")
-    if name in _OWN_VARIABLES:
+    if name in OWN_VARIABLES:
         raise ValueError(f"`{name}` is set by the launcher in every pod")
     if looks_secret(name, value):
         raise ValueError(f"`{name}` looks like a secret, which anybody could read in the job: use --env-from-secret")
@@ -90,19 +90,19 @@ def _check_env(text: str) -> None:
 
 def _check_selector(text: str) -> None:
     key, equals, value = text.partition("=")
-    if not equals or not _QUALIFIED.fullmatch(key) or not _VALUE.fullmatch(value):
+    if not equals or not QUALIFIED.fullmatch(key) or not VALUE.fullmatch(value):
         raise ValueError(f"`{text}` is not a node's label, KEY=VALUE")
 
 
 def _check_toleration(text: str) -> None:
     rest, _, effect = text.partition(":")
     key, _, value = rest.partition("=")
-    if not _QUALIFIED.fullmatch(key) or not _VALUE.fullmatch(value) or effect not in ("", *_EFFECTS):
-        raise ValueError(f"`{text}` is not KEY[=VALUE][:EFFECT] with an effect of {', '.join(_EFFECTS)}")
+    if not QUALIFIED.fullmatch(key) or not VALUE.fullmatch(value) or effect not in ("", *EFFECTS):
+        raise ValueError(f"`{text}` is not KEY[=VALUE][:EFFECT] with an effect of {', '.join(EFFECTS)}")
 
 
 def _check_object(text: str) -> None:
-    if not _OBJECT.fullmatch(text):
+    if not OBJECT.fullmatch(text):
         raise ValueError(f"`{text}` is not the name of an object: lower case letters, digits, `-` and `.`")
 
 
@@ -112,7 +112,7 @@ def _check_duration(text: str | None) -> str | None:
     return text
 
 
-ObjectName = _matching(_OBJECT, "is not the name of an object: lower case letters, digits, `-` and `.`")
+ObjectName = _matching(OBJECT, "is not the name of an object: lower case letters, digits, `-` and `.`")
 Quantity = AfterValidator(_checked(quantities.quantity))
 Memory = AfterValidator(_checked(quantities.memory))
 Duration = AfterValidator(_check_duration)
@@ -168,7 +168,7 @@ class ClusterOptions(BaseModel):
         "by, and takes the counts of NPUs that it takes. [default: an Atlas 800's counts, and nothing set]",
         group="Pods",
     )
-    resource: Annotated[str, _matching(_QUALIFIED, "is not a resource's name, like huawei.com/Ascend910")] = option(
+    resource: Annotated[str, _matching(QUALIFIED, "is not a resource's name, like huawei.com/Ascend910")] = option(
         "huawei.com/Ascend910", "Resource that is an NPU.", group="Pods"
     )
     cpu: Annotated[str | None, Optional, Quantity] = option(None, "CPUs of each pod, like 96.", group="Pods")

@@ -19,9 +19,10 @@ from launcher.hardware import PRESETS
 from launcher.manifests import manifests
 from launcher.names import RING_CONTROLLER, SCHEDULE_POLICY
 from launcher.render import to_yaml
+from launcher.secrecy import looks_secret
 from launcher.spec import is_job_name
 from tests.cluster.helm import HELMS, template
-from tests.cluster.job_settings import OF_A_KIND, ON_CPUS, ON_HARDWARE, Settings, settings
+from tests.cluster.job_settings import OF_A_KIND, ON_CPUS, ON_HARDWARE, PLAIN, Settings, settings
 from trainer.config import ConfigError
 
 CASES = list(itertools.product(("batch", "volcano"), (1, 2, 4, 8), (1, 2), ("plain", "everything", "cpu")))
@@ -203,6 +204,25 @@ def test_the_chart_refuses_the_counts_that_the_launcher_refuses(values: Settings
             ({"mode": mode}, f"job.mode {mode} needs job.weights", f"--mode {mode} needs --weights")
             for mode in ("eval", "finetune")
         ),
+        ({"env": {"HOME": "/x"}}, "job.env HOME: it is set in every pod", "`HOME` is set by the launcher"),
+        ({"env": "API_TOKEN=x"}, "job.env API_TOKEN: it looks like a secret", "`API_TOKEN` looks like a secret"),
+        ({"env": {"A": "hf_0123456789abc"}}, "job.env A: it looks like a secret", "`A` looks like a secret"),
+        ({"env": ["A=1", "A=2"]}, "job.env A: it is given twice", "`A` is given twice"),
+        ({"env": ["FOO"]}, "/job/env", "`FOO` is not NAME=VALUE"),
+        ({"env": {"F-O": "x"}}, "/job/env", "`F-O` is not NAME=VALUE"),
+        ({"node_selector": ["disktype"]}, "/job/node_selector", "`disktype` is not a node's label"),
+        ({"node_selector": {"a": "b c"}}, "/job/node_selector", "`a=b c` is not a node's label"),
+        ({"toleration": "spot:NoSuch"}, "/job/toleration", "with an effect of NoSchedule"),
+        ({"toleration": {"spot": "yes:NoSuch"}}, "/job/toleration", "with an effect of NoSchedule"),
+        ({"env_from_secret": {"a": "b"}}, "/job/env_from_secret", "is not the name of an object"),
+        ({"shm": "512m"}, "job.shm 512m: is less than a MiB", "--shm 512m: is less than a MiB"),
+        ({"scratch": "1000k"}, "job.scratch 1000k: is less than a MiB", "--scratch 1000k: is less than a MiB"),
+        ({"memory": 64}, "job.memory 64: is less than a MiB", "--memory 64: is less than a MiB"),
+        ({"cpu": "0m"}, "job.cpu 0m: must be more than 0", "--cpu 0m: must be more than 0"),
+        ({"data_path": "data"}, "/job/data_path", "--data-path data: give the absolute path"),
+        ({"weights": "w.pth"}, "/job/weights", "--weights w.pth: give the absolute path"),
+        ({"checkpoint_every": "soon"}, "/job/checkpoint_every", "--checkpoint-every soon"),
+        ({"checkpoint_every": 0}, "/job/checkpoint_every", "--checkpoint-every 0"),
     ],
 )
 def test_the_chart_refuses_what_the_launcher_refuses(
@@ -213,6 +233,30 @@ def test_the_chart_refuses_what_the_launcher_refuses(
         of_the_chart({"job": {"enabled": True, **job}}, tmp_path)
     with pytest.raises((RequestError, ConfigError), match=re.escape(launcher_says)):
         manifests(job, None)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["API_KEY", "apiToken", "KEY_FILE", "MAX_TOKENS", "MONKEY", "DBPASSWORD", "TOKEN_1", "PAT", "PATH_2", "KEYS_URL"],
+)
+def test_to_the_chart_the_same_variables_look_like_secrets(name: str, tmp_path: Path) -> None:
+    values = {"job": {"enabled": True, **PLAIN}, "modes": {"eval": {"env": {name: "x"}}}}
+    if not looks_secret(name, "x"):
+        assert of_the_chart(values, tmp_path)
+        return
+    with pytest.raises(AssertionError, match=f"modes.eval.env {name}: it looks like a secret"):
+        of_the_chart(values, tmp_path)
+
+
+@pytest.mark.parametrize("helm", list(HELMS))
+def test_what_is_at_the_limits_is_taken(helm: str, tmp_path: Path) -> None:
+    values: Settings = {
+        **{"memory": "1024Ki", "shm": "1.5M", "scratch": "2e6", "cpu": "1n", "resume": "auto", "weights": "none"},
+        **{"checkpoint_every": 500, "env": {"A": "b=c\n", "EMPTY_TOKEN": ""}, "toleration": ["a:", "x.y/b_c="]},
+    }
+    values = {**settings("batch", 1, 1, "plain"), **values}
+    launcher = [normalised(item) for item in manifests(values, None)]
+    assert [normalised(item) for item in of_the_chart({"job": {"enabled": True, **values}}, tmp_path, helm)] == launcher
 
 
 def test_a_queue_of_the_namespace_is_for_its_volcano_jobs_alone(tmp_path: Path) -> None:

@@ -1,6 +1,57 @@
 {{- /* What would only be found out when pods wait: stopped before anything is made, in one line that names the value.
        `helm template` has no cluster to look at, and finds nothing. */ -}}
 
+{{- /* What the launcher refuses of settings, and no schema can say. They stand below the value `where`. */ -}}
+{{- define "pnas.check-settings" -}}
+{{- $known := .root.Files.Get "files/settings.json" | fromJson }}
+{{- range $name := $known.listed }}
+{{- $names := list }}
+{{- range $pair := include "pnas.listed" (get $.settings $name | default list) | fromJsonArray | include "pnas.pairs" | fromJsonArray }}
+{{- $field := printf "%s.%s %s" $.where $name $pair.name }}
+{{- if has $pair.name $names }}
+{{- fail (printf "%s: it is given twice" $field) }}
+{{- end }}
+{{- $names = append $names $pair.name }}
+{{- if eq $name "env" }}
+{{- if has $pair.name $known.own_variables }}
+{{- fail (printf "%s: it is set in every pod; leave it out" $field) }}
+{{- end }}
+{{- if include "pnas.looks-secret" (dict "pair" $pair "secret" $known.secret) }}
+{{- fail (printf "%s: it looks like a secret, which anybody could read in the job: use %s.env_from_secret" $field $.where) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range $name := list "cpu" "memory" "shm" "scratch" }}
+{{- $text := get $.settings $name | include "pnas.text" }}
+{{- if not (has $text (list "" "none")) }}
+{{- $size := include "pnas.quantity" (dict "text" $text "suffixes" $known.suffixes) | float64 }}
+{{- if eq $size 0.0 }}
+{{- fail (printf "%s.%s %s: must be more than 0, like 16, 500m or 64Gi" $.where $name $text) }}
+{{- else if and (ne $name "cpu") (lt $size 1048576.0) }}
+{{- fail (printf "%s.%s %s: is less than a MiB; write memory like 512Mi or 64Gi" $.where $name $text) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* A variable as people call secrets, or with a value as services make them: as launcher/secrecy.py has it. */ -}}
+{{- define "pnas.looks-secret" -}}
+{{- $words := regexSplit "[_0-9]+" (regexReplaceAll "([a-z])([A-Z])" .pair.name "${1}_${2}" | upper) -1 }}
+{{- $named := false }}
+{{- range $word := $words }}
+{{- $named = or $named (regexMatch (printf "^(%s)$" $.secret.word) $word) }}
+{{- end }}
+{{- $named = and $named (not (has (last $words) .secret.about)) (not (has .pair.name .secret.harmless)) }}
+{{- if and .pair.value (or $named (regexMatch (printf "^(%s)" .secret.value) .pair.value)) }}yes{{ end }}
+{{- end }}
+
+{{- /* The value of a quantity as Kubernetes writes them. */ -}}
+{{- define "pnas.quantity" -}}
+{{- $number := regexFind "^[+]?[0-9.]+([eE][+-]?[0-9]+)?" .text }}
+{{- mulf (float64 $number) (get .suffixes (trimPrefix $number .text) | default 1.0) }}
+{{- end }}
+
 {{- /* Whether there is a namespace to look into: each has this account. */ -}}
 {{- define "pnas.is-live" -}}
 {{- if lookup "v1" "ServiceAccount" .Release.Namespace "default" }}yes{{ end }}
