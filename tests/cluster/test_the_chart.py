@@ -148,6 +148,7 @@ def refused(terminal: Terminal, value: str) -> str:
             "'/rbac/subjects/0/kind': value must be one of 'User', 'Group', 'ServiceAccount'",
         ),
         ("job.enabled=true", "job.image (or defaults.image) is missing"),
+        ("claims.output.name=pnas-data", "claims.output.name pnas-data: the claim for images has this name, too"),
         ("tensorboard.enabled=true", "defaults.image is missing: the image that holds TensorBoard"),
         (
             "job.enabled=true,job.image=r/p:1,job.nodes=2,claims.data.name=new,claims.data.accessModes={ReadWriteOnce}",

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -301,3 +302,22 @@ def test_a_job_is_named_by_what_cannot_be_changed_of_it(release: str, tmp_path: 
     assert name() == name(modes={"eval": {"lr": 1}}) == name(rbac={"create": False})
     assert name() == name(chart=next_one) == name("--namespace", "other"), "an upgrade would end the one that runs"
     assert len({name(), name(claims={"data": {"name": "other"}}), name(defaults={"shm": "1Gi"})}) == 3
+
+
+@pytest.mark.parametrize("helm", list(HELMS))
+def test_names_that_are_numbers_are_names(helm: str) -> None:
+    named = "claims.data.name=2024,claims.output.name=2025,serviceAccount.name=2026,queue.name=2027"
+    on = "rbac.cluster=true,queue.create=true,tensorboard.enabled=true,defaults.image=r/pnas:1"
+    words = ("--namespace", "2023", "--set-string", named, "--set", on)
+    for item in yaml.safe_load_all(template(HELMS[helm](), CHART, *words, release="2022")):
+        for name, value in leaves(item):
+            assert not (isinstance(value, int) and str(value).startswith("202")), (item["kind"], name)
+
+
+def leaves(item: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """All that is in an object, with where it is."""
+    if isinstance(item, dict | list):
+        for key, value in item.items() if isinstance(item, dict) else enumerate(item):
+            yield from leaves(value, f"{name}.{key}")
+    else:
+        yield name, item
