@@ -43,7 +43,7 @@ def header(spec: "JobSpec", *, attempt: int, where: str = "") -> str:
     return _rows({name: text for name, text in rows.items() if text})
 
 
-def continuation(state: JobState, where: str = "") -> str:
+def continuation(state: JobState, where: str) -> str:
     """What to type to go on with a job that ended before it was done; nothing for others.
 
     Args:
@@ -75,7 +75,7 @@ def _follow(name: str, where: str) -> str:
     return f"{PROGRAM} logs {name} -f{where}"
 
 
-def summary(state: JobState, seen: "Following", *, now: float, where: str = "") -> str:
+def summary(state: JobState, seen: "Following", *, now: float, where: str) -> str:
     """How the job ended: outcome, accuracy, speed, time, what the log proves, and where the files are.
 
     Args:
@@ -96,7 +96,7 @@ def summary(state: JobState, seen: "Following", *, now: float, where: str = "") 
     return _rows({name: text for name, text in rows.items() if text})
 
 
-def status_text(state: JobState, progress: Progress, events: Iterable[JobEvent], *, now: float, where: str = "") -> str:
+def status_text(state: JobState, progress: Progress, events: Iterable[JobEvent], *, now: float, where: str) -> str:
     """Everything that is known of one job, for a person.
 
     Args:

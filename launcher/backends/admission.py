@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from launcher.backends.surroundings import look_around
 from launcher.errors import PreflightError, RequestError
-from launcher.kube.api import ApiError, Json
+from launcher.kube.api import TAKEN, ApiError, Json
 from launcher.kube.resources import CONFIG_MAPS, QUEUES, SERVICES
 from launcher.spec import JobSpec
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 PART_RESOURCES = {"ConfigMap": CONFIG_MAPS, "Service": SERVICES}
 """What belongs to a job beside its pods."""
 _TRIAL = "-check"
-_TAKEN = 409
 
 
 def check(backend: "ClusterBackend", spec: JobSpec, objects: list[Json]) -> list[str]:
@@ -43,7 +42,7 @@ def check(backend: "ClusterBackend", spec: JobSpec, objects: list[Json]) -> list
             api.create(PART_RESOURCES.get(item["kind"], backend.kind.resource), trial, dry_run=True)
         except ApiError as error:
             # Whether the name is taken is looked up last of all: the object itself is accepted.
-            if error.status != _TAKEN:
+            if error.status != TAKEN:
                 raise explained(error, backend, trial_of=name) from error
     for found in look_around(api, spec.pods, spec.train):
         if found.state == "missing":

@@ -16,7 +16,7 @@ from launcher.backends.admission import PART_RESOURCES, check, explained
 from launcher.backends.kinds import attempt_of, is_part_of, owner, spec_of
 from launcher.errors import ConflictError, LauncherError, UnreachableError
 from launcher.interrupts import undisturbed
-from launcher.kube.api import Api, ApiError, Json
+from launcher.kube.api import TAKEN, Api, ApiError, Json
 from launcher.kube.resources import Resource
 from launcher.names import SPEC_HASH
 from launcher.render import render
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _SHOWN_DIFFERENCES = 5
 # What a launcher does between a part and its job takes less.
 _SIBLING_S, _LOOK_S = 10.0, 0.5
-_TAKEN = 409
 
 
 class _Overtaken(LauncherError):  # noqa: N818  # what happened, and no error of anybody's
@@ -262,7 +261,7 @@ def _create_part(backend: "ClusterBackend", resource: Resource, part: Json) -> J
     try:
         return backend.api.create(resource, part)
     except ApiError as error:
-        if error.status == _TAKEN:
+        if error.status == TAKEN:
             raise _Overtaken from error
         raise
 
@@ -271,7 +270,7 @@ def _create_job(backend: "ClusterBackend", spec: JobSpec, job: Json) -> Json:
     try:
         return backend.api.create(backend.kind.resource, job)
     except (UnreachableError, ApiError) as error:
-        if isinstance(error, ApiError) and error.status not in (_TAKEN, 500, 502, 503, 504):
+        if isinstance(error, ApiError) and error.status not in (TAKEN, 500, 502, 503, 504):
             raise explained(error, backend) from error
         # It may have been created all the same: by this request, whose answer was lost, or by another launcher.
         try:

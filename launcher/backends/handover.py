@@ -12,12 +12,11 @@ from typing import Any
 
 from launcher.backends.kinds import attempt_of, is_part_of, spec_of
 from launcher.errors import LauncherError
-from launcher.kube.api import Api, ApiError, Json
+from launcher.kube.api import TAKEN, Api, ApiError, Json
 from launcher.kube.resources import CONFIG_MAPS
 from launcher.names import JOB, MANAGED
 
 _KEY = "attempt.json"
-_TAKEN = 409
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def keep(api: Api, kind: str, job: Json) -> None:
     except ApiError as error:
         if error.of_rights:
             api.warnings.append(f"the settings of {name} are not kept while it is started anew: {error}")
-        elif error.status != _TAKEN or _found(api, kind, name) is None:
+        elif error.status != TAKEN or _found(api, kind, name) is None:
             raise
         else:
             api.patch(CONFIG_MAPS, name_of(kind, name), {"data": body["data"]})

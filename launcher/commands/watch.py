@@ -70,8 +70,8 @@ def status(name: LatestName = None, /, *, json_: Json = False, where: Where | No
     if json_:
         print_json(report.job_document(state, progress))
     else:
-        events, where_words = found.events(ref), words_of(where)
-        print(report.status_text(state, progress, events, now=time.time(), where=where_words))
+        events = found.events(ref)
+        print(report.status_text(state, progress, events, now=time.time(), where=words_of(where)))
 
 
 @app.command(group=WATCH, help_epilogue=examples("wait", "wait NAME --timeout 2h"))

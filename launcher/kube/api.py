@@ -26,6 +26,8 @@ Json = dict[str, Any]
 CONNECT_S = 5.0
 READ_S = 30.0
 MERGE_PATCH = "application/merge-patch+json"
+TAKEN = 409
+"""The status that answers a creation under a name that is not free."""
 _NOT_TOLD = 512
 # How RBAC says it; a webhook that denies has words of its own.
 _NO_RIGHTS = re.compile(r'User "[^"]*" cannot ')

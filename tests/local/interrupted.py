@@ -62,7 +62,7 @@ class Started:
             if self._process.poll() is not None:
                 return False
             assert time.monotonic() < deadline, self.said
-            time.sleep(0.004)
+            time.sleep(0.004)  # a moment is to be met, and each look reads all that was printed
         return True
 
     def signal(self, number: int) -> None:

@@ -11,16 +11,15 @@ from trainer.environment.facts import LIBRARIES, SILENT, Facts
 from trainer.environment.parsing import parse_settings
 from trainer.environment.versions import cann_of, same_release, supported_with, torch_of
 from trainer.errors import UsageError
-from trainer.runtime_defaults import hccl_seconds
+from trainer.runtime_defaults import HCCL_EXEC_TIMEOUT_S, HCCL_SHORTEST_CONNECT_S, hccl_seconds
 
 GIB = 2**30
 # Docker's and Kubernetes' default is 64 MiB: less than a few batches of images at 331 px.
 SMALLEST_SHM_BYTES = GIB
 FEWEST_OPEN_FILES = 4096
 # The bounds and defaults of HCCL's documentation (hccl_env).
-CONNECT_TIMEOUT_S = range(120, 7201)
+CONNECT_TIMEOUT_S = range(HCCL_SHORTEST_CONNECT_S, 7201)
 RANK_TABLE_CONNECT_TIMEOUT_S = 300
-EXEC_TIMEOUT_S = 1836
 EVENT_TIMEOUT_S = 1868
 
 
@@ -171,7 +170,7 @@ def _network(facts: Facts) -> Iterator[Finding]:
 def _timeouts(facts: Facts) -> Iterator[Finding]:
     defaults = {
         "HCCL_CONNECT_TIMEOUT": CONNECT_TIMEOUT_S.start,
-        "HCCL_EXEC_TIMEOUT": EXEC_TIMEOUT_S,
+        "HCCL_EXEC_TIMEOUT": HCCL_EXEC_TIMEOUT_S,
         "HCCL_EVENT_TIMEOUT": EVENT_TIMEOUT_S,
     }
     try:
