@@ -13,7 +13,8 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 # Where uv is pinned; it is of no use to those who only run.
 TOOLS = FOLDER / "test-2.14.1.txt"
-PINNED = ("--quiet", "--require-hashes", "--requirement")
+# They are all that is needed: what torch requires beside them, as triton, is left out on purpose (lock.py).
+PINNED = ("--quiet", "--no-deps", "--require-hashes", "--requirement")
 PIP = (sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *PINNED)
 UV = (str(Path(sys.executable).with_name("uv")), "pip", "install", "--python", sys.executable, "--compile-bytecode")
 

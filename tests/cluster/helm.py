@@ -1,12 +1,14 @@
 """Helm, of both versions, in somebody's namespace."""
 
+import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.testbed import binaries
 from tests.cluster.testbed.cluster import Cluster
+from tests.cluster.testbed.processes import ENDS_AT_ONCE
 
 HELMS: Mapping[str, Callable[[], Path]] = {"helm3": binaries.helm3, "helm4": binaries.helm4}
 """Each builds its program if it is not there."""
@@ -34,7 +36,7 @@ class Helm:
         """A command to its end."""
         where = (f"--kubeconfig={self.cluster.kubeconfig}", f"--namespace={self.namespace}")
         command = [str(self.program), *words, *where]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        return _done(command)
 
     def __call__(self, *words: str) -> str:
         """What it prints; it succeeds."""
@@ -46,6 +48,11 @@ class Helm:
 def template(program: Path, chart: Path, *words: str, release: str = "pnas") -> str:
     """What a chart gives, without a cluster."""
     command = [str(program), "template", release, str(chart), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = _done(command)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def _done(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    environ = {**os.environ, **ENDS_AT_ONCE}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environ)

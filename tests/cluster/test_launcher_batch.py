@@ -69,7 +69,7 @@ def test_the_same_job_is_one_job_and_another_one_does_not_take_its_name(terminal
 
 
 def test_a_pod_that_is_deleted_saves_and_its_successor_goes_on_bit_for_bit(terminal: Terminal) -> None:
-    words = ("--npus", "2", "--mode", "full", "--epochs", "12", "--checkpoint-every", "3", "--name", "moved")
+    words = ("--npus", "1", "--mode", "full", "--epochs", "12", "--checkpoint-every", "3", "--name", "moved")
     output = terminal.output("moved")
     with terminal.start("submit", *POD, *SMALL, *words) as follower:
         until(lambda: (output / "checkpoints").is_dir() and any((output / "checkpoints").glob("step-*")))

@@ -2,8 +2,6 @@
 
 import functools
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,10 @@ SMALL = ("--device=cpu", "--model=pnasnet5tiny", "--image-size=32", "--batch-siz
 
 
 @pytest.fixture
-def restricted(cluster: Cluster, namespace: str, tmp_path: Path) -> str:
+def restricted(cluster: Cluster, namespace: str, tmp_path: Path, digits: Path) -> str:
     """A namespace that takes restricted pods alone, with images in the claim `data` and an empty claim `output`."""
     cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
-    data = tmp_path / "data"
-    subprocess.run([sys.executable, "-m", "trainer", "data", "digits", "--to", str(data)], check=True)
-    claims(cluster, namespace, {"data": data, "output": tmp_path / "output"})
+    claims(cluster, namespace, {"data": digits, "output": tmp_path / "output"})
     return namespace
 
 

@@ -13,7 +13,7 @@ from tests.local.interrupted import Started, assert_same, recipe
 
 MOMENTS = ("step", "write", "evaluation", "epoch end")
 VICTIMS = ("one rank", "all ranks", "the trainer alone", "everything")
-STEPS = 6
+STEPS = 4
 KILLS = {1: 8, 2: 8, 4: 3, 8: 1}
 """How often a run of so many processes is killed: each of them is started anew every time, which takes longest."""
 EPOCHS = {1: 4, 2: 4, 4: 4, 8: 2}

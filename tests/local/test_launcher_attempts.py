@@ -122,8 +122,8 @@ def test_of_launchers_that_continue_a_job_at_once_one_does(bench: Bench) -> None
     bench.backend.cancel(JOB)
 
 
-def test_the_command_that_is_shown_continues_a_cancelled_job_from_any_folder(bench: Bench, digits: Path) -> None:
-    where = ("--data-path", str(digits), "--output", "out", "--name", "mine")
+def test_the_command_that_is_shown_continues_a_cancelled_job_from_any_folder(bench: Bench, few_digits: Path) -> None:
+    where = ("--data-path", str(few_digits), "--output", "out", "--name", "mine")
     begun = ("submit", *small("--epochs", "60", "--checkpoint-every", "2", "--lr", "0.05"), *where, "--detach")
     started = bench.run(*begun)
     assert started.returncode == 0, started.stderr

@@ -12,6 +12,7 @@ from tests.npu.machine import build, environment
 __all__ = ["digits", "few_digits"]
 
 SHORT = ("--epochs", "1", "--steps", "4")
+O2 = ("--device", "npu", "--npus", "2", "--epochs", "1", "--steps", "12", "--precision", "O2")
 
 Run = Callable[..., Finished]
 
@@ -30,9 +31,9 @@ def on_npus(npus: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def run(npus: dict[str, str], few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Trains on the digits, with NPUs if `--device` says so, in a folder of the module's."""
+    """Trains on the digits, with NPUs if `--device` says so; each run has a name of its own."""
     output = tmp_path_factory.mktemp("out")
 
     def start(name: str, *options: str, environ: dict[str, str] | None = None) -> Finished:
@@ -43,3 +44,11 @@ def run(npus: dict[str, str], few_digits: Path, tmp_path_factory: pytest.TempPat
         )
 
     return start
+
+
+@pytest.fixture(scope="session")
+def in_o2(run: Run) -> Finished:
+    """A whole run of two devices in the arithmetic that an NPU has by default, without apex."""
+    done = run("o2", *O2)
+    assert done.code == 0, done.stdout
+    return done

@@ -7,19 +7,10 @@ import pytest
 
 from tests.local.conftest import Finished, train
 from tests.local.interrupted import Started, assert_same, recipe
-from tests.npu.conftest import SHORT, Run
+from tests.npu.conftest import O2, SHORT, Run
 
 RESUMABLE = 75
-O2 = ("--device", "npu", "--npus", "2", "--epochs", "1", "--steps", "12", "--precision", "O2")
 FP16 = ("--device", "npu", "--npus", "1", "--epochs", "1", "--steps", "12", "--precision", "fp16")
-
-
-@pytest.fixture(scope="module")
-def in_o2(run: Run) -> Finished:
-    """A whole run of two devices in the arithmetic that an NPU has by default."""
-    done = run("o2", *O2)
-    assert done.code == 0, done.stdout
-    return done
 
 
 def test_o2_without_apex_is_logged_and_its_loss_scale_finds_its_place(in_o2: Finished) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 # Kubernetes is written in Go, which by default collects garbage whenever its memory has doubled: on two cores that the
 # tests share with it, a fifth of the API server's time. It may have five times what is in use.
 ENVIRON = {"GOGC": "400"}
+# What ends at once, as kubectl, needs to collect none: 0.048 CPU seconds for 0.069 of `kubectl get` (1.36.3).
+ENDS_AT_ONCE = {"GOGC": "off"}
 
 
 class StartError(Exception):
@@ -49,7 +51,7 @@ def output_of(command: Sequence[str]) -> str:
     Raises:
         StartError: it failed; with the last line of its complaint.
     """
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **ENDS_AT_ONCE})
     if done.returncode != 0:
         raise StartError(f"{shlex.join(command)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
     return done.stdout

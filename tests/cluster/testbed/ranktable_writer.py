@@ -27,7 +27,7 @@ from tests.cluster.testbed.runtime import CHECKOUT
 
 LABEL = "pnas.test/ranktable=true"
 ATLAS, RANK_INDEX, JOB_NAME = "ring-controller.atlas", "hccl/rankIndex", "volcano.sh/job-name"
-INTERVAL_S = 0.1
+INTERVAL_S = 0.3
 Fault = Literal["missing-device", "duplicate-rank", "absent"]
 NAMESPACE, ACCOUNT = "kube-system", "ascend-operator"
 RULES = (

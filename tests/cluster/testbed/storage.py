@@ -20,8 +20,8 @@ def claims(cluster: Cluster, namespace: str, folders: Mapping[str, Path], *, mod
         ValueError: each node has a folder of its own of that name.
         StartError: a claim stays unbound.
     """
-    volumes(cluster, namespace, folders, modes=modes)
-    cluster.create(*(request(namespace, name, modes=modes) for name in folders))
+    there = _volumes(cluster, namespace, folders, modes=modes, size=SIZE)
+    cluster.create(*there, *(request(namespace, name, modes=modes) for name in folders))
     wait_until_bound(cluster, namespace, *folders)
 
 
@@ -41,6 +41,13 @@ def volumes(
         NotABedError: the nodes are other machines.
         ValueError: each node has a folder of its own of that name.
     """
+    cluster.create(*_volumes(cluster, namespace, folders, modes=modes, size=size))
+
+
+def _volumes(
+    cluster: Cluster, namespace: str, folders: Mapping[str, Path], *, modes: Sequence[str], size: str
+) -> list[dict[str, Any]]:
+    """Make the folders; the volumes are still to be created."""
     cluster.inside("folders of this machine")
     for folder in folders.values():
         if any(folder.resolve().is_relative_to(path) for path in OVERLAID):
@@ -48,22 +55,20 @@ def volumes(
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o777)
     common = {"accessModes": list(modes), "storageClassName": "", "capacity": {"storage": size}}
-    cluster.create(
-        *(
-            {
-                "apiVersion": "v1",
-                "kind": "PersistentVolume",
-                "metadata": {"name": f"{namespace}-{name}"},
-                "spec": {
-                    **common,
-                    "claimRef": {"namespace": namespace, "name": name},
-                    "hostPath": {"path": str(folder.resolve()), "type": "Directory"},
-                    "persistentVolumeReclaimPolicy": "Retain",
-                },
-            }
-            for name, folder in folders.items()
-        )
-    )
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": f"{namespace}-{name}"},
+            "spec": {
+                **common,
+                "claimRef": {"namespace": namespace, "name": name},
+                "hostPath": {"path": str(folder.resolve()), "type": "Directory"},
+                "persistentVolumeReclaimPolicy": "Retain",
+            },
+        }
+        for name, folder in folders.items()
+    ]
 
 
 def request(namespace: str, name: str, *, modes: Sequence[str] = SHARED) -> dict[str, Any]:
