@@ -75,6 +75,11 @@ def test_the_oldest_and_the_newest_torch_are_pinned() -> None:
     assert {"2.9.0", "2.14.1"} <= torches
 
 
+def test_the_compiler_that_nothing_uses_is_left_out() -> None:
+    """It is required by torch, and each process would load it with torch."""
+    assert not [path.name for path in FILES if "triton" in {name for name, _, _ in pins(path)}]
+
+
 def test_where_uv_cannot_install_pip_tries_and_has_the_last_word(tmp_path: Path) -> None:
     wanted = tmp_path / "wanted.txt"
     wanted.write_text(f"pnas-has-no-such-package==1 --hash=sha256:{'0' * 64}\n")
