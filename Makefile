@@ -67,7 +67,7 @@ requirements/test-$(TORCH).txt:
 
 # The stamps keep a finished installation.
 $(VENV)/run.stamp: requirements/run-$(NEWEST).txt pyproject.toml | $(VENV)/bin/python
-	@echo "installing torch and the rest into $(VENV) (about 6 GB, once)"
+	@echo "installing torch and the rest into $(VENV) (about 5.5 GB, once)"
 	@if [ ! -e $(VENV)/test.stamp ]; then $(BIN)/python requirements/install.py $<; fi
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@

@@ -87,8 +87,10 @@ class ClusterBackend:
     def _kept_still(self, name: str) -> str:
         if self.kept(name) is None:
             return ""
-        forget = f"kubectl delete configmap {handover.name_of(self.name, name)} --namespace {self.api.namespace}"
-        again = f"{PROGRAM} submit --name {name} --resume auto"
+        there = f"--namespace {self.api.namespace}"
+        forget = f"kubectl delete configmap {handover.name_of(self.name, name)} {there}"
+        # Left to itself, submit would choose by what there is now.
+        again = f"{PROGRAM} submit --name {name} --resume auto --backend {self.name} {there}"
         return f". It was removed for an attempt that could not be created: `{again}` goes on, `{forget}` forgets it"
 
     def job(self, name: str) -> Json:

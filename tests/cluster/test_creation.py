@@ -227,13 +227,14 @@ def test_an_attempt_that_cannot_be_created_loses_nothing_of_the_last_one(
             backend.submit(two_nodes("goes-on", resume="auto"))
     unknown = terminal.run("status", "goes-on")
     assert unknown.returncode == 4
-    assert "`python -m launcher submit --name goes-on --resume auto` goes on" in unknown.stderr
+    again = f"submit --name goes-on --resume auto --backend batch --namespace {terminal.namespace}"
+    assert f"`python -m launcher {again}` goes on" in unknown.stderr
     assert (
         f"`kubectl delete configmap {name_of('batch', 'goes-on')} --namespace {terminal.namespace}`" in unknown.stderr
     )
-    again = terminal.run("submit", "--name", "goes-on", "--resume", "auto", "--detach")
-    assert again.returncode == 0, again.stderr
-    assert "goes-on, attempt 2" in again.stderr
+    done = terminal.run(*again.split(), "--detach")
+    assert done.returncode == 0, done.stderr
+    assert "goes-on, attempt 2" in done.stderr
     found = json.loads(terminal.run("status", "goes-on", "--json").stdout)
     assert found["spec"]["train"]["lr"] == 0.125
     assert "KEEP=this" in found["spec"]["pods"]["env"]
