@@ -56,7 +56,7 @@ def _waits_in_vain(name: str, reason: str) -> Callable[[Stage], None]:
     def scenario(stage: Stage) -> None:
         job = job_of(name)
         stage.create(job)
-        stage.told(reason)
+        stage.warned(reason)
         time.sleep(2.5)
         stage.delete(JOBS, job["metadata"]["name"])
         stage.phase(job["metadata"]["name"], "gone")
@@ -190,7 +190,7 @@ def _names(stage: Stage) -> None:
     for name in (names[0], names[2]):
         stage.phase(name, "Running")
         stage.ready(name)
-    stage.told("PluginError")
+    stage.warned("PluginError")
     for name in names:
         stage.delete(JOBS, name)
         stage.phase(name, "gone")

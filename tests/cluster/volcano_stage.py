@@ -250,9 +250,9 @@ class Stage:
             lambda: all(life[-1] == "gone" for lives in self.timeline.lives().values() for life in lives), "pods go"
         )
 
-    def told(self, reason: str) -> None:
-        """Wait for an event."""
-        self.until(lambda: any(event[3] == reason for event in self.timeline.events), f"event {reason}")
+    def warned(self, reason: str) -> None:
+        """Wait for a warning. Why a group is not let into its queue is told just before, by an event that is none."""
+        self.until(lambda: any(event[2:4] == ("Warning", reason) for event in self.timeline.events), f"event {reason}")
 
     def ready(self, job: str) -> None:
         """Wait until it is told that a Job's group is ready: when the scheduler looks the next time after its start.

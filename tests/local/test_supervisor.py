@@ -20,10 +20,13 @@ from trainer.supervisor.lines import LINE_LIMIT, Tagger
 
 # The supervisor in a process of its own, so that it can be signalled, killed, and given any stdout.
 SUPERVISOR = """
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 from trainer.supervisor import WorkerCommand, loop, supervise
+from trainer.supervisor.worker import WorkerProcess
 spec = json.loads(sys.argv[1])
+signal = WorkerProcess.signal
+WorkerProcess.signal = lambda worker, number: (signal(worker, number), time.sleep(spec["lag_s"]))
 for name, value in spec["constants"].items():
     setattr(loop, name, value)
 commands = [WorkerCommand(r, f"cpu:{r}", tuple(a), os.environ, Path(l)) for r, (a, l) in enumerate(spec["commands"])]
@@ -68,12 +71,14 @@ class Node:
         grace_s: float = 600.0,
         stdout: int = subprocess.PIPE,
         logs: dict[int, Path] | None = None,
+        lag_s: float = 0.0,
         **constants: float,
     ) -> subprocess.Popen[bytes]:
+        """`lag_s` is how long a busy machine does something else whenever the supervisor has sent a signal."""
         files = [(logs or {}).get(rank, self.log(rank)) for rank in range(len(scripts))]
         argv = [[sys.executable, "-u", "-c", script] for script in scripts]
         commands = [(a, str(file)) for a, file in zip(argv, files, strict=True)]
-        spec = json.dumps({"commands": commands, "grace_s": grace_s, "constants": constants})
+        spec = json.dumps({"commands": commands, "grace_s": grace_s, "lag_s": lag_s, "constants": constants})
         # PYTHONUNBUFFERED would make every test of last words pass, whatever the worker's command line says.
         environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         process = subprocess.Popen([sys.executable, "-c", SUPERVISOR, spec], stdout=stdout, env=environ)
@@ -424,12 +429,13 @@ LOSING_ITS_PEER = (
 )
 
 
+@pytest.mark.parametrize("lag_s", [0.0, 0.5])
 @pytest.mark.parametrize(
     ("words", "expected"),
     [("error Connection closed by peer [127.0.0.1]:29500", 75), ("error val/a.JPEG cannot be decoded", 1)],
 )
 def test_peers_that_only_lost_a_stopped_worker_do_not_make_the_stop_a_failure(
-    node: Node, words: str, expected: int
+    node: Node, words: str, expected: int, lag_s: float
 ) -> None:
     ready, pipe = node.folder / "ready", node.folder / "connection"
     os.mkfifo(pipe)
@@ -437,7 +443,7 @@ def test_peers_that_only_lost_a_stopped_worker_do_not_make_the_stop_a_failure(
         f"import pathlib, time; connection = open({str(pipe)!r}, 'w')\n"
         f"pathlib.Path({str(ready)!r}).write_text('1'); time.sleep(1000)"
     )
-    process = node.start(LOSING_ITS_PEER.format(str(pipe), words), unbegun)
+    process = node.start(LOSING_ITS_PEER.format(str(pipe), words), unbegun, lag_s=lag_s)
     until(ready)
     process.send_signal(signal.SIGTERM)
     ended = node.end(process)

@@ -120,13 +120,18 @@ class _Loop:
         events = self._selector.select(None if deadline is None else max(0.0, deadline - time.monotonic()))
         now = time.monotonic()
         self._print([self._read(key.data, now) for key, _ in events if isinstance(key.data, WorkerProcess)])
+        self._look(now)
         if any(key.fd == self._signals for key, _ in events):
             self._receive(now)
-        for worker in self._workers:
-            worker.look(now, drain_s=DRAIN_S)
+            # Nothing else may tell of an end that these told of. Those that a stop has brought about came after it.
+            self._look(time.monotonic())
         self._print([self._drain(worker, now) for worker in self._workers if self._drain_due(worker, now)])
         self._stop_if_one_has_failed(now)
         self._kill_if_due(now)
+
+    def _look(self, now: float) -> None:
+        for worker in self._workers:
+            worker.look(now, drain_s=DRAIN_S)
 
     def _listen(self) -> None:
         """To the workers unless stdout is behind; to stdout if something waits for it."""
