@@ -16,8 +16,9 @@ from launcher.podlogs.batch import Item, LogGap
 from launcher.podlogs.container import ContainerLog
 from launcher.podlogs.patience import Timing
 from launcher.podlogs.stamps import stamp_ns
-from launcher.podlogs.state import ContainerState, Instance, container_state
+from launcher.podlogs.state import ContainerState, Instance, Place, container_state
 from launcher.podlogs.stop import Stop
+from launcher.podlogs.transport import Transport
 from launcher.watch import Reflector, Selector
 from tests.cluster.testbed import printer
 from tests.cluster.testbed.cluster import Cluster
@@ -92,6 +93,16 @@ class Watcher:
         return state
 
 
+class AnsweredLog(ContainerLog):
+    """Knows how often the server has been asked for it: `answers`."""
+
+    answers = 0
+
+    def _read(self, transport: Transport, place: Place) -> Iterator[Item]:
+        self.answers += 1
+        return super()._read(transport, place)
+
+
 @dataclass(frozen=True)
 class Bench:
     """A namespace in which pods print, and are watched."""
@@ -120,7 +131,7 @@ class Bench:
         timing: Timing | None = None,
         follow: bool = True,
         behind_s: float = 0,
-    ) -> ContainerLog:
+    ) -> AnsweredLog:
         credentials = self.api.credentials
         if port is not None:
             credentials = replace(credentials, server=f"https://127.0.0.1:{port}")
@@ -130,7 +141,7 @@ class Bench:
         def is_there() -> bool:
             return [pod["metadata"]["uid"] for pod in self.api.list(PODS, fields=f"metadata.name={name}")[0]] == [uid]
 
-        return ContainerLog(
+        return AnsweredLog(
             credentials, instance, state, stop or Stop(), follow=follow, timing=timing, is_there=is_there
         )
 
