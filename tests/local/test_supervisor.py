@@ -26,6 +26,7 @@ from trainer.supervisor import WorkerCommand, loop, supervise
 from trainer.supervisor.worker import WorkerProcess
 spec = json.loads(sys.argv[1])
 signal = WorkerProcess.signal
+# As on a busy machine, which goes on with something else: what a signal brings about is there before the next look.
 WorkerProcess.signal = lambda worker, number: (signal(worker, number), time.sleep(spec["lag_s"]))
 for name, value in spec["constants"].items():
     setattr(loop, name, value)
