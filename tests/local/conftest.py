@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.local.preloaded import run_trainer
+
 SMALL = {
     "--device": os.environ.get("PNAS_TEST_DEVICE", "cpu"),
     "--model": "pnasnet5tiny",
@@ -23,6 +25,8 @@ SMALL = {
     "--threads": "1",
 }
 """A network and images that a step of takes tens of milliseconds on one core."""
+PRELOADED = SMALL["--device"] == "cpu"
+"""A real NPU's runtime is imported with torch, and nobody knows whether it may be forked then."""
 if SMALL["--device"] != "cpu":
     SMALL |= {"--precision": "fp32", "--npus": "1"}
 
@@ -92,16 +96,21 @@ def train(
 ) -> Finished:
     """Run `python -m trainer` to its end; no file may grow beyond `file_limit` bytes, as on a disk that fills up."""
     where = () if data is None else ("--data-path", str(data))
-    command: Sequence[str] = (
-        *(sys.executable, "-m", "trainer", *where, "--output", str(output), "--run-name", name, *options),
-    )
-    done = subprocess.run(
-        command,
+    words = (*where, "--output", str(output), "--run-name", name, *options)
+    start = run_trainer if PRELOADED else _run_anew
+    done = start(words, environ={**os.environ, **(environ or {})}, file_limit=file_limit, timeout_s=600)
+    return Finished(done.returncode, done.stdout, done.stderr, output / name)
+
+
+def _run_anew(
+    options: Sequence[str], *, environ: dict[str, str], file_limit: int, timeout_s: float
+) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        (sys.executable, "-m", "trainer", *options),
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
-        env={**os.environ, **(environ or {})},
+        timeout=timeout_s,
+        env=environ,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit)),
     )
-    return Finished(done.returncode, done.stdout, done.stderr, output / name)

@@ -16,6 +16,7 @@ from launcher.backends import local_records as records
 from launcher.backends.local import LocalBackend
 from launcher.errors import ConflictError
 from tests.local.conftest import small
+from trainer.checkpoint.files import read_manifest
 
 REPOSITORY = Path(__file__).parents[2]
 JOB = JobRef("local", "mine")
@@ -124,8 +125,8 @@ def test_of_launchers_that_continue_a_job_at_once_one_does(bench: Bench) -> None
 
 def test_the_command_that_is_shown_continues_a_cancelled_job_from_any_folder(bench: Bench, few_digits: Path) -> None:
     where = ("--data-path", str(few_digits), "--output", "out", "--name", "mine")
-    begun = ("submit", *small("--epochs", "60", "--checkpoint-every", "2", "--lr", "0.05"), *where, "--detach")
-    started = bench.run(*begun)
+    recipe = small("--epochs", "300", "--steps", "10", "--checkpoint-every", "2", "--lr", "0.05")
+    started = bench.run("submit", *recipe, *where, "--detach")
     assert started.returncode == 0, started.stderr
     saved = bench.home / "out" / "mine" / "checkpoints"
     wait_until(lambda: any(saved.glob("step-*/manifest.json")))
@@ -139,7 +140,8 @@ def test_the_command_that_is_shown_continues_a_cancelled_job_from_any_folder(ben
     nobody = bench.run("submit", "--resume", "auto", cwd=elsewhere)
     assert nobody.returncode == 2
     assert "it can be mine (Cancelled)" in nobody.stderr
-    done = bench.run(*words[3:], "--epochs", "3", cwd=elsewhere)
+    stopped = read_manifest(max(saved.glob("step-*"))).content["progress"]["epoch"]
+    done = bench.run(*words[3:], "--epochs", str(stopped + 2), cwd=elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "attempt 2 goes on from" in done.stdout
     assert "job        mine, attempt 2" in done.stderr

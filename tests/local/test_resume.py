@@ -87,11 +87,11 @@ def test_sigusr1_saves_and_goes_on(tmp_path: Path, few_digits: Path) -> None:
 
 
 def test_a_state_is_saved_as_often_as_the_clock_says(tmp_path: Path, few_digits: Path) -> None:
-    timed = recipe("--checkpoint-every", "1s", "--epochs", "1", "--steps", "89", "--keep", "100")
+    timed = recipe("--checkpoint-every", "1s", "--epochs", "1", "--steps", "60", "--keep", "100")
     done = train(tmp_path, *timed, data=few_digits)
     assert done.code == 0, done.stdout
     saved = [int(event["step"]) for event in done.events("checkpoint")]
-    assert saved[-1] == 89
+    assert saved[-1] == 60
     assert len(saved) > 1, "and in the middle of an epoch that takes some seconds"
 
 
@@ -140,7 +140,7 @@ def test_bad_steps_in_a_row_are_counted_across_epochs(tmp_path: Path, few_digits
 
 
 def test_a_run_with_a_loss_that_is_not_finite_can_be_resumed(tmp_path: Path, few_digits: Path) -> None:
-    options = ("--lr", "1e30", "--max-bad-steps", "1000", "--steps", "40", "--checkpoint-every", "1h")
+    options = ("--lr", "1e30", "--max-bad-steps", "1000", "--steps", "20", "--checkpoint-every", "1h")
     stopped = Started(tmp_path, few_digits, *options, name="astray")
     assert stopped.until(_has("loss=nan"))
     stopped.signal(signal.SIGTERM)
