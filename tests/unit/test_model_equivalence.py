@@ -10,9 +10,9 @@ from trainer.model import PNASNet5, pnasnet5large
 
 # Height, width, images. The maps that are halved, from the stem on: 331 has 165 83 42 21, 66 has 32 16 8 4, 67 has
 # 33 17 9 5, 55 has 27 14 7 4, 61 has 30 15 8 4, 75 has 37 19 10 5, 86 has 42 21 11 6: each meets both parities.
-SIZES = [(331, 331, 1), (66, 66, 2), (67, 67, 2), (55, 67, 1), (75, 58, 1), (61, 75, 1), (86, 64, 1)]
+SIZES = [(331, 331, 1), (66, 66, 1), (67, 67, 2), (55, 67, 1), (75, 58, 1), (61, 75, 1), (86, 64, 1)]
 # Out of training only the batch norms differ, which know no size: once with even maps, once with odd ones.
-CASES = [(*size, True) for size in SIZES] + [(66, 66, 2, False), (67, 67, 2, False)]
+CASES = [(*size, True) for size in SIZES] + [(66, 66, 1, False), (67, 67, 1, False)]
 
 
 @pytest.fixture(scope="module")
