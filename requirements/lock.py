@@ -16,8 +16,8 @@ FOLDER = Path(__file__).parent
 COMMAND = [
     *("uv", "pip", "compile", "pyproject.toml", "--generate-hashes"),
     *("--no-emit-index-url", "--no-emit-find-links", "--no-header", "--no-annotate", "--quiet"),
-    # torch's compiler for CUDA, and bindings that it uses for what the trainer has no need of, if they are there: 0.9 GB,
-    # and 0.16 of the 2.1 CPU seconds in which a worker imports torch (2.14.1).
+    # torch's compiler for CUDA, and bindings that torch does without where they are missing: 0.9 GB, and 0.16 of 2.1
+    # CPU seconds in which a worker imports torch (2.14.1).
     *(word for package in ("triton", "cuda-bindings", "cuda-pathfinder") for word in ("--no-emit-package", package)),
 ]
 ANYWHERE = ("--universal", "--python-version", "3.10")

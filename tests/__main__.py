@@ -18,8 +18,8 @@ CLUSTER = Path("tests/cluster")
 SECOND_CLUSTER = [
     str(CLUSTER / f"test_{name}.py")
     for name in (
-        *("volcano", "launcher_volcano", "launcher_clients", "ranktable_writer", "rights", "the_chart", "the_image"),
-        *("the_quickstart", "playground"),
+        *("volcano", "launcher_volcano", "ranktable_writer", "recorded_ranktables", "rotation", "rights"),
+        *("the_chart", "the_image", "the_quickstart", "playground"),
     )
 ]
 LOCAL = Path("tests/local")
