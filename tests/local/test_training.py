@@ -16,8 +16,8 @@ from tests.local.conftest import Finished, small, train
 
 @pytest.fixture(scope="module")
 def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """Two devices, six epochs: learns to read digits in half a minute."""
-    options = ("--npus", "2", "--epochs", "6", "--lr", "0.1", "--nesterov", "--schedule", "cosine-step")
+    """Two devices, four epochs: learns to read digits in a quarter of a minute."""
+    options = ("--npus", "2", "--epochs", "4", "--lr", "0.1", "--nesterov", "--schedule", "cosine-step")
     recipe = ("--warmup-epochs", "1", "--flip", "0", "--crop-scale", "0.8", "--eval-crop", "1.0", "--dropout", "0")
     output = tmp_path_factory.mktemp("trained")
     done = train(output, *small(*options, *recipe, "--normalize", "half", "--augment", "affine"), data=digits)
@@ -68,7 +68,7 @@ def test_every_line_of_every_device_is_numbered_without_gap(trained: Finished) -
 def test_metrics_hold_each_step_once_and_match_what_was_printed(trained: Finished) -> None:
     steps = trained.metrics("step")
     per_epoch = 1437 // 64
-    assert [(row["epoch"], row["step"]) for row in steps] == [(e, s) for e in range(6) for s in range(per_epoch)]
+    assert [(row["epoch"], row["step"]) for row in steps] == [(e, s) for e in range(4) for s in range(per_epoch)]
     printed = trained.events("step")
     for line in printed:
         row = steps[int(line["epoch"]) * per_epoch + int(line["step"]) - 1]
@@ -83,7 +83,7 @@ def test_the_result_file_and_the_seeds_tables_agree_with_the_result(trained: Fin
     assert float(values["TrainAccuracy"]) == pytest.approx(float(result["top1"]), abs=1e-3)
     assert float(values["ActualFPS"]) == pytest.approx(float(result["fps"]), rel=1e-3)
     rows = (trained.run / "1" / "train_1.log").read_text().splitlines()
-    assert len(rows) == 7
+    assert len(rows) == 5
     assert float(rows[-1].split("\t")[4]) == pytest.approx(float(result["top1"]), abs=1e-4)
 
 
