@@ -97,7 +97,7 @@ def _end(process: "subprocess.Popen[bytes]", connection: socket.socket) -> None:
 
 def main() -> None:
     """Be that process: import everything, and fork for each request; the fork is the trainer."""
-    gc.disable()
+    gc.disable()  # as trainer.worker_start does; what it looked through would be copied by each fork besides
     for name in IMPORTED:
         importlib.import_module(name)
     gc.freeze()
