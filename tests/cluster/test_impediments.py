@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,40 @@ def test_a_machine_with_cgroup_v2_alone_is_named(tmp_path: Path, monkeypatch: py
     ],
 )
 def test_another_go_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str) -> None:
-    go = tmp_path / "go"
-    go.write_text(f"#!/bin/sh\n{script}\n")
-    go.chmod(0o755)
+    _program(tmp_path / "go", script)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     assert packages.impediment() == f"the test bed needs Go 1.26 to build Kubernetes, and this is {why}"
+
+
+def test_what_is_missing_is_installed_once_by_all_who_are_begun_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy, log, missing = tmp_path / "busy", tmp_path / "log", tmp_path / "pnas-missing"
+    _program(
+        tmp_path / "apt-get",
+        f"mkdir {busy} || exit 100\nsleep .2\necho $1 >> {log}\n"
+        f"[ $1 = update ] || {{ echo '#!/bin/sh' > {missing}; chmod +x {missing}; }}\nrmdir {busy}",
+    )
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(packages, "PROGRAMS", {missing.name: "its-package"})
+    with ThreadPoolExecutor() as pool:
+        found = [pool.submit(packages.impediment) for _ in range(4)]
+    assert [one.result() for one in found] == [None] * 4
+    assert log.read_text().split() == ["update", "install"]
+
+
+def test_a_package_that_cannot_be_installed_is_told_in_the_installers_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _program(tmp_path / "apt-get", "[ $1 = update ] || { echo 'E: Unable to locate package' >&2; exit 100; }")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(packages, "PROGRAMS", {"pnas-missing": "its-package"})
+    said = packages.impediment()
+    assert said is not None
+    assert said.startswith("apt-get install ")
+    assert said.endswith("its-package: E: Unable to locate package")
+
+
+def _program(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)

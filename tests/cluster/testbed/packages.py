@@ -4,10 +4,10 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.cluster.testbed.binaries import MODULES
+from tests.cluster.testbed.binaries import CACHE, MODULES, locked
 from tests.cluster.testbed.node import CGROUPS, CONTROLLERS
 
 PROGRAMS = {
@@ -76,9 +76,13 @@ def _missing_go() -> str | None:
 
 def _missing_packages(programs: Mapping[str, str]) -> str | None:
     """Install what is missing; why that cannot be done, in one line."""
-    missing = [package for program, package in programs.items() if not _is_there(program)]
-    if not missing:
-        return None
+    # Debian's installer does not wait for another one, and whoever had to wait finds the other's packages.
+    with locked(CACHE / "packages.lock"):
+        missing = [package for program, package in programs.items() if not _is_there(program)]
+        return _not_installed(missing) if missing else None
+
+
+def _not_installed(missing: Sequence[str]) -> str | None:
     if shutil.which("apt-get") is None:
         return f"the test bed needs {', '.join(missing)}, under whatever names this system has them"
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
