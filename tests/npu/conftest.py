@@ -14,7 +14,17 @@ __all__ = ["digits", "few_digits"]
 SHORT = ("--epochs", "1", "--steps", "4")
 O2 = ("--device", "npu", "--npus", "2", "--epochs", "1", "--steps", "12", "--precision", "O2")
 
+HANGS_S = 900
+BUILT_WITHIN_S = 1800
+
 Run = Callable[..., Finished]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test builds the emulation, which takes long beside other builds of a machine that is new to it all."""
+    here = (item for item in items if Path(__file__).parent in item.path.parents)
+    for item in [item for item in here if "npus" in getattr(item, "fixturenames", ())][:1]:
+        item.add_marker(pytest.mark.timeout(HANGS_S + BUILT_WITHIN_S))
 
 
 @pytest.fixture(scope="session")
