@@ -145,7 +145,6 @@ class Demultiplexer:
         self._from_start = from_start
         self._counts: dict[tuple[str, str], _Count] = {}
         self._devices: set[str] = set()
-        self.repeated = 0
 
     def feed(self, block: bytes, stream: str = "", stamps: Sequence[str] = ()) -> list[Line | Gap]:
         """The new lines of `block`, which ends at a line's end, and a gap where numbers were left out.
@@ -189,7 +188,6 @@ class Demultiplexer:
             count.missing.add(expected, number - 1)
             yield Gap(line.writer.source, expected, number - 1)
         elif number < expected and not count.missing.remove(number):
-            self.repeated += 1
             return
         count.expected = max(expected, number + 1)
         count.delivered += 1

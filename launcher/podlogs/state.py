@@ -33,8 +33,6 @@ class Instance:
 class Termination:
     """How an instance ended. `finished_at` is in seconds since 1970, whole ones, by the node's clock."""
 
-    exit_code: int
-    reason: str = ""
     finished_at: float | None = None
     container_id: str | None = None
 
@@ -45,7 +43,6 @@ class ContainerState:
 
     Attributes:
         scheduled: a node has been assigned; until then a log request is answered with an empty log.
-        waiting: the reason why it does not run (yet), such as `ContainerCreating` or `CrashLoopBackOff`.
         container_id, restart_count: of the instance that runs, ran last, or is just being made.
         terminated: how that one ended.
         previous: how the one before ended; while the container waits for its restart, how the latest did.
@@ -57,7 +54,6 @@ class ContainerState:
 
     pod_uid: str
     scheduled: bool = False
-    waiting: str | None = None
     running: bool = False
     container_id: str | None = None
     restart_count: int = 0
@@ -131,7 +127,6 @@ def container_state(pod: Mapping[str, Any], container: str) -> ContainerState:
     return ContainerState(
         pod_uid=metadata["uid"],
         scheduled=bool(spec.get("nodeName")),
-        waiting=(state.get("waiting") or {}).get("reason"),
         running="running" in state,
         container_id=mine.get("containerID"),
         restart_count=mine.get("restartCount", 0),
@@ -148,4 +143,4 @@ def _termination(state: Mapping[str, Any]) -> Termination | None:
         return None
     finished = ended.get("finishedAt")
     moment = None if finished is None else datetime.fromisoformat(finished.replace("Z", "+00:00")).timestamp()
-    return Termination(ended.get("exitCode", 0), ended.get("reason", ""), moment, ended.get("containerID"))
+    return Termination(moment, ended.get("containerID"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.kube.resources import PODS
 from launcher.podlogs.merge import Merged
 from launcher.podlogs.patience import Timing
 from launcher.podlogs.stop import Stop
@@ -56,8 +57,9 @@ def test_both_instances_of_a_container_that_fails_once_are_whole(bench: Bench) -
         assert one.numbers == list(range(1, 101))
         assert not one.gaps
     assert (seen[0].others, seen[1].others) == ([], [b"run before"])
-    state = bench.watcher.state(uid)()
-    assert (state.restart_count, state.terminated and state.terminated.exit_code) == (1, 0)
+    (pod,) = bench.api.list(PODS, fields="metadata.name=again")[0]
+    (status,) = pod["status"]["containerStatuses"]
+    assert (status["restartCount"], status["state"]["terminated"]["exitCode"]) == (1, 0)
 
 
 def test_an_instance_that_ended_before_anybody_read_it_is_whole(bench: Bench) -> None:

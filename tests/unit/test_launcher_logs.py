@@ -50,7 +50,7 @@ def test_a_gap_is_named_with_its_bounds_where_it_appears() -> None:
     items = list(books.feed(tagged(0, 1) + tagged(0, 2) + tagged(0, 6)))
     assert [type(item) for item in items] == [Line, Line, Gap, Line]
     assert str(items[2]) == "lines 3-5 of rank 0 npu:0 are missing"
-    assert (books.lines, books.devices, books.missing, books.repeated) == (3, 1, 3, 0)
+    assert (books.lines, books.devices, books.missing) == (3, 1, 3)
 
 
 def test_a_first_line_that_is_missing_is_noticed() -> None:
@@ -85,7 +85,7 @@ def test_the_books_are_exact_whatever_is_lost_repeated_or_late(delivered: list[t
     block = b"".join(tagged(rank, number) for rank, number in delivered)
     shown = [(item.writer.rank, item.number) for item in books.feed(block) if isinstance(item, Line)]
     assert sorted(shown) == sorted(set(delivered)), "each line is shown once"
-    assert books.repeated == len(delivered) - len(set(delivered))
+    assert books.lines == len(set(delivered)), "and counted once"
     missing = {
         (rank, number)
         for rank in {rank for rank, _ in delivered}

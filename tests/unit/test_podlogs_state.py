@@ -20,7 +20,7 @@ ENDED = {"terminated": FINISHED}
 BACK_OFF = {"waiting": {"reason": "CrashLoopBackOff"}}
 CREATING = {"waiting": {"reason": "ContainerCreating"}}
 RUNNING = {"running": {"startedAt": "2026-11-24T16:50:47Z"}}
-TERMINATION = Termination(3, "Error", 1795539047.0, "containerd://1")
+TERMINATION = Termination(1795539047.0, "containerd://1")
 
 
 def pod(

@@ -109,7 +109,7 @@ def test_a_pod_whose_node_fails_it_and_forgets_its_container_is_said_to_be_lost(
     [
         (ContainerState("uid", scheduled=True, gone=True), False),
         (ContainerState("uid", scheduled=True, running=True, gone=True), True),
-        (ContainerState("uid", scheduled=True, terminated=Termination(1), pod_ended=True, gone=True), True),
+        (ContainerState("uid", scheduled=True, terminated=Termination(), pod_ended=True, gone=True), True),
         (ContainerState("uid", scheduled=True, gone=True, unseen=True), True),
         (ContainerState("uid", gone=True, unseen=True), False),
     ],
