@@ -6,7 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.local.preloaded import run_trainer
+from tests.local.supervised import Node
 
 SMALL = {
     "--device": os.environ.get("PNAS_TEST_DEVICE", "cpu"),
@@ -84,6 +85,14 @@ def few_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _private_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    """Where a test of the supervisor starts some."""
+    node = Node(tmp_path)
+    yield node
+    node.stop()
 
 
 def train(

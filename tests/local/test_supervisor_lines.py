@@ -1,0 +1,176 @@
+"""The supervisor loses no line: neither last words, whatever they are made of, nor what nobody reads or can be kept."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.local.supervised import UNBLOCK, WAIT, Node, answering, until
+from trainer.supervisor.lines import LINE_LIMIT, Tagger
+
+
+def test_no_line_of_many_workers_is_lost_torn_or_mixed(node: Node) -> None:
+    script = (
+        "import sys\n"
+        "for i in range(20000): (sys.stdout if i % 7 else sys.stderr).write(f'{i} ' + 'x' * (i % 150) + '\\n')"
+    )
+    ended = node.run(*[script] * 4)
+    assert ended.exit_code == 0
+    for rank in range(4):
+        assert ended.of(f"rank {rank} cpu:{rank}") == [f"{i} " + "x" * (i % 150) for i in range(20000)]
+        mine = [line for line in ended.stdout.splitlines() if line.startswith(b"[rank %d " % rank)]
+        assert ended.logs[rank].splitlines() == mine
+    assert len(ended.lines) == 80001
+
+
+def test_the_node_counts_every_ranks_lines_at_the_end_and_the_cause_still_comes_last(node: Node) -> None:
+    printed = node.folder / "printed"
+    lines = f"import pathlib\nprint('one')\nprint('two')\npathlib.Path({str(printed)!r}).write_text('1')"
+    # Else the failure of one could stop the other before it has printed.
+    ended = node.run(lines, WAIT.format(str(printed)) + "raise SystemExit(2)")
+    assert ended.of("node 0")[-2] == 'ended lines="0:2 1:0" outcome=failed'
+    assert "failed rank=1" in ended.lines[-1]
+
+
+LAST_WORDS = {
+    "print then SIGKILL": ("import os; print('last words', end=''); os.kill(os.getpid(), 9)", "last words", "SIGKILL"),
+    "segfault": (
+        "import ctypes, faulthandler; faulthandler.enable(); print('last words'); ctypes.string_at(0)",
+        "Fatal Python error: Segmentation fault",
+        "SIGSEGV",
+    ),
+    "os._exit": ("import os; print('last words', end=''); os._exit(3)", "last words", "exit code 3: last words"),
+    "C printf": (
+        "import ctypes, os; ctypes.CDLL(None).printf(b'from C'); os.kill(os.getpid(), 9)",
+        "from C",
+        "SIGKILL",
+    ),
+    "C++ terminate": (
+        "import ctypes; ctypes.CDLL('libstdc++.so.6')._ZSt9terminatev()",
+        "terminate called without an active exception",
+        "SIGABRT",
+    ),
+    "warning": (
+        "import warnings; warnings.warn('beware'); raise SystemExit(2)",
+        "<string>:1: UserWarning: beware",
+        "exit code 2",
+    ),
+    "traceback": (
+        "raise ValueError('no such thing')",
+        "Traceback (most recent call last):",
+        "exit code 1: ValueError: no such thing",
+    ),
+}
+
+
+@pytest.mark.parametrize("death", LAST_WORDS)
+def test_last_words_arrive(node: Node, death: str) -> None:
+    script, words, cause = LAST_WORDS[death]
+    ended = node.run(script)
+    assert words in ended.of("rank 0 cpu:0")
+    assert words.encode() in ended.logs[0]
+    assert cause in ended.lines[-1]
+
+
+def test_bytes_that_are_not_text_pass_as_they_are(node: Node) -> None:
+    ended = node.run(r"import sys; sys.stdout.buffer.write(b'\xff\x00\xc3\nabc')")
+    assert ended.stdout.startswith(b"[rank 0 cpu:0 #1] \xff\x00\xc3\n[rank 0 cpu:0 #2] abc\n")
+    assert ended.stdout.startswith(ended.logs[0])
+
+
+def test_a_progress_bar_becomes_one_line_per_state() -> None:
+    tagger = Tagger("t")
+    fed = [tagger.feed(chunk) for chunk in (b"\r 10%\r", b" 20%", b"\r 30%\r", b"\ndone\r", b"\n\r\n50%\r")]
+    assert b"".join([*fed, tagger.close()]) == b"".join(
+        b"[t #%d] %b\n" % (number, text)
+        for number, text in enumerate([b" 10%", b" 20%", b" 30%", b"done", b"", b"50%"], 1)
+    )
+    assert fed[0] + fed[1] != b""  # shown while the bar still moves
+
+
+def test_a_line_without_an_end_is_split_and_loses_nothing() -> None:
+    tagger = Tagger("t")
+    out = b"".join([tagger.feed(b"x" * 65536) for _ in range(40)]) + tagger.close()
+    lines = out.splitlines()
+    assert [len(line.split(b"] ", 1)[1]) for line in lines] == [LINE_LIMIT, LINE_LIMIT, 8 * 65536]
+
+
+def test_chunks_cut_anywhere_give_the_same_lines() -> None:
+    text = b"one\n\ntwo\r\nthree\rfour\n error \nerror five\nsix"
+    for size in range(1, len(text)):
+        tagger = Tagger("t")
+        out = b"".join([tagger.feed(text[i : i + size]) for i in range(0, len(text), size)]) + tagger.close()
+        assert [line.split(b"] ", 1)[1] for line in out.splitlines()] == [
+            b"one", b"", b"two", b"three", b"four", b" error ", b"error five", b"six"
+        ]  # fmt: skip
+        assert (tagger.error_line, tagger.last_line) == (b"error five", b"six")
+
+
+MANY = "for i in range(30000): print(i, 'x' * 100)"
+
+
+def test_a_slow_reader_loses_nothing_and_signals_are_still_handled(node: Node) -> None:
+    got, ready = node.folder / "got", node.folder / "ready"
+    script = (
+        "import pathlib, signal\n"
+        f"signal.signal(signal.SIGUSR1, lambda *_: pathlib.Path({str(got)!r}).write_text('1'))\n"
+        f"{UNBLOCK}"
+        f"pathlib.Path({str(ready)!r}).write_text('1')\n" + MANY
+    )
+    process = node.start(script)
+    until(ready)
+    size = -1
+    while size != (size := node.log(0).stat().st_size) or not size:  # until the worker waits for its reader
+        time.sleep(0.2)
+    assert size < 3_000_000
+    process.send_signal(signal.SIGUSR1)
+    until(got)
+    ended = node.end(process)
+    assert ended.exit_code == 0
+    assert ended.of("rank 0 cpu:0") == [f"{i} " + "x" * 100 for i in range(30000)]
+
+
+def test_a_stop_is_not_held_up_by_a_reader_that_has_gone_to_sleep(node: Node) -> None:
+    ready = node.folder / "ready"
+    process = node.start(answering(ready, 75).replace("while True", MANY + "\nwhile True"), FLUSH_S=0.1)
+    until(ready)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 75
+    assert b"saved" in node.log(0).read_bytes()
+
+
+def test_a_stdout_without_a_reader_leaves_the_files_and_says_so_once(node: Node) -> None:
+    reading, writing = os.pipe()
+    process = node.start(MANY, stdout=writing)
+    os.close(writing)
+    os.close(reading)
+    ended = node.end(process)
+    assert ended.exit_code == 0
+    assert ended.logs[0].count(b"stdout cannot be written: Broken pipe") == 1
+    assert len(ended.logs[0].splitlines()) == 30002
+
+
+def test_a_full_stdout_leaves_the_files_and_the_cause_is_in_them(node: Node) -> None:
+    with Path("/dev/full").open("wb") as full:
+        ended = node.run(MANY + "\nraise SystemExit(2)", stdout=full.fileno())
+    assert ended.exit_code == 2
+    assert ended.logs[0].count(b"stdout cannot be written: No space left on device") == 1
+    assert b"failed rank=0" in ended.logs[0].splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"), [("/dev/full", "No space left on device"), ("no/folder/x.log", "No such file")]
+)
+def test_a_log_file_that_cannot_be_written_is_said_once_and_the_lines_go_on(node: Node, log: str, reason: str) -> None:
+    ended = node.run(MANY, "print('fine')", logs={0: node.folder / log})
+    assert ended.exit_code == 0
+    assert len(ended.of("rank 0 cpu:0")) == 30000
+    said, _ = ended.of("node 0")
+    assert "log of rank=0 cannot be written: " + reason in said
+
+
+def test_an_earlier_runs_log_is_added_to(node: Node) -> None:
+    node.log(0).write_text("an earlier attempt\n")
+    assert node.run("print('now')").logs[0] == b"an earlier attempt\n[rank 0 cpu:0 #1] now\n"
