@@ -19,11 +19,21 @@ def _helped() -> bool:
     return True
 
 
+def _main() -> int:
+    if _helped():
+        return 0
+    try:
+        from launcher.cli import main  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        from trainer.errors import UsageError, missing_package  # noqa: PLC0415
+
+        sys.stderr.write(f"error: {missing_package(error)}\n")
+        return UsageError.exit_code
+    return main(sys.argv[1:])
+
+
 if __name__ == "__main__":
     try:
-        if not _helped():
-            from launcher.cli import main
-
-            sys.exit(main(sys.argv[1:]))
+        sys.exit(_main())
     except KeyboardInterrupt:
         sys.exit(130)

@@ -52,7 +52,7 @@ def _usage(error: CycloptsError) -> str:
     else:
         text = str(error)
     page = " ".join((PROGRAM, *(error.command_chain or ()), "--help"))
-    return f"{text.rstrip('.')}; see `{page}`"
+    return f"{text if text.endswith('...') else text.removesuffix('.')}; see `{page}`"
 
 
 def _unsupported(error: CoercionError) -> str:

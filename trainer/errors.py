@@ -6,9 +6,10 @@ TrainerError              1  training failed
 ├── ConflictError         6  the output folder belongs to another run
 └── StoppedError         75  told to stop when there was nothing to save: start it again
 
-An error is raised where the fact is known and printed once, as one line, by `trainer.__main__` or the worker.
+An error is raised where the fact is known and printed once, as one line, by `trainer.cli` or the worker.
 """
 
+import sys
 from typing import ClassVar
 
 RESUMABLE = 75
@@ -41,3 +42,15 @@ class StoppedError(TrainerError):
     """Told to stop before training began; the run can be started again."""
 
     exit_code: ClassVar[int] = RESUMABLE
+
+
+def missing_package(error: ModuleNotFoundError) -> str:
+    """What to do where Python lacks a package that this one needs: mostly, it is not the environment's Python.
+
+    Raises:
+        ModuleNotFoundError: what is missing is a part of this software.
+    """
+    package = (error.name or "").partition(".")[0]
+    if package in {"", "trainer", "launcher"}:
+        raise error
+    return f"{sys.executable} has no {package}: use the Python that pnas is installed for (`. .venv/bin/activate`)"

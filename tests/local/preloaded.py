@@ -26,7 +26,7 @@ from types import SimpleNamespace, TracebackType
 from typing import NoReturn
 from unittest import mock
 
-IMPORTED = ("trainer.__main__", "trainer.attempt", "trainer.worker", "torch._dynamo", "trainer.tensorboard")
+IMPORTED = ("trainer.cli", "trainer.attempt", "trainer.worker", "torch._dynamo", "trainer.tensorboard")
 PATH = sys.path[1:]
 OPEN = 1 << 12
 """More files than any of these processes has open."""
@@ -128,7 +128,7 @@ def _be_the_trainer(request: bytes, files: Sequence[int]) -> NoReturn:
         os.chdir(folder)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
         sys.argv[1:] = options
-        sys.exit(importlib.import_module("trainer.__main__").main())
+        sys.exit(importlib.import_module("trainer.cli").main())
 
 
 class ForkedWorker:

@@ -417,6 +417,7 @@ def test_status_and_list_are_readable(bench: Bench) -> None:
         (("logs", "a", "b"), 2, "unexpected argument b; see `python -m launcher logs --help`"),
         (("config", "shwo"), 2, 'Did you mean "show"?'),
         (("statu",), 2, 'Did you mean "status"?'),
+        (("xyzzy",), 2, "wait, list, ...; see `python -m launcher --help`"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_documented_code(

@@ -10,7 +10,7 @@ import pytest
 
 from tests.local.interrupted import recipe
 from tests.npu.conftest import SHORT
-from trainer.__main__ import main
+from trainer.cli import main
 from trainer.config import emulated
 
 REPOSITORY = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.__main__ import main
+from trainer.cli import main
 from trainer.environment import facts as reading
 from trainer.environment.commands import as_a_worker_has_it, first_lines
 from trainer.environment.facts import Facts, read_facts
@@ -313,7 +313,7 @@ def test_a_run_judges_the_timeouts_that_its_workers_get(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = dataclasses.replace(RIGHT, variables={"HCCL_EXEC_TIMEOUT": "2400"})
-    monkeypatch.setattr("trainer.__main__.read_facts", lambda _, *, ask_npu_smi: facts)
+    monkeypatch.setattr("trainer.cli.read_facts", lambda _, *, ask_npu_smi: facts)
     assert main(["--device", "npu", "--npus", "99", "--data-path", str(tmp_path)]) == 2
     assert len(capsys.readouterr().out.splitlines()) == 1, "versions, and no problem"
 
@@ -325,7 +325,7 @@ def test_the_trainer_says_them_before_anything_can_fail(
         assert not ask_npu_smi, "a run would begin a second later"
         return dataclasses.replace(RIGHT, device_files=())
 
-    monkeypatch.setattr("trainer.__main__.read_facts", read)
+    monkeypatch.setattr("trainer.cli.read_facts", read)
     assert main(["--device", "npu", "--npus", "1", "--data-path", str(tmp_path)]) == 2
     said = capsys.readouterr()
     assert said.out.startswith("environment torch=2.9.0+cpu python=3.11.7 ")
@@ -376,7 +376,7 @@ def test_the_document_holds_facts_and_findings(
 
 def test_the_real_report_needs_no_torch() -> None:
     program = (
-        "import sys, trainer.__main__ as t; t.main(['env']); "
+        "import sys, trainer.cli as t; t.main(['env']); "
         "print([n for n in ('torch', 'torch_npu', 'numpy') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.test_ranktable import FORMATS, anything, changed, places
 from tests.unit.test_ranktable_jobs import FIXED, shown, start, volume
 from tests.unit.test_ranktable_recorded import EXPECTED, recorded
-from trainer.__main__ import main
+from trainer.cli import main
 from trainer.errors import TrainerError
 from trainer.topology import Visible
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.test_ranktable import rank_list, server_list, super_pods
 from tests.unit.test_ranktable_recorded import EXPECTED, INIT, recorded
-from trainer.__main__ import main
+from trainer.cli import main
 
 KNOWN = ("POD_UID", "POD_IP", "POD_NAME", "HOST_IP", "NODE_IP", "XDL_IP")
 

@@ -18,6 +18,6 @@ def test_the_help_page_names_every_option_and_shows_examples() -> None:
 
 
 def test_the_command_line_needs_neither_torch_nor_numpy() -> None:
-    program = "import sys, trainer.__main__; print([name for name in ('torch', 'numpy') if name in sys.modules])"
+    program = "import sys, trainer.cli; print([name for name in ('torch', 'numpy') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

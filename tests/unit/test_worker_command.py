@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.__main__ import main, worker_command
 from trainer.attempt import Attempt
+from trainer.cli import main, worker_command
 from trainer.config import TrainConfig
 from trainer.runtime_defaults import runtime_defaults
 from trainer.topology import Topology, Worker
