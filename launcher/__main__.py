@@ -3,6 +3,8 @@
 import sys
 
 from launcher.pages import page
+from trainer.errors import UsageError
+from trainer.program import exit_with, missing_package
 
 
 def _helped() -> bool:
@@ -20,13 +22,9 @@ def _helped() -> bool:
 
 
 def _main() -> int:
-    if _helped():
-        return 0
     try:
         from launcher.cli import main  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        from trainer.errors import UsageError, missing_package  # noqa: PLC0415
-
         sys.stderr.write(f"error: {missing_package(error)}\n")
         return UsageError.exit_code
     return main(sys.argv[1:])
@@ -34,6 +32,6 @@ def _main() -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(_main())
+        exit_with(0 if _helped() else _main())
     except KeyboardInterrupt:
-        sys.exit(130)
+        exit_with(130)

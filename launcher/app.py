@@ -39,6 +39,7 @@ app = App(
     version=_version,
     group_parameters="Options",
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # else it becomes a SystemExit, which is a reader's who has seen enough
 )
 RUN, WATCH, STOP, SETTINGS = (Group.create_ordered(name) for name in ("Run", "Watch", "Stop", "Settings"))
 app["--help"].group = app["--version"].group = Group.create_ordered("Help")

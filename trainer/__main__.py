@@ -3,7 +3,8 @@
 import os
 import sys
 
-from trainer.errors import UsageError, missing_package
+from trainer.errors import UsageError
+from trainer.program import exit_with, missing_package
 
 
 def _main() -> int:
@@ -19,4 +20,7 @@ if __name__ == "__main__":
     # `import torch` would load torch_npu in every process, loaders too, and where that cannot be loaded fail in words
     # of torch's, even on the CPU; the device loads it when it is opened.
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-    sys.exit(_main())
+    try:
+        exit_with(_main())
+    except KeyboardInterrupt:
+        exit_with(130)

@@ -55,6 +55,7 @@ app = App(
     help_format="plaintext",
     help_formatter=HelpPage(),
     version=lambda: f"pnas {version('pnas')}",
+    suppress_keyboard_interrupt=False,
 )
 app["--help"].group = app["--version"].group = Group.create_ordered("Help")
 app.command(data_app)

@@ -9,7 +9,6 @@ TrainerError              1  training failed
 An error is raised where the fact is known and printed once, as one line, by `trainer.cli` or the worker.
 """
 
-import sys
 from typing import ClassVar
 
 RESUMABLE = 75
@@ -42,15 +41,3 @@ class StoppedError(TrainerError):
     """Told to stop before training began; the run can be started again."""
 
     exit_code: ClassVar[int] = RESUMABLE
-
-
-def missing_package(error: ModuleNotFoundError) -> str:
-    """What to do where Python lacks a package that this one needs: mostly, it is not the environment's Python.
-
-    Raises:
-        ModuleNotFoundError: what is missing is a part of this software.
-    """
-    package = (error.name or "").partition(".")[0]
-    if package in {"", "trainer", "launcher"}:
-        raise error
-    return f"{sys.executable} has no {package}: use the Python that pnas is installed for (`. .venv/bin/activate`)"

@@ -27,8 +27,9 @@ _VARIES = (
     (re.compile(r"\d+m?\d*s$"), "AGE"),
     (re.compile(r" {2,}"), "  "),
 )
-# torch warns of what a network is like, and a cluster may be busy with what was there before.
-_MAY_BE_LEFT_OUT = re.compile(r"\] \[[WE]\d{4} |^job \S+: Pending: ")
+# torch warns of what a network is like, in some versions tells what it is connected to, and a cluster may be busy with
+# what was there before.
+_MAY_BE_LEFT_OUT = re.compile(r"\] \[(?:[WE]\d{4}|Gloo\]) |^job \S+: Pending: ")
 _TAGGED = re.compile(r"^\[rank (\d+) ")
 
 

@@ -1,5 +1,6 @@
-"""Ctrl-C ends the launcher, even where the interpreter drops the exception that it raises."""
+"""Ctrl-C ends a program with its exit code, even where the interpreter drops the exception, or remembers it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the te
 keep_interrupts()
 sys.exit(run(command))
 """
+# As Ctrl-C while a dataclass is made by a module that is imported.
+IN_CODE_THAT_IS_TEXT = """
+import signal, sys
+
+class Finder:
+    @staticmethod
+    def find_spec(name, *_):
+        if name == {module!r}:
+            exec("signal.raise_signal(signal.SIGINT)")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder)
+"""
 
 
 @pytest.mark.parametrize("place", ["in_a_finaliser", "in_a_callback"])
@@ -62,3 +76,29 @@ def test_other_exceptions_that_are_dropped_are_shown_as_ever() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )
     assert "ValueError: oh" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "said"),
+    [
+        (("launcher", "list"), "launcher.app", ""),
+        (("launcher", "list"), "launcher.commands.watch", "interrupted\n"),
+        (("launcher", "submit", "--data-path", "x"), "launcher.preflight", "interrupted\n"),
+        (("trainer", "--data-path", "x"), "trainer.config", ""),
+        (("trainer", "--data-path", "x"), "trainer.attempt", "error: interrupted before any worker was started\n"),
+    ],
+)
+def test_ctrl_c_in_code_that_is_text_gives_the_documented_exit_code(
+    tmp_path: Path, words: tuple[str, ...], module: str, said: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(IN_CODE_THAT_IS_TEXT.format(module=module))
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert (done.returncode, done.stderr) == (130, said)
