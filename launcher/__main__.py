@@ -3,8 +3,7 @@
 import sys
 
 from launcher.pages import page
-from trainer.errors import UsageError
-from trainer.program import exit_with, missing_package
+from trainer.program import exit_with, run
 
 
 def _helped() -> bool:
@@ -21,17 +20,5 @@ def _helped() -> bool:
     return True
 
 
-def _main() -> int:
-    try:
-        from launcher.cli import main  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        sys.stderr.write(f"error: {missing_package(error)}\n")
-        return UsageError.exit_code
-    return main(sys.argv[1:])
-
-
 if __name__ == "__main__":
-    try:
-        exit_with(0 if _helped() else _main())
-    except KeyboardInterrupt:
-        exit_with(130)
+    exit_with(lambda: 0 if _helped() else run("launcher.cli"))
