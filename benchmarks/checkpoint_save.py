@@ -30,19 +30,19 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from benchmarks.launcher_start import machine
 from trainer.checkpoint.files import listed, verify
-from trainer.checkpoint.keeping import Keeper
-from trainer.checkpoint.state import tensors_of
-from trainer.config import TrainConfig
 from trainer.data.augment import NORMALIZATIONS, device_transform
 from trainer.data.loader import Batch
 from trainer.data.sampler import plan_epoch
 from trainer.devices import open_device
-from trainer.engine import Training, Window, train_steps
-from trainer.errors import TrainerError
-from trainer.progress import Progress
-from trainer.records import Records
-from trainer.worker import build, watchdog_of
-from trainer.worker_task import WorkerTask
+from trainer.records.run_records import Records
+from trainer.shared.config import TrainConfig
+from trainer.shared.errors import TrainerError
+from trainer.training.checkpoints import Keeper
+from trainer.training.progress import Progress
+from trainer.training.state import tensors_of
+from trainer.training.steps import Training, Window, train_steps
+from trainer.worker.run import build, watchdog_of
+from trainer.worker.task import WorkerTask
 
 SIDE, IMAGES, CLASSES, ROUNDS = 331, 2, 1000, 5
 BAR = 0.10

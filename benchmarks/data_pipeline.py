@@ -24,11 +24,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from benchmarks.launcher_start import machine
-from trainer.config import TrainConfig
 from trainer.data.digits import write_digits
 from trainer.data.index import load_split
 from trainer.data.loader import train_batches
 from trainer.data.sampler import plan_epoch
+from trainer.shared.config import TrainConfig
 
 ROUNDS = 3
 BATCH = 32

@@ -27,15 +27,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.model_step import processor
 from tests.npu.machine import build, environment
-from trainer.config import TrainConfig
 from trainer.data.augment import NORMALIZATIONS, device_transform
 from trainer.data.loader import Batch, to_device
 from trainer.data.sampler import plan_epoch
 from trainer.devices import open_device
-from trainer.engine import Training, train_steps
-from trainer.worker import build as build_training
-from trainer.worker import watchdog_of
-from trainer.worker_task import WorkerTask
+from trainer.shared.config import TrainConfig
+from trainer.training.steps import Training, train_steps
+from trainer.worker.run import build as build_training
+from trainer.worker.run import watchdog_of
+from trainer.worker.task import WorkerTask
 
 STEP_BAR, HOST_BAR = 1.3, 1.0
 # Network, side, images, rounds of one step each.

@@ -15,7 +15,12 @@ import yaml
 
 from docs.go_templates import translated
 from docs.options import described, table
-from launcher.cluster_options import (
+from launcher.cluster.defaults import NO_DEFAULTS
+from launcher.cluster.preflight import ALONE, SHARED
+from launcher.cluster.rbac import CLUSTER_VERBS, rules
+from launcher.manifests.render import INDEX
+from launcher.settings.hardware import CHIPS, DEVICE_COUNTS, PRESETS
+from launcher.settings.options import (
     EFFECTS,
     OBJECT,
     OWN_VARIABLES,
@@ -25,15 +30,10 @@ from launcher.cluster_options import (
     VARIABLE,
     ClusterOptions,
 )
-from launcher.defaults import NO_DEFAULTS
-from launcher.hardware import CHIPS, DEVICE_COUNTS, PRESETS
-from launcher.quantities import PATTERN, quantity
-from launcher.readiness import ALONE, SHARED
-from launcher.render import INDEX
-from launcher.rights import CLUSTER_VERBS, rules
-from launcher.secrecy import ABOUT, HARMLESS, VALUES, WORD
-from launcher.spec import NAME_PATTERN, JobOptions
-from trainer.config import EMULATED, MODE_PRESETS, TrainConfig
+from launcher.settings.quantities import PATTERN, quantity
+from launcher.settings.secrets import ABOUT, HARMLESS, VALUES, WORD
+from launcher.settings.spec import NAME_PATTERN, JobOptions
+from trainer.shared.config import EMULATED, MODE_PRESETS, TrainConfig
 
 CHART = Path(__file__).parents[1] / "charts" / "pnas"
 # The claims are values of their own.

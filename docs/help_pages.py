@@ -16,7 +16,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from launcher.app import app
 from launcher.cli import COMMANDS, load
 from launcher.pages import FILE
-from trainer.help import plain, rows_of
+from trainer.shared.help import plain, rows_of
 
 
 class _Recorder:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.manifests import manifests
-from launcher.names import MANAGED
-from launcher.render import to_yaml
-from launcher.rights import CLUSTER_VERBS, rules
+from launcher.cluster.rbac import CLUSTER_VERBS, rules
+from launcher.manifests.labels import MANAGED
+from launcher.manifests.offline import manifests
+from launcher.manifests.render import to_yaml
 
 FOLDER = Path(__file__).parents[1] / "k8s" / "manifests"
 ACCOUNT = "pnas-launcher"

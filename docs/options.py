@@ -12,9 +12,9 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from launcher.errors import MEANINGS
-from launcher.spec import JobOptions
-from trainer.config import MODE_PRESETS, TrainConfig
-from trainer.config.layers import ENVIRONMENT_PREFIX, flag_name
+from launcher.settings.spec import JobOptions
+from trainer.shared.config import MODE_PRESETS, TrainConfig
+from trainer.shared.config.layers import ENVIRONMENT_PREFIX, flag_name
 
 PAGE = Path(__file__).with_name("options.md")
 PROFILES = ("seed", "recommended", "digits")
@@ -122,7 +122,7 @@ def _word(value: Any) -> str:
 
 
 def _shipped(profile: str) -> str:
-    return (resources.files("trainer") / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8")
+    return (resources.files("trainer.shared.config") / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import sys
 
 from launcher.pages import page
-from trainer.program import exit_with, run
+from trainer.shared.program import exit_with, run
 
 
 def _helped() -> bool:

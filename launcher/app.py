@@ -4,7 +4,7 @@ from cyclopts import App, Group
 
 from launcher import PROGRAM
 from launcher.errors import MEANINGS
-from trainer.help import HelpPage
+from trainer.shared.help import HelpPage
 
 _HELP = f"""
 Train PNASNet-5 on NPUs: start a job, follow its log per device, and see how it ends.

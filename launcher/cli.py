@@ -46,7 +46,7 @@ def load(words: Sequence[str], tokens: Sequence[str] | None = None) -> None:
     for word in words:
         module = importlib.import_module(f"launcher.commands.{COMMANDS[word]}")
         if word in _TAKE_SETTINGS:
-            from launcher.options import take_settings  # noqa: PLC0415  # pydantic: only these commands pay for it
+            from launcher.commands.settings import take_settings  # noqa: PLC0415  # pydantic: only these commands pay for it
 
             take_settings(getattr(module, _TAKE_SETTINGS[word]), tokens)
 

@@ -13,7 +13,7 @@ LauncherError                 1
 ├── JobStopped              125  the job was cancelled or preempted
 └── Detached                130  Ctrl-C or SIGTERM ended the launcher, never the job
 
-Settings are refused by `trainer.errors.UsageError`, which has the same code 2.
+Settings are refused by `trainer.shared.errors.UsageError`, which has the same code 2.
 """
 
 from enum import IntEnum

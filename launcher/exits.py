@@ -11,9 +11,9 @@ from collections.abc import Callable
 from cyclopts import CoercionError, CycloptsError, UnusedCliTokensError
 
 from launcher import PROGRAM
-from launcher.backends import UNSUPPORTED
 from launcher.errors import Detached, ExitCode, LauncherError
-from trainer.errors import TrainerError
+from launcher.jobs import UNSUPPORTED
+from trainer.shared.errors import TrainerError
 
 
 def run(command: Callable[[], object]) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from trainer.help import first_line, group, what_for
+from trainer.shared.help import first_line, group, what_for
 
 FILE = Path(__file__).with_name("pages.json")
 """For each command's words: usage, description, groups of options, and the end of the page."""

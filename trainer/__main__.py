@@ -2,7 +2,7 @@
 
 import os
 
-from trainer.program import exit_with, run
+from trainer.shared.program import exit_with, run
 
 if __name__ == "__main__":
     # `import torch` would load torch_npu in every process, loaders too, and where that cannot be loaded fail in words

@@ -11,25 +11,25 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from trainer.config import EMULATED, TrainConfig, emulated_machine, settings, user_layers
-from trainer.config.options import option_parameters, typed
-from trainer.data.commands import data_app
-from trainer.ending import Ending
-from trainer.environment.commands import as_a_worker_has_it, env_app, first_lines
+from trainer.commands.data import data_app
+from trainer.commands.env import as_a_worker_has_it, env_app, first_lines
+from trainer.commands.inspect import inspect_app
+from trainer.commands.ranktable import ranktable_app
+from trainer.devices.runtime_env import hccl_defaults, runtime_defaults
 from trainer.environment.facts import read_facts
-from trainer.errors import TrainerError, UsageError
-from trainer.help import HelpPage
-from trainer.inspection import inspect_app
-from trainer.ranktable.commands import ranktable_app
-from trainer.run_folder import console_log
-from trainer.runtime_defaults import hccl_defaults, runtime_defaults
+from trainer.run.folder import console_log
+from trainer.run.termination import Ending
+from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, settings, user_layers
+from trainer.shared.config.options import option_parameters, typed
+from trainer.shared.errors import TrainerError, UsageError
+from trainer.shared.help import HelpPage
 from trainer.supervisor import WorkerCommand, supervise
 from trainer.topology import Topology, Worker, discover, visible_devices
-from trainer.worker_task import TASK_VARIABLE, WorkerTask
+from trainer.worker.task import TASK_VARIABLE, WorkerTask
 
 if TYPE_CHECKING:
-    from trainer.attempt import Attempt
     from trainer.data.index import Datasets
+    from trainer.run.attempt import Attempt
 
 HELP = """
 Train PNASNet-5 on images in the ImageNet folder layout, with one process per device.
@@ -67,7 +67,7 @@ app.command(ranktable_app)
 def train(*, profile: Profile = None, **options: Any) -> int:
     """Resolve the options and run; the exit code is 0, 1 (failed), 2 (usage), 6 (folder taken) or 75 (resumable)."""
     # Imported here: numpy costs a tenth of a second, which neither --help nor a typo should wait for.
-    from trainer.attempt import Starter, begin  # noqa: PLC0415
+    from trainer.run.attempt import Starter, begin  # noqa: PLC0415
 
     layers = user_layers(typed(options), profile)
     given, _ = settings(layers, partial=True)
@@ -137,7 +137,7 @@ def check_inputs(config: TrainConfig, topology: Topology) -> "Datasets":
     from trainer.data.files import reading  # noqa: PLC0415
     from trainer.data.index import load_datasets  # noqa: PLC0415
     from trainer.data.sampler import steps_per_epoch  # noqa: PLC0415
-    from trainer.resume import is_training_state  # noqa: PLC0415
+    from trainer.run.resume import is_training_state  # noqa: PLC0415
 
     if config.weights is not None:
         with reading(config.weights):
@@ -178,7 +178,7 @@ def worker_command(worker: Worker, topology: Topology, *, attempt: "Attempt", de
     return WorkerCommand(
         rank=worker.rank,
         device=f"{device}:{worker.local_rank}",
-        argv=(sys.executable, "-u", "-m", "trainer.worker_start"),
+        argv=(sys.executable, "-u", "-m", "trainer.worker.__main__"),
         env={
             **os.environ,
             **runtime_defaults(device, config, run, os.environ),

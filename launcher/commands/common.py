@@ -3,13 +3,14 @@
 import sys
 import time
 
-from launcher import PROGRAM, report
-from launcher.backends import Backend, JobRef
+from launcher import PROGRAM
+from launcher.commands.parameters import Where
 from launcher.commands.printing import note
 from launcher.errors import Detached, NotFoundError, RequestError, UnreachableError
-from launcher.follow import Reading, raise_outcome, show
-from launcher.outage import patiently
-from launcher.parameters import Where
+from launcher.jobs import Backend, JobRef
+from launcher.kube.retry import patiently
+from launcher.output import report
+from launcher.output.follow import Reading, raise_outcome, show
 
 
 def follow_to_its_end(backend: Backend, ref: JobRef, reading: Reading | None = None, *, where: str = "") -> None:
@@ -29,7 +30,7 @@ def follow_to_its_end(backend: Backend, ref: JobRef, reading: Reading | None = N
 
 def job_of(name: str | None, where: Where | None) -> tuple[Backend, JobRef]:
     """The job called `name`, or the latest, which is then named on stderr."""
-    from launcher.backends.choose import find, list_jobs  # noqa: PLC0415  # submit comes with its backend
+    from launcher.backends import find, list_jobs  # noqa: PLC0415  # submit comes with its backend
 
     where = where or Where()
     if name == "":

@@ -4,10 +4,10 @@ from typing import Any
 
 from cyclopts import App
 
-from launcher import report
 from launcher.app import SETTINGS, app
+from launcher.commands.parameters import Json, Profile, examples
 from launcher.commands.printing import note, print_json
-from launcher.parameters import Json, Profile, examples
+from launcher.output import report
 
 config = App(name="config", help="Look at settings.", group=SETTINGS, help_epilogue="", version_flags=[])
 app.command(config)
@@ -21,7 +21,7 @@ def config_show(*, profile: Profile = None, json_: Json = False, **options: Any)
 
     Precedence: flag > environment (PNAS_<SETTING>) > profile > cluster defaults > mode or hardware preset > default.
     """
-    from launcher.starting import settings_of  # noqa: PLC0415  # pydantic
+    from launcher.commands.prepare import settings_of  # noqa: PLC0415  # pydantic
 
     settings, away = settings_of(options, profile)
     if away:

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from launcher import report
 from launcher.app import RUN, app
+from launcher.commands.parameters import Json, Profile, examples
 from launcher.commands.printing import print_json
 from launcher.errors import PreflightError
-from launcher.parameters import Json, Profile, examples
+from launcher.output import report
 
 
 @app.command(group=RUN, help_epilogue=examples("doctor", "doctor --namespace training --npus 8"))
@@ -15,7 +15,7 @@ def doctor(*, profile: Profile = None, json_: Json = False, **options: Any) -> N
 
     It takes the options of submit. If something is missing it ends with 5.
     """
-    from launcher.starting import findings_of  # noqa: PLC0415  # pydantic
+    from launcher.commands.prepare import findings_of  # noqa: PLC0415  # pydantic
 
     found = []
     for one in findings_of(options, profile):

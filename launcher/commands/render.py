@@ -4,8 +4,8 @@ import sys
 from typing import Any
 
 from launcher.app import RUN, app
+from launcher.commands.parameters import Json, Profile, examples
 from launcher.commands.printing import print_json
-from launcher.parameters import Json, Profile, examples
 
 
 @app.command(group=RUN, help_epilogue=examples("render --npus 8 --image registry.example/pnas:0.1.0"))
@@ -14,8 +14,8 @@ def render(*, profile: Profile = None, json_: Json = False, **options: Any) -> N
 
     --backend auto renders for Volcano. With --json it is one object, a List.
     """
-    from launcher.manifests import manifests  # noqa: PLC0415  # pydantic
-    from launcher.render import to_yaml  # noqa: PLC0415  # as above
+    from launcher.manifests.offline import manifests  # noqa: PLC0415  # pydantic
+    from launcher.manifests.render import to_yaml  # noqa: PLC0415  # as above
 
     objects = manifests(options, profile)
     if json_:

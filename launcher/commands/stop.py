@@ -2,13 +2,14 @@
 
 from typing import Annotated
 
-from launcher import PROGRAM, report
+from launcher import PROGRAM
 from launcher.app import STOP, app
-from launcher.backends import Backend, JobRef
 from launcher.commands.common import job_of, words_of
+from launcher.commands.parameters import JobName, Json, Where, examples, flag
 from launcher.commands.printing import note, print_json
 from launcher.errors import Detached
-from launcher.parameters import JobName, Json, Where, examples, flag
+from launcher.jobs import Backend, JobRef
+from launcher.output import report
 
 
 @app.command(group=STOP, help_epilogue=examples("cancel NAME"))

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from launcher.app import RUN, app
+from launcher.commands.parameters import Profile, examples, flag
 from launcher.commands.printing import note
 from launcher.errors import Detached
-from launcher.parameters import Profile, examples, flag
 
 if TYPE_CHECKING:
-    from launcher.backends import Submitted
-    from launcher.starting import Prepared
+    from launcher.commands.prepare import Prepared
+    from launcher.jobs import Submitted
 
 
 @app.command(
@@ -51,7 +51,7 @@ def submit(
     a profile. Ctrl-C leaves the job running and says how to come back. With --resume auto an ended job goes on, and
     keeps the settings that are not given again.
     """
-    from launcher.starting import prepare  # noqa: PLC0415  # pydantic
+    from launcher.commands.prepare import prepare  # noqa: PLC0415  # pydantic
 
     job = prepare(options, profile, now=datetime.now().astimezone())
     if dry_run is not None:
@@ -60,7 +60,7 @@ def submit(
     try:
         _show(job, job.backend.submit(job.spec, again=again), detach=detach, save=save)
     except KeyboardInterrupt as interrupt:
-        from launcher.report import come_back  # noqa: PLC0415  # see above
+        from launcher.output.report import come_back  # noqa: PLC0415  # see above
 
         name = next(iter(interrupt.args), job.spec.name)
         if not job.goes_on(name):
@@ -69,7 +69,7 @@ def submit(
 
 
 def _check(job: "Prepared", how: Literal["client", "server"], *, again: bool) -> None:
-    from launcher.starting import check_only  # noqa: PLC0415  # pydantic
+    from launcher.commands.prepare import check_only  # noqa: PLC0415  # pydantic
 
     if job.why:
         note(job.why)
@@ -81,8 +81,8 @@ def _check(job: "Prepared", how: Literal["client", "server"], *, again: bool) ->
 
 def _show(job: "Prepared", done: "Submitted", *, detach: bool, save: Path | None) -> None:
     from launcher.commands.common import follow_to_its_end  # noqa: PLC0415  # see above
-    from launcher.follow import Reading  # noqa: PLC0415
-    from launcher.report import header  # noqa: PLC0415
+    from launcher.output.follow import Reading  # noqa: PLC0415
+    from launcher.output.report import header  # noqa: PLC0415
 
     for text in filter(None, (job.why, done.note)):
         note(text)

@@ -9,18 +9,19 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from launcher import PROGRAM, report
+from launcher import PROGRAM
 from launcher.app import WATCH, app
-from launcher.backends import Backend, JobRef, JobState
 from launcher.commands.common import follow_to_its_end, job_of, words_of
+from launcher.commands.parameters import Json, LatestName, Where, count, examples, flag
 from launcher.commands.printing import note, print_json
-from launcher.display import Format
 from launcher.errors import Detached, LauncherError, RequestError, WaitTimedOut
-from launcher.follow import Reading, raise_outcome, show
-from launcher.logs import Selection
-from launcher.outage import passes, patiently
-from launcher.parameters import Json, LatestName, Where, count, examples, flag
-from launcher.timing import parse_duration
+from launcher.jobs import Backend, JobRef, JobState
+from launcher.kube.retry import passes, patiently
+from launcher.output import report
+from launcher.output.display import Format
+from launcher.output.follow import Reading, raise_outcome, show
+from launcher.output.lines import Selection
+from launcher.output.timing import parse_duration
 
 
 @app.command(group=WATCH, help_epilogue=examples("logs", "logs NAME -f", "logs --rank 3 --tail 20"))
@@ -103,7 +104,7 @@ def wait(
 @app.command(name="list", group=WATCH, help_epilogue=examples("list", "list --json"))
 def list_(*, json_: Json = False, where: Where | None = None) -> None:
     """Show all jobs, the latest last."""
-    from launcher.backends.choose import list_jobs  # noqa: PLC0415  # the other commands find one job
+    from launcher.backends import list_jobs  # noqa: PLC0415  # the other commands find one job
 
     where = where or Where()
     listing = list_jobs(where.name, where.place)

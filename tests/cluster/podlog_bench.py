@@ -11,6 +11,7 @@ from pathlib import Path
 from launcher.kube.api import Api, Json
 from launcher.kube.connection import connect
 from launcher.kube.place import Place as Where
+from launcher.kube.reflector import Reflector, Selector
 from launcher.kube.resources import PODS
 from launcher.podlogs.batch import Item, LogGap
 from launcher.podlogs.container import ContainerLog
@@ -19,7 +20,6 @@ from launcher.podlogs.stamps import stamp_ns
 from launcher.podlogs.state import ContainerState, Instance, Place, container_state
 from launcher.podlogs.stop import Stop
 from launcher.podlogs.transport import Transport
-from launcher.watch import Reflector, Selector
 from tests.cluster.testbed import printer
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.waiting import until as until_seldom

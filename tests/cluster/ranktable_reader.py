@@ -10,8 +10,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from trainer.config import TrainConfig
-from trainer.errors import TrainerError
+from trainer.shared.config import TrainConfig
+from trainer.shared.errors import TrainerError
 from trainer.topology import discover, visible_devices
 
 TABLES = Path("/tables")

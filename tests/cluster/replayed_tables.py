@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.unit.test_ranktable_recorded import EXPECTED
+from tests.unit.ranktable.test_ranktable_recorded import EXPECTED
 from trainer.ranktable.identity import POD_UID
 
 TABLES = Path(__file__).parents[1] / "data" / "ranktables"

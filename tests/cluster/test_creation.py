@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from launcher.backends import Phase, Submitted
-from launcher.backends.cluster import ClusterBackend
-from launcher.backends.handover import name_of
+from launcher.cluster.jobs import ClusterBackend
+from launcher.cluster.saved_attempt import name_of
 from launcher.errors import ConflictError, LauncherError, UnreachableError
+from launcher.jobs import Phase, Submitted
 from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.connection import connect
 from launcher.kube.place import Place
 from launcher.kube.resources import BATCH_JOBS, CONFIG_MAPS, PODS, SERVICES, Resource
-from launcher.settings import resolve_settings
-from launcher.spec import JobSpec, make_cluster_spec
+from launcher.settings.layers import resolve_settings
+from launcher.settings.spec import JobSpec, make_cluster_spec
 from tests.cluster.launching import POD, SMALL, Terminal
 from tests.cluster.testbed import cluster as testbed
 from tests.cluster.testbed.cluster import Cluster
@@ -106,7 +106,7 @@ def test_a_creation_that_did_not_arrive_is_made_up_for_by_the_same_command(
         Trouble(backend.api, patch).fail(BATCH_JOBS, UnreachableError("the request was lost"))
         with pytest.raises(UnreachableError, match="job pair is not there so far: type the same again"):
             backend.submit(two_nodes())
-    monkeypatch.setattr("launcher.backends.creation._SIBLING_S", 1.0)
+    monkeypatch.setattr("launcher.cluster.submit._SIBLING_S", 1.0)
     assert not backend.submit(two_nodes()).existed
     assert owners(backend.api) == ["Job"]
 
@@ -136,7 +136,7 @@ def test_a_part_that_an_earlier_launcher_left_is_not_taken_for_this_jobs(
         with pytest.raises(UnreachableError):
             backend.submit(two_nodes())
     left = backend.api.get(SERVICES, "pair")["metadata"]["uid"]
-    monkeypatch.setattr("launcher.backends.creation._SIBLING_S", 1.0)
+    monkeypatch.setattr("launcher.cluster.submit._SIBLING_S", 1.0)
     backend.submit(two_nodes())
     assert backend.api.get(SERVICES, "pair")["metadata"]["uid"] != left
     assert owners(backend.api) == ["Job"]
@@ -147,7 +147,7 @@ def test_ctrl_c_as_a_job_is_started_once_more_says_which_it_is(
 ) -> None:
     backend.cancel(backend.submit(two_nodes()).ref)
     with monkeypatch.context() as patch:
-        patch.setattr("launcher.backends.handover.drop", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr("launcher.cluster.saved_attempt.drop", lambda *_: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt) as caught:
             backend.submit(two_nodes(), again=True)
     assert caught.value.args == ("pair-2",)

@@ -14,7 +14,7 @@ from yamllint.config import YamlLintConfig
 
 from docs.chart import CHART
 from docs.manifests import FOLDER
-from launcher.manifests import manifests
+from launcher.manifests.offline import manifests
 from tests.cluster.helm import ALL_ON, HELMS, template
 from tests.cluster.job_settings import settings
 

@@ -10,8 +10,8 @@ import yaml
 
 from docs.chart import CHART
 from docs.manifests import FOLDER
-from launcher.hardware import PRESETS
-from launcher.manifests import manifests
+from launcher.manifests.offline import manifests
+from launcher.settings.hardware import PRESETS
 from tests.cluster.helm import ALL_ON, HELMS, template
 from tests.cluster.job_settings import settings
 from tests.cluster.testbed.cluster import Cluster

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from docs.manifests import ACCOUNT, FOLDER
+from launcher.cluster.rbac import CLUSTER_VERBS, VERBS
 from launcher.kube.resources import Resource
-from launcher.names import JOB, MANAGED
-from launcher.rights import CLUSTER_VERBS, VERBS
+from launcher.manifests.labels import JOB, MANAGED
 from tests.cluster import speaker
 from tests.cluster.launching import Terminal
 from tests.cluster.testbed.cluster import Cluster

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from docs.chart import CHART
-from launcher.rights import CLUSTER_VERBS, rules
+from launcher.cluster.rbac import CLUSTER_VERBS, rules
 from tests.cluster.helm import ALL_ON, HELMS, Helm
 from tests.cluster.launching import POD, SMALL, Terminal, own_namespace, restricted
 from tests.cluster.testbed import images

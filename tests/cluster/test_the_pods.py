@@ -13,18 +13,18 @@ import yaml
 
 from docs.chart import CHART
 from docs.manifests import FOLDER, IMAGE, JOBS
-from launcher.backends.kinds import spec_of
-from launcher.cluster_options import PLACE
+from launcher.cluster.kinds import spec_of
 from launcher.errors import RequestError
-from launcher.hardware import PRESETS
-from launcher.manifests import manifests
-from launcher.names import RING_CONTROLLER, SCHEDULE_POLICY
-from launcher.render import to_yaml
-from launcher.secrecy import looks_secret
-from launcher.spec import is_job_name
+from launcher.manifests.labels import RING_CONTROLLER, SCHEDULE_POLICY
+from launcher.manifests.offline import manifests
+from launcher.manifests.render import to_yaml
+from launcher.settings.hardware import PRESETS
+from launcher.settings.options import PLACE
+from launcher.settings.secrets import looks_secret
+from launcher.settings.spec import is_job_name
 from tests.cluster.helm import HELMS, template
 from tests.cluster.job_settings import OF_A_KIND, ON_CPUS, ON_HARDWARE, PLAIN, Settings, settings
-from trainer.config import ConfigError
+from trainer.shared.config import ConfigError
 
 CASES = list(itertools.product(("batch", "volcano"), (1, 2, 4, 8), (1, 2), ("plain", "everything", "cpu")))
 

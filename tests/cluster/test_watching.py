@@ -8,14 +8,14 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from launcher.backends import Block, Ended, JobRef, Phase
-from launcher.backends.cluster import ClusterBackend
+from launcher.cluster.jobs import ClusterBackend
 from launcher.errors import LauncherError, UnreachableError
+from launcher.jobs import Block, Ended, JobRef, Phase
 from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.connection import connect
 from launcher.kube.place import Place
+from launcher.kube.reflector import Reflector, Selector
 from launcher.kube.resources import EVENTS, PODS
-from launcher.watch import Reflector, Selector
 from tests.cluster import speaker
 from tests.cluster.cut_following import Cut
 from tests.cluster.testbed.cluster import Cluster

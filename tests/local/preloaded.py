@@ -26,7 +26,7 @@ from types import SimpleNamespace, TracebackType
 from typing import NoReturn
 from unittest import mock
 
-IMPORTED = ("trainer.cli", "trainer.attempt", "trainer.worker", "torch._dynamo", "trainer.tensorboard")
+IMPORTED = ("trainer.cli", "trainer.run.attempt", "trainer.worker.run", "torch._dynamo", "trainer.records.tensorboard")
 PATH = sys.path[1:]
 OPEN = 1 << 12
 """More files than any of these processes has open."""
@@ -97,7 +97,7 @@ def _end(process: "subprocess.Popen[bytes]", connection: socket.socket) -> None:
 
 def main() -> None:
     """Be that process: import everything, and fork for each request; the fork is the trainer."""
-    gc.disable()  # as trainer.worker_start does; what it looked through would be copied by each fork besides
+    gc.disable()  # as trainer.worker.__main__ does; what it looked through would be copied by each fork besides
     for name in IMPORTED:
         importlib.import_module(name)
     gc.freeze()
@@ -153,7 +153,7 @@ class ForkedWorker:
                 os.dup2(reading, 0)
                 _become(env, stdout=stdout, stderr=stderr)
                 importlib.import_module("torch").set_num_threads(int(env["OMP_NUM_THREADS"]))
-                importlib.import_module("trainer.worker").main()
+                importlib.import_module("trainer.worker.run").main()
         os.close(reading)
         self.stdin = os.fdopen(writing, "wb")
 

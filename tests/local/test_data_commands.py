@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from trainer.data.commands import data_app
+from trainer.commands.data import data_app
 from trainer.data.index import load_datasets
-from trainer.errors import TrainerError, UsageError
+from trainer.shared.errors import TrainerError, UsageError
 
 
 def data(*arguments: str | Path) -> None:
@@ -54,7 +54,7 @@ def test_digits_already_there_are_left_alone(digits: Path, capsys: pytest.Captur
 def test_half_written_digits_are_finished_as_they_would_have_been(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = f"from trainer.data.commands import data_app; data_app(['digits', '--to', {str(tmp_path)!r}])"
+    code = f"from trainer.commands.data import data_app; data_app(['digits', '--to', {str(tmp_path)!r}])"
     writer = subprocess.Popen([sys.executable, "-c", code])
     while not list(tmp_path.glob("train/*/*")):
         time.sleep(0.01)
@@ -160,7 +160,7 @@ def test_prepare_goes_on_after_it_was_killed(tmp_path: Path, capsys: pytest.Capt
     labels = tmp_path / "valprep.sh"
     labels.write_text("\n".join(f"mv {name} n{position % 10:08d}/" for position, name in enumerate(names)))
     arguments = ["prepare", str(source), "--to", str(out), "--labels", str(labels), "--allow-partial"]
-    code = f"from trainer.data.commands import data_app; data_app({arguments!r})"
+    code = f"from trainer.commands.data import data_app; data_app({arguments!r})"
     writer = subprocess.Popen([sys.executable, "-c", code])
     while not list(out.glob("val/*/*.JPEG")):
         time.sleep(0.001)

@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.config import TrainConfig
 from trainer.data.bad_images import BadImage, BadImages
 from trainer.data.decode import BadImageError
 from trainer.data.index import ImageIndex, load_split
 from trainer.data.loader import Batch, eval_batches, to_device, train_batches
 from trainer.data.processes import start_worker
 from trainer.data.sampler import plan_epoch
-from trainer.errors import TrainerError, UsageError
+from trainer.shared.config import TrainConfig
+from trainer.shared.errors import TrainerError, UsageError
 
 CONFIG = TrainConfig(image_size=16, batch_size=4, seed=7, augment="trivial")
 N = 45

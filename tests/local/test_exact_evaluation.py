@@ -18,10 +18,10 @@ import torch
 from torch.multiprocessing.spawn import spawn, start_processes
 
 from tests.local.conftest import Finished
-from trainer.config import Layer, TrainConfig, mode_layer, resolve
+from trainer.shared.config import Layer, TrainConfig, mode_layer, resolve
 from trainer.topology.ports import free_port
-from trainer.worker import run
-from trainer.worker_task import WorkerTask
+from trainer.worker.run import run
+from trainer.worker.task import WorkerTask
 
 DEVICES = 5
 IMAGES, FEW = 23, 2

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from trainer.checkpoint.files import Blob, write
-from trainer.errors import TrainerError, UsageError
-from trainer.evaluation import Evaluation
-from trainer.inspection import inspect_app
+from trainer.commands.inspect import inspect_app
 from trainer.model import DataConfig, pnasnet5tiny, save_weights
-from trainer.progress import Progress
+from trainer.shared.errors import TrainerError, UsageError
+from trainer.training.evaluation import Evaluation
+from trainer.training.progress import Progress
 
 SCORE = Evaluation(top1=70.012345678, top5=95.0, loss=1.25, images=360)
 CONTENT = {
@@ -236,7 +236,7 @@ def test_where_nothing_is_to_be_seen_one_line_says_what_to_give(run: Path, tmp_p
 
 def test_it_answers_without_torch_and_numpy(run: Path) -> None:
     program = (
-        f"import sys; from trainer.inspection import inspect_app; "
+        f"import sys; from trainer.commands.inspect import inspect_app; "
         f"inspect_app([{str(run)!r}], result_action='return_value'); "
         "print([name for name in ('torch', 'numpy', 'pydantic', 'yaml') if name in sys.modules])"
     )

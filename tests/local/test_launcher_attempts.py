@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends import JobRef, Phase
-from launcher.backends import local_records as records
-from launcher.backends.local import LocalBackend
 from launcher.errors import ConflictError
+from launcher.jobs import JobRef, Phase
+from launcher.local import records
+from launcher.local.jobs import LocalBackend
 from tests.local.conftest import small
 from trainer.checkpoint.files import read_manifest
 
@@ -106,7 +106,7 @@ def test_a_job_that_still_runs_is_not_continued(bench: Bench) -> None:
 def test_of_launchers_that_continue_a_job_at_once_one_does(bench: Bench) -> None:
     bench.end_of(says("first", 75), resume=False)
     program = (
-        "import os, sys; from launcher.backends.local import LocalBackend; from launcher.errors import ConflictError\n"
+        "import os, sys; from launcher.local.jobs import LocalBackend; from launcher.errors import ConflictError\n"
         "record = {'spec': {'train': {}}, 'output': os.getcwd()}\n"
         "sys.stdin.read()\n"
         "try: LocalBackend().start('mine', ['sleep', '30'], record, dict(os.environ), resume=True)\n"

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends import JobRef, Phase, local
-from launcher.backends import local_records as records
+from launcher.jobs import JobRef, Phase
+from launcher.local import jobs as local
+from launcher.local import records
 
 # What every stand-in program begins with: `say` prints a numbered line as the trainer's supervisor does.
 PRELUDE = """

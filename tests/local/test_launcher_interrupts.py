@@ -83,9 +83,9 @@ def test_other_exceptions_that_are_dropped_are_shown_as_ever() -> None:
     [
         (("launcher", "list"), "launcher.app", ""),
         (("launcher", "list"), "launcher.commands.watch", "interrupted\n"),
-        (("launcher", "submit", "--data-path", "x"), "launcher.preflight", "interrupted\n"),
-        (("trainer", "--data-path", "x"), "trainer.config", ""),
-        (("trainer", "--data-path", "x"), "trainer.attempt", "error: interrupted before any worker was started\n"),
+        (("launcher", "submit", "--data-path", "x"), "launcher.local.preflight", "interrupted\n"),
+        (("trainer", "--data-path", "x"), "trainer.shared.config", ""),
+        (("trainer", "--data-path", "x"), "trainer.run.attempt", "error: interrupted before any worker was started\n"),
     ],
 )
 def test_ctrl_c_in_code_that_is_text_gives_the_documented_exit_code(

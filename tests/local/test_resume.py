@@ -10,7 +10,7 @@ import pytest
 from tests.local.conftest import train
 from tests.local.interrupted import Started, assert_same, claimed, recipe
 from trainer.checkpoint.files import read_manifest
-from trainer.requests import Request, Requests
+from trainer.distributed.stop_requests import Request, Requests
 from trainer.topology.ports import free_port
 
 RESUMABLE = 75

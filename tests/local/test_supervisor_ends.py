@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.local.supervised import STUBBORN, WAIT, Node, until
-from trainer.errors import TrainerError
+from trainer.shared.errors import TrainerError
 from trainer.supervisor import WorkerCommand, supervise
 
 

@@ -21,7 +21,7 @@ RANK = """
 import ctypes, os, sys, time
 from pathlib import Path
 import torch, torch.distributed as dist
-from trainer.watchdog import Watchdog
+from trainer.distributed.watchdog import Watchdog
 rank, ranks, stuck, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
 if ranks > 1:
     dist.init_process_group("gloo", rank=rank, world_size=ranks)

@@ -11,7 +11,7 @@ import pytest
 from tests.local.interrupted import recipe
 from tests.npu.conftest import SHORT
 from trainer.cli import main
-from trainer.config import emulated
+from trainer.shared.config import emulated
 
 REPOSITORY = Path(__file__).parents[2]
 

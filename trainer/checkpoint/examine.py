@@ -14,7 +14,7 @@ from trainer.checkpoint.layout import file_order, size_of
 from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, Refused
 from trainer.checkpoint.reading import read_manifest, tensor_checks, wrong_size
 from trainer.data.files import reading
-from trainer.errors import UsageError
+from trainer.shared.errors import UsageError
 
 WEIGHTS_SUFFIX = ".safetensors"
 CHECKPOINT_PREFIX = "step-"

@@ -20,7 +20,7 @@ from typing import Any
 from trainer.checkpoint.layout import file_order, header, size_of
 from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, Entry, Manifest, Refused, encode
 from trainer.checkpoint.reading import CHUNK, read_manifest, verify
-from trainer.durable import flush
+from trainer.shared.files import flush
 
 __all__ = [
     "Blob",

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint.files import Blob, Refused, prune, write
-from trainer.config.interval import Interval
-from trainer.errors import TrainerError
 from trainer.model.weights import write_weights
-from trainer.records import say
+from trainer.records.run_records import say
+from trainer.shared.config.interval import Interval
+from trainer.shared.errors import TrainerError
 
 DTYPES = {
     torch.float64: "F64",

@@ -16,9 +16,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from trainer.config import TrainConfig
-from trainer.loss import Targets
-from trainer.randomness import key
+from trainer.model.loss import Targets
+from trainer.seeds import key
+from trainer.shared.config import TrainConfig
 
 Rgb = tuple[float, float, float]
 

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode
 
-from trainer.errors import TrainerError
+from trainer.shared.errors import TrainerError
 
 _JPEG = b"\xff\xd8\xff"
 # torchvision >= 0.29 puts "function, file:line, " before the reason.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.data.files import write_atomically
-from trainer.errors import UsageError
+from trainer.shared.errors import UsageError
 
 COUNT = 1797
 HELD_OUT = 360

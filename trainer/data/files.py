@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from trainer.errors import TrainerError, UsageError
+from trainer.shared.errors import TrainerError, UsageError
 
 
 @contextlib.contextmanager

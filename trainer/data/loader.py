@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trainer.config import TrainConfig
 from trainer.data.augment import EvalTransform, TrainTransform, sample_key
 from trainer.data.bad_images import BadImage, BadImages, bound
 from trainer.data.decode import BadImageError, decode
 from trainer.data.index import ImageIndex
 from trainer.data.processes import whole_item_loader
 from trainer.data.sampler import EpochPlan, Indices, epoch_order, eval_indices
-from trainer.errors import TrainerError
+from trainer.shared.config import TrainConfig
+from trainer.shared.errors import TrainerError
 
 
 class Batch(NamedTuple):

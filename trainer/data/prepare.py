@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainer.data.files import cannot_write, reading, write_atomically
-from trainer.errors import TrainerError, UsageError
+from trainer.shared.errors import TrainerError, UsageError
 
 Transfer = Literal["copy", "link", "move"]
 

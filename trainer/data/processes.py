@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.errors import TrainerError
+from trainer.shared.errors import TrainerError
 
 PREFETCH = 4
 

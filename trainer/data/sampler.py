@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.errors import UsageError
+from trainer.shared.errors import UsageError
 
 Indices = NDArray[np.int64]
 

@@ -17,7 +17,7 @@ from trainer.data.decode import BadImageError, decode
 from trainer.data.files import reading
 from trainer.data.index import walk_images
 from trainer.data.processes import start_worker, whole_item_loader
-from trainer.errors import UsageError
+from trainer.shared.errors import UsageError
 
 _STDERR = 2
 # libjpeg's warnings that mean lost pixels; others, such as extraneous bytes before the end, are harmless.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.errors import UsageError
+from trainer.shared.errors import UsageError
 
 
 class CudaDevice:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.errors import RuntimeUnusable
-from trainer.run_folder import writing
-from trainer.trouble import explain_loading
+from trainer.devices.runtime_errors import explain_loading
+from trainer.run.folder import writing
+from trainer.shared.errors import RuntimeUnusable
 
 
 class NpuDevice:

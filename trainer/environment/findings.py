@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.devices.runtime_env import HCCL_EXEC_TIMEOUT_S, HCCL_SHORTEST_CONNECT_S, hccl_seconds
 from trainer.environment.facts import LIBRARIES, SILENT, Facts
 from trainer.environment.parsing import parse_settings
 from trainer.environment.versions import cann_of, same_release, supported_with, torch_of
-from trainer.errors import UsageError
-from trainer.runtime_defaults import HCCL_EXEC_TIMEOUT_S, HCCL_SHORTEST_CONNECT_S, hccl_seconds
+from trainer.shared.errors import UsageError
 
 GIB = 2**30
 # Docker's and Kubernetes' default is 64 MiB: less than a few batches of images at 331 px.

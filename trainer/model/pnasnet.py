@@ -15,11 +15,11 @@ import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch pro
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.config import TrainConfig
 from trainer.model.aux_head import AuxHead, AuxKind, AuxShape
 from trainer.model.cell import DROPPED, SUMS, Cell, Previous
 from trainer.model.drop_path import drop_path_table
 from trainer.model.layers import PADDINGS, Padding, batch_norm
+from trainer.shared.config import TrainConfig
 
 STAGES = 3
 

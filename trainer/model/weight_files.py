@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from trainer.errors import UsageError
 from trainer.model.layers import PADDINGS, Padding
+from trainer.shared.errors import UsageError
 
 FORMAT = "pnas"
 # torch.save writes a zip archive; before 1.6 it wrote bare pickles, of protocol 2.

@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer.durable import flush
-from trainer.errors import TrainerError, UsageError
 from trainer.model.pnasnet import PNASNet5
 from trainer.model.weight_files import DataConfig, Weights, metadata_of
+from trainer.shared.errors import TrainerError, UsageError
+from trainer.shared.files import flush
 
 AUX = "aux."
 HEADS = ("last_linear.", "aux.classifier.")

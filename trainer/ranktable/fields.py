@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn, TypeAlias
 
-from trainer.errors import UsageError
+from trainer.shared.errors import UsageError
 
 Json: TypeAlias = Any  # what json.loads returns: checked value by value, here
 SHOWN = 80  # characters of a value in a message

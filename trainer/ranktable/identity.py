@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trainer.errors import UsageError
 from trainer.ranktable.fields import plain
 from trainer.ranktable.table import RankTable, Server
+from trainer.shared.errors import UsageError
 
 POD_UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 

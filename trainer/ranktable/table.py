@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from trainer.errors import UsageError
 from trainer.ranktable.fields import (
     Json,
     check_count,
@@ -29,6 +28,7 @@ from trainer.ranktable.fields import (
     text_of,
     whole_of,
 )
+from trainer.shared.errors import UsageError
 
 NO_ADDRESS = "-1"  # what the device plugin writes for a device whose network card it cannot ask
 SERVER_ID_LIMIT = 64  # characters; HCCL's user guide

@@ -9,9 +9,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.errors import TrainerError, UsageError
 from trainer.ranktable.identity import Identity, find_me
 from trainer.ranktable.table import NotReadyError, RankTable, parse
+from trainer.shared.errors import TrainerError, UsageError
 
 POLL_S = 1.0  # a ConfigMap volume changes once a minute; a file on shared storage is cheap to read
 

@@ -4,9 +4,9 @@ torch's elastic agent tears lines, loses last words and reports the wrong cause;
 exactly these, so they are promised here. Nothing here knows what a worker computes, and torch is never imported.
 """
 
-from trainer.supervisor.cause import Failure, Outcome, blames_a_peer
-from trainer.supervisor.lifeline import die_with_supervisor
+from trainer.supervisor.failure_cause import Failure, Outcome, blames_a_peer
 from trainer.supervisor.loop import supervise
+from trainer.supervisor.parent_death import die_with_supervisor
 from trainer.supervisor.worker import WorkerCommand
 
 __all__ = ["Failure", "Outcome", "WorkerCommand", "blames_a_peer", "die_with_supervisor", "supervise"]

@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import BinaryIO
 
-from trainer.errors import RESUMABLE
-from trainer.supervisor.cause import Outcome, Stop, decide, describe, why
+from trainer.shared.errors import RESUMABLE
+from trainer.supervisor.failure_cause import Outcome, Stop, decide, describe, why
 from trainer.supervisor.lines import Tagger
 from trainer.supervisor.output import Stdout
 from trainer.supervisor.worker import WorkerCommand, WorkerProcess

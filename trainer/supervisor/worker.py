@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.errors import TrainerError
-from trainer.supervisor.cause import Ending
+from trainer.shared.errors import TrainerError
+from trainer.supervisor.failure_cause import Ending
 from trainer.supervisor.lines import Tagger
 from trainer.supervisor.output import LogFile
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trainer.config import TrainConfig
-from trainer.errors import UsageError
 from trainer.ranktable import Identity, RankTable, Server, find_me, is_ip, wait_until_completed, write_regular
+from trainer.shared.config import TrainConfig
+from trainer.shared.errors import UsageError
 from trainer.topology.ports import check_port_is_free, free_port
 from trainer.topology.visible import Visible
 

@@ -8,7 +8,7 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-from trainer.errors import UsageError
+from trainer.shared.errors import UsageError
 
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 """The first and the last port that the kernel gives to outgoing connections (ip(7))."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trainer.errors import UsageError
+from trainer.shared.errors import UsageError
 
 Kind = Literal["npu", "cuda", "cpu"]
 

@@ -35,7 +35,7 @@
 {{- end }}
 {{- end }}
 
-{{- /* A variable as people call secrets, or with a value as services make them: as launcher/secrecy.py has it. */ -}}
+{{- /* A variable as people call secrets, or with a value as services make them: as launcher/settings/secrets.py has it. */ -}}
 {{- define "pnas.looks-secret" -}}
 {{- $words := regexSplit "[_0-9]+" (regexReplaceAll "([a-z])([A-Z])" .pair.name "${1}_${2}" | upper) -1 }}
 {{- $named := false }}

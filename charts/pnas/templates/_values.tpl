@@ -1,4 +1,4 @@
-{{- /* What launcher/render.py makes of a job's settings, as the translated templates want it. A test compares the pods. */ -}}
+{{- /* What launcher/manifests/render.py makes of a job's settings, as the translated templates want it. A test compares the pods. */ -}}
 
 {{- /* A setting as people write it: read as JSON every number has a fraction, and a large one would be 2.592e+06. */ -}}
 {{- define "pnas.text" -}}

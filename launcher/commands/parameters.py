@@ -1,0 +1,95 @@
+"""The parameters that several commands share, so that a job, a backend or `--json` is the same wherever it is typed."""
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter, Token
+
+from launcher import PROGRAM
+from launcher.errors import RequestError
+from launcher.jobs import UNSUPPORTED
+from launcher.kube.place import Place
+
+BACKENDS = ("auto", "local", "batch", "volcano")
+_PLACE = Group.create_ordered("Where")
+
+
+def flag(text: str, **more: Any) -> Parameter:
+    """A switch that is off unless it is typed; there is no `--no-` form of it."""
+    return Parameter(help=text, negative="", show_default=False, **more)
+
+
+def count(_type: Any, tokens: Sequence[Token]) -> int:
+    """Read a number of things; cyclopts alone would round 1.5 to 2."""
+    text = tokens[0].value
+    if not text.isdecimal():
+        raise ValueError(f'"{text}" is not a whole number of 0 or more')
+    return int(text)
+
+
+def examples(*commands: str) -> str:
+    """The end of a help page."""
+    return "Examples:\n" + "\n".join(f"  {PROGRAM} {command}" for command in commands)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Where:
+    """Where a job is. What is left out comes from PNAS_BACKEND, PNAS_NAMESPACE, … or is found."""
+
+    backend: Annotated[
+        Literal["auto", "local", "batch", "volcano"] | None,
+        Parameter(help="This machine, or a kind of job on a cluster. [default: all of them]", group=_PLACE),
+    ] = None
+    namespace: Annotated[
+        str | None, Parameter(help="Namespace of the cluster. [default: the context's]", group=_PLACE)
+    ] = None
+    context: Annotated[
+        str | None, Parameter(help="Context of the kubeconfig. [default: its current one]", group=_PLACE)
+    ] = None
+    kubeconfig: Annotated[
+        Path | None, Parameter(help="Kubeconfig file. [default: KUBECONFIG or ~/.kube/config]", group=_PLACE)
+    ] = None
+
+    @property
+    def name(self) -> str:
+        """The backend, or `auto`.
+
+        Raises:
+            RequestError: PNAS_BACKEND names none.
+        """
+        name = self.backend or os.environ.get("PNAS_BACKEND", "auto")
+        if name in UNSUPPORTED:
+            raise RequestError(f"PNAS_BACKEND={name}: {UNSUPPORTED[name]}")
+        if name not in BACKENDS:
+            raise RequestError(f"PNAS_BACKEND={name}: no such backend; there are {', '.join(BACKENDS)}")
+        return name
+
+    @property
+    def place(self) -> Place:
+        """Where the cluster is."""
+        kubeconfig = self.kubeconfig or os.environ.get("PNAS_KUBECONFIG")
+        return Place(
+            kubeconfig=None if kubeconfig is None else Path(kubeconfig),
+            context=self.context or os.environ.get("PNAS_CONTEXT"),
+            namespace=self.namespace or os.environ.get("PNAS_NAMESPACE"),
+        )
+
+    @property
+    def words(self) -> str:
+        """The options that lead to the same place again, for messages: ` --namespace training`, or nothing."""
+        given = {"--backend": self.backend, "--namespace": self.namespace, "--context": self.context}
+        given["--kubeconfig"] = None if self.kubeconfig is None else str(self.kubeconfig)
+        return "".join(f" {option} {shlex.quote(value)}" for option, value in given.items() if value is not None)
+
+
+LatestName = Annotated[str | None, Parameter(help="The job. [default: the latest]", show_default=False)]
+JobName = Annotated[str, Parameter(help="The job.")]
+Json = Annotated[bool, flag("Print JSON (apiVersion pnas/v1).", name="--json")]
+Profile = Annotated[
+    str | None, Parameter(help="Settings from a YAML file, or seed, recommended or digits.", group="Job")
+]

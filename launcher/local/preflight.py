@@ -1,0 +1,65 @@
+"""What can be known in a moment, without torch, before a job starts on this machine.
+
+The trainer checks the same and more; this exists so that a mistyped path is answered at once and leaves nothing
+behind, neither a job record nor an output folder.
+"""
+
+import os
+from pathlib import Path
+
+from launcher.errors import ConflictError, RequestError
+from launcher.settings.spec import JobSpec
+from trainer.shared.config import EMULATED, emulated_machine
+
+
+def check(spec: JobSpec) -> None:
+    """Raise for the first thing that stands in the way.
+
+    Raises:
+        ConfigError: emulated NPUs are meant, and there are none.
+        RequestError: data, weights, rank table or output cannot be used.
+        ConflictError: the output folder holds an earlier run.
+    """
+    train = spec.train
+    if train.device == EMULATED:
+        emulated_machine()
+    if train.nodes > 1:
+        raise RequestError(f"--nodes {train.nodes}: the local backend has this machine only; leave --nodes out")
+    needed = ("val",) if train.mode == "eval" else ("train", "val")
+    # With auto a run may just begin; what a checkpoint brings, the trainer finds out.
+    resumes = train.resume is not None and (train.resume != "auto" or spec.output.exists())
+    if not resumes or "data_path" in spec.given:
+        _check_data(train.data_path, needed)
+    for option, path in (("--weights", None if resumes else train.weights), ("--rank-table", train.rank_table)):
+        if path is not None and not path.is_file():
+            raise RequestError(f"{option} {path}: no such file; check the path")
+    _check_output(train.output)
+    if spec.output.exists() and not resumes:
+        raise ConflictError(
+            f"{spec.output} holds an earlier run, and a run is never overwritten: choose another --name or --output, "
+            "or continue it with --resume auto"
+        )
+
+
+def _check_data(path: Path, needed: tuple[str, ...]) -> None:
+    if not path.is_dir():
+        what = "not a folder" if path.exists() else "no such folder"
+        raise RequestError(f"--data-path {path}: {what}; give the folder that holds {' and '.join(_slashed(needed))}")
+    missing = [name for name in needed if not (path / name).is_dir()]
+    if missing:
+        raise RequestError(
+            f"--data-path {path}: there is no {' and no '.join(_slashed(missing))} in it; "
+            f"each class needs a folder there (see `python -m trainer data --help`)"
+        )
+
+
+def _check_output(path: Path) -> None:
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not existing.is_dir():
+        raise RequestError(f"--output {path}: {existing} is a file; choose another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise RequestError(f"--output {path}: {existing} is not writable; choose another folder")
+
+
+def _slashed(names: list[str] | tuple[str, ...]) -> list[str]:
+    return [f"{name}/" for name in names]

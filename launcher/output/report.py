@@ -1,0 +1,308 @@
+"""Texts and JSON documents about jobs and settings. Pure: values in, text out; `cli` prints it.
+
+The JSON documents are an interface: `apiVersion` changes when a field changes its meaning or goes away.
+"""
+
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher import PROGRAM
+from launcher.cluster.preflight import Finding
+from launcher.jobs import JobEvent, JobRef, JobState
+from launcher.output.device_lines import step_cells
+from launcher.output.progress import Event, Progress
+from launcher.output.timing import format_duration
+
+if TYPE_CHECKING:
+    from launcher.output.follow import Following
+    from launcher.settings.layers import Settings
+    from launcher.settings.spec import JobSpec
+
+API_VERSION = "pnas/v1"
+_SHOWN_LOSSES = 8
+
+
+def header(spec: "JobSpec", *, attempt: int, where: str = "") -> str:
+    """What was started, and how to come back to it."""
+    train = spec.train
+    rows = {
+        "job": spec.name if attempt == 1 else f"{spec.name}, attempt {attempt}",
+        "resumes": _resumes(spec) if spec.continues else "",
+        "runs": f"{train.mode}, {train.model} at {train.image_size} px, {_devices(dict(train))}",
+        "data": str(train.data_path),
+        "output": str(spec.output),
+        "come back": f"{PROGRAM} logs {spec.name} -f{where}",
+    }
+    if spec.continues and attempt == 1:
+        # The run was begun elsewhere: what it is, its checkpoint knows.
+        del rows["runs"], rows["data"]
+    return _rows({name: text for name, text in rows.items() if text})
+
+
+def continuation(state: JobState, where: str) -> str:
+    """What to type to go on with a job that ended before it was done; nothing for others.
+
+    Args:
+        where: the options that say where it is.
+    """
+    if not state.resumable:
+        return ""
+    # Left to itself, submit would choose by what there is now.
+    kind = "" if "--backend " in where else f" --backend {state.ref.backend}"
+    return f"{PROGRAM} submit --name {state.ref.name} --resume auto{kind}{where}"
+
+
+def come_back(name: str, where: str = "") -> str:
+    """What to type after the launcher has let go of a job that still runs.
+
+    Args:
+        where: the options that say where it is.
+    """
+    stop = f"{PROGRAM} cancel {name}{where}"
+    return f"job {name} goes on. Come back with `{_follow(name, where)}`, stop it with `{stop}`."
+
+
+def out_of_sight(name: str, where: str = "") -> str:
+    """What to type after the cluster was away for so long that the launcher has given up following a job."""
+    return f"Job {name} does not need this launcher; come back with `{_follow(name, where)}`."
+
+
+def _follow(name: str, where: str) -> str:
+    return f"{PROGRAM} logs {name} -f{where}"
+
+
+def summary(state: JobState, seen: "Following", *, now: float, where: str) -> str:
+    """How the job ended: outcome, accuracy, speed, time, what the log proves, and where the files are.
+
+    Args:
+        where: the options that say where it is.
+    """
+    progress = seen.progress
+    result = progress.result
+    took = state.took_s(now)
+    rows = {
+        state.phase.value: state.ref.name + ("" if took is None else f" in {format_duration(took)}"),
+        **_accuracy(result or progress.evaluation),
+        "speed": _speed(result),
+        _worked(result): _seconds(result, "train_s"),
+        "log": _books(seen),
+        "files": state.files or ("" if result is None else str(result.fields.get("output", ""))),
+        "continue": continuation(state, where),
+    }
+    return _rows({name: text for name, text in rows.items() if text})
+
+
+def status_text(state: JobState, progress: Progress, events: Iterable[JobEvent], *, now: float, where: str) -> str:
+    """Everything that is known of one job, for a person.
+
+    Args:
+        where: the options that say where it is.
+    """
+    took = state.took_s(now)
+    step = progress.latest_step
+    rows = {
+        "job": state.ref.name,
+        "attempt": str(state.attempt) if state.attempt > 1 else "",
+        "phase": state.phase.value + (f": {state.reason}" if state.reason else ""),
+        "runs": _runs(state.spec.get("train")),
+        "for": "" if took is None else format_duration(took),
+        "step": ", ".join(text for name, text in step_cells(step).items() if name != "bar") if step else "",
+        **_accuracy(progress.result or progress.evaluation),
+        "speed": _speed(progress.result),
+        "restarts": str(state.restarts) if state.restarts else "",
+        "output": state.files or ("" if state.output is None else str(state.output)),
+        "console": str(state.details.get("console", "")),
+        "command": shlex.join(state.details.get("command", [])),
+        "backend": state.ref.backend,
+        "continue": continuation(state, where),
+    }
+    happened = [f"  {_clock(event.time)}  {event.text}" for event in events]
+    return "\n".join([_rows({name: text for name, text in rows.items() if text}), "events", *happened])
+
+
+def list_text(jobs: Sequence[tuple[JobState, Progress]], *, now: float) -> str:
+    """One line per job."""
+    rows = [("NAME", "PHASE", "WHERE", "MODE", "MODEL", "DEVICES", "STARTED", "TOOK", "TOP-1")]
+    for state, progress in jobs:
+        took = state.took_s(now)
+        top1 = _number(progress.result or progress.evaluation, "top1")
+        rows.append(
+            (
+                state.ref.name,
+                state.phase.value,
+                state.ref.backend,
+                str(state.setting("mode") or "-"),
+                str(state.setting("model") or "-"),
+                _total(state),
+                "-" if state.started is None else _clock(state.started),
+                "-" if took is None else format_duration(took),
+                "-" if top1 is None else f"{top1:.4g} %",
+            )
+        )
+    return _columns(rows)
+
+
+def settings_text(settings: "Settings") -> str:
+    """Every setting with its value and the layer that gave it."""
+    rows = [("SETTING", "VALUE", "FROM")]
+    rows += [(name, _word(value), origin) for name, value, origin in settings.items()]
+    return _columns(rows)
+
+
+def settings_document(settings: "Settings") -> dict[str, Any]:
+    """`settings_text` as a document of kind `Config`."""
+    values = {name: {"value": _plain(value), "origin": origin} for name, value, origin in settings.items()}
+    return {"apiVersion": API_VERSION, "kind": "Config", "settings": values}
+
+
+def job_document(state: JobState, progress: Progress) -> dict[str, Any]:
+    """One job as a document of kind `Job`. Times are ISO 8601 in UTC."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "Job",
+        "name": state.ref.name,
+        "backend": state.ref.backend,
+        "spec": dict(state.spec),
+        "output": None if state.output is None else str(state.output),
+        "status": {
+            "attempt": state.attempt,
+            "restarts": state.restarts,
+            "phase": state.phase.value,
+            "reason": state.reason or None,
+            "exitCode": int(state.phase.exit_code) if state.phase.ended else None,
+            "created": _iso(state.created),
+            "started": _iso(state.started),
+            "ended": _iso(state.ended),
+            "step": _fields(progress.latest_step),
+            "evaluation": _fields(progress.evaluation),
+            "result": _fields(progress.result),
+        },
+        "details": dict(state.details),
+    }
+
+
+def list_document(jobs: Sequence[tuple[JobState, Progress]]) -> dict[str, Any]:
+    """All jobs as a document of kind `JobList`."""
+    items = [job_document(state, progress) for state, progress in jobs]
+    return {"apiVersion": API_VERSION, "kind": "JobList", "items": items}
+
+
+def findings_document(found: Sequence[Finding]) -> dict[str, Any]:
+    """`doctor --json`."""
+    items = [{"about": one.about, "state": one.state, "text": one.text} for one in found]
+    return {"apiVersion": API_VERSION, "kind": "FindingList", "items": items}
+
+
+def deleted_document(ref: JobRef, files: str) -> dict[str, Any]:
+    """That a job was deleted, as a document of kind `JobDeleted`."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "JobDeleted",
+        "name": ref.name,
+        "backend": ref.backend,
+        "files": files or None,
+    }
+
+
+def _rows(rows: Mapping[str, str]) -> str:
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _resumes(spec: "JobSpec") -> str:
+    return "its newest valid checkpoint, if it has one" if spec.train.resume == "auto" else str(spec.train.resume)
+
+
+def _runs(train: Mapping[str, Any] | None) -> str:
+    return f"{train.get('mode')}, {train.get('model')}, {_devices(train)}" if train else ""
+
+
+def _total(state: JobState) -> str:
+    """Devices of the whole job."""
+    npus, nodes = state.setting("npus"), state.setting("nodes") or 1
+    return "-" if npus is None else str(npus) if nodes == 1 else f"{nodes}x{npus}"
+
+
+def _devices(train: Mapping[str, Any]) -> str:
+    kind, count = train.get("device", "auto"), train.get("npus")
+    kind = "device" if kind == "auto" else kind
+    if count is None:
+        return "1 cpu" if kind == "cpu" else f"every {kind} of this machine"
+    nodes = train.get("nodes") or 1
+    return _count(count, kind) if nodes == 1 else f"{nodes} nodes of {_count(count, kind)}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _accuracy(event: Event | None) -> dict[str, str]:
+    images = _number(event, "images")
+    over = "" if images is None else f" of {images:,.0f} images"
+    found = {name: _number(event, key) for name, key in (("top-1", "top1"), ("top-5", "top5"))}
+    return {name: f"{value:.4g} %{over}" for name, value in found.items() if value is not None}
+
+
+def _speed(event: Event | None) -> str:
+    fps = _number(event, "fps")
+    return "" if fps is None else f"{fps:,.1f} images/s"
+
+
+def _worked(result: Event | None) -> str:
+    """What the measured time was spent on."""
+    return "evaluation" if result is not None and result.fields.get("mode") == "eval" else "training"
+
+
+def _seconds(event: Event | None, key: str) -> str:
+    # Nothing is measured where all steps were warm-up.
+    return format_duration(seconds) if (seconds := _number(event, key)) else ""
+
+
+def _books(seen: "Following") -> str:
+    books = seen.demultiplexer
+    text = f"{_count(books.lines, 'line')} from {_count(books.devices, 'device')}, {books.missing:,} missing"
+    told = [str(gap) for gap in books.gaps()] + [loss.text for loss in seen.losses]
+    more = [f"and {len(told) - _SHOWN_LOSSES} more"] if len(told) > _SHOWN_LOSSES else []
+    return "; ".join([text, *told[:_SHOWN_LOSSES], *more])
+
+
+def _number(event: Event | None, key: str) -> float | None:
+    return None if event is None else event.number(key)
+
+
+def _fields(event: Event | None) -> dict[str, Any] | None:
+    """The event's fields; what JSON has no number for (a loss of nan) is text there."""
+    if event is None:
+        return None
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in event.fields.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _word(value: Any) -> str:
+    """A value as a profile or an option would have it."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _iso(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, tz=timezone.utc).isoformat(timespec="milliseconds")

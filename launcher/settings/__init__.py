@@ -1,0 +1,1 @@
+"""A job's settings: options, their origins, and the spec that they make."""

@@ -1,0 +1,207 @@
+"""The settings of a job on a cluster: where it runs, what its pods are given, and how often they are tried again.
+
+They are checked here, offline, so that a mistyped quantity or name costs no trip to the API server.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+
+from launcher.settings import quantities
+from launcher.settings.hardware import HardwareName
+from launcher.settings.secrets import looks_secret
+from trainer.shared import durations
+from trainer.shared.config.train import Optional, option
+
+# What Kubernetes takes for names of objects (RFC 1123 subdomain) and of namespaces, for quantities and label values.
+OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+QUALIFIED = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
+# What the launcher, the node or Volcano sets itself in each pod.
+OWN_VARIABLES = frozenset(
+    (
+        *("HOME", "POD_NAME", "POD_UID", "POD_IP", "HOST_IP", "PNAS_NODE_RANK", "PNAS_MASTER_ADDR", "RANK_TABLE_FILE"),
+        *("ASCEND_VISIBLE_DEVICES", "JOB_COMPLETION_INDEX", "VC_TASK_INDEX", "VK_TASK_INDEX"),
+    )
+)
+
+
+def _matching(pattern: re.Pattern[str], rule: str) -> AfterValidator:
+    def check(value: str | None) -> str | None:
+        if value is not None and not pattern.fullmatch(value):
+            raise ValueError(rule)
+        return value
+
+    return AfterValidator(check)
+
+
+def _checked(check: Callable[[str], object]) -> Callable[[str | None], str | None]:
+    def checked(text: str | None) -> str | None:
+        if text is not None:
+            check(text)
+        return text
+
+    return checked
+
+
+def _listed(value: object) -> object:
+    """A mapping in a profile is what several `KEY=VALUE` options are; one string is a list of one."""
+    if isinstance(value, dict):
+        # True is written true in YAML, and so the chart has it.
+        return [f"{key}={str(item).lower() if isinstance(item, bool) else item}" for key, item in value.items()]
+    return [value] if isinstance(value, str) else value
+
+
+def _each(check: Any) -> AfterValidator:
+    def check_all(values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            check(value)
+        names = [value.partition("=")[0] for value in values]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"`{twice}` is given twice")
+        return values
+
+    return AfterValidator(check_all)
+
+
+def _check_env(text: str) -> None:
+    name, equals, value = text.partition("=")
+    if not equals or not VARIABLE.fullmatch(name):
+        raise ValueError(f"`{name}` is not NAME=VALUE with a name of letters, digits and `_`")
+    if name in OWN_VARIABLES:
+        raise ValueError(f"`{name}` is set by the launcher in every pod")
+    if looks_secret(name, value):
+        raise ValueError(f"`{name}` looks like a secret, which anybody could read in the job: use --env-from-secret")
+
+
+def _check_selector(text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not QUALIFIED.fullmatch(key) or not VALUE.fullmatch(value):
+        raise ValueError(f"`{text}` is not a node's label, KEY=VALUE")
+
+
+def _check_toleration(text: str) -> None:
+    rest, _, effect = text.partition(":")
+    key, _, value = rest.partition("=")
+    if not QUALIFIED.fullmatch(key) or not VALUE.fullmatch(value) or effect not in ("", *EFFECTS):
+        raise ValueError(f"`{text}` is not KEY[=VALUE][:EFFECT] with an effect of {', '.join(EFFECTS)}")
+
+
+def _check_object(text: str) -> None:
+    if not OBJECT.fullmatch(text):
+        raise ValueError(f"`{text}` is not the name of an object: lower case letters, digits, `-` and `.`")
+
+
+def _check_duration(text: str | None) -> str | None:
+    if text is not None and durations.seconds(text) < 1:
+        raise ValueError("must be a second or more, like 30m or 7d")
+    return text
+
+
+ObjectName = _matching(OBJECT, "is not the name of an object: lower case letters, digits, `-` and `.`")
+Quantity = AfterValidator(_checked(quantities.quantity))
+Memory = AfterValidator(_checked(quantities.memory))
+Duration = AfterValidator(_check_duration)
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed), _each(_check_object)]
+
+
+class ClusterOptions(BaseModel):
+    """What only a cluster needs to know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    # Cluster: where, and as whom
+    kubeconfig: Annotated[Path | None, Optional] = option(
+        None, "Kubeconfig file. [default: KUBECONFIG, ~/.kube/config, or the pod's own]", group="Cluster"
+    )
+    context: Annotated[str | None, Optional] = option(
+        None, "Context of the kubeconfig. [default: its current one]", group="Cluster"
+    )
+    namespace: Annotated[
+        str | None, Optional, _matching(_LABEL, "is not a namespace: lower case letters, digits and `-`, 63 at most")
+    ] = option(None, "Namespace of the job. [default: the context's]", group="Cluster")
+    queue: Annotated[str, ObjectName] = option("default", "Volcano queue.", group="Cluster")
+    priority_class: Annotated[str | None, Optional, ObjectName] = option(
+        None, "PriorityClass of the pods.", group="Cluster"
+    )
+    node_selector: Annotated[tuple[str, ...], BeforeValidator(_listed), _each(_check_selector)] = option(
+        (), "A label, KEY=VALUE, that the nodes must have; may be repeated.", group="Cluster"
+    )
+    toleration: Annotated[tuple[str, ...], BeforeValidator(_listed), _each(_check_toleration)] = option(
+        (), "A taint, KEY[=VALUE][:EFFECT], that the nodes may have; may be repeated.", group="Cluster"
+    )
+    retries: int = option(3, "How often a failed job is tried again, from its checkpoint.", group="Cluster", ge=0)
+    deadline: Annotated[str | None, Optional, Duration] = option(
+        None, "End a job that has not ended after so long: 90m, 3d.", group="Cluster"
+    )
+    ttl: Annotated[str | None, Optional, Duration] = option(
+        "7d", "Remove an ended job, its log too, after so long; none keeps it.", group="Cluster"
+    )
+
+    # Pods: what they are made of
+    image: Annotated[str | None, Optional, _matching(re.compile(r"\S+"), "is not an image's name")] = option(
+        None, "Image of the trainer.", group="Pods"
+    )
+    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = option(
+        "IfNotPresent", "When a node pulls the image.", group="Pods"
+    )
+    image_pull_secret: Names = option((), "Secret that the registry asks for; may be repeated.", group="Pods")
+    data_claim: Annotated[str, ObjectName] = option("pnas-data", "Claim that is mounted at /data.", group="Pods")
+    output_claim: Annotated[str, ObjectName] = option("pnas-output", "Claim that is mounted at /output.", group="Pods")
+    hardware: Annotated[HardwareName | None, Optional] = option(
+        None,
+        "Kind of server (docs/ascend.md has them): sets resource, node labels and what MindCluster's scheduler goes "
+        "by, and takes the counts of NPUs that it takes. [default: an Atlas 800's counts, and nothing set]",
+        group="Pods",
+    )
+    resource: Annotated[str, _matching(QUALIFIED, "is not a resource's name, like huawei.com/Ascend910")] = option(
+        "huawei.com/Ascend910", "Resource that is an NPU.", group="Pods"
+    )
+    cpu: Annotated[str | None, Optional, Quantity] = option(None, "CPUs of each pod, like 96.", group="Pods")
+    memory: Annotated[str | None, Optional, Memory] = option(None, "Memory of each pod, like 512Gi.", group="Pods")
+    shm: Annotated[str, Memory] = option(
+        "16Gi", "Size of /dev/shm, where loaders hand images over; it counts as memory.", group="Pods"
+    )
+    scratch: Annotated[str, Memory] = option("16Gi", "Size of /tmp and of $HOME each.", group="Pods")
+    user: int = option(1000, "User id in the pod (HwHiAiUser's, who owns the devices).", group="Pods", ge=1)
+    group: int = option(1000, "Group id in the pod.", group="Pods", ge=1)
+    env: Annotated[tuple[str, ...], BeforeValidator(_listed), _each(_check_env)] = option(
+        (), "A variable, NAME=VALUE; may be repeated.", group="Pods"
+    )
+    env_from_secret: Names = option((), "Secret whose keys are variables; may be repeated.", group="Pods")
+    mindcluster: Literal["auto", "on", "off"] = option(
+        "auto", "Have MindCluster write the rank table; auto is on for Volcano jobs with NPUs.", group="Pods"
+    )
+    driver: Literal["runtime", "host"] = option(
+        "runtime",
+        "Where pods have the NPUs' driver from: Ascend Docker Runtime, or a path of the host, for clusters without; "
+        "Pod Security baseline and restricted refuse such pods.",
+        group="Pods",
+    )
+    overlay: Annotated[Path | None, Optional] = option(
+        None, "YAML file that is merged into the pod template, for what no option says.", group="Pods"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_what_nobody_named(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A job is named by these values: one without a preset is the job that it was before there were presets."""
+        values: dict[str, Any] = handler(self)
+        return {name: value for name, value in values.items() if (name, value) != ("hardware", None)}
+
+
+PLACE = frozenset({"kubeconfig", "context", "namespace"})
+"""Those that say where a job is, and not what it is."""

@@ -1,0 +1,66 @@
+"""What an administrator publishes in a namespace counts between profile and mode preset, and is checked."""
+
+import pytest
+
+from launcher.cluster.defaults import Defaults
+from launcher.settings.layers import resolve_settings
+from trainer.shared.config import ConfigError
+
+TEXT = """
+image: registry.example/pnas:0.1.0
+data-claim: images
+node_selector: {accelerator: huawei-Ascend910}
+epochs: 30
+modes:
+  performance: {steps: 200}
+"""
+ORIGIN = "cluster defaults (configmap pnas-defaults in training)"
+
+
+def test_they_count_below_what_a_person_says_and_above_presets() -> None:
+    layer = Defaults.parse(TEXT, "training").layer
+    settings = resolve_settings({"data_claim": "mine"}, None, {"PNAS_IMAGE": "other:1"}, defaults=layer)
+    found = {name: (value, origin) for name, value, origin in settings.items()}
+    assert found["data_claim"] == ("mine", "flag")
+    assert found["image"] == ("other:1", "environment")
+    assert found["node_selector"] == (("accelerator=huawei-Ascend910",), ORIGIN)
+    assert found["epochs"] == (30, ORIGIN)
+    assert found["output_claim"] == ("pnas-output", "default")
+    assert settings.given == ("epochs",), "the trainer is told"
+
+
+def test_a_mode_has_its_own() -> None:
+    layer = Defaults.parse(TEXT, "training").layer
+    assert resolve_settings({"mode": "performance"}, None, {}, defaults=layer).train.steps == 200
+    assert resolve_settings({"mode": "full"}, None, {}, defaults=layer).train.steps is None
+
+
+def test_nothing_is_no_default() -> None:
+    assert Defaults.parse("", "training").layer("full").values == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "not valid YAML"),
+        ("- image", "must be a mapping like `batch_size: 32`, not a list"),
+        ("imgae: x", "unknown setting `imgae`"),
+        ("name: mine", "`name` is each job's own"),
+        ("namespace: there", "`namespace` is each job's own"),
+        ("modes: {quick: {steps: 1}}", "no such mode: quick"),
+        ("modes: {full: {stepz: 1}}", "unknown setting `stepz`"),
+        ("modes: [full]", "modes: must be a mapping"),
+    ],
+)
+def test_what_is_wrong_is_told_with_the_configmap_that_says_it(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Defaults.parse(text, "training")
+    assert message in str(refused.value)
+    assert ORIGIN in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_value_that_breaks_a_rule_is_traced_to_it() -> None:
+    layer = Defaults.parse("shm: much", "training").layer
+    with pytest.raises(ConfigError, match="--shm much \\(from cluster defaults"):
+        resolve_settings({}, None, {}, defaults=layer)

@@ -1,0 +1,56 @@
+"""A device has one line in a terminal, however narrow it is."""
+
+import pytest
+
+from launcher.output.device_lines import device_lines
+from launcher.output.progress import Event, parse_event
+
+
+def step(number: int, fps: str = "302.123") -> Event:
+    text = f"step epoch=0 epochs=10 step={number} steps=88 loss=2.79811 lr=0.05 fps={fps} top1=13.125"
+    event = parse_event(text.encode())
+    assert event is not None
+    return event
+
+
+DEVICES: dict[str, Event | str] = {
+    "rank 0 cpu:0": step(44),
+    "rank 1 cpu:1": step(4, fps="91"),
+    "rank 2 cpu:2": "start a b",
+}
+
+
+def test_what_matters_is_shown_and_aligned() -> None:
+    assert device_lines(DEVICES, 120) == [
+        "rank 0 cpu:0  epoch 1/10  ████████░░░░░░░░  44/88  loss 2.798  lr 0.05  302.1 images/s  top1 13.12",
+        "rank 1 cpu:1  epoch 1/10  █░░░░░░░░░░░░░░░  4/88   loss 2.798  lr 0.05  91 images/s     top1 13.12",
+        "rank 2 cpu:2  start a b",
+    ]
+
+
+@pytest.mark.parametrize("width", range(1, 121))
+def test_a_line_never_becomes_two(width: int) -> None:
+    lines = device_lines(DEVICES, width)
+    assert len(lines) == len(DEVICES)
+    assert max(map(len, lines)) <= width
+
+
+def test_a_narrow_terminal_keeps_what_matters_most() -> None:
+    assert device_lines(DEVICES, 80)[0] == "rank 0 cpu:0  epoch 1/10  44/88  loss 2.798  302.1 images/s  top1 13.12"
+    assert device_lines(DEVICES, 40)[0] == "rank 0 cpu:0  44/88  loss 2.798"
+    assert device_lines(DEVICES, 20)[0] == "rank 0 cpu:0  44/88"
+
+
+def test_a_terminal_without_block_letters_gets_signs() -> None:
+    assert "  ########--------  44/88" in device_lines(DEVICES, 120, ascii_only=True)[0]
+
+
+def test_a_value_that_is_no_number_is_shown_as_it_is_and_an_unknown_field_goes_first() -> None:
+    event = parse_event(b"step step=1 steps=2 loss=nan news=good")
+    assert event is not None
+    assert device_lines({"a": event}, 60) == ["a  ████████░░░░░░░░  1/2  loss nan  news good"]
+    assert device_lines({"a": event}, 35) == ["a  ████████░░░░░░░░  1/2  loss nan"]
+
+
+def test_there_may_be_no_device_yet() -> None:
+    assert device_lines({}, 80) == []

@@ -1,0 +1,65 @@
+"""Which events are a job's: those of its objects, and of no other job whose name begins like its own."""
+
+from typing import Any, cast
+
+import pytest
+
+from launcher.cluster.events import Events
+from launcher.kube.api import Api, ApiError
+from launcher.kube.resources import Resource
+
+META = {"name": "ladder", "uid": "j", "creationTimestamp": "2026-11-25T10:00:00Z"}
+JOB = {"metadata": META, "spec": {}}
+INDEXED = {"metadata": META, "spec": {"completionMode": "Indexed"}}
+GANG = {"metadata": META, "spec": {"tasks": []}}
+
+
+def event(kind: str, name: str, uid: str = "", at: str = "2026-11-25T10:00:05Z") -> dict[str, Any]:
+    about = {"kind": kind, "name": name, "uid": uid}
+    return {"involvedObject": about, "reason": "R", "message": f"of {name}", "metadata": {"creationTimestamp": at}}
+
+
+class Listing:
+    """What of an API server is needed here."""
+
+    def __init__(self, *events: dict[str, Any]) -> None:
+        self.events = list(events)
+
+    def list(self, _kind: Resource, *, fields: str = "") -> tuple[list[dict[str, Any]], str]:
+        uid = fields.removeprefix("involvedObject.uid=")
+        return [one for one in self.events if not fields or one["involvedObject"]["uid"] == uid], "1"
+
+
+@pytest.mark.parametrize(
+    ("job", "one", "belongs"),
+    [
+        (JOB, event("Job", "ladder", "j"), True),
+        (JOB, event("Pod", "ladder-x2b4c", "known"), True),
+        (JOB, event("Pod", "ladder-x2b4c", "gone"), True),
+        (INDEXED, event("Pod", "ladder-0-x2b4c", "gone"), True),
+        (GANG, event("Pod", "ladder-worker-1", "gone"), True),
+        (JOB, event("Job", "ladder-a", "other"), False),
+        (JOB, event("Pod", "ladder-2-x2b4c", "of ladder-2"), False),
+        (JOB, event("Pod", "ladder-a-x2b4c", "other"), False),
+        (JOB, event("Pod", "ladder-x2b4c", "gone", at="2026-11-25T09:00:00Z"), False),
+    ],
+)
+def test_an_event_belongs_to_the_job_or_does_not(job: dict[str, Any], one: dict[str, Any], belongs: bool) -> None:
+    found = Events(cast("Api", Listing(one))).of_job(job, [{"metadata": {"uid": "known"}}])
+    assert len(found) == belongs
+
+
+def test_they_come_in_the_order_in_which_they_happened() -> None:
+    late, early = event("Job", "b", "j", at="2026-11-25T10:00:09Z"), event("Job", "a", "j")
+    found = Events(cast("Api", Listing(late, early))).about(JOB)
+    assert [one["involvedObject"]["name"] for one in found] == ["a", "b"]
+
+
+def test_who_may_not_see_them_is_told_so() -> None:
+    class Refusing:
+        def list(self, *_: object, **__: object) -> None:
+            raise ApiError("you may not list events", status=403, of_rights=True)
+
+    events = Events(cast("Api", Refusing()))
+    assert events.about(JOB) == []
+    assert events.hidden == "you may not list events"

@@ -1,0 +1,226 @@
+"""What a job's folder says is what is shown: phases, damaged records, and processes that are not the job's any more."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.errors import ConflictError, ExitCode, LauncherError, NotFoundError
+from launcher.jobs import JobRef, Phase
+from launcher.local import records
+from launcher.local.console import read_blocks, read_tail
+from launcher.local.jobs import LocalBackend
+from launcher.local.process import Process, identify, is_alive, send_signal
+
+ME = {"pid": os.getpid(), "started": identify(os.getpid()).started}
+NOBODY = {"pid": os.getpid(), "started": "another boot:1"}
+
+
+def job(root: Path, name: str = "a", **files: dict[str, Any]) -> JobRef:
+    folder = root / name
+    folder.mkdir(parents=True)
+    asked = {"command": ["x"], "cwd": str(root), "spec": {}, "output": str(root / "out")}
+    values = {"name": name, "created": time.time(), "host": socket.gethostname(), **asked}
+    records.write_record(folder / records.JOB, "LocalJob", values | files.pop("job", {}))
+    (folder / records.CONSOLE).touch()
+    for kind, record in files.items():
+        records.write_record(folder / f"{kind}.json", kind, record)
+    return JobRef("local", name)
+
+
+def running(process: dict[str, Any]) -> dict[str, Any]:
+    return {"runner": process, "trainer": process, "started": time.time()}
+
+
+def ended(returncode: int) -> dict[str, Any]:
+    return {"returncode": returncode, "started": 1.0, "ended": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("files", "phase", "code"),
+    [
+        ({}, Phase.PENDING, None),
+        ({"job": {"created": 1.0}}, Phase.LOST, 1),
+        ({"processes": {"runner": ME, "trainer": None}}, Phase.PENDING, None),
+        ({"processes": running(ME)}, Phase.RUNNING, None),
+        ({"processes": running(NOBODY)}, Phase.LOST, 1),
+        ({"processes": running(NOBODY), "cancel": {"requested": 1.5}}, Phase.CANCELLED, 125),
+        ({"processes": running(NOBODY), "exit": ended(0)}, Phase.SUCCEEDED, 0),
+        ({"processes": running(ME), "exit": ended(0)}, Phase.SUCCEEDED, 0),
+        ({"exit": ended(3)}, Phase.FAILED, 1),
+        ({"exit": ended(-9)}, Phase.FAILED, 1),
+        ({"exit": ended(75)}, Phase.RESUMABLE, 125),
+        ({"exit": ended(75), "cancel": {"requested": 1.5}}, Phase.CANCELLED, 125),
+        ({"exit": ended(1), "cancel": {"requested": 1.5}}, Phase.CANCELLED, 125),
+        ({"exit": ended(0), "cancel": {"requested": 1.5}}, Phase.SUCCEEDED, 0),
+        ({"job": {"host": "elsewhere"}, "processes": running(NOBODY)}, Phase.RUNNING, None),
+    ],
+)
+def test_the_phase_follows_from_the_records_and_the_processes(
+    tmp_path: Path, files: dict[str, Any], phase: Phase, code: int | None
+) -> None:
+    state = LocalBackend(tmp_path).get(job(tmp_path, **files))
+    assert state.phase is phase
+    assert state.phase.ended == (code is not None)
+    if code is not None:
+        assert state.phase.exit_code == code
+
+
+def test_a_failed_jobs_reason_is_its_first_cause_or_its_last_words(tmp_path: Path) -> None:
+    backend = LocalBackend(tmp_path)
+    ref = job(tmp_path, exit=ended(-6))
+    assert backend.get(ref).reason == "the trainer was killed by SIGABRT"
+    console = tmp_path / "a" / records.CONSOLE
+    console.write_bytes(b"terminate called\n\n")
+    assert backend.get(ref).reason == "the trainer was killed by SIGABRT: terminate called"
+    console.write_bytes(b'[node 0 #1] failed rank=1 device=cpu:1 cause="killed by SIGKILL"\nlater\n')
+    assert backend.get(ref).reason == "rank 1 on cpu:1: killed by SIGKILL"
+
+
+def test_a_job_on_another_machine_is_neither_called_lost_nor_signalled(tmp_path: Path) -> None:
+    ref = job(tmp_path, job={"host": "elsewhere"}, processes=running(ME))
+    with pytest.raises(ConflictError, match="runs on elsewhere: cancel it there"):
+        LocalBackend(tmp_path).cancel(ref)
+    with pytest.raises(ConflictError):
+        LocalBackend(tmp_path).delete(ref)
+
+
+def test_a_process_that_has_a_reused_pid_is_neither_alive_nor_signalled() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        me = identify(child.pid)
+        stranger = Process(child.pid, "another boot:17")
+        assert is_alive(me)
+        assert not is_alive(stranger)
+        assert not send_signal(stranger, signal.SIGKILL)
+        assert child.poll() is None, "the stranger must live on"
+        assert send_signal(me, signal.SIGKILL)
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert not is_alive(me), "a zombie has ended"
+    finally:
+        child.kill()
+        child.wait()
+    assert not is_alive(me)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        (records.JOB, ""),
+        (records.JOB, "{"),
+        (records.JOB, "\0\0\0"),
+        (records.JOB, "[]"),
+        (records.JOB, '{"apiVersion": "pnas/v9"}'),
+        (records.JOB, '{"apiVersion": "pnas/v1"}'),
+        (records.PROCESSES, '{"apiVersion": "pnas/v1", "runner": "x"}'),
+        (records.EXIT, '{"apiVersion": "pnas/v1", "returncode": null, "ended": 1}'),
+    ],
+)
+def test_a_damaged_or_newer_record_is_named_and_does_not_hide_other_jobs(tmp_path: Path, file: str, text: str) -> None:
+    backend = LocalBackend(tmp_path)
+    job(tmp_path, "good", exit=ended(0))
+    bad = job(tmp_path, "bad")
+    (tmp_path / "bad" / file).write_text(text)
+    with pytest.raises(LauncherError, match=f"^{tmp_path / 'bad' / file}: .*remove the folder {tmp_path / 'bad'}"):
+        backend.get(bad)
+    states = {state.ref.name: state for state in backend.list()}
+    assert states["good"].phase is Phase.SUCCEEDED
+    assert file in states["bad"].reason
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "../jobs/a", "a/", "file"])
+def test_only_the_name_of_a_job_is_a_job(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "jobs"
+    job(root, exit=ended(0))
+    (root / "file").touch()
+    for folder in (root, tmp_path):
+        os.utime(folder, (1, 1))  # old enough to look like a job that was lost
+    with pytest.raises(NotFoundError):
+        LocalBackend(root).delete(JobRef("local", name))
+    assert (root / "a" / records.JOB).exists()
+
+
+def test_the_end_can_be_recorded_on_a_disk_that_has_filled_up(tmp_path: Path) -> None:
+    path = tmp_path / records.EXIT
+    records.reserve_record(path)
+    assert records.read_record(path) is None, "a reservation is no record"
+    [reserved] = tmp_path.iterdir()
+    before = reserved.stat()
+    records.write_record(path, "Exit", ended(-9))
+    after = path.stat()
+    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size), "the room that was reserved is used"
+    assert records.read_record(path) == {"apiVersion": "pnas/v1", "kind": "Exit", **ended(-9)}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_unknown_name_is_answered_with_the_names_like_it(tmp_path: Path) -> None:
+    job(tmp_path, "pnas-full-large")
+    with pytest.raises(NotFoundError, match="did you mean pnas-full-large"):
+        LocalBackend(tmp_path).get(JobRef("local", "pnas-full-larg"))
+    with pytest.raises(NotFoundError, match="launcher list") as error:
+        LocalBackend(tmp_path).get(JobRef("local", "../.."))
+    assert error.value.exit_code is ExitCode.NOT_FOUND
+
+
+def test_a_taken_name_is_a_conflict_and_leaves_the_job_alone(tmp_path: Path) -> None:
+    job(tmp_path, exit=ended(0))
+    with pytest.raises(ConflictError, match="choose another --name"):
+        LocalBackend(tmp_path).start("a", ["true"], {}, {})
+    assert LocalBackend(tmp_path).get(JobRef("local", "a")).phase is Phase.SUCCEEDED
+
+
+def test_a_log_that_grows_is_read_in_whole_lines_and_to_its_very_end(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"one\ntw")
+    over = False
+    blocks = read_blocks(path, ended=lambda: over)
+    assert next(blocks) == b"one\n"
+    assert next(blocks) == b"", "half a line is nobody's business yet"
+    with path.open("ab") as file:
+        file.write(b"o\nthree\nfou")
+    assert next(blocks) == b"two\nthree\n"
+    over = True
+    assert b"".join(blocks) == b"fou", "the last words of a job that died in the middle of a line"
+
+
+def test_a_log_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    over = False
+    blocks = read_blocks(path, ended=lambda: over)
+    assert next(blocks) == b""
+    path.write_bytes(b"one\n")
+    assert next(blocks) == b"one\n"
+    assert list(read_blocks(tmp_path / "never", ended=lambda: True)) == []
+
+
+def test_a_log_is_read_from_the_first_whole_line_after_an_offset(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"one\ntwo\nthree\n")
+    assert b"".join(read_blocks(path, start=4, ended=lambda: True)) == b"two\nthree\n"
+    assert b"".join(read_blocks(path, start=5, ended=lambda: True)) == b"three\n"
+    assert read_tail(path, 7) == b"three\n"
+    assert read_tail(path) == b"one\ntwo\nthree\n"
+    assert read_tail(tmp_path / "none") == b""
+
+
+def test_since_begins_at_what_was_written_by_then(tmp_path: Path) -> None:
+    ref = job(tmp_path, exit=ended(0))
+    (tmp_path / "a" / records.CONSOLE).write_bytes(b"one\ntwo\nthree\n")
+    now = time.time()
+    (tmp_path / "a" / records.CLOCK).write_text(f"{now - 100:.3f} 4\n{now - 10:.3f} 8\n{now - 1:.3f} 14\n{now:.3f}")
+    backend = LocalBackend(tmp_path)
+    assert b"".join(block.data for block in backend.logs(ref, since_s=1000)) == b"one\ntwo\nthree\n"
+    assert b"".join(block.data for block in backend.logs(ref, since_s=50)) == b"two\nthree\n"
+    assert b"".join(block.data for block in backend.logs(ref, since_s=5)) == b"three\n"
+
+
+def test_jobs_are_remembered_in_one_place_whatever_the_working_folder(tmp_path: Path) -> None:
+    assert records.state_home({"XDG_STATE_HOME": str(tmp_path)}) == tmp_path / "pnas" / "jobs"
+    default = Path.home() / ".local" / "state" / "pnas" / "jobs"
+    assert records.state_home({}) == records.state_home({"XDG_STATE_HOME": "state"}) == default

@@ -1,0 +1,141 @@
+"""When the reading of a job's log ends: with its last line, or where nobody gives that any more."""
+
+import time
+from collections.abc import Iterator
+from threading import Event
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from launcher.cluster.follow import _Reading
+from launcher.jobs import Block, Loss
+from launcher.kube.api import Credentials
+from launcher.output.lines import Demultiplexer, Line
+from launcher.podlogs.batch import Batch, Item, LogGap, batch_of
+from launcher.podlogs.container import ContainerLog
+from launcher.podlogs.merge import Merged
+from launcher.podlogs.state import ContainerState, Instance, Termination
+from launcher.podlogs.stop import Stop
+from trainer.topology.ports import free_port
+
+INSTANCE = Instance("training", "pod", "uid", "trainer")
+LINE = Batch(b"last\n", b"2026-11-25T00:00:00Z last\n")
+
+
+class Job:
+    """One that ends when its time is over, and whose pods are read by somebody else."""
+
+    name = "job"
+    away = False
+    job = None
+    backend = SimpleNamespace(api=None)
+    pods: tuple[()] = ()
+
+    def __init__(self, lasts_s: float) -> None:
+        self.changed = Event()
+        self._until = time.monotonic() + lasts_s
+
+    def ended(self) -> bool:
+        return time.monotonic() >= self._until
+
+    def told(self) -> str:
+        return ""
+
+    def outcome(self) -> Iterator[Any]:
+        yield from ()
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes half a minute elsewhere takes half a second."""
+    monkeypatch.setattr("launcher.cluster.follow._STUCK_S", 0.5)
+    monkeypatch.setattr("launcher.cluster.follow._ASK_S", 0.1)
+
+
+def read(log: Any, stop: Stop, *, lasts_s: float) -> list[Any]:
+    with Merged[Instance](stop) as merged:
+        merged.add(INSTANCE, log)
+        reading = _Reading(cast("Any", Job(lasts_s)), merged, stop, follow=True, since_s=None)
+        return [item for item in reading.items() if item != Block(b"")]
+
+
+def test_a_job_that_was_silent_has_its_time_to_say_its_last_words() -> None:
+    def late() -> Iterator[Item]:
+        time.sleep(1.2)
+        yield LINE
+
+    found = read(late(), Stop(), lasts_s=1.0)
+    assert [item.data for item in found if isinstance(item, Block)] == [b"last\n"]
+    assert not any(isinstance(item, Loss) for item in found)
+
+
+def test_reasons_that_take_turns_are_told_once_each() -> None:
+    """An image that is missing: the kubelet says so, waits, and says so again, for as long as nobody ends it."""
+    told = ["Pending: ErrImagePull", "Pending: ImagePullBackOff"] * 3 + ["Running"] + ["Pending: ErrImagePull"] * 2
+    job: Any = Job(0)
+    job.told = lambda: told.pop(0)
+    reading = _Reading(job, cast("Any", None), Stop(), follow=True, since_s=None)
+    said = [notice.text for _ in range(len(told)) for notice in reading._news()]
+    assert said == [
+        f"job job: {text}" for text in dict.fromkeys(["Pending: ErrImagePull", "Pending: ImagePullBackOff"])
+    ] + ["job job: Running", "job job: Pending: ErrImagePull"]
+
+
+def test_a_log_that_nobody_gives_any_more_is_given_up_and_said_to_be_lost() -> None:
+    stop = Stop()
+
+    def never() -> Iterator[Item]:
+        yield LINE
+        stop.wait(60)
+
+    found = read(never(), stop, lasts_s=0.0)
+    assert found[-1] == Loss("pod pod: its node does not give the rest of its log")
+
+
+def test_a_pod_whose_node_fails_it_and_forgets_its_container_is_said_to_be_lost() -> None:
+    """A kubelet that starts before its device plugin refuses the pods that run, and reports no container of them."""
+    states = iter([ContainerState("uid", running=True, scheduled=True)])
+    failed = ContainerState("uid", scheduled=True, pod_ended=True)
+    nowhere = Credentials(f"http://127.0.0.1:{free_port()}", None, None, None, lambda: None, None, True, None)
+    found = list(ContainerLog(nowhere, INSTANCE, lambda: next(states, failed), Stop()))
+    assert [item.why for item in found if isinstance(item, LogGap)] == [
+        "its node has failed the pod, and forgotten its container"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("last", "lost"),
+    [
+        (ContainerState("uid", scheduled=True, gone=True), False),
+        (ContainerState("uid", scheduled=True, running=True, gone=True), True),
+        (ContainerState("uid", scheduled=True, terminated=Termination(), pod_ended=True, gone=True), True),
+        (ContainerState("uid", scheduled=True, gone=True, unseen=True), True),
+        (ContainerState("uid", gone=True, unseen=True), False),
+    ],
+)
+def test_a_pod_that_came_and_went_between_two_looks_is_said_to_be_lost_if_it_can_have_said_anything(
+    last: ContainerState, lost: bool
+) -> None:
+    states = iter([ContainerState("uid", scheduled=True)])
+    nowhere = Credentials(f"http://127.0.0.1:{free_port()}", None, None, None, lambda: None, None, True, None)
+    found = list(ContainerLog(nowhere, INSTANCE, lambda: next(states, last), Stop()))
+    said = ["the pod was deleted before its log had been read to the end"] if lost else []
+    assert [item.why for item in found if isinstance(item, LogGap)] == said
+
+
+def test_lines_of_another_container_are_shown_as_its_and_are_nobodys_in_the_books() -> None:
+    other = Instance("training", "pod", "uid", "data")
+    stop, books = Stop(), Demultiplexer()
+    with Merged[Instance](stop) as merged:
+        reading = _Reading(cast("Any", Job(0)), merged, stop, follow=True, since_s=None)
+        stamped = b"2026-11-25T00:00:00.000000000Z [rank 0 cpu:0 #7] a\n2026-11-25T00:00:00.000000001Z b\n"
+        (block,) = reading._shown(other, batch_of(stamped))
+        (loss,) = reading._shown(other, LogGap(None, None, "why"))
+    assert isinstance(block, Block)
+    assert block.data == b"[data] [rank 0 cpu:0 #7] a\n[data] b\n"
+    assert block.stamps is not None
+    assert len(block.stamps()) == 2
+    assert books.feed(block.data) == [Line(line, line) for line in block.data.splitlines()]
+    assert (books.lines, books.missing) == (0, 0)
+    assert loss == Loss("pod pod, container data: what it may have said is lost: why")

@@ -1,0 +1,198 @@
+"""Manifests: canonical, complete, and nothing of a value becomes YAML of its own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launcher.errors import RequestError
+from launcher.manifests.render import render, to_yaml
+from launcher.settings.layers import resolve_settings
+from launcher.settings.spec import JobSpec, make_cluster_spec
+from trainer.shared.errors import UsageError
+
+BACKENDS = ("batch", "volcano")
+
+
+def spec(backend: Any = "volcano", **flags: Any) -> JobSpec:
+    found = resolve_settings({"image": "r/pnas:1", "npus": 8, **flags}, None, {})
+    return make_cluster_spec(found.options, found.train, found.given, backend=backend, overlay=found.overlay)
+
+
+def template(job: dict[str, Any]) -> dict[str, Any]:
+    spec = job["spec"]
+    found: dict[str, Any] = spec["template"] if "template" in spec else spec["tasks"][0]["template"]
+    return found
+
+
+def container(job: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = template(job)["spec"]["containers"][0]
+    return found
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("nodes", [1, 2, 128])
+@pytest.mark.parametrize("npus", [1, 2, 4, 8])
+def test_the_same_spec_gives_the_same_bytes_and_equal_requests_and_limits(backend: str, nodes: int, npus: int) -> None:
+    one, two = (render(spec(backend, npus=npus, nodes=nodes)) for _ in range(2))
+    assert to_yaml(one) == to_yaml(two)
+    assert list(yaml.safe_load_all(to_yaml(one))) == one
+    resources = container(one[-1])["resources"]
+    assert resources["requests"] == resources["limits"] == {"huawei.com/Ascend910": str(npus)}
+
+
+def test_a_volcano_job_writes_what_its_webhook_would_fill_in_and_brings_its_rank_table() -> None:
+    table, job = render(spec(nodes=2, retries=2, name="a"))
+    assert (table["kind"], table["metadata"]["name"]) == ("ConfigMap", "rings-config-a")
+    assert json.loads(table["data"]["hccl.json"]) == {"status": "initializing"}
+    assert job["spec"]["schedulerName"] == "volcano"
+    assert (job["spec"]["minAvailable"], job["spec"]["tasks"][0]["minAvailable"]) == (2, 2)
+    assert job["spec"]["maxRetry"] == 3, "runs, not restarts"
+    labelled = (table, job, template(job))
+    assert {one["metadata"]["labels"]["ring-controller.atlas"] for one in labelled} == {"ascend-910"}
+    mounts = {mount["mountPath"] for mount in container(job)["volumeMounts"]}
+    assert "/user/serverid/devindex/config" in mounts
+
+
+def test_a_kubernetes_job_of_several_nodes_is_indexed_and_meets_at_its_first_pod() -> None:
+    service, job = render(spec("batch", nodes=2, name="a"))
+    assert (service["kind"], service["spec"]["clusterIP"]) == ("Service", "None")
+    assert job["spec"]["completionMode"] == "Indexed"
+    variables = {one["name"]: one.get("value") for one in container(job)["env"]}
+    assert variables["PNAS_MASTER_ADDR"] == "a-0.a"
+    assert template(job)["spec"]["subdomain"] == "a"
+    (alone,) = render(spec("batch", name="a"))
+    assert "completionMode" not in alone["spec"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_name_says_what_the_job_is_and_not_what_it_is_called(backend: str) -> None:
+    one, other = spec(backend), spec(backend, lr=0.1)
+    assert one.name == f"pnas-full-{one.digest[:8]}"
+    assert one.digest == spec(backend, name="named").digest == spec(backend, resume="auto").digest
+    assert one.digest != other.digest
+    assert spec(backend, namespace="elsewhere", context="other").digest == one.digest, "where it runs is not what it is"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=60, deadline=None)
+@given(value=st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40))
+def test_a_value_reaches_the_container_as_it_was_typed(backend: str, value: str) -> None:
+    rendered = container(render(spec(backend, env=(f"V={value}", "W=$(HOME)")))[-1])
+    variables = {one["name"]: one.get("value") for one in rendered["env"]}
+    # As the kubelet reads it (k8s.io/kubernetes/third_party/forked/golang/expansion): `$$` is a dollar.
+    assert "$(" not in variables["W"].replace("$$", "")
+    assert variables["V"].replace("$$", "$") == value
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_overlay_is_merged_by_name_and_null_removes(backend: str, tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(
+        "spec: {hostNetwork: true, containers: [{name: trainer, env: [{name: A, value: b}]}, {name: side, image: s}], "
+        "securityContext: null}\n"
+    )
+    pod = template(render(spec(backend, overlay=overlay))[-1])["spec"]
+    assert pod["hostNetwork"] is True
+    assert "securityContext" not in pod
+    assert [one["name"] for one in pod["containers"]] == ["trainer", "side"]
+    assert {"name": "A", "value": "b"} in pod["containers"][0]["env"]
+    assert pod["containers"][0]["image"] == "r/pnas:1"
+
+
+def test_who_describes_a_job_reads_what_it_does_and_how_to_follow_it() -> None:
+    found = render(spec(npus=8, nodes=2, name="big"))[-1]["metadata"]["annotations"]
+    assert found["pnas/runs"] == "full, pnasnet5large at 331 px, 2 x 8 huawei.com/Ascend910"
+    assert found["pnas/follow"] == "python -m launcher logs big --follow"
+
+
+@pytest.mark.parametrize(
+    "text", ["TOKENIZERS_PARALLELISM=false", "MAX_TOKENS=5", "TOKEN_FILE=/run/x", "API_TOKEN=", "SINGLE_PASS=1"]
+)
+def test_what_only_sounds_like_a_secret_is_passed_on(text: str) -> None:
+    assert spec(env=(text,)).pods.env == (text,)
+
+
+@pytest.mark.parametrize("text", ["16", ".5", "500m", "1e3", "1Pi", "2Ei", "3.5Gi", "1E"])
+def test_a_quantity_is_what_kubernetes_takes_for_one(text: str) -> None:
+    assert spec(cpu=text).pods.cpu == text
+
+
+def test_an_overlay_is_what_it_says_and_not_where_it_lies(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.yaml", "b.yaml")]
+    for file in files:
+        file.write_text("spec: {hostNetwork: true}\n")
+    first, second = (spec(overlay=file) for file in files)
+    assert first.name == second.name
+    assert first.name != spec().name
+
+
+def test_an_overlay_mounts_a_volume_twice(tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    mounts = [{"name": "data", "mountPath": "/a"}, {"name": "data", "mountPath": "/data", "readOnly": False}]
+    overlay.write_text(json.dumps({"spec": {"containers": [{"name": "trainer", "volumeMounts": mounts}]}}))
+    found = container(render(spec(overlay=overlay))[-1])["volumeMounts"]
+    of_data = {mount["mountPath"]: mount.get("readOnly") for mount in found if mount["name"] == "data"}
+    assert of_data == {"/a": None, "/data": False}
+
+
+def test_an_overlay_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    for day, said in (("2026-11-25", "like a date: put it in quotes"), ("2026-13-45", "not valid YAML: month must be")):
+        overlay.write_text(f"metadata: {{annotations: {{day: {day}}}}}\n")
+        with pytest.raises(RequestError, match=said):
+            spec(overlay=overlay)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"npus": 3}, "--npus 3: a pod has 1, 2, 4, 8 NPUs"),
+        ({"npus": 16}, "for more, add --nodes"),
+        ({"nodes": 0}, "--nodes 0"),
+        ({"image": None}, "--image is missing"),
+        ({"device": "npu-emulated"}, "--device npu-emulated: pods have no emulated NPUs"),
+        ({"memory": "3Q"}, "--memory 3Q: is not a quantity"),
+        ({"memory": "512m"}, "--memory 512m: is less than a MiB"),
+        ({"cpu": "0"}, "--cpu 0: must be more than 0"),
+        ({"shm": "0Gi"}, "--shm 0Gi: must be more than 0"),
+        ({"env": ("A",)}, "`A` is not NAME=VALUE"),
+        ({"env": ("A=\udcff",)}, "--env 'A=\\udcff': is not UTF-8"),
+        ({"data_path": Path("/data/\udcff")}, "--data-path '/data/\\udcff': is not UTF-8"),
+        ({"env": ("A=1", "A=2")}, "`A` is given twice"),
+        ({"env": ("POD_IP=1",)}, "`POD_IP` is set by the launcher"),
+        ({"env": ("VC_TASK_INDEX=1",)}, "`VC_TASK_INDEX` is set by the launcher"),
+        ({"env": ("AWS_SECRET_ACCESS_KEY=1",)}, "use --env-from-secret"),
+        ({"env": ("GITLAB_PAT=1",)}, "use --env-from-secret"),
+        ({"env": ("DBPASSWORD=1",)}, "--env DBPASSWORD: `DBPASSWORD` looks like a secret"),
+        ({"env": ("B=2", "API_KEYS=1")}, "--env B API_KEYS: `API_KEYS` looks like a secret"),
+        ({"env": ("ANYTHING=ghp_0123456789abcdef",)}, "use --env-from-secret"),
+        ({"node_selector": ("a b=c",)}, "is not a node's label"),
+        ({"toleration": ("a:Never",)}, "NoSchedule"),
+        ({"data_claim": "Data"}, "is not the name of an object"),
+        ({"ttl": "soon"}, "is no duration"),
+        ({"output": Path("/data")}, "below /output"),
+        ({"weights": Path("w.pth")}, "give the absolute path"),
+        ({"master_addr": "x"}, "--master-addr: on a cluster it is pod 0"),
+        ({"overlay": Path("/none.yaml")}, "--overlay /none.yaml: cannot be read"),
+        ({"name": "x" * 41}, "40 at most"),
+    ],
+)
+def test_a_mistake_is_found_without_a_cluster(flags: dict[str, Any], said: str) -> None:
+    with pytest.raises((UsageError, RequestError)) as caught:
+        spec(**flags)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("backend", "flags", "said"),
+    [("volcano", {"deadline": "1h"}, "--deadline 1h: Volcano"), ("batch", {"mindcluster": "on"}, "--mindcluster on: ")],
+)
+def test_what_a_backend_cannot_do_is_refused_and_not_left_out(backend: str, flags: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        spec(backend, **flags)

@@ -1,0 +1,151 @@
+"""What `--resume` continues is found, with settings that need not be given again; what it cannot continue is said."""
+
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launcher.commands.resume import find_earlier, run_of
+from launcher.errors import ConflictError, LauncherError
+from launcher.local import records
+from launcher.local.jobs import LocalBackend
+from launcher.settings.layers import Settings, resolve_settings
+from launcher.settings.spec import JobSpec, make_spec, trainer_options
+from tests.unit.launcher.test_settings import NOON
+from trainer.shared.config import TrainConfig
+
+ENDED = {"returncode": 75, "started": 1.0, "ended": 2.0}
+
+
+class Bench:
+    """Jobs and their runs in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.backend = LocalBackend(folder / "jobs")
+
+    def run(self, name: str, **begun: Any) -> Path:
+        """A run's folder, which was begun with these settings."""
+        run = self.folder / "out" / name
+        (run / "checkpoints" / "step-000000007").mkdir(parents=True)
+        values = TrainConfig(**begun).model_dump(mode="json")
+        (run / "config.yaml").write_text(yaml.safe_dump(values))
+        return run
+
+    def job(self, name: str, flags: dict[str, Any], **end: Any) -> Path:
+        """A job that has ended, and its run."""
+        settings = resolve_settings({"output": self.folder / "out", "name": name, **flags}, None, {})
+        spec = make_spec(settings.options, settings.train, settings.given, now=NOON, taken=lambda _: False)
+        folder = self.folder / "jobs" / name
+        folder.mkdir(parents=True)
+        job = {"name": name, "created": time.time(), "host": socket.gethostname(), "cwd": str(self.folder)}
+        job |= {"command": ["x"], "spec": spec.model_dump(mode="json"), "output": str(spec.output)}
+        records.write_record(folder / records.JOB, "LocalJob", job)
+        records.write_record(folder / records.EXIT, "Exit", ENDED | end)
+        return self.run(name, **flags)
+
+    def resolve(self, flags: dict[str, Any], environ: dict[str, str] | None = None) -> Settings:
+        """What `submit` makes of these flags."""
+        name, earlier = find_earlier(resolve_settings(flags, None, environ or {}), self.backend)
+        return resolve_settings({**flags, "name": name}, None, environ or {}, earlier=earlier)
+
+    def spec(self, flags: dict[str, Any], environ: dict[str, str] | None = None) -> JobSpec:
+        settings = self.resolve(flags, environ)
+        return make_spec(settings.options, settings.train, settings.given, now=NOON, taken=lambda _: True)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    return Bench(tmp_path)
+
+
+FLAGS = {"data_path": Path("/images"), "model": "pnasnet5tiny", "npus": 2, "device": "cpu", "lr": 0.1}
+
+
+def test_a_name_is_enough_to_continue_a_job_from_any_folder(bench: Bench) -> None:
+    run = bench.job("mine", FLAGS)
+    spec = bench.spec({"resume": "auto", "name": "mine"})
+    assert spec.output == run
+    assert trainer_options(spec) == [
+        *("--data-path", "/images", "--output", str(run.parent), "--run-name", "mine", "--resume", "auto"),
+        *("--model", "pnasnet5tiny", "--lr", "0.1", "--device", "cpu", "--npus", "2"),
+    ]
+
+
+def test_what_is_given_again_wins_over_the_earlier_attempt_and_says_where_it_came_from(bench: Bench) -> None:
+    bench.job("mine", FLAGS)
+    settings = bench.resolve({"resume": "auto", "name": "mine", "npus": 1}, {"PNAS_LR": "0.2"})
+    origins = {name: (value, origin) for name, value, origin in settings.items()}
+    assert origins["npus"] == (1, "flag")
+    assert origins["lr"] == (0.2, "environment")
+    assert origins["model"] == ("pnasnet5tiny", "attempt 1")
+
+
+def test_a_run_that_no_job_began_is_continued_under_its_own_name(bench: Bench) -> None:
+    run = bench.run("direct", mode="finetune", weights=Path("/w.pth"), model="pnasnet5mobile", data_path=Path("/i"))
+    for path in (run, run / "checkpoints", run / "checkpoints" / "step-000000007"):
+        spec = bench.spec({"resume": path})
+        assert (spec.name, spec.output) == ("direct", run)
+        assert (spec.train.mode, spec.train.model) == ("finetune", "pnasnet5mobile"), "shown as it is"
+        assert trainer_options(spec) == [
+            *("--output", str(run.parent), "--run-name", "direct", "--resume", str(path))
+        ], "the checkpoint brings the rest"
+
+
+def test_another_name_begins_another_run_from_the_state(bench: Bench) -> None:
+    run = bench.run("direct")
+    spec = bench.spec({"resume": run, "name": "other"})
+    assert spec.output == Path.cwd() / "output" / "other"
+
+
+def test_a_name_that_is_not_known_yet_may_begin_now_and_be_continued_later(bench: Bench) -> None:
+    spec = bench.spec({"resume": "auto", "name": "new", "data_path": Path("/images")})
+    words = trainer_options(spec)
+    assert spec.output == Path.cwd() / "output" / "new"
+    assert "--mode" not in words
+    assert words[-2:] == ["--resume", "auto"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "said"),
+    [
+        ({"resume": "auto"}, LauncherError, "--resume auto needs --name, the job to continue: it can be mine (Resum"),
+        ({"resume": Path("../out/none")}, LauncherError, "/out/none: no such folder; give a run's folder or one of"),
+        ({"resume": Path("../w.safetensors")}, LauncherError, "is a file; weights are given with --weights"),
+        ({"resume": Path("../out")}, LauncherError, "not a run's folder nor in one"),
+        ({"resume": Path("../out/Big_One")}, LauncherError, "its run's name, Big_One, cannot be a job's"),
+        ({"resume": Path("../out/Big_One"), "name": "mine"}, ConflictError, "already, whose run is"),
+        ({"resume": "auto", "name": "mine", "output": Path("here")}, LauncherError, "leave --output out"),
+    ],
+)
+def test_what_cannot_be_continued_is_said_in_one_line(
+    bench: Bench, flags: dict[str, Any], error: type[LauncherError], said: str
+) -> None:
+    bench.job("mine", FLAGS)
+    bench.job("done", FLAGS, returncode=0)
+    bench.run("Big_One")
+    (bench.folder / "w.safetensors").touch()
+    with pytest.raises(error) as refused:
+        bench.resolve(flags)
+    assert said in str(refused.value)
+    assert "done" not in str(refused.value), "a job that succeeded has nothing to continue"
+    assert "\n" not in str(refused.value)
+
+
+def test_a_runs_folder_is_known_by_what_is_in_it(bench: Bench) -> None:
+    run = bench.run("direct")
+    assert run_of(run / "checkpoints" / "step-000000007") == run_of(run) == run
+    assert run_of(bench.folder) is None
+
+
+def test_settings_of_a_damaged_run_are_left_to_the_trainer(bench: Bench) -> None:
+    run = bench.run("direct")
+    for text in (b"\xff", b"a: [", b"- 1", b"new_setting: 3"):
+        (run / "config.yaml").write_bytes(text)
+        assert bench.spec({"resume": run}).given == ("output", "run_name", "resume")

@@ -1,0 +1,194 @@
+"""Settings come from layers and know their origin; a spec is complete, and the trainer reads it back unchanged."""
+
+import inspect
+import os
+import socket
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cyclopts import App
+
+from launcher.commands.prepare import _where
+from launcher.errors import RequestError
+from launcher.local import records
+from launcher.output.report import settings_document, settings_text
+from launcher.output.timing import format_duration, parse_duration
+from launcher.settings.layers import resolve_settings
+from launcher.settings.spec import JobOptions, free_name, is_job_name, make_cluster_spec, make_spec, trainer_options
+from trainer.shared.config import ConfigError, TrainConfig, resolve_train_config
+from trainer.shared.config.options import option_parameters, typed
+from trainer.shared.errors import UsageError
+
+NOON = datetime(2026, 11, 24, 12, 0, 5)
+
+
+def as_the_trainer_reads(words: list[str], environ: dict[str, str] | None = None) -> TrainConfig:
+    """Parse options with the parameters that the trainer's own command line has."""
+    seen: dict[str, Any] = {}
+
+    def train(**options: Any) -> None:
+        seen.update(typed(options))
+
+    train.__dict__["__signature__"] = inspect.Signature(option_parameters(TrainConfig))
+    app = App(result_action="return_value")
+    app.default(train)
+    app(words, exit_on_error=False, print_error=False)
+    return resolve_train_config(seen, None, environ or {})[0]
+
+
+def test_each_value_comes_from_the_highest_layer_and_says_which(tmp_path: Path) -> None:
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("lr: 0.1\nepochs: 7\nbackend: local\nseed: 5\n")
+    settings = resolve_settings(
+        {"seed": 9, "mode": "performance"}, str(profile), {"PNAS_LR": "0.2", "PNAS_NAME": "mine", "HOME": "/"}
+    )
+    found = {name: (value, origin) for name, value, origin in settings.items()}
+    assert found["seed"] == (9, "flag")
+    assert found["lr"] == (0.2, "environment")
+    assert found["name"] == ("mine", "environment")
+    assert found["epochs"] == (7, f"profile {profile}")
+    assert found["backend"] == ("local", f"profile {profile}")
+    assert found["steps"] == (1000, "mode performance")
+    assert found["momentum"] == (0.9, "default")
+    assert "run_name" not in found, "the run is named after the job"
+
+
+def test_config_show_has_every_setting_as_text_and_as_json() -> None:
+    settings = resolve_settings({"npus": 2}, None, {})
+    lines = {line.split()[0]: line.split()[1:] for line in settings_text(settings).splitlines()}
+    assert lines["npus"] == ["2", "flag"]
+    assert lines["nesterov"] == ["false", "default"]
+    document = settings_document(settings)
+    assert document["apiVersion"] == "pnas/v1"
+    assert document["settings"]["data_path"] == {"value": "/data", "origin": "default"}
+    assert set(document["settings"]) == (set(TrainConfig.model_fields) | set(JobOptions.model_fields)) - {"run_name"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"name": "My_Job"}, "--name My_Job: use a letter, then letters"),
+        ({"name": "x" * 41}, "40 at most"),
+        ({"name": 2024}, "--name 2024: use a letter, then letters"),
+        ({"mode": "eval"}, "--mode eval needs --weights"),
+        ({"batch_size": 0}, "--batch-size 0"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        resolve_settings(flags, None, {})
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+def test_a_profile_with_an_unknown_setting_is_refused(tmp_path: Path) -> None:
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("batchsize: 3\n")
+    with pytest.raises(ConfigError, match=r"unknown setting `batchsize` .* did you mean batch_size"):
+        resolve_settings({}, str(profile), {})
+
+
+def test_a_spec_has_a_free_name_and_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = resolve_settings({"data_path": Path("data"), "model": "pnasnet5mobile"}, None, {})
+    name = "pnas-full-mobile-1124-120005"
+    (tmp_path / "output" / f"{name}-2").mkdir(parents=True)
+    spec = make_spec(settings.options, settings.train, settings.given, now=NOON, taken={name}.__contains__)
+    assert spec.name == f"{name}-3", "neither a known job nor an earlier run's folder is reused"
+    assert spec.train.data_path == tmp_path / "data"
+    assert spec.output == tmp_path / "output" / spec.name
+
+
+def test_a_name_that_is_as_long_as_one_may_be_has_room_for_its_number() -> None:
+    longest = "n" * 37 + "-aa"
+    assert is_job_name(longest)
+    assert free_name(longest, {longest}.__contains__) == "n" * 37 + "-2"
+    many = {longest, *(f"{'n' * 37}-{count}" for count in range(2, 12))}
+    assert is_job_name(free_name(longest, many.__contains__))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"mode": "performance"},
+        {"mode": "performance", "epochs": 90, "steps": 7},
+        {"mode": "eval", "weights": Path("w.safetensors")},
+        {"nesterov": True, "decay_all": False, "loss_scale": 128.0, "npus": 8, "lr": 1e-7, "precision": "O2"},
+        {"master_addr": "10.0.0.1", "nodes": 2, "node_rank": 1, "warmup_epochs": 5, "channels_last": True},
+    ],
+)
+def test_the_trainer_reads_back_exactly_what_the_spec_says(flags: dict[str, Any]) -> None:
+    settings = resolve_settings(flags, None, {})
+    spec = make_spec(settings.options, settings.train, settings.given, now=NOON, taken=lambda _: False)
+    assert as_the_trainer_reads(trainer_options(spec)) == spec.train
+
+
+def test_what_nobody_set_is_left_for_the_weights_to_bring() -> None:
+    flags = {"mode": "eval", "weights": Path("w.safetensors"), "padding": "exact"}
+    settings = resolve_settings(flags, None, {"PNAS_EVAL_CROP": "0.875"})
+    spec = make_spec(settings.options, settings.train, settings.given, now=NOON, taken=lambda _: False)
+    given = as_the_trainer_reads(trainer_options(spec)).model_fields_set
+    assert {"padding", "eval_crop"} <= given, "a value that was set stays set, even if it is the default"
+    assert not {"image_size", "normalize", "interpolation"} & given
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("1.5s", 1.5), ("10m", 600), ("1h30m", 5400), ("2d", 172800), ("3 min 2 s", 182)]
+)
+def test_durations_are_read_as_people_write_them(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5", "5 weeks", "1h30", "m"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match="is no duration"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["2147483648", "9" * 400, "99999d"])
+def test_more_time_than_kubernetes_can_count_is_refused(text: str) -> None:
+    assert parse_duration("2147483647") == 2**31 - 1
+    with pytest.raises(RequestError, match="is longer than 68 years"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("flags", [{"grace_s": "inf"}, {"lr": "inf"}, {"loss_scale": "nan"}])
+def test_a_number_that_is_none_is_refused(flags: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="should be a finite number"):
+        resolve_settings(flags, None, {})
+
+
+@pytest.mark.parametrize("place", [{}, {"namespace": "training"}])
+def test_a_job_on_a_cluster_is_found_again_though_one_of_its_name_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: dict[str, str]
+) -> None:
+    """By its name alone this machine's would be found first, but for one who names a place on a cluster."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    settings = resolve_settings({"name": "mine", "image": "r/p:1", **place}, None, {})
+    spec = make_cluster_spec(settings.options, settings.train, settings.given, backend="volcano", overlay={})
+    named = "".join(f" --{name} {value}" for name, value in place.items())
+    assert _where(settings, spec).words == named
+    folder = records.state_home(os.environ) / "mine"
+    folder.mkdir(parents=True)
+    job = {"name": "mine", "created": 1.0, "host": socket.gethostname(), "cwd": "/", "command": ["x"], "spec": {}}
+    records.write_record(folder / records.JOB, "LocalJob", {**job, "output": str(tmp_path)})
+    records.write_record(folder / records.EXIT, "Exit", {"returncode": 0, "started": 1.0, "ended": 2.0})
+    assert _where(settings, spec).words == (named or " --backend volcano")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.84, "0.8 s"), (42.2, "42 s"), (182, "3 min 2 s"), (3600, "1 h"), (18720, "5 h 12 min"), (183600, "2 d 3 h")],
+)
+def test_durations_are_written_in_their_two_largest_units(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+    assert parse_duration(text) == pytest.approx(seconds, abs=0.5)
+
+
+def test_a_name_ends_where_it_ends() -> None:
+    assert is_job_name("ladder-a")
+    assert not is_job_name("ladder-a\n")

@@ -1,0 +1,384 @@
+"""`python -m trainer env` reads what is here and says, in a line each, what does not fit and what to do."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.cli import main
+from trainer.commands.env import as_a_worker_has_it, first_lines
+from trainer.environment import facts as reading
+from trainer.environment.facts import Facts, read_facts
+from trainer.environment.findings import findings
+from trainer.environment.parsing import Chip, NpuSmi, Process, parse_hccn, parse_npu_smi, parse_settings, parse_version
+from trainer.environment.versions import RELEASES, cann_of, supported_with, torch_of
+
+DATA = Path(__file__).parents[2] / "data" / "environment"
+A2 = parse_npu_smi((DATA / "npu-smi-24.1.rc3-a2.txt").read_text())
+HEALTHY = NpuSmi("24.1.rc3", tuple(Chip(n, 0, "910B1", "OK", f"0000:0{n}:00.0", 3373, 65536) for n in (0, 1)), ())
+RIGHT = Facts(
+    packages={"pnas": "0.1.0", "torch": "2.9.0+cpu", "torch-npu": "2.9.0", "torchvision": "0.24.0"},
+    python="3.11.7",
+    machine="aarch64",
+    cann="8.5.0",
+    cann_home="/usr/local/Ascend/cann-8.5.0",
+    driver="24.1.rc3",
+    libraries={"libascend_hal.so": True, "libhccl.so": True},
+    device_files=(0, 1),
+    npu_smi=HEALTHY,
+    hccn={0: "192.168.1.8", 1: "192.168.1.9"},
+    shm_bytes=16 * 2**30,
+    shm_free_bytes=16 * 2**30,
+    open_files=65536,
+    open_files_hard=65536,
+    cpus=tuple(range(32)),
+    machine_cpus=192,
+)
+NO_NPU = Facts(packages={"torch": "2.14.1"}, python="3.11.7", machine="x86_64", open_files=65536, cpus=(0, 1))
+
+
+def test_a_card_with_one_chip_is_read_with_its_health_memory_and_processes() -> None:
+    assert A2.version == "24.1.rc3"
+    assert A2.chips == (
+        Chip(0, 0, "910B1", "OK", "0000:C1:00.0", 3373, 65536),
+        Chip(1, 0, "910B1", "Warning", "0000:01:00.0", 52675, 65536),
+    )
+    assert A2.processes == (Process(1, 0, 484706, "python3"),)
+
+
+def test_a_card_with_two_chips_is_two_devices() -> None:
+    said = parse_npu_smi((DATA / "npu-smi-25.2.0-a3.txt").read_text())
+    assert [(chip.npu, chip.chip, chip.bus, chip.memory_used_mib) for chip in said.chips] == [
+        (0, 0, "0000:9D:00.0", 61609),
+        (0, 1, "0000:9F:00.0", 3412),
+    ]
+
+
+def test_a_chip_without_hbm_has_its_memory() -> None:
+    said = parse_npu_smi((DATA / "npu-smi-22.0.0-310p.txt").read_text())
+    assert (said.version, said.chips) == ("22.0.2", (Chip(0, 0, "310P3", "OK", "0000:86:00.0", 994, 21534),))
+
+
+@given(st.text() | st.lists(st.sampled_from([*"|+ /0", "910B1", "OK", "0000:C1:00.0", "\n", "| "])).map("".join))
+def test_no_text_makes_the_parsers_fail(text: str) -> None:
+    parse_npu_smi(text)
+    parse_hccn(text)
+    parse_version(text)
+    parse_settings(text)
+
+
+def test_files_of_cann_and_of_the_driver_are_read() -> None:
+    assert parse_hccn((DATA / "hccn.conf").read_text()) == {0: "192.168.1.8", 1: "192.168.1.9"}
+    assert (
+        parse_version("package_name=Ascend-cann-toolkit\nversion=8.5.0\ninnerversion=V100R001\narch=aarch64\n")
+        == "8.5.0"
+    )
+    assert parse_version("Version=24.1.rc1\nascendhal_version=7.35.19\n") == "24.1.rc1"
+    assert parse_version("ascendhal_version=7.35.19\n") is None
+    assert parse_settings("expandable_segments:True, max_split_size_mb") == {
+        "expandable_segments": "True",
+        "max_split_size_mb": "",
+    }
+
+
+def test_the_table_knows_each_version_once_and_its_torch() -> None:
+    versions = [version for of_one in RELEASES.values() for version in of_one]
+    assert len(versions) == len(set(versions))
+    assert (cann_of("2.9.0"), cann_of("2.9.0.post2"), cann_of("2.14.0")) == ("8.5.0", "9.0.0", None)
+    assert (torch_of("2.9.0.post2"), torch_of("2.14.0")) == ("2.9.0", "2.14.0")
+    assert supported_with("8.5.1") == ("2.9.0",)
+    assert supported_with("8.3.RC1") == ()
+
+
+def test_what_fits_together_leaves_nothing_to_say() -> None:
+    assert findings(RIGHT) == []
+
+
+def test_emulated_npus_need_neither_cann_nor_a_driver_and_are_called_what_they_are() -> None:
+    packages = {"torch": "2.14.1", "torch-npu": "2.9.0+emulated"}
+    here = dataclasses.replace(NO_NPU, packages=packages, device_files=tuple(range(8)))
+    (note,) = findings(here)
+    assert (note.level, note.text.split(":")[0]) == ("note", "the NPUs are emulated")
+    wrong = dataclasses.replace(here, variables={"ASCEND_RT_VISIBLE_DEVICES": "1,0"}, shm_bytes=64 * 2**20)
+    assert [finding.level for finding in findings(wrong)] == ["problem", "problem", "note"]
+
+
+def test_without_an_npu_only_what_holds_everywhere_is_judged() -> None:
+    assert findings(NO_NPU) == []
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"packages": {"torch": "2.14.1"}}, "no torch_npu: install torch-npu==2.9.0"),
+    ({"packages": {}, "cann": "8.3.RC1"}, "no torch_npu: install the one for this node's CANN"),
+    ({"packages": {"torch": "2.14.1", "torch-npu": "2.9.0"}}, "is for torch 2.9.0, not 2.14.1: install torch==2.9.0"),
+    (
+        {"packages": {"torch": "2.14.1", "torch-npu": "2.9.0"}, "machine": "x86_64"},
+        "install torch==2.9.0+cpu, from download.pytorch.org/whl/cpu",
+    ),
+    (
+        {"cann": "9.0.0"},
+        "is for CANN 8.5.0, not 9.0.0: use CANN 8.5.0, or install torch-npu==2.9.0.post2 with torch==2.9.0",
+    ),
+    ({"cann": "8.1.RC1"}, "is for CANN 8.5.0, not 8.1.RC1: use CANN 8.5.0"),
+    ({"cann": None}, "ASCEND_HOME_PATH=/usr/local/Ascend/cann-8.5.0 holds no CANN: source the set_env.sh"),
+    ({"cann": None, "cann_home": None}, "no CANN: use an image of quay.io/ascend/cann"),
+    (
+        {"cann": None, "cann_home": None, "unsourced": "/usr/local/Ascend/cann"},
+        "CANN is installed but not set up: source /usr/local/Ascend/cann/set_env.sh",
+    ),
+    ({"libraries": {"libhccl.so": True}}, "libascend_hal.so is in no folder of LD_LIBRARY_PATH: the driver is not in"),
+    ({"libraries": {"libascend_hal.so": True}}, "libhccl.so is in no folder of LD_LIBRARY_PATH: CANN is not set up"),
+    ({"npu_smi": A2}, "NPU 1 chip 0 (910B1, 0000:01:00.0) has health Warning: see npu-smi info -t health -i 1"),
+    (
+        {"npu_smi": None, "npu_smi_error": "dcmi module initialize failed. ret is -8005"},
+        "npu-smi info fails: dcmi module initialize failed. ret is -8005: another container holds the NPUs",
+    ),
+    ({"npu_smi": None, "npu_smi_error": "exit code 255"}, "see whether the driver is mounted and loaded"),
+    ({"device_files": ()}, "there is no /dev/davinci*: request them from Kubernetes"),
+    ({"hccn": {0: "192.168.1.8"}}, "no address for NPU 1: hccn_tool"),
+    ({"variables": {"ASCEND_RT_VISIBLE_DEVICES": "1,0"}}, "torch_npu sees no NPU unless they ascend"),
+    ({"variables": {"ASCEND_RT_VISIBLE_DEVICES": "6,7"}}, "here are NPUs 0 to 1, numbered within the container"),
+    ({"variables": {"ASCEND_RT_VISIBLE_DEVICES": "0-1"}}, "what follows the first that is no number is not read"),
+    ({"variables": {"HCCL_CONNECT_TIMEOUT": "60"}}, "HCCL_CONNECT_TIMEOUT=60 is not within 120 to 7200 s"),
+    ({"variables": {"HCCL_CONNECT_TIMEOUT": "2m"}}, "HCCL_CONNECT_TIMEOUT=2m is not a whole number of seconds"),
+    ({"variables": {"HCCL_CONNECT_TIMEOUT": "3600"}}, "HCCL_EXEC_TIMEOUT=1836 is not longer than HCCL_CONNECT_TIMEOUT"),
+    ({"variables": {"HCCL_EXEC_TIMEOUT": "3600"}}, "HCCL_EVENT_TIMEOUT=1868 is not longer than HCCL_EXEC_TIMEOUT=3600"),
+    (
+        {"variables": {"RANK_TABLE_FILE": "/user/hccl.json", "HCCL_CONNECT_TIMEOUT": "300"}, "rank_table": "missing"},
+        "RANK_TABLE_FILE=/user/hccl.json: no such file",
+    ),
+    ({"variables": {"PYTORCH_NPU_ALLOC_CONF": "expandable_segments"}}, "expandable_segments has no value"),
+    ({"shm_bytes": 64 * 2**20}, "/dev/shm has 64 MiB, too few for loader workers"),
+    ({"cpus": (0, 1, 2)}, "3 of 192 processors for 2 NPUs"),
+]
+NOTES: list[tuple[dict[str, Any], str]] = [
+    ({"packages": {"torch": "2.14.0", "torch-npu": "2.14.0"}}, "newer or older than the table known here"),
+    ({"npu_smi": None, "npu_smi_error": "no answer within 4 s"}, "look at the NPUs' health with it by hand"),
+    ({"driver": None}, "the driver's version is unknown"),
+    ({"npu_smi": dataclasses.replace(HEALTHY, processes=A2.processes)}, "in use by process 484706 (python3)"),
+    ({"hccn": None}, "no /etc/hccn.conf here"),
+    ({"open_files": 1024}, "1024 files may be open at once"),
+    ({"variables": {"ASCEND_LAUNCH_BLOCKING": "1"}}, "for debugging: unset it to train"),
+    (
+        {"variables": {"RANK_TABLE_FILE": "/user/hccl.json", "HCCL_CONNECT_TIMEOUT": "300"}, "rank_table": "link"},
+        "is a link, which torch_npu ignores",
+    ),
+    ({"variables": {"RANK_TABLE_FILE": "/t"}, "rank_table": "file"}, "with a rank table torch_npu advises 300 s"),
+]
+
+
+def _judged(changed: dict[str, Any], level: str) -> list[str]:
+    found = findings(dataclasses.replace(RIGHT, **changed))
+    return [finding.text for finding in found if finding.level == level]
+
+
+@pytest.mark.parametrize(("changed", "said"), WRONG, ids=[said for _, said in WRONG])
+def test_what_does_not_fit_is_one_line_that_says_what_to_do(changed: dict[str, Any], said: str) -> None:
+    (text,) = _judged(changed, "problem")
+    assert said in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(("changed", "said"), NOTES, ids=[said for _, said in NOTES])
+def test_what_is_good_to_know_is_one_line_too(changed: dict[str, Any], said: str) -> None:
+    (text,) = _judged(changed, "note")
+    assert said in text
+    assert _judged(changed, "problem") == []
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Path:
+    """The files of a node with two NPUs of which one is ill, and a program that prints as npu-smi does."""
+    for name in ("davinci0", "davinci1", "davinci_manager"):
+        (tmp_path / "dev").mkdir(exist_ok=True)
+        (tmp_path / "dev" / name).touch()
+    for path, text in (
+        ("usr/local/Ascend/driver/version.info", "Version=24.1.rc3\n"),
+        ("cann/aarch64-linux/ascend_toolkit_install.info", "version=8.5.0\n"),
+        ("cann/aarch64-linux/ascend_ops_install.info", "version=8.4.0\n"),
+        ("cann/lib64/libhccl.so", ""),
+        ("etc/hccn.conf", (DATA / "hccn.conf").read_text()),
+        ("bin/npu-smi", f'#!/bin/sh\n[ "$1" = info ] && cat {DATA}/npu-smi-24.1.rc3-a2.txt\n'),
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    (tmp_path / "bin/npu-smi").chmod(0o755)
+    return tmp_path
+
+
+def environ(node: Path) -> dict[str, str]:
+    return {
+        "PATH": f"{node}/bin:/usr/bin:/bin",
+        "ASCEND_HOME_PATH": f"{node}/cann",
+        "LD_LIBRARY_PATH": f"/nowhere::{node}/cann/lib64",
+        "HCCL_IF_IP": "10.0.0.5",
+        "SECRET": "not ours",
+    }
+
+
+def test_a_node_is_read_from_its_files_and_npu_smi(node: Path) -> None:
+    found = read_facts(environ(node), node)
+    assert (found.cann, found.driver, found.device_files) == ("8.5.0", "24.1.rc3", (0, 1))
+    assert found.libraries == {"libascend_hal.so": False, "libhccl.so": True}
+    assert found.npu_smi == A2
+    assert found.hccn == {0: "192.168.1.8", 1: "192.168.1.9"}
+    assert set(found.variables) == {"ASCEND_HOME_PATH", "HCCL_IF_IP"}
+    assert read_facts(environ(node), node, ask_npu_smi=False).npu_smi is None
+
+
+def test_an_npu_smi_that_fails_or_hangs_is_said(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = node / "bin/npu-smi"
+    program.write_text("#!/bin/sh\necho 'dcmi module initialize failed. ret is -8005'\nexit 255\n")
+    assert read_facts(environ(node), node).npu_smi_error == "dcmi module initialize failed. ret is -8005"
+    monkeypatch.setattr(reading, "NPU_SMI_TIMEOUT_S", 0.2)
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    assert read_facts(environ(node), node).npu_smi_error == "no answer within 0.2 s"
+
+
+def test_cann_that_is_not_set_up_is_found(node: Path) -> None:
+    (node / "usr/local/Ascend/ascend-toolkit").mkdir()
+    (node / "usr/local/Ascend/ascend-toolkit/set_env.sh").touch()
+    found = read_facts({"PATH": "/usr/bin"}, node)
+    assert (found.cann, found.unsourced) == (None, str(node / "usr/local/Ascend/ascend-toolkit"))
+
+
+def test_a_rank_table_that_is_a_link_is_recognised(node: Path) -> None:
+    (node / "link").symlink_to(node / "etc/hccn.conf")
+    for name, kind in (("link", "link"), ("etc/hccn.conf", "file"), ("none", "missing")):
+        assert read_facts({"RANK_TABLE_FILE": str(node / name)}, node, ask_npu_smi=False).rank_table == kind
+
+
+def test_a_run_on_npus_begins_with_its_versions_and_problems() -> None:
+    lines = list(first_lines(dataclasses.replace(RIGHT, cann="9.0.0"), device="npu", workers=4))
+    assert lines[0] == (
+        "environment torch=2.9.0+cpu python=3.11.7 cpus=32 torch_npu=2.9.0 cann=9.0.0 driver=24.1.rc3 apex=none npus=2"
+    )
+    assert [line.split(":")[0] for line in lines[1:]] == ["environment problem"]
+
+
+def test_a_run_without_npus_begins_with_what_concerns_it_alone() -> None:
+    small = dataclasses.replace(RIGHT, cann="9.0.0", shm_bytes=64 * 2**20)
+    lines = list(first_lines(small, device="cpu", workers=4))
+    assert lines[0] == "environment torch=2.9.0+cpu python=3.11.7 cpus=32"
+    assert [line.split(", ")[0] for line in lines[1:]] == ["environment problem: /dev/shm has 64 MiB"]
+    assert len(list(first_lines(small, device="cpu", workers=0))) == 1, "no loader needs it"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"HCCL_EXEC_TIMEOUT": "2400"},
+        {"HCCL_EXEC_TIMEOUT": "544"},
+        {"HCCL_EXEC_TIMEOUT": "0"},
+        {"HCCL_CONNECT_TIMEOUT": "3600"},
+        {"HCCL_CONNECT_TIMEOUT": "7200"},
+        {"HCCL_EVENT_TIMEOUT": "4000"},
+    ],
+)
+@pytest.mark.parametrize("table", [None, "file"])
+def test_one_timeout_of_hccl_that_is_given_alone_is_met_by_the_others(
+    given: dict[str, str], table: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = dataclasses.replace(RIGHT, variables=given, rank_table=table)
+    assert findings(as_a_worker_has_it(facts, 900.0)) == []
+    monkeypatch.setattr("trainer.commands.env.read_facts", lambda _: facts)
+    assert main(["env"]) == 0
+    said = capsys.readouterr().out
+    assert [line.strip() for line in said.splitlines() if "HCCL_" in line] == [f"{a}={b}" for a, b in given.items()]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"HCCL_CONNECT_TIMEOUT": "900", "HCCL_EXEC_TIMEOUT": "680"}, "HCCL_EXEC_TIMEOUT=680 is not longer than"),
+        ({"HCCL_EXEC_TIMEOUT": "100"}, "HCCL_EXEC_TIMEOUT=100 is not longer than HCCL_CONNECT_TIMEOUT=120: raise it"),
+        ({"HCCL_EVENT_TIMEOUT": "1836"}, "HCCL_EVENT_TIMEOUT=1836 is not longer than HCCL_EXEC_TIMEOUT=1836"),
+        ({"HCCL_CONNECT_TIMEOUT": "20m"}, "HCCL_CONNECT_TIMEOUT=20m is not a whole number of seconds"),
+    ],
+)
+def test_what_no_default_can_meet_is_still_said(given: dict[str, str], said: str) -> None:
+    (problem,) = findings(as_a_worker_has_it(dataclasses.replace(RIGHT, variables=given), 900.0))
+    assert said in problem.text
+
+
+def test_a_run_judges_the_timeouts_that_its_workers_get(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = dataclasses.replace(RIGHT, variables={"HCCL_EXEC_TIMEOUT": "2400"})
+    monkeypatch.setattr("trainer.cli.read_facts", lambda _, *, ask_npu_smi: facts)
+    assert main(["--device", "npu", "--npus", "99", "--data-path", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().out.splitlines()) == 1, "versions, and no problem"
+
+
+def test_the_trainer_says_them_before_anything_can_fail(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(_: object, *, ask_npu_smi: bool) -> Facts:
+        assert not ask_npu_smi, "a run would begin a second later"
+        return dataclasses.replace(RIGHT, device_files=())
+
+    monkeypatch.setattr("trainer.cli.read_facts", read)
+    assert main(["--device", "npu", "--npus", "1", "--data-path", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith("environment torch=2.9.0+cpu python=3.11.7 ")
+    assert said.err.startswith("error: --npus asks for 1 npu devices")
+
+
+def test_the_report_of_a_machine_without_npus_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.commands.env.read_facts", lambda _: NO_NPU)
+    assert main(["env"]) == 0
+    said = capsys.readouterr().out
+    assert "\n  no NPU: no /dev/davinci* here, and no npu-smi that shows one\n" in said
+    assert said.endswith("\nnothing that does not fit\n")
+
+
+def test_the_report_shows_what_was_found_and_ends_with_what_is_wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ill = dataclasses.replace(RIGHT, npu_smi=A2, variables={"HCCL_IF_IP": "10.0.0.5"})
+    monkeypatch.setattr("trainer.commands.env.read_facts", lambda _: ill)
+    assert main(["env"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    for line in (
+        "  CANN          8.5.0",
+        "  apex          none",
+        "  /dev/davinci  0-1",
+        "  NPU 1 chip 0  910B1 at 0000:01:00.0: Warning, 52675 of 65536 MiB in use",
+        "  NPU 0 has the RoCE address 192.168.1.8",
+        "  HCCL_IF_IP=10.0.0.5",
+        "  /dev/shm      16.0 GiB, 16.0 GiB free",
+        "  processors    0-31 (32 of 192)",
+    ):
+        assert line in lines
+    assert [line.split(":")[0] for line in lines[-3:]] == ["", "problem", "note"]
+
+
+def test_the_document_holds_facts_and_findings(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.commands.env.read_facts", lambda _: dataclasses.replace(RIGHT, npu_smi=A2))
+    assert main(["env", "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == "pnas.environment/1"
+    assert document["npu_smi"]["chips"][1]["health"] == "Warning"
+    assert [finding["level"] for finding in document["findings"]] == ["problem", "note"]
+
+
+def test_the_real_report_needs_no_torch() -> None:
+    program = (
+        "import sys, trainer.cli as t; t.main(['env']); "
+        "print([n for n in ('torch', 'torch_npu', 'numpy') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "/dev/shm" in done.stdout

@@ -1,0 +1,410 @@
+"""Who am I: every way of starting the trainer ends in the same value, and contradictions are refused."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+import trainer
+from tests.unit.ranktable.test_ranktable import server_list
+from trainer.ranktable import Identity, RankTable, Server, find_me, parse
+from trainer.shared.config import TrainConfig
+from trainer.shared.errors import TrainerError, UsageError
+from trainer.topology import Topology, Visible, Worker, discover, ports, visible_devices
+
+CPU = Visible("cpu", ())
+RECORDED = Path(__file__).parents[2] / "data" / "ranktables"
+
+TORCHRUN = {
+    "RANK": "5",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "8",
+    "LOCAL_WORLD_SIZE": "4",
+    "GROUP_RANK": "1",
+    "MASTER_ADDR": "10.0.0.1",
+    "MASTER_PORT": "29511",
+}
+ASCEND_JOB = {
+    "MINDX_TASK_ID": "9fa246e9-b0e6-4fa4-b62d-ce941e717b7c",
+    "LOCAL_RANK": "0,1,2,3",
+    "LOCAL_WORLD_SIZE": "4",
+    "WORLD_SIZE": "8",
+    "RANK": "1",
+    "MASTER_ADDR": "10.96.205.153",
+    "MASTER_PORT": "2222",
+}
+
+
+def npus(*ids: int) -> Visible:
+    return Visible("npu", ids, "/dev/davinci*")
+
+
+def topology(tmp_path: Path, environ: dict[str, str] | None = None, visible: Visible = CPU, **options: Any) -> Topology:
+    return discover(
+        TrainConfig(**options), environ or {}, visible=visible, mounted=tmp_path / "absent", scratch=tmp_path
+    )
+
+
+def recorded(tmp_path: Path, name: str, index: int) -> Path:
+    """A table that a controller wrote, behind a symlink as in a ConfigMap volume."""
+    history = json.loads((RECORDED / f"{name}.json").read_text())["configmap_history"]
+    (tmp_path / "..data").mkdir()
+    (tmp_path / "..data" / "hccl.json").write_text(history[index]["data"]["hccl.json"])
+    path = tmp_path / "hccl.json"
+    path.symlink_to(Path("..data") / "hccl.json")
+    return path
+
+
+def test_nothing_at_all_is_one_worker_on_this_machine(tmp_path: Path) -> None:
+    found = topology(tmp_path)
+    assert (found.world_size, found.nodes, found.node_rank) == (1, 1, 0)
+    assert found.workers == (Worker(0, 0, 0),)
+    assert (found.master_addr, found.rank_table, found.source) == ("127.0.0.1", None, "options")
+
+
+def test_nothing_at_all_uses_every_visible_device(tmp_path: Path) -> None:
+    found = topology(tmp_path, visible=npus(4, 5, 6, 7))
+    assert found.workers == tuple(Worker(i, i, 4 + i) for i in range(4))
+
+
+def test_options_place_a_node_among_others(tmp_path: Path) -> None:
+    found = topology(tmp_path, npus=2, nodes=3, node_rank=1, master_addr="10.0.0.9")
+    assert (found.world_size, found.nodes, found.node_rank) == (6, 3, 1)
+    assert [(worker.rank, worker.local_rank) for worker in found.workers] == [(2, 0), (3, 1)]
+    assert (found.master_addr, found.master_port) == ("10.0.0.9", 29500)
+
+
+def test_several_nodes_need_an_address(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--nodes 2 needs --master-addr"):
+        topology(tmp_path, npus=1, nodes=2)
+
+
+@pytest.mark.parametrize(("asked", "ids"), [(2, (0,)), (1, ())])
+def test_fewer_devices_than_asked_are_refused_with_both_numbers(
+    tmp_path: Path, asked: int, ids: tuple[int, ...]
+) -> None:
+    with pytest.raises(UsageError, match=rf"--npus asks for {asked} npu devices, but {len(ids)} are visible"):
+        topology(tmp_path, visible=npus(*ids), npus=asked)
+
+
+def test_an_npu_that_is_not_there_is_refused_when_no_number_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="0 are visible"):
+        topology(tmp_path, visible=npus())
+
+
+def test_torchruns_process_supervises_exactly_one_worker(tmp_path: Path) -> None:
+    found = topology(tmp_path, TORCHRUN, npus(0, 1, 2, 3))
+    assert found == Topology(8, 2, 1, (Worker(5, 1, 1),), "10.0.0.1", 29511, None, "torchrun")
+
+
+@pytest.mark.parametrize(
+    ("outgoing", "chosen"),
+    [("32768\t60999\n", range(10_000, 30_000)), ("10001 60999", [10_000]), ("1024 65535", range(1024, 65_536))],
+)
+def test_a_free_port_is_none_that_an_outgoing_connection_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outgoing: str, chosen: Sequence[int]
+) -> None:
+    ephemeral = tmp_path / "ip_local_port_range"
+    ephemeral.write_text(outgoing)
+    monkeypatch.setattr(ports, "EPHEMERAL", ephemeral)
+    assert {ports.free_port() for _ in range(50)} <= set(chosen)
+
+
+def test_a_free_port_is_none_on_which_somebody_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = ports.free_port()
+    ephemeral = tmp_path / "ip_local_port_range"
+    ephemeral.write_text(f"{taken + 1} 60999")
+    monkeypatch.setattr(ports, "EPHEMERAL", ephemeral)
+    monkeypatch.setattr(ports, "LOWEST", taken)
+    with socket.create_server(("", taken)):
+        assert ports.free_port() != taken
+
+
+def test_torchruns_port_is_left_alone_because_its_agent_may_hold_it(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as agent:
+        port = str(agent.getsockname()[1])
+        environ = {**TORCHRUN, "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0", "MASTER_PORT": port}
+        assert topology(tmp_path, environ).master_port == int(port)
+
+
+def test_real_torchrun_variables_are_understood(tmp_path: Path) -> None:
+    script = tmp_path / "who.py"
+    script.write_text(
+        "import os, pathlib, sys\n"
+        "from trainer.shared.config import TrainConfig\n"
+        "from trainer.topology import Visible, discover\n"
+        "found = discover(TrainConfig(), os.environ, visible=Visible('cpu', ()))\n"
+        "(pathlib.Path(sys.argv[1]) / str(found.workers[0].rank)).write_text(repr(found))\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(trainer.__file__).parent.parent)}
+    subprocess.run(
+        [*torchrun, "--standalone", str(script), str(tmp_path)], check=True, env=environ, capture_output=True
+    )
+    for rank in range(2):
+        text = (tmp_path / str(rank)).read_text()
+        assert f"world_size=2, nodes=1, node_rank=0, workers=(Worker(rank={rank}, local_rank={rank}" in text
+        assert "source='torchrun'" in text
+
+
+def test_an_ascend_jobs_list_of_local_ranks_becomes_workers(tmp_path: Path) -> None:
+    found = topology(tmp_path, ASCEND_JOB, npus(4, 5, 6, 7))
+    workers = tuple(Worker(4 + i, i, 4 + i) for i in range(4))
+    assert found == Topology(8, 2, 1, workers, "10.96.205.153", 2222, None, "AscendJob")
+
+
+def test_an_ascend_job_with_one_device_per_pod_is_not_taken_for_torchrun(tmp_path: Path) -> None:
+    environ = {**ASCEND_JOB, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "WORLD_SIZE": "2"}
+    assert topology(tmp_path, environ).source == "AscendJob"
+
+
+def test_the_rank_table_decides_the_ranks_and_hccl_gets_a_regular_copy(tmp_path: Path) -> None:
+    path = recorded(tmp_path, "op-HEAD-vc-2x4", 1)
+    environ = {"POD_UID": "0a895a9b-f17f-4824-a3f0-346c0a7804ea", "POD_IP": "10.244.0.201", "HOST_IP": "10.123.0.1"}
+    found = topology(tmp_path, environ, npus(0, 1, 2, 3), rank_table=path)
+    assert (found.world_size, found.nodes, found.node_rank, found.source) == (8, 2, 1, "rank table")
+    assert found.workers == tuple(Worker(4 + i, i, i) for i in range(4))
+    assert (found.master_addr, found.master_port) == ("10.244.0.202", 29500)
+    assert found.rank_table is not None
+    assert not found.rank_table.is_symlink()
+    assert parse(found.rank_table.read_text()) == parse(path.read_text())
+
+
+def test_hccl_gets_the_table_that_was_judged_though_its_controller_begins_another(tmp_path: Path) -> None:
+    path = recorded(tmp_path, "op-HEAD-vc-1x8", 1)
+    judged = path.read_bytes()
+
+    def late(table: RankTable, identity: Identity) -> Server:
+        path.write_text('{"status":"initializing"}')
+        return find_me(table, identity)
+
+    with mock.patch("trainer.topology.discover.find_me", late):
+        found = topology(tmp_path, {"POD_IP": "10.244.0.199"}, rank_table=path)
+    assert found.rank_table is not None
+    assert found.rank_table.read_bytes() == judged
+
+
+@pytest.mark.parametrize("way", ["variable", "mounted"])
+def test_the_rank_table_is_found_without_an_option(tmp_path: Path, way: str) -> None:
+    path = recorded(tmp_path, "op-HEAD-vc-1x8", 1)
+    environ = {"POD_IP": "10.244.0.199"} | ({"RANK_TABLE_FILE": str(path)} if way == "variable" else {})
+    mounted = path if way == "mounted" else tmp_path / "absent"
+    found = discover(TrainConfig(), environ, visible=CPU, mounted=mounted, scratch=tmp_path)
+    assert (found.source, found.world_size, found.master_addr) == ("rank table", 8, "127.0.0.1")
+
+
+def test_on_a_host_that_shows_more_devices_than_the_table_a_rank_keeps_its_device(tmp_path: Path) -> None:
+    path = recorded(tmp_path, "op-HEAD-vc-2x4", 1)
+    found = topology(tmp_path, {"POD_IP": "10.244.0.202"}, npus(*range(8)), rank_table=path)
+    assert found.workers == tuple(Worker(i, 4 + i, 4 + i) for i in range(4))
+
+
+def test_an_ascend_job_with_a_table_waits_for_all_its_devices(tmp_path: Path) -> None:
+    path = recorded(tmp_path, "op-HEAD-acjob-2x4", 3)
+    environ = {**ASCEND_JOB, "POD_IP": "10.244.0.231"}
+    assert topology(tmp_path, environ, rank_table=path).node_rank == 1
+    with pytest.raises(TrainerError, match=r"it has 8 devices, not 16 \(WORLD_SIZE, or "):
+        topology(tmp_path, {**environ, "WORLD_SIZE": "16"}, rank_table=path, rank_table_timeout_s=0.01)
+
+
+def recorded_pods(name: str) -> list[tuple[dict[str, str], tuple[int, ...]]]:
+    """The environment that the operator gave to each pod of an AscendJob, and its devices."""
+    pods = json.loads((RECORDED / f"{name}.json").read_text())["pods_full"]
+    return [
+        (
+            {"POD_UID": pod["uid"], "POD_IP": pod["podIP"]}
+            | {one["name"]: one["value"] for one in pod["container"]["env"] if "value" in one},
+            tuple(int(word.rpartition("-")[2]) for word in pod["annotations"]["huawei.com/Ascend910"].split(",")),
+        )
+        for pod in pods
+    ]
+
+
+@pytest.mark.parametrize("name", ["op-HEAD-acjob-1x8", "op-HEAD-acjob-2x4", "op-HEAD-acjob-worker-fails"])
+def test_an_ascend_job_as_recorded_is_placed_by_its_environment_as_by_its_table(tmp_path: Path, name: str) -> None:
+    path = recorded(tmp_path, name, -1 if name != "op-HEAD-acjob-2x4" else 1)
+    pods = recorded_pods(name)
+    for node_rank, (environ, chips) in enumerate(pods):
+        with mock.patch("trainer.topology.discover.check_port_is_free"):  # 2222 may be taken where this runs
+            alone = topology(tmp_path, environ, npus(*chips))
+            by_table = topology(tmp_path, environ, npus(*chips), rank_table=path)
+        assert (alone.source, by_table.source) == ("AscendJob", "rank table")
+        assert alone.workers == by_table.workers
+        assert [worker.device_id for worker in alone.workers] == list(chips)
+        assert (alone.world_size, alone.nodes, alone.node_rank) == (8, len(pods), node_rank)
+        assert (alone.master_addr, alone.master_port) == (environ["MASTER_ADDR"], 2222)
+        assert by_table.master_addr == ("127.0.0.1" if len(pods) == 1 else pods[0][0]["POD_IP"])
+
+
+def test_an_ascend_job_that_only_limits_its_devices_is_placed_by_its_table_alone(tmp_path: Path) -> None:
+    """The operator injects neither ranks nor a master, and yet completes the table."""
+    ((environ, chips),) = recorded_pods("op-HEAD-acjob-limits-only")
+    assert "RANK" not in environ
+    found = topology(tmp_path, environ, npus(*chips), rank_table=recorded(tmp_path, "op-HEAD-acjob-limits-only", 1))
+    assert (found.source, found.world_size) == ("rank table", 8)
+
+
+def test_a_service_that_names_a_table_and_tells_pods_nothing_of_themselves_needs_their_place(tmp_path: Path) -> None:
+    """As ModelArts: RANK_TABLE_FILE names a `group_list` table, and each pod knows its index alone."""
+    path = recorded(tmp_path, "hccl-controller-6.0.RC3-v1-vc-2x4", 1)
+    environ = {"RANK_TABLE_FILE": str(path)}
+    with pytest.raises(TrainerError, match="cannot tell which of the table's 2 servers this is"):
+        topology(tmp_path, environ, rank_table_timeout_s=0.01)
+    found = topology(tmp_path, environ, npus(*range(8)), nodes=2, npus=4, node_rank=1)
+    assert (found.source, found.world_size, found.node_rank) == ("rank table", 8, 1)
+    servers = parse(path.read_text()).servers
+    assert [(one.rank, one.device_id) for one in found.workers] == [(d.rank, d.device_id) for d in servers[1].devices]
+    assert found.master_addr == servers[0].server_id
+
+
+def test_a_table_that_names_hosts_alone_says_who_the_master_is(tmp_path: Path) -> None:
+    """As people write them: neither container_ip nor host_ip, but each server_id is an address."""
+    path = tmp_path / "hccl.json"
+    table = server_list(2, 2)
+    for server in table["server_list"]:
+        del server["host_ip"], server["container_ip"]
+    path.write_text(json.dumps(table))
+    assert topology(tmp_path, {"HOST_IP": "10.0.0.2"}, rank_table=path).master_addr == "10.0.0.1"
+    path.write_text(json.dumps(table).replace('"10.0.0.1"', '"node-a"'))
+    with pytest.raises(UsageError, match="does not say where rank 0 is: add --master-addr"):
+        topology(tmp_path, {"HOST_IP": "10.0.0.2"}, rank_table=path)
+
+
+def test_torchrun_with_a_table_checks_that_they_agree(tmp_path: Path) -> None:
+    path = recorded(tmp_path, "op-HEAD-vc-2x4", 1)
+    environ = {**TORCHRUN, "POD_IP": "10.244.0.201", "RANK_TABLE_FILE": str(path)}
+    found = topology(tmp_path, environ)
+    assert found.source == "torchrun"
+    assert found.rank_table is not None
+    with pytest.raises(UsageError, match=r"RANK=1 from torchrun is not one of this node's ranks .*, \[4, 5, 6, 7\]$"):
+        topology(tmp_path, {**environ, "RANK": "1"})
+    with pytest.raises(UsageError, match=r"LOCAL_WORLD_SIZE=2 from torchrun contradicts the rank table, .* 4 devices"):
+        topology(tmp_path, {**environ, "LOCAL_WORLD_SIZE": "2"})
+    with pytest.raises(UsageError, match="the rank table asks for 2 npu devices, but 1 are visible"):
+        topology(tmp_path, environ, npus(9))
+
+
+@pytest.mark.parametrize(
+    ("devices", "visible", "expected"),
+    [
+        (("1", "0"), npus(0, 1), ((1, 1), (0, 0))),
+        (("6", "5"), npus(*range(8)), ((6, 6), (5, 5))),
+        (("6", "5"), npus(0, 1), ((1, 6), (0, 5))),
+    ],
+)
+def test_torchruns_process_sits_on_the_device_that_the_table_gives_its_rank(
+    tmp_path: Path, devices: tuple[str, str], visible: Visible, expected: tuple[tuple[int, int], ...]
+) -> None:
+    table = server_list(2)
+    for entry, written in zip(table["server_list"][0]["device"], devices, strict=True):
+        entry["device_id"] = written
+    path = tmp_path / "hccl.json"
+    path.write_text(json.dumps(table))
+    alone = {"POD_IP": "10.244.0.1", "RANK_TABLE_FILE": str(path)}
+    by_table = topology(tmp_path, alone, visible)
+    for rank, (number, device_id) in enumerate(expected):
+        environ = {**TORCHRUN, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", **alone}
+        found = topology(tmp_path, {**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}, visible)
+        assert found.workers == (Worker(rank, number, device_id),) == by_table.workers[rank : rank + 1]
+
+
+@pytest.mark.parametrize(
+    ("environ", "options", "message"),
+    [
+        (TORCHRUN, {"npus": 2}, "--npus 2 contradicts torchrun, which says 4"),
+        (TORCHRUN, {"nodes": 3, "master_addr": "10.0.0.1"}, "--nodes 3 contradicts torchrun, which says 2"),
+        (TORCHRUN, {"master_addr": "10.0.0.2"}, "--master-addr 10.0.0.2 contradicts torchrun"),
+        (TORCHRUN | {"RANK": "8"}, {}, "RANK=8 is not below WORLD_SIZE=8"),
+        (TORCHRUN | {"RANK": "one"}, {}, "RANK=one is not a number"),
+        (TORCHRUN | {"MASTER_ADDR": ""}, {}, "MASTER_ADDR is not set"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, {}, "LOCAL_RANK is not: start through torchrun"),
+        (ASCEND_JOB, {"npus": 8}, "--npus 8 contradicts the AscendJob, which says 4"),
+        (ASCEND_JOB | {"WORLD_SIZE": "6"}, {}, "every replica of the AscendJob needs the same number of devices"),
+        (ASCEND_JOB | {"RANK": "2"}, {}, "do not fit together"),
+        (ASCEND_JOB | {"LOCAL_RANK": "0,2"}, {}, "LOCAL_RANK=0,2 does not count from 0"),
+        (ASCEND_JOB | {"LOCAL_WORLD_SIZE": "8"}, {}, "LOCAL_WORLD_SIZE=8 but LOCAL_RANK=0,1,2,3"),
+    ],
+)
+def test_contradictions_are_refused(
+    tmp_path: Path, environ: dict[str, str], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        topology(tmp_path, environ, **options)
+
+
+def test_a_table_with_another_count_than_asked_is_refused(tmp_path: Path) -> None:
+    path = recorded(tmp_path, "op-HEAD-vc-1x8", 1)
+    with pytest.raises(UsageError, match="--npus 4 contradicts the rank table, which says 8"):
+        topology(tmp_path, {"POD_IP": "10.244.0.199"}, rank_table=path, npus=4)
+    with pytest.raises(UsageError, match="the rank table asks for 8 npu devices, but 4 are visible"):
+        topology(tmp_path, {"POD_IP": "10.244.0.199"}, npus(0, 1, 2, 3), rank_table=path)
+
+
+def test_a_taken_port_is_refused_only_where_rank_0_will_listen(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(
+            UsageError, match=rf"^port {port} on 127\.0\.0\.1 is taken: choose another with --master-port$"
+        ):
+            topology(tmp_path, master_port=port)
+        elsewhere = topology(tmp_path, npus=1, nodes=2, node_rank=1, master_addr="10.0.0.9", master_port=port)
+        assert elsewhere.master_port == port
+    assert topology(tmp_path, master_port=port).master_port == port
+
+
+def test_one_node_gets_a_port_that_can_be_listened_on(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", topology(tmp_path).master_port)) as store:
+        assert store.getsockname()[0] == "127.0.0.1"
+
+
+def fake_dev(tmp_path: Path, *names: str) -> Path:
+    dev = tmp_path / "dev"
+    dev.mkdir()
+    for name in (*names, "davinci_manager", "nvidiactl", "null"):
+        (dev / name).touch()
+    return dev
+
+
+@pytest.mark.parametrize(
+    ("names", "environ", "expected"),
+    [
+        (["davinci10", "davinci2", "nvidia0"], {}, ("npu", (2, 10))),
+        (["nvidia1", "nvidia0"], {}, ("cuda", (0, 1))),
+        ([], {}, ("cpu", ())),
+        (["davinci4", "davinci5", "davinci6"], {"ASCEND_RT_VISIBLE_DEVICES": "0,2"}, ("npu", (4, 6))),
+        (["davinci4", "davinci5"], {"ASCEND_RT_VISIBLE_DEVICES": "1,7"}, ("npu", (5,))),
+        (["nvidia0", "nvidia1"], {"CUDA_VISIBLE_DEVICES": "1"}, ("cuda", (1,))),
+        (["nvidia0", "nvidia1"], {"CUDA_VISIBLE_DEVICES": ""}, ("cuda", ())),
+        (["nvidia0", "nvidia1"], {"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}, ("cuda", (0,))),
+    ],
+)
+def test_visible_devices_are_those_of_dev_that_the_environment_leaves(
+    tmp_path: Path, names: list[str], environ: dict[str, str], expected: tuple[str, tuple[int, ...]]
+) -> None:
+    visible = visible_devices("auto", environ, fake_dev(tmp_path, *names))
+    assert (visible.kind, visible.ids) == expected
+
+
+def test_a_kind_that_is_asked_for_is_not_replaced_by_another(tmp_path: Path) -> None:
+    dev = fake_dev(tmp_path, "davinci0")
+    assert visible_devices("cpu", {}, dev).kind == "cpu"
+    assert visible_devices("cuda", {}, dev).ids == ()
+
+
+def test_a_device_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="ASCEND_RT_VISIBLE_DEVICES=0,0 names a device twice"):
+        visible_devices("npu", {"ASCEND_RT_VISIBLE_DEVICES": "0,0"}, fake_dev(tmp_path, "davinci0"))
+
+
+def test_finding_out_who_i_am_never_loads_torch() -> None:
+    script = (
+        "import sys; import trainer.ranktable, trainer.supervisor, trainer.topology; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -1,0 +1,195 @@
+"""A run's folder has one owner: a second is refused while it lives, and takes over at once when it does not."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from trainer.run.lock import LOCK_FILE, Owner, Pace, locked
+from trainer.shared.errors import ConflictError, TrainerError
+
+QUICK = Pace(heartbeat_s=0.2, watch_s=1.0, settle_s=0.2)
+
+HOLDER = """
+import sys
+from pathlib import Path
+from trainer.shared.errors import ConflictError
+from trainer.run.lock import Pace, locked
+
+say = lambda text: print(text, flush=True)
+pace = Pace(heartbeat_s=0.2, watch_s=5.0, settle_s=1.0)
+sys.stdin.readline()
+try:
+    with locked(Path(sys.argv[1]), command=["holder"], on_note=say, on_lost=say, pace=pace):
+        say("mine")
+        sys.stdin.readline()
+except ConflictError as error:
+    say(f"refused {error}")
+"""
+
+
+def _start(run: Path) -> "subprocess.Popen[str]":
+    command = (sys.executable, "-c", HOLDER, str(run))
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+
+
+def _go(process: "subprocess.Popen[str]") -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+
+
+def _line(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().rstrip("\n")
+
+
+def _verdict(process: "subprocess.Popen[str]") -> str:
+    while (line := _line(process)).startswith(("mine", "refused")) is False:
+        assert line, "it ended without a word"
+    return line
+
+
+@contextmanager
+def _holding(run: Path) -> Iterator["subprocess.Popen[str]"]:
+    with _start(run) as process:
+        try:
+            _go(process)
+            assert _line(process) == "mine"
+            yield process
+        finally:
+            process.kill()
+
+
+def _take(run: Path, pace: Pace = QUICK) -> list[str]:
+    """Take and release the lock; what was said meanwhile."""
+    notes: list[str] = []
+    with locked(run, command=["me"], on_note=notes.append, on_lost=notes.append, pace=pace):
+        assert json.loads((run / LOCK_FILE).read_text())["pid"] == os.getpid()
+    assert list(run.iterdir()) == []
+    return notes
+
+
+def _foreign(run: Path) -> Path:
+    """The lock of a process on another machine."""
+    lock = run / LOCK_FILE
+    owner = {**vars(Owner.this_process(["train", "--npus", "8"])), "host": "other-node", "boot": "another", "pid": 7}
+    lock.write_text(json.dumps(owner))
+    return lock
+
+
+def test_a_second_process_is_refused_with_the_owners_host_process_and_start(tmp_path: Path) -> None:
+    with _holding(tmp_path) as owner:
+        with pytest.raises(ConflictError) as refused:
+            _take(tmp_path)
+        assert f"in use by process {owner.pid} on {os.uname().nodename}, since 20" in str(refused.value)
+        assert "(holder): wait for its end, stop it, or choose another --run-name" in str(refused.value)
+        _go(owner)
+        owner.wait()
+        assert _take(tmp_path) == []
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> None:
+    with _holding(tmp_path) as owner:
+        owner.kill()
+        # Not reaped yet: its id is still taken, by nothing that runs.
+        os.waitid(os.P_PID, owner.pid, os.WEXITED | os.WNOWAIT)
+        [note] = _take(tmp_path)
+        assert f"taken over from process {owner.pid} on" in note
+
+
+def test_a_later_process_of_the_same_id_does_not_keep_a_lock_alive(tmp_path: Path) -> None:
+    mine = vars(Owner.this_process(["before"]))
+    (tmp_path / LOCK_FILE).write_text(json.dumps({**mine, "ticks": mine["ticks"] - 1}))
+    [note] = _take(tmp_path)
+    assert "taken over" in note
+
+
+@pytest.mark.parametrize("content", [None, "", '{"host": "other-no'], ids=["foreign", "empty", "torn"])
+def test_a_lock_that_cannot_be_judged_here_is_watched_and_taken_over_if_nobody_keeps_it(
+    tmp_path: Path, content: str | None
+) -> None:
+    lock = _foreign(tmp_path)
+    if content is not None:
+        lock.write_text(content)
+    watched, taken = _take(tmp_path)
+    assert "watching up to 1 s" in watched
+    assert ("process 7 on other-node" if content is None else "a process unknown") in taken
+
+
+def test_a_lock_that_another_machine_keeps_touching_is_respected(tmp_path: Path) -> None:
+    lock = _foreign(tmp_path)
+    touching = f"while touch {lock}; do sleep 0.2; done"
+    with subprocess.Popen(["sh", "-c", touching], start_new_session=True) as other:
+        try:
+            with pytest.raises(ConflictError, match="process 7 on other-node"):
+                _take(tmp_path, Pace(watch_s=60))
+        finally:
+            os.killpg(other.pid, signal.SIGKILL)
+    assert json.loads(lock.read_text())["host"] == "other-node"
+
+
+def test_of_eight_processes_that_find_a_stale_lock_exactly_one_wins(tmp_path: Path) -> None:
+    with _holding(tmp_path) as owner:
+        owner.kill()
+    racers = [_start(tmp_path) for _ in range(8)]
+    try:
+        for racer in racers:
+            _go(racer)
+        last = [_verdict(racer) for racer in racers]
+        assert sorted(line.split()[0] for line in last) == ["mine", *["refused"] * 7]
+        winner = racers[last.index("mine")]
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == winner.pid
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.communicate()
+
+
+def test_an_owner_whose_lock_was_taken_is_told_and_leaves_it_to_the_new_one(tmp_path: Path) -> None:
+    told, lost = threading.Event(), list[str]()
+
+    def on_lost(why: str) -> None:
+        lost.append(why)
+        told.set()
+
+    with locked(tmp_path, command=["me"], on_note=lost.append, on_lost=on_lost, pace=QUICK):
+        theirs = _foreign(tmp_path).read_text()
+        assert told.wait(timeout=60)
+    assert "lost to process 7 on other-node" in lost[0]
+    assert (tmp_path / LOCK_FILE).read_text() == theirs
+
+
+def test_the_owner_touches_its_lock(tmp_path: Path) -> None:
+    with locked(tmp_path, command=["me"], on_note=print, on_lost=print, pace=QUICK):
+        lock = tmp_path / LOCK_FILE
+        os.utime(lock, (0, 0))
+        until = time.monotonic() + 60
+        while lock.stat().st_mtime == 0 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert lock.stat().st_mtime > 0
+
+
+def test_a_file_system_without_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(path: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted", str(path), None, str(target))
+
+    # No such file system can be mounted without privileges.
+    monkeypatch.setattr(Path, "hardlink_to", no_links)
+    with locked(tmp_path, command=["me"], on_note=print, on_lost=print, pace=QUICK), pytest.raises(ConflictError):
+        _take(tmp_path)
+    assert _take(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match=r"run.lock: cannot be written: No such file or directory"):
+        _take(tmp_path / "missing")

@@ -1,0 +1,338 @@
+"""What a run leaves behind: the seed's files line by line, one metrics line per step, and nothing overwritten."""
+
+import errno
+import importlib
+import json
+import os
+import platform
+import resource
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.records.appender import Appender
+from trainer.records.provenance import config_hash
+from trainer.records.run_records import Kept, Records, logfmt
+from trainer.run.folder import create_run_folder
+from trainer.shared.config import TrainConfig
+from trainer.shared.errors import ConflictError, TrainerError, UsageError
+
+SCORE = {"epoch": 0, "top1": 1.0, "top5": 5.0, "loss": 6.0, "images": 360}
+
+
+def _step(global_step: int, loss: float | None = None) -> dict[str, Any]:
+    loss = 4.0 - global_step if loss is None else loss
+    return {"epoch": 0, "step": global_step, "global_step": global_step, "loss": loss, "lr": 0.5}
+
+
+def _scalars(run: Path, tag: str) -> list[tuple[int, float]]:
+    accumulator = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    board = accumulator.EventAccumulator(str(run / "tensorboard" / tag.partition("/")[0])).Reload()
+    return [(event.step, event.value) for event in board.Scalars(tag)]
+
+
+def test_logfmt_keeps_values_readable_and_apart() -> None:
+    line = logfmt("step", {"epoch": 0, "loss": 6.9077553, "top1": None, "cause": 'no "space" left', "lr": 0.4})
+    assert line == 'step epoch=0 loss=6.90776 cause="no \\"space\\" left" lr=0.4'
+
+
+def test_the_result_file_has_the_seeds_name_and_lines(tmp_path: Path) -> None:
+    with Records(tmp_path, TrainConfig(), rank=0, world_size=8) as records:
+        path = records.result(fps=353.0, top1=79.625, loss=1.234567, wall_s=12345.6)
+    assert path == tmp_path / "PnasNet5Large_bs32_8p_acc.log"
+    assert path.read_text().splitlines() == [
+        "Network = PnasNet5Large",
+        "RankSize = 8",
+        "BatchSize = 32",
+        f"DeviceType = {platform.machine()}",
+        "CaseName = PnasNet5Large_bs32_8p_acc",
+        "ActualFPS = 353.0",
+        "TrainingTime = 725.212",
+        "TrainAccuracy = 79.625",
+        "ActualLoss = 1.235",
+        "E2ETrainingTime = 12346",
+    ]
+
+
+def test_a_timed_run_reports_no_accuracy(tmp_path: Path) -> None:
+    with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
+        path = records.result(fps=69.0, top1=None, loss=None, wall_s=1)
+    assert path == tmp_path / "PnasNet5Large_bs32_1p_perf.log"
+    assert "TrainAccuracy" not in path.read_text()
+
+
+def test_every_rank_keeps_the_seeds_table(tmp_path: Path) -> None:
+    for rank in (0, 3):
+        with Records(tmp_path, TrainConfig(), rank=rank, world_size=4) as records:
+            records.epoch(lr=0.4, train_loss=6.9, valid_loss=6.5, train_top1=0.1, valid_top1=0.2, fps=69.0)
+        table = (tmp_path / str(rank) / f"train_{rank}.log").read_text()
+        assert table.splitlines() == [
+            "Learning Rate\tTrain Loss\tValid Loss\tTrain Acc.\tValid Acc.\tTraining FPS\t",
+            "0.400000\t6.900000\t6.500000\t0.100000\t0.200000\t69.000000\t",
+        ]
+
+
+def test_metrics_hold_one_line_per_step_and_rank_0_alone_writes_them(tmp_path: Path) -> None:
+    rows = [{"epoch": 0, "step": s, "global_step": s, "loss": 6.9 - s, "lr": 0.4} for s in range(3)]
+    for rank in (0, 1):
+        with Records(tmp_path, TrainConfig(), rank=rank, world_size=2) as records:
+            records.steps(rows)
+            records.evaluation({"epoch": 0, "top1": 1.0, "top5": 5.0, "loss": 6.0, "images": 360})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["step", "step", "step", "eval"]
+    assert [line["step"] for line in lines[:3]] == [0, 1, 2]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_diverged_run_leaves_json_that_every_reader_takes(tmp_path: Path) -> None:
+    with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
+        records.steps([{"epoch": 0, "step": 0, "global_step": 0, "loss": float("nan"), "lr": 0.4}])
+        records.evaluation({"epoch": 0, "top1": 1.0, "top5": 5.0, "loss": float("inf"), "images": 360})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=refuse)["loss"] for line in lines] == [None, None]
+
+
+def test_tensorboard_reads_each_scalar_at_its_step(tmp_path: Path) -> None:
+    with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
+        records.steps([_step(s) for s in range(3)])
+        records.evaluation({**SCORE, "epoch": 7})
+    assert _scalars(tmp_path, "train/loss") == [(0, 4.0), (1, 3.0), (2, 2.0)]
+    assert _scalars(tmp_path, "eval/top5") == [(7, 5.0)]
+
+
+def test_tensorboard_shows_a_step_that_was_taken_again_once(tmp_path: Path) -> None:
+    for attempt, losses in enumerate((range(4), range(2, 6)), start=1):
+        kept = None if attempt == 1 else Kept(steps=2, epochs=1)
+        with Records(tmp_path, TrainConfig(), rank=0, world_size=1, kept=kept, attempt=attempt) as records:
+            records.steps([_step(s, loss=10 * attempt + s) for s in losses])
+            for epoch in range(attempt - 1, 2):
+                records.evaluation({**SCORE, "epoch": epoch, "top5": float(10 * attempt + epoch)})
+    assert _scalars(tmp_path, "train/loss") == [(0, 10.0), (1, 11.0), (2, 22.0), (3, 23.0), (4, 24.0), (5, 25.0)]
+    assert _scalars(tmp_path, "eval/top5") == [(0, 10.0), (1, 21.0)]
+
+
+def test_metrics_of_a_restarted_run_have_each_step_once_and_lose_no_line(tmp_path: Path) -> None:
+    with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
+        for epoch in range(2):
+            records.steps([_step(2 * epoch + s) for s in range(2)])
+            records.evaluation({**SCORE, "epoch": epoch})
+    metrics = tmp_path / "metrics.jsonl"
+    first = metrics.read_text().splitlines()
+    with metrics.open("a") as file:
+        file.write('{"kind": "step", "glob')
+    with Records(tmp_path, TrainConfig(), rank=0, world_size=1, kept=Kept(steps=3, epochs=1), attempt=2) as records:
+        assert metrics.read_text().splitlines() == first[:4]
+        records.steps([_step(3)])
+        records.sync()
+    assert metrics.read_text().splitlines() == [*first[:4], first[4]]
+    replaced = [json.loads(line) for line in (tmp_path / "metrics-replaced.jsonl").read_text().splitlines()]
+    assert [row.pop("attempt") for row in replaced] == [2, 2, 2]
+    assert replaced == [*map(json.loads, first[4:]), {"torn": '{"kind": "step", "glob'}]
+
+
+def test_a_run_that_rewinds_goes_on_in_the_same_files(tmp_path: Path) -> None:
+    with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
+        records.steps([_step(s) for s in range(4)])
+        records.rewind(Kept(steps=1, epochs=0))
+        records.steps([_step(s, loss=0.5) for s in range(1, 3)])
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["global_step"], row["loss"]) for row in rows] == [(0, 4.0), (1, 0.5), (2, 0.5)]
+    assert _scalars(tmp_path, "train/loss") == [(0, 4.0), (1, 0.5), (2, 0.5)]
+
+
+def test_the_seeds_table_of_a_restarted_run_has_each_epoch_once(tmp_path: Path) -> None:
+    figures = {"lr": 0.4, "train_loss": 6.9, "train_top1": 0.1, "valid_top1": 0.2, "fps": 69.0}
+    with Records(tmp_path, TrainConfig(), rank=1, world_size=2) as records:
+        for epoch in range(3):
+            records.epoch(valid_loss=float(epoch), **figures)
+    table = tmp_path / "1" / "train_1.log"
+    before = table.read_text().splitlines()
+    with Records(tmp_path, TrainConfig(), rank=1, world_size=2, kept=Kept(steps=9, epochs=1), attempt=2) as records:
+        assert table.read_text().splitlines() == before[:2]
+        records.epoch(valid_loss=1.0, **figures)
+    assert table.read_text().splitlines() == before[:3]
+    assert (tmp_path / "1" / "train_1-replaced.log").read_text().splitlines() == before[2:]
+
+
+@pytest.mark.parametrize("torn", ["", "Learning Ra"])
+def test_a_table_whose_first_line_was_torn_begins_anew(tmp_path: Path, torn: str) -> None:
+    table = tmp_path / "0" / "train_0.log"
+    table.parent.mkdir()
+    table.write_text(torn)
+    with Records(tmp_path, TrainConfig(), rank=0, world_size=1, attempt=2):
+        pass
+    assert table.read_text().startswith("Learning Rate\tTrain Loss")
+
+
+def test_bad_images_are_listed_once_over_all_attempts(tmp_path: Path) -> None:
+    listed, skipping = tmp_path / "bad_images.jsonl", TrainConfig(on_bad_image="skip")
+    for attempt in (1, 2, 3):
+        with Records(tmp_path, skipping, rank=0, world_size=1, attempt=attempt) as records:
+            records.bad_images([{"path": f"train/a/{n}.JPEG", "why": "truncated"} for n in (attempt, attempt, 1)])
+        if attempt == 2:
+            with listed.open("a") as file:
+                file.write('{"path": "tor')
+    with Records(tmp_path, skipping, rank=1, world_size=2) as records:
+        records.bad_images([{"path": "other"}])
+    lines = listed.read_text().splitlines()
+    assert lines.pop(2) == '{"path": "tor'
+    assert [json.loads(line)["path"] for line in lines] == [f"train/a/{n}.JPEG" for n in (1, 2, 3)]
+
+
+def _with_room_for(size: int | None, deed: Callable[[], object]) -> None:
+    """Do it while no file may grow beyond `size` bytes, as on a disk that is full."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
+    try:
+        deed()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+@pytest.mark.parametrize("room", [0, 100, 101, 150, 333])
+def test_a_disk_that_is_full_for_a_while_leaves_the_same_files_as_one_that_never_was(
+    tmp_path: Path, room: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The limit falls between lines, within a line, and within a record of TensorBoard."""
+    for name, limit in (("healthy", None), ("full", room)):
+        run = tmp_path / name
+        run.mkdir()
+        with Records(run, TrainConfig(), rank=0, world_size=1) as records:
+            for number in range(5):
+                _with_room_for(limit, partial(records.steps, [_step(number)]))
+            if limit is not None:
+                with pytest.raises(TrainerError, match="cannot be written: File too large"):
+                    _with_room_for(limit, records.sync)
+                assert capsys.readouterr().out.count("cannot be written") == 2
+            records.steps([_step(5)])
+            records.evaluation(SCORE)
+            records.sync()
+    assert capsys.readouterr().out.count("is written again, and lacks nothing") == 2
+    healthy, full = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("healthy", "full"))
+    assert healthy == full
+    assert healthy.count(b"\n") == 7
+    assert _scalars(tmp_path / "full", "train/loss") == _scalars(tmp_path / "healthy", "train/loss")
+    assert len(_scalars(tmp_path / "full", "train/loss")) == 6
+
+
+def test_lines_that_wait_when_the_files_are_closed_are_written_if_there_is_room_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
+        _with_room_for(0, partial(records.steps, [_step(0)]))
+        assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+    assert capsys.readouterr().out.count("is written again, and lacks nothing") == 2
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["global_step"] == 0
+    assert _scalars(tmp_path, "train/loss") == [(0, 4.0)]
+
+
+@pytest.mark.usefixtures("capsys")  # without it, the limit is also that of the file that holds the test's output
+def test_a_disk_that_is_full_at_the_start_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match=r"0/train_0.log: cannot be written: File too large; free space"):
+        _with_room_for(0, partial(Records, tmp_path, TrainConfig(), rank=0, world_size=1))
+
+
+def test_a_file_that_was_closed_leaves_the_one_alone_that_follows_it(tmp_path: Path) -> None:
+    """The system gives the next file that is opened the number of the one that was closed."""
+    with Appender(tmp_path / "lines", fresh=True, tell=list[str]().append) as file:
+        _with_room_for(0, partial(file.write, b"late\n"))
+        _with_room_for(0, file.__exit__)
+        with (tmp_path / "other").open("wb") as other:
+            with pytest.raises(TrainerError, match="lines: cannot be written: Bad file descriptor"):
+                file.sync()
+            file.__exit__()
+            other.write(b"mine\n")
+    assert (tmp_path / "other").read_bytes() == b"mine\n"
+
+
+def test_what_a_file_server_took_and_lost_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS reports a full disk when a file is synced, and may have dropped what it had taken by then."""
+    path = tmp_path / "lines"
+    with Appender(path, fresh=True, tell=list[str]().append) as file:
+        file.write(b"one\n")
+        file.sync()
+        file.write(b"two\n")
+
+        def lose(descriptor: int) -> None:
+            os.truncate(path, 4)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as lossy:
+            lossy.setattr(os, "fsync", lose)
+            with pytest.raises(TrainerError, match="No space left on device"):
+                file.sync()
+        assert path.read_bytes() == b"one\n"
+        file.write(b"three\n")
+        assert path.read_bytes() == b"one\ntwo\nthree\n"
+
+
+def test_lines_written_while_other_threads_sync_are_neither_lost_nor_repeated(tmp_path: Path) -> None:
+    path, over = tmp_path / "lines", threading.Event()
+    with Appender(path, fresh=True, tell=list[str]().append) as file:
+
+        def keep_syncing() -> None:
+            while not over.is_set():
+                file.sync()
+
+        threads = [threading.Thread(target=keep_syncing) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for number in range(2000):
+            file.write(b"%d\n" % number)
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert path.read_bytes() == b"".join(b"%d\n" % number for number in range(2000))
+
+
+def test_a_file_that_is_there_already_is_one_line_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("kept")
+    with pytest.raises(TrainerError, match=r"metrics.jsonl: cannot be written: File exists; "):
+        Records(tmp_path, TrainConfig(), rank=0, world_size=1)
+    assert (tmp_path / "metrics.jsonl").read_text() == "kept"
+
+
+def test_a_run_never_enters_the_folder_of_another(tmp_path: Path) -> None:
+    config = TrainConfig(output=tmp_path / "out", run_name="mine")
+    run = create_run_folder(config, leads=True, alone=True, now=0)
+    (run / "precious").write_text("kept")
+    with pytest.raises(ConflictError, match=r"--run-name mine: .* exists and a run never overwrites another"):
+        create_run_folder(config, leads=True, alone=True, now=0)
+    assert (run / "precious").read_text() == "kept"
+
+
+def test_two_runs_of_the_same_second_get_two_folders(tmp_path: Path) -> None:
+    (tmp_path / "output").write_text("a file")
+    with pytest.raises(UsageError, match="is a file"):
+        create_run_folder(TrainConfig(output=tmp_path / "output"), leads=True, alone=True, now=0)
+    config = TrainConfig(output=tmp_path)
+    assert len({create_run_folder(config, leads=True, alone=True, now=0) for _ in range(3)}) == 3
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--output .*: cannot be written: Not a directory"):
+        create_run_folder(TrainConfig(output=tmp_path / "file" / "below"), leads=True, alone=True, now=0)
+
+
+def test_several_nodes_share_one_named_folder(tmp_path: Path) -> None:
+    named = TrainConfig(output=tmp_path, run_name="shared")
+    folders = {create_run_folder(named, leads=leads, alone=False, now=0) for leads in (False, True, False)}
+    assert len(folders) == 1
+    with pytest.raises(ConflictError):
+        create_run_folder(named, leads=True, alone=False, now=0)
+    with pytest.raises(UsageError, match="--run-name is needed"):
+        create_run_folder(TrainConfig(output=tmp_path), leads=True, alone=False, now=0)
+
+
+def test_the_settings_hash_changes_with_any_setting() -> None:
+    assert config_hash(TrainConfig()) == config_hash(TrainConfig())
+    assert config_hash(TrainConfig()) != config_hash(TrainConfig(seed=1))

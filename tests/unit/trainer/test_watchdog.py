@@ -1,0 +1,77 @@
+"""Whom a rank names that has waited too long, and that an unstarted watchdog does nothing."""
+
+import pytest
+
+from trainer.distributed.watchdog import Watchdog
+from trainer.distributed.watchdog.marks import Mark, Peer, post, read_post, stall_line
+from trainer.supervisor import blames_a_peer
+
+MINE = Mark("gradient exchange", {"epoch": 4, "step": 17})
+DATA = Mark("data", {"epoch": 4, "step": 17})
+
+
+def same_place() -> Mark:
+    return Mark(MINE.what, MINE.where)
+
+
+@pytest.mark.parametrize(
+    ("peers", "named"),
+    [
+        (
+            [Peer(0, same_place(), 900), Peer(1, DATA, waited_s=905)],
+            "rank 1 (data at epoch 4 step 17) has not moved for 905 s; look",
+        ),
+        (
+            [Peer(0, DATA, 900), Peer(1, same_place(), waited_s=3, silent_s=890.4, silent=True)],
+            "rank 1 (gradient exchange at epoch 4 step 17) has been silent for 890 s; look",
+        ),
+        ([Peer(0, same_place(), 900), Peer(1, None)], "rank 1 has never been heard of; look"),
+        (
+            [Peer(0, same_place(), 900), Peer(1, Mark("the checkpoint", MINE.where), 904)],
+            "rank 1 (the checkpoint at epoch 4 step 17) has not moved for 904 s; look",
+        ),
+        (
+            [Peer(rank, DATA, waited_s=rank) for rank in range(1, 9)],
+            "rank 8 (data at epoch 4 step 17) has not moved for 8 s, rank 7 (data at epoch 4 step 17) has not moved "
+            "for 7 s, rank 6 (data at epoch 4 step 17) has not moved for 6 s and 5 more; look",
+        ),
+        ([Peer(0, same_place(), 900)], "all ranks wait for each other; check the network"),
+    ],
+)
+def test_a_rank_names_those_that_keep_it_waiting_and_calls_itself_a_consequence(peers: list[Peer], named: str) -> None:
+    line = stall_line(MINE, tag="rank 3 npu:3", waited_s=930.2, peers=peers)
+    begun = "error rank 3 npu:3 has waited 930 s for its peers (gradient exchange at epoch 4 step 17): "
+    assert line.startswith(begun + named)
+    assert "\n" not in line
+    assert len(line) <= 500, "the supervisor cuts a longer one"
+    assert blames_a_peer(line.encode())
+
+
+@pytest.mark.parametrize("what", ["data", "compute", "disk", "the device"])
+def test_what_a_rank_waits_for_by_itself_is_its_own_failure(what: str) -> None:
+    line = stall_line(Mark(what, {"epoch": 4, "step": 17}), tag="rank 3 npu:3", waited_s=900, peers=None)
+    assert line.startswith(f"error rank 3 npu:3 has waited 900 s for {what} at epoch 4 step 17: ")
+    assert line.endswith("or allow more with --stall-timeout-s")
+    assert not blames_a_peer(line.encode())
+
+
+def test_a_rank_is_silent_by_the_readers_clock_whatever_its_own_says() -> None:
+    text = post(DATA, waited_s=7, number=3, now=1000)
+    early = read_post(1, text, unchanged_s=4, patience_s=15, now=5000)
+    assert (early.silent, str(early.mark), early.waited_s) == (False, str(DATA), 7)
+    late = read_post(1, text, unchanged_s=16, patience_s=15, now=0)
+    assert (late.silent, late.silent_s) == (True, 16)
+
+
+def test_a_rank_between_its_marks_is_busy_with_work_of_its_own() -> None:
+    peer = read_post(1, post(None, waited_s=70, number=3, now=0), unchanged_s=0, patience_s=15, now=0)
+    line = stall_line(MINE, tag="rank 3 npu:3", waited_s=930, peers=[peer])
+    assert "rank 1 (work between steps) has not moved for 70 s" in line
+
+
+def test_a_watchdog_that_was_not_started_lets_everything_pass() -> None:
+    watchdog = Watchdog(rank=0, device="cpu:0", world_size=2, timeout_s=0.001, store_address=("127.0.0.1", 1))
+    watchdog.at("compute", epoch=0, step=0)
+    with pytest.raises(KeyError), watchdog.waiting("data", epoch=0, step=0):
+        raise KeyError
+    watchdog.stop()

@@ -1,0 +1,78 @@
+"""What a worker is started with: its device's defaults, unless the administrator decides otherwise."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer.cli import main, worker_command
+from trainer.devices.runtime_env import runtime_defaults
+from trainer.run.attempt import Attempt
+from trainer.shared.config import TrainConfig
+from trainer.topology import Topology, Worker
+
+ALONE = Topology(1, 1, 0, (Worker(0, 0, 0),), "127.0.0.1", 29500, None, "options")
+
+
+@pytest.mark.parametrize(("given", "device", "level"), [(None, "npu", "2"), ("1", "npu", "1"), (None, "cpu", None)])
+def test_torch_npu_finds_its_queue_level_before_torch_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, device: str, level: str | None
+) -> None:
+    monkeypatch.delenv("TASK_QUEUE_ENABLE", raising=False)
+    if given is not None:
+        monkeypatch.setenv("TASK_QUEUE_ENABLE", given)
+    command = worker_command(ALONE.workers[0], ALONE, attempt=Attempt(TrainConfig(), tmp_path, 1, None), device=device)
+    assert command.env.get("TASK_QUEUE_ENABLE") == level
+
+
+@pytest.mark.parametrize(
+    ("stall_s", "environ", "expected"),
+    [
+        (900, {}, {"HCCL_EXEC_TIMEOUT": "1836", "HCCL_EVENT_TIMEOUT": "1904"}),
+        (3600, {}, {"HCCL_EXEC_TIMEOUT": "3944", "HCCL_EVENT_TIMEOUT": "4012"}),
+        (1e6, {}, {"HCCL_EXEC_TIMEOUT": "17340", "HCCL_EVENT_TIMEOUT": "17408"}),
+        (900, {"HCCL_EXEC_TIMEOUT": "600"}, {"HCCL_EVENT_TIMEOUT": "668"}),
+        (900, {"HCCL_EXEC_TIMEOUT": "0"}, {}),
+        (900, {"HCCL_CONNECT_TIMEOUT": "3600"}, {"HCCL_EXEC_TIMEOUT": "3604", "HCCL_EVENT_TIMEOUT": "3672"}),
+        (900, {"HCCL_CONNECT_TIMEOUT": "7200"}, {"HCCL_EXEC_TIMEOUT": "7208", "HCCL_EVENT_TIMEOUT": "7276"}),
+        (900, {"HCCL_EXEC_TIMEOUT": " "}, {"HCCL_EXEC_TIMEOUT": "1836", "HCCL_EVENT_TIMEOUT": "1904"}),
+    ],
+)
+def test_hccl_waits_longer_than_the_watchdog_and_torch_npu_longer_than_hccl(
+    tmp_path: Path, stall_s: float, environ: dict[str, str], expected: dict[str, str]
+) -> None:
+    defaults = runtime_defaults("npu", TrainConfig(stall_timeout_s=stall_s), tmp_path / "run", environ)
+    assert {
+        name: value for name, value in defaults.items() if name.endswith(("EXEC_TIMEOUT", "EVENT_TIMEOUT"))
+    } == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "connect_s"),
+    [("544", "476"), ("600", "476"), ("150", "120"), ("668", "544"), ("2400", "600"), ("0", "600"), (None, "600")],
+)
+def test_the_time_to_connect_is_shorter_than_that_of_a_collective_that_is_given(
+    tmp_path: Path, given: str | None, connect_s: str
+) -> None:
+    environ = {} if given is None else {"HCCL_EXEC_TIMEOUT": given}
+    assert runtime_defaults("npu", TrainConfig(), tmp_path / "run", environ)["HCCL_CONNECT_TIMEOUT"] == connect_s
+
+
+@pytest.mark.parametrize("text", ["20m", "-1", "1e3", "\u0661", "1" * 10])
+def test_a_limit_of_hccl_that_is_no_number_is_refused_before_anything_is_created(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/davinci0").touch()
+    monkeypatch.setenv("PNAS_DEVICE_FILES", str(tmp_path / "dev"))
+    monkeypatch.setenv("HCCL_EXEC_TIMEOUT", text)
+    assert main(["--device", "npu", "--data-path", str(tmp_path), "--output", str(tmp_path / "output")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: HCCL_EXEC_TIMEOUT={text} is not a whole number of seconds: correct or unset it\n"
+    )
+    assert not (tmp_path / "output").exists()
+
+
+def test_each_process_stays_on_its_npus_cores_and_keeps_compiled_operators_beside_the_runs(tmp_path: Path) -> None:
+    defaults = runtime_defaults("npu", TrainConfig(), tmp_path / "run", {})
+    assert defaults["CPU_AFFINITY_CONF"] == "1"
+    assert defaults["ACL_OP_COMPILER_CACHE_DIR"] == str(tmp_path / ".ascend-kernels")

@@ -1,0 +1,168 @@
+"""Augmentation: keyed draws, one resize rule, and device work that equals torchvision's."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import Tensor
+from torchvision.transforms import v2
+
+from trainer.data.augment import (
+    NORMALIZATIONS,
+    EvalTransform,
+    TrainTransform,
+    device_transform,
+    mix,
+    resized_side,
+    sample_key,
+)
+from trainer.shared.config import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def photo() -> Tensor:
+    return torch.from_numpy(load_sample_images().images[0].copy()).permute(2, 0, 1)
+
+
+def config(**settings: object) -> TrainConfig:
+    return TrainConfig.model_validate({"image_size": 64, **settings})
+
+
+def test_a_samples_randomness_depends_on_seed_epoch_and_sample_alone() -> None:
+    keys = {
+        sample_key(seed=seed, epoch=epoch, sample=sample)
+        for seed in range(3)
+        for epoch in range(5)
+        for sample in range(40)
+    }
+    assert len(keys) == 3 * 5 * 40
+    assert sample_key(seed=1, epoch=2, sample=3) == sample_key(seed=1, epoch=2, sample=3)
+
+
+def test_the_uniform_draw_flips_half_of_the_images() -> None:
+    flips = sum(sample_key(seed=0, epoch=0, sample=sample).uniform < 0.5 for sample in range(10_000))
+    # Five standard deviations of a fair coin.
+    assert abs(flips - 5_000) < 250
+
+
+@pytest.mark.parametrize("augment", ["none", "affine", "trivial", "rand"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_the_same_seed_gives_the_same_crop_and_another_seed_another(
+    photo: Tensor, augment: str, interpolation: str
+) -> None:
+    transform = TrainTransform(config(augment=augment, interpolation=interpolation))
+    views = []
+    with torch.random.fork_rng():
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            views.append(transform(photo))
+    assert views[0].shape == (3, 64, 64)
+    assert views[0].dtype == torch.uint8
+    assert torch.equal(views[0], views[1])
+    assert not torch.equal(views[0], views[2])
+
+
+def test_training_crops_cover_the_areas_they_were_told_to() -> None:
+    # A ramp shows where a crop came from: red is the column, green the row.
+    ramp = torch.stack(torch.meshgrid(torch.arange(256), torch.arange(256), indexing="xy"))
+    image = torch.cat([ramp, torch.zeros(1, 256, 256)]).to(torch.uint8)
+    transform = TrainTransform(config(crop_scale=0.5))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        crops = torch.stack([transform(image) for _ in range(200)]).float()
+    spans = crops[:, :2].amax((2, 3)) - crops[:, :2].amin((2, 3)) + 1
+    areas = spans.prod(1) / 256**2
+    assert 0.45 < areas.min() < 0.6
+    assert areas.max() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("image_size", "eval_crop", "side"),
+    [(331, 0.875, 378), (331, 0.911, 363), (32, 0.875, 36), (288, 0.96, 300), (224, 0.875, 256), (32, 1.0, 32)],
+)
+def test_evaluation_resizes_to_the_published_side(image_size: int, eval_crop: float, side: int) -> None:
+    assert resized_side(image_size, eval_crop) == side
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_evaluation_sees_what_pillow_would_have_made(photo: Tensor, interpolation: str, turned: bool) -> None:
+    image = photo.transpose(1, 2) if turned else photo
+    transform = EvalTransform(config(image_size=224, interpolation=interpolation))
+    reference = v2.Compose(
+        [v2.Resize(256, interpolation=v2.InterpolationMode(interpolation)), v2.CenterCrop(224), v2.PILToTensor()]
+    )(Image.fromarray(image.permute(1, 2, 0).numpy()))
+    assert transform(image).shape == (3, 224, 224)
+    difference = (transform(image).int() - reference.int()).abs()
+    assert difference.max() <= 2
+    assert difference.float().mean() < 0.1
+
+
+def test_an_image_smaller_than_the_input_is_enlarged() -> None:
+    assert EvalTransform(config(image_size=331))(torch.zeros(3, 8, 20, dtype=torch.uint8)).shape == (3, 331, 331)
+
+
+@pytest.mark.parametrize("normalize", list(NORMALIZATIONS))
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_device_flips_and_normalises_as_torchvision_does(normalize: str, channels_last: bool) -> None:
+    images = torch.randint(0, 256, (4, 3, 9, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    before = images.clone()
+    flips = torch.tensor([True, False, False, True])
+    mean, std = NORMALIZATIONS[normalize]
+    found = device_transform(images, flips, mean=mean, std=std, channels_last=channels_last)
+    reference = torch.stack(
+        [v2.functional.hflip(image) if flip else image for image, flip in zip(images, flips, strict=True)]
+    )
+    reference = v2.functional.normalize(v2.functional.to_dtype(reference, torch.float32, scale=True), mean, std)
+    torch.testing.assert_close(found, reference)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert found.is_contiguous(memory_format=layout)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.2, 0.0), (0.0, 1.0), (0.2, 1.0)])
+def test_the_share_is_what_each_image_has_in_the_mixture(mixup: float, cutmix: float) -> None:
+    # Image i is all i: the mixture's mean reveals how much of each neighbour is in it.
+    labels = torch.arange(6)
+    images = labels.float().view(6, 1, 1, 1).expand(6, 3, 17, 20)
+    for step in range(30):
+        blend, targets = mix(images, labels, mixup=mixup, cutmix=cutmix, seed=0, epoch=0, step=step, rank=0)
+        assert targets.other is not None
+        expected = targets.share * targets.labels + (1 - targets.share) * targets.other
+        torch.testing.assert_close(blend.mean((1, 2, 3)), expected.float(), atol=1e-4, rtol=0)
+        assert 0 <= targets.share <= 1
+        assert torch.equal(targets.labels, labels)
+
+
+def test_mixing_is_keyed_by_step_and_rank() -> None:
+    images, labels = torch.arange(4.0).view(4, 1, 1, 1), torch.arange(4)
+    shares = Counter(
+        mix(images, labels, mixup=0.2, cutmix=0.0, seed=0, epoch=epoch, step=step, rank=rank)[1].share
+        for _ in range(2)
+        for epoch in range(2)
+        for step in range(5)
+        for rank in range(2)
+    )
+    assert sorted(shares.values()) == [2] * 20
+
+
+def test_mixup_and_cutmix_take_turns_when_both_are_on() -> None:
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16)
+    labels = torch.arange(4)
+    cuts = 0
+    for step in range(200):
+        blend, _ = mix(images, labels, mixup=1.0, cutmix=1.0, seed=0, epoch=0, step=step, rank=0)
+        # CutMix's pixels all come from one image or the other.
+        cuts += bool(np.isin(blend.numpy(), range(4)).all())
+    assert 70 < cuts < 130
+
+
+def test_no_mixing_leaves_everything_alone() -> None:
+    images, labels = torch.rand(3, 3, 4, 4), torch.arange(3)
+    same, targets = mix(images, labels, mixup=0.0, cutmix=0.0, seed=0, epoch=0, step=0, rank=0)
+    assert torch.equal(same, images)
+    assert targets.other is None
+    assert torch.equal(targets.labels, labels)

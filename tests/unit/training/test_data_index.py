@@ -1,0 +1,223 @@
+"""The folder index: right labels, a cache that is never stale, and one line for every kind of bad folder."""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.data import index as index_module
+from trainer.data.decode import BadImageError, decode
+from trainer.data.index import load_datasets, load_split
+from trainer.shared.errors import UsageError
+
+AN_HOUR_AGO = time.time() - 3600
+NOBODY = 65534
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "pnas"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """train/ with cat (2) and dog (1), val/ with dog (1); folders as old as a real data set's."""
+    for name in ("train/cat/b.jpg", "train/cat/a.JPEG", "train/dog/c.png", "val/dog/d.jpg"):
+        add(tmp_path / "data" / name)
+    settle(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def add(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4)).save(path)
+
+
+def settle(data: Path) -> None:
+    for folder, _, _ in os.walk(data):
+        os.utime(folder, (AN_HOUR_AGO, AN_HOUR_AGO))
+
+
+def names(data: Path, split: str) -> list[str]:
+    index = load_split(data, split)
+    return [str(index.path(sample).relative_to(index.root)) for sample in range(len(index))]
+
+
+def test_images_are_sorted_and_labelled_by_class(data: Path) -> None:
+    add(data / "train/.ipynb_checkpoints/x.jpg")
+    (data / "train/cat/notes.txt").write_text("no image")
+    index = load_split(data, "train")
+    assert index.classes == ("cat", "dog")
+    assert names(data, "train") == ["cat/a.JPEG", "cat/b.jpg", "dog/c.png"]
+    assert index.labels.tolist() == [0, 0, 1]
+
+
+def test_images_in_folders_of_a_class_belong_to_it(data: Path) -> None:
+    add(data / "train/cat/images/deep/e.jpg")
+    assert names(data, "train") == ["cat/a.JPEG", "cat/b.jpg", "cat/images/deep/e.jpg", "dog/c.png"]
+
+
+def test_classes_and_images_may_be_links(data: Path, tmp_path: Path) -> None:
+    add(tmp_path / "elsewhere/f.jpg")
+    (data / "train/emu").symlink_to(tmp_path / "elsewhere")
+    (data / "train/dog/g.jpg").symlink_to(tmp_path / "elsewhere/f.jpg")
+    assert names(data, "train")[2:] == ["dog/c.png", "dog/g.jpg", "emu/f.jpg"]
+
+
+def test_what_a_reader_could_wait_for_forever_is_no_image(data: Path) -> None:
+    os.mkfifo(data / "train/cat/pipe.jpg")
+    (data / "train/cat/zero.jpg").symlink_to("/dev/zero")
+    (data / "train/cat/link.jpg").symlink_to("pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(data / "train/cat/socket.jpg"))
+        assert names(data, "train") == ["cat/a.JPEG", "cat/b.jpg", "dog/c.png"]
+
+
+def test_a_link_that_leads_nowhere_is_an_image_that_its_reader_is_told_of(data: Path) -> None:
+    (data / "train/cat/gone.jpg").symlink_to(data / "annex/gone.jpg")
+    (data / "train/cat/loop.jpg").symlink_to("loop.jpg")
+    assert names(data, "train")[2:4] == ["cat/gone.jpg", "cat/loop.jpg"]
+    index = load_split(data, "train")
+    with pytest.raises(BadImageError, match=r"gone.jpg: cannot be read: No such file or directory"):
+        decode(index.path(2))
+
+
+def test_validation_labels_count_in_the_classes_of_train(data: Path) -> None:
+    datasets = load_datasets(data)
+    assert datasets.train is not None
+    assert datasets.classes == datasets.val.classes == datasets.train.classes == ("cat", "dog")
+    assert datasets.val.labels.tolist() == [1]
+
+
+def test_evaluation_needs_no_train_but_uses_its_classes_when_there(data: Path) -> None:
+    datasets = load_datasets(data, need_train=False)
+    assert datasets.train is None
+    assert datasets.val.labels.tolist() == [1]
+    (data / "train").rename(data / "aside")
+    alone = load_datasets(data, need_train=False)
+    assert alone.classes == ("dog",)
+    assert alone.val.labels.tolist() == [0]
+
+
+def test_the_index_comes_from_the_cache_while_nothing_changes(
+    data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_split(data, "train")
+    assert len(list(cache.iterdir())) == 1
+    monkeypatch.setattr(index_module, "_scan", lambda root: pytest.fail(f"read {root} again"))
+    second = load_split(data, "train")
+    assert second.classes == first.classes
+    assert np.array_equal(second.paths, first.paths)
+    assert np.array_equal(second.labels, first.labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda data: add(data / "train/cat/new.jpg"), ["cat/a.JPEG", "cat/b.jpg", "cat/new.jpg", "dog/c.png"]),
+        (lambda data: (data / "train/cat/b.jpg").unlink(), ["cat/a.JPEG", "dog/c.png"]),
+        (lambda data: add(data / "train/ant/h.jpg"), ["ant/h.jpg", "cat/a.JPEG", "cat/b.jpg", "dog/c.png"]),
+        (lambda data: (data / "train/dog").rename(data / "train/pup"), ["cat/a.JPEG", "cat/b.jpg", "pup/c.png"]),
+    ],
+    ids=["file added", "file removed", "class added", "class renamed"],
+)
+def test_a_changed_tree_is_read_again(data: Path, change: Callable[[Path], object], expected: list[str]) -> None:
+    names(data, "train")
+    change(data)
+    assert names(data, "train") == expected
+
+
+def test_a_folder_that_has_just_changed_is_not_trusted_to_the_cache(data: Path, cache: Path) -> None:
+    add(data / "train/cat/new.jpg")
+    load_split(data, "train")
+    assert not cache.exists()
+
+
+def test_a_damaged_cache_is_replaced(data: Path, cache: Path) -> None:
+    before = names(data, "train")
+    (file,) = cache.iterdir()
+    whole = file.read_bytes()
+    for content in (b"", b"junk" * 100, whole[: len(whole) // 2]):
+        file.write_bytes(content)
+        assert names(data, "train") == before
+        assert file.read_bytes() != content
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(data: Path, cache: Path) -> None:
+    cache.parent.write_text("a file where the cache folder would be")
+    assert len(load_split(data, "train")) == 3
+
+
+def test_the_fingerprint_follows_files_and_classes_and_not_the_place(data: Path, tmp_path: Path) -> None:
+    before = load_datasets(data).fingerprint
+    moved = data.rename(tmp_path / "moved")
+    assert load_datasets(moved).fingerprint == before
+    (moved / "val/dog/d.jpg").rename(moved / "val/dog/e.jpg")
+    assert load_datasets(moved).fingerprint != before
+
+
+def remove(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()
+
+
+def empty(folder: Path) -> None:
+    remove(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (remove, ["no such folder", "train/ and val/"]),
+        (lambda data: remove(data / "train"), ["no train/ folder"]),
+        (lambda data: remove(data / "val"), ["no val/ folder"]),
+        (lambda data: empty(data / "train"), ["train: no class folders"]),
+        (lambda data: empty(data / "train/dog"), ["train: no images in class dog"]),
+        (lambda data: empty(data / "val/dog"), ["val: no images in 1 class folders"]),
+        (lambda data: add(data / "val/emu/x.jpg"), ["val: class emu is not in", "train"]),
+    ],
+    ids=["no data", "no train", "no val", "no classes", "empty class", "no images", "class that train lacks"],
+)
+def test_a_bad_data_folder_is_one_line_that_says_what_and_where(
+    data: Path, damage: Callable[[Path], object], said: list[str]
+) -> None:
+    damage(data)
+    with pytest.raises(UsageError) as error:
+        load_datasets(data)
+    assert str(data) in str(error.value)
+    assert "\n" not in str(error.value)
+    for words in said:
+        assert words in str(error.value)
+
+
+@pytest.fixture
+def as_nobody(tmp_path: Path) -> Iterator[None]:
+    """File permissions do not bind root; run the test's body as a user whom they bind."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(0o755)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("folder", [".", "train", "train/cat", "val"])
+def test_an_unreadable_folder_is_named(data: Path, folder: str, request: pytest.FixtureRequest) -> None:
+    (data / folder).chmod(0)
+    request.getfixturevalue("as_nobody")
+    with pytest.raises(UsageError, match=f"{data / folder}.*(cannot be read: Permission denied)") as error:
+        load_datasets(data)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,167 @@
+"""Steps and evaluation: exact counts, no waiting for the device in between, one learning rate and draw per place."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trainer.data.loader import Batch
+from trainer.data.sampler import EpochPlan, plan_epoch
+from trainer.devices import open_device
+from trainer.shared.config import TrainConfig
+from trainer.shared.errors import TrainerError
+from trainer.training.ema import Ema
+from trainer.training.evaluation import evaluate
+from trainer.training.steps import Training, Window, parameter_groups, train_steps
+from trainer.worker.run import build, watchdog_of
+from trainer.worker.task import WorkerTask
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operators that wait for a device value."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Note `aten::_local_scalar_dense`, which is what `.item()`, `float()` and `bool()` of a tensor become."""
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+class AlwaysEvaluating(nn.Module):
+    """A network whose batch norms keep to their running statistics, in training too."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval()
+
+    def train(self, mode: bool = True) -> "AlwaysEvaluating":
+        """Stay as it is."""
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.network(images)
+        return logits
+
+
+def _training(**settings: Any) -> Training:
+    small = {"model": "pnasnet5tiny", "image_size": 32, "batch_size": 4, "device": "cpu", "lr": 0.05, "log_interval": 3}
+    config = TrainConfig.model_validate({**small, **settings})
+    task = WorkerTask.alone(config, Path("unused"))
+    runtime, watchdog = open_device("cpu"), watchdog_of(task)
+    return build(task, config, runtime, torch.device("cpu"), weights=None, num_classes=10, watchdog=watchdog)
+
+
+def _batches(count: int, size: int = 4) -> Iterator[Batch]:
+    generator = torch.Generator().manual_seed(0)
+    for number in range(count):
+        images = torch.randint(256, (size, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(10, (size,), generator=generator)
+        yield Batch(images, labels, torch.zeros(size, dtype=torch.bool), torch.arange(size) + number * size)
+
+
+def _prepare(batch: Batch) -> Tensor:
+    return batch.images.float() / 255
+
+
+def _run(training: Training, steps: int, warmup: int = 0) -> list[Window]:
+    batches = _batches(steps * training.config.accumulate)
+    plan = _plan(training, steps)
+    return list(train_steps(training, batches, plan, epoch=0, first_step=0, warmup_left=warmup, prepare=_prepare))
+
+
+def _plan(training: Training, steps: int) -> EpochPlan:
+    """`steps` full steps."""
+    config = training.config
+    return plan_epoch(
+        steps * config.batch_size * config.accumulate,
+        world_size=1,
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        steps_limit=steps,
+    )
+
+
+def test_windows_cover_every_step_once_and_part_at_the_end_of_the_warm_up() -> None:
+    windows = _run(_training(), steps=7, warmup=4)
+    assert [(window.first_step, len(window.losses), window.timed) for window in windows] == [
+        (0, 3, False),
+        (3, 1, False),
+        (4, 2, True),
+        (6, 1, True),
+    ]
+    assert sum(window.images for window in windows) == 28
+
+
+def test_no_step_waits_for_the_device_between_log_lines() -> None:
+    training = _training(log_interval=100, ema=0.9, clip_norm=1.0, drop_path=0.2, mixup=0.2, aux="tf", accumulate=2)
+    with HostReads() as reads:
+        (window,) = _run(training, steps=5)
+    assert len(window.losses) == 5
+    assert reads.count == 0
+
+
+def test_a_step_in_parts_is_the_step_of_the_whole() -> None:
+    """Without what depends on the batch (batch norm's statistics), parts add up to the gradient of the whole."""
+    whole = _training(dropout=0.0, aux="none", batch_size=8)
+    halves = _training(dropout=0.0, aux="none", accumulate=2)
+    uneven = _training(dropout=0.0, aux="none", batch_size=8, micro_batch=3)
+    assert (whole.micro_batch, halves.micro_batch, uneven.micro_batch) == (8, 4, 3)
+    images, labels, flips, indices = next(_batches(1, size=8))
+    parts = [Batch(images[i : i + 4], labels[i : i + 4], flips[i : i + 4], indices[i : i + 4]) for i in (0, 4)]
+    together = [Batch(images, labels, flips, indices)]
+    for training, batches in ((whole, together), (halves, parts), (uneven, together)):
+        training.parallel = AlwaysEvaluating(training.network)
+        plan = _plan(training, 1)
+        list(train_steps(training, iter(batches), plan, epoch=0, first_step=0, warmup_left=0, prepare=_prepare))
+    for other in (halves, uneven):
+        for one, two in zip(whole.network.parameters(), other.network.parameters(), strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_evaluation_refuses_a_figure_when_the_count_is_not_the_data_sets() -> None:
+    training = _training(aux="none")
+    score = evaluate(training, _batches(3), expected=12, prepare=_prepare)
+    assert score is not None
+    assert score.images == 12
+    for expected in (11, 13, 5):
+        with pytest.raises(TrainerError, match=f"counted 12 images, but the data set has {expected}"):
+            evaluate(training, _batches(3), expected=expected, prepare=_prepare)
+
+
+def test_batch_norm_and_biases_are_decayed_only_when_asked() -> None:
+    network = _training().network
+    total = sum(1 for _ in network.parameters())
+    (together,) = parameter_groups(network, weight_decay=0.1, decay_all=True)
+    assert len(list(together["params"])) == total
+    decayed, free = parameter_groups(network, weight_decay=0.1, decay_all=False)
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert all(p.ndim == 1 for p in free["params"])
+
+
+def test_the_average_moves_towards_the_weights_and_copies_statistics() -> None:
+    training = _training(ema=0.5)
+    assert isinstance(training.ema, Ema)
+    before = [p.clone() for p in training.ema.model.parameters()]
+    with torch.no_grad():
+        for parameter in training.network.parameters():
+            parameter.add_(1.0)
+    training.ema.update(training.network)
+    for old, new in zip(before, training.ema.model.parameters(), strict=True):
+        torch.testing.assert_close(new, old + 0.9)
+    training.network.eval()
+    name, statistics = next((n, b) for n, b in training.network.named_buffers() if n.endswith("running_mean"))
+    statistics.fill_(3.0)
+    training.ema.copy_buffers(training.network)
+    assert torch.equal(training.ema.model.get_buffer(name), statistics)

@@ -1,0 +1,109 @@
+"""Checkpoints beside the training: when one is due, what a full disk costs, and which ones stay."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.checkpoint.files import listed, newest_valid, verify
+from trainer.checkpoint.saver import Saver
+from trainer.shared.config.interval import Interval
+from trainer.shared.errors import TrainerError
+
+CONTENT = {"state": {"ema_updates": None}}
+
+
+def _saver(folder: Path, *, every: str = "10", keep: int = 3) -> Saver:
+    return Saver(folder, every=Interval.parse(every), keep=keep, pin_memory=False)
+
+
+def _save(
+    saver: Saver,
+    step: int,
+    *,
+    weights: Mapping[str, Mapping[str, str]] | None = None,
+    sync: Callable[[], None] = lambda: None,
+) -> str | None:
+    saver.save(step, {"model.w": torch.full((5,), float(step))}, CONTENT, weights=weights or {}, sync=sync)
+    return saver.wait()
+
+
+def _steps(folder: Path) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in listed(folder)]
+
+
+def test_a_checkpoint_is_due_once_each_time_so_many_steps_are_done(tmp_path: Path) -> None:
+    saver = _saver(tmp_path)
+    assert [step for step in range(35) if saver.is_due(step)] == [10, 20, 30]
+    saver.start_at(34)
+    assert [step for step in range(34, 52) if saver.is_due(step)] == [40, 50]
+
+
+def test_a_checkpoint_is_due_when_the_time_has_passed(tmp_path: Path) -> None:
+    assert not _saver(tmp_path, every="1h").is_due(1000)
+
+
+def test_the_state_that_was_saved_is_that_of_its_step_whatever_training_does_meanwhile(tmp_path: Path) -> None:
+    saver, weight = _saver(tmp_path), torch.ones(5)
+
+    def train_on() -> None:
+        weight.fill_(7)
+
+    saver.save(10, {"model.w": weight}, CONTENT, weights={}, sync=train_on)
+    assert saver.wait() is None
+    assert verify(tmp_path / "step-000000010").path.is_dir()
+    data = (tmp_path / "step-000000010/state.safetensors").read_bytes()
+    assert data.endswith(torch.ones(5).numpy().tobytes())
+
+
+def test_the_newest_stay_and_the_one_just_written_even_behind_damaged_ones(tmp_path: Path) -> None:
+    saver = _saver(tmp_path, keep=2)
+    for step in (10, 20, 30, 40):
+        assert _save(saver, step) is None
+    assert _steps(tmp_path) == [40, 30]
+    for step in (30, 40):
+        (tmp_path / f"step-{step:09d}/state.safetensors").write_bytes(b"torn")
+    # A run that goes back behind both writes its next one here.
+    assert _save(saver, 25) is None
+    found = newest_valid(tmp_path, on_refused=lambda _path, _why: None)
+    assert found is not None
+    assert found.path.name == "step-000000025"
+
+
+def test_records_that_the_disk_has_not_got_cost_the_checkpoint_that_knows_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saver = _saver(tmp_path)
+
+    def full() -> None:
+        raise TrainerError("metrics.jsonl: No space left on device")
+
+    assert _save(saver, 10) is None
+    assert _save(saver, 20, sync=full) == "metrics.jsonl: No space left on device"
+    assert "warning" in capsys.readouterr().out
+    assert _steps(tmp_path) == [10]
+    assert _save(saver, 30) is None, "the next one is saved again"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_that_nobody_foresaw_is_no_success(tmp_path: Path) -> None:
+    def broken() -> None:
+        raise RuntimeError("unforeseen")
+
+    assert "died" in (_save(_saver(tmp_path), 10, sync=broken) or "")
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning_and_leaves_the_earlier_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saver = _saver(tmp_path)
+    assert _save(saver, 10) is None
+    (tmp_path / ".step-000000020.partial").write_text("")  # and what is in the way goes
+    assert _save(saver, 20) is None
+    (tmp_path / "best.safetensors").mkdir()
+    error = _save(saver, 30, weights={"best.safetensors": {}})
+    assert error is not None
+    assert "best.safetensors" in error
+    assert "checkpoint of step 30" in capsys.readouterr().out
+    assert _steps(tmp_path) == [20, 10], "a checkpoint never knows of weights that are not there"

@@ -1,0 +1,177 @@
+"""How the stand-in's Jobs move: by their counts to a phase, by what happens to what their policies ask for."""
+
+from typing import Any
+
+import pytest
+
+from tests.cluster.testbed.volcano import rules
+from tests.cluster.testbed.volcano.controller import TRIES, retry_delay
+from tests.cluster.testbed.volcano.happenings import Happenings
+from tests.cluster.testbed.volcano.rules import Happening
+from tests.unit.volcano.objects import Json, make_pod, make_spec
+
+
+def _status(phase: str, **counts: int) -> Json:
+    return {"state": {"phase": phase}, **counts}
+
+
+@pytest.mark.parametrize(
+    ("spec", "status", "phase"),
+    [
+        (make_spec(), _status("Pending", running=1, pending=1), "Pending"),
+        (make_spec(), _status("Pending", running=1, succeeded=1), "Running"),
+        (make_spec(), _status("Pending", failed=2), "Running"),
+        (make_spec(least=0), _status("Pending"), "Running"),
+        (make_spec(), _status("Running", running=1, failed=1), "Running"),
+        (make_spec(), _status("Running", running=1, pending=1), "Pending"),
+        (make_spec(3, 1), _status("Running", running=2, pending=1), "Running"),
+        (make_spec(), _status("Running", succeeded=2), "Completed"),
+        (make_spec(), _status("Running", succeeded=1, failed=1), "Failed"),
+        (make_spec(2, 1), _status("Running", succeeded=1, failed=1), "Completed"),
+        (make_spec(minSuccess=1), _status("Running", running=1, succeeded=1), "Completed"),
+        (make_spec(minSuccess=2, least=1), _status("Running", failed=1, succeeded=1), "Failed"),
+        (make_spec(0, 0), _status("Running"), "Running"),
+        (make_spec(), _status("Restarting", terminating=1), "Restarting"),
+        (make_spec(2, 1), _status("Restarting", terminating=1), "Pending"),
+        (make_spec(), _status("Restarting", retryCount=2), "Pending"),
+        (make_spec(), _status("Restarting", retryCount=3), "Failed"),
+        (make_spec(), _status("Aborting", terminating=1), "Aborting"),
+        (make_spec(), _status("Completed"), "Completed"),
+    ],
+)
+def test_a_job_changes_its_phase_by_its_counts(spec: Json, status: Json, phase: str) -> None:
+    assert rules.next_phase(spec, status) == phase
+
+
+def test_a_job_fails_if_one_task_has_too_few_successes_though_all_together_are_enough() -> None:
+    tasks = [{"name": name, "replicas": 2, "minAvailable": least} for name, least in (("m", 2), ("w", 1))]
+    spec: Json = {"minAvailable": 3, "maxRetry": 3, "tasks": tasks}
+    status = _status("Running", succeeded=3, failed=1)
+    status["taskStatusCount"] = {"m": {"phase": {"Succeeded": 1, "Failed": 1}}, "w": {"phase": {"Succeeded": 2}}}
+    assert rules.next_phase(spec, status) == "Failed"
+    status["taskStatusCount"] = {"m": {"phase": {"Succeeded": 2}}, "w": {"phase": {"Succeeded": 1, "Failed": 1}}}
+    assert rules.next_phase(spec, status) == "Completed"
+
+
+@pytest.mark.parametrize(
+    ("policies", "happening", "action"),
+    [
+        ([{"event": "PodFailed", "action": "A"}], Happening("PodFailed", "w", 1, 3), "A"),
+        ([{"event": "PodFailed", "action": "A"}], Happening("PodFailed", "w", 0, 3), None),
+        ([{"event": "PodFailed", "action": "A"}], Happening("PodEvicted", "w", 1), None),
+        ([{"events": ["PodEvicted", "PodFailed"], "action": "A"}], Happening("PodFailed", "w", 1, 3), "A"),
+        ([{"event": "*", "action": "A"}], Happening("TaskCompleted", "w", 1), "A"),
+        ([{"exitCode": 3, "action": "A"}], Happening("PodFailed", "w", 1, 3), "A"),
+        ([{"exitCode": 3, "action": "A"}], Happening("PodFailed", "w", 1, 4), None),
+        ([{"exitCode": 3, "action": "A"}, {"event": "*", "action": "B"}], Happening("PodFailed", "w", 1, 4), "B"),
+        (
+            [{"event": "PodFailed", "action": "B"}, {"exitCode": 3, "action": "A"}],
+            Happening("PodFailed", "w", 1, 3),
+            "B",
+        ),
+        # No exit code is never a match.
+        ([{"action": "A"}], Happening("PodEvicted", "w", 1), None),
+    ],
+)
+def test_the_first_policy_that_fits_says_what_is_done(
+    policies: list[Json], happening: Happening, action: str | None
+) -> None:
+    assert rules.action(make_spec(policies=policies), 1, happening) == action
+
+
+def test_a_task_s_policies_come_before_the_job_s() -> None:
+    spec = make_spec(policies=[{"event": "PodFailed", "action": "job's"}])
+    spec["tasks"][0]["policies"] = [{"event": "PodFailed", "action": "task's"}]
+    assert rules.action(spec, 0, Happening("PodFailed", "w", 0)) == "task's"
+    assert rules.action(spec, 0, Happening("PodFailed", "other", 0)) == "job's"
+
+
+def _job(version: int = 0, **others: Any) -> Json:
+    spec = make_spec(policies=[{"event": "*", "action": "A"}], **others)
+    return {"metadata": {"uid": "j"}, "spec": spec, "status": {"version": version}}
+
+
+def _found(happenings: Happenings, job: Json, *pods: Json, group: Json | None = None) -> list[Happening]:
+    happenings.look(job, pods, group)
+    found = []
+    while (happening := happenings.wanted(job)[0]) is not None:
+        found.append(happening)
+    return found
+
+
+def test_a_failed_pod_is_told_of_once_with_the_exit_code_of_its_first_container() -> None:
+    happenings, job = Happenings(), _job()
+    assert _found(happenings, job, make_pod(0, "Running")) == []
+    failed = Happening("PodFailed", "w", 0, 3, "j-w-0")
+    assert _found(happenings, job, make_pod(0, "Failed", code=3)) == [failed]
+    assert _found(happenings, job, make_pod(0, "Failed", code=3)) == []
+    assert _found(happenings, job, make_pod(0, "Failed", code=3, uid="another")) == [
+        Happening("PodEvicted", "w", 0, pod="j-w-0"),
+        failed,
+    ]
+
+
+def test_a_pod_that_goes_is_evicted_unless_the_controller_deletes_it() -> None:
+    happenings, job = Happenings(), _job()
+    pods = [make_pod(0, "Running"), make_pod(1, "Running")]
+    assert _found(happenings, job, *pods) == []
+    happenings.ours(pods[0])
+    assert _found(happenings, job) == [Happening("PodEvicted", "w", 0, pod="j-w-1")]
+    assert _found(happenings, job) == []
+
+
+def test_a_pod_that_is_deleted_has_not_failed_when_its_containers_end() -> None:
+    happenings, job = Happenings(), _job()
+    pod = make_pod(0, "Failed", code=143)
+    pod["metadata"]["deletionTimestamp"] = "2026-11-24T03:11:29Z"
+    assert _found(happenings, job, pod) == []
+
+
+def test_what_happened_before_a_restart_moves_nothing_after_it() -> None:
+    happenings = Happenings()
+    done = [make_pod(0, "Succeeded"), make_pod(1, "Succeeded")]
+    assert _found(happenings, _job(), *done) == [Happening("TaskCompleted", "w", 0)]
+    assert _found(happenings, _job(), *done) == []
+    assert _found(Happenings(), _job(version=1), *done) == []
+
+
+def test_a_task_is_complete_when_all_of_its_pods_have_succeeded() -> None:
+    assert _found(Happenings(), _job(), make_pod(0, "Succeeded"), make_pod(1, "Running")) == []
+    assert _found(Happenings(), _job(), make_pod(0, "Succeeded")) == []
+
+
+def test_a_task_has_failed_when_its_containers_have_restarted_max_retry_times_in_all() -> None:
+    happenings, job = Happenings(), _job()
+    job["spec"]["tasks"][0]["maxRetry"] = 3
+    assert _found(happenings, job, make_pod(0, "Running", restarts=1), make_pod(1, "Running", restarts=1)) == []
+    failed = [Happening("TaskFailed", "w", 0)]
+    assert _found(happenings, job, make_pod(0, "Running", restarts=2), make_pod(1, "Running", restarts=1)) == failed
+    assert _found(happenings, job, make_pod(0, "Running", restarts=2), make_pod(1, "Running", restarts=1)) == []
+
+
+def test_a_group_that_becomes_unknown_is_told_of_once_each_time() -> None:
+    happenings, job = Happenings(), _job()
+    unknown, running = ({"status": {"phase": phase}} for phase in ("Unknown", "Running"))
+    assert _found(happenings, job, group=unknown) == [Happening("Unknown", "", 0)]
+    assert _found(happenings, job, group=unknown) == []
+    assert _found(happenings, job, group=running) == []
+    assert _found(happenings, job, group=unknown) == [Happening("Unknown", "", 0)]
+
+
+@pytest.mark.parametrize(("retries", "kept"), [(0, False), (1, False), (2, True), (3, True)])
+def test_pods_that_have_ended_are_kept_on_the_last_try(retries: int, kept: bool) -> None:
+    status = {"retryCount": retries}
+    assert rules.kept(make_pod(0, "Failed"), soft=False, spec=make_spec(), status=status) is kept
+    assert rules.kept(make_pod(0, "Failed"), soft=True, spec=make_spec(), status=status)
+    assert not rules.kept(make_pod(0, "Running"), soft=True, spec=make_spec(), status=status)
+
+
+def test_a_job_that_cannot_be_made_is_given_up_after_164_seconds() -> None:
+    assert sum(retry_delay(number) for number in range(1, TRIES + 1)) == pytest.approx(163.8, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (14.9, "14s"), (164, "2m44s"), (3600, "1h0m0s"), (3725, "1h2m5s")]
+)
+def test_durations_are_written_as_go_writes_them(seconds: float, text: str) -> None:
+    assert rules.duration(seconds) == text

@@ -1,0 +1,1 @@
+"""The trainer's side commands: `data`, `env`, `inspect`, `ranktable`."""

@@ -1,0 +1,121 @@
+"""The `data` commands: `prepare`, `verify` and `digits`, which make and check data sets before anything trains on them.
+
+The only module of this package that prints; the modules it calls say what they did by their results and errors.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from trainer.data import prepare as prepare_module
+from trainer.shared.errors import TrainerError
+
+VERIFY_SCHEMA = "pnas.data.verify/1"
+
+data_app = App(name="data", help="Make and check data sets in the ImageNet folder layout.")
+
+
+@data_app.command
+def prepare(
+    source: Path,
+    /,
+    *,
+    to: Path,
+    labels: Path,
+    transfer: prepare_module.Transfer = "copy",
+    allow_partial: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+) -> None:
+    """Sort ILSVRC2012's validation images into one folder per class; stop and repeat it at will.
+
+    Parameters
+    ----------
+    source
+        ILSVRC2012_img_val.tar, or a folder with its images.
+    to
+        Data folder; the images go to its val/.
+    labels
+        Their classes: valprep.sh, LOC_val_solution.csv, or a file with one wnid per line.
+    transfer
+        How a folder's images get there: copied, hard-linked or moved.
+    allow_partial
+        Accept fewer than 50,000 images in 1,000 classes.
+    """
+    done = prepare_module.prepare(
+        source,
+        to,
+        prepare_module.read_labels(labels),
+        transfer=transfer,
+        images=None if allow_partial else prepare_module.IMAGES,
+        progress=_progress("images sorted", every=5_000),
+    )
+    missing = f", {done.missing:,} missing" if done.missing else ""
+    print(f"{to / 'val'}: {done.written:,} images written, {done.present:,} were there already{missing}")
+
+
+@data_app.command
+def verify(
+    path: Path,
+    /,
+    *,
+    workers: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+) -> None:
+    """Decode every image below a folder and list the broken ones; exit code 1 if there are any.
+
+    Parameters
+    ----------
+    path
+        Data folder, or any folder in one.
+    workers
+        Processes that decode. [default: one per CPU]
+    as_json
+        Print one JSON object instead of lines.
+    """
+    from trainer.data import verify as verify_module  # noqa: PLC0415  # it needs torch; --help does not wait for that
+
+    report = verify_module.verify(path, workers=workers or len(os.sched_getaffinity(0)))
+    if as_json:
+        print(json.dumps({"schema": VERIFY_SCHEMA, "path": str(path), **asdict(report)}, indent=2))
+    else:
+        for finding in report.broken:
+            print(f"{finding.path}: {finding.reason}")
+        for note, count in report.notes.items():
+            print(f"note: {count:,} images: {note}")
+        print(f"{path}: {report.checked:,} images read, {len(report.broken):,} broken")
+    if report.broken:
+        raise TrainerError(
+            f"{path}: {len(report.broken):,} of {report.checked:,} images cannot be trained on; replace or delete them"
+        )
+
+
+@data_app.command
+def digits(*, to: Path) -> None:
+    """Write scikit-learn's 1,797 handwritten digits as 32 px JPEGs: train/ and val/ for a first run.
+
+    Parameters
+    ----------
+    to
+        Folder that gets train/ and val/.
+    """
+    from trainer.data import digits as digits_module  # noqa: PLC0415  # it needs Pillow; --help does not wait for that
+
+    written = digits_module.write_digits(to)
+    if written:
+        print(f"{to}: {written:,} of {digits_module.COUNT:,} digits written, {digits_module.HELD_OUT} of them held out")
+    else:
+        print(f"{to}: all {digits_module.COUNT:,} digits are there already")
+
+
+def _progress(what: str, *, every: int) -> Callable[[int], None]:
+    def show(done: int) -> None:
+        if done % every == 0:
+            print(f"{done:,} {what}", file=sys.stderr, flush=True)
+
+    return show

@@ -1,0 +1,132 @@
+"""`python -m trainer env`: what a run would find here, to a person; the only module of this package that prints."""
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from trainer.devices.runtime_env import hccl_defaults
+from trainer.environment.facts import Facts, read_facts
+from trainer.environment.findings import Finding, findings, findings_without_npu
+from trainer.shared.config import TrainConfig
+from trainer.shared.errors import UsageError
+
+SCHEMA = "pnas.environment/1"
+
+env_app = App(name="env", help="Report this machine's NPUs, versions, settings and limits, and what does not fit.")
+
+
+@env_app.default
+def env(*, as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False) -> int:
+    """Report what a run finds here, and each thing that does not fit, with what to do; exit code 1 if there is any.
+
+    It loads neither torch nor torch_npu, so that it answers where they cannot be loaded. Without an NPU it says so. The
+    settings are those of the environment; they are judged with what a run sets where they leave it out, as with its
+    default options.
+
+    Parameters
+    ----------
+    as_json
+        Print one JSON object instead of lines.
+    """
+    facts = read_facts(os.environ)
+    found = findings(as_a_worker_has_it(facts, TrainConfig().stall_timeout_s))
+    if as_json:
+        document = {"schema": SCHEMA, **asdict(facts), "findings": [asdict(finding) for finding in found]}
+        print(json.dumps(document, indent=2))
+    else:
+        print("\n".join([*_lines(facts), *_judged(found)]))
+    sys.stdout.flush()
+    return int(any(finding.level == "problem" for finding in found))
+
+
+def as_a_worker_has_it(facts: Facts, stall_timeout_s: float) -> Facts:
+    """With HCCL's timeouts that the trainer sets where the environment has none: no worker sees HCCL's own defaults."""
+    try:
+        defaults = hccl_defaults(stall_timeout_s, facts.variables)
+    except UsageError:  # which is a finding, too
+        return facts
+    return replace(facts, variables={**facts.variables, **defaults})
+
+
+def first_lines(facts: Facts, *, device: str, workers: int) -> Iterator[str]:
+    """The short form that a run begins with: one line of versions, and a line for each problem that it would have.
+
+    Args:
+        facts: as its workers have them.
+        device: `npu`, `cuda` or `cpu`: what of the rest is here does not concern the run.
+        workers: loader processes of each device; without any, /dev/shm need not hold their batches.
+    """
+    versions = {"torch": facts.packages.get("torch"), "python": facts.python, "cpus": str(len(facts.cpus))}
+    if device == "npu":
+        versions |= {"torch_npu": facts.packages.get("torch-npu"), "cann": facts.cann, "driver": facts.driver}
+        versions |= {"apex": facts.packages.get("apex"), "npus": str(len(facts.device_files))}
+    yield " ".join(["environment", *(f"{name}={value or 'none'}" for name, value in versions.items())])
+    if not workers:
+        facts = replace(facts, shm_bytes=None)
+    found = findings(facts) if device == "npu" else findings_without_npu(facts)
+    yield from (f"environment problem: {each.text}" for each in found if each.level == "problem")
+
+
+def _lines(facts: Facts) -> Iterator[str]:
+    versions = {"CANN": facts.cann, "driver": facts.driver, **facts.packages, "Python": facts.python}
+    if facts.npu_smi is not None:
+        versions["npu-smi"] = facts.npu_smi.version
+    for name in ("CANN", "driver", "torch", "torch-npu", "apex"):
+        versions.setdefault(name, None)
+    yield "versions"
+    yield from (f"  {name:<14}{version or 'none'}" for name, version in sorted(versions.items(), key=_by_name))
+    yield "devices"
+    yield from (f"  {line}" for line in _devices(facts))
+    yield "settings"
+    yield from (f"  {name}={value}" for name, value in facts.variables.items()) if facts.variables else ("  none",)
+    yield "limits"
+    yield f"  /dev/shm      {_size(facts.shm_bytes)}, {_size(facts.shm_free_bytes)} free"
+    yield f"  open files    {_count(facts.open_files)} (at most {_count(facts.open_files_hard)})"
+    yield f"  processors    {_ranges(facts.cpus)} ({len(facts.cpus)} of {facts.machine_cpus})"
+
+
+def _by_name(item: tuple[str, str | None]) -> str:
+    return item[0].lower()
+
+
+def _devices(facts: Facts) -> Iterator[str]:
+    if not facts.has_npu:
+        yield "no NPU: no /dev/davinci* here" + ("" if facts.npu_smi_error else ", and no npu-smi that shows one")
+        return
+    where = "emulated NPUs" if facts.emulated else "/dev/davinci "
+    yield f"{where} {_ranges(facts.device_files) or 'none'}"
+    for chip in facts.npu_smi.chips if facts.npu_smi else ():
+        memory = f", {chip.memory_used_mib} of {chip.memory_mib} MiB in use" if chip.memory_mib else ""
+        yield f"NPU {chip.npu} chip {chip.chip}  {chip.name} at {chip.bus}: {chip.health}{memory}"
+    for npu, address in sorted((facts.hccn or {}).items()):
+        yield f"NPU {npu} has the RoCE address {address}"
+
+
+def _judged(found: Iterable[Finding]) -> Iterator[str]:
+    lines = [f"{finding.level}: {finding.text}" for finding in found]
+    yield from ["", *lines] if lines else ["", "nothing that does not fit"]
+
+
+def _size(count: int | None) -> str:
+    return "none" if count is None else f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _count(limit: int) -> str:
+    return "unlimited" if limit == resource.RLIM_INFINITY else str(limit)
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """`0-3,6`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -1,0 +1,192 @@
+"""`python -m trainer inspect`: what a checkpoint or a weight file says about itself, and whether its bytes are right.
+
+It answers without torch, so that it can be asked beside a run, in a pod or on a laptop; it changes nothing.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from trainer.checkpoint.examine import Examined, Tensor, checkpoints_at, examine
+from trainer.shared.errors import TrainerError
+
+INSPECT_SCHEMA = "pnas.inspect/1"
+ROWS_PER_GROUP = 3
+CONFIG_SHOWN = ("model", "padding", "aux", "image_size", "batch_size", "accumulate", "precision", "seed")
+
+inspect_app = App(name="inspect", help="Show what a checkpoint or a weight file holds, and whether it is whole.")
+
+
+@inspect_app.default
+def inspect(
+    path: Path,
+    /,
+    *,
+    show_all: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+) -> None:
+    """Show what a checkpoint or a weight file holds; exit code 1 if anything is damaged, 2 if nothing is there.
+
+    Parameters
+    ----------
+    path
+        A checkpoint, a run's folder (its newest valid checkpoint is shown), or a weight file.
+    show_all
+        List every tensor instead of the first of each group.
+    as_json
+        Print one JSON object with every tensor instead of lines.
+    """
+    found = [examine(place) for place in checkpoints_at(path)]
+    shown = next((one for one in found if one.refused is None), found[0])
+    if as_json:
+        print(json.dumps(_document(path, found, shown), indent=2))
+    else:
+        if len(found) > 1:
+            print("\n".join(_line(one) for one in found) + "\n")
+        print("\n".join(_lines(shown, show_all=show_all)))
+    refused = [one for one in found if one.refused is not None]
+    if refused:
+        others = f" ({len(refused)} of {len(found)} checkpoints are damaged)" if len(found) > 1 else ""
+        action = "copy it again, or take another" if shown.refused else "--resume takes the newest valid one"
+        raise TrainerError(f"{refused[0].path}: {refused[0].refused}{others}; {action}")
+
+
+def _document(path: Path, found: Sequence[Examined], shown: Examined) -> dict[str, Any]:
+    return {
+        "schema": INSPECT_SCHEMA,
+        "path": str(path),
+        "checkpoints": [{"path": str(one.path), "valid": not one.refused, "refused": one.refused} for one in found],
+        "shown": {
+            "path": str(shown.path),
+            "saved": shown.saved,
+            "bytes": shown.bytes,
+            "content": shown.content,
+            "tensors": {name: asdict(tensor) for name, tensor in shown.tensors.items()},
+        },
+    }
+
+
+def _line(one: Examined) -> str:
+    return f"{one.path}  {'valid' if one.refused is None else f'refused: {one.refused}'}"
+
+
+def _lines(shown: Examined, *, show_all: bool) -> Iterator[str]:
+    yield _line(shown)
+    yield ""
+    facts = list(_facts(shown))
+    width = max(len(label) for label, _ in facts)
+    for label, text in facts:
+        yield f"{label:<{width}}  {text}"
+    if shown.tensors:
+        yield ""
+        yield from _table(shown.tensors, show_all=show_all)
+
+
+def _facts(shown: Examined) -> Iterator[tuple[str, str]]:
+    content = dict(shown.content)
+    progress, config = _mapping(content.pop("progress", {})), _mapping(content.pop("config", {}))
+    yield from _rows("run", content.pop("run", None))
+    if shown.saved:
+        yield "saved", shown.saved
+    yield from _position(progress, epochs=config.get("epochs"))
+    for key, value in content.items():
+        yield from _rows(key.replace("_", " "), value)
+    if config:
+        some = {key: config[key] for key in CONFIG_SHOWN if key in config}
+        yield "config", f"{_words(some)} (all {len(config)}: --json)"
+    yield "on disk", _size(shown.bytes)
+    hashed = [tensor.valid for tensor in shown.tensors.values() if tensor.valid is not None]
+    if hashed:
+        yield "hashes", f"{sum(hashed)} of {len(hashed)} valid"
+    elif shown.tensors and shown.refused is None:
+        yield "hashes", "none in a weight file; its length is right"
+
+
+def _position(progress: Mapping[str, Any], *, epochs: int | None) -> Iterator[tuple[str, str]]:
+    """How far the run is and how good it was; `trainer.training.progress.Progress` says what the values mean."""
+    if not progress:
+        return
+    epoch = progress["epoch"]
+    yield "step", f"{progress['global_step']:,}"
+    if epochs is not None and epoch >= epochs:
+        yield "epoch", f"all {epochs:,} done"
+    else:
+        done = (
+            f"{_of(progress['step'], progress['steps'])} steps, {_of(progress['images'], progress['planned'])} images"
+        )
+        pending = ", its evaluation to come" if progress["equalised"] else ""
+        yield "epoch", f"{_of(epoch, epochs)} done; of the next {done}{pending}"
+    if progress["lr_factor"] != 1:
+        yield "lr factor", _word(progress["lr_factor"])
+    for name in ("best", "last"):
+        if progress[name]:
+            yield f"{name} score", _words(progress[name])
+    yield "trained for", f"{progress['wall_s']:,.0f} s"
+
+
+def _of(done: int, total: int | None) -> str:
+    return f"{done:,}" if total is None else f"{done:,} of {total:,}"
+
+
+def _table(tensors: Mapping[str, Tensor], *, show_all: bool) -> Iterator[str]:
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault(name.partition(".")[0], {})[name] = tensor
+    for prefix, group in groups.items():
+        yield f"{prefix}.  {_tensors(len(group))}, {_size(sum(tensor.bytes for tensor in group.values()))}"
+        rows = [
+            (name, tensor)
+            for number, (name, tensor) in enumerate(group.items())
+            if show_all or number < ROWS_PER_GROUP or tensor.valid is False
+        ]
+        width = max(len(name) for name, _ in rows)
+        for name, tensor in rows:
+            shape = "x".join(map(str, tensor.shape)) or "scalar"
+            yield f"  {name:<{width}}  {tensor.dtype:<4}  {shape:<14}  {_hash(tensor)}".rstrip()
+        if len(rows) < len(group):
+            yield f"  and {len(group) - len(rows):,} more (--all)"
+
+
+def _hash(tensor: Tensor) -> str:
+    return {True: "valid", False: "wrong sha256", None: ""}[tensor.valid]
+
+
+def _tensors(count: int) -> str:
+    return f"{count:,} tensor{'' if count == 1 else 's'}"
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _rows(label: str, value: object) -> Iterator[tuple[str, str]]:
+    """A line for the plain values of a table, and one for each table in it; none for what is absent or empty."""
+    if not isinstance(value, Mapping):
+        if value is not None:
+            yield label, _word(value)
+        return
+    plain = {key: item for key, item in value.items() if item is not None and not isinstance(item, Mapping)}
+    if plain:
+        yield label, _words(plain)
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _rows(f"{label} {key}".replace("_", " "), item)
+
+
+def _words(table: Mapping[str, Any]) -> str:
+    """`mode full, attempt 1`."""
+    return ", ".join(f"{key} {_word(item)}" for key, item in table.items())
+
+
+def _word(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count:,} byte{'' if count == 1 else 's'}"

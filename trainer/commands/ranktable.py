@@ -1,0 +1,157 @@
+"""`python -m trainer ranktable`: say of a rank table whether a job could start from it, and what it says, to a person.
+
+The same reader judges it as at a job's start, so that what passes here passes there. The only module of this package
+that prints; it imports neither torch nor anything of a device, and works in a pod, on a node and on a laptop.
+"""
+
+import ipaddress
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from trainer.ranktable.fields import plain
+from trainer.ranktable.identity import POD_UID, Identity, find_me
+from trainer.ranktable.table import NotReadyError, RankTable, Server, parse
+from trainer.shared.errors import TrainerError, UsageError
+
+SCHEMA = "pnas.ranktable/1"
+ANNOTATION = "ascend.kubectl.kubernetes.io/ascend-910-configuration"
+# MindCluster's FAQ: the annotation tells which of three programs to look at.
+NOT_COMPLETED = (
+    "look again in a moment; its controller completes it when the last pod of the job has the annotation "
+    f"{ANNOTATION}: where a pod has none, see the device plugin; where one has a device_ip of -1, see the NPU's "
+    "network card (hccn_tool); where all are valid, see the controller, and the label ring-controller.atlas"
+)
+
+ranktable_app = App(name="ranktable", help="Check or explain a rank table (hccl.json).")
+
+
+@ranktable_app.command
+def check(
+    path: Path,
+    /,
+    *,
+    devices: Annotated[int | None, Parameter(validator=Number(gte=1), show_default=False)] = None,
+) -> None:
+    """Say whether a job could start from a rank table; exit code 1 if not, 2 if there is no such file.
+
+    In a pod that knows itself (POD_UID, POD_IP, POD_NAME or HOST_IP) the table has to contain it, too.
+
+    Parameters
+    ----------
+    path
+        The table: a file, or a volume's symlink.
+    devices
+        How many devices the whole job has.
+    """
+    table = _sound(path)
+    if devices is not None and table.world_size != devices:
+        raise TrainerError(f"{path}: has {table.world_size} devices, not {devices}")
+    me = _myself(path, table)
+    print(f"{path}: valid; {_summary(table)}" + (f"; this pod has {_ranks(me)}" if me else ""))
+
+
+@ranktable_app.command
+def show(
+    path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False
+) -> None:
+    """Explain a rank table: who has which ranks on which devices, who is the master, and what is unusual.
+
+    Exit code 1 if no job could start from it, 2 if there is no such file.
+
+    Parameters
+    ----------
+    path
+        The table: a file, or a volume's symlink.
+    as_json
+        Print one JSON object instead of lines.
+    """
+    table = _sound(path)
+    me = _myself(path, table)
+    if as_json:
+        document = {"schema": SCHEMA, "path": str(path), "worldSize": table.world_size, **asdict(table)}
+        print(json.dumps({**document, "remarks": list(_remarks(table))}, indent=2))
+    else:
+        print("\n".join(_lines(table, me)))
+
+
+def _sound(path: Path) -> RankTable:
+    try:
+        text = path.read_bytes().decode(errors="replace")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}; give a rank table's file") from error
+    try:
+        return parse(text)
+    except NotReadyError as error:
+        raise TrainerError(f"{path}: {error}; {NOT_COMPLETED}") from error
+    except UsageError as error:
+        raise TrainerError(f"{path}: {error}") from error
+
+
+def _myself(path: Path, table: RankTable, environ: Mapping[str, str] = os.environ) -> Server | None:
+    """This pod's entry, where this is a pod that knows itself."""
+    identity = Identity.from_environ(environ)
+    if not identity.names:
+        return None
+    try:
+        return find_me(table, identity)
+    except UsageError as error:
+        raise TrainerError(f"{path}: {error}") from error
+
+
+def _summary(table: RankTable) -> str:
+    servers = len(table.servers)
+    return f"version {table.version}, {table.world_size} devices of {servers} {'server' if servers == 1 else 'servers'}"
+
+
+def _ranks(server: Server) -> str:
+    first, last = server.devices[0].rank, max(device.rank for device in server.devices)
+    return f"rank {first}" if first == last else f"ranks {first} to {last}"
+
+
+def _lines(table: RankTable, me: Server | None) -> Iterator[str]:
+    yield _summary(table)
+    first = table.servers[0]
+    master = first.container_ip or first.host_ip or first.pod_name or first.server_id
+    yield f"master      {plain(master)}, which has rank 0"
+    for server in table.servers:
+        yield ""
+        yield f"{_ranks(server)}{', this pod' if server is me else ''}"
+        names = {
+            "server_id": server.server_id,
+            "pod": server.pod_name,
+            "pod's IP": server.container_ip,
+            "host's IP": server.host_ip,
+        }
+        yield from (f"  {name:<10}{plain(value)}" for name, value in names.items() if value)
+        yield "  rank  device  device_ip"
+        yield from (
+            f"  {device.rank:>4}  {device.device_id:>6}  {device.device_ip or 'none'}" for device in server.devices
+        )
+    remarks = list(_remarks(table))
+    yield from ["", *remarks] if remarks else []
+
+
+def _remarks(table: RankTable) -> Iterator[str]:
+    """What a person may stumble over, though all of it is right."""
+    if any(POD_UID.fullmatch(server.server_id) for server in table.servers):
+        yield "server_id is a pod's UID: so it is written where pods share a node, with a device plugin from 7.3 on"
+    hosts = Counter(server.host_ip or server.server_id for server in table.servers)
+    for host, pods in hosts.items():
+        if pods > 1:
+            yield f"{pods} pods share the node {plain(host)}, each with devices of its own"
+    addresses = [device.device_ip for server in table.servers for device in server.devices]
+    if None in addresses:
+        yield "devices without a device_ip: a single server, or a super pod, reaches them without the RoCE network"
+    if any(address is not None and ipaddress.ip_address(address).is_loopback for address in addresses):
+        yield "a device_ip of this machine itself: the device plugin gives it to virtual devices"
+    order = [device.device_id for server in table.servers for device in server.devices]
+    if any(list(ids) != sorted(ids) for ids in ([d.device_id for d in server.devices] for server in table.servers)):
+        yield f"ranks do not follow the devices' numbers: {', '.join(map(str, order))}"

@@ -1,0 +1,78 @@
+"""Where a result came from: versions, device, command, settings' hash, data and source revision.
+
+A figure without these does not count.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.shared.config import TrainConfig
+
+PACKAGES = ("pnas", "torch", "torchvision", "torch-npu", "apex", "numpy", "pillow", "safetensors")
+
+
+def provenance(
+    config: TrainConfig,
+    *,
+    command: Sequence[str],
+    device: Mapping[str, Any],
+    data_fingerprint: str,
+    world_size: int,
+    started: str,
+) -> dict[str, Any]:
+    """The record that `provenance.json` holds; every value is a plain JSON type."""
+    return {
+        "command": list(command),
+        # With what weights brought along, which config.yaml, written before they were read, does not show.
+        "config": config.model_dump(mode="json"),
+        "config_sha256": config_hash(config),
+        "data_fingerprint": data_fingerprint,
+        "device": dict(device),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "revision": source_revision(),
+        "started": started,
+        "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "world_size": world_size,
+    }
+
+
+def config_hash(config: TrainConfig) -> str:
+    """SHA-256 of the settings in canonical JSON."""
+    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def source_revision() -> str | None:
+    """The git commit of this source, with `+changes` where the tree differs; PNAS_REVISION inside an image."""
+    source = Path(__file__).resolve().parent.parent
+    if (source / ".git").exists():
+        commit = _git(source, "rev-parse", "HEAD")
+        if commit is not None:
+            return commit + ("+changes" if _git(source, "status", "--porcelain", "--untracked-files=no") else "")
+    return os.environ.get("PNAS_REVISION") or None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

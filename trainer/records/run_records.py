@@ -1,0 +1,265 @@
+"""What a run leaves behind: its lines, metrics.jsonl, TensorBoard, and result files in the seed's format.
+
+Every rank prints its lines and keeps the seed's table; rank 0 also writes the files that speak for the whole job.
+"""
+
+import contextlib
+import itertools
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from trainer.records.kept_lines import Lines
+from trainer.records.tensorboard import Board
+from trainer.run.folder import device_folder, writing
+from trainer.shared.config import TrainConfig
+
+SEED_COLUMNS = ("Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Valid Acc.", "Training FPS")
+
+BAD_IMAGES = "bad_images.jsonl"
+
+# The network's name in the seed's result files.
+NETWORKS = {"pnasnet5large": "PnasNet5Large", "pnasnet5mobile": "PnasNet5Mobile", "pnasnet5tiny": "PnasNet5Tiny"}
+
+
+def logfmt(event: str, values: Mapping[str, Any]) -> str:
+    """`step epoch=0 loss=6.91`: the event, then `key=value` in order; None is left out, text with spaces is quoted."""
+    pairs = (f"{key}={_logfmt_value(value)}" for key, value in values.items() if value is not None)
+    return " ".join([event, *pairs])
+
+
+def say(event: str, **values: Any) -> None:
+    """Print one line; the supervisor tags and numbers it."""
+    sys.stdout.write(logfmt(event, values) + "\n")
+    sys.stdout.flush()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a checkpoint holds: so many steps since the run began, and so many epochs with their evaluation."""
+
+    steps: int
+    epochs: int
+
+    def holds(self, line: bytes) -> bool:
+        """Whether a line of `metrics.jsonl` is about them."""
+        match _row(line):
+            case {"kind": "eval", "epoch": int(epoch)}:
+                return epoch < self.epochs
+            case {"global_step": int(step)}:
+                return step < self.steps
+        return False
+
+
+class Records:
+    """The files of one rank.
+
+    On a disk that fills up, lines wait in memory and a warning is said; `sync` tells whether they still do.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        config: TrainConfig,
+        *,
+        rank: int,
+        world_size: int,
+        kept: Kept | None = None,
+        attempt: int = 1,
+    ) -> None:
+        """Open the files of `rank`.
+
+        Args:
+            kept: what the checkpoint holds that this attempt goes on from; None: it begins at the first step.
+            attempt: which start of the run this is. The first one finds no files; a later one goes on with those it
+                finds, less what it will write again, which moves to `metrics-replaced.jsonl` and
+                `train_<rank>-replaced.log`.
+
+        Raises:
+            TrainerError: a file cannot be opened, or its first lines find no room; the line names it.
+        """
+        self._run = run
+        self._config = config
+        self._world_size = world_size
+        self._attempt = attempt
+        self._table_path = device_folder(run, rank) / f"train_{rank}.log"
+        self._metrics: Lines | None = None
+        self._bad: Lines | None = None
+        self._boards: dict[str, Board] = {}
+        kept = kept or Kept(steps=0, epochs=0)
+        fresh = attempt == 1
+        with contextlib.ExitStack() as files:
+            self._table = files.enter_context(Lines(self._table_path, fresh=fresh, tell=_warn))
+            if rank == 0:
+                self._metrics = files.enter_context(Lines(run / "metrics.jsonl", fresh=fresh, tell=_warn))
+            if not fresh:
+                self._move_aside(kept)
+            if not self._table_path.stat().st_size:
+                self._write_row(SEED_COLUMNS)
+            if rank == 0:
+                # Training counts steps and evaluation epochs, so each has events of its own to take back.
+                for name, first in (("train", kept.steps), ("eval", kept.epochs)):
+                    board = Board(run / "tensorboard" / name, attempt=attempt, first_step=first, tell=_warn)
+                    self._boards[name] = files.enter_context(board)
+                if config.on_bad_image == "skip":
+                    listed = run / BAD_IMAGES
+                    self._known_bad = _paths_in(listed)
+                    self._bad = files.enter_context(Lines(listed, fresh=False, tell=_warn))
+                    if listed.read_bytes()[-1:] not in {b"", b"\n"}:
+                        self._bad.write("")  # ends a line that a crash has torn
+            # A disk that is full before the first step has cost nothing yet: better to stop than to train without it.
+            self.sync()
+            self._files = files.pop_all()
+
+    def __enter__(self) -> "Records":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._files.close()
+
+    def steps(self, rows: list[dict[str, Any]]) -> None:
+        """Keep the job's metrics of some steps, each with its `global_step`; rank 0 alone has where to."""
+        if self._metrics is None:
+            return
+        self._metrics.write(*(_json({"kind": "step", **row}) for row in rows))
+        self._boards["train"].write(
+            *((f"train/{name}", row[name], row["global_step"]) for row in rows for name in ("loss", "lr")),
+        )
+
+    def evaluation(self, row: dict[str, Any]) -> None:
+        """Keep an evaluation's figures."""
+        if self._metrics is None:
+            return
+        self._metrics.write(_json({"kind": "eval", **row}))
+        self._boards["eval"].write(*((f"eval/{name}", row[name], row["epoch"]) for name in ("loss", "top1", "top5")))
+
+    def epoch(
+        self, *, lr: float, train_loss: float, valid_loss: float, train_top1: float, valid_top1: float, fps: float
+    ) -> None:
+        """Add a row to the seed's table."""
+        self._write_row(tuple(f"{value:.6f}" for value in (lr, train_loss, valid_loss, train_top1, valid_top1, fps)))
+
+    def result(self, *, fps: float | None, top1: float | None, loss: float | None, wall_s: float) -> Path | None:
+        """Write the seed's result file: `_acc` where there is an accuracy, else `_perf`. Rank 0 alone.
+
+        TrainingTime is the milliseconds of one step of the global batch.
+        """
+        if self._metrics is None:
+            return None
+        batch, network = self._config.batch_size, NETWORKS[self._config.model]
+        case = f"{network}_bs{batch}_{self._world_size}p_{'perf' if top1 is None else 'acc'}"
+        values = {
+            "Network": network,
+            "RankSize": self._world_size,
+            "BatchSize": batch,
+            "DeviceType": platform.machine(),
+            "CaseName": case,
+            "ActualFPS": _round(fps),
+            "TrainingTime": _round(1000 * batch * self._world_size / fps if fps else None),
+            "TrainAccuracy": _round(top1),
+            "ActualLoss": _round(loss),
+            "E2ETrainingTime": round(wall_s),
+        }
+        path = self._run / f"{case}.log"
+        lines = [f"{key} = {value}\n" for key, value in values.items() if value is not None]
+        with writing(path):
+            path.write_text("".join(lines), encoding="utf-8")
+        return path
+
+    def bad_images(self, rows: list[dict[str, Any]]) -> None:
+        """List images that were skipped, each once under its `path` over all attempts; rank 0 alone has where to."""
+        if self._bad is None:
+            return
+        new = {row["path"]: row for row in rows if row["path"] not in self._known_bad}
+        self._known_bad |= new.keys()
+        self._bad.write(*map(_json, new.values()))
+
+    def rewind(self, kept: Kept) -> None:
+        """Go back to what a checkpoint holds: what came after it moves aside, as at the start of an attempt."""
+        self._move_aside(kept)
+        for name, first in (("train", kept.steps), ("eval", kept.epochs)):
+            if name in self._boards:
+                self._boards[name].take_back(first)
+
+    def sync(self) -> None:
+        """Wait until the disk has what was recorded: a checkpoint must not know of steps that the records lack.
+
+        Raises:
+            TrainerError: it has not; the line names the file.
+        """
+        for file in (self._table, self._metrics, self._bad, *self._boards.values()):
+            if file is not None:
+                file.sync()
+
+    def _move_aside(self, kept: Kept) -> None:
+        rows = itertools.count()
+        # The header is the row before the first epoch's.
+        self._table.replace(
+            lambda _row: next(rows) <= kept.epochs,
+            lambda lines: b"".join(line + b"\n" for line in lines).decode(errors="replace"),
+            self._table_path.with_name(f"{self._table_path.stem}-replaced.log"),
+        )
+        if self._metrics is not None:
+            self._metrics.replace(kept.holds, self._replaced, self._run / "metrics-replaced.jsonl")
+
+    def _replaced(self, lines: Sequence[bytes]) -> str:
+        return "".join(_json({"attempt": self._attempt, **_row_or_torn(line)}) + "\n" for line in lines)
+
+    def _write_row(self, cells: tuple[str, ...]) -> None:
+        self._table.write("".join(f"{cell}\t" for cell in cells))
+
+
+def _json(row: Mapping[str, Any]) -> str:
+    """One line of JSON, which has no NaN and no infinity: null stands for them."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+    }
+    return json.dumps(finite, allow_nan=False)
+
+
+def _warn(text: str) -> None:
+    say("warning", text=text)
+
+
+def _paths_in(path: Path) -> set[str]:
+    """The paths that a list of bad images names."""
+    rows = map(_row, path.read_bytes().splitlines()) if path.exists() else ()
+    return {str(row["path"]) for row in rows if row is not None and "path" in row}
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A line of JSON, or None for one that a crash has torn."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _row_or_torn(line: bytes) -> dict[str, Any]:
+    return _row(line) or {"torn": line.decode(errors="replace")}
+
+
+def _logfmt_value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if not text or any(c in text for c in ' "=\n') else text
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch as ISO 8601 in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

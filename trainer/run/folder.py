@@ -1,0 +1,155 @@
+"""The output folder of a run: OUT/<run>/ with its settings and one sub-folder per device.
+
+A run never writes into another one's folder: a name that is taken is refused, and a generated one gives way. Where a
+run is continued, each attempt has files of its own name beside those that all of them share.
+"""
+
+import contextlib
+import errno
+import re
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import yaml
+
+from trainer.shared.config import TrainConfig
+from trainer.shared.errors import ConflictError, TrainerError, UsageError
+
+
+def create_run_folder(config: TrainConfig, *, leads: bool, alone: bool, now: float) -> Path:
+    """Make this run's folder and keep its settings in `config.yaml`.
+
+    Args:
+        leads: this process starts rank 0; it claims the folder for its job by writing the settings, once.
+        alone: this process starts every rank, so it may choose the name, and finds no folder that others made.
+        now: seconds since the epoch, for a generated name.
+
+    Raises:
+        ConflictError: `--run-name` names a folder that exists.
+        UsageError: the folder cannot be created or written.
+    """
+    if config.run_name is None and not alone:
+        raise UsageError(
+            "--run-name is needed where several processes start a job's ranks, so that all of them write to one folder"
+        )
+    try:
+        _make_output(config.output)
+        folder = _make(config, alone=alone, now=now)
+        if leads:
+            claim(folder, config, attempt=1)
+    except FileExistsError as error:
+        raise ConflictError(
+            f"--run-name {config.run_name}: {config.output / str(config.run_name)} exists and a run never overwrites "
+            "another: choose another name, or continue it with --resume auto"
+        ) from error
+    except OSError as error:
+        raise UsageError(_unwritable(config.output, error)) from error
+    return folder.resolve()
+
+
+def claim(run: Path, config: TrainConfig, *, attempt: int) -> None:
+    """Write an attempt's settings, or leave nothing that would bar the next one under this name.
+
+    Raises:
+        FileExistsError: another process began the attempt.
+        OSError: the folder cannot be written.
+    """
+    path = attempt_file(run / "config.yaml", attempt)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            yaml.safe_dump(config.model_dump(mode="json"), file, sort_keys=False)
+    except FileExistsError:
+        raise
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+            run.rmdir()
+        raise
+
+
+def attempt_file(path: Path, attempt: int) -> Path:
+    """The name of a file that each attempt has one of: `config.yaml`, then `config-2.yaml`, ..."""
+    return path if attempt == 1 else path.with_name(f"{path.stem}-{attempt}{path.suffix}")
+
+
+def next_attempt(run: Path, ranks: Iterable[int], *, leads: bool) -> int:
+    """The number of the attempt that is about to begin, by the files of those that have begun.
+
+    Args:
+        ranks: those that this process starts: others' files may already be those of the same attempt.
+        leads: this process starts rank 0, so it writes the files that an attempt has once.
+    """
+    logs = [name for rank in ranks for name in _names(run / str(rank))]
+    return 1 + max((_attempt_of(name) for name in (*logs, *(_names(run) if leads else ()))), default=0)
+
+
+def device_folder(run: Path, rank: int) -> Path:
+    """The sub-folder of the device with this rank; on one node the rank is the seed's device id."""
+    folder = run / str(rank)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+    return folder
+
+
+def console_log(run: Path, rank: int, attempt: int) -> Path:
+    """File with every numbered line that a rank printed; a restarted run's attempts have one each."""
+    return device_folder(run, rank) / f"console-{attempt}.log"
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one line that `path` cannot be written, where that turns out in this context.
+
+    Raises:
+        TrainerError: it cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise TrainerError(
+            f"{path}: cannot be written: {error.strerror or error}; free space, or choose another --output"
+        ) from error
+
+
+ATTEMPT = re.compile(r"(?:config|provenance|console)(?:-(\d+))?\.(?:yaml|json|log)")
+
+
+def _attempt_of(name: str) -> int:
+    named = ATTEMPT.fullmatch(name)
+    return int(named[1] or 1) if named else 0
+
+
+def _names(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+
+
+def _make(config: TrainConfig, *, alone: bool, now: float) -> Path:
+    if config.run_name is not None:
+        folder = config.output / config.run_name
+        folder.mkdir(exist_ok=not alone)
+        return folder
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
+    base = f"{config.mode}-{config.model}-{stamp}"
+    for attempt in range(1, 1000):
+        folder = config.output / (base if attempt == 1 else f"{base}-{attempt}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise UsageError(f"--output {config.output}: a thousand runs began in this second; name yours with --run-name")
+
+
+def _make_output(output: Path) -> None:
+    if not output.is_dir():
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise UsageError(f"--output {output}: is a file: choose a folder") from error
+
+
+def _unwritable(output: Path, error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return f"--output {output}: no space left: free some, or choose another folder"
+    return f"--output {output}: cannot be written: {error.strerror}: choose a folder that this user may write"

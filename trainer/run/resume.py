@@ -1,0 +1,243 @@
+"""Which run is continued, and from which checkpoint: every reading of `--resume`, and every way in which it is wrong.
+
+Nothing is changed here but folders' names: newer checkpoints than the chosen one are set aside, never deleted. It
+imports no torch: the process that starts the workers decides, once for all of them.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoint.files import CHECKPOINTS, Manifest, Refused, listed, newest_valid, verify
+from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE
+from trainer.data.index import Datasets
+from trainer.run.image_list import changes
+from trainer.shared.config import TrainConfig
+from trainer.shared.config.train import TRAINING
+from trainer.shared.errors import ConflictError, TrainerError, UsageError
+
+STEP = re.compile(r"step-(\d+)")
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
+NEEDED = {"config", "num_classes", "data", "progress", "state", "arithmetic"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a run is continued from.
+
+    Attributes:
+        run: the folder of the run that has been begun.
+        checkpoint: the one that the user named; None stands for the newest valid one.
+        in_place: the run goes on in its own folder; else a new run begins from its state.
+        may_begin: with no checkpoint saved so far, the run begins at its first step.
+    """
+
+    run: Path
+    checkpoint: Path | None
+    in_place: bool
+    may_begin: bool
+
+
+def find_source(given: TrainConfig, *, output_given: bool) -> Source | None:
+    """What `--resume` and `--run-name` mean; None if a run is begun in a folder of its own.
+
+    Args:
+        given: the settings as far as the user set them.
+        output_given: the user said which output folder.
+
+    Raises:
+        UsageError: nothing there can be continued.
+        ConflictError: the folder is a training run's, and `--mode` does not train.
+    """
+    if given.resume is None:
+        return None
+    if given.resume == "auto":
+        if given.run_name is None:
+            raise UsageError("--resume auto needs --run-name: the run to begin, or to continue if it has been begun")
+        run = (given.output / given.run_name).resolve()
+        if not run.exists():
+            return None
+        if not run.is_dir() or _is_foreign(run):
+            raise UsageError(f"--resume auto: {run} is not a run's folder: choose another --run-name")
+        if given.mode not in TRAINING and listed(run / CHECKPOINTS):
+            raise ConflictError(f"{run}: holds a training run, with its records: choose another --run-name")
+        return Source(run, None, in_place=True, may_begin=True)
+    _refuse_mode(given)
+    run, checkpoint = _locate(given.resume)
+    return Source(run, checkpoint, in_place=_is_named(run, given, output_given=output_given), may_begin=False)
+
+
+def choose(source: Source, on_note: Callable[[str], None]) -> Manifest | None:
+    """The verified checkpoint to go on from; None if the run has saved none, and may begin at its first step.
+
+    Args:
+        on_note: told which checkpoints were refused, and why.
+
+    Raises:
+        UsageError: the checkpoint that the user named cannot be used, or the run has none.
+        TrainerError: the run has checkpoints, and none can be used.
+    """
+    if source.checkpoint is not None:
+        try:
+            return _readable(verify(source.checkpoint))
+        except Refused as reason:
+            raise UsageError(
+                f"--resume {source.checkpoint}: {reason}; --resume {source.run} takes the newest valid checkpoint"
+            ) from None
+    folder = source.run / CHECKPOINTS
+    if folder.is_symlink() and not folder.exists():
+        raise TrainerError(f"{folder}: points to what is not there: is a volume missing? Nothing was changed")
+    found = listed(folder)
+    if not found:
+        if source.may_begin:
+            return None
+        raise UsageError(
+            f"--resume {source.run}: no checkpoint was saved there; --resume auto with --run-name {source.run.name} "
+            "begins this run again"
+        )
+    manifest = newest_valid(folder, on_refused=lambda path, why: on_note(f"resume: {path} refused: {why}"))
+    if manifest is None:
+        raise TrainerError(
+            f"{folder}: none of {len(found)} checkpoints can be used (reasons above); nothing was changed: begin "
+            "another run under another --run-name, or mend the files"
+        )
+    return _readable(manifest)
+
+
+def set_aside(run: Path, chosen: Path, *, attempt: int) -> list[Path]:
+    """Move the checkpoints that are newer than `chosen` out of the way of those to come; returns what was moved.
+
+    Raises:
+        OSError: one cannot be moved.
+    """
+    folder = run / CHECKPOINTS
+    first = _step(chosen)
+    newer = [path for path in listed(folder) if path != chosen and _step(path) >= first]
+    aside = folder / f"set-aside-{attempt}"
+    for path in newer:
+        aside.mkdir(exist_ok=True)
+        path.rename(aside / path.name)
+    return newer
+
+
+def check_data(manifest: Manifest, datasets: Datasets, config: TrainConfig, *, run: Path) -> str | None:
+    """What has changed in the data since the checkpoint, if the user accepts it; None if nothing has.
+
+    Raises:
+        UsageError: the classes are others, or files came or went and `--accept-changed-data` was not given.
+    """
+    classes = int(manifest.content["num_classes"])
+    if classes != len(datasets.classes):
+        raise UsageError(
+            f"--data-path {config.data_path}: {len(datasets.classes)} classes, but {manifest.path} was trained on "
+            f"{classes}: give the data it was begun with, or finetune from its best.safetensors with --weights"
+        )
+    if manifest.content["data"].get("fingerprint") == datasets.fingerprint:
+        return None
+    what = f"the images have changed since {manifest.path.name}: {changes(run, datasets)}"
+    if not config.accept_changed_data:
+        raise UsageError(f"--data-path {config.data_path}: {what}; put them back, or give --accept-changed-data")
+    return what
+
+
+def where(content: Mapping[str, Any]) -> str:
+    """A checkpoint's position, for people."""
+    progress, epochs = content["progress"], content["config"]["epochs"]
+    if progress["epoch"] >= epochs:
+        return "the end of its run"
+    return f"epoch {progress['epoch']}, step {progress['step']}"
+
+
+def is_training_state(path: Path) -> bool:
+    """Whether `path` is a checkpoint, a run or a file of a checkpoint, as opposed to weights."""
+    if path.is_dir():
+        return _is_checkpoint(path) or _is_run(path) or path.name == CHECKPOINTS
+    return path.name in (MANIFEST_FILE, STATE_FILE) and _is_checkpoint(path.parent)
+
+
+def _locate(path: Path) -> tuple[Path, Path | None]:
+    """The run that `--resume PATH` means, and the checkpoint if it names one."""
+    if not path.exists():
+        raise UsageError(f"--resume {path}: no such folder; give a run's folder or one of its checkpoints/step-...")
+    if not path.is_dir():
+        raise _a_file(path)
+    folder = path.resolve()
+    if _is_checkpoint(folder):
+        above = next((parent for parent in folder.parents if parent.name == CHECKPOINTS), None)
+        return (above.parent if above else folder.parent), folder
+    if folder.name == CHECKPOINTS or _is_run(folder):
+        return (folder.parent if folder.name == CHECKPOINTS else folder), None
+    runs = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _is_run(entry))
+    if len(runs) > 1:
+        shown = ", ".join(runs[:5]) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
+        raise UsageError(f"--resume {path}: holds {len(runs)} runs ({shown}): name one of them")
+    if not runs:
+        empty = not any(folder.iterdir())
+        raise UsageError(
+            f"--resume {path}: {'empty' if empty else 'neither a run nor a checkpoint of this program'}; "
+            "give a run's folder or one of its checkpoints/step-..."
+        )
+    return folder / runs[0], None
+
+
+def _a_file(path: Path) -> UsageError:
+    if is_training_state(path):
+        return UsageError(f"--resume {path}: is one file of a checkpoint: give its folder, {path.parent}")
+    if path.suffix in WEIGHT_SUFFIXES:
+        return UsageError(f"--resume {path}: is a weight file, which holds no training state: use --weights {path}")
+    return UsageError(f"--resume {path}: is a file; give a run's folder or one of its checkpoints/step-...")
+
+
+def _refuse_mode(given: TrainConfig) -> None:
+    if given.mode == "eval":
+        raise UsageError(
+            f"--resume {given.resume}: continues training; to evaluate give --weights RUN/checkpoints/best.safetensors"
+        )
+    if given.mode == "performance":
+        raise UsageError(f"--resume {given.resume}: --mode performance times steps from the start; leave --resume out")
+
+
+def _is_named(run: Path, given: TrainConfig, *, output_given: bool) -> bool:
+    """Whether the names that were given, if any, are those of the run itself."""
+    if given.run_name is not None and given.run_name != run.name:
+        return False
+    if not _is_run(run):
+        raise UsageError(
+            f"--resume {given.resume}: is in no run's folder: name a new run to begin from it with --run-name"
+        )
+    if output_given and given.output.resolve() != run.parent.resolve():
+        if given.run_name is None:
+            raise UsageError(
+                f"--output {given.output}: the run goes on in {run}; leave --output out, or begin another run from its "
+                "state with --run-name"
+            )
+        return False
+    return True
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() or (folder / CHECKPOINTS).is_dir()
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return STEP.match(folder.name) is not None or (folder / MANIFEST_FILE).is_file()
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether it has something in it, and nothing that a run's first moments leave there."""
+    names = [entry.name for entry in folder.iterdir()]
+    return not _is_run(folder) and any(not (name.isdigit() or "run.lock" in name) for name in names)
+
+
+def _readable(manifest: Manifest) -> Manifest:
+    missing = NEEDED - manifest.content.keys()
+    if missing:
+        raise UsageError(f"{manifest.path}: not a training state: it lacks {', '.join(sorted(missing))}")
+    return manifest
+
+
+def _step(path: Path) -> int:
+    named = STEP.match(path.name)
+    return int(named[1]) if named else 0

@@ -1,0 +1,159 @@
+"""Layers of settings: each value comes from the first layer that names it, and remembers which one that was.
+
+Precedence, highest first: flag > environment > profile > checkpoint or cluster defaults > mode preset > default. The
+functions here know nothing about any one setting; they work for every pydantic model whose fields are the settings.
+"""
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from trainer.shared.errors import UsageError
+
+ENVIRONMENT_PREFIX = "PNAS_"
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class ConfigError(UsageError):
+    """A setting is unknown, has a wrong type or contradicts another one."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one place. `origin` completes the phrase "batch_size from ..."."""
+
+    origin: str
+    values: Mapping[str, Any]
+
+
+def flag_name(field: str) -> str:
+    """`batch_size` -> `--batch-size`."""
+    return "--" + field.replace("_", "-")
+
+
+def environment_layer(model: type[BaseModel], environ: Mapping[str, str] = os.environ) -> Layer:
+    """The `PNAS_<FIELD>` variables that name a field of `model`; others are left to their owners.
+
+    Raises:
+        ConfigError: a variable's text is not YAML.
+    """
+    variables = {field: ENVIRONMENT_PREFIX + field.upper() for field in model.model_fields}
+    values = {
+        field: from_yaml(environ[variable], where=f"{variable}={environ[variable]}")
+        for field, variable in variables.items()
+        if variable in environ
+    }
+    return Layer("environment", values)
+
+
+def profile_layer(name: str) -> Layer:
+    """Settings from a YAML file, or from a profile that ships with the trainer (`seed`, `recommended`, ...).
+
+    Raises:
+        ConfigError: no such profile, or it is not a mapping of settings.
+    """
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        text = _read_profile(path)
+    else:
+        shipped = resources.files("trainer.shared.config") / "profiles"
+        known = sorted(entry.name.removesuffix(".yaml") for entry in shipped.iterdir() if entry.name.endswith(".yaml"))
+        if name not in known:
+            raise ConfigError(
+                f"--profile {name}: no such file or shipped profile; shipped are {', '.join(known)}"
+                f"{_did_you_mean(name, known)}"
+            )
+        text = (shipped / f"{name}.yaml").read_text(encoding="utf-8")
+    return Layer(f"profile {name}", named(from_yaml(text, where=f"--profile {name}"), where=f"--profile {name}"))
+
+
+def named(values: Any, *, where: str) -> dict[str, Any]:
+    """What a person wrote as settings, by the names of fields: `batch-size` is `batch_size`. Nothing is no setting.
+
+    Raises:
+        ConfigError: it is no mapping.
+    """
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: must be a mapping like `batch_size: 32`, not a {type(values).__name__}")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def from_yaml(text: str, *, where: str) -> Any:
+    """Read YAML.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none is no YAMLError
+        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _read_profile(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"--profile {path}: cannot be read: {reason}; give the path of a YAML file") from error
+
+
+PARTIAL = "partial"
+
+
+def resolve(model: type[Model], layers: Sequence[Layer], *, partial: bool = False) -> tuple[Model, dict[str, str]]:
+    """Build `model` from `layers`, highest precedence first, and say where each field's value came from.
+
+    Args:
+        partial: a layer is still to come: the model may leave rules between settings until then (it finds PARTIAL in
+            the validation's context).
+
+    Raises:
+        ConfigError: one line that names the setting, the layer it came from and the rule it breaks.
+    """
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(model.model_fields, "default")
+    for layer in reversed(layers):
+        for field, value in layer.values.items():
+            if field not in model.model_fields:
+                known = list(model.model_fields)
+                raise ConfigError(f"unknown setting `{field}` in {layer.origin}{_did_you_mean(field, known)}")
+            values[field] = value
+            origins[field] = layer.origin
+    try:
+        return model.model_validate(values, context={PARTIAL: True} if partial else None), origins
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, origins)) from None
+
+
+def _one_line(error: ValidationError, origins: Mapping[str, str]) -> str:
+    """Every broken rule of a validation error on one line, each with its setting and that setting's origin."""
+    return "; ".join(_describe(problem, origins) for problem in error.errors(include_url=False))
+
+
+def _describe(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    field = str(problem["loc"][0])
+    origin = origins.get(field, "default")
+    where = "" if origin == "flag" else f" (from {origin})"
+    given = problem["input"]
+    # Of NAME=VALUE the name alone: a value may be a secret.
+    text = " ".join(str(item).partition("=")[0] for item in given) if isinstance(given, list | tuple) else given
+    return f"{flag_name(field)} {text}{where}: {message[:1].lower()}{message[1:]}"
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,100 @@
+"""A pydantic model's fields as command-line options, so that one definition gives the command line and its help.
+
+Each option is optional and has no default of its own: only what was typed reaches the settings' layers, where
+precedence and origins are decided.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from cyclopts import Group, Parameter, Token
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from trainer.shared.config.layers import flag_name
+
+
+def option_parameters(
+    model: type[BaseModel], *, exclude: frozenset[str] = frozenset(), only: frozenset[str] | None = None
+) -> list[inspect.Parameter]:
+    """Keyword-only parameters, one for each field of `model`, for a cyclopts command's signature.
+
+    Args:
+        only: none but these fields.
+    """
+    groups: dict[str, Group] = {}
+    return [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                _annotation(field),
+                Parameter(
+                    name=flag_name(name),
+                    help=_help(field),
+                    group=_group(field, groups),
+                    show_default=False,
+                    negative="" if isinstance(field.default, tuple) else None,
+                    show_choices=not _nullable(field) or bool(_choices(field)),
+                    converter=whole_number if int in (field.annotation, *get_args(field.annotation)) else None,
+                ),
+            ],
+        )
+        for name, field in model.model_fields.items()
+        if name not in exclude and (only is None or name in only)
+    ]
+
+
+def typed(options: dict[str, Any]) -> dict[str, Any]:
+    """Only the options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def whole_number(_type: Any, tokens: Sequence[Token]) -> int | str:
+    """Read an integer option; cyclopts alone would round 1.5 to 2. `none` passes, for the settings that may be absent.
+
+    Raises:
+        ValueError: not an integer.
+    """
+    text = tokens[0].value
+    if text == "none":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f'"{text}" is not a whole number') from None
+
+
+def _annotation(field: FieldInfo) -> Any:
+    """`none` unsets a setting that may be absent, so that a flag can take back what a profile says."""
+    if choices := _choices(field):
+        # In one list with the others: of a wrong word in a union cyclopts says only that it is of neither type.
+        return Literal[(*choices, "none")] | None
+    word = Literal["none"] if _nullable(field) else None
+    return Union[field.annotation, word, None]  # noqa: UP007  # a type expression built at run time
+
+
+def _nullable(field: FieldInfo) -> bool:
+    return type(None) in get_args(field.annotation)
+
+
+def _choices(field: FieldInfo) -> tuple[str, ...]:
+    """Of a setting that is one of a few words or absent: the words."""
+    [first, *others] = get_args(field.annotation) or (None,)
+    return get_args(first) if get_origin(first) is Literal and others == [type(None)] else ()
+
+
+def _help(field: FieldInfo) -> str:
+    text = field.description or ""
+    if field.default in (None, ()) or "[default" in text:
+        return text
+    default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+    return f"{text} [default: {default}]"
+
+
+def _group(field: FieldInfo, groups: dict[str, Group]) -> Group:
+    extra = field.json_schema_extra
+    name = str(extra["group"]) if isinstance(extra, dict) else "Options"
+    return groups.setdefault(name, Group.create_ordered(name))

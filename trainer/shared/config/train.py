@@ -1,0 +1,300 @@
+"""TrainConfig: every option of the trainer with its type, default, unit and reason, and the presets of the four modes.
+
+The defaults are the recipe of the seed as it really ran (its scripts, not its README): no normalisation, no label
+smoothing, no drop-path, learning rate 0.4 stepped once per epoch. `profiles/recommended.yaml` is the recipe to prefer.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from trainer.shared.config.emulated import EMULATED
+from trainer.shared.config.interval import Interval
+from trainer.shared.config.layers import PARTIAL, Layer, environment_layer, profile_layer, resolve
+
+Mode = Literal["full", "performance", "finetune", "eval"]
+TRAINING = ("full", "finetune")
+"""The modes that keep what they train, and can go on with it."""
+
+MODE_PRESETS: dict[str, dict[str, Any]] = {
+    "full": {"epochs": 90},
+    "performance": {"epochs": 1, "steps": 1000, "warmup_steps": 10},
+    # The seed resumes at epoch 90 of 91, where its cosine has all but ended: one epoch at 0.0003 of the base rate.
+    "finetune": {"epochs": 1, "lr": 0.000119},
+    "eval": {"epochs": 0},
+}
+
+
+def option(default: Any, text: str, *, group: str, **constraints: Any) -> Any:
+    """A setting: its default, one line of text, the help page's group, and pydantic's constraints."""
+    return Field(default, description=text, json_schema_extra={"group": group}, **constraints)
+
+
+def _absent(value: object) -> object:
+    """`none` on a command line or in YAML means "not set"."""
+    return None if isinstance(value, str | Path) and str(value).lower() == "none" else value
+
+
+Optional = BeforeValidator(_absent)
+
+
+class TrainConfig(BaseModel):
+    """What to train, on what, and how. Frozen: a run never changes its own settings."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        # YAML takes a run called 2024 for a number.
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
+    )
+
+    # Run
+    mode: Mode = option("full", "What to do: train fully, time steps, train on from weights, or evaluate.", group="Run")
+    data_path: Path = option(Path("/data"), "Folder with train/ and val/, one sub-folder per class.", group="Run")
+    output: Path = option(Path("output"), "Folder that gets one sub-folder per run.", group="Run")
+    run_name: Annotated[str | None, Optional] = option(
+        None,
+        "Name of the run's folder. [default: mode, model and time]",
+        group="Run",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+    )
+    seed: int = option(0, "Seed of every random draw.", group="Run", ge=0, lt=2**31)
+    log_interval: int = option(10, "Steps between progress lines.", group="Run", ge=1)
+
+    # Checkpoints
+    resume: Annotated[Literal["auto"] | Path | None, Optional] = option(
+        None,
+        "Continue a run: auto (the named run, from its newest valid checkpoint), its folder, or one checkpoint.",
+        group="Checkpoints",
+    )
+    checkpoint_every: str = option(
+        "10m", "Save the state every so many steps (500) or so often (10m), and after each epoch.", group="Checkpoints"
+    )
+    keep: int = option(3, "How many checkpoints to keep.", group="Checkpoints", ge=1)
+    resume_lr: Literal["keep", "scale"] = option(
+        "keep",
+        "Learning rate on another number of devices: kept, or scaled with the global batch.",
+        group="Checkpoints",
+    )
+    accept_changed_data: bool = option(
+        False, "Resume although images were added or removed since the checkpoint.", group="Checkpoints"
+    )
+
+    # Model
+    model: Literal["pnasnet5large", "pnasnet5mobile", "pnasnet5tiny"] = option(
+        "pnasnet5large", "Network; `tiny` is a scale for tests.", group="Model"
+    )
+    image_size: int = option(331, "Side of the square input in pixels.", group="Model", ge=16, le=1024)
+    padding: Literal["exact", "seed"] = option(
+        "exact", "TensorFlow's SAME without zero-pad operators, or the seed's dropped pads.", group="Model"
+    )
+    aux: Literal["none", "seed", "tf"] = option("seed", "Where the auxiliary head sits.", group="Model")
+    aux_weight: float = option(0.4, "Weight of the auxiliary loss.", group="Model", ge=0)
+    dropout: float = option(0.5, "Dropout before the classifier.", group="Model", ge=0, lt=1)
+    drop_path: float = option(0.0, "Drop-path rate of the last cell at the last step.", group="Model", ge=0, lt=1)
+    weights: Annotated[Path | None, Optional] = option(
+        None, "Weights to start from or to evaluate (ours, timm's or Cadene's).", group="Model"
+    )
+    activation_checkpointing: bool = option(
+        False, "Recompute each cell in the backward pass: less memory, more time.", group="Model"
+    )
+
+    # Data
+    batch_size: int = option(32, "Images per device and step.", group="Data", ge=1)
+    workers: int = option(4, "Loader processes per device; 0 loads in the training process.", group="Data", ge=0)
+    normalize: Literal["none", "half", "imagenet"] = option(
+        "none", "Input mean and deviation: [0,1] as it is, .5/.5, or ImageNet's.", group="Data"
+    )
+    crop_scale: float = option(0.08, "Smallest area of a random training crop.", group="Data", gt=0, le=1)
+    flip: float = option(0.5, "Probability of a horizontal flip.", group="Data", ge=0, le=1)
+    augment: Literal["none", "affine", "trivial", "rand"] = option(
+        "none", "Further augmentation: small affine, TrivialAugment or RandAugment.", group="Data"
+    )
+    mixup: float = option(0.0, "Mixup's alpha; 0 is off.", group="Data", ge=0)
+    cutmix: float = option(0.0, "CutMix's alpha; 0 is off.", group="Data", ge=0)
+    eval_crop: float = option(0.875, "Share of the resized side that evaluation crops.", group="Data", gt=0, le=1)
+    interpolation: Literal["bilinear", "bicubic"] = option(
+        "bilinear", "Resize filter of training and evaluation.", group="Data"
+    )
+    on_bad_image: Literal["fail", "skip"] = option(
+        "fail", "An image that cannot be decoded: stop, or take another one and list it.", group="Data"
+    )
+    max_bad_images: float = option(0.001, "Share of a split's images that may be skipped.", group="Data", ge=0, le=1)
+
+    # Optimisation
+    epochs: int = option(90, "Passes over the training images.", group="Optimisation", ge=0)
+    steps: Annotated[int | None, Optional] = option(
+        None, "Steps per epoch at most; in performance mode the timed steps.", group="Optimisation", ge=1
+    )
+    warmup_steps: int = option(10, "Steps that the images/s figure leaves out.", group="Optimisation", ge=0)
+    lr: float = option(0.4, "Peak learning rate of the global batch; it is not scaled.", group="Optimisation", gt=0)
+    momentum: float = option(0.9, "SGD's momentum.", group="Optimisation", ge=0, lt=1)
+    nesterov: bool = option(False, "Nesterov's momentum.", group="Optimisation")
+    weight_decay: float = option(4e-5, "Weight decay.", group="Optimisation", ge=0)
+    decay_all: bool = option(True, "Decay batch norm and biases too.", group="Optimisation")
+    schedule: Literal["cosine-epoch", "cosine-step"] = option(
+        "cosine-epoch", "Cosine to zero, moved once per epoch or at every step.", group="Optimisation"
+    )
+    warmup_epochs: int = option(0, "Epochs of linear warm-up.", group="Optimisation", ge=0)
+    label_smoothing: float = option(0.0, "Label smoothing.", group="Optimisation", ge=0, lt=1)
+    clip_norm: float = option(0.0, "Clip the gradient's global norm; 0 is off.", group="Optimisation", ge=0)
+    accumulate: int = option(1, "Batches per optimizer step.", group="Optimisation", ge=1)
+    micro_batch: Annotated[int | None, Optional] = option(
+        None,
+        "Images per forward pass; a batch is computed in such parts. [default: the batch; on a CPU what fits]",
+        group="Optimisation",
+        ge=1,
+    )
+    max_bad_steps: int = option(
+        5, "Steps in a row whose loss or gradient is not finite before the run goes back.", group="Optimisation", ge=1
+    )
+    ema: float = option(0.0, "Decay of the weights' moving average; 0 is off.", group="Optimisation", ge=0, lt=1)
+
+    # Devices
+    device: Literal["auto", "npu", "cuda", "cpu", "npu-emulated"] = option(
+        "auto",
+        "Kind of device; npu-emulated (the CPU as an NPU, for tests) is for a checkout, not for pods.",
+        group="Devices",
+    )
+    npus: Annotated[int | None, Optional] = option(
+        None, "Devices on this node. [default: all of them; 1 on a CPU]", group="Devices", ge=1
+    )
+    nodes: int = option(1, "Nodes of the job.", group="Devices", ge=1)
+    node_rank: int = option(0, "Which of them this is.", group="Devices", ge=0)
+    master_addr: Annotated[str | None, Optional] = option(
+        None, "Address of node 0. [default: 127.0.0.1 on one node]", group="Devices"
+    )
+    master_port: Annotated[int | None, Optional] = option(
+        None, "Port of the rendezvous. [default: a free one on one node, else 29500]", group="Devices", ge=1, le=65535
+    )
+    rank_table: Annotated[Path | None, Optional] = option(
+        None, "Rank table (hccl.json). [default: RANK_TABLE_FILE]", group="Devices"
+    )
+    rank_table_timeout_s: float = option(600.0, "How long to wait for a completed rank table.", group="Devices", gt=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16", "O2"] = option(
+        "auto", "Arithmetic: auto is O2 on an NPU, bf16 on CUDA, fp32 on a CPU.", group="Devices"
+    )
+    loss_scale: float | Literal["dynamic"] = option(
+        "dynamic", "Loss scale of fp16 and O2: a number, or adapted to overflow.", group="Devices"
+    )
+    channels_last: bool = option(False, "NHWC memory layout (faster on CUDA; never on an NPU).", group="Devices")
+    threads: Annotated[int | None, Optional] = option(
+        None,
+        "CPU threads per device. [default: OMP_NUM_THREADS, or the CPUs divided by the devices]",
+        group="Devices",
+        ge=1,
+    )
+    grace_s: float = option(30.0, "Time that workers get to save and stop after SIGTERM.", group="Devices", ge=0)
+    stall_timeout_s: float = option(
+        900.0,
+        "How long a rank may wait for data or for its peers before it is named and the run ends.",
+        group="Devices",
+        gt=0,
+    )
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _interval(cls, text: str) -> str:
+        Interval.parse(text)
+        return text
+
+    @model_validator(mode="after")
+    def _agree(self, info: ValidationInfo) -> "TrainConfig":
+        """Settings that contradict each other are refused together, before anything starts."""
+        if info.context and info.context.get(PARTIAL):
+            return self
+        if self.mode in ("finetune", "eval") and self.weights is None:
+            raise ValueError(f"--mode {self.mode} needs --weights, the file to start from")
+        if self.node_rank >= self.nodes:
+            raise ValueError(f"--node-rank {self.node_rank} is not below --nodes {self.nodes}; nodes count from 0")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("--nesterov needs --momentum above 0")
+        if self.mode in TRAINING and 0 < self.epochs <= self.warmup_epochs:
+            raise ValueError(f"--warmup-epochs {self.warmup_epochs} leaves no epoch of --epochs {self.epochs}")
+        if self.channels_last and self.device in ("npu", EMULATED):
+            raise ValueError("--channels-last is slow on an NPU: leave it out")
+        if self.mode in TRAINING and self.epochs == 0:
+            raise ValueError(f"--mode {self.mode} needs --epochs of at least 1")
+        if self.mode != "eval" and self.image_size < TWO_PIXELS and min(self.batch_size, self.micro_batch or 2) == 1:
+            raise ValueError(
+                f"--image-size {self.image_size} ends in maps of one pixel, and batch norm needs two values: "
+                "compute at least 2 images at once (--batch-size, --micro-batch)"
+            )
+        return self
+
+
+TWO_PIXELS = 35
+"""Sides below this are halved down to one pixel by the network's five reductions."""
+
+
+def mode_of(layers: Sequence[Layer]) -> str:
+    """The mode that `layers`, highest precedence first, choose."""
+    return str(next((layer.values["mode"] for layer in layers if "mode" in layer.values), "full"))
+
+
+def mode_layer(layers: Sequence[Layer]) -> Layer:
+    """The preset of the mode that `layers` choose."""
+    mode = mode_of(layers)
+    return Layer(f"mode {mode}", MODE_PRESETS.get(mode, {}))
+
+
+OF_ONE_ATTEMPT = frozenset(
+    {
+        *("resume", "output", "run_name", "checkpoint_every", "keep", "resume_lr", "accept_changed_data"),
+        *("device", "npus", "nodes", "node_rank", "master_addr", "master_port", "rank_table", "rank_table_timeout_s"),
+        *("threads", "workers", "grace_s", "stall_timeout_s", "log_interval"),
+    }
+)
+"""Settings of the machine or of one start of a run, which a resumed run does not take from its checkpoint."""
+
+
+def user_layers(
+    flags: Mapping[str, Any], profile: str | None, environ: Mapping[str, str] = os.environ
+) -> tuple[Layer, ...]:
+    """What the user set: flag > environment > profile.
+
+    Args:
+        flags: the options given on the command line, by field name; only those given.
+        profile: a YAML file or the name of a shipped profile.
+
+    Raises:
+        ConfigError: the profile or a variable cannot be read.
+    """
+    layers = (Layer("flag", flags), environment_layer(TrainConfig, environ))
+    return layers if profile is None else (*layers, profile_layer(profile))
+
+
+def checkpoint_layer(origin: str, begun: Mapping[str, Any]) -> Layer:
+    """The settings that a run was begun with, as its checkpoint keeps them, less those of the attempt."""
+    return Layer(origin, {field: value for field, value in begun.items() if field not in OF_ONE_ATTEMPT})
+
+
+def settings(layers: Sequence[Layer], *, partial: bool = False) -> tuple[TrainConfig, dict[str, str]]:
+    """`layers`, over the preset of the mode that they choose, over the defaults.
+
+    Args:
+        partial: the checkpoint's layer is still missing: rules between settings wait for it.
+
+    Returns:
+        The configuration, and for each field the name of the layer that set it.
+
+    Raises:
+        ConfigError: one line that names the setting, where it came from and the rule it breaks.
+    """
+    return resolve(TrainConfig, [*layers, mode_layer(layers)], partial=partial)
+
+
+def resolve_train_config(
+    flags: Mapping[str, Any], profile: str | None, environ: Mapping[str, str] = os.environ
+) -> tuple[TrainConfig, dict[str, str]]:
+    """The trainer's own layers, without a checkpoint's: flag > environment > profile > mode preset > default.
+
+    Raises:
+        ConfigError: one line that names the setting, where it came from and the rule it breaks.
+    """
+    return settings(user_layers(flags, profile, environ))

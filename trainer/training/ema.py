@@ -1,0 +1,34 @@
+"""A moving average of the weights, which usually scores better than the last weights themselves."""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from trainer.model import PNASNet5
+from trainer.training.schedule import ema_decay
+
+
+class Ema:
+    """The averaged model; batch-norm statistics are copied, not averaged twice."""
+
+    def __init__(self, model: PNASNet5, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self._decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: PNASNet5) -> None:
+        """Move the average towards `model` after an optimizer step."""
+        weight = 1 - ema_decay(self._decay, self.updates)
+        self.updates += 1
+        averages: list[Tensor] = list(self.model.parameters())
+        torch._foreach_lerp_(
+            averages, [p.detach().to(a.dtype) for a, p in zip(averages, model.parameters(), strict=True)], weight
+        )
+
+    @torch.no_grad()
+    def copy_buffers(self, model: PNASNet5) -> None:
+        """Take over the batch-norm statistics of `model`; done before evaluation, not at every step."""
+        for mine, its in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(its)

@@ -1,0 +1,294 @@
+"""What the modes do with the parts of a run: train and evaluate, time steps, or evaluate."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from trainer.data.augment import NORMALIZATIONS, device_transform
+from trainer.data.bad_images import bound
+from trainer.data.index import Datasets, ImageIndex
+from trainer.data.loader import Batch, eval_batches, to_device, train_batches
+from trainer.data.sampler import EpochPlan, plan_epoch
+from trainer.distributed.process_group import equalise, gathered
+from trainer.distributed.stop_requests import Request
+from trainer.records.run_records import Records, say
+from trainer.shared.config import TrainConfig
+from trainer.shared.errors import RESUMABLE, TrainerError
+from trainer.training.checkpoints import Keeper
+from trainer.training.evaluation import Evaluation, evaluate
+from trainer.training.progress import Progress, Throughput
+from trainer.training.report import report_epoch, report_evaluation, report_result, report_steps
+from trainer.training.steps import PEERS, Training, Window, train_steps
+
+DONE = 0
+
+
+class DivergedError(TrainerError):
+    """Loss or gradient was not finite in too many steps in a row."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's parts and surroundings."""
+
+    training: Training
+    datasets: Datasets
+    records: Records
+    output: Path
+    progress: Progress
+    keeper: Keeper
+
+    def __post_init__(self) -> None:
+        self.keeper.start(self.progress)
+
+
+def run_mode(run: Run) -> int:
+    """Do what `--mode` says; the exit code is 0, or 75 if the run was asked to stop and can go on later."""
+    return {"performance": measure, "eval": score}.get(run.training.config.mode, fit)(run)
+
+
+def fit(run: Run) -> int:
+    """Train from where `progress` is to the last epoch, evaluate after each, and report."""
+    training, progress, records = run.training, run.progress, run.records
+    config = training.config
+    while progress.epoch < config.epochs:
+        result = None
+        if _train_epoch(run) is not Request.STOP:
+            if not progress.equalised:
+                _equalise(training, epoch=progress.epoch)
+                progress.equalised = True
+            result = _evaluate(run, epoch=progress.epoch)
+        if result is None:
+            return _stop(run)
+        report_evaluation(records, result, epoch=progress.epoch, epochs=config.epochs)
+        report_epoch(records, progress.sums, result)
+        is_best = progress.end_epoch(result)
+        run.keeper.save(training, progress, records, weights=("last", "best") if is_best else ("last",))
+    error = run.keeper.finish(training)
+    report_result(
+        training,
+        records,
+        score=progress.last,
+        throughput=progress.throughput,
+        wall_s=progress.wall_s,
+        output=run.output,
+    )
+    if error is not None:
+        raise TrainerError(
+            f"{run.keeper.folder}: the run is done, but its last checkpoint could not be saved: {error}; "
+            "make room there and resume it"
+        )
+    return DONE
+
+
+def measure(run: Run) -> int:
+    """Time `steps` steps after the warm-up, through as many epochs as that takes; no evaluation.
+
+    Its records count the steps through, as one stretch.
+    """
+    training, config, clock, throughput = run.training, run.training.config, time.perf_counter(), Throughput()
+    wanted = config.warmup_steps + (config.steps or 0)
+    index = _train_images(run.datasets)
+    per_epoch = _plan(training, index, steps_limit=None).steps
+    done, epoch = 0, 0
+    while done < wanted:
+        steps, warmup = min(per_epoch, wanted - done), config.warmup_steps - done
+        plan = _plan(training, index, steps_limit=steps)
+        for window in _steps(run, plan, epoch=epoch, first_step=0, warmup_left=warmup):
+            _count_bad_steps(run, window, epoch=epoch)
+            through = replace(window, first_step=done + window.first_step)
+            report_steps(training, run.records, through, epoch=0, steps=wanted, global_step=through.first_step)
+            throughput.add(window)
+            if window.request is Request.STOP:
+                say("stopped", step=done + window.first_step + len(window.losses), text="a timed run begins anew")
+                return RESUMABLE
+        done, epoch = done + steps, epoch + 1
+    wall_s = time.perf_counter() - clock
+    report_result(training, run.records, score=None, throughput=throughput, wall_s=wall_s, output=run.output)
+    return DONE
+
+
+def score(run: Run) -> int:
+    """Evaluate the given weights once; the rate is that of evaluation."""
+    clock = time.perf_counter()
+    _equalise(run.training, epoch=0)
+    result = _evaluate(run, epoch=0)
+    if result is None:
+        say("stopped", text="an evaluation begins anew")
+        return RESUMABLE
+    wall_s = time.perf_counter() - clock
+    report_evaluation(run.records, result, epoch=0, epochs=1)
+    throughput = Throughput(images=result.images, seconds=wall_s)
+    report_result(run.training, run.records, score=result, throughput=throughput, wall_s=wall_s, output=run.output)
+    return DONE
+
+
+def _train_epoch(run: Run) -> Request:
+    """Take the steps of the epoch that are left; STOP if they were broken off."""
+    training, progress = run.training, run.progress
+    index = _train_images(run.datasets)
+    plan = _plan(
+        training, index, steps_limit=training.config.steps, done_images=progress.images, planned=progress.planned
+    )
+    first, wanted = progress.step, False
+    if progress.planned is None:
+        progress.planned = plan.end + plan.left_out
+    if plan.left_out:
+        say("warning", text=f"{plan.left_out} images sit out epoch {progress.epoch}: too few for a step")
+    steps = progress.steps = first + plan.steps
+    warmup = training.config.warmup_steps if progress.epoch == 0 else 0
+    for window in _steps(run, plan, epoch=progress.epoch, first_step=first, warmup_left=warmup):
+        report_steps(training, run.records, window, epoch=progress.epoch, steps=steps, global_step=progress.global_step)
+        done = range(window.first_step - first, window.first_step - first + len(window.losses))
+        _count_bad_steps(run, window, epoch=progress.epoch)
+        progress.add(window, images=sum(plan.images(step) for step in done))
+        _report_bad_images(training, run.records, index)
+        if window.request is Request.STOP:
+            return Request.STOP
+        wanted |= window.request is Request.SAVE
+        # Not amid bad steps: a run that has to go back should find a checkpoint from before them.
+        if wanted and progress.step < steps and not progress.bad_steps:
+            run.keeper.save(training, progress, run.records)
+            wanted = False
+    return Request.NONE
+
+
+def _stop(run: Run) -> int:
+    training, progress = run.training, run.progress
+    run.keeper.save(training, progress, run.records)
+    error = run.keeper.finish(training)
+    if error is not None:
+        raise TrainerError(
+            f"{run.keeper.folder}: asked to stop at step {progress.global_step}, but its state could not be saved: "
+            f"{error}; resume goes on from the checkpoint before"
+        )
+    say("stopped", epoch=progress.epoch, step=progress.step, global_step=progress.global_step)
+    return RESUMABLE
+
+
+def _count_bad_steps(run: Run, window: Window, *, epoch: int) -> None:
+    """Count the steps in a row that were left out.
+
+    Raises:
+        DivergedError: there were too many; it names the images of the last one.
+    """
+    training, progress = run.training, run.progress
+    allowed = training.config.max_bad_steps + training.precision.overflows
+    for step, bad in enumerate(window.bad, window.first_step):
+        progress.bad_steps = progress.bad_steps + 1 if bad else 0
+        if bad is None or progress.bad_steps < allowed:
+            continue
+        whose = "this rank's loss" if bad.own_loss else "the gradient"
+        raise DivergedError(
+            f"{whose} was not finite in {progress.bad_steps} steps in a row, last in epoch {epoch}, step {step}: "
+            f"lower --lr, or look at the images of this rank's batch: samples {','.join(map(str, bad.samples))}"
+        )
+
+
+def _plan(
+    training: Training, index: ImageIndex, *, steps_limit: int | None, done_images: int = 0, planned: int | None = None
+) -> EpochPlan:
+    config = training.config
+    return plan_epoch(
+        len(index),
+        world_size=training.world_size,
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        steps_limit=steps_limit,
+        done_images=done_images,
+        planned=planned,
+    )
+
+
+def _steps(run: Run, plan: EpochPlan, *, epoch: int, first_step: int, warmup_left: int) -> Iterator[Window]:
+    training, config = run.training, run.training.config
+    batches = train_batches(
+        _train_images(run.datasets),
+        config=config,
+        epoch=epoch,
+        plan=plan,
+        rank=training.rank,
+        workers=config.workers,
+        pin_memory=training.runtime.pin_memory,
+        bad_images=training.bad_images,
+    )
+    base = run.progress.global_step
+    return train_steps(
+        training,
+        to_device(batches, training.device),
+        plan,
+        epoch=epoch,
+        first_step=first_step,
+        warmup_left=warmup_left,
+        prepare=_preparation(config),
+        wish=lambda done: run.keeper.wish(base + done),
+        lr_factor=run.progress.lr_factor,
+    )
+
+
+def _equalise(training: Training, *, epoch: int) -> None:
+    with training.watchdog.waiting(PEERS, epoch=epoch):
+        equalise(training.statistics)
+
+
+def _evaluate(run: Run, *, epoch: int) -> Evaluation | None:
+    """Score the run's model; None if the ranks have agreed to stop before the end."""
+    training, index, config = run.training, run.datasets.val, run.training.config
+    if training.ema is not None:
+        training.ema.copy_buffers(training.network)
+    training.bad_images.left_out()
+    batches = eval_batches(
+        index,
+        config=config,
+        rank=training.rank,
+        world_size=training.world_size,
+        workers=config.workers,
+        pin_memory=training.runtime.pin_memory,
+        bad_images=training.bad_images,
+    )
+    result = evaluate(
+        training,
+        to_device(batches, training.device),
+        expected=len(index),
+        prepare=_preparation(config),
+        epoch=epoch,
+    )
+    _report_bad_images(training, run.records, index)
+    return result
+
+
+def _report_bad_images(training: Training, records: Records, index: ImageIndex) -> None:
+    """List what any rank has skipped; give up where it is more than the bound, on all ranks alike."""
+    if training.config.on_bad_image == "fail":
+        return
+    with training.watchdog.waiting(PEERS):
+        found = [image for images in gathered(training.bad_images.new(), training.group) for image in images]
+    if not found:
+        return
+    for image in found:
+        training.bad_paths.add(image.path)
+    records.bad_images([vars(image) for image in found])
+    allowed = bound(len(index), training.config.max_bad_images)
+    if training.rank == 0:
+        say("warning", text=f"skipped {found[0].path}: {found[0].reason}", skipped=len(training.bad_paths))
+    here = [path for path in training.bad_paths if Path(path).is_relative_to(index.root)]
+    if len(here) > allowed:
+        raise TrainerError(
+            f"{len(here)} images of {index.root} cannot be decoded, more than the {allowed} that --max-bad-images "
+            "allows: mend them (`python -m trainer data verify FOLDER` lists them), or raise it"
+        )
+
+
+def _train_images(datasets: Datasets) -> ImageIndex:
+    assert datasets.train is not None  # load_datasets was told that it is needed
+    return datasets.train
+
+
+def _preparation(config: TrainConfig) -> Callable[[Batch], Tensor]:
+    mean, std = NORMALIZATIONS[config.normalize]
+    return lambda batch: device_transform(
+        batch.images, batch.flips, mean=mean, std=std, channels_last=config.channels_last
+    )

@@ -1,0 +1,103 @@
+"""O2 by apex for Ascend, as the seed trained."""
+
+import importlib
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.devices import Device
+from trainer.shared.config import TrainConfig
+from trainer.shared.errors import UsageError
+from trainer.training.precision.finite import not_finite
+from trainer.training.precision.policy import OVERFLOWS_OF_A_DYNAMIC_SCALE
+
+SCALER = "loss_scaler0"  # of the only loss
+
+
+class ApexO2:
+    """apex O2 with combined gradients, as the seed trained: fp16 weights, fp32 master weights and batch norm.
+
+    apex decides when it builds its scaler whether overflow is shared between ranks, so the process group must exist
+    before `prepare` (Ascend/apex, patch/npu.patch). Its fused optimizers refuse to work outside of amp.
+    """
+
+    name = "O2"
+
+    def __init__(self, loss_scale: float | str) -> None:
+        try:
+            self._amp: Any = importlib.import_module("apex.amp")
+            self._optimizers: Any = importlib.import_module("apex.optimizers")
+        except ImportError as error:
+            raise UsageError(
+                f"--precision O2: apex is installed but cannot be loaded: {error}; install apex for Ascend, uninstall "
+                "apex to have O2 without it, or use --precision fp16"
+            ) from error
+        self._loss_scale = loss_scale
+        self._overflowed = False
+        self.overflows = OVERFLOWS_OF_A_DYNAMIC_SCALE if loss_scale == "dynamic" else 0
+
+    def optimizer(self, device: Device, groups: Iterable[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+        """Apex's fused SGD, which updates the combined gradients in one operator."""
+        optimizer: torch.optim.Optimizer = self._optimizers.NpuFusedSGD(
+            groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov
+        )
+        return optimizer
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        """Cast the model to fp16 and give the optimizer fp32 master weights."""
+        prepared: nn.Module
+        prepared, _ = self._amp.initialize(
+            model,
+            optimizer,
+            opt_level="O2",
+            keep_batchnorm_fp32=True,
+            loss_scale=self._loss_scale,
+            combine_grad=True,
+            verbosity=0,
+        )
+        return prepared
+
+    def forward(self) -> AbstractContextManager[Any]:
+        """The patched model casts its own inputs."""
+        return nullcontext()
+
+    def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Gradients of the scaled loss, unscaled again on leaving apex's context."""
+        before = self._scale()
+        with self._amp.scale_loss(loss, optimizer) as scaled:
+            scaled.backward()
+        # apex says so nowhere else; a static scale never looks for an overflow. One in any part of the batch counts.
+        self._overflowed |= self._scale() < before
+
+    def step(
+        self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, clip_norm: float, loss: Tensor
+    ) -> Tensor:
+        """Clip apex's combined buffer, and update unless the loss is not finite or the gradients overflowed."""
+        skipped = not_finite(loss)
+        if self._overflowed:
+            self._overflowed = False
+            optimizer.step()  # which apex has replaced for this once: it prints a line, and puts the real one back
+            return torch.ones_like(skipped)
+        if not skipped:
+            if clip_norm:
+                clip: Any = optimizer
+                clip.clip_optimizer_grad_norm_fused(clip_norm)
+            optimizer.step()
+        return skipped
+
+    def _scale(self) -> float:
+        return float(self._amp.state_dict()[SCALER]["loss_scale"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Apex's loss scale, and steps since it last overflowed."""
+        return dict(self._amp.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore both, but for a static scale, which is the run's own."""
+        scaler = state[SCALER]
+        if self._loss_scale != "dynamic":
+            scaler = {**scaler, "loss_scale": self._loss_scale}
+        self._amp.load_state_dict({SCALER: scaler})

@@ -1,0 +1,103 @@
+"""fp32, and autocast to bf16 or, with a loss scale, to fp16."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.devices import Device
+from trainer.shared.config import TrainConfig
+from trainer.training.precision.finite import clipped_norm, not_finite
+from trainer.training.precision.policy import device_sgd
+from trainer.training.precision.scaler import LossScaler
+
+
+class Autocast:
+    """fp32, or autocast to a type with fp32's range: no loss scale."""
+
+    overflows = 0
+
+    def __init__(self, device: Device, dtype: torch.dtype | None) -> None:
+        self._device = device
+        self._dtype = dtype
+        self.name = "fp32" if dtype is None else "bf16"
+
+    def optimizer(self, device: Device, groups: Iterable[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+        """The device's SGD."""
+        return device_sgd(device, groups, config)
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        """Nothing to cast."""
+        return model
+
+    def forward(self) -> AbstractContextManager[Any]:
+        """Autocast, or nothing in fp32."""
+        return nullcontext() if self._dtype is None else self._device.autocast(self._dtype)
+
+    def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Plain gradients."""
+        loss.backward()
+
+    def step(
+        self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, clip_norm: float, loss: Tensor
+    ) -> Tensor:
+        """Clip and update."""
+        skipped = not_finite(loss, clipped_norm(parameters, clip_norm))
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            # A fused optimizer reads on the device whether to update: what GradScaler uses, and the host does not wait.
+            fused: Any = optimizer
+            fused.grad_scale, fused.found_inf = None, skipped.float()
+            optimizer.step()
+        elif not skipped:  # waits for the device: torch_npu's fused optimizers have no such switch
+            optimizer.step()
+        return skipped
+
+    def state_dict(self) -> dict[str, Any]:
+        """No scale."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """No scale."""
+
+
+class ScaledAutocast:
+    """fp16 autocast; the scaler skips steps that overflowed."""
+
+    name = "fp16"
+
+    def __init__(self, device: Device, loss_scale: float | str) -> None:
+        self._device = device
+        self._scaler = LossScaler(device, loss_scale)
+        self.overflows = self._scaler.overflows
+
+    def optimizer(self, device: Device, groups: Iterable[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+        """The device's SGD."""
+        return device_sgd(device, groups, config)
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        """Autocast casts each operator; the model stays fp32."""
+        return model
+
+    def forward(self) -> AbstractContextManager[Any]:
+        """Autocast to fp16."""
+        return self._device.autocast(torch.float16)
+
+    def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Gradients of the scaled loss."""
+        self._scaler.backward(loss)
+
+    def step(
+        self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, clip_norm: float, loss: Tensor
+    ) -> Tensor:
+        """Unscale, clip, update unless loss or a gradient is not finite, and adapt the scale if it is dynamic."""
+        return self._scaler.step(optimizer, parameters, clip_norm=clip_norm, loss=loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Scale, and steps since it last overflowed."""
+        return self._scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore both."""
+        self._scaler.load_state_dict(state)

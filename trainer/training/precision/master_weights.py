@@ -1,0 +1,108 @@
+"""O2 without apex: fp16 weights and activations, fp32 batch norm and master weights, and a loss scale.
+
+What apex's O2 does, by our own means, where apex for Ascend is not installed: it has no package on an index, and its
+last public version is of 2023.
+"""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.devices import Device
+from trainer.shared.config import TrainConfig
+from trainer.training.precision.policy import device_sgd
+from trainer.training.precision.scaler import LossScaler
+
+
+class NativeO2:
+    """The optimizer updates fp32 copies of the fp16 weights, which are then rounded back into them."""
+
+    name = "O2-native"
+
+    def __init__(self, device: Device, loss_scale: float | str) -> None:
+        self._scaler = LossScaler(device, loss_scale)
+        self.overflows = self._scaler.overflows
+        self._halves: list[Tensor] = []
+        self._masters: list[Tensor] = []
+        self._optimized: list[nn.Parameter] = []
+
+    def optimizer(self, device: Device, groups: Iterable[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+        """The device's SGD; `prepare` gives it the master weights."""
+        return device_sgd(device, groups, config)
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        """Cast all but batch norm to fp16, and have the optimizer work on fp32 copies."""
+        masters = {}
+        for parameter in _all_but_batch_norm(model):
+            parameter.data = parameter.data.half()
+            # From the rounded weights, as apex does.
+            master = nn.Parameter(parameter.detach().float(), requires_grad=parameter.requires_grad)
+            masters[parameter] = master
+        for group in optimizer.param_groups:
+            group["params"] = [masters.get(parameter, parameter) for parameter in group["params"]]
+        self._halves, self._masters = list(masters), list(masters.values())
+        self._optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        model.register_forward_pre_hook(_halve_inputs)
+        model.register_forward_hook(_widen_outputs)
+        return model
+
+    def forward(self) -> AbstractContextManager[Any]:
+        """The model casts its own inputs and outputs."""
+        return nullcontext()
+
+    def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Gradients of the scaled loss, in fp16 but for batch norm's."""
+        self._scaler.backward(loss)
+
+    @torch.no_grad()
+    def step(
+        self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, clip_norm: float, loss: Tensor
+    ) -> Tensor:
+        """Widen the gradients, update the masters unless there was an overflow, and round them into the weights."""
+        self._widen_gradients()
+        skipped = self._scaler.step(optimizer, self._optimized, clip_norm=clip_norm, loss=loss)
+        torch._foreach_copy_(self._halves, self._masters)
+        return skipped
+
+    def _widen_gradients(self) -> None:
+        """Into the masters' gradients, which stay where they are: fused optimizers have made them parts of a buffer."""
+        wide, narrow = [], []
+        for half, master in zip(self._halves, self._masters, strict=True):
+            if half.grad is not None:
+                if master.grad is None:
+                    master.grad = torch.empty_like(master)
+                wide.append(master.grad)
+                narrow.append(half.grad)
+                # The optimizer's zero_grad knows the masters alone.
+                half.grad = None
+        torch._foreach_copy_(wide, narrow)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loss scale; the masters are the optimizer's parameters."""
+        return self._scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it."""
+        self._scaler.load_state_dict(state)
+
+
+def _all_but_batch_norm(model: nn.Module) -> list[nn.Parameter]:
+    return [
+        parameter
+        for module in model.modules()
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for parameter in module.parameters(recurse=False)
+    ]
+
+
+def _halve_inputs(_model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.half() if torch.is_tensor(value) and value.is_floating_point() else value for value in inputs)
+
+
+def _widen_outputs(_model: nn.Module, _inputs: tuple[Any, ...], outputs: Any) -> Any:
+    if isinstance(outputs, tuple):
+        return tuple(output.float() for output in outputs)
+    return outputs.float()

@@ -1,0 +1,139 @@
+"""How far a run is, and what it has seen on the way: all that a checkpoint keeps beside the state of the parts."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trainer.records.run_records import Kept
+from trainer.training.evaluation import Evaluation
+from trainer.training.steps import Window
+
+
+def rate(images: int, seconds: float) -> float | None:
+    """Images per second; None where there were none, or no time passed."""
+    return images / seconds if images and seconds > 0 else None
+
+
+def _mapped(values: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """`values`, and the tables in them, with each float, or text that stands for one, changed."""
+    return {
+        name: _mapped(value, change)
+        if isinstance(value, Mapping)
+        else change(value)
+        if isinstance(value, float | str)
+        else value
+        for name, value in values.items()
+    }
+
+
+@dataclass
+class Throughput:
+    """Images per second of the whole job over all timed steps: total images by total wall time, warm-up apart."""
+
+    images: int = 0
+    seconds: float = 0.0
+
+    def add(self, window: Window) -> None:
+        """Count a window, unless it belongs to the warm-up."""
+        if window.timed:
+            self.images += window.images
+            self.seconds += window.seconds
+
+    @property
+    def fps(self) -> float | None:
+        """None where nothing was timed."""
+        return rate(self.images, self.seconds)
+
+
+@dataclass
+class EpochSums:
+    """Sums over the steps of one epoch: what its row in the seed's table is made of."""
+
+    losses: float = 0.0
+    steps: int = 0
+    images: int = 0
+    correct: int = 0
+    seconds: float = 0.0
+    lr: float = 0.0
+
+    def add(self, window: Window) -> None:
+        """Count a window. Losses are added one by one, so that the sum does not depend on where windows end."""
+        for loss in window.losses:
+            self.losses += loss
+        self.steps += len(window.losses)
+        self.images += window.images
+        self.correct += window.correct
+        self.seconds += window.seconds
+        self.lr = window.lrs[-1]
+
+
+@dataclass
+class Progress:
+    """The next step to take is step `step` of epoch `epoch`, both counted from 0.
+
+    Attributes:
+        global_step: optimizer steps since the run's beginning.
+        images: images of this epoch's order that are used up.
+        planned: images that this epoch uses in all; None before it has begun.
+        steps: steps that this epoch has in all; None before it has begun.
+        equalised: the epoch's steps are done, and ranks have shared their batch statistics for its evaluation.
+        lr_factor: what the learning rate is multiplied by, since the number of devices changed.
+        bad_steps: steps in a row, up to here, that were left out because loss or gradient was not finite.
+        wall_s: seconds of all attempts up to here.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    images: int = 0
+    planned: int | None = None
+    steps: int | None = None
+    equalised: bool = False
+    lr_factor: float = 1.0
+    bad_steps: int = 0
+    wall_s: float = 0.0
+    best: Evaluation | None = None
+    last: Evaluation | None = None
+    sums: EpochSums = field(default_factory=EpochSums)
+    throughput: Throughput = field(default_factory=Throughput)
+
+    def add(self, window: Window, *, images: int) -> None:
+        """The steps of `window` are done; they used `images` positions of the epoch's order."""
+        self.step += len(window.losses)
+        self.global_step += len(window.losses)
+        self.images += images
+        self.sums.add(window)
+        self.throughput.add(window)
+
+    def end_epoch(self, score: Evaluation) -> bool:
+        """The epoch is evaluated; whether its score is the best so far."""
+        self.last = score
+        is_best = self.best is None or score.top1 > self.best.top1
+        if is_best:
+            self.best = score
+        self.epoch += 1
+        self.step, self.images, self.planned, self.steps = 0, 0, None, None
+        self.equalised, self.sums = False, EpochSums()
+        return is_best
+
+    @property
+    def kept(self) -> Kept:
+        """The records that go with it."""
+        return Kept(steps=self.global_step, epochs=self.epoch)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values. JSON has no infinity and no NaN, which the loss of a bad step may be: they become text."""
+        return _mapped(asdict(self), lambda value: value if math.isfinite(value) else str(value))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Progress":
+        """The inverse of `to_json`."""
+        values = _mapped(values, float)
+        parts: dict[str, Any] = {
+            "best": values["best"] and Evaluation(**values["best"]),
+            "last": values["last"] and Evaluation(**values["last"]),
+            "sums": EpochSums(**values["sums"]),
+            "throughput": Throughput(**values["throughput"]),
+        }
+        return cls(**{**values, **parts})

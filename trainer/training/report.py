@@ -1,0 +1,78 @@
+"""A run's figures on their way out: from the engine's values to printed lines and the records' files."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from trainer.records.run_records import Records, say
+from trainer.training.evaluation import Evaluation
+from trainer.training.progress import EpochSums, Throughput, rate
+from trainer.training.steps import Training, Window
+
+
+def report_steps(
+    training: Training, records: Records, window: Window, *, epoch: int, steps: int, global_step: int
+) -> None:
+    """Say where the run is (loss, rate and accuracy of the whole job), and keep each step's loss and learning rate."""
+    training.pulse.reset()
+    done = window.first_step + len(window.losses)
+    say(
+        "step",
+        epoch=epoch,
+        epochs=training.config.epochs,
+        step=done,
+        steps=steps,
+        loss=window.losses[-1],
+        lr=window.lrs[-1],
+        fps=rate(window.images, window.seconds),
+        top1=100 * window.correct / window.images,
+        skipped=sum(bad is not None for bad in window.bad) or None,
+    )
+    rows = [
+        {"epoch": epoch, "step": window.first_step + i, "global_step": global_step + i, "loss": loss, "lr": lr}
+        for i, (loss, lr) in enumerate(zip(window.losses, window.lrs, strict=True))
+    ]
+    records.steps(rows)
+
+
+def report_evaluation(records: Records, score: Evaluation, *, epoch: int, epochs: int) -> None:
+    """Say and keep an evaluation."""
+    say("eval", epoch=epoch, epochs=epochs, **asdict(score))
+    records.evaluation({"epoch": epoch, **asdict(score)})
+
+
+def report_epoch(records: Records, sums: EpochSums, score: Evaluation) -> None:
+    """Add an epoch to the seed's table; its rate includes the warm-up, as a row stands for itself."""
+    records.epoch(
+        lr=sums.lr,
+        train_loss=sums.losses / sums.steps,
+        valid_loss=score.loss,
+        train_top1=100 * sums.correct / sums.images,
+        valid_top1=score.top1,
+        fps=rate(sums.images, sums.seconds) or 0.0,
+    )
+
+
+def report_result(
+    training: Training,
+    records: Records,
+    *,
+    score: Evaluation | None,
+    throughput: Throughput,
+    wall_s: float,
+    output: Path,
+) -> None:
+    """Write the seed's result file and say the result; rank 0 speaks for the job."""
+    if training.rank != 0:
+        return
+    figures = {} if score is None else asdict(score)
+    records.result(fps=throughput.fps, top1=figures.get("top1"), loss=figures.get("loss"), wall_s=wall_s)
+    say(
+        "result",
+        mode=training.config.mode,
+        **figures,
+        fps=throughput.fps,
+        train_s=throughput.seconds,
+        wall_s=wall_s,
+        memory_mib=training.runtime.peak_memory_mib(),
+        output=output,
+    )

@@ -1,0 +1,1 @@
+"""One training process: what the supervisor starts for each rank."""
