@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.local.preloaded import run_trainer
-from tests.local.supervised import Node
+from tests.local.forked_trainer import run_trainer
+from tests.local.supervisor_process import Node
 
 SMALL = {
     "--device": os.environ.get("PNAS_TEST_DEVICE", "cpu"),

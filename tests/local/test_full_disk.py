@@ -6,7 +6,7 @@ import resource
 from pathlib import Path
 
 from tests.local.conftest import Finished, small, train
-from tests.local.interrupted import Started
+from tests.local.resumable_runs import Started
 from trainer.checkpoint.files import newest_valid
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.local.conftest import train
-from tests.local.interrupted import Started, assert_same, recipe
+from tests.local.resumable_runs import Started, assert_same, recipe
 
 MOMENTS = ("step", "write", "evaluation", "epoch end")
 VICTIMS = ("one rank", "all ranks", "the trainer alone", "everything")

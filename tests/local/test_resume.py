@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.local.conftest import train
-from tests.local.interrupted import Started, assert_same, claimed, recipe
+from tests.local.resumable_runs import Started, assert_same, claimed, recipe
 from trainer.checkpoint.files import read_manifest
 from trainer.distributed.stop_requests import Request, Requests
 from trainer.topology.ports import free_port

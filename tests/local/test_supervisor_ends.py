@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.supervised import STUBBORN, WAIT, Node, until
+from tests.local.supervisor_process import STUBBORN, WAIT, Node, until
 from trainer.shared.errors import TrainerError
 from trainer.supervisor import WorkerCommand, supervise
 

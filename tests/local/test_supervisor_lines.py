@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.supervised import UNBLOCK, WAIT, Node, answering, until
+from tests.local.supervisor_process import UNBLOCK, WAIT, Node, answering, until
 from trainer.supervisor.lines import LINE_LIMIT, Tagger
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.supervised import STUBBORN, WAIT, Node, answering, until
+from tests.local.supervisor_process import STUBBORN, WAIT, Node, answering, until
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.local.conftest import Finished, digits, few_digits, train
-from tests.local.interrupted import recipe
+from tests.local.resumable_runs import recipe
 from tests.npu.machine import build, environment
 
 __all__ = ["digits", "few_digits"]

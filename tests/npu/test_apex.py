@@ -7,7 +7,7 @@ from unittest.mock import ANY
 import pytest
 
 from tests.local.conftest import Finished, train
-from tests.local.interrupted import Started, assert_same, recipe
+from tests.local.resumable_runs import Started, assert_same, recipe
 from tests.npu.conftest import O2, Run
 from tests.npu.machine import environment
 from trainer.checkpoint.files import listed

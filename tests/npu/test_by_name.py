@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.interrupted import recipe
+from tests.local.resumable_runs import recipe
 from tests.npu.conftest import SHORT
 from trainer.cli import main
 from trainer.shared.config import emulated

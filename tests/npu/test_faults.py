@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.local.conftest import Finished, train
-from tests.local.interrupted import recipe
+from tests.local.resumable_runs import recipe
 from tests.npu.conftest import SHORT, Run
 
 FP32 = ("--precision", "fp32")

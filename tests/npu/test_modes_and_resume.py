@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.local.conftest import Finished, train
-from tests.local.interrupted import Started, assert_same, recipe
+from tests.local.resumable_runs import Started, assert_same, recipe
 from tests.npu.conftest import O2, SHORT, Run
 
 RESUMABLE = 75

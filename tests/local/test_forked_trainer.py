@@ -9,8 +9,8 @@ import pytest
 
 from tests.local import conftest
 from tests.local.conftest import Finished, train
-from tests.local.interrupted import assert_same, recipe
-from tests.local.preloaded import run_trainer
+from tests.local.forked_trainer import run_trainer
+from tests.local.resumable_runs import assert_same, recipe
 
 OPTIONS = recipe("--npus", "2", "--epochs", "1", "--steps", "3", "--workers", "1", "--dropout", "0.3")
 

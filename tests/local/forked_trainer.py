@@ -84,7 +84,7 @@ def _server() -> socket.socket:
         # OMP_NUM_THREADS is read while torch is imported, and with more threads it could not be forked.
         environ = {**os.environ, "OMP_NUM_THREADS": "1"}
         environ.pop("PYTHONPATH", None)
-        command = (sys.executable, "-u", "-m", "tests.local.preloaded", str(theirs.fileno()))
+        command = (sys.executable, "-u", "-m", "tests.local.forked_trainer", str(theirs.fileno()))
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environ)
     atexit.register(_end, process, ours)
     return ours
