@@ -3,7 +3,7 @@
 import sys
 
 from benchmarks import checkpoint_save, data_pipeline, follow, launcher_start, model_step, npu_host_work, submit
-from tests.cluster.testbed.packages import impediment
+from tests.cluster.testbed.requirements import impediment
 
 
 def main() -> int:

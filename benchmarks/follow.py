@@ -20,8 +20,8 @@ from typing import Any
 from benchmarks import peers
 from benchmarks.launcher_start import machine
 from launcher.podlogs.stamps import stamp_ns
+from tests.cluster.support import line_printer
 from tests.cluster.testbed import cluster as testbed
-from tests.cluster.testbed import printer
 from tests.cluster.testbed.cluster import Cluster
 
 LINES, WIDTH, ROUNDS = 1_000_000, 63, 3
@@ -48,7 +48,7 @@ def main() -> int:
         testbed.running(nodes=1, npus=0, container_log_max_size="1Gi") as cluster,
     ):
         testbed.namespace(cluster, NAMESPACE)
-        printer.load(cluster, Path(folder))
+        line_printer.load(cluster, Path(folder))
         readings = _readings(cluster, Path(folder))
         delays = _delays(cluster)
     report, met = _report(readings, delays)
@@ -85,7 +85,7 @@ def _readings(cluster: Cluster, folder: Path) -> dict[str, list[Reading]]:
 
 def _job(name: str, *words: object) -> dict[str, Any]:
     """A job that the launcher takes for its own."""
-    pod = printer.pod(NAMESPACE, name, *words)
+    pod = line_printer.pod(NAMESPACE, name, *words)
     labels = {"pnas/job": name, "app.kubernetes.io/name": "pnas"}
     template = {"metadata": {"labels": labels}, "spec": pod["spec"]}
     metadata = {"name": name, "namespace": NAMESPACE, "labels": labels}

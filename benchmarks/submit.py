@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.launcher_start import machine
 from tests.cluster.testbed import cluster as testbed
-from tests.cluster.testbed import images
+from tests.cluster.testbed.artifacts import images
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.storage import claims
 

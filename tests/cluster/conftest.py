@@ -9,14 +9,15 @@ from typing import NoReturn
 
 import pytest
 
-from tests.cluster.cut_following import Cut, cut_following
-from tests.cluster.launching import Terminal, own_namespace, restricted
-from tests.cluster.testbed import binaries, built, volcano_install
+from tests.cluster.support.background_follow import Cut, cut_following
+from tests.cluster.support.terminal import Terminal, own_namespace, restricted
 from tests.cluster.testbed import cluster as testbed
-from tests.cluster.testbed.built import Built
+from tests.cluster.testbed.artifacts import binaries, trainer_image
+from tests.cluster.testbed.artifacts.trainer_image import Built
 from tests.cluster.testbed.cluster import KUBECONFIG, Cluster, NotABedError
-from tests.cluster.testbed.packages import impediment, impediment_to_images
-from tests.cluster.testbed.volcano_install import Volcano
+from tests.cluster.testbed.requirements import impediment, impediment_to_images
+from tests.cluster.testbed.volcano import install
+from tests.cluster.testbed.volcano.install import Volcano
 
 KEPT_TO_EVALUATE = 6
 """Images of each of the ten digits."""
@@ -107,14 +108,14 @@ def terminal(cluster: Cluster, namespace: str, tmp_path: Path, digits: Path) -> 
 @pytest.fixture(scope="package")
 def built_image(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The trainer's real image, but for torch."""
-    reason = built.impediment() or impediment() or impediment_to_images()
+    reason = trainer_image.impediment() or impediment() or impediment_to_images()
     if reason is not None:
         _not_run(reason)
-    return built.build(tmp_path_factory.mktemp("image"))
+    return trainer_image.build(tmp_path_factory.mktemp("image"))
 
 
 @pytest.fixture(scope="package")
 def volcano(cluster: Cluster) -> Iterator[Volcano]:
     """Volcano on that cluster: the stand-in, or the real one."""
-    with volcano_install.volcano(cluster) as one:
+    with install.volcano(cluster) as one:
         yield one

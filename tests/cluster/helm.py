@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.testbed import binaries
+from tests.cluster.testbed.artifacts import binaries
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.testbed.processes import ENDS_AT_ONCE
+from tests.cluster.testbed.nodes.processes import ENDS_AT_ONCE
 
 HELMS: Mapping[str, Callable[[], Path]] = {"helm3": binaries.helm3, "helm4": binaries.helm4}
 """Each builds its program if it is not there."""

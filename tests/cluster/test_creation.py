@@ -18,11 +18,11 @@ from launcher.kube.place import Place
 from launcher.kube.resources import BATCH_JOBS, CONFIG_MAPS, PODS, SERVICES, Resource
 from launcher.settings.layers import resolve_settings
 from launcher.settings.spec import JobSpec, make_cluster_spec
-from tests.cluster.launching import POD, SMALL, Terminal
+from tests.cluster.support.terminal import POD, SMALL, Terminal
+from tests.cluster.support.waiting import until
 from tests.cluster.testbed import cluster as testbed
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.storage import claims
-from tests.cluster.waiting import until
 
 pytestmark = pytest.mark.timeout(600)
 

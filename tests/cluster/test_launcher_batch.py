@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.launching import POD, SMALL, Terminal, own_namespace, restricted
+from tests.cluster.support.terminal import POD, SMALL, Terminal, own_namespace, restricted
+from tests.cluster.support.waiting import until
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.waiting import until
 
 
 def test_a_job_is_followed_to_its_end_and_every_line_is_accounted_for(terminal: Terminal) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.cluster import speaker
-from tests.cluster.cut_following import Cut
-from tests.cluster.launching import Terminal, output_of
-from tests.cluster.testbed import binaries, images
+from tests.cluster.support import fake_trainer
+from tests.cluster.support.background_follow import Cut
+from tests.cluster.support.terminal import Terminal, output_of
+from tests.cluster.testbed.artifacts import binaries, images
 from tests.cluster.testbed.cluster import Cluster
 
 
@@ -75,10 +75,10 @@ def test_a_job_is_checked_listed_followed_and_deleted_with_every_client(terminal
         check=True,
     )
     assert used.stdout.strip() == version
-    speaker.create(terminal.cluster, terminal.namespace, "old", 500, 1000, 20)
+    fake_trainer.create(terminal.cluster, terminal.namespace, "old", 500, 1000, 20)
     done = old.run("logs", "old", "-f", "--raw")
     assert done.returncode == 0, done.stderr
-    assert speaker.numbers(done.stdout) == list(range(1, 501))
+    assert fake_trainer.numbers(done.stdout) == list(range(1, 501))
     assert [job["name"] for job in json.loads(old.run("list", "--json").stdout)["items"]] == ["old"]
     checked = old.submit("--npus", "8", "--name", "new", "--dry-run", "server")
     assert (checked.returncode, checked.stdout) == (0, "job new: the cluster accepts it; nothing was started\n")
@@ -109,10 +109,10 @@ def test_a_token_that_has_expired_is_asked_for_anew_once(terminal: Terminal) -> 
     plugin.chmod(0o755)
     command = {"apiVersion": "client.authentication.k8s.io/v1", "command": str(plugin), "interactiveMode": "Never"}
     through = terminal.changed("exec", lambda config: config["users"][0].update(user={"exec": command}))
-    speaker.create(terminal.cluster, namespace, "token", 100, 0, 20)
+    fake_trainer.create(terminal.cluster, namespace, "token", 100, 0, 20)
     done = terminal.run("logs", "token", "-f", "--raw", "--kubeconfig", str(through))
     assert done.returncode == 0, done.stderr
-    assert speaker.numbers(done.stdout) == list(range(1, 101))
+    assert fake_trainer.numbers(done.stdout) == list(range(1, 101))
     assert len(asked.read_text()) == 2
 
 
@@ -121,7 +121,7 @@ def test_a_launcher_in_a_pod_is_who_its_service_account_is(terminal: Terminal) -
     kubectl("create", "serviceaccount", "inside", "--namespace", namespace)
     account = f"--serviceaccount={namespace}:inside"
     kubectl("create", "rolebinding", "inside", "--clusterrole=admin", account, "--namespace", namespace)
-    speaker.create(terminal.cluster, namespace, "spoken", 200, 100, 20)
+    fake_trainer.create(terminal.cluster, namespace, "spoken", 200, 100, 20)
     program = "python -m launcher"
     container = {
         "name": "launcher",

@@ -6,10 +6,10 @@ import signal
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from tests.cluster.launching import POD, SMALL, Terminal
-from tests.cluster.testbed import images
-from tests.cluster.testbed.npu_annotations import REAL
-from tests.cluster.waiting import until
+from tests.cluster.support.terminal import POD, SMALL, Terminal
+from tests.cluster.support.waiting import until
+from tests.cluster.testbed.artifacts import images
+from tests.cluster.testbed.npus.pod_annotations import REAL
 
 
 def test_a_model_is_trained_then_finetuned_then_evaluated(terminal: Terminal) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.launching import NPU_POD, POD, SMALL, Terminal, restricted
+from tests.cluster.support.terminal import NPU_POD, POD, SMALL, Terminal, restricted
+from tests.cluster.support.waiting import until
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.testbed.npu import RESOURCE
-from tests.cluster.testbed.ranktable_writer import ranktable_writer
-from tests.cluster.testbed.volcano_install import SCHEDULER, Volcano
-from tests.cluster.waiting import until
+from tests.cluster.testbed.npus.device_plugin import RESOURCE
+from tests.cluster.testbed.npus.ranktable_writer import ranktable_writer
+from tests.cluster.testbed.volcano.install import SCHEDULER, Volcano
 from tests.local.conftest import Finished, train
 from tests.npu.machine import build
 

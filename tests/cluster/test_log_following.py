@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import speaker
-from tests.cluster.cut_following import CUTS, LINES, Cut
-from tests.cluster.launching import Terminal, port_of
+from tests.cluster.support import fake_trainer
+from tests.cluster.support.background_follow import CUTS, LINES, Cut
+from tests.cluster.support.cutting_proxy import Cutter
+from tests.cluster.support.terminal import Terminal, port_of
+from tests.cluster.support.waiting import until
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.testbed.cutter import Cutter
-from tests.cluster.waiting import until
 
 
 def shown_until(follower: "subprocess.Popen[str]", words: str) -> str:
@@ -48,7 +48,7 @@ def terminal(cluster: Cluster, cut: Cut, namespace: str, tmp_path: Path) -> Term
 
 
 def test_a_server_that_is_away_for_a_while_ends_nobodys_waiting(terminal: Terminal) -> None:
-    speaker.create(terminal.cluster, terminal.namespace, "long", 3_000, 200, 20)
+    fake_trainer.create(terminal.cluster, terminal.namespace, "long", 3_000, 200, 20)
     with Cutter(port_of(terminal.cluster), every_s=600, silence_s=0, seed=0) as cutter:
         config = str(terminal.through(cutter.port))
         with (
@@ -65,14 +65,14 @@ def test_a_server_that_is_away_for_a_while_ends_nobodys_waiting(terminal: Termin
             waited, _ = waiting.communicate(timeout=600)
     assert follower.returncode == 0, said
     assert said.count("the cluster does not answer") == said.count("the cluster answers again") == 1
-    assert speaker.numbers(said) == list(range(1, 3_001))
+    assert fake_trainer.numbers(said) == list(range(1, 3_001))
     assert " 3,000 lines from 1 device, 0 missing" in said
     assert waiting.returncode == 0, waited
     assert waited.splitlines()[-1] == "long Succeeded"
 
 
 def test_a_job_that_waits_is_still_followed_when_the_server_comes_back(terminal: Terminal) -> None:
-    speaker.create(terminal.cluster, terminal.namespace, "late", 100, 0, 20, node="nowhere")
+    fake_trainer.create(terminal.cluster, terminal.namespace, "late", 100, 0, 20, node="nowhere")
     with Cutter(port_of(terminal.cluster), every_s=600, silence_s=0, seed=0) as cutter:
         config = str(terminal.through(cutter.port))
         with terminal.start("logs", "late", "-f", "--kubeconfig", config) as follower:
@@ -87,33 +87,33 @@ def test_a_job_that_waits_is_still_followed_when_the_server_comes_back(terminal:
 
 def test_a_line_longer_than_a_runtimes_is_shown_whole(terminal: Terminal) -> None:
     """A runtime like containerd writes a line of more than 16 KiB in parts."""
-    speaker.create(terminal.cluster, terminal.namespace, "wide", 50, 100, 100_000)
+    fake_trainer.create(terminal.cluster, terminal.namespace, "wide", 50, 100, 100_000)
     done = terminal.run("logs", "wide", "-f", "--raw")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()[:-1]
     assert [line.partition("step ")[2] for line in lines] == ["x" * 100_000] * 50
-    assert speaker.numbers(done.stdout) == list(range(1, 51))
+    assert fake_trainer.numbers(done.stdout) == list(range(1, 51))
     assert " 50 lines from 1 device, 0 missing" in done.stderr
 
 
 def test_both_attempts_of_a_job_that_is_tried_again_are_shown_whole(terminal: Terminal) -> None:
-    speaker.create(terminal.cluster, terminal.namespace, "twice", 500, 1000, 20, 1, retries=1)
+    fake_trainer.create(terminal.cluster, terminal.namespace, "twice", 500, 1000, 20, 1, retries=1)
     done = terminal.run("logs", "twice", "-f", "--raw")
     assert done.returncode == 1
-    assert speaker.numbers(done.stdout) == [*range(1, 501), *range(1, 501)]
+    assert fake_trainer.numbers(done.stdout) == [*range(1, 501), *range(1, 501)]
     assert " 1,000 lines from 1 device, 0 missing" in done.stderr
     assert "exit code 1" in done.stderr.splitlines()[-1]
 
 
 def test_a_job_that_is_deleted_is_shown_to_its_last_line_and_then_missed(terminal: Terminal) -> None:
-    speaker.create(terminal.cluster, terminal.namespace, "gone", 100_000, 100, 20)
+    fake_trainer.create(terminal.cluster, terminal.namespace, "gone", 100_000, 100, 20)
     with terminal.start("logs", "gone", "-f", "--raw") as follower:
         assert follower.stdout is not None
         next(line for line in follower.stdout if "#100]" in line)
         kubectl = terminal.cluster.kubectl
         kubectl("delete", "job", "gone", "--namespace", terminal.namespace, "--cascade=foreground")
         rest = follower.stdout.read()
-    shown = speaker.numbers(rest)
+    shown = fake_trainer.numbers(rest)
     assert shown == list(range(101, 101 + len(shown)))
     assert follower.returncode == 4
     assert "there is no batch job `gone`" in rest.splitlines()[-1]
@@ -125,6 +125,6 @@ def test_no_line_is_lost_or_repeated_over_200_cuts(cut: Cut) -> None:
     said = cut.said.read_text()
     assert code == 0, said[-2000:]
     assert cut.cutter.cuts >= CUTS
-    assert speaker.numbers(cut.shown.read_text()) == list(range(1, LINES + 1))
+    assert fake_trainer.numbers(cut.shown.read_text()) == list(range(1, LINES + 1))
     assert f" {LINES:,} lines from 1 device, 0 missing" in said
     assert "are lost" not in said

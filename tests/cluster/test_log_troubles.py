@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import speaker
-from tests.cluster.launching import Terminal, port_of
+from tests.cluster.support import fake_trainer
+from tests.cluster.support.cutting_proxy import Cutter
+from tests.cluster.support.terminal import Terminal, port_of
+from tests.cluster.support.waiting import until
 from tests.cluster.test_log_following import rest_of, shown_until
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.testbed.cutter import Cutter
-from tests.cluster.testbed.volcano_install import Volcano
-from tests.cluster.waiting import until
+from tests.cluster.testbed.volcano.install import Volcano
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -28,7 +28,7 @@ BELIEVED_S = 11
 
 @pytest.fixture
 def terminal(cluster: Cluster, namespace: str, tmp_path: Path) -> Terminal:
-    speaker.load(cluster, tmp_path)
+    fake_trainer.load(cluster, tmp_path)
     return Terminal(cluster, namespace, tmp_path, cluster.kubeconfig, {"PNAS_BACKEND": "batch"})
 
 
@@ -57,7 +57,7 @@ def _words(path: Path) -> list[str]:
 
 
 def test_a_node_that_does_not_answer_holds_nobody_up(terminal: Terminal) -> None:
-    speaker.create(terminal.cluster, terminal.namespace, "held", 100_000, 100, 20, node="node2")
+    fake_trainer.create(terminal.cluster, terminal.namespace, "held", 100_000, 100, 20, node="node2")
     until(lambda: "#50]" in terminal.run("logs", "held", "--raw").stdout)
     with stopped(terminal.cluster, "node2"):
         done = terminal.run("logs", "held", "--tail", "5", timeout_s=60)
@@ -86,7 +86,7 @@ def test_a_login_that_ends_while_a_job_is_followed_is_renewed(terminal: Terminal
     )
     plugin.chmod(0o755)
     command = {"apiVersion": credential["apiVersion"], "command": str(plugin), "interactiveMode": "Never"}
-    speaker.create(terminal.cluster, namespace, "long", 2_500, 100, 20)
+    fake_trainer.create(terminal.cluster, namespace, "long", 2_500, 100, 20)
     with Cutter(port_of(terminal.cluster), every_s=600, silence_s=0, seed=0) as cutter:
         server = {"server": f"https://127.0.0.1:{cutter.port}"}
 
@@ -104,14 +104,14 @@ def test_a_login_that_ends_while_a_job_is_followed_is_renewed(terminal: Terminal
                 pass
             said += rest_of(follower)
     assert follower.returncode == 0, said
-    assert speaker.numbers(said) == list(range(1, 2_501))
+    assert fake_trainer.numbers(said) == list(range(1, 2_501))
 
 
 def test_who_may_see_one_kind_of_job_alone_and_no_events_sees_all_else(terminal: Terminal, volcano: Volcano) -> None:
     assert volcano.labels, "there are jobs of another kind, which are hidden"
     terminal = replace(terminal, more={})
     kubectl, namespace = terminal.cluster.kubectl, terminal.namespace
-    speaker.create(terminal.cluster, namespace, "seen", 100, 0, 20)
+    fake_trainer.create(terminal.cluster, namespace, "seen", 100, 0, 20)
     kubectl("create", "serviceaccount", "reader", "--namespace", namespace)
     account = f"--serviceaccount={namespace}:reader"
     kinds = "--resource=jobs.batch,pods,pods/log"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.cluster.testbed.cluster import KUBECONFIG, RUNS, Cluster
-from tests.cluster.testbed.runtime import CHECKOUT
+from tests.cluster.testbed.nodes.container_runtime import CHECKOUT
 
 TESTBED = [sys.executable, "-m", "tests.cluster.testbed"]
 # One test of the API alone, and one of the inside of a node.

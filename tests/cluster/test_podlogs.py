@@ -12,11 +12,11 @@ from launcher.kube.resources import PODS
 from launcher.podlogs.merge import Merged
 from launcher.podlogs.patience import Timing
 from launcher.podlogs.stop import Stop
-from tests.cluster.launching import port_of
-from tests.cluster.podlog_bench import Bench, Seen, bench_on, until
-from tests.cluster.testbed import printer
+from tests.cluster.support import line_printer
+from tests.cluster.support.cutting_proxy import Cutter
+from tests.cluster.support.pod_logs import Bench, Seen, bench_on, until
+from tests.cluster.support.terminal import port_of
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.testbed.cutter import Cutter
 
 # test_log_following.py has the launcher follow 100,000 lines over 200 cuts.
 LINES = 20_000
@@ -44,7 +44,7 @@ def test_no_line_is_lost_or_repeated_over_many_cuts(bench: Bench) -> None:
 
 
 def test_both_instances_of_a_container_that_fails_once_are_whole(bench: Bench) -> None:
-    uid = bench.create("again", 100, 0, 10, 3, f"{printer.FOLDER}/done", restart="OnFailure")
+    uid = bench.create("again", 100, 0, 10, 3, f"{line_printer.FOLDER}/done", restart="OnFailure")
     stop = Stop()
     seen = {0: Seen(), 1: Seen()}
     with Merged[int](stop) as merged:
@@ -63,7 +63,7 @@ def test_both_instances_of_a_container_that_fails_once_are_whole(bench: Bench) -
 
 
 def test_an_instance_that_ended_before_anybody_read_it_is_whole(bench: Bench) -> None:
-    uid = bench.create("earlier", 2000, 1000, 10, 3, f"{printer.FOLDER}/done", restart="OnFailure")
+    uid = bench.create("earlier", 2000, 1000, 10, 3, f"{line_printer.FOLDER}/done", restart="OnFailure")
     state = bench.watcher.state(uid)
     until(lambda: state().restart_count == 1 and state().running)
     seen = Seen().take_all(bench.log("earlier", uid, 0))
@@ -76,7 +76,7 @@ def test_an_instance_that_ended_before_anybody_read_it_is_whole(bench: Bench) ->
 
 def test_a_status_that_is_behind_does_not_lead_to_another_instance(bench: Bench) -> None:
     """It says that the first one runs when that has ended and the second one has begun."""
-    uid = bench.create("behind", 6000, 1000, 10, 3, f"{printer.FOLDER}/done", restart="OnFailure")
+    uid = bench.create("behind", 6000, 1000, 10, 3, f"{line_printer.FOLDER}/done", restart="OnFailure")
     state = bench.watcher.state(uid)
     until(lambda: state().restart_count == 1 and state().running)
     seen = Seen().take_all(bench.log("behind", uid, 0, timing=Timing(settle_s=2), behind_s=1))
@@ -147,7 +147,7 @@ def test_a_pod_that_is_made_anew_under_its_name_is_not_read_as_the_one_before(be
         kill = ("delete", "pod", "anew", "--namespace", bench.namespace, "--force", "--grace-period=0")
         with cutter.away():
             bench.cluster.kubectl(*kill)
-            bench.cluster.create(printer.pod(bench.namespace, "anew", 5000, 1000, 10, 0))
+            bench.cluster.create(line_printer.pod(bench.namespace, "anew", 5000, 1000, 10, 0))
             until(lambda: bench.watcher.uid("anew") not in {None, uid})
             another = bench.watcher.uid("anew")
             until(lambda: another is not None and bench.watcher.state(another)().running)

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.testbed import binaries, images
+from tests.cluster.support.waiting import until
 from tests.cluster.testbed.api import Api
+from tests.cluster.testbed.artifacts import binaries, images
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.testbed.npu import RESOURCE
-from tests.cluster.testbed.npu_annotations import CONFIGURATION
-from tests.cluster.testbed.ranktable_writer import (
+from tests.cluster.testbed.npus.device_plugin import RESOURCE
+from tests.cluster.testbed.npus.pod_annotations import CONFIGURATION
+from tests.cluster.testbed.npus.ranktable_writer import (
     ATLAS,
     LABEL,
     RANK_INDEX,
@@ -24,7 +25,6 @@ from tests.cluster.testbed.ranktable_writer import (
     ranktable_writer,
     table,
 )
-from tests.cluster.waiting import until
 
 TABLES = Path(__file__).parents[1] / "data" / "ranktables"
 NPUS = 2

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from tests.cluster import ranktable_reader
-from tests.cluster.launching import own_namespace
-from tests.cluster.replayed_tables import PODS, History, Role, Step, histories
-from tests.cluster.testbed import images
+from tests.cluster.support import ranktable_reader
+from tests.cluster.support.ranktable_histories import PODS, History, Role, Step, histories
+from tests.cluster.support.terminal import own_namespace
+from tests.cluster.support.waiting import until
 from tests.cluster.testbed.api import Api
+from tests.cluster.testbed.artifacts import images
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.waiting import until
 
 HISTORIES = histories()
 WAVES = (0, 1)

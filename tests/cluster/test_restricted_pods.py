@@ -15,7 +15,7 @@ from launcher.settings.hardware import PRESETS
 from tests.cluster.helm import ALL_ON, HELMS, template
 from tests.cluster.job_settings import settings
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.testbed.volcano_install import Volcano
+from tests.cluster.testbed.volcano.install import Volcano
 
 # Volcano's Jobs are judged by its own types, from which the cluster's definitions are made.
 STRICT = ("create", "--dry-run=server", "--validate=strict", "--filename", "-", "--namespace")

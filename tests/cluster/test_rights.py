@@ -11,11 +11,11 @@ from docs.manifests import ACCOUNT, FOLDER
 from launcher.cluster.rbac import CLUSTER_VERBS, VERBS
 from launcher.kube.resources import Resource
 from launcher.manifests.labels import JOB, MANAGED
-from tests.cluster import speaker
-from tests.cluster.launching import Terminal
+from tests.cluster.support import fake_trainer
+from tests.cluster.support.terminal import Terminal
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.storage import claims
-from tests.cluster.testbed.volcano_install import Volcano
+from tests.cluster.testbed.volcano.install import Volcano
 
 # No node has it: such a job has all its objects, and computes nothing.
 NOWHERE = ("--resource", "huawei.com/Ascend950", "--detach")
@@ -26,7 +26,7 @@ EVERYBODYS = {("get", "", ""), ("create", "authorization.k8s.io", "selfsubjectac
 @pytest.fixture
 def terminal(cluster: Cluster, volcano: Volcano, namespace: str, tmp_path: Path) -> Terminal:
     """Somebody who has the Role and nothing else, in a namespace in which Volcano acts."""
-    speaker.load(cluster, tmp_path)
+    fake_trainer.load(cluster, tmp_path)
     claims(cluster, namespace, {name: tmp_path / name for name in ("pnas-data", "pnas-output")})
     kubectl = cluster.kubectl
     kubectl("label", "namespace", namespace, *(f"{name}={value}" for name, value in volcano.labels.items()))
@@ -81,7 +81,7 @@ def everything_that_a_person_types(terminal: Terminal) -> None:
         assert again.returncode == 0, again.stderr
         deleted = terminal.run("delete", name, "--force")
         assert deleted.returncode == 0, deleted.stderr
-    speaker.create(terminal.cluster, terminal.namespace, "spoken", 100, 0, 20)
+    fake_trainer.create(terminal.cluster, terminal.namespace, "spoken", 100, 0, 20)
     followed = terminal.run("logs", "spoken", "-f")
     assert "100 lines from 1 device, 0 missing" in followed.stderr + followed.stdout
     assert terminal.run("list").returncode == 0

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from launcher.podlogs.batch import Item
-from tests.cluster import speaker
-from tests.cluster.launching import Terminal, port_of
-from tests.cluster.podlog_bench import Seen, bench_on, until
+from tests.cluster.support import fake_trainer
+from tests.cluster.support.cutting_proxy import Cutter
+from tests.cluster.support.pod_logs import Seen, bench_on, until
+from tests.cluster.support.terminal import Terminal, port_of
 from tests.cluster.testbed import cluster as testbed
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.testbed.cutter import Cutter
 from tests.cluster.testbed.storage import claims
 
 KEPT = 2
@@ -66,15 +66,15 @@ def test_a_cluster_without_volcano_is_given_kubernetes_jobs(rotating: Cluster, t
 def test_what_rotation_has_taken_is_announced_and_nothing_else_is_missing(rotating: Cluster, tmp_path: Path) -> None:
     lines = 12_000
     testbed.namespace(rotating, "launched")
-    speaker.load(rotating, tmp_path)
+    fake_trainer.load(rotating, tmp_path)
     terminal = Terminal(rotating, "launched", tmp_path, rotating.kubeconfig, {"PNAS_BACKEND": "batch"})
-    speaker.create(rotating, "launched", "much", lines, 1000, 1000)
+    fake_trainer.create(rotating, "launched", "much", lines, 1000, 1000)
     # Of its first lines none is left for anybody who asks now.
     wait_for_a_rotation(rotating, "launched")
     with Cutter(port_of(rotating), every_s=2, silence_s=2, seed=1) as cutter:
         config = terminal.through(cutter.port)
         done = terminal.run("logs", "much", "-f", "--raw", "--kubeconfig", str(config))
-    shown = speaker.numbers(done.stdout)
+    shown = fake_trainer.numbers(done.stdout)
     assert shown == sorted(set(shown)), "in order, none repeated"
     missing = lines - len(shown)
     assert missing > 0, "or this test proves nothing"

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.testbed import binaries, images
+from tests.cluster.support.waiting import until
+from tests.cluster.testbed.artifacts import binaries, images
 from tests.cluster.testbed.cluster import RUNS, Cluster, clean_up
-from tests.cluster.testbed.node import ASCEND_910_LABELS
-from tests.cluster.testbed.npu import RESOURCE, preferred
-from tests.cluster.testbed.npu_annotations import annotations
-from tests.cluster.testbed.processes import StartError, output_of
+from tests.cluster.testbed.nodes.node import ASCEND_910_LABELS
+from tests.cluster.testbed.nodes.processes import StartError, output_of
+from tests.cluster.testbed.npus.device_plugin import RESOURCE, preferred
+from tests.cluster.testbed.npus.pod_annotations import annotations
 from tests.cluster.testbed.storage import claims
-from tests.cluster.waiting import until
 
 HOLD = """
 import time

@@ -14,12 +14,12 @@ import yaml
 from docs.chart import CHART
 from launcher.cluster.rbac import CLUSTER_VERBS, rules
 from tests.cluster.helm import ALL_ON, HELMS, Helm
-from tests.cluster.launching import POD, SMALL, Terminal, own_namespace, restricted
-from tests.cluster.testbed import images
+from tests.cluster.support.terminal import POD, SMALL, Terminal, own_namespace, restricted
+from tests.cluster.support.waiting import until
+from tests.cluster.testbed.artifacts import images
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.storage import claims, request, volumes, wait_until_bound
-from tests.cluster.testbed.volcano_install import Volcano
-from tests.cluster.waiting import until
+from tests.cluster.testbed.volcano.install import Volcano
 
 THEIRS: dict[str, Any] = {name: {"create": False} for name in ("data", "output")}
 # As many as half an Atlas 800 has, on each node; and what no node has.

@@ -1,6 +1,6 @@
 """The image that docker/Dockerfile.ascend builds, as the pod of a job: one build for all of it.
 
-What stands in for CANN is in testbed/cann.py: torch can be imported where its environment is sourced, and nowhere else.
+The stand-in for CANN is testbed/artifacts/cann_image.py: torch can be imported only where its environment is sourced.
 """
 
 from importlib.metadata import version
@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.launching import SMALL, Terminal
-from tests.cluster.testbed import built, cann
-from tests.cluster.testbed.built import Built
+from tests.cluster.support.terminal import SMALL, Terminal
+from tests.cluster.support.waiting import exit_code_of_a_deleted_pod, until
+from tests.cluster.testbed.artifacts import cann_image, trainer_image
+from tests.cluster.testbed.artifacts.trainer_image import Built
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.waiting import exit_code_of_a_deleted_pod, until
 
 VERSION = version("pnas")
 NODE = "node1"
 POD = (
-    *("--image", built.IMAGE, "--image-pull-policy", "Never", "--shm", "128Mi", "--scratch", "128Mi"),
+    *("--image", trainer_image.IMAGE, "--image-pull-policy", "Never", "--shm", "128Mi", "--scratch", "128Mi"),
     *("--node-selector", f"kubernetes.io/hostname={NODE}", "--env", "PNAS_DEVICE=cpu", "--env", "OMP_NUM_THREADS=1"),
 )
 WHO = "import os; print(os.getuid(), os.getgid(), open('/proc/1/comm').read().strip())"
@@ -35,12 +35,16 @@ CONTAINERS: dict[str, tuple[dict[str, Any], int, str]] = {
     "code": ({"args": ["bash", "-c", "exit 75"]}, 75, ""),
     "nothing": ({}, 0, "Usage: python -m trainer"),
     "reads": ({"args": ["python", "-c", WRITE]}, 1, "Read-only file system: '/opt/pnas/x'"),
-    "torch": ({"args": ["python", "-c", TORCH]}, 0, f"{cann.HOME} /opt/pnas/lib/python3.11/site-packages/trainer/"),
-    "command": ({"command": ["python", "-c", TORCH]}, 0, f"{cann.HOME} /opt/pnas/lib/"),
-    "shell": ({"command": ["sh", "-c", f'exec python3 -c "{TORCH}"']}, 0, f"{cann.HOME} /opt/pnas/lib/"),
+    "torch": (
+        {"args": ["python", "-c", TORCH]},
+        0,
+        f"{cann_image.HOME} /opt/pnas/lib/python3.11/site-packages/trainer/",
+    ),
+    "command": ({"command": ["python", "-c", TORCH]}, 0, f"{cann_image.HOME} /opt/pnas/lib/"),
+    "shell": ({"command": ["sh", "-c", f'exec python3 -c "{TORCH}"']}, 0, f"{cann_image.HOME} /opt/pnas/lib/"),
     # By the path no environment comes with it: what is needed for this is in the image.
     "alone": ({"command": ["/opt/pnas/bin/python", "-m", "trainer", "--version"]}, 0, f"pnas {VERSION}"),
-    "apex": ({"command": ["/opt/pnas/bin/pip", "show", "apex"]}, 0, f"Version: {built.APEX_VERSION}"),
+    "apex": ({"command": ["/opt/pnas/bin/pip", "show", "apex"]}, 0, f"Version: {trainer_image.APEX_VERSION}"),
     "driver": ({"command": ["ls", "/usr/local/Ascend"]}, 0, "ascend-toolkit\n"),
 }
 
@@ -56,7 +60,7 @@ def image(cluster: Cluster, built_image: Built) -> Built:
 def _pod() -> dict[str, Any]:
     places = {"tmp": "/tmp", "home": "/home/pnas"}
     same = {
-        "image": built.IMAGE,
+        "image": trainer_image.IMAGE,
         "imagePullPolicy": "Never",
         "volumeMounts": [{"name": name, "mountPath": path} for name, path in places.items()],
         "securityContext": {
@@ -103,7 +107,7 @@ def test_a_job_trains_in_it(terminal: Terminal) -> None:
     (pod,) = terminal.pods("timed")
     assert pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 0
     provenance = (terminal.output("timed") / "provenance.json").read_text()
-    assert built.REVISION in provenance
+    assert trainer_image.REVISION in provenance
 
 
 @pytest.mark.usefixtures("image")
@@ -117,7 +121,7 @@ def test_a_pod_that_is_deleted_saves_and_ends_resumably(cluster: Cluster, termin
     cluster.kubectl("wait", "--for=condition=Ready", "pod", *where, "--timeout=300s")
     until(lambda: " step " in cluster.kubectl("logs", *where), lambda: cluster.kubectl("logs", *where))
     # A person who looks into the pod passes the entry point by, which the pod itself does not.
-    assert cann.HOME in cluster.kubectl("exec", *where, "--", "python", "-c", TORCH)
+    assert cann_image.HOME in cluster.kubectl("exec", *where, "--", "python", "-c", TORCH)
     assert cluster.kubectl("exec", *where, "--", "python", "-c", WHO).strip() == "1000 1000 tini"
     assert exit_code_of_a_deleted_pod(cluster, *where) == 75
     assert list((terminal.output("long") / "checkpoints").glob("*"))
@@ -128,4 +132,4 @@ def test_it_is_stopped_by_sigterm_and_says_what_it_is(built_image: Built) -> Non
     assert (config["User"], config["StopSignal"]) == ("1000:1000", "SIGTERM")
     assert config["Entrypoint"][0] == "/usr/bin/tini"
     labels = {name.rpartition(".")[2]: value for name, value in config["Labels"].items()}
-    assert labels.items() >= {"version": VERSION, "revision": built.REVISION, "name": cann.tag()}.items()
+    assert labels.items() >= {"version": VERSION, "revision": trainer_image.REVISION, "name": cann_image.tag()}.items()

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.helm import HELMS
-from tests.cluster.launching import REPOSITORY
-from tests.cluster.testbed import built
-from tests.cluster.testbed.built import Built
+from tests.cluster.support.documented_commands import commands, normalised, type_all
+from tests.cluster.support.terminal import REPOSITORY
+from tests.cluster.testbed.artifacts import trainer_image
+from tests.cluster.testbed.artifacts.trainer_image import Built
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.testbed.node import Node
+from tests.cluster.testbed.nodes.node import Node
 from tests.cluster.testbed.storage import volumes
-from tests.cluster.typed import commands, normalised, type_all
 
 PAGE = REPOSITORY / "docs" / "quickstart.md"
 
@@ -52,7 +52,7 @@ class Docker:
             return f"sha256:{hashlib.sha256(json.dumps(self._image.config).encode()).hexdigest()}\n"
         (name,) = (name for name in self._names if (verb, name) == ("push", words[0]))
         self._node.load(self._image.archive)
-        self._node.tag(built.IMAGE, name)
+        self._node.tag(trainer_image.IMAGE, name)
         return f"{name}\n"
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.testbed import images
+from tests.cluster.support.waiting import exit_code_of_a_deleted_pod, until
+from tests.cluster.testbed.artifacts import images
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.testbed.npu import RESOURCE
+from tests.cluster.testbed.npus.device_plugin import RESOURCE
 from tests.cluster.testbed.storage import claims
-from tests.cluster.waiting import exit_code_of_a_deleted_pod, until
 
 NPUS = 2
 SMALL = ("--device=cpu", "--model=pnasnet5tiny", "--image-size=32", "--batch-size=4", "--workers=0", "--threads=1")

@@ -12,16 +12,16 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from tests.cluster.launching import own_namespace
+from tests.cluster.support.terminal import own_namespace
+from tests.cluster.support.volcano_scenarios import WITH_NPUS, WITHOUT, job_of, play
+from tests.cluster.support.volcano_timelines import PATIENCE_S, Stage, Timeline, Watch, load_worker, recorded
+from tests.cluster.support.waiting import until as until_within
 from tests.cluster.testbed.api import ApiError
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.testbed.npu import RESOURCE
-from tests.cluster.testbed.processes import StartError
+from tests.cluster.testbed.nodes.processes import StartError
+from tests.cluster.testbed.npus.device_plugin import RESOURCE
 from tests.cluster.testbed.volcano.client import COMMANDS, GROUPS, JOBS, PODS, QUEUES, Client, Json, path
-from tests.cluster.testbed.volcano_install import SCHEDULER, Volcano
-from tests.cluster.volcano_scenarios import WITH_NPUS, WITHOUT, job_of, play
-from tests.cluster.volcano_stage import PATIENCE_S, Stage, Timeline, Watch, load_worker, recorded
-from tests.cluster.waiting import until as until_within
+from tests.cluster.testbed.volcano.install import SCHEDULER, Volcano
 
 until = functools.partial(until_within, within_s=PATIENCE_S)
 

@@ -16,11 +16,11 @@ from launcher.kube.connection import connect
 from launcher.kube.place import Place
 from launcher.kube.reflector import Reflector, Selector
 from launcher.kube.resources import EVENTS, PODS
-from tests.cluster import speaker
-from tests.cluster.cut_following import Cut
+from tests.cluster.support import fake_trainer
+from tests.cluster.support.background_follow import Cut
+from tests.cluster.support.waiting import until
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.testbed.control_plane import ETCD
-from tests.cluster.waiting import until
+from tests.cluster.testbed.nodes.control_plane import ETCD
 
 
 @pytest.fixture
@@ -102,16 +102,16 @@ def test_a_pod_that_was_made_while_the_watch_of_pods_was_away_is_read_too(
         return stream(path, query, timeout_s=timeout_s, what=what)
 
     monkeypatch.setattr(api, "stream", away)
-    speaker.create(cluster, namespace, "twice", 500, 0, 20, 1, retries=1)
+    fake_trainer.create(cluster, namespace, "twice", 500, 0, 20, 1, retries=1)
     until(lambda: [pod["status"]["phase"] for pod in backend.pods("twice")] == ["Failed"])
     shown, items = "", []
     for item in backend.logs(JobRef("batch", "twice"), follow=True):
         items.append(item)
         if isinstance(item, Block):
             shown += item.data.decode()
-        if len(speaker.numbers(shown)) > 500:
+        if len(fake_trainer.numbers(shown)) > 500:
             cannot.set()
-    assert speaker.numbers(shown) == [*range(1, 501), *range(1, 501)]
+    assert fake_trainer.numbers(shown) == [*range(1, 501), *range(1, 501)]
     assert isinstance(items[-1], Ended)
     assert items[-1].state.phase is Phase.FAILED
     assert items[-1].state.restarts == 1

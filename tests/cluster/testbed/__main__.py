@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.cluster.testbed.binaries import BuildError
+from tests.cluster.testbed.artifacts.binaries import BuildError
+from tests.cluster.testbed.nodes.processes import StartError
 from tests.cluster.testbed.playground import Playground, PlaygroundError
-from tests.cluster.testbed.processes import StartError
 
 USAGE = "python -m tests.cluster.testbed up|down"
 INTERRUPTED = 130

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.testbed import binaries, control_plane, images, npu_annotations
 from tests.cluster.testbed.api import Api
-from tests.cluster.testbed.node import ASCEND_910_LABELS, CGROUPS, Node, NodeOptions
-from tests.cluster.testbed.npu import RESOURCE
-from tests.cluster.testbed.processes import Namespaces, Processes, only_child, output_of
+from tests.cluster.testbed.artifacts import binaries, images
+from tests.cluster.testbed.nodes import control_plane
+from tests.cluster.testbed.nodes.node import ASCEND_910_LABELS, CGROUPS, Node, NodeOptions
+from tests.cluster.testbed.nodes.processes import Namespaces, Processes, only_child, output_of
+from tests.cluster.testbed.npus import pod_annotations
+from tests.cluster.testbed.npus.device_plugin import RESOURCE
 from trainer.topology.ports import free_port
 
 RUNS = Path("/var/tmp/pnas-testbed")
@@ -244,7 +246,7 @@ def _start(folder: Path, programs: Path, processes: Processes, options: NodeOpti
     port = free_port()
     relay = [
         sys.executable,
-        str(Path(__file__).with_name("relay.py")),
+        str(Path(__file__).parent / "nodes" / "relay.py"),
         str(port),
         first.network,
         str(control_plane.API_PORT),
@@ -259,7 +261,7 @@ def _start(folder: Path, programs: Path, processes: Processes, options: NodeOpti
         control_plane.start_dns(folder, processes, first)
         for node in made[1:]:
             node.join(first, made[0], processes)
-        cluster.create(*npu_annotations.RIGHTS)
+        cluster.create(*pod_annotations.RIGHTS)
         archives = (images.pause(folder), images.trainer(folder))
         for node in made:
             node.start(ca, programs, processes, archives, options)

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tests.cluster.testbed import images
-from tests.cluster.testbed.binaries import CACHE
+from tests.cluster.testbed.artifacts import images
+from tests.cluster.testbed.artifacts.binaries import CACHE
 from tests.cluster.testbed.cluster import Cluster, clean_up, running
-from tests.cluster.testbed.packages import impediment
-from tests.cluster.testbed.runtime import CHECKOUT
+from tests.cluster.testbed.nodes.container_runtime import CHECKOUT
+from tests.cluster.testbed.requirements import impediment
 from tests.cluster.testbed.storage import volumes
 
 PLACE = CACHE / "playground"

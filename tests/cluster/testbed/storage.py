@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.testbed.holder import OVERLAID
+from tests.cluster.testbed.nodes.node_init import OVERLAID
 
 BOUND_WITHIN_S = 60
 SIZE = "1Gi"

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.cluster.testbed.binaries import locked
+from tests.cluster.testbed.artifacts.binaries import locked
 
 PINS = Path(__file__).with_name("wheels.txt")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pnas" / "wheels"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.testbed.volcano import admission
+from tests.cluster.testbed.volcano.webhook import admission
 from tests.unit.volcano.objects import NAMES, Json, read_sample
 
 OPEN: Json = {"spec": {"weight": 1, "parent": "root"}, "status": {"state": "Open"}}

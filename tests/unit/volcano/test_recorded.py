@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.testbed.volcano import objects, plugins, rules
+from tests.cluster.testbed.volcano.controller import objects, plugins, rules
 from tests.unit.volcano.objects import NAMES, Json, make_pod, pods_of, read_sample
 
 # What the API server, the scheduler and the device plugin add to a pod.

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.testbed.volcano import rules
-from tests.cluster.testbed.volcano.controller import TRIES, retry_delay
-from tests.cluster.testbed.volcano.happenings import Happenings
-from tests.cluster.testbed.volcano.rules import Happening
+from tests.cluster.testbed.volcano.controller import rules
+from tests.cluster.testbed.volcano.controller.controller import TRIES, retry_delay
+from tests.cluster.testbed.volcano.controller.job_events import Happenings
+from tests.cluster.testbed.volcano.controller.rules import Happening
 from tests.unit.volcano.objects import Json, make_pod, make_spec
 
 

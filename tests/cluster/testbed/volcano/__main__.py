@@ -3,7 +3,9 @@
 import argparse
 from pathlib import Path
 
-from tests.cluster.testbed.volcano import controller, scheduler, webhook
+from tests.cluster.testbed.volcano.controller import controller
+from tests.cluster.testbed.volcano.scheduler import scheduler
+from tests.cluster.testbed.volcano.webhook import server
 
 
 def main() -> None:
@@ -20,7 +22,7 @@ def main() -> None:
     elif asked.component == "scheduler":
         scheduler.run(asked.kubeconfig)
     else:
-        webhook.run(asked.kubeconfig, asked.certificate, asked.key, asked.port)
+        server.run(asked.kubeconfig, asked.certificate, asked.key, asked.port)
 
 
 if __name__ == "__main__":

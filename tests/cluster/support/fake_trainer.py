@@ -1,0 +1,65 @@
+"""An image that speaks as the trainer's supervisor does, and jobs of it that the launcher takes for its own."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.testbed.artifacts import images
+from tests.cluster.testbed.cluster import Cluster
+
+IMAGE = "localhost/speaker:1"
+# Numbered lines of one rank, and at the end their count.
+SPEAKER_C = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+int main(int argc, char **argv) {
+  long lines = atol(argv[1]), per_s = atol(argv[2]), width = atol(argv[3]);
+  int code = argc > 4 ? atoi(argv[4]) : 0;
+  char *pad = calloc(1, width + 1);
+  memset(pad, 'x', width);
+  setvbuf(stdout, 0, _IOLBF, 4096);
+  struct timespec nap = {0, 10000000};
+  for (long i = 1; i <= lines; i++) {
+    printf("[rank 0 cpu:0 #%ld] step %s\n", i, pad);
+    if (per_s && i % (per_s / 100 ? per_s / 100 : 1) == 0) nanosleep(&nap, 0);
+  }
+  printf("[node 0 #1] ended lines=\"0:%ld\"\n", lines);
+  return code;
+}
+"""
+
+
+def load(cluster: Cluster, folder: Path) -> None:
+    """Make the image in `folder`, and give it to every node."""
+    cluster.load(images.compiled(folder, IMAGE, SPEAKER_C))
+
+
+def create(
+    cluster: Cluster, namespace: str, name: str, *words: object, retries: int = 0, node: str | None = None
+) -> None:
+    """Start a job: how many lines, how many per second (0: as fast as it can), how wide, and what to exit with.
+
+    Args:
+        node: the only one on which it may run.
+    """
+    labels = {"pnas/job": name, "app.kubernetes.io/name": "pnas"}
+    container = {
+        "name": "trainer",
+        "image": IMAGE,
+        "imagePullPolicy": "Never",
+        "args": [str(word) for word in words],
+    }
+    selector = {} if node is None else {"nodeSelector": {"kubernetes.io/hostname": node}}
+    # As the first process of its container it does not hear SIGTERM.
+    spoken = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [container], **selector}
+    pod = {"metadata": {"labels": labels}, "spec": spoken}
+    spec: dict[str, Any] = {"backoffLimit": retries, "template": pod}
+    metadata = {"name": name, "namespace": namespace, "labels": labels}
+    cluster.create({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec})
+
+
+def numbers(raw: str) -> list[int]:
+    """Those of the lines in a log as it was written."""
+    return [int(number) for number in re.findall(r"^\[rank 0 cpu:0 #(\d+)\]", raw, re.MULTILINE)]

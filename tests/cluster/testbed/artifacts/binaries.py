@@ -1,0 +1,210 @@
+"""The cluster's programs, built from pinned Go modules into a cache that the next start finds.
+
+A module folder in `go/` pins one version of everything in `go.sum`; its hash names the folder of the cache, so that
+another version is another folder and a half-finished build is never taken for a whole one.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+MODULES = Path(__file__).parent / "go"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pnas" / "testbed"
+
+# A server without them reports version v0.0.0, which clients that compare versions refuse.
+VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+# What a device plugin and the kubelet say to each other.
+DEVICE_PLUGIN_PROTOCOL = ("k8s.io/kubelet", "pkg/apis/deviceplugin/v1beta1/api.proto")
+
+VOLCANO_TYPES = ("batch/v1alpha1", "bus/v1alpha1", "scheduling/v1beta1")
+
+
+class BuildError(Exception):
+    """A program cannot be built; the message is one line and names the log."""
+
+
+def kubernetes() -> Path:
+    """The folder of kube-apiserver, -controller-manager, -scheduler, -proxy, kubelet, kubectl, and `api.proto`.
+
+    Raises:
+        BuildError: Go is missing, or the build failed.
+    """
+    version = _required(MODULES / "kubernetes", "k8s.io/kubernetes")
+    major, minor, _patch = version.removeprefix("v").split(".")
+    facts = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
+    flags = " ".join(f"-X {package}.{name}={value}" for package in VERSION_PACKAGES for name, value in facts.items())
+    return _built("kubernetes", ldflags=f"-s -w {flags}", files=(DEVICE_PLUGIN_PROTOCOL,))
+
+
+def coredns() -> Path:
+    """The folder of `coredns`, the server of a cluster's names, with the one plugin that pods need.
+
+    Raises:
+        BuildError: Go is missing, or the build failed.
+    """
+    return _built("coredns", ldflags="-s -w", files=())
+
+
+def volcano_crds() -> Path:
+    """The folder of the definitions of Job, Command, PodGroup and Queue, made from Volcano's own Go types.
+
+    Raises:
+        BuildError: Go is missing, or they cannot be made.
+    """
+    source = MODULES / "volcano"
+    packages = ";".join(f"volcano.sh/apis/pkg/apis/{name}" for name in VOLCANO_TYPES)
+    generate = f"crd:crdVersions=v1,generateEmbeddedObjectMeta=true,maxDescLen=0 paths={packages}"
+    digest = hashlib.sha256((source / "go.mod").read_bytes() + (source / "go.sum").read_bytes() + generate.encode())
+    folder = CACHE / f"volcano-{digest.hexdigest()[:12]}"
+    with locked(CACHE / "volcano.lock"):
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            _go(source, "tool", "controller-gen", *generate.split(), f"output:crd:artifacts:config={partial}")
+            partial.rename(folder)
+    return folder
+
+
+def client(version: str) -> Path:
+    """The folder of Kubernetes' Python client of a version, and of what it requires, for a PYTHONPATH.
+
+    Raises:
+        BuildError: it cannot be installed.
+    """
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    folder = CACHE / f"client-{version}-python{python}"
+    with locked(CACHE / "client.lock"):
+        if not folder.exists():
+            partial = folder.with_name(f"{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            command = [*install, "--target", str(partial), f"kubernetes=={version}"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                last = (done.stderr.splitlines() or ["no output"])[-1]
+                raise BuildError(f"pip install kubernetes=={version} failed: {last}")
+            partial.rename(folder)
+    return folder
+
+
+def helm3() -> Path:
+    """Helm 3, the program.
+
+    Raises:
+        BuildError: Go is missing, or the build failed.
+    """
+    kubernetes_version = _required(MODULES / "helm3", "k8s.io/client-go")
+    # client-go 0.35 is of Kubernetes 1.35; without them, Helm renders and lints for 1.20.
+    minor = kubernetes_version.split(".")[1]
+    packages = ("pkg/chartutil", "pkg/lint/rules")
+    facts = {f"{package}.k8sVersionMajor": "1" for package in packages}
+    facts |= {f"{package}.k8sVersionMinor": minor for package in packages}
+    return _helm(3, facts)
+
+
+def helm4() -> Path:
+    """Helm 4, the program.
+
+    Raises:
+        BuildError: Go is missing, or the build failed.
+    """
+    return _helm(4, {})
+
+
+@contextmanager
+def others_in_the_background() -> Iterator[None]:
+    """Build what is asked for later, one after the other, while others wait; for as long as the context lasts.
+
+    What is built by then is in Go's own cache, and whoever asks for one of them meanwhile waits for it.
+    """
+    script = f"import {__name__} as binaries; binaries.volcano_crds(); binaries.helm3(); binaries.helm4()"
+    command = [sys.executable, "-c", script]
+    # A test may have set another cache for what it starts.
+    environ = {**os.environ, "XDG_CACHE_HOME": str(CACHE.parents[1]), "PYTHONPATH": str(Path(__file__).parents[4])}
+    with subprocess.Popen(
+        ["nice", "-n", "19", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=environ,
+    ) as building:
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(building.pid, signal.SIGTERM)
+
+
+def _helm(major: int, facts: Mapping[str, str]) -> Path:
+    module = f"helm.sh/helm/v{major}"
+    set_here = {"internal/version.version": _required(MODULES / f"helm{major}", module), **facts}
+    flags = " ".join(f"-X {module}/{name}={value}" for name, value in set_here.items())
+    return _built(f"helm{major}", ldflags=f"-s -w {flags}") / "helm"
+
+
+def _built(module: str, *, ldflags: str, files: Sequence[tuple[str, str]] = ()) -> Path:
+    """Build every tool of a module once; processes that ask at the same time wait for the one that builds.
+
+    Args:
+        files: to copy beside the tools: a required module and a path in it.
+    """
+    source = MODULES / module
+    pinning = (source / "go.mod", source / "go.sum", *sorted(source.glob("*.go")))
+    pinned = b"".join(path.read_bytes() for path in pinning)
+    digest = hashlib.sha256(pinned + ldflags.encode())
+    folder = CACHE / f"{module}-{digest.hexdigest()[:12]}"
+    with locked(CACHE / f"{module}.lock"):
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            try:
+                _build(source, partial, ldflags)
+                for required, path in files:
+                    found = _go(source, "list", "-m", "-f", "{{.Dir}}", required)
+                    shutil.copyfile(Path(found.strip()) / path, partial / Path(path).name)
+                partial.rename(folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _build(source: Path, to: Path, ldflags: str) -> None:
+    # A module without tools is a program itself.
+    what = "tool" if "\ntool " in (source / "go.mod").read_text() else "."
+    _go(source, "build", "-p", str(os.cpu_count() or 1), "-trimpath", "-ldflags", ldflags, "-o", f"{to}/", what)
+
+
+def _go(source: Path, *words: str) -> str:
+    """What go prints."""
+    if shutil.which("go") is None:
+        raise BuildError("go is not installed: install Go 1.26 (1.27's JSON encoder breaks the API server's schema)")
+    environ = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false -mod=readonly"}
+    done = subprocess.run(["go", *words], cwd=source, capture_output=True, text=True, check=False, env=environ)
+    if done.returncode != 0:
+        log = CACHE / f"{source.name}.log"
+        log.write_text(done.stdout + done.stderr)
+        last = (done.stderr.splitlines() or ["no output"])[-1]
+        raise BuildError(f"go {words[0]} of {source.name} failed: {last} (all of it: {log})")
+    return done.stdout
+
+
+def _required(source: Path, module: str) -> str:
+    words = next(line.split() for line in (source / "go.mod").read_text().splitlines() if f"{module} v" in line)
+    return words[words.index(module) + 1]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of that file, which others on this machine wait for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

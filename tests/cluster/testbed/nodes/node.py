@@ -1,0 +1,316 @@
+"""One node: its namespaces and network, its disk, and its containerd, kubelet and kube-proxy."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.cluster.testbed.artifacts import images
+from tests.cluster.testbed.nodes import container_runtime
+from tests.cluster.testbed.nodes.certificates import Authority
+from tests.cluster.testbed.nodes.control_plane import API_ADDRESS, DOMAIN
+from tests.cluster.testbed.nodes.processes import Namespaces, Processes, StartError, only_child, output_of
+from tests.cluster.testbed.npus import pod_annotations
+
+BRIDGE = "node0"
+PODS = "10.244.0.0/16"
+CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "systemd")
+CGROUPS = Path("/sys/fs/cgroup")
+PODS_SHARES = 10 * 1024
+"""Of the machine's CPUs, for all pods of a node; a process that is in no group has 1,024."""
+
+
+ASCEND_910_LABELS: Mapping[str, str] = {
+    "accelerator": "huawei-Ascend910",
+    "accelerator-type": "module",
+    "host-arch": "huawei-x86",
+    "workerselector": "dls-worker-node",
+}
+"""What MindCluster's installation guide has an administrator write on an Atlas 800 (9010) node."""
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """How each node is to be.
+
+    Attributes:
+        npus: how many it is to have; simulated.
+        labels: the node's own.
+        container_log_max_size: a container's log is rotated when it is larger (a quantity); the kubelet's 10Mi if None.
+        container_log_max_files: how many files of a container's log are kept, the current one included; at least 2.
+    """
+
+    npus: int = 8
+    labels: Mapping[str, str] = field(default_factory=lambda: ASCEND_910_LABELS)
+    container_log_max_size: str | None = None
+    container_log_max_files: int = 5
+
+
+class Node:
+    """Number 1 has the control plane beside it; the others are joined to its bridge."""
+
+    def __init__(self, number: int, run: Path) -> None:
+        self.number = number
+        self.name = f"node{number}"
+        self.address = f"10.123.0.{number}"
+        self.pods = f"10.244.{number - 1}.0/24"
+        self.folder = run / self.name
+        self.folder.mkdir()
+        self.socket = self.folder / "containerd.sock"
+        self._cgroup = f"{run.name}-{self.name}"
+        self._namespaces: Namespaces | None = None
+        self._health = self.folder / "unhealthy"
+
+    @property
+    def namespaces(self) -> Namespaces:
+        """What it sees; once it has been entered."""
+        assert self._namespaces is not None
+        return self._namespaces
+
+    def enter(self, namespaces: Namespaces) -> None:
+        """Its holder runs there."""
+        self._namespaces = namespaces
+
+    def process(self, kind: str) -> str:
+        """The name of one of its processes."""
+        return f"{self.name}-{kind}"
+
+    def holder(self) -> list[str]:
+        """The command line of its first process."""
+        commands: list[list[str]] = []
+        if self.number == 1:
+            commands = [
+                ["ip", "link", "add", BRIDGE, "type", "bridge"],
+                ["ip", "addr", "add", f"{self.address}/24", "dev", BRIDGE],
+                ["ip", "link", "set", BRIDGE, "up"],
+                # Programs want one; it leads nowhere, as the bridge has no way out.
+                ["ip", "route", "add", "default", "dev", BRIDGE],
+            ]
+        spec = {"folder": str(self.folder), "commands": commands}
+        return [sys.executable, str(Path(__file__).with_name("node_init.py")), json.dumps(spec)]
+
+    def join(self, first: Namespaces, other: "Node", processes: Processes) -> None:
+        """Make its namespaces within the process namespace of the first node, and connect the two."""
+        name = self.process("holder")
+        # From the machine's mounts, not the first node's: through an overlay upon its overlay, the first kubelet's and
+        # its device plugin's sockets would be seen here, and would be dialled in vain.
+        command = ["nsenter", "--target", str(first.pid), "--pid", "--", "unshare", "--mount", "--mount-proc", "--net"]
+        parent = processes.start(name, [*command, *self.holder()])
+        processes.until(name, (self.folder / "ready").exists)
+        self._namespaces = Namespaces(only_child(parent))
+        pid, ours = str(self.namespaces.pid), "up0"
+        outside = ["nsenter", f"--net={first.network}", "--"]
+        output_of([*outside, "ip", "link", "add", self.name, "type", "veth", "peer", "name", ours, "netns", pid])
+        output_of([*outside, "ip", "link", "set", self.name, "master", BRIDGE, "up"])
+        output_of([*outside, "ip", "route", "add", self.pods, "via", self.address])
+        inside = ["nsenter", f"--net={self.namespaces.network}", "--"]
+        output_of([*inside, "ip", "addr", "add", f"{self.address}/24", "dev", ours])
+        output_of([*inside, "ip", "link", "set", ours, "up"])
+        output_of([*inside, "ip", "route", "add", "default", "via", other.address])
+        output_of([*inside, "ip", "route", "add", other.pods, "via", other.address])
+
+    def start(
+        self,
+        ca: Authority,
+        programs: Path,
+        processes: Processes,
+        archives: Sequence[Path],
+        options: NodeOptions,
+    ) -> None:
+        """Start what makes it a node.
+
+        Args:
+            archives: of the images that it is to have; its sandboxes' among them.
+        """
+        server = "https://127.0.0.1:6443" if self.number == 1 else "https://10.123.0.1:6443"
+        ca.files(self.name, self.name, addresses=(self.address, self.name))
+        identity = ca.kubeconfig(
+            self.folder / "kubelet.kubeconfig", server, f"system:node:{self.name}", group="system:nodes"
+        )
+        proxy = ca.kubeconfig(self.folder / "proxy.kubeconfig", server, "system:kube-proxy")
+        self._make_cgroups()
+        self._start_containerd(processes, archives)
+        kubelet = self._write("kubelet.yaml", self._kubelet(ca.certificate.parent, options))
+        labels = ",".join(f"{name}={value}" for name, value in options.labels.items())
+        command = [str(programs / "kubelet"), f"--config={kubelet}", f"--kubeconfig={identity}"]
+        command += [f"--hostname-override={self.name}", f"--node-ip={self.address}", f"--cert-dir={self.folder}"]
+        command += [f"--node-labels={labels}"]
+        processes.start(self.process("kubelet"), self.namespaces.inside(command))
+        config = self._write("proxy.yaml", self._proxy(proxy))
+        command = [str(programs / "kube-proxy"), f"--config={config}"]
+        processes.start(self.process("proxy"), self.namespaces.inside(command))
+        if options.npus:
+            self._health.touch()
+            plugin = ca.kubeconfig(self.folder / "npu.kubeconfig", server, pod_annotations.USER)
+            spec = {
+                "count": options.npus,
+                "protocol_folder": str(programs),
+                "health": str(self._health),
+                "kubeconfig": str(plugin),
+                "node": self.name,
+                "address": self.address,
+            }
+            command = [sys.executable, "-m", "tests.cluster.testbed.npus.device_plugin", json.dumps(spec)]
+            found = {"PYTHONPATH": str(container_runtime.CHECKOUT)}
+            processes.start(self.process("npu"), self.namespaces.inside(command), environ=found)
+
+    def make_unhealthy(self, chips: set[int]) -> None:
+        """From now on these NPUs, and no others, are."""
+        self._health.write_text(",".join(map(str, sorted(chips))))
+
+    def _start_containerd(self, processes: Processes, archives: Sequence[Path]) -> None:
+        network = self.folder / "cni"
+        network.mkdir()
+        (network / "10-bridge.conflist").write_text(json.dumps(self._network()))
+        config = self.folder / "containerd.toml"
+        config.write_text(
+            _CONTAINERD.format(
+                folder=self.folder, socket=self.socket, pause=images.PAUSE, runc=container_runtime.runc(self.folder)
+            )
+        )
+        name = self.process("containerd")
+        processes.start(name, self.namespaces.inside(["containerd", f"--config={config}"]))
+        processes.until(name, self._serves)
+        for archive in archives:
+            self.load(archive)
+
+    def _serves(self) -> bool:
+        """Whether the part that kubelets speak to is there, too: it comes after the server has begun to answer."""
+        try:
+            plugins = self.namespaces.run(*self._ctr("plugins", "list"))
+        except StartError:
+            return False
+        cri = [line.split() for line in plugins.splitlines() if line.split()[:2] == ["io.containerd.grpc.v1", "cri"]]
+        return bool(cri) and cri[0][-1] == "ok"
+
+    def load(self, archive: Path) -> None:
+        """Give it an image."""
+        self.namespaces.run(*self._ctr("images", "import", "--no-unpack", str(archive)))
+
+    def tag(self, image: str, name: str) -> None:
+        """Give an image that it has another name, too."""
+        self.namespaces.run(*self._ctr("images", "tag", "--force", image, name))
+
+    def _ctr(self, *words: str) -> list[str]:
+        return ["ctr", f"--address={self.socket}", "--namespace=k8s.io", *words]
+
+    def _make_cgroups(self) -> None:
+        for controller in CONTROLLERS:
+            (CGROUPS / controller / self._cgroup).mkdir(exist_ok=True)
+        for part in ("cpus", "mems"):
+            mine = CGROUPS / "cpuset" / self._cgroup / f"cpuset.{part}"
+            mine.write_text((CGROUPS / "cpuset" / f"cpuset.{part}").read_text())
+        # Beside other work all pods of a node together would have the share of one process.
+        (CGROUPS / "cpu" / self._cgroup / "cpu.shares").write_text(str(PODS_SHARES))
+
+    def _write(self, name: str, value: dict[str, Any]) -> Path:
+        path = self.folder / name
+        path.write_text(yaml.safe_dump(value))
+        return path
+
+    def _kubelet(self, pki: Path, options: NodeOptions) -> dict[str, Any]:
+        size = options.container_log_max_size
+        return {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "address": self.address,
+            "healthzBindAddress": "127.0.0.1",
+            "tlsCertFile": str(pki / f"{self.name}.crt"),
+            "tlsPrivateKeyFile": str(pki / f"{self.name}.key"),
+            "authentication": {
+                "anonymous": {"enabled": False},
+                "webhook": {"enabled": True},
+                "x509": {"clientCAFile": str(pki / "ca.crt")},
+            },
+            "authorization": {"mode": "Webhook"},
+            "containerRuntimeEndpoint": f"unix://{self.socket}",
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": f"/{self._cgroup}",
+            "failCgroupV1": False,
+            "failSwapOn": False,
+            "enforceNodeAllocatable": ["pods"],
+            "oomScoreAdj": 0,
+            "resolvConf": "",
+            "clusterDNS": [API_ADDRESS],
+            "clusterDomain": DOMAIN,
+            "evictionHard": {"memory.available": "200Mi", "nodefs.available": "2%", "imagefs.available": "2%"},
+            "imageGCHighThresholdPercent": 99,
+            "imageGCLowThresholdPercent": 98,
+            "fileCheckFrequency": "5s",
+            "syncFrequency": "10s",
+            "nodeStatusUpdateFrequency": "5s",
+            # Else it makes the machine's own.
+            "volumePluginDir": str(self.folder / "volume-plugins"),
+            "containerLogMaxFiles": options.container_log_max_files,
+            # The shortest that the kubelet takes.
+            "containerLogMonitorInterval": "3s",
+            **({} if size is None else {"containerLogMaxSize": size}),
+        }
+
+    def _proxy(self, kubeconfig: Path) -> dict[str, Any]:
+        return {
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+            "kind": "KubeProxyConfiguration",
+            "mode": "iptables",
+            "clusterCIDR": PODS,
+            "hostnameOverride": self.name,
+            "bindAddress": self.address,
+            "healthzBindAddress": "127.0.0.1:10256",
+            "metricsBindAddress": "127.0.0.1:10249",
+            "oomScoreAdj": 0,
+            "clientConnection": {"kubeconfig": str(kubeconfig)},
+            # Else it would set the machine's own limits.
+            "conntrack": {
+                "maxPerCore": 0,
+                "min": 0,
+                "tcpEstablishedTimeout": "0s",
+                "tcpCloseWaitTimeout": "0s",
+            },
+        }
+
+    def _network(self) -> dict[str, Any]:
+        addresses = {
+            "type": "host-local",
+            "dataDir": str(self.folder / "addresses"),
+            "ranges": [[{"subnet": self.pods}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+        }
+        bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True, "ipam": addresses}
+        ports = {"type": "portmap", "capabilities": {"portMappings": True}}
+        return {"cniVersion": "0.4.0", "name": "pods", "plugins": [bridge, ports]}
+
+
+# Without CAP_SYS_RESOURCE, runc cannot lower an oom_score_adj, and no sandbox would start.
+_CONTAINERD = """\
+version = 2
+root = "{folder}/containerd"
+state = "{folder}/containerd-state"
+oom_score = 0
+[grpc]
+  address = "{socket}"
+[ttrpc]
+  address = "{socket}.ttrpc"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{folder}/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "0"
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "{folder}/cni"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "overlayfs"
+    default_runtime_name = "runc"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        SystemdCgroup = false
+        BinaryName = "{runc}"
+"""

@@ -1,0 +1,290 @@
+"""A STAND-IN for MindCluster's ascend-operator: it fills the ConfigMap `rings-config-<job>` of Volcano Jobs.
+
+It follows what the real one (mind-cluster 22bb3d98) was measured to do, whose tables are kept in
+tests/data/ranktables; ascend-operator itself needs its own kinds and images. It acts only in namespaces with LABEL, and
+can be told to be late, wrong, or absent. The real one watches; this one looks ten times a second.
+
+Run as `python -m tests.cluster.testbed.npus.ranktable_writer SPEC`; SPEC is JSON.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from tests.cluster.testbed.api import Api, ApiError
+from tests.cluster.testbed.cluster import Cluster
+from tests.cluster.testbed.nodes.container_runtime import CHECKOUT
+from tests.cluster.testbed.nodes.processes import Processes
+from tests.cluster.testbed.npus.device_plugin import RESOURCE
+from tests.cluster.testbed.npus.pod_annotations import CONFIGURATION
+
+LABEL = "pnas.test/ranktable=true"
+ATLAS, RANK_INDEX, JOB_NAME = "ring-controller.atlas", "hccl/rankIndex", "volcano.sh/job-name"
+INTERVAL_S = 0.3
+Fault = Literal["missing-device", "duplicate-rank", "absent"]
+NAMESPACE, ACCOUNT = "kube-system", "ascend-operator"
+RULES = (
+    {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["list"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "patch"]},
+    {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "patch"]},
+    {"apiGroups": ["batch.volcano.sh"], "resources": ["jobs"], "verbs": ["list"]},
+)
+
+
+@contextmanager
+def ranktable_writer(cluster: Cluster, *, late_s: float = 0.0, fault: Fault | None = None) -> Iterator[None]:
+    """One that runs for as long as the context lasts.
+
+    Args:
+        late_s: from the moment when a table could be written until it is.
+        fault: `missing-device` leaves the last device out; `duplicate-rank` gives the last device the first one's rank;
+            `absent` writes no table at all.
+
+    Raises:
+        NotABedError: on somebody's cluster the real one may be at work.
+        StartError: it did not start.
+    """
+    folder = cluster.inside("a place for a stand-in of ascend-operator").folder
+    spec = {"kubeconfig": str(_kubeconfig(cluster)), "late_s": late_s, "fault": fault}
+    processes = Processes(folder / "logs")
+    name = "ranktable-writer"
+    command = [sys.executable, "-m", "tests.cluster.testbed.npus.ranktable_writer", json.dumps(spec)]
+    log = folder / "logs" / f"{name}.log"
+    before = log.stat().st_size if log.exists() else 0
+    processes.start(name, command, environ={"PYTHONPATH": str(CHECKOUT)})
+    try:
+        processes.until(name, lambda: log.stat().st_size > before)
+        yield
+    finally:
+        processes.stop_all()
+
+
+def _kubeconfig(cluster: Cluster) -> Path:
+    """Of a service account of its own, with the rights that it needs."""
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": ACCOUNT}
+    subject = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": NAMESPACE}
+    rbac = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": ACCOUNT}}
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT, "namespace": NAMESPACE}}
+    objects = [
+        account,
+        {**rbac, "kind": "ClusterRole", "rules": RULES},
+        {**rbac, "kind": "ClusterRoleBinding", "roleRef": role, "subjects": [subject]},
+    ]
+    path = cluster.folder / f"{ACCOUNT}.json"
+    path.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+    cluster.kubectl("apply", "--filename", str(path))
+    token = cluster.kubectl("create", "token", ACCOUNT, "--namespace", NAMESPACE, "--duration=24h").strip()
+    config = yaml.safe_load(cluster.kubeconfig.read_text())
+    config["users"][0]["user"] = {"token": token}
+    path = cluster.folder / f"{ACCOUNT}.kubeconfig"
+    path.touch(mode=0o600)
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def table(pods: Sequence[Mapping[str, Any]], status: str = "completed") -> dict[str, Any]:
+    """The table of these pods, which are annotated with their devices and rank indices, in its own order of fields."""
+    told = {pod["metadata"]["uid"]: json.loads(pod["metadata"]["annotations"][CONFIGURATION]) for pod in pods}
+    # One pod counts as one on a node of its own.
+    by_node = len({pod["spec"]["nodeName"] for pod in pods}) == len(pods)
+    servers = []
+    for pod in sorted(pods, key=_index):
+        configuration = told[pod["metadata"]["uid"]]
+        host = configuration.get("host_ip", "")
+        devices = configuration["devices"]
+        servers.append(
+            {
+                "device": [
+                    {
+                        "device_id": device["device_id"],
+                        "device_ip": device["device_ip"],
+                        "rank_id": str(_index(pod) * len(devices) + position),
+                    }
+                    for position, device in enumerate(devices)
+                ],
+                "server_id": host if by_node else configuration["server_id"],
+                "host_ip": host,
+                "container_ip": pod["status"]["podIP"],
+            }
+        )
+    return {"status": status, "server_list": servers, "server_count": str(len(servers)), "version": "1.0"}
+
+
+def spoil(good: dict[str, Any], fault: Fault) -> None:
+    """Put this fault into a table."""
+    devices = good["server_list"][-1]["device"]
+    if fault == "missing-device":
+        devices.pop()
+    else:
+        devices[-1]["rank_id"] = good["server_list"][0]["device"][0]["rank_id"]
+
+
+def is_ready(pod: Mapping[str, Any]) -> bool:
+    """It has its devices, with addresses, and its own address. An empty address of a device is not looked at."""
+    annotation = pod["metadata"].get("annotations", {}).get(CONFIGURATION)
+    if annotation is None or not pod["status"].get("podIP"):
+        return False
+    return all(device["device_ip"] != "-1" for device in json.loads(annotation)["devices"])
+
+
+def wanted(job: Mapping[str, Any]) -> int:
+    """How many pods of a Volcano Job get a place in its table; 0 if it gets none."""
+    specs = [(task.get("replicas", 1), task["template"]["spec"]) for task in job["spec"]["tasks"]]
+    volumes = (volume["name"] for _, spec in specs for volume in spec.get("volumes", ()))
+    if ATLAS not in job["metadata"].get("labels", {}) and "ranktable" not in volumes:
+        return 0
+    return sum(replicas for replicas, spec in specs if _requests(spec))
+
+
+def _requests(spec: Mapping[str, Any]) -> bool:
+    """Limits are not looked at; the API server copies them into a pod's requests, but not into a Job's template's."""
+    resources = (container.get("resources", {}) for container in spec["containers"])
+    return any(int(resource.get("requests", {}).get(RESOURCE, 0)) for resource in resources)
+
+
+def _index(pod: Mapping[str, Any]) -> int:
+    return int(pod["metadata"]["annotations"][RANK_INDEX])
+
+
+@dataclass
+class Progress:
+    """What is remembered of a Job object for as long as it is there.
+
+    Attributes:
+        rows: the pods of the last table, by UID, as they were.
+        saved: when a table was last written, in seconds since 1970; 0 before the first.
+        given_up: there was no ConfigMap when it was first looked for, or it cannot be written.
+        ready_since: when the table that is due could first be written.
+    """
+
+    rows: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    status: str = ""
+    saved: int = 0
+    given_up: bool = False
+    ready_since: float | None = None
+
+
+class Writer:
+    """Looks, and writes what is due."""
+
+    def __init__(self, api: Api, *, late_s: float, fault: Fault | None) -> None:
+        self._api = api
+        self._late_s = late_s
+        self._fault = fault
+        self._jobs: dict[str, Progress] = {}
+
+    def look(self) -> None:
+        """At every Job once.
+
+        Raises:
+            ApiError: the API server does not answer, or refuses.
+        """
+        for namespace in self._api.get("/api/v1/namespaces", labelSelector=LABEL)["items"]:
+            name = namespace["metadata"]["name"]
+            jobs = self._jobs_of(name)
+            if jobs:
+                pods = self._api.get(f"/api/v1/namespaces/{name}/pods", labelSelector=JOB_NAME)["items"]
+                for job in jobs:
+                    self._look_at(job, [pod for pod in pods if _owner(pod) == job["metadata"]["uid"]])
+
+    def _jobs_of(self, namespace: str) -> list[dict[str, Any]]:
+        try:
+            found = self._api.get(f"/apis/batch.volcano.sh/v1alpha1/namespaces/{namespace}/jobs")["items"]
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return []
+        return [job for job in found if wanted(job)]
+
+    def _look_at(self, job: Mapping[str, Any], pods: Sequence[dict[str, Any]]) -> None:
+        progress = self._jobs.setdefault(job["metadata"]["uid"], Progress())
+        pods = [pod for pod in pods if _requests(pod["spec"])]
+        present = {pod["metadata"]["uid"] for pod in pods}
+        if progress.given_up:
+            return
+        if progress.status == "completed":
+            if not progress.rows.keys() <= present:
+                # The old rows stay in it.
+                self._write(job, progress, list(progress.rows.values()), "initializing")
+        elif len(pods) == wanted(job) and all(map(is_ready, pods)):
+            now = time.monotonic()
+            progress.ready_since = progress.ready_since or now
+            if now - progress.ready_since >= self._late_s:
+                self._index_all(pods)
+                self._write(job, progress, pods, "completed")
+        else:
+            progress.ready_since = None
+
+    def _index_all(self, pods: Sequence[dict[str, Any]]) -> None:
+        """Give pods that Volcano gave no index the free ones.
+
+        In which order is arbitrary; here the last pod is the first, so that nobody comes to rely on the other order.
+        """
+        taken = {_index(pod) for pod in pods if RANK_INDEX in pod["metadata"]["annotations"]}
+        free = iter(sorted(set(range(len(pods))) - taken))
+        for pod in sorted(pods, key=lambda one: str(one["metadata"]["name"]), reverse=True):
+            metadata = pod["metadata"]
+            if RANK_INDEX not in metadata["annotations"]:
+                metadata["annotations"][RANK_INDEX] = str(next(free))
+                path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
+                index = {RANK_INDEX: metadata["annotations"][RANK_INDEX]}
+                self._api.merge(path, {"metadata": {"uid": metadata["uid"], "annotations": index}})
+
+    def _write(
+        self, job: Mapping[str, Any], progress: Progress, pods: Sequence[Mapping[str, Any]], status: str
+    ) -> None:
+        if self._fault == "absent":
+            return
+        written = table(pods, status)
+        if self._fault is not None:
+            spoil(written, self._fault)
+        # It is not the version of anything: the time of the save before this one.
+        data = {"hccl.json": json.dumps(written, separators=(",", ":")), "version": str(progress.saved)}
+        namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
+        try:
+            self._api.merge(f"/api/v1/namespaces/{namespace}/configmaps/rings-config-{name}", {"data": data})
+        except ApiError as error:
+            if error.status not in {404, 422}:
+                raise
+            # It is not looked for again for this Job, whatever comes; nor can an immutable one be written ever.
+            progress.given_up = True
+            say(f"{namespace}/{name}: {error}")
+            return
+        say(f"{namespace}/{name}: {status}")
+        progress.rows = {pod["metadata"]["uid"]: pod for pod in pods}
+        progress.status, progress.saved, progress.ready_since = status, int(time.time()), None
+
+
+def _owner(pod: Mapping[str, Any]) -> str | None:
+    owners = (one for one in pod["metadata"].get("ownerReferences", ()) if one.get("controller"))
+    return next((str(owner["uid"]) for owner in owners), None)
+
+
+def say(text: str) -> None:
+    """A line of the log."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Look and write for ever."""
+    spec = json.loads(sys.argv[1])
+    writer = Writer(Api(Path(spec["kubeconfig"])), late_s=spec["late_s"], fault=spec["fault"])
+    say("a stand-in for ascend-operator")
+    while True:
+        try:
+            writer.look()
+        except ApiError as error:
+            say(str(error))
+        time.sleep(INTERVAL_S)
+
+
+if __name__ == "__main__":
+    main()
