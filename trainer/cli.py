@@ -22,6 +22,7 @@ from trainer.run.termination import Ending
 from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, settings, user_layers
 from trainer.shared.config.options import option_parameters, typed
 from trainer.shared.errors import TrainerError, UsageError
+from trainer.shared.files import reading
 from trainer.shared.help import HelpPage
 from trainer.supervisor import WorkerCommand, supervise
 from trainer.topology import Topology, Worker, discover, visible_devices
@@ -134,7 +135,6 @@ def check_inputs(config: TrainConfig, topology: Topology) -> "Datasets":
         UsageError: one line that names what is wrong.
     """
     # Imported here, as numpy.
-    from trainer.data.files import reading  # noqa: PLC0415
     from trainer.data.index import load_datasets  # noqa: PLC0415
     from trainer.data.sampler import steps_per_epoch  # noqa: PLC0415
     from trainer.run.resume import is_training_state  # noqa: PLC0415

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import LauncherError
+from trainer.shared.files import replacing
 
 API_VERSION = "pnas/v1"
 
@@ -50,14 +51,15 @@ def write_record(path: Path, kind: str, values: Mapping[str, Any]) -> None:
     """
     text = json.dumps({"apiVersion": API_VERSION, "kind": kind, **values}, indent=1) + "\n"
     reserved = _reserved(path)
+    # Several launchers can cancel one job at once.
     partial = reserved if reserved.exists() else path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        # A reservation is written over, not anew: its room on the disk is already ours.
-        with partial.open("r+" if partial is reserved else "w", encoding="utf-8") as file:
+        # Write over a reservation instead of truncating it: it already has its room on the disk.
+        with (
+            replacing(path, partial=partial),
+            partial.open("r+" if partial is reserved else "w", encoding="utf-8") as file,
+        ):
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
         raise LauncherError(f"{path}: cannot be written: {error.strerror}; free or change XDG_STATE_HOME") from error
 

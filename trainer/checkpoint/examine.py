@@ -13,8 +13,8 @@ from trainer.checkpoint.files import CHECKPOINTS, listed
 from trainer.checkpoint.layout import file_order, size_of
 from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, Refused
 from trainer.checkpoint.reading import read_manifest, tensor_checks, wrong_size
-from trainer.data.files import reading
 from trainer.shared.errors import UsageError
+from trainer.shared.files import reading
 
 WEIGHTS_SUFFIX = ".safetensors"
 CHECKPOINT_PREFIX = "step-"

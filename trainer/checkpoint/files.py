@@ -20,7 +20,7 @@ from typing import Any
 from trainer.checkpoint.layout import file_order, header, size_of
 from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, Entry, Manifest, Refused, encode
 from trainer.checkpoint.reading import CHUNK, read_manifest, verify
-from trainer.shared.files import flush
+from trainer.shared.files import fsync
 
 __all__ = [
     "Blob",
@@ -79,7 +79,7 @@ def write(folder: Path, step: int, blobs: Mapping[str, Blob], content: Mapping[s
     data = {name: _bytes(name, blob) for name, blob in blobs.items()}
     if not folder.is_dir():
         folder.mkdir()
-        flush(folder.parent)
+        fsync(folder.parent)
     final = folder / f"step-{step:09d}"
     partial = folder / f".{final.name}.partial"
     _remove(partial)
@@ -90,7 +90,7 @@ def write(folder: Path, step: int, blobs: Mapping[str, Blob], content: Mapping[s
         entries = _write_state(partial / STATE_FILE, blobs, data)
         saved = datetime.now(timezone.utc).isoformat(timespec="seconds")
         _write_file(partial / MANIFEST_FILE, iter([encode(content, entries, saved)]))
-        flush(partial)
+        fsync(partial)
         manifest = _read_back(partial)
         _install(partial, final)
         undo.pop_all()
@@ -194,8 +194,7 @@ def _write_file(path: Path, pieces: Iterator[bytes | memoryview]) -> None:
     with path.open("xb") as file:
         for piece in pieces:
             file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
+    fsync(path)
 
 
 def _read_back(partial: Path) -> Manifest:
@@ -223,7 +222,7 @@ def _install(partial: Path, final: Path) -> None:
             _discard(aside)
         final.rename(aside)
     partial.rename(final)
-    flush(final.parent)
+    fsync(final.parent)
     if aside.exists():
         # The new one is in place: what is left of the old one can wait for the next prune.
         with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainer.data.files import write_atomically
+from trainer.data.prepare import write_image
 from trainer.shared.errors import UsageError
 
 COUNT = 1797
@@ -34,7 +34,7 @@ def write_digits(to: Path) -> int:
     for number, (split, label, pixels) in enumerate(_digits()):
         if number in present:
             continue
-        write_atomically(to / split / str(label) / _NAME.format(number), _jpeg(pixels))
+        write_image(to / split / str(label) / _NAME.format(number), _jpeg(pixels))
         written += 1
     return written
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.files import reading
 from trainer.shared.errors import UsageError
+from trainer.shared.files import reading, replacing
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _CACHE_VERSION = 2
@@ -239,10 +239,10 @@ def _read_cache(cache: Path, root: Path) -> ImageIndex | None:
 
 def _write_cache(cache: Path, index: ImageIndex, folders: dict[str, int]) -> None:
     """Keep the index; several processes may do so at once, and a cache that cannot be written is no error."""
-    partial = cache.with_name(f"{cache.name}.{os.getpid()}.partial")
+    partial = cache.with_name(f".{cache.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with replacing(cache, partial=partial, sync=False), partial.open("wb") as file:
             np.savez(
                 file,
                 folders=np.array([os.fsencode(folder) for folder in folders], dtype=np.bytes_),
@@ -251,4 +251,3 @@ def _write_cache(cache: Path, index: ImageIndex, folders: dict[str, int]) -> Non
                 paths=index.paths,
                 labels=index.labels,
             )
-        partial.replace(cache)

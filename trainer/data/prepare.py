@@ -5,16 +5,18 @@ killed and run again, checks what it was given before it writes anything, and ch
 """
 
 import errno
+import io
 import re
+import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
-from trainer.data.files import cannot_write, reading, write_atomically
 from trainer.shared.errors import TrainerError, UsageError
+from trainer.shared.files import reading, replacing, writing
 
 Transfer = Literal["copy", "link", "move"]
 
@@ -24,6 +26,7 @@ _IMAGE = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
 # A line of valprep.sh (`mv ILSVRC2012_val_00000001.JPEG n01751748/`) or of Kaggle's LOC_val_solution.csv.
 _NAMED_LABEL = re.compile(r"(ILSVRC2012_val_\d{8})(?:\.JPEG)?[\s,]+(n\d{8})\b")
 _WNID = re.compile(r"n\d{8}")
+_RUN_AGAIN = "make room or permit it, then run the same command again: it goes on where it stopped"
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,19 @@ def prepare(
     return Prepared(written, len(labels) - len(missing) - written, len(missing))
 
 
+def write_image(path: Path, content: bytes | IO[bytes]) -> None:
+    """Write an image and create its folders. A file that exists is complete, so that a killed command can be repeated.
+
+    Raises:
+        TrainerError: the disk is full, or the folder cannot be written.
+    """
+    with writing(path, _RUN_AGAIN):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Its hidden name keeps the rest of a killed run out of every index. 50,000 waits for the disk would take long.
+        with replacing(path, sync=False) as partial, partial.open("wb") as file:
+            shutil.copyfileobj(io.BytesIO(content) if isinstance(content, bytes) else content, file, 1 << 20)
+
+
 def _refuse_partial_labels(labels: Mapping[str, str], images: int, classes: int) -> None:
     sizes = Counter(labels.values())
     if len(labels) != images or len(sizes) != classes or set(sizes.values()) != {images // classes}:
@@ -147,24 +163,25 @@ def _transfer(image: Path, target: Path, transfer: Transfer) -> bool:
         content = image.open("rb")
     with content:
         if transfer == "copy":
-            write_atomically(target, content)
+            write_image(target, content)
         else:
             _link_or_move(image, target, transfer)
     return True
 
 
 def _link_or_move(image: Path, target: Path, transfer: Transfer) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if transfer == "link":
-            target.unlink(missing_ok=True)
-            target.hardlink_to(image.resolve())
-        else:
-            image.replace(target)
-    except OSError as error:
-        if error.errno == errno.EXDEV:
+    with writing(target, _RUN_AGAIN):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if transfer == "link":
+                target.unlink(missing_ok=True)
+                target.hardlink_to(image.resolve())
+            else:
+                image.replace(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
             raise UsageError(f"--transfer {transfer}: {image} is on another disk than {target.parent}; copy") from None
-        raise cannot_write(target, error) from None
 
 
 def _from_tar(source: Path, to: Path, labels: Mapping[str, str], progress: Callable[[int], None]) -> int:
@@ -177,7 +194,7 @@ def _from_tar(source: Path, to: Path, labels: Mapping[str, str], progress: Calla
                 target = _target(to, labels, name)
                 content = archive.extractfile(member)
                 if content is not None and not _is_there(target, member.size):
-                    write_atomically(target, content)
+                    write_image(target, content)
                     written += 1
                 progress(done)
     except (tarfile.TarError, EOFError, OSError) as error:

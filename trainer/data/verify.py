@@ -14,10 +14,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from trainer.data.decode import BadImageError, decode
-from trainer.data.files import reading
 from trainer.data.index import walk_images
 from trainer.data.processes import start_worker, whole_item_loader
 from trainer.shared.errors import UsageError
+from trainer.shared.files import reading
 
 _STDERR = 2
 # libjpeg's warnings that mean lost pixels; others, such as extraneous bytes before the end, are harmless.

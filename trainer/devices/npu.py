@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from trainer.devices.runtime_errors import explain_loading
-from trainer.run.folder import writing
 from trainer.shared.errors import RuntimeUnusable
+from trainer.shared.files import writing
 
 
 class NpuDevice:

@@ -15,7 +15,7 @@ from torch import Tensor
 from trainer.model.pnasnet import PNASNet5
 from trainer.model.weight_files import DataConfig, Weights, metadata_of
 from trainer.shared.errors import TrainerError, UsageError
-from trainer.shared.files import flush
+from trainer.shared.files import replacing
 
 AUX = "aux."
 HEADS = ("last_linear.", "aux.classifier.")
@@ -90,14 +90,10 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], description: dict[s
     Raises:
         TrainerError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(dict(tensors), partial, description)
-        flush(partial)
-        partial.replace(path)
-        flush(path.parent)
+        with replacing(path) as partial:
+            save_file(dict(tensors), partial, description)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise TrainerError(
             f"weights {path}: cannot be written ({error}); free space or choose another folder"
         ) from error

@@ -5,13 +5,13 @@ that may be a dead job's table, marked completed. So "not completed", "not mine"
 "wait"; only a table that names this pod and is wrong is final.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from trainer.ranktable.identity import Identity, find_me
 from trainer.ranktable.table import NotReadyError, RankTable, parse
 from trainer.shared.errors import TrainerError, UsageError
+from trainer.shared.files import replacing
 
 POLL_S = 1.0  # a ConfigMap volume changes once a minute; a file on shared storage is cheap to read
 
@@ -98,12 +98,11 @@ def write_regular(content: bytes, destination: Path) -> Path:
     Raises:
         UsageError: it cannot be written.
     """
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
     try:
-        temporary.unlink(missing_ok=True)
-        temporary.write_bytes(content)
-        temporary.chmod(0o400)
-        return temporary.replace(destination)
+        with replacing(destination) as partial:
+            partial.unlink(missing_ok=True)  # a killed writer may have left one that cannot be written to
+            partial.write_bytes(content)
+            partial.chmod(0o400)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UsageError(f"the rank table cannot be copied to {destination}: {error.strerror}") from error
+    return destination

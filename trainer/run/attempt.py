@@ -12,13 +12,14 @@ from pathlib import Path
 
 from trainer.checkpoint.files import CHECKPOINTS, Manifest, clear
 from trainer.data.index import Datasets
-from trainer.run.folder import claim, create_run_folder, next_attempt, writing
+from trainer.run.folder import claim, create_run_folder, next_attempt
 from trainer.run.image_list import INDEX_FILE, keep_index
 from trainer.run.lock import locked
 from trainer.run.resume import Source, check_data, choose, find_source, set_aside, where
 from trainer.shared.config import Layer, TrainConfig, settings
 from trainer.shared.config.layers import ConfigError, flag_name
 from trainer.shared.config.train import OF_ONE_ATTEMPT, TRAINING, checkpoint_layer
+from trainer.shared.files import writing
 from trainer.topology import Topology
 
 # A run that was begun with one of these others is another run.

@@ -8,13 +8,14 @@ import contextlib
 import errno
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
 from trainer.shared.config import TrainConfig
-from trainer.shared.errors import ConflictError, TrainerError, UsageError
+from trainer.shared.errors import ConflictError, UsageError
+from trainer.shared.files import writing
 
 
 def create_run_folder(config: TrainConfig, *, leads: bool, alone: bool, now: float) -> Path:
@@ -95,21 +96,6 @@ def device_folder(run: Path, rank: int) -> Path:
 def console_log(run: Path, rank: int, attempt: int) -> Path:
     """File with every numbered line that a rank printed; a restarted run's attempts have one each."""
     return device_folder(run, rank) / f"console-{attempt}.log"
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Say in one line that `path` cannot be written, where that turns out in this context.
-
-    Raises:
-        TrainerError: it cannot.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise TrainerError(
-            f"{path}: cannot be written: {error.strerror or error}; free space, or choose another --output"
-        ) from error
 
 
 ATTEMPT = re.compile(r"(?:config|provenance|console)(?:-(\d+))?\.(?:yaml|json|log)")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.index import Datasets
-from trainer.run.folder import writing
+from trainer.shared.files import replacing, writing
 
 INDEX_FILE = "data_index.npz"
 NAMED = 3
@@ -26,15 +26,11 @@ def keep_index(run: Path, datasets: Datasets) -> None:
         TrainerError: it cannot be written.
     """
     path = run / INDEX_FILE
-    partial = path.with_name(f".{path.name}.partial")
-    with writing(path):
+    with writing(path), replacing(path) as partial:
         with partial.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **_splits(datasets))
-            file.flush()
-            os.fsync(file.fileno())
         if path.exists():
             path.rename(_next_free(path))
-        partial.replace(path)
 
 
 def changes(run: Path, datasets: Datasets) -> str:

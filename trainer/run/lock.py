@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from trainer.run.folder import writing
 from trainer.shared.errors import ConflictError
+from trainer.shared.files import writing
 
 LOCK_FILE = "run.lock"
 HEARTBEAT_S = 5.0

@@ -1,17 +1,79 @@
-"""What has been written is on the disk, not only on its way there: one call for files and for folders."""
+"""Files that are whole or not there at all, whatever kills their writer, and one clear line for a failed read or write.
 
+Both programs write through `replacing`, so the order (write, fsync, rename, fsync of the folder) stands in one place.
+"""
+
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+from trainer.shared.errors import TrainerError, UsageError
 
-def flush(path: Path) -> None:
+
+def fsync(path: Path) -> None:
     """Wait until a file's content, or a folder's entries, are on the disk.
 
     Raises:
-        OSError: they cannot be brought there.
+        OSError: The system cannot write them there.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, partial: Path | None = None, sync: bool = True) -> Iterator[Path]:
+    """Yield a hidden path to write to; the file written there becomes `path` when the context ends without an error.
+
+    No reader ever sees half of a file: before and after an error, `path` is the old file or the new one.
+
+    Args:
+        path: The file to create or replace; its folder exists.
+        partial: The hidden path, in the same folder. Give one with a name of its own if several processes can write
+            `path` at once. The default is `.NAME.partial`: the next writer replaces what a killed one has left.
+        sync: Wait until the disk has the file. Without it, a power failure can leave an empty or damaged file.
+
+    Raises:
+        OSError: The disk is full, or the user has no permission to write.
+    """
+    partial = partial or path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        if sync:
+            fsync(partial)
+        partial.replace(path)
+        if sync:
+            fsync(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn a failed read in this context into one line for the user; even `is_dir` can fail.
+
+    Raises:
+        UsageError: `path`, or a file or folder in it, cannot be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{error.filename or path}: cannot be read: {error.strerror}; check its permissions") from None
+
+
+@contextlib.contextmanager
+def writing(path: Path, advice: str = "free space, or choose another --output") -> Iterator[None]:
+    """Turn a failed write in this context into one line for the user, which ends with `advice`.
+
+    Raises:
+        TrainerError: `path` cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise TrainerError(f"{path}: cannot be written: {error.strerror or error}; {advice}") from error

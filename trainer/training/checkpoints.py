@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from trainer.checkpoint.files import CHECKPOINTS, Manifest, Refused, newest_valid, read_manifest
 from trainer.checkpoint.manifest import STATE_FILE
 from trainer.checkpoint.saver import Saver
-from trainer.data.files import reading
 from trainer.distributed.process_group import gathered
 from trainer.distributed.stop_requests import Request
 from trainer.model.weight_settings import data_config
@@ -23,6 +22,7 @@ from trainer.records.run_records import Records, say
 from trainer.shared.config.interval import Interval
 from trainer.shared.config.train import OF_ONE_ATTEMPT, TRAINING
 from trainer.shared.errors import TrainerError
+from trainer.shared.files import reading
 from trainer.training.progress import Progress
 from trainer.training.state import restore, tensors_of, values_of
 from trainer.training.steps import PEERS, Training

@@ -31,10 +31,11 @@ from trainer.model.weight_settings import with_settings_of
 from trainer.records.heartbeat import Pulse
 from trainer.records.provenance import provenance
 from trainer.records.run_records import Records, say, timestamp
-from trainer.run.folder import attempt_file, writing
+from trainer.run.folder import attempt_file
 from trainer.seeds import key
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import RuntimeUnusable, TrainerError
+from trainer.shared.files import writing
 from trainer.supervisor import blames_a_peer, die_with_supervisor
 from trainer.training.checkpoints import Keeper, agree, resume, rewound
 from trainer.training.ema import Ema
