@@ -16,10 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from trainer.records.kept_lines import Lines
-from trainer.records.tensorboard import Board
-from trainer.run.folder import device_folder, writing
+from trainer.records.files import AppendFile
+from trainer.records.tensorboard import ScalarFile
+from trainer.run.folder import device_folder
 from trainer.shared.config import TrainConfig
+from trainer.shared.files import writing
 
 SEED_COLUMNS = ("Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Valid Acc.", "Training FPS")
 
@@ -90,15 +91,15 @@ class Records:
         self._world_size = world_size
         self._attempt = attempt
         self._table_path = device_folder(run, rank) / f"train_{rank}.log"
-        self._metrics: Lines | None = None
-        self._bad: Lines | None = None
-        self._boards: dict[str, Board] = {}
+        self._metrics: AppendFile | None = None
+        self._bad: AppendFile | None = None
+        self._boards: dict[str, ScalarFile] = {}
         kept = kept or Kept(steps=0, epochs=0)
         fresh = attempt == 1
         with contextlib.ExitStack() as files:
-            self._table = files.enter_context(Lines(self._table_path, fresh=fresh, tell=_warn))
+            self._table = files.enter_context(AppendFile(self._table_path, fresh=fresh, on_note=_warn))
             if rank == 0:
-                self._metrics = files.enter_context(Lines(run / "metrics.jsonl", fresh=fresh, tell=_warn))
+                self._metrics = files.enter_context(AppendFile(run / "metrics.jsonl", fresh=fresh, on_note=_warn))
             if not fresh:
                 self._move_aside(kept)
             if not self._table_path.stat().st_size:
@@ -106,14 +107,14 @@ class Records:
             if rank == 0:
                 # Training counts steps and evaluation epochs, so each has events of its own to take back.
                 for name, first in (("train", kept.steps), ("eval", kept.epochs)):
-                    board = Board(run / "tensorboard" / name, attempt=attempt, first_step=first, tell=_warn)
+                    board = ScalarFile(run / "tensorboard" / name, attempt=attempt, first_step=first, on_note=_warn)
                     self._boards[name] = files.enter_context(board)
                 if config.on_bad_image == "skip":
                     listed = run / BAD_IMAGES
                     self._known_bad = _paths_in(listed)
-                    self._bad = files.enter_context(Lines(listed, fresh=False, tell=_warn))
+                    self._bad = files.enter_context(AppendFile(listed, fresh=False, on_note=_warn))
                     if listed.read_bytes()[-1:] not in {b"", b"\n"}:
-                        self._bad.write("")  # ends a line that a crash has torn
+                        self._bad.write_lines("")  # ends a line that a crash has torn
             # A disk that is full before the first step has cost nothing yet: better to stop than to train without it.
             self.sync()
             self._files = files.pop_all()
@@ -130,7 +131,7 @@ class Records:
         """Keep the job's metrics of some steps, each with its `global_step`; rank 0 alone has where to."""
         if self._metrics is None:
             return
-        self._metrics.write(*(_json({"kind": "step", **row}) for row in rows))
+        self._metrics.write_lines(*(_json({"kind": "step", **row}) for row in rows))
         self._boards["train"].write(
             *((f"train/{name}", row[name], row["global_step"]) for row in rows for name in ("loss", "lr")),
         )
@@ -139,7 +140,7 @@ class Records:
         """Keep an evaluation's figures."""
         if self._metrics is None:
             return
-        self._metrics.write(_json({"kind": "eval", **row}))
+        self._metrics.write_lines(_json({"kind": "eval", **row}))
         self._boards["eval"].write(*((f"eval/{name}", row[name], row["epoch"]) for name in ("loss", "top1", "top5")))
 
     def epoch(
@@ -181,7 +182,7 @@ class Records:
             return
         new = {row["path"]: row for row in rows if row["path"] not in self._known_bad}
         self._known_bad |= new.keys()
-        self._bad.write(*map(_json, new.values()))
+        self._bad.write_lines(*map(_json, new.values()))
 
     def rewind(self, kept: Kept) -> None:
         """Go back to what a checkpoint holds: what came after it moves aside, as at the start of an attempt."""
@@ -215,7 +216,7 @@ class Records:
         return "".join(_json({"attempt": self._attempt, **_row_or_torn(line)}) + "\n" for line in lines)
 
     def _write_row(self, cells: tuple[str, ...]) -> None:
-        self._table.write("".join(f"{cell}\t" for cell in cells))
+        self._table.write_lines("".join(f"{cell}\t" for cell in cells))
 
 
 def _json(row: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from trainer.records.appender import Appender
+from trainer.records.files import AppendFile
 from trainer.records.provenance import config_hash
 from trainer.records.run_records import Kept, Records, logfmt
 from trainer.run.folder import create_run_folder
@@ -242,7 +242,7 @@ def test_a_disk_that_is_full_at_the_start_is_an_error(tmp_path: Path) -> None:
 
 def test_a_file_that_was_closed_leaves_the_one_alone_that_follows_it(tmp_path: Path) -> None:
     """The system gives the next file that is opened the number of the one that was closed."""
-    with Appender(tmp_path / "lines", fresh=True, tell=list[str]().append) as file:
+    with AppendFile(tmp_path / "lines", fresh=True, on_note=list[str]().append) as file:
         _with_room_for(0, partial(file.write, b"late\n"))
         _with_room_for(0, file.__exit__)
         with (tmp_path / "other").open("wb") as other:
@@ -256,7 +256,7 @@ def test_a_file_that_was_closed_leaves_the_one_alone_that_follows_it(tmp_path: P
 def test_what_a_file_server_took_and_lost_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NFS reports a full disk when a file is synced, and may have dropped what it had taken by then."""
     path = tmp_path / "lines"
-    with Appender(path, fresh=True, tell=list[str]().append) as file:
+    with AppendFile(path, fresh=True, on_note=list[str]().append) as file:
         file.write(b"one\n")
         file.sync()
         file.write(b"two\n")
@@ -276,7 +276,7 @@ def test_what_a_file_server_took_and_lost_is_written_again(tmp_path: Path, monke
 
 def test_lines_written_while_other_threads_sync_are_neither_lost_nor_repeated(tmp_path: Path) -> None:
     path, over = tmp_path / "lines", threading.Event()
-    with Appender(path, fresh=True, tell=list[str]().append) as file:
+    with AppendFile(path, fresh=True, on_note=list[str]().append) as file:
 
         def keep_syncing() -> None:
             while not over.is_set():

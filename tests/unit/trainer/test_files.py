@@ -1,0 +1,51 @@
+"""A file is the old one or the new one, whole, and the disk has it before its name does."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from trainer.shared.errors import TrainerError, UsageError
+from trainer.shared.files import reading, replacing, writing
+
+
+def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "record"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as partial:
+        partial.write_text("ne")
+        raise KeyboardInterrupt
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("record", "old")]
+
+
+def test_a_new_file_takes_over_what_a_killed_writer_has_left(tmp_path: Path) -> None:
+    path = tmp_path / "record"
+    (tmp_path / ".record.partial").write_text("a longer text of a killed writer")
+    with replacing(path) as partial:
+        partial.write_text("new")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("record", "new")]
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_the_order_is_write_sync_rename_sync_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool
+) -> None:
+    path, seen = tmp_path / "record", list[tuple[str, bool]]()
+
+    def note(descriptor: int) -> None:
+        seen.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    with replacing(path, sync=sync) as partial:
+        partial.write_text("new")
+    assert seen == ([(".record.partial", False), (tmp_path.name, True)] if sync else [])
+    assert path.read_text() == "new"
+
+
+def test_a_failed_read_or_write_is_one_line_with_the_next_step(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"gone: cannot be read: No such file or directory; check its permissions"):
+        with reading(tmp_path):
+            (tmp_path / "gone").read_bytes()
+    with pytest.raises(TrainerError, match=r"gone/x: cannot be written: No such file or directory; free some"):
+        with writing(tmp_path / "gone/x", "free some"), replacing(tmp_path / "gone/x") as partial:
+            partial.write_text("")

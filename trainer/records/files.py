@@ -1,0 +1,136 @@
+"""Files that grow at their end: they lose and repeat no byte while the disk is full, and a restarted run can continue.
+
+A run can be days old when its disk fills up. Data that cannot be written waits in memory, so a full disk costs a
+warning and not the run; a write that was cut short continues at the byte where it was cut.
+
+A killed run has written lines about steps that it will take again. Readers want each step once, and the reader who
+looks for the reason of a crash wants the replaced lines: `replace` moves them to another file.
+"""
+
+import contextlib
+import itertools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from trainer.shared.files import fsync, replacing, writing
+
+OnNote = Callable[[str], None]
+"""Receives a line for the user."""
+
+
+class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
+    """One file with this process as its only writer. Threads may write and sync at the same time.
+
+    Bytes stay in memory until a `sync` has brought them to the disk: a file server can report a full disk as late as
+    then, when the system has already forgotten the data. Records take a few hundred bytes a step, so memory needs no
+    other limit than the length of the run.
+    """
+
+    def __init__(self, path: Path, *, fresh: bool, on_note: OnNote) -> None:
+        """Open `path`: as a new file if `fresh`, else to continue after its content.
+
+        Args:
+            on_note: Called once when the file cannot be written and once when it can again, perhaps from another
+                thread.
+
+        Raises:
+            TrainerError: The file cannot be opened.
+        """
+        self.path = path
+        self._on_note = on_note
+        self._lock = threading.Lock()
+        self._syncing = threading.Lock()
+        """One sync at a time: two would both count the same bytes as written to the disk."""
+        with writing(path):
+            self._open(os.O_EXCL if fresh else 0)
+        self._recent = bytearray()
+        """What follows the first `_begin` bytes, which are on the disk."""
+        self._taken = 0
+        """How many of these bytes the system has taken."""
+        self._failing = False
+
+    def write(self, data: bytes) -> None:
+        """Add bytes; each later call tries again to write those that cannot be written now."""
+        with self._lock:
+            self._recent += data
+            try:
+                self._push()
+            except OSError as error:
+                if not self._failing:
+                    self._on_note(
+                        f"{self.path}: cannot be written: {error.strerror or error}; its lines wait in memory"
+                    )
+                self._failing = True
+
+    def write_lines(self, *lines: str) -> None:
+        """Add lines."""
+        self.write("".join(f"{line}\n" for line in lines).encode())
+
+    def sync(self) -> None:
+        """Wait until the disk has everything that was written before the call; others may write meanwhile.
+
+        Raises:
+            TrainerError: The disk does not take it; the bytes stay in memory.
+        """
+        with writing(self.path), self._syncing:
+            with self._lock:
+                self._push()
+                taken = self._taken
+            try:
+                os.fsync(self._file)
+            except OSError:
+                with self._lock:
+                    self._taken = 0
+                raise
+            with self._lock:
+                self._begin += taken
+                self._taken -= taken
+                del self._recent[:taken]
+
+    def replace(self, stays: Callable[[bytes], bool], moved: Callable[[Sequence[bytes]], str], to: Path) -> None:
+        """Leave only the lines for which `stays` is true, and add what `moved` makes of the others to the file `to`.
+
+        A last line without its end was torn by a crash and goes too. At any moment the file on the disk is the old one
+        or the new one, and the lines that go are in the other file before they leave this one. No thread may write
+        meanwhile.
+
+        Raises:
+            TrainerError: One of the two files cannot be written; the line names it.
+        """
+        self.sync()
+        with writing(self.path):
+            lines = self.path.read_bytes().splitlines(keepends=True)
+            staying = [line.endswith(b"\n") and stays(line[:-1]) for line in lines]
+            if all(staying):
+                return
+            with writing(to):
+                with to.open("ab") as replaced:
+                    going = [line.rstrip(b"\n") for line, stay in zip(lines, staying, strict=True) if not stay]
+                    replaced.write(moved(going).encode())
+                fsync(to)
+            with replacing(self.path) as partial:
+                partial.write_bytes(b"".join(itertools.compress(lines, staying)))
+            old = self._file
+            self._open()
+            os.close(old)
+
+    def _open(self, flags: int = 0) -> None:
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | flags, 0o666)
+        self._begin = os.fstat(self._file).st_size
+
+    def _push(self) -> None:
+        while self._taken < len(self._recent):
+            with memoryview(self._recent)[self._taken :] as rest:
+                self._taken += os.pwrite(self._file, rest, self._begin + self._taken)
+        if self._failing:
+            self._failing = False
+            self._on_note(f"{self.path}: is written again, and lacks nothing")
+
+    def __exit__(self, *_error: object) -> None:
+        self.write(b"")
+        with self._syncing, self._lock, contextlib.suppress(OSError):
+            # A late sync, or a second exit, must not find the next file that gets this number.
+            file, self._file = self._file, -1
+            os.close(file)
