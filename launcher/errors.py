@@ -55,6 +55,8 @@ class LauncherError(Exception):
     """Something cannot be done. `str(error)` is one line: what is wrong, where, and the next step."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.JOB_FAILED
+    transient: bool = False
+    """Whether the same may succeed a moment later."""
 
 
 class JobFailed(LauncherError):  # noqa: N818  # named after the job's outcome, which is no error of the launcher
@@ -71,6 +73,7 @@ class UnreachableError(LauncherError):
     """The cluster gives no answer, or none to us."""
 
     exit_code = ExitCode.UNREACHABLE
+    transient = True
 
 
 class PreflightError(LauncherError):

@@ -28,6 +28,7 @@ def check(backend: "ClusterBackend", spec: JobSpec, objects: list[Json]) -> list
         RequestError: the job is not valid; every cause is named.
     """
     api = backend.api
+    warnings: list[str] = []
     if not backend.served():
         raise PreflightError(
             f"{api.origin}: serves no {backend.kind.resource}: is Volcano installed? Without it, use --backend batch"
@@ -39,7 +40,7 @@ def check(backend: "ClusterBackend", spec: JobSpec, objects: list[Json]) -> list
         name = item["metadata"]["name"]
         trial = {**item, "metadata": {**item["metadata"], "name": f"{name}{_TRIAL}"}}
         try:
-            api.create(PART_RESOURCES.get(item["kind"], backend.kind.resource), trial, dry_run=True)
+            api.create(PART_RESOURCES.get(item["kind"], backend.kind.resource), trial, dry_run=True, warnings=warnings)
         except ApiError as error:
             # Whether the name is taken is looked up last of all: the object itself is accepted.
             if error.status != TAKEN:
@@ -48,8 +49,8 @@ def check(backend: "ClusterBackend", spec: JobSpec, objects: list[Json]) -> list
         if found.state == "missing":
             raise PreflightError(found.text)
         if found.state == "later":
-            api.warnings.append(found.text)
-    return api.warnings
+            warnings.append(found.text)
+    return warnings
 
 
 def _check_queue(backend: "ClusterBackend", queue: str) -> None:

@@ -18,7 +18,7 @@ from launcher.jobs import Block, Ended, LogItem, Loss, Notice, Phase
 from launcher.kube.api import Json
 from launcher.kube.reflector import Reflector, Selector
 from launcher.kube.resources import PODS
-from launcher.kube.retry import AWAY, BACK, passes
+from launcher.kube.retry import AWAY, BACK
 from launcher.manifests.labels import CONTAINER
 from launcher.podlogs.batch import Item, LogGap
 from launcher.podlogs.container import ContainerLog
@@ -116,7 +116,7 @@ class _Job:
         try:
             self._pods.look()
         except LauncherError as error:
-            if not passes(error):
+            if not error.transient:
                 raise
             return False
         return True
@@ -129,7 +129,7 @@ class _Job:
         try:
             yield Ended(self.backend.state_of(job, pods))
         except LauncherError as error:
-            if not passes(error):
+            if not error.transient:
                 raise
 
     def told(self) -> str:
@@ -144,7 +144,7 @@ class _Job:
             try:
                 reason = self.backend.state_of(job, self.pods).reason
             except LauncherError as error:
-                if not passes(error):
+                if not error.transient:
                     raise
                 return ""  # it is asked again
         return f"{phase.value}: {reason}" if reason else phase.value

@@ -20,7 +20,7 @@ from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.connection import connect
 from launcher.kube.place import Place
 from launcher.kube.resources import POD_GROUPS, PODS
-from launcher.kube.retry import passes
+from launcher.kube.retry import wait_until
 from launcher.manifests.labels import CONTAINER, OURS
 
 if TYPE_CHECKING:
@@ -259,17 +259,8 @@ class ClusterBackend:
 
     @staticmethod
     def _until(true: Callable[[], bool], within_s: float, failed: str) -> None:
-        deadline = time.monotonic() + within_s
-        while True:
-            try:
-                if true():
-                    return
-            except LauncherError as error:
-                if not passes(error) or time.monotonic() > deadline:
-                    raise
-            if time.monotonic() > deadline:
-                raise WaitTimedOut(f"{failed}; see `kubectl get pods`")
-            time.sleep(_POLL_S)
+        if not wait_until(true, within_s=within_s, every_s=_POLL_S):
+            raise WaitTimedOut(f"{failed}; see `kubectl get pods`")
 
     def list(self) -> "list[JobState]":
         """All jobs of the namespace that a launcher or the chart made, oldest first."""

@@ -32,8 +32,8 @@ def name_of(kind: str, job: str) -> str:
     return f"pnas-handover-{kind}-{job}"
 
 
-def keep(api: Api, kind: str, job: Json) -> None:
-    """Keep the settings of `job`, which is about to be removed. Who may not make ConfigMaps goes without."""
+def keep(api: Api, kind: str, job: Json) -> list[str]:
+    """Save the settings of `job`, which is about to be removed; return a warning if the user may not do that."""
     name = job["metadata"]["name"]
     values = {"attempt": attempt_of(job), "spec": spec_of(job)}
     body = {
@@ -46,11 +46,11 @@ def keep(api: Api, kind: str, job: Json) -> None:
         api.create(CONFIG_MAPS, body)
     except ApiError as error:
         if error.of_rights:
-            api.warnings.append(f"the settings of {name} are not kept while it is started anew: {error}")
-        elif error.status != TAKEN or _found(api, kind, name) is None:
+            return [f"the settings of {name} are not kept while it is started anew: {error}"]
+        if error.status != TAKEN or _found(api, kind, name) is None:
             raise
-        else:
-            api.patch(CONFIG_MAPS, name_of(kind, name), {"data": body["data"]})
+        api.patch(CONFIG_MAPS, name_of(kind, name), {"data": body["data"]})
+    return []
 
 
 def kept(api: Api, kind: str, job: str) -> Kept | None:

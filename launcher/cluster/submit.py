@@ -57,14 +57,14 @@ def create(backend: "ClusterBackend", spec: JobSpec, *, again: bool) -> Submitte
     elif spec.continues and (kept := backend.kept(spec.name)):
         before = kept.attempt
     objects = render(spec, attempt=before + 1)
-    check(backend, spec, objects)
+    warnings = check(backend, spec, objects)
     if existing is not None:
         _refuse_foreign(backend, spec, objects[:-1])
     try:
-        with _handed_over(backend, spec, existing):
+        with _handed_over(backend, spec, existing, warnings):
             _make_way(backend, spec, objects[:-1])
             with undisturbed():
-                _create_all(backend, spec, objects)
+                _create_all(backend, spec, objects, warnings)
                 handover.drop(backend.api, backend.name, spec.name)
     except _Overtaken:
         return create(backend, spec, again=again)
@@ -72,17 +72,19 @@ def create(backend: "ClusterBackend", spec: JobSpec, *, again: bool) -> Submitte
         # With --again it has another name than was asked for.
         interrupt.args = (spec.name,)
         raise
-    return Submitted(JobRef(backend.name, spec.name), note="; ".join(backend.api.warnings), attempt=before + 1)
+    return Submitted(JobRef(backend.name, spec.name), note="; ".join(warnings), attempt=before + 1)
 
 
 @contextmanager
-def _handed_over(backend: "ClusterBackend", spec: JobSpec, existing: Json | None) -> Iterator[None]:
+def _handed_over(
+    backend: "ClusterBackend", spec: JobSpec, existing: Json | None, warnings: list[str]
+) -> Iterator[None]:
     """Remove the job that has the name, without losing what an attempt that is continued was given."""
     if existing is None:
         yield
         return
     if spec.continues:
-        handover.keep(backend.api, backend.name, existing)
+        warnings += handover.keep(backend.api, backend.name, existing)
     removed = False
     try:
         backend.remove(spec.name, uid=existing["metadata"]["uid"])
@@ -121,9 +123,10 @@ def _same(backend: "ClusterBackend", existing: Json, spec: JobSpec, *, ended: st
         ConflictError: it is another one, or has ended.
     """
     _refuse_another(existing, spec, ended=ended)
+    warnings: list[str] = []
     with suppress(LauncherError):  # it goes on all the same
-        _own_the_unowned(backend, spec, existing)
-    note = "; ".join([_already(spec), *backend.api.warnings])
+        _own_the_unowned(backend, spec, existing, warnings)
+    note = "; ".join([_already(spec), *warnings])
     return Submitted(JobRef(backend.name, spec.name), note=note, existed=True)
 
 
@@ -176,14 +179,14 @@ def _next_name(backend: "ClusterBackend", spec: JobSpec) -> str:
     return free_name(spec.name, passed)
 
 
-def _create_all(backend: "ClusterBackend", spec: JobSpec, objects: list[Json]) -> None:
+def _create_all(backend: "ClusterBackend", spec: JobSpec, objects: list[Json], warnings: list[str]) -> None:
     *parts, job = objects
     made: list[tuple[Resource, Json]] = []
     try:
         for part in parts:
             resource = PART_RESOURCES[part["kind"]]
-            made.append((resource, _create_part(backend, resource, part)))
-        created = _create_job(backend, spec, job)
+            made.append((resource, _create_part(backend, resource, part, warnings)))
+        created = _create_job(backend, spec, job, warnings)
     except UnreachableError:
         raise  # the job may be there, and need its parts
     except LauncherError:
@@ -193,27 +196,25 @@ def _create_all(backend: "ClusterBackend", spec: JobSpec, objects: list[Json]) -
                 backend.api.delete(resource, part["metadata"]["name"], uid=part["metadata"]["uid"])
         raise
     for resource, part in made:
-        _own(backend.api, resource, part["metadata"]["name"], created)
+        _own(backend.api, resource, part["metadata"]["name"], created, warnings)
 
 
-def _own(api: Api, resource: Resource, name: str, job: Json) -> None:
+def _own(api: Api, resource: Resource, name: str, job: Json, warnings: list[str]) -> None:
     """Have a part of the job go with it. The job runs whether that can be or not."""
     try:
         api.patch(resource, name, {"metadata": {"ownerReferences": [owner(job, controller=False)]}})
     except LauncherError as error:
-        api.warnings.append(
-            f"{resource} {name} will stay when the job goes, until the same is submitted again: {error}"
-        )
+        warnings.append(f"{resource} {name} will stay when the job goes, until the same is submitted again: {error}")
 
 
-def _own_the_unowned(backend: "ClusterBackend", spec: JobSpec, job: Json) -> None:
+def _own_the_unowned(backend: "ClusterBackend", spec: JobSpec, job: Json, warnings: list[str]) -> None:
     """Finish what a launcher began that did not come that far. Nothing is made anew: MindCluster looks only once."""
     *parts, _ = render(spec, attempt=attempt_of(job))
     for part in parts:
         resource, name = PART_RESOURCES[part["kind"]], part["metadata"]["name"]
         found = backend.api.find(resource, name)
         if found is not None and is_part_of(found, spec.name) and not found["metadata"].get("ownerReferences"):
-            _own(backend.api, resource, name, job)
+            _own(backend.api, resource, name, job, warnings)
 
 
 def _refuse_foreign(backend: "ClusterBackend", spec: JobSpec, parts: list[Json]) -> None:
@@ -258,18 +259,18 @@ def _make_way(backend: "ClusterBackend", spec: JobSpec, parts: list[Json]) -> No
             time.sleep(_LOOK_S)
 
 
-def _create_part(backend: "ClusterBackend", resource: Resource, part: Json) -> Json:
+def _create_part(backend: "ClusterBackend", resource: Resource, part: Json, warnings: list[str]) -> Json:
     try:
-        return backend.api.create(resource, part)
+        return backend.api.create(resource, part, warnings=warnings)
     except ApiError as error:
         if error.status == TAKEN:
             raise _Overtaken from error
         raise
 
 
-def _create_job(backend: "ClusterBackend", spec: JobSpec, job: Json) -> Json:
+def _create_job(backend: "ClusterBackend", spec: JobSpec, job: Json, warnings: list[str]) -> Json:
     try:
-        return backend.api.create(backend.kind.resource, job)
+        return backend.api.create(backend.kind.resource, job, warnings=warnings)
     except (UnreachableError, ApiError) as error:
         if isinstance(error, ApiError) and error.status not in (TAKEN, 500, 502, 503, 504):
             raise explained(error, backend) from error

@@ -8,7 +8,7 @@ from launcher.commands.parameters import Where
 from launcher.commands.printing import note
 from launcher.errors import Detached, NotFoundError, RequestError, UnreachableError
 from launcher.jobs import Backend, JobRef
-from launcher.kube.retry import patiently
+from launcher.kube.retry import call_with_retry
 from launcher.output import report
 from launcher.output.follow import Reading, raise_outcome, show
 
@@ -22,7 +22,7 @@ def follow_to_its_end(backend: Backend, ref: JobRef, reading: Reading | None = N
         raise Detached(report.come_back(ref.name, where)) from None
     except UnreachableError as error:
         raise UnreachableError(f"{error}. {report.out_of_sight(ref.name, where)}") from error
-    state = seen.outcome or patiently(lambda: backend.get(ref), note, every_s=backend.poll_s)
+    state = seen.outcome or call_with_retry(lambda: backend.get(ref), note, every_s=backend.poll_s)
     text = report.summary(state, seen, now=time.time(), where=where)
     print(text, file=sys.stdout if reading.form == "text" else sys.stderr)
     raise_outcome(state)

@@ -16,7 +16,7 @@ from launcher.commands.parameters import Json, LatestName, Where, count, example
 from launcher.commands.printing import note, print_json
 from launcher.errors import Detached, LauncherError, RequestError, WaitTimedOut
 from launcher.jobs import Backend, JobRef, JobState
-from launcher.kube.retry import passes, patiently
+from launcher.kube.retry import call_with_retry
 from launcher.output import report
 from launcher.output.display import Format
 from launcher.output.follow import Reading, raise_outcome, show
@@ -128,7 +128,7 @@ def _ended(backend: Backend, ref: JobRef, deadline: float, timeout: str | None) 
     last = ""
     try:
         while True:
-            state = patiently(lambda: backend.get(ref), note, every_s=backend.poll_s, until=deadline)
+            state = call_with_retry(lambda: backend.get(ref), note, every_s=backend.poll_s, deadline=deadline)
             if state.phase.ended:
                 return state
             last = state.phase.value
@@ -137,7 +137,7 @@ def _ended(backend: Backend, ref: JobRef, deadline: float, timeout: str | None) 
                 break
             time.sleep(min(backend.poll_s, left_s))
     except LauncherError as error:
-        if not passes(error) or time.monotonic() < deadline:
+        if not error.transient or time.monotonic() < deadline:
             raise
         last = f"{last or 'there'}, as far as is known,"
     raise WaitTimedOut(f"job {ref.name} is still {last} after {timeout}; it goes on")

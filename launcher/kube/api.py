@@ -9,7 +9,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableSequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 
 from launcher.errors import ExitCode, LauncherError, UnreachableError
 from launcher.kube.resources import Resource
+from launcher.kube.retry import BUSY_TRIES, busy_delay_s, is_transient_status
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
@@ -32,7 +33,6 @@ _NOT_TOLD = 512
 # How RBAC says it; a webhook that denies has words of its own.
 _NO_RIGHTS = re.compile(r'User "[^"]*" cannot ')
 _WARNING = re.compile(r'\d{3} \S+ "((?:[^"\\]|\\.)*)"')
-_BUSY_TRIES, _BUSY_S, _BUSIEST_S = 4, 1.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class ApiError(LauncherError):
         super().__init__(message)
         self.status = status
         self.of_rights = of_rights
+        self.transient = is_transient_status(status)
 
 
 class Api:
@@ -72,10 +73,17 @@ class Api:
         renew: reads the credentials anew.
         namespace: where jobs are.
         origin: says in messages which cluster this is.
+        sleep: waits before a server that was too busy is asked again.
     """
 
     def __init__(
-        self, renew: Callable[[], Credentials], credentials: Credentials, *, namespace: str, origin: str
+        self,
+        renew: Callable[[], Credentials],
+        credentials: Credentials,
+        *,
+        namespace: str,
+        origin: str,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._renew = renew
         self._lock = threading.Lock()
@@ -84,8 +92,7 @@ class Api:
         self._pool: PoolManager | None = None
         self.namespace = namespace
         self.origin = origin
-        self.warnings: list[str] = []
-        """What the server warned of, in the words of its `Warning` headers."""
+        self._sleep = sleep
 
     @property
     def credentials(self) -> Credentials:
@@ -119,11 +126,18 @@ class Api:
                 return found, str(meta.get("resourceVersion", ""))
             query["continue"] = meta["continue"]
 
-    def create(self, resource: Resource, body: Json, *, dry_run: bool = False) -> Json:
-        """Create an object; fields that the server does not know are refused, not dropped."""
+    def create(
+        self, resource: Resource, body: Json, *, dry_run: bool = False, warnings: MutableSequence[str] | None = None
+    ) -> Json:
+        """Create an object; the server refuses fields that it does not know instead of dropping them.
+
+        Args:
+            warnings: receives the texts of the answer's `Warning` headers, each once.
+        """
         query = {"fieldValidation": "Strict", **({"dryRun": "All"} if dry_run else {})}
         what = f"create {resource} {body['metadata']['name']}" if "name" in body["metadata"] else f"create {resource}"
-        return self.request("POST", resource.path(self.namespace), query=query, body=body, what=what)
+        path = resource.path(self.namespace)
+        return self.request("POST", path, query=query, body=body, what=what, warnings=warnings)
 
     def patch(self, resource: Resource, name: str, body: Json) -> Json:
         """Change parts of an object (merge patch)."""
@@ -154,17 +168,22 @@ class Api:
         body: Json | None = None,
         content_type: str = "application/json",
         what: str,
+        warnings: MutableSequence[str] | None = None,
     ) -> Json:
         """Send one request and read its answer.
 
         Args:
             what: the deed in words, for the error.
+            warnings: see `create`.
 
         Raises:
             ApiError: the server refused it.
             UnreachableError: there was no answer.
         """
         response = self._send(method, path, query=query, body=body, content_type=content_type, what=what)
+        if warnings is not None:
+            texts = _warnings(response.headers.get("Warning", ""))
+            warnings.extend(text for text in texts if text not in warnings)
         try:
             answer: Json = json.loads(response.data or b"{}")
         except ValueError as error:
@@ -243,14 +262,12 @@ class Api:
                 raise self._no_answer(what, error) from error
             if response.status == 401 and not logged_in_again:
                 current, logged_in_again = self.log_in_again(current), True
-            elif response.status == 429 and busy < _BUSY_TRIES:
+            elif response.status == 429 and busy < BUSY_TRIES:
                 busy += 1
-                time.sleep(_busy_s(response.headers.get("Retry-After", "")))
+                self._sleep(busy_delay_s(response.headers.get("Retry-After")))
             else:
                 break
             response.close()
-        told = _warnings(response.headers.get("Warning", ""))
-        self.warnings += [text for text in told if text not in self.warnings]
         if response.status >= 400:
             raise self._refusal(response.status, refusal, what)
         return response
@@ -315,11 +332,6 @@ def _pool(credentials: Credentials) -> "PoolManager":
     if credentials.proxy:
         return ProxyManager(credentials.proxy, proxy_headers=make_headers(), **options)
     return PoolManager(**options)
-
-
-def _busy_s(header: str) -> float:
-    """How long a server that is too busy wants to be left alone (RFC 9110 10.2.3; Kubernetes gives whole seconds)."""
-    return min(float(header), _BUSIEST_S) if header.isdecimal() else _BUSY_S
 
 
 def _warnings(header: str) -> list[str]:

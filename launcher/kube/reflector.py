@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from launcher.errors import LauncherError, UnreachableError
 from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.resources import Resource
-from launcher.kube.retry import GIVE_UP_S, Outage
+from launcher.kube.retry import GIVE_UP_S, Backoff
 
 # The server ends a watch after so long; a connection that outlives that is dead. Short, because a job that has ended
 # seems to go on for as long as nobody has noticed that its connection died without a word.
 _WATCH_S = (45, 60)
 _DEAD_S = 15.0
-_FIRST_DELAY_S, _LAST_DELAY_S = 0.5, 15.0
 _SHORT_S = 1.0
+_PAUSE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,15 @@ class Reflector:
         *,
         removed: Callable[[Json, bool], None] = lambda item, seen: None,
         give_up_s: float = GIVE_UP_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
         self._selector = selector
         self._changed = changed
         self._removed = removed
-        self._outage = Outage(give_up_s)
+        self._backoff = Backoff(clock)
+        self._give_up_s = give_up_s
+        self._clock = clock
         self._lock = threading.Lock()
         self._objects: dict[str, Json] = {}
         self._gone: set[str] = set()
@@ -70,7 +73,7 @@ class Reflector:
     @property
     def away(self) -> bool:
         """The cluster does not answer now."""
-        return self._outage.since is not None
+        return self._backoff.since is not None
 
     def objects(self) -> list[Json]:
         """Those that there are now, in no order."""
@@ -95,21 +98,17 @@ class Reflector:
         self._stopped.set()
 
     def _run(self) -> None:
-        delay_s = _FIRST_DELAY_S
         while not self._stopped.is_set():
-            began = time.monotonic()
+            began = self._clock()
             error = self._once()
             if error is None:
-                delay_s = _FIRST_DELAY_S
-                if time.monotonic() - began < _SHORT_S:
+                if self._clock() - began < _SHORT_S:
                     # Something between here and the server ends every watch at once.
-                    self._stopped.wait(_FIRST_DELAY_S)
-            elif not self._bear(error):
-                return
+                    self._stopped.wait(_PAUSE_S)
+            elif self._should_retry(error):
+                self._stopped.wait(_PAUSE_S + self._backoff.delay_s())
             else:
-                # Spread, so that many launchers do not come back at once.
-                self._stopped.wait(delay_s * random.uniform(0.8, 1.2))
-                delay_s = min(delay_s * 2, _LAST_DELAY_S)
+                return
 
     def _once(self) -> LauncherError | None:
         """One watch to its end; why it could not be."""
@@ -121,12 +120,11 @@ class Reflector:
             return error
         return None
 
-    def _bear(self, error: LauncherError) -> bool:
-        """Whether to try again."""
+    def _should_retry(self, error: LauncherError) -> bool:
         if isinstance(error, ApiError) and error.status == 410:
             self._version = ""
             return True
-        if not self._outage.bears(error):
+        if not self._backoff.should_retry(error, self._give_up_s):
             self.error = error
         self._changed()
         return self.error is None
@@ -167,7 +165,7 @@ class Reflector:
         path = self._selector.resource.path(self._api.namespace)
         what = f"watch {self._selector.resource}"
         with self._api.stream(path, query, timeout_s=seconds + _DEAD_S, what=what) as lines:
-            if self._outage.end():
+            if self._backoff.reset():
                 self._changed()
             for line in lines:
                 if self._stopped.is_set():

@@ -1,71 +1,140 @@
-"""Bearing that a cluster gives no answer for a while: an API server that is started anew ends nobody's waiting."""
+"""When the launcher asks again: which failures may pass, how long it waits between two tries, and when it gives up.
+
+The one place for these rules: the API's requests, its watches, the readers of logs and every command that waits share
+them, so that an API server that restarts ends no command. Clocks, sleeping and chance are arguments.
+"""
 
 import math
+import random
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from launcher.errors import LauncherError, UnreachableError
-from launcher.kube.api import ApiError
+from launcher.errors import LauncherError
 
 GIVE_UP_S = 180.0
-"""How long the cluster may be away before a person is told that it stays away."""
+"""How long the cluster may give no answer before the launcher stops asking."""
+FIRST_DELAY_S = 0.02
+_STEP_S, _LONGEST_S = 0.5, 15.0
+BUSY_TRIES = 4
+"""How often a request is repeated that the server was too busy (429) to serve."""
+_BUSY_S, _BUSIEST_S = 1.0, 10.0
 AWAY, BACK = "the cluster does not answer; trying again …", "the cluster answers again"
 
 Answer = TypeVar("Answer")
 
 
-class Outage:
-    """What is known of a cluster's absence: since when, and whether it has lasted too long."""
+class Backoff:
+    """The failures since the last success: how long they have lasted, and how long to wait before the next try."""
 
-    def __init__(self, give_up_s: float = GIVE_UP_S) -> None:
-        self._give_up_s = give_up_s
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, chance: Callable[[], float] = random.random
+    ) -> None:
+        self._clock = clock
+        self._chance = chance
         self.since: float | None = None
-        """When the cluster stopped answering (monotonic); None while it answers."""
+        """The moment of the first failure by the clock; None after a success."""
+        self.failures = 0
 
-    def bears(self, error: LauncherError) -> bool:
-        """Whether to ask again after `error`, which may pass, and has not lasted too long."""
-        now = time.monotonic()
-        if self.since is None:
-            self.since = now
-        return passes(error) and now - self.since <= self._give_up_s
+    def fail(self) -> float:
+        """Count a failure; return for how many seconds nothing has succeeded."""
+        now = self._clock()
+        self.since = now if self.since is None else self.since
+        self.failures += 1
+        return now - self.since
 
-    def end(self) -> bool:
-        """The cluster answers; whether that is news."""
-        was, self.since = self.since, None
-        return was is not None
+    def should_retry(self, error: LauncherError, limit_s: float = GIVE_UP_S) -> bool:
+        """Count a failure; return whether another try may help, and `limit_s` is not over."""
+        return self.fail() <= limit_s and error.transient
+
+    def reset(self) -> bool:
+        """Note a success; return whether it ends a series of failures."""
+        ended = self.since is not None
+        self.since, self.failures = None, 0
+        return ended
+
+    def delay_s(self) -> float:
+        """Return the seconds to wait before the next try: hardly any at first, then 0.5 s, doubled up to 15 s.
+
+        Half of the longer delays is chance, so that many launchers do not come back in the same moment.
+        """
+        if self.failures <= 1:
+            return FIRST_DELAY_S
+        longest: float = min(_STEP_S * 2.0 ** (self.failures - 2), _LONGEST_S)
+        return longest * (1 + self._chance()) / 2
 
 
-def passes(error: LauncherError) -> bool:
-    """Whether it may be otherwise in a moment: no answer, or one of a server that is not well or too busy."""
-    if isinstance(error, ApiError):
-        return error.status >= 500 or error.status == 429
-    return isinstance(error, UnreachableError)
+def is_transient_status(status: int) -> bool:
+    """Return whether a request that was answered with this HTTP status may succeed later: the server is ill or busy."""
+    return status >= 500 or status == 429
 
 
-def patiently(
-    ask: Callable[[], Answer], note: Callable[[str], None], *, every_s: float, until: float = math.inf
+def retry_after_s(header: str | None) -> float | None:
+    """Return the seconds of a `Retry-After` header (RFC 9110 10.2.3); None without it. Kubernetes gives whole ones."""
+    return float(header) if header is not None and header.isdecimal() else None
+
+
+def busy_delay_s(header: str | None) -> float:
+    """Return how long to leave a server that is too busy in peace: as long as it asks for, within limits."""
+    wanted_s = retry_after_s(header)
+    return _BUSY_S if wanted_s is None else min(wanted_s, _BUSIEST_S)
+
+
+def call_with_retry(
+    ask: Callable[[], Answer],
+    note: Callable[[str], None],
+    *,
+    every_s: float,
+    deadline: float = math.inf,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Answer:
-    """What `ask` answers, as soon as the cluster answers at all; a person is told that it does not.
+    """Return what `ask` answers as soon as the cluster answers at all; `note` tells the user of an outage.
 
     Args:
-        until: when not to ask any more (monotonic).
+        deadline: the moment by `clock` after which `ask` is not called again.
 
     Raises:
-        LauncherError: it is refused, or the cluster stays away.
+        LauncherError: the cluster refuses, or gives no answer for `GIVE_UP_S` or until the deadline.
     """
-    outage = Outage()
+    backoff = Backoff(clock)
     while True:
-        answered = outage.since is None
+        was_away = backoff.since is not None
         try:
             answer = ask()
         except LauncherError as error:
-            if not outage.bears(error) or time.monotonic() >= until:
+            if not backoff.should_retry(error) or clock() >= deadline:
                 raise
-            if answered:
+            if not was_away:
                 note(AWAY)
-            time.sleep(max(0.0, min(every_s, until - time.monotonic())))
+            sleep(max(0.0, min(every_s, deadline - clock())))
         else:
-            if not answered:
+            if was_away:
                 note(BACK)
             return answer
+
+
+def wait_until(
+    condition: Callable[[], bool],
+    *,
+    within_s: float,
+    every_s: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> bool:
+    """Return whether `condition` became true within `within_s`; an outage counts as not true.
+
+    Raises:
+        LauncherError: the cluster refuses, or it does not answer when the time is over.
+    """
+    deadline = clock() + within_s
+    while True:
+        try:
+            if condition():
+                return True
+        except LauncherError as error:
+            if not error.transient or clock() > deadline:
+                raise
+        if clock() > deadline:
+            return False
+        sleep(every_s)

@@ -14,9 +14,9 @@ from contextlib import closing
 from datetime import datetime, timezone
 
 from launcher.kube.api import Credentials
+from launcher.kube.retry import Backoff
 from launcher.podlogs.batch import CAUGHT_UP, Item, LogGap, batch_of
-from launcher.podlogs.errors import PodLogError, Refused, Stopped
-from launcher.podlogs.patience import Patience, Timing
+from launcher.podlogs.errors import LogRefusedError, LogRetry, PodLogError, StoppedError, Timing
 from launcher.podlogs.state import ContainerState, Instance, Place, end_of, may_have_begun, place_of
 from launcher.podlogs.stop import Stop
 from launcher.podlogs.transport import Answer, Transport
@@ -56,6 +56,7 @@ class ContainerLog:
         timing: Timing | None = None,
         log_in_again: Callable[[Credentials], Credentials] | None = None,
         is_there: Callable[[], bool] = lambda: True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._credentials = credentials
         self._instance = instance
@@ -66,9 +67,10 @@ class ContainerLog:
         self._log_in_again = log_in_again
         self._is_there = is_there
         self._timing = timing or Timing()
-        self._patience = Patience(self._timing, time.monotonic)
+        self._clock = clock
+        self._retry = LogRetry(self._timing, Backoff(clock))
         self._window = Window()
-        self._began = time.monotonic()
+        self._began = clock()
         self._empty = 0
         self._caught_up = False
         # An ended instance's log came to its end; whether that was truly its last line is asked for next.
@@ -88,7 +90,7 @@ class ContainerLog:
             try:
                 while not self._complete:
                     yield from self._advance(transport)
-            except Stopped:
+            except StoppedError:
                 return
 
     def _advance(self, transport: Transport) -> Iterator[Item]:
@@ -104,7 +106,11 @@ class ContainerLog:
                 yield from self._read(transport, place)
             except PodLogError as error:
                 yield from self._bear(error, place)
-                if isinstance(error, Refused) and error.status == _NOT_LOGGED_IN and self._log_in_again is not None:
+                if (
+                    isinstance(error, LogRefusedError)
+                    and error.status == _NOT_LOGGED_IN
+                    and self._log_in_again is not None
+                ):
                     self._credentials = self._log_in_again(self._credentials)
                     transport.use(self._credentials)
 
@@ -113,11 +119,11 @@ class ContainerLog:
 
     def _pause(self, seconds: float) -> None:
         if self._stop.wait(seconds):
-            raise Stopped("stopped")
+            raise StoppedError("stopped")
 
     def _pause_while_running(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while self._place() is Place.RUNNING and time.monotonic() < deadline:
+        deadline = self._clock() + seconds
+        while self._place() is Place.RUNNING and self._clock() < deadline:
             self._pause(self._timing.poll_s)
 
     def _catch_up(self) -> Iterator[Item]:
@@ -144,8 +150,8 @@ class ContainerLog:
     def _bear(self, error: PodLogError, place: Place) -> Iterator[Item]:
         """Wait, and if that has been long enough, tell what is lost, or what is wrong."""
         try:
-            pause_s = self._patience.pause_s(error)
-        except Refused as refused:
+            pause_s = self._retry.delay_s(error)
+        except LogRefusedError as refused:
             if place is Place.RUNNING or refused.status in (_NOT_LOGGED_IN, 403):
                 raise
             yield from self._lose(self._ended_ns(), f"the server no longer has the log: {refused}")
@@ -171,7 +177,7 @@ class ContainerLog:
         with transport.get(self._instance.path, query) as answer:
             self._window.reopen()
             news = yield from self._deliver(answer, place, tick_s=self._timing.tick_s if follow else math.inf)
-        self._patience.restore()
+        self._retry.reset()
         if news is None or (not news and not self._window.joined and self._is_anothers()):
             return
         self._empty = 0 if news else self._empty + 1
@@ -206,7 +212,7 @@ class ContainerLog:
                 if self._place() in (Place.ENDED, Place.PREVIOUS):
                     return None
                 continue
-            self._patience.restore()
+            self._retry.reset()
             if not sure and self._has_moved(place):
                 return None
             sure = True
@@ -257,7 +263,7 @@ class ContainerLog:
             moment = datetime.fromtimestamp((self._window.resume_ns - SPAN_NS) // 1_000_000_000, timezone.utc)
             return {"sinceTime": moment.strftime("%Y-%m-%dT%H:%M:%SZ")}
         if self._since_s is not None:
-            return {"sinceSeconds": str(max(1, math.ceil(self._since_s + time.monotonic() - self._began)))}
+            return {"sinceSeconds": str(max(1, math.ceil(self._since_s + self._clock() - self._began)))}
         return {}
 
 

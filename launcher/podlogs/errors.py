@@ -1,49 +1,47 @@
-"""Why a log cannot be read: each error says whether the server was reached, and what it answered.
+"""Why a log cannot be read, and for how long a reader asks again after each of these reasons.
 
-They exist so that a follower can tell a cut connection, which it heals, from a refusal, which it must tell.
-
-PodLogError             3
-├── NotReached            no connection: refused, timed out, no such host
-├── Broken                the connection was cut
-│   └── Silent            nothing came for so long that it may have been cut without a word
-├── Untrusted             certificates do not fit together; trying again does not help
-├── Refused               the server's answer, with its HTTP status and message
-└── Stopped               this side wants no more
+The classes say whether the server was reached and what it answered, so that a reader can tell a cut connection, which
+it repairs, from a refusal, which the user must learn of. How long the reader waits between two tries is the rule of
+`launcher.kube.retry`; only the limits are here, because a log has more kinds of failure than a request.
 """
 
+import math
 from dataclasses import dataclass
 
 from launcher.errors import UnreachableError
+from launcher.kube.retry import FIRST_DELAY_S, Backoff, is_transient_status
 
 
 class PodLogError(UnreachableError):
     """A container's log cannot be read."""
 
 
-class NotReached(PodLogError):  # noqa: N818  # named after what happened, like its siblings
-    """No connection came about."""
+class NotConnectedError(PodLogError):
+    """No connection came about: it was refused or timed out, or there is no such host."""
 
 
-class Broken(PodLogError):  # noqa: N818  # named after what happened, like its siblings
+class ConnectionCutError(PodLogError):
     """The connection was cut in the middle of an answer."""
 
 
-class Silent(Broken):
-    """Nothing came for a while: the container is quiet, or the connection is dead."""
+class SilentError(ConnectionCutError):
+    """Nothing came for a while: the container is quiet, or the connection was cut without notice."""
 
 
-class Untrusted(PodLogError):  # noqa: N818  # named after what happened, like its siblings
-    """One side's certificate is not accepted, or its file cannot be used."""
+class UntrustedError(PodLogError):
+    """One side does not accept the other's certificate, or cannot use its own. Another try does not help."""
+
+    transient = False
 
 
 @dataclass
-class Refused(PodLogError):  # noqa: N818  # named after what happened, like its siblings
+class LogRefusedError(PodLogError):
     """The server answered with something else than a log.
 
     Attributes:
         status: of HTTP.
         message: of the Status object that the API server sends, or the body's beginning.
-        retry_after_s: when it wants to be asked again, if it said so.
+        retry_after_s: how long the server wants to be left in peace, if it said so.
     """
 
     status: int
@@ -55,5 +53,75 @@ class Refused(PodLogError):  # noqa: N818  # named after what happened, like its
         return f"{self.status}: {self.message}"
 
 
-class Stopped(PodLogError):  # noqa: N818  # named after what happened, like its siblings
-    """The stop was set."""
+class StoppedError(PodLogError):
+    """The reader's own stop signal was set."""
+
+    transient = False
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How a reader deals with time, in seconds.
+
+    Attributes:
+        poll_s: between two looks at a container that has not started.
+        tick_s: between two looks at one whose log is followed, and quiet.
+        idle_s: a silence after which the reader connects again.
+        connect_s: how long a connection may take.
+        settle_s: how far a status may be behind the kubelet.
+        refused_s: how long to repeat a request whose refusal contradicts the status.
+        unreachable_s: how long a server may be out of reach.
+    """
+
+    poll_s: float = 0.05
+    tick_s: float = 0.1
+    idle_s: float = 60
+    connect_s: float = 10
+    settle_s: float = 0.3
+    refused_s: float = 10
+    unreachable_s: float = 180
+
+
+class LogRetry:
+    """The failures of one reader since its last success."""
+
+    def __init__(self, timing: Timing, backoff: Backoff) -> None:
+        self._timing = timing
+        self._backoff = backoff
+        self._was_refused = False
+
+    def reset(self) -> None:
+        """Note a success."""
+        self._backoff.reset()
+
+    def delay_s(self, error: PodLogError) -> float:
+        """Return how long to wait after `error`.
+
+        Raises:
+            PodLogError: `error` itself, if another try does not help or the time for tries is over.
+        """
+        if isinstance(error, SilentError):
+            # Not a failure: a container may be quiet for days.
+            return FIRST_DELAY_S
+        refused = isinstance(error, LogRefusedError)
+        if refused is not self._was_refused:
+            # A server that is back and refuses has its own time limit: its view of the pods may be behind at first.
+            self._was_refused = refused
+            self.reset()
+        if self._backoff.fail() > self._limit_s(error):
+            raise error
+        if isinstance(error, LogRefusedError) and error.retry_after_s is not None:
+            return error.retry_after_s
+        return self._backoff.delay_s()
+
+    def _limit_s(self, error: PodLogError) -> float:
+        """Return for how long a request that fails so is repeated; below zero if it never is."""
+        if not isinstance(error, LogRefusedError):
+            return self._timing.unreachable_s if error.transient else -1
+        if is_transient_status(error.status):
+            # The kubelet or the server answered; whether the log can still be read, the pod's status will say.
+            return math.inf
+        if error.status == 401:
+            # The reader logs in again once.
+            return math.inf if self._backoff.failures == 1 else -1
+        return -1 if error.status == 403 else self._timing.refused_s

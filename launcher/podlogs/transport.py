@@ -18,7 +18,16 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from launcher.kube.api import Credentials
-from launcher.podlogs.errors import Broken, NotReached, PodLogError, Refused, Silent, Stopped, Untrusted
+from launcher.kube.retry import retry_after_s
+from launcher.podlogs.errors import (
+    ConnectionCutError,
+    LogRefusedError,
+    NotConnectedError,
+    PodLogError,
+    SilentError,
+    StoppedError,
+    UntrustedError,
+)
 from launcher.podlogs.stop import Stop
 
 _BUFFER = 1 << 18
@@ -62,9 +71,9 @@ class Transport:
         """The answer to a GET, as long as the context lasts.
 
         Raises:
-            Stopped: the stop is set.
-            NotReached, Untrusted: there is no connection.
-            Refused: the answer is not 200.
+            StoppedError: the stop is set.
+            NotConnectedError, UntrustedError: there is no connection.
+            LogRefusedError: the answer is not 200.
         """
         token = self._credentials.token()
         headers = [] if token is None else [f"Authorization: Bearer {token}"]
@@ -115,10 +124,10 @@ class Answer:
         """What comes, until the answer's end; an empty block whenever nothing came for `tick_s`.
 
         Raises:
-            Stopped: the stop is set.
-            NotReached, Untrusted: there was no connection.
-            Refused: the answer is not 200.
-            Broken: the answer was cut, or (Silent) nothing came for `idle_s`.
+            StoppedError: the stop is set.
+            NotConnectedError, UntrustedError: there was no connection.
+            LogRefusedError: the answer is not 200.
+            ConnectionCutError: the answer was cut, or (SilentError) nothing came for `idle_s`.
         """
         while not self._ended:
             data = self._next(tick_s)
@@ -133,7 +142,7 @@ class Answer:
         self._heard = self._heard or asked
         while not self._parts:
             if self._stop.is_set():
-                raise Stopped("stopped")
+                raise StoppedError("stopped")
             _, active = self._multi.perform()
             if self._parts:
                 break
@@ -143,7 +152,7 @@ class Answer:
                 self._check()
                 return b""
             if now > self._heard + self._idle_s:
-                raise Silent(f"{self._credentials.server}: nothing came for {self._idle_s:g} s")
+                raise SilentError(f"{self._credentials.server}: nothing came for {self._idle_s:g} s")
             if now > asked + tick_s:
                 return b""
             self._wait(min(self._heard + self._idle_s, asked + tick_s) - now)
@@ -175,11 +184,10 @@ class Answer:
     def _refused(self, data: bytes) -> PodLogError:
         while len(data) < _MESSAGE_LIMIT and not self._ended:
             data += self._next(math.inf)
-        after = self._header("retry-after")
-        return Refused(
+        return LogRefusedError(
             self._curl.getinfo(self._curl.RESPONSE_CODE),
             _message(data) or "no reason given",
-            float(after) if after is not None and after.isdigit() else None,
+            retry_after_s(self._header("retry-after")),
         )
 
     def _header(self, name: str) -> str | None:
@@ -227,8 +235,8 @@ def _error(code: int, message: str) -> PodLogError:
         return code in [getattr(pycurl, f"E_{name}") for name in names]
 
     if among(_NOT_REACHED):
-        return NotReached(message)
-    return Untrusted(message) if among(_UNTRUSTED) else Broken(message)
+        return NotConnectedError(message)
+    return UntrustedError(message) if among(_UNTRUSTED) else ConnectionCutError(message)
 
 
 def _message(body: bytes) -> str:

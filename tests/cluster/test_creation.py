@@ -41,8 +41,8 @@ class Trouble:
         """The server does what it was asked for, and nobody hears of it."""
         create = self.api.create
 
-        def lost(kind: Resource, body: Json, *, dry_run: bool = False) -> Json:
-            made = create(kind, body, dry_run=dry_run)
+        def lost(kind: Resource, body: Json, *, dry_run: bool = False, warnings: Any = None) -> Json:
+            made = create(kind, body, dry_run=dry_run, warnings=warnings)
             if kind is resource and not dry_run:
                 raise UnreachableError("the answer was lost")
             return made
@@ -53,10 +53,10 @@ class Trouble:
         """The server does nothing, and says so."""
         create = self.api.create
 
-        def failing(kind: Resource, body: Json, *, dry_run: bool = False) -> Json:
+        def failing(kind: Resource, body: Json, *, dry_run: bool = False, warnings: Any = None) -> Json:
             if kind is resource and not dry_run:
                 raise error or ApiError("etcd is full", status=500)
-            return create(kind, body, dry_run=dry_run)
+            return create(kind, body, dry_run=dry_run, warnings=warnings)
 
         self._monkeypatch.setattr(self.api, "create", failing)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from launcher.kube.resources import PODS
+from launcher.podlogs.errors import Timing
 from launcher.podlogs.merge import Merged
-from launcher.podlogs.patience import Timing
 from launcher.podlogs.stop import Stop
 from tests.cluster.support import line_printer
 from tests.cluster.support.cutting_proxy import Cutter

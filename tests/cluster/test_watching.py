@@ -41,14 +41,14 @@ def forget(cluster: Cluster, version: str) -> None:
     cluster.nodes[0].namespaces.run(sys.executable, "-c", f"import urllib.request; {asked}")
 
 
-class Remembering(Reflector):
-    """It remembers what it had to bear."""
+class RecordingReflector(Reflector):
+    """Keeps the errors that its watches ended with."""
 
-    borne: tuple[LauncherError, ...] = ()
+    errors: tuple[LauncherError, ...] = ()
 
-    def _bear(self, error: LauncherError) -> bool:
-        self.borne = (*self.borne, error)
-        return super()._bear(error)
+    def _should_retry(self, error: LauncherError) -> bool:
+        self.errors = (*self.errors, error)
+        return super()._should_retry(error)
 
 
 def test_a_version_that_the_server_has_forgotten_is_listed_anew(
@@ -63,7 +63,7 @@ def test_a_version_that_the_server_has_forgotten_is_listed_anew(
     with monkeypatch.context() as patch:
         patch.setattr(Reflector, "_found", lambda _: long_ago)
         patch.setattr(Reflector, "_run", lambda _: None)
-        one = Remembering(
+        one = RecordingReflector(
             api,
             Selector(EVENTS),
             lambda: None,
@@ -78,7 +78,7 @@ def test_a_version_that_the_server_has_forgotten_is_listed_anew(
         until(lambda: len(told) == 2)
     finally:
         one.stop()
-    (error,) = one.borne
+    (error,) = one.errors
     assert isinstance(error, ApiError)
     assert error.status == 410
     assert told == [("before", False), ("after", True)], "what vanished, and what was seen to go"

@@ -15,7 +15,7 @@ from launcher.kube.reflector import Reflector, Selector
 from launcher.kube.resources import PODS
 from launcher.podlogs.batch import Item, LogGap
 from launcher.podlogs.container import ContainerLog
-from launcher.podlogs.patience import Timing
+from launcher.podlogs.errors import Timing
 from launcher.podlogs.stamps import stamp_ns
 from launcher.podlogs.state import ContainerState, Instance, Place, container_state
 from launcher.podlogs.stop import Stop

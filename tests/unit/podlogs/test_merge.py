@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from launcher.podlogs.batch import Batch, Item
-from launcher.podlogs.errors import PodLogError, Refused
+from launcher.podlogs.errors import LogRefusedError, PodLogError
 from launcher.podlogs.merge import Merged
 from launcher.podlogs.stop import Stop
 
@@ -93,7 +93,7 @@ def test_an_item_beyond_the_limit_arrives() -> None:
 def test_what_ends_a_log_is_raised_after_its_lines() -> None:
     def refused() -> Iterator[Item]:
         yield batch("line")
-        raise Refused(403, "forbidden")
+        raise LogRefusedError(403, "forbidden")
 
     with Merged[str](Stop()) as merged:
         merged.add("a", refused())

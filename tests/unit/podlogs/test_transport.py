@@ -18,7 +18,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from launcher.kube.api import Credentials
-from launcher.podlogs.errors import Broken, NotReached, Refused, Silent, Stopped, Untrusted
+from launcher.podlogs.errors import (
+    ConnectionCutError,
+    LogRefusedError,
+    NotConnectedError,
+    SilentError,
+    StoppedError,
+    UntrustedError,
+)
 from launcher.podlogs.stop import Stop
 from launcher.podlogs.transport import Transport
 from trainer.topology.ports import free_port
@@ -125,7 +132,7 @@ def test_ticks_do_not_hide_a_silence() -> None:
         Server(lambda one, _: one.sendall(HEAD)) as server,
         transport(access(server.port), idle_s=0.2) as one,
         one.get("/log", {}) as answer,
-        pytest.raises(Silent),
+        pytest.raises(SilentError),
     ):
         assert not any(answer.blocks(tick_s=0.01))
 
@@ -165,7 +172,7 @@ def test_each_request_carries_the_token_of_its_moment_and_its_query() -> None:
     ],
 )
 def test_a_refusal_says_what_the_server_said(answer: bytes, status: int, message: str, after: float | None) -> None:
-    with Server(lambda one, _: one.sendall(answer)) as server, pytest.raises(Refused) as raised:
+    with Server(lambda one, _: one.sendall(answer)) as server, pytest.raises(LogRefusedError) as raised:
         read(access(server.port))
     assert raised.value.status == status
     assert raised.value.message.endswith(message)
@@ -181,7 +188,7 @@ def test_a_cut_answer_is_no_end_but_what_came_before_has_arrived() -> None:
     with Server(serve) as server, transport(access(server.port)) as one, one.get("/log", {}) as answer:
         blocks = answer.blocks()
         assert next(blocks) == b"one\n"
-        with pytest.raises(Broken):
+        with pytest.raises(ConnectionCutError):
             next(blocks)
 
 
@@ -192,7 +199,7 @@ def test_the_transport_is_of_use_after_a_cut() -> None:
             one.shutdown(socket.SHUT_RDWR)
 
     with Server(serve) as server, transport(access(server.port)) as one:
-        with one.get("/log", {}) as answer, pytest.raises(Broken):
+        with one.get("/log", {}) as answer, pytest.raises(ConnectionCutError):
             list(answer.blocks())
         with one.get("/log", {"again": "1"}) as answer:
             assert b"".join(answer.blocks()) == b"a\n"
@@ -200,17 +207,20 @@ def test_the_transport_is_of_use_after_a_cut() -> None:
 
 @pytest.mark.parametrize("sent", [b"", HEAD, HEAD + chunk(b"a\n")])
 def test_a_long_silence_is_told_from_a_cut(sent: bytes) -> None:
-    with Server(lambda one, _: one.sendall(sent)) as server, pytest.raises(Silent, match=r"nothing came for 0\.2 s"):
+    with (
+        Server(lambda one, _: one.sendall(sent)) as server,
+        pytest.raises(SilentError, match=r"nothing came for 0\.2 s"),
+    ):
         read(access(server.port), idle_s=0.2)
 
 
 def test_nobody_listens() -> None:
-    with pytest.raises(NotReached, match=r"127\.0\.0\.1"):
+    with pytest.raises(NotConnectedError, match=r"127\.0\.0\.1"):
         read(access(free_port()))
 
 
 def test_a_host_that_is_not_known() -> None:
-    with pytest.raises(NotReached, match=r"no-such-host\.invalid"):
+    with pytest.raises(NotConnectedError, match=r"no-such-host\.invalid"):
         read(replace(access(1), server="http://no-such-host.invalid:80"))
 
 
@@ -227,7 +237,7 @@ def test_a_stop_ends_an_answer_that_is_waited_for_at_once() -> None:
         one.sendall(chunk(b"two\n"))
 
     with Server(serve) as server, transport(access(server.port), stop) as one, one.get("/log", {}) as answer:
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             list(answer.blocks())
         assert not more.is_set()
 
@@ -297,7 +307,7 @@ def test_a_certificate_of_somebody_else_is_not_trusted_unless_any_is(
     server, _ = secure
     other, _ = certificate(tmp_path, "other", host="127.0.0.1")
     how = replace(access(server.port, scheme="https"), ca_file=str(other))
-    with pytest.raises(Untrusted, match="certificate"):
+    with pytest.raises(UntrustedError, match="certificate"):
         read(how)
     assert read(replace(how, verify=False)) == b"a\n"
 
@@ -305,7 +315,7 @@ def test_a_certificate_of_somebody_else_is_not_trusted_unless_any_is(
 def test_a_certificate_file_that_is_missing_is_named(secure: tuple[Server, Path], tmp_path: Path) -> None:
     server, _ = secure
     how = replace(access(server.port, scheme="https"), ca_file=str(tmp_path / "absent.crt"))
-    with pytest.raises(Untrusted, match=r"absent\.crt"):
+    with pytest.raises(UntrustedError, match=r"absent\.crt"):
         read(how)
 
 
@@ -313,7 +323,7 @@ def test_a_server_under_another_name_is_known_by_that_name(tmp_path: Path) -> No
     path, context = certificate(tmp_path, "ours", host="kubernetes.example")
     with Server(lambda one, _: one.sendall(HEAD + chunk(b"a\n") + END), context) as server:
         how = replace(access(server.port, scheme="https"), ca_file=str(path))
-        with pytest.raises(Untrusted):
+        with pytest.raises(UntrustedError):
             read(how)
         assert read(replace(how, tls_server_name="kubernetes.example")) == b"a\n"
         assert b"Host: 127.0.0.1:%d\r\n" % server.port in server.asked[-1]
@@ -322,7 +332,7 @@ def test_a_server_under_another_name_is_known_by_that_name(tmp_path: Path) -> No
 def test_a_proxy_is_used_if_named_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
     with Server(lambda one, _: one.sendall(HEAD + chunk(b"a\n") + END)) as proxy:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
-        with pytest.raises(NotReached):
+        with pytest.raises(NotConnectedError):
             read(access(free_port()))
         assert not proxy.asked
         assert read(replace(access(free_port()), proxy=f"http://127.0.0.1:{proxy.port}")) == b"a\n"
