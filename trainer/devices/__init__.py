@@ -1,6 +1,5 @@
 """One small interface to the three kinds of device, so that nothing else of the trainer asks which one it runs on."""
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -39,17 +38,6 @@ class Device(Protocol):
         """The scaler that goes with fp16 autocast."""
         ...
 
-    def sgd(
-        self,
-        groups: Iterable[dict[str, Any]],
-        *,
-        lr: float,
-        momentum: float,
-        nesterov: bool,
-    ) -> torch.optim.Optimizer:
-        """The fastest SGD of the device; groups carry their own `weight_decay`."""
-        ...
-
     def seed(self, key: int) -> None:
         """Seed the device's default generator: what drop-path and dropout draw from."""
         ...
@@ -60,10 +48,6 @@ class Device(Protocol):
 
     def set_rng_state(self, state: torch.Tensor) -> None:
         """Go on from such a state."""
-        ...
-
-    def synchronize(self) -> None:
-        """Wait for the device's queue; only around timed stretches."""
         ...
 
     def name(self) -> str:

@@ -2,7 +2,6 @@
 
 import platform
 import resource
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -34,12 +33,6 @@ class CpuDevice:
         """Torch's scaler."""
         return torch.amp.GradScaler("cpu", init_scale=init_scale)
 
-    def sgd(
-        self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float, nesterov: bool
-    ) -> torch.optim.Optimizer:
-        """Torch's SGD, fused: one pass over each parameter."""
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
-
     def seed(self, key: int) -> None:
         """Seed the default generator alone: `torch.manual_seed` also visits every accelerator and costs 200 us."""
         torch.default_generator.manual_seed(key)
@@ -52,9 +45,6 @@ class CpuDevice:
     def set_rng_state(self, state: Tensor) -> None:
         """Go on from such a state."""
         torch.set_rng_state(state)
-
-    def synchronize(self) -> None:
-        """A CPU has no queue."""
 
     def name(self) -> str:
         """The processor, as the platform names it."""

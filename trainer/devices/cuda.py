@@ -1,6 +1,5 @@
 """An NVIDIA GPU as a device, over NCCL."""
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -45,12 +44,6 @@ class CudaDevice:
         """Torch's scaler."""
         return torch.amp.GradScaler("cuda", init_scale=init_scale)
 
-    def sgd(
-        self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float, nesterov: bool
-    ) -> torch.optim.Optimizer:
-        """Torch's SGD, fused: one kernel for all parameters."""
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
-
     def seed(self, key: int) -> None:
         """Seed this GPU's default generator."""
         torch.cuda.manual_seed(key)
@@ -63,10 +56,6 @@ class CudaDevice:
     def set_rng_state(self, state: Tensor) -> None:
         """Go on from such a state."""
         torch.cuda.set_rng_state(state)
-
-    def synchronize(self) -> None:
-        """Wait for all kernels of this GPU."""
-        torch.cuda.synchronize()
 
     def name(self) -> str:
         """The GPU's model."""

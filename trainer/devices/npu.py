@@ -7,7 +7,6 @@ torch_npu is imported when the device is opened, never before: on other machines
 
 import importlib
 import os
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -85,15 +84,6 @@ class NpuDevice:
         scaler: torch.amp.GradScaler = self._torch_npu.npu.amp.GradScaler(init_scale=init_scale)
         return scaler
 
-    def sgd(
-        self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float, nesterov: bool
-    ) -> torch.optim.Optimizer:
-        """torch_npu's fused SGD, which keeps gradients in one buffer."""
-        optimizer: torch.optim.Optimizer = self._torch_npu.optim.NpuFusedSGD(
-            groups, lr=lr, momentum=momentum, nesterov=nesterov
-        )
-        return optimizer
-
     def seed(self, key: int) -> None:
         """Seed this NPU's default generator."""
         self._torch_npu.npu.manual_seed(key)
@@ -106,10 +96,6 @@ class NpuDevice:
     def set_rng_state(self, state: Tensor) -> None:
         """Go on from such a state."""
         self._torch_npu.npu.set_rng_state(state)
-
-    def synchronize(self) -> None:
-        """Wait for all kernels of this NPU."""
-        self._torch_npu.npu.synchronize()
 
     def name(self) -> str:
         """The NPU's model."""

@@ -3,7 +3,7 @@
 import importlib.metadata
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from trainer.distributed.stop_requests import Request
 from trainer.model.weight_settings import data_config
 from trainer.model.weights import describe
 from trainer.records.run_records import Records, say
+from trainer.shared.config import TrainConfig
 from trainer.shared.config.interval import Interval
 from trainer.shared.config.train import OF_ONE_ATTEMPT, TRAINING
 from trainer.shared.errors import TrainerError
@@ -147,8 +148,8 @@ def resume(training: Training, checkpoint: Path, data: Mapping[str, Any]) -> Pro
     if training.rank == 0:
         changed = [
             *(f"{part} begins anew" for part in begun_anew),
-            *_differing(before, now),
-            *_differing(content["config"], training.config.model_dump(mode="json"), leave_out=OF_ONE_ATTEMPT),
+            *_changes(before, now),
+            *changed_settings(content["config"], training.config),
             *(["other images"] if content["data"]["fingerprint"] != data["fingerprint"] else []),
         ]
         # Kernels of other devices may add in another order each time.
@@ -217,8 +218,14 @@ def arithmetic(training: Training) -> dict[str, Any]:
     }
 
 
-def _differing(
-    before: Mapping[str, Any], now: Mapping[str, Any], *, leave_out: Collection[str] = frozenset()
-) -> list[str]:
-    names = [name for name in now if name not in leave_out and before.get(name) != now[name]]
-    return [f"{name} {before.get(name)} -> {now[name]}" for name in names]
+def changed_settings(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """Return `name old -> new` for each setting of the run that its checkpoint has otherwise.
+
+    An option that the checkpoint's version of this program did not have was at its default.
+    """
+    before, now = ({**TrainConfig().model_dump(mode="json"), **saved}, config.model_dump(mode="json"))
+    return _changes(before, {name: value for name, value in now.items() if name not in OF_ONE_ATTEMPT})
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]

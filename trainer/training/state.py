@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from trainer.distributed.process_group import gather
-from trainer.training.steps import Training, parameter_groups
+from trainer.training.optimizer import begin_state
+from trainer.training.steps import Training
 
 MASTER = ".master"
 
@@ -58,6 +59,7 @@ def restore(
         KeyError: the state is of another network.
     """
     begun_anew = set()
+    begin_state(training.optimizer, training.config)
     for name, tensor in _shared(training):
         part, _, rest = name.partition(".")
         master = f"optimizer.{rest}{MASTER}"
@@ -71,9 +73,8 @@ def restore(
         elif name.endswith(MASTER):
             tensor.copy_(tensors[f"model.{rest.removesuffix(MASTER)}"])
             begun_anew.add("master weights")
-        elif name.endswith(".momentum_buffer"):
-            tensor.zero_()
-            begun_anew.add("momentum")
+        elif part == "optimizer":
+            begun_anew.add(name.rpartition(".")[2].removesuffix("_buffer"))
         else:
             raise KeyError(name)
     statistics = tensors["ranks.batch_norm"]
@@ -100,15 +101,12 @@ def _shared(training: Training) -> Iterator[tuple[str, Tensor]]:
     if training.ema is not None:
         for name, tensor in training.ema.model.state_dict().items():
             yield f"ema.{name}", tensor
-    names = {parameter: name for name, parameter in training.network.named_parameters()}
-    groups = parameter_groups(training.network, weight_decay=0.0, decay_all=training.config.decay_all)
-    own = [parameter for group in groups for parameter in group["params"]]
-    optimized = [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
-    for parameter, used in zip(own, optimized, strict=True):
-        name = f"optimizer.{names[parameter]}"
-        if used is not parameter:
-            # O2 has fp32 masters of the network's fp16 parameters.
-            yield f"{name}{MASTER}", used
-        for kind, value in sorted(training.optimizer.state.get(used, {}).items()):
-            if isinstance(value, Tensor):
-                yield f"{name}.{kind}", value
+    parameters = dict(training.network.named_parameters())
+    for group in training.optimizer.param_groups:
+        for name, used in zip(group["names"], group["params"], strict=True):
+            if used is not parameters[name]:
+                # O2 has fp32 masters of the network's fp16 parameters.
+                yield f"optimizer.{name}{MASTER}", used
+            for kind, value in sorted(training.optimizer.state.get(used, {}).items()):
+                if isinstance(value, Tensor):
+                    yield f"optimizer.{name}.{kind}", value

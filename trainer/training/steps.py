@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -143,17 +142,6 @@ def train_steps(
         # From `now`: what the window's reader does until it wants the next one is the run's time too.
         sums = _Sums(step + 1, now)
         yield window
-
-
-def parameter_groups(model: nn.Module, *, weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
-    """Parameters for the optimizer; without `decay_all`, batch norm and biases (one dimension) are not decayed."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if decay_all:
-        return [{"params": parameters, "weight_decay": weight_decay}]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
 
 
 def _begin_step(training: Training, *, epoch: int, step: int, steps: int, lr: float) -> None:

@@ -41,9 +41,10 @@ from trainer.training.checkpoints import Keeper, agree, resume, rewound
 from trainer.training.ema import Ema
 from trainer.training.micro_batch import machine_memory, micro_batch
 from trainer.training.modes import DivergedError, Run, run_mode
+from trainer.training.optimizer import begin_state, make_optimizer
 from trainer.training.precision import choose
 from trainer.training.progress import Progress
-from trainer.training.steps import PEERS, Training, parameter_groups
+from trainer.training.steps import PEERS, Training
 from trainer.worker.task import TASK_VARIABLE, WorkerTask
 
 MEETING = "the start of all ranks"
@@ -201,10 +202,9 @@ def build(
     # Before the network is cast or patched: the average stays in fp32, where a small change is not rounded away.
     ema = Ema(network, config.ema) if config.ema else None
     precision = choose(config, runtime)
-    groups = parameter_groups(network, weight_decay=config.weight_decay, decay_all=config.decay_all)
-    optimizer = precision.optimizer(runtime, groups, config)
+    optimizer = make_optimizer(network, config, device=runtime.kind, library=precision.optimizer_library)
     prepared = precision.prepare(network, optimizer)
-    _begin_momentum(optimizer)
+    begin_state(optimizer, config)
     parallel = data_parallel(prepared, device)
     return Training(
         config=config,
@@ -227,18 +227,6 @@ def build(
             config, device=runtime.kind, processes=task.local_world_size, memory_bytes=machine_memory()
         ),
     )
-
-
-def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Momentum from zero, which gives a first step the same bits as none.
-
-    Else the buffers are made in the first step, where a resumed run would find nothing to restore its own into; and
-    torch leaves them uninitialised if that step is left out (2.14.1).
-    """
-    for group in optimizer.param_groups:
-        if group.get("momentum"):
-            for parameter in group["params"]:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _write_provenance(task: WorkerTask, config: TrainConfig, runtime: Device, datasets: Datasets, began: float) -> None:

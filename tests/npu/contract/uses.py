@@ -1,7 +1,7 @@
 """What our sources ask of torch_npu and apex, with where and how: collected from syntax trees, by following values.
 
 A value is followed by names, not by types: through variables, attributes, arguments and results of functions of the
-same name. So an object that `NpuDevice.sgd` makes is known again as `training.optimizer` in another module. Where that
+same name. So an object that `Sgd.make` makes is known again as `training.optimizer` in another module. Where that
 takes in too much, a use has several origins, and `verdict` asks that one of them fits.
 """
 

@@ -16,7 +16,8 @@ from trainer.shared.config import TrainConfig
 from trainer.shared.errors import TrainerError
 from trainer.training.ema import Ema
 from trainer.training.evaluation import evaluate
-from trainer.training.steps import Training, Window, parameter_groups, train_steps
+from trainer.training.optimizer import parameter_groups
+from trainer.training.steps import Training, Window, train_steps
 from trainer.worker.run import build, watchdog_of
 from trainer.worker.task import WorkerTask
 

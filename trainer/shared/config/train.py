@@ -132,6 +132,7 @@ class TrainConfig(BaseModel):
         None, "Steps per epoch at most; in performance mode the timed steps.", group="Optimisation", ge=1
     )
     warmup_steps: int = option(10, "Steps that the images/s figure leaves out.", group="Optimisation", ge=0)
+    optimizer: Literal["sgd"] = option("sgd", "Optimizer.", group="Optimisation")
     lr: float = option(0.4, "Peak learning rate of the global batch; it is not scaled.", group="Optimisation", gt=0)
     momentum: float = option(0.9, "SGD's momentum.", group="Optimisation", ge=0, lt=1)
     nesterov: bool = option(False, "Nesterov's momentum.", group="Optimisation")

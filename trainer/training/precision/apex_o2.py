@@ -1,15 +1,12 @@
 """O2 by apex for Ascend, as the seed trained."""
 
 import importlib
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainer.devices import Device
-from trainer.shared.config import TrainConfig
 from trainer.shared.errors import UsageError
 from trainer.training.precision.finite import not_finite
 from trainer.training.precision.policy import OVERFLOWS_OF_A_DYNAMIC_SCALE
@@ -29,7 +26,7 @@ class ApexO2:
     def __init__(self, loss_scale: float | str) -> None:
         try:
             self._amp: Any = importlib.import_module("apex.amp")
-            self._optimizers: Any = importlib.import_module("apex.optimizers")
+            self.optimizer_library: Any = importlib.import_module("apex.optimizers")
         except ImportError as error:
             raise UsageError(
                 f"--precision O2: apex is installed but cannot be loaded: {error}; install apex for Ascend, uninstall "
@@ -38,13 +35,6 @@ class ApexO2:
         self._loss_scale = loss_scale
         self._overflowed = False
         self.overflows = OVERFLOWS_OF_A_DYNAMIC_SCALE if loss_scale == "dynamic" else 0
-
-    def optimizer(self, device: Device, groups: Iterable[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-        """Apex's fused SGD, which updates the combined gradients in one operator."""
-        optimizer: torch.optim.Optimizer = self._optimizers.NpuFusedSGD(
-            groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov
-        )
-        return optimizer
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Cast the model to fp16 and give the optimizer fp32 master weights."""

@@ -1,6 +1,5 @@
 """fp32, and autocast to bf16 or, with a loss scale, to fp16."""
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -8,9 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.devices import Device
-from trainer.shared.config import TrainConfig
 from trainer.training.precision.finite import clipped_norm, not_finite
-from trainer.training.precision.policy import device_sgd
 from trainer.training.precision.scaler import LossScaler
 
 
@@ -18,15 +15,12 @@ class Autocast:
     """fp32, or autocast to a type with fp32's range: no loss scale."""
 
     overflows = 0
+    optimizer_library = None
 
     def __init__(self, device: Device, dtype: torch.dtype | None) -> None:
         self._device = device
         self._dtype = dtype
         self.name = "fp32" if dtype is None else "bf16"
-
-    def optimizer(self, device: Device, groups: Iterable[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-        """The device's SGD."""
-        return device_sgd(device, groups, config)
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Nothing to cast."""
@@ -66,15 +60,12 @@ class ScaledAutocast:
     """fp16 autocast; the scaler skips steps that overflowed."""
 
     name = "fp16"
+    optimizer_library = None
 
     def __init__(self, device: Device, loss_scale: float | str) -> None:
         self._device = device
         self._scaler = LossScaler(device, loss_scale)
         self.overflows = self._scaler.overflows
-
-    def optimizer(self, device: Device, groups: Iterable[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-        """The device's SGD."""
-        return device_sgd(device, groups, config)
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Autocast casts each operator; the model stays fp32."""

@@ -4,7 +4,6 @@ What apex's O2 does, by our own means, where apex for Ascend is not installed: i
 last public version is of 2023.
 """
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,8 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from trainer.devices import Device
-from trainer.shared.config import TrainConfig
-from trainer.training.precision.policy import device_sgd
 from trainer.training.precision.scaler import LossScaler
 
 
@@ -21,6 +18,7 @@ class NativeO2:
     """The optimizer updates fp32 copies of the fp16 weights, which are then rounded back into them."""
 
     name = "O2-native"
+    optimizer_library = None
 
     def __init__(self, device: Device, loss_scale: float | str) -> None:
         self._scaler = LossScaler(device, loss_scale)
@@ -28,10 +26,6 @@ class NativeO2:
         self._halves: list[Tensor] = []
         self._masters: list[Tensor] = []
         self._optimized: list[nn.Parameter] = []
-
-    def optimizer(self, device: Device, groups: Iterable[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-        """The device's SGD; `prepare` gives it the master weights."""
-        return device_sgd(device, groups, config)
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Cast all but batch norm to fp16, and have the optimizer work on fp32 copies."""

@@ -1,14 +1,10 @@
 """What a policy of precision does; everything else trains through these verbs and never asks which policy it is."""
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-
-from trainer.devices import Device
-from trainer.shared.config import TrainConfig
 
 INITIAL_DYNAMIC_SCALE = 2.0**16
 """apex's and torch's first guess; overflow halves it until it fits."""
@@ -20,12 +16,10 @@ class Precision(Protocol):
     """How losses and gradients are computed."""
 
     name: str
+    optimizer_library: Any
+    """The module whose optimizers the arithmetic needs; None: those of the device."""
     overflows: int
     """Steps in a row that may overflow while a dynamic loss scale finds its place."""
-
-    def optimizer(self, device: Device, groups: Iterable[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-        """The optimizer that goes with this arithmetic."""
-        ...
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Cast or patch the model before it is wrapped for data parallelism."""
@@ -59,8 +53,3 @@ class Precision(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         ...
-
-
-def device_sgd(device: Device, groups: Iterable[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    """The device's SGD with the run's settings."""
-    return device.sgd(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)

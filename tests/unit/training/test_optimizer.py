@@ -1,0 +1,126 @@
+"""A contributor adds an optimizer with a class, an entry in OPTIMIZERS and a word of `--optimizer`; nothing else."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainer.data.loader import Batch
+from trainer.data.sampler import plan_epoch
+from trainer.devices import open_device
+from trainer.shared.config import TrainConfig
+from trainer.shared.config.train import option
+from trainer.training.optimizer import OPTIMIZERS, ParameterGroups, parameter_groups
+from trainer.training.state import restore, tensors_of, values_of
+from trainer.training.steps import Training, train_steps
+from trainer.worker.run import build, watchdog_of
+from trainer.worker.task import WorkerTask
+
+STEPS = 4
+
+
+class ToyConfig(TrainConfig):
+    """What a contributor writes in trainer/shared/config/train.py."""
+
+    optimizer: Literal["sgd", "toy"] = option("sgd", "Optimizer.", group="Optimisation")  # type: ignore[assignment]  # one word more
+
+
+class Toy:
+    """What a contributor writes in trainer/training/optimizer.py: Adam, whose state SGD does not have."""
+
+    def make(self, groups: ParameterGroups, config: TrainConfig, *, device: str, library: Any) -> torch.optim.Optimizer:
+        assert device == "cpu"
+        assert library is None
+        return torch.optim.Adam(groups, lr=config.lr, fused=True)
+
+    def first_state(self, parameter: nn.Parameter, config: TrainConfig) -> dict[str, Tensor]:
+        zeros = torch.zeros_like(parameter)
+        return {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+
+
+@pytest.fixture(autouse=True)
+def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPTIMIZERS, "toy", Toy())
+
+
+def _training(optimizer: str, **settings: Any) -> Training:
+    small = {"model": "pnasnet5tiny", "image_size": 32, "batch_size": 4, "device": "cpu", "lr": 0.01, "ema": 0.9}
+    config = ToyConfig.model_validate({**small, "optimizer": optimizer, **settings})
+    task = WorkerTask.alone(config, Path("unused"))
+    runtime, watchdog = open_device("cpu"), watchdog_of(task)
+    return build(task, config, runtime, torch.device("cpu"), weights=None, num_classes=10, watchdog=watchdog)
+
+
+def _batches(first: int) -> Iterator[Batch]:
+    generator = torch.Generator().manual_seed(0)
+    for number in range(STEPS):
+        images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(10, (4,), generator=generator)
+        if number >= first:
+            yield Batch(images, labels, torch.zeros(4, dtype=torch.bool), torch.arange(4))
+
+
+def _steps(training: Training, first: int, count: int) -> None:
+    plan = plan_epoch(4 * STEPS, world_size=1, batch_size=4, accumulate=1, steps_limit=None, done_images=4 * first)
+    windows = train_steps(
+        training,
+        _batches(first),
+        plan,
+        epoch=0,
+        first_step=first,
+        warmup_left=0,
+        prepare=lambda batch: batch.images.float() / 255,
+    )
+    for _ in range(count):
+        next(windows)
+
+
+def _state(training: Training) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors_of(training).items()}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "toy"])
+def test_a_run_with_any_optimizer_resumes_bit_for_bit(optimizer: str) -> None:
+    whole = _training(optimizer, log_interval=1)
+    first = _state(whole)
+    _steps(whole, 0, STEPS)
+    assert any(not tensor.equal(first[name]) for name, tensor in _state(whole).items() if name.startswith("optimizer."))
+
+    interrupted = _training(optimizer, log_interval=1)
+    _steps(interrupted, 0, 2)
+    saved, values = _state(interrupted), values_of(interrupted)
+    resumed = _training(optimizer, log_interval=1, seed=0)
+    assert restore(resumed, saved, values, world_size=1) == []
+    _steps(resumed, 2, STEPS - 2)
+    expected, actual = _state(whole), _state(resumed)
+    assert expected.keys() == actual.keys()
+    assert [name for name in expected if not expected[name].equal(actual[name])] == []
+
+
+def test_the_state_is_complete_before_the_first_step() -> None:
+    training = _training("toy")
+    names = dict(training.network.named_parameters())
+    kinds = {f"optimizer.{name}.{kind}" for name in names for kind in ("step", "exp_avg", "exp_avg_sq")}
+    assert {name for name in tensors_of(training) if name.startswith("optimizer.")} == kinds
+
+
+def test_what_another_optimizer_did_not_save_begins_at_its_first_state_again() -> None:
+    sgd = _training("sgd", log_interval=1)
+    _steps(sgd, 0, 1)
+    toy = _training("toy", log_interval=1)
+    _steps(toy, 0, 2)
+    assert restore(toy, _state(sgd), values_of(sgd), world_size=1) == ["exp_avg", "exp_avg_sq", "step"]
+    fresh = {name: tensor for name, tensor in _state(_training("toy")).items() if name.startswith("optimizer.")}
+    restored = _state(toy)
+    assert [name for name, tensor in fresh.items() if not tensor.equal(restored[name])] == []
+
+
+def test_parameter_groups_name_their_parameters_in_order() -> None:
+    network = _training("sgd").network
+    for decay_all in (True, False):
+        for group in parameter_groups(network, weight_decay=0.1, decay_all=decay_all):
+            named = [network.get_parameter(name) for name in group["names"]]
+            assert all(one is other for one, other in zip(named, group["params"], strict=True))

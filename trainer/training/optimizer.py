@@ -1,0 +1,99 @@
+"""The optimizers: which parameters they update, with which weight decay, and what they keep of each parameter.
+
+To add one, write a class like `Sgd` here, enter it in OPTIMIZERS, and add its name to `--optimizer` (TrainConfig).
+Nothing else knows one optimizer from another: steps, precisions and checkpoints see torch's interface only.
+"""
+
+import importlib
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from trainer.shared.config import TrainConfig
+
+ParameterGroups = list[dict[str, Any]]
+
+
+class OptimizerKind(Protocol):
+    """What a kind of optimizer consists of."""
+
+    def make(self, groups: ParameterGroups, config: TrainConfig, *, device: str, library: Any) -> torch.optim.Optimizer:
+        """Return the fastest implementation on a device.
+
+        Args:
+            groups: from `parameter_groups`; each has its own `weight_decay`.
+            device: `npu`, `cuda` or `cpu`.
+            library: the module whose optimizers the run's precision needs (apex's under O2); None for no such need.
+        """
+        ...
+
+    def first_state(self, parameter: nn.Parameter, config: TrainConfig) -> dict[str, Tensor]:
+        """Return the tensors that the optimizer keeps of a parameter, as they are before the first step."""
+        ...
+
+
+class Sgd:
+    """SGD with momentum, fused on every device."""
+
+    def make(self, groups: ParameterGroups, config: TrainConfig, *, device: str, library: Any) -> torch.optim.Optimizer:
+        """Return apex's, torch_npu's (both keep the gradients in one buffer) or torch's fused SGD."""
+        if library is None and device != "npu":
+            return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+        # torch_npu was loaded when the device was opened. Typed as Any: it has no stubs.
+        source: Any = library or importlib.import_module("torch_npu").optim
+        optimizer: torch.optim.Optimizer = source.NpuFusedSGD(
+            groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov
+        )
+        return optimizer
+
+    def first_state(self, parameter: nn.Parameter, config: TrainConfig) -> dict[str, Tensor]:
+        """Return a momentum of zero, which gives a first step the same bits as no momentum."""
+        return {"momentum_buffer": torch.zeros_like(parameter)} if config.momentum else {}
+
+
+OPTIMIZERS: dict[str, OptimizerKind] = {"sgd": Sgd()}
+
+
+def make_optimizer(network: nn.Module, config: TrainConfig, *, device: str, library: Any) -> torch.optim.Optimizer:
+    """Return the run's optimizer over all trainable parameters; the arguments are those of `OptimizerKind.make`."""
+    groups = parameter_groups(network, weight_decay=config.weight_decay, decay_all=config.decay_all)
+    return OPTIMIZERS[config.optimizer].make(groups, config, device=device, library=library)
+
+
+def begin_state(optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
+    """Put the optimizer's state where it is before the first step, in place where there is one already.
+
+    Otherwise the first step would make the tensors, and a resumed run would find nothing to restore its own into.
+    torch leaves them uninitialised if that first step is left out (2.14.1).
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for name, tensor in OPTIMIZERS[config.optimizer].first_state(parameter, config).items():
+                state = optimizer.state[parameter]
+                if name in state:
+                    state[name].copy_(tensor)
+                else:
+                    state[name] = tensor
+
+
+def parameter_groups(model: nn.Module, *, weight_decay: float, decay_all: bool) -> ParameterGroups:
+    """Return the parameters in groups for the optimizer, each group with the `names` of its parameters.
+
+    Without `decay_all`, batch norm and biases (one dimension) are not decayed.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if decay_all:
+        return [_group(named, weight_decay)]
+    return [
+        _group([(name, parameter) for name, parameter in named if parameter.ndim > 1], weight_decay),
+        _group([(name, parameter) for name, parameter in named if parameter.ndim <= 1], 0.0),
+    ]
+
+
+def _group(named: list[tuple[str, nn.Parameter]], weight_decay: float) -> dict[str, Any]:
+    return {
+        "params": [parameter for _, parameter in named],
+        "names": [name for name, _ in named],
+        "weight_decay": weight_decay,
+    }
