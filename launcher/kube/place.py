@@ -1,13 +1,37 @@
-"""Where a cluster is, as far as somebody says so; a module of its own, because every command line has it."""
+"""Where a cluster is, and how to log in there: values that every command line has, and that import no client."""
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+DEFAULT_KUBECONFIG = Path.home() / ".kube" / "config"
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a person may say about where the cluster is; what is left out, kubeconfig and the pod know."""
+    """The user's choice of a cluster. Kubeconfig, or the pod, supplies what is left out."""
 
     kubeconfig: Path | None = None
     context: str | None = None
     namespace: str | None = None
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """How to reach the API server, and as which user. Files are paths; `token` is called before each request."""
+
+    server: str
+    ca_file: str | None
+    client_cert: str | None
+    client_key: str | None
+    token: Callable[[], str | None]
+    proxy: str | None
+    verify: bool
+    tls_server_name: str | None
+
+
+def is_in_cluster() -> bool:
+    """Return whether this process runs in a pod that has a service account."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ and (SERVICE_ACCOUNT / "token").is_file()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from datetime import datetime, timezone
 
-from launcher.kube.api import Credentials
+from launcher.kube.place import Credentials
 from launcher.kube.retry import Backoff
 from launcher.podlogs.batch import CAUGHT_UP, Item, LogGap, batch_of
 from launcher.podlogs.errors import LogRefusedError, LogRetry, PodLogError, StoppedError, Timing

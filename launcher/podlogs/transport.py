@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from launcher.kube.api import Credentials
+from launcher.kube.place import Credentials
 from launcher.kube.retry import retry_after_s
 from launcher.podlogs.errors import (
     ConnectionCutError,

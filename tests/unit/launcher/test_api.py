@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from launcher.kube.api import Api, ApiError, Credentials
+from launcher.kube.api import Api, ApiError
+from launcher.kube.place import Credentials
 from launcher.kube.reflector import Reflector, Selector
 from launcher.kube.resources import PODS
 

@@ -9,7 +9,8 @@ import pytest
 from kubernetes.client import Configuration
 
 from launcher.errors import UnreachableError
-from launcher.kube.connection import _token_of, connect
+from launcher.kube.connection import connect
+from launcher.kube.kubeconfig import token_source
 from launcher.kube.place import Place
 
 KUBECONFIG = """
@@ -73,7 +74,7 @@ def test_a_login_plugin_that_fails_is_the_reason_and_the_only_line(
     text = str(caught.value)
     assert said in text
     assert text.startswith(f"kubeconfig {path}: ")
-    assert text.endswith("; log in again, or mend it")
+    assert text.endswith("; log in again, or fix it")
     assert "\n" not in text
     assert capfd.readouterr().err == ""
 
@@ -100,4 +101,4 @@ def test_a_login_that_cannot_be_read_any_more_is_no_traceback() -> None:
     configuration: Any = Configuration()
     configuration.refresh_api_key_hook = hook
     with pytest.raises(UnreachableError, match=r"the login cannot be renewed: .*/run/token.*; log in again"):
-        _token_of(configuration)()
+        token_source(configuration)()

@@ -10,7 +10,7 @@ import pytest
 
 from launcher.cluster.follow import _Reading
 from launcher.jobs import Block, Loss
-from launcher.kube.api import Credentials
+from launcher.kube.place import Credentials
 from launcher.output.lines import Demultiplexer, Line
 from launcher.podlogs.batch import Batch, Item, LogGap, batch_of
 from launcher.podlogs.container import ContainerLog

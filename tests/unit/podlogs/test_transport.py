@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from launcher.kube.api import Credentials
+from launcher.kube.place import Credentials
 from launcher.podlogs.errors import (
     ConnectionCutError,
     LogRefusedError,
