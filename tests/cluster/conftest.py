@@ -18,11 +18,14 @@ from tests.cluster.testbed.cluster import KUBECONFIG, Cluster, NotABedError
 from tests.cluster.testbed.requirements import impediment, impediment_to_images
 from tests.cluster.testbed.volcano import install
 from tests.cluster.testbed.volcano.install import Volcano
+from tests.conftest import set_timeouts
 
 KEPT_TO_EVALUATE = 6
 """Images of each of the ten digits."""
-HANGS_S = 1200
-BUILT_WITHIN_S = 3000
+TIMEOUT_S = 1200
+"""A test that takes ten minutes hangs."""
+BUILD_S = 3000
+"""The first test on a cluster may have to wait until Kubernetes is built."""
 
 
 def _not_run(reason: str) -> NoReturn:
@@ -33,11 +36,7 @@ def _not_run(reason: str) -> NoReturn:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that takes ten minutes hangs; but the first one may have to wait until Kubernetes is built."""
-    here = [item for item in items if Path(__file__).parent in item.path.parents]
-    on_a_cluster = [item for item in here if "cluster" in getattr(item, "fixturenames", ())]
-    for item in here:
-        item.add_marker(pytest.mark.timeout(HANGS_S if item not in on_a_cluster[:1] else HANGS_S + BUILT_WITHIN_S))
+    set_timeouts(items, Path(__file__).parent, fixture="cluster", timeout_s=TIMEOUT_S, build_s=BUILD_S)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.conftest import Finished, digits, few_digits, train
+from tests.conftest import set_timeouts
+from tests.local.conftest import TrainerResult, digits, few_digits, train
 from tests.local.resumable_runs import recipe
 from tests.npu.machine import build, environment
 
@@ -14,17 +15,15 @@ __all__ = ["digits", "few_digits"]
 SHORT = ("--epochs", "1", "--steps", "4")
 O2 = ("--device", "npu", "--npus", "2", "--epochs", "1", "--steps", "12", "--precision", "O2")
 
-HANGS_S = 900
-BUILT_WITHIN_S = 1800
+TIMEOUT_S = 900
+BUILD_S = 1800
+"""The first test builds the emulation, which takes long on a new machine that builds other things at the same time."""
 
-Run = Callable[..., Finished]
+Run = Callable[..., TrainerResult]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first test builds the emulation, which takes long beside other builds of a machine that is new to it all."""
-    here = (item for item in items if Path(__file__).parent in item.path.parents)
-    for item in [item for item in here if "npus" in getattr(item, "fixturenames", ())][:1]:
-        item.add_marker(pytest.mark.timeout(HANGS_S + BUILT_WITHIN_S))
+    set_timeouts(items, Path(__file__).parent, fixture="npus", timeout_s=TIMEOUT_S, build_s=BUILD_S)
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +45,7 @@ def run(npus: dict[str, str], few_digits: Path, tmp_path_factory: pytest.TempPat
     """Trains on the digits, with NPUs if `--device` says so; each run has a name of its own."""
     output = tmp_path_factory.mktemp("out")
 
-    def start(name: str, *options: str, environ: dict[str, str] | None = None) -> Finished:
+    def start(name: str, *options: str, environ: dict[str, str] | None = None) -> TrainerResult:
         given = {"--device": "npu", "--npus": "1"}
         missing = (word for flag, value in given.items() if flag not in options for word in (flag, value))
         return train(
@@ -57,7 +56,7 @@ def run(npus: dict[str, str], few_digits: Path, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="session")
-def in_o2(run: Run) -> Finished:
+def in_o2(run: Run) -> TrainerResult:
     """A whole run of two devices in the arithmetic that an NPU has by default, without apex."""
     done = run("o2", *O2)
     assert done.code == 0, done.stdout
