@@ -1,13 +1,13 @@
-"""The trainer without the wait for torch: a process that has imported it forks the trainer, who forks its workers.
+"""The trainer without the wait for torch: a process that has imported torch forks the trainer, which forks its workers.
 
-A worker takes 2.4 CPU seconds to import torch and what comes with it (torch 2.14.1, two busy cores of an AMD EPYC), and
-most tests ask less of it than that. What is left out is exec, and what Python does before a program's first line; a
-device's runtime is imported by each worker, as ever. How the trainer is started by a user, by the launcher and in a
-pod, and how it is stopped and killed, is tested with processes that are started anew.
+MEASUREMENT_PLACEHOLDER
+
+A fork leaves out exec and what Python does before a program's first line. Each worker still imports a device's runtime
+by itself. Tests with newly started processes cover how a user, the launcher and a pod start the trainer, and how it is
+stopped and killed; `test_forked_trainer.py` compares both ways.
 """
 
 import atexit
-import gc
 import importlib
 import json
 import os
@@ -26,21 +26,29 @@ from types import SimpleNamespace, TracebackType
 from typing import NoReturn
 from unittest import mock
 
-IMPORTED = ("trainer.cli", "trainer.run.attempt", "trainer.worker.run", "torch._dynamo", "trainer.records.tensorboard")
-PATH = sys.path[1:]
-OPEN = 1 << 12
-"""More files than any of these processes has open."""
-PACKET = 1 << 17
-"""Bytes that a request or an answer has at most."""
+from trainer.worker.__main__ import without_garbage_collector
+
+IMPORTED_MODULES = (
+    "trainer.cli",
+    "trainer.run.attempt",
+    "trainer.worker.run",
+    "torch._dynamo",
+    "trainer.records.tensorboard",
+)
+IMPORT_PATH = sys.path[1:]
+MOST_FILES = 1 << 12
+"""None of these processes has more open files."""
+PACKET_BYTES = 1 << 17
+"""The largest request or answer."""
 
 
-def run_trainer(
+def run_forked_trainer(
     options: Sequence[str], *, environ: Mapping[str, str], file_limit: int, timeout_s: float
 ) -> "subprocess.CompletedProcess[str]":
     """Run the trainer's command line to its end, as `subprocess.run` does `python -m trainer`; one at a time.
 
     Args:
-        file_limit: bytes to which files may grow.
+        file_limit: bytes to which each file may grow.
 
     Raises:
         TimeoutError: it did not end in time, and was killed.
@@ -48,25 +56,25 @@ def run_trainer(
     server = _server()
     request = json.dumps([options, dict(environ), str(Path.cwd()), file_limit]).encode()
     with ThreadPoolExecutor() as readers:
-        (stdout, said), (stderr, complained) = _pipe(readers), _pipe(readers)
+        (stdout, output), (stderr, errors) = _pipe(readers), _pipe(readers)
         socket.send_fds(server, [request], [stdout, stderr])
         for number in (stdout, stderr):
             os.close(number)
-        pid = int(server.recv(PACKET))
+        pid = int(server.recv(PACKET_BYTES))
         try:
             server.settimeout(timeout_s)
-            code = int(server.recv(PACKET))
+            code = int(server.recv(PACKET_BYTES))
         except TimeoutError:
             os.kill(pid, signal.SIGKILL)
             server.settimeout(None)
-            server.recv(PACKET)
+            server.recv(PACKET_BYTES)
             raise
         server.settimeout(None)
-        return subprocess.CompletedProcess(options, code, said.result(), complained.result())
+        return subprocess.CompletedProcess(options, code, output.result(), errors.result())
 
 
 def _pipe(readers: ThreadPoolExecutor) -> tuple[int, Future[str]]:
-    """Where to write, and all that is read at the other end."""
+    """Return the writing end of a new pipe, and the text that will have been read from the other end."""
     reading, writing = os.pipe()
     return writing, readers.submit(_read, reading)
 
@@ -78,16 +86,16 @@ def _read(number: int) -> str:
 
 @cache
 def _server() -> socket.socket:
-    """A connection to the process that forks; it ends with this one."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        # OMP_NUM_THREADS is read while torch is imported, and with more threads it could not be forked.
+    """Start the process that forks, and return a connection to it; it ends with this process."""
+    connection, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with server_end:
+        # torch reads OMP_NUM_THREADS during its import; a process with more threads could not be forked.
         environ = {**os.environ, "OMP_NUM_THREADS": "1"}
         environ.pop("PYTHONPATH", None)
-        command = (sys.executable, "-u", "-m", "tests.local.forked_trainer", str(theirs.fileno()))
-        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environ)
-    atexit.register(_end, process, ours)
-    return ours
+        command = (sys.executable, "-u", "-m", "tests.local.forked_trainer", str(server_end.fileno()))
+        process = subprocess.Popen(command, pass_fds=[server_end.fileno()], env=environ)
+    atexit.register(_end, process, connection)
+    return connection
 
 
 def _end(process: "subprocess.Popen[bytes]", connection: socket.socket) -> None:
@@ -96,24 +104,22 @@ def _end(process: "subprocess.Popen[bytes]", connection: socket.socket) -> None:
 
 
 def main() -> None:
-    """Be that process: import everything, and fork for each request; the fork is the trainer."""
-    gc.disable()  # as trainer.worker.__main__ does; what it looked through would be copied by each fork besides
-    for name in IMPORTED:
-        importlib.import_module(name)
-    gc.freeze()
-    gc.enable()
+    """Import everything, and fork for each request; the fork becomes the trainer."""
+    with without_garbage_collector():
+        for name in IMPORTED_MODULES:
+            importlib.import_module(name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the trainer
     with (
         mock.patch("trainer.supervisor.worker.subprocess", SimpleNamespace(Popen=ForkedWorker, PIPE=subprocess.PIPE)),
         socket.socket(fileno=int(sys.argv[1])) as connection,
     ):
         while True:
-            request, files, _, _ = socket.recv_fds(connection, PACKET, 2)
+            request, files, _, _ = socket.recv_fds(connection, PACKET_BYTES, 2)
             if not request:
                 return
             child = os.fork()
             if child == 0:
-                _be_the_trainer(request, files)
+                _become_trainer(request, files)
             connection.send(str(child).encode())
             for number in files:
                 os.close(number)
@@ -121,10 +127,10 @@ def main() -> None:
             connection.send(str(os.waitstatus_to_exitcode(status)).encode())
 
 
-def _be_the_trainer(request: bytes, files: Sequence[int]) -> NoReturn:
+def _become_trainer(request: bytes, files: Sequence[int]) -> NoReturn:
     with _WholeProgram():
         options, environ, folder, file_limit = json.loads(request)
-        _become(environ, stdout=files[0], stderr=files[1])
+        _reset_process(environ, stdout=files[0], stderr=files[1])
         os.chdir(folder)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
         sys.argv[1:] = options
@@ -132,7 +138,7 @@ def _be_the_trainer(request: bytes, files: Sequence[int]) -> NoReturn:
 
 
 class ForkedWorker:
-    """What the supervisor has of `subprocess.Popen`, for a worker."""
+    """Replaces `subprocess.Popen` in the supervisor: forks a worker instead of starting one."""
 
     def __init__(
         self,
@@ -151,25 +157,25 @@ class ForkedWorker:
             with _WholeProgram():
                 os.setsid()
                 os.dup2(reading, 0)
-                _become(env, stdout=stdout, stderr=stderr)
+                _reset_process(env, stdout=stdout, stderr=stderr)
                 importlib.import_module("torch").set_num_threads(int(env["OMP_NUM_THREADS"]))
                 importlib.import_module("trainer.worker.run").main()
         os.close(reading)
         self.stdin = os.fdopen(writing, "wb")
 
     def wait(self) -> int:
-        """Its exit code."""
+        """Wait until the worker has ended; return its exit code."""
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-def _become(environ: Mapping[str, str], *, stdout: int, stderr: int) -> None:
-    """Have of this process what exec would have left of it."""
+def _reset_process(environ: Mapping[str, str], *, stdout: int, stderr: int) -> None:
+    """Give this fork the files, environment, import path and signal handlers that it would have after exec."""
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
-    os.closerange(3, OPEN)
+    os.closerange(3, MOST_FILES)
     os.environ.clear()
     os.environ.update(environ)
-    sys.path[1:] = [*filter(None, environ.get("PYTHONPATH", "").split(os.pathsep)), *PATH]
+    sys.path[1:] = [*filter(None, environ.get("PYTHONPATH", "").split(os.pathsep)), *IMPORT_PATH]
     tempfile.tempdir = None
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
@@ -179,13 +185,13 @@ def _become(environ: Mapping[str, str], *, stdout: int, stderr: int) -> None:
 
 
 class _WholeProgram(AbstractContextManager[None]):
-    """Ends the process where a program would end, and as Python ends it then."""
+    """Ends the process at the end of the block, in the way Python ends a program."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> NoReturn:
         if isinstance(error, SystemExit):
-            assert isinstance(error.code, int), "as both programs end"
+            assert isinstance(error.code, int), "both programs end with a number"
             os._exit(error.code)
         if kind is not None and error is not None:
             sys.excepthook(kind, error, trace)
