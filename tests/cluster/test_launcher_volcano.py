@@ -12,7 +12,7 @@ from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.npus.device_plugin import RESOURCE
 from tests.cluster.testbed.npus.ranktable_writer import ranktable_writer
 from tests.cluster.testbed.volcano.install import SCHEDULER, Volcano
-from tests.local.conftest import Finished, train
+from tests.local.conftest import TrainerResult, train
 from tests.npu.machine import build
 
 pytestmark = pytest.mark.usefixtures("rank_tables")
@@ -92,7 +92,7 @@ def test_emulated_npus_of_two_nodes_train_by_their_rank_table_and_as_cpus_do(
     on_cpus = (*recipe, "--device", "cpu", "--npus", "4")
     there = train(tmp_path, *on_cpus, data=digits, environ={"OMP_NUM_THREADS": "1"})
     assert there.code == 0, there.stdout
-    here = Finished(done.returncode, done.stdout, done.stderr, terminal.output("npus"))
+    here = TrainerResult(done.returncode, done.stdout, done.stderr, terminal.output("npus"))
     assert here.metrics("step") == there.metrics("step")
 
 

@@ -6,15 +6,15 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.local.forked_trainer import run_trainer
-from tests.local.supervisor_process import Node
+from tests.local.forked_trainer import run_forked_trainer
+from tests.local.supervisor_process import SupervisorRunner
 
 SMALL = {
     "--device": os.environ.get("PNAS_TEST_DEVICE", "cpu"),
@@ -25,21 +25,21 @@ SMALL = {
     "--aux": "none",
     "--threads": "1",
 }
-"""A network and images that a step of takes tens of milliseconds on one core."""
-PRELOADED = SMALL["--device"] == "cpu"
-"""A real NPU's runtime is imported with torch, and nobody knows whether it may be forked then."""
+"""A network and images with which one step takes tens of milliseconds on one core."""
+FORK = SMALL["--device"] == "cpu"
+"""Whether `train` forks. For a real NPU torch imports a runtime, and it is unknown whether that survives a fork."""
 if SMALL["--device"] != "cpu":
     SMALL |= {"--precision": "fp32", "--npus": "1"}
 
 
-def small(*options: str) -> tuple[str, ...]:
-    """`options`, and those of SMALL that they do not set themselves."""
+def small_options(*options: str) -> tuple[str, ...]:
+    """Return `options`, and the entries of SMALL that they do not set."""
     return (*options, *(word for flag, value in SMALL.items() if flag not in options for word in (flag, value)))
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A trainer that has ended, and what it left."""
+class TrainerResult:
+    """A trainer that has ended: its exit code, its output and its run folder."""
 
     code: int
     stdout: str
@@ -47,7 +47,7 @@ class Finished:
     run: Path
 
     def events(self, event: str, rank: int = 0) -> list[dict[str, str]]:
-        """The logfmt values of the lines of one kind that one rank printed, in order."""
+        """Return the logfmt values of each line of the kind `event` that one rank printed, in order."""
         tag = f"[rank {rank} "
         texts = (line.partition("] ")[2] for line in self.stdout.splitlines() if line.startswith(tag))
         return [
@@ -57,14 +57,14 @@ class Finished:
         ]
 
     def metrics(self, kind: str) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl of one kind."""
+        """Return the lines of metrics.jsonl of one kind."""
         lines = map(json.loads, (self.run / "metrics.jsonl").read_text().splitlines())
         return [line for line in lines if line["kind"] == kind]
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The handwritten digits as JPEGs in the ImageNet layout: 1,437 to train on, 360 to validate."""
+    """Return a folder with handwritten digits as JPEGs in the ImageNet layout: 1,437 to train on, 360 to validate."""
     folder = tmp_path_factory.mktemp("data") / "digits"
     subprocess.run([sys.executable, "-m", "trainer", "data", "digits", "--to", str(folder)], check=True)
     return folder
@@ -72,7 +72,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def few_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same to train on, and 78 to validate: for tests that train often and are about something else."""
+    """Return a folder with the same training images and 78 to validate, for tests that evaluate often."""
     folder = tmp_path_factory.mktemp("data") / "few-digits"
     shutil.copytree(digits / "train", folder / "train", copy_function=os.link)
     for label in (digits / "val").iterdir():
@@ -88,11 +88,11 @@ def _private_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
-    """Where a test of the supervisor starts some."""
-    node = Node(tmp_path)
-    yield node
-    node.stop()
+def supervisors(tmp_path: Path) -> Iterator[SupervisorRunner]:
+    """Start supervisors for a test, and end those that are left."""
+    runner = SupervisorRunner(tmp_path)
+    yield runner
+    runner.stop()
 
 
 def train(
@@ -102,24 +102,27 @@ def train(
     name: str = "run",
     environ: dict[str, str] | None = None,
     file_limit: int = resource.RLIM_INFINITY,
-) -> Finished:
-    """Run `python -m trainer` to its end; no file may grow beyond `file_limit` bytes, as on a disk that fills up."""
-    where = () if data is None else ("--data-path", str(data))
-    words = (*where, "--output", str(output), "--run-name", name, *options)
-    start = run_trainer if PRELOADED else _run_anew
-    done = start(words, environ={**os.environ, **(environ or {})}, file_limit=file_limit, timeout_s=600)
-    return Finished(done.returncode, done.stdout, done.stderr, output / name)
+    fork: bool = FORK,
+) -> TrainerResult:
+    """Run `python -m trainer` to its end.
 
-
-def _run_anew(
-    options: Sequence[str], *, environ: dict[str, str], file_limit: int, timeout_s: float
-) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        (sys.executable, "-m", "trainer", *options),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout_s,
-        env=environ,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit)),
-    )
+    Args:
+        file_limit: bytes to which each file may grow; a small number acts as a disk that fills up.
+        fork: fork the trainer from a process that has imported torch, instead of starting a new interpreter.
+    """
+    data_options = () if data is None else ("--data-path", str(data))
+    arguments = (*data_options, "--output", str(output), "--run-name", name, *options)
+    environ = {**os.environ, **(environ or {})}
+    if fork:
+        ended = run_forked_trainer(arguments, environ=environ, file_limit=file_limit, timeout_s=600)
+    else:
+        ended = subprocess.run(
+            (sys.executable, "-m", "trainer", *arguments),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+            env=environ,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit)),
+        )
+    return TrainerResult(ended.returncode, ended.stdout, ended.stderr, output / name)

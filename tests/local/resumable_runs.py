@@ -1,4 +1,4 @@
-"""Runs that are stopped or killed on the way, and how they are compared with one that was not."""
+"""Short runs that a test can stop or kill, and a comparison of a resumed run with an undisturbed one."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from tests.local.conftest import SMALL, small
+from tests.local.conftest import SMALL, small_options
 from trainer.checkpoint.files import read_manifest
 
 RECIPE = {
@@ -30,39 +30,42 @@ WALL_CLOCK = {"wall_s", "seconds"}
 
 
 def recipe(*options: str) -> tuple[str, ...]:
-    """`options`, and those of RECIPE that they do not set themselves."""
-    return small(*options, *(word for flag, value in RECIPE.items() if flag not in options for word in (flag, value)))
+    """Return `options`, and the entries of RECIPE and SMALL that they do not set."""
+    defaults = (word for flag, value in RECIPE.items() if flag not in options for word in (flag, value))
+    return small_options(*options, *defaults)
 
 
-def claimed() -> str:
-    """What a resumed run says of its bits; nobody has seen what an NPU's kernels keep."""
+def expected_bit_exact() -> str:
+    """Return the value of `bit_exact` that a resumed run prints; for an NPU's kernels nothing is proven."""
     return "yes" if SMALL["--device"] == "cpu" else '"not proven"'
 
 
-class Started:
-    """A trainer that runs, with what it has printed in a file."""
+class BackgroundTrainer:
+    """A trainer that runs while the test goes on; its output goes to a file."""
 
     def __init__(self, output: Path, data: Path, *options: str, name: str) -> None:
-        self._said = output / f"{name}-{time.monotonic_ns()}.log"
-        where = ("--data-path", str(data), "--output", str(output), "--run-name", name)
-        with self._said.open("wb") as file:
+        self._log = output / f"{name}-{time.monotonic_ns()}.log"
+        folders = ("--data-path", str(data), "--output", str(output), "--run-name", name)
+        with self._log.open("wb") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "trainer", *where, *recipe(*options)], stdout=file, stderr=subprocess.STDOUT
+                [sys.executable, "-m", "trainer", *folders, *recipe(*options)], stdout=file, stderr=subprocess.STDOUT
             )
 
     @property
-    def said(self) -> str:
-        """All of it so far."""
-        return self._said.read_text()
+    def output(self) -> str:
+        """Everything that it has printed so far."""
+        return self._log.read_text()
 
-    def until(self, seen: Callable[[str], bool]) -> bool:
-        """Wait until what it has printed satisfies `seen`; False if it ended before."""
+    def wait_for(self, condition: Callable[[str], bool]) -> bool:
+        """Wait until the output satisfies `condition`; return False if the trainer ends before."""
         deadline = time.monotonic() + 300
-        while not seen(self.said):
+        while not condition(self.output):
             if self._process.poll() is not None:
                 return False
-            assert time.monotonic() < deadline, self.said
-            time.sleep(0.004)  # a moment is to be met, and each look reads all that was printed
+            assert time.monotonic() < deadline, self.output
+            time.sleep(
+                0.004
+            )  # short, because a test acts at this very moment; not shorter, as each look reads the file
         return True
 
     def signal(self, number: int) -> None:
@@ -70,34 +73,35 @@ class Started:
         self._process.send_signal(number)
 
     def workers(self) -> list[int]:
-        """The process ids of the workers that live, in the order of their start."""
+        """Return the process ids of the living workers, in the order of their start."""
         text = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
         return [int(word) for word in text.split()]
 
     def kill(self, *, trainer: bool, workers: list[int]) -> None:
-        """SIGKILL, all within a moment."""
+        """Send SIGKILL to the trainer if asked, and to `workers`, as nearly at once as possible."""
         for number in ([self._process.pid] if trainer else []) + workers:
             os.kill(number, signal.SIGKILL)
 
     def wait(self) -> int:
-        """Its exit code, once it and its workers are gone."""
+        """Wait until the trainer and its workers have ended; return the exit code."""
         return self._process.wait(timeout=300)
 
 
-def assert_same(one: Path, two: Path, *, last_step: int) -> None:
-    """Two runs left the same metrics, the same bytes of state, and the same values beside them."""
+def assert_same_run(one: Path, two: Path, *, last_step: int) -> None:
+    """Check that two runs left the same metrics, the same bytes of state, and the same values in the manifest."""
     assert (one / "metrics.jsonl").read_text() == (two / "metrics.jsonl").read_text()
-    mine, others = (run / f"checkpoints/step-{last_step:09d}" for run in (one, two))
-    assert (mine / "state.safetensors").read_bytes() == (others / "state.safetensors").read_bytes()
-    assert _values(mine) == _values(others)
+    checkpoint, other_checkpoint = (run / f"checkpoints/step-{last_step:09d}" for run in (one, two))
+    states = [(folder / "state.safetensors").read_bytes() for folder in (checkpoint, other_checkpoint)]
+    assert states[0] == states[1]
+    assert _manifest_values(checkpoint) == _manifest_values(other_checkpoint)
     for name in ("best", "last"):
-        # safetensors writes its table in no certain order.
-        weights, other = (load_file(run / f"checkpoints/{name}.safetensors") for run in (one, two))
-        assert weights.keys() == other.keys()
-        assert all(weights[key].equal(other[key]) for key in weights)
+        # Compare by name: safetensors writes the tensors in no fixed order.
+        weights, other_weights = (load_file(run / f"checkpoints/{name}.safetensors") for run in (one, two))
+        assert weights.keys() == other_weights.keys()
+        assert all(weights[key].equal(other_weights[key]) for key in weights)
 
 
-def _values(checkpoint: Path) -> Any:
+def _manifest_values(checkpoint: Path) -> Any:
     content = read_manifest(checkpoint).content
     return json.loads(
         json.dumps({key: content[key] for key in ("state", "progress", "arithmetic")}),

@@ -1,4 +1,4 @@
-"""A supervisor of scripts in a process of its own, for the tests of its promises."""
+"""A supervisor in a separate process, with small scripts as its workers."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# The supervisor in a process of its own, so that it can be signalled, killed, and given any stdout.
+# In a separate process a test can signal the supervisor, kill it, and give it any stdout.
 SUPERVISOR = """
 import json, os, sys, time
 from pathlib import Path
@@ -18,7 +18,7 @@ from trainer.supervisor import WorkerCommand, loop, supervise
 from trainer.supervisor.worker import WorkerProcess
 spec = json.loads(sys.argv[1])
 signal = WorkerProcess.signal
-# As on a busy machine, which goes on with something else: what a signal brings about is there before the next look.
+# A busy machine does something else after a signal: the supervisor looks again after the signal has had its effect.
 WorkerProcess.signal = lambda worker, number: (signal(worker, number), time.sleep(spec["lag_s"]))
 for name, value in spec["constants"].items():
     setattr(loop, name, value)
@@ -26,19 +26,19 @@ commands = [WorkerCommand(r, f"cpu:{r}", tuple(a), os.environ, Path(l)) for r, (
 outcome = supervise(commands, stdout=sys.stdout.buffer, node_rank=0, grace_s=spec["grace_s"])
 sys.exit(outcome.exit_code)
 """
-WAIT = "import pathlib, time\nwhile not pathlib.Path({!r}).exists(): time.sleep(.01)\n"
-# A worker begins with the signal blocked.
-UNBLOCK = "signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})\n"
-# A worker that does not end when it is told to.
-STUBBORN = (
+WAIT_FOR_FILE = "import pathlib, time\nwhile not pathlib.Path({!r}).exists(): time.sleep(.01)\n"
+# The supervisor starts a worker with the signal blocked.
+UNBLOCK_SIGUSR1 = "signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})\n"
+# A worker that ignores SIGTERM.
+IGNORE_SIGTERM = (
     "import pathlib, signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     "pathlib.Path({!r}).write_text('1')\ntime.sleep(1000)"
 )
 
 
 @dataclass(frozen=True)
-class Ended:
-    """What a supervisor that has ended left."""
+class SupervisorResult:
+    """A supervisor that has ended: its exit code, its output, and the log file of each rank."""
 
     exit_code: int
     stdout: bytes
@@ -48,20 +48,20 @@ class Ended:
     def lines(self) -> list[str]:
         return self.stdout.decode(errors="surrogateescape").splitlines()
 
-    def of(self, tag: str) -> list[str]:
-        """The text of the lines with this tag, whose numbers have to count from 1 without a gap."""
-        found = re.findall(rb"(?m)^\[" + tag.encode() + rb" #(\d+)\] (.*)$", self.stdout)
-        numbers = [int(number) for number, _ in found]
-        assert numbers == list(range(1, len(found) + 1)), numbers
-        return [text.decode(errors="surrogateescape") for _, text in found]
+    def texts(self, tag: str) -> list[str]:
+        """Return the text of each line with this tag; check that their numbers count from 1 without a gap."""
+        numbered = re.findall(rb"(?m)^\[" + tag.encode() + rb" #(\d+)\] (.*)$", self.stdout)
+        numbers = [int(number) for number, _ in numbered]
+        assert numbers == list(range(1, len(numbers) + 1)), numbers
+        return [text.decode(errors="surrogateescape") for _, text in numbered]
 
 
-class Node:
+class SupervisorRunner:
     """Starts supervisors for a test, and leaves none of their processes behind."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     def log(self, rank: int) -> Path:
         return self.folder / f"rank_{rank}.log"
@@ -75,47 +75,54 @@ class Node:
         lag_s: float = 0.0,
         **constants: float,
     ) -> subprocess.Popen[bytes]:
-        """`lag_s` is how long a busy machine does something else whenever the supervisor has sent a signal."""
+        """Start a supervisor with one worker for each script.
+
+        Args:
+            lag_s: how long the supervisor pauses after each signal that it sends, as on a busy machine.
+            constants: values for constants of `trainer.supervisor.loop`.
+        """
         files = [(logs or {}).get(rank, self.log(rank)) for rank in range(len(scripts))]
         argv = [[sys.executable, "-u", "-c", script] for script in scripts]
         commands = [(a, str(file)) for a, file in zip(argv, files, strict=True)]
         spec = json.dumps({"commands": commands, "grace_s": grace_s, "lag_s": lag_s, "constants": constants})
-        # PYTHONUNBUFFERED would make every test of last words pass, whatever the worker's command line says.
+        # With PYTHONUNBUFFERED every test of last words would pass, whatever the worker's command line says.
         environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         process = subprocess.Popen([sys.executable, "-c", SUPERVISOR, spec], stdout=stdout, env=environ)
-        self._started.append(process)
+        self._processes.append(process)
         return process
 
-    def end(self, process: subprocess.Popen[bytes]) -> Ended:
+    def finish(self, process: subprocess.Popen[bytes]) -> SupervisorResult:
+        """Wait until a supervisor has ended; return its result."""
         output, _ = process.communicate()
         logs = [self.log(rank) for rank in range(99) if self.log(rank).is_file()]
-        return Ended(process.returncode, output or b"", tuple(log.read_bytes() for log in logs))
+        return SupervisorResult(process.returncode, output or b"", tuple(log.read_bytes() for log in logs))
 
-    def run(self, *scripts: str, **options: Any) -> Ended:
-        return self.end(self.start(*scripts, **options))
+    def run(self, *scripts: str, **options: Any) -> SupervisorResult:
+        """Run a supervisor to its end."""
+        return self.finish(self.start(*scripts, **options))
 
     def stop(self) -> None:
-        for process in self._started:
-            process.kill()  # no more than a no-op where `end` has waited for it
+        for process in self._processes:
+            process.kill()  # does nothing to a process that `finish` has waited for
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
 
 
-def answering(ready: Path, code: int) -> str:
-    """A worker that says that it is `ready`, answers SIGUSR1, and ends with `code` when it is told to."""
+def signal_handling_script(ready: Path, code: int) -> str:
+    """Return a worker that writes the file `ready`, prints `usr1` on SIGUSR1, and exits with `code` on SIGTERM."""
     return (
         "import pathlib, signal, sys, time\n"
         f"signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit({code})))\n"
         "signal.signal(signal.SIGUSR1, lambda *_: print('usr1'))\n"
-        f"{UNBLOCK}"
+        f"{UNBLOCK_SIGUSR1}"
         f"pathlib.Path({str(ready)!r}).write_text('1')\n"
         "while True: time.sleep(.02)"
     )
 
 
-def until(path: Path) -> str:
-    """The content of a file that a worker writes to say how far it is."""
+def wait_for_file(path: Path) -> str:
+    """Wait until a worker has written to the file `path`; return the text."""
     while not (path.exists() and path.read_text()):
         time.sleep(0.01)
     return path.read_text()

@@ -1,4 +1,4 @@
-"""Every mistake ends in one line that says what, where and what to do, with the right exit code and no traceback."""
+"""Every mistake gives one line with the fault, its place and the next step, the right exit code and no traceback."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.local.conftest import Finished, small, train
+from tests.local.conftest import TrainerResult, small_options, train
 from trainer.checkpoint.files import write
 
 
@@ -58,7 +58,7 @@ def _no_images(root: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (_no_folder, "no such folder"),
         (_no_train, "train"),
@@ -68,14 +68,14 @@ def _no_images(root: Path) -> Path:
         (_no_images, "no images"),
     ],
 )
-def test_wrong_data_is_refused_in_one_line(tmp_path: Path, data: Callable[[Path], Path], said: str) -> None:
-    done = train(tmp_path / "out", *small(), data=data(tmp_path / "data"))
-    assert done.code == 2
-    assert said in _only_error(done)
+def test_wrong_data_is_refused_in_one_line(tmp_path: Path, data: Callable[[Path], Path], message: str) -> None:
+    result = train(tmp_path / "out", *small_options(), data=data(tmp_path / "data"))
+    assert result.code == 2
+    assert message in _only_error(result)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--batch-sise", "4"), "Did you mean --batch-size?"),
         (("--batch-size", "many"), "--batch-size"),
@@ -92,31 +92,31 @@ def test_wrong_data_is_refused_in_one_line(tmp_path: Path, data: Callable[[Path]
         (("--weights", "/nonexistent/w.safetensors"), "/nonexistent/w.safetensors"),
     ],
 )
-def test_wrong_options_are_refused_in_one_line(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
-    done = train(tmp_path / "out", *small(*options), data=_tree(tmp_path / "data"))
-    assert done.code == 2
-    assert said in _only_error(done)
+def test_wrong_options_are_refused_in_one_line(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    result = train(tmp_path / "out", *small_options(*options), data=_tree(tmp_path / "data"))
+    assert result.code == 2
+    assert message in _only_error(result)
 
 
-def test_a_rank_table_that_does_not_come_is_no_mistake_of_the_users(tmp_path: Path) -> None:
-    late = ("--rank-table", "/nonexistent/hccl.json", "--rank-table-timeout-s", "1")
-    done = train(tmp_path / "out", *small(*late), data=_tree(tmp_path / "data"))
-    assert done.code == 1, "a job whose controller is away for a while has its retries"
-    assert "/nonexistent/hccl.json: not completed within 1 s: no such file" in _only_error(done)
+def test_a_rank_table_that_does_not_arrive_is_not_a_usage_error(tmp_path: Path) -> None:
+    rank_table = ("--rank-table", "/nonexistent/hccl.json", "--rank-table-timeout-s", "1")
+    result = train(tmp_path / "out", *small_options(*rank_table), data=_tree(tmp_path / "data"))
+    assert result.code == 1, "a job may retry while its controller is away"
+    assert "/nonexistent/hccl.json: not completed within 1 s: no such file" in _only_error(result)
 
 
-def test_a_taken_run_name_is_a_conflict_and_leaves_the_run_alone(tmp_path: Path) -> None:
-    kept = tmp_path / "out" / "run" / "kept"
-    kept.parent.mkdir(parents=True)
-    kept.write_text("kept")
-    done = train(tmp_path / "out", *small(), data=_tree(tmp_path / "data"))
-    assert done.code == 6
-    assert "choose another name" in _only_error(done)
-    assert [path.name for path in kept.parent.iterdir()] == ["kept"]
+def test_a_taken_run_name_is_a_conflict_and_changes_nothing_in_the_run(tmp_path: Path) -> None:
+    earlier = tmp_path / "out" / "run" / "earlier"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("result")
+    result = train(tmp_path / "out", *small_options(), data=_tree(tmp_path / "data"))
+    assert result.code == 6
+    assert "choose another name" in _only_error(result)
+    assert [path.name for path in earlier.parent.iterdir()] == ["earlier"]
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--resume", "{out}"), "holds 2 runs (one, two): name one of them"),
         (("--resume", "{out}/one/checkpoints/best.safetensors"), "is a weight file, which holds no training state"),
@@ -127,7 +127,9 @@ def test_a_taken_run_name_is_a_conflict_and_leaves_the_run_alone(tmp_path: Path)
         (("--weights", "{out}/two/checkpoints/step-000000007"), "checkpoints/best.safetensors"),
     ],
 )
-def test_what_cannot_be_continued_is_refused_in_one_line(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+def test_a_run_that_cannot_be_continued_is_refused_in_one_line(
+    tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
     out = tmp_path / "out"
     for name in ("one", "two"):
         (out / name / "checkpoints").mkdir(parents=True)
@@ -137,9 +139,11 @@ def test_what_cannot_be_continued_is_refused_in_one_line(tmp_path: Path, options
     (out / "two" / "checkpoints" / "step-000000007" / "state.safetensors").unlink()
     before = sorted(out.rglob("*"))
     options = tuple(option.format(out=out) for option in options)
-    done = train(out, *small(*options), data=_tree(tmp_path / "data"), name="two" if "--resume" in options else "new")
-    assert done.code == 2
-    assert said in _only_error(done)
+    result = train(
+        out, *small_options(*options), data=_tree(tmp_path / "data"), name="two" if "--resume" in options else "new"
+    )
+    assert result.code == 2
+    assert message in _only_error(result)
     assert sorted(out.rglob("*")) == before
 
 
@@ -147,25 +151,25 @@ def test_what_cannot_be_continued_is_refused_in_one_line(tmp_path: Path, options
 def test_a_broken_image_stops_the_run_with_its_path(tmp_path: Path, content: bytes, npus: str) -> None:
     data = _tree(tmp_path / "data")
     (data / "train" / "a" / "3.JPEG").write_bytes(content)
-    done = train(tmp_path / "out", *small("--batch-size", "8", "--npus", npus), data=data)
-    assert done.code == 1
-    assert str(data / "train" / "a" / "3.JPEG") in done.stdout.splitlines()[-1]
-    assert "Traceback" not in done.stdout + done.stderr
+    result = train(tmp_path / "out", *small_options("--batch-size", "8", "--npus", npus), data=data)
+    assert result.code == 1
+    assert str(data / "train" / "a" / "3.JPEG") in result.stdout.splitlines()[-1]
+    assert "Traceback" not in result.stdout + result.stderr
 
 
-def test_a_reader_who_leaves_the_help_page_hears_no_complaint() -> None:
+def test_a_closed_pipe_behind_the_help_page_gives_no_error_message() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     help_page = (sys.executable, "-m", "trainer", "--help")
-    done = subprocess.run(help_page, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    result = subprocess.run(help_page, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
-    assert done.stderr == ""
+    assert result.stderr == ""
 
 
-def test_a_machine_without_room_for_temporary_files_is_one_line(tmp_path: Path) -> None:
-    done = train(tmp_path / "out", *small(), data=_tree(tmp_path / "data"), file_limit=0)
-    assert done.code == 1
-    assert "temporary" in _only_error(done)
+def test_a_machine_without_room_for_temporary_files_gives_one_line(tmp_path: Path) -> None:
+    result = train(tmp_path / "out", *small_options(), data=_tree(tmp_path / "data"), file_limit=0)
+    assert result.code == 1
+    assert "temporary" in _only_error(result)
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
@@ -175,20 +179,22 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = str(other.getsockname()[1])
-        done = train(tmp_path / "out", *small("--npus", "2", "--master-port", port), data=_tree(tmp_path / "data"))
-    assert done.code == 2
-    assert f"port {port}" in _only_error(done)
-    assert "--master-port" in _only_error(done)
+        result = train(
+            tmp_path / "out", *small_options("--npus", "2", "--master-port", port), data=_tree(tmp_path / "data")
+        )
+    assert result.code == 2
+    assert f"port {port}" in _only_error(result)
+    assert "--master-port" in _only_error(result)
 
 
-def _only_error(done: Finished) -> str:
-    """The one line that says what was wrong: on stderr, or the supervisor's last where a worker found out."""
-    assert "Traceback" not in done.stdout + done.stderr
-    if done.stderr:
-        # What a run is waiting for is said as it waits; what is wrong, once.
-        (line,) = (line for line in done.stderr.splitlines() if not line.startswith("waiting for "))
+def _only_error(result: TrainerResult) -> str:
+    """Return the one line with the fault: on stderr, or the supervisor's last line if a worker found the fault."""
+    assert "Traceback" not in result.stdout + result.stderr
+    if result.stderr:
+        # A run may report several times that it waits; it reports the fault once.
+        (line,) = (line for line in result.stderr.splitlines() if not line.startswith("waiting for "))
         assert line.startswith("error: ")
         return line
-    line = done.stdout.splitlines()[-1]
-    assert re.match(r"\[node 0 #\d+\] failed ", line), done.stdout
+    line = result.stdout.splitlines()[-1]
+    assert re.match(r"\[node 0 #\d+\] failed ", line), result.stdout
     return line

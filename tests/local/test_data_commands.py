@@ -1,4 +1,4 @@
-"""`python -m trainer data ...` on real files: what it makes, finds and says."""
+"""`python -m trainer data ...` on real files: the files that it writes, the faults that it finds, its messages."""
 
 import json
 import signal
@@ -44,14 +44,14 @@ def test_digits_are_a_stratified_imagenet_folder(digits: Path) -> None:
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (32, 32))
 
 
-def test_digits_already_there_are_left_alone(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_digits_are_not_written_again(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
     data("digits", "--to", digits)
     assert "all 1,797 digits are there already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in digits.rglob("*")} == before
 
 
-def test_half_written_digits_are_finished_as_they_would_have_been(
+def test_half_written_digits_are_completed_to_the_same_files(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = f"from trainer.commands.data import data_app; data_app(['digits', '--to', {str(tmp_path)!r}])"
@@ -63,11 +63,11 @@ def test_half_written_digits_are_finished_as_they_would_have_been(
     assert len(list(tmp_path.rglob("*.jpg"))) < 1797
     data("digits", "--to", tmp_path)
     assert "of 1,797 digits written" in capsys.readouterr().out
-    made, expected = (
+    files, expected = (
         {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.jpg")}
         for folder in (tmp_path, digits)
     )
-    assert made == expected
+    assert files == expected
 
 
 def test_digits_never_mix_with_other_data(tmp_path: Path, photo: Image.Image) -> None:
@@ -88,7 +88,7 @@ def test_digits_without_scikit_learn_name_the_extra_to_install(tmp_path: Path, m
 
 
 def broken_tree(folder: Path, photo: Image.Image) -> Path:
-    """One good image, four unusual ones, four broken ones."""
+    """Write one good image, four unusual ones and four broken ones; return the folder."""
     cat = folder / "val/cat"
     cat.mkdir(parents=True)
     photo.save(cat / "good.jpg")
@@ -96,12 +96,12 @@ def broken_tree(folder: Path, photo: Image.Image) -> Path:
     photo.convert("CMYK").save(cat / "cmyk.jpg")
     photo.save(cat / "png.JPEG", "PNG")
     whole = (cat / "good.jpg").read_bytes()
-    (cat / "murmur.jpg").write_bytes(whole[:-2] + b"\0\0" + whole[-2:])
+    (cat / "padded.jpg").write_bytes(whole[:-2] + b"\0\0" + whole[-2:])
     (cat / "empty.jpg").write_bytes(b"")
     (cat / "html.jpg").write_text("<html>404</html>")
     (cat / "short.jpg").write_bytes(whole[: len(whole) // 2])
     middle = len(whole) // 2
-    # A marker in the middle ends the pixels there; libjpeg fills the rest with grey and calls that a warning.
+    # A marker in the middle ends the pixels there. libjpeg fills the rest with grey and reports only a warning.
     (cat / "holed.jpg").write_bytes(whole[:middle] + b"\xff\xd9" * 20 + whole[middle + 40 :])
     return folder
 
@@ -125,7 +125,9 @@ def test_verify_lists_every_broken_file_with_its_reason(
     ]
 
 
-def test_verify_as_json_says_the_same(tmp_path: Path, photo: Image.Image, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_reports_the_same_as_json(
+    tmp_path: Path, photo: Image.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(TrainerError):
         data("verify", broken_tree(tmp_path, photo), "--json")
     report = json.loads(capsys.readouterr().out)
@@ -140,18 +142,18 @@ def test_verify_as_json_says_the_same(tmp_path: Path, photo: Image.Image, capsys
     assert report["notes"] == {"CMYK": 1, "PNG named .JPEG": 1, "decoder warning": 1, "grey": 1}
 
 
-def test_verify_finds_nothing_wrong_with_good_data(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_reports_no_fault_in_good_data(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data("verify", digits)
     assert capsys.readouterr().out == f"{digits}: 1,797 images read, 0 broken\n"
 
 
-@pytest.mark.parametrize(("name", "said"), [("gone", "no such folder"), (".", "no images in it")])
-def test_verify_without_images_is_one_line(tmp_path: Path, name: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+@pytest.mark.parametrize(("name", "message"), [("gone", "no such folder"), (".", "no images in it")])
+def test_verify_without_images_gives_one_line(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         data("verify", tmp_path / name)
 
 
-def test_prepare_goes_on_after_it_was_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_continues_after_a_kill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = tmp_path / "flat", tmp_path / "out"
     source.mkdir()
     names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 3001)]
@@ -166,11 +168,11 @@ def test_prepare_goes_on_after_it_was_killed(tmp_path: Path, capsys: pytest.Capt
         time.sleep(0.001)
     writer.send_signal(signal.SIGKILL)
     writer.wait()
-    there = len(list(out.glob("val/*/ILSVRC*")))
-    assert 0 < there < 3000
+    existing = len(list(out.glob("val/*/ILSVRC*")))
+    assert 0 < existing < 3000
     data(*arguments)
-    assert f"{3000 - there:,} images written, {there:,} were there already" in capsys.readouterr().out
-    made = sorted(out.glob("val/*/*"))
-    assert sorted(path.name for path in made) == names
-    assert all(path.read_bytes() == path.name.encode() * 200 for path in made)
-    assert not [path for path in made if path.name.startswith(".")]
+    assert f"{3000 - existing:,} images written, {existing:,} were there already" in capsys.readouterr().out
+    files = sorted(out.glob("val/*/*"))
+    assert sorted(path.name for path in files) == names
+    assert all(path.read_bytes() == path.name.encode() * 200 for path in files)
+    assert not [path for path in files if path.name.startswith(".")]

@@ -1,4 +1,4 @@
-"""What ranks do together, over real gloo processes: one gradient, one set of statistics, exact sums."""
+"""Ranks work together over real gloo processes: one gradient, one set of statistics, exact sums."""
 
 import json
 import os
@@ -19,10 +19,10 @@ SIZES = (2, 3)
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the ranks of each size of a job have left, in a folder for each size.
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run a job of each size; return a folder with the results of its ranks in one folder for each size.
 
-    All are forks of one process, which has imported torch: that takes longer than all that they do.
+    All ranks are forks of one process that has imported torch: the import takes longer than their work.
     """
     folder = tmp_path_factory.mktemp("ranks")
     spawn(_start, args=(folder,), nprocs=1)
@@ -62,13 +62,13 @@ def _gradients(rank: int, world_size: int, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("world_size", SIZES)
-def test_every_rank_has_the_gradient_of_the_whole_batch(done: Path, world_size: int) -> None:
+def test_every_rank_has_the_gradient_of_the_whole_batch(results: Path, world_size: int) -> None:
     network = _network()
     network(_images()).square().mean().backward()
     for rank in range(world_size):
-        gradients = torch.load(done / str(world_size) / f"gradients-{rank}.pt")
-        for mine, whole in zip(gradients, network.parameters(), strict=True):
-            torch.testing.assert_close(mine, whole.grad)
+        gradients = torch.load(results / str(world_size) / f"gradients-{rank}.pt")
+        for gradient, parameter in zip(gradients, network.parameters(), strict=True):
+            torch.testing.assert_close(gradient, parameter.grad)
 
 
 def _statistics(rank: int, world_size: int, folder: Path) -> None:
@@ -80,9 +80,9 @@ def _statistics(rank: int, world_size: int, folder: Path) -> None:
     torch.save(network.state_dict(), folder / f"statistics-{rank}.pt")
 
 
-def test_batch_norm_statistics_become_the_mean_over_ranks(done: Path) -> None:
+def test_batch_norm_statistics_become_the_mean_over_ranks(results: Path) -> None:
     for rank in range(3):
-        state = torch.load(done / "3" / f"statistics-{rank}.pt")
+        state = torch.load(results / "3" / f"statistics-{rank}.pt")
         assert state["0.running_mean"].tolist() == [1.0] * 4
         assert state["1.running_mean"].tolist() == [2.0] * 2
         assert state["1.running_var"].tolist() == [11.0] * 2
@@ -94,6 +94,6 @@ def _sum(rank: int, world_size: int, folder: Path) -> None:
     (folder / f"sum-{rank}").write_text(json.dumps([dist.get_world_size(), *total.tolist()]))
 
 
-def test_counts_are_summed_exactly(done: Path) -> None:
+def test_counts_are_summed_exactly(results: Path) -> None:
     for rank in range(3):
-        assert json.loads((done / "3" / f"sum-{rank}").read_text()) == [3, 3, 3 * 2**40 + 3]
+        assert json.loads((results / "3" / f"sum-{rank}").read_text()) == [3, 3, 3 * 2**40 + 3]

@@ -1,8 +1,7 @@
-"""An evaluation's counts are those of the images, whoever counts them: any number of devices and any batch size.
+"""An evaluation counts each image once, with any number of devices and any batch size.
 
-Devices that get no image at all count too; a wrong count would show as another figure, since a figure is a sum of
-integers over a number of images. One set of processes does all of it, each job as a worker does it: starting a process
-takes longer than evaluating.
+A wrong count would change a figure, because a figure is a sum of integers divided by the number of images. Some devices
+get no image. One set of processes runs all jobs, each as a worker would: a new process takes longer than an evaluation.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn, start_processes
 
-from tests.local.conftest import Finished
+from tests.local.conftest import TrainerResult
 from trainer.shared.config import Layer, TrainConfig, mode_layer, resolve
 from trainer.topology.ports import free_port
 from trainer.worker.run import run
@@ -25,7 +24,7 @@ from trainer.worker.task import WorkerTask
 
 DEVICES = 5
 IMAGES, FEW = 23, 2
-# Images, devices, batch size, loader processes. Of two images three devices and more cannot all get one.
+# Images, devices, batch size, loader processes. With two images, one of three devices gets none.
 CASES = [
     *((IMAGES, devices, 4, 0) for devices in range(1, DEVICES + 1)),
     (IMAGES, 2, 1, 1),
@@ -37,12 +36,12 @@ CASES = [
 
 
 def _reference(images: int) -> tuple[int, int, int, int]:
-    """One device that sees all images at once."""
+    """Return the case of one device that sees all images at once."""
     return images, 1, images, 0
 
 
 def _subset(digits: Path, folder: Path, count: int) -> Path:
-    """`count` of the digits to evaluate on, in the classes of all of them."""
+    """Write `count` of the digits to evaluate on, with the folders of all classes; return the folder."""
     images = sorted((digits / "val").glob("*/*"), key=lambda path: (path.name, path.parent.name))
     for image in images[:: len(images) // count][:count]:
         target = folder / "val" / image.parent.name / image.name
@@ -54,7 +53,7 @@ def _subset(digits: Path, folder: Path, count: int) -> Path:
 
 
 def _task(run_folder: Path, *, devices: int, **settings: Any) -> WorkerTask:
-    """Rank 0's; `run_folder` is made."""
+    """Return the task of rank 0; create `run_folder`."""
     run_folder.mkdir()
     common = {"device": "cpu", "model": "pnasnet5tiny", "aux": "none", "image_size": 32, "threads": 1}
     layers = [Layer("flag", {**common, "normalize": "half", **settings})]
@@ -73,35 +72,35 @@ def _task(run_folder: Path, *, devices: int, **settings: Any) -> WorkerTask:
 
 
 def _start(_rank: int, tasks: Sequence[str]) -> None:
-    """Start the ranks as forks of this process, which has imported all that they need and done nothing else."""
+    """Start the ranks as forks of this process, which has done nothing but import what they need."""
     start_processes(_work, args=(tasks,), nprocs=DEVICES, start_method="fork")
 
 
 def _work(rank: int, tasks: Sequence[str]) -> None:
-    """Take part, as rank `rank`, in those of the jobs that have such a rank."""
+    """Take part as rank `rank` in each job that has this rank."""
     torch.set_num_threads(1)
-    alive = []
+    references = []
     for text in tasks:
         values = json.loads(text)
         if rank >= values["world_size"]:
             continue
         task = WorkerTask.from_json(json.dumps({**values, "rank": rank, "local_rank": rank}))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(task.master_port), GLOO_SOCKET_IFNAME="lo")
-        with (task.run / f"said-{rank}").open("w") as said, contextlib.redirect_stdout(said):
+        with (task.run / f"output-{rank}").open("w") as output, contextlib.redirect_stdout(output):
             code, parts = run(task)
         assert code == 0
-        alive.append(parts)
-    # As a worker ends: a process group's destructor may hang.
+        references.append(parts)  # the destructor of a process group may hang
+    # End as a worker does, without destructors.
     os._exit(0)
 
 
 @pytest.fixture(scope="module")
 def evaluations(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run for each case, of a network that is right now and then."""
+    """Run each case with a network that answers some images right; return a folder with the runs."""
     folder = tmp_path_factory.mktemp("evaluations")
     data = {count: _subset(digits, folder / f"{count}-images", count) for count in (IMAGES, FEW)}
-    lesson = {"mode": "full", "epochs": 1, "steps": 30, "lr": 0.02, "batch_size": 6, "workers": 0}
-    tasks = [_task(folder / "trained", devices=DEVICES, data_path=digits, **lesson)]
+    training = {"mode": "full", "epochs": 1, "steps": 30, "lr": 0.02, "batch_size": 6, "workers": 0}
+    tasks = [_task(folder / "trained", devices=DEVICES, data_path=digits, **training)]
     weights = folder / "trained" / "checkpoints" / "last.safetensors"
     for case in (*CASES, *map(_reference, data)):
         images, devices, batch_size, workers = case
@@ -116,23 +115,23 @@ def _name(case: tuple[int, int, int, int]) -> str:
 
 
 def _figures(evaluations: Path, case: tuple[int, int, int, int]) -> dict[str, Any]:
-    """The figures that the job kept, and that each of its devices said."""
+    """Return the figures in the job's metrics; check that each device printed the same ones."""
     run_folder, devices = evaluations / _name(case), case[1]
-    said = "\n".join(
+    text = "\n".join(
         f"[rank {rank} cpu:{rank} #1] {line}"
         for rank in range(devices)
-        for line in (run_folder / f"said-{rank}").read_text().splitlines()
+        for line in (run_folder / f"output-{rank}").read_text().splitlines()
     )
-    done = Finished(0, said, "", run_folder)
-    events = [done.events("eval", rank) for rank in range(devices)]
-    assert events == [events[0]] * devices, "every device says the same figures"
+    result = TrainerResult(0, text, "", run_folder)
+    events = [result.events("eval", rank) for rank in range(devices)]
+    assert events == [events[0]] * devices, "every device prints the same figures"
     assert len(events[0]) == 1
-    (row,) = done.metrics("eval")
+    (row,) = result.metrics("eval")
     return {name: row[name] for name in ("images", "top1", "top5", "loss")}
 
 
 def _counts(figures: dict[str, Any]) -> tuple[int, int, int]:
-    """Images, and how many were right at the first and within the first five answers."""
+    """Return the number of images, and how many are right with the first and within the first five answers."""
     images = figures["images"]
     right = [figures[name] * images / 100 for name in ("top1", "top5")]
     assert [round(count) for count in right] == pytest.approx(right, abs=1e-9)
@@ -151,6 +150,6 @@ def test_any_number_of_devices_and_any_batch_size_give_the_same_counts(
 ) -> None:
     figures, reference = _figures(evaluations, case), _figures(evaluations, _reference(case[0]))
     assert _counts(figures)[0] == case[0]
-    # The mean loss is a sum of floats, whose order differs; one image more or less would still be seen in it.
+    # The mean loss is a sum of floats in another order; even so, it would show one image more or less.
     assert figures.pop("loss") == pytest.approx(reference.pop("loss"), rel=1e-5)
     assert figures == reference

@@ -240,5 +240,5 @@ def test_it_answers_without_torch_and_numpy(run: Path) -> None:
         f"inspect_app([{str(run)!r}], result_action='return_value'); "
         "print([name for name in ('torch', 'numpy', 'pydantic', 'yaml') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"

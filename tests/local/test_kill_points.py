@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.local.conftest import train
-from tests.local.resumable_runs import Started, assert_same, recipe
+from tests.local.resumable_runs import BackgroundTrainer, assert_same_run, recipe
 
 MOMENTS = ("step", "write", "evaluation", "epoch end")
 VICTIMS = ("one rank", "all ranks", "the trainer alone", "everything")
@@ -20,14 +20,14 @@ EPOCHS = {1: 4, 2: 4, 4: 4, 8: 2}
 """As many as so many kills need, some of which wait for an epoch's end."""
 
 
-def _strike(running: Started, run: Path, moment: str, victims: str, draw: random.Random) -> bool:
+def _strike(running: BackgroundTrainer, run: Path, moment: str, victims: str, draw: random.Random) -> bool:
     """Kill at a random time in `moment`; False if the run was over before."""
     last_step = f"step={STEPS} steps={STEPS} "
     found = {
-        "step": lambda: running.until(lambda said: "] step epoch=" in said),
+        "step": lambda: running.wait_for(lambda said: "] step epoch=" in said),
         "write": lambda: _until_writing(running, run),
-        "evaluation": lambda: running.until(lambda said: last_step in said),
-        "epoch end": lambda: running.until(lambda said: "] eval epoch=" in said),
+        "evaluation": lambda: running.wait_for(lambda said: last_step in said),
+        "epoch end": lambda: running.wait_for(lambda said: "] eval epoch=" in said),
     }[moment]()
     time.sleep(draw.uniform(0, {"step": 0.4, "write": 0.01, "evaluation": 0.1, "epoch end": 0.05}[moment]))
     workers = running.workers() if found else []
@@ -42,12 +42,12 @@ def _strike(running: Started, run: Path, moment: str, victims: str, draw: random
     return True
 
 
-def _until_writing(running: Started, run: Path) -> bool:
+def _until_writing(running: BackgroundTrainer, run: Path) -> bool:
     """Wait until it writes; the ranks of the attempt before may write on for a moment after their trainer's end."""
-    if not running.until(lambda said: "] start mode=" in said):
+    if not running.wait_for(lambda said: "] start mode=" in said):
         return False
     since = time.time()
-    return running.until(lambda _said: _is_writing(run, since=since))
+    return running.wait_for(lambda _said: _is_writing(run, since=since))
 
 
 def _is_writing(run: Path, *, since: float) -> bool:
@@ -85,12 +85,14 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
     survived = []
     for moment in moments:
         victims, workers = draw.choice(VICTIMS), str(draw.randrange(3))
-        running = Started(tmp_path, few_digits, *fixed, "--resume", "auto", "--workers", workers, name="killed")
-        assert _strike(running, whole.run.with_name("killed"), moment, victims, draw), (seed, moment, running.said)
+        running = BackgroundTrainer(
+            tmp_path, few_digits, *fixed, "--resume", "auto", "--workers", workers, name="killed"
+        )
+        assert _strike(running, whole.run.with_name("killed"), moment, victims, draw), (seed, moment, running.output)
         assert running.wait() != 0
         survived.append(f"{victims} in {moment}")
     with capsys.disabled():
         sys.stdout.write(f"\n{world_size} processes, seed {seed}: killed {', '.join(survived)}\n")
     resumed = train(tmp_path, *recipe(*fixed, "--resume", "auto", "--workers", "1"), data=few_digits, name="killed")
     assert resumed.code == 0, (seed, resumed.stdout)
-    assert_same(whole.run, resumed.run, last_step=epochs * STEPS)
+    assert_same_run(whole.run, resumed.run, last_step=epochs * STEPS)

@@ -15,7 +15,7 @@ from launcher.errors import ConflictError
 from launcher.jobs import JobRef, Phase
 from launcher.local import records
 from launcher.local.jobs import LocalBackend
-from tests.local.conftest import small
+from tests.local.conftest import small_options
 from trainer.checkpoint.files import read_manifest
 
 REPOSITORY = Path(__file__).parents[2]
@@ -125,7 +125,7 @@ def test_of_launchers_that_continue_a_job_at_once_one_does(bench: Bench) -> None
 
 def test_the_command_that_is_shown_continues_a_cancelled_job_from_any_folder(bench: Bench, few_digits: Path) -> None:
     where = ("--data-path", str(few_digits), "--output", "out", "--name", "mine")
-    recipe = small("--epochs", "300", "--steps", "10", "--checkpoint-every", "2", "--lr", "0.05")
+    recipe = small_options("--epochs", "300", "--steps", "10", "--checkpoint-every", "2", "--lr", "0.05")
     started = bench.run("submit", *recipe, *where, "--detach")
     assert started.returncode == 0, started.stderr
     saved = bench.home / "out" / "mine" / "checkpoints"
@@ -141,10 +141,10 @@ def test_the_command_that_is_shown_continues_a_cancelled_job_from_any_folder(ben
     assert nobody.returncode == 2
     assert "it can be mine (Cancelled)" in nobody.stderr
     stopped = read_manifest(max(saved.glob("step-*"))).content["progress"]["epoch"]
-    done = bench.run(*words[3:], "--epochs", str(stopped + 2), cwd=elsewhere)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "attempt 2 goes on from" in done.stdout
-    assert "job        mine, attempt 2" in done.stderr
+    result = bench.run(*words[3:], "--epochs", str(stopped + 2), cwd=elsewhere)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "attempt 2 goes on from" in result.stdout
+    assert "job        mine, attempt 2" in result.stderr
     assert list(elsewhere.iterdir()) == []
     command = bench.backend.get(JOB).details["command"]
     assert command[command.index("--lr") + 1] == "0.05", "what was given before need not be given again"

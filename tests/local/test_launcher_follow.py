@@ -101,9 +101,9 @@ for step in range(500):
 say(0, "{RESULT} output=" + str(Path("out/job").absolute()))
 """
     )
-    done = bench.run("logs", "job", "-f")
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    result = bench.run("logs", "job", "-f")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
     assert lines[:2] == [
         "[rank 0 cpu:0] step epoch=0 step=0 steps=500 loss=0.5",
         lines[0].replace("0 cpu:0", "1 cpu:1"),
@@ -127,9 +127,9 @@ def test_a_summary_says_what_the_time_went_into(bench: Bench) -> None:
 
 def test_lines_that_are_missing_are_named_with_their_bounds(bench: Bench) -> None:
     bench.start("say(0, 'a')\nsay(1, 'a')\nsay(1, 'b', skip=3)\nsay(0, 'b')")
-    done = bench.run("logs", "job", "--follow")
-    assert "--- lines 2-4 of rank 1 cpu:1 are missing ---" in done.stderr
-    assert "log        4 lines from 2 devices, 3 missing; lines 2-4 of rank 1 cpu:1 are missing" in done.stdout
+    result = bench.run("logs", "job", "--follow")
+    assert "--- lines 2-4 of rank 1 cpu:1 are missing ---" in result.stderr
+    assert "log        4 lines from 2 devices, 3 missing; lines 2-4 of rank 1 cpu:1 are missing" in result.stdout
 
 
 def test_the_first_cause_of_a_failure_is_the_last_line_shown(bench: Bench) -> None:
@@ -142,9 +142,9 @@ sys.exit(1)
 """
     )
     for words in (("logs", "job", "-f"), ("wait", "job")):
-        done = bench.run(*words)
-        assert done.returncode == 1
-        assert done.stderr.splitlines()[-1] == "error: job job failed: rank 1 on cpu:1: batch 3 cannot be read"
+        result = bench.run(*words)
+        assert result.returncode == 1
+        assert result.stderr.splitlines()[-1] == "error: job job failed: rank 1 on cpu:1: batch 3 cannot be read"
     status = json.loads(bench.run("status", "job", "--json").stdout)
     assert status["status"]["phase"] == "Failed"
     assert status["status"]["reason"] == "rank 1 on cpu:1: batch 3 cannot be read"
@@ -229,9 +229,9 @@ def test_a_job_whose_processes_vanish_is_lost(bench: Bench) -> None:
     wait_until(lambda: not Path(f"/proc/{details['runner']}").exists())
     assert bench.backend.get(ref).phase is Phase.RUNNING, "the trainer lives on without its runner"
     os.kill(details["trainer"], signal.SIGKILL)
-    done = bench.run("logs", "job", "-f")
-    assert done.returncode == 1
-    assert "job job lost: its processes are gone" in done.stderr
+    result = bench.run("logs", "job", "-f")
+    assert result.returncode == 1
+    assert "job job lost: its processes are gone" in result.stderr
     assert bench.run("cancel", "job").returncode == 0, "there is nothing left to cancel"
 
 
@@ -274,12 +274,12 @@ def test_a_job_that_does_not_stop_is_killed_when_its_grace_is_over(
 
 def test_a_wait_that_is_over_says_so_and_leaves_the_job_alone(bench: Bench) -> None:
     bench.start("until('go')")
-    done = bench.run("wait", "job", "--timeout", "0.3s")
-    assert done.returncode == 124
-    assert done.stderr == "error: job job is still Running after 0.3s; it goes on\n"
+    result = bench.run("wait", "job", "--timeout", "0.3s")
+    assert result.returncode == 124
+    assert result.stderr == "error: job job is still Running after 0.3s; it goes on\n"
     bench.signal_for("go")
-    done = bench.run("wait", "--timeout", "1m")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "job Succeeded\n", "job job\n")
+    result = bench.run("wait", "--timeout", "1m")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "job Succeeded\n", "job job\n")
 
 
 def test_delete_refuses_a_running_job_and_keeps_what_it_wrote(bench: Bench) -> None:
@@ -288,9 +288,9 @@ def test_delete_refuses_a_running_job_and_keeps_what_it_wrote(bench: Bench) -> N
     refused = bench.run("delete", "job")
     assert refused.returncode == 6
     assert "cancel job` first" in refused.stderr
-    done = bench.run("delete", "job", "--force")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"job deleted; its files stay in {bench.home / 'out/job'}\n"
+    result = bench.run("delete", "job", "--force")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"job deleted; its files stay in {bench.home / 'out/job'}\n"
     assert (bench.home / "out/job").is_dir()
     assert bench.run("status", "job").returncode == 4
 
@@ -312,7 +312,7 @@ def test_a_full_disk_behind_standard_output_is_one_line(bench: Bench) -> None:
     ref = bench.start("say(0, 'x')")
     wait_until(lambda: bench.backend.get(ref).phase.ended)
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
+        result = subprocess.run(
             bench.command("logs", "job"),
             env=bench.environ,
             stdout=full,
@@ -320,8 +320,8 @@ def test_a_full_disk_behind_standard_output_is_one_line(bench: Bench) -> None:
             timeout=240,
             check=False,
         )
-    assert done.returncode == 1
-    assert done.stderr == b"error: standard output: No space left on device; a running job goes on\n"
+    assert result.returncode == 1
+    assert result.stderr == b"error: standard output: No space left on device; a running job goes on\n"
 
 
 def test_lines_are_chosen_by_device_rank_pattern_and_number(bench: Bench) -> None:
@@ -337,9 +337,9 @@ say(None, "done")
     wait_until(lambda: bench.backend.get(ref).phase.ended)
 
     def texts(*words: str) -> list[str]:
-        done = bench.run("logs", "job", *words)
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout.splitlines()
+        result = bench.run("logs", "job", *words)
+        assert (result.returncode, result.stderr) == (0, "")
+        return result.stdout.splitlines()
 
     assert texts("--rank", "1", "--tail", "2") == ["[rank 1 cpu:1] n=8", "[rank 1 cpu:1] n=9"]
     assert texts("--device", "cpu:0", "--grep", "n=[37]") == ["[rank 0 cpu:0] n=3", "[rank 0 cpu:0] n=7"]
@@ -386,9 +386,9 @@ def test_a_path_that_the_terminal_cannot_show_is_no_error(bench: Bench, encoding
     wait_until(lambda: bench.backend.get(ref).phase.ended)
     assert json.loads(bench.run("status", "job", "--json").stdout)["output"] == str(output)
     for words in (("status", "job"), ("logs", "job", "-f"), ("delete", "job")):
-        done = bench.run(*words)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert str(bench.home) in done.stdout
+        result = bench.run(*words)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert str(bench.home) in result.stdout
 
 
 def test_status_and_list_are_readable(bench: Bench) -> None:
@@ -424,7 +424,7 @@ def test_status_and_list_are_readable(bench: Bench) -> None:
 def test_a_mistake_is_one_line_with_the_documented_code(
     bench: Bench, words: tuple[str, ...], code: int, said: str
 ) -> None:
-    done = bench.run(*words)
-    assert (done.returncode, done.stdout) == (code, "")
-    assert said in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    result = bench.run(*words)
+    assert (result.returncode, result.stdout) == (code, "")
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1

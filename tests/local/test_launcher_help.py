@@ -12,7 +12,7 @@ COMMANDS = ("submit", "logs", "status", "wait", "list", "cancel", "delete", "con
 
 def page(*words: str, columns: int = 80) -> str:
     """A help page as it is printed to a pipe."""
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "launcher", *words],
         env=os.environ | {"COLUMNS": str(columns)},
         capture_output=True,
@@ -20,8 +20,8 @@ def page(*words: str, columns: int = 80) -> str:
         timeout=240,
         check=True,
     )
-    assert done.stderr == ""
-    return done.stdout
+    assert result.stderr == ""
+    return result.stdout
 
 
 def test_the_first_screen_says_what_it_is_how_to_begin_and_which_commands_there_are() -> None:
@@ -61,8 +61,8 @@ def test_the_version_is_the_packages() -> None:
 def test_a_reader_of_help_that_goes_away_gets_the_documented_code() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "launcher", "--help"], stdout=writer, stderr=subprocess.PIPE, timeout=240, check=False
     )
     os.close(writer)
-    assert (done.returncode, done.stderr) == (141, b"")
+    assert (result.returncode, result.stderr) == (141, b"")

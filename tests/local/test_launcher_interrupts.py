@@ -56,7 +56,7 @@ sys.meta_path.insert(0, Finder)
 
 @pytest.mark.parametrize("place", ["in_a_finaliser", "in_a_callback"])
 def test_ctrl_c_is_not_lost_where_the_interpreter_drops_exceptions(place: str) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", PROGRAM, place],
         capture_output=True,
         text=True,
@@ -64,7 +64,7 @@ def test_ctrl_c_is_not_lost_where_the_interpreter_drops_exceptions(place: str) -
         check=False,
         cwd=Path(__file__).parents[2],
     )
-    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    assert (result.returncode, result.stderr) == (130, "interrupted\n")
 
 
 def test_other_exceptions_that_are_dropped_are_shown_as_ever() -> None:
@@ -72,10 +72,10 @@ def test_other_exceptions_that_are_dropped_are_shown_as_ever() -> None:
         "from launcher.interrupts import keep_interrupts\nkeep_interrupts()\n"
         "class Broken:\n    def __del__(self): raise ValueError('oh')\nBroken()"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )
-    assert "ValueError: oh" in done.stderr
+    assert "ValueError: oh" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_ctrl_c_in_code_that_is_text_gives_the_documented_exit_code(
     tmp_path: Path, words: tuple[str, ...], module: str, said: str
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(IN_CODE_THAT_IS_TEXT.format(module=module))
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", *words],
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
@@ -101,4 +101,4 @@ def test_ctrl_c_in_code_that_is_text_gives_the_documented_exit_code(
         check=False,
         cwd=Path(__file__).parents[2],
     )
-    assert (done.returncode, done.stderr) == (130, said)
+    assert (result.returncode, result.stderr) == (130, said)

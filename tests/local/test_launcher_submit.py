@@ -204,7 +204,7 @@ def test_a_mistake_is_one_line_and_nothing_is_created(
     before = sorted(tmp_path.rglob("*"))
     options = {"--data-path": "data", "--output": "out"}
     options |= dict(zip(words[::2], words[1::2], strict=True))
-    done = subprocess.run(
+    result = subprocess.run(
         command("submit", *(word for option in options.items() for word in option)),
         cwd=tmp_path,
         env=environ | {"PYTHONPATH": str(REPOSITORY)},
@@ -213,15 +213,15 @@ def test_a_mistake_is_one_line_and_nothing_is_created(
         timeout=240,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (code, "")
-    assert said in done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert (result.returncode, result.stdout) == (code, "")
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_config_show_says_where_values_come_from(environ: dict[str, str]) -> None:
-    done = run(environ | {"PNAS_LR": "0.2"}, "config", "show", "--npus", "2", "--profile", "recommended", "--json")
-    settings = json.loads(done.stdout)["settings"]
+    result = run(environ | {"PNAS_LR": "0.2"}, "config", "show", "--npus", "2", "--profile", "recommended", "--json")
+    settings = json.loads(result.stdout)["settings"]
     assert settings["lr"] == {"value": 0.2, "origin": "environment"}
     assert settings["npus"] == {"value": 2, "origin": "flag"}
     assert settings["ema"] == {"value": 0.9998, "origin": "profile recommended"}
@@ -244,11 +244,11 @@ def test_a_cluster_that_is_away_is_named_and_this_machine_does_not_take_its_plac
     config = tmp_path / "kubeconfig"
     config.write_text(KUBECONFIG)
     environ |= {"KUBECONFIG": str(config)}
-    done = run(environ, "submit", *SMALL, "--image", "registry.example/pnas:1")
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (3, "", 1), done.stderr
-    assert "https://127.0.0.1:1 (context away of kubeconfig" in done.stderr
-    assert "the connection was refused" in done.stderr
-    assert "run on this machine with --backend local" in done.stderr
+    result = run(environ, "submit", *SMALL, "--image", "registry.example/pnas:1")
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (3, "", 1), result.stderr
+    assert "https://127.0.0.1:1 (context away of kubeconfig" in result.stderr
+    assert "the connection was refused" in result.stderr
+    assert "run on this machine with --backend local" in result.stderr
     assert json.loads(run(environ, "list", "--backend", "local", "--json").stdout)["items"] == []
     shown = run(environ, "config", "show")
     assert shown.returncode == 0
@@ -260,8 +260,8 @@ def test_what_only_reads_imports_neither_torch_nor_kubernetes_nor_pydantic(
     environ: dict[str, str], words: Sequence[str]
 ) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "launcher", *words]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=True)
-    modules = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
+    result = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=True)
+    modules = {line.rpartition("|")[2].strip().split(".")[0] for line in result.stderr.splitlines()}
     assert "launcher" in modules
     assert not modules & {"torch", "torchvision", "kubernetes", "numpy", "pydantic", "yaml"}
     if "--help" in words:
@@ -272,10 +272,10 @@ def test_submits_help_shows_every_setting_without_importing_torch(environ: dict[
     program = (
         "import sys; from launcher.cli import main; main(['submit', '--help']); print(*sys.modules, file=sys.stderr)"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program], cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=True
     )
-    assert not {name.split(".")[0] for name in done.stderr.split()} & {"torch", "torchvision", "kubernetes", "numpy"}
+    assert not {name.split(".")[0] for name in result.stderr.split()} & {"torch", "torchvision", "kubernetes", "numpy"}
     for word in ("--npus", "--data-path", "--label-smoothing", "--profile", "--detach", "Examples:"):
-        assert word in done.stdout
-    assert not re.search(r"^ *--run-name", done.stdout, re.MULTILINE)
+        assert word in result.stdout
+    assert not re.search(r"^ *--run-name", result.stdout, re.MULTILINE)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.local.conftest import train
-from tests.local.resumable_runs import Started, assert_same, claimed, recipe
+from tests.local.resumable_runs import BackgroundTrainer, assert_same_run, expected_bit_exact, recipe
 from trainer.checkpoint.files import read_manifest
 from trainer.distributed.stop_requests import Request, Requests
 from trainer.topology.ports import free_port
@@ -23,20 +23,20 @@ def _has(words: str) -> Callable[[str], bool]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Path:
     """A run of two devices to its end."""
-    done = train(tmp_path_factory.mktemp("whole"), *recipe("--npus", "2"), data=few_digits, name="whole")
-    assert done.code == 0, done.stdout
-    return done.run
+    result = train(tmp_path_factory.mktemp("whole"), *recipe("--npus", "2"), data=few_digits, name="whole")
+    assert result.code == 0, result.stdout
+    return result.run
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Path:
     """The same run, stopped in its first epoch; to be continued in copies."""
     output = tmp_path_factory.mktemp("stopped")
-    run = Started(output, few_digits, "--npus", "2", name="stopped")
-    assert run.until(_has("] step epoch=0"))
+    run = BackgroundTrainer(output, few_digits, "--npus", "2", name="stopped")
+    assert run.wait_for(_has("] step epoch=0"))
     run.signal(signal.SIGTERM)
-    assert run.wait() == RESUMABLE, run.said
-    assert "] stopped epoch=" in run.said
+    assert run.wait() == RESUMABLE, run.output
+    assert "] stopped epoch=" in run.output
     return output / "stopped"
 
 
@@ -46,51 +46,51 @@ def test_sigterm_saves_and_ends_with_75_and_the_run_goes_on(
     shutil.copytree(stopped, tmp_path / "stopped")
     resumed = train(tmp_path, *recipe("--npus", "2", "--resume", "auto"), data=few_digits, name="stopped")
     assert resumed.code == 0, resumed.stdout
-    assert f"resumed bit_exact={claimed()}" in resumed.stdout
-    assert_same(whole, resumed.run, last_step=16)
+    assert f"resumed bit_exact={expected_bit_exact()}" in resumed.stdout
+    assert_same_run(whole, resumed.run, last_step=16)
 
 
 def test_sigterm_in_an_evaluation_stops_within_a_batch_and_the_run_goes_on_there(tmp_path: Path, digits: Path) -> None:
     by_fours = ("--npus", "2", "--batch-size", "4")
     whole = train(tmp_path, *recipe(*by_fours), data=digits, name="whole")
-    stopped = Started(tmp_path, digits, *by_fours, name="stopped")
-    assert stopped.until(_has("] step epoch=0 epochs=2 step=8 steps=8"))
+    stopped = BackgroundTrainer(tmp_path, digits, *by_fours, name="stopped")
+    assert stopped.wait_for(_has("] step epoch=0 epochs=2 step=8 steps=8"))
     stopped.signal(signal.SIGTERM)
-    assert stopped.wait() == RESUMABLE, stopped.said
-    assert "] eval epoch=" not in stopped.said
+    assert stopped.wait() == RESUMABLE, stopped.output
+    assert "] eval epoch=" not in stopped.output
     progress = read_manifest(whole.run.with_name("stopped") / "checkpoints/step-000000008").content["progress"]
     assert (progress["epoch"], progress["step"], progress["equalised"]) == (0, 8, True)
     resumed = train(tmp_path, *recipe(*by_fours, "--resume", "auto"), data=digits, name="stopped")
     assert resumed.code == 0, resumed.stdout
-    assert_same(whole.run, resumed.run, last_step=16)
+    assert_same_run(whole.run, resumed.run, last_step=16)
 
 
 def test_an_evaluation_alone_that_is_stopped_ends_with_75_and_begins_anew(tmp_path: Path, digits: Path) -> None:
     trained = train(tmp_path, *recipe("--epochs", "1", "--steps", "1"), data=digits, name="trained")
     scored = ("--mode", "eval", "--weights", str(trained.run / "checkpoints/best.safetensors"), "--batch-size", "4")
-    stopped = Started(tmp_path, digits, *scored, name="scored")
-    assert stopped.until(_has("] start mode=eval"))
+    stopped = BackgroundTrainer(tmp_path, digits, *scored, name="scored")
+    assert stopped.wait_for(_has("] start mode=eval"))
     stopped.signal(signal.SIGTERM)
-    assert stopped.wait() == RESUMABLE, stopped.said
+    assert stopped.wait() == RESUMABLE, stopped.output
     again = train(tmp_path, *recipe(*scored, "--resume", "auto"), data=digits, name="scored")
     assert (again.code, again.events("result")[0]["images"]) == (0, "360"), again.stdout
 
 
 def test_sigusr1_saves_and_goes_on(tmp_path: Path, few_digits: Path) -> None:
     once = ("--checkpoint-every", "1h", "--epochs", "1", "--steps", "20")
-    asked = Started(tmp_path, few_digits, "--npus", "2", *once, name="asked")
-    assert asked.until(_has("] step epoch=0"))
+    asked = BackgroundTrainer(tmp_path, few_digits, "--npus", "2", *once, name="asked")
+    assert asked.wait_for(_has("] step epoch=0"))
     asked.signal(signal.SIGUSR1)
-    assert asked.wait() == 0, asked.said
+    assert asked.wait() == 0, asked.output
     # The one that was asked for, and the one that ends the epoch.
-    assert asked.said.count("] checkpoint step=") == 2, asked.said
+    assert asked.output.count("] checkpoint step=") == 2, asked.output
 
 
 def test_a_state_is_saved_as_often_as_the_clock_says(tmp_path: Path, few_digits: Path) -> None:
     timed = recipe("--checkpoint-every", "1s", "--epochs", "1", "--steps", "60", "--keep", "100")
-    done = train(tmp_path, *timed, data=few_digits)
-    assert done.code == 0, done.stdout
-    saved = [int(event["step"]) for event in done.events("checkpoint")]
+    result = train(tmp_path, *timed, data=few_digits)
+    assert result.code == 0, result.stdout
+    saved = [int(event["step"]) for event in result.events("checkpoint")]
     assert saved[-1] == 60
     assert len(saved) > 1, "and in the middle of an epoch that takes some seconds"
 
@@ -124,30 +124,30 @@ def test_a_run_that_diverges_goes_back_once_and_then_names_the_images(tmp_path: 
     sound = train(tmp_path, *recipe("--epochs", "1"), data=few_digits, name="astray")
     assert sound.code == 0, sound.stdout
     astray = ("--lr", "1e30", "--max-bad-steps", "2", "--resume", "auto")
-    done = train(tmp_path, *recipe(*astray), data=few_digits, name="astray")
-    assert done.code == 1
-    assert done.stdout.count("] rewound epoch=1 step=0 reason=") == 1, done.stdout
-    last = done.stdout.splitlines()[-1]
+    result = train(tmp_path, *recipe(*astray), data=few_digits, name="astray")
+    assert result.code == 1
+    assert result.stdout.count("] rewound epoch=1 step=0 reason=") == 1, result.stdout
+    last = result.stdout.splitlines()[-1]
     assert "was not finite in 2 steps in a row" in last
     samples = last.rpartition("samples ")[2].split(",")
     assert len(set(samples)) == 16, "one batch of this rank"
 
 
 def test_bad_steps_in_a_row_are_counted_across_epochs(tmp_path: Path, few_digits: Path) -> None:
-    done = train(tmp_path, *recipe("--lr", "1e30", "--steps", "3", "--epochs", "4"), data=few_digits)
-    assert done.code == 1
-    assert "was not finite in 5 steps in a row" in done.stdout.splitlines()[-1]
+    result = train(tmp_path, *recipe("--lr", "1e30", "--steps", "3", "--epochs", "4"), data=few_digits)
+    assert result.code == 1
+    assert "was not finite in 5 steps in a row" in result.stdout.splitlines()[-1]
 
 
 def test_a_run_with_a_loss_that_is_not_finite_can_be_resumed(tmp_path: Path, few_digits: Path) -> None:
     options = ("--lr", "1e30", "--max-bad-steps", "1000", "--steps", "20", "--checkpoint-every", "1h")
-    stopped = Started(tmp_path, few_digits, *options, name="astray")
-    assert stopped.until(_has("loss=nan"))
+    stopped = BackgroundTrainer(tmp_path, few_digits, *options, name="astray")
+    assert stopped.wait_for(_has("loss=nan"))
     stopped.signal(signal.SIGTERM)
-    assert stopped.wait() == RESUMABLE, stopped.said
+    assert stopped.wait() == RESUMABLE, stopped.output
     resumed = train(tmp_path, *recipe(*options, "--resume", "auto"), data=few_digits, name="astray")
     assert resumed.code == 0, resumed.stdout
-    assert f"resumed bit_exact={claimed()}" in resumed.stdout
+    assert f"resumed bit_exact={expected_bit_exact()}" in resumed.stdout
 
 
 def test_what_a_run_has_not_had_begins_anew_and_that_is_said(tmp_path: Path, few_digits: Path) -> None:
@@ -168,9 +168,9 @@ def test_what_a_run_has_not_had_begins_anew_and_that_is_said(tmp_path: Path, few
         assert said in line
 
 
-def _node(rank: int, port: int, output: Path, data: Path, *options: str) -> Started:
+def _node(rank: int, port: int, output: Path, data: Path, *options: str) -> BackgroundTrainer:
     job = ("--nodes", "2", "--node-rank", str(rank), "--npus", "1", "--master-addr", "127.0.0.1")
-    return Started(output, data, *job, "--master-port", str(port), *options, name="shared")
+    return BackgroundTrainer(output, data, *job, "--master-port", str(port), *options, name="shared")
 
 
 def test_two_nodes_continue_a_run_and_refuse_to_when_they_see_different_checkpoints(
@@ -188,9 +188,9 @@ def test_two_nodes_continue_a_run_and_refuse_to_when_they_see_different_checkpoi
             _node(0, port, here, few_digits, "--resume", "auto"),
             _node(1, port, there, few_digits, "--resume", "auto"),
         ]
-        assert [node.wait() for node in nodes] == [1, 1], nodes[0].said + nodes[1].said
-        assert all("see different checkpoints" in node.said for node in nodes)
+        assert [node.wait() for node in nodes] == [1, 1], nodes[0].output + nodes[1].output
+        assert all("see different checkpoints" in node.output for node in nodes)
     port = free_port()
     nodes = [_node(rank, port, alike, few_digits, "--resume", "auto") for rank in range(2)]
-    assert [node.wait() for node in nodes] == [0, 0], nodes[0].said + nodes[1].said
-    assert_same(whole, alike / "shared", last_step=16)
+    assert [node.wait() for node in nodes] == [0, 0], nodes[0].output + nodes[1].output
+    assert_same_run(whole, alike / "shared", last_step=16)

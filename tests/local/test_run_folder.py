@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.local.conftest import small, train
+from tests.local.conftest import small_options, train
 
 LONG = ("--epochs", "1000", "--log-interval", "1")
 
@@ -18,7 +18,7 @@ def _training(output: Path, data: Path, *options: str) -> Iterator["subprocess.P
     """A trainer that has taken its first step; killed at the end."""
     command = (sys.executable, "-m", "trainer", "--data-path", str(data), "--output", str(output), "--run-name", "run")
     with subprocess.Popen(
-        (*command, *small(*LONG, *options)),
+        (*command, *small_options(*LONG, *options)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -33,7 +33,7 @@ def _training(output: Path, data: Path, *options: str) -> Iterator["subprocess.P
 
 
 def test_a_second_run_in_a_folder_is_refused_and_one_goes_on_after_a_kill(digits: Path, tmp_path: Path) -> None:
-    short = small("--resume", "auto", "--epochs", "1", "--steps", "2")
+    short = small_options("--resume", "auto", "--epochs", "1", "--steps", "2")
     with _training(tmp_path, digits) as owner:
         lock = json.loads((tmp_path / "run" / "run.lock").read_text())
         second = train(tmp_path, *short, data=digits)
@@ -68,13 +68,13 @@ def test_an_owner_that_has_lost_its_folder_ends_at_once_and_leaves_it(digits: Pa
 
 
 def test_a_stop_before_any_worker_leaves_nothing_behind_and_is_resumable(tmp_path: Path, digits: Path) -> None:
-    run = train(tmp_path, *small("--epochs", "1", "--steps", "1"), data=digits).run
+    run = train(tmp_path, *small_options("--epochs", "1", "--steps", "1"), data=digits).run
     # Another machine's lock is watched for a while: there the stop arrives.
     lock = run / "run.lock"
     lock.write_text("{}")
     command = (sys.executable, "-m", "trainer", "--data-path", str(digits), "--output", str(tmp_path))
     with subprocess.Popen(
-        (*command, "--run-name", "run", "--resume", "auto", *small()),
+        (*command, "--run-name", "run", "--resume", "auto", *small_options()),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -91,8 +91,8 @@ def test_a_stop_before_any_worker_leaves_nothing_behind_and_is_resumable(tmp_pat
 
 
 def test_a_refused_start_changes_nothing(digits: Path, tmp_path: Path) -> None:
-    run = train(tmp_path, *small("--epochs", "1", "--steps", "1"), data=digits).run
+    run = train(tmp_path, *small_options("--epochs", "1", "--steps", "1"), data=digits).run
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for options in (("--resume", "auto", "--data-path", str(tmp_path)), ("--batch-size", "33")):
-        assert train(tmp_path, *small(*options), data=digits).code in (2, 6)
+        assert train(tmp_path, *small_options(*options), data=digits).code in (2, 6)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

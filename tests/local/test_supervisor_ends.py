@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.supervisor_process import STUBBORN, WAIT, Node, until
+from tests.local.supervisor_process import IGNORE_SIGTERM, WAIT_FOR_FILE, SupervisorRunner, wait_for_file
 from trainer.shared.errors import TrainerError
 from trainer.supervisor import WorkerCommand, supervise
 
@@ -22,34 +22,36 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def test_a_grandchild_that_keeps_the_pipe_open_does_not_hold_the_exit_and_does_not_survive(node: Node) -> None:
-    pid = node.folder / "pid"
+def test_a_grandchild_that_keeps_the_pipe_open_does_not_hold_the_exit_and_does_not_survive(
+    supervisors: SupervisorRunner,
+) -> None:
+    pid = supervisors.folder / "pid"
     script = (
         "import pathlib, subprocess\n"
         "child = subprocess.Popen(['sh', '-c', 'echo from the child; exec sleep 1000'])\n"
         f"pathlib.Path({str(pid)!r}).write_text(str(child.pid))\n"
         "import time; time.sleep(.2); print('done')"
     )
-    ended = node.run(script)
-    assert ended.exit_code == 0
-    assert ended.of("rank 0 cpu:0") == ["from the child", "done"]
+    result = supervisors.run(script)
+    assert result.exit_code == 0
+    assert result.texts("rank 0 cpu:0") == ["from the child", "done"]
     assert is_gone(int(pid.read_text()))
 
 
-def test_a_grandchild_in_a_session_of_its_own_does_not_hold_the_exit(node: Node) -> None:
-    pid = node.folder / "pid"
+def test_a_grandchild_in_a_session_of_its_own_does_not_hold_the_exit(supervisors: SupervisorRunner) -> None:
+    pid = supervisors.folder / "pid"
     script = (
         "import pathlib, subprocess\n"
         "child = subprocess.Popen(['sleep', '1000'], start_new_session=True)\n"
         f"pathlib.Path({str(pid)!r}).write_text(str(child.pid)); print('done')"
     )
-    ended = node.run(script, DRAIN_S=0.1)
+    result = supervisors.run(script, DRAIN_S=0.1)
     os.kill(int(pid.read_text()), signal.SIGKILL)
-    assert (ended.exit_code, ended.of("rank 0 cpu:0")) == (0, ["done"])
+    assert (result.exit_code, result.texts("rank 0 cpu:0")) == (0, ["done"])
 
 
-def test_workers_and_their_children_do_not_outlive_a_killed_supervisor(node: Node) -> None:
-    pids = [node.folder / f"pids{rank}" for rank in range(2)]
+def test_workers_and_their_children_do_not_outlive_a_killed_supervisor(supervisors: SupervisorRunner) -> None:
+    pids = [supervisors.folder / f"pids{rank}" for rank in range(2)]
     script = (
         "import os, pathlib, subprocess, time\n"
         "from trainer.supervisor import die_with_supervisor\n"
@@ -58,8 +60,8 @@ def test_workers_and_their_children_do_not_outlive_a_killed_supervisor(node: Nod
         "pathlib.Path({!r}).write_text(f'{{os.getpid()}} {{child.pid}}')\n"
         "time.sleep(1000)"
     )
-    process = node.start(*[script.format(str(path)) for path in pids])
-    left = [int(pid) for path in pids for pid in until(path).split()]
+    process = supervisors.start(*[script.format(str(path)) for path in pids])
+    left = [int(pid) for path in pids for pid in wait_for_file(path).split()]
     assert not any(is_gone(pid) for pid in left)
     process.kill()
     process.wait()
@@ -67,20 +69,22 @@ def test_workers_and_their_children_do_not_outlive_a_killed_supervisor(node: Nod
         time.sleep(0.01)
 
 
-def test_the_first_cause_is_the_last_line_and_the_others_are_stopped(node: Node) -> None:
-    ready = node.folder / "ready"
+def test_the_first_cause_is_the_last_line_and_the_others_are_stopped(supervisors: SupervisorRunner) -> None:
+    ready = supervisors.folder / "ready"
     waiting = f"import pathlib, time; pathlib.Path({str(ready)!r}).write_text('1'); time.sleep(1000)"
-    dying = WAIT.format(str(ready)) + "import os; os.kill(os.getpid(), 9)"
-    ended = node.run(waiting, dying)
-    assert ended.exit_code == 1
+    dying = WAIT_FOR_FILE.format(str(ready)) + "import os; os.kill(os.getpid(), 9)"
+    result = supervisors.run(waiting, dying)
+    assert result.exit_code == 1
     assert re.fullmatch(
-        r'\[node 0 #\d+\] failed rank=1 device=cpu:1 cause="killed by SIGKILL \(out of memory\?\)"', ended.lines[-1]
+        r'\[node 0 #\d+\] failed rank=1 device=cpu:1 cause="killed by SIGKILL \(out of memory\?\)"', result.lines[-1]
     )
 
 
 @pytest.mark.parametrize("words_first", [True, False])
-def test_a_worker_that_only_lost_its_peer_is_not_the_cause_though_it_exits_first(node: Node, words_first: bool) -> None:
-    pipe = node.folder / "connection"
+def test_a_worker_that_only_lost_its_peer_is_not_the_cause_though_it_exits_first(
+    supervisors: SupervisorRunner, words_first: bool
+) -> None:
+    pipe = supervisors.folder / "connection"
     os.mkfifo(pipe)
     peer = (
         f"open({str(pipe)!r}).read(); print('error Connection closed by peer [127.0.0.1]:29500'); raise SystemExit(1)"
@@ -92,53 +96,61 @@ def test_a_worker_that_only_lost_its_peer_is_not_the_cause_though_it_exits_first
         if words_first
         else "connection.close(); time.sleep(.1)\n" + words
     )
-    ended = node.run(peer, first + "raise SystemExit(6)", SETTLE_S=60)
-    assert ended.exit_code == 6
-    assert ended.lines[-1].endswith('failed rank=1 device=cpu:1 cause="loss is not finite at step 7"')
+    result = supervisors.run(peer, first + "raise SystemExit(6)", SETTLE_S=60)
+    assert result.exit_code == 6
+    assert result.lines[-1].endswith('failed rank=1 device=cpu:1 cause="loss is not finite at step 7"')
 
 
-def test_a_reason_stays_the_cause_when_the_interpreter_aborts_on_its_way_out(node: Node) -> None:
-    ended = node.run("import os; print('error loss is not finite'); os.abort()", "import time; time.sleep(1000)")
-    assert ended.exit_code == 1
-    assert ended.lines[-1].endswith('failed rank=0 device=cpu:0 cause="loss is not finite"')
+def test_a_reason_stays_the_cause_when_the_interpreter_aborts_on_its_way_out(supervisors: SupervisorRunner) -> None:
+    result = supervisors.run(
+        "import os; print('error loss is not finite'); os.abort()", "import time; time.sleep(1000)"
+    )
+    assert result.exit_code == 1
+    assert result.lines[-1].endswith('failed rank=0 device=cpu:0 cause="loss is not finite"')
 
 
-def test_an_error_that_the_worker_went_on_from_is_not_the_cause(node: Node) -> None:
-    ended = node.run("print('error in one image')\nfor i in range(100): print(i)\nraise SystemExit(3)")
-    assert ended.lines[-1].endswith('cause="exit code 3: 99"')
+def test_an_error_that_the_worker_went_on_from_is_not_the_cause(supervisors: SupervisorRunner) -> None:
+    result = supervisors.run("print('error in one image')\nfor i in range(100): print(i)\nraise SystemExit(3)")
+    assert result.lines[-1].endswith('cause="exit code 3: 99"')
 
 
 @pytest.mark.parametrize(("code", "expected"), [(1, 1), (2, 2), (6, 6), (3, 1), (75, 75), (0, 0)])
-def test_the_exit_code_is_the_failing_workers_where_it_means_something(node: Node, code: int, expected: int) -> None:
-    ended = node.run(f"print('error \"this\" one'); raise SystemExit({code})", "pass")
-    assert ended.exit_code == expected
+def test_the_exit_code_is_the_failing_workers_where_it_means_something(
+    supervisors: SupervisorRunner, code: int, expected: int
+) -> None:
+    result = supervisors.run(f"print('error \"this\" one'); raise SystemExit({code})", "pass")
+    assert result.exit_code == expected
     last = {0: "outcome=succeeded", 75: "outcome=resumable"}
-    assert ended.lines[-1].endswith(last.get(code, r'failed rank=0 device=cpu:0 cause="\"this\" one"'))
+    assert result.lines[-1].endswith(last.get(code, r'failed rank=0 device=cpu:0 cause="\"this\" one"'))
 
 
-def test_a_worker_that_does_not_stop_after_anothers_failure_is_killed(node: Node) -> None:
-    ready = str(node.folder / "ready")
-    ended = node.run(STUBBORN.format(ready), WAIT.format(ready) + "raise SystemExit(2)", STOP_S=0.1)
-    assert ended.exit_code == 2
-    assert "killing rank=0: still running" in ended.of("node 0")
-    assert "exit code 2, and said nothing" in ended.lines[-1]
+def test_a_worker_that_does_not_stop_after_anothers_failure_is_killed(supervisors: SupervisorRunner) -> None:
+    ready = str(supervisors.folder / "ready")
+    result = supervisors.run(
+        IGNORE_SIGTERM.format(ready), WAIT_FOR_FILE.format(ready) + "raise SystemExit(2)", STOP_S=0.1
+    )
+    assert result.exit_code == 2
+    assert "killing rank=0: still running" in result.texts("node 0")
+    assert "exit code 2, and said nothing" in result.lines[-1]
 
 
-def test_a_worker_that_has_been_frozen_does_not_hold_the_end(node: Node) -> None:
-    ready = str(node.folder / "ready")
+def test_a_worker_that_has_been_frozen_does_not_hold_the_end(supervisors: SupervisorRunner) -> None:
+    ready = str(supervisors.folder / "ready")
     frozen = (
         f"import os, pathlib, signal; pathlib.Path({ready!r}).write_text('1'); os.kill(os.getpid(), signal.SIGSTOP)"
     )
-    ended = node.run(frozen, WAIT.format(ready) + "print('error no data'); raise SystemExit(1)", STOP_S=0.1)
-    assert ended.exit_code == 1
-    assert "killing rank=0: still running" in ended.of("node 0")
-    assert ended.lines[-1].endswith('failed rank=1 device=cpu:1 cause="no data"')
+    result = supervisors.run(
+        frozen, WAIT_FOR_FILE.format(ready) + "print('error no data'); raise SystemExit(1)", STOP_S=0.1
+    )
+    assert result.exit_code == 1
+    assert "killing rank=0: still running" in result.texts("node 0")
+    assert result.lines[-1].endswith('failed rank=1 device=cpu:1 cause="no data"')
 
 
-def test_a_worker_that_stays_after_the_others_have_stopped_resumably_is_stopped(node: Node) -> None:
-    ended = node.run("import time; time.sleep(1000)", "raise SystemExit(75)", grace_s=0.1)
-    assert ended.exit_code == 1
-    assert "still running 0.1 s after rank=1 device=cpu:1 had stopped" in ended.lines[-1]
+def test_a_worker_that_stays_after_the_others_have_stopped_resumably_is_stopped(supervisors: SupervisorRunner) -> None:
+    result = supervisors.run("import time; time.sleep(1000)", "raise SystemExit(75)", grace_s=0.1)
+    assert result.exit_code == 1
+    assert "still running 0.1 s after rank=1 device=cpu:1 had stopped" in result.lines[-1]
 
 
 def test_a_worker_that_cannot_be_started_is_one_line_and_leaves_nobody(tmp_path: Path) -> None:

@@ -7,31 +7,39 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.supervisor_process import UNBLOCK, WAIT, Node, answering, until
+from tests.local.supervisor_process import (
+    UNBLOCK_SIGUSR1,
+    WAIT_FOR_FILE,
+    SupervisorRunner,
+    signal_handling_script,
+    wait_for_file,
+)
 from trainer.supervisor.lines import LINE_LIMIT, Tagger
 
 
-def test_no_line_of_many_workers_is_lost_torn_or_mixed(node: Node) -> None:
+def test_no_line_of_many_workers_is_lost_torn_or_mixed(supervisors: SupervisorRunner) -> None:
     script = (
         "import sys\n"
         "for i in range(20000): (sys.stdout if i % 7 else sys.stderr).write(f'{i} ' + 'x' * (i % 150) + '\\n')"
     )
-    ended = node.run(*[script] * 4)
-    assert ended.exit_code == 0
+    result = supervisors.run(*[script] * 4)
+    assert result.exit_code == 0
     for rank in range(4):
-        assert ended.of(f"rank {rank} cpu:{rank}") == [f"{i} " + "x" * (i % 150) for i in range(20000)]
-        mine = [line for line in ended.stdout.splitlines() if line.startswith(b"[rank %d " % rank)]
-        assert ended.logs[rank].splitlines() == mine
-    assert len(ended.lines) == 80001
+        assert result.texts(f"rank {rank} cpu:{rank}") == [f"{i} " + "x" * (i % 150) for i in range(20000)]
+        mine = [line for line in result.stdout.splitlines() if line.startswith(b"[rank %d " % rank)]
+        assert result.logs[rank].splitlines() == mine
+    assert len(result.lines) == 80001
 
 
-def test_the_node_counts_every_ranks_lines_at_the_end_and_the_cause_still_comes_last(node: Node) -> None:
-    printed = node.folder / "printed"
+def test_the_node_counts_every_ranks_lines_at_the_end_and_the_cause_still_comes_last(
+    supervisors: SupervisorRunner,
+) -> None:
+    printed = supervisors.folder / "printed"
     lines = f"import pathlib\nprint('one')\nprint('two')\npathlib.Path({str(printed)!r}).write_text('1')"
     # Else the failure of one could stop the other before it has printed.
-    ended = node.run(lines, WAIT.format(str(printed)) + "raise SystemExit(2)")
-    assert ended.of("node 0")[-2] == 'ended lines="0:2 1:0" outcome=failed'
-    assert "failed rank=1" in ended.lines[-1]
+    result = supervisors.run(lines, WAIT_FOR_FILE.format(str(printed)) + "raise SystemExit(2)")
+    assert result.texts("node 0")[-2] == 'ended lines="0:2 1:0" outcome=failed'
+    assert "failed rank=1" in result.lines[-1]
 
 
 LAST_WORDS = {
@@ -66,18 +74,18 @@ LAST_WORDS = {
 
 
 @pytest.mark.parametrize("death", LAST_WORDS)
-def test_last_words_arrive(node: Node, death: str) -> None:
+def test_last_words_arrive(supervisors: SupervisorRunner, death: str) -> None:
     script, words, cause = LAST_WORDS[death]
-    ended = node.run(script)
-    assert words in ended.of("rank 0 cpu:0")
-    assert words.encode() in ended.logs[0]
-    assert cause in ended.lines[-1]
+    result = supervisors.run(script)
+    assert words in result.texts("rank 0 cpu:0")
+    assert words.encode() in result.logs[0]
+    assert cause in result.lines[-1]
 
 
-def test_bytes_that_are_not_text_pass_as_they_are(node: Node) -> None:
-    ended = node.run(r"import sys; sys.stdout.buffer.write(b'\xff\x00\xc3\nabc')")
-    assert ended.stdout.startswith(b"[rank 0 cpu:0 #1] \xff\x00\xc3\n[rank 0 cpu:0 #2] abc\n")
-    assert ended.stdout.startswith(ended.logs[0])
+def test_bytes_that_are_not_text_pass_as_they_are(supervisors: SupervisorRunner) -> None:
+    result = supervisors.run(r"import sys; sys.stdout.buffer.write(b'\xff\x00\xc3\nabc')")
+    assert result.stdout.startswith(b"[rank 0 cpu:0 #1] \xff\x00\xc3\n[rank 0 cpu:0 #2] abc\n")
+    assert result.stdout.startswith(result.logs[0])
 
 
 def test_a_progress_bar_becomes_one_line_per_state() -> None:
@@ -111,66 +119,70 @@ def test_chunks_cut_anywhere_give_the_same_lines() -> None:
 MANY = "for i in range(30000): print(i, 'x' * 100)"
 
 
-def test_a_slow_reader_loses_nothing_and_signals_are_still_handled(node: Node) -> None:
-    got, ready = node.folder / "got", node.folder / "ready"
+def test_a_slow_reader_loses_nothing_and_signals_are_still_handled(supervisors: SupervisorRunner) -> None:
+    got, ready = supervisors.folder / "got", supervisors.folder / "ready"
     script = (
         "import pathlib, signal\n"
         f"signal.signal(signal.SIGUSR1, lambda *_: pathlib.Path({str(got)!r}).write_text('1'))\n"
-        f"{UNBLOCK}"
+        f"{UNBLOCK_SIGUSR1}"
         f"pathlib.Path({str(ready)!r}).write_text('1')\n" + MANY
     )
-    process = node.start(script)
-    until(ready)
+    process = supervisors.start(script)
+    wait_for_file(ready)
     size = -1
-    while size != (size := node.log(0).stat().st_size) or not size:  # until the worker waits for its reader
+    while size != (size := supervisors.log(0).stat().st_size) or not size:  # until the worker waits for its reader
         time.sleep(0.2)
     assert size < 3_000_000
     process.send_signal(signal.SIGUSR1)
-    until(got)
-    ended = node.end(process)
-    assert ended.exit_code == 0
-    assert ended.of("rank 0 cpu:0") == [f"{i} " + "x" * 100 for i in range(30000)]
+    wait_for_file(got)
+    result = supervisors.finish(process)
+    assert result.exit_code == 0
+    assert result.texts("rank 0 cpu:0") == [f"{i} " + "x" * 100 for i in range(30000)]
 
 
-def test_a_stop_is_not_held_up_by_a_reader_that_has_gone_to_sleep(node: Node) -> None:
-    ready = node.folder / "ready"
-    process = node.start(answering(ready, 75).replace("while True", MANY + "\nwhile True"), FLUSH_S=0.1)
-    until(ready)
+def test_a_stop_is_not_held_up_by_a_reader_that_has_gone_to_sleep(supervisors: SupervisorRunner) -> None:
+    ready = supervisors.folder / "ready"
+    process = supervisors.start(
+        signal_handling_script(ready, 75).replace("while True", MANY + "\nwhile True"), FLUSH_S=0.1
+    )
+    wait_for_file(ready)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 75
-    assert b"saved" in node.log(0).read_bytes()
+    assert b"saved" in supervisors.log(0).read_bytes()
 
 
-def test_a_stdout_without_a_reader_leaves_the_files_and_says_so_once(node: Node) -> None:
+def test_a_stdout_without_a_reader_leaves_the_files_and_says_so_once(supervisors: SupervisorRunner) -> None:
     reading, writing = os.pipe()
-    process = node.start(MANY, stdout=writing)
+    process = supervisors.start(MANY, stdout=writing)
     os.close(writing)
     os.close(reading)
-    ended = node.end(process)
-    assert ended.exit_code == 0
-    assert ended.logs[0].count(b"stdout cannot be written: Broken pipe") == 1
-    assert len(ended.logs[0].splitlines()) == 30002
+    result = supervisors.finish(process)
+    assert result.exit_code == 0
+    assert result.logs[0].count(b"stdout cannot be written: Broken pipe") == 1
+    assert len(result.logs[0].splitlines()) == 30002
 
 
-def test_a_full_stdout_leaves_the_files_and_the_cause_is_in_them(node: Node) -> None:
+def test_a_full_stdout_leaves_the_files_and_the_cause_is_in_them(supervisors: SupervisorRunner) -> None:
     with Path("/dev/full").open("wb") as full:
-        ended = node.run(MANY + "\nraise SystemExit(2)", stdout=full.fileno())
-    assert ended.exit_code == 2
-    assert ended.logs[0].count(b"stdout cannot be written: No space left on device") == 1
-    assert b"failed rank=0" in ended.logs[0].splitlines()[-1]
+        result = supervisors.run(MANY + "\nraise SystemExit(2)", stdout=full.fileno())
+    assert result.exit_code == 2
+    assert result.logs[0].count(b"stdout cannot be written: No space left on device") == 1
+    assert b"failed rank=0" in result.logs[0].splitlines()[-1]
 
 
 @pytest.mark.parametrize(
     ("log", "reason"), [("/dev/full", "No space left on device"), ("no/folder/x.log", "No such file")]
 )
-def test_a_log_file_that_cannot_be_written_is_said_once_and_the_lines_go_on(node: Node, log: str, reason: str) -> None:
-    ended = node.run(MANY, "print('fine')", logs={0: node.folder / log})
-    assert ended.exit_code == 0
-    assert len(ended.of("rank 0 cpu:0")) == 30000
-    said, _ = ended.of("node 0")
+def test_a_log_file_that_cannot_be_written_is_said_once_and_the_lines_go_on(
+    supervisors: SupervisorRunner, log: str, reason: str
+) -> None:
+    result = supervisors.run(MANY, "print('fine')", logs={0: supervisors.folder / log})
+    assert result.exit_code == 0
+    assert len(result.texts("rank 0 cpu:0")) == 30000
+    said, _ = result.texts("node 0")
     assert "log of rank=0 cannot be written: " + reason in said
 
 
-def test_an_earlier_runs_log_is_added_to(node: Node) -> None:
-    node.log(0).write_text("an earlier attempt\n")
-    assert node.run("print('now')").logs[0] == b"an earlier attempt\n[rank 0 cpu:0 #1] now\n"
+def test_an_earlier_runs_log_is_added_to(supervisors: SupervisorRunner) -> None:
+    supervisors.log(0).write_text("an earlier attempt\n")
+    assert supervisors.run("print('now')").logs[0] == b"an earlier attempt\n[rank 0 cpu:0 #1] now\n"

@@ -11,28 +11,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.conftest import Finished, small, train
+from tests.local.conftest import TrainerResult, small_options, train
 
 
 @pytest.fixture(scope="module")
-def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainerResult:
     """Two devices, four epochs: learns to read digits in a quarter of a minute."""
     options = ("--npus", "2", "--epochs", "4", "--lr", "0.1", "--nesterov", "--schedule", "cosine-step")
     recipe = ("--warmup-epochs", "1", "--flip", "0", "--crop-scale", "0.8", "--eval-crop", "1.0", "--dropout", "0")
     output = tmp_path_factory.mktemp("trained")
-    done = train(output, *small(*options, *recipe, "--normalize", "half", "--augment", "affine"), data=digits)
-    assert done.code == 0, done.stdout + done.stderr
-    return done
+    result = train(output, *small_options(*options, *recipe, "--normalize", "half", "--augment", "affine"), data=digits)
+    assert result.code == 0, result.stdout + result.stderr
+    return result
 
 
-def test_a_full_run_learns_real_images(trained: Finished) -> None:
-    (result,) = trained.events("result")
-    assert float(result["top1"]) >= 90
-    assert int(result["images"]) == 360
-    assert float(result["fps"]) > 0
+def test_a_full_run_learns_real_images(trained: TrainerResult) -> None:
+    (summary,) = trained.events("result")
+    assert float(summary["top1"]) >= 90
+    assert int(summary["images"]) == 360
+    assert float(summary["fps"]) > 0
 
 
-def test_a_full_run_leaves_every_promised_file(trained: Finished) -> None:
+def test_a_full_run_leaves_every_promised_file(trained: TrainerResult) -> None:
     names = {str(path.relative_to(trained.run)) for path in trained.run.rglob("*") if path.is_file()}
     promised = {
         "config.yaml",
@@ -48,7 +48,7 @@ def test_a_full_run_leaves_every_promised_file(trained: Finished) -> None:
     assert any(name.startswith("tensorboard/") for name in names)
 
 
-def test_a_run_begins_with_what_it_runs_on(trained: Finished) -> None:
+def test_a_run_begins_with_what_it_runs_on(trained: TrainerResult) -> None:
     first, *others = trained.stdout.splitlines()
     assert re.fullmatch(r"environment torch=2\.\S+ python=3\.\S+ cpus=\d+", first)
     assert not [
@@ -56,7 +56,7 @@ def test_a_run_begins_with_what_it_runs_on(trained: Finished) -> None:
     ]
 
 
-def test_every_line_of_every_device_is_numbered_without_gap(trained: Finished) -> None:
+def test_every_line_of_every_device_is_numbered_without_gap(trained: TrainerResult) -> None:
     for rank in range(2):
         prefix = f"[rank {rank} cpu:{rank} #"
         shown = [line for line in trained.stdout.splitlines() if line.startswith(prefix)]
@@ -65,7 +65,7 @@ def test_every_line_of_every_device_is_numbered_without_gap(trained: Finished) -
         assert (trained.run / str(rank) / "console-1.log").read_text().splitlines() == shown
 
 
-def test_metrics_hold_each_step_once_and_match_what_was_printed(trained: Finished) -> None:
+def test_metrics_hold_each_step_once_and_match_what_was_printed(trained: TrainerResult) -> None:
     steps = trained.metrics("step")
     per_epoch = 1437 // 64
     assert [(row["epoch"], row["step"]) for row in steps] == [(e, s) for e in range(4) for s in range(per_epoch)]
@@ -76,18 +76,18 @@ def test_metrics_hold_each_step_once_and_match_what_was_printed(trained: Finishe
     assert trained.events("eval", rank=0) == trained.events("eval", rank=1)
 
 
-def test_the_result_file_and_the_seeds_tables_agree_with_the_result(trained: Finished) -> None:
-    (result,) = trained.events("result")
+def test_the_result_file_and_the_seeds_tables_agree_with_the_result(trained: TrainerResult) -> None:
+    (summary,) = trained.events("result")
     text = (trained.run / "PnasNet5Tiny_bs32_2p_acc.log").read_text()
     values = dict(line.split(" = ") for line in text.splitlines())
-    assert float(values["TrainAccuracy"]) == pytest.approx(float(result["top1"]), abs=1e-3)
-    assert float(values["ActualFPS"]) == pytest.approx(float(result["fps"]), rel=1e-3)
+    assert float(values["TrainAccuracy"]) == pytest.approx(float(summary["top1"]), abs=1e-3)
+    assert float(values["ActualFPS"]) == pytest.approx(float(summary["fps"]), rel=1e-3)
     rows = (trained.run / "1" / "train_1.log").read_text().splitlines()
     assert len(rows) == 5
-    assert float(rows[-1].split("\t")[4]) == pytest.approx(float(result["top1"]), abs=1e-4)
+    assert float(rows[-1].split("\t")[4]) == pytest.approx(float(summary["top1"]), abs=1e-4)
 
 
-def test_provenance_says_what_made_the_result(trained: Finished) -> None:
+def test_provenance_says_what_made_the_result(trained: TrainerResult) -> None:
     values = json.loads((trained.run / "provenance.json").read_text())
     assert values["command"][1:3] == ["-m", "trainer"]
     assert values["world_size"] == 2
@@ -97,58 +97,58 @@ def test_provenance_says_what_made_the_result(trained: Finished) -> None:
 
 
 def test_an_evaluation_of_what_was_trained_counts_every_image_once(
-    trained: Finished, digits: Path, tmp_path: Path
+    trained: TrainerResult, digits: Path, tmp_path: Path
 ) -> None:
     """Other numbers of devices and batch sizes are test_exact_evaluation.py's."""
     options = ("--npus", "3", "--batch-size", "7", "--mode", "eval")
     weights = ("--weights", str(trained.run / "checkpoints" / "last.safetensors"))
-    done = train(tmp_path, *small(*options, *weights), data=digits)
-    assert done.code == 0, done.stdout + done.stderr
-    (result,) = done.events("result")
-    assert result["images"] == "360"
-    assert result["top1"] == trained.events("eval")[-1]["top1"]
+    result = train(tmp_path, *small_options(*options, *weights), data=digits)
+    assert result.code == 0, result.stdout + result.stderr
+    (summary,) = result.events("result")
+    assert summary["images"] == "360"
+    assert summary["top1"] == trained.events("eval")[-1]["top1"]
 
 
-def test_finetuning_starts_from_the_weights(trained: Finished, digits: Path, tmp_path: Path) -> None:
+def test_finetuning_starts_from_the_weights(trained: TrainerResult, digits: Path, tmp_path: Path) -> None:
     weights = ("--weights", str(trained.run / "checkpoints" / "last.safetensors"))
-    done = train(tmp_path, *small("--mode", "finetune", "--steps", "3", "--flip", "0", *weights), data=digits)
-    assert done.code == 0, done.stdout + done.stderr
-    before, after = (float(run.events("eval")[-1]["top1"]) for run in (trained, done))
+    result = train(tmp_path, *small_options("--mode", "finetune", "--steps", "3", "--flip", "0", *weights), data=digits)
+    assert result.code == 0, result.stdout + result.stderr
+    before, after = (float(run.events("eval")[-1]["top1"]) for run in (trained, result))
     assert abs(before - after) < 2
 
 
 def test_performance_mode_times_exactly_the_steps_asked_for(digits: Path, tmp_path: Path) -> None:
     options = ("--npus", "2", "--mode", "performance", "--steps", "30", "--warmup-steps", "4", "--batch-size", "32")
-    done = train(tmp_path, *small(*options), data=digits)
-    assert done.code == 0, done.stdout + done.stderr
-    (result,) = done.events("result")
-    assert "top1" not in result
+    result = train(tmp_path, *small_options(*options), data=digits)
+    assert result.code == 0, result.stdout + result.stderr
+    (summary,) = result.events("result")
+    assert "top1" not in summary
     # Longer than an epoch of 22 steps: the run goes on into the next one, and its steps are counted through.
-    assert [row["global_step"] for row in done.metrics("step")] == list(range(34))
-    assert (done.events("step")[-1]["step"], done.events("step")[-1]["steps"]) == ("34", "34")
-    assert float(result["fps"]) == pytest.approx(30 * 64 / float(result["train_s"]), rel=1e-4)
-    assert (done.run / "PnasNet5Tiny_bs32_2p_perf.log").exists()
+    assert [row["global_step"] for row in result.metrics("step")] == list(range(34))
+    assert (result.events("step")[-1]["step"], result.events("step")[-1]["steps"]) == ("34", "34")
+    assert float(summary["fps"]) == pytest.approx(30 * 64 / float(summary["train_s"]), rel=1e-4)
+    assert (result.run / "PnasNet5Tiny_bs32_2p_perf.log").exists()
 
 
 def test_every_lever_of_the_recipe_works_together(few_digits: Path, tmp_path: Path) -> None:
     options = ("--profile", "recommended", "--mixup", "0.2", "--cutmix", "0.2", "--accumulate", "2", "--epochs", "7")
-    done = train(
+    result = train(
         tmp_path,
         *("--device", "cpu", "--model", "pnasnet5tiny", "--image-size", "32", "--workers", "0", "--steps", "2"),
         *("--batch-size", "8", "--npus", "2", "--activation-checkpointing", *options),
         data=few_digits,
     )
-    assert done.code == 0, done.stdout + done.stderr
-    assert len(done.metrics("step")) == 14
+    assert result.code == 0, result.stdout + result.stderr
+    assert len(result.metrics("step")) == 14
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_trains(digits: Path, tmp_path: Path, precision: str) -> None:
     options = ("--mode", "performance", "--steps", "2", "--warmup-steps", "1", "--batch-size", "8", "--lr", "0.01")
-    done = train(tmp_path, *small(*options, "--precision", precision, "--clip-norm", "10"), data=digits)
-    assert done.code == 0, done.stdout + done.stderr
-    assert [row["loss"] for row in done.metrics("step")] == pytest.approx([2.3] * 3, abs=1.5)
-    assert f"precision={precision}" in done.stdout
+    result = train(tmp_path, *small_options(*options, "--precision", precision, "--clip-norm", "10"), data=digits)
+    assert result.code == 0, result.stdout + result.stderr
+    assert [row["loss"] for row in result.metrics("step")] == pytest.approx([2.3] * 3, abs=1.5)
+    assert f"precision={precision}" in result.stdout
 
 
 def test_the_same_run_gives_the_same_bits_whatever_the_number_of_loaders(digits: Path, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_the_same_run_gives_the_same_bits_whatever_the_number_of_loaders(digits:
         [
             row["loss"]
             for row in train(
-                tmp_path, *small(*options, "--workers", str(workers)), data=digits, name=f"workers{workers}"
+                tmp_path, *small_options(*options, "--workers", str(workers)), data=digits, name=f"workers{workers}"
             ).metrics("step")
         ]
         for workers in (0, 2)
@@ -180,7 +180,7 @@ def test_the_same_run_gives_the_same_bits_whatever_the_number_of_loaders(digits:
 
 
 def test_a_killed_worker_stops_the_others_and_is_the_last_line(digits: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "trainer", "--data-path", str(digits), "--output", str(tmp_path), *small()]
+    command = [sys.executable, "-m", "trainer", "--data-path", str(digits), "--output", str(tmp_path), *small_options()]
     options = ["--run-name", "run", "--npus", "2", "--log-interval", "1"]
     with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as trainer:
         assert trainer.stdout is not None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.conftest import small
+from tests.local.conftest import small_options
 from trainer.topology.ports import free_port
 
 # One rank of a job that reduces a tensor at each step. What happens at the third one is the test's affair.
@@ -144,7 +144,7 @@ def training(output: Path, data: Path, *options: str) -> "subprocess.Popen[str]"
     """The trainer, told that nothing may take longer than five seconds."""
     where = ("--data-path", str(data), "--output", str(output), "--run-name", "run", "--epochs", "50")
     return subprocess.Popen(
-        [sys.executable, "-m", "trainer", *small(*options, "--stall-timeout-s", "5"), *where],
+        [sys.executable, "-m", "trainer", *small_options(*options, "--stall-timeout-s", "5"), *where],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

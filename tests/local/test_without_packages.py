@@ -16,14 +16,14 @@ def bare(*words: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.parametrize("words", [("trainer", "--npus", "2"), ("trainer", "--help"), ("launcher", "list")])
 def test_it_is_one_line_that_says_which_python_lacks_what(words: tuple[str, ...]) -> None:
-    done = bare(*words)
+    result = bare(*words)
     said = (
         f"error: {sys.executable} has no cyclopts: use the Python that pnas is installed for (`. .venv/bin/activate`)"
     )
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", said + "\n")
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", said + "\n")
 
 
 def test_the_launchers_help_needs_no_package() -> None:
-    done = bare("launcher", "submit", "--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("Usage: python -m launcher submit")
+    result = bare("launcher", "submit", "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("Usage: python -m launcher submit")

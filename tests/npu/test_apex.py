@@ -6,8 +6,8 @@ from unittest.mock import ANY
 
 import pytest
 
-from tests.local.conftest import Finished, train
-from tests.local.resumable_runs import Started, assert_same, recipe
+from tests.local.conftest import TrainerResult, train
+from tests.local.resumable_runs import BackgroundTrainer, assert_same_run, recipe
 from tests.npu.conftest import O2, Run
 from tests.npu.machine import environment
 from trainer.checkpoint.files import listed
@@ -23,7 +23,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def by_apex(run: Run, log: Path) -> Finished:
+def by_apex(run: Run, log: Path) -> TrainerResult:
     done = run("apex", *RECIPE, environ={**environment(apex=True), "NPU_EMULATED_LOG": str(log)})
     assert done.code == 0, done.stdout
     assert done.events("start")[0]["precision"] == "O2"
@@ -31,14 +31,14 @@ def by_apex(run: Run, log: Path) -> Finished:
 
 
 def test_the_process_group_exists_and_the_model_is_not_yet_wrapped_when_apex_takes_it(
-    by_apex: Finished, log: Path
+    by_apex: TrainerResult, log: Path
 ) -> None:
     asked = [line.split(" ", 1)[1] for line in log.read_text().splitlines() if "amp.initialize" in line]
     call = "amp.initialize(opt_level=O2, loss_scale=dynamic, combine_grad=True, process_group=True, wrapped=False)"
     assert asked == [call, call]
 
 
-def test_both_ways_to_o2_give_the_same_losses(by_apex: Finished, in_o2: Finished) -> None:
+def test_both_ways_to_o2_give_the_same_losses(by_apex: TrainerResult, in_o2: TrainerResult) -> None:
     assert in_o2.events("start")[0]["precision"] == "O2-native"
     assert by_apex.metrics("step") == in_o2.metrics("step")
     assert by_apex.metrics("eval") == in_o2.metrics("eval")
@@ -46,20 +46,20 @@ def test_both_ways_to_o2_give_the_same_losses(by_apex: Finished, in_o2: Finished
 
 
 def test_apexs_masters_and_loss_scale_are_in_the_checkpoint(
-    by_apex: Finished, few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    by_apex: TrainerResult, few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environment(apex=True).items():
         monkeypatch.setenv(name, value)
-    stopped = Started(tmp_path, few_digits, *RECIPE, name="stopped")
-    assert stopped.until(lambda said: "] step epoch=0" in said), stopped.said
+    stopped = BackgroundTrainer(tmp_path, few_digits, *RECIPE, name="stopped")
+    assert stopped.wait_for(lambda said: "] step epoch=0" in said), stopped.output
     stopped.signal(signal.SIGTERM)
-    assert stopped.wait() == 75, stopped.said
+    assert stopped.wait() == 75, stopped.output
     resumed = train(tmp_path, *recipe(*RECIPE, "--resume", "auto"), data=few_digits, name="stopped")
     assert resumed.code == 0, resumed.stdout
-    assert_same(by_apex.run, resumed.run, last_step=12)
+    assert_same_run(by_apex.run, resumed.run, last_step=12)
 
 
-def test_a_static_scale_reaches_apex(run: Run, log: Path, by_apex: Finished) -> None:
+def test_a_static_scale_reaches_apex(run: Run, log: Path, by_apex: TrainerResult) -> None:
     environ = {**environment(apex=True), "NPU_EMULATED_LOG": f"{log}-static"}
     static = ("--epochs", "1", "--steps", "2", "--loss-scale", "128")
     done = run("static", *static, "--clip-norm", "5", environ=environ)
@@ -68,18 +68,18 @@ def test_a_static_scale_reaches_apex(run: Run, log: Path, by_apex: Finished) -> 
     assert "Gradient overflow" not in done.stdout
 
 
-def _scale(done: Finished) -> object:
+def _scale(done: TrainerResult) -> object:
     """The loss scale in the newest checkpoint."""
     assert done.code == 0, done.stdout
     return read_manifest(listed(done.run / "checkpoints")[0]).content["state"]["precision"]
 
 
-def _differs(done: Finished) -> str:
+def _differs(done: TrainerResult) -> str:
     (line,) = [line for line in done.stdout.splitlines() if " resumed " in line]
     return line
 
 
-def test_a_static_scale_stays_the_runs_own_after_a_resume(run: Run, by_apex: Finished) -> None:
+def test_a_static_scale_stays_the_runs_own_after_a_resume(run: Run, by_apex: TrainerResult) -> None:
     goes_on = ("--npus", "2", "--epochs", "2", "--steps", "2", "--resume", str(by_apex.run))
     static = run("static-later", *goes_on, "--loss-scale", "128", environ=environment(apex=True))
     assert _scale(static) == {"loss_scaler0": {"loss_scale": 128.0, "unskipped": ANY}}

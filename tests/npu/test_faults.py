@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.conftest import Finished, train
+from tests.local.conftest import TrainerResult, train
 from tests.local.resumable_runs import recipe
 from tests.npu.conftest import SHORT, Run
 
 FP32 = ("--precision", "fp32")
 
 
-def _cause(done: Finished) -> str:
+def _cause(done: TrainerResult) -> str:
     """What the trainer's last line says of a run that failed, which printed no traceback."""
     assert done.code == 1, done.stdout
     assert "Traceback" not in done.stdout + done.stderr

@@ -5,22 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.conftest import Finished, train
-from tests.local.resumable_runs import Started, assert_same, recipe
+from tests.local.conftest import TrainerResult, train
+from tests.local.resumable_runs import BackgroundTrainer, assert_same_run, recipe
 from tests.npu.conftest import O2, SHORT, Run
 
 RESUMABLE = 75
 FP16 = ("--device", "npu", "--npus", "1", "--epochs", "1", "--steps", "12", "--precision", "fp16")
 
 
-def test_o2_without_apex_is_logged_and_its_loss_scale_finds_its_place(in_o2: Finished) -> None:
+def test_o2_without_apex_is_logged_and_its_loss_scale_finds_its_place(in_o2: TrainerResult) -> None:
     assert in_o2.events("start")[0]["precision"] == "O2-native"
     skipped = sum(int(step.get("skipped", 0)) for step in in_o2.events("step"))
     assert 0 < skipped < 6, "a first scale of 65,536 is too much for fp16, some halvings are enough"
     assert skipped == in_o2.stdout.count("[rank 0 npu:0 #") - _other_lines(in_o2)
 
 
-def _other_lines(done: Finished) -> int:
+def _other_lines(done: TrainerResult) -> int:
     """Rank 0's lines but one for each overflow."""
     lines = [line for line in done.stdout.splitlines() if line.startswith("[rank 0 ")]
     return sum("Gradient overflow. Skipping step" not in line for line in lines)
@@ -28,15 +28,15 @@ def _other_lines(done: Finished) -> int:
 
 @pytest.mark.usefixtures("on_npus")
 def test_sigterm_saves_and_ends_with_75_and_the_run_goes_on_bit_for_bit(
-    few_digits: Path, tmp_path: Path, in_o2: Finished
+    few_digits: Path, tmp_path: Path, in_o2: TrainerResult
 ) -> None:
-    stopped = Started(tmp_path, few_digits, *O2, name="stopped")
-    assert stopped.until(lambda said: "] step epoch=0" in said), stopped.said
+    stopped = BackgroundTrainer(tmp_path, few_digits, *O2, name="stopped")
+    assert stopped.wait_for(lambda said: "] step epoch=0" in said), stopped.output
     stopped.signal(signal.SIGTERM)
-    assert stopped.wait() == RESUMABLE, stopped.said
+    assert stopped.wait() == RESUMABLE, stopped.output
     resumed = train(tmp_path, *recipe(*O2, "--resume", "auto"), data=few_digits, name="stopped")
     assert resumed.code == 0, resumed.stdout
-    assert_same(in_o2.run, resumed.run, last_step=12)
+    assert_same_run(in_o2.run, resumed.run, last_step=12)
 
 
 @pytest.mark.usefixtures("on_npus")
@@ -44,17 +44,17 @@ def test_a_killed_run_goes_on_bit_for_bit_from_its_last_checkpoint(run: Run, few
     whole = run("fp16", *FP16)
     assert whole.code == 0, whole.stdout
     assert whole.events("start")[0]["precision"] == "fp16"
-    killed = Started(tmp_path, few_digits, *FP16, name="killed")
-    assert killed.until(lambda said: "] checkpoint step=6" in said), killed.said
+    killed = BackgroundTrainer(tmp_path, few_digits, *FP16, name="killed")
+    assert killed.wait_for(lambda said: "] checkpoint step=6" in said), killed.output
     killed.kill(trainer=True, workers=killed.workers())
     killed.wait()
     resumed = train(tmp_path, *recipe(*FP16, "--resume", "auto"), data=few_digits, name="killed")
     assert resumed.code == 0, resumed.stdout
     assert "goes on from" in resumed.stdout
-    assert_same(whole.run, resumed.run, last_step=12)
+    assert_same_run(whole.run, resumed.run, last_step=12)
 
 
-def test_a_run_can_go_on_in_another_arithmetic(run: Run, in_o2: Finished) -> None:
+def test_a_run_can_go_on_in_another_arithmetic(run: Run, in_o2: TrainerResult) -> None:
     longer = ("--npus", "2", "--epochs", "2", "--steps", "2", "--precision", "fp32", "--resume", str(in_o2.run))
     done = run("wider", *longer)
     assert done.code == 0, done.stdout
@@ -62,7 +62,7 @@ def test_a_run_can_go_on_in_another_arithmetic(run: Run, in_o2: Finished) -> Non
     assert resumed["bit_exact"] == "no"
 
 
-def test_finetuning_and_evaluation_begin_from_what_was_trained(run: Run, in_o2: Finished) -> None:
+def test_finetuning_and_evaluation_begin_from_what_was_trained(run: Run, in_o2: TrainerResult) -> None:
     best = ("--weights", str(in_o2.run / "checkpoints/best.safetensors"), "--npus", "1")
     scored = run("scored", *best, "--mode", "eval", "--precision", "fp32")
     assert scored.code == 0, scored.stdout

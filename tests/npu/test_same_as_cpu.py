@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.local.conftest import Finished
+from tests.local.conftest import TrainerResult
 from tests.npu.conftest import SHORT, Run
 
 RECIPE = (*SHORT, "--precision", "fp32", "--label-smoothing", "0.1", "--mixup", "0.2", "--clip-norm", "5")
@@ -20,8 +20,8 @@ GENERATORS = {"ranks.rng", "ranks.device_rng"}
 class Pair:
     """The same run on both; `calls` is what torch_npu was asked for, by process."""
 
-    cpu: Finished
-    npu: Finished
+    cpu: TrainerResult
+    npu: TrainerResult
     calls: list[list[str]]
 
 
