@@ -23,9 +23,9 @@ from launcher.local import records
 from launcher.local.attempts import attempt_folder, attempt_of, begin_next, earlier_attempts, only_one
 from launcher.local.console import offset_at, read_blocks, read_tail
 from launcher.local.phase import START_S, phase_of
-from launcher.local.process import Process, is_alive, send_signal
 from launcher.output.lines import Demultiplexer, Line
 from launcher.output.progress import Progress
+from trainer.shared.processes import Process, is_alive, send_signal
 
 if TYPE_CHECKING:
     from launcher.settings.spec import JobSpec

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from launcher.local import records
-from launcher.local.process import identify
+from trainer.shared.processes import identify
 
 _TICK_S = 1.0
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.devices.runtime_errors import explain_loading
-from trainer.shared.errors import RuntimeUnusable
+from trainer.shared.errors import RuntimeUnusableError
 from trainer.shared.files import writing
 
 
@@ -23,7 +23,7 @@ class NpuDevice:
     """One process and its NPU.
 
     Raises:
-        RuntimeUnusable: torch_npu or a library of CANN cannot be loaded.
+        RuntimeUnusableError: torch_npu or a library of CANN cannot be loaded.
     """
 
     kind = "npu"
@@ -39,7 +39,7 @@ class NpuDevice:
             reason = explain_loading(str(error)) or (
                 f"torch_npu cannot be loaded ({type(error).__name__}): python -m trainer env says what is missing"
             )
-            raise RuntimeUnusable(f"--device npu: {reason}") from error
+            raise RuntimeUnusableError(f"--device npu: {reason}") from error
 
     def open(self, local_rank: int) -> torch.device:
         """Bind the process to the NPU with its local rank.
@@ -49,7 +49,7 @@ class NpuDevice:
         what is compiled all the same is kept where ACL_OP_COMPILER_CACHE_DIR says.
 
         Raises:
-            RuntimeUnusable: torch_npu sees no such NPU.
+            RuntimeUnusableError: torch_npu sees no such NPU.
             UsageError: the folder cannot be written.
         """
         npu = self._torch_npu.npu
@@ -58,7 +58,7 @@ class NpuDevice:
         except RuntimeError as error:
             if local_rank < npu.device_count():
                 raise
-            raise RuntimeUnusable(
+            raise RuntimeUnusableError(
                 f"--device npu: no NPU with index {local_rank} (torch_npu sees {npu.device_count()}): check npu-smi "
                 "info and ASCEND_RT_VISIBLE_DEVICES"
             ) from error

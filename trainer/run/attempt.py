@@ -86,7 +86,7 @@ def begin(layers: Sequence[Layer], starter: Starter, check: Check) -> Iterator[A
 
     Raises:
         UsageError: what the user set cannot be used; nothing was changed.
-        ConflictError: the folder belongs to another run, or another process works in it.
+        FolderTakenError: the folder belongs to another run, or another process works in it.
         TrainerError: no checkpoint can be used, or the folder cannot be written.
     """
     given, origins = settings(layers, partial=True)

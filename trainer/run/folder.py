@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from trainer.shared.config import TrainConfig
-from trainer.shared.errors import ConflictError, UsageError
+from trainer.shared.errors import FolderTakenError, UsageError
 from trainer.shared.files import writing
 
 
@@ -27,7 +27,7 @@ def create_run_folder(config: TrainConfig, *, leads: bool, alone: bool, now: flo
         now: seconds since the epoch, for a generated name.
 
     Raises:
-        ConflictError: `--run-name` names a folder that exists.
+        FolderTakenError: `--run-name` names a folder that exists.
         UsageError: the folder cannot be created or written.
     """
     if config.run_name is None and not alone:
@@ -40,7 +40,7 @@ def create_run_folder(config: TrainConfig, *, leads: bool, alone: bool, now: flo
         if leads:
             claim(folder, config, attempt=1)
     except FileExistsError as error:
-        raise ConflictError(
+        raise FolderTakenError(
             f"--run-name {config.run_name}: {config.output / str(config.run_name)} exists and a run never overwrites "
             "another: choose another name, or continue it with --resume auto"
         ) from error

@@ -1,9 +1,9 @@
-"""One process works in a run's folder at a time: OUT/<run>/run.lock says which, and shows that it lives.
+"""Let one process at a time work in a run's folder: OUT/<run>/run.lock names it and shows that it is alive.
 
 Two trainers in one folder would overwrite each other's checkpoints. File locks (flock) do not hold between machines on
-many network file systems and vanish unseen on others, so the lock is a file: made by link(2), which is atomic on NFS
-too, and touched every few seconds. Whoever finds it decides by the process's id on the same machine, and elsewhere by
-watching for a touch; a lock that nobody keeps is taken over. Clocks of two machines are never compared.
+many network file systems, and on others they vanish unnoticed. So the lock is a file: made by link(2), which is atomic
+on NFS too, and touched every few seconds. A process that finds a lock checks its owner's pid on the same machine, and
+elsewhere watches for a touch; it takes over a lock that no process touches. It never compares two machines' clocks.
 """
 
 import contextlib
@@ -19,49 +19,54 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from trainer.shared.errors import ConflictError
+from trainer.shared.errors import FolderTakenError
 from trainer.shared.files import writing
+from trainer.shared.processes import Process, identify, is_alive, is_hidden, pid_namespace
 
 LOCK_FILE = "run.lock"
-HEARTBEAT_S = 5.0
-# Four heartbeats: a loaded file server may well delay one or two.
-WATCH_S = 20.0
-POLL_S = 0.25
-# After a take-over: others that had judged the same stale lock may still be about to move it.
-SETTLE_S = 1.0
-NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_UNKNOWN = "an unknown process"
 
 
 @dataclass(frozen=True)
 class Owner:
     """A process that holds a lock, as it describes itself.
 
-    `boot` and `namespace` say where `pid` means something; `ticks`, when the process began, tells it from a later one
-    of the same id. `token` makes every lock unlike any other.
+    `host`, `namespace` and the boot id in `process_start` say where `pid` has a meaning. `token` makes every lock
+    different from any other.
     """
 
     host: str
-    boot: str
     namespace: str
     pid: int
-    ticks: int
+    process_start: str
     started: str
     command: str
     token: str
 
     @classmethod
     def this_process(cls, command: Sequence[str]) -> "Owner":
-        """The process that asks."""
+        """Describe the calling process."""
+        process = identify(os.getpid())
         return cls(
             host=platform.node(),
-            boot=_text(Path("/proc/sys/kernel/random/boot_id")),
-            namespace=_namespace(),
-            pid=os.getpid(),
-            ticks=_ticks(os.getpid()) or 0,
+            namespace=pid_namespace(),
+            pid=process.pid,
+            process_start=process.started,
             started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             command=" ".join(command),
             token=uuid.uuid4().hex,
         )
+
+    @property
+    def process(self) -> Process:
+        """The process by its identity on its own machine."""
+        return Process(self.pid, self.process_start)
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Where its pid has a meaning; a part is empty where the system does not tell."""
+        return self.host, self.namespace, self.process.boot
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.started} ({self.command})"
@@ -69,50 +74,17 @@ class Owner:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds between the heartbeats, and what follows from them."""
+    """Seconds between the heartbeats, and the waits that follow from them.
 
-    heartbeat_s: float = HEARTBEAT_S
-    watch_s: float = WATCH_S
-    settle_s: float = SETTLE_S
+    Attributes:
+        watch_s: How long to watch another machine's lock: four heartbeats, as a loaded file server can delay some.
+        settle_s: How long to wait after a take-over: others that saw the same stale lock may still be about to move it.
+    """
 
-
-class RunLock:
-    """A lock that is held. `lost` becomes true when another process has taken it."""
-
-    def __init__(self, path: Path, content: bytes) -> None:
-        self.lost = False
-        self._path = path
-        self._content = content
-
-    def keep(self, ended: threading.Event, on_lost: Callable[[str], None], heartbeat_s: float) -> None:
-        """Touch the lock until `ended`, or until it is no longer this process's: then say so to `on_lost`, and return.
-
-        A machine that was suspended comes back to a run that another one has continued meanwhile.
-        """
-        while not ended.wait(heartbeat_s):
-            try:
-                if self._is_mine():
-                    os.utime(self._path)
-                    continue
-                # Another process that judged an older lock may have moved this one, and be about to put it back.
-                if ended.wait(POLL_S) or self._is_mine():
-                    continue
-                owner = _owner_of(_look(self._path))
-            except OSError:  # the file server does not answer: nobody can take the lock either
-                continue
-            self.lost = True
-            on_lost(f"{self._path}: lost to {owner or 'whoever removed it'}: this run ends, to spoil nothing")
-            return
-
-    def release(self) -> None:
-        """Remove the lock, unless it is another's by now."""
-        with contextlib.suppress(OSError):
-            if self._is_mine():
-                self._path.unlink()
-
-    def _is_mine(self) -> bool:
-        seen = _look(self._path)
-        return seen is not None and seen.content == self._content
+    heartbeat_s: float = 5.0
+    watch_s: float = 20.0
+    settle_s: float = 1.0
+    poll_s: float = 0.25
 
 
 @contextlib.contextmanager
@@ -123,39 +95,79 @@ def locked(
     on_note: Callable[[str], None],
     on_lost: Callable[[str], None],
     pace: Pace = Pace(),
-) -> Iterator[RunLock]:
+) -> Iterator[None]:
     """Hold `run`'s lock.
 
     Args:
-        command: what this process is, for whoever finds the lock.
-        on_note: told what is waited for, and whose stale lock was taken over.
-        on_lost: told, from another thread, that the lock is another's; the caller then has to end.
+        command: The command line of this process; other processes show it when they find the lock.
+        on_note: Called with lines for the user: what is waited for, and whose stale lock was taken over.
+        on_lost: Called from another thread when another process has the lock; the caller must then end.
 
     Raises:
-        ConflictError: another process, which lives, holds it.
-        TrainerError: it cannot be written.
+        FolderTakenError: Another process holds the lock and is alive.
+        TrainerError: The lock cannot be written.
     """
     path = run / LOCK_FILE
     content = json.dumps(asdict(Owner.this_process(command))).encode()
     with writing(path):
         _acquire(path, content, on_note, pace)
-    lock, ended = RunLock(path, content), threading.Event()
-    keeper = threading.Thread(target=lock.keep, args=(ended, on_lost, pace.heartbeat_s), name="run lock", daemon=True)
+    ended = threading.Event()
+    keeper = threading.Thread(
+        target=_touch_until, args=(ended, path, content, on_lost, pace), name="run lock", daemon=True
+    )
     keeper.start()
     try:
-        yield lock
+        yield
     finally:
         ended.set()
         keeper.join(timeout=pace.heartbeat_s)
-        lock.release()
+        with contextlib.suppress(OSError):
+            if _holds(path, content):
+                path.unlink()
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """A lock file at one moment; a difference in `stamp` alone is a heartbeat."""
+    """A lock file at one moment; if two differ only in `stamp`, the owner has touched the file between them."""
 
     content: bytes
     stamp: tuple[int, int]
+
+    @property
+    def owner(self) -> Owner | None:
+        """The owner, or None if the content cannot be read."""
+        try:
+            return Owner(**json.loads(self.content))
+        except (ValueError, TypeError):
+            return None
+
+
+def _touch_until(
+    ended: threading.Event, path: Path, content: bytes, on_lost: Callable[[str], None], pace: Pace
+) -> None:
+    """Touch the lock until `ended`. If another process has taken it, say so to `on_lost` and return.
+
+    A machine that was suspended can come back to a run that another machine has continued meanwhile.
+    """
+    while not ended.wait(pace.heartbeat_s):
+        try:
+            if _holds(path, content):
+                os.utime(path)
+                continue
+            # Another process that judged an older lock may have moved this one, and be about to put it back.
+            if ended.wait(pace.poll_s) or _holds(path, content):
+                continue
+            seen = _look(path)
+        except OSError:  # the file server does not answer: no other process can take the lock either
+            continue
+        taker = (seen.owner or _UNKNOWN) if seen else "a process that removed it"
+        on_lost(f"{path}: lost to {taker}: this run ends, to spoil nothing")
+        return
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    seen = _look(path)
+    return seen is not None and seen.content == content
 
 
 def _acquire(path: Path, content: bytes, on_note: Callable[[str], None], pace: Pace) -> None:
@@ -167,83 +179,65 @@ def _acquire(path: Path, content: bytes, on_note: Callable[[str], None], pace: P
             if not _link(mine, path):
                 seen = _look(path)
                 if seen is None:  # released in between, or hidden by a file server's cache
-                    time.sleep(POLL_S)
+                    time.sleep(pace.poll_s)
                     continue
                 if seen.content != content:
                     _refuse_if_alive(path, seen, on_note, pace)
                     if _remove_stale(path, seen):
-                        on_note(f"{path}: taken over from {_owner_of(seen) or 'a process unknown'}, which is gone")
+                        on_note(f"{path}: taken over from {seen.owner or _UNKNOWN}, which is gone")
                         taken_over = True
                     continue
             if not taken_over:
                 return
             time.sleep(pace.settle_s)
-            seen = _look(path)
-            if seen is not None and seen.content == content:
+            if _holds(path, content):
                 return
     finally:
         mine.unlink(missing_ok=True)
 
 
 def _refuse_if_alive(path: Path, seen: _Seen, on_note: Callable[[str], None], pace: Pace) -> None:
-    owner = _owner_of(seen)
-    alive = None if owner is None else _lives_here(owner)
+    owner = seen.owner
+    alive = None if owner is None else _is_alive_here(owner)
     if alive is None:
-        on_note(f"{path}: held by {owner or 'a process unknown'}: watching up to {pace.watch_s:g} s whether it lives")
-        alive = _beats(path, seen, pace.watch_s)
+        on_note(f"{path}: held by {owner or _UNKNOWN}: watching up to {pace.watch_s:g} s for a sign of life")
+        alive = _is_touched(path, seen, pace)
     if alive:
-        raise ConflictError(
-            f"{path.parent}: in use by {owner or 'a process unknown'}: wait for its end, stop it, or choose another "
-            "--run-name"
+        raise FolderTakenError(
+            f"{path.parent}: in use by {owner or _UNKNOWN}: wait for its end, stop it, or choose another --run-name"
         )
 
 
-def _lives_here(owner: Owner) -> bool | None:
-    """Whether the owner runs on this machine; None where its process id means nothing here."""
-    here = (platform.node(), _text(Path("/proc/sys/kernel/random/boot_id")), _namespace())
-    if not all(here) or here != (owner.host, owner.boot, owner.namespace):
-        return None
-    if not _text(Path(f"/proc/{owner.pid}/stat")) and _exists(owner.pid):
-        return None  # another user's, in a /proc that hides it
-    return _ticks(owner.pid) == owner.ticks
+def _is_alive_here(owner: Owner) -> bool | None:
+    """Return whether the owner runs on this machine, or None if its pid has no meaning here."""
+    here = Owner.this_process(()).place
+    return None if not all(here) or here != owner.place or is_hidden(owner.pid) else is_alive(owner.process)
 
 
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _beats(path: Path, first: _Seen, watch_s: float) -> bool:
-    """Whether the lock is touched within `watch_s`. Each look opens it anew, as NFS asks the server only then."""
-    # In rounds, not by the clock: while a file server is away, no owner can touch its lock.
-    for _ in range(math.ceil(watch_s / POLL_S)):
-        time.sleep(POLL_S)
+def _is_touched(path: Path, first: _Seen, pace: Pace) -> bool:
+    """Return whether its owner touches the lock within `pace.watch_s`. Only opening a file makes NFS ask its server."""
+    # Count rounds, not time: while a file server is away, no owner can touch its lock.
+    for _ in range(math.ceil(pace.watch_s / pace.poll_s)):
+        time.sleep(pace.poll_s)
         seen = _look(path)
         if seen is None or seen.content != first.content:
-            return False  # released, or another's: the caller looks again
+            return False  # released, or another process's: the caller looks again
         if seen.stamp != first.stamp:
             return True
     return False
 
 
 def _remove_stale(path: Path, seen: _Seen) -> bool:
-    """Remove the lock that was judged stale, and no other: what is not it is put back."""
-    now = _look(path)
-    if now != seen:
+    """Remove the lock that was judged stale and put any other back; return whether it was removed."""
+    if _look(path) != seen:
         return False
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.rename(aside)
     except FileNotFoundError:
         return False
-    moved = _look(aside)
     try:
-        if moved is not None and moved.content == seen.content:
+        if _holds(aside, seen.content):
             return True
         _link(aside, path)
         return False
@@ -252,14 +246,14 @@ def _remove_stale(path: Path, seen: _Seen) -> bool:
 
 
 def _link(source: Path, path: Path) -> bool:
-    """Make `path` a lock with the content of `source`; false if there is one already."""
+    """Make `path` a lock with the content of `source`; return False if there is one already."""
     try:
         path.hardlink_to(source)
     except FileExistsError:
-        # An NFS server may have made the link and its answer got lost: the repeated request then fails.
+        # An NFS server may have made the link while its answer got lost: the repeated request then fails.
         return source.stat().st_nlink == 2
     except OSError as error:
-        if error.errno not in NO_LINKS:
+        if error.errno not in _NO_LINKS:
             raise
         try:
             with path.open("xb") as file:
@@ -276,32 +270,3 @@ def _look(path: Path) -> _Seen | None:
             return _Seen(file.read(), (status.st_mtime_ns, status.st_ino))
     except FileNotFoundError:
         return None
-
-
-def _owner_of(seen: _Seen | None) -> Owner | None:
-    """None where the lock says nothing that can be read."""
-    try:
-        return None if seen is None else Owner(**json.loads(seen.content))
-    except (ValueError, TypeError):
-        return None
-
-
-def _ticks(pid: int) -> int | None:
-    """Clock ticks from the machine's start to the process's; None if it has ended or cannot be seen."""
-    # The name, in brackets, may hold anything: what follows the last bracket is fields from the third on (proc(5)).
-    fields = _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
-    return int(fields[19]) if len(fields) > 19 and fields[0] not in ("Z", "X") else None
-
-
-def _namespace() -> str:
-    try:
-        return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return ""
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

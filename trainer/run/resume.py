@@ -16,7 +16,7 @@ from trainer.data.index import Datasets
 from trainer.run.image_list import changes
 from trainer.shared.config import TrainConfig
 from trainer.shared.config.train import TRAINING
-from trainer.shared.errors import ConflictError, TrainerError, UsageError
+from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
 
 STEP = re.compile(r"step-(\d+)")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
@@ -49,7 +49,7 @@ def find_source(given: TrainConfig, *, output_given: bool) -> Source | None:
 
     Raises:
         UsageError: nothing there can be continued.
-        ConflictError: the folder is a training run's, and `--mode` does not train.
+        FolderTakenError: the folder is a training run's, and `--mode` does not train.
     """
     if given.resume is None:
         return None
@@ -62,7 +62,7 @@ def find_source(given: TrainConfig, *, output_given: bool) -> Source | None:
         if not run.is_dir() or _is_foreign(run):
             raise UsageError(f"--resume auto: {run} is not a run's folder: choose another --run-name")
         if given.mode not in TRAINING and listed(run / CHECKPOINTS):
-            raise ConflictError(f"{run}: holds a training run, with its records: choose another --run-name")
+            raise FolderTakenError(f"{run}: holds a training run, with its records: choose another --run-name")
         return Source(run, None, in_place=True, may_begin=True)
     _refuse_mode(given)
     run, checkpoint = _locate(given.resume)

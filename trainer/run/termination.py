@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from trainer.shared.errors import ConflictError, StoppedError
+from trainer.shared.errors import FolderTakenError, StoppedError
 
 
 class Ending:
@@ -30,10 +30,10 @@ class Ending:
         """Do nothing, unless the run was lost.
 
         Raises:
-            ConflictError: it was.
+            FolderTakenError: it was.
         """
         if self._lost is not None:
-            raise ConflictError(self._lost)
+            raise FolderTakenError(self._lost)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -41,7 +41,7 @@ class Ending:
 
         Raises:
             StoppedError: SIGTERM came, in this context and outside the supervisor.
-            ConflictError: the run was lost.
+            FolderTakenError: the run was lost.
         """
         stop, save = signal.signal(signal.SIGTERM, self._stop), signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         try:

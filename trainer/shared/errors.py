@@ -1,43 +1,47 @@
-"""The trainer's error tree: every error knows its exit code and says what, where and what to do.
+"""The trainer's error tree: every error knows its exit code and says what is wrong, where, and what to do.
 
-TrainerError              1  training failed
-├── UsageError            2  options, environment, profile, rank table or data are wrong: nothing was started
-│   └── RuntimeUnusable   2  a device's runtime cannot be used here; the cause has its own words
-├── ConflictError         6  the output folder belongs to another run
-└── StoppedError         75  told to stop when there was nothing to save: start it again
+TrainerError                  1  training failed
+├── BadImageError             1  an image cannot be decoded
+├── DivergedError             1  the loss or the parameters are not finite any more
+├── FolderTakenError          6  the output folder belongs to another run
+├── StoppedError             75  stopped when there was nothing to save: start the run again
+└── UsageError                2  options, environment, profile, rank table or data are wrong: nothing was started
+    ├── ConfigError           2  an option is wrong, alone or together with others
+    ├── NotReadyError         2  a rank table is not complete yet; the caller waits for it
+    └── RuntimeUnusableError  2  a device's runtime cannot be used here; the cause has the runtime's own words
 
-An error is raised where the fact is known and printed once, as one line, by `trainer.cli` or the worker.
+Each module raises an error where it learns the fact; `trainer.cli` or the worker prints it once, as one line.
 """
 
 from typing import ClassVar
 
 RESUMABLE = 75
-"""Exit code of a run that was told to stop and can go on later."""
+"""Exit code of a run that was stopped and can be continued."""
 
 
 class TrainerError(Exception):
-    """Training cannot go on. `str(error)` is one line: what is wrong, where, and the next step."""
+    """Training cannot continue. `str(error)` is one line: what is wrong, where, and the next step."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(TrainerError):
-    """What the user gave cannot be used; nothing has been started or overwritten."""
+    """The user's input cannot be used; nothing has been started or overwritten."""
 
     exit_code: ClassVar[int] = 2
 
 
-class RuntimeUnusable(UsageError):  # noqa: N818  # it says what is so, as the launcher's JobFailed
-    """A device's runtime cannot be used. What it said itself is the cause, and is worth reading."""
+class RuntimeUnusableError(UsageError):
+    """A device's runtime cannot be used. Its `__cause__` has the runtime's own words, which are worth reading."""
 
 
-class ConflictError(TrainerError):
-    """The output folder already holds a run."""
+class FolderTakenError(TrainerError):
+    """The output folder already holds a run, or another process works in it."""
 
     exit_code: ClassVar[int] = 6
 
 
 class StoppedError(TrainerError):
-    """Told to stop before training began; the run can be started again."""
+    """The run was stopped before training began; it can be started again."""
 
     exit_code: ClassVar[int] = RESUMABLE

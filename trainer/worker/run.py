@@ -34,7 +34,7 @@ from trainer.records.run_records import Records, say, timestamp
 from trainer.run.folder import attempt_file
 from trainer.seeds import key
 from trainer.shared.config import TrainConfig
-from trainer.shared.errors import RuntimeUnusable, TrainerError
+from trainer.shared.errors import RuntimeUnusableError, TrainerError
 from trainer.shared.files import writing
 from trainer.supervisor import blames_a_peer, die_with_supervisor
 from trainer.training.checkpoints import Keeper, agree, resume, rewound
@@ -62,7 +62,7 @@ def main() -> NoReturn:
         code, parts = run(task)
     except TrainerError as error:
         say(f"error {error}")
-        if isinstance(error, RuntimeUnusable) and error.__cause__ is not None:
+        if isinstance(error, RuntimeUnusableError) and error.__cause__ is not None:
             _quote(error.__cause__)
         _end(error.exit_code)
     _end(code, parts)

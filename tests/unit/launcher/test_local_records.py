@@ -16,7 +16,7 @@ from launcher.jobs import JobRef, Phase
 from launcher.local import records
 from launcher.local.console import read_blocks, read_tail
 from launcher.local.jobs import LocalBackend
-from launcher.local.process import Process, identify, is_alive, send_signal
+from trainer.shared.processes import Process, identify, is_alive, send_signal
 
 ME = {"pid": os.getpid(), "started": identify(os.getpid()).started}
 NOBODY = {"pid": os.getpid(), "started": "another boot:1"}

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 from trainer.run.lock import LOCK_FILE, Owner, Pace, locked
-from trainer.shared.errors import ConflictError, TrainerError
+from trainer.shared.errors import FolderTakenError, TrainerError
 
 QUICK = Pace(heartbeat_s=0.2, watch_s=1.0, settle_s=0.2)
 
 HOLDER = """
 import sys
 from pathlib import Path
-from trainer.shared.errors import ConflictError
+from trainer.shared.errors import FolderTakenError
 from trainer.run.lock import Pace, locked
 
 say = lambda text: print(text, flush=True)
@@ -32,7 +32,7 @@ try:
     with locked(Path(sys.argv[1]), command=["holder"], on_note=say, on_lost=say, pace=pace):
         say("mine")
         sys.stdin.readline()
-except ConflictError as error:
+except FolderTakenError as error:
     say(f"refused {error}")
 """
 
@@ -81,14 +81,15 @@ def _take(run: Path, pace: Pace = QUICK) -> list[str]:
 def _foreign(run: Path) -> Path:
     """The lock of a process on another machine."""
     lock = run / LOCK_FILE
-    owner = {**vars(Owner.this_process(["train", "--npus", "8"])), "host": "other-node", "boot": "another", "pid": 7}
+    mine = vars(Owner.this_process(["train", "--npus", "8"]))
+    owner = {**mine, "host": "other-node", "process_start": "another boot:17", "pid": 7}
     lock.write_text(json.dumps(owner))
     return lock
 
 
 def test_a_second_process_is_refused_with_the_owners_host_process_and_start(tmp_path: Path) -> None:
     with _holding(tmp_path) as owner:
-        with pytest.raises(ConflictError) as refused:
+        with pytest.raises(FolderTakenError) as refused:
             _take(tmp_path)
         assert f"in use by process {owner.pid} on {os.uname().nodename}, since 20" in str(refused.value)
         assert "(holder): wait for its end, stop it, or choose another --run-name" in str(refused.value)
@@ -107,8 +108,9 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> N
 
 
 def test_a_later_process_of_the_same_id_does_not_keep_a_lock_alive(tmp_path: Path) -> None:
-    mine = vars(Owner.this_process(["before"]))
-    (tmp_path / LOCK_FILE).write_text(json.dumps({**mine, "ticks": mine["ticks"] - 1}))
+    mine = Owner.this_process(["before"])
+    boot, _, ticks = mine.process_start.partition(":")
+    (tmp_path / LOCK_FILE).write_text(json.dumps({**vars(mine), "process_start": f"{boot}:{int(ticks) - 1}"}))
     [note] = _take(tmp_path)
     assert "taken over" in note
 
@@ -122,7 +124,7 @@ def test_a_lock_that_cannot_be_judged_here_is_watched_and_taken_over_if_nobody_k
         lock.write_text(content)
     watched, taken = _take(tmp_path)
     assert "watching up to 1 s" in watched
-    assert ("process 7 on other-node" if content is None else "a process unknown") in taken
+    assert ("process 7 on other-node" if content is None else "an unknown process") in taken
 
 
 def test_a_lock_that_another_machine_keeps_touching_is_respected(tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_a_lock_that_another_machine_keeps_touching_is_respected(tmp_path: Path)
     touching = f"while touch {lock}; do sleep 0.2; done"
     with subprocess.Popen(["sh", "-c", touching], start_new_session=True) as other:
         try:
-            with pytest.raises(ConflictError, match="process 7 on other-node"):
+            with pytest.raises(FolderTakenError, match="process 7 on other-node"):
                 _take(tmp_path, Pace(watch_s=60))
         finally:
             os.killpg(other.pid, signal.SIGKILL)
@@ -185,7 +187,7 @@ def test_a_file_system_without_links_will_do(tmp_path: Path, monkeypatch: pytest
 
     # No such file system can be mounted without privileges.
     monkeypatch.setattr(Path, "hardlink_to", no_links)
-    with locked(tmp_path, command=["me"], on_note=print, on_lost=print, pace=QUICK), pytest.raises(ConflictError):
+    with locked(tmp_path, command=["me"], on_note=print, on_lost=print, pace=QUICK), pytest.raises(FolderTakenError):
         _take(tmp_path)
     assert _take(tmp_path) == []
 

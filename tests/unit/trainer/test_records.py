@@ -19,7 +19,7 @@ from trainer.records.provenance import config_hash
 from trainer.records.run_records import Kept, Records, logfmt
 from trainer.run.folder import create_run_folder
 from trainer.shared.config import TrainConfig
-from trainer.shared.errors import ConflictError, TrainerError, UsageError
+from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
 
 SCORE = {"epoch": 0, "top1": 1.0, "top5": 5.0, "loss": 6.0, "images": 360}
 
@@ -304,7 +304,7 @@ def test_a_run_never_enters_the_folder_of_another(tmp_path: Path) -> None:
     config = TrainConfig(output=tmp_path / "out", run_name="mine")
     run = create_run_folder(config, leads=True, alone=True, now=0)
     (run / "precious").write_text("kept")
-    with pytest.raises(ConflictError, match=r"--run-name mine: .* exists and a run never overwrites another"):
+    with pytest.raises(FolderTakenError, match=r"--run-name mine: .* exists and a run never overwrites another"):
         create_run_folder(config, leads=True, alone=True, now=0)
     assert (run / "precious").read_text() == "kept"
 
@@ -327,7 +327,7 @@ def test_several_nodes_share_one_named_folder(tmp_path: Path) -> None:
     named = TrainConfig(output=tmp_path, run_name="shared")
     folders = {create_run_folder(named, leads=leads, alone=False, now=0) for leads in (False, True, False)}
     assert len(folders) == 1
-    with pytest.raises(ConflictError):
+    with pytest.raises(FolderTakenError):
         create_run_folder(named, leads=True, alone=False, now=0)
     with pytest.raises(UsageError, match="--run-name is needed"):
         create_run_folder(TrainConfig(output=tmp_path), leads=True, alone=False, now=0)

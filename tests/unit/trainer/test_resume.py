@@ -14,7 +14,7 @@ from trainer.data.index import Datasets, load_datasets
 from trainer.run.attempt import Attempt, Starter, begin
 from trainer.run.lock import LOCK_FILE
 from trainer.shared.config import TrainConfig, user_layers
-from trainer.shared.errors import ConflictError, TrainerError, UsageError
+from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
 from trainer.topology import Topology, Worker
 
 
@@ -99,7 +99,7 @@ def test_auto_begins_a_run_that_is_not_there(tmp_path: Path) -> None:
 
 def test_without_resume_a_taken_folder_is_refused_with_the_way_to_continue() -> None:
     _run(10)
-    with pytest.raises(ConflictError, match="choose another name, or continue it with --resume auto"):
+    with pytest.raises(FolderTakenError, match="choose another name, or continue it with --resume auto"):
         _begin(run_name="r")
 
 
@@ -332,7 +332,7 @@ def test_what_is_not_training_begins_anew_but_not_in_a_training_runs_folder() ->
     assert begun.attempt.number == 2
     assert "--mode performance resumes nothing: attempt 2 begins at the first step" in begun.notes[0]
     _run(10, name="trained")
-    with pytest.raises(ConflictError, match="holds a training run"):
+    with pytest.raises(FolderTakenError, match="holds a training run"):
         _begin(resume="auto", run_name="trained", mode="performance")
 
 
