@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer.checkpoint.files import CHECKPOINTS, listed
 from trainer.checkpoint.layout import file_order, size_of
-from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, Refused
+from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, BadCheckpointError
 from trainer.checkpoint.reading import read_manifest, tensor_checks, wrong_size
 from trainer.shared.errors import UsageError
 from trainer.shared.files import reading
@@ -103,13 +103,13 @@ def _checkpoint(path: Path) -> Examined:
     size = sum(file.stat().st_size for name in (STATE_FILE, MANIFEST_FILE) if (file := path / name).is_file())
     try:
         manifest = read_manifest(path)
-    except Refused as reason:
+    except BadCheckpointError as reason:
         return Examined(path, str(reason), None, {}, {}, size)
     checks: dict[str, bool] = {}
     refused = None
     try:
         checks.update(tensor_checks(manifest))
-    except Refused as reason:
+    except BadCheckpointError as reason:
         refused = str(reason)
     wrong = [name for name, valid in checks.items() if not valid]
     if wrong:

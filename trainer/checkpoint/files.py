@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.layout import file_order, header, size_of
-from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, Entry, Manifest, Refused, encode
+from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, BadCheckpointError, Entry, Manifest, encode
 from trainer.checkpoint.reading import CHUNK, read_manifest, verify
 from trainer.shared.files import fsync
 
 __all__ = [
+    "BadCheckpointError",
     "Blob",
     "Entry",
     "Manifest",
-    "Refused",
     "clear",
     "listed",
     "newest_valid",
@@ -73,7 +73,7 @@ def write(folder: Path, step: int, blobs: Mapping[str, Blob], content: Mapping[s
 
     Raises:
         OSError: the disk is full or the folder cannot be written; all that was there before still is.
-        Refused: the disk gave back other bytes than were written; they stay in `.step-....refused`.
+        BadCheckpointError: the disk gave back other bytes than were written; they stay in `.step-....refused`.
         ValueError: a blob has not the bytes of its type and shape.
     """
     data = {name: _bytes(name, blob) for name, blob in blobs.items()}
@@ -160,7 +160,7 @@ def _step(path: Path) -> int | None:
 def _verified(path: Path, on_refused: Callable[[Path, str], None]) -> Manifest | None:
     try:
         return verify(path)
-    except Refused as reason:
+    except BadCheckpointError as reason:
         on_refused(path, str(reason))
         return None
 
@@ -201,17 +201,17 @@ def _read_back(partial: Path) -> Manifest:
     """Verify what the disk has, not what the page cache remembers; what is wrong is set aside.
 
     Raises:
-        Refused: the disk has something else.
+        BadCheckpointError: the disk has something else.
     """
     for name in (STATE_FILE, MANIFEST_FILE):
         _forget(partial / name)
     try:
         return verify(partial)
-    except Refused as reason:
+    except BadCheckpointError as reason:
         aside = partial.with_suffix(".refused")
         _remove(aside)
         partial.rename(aside)
-        raise Refused(f"read back from the disk: {reason}; set aside as {aside}") from None
+        raise BadCheckpointError(f"read back from the disk: {reason}; set aside as {aside}") from None
 
 
 def _install(partial: Path, final: Path) -> None:

@@ -18,7 +18,7 @@ MANIFEST_FILE = "manifest.json"
 STATE_FILE = "state.safetensors"
 
 
-class Refused(Exception):  # noqa: N818  # it is the answer to a question, with its reason
+class BadCheckpointError(Exception):
     """A checkpoint that must not be used; `str(refused)` is the reason, without the path."""
 
 
@@ -78,26 +78,26 @@ def decode(path: Path, data: bytes) -> Manifest:
     """The manifest of the checkpoint folder `path` from its bytes.
 
     Raises:
-        Refused: it is damaged, another program's, or written in another version of the format.
+        BadCheckpointError: it is damaged, another program's, or written in another version of the format.
     """
     if not data:
-        raise Refused(f"{MANIFEST_FILE} is empty")
+        raise BadCheckpointError(f"{MANIFEST_FILE} is empty")
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Refused(f"{MANIFEST_FILE} is damaged (not JSON: {str(error).splitlines()[0]})") from None
+        raise BadCheckpointError(f"{MANIFEST_FILE} is damaged (not JSON: {str(error).splitlines()[0]})") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise Refused(f"{MANIFEST_FILE} is not of this program: its format is not {FORMAT}")
+        raise BadCheckpointError(f"{MANIFEST_FILE} is not of this program: its format is not {FORMAT}")
     # Before the hash: another version may well place it elsewhere.
     if document.get("version") != VERSION:
-        raise Refused(f"written in format {str(document.get('version'))[:20]}, this program reads {VERSION}")
+        raise BadCheckpointError(f"written in format {str(document.get('version'))[:20]}, this program reads {VERSION}")
     first, _, body = data.partition(b"\n")
     if first != _first_line(body):
-        raise Refused(f"{MANIFEST_FILE} is damaged (wrong sha256)")
+        raise BadCheckpointError(f"{MANIFEST_FILE} is damaged (wrong sha256)")
     try:
         return _manifest(path, document)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Refused(f"{MANIFEST_FILE} is damaged ({type(error).__name__}: {error})") from None
+        raise BadCheckpointError(f"{MANIFEST_FILE} is damaged ({type(error).__name__}: {error})") from None
 
 
 def _first_line(body: bytes) -> bytes:

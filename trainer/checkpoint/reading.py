@@ -11,7 +11,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from trainer.checkpoint.layout import file_order, header, size_of
-from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, Manifest, Refused, decode
+from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, BadCheckpointError, Manifest, decode
 
 # hashlib and the file let other threads run while they work on a chunk; smaller ones would make it change hands often.
 CHUNK = 4 << 20
@@ -21,12 +21,12 @@ def verify(path: Path) -> Manifest:
     """The manifest of the checkpoint folder `path`, with every byte of both files checked.
 
     Raises:
-        Refused: the first thing that is wrong.
+        BadCheckpointError: the first thing that is wrong.
     """
     manifest = read_manifest(path)
     for name, valid in tensor_checks(manifest):
         if not valid:
-            raise Refused(f"tensor {name}: wrong sha256")
+            raise BadCheckpointError(f"tensor {name}: wrong sha256")
     return manifest
 
 
@@ -34,11 +34,11 @@ def read_manifest(path: Path) -> Manifest:
     """The manifest alone, with its own hash checked; the tensors are not read.
 
     Raises:
-        Refused: it is missing, unreadable, damaged or of another format.
+        BadCheckpointError: it is missing, unreadable, damaged or of another format.
     """
     with _refusing("it"):
         if not stat.S_ISDIR(path.stat().st_mode):
-            raise Refused("it is a file, not a folder")
+            raise BadCheckpointError("it is a file, not a folder")
     with _opened(path / MANIFEST_FILE) as (file, _):
         return decode(path, file.read())
 
@@ -47,14 +47,14 @@ def tensor_checks(manifest: Manifest) -> Iterator[tuple[str, bool]]:
     """Each tensor's name, in the file's order, and whether its bytes have their hash.
 
     Raises:
-        Refused: the state file is missing, unreadable, or of another size or header; before the first tensor.
+        BadCheckpointError: the state file is missing, unreadable, or of another size or header: before any tensor.
     """
     with _opened(manifest.path / STATE_FILE) as (file, size):
         if size != manifest.bytes:
-            raise Refused(wrong_size(STATE_FILE, size, manifest.bytes))
+            raise BadCheckpointError(wrong_size(STATE_FILE, size, manifest.bytes))
         expected = header(manifest.tensors)
         if file.read(len(expected)) != expected:
-            raise Refused(f"{STATE_FILE} is damaged (its header is not that of the manifest)")
+            raise BadCheckpointError(f"{STATE_FILE} is damaged (its header is not that of the manifest)")
         buffer = memoryview(bytearray(CHUNK))
         for name in file_order(manifest.tensors):
             entry = manifest.tensors[name]
@@ -87,7 +87,7 @@ def _opened(path: Path) -> Iterator[tuple[BufferedReader, int]]:
     with _refusing(path.name):
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise Refused(f"{path.name} is not a file")
+            raise BadCheckpointError(f"{path.name} is not a file")
         with path.open("rb") as file:
             yield file, status.st_size
 
@@ -97,6 +97,6 @@ def _refusing(what: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise Refused(f"{what} is missing") from None
+        raise BadCheckpointError(f"{what} is missing") from None
     except OSError as error:
-        raise Refused(f"{what} cannot be read: {error.strerror or error}") from None
+        raise BadCheckpointError(f"{what} cannot be read: {error.strerror or error}") from None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.files import Blob, Refused, prune, write
+from trainer.checkpoint.files import BadCheckpointError, Blob, prune, write
 from trainer.model.weights import write_weights
 from trainer.records.run_records import say
 from trainer.shared.config.interval import Interval
@@ -129,7 +129,7 @@ class Saver:
             )
             say("checkpoint", step=step, mib=manifest.bytes / 2**20, write_s=time.monotonic() - began)
             self._error = None
-        except (OSError, Refused, TrainerError) as error:
+        except (OSError, BadCheckpointError, TrainerError) as error:
             self._error = " ".join(str(error).split())
             say("warning", text=f"checkpoint of step {step} is not saved: {self._error}; earlier ones stay")
             return

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.files import CHECKPOINTS, Manifest, Refused, listed, newest_valid, verify
+from trainer.checkpoint.files import CHECKPOINTS, BadCheckpointError, Manifest, listed, newest_valid, verify
 from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE
 from trainer.data.index import Datasets
 from trainer.run.image_list import changes
@@ -82,7 +82,7 @@ def choose(source: Source, on_note: Callable[[str], None]) -> Manifest | None:
     if source.checkpoint is not None:
         try:
             return _readable(verify(source.checkpoint))
-        except Refused as reason:
+        except BadCheckpointError as reason:
             raise UsageError(
                 f"--resume {source.checkpoint}: {reason}; --resume {source.run} takes the newest valid checkpoint"
             ) from None

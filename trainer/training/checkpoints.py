@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from trainer.checkpoint.files import CHECKPOINTS, Manifest, Refused, newest_valid, read_manifest
+from trainer.checkpoint.files import CHECKPOINTS, BadCheckpointError, Manifest, newest_valid, read_manifest
 from trainer.checkpoint.manifest import STATE_FILE
 from trainer.checkpoint.saver import Saver
 from trainer.distributed.process_group import gathered
@@ -122,7 +122,7 @@ def _of_each_rank(values: Sequence[object]) -> str:
 def _manifest(checkpoint: Path) -> Manifest:
     try:
         return read_manifest(checkpoint)
-    except Refused as reason:
+    except BadCheckpointError as reason:
         raise TrainerError(f"{checkpoint}: {reason}") from None
 
 

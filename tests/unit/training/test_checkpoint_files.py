@@ -19,7 +19,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer.checkpoint.files import Blob, Manifest, Refused, listed, newest_valid, prune, read_manifest, verify, write
+from trainer.checkpoint.files import (
+    BadCheckpointError,
+    Blob,
+    Manifest,
+    listed,
+    newest_valid,
+    prune,
+    read_manifest,
+    verify,
+    write,
+)
 
 CONTENT = {
     "progress": {"epoch": 1, "global_step": 7},
@@ -42,7 +52,7 @@ def names(folder: Path) -> list[str]:
 
 
 def reason(path: Path) -> str:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(BadCheckpointError) as refused:
         verify(path)
     return str(refused.value)
 
@@ -358,7 +368,9 @@ def test_what_the_disk_gives_back_wrong_is_set_aside_and_the_older_ones_stay(tmp
     older = save(tmp_path, 3)
     for step in (4, 3, 4):
         partial = tmp_path / f".step-00000000{step}.partial"
-        with pytest.raises(Refused, match=r"read back from the disk: tensor w: wrong sha256; set aside as .*\.refused"):
+        with pytest.raises(
+            BadCheckpointError, match=r"read back from the disk: tensor w: wrong sha256; set aside as .*\.refused"
+        ):
             write(tmp_path, step, {"w": blob(1)}, DamagesDisk(partial))
         assert listed(tmp_path) == [older.path]
         assert verify(older.path) == older
