@@ -10,8 +10,7 @@ import signal
 from collections.abc import Sequence
 
 from launcher.app import app
-from launcher.exits import run
-from launcher.interrupts import keep_interrupts
+from launcher.exits import redeliver_interrupts, run_command
 
 COMMANDS = {
     "submit": "submit",
@@ -33,8 +32,8 @@ def main(tokens: Sequence[str]) -> int:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # SIGTERM lets go of a job just as Ctrl-C does; neither ends it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    keep_interrupts()
-    return run(lambda: _command(tokens))
+    redeliver_interrupts()
+    return run_command(lambda: _command(tokens))
 
 
 def load(words: Sequence[str], tokens: Sequence[str] | None = None) -> None:

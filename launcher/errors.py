@@ -1,19 +1,27 @@
 """The launcher's errors: each carries its exit code and says what is wrong, where, and the next step.
 
-They exist so that a script can tell a failed job from a mistyped option by the exit code alone.
+They exist so that a script can tell a failed job from a mistyped option by the exit code only.
 
-LauncherError                 1
-├── JobFailed                 1  the job ended without success
-├── RequestError              2  what was asked for cannot be used; nothing was started
-├── UnreachableError          3  the cluster cannot be reached, or does not let us in
-├── NotFoundError             4  no such job
-├── PreflightError            5  the cluster is not ready for this job; nothing was created
-├── ConflictError             6  a name or a state stands in the way
-├── WaitTimedOut            124  the time given to `wait` or `cancel` is over; the job goes on
-├── JobStopped              125  the job was cancelled or preempted
-└── Detached                130  Ctrl-C or SIGTERM ended the launcher, never the job
+LauncherError                     1
+├── JobFailedError                1  the job ended without success
+├── RequestError                  2  the request cannot be carried out; nothing was started
+├── UnreachableError              3  the cluster cannot be reached, or does not let the user in
+│   └── PodLogError               3  a container's log cannot be read (this and the next: launcher.podlogs.errors)
+│       ├── ConnectionCutError    3  the connection was cut in the middle of an answer
+│       │   └── SilentError       3  nothing came for a while
+│       ├── LogRefusedError       3  the server answered with something else than a log
+│       ├── NotConnectedError     3  no connection came about
+│       ├── ReadStoppedError      3  the reader was told to stop
+│       └── UntrustedError        3  one side does not accept the other's certificate
+├── ApiError                      3  the API server refused a request (launcher.kube.api)
+├── NotFoundError                 4  no job has this name
+├── PreflightError                5  the cluster is not ready for this job; nothing was created
+├── ConflictError                 6  the name is taken, or the job's state does not allow this
+├── WaitTimeoutError            124  the time given to `wait` or `cancel` is over; the job goes on
+├── JobStoppedError             125  the job was cancelled or preempted
+└── DetachedError               130  Ctrl-C or SIGTERM ended the launcher, never the job
 
-Settings are refused by `trainer.shared.errors.UsageError`, which has the same code 2.
+`trainer.shared.errors.UsageError`, which refuses settings, has the same code 2.
 """
 
 from enum import IntEnum
@@ -21,7 +29,7 @@ from typing import ClassVar
 
 
 class ExitCode(IntEnum):
-    """What `python -m launcher` ends with."""
+    """The exit codes of `python -m launcher`."""
 
     OK = 0
     JOB_FAILED = 1
@@ -47,30 +55,30 @@ MEANINGS = {
     ExitCode.TIMED_OUT: "the wait timed out; the job goes on",
     ExitCode.CANCELLED: "the job was cancelled or preempted",
     ExitCode.INTERRUPTED: "interrupted; the job goes on",
-    ExitCode.BROKEN_PIPE: "nobody reads the output any more; the job goes on",
+    ExitCode.BROKEN_PIPE: "the reader of the output has ended; the job goes on",
 }
 
 
 class LauncherError(Exception):
-    """Something cannot be done. `str(error)` is one line: what is wrong, where, and the next step."""
+    """The command cannot do its work. `str(error)` is one line: what is wrong, where, and the next step."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.JOB_FAILED
     transient: bool = False
-    """Whether the same may succeed a moment later."""
+    """Whether the same request may succeed a moment later."""
 
 
-class JobFailed(LauncherError):  # noqa: N818  # named after the job's outcome, which is no error of the launcher
+class JobFailedError(LauncherError):
     """The job ended without success; the message is the first cause."""
 
 
 class RequestError(LauncherError):
-    """What was asked for cannot be used; nothing was started."""
+    """The request cannot be carried out; nothing was started."""
 
     exit_code = ExitCode.USAGE
 
 
 class UnreachableError(LauncherError):
-    """The cluster gives no answer, or none to us."""
+    """The cluster gives no answer, or does not let the user in."""
 
     exit_code = ExitCode.UNREACHABLE
     transient = True
@@ -89,24 +97,24 @@ class NotFoundError(LauncherError):
 
 
 class ConflictError(LauncherError):
-    """The name is taken, or the job is not in a state that allows this."""
+    """The name is taken, or the job's state does not allow this."""
 
     exit_code = ExitCode.CONFLICT
 
 
-class WaitTimedOut(LauncherError):  # noqa: N818  # an outcome, not an error
-    """The job had not ended when the time was over."""
+class WaitTimeoutError(LauncherError):
+    """The time was over before the job ended."""
 
     exit_code = ExitCode.TIMED_OUT
 
 
-class JobStopped(LauncherError):  # noqa: N818  # an outcome, not an error
+class JobStoppedError(LauncherError):
     """The job was cancelled or preempted."""
 
     exit_code = ExitCode.CANCELLED
 
 
-class Detached(LauncherError):  # noqa: N818  # an outcome, not an error
+class DetachedError(LauncherError):
     """The launcher was interrupted while it followed a job; the job goes on."""
 
     exit_code = ExitCode.INTERRUPTED

@@ -1,24 +1,32 @@
-"""How a command ends: whatever happens becomes one line on stderr and the documented exit code, never a traceback.
+"""How a command ends: with one line on stderr and the documented exit code, never with a traceback.
 
-The one place that knows how errors of the command line, the launcher, the trainer's settings and the system are told
-to a person, so that no command has to.
+The one place that tells the user of errors, whether they come from the command line, the launcher, the trainer's
+settings or the system. It also holds what keeps Ctrl-C from being lost, or from coming too early: Python raises
+KeyboardInterrupt wherever the main thread happens to be. In the callback of a weak reference or in a finaliser (each
+import runs some) the interpreter prints the exception and forgets it, so that the user's Ctrl-C has no effect.
 """
 
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from cyclopts import CoercionError, CycloptsError, UnusedCliTokensError
 
 from launcher import PROGRAM
-from launcher.errors import Detached, ExitCode, LauncherError
+from launcher.errors import DetachedError, ExitCode, LauncherError
 from launcher.jobs import UNSUPPORTED
 from trainer.shared.errors import TrainerError
 
+# Long enough for the main thread to leave the place that drops exceptions, too short for the user to notice.
+_REDELIVER_S = 0.02
 
-def run(command: Callable[[], object]) -> int:
-    """Run `command` with standard output and the terminal's Ctrl-C in mind; return the exit code."""
-    # A path may hold bytes that are no text, and a terminal may not have every letter: neither is worth an error.
+
+def run_command(command: Callable[[], object]) -> int:
+    """Run `command`, report its error if it raises one, and return the exit code."""
+    # A path may hold bytes that are no text, and a terminal may lack letters: neither is worth an error.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -28,25 +36,55 @@ def run(command: Callable[[], object]) -> int:
     except CycloptsError as error:
         return _fail(_usage(error), ExitCode.USAGE)
     except (LauncherError, TrainerError) as error:
-        return _fail(str(error), error.exit_code, prefix="" if isinstance(error, Detached) else "error: ")
+        return _fail(str(error), error.exit_code, prefix="" if isinstance(error, DetachedError) else "error: ")
     except KeyboardInterrupt:
         return _fail("interrupted", ExitCode.INTERRUPTED, prefix="")
     except (BrokenPipeError, SystemExit):
-        # `| head` has seen enough; rich, which draws the help pages, answers that by ending the program.
+        # The reader of the output has ended, as `| head` does; rich, which draws help pages, then exits the program.
         _drop_output()
         return ExitCode.BROKEN_PIPE
     except OSError as error:
-        # The launcher's own files, or a standard output that is full; the job has nothing to do with it.
+        # One of the launcher's own files, or a standard output that is full; the job is not affected.
         _drop_output()
-        where = f"{error.filename}: " if error.filename else "standard output: "
-        return _fail(f"{where}{error.strerror}; a running job goes on", ExitCode.JOB_FAILED)
+        source = f"{error.filename}: " if error.filename else "standard output: "
+        return _fail(f"{source}{error.strerror}; a running job goes on", ExitCode.JOB_FAILED)
     return ExitCode.OK
 
 
+def redeliver_interrupts() -> None:
+    """From now on, raise an interrupt again that the interpreter drops."""
+    sys.unraisablehook = _redeliver
+
+
+@contextmanager
+def defer_signals() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back while a job is created, because half of one is no job; deliver them at the end."""
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if received:
+        signal.raise_signal(received[0])
+
+
+def _redeliver(dropped: "sys.UnraisableHookArgs") -> None:
+    if not issubclass(dropped.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(dropped)
+        return
+    # Not from here: the interpreter drops exceptions of this function too.
+    timer = threading.Timer(_REDELIVER_S, os.kill, (os.getpid(), signal.SIGINT))
+    timer.daemon = True
+    timer.start()
+
+
 def _usage(error: CycloptsError) -> str:
-    """What is wrong with the command line, and which help page has the answer."""
-    if isinstance(error, CoercionError) and (why := _unsupported(error)):
-        return why
+    """Return what is wrong with the command line, and which help page has the answer."""
+    if isinstance(error, CoercionError) and (reason := _unsupported(error)):
+        return reason
     if isinstance(error, UnusedCliTokensError):
         text = f"unexpected argument {' '.join(error.unused_tokens or ())}"
     else:
@@ -56,7 +94,7 @@ def _usage(error: CycloptsError) -> str:
 
 
 def _unsupported(error: CoercionError) -> str:
-    """Why there is no such backend, if somebody may expect it."""
+    """Return why a backend that users may expect does not exist; nothing for other values."""
     if error.token is None or error.token.keyword != "--backend" or error.token.value not in UNSUPPORTED:
         return ""
     return f"--backend {error.token.value}: {UNSUPPORTED[error.token.value]}"
@@ -72,5 +110,5 @@ def _fail(message: str, code: int, *, prefix: str = "error: ") -> int:
 
 
 def _drop_output() -> None:
-    """Lead standard output nowhere: Python flushes what is left once more at exit, and would fail once more."""
+    """Send standard output to nowhere: at exit Python flushes what is left, and would fail a second time."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,7 +14,7 @@ from launcher.cluster import saved_attempt as handover
 from launcher.cluster.events import Events
 from launcher.cluster.kinds import BatchKind, Kind, VolcanoKind, attempt_of, pods_of, seconds, spec_of
 from launcher.cluster.pending import container_failure, is_young, why_pending
-from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimedOut
+from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimeoutError
 from launcher.jobs import TRAINING, JobEvent, JobRef, JobState, LogItem, Phase, Submitted
 from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.connection import connect
@@ -260,7 +260,7 @@ class ClusterBackend:
     @staticmethod
     def _until(true: Callable[[], bool], within_s: float, failed: str) -> None:
         if not wait_until(true, within_s=within_s, every_s=_POLL_S):
-            raise WaitTimedOut(f"{failed}; see `kubectl get pods`")
+            raise WaitTimeoutError(f"{failed}; see `kubectl get pods`")
 
     def list(self) -> "list[JobState]":
         """All jobs of the namespace that a launcher or the chart made, oldest first."""

@@ -15,7 +15,7 @@ from launcher.cluster import saved_attempt as handover
 from launcher.cluster.dry_run import PART_RESOURCES, check, explained
 from launcher.cluster.kinds import attempt_of, is_part_of, owner, spec_of
 from launcher.errors import ConflictError, LauncherError, UnreachableError
-from launcher.interrupts import undisturbed
+from launcher.exits import defer_signals
 from launcher.jobs import JobRef, Submitted
 from launcher.kube.api import TAKEN, Api, ApiError, Json
 from launcher.kube.resources import Resource
@@ -63,7 +63,7 @@ def create(backend: "ClusterBackend", spec: JobSpec, *, again: bool) -> Submitte
     try:
         with _handed_over(backend, spec, existing, warnings):
             _make_way(backend, spec, objects[:-1])
-            with undisturbed():
+            with defer_signals():
                 _create_all(backend, spec, objects, warnings)
                 handover.drop(backend.api, backend.name, spec.name)
     except _Overtaken:

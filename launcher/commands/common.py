@@ -6,7 +6,7 @@ import time
 from launcher import PROGRAM
 from launcher.commands.parameters import Where
 from launcher.commands.printing import note
-from launcher.errors import Detached, NotFoundError, RequestError, UnreachableError
+from launcher.errors import DetachedError, NotFoundError, RequestError, UnreachableError
 from launcher.jobs import Backend, JobRef
 from launcher.kube.retry import call_with_retry
 from launcher.output import report
@@ -19,7 +19,7 @@ def follow_to_its_end(backend: Backend, ref: JobRef, reading: Reading | None = N
     try:
         seen = show(backend, ref, reading, follow=True)
     except KeyboardInterrupt:
-        raise Detached(report.come_back(ref.name, where)) from None
+        raise DetachedError(report.come_back(ref.name, where)) from None
     except UnreachableError as error:
         raise UnreachableError(f"{error}. {report.out_of_sight(ref.name, where)}") from error
     state = seen.outcome or call_with_retry(lambda: backend.get(ref), note, every_s=backend.poll_s)

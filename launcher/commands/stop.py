@@ -7,7 +7,7 @@ from launcher.app import STOP, app
 from launcher.commands.common import job_of, words_of
 from launcher.commands.parameters import JobName, Json, Where, examples, flag
 from launcher.commands.printing import note, print_json
-from launcher.errors import Detached
+from launcher.errors import DetachedError
 from launcher.jobs import Backend, JobRef
 from launcher.output import report
 
@@ -57,4 +57,4 @@ def _cancel(backend: Backend, ref: JobRef, where: Where | None) -> None:
         backend.cancel(ref)
     except KeyboardInterrupt:
         again = f"{PROGRAM} status {ref.name}{words_of(where)}"
-        raise Detached(f"job {ref.name} is still stopping; see how far it is with `{again}`") from None
+        raise DetachedError(f"job {ref.name} is still stopping; see how far it is with `{again}`") from None

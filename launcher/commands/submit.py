@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from launcher.app import RUN, app
 from launcher.commands.parameters import Profile, examples, flag
 from launcher.commands.printing import note
-from launcher.errors import Detached
+from launcher.errors import DetachedError
 
 if TYPE_CHECKING:
     from launcher.commands.prepare import Prepared
@@ -65,7 +65,7 @@ def submit(
         name = next(iter(interrupt.args), job.spec.name)
         if not job.goes_on(name):
             raise
-        raise Detached(come_back(name, job.words)) from None
+        raise DetachedError(come_back(name, job.words)) from None
 
 
 def _check(job: "Prepared", how: Literal["client", "server"], *, again: bool) -> None:

@@ -14,7 +14,7 @@ from launcher.app import WATCH, app
 from launcher.commands.common import follow_to_its_end, job_of, words_of
 from launcher.commands.parameters import Json, LatestName, Where, count, examples, flag
 from launcher.commands.printing import note, print_json
-from launcher.errors import Detached, LauncherError, RequestError, WaitTimedOut
+from launcher.errors import DetachedError, LauncherError, RequestError, WaitTimeoutError
 from launcher.jobs import Backend, JobRef, JobState
 from launcher.kube.retry import call_with_retry
 from launcher.output import report
@@ -93,7 +93,7 @@ def wait(
     try:
         state = _ended(found, ref, deadline, timeout)
     except KeyboardInterrupt:
-        raise Detached(report.come_back(ref.name, words_of(where))) from None
+        raise DetachedError(report.come_back(ref.name, words_of(where))) from None
     if json_:
         print_json(report.job_document(state, found.progress(ref)))
     else:
@@ -123,7 +123,7 @@ def _ended(backend: Backend, ref: JobRef, deadline: float, timeout: str | None) 
     """How the job is when it has ended.
 
     Raises:
-        WaitTimedOut: that is later than `deadline` (monotonic), or cannot be known by then.
+        WaitTimeoutError: that is later than `deadline` (monotonic), or cannot be known by then.
     """
     last = ""
     try:
@@ -140,7 +140,7 @@ def _ended(backend: Backend, ref: JobRef, deadline: float, timeout: str | None) 
         if not error.transient or time.monotonic() < deadline:
             raise
         last = f"{last or 'there'}, as far as is known,"
-    raise WaitTimedOut(f"job {ref.name} is still {last} after {timeout}; it goes on")
+    raise WaitTimeoutError(f"job {ref.name} is still {last} after {timeout}; it goes on")
 
 
 def _pattern(text: str) -> re.Pattern[bytes]:

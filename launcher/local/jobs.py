@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimedOut
-from launcher.interrupts import undisturbed
+from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimeoutError
+from launcher.exits import defer_signals
 from launcher.jobs import TRAINING, Block, JobEvent, JobRef, JobState, Phase, Submitted
 from launcher.local import records
 from launcher.local.attempts import attempt_folder, attempt_of, begin_next, earlier_attempts, only_one
@@ -69,7 +69,7 @@ class LocalBackend:
         folder, ref = self._root / name, JobRef(self.name, name)
         job = {"name": name, "created": time.time(), "host": socket.gethostname(), "cwd": str(Path.cwd())}
         job |= {"command": command, **record}
-        with undisturbed():
+        with defer_signals():
             if resume and folder.is_dir():
                 with only_one(folder):
                     self._refuse_if_running(ref)
@@ -213,13 +213,13 @@ class LocalBackend:
         grace_s = float(state.setting("grace_s") or 0) + _EXTRA_GRACE_S
         records.write_record(folder / records.CANCEL, "Cancel", {"requested": time.time()})
         if not self._wait(ref, START_S, until=lambda state: state.phase is not Phase.PENDING):
-            raise WaitTimedOut(f"job {ref.name} does not start; look into {folder / records.CONSOLE}")
+            raise WaitTimeoutError(f"job {ref.name} does not start; look into {folder / records.CONSOLE}")
         self._signal(folder, signal.SIGTERM)
         if self._wait(ref, grace_s, until=lambda state: state.phase.ended):
             return
         self._signal(folder, signal.SIGKILL)
         if not self._wait(ref, _EXTRA_GRACE_S, until=lambda state: state.phase.ended):
-            raise WaitTimedOut(f"job {ref.name} does not end, not even by SIGKILL; look at its processes with `ps`")
+            raise WaitTimeoutError(f"job {ref.name} does not end, not even by SIGKILL; look at its processes with `ps`")
 
     def delete(self, ref: JobRef) -> None:
         """Remove the job's folder under the state home; the output folder is not touched."""

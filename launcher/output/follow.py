@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.errors import ExitCode, JobFailed, JobStopped
+from launcher.errors import ExitCode, JobFailedError, JobStoppedError
 from launcher.jobs import Backend, Block, Ended, JobRef, JobState, LogItem, Loss, Notice
 from launcher.output.display import Format, View, open_view
 from launcher.output.lines import EVERYTHING, Demultiplexer, Gap, Line, Selection
@@ -116,10 +116,10 @@ def raise_outcome(state: JobState) -> None:
     """Raise what an ended job's phase means for the exit code, with the first cause as its message.
 
     Raises:
-        JobFailed: it failed, or was lost.
-        JobStopped: it was cancelled or preempted.
+        JobFailedError: it failed, or was lost.
+        JobStoppedError: it was cancelled or preempted.
     """
     code = state.phase.exit_code
     if code is not ExitCode.OK:
-        outcome = JobStopped if code is ExitCode.CANCELLED else JobFailed
+        outcome = JobStoppedError if code is ExitCode.CANCELLED else JobFailedError
         raise outcome(f"job {state.ref.name} {state.phase.value.lower()}: {state.reason}")

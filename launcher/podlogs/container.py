@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from launcher.kube.place import Credentials
 from launcher.kube.retry import Backoff
 from launcher.podlogs.batch import CAUGHT_UP, Item, LogGap, batch_of
-from launcher.podlogs.errors import LogRefusedError, LogRetry, PodLogError, StoppedError, Timing
+from launcher.podlogs.errors import LogRefusedError, LogRetry, PodLogError, ReadStoppedError, Timing
 from launcher.podlogs.state import ContainerState, Instance, Place, end_of, may_have_begun, place_of
 from launcher.podlogs.stop import Stop
 from launcher.podlogs.transport import Answer, Transport
@@ -90,7 +90,7 @@ class ContainerLog:
             try:
                 while not self._complete:
                     yield from self._advance(transport)
-            except StoppedError:
+            except ReadStoppedError:
                 return
 
     def _advance(self, transport: Transport) -> Iterator[Item]:
@@ -119,7 +119,7 @@ class ContainerLog:
 
     def _pause(self, seconds: float) -> None:
         if self._stop.wait(seconds):
-            raise StoppedError("stopped")
+            raise ReadStoppedError("stopped")
 
     def _pause_while_running(self, seconds: float) -> None:
         deadline = self._clock() + seconds

@@ -53,7 +53,7 @@ class LogRefusedError(PodLogError):
         return f"{self.status}: {self.message}"
 
 
-class StoppedError(PodLogError):
+class ReadStoppedError(PodLogError):
     """The reader's own stop signal was set."""
 
     transient = False

@@ -24,8 +24,8 @@ from launcher.podlogs.errors import (
     LogRefusedError,
     NotConnectedError,
     PodLogError,
+    ReadStoppedError,
     SilentError,
-    StoppedError,
     UntrustedError,
 )
 from launcher.podlogs.stop import Stop
@@ -71,7 +71,7 @@ class Transport:
         """The answer to a GET, as long as the context lasts.
 
         Raises:
-            StoppedError: the stop is set.
+            ReadStoppedError: the stop is set.
             NotConnectedError, UntrustedError: there is no connection.
             LogRefusedError: the answer is not 200.
         """
@@ -124,7 +124,7 @@ class Answer:
         """What comes, until the answer's end; an empty block whenever nothing came for `tick_s`.
 
         Raises:
-            StoppedError: the stop is set.
+            ReadStoppedError: the stop is set.
             NotConnectedError, UntrustedError: there was no connection.
             LogRefusedError: the answer is not 200.
             ConnectionCutError: the answer was cut, or (SilentError) nothing came for `idle_s`.
@@ -142,7 +142,7 @@ class Answer:
         self._heard = self._heard or asked
         while not self._parts:
             if self._stop.is_set():
-                raise StoppedError("stopped")
+                raise ReadStoppedError("stopped")
             _, active = self._multi.perform()
             if self._parts:
                 break

@@ -9,8 +9,7 @@ import pytest
 
 PROGRAM = """
 import signal, sys, time, weakref
-from launcher.exits import run
-from launcher.interrupts import keep_interrupts
+from launcher.exits import redeliver_interrupts, run_command
 
 def ctrl_c(*_):
     signal.raise_signal(signal.SIGINT)
@@ -36,8 +35,8 @@ def command():
 
 kept = []
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-keep_interrupts()
-sys.exit(run(command))
+redeliver_interrupts()
+sys.exit(run_command(command))
 """
 # As Ctrl-C while a dataclass is made by a module that is imported.
 IN_CODE_THAT_IS_TEXT = """
@@ -69,7 +68,7 @@ def test_ctrl_c_is_not_lost_where_the_interpreter_drops_exceptions(place: str) -
 
 def test_other_exceptions_that_are_dropped_are_shown_as_ever() -> None:
     program = (
-        "from launcher.interrupts import keep_interrupts\nkeep_interrupts()\n"
+        "from launcher.exits import redeliver_interrupts\nredeliver_interrupts()\n"
         "class Broken:\n    def __del__(self): raise ValueError('oh')\nBroken()"
     )
     result = subprocess.run(

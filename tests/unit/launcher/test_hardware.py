@@ -12,7 +12,7 @@ import pytest
 from docs.help_pages import prepared
 from launcher.cluster.defaults import Defaults
 from launcher.errors import RequestError
-from launcher.exits import run
+from launcher.exits import run_command
 from launcher.manifests.render import Manifest, render
 from launcher.output.report import settings_text
 from launcher.settings.hardware import DEVICE_COUNTS, PRESETS, HardwareName, without_preset
@@ -195,7 +195,7 @@ def test_a_job_that_had_none_goes_on_without_one_whatever_the_namespace_says_now
 
 
 def test_a_preset_that_there_is_not_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(lambda: prepared()(["render", "--hardware", "a9"], exit_on_error=False, print_error=False)) == 2
+    assert run_command(lambda: prepared()(["render", "--hardware", "a9"], exit_on_error=False, print_error=False)) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith('error: Invalid value "a9" for --hardware. ')
     assert all(f'"{name}"' in line for name in (*NAMES, "none"))

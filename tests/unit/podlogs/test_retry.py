@@ -9,8 +9,8 @@ from launcher.podlogs.errors import (
     LogRetry,
     NotConnectedError,
     PodLogError,
+    ReadStoppedError,
     SilentError,
-    StoppedError,
     Timing,
     UntrustedError,
 )
@@ -36,7 +36,7 @@ def test_a_cut_connection_is_replaced_at_once_and_an_absent_server_is_asked_less
 
 
 @pytest.mark.parametrize(
-    "error", [UntrustedError("certificate"), StoppedError("stopped"), LogRefusedError(403, "forbidden")]
+    "error", [UntrustedError("certificate"), ReadStoppedError("stopped"), LogRefusedError(403, "forbidden")]
 )
 def test_a_failure_that_does_not_pass_is_raised_at_once(error: PodLogError) -> None:
     with pytest.raises(type(error)):

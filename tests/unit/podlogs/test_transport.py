@@ -22,8 +22,8 @@ from launcher.podlogs.errors import (
     ConnectionCutError,
     LogRefusedError,
     NotConnectedError,
+    ReadStoppedError,
     SilentError,
-    StoppedError,
     UntrustedError,
 )
 from launcher.podlogs.stop import Stop
@@ -237,7 +237,7 @@ def test_a_stop_ends_an_answer_that_is_waited_for_at_once() -> None:
         one.sendall(chunk(b"two\n"))
 
     with Server(serve) as server, transport(access(server.port), stop) as one, one.get("/log", {}) as answer:
-        with pytest.raises(StoppedError):
+        with pytest.raises(ReadStoppedError):
             list(answer.blocks())
         assert not more.is_set()
 
