@@ -33,7 +33,7 @@ from trainer.checkpoint.files import listed, verify
 from trainer.data.augment import NORMALIZATIONS, device_transform
 from trainer.data.loader import Batch
 from trainer.data.sampler import plan_epoch
-from trainer.devices import open_device
+from trainer.devices.device import open_device
 from trainer.records.run_records import Records
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import TrainerError

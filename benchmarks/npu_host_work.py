@@ -30,7 +30,7 @@ from tests.npu.machine import build, environment
 from trainer.data.augment import NORMALIZATIONS, device_transform
 from trainer.data.loader import Batch, to_device
 from trainer.data.sampler import plan_epoch
-from trainer.devices import open_device
+from trainer.devices.device import open_device
 from trainer.shared.config import TrainConfig
 from trainer.training.steps import Training, train_steps
 from trainer.worker.run import build as build_training

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import spawn, start_processes
 
-from trainer.devices import open_device
+from trainer.devices.device import open_device
 from trainer.distributed.batch_norm import BatchStatistics
 from trainer.distributed.process_group import data_parallel, equalise, join, leave, sum_over_ranks
 from trainer.topology.ports import free_port

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.devices import Device
+from trainer.devices.device import Device
 from trainer.distributed.batch_norm import BatchStatistics
 from trainer.shared.errors import UsageError
 

@@ -18,7 +18,7 @@ from trainer.data.augment import mix
 from trainer.data.bad_images import BadImages
 from trainer.data.loader import Batch
 from trainer.data.sampler import EpochPlan
-from trainer.devices import Device
+from trainer.devices.device import Device
 from trainer.distributed.batch_norm import BatchStatistics
 from trainer.distributed.process_group import sum_over_ranks
 from trainer.distributed.stop_requests import Request, Requests

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from trainer.data.bad_images import BadImages
 from trainer.data.index import Datasets, load_datasets
-from trainer.devices import Device, open_device
+from trainer.devices.device import Device, open_device
 from trainer.devices.runtime_errors import explain
 from trainer.distributed.batch_norm import BatchStatistics
 from trainer.distributed.process_group import data_parallel, join, leave, settle_buckets

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.data.loader import Batch
 from trainer.data.sampler import EpochPlan, plan_epoch
-from trainer.devices import open_device
+from trainer.devices.device import open_device
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import TrainerError
 from trainer.training.ema import Ema

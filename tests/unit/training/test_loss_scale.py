@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from trainer.devices import open_device
+from trainer.devices.device import open_device
 from trainer.training.precision.scaler import LossScaler
 
 

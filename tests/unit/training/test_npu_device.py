@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.devices import open_device
+from trainer.devices.device import open_device
 from trainer.shared.errors import UsageError
 
 MISSING = "cannot open shared object file: No such file or directory"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trainer.data.loader import Batch
 from trainer.data.sampler import plan_epoch
-from trainer.devices import open_device
+from trainer.devices.device import open_device
 from trainer.shared.config import TrainConfig
 from trainer.shared.config.train import option
 from trainer.training.optimizer import OPTIMIZERS, ParameterGroups, parameter_groups

@@ -4,7 +4,7 @@ import importlib.util
 
 import torch
 
-from trainer.devices import Device
+from trainer.devices.device import Device
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import UsageError
 from trainer.training.precision.apex_o2 import ApexO2

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.devices import Device
+from trainer.devices.device import Device
 from trainer.training.precision.finite import clipped_norm, not_finite
 from trainer.training.precision.scaler import LossScaler
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.devices import Device
+from trainer.devices.device import Device
 from trainer.training.precision.finite import clipped_norm, not_finite
 from trainer.training.precision.policy import INITIAL_DYNAMIC_SCALE, OVERFLOWS_OF_A_DYNAMIC_SCALE
 
