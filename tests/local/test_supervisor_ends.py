@@ -45,7 +45,7 @@ def test_a_grandchild_in_a_session_of_its_own_does_not_hold_the_exit(supervisors
         "child = subprocess.Popen(['sleep', '1000'], start_new_session=True)\n"
         f"pathlib.Path({str(pid)!r}).write_text(str(child.pid)); print('done')"
     )
-    result = supervisors.run(script, DRAIN_S=0.1)
+    result = supervisors.run(script, drain_s=0.1)
     os.kill(int(pid.read_text()), signal.SIGKILL)
     assert (result.exit_code, result.texts("rank 0 cpu:0")) == (0, ["done"])
 
@@ -96,7 +96,7 @@ def test_a_worker_that_only_lost_its_peer_is_not_the_cause_though_it_exits_first
         if words_first
         else "connection.close(); time.sleep(.1)\n" + words
     )
-    result = supervisors.run(peer, first + "raise SystemExit(6)", SETTLE_S=60)
+    result = supervisors.run(peer, first + "raise SystemExit(6)", settle_s=60)
     assert result.exit_code == 6
     assert result.lines[-1].endswith('failed rank=1 device=cpu:1 cause="loss is not finite at step 7"')
 
@@ -127,7 +127,7 @@ def test_the_exit_code_is_the_failing_workers_where_it_means_something(
 def test_a_worker_that_does_not_stop_after_anothers_failure_is_killed(supervisors: SupervisorRunner) -> None:
     ready = str(supervisors.folder / "ready")
     result = supervisors.run(
-        IGNORE_SIGTERM.format(ready), WAIT_FOR_FILE.format(ready) + "raise SystemExit(2)", STOP_S=0.1
+        IGNORE_SIGTERM.format(ready), WAIT_FOR_FILE.format(ready) + "raise SystemExit(2)", stop_s=0.1
     )
     assert result.exit_code == 2
     assert "killing rank=0: still running" in result.texts("node 0")
@@ -140,7 +140,7 @@ def test_a_worker_that_has_been_frozen_does_not_hold_the_end(supervisors: Superv
         f"import os, pathlib, signal; pathlib.Path({ready!r}).write_text('1'); os.kill(os.getpid(), signal.SIGSTOP)"
     )
     result = supervisors.run(
-        frozen, WAIT_FOR_FILE.format(ready) + "print('error no data'); raise SystemExit(1)", STOP_S=0.1
+        frozen, WAIT_FOR_FILE.format(ready) + "print('error no data'); raise SystemExit(1)", stop_s=0.1
     )
     assert result.exit_code == 1
     assert "killing rank=0: still running" in result.texts("node 0")

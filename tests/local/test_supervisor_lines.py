@@ -14,7 +14,7 @@ from tests.local.supervisor_process import (
     signal_handling_script,
     wait_for_file,
 )
-from trainer.supervisor.lines import LINE_LIMIT, Tagger
+from trainer.supervisor.output import LINE_LIMIT, Tagger
 
 
 def test_no_line_of_many_workers_is_lost_torn_or_mixed(supervisors: SupervisorRunner) -> None:
@@ -143,7 +143,7 @@ def test_a_slow_reader_loses_nothing_and_signals_are_still_handled(supervisors: 
 def test_a_stop_is_not_held_up_by_a_reader_that_has_gone_to_sleep(supervisors: SupervisorRunner) -> None:
     ready = supervisors.folder / "ready"
     process = supervisors.start(
-        signal_handling_script(ready, 75).replace("while True", MANY + "\nwhile True"), FLUSH_S=0.1
+        signal_handling_script(ready, 75).replace("while True", MANY + "\nwhile True"), flush_s=0.1
     )
     wait_for_file(ready)
     process.send_signal(signal.SIGTERM)

@@ -1,15 +1,15 @@
 """Which worker failed first and why, when all of them die within a moment of each other.
 
-One worker's death takes the others with it: its peers' connections close, they raise, and some may even be gone before
-the first is, whose interpreter takes its time to shut down. So the order of exits alone is not the order of causes:
+One worker's death takes the others with it: its peers' connections close and they raise. Some may even be gone before
+the first one, whose interpreter takes its time to shut down. So the order of exits is not the order of causes:
 
-* A worker prints its reason (a last line that begins with `error `) before it closes a connection. Where there is such
-  a line, its arrival is the time of the failure; else the exit is. What follows it is noise: torch may abort at exit.
+* A worker prints its reason (a last line that begins with `error `) before it closes a connection. If there is such a
+  line, its arrival is the time of the failure; else the exit is. Later lines are noise: torch may abort at exit.
 * A reason that speaks of a lost peer is a consequence: it counts only if no other worker has a better one.
-* What happened after the supervisor began to stop the workers is its own doing.
+* Failures after the supervisor began to stop the workers are its own doing.
 
-Where somebody told the node to stop, a worker that dies by the SIGTERM that it was sent had not begun to train: nothing
-was to be saved, and the run can go on from where it last was. Peers that lose it then fail because of the stop alone.
+If a signal told the node to stop, a worker that dies by the SIGTERM that it got had not begun to train: there was
+nothing to save, and the run can continue from its last checkpoint. Peers that then lose it fail because of the stop.
 """
 
 import json
@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from trainer.shared.errors import RESUMABLE
 
 FAILURE_CODES = frozenset({1, 2, 6})
-SHOWN = 500  # characters of a worker's own words in the cause
+REASON_LIMIT = 500  # characters of a worker's own words in the cause
 NOISE = 64  # lines that may follow a worker's reason: the stacks of its threads, the warnings of its libraries
 
-# gloo, c10d's store, NCCL and HCCL (EI0006, EI0015: a peer did not answer in time) on a peer that is gone.
+# gloo, c10d's store, NCCL and HCCL (EI0006, EI0015: a peer did not answer in time) about a peer that is gone.
 SECONDARY = re.compile(
     rb"connection (was )?(closed|reset|refused|aborted)|closed by (remote )?peer|broken pipe|socket timeout"
     rb"|timed out waiting|remote process exited|EI0006|EI0015|EI0002|suspect remote error|store->(get|set|wait)"
@@ -36,11 +36,15 @@ SECONDARY = re.compile(
 
 @dataclass(frozen=True)
 class Failure:
-    """The first cause. `reason` is one line for a person."""
+    """The first cause. `reason` is one line for the user."""
 
     rank: int
     device: str
     reason: str
+
+    def __str__(self) -> str:
+        """The last line of a failed run, in logfmt."""
+        return f"failed rank={self.rank} device={self.device} cause={json.dumps(self.reason, ensure_ascii=False)}"
 
 
 @dataclass(frozen=True)
@@ -52,37 +56,43 @@ class Outcome:
 
     @property
     def word(self) -> str:
-        """In one word: succeeded, resumable, failed."""
+        """The outcome in one word: succeeded, resumable, failed."""
         return {0: "succeeded", RESUMABLE: "resumable"}.get(self.exit_code, "failed")
 
 
 @dataclass(frozen=True)
-class Stop:
-    """That the supervisor began to stop the workers."""
+class StopOrder:
+    """The moment when the supervisor began to stop the workers, and why.
+
+    Attributes:
+        at: Seconds on the clock of the workers' ends.
+        reason: The reason, if it is not the failure of a worker.
+        by_signal: A signal from outside told the node to stop.
+    """
 
     at: float
-    """In seconds on the clock of the endings."""
     reason: str | None
-    """Why, if not for the failure of one of them."""
-    asked: bool
-    """Somebody told the node to stop."""
+    by_signal: bool
 
 
 @dataclass(frozen=True)
-class Ending:
-    """What is known of one worker after its end. Times are seconds on one clock."""
+class WorkerEnd:
+    """The facts about one worker after its end. Times are seconds on one clock.
+
+    Attributes:
+        returncode: As subprocess has it: minus the signal for a death by signal.
+        told_to_stop: Whether it was still running when the supervisor began to stop the workers.
+        killed: Whether the supervisor killed it, because its time was over.
+        error_line: The last line that began with `error `.
+    """
 
     rank: int
     device: str
     returncode: int
-    """As subprocess has it: minus the signal for a death by signal."""
     ended_at: float
     told_to_stop: bool
-    """Whether it was still running when the supervisor began to stop the workers."""
     killed: bool
-    """By the supervisor, because its time was over."""
     error_line: bytes | None
-    """The last line that began with `error `."""
     error_at: float
     lines_since_error: int
     last_line: bytes
@@ -94,8 +104,8 @@ class Ending:
         return None if killed or self.lines_since_error > NOISE else self.error_line
 
     @property
-    def began_at(self) -> float:
-        """When it began to fail, as far as it can be seen from outside."""
+    def failed_at(self) -> float:
+        """When it began to fail, as far as the supervisor can see."""
         return self.ended_at if self.reason is None else min(self.error_at, self.ended_at)
 
     @property
@@ -105,62 +115,56 @@ class Ending:
             return False
         return blames_a_peer(self.reason or self.last_line)
 
+    def __str__(self) -> str:
+        """One line that says how it ended, in its own words if it left some."""
+        if self.reason is not None:
+            return _text(self.reason).removeprefix("error ")
+        if self.returncode < 0:
+            name = _signal_name(-self.returncode)
+            return f"killed by {name} (out of memory?)" if name == "SIGKILL" else f"killed by {name}"
+        said = f": {_text(self.last_line)}" if self.last_line else ", and said nothing"
+        return f"exit code {self.returncode}{said}"
+
 
 def blames_a_peer(words: bytes) -> bool:
-    """Whether a worker's last words say that another one is gone, which is never the first cause."""
+    """Return whether a worker's last words say that another one is gone, which is never the first cause."""
     return SECONDARY.search(words) is not None
 
 
-def decide(endings: Sequence[Ending], *, stop: Stop | None) -> Outcome:
-    """The outcome once every worker has ended; `stop` says whether and why the supervisor stopped the workers."""
-    stopped = [ending for ending in endings if _has_stopped(ending, stop)]
-    failures = [ending for ending in endings if ending.returncode != 0 and ending not in stopped]
-    if stop is not None and stop.asked and len(stopped) + sum(ending.returncode == 0 for ending in endings):
-        failures = [ending for ending in failures if not (ending.secondary and ending.began_at > stop.at)]
+def decide(ends: Sequence[WorkerEnd], *, stop: StopOrder | None) -> Outcome:
+    """Return the outcome once every worker has ended; `stop` says whether and why the supervisor stopped them."""
+    stopped = [end for end in ends if _has_stopped(end, stop)]
+    failures = [end for end in ends if end.returncode != 0 and end not in stopped]
+    if stop is not None and stop.by_signal and len(stopped) + sum(end.returncode == 0 for end in ends):
+        failures = [end for end in failures if not (end.secondary and end.failed_at > stop.at)]
     if not failures:
-        return Outcome(0 if all(ending.returncode == 0 for ending in endings) else RESUMABLE, None)
-    own = [ending for ending in failures if stop is None or ending.began_at <= stop.at]
-    first = min(own or failures, key=lambda ending: (ending.secondary, ending.began_at, ending.rank))
-    if not own and stop is not None and stop.reason is not None:
-        return Outcome(1, Failure(first.rank, first.device, stop.reason + _after_stop(first, asked=stop.asked)))
+        return Outcome(0 if all(end.returncode == 0 for end in ends) else RESUMABLE, None)
+    before_stop = [end for end in failures if stop is None or end.failed_at <= stop.at]
+    first = min(before_stop or failures, key=lambda end: (end.secondary, end.failed_at, end.rank))
+    if not before_stop and stop is not None and stop.reason is not None:
+        return Outcome(1, Failure(first.rank, first.device, stop.reason + _after_stop(first, stop)))
     code = first.returncode if first.returncode in FAILURE_CODES else 1
-    return Outcome(code, Failure(first.rank, first.device, why(first)))
+    return Outcome(code, Failure(first.rank, first.device, str(first)))
 
 
-def why(ending: Ending) -> str:
-    """One line that says how a worker ended, in its own words where it left some."""
-    if ending.reason is not None:
-        return _text(ending.reason).removeprefix("error ")
-    if ending.returncode < 0:
-        name = _signal_name(-ending.returncode)
-        return f"killed by {name} (out of memory?)" if name == "SIGKILL" else f"killed by {name}"
-    said = f": {_text(ending.last_line)}" if ending.last_line else ", and said nothing"
-    return f"exit code {ending.returncode}{said}"
+def _has_stopped(end: WorkerEnd, stop: StopOrder | None) -> bool:
+    """Return whether it left as it should on a stop: having saved, or with nothing to save."""
+    unbegun = stop is not None and stop.by_signal and end.told_to_stop and end.returncode == -signal.SIGTERM
+    return end.returncode == RESUMABLE or unbegun
 
 
-def describe(failure: Failure) -> str:
-    """The last line of a failed run, in logfmt."""
-    return f"failed rank={failure.rank} device={failure.device} cause={json.dumps(failure.reason, ensure_ascii=False)}"
-
-
-def _has_stopped(ending: Ending, stop: Stop | None) -> bool:
-    """Whether it left as it should when told to: having saved, or with nothing to save."""
-    unbegun = stop is not None and stop.asked and ending.told_to_stop and ending.returncode == -signal.SIGTERM
-    return ending.returncode == RESUMABLE or unbegun
-
-
-def _after_stop(ending: Ending, *, asked: bool) -> str:
-    """What a worker made of a stop that it did not survive."""
-    if ending.reason is not None:
-        return f"; {_text(ending.reason)}"
-    if ending.killed:
-        return "; did not save in time" if asked else ""
-    return f"; {why(ending)}" if asked else ""
+def _after_stop(end: WorkerEnd, stop: StopOrder) -> str:
+    """Return what a worker made of a stop that it did not survive."""
+    if end.reason is not None:
+        return f"; {_text(end.reason)}"
+    if not stop.by_signal:
+        return ""
+    return "; did not save in time" if end.killed else f"; {end}"
 
 
 def _text(line: bytes) -> str:
     text = line.decode(errors="replace").strip()
-    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
+    return text if len(text) <= REASON_LIMIT else text[:REASON_LIMIT] + "…"
 
 
 def _signal_name(number: int) -> str:

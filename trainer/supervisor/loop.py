@@ -1,6 +1,6 @@
 """The supervisor's one loop: workers' pipes, signals, the end of processes, and a stdout that may be slow.
 
-One thread, one selector: every promise about order and loss can be read off this page.
+One thread, one selector: this page holds every promise about order and loss.
 """
 
 import os
@@ -9,28 +9,43 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import BinaryIO
 
 from trainer.shared.errors import RESUMABLE
-from trainer.supervisor.failure_cause import Outcome, Stop, decide, describe, why
-from trainer.supervisor.lines import Tagger
-from trainer.supervisor.output import Stdout
+from trainer.supervisor.failure_cause import Outcome, StopOrder, decide
+from trainer.supervisor.output import Stdout, Tagger
 from trainer.supervisor.worker import WorkerCommand, WorkerProcess
 
-STOP_S = 5.0  # after one worker's failure the others hang in a collective operation: little to wait for
-SETTLE_S = 1.0  # a worker that speaks of a lost peer failed second: the first may still be shutting down
-DRAIN_S = 1.0  # a child that outlives its worker keeps the pipe open for ever
-FLUSH_S = 5.0  # what a reader that has stopped reading may cost when the node is told to stop
-BUFFER = 1 << 20  # bytes for stdout that may wait before the workers have to
-STOPPING_BUFFER = 1 << 26  # but a worker that is saving its work must not wait for a terminal
+_BUFFER = 1 << 20  # bytes for stdout that may wait before the workers have to
+_STOPPING_BUFFER = 1 << 26  # but a worker that is saving its work must not wait for a terminal
 
 
-def supervise(commands: Sequence[WorkerCommand], *, stdout: BinaryIO, node_rank: int, grace_s: float) -> Outcome:
+@dataclass(frozen=True)
+class Limits:
+    """Waiting times in seconds.
+
+    Attributes:
+        stop_s: After one worker's failure the others hang in a collective operation: there is little to wait for.
+        settle_s: A worker that speaks of a lost peer failed second: the first one may still be shutting down.
+        drain_s: A child that outlives its worker keeps the pipe open for ever.
+        flush_s: How long a reader that has stopped reading can delay the end after a stop.
+    """
+
+    stop_s: float = 5.0
+    settle_s: float = 1.0
+    drain_s: float = 1.0
+    flush_s: float = 5.0
+
+
+def supervise(
+    commands: Sequence[WorkerCommand], *, stdout: BinaryIO, node_rank: int, grace_s: float, limits: Limits = Limits()
+) -> Outcome:
     """Run every worker to its end; call it from the main thread.
 
     Each line that a worker prints, on stdout or stderr, goes to `stdout` and to the worker's log file as
-    `[rank 3 npu:3 #1042] text`; the supervisor's own are `[node 0 #5] text`. When one worker fails the others are
+    `[rank 3 npu:3 #1042] text`; the supervisor's own are `[node 0 #5] text`. When one worker fails, the others are
     stopped. At the end `ended lines="3:1042 4:977" outcome=failed` counts each rank's lines and says how it went; the
     first cause of a failure follows as the last line. SIGTERM and SIGINT are passed on as SIGTERM, SIGUSR1 as it is;
     after `grace_s` seconds, or at a second SIGTERM or SIGINT, the workers are killed.
@@ -39,12 +54,12 @@ def supervise(commands: Sequence[WorkerCommand], *, stdout: BinaryIO, node_rank:
         Exit code 0; 75 if the workers have stopped resumably; the first failing worker's if it is 1, 2 or 6; else 1.
 
     Raises:
-        TrainerError: a worker cannot be started; none is left running.
+        TrainerError: A worker cannot be started; none is left running.
     """
     stdout.flush()
     with ExitStack() as stack:
         signals = stack.enter_context(_signals())
-        loop = _Loop(Stdout(stdout.fileno()), signals, node_rank=node_rank, grace_s=grace_s)
+        loop = _Loop(Stdout(stdout.fileno()), signals, node_rank=node_rank, grace_s=grace_s, limits=limits)
         stack.callback(loop.close)
         for command in commands:
             loop.start(command)
@@ -53,41 +68,42 @@ def supervise(commands: Sequence[WorkerCommand], *, stdout: BinaryIO, node_rank:
 
 @contextmanager
 def _signals() -> Iterator[int]:
-    """A descriptor on which every signal that concerns the supervisor arrives as one byte, its number."""
-    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    previous_fd = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    """Yield a descriptor on which every signal to the supervisor arrives as one byte, its number."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    previous_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     numbers = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    previous = {number: signal.signal(number, _noted) for number in numbers}
+    previous = {number: signal.signal(number, _do_nothing) for number in numbers}
     try:
-        yield reading
+        yield reader
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(previous_fd)
-        os.close(reading)
-        os.close(writing)
+        os.close(reader)
+        os.close(writer)
 
 
-def _noted(_number: int, _frame: FrameType | None) -> None:
-    """The byte in the wake-up descriptor is all: the loop acts on it."""
+def _do_nothing(_number: int, _frame: FrameType | None) -> None:
+    """Leave the signal to the loop, which acts on its byte in the wake-up descriptor."""
 
 
 class _Loop:
     """The state of one node's run."""
 
-    def __init__(self, stdout: Stdout, signals: int, *, node_rank: int, grace_s: float) -> None:
+    def __init__(self, stdout: Stdout, signals: int, *, node_rank: int, grace_s: float, limits: Limits) -> None:
         self._stdout = stdout
         self._signals = signals
         self._grace_s = grace_s
+        self._limits = limits
         self._node = Tagger(f"node {node_rank}")
         self._workers: list[WorkerProcess] = []
         self._selector = selectors.DefaultSelector()
         self._selector.register(signals, selectors.EVENT_READ)
         self._reading = True
-        self._silent: list[WorkerProcess] = []
-        self._mute = False
+        self._reported: list[WorkerProcess | Stdout] = []
+        """Those whose write error the user has been told."""
         self._stop_requests = 0
-        self._stopping: Stop | None = None
+        self._stopping: StopOrder | None = None
         self._kill_at: float | None = None
         self._killed = False
 
@@ -97,13 +113,12 @@ class _Loop:
     def run(self) -> Outcome:
         while any(worker.open or worker.ended_at is None for worker in self._workers):
             self._turn(self._next_deadline())
-        endings = [worker.ending() for worker in self._workers]
-        outcome = decide(endings, stop=self._stopping)
-        # Who follows the lines can tell by these counts that the last ones have arrived.
+        outcome = decide([worker.end() for worker in self._workers], stop=self._stopping)
+        # A reader that follows the lines can tell by these counts that the last ones have arrived.
         counts = " ".join(f"{worker.command.rank}:{worker.tagger.count}" for worker in self._workers)
         self._say(f'ended lines="{counts}" outcome={outcome.word}')
         if outcome.first_failure is not None:
-            self._say(describe(outcome.first_failure))
+            self._say(str(outcome.first_failure))
         self._flush()
         return outcome
 
@@ -123,7 +138,7 @@ class _Loop:
         self._look(now)
         if any(key.fd == self._signals for key, _ in events):
             self._receive(now)
-            # Nothing else may tell of an end that these told of. Those that a stop has brought about came after it.
+            # The signals may be the only news of an end. Look again: an end that a stop has caused came after `now`.
             self._look(time.monotonic())
         self._print([self._drain(worker, now) for worker in self._workers if self._drain_due(worker, now)])
         self._stop_if_one_has_failed(now)
@@ -131,11 +146,11 @@ class _Loop:
 
     def _look(self, now: float) -> None:
         for worker in self._workers:
-            worker.look(now, drain_s=DRAIN_S)
+            worker.look(now, drain_s=self._limits.drain_s)
 
     def _listen(self) -> None:
-        """To the workers unless stdout is behind; to stdout if something waits for it."""
-        limit = BUFFER if self._stopping is None else STOPPING_BUFFER
+        """Listen to the workers unless stdout is behind, and to stdout if output waits for it."""
+        limit = _BUFFER if self._stopping is None else _STOPPING_BUFFER
         self._reading = self._killed or len(self._stdout.pending) <= limit
         for worker in self._workers:
             self._select(worker.pipe, selectors.EVENT_READ, worker, wanted=worker.open and self._reading)
@@ -158,9 +173,9 @@ class _Loop:
     def _read(self, worker: WorkerProcess, now: float) -> bytes:
         tagged = worker.read(now)
         worker.log.write(tagged)
-        return tagged + self._end_of(worker) if worker.at_end else tagged
+        return tagged + self._close_pipe(worker) if worker.at_end else tagged
 
-    def _end_of(self, worker: WorkerProcess) -> bytes:
+    def _close_pipe(self, worker: WorkerProcess) -> bytes:
         self._select(worker.pipe, selectors.EVENT_READ, worker, wanted=False)
         tagged = worker.close_pipe()
         worker.log.write(tagged)
@@ -170,10 +185,10 @@ class _Loop:
         return worker.open and worker.ended_at is not None and self._reading and now >= worker.drain_by
 
     def _drain(self, worker: WorkerProcess, now: float) -> bytes:
-        """The worker is gone, but one of its children holds the pipe: end the child, then close the pipe."""
+        """End the children of a worker that is gone, which hold its pipe; then close the pipe."""
         if not worker.children_killed:
             worker.kill()
-            worker.children_killed, worker.drain_by = True, now + DRAIN_S
+            worker.children_killed, worker.drain_by = True, now + self._limits.drain_s
             return b""
         output = []
         for _ in range(64):  # more than a pipe holds; a child in another session could go on for ever
@@ -181,35 +196,34 @@ class _Loop:
             if worker.idle or worker.at_end:
                 break
         if worker.open:
-            output.append(self._end_of(worker))
+            output.append(self._close_pipe(worker))
         return b"".join(output)
 
     def _print(self, output: Sequence[bytes]) -> None:
-        """Write what there is, and say it once where a stdout or a file has broken."""
+        """Write the output, and report once a stdout or a file that has broken."""
         self._stdout.write(b"".join(output))
         for worker in self._workers:
-            if worker.log.error is not None and worker not in self._silent:
-                self._silent.append(worker)
+            if worker.log.error is not None and worker not in self._reported:
+                self._reported.append(worker)
                 self._say(f"log of rank={worker.command.rank} cannot be written: {worker.log.error}: {worker.log.path}")
-        if self._stdout.error is not None and not self._mute:
-            self._mute = True
+        if self._stdout.error is not None and self._stdout not in self._reported:
+            self._reported.append(self._stdout)
             self._say(f"stdout cannot be written: {self._stdout.error}; the lines go on in this file")
 
     def _say(self, text: str) -> None:
-        """A line of the supervisor's own; in the workers' files if stdout is gone."""
+        """Print a line of the supervisor's own; write it to the workers' files if stdout is gone."""
         line = self._node.say(text)
-        if self._stdout.error is None:
-            self._stdout.write(line)
+        self._stdout.write(line)
         if self._stdout.error is not None:
             for worker in self._workers:
                 worker.log.write(line)
 
     def _flush(self) -> None:
-        """Give stdout the time it needs; once the node has been told to stop, only a few seconds."""
+        """Give stdout the time it needs; after a stop, only a few seconds."""
         give_up_at = None
         while self._stdout.pending:
             if self._stop_requests and give_up_at is None:
-                give_up_at = time.monotonic() + FLUSH_S
+                give_up_at = time.monotonic() + self._limits.flush_s
             if give_up_at is not None and (self._stop_requests > 1 or time.monotonic() >= give_up_at):
                 return
             self._turn(give_up_at)
@@ -228,16 +242,16 @@ class _Loop:
                     self._kill_at = now
                 elif self._stopping is None:
                     self._say(f"received {name}: the workers have {self._grace_s:g} s to stop")
-                    self._stop(Stop(now, f"stopped by {name}", asked=True), within_s=self._grace_s)
+                    self._stop(StopOrder(now, f"stopped by {name}", by_signal=True), within_s=self._grace_s)
 
-    def _stop(self, stop: Stop, *, within_s: float) -> None:
+    def _stop(self, stop: StopOrder, *, within_s: float) -> None:
         self._stopping, self._kill_at = stop, stop.at + within_s
         for worker in self._workers:
             worker.told_to_stop = worker.ended_at is None
             worker.signal(signal.SIGTERM)
 
     def _stop_due(self) -> float | None:
-        """When the workers that still run have to stop because another has ended; None if none has to."""
+        """Return when the running workers must stop because another has ended, or None if none must."""
         if self._stopping is not None or all(worker.ended_at is not None for worker in self._workers):
             return None
         return min((at for worker in self._workers if (at := self._end_counts_at(worker)) is not None), default=None)
@@ -248,8 +262,8 @@ class _Loop:
         if worker.returncode == RESUMABLE:  # all workers agree on that; the last may still be saving
             return worker.ended_at + self._grace_s
         if worker.open:  # its last words have not been read yet
-            return worker.ended_at + DRAIN_S
-        return worker.ended_at + (SETTLE_S if worker.ending().secondary else 0.0)
+            return worker.ended_at + self._limits.drain_s
+        return worker.ended_at + (self._limits.settle_s if worker.end().secondary else 0.0)
 
     def _stop_if_one_has_failed(self, now: float) -> None:
         due = self._stop_due()
@@ -257,22 +271,21 @@ class _Loop:
             return
         ended = [worker for worker in self._workers if worker.ended_at is not None and worker.returncode != 0]
         first = min(ended, key=lambda worker: worker.ended_at or 0.0)
-        tag = f"rank={first.command.rank} device={first.command.device}"
+        reason = None
         if all(worker.returncode == RESUMABLE for worker in ended):
-            reason = f"still running {self._grace_s:g} s after {tag} had stopped"
-            self._stop(Stop(now, reason, asked=False), within_s=STOP_S)
+            reason = f"still running {self._grace_s:g} s after {first.command} had stopped"
         else:
-            self._say(f"{tag} has ended ({why(first.ending())}); stopping the others")
-            self._stop(Stop(now, None, asked=False), within_s=STOP_S)
+            self._say(f"{first.command} has ended ({first.end()}); stopping the others")
+        self._stop(StopOrder(now, reason, by_signal=False), within_s=self._limits.stop_s)
 
     def _kill_if_due(self, now: float) -> None:
         if self._kill_at is None or now < self._kill_at or self._killed:
             return
         self._killed = True
-        left = [worker for worker in self._workers if worker.ended_at is None]
-        if left:
-            ranks = ",".join(str(worker.command.rank) for worker in left)
+        running = [worker for worker in self._workers if worker.ended_at is None]
+        if running:
+            ranks = ",".join(str(worker.command.rank) for worker in running)
             self._say(f"killing rank={ranks}: still running")
-        for worker in left:
+        for worker in running:
             worker.killed = True
             worker.kill()

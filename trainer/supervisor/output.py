@@ -1,7 +1,7 @@
-"""Where lines go: a stdout that may be slow, full or gone, and one file per worker that may be full too.
+"""From a worker's bytes to whole, tagged and numbered lines, on a slow or broken stdout and in one file per worker.
 
-Neither stops training. A slow reader slows the workers down (nothing is lost); a broken stdout leaves the files, and a
-broken file leaves stdout; either is said once, in the other.
+No line is lost, torn or mixed with another worker's. Neither stdout nor a file stops training: a slow reader slows the
+workers down, a broken stdout leaves the files, and a broken file leaves stdout. The loop reports each of them once.
 """
 
 import os
@@ -9,8 +9,84 @@ import select
 import stat
 from pathlib import Path
 
-PIPE_CHUNK = select.PIPE_BUF  # a pipe that polls as writable takes this much without blocking
-FILE_CHUNK = 1 << 18
+LINE_LIMIT = 1 << 20  # bytes after which a line without an end is split, so that memory stays bounded
+_ERROR = b"error "
+_PIPE_CHUNK = select.PIPE_BUF  # a pipe that polls as writable takes this much without blocking
+_FILE_CHUNK = 1 << 18
+
+
+class Tagger:
+    """Numbers the lines of one worker, from 1, and remembers the lines that tell why it died.
+
+    Chunks go in, bytes for stdout and the log file come out. It handles lines by the chunk, because a write and a
+    system call per line cost several times what the lines themselves do.
+    """
+
+    def __init__(self, tag: str) -> None:
+        """`tag` stands before the number: `rank 3 npu:3`."""
+        self._prefix = f"[{tag} #".encode()
+        self._rest = b""
+        self.count = 0
+        """The number of lines so far."""
+        self._error_at = 0
+        self.last_line = b""
+        self.error_line: bytes | None = None
+        """The last line that began with `error `: by convention the worker's own reason for giving up."""
+
+    @property
+    def lines_since_error(self) -> int:
+        """The number of lines after `error_line`."""
+        return self.count - self._error_at
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Return the tagged form of every line that `chunk` completes."""
+        *lines, rest = (self._rest + chunk).split(b"\n")
+        if b"\r" in rest:
+            done, rest = _split_progress(rest)
+            lines += done
+        while len(rest) > LINE_LIMIT:
+            lines.append(rest[:LINE_LIMIT])
+            rest = rest[LINE_LIMIT:]
+        self._rest = rest
+        return self._tag(lines)
+
+    def close(self) -> bytes:
+        """Return the tagged form of a last line that never got its end."""
+        rest, self._rest = self._rest, b""
+        return self._tag([rest]) if rest.strip(b"\r") else b""
+
+    def say(self, text: str) -> bytes:
+        """Return one whole line of the supervisor's own."""
+        return self._tag([text.encode(errors="replace")])
+
+    def _tag(self, lines: list[bytes]) -> bytes:
+        if not lines:
+            return b""
+        text = b"\n".join(lines)  # one search in the whole chunk instead of one in each line
+        if b"\r" in text:
+            lines = [piece for line in lines for piece in _redrawn(line)]
+        first, prefix = self.count + 1, self._prefix
+        if _ERROR in text:
+            for number, line in enumerate(lines, first):
+                if line.startswith(_ERROR):
+                    self.error_line, self._error_at = line, number
+        self.last_line = next((line for line in reversed(lines) if line.strip()), self.last_line)
+        self.count += len(lines)
+        return b"".join([b"%b%d] %b\n" % (prefix, number, line) for number, line in enumerate(lines, first)])
+
+
+def _redrawn(line: bytes) -> list[bytes]:
+    """Split a progress bar at its carriage returns: every state that it showed becomes a line."""
+    return [piece for piece in line.split(b"\r") if piece] or [b""]
+
+
+def _split_progress(rest: bytes) -> tuple[list[bytes], bytes]:
+    """Show an unfinished bar up to its last redraw; a CR at the end may still become CRLF."""
+    shown, separator, current = rest.rpartition(b"\r")
+    if current:
+        return ([shown] if shown else []), current
+    earlier, middle, last = shown.rpartition(b"\r")
+    return ([earlier] if middle and earlier else []), last + separator
 
 
 class Stdout:
@@ -20,42 +96,36 @@ class Stdout:
         self.fd = fd
         self.pending = bytearray()
         self.error: str | None = None
-        """Why nothing more can be written, once that is so."""
+        """Why no more lines can be written, from then on."""
         mode = os.fstat(fd).st_mode
         # A file never makes a writer wait for its reader, and epoll refuses it.
-        self.blocks = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd)
+        self._blocks = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd)
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
 
     def write(self, data: bytes) -> None:
         """Add `data` and write what can be written at once."""
-        if self.error is None:
-            self.pending += data
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what can be written without waiting."""
+        if self.error is not None:
+            return
+        self.pending += data
         try:
-            while self.pending and self._writable():
-                written = os.write(self.fd, self.pending[: PIPE_CHUNK if self.blocks else FILE_CHUNK])
+            while self.pending and (not self._blocks or self._poll.poll(0)):
+                written = os.write(self.fd, self.pending[: _PIPE_CHUNK if self._blocks else _FILE_CHUNK])
                 del self.pending[:written]
-        except BlockingIOError:  # somebody else has made the pipe non-blocking, and taken the room
+        except BlockingIOError:  # another process has made the pipe non-blocking, and taken the room
             pass
         except OSError as error:
             self.error = error.strerror or type(error).__name__
             self.pending.clear()
 
-    def _writable(self) -> bool:
-        return not self.blocks or bool(self._poll.poll(0))
-
 
 class LogFile:
-    """One worker's lines on disk, appended: an earlier run's are never touched."""
+    """One worker's lines on disk, appended: the lines of an earlier run are never touched."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.error: str | None = None
-        """Why nothing more is written, once that is so."""
+        """Why no more lines are written, from then on."""
         self._fd = -1
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
@@ -63,7 +133,7 @@ class LogFile:
             self.error = error.strerror or type(error).__name__
 
     def write(self, data: bytes) -> None:
-        """Append `data`, or note why it cannot be."""
+        """Append `data`, or note why that is impossible."""
         view = memoryview(data)
         try:
             while view and self.error is None:

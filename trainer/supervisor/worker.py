@@ -1,65 +1,71 @@
-"""One worker process as the supervisor holds it: its pipe, its log file, and how it ended."""
+"""One worker process: its pipe, its log file and its end, as the supervisor sees them; and its own death with it."""
 
 import fcntl
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.shared.errors import TrainerError
-from trainer.supervisor.failure_cause import Ending
-from trainer.supervisor.lines import Tagger
-from trainer.supervisor.output import LogFile
+from trainer.supervisor.failure_cause import WorkerEnd
+from trainer.supervisor.output import LogFile, Tagger
 
-PIPE_SIZE = 1 << 20  # bytes; ten thousand lines before a worker has to wait, where the kernel allows it
-CHUNK = 1 << 16
+_PIPE_SIZE = 1 << 20  # bytes; ten thousand lines before a worker has to wait, where the kernel allows it
+_READ_SIZE = 1 << 16
+_STDIN = 0
 
 
 @dataclass(frozen=True)
 class WorkerCommand:
     """How to start one worker.
 
-    A Python worker needs `-u` in `argv`: without it, what a process printed before it was killed is lost.
+    Attributes:
+        device: The device as lines show it: `npu:3`.
+        argv: The command line. Python needs `-u` in it: without it, output just before a kill is lost.
+        log: The file for the worker's tagged lines; its folder must exist.
     """
 
     rank: int
     device: str
-    """As it is shown: `npu:3`."""
     argv: tuple[str, ...]
     env: Mapping[str, str]
     log: Path
-    """File that gets the worker's tagged lines; its folder has to exist."""
+
+    def __str__(self) -> str:
+        return f"rank={self.rank} device={self.device}"
 
 
 class WorkerProcess:
     """A started worker. It stays a zombie until `close`, so that its id keeps meaning this worker."""
 
     def __init__(self, command: WorkerCommand) -> None:
-        """Start it as the leader of its own session, with the lifeline on stdin and one pipe for what it prints.
+        """Start it as the leader of its own session, with the lifeline on stdin and one pipe for its output.
 
         It begins with SIGUSR1 blocked, which by default would end it before it can listen.
 
         Raises:
-            TrainerError: it cannot be started.
+            TrainerError: It cannot be started.
         """
         self.command = command
         self.tagger = Tagger(f"rank {command.rank} {command.device}")
         self.log = LogFile(command.log)
-        self.pipe, writing = os.pipe()
+        self.pipe, their_end = os.pipe()
         try:
-            _enlarge(self.pipe)
+            with suppress(PermissionError):  # the user's share of pipe memory is used up: the usual 64 KiB do
+                fcntl.fcntl(self.pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
             os.set_blocking(self.pipe, False)
-            # A session of its own: a terminal's Ctrl-C reaches the supervisor alone, and its children can be ended.
+            # A session of its own: a terminal's Ctrl-C reaches only the supervisor, which can end all its children.
             with _blocked(signal.SIGUSR1):
                 self._process = subprocess.Popen(
                     command.argv,
                     env=dict(command.env),
                     stdin=subprocess.PIPE,
-                    stdout=writing,
-                    stderr=writing,
+                    stdout=their_end,
+                    stderr=their_end,
                     start_new_session=True,
                 )
         except OSError as error:
@@ -69,19 +75,19 @@ class WorkerProcess:
                 f"worker of rank {command.rank} cannot be started: {error.strerror}: {command.argv[0]}"
             ) from error
         finally:
-            os.close(writing)
+            os.close(their_end)
         self.open, self.at_end, self.idle = True, False, True
         self.ended_at: float | None = None
         self.told_to_stop = self.killed = False
         self.returncode = 0
-        self.error_at = float("inf")
+        self._error_at = float("inf")
         self.drain_by = 0.0
         self.children_killed = False
 
     def read(self, now: float) -> bytes:
-        """The tagged lines of up to 64 KiB of what is in the pipe; `idle` or `at_end` says that there was nothing."""
+        """Return the tagged lines of up to 64 KiB in the pipe; `idle` or `at_end` says that it was empty."""
         try:
-            chunk = os.read(self.pipe, CHUNK)
+            chunk = os.read(self.pipe, _READ_SIZE)
         except BlockingIOError:
             self.idle = True
             return b""
@@ -89,17 +95,17 @@ class WorkerProcess:
         before = self.tagger.error_line
         tagged = self.tagger.feed(chunk) if chunk else self.tagger.close()
         if self.tagger.error_line is not before:
-            self.error_at = now
+            self._error_at = now
         return tagged
 
     def close_pipe(self) -> bytes:
-        """Read no more; the tagged form of a last line without an end."""
+        """Stop reading; return the tagged form of a last line without an end."""
         os.close(self.pipe)
         self.open = False
         return self.tagger.close()
 
     def look(self, now: float, *, drain_s: float) -> None:
-        """Note that it has ended, if it has; its pipe is read for `drain_s` seconds more at most."""
+        """Note its end, if it has ended; its pipe is read for `drain_s` seconds more at most."""
         if self.ended_at is not None:
             return
         status = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -108,17 +114,17 @@ class WorkerProcess:
             self.ended_at, self.drain_by = now, now + drain_s
 
     def signal(self, number: int) -> None:
-        """Send a signal to the worker alone; its children are its own affair."""
+        """Send a signal to the worker but not to its children, which are its own affair."""
         if self.ended_at is None:
             os.kill(self._process.pid, number)
 
     def kill(self) -> None:
         """End the worker and all its children that have not left its session."""
-        with suppress(PermissionError, ProcessLookupError):  # nobody left, or somebody who is no longer ours
+        with suppress(PermissionError, ProcessLookupError):  # all have ended, or changed their user
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """End what it has left behind, and forget it."""
+        """End its children that are left, and release everything."""
         self.kill()
         self._process.wait()
         if self._process.stdin is not None:
@@ -127,9 +133,9 @@ class WorkerProcess:
             self.close_pipe()
         self.log.close()
 
-    def ending(self) -> Ending:
-        """What is known after its end."""
-        return Ending(
+    def end(self) -> WorkerEnd:
+        """Return the facts after its end."""
+        return WorkerEnd(
             rank=self.command.rank,
             device=self.command.device,
             returncode=self.returncode,
@@ -137,22 +143,34 @@ class WorkerProcess:
             told_to_stop=self.told_to_stop,
             killed=self.killed,
             error_line=self.tagger.error_line,
-            error_at=self.error_at,
+            error_at=self._error_at,
             lines_since_error=self.tagger.lines_since_error,
             last_line=self.tagger.last_line,
         )
 
 
+def die_with_supervisor() -> None:
+    """End this process and its children as soon as the supervisor is gone, even if the supervisor was killed.
+
+    Else a killed supervisor would leave processes that hold every device of the node. It holds the other end of stdin
+    and never writes to it: reading ends when the supervisor does. Call this first in a worker, and only there.
+    """
+    threading.Thread(target=_wait_and_die, name="lifeline", daemon=True).start()
+
+
+def _wait_and_die() -> None:
+    while os.read(_STDIN, 1):
+        pass
+    if os.getpgrp() == os.getpid():  # the supervisor has started us as the leader of our own group
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    os._exit(1)
+
+
 @contextmanager
 def _blocked(number: int) -> Iterator[None]:
-    """What is started in this context inherits that the signal waits."""
+    """Block the signal in processes that are started in this context."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _enlarge(pipe: int) -> None:
-    with suppress(PermissionError):  # the user's share of pipe memory is used up: the usual 64 KiB do
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
