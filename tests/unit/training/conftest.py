@@ -1,10 +1,10 @@
-"""What holds for every test within this process."""
+"""Fixtures of every test that computes with torch in this process."""
 
 import pytest
 import torch
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """Threads of a step that takes milliseconds wait for each other most of the time, on a busy machine all of it."""
+def one_thread() -> None:
+    """Compute on one thread: in steps of a few milliseconds, threads mostly wait for each other on a busy machine."""
     torch.set_num_threads(1)
