@@ -3,7 +3,7 @@
 import sys
 
 from benchmarks import checkpoint_save, data_pipeline, follow, launcher_start, model_step, npu_host_work, submit
-from tests.cluster.testbed.requirements import impediment
+from tests.cluster.testbed.requirements import missing_requirement
 
 
 def main() -> int:
@@ -15,7 +15,7 @@ def main() -> int:
         npu_host_work.main(),
         checkpoint_save.main(),
     ]
-    reason = impediment()
+    reason = missing_requirement()
     if reason is None:
         codes += [submit.main(), follow.main()]
     else:

@@ -47,8 +47,8 @@ def main() -> int:
         tempfile.TemporaryDirectory() as folder,
         testbed.running(nodes=1, npus=0, container_log_max_size="1Gi") as cluster,
     ):
-        testbed.namespace(cluster, NAMESPACE)
-        line_printer.load(cluster, Path(folder))
+        testbed.create_namespace(cluster, NAMESPACE)
+        line_printer.load_image(cluster, Path(folder))
         readings = _readings(cluster, Path(folder))
         delays = _delays(cluster)
     report, met = _report(readings, delays)

@@ -50,9 +50,9 @@ RESULT = Path(__file__).parent / "results" / "submit.md"
 def main() -> int:
     """Measure, print and keep the result; 1 if the bar is missed."""
     with tempfile.TemporaryDirectory() as folder, testbed.running(nodes=1, npus=1) as cluster:
-        testbed.namespace(cluster, NAMESPACE)
+        testbed.create_namespace(cluster, NAMESPACE)
         claims(cluster, NAMESPACE, {name: Path(folder) / name for name in ("pnas-data", "pnas-output")})
-        cluster.load(images.compiled(Path(folder), IMAGE, PYTHON_C, path="usr/bin/python"))
+        cluster.load(images.program_image(Path(folder), IMAGE, PYTHON_C, path="usr/bin/python"))
         seconds = _measured(cluster, Path(folder))
     report, met = _report(seconds)
     print(report)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.cluster.testbed.artifacts import binaries
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.testbed.nodes.processes import ENDS_AT_ONCE
+from tests.cluster.testbed.nodes.processes import SHORT_LIVED
 
 HELMS: Mapping[str, Callable[[], Path]] = {"helm3": binaries.helm3, "helm4": binaries.helm4}
 """Each builds its program if it is not there."""
@@ -54,5 +54,5 @@ def template(program: Path, chart: Path, *words: str, release: str = "pnas") -> 
 
 
 def _done(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    environ = {**os.environ, **ENDS_AT_ONCE}
+    environ = {**os.environ, **SHORT_LIVED}
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environ)

@@ -1,4 +1,4 @@
-"""Where no cluster can be, tests and `make cluster` say in one line why."""
+"""If a machine cannot run a cluster, tests and `make cluster` print the reason in one line."""
 
 import subprocess
 import sys
@@ -14,41 +14,46 @@ from tests.cluster.testbed.nodes.node import CONTROLLERS
 
 
 @pytest.fixture(autouse=True)
-def _possible(cluster: Cluster) -> None:
-    """They need `cluster` only for what that makes sure of: that nothing else is in the way here."""
-    assert cluster.inside("its programs").programs.exists()
+def _meets_requirements(cluster: Cluster) -> None:
+    """Need a cluster only to make sure that this machine meets every other requirement."""
+    assert cluster.inside("Kubernetes' programs").programs.exists()
 
 
-def test_root_without_the_right_to_mount_is_told_so() -> None:
-    asked = "from tests.cluster.testbed.requirements import impediment; print(impediment())"
-    command = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", sys.executable, "-c", asked]
-    said = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
-    assert said == "the test bed needs the capability CAP_SYS_ADMIN: it makes namespaces and mounts\n"
+def test_root_without_the_right_to_mount_gets_the_reason() -> None:
+    script = "from tests.cluster.testbed.requirements import impediment; print(impediment())"
+    command = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", sys.executable, "-c", script]
+    message = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    assert message == "the test bed needs the capability CAP_SYS_ADMIN: it makes namespaces and mounts\n"
 
 
-def test_a_machine_with_cgroup_v2_alone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_with_only_cgroup_v2_gets_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cgroup.controllers").touch()
     monkeypatch.setattr(requirements, "CGROUPS", tmp_path)
     missing = ",".join(CONTROLLERS)
-    assert requirements.impediment() == f"the test bed needs cgroup v1, and cannot write to {tmp_path}/{{{missing}}}"
+    assert (
+        requirements.missing_requirement()
+        == f"the test bed needs cgroup v1, and cannot write to {tmp_path}/{{{missing}}}"
+    )
 
 
 @pytest.mark.parametrize(
-    ("script", "why"),
+    ("script", "version"),
     [
         ("echo go1.27.1", "go1.27.1"),
         ("echo 'go: no toolchain' >&2; exit 1", "go: no toolchain"),
     ],
 )
-def test_another_go_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str) -> None:
+def test_a_go_of_another_version_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, version: str
+) -> None:
     _program(tmp_path / "go", script)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert requirements.impediment() == f"the test bed needs Go 1.26 to build Kubernetes, and this is {why}"
+    assert (
+        requirements.missing_requirement() == f"the test bed needs Go 1.26 to build Kubernetes, and this is {version}"
+    )
 
 
-def test_what_is_missing_is_installed_once_by_all_who_are_begun_side_by_side(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_concurrent_runs_install_missing_packages_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     busy, log, missing = tmp_path / "busy", tmp_path / "log", tmp_path / "pnas-missing"
     _program(
         tmp_path / "apt-get",
@@ -58,21 +63,21 @@ def test_what_is_missing_is_installed_once_by_all_who_are_begun_side_by_side(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(requirements, "PROGRAMS", {missing.name: "its-package"})
     with ThreadPoolExecutor() as pool:
-        found = [pool.submit(requirements.impediment) for _ in range(4)]
-    assert [one.result() for one in found] == [None] * 4
+        checks = [pool.submit(requirements.missing_requirement) for _ in range(4)]
+    assert [check.result() for check in checks] == [None] * 4
     assert log.read_text().split() == ["update", "install"]
 
 
-def test_a_package_that_cannot_be_installed_is_told_in_the_installers_words(
+def test_a_failed_installation_is_reported_in_the_installers_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _program(tmp_path / "apt-get", "[ $1 = update ] || { echo 'E: Unable to locate package' >&2; exit 100; }")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(requirements, "PROGRAMS", {"pnas-missing": "its-package"})
-    said = requirements.impediment()
-    assert said is not None
-    assert said.startswith("apt-get install ")
-    assert said.endswith("its-package: E: Unable to locate package")
+    message = requirements.missing_requirement()
+    assert message is not None
+    assert message.startswith("apt-get install ")
+    assert message.endswith("its-package: E: Unable to locate package")
 
 
 def _program(path: Path, script: str) -> None:

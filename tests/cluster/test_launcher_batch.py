@@ -1,4 +1,4 @@
-"""Kubernetes Jobs by the launcher, on a real Kubernetes, in a namespace that takes restricted pods alone."""
+"""The launcher's Kubernetes Jobs, on a real Kubernetes, in a namespace that takes only restricted pods."""
 
 import functools
 import json
@@ -16,10 +16,10 @@ from tests.cluster.testbed.cluster import Cluster
 
 
 def test_a_job_is_followed_to_its_end_and_every_line_is_accounted_for(terminal: Terminal) -> None:
-    done = terminal.submit("--npus", "2", "--mode", "performance", "--name", "first")
-    assert done.returncode == 0, done.stderr
-    assert " lines from 2 devices, 0 missing" in done.stdout
-    assert "job first: Running" in done.stderr.splitlines()
+    result = terminal.submit("--npus", "2", "--mode", "performance", "--name", "first")
+    assert result.returncode == 0, result.stderr
+    assert " lines from 2 devices, 0 missing" in result.stdout
+    assert "job first: Running" in result.stderr.splitlines()
     (pod,) = terminal.pods("first")
     assert pod["spec"]["containers"][0]["resources"]["limits"] == {"huawei.com/Ascend910": "2"}
     assert terminal.run("wait", "first").returncode == 0
@@ -31,28 +31,30 @@ def test_a_job_is_followed_to_its_end_and_every_line_is_accounted_for(terminal: 
     stamped = terminal.run("logs", "first", "--tail", "1", "--timestamps").stdout
     assert stamped[:4].isdigit()
     assert "[node 0] ended" in stamped
-    lately = terminal.run("logs", "first", "--since", "1h", "--json", "--device", "1", "--grep", "^step ")
-    assert (lately.returncode, lately.stderr) == (0, "")
-    steps = [json.loads(line) for line in lately.stdout.splitlines()]
+    recent = terminal.run("logs", "first", "--since", "1h", "--json", "--device", "1", "--grep", "^step ")
+    assert (recent.returncode, recent.stderr) == (0, "")
+    steps = [json.loads(line) for line in recent.stdout.splitlines()]
     assert {(line["kind"], line["device"], line["rank"]) for line in steps} == {("LogLine", "cpu:1", 1)}
     assert len(steps) == sum("] step " in line for line in raw)
-    now = terminal.run("logs", "first", "--since", "1", "--raw")
-    assert (now.returncode, now.stdout, now.stderr) == (0, "", ""), "nothing that was not asked for is called missing"
+    last_second = terminal.run("logs", "first", "--since", "1", "--raw")
+    assert (last_second.returncode, last_second.stdout, last_second.stderr) == (0, "", ""), (
+        "lines outside the request do not count as missing"
+    )
     assert terminal.run("delete", "first", "--json").returncode == 0
     assert terminal.run("status", "first").returncode == 4
 
 
-def test_the_same_job_is_one_job_and_another_one_does_not_take_its_name(terminal: Terminal) -> None:
-    # It runs for as long as it is asked for again, on a busy machine too: until it is cancelled.
+def test_the_same_job_is_one_job_and_other_settings_cannot_take_its_name(terminal: Terminal) -> None:
+    # The job runs until the test cancels it, on a busy machine too: it must not end before the second submit.
     words = ("--npus", "1", "--mode", "full", "--epochs", "1000", "--detach")
     name = terminal.submit(*words).stdout.strip()
     again = terminal.submit(*words)
     assert (again.returncode, again.stdout.strip()) == (0, name)
     assert "is already running" in again.stderr
-    tried = terminal.submit(*words, "--dry-run", "server")
-    assert (tried.returncode, "is already running" in tried.stderr) == (0, True), tried.stderr
-    for checked in ((), ("--dry-run", "server")):
-        other = terminal.submit(*words, *checked, "--name", name, "--lr", "0.1")
+    dry_run = terminal.submit(*words, "--dry-run", "server")
+    assert (dry_run.returncode, "is already running" in dry_run.stderr) == (0, True), dry_run.stderr
+    for check_words in ((), ("--dry-run", "server")):
+        other = terminal.submit(*words, *check_words, "--name", name, "--lr", "0.1")
         assert other.returncode == 6
         assert "lr is 0.4, not 0.1" in other.stderr
     assert terminal.run("cancel", name).returncode == 0
@@ -62,13 +64,13 @@ def test_the_same_job_is_one_job_and_another_one_does_not_take_its_name(terminal
     assert "--again starts a new one" in ended.stderr
     other = terminal.submit(*words, "--again", "--name", name, "--lr", "0.1")
     assert (other.returncode, "lr is 0.4, not 0.1" in other.stderr) == (6, True), other.stderr
-    for said in ("job        ", "is already running"):
+    for expected in ("job        ", "is already running"):
         new = terminal.submit(*words, "--again")
         assert (new.returncode, new.stdout.strip()) == (0, f"{name}-2")
-        assert said in new.stderr
+        assert expected in new.stderr
 
 
-def test_a_pod_that_is_deleted_saves_and_its_successor_goes_on_bit_for_bit(terminal: Terminal) -> None:
+def test_a_deleted_pod_saves_and_its_successor_continues_bit_for_bit(terminal: Terminal) -> None:
     words = ("--npus", "1", "--mode", "full", "--epochs", "12", "--checkpoint-every", "3", "--name", "moved")
     output = terminal.output("moved")
     with terminal.start("submit", *POD, *SMALL, *words) as follower:
@@ -77,18 +79,18 @@ def test_a_pod_that_is_deleted_saves_and_its_successor_goes_on_bit_for_bit(termi
         terminal.cluster.kubectl(
             "delete", "pod", pod["metadata"]["name"], "--namespace", terminal.namespace, "--wait=false"
         )
-        said, _ = follower.communicate(timeout=600)
-    assert follower.returncode == 0, said
-    assert "received SIGTERM" in said
-    assert said.count("job moved: Running") == 2, said
-    assert "resumed bit_exact=yes" in said
-    assert ", 0 missing" in said
+        follower_output, _ = follower.communicate(timeout=600)
+    assert follower.returncode == 0, follower_output
+    assert "received SIGTERM" in follower_output
+    assert follower_output.count("job moved: Running") == 2, follower_output
+    assert "resumed bit_exact=yes" in follower_output
+    assert ", 0 missing" in follower_output
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     steps = [(record["epoch"], record["step"]) for record in records if "lr" in record]
     assert steps == [(epoch, step) for epoch in range(12) for step in range(4)]
 
 
-def test_a_cancelled_job_saves_and_can_go_on(terminal: Terminal) -> None:
+def test_a_cancelled_job_saves_and_can_continue(terminal: Terminal) -> None:
     words = ("--npus", "1", "--mode", "full", "--epochs", "40", "--name", "stopped")
     output = terminal.output("stopped")
     with terminal.start("submit", *POD, *SMALL, *words) as follower:
@@ -96,9 +98,9 @@ def test_a_cancelled_job_saves_and_can_go_on(terminal: Terminal) -> None:
         cancelled = terminal.run("cancel", "stopped")
         assert cancelled.returncode == 0, cancelled.stderr
         assert "stopped Cancelled" in cancelled.stdout
-        said, _ = follower.communicate(timeout=600)
-    assert follower.returncode == 125, said
-    assert "continue" in said
+        follower_output, _ = follower.communicate(timeout=600)
+    assert follower.returncode == 125, follower_output
+    assert "continue" in follower_output
     last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
     shorter = terminal.run("submit", "--name", "stopped", "--resume", "auto", "--epochs", str(last["epoch"] + 3))
     assert shorter.returncode == 0, shorter.stderr
@@ -106,7 +108,7 @@ def test_a_cancelled_job_saves_and_can_go_on(terminal: Terminal) -> None:
     assert "goes on from" in shorter.stdout
 
 
-def test_a_job_that_cannot_be_placed_says_why_and_ctrl_c_says_how_to_come_back(terminal: Terminal) -> None:
+def test_a_job_that_cannot_be_placed_gives_the_reason_and_ctrl_c_shows_how_to_reattach(terminal: Terminal) -> None:
     words = ("--npus", "1", "--resource", "huawei.com/Ascend950", "--name", "waits")
     with terminal.start("submit", *POD, *SMALL, *words) as follower:
         assert follower.stdout is not None
@@ -123,7 +125,7 @@ def test_a_job_that_cannot_be_placed_says_why_and_ctrl_c_says_how_to_come_back(t
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "retried", "said"),
+    ("words", "code", "retried", "message"),
     [
         (
             ("--mode", "eval", "--weights", "/output/none.safetensors"),
@@ -136,16 +138,16 @@ def test_a_job_that_cannot_be_placed_says_why_and_ctrl_c_says_how_to_come_back(t
     ],
 )
 def test_a_job_that_fails_names_its_cause(
-    terminal: Terminal, words: tuple[str, ...], code: int, retried: bool, said: str
+    terminal: Terminal, words: tuple[str, ...], code: int, retried: bool, message: str
 ) -> None:
-    done = terminal.submit("--npus", "1", "--name", "fails", *words)
-    assert done.returncode == code, done.stderr
-    assert said in done.stderr.splitlines()[-1]
-    assert "exit code 2" in done.stderr.splitlines()[-1]
+    result = terminal.submit("--npus", "1", "--name", "fails", *words)
+    assert result.returncode == code, result.stderr
+    assert message in result.stderr.splitlines()[-1]
+    assert "exit code 2" in result.stderr.splitlines()[-1]
     assert (len(terminal.pods("fails")) > 1) == retried
 
 
-def test_a_suspended_job_is_followed_through_its_rest(terminal: Terminal) -> None:
+def test_a_suspended_job_is_followed_until_it_resumes_and_ends(terminal: Terminal) -> None:
     words = ("--npus", "1", "--mode", "full", "--epochs", "10", "--name", "rests")
     output = terminal.output("rests")
     with terminal.start("submit", *POD, *SMALL, *words) as follower:
@@ -156,24 +158,24 @@ def test_a_suspended_job_is_followed_through_its_rest(terminal: Terminal) -> Non
             if suspend == "true":
                 until(lambda: not terminal.pods("rests"))
                 assert "Suspended" in terminal.run("status", "rests").stdout
-        said, _ = follower.communicate(timeout=600)
-    assert follower.returncode == 0, said
-    assert "job rests: Suspended: suspended" in said
-    assert ", 0 missing" in said
+        follower_output, _ = follower.communicate(timeout=600)
+    assert follower.returncode == 0, follower_output
+    assert "job rests: Suspended: suspended" in follower_output
+    assert ", 0 missing" in follower_output
 
 
 @pytest.fixture(scope="module")
 def empty(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[Terminal]:
-    """A namespace for those tests together that create nothing."""
+    """Return a terminal in one namespace, for all tests that create nothing."""
     with (
         own_namespace(cluster) as namespace,
-        restricted(cluster, namespace, tmp_path_factory.mktemp("home"), digits, PNAS_BACKEND="batch") as one,
+        restricted(cluster, namespace, tmp_path_factory.mktemp("home"), digits, PNAS_BACKEND="batch") as terminal,
     ):
-        yield one
+        yield terminal
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("--npus", "3"), 2, "--npus 3: a pod has 1, 2, 4, 8 NPUs"),
         (("--npus", "16"), 2, "--npus 16: a pod has 1, 2, 4, 8 NPUs"),
@@ -192,96 +194,98 @@ def empty(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, digits: Pa
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_created(
-    empty: Terminal, words: tuple[str, str], code: int, said: str
+    empty: Terminal, words: tuple[str, str], code: int, message: str
 ) -> None:
     overlay = empty.home / "overlay.yaml"
     overlay.write_text("spec: {imgePull: 1}\n")
-    given = dict(zip((*POD, *SMALL)[::2], (*POD, *SMALL)[1::2], strict=True)) | {"--env": "PNAS_DEVICE=cpu"}
-    given |= {words[0]: words[1].replace("overlay.yaml", str(overlay))}
-    done = empty.run("submit", *(word for option in given.items() for word in option))
-    assert (done.returncode, done.stdout) == (code, "")
-    assert said in done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    left = empty.cluster.kubectl("get", "jobs,configmaps,services", "--namespace", empty.namespace, "-o", "name")
-    assert left.split() == ["configmap/kube-root-ca.crt"]
+    options = dict(zip((*POD, *SMALL)[::2], (*POD, *SMALL)[1::2], strict=True)) | {"--env": "PNAS_DEVICE=cpu"}
+    options |= {words[0]: words[1].replace("overlay.yaml", str(overlay))}
+    result = empty.run("submit", *(word for option in options.items() for word in option))
+    assert (result.returncode, result.stdout) == (code, "")
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    objects = empty.cluster.kubectl("get", "jobs,configmaps,services", "--namespace", empty.namespace, "-o", "name")
+    assert objects.split() == ["configmap/kube-root-ca.crt"]
 
 
-def test_what_the_server_warns_of_is_shown(empty: Terminal) -> None:
-    done = empty.submit("--npus", "1", "--node-selector", "beta.kubernetes.io/arch=amd64", "--dry-run", "server")
-    assert done.returncode == 0, done.stderr
-    assert "warning: spec.template.spec.nodeSelector[beta.kubernetes.io/arch]: deprecated" in done.stderr
+def test_the_servers_warnings_are_shown(empty: Terminal) -> None:
+    result = empty.submit("--npus", "1", "--node-selector", "beta.kubernetes.io/arch=amd64", "--dry-run", "server")
+    assert result.returncode == 0, result.stderr
+    assert "warning: spec.template.spec.nodeSelector[beta.kubernetes.io/arch]: deprecated" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("words", "why"),
+    ("words", "reason"),
     [
         (("--image", "registry.example/none:1"), "ErrImageNeverPull: Container image"),
         (("--env-from-secret", "none"), 'CreateContainerConfigError: secret "none" not found'),
         (("--overlay", '{"spec": {"hostNetwork": true}}'), 'violates PodSecurity "restricted:latest"'),
     ],
 )
-def test_what_a_pod_lacks_is_why_its_job_waits(empty: Terminal, words: tuple[str, str], why: str) -> None:
+def test_a_pending_job_names_what_its_pod_lacks(empty: Terminal, words: tuple[str, str], reason: str) -> None:
     overlay = empty.home / "overlay.yaml"
     overlay.write_text(words[1])
     option, value = words[0], str(overlay) if words[0] == "--overlay" else words[1]
-    given = dict(zip(POD[::2], POD[1::2], strict=True)) | {"--env": "PNAS_DEVICE=cpu", option: value}
-    options = [word for pair in given.items() for word in pair]
+    values = dict(zip(POD[::2], POD[1::2], strict=True)) | {"--env": "PNAS_DEVICE=cpu", option: value}
+    options = [word for pair in values.items() for word in pair]
     with empty.start("submit", *options, *SMALL, "--npus", "1", "--name", "lacks") as follower:
         assert follower.stdout is not None
         line = next(line for line in follower.stdout if line.startswith("job lacks: Pending: "))
         follower.kill()
-    assert why in line
+    assert reason in line
     assert empty.run("delete", "lacks", "--force").returncode == 0
 
 
-def _reached_by(change: dict[str, str], config: Any) -> None:
+def _with_server(change: dict[str, str], config: Any) -> None:
     config["clusters"][0]["cluster"].update(change)
 
 
 def test_a_cluster_that_does_not_answer_is_named(terminal: Terminal) -> None:
-    for change, said in (
+    for change, message in (
         ({"server": "https://127.0.0.1:1"}, "the connection was refused; is the cluster up?"),
         ({"server": "https://nowhere.invalid"}, "its name is not known here"),
         ({"tls-server-name": "other.example"}, "its certificate is for another name"),
     ):
-        broken = terminal.changed("broken", functools.partial(_reached_by, change))
-        done = terminal.run("list", "--kubeconfig", str(broken), "--backend", "batch")
-        assert (done.returncode, len(done.stderr.splitlines())) == (3, 1), done.stderr
-        assert said in done.stderr
+        broken = terminal.kubeconfig_with("broken", functools.partial(_with_server, change))
+        result = terminal.run("list", "--kubeconfig", str(broken), "--backend", "batch")
+        assert (result.returncode, len(result.stderr.splitlines())) == (3, 1), result.stderr
+        assert message in result.stderr
 
 
-def test_who_has_no_rights_is_told_which(terminal: Terminal) -> None:
+def test_a_user_without_rights_learns_which_are_missing(terminal: Terminal) -> None:
     kubectl = terminal.cluster.kubectl
     kubectl("create", "serviceaccount", "guest", "--namespace", terminal.namespace)
     token = kubectl("create", "token", "guest", "--namespace", terminal.namespace).strip()
-    guest = terminal.changed("guest", lambda config: config["users"][0].update(user={"token": token}))
-    done = Terminal(terminal.cluster, terminal.namespace, terminal.home, guest, terminal.more).submit("--npus", "1")
-    assert done.returncode == 3
-    assert "you may not get jobs.batch" in done.stderr
-    assert f"namespace {terminal.namespace}" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    guest = terminal.kubeconfig_with("guest", lambda config: config["users"][0].update(user={"token": token}))
+    result = Terminal(terminal.cluster, terminal.namespace, terminal.home, guest, terminal.variables).submit(
+        "--npus", "1"
+    )
+    assert result.returncode == 3
+    assert "you may not get jobs.batch" in result.stderr
+    assert f"namespace {terminal.namespace}" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
-def test_manifests_are_the_same_bytes_each_time_and_kubectl_takes_them(terminal: Terminal) -> None:
+def test_manifests_are_the_same_bytes_each_time_and_kubectl_accepts_them(terminal: Terminal) -> None:
     words = (*POD, *SMALL, "--npus", "8", "--nodes", "2", "--mode", "full")
     first, second = (terminal.run("render", *words).stdout for _ in range(2))
     assert first == second
-    done = subprocess.run(
+    result = subprocess.run(
         terminal.cluster.command("create", "--dry-run=server", "--filename", "-"),
         input=first,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("created (server dry run)") == 2
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("created (server dry run)") == 2
 
 
-def test_two_nodes_find_each_other_by_the_headless_service_and_all_goes_with_the_job(terminal: Terminal) -> None:
-    """A gang of 16 devices is test_launcher_volcano.py's."""
-    done = terminal.submit("--npus", "1", "--nodes", "2", "--mode", "performance", "--name", "wide")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " lines from 2 devices, 0 missing" in done.stdout
+def test_two_nodes_find_each_other_by_the_headless_service_which_goes_with_the_job(terminal: Terminal) -> None:
+    """test_launcher_volcano.py tests a gang of 16 devices."""
+    result = terminal.submit("--npus", "1", "--nodes", "2", "--mode", "performance", "--name", "wide")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert " lines from 2 devices, 0 missing" in result.stdout
     assert {pod["spec"]["nodeName"] for pod in terminal.pods("wide")} == {"node1", "node2"}
     objects = ("get", "services", "--namespace", terminal.namespace, "-o", "name")
     assert terminal.cluster.kubectl(*objects).split() == ["service/wide"]

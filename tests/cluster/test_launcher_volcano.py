@@ -1,4 +1,4 @@
-"""Volcano Jobs by the launcher, with rank tables, on a cluster whose Volcano is the stand-in or the real one."""
+"""The launcher's Volcano Jobs, with rank tables, on a cluster with the stand-in or the real Volcano."""
 
 import json
 from collections.abc import Iterator
@@ -22,24 +22,24 @@ FULL = ("--npus", "2", "--mode", "full")
 
 @pytest.fixture(scope="module")
 def rank_tables(cluster: Cluster) -> Iterator[None]:
-    """Somebody fills in rank tables, as MindCluster's controller does."""
+    """Write rank tables while the tests run, as MindCluster's controller does."""
     with ranktable_writer(cluster):
         yield
 
 
 @pytest.fixture
 def terminal(cluster: Cluster, volcano: Volcano, namespace: str, tmp_path: Path, digits: Path) -> Iterator[Terminal]:
-    """A namespace with both claims in which Volcano and the writer of rank tables act."""
+    """Return a terminal in a namespace with both claims where Volcano and the rank table writer act."""
     labels = [f"{name}={value}" for name, value in volcano.labels.items()]
-    with restricted(cluster, namespace, tmp_path, digits, ["pnas.test/ranktable=true", *labels]) as one:
-        yield one
+    with restricted(cluster, namespace, tmp_path, digits, ["pnas.test/ranktable=true", *labels]) as user_terminal:
+        yield user_terminal
 
 
-def test_a_cluster_with_volcano_is_found_and_its_jobs_get_their_rank_table(terminal: Terminal) -> None:
-    done = terminal.submit("--npus", "2", "--mode", "performance", "--name", "two")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "serves Volcano (--backend volcano)" in done.stderr
-    assert " lines from 2 devices, 0 missing" in done.stdout
+def test_volcano_is_detected_and_its_jobs_get_their_rank_table(terminal: Terminal) -> None:
+    result = terminal.submit("--npus", "2", "--mode", "performance", "--name", "two")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "serves Volcano (--backend volcano)" in result.stderr
+    assert " lines from 2 devices, 0 missing" in result.stdout
     names = ("get", "configmaps", "--namespace", terminal.namespace, "-o", "name")
     assert "configmap/rings-config-two" in terminal.cluster.kubectl(*names).split()
     table = terminal.cluster.get("configmap", "rings-config-two", "--namespace", terminal.namespace)["data"]
@@ -51,16 +51,16 @@ def test_a_cluster_with_volcano_is_found_and_its_jobs_get_their_rank_table(termi
 
 
 def test_a_gang_of_two_nodes_trains_as_one(terminal: Terminal) -> None:
-    done = terminal.submit("--npus", "8", "--nodes", "2", "--mode", "performance", "--name", "gang", timeout_s=500)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "world_size=16" in done.stdout
-    assert " lines from 16 devices, 0 missing" in done.stdout
+    result = terminal.submit("--npus", "8", "--nodes", "2", "--mode", "performance", "--name", "gang", timeout_s=500)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "world_size=16" in result.stdout
+    assert " lines from 16 devices, 0 missing" in result.stdout
     assert {pod["spec"]["nodeName"] for pod in terminal.pods("gang")} == {"node1", "node2"}
 
 
 @pytest.fixture
 def two_chips_each(cluster: Cluster) -> Iterator[dict[str, list[str]]]:
-    """The only healthy ones of each node: a pod that asks for two has a node of its own, and not its first chips."""
+    """Leave two healthy chips per node, not the first ones: pods with two chips each need different nodes."""
     chips = {"node1": {4, 6}, "node2": {1, 2}}
 
     def allocatable() -> list[str]:
@@ -77,36 +77,39 @@ def two_chips_each(cluster: Cluster) -> Iterator[dict[str, list[str]]]:
         until(lambda: allocatable() == ["8", "8"], allocatable)
 
 
-def test_emulated_npus_of_two_nodes_train_by_their_rank_table_and_as_cpus_do(
+def test_emulated_npus_of_two_nodes_follow_their_rank_table_and_train_like_cpus(
     terminal: Terminal, two_chips_each: dict[str, list[str]], digits: Path, tmp_path: Path
 ) -> None:
     build()
     recipe = (*SMALL, "--mode", "full", "--epochs", "1", "--precision", "fp32", "--lr", "0.05")
     words = ("--npus", "2", "--nodes", "2", "--name", "npus", "--env", "NPU_EMULATED_LOG=/output/calls")
-    done = terminal.run("submit", *NPU_POD, *recipe, *words)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " lines from 4 devices, 0 missing" in done.stdout
-    assert {line.count("device=Ascend910-emulated") for line in done.stdout.splitlines() if "] start " in line} == {1}
-    assert "torch_npu=2.9.0+emulated" in done.stdout
-    assert_by_the_table(terminal, "npus", two_chips_each)
+    result = terminal.run("submit", *NPU_POD, *recipe, *words)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert " lines from 4 devices, 0 missing" in result.stdout
+    assert {line.count("device=Ascend910-emulated") for line in result.stdout.splitlines() if "] start " in line} == {1}
+    assert "torch_npu=2.9.0+emulated" in result.stdout
+    assert_ranks_follow_the_table(terminal, "npus", two_chips_each)
     on_cpus = (*recipe, "--device", "cpu", "--npus", "4")
-    there = train(tmp_path, *on_cpus, data=digits, environ={"OMP_NUM_THREADS": "1"})
-    assert there.code == 0, there.stdout
-    here = TrainerResult(done.returncode, done.stdout, done.stderr, terminal.output("npus"))
-    assert here.metrics("step") == there.metrics("step")
+    cpu_run = train(tmp_path, *on_cpus, data=digits, environ={"OMP_NUM_THREADS": "1"})
+    assert cpu_run.code == 0, cpu_run.stdout
+    npu_run = TrainerResult(result.returncode, result.stdout, result.stderr, terminal.output("npus"))
+    assert npu_run.metrics("step") == cpu_run.metrics("step")
 
 
-def assert_by_the_table(terminal: Terminal, job: str, chips: dict[str, list[str]]) -> None:
-    """Every rank sat on its device, which HCCL has read, too: from a regular file, for it takes no ConfigMap's link."""
+def assert_ranks_follow_the_table(terminal: Terminal, job: str, chips: dict[str, list[str]]) -> None:
+    """Assert that every rank used its device of the table, which HCCL has read as well.
+
+    HCCL refuses a symbolic link, and files of a mounted ConfigMap are links: the copy must be a regular file.
+    """
     data = terminal.cluster.get("configmap", f"rings-config-{job}", "--namespace", terminal.namespace)["data"]
     servers = json.loads(data["hccl.json"])["server_list"]
     pods = {pod["status"]["podIP"]: pod for pod in terminal.pods(job)}
-    placed = [pods[server["container_ip"]] for server in servers]
-    # The pods' own order would be the other one.
-    assert [pod["metadata"]["name"] for pod in placed] == [f"{job}-worker-1", f"{job}-worker-0"]
-    assert {pod["spec"]["nodeName"] for pod in placed} == chips.keys()
+    ordered_pods = [pods[server["container_ip"]] for server in servers]
+    # The pods' own order is the opposite one.
+    assert [pod["metadata"]["name"] for pod in ordered_pods] == [f"{job}-worker-1", f"{job}-worker-0"]
+    assert {pod["spec"]["nodeName"] for pod in ordered_pods} == chips.keys()
     calls = (terminal.output(job).parent / "calls").read_text()
-    for server, pod in zip(servers, placed, strict=True):
+    for server, pod in zip(servers, ordered_pods, strict=True):
         assert [device["device_id"] for device in server["device"]] == chips[pod["spec"]["nodeName"]]
         log = terminal.cluster.kubectl("logs", pod["metadata"]["name"], "--namespace", terminal.namespace)
         for place, device in enumerate(server["device"]):
@@ -115,22 +118,22 @@ def assert_by_the_table(terminal: Terminal, job: str, chips: dict[str, list[str]
             assert f"(backend=hccl, rank={rank}, device={place}, table={device['device_id']})" in calls
 
 
-def test_a_pod_that_is_deleted_restarts_the_job_which_goes_on_bit_for_bit(terminal: Terminal) -> None:
+def test_a_deleted_pod_restarts_the_job_which_continues_bit_for_bit(terminal: Terminal) -> None:
     words = (*FULL, "--epochs", "12", "--checkpoint-every", "3", "--name", "moved")
     output = terminal.output("moved")
     with terminal.start("submit", *POD, *SMALL, *words) as follower:
         until(lambda: any(output.glob("checkpoints/step-*")))
         delete = ("delete", "pod", "moved-worker-0", "--namespace", terminal.namespace, "--wait=false")
         terminal.cluster.kubectl(*delete)
-        said, _ = follower.communicate(timeout=600)
-    assert follower.returncode == 0, said
-    assert "received SIGTERM" in said
-    assert "resumed bit_exact=yes" in said
-    assert ", 0 missing" in said
+        follower_output, _ = follower.communicate(timeout=600)
+    assert follower.returncode == 0, follower_output
+    assert "received SIGTERM" in follower_output
+    assert "resumed bit_exact=yes" in follower_output
+    assert ", 0 missing" in follower_output
     assert json.loads(terminal.run("status", "moved", "--json").stdout)["status"]["phase"] == "Succeeded"
 
 
-def test_a_job_that_waits_for_its_gang_says_so_and_is_cancelled(terminal: Terminal) -> None:
+def test_a_job_that_waits_for_its_gang_gives_the_reason_and_is_cancelled(terminal: Terminal) -> None:
     words = ("--npus", "8", "--nodes", "3", "--mode", "full", "--name", "waits")
     with terminal.start("submit", *POD, *SMALL, *words) as follower:
         assert follower.stdout is not None
@@ -143,16 +146,16 @@ def test_a_job_that_waits_for_its_gang_says_so_and_is_cancelled(terminal: Termin
     assert follower.returncode == 125, rest
 
 
-def test_a_mistake_of_the_trainer_is_not_tried_again(terminal: Terminal) -> None:
-    done = terminal.submit("--npus", "1", "--data-path", "/data/none", "--name", "fails")
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "no such folder" in done.stderr.splitlines()[-1]
-    assert "restarting" not in done.stderr
+def test_a_configuration_error_of_the_trainer_is_not_retried(terminal: Terminal) -> None:
+    result = terminal.submit("--npus", "1", "--data-path", "/data/none", "--name", "fails")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "no such folder" in result.stderr.splitlines()[-1]
+    assert "restarting" not in result.stderr
 
 
 @pytest.fixture
-def closed(terminal: Terminal) -> Iterator[str]:
-    """A queue that takes no jobs any more."""
+def closed_queue(terminal: Terminal) -> Iterator[str]:
+    """Create a queue, close it, and return its name."""
     name = f"closed-{terminal.namespace}"
     version = "scheduling.volcano.sh/v1beta1"
     metadata = {"name": name}
@@ -173,13 +176,13 @@ def closed(terminal: Terminal) -> Iterator[str]:
         terminal.cluster.kubectl("delete", "queue", name)
 
 
-def test_a_queue_that_takes_no_jobs_is_named_before_anything_is_created(terminal: Terminal, closed: str) -> None:
-    for queue in ("nowhere", closed):
-        done = terminal.submit("--npus", "1", "--queue", queue)
-        assert (done.returncode, len(done.stderr.splitlines())) == (5, 1), done.stderr
-        assert f"--queue {queue}: " in done.stderr
-    left = terminal.cluster.kubectl("get", "vcjob,configmaps", "--namespace", terminal.namespace, "-o", "name")
-    assert left.split() == ["configmap/kube-root-ca.crt"]
+def test_a_queue_that_takes_no_jobs_is_named_before_anything_is_created(terminal: Terminal, closed_queue: str) -> None:
+    for queue in ("nowhere", closed_queue):
+        result = terminal.submit("--npus", "1", "--queue", queue)
+        assert (result.returncode, len(result.stderr.splitlines())) == (5, 1), result.stderr
+        assert f"--queue {queue}: " in result.stderr
+    objects = terminal.cluster.kubectl("get", "vcjob,configmaps", "--namespace", terminal.namespace, "-o", "name")
+    assert objects.split() == ["configmap/kube-root-ca.crt"]
 
 
 def test_a_scheduler_that_does_not_run_is_named(terminal: Terminal, volcano: Volcano) -> None:

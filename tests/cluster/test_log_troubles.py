@@ -1,4 +1,4 @@
-"""What the reader of a log may meet: a node that does not answer, a login that ends meanwhile, rights that are few."""
+"""Errors that the reader of a log can meet: a node that does not answer, a login that expires, missing rights."""
 
 import json
 import os
@@ -13,35 +13,35 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.support import fake_trainer
-from tests.cluster.support.cutting_proxy import Cutter
+from tests.cluster.support.cutting_proxy import CuttingProxy
 from tests.cluster.support.terminal import Terminal, port_of
 from tests.cluster.support.waiting import until
-from tests.cluster.test_log_following import rest_of, shown_until
+from tests.cluster.test_log_following import output_until, rest_of
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.volcano.install import Volcano
 
 pytestmark = pytest.mark.timeout(600)
 
-# An API server remembers for so long that it has believed a token.
-BELIEVED_S = 11
+# An API server caches a valid token for about this time.
+TOKEN_CACHE_S = 11
 
 
 @pytest.fixture
 def terminal(cluster: Cluster, namespace: str, tmp_path: Path) -> Terminal:
-    fake_trainer.load(cluster, tmp_path)
+    fake_trainer.load_image(cluster, tmp_path)
     return Terminal(cluster, namespace, tmp_path, cluster.kubeconfig, {"PNAS_BACKEND": "batch"})
 
 
 @contextmanager
-def stopped(cluster: Cluster, node: str) -> Iterator[None]:
-    """The node's kubelet answers nobody."""
+def stopped_kubelet(cluster: Cluster, node: str) -> Iterator[None]:
+    """Stop the node's kubelet while the context lasts, so that it does not answer."""
     folder = cluster.folder / node
-    found = [
+    kubelets = [
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/cmdline")
         if (words := _words(path))[:1] and words[0].endswith("kubelet") and any(str(folder) in word for word in words)
     ]
-    (kubelet,) = found
+    (kubelet,) = kubelets
     os.kill(kubelet, signal.SIGSTOP)
     try:
         yield
@@ -53,20 +53,20 @@ def _words(path: Path) -> list[str]:
     try:
         return path.read_text().split("\0")
     except OSError:
-        return []  # it has just ended
+        return []  # the process has just ended
 
 
-def test_a_node_that_does_not_answer_holds_nobody_up(terminal: Terminal) -> None:
-    fake_trainer.create(terminal.cluster, terminal.namespace, "held", 100_000, 100, 20, node="node2")
+def test_a_node_that_does_not_answer_does_not_block_the_log(terminal: Terminal) -> None:
+    fake_trainer.start_job(terminal.cluster, terminal.namespace, "held", 100_000, 100, 20, node="node2")
     until(lambda: "#50]" in terminal.run("logs", "held", "--raw").stdout)
-    with stopped(terminal.cluster, "node2"):
-        done = terminal.run("logs", "held", "--tail", "5", timeout_s=60)
+    with stopped_kubelet(terminal.cluster, "node2"):
+        result = terminal.run("logs", "held", "--tail", "5", timeout_s=60)
     (pod,) = terminal.pods("held")
-    assert done.returncode == 0
-    assert f"pod {pod['metadata']['name']}: its node does not give the rest of its log" in done.stderr
+    assert result.returncode == 0
+    assert f"pod {pod['metadata']['name']}: its node does not give the rest of its log" in result.stderr
 
 
-def test_a_login_that_ends_while_a_job_is_followed_is_renewed(terminal: Terminal) -> None:
+def test_a_login_that_expires_while_a_job_is_followed_is_renewed(terminal: Terminal) -> None:
     kubectl, namespace, token = terminal.cluster.kubectl, terminal.namespace, terminal.home / "token"
 
     def log_in() -> None:
@@ -86,39 +86,41 @@ def test_a_login_that_ends_while_a_job_is_followed_is_renewed(terminal: Terminal
     )
     plugin.chmod(0o755)
     command = {"apiVersion": credential["apiVersion"], "command": str(plugin), "interactiveMode": "Never"}
-    fake_trainer.create(terminal.cluster, namespace, "long", 2_500, 100, 20)
-    with Cutter(port_of(terminal.cluster), every_s=600, silence_s=0, seed=0) as cutter:
-        server = {"server": f"https://127.0.0.1:{cutter.port}"}
+    fake_trainer.start_job(terminal.cluster, namespace, "long", 2_500, 100, 20)
+    with CuttingProxy(port_of(terminal.cluster), every_s=600, silence_s=0, seed=0) as proxy:
+        server = {"server": f"https://127.0.0.1:{proxy.port}"}
 
         def as_user(config: dict[str, list[dict[str, dict[str, object]]]]) -> None:
             config["clusters"][0]["cluster"].update(server)
             config["users"][0].update(user={"exec": command})
 
-        config = str(terminal.changed("user", as_user))
+        config = str(terminal.kubeconfig_with("user", as_user))
         with terminal.start("logs", "long", "-f", "--raw", "--kubeconfig", config) as follower:
-            said = shown_until(follower, "#100]")
+            output = output_until(follower, "#100]")
             kubectl("delete", "serviceaccount", "user", "--namespace", namespace)
             log_in()
-            time.sleep(BELIEVED_S)
-            with cutter.away():
+            time.sleep(TOKEN_CACHE_S)
+            with proxy.unavailable():
                 pass
-            said += rest_of(follower)
-    assert follower.returncode == 0, said
-    assert fake_trainer.numbers(said) == list(range(1, 2_501))
+            output += rest_of(follower)
+    assert follower.returncode == 0, output
+    assert fake_trainer.line_numbers(output) == list(range(1, 2_501))
 
 
-def test_who_may_see_one_kind_of_job_alone_and_no_events_sees_all_else(terminal: Terminal, volcano: Volcano) -> None:
-    assert volcano.labels, "there are jobs of another kind, which are hidden"
-    terminal = replace(terminal, more={})
+def test_a_user_with_rights_on_one_job_kind_and_no_events_sees_all_the_rest(
+    terminal: Terminal, volcano: Volcano
+) -> None:
+    assert volcano.labels, "the cluster has a second job kind, which is hidden"
+    terminal = replace(terminal, variables={})
     kubectl, namespace = terminal.cluster.kubectl, terminal.namespace
-    fake_trainer.create(terminal.cluster, namespace, "seen", 100, 0, 20)
+    fake_trainer.start_job(terminal.cluster, namespace, "seen", 100, 0, 20)
     kubectl("create", "serviceaccount", "reader", "--namespace", namespace)
     account = f"--serviceaccount={namespace}:reader"
     kinds = "--resource=jobs.batch,pods,pods/log"
     kubectl("create", "role", "reader", "--verb=get,list,watch", kinds, "--namespace", namespace)
     kubectl("create", "rolebinding", "reader", "--role=reader", account, "--namespace", namespace)
     token = kubectl("create", "token", "reader", "--namespace", namespace).strip()
-    reader = str(terminal.changed("reader", lambda config: config["users"][0].update(user={"token": token})))
+    reader = str(terminal.kubeconfig_with("reader", lambda config: config["users"][0].update(user={"token": token})))
     assert terminal.run("logs", "seen", "-f", "--kubeconfig", reader).returncode == 0
     status = terminal.run("status", "seen", "--kubeconfig", reader)
     assert status.returncode == 0, status.stderr

@@ -1,4 +1,7 @@
-"""Whatever the three ways give is tidy YAML and valid on Kubernetes 1.29 to 1.37, by its published schemas; offline."""
+"""The objects of chart, launcher and plain manifests are tidy YAML and valid on Kubernetes 1.29 to 1.37.
+
+The test uses the published schemas, offline.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -20,12 +23,12 @@ from tests.cluster.job_settings import settings
 
 VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
 RULES = Path(__file__).parents[2] / ".yamllint.yaml"
-# Helm writes values as JSON on one line, and lists its own way.
+# Helm writes values as JSON on one line, and indents lists differently.
 AS_RENDERED = "rules: {line-length: disable, commas: disable, indentation: {spaces: 2, indent-sequences: whatever}}"
 
 
 def rendered() -> dict[str, str]:
-    """Text by what gave it: the chart with nothing and with all, by both Helms; each plain manifest."""
+    """Return each text by its source: each plain manifest, and the chart with no and all options by both Helms."""
     sets: dict[str, Sequence[str]] = {"nothing": (), "all": ALL_ON, "batch": (*ALL_ON, "--set", "job.backend=batch")}
     texts = {
         f"{version}, {name}": template(program(), CHART, *values)
@@ -41,15 +44,15 @@ def texts() -> dict[str, str]:
 
 
 def jobs() -> Iterator[Any]:
-    """What the launcher gives for each kind of job, one node and two, and every option on and off."""
+    """Yield the launcher's objects for each kind of job, on one node and on two, with every option on and off."""
     for backend in ("batch", "volcano"):
         for nodes in (1, 2):
             for options in ("plain", "everything", "cpu"):
                 yield from manifests(settings(backend, 8, nodes, options), None)
 
 
-def known(item: dict[str, Any]) -> dict[str, Any] | None:
-    """As Kubernetes' own schemas have it: of a Volcano Job its pod; of what is Volcano's alone, nothing."""
+def kubernetes_part(item: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the part that Kubernetes' schemas know: a Volcano Job's pod, and nothing of other Volcano objects."""
     if not item["apiVersion"].partition("/")[0].endswith(".volcano.sh"):
         return item
     if item["kind"] != "Job":
@@ -59,20 +62,20 @@ def known(item: dict[str, Any]) -> dict[str, Any] | None:
 
 
 @pytest.fixture
-def reading_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would read the schemas anew for each object, which takes most of the time."""
+def cached_schemas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read the schemas once: to read them for each object would take most of the time."""
     monkeypatch.setattr(kubernetes_validate.utils, "schema_contents", cache(kubernetes_validate.utils.schema_contents))
 
 
-@pytest.mark.usefixtures("reading_once")
+@pytest.mark.usefixtures("cached_schemas")
 def test_every_object_is_valid_on_every_version(texts: dict[str, str]) -> None:
     objects = [item for text in texts.values() for item in yaml.safe_load_all(text) if item]
-    wanted = [one for item in (*objects, *jobs()) if (one := known(item)) is not None]
-    unique = {json.dumps(one, sort_keys=True): one for one in wanted}
+    parts = [part for item in (*objects, *jobs()) if (part := kubernetes_part(item)) is not None]
+    unique = {json.dumps(part, sort_keys=True): part for part in parts}
     assert len(unique) > 30
     for version in VERSIONS:
-        for one in unique.values():
-            kubernetes_validate.validate(one, version, strict=True)
+        for part in unique.values():
+            kubernetes_validate.validate(part, version, strict=True)
 
 
 def test_a_misspelt_field_would_be_found(texts: dict[str, str]) -> None:
@@ -82,9 +85,11 @@ def test_a_misspelt_field_would_be_found(texts: dict[str, str]) -> None:
         kubernetes_validate.validate(job, VERSIONS[0], strict=True)
 
 
-def test_what_is_rendered_is_tidy(texts: dict[str, str]) -> None:
+def test_rendered_texts_are_tidy(texts: dict[str, str]) -> None:
     rules = YamlLintConfig(AS_RENDERED)
     rules.extend(YamlLintConfig(RULES.read_text(encoding="utf-8")))
-    # Helm 4 ends with a line that is empty.
-    found = {name: [str(one) for one in linter.run(text.rstrip() + "\n", rules)] for name, text in texts.items()}
-    assert {name: lines for name, lines in found.items() if lines} == {}
+    # Helm 4 ends with an empty line.
+    problems = {
+        name: [str(problem) for problem in linter.run(text.rstrip() + "\n", rules)] for name, text in texts.items()
+    }
+    assert {name: lines for name, lines in problems.items() if lines} == {}

@@ -1,4 +1,4 @@
-"""A container instance's log comes whole through cuts, restarts and deletion, or the loss is announced."""
+"""A container's log is complete in spite of cuts, restarts and deletion, or the loss is announced."""
 
 import random
 import sys
@@ -13,160 +13,161 @@ from launcher.podlogs.errors import Timing
 from launcher.podlogs.merge import Merged
 from launcher.podlogs.stop import Stop
 from tests.cluster.support import line_printer
-from tests.cluster.support.cutting_proxy import Cutter
-from tests.cluster.support.pod_logs import Bench, Seen, bench_on, until
+from tests.cluster.support.cutting_proxy import CuttingProxy
+from tests.cluster.support.pod_logs import LogContent, PodLogs, pod_logs_in, until
 from tests.cluster.support.terminal import port_of
 from tests.cluster.testbed.cluster import Cluster
 
-# test_log_following.py has the launcher follow 100,000 lines over 200 cuts.
+# In test_log_following.py the launcher follows 100,000 lines over 200 cuts.
 LINES = 20_000
 CUTS = 40
 
 
 @pytest.fixture
-def bench(cluster: Cluster, namespace: str, tmp_path: Path) -> Iterator[Bench]:
-    with bench_on(cluster, namespace, tmp_path) as one:
-        yield one
+def pod_logs(cluster: Cluster, namespace: str, tmp_path: Path) -> Iterator[PodLogs]:
+    with pod_logs_in(cluster, namespace, tmp_path) as new_pod_logs:
+        yield new_pod_logs
 
 
-def test_no_line_is_lost_or_repeated_over_many_cuts(bench: Bench) -> None:
-    """However the cuts fall: what is left of them is used up by reading the ended log again."""
+def test_no_line_is_lost_or_repeated_over_many_cuts(pod_logs: PodLogs) -> None:
+    """The number of cuts in one reading varies; the test reads the ended log again until it has made enough cuts."""
     seed = random.SystemRandom().randrange(2**32)
     sys.stdout.write(f"seed {seed}\n")
-    uid = bench.create("cut", LINES, 2000, 10, 0)
+    uid = pod_logs.create("cut", LINES, 2000, 10, 0)
     timing = Timing(idle_s=0.3)
-    with Cutter(port_of(bench.cluster), every_s=0.15, silence_s=0.5, seed=seed) as cutter:
-        while cutter.cuts < CUTS:
-            seen = Seen().take_all(bench.log("cut", uid, port=cutter.port, timing=timing))
-            assert seen.numbers == list(range(1, LINES + 1))
-            assert not seen.gaps
-            assert seen.caught_up == 1
+    with CuttingProxy(port_of(pod_logs.cluster), every_s=0.15, silence_s=0.5, seed=seed) as proxy:
+        while proxy.cuts < CUTS:
+            content = LogContent().add_all(pod_logs.log("cut", uid, port=proxy.port, timing=timing))
+            assert content.numbers == list(range(1, LINES + 1))
+            assert not content.gaps
+            assert content.caught_up == 1
 
 
-def test_both_instances_of_a_container_that_fails_once_are_whole(bench: Bench) -> None:
-    uid = bench.create("again", 100, 0, 10, 3, f"{line_printer.FOLDER}/done", restart="OnFailure")
+def test_the_logs_of_a_failed_container_and_its_restart_are_complete(pod_logs: PodLogs) -> None:
+    uid = pod_logs.create("again", 100, 0, 10, 3, f"{line_printer.FOLDER}/done", restart="OnFailure")
     stop = Stop()
-    seen = {0: Seen(), 1: Seen()}
+    content = {0: LogContent(), 1: LogContent()}
     with Merged[int](stop) as merged:
-        for restarts in seen:
-            merged.add(restarts, bench.log("again", uid, restarts, stop=stop))
+        for restarts in content:
+            merged.add(restarts, pod_logs.log("again", uid, restarts, stop=stop))
         merged.finish()
         for restarts, item in merged:
-            seen[restarts].take(item)
-    for one in seen.values():
-        assert one.numbers == list(range(1, 101))
-        assert not one.gaps
-    assert (seen[0].others, seen[1].others) == ([], [b"run before"])
-    (pod,) = bench.api.list(PODS, fields="metadata.name=again")[0]
+            content[restarts].add(item)
+    for instance in content.values():
+        assert instance.numbers == list(range(1, 101))
+        assert not instance.gaps
+    assert (content[0].other_lines, content[1].other_lines) == ([], [b"run before"])
+    (pod,) = pod_logs.api.list(PODS, fields="metadata.name=again")[0]
     (status,) = pod["status"]["containerStatuses"]
     assert (status["restartCount"], status["state"]["terminated"]["exitCode"]) == (1, 0)
 
 
-def test_an_instance_that_ended_before_anybody_read_it_is_whole(bench: Bench) -> None:
-    uid = bench.create("earlier", 2000, 1000, 10, 3, f"{line_printer.FOLDER}/done", restart="OnFailure")
-    state = bench.watcher.state(uid)
+def test_the_log_of_a_container_that_ended_before_the_first_read_is_complete(pod_logs: PodLogs) -> None:
+    uid = pod_logs.create("earlier", 2000, 1000, 10, 3, f"{line_printer.FOLDER}/done", restart="OnFailure")
+    state = pod_logs.watcher.state(uid)
     until(lambda: state().restart_count == 1 and state().running)
-    seen = Seen().take_all(bench.log("earlier", uid, 0))
-    assert (seen.numbers, seen.others, seen.gaps) == (list(range(1, 2001)), [], [])
-    # A kubelet keeps the logs of one ended instance, which now is the second.
+    content = LogContent().add_all(pod_logs.log("earlier", uid, 0))
+    assert (content.numbers, content.other_lines, content.gaps) == (list(range(1, 2001)), [], [])
+    # A kubelet keeps the log of one ended container per pod, which is now the second one.
     until(lambda: state().pod_ended)
-    again = Seen().take_all(bench.log("earlier", uid, 0))
-    assert (again.numbers == seen.numbers) != bool(again.gaps)
+    again = LogContent().add_all(pod_logs.log("earlier", uid, 0))
+    assert (again.numbers == content.numbers) != bool(again.gaps)
 
 
-def test_a_status_that_is_behind_does_not_lead_to_another_instance(bench: Bench) -> None:
-    """It says that the first one runs when that has ended and the second one has begun."""
-    uid = bench.create("behind", 6000, 1000, 10, 3, f"{line_printer.FOLDER}/done", restart="OnFailure")
-    state = bench.watcher.state(uid)
+def test_a_late_status_does_not_lead_to_the_log_of_another_container(pod_logs: PodLogs) -> None:
+    """The status says that the first container runs although the second one has started."""
+    uid = pod_logs.create("behind", 6000, 1000, 10, 3, f"{line_printer.FOLDER}/done", restart="OnFailure")
+    state = pod_logs.watcher.state(uid)
     until(lambda: state().restart_count == 1 and state().running)
-    seen = Seen().take_all(bench.log("behind", uid, 0, timing=Timing(settle_s=2), behind_s=1))
-    assert (seen.numbers, seen.others, seen.gaps) == (list(range(1, 6001)), [], [])
+    content = LogContent().add_all(pod_logs.log("behind", uid, 0, timing=Timing(settle_s=2), behind_s=1))
+    assert (content.numbers, content.other_lines, content.gaps) == (list(range(1, 6001)), [], [])
 
 
-def test_the_log_of_an_instance_before_the_previous_one_is_said_to_be_lost(bench: Bench) -> None:
-    uid = bench.create("often", 100, 0, 10, 3, restart="Always")
-    until(lambda: bench.watcher.state(uid)().restart_count >= 2)
-    first = Seen().take_all(bench.log("often", uid, 0))
+def test_the_log_of_the_last_but_one_container_is_reported_lost(pod_logs: PodLogs) -> None:
+    uid = pod_logs.create("often", 100, 0, 10, 3, restart="Always")
+    until(lambda: pod_logs.watcher.state(uid)().restart_count >= 2)
+    first = LogContent().add_all(pod_logs.log("often", uid, 0))
     assert (first.numbers, [gap.why for _, gap in first.gaps]) == (
         [],
         ["the container restarted twice before its log had been read to the end"],
     )
 
 
-def test_a_running_container_is_read_as_far_as_it_has_come_where_nobody_wants_more(bench: Bench) -> None:
-    uid = bench.create("running", 10_000_000, 1000, 10, 0)
-    until(lambda: bench.watcher.state(uid)().running)
-    seen = Seen().take_all(bench.log("running", uid, follow=False))
-    more = Seen().take_all(bench.log("running", uid, follow=False))
-    assert seen.numbers == list(range(1, len(seen.numbers) + 1))
-    assert len(more.numbers) > len(seen.numbers)
-    assert seen.caught_up == more.caught_up == 1
+def test_without_follow_a_running_container_is_read_to_its_current_end(pod_logs: PodLogs) -> None:
+    uid = pod_logs.create("running", 10_000_000, 1000, 10, 0)
+    until(lambda: pod_logs.watcher.state(uid)().running)
+    content = LogContent().add_all(pod_logs.log("running", uid, follow=False))
+    later = LogContent().add_all(pod_logs.log("running", uid, follow=False))
+    assert content.numbers == list(range(1, len(content.numbers) + 1))
+    assert len(later.numbers) > len(content.numbers)
+    assert content.caught_up == later.caught_up == 1
 
 
-def test_the_last_words_of_a_pod_that_is_deleted_are_heard(bench: Bench) -> None:
-    uid = bench.create("deleted", 10_000_000, 1000, 10, 0)
-    seen = Seen()
-    log = iter(bench.log("deleted", uid))
-    while len(seen.numbers) < 500:
-        seen.take(next(log))
-    bench.cluster.kubectl("delete", "pod", "deleted", "--namespace", bench.namespace, "--wait=false")
-    seen.take_all(log)
-    assert seen.numbers == list(range(1, len(seen.numbers) + 1))
-    assert seen.others == [b"last words"]
-    # Where the pod was forgotten before that could be confirmed, nothing is said to be lost but what may come after.
-    assert {(place, gap.first_ns) for place, gap in seen.gaps} <= {(len(seen.numbers), seen.newest_ns)}
+def test_the_last_lines_of_a_deleted_pod_are_read(pod_logs: PodLogs) -> None:
+    uid = pod_logs.create("deleted", 10_000_000, 1000, 10, 0)
+    content = LogContent()
+    log = iter(pod_logs.log("deleted", uid))
+    while len(content.numbers) < 500:
+        content.add(next(log))
+    pod_logs.cluster.kubectl("delete", "pod", "deleted", "--namespace", pod_logs.namespace, "--wait=false")
+    content.add_all(log)
+    assert content.numbers == list(range(1, len(content.numbers) + 1))
+    assert content.other_lines == [b"last words"]
+    # If the pod was gone before the reader could confirm the end of its log, the only possible gap is after its last
+    # line.
+    assert {(place, gap.first_ns) for place, gap in content.gaps} <= {(len(content.numbers), content.newest_ns)}
 
 
-def test_what_a_pod_writes_after_it_was_forgotten_is_said_to_be_lost(bench: Bench) -> None:
-    uid = bench.create("forgotten", 10_000_000, 1000, 10, 0)
-    until(lambda: bench.watcher.state(uid)().running)
-    seen = Seen()
-    with Cutter(port_of(bench.cluster), every_s=2, silence_s=1, seed=1) as cutter:
-        log = iter(bench.log("forgotten", uid, port=cutter.port))
-        while not seen.numbers:
-            seen.take(next(log))
-        bench.cluster.kubectl(
-            "delete", "pod", "forgotten", "--namespace", bench.namespace, "--force", "--grace-period=0"
+def test_lines_after_a_forced_deletion_are_reported_lost(pod_logs: PodLogs) -> None:
+    uid = pod_logs.create("forgotten", 10_000_000, 1000, 10, 0)
+    until(lambda: pod_logs.watcher.state(uid)().running)
+    content = LogContent()
+    with CuttingProxy(port_of(pod_logs.cluster), every_s=2, silence_s=1, seed=1) as proxy:
+        log = iter(pod_logs.log("forgotten", uid, port=proxy.port))
+        while not content.numbers:
+            content.add(next(log))
+        pod_logs.cluster.kubectl(
+            "delete", "pod", "forgotten", "--namespace", pod_logs.namespace, "--force", "--grace-period=0"
         )
-        seen.take_all(log)
-    [(place, gap)] = seen.gaps
-    assert place == len(seen.numbers)
-    assert (gap.first_ns, gap.last_ns) == (seen.stamps[-1], None)
+        content.add_all(log)
+    [(place, gap)] = content.gaps
+    assert place == len(content.numbers)
+    assert (gap.first_ns, gap.last_ns) == (content.stamps[-1], None)
     assert gap.why == "the pod was deleted before its log had been read to the end"
 
 
-def test_a_pod_that_is_made_anew_under_its_name_is_not_read_as_the_one_before(bench: Bench) -> None:
-    """As Volcano makes them, while the status is behind and the connection is cut."""
-    uid = bench.create("anew", 10_000_000, 1000, 10, 0)
-    until(lambda: bench.watcher.state(uid, behind_s=3)().running)
-    seen = Seen()
-    with Cutter(port_of(bench.cluster), every_s=600, silence_s=1, seed=1) as cutter:
-        log = iter(bench.log("anew", uid, port=cutter.port, behind_s=3))
-        while not seen.numbers:
-            seen.take(next(log))
-        kill = ("delete", "pod", "anew", "--namespace", bench.namespace, "--force", "--grace-period=0")
-        with cutter.away():
-            bench.cluster.kubectl(*kill)
-            bench.cluster.create(line_printer.pod(bench.namespace, "anew", 5000, 1000, 10, 0))
-            until(lambda: bench.watcher.uid("anew") not in {None, uid})
-            another = bench.watcher.uid("anew")
-            until(lambda: another is not None and bench.watcher.state(another)().running)
-        seen.take_all(log)
-    assert seen.numbers == list(range(1, len(seen.numbers) + 1))
-    [(place, gap)] = seen.gaps
-    assert place == len(seen.numbers)
+def test_a_recreated_pod_of_the_same_name_is_not_read_as_the_earlier_one(pod_logs: PodLogs) -> None:
+    """Volcano creates pods in this way; here the status is late and the connection is cut as well."""
+    uid = pod_logs.create("recreated", 10_000_000, 1000, 10, 0)
+    until(lambda: pod_logs.watcher.state(uid, behind_s=3)().running)
+    content = LogContent()
+    with CuttingProxy(port_of(pod_logs.cluster), every_s=600, silence_s=1, seed=1) as proxy:
+        log = iter(pod_logs.log("recreated", uid, port=proxy.port, behind_s=3))
+        while not content.numbers:
+            content.add(next(log))
+        delete = ("delete", "pod", "recreated", "--namespace", pod_logs.namespace, "--force", "--grace-period=0")
+        with proxy.unavailable():
+            pod_logs.cluster.kubectl(*delete)
+            pod_logs.cluster.create(line_printer.pod(pod_logs.namespace, "recreated", 5000, 1000, 10, 0))
+            until(lambda: pod_logs.watcher.uid("recreated") not in {None, uid})
+            new_uid = pod_logs.watcher.uid("recreated")
+            until(lambda: new_uid is not None and pod_logs.watcher.state(new_uid)().running)
+        content.add_all(log)
+    assert content.numbers == list(range(1, len(content.numbers) + 1))
+    [(place, gap)] = content.gaps
+    assert place == len(content.numbers)
     assert gap.why == "the pod was deleted before its log had been read to the end"
 
 
-def test_a_stop_ends_all_logs_at_once_and_leaves_no_thread(bench: Bench) -> None:
-    uids = {name: bench.create(name, 10_000_000, 10, 10, 0) for name in ("one", "two")}
+def test_a_stop_ends_all_logs_at_once_and_leaves_no_thread(pod_logs: PodLogs) -> None:
+    uids = {name: pod_logs.create(name, 10_000_000, 10, 10, 0) for name in ("one", "two")}
     stop = Stop()
     with Merged[str](stop) as merged:
         for name, uid in uids.items():
-            merged.add(name, bench.log(name, uid, stop=stop))
-        seen = {name: Seen() for name in uids}
-        while not all(one.numbers for one in seen.values()):
-            found = merged.get()
-            assert found is not None
-            seen[found[0]].take(found[1])
+            merged.add(name, pod_logs.log(name, uid, stop=stop))
+        content = {name: LogContent() for name in uids}
+        while not all(log.numbers for log in content.values()):
+            item = merged.get()
+            assert item is not None
+            content[item[0]].add(item[1])
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("podlog")]

@@ -1,4 +1,4 @@
-"""Every recorded life of a rank table, played to pods of the bed in its recorded time, through mounted ConfigMaps."""
+"""Replay every recorded rank table to pods of the test bed, at the recorded times, through mounted ConfigMaps."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.support import ranktable_reader
-from tests.cluster.support.ranktable_histories import PODS, History, Role, Step, histories
+from tests.cluster.support.ranktable_histories import PODS, Change, History, Role, histories
 from tests.cluster.support.terminal import own_namespace
 from tests.cluster.support.waiting import until
 from tests.cluster.testbed.api import Api
@@ -24,10 +24,10 @@ HISTORIES = histories()
 WAVES = (0, 1)
 FIRST_PORT = 30_000
 LOOK_EVERY_S = 1.0
-AT_ONCE_S = 0.1
-"""Steps until then are what pods find when they come."""
+INITIAL_S = 0.1
+"""Changes up to this time are made before the pods start."""
 
-Said = dict[str, list[dict[str, Any]]]
+Output = dict[str, list[dict[str, Any]]]
 
 
 def test_there_are_histories_of_both_waves_and_nodes() -> None:
@@ -41,57 +41,64 @@ def _volume(case: str) -> str:
 
 
 @dataclass
-class Stage:
-    """A namespace in which the histories are played: pods of one wave, then those of the next."""
+class ReplayNamespace:
+    """A namespace in which the histories are replayed: first the pods of one wave, then the pods of the next."""
 
     cluster: Cluster
     namespace: str
     api: Api
-    real: dict[str, str] = field(default_factory=dict)
-    """What is put in the place of a recorded pod's address and UID, by history."""
+    real_values: dict[str, str] = field(default_factory=dict)
+    """The test bed's addresses and UIDs by history and recorded value."""
 
-    def play(self, wave: int) -> Said:
-        """Everything that the pods of this wave say; the ConfigMaps are as the wave before left them."""
-        steps = [(history, step) for history in HISTORIES for step in history.steps if step.wave == wave]
-        self._show((history, step) for history, step in steps if step.at_s <= AT_ONCE_S)
-        self._pods(wave)
+    def replay(self, wave: int) -> Output:
+        """Replay a wave and return all output of its pods; the ConfigMaps are as the previous wave left them."""
+        changes = [(history, change) for history in HISTORIES for change in history.changes if change.wave == wave]
+        self._write((history, change) for history, change in changes if change.at_s <= INITIAL_S)
+        self._create_pods(wave)
         started = time.monotonic()
-        for history, step in sorted(steps, key=lambda one: one[1].at_s):
-            if step.at_s > AT_ONCE_S:
-                time.sleep(max(0.0, started + step.at_s - time.monotonic()))
-                self._show([(history, step)])
-        return self._heard(wave)
+        for history, change in sorted(changes, key=lambda one: one[1].at_s):
+            if change.at_s > INITIAL_S:
+                time.sleep(max(0.0, started + change.at_s - time.monotonic()))
+                self._write([(history, change)])
+        return self._read_output(wave)
 
     def end(self, wave: int) -> None:
-        self.cluster.kubectl("delete", "pods", f"--selector=wave={wave}", *self._here, "--now", "--wait=false")
+        self.cluster.kubectl(
+            "delete", "pods", f"--selector=wave={wave}", *self._namespace_words, "--now", "--wait=false"
+        )
 
     @property
-    def _here(self) -> tuple[str, str]:
+    def _namespace_words(self) -> tuple[str, str]:
         return ("--namespace", self.namespace)
 
-    def _show(self, steps: Iterable[tuple[History, Step]]) -> None:
-        """Give the ConfigMaps what the steps say, of the pods that are there in the place of the recorded."""
-        new = []
-        for history, step in steps:
+    def _write(self, changes: Iterable[tuple[History, Change]]) -> None:
+        """Write the changes into the ConfigMaps, with the test bed's addresses and UIDs."""
+        created = []
+        for history, change in changes:
             name = _volume(history.case)
-            if step.data is None:
-                self.cluster.kubectl("delete", "configmap", name, *self._here)
+            if change.data is None:
+                self.cluster.kubectl("delete", "configmap", name, *self._namespace_words)
                 continue
-            data = {key: self._played(history, text) for key, text in step.data.items()}
-            if step.new:
+            data = {key: self._replaced(history, text) for key, text in change.data.items()}
+            if change.is_creation:
                 metadata = {"name": name, "namespace": self.namespace}
-                new.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
+                created.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
             else:
                 self.api.merge(f"/api/v1/namespaces/{self.namespace}/configmaps/{name}", {"data": data})
-        if new:
-            self.cluster.create(*new)
+        if created:
+            self.cluster.create(*created)
 
-    def _played(self, history: History, text: str) -> str:
-        """Recorded addresses may be real ones of other pods: all are exchanged in one go."""
-        return re.sub(r'"([^"]*)"', lambda word: f'"{self.real.get(f"{history.case} {word[1]}", word[1])}"', text)
+    def _replaced(self, history: History, text: str) -> str:
+        """Replace all recorded values in one pass, because a recorded address can be the real one of another pod."""
+        return re.sub(
+            r'"([^"]*)"', lambda word: f'"{self.real_values.get(f"{history.case} {word[1]}", word[1])}"', text
+        )
 
-    def _pods(self, wave: int) -> None:
-        """Make the pods of a wave, and learn who they are. Each plays a part in many histories, at most one in each."""
+    def _create_pods(self, wave: int) -> None:
+        """Create the pods of a wave and record their addresses and UIDs.
+
+        Each pod takes a part in many histories, at most one in each.
+        """
         parts: dict[str, dict[str, tuple[History, Role]]] = defaultdict(dict)
         for history in HISTORIES:
             for role in history.roles.values():
@@ -100,15 +107,15 @@ class Stage:
                     parts[f"wave{wave}-node{role.node}-{on_node}"][history.case] = (history, role)
         self.cluster.create(*(self._pod(name, wave, cases) for name, cases in parts.items()))
         self.cluster.kubectl(
-            "wait", "pods", f"--selector=wave={wave}", "--for=condition=Ready", *self._here, "--timeout=300s"
+            "wait", "pods", f"--selector=wave={wave}", "--for=condition=Ready", *self._namespace_words, "--timeout=300s"
         )
         for name, cases in parts.items():
             pod = self.api.get(f"/api/v1/namespaces/{self.namespace}/pods/{name}")
             for case, (_, role) in cases.items():
                 if PODS.fullmatch(role.ip):
-                    self.real[f"{case} {role.ip}"] = pod["status"]["podIP"]
+                    self.real_values[f"{case} {role.ip}"] = pod["status"]["podIP"]
                 if role.uid:
-                    self.real[f"{case} {role.uid}"] = pod["metadata"]["uid"]
+                    self.real_values[f"{case} {role.uid}"] = pod["metadata"]["uid"]
 
     def _pod(self, name: str, wave: int, cases: Mapping[str, tuple[History, Role]]) -> dict[str, Any]:
         roles = {
@@ -120,8 +127,8 @@ class Stage:
             }
             for number, (case, (_, role)) in enumerate(cases.items())
         }
-        known = {"POD_UID": "metadata.uid", "POD_IP": "status.podIP", "HOST_IP": "status.hostIP"}
-        references = [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in known.items()]
+        fields = {"POD_UID": "metadata.uid", "POD_IP": "status.podIP", "HOST_IP": "status.hostIP"}
+        references = [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()]
         volumes = [_volume(case) for case in cases]
         container = {
             "name": "reader",
@@ -136,7 +143,7 @@ class Stage:
         }
         spec = {
             "containers": [container],
-            # A ConfigMap may come after the pods.
+            # A ConfigMap can be created after the pods.
             "volumes": [
                 {"name": "tmp", "emptyDir": {}},
                 *({"name": volume, "configMap": {"name": volume, "optional": True}} for volume in volumes),
@@ -147,52 +154,54 @@ class Stage:
         metadata = {"name": name, "namespace": self.namespace, "labels": {"wave": str(wave)}}
         return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
-    def _heard(self, wave: int) -> Said:
-        """What all of them say, once there is nothing more to come."""
-        # A kubelet looks after a volume each time that it looks after its pod: from 10 to 15 s, or now.
-        self.cluster.kubectl("annotate", "pods", f"--selector=wave={wave}", "look=now", *self._here)
-        said: Said = {}
+    def _read_output(self, wave: int) -> Output:
+        """Return the output of all pods once it is complete."""
+        # A kubelet updates a volume when it syncs its pod: every 10 to 15 s, or at once after a change of the pod.
+        self.cluster.kubectl("annotate", "pods", f"--selector=wave={wave}", "look=now", *self._namespace_words)
+        output: Output = {}
 
         def waiting() -> list[str]:
-            said.clear()
-            log = self.cluster.kubectl("logs", f"--selector=wave={wave}", "--tail=-1", *self._here)
+            output.clear()
+            log = self.cluster.kubectl("logs", f"--selector=wave={wave}", "--tail=-1", *self._namespace_words)
             for line in map(json.loads, log.splitlines()):
-                said.setdefault(line["role"], []).append(line)
+                output.setdefault(line["role"], []).append(line)
             roles = {f"{h.case} {r.ip}": r for h in HISTORIES for r in h.roles.values() if r.wave == wave}
-            return [f"{name}: {said.get(name)}" for name, role in roles.items() if not _over(role, said.get(name))]
+            return [
+                f"{name}: {output.get(name)}" for name, role in roles.items() if not _is_final(role, output.get(name))
+            ]
 
         until(lambda: not waiting(), lambda: "\n".join(waiting()), every_s=LOOK_EVERY_S)
-        return said
+        return output
 
 
-def _over(role: Role, said: list[dict[str, Any]] | None) -> bool:
-    """Whether the pod has its place, or says for the last time why it has none."""
-    if not said:
+def _is_final(role: Role, output: list[dict[str, Any]] | None) -> bool:
+    """Return whether the pod has its place, or has reported the final reason why not."""
+    if not output:
         return False
-    last = said[-1]
+    last = output[-1]
     return "waits" not in last or (bool(role.reason) and role.reason in str(last["waits"]))
 
 
 @pytest.fixture(scope="module")
-def played(cluster: Cluster) -> Iterator[tuple[Stage, list[Said]]]:
-    """All histories, played."""
-    cluster.inside("nodes with the recorded ones' addresses")
-    with own_namespace(cluster) as namespace, closing(Api(cluster.kubeconfig)) as api:
-        stage = Stage(cluster, namespace, api)
-        heard = []
+def played(cluster: Cluster) -> Iterator[tuple[ReplayNamespace, list[Output]]]:
+    """Replay all histories."""
+    cluster.inside("nodes with the recorded addresses")
+    with own_namespace(cluster) as name, closing(Api(cluster.kubeconfig)) as api:
+        namespace = ReplayNamespace(cluster, name, api)
+        outputs = []
         for wave in WAVES:
-            heard.append(stage.play(wave))
-            stage.end(wave)
-        yield stage, heard
+            outputs.append(namespace.replay(wave))
+            namespace.end(wave)
+        yield namespace, outputs
 
 
 @pytest.mark.parametrize("history", HISTORIES, ids=lambda history: history.case)
-def test_the_pods_of_a_recorded_job_get_its_ranks_on_its_devices_or_say_why_not(
-    played: tuple[Stage, list[Said]], history: History
+def test_replayed_pods_get_the_recorded_ranks_and_devices_or_the_recorded_reason(
+    played: tuple[ReplayNamespace, list[Output]], history: History
 ) -> None:
-    stage, heard = played
+    namespace, outputs = played
     for role in history.roles.values():
-        *before, last = heard[role.wave][f"{history.case} {role.ip}"]
+        *before, last = outputs[role.wave][f"{history.case} {role.ip}"]
         assert all("waits" in line for line in before)
         if role.reason:
             assert "found" not in last
@@ -204,7 +213,7 @@ def test_the_pods_of_a_recorded_job_get_its_ranks_on_its_devices_or_say_why_not(
             ],
             "world_size": role.world_size,
             "node_rank": role.node_rank,
-            "master": stage.real.get(f"{history.case} {role.master}", role.master),
+            "master": namespace.real_values.get(f"{history.case} {role.master}", role.master),
         }
         assert last["mounted_is_link"]
-        assert last["copy_is_regular"], "HCCL passes over a link"
+        assert last["copy_is_regular"], "HCCL ignores a symbolic link"

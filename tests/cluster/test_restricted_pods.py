@@ -1,4 +1,4 @@
-"""Every pod of the three ways is taken where Pod Security `restricted` is enforced; what costs it is refused."""
+"""Every pod of chart, launcher and plain manifests passes Pod Security `restricted`, unless it uses hostPath."""
 
 import json
 import subprocess
@@ -17,13 +17,13 @@ from tests.cluster.job_settings import settings
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.volcano.install import Volcano
 
-# Volcano's Jobs are judged by its own types, from which the cluster's definitions are made.
+# Volcano's Jobs are validated by Volcano's own types, from which the cluster's definitions are made.
 STRICT = ("create", "--dry-run=server", "--validate=strict", "--filename", "-", "--namespace")
 Pods = Mapping[str, dict[str, Any]]
 
 
 def templates(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The pods that an object is, or makes."""
+    """Yield the pods or pod templates of an object."""
     spec = item.get("spec", {})
     if item["kind"] == "Pod":
         yield item
@@ -33,19 +33,22 @@ def templates(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def pods(objects: Mapping[str, Any]) -> Pods:
-    """Pods to be made, by where they come from."""
-    found = {}
+    """Return pods to create, by their source."""
+    pods_by_source = {}
     for name, items in objects.items():
         for item in filter(None, items):
-            for one in templates(item):
-                # An account and a class are the cluster's, and no matter of Pod Security.
-                spec = {key: value for key, value in one["spec"].items() if "serviceAccount" not in key}
+            for pod_template in templates(item):
+                # A service account and a priority class belong to the cluster, and do not concern Pod Security.
+                spec = {key: value for key, value in pod_template["spec"].items() if "serviceAccount" not in key}
                 spec.pop("priorityClassName", None)
-                found[f"{name}: {item['kind']} {item['metadata']['name']}"] = {"spec": spec, "meta": one["metadata"]}
-    return found
+                pods_by_source[f"{name}: {item['kind']} {item['metadata']['name']}"] = {
+                    "spec": spec,
+                    "meta": pod_template["metadata"],
+                }
+    return pods_by_source
 
 
-def of_three_ways(driver: str) -> Pods:
+def pods_of_all_sources(driver: str) -> Pods:
     chart = {
         f"chart, {backend}": yaml.safe_load_all(
             template(HELMS["helm4"](), CHART, *ALL_ON, "--set", f"job.backend={backend},defaults.driver={driver}")
@@ -62,78 +65,80 @@ def of_three_ways(driver: str) -> Pods:
 
 
 @pytest.fixture
-def restricted(cluster: Cluster, namespace: str) -> str:
+def restricted_namespace(cluster: Cluster, namespace: str) -> str:
     cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     return namespace
 
 
-def asked(cluster: Cluster, namespace: str, found: Pods) -> "subprocess.CompletedProcess[str]":
-    """Have the server judge them all at once; nothing is made."""
+def dry_run_pods(cluster: Cluster, namespace: str, pods_by_name: Pods) -> "subprocess.CompletedProcess[str]":
+    """Have the server check all pods at once, without creating them."""
     items = [
         {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": f"pod-{number}", "labels": one["meta"].get("labels", {})},
-            "spec": one["spec"],
+            "metadata": {"name": f"pod-{number}", "labels": pod["meta"].get("labels", {})},
+            "spec": pod["spec"],
         }
-        for number, one in enumerate(found.values())
+        for number, pod in enumerate(pods_by_name.values())
     ]
-    return tried(cluster, namespace, items)
+    return dry_run(cluster, namespace, items)
 
 
-def tried(cluster: Cluster, namespace: str, items: list[Any]) -> "subprocess.CompletedProcess[str]":
+def dry_run(cluster: Cluster, namespace: str, items: list[Any]) -> "subprocess.CompletedProcess[str]":
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
     return subprocess.run(cluster.command(*STRICT, namespace), input=text, capture_output=True, text=True, check=False)
 
 
-def test_pod_security_takes_every_pod(cluster: Cluster, restricted: str) -> None:
-    found = of_three_ways("runtime")
-    kinds = {name.partition(": ")[2].split()[0] for name in found}
-    assert kinds == {"Job", "Pod", "Deployment"}, "those that train, the chart's test, TensorBoard"
-    done = asked(cluster, restricted, found)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("created (server dry run)") == len(found)
+def test_pod_security_admits_every_pod(cluster: Cluster, restricted_namespace: str) -> None:
+    all_pods = pods_of_all_sources("runtime")
+    kinds = {name.partition(": ")[2].split()[0] for name in all_pods}
+    assert kinds == {"Job", "Pod", "Deployment"}, "training jobs, the chart's test, TensorBoard"
+    result = dry_run_pods(cluster, restricted_namespace, all_pods)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("created (server dry run)") == len(all_pods)
 
 
-def test_the_server_takes_a_job_of_each_kind_for_each_hardware_to_the_last_field(
-    cluster: Cluster, restricted: str, volcano: Volcano
+def test_the_server_accepts_every_field_of_each_job_kind_for_each_hardware(
+    cluster: Cluster, restricted_namespace: str, volcano: Volcano
 ) -> None:
     assert volcano.labels
-    found = {
+    manifests_by_name = {
         f"{name} {backend}": manifests(
             {"backend": backend, "hardware": name, "npus": preset.several_nodes[-1], "nodes": 2, "image": "r/p:1"}, None
         )
         for name, preset in PRESETS.items()
         for backend in ("batch", "volcano")
     }
-    objects = [one for some in found.values() for one in some]
+    objects = [item for items in manifests_by_name.values() for item in items]
     assert len(objects) == 4 * len(PRESETS), "each job with its Service, or its rank table"
-    done = tried(cluster, restricted, objects)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("created (server dry run)") == len(objects)
-    judged = asked(cluster, restricted, pods(found))
-    assert judged.returncode == 0, judged.stderr
+    result = dry_run(cluster, restricted_namespace, objects)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("created (server dry run)") == len(objects)
+    pods_result = dry_run_pods(cluster, restricted_namespace, pods(manifests_by_name))
+    assert pods_result.returncode == 0, pods_result.stderr
     misspelt = json.loads(json.dumps(objects[-1]))
     misspelt["spec"]["tasks"][0]["template"]["spec"]["containers"][0]["env"][-1]["valueFrm"] = {}
-    refused = tried(cluster, restricted, [misspelt])
+    refused = dry_run(cluster, restricted_namespace, [misspelt])
     assert 'unknown field "valueFrm"' in refused.stderr
 
 
-def test_the_hosts_driver_costs_the_namespace_its_pod_security(cluster: Cluster, restricted: str) -> None:
-    with_driver = {name: one for name, one in of_three_ways("host").items() if "driver" in json.dumps(one["spec"])}
+def test_pod_security_refuses_the_hosts_driver(cluster: Cluster, restricted_namespace: str) -> None:
+    with_driver = {
+        name: pod for name, pod in pods_of_all_sources("host").items() if "driver" in json.dumps(pod["spec"])
+    }
     assert len(with_driver) == 8, "of the chart and the launcher; the plain manifests have none"
-    done = asked(cluster, restricted, with_driver)
-    assert done.stdout == ""
-    assert done.stderr.count('volume "driver" uses restricted volume type "hostPath"') == len(with_driver)
+    result = dry_run_pods(cluster, restricted_namespace, with_driver)
+    assert result.stdout == ""
+    assert result.stderr.count('volume "driver" uses restricted volume type "hostPath"') == len(with_driver)
     chart = (CHART / "README.md").read_text(encoding="utf-8")
     assert "`baseline` and `restricted` refuse every path of the host" in chart
 
 
-def test_pods_that_train_are_given_no_token_and_write_to_sized_volumes_alone() -> None:
-    for name, one in of_three_ways("runtime").items():
+def test_training_pods_have_no_token_and_write_only_to_sized_volumes() -> None:
+    for name, pod in pods_of_all_sources("runtime").items():
         if not name.partition(": ")[2].startswith("Job"):
             continue
-        spec = one["spec"]
+        spec = pod["spec"]
         assert spec["automountServiceAccountToken"] is False, name
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         for volume in volumes.values():

@@ -26,14 +26,14 @@ EVERYBODYS = {("get", "", ""), ("create", "authorization.k8s.io", "selfsubjectac
 @pytest.fixture
 def terminal(cluster: Cluster, volcano: Volcano, namespace: str, tmp_path: Path) -> Terminal:
     """Somebody who has the Role and nothing else, in a namespace in which Volcano acts."""
-    fake_trainer.load(cluster, tmp_path)
+    fake_trainer.load_image(cluster, tmp_path)
     claims(cluster, namespace, {name: tmp_path / name for name in ("pnas-data", "pnas-output")})
     kubectl = cluster.kubectl
     kubectl("label", "namespace", namespace, *(f"{name}={value}" for name, value in volcano.labels.items()))
     kubectl("apply", "--namespace", namespace, "--filename", str(FOLDER / "rbac.yaml"))
     token = kubectl("create", "token", ACCOUNT, "--namespace", namespace).strip()
     admin = Terminal(cluster, namespace, tmp_path, cluster.kubeconfig)
-    config = admin.changed("launcher", lambda config: config["users"][0].update(user={"token": token}))
+    config = admin.kubeconfig_with("launcher", lambda config: config["users"][0].update(user={"token": token}))
     return Terminal(cluster, namespace, tmp_path, config)
 
 
@@ -81,7 +81,7 @@ def everything_that_a_person_types(terminal: Terminal) -> None:
         assert again.returncode == 0, again.stderr
         deleted = terminal.run("delete", name, "--force")
         assert deleted.returncode == 0, deleted.stderr
-    fake_trainer.create(terminal.cluster, terminal.namespace, "spoken", 100, 0, 20)
+    fake_trainer.start_job(terminal.cluster, terminal.namespace, "spoken", 100, 0, 20)
     followed = terminal.run("logs", "spoken", "-f")
     assert "100 lines from 1 device, 0 missing" in followed.stderr + followed.stdout
     assert terminal.run("list").returncode == 0

@@ -22,7 +22,7 @@ from tests.cluster.testbed.npus.device_plugin import RESOURCE, preferred
 from tests.cluster.testbed.npus.pod_annotations import annotations
 from tests.cluster.testbed.storage import claims
 
-HOLD = """
+HOLDING_SCRIPT = """
 import time
 from tests.cluster.testbed.cluster import running
 with running() as cluster:
@@ -49,7 +49,7 @@ def _pod(name: str, *, npus: int = 0, node: str | None = None) -> dict[str, Any]
 
 
 def _script(name: str, script: str, *, npus: int = 0, node: str | None = None) -> dict[str, Any]:
-    """A pod that runs a Python script, as the trainer's user."""
+    """Return a pod that runs a Python script, as the trainer's user."""
     pod = _pod(name, npus=npus, node=node)
     pod["spec"]["containers"][0] |= {"image": images.TRAINER, "command": ["python", "-c", script]}
     return pod
@@ -59,12 +59,12 @@ def _create(cluster: Cluster, namespace: str, *pods: dict[str, Any]) -> None:
     cluster.create(*({**pod, "metadata": {**pod["metadata"], "namespace": namespace}} for pod in pods))
 
 
-def test_pods_run_on_both_nodes_and_have_addresses_of_their_own(cluster: Cluster, namespace: str) -> None:
+def test_pods_run_on_both_nodes_and_have_different_addresses(cluster: Cluster, namespace: str) -> None:
     _create(cluster, namespace, *(_pod(f"on-{node.name}", node=node.name) for node in cluster.nodes))
 
     def pods() -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = cluster.get("pods", "--namespace", namespace)["items"]
-        return found
+        items: list[dict[str, Any]] = cluster.get("pods", "--namespace", namespace)["items"]
+        return items
 
     _until(lambda: all(pod["status"]["phase"] == "Running" for pod in pods()))
     addresses = {pod["spec"]["nodeName"]: pod["status"]["podIP"] for pod in pods()}
@@ -72,7 +72,7 @@ def test_pods_run_on_both_nodes_and_have_addresses_of_their_own(cluster: Cluster
     cluster.nodes[1].namespaces.run("ping", "-c1", "-W5", addresses["node1"])
 
 
-def test_a_pod_gets_the_chips_of_one_ring_and_one_that_asks_for_too_many_waits(
+def test_a_pod_gets_the_chips_of_one_ring_and_a_pod_that_asks_for_too_many_waits(
     cluster: Cluster, namespace: str
 ) -> None:
     sizes = {"two": 2, "four": 4, "nine": 9}
@@ -89,7 +89,7 @@ def test_a_pod_gets_the_chips_of_one_ring_and_one_that_asks_for_too_many_waits(
     assert any(f"Insufficient {RESOURCE}" in event["message"] for event in events)
 
 
-def test_nothing_of_it_is_in_the_machines_own_mounts_and_network(cluster: Cluster) -> None:
+def test_the_machines_own_mounts_and_network_show_nothing_of_the_test_bed(cluster: Cluster) -> None:
     assert str(cluster.folder) in cluster.nodes[0].namespaces.run("cat", "/proc/self/mountinfo")
     assert str(RUNS) not in Path("/proc/self/mountinfo").read_text()
     for command, sign in ((["iptables-save"], "KUBE-"), (["ip", "-oneline", "address"], "10.123.")):
@@ -97,7 +97,7 @@ def test_nothing_of_it_is_in_the_machines_own_mounts_and_network(cluster: Cluste
         assert sign not in output_of(command)
 
 
-def test_an_unhealthy_chip_cannot_be_had(cluster: Cluster) -> None:
+def test_an_unhealthy_chip_is_not_allocatable(cluster: Cluster) -> None:
     def allocatable() -> str:
         number: str = cluster.get("node", "node2")["status"]["allocatable"][RESOURCE]
         return number
@@ -109,7 +109,7 @@ def test_an_unhealthy_chip_cannot_be_had(cluster: Cluster) -> None:
     _until(lambda: allocatable() == "8")
 
 
-def test_restricted_namespaces_refuse_pods_that_are_not(cluster: Cluster, namespace: str) -> None:
+def test_restricted_namespaces_refuse_unrestricted_pods(cluster: Cluster, namespace: str) -> None:
     cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     with pytest.raises(StartError, match='violates PodSecurity "restricted:latest"'):
         _create(cluster, namespace, _pod("refused"))
@@ -131,7 +131,7 @@ def test_pods_on_both_nodes_write_to_the_same_claim_without_being_root(
     assert {path.stat().st_uid for path in written} == {images.USER}
 
 
-def test_not_even_root_can_write_to_what_a_pod_sees_of_the_machine(cluster: Cluster, namespace: str) -> None:
+def test_not_even_root_can_write_to_the_machines_folders_in_a_pod(cluster: Cluster, namespace: str) -> None:
     places = ["/usr", "/bin", sys.base_prefix, "/opt/pnas/venv", "/opt/pnas/src/trainer"]
     script = f"""
 import errno
@@ -145,49 +145,49 @@ for place in {places}:
     pod = _script("root", script)
     pod["spec"]["containers"][0]["securityContext"] = {"runAsUser": 0}
     _create(cluster, namespace, pod)
-    where = ["root", "--namespace", namespace]
-    _until(lambda: cluster.get("pod", *where)["status"]["phase"] == "Succeeded")
-    assert cluster.kubectl("logs", *where).split() == ["EROFS"] * len(places)
+    pod_words = ["root", "--namespace", namespace]
+    _until(lambda: cluster.get("pod", *pod_words)["status"]["phase"] == "Succeeded")
+    assert cluster.kubectl("logs", *pod_words).split() == ["EROFS"] * len(places)
 
 
-def test_a_claim_is_refused_for_a_folder_that_nodes_have_each_of_their_own(cluster: Cluster, namespace: str) -> None:
+def test_a_claim_is_refused_for_a_folder_that_nodes_do_not_share(cluster: Cluster, namespace: str) -> None:
     with pytest.raises(ValueError, match="/run/pnas: nodes do not share"):
         claims(cluster, namespace, {"own": Path("/run/pnas")})
 
 
-def test_a_pod_is_told_of_its_chips_as_ascends_device_plugin_tells(cluster: Cluster, namespace: str) -> None:
+def test_a_pod_gets_the_annotations_of_ascends_device_plugin(cluster: Cluster, namespace: str) -> None:
     script = "import os, time; print(os.environ['ASCEND_VISIBLE_DEVICES'], flush=True); time.sleep(600)"
     _create(cluster, namespace, *(_script(f"p{number}", script, npus=2, node="node2") for number in range(4)))
     for number in range(4):
-        where = [f"p{number}", "--namespace", namespace]
-        cluster.kubectl("wait", "--for=condition=Ready", "pod", *where, "--timeout=300s")
-        cluster.kubectl("wait", "--for=jsonpath={.metadata.annotations.huawei\\.com/kltDev}", "pod", *where)
-        metadata = cluster.get("pod", *where)["metadata"]
-        chips = cluster.kubectl("logs", *where).strip().split(",")
+        pod = [f"p{number}", "--namespace", namespace]
+        cluster.kubectl("wait", "--for=condition=Ready", "pod", *pod, "--timeout=300s")
+        cluster.kubectl("wait", "--for=jsonpath={.metadata.annotations.huawei\\.com/kltDev}", "pod", *pod)
+        metadata = cluster.get("pod", *pod)["metadata"]
+        chips = cluster.kubectl("logs", *pod).strip().split(",")
         assert len(chips) == 2
         names = ",".join(f"Ascend910-{chip}" for chip in chips)
         assert metadata["annotations"]["huawei.com/AscendReal"] == names
         assert metadata["annotations"]["huawei.com/kltDev"] == names
-        told = json.loads(metadata["annotations"]["ascend.kubectl.kubernetes.io/ascend-910-configuration"])
-        assert [device["device_id"] for device in told["devices"]] == chips
-        assert (told["server_id"], told["host_ip"]) == (metadata["uid"], "10.123.0.2")
+        configuration = json.loads(metadata["annotations"]["ascend.kubectl.kubernetes.io/ascend-910-configuration"])
+        assert [device["device_id"] for device in configuration["devices"]] == chips
+        assert (configuration["server_id"], configuration["host_ip"]) == (metadata["uid"], "10.123.0.2")
 
 
-def test_what_is_told_of_chips_has_the_form_that_was_recorded() -> None:
-    """The recorded one differs in its invented device addresses alone."""
+def test_annotations_of_chips_have_the_recorded_form() -> None:
+    """Only the device addresses differ from the recording: the test bed invents them."""
     recorded = json.loads((TABLES / "op-HEAD-2nodes-2x8.json").read_text())["pods"][0]
-    written = recorded["annotations"]
+    recorded_annotations = recorded["annotations"]
     pod = {"metadata": {"name": recorded["name"], "uid": recorded["uid"]}}
-    ours = annotations(pod, "10.123.0.2", written["huawei.com/kltDev"].split(","))
+    new_annotations = annotations(pod, "10.123.0.2", recorded_annotations["huawei.com/kltDev"].split(","))
 
     def without_addresses(text: str) -> str:
         return re.sub(r'"device_ip":"[0-9.]+"', "", text)
 
-    for name, text in ours.items():
-        assert without_addresses(text) == without_addresses(written[name])
+    for name, text in new_annotations.items():
+        assert without_addresses(text) == without_addresses(recorded_annotations[name])
 
 
-def test_nodes_are_labelled_as_ascends_guide_has_it(cluster: Cluster) -> None:
+def test_nodes_have_the_labels_of_ascends_guide(cluster: Cluster) -> None:
     for node in cluster.nodes:
         labels = cluster.get("node", node.name)["metadata"]["labels"]
         assert ASCEND_910_LABELS.items() <= labels.items()
@@ -204,41 +204,41 @@ def test_nodes_are_labelled_as_ascends_guide_has_it(cluster: Cluster) -> None:
         (range(8), [], 8, list(range(8))),
     ],
 )
-def test_chips_come_from_one_ring_where_they_can(
+def test_chips_come_from_one_ring_where_possible(
     available: list[int], wanted: list[int], size: int, chips: list[int]
 ) -> None:
     assert preferred(list(available), wanted, size) == chips
 
 
 def test_a_cluster_whose_process_is_killed_leaves_nothing_behind(cluster: Cluster) -> None:
-    """It needs `cluster` only for what that makes sure of: that there can be one here."""
-    with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True) as process:
+    """Need a cluster only to make sure that this machine can run one."""
+    with subprocess.Popen([sys.executable, "-c", HOLDING_SCRIPT], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         folder = Path(process.stdout.readline().strip())
-        first = int((folder / "node1" / "pid").read_text())
-        assert Path(f"/proc/{first}").exists()
+        first_process = int((folder / "node1" / "pid").read_text())
+        assert Path(f"/proc/{first_process}").exists()
         os.kill(process.pid, signal.SIGKILL)
-    _until(lambda: not Path(f"/proc/{first}").exists())
-    clean_up()  # the start of another cluster may have done so before
+    _until(lambda: not Path(f"/proc/{first_process}").exists())
+    clean_up()  # the start of another cluster may have cleaned up before
     assert not folder.exists()
     assert not list(Path("/sys/fs/cgroup").glob(f"*/{folder.name}-*"))
-    assert cluster.folder in RUNS.iterdir(), "one that runs is left alone"
+    assert cluster.folder in RUNS.iterdir(), "the clean-up keeps a running cluster"
 
 
 @pytest.mark.parametrize(
     ("helm", "version", "kubernetes"), [(binaries.helm3, "v3.20.2", "1.35"), (binaries.helm4, "v4.3.1", "1.37")]
 )
-def test_both_helms_are_whole_and_know_a_kubernetes_of_today(
+def test_both_helms_work_and_render_for_a_current_kubernetes(
     cluster: Cluster, tmp_path: Path, helm: Callable[[], Path], version: str, kubernetes: str
 ) -> None:
-    """It waits for the build that the fixture began; a Helm that was built without its flags renders for 1.20."""
+    """Wait for the build that the fixture started. Helm built without its flags renders for Kubernetes 1.20."""
     assert cluster.program.exists()
     program = str(helm())
     assert output_of([program, "version", "--template", "{{.Version}}"]) == version
     (tmp_path / "templates").mkdir()
     (tmp_path / "Chart.yaml").write_text("apiVersion: v2\nname: c\nversion: 0.1.0\n")
-    shown = "kubernetes: {{ .Capabilities.KubeVersion.Major }}.{{ .Capabilities.KubeVersion.Minor }}\n"
-    (tmp_path / "templates" / "c.yaml").write_text(shown)
+    template = "kubernetes: {{ .Capabilities.KubeVersion.Major }}.{{ .Capabilities.KubeVersion.Minor }}\n"
+    (tmp_path / "templates" / "c.yaml").write_text(template)
     assert f"kubernetes: {kubernetes}\n" in output_of([program, "template", "r", str(tmp_path)])
-    listed = output_of([program, "list", "--kubeconfig", str(cluster.kubeconfig), "--all-namespaces"])
-    assert listed.startswith("NAME")
+    releases = output_of([program, "list", "--kubeconfig", str(cluster.kubeconfig), "--all-namespaces"])
+    assert releases.startswith("NAME")

@@ -264,8 +264,8 @@ def test_doctor_says_all_that_is_missing_at_once(place: Terminal) -> None:
     kubectl, where = place.cluster.kubectl, ("--namespace", place.namespace)
     kubectl("create", "serviceaccount", "guest", *where)
     token = kubectl("create", "token", "guest", *where).strip()
-    guest = place.changed("guest", lambda config: config["users"][0].update(user={"token": token}))
-    told = Terminal(place.cluster, place.namespace, place.home, guest, place.more).run("doctor", "--json")
+    guest = place.kubeconfig_with("guest", lambda config: config["users"][0].update(user={"token": token}))
+    told = Terminal(place.cluster, place.namespace, place.home, guest, place.variables).run("doctor", "--json")
     kubectl("delete", "serviceaccount", "guest", *where)
     found = {one["about"]: one for one in json.loads(told.stdout)["items"]}
     assert found["rights"]["text"].startswith("you may not create jobs.batch, delete jobs.batch, ")

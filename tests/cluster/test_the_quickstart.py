@@ -15,7 +15,7 @@ from tests.cluster.helm import HELMS
 from tests.cluster.support.documented_commands import commands, normalised, type_all
 from tests.cluster.support.terminal import REPOSITORY
 from tests.cluster.testbed.artifacts import trainer_image
-from tests.cluster.testbed.artifacts.trainer_image import Built
+from tests.cluster.testbed.artifacts.trainer_image import TrainerImage
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.nodes.node import Node
 from tests.cluster.testbed.storage import volumes
@@ -38,7 +38,7 @@ class Docker:
     It is on a base that stands in for CANN's, see `testbed.built`; `push` gives it to a node under its name.
     """
 
-    def __init__(self, node: Node, image: Built) -> None:
+    def __init__(self, node: Node, image: TrainerImage) -> None:
         self._node = node
         self._image = image
         self._names: list[str] = []
@@ -102,7 +102,7 @@ class Shell:
 
 
 @pytest.fixture
-def shell(cluster: Cluster, namespace: str, tmp_path: Path, digits: Path, built_image: Built) -> Iterator[Shell]:
+def shell(cluster: Cluster, namespace: str, tmp_path: Path, digits: Path, built_image: TrainerImage) -> Iterator[Shell]:
     """In a namespace in which nothing is; its administrator has volumes for claims, and put images into one."""
     cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     folders = {"pnas-data": digits, "pnas-output": tmp_path / "output"}

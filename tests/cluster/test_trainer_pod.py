@@ -1,4 +1,4 @@
-"""The trainer runs in a pod of the test bed as it will on a cluster: restricted, on data and output from claims."""
+"""The trainer runs in a pod as on a production cluster: restricted, with data and output from claims."""
 
 import functools
 import re
@@ -18,8 +18,8 @@ SMALL = ("--device=cpu", "--model=pnasnet5tiny", "--image-size=32", "--batch-siz
 
 
 @pytest.fixture
-def restricted(cluster: Cluster, namespace: str, tmp_path: Path, digits: Path) -> str:
-    """A namespace that takes restricted pods alone, with images in the claim `data` and an empty claim `output`."""
+def restricted_namespace(cluster: Cluster, namespace: str, tmp_path: Path, digits: Path) -> str:
+    """Return a namespace for restricted pods only, with images in the claim `data` and an empty claim `output`."""
     cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     claims(cluster, namespace, {"data": digits, "output": tmp_path / "output"})
     return namespace
@@ -61,24 +61,26 @@ def _create(cluster: Cluster, namespace: str, pod: dict[str, Any]) -> None:
     cluster.create({**pod, "metadata": {**pod["metadata"], "namespace": namespace}})
 
 
-def test_the_trainer_runs_in_a_restricted_pod_over_data_from_a_claim(cluster: Cluster, restricted: str) -> None:
-    _create(cluster, restricted, _pod("timed", "--mode=performance", "--steps=3", "--warmup-steps=1"))
+def test_the_trainer_runs_in_a_restricted_pod_over_data_from_a_claim(
+    cluster: Cluster, restricted_namespace: str
+) -> None:
+    _create(cluster, restricted_namespace, _pod("timed", "--mode=performance", "--steps=3", "--warmup-steps=1"))
 
     def pod() -> Any:
-        return cluster.get("pod", "timed", "--namespace", restricted)
+        return cluster.get("pod", "timed", "--namespace", restricted_namespace)
 
     _until(lambda: pod()["status"]["phase"] in {"Succeeded", "Failed"}, pod)
-    log = cluster.kubectl("logs", "timed", "--namespace", restricted)
+    log = cluster.kubectl("logs", "timed", "--namespace", restricted_namespace)
     (ended,) = pod()["status"]["containerStatuses"]
     assert ended["state"]["terminated"]["exitCode"] == 0, log
     tagged = re.findall(r"^\[rank (\d) cpu:\1 #\d+\] step ", log, flags=re.MULTILINE)
     assert set(tagged) == {str(rank) for rank in range(NPUS)}, log
 
 
-def test_a_pod_that_is_deleted_saves_and_ends_resumably(cluster: Cluster, restricted: str, tmp_path: Path) -> None:
-    _create(cluster, restricted, _pod("long", "--mode=full", "--epochs=1000", "--log-interval=1"))
-    where = ["long", "--namespace", restricted]
-    cluster.kubectl("wait", "--for=condition=Ready", "pod", *where, "--timeout=300s")
-    _until(lambda: " step " in cluster.kubectl("logs", *where), lambda: cluster.kubectl("logs", *where))
-    assert exit_code_of_a_deleted_pod(cluster, *where) == 75
+def test_a_deleted_pod_saves_and_ends_resumably(cluster: Cluster, restricted_namespace: str, tmp_path: Path) -> None:
+    _create(cluster, restricted_namespace, _pod("long", "--mode=full", "--epochs=1000", "--log-interval=1"))
+    pod = ["long", "--namespace", restricted_namespace]
+    cluster.kubectl("wait", "--for=condition=Ready", "pod", *pod, "--timeout=300s")
+    _until(lambda: " step " in cluster.kubectl("logs", *pod), lambda: cluster.kubectl("logs", *pod))
+    assert exit_code_of_a_deleted_pod(cluster, *pod) == 75
     assert list((tmp_path / "output" / "long").glob("checkpoints/*"))

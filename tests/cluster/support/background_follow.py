@@ -1,4 +1,4 @@
-"""A launcher that follows 100,000 lines over 200 cuts, in the background: minutes in which it computes little."""
+"""A launcher that follows 100,000 lines over 200 cuts, in the background: for minutes, and with little computation."""
 
 import random
 import subprocess
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.support import fake_trainer
-from tests.cluster.support.cutting_proxy import Cutter
+from tests.cluster.support.cutting_proxy import CuttingProxy
 from tests.cluster.support.terminal import REPOSITORY, Terminal, own_namespace, port_of
 from tests.cluster.testbed.cluster import Cluster
 
@@ -17,35 +17,35 @@ CUTS = 200
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A job's log that is followed through a relay which cuts, in the background; what is shown goes to files."""
+class BackgroundFollow:
+    """A launcher that follows a job's log in the background, through a proxy that cuts; it writes to two files."""
 
     seed: int
     follower: "subprocess.Popen[bytes]"
-    cutter: Cutter
-    shown: Path
-    said: Path
+    proxy: CuttingProxy
+    stdout: Path
+    stderr: Path
 
 
 @contextmanager
-def cut_following(cluster: Cluster, folder: Path) -> Iterator[Cut]:
-    """Begin it, with what it needs in `folder`."""
+def start_background_follow(cluster: Cluster, folder: Path) -> Iterator[BackgroundFollow]:
+    """Start the launcher, the job and the proxy; their files are in `folder`."""
     seed = random.SystemRandom().randrange(2**32)
-    fake_trainer.load(cluster, folder)
-    shown, said = folder / "shown", folder / "said"
+    fake_trainer.load_image(cluster, folder)
+    stdout_path, stderr_path = folder / "stdout", folder / "stderr"
     with (
         own_namespace(cluster) as namespace,
-        Cutter(port_of(cluster), every_s=0.25, silence_s=0.5, seed=seed) as cutter,
-        shown.open("wb") as stdout,
-        said.open("wb") as stderr,
+        CuttingProxy(port_of(cluster), every_s=0.25, silence_s=0.5, seed=seed) as proxy,
+        stdout_path.open("wb") as stdout,
+        stderr_path.open("wb") as stderr,
     ):
-        fake_trainer.create(cluster, namespace, "cut", LINES, 700, 20)
+        fake_trainer.start_job(cluster, namespace, "cut", LINES, 700, 20)
         terminal = Terminal(cluster, namespace, folder, cluster.kubeconfig, {"PNAS_BACKEND": "batch"})
-        words = ("logs", "cut", "-f", "--raw", "--kubeconfig", str(terminal.through(cutter.port)))
+        arguments = ("logs", "cut", "-f", "--raw", "--kubeconfig", str(terminal.kubeconfig_through(proxy.port)))
         with subprocess.Popen(
-            terminal.command(words), cwd=REPOSITORY, env=terminal.environ, stdout=stdout, stderr=stderr
+            terminal.command(arguments), cwd=REPOSITORY, env=terminal.environ, stdout=stdout, stderr=stderr
         ) as follower:
             try:
-                yield Cut(seed, follower, cutter, shown, said)
+                yield BackgroundFollow(seed, follower, proxy, stdout_path, stderr_path)
             finally:
                 follower.kill()

@@ -1,6 +1,6 @@
-"""A relay to the API server that cuts connections at random: reset, closed in good order, or silent and then reset.
+"""A TCP proxy to the API server that cuts connections at random: by reset, by close, or by silence and then reset.
 
-It can also be away for a while, as a server is that is started anew.
+It can also be unavailable for a while, like a server that restarts.
 """
 
 import random
@@ -12,20 +12,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 CHUNK = 1 << 16
-CARRIED = 8 << 10
-"""More than it takes to get to know each other: a connection has begun to say something."""
-# SO_LINGER on, for no time at all: close() sends a reset.
+HANDSHAKE_BYTES = 8 << 10
+"""More bytes than the TLS handshake takes: after them, the connection carries requests and answers."""
+# SO_LINGER on, with a time of zero: close() sends a reset.
 _RESET = struct.pack("ii", 1, 0)
 
 
-class Cutter:
-    """Listens on a port of its own, for as long as the context lasts.
+class CuttingProxy:
+    """Listen on a free port while the context lasts.
 
     Args:
-        target: the port on 127.0.0.1 that it relays to.
-        every_s: about how long a connection lives from when it carries something, or some times that where it does
-            not. On a busy machine, one whose life began earlier might never come to say anything.
-        silence_s: how long one that falls silent stays so.
+        target: the port on 127.0.0.1 to which the proxy connects.
+        every_s: about how long a connection lives after it begins to carry data, or three times as long without data.
+            On a busy machine, a shorter life before the first data could end a connection before it is used.
+        silence_s: how long a silent connection stays silent before its reset.
     """
 
     def __init__(self, target: int, *, every_s: float, silence_s: float, seed: int) -> None:
@@ -38,19 +38,19 @@ class Cutter:
         self._clients: set[socket.socket] = set()
         self.port: int = self._listening.getsockname()[1]
         self.cuts = 0
-        """Connections that it has cut while they were in use."""
+        """Connections that the proxy has cut while they were in use."""
 
-    def __enter__(self) -> "Cutter":
+    def __enter__(self) -> "CuttingProxy":
         self._start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._leave()
+        self._stop()
 
     @contextmanager
-    def away(self) -> Iterator[None]:
-        """Every connection is ended, and a new one refused, for as long as the context lasts."""
-        self._leave()
+    def unavailable(self) -> Iterator[None]:
+        """End every connection, and refuse new ones, while the context lasts."""
+        self._stop()
         for client in tuple(self._clients):
             _reset(client)
         yield
@@ -64,8 +64,8 @@ class Cutter:
     def _start(self) -> None:
         threading.Thread(target=self._accept, args=(self._listening,), daemon=True).start()
 
-    def _leave(self) -> None:
-        # Closing alone would not wake who waits in accept().
+    def _stop(self) -> None:
+        # close() without shutdown() would not wake a thread that waits in accept().
         with suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
@@ -79,8 +79,8 @@ class Cutter:
         server = socket.create_connection(("127.0.0.1", self._target))
         self._clients.add(client)
         silent, carries = threading.Event(), threading.Event()
-        for one, other in ((client, server), (server, client)):
-            threading.Thread(target=_pump, args=(one, other, silent, carries), daemon=True).start()
+        for source, destination in ((client, server), (server, client)):
+            threading.Thread(target=_pump, args=(source, destination, silent, carries), daemon=True).start()
         lives_s, how = self._draw()
         carries.wait(3 * lives_s)
         time.sleep(lives_s)
@@ -91,26 +91,26 @@ class Cutter:
             _reset(client)
         self.cuts += 1
         self._clients.discard(client)
-        for one in (client, server):
+        for end in (client, server):
             with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
 
 
-def _reset(one: socket.socket) -> None:
+def _reset(client: socket.socket) -> None:
     with suppress(OSError):
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        one.shutdown(socket.SHUT_RDWR)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        client.shutdown(socket.SHUT_RDWR)
 
 
-def _pump(one: socket.socket, other: socket.socket, silent: threading.Event, carries: threading.Event) -> None:
+def _pump(source: socket.socket, destination: socket.socket, silent: threading.Event, carries: threading.Event) -> None:
     carried = 0
     with suppress(OSError):
-        while data := one.recv(CHUNK):
+        while data := source.recv(CHUNK):
             carried += len(data)
-            if carried >= CARRIED:
+            if carried >= HANDSHAKE_BYTES:
                 carries.set()
             if not silent.is_set():
-                other.sendall(data)
+                destination.sendall(data)
     with suppress(OSError):
-        other.shutdown(socket.SHUT_WR)
+        destination.shutdown(socket.SHUT_WR)

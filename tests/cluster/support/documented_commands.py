@@ -1,19 +1,19 @@
-"""A page of documentation whose commands are typed, and what they print compared with what the page says.
+"""Type the commands of a documentation page, and compare what they print with the page.
 
-A block of ```console has commands, which begin with `$ `, and below each what it prints.
+A block of ```console has commands, which begin with `$ `, and their output below them.
 """
 
 import re
 from collections.abc import Callable, Iterator
 
 Run = Callable[[str], str]
-"""Types one command and gives what appears on the terminal."""
+"""Type one command and return what appears on the terminal."""
 
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _POD = re.compile(r"\bpnas-(?:full-[0-9a-f]{8}|1-npu)-[a-z0-9]{5}\b")
-# What no two runs have in common: names by content, times, speeds, what a CPU's rounding makes of a loss, and how many
-# lines torch adds of its own.
-_VARIES = (
+# These differ between two runs: names by content, times, speeds, a loss by a CPU's rounding, and the number of lines
+# that torch adds.
+_VARIATIONS = (
     (_POD, "POD"),
     (re.compile(r"\bpnas-full-[0-9a-f]{8}\b"), "JOB"),
     (re.compile(r"\bsha256:[0-9a-f]{64}\b"), "sha256:DIGEST"),
@@ -27,14 +27,14 @@ _VARIES = (
     (re.compile(r"\d+m?\d*s$"), "AGE"),
     (re.compile(r" {2,}"), "  "),
 )
-# torch warns of what a network is like, in some versions tells what it is connected to, and a cluster may be busy with
-# what was there before.
-_MAY_BE_LEFT_OUT = re.compile(r"\] \[(?:[WE]\d{4}|Gloo\]) |^job \S+: Pending: ")
+# In some versions, torch warns about the network's properties and prints its connections. A job may be pending while
+# the cluster removes the objects of earlier tests.
+_OPTIONAL = re.compile(r"\] \[(?:[WE]\d{4}|Gloo\]) |^job \S+: Pending: ")
 _TAGGED = re.compile(r"^\[rank (\d+) ")
 
 
 def commands(page: str) -> Iterator[tuple[str, list[str]]]:
-    """Each command and the lines below it."""
+    """Yield each command and the lines below it."""
     for block in _BLOCK.findall(page):
         for part in block.removeprefix("$ ").split("\n$ "):
             command, *lines = part.rstrip("\n").split("\n")
@@ -42,44 +42,47 @@ def commands(page: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def type_all(page: str, run: Run) -> str:
-    """The same page with what the commands print now. A pod is called in a command as it was called in an output."""
-    now: dict[str, str] = {}
+    """Return the page with the commands' current output.
 
-    def typed(block: re.Match[str]) -> str:
+    If a command names a pod of an earlier output, the pod of the current output takes its place.
+    """
+    pods: dict[str, str] = {}
+
+    def retype(block: re.Match[str]) -> str:
         text = ""
         for command, lines in commands(block[0]):
-            shown = _POD.sub(lambda found: now.get(found[0], found[0]), command)
-            printed = run(shown)
-            now.update(zip(_POD.findall("\n".join(lines)), _POD.findall(printed), strict=False))
-            seen = [line for line in printed.rstrip().splitlines() if not _MAY_BE_LEFT_OUT.search(line)]
-            text += "".join(f"{line.rstrip()}\n" for line in (f"$ {shown}", *seen))
+            current_command = _POD.sub(lambda name: pods.get(name[0], name[0]), command)
+            printed = run(current_command)
+            pods.update(zip(_POD.findall("\n".join(lines)), _POD.findall(printed), strict=False))
+            output_lines = [line for line in printed.rstrip().splitlines() if not _OPTIONAL.search(line)]
+            text += "".join(f"{line.rstrip()}\n" for line in (f"$ {current_command}", *output_lines))
         return f"```console\n{text}```"
 
-    return _BLOCK.sub(typed, page)
+    return _BLOCK.sub(retype, page)
 
 
 def normalised(page: str) -> str:
-    """Without what must differ from run to run."""
+    """Return the page without the parts that differ between runs."""
 
-    def block(found: re.Match[str]) -> str:
+    def shorten(block: re.Match[str]) -> str:
         text = "".join(
             f"$ {_constant(command)}\n" + "".join(f"{line}\n" for line in _ordered(lines))
-            for command, lines in commands(found[0])
+            for command, lines in commands(block[0])
         )
         return f"```console\n{text}```"
 
-    return _BLOCK.sub(block, page)
+    return _BLOCK.sub(shorten, page)
 
 
 def _ordered(lines: list[str]) -> list[str]:
-    """Devices' lines by device, as each keeps its order; who is first is chance."""
-    kept = [line for line in lines if not _MAY_BE_LEFT_OUT.search(line)]
-    others = [line for line in kept if not _TAGGED.match(line)]
-    tagged = sorted((line for line in kept if _TAGGED.match(line)), key=lambda line: int(line.split()[1]))
+    """Sort the devices' lines by device, because only the order of each device's lines is fixed."""
+    fixed = [line for line in lines if not _OPTIONAL.search(line)]
+    others = [line for line in fixed if not _TAGGED.match(line)]
+    tagged = sorted((line for line in fixed if _TAGGED.match(line)), key=lambda line: int(line.split()[1]))
     return [_constant(line) for line in (*others, *tagged)]
 
 
 def _constant(line: str) -> str:
-    for pattern, word in _VARIES:
+    for pattern, word in _VARIATIONS:
         line = pattern.sub(word, line)
     return line.rstrip()

@@ -1,4 +1,4 @@
-"""An image that speaks as the trainer's supervisor does, and jobs of it that the launcher takes for its own."""
+"""An image that prints lines as the trainer's supervisor does, and jobs that the launcher accepts as its own."""
 
 import re
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import Any
 from tests.cluster.testbed.artifacts import images
 from tests.cluster.testbed.cluster import Cluster
 
-IMAGE = "localhost/speaker:1"
-# Numbered lines of one rank, and at the end their count.
-SPEAKER_C = r"""
+IMAGE = "localhost/fake-trainer:1"
+# It prints numbered lines of one rank, and their count at the end.
+PROGRAM_C = r"""
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,18 +31,18 @@ int main(int argc, char **argv) {
 """
 
 
-def load(cluster: Cluster, folder: Path) -> None:
-    """Make the image in `folder`, and give it to every node."""
-    cluster.load(images.compiled(folder, IMAGE, SPEAKER_C))
+def load_image(cluster: Cluster, folder: Path) -> None:
+    """Build the image in `folder`, and load it on every node."""
+    cluster.load(images.program_image(folder, IMAGE, PROGRAM_C))
 
 
-def create(
+def start_job(
     cluster: Cluster, namespace: str, name: str, *words: object, retries: int = 0, node: str | None = None
 ) -> None:
-    """Start a job: how many lines, how many per second (0: as fast as it can), how wide, and what to exit with.
+    """Start a job. The words are the number of lines, lines per second (0: unlimited), their width, and the exit code.
 
     Args:
-        node: the only one on which it may run.
+        node: the only node on which the job can run.
     """
     labels = {"pnas/job": name, "app.kubernetes.io/name": "pnas"}
     container = {
@@ -52,14 +52,14 @@ def create(
         "args": [str(word) for word in words],
     }
     selector = {} if node is None else {"nodeSelector": {"kubernetes.io/hostname": node}}
-    # As the first process of its container it does not hear SIGTERM.
-    spoken = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [container], **selector}
-    pod = {"metadata": {"labels": labels}, "spec": spoken}
+    # As the first process of its container, the program ignores SIGTERM.
+    pod_spec = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [container], **selector}
+    pod = {"metadata": {"labels": labels}, "spec": pod_spec}
     spec: dict[str, Any] = {"backoffLimit": retries, "template": pod}
     metadata = {"name": name, "namespace": namespace, "labels": labels}
     cluster.create({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec})
 
 
-def numbers(raw: str) -> list[int]:
-    """Those of the lines in a log as it was written."""
+def line_numbers(raw: str) -> list[int]:
+    """Return the numbers of the lines in a raw log."""
     return [int(number) for number in re.findall(r"^\[rank 0 cpu:0 #(\d+)\]", raw, re.MULTILINE)]

@@ -1,4 +1,4 @@
-"""A namespace in which pods print numbered lines, and what the reader of one container's log makes of them."""
+"""A namespace in which pods print numbered lines, and the lines that the reader of one container's log returns."""
 
 import functools
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launcher.kube.api import Api, Json
 from launcher.kube.connection import connect
-from launcher.kube.place import Place as Where
+from launcher.kube.place import Place as ClusterPlace
 from launcher.kube.reflector import Reflector, Selector
 from launcher.kube.resources import PODS
 from launcher.podlogs.batch import Item, LogGap
@@ -21,24 +21,24 @@ from launcher.podlogs.state import ContainerState, Instance, Place, container_st
 from launcher.podlogs.stop import Stop
 from launcher.podlogs.transport import Transport
 from tests.cluster.support import line_printer
-from tests.cluster.support.waiting import until as until_seldom
+from tests.cluster.support.waiting import until as until_every
 from tests.cluster.testbed.cluster import Cluster
 
-until = functools.partial(until_seldom, every_s=0.02)
+until = functools.partial(until_every, every_s=0.02)
 
 
 @dataclass
-class Seen:
-    """What came of one log: the lines' numbers and stamps, other lines, and each gap with its place among them."""
+class LogContent:
+    """The content of one log: the lines' numbers and stamps, other lines, and each gap with its place among them."""
 
     numbers: list[int] = field(default_factory=list)
     stamps: list[int] = field(default_factory=list)
-    others: list[bytes] = field(default_factory=list)
+    other_lines: list[bytes] = field(default_factory=list)
     gaps: list[tuple[int, LogGap]] = field(default_factory=list)
     caught_up: int = 0
     newest_ns: int | None = None
 
-    def take(self, item: Item) -> None:
+    def add(self, item: Item) -> None:
         if isinstance(item, LogGap):
             self.gaps.append((len(self.numbers), item))
             return
@@ -47,27 +47,27 @@ class Seen:
         for line, stamp in zip(item.data.splitlines(), item.times(), strict=True):
             self.newest_ns = stamp_ns(f"{stamp} ".encode()) or 0
             if (match := re.match(rb"\[rank 0 cpu:0 #(\d+)\]", line)) is None:
-                self.others.append(line)
+                self.other_lines.append(line)
             else:
                 self.numbers.append(int(match[1]))
                 self.stamps.append(self.newest_ns)
 
-    def take_all(self, items: Iterable[Item]) -> "Seen":
+    def add_all(self, items: Iterable[Item]) -> "LogContent":
         for item in items:
-            self.take(item)
+            self.add(item)
         return self
 
 
-class Watcher:
-    """The pods of a namespace, and what is known of a pod's container while it exists."""
+class PodWatcher:
+    """The pods of a namespace, and the state of a pod's container while the pod exists."""
 
     def __init__(self, api: Api) -> None:
         self._history: list[tuple[float, list[Json]]] = [(0, [])]
         self._reflector: Reflector | None = None
-        self._reflector = Reflector(api, Selector(PODS), self._note)
-        self._note()
+        self._reflector = Reflector(api, Selector(PODS), self._record)
+        self._record()
 
-    def _note(self) -> None:
+    def _record(self) -> None:
         if self._reflector is not None:
             self._history.append((time.monotonic(), self._reflector.objects()))
 
@@ -80,40 +80,40 @@ class Watcher:
         return next((pod["metadata"]["uid"] for pod in pods if pod["metadata"]["name"] == name), None)
 
     def state(self, uid: str, *, behind_s: float = 0) -> Callable[[], ContainerState]:
-        """Its state whenever it is asked for, or as it was a moment before."""
+        """Return a function that returns the current state, or the state of `behind_s` seconds ago."""
 
         def state() -> ContainerState:
             until_s = time.monotonic() - behind_s
-            told = [pods for moment, pods in self._history if moment <= until_s]
-            mine = [next((pod for pod in pods if pod["metadata"]["uid"] == uid), None) for pods in told]
-            if mine[-1] is None:
-                return ContainerState(uid, gone=any(mine))
-            return container_state(mine[-1], "trainer")
+            snapshots = [pods for moment, pods in self._history if moment <= until_s]
+            states = [next((pod for pod in pods if pod["metadata"]["uid"] == uid), None) for pods in snapshots]
+            if states[-1] is None:
+                return ContainerState(uid, gone=any(states))
+            return container_state(states[-1], "trainer")
 
         return state
 
 
-class AnsweredLog(ContainerLog):
-    """Knows how often the server has been asked for it: `answers`."""
+class CountingLog(ContainerLog):
+    """A container log that counts how often its reader asked the server for it."""
 
-    answers = 0
+    requests = 0
 
     def _read(self, transport: Transport, place: Place) -> Iterator[Item]:
-        self.answers += 1
+        self.requests += 1
         return super()._read(transport, place)
 
 
 @dataclass(frozen=True)
-class Bench:
-    """A namespace in which pods print, and are watched."""
+class PodLogs:
+    """A namespace whose pods print lines, and a watch of those pods."""
 
     cluster: Cluster
     namespace: str
     api: Api
-    watcher: Watcher
+    watcher: PodWatcher
 
     def create(self, name: str, *words: object, restart: str = "Never") -> str:
-        """A pod's uid, once it is known."""
+        """Create a pod and return its uid."""
         self.cluster.create(line_printer.pod(self.namespace, name, *words, restart=restart))
         until(lambda: self.watcher.uid(name) is not None)
         uid = self.watcher.uid(name)
@@ -131,7 +131,7 @@ class Bench:
         timing: Timing | None = None,
         follow: bool = True,
         behind_s: float = 0,
-    ) -> AnsweredLog:
+    ) -> CountingLog:
         credentials = self.api.credentials
         if port is not None:
             credentials = replace(credentials, server=f"https://127.0.0.1:{port}")
@@ -141,18 +141,18 @@ class Bench:
         def is_there() -> bool:
             return [pod["metadata"]["uid"] for pod in self.api.list(PODS, fields=f"metadata.name={name}")[0]] == [uid]
 
-        return AnsweredLog(
+        return CountingLog(
             credentials, instance, state, stop or Stop(), follow=follow, timing=timing, is_there=is_there
         )
 
 
 @contextmanager
-def bench_on(cluster: Cluster, namespace: str, folder: Path) -> Iterator[Bench]:
-    """Load the program that prints, made in `folder`, and watch the pods of a namespace."""
-    line_printer.load(cluster, folder)
-    api = connect(Where(cluster.kubeconfig, None, namespace))
-    watcher = Watcher(api)
+def pod_logs_in(cluster: Cluster, namespace: str, folder: Path) -> Iterator[PodLogs]:
+    """Load the image of the line printer, made in `folder`, and watch the pods of a namespace."""
+    line_printer.load_image(cluster, folder)
+    api = connect(ClusterPlace(cluster.kubeconfig, None, namespace))
+    watcher = PodWatcher(api)
     try:
-        yield Bench(cluster, namespace, api, watcher)
+        yield PodLogs(cluster, namespace, api, watcher)
     finally:
         watcher.stop()

@@ -1,7 +1,8 @@
-"""Rank tables as they were recorded, made ready to be played to pods that are not the recorded ones.
+"""Recorded rank tables, prepared for a replay to pods that are not the recorded ones.
 
-A history is what a ConfigMap held, and when. Its pods come in two waves: those of the beginning and, where the table
-was begun anew after it was completed, those that replaced them. The bed's nodes have the recorded ones' addresses.
+A history is the sequence of contents of one ConfigMap, with their times. Its pods come in two waves: the first pods
+and, where the table was started again after its completion, the pods that replaced them. The test bed's nodes have the
+addresses of the recorded nodes.
 """
 
 import json
@@ -20,15 +21,15 @@ PODS = re.compile(r"10\.244\.([01])\.\d+")
 
 @dataclass(frozen=True)
 class Role:
-    """A recorded pod, to be played.
+    """A recorded pod whose part a pod of the test bed takes.
 
     Attributes:
-        ip: recorded; of a `group_list` table's pod, which has none, its name.
-        uid: recorded, where the table has it.
-        node: on which it was: 1 or 2.
+        ip: the recorded address; for a pod of a `group_list` table, which has no address, its name.
+        uid: the recorded UID, where the table has it.
+        node: the pod's node: 1 or 2.
         chips: by position.
-        ranks: none where it is never told any.
-        reason: why it never gets its place, as the last thing that it says; empty where it does.
+        ranks: empty if the pod never gets ranks.
+        reason: why the pod never gets its place, as its last output says; empty if it gets one.
     """
 
     ip: str
@@ -45,12 +46,12 @@ class Role:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What the ConfigMap is given, `at_s` after its Job was made or its second wave began; None: it is deleted."""
+class Change:
+    """A content of the ConfigMap, `at_s` after the start of its Job or of its second wave; None: it is deleted."""
 
     at_s: float
     data: Mapping[str, str] | None
-    new: bool
+    is_creation: bool
     wave: int
 
 
@@ -59,24 +60,24 @@ class History:
     """One recording."""
 
     case: str
-    steps: list[Step] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
     roles: dict[str, Role] = field(default_factory=dict)
 
 
 def histories() -> list[History]:
-    """Every recorded history of a ConfigMap."""
-    found = []
+    """Return every recorded history of a ConfigMap."""
+    collected = []
     for path in sorted(TABLES.glob("*.json")):
         recorded = json.loads(path.read_text())
         if recorded.get("configmap_history"):
-            found.append(_history(path.stem, recorded))
-    return found
+            collected.append(_history(path.stem, recorded))
+    return collected
 
 
 def _history(case: str, recorded: Mapping[str, Any]) -> History:
     history = History(case)
     if recorded["configmap_history"][0]["event"] != "ADDED":
-        history.steps.append(Step(0, {}, new=True, wave=0))  # it was there, with nothing in it
+        history.changes.append(Change(0, {}, is_creation=True, wave=0))  # the ConfigMap existed, with no data
     wave, began, completed = 0, 0.0, False
     outcomes = iter(EXPECTED[case])
     for entry in recorded["configmap_history"]:
@@ -86,22 +87,22 @@ def _history(case: str, recorded: Mapping[str, Any]) -> History:
         if completed and not wave and (deleted or json.loads(text)["status"] != "completed"):
             wave, began = 1, entry["t"]
         data = None if deleted else entry["data"]
-        history.steps.append(Step(entry["t"] - began, data, new=entry["event"] == "ADDED", wave=wave))
+        history.changes.append(Change(entry["t"] - began, data, is_creation=entry["event"] == "ADDED", wave=wave))
         if not deleted and json.loads(text)["status"] == "completed":
             completed = True
-            for role in _named(json.loads(text), wave, outcome):
-                known = history.roles.get(role.ip)
-                # A pod that lives on reads no second table; one of the same name is another.
-                if known is None or (not PODS.fullmatch(role.ip) and known.wave < wave):
-                    history.roles[role.ip if known is None else f"{role.ip} anew"] = role
+            for role in _named_pods(json.loads(text), wave, outcome):
+                earlier = history.roles.get(role.ip)
+                # A pod that lives on reads no second table; a pod of the same name is a new pod.
+                if earlier is None or (not PODS.fullmatch(role.ip) and earlier.wave < wave):
+                    history.roles[role.ip if earlier is None else f"{role.ip} again"] = role
     _add_unnamed(history, recorded, completed=completed)
     return history
 
 
-def _named(table: Mapping[str, Any], wave: int, outcome: str) -> list[Role]:
-    """The pods of a completed table; where the reader is to refuse it, all of them say why."""
+def _named_pods(table: Mapping[str, Any], wave: int, outcome: str) -> list[Role]:
+    """Return the pods of a completed table; if the reader must refuse the table, each pod gets the reason."""
     if "group_list" in table:
-        return _of_group(table, wave, outcome)
+        return _from_group(table, wave, outcome)
     servers = [server for server in table["server_list"] if PODS.fullmatch(server.get("container_ip", ""))]
     firsts = [int(server["device"][0]["rank_id"]) for server in servers]
     return [
@@ -122,8 +123,8 @@ def _named(table: Mapping[str, Any], wave: int, outcome: str) -> list[Role]:
     ]
 
 
-def _of_group(table: Mapping[str, Any], wave: int, outcome: str) -> list[Role]:
-    """In the order of the pods' names; nodes have the addresses 10.123.0.1 and .2."""
+def _from_group(table: Mapping[str, Any], wave: int, outcome: str) -> list[Role]:
+    """Return the pods in the order of their names; the nodes have the addresses 10.123.0.1 and .2."""
     instances = sorted(table["group_list"][0]["instance_list"], key=lambda one: str(one["pod_name"]))
     roles: list[Role] = []
     rank = 0
@@ -149,14 +150,14 @@ def _of_group(table: Mapping[str, Any], wave: int, outcome: str) -> list[Role]:
 
 
 def _add_unnamed(history: History, recorded: Mapping[str, Any], *, completed: bool) -> None:
-    """Pods that were there, and in no completed table."""
+    """Add the pods that ran, but are in no completed table."""
     for pod in recorded["pods"]:
         by_name = any(role.pod_name == pod["name"] for role in history.roles.values())
         if pod["podIP"] in history.roles or by_name:
             continue
-        last = history.steps[-1].data or {}
-        over = json.loads(last.get("hccl.json", '{"status": "none"}'))["status"] == "completed"
-        reason = "the table does not contain this pod" if over else 'status is "initializing"'
+        data = history.changes[-1].data or {}
+        is_complete = json.loads(data.get("hccl.json", '{"status": "none"}'))["status"] == "completed"
+        reason = "the table does not contain this pod" if is_complete else 'status is "initializing"'
         chips = tuple(range(8))
         history.roles[pod["podIP"]] = Role(
             pod["podIP"], pod["uid"], pod["name"], _node(pod["podIP"]), int(completed), chips, reason=reason
@@ -164,11 +165,11 @@ def _add_unnamed(history: History, recorded: Mapping[str, Any], *, completed: bo
 
 
 def _reason(outcome: str) -> str:
-    """Why a table is refused, by the page that says what is to be made of each."""
+    """Return the reason why a table is refused, by EXPECTED; empty if it is not."""
     return outcome.removeprefix("refused: ") if outcome.startswith("refused: ") else ""
 
 
 def _node(pod_ip: str) -> int:
-    found = PODS.fullmatch(pod_ip)
-    assert found is not None
-    return int(found[1]) + 1
+    match = PODS.fullmatch(pod_ip)
+    assert match is not None
+    return int(match[1]) + 1

@@ -1,6 +1,7 @@
-"""What a pod of a replayed job runs, by this text: the supervisor's own look for its place, for each of its tables.
+"""The program of a pod in a replayed job: it looks up its place in each of its rank tables, as the supervisor does.
 
-ROLES says which; what each look comes to, and what it waits for meanwhile, is a line of JSON.
+The text of this file is the pod's command. ROLES names the tables. The program prints the result of each look-up as
+a line of JSON, and before that what the look-up waits for.
 """
 
 import json
@@ -17,11 +18,11 @@ from trainer.topology import discover, visible_devices
 TABLES = Path("/tables")
 SCRATCH = Path("/tmp")
 WAITS_S = 3600
-_SPEAKING = threading.Lock()
+_PRINTING = threading.Lock()
 
 
-def look(role: str, spec: dict[str, Any]) -> None:
-    """Find out who this pod is in a table."""
+def find_place(role: str, spec: dict[str, Any]) -> None:
+    """Find the place of this pod in a table."""
     files = SCRATCH / role / "dev"
     files.mkdir(parents=True)
     for chip in spec["chips"]:
@@ -36,10 +37,10 @@ def look(role: str, spec: dict[str, Any]) -> None:
             environ,
             visible=visible,
             scratch=files.parent,
-            on_status=lambda status: say(role, waits=status.partition("hccl.json: ")[2]),
+            on_status=lambda status: print_record(role, waits=status.partition("hccl.json: ")[2]),
         )
     except TrainerError as error:
-        say(role, refused=str(error))
+        print_record(role, refused=str(error))
         return
     copied = found.rank_table
     assert copied is not None
@@ -49,7 +50,7 @@ def look(role: str, spec: dict[str, Any]) -> None:
         "node_rank": found.node_rank,
         "master": found.master_addr,
     }
-    say(
+    print_record(
         role,
         found=place,
         mounted_is_link=table.is_symlink(),
@@ -57,17 +58,17 @@ def look(role: str, spec: dict[str, Any]) -> None:
     )
 
 
-def say(role: str, **what: object) -> None:
-    """A line."""
-    with _SPEAKING:
+def print_record(role: str, **what: object) -> None:
+    """Print a record as a line of JSON."""
+    with _PRINTING:
         sys.stdout.write(json.dumps({"role": role, **what}) + "\n")
         sys.stdout.flush()
 
 
 def main() -> None:
-    """Look into all of them at once, and stay."""
+    """Look up the place in all tables at once, and keep running."""
     for role, spec in json.loads(os.environ["ROLES"]).items():
-        threading.Thread(target=look, args=(role, spec)).start()
+        threading.Thread(target=find_place, args=(role, spec)).start()
     threading.Event().wait()
 
 

@@ -1,4 +1,4 @@
-"""`python -m launcher` as a person types it, against the test bed, for jobs of the trainer at a scale for tests."""
+"""`python -m launcher` as a user types it, against the test bed, for jobs of the trainer at a scale for tests."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.testbed.artifacts import images
-from tests.cluster.testbed.cluster import Cluster, namespace
+from tests.cluster.testbed.cluster import Cluster, create_namespace
 from tests.cluster.testbed.nodes import container_runtime
 from tests.cluster.testbed.storage import claims
 
@@ -22,9 +22,9 @@ IMAGE = (
     *("--image", images.TRAINER, "--image-pull-policy", "Never", "--shm", "128Mi", "--scratch", "128Mi"),
     *("--env", "OMP_NUM_THREADS=1"),
 )
-# The trainer computes on the CPU of the pods, which ask for simulated NPUs all the same.
+# The trainer computes on the CPU of its pods, but the pods ask for simulated NPUs.
 POD = (*IMAGE, "--env", "PNAS_DEVICE=cpu")
-# It computes on the NPUs that they are given, emulated.
+# The trainer computes on the emulated NPUs that its pods get.
 NPU_POD = (*IMAGE, "--env", container_runtime.ASKS_FOR_NPUS, "--device", "npu")
 SMALL = (
     *("--model", "pnasnet5tiny", "--image-size", "32", "--batch-size", "8", "--workers", "0", "--aux", "none"),
@@ -34,23 +34,29 @@ SMALL = (
 
 @dataclass(frozen=True)
 class Terminal:
-    """A person's shell: a kubeconfig, a namespace, and a home of its own."""
+    """A user's shell: a kubeconfig, a namespace, and a separate home."""
 
     cluster: Cluster
     namespace: str
     home: Path
     kubeconfig: Path
-    more: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
 
     @property
     def environ(self) -> dict[str, str]:
-        """Nothing of the machine's own settings gets in."""
-        known = {name: value for name, value in os.environ.items() if not name.startswith(("PNAS_", "KUBE"))}
-        own = {"HOME": str(self.home), "XDG_STATE_HOME": str(self.home / "state"), "COLUMNS": "200"}
-        return {**known, **own, "KUBECONFIG": str(self.kubeconfig), "PNAS_NAMESPACE": self.namespace, **self.more}
+        """Return the shell's environment, without the settings of this machine."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PNAS_", "KUBE"))}
+        shell = {"HOME": str(self.home), "XDG_STATE_HOME": str(self.home / "state"), "COLUMNS": "200"}
+        return {
+            **inherited,
+            **shell,
+            "KUBECONFIG": str(self.kubeconfig),
+            "PNAS_NAMESPACE": self.namespace,
+            **self.variables,
+        }
 
     def run(self, *words: str, timeout_s: float = 600) -> "subprocess.CompletedProcess[str]":
-        """A command to its end."""
+        """Run a command to its end."""
         return subprocess.run(
             self.command(words),
             cwd=REPOSITORY,
@@ -63,7 +69,7 @@ class Terminal:
 
     @contextmanager
     def start(self, *words: str) -> "Iterator[subprocess.Popen[str]]":
-        """A command that goes on; a test that fails does not leave it behind."""
+        """Start a command and leave it running; kill it if the test fails."""
         with subprocess.Popen(
             self.command(words),
             cwd=REPOSITORY,
@@ -80,7 +86,7 @@ class Terminal:
 
     @staticmethod
     def command(words: Sequence[str]) -> list[str]:
-        """The command line."""
+        """Return the command line."""
         return [sys.executable, "-m", "launcher", *words]
 
     def submit(self, *words: str, timeout_s: float = 600) -> "subprocess.CompletedProcess[str]":
@@ -88,23 +94,23 @@ class Terminal:
         return self.run("submit", *POD, *SMALL, *words, timeout_s=timeout_s)
 
     def pods(self, job: str) -> list[dict[str, Any]]:
-        """The job's pods as the API server has them."""
-        found: list[dict[str, Any]] = self.cluster.get(
+        """Return the job's pods as the API server has them."""
+        items: list[dict[str, Any]] = self.cluster.get(
             "pods", "--namespace", self.namespace, "--selector", f"pnas/job={job}"
         )["items"]
-        return found
+        return items
 
     def output(self, job: str) -> Path:
-        """Where the job's output folder is on this machine."""
+        """Return the job's output folder on this machine."""
         return self.cluster.folder / f"{self.namespace}-output" / job
 
-    def through(self, port: int) -> Path:
-        """A kubeconfig that leads through a relay."""
+    def kubeconfig_through(self, port: int) -> Path:
+        """Write a kubeconfig that reaches the API server through a proxy on this port."""
         server = {"server": f"https://127.0.0.1:{port}"}
-        return self.changed("through", lambda config: config["clusters"][0]["cluster"].update(server))
+        return self.kubeconfig_with("through-proxy", lambda config: config["clusters"][0]["cluster"].update(server))
 
-    def changed(self, name: str, change: Callable[[Any], None]) -> Path:
-        """Another kubeconfig, in which something is different."""
+    def kubeconfig_with(self, name: str, change: Callable[[Any], None]) -> Path:
+        """Write a copy of the kubeconfig with a change."""
         config = self.cluster.config
         change(config)
         path = self.home / name
@@ -113,15 +119,15 @@ class Terminal:
 
 
 def port_of(cluster: Cluster) -> int:
-    """The API server's, on 127.0.0.1."""
+    """Return the API server's port on 127.0.0.1."""
     return int(cluster.config["clusters"][0]["cluster"]["server"].rpartition(":")[2])
 
 
 @contextmanager
 def own_namespace(cluster: Cluster) -> Iterator[str]:
-    """The name of a new one; what is in it goes with it, in the background."""
+    """Create a namespace and yield its name; Kubernetes deletes it in the background afterwards."""
     name = f"pnas-test-{uuid.uuid4().hex[:8]}"
-    namespace(cluster, name)
+    create_namespace(cluster, name)
     try:
         yield name
     finally:
@@ -130,20 +136,20 @@ def own_namespace(cluster: Cluster) -> Iterator[str]:
 
 @contextmanager
 def restricted(
-    cluster: Cluster, where: str, home: Path, images_folder: Path, labels: Sequence[str] = (), **more: str
+    cluster: Cluster, namespace: str, home: Path, images_folder: Path, labels: Sequence[str] = (), **variables: str
 ) -> Iterator[Terminal]:
-    """Somebody's terminal, where the namespace has both claims, and takes restricted pods alone."""
+    """Yield a terminal in a namespace that has both claims and takes only restricted pods."""
     enforce = "pod-security.kubernetes.io/enforce=restricted"
-    cluster.kubectl("label", "namespace", where, enforce, *labels)
-    with output_of(cluster, where, images_folder):
-        yield Terminal(cluster, where, home, cluster.kubeconfig, more)
+    cluster.kubectl("label", "namespace", namespace, enforce, *labels)
+    with output_of(cluster, namespace, images_folder):
+        yield Terminal(cluster, namespace, home, cluster.kubeconfig, variables)
 
 
 @contextmanager
-def output_of(cluster: Cluster, where: str, images_folder: Path) -> Iterator[Path]:
-    """Make both claims that the launcher looks for; the folder behind the one for output."""
-    output = cluster.folder / f"{where}-output"
-    claims(cluster, where, {"pnas-data": images_folder, "pnas-output": output})
+def output_of(cluster: Cluster, namespace: str, images_folder: Path) -> Iterator[Path]:
+    """Make both claims that the launcher looks for; yield the folder behind the output claim."""
+    output = cluster.folder / f"{namespace}-output"
+    claims(cluster, namespace, {"pnas-data": images_folder, "pnas-output": output})
     try:
         yield output
     finally:

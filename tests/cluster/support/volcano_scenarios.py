@@ -1,242 +1,251 @@
-"""The scenarios that were recorded on a real Volcano, played again: the same Jobs, and the same done to them."""
+"""The scenarios that were recorded on a real Volcano, run again: the same Jobs, and the same changes to them."""
 
 import time
 from collections.abc import Callable, Mapping
 
-from tests.cluster.support.volcano_timelines import LEAST_S, Stage, sample
+from tests.cluster.support.volcano_timelines import SHORTEST_RUN_S, Scenario, sample
 from tests.cluster.testbed.api import ApiError
 from tests.cluster.testbed.volcano.client import JOBS, PODS, Json, path
 
 
-def play(stages: Mapping[str, Stage], scenarios: Mapping[str, Callable[[Stage], None]]) -> dict[str, str]:
-    """Play them one after the other; what has gone wrong, by scenario."""
-    played = {name: _played(scenario, stages[name]) for name, scenario in scenarios.items()}
-    return {name: wrong for name, wrong in played.items() if wrong}
+def run_scenarios(
+    scenarios: Mapping[str, Scenario], steps_by_name: Mapping[str, Callable[[Scenario], None]]
+) -> dict[str, str]:
+    """Run scenarios one after the other; return the errors by scenario."""
+    errors = {name: _error_of(steps, scenarios[name]) for name, steps in steps_by_name.items()}
+    return {name: wrong for name, wrong in errors.items() if wrong}
 
 
-def _played(scenario: Callable[[Stage], None], stage: Stage) -> str:
+def _error_of(steps: Callable[[Scenario], None], scenario: Scenario) -> str:
     try:
-        scenario(stage)
+        steps(scenario)
     except (TimeoutError, ApiError) as error:
         return str(error)
     return ""
 
 
 def job_of(name: str, job: str | None = None) -> Json:
-    """A recorded Job, by its sample."""
+    """Return a recorded Job, by its sample."""
     return next(one for one in sample(name)["jobs"] if job in {None, one["metadata"]["name"]})
 
 
-def _to_the_end(name: str, end: str, *jobs: str, at_most_s: int | None = None) -> Callable[[Stage], None]:
-    """Nothing is done to the Jobs of a sample: they are created, one after the other, and end by themselves."""
+def _runs_to_its_end(
+    name: str, last_phase: str, *jobs: str, at_most_s: int | None = None
+) -> Callable[[Scenario], None]:
+    """Return steps that create the Jobs of a sample one after the other and let them end by themselves."""
 
-    def scenario(stage: Stage) -> None:
+    def steps(scenario: Scenario) -> None:
         for job in jobs:
-            stage.create(job_of(name, job), at_most_s=at_most_s)
-            stage.phase(job, "Running")
+            scenario.create(job_of(name, job), at_most_s=at_most_s)
+            scenario.wait_for_phases(job, "Running")
         for job in jobs:
-            stage.phase(job, end)
+            scenario.wait_for_phases(job, last_phase)
 
-    return scenario
-
-
-def _two(name: str) -> Callable[[Stage], None]:
-    def scenario(stage: Stage) -> None:
-        stage.create(job_of(name, "one"), at_most_s=6)
-        stage.phase("one", "Running")
-        stage.create(job_of(name, "two"), at_most_s=LEAST_S)
-        stage.phase("two", "Running", "Completed")
-
-    return scenario
+    return steps
 
 
-def _waits_in_vain(name: str, reason: str) -> Callable[[Stage], None]:
-    """It is told that it cannot be placed, some seconds pass, and it is deleted."""
+def _second_waits_for_first(name: str) -> Callable[[Scenario], None]:
+    def steps(scenario: Scenario) -> None:
+        scenario.create(job_of(name, "one"), at_most_s=6)
+        scenario.wait_for_phases("one", "Running")
+        scenario.create(job_of(name, "two"), at_most_s=SHORTEST_RUN_S)
+        scenario.wait_for_phases("two", "Running", "Completed")
 
-    def scenario(stage: Stage) -> None:
+    return steps
+
+
+def _cannot_be_placed(name: str, reason: str) -> Callable[[Scenario], None]:
+    """Return steps for a Job that cannot be placed: wait for the warning and some seconds more, and delete the Job."""
+
+    def steps(scenario: Scenario) -> None:
         job = job_of(name)
-        stage.create(job)
-        stage.warned(reason)
+        scenario.create(job)
+        scenario.wait_for_warning(reason)
         time.sleep(2.5)
-        stage.delete(JOBS, job["metadata"]["name"])
-        stage.phase(job["metadata"]["name"], "gone")
-        stage.no_pods()
+        scenario.delete(JOBS, job["metadata"]["name"])
+        scenario.wait_for_phases(job["metadata"]["name"], "gone")
+        scenario.wait_for_no_pods()
 
-    return scenario
+    return steps
 
 
-def _gang(stage: Stage) -> None:
-    stage.create(job_of("gang-pending"))
-    stage.until(lambda: [event[3] for event in stage.timeline.events].count("FailedScheduling") == 2, "two events")
-    stage.command("gang", "AbortJob")
-    stage.phase("gang", "Aborting", "Aborted")
-    stage.command("gang", "ResumeJob")
-    stage.phase("gang", "Aborted", "Restarting", "Pending")
-    stage.until(lambda: stage.seen(JOBS, "gang").get("status", {}).get("pending") == 2, "pods are made anew")
+def _gang(scenario: Scenario) -> None:
+    scenario.create(job_of("gang-pending"))
+    scenario.wait_until(
+        lambda: [event[3] for event in scenario.timeline.events].count("FailedScheduling") == 2, "two events"
+    )
+    scenario.command("gang", "AbortJob")
+    scenario.wait_for_phases("gang", "Aborting", "Aborted")
+    scenario.command("gang", "ResumeJob")
+    scenario.wait_for_phases("gang", "Aborted", "Restarting", "Pending")
+    scenario.wait_until(
+        lambda: scenario.last_seen(JOBS, "gang").get("status", {}).get("pending") == 2, "the pods are created again"
+    )
     time.sleep(2.5)
-    stage.delete(JOBS, "gang")
-    stage.phase("gang", "gone")
-    stage.no_pods()
+    scenario.delete(JOBS, "gang")
+    scenario.wait_for_phases("gang", "gone")
+    scenario.wait_for_no_pods()
 
 
-def _restartpod(stage: Stage) -> None:
-    # One that has ended before the Job fails would be kept.
-    stage.create(job_of("restartpod"), others_s=900)
-    stage.phase("rp", "Restarting", "Failed")
-    stage.no_pods()
+def _restartpod(scenario: Scenario) -> None:
+    # A pod that ends before the Job fails would be kept.
+    scenario.create(job_of("restartpod"), others_s=900)
+    scenario.wait_for_phases("rp", "Restarting", "Failed")
+    scenario.wait_for_no_pods()
 
 
-def _evict(stage: Stage) -> None:
-    stage.create(job_of("evicted-restarted"))
-    stage.running("ev", 2)
-    stage.evict("ev-worker-1")
-    stage.phase("ev", "Restarting", "Pending", "Running")
-    stage.running("ev", 2)
-    stage.delete(JOBS, "ev")
-    stage.no_pods()
+def _evict(scenario: Scenario) -> None:
+    scenario.create(job_of("evicted-restarted"))
+    scenario.wait_for_running("ev", 2)
+    scenario.evict("ev-worker-1")
+    scenario.wait_for_phases("ev", "Restarting", "Pending", "Running")
+    scenario.wait_for_running("ev", 2)
+    scenario.delete(JOBS, "ev")
+    scenario.wait_for_no_pods()
 
 
-def _delete_pod(stage: Stage) -> None:
-    stage.create(job_of("pod-deleted-no-policy"))
-    stage.running("ev", 2)
-    stage.delete(PODS, "ev-worker-1")
-    stage.phase("ev", "Running", "Pending", "Running")
-    stage.running("ev", 2)
-    stage.delete(JOBS, "ev")
-    stage.no_pods()
+def _delete_pod(scenario: Scenario) -> None:
+    scenario.create(job_of("pod-deleted-no-policy"))
+    scenario.wait_for_running("ev", 2)
+    scenario.delete(PODS, "ev-worker-1")
+    scenario.wait_for_phases("ev", "Running", "Pending", "Running")
+    scenario.wait_for_running("ev", 2)
+    scenario.delete(JOBS, "ev")
+    scenario.wait_for_no_pods()
 
 
-def _abort(stage: Stage) -> None:
-    stage.create(job_of("aborted-by-command"))
-    stage.phase("ab", "Running")
-    stage.ready("ab")
-    stage.command("ab", "AbortJob")
-    stage.phase("ab", "Aborted")
-    stage.no_pods()
+def _abort(scenario: Scenario) -> None:
+    scenario.create(job_of("aborted-by-command"))
+    scenario.wait_for_phases("ab", "Running")
+    scenario.wait_for_ready("ab")
+    scenario.command("ab", "AbortJob")
+    scenario.wait_for_phases("ab", "Aborted")
+    scenario.wait_for_no_pods()
 
 
-def _commands(stage: Stage) -> None:
-    stage.create(job_of("restart-by-command"))
-    stage.phase("c1", "Running")
-    stage.command("c1", "RestartJob")
-    stage.phase("c1", "Restarting", "Pending", "Running")
-    stage.command("c1", "TerminateJob")
-    stage.phase("c1", "Terminated")
-    stage.no_pods()
-    stage.command("c1", "ResumeJob")
+def _commands(scenario: Scenario) -> None:
+    scenario.create(job_of("restart-by-command"))
+    scenario.wait_for_phases("c1", "Running")
+    scenario.command("c1", "RestartJob")
+    scenario.wait_for_phases("c1", "Restarting", "Pending", "Running")
+    scenario.command("c1", "TerminateJob")
+    scenario.wait_for_phases("c1", "Terminated")
+    scenario.wait_for_no_pods()
+    scenario.command("c1", "ResumeJob")
 
 
-def _exit_codes(stage: Stage) -> None:
+def _exit_codes(scenario: Scenario) -> None:
     for job, end in (("ex", "Terminated"), ("ex2", "Failed"), ("ex3", "Aborted")):
-        stage.create(job_of("any-event-abort", job))
-        stage.phase(job, end)
+        scenario.create(job_of("any-event-abort", job))
+        scenario.wait_for_phases(job, end)
 
 
-def _partial(stage: Stage) -> None:
-    stage.create(job_of("partial-minavailable-1-of-3"))
-    stage.running("pt", 2)
+def _partial(scenario: Scenario) -> None:
+    scenario.create(job_of("partial-minavailable-1-of-3"))
+    scenario.wait_for_running("pt", 2)
     time.sleep(2.5)
-    stage.delete(JOBS, "pt")
-    stage.no_pods()
+    scenario.delete(JOBS, "pt")
+    scenario.wait_for_no_pods()
 
 
-def _like_c1(**env: str) -> Json:
-    """A Job of one pod, as the scenarios had whose Jobs were not sampled."""
+def _one_pod_job(**env: str) -> Json:
+    """Return a Job of one pod, like the recorded Jobs that have no sample."""
     job = job_of("restart-by-command")
     (container,) = job["spec"]["tasks"][0]["template"]["spec"]["containers"]
     container["env"] = [{"name": name, "value": value} for name, value in env.items()]
     return job
 
 
-def _deleted(propagation: str) -> Callable[[Stage], None]:
-    def scenario(stage: Stage) -> None:
+def _deleted(propagation: str) -> Callable[[Scenario], None]:
+    def steps(scenario: Scenario) -> None:
         name = "fg" if propagation == "Foreground" else "dl"
-        stage.create(_like_c1(SLEEP="600"), name=name)
-        stage.phase(name, "Running")
-        stage.ready(name)
-        stage.delete(JOBS, name, propagation=propagation)
-        stage.phase(name, "gone")
-        stage.no_pods()
+        scenario.create(_one_pod_job(SLEEP="600"), name=name)
+        scenario.wait_for_phases(name, "Running")
+        scenario.wait_for_ready(name)
+        scenario.delete(JOBS, name, propagation=propagation)
+        scenario.wait_for_phases(name, "gone")
+        scenario.wait_for_no_pods()
 
-    return scenario
+    return steps
 
 
-def _image_absent(stage: Stage) -> None:
-    _waits_in_vain("nodeselector-mismatch", "FailedScheduling")(stage)
-    job = _like_c1(SLEEP="600")
+def _image_absent(scenario: Scenario) -> None:
+    _cannot_be_placed("nodeselector-mismatch", "FailedScheduling")(scenario)
+    job = _one_pod_job(SLEEP="600")
     job["spec"]["tasks"][0]["template"]["spec"]["containers"][0]["image"] = "localhost/absent:1"
-    stage.create(job, name="img")
-    stage.ready("img")
-    stage.delete(JOBS, "img")
-    stage.phase("img", "gone")
-    stage.no_pods()
+    scenario.create(job, name="img")
+    scenario.wait_for_ready("img")
+    scenario.delete(JOBS, "img")
+    scenario.wait_for_phases("img", "gone")
+    scenario.wait_for_no_pods()
 
 
-def _same_name(stage: Stage) -> None:
-    stage.create(_like_c1(SLEEP="600"), name="sm")
-    stage.phase("sm", "Running")
-    stage.ready("sm")
-    stage.delete(JOBS, "sm")
-    # As it was recorded: the second Job finds the first one's pod going, and not still running, which it would count.
-    stage.until(lambda: stage.timeline.lives()["sm-worker-0"][-1][-1] in {"going", "gone"}, "its pod goes")
-    stage.create(_like_c1(SLEEP="3"), name="sm")
-    stage.phase("sm", "Running", "Completed")
+def _same_name(scenario: Scenario) -> None:
+    scenario.create(_one_pod_job(SLEEP="600"), name="sm")
+    scenario.wait_for_phases("sm", "Running")
+    scenario.wait_for_ready("sm")
+    scenario.delete(JOBS, "sm")
+    # As recorded: the second Job finds the first Job's pod being deleted. If the pod still ran, the second Job would
+    # count it.
+    scenario.wait_until(lambda: scenario.timeline.lives()["sm-worker-0"][-1][-1] in {"going", "gone"}, "its pod goes")
+    scenario.create(_one_pod_job(SLEEP="3"), name="sm")
+    scenario.wait_for_phases("sm", "Running", "Completed")
 
 
-def _names(stage: Stage) -> None:
+def _names(scenario: Scenario) -> None:
     names = ("1abc", "a.b", "y" * 50)
     for name in names:
-        stage.create(job_of("names", name))
+        scenario.create(job_of("names", name))
     for name in (names[0], names[2]):
-        stage.phase(name, "Running")
-        stage.ready(name)
-    stage.warned("PluginError")
+        scenario.wait_for_phases(name, "Running")
+        scenario.wait_for_ready(name)
+    scenario.wait_for_warning("PluginError")
     for name in names:
-        stage.delete(JOBS, name)
-        stage.phase(name, "gone")
-    stage.no_pods()
+        scenario.delete(JOBS, name)
+        scenario.wait_for_phases(name, "gone")
+    scenario.wait_for_no_pods()
 
 
-def _queue(stage: Stage) -> None:
-    """A queue that is too small for a Job; then a Job that grows, and one whose pods know each other's keys."""
-    _waits_in_vain("queue-capability-too-small", "Unschedulable")(stage)
-    stage.create(_like_c1(SLEEP="600"), name="up")
-    stage.phase("up", "Running")
-    stage.ready("up")
-    task = stage.seen(JOBS, "up")["spec"]["tasks"][0]
-    stage.client.merge(path(JOBS, stage.namespace, "up"), {"spec": {"tasks": [task | {"replicas": 2}]}})
-    stage.running("up", 2)
-    stage.delete(JOBS, "up")
-    stage.create(job_of("ssh-plugin", "ssh"))
-    stage.phase("ssh", "Running")
-    stage.ready("ssh")
-    stage.delete(JOBS, "ssh")
-    stage.no_pods()
+def _queue(scenario: Scenario) -> None:
+    """Run a Job that is too large for its queue, then a Job that grows, and a Job whose pods know each other's keys."""
+    _cannot_be_placed("queue-capability-too-small", "Unschedulable")(scenario)
+    scenario.create(_one_pod_job(SLEEP="600"), name="up")
+    scenario.wait_for_phases("up", "Running")
+    scenario.wait_for_ready("up")
+    task = scenario.last_seen(JOBS, "up")["spec"]["tasks"][0]
+    scenario.client.merge(path(JOBS, scenario.namespace, "up"), {"spec": {"tasks": [task | {"replicas": 2}]}})
+    scenario.wait_for_running("up", 2)
+    scenario.delete(JOBS, "up")
+    scenario.create(job_of("ssh-plugin", "ssh"))
+    scenario.wait_for_phases("ssh", "Running")
+    scenario.wait_for_ready("ssh")
+    scenario.delete(JOBS, "ssh")
+    scenario.wait_for_no_pods()
 
 
-# Each of these uses all eight NPUs of the only node that has any, so they are played one after the other.
-WITH_NPUS: dict[str, Callable[[Stage], None]] = {
-    "run2": _to_the_end("completed", "Completed", "run", at_most_s=LEAST_S),
+# Each of these scenarios uses all eight NPUs of the only node that has NPUs, so they run one after the other.
+WITH_NPUS: dict[str, Callable[[Scenario], None]] = {
+    "run2": _runs_to_its_end("completed", "Completed", "run", at_most_s=SHORTEST_RUN_S),
     "abort": _abort,
-    "two": _two("second-job-waits"),
-    "two2": _two("second-job-waits-requests-set"),
+    "two": _second_waits_for_first("second-job-waits"),
+    "two2": _second_waits_for_first("second-job-waits-requests-set"),
     "part": _partial,
     "gang": _gang,
-    "gangreq": _waits_in_vain("gang-pending-requests", "Unschedulable"),
-    "big": _waits_in_vain("one-pod-asks-16-of-8", "FailedScheduling"),
+    "gangreq": _cannot_be_placed("gang-pending-requests", "Unschedulable"),
+    "big": _cannot_be_placed("one-pod-asks-16-of-8", "FailedScheduling"),
 }
-WITHOUT: dict[str, Callable[[Stage], None]] = {
-    "restart": _to_the_end("failed-after-maxretry", "Failed", "rst"),
+WITHOUT_NPUS: dict[str, Callable[[Scenario], None]] = {
+    "restart": _runs_to_its_end("failed-after-maxretry", "Failed", "rst"),
     "rpod": _restartpod,
     "evict": _evict,
     "evict2": _delete_pod,
     "cmd": _commands,
-    "term": _to_the_end("terminated-on-podfailed", "Terminated", "tm"),
-    "cplt": _to_the_end("completejob-on-taskcompleted", "Completed", "cp"),
+    "term": _runs_to_its_end("terminated-on-podfailed", "Terminated", "tm"),
+    "cplt": _runs_to_its_end("completejob-on-taskcompleted", "Completed", "cp"),
     "exit": _exit_codes,
-    "nopol": _to_the_end("pod-failed-no-policy", "Failed", "np"),
-    "ttl": _to_the_end("ttl-completed-before", "gone", "tt"),
-    "rank": _to_the_end("hcclrank-args", "Completed", "rk"),
+    "nopol": _runs_to_its_end("pod-failed-no-policy", "Failed", "np"),
+    "ttl": _runs_to_its_end("ttl-completed-before", "gone", "tt"),
+    "rank": _runs_to_its_end("hcclrank-args", "Completed", "rk"),
     "del": _deleted("Background"),
     "fg": _deleted("Foreground"),
     "same": _same_name,

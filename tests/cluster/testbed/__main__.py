@@ -12,10 +12,10 @@ USAGE = "python -m tests.cluster.testbed up|down"
 INTERRUPTED = 130
 
 
-def main(words: Sequence[str]) -> int:
-    """Do it; the exit code."""
+def main(arguments: Sequence[str]) -> int:
+    """Execute the command and return the exit code."""
     try:
-        match words:
+        match arguments:
             case ["up", *folder]:
                 sys.stdout.write(_playground(folder).up(starting=_say_starting))
             case ["down", *folder]:
@@ -39,7 +39,7 @@ def _say_starting() -> None:
 
 
 def _playground(folder: Sequence[str]) -> Playground:
-    """Of a folder that a test names, or the person's own."""
+    """Return the playground of the folder that a test names, or the user's."""
     return Playground(*map(Path, folder))
 
 

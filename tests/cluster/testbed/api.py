@@ -1,6 +1,6 @@
-"""The few requests that the simulations make to the API server: JSON over one connection, by a kubeconfig.
+"""The few requests that the simulations send to the API server: JSON over one connection, by a kubeconfig.
 
-It is not the launcher's client on purpose: a fault in that one must not hide itself by standing on both sides.
+It deliberately differs from the launcher's client: with one shared client, a fault could cancel itself out.
 """
 
 import base64
@@ -18,10 +18,10 @@ TIMEOUT_S = 30
 
 
 class ApiError(Exception):
-    """The API server refuses, or cannot be reached.
+    """The API server refuses a request, or cannot be reached.
 
     Attributes:
-        status: HTTP's; 0 where there was no answer.
+        status: the HTTP status; 0 without an answer.
     """
 
     def __init__(self, status: int, text: str) -> None:
@@ -30,40 +30,42 @@ class ApiError(Exception):
 
 
 class Api:
-    """A connection, which is made anew whenever it is lost. Not for several threads."""
+    """A connection that reconnects after a loss; only for one thread."""
 
     def __init__(self, kubeconfig: Path) -> None:
-        """`kubeconfig` has one context, and in it a client certificate or a token."""
+        """Read a kubeconfig that has one context with a client certificate or a token."""
         config = yaml.safe_load(kubeconfig.read_text())
         (cluster,), (user,) = config["clusters"], config["users"]
         server = urllib.parse.urlsplit(cluster["cluster"]["server"])
         assert server.hostname is not None
         authority = base64.b64decode(cluster["cluster"]["certificate-authority-data"]).decode()
         context = ssl.create_default_context(cadata=authority)
-        who = user["user"]
-        self._headers = {"Authorization": f"Bearer {who['token']}"} if "token" in who else {}
-        if "client-certificate-data" in who:
-            # ssl reads a certificate and its key from files alone.
+        credentials = user["user"]
+        self._headers = {"Authorization": f"Bearer {credentials['token']}"} if "token" in credentials else {}
+        if "client-certificate-data" in credentials:
+            # ssl reads a certificate and its key only from files.
             with tempfile.NamedTemporaryFile() as pair:
-                pair.write(b"".join(base64.b64decode(who[f"client-{part}-data"]) for part in ("certificate", "key")))
+                pair.write(
+                    b"".join(base64.b64decode(credentials[f"client-{part}-data"]) for part in ("certificate", "key"))
+                )
                 pair.flush()
                 context.load_cert_chain(pair.name)
         self._connection = http.client.HTTPSConnection(server.hostname, server.port, context=context, timeout=TIMEOUT_S)
 
     def close(self) -> None:
-        """Let the connection go; the next request makes another."""
+        """Close the connection; the next request opens another."""
         self._connection.close()
 
     def get(self, path: str, **parameters: str) -> Any:
-        """An object, or a list.
+        """Return an object or a list.
 
         Raises:
-            ApiError: there is no such object, or no right to it.
+            ApiError: the object does not exist, or there is no right to read it.
         """
         return self._request("GET", f"{path}?{urllib.parse.urlencode(parameters)}")
 
     def answers(self, path: str) -> bool:
-        """Whether there is such an object, or whatever else is asked for."""
+        """Return whether the API server answers this path with success."""
         try:
             self._ask("GET", path)
         except ApiError:
@@ -71,10 +73,10 @@ class Api:
         return True
 
     def merge(self, path: str, patch: dict[str, Any]) -> Any:
-        """The object after a JSON merge patch.
+        """Return the object after a JSON merge patch.
 
         Raises:
-            ApiError: it is refused; 409 where `metadata.resourceVersion` of the patch is an old one.
+            ApiError: the patch is refused; 409 if its `metadata.resourceVersion` is out of date.
         """
         return self._request("PATCH", path, json.dumps(patch), {"Content-Type": "application/merge-patch+json"})
 

@@ -25,20 +25,20 @@ RUNS = Path("/var/tmp/pnas-testbed")
 PREFIX = "pnas-testbed-"
 CLAIMED_WITHIN_S = 10
 KUBECONFIG = "PNAS_TEST_KUBECONFIG"
-"""Names a kubeconfig of a cluster that the tests are to use in place of the bed."""
+"""Names a kubeconfig of a cluster that the tests use in place of the test bed."""
 
 
 class NotABedError(Exception):
-    """A test wants the inside of a cluster that is not the test bed; the message is one line and says which part."""
+    """A test needs the inside of a cluster that is not the test bed; the message is one line and names the part."""
 
 
 @dataclass(frozen=True)
 class Bed:
-    """What of a cluster only this package can give.
+    """The parts of a cluster that only the test bed has.
 
     Attributes:
-        folder: everything of it: logs, certificates, the nodes' disks.
-        programs: where Kubernetes' are.
+        folder: all its files: logs, certificates, the nodes' disks.
+        programs: the folder of Kubernetes' programs.
     """
 
     folder: Path
@@ -48,12 +48,12 @@ class Bed:
 
 @dataclass(frozen=True)
 class Cluster:
-    """One that runs: the test bed, or somebody's.
+    """A running cluster: the test bed, or another one.
 
     Attributes:
-        kubeconfig: of its administrator.
+        kubeconfig: the administrator's kubeconfig.
         program: kubectl.
-        bed: None of a cluster that is somebody's.
+        bed: None if the cluster is not the test bed.
     """
 
     kubeconfig: Path
@@ -62,45 +62,45 @@ class Cluster:
 
     @property
     def folder(self) -> Path:
-        """The bed's."""
+        """Return the test bed's folder."""
         return self.inside("its folder of logs and certificates").folder
 
     @property
     def programs(self) -> Path:
-        """The bed's."""
+        """Return the folder of the test bed's programs."""
         return self.inside("Kubernetes' own programs").programs
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """The bed's."""
+        """Return the test bed's nodes."""
         return self.inside("the inside of its nodes").nodes
 
     def kubectl(self, *arguments: str) -> str:
-        """What kubectl prints.
+        """Run kubectl and return its output.
 
         Raises:
-            StartError: it failed.
+            StartError: kubectl failed.
         """
         return output_of(self.command(*arguments))
 
     def command(self, *arguments: str) -> list[str]:
-        """The command line of kubectl; what it caches of the bed goes with the bed."""
+        """Return kubectl's command line; for the test bed, its cache is in the test bed's folder."""
         cache = [] if self.bed is None else [f"--cache-dir={self.bed.folder / 'kubectl'}"]
         return [str(self.program), f"--kubeconfig={self.kubeconfig}", *cache, *arguments]
 
     def get(self, *words: str) -> Any:
-        """An object, or a List of them, by the words of `kubectl get`.
+        """Return an object, or a List of objects, by the words of `kubectl get`.
 
         Raises:
-            StartError: it failed.
+            StartError: kubectl failed.
         """
         return json.loads(self.kubectl("get", *words, "--output=json"))
 
     def create(self, *objects: Mapping[str, Any]) -> None:
-        """Create them in this order, each in its own namespace.
+        """Create objects in this order, each in its own namespace.
 
         Raises:
-            StartError: one is refused.
+            StartError: an object is refused.
         """
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump({"apiVersion": "v1", "kind": "List", "items": objects}, file)
@@ -108,17 +108,17 @@ class Cluster:
             self.kubectl("create", "--filename", file.name)
 
     def load(self, archive: Path) -> None:
-        """Give every node an image.
+        """Load an image on every node.
 
         Raises:
-            NotABedError: the nodes are somebody's.
+            NotABedError: the cluster is not the test bed.
         """
         for node in self.nodes:
             node.load(archive)
 
     @property
     def config(self) -> Any:
-        """The kubeconfig, with its certificates in it.
+        """Return the kubeconfig, with its certificates.
 
         Raises:
             StartError: it cannot be read.
@@ -126,38 +126,39 @@ class Cluster:
         return json.loads(self.kubectl("config", "view", "--raw", "--output=json"))
 
     def inside(self, part: str) -> Bed:
-        """The bed, for the sake of this part.
+        """Return the test bed; `part` names the part that the caller needs.
 
         Raises:
-            NotABedError: the cluster is somebody's.
+            NotABedError: the cluster is not the test bed.
         """
         if self.bed is None:
             raise NotABedError(f"{self.kubeconfig} is not the test bed, and this needs {part}: unset {KUBECONFIG}")
         return self.bed
 
 
-def namespace(cluster: Cluster, name: str, *, labels: Mapping[str, str] | None = None) -> None:
-    """Create one, and come back when pods can be made in it.
+def create_namespace(cluster: Cluster, name: str, *, labels: Mapping[str, str] | None = None) -> None:
+    """Create a namespace, and return when pods can be created in it.
 
     Raises:
-        StartError: it is there, or its service account does not come.
+        StartError: the namespace exists, or its service account does not appear.
     """
     metadata = {"name": name, "labels": dict(labels or {})}
     cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
-    # Pods are refused before the one, and wait for their volumes before the other. Of two, kubectl 1.36.3 waits for the
-    # first alone, and fails if the second is not there then.
-    for waited in ("serviceaccount/default", "configmap/kube-root-ca.crt"):
-        cluster.kubectl("wait", "--for=create", waited, "--namespace", name, "--timeout=300s")
+    # Without the service account, pods are refused. Without the ConfigMap, they wait for their volumes. Each has its
+    # own command: given two objects, kubectl 1.36.3 waits only for the first, and fails if the second does not exist
+    # then.
+    for name_of_object in ("serviceaccount/default", "configmap/kube-root-ca.crt"):
+        cluster.kubectl("wait", "--for=create", name_of_object, "--namespace", name, "--timeout=300s")
 
 
-def named(kubeconfig: Path) -> Cluster:
-    """Somebody's cluster; kubectl is theirs, or else the bed's.
+def existing(kubeconfig: Path) -> Cluster:
+    """Return an existing cluster; use its administrator's kubectl if there is one, otherwise the test bed's.
 
     Raises:
         BuildError: there is no kubectl, and it cannot be built.
     """
-    found = shutil.which("kubectl")
-    return Cluster(kubeconfig, Path(found) if found else binaries.kubernetes() / "kubectl", bed=None)
+    kubectl = shutil.which("kubectl")
+    return Cluster(kubeconfig, Path(kubectl) if kubectl else binaries.kubernetes() / "kubectl", bed=None)
 
 
 @contextmanager
@@ -169,13 +170,13 @@ def running(
     container_log_max_size: str | None = None,
     container_log_max_files: int = 5,
 ) -> Iterator[Cluster]:
-    """A cluster, for as long as the context lasts; it ends with this process whatever happens to it.
+    """Run a cluster while the context lasts; it ends with this process in any case.
 
     Args:
-        nodes: how many; each is as `NodeOptions` says.
+        nodes: the number of nodes; `NodeOptions` describes each.
 
     Raises:
-        StartError: it cannot be started.
+        StartError: the cluster cannot be started.
         BuildError: its programs cannot be built.
     """
     options = NodeOptions(npus, node_labels, container_log_max_size, container_log_max_files)
@@ -195,11 +196,11 @@ def running(
 
 
 def clean_up() -> None:
-    """Remove what runs have left whose process was killed; their processes are gone with it."""
+    """Remove the files of runs whose process was killed; their other processes ended with it."""
     for folder in RUNS.glob(f"{PREFIX}*"):
         if not _is_owned(folder):
             _remove(folder)
-    # Those that were still in use when the rest was removed.
+    # These groups were still in use when the rest was removed.
     for group in CGROUPS.glob(f"*/{PREFIX}*"):
         run, _node = group.name.rsplit("-", 1)
         if not (RUNS / run).exists():
@@ -207,7 +208,7 @@ def clean_up() -> None:
 
 
 def _is_owned(folder: Path) -> bool:
-    """Whether the process that made it lives; one that has just made it may not have said so yet."""
+    """Return whether the run's process lives; a new run may not have written its process id yet."""
     try:
         return Path(f"/proc/{(folder / 'owner').read_text()}").exists()
     except FileNotFoundError:
@@ -215,7 +216,7 @@ def _is_owned(folder: Path) -> bool:
 
 
 def _wait_for_the_end(first: Path) -> None:
-    """The process namespace ends with its first process, but not at once; until then its cgroups are in use."""
+    """Wait for the end of the process namespace, shortly after its first process's; until then it uses its cgroups."""
     deadline = time.monotonic() + 10
     while first.exists() and Path(f"/proc/{first.read_text()}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -238,10 +239,10 @@ def _remove_cgroups(prefix: str) -> None:
 def _start(folder: Path, programs: Path, processes: Processes, options: NodeOptions, *, nodes: int) -> Cluster:
     pki = folder / "pki"
     ca = control_plane.certificates(pki)
-    made = tuple(Node(number, folder) for number in range(1, nodes + 1))
-    first = _first_namespaces(made[0], processes)
-    made[0].enter(first)
-    (made[0].folder / "pid").write_text(str(first.pid))
+    cluster_nodes = tuple(Node(number, folder) for number in range(1, nodes + 1))
+    first = _first_namespaces(cluster_nodes[0], processes)
+    cluster_nodes[0].enter(first)
+    (cluster_nodes[0].folder / "pid").write_text(str(first.pid))
     control_plane.start_api_server(folder, programs, processes, first)
     port = free_port()
     relay = [
@@ -253,39 +254,39 @@ def _start(folder: Path, programs: Path, processes: Processes, options: NodeOpti
     ]
     processes.start("relay", relay)
     kubeconfig = ca.kubeconfig(folder / "kubeconfig", f"https://127.0.0.1:{port}", "admin", group="system:masters")
-    cluster = Cluster(kubeconfig, programs / "kubectl", Bed(folder, programs, made))
-    # Looking often by a kubectl would take from what starts most of a processor.
+    cluster = Cluster(kubeconfig, programs / "kubectl", Bed(folder, programs, cluster_nodes))
+    # kubectl would take most of a processor from the starting programs, because of the frequent checks.
     with closing(Api(kubeconfig)) as api:
         processes.until("apiserver", lambda: api.answers("/readyz"))
         control_plane.start_controllers(pki, programs, processes, first)
         control_plane.start_dns(folder, processes, first)
-        for node in made[1:]:
-            node.join(first, made[0], processes)
+        for node in cluster_nodes[1:]:
+            node.join(first, cluster_nodes[0], processes)
         cluster.create(*pod_annotations.RIGHTS)
         archives = (images.pause(folder), images.trainer(folder))
-        for node in made:
+        for node in cluster_nodes:
             node.start(ca, programs, processes, archives, options)
-        wanted = {node.name for node in made}
-        processes.until(made[-1].process("kubelet"), lambda: _ready_nodes(api, npus=options.npus) == wanted)
+        names = {node.name for node in cluster_nodes}
+        processes.until(cluster_nodes[-1].process("kubelet"), lambda: _ready_nodes(api, npus=options.npus) == names)
         account = "/api/v1/namespaces/default/serviceaccounts/default"
         processes.until("controller-manager", lambda: api.answers(account))
     return cluster
 
 
 def _first_namespaces(node: Node, processes: Processes) -> Namespaces:
-    """The first node's, and the process namespace of the whole cluster."""
-    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--mount", "--net", *node.holder()]
-    parent = processes.start("node1-holder", command)
-    processes.until("node1-holder", (node.folder / "ready").exists)
+    """Create the first node's namespaces, and the process namespace of the whole cluster."""
+    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--mount", "--net", *node.init_command()]
+    parent = processes.start("node1-init", command)
+    processes.until("node1-init", (node.folder / "ready").exists)
     return Namespaces(only_child(parent))
 
 
 def _ready_nodes(api: Api, *, npus: int) -> set[str]:
-    found = api.get("/api/v1/nodes")["items"]
+    items = api.get("/api/v1/nodes")["items"]
     ready = {"type": "Ready", "status": "True"}
     return {
         node["metadata"]["name"]
-        for node in found
+        for node in items
         if any(ready.items() <= condition.items() for condition in node["status"].get("conditions", ()))
         and node["status"]["allocatable"].get(RESOURCE, "0") == str(npus)
     }

@@ -1,7 +1,7 @@
-"""A cluster in the background for a person to try things out on: `make cluster`, `make cluster-down`.
+"""A cluster in the background that a user tries things out on: `make cluster`, `make cluster-down`.
 
-One at a time. The process that holds it holds a lock, too, for as long as it lives: so nobody has to guess by a process
-id, which may be another's by now, whether one runs.
+There is one at a time. The process that runs it also holds a lock for its whole life. A process id would be no proof
+that the cluster runs, because another process may have that id now.
 """
 
 import fcntl
@@ -21,52 +21,52 @@ from tests.cluster.testbed.artifacts import images
 from tests.cluster.testbed.artifacts.binaries import CACHE
 from tests.cluster.testbed.cluster import Cluster, clean_up, running
 from tests.cluster.testbed.nodes.container_runtime import CHECKOUT
-from tests.cluster.testbed.requirements import impediment
+from tests.cluster.testbed.requirements import missing_requirement
 from tests.cluster.testbed.storage import volumes
 
-PLACE = CACHE / "playground"
+FOLDER = CACHE / "playground"
 MODULE = "tests.cluster.testbed"
 ENDED_WITHIN_S = 60
 
 
 class PlaygroundError(Exception):
-    """There is none, or it cannot be ended; the message is one line."""
+    """The cluster does not run, or cannot be ended; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Playground:
-    """The one of a folder, which keeps how to reach it, and its lock."""
+    """The playground of a folder, which has its lock and the way to reach it."""
 
-    folder: Path = PLACE
+    folder: Path = FOLDER
 
     @property
     def log(self) -> Path:
-        """Why it did not start."""
+        """Return the log, which says why the cluster did not start."""
         return self.folder / "log"
 
     def up(self, *, starting: Callable[[], object]) -> str:
-        """Start one and leave it running; what to tell the person. Of one that runs, the same.
+        """Start a cluster and leave it running; return the text for the user. If a cluster runs, return its text.
 
         Args:
-            starting: is called if there is none, before the long wait.
+            starting: called before the long wait if no cluster runs.
 
         Raises:
-            PlaygroundError: none can be here, it did not start, or another is being started.
-            KeyboardInterrupt: and nothing is left.
+            PlaygroundError: this machine cannot run a cluster, it did not start, or another one is being started.
+            KeyboardInterrupt: nothing is left.
         """
         with self._lock() as (lock, is_free):
             if is_free:
-                if reason := impediment():
+                if reason := missing_requirement():
                     raise PlaygroundError(reason)
                 starting()
                 return self._start(lock)
             text: str = self._state()["text"]
             if not text:
-                raise PlaygroundError("another one is being started: wait for it, or end it with `make cluster-down`")
-            return f"# one runs already\n{text}"
+                raise PlaygroundError("another cluster is starting: wait for it, or end it with `make cluster-down`")
+            return f"# a cluster runs already\n{text}"
 
     def down(self) -> str:
-        """End the one that runs, and come back when nothing is left of it; what to tell the person.
+        """End the running cluster, and return the text for the user when nothing is left of it.
 
         Raises:
             PlaygroundError: it does not end.
@@ -76,12 +76,12 @@ class Playground:
                 self._clean_up()
                 return "# no cluster runs\n"
             holder = int(self._state()["pid"])
-            # What was left by one that was killed may name a process that is another's by now.
+            # A file left by a killed process may name a process id that another process has now.
             if MODULE not in _command_line(holder):
-                raise PlaygroundError("it is just being started: try again")
+                raise PlaygroundError("the cluster is just starting: try again")
             os.kill(holder, signal.SIGTERM)
             deadline = time.monotonic() + ENDED_WITHIN_S
-            while not _taken(lock):
+            while not _acquire(lock):
                 if time.monotonic() > deadline:
                     raise PlaygroundError(f"process {holder} does not end, see {self.log}: kill it and try again")
                 time.sleep(0.1)
@@ -89,13 +89,13 @@ class Playground:
         return "# the cluster is gone\n"
 
     def hold(self) -> None:
-        """Start one, say in its folder how to reach it, and hold it until SIGTERM."""
+        """Start a cluster, write the way to reach it into the folder, and run it until SIGTERM."""
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         began = time.monotonic()
         try:
             with running() as cluster:
-                _furnish(cluster)
-                self._write_state(os.getpid(), _text(cluster, time.monotonic() - began))
+                _prepare(cluster)
+                self._write_state(os.getpid(), _instructions(cluster, time.monotonic() - began))
                 while True:
                     signal.pause()
         except KeyboardInterrupt:
@@ -112,20 +112,20 @@ class Playground:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # A Ctrl-C in this terminal is for what runs there then.
+                # A Ctrl-C in this terminal is meant for a later command, not for the cluster.
                 start_new_session=True,
-                # The lock is held until both processes have let it go.
+                # The lock is held until both processes have released it.
                 pass_fds=[lock.fileno()],
             )
         try:
             self._write_state(holder.pid, "")
             while not (text := self._state()["text"]):
                 if holder.poll() is not None:
-                    said = self.log.read_text().splitlines() or [f"it ended with {holder.returncode}"]
-                    raise PlaygroundError(said[-1].removeprefix("error: "))
+                    log_lines = self.log.read_text().splitlines() or [f"it ended with {holder.returncode}"]
+                    raise PlaygroundError(log_lines[-1].removeprefix("error: "))
                 time.sleep(0.1)
         except KeyboardInterrupt:
-            # A second one would leave behind what the first is about to remove.
+            # A second Ctrl-C would leave objects behind that the first one is about to remove.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             holder.terminate()
             holder.wait()
@@ -143,7 +143,7 @@ class Playground:
         return self.folder / "state.json"
 
     def _write_state(self, holder: int, text: str) -> None:
-        """At once: whoever reads sees all of it, or what was there before."""
+        """Write the state atomically: a reader sees either the old or the new state."""
         partial = self.folder / "state.partial"
         partial.write_text(json.dumps({"pid": holder, "text": text}))
         partial.replace(self._state_file)
@@ -156,24 +156,24 @@ class Playground:
 
     @contextmanager
     def _lock(self) -> Iterator[tuple[IO[str], bool]]:
-        """The lock's file, and whether it is ours now."""
+        """Yield the lock's file, and whether this process has got the lock."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("a") as file:
-            yield file, _taken(file)
+            yield file, _acquire(file)
 
 
-def _furnish(cluster: Cluster) -> None:
-    """Put there what an administrator has: images of digits, and volumes for both claims, whoever makes these."""
+def _prepare(cluster: Cluster) -> None:
+    """Provide what an administrator provides: images of digits, and volumes for both claims of any user."""
     folders = {name: cluster.folder / name for name in ("pnas-data", "pnas-output")}
     digits = [sys.executable, "-m", "trainer", "data", "digits", "--to", str(folders["pnas-data"])]
     subprocess.run(digits, check=True, cwd=CHECKOUT, stdout=subprocess.DEVNULL)
     volumes(cluster, "default", folders, size="200Gi")
 
 
-def _text(cluster: Cluster, took_s: float) -> str:
+def _instructions(cluster: Cluster, took_s: float) -> str:
     job = "submit --npus 2 --mode performance --steps 4 --model pnasnet5tiny --image-size 32 --workers 0 --shm 128Mi"
-    here = Path(sys.executable)
-    python = here.relative_to(CHECKOUT) if here.is_relative_to(CHECKOUT) else here
+    executable = Path(sys.executable)
+    python = executable.relative_to(CHECKOUT) if executable.is_relative_to(CHECKOUT) else executable
     pod = f"--image {images.TRAINER} --image-pull-policy Never --scratch 128Mi --env PNAS_DEVICE=cpu"
     return (
         f"export KUBECONFIG={cluster.kubeconfig}\n"
@@ -192,7 +192,7 @@ def _command_line(process: int) -> str:
         return ""
 
 
-def _taken(file: IO[str]) -> bool:
+def _acquire(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""What a machine must have for the test bed; what Debian has of it is installed where it is missing."""
+"""The requirements of the test bed on a machine; missing Debian packages are installed."""
 
 import os
 import re
@@ -22,7 +22,7 @@ PROGRAMS = {
     "ping": "iputils-ping",
     "nsenter": "util-linux",
 }
-"""Each program, and the package that has it."""
+"""Each program, and the package that contains it."""
 TO_BUILD_IMAGES = {
     "buildah": "buildah",
     "mmdebstrap": "mmdebstrap",
@@ -33,20 +33,20 @@ CAP_SYS_ADMIN = 21
 """Its number in linux/capability.h."""
 
 
-def impediment() -> str | None:
-    """Why no cluster can be started here, in one line; packages that are missing are installed first."""
+def missing_requirement() -> str | None:
+    """Return why no cluster can be started here, in one line; install missing packages first."""
     if os.geteuid() != 0:
         return "the test bed needs root: it makes namespaces and mounts"
     return _missing_rights() or _missing_cgroups() or _missing_go() or _missing_packages(PROGRAMS)
 
 
-def impediment_to_images() -> str | None:
-    """Why no image can be built here, in one line, where there can be a cluster; packages are installed as for that."""
+def missing_image_requirement() -> str | None:
+    """Return why a machine that can run a cluster can build no image, in one line; install missing packages first."""
     return _missing_packages(TO_BUILD_IMAGES)
 
 
 def _missing_rights() -> str | None:
-    """In a container, root has no more than that was given."""
+    """Return a message if root lacks the right to mount, as root in a container often does."""
     (held,) = re.findall(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
     if int(held, 16) >> CAP_SYS_ADMIN & 1:
         return None
@@ -54,7 +54,7 @@ def _missing_rights() -> str | None:
 
 
 def _missing_cgroups() -> str | None:
-    """Nodes are made by the first version's controllers alone."""
+    """Return a message without cgroup v1: only its controllers can make the nodes."""
     missing = [controller for controller in CONTROLLERS if not os.access(CGROUPS / controller, os.W_OK)]
     if not missing:
         return None
@@ -62,37 +62,37 @@ def _missing_cgroups() -> str | None:
 
 
 def _missing_go() -> str | None:
-    """Whether Kubernetes can be built, with the toolchain that Go would take for it."""
-    wanted = f"the test bed needs Go {GO} to build Kubernetes"
+    """Return a message if Kubernetes cannot be built with the toolchain that Go would take for it."""
+    requirement = f"the test bed needs Go {GO} to build Kubernetes"
     if shutil.which("go") is None:
-        return wanted
-    asked = ["go", "env", "GOVERSION"]
-    done = subprocess.run(asked, cwd=MODULES / "kubernetes", capture_output=True, text=True, check=False)
-    found = done.stdout.strip()
-    if re.fullmatch(rf"go{re.escape(GO)}(\D.*)?", found):
+        return requirement
+    command = ["go", "env", "GOVERSION"]
+    result = subprocess.run(command, cwd=MODULES / "kubernetes", capture_output=True, text=True, check=False)
+    version = result.stdout.strip()
+    if re.fullmatch(rf"go{re.escape(GO)}(\D.*)?", version):
         return None
-    return f"{wanted}, and this is {found or (done.stderr.strip().splitlines() or ['none that answers'])[-1]}"
+    return f"{requirement}, and this is {version or (result.stderr.strip().splitlines() or ['unknown'])[-1]}"
 
 
 def _missing_packages(programs: Mapping[str, str]) -> str | None:
-    """Install what is missing; why that cannot be done, in one line."""
-    # Debian's installer does not wait for another one, and whoever had to wait finds the other's packages.
+    """Install missing packages; return in one line why that is impossible."""
+    # Debian's installer does not wait for another one. After the wait for the lock, the packages may be there.
     with locked(CACHE / "packages.lock"):
-        missing = [package for program, package in programs.items() if not _is_there(program)]
-        return _not_installed(missing) if missing else None
+        missing = [package for program, package in programs.items() if not _exists(program)]
+        return _install(missing) if missing else None
 
 
-def _not_installed(missing: Sequence[str]) -> str | None:
+def _install(missing: Sequence[str]) -> str | None:
     if shutil.which("apt-get") is None:
         return f"the test bed needs {', '.join(missing)}, under whatever names this system has them"
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     install = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", *missing]
     for command in (["apt-get", "update", "--quiet"], install):
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
-        if done.returncode != 0:
-            return f"{' '.join(command)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}"
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
+        if result.returncode != 0:
+            return f"{' '.join(command)}: {(result.stderr.strip().splitlines() or ['failed'])[-1]}"
     return None
 
 
-def _is_there(program: str) -> bool:
+def _exists(program: str) -> bool:
     return Path(program).exists() if program.startswith("/") else shutil.which(program) is not None

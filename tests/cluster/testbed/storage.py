@@ -1,11 +1,11 @@
-"""Folders of this machine as claims that pods on every node may write to, like a shared file system's."""
+"""Folders of this machine as claims that pods on every node can write to, like a shared file system's."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.cluster.testbed.cluster import Cluster
-from tests.cluster.testbed.nodes.node_init import OVERLAID
+from tests.cluster.testbed.nodes.node_init import OVERLAYS
 
 BOUND_WITHIN_S = 60
 SIZE = "1Gi"
@@ -13,15 +13,15 @@ SHARED = ("ReadWriteMany",)
 
 
 def claims(cluster: Cluster, namespace: str, folders: Mapping[str, Path], *, modes: Sequence[str] = SHARED) -> None:
-    """Make the folders, which any user may then write to, and a claim for each; come back when all are bound.
+    """Create the folders, writable for any user, and a claim for each; return when all claims are bound.
 
     Raises:
         NotABedError: the nodes are other machines.
-        ValueError: each node has a folder of its own of that name.
+        ValueError: the nodes do not share this folder.
         StartError: a claim stays unbound.
     """
-    there = _volumes(cluster, namespace, folders, modes=modes, size=SIZE)
-    cluster.create(*there, *(request(namespace, name, modes=modes) for name in folders))
+    volume_objects = _volumes(cluster, namespace, folders, modes=modes, size=SIZE)
+    cluster.create(*volume_objects, *(request(namespace, name, modes=modes) for name in folders))
     wait_until_bound(cluster, namespace, *folders)
 
 
@@ -33,13 +33,14 @@ def volumes(
     modes: Sequence[str] = SHARED,
     size: str = SIZE,
 ) -> None:
-    """Make the folders, and the volumes that claims of those names get, whoever makes these, if they ask for no more.
+    """Create the folders, and volumes for claims of these names, if the claims ask for no more than `size`.
 
-    The kubelet changes no ownership of such a volume, whatever a pod's fsGroup: hence the folders' mode.
+    The kubelet changes no ownership of such a volume, whatever a pod's fsGroup: therefore the folders are writable for
+    all.
 
     Raises:
         NotABedError: the nodes are other machines.
-        ValueError: each node has a folder of its own of that name.
+        ValueError: the nodes do not share this folder.
     """
     cluster.create(*_volumes(cluster, namespace, folders, modes=modes, size=size))
 
@@ -47,11 +48,11 @@ def volumes(
 def _volumes(
     cluster: Cluster, namespace: str, folders: Mapping[str, Path], *, modes: Sequence[str], size: str
 ) -> list[dict[str, Any]]:
-    """Make the folders; the volumes are still to be created."""
+    """Create the folders, and return the volumes to create."""
     cluster.inside("folders of this machine")
     for folder in folders.values():
-        if any(folder.resolve().is_relative_to(path) for path in OVERLAID):
-            raise ValueError(f"{folder}: nodes do not share {', '.join(OVERLAID)}; use another folder")
+        if any(folder.resolve().is_relative_to(path) for path in OVERLAYS):
+            raise ValueError(f"{folder}: nodes do not share {', '.join(OVERLAYS)}; use another folder")
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o777)
     common = {"accessModes": list(modes), "storageClassName": "", "capacity": {"storage": size}}
@@ -72,7 +73,7 @@ def _volumes(
 
 
 def request(namespace: str, name: str, *, modes: Sequence[str] = SHARED) -> dict[str, Any]:
-    """A claim, which stays unbound where no volume is for it."""
+    """Return a claim, which stays unbound without a volume for it."""
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
@@ -82,10 +83,10 @@ def request(namespace: str, name: str, *, modes: Sequence[str] = SHARED) -> dict
 
 
 def wait_until_bound(cluster: Cluster, namespace: str, *names: str) -> None:
-    """Come back when the claims are bound.
+    """Return when the claims are bound.
 
     Raises:
-        StartError: one stays unbound.
+        StartError: a claim stays unbound.
     """
-    wanted = ("--for=jsonpath={.status.phase}=Bound", f"--timeout={BOUND_WITHIN_S}s", "--namespace", namespace)
-    cluster.kubectl("wait", *wanted, "persistentvolumeclaim", *names)
+    options = ("--for=jsonpath={.status.phase}=Bound", f"--timeout={BOUND_WITHIN_S}s", "--namespace", namespace)
+    cluster.kubectl("wait", *options, "persistentvolumeclaim", *names)

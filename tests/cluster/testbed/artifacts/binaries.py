@@ -1,7 +1,7 @@
-"""The cluster's programs, built from pinned Go modules into a cache that the next start finds.
+"""The cluster's programs, built from pinned Go modules into a cache that the next start uses.
 
-A module folder in `go/` pins one version of everything in `go.sum`; its hash names the folder of the cache, so that
-another version is another folder and a half-finished build is never taken for a whole one.
+A module folder in `go/` pins one version of everything in `go.sum`. Its hash names the cache folder, so that another
+version is another folder and a partial build is never mistaken for a complete one.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pnas
 
 # A server without them reports version v0.0.0, which clients that compare versions refuse.
 VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
-# What a device plugin and the kubelet say to each other.
+# The protocol between a device plugin and the kubelet.
 DEVICE_PLUGIN_PROTOCOL = ("k8s.io/kubelet", "pkg/apis/deviceplugin/v1beta1/api.proto")
 
 VOLCANO_TYPES = ("batch/v1alpha1", "bus/v1alpha1", "scheduling/v1beta1")
@@ -31,32 +31,32 @@ class BuildError(Exception):
 
 
 def kubernetes() -> Path:
-    """The folder of kube-apiserver, -controller-manager, -scheduler, -proxy, kubelet, kubectl, and `api.proto`.
+    """Return the folder of kube-apiserver, -controller-manager, -scheduler, -proxy, kubelet, kubectl, and `api.proto`.
 
     Raises:
         BuildError: Go is missing, or the build failed.
     """
-    version = _required(MODULES / "kubernetes", "k8s.io/kubernetes")
+    version = _pinned_version(MODULES / "kubernetes", "k8s.io/kubernetes")
     major, minor, _patch = version.removeprefix("v").split(".")
     facts = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     flags = " ".join(f"-X {package}.{name}={value}" for package in VERSION_PACKAGES for name, value in facts.items())
-    return _built("kubernetes", ldflags=f"-s -w {flags}", files=(DEVICE_PLUGIN_PROTOCOL,))
+    return _build_once("kubernetes", ldflags=f"-s -w {flags}", files=(DEVICE_PLUGIN_PROTOCOL,))
 
 
 def coredns() -> Path:
-    """The folder of `coredns`, the server of a cluster's names, with the one plugin that pods need.
+    """Return the folder of `coredns`, the cluster's DNS server, with the one plugin that pods need.
 
     Raises:
         BuildError: Go is missing, or the build failed.
     """
-    return _built("coredns", ldflags="-s -w", files=())
+    return _build_once("coredns", ldflags="-s -w", files=())
 
 
 def volcano_crds() -> Path:
-    """The folder of the definitions of Job, Command, PodGroup and Queue, made from Volcano's own Go types.
+    """Return the folder of the definitions of Job, Command, PodGroup and Queue, made from Volcano's own Go types.
 
     Raises:
-        BuildError: Go is missing, or they cannot be made.
+        BuildError: Go is missing, or the definitions cannot be made.
     """
     source = MODULES / "volcano"
     packages = ";".join(f"volcano.sh/apis/pkg/apis/{name}" for name in VOLCANO_TYPES)
@@ -73,10 +73,10 @@ def volcano_crds() -> Path:
 
 
 def client(version: str) -> Path:
-    """The folder of Kubernetes' Python client of a version, and of what it requires, for a PYTHONPATH.
+    """Return the folder of a version of Kubernetes' Python client and its dependencies, for a PYTHONPATH.
 
     Raises:
-        BuildError: it cannot be installed.
+        BuildError: the client cannot be installed.
     """
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     folder = CACHE / f"client-{version}-python{python}"
@@ -95,13 +95,13 @@ def client(version: str) -> Path:
 
 
 def helm3() -> Path:
-    """Helm 3, the program.
+    """Return the path of Helm 3.
 
     Raises:
         BuildError: Go is missing, or the build failed.
     """
-    kubernetes_version = _required(MODULES / "helm3", "k8s.io/client-go")
-    # client-go 0.35 is of Kubernetes 1.35; without them, Helm renders and lints for 1.20.
+    kubernetes_version = _pinned_version(MODULES / "helm3", "k8s.io/client-go")
+    # client-go 0.35 belongs to Kubernetes 1.35. Without these flags, Helm renders and lints for 1.20.
     minor = kubernetes_version.split(".")[1]
     packages = ("pkg/chartutil", "pkg/lint/rules")
     facts = {f"{package}.k8sVersionMajor": "1" for package in packages}
@@ -110,7 +110,7 @@ def helm3() -> Path:
 
 
 def helm4() -> Path:
-    """Helm 4, the program.
+    """Return the path of Helm 4.
 
     Raises:
         BuildError: Go is missing, or the build failed.
@@ -119,14 +119,15 @@ def helm4() -> Path:
 
 
 @contextmanager
-def others_in_the_background() -> Iterator[None]:
-    """Build what is asked for later, one after the other, while others wait; for as long as the context lasts.
+def background_builds() -> Iterator[None]:
+    """Build the artifacts that later tests need one after the other, in the background, while the context lasts.
 
-    What is built by then is in Go's own cache, and whoever asks for one of them meanwhile waits for it.
+    When the context ends, Go's cache keeps the finished parts. A test that needs one of the artifacts meanwhile waits
+    for it.
     """
     script = f"import {__name__} as binaries; binaries.volcano_crds(); binaries.helm3(); binaries.helm4()"
     command = [sys.executable, "-c", script]
-    # A test may have set another cache for what it starts.
+    # A test may have set another cache for its subprocesses.
     environ = {**os.environ, "XDG_CACHE_HOME": str(CACHE.parents[1]), "PYTHONPATH": str(Path(__file__).parents[4])}
     with subprocess.Popen(
         ["nice", "-n", "19", *command],
@@ -144,16 +145,16 @@ def others_in_the_background() -> Iterator[None]:
 
 def _helm(major: int, facts: Mapping[str, str]) -> Path:
     module = f"helm.sh/helm/v{major}"
-    set_here = {"internal/version.version": _required(MODULES / f"helm{major}", module), **facts}
-    flags = " ".join(f"-X {module}/{name}={value}" for name, value in set_here.items())
-    return _built(f"helm{major}", ldflags=f"-s -w {flags}") / "helm"
+    variables = {"internal/version.version": _pinned_version(MODULES / f"helm{major}", module), **facts}
+    flags = " ".join(f"-X {module}/{name}={value}" for name, value in variables.items())
+    return _build_once(f"helm{major}", ldflags=f"-s -w {flags}") / "helm"
 
 
-def _built(module: str, *, ldflags: str, files: Sequence[tuple[str, str]] = ()) -> Path:
-    """Build every tool of a module once; processes that ask at the same time wait for the one that builds.
+def _build_once(module: str, *, ldflags: str, files: Sequence[tuple[str, str]] = ()) -> Path:
+    """Build every tool of a module once; other processes that need the tools wait for the build.
 
     Args:
-        files: to copy beside the tools: a required module and a path in it.
+        files: files to copy next to the tools: a required module and a path in it.
     """
     source = MODULES / module
     pinning = (source / "go.mod", source / "go.sum", *sorted(source.glob("*.go")))
@@ -168,8 +169,8 @@ def _built(module: str, *, ldflags: str, files: Sequence[tuple[str, str]] = ()) 
             try:
                 _build(source, partial, ldflags)
                 for required, path in files:
-                    found = _go(source, "list", "-m", "-f", "{{.Dir}}", required)
-                    shutil.copyfile(Path(found.strip()) / path, partial / Path(path).name)
+                    module_folder = _go(source, "list", "-m", "-f", "{{.Dir}}", required)
+                    shutil.copyfile(Path(module_folder.strip()) / path, partial / Path(path).name)
                 partial.rename(folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -177,13 +178,13 @@ def _built(module: str, *, ldflags: str, files: Sequence[tuple[str, str]] = ()) 
 
 
 def _build(source: Path, to: Path, ldflags: str) -> None:
-    # A module without tools is a program itself.
-    what = "tool" if "\ntool " in (source / "go.mod").read_text() else "."
-    _go(source, "build", "-p", str(os.cpu_count() or 1), "-trimpath", "-ldflags", ldflags, "-o", f"{to}/", what)
+    # A module without tools is itself a program.
+    target = "tool" if "\ntool " in (source / "go.mod").read_text() else "."
+    _go(source, "build", "-p", str(os.cpu_count() or 1), "-trimpath", "-ldflags", ldflags, "-o", f"{to}/", target)
 
 
 def _go(source: Path, *words: str) -> str:
-    """What go prints."""
+    """Run go and return its output."""
     if shutil.which("go") is None:
         raise BuildError("go is not installed: install Go 1.26 (1.27's JSON encoder breaks the API server's schema)")
     environ = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false -mod=readonly"}
@@ -196,14 +197,14 @@ def _go(source: Path, *words: str) -> str:
     return done.stdout
 
 
-def _required(source: Path, module: str) -> str:
+def _pinned_version(source: Path, module: str) -> str:
     words = next(line.split() for line in (source / "go.mod").read_text().splitlines() if f"{module} v" in line)
     return words[words.index(module) + 1]
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of that file, which others on this machine wait for."""
+    """Hold this file's lock, for which other processes on this machine wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

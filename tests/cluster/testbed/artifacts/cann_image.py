@@ -1,9 +1,9 @@
-"""A STAND-IN for CANN's image, quay.io/ascend/cann: Debian with Python 3.11, and of CANN nothing but its layout.
+"""A STAND-IN for CANN's image, quay.io/ascend/cann: Debian with Python 3.11, and of CANN only its layout.
 
-As the real one it has no driver, no user but root, an entry point that sources CANN's environment, and a `set_env.sh`
-that reads unset variables and does not end with success. What the real script makes loadable is CANN's libraries; here
-it is torch, which is the machine's own and in the folder of CANN's Python packages (see `container_runtime`). So torch
-cannot be imported before that script is sourced. No NPU, no torch_npu and no library of CANN is in it.
+Like the real image it has no driver, no user but root, an entry point that sources CANN's environment, and a
+`set_env.sh` that reads unset variables and ends with a failure. The real script makes CANN's libraries loadable. Here
+it makes torch loadable, which is the machine's torch in the folder of CANN's Python packages (see `container_runtime`):
+before the script is sourced, torch cannot be imported. The image has no NPU, no torch_npu and no library of CANN.
 """
 
 import hashlib
@@ -31,17 +31,17 @@ DEBIAN = (
 
 
 def tag() -> str:
-    """The image's name; another recipe's is another."""
+    """Return the image's name; it changes with this file."""
     return f"{IMAGE}:{hashlib.sha256(inspect.getsource(sys.modules[__name__]).encode()).hexdigest()[:12]}"
 
 
 def build(buildah: list[str], folder: Path, run: Callable[..., str]) -> None:
-    """Make it in buildah's storage: in about a minute, once.
+    """Build the image in buildah's storage: in about a minute, once.
 
     Args:
-        buildah: its command, up to where the storage is.
-        folder: an empty one, for what is needed meanwhile.
-        run: starts a program and gives what it prints.
+        buildah: its command, with the options for the storage.
+        folder: an empty folder for temporary files.
+        run: starts a program and returns its output.
     """
     root = folder / "debian.tar"
     run(*DEBIAN, DISTRIBUTION, str(root))

@@ -1,4 +1,4 @@
-"""Images without a registry: an OCI archive from files, for what has to be there before any image can be built."""
+"""Images without a registry and without an image builder: OCI archives written from files."""
 
 import gzip
 import hashlib
@@ -15,7 +15,7 @@ from tests.cluster.testbed.nodes import container_runtime
 TRAINER = "localhost/pnas:test"
 USER = 65532
 PAUSE = "localhost/pause:3.10"
-# What holds a pod's namespaces: it waits, reaps, and leaves when told to.
+# The program that holds a pod's namespaces: it waits, reaps, and ends on a signal.
 PAUSE_C = """
 #include <signal.h>
 #include <sys/wait.h>
@@ -32,15 +32,15 @@ int main(void) {
 
 
 def pause(folder: Path) -> Path:
-    """The archive of the sandbox image, made in `folder`."""
-    return compiled(folder, PAUSE, PAUSE_C)
+    """Write the archive of the sandbox image in `folder`."""
+    return program_image(folder, PAUSE, PAUSE_C)
 
 
-def compiled(folder: Path, image: str, source: str, *, path: str | None = None) -> Path:
-    """The archive, made in `folder`, of an image whose only file is a C program, which it runs.
+def program_image(folder: Path, image: str, source: str, *, path: str | None = None) -> Path:
+    """Write an archive, in `folder`, of an image whose only file is a C program, which it runs.
 
     Args:
-        path: of the program in the image; otherwise it is called as the image is.
+        path: the program's path in the image; without it, the image's name.
     """
     name = image.rpartition("/")[2].partition(":")[0]
     path = path or name
@@ -57,7 +57,7 @@ def trainer(folder: Path) -> Path:
         "Env": [
             f"PATH={container_runtime.VENV}/bin:/usr/bin:/bin",
             f"PYTHONPATH={container_runtime.SOURCE}",
-            container_runtime.ASKS,
+            container_runtime.ASKS_FOR_PYTHON,
         ],
         "User": f"{USER}:{USER}",
         "WorkingDir": "/",
@@ -88,8 +88,8 @@ def archive(path: Path, name: str, files: Mapping[str, bytes], *, config: Mappin
         "config": _put(blobs, _json(image), "application/vnd.oci.image.config.v1+json"),
         "layers": [_put(blobs, gzip.compress(layer, mtime=0), "application/vnd.oci.image.layer.v1.tar+gzip")],
     }
-    described = _put(blobs, _json(manifest), "application/vnd.oci.image.manifest.v1+json")
-    index = {"schemaVersion": 2, "manifests": [{**described, "annotations": {"io.containerd.image.name": name}}]}
+    descriptor = _put(blobs, _json(manifest), "application/vnd.oci.image.manifest.v1+json")
+    index = {"schemaVersion": 2, "manifests": [{**descriptor, "annotations": {"io.containerd.image.name": name}}]}
     content = {f"blobs/sha256/{digest}": (data, 0o644) for digest, data in blobs.items()}
     content |= {"oci-layout": (_json({"imageLayoutVersion": "1.0.0"}), 0o644), "index.json": (_json(index), 0o644)}
     path.write_bytes(_tar(content))
@@ -103,13 +103,13 @@ def _put(blobs: dict[str, bytes], data: bytes, kind: str) -> dict[str, Any]:
 
 
 def _tar(files: Mapping[str, tuple[bytes, int]]) -> bytes:
-    written = io.BytesIO()
-    with tarfile.open(fileobj=written, mode="w") as tar:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, (data, mode) in files.items():
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(data), mode
             tar.addfile(entry, io.BytesIO(data))
-    return written.getvalue()
+    return buffer.getvalue()
 
 
 def _digest(data: bytes) -> str:

@@ -1,8 +1,8 @@
-"""The trainer's real image, built from docker/Dockerfile.ascend as it is: by buildah, in place of Docker's engine.
+"""The trainer's real image, built from the unchanged docker/Dockerfile.ascend: by buildah in place of Docker's engine.
 
-Its base is the stand-in of `cann_image`. Of the pinned requirements it gets the ones of a trainer without torch;
-torch and its dependencies are the machine's. Layers stay in a cache: the first build takes two minutes, the next ones
-need no network.
+Its base is the stand-in of `cann_image`. Of the pinned requirements it gets the ones of a trainer without torch; torch
+and its dependencies are the machine's. Layers stay in a cache: the first build takes two minutes, the next ones need no
+network.
 """
 
 import json
@@ -37,28 +37,26 @@ _CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 
 
 @dataclass(frozen=True)
-class Built:
+class TrainerImage:
     """The image.
 
     Attributes:
-        archive: what a node loads.
-        config: its defaults, in OCI's words.
+        archive: the file that a node loads.
+        config: the image's defaults, in OCI's words.
     """
 
     archive: Path
     config: Mapping[str, Any]
 
 
-def impediment() -> str | None:
-    """Why the image could not run here, in one line: the torch that it is given is of this Python."""
-    found = sysconfig.get_python_version()
-    return (
-        None if found == "3.11" else f"the image has Python 3.11, and is given this machine's torch, of Python {found}"
-    )
+def missing_requirement() -> str | None:
+    """Return why the image cannot run here, in one line: it gets this machine's torch, and so must have its Python."""
+    python = sysconfig.get_python_version()
+    return None if python == "3.11" else f"the image has Python 3.11, and gets this machine's torch, of Python {python}"
 
 
-def build(folder: Path) -> Built:
-    """Build it; what is needed meanwhile, and the archive, are in `folder`.
+def build(folder: Path) -> TrainerImage:
+    """Build the image; `folder` holds temporary files and the archive.
 
     Raises:
         BuildError: a step failed; the message is one line and names the log.
@@ -70,21 +68,21 @@ def build(folder: Path) -> Built:
     command += ["--file=docker/Dockerfile.ascend", f"--build-arg=REVISION={REVISION}"]
     command += [f"--build-arg=BASE={cann_image.tag()}", "--build-arg=TORCH_INDEX=", "--build-arg=TORCHVISION="]
     command += [f"--build-context={name}={path}" for name, path in contexts.items()]
-    command += [*_of_this_machine(folder), "."]
+    command += [*_pip_options(folder), "."]
     archive = folder / "image.tar"
     with binaries.locked(binaries.CACHE / "images.lock"):
-        if not _inspected(cann_image.tag()):
+        if not _inspect(cann_image.tag()):
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 cann_image.build(_BUILDAH, Path(scratch), _run)
-        before = _inspected(IMAGE).get("FromImageID")
+        before = _inspect(IMAGE).get("FromImageID")
         _run(*command)
-        image = _inspected(IMAGE)
+        image = _inspect(IMAGE)
         if before not in (None, image["FromImageID"]):
-            # Its layers would fill the disk, one build after the other.
+            # The old layers would fill the disk, one build after the other.
             _run(*_BUILDAH, "rmi", str(before))
-        # Compressing an OCI archive takes three times as long.
+        # To compress an OCI archive would take three times as long.
         _run(*_BUILDAH, "push", IMAGE, f"docker-archive:{archive}:{IMAGE}")
-    return Built(archive, image["OCIv1"]["config"])
+    return TrainerImage(archive, image["OCIv1"]["config"])
 
 
 def _write_requirements(folder: Path) -> None:
@@ -94,7 +92,7 @@ def _write_requirements(folder: Path) -> None:
 
 
 def _write_apex(folder: Path) -> None:
-    """A wheel that is called as Ascend's, with nothing in it."""
+    """Write an empty wheel with the name of Ascend's."""
     info = f"apex-{APEX_VERSION}.dist-info"
     files = {
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: apex\nVersion: {APEX_VERSION}\n",
@@ -106,47 +104,54 @@ def _write_apex(folder: Path) -> None:
     with zipfile.ZipFile(path, "w") as wheel:
         for name, text in files.items():
             wheel.writestr(zipfile.ZipInfo(name), text)
-    _forget_when(path)
+    _reset_times(path)
 
 
-def _of_this_machine(folder: Path) -> list[str]:
-    """What lets pip reach packages from here, and does not stay in the image: an index, a proxy, certificates."""
-    listed = subprocess.run(
+def _pip_options(folder: Path) -> list[str]:
+    """Return the options that let pip reach packages from here: index, proxy, certificates.
+
+    They do not stay in the image.
+    """
+    listing = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     ).stdout
-    found = {name: value.strip("'") for name, value in re.findall(r"^\S+\.(\S+)=(.*)$", listed, re.MULTILINE)}
-    known = {name: found[name] for name in ("index-url", "extra-index-url", "trusted-host", "proxy") if name in found}
-    certificates = found.get("cert") or ssl.get_default_verify_paths().cafile
+    configured = {name: value.strip("'") for name, value in re.findall(r"^\S+\.(\S+)=(.*)$", listing, re.MULTILINE)}
+    settings = {
+        name: configured[name]
+        for name in ("index-url", "extra-index-url", "trusted-host", "proxy")
+        if name in configured
+    }
+    certificates = configured.get("cert") or ssl.get_default_verify_paths().cafile
     volumes = []
     if certificates is not None:
-        known["cert"] = _CERTIFICATES
+        settings["cert"] = _CERTIFICATES
         volumes = [f"--volume={certificates}:{_CERTIFICATES}:ro"]
     config = folder / "pip.conf"
-    config.write_text("[global]\n" + "".join(f"{name} = {value}\n" for name, value in known.items()))
+    config.write_text("[global]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()))
     return [f"--secret=id=pip.conf,src={config}", *volumes]
 
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
-    _forget_when(path)
+    _reset_times(path)
 
 
-def _forget_when(path: Path) -> None:
-    """Set its time back: buildah builds anew on a file that was written anew."""
+def _reset_times(path: Path) -> None:
+    """Set the file's time back: buildah repeats a step when the time of a file changes."""
     os.utime(path, (0, 0))
     os.utime(path.parent, (0, 0))
 
 
-def _inspected(image: str) -> dict[str, Any]:
-    """What buildah knows of an image that is there; of another, nothing."""
+def _inspect(image: str) -> dict[str, Any]:
+    """Return buildah's description of an image; empty if the image does not exist."""
     done = subprocess.run([*_BUILDAH, "inspect", "--type=image", image], capture_output=True, text=True, check=False)
-    known: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
-    return known
+    description: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
+    return description
 
 
 def _run(*command: str) -> str:
-    """What it prints."""
+    """Run a command and return its output."""
     done = subprocess.run(command, cwd=container_runtime.CHECKOUT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         log = binaries.CACHE / "images.log"

@@ -1,4 +1,4 @@
-"""Throw-away certificates and kubeconfig files of one cluster; nothing here is a real credential."""
+"""Temporary certificates and kubeconfig files of one cluster; no file here is a real credential."""
 
 import base64
 import datetime
@@ -26,7 +26,7 @@ class Pair:
 
 
 class Authority:
-    """Signs the certificates of a cluster and keeps them as files."""
+    """Sign the certificates of a cluster and store them in files."""
 
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ class Authority:
         self.key.write_bytes(_pem(self._key))
 
     def pair(self, name: str, *, group: str | None = None, addresses: tuple[str, ...] = ()) -> Pair:
-        """A client's certificate, or a server's if it has addresses (IPs and host names)."""
+        """Return a client's certificate, or a server's if it has addresses (IPs and host names)."""
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [_general_name(address) for address in addresses]
         builder = _builder(_name(name, group), self._certificate.subject, key.public_key()).add_extension(
@@ -56,13 +56,13 @@ class Authority:
         return Pair(signed.public_bytes(serialization.Encoding.PEM), _pem(key))
 
     def files(self, label: str, name: str, *, group: str | None = None, addresses: tuple[str, ...] = ()) -> None:
-        """`pair`, as `<label>.crt` and `<label>.key`."""
+        """Write a `pair` as `<label>.crt` and `<label>.key`."""
         pair = self.pair(name, group=group, addresses=addresses)
         (self._folder / f"{label}.crt").write_bytes(pair.certificate)
         (self._folder / f"{label}.key").write_bytes(pair.key)
 
     def kubeconfig(self, path: Path, server: str, name: str, *, group: str | None = None) -> Path:
-        """A kubeconfig file for a client of this name."""
+        """Write a kubeconfig file for a client of this name."""
         pair = self.pair(name, group=group)
         cluster = {"server": server, "certificate-authority-data": _base64(self.certificate.read_bytes())}
         user = {"client-certificate-data": _base64(pair.certificate), "client-key-data": _base64(pair.key)}
@@ -80,7 +80,7 @@ class Authority:
 
 
 def service_account_keys(folder: Path) -> None:
-    """`sa.key` and `sa.pub`, with which service accounts' tokens are signed."""
+    """Write `sa.key` and `sa.pub`, which sign service accounts' tokens."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     (folder / "sa.key").write_bytes(_pem(key))
     (folder / "sa.pub").write_bytes(
@@ -96,7 +96,7 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        # Two machines' clocks, or one that is set back, may differ by a little.
+        # Two machines' clocks can differ a little, and a clock can be set back.
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + LIFETIME)
     )

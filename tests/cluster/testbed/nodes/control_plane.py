@@ -1,4 +1,4 @@
-"""The control plane's processes and certificates: etcd, API server, controller manager, scheduler; beside one node."""
+"""The control plane's processes and certificates: etcd, API server, controller manager, scheduler; next to one node."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ API_ADDRESS = "10.123.0.1"
 API_PORT = 6443
 ETCD = "http://127.0.0.1:2379"
 SERVICES = "10.96.0.0/16"
-# Every request of anybody but the cluster's own parts, without bodies: which rights the launcher really uses.
+# All requests from outside the cluster's own parts, without bodies: they show which rights the launcher really uses.
 AUDIT_POLICY: dict[str, Any] = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
@@ -42,10 +42,10 @@ COREFILE = """\
 
 
 def certificates(pki: Path) -> Authority:
-    """Make everything of the control plane's, in `pki`; the authority signs the nodes' later."""
+    """Make all certificates of the control plane in `pki`; the authority signs the nodes' certificates later."""
     ca = Authority(pki, "ca")
-    here = ("127.0.0.1", API_ADDRESS, "10.96.0.1", "localhost", "kubernetes.default.svc", "kubernetes")
-    ca.files("apiserver", "kube-apiserver", addresses=here)
+    addresses = ("127.0.0.1", API_ADDRESS, "10.96.0.1", "localhost", "kubernetes.default.svc", "kubernetes")
+    ca.files("apiserver", "kube-apiserver", addresses=addresses)
     ca.files("apiserver-kubelet", "apiserver-kubelet-client", group="system:masters")
     server = f"https://127.0.0.1:{API_PORT}"
     for label in ("controller-manager", "scheduler"):
@@ -57,7 +57,7 @@ def certificates(pki: Path) -> Authority:
 
 
 def start_api_server(folder: Path, programs: Path, processes: Processes, first: Namespaces) -> None:
-    """Start it, and its etcd, in the first node's namespaces."""
+    """Start the API server and its etcd, in the first node's namespaces."""
     pki = folder / "pki"
     etcd = ["etcd", f"--data-dir={folder / 'etcd'}", f"--listen-client-urls={ETCD}", f"--advertise-client-urls={ETCD}"]
     etcd += ["--listen-peer-urls=http://127.0.0.1:2380", "--unsafe-no-fsync"]
@@ -91,7 +91,7 @@ def start_api_server(folder: Path, programs: Path, processes: Processes, first: 
 
 
 def start_controllers(pki: Path, programs: Path, processes: Processes, first: Namespaces) -> None:
-    """Start what acts on the objects that the API server keeps."""
+    """Start the controller manager and the scheduler."""
     for label in ("controller-manager", "scheduler"):
         config = pki / f"{label}.kubeconfig"
         flags: dict[str, object] = {
@@ -113,7 +113,7 @@ def start_controllers(pki: Path, programs: Path, processes: Processes, first: Na
 
 
 def start_dns(folder: Path, processes: Processes, first: Namespaces) -> None:
-    """Start what tells pods the addresses of services and of the pods behind them."""
+    """Start the DNS server, which gives pods the addresses of services and of the pods behind them."""
     config = folder / "Corefile"
     config.write_text(COREFILE.format(address=API_ADDRESS, domain=DOMAIN, kubeconfig=folder / "pki" / "dns.kubeconfig"))
     processes.start("dns", first.inside([str(binaries.coredns() / "coredns"), "-conf", str(config)]))

@@ -21,7 +21,7 @@ PODS = "10.244.0.0/16"
 CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "systemd")
 CGROUPS = Path("/sys/fs/cgroup")
 PODS_SHARES = 10 * 1024
-"""Of the machine's CPUs, for all pods of a node; a process that is in no group has 1,024."""
+"""The CPU shares of all pods of a node together; a process outside any group has 1,024."""
 
 
 ASCEND_910_LABELS: Mapping[str, str] = {
@@ -30,18 +30,19 @@ ASCEND_910_LABELS: Mapping[str, str] = {
     "host-arch": "huawei-x86",
     "workerselector": "dls-worker-node",
 }
-"""What MindCluster's installation guide has an administrator write on an Atlas 800 (9010) node."""
+"""The labels of an Atlas 800 (9010) node in MindCluster's installation guide."""
 
 
 @dataclass(frozen=True)
 class NodeOptions:
-    """How each node is to be.
+    """Options of every node.
 
     Attributes:
-        npus: how many it is to have; simulated.
-        labels: the node's own.
-        container_log_max_size: a container's log is rotated when it is larger (a quantity); the kubelet's 10Mi if None.
-        container_log_max_files: how many files of a container's log are kept, the current one included; at least 2.
+        npus: the number of simulated NPUs.
+        labels: the node's own labels.
+        container_log_max_size: the size (a quantity) above which a container's log is rotated; the kubelet's 10Mi if
+            None.
+        container_log_max_files: the number of log files per container, the current one included; at least 2.
     """
 
     npus: int = 8
@@ -51,7 +52,7 @@ class NodeOptions:
 
 
 class Node:
-    """Number 1 has the control plane beside it; the others are joined to its bridge."""
+    """A node. Number 1 runs the control plane, too; the others are joined to its bridge."""
 
     def __init__(self, number: int, run: Path) -> None:
         self.number = number
@@ -67,49 +68,49 @@ class Node:
 
     @property
     def namespaces(self) -> Namespaces:
-        """What it sees; once it has been entered."""
+        """Return the node's namespaces, after `enter`."""
         assert self._namespaces is not None
         return self._namespaces
 
     def enter(self, namespaces: Namespaces) -> None:
-        """Its holder runs there."""
+        """Set the namespaces in which the node's first process runs."""
         self._namespaces = namespaces
 
     def process(self, kind: str) -> str:
-        """The name of one of its processes."""
+        """Return the name of one of the node's processes."""
         return f"{self.name}-{kind}"
 
-    def holder(self) -> list[str]:
-        """The command line of its first process."""
+    def init_command(self) -> list[str]:
+        """Return the command line of the node's first process."""
         commands: list[list[str]] = []
         if self.number == 1:
             commands = [
                 ["ip", "link", "add", BRIDGE, "type", "bridge"],
                 ["ip", "addr", "add", f"{self.address}/24", "dev", BRIDGE],
                 ["ip", "link", "set", BRIDGE, "up"],
-                # Programs want one; it leads nowhere, as the bridge has no way out.
+                # Programs need a default route. It leads nowhere, because the bridge has no uplink.
                 ["ip", "route", "add", "default", "dev", BRIDGE],
             ]
         spec = {"folder": str(self.folder), "commands": commands}
         return [sys.executable, str(Path(__file__).with_name("node_init.py")), json.dumps(spec)]
 
     def join(self, first: Namespaces, other: "Node", processes: Processes) -> None:
-        """Make its namespaces within the process namespace of the first node, and connect the two."""
-        name = self.process("holder")
-        # From the machine's mounts, not the first node's: through an overlay upon its overlay, the first kubelet's and
-        # its device plugin's sockets would be seen here, and would be dialled in vain.
+        """Create the node's namespaces within the first node's process namespace, and connect the two nodes."""
+        name = self.process("init")
+        # Start from the machine's mounts, not the first node's. An overlay on its overlay would show the sockets of the
+        # first kubelet and its device plugin, and programs would try to connect to them.
         command = ["nsenter", "--target", str(first.pid), "--pid", "--", "unshare", "--mount", "--mount-proc", "--net"]
-        parent = processes.start(name, [*command, *self.holder()])
+        parent = processes.start(name, [*command, *self.init_command()])
         processes.until(name, (self.folder / "ready").exists)
         self._namespaces = Namespaces(only_child(parent))
-        pid, ours = str(self.namespaces.pid), "up0"
+        pid, link = str(self.namespaces.pid), "up0"
         outside = ["nsenter", f"--net={first.network}", "--"]
-        output_of([*outside, "ip", "link", "add", self.name, "type", "veth", "peer", "name", ours, "netns", pid])
+        output_of([*outside, "ip", "link", "add", self.name, "type", "veth", "peer", "name", link, "netns", pid])
         output_of([*outside, "ip", "link", "set", self.name, "master", BRIDGE, "up"])
         output_of([*outside, "ip", "route", "add", self.pods, "via", self.address])
         inside = ["nsenter", f"--net={self.namespaces.network}", "--"]
-        output_of([*inside, "ip", "addr", "add", f"{self.address}/24", "dev", ours])
-        output_of([*inside, "ip", "link", "set", ours, "up"])
+        output_of([*inside, "ip", "addr", "add", f"{self.address}/24", "dev", link])
+        output_of([*inside, "ip", "link", "set", link, "up"])
         output_of([*inside, "ip", "route", "add", "default", "via", other.address])
         output_of([*inside, "ip", "route", "add", other.pods, "via", other.address])
 
@@ -121,10 +122,10 @@ class Node:
         archives: Sequence[Path],
         options: NodeOptions,
     ) -> None:
-        """Start what makes it a node.
+        """Start the processes of the node.
 
         Args:
-            archives: of the images that it is to have; its sandboxes' among them.
+            archives: the images to load, including the sandbox image.
         """
         server = "https://127.0.0.1:6443" if self.number == 1 else "https://10.123.0.1:6443"
         ca.files(self.name, self.name, addresses=(self.address, self.name))
@@ -155,11 +156,11 @@ class Node:
                 "address": self.address,
             }
             command = [sys.executable, "-m", "tests.cluster.testbed.npus.device_plugin", json.dumps(spec)]
-            found = {"PYTHONPATH": str(container_runtime.CHECKOUT)}
-            processes.start(self.process("npu"), self.namespaces.inside(command), environ=found)
+            environ = {"PYTHONPATH": str(container_runtime.CHECKOUT)}
+            processes.start(self.process("npu"), self.namespaces.inside(command), environ=environ)
 
     def make_unhealthy(self, chips: set[int]) -> None:
-        """From now on these NPUs, and no others, are."""
+        """Make these NPUs unhealthy, and all others healthy."""
         self._health.write_text(",".join(map(str, sorted(chips))))
 
     def _start_containerd(self, processes: Processes, archives: Sequence[Path]) -> None:
@@ -179,7 +180,7 @@ class Node:
             self.load(archive)
 
     def _serves(self) -> bool:
-        """Whether the part that kubelets speak to is there, too: it comes after the server has begun to answer."""
+        """Return whether containerd's CRI plugin is ready, which becomes ready after the server."""
         try:
             plugins = self.namespaces.run(*self._ctr("plugins", "list"))
         except StartError:
@@ -188,11 +189,11 @@ class Node:
         return bool(cri) and cri[0][-1] == "ok"
 
     def load(self, archive: Path) -> None:
-        """Give it an image."""
+        """Load an image."""
         self.namespaces.run(*self._ctr("images", "import", "--no-unpack", str(archive)))
 
     def tag(self, image: str, name: str) -> None:
-        """Give an image that it has another name, too."""
+        """Give an image of the node another name, too."""
         self.namespaces.run(*self._ctr("images", "tag", "--force", image, name))
 
     def _ctr(self, *words: str) -> list[str]:
@@ -202,9 +203,9 @@ class Node:
         for controller in CONTROLLERS:
             (CGROUPS / controller / self._cgroup).mkdir(exist_ok=True)
         for part in ("cpus", "mems"):
-            mine = CGROUPS / "cpuset" / self._cgroup / f"cpuset.{part}"
-            mine.write_text((CGROUPS / "cpuset" / f"cpuset.{part}").read_text())
-        # Beside other work all pods of a node together would have the share of one process.
+            group_file = CGROUPS / "cpuset" / self._cgroup / f"cpuset.{part}"
+            group_file.write_text((CGROUPS / "cpuset" / f"cpuset.{part}").read_text())
+        # Without this, all pods of a node together would have the share of one process.
         (CGROUPS / "cpu" / self._cgroup / "cpu.shares").write_text(str(PODS_SHARES))
 
     def _write(self, name: str, value: dict[str, Any]) -> Path:
@@ -243,10 +244,10 @@ class Node:
             "fileCheckFrequency": "5s",
             "syncFrequency": "10s",
             "nodeStatusUpdateFrequency": "5s",
-            # Else it makes the machine's own.
+            # Without it, the kubelet makes the machine's own folder.
             "volumePluginDir": str(self.folder / "volume-plugins"),
             "containerLogMaxFiles": options.container_log_max_files,
-            # The shortest that the kubelet takes.
+            # The shortest interval that the kubelet accepts.
             "containerLogMonitorInterval": "3s",
             **({} if size is None else {"containerLogMaxSize": size}),
         }
@@ -263,7 +264,7 @@ class Node:
             "metricsBindAddress": "127.0.0.1:10249",
             "oomScoreAdj": 0,
             "clientConnection": {"kubeconfig": str(kubeconfig)},
-            # Else it would set the machine's own limits.
+            # Without it, kube-proxy would set the machine's own limits.
             "conntrack": {
                 "maxPerCore": 0,
                 "min": 0,

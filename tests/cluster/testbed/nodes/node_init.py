@@ -1,6 +1,6 @@
-"""The first process of a node's namespaces: it makes the node's view of the machine, then reaps what is left to it.
+"""The first process of a node's namespaces: it creates the node's view of the machine, then reaps orphaned processes.
 
-Run as `python node_init.py SPEC` under `unshare`; SPEC is JSON. Needs nothing but the standard library.
+Run as `python node_init.py SPEC` under `unshare`; SPEC is JSON. Only the standard library is needed.
 """
 
 import json
@@ -10,9 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Where the kubelet, containerd and CNI have paths built in. An overlay lets each node make its own there.
-OVERLAID = ("/var/lib", "/var/log", "/run")
-# The kubelet insists on these values of the whole machine. It is shown files that have them, and changes nothing.
+# The kubelet, containerd and CNI have paths built in here. An overlay gives each node its own files there.
+OVERLAYS = ("/var/lib", "/var/log", "/run")
+# The kubelet insists on these values, which hold for the whole machine. It sees files with these values instead, so
+# that the machine's settings stay unchanged.
 KERNEL_SETTINGS = {
     "/proc/sys/vm/overcommit_memory": "1",
     "/proc/sys/vm/panic_on_oom": "0",
@@ -22,22 +23,22 @@ KERNEL_SETTINGS = {
 
 
 def main() -> None:
-    """Set up, say so by a file, and reap for ever."""
+    """Set up the namespaces, create the file `ready`, and reap for ever."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     spec = json.loads(sys.argv[1])
     folder = Path(spec["folder"])
     _run("mount", "--make-rprivate", "/")
     _run("mount", "--make-rshared", "/")
     _run("ip", "link", "set", "lo", "up")
-    for path in OVERLAID:
+    for path in OVERLAYS:
         upper, work = (folder / kind / path.strip("/").replace("/", "-") for kind in ("upper", "work"))
         upper.mkdir(parents=True, exist_ok=True)
         work.mkdir(parents=True, exist_ok=True)
         _run("mount", "-t", "overlay", "overlay", "-o", f"lowerdir={path},upperdir={upper},workdir={work}", path)
     for name, value in KERNEL_SETTINGS.items():
-        shown = folder / Path(name).name
-        shown.write_text(f"{value}\n")
-        _run("mount", "--bind", str(shown), name)
+        setting = folder / Path(name).name
+        setting.write_text(f"{value}\n")
+        _run("mount", "--bind", str(setting), name)
     for words in spec["commands"]:
         _run(*words)
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1\n")

@@ -1,4 +1,4 @@
-"""A run's processes: started in a node's namespaces, logging to files, ended with the namespaces or one by one."""
+"""A run's processes: they start in a node's namespaces, log to files, and end with the namespaces or one by one."""
 
 import os
 import shlex
@@ -9,35 +9,37 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-# Kubernetes is written in Go, which by default collects garbage whenever its memory has doubled: on two cores that the
-# tests share with it, a fifth of the API server's time. It may have five times what is in use.
+# Kubernetes is written in Go, which by default collects garbage whenever its memory has doubled. On two cores that the
+# tests share with it, this took a fifth of the API server's time. Now it collects when the memory has reached five
+# times the used part.
 ENVIRON = {"GOGC": "400"}
-# What ends at once, as kubectl, needs to collect none: 0.048 CPU seconds for 0.069 of `kubectl get` (1.36.3).
-ENDS_AT_ONCE = {"GOGC": "off"}
+# A short-lived program such as kubectl needs no collection: 0.048 instead of 0.069 CPU seconds for `kubectl get`
+# (1.36.3).
+SHORT_LIVED = {"GOGC": "off"}
 
 
 class StartError(Exception):
-    """Something of the cluster did not start; the message is one line and names the log."""
+    """A part of the cluster did not start; the message is one line and names the log."""
 
 
 class Namespaces:
-    """What a node sees: its own mounts and network, and the process namespace that both nodes share."""
+    """A node's view: its own mounts and network, and the process namespace that both nodes share."""
 
     def __init__(self, pid: int) -> None:
-        """`pid` is its first process, as this machine counts."""
+        """Use the namespaces of the process `pid`, a process id of this machine."""
         self.pid = pid
 
     @property
     def network(self) -> str:
-        """The network namespace's path."""
+        """Return the network namespace's path."""
         return f"/proc/{self.pid}/ns/net"
 
     def inside(self, command: Sequence[str]) -> list[str]:
-        """The command line that runs `command` there."""
+        """Return the command line that runs `command` in the namespaces."""
         return ["nsenter", "--target", str(self.pid), "--pid", "--mount", "--net", f"--wd={Path.cwd()}", "--", *command]
 
     def run(self, *command: str) -> str:
-        """Run it to its end, and give back what it printed.
+        """Run a command in the namespaces to its end, and return its output.
 
         Raises:
             StartError: it failed.
@@ -46,19 +48,19 @@ class Namespaces:
 
 
 def output_of(command: Sequence[str]) -> str:
-    """Run a command to its end, and give back what it printed.
+    """Run a command to its end, and return its output.
 
     Raises:
-        StartError: it failed; with the last line of its complaint.
+        StartError: it failed; the message has the last line of its error output.
     """
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **ENDS_AT_ONCE})
-    if done.returncode != 0:
-        raise StartError(f"{shlex.join(command)}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
-    return done.stdout
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **SHORT_LIVED})
+    if result.returncode != 0:
+        raise StartError(f"{shlex.join(command)}: {(result.stderr.strip().splitlines() or ['failed'])[-1]}")
+    return result.stdout
 
 
 def only_child(pid: int) -> int:
-    """The process id of the one process that `pid` has started."""
+    """Return the process id of the one child of `pid`."""
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
 
@@ -71,7 +73,7 @@ class Processes:
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, command: Sequence[str], *, environ: Mapping[str, str] | None = None) -> int:
-        """Start it under a name, which is its log's too; it ends when this process does. Returns its process id."""
+        """Start a process whose name is also its log's name, and return its process id; it ends with this process."""
         with (self._logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 ["setpriv", "--pdeathsig=KILL", "--", *command],
@@ -94,12 +96,12 @@ class Processes:
         while not ready():
             process = self._started[name]
             if process.poll() is not None or time.monotonic() > deadline:
-                what = f"ended with {process.returncode}" if process.returncode is not None else "is not ready"
-                raise StartError(f"{name} {what}: {self._last_line(name)} ({self._logs / name}.log)")
+                state = f"ended with {process.returncode}" if process.returncode is not None else "is not ready"
+                raise StartError(f"{name} {state}: {self._last_line(name)} ({self._logs / name}.log)")
             time.sleep(0.05)
 
     def stop(self, name: str, *, within_s: float = 10) -> None:
-        """End one, with SIGTERM and then SIGKILL."""
+        """End one process, with SIGTERM and then SIGKILL."""
         process = self._started.pop(name, None)
         if process is None:
             return
@@ -112,7 +114,7 @@ class Processes:
             process.wait()
 
     def stop_all(self) -> None:
-        """End all at once: what they would save goes with them."""
+        """Kill all processes at once; their data is deleted anyway."""
         for process in self._started.values():
             process.kill()
         for process in self._started.values():
@@ -121,4 +123,4 @@ class Processes:
 
     def _last_line(self, name: str) -> str:
         lines = (self._logs / f"{name}.log").read_text(errors="replace").splitlines()
-        return lines[-1][-300:] if lines else "it said nothing"
+        return lines[-1][-300:] if lines else "its log is empty"

@@ -1,8 +1,8 @@
-"""What the SIMULATED device plugin writes on a pod about its NPUs, as Ascend's plugin of MindCluster 26 does.
+"""The annotations that the SIMULATED device plugin writes on a pod with NPUs, like Ascend's plugin of MindCluster 26.
 
 The kubelet does not say for which pod it asks a plugin for devices. Ascend's plugin asks the kubelet afterwards
-(`GetKltAndRealAllocateDev` in mind-cluster's ascend-device-plugin, over pod-resources); this one reads the checkpoint
-in which the kubelet keeps the same. The addresses of the devices are invented.
+(`GetKltAndRealAllocateDev` in mind-cluster's ascend-device-plugin, over pod-resources). This one reads the checkpoint
+in which the kubelet stores the same facts. The addresses of the devices are invented.
 """
 
 import json
@@ -41,7 +41,7 @@ RIGHTS: tuple[Mapping[str, Any], ...] = (
 
 
 def annotations(pod: Mapping[str, Any], address: str, devices: Iterable[str]) -> dict[str, str]:
-    """What is written on `pod`, on the node of this address, that has these devices (`Ascend910-3`)."""
+    """Return the annotations of `pod` on the node of this address, with these devices (`Ascend910-3`)."""
     chips = sorted(int(name.rpartition("-")[2]) for name in devices)
     names = ",".join(f"Ascend910-{chip}" for chip in chips)
     node = int(address.rpartition(".")[2])
@@ -67,7 +67,7 @@ def annotations(pod: Mapping[str, Any], address: str, devices: Iterable[str]) ->
 
 
 class Annotator:
-    """Writes them on each pod of one node, once."""
+    """Write the annotations on each pod of one node, once."""
 
     def __init__(self, kubeconfig: Path, node: str, address: str, resource: str) -> None:
         self._api = Api(kubeconfig)
@@ -77,7 +77,7 @@ class Annotator:
         self._annotated: set[str] = set()
 
     def run(self) -> None:
-        """For ever."""
+        """Write annotations for ever."""
         while True:
             try:
                 self._annotate()
@@ -96,22 +96,22 @@ class Annotator:
             metadata = pod["metadata"]
             if metadata["uid"] in allocated and metadata["uid"] not in self._annotated:
                 if REAL not in metadata.get("annotations", {}):
-                    written = annotations(pod, self._address, allocated[metadata["uid"]])
+                    new_annotations = annotations(pod, self._address, allocated[metadata["uid"]])
                     path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
-                    self._api.merge(path, {"metadata": {"uid": metadata["uid"], "annotations": written}})
+                    self._api.merge(path, {"metadata": {"uid": metadata["uid"], "annotations": new_annotations}})
                 self._annotated.add(metadata["uid"])
-        # The kubelet keeps a pod that is gone until it allocates again.
+        # The kubelet keeps a deleted pod in the checkpoint until its next allocation.
         self._annotated |= allocated.keys() - {pod["metadata"]["uid"] for pod in pods}
 
     def _allocated(self) -> dict[str, list[str]]:
-        """The devices of each pod that the kubelet has given any, by the pod's UID."""
+        """Return the devices of each pod that has devices, by the pod's UID."""
         try:
             entries = json.loads(CHECKPOINT.read_text())["Data"]["PodDeviceEntries"] or ()
         except FileNotFoundError:
             return {}
-        found: dict[str, list[str]] = {}
+        devices: dict[str, list[str]] = {}
         for entry in entries:
             if entry["ResourceName"] == self._resource:
                 names = (name for numa in entry["DeviceIDs"].values() for name in numa)
-                found.setdefault(entry["PodUID"], []).extend(names)
-        return found
+                devices.setdefault(entry["PodUID"], []).extend(names)
+        return devices

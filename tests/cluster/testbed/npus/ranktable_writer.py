@@ -1,8 +1,8 @@
 """A STAND-IN for MindCluster's ascend-operator: it fills the ConfigMap `rings-config-<job>` of Volcano Jobs.
 
-It follows what the real one (mind-cluster 22bb3d98) was measured to do, whose tables are kept in
-tests/data/ranktables; ascend-operator itself needs its own kinds and images. It acts only in namespaces with LABEL, and
-can be told to be late, wrong, or absent. The real one watches; this one looks ten times a second.
+It follows the measured behaviour of the real one (mind-cluster 22bb3d98), whose tables are in tests/data/ranktables.
+ascend-operator itself needs its own kinds and images. The stand-in acts only in namespaces with LABEL. On request it is
+late, wrong, or absent. The real one watches; this one looks several times a second.
 
 Run as `python -m tests.cluster.testbed.npus.ranktable_writer SPEC`; SPEC is JSON.
 """
@@ -40,16 +40,16 @@ RULES = (
 
 @contextmanager
 def ranktable_writer(cluster: Cluster, *, late_s: float = 0.0, fault: Fault | None = None) -> Iterator[None]:
-    """One that runs for as long as the context lasts.
+    """Run a writer while the context lasts.
 
     Args:
-        late_s: from the moment when a table could be written until it is.
+        late_s: the time between the moment when a table could be written and its writing.
         fault: `missing-device` leaves the last device out; `duplicate-rank` gives the last device the first one's rank;
             `absent` writes no table at all.
 
     Raises:
-        NotABedError: on somebody's cluster the real one may be at work.
-        StartError: it did not start.
+        NotABedError: on another cluster the real one may be at work.
+        StartError: the writer did not start.
     """
     folder = cluster.inside("a place for a stand-in of ascend-operator").folder
     spec = {"kubeconfig": str(_kubeconfig(cluster)), "late_s": late_s, "fault": fault}
@@ -67,7 +67,7 @@ def ranktable_writer(cluster: Cluster, *, late_s: float = 0.0, fault: Fault | No
 
 
 def _kubeconfig(cluster: Cluster) -> Path:
-    """Of a service account of its own, with the rights that it needs."""
+    """Create a service account with only the rights that the writer needs, and write its kubeconfig."""
     role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": ACCOUNT}
     subject = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": NAMESPACE}
     rbac = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": ACCOUNT}}
@@ -90,13 +90,13 @@ def _kubeconfig(cluster: Cluster) -> Path:
 
 
 def table(pods: Sequence[Mapping[str, Any]], status: str = "completed") -> dict[str, Any]:
-    """The table of these pods, which are annotated with their devices and rank indices, in its own order of fields."""
-    told = {pod["metadata"]["uid"]: json.loads(pod["metadata"]["annotations"][CONFIGURATION]) for pod in pods}
-    # One pod counts as one on a node of its own.
+    """Return the table of these pods, whose annotations have devices and rank indices, in the real field order."""
+    configurations = {pod["metadata"]["uid"]: json.loads(pod["metadata"]["annotations"][CONFIGURATION]) for pod in pods}
+    # If each pod has its own node, the node's address is the server's id.
     by_node = len({pod["spec"]["nodeName"] for pod in pods}) == len(pods)
     servers = []
     for pod in sorted(pods, key=_index):
-        configuration = told[pod["metadata"]["uid"]]
+        configuration = configurations[pod["metadata"]["uid"]]
         host = configuration.get("host_ip", "")
         devices = configuration["devices"]
         servers.append(
@@ -117,25 +117,25 @@ def table(pods: Sequence[Mapping[str, Any]], status: str = "completed") -> dict[
     return {"status": status, "server_list": servers, "server_count": str(len(servers)), "version": "1.0"}
 
 
-def spoil(good: dict[str, Any], fault: Fault) -> None:
+def add_fault(correct_table: dict[str, Any], fault: Fault) -> None:
     """Put this fault into a table."""
-    devices = good["server_list"][-1]["device"]
+    devices = correct_table["server_list"][-1]["device"]
     if fault == "missing-device":
         devices.pop()
     else:
-        devices[-1]["rank_id"] = good["server_list"][0]["device"][0]["rank_id"]
+        devices[-1]["rank_id"] = correct_table["server_list"][0]["device"][0]["rank_id"]
 
 
 def is_ready(pod: Mapping[str, Any]) -> bool:
-    """It has its devices, with addresses, and its own address. An empty address of a device is not looked at."""
+    """Return whether the pod has an IP, and devices with addresses; an empty device address counts as one."""
     annotation = pod["metadata"].get("annotations", {}).get(CONFIGURATION)
     if annotation is None or not pod["status"].get("podIP"):
         return False
     return all(device["device_ip"] != "-1" for device in json.loads(annotation)["devices"])
 
 
-def wanted(job: Mapping[str, Any]) -> int:
-    """How many pods of a Volcano Job get a place in its table; 0 if it gets none."""
+def table_size(job: Mapping[str, Any]) -> int:
+    """Return how many pods of a Volcano Job get a place in its table; 0 if the Job gets no table."""
     specs = [(task.get("replicas", 1), task["template"]["spec"]) for task in job["spec"]["tasks"]]
     volumes = (volume["name"] for _, spec in specs for volume in spec.get("volumes", ()))
     if ATLAS not in job["metadata"].get("labels", {}) and "ranktable" not in volumes:
@@ -144,7 +144,10 @@ def wanted(job: Mapping[str, Any]) -> int:
 
 
 def _requests(spec: Mapping[str, Any]) -> bool:
-    """Limits are not looked at; the API server copies them into a pod's requests, but not into a Job's template's."""
+    """Return whether a container requests NPUs.
+
+    Limits do not count: the API server copies them into a pod's requests, but not into a Job template's.
+    """
     resources = (container.get("resources", {}) for container in spec["containers"])
     return any(int(resource.get("requests", {}).get(RESOURCE, 0)) for resource in resources)
 
@@ -154,14 +157,14 @@ def _index(pod: Mapping[str, Any]) -> int:
 
 
 @dataclass
-class Progress:
-    """What is remembered of a Job object for as long as it is there.
+class TableState:
+    """The state of a Job object while it exists.
 
     Attributes:
-        rows: the pods of the last table, by UID, as they were.
+        rows: the pods of the last table, by UID, with their content of that time.
         saved: when a table was last written, in seconds since 1970; 0 before the first.
-        given_up: there was no ConfigMap when it was first looked for, or it cannot be written.
-        ready_since: when the table that is due could first be written.
+        given_up: the ConfigMap did not exist at the first look, or it cannot be written.
+        ready_since: when the due table could first be written.
     """
 
     rows: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -172,16 +175,16 @@ class Progress:
 
 
 class Writer:
-    """Looks, and writes what is due."""
+    """Look at the cluster's Jobs and write the tables that are due."""
 
     def __init__(self, api: Api, *, late_s: float, fault: Fault | None) -> None:
         self._api = api
         self._late_s = late_s
         self._fault = fault
-        self._jobs: dict[str, Progress] = {}
+        self._jobs: dict[str, TableState] = {}
 
-    def look(self) -> None:
-        """At every Job once.
+    def update(self) -> None:
+        """Look at every Job once.
 
         Raises:
             ApiError: the API server does not answer, or refuses.
@@ -192,40 +195,40 @@ class Writer:
             if jobs:
                 pods = self._api.get(f"/api/v1/namespaces/{name}/pods", labelSelector=JOB_NAME)["items"]
                 for job in jobs:
-                    self._look_at(job, [pod for pod in pods if _owner(pod) == job["metadata"]["uid"]])
+                    self._update_job(job, [pod for pod in pods if _owner(pod) == job["metadata"]["uid"]])
 
     def _jobs_of(self, namespace: str) -> list[dict[str, Any]]:
         try:
-            found = self._api.get(f"/apis/batch.volcano.sh/v1alpha1/namespaces/{namespace}/jobs")["items"]
+            jobs = self._api.get(f"/apis/batch.volcano.sh/v1alpha1/namespaces/{namespace}/jobs")["items"]
         except ApiError as error:
             if error.status != 404:
                 raise
             return []
-        return [job for job in found if wanted(job)]
+        return [job for job in jobs if table_size(job)]
 
-    def _look_at(self, job: Mapping[str, Any], pods: Sequence[dict[str, Any]]) -> None:
-        progress = self._jobs.setdefault(job["metadata"]["uid"], Progress())
+    def _update_job(self, job: Mapping[str, Any], pods: Sequence[dict[str, Any]]) -> None:
+        state = self._jobs.setdefault(job["metadata"]["uid"], TableState())
         pods = [pod for pod in pods if _requests(pod["spec"])]
         present = {pod["metadata"]["uid"] for pod in pods}
-        if progress.given_up:
+        if state.given_up:
             return
-        if progress.status == "completed":
-            if not progress.rows.keys() <= present:
-                # The old rows stay in it.
-                self._write(job, progress, list(progress.rows.values()), "initializing")
-        elif len(pods) == wanted(job) and all(map(is_ready, pods)):
+        if state.status == "completed":
+            if not state.rows.keys() <= present:
+                # The old rows stay in the table.
+                self._write(job, state, list(state.rows.values()), "initializing")
+        elif len(pods) == table_size(job) and all(map(is_ready, pods)):
             now = time.monotonic()
-            progress.ready_since = progress.ready_since or now
-            if now - progress.ready_since >= self._late_s:
+            state.ready_since = state.ready_since or now
+            if now - state.ready_since >= self._late_s:
                 self._index_all(pods)
-                self._write(job, progress, pods, "completed")
+                self._write(job, state, pods, "completed")
         else:
-            progress.ready_since = None
+            state.ready_since = None
 
     def _index_all(self, pods: Sequence[dict[str, Any]]) -> None:
-        """Give pods that Volcano gave no index the free ones.
+        """Give the free indices to the pods without an index from Volcano.
 
-        In which order is arbitrary; here the last pod is the first, so that nobody comes to rely on the other order.
+        The order is arbitrary. Here the last pod comes first, so that no code relies on the other order.
         """
         taken = {_index(pod) for pod in pods if RANK_INDEX in pod["metadata"]["annotations"]}
         free = iter(sorted(set(range(len(pods))) - taken))
@@ -237,29 +240,27 @@ class Writer:
                 index = {RANK_INDEX: metadata["annotations"][RANK_INDEX]}
                 self._api.merge(path, {"metadata": {"uid": metadata["uid"], "annotations": index}})
 
-    def _write(
-        self, job: Mapping[str, Any], progress: Progress, pods: Sequence[Mapping[str, Any]], status: str
-    ) -> None:
+    def _write(self, job: Mapping[str, Any], state: TableState, pods: Sequence[Mapping[str, Any]], status: str) -> None:
         if self._fault == "absent":
             return
-        written = table(pods, status)
+        new_table = table(pods, status)
         if self._fault is not None:
-            spoil(written, self._fault)
-        # It is not the version of anything: the time of the save before this one.
-        data = {"hccl.json": json.dumps(written, separators=(",", ":")), "version": str(progress.saved)}
+            add_fault(new_table, self._fault)
+        # This `version` is the time of the save before this one, not a version.
+        data = {"hccl.json": json.dumps(new_table, separators=(",", ":")), "version": str(state.saved)}
         namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
         try:
             self._api.merge(f"/api/v1/namespaces/{namespace}/configmaps/rings-config-{name}", {"data": data})
         except ApiError as error:
             if error.status not in {404, 422}:
                 raise
-            # It is not looked for again for this Job, whatever comes; nor can an immutable one be written ever.
-            progress.given_up = True
-            say(f"{namespace}/{name}: {error}")
+            # The writer looks for this Job's ConfigMap only once, and an immutable ConfigMap never becomes writable.
+            state.given_up = True
+            log_line(f"{namespace}/{name}: {error}")
             return
-        say(f"{namespace}/{name}: {status}")
-        progress.rows = {pod["metadata"]["uid"]: pod for pod in pods}
-        progress.status, progress.saved, progress.ready_since = status, int(time.time()), None
+        log_line(f"{namespace}/{name}: {status}")
+        state.rows = {pod["metadata"]["uid"]: pod for pod in pods}
+        state.status, state.saved, state.ready_since = status, int(time.time()), None
 
 
 def _owner(pod: Mapping[str, Any]) -> str | None:
@@ -267,8 +268,8 @@ def _owner(pod: Mapping[str, Any]) -> str | None:
     return next((str(owner["uid"]) for owner in owners), None)
 
 
-def say(text: str) -> None:
-    """A line of the log."""
+def log_line(text: str) -> None:
+    """Write a line of the log."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
@@ -277,12 +278,12 @@ def main() -> None:
     """Look and write for ever."""
     spec = json.loads(sys.argv[1])
     writer = Writer(Api(Path(spec["kubeconfig"])), late_s=spec["late_s"], fault=spec["fault"])
-    say("a stand-in for ascend-operator")
+    log_line("a stand-in for ascend-operator")
     while True:
         try:
-            writer.look()
+            writer.update()
         except ApiError as error:
-            say(str(error))
+            log_line(str(error))
         time.sleep(INTERVAL_S)
 
 
