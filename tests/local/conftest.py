@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.local.forked_trainer import run_forked_trainer
+from tests.local.job_runner import JobRunner
 from tests.local.supervisor_process import SupervisorRunner
 
 SMALL = {
@@ -89,10 +90,17 @@ def _private_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def supervisors(tmp_path: Path) -> Iterator[SupervisorRunner]:
-    """Start supervisors for a test, and end those that are left."""
+    """Start supervisors for a test, and end the remaining ones."""
     runner = SupervisorRunner(tmp_path)
     yield runner
     runner.stop()
+
+
+@pytest.fixture
+def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobRunner:
+    """Start local jobs and launchers in the test's folder."""
+    monkeypatch.chdir(tmp_path)
+    return JobRunner(tmp_path)
 
 
 def train(
