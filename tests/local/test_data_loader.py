@@ -1,4 +1,4 @@
-"""The loader with real processes: the same bits however they are made, and one line when it cannot go on."""
+"""The loader with real processes: the same bits for any number of processes and devices, and one line for a failure."""
 
 import dataclasses
 import multiprocessing
@@ -64,7 +64,7 @@ def train(
 
 
 def samples(batches: list[Batch]) -> list[tuple[int, int, bool, bytes]]:
-    """Index, label, flip and pixels of each image."""
+    """Return index, label, flip and pixels of each image."""
     return [
         (int(index), int(label), bool(flip), image.numpy().tobytes())
         for batch in batches
@@ -77,7 +77,7 @@ def reference(images: ImageIndex) -> list[tuple[int, int, bool, bytes]]:
     return samples(list(train(images)))
 
 
-def test_a_batch_holds_what_its_docstring_says(images: ImageIndex) -> None:
+def test_a_batch_has_the_documented_types_and_shapes(images: ImageIndex) -> None:
     batch = next(train(images))
     assert [(tensor.dtype, tuple(tensor.shape)) for tensor in batch] == [
         (torch.uint8, (4, 3, 16, 16)),
@@ -107,7 +107,7 @@ def test_samples_do_not_depend_on_the_number_of_devices(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_epoch_repeats_and_skips_nothing(
+def test_a_resumed_epoch_repeats_and_skips_no_image(
     images: ImageIndex, reference: list[tuple[int, int, bool, bytes]], workers: int
 ) -> None:
     assert samples(list(train(images, start_step=5, workers=workers))) == reference[20:]
@@ -121,8 +121,8 @@ def test_steps_limit_the_epoch_counted_from_its_start(
     assert list(train(images, steps=3, start_step=3)) == []
 
 
-def test_another_epoch_shows_the_same_images_otherwise(images: ImageIndex) -> None:
-    # TrivialAugment's strongest brightness makes some pairs equal: all black.
+def test_another_epoch_augments_the_same_images_differently(images: ImageIndex) -> None:
+    # Without TrivialAugment: its strongest brightness makes some images all black, and so equal.
     config = CONFIG.model_copy(update={"augment": "none"})
     earlier, later = (
         {index: pixels for index, _, _, pixels in samples(list(train(images, config=config, epoch=epoch)))}
@@ -132,12 +132,12 @@ def test_another_epoch_shows_the_same_images_otherwise(images: ImageIndex) -> No
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_loading_leaves_the_models_random_numbers_alone(images: ImageIndex, workers: int) -> None:
+def test_loading_does_not_change_the_models_random_numbers(images: ImageIndex, workers: int) -> None:
     torch.manual_seed(3)
-    undisturbed = torch.rand(4)
+    reference = torch.rand(4)
     torch.manual_seed(3)
     list(train(images, workers=workers))
-    assert torch.equal(torch.rand(4), undisturbed)
+    assert torch.equal(torch.rand(4), reference)
 
 
 def evaluate(
@@ -177,7 +177,7 @@ def test_a_batch_larger_than_the_data_is_refused_before_a_process_starts(images:
 
 
 def damage(images: ImageIndex, folder: Path, *samples: int) -> tuple[ImageIndex, dict[int, str]]:
-    """`images` with truncated copies in place of some samples, and their paths."""
+    """Return `images` with truncated copies in place of some samples, and the paths of these copies."""
     bad = {sample: folder / f"bad-{sample}.jpg" for sample in samples}
     paths = images.paths.astype("S256")
     for sample, path in bad.items():
@@ -187,7 +187,7 @@ def damage(images: ImageIndex, folder: Path, *samples: int) -> tuple[ImageIndex,
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_image_is_one_line_and_no_traceback(
+def test_a_bad_image_gives_one_line_and_no_traceback(
     images: ImageIndex, tmp_path: Path, workers: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     damaged, bad = damage(images, tmp_path, 11)
@@ -203,19 +203,21 @@ SKIP = CONFIG.model_copy(update={"on_bad_image": "skip", "max_bad_images": 0.1, 
 TRUNCATED = "truncated, the end of the file is missing"
 
 
-def test_the_next_readable_image_takes_a_bad_ones_place_and_draws(images: ImageIndex, tmp_path: Path) -> None:
+def test_the_next_readable_image_takes_the_place_and_the_random_draws_of_a_bad_one(
+    images: ImageIndex, tmp_path: Path
+) -> None:
     bad_images = BadImages()
     damaged, bad = damage(images, tmp_path, 11, 12, 44)
-    replaced = samples(list(train(damaged, config=SKIP, bad_images=bad_images)))
+    substituted = samples(list(train(damaged, config=SKIP, bad_images=bad_images)))
     whole = samples(list(train(images, config=SKIP)))
     order = [index for index, _, _, _ in whole]
-    stand_ins = {11: 13, 12: 13, 44: 0}
-    assert [index for index, _, _, _ in replaced] == [stand_ins.get(index, index) for index in order]
-    assert [label for _, label, _, _ in replaced] == [int(images.labels[index]) for index, _, _, _ in replaced]
-    assert [flip for _, _, flip, _ in replaced] == [flip for _, _, flip, _ in whole]
-    assert [new for new in replaced if new in whole] == [old for old in whole if old[0] not in stand_ins]
+    replacements = {11: 13, 12: 13, 44: 0}
+    assert [index for index, _, _, _ in substituted] == [replacements.get(index, index) for index in order]
+    assert [label for _, label, _, _ in substituted] == [int(images.labels[index]) for index, _, _, _ in substituted]
+    assert [flip for _, _, flip, _ in substituted] == [flip for _, _, flip, _ in whole]
+    assert [new for new in substituted if new in whole] == [old for old in whole if old[0] not in replacements]
     assert sorted(bad_images.new(), key=lambda image: image.sample) == [
-        BadImage(path, TRUNCATED, "train", sample, stand_ins[sample])
+        BadImage(path, TRUNCATED, "train", sample, replacements[sample])
         for sample, path in bad.items()
         if sample in order or sample == 12
     ]
@@ -223,7 +225,7 @@ def test_the_next_readable_image_takes_a_bad_ones_place_and_draws(images: ImageI
 
 
 @pytest.mark.parametrize(("workers", "world_size", "start_step"), [(2, 1, 0), (0, 2, 0), (3, 1, 4)])
-def test_what_replaces_a_bad_image_depends_on_the_data_alone(
+def test_only_the_data_decides_what_replaces_a_bad_image(
     images: ImageIndex, tmp_path: Path, workers: int, world_size: int, start_step: int
 ) -> None:
     damaged, _ = damage(images, tmp_path, *range(20, 24))
@@ -243,14 +245,14 @@ def test_evaluation_leaves_bad_images_out_and_counts_them_each_time(
     images: ImageIndex, tmp_path: Path, workers: int
 ) -> None:
     bad_images = BadImages()
-    # All of the first batch of four, and one of the last, which holds one.
+    # The whole first batch of four, and the one image of the last batch.
     damaged, bad = damage(images, tmp_path, 0, 1, 2, 3, 9, 44)
-    for listed in (list(bad), []):
+    for reported in (list(bad), []):
         batches = list(evaluate(damaged, workers=workers, config=SKIP, bad_images=bad_images))
         assert torch.cat([batch.indices for batch in batches]).tolist() == [n for n in range(N) if n not in bad]
         assert [len(column) for batch in batches for column in batch] == [4] * 4 + [3] * 4 + [4] * 32
         assert [(image.sample, image.path, image.replaced_by) for image in bad_images.new()] == [
-            (sample, bad[sample], None) for sample in listed
+            (sample, bad[sample], None) for sample in reported
         ]
         assert bad_images.left_out() == len(bad)
     assert bad_images.left_out() == 0
@@ -267,7 +269,7 @@ def test_a_split_without_readable_images_ends_the_search(
     assert "\n" not in str(error.value)
 
 
-def test_a_killed_loader_process_is_one_line_that_says_what_to_lower(
+def test_a_killed_loader_process_gives_one_line_that_says_what_to_lower(
     images: ImageIndex, capfd: pytest.CaptureFixture[str]
 ) -> None:
     batches = train(images, config=CONFIG.model_copy(update={"batch_size": 1}), workers=1)
@@ -275,7 +277,7 @@ def test_a_killed_loader_process_is_one_line_that_says_what_to_lower(
     (loader,) = (child.pid for child in multiprocessing.active_children())
     assert loader is not None
     os.kill(loader, signal.SIGKILL)
-    # The training process learns of it when it wants the next batch, and not in the middle of a step.
+    # The training process notices the death when it asks for the next batch, and not in the middle of a step.
     os.waitid(os.P_PID, loader, os.WEXITED | os.WNOWAIT)
     with pytest.raises(TrainerError, match=r"a loader process died.* lower --workers") as error:
         list(batches)
@@ -283,7 +285,7 @@ def test_a_killed_loader_process_is_one_line_that_says_what_to_lower(
     assert capfd.readouterr().err == ""
 
 
-def test_ctrl_c_is_the_training_processs_to_answer(
+def test_loader_processes_leave_ctrl_c_to_the_training_process(
     images: ImageIndex, reference: list[tuple[int, int, bool, bytes]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     batches = train(images, workers=2)
@@ -299,7 +301,7 @@ def report_signals(answers: Connection) -> None:
     answers.send((signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), torch.get_num_threads()))
 
 
-def test_a_loader_ignores_ctrl_c_and_stops_when_told_to_whatever_the_training_process_does() -> None:
+def test_a_loader_ignores_ctrl_c_and_stops_on_sigterm_whatever_the_training_process_does() -> None:
     receiver, sender = multiprocessing.Pipe()
     before = signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     try:
@@ -336,5 +338,5 @@ def test_the_rest_of_an_epoch_on_other_devices_shows_the_same_images_once(
     assert sorted(rest) == sorted(reference[12:])
 
 
-def test_a_cpu_gets_the_batches_as_they_are(images: ImageIndex, reference: list[tuple[int, int, bool, bytes]]) -> None:
+def test_a_cpu_gets_unchanged_batches(images: ImageIndex, reference: list[tuple[int, int, bool, bytes]]) -> None:
     assert samples(list(to_device(train(images), torch.device("cpu")))) == reference

@@ -40,7 +40,7 @@ def checkpoint(run: Path, step: int) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run with two checkpoints."""
+    """Return the folder of a run with two checkpoints."""
     for step in (1000, 1025):
         checkpoint(tmp_path / "run", step)
     return tmp_path / "run"
@@ -68,8 +68,8 @@ def test_a_checkpoint_is_shown_with_its_place_in_the_run_and_its_hashes(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = run / "checkpoints/step-000001025"
-    for place in (path, path / "state.safetensors", path / "manifest.json"):
-        inspect(place)
+    for argument in (path, path / "state.safetensors", path / "manifest.json"):
+        inspect(argument)
         shown = capsys.readouterr().out
         lines = [line.strip().split("  ", maxsplit=1) for line in shown.splitlines() if "  " in line.strip()]
         facts = {line[0]: line[1].strip() for line in lines}
@@ -79,7 +79,7 @@ def test_a_checkpoint_is_shown_with_its_place_in_the_run_and_its_hashes(
         assert facts["epoch"] == "2 of 90 done; of the next 3 of 11 steps, 96 of 1,352 images"
         assert facts["lr factor"] == "0.5"
         assert facts["best score"] == "top1 70.0123, top5 95, loss 1.25, images 360"
-        assert "last score" not in facts, "there was none"
+        assert "last score" not in facts, "the run has no last score"
         assert facts["trained for"] == "4,322 s"
         assert facts["arithmetic"] == "device cpu, precision fp32, threads 1"
         assert facts["state precision"] == "scale 2"
@@ -101,7 +101,7 @@ def test_a_checkpoint_is_shown_with_its_place_in_the_run_and_its_hashes(
         (Progress(epoch=90, global_step=990), "all 90 done"),
     ],
 )
-def test_where_a_run_is_can_be_read_at_its_beginning_at_an_evaluation_and_at_its_end(
+def test_the_position_of_a_run_is_readable_at_its_beginning_at_an_evaluation_and_at_its_end(
     tmp_path: Path, progress: Progress, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = {**CONTENT, "progress": progress.to_json()}
@@ -109,14 +109,14 @@ def test_where_a_run_is_can_be_read_at_its_beginning_at_an_evaluation_and_at_its
     assert shown in capsys.readouterr().out
 
 
-def test_every_tensor_is_listed_where_that_is_asked(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_tensor_is_listed_with_all(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inspect(run / "checkpoints/step-000001025", "--all")
     shown = capsys.readouterr().out
     assert "model.w4" in shown
     assert "more (--all)" not in shown
 
 
-def test_of_a_run_each_checkpoint_is_listed_and_the_newest_is_shown(
+def test_each_checkpoint_of_a_run_is_listed_and_the_newest_is_shown(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder in (run, run / "checkpoints"):
@@ -145,9 +145,7 @@ def test_a_damaged_checkpoint_of_a_run_is_named_and_the_newest_valid_one_is_show
     assert shown == f"{run}/checkpoints/step-000001000  valid"
 
 
-def test_the_wrong_tensors_of_a_damaged_checkpoint_are_told_apart(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_wrong_tensors_of_a_damaged_checkpoint_are_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "checkpoints/step-000001025"
     damage(path / "state.safetensors")
     with pytest.raises(TrainerError, match=r"ranks\.0\.rng: wrong sha256; copy it again"):
@@ -168,13 +166,13 @@ def test_the_wrong_tensors_of_a_damaged_checkpoint_are_told_apart(
         inspect(path)
 
 
-def test_json_holds_every_tensor_and_all_that_was_noted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_holds_every_tensor_and_the_whole_content(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damage(run / "checkpoints/step-000001025/state.safetensors")
     with pytest.raises(TrainerError):
         inspect(run, "--json")
     document: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert document["schema"] == "pnas.inspect/1"
-    assert [(Path(one["path"]).name, one["valid"]) for one in document["checkpoints"]] == [
+    assert [(Path(entry["path"]).name, entry["valid"]) for entry in document["checkpoints"]] == [
         ("step-000001025", False),
         ("step-000001000", True),
     ]
@@ -184,7 +182,7 @@ def test_json_holds_every_tensor_and_all_that_was_noted(run: Path, capsys: pytes
     assert document["shown"]["tensors"]["ema.w0"] == {"dtype": "BF16", "shape": [32], "bytes": 64, "valid": True}
 
 
-def test_a_weight_file_says_what_it_is_for(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_weight_file_shows_its_model_and_its_data_settings(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inspect(weights)
     shown = capsys.readouterr().out
     facts = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in shown.splitlines() if "  " in line}
@@ -215,7 +213,9 @@ def test_a_damaged_weight_file_is_refused(weights: Path, tmp_path: Path, capsys:
         assert expected in capsys.readouterr().out
 
 
-def test_where_nothing_is_to_be_seen_one_line_says_what_to_give(run: Path, tmp_path: Path, weights: Path) -> None:
+def test_a_path_without_a_checkpoint_gives_one_line_that_says_what_to_give(
+    run: Path, tmp_path: Path, weights: Path
+) -> None:
     with_weights = tmp_path / "timed/checkpoints"
     with_weights.mkdir(parents=True)
     shutil.copy(weights, with_weights)
@@ -234,7 +234,7 @@ def test_where_nothing_is_to_be_seen_one_line_says_what_to_give(run: Path, tmp_p
         assert expected in str(error.value)
 
 
-def test_it_answers_without_torch_and_numpy(run: Path) -> None:
+def test_it_imports_neither_torch_nor_numpy(run: Path) -> None:
     program = (
         f"import sys; from trainer.commands.inspect import inspect_app; "
         f"inspect_app([{str(run)!r}], result_action='return_value'); "

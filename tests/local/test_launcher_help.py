@@ -1,4 +1,4 @@
-"""The help pages: what a newcomer sees first, and what every command's page has."""
+"""The help pages: the first screen that a newcomer sees, and the page of each command."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ COMMANDS = ("submit", "logs", "status", "wait", "list", "cancel", "delete", "con
 
 
 def page(*words: str, columns: int = 80) -> str:
-    """A help page as it is printed to a pipe."""
+    """Return a help page that was printed to a pipe."""
     result = subprocess.run(
         [sys.executable, "-m", "launcher", *words],
         env=os.environ | {"COLUMNS": str(columns)},
@@ -24,13 +24,13 @@ def page(*words: str, columns: int = 80) -> str:
     return result.stdout
 
 
-def test_the_first_screen_says_what_it_is_how_to_begin_and_which_commands_there_are() -> None:
+def test_the_first_screen_gives_the_purpose_three_examples_and_all_commands() -> None:
     lines = page("--help").splitlines()[:35]
     assert lines[0] == "Usage: python -m launcher COMMAND"
     assert lines[2].startswith("Train PNASNet-5")
     assert len([line for line in lines if line.startswith("  python -m launcher ")]) == 3
-    named = {line.split()[0] for line in lines if line.startswith("  ")}
-    assert {command.split()[0] for command in COMMANDS} <= named
+    commands = {line.split()[0] for line in lines if line.startswith("  ")}
+    assert {command.split()[0] for command in COMMANDS} <= commands
 
 
 def test_the_page_ends_with_every_exit_code() -> None:
@@ -41,24 +41,24 @@ def test_the_page_ends_with_every_exit_code() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_page_fits_its_terminal_and_has_examples(command: str) -> None:
     text = page(*command.split(), "--help", columns=80)
-    assert text.isascii(), "no boxes, which a pipe and a plain terminal would garble"
+    assert text.isascii(), "a pipe and a plain terminal would garble boxes"
     assert f"  python -m launcher {command}" in text.partition("Examples:")[2]
     assert max(map(len, text.splitlines())) <= 80
     narrow = page(*command.split(), "--help", columns=40).partition("Examples:")[0]
     assert [line for line in narrow.splitlines() if len(line) > 40 and not line.startswith("Usage")] == []
 
 
-def test_a_default_is_not_torn_and_a_switch_shows_both_its_ways() -> None:
+def test_a_default_stays_on_one_line_and_a_switch_shows_both_forms() -> None:
     text = page("submit", "--help")
     assert "  --[no-]nesterov " in text
     assert "[default: the context's]\n" in text
 
 
-def test_the_version_is_the_packages() -> None:
+def test_the_version_is_that_of_the_package() -> None:
     assert page("--version") == f"pnas {version('pnas')}\n"
 
 
-def test_a_reader_of_help_that_goes_away_gets_the_documented_code() -> None:
+def test_a_closed_pipe_behind_a_help_page_gives_the_documented_code() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     result = subprocess.run(

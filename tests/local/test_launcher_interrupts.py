@@ -1,4 +1,4 @@
-"""Ctrl-C ends a program with its exit code, even where the interpreter drops the exception, or remembers it."""
+"""Ctrl-C ends a program with the documented exit code, even where the interpreter drops or stores the exception."""
 
 import os
 import subprocess
@@ -26,20 +26,20 @@ def in_a_finaliser():
 
 def in_a_callback():
     thing = Thing()
-    kept.append(weakref.ref(thing, ctrl_c))
+    references.append(weakref.ref(thing, ctrl_c))
 
 def command():
     globals()[sys.argv[1]]()
     for _ in range(6000):
         time.sleep(0.01)
 
-kept = []
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+references = []
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 redeliver_interrupts()
 sys.exit(run_command(command))
 """
-# As Ctrl-C while a dataclass is made by a module that is imported.
-IN_CODE_THAT_IS_TEXT = """
+# Raises Ctrl-C in code from a string, as an import may run it: a dataclass makes its methods so.
+INTERRUPT_IN_EXEC = """
 import signal, sys
 
 class Finder:
@@ -66,7 +66,7 @@ def test_ctrl_c_is_not_lost_where_the_interpreter_drops_exceptions(place: str) -
     assert (result.returncode, result.stderr) == (130, "interrupted\n")
 
 
-def test_other_exceptions_that_are_dropped_are_shown_as_ever() -> None:
+def test_other_dropped_exceptions_are_still_shown() -> None:
     program = (
         "from launcher.exits import redeliver_interrupts\nredeliver_interrupts()\n"
         "class Broken:\n    def __del__(self): raise ValueError('oh')\nBroken()"
@@ -78,7 +78,7 @@ def test_other_exceptions_that_are_dropped_are_shown_as_ever() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "module", "said"),
+    ("words", "module", "message"),
     [
         (("launcher", "list"), "launcher.app", ""),
         (("launcher", "list"), "launcher.commands.watch", "interrupted\n"),
@@ -87,10 +87,10 @@ def test_other_exceptions_that_are_dropped_are_shown_as_ever() -> None:
         (("trainer", "--data-path", "x"), "trainer.run.attempt", "error: interrupted before any worker was started\n"),
     ],
 )
-def test_ctrl_c_in_code_that_is_text_gives_the_documented_exit_code(
-    tmp_path: Path, words: tuple[str, ...], module: str, said: str
+def test_ctrl_c_in_code_from_a_string_gives_the_documented_exit_code(
+    tmp_path: Path, words: tuple[str, ...], module: str, message: str
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(IN_CODE_THAT_IS_TEXT.format(module=module))
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPT_IN_EXEC.format(module=module))
     result = subprocess.run(
         [sys.executable, "-m", *words],
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
@@ -100,4 +100,4 @@ def test_ctrl_c_in_code_that_is_text_gives_the_documented_exit_code(
         check=False,
         cwd=Path(__file__).parents[2],
     )
-    assert (result.returncode, result.stderr) == (130, said)
+    assert (result.returncode, result.stderr) == (130, message)

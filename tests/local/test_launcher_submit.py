@@ -26,20 +26,20 @@ def make_images(root: Path) -> None:
         for label in range(2):
             folder = root / split / f"class{label}"
             folder.mkdir(parents=True)
-            for place in range(count):
-                Image.new("RGB", (40, 36), (90 * label, 20 * place, 60)).save(folder / f"{place}.JPEG")
+            for number in range(count):
+                Image.new("RGB", (40, 36), (90 * label, 20 * number, 60)).save(folder / f"{number}.JPEG")
 
 
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
-    # Nor a cluster that this machine's owner works with.
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PNAS_", "KUBE"))}
+    # Without KUBECONFIG: the tests must not reach a cluster of this machine's owner.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PNAS_", "KUBE"))}
     state = {
         "XDG_STATE_HOME": str(tmp_path / "state"),
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "HOME": str(tmp_path),
     }
-    return kept | state | {"OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "150", "LINES": "40"}
+    return inherited | state | {"OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "150", "LINES": "40"}
 
 
 def command(*words: str) -> list[str]:
@@ -52,11 +52,11 @@ def run(environ: dict[str, str], *words: str) -> "subprocess.CompletedProcess[st
     )
 
 
-class Terminal:
-    """A launcher in a terminal of its own, which is its controlling terminal, as in a person's shell."""
+class PseudoTerminal:
+    """A launcher in a new terminal, which is its controlling terminal, as in a user's shell."""
 
-    # As a shell does: Ctrl-C counts, even where the tests themselves run in the background.
-    _TAKE = (
+    # As a shell does, listen to Ctrl-C: a background job, as the tests may be, ignores it.
+    _TAKE_TERMINAL = (
         "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
         "signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     )
@@ -64,7 +64,7 @@ class Terminal:
     def __init__(self, environ: dict[str, str], *words: str) -> None:
         self._master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", self._TAKE, *command(*words)],
+            [sys.executable, "-c", self._TAKE_TERMINAL, *command(*words)],
             cwd=REPOSITORY,
             env=environ,
             stdin=slave,
@@ -84,11 +84,11 @@ class Terminal:
             self.output += self._decoder.decode(os.read(self._master, 65536))
 
     def finish(self) -> int:
-        """Read all that is left; the exit code."""
+        """Read the rest of the output; return the exit code."""
         while True:
             try:
                 block = os.read(self._master, 65536)
-            except OSError:  # how Linux says that a terminal's other side is closed
+            except OSError:  # Linux reports a closed terminal so
                 break
             self.output += self._decoder.decode(block)
         os.close(self._master)
@@ -96,7 +96,7 @@ class Terminal:
 
 
 def screen(output: str) -> list[str]:
-    """The lines that remain on the screen: just enough of a terminal for what is drawn here."""
+    """Return the lines that remain on the screen; handles only the escape sequences that the launcher uses."""
     lines, row = [""], 0
     for part in re.findall(r"\x1b\[\??[\d;]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", output):
         if part == "\n":
@@ -113,16 +113,18 @@ def screen(output: str) -> list[str]:
 
 def test_a_terminal_shows_one_line_per_device_and_keeps_the_summary(tmp_path: Path, environ: dict[str, str]) -> None:
     make_images(tmp_path / "data")
-    terminal = Terminal(
+    terminal = PseudoTerminal(
         environ, "submit", *SMALL, "--data-path", str(tmp_path / "data"), "--output", str(tmp_path / "out")
     )
     assert terminal.finish() == 0, terminal.output
-    left = screen(terminal.output)
-    rows = [line for line in left if re.match(r"rank \d cpu:\d", line)]
-    assert [row.split()[:3] for row in rows] == [["rank", "0", "cpu:0"], ["rank", "1", "cpu:1"]], left
+    lines = screen(terminal.output)
+    rows = [line for line in lines if re.match(r"rank \d cpu:\d", line)]
+    assert [row.split()[:3] for row in rows] == [["rank", "0", "cpu:0"], ["rank", "1", "cpu:1"]], lines
     assert all("4/4" in row and "images/s" in row for row in rows), rows
-    assert not [line for line in left if "] step " in line], "steps move their device's line and do not scroll"
-    end = left[left.index(rows[1]) + 1 :]
+    assert not [line for line in lines if "] step " in line], (
+        "a step changes the line of its device and does not scroll"
+    )
+    end = lines[lines.index(rows[1]) + 1 :]
     assert end[0].startswith("Succeeded  pnas-performance-tiny-")
     summary = {line.split()[0]: line for line in end if line}
     assert re.search(r"\d+\.\d images/s$", summary["speed"])
@@ -130,26 +132,26 @@ def test_a_terminal_shows_one_line_per_device_and_keeps_the_summary(tmp_path: Pa
     assert Path(summary["files"].split()[1]).parent == tmp_path / "out"
 
 
-def test_a_device_keeps_to_one_line_in_a_narrow_terminal(tmp_path: Path, environ: dict[str, str]) -> None:
+def test_a_device_has_one_line_in_a_narrow_terminal(tmp_path: Path, environ: dict[str, str]) -> None:
     make_images(tmp_path / "data")
-    where = ("--data-path", str(tmp_path / "data"), "--output", str(tmp_path / "out"))
-    assert run(environ, "submit", *SMALL, *where).returncode == 0
-    terminal = Terminal(environ | {"COLUMNS": "40"}, "logs", "-f")
+    folders = ("--data-path", str(tmp_path / "data"), "--output", str(tmp_path / "out"))
+    assert run(environ, "submit", *SMALL, *folders).returncode == 0
+    terminal = PseudoTerminal(environ | {"COLUMNS": "40"}, "logs", "-f")
     assert terminal.finish() == 0, terminal.output
-    left = screen(terminal.output)
-    [first] = [place for place, line in enumerate(left) if line.startswith("rank 0")]
-    assert left[first].startswith("rank 0 cpu:0  4/4  ")
-    assert left[first + 1].startswith("rank 1 cpu:1  4/4  ")
-    assert left[first + 2].startswith("Succeeded")
-    assert max(map(len, left[first : first + 2])) <= 40
+    lines = screen(terminal.output)
+    [first] = [number for number, line in enumerate(lines) if line.startswith("rank 0")]
+    assert lines[first].startswith("rank 0 cpu:0  4/4  ")
+    assert lines[first + 1].startswith("rank 1 cpu:1  4/4  ")
+    assert lines[first + 2].startswith("Succeeded")
+    assert max(map(len, lines[first : first + 2])) <= 40
 
 
 def test_a_job_survives_ctrl_c_and_a_killed_launcher_and_its_name_is_kept(
     tmp_path: Path, environ: dict[str, str]
 ) -> None:
     make_images(tmp_path / "data")
-    where = ("--data-path", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--name", "mine")
-    terminal = Terminal(environ, "submit", *SMALL, *where)
+    folders = ("--data-path", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--name", "mine")
+    terminal = PseudoTerminal(environ, "submit", *SMALL, *folders)
     terminal.read_until("come back")
     terminal.type(b"\x03")
     assert terminal.finish() == 130
@@ -166,16 +168,16 @@ def test_a_job_survives_ctrl_c_and_a_killed_launcher_and_its_name_is_kept(
     assert "[rank 0 cpu:0] result mode=performance" in log
     status = json.loads(run(environ, "status", "mine", "--json").stdout)
     assert status["status"]["result"]["output"] == status["output"] == str(tmp_path / "out" / "mine")
-    taken = run(environ, "submit", *SMALL, *where)
-    assert (taken.returncode, len(taken.stderr.splitlines())) == (6, 1)
+    refused = run(environ, "submit", *SMALL, *folders)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (6, 1)
     assert run(environ, "delete", "mine").returncode == 0
-    taken = run(environ, "submit", *SMALL, *where)
-    assert taken.returncode == 6
-    assert f"{tmp_path / 'out' / 'mine'} holds an earlier run" in taken.stderr
+    refused = run(environ, "submit", *SMALL, *folders)
+    assert refused.returncode == 6
+    assert f"{tmp_path / 'out' / 'mine'} holds an earlier run" in refused.stderr
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("--npu", "2"), 2, "Unknown option: --npu. Did you mean --npus?"),
         (("--epochs", "many"), 2, "--epochs"),
@@ -195,8 +197,8 @@ def test_a_job_survives_ctrl_c_and_a_killed_launcher_and_its_name_is_kept(
         (("--mode", "finetune", "--weights", "nowhere.pth"), 2, "no such file"),
     ],
 )
-def test_a_mistake_is_one_line_and_nothing_is_created(
-    tmp_path: Path, environ: dict[str, str], words: Sequence[str], code: int, said: str
+def test_a_mistake_gives_one_line_and_creates_nothing(
+    tmp_path: Path, environ: dict[str, str], words: Sequence[str], code: int, message: str
 ) -> None:
     for split in ("train", "val"):
         (tmp_path / "data" / split).mkdir(parents=True)
@@ -214,12 +216,12 @@ def test_a_mistake_is_one_line_and_nothing_is_created(
         check=False,
     )
     assert (result.returncode, result.stdout) == (code, "")
-    assert said in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1, result.stderr
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_config_show_says_where_values_come_from(environ: dict[str, str]) -> None:
+def test_config_show_names_the_origin_of_each_value(environ: dict[str, str]) -> None:
     result = run(environ | {"PNAS_LR": "0.2"}, "config", "show", "--npus", "2", "--profile", "recommended", "--json")
     settings = json.loads(result.stdout)["settings"]
     assert settings["lr"] == {"value": 0.2, "origin": "environment"}
@@ -238,7 +240,7 @@ current-context: away
 """
 
 
-def test_a_cluster_that_is_away_is_named_and_this_machine_does_not_take_its_place(
+def test_an_unreachable_cluster_is_named_and_the_job_does_not_run_on_this_machine_instead(
     tmp_path: Path, environ: dict[str, str]
 ) -> None:
     config = tmp_path / "kubeconfig"
@@ -250,13 +252,13 @@ def test_a_cluster_that_is_away_is_named_and_this_machine_does_not_take_its_plac
     assert "the connection was refused" in result.stderr
     assert "run on this machine with --backend local" in result.stderr
     assert json.loads(run(environ, "list", "--backend", "local", "--json").stdout)["items"] == []
-    shown = run(environ, "config", "show")
-    assert shown.returncode == 0
-    assert "the cluster's defaults are not in it: " in shown.stderr
+    settings = run(environ, "config", "show")
+    assert settings.returncode == 0
+    assert "the cluster's defaults are not in it: " in settings.stderr
 
 
 @pytest.mark.parametrize("words", [("--help",), ("logs", "--help"), ("list",)])
-def test_what_only_reads_imports_neither_torch_nor_kubernetes_nor_pydantic(
+def test_a_reading_command_imports_neither_torch_nor_kubernetes_nor_pydantic(
     environ: dict[str, str], words: Sequence[str]
 ) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "launcher", *words]

@@ -1,4 +1,4 @@
-"""A run that is stopped, moved or gone astray goes on as it should: real processes, compared bit for bit."""
+"""A run that was stopped, moved or diverged continues: real processes, compared bit for bit."""
 
 import shutil
 import signal
@@ -17,12 +17,12 @@ RESUMABLE = 75
 
 
 def _has(words: str) -> Callable[[str], bool]:
-    return lambda said: words in said
+    return lambda output: words in output
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Path:
-    """A run of two devices to its end."""
+    """Train a run of two devices to its end; return its folder."""
     result = train(tmp_path_factory.mktemp("whole"), *recipe("--npus", "2"), data=few_digits, name="whole")
     assert result.code == 0, result.stdout
     return result.run
@@ -30,7 +30,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Path:
-    """The same run, stopped in its first epoch; to be continued in copies."""
+    """Stop the same run in its first epoch; return its folder, which tests copy and continue."""
     output = tmp_path_factory.mktemp("stopped")
     run = BackgroundTrainer(output, few_digits, "--npus", "2", name="stopped")
     assert run.wait_for(_has("] step epoch=0"))
@@ -40,7 +40,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Path:
     return output / "stopped"
 
 
-def test_sigterm_saves_and_ends_with_75_and_the_run_goes_on(
+def test_sigterm_saves_and_ends_with_75_and_the_run_can_continue(
     tmp_path: Path, few_digits: Path, whole: Path, stopped: Path
 ) -> None:
     shutil.copytree(stopped, tmp_path / "stopped")
@@ -50,7 +50,9 @@ def test_sigterm_saves_and_ends_with_75_and_the_run_goes_on(
     assert_same_run(whole, resumed.run, last_step=16)
 
 
-def test_sigterm_in_an_evaluation_stops_within_a_batch_and_the_run_goes_on_there(tmp_path: Path, digits: Path) -> None:
+def test_sigterm_in_an_evaluation_stops_within_a_batch_and_the_run_continues_there(
+    tmp_path: Path, digits: Path
+) -> None:
     by_fours = ("--npus", "2", "--batch-size", "4")
     whole = train(tmp_path, *recipe(*by_fours), data=digits, name="whole")
     stopped = BackgroundTrainer(tmp_path, digits, *by_fours, name="stopped")
@@ -65,37 +67,37 @@ def test_sigterm_in_an_evaluation_stops_within_a_batch_and_the_run_goes_on_there
     assert_same_run(whole.run, resumed.run, last_step=16)
 
 
-def test_an_evaluation_alone_that_is_stopped_ends_with_75_and_begins_anew(tmp_path: Path, digits: Path) -> None:
+def test_a_stopped_run_in_eval_mode_ends_with_75_and_restarts(tmp_path: Path, digits: Path) -> None:
     trained = train(tmp_path, *recipe("--epochs", "1", "--steps", "1"), data=digits, name="trained")
-    scored = ("--mode", "eval", "--weights", str(trained.run / "checkpoints/best.safetensors"), "--batch-size", "4")
-    stopped = BackgroundTrainer(tmp_path, digits, *scored, name="scored")
+    evaluation = ("--mode", "eval", "--weights", str(trained.run / "checkpoints/best.safetensors"), "--batch-size", "4")
+    stopped = BackgroundTrainer(tmp_path, digits, *evaluation, name="scored")
     assert stopped.wait_for(_has("] start mode=eval"))
     stopped.signal(signal.SIGTERM)
     assert stopped.wait() == RESUMABLE, stopped.output
-    again = train(tmp_path, *recipe(*scored, "--resume", "auto"), data=digits, name="scored")
-    assert (again.code, again.events("result")[0]["images"]) == (0, "360"), again.stdout
+    repeated = train(tmp_path, *recipe(*evaluation, "--resume", "auto"), data=digits, name="scored")
+    assert (repeated.code, repeated.events("result")[0]["images"]) == (0, "360"), repeated.stdout
 
 
-def test_sigusr1_saves_and_goes_on(tmp_path: Path, few_digits: Path) -> None:
-    once = ("--checkpoint-every", "1h", "--epochs", "1", "--steps", "20")
-    asked = BackgroundTrainer(tmp_path, few_digits, "--npus", "2", *once, name="asked")
-    assert asked.wait_for(_has("] step epoch=0"))
-    asked.signal(signal.SIGUSR1)
-    assert asked.wait() == 0, asked.output
-    # The one that was asked for, and the one that ends the epoch.
-    assert asked.output.count("] checkpoint step=") == 2, asked.output
+def test_sigusr1_saves_and_the_run_continues(tmp_path: Path, few_digits: Path) -> None:
+    options = ("--checkpoint-every", "1h", "--epochs", "1", "--steps", "20")
+    run = BackgroundTrainer(tmp_path, few_digits, "--npus", "2", *options, name="asked")
+    assert run.wait_for(_has("] step epoch=0"))
+    run.signal(signal.SIGUSR1)
+    assert run.wait() == 0, run.output
+    # The requested checkpoint, and the one at the end of the epoch.
+    assert run.output.count("] checkpoint step=") == 2, run.output
 
 
 def test_a_state_is_saved_as_often_as_the_clock_says(tmp_path: Path, few_digits: Path) -> None:
-    timed = recipe("--checkpoint-every", "1s", "--epochs", "1", "--steps", "60", "--keep", "100")
-    result = train(tmp_path, *timed, data=few_digits)
+    options = recipe("--checkpoint-every", "1s", "--epochs", "1", "--steps", "60", "--keep", "100")
+    result = train(tmp_path, *options, data=few_digits)
     assert result.code == 0, result.stdout
-    saved = [int(event["step"]) for event in result.events("checkpoint")]
-    assert saved[-1] == 60
-    assert len(saved) > 1, "and in the middle of an epoch that takes some seconds"
+    steps = [int(event["step"]) for event in result.events("checkpoint")]
+    assert steps[-1] == 60
+    assert len(steps) > 1, "there is a checkpoint in the middle of an epoch of some seconds"
 
 
-def test_a_stop_is_not_taken_back_by_a_request_to_save() -> None:
+def test_a_request_to_save_does_not_revoke_a_stop() -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     requests = Requests(None)
     try:
@@ -120,11 +122,11 @@ def test_another_number_of_devices_sees_each_image_of_the_epoch_once(
     assert [row["global_step"] for row in steps] == list(range(len(steps)))
 
 
-def test_a_run_that_diverges_goes_back_once_and_then_names_the_images(tmp_path: Path, few_digits: Path) -> None:
-    sound = train(tmp_path, *recipe("--epochs", "1"), data=few_digits, name="astray")
-    assert sound.code == 0, sound.stdout
-    astray = ("--lr", "1e30", "--max-bad-steps", "2", "--resume", "auto")
-    result = train(tmp_path, *recipe(*astray), data=few_digits, name="astray")
+def test_a_diverging_run_rolls_back_once_and_then_names_the_images(tmp_path: Path, few_digits: Path) -> None:
+    earlier = train(tmp_path, *recipe("--epochs", "1"), data=few_digits, name="diverged")
+    assert earlier.code == 0, earlier.stdout
+    diverging = ("--lr", "1e30", "--max-bad-steps", "2", "--resume", "auto")
+    result = train(tmp_path, *recipe(*diverging), data=few_digits, name="diverged")
     assert result.code == 1
     assert result.stdout.count("] rewound epoch=1 step=0 reason=") == 1, result.stdout
     last = result.stdout.splitlines()[-1]
@@ -141,31 +143,31 @@ def test_bad_steps_in_a_row_are_counted_across_epochs(tmp_path: Path, few_digits
 
 def test_a_run_with_a_loss_that_is_not_finite_can_be_resumed(tmp_path: Path, few_digits: Path) -> None:
     options = ("--lr", "1e30", "--max-bad-steps", "1000", "--steps", "20", "--checkpoint-every", "1h")
-    stopped = BackgroundTrainer(tmp_path, few_digits, *options, name="astray")
+    stopped = BackgroundTrainer(tmp_path, few_digits, *options, name="diverged")
     assert stopped.wait_for(_has("loss=nan"))
     stopped.signal(signal.SIGTERM)
     assert stopped.wait() == RESUMABLE, stopped.output
-    resumed = train(tmp_path, *recipe(*options, "--resume", "auto"), data=few_digits, name="astray")
+    resumed = train(tmp_path, *recipe(*options, "--resume", "auto"), data=few_digits, name="diverged")
     assert resumed.code == 0, resumed.stdout
     assert f"resumed bit_exact={expected_bit_exact()}" in resumed.stdout
 
 
-def test_what_a_run_has_not_had_begins_anew_and_that_is_said(tmp_path: Path, few_digits: Path) -> None:
+def test_new_parts_of_a_state_start_fresh_and_the_log_says_so(tmp_path: Path, few_digits: Path) -> None:
     plain = train(tmp_path, *recipe("--ema", "0", "--momentum", "0", "--epochs", "1"), data=few_digits, name="plain")
     assert plain.code == 0, plain.stdout
-    more = ("--ema", "0.9", "--momentum", "0.9", "--precision", "fp16", "--lr", "0.01")
-    resumed = train(tmp_path, *recipe(*more, "--resume", "auto"), data=few_digits, name="plain")
+    additions = ("--ema", "0.9", "--momentum", "0.9", "--precision", "fp16", "--lr", "0.01")
+    resumed = train(tmp_path, *recipe(*additions, "--resume", "auto"), data=few_digits, name="plain")
     assert resumed.code == 0, resumed.stdout
     (line,) = [line for line in resumed.stdout.splitlines() if " resumed " in line]
     assert "bit_exact=no" in line
-    for said in (
+    for text in (
         "ema begins anew",
         "loss scale begins anew",
         "momentum begins anew",
         "lr 0.05 -> 0.01",
         "fp32 -> fp16",
     ):
-        assert said in line
+        assert text in line
 
 
 def _node(rank: int, port: int, output: Path, data: Path, *options: str) -> BackgroundTrainer:
@@ -176,21 +178,21 @@ def _node(rank: int, port: int, output: Path, data: Path, *options: str) -> Back
 def test_two_nodes_continue_a_run_and_refuse_to_when_they_see_different_checkpoints(
     tmp_path: Path, few_digits: Path, whole: Path
 ) -> None:
-    here, older, none, alike = (tmp_path / name for name in ("here", "older", "none", "alike"))
-    shutil.copytree(whole, here / "shared")
-    for copy in (older, alike):
+    first, older, empty, same = (tmp_path / name for name in ("first", "older", "empty", "same"))
+    shutil.copytree(whole, first / "shared")
+    for copy in (older, same):
         shutil.copytree(whole, copy / "shared")
         shutil.rmtree(copy / "shared/checkpoints/step-000000016")
-    for there in (older, none):
-        there.mkdir(exist_ok=True)
+    for second in (older, empty):
+        second.mkdir(exist_ok=True)
         port = free_port()
         nodes = [
-            _node(0, port, here, few_digits, "--resume", "auto"),
-            _node(1, port, there, few_digits, "--resume", "auto"),
+            _node(0, port, first, few_digits, "--resume", "auto"),
+            _node(1, port, second, few_digits, "--resume", "auto"),
         ]
         assert [node.wait() for node in nodes] == [1, 1], nodes[0].output + nodes[1].output
         assert all("see different checkpoints" in node.output for node in nodes)
     port = free_port()
-    nodes = [_node(rank, port, alike, few_digits, "--resume", "auto") for rank in range(2)]
+    nodes = [_node(rank, port, same, few_digits, "--resume", "auto") for rank in range(2)]
     assert [node.wait() for node in nodes] == [0, 0], nodes[0].output + nodes[1].output
-    assert_same_run(whole, alike / "shared", last_step=16)
+    assert_same_run(whole, same / "shared", last_step=16)

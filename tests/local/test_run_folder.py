@@ -1,4 +1,4 @@
-"""A run's folder with real trainers: one at a time, and the next one goes on where the last one was killed."""
+"""The folder of a run with real trainers: one at a time, and the next one continues after a kill."""
 
 import json
 import os
@@ -15,7 +15,7 @@ LONG = ("--epochs", "1000", "--log-interval", "1")
 
 @contextmanager
 def _training(output: Path, data: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
-    """A trainer that has taken its first step; killed at the end."""
+    """Start a trainer and wait for its first step; kill it at the end."""
     command = (sys.executable, "-m", "trainer", "--data-path", str(data), "--output", str(output), "--run-name", "run")
     with subprocess.Popen(
         (*command, *small_options(*LONG, *options)),
@@ -32,7 +32,9 @@ def _training(output: Path, data: Path, *options: str) -> Iterator["subprocess.P
             process.kill()
 
 
-def test_a_second_run_in_a_folder_is_refused_and_one_goes_on_after_a_kill(digits: Path, tmp_path: Path) -> None:
+def test_a_second_run_in_a_folder_is_refused_and_the_next_one_continues_after_a_kill(
+    digits: Path, tmp_path: Path
+) -> None:
     short = small_options("--resume", "auto", "--epochs", "1", "--steps", "2")
     with _training(tmp_path, digits) as owner:
         lock = json.loads((tmp_path / "run" / "run.lock").read_text())
@@ -54,22 +56,22 @@ def test_a_second_run_in_a_folder_is_refused_and_one_goes_on_after_a_kill(digits
     assert {row["attempt"] for row in replaced} == {2}
 
 
-def test_an_owner_that_has_lost_its_folder_ends_at_once_and_leaves_it(digits: Path, tmp_path: Path) -> None:
+def test_an_owner_that_has_lost_its_folder_ends_at_once_and_writes_no_more(digits: Path, tmp_path: Path) -> None:
     with _training(tmp_path, digits) as owner:
         lock = tmp_path / "run" / "run.lock"
-        theirs = json.dumps({**json.loads(lock.read_text()), "host": "other-node", "token": "another"})
-        (tmp_path / "new").write_text(theirs)
+        other_lock = json.dumps({**json.loads(lock.read_text()), "host": "other-node", "token": "another"})
+        (tmp_path / "new").write_text(other_lock)
         (tmp_path / "new").replace(lock)
         _, stderr = owner.communicate()
     assert owner.returncode == 6
     assert f"lost to process {owner.pid} on other-node" in stderr
-    assert lock.read_text() == theirs
-    assert not list((tmp_path / "run").rglob("*.safetensors")), "it wrote into another's folder"
+    assert lock.read_text() == other_lock
+    assert not list((tmp_path / "run").rglob("*.safetensors")), "the old owner wrote into the folder of the new one"
 
 
 def test_a_stop_before_any_worker_leaves_nothing_behind_and_is_resumable(tmp_path: Path, digits: Path) -> None:
     run = train(tmp_path, *small_options("--epochs", "1", "--steps", "1"), data=digits).run
-    # Another machine's lock is watched for a while: there the stop arrives.
+    # A trainer watches the lock of another machine for a while: the stop arrives in this time.
     lock = run / "run.lock"
     lock.write_text("{}")
     command = (sys.executable, "-m", "trainer", "--data-path", str(digits), "--output", str(tmp_path))

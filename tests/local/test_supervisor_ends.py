@@ -1,4 +1,4 @@
-"""How the supervisor ends: the true first cause is its last line and its exit code, and nobody is left behind."""
+"""The end of a supervisor: its last line and its exit code give the true first cause, and no process survives."""
 
 import os
 import re
@@ -15,14 +15,14 @@ from trainer.supervisor import WorkerCommand, supervise
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended; one that nobody has reaped yet has."""
+    """Return whether a process has ended; a zombie has ended."""
     try:
         return ") Z " in Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
         return True
 
 
-def test_a_grandchild_that_keeps_the_pipe_open_does_not_hold_the_exit_and_does_not_survive(
+def test_a_grandchild_that_keeps_the_pipe_open_does_not_delay_the_exit_and_does_not_survive(
     supervisors: SupervisorRunner,
 ) -> None:
     pid = supervisors.folder / "pid"
@@ -38,7 +38,7 @@ def test_a_grandchild_that_keeps_the_pipe_open_does_not_hold_the_exit_and_does_n
     assert is_gone(int(pid.read_text()))
 
 
-def test_a_grandchild_in_a_session_of_its_own_does_not_hold_the_exit(supervisors: SupervisorRunner) -> None:
+def test_a_grandchild_in_another_session_does_not_delay_the_exit(supervisors: SupervisorRunner) -> None:
     pid = supervisors.folder / "pid"
     script = (
         "import pathlib, subprocess\n"
@@ -61,11 +61,11 @@ def test_workers_and_their_children_do_not_outlive_a_killed_supervisor(superviso
         "time.sleep(1000)"
     )
     process = supervisors.start(*[script.format(str(path)) for path in pids])
-    left = [int(pid) for path in pids for pid in wait_for_file(path).split()]
-    assert not any(is_gone(pid) for pid in left)
+    processes = [int(pid) for path in pids for pid in wait_for_file(path).split()]
+    assert not any(is_gone(pid) for pid in processes)
     process.kill()
     process.wait()
-    while not all(is_gone(pid) for pid in left):
+    while not all(is_gone(pid) for pid in processes):
         time.sleep(0.01)
 
 
@@ -109,7 +109,7 @@ def test_a_reason_stays_the_cause_when_the_interpreter_aborts_on_its_way_out(sup
     assert result.lines[-1].endswith('failed rank=0 device=cpu:0 cause="loss is not finite"')
 
 
-def test_an_error_that_the_worker_went_on_from_is_not_the_cause(supervisors: SupervisorRunner) -> None:
+def test_an_error_that_the_worker_survived_is_not_the_cause(supervisors: SupervisorRunner) -> None:
     result = supervisors.run("print('error in one image')\nfor i in range(100): print(i)\nraise SystemExit(3)")
     assert result.lines[-1].endswith('cause="exit code 3: 99"')
 
@@ -134,7 +134,7 @@ def test_a_worker_that_does_not_stop_after_anothers_failure_is_killed(supervisor
     assert "exit code 2, and said nothing" in result.lines[-1]
 
 
-def test_a_worker_that_has_been_frozen_does_not_hold_the_end(supervisors: SupervisorRunner) -> None:
+def test_a_frozen_worker_does_not_delay_the_end(supervisors: SupervisorRunner) -> None:
     ready = str(supervisors.folder / "ready")
     frozen = (
         f"import os, pathlib, signal; pathlib.Path({ready!r}).write_text('1'); os.kill(os.getpid(), signal.SIGSTOP)"
@@ -153,7 +153,7 @@ def test_a_worker_that_stays_after_the_others_have_stopped_resumably_is_stopped(
     assert "still running 0.1 s after rank=1 device=cpu:1 had stopped" in result.lines[-1]
 
 
-def test_a_worker_that_cannot_be_started_is_one_line_and_leaves_nobody(tmp_path: Path) -> None:
+def test_a_worker_that_cannot_be_started_gives_one_line_and_leaves_no_process(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     script = f"import os, pathlib, time; pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(1000)"
     good = WorkerCommand(0, "cpu:0", (sys.executable, "-c", script), os.environ, tmp_path / "0.log")
@@ -166,7 +166,7 @@ def test_a_worker_that_cannot_be_started_is_one_line_and_leaves_nobody(tmp_path:
         supervise([good, bad], stdout=stdout, node_rank=0, grace_s=1)
     assert signal.getsignal(signal.SIGTERM) is before
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
-    # The started one has been killed and reaped; this process may have children of other tests.
+    # The started worker has been killed and reaped. Look for its script: other tests may have left children here.
     assert not [name for name in Path("/proc").glob("[0-9]*/cmdline") if str(pid).encode() in _read(name)]
 
 

@@ -1,4 +1,4 @@
-"""The supervisor loses no line: neither last words, whatever they are made of, nor what nobody reads or can be kept."""
+"""The supervisor loses no line: neither last words, nor any bytes, nor lines without a reader or without a disk."""
 
 import os
 import signal
@@ -26,8 +26,8 @@ def test_no_line_of_many_workers_is_lost_torn_or_mixed(supervisors: SupervisorRu
     assert result.exit_code == 0
     for rank in range(4):
         assert result.texts(f"rank {rank} cpu:{rank}") == [f"{i} " + "x" * (i % 150) for i in range(20000)]
-        mine = [line for line in result.stdout.splitlines() if line.startswith(b"[rank %d " % rank)]
-        assert result.logs[rank].splitlines() == mine
+        lines = [line for line in result.stdout.splitlines() if line.startswith(b"[rank %d " % rank)]
+        assert result.logs[rank].splitlines() == lines
     assert len(result.lines) == 80001
 
 
@@ -36,7 +36,7 @@ def test_the_node_counts_every_ranks_lines_at_the_end_and_the_cause_still_comes_
 ) -> None:
     printed = supervisors.folder / "printed"
     lines = f"import pathlib\nprint('one')\nprint('two')\npathlib.Path({str(printed)!r}).write_text('1')"
-    # Else the failure of one could stop the other before it has printed.
+    # Without the wait, the failure of one worker could stop the other before it has printed.
     result = supervisors.run(lines, WAIT_FOR_FILE.format(str(printed)) + "raise SystemExit(2)")
     assert result.texts("node 0")[-2] == 'ended lines="0:2 1:0" outcome=failed'
     assert "failed rank=1" in result.lines[-1]
@@ -82,7 +82,7 @@ def test_last_words_arrive(supervisors: SupervisorRunner, death: str) -> None:
     assert cause in result.lines[-1]
 
 
-def test_bytes_that_are_not_text_pass_as_they_are(supervisors: SupervisorRunner) -> None:
+def test_bytes_that_are_not_text_pass_unchanged(supervisors: SupervisorRunner) -> None:
     result = supervisors.run(r"import sys; sys.stdout.buffer.write(b'\xff\x00\xc3\nabc')")
     assert result.stdout.startswith(b"[rank 0 cpu:0 #1] \xff\x00\xc3\n[rank 0 cpu:0 #2] abc\n")
     assert result.stdout.startswith(result.logs[0])
@@ -90,12 +90,12 @@ def test_bytes_that_are_not_text_pass_as_they_are(supervisors: SupervisorRunner)
 
 def test_a_progress_bar_becomes_one_line_per_state() -> None:
     tagger = Tagger("t")
-    fed = [tagger.feed(chunk) for chunk in (b"\r 10%\r", b" 20%", b"\r 30%\r", b"\ndone\r", b"\n\r\n50%\r")]
-    assert b"".join([*fed, tagger.close()]) == b"".join(
+    blocks = [tagger.feed(chunk) for chunk in (b"\r 10%\r", b" 20%", b"\r 30%\r", b"\ndone\r", b"\n\r\n50%\r")]
+    assert b"".join([*blocks, tagger.close()]) == b"".join(
         b"[t #%d] %b\n" % (number, text)
         for number, text in enumerate([b" 10%", b" 20%", b" 30%", b"done", b"", b"50%"], 1)
     )
-    assert fed[0] + fed[1] != b""  # shown while the bar still moves
+    assert blocks[0] + blocks[1] != b""  # shown while the bar still moves
 
 
 def test_a_line_without_an_end_is_split_and_loses_nothing() -> None:
@@ -120,10 +120,10 @@ MANY = "for i in range(30000): print(i, 'x' * 100)"
 
 
 def test_a_slow_reader_loses_nothing_and_signals_are_still_handled(supervisors: SupervisorRunner) -> None:
-    got, ready = supervisors.folder / "got", supervisors.folder / "ready"
+    answered, ready = supervisors.folder / "answered", supervisors.folder / "ready"
     script = (
         "import pathlib, signal\n"
-        f"signal.signal(signal.SIGUSR1, lambda *_: pathlib.Path({str(got)!r}).write_text('1'))\n"
+        f"signal.signal(signal.SIGUSR1, lambda *_: pathlib.Path({str(answered)!r}).write_text('1'))\n"
         f"{UNBLOCK_SIGUSR1}"
         f"pathlib.Path({str(ready)!r}).write_text('1')\n" + MANY
     )
@@ -134,13 +134,13 @@ def test_a_slow_reader_loses_nothing_and_signals_are_still_handled(supervisors: 
         time.sleep(0.2)
     assert size < 3_000_000
     process.send_signal(signal.SIGUSR1)
-    wait_for_file(got)
+    wait_for_file(answered)
     result = supervisors.finish(process)
     assert result.exit_code == 0
     assert result.texts("rank 0 cpu:0") == [f"{i} " + "x" * 100 for i in range(30000)]
 
 
-def test_a_stop_is_not_held_up_by_a_reader_that_has_gone_to_sleep(supervisors: SupervisorRunner) -> None:
+def test_a_reader_that_stopped_reading_does_not_delay_a_stop(supervisors: SupervisorRunner) -> None:
     ready = supervisors.folder / "ready"
     process = supervisors.start(
         signal_handling_script(ready, 75).replace("while True", MANY + "\nwhile True"), flush_s=0.1
@@ -151,7 +151,7 @@ def test_a_stop_is_not_held_up_by_a_reader_that_has_gone_to_sleep(supervisors: S
     assert b"saved" in supervisors.log(0).read_bytes()
 
 
-def test_a_stdout_without_a_reader_leaves_the_files_and_says_so_once(supervisors: SupervisorRunner) -> None:
+def test_lines_go_to_the_files_if_stdout_has_no_reader_and_one_line_says_so(supervisors: SupervisorRunner) -> None:
     reading, writing = os.pipe()
     process = supervisors.start(MANY, stdout=writing)
     os.close(writing)
@@ -162,7 +162,7 @@ def test_a_stdout_without_a_reader_leaves_the_files_and_says_so_once(supervisors
     assert len(result.logs[0].splitlines()) == 30002
 
 
-def test_a_full_stdout_leaves_the_files_and_the_cause_is_in_them(supervisors: SupervisorRunner) -> None:
+def test_lines_and_cause_go_to_the_files_if_stdout_is_full(supervisors: SupervisorRunner) -> None:
     with Path("/dev/full").open("wb") as full:
         result = supervisors.run(MANY + "\nraise SystemExit(2)", stdout=full.fileno())
     assert result.exit_code == 2
@@ -173,16 +173,16 @@ def test_a_full_stdout_leaves_the_files_and_the_cause_is_in_them(supervisors: Su
 @pytest.mark.parametrize(
     ("log", "reason"), [("/dev/full", "No space left on device"), ("no/folder/x.log", "No such file")]
 )
-def test_a_log_file_that_cannot_be_written_is_said_once_and_the_lines_go_on(
+def test_lines_go_on_if_a_log_file_cannot_be_written_and_one_line_says_so(
     supervisors: SupervisorRunner, log: str, reason: str
 ) -> None:
     result = supervisors.run(MANY, "print('fine')", logs={0: supervisors.folder / log})
     assert result.exit_code == 0
     assert len(result.texts("rank 0 cpu:0")) == 30000
-    said, _ = result.texts("node 0")
-    assert "log of rank=0 cannot be written: " + reason in said
+    message, _ = result.texts("node 0")
+    assert "log of rank=0 cannot be written: " + reason in message
 
 
-def test_an_earlier_runs_log_is_added_to(supervisors: SupervisorRunner) -> None:
+def test_lines_are_appended_to_an_earlier_log(supervisors: SupervisorRunner) -> None:
     supervisors.log(0).write_text("an earlier attempt\n")
     assert supervisors.run("print('now')").logs[0] == b"an earlier attempt\n[rank 0 cpu:0 #1] now\n"

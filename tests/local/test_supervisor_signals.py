@@ -1,4 +1,4 @@
-"""The supervisor's signals, with real processes: they reach every worker, and a stop that all answer is resumable."""
+"""The supervisor's signals, with real processes: they reach every worker; a stop that all workers obey is resumable."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from tests.local.supervisor_process import (
     ("number", "codes", "expected"),
     [(signal.SIGTERM, (75, 75), 75), (signal.SIGINT, (75, 0), 75), (signal.SIGTERM, (0, 0), 0)],
 )
-def test_a_stop_that_all_workers_answer_is_resumable(
+def test_a_stop_that_all_workers_obey_is_resumable(
     supervisors: SupervisorRunner, number: signal.Signals, codes: tuple[int, int], expected: int
 ) -> None:
     ready = [supervisors.folder / f"ready{rank}" for rank in range(2)]
@@ -52,7 +52,7 @@ def test_a_worker_that_had_not_begun_to_train_has_nothing_to_save(supervisors: S
 LOSING_ITS_PEER = (
     "import signal, sys\n"
     "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    "open({!r}).read()\n"  # ends when the peer does
+    "open({!r}).read()\n"  # returns when the peer ends
     "print({!r}); sys.exit(1)"
 )
 
@@ -67,11 +67,11 @@ def test_peers_that_only_lost_a_stopped_worker_do_not_make_the_stop_a_failure(
 ) -> None:
     ready, pipe = supervisors.folder / "ready", supervisors.folder / "connection"
     os.mkfifo(pipe)
-    unbegun = (
+    waiting = (
         f"import pathlib, time; connection = open({str(pipe)!r}, 'w')\n"
         f"pathlib.Path({str(ready)!r}).write_text('1'); time.sleep(1000)"
     )
-    process = supervisors.start(LOSING_ITS_PEER.format(str(pipe), words), unbegun, lag_s=lag_s)
+    process = supervisors.start(LOSING_ITS_PEER.format(str(pipe), words), waiting, lag_s=lag_s)
     wait_for_file(ready)
     process.send_signal(signal.SIGTERM)
     result = supervisors.finish(process)
@@ -80,7 +80,7 @@ def test_peers_that_only_lost_a_stopped_worker_do_not_make_the_stop_a_failure(
         assert result.lines[-1].endswith(f'cause="stopped by SIGTERM; {words}"')
 
 
-def test_a_worker_that_somebody_else_ends_has_not_stopped_as_it_was_told(supervisors: SupervisorRunner) -> None:
+def test_a_worker_killed_from_elsewhere_is_a_failure_and_no_stop(supervisors: SupervisorRunner) -> None:
     result = supervisors.run("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
     assert result.exit_code == 1
     assert result.lines[-1].endswith('failed rank=0 device=cpu:0 cause="killed by SIGTERM"')
@@ -96,7 +96,7 @@ def test_a_stubborn_worker_is_killed_after_the_grace_or_at_the_second_signal(
     assert process.stdout is not None
     for _ in range(signals):
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.05)  # two signals at the same moment are one
+        time.sleep(0.05)  # two signals at the same moment would arrive as one
     result = supervisors.finish(process)
     assert result.exit_code == 1
     assert "killing rank=0: still running" in result.texts("node 0")
@@ -117,13 +117,13 @@ def test_sigusr1_reaches_every_worker(supervisors: SupervisorRunner) -> None:
     assert [result.texts(f"rank {rank} cpu:{rank}") for rank in range(2)] == [["usr1", "saved"]] * 2
 
 
-def test_a_worker_that_does_not_listen_yet_lives_and_hears_sigusr1_when_it_does(supervisors: SupervisorRunner) -> None:
+def test_a_worker_that_does_not_listen_yet_survives_sigusr1_and_gets_it_later(supervisors: SupervisorRunner) -> None:
     ready, go = supervisors.folder / "ready", supervisors.folder / "go"
     early = f"import pathlib\npathlib.Path({str(ready)!r}).write_text('1')\n" + WAIT_FOR_FILE.format(str(go))
     process = supervisors.start(early + signal_handling_script(supervisors.folder / "listening", 75))
     wait_for_file(ready)
     process.send_signal(signal.SIGUSR1)
-    # Signals of two numbers arrive in no certain order: the child has to be seen to have got it.
+    # Two different signals arrive in no fixed order: wait until the kernel shows the first as pending.
     child = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().strip()
     while int(re.findall(r"(?m)^ShdPnd:\s*(\w+)", Path(f"/proc/{child}/status").read_text())[0], 16) == 0:
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Whole runs of the real trainer on real images: what a user is promised of each mode."""
+"""Whole runs of the real trainer on real images: the promises of each mode."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.local.conftest import TrainerResult, small_options, train
 
 @pytest.fixture(scope="module")
 def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainerResult:
-    """Two devices, four epochs: learns to read digits in a quarter of a minute."""
+    """Train on two devices for four epochs, which teaches the network to read digits in a quarter of a minute."""
     options = ("--npus", "2", "--epochs", "4", "--lr", "0.1", "--nesterov", "--schedule", "cosine-step")
     recipe = ("--warmup-epochs", "1", "--flip", "0", "--crop-scale", "0.8", "--eval-crop", "1.0", "--dropout", "0")
     output = tmp_path_factory.mktemp("trained")
@@ -48,7 +48,7 @@ def test_a_full_run_leaves_every_promised_file(trained: TrainerResult) -> None:
     assert any(name.startswith("tensorboard/") for name in names)
 
 
-def test_a_run_begins_with_what_it_runs_on(trained: TrainerResult) -> None:
+def test_a_run_begins_with_its_environment(trained: TrainerResult) -> None:
     first, *others = trained.stdout.splitlines()
     assert re.fullmatch(r"environment torch=2\.\S+ python=3\.\S+ cpus=\d+", first)
     assert not [
@@ -65,7 +65,7 @@ def test_every_line_of_every_device_is_numbered_without_gap(trained: TrainerResu
         assert (trained.run / str(rank) / "console-1.log").read_text().splitlines() == shown
 
 
-def test_metrics_hold_each_step_once_and_match_what_was_printed(trained: TrainerResult) -> None:
+def test_metrics_hold_each_step_once_and_match_the_printed_lines(trained: TrainerResult) -> None:
     steps = trained.metrics("step")
     per_epoch = 1437 // 64
     assert [(row["epoch"], row["step"]) for row in steps] == [(e, s) for e in range(4) for s in range(per_epoch)]
@@ -87,7 +87,7 @@ def test_the_result_file_and_the_seeds_tables_agree_with_the_result(trained: Tra
     assert float(rows[-1].split("\t")[4]) == pytest.approx(float(summary["top1"]), abs=1e-4)
 
 
-def test_provenance_says_what_made_the_result(trained: TrainerResult) -> None:
+def test_provenance_names_command_device_versions_and_settings(trained: TrainerResult) -> None:
     values = json.loads((trained.run / "provenance.json").read_text())
     assert values["command"][1:3] == ["-m", "trainer"]
     assert values["world_size"] == 2
@@ -96,10 +96,10 @@ def test_provenance_says_what_made_the_result(trained: TrainerResult) -> None:
     assert len(values["config_sha256"]) == 64
 
 
-def test_an_evaluation_of_what_was_trained_counts_every_image_once(
+def test_an_evaluation_of_the_trained_weights_counts_every_image_once(
     trained: TrainerResult, digits: Path, tmp_path: Path
 ) -> None:
-    """Other numbers of devices and batch sizes are test_exact_evaluation.py's."""
+    """Run one case; test_exact_evaluation.py has other numbers of devices and batch sizes."""
     options = ("--npus", "3", "--batch-size", "7", "--mode", "eval")
     weights = ("--weights", str(trained.run / "checkpoints" / "last.safetensors"))
     result = train(tmp_path, *small_options(*options, *weights), data=digits)
@@ -117,20 +117,20 @@ def test_finetuning_starts_from_the_weights(trained: TrainerResult, digits: Path
     assert abs(before - after) < 2
 
 
-def test_performance_mode_times_exactly_the_steps_asked_for(digits: Path, tmp_path: Path) -> None:
+def test_performance_mode_times_exactly_the_requested_steps(digits: Path, tmp_path: Path) -> None:
     options = ("--npus", "2", "--mode", "performance", "--steps", "30", "--warmup-steps", "4", "--batch-size", "32")
     result = train(tmp_path, *small_options(*options), data=digits)
     assert result.code == 0, result.stdout + result.stderr
     (summary,) = result.events("result")
     assert "top1" not in summary
-    # Longer than an epoch of 22 steps: the run goes on into the next one, and its steps are counted through.
+    # The run is longer than an epoch of 22 steps; it counts its steps over both epochs.
     assert [row["global_step"] for row in result.metrics("step")] == list(range(34))
     assert (result.events("step")[-1]["step"], result.events("step")[-1]["steps"]) == ("34", "34")
     assert float(summary["fps"]) == pytest.approx(30 * 64 / float(summary["train_s"]), rel=1e-4)
     assert (result.run / "PnasNet5Tiny_bs32_2p_perf.log").exists()
 
 
-def test_every_lever_of_the_recipe_works_together(few_digits: Path, tmp_path: Path) -> None:
+def test_all_options_of_the_recipe_work_together(few_digits: Path, tmp_path: Path) -> None:
     options = ("--profile", "recommended", "--mixup", "0.2", "--cutmix", "0.2", "--accumulate", "2", "--epochs", "7")
     result = train(
         tmp_path,
@@ -151,7 +151,7 @@ def test_mixed_precision_trains(digits: Path, tmp_path: Path, precision: str) ->
     assert f"precision={precision}" in result.stdout
 
 
-def test_the_same_run_gives_the_same_bits_whatever_the_number_of_loaders(digits: Path, tmp_path: Path) -> None:
+def test_the_same_run_gives_the_same_bits_with_any_number_of_loaders(digits: Path, tmp_path: Path) -> None:
     options = (
         "--npus",
         "2",
@@ -196,7 +196,7 @@ def test_a_killed_worker_stops_the_others_and_is_the_last_line(digits: Path, tmp
     assert time.monotonic() - killed < 60
     assert "failed rank=1 device=cpu:1" in lines[-1]
     assert "SIGKILL" in lines[-1]
-    assert not any("Traceback" in line for line in lines), "the others' noise would bury the cause"
+    assert not any("Traceback" in line for line in lines), "tracebacks of the other workers would hide the cause"
 
 
 def _worker_pid(supervisor: int, *, rank: int) -> int:

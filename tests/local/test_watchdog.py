@@ -1,4 +1,4 @@
-"""A rank that hangs is named, with what it waits for, and its job ends; in real processes that exchange tensors."""
+"""A hanging rank ends its job; the last line names the rank and what it waits for. Real processes with real tensors."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import pytest
 from tests.local.conftest import small_options
 from trainer.topology.ports import free_port
 
-# One rank of a job that reduces a tensor at each step. What happens at the third one is the test's affair.
+# One rank of a job that reduces a tensor in each step; in the third step it does what the test chose.
 RANK = """
 import ctypes, os, sys, time
 from pathlib import Path
@@ -40,7 +40,7 @@ for step in range(1000):
             dist.all_reduce(torch.ones(()))
     if step == 2:
         (folder / f"pid{rank}").write_text(str(os.getpid()))
-    if stuck == "nobody" and step == 40:
+    if stuck == "none" and step == 40:
         break
     time.sleep(0.05)
 watchdog.stop()
@@ -64,7 +64,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a supervisor with its ranks, and leaves none behind."""
+    """Return a function that starts a supervisor with its ranks; kill the supervisors at the end."""
     os.mkfifo(tmp_path / "pipe")
     environ = {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     environ["PYTHONPATH"] = str(Path(__file__).parents[2])
@@ -88,29 +88,29 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def end(process: "subprocess.Popen[str]") -> tuple[str, str]:
-    """The whole output of a job that has failed, and the cause that its last line gives."""
+    """Wait until a job has failed; return its whole output, and the cause in its last line."""
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 1, out
-    failed = re.fullmatch(r'\[node 0 #\d+\] failed rank=(\d) device=cpu:\1 cause="(.*)"', out.splitlines()[-1])
-    assert failed, out
-    return out, failed[2]
+    last_line = re.fullmatch(r'\[node 0 #\d+\] failed rank=(\d) device=cpu:\1 cause="(.*)"', out.splitlines()[-1])
+    assert last_line, out
+    return out, last_line[2]
 
 
 def pid_of(rank: int, folder: Path) -> int:
-    """The process of a rank that trains."""
+    """Wait until a rank has reached its third step; return its process id."""
     path = folder / f"pid{rank}"
     while not (path.exists() and path.read_text()):
         time.sleep(0.01)
     return int(path.read_text())
 
 
-def test_a_rank_that_waits_for_data_is_the_cause_and_its_peers_are_not(start: Start) -> None:
+def test_a_rank_that_waits_for_data_is_the_cause_and_not_its_peers(start: Start) -> None:
     out, cause = end(start("data"))
     assert re.match(r"rank 1 cpu:1 has waited \d+ s for data at epoch 4 step 2: check the storage", cause)
     assert re.search(r"\[rank 1 cpu:1 #\d+\]   File .*pathlib.py.* in open", out), "its stack shows where it hangs"
 
 
-def test_a_rank_that_is_frozen_is_named_by_its_peer_though_it_holds_the_store(start: Start, tmp_path: Path) -> None:
+def test_a_peer_names_a_frozen_rank_although_this_rank_holds_the_store(start: Start, tmp_path: Path) -> None:
     process = start("frozen")
     os.kill(pid_of(0, tmp_path), signal.SIGSTOP)
     _, cause = end(process)
@@ -121,7 +121,7 @@ def test_a_rank_that_is_frozen_is_named_by_its_peer_though_it_holds_the_store(st
     ), cause
 
 
-def test_a_rank_alone_names_what_it_waits_for(start: Start) -> None:
+def test_the_one_rank_of_a_job_names_what_it_waits_for(start: Start) -> None:
     _, cause = end(start("data", ranks=1))
     assert re.match(r"rank 0 cpu:0 has waited \d+ s for data at epoch 4 step 2", cause)
 
@@ -132,19 +132,19 @@ def test_native_code_that_holds_the_interpreters_lock_does_not_stop_the_watchdog
     assert "exit code 1" in cause
 
 
-def test_ranks_that_get_on_are_left_alone_and_leave_in_silence(start: Start) -> None:
-    process = start("nobody", ranks=3)
+def test_ranks_that_make_progress_run_to_their_end_without_a_word(start: Start) -> None:
+    process = start("none", ranks=3)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
-    # gloo of torch 2.9 greets its peers.
+    # gloo of torch 2.9 prints a line for each peer.
     assert not [line for line in out.splitlines() if "[Gloo]" not in line and " ended lines=" not in line]
 
 
 def training(output: Path, data: Path, *options: str) -> "subprocess.Popen[str]":
-    """The trainer, told that nothing may take longer than five seconds."""
-    where = ("--data-path", str(data), "--output", str(output), "--run-name", "run", "--epochs", "50")
+    """Start the trainer with a limit of five seconds for each wait."""
+    folders = ("--data-path", str(data), "--output", str(output), "--run-name", "run", "--epochs", "50")
     return subprocess.Popen(
-        [sys.executable, "-m", "trainer", *small_options(*options, "--stall-timeout-s", "5"), *where],
+        [sys.executable, "-m", "trainer", *small_options(*options, "--stall-timeout-s", "5"), *folders],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -153,10 +153,10 @@ def training(output: Path, data: Path, *options: str) -> "subprocess.Popen[str]"
 
 
 def workers_of(process: "subprocess.Popen[str]", *, line: str = " step epoch=") -> list[int]:
-    """The process of each rank, in the order of the ranks, once such a line has been printed."""
+    """Wait for a line that contains `line`; return the process of each rank, in the order of the ranks."""
     assert process.stdout is not None
-    for said in process.stdout:
-        if line in said:
+    for printed in process.stdout:
+        if line in printed:
             break
     return children(process.pid)
 
@@ -166,7 +166,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in text.split()]
 
 
-def test_the_trainer_names_a_rank_that_is_frozen(tmp_path: Path, digits: Path) -> None:
+def test_the_trainer_names_a_frozen_rank(tmp_path: Path, digits: Path) -> None:
     process = training(tmp_path, digits, "--npus", "2")
     os.kill(workers_of(process)[1], signal.SIGSTOP)
     _, cause = end(process)
@@ -176,7 +176,7 @@ def test_the_trainer_names_a_rank_that_is_frozen(tmp_path: Path, digits: Path) -
     assert "has been silent for" in cause
 
 
-def test_the_trainer_names_a_rank_that_is_frozen_in_an_evaluation(tmp_path: Path, digits: Path) -> None:
+def test_the_trainer_names_a_rank_frozen_in_an_evaluation(tmp_path: Path, digits: Path) -> None:
     process = training(tmp_path, digits, "--npus", "2", "--steps", "2", "--batch-size", "2")
     os.kill(workers_of(process, line=" step=2 steps=2 ")[1], signal.SIGSTOP)
     _, cause = end(process)
@@ -186,7 +186,7 @@ def test_the_trainer_names_a_rank_that_is_frozen_in_an_evaluation(tmp_path: Path
     assert "has been silent for" in cause
 
 
-def test_the_trainer_names_a_rank_whose_loader_is_frozen(tmp_path: Path, digits: Path) -> None:
+def test_the_trainer_names_the_rank_of_a_frozen_loader(tmp_path: Path, digits: Path) -> None:
     process = training(tmp_path, digits, "--npus", "2", "--workers", "1")
     rank = workers_of(process)[1]
     for loader in children(rank):

@@ -1,4 +1,4 @@
-"""A Python for which nothing was installed: what a newcomer types before the environment is activated."""
+"""A Python without any package: a newcomer may forget to activate the environment."""
 
 import subprocess
 import sys
@@ -9,21 +9,21 @@ import pytest
 CHECKOUT = Path(__file__).parents[2]
 
 
-def bare(*words: str) -> "subprocess.CompletedProcess[str]":
+def run_without_packages(*words: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-S", "-E", "-m", *words]
     return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=240)
 
 
 @pytest.mark.parametrize("words", [("trainer", "--npus", "2"), ("trainer", "--help"), ("launcher", "list")])
-def test_it_is_one_line_that_says_which_python_lacks_what(words: tuple[str, ...]) -> None:
-    result = bare(*words)
-    said = (
+def test_one_line_names_the_python_and_the_missing_package(words: tuple[str, ...]) -> None:
+    result = run_without_packages(*words)
+    message = (
         f"error: {sys.executable} has no cyclopts: use the Python that pnas is installed for (`. .venv/bin/activate`)"
     )
-    assert (result.returncode, result.stdout, result.stderr) == (2, "", said + "\n")
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", message + "\n")
 
 
 def test_the_launchers_help_needs_no_package() -> None:
-    result = bare("launcher", "submit", "--help")
+    result = run_without_packages("launcher", "submit", "--help")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("Usage: python -m launcher submit")

@@ -11,14 +11,14 @@ from tests.local import conftest
 from tests.local.test_resume import (
     stopped,
     test_another_number_of_devices_sees_each_image_of_the_epoch_once,
-    test_sigterm_saves_and_ends_with_75_and_the_run_goes_on,
+    test_sigterm_saves_and_ends_with_75_and_the_run_can_continue,
     whole,
 )
 
 __all__ = [
     "stopped",
     "test_another_number_of_devices_sees_each_image_of_the_epoch_once",
-    "test_sigterm_saves_and_ends_with_75_and_the_run_goes_on",
+    "test_sigterm_saves_and_ends_with_75_and_the_run_can_continue",
     "whole",
 ]
 
