@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import trainer
 from trainer.shared.config import TrainConfig
 
 PACKAGES = ("pnas", "torch", "torchvision", "torch-npu", "apex", "numpy", "pillow", "safetensors")
@@ -53,7 +54,7 @@ def config_hash(config: TrainConfig) -> str:
 
 def source_revision() -> str | None:
     """The git commit of this source, with `+changes` where the tree differs; PNAS_REVISION inside an image."""
-    source = Path(__file__).resolve().parent.parent
+    source = Path(trainer.__file__).resolve().parents[1]
     if (source / ".git").exists():
         commit = _git(source, "rev-parse", "HEAD")
         if commit is not None:

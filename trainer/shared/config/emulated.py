@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Final
 
+import trainer
 from trainer.shared.config.layers import ConfigError
 
 EMULATED: Final = "npu-emulated"
-_MACHINE = Path(__file__).resolve().parents[2] / "tests" / "npu" / "machine.py"
+_MACHINE = Path(trainer.__file__).resolve().parents[1] / "tests" / "npu" / "machine.py"
 
 
 def emulated_machine() -> Path:
