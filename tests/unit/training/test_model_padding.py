@@ -1,4 +1,4 @@
-"""Strided layers are TensorFlow's SAME for every height and width without a zero-pad, or the seed's function."""
+"""Strided layers are TensorFlow's SAME for every height and width, without a zero-pad."""
 
 import itertools
 from collections.abc import Callable
@@ -8,8 +8,6 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
-from timm.models.pnasnet import FactorizedReduction as TimmReduction
-from timm.models.pnasnet import PNASNet5Large
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -99,58 +97,6 @@ def _pads(model: nn.Module, x: Tensor) -> set[str]:
     with _Operators() as operators:
         model(x)
     return {name for name in operators.names if "pad" in name}
-
-
-def _seed_reference(ours: PNASNet5) -> tuple[PNASNet5Large, nn.Sequential]:
-    """The network of timm with the asymmetric pads taken out, and the seed's auxiliary head as its parts say it."""
-    body = PNASNet5Large(pad_type="")
-    for module in body.modules():
-        if isinstance(module, TimmReduction):
-            module.path_2.pad = nn.Identity()
-    head = nn.Sequential(
-        nn.Sequential(
-            nn.ReLU(),
-            nn.AvgPool2d(7, stride=2),
-            nn.Conv2d(4320, 128, 1, bias=False),
-            nn.BatchNorm2d(128, eps=1e-3),
-            nn.ReLU(),
-            nn.Conv2d(128, 768, 3, bias=False),
-            nn.BatchNorm2d(768, eps=1e-3),
-            nn.ReLU(),
-            nn.Flatten(),
-        ),
-        nn.Linear(768, 1000),
-    )
-    state = ours.state_dict()
-    body.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("aux.")})
-    names = {"aux.features.": "0.", "aux.classifier.": "1."}
-    head.load_state_dict(
-        {
-            name.replace(theirs, plain): tensor
-            for name, tensor in state.items()
-            for theirs, plain in names.items()
-            if name.startswith(theirs)
-        }
-    )
-    return body, head
-
-
-@pytest.mark.parametrize(("training", "side"), [(True, 331), (False, 128)])
-def test_seed_padding_is_the_seeds_function_bit_for_bit(side: int, *, training: bool) -> None:
-    torch.manual_seed(0)
-    ours = pnasnet5large(aux="seed", padding="seed", dropout=0.0).train(training)
-    body, head = _seed_reference(ours)
-    middle: list[Tensor] = []
-    body.cell_8.register_forward_hook(lambda _module, _inputs, output: middle.append(output))
-    x = torch.rand(2, 3, side, side)
-    with torch.no_grad():
-        expected, actual = body.train(training)(x), ours(x)
-        if training:
-            logits, aux_logits = actual
-            assert torch.equal(aux_logits, head(middle[0])), "auxiliary logits"
-        else:
-            logits = actual
-    assert torch.equal(logits, expected), "logits"
 
 
 def test_paddings_are_different_functions() -> None:
