@@ -1,10 +1,10 @@
-# Two commands are enough: `make run` trains on real images, `make test` proves everything. `make help` lists the rest.
+# Two commands are enough: `make run` trains on real images, `make test` proves everything. `make help` lists the others.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
 TORCH ?= 2.14.1
-# A distribution's Python is built with profile-guided optimization, a pyenv's is not: it imports torch in 12 % less time.
+# A distribution's Python is built with profile-guided optimization and imports torch in 12 % less time than pyenv's.
 SYSTEM_PYTHON := $(shell /usr/bin/python3.11 -c 'import ensurepip, os, sys, sysconfig; \
 	os.stat(sysconfig.get_path("include") + "/Python.h"); print(sys.executable)' 2> /dev/null)
 PYTHON ?= $(or $(SYSTEM_PYTHON),python3.11)
@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 
 RUN := -m launcher submit --backend local --npus 2 --mode full --profile digits --data-path data/digits
 
-.PHONY: help run test check format bench npu-shell cluster cluster-down lock clean
+.PHONY: help run test quick unit check format bench npu-shell cluster cluster-down lock clean
 
 help:  ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
@@ -27,10 +27,15 @@ run: $(VENV)/run.stamp  ## Train PNASNet-5 on handwritten digits with two proces
 test: $(VENV)/test.stamp  ## Lint, types and every test (TORCH=2.9.0 tests the oldest torch)
 	$(BIN)/python -m tests
 
+quick: check unit  ## Lint, types and the unit tests
+
+unit: $(VENV)/test.stamp  ## The unit tests, in two processes (less than a minute on two cores)
+	$(BIN)/python -m tests unit
+
 check: $(VENV)/test.stamp  ## Lint, format, types, import contracts, dead code, YAML
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(if $(filter $(NEWEST),$(TORCH)),$(BIN)/mypy,@echo "types: checked with torch $(NEWEST) alone; torch $(TORCH) annotates itself differently")
+	$(if $(filter $(NEWEST),$(TORCH)),$(BIN)/mypy,@echo "types: checked only with torch $(NEWEST), because torch $(TORCH) has other annotations")
 	$(BIN)/lint-imports
 	$(BIN)/vulture
 	$(BIN)/yamllint --strict .
@@ -39,7 +44,7 @@ format: $(VENV)/test.stamp  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/test.stamp  ## Compare with timm, torchx, stern and kubectl, and keep the results
+bench: $(VENV)/test.stamp  ## Compare with timm, torchx, stern and kubectl, and write the results to benchmarks/results
 	$(BIN)/python -m benchmarks
 
 npu-shell: $(VENV)/test.stamp  ## A shell in which `--device npu` trains on emulated NPUs (builds them once; needs g++)
@@ -48,32 +53,32 @@ npu-shell: $(VENV)/test.stamp  ## A shell in which `--device npu` trains on emul
 cluster: $(VENV)/test.stamp  ## Start a Kubernetes with two nodes and simulated NPUs in the background (root; builds it once)
 	@$(BIN)/python -m tests.cluster.testbed up
 
-cluster-down:  ## End what `make cluster` started, and remove all of it
+cluster-down:  ## Stop and remove everything that `make cluster` started
 	@$(BIN)/python -m tests.cluster.testbed down
 
-lock:  ## Pin the requirements anew for TORCH
+lock:  ## Pin the requirements for TORCH again
 	@test -x .venv/bin/uv || { echo "make lock needs the tools in .venv: run make check first" >&2; exit 2; }
 	.venv/bin/python requirements/lock.py $(TORCH)
 
-clean:  ## Remove environments, caches, and what `make run` made
+clean:  ## Remove environments, caches, and the data and results of `make run`
 	rm -rf .venv .venv-* data output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 requirements/test-$(TORCH).txt:
-	@echo "TORCH=$(TORCH): no pinned requirements for it; pinned are: $$(ls requirements/test-*.txt | tr '\n' ' ')- \
-	make lock TORCH=$(TORCH) adds them" >&2; exit 2
+	@echo "TORCH=$(TORCH): no pinned requirements; pinned are $$(ls requirements/test-*.txt | tr '\n' ' ')(to add them: \
+	make lock TORCH=$(TORCH))" >&2; exit 2
 
-# The stamps keep a finished installation.
+# A stamp marks a finished installation.
 $(VENV)/run.stamp: requirements/run-$(NEWEST).txt pyproject.toml | $(VENV)/bin/python
-	@echo "installing torch and the rest into $(VENV) (about 5.5 GB, once)"
+	@echo "installing torch and the other packages into $(VENV) (about 5.5 GB, once)"
 	@if [ ! -e $(VENV)/test.stamp ]; then $(BIN)/python requirements/install.py $<; fi
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@
 
 $(VENV)/test.stamp: requirements/test-$(TORCH).txt pyproject.toml | $(VENV)/bin/python
-	@echo "installing what the tests need into $(VENV)"
+	@echo "installing the packages of the tests into $(VENV)"
 	@$(BIN)/python requirements/install.py $<
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@

@@ -1,0 +1,39 @@
+"""`python -m tests` counts finished tests, estimates the time left, and knows which tests failed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.__main__ import progress_line
+from tests.progress import Progress, estimate_s, read_progress
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_pytest_writes_the_total_and_each_finished_and_failed_test(tmp_path: Path) -> None:
+    source = "import pytest\n@pytest.mark.parametrize('n', range(3))\ndef test_small(n): assert n != 1\n"
+    (tmp_path / "test_it.py").write_text(source)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    file = tmp_path / "progress"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.progress", f"--progress-file={file}", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert read_progress(file) == Progress(3, 3, ("test_it.py::test_small[1]",))
+
+
+def test_a_run_that_has_not_written_yet_has_no_total(tmp_path: Path) -> None:
+    assert read_progress(tmp_path / "missing") == Progress()
+
+
+def test_the_slowest_run_gives_the_estimate() -> None:
+    assert estimate_s(60, [Progress(100, 50), Progress(100, 20)]) == 240
+    assert estimate_s(60, [Progress(), Progress(10, 5)]) == 60
+    assert estimate_s(60, [Progress(100, 50), Progress(100, 0)]) is None
+    assert estimate_s(60, [Progress()]) is None
+
+
+def test_the_progress_line_counts_tests_and_names_the_running_parts() -> None:
+    progress = {"checks": Progress(), "whole runs": Progress(1200, 300, ("a::b",)), "the rest": Progress(800, 800)}
+    assert progress_line(300, progress, ["checks", "whole runs"]) == (
+        "5 min: 1,100 of 2,000 tests, 1 failed, about 15 min left (checks running, whole runs 300/1200)"
+    )
