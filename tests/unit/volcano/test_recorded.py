@@ -66,7 +66,9 @@ def test_the_objects_of_plugins_are_the_recorded_ones() -> None:
         sample = read_sample(name)
         recorded = {(one["kind"], one["metadata"]["name"]): one for one in sample["objects"]}
         jobs = [job for job in sample["jobs"] if ("Service", job["metadata"]["name"]) in recorded]
-        for kind, made in (one for job in jobs for one in (plugins.hosts(job), *plugins.others(job)) if one):
+        for kind, made in (
+            one for job in jobs for one in (plugins.hosts_config_map(job), *plugins.other_objects(job)) if one
+        ):
             real = recorded[kinds[kind], made["metadata"]["name"]]
             made_kinds.append(kind)
             for part in ("data", "spec"):

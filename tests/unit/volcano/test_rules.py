@@ -6,8 +6,8 @@ import pytest
 
 from tests.cluster.testbed.volcano.controller import rules
 from tests.cluster.testbed.volcano.controller.controller import TRIES, retry_delay
-from tests.cluster.testbed.volcano.controller.job_events import Happenings
-from tests.cluster.testbed.volcano.controller.rules import Happening
+from tests.cluster.testbed.volcano.controller.job_events import JobEvents
+from tests.cluster.testbed.volcano.controller.rules import JobEvent
 from tests.unit.volcano.objects import Json, make_pod, make_spec
 
 
@@ -54,36 +54,36 @@ def test_a_job_fails_if_one_task_has_too_few_successes_though_all_together_are_e
 
 
 @pytest.mark.parametrize(
-    ("policies", "happening", "action"),
+    ("policies", "event", "action"),
     [
-        ([{"event": "PodFailed", "action": "A"}], Happening("PodFailed", "w", 1, 3), "A"),
-        ([{"event": "PodFailed", "action": "A"}], Happening("PodFailed", "w", 0, 3), None),
-        ([{"event": "PodFailed", "action": "A"}], Happening("PodEvicted", "w", 1), None),
-        ([{"events": ["PodEvicted", "PodFailed"], "action": "A"}], Happening("PodFailed", "w", 1, 3), "A"),
-        ([{"event": "*", "action": "A"}], Happening("TaskCompleted", "w", 1), "A"),
-        ([{"exitCode": 3, "action": "A"}], Happening("PodFailed", "w", 1, 3), "A"),
-        ([{"exitCode": 3, "action": "A"}], Happening("PodFailed", "w", 1, 4), None),
-        ([{"exitCode": 3, "action": "A"}, {"event": "*", "action": "B"}], Happening("PodFailed", "w", 1, 4), "B"),
+        ([{"event": "PodFailed", "action": "A"}], JobEvent("PodFailed", "w", 1, 3), "A"),
+        ([{"event": "PodFailed", "action": "A"}], JobEvent("PodFailed", "w", 0, 3), None),
+        ([{"event": "PodFailed", "action": "A"}], JobEvent("PodEvicted", "w", 1), None),
+        ([{"events": ["PodEvicted", "PodFailed"], "action": "A"}], JobEvent("PodFailed", "w", 1, 3), "A"),
+        ([{"event": "*", "action": "A"}], JobEvent("TaskCompleted", "w", 1), "A"),
+        ([{"exitCode": 3, "action": "A"}], JobEvent("PodFailed", "w", 1, 3), "A"),
+        ([{"exitCode": 3, "action": "A"}], JobEvent("PodFailed", "w", 1, 4), None),
+        ([{"exitCode": 3, "action": "A"}, {"event": "*", "action": "B"}], JobEvent("PodFailed", "w", 1, 4), "B"),
         (
             [{"event": "PodFailed", "action": "B"}, {"exitCode": 3, "action": "A"}],
-            Happening("PodFailed", "w", 1, 3),
+            JobEvent("PodFailed", "w", 1, 3),
             "B",
         ),
         # No exit code is never a match.
-        ([{"action": "A"}], Happening("PodEvicted", "w", 1), None),
+        ([{"action": "A"}], JobEvent("PodEvicted", "w", 1), None),
     ],
 )
 def test_the_first_policy_that_fits_says_what_is_done(
-    policies: list[Json], happening: Happening, action: str | None
+    policies: list[Json], event: JobEvent, action: str | None
 ) -> None:
-    assert rules.action(make_spec(policies=policies), 1, happening) == action
+    assert rules.action(make_spec(policies=policies), 1, event) == action
 
 
 def test_a_task_s_policies_come_before_the_job_s() -> None:
     spec = make_spec(policies=[{"event": "PodFailed", "action": "job's"}])
     spec["tasks"][0]["policies"] = [{"event": "PodFailed", "action": "task's"}]
-    assert rules.action(spec, 0, Happening("PodFailed", "w", 0)) == "task's"
-    assert rules.action(spec, 0, Happening("PodFailed", "other", 0)) == "job's"
+    assert rules.action(spec, 0, JobEvent("PodFailed", "w", 0)) == "task's"
+    assert rules.action(spec, 0, JobEvent("PodFailed", "other", 0)) == "job's"
 
 
 def _job(version: int = 0, **others: Any) -> Json:
@@ -91,79 +91,79 @@ def _job(version: int = 0, **others: Any) -> Json:
     return {"metadata": {"uid": "j"}, "spec": spec, "status": {"version": version}}
 
 
-def _found(happenings: Happenings, job: Json, *pods: Json, group: Json | None = None) -> list[Happening]:
-    happenings.look(job, pods, group)
+def _found(job_events: JobEvents, job: Json, *pods: Json, group: Json | None = None) -> list[JobEvent]:
+    job_events.update(job, pods, group)
     found = []
-    while (happening := happenings.wanted(job)[0]) is not None:
-        found.append(happening)
+    while (event := job_events.next_action(job)[0]) is not None:
+        found.append(event)
     return found
 
 
 def test_a_failed_pod_is_told_of_once_with_the_exit_code_of_its_first_container() -> None:
-    happenings, job = Happenings(), _job()
-    assert _found(happenings, job, make_pod(0, "Running")) == []
-    failed = Happening("PodFailed", "w", 0, 3, "j-w-0")
-    assert _found(happenings, job, make_pod(0, "Failed", code=3)) == [failed]
-    assert _found(happenings, job, make_pod(0, "Failed", code=3)) == []
-    assert _found(happenings, job, make_pod(0, "Failed", code=3, uid="another")) == [
-        Happening("PodEvicted", "w", 0, pod="j-w-0"),
+    job_events, job = JobEvents(), _job()
+    assert _found(job_events, job, make_pod(0, "Running")) == []
+    failed = JobEvent("PodFailed", "w", 0, 3, "j-w-0")
+    assert _found(job_events, job, make_pod(0, "Failed", code=3)) == [failed]
+    assert _found(job_events, job, make_pod(0, "Failed", code=3)) == []
+    assert _found(job_events, job, make_pod(0, "Failed", code=3, uid="another")) == [
+        JobEvent("PodEvicted", "w", 0, pod="j-w-0"),
         failed,
     ]
 
 
 def test_a_pod_that_goes_is_evicted_unless_the_controller_deletes_it() -> None:
-    happenings, job = Happenings(), _job()
+    job_events, job = JobEvents(), _job()
     pods = [make_pod(0, "Running"), make_pod(1, "Running")]
-    assert _found(happenings, job, *pods) == []
-    happenings.ours(pods[0])
-    assert _found(happenings, job) == [Happening("PodEvicted", "w", 0, pod="j-w-1")]
-    assert _found(happenings, job) == []
+    assert _found(job_events, job, *pods) == []
+    job_events.expect_deletion(pods[0])
+    assert _found(job_events, job) == [JobEvent("PodEvicted", "w", 0, pod="j-w-1")]
+    assert _found(job_events, job) == []
 
 
 def test_a_pod_that_is_deleted_has_not_failed_when_its_containers_end() -> None:
-    happenings, job = Happenings(), _job()
+    job_events, job = JobEvents(), _job()
     pod = make_pod(0, "Failed", code=143)
     pod["metadata"]["deletionTimestamp"] = "2026-11-24T03:11:29Z"
-    assert _found(happenings, job, pod) == []
+    assert _found(job_events, job, pod) == []
 
 
 def test_what_happened_before_a_restart_moves_nothing_after_it() -> None:
-    happenings = Happenings()
+    job_events = JobEvents()
     done = [make_pod(0, "Succeeded"), make_pod(1, "Succeeded")]
-    assert _found(happenings, _job(), *done) == [Happening("TaskCompleted", "w", 0)]
-    assert _found(happenings, _job(), *done) == []
-    assert _found(Happenings(), _job(version=1), *done) == []
+    assert _found(job_events, _job(), *done) == [JobEvent("TaskCompleted", "w", 0)]
+    assert _found(job_events, _job(), *done) == []
+    assert _found(JobEvents(), _job(version=1), *done) == []
 
 
 def test_a_task_is_complete_when_all_of_its_pods_have_succeeded() -> None:
-    assert _found(Happenings(), _job(), make_pod(0, "Succeeded"), make_pod(1, "Running")) == []
-    assert _found(Happenings(), _job(), make_pod(0, "Succeeded")) == []
+    assert _found(JobEvents(), _job(), make_pod(0, "Succeeded"), make_pod(1, "Running")) == []
+    assert _found(JobEvents(), _job(), make_pod(0, "Succeeded")) == []
 
 
 def test_a_task_has_failed_when_its_containers_have_restarted_max_retry_times_in_all() -> None:
-    happenings, job = Happenings(), _job()
+    job_events, job = JobEvents(), _job()
     job["spec"]["tasks"][0]["maxRetry"] = 3
-    assert _found(happenings, job, make_pod(0, "Running", restarts=1), make_pod(1, "Running", restarts=1)) == []
-    failed = [Happening("TaskFailed", "w", 0)]
-    assert _found(happenings, job, make_pod(0, "Running", restarts=2), make_pod(1, "Running", restarts=1)) == failed
-    assert _found(happenings, job, make_pod(0, "Running", restarts=2), make_pod(1, "Running", restarts=1)) == []
+    assert _found(job_events, job, make_pod(0, "Running", restarts=1), make_pod(1, "Running", restarts=1)) == []
+    failed = [JobEvent("TaskFailed", "w", 0)]
+    assert _found(job_events, job, make_pod(0, "Running", restarts=2), make_pod(1, "Running", restarts=1)) == failed
+    assert _found(job_events, job, make_pod(0, "Running", restarts=2), make_pod(1, "Running", restarts=1)) == []
 
 
 def test_a_group_that_becomes_unknown_is_told_of_once_each_time() -> None:
-    happenings, job = Happenings(), _job()
+    job_events, job = JobEvents(), _job()
     unknown, running = ({"status": {"phase": phase}} for phase in ("Unknown", "Running"))
-    assert _found(happenings, job, group=unknown) == [Happening("Unknown", "", 0)]
-    assert _found(happenings, job, group=unknown) == []
-    assert _found(happenings, job, group=running) == []
-    assert _found(happenings, job, group=unknown) == [Happening("Unknown", "", 0)]
+    assert _found(job_events, job, group=unknown) == [JobEvent("Unknown", "", 0)]
+    assert _found(job_events, job, group=unknown) == []
+    assert _found(job_events, job, group=running) == []
+    assert _found(job_events, job, group=unknown) == [JobEvent("Unknown", "", 0)]
 
 
 @pytest.mark.parametrize(("retries", "kept"), [(0, False), (1, False), (2, True), (3, True)])
 def test_pods_that_have_ended_are_kept_on_the_last_try(retries: int, kept: bool) -> None:
     status = {"retryCount": retries}
-    assert rules.kept(make_pod(0, "Failed"), soft=False, spec=make_spec(), status=status) is kept
-    assert rules.kept(make_pod(0, "Failed"), soft=True, spec=make_spec(), status=status)
-    assert not rules.kept(make_pod(0, "Running"), soft=True, spec=make_spec(), status=status)
+    assert rules.stays(make_pod(0, "Failed"), soft=False, spec=make_spec(), status=status) is kept
+    assert rules.stays(make_pod(0, "Failed"), soft=True, spec=make_spec(), status=status)
+    assert not rules.stays(make_pod(0, "Running"), soft=True, spec=make_spec(), status=status)
 
 
 def test_a_job_that_cannot_be_made_is_given_up_after_164_seconds() -> None:

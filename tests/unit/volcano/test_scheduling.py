@@ -14,7 +14,7 @@ from tests.unit.volcano.objects import Json, make_pod
 @given(st.integers(0, 10**9), st.sampled_from(["cpu", "memory", "huawei.com/Ascend910"]))
 def test_an_amount_survives_being_written(thousandths: int, resource: str) -> None:
     amount = quantities.parse(f"{thousandths}m")
-    assert quantities.parse(quantities.written(amount, resource=resource)) == amount
+    assert quantities.parse(quantities.to_text(amount, resource=resource)) == amount
 
 
 @pytest.mark.parametrize(
@@ -28,8 +28,8 @@ def test_an_amount_survives_being_written(thousandths: int, resource: str) -> No
     ],
 )
 def test_sums_are_written_as_kubernetes_writes_them(resource: str, parts: list[str], total: str) -> None:
-    amounts = quantities.added(*({resource: quantities.parse(part)} for part in parts))
-    assert quantities.written(amounts[resource], resource=resource) == total
+    amounts = quantities.add(*({resource: quantities.parse(part)} for part in parts))
+    assert quantities.to_text(amounts[resource], resource=resource) == total
 
 
 def _node(name: str = "n1", *, npus: int = 8, labels: Json | None = None, **spec: Any) -> Json:
@@ -48,8 +48,8 @@ def _group(least: int, **tasks: int) -> Json:
     return {"spec": {"minMember": least, "minTaskMember": tasks}, "status": {"phase": "Inqueue"}}
 
 
-def _fit(group: Json, pods: list[Json], *nodes: Json) -> placement.Fit:
-    return placement.fit(group, pods, placement.rooms(nodes, pods))
+def _fit(group: Json, pods: list[Json], *nodes: Json) -> placement.Placement:
+    return placement.place(group, pods, placement.node_capacities(nodes, pods))
 
 
 def test_a_gang_is_placed_whole_or_not_at_all() -> None:
@@ -60,7 +60,7 @@ def test_a_gang_is_placed_whole_or_not_at_all() -> None:
     half = _fit(_group(2), pods, _node("n1"))
     assert not half.ready
     said = "pod group is not ready, 2 Pending, 2 minAvailable; Pending: 1 Schedulable, 1 Unschedulable"
-    assert placement.described(_group(2), pods, half) == said
+    assert placement.describe(_group(2), pods, half) == said
 
 
 def test_more_than_the_least_number_start_as_they_fit() -> None:
@@ -68,7 +68,7 @@ def test_more_than_the_least_number_start_as_they_fit() -> None:
     found = _fit(_group(1), pods, _node())
     assert found.ready
     said = "pod group is ready, 1 Pending, 1 minAvailable, 2 Binding; Pending: 1 Unschedulable"
-    assert placement.described(_group(1), pods, found) == said
+    assert placement.describe(_group(1), pods, found) == said
 
 
 def test_each_task_needs_its_own_least_number() -> None:
@@ -114,7 +114,7 @@ def test_a_pod_that_is_over_holds_nothing(phase: str) -> None:
     ],
 )
 def test_a_node_is_refused_in_kubernetes_own_words(pod: Json, node: Json, reason: str) -> None:
-    assert placement.refusal(_waiting(0, **pod), node) == reason
+    assert placement.node_refusal(_waiting(0, **pod), node) == reason
 
 
 @pytest.mark.parametrize(
@@ -133,18 +133,18 @@ def test_a_node_is_refused_in_kubernetes_own_words(pod: Json, node: Json, reason
 def test_node_affinity_is_heeded(operator: str, values: list[str], labels: Json, fits: bool) -> None:
     terms = [{"matchExpressions": [{"key": "k", "operator": operator, "values": values}]}]
     affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
-    assert bool(placement.refusal(_waiting(0, affinity=affinity), _node(labels=labels))) is not fits
+    assert bool(placement.node_refusal(_waiting(0, affinity=affinity), _node(labels=labels))) is not fits
 
 
 def test_only_where_no_node_may_have_a_pod_is_it_said_why() -> None:
     pods = [_waiting(0, nodeSelector={"x": "y"})]
     found = _fit(_group(1), pods, _node("n1"), _node("n2"))
     why = "0/2 nodes are unavailable: 2 node(s) didn't match Pod's node affinity/selector."
-    assert placement.described(_group(1), pods, found).endswith(f"1 Unschedulable. Origin reason is j-w-0: {why}")
+    assert placement.describe(_group(1), pods, found).endswith(f"1 Unschedulable. Origin reason is j-w-0: {why}")
     refused_by_one = _fit(_group(1), pods, _node("n1"), _node("n2", npus=4, labels={"x": "y"}))
-    assert placement.described(_group(1), pods, refused_by_one).endswith("Pending: 1 Unschedulable")
+    assert placement.describe(_group(1), pods, refused_by_one).endswith("Pending: 1 Unschedulable")
     lacking = _fit(_group(1), [_waiting(0, 16)], _node("n1"))
-    assert placement.described(_group(1), [_waiting(0, 16)], lacking).endswith("Pending: 1 Unschedulable")
+    assert placement.describe(_group(1), [_waiting(0, 16)], lacking).endswith("Pending: 1 Unschedulable")
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_a_group_s_phase_follows_from_its_pods(
 ) -> None:
     group: Json = {"spec": {"minMember": least}, "status": {"phase": before}}
     placed = [{**make_pod(index, one), "spec": {"nodeName": "n1"}} for index, one in enumerate(pods)]
-    pod_group_status.follow(group, placed, short=short)
+    pod_group_status.update_status(group, placed, short=short)
     assert group["status"]["phase"] == phase
     assert group["status"].get("running", 0) == pods.count("Running")
 
@@ -177,7 +177,7 @@ def test_a_group_s_phase_follows_from_its_pods(
 def test_a_pod_that_is_going_holds_its_place_in_a_group_until_it_is_gone() -> None:
     going = {**make_pod(0, "Running"), "spec": {"nodeName": "n1"}}
     going["metadata"]["deletionTimestamp"] = "2026-11-24T03:11:29Z"
-    assert pod_group_status.placed([going]) == [going]
+    assert pod_group_status.placed_pods([going]) == [going]
     group: Json = {"spec": {"minMember": 1}, "status": {"phase": "Inqueue"}}
-    pod_group_status.follow(group, [going], short=False)
+    pod_group_status.update_status(group, [going], short=False)
     assert group["status"]["phase"] == "Running"

@@ -9,20 +9,20 @@ from tests.cluster.testbed.volcano.webhook import server
 
 
 def main() -> None:
-    """Run one, for ever."""
+    """Run one component for ever."""
     parser = argparse.ArgumentParser()
     parser.add_argument("component", choices=("controller", "scheduler", "webhook"))
     parser.add_argument("--kubeconfig", type=Path, required=True)
     parser.add_argument("--certificate", type=Path)
     parser.add_argument("--key", type=Path)
     parser.add_argument("--port", type=int)
-    asked = parser.parse_args()
-    if asked.component == "controller":
-        controller.run(asked.kubeconfig)
-    elif asked.component == "scheduler":
-        scheduler.run(asked.kubeconfig)
+    options = parser.parse_args()
+    if options.component == "controller":
+        controller.run(options.kubeconfig)
+    elif options.component == "scheduler":
+        scheduler.run(options.kubeconfig)
     else:
-        server.run(asked.kubeconfig, asked.certificate, asked.key, asked.port)
+        server.run(options.kubeconfig, options.certificate, options.key, options.port)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The requests that a controller makes beyond reading: create, replace, patch, delete, and waiting for changes."""
+"""A controller's requests other than reading: create, replace, patch, delete, and watch."""
 
 import json
 import socket
@@ -27,61 +27,61 @@ _ROOTS = {
 
 
 def path(kind: str, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
-    """The API's path of an object, or of all of its kind: `path(PODS, "n", "p", "binding")`."""
+    """Return the API's path of an object, or of all objects of its kind: `path(PODS, "n", "p", "binding")`."""
     words = [_ROOTS.get(kind, "/api/v1")]
     words += ["namespaces", namespace] if namespace else []
     return "/".join([*words, kind, *(word for word in (name, subresource) if word)])
 
 
 class Client(Api):
-    """One connection; not for several threads, except to interrupt it."""
+    """One connection for one thread; another thread may only interrupt it."""
 
     def interrupt(self) -> None:
-        """End what another thread waits for on it."""
+        """End a request for which another thread waits on this connection."""
         if self._connection.sock is not None:
             with suppress(OSError):
                 self._connection.sock.shutdown(socket.SHUT_RDWR)
 
     def items(self, kind: str) -> list[Json]:
-        """All objects of a kind, of all namespaces, as they are now.
+        """Return all objects of a kind in all namespaces.
 
         Raises:
             ApiError: they cannot be read.
         """
-        found: list[Json] = self.get(path(kind))["items"]
-        return found
+        objects: list[Json] = self.get(path(kind))["items"]
+        return objects
 
     def namespaces(self) -> frozenset[str]:
-        """Those in which this Volcano acts."""
-        found = self.get("/api/v1/namespaces", labelSelector=f"{LABEL}=true")["items"]
-        return frozenset(one["metadata"]["name"] for one in found)
+        """Return the namespaces in which the stand-in acts."""
+        items = self.get("/api/v1/namespaces", labelSelector=f"{LABEL}=true")["items"]
+        return frozenset(item["metadata"]["name"] for item in items)
 
-    def create(self, where: str, body: Json, **parameters: str) -> Json:
-        """The object as it has become.
-
-        Raises:
-            ApiError: it is refused, or there (409).
-        """
-        return self._write("POST", f"{where}?{urllib.parse.urlencode(parameters)}", body)
-
-    def replace(self, where: str, body: Json) -> Json:
-        """The object as it has become.
+    def create(self, object_path: str, body: Json, **parameters: str) -> Json:
+        """Create an object and return it.
 
         Raises:
-            ApiError: it is gone (404), or somebody else has written it (409).
+            ApiError: it is refused, or exists (409).
         """
-        return self._write("PUT", where, body)
+        return self._write("POST", f"{object_path}?{urllib.parse.urlencode(parameters)}", body)
 
-    def merge_conditions(self, where: str, patch: Json) -> Json:
-        """A strategic merge patch, which merges a pod's conditions by their type.
+    def replace(self, object_path: str, body: Json) -> Json:
+        """Replace an object and return it.
+
+        Raises:
+            ApiError: it is gone (404), or another client has written it (409).
+        """
+        return self._write("PUT", object_path, body)
+
+    def merge_conditions(self, object_path: str, patch: Json) -> Json:
+        """Apply a strategic merge patch, which merges a pod's conditions by their type.
 
         Raises:
             ApiError: it is refused.
         """
-        return self._write("PATCH", where, patch, "application/strategic-merge-patch+json")
+        return self._write("PATCH", object_path, patch, "application/strategic-merge-patch+json")
 
-    def remove(self, where: str, *, uid: str | None = None, propagation: str = "Background") -> bool:
-        """Delete it; False where it, or the one with this uid, is gone already.
+    def remove(self, object_path: str, *, uid: str | None = None, propagation: str = "Background") -> bool:
+        """Delete an object; return False if it, or the object with this uid, does not exist.
 
         Raises:
             ApiError: it is refused.
@@ -90,22 +90,22 @@ class Client(Api):
         if uid is not None:
             options["preconditions"] = {"uid": uid}
         try:
-            self._write("DELETE", where, options)
+            self._write("DELETE", object_path, options)
         except ApiError as error:
             if error.status not in {404, 409}:
                 raise
             return False
         return True
 
-    def changes(self, where: str, *, version: str = "") -> Iterator[Json]:
-        """Watch events, the first of which tell what is there unless `version` is given; ends when the server wants.
+    def changes(self, object_path: str, *, version: str = "") -> Iterator[Json]:
+        """Yield watch events until the server ends the watch; without `version`, the existing objects come first.
 
         Raises:
-            ApiError: it cannot be watched.
-            OSError, HTTPException: the connection has broken, or nothing has come for a while.
+            ApiError: the watch is refused.
+            OSError, HTTPException: the connection has broken, or no event has come for a while.
         """
         query = urllib.parse.urlencode({"watch": "true", "resourceVersion": version})
-        self._connection.request("GET", f"{where}?{query}", headers=self._headers)
+        self._connection.request("GET", f"{object_path}?{query}", headers=self._headers)
         answer = self._connection.getresponse()
         if answer.status >= 400:
             raise ApiError(answer.status, answer.read().decode()[:300])
@@ -118,17 +118,17 @@ class Client(Api):
         except ApiError as error:
             if error.status:
                 raise
-            # The server closes a connection that has not been used for a while, and says so only to the next request.
+            # The server closes an idle connection, and only the next request shows it.
             return super()._request(method, path, body, headers)
 
-    def _write(self, method: str, where: str, body: Json, kind: str = "application/json") -> Json:
-        answer: Json = self._request(method, where, json.dumps(body), {"Content-Type": kind})
+    def _write(self, method: str, object_path: str, body: Json, kind: str = "application/json") -> Json:
+        answer: Json = self._request(method, object_path, json.dumps(body), {"Content-Type": kind})
         return answer
 
 
 @contextmanager
-def tolerating(*statuses: int) -> Iterator[None]:
-    """Go on where the API server answers one of these."""
+def ignoring(*statuses: int) -> Iterator[None]:
+    """Ignore these statuses of the API server."""
     try:
         yield
     except ApiError as error:
@@ -136,16 +136,17 @@ def tolerating(*statuses: int) -> Iterator[None]:
             raise
 
 
-def complaint(error: ApiError) -> str:
-    """What the API server says, without the request and the object it is about."""
-    _before, found, after = str(error).partition('"message":"')
-    return after.partition('","')[0].replace('\\"', '"') if found else str(error)
+def error_message(error: ApiError) -> str:
+    """Return the message of the API server, without the request and its object."""
+    _before, separator, after = str(error).partition('"message":"')
+    return after.partition('","')[0].replace('\\"', '"') if separator else str(error)
 
 
-def announce(kubeconfig: Path, kind: str, changed: threading.Event) -> NoReturn:
+def signal_changes(kubeconfig: Path, kind: str, changed: threading.Event) -> NoReturn:
     """Set `changed` whenever an object of this kind has changed, for ever; run it as a daemon thread.
 
-    What has changed is read anew: a list is the truth at one moment, and needs no care for what a watch has missed.
+    The caller reads the changed objects again: a list is complete at one moment, in spite of events that a watch has
+    missed.
     """
     while True:
         with closing(Client(kubeconfig)) as client, suppress(ApiError, OSError, HTTPException):

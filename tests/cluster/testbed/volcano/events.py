@@ -1,10 +1,10 @@
-"""Events as Volcano writes them: one object for each text, whose count grows."""
+"""Write events like Volcano: one object for each text, whose count grows."""
 
 import datetime
 import uuid
 
 from tests.cluster.testbed.api import ApiError
-from tests.cluster.testbed.volcano.client import Client, Json, path, tolerating
+from tests.cluster.testbed.volcano.client import Client, Json, ignoring, path
 
 _API_VERSIONS = {
     "Job": "batch.volcano.sh/v1alpha1",
@@ -13,32 +13,32 @@ _API_VERSIONS = {
 }
 
 
-def now() -> str:
-    """The time in an object's form, in UTC."""
+def timestamp() -> str:
+    """Return the time in an object's form, in UTC."""
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-class Recorder:
-    """Writes the events of one component."""
+class EventRecorder:
+    """Write the events of one component."""
 
     def __init__(self, client: Client, component: str) -> None:
         self._client = client
         self._component = component
         self._written: dict[tuple[str, str, str], tuple[str, int]] = {}
 
-    def event(self, kind: str, about: Json, reason: str, message: str, *, warning: bool = False) -> None:
-        """Tell something about an object; what has been told before is counted.
+    def event(self, kind: str, item: Json, reason: str, message: str, *, warning: bool = False) -> None:
+        """Write an event about an object; count an event that was written before.
 
         Raises:
-            ApiError: the API server refuses it, other than because the namespace goes.
+            ApiError: the API server refuses it, and the namespace is not being deleted.
         """
-        metadata = about["metadata"]
+        metadata = item["metadata"]
         namespace = metadata.get("namespace", "default")
         key = (metadata["uid"], reason, message)
         name, count = self._written.get(key, ("", 0))
         if name:
             try:
-                patch = {"count": count + 1, "lastTimestamp": now()}
+                patch = {"count": count + 1, "lastTimestamp": timestamp()}
                 self._client.merge(path("events", namespace, name), patch)
             except ApiError as error:
                 if error.status not in {403, 404}:
@@ -63,10 +63,10 @@ class Recorder:
             "source": {"component": self._component},
             "reportingComponent": self._component,
             "count": 1,
-            "firstTimestamp": now(),
-            "lastTimestamp": now(),
+            "firstTimestamp": timestamp(),
+            "lastTimestamp": timestamp(),
         }
-        # 403: the namespace is going, and nothing more may be made in it.
-        with tolerating(403):
+        # 403: the namespace is being deleted, and accepts no new objects.
+        with ignoring(403):
             self._client.create(path("events", namespace), event)
             self._written[key] = (name, 1)

@@ -1,8 +1,8 @@
 """Volcano on a cluster of the test bed: its definitions, its rights, its webhooks, and its three processes.
 
-The processes are the stand-in's (`tests.cluster.testbed.volcano`), or the real ones where PNAS_VOLCANO_BIN names a
-folder with `vc-controller-manager`, `vc-scheduler`, `vc-webhook-manager` and `crd/*.yaml` of the same release. The way
-with real ones is written by what such a Volcano (commit ed72c7c8) needed, and has not been run in this form.
+The processes are the stand-in's (`tests.cluster.testbed.volcano`), or real ones if PNAS_VOLCANO_BIN names a folder with
+`vc-controller-manager`, `vc-scheduler`, `vc-webhook-manager` and `crd/*.yaml` of the same release. The code for the
+real ones follows the needs of such a Volcano (commit ed72c7c8), but has not been run in this form.
 """
 
 import base64
@@ -29,7 +29,7 @@ CONTROLLER, SCHEDULER, WEBHOOK = "vc-controller-manager", "vc-scheduler", "vc-we
 NAMESPACE, ACCOUNT = "volcano-system", "volcano"
 PORT = 8443
 ESTABLISHED_S = 60
-# Of each path: the kind of configuration, the operations, and the resource.
+# For each path: the kind of configuration, the operations, and the resource.
 ADMISSION = {
     "/jobs/mutate": ("Mutating", ("CREATE",), "batch.volcano.sh/v1alpha1/jobs"),
     "/jobs/validate": ("Validating", ("CREATE", "UPDATE"), "batch.volcano.sh/v1alpha1/jobs"),
@@ -42,7 +42,7 @@ tiers:
 - plugins: [{name: priority}, {name: gang}, {name: conformance}]
 - plugins: [{name: overcommit}, {name: drf}, {name: predicates}, {name: proportion}, {name: nodeorder}, {name: binpack}]
 """
-# What the types generated from v1.12.1 do not have.
+# The controllers whose types are missing in v1.12.1 are switched off.
 CONTROLLERS = "*,-cronjob-controller,-colocation-config-controller,-sharding-controller"
 RULES = [
     {"apiGroups": [""], "resources": ["namespaces", "nodes"], "verbs": ["get", "list", "watch"]},
@@ -61,10 +61,10 @@ RULES = [
 
 @dataclass(frozen=True)
 class Volcano:
-    """One that runs on a cluster; on somebody's cluster, theirs.
+    """Volcano on a running cluster; on another cluster than the test bed, its administrator's.
 
     Attributes:
-        labels: of namespaces in which it acts.
+        labels: the labels of namespaces in which it acts.
     """
 
     cluster: Cluster
@@ -76,15 +76,15 @@ class Volcano:
         """End one of its processes: CONTROLLER, SCHEDULER.
 
         Raises:
-            NotABedError: it is somebody's.
+            NotABedError: the cluster is not the test bed.
         """
         self._own().stop(name)
 
     def start(self, name: str) -> None:
-        """Start one that has been stopped.
+        """Start a process that has been stopped.
 
         Raises:
-            NotABedError: it is somebody's.
+            NotABedError: the cluster is not the test bed.
         """
         self._own().start(name, self.commands[name])
 
@@ -96,12 +96,12 @@ class Volcano:
 
 @contextmanager
 def volcano(cluster: Cluster) -> Iterator[Volcano]:
-    """Volcano on a cluster, for as long as the context lasts; the definitions and what was made by them stay.
+    """Run Volcano on a cluster while the context lasts; the definitions and their objects stay.
 
     Raises:
         BuildError: the definitions cannot be made.
         StartError: it does not start.
-        NotABedError: it is somebody's cluster, and has no Volcano of its own.
+        NotABedError: the cluster is not the test bed, and has no Volcano.
     """
     if cluster.bed is None:
         if "jobs.batch.volcano.sh" not in cluster.kubectl("get", "crd", "--output=name"):
@@ -111,34 +111,34 @@ def volcano(cluster: Cluster) -> Iterator[Volcano]:
     folder = cluster.folder / "volcano"
     folder.mkdir(exist_ok=True)
     real = Path(os.environ[REAL]) if REAL in os.environ else None
-    _define(cluster, real / "crd" if real else binaries.volcano_crds())
+    _apply_definitions(cluster, real / "crd" if real else binaries.volcano_crds())
     kubeconfig = _identity(cluster, folder, real=real is not None)
     authority = Authority(folder, "ca")
     authority.files("webhook", "volcano-webhook", addresses=("127.0.0.1",))
     inside = ["nsenter", f"--net={cluster.nodes[0].namespaces.network}", "--"]
     commands = _real_commands(real, folder, kubeconfig) if real else _commands(folder, kubeconfig)
     processes = Processes(cluster.folder / "logs")
-    started = Volcano(
+    installed = Volcano(
         cluster, {LABEL: "true"}, processes, {name: [*inside, *words] for name, words in commands.items()}
     )
     try:
-        # The webhook's configurations must be there before the real one starts.
+        # The webhook's configurations must exist before the real one starts.
         _apply(cluster, folder, _configurations(authority.certificate.read_bytes()))
         for name in (WEBHOOK, SCHEDULER, CONTROLLER):
-            started.start(name)
-        processes.until(WEBHOOK, lambda: _answers(lambda: _try_queue(cluster, folder)))
-        processes.until(CONTROLLER, lambda: _open(cluster))
-        yield started
+            installed.start(name)
+        processes.until(WEBHOOK, lambda: _succeeds(lambda: _try_queue(cluster, folder)))
+        processes.until(CONTROLLER, lambda: _default_queue_is_open(cluster))
+        yield installed
     finally:
-        # One that nobody answers for would refuse all Jobs of the next.
-        _forget(cluster)
+        # A configuration without a running webhook would refuse all Jobs of the next Volcano.
+        _delete_configurations(cluster)
         processes.stop_all()
 
 
-def _define(cluster: Cluster, folder: Path) -> None:
-    # The Job's is longer than an annotation may be, which rules out a client-side apply.
+def _apply_definitions(cluster: Cluster, folder: Path) -> None:
+    # The Job's definition is longer than an annotation can be, which rules out a client-side apply.
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "--filename", str(folder))
-    # `kubectl wait` for the condition fails at once on a definition that has no conditions yet.
+    # `kubectl wait` for the condition fails at once on a definition without conditions.
     deadline = time.monotonic() + ESTABLISHED_S
     while not all(map(_established, cluster.get("--filename", str(folder))["items"])):
         if time.monotonic() > deadline:
@@ -148,7 +148,7 @@ def _define(cluster: Cluster, folder: Path) -> None:
 
 def _established(definition: Mapping[str, Any]) -> bool:
     conditions = (definition.get("status") or {}).get("conditions") or ()
-    return any(one["type"] == "Established" and one["status"] == "True" for one in conditions)
+    return any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions)
 
 
 def _apply(cluster: Cluster, folder: Path, objects: Sequence[Mapping[str, Any]]) -> None:
@@ -158,7 +158,7 @@ def _apply(cluster: Cluster, folder: Path, objects: Sequence[Mapping[str, Any]])
 
 
 def _identity(cluster: Cluster, folder: Path, *, real: bool) -> Path:
-    """A kubeconfig with the rights that Volcano needs, for use in the cluster's network namespace."""
+    """Write a kubeconfig with the rights that Volcano needs, for use in the cluster's network namespace."""
     rbac = "rbac.authorization.k8s.io"
     role = "cluster-admin" if real else "volcano-stand-in"
     account = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": NAMESPACE}
@@ -203,7 +203,7 @@ def _commands(folder: Path, kubeconfig: Path) -> dict[str, list[str]]:
 
 
 def _real_commands(real: Path, folder: Path, kubeconfig: Path) -> dict[str, list[str]]:
-    """Their health and metrics are moved to ports of their own, because all share one address."""
+    """Return the real programs' command lines; health and metrics get separate ports, as all share one address."""
     configuration = folder / "scheduler.yaml"
     configuration.write_text(SCHEDULER_CONFIGURATION)
 
@@ -224,8 +224,8 @@ def _real_commands(real: Path, folder: Path, kubeconfig: Path) -> dict[str, list
 
 
 def _configurations(authority: bytes) -> list[dict[str, Any]]:
-    """Under the names that the real one looks for."""
-    found = []
+    """Return the webhook configurations, under the names that the real webhook looks for."""
+    configurations = []
     for path, (kind, operations, resource) in ADMISSION.items():
         group, version, plural = resource.split("/")
         rule = {"operations": list(operations), "apiGroups": [group], "apiVersions": [version], "resources": [plural]}
@@ -236,13 +236,13 @@ def _configurations(authority: bytes) -> list[dict[str, Any]]:
             "clientConfig": client,
             "failurePolicy": "Fail",
             "matchPolicy": "Equivalent",
-            # A queue belongs to no namespace, and is always asked about.
+            # A queue belongs to no namespace: the selector never excludes it.
             "namespaceSelector": {"matchLabels": {LABEL: "true"}},
             "rules": [rule],
             "sideEffects": "None",
             "timeoutSeconds": 10,
         }
-        found.append(
+        configurations.append(
             {
                 "apiVersion": "admissionregistration.k8s.io/v1",
                 "kind": f"{kind}WebhookConfiguration",
@@ -250,31 +250,31 @@ def _configurations(authority: bytes) -> list[dict[str, Any]]:
                 "webhooks": [webhook],
             }
         )
-    return found
+    return configurations
 
 
-def _forget(cluster: Cluster) -> None:
+def _delete_configurations(cluster: Cluster) -> None:
     for path, (kind, _operations, _resource) in ADMISSION.items():
         name = f"volcano-admission-service{path.replace('/', '-')}"
         cluster.kubectl("delete", f"{kind}WebhookConfiguration".lower(), name, "--ignore-not-found")
 
 
 def _try_queue(cluster: Cluster, folder: Path) -> None:
-    """The webhook is asked about a queue that is not made."""
+    """Let the webhook check a queue in a server dry run."""
     path = folder / "queue.yaml"
     queue = {"apiVersion": "scheduling.volcano.sh/v1beta1", "kind": "Queue", "metadata": {"name": "tried"}}
     path.write_text(yaml.safe_dump(queue))
     cluster.kubectl("create", "--dry-run=server", "--filename", str(path))
 
 
-def _open(cluster: Cluster) -> bool:
+def _default_queue_is_open(cluster: Cluster) -> bool:
     queues = cluster.get("queues.scheduling.volcano.sh")["items"]
     return any(
         queue["metadata"]["name"] == "default" and queue.get("status", {}).get("state") == "Open" for queue in queues
     )
 
 
-def _answers(ask: Callable[[], None]) -> bool:
+def _succeeds(ask: Callable[[], None]) -> bool:
     try:
         ask()
     except StartError:

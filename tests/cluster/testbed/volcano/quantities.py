@@ -1,4 +1,4 @@
-"""Kubernetes quantities (`500m`, `1Gi`, `8`), and sums of what containers ask for."""
+"""Kubernetes quantities (`500m`, `1Gi`, `8`), and sums of containers' requests."""
 
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
@@ -12,18 +12,18 @@ Amounts = dict[str, Fraction]
 
 
 def parse(text: str | int) -> Fraction:
-    """The number.
+    """Return a quantity's number.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a quantity.
     """
     number = str(text)
     digits = number.rstrip("numkKMGTPEi")
     return Fraction(digits) * _SUFFIXES[number[len(digits) :]]
 
 
-def written(amount: Fraction, *, resource: str) -> str:
-    """In the form that Kubernetes gives it: thousandths only where they are needed, memory in powers of two."""
+def to_text(amount: Fraction, *, resource: str) -> str:
+    """Return an amount in Kubernetes' form: thousandths only if necessary, memory in powers of two."""
     if amount.denominator != 1:
         return f"{int(amount * 1000)}m"
     if resource.endswith("memory"):
@@ -33,36 +33,36 @@ def written(amount: Fraction, *, resource: str) -> str:
     return str(int(amount))
 
 
-def parsed(values: Mapping[str, Any] | None) -> Amounts:
-    """A list of resources."""
+def parse_all(values: Mapping[str, Any] | None) -> Amounts:
+    """Return the amounts of a list of resources."""
     return {name: parse(value) for name, value in (values or {}).items()}
 
 
-def added(*amounts: Mapping[str, Fraction]) -> Amounts:
-    """The sum, resource by resource."""
+def add(*amounts: Mapping[str, Fraction]) -> Amounts:
+    """Return the sum, resource by resource."""
     total: Amounts = {}
-    for one in amounts:
-        for name, value in one.items():
+    for resources in amounts:
+        for name, value in resources.items():
             total[name] = total.get(name, Fraction(0)) + value
     return total
 
 
-def asked(pod_spec: Mapping[str, Any], kind: str = "requests") -> Amounts:
-    """What a pod's containers ask for together; init containers run before them, and ask for no more here."""
-    return added(*(parsed(container.get("resources", {}).get(kind)) for container in pod_spec["containers"]))
+def requests_of(pod_spec: Mapping[str, Any], kind: str = "requests") -> Amounts:
+    """Return the requests of a pod's containers; init containers run earlier, and request no more here."""
+    return add(*(parse_all(container.get("resources", {}).get(kind)) for container in pod_spec["containers"]))
 
 
-def exceeding(wanted: Mapping[str, Fraction], available: Mapping[str, Fraction]) -> list[str]:
-    """The resources of which there is not enough, sorted."""
-    return sorted(name for name, value in wanted.items() if value > available.get(name, Fraction(0)))
+def shortages(requested: Mapping[str, Fraction], available: Mapping[str, Fraction]) -> list[str]:
+    """Return the resources whose available amount is too small, sorted."""
+    return sorted(name for name, value in requested.items() if value > available.get(name, Fraction(0)))
 
 
-def times(amounts: Mapping[str, Fraction], factor: Fraction | int) -> Amounts:
-    """Each of them."""
+def multiply(amounts: Mapping[str, Fraction], factor: Fraction | int) -> Amounts:
+    """Return each amount multiplied by the factor."""
     return {name: value * factor for name, value in amounts.items()}
 
 
-def without(amounts: Mapping[str, Fraction], others: Iterable[Mapping[str, Fraction]]) -> Amounts:
-    """What is left, and no resource that was not there."""
-    taken = added(*others)
-    return {name: value - taken.get(name, Fraction(0)) for name, value in amounts.items()}
+def subtract(amounts: Mapping[str, Fraction], others: Iterable[Mapping[str, Fraction]]) -> Amounts:
+    """Return the remaining amounts, only of the resources in `amounts`."""
+    total = add(*others)
+    return {name: value - total.get(name, Fraction(0)) for name, value in amounts.items()}

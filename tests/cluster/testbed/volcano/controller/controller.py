@@ -1,7 +1,7 @@
-"""STANDS IN for vc-controller-manager: makes Jobs into PodGroups and pods, and follows them to their end.
+"""STAND-IN for vc-controller-manager: creates the PodGroups and pods of Jobs, and updates the Jobs until their end.
 
-Each pass reads everything anew and takes at most one step with each Job, as the original takes one request after the
-other from its queue; what a step has done is read again in the next.
+Each pass reads all objects and takes at most one step with each Job, as the original takes one request after the other
+from its queue. The next pass reads the result of a step.
 """
 
 import datetime
@@ -13,54 +13,64 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.cluster.testbed.api import ApiError
-from tests.cluster.testbed.volcano.client import COMMANDS, GROUPS, JOBS, PODS, QUEUES, Client, Json, announce, path
+from tests.cluster.testbed.volcano.client import (
+    COMMANDS,
+    GROUPS,
+    JOBS,
+    PODS,
+    QUEUES,
+    Client,
+    Json,
+    path,
+    signal_changes,
+)
 from tests.cluster.testbed.volcano.controller import objects, plugins, queues, rules
-from tests.cluster.testbed.volcano.controller.job_events import Happenings
-from tests.cluster.testbed.volcano.controller.owned_objects import Parts, PluginError
-from tests.cluster.testbed.volcano.controller.rules import Happening, going
-from tests.cluster.testbed.volcano.events import Recorder, now
+from tests.cluster.testbed.volcano.controller.job_events import JobEvents
+from tests.cluster.testbed.volcano.controller.owned_objects import OwnedObjects, PluginError
+from tests.cluster.testbed.volcano.controller.rules import JobEvent, is_terminating
+from tests.cluster.testbed.volcano.events import EventRecorder, timestamp
 
 COMPONENT = "vc-controller-manager"
 FIRST_DELAY_S = 0.005
-"""Between tries of a Job that cannot be made; doubled each time, as client-go's rate limiter does."""
+"""The delay between attempts to create a Job's objects; it doubles each time, as in client-go's rate limiter."""
 TRIES = 15
-"""Then the Job is given up: after 164 s, as seen."""
+"""After these attempts the controller gives the Job up: after 164 s, as recorded."""
 GATHER_S = 0.03
-"""Changes come in flocks, and one look is enough for a flock."""
+"""Changes come in groups, and one pass is enough for a group."""
 
 
 @dataclass
-class _Seen:
-    """What is remembered of one Job; everything else is read.
+class _JobState:
+    """The state of one Job between passes; everything else is read.
 
     Attributes:
-        plugged: the version and the retry for which all of the plugins' objects have been made.
-        pods: uids and resource versions, when a Job that is ending was last looked at.
-        told: the condition of its PodGroup that has been told of.
+        plugged: the version and the retry for which all of the plugins' objects have been created.
+        pods: uids and resource versions at the last look at a Job that is ending.
+        reported: the last condition of its PodGroup for which an event was written.
     """
 
     plugged: tuple[int, int] | None = None
     pods: frozenset[tuple[str, str]] = frozenset()
-    told: tuple[str, str] | None = None
+    reported: tuple[str, str] | None = None
     tries: int = 0
     next_try: float = 0.0
 
 
 @dataclass(frozen=True)
-class _View:
-    """A Job as it is at one look, with what belongs to it; steps change `job` and write it."""
+class _JobView:
+    """A Job at one moment, with its objects; steps change `job` and write it."""
 
     job: Json
     pods: Sequence[Json]
     group: Json | None
-    seen: _Seen = field(default_factory=_Seen)
+    state: _JobState = field(default_factory=_JobState)
 
 
 def run(kubeconfig: Path) -> None:
-    """Act for ever, whenever something has changed and once a second."""
+    """Run passes for ever, after each change and once a second."""
     controller, changed = Controller(Client(kubeconfig)), threading.Event()
     for kind in (JOBS, PODS, GROUPS, COMMANDS):
-        threading.Thread(target=announce, args=(kubeconfig, kind, changed), daemon=True).start()
+        threading.Thread(target=signal_changes, args=(kubeconfig, kind, changed), daemon=True).start()
     while True:
         changed.wait(1)
         time.sleep(GATHER_S)
@@ -72,85 +82,91 @@ def run(kubeconfig: Path) -> None:
 
 
 class Controller:
-    """What has to be remembered between passes, and the acts."""
+    """The state between passes, and the actions."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._recorder = Recorder(client, COMPONENT)
-        self._happenings = Happenings()
-        self._parts = Parts(client, self._happenings)
-        self._seen: dict[str, _Seen] = {}
+        self._recorder = EventRecorder(client, COMPONENT)
+        self._job_events = JobEvents()
+        self._owned_objects = OwnedObjects(client, self._job_events)
+        self._states: dict[str, _JobState] = {}
 
     def act(self) -> None:
-        """One pass over everything.
+        """Run one pass over all objects.
 
         Raises:
-            ApiError: something cannot be read.
+            ApiError: some objects cannot be read.
         """
-        ours = self._client.namespaces()
-        pods = [pod for pod in self._client.items(PODS) if pod["metadata"]["namespace"] in ours]
-        found = self._client.items(GROUPS)
-        groups = {group["metadata"]["name"]: group for group in found}
-        jobs = [job for job in self._client.items(JOBS) if job["metadata"]["namespace"] in ours]
+        namespaces = self._client.namespaces()
+        pods = [pod for pod in self._client.items(PODS) if pod["metadata"]["namespace"] in namespaces]
+        all_groups = self._client.items(GROUPS)
+        groups = {group["metadata"]["name"]: group for group in all_groups}
+        jobs = [job for job in self._client.items(JOBS) if job["metadata"]["namespace"] in namespaces]
         queue_list = self._client.items(QUEUES)
-        commands = [one for one in self._client.items(COMMANDS) if one["metadata"]["namespace"] in ours]
-        queues.keep_states(self._client, queue_list, found)
+        commands = [
+            command for command in self._client.items(COMMANDS) if command["metadata"]["namespace"] in namespaces
+        ]
+        queues.update_states(self._client, queue_list, all_groups)
         names = {queue["metadata"]["name"] for queue in queue_list}
         for job in jobs:
             if "deletionTimestamp" not in job["metadata"]:
                 own = [pod for pod in pods if _belongs(pod, job)]
                 group = groups.get(objects.group_name(job))
-                seen = self._seen.setdefault(job["metadata"]["uid"], _Seen())
-                self._attend(_View(_completed(job), own, group, seen), commands, names)
+                state = self._states.setdefault(job["metadata"]["uid"], _JobState())
+                self._reconcile(_JobView(_with_defaults(job), own, group, state), commands, names)
         for command in commands:
             if command["target"]["kind"] == "Queue":
-                queues.obey(self._client, self._recorder, command, queue_list, found)
+                queues.execute(self._client, self._recorder, command, queue_list, all_groups)
         uids = {job["metadata"]["uid"] for job in jobs}
-        self._seen = {uid: seen for uid, seen in self._seen.items() if uid in uids}
-        self._happenings.forget(uids)
+        self._states = {uid: state for uid, state in self._states.items() if uid in uids}
+        self._job_events.keep_only(uids)
 
-    def _attend(self, view: _View, commands: Sequence[Json], queue_names: set[str]) -> None:
-        """One step; what has changed or gone meanwhile is looked at again in the next pass."""
+    def _reconcile(self, view: _JobView, commands: Sequence[Json], queue_names: set[str]) -> None:
+        """Take one step with a Job; if an object has changed or gone meanwhile, the next pass continues."""
         try:
-            self._happenings.look(view.job, view.pods, view.group)
-            if view.job["status"]["state"]["phase"] or self._begun(view, queue_names):
+            self._job_events.update(view.job, view.pods, view.group)
+            if view.job["status"]["state"]["phase"] or self._has_started(view, queue_names):
                 self._step(view, commands)
         except ApiError as error:
             if error.status not in {403, 404, 409}:
                 raise
             sys.stderr.write(f"{view.job['metadata']['name']}: {error}\n")
 
-    def _begun(self, view: _View, queue_names: set[str]) -> bool:
-        """Whether a new Job has got its first phase; without its queue it does not."""
-        if time.monotonic() < view.seen.next_try:
+    def _has_started(self, view: _JobView, queue_names: set[str]) -> bool:
+        """Return whether a new Job has got its first phase; it does not get one without its queue."""
+        if time.monotonic() < view.state.next_try:
             return False
         if view.job["spec"].get("queue", "default") not in queue_names:
-            self._failed(view)
+            self._retry_later(view)
             return False
         if view.job["spec"].get("minAvailable"):
             view.job["status"]["minAvailable"] = view.job["spec"]["minAvailable"]
-        self._to(view.job, "Pending")
+        self._write_status(view.job, "Pending")
         return True
 
-    def _step(self, view: _View, commands: Sequence[Json]) -> None:
+    def _step(self, view: _JobView, commands: Sequence[Json]) -> None:
         job = view.job
-        command = next((one for one in commands if one["target"].get("uid") == job["metadata"]["uid"]), None)
-        happening, action = self._happenings.wanted(job) if command is None else (None, self._taken(job, command))
+        command = next(
+            (candidate for candidate in commands if candidate["target"].get("uid") == job["metadata"]["uid"]), None
+        )
+        event, action = (
+            self._job_events.next_action(job) if command is None else (None, self._take_command(job, command))
+        )
         if action:
             self._recorder.event("Job", job, "ExecuteAction", f"Start to execute action {action} ")
         phase = job["status"]["state"]["phase"]
         if phase in {"Pending", "Running"} and action:
-            self._execute(view, action, happening)
+            self._execute(view, action, event)
         elif phase in {"Pending", "Running", "Restarting"}:
             self._sync(view)
         elif action == "ResumeJob" and phase in {"Aborting", "Aborted"}:
             self._kill(view, "Restarting", retry=True)
         else:
-            self._rest(view, phase, asked=action is not None)
+            self._continue_ending(view, phase, is_requested=action is not None)
         self._expire(job)
 
-    def _taken(self, job: Json, command: Json) -> str | None:
-        """A command's action; it is deleted first, so that it is not carried out twice."""
+    def _take_command(self, job: Json, command: Json) -> str | None:
+        """Return a command's action; delete the command first, so that it is not carried out twice."""
         metadata = command["metadata"]
         if not self._client.remove(path(COMMANDS, metadata["namespace"], metadata["name"]), uid=metadata["uid"]):
             return None
@@ -158,170 +174,170 @@ class Controller:
         self._recorder.event("Job", job, "CommandIssued", queues.ISSUED.format(action))
         return action
 
-    def _execute(self, view: _View, action: str, happening: Happening | None) -> None:
+    def _execute(self, view: _JobView, action: str, event: JobEvent | None) -> None:
         if action == "RestartJob":
             self._kill(view, "Restarting", retry=True, soft=False)
-        elif action in rules.WAYS:
-            self._kill(view, rules.WAYS[action])
-        elif action in {"RestartTask", "RestartPod"} and happening is not None:
-            self._restart(view.job, [pod for pod in view.pods if _hit(pod, action, happening)])
+        elif action in rules.ACTION_PHASES:
+            self._kill(view, rules.ACTION_PHASES[action])
+        elif action in {"RestartTask", "RestartPod"} and event is not None:
+            self._restart(view.job, [pod for pod in view.pods if _is_affected(pod, action, event)])
         else:
             self._sync(view)
 
-    def _rest(self, view: _View, phase: str, *, asked: bool) -> None:
-        """A Job that ends or has ended is killed again whenever its pods have changed, which counts its version up."""
-        state = frozenset((pod["metadata"]["uid"], pod["metadata"]["resourceVersion"]) for pod in view.pods)
-        active = [pod for pod in view.pods if going(pod) or pod["status"]["phase"] not in rules.SOFT]
-        over = rules.ENDING.get(phase) if not active else None
-        if over or asked or state != view.seen.pods:
-            self._kill(view, over)
-        view.seen.pods = state
+    def _continue_ending(self, view: _JobView, phase: str, *, is_requested: bool) -> None:
+        """Kill a Job that ends or has ended again whenever its pods have changed, which increases its version."""
+        pod_versions = frozenset((pod["metadata"]["uid"], pod["metadata"]["resourceVersion"]) for pod in view.pods)
+        active = [pod for pod in view.pods if is_terminating(pod) or pod["status"]["phase"] not in rules.FINISHED]
+        final_phase = rules.FINAL_PHASES.get(phase) if not active else None
+        if final_phase or is_requested or pod_versions != view.state.pods:
+            self._kill(view, final_phase)
+        view.state.pods = pod_versions
 
-    def _sync(self, view: _View) -> None:
-        job, seen = view.job, view.seen
-        if time.monotonic() < seen.next_try:
+    def _sync(self, view: _JobView) -> None:
+        job, state = view.job, view.state
+        if time.monotonic() < state.next_try:
             return
         try:
-            self._plug(job, seen)
+            self._create_plugin_objects(job, state)
         except PluginError as error:
             said = f"Execute plugin when job add failed, err: {error}"
             self._recorder.event("Job", job, "PluginError", said, warning=True)
-            self._failed(view)
+            self._retry_later(view)
             return
-        seen.tries = 0
-        group = self._parts.group(job, view.group)
-        self._tell_of_group(job, group, seen)
+        state.tries = 0
+        group = self._owned_objects.ensure_pod_group(job, view.group)
+        self._report_group(job, group, state)
         pods = view.pods
-        # Until the scheduler has admitted the group no pods are made, and those there are are not counted.
+        # Until the scheduler has admitted the group, no pods are created, and existing ones are not counted.
         if group.get("status", {}).get("phase", "") not in {"", "Pending"}:
-            pods = self._parts.scale(job, pods)
-            self._count(job, pods, seen)
+            pods = self._owned_objects.scale(job, pods)
+            self._update_counts(job, pods, state)
         elif (phase := rules.next_phase(job["spec"], job["status"])) != job["status"]["state"]["phase"]:
-            self._to(job, phase)
+            self._write_status(job, phase)
         if job["status"]["state"]["phase"] in rules.ENDED:
-            self._kill(_View(job, pods, group, seen), None)
+            self._kill(_JobView(job, pods, group, state), None)
 
-    def _plug(self, job: Json, seen: _Seen) -> None:
-        """A Job that restarts has only its hosts' ConfigMap made at first; the rest follows when it is Pending."""
+    def _create_plugin_objects(self, job: Json, state: _JobState) -> None:
+        """Create the plugins' objects; for a restarting Job only the hosts' ConfigMap, the rest when it is Pending."""
         status = job["status"]
         run = (status.get("version", 0), status.get("retryCount", 0))
         restarting = status["state"]["phase"] == "Restarting"
-        if seen.plugged != run:
-            self._parts.plug(job, hosts_alone=restarting)
-            seen.plugged = None if restarting else run
+        if state.plugged != run:
+            self._owned_objects.create_plugin_objects(job, only_hosts=restarting)
+            state.plugged = None if restarting else run
 
-    def _count(self, job: Json, pods: Sequence[Json], seen: _Seen) -> None:
+    def _update_counts(self, job: Json, pods: Sequence[Json], state: _JobState) -> None:
         status = job["status"]
         counted = (*rules.COUNTS, "taskStatusCount", "controlledResources")
         before = {key: status.pop(key, None) for key in counted}
         status |= rules.counts(pods)
-        if seen.plugged and (made := plugins.controlled(job)):
+        if state.plugged and (made := plugins.controlled_resources(job)):
             status["controlledResources"] = made
         phase = rules.next_phase(job["spec"], status)
         if phase != status["state"]["phase"] or before != {key: status.get(key) for key in counted}:
-            self._to(job, phase)
+            self._write_status(job, phase)
 
     def _restart(self, job: Json, pods: Sequence[Json]) -> None:
-        """RestartTask and RestartPod: the Job's version and its PodGroup stay, and all that the plugins made goes."""
+        """Execute RestartTask or RestartPod: the Job's version and PodGroup stay, but all objects of the plugins go."""
         for pod in pods:
-            self._parts.delete(pod)
-        self._unplug(job, terminating=len(pods))
+            self._owned_objects.delete_pod(pod)
+        self._delete_plugin_objects(job, terminating=len(pods))
         job["status"]["retryCount"] = job["status"].get("retryCount", 0) + 1
-        self._to(job, "Restarting")
+        self._write_status(job, "Restarting")
 
-    def _kill(self, view: _View, phase: str | None, *, soft: bool = True, retry: bool = False) -> None:
+    def _kill(self, view: _JobView, phase: str | None, *, soft: bool = True, retry: bool = False) -> None:
         job, status = view.job, view.job["status"]
-        unkept = [pod for pod in view.pods if not rules.kept(pod, soft=soft, spec=job["spec"], status=status)]
-        terminating = [pod for pod in view.pods if going(pod) or pod in unkept]
+        unkept = [pod for pod in view.pods if not rules.stays(pod, soft=soft, spec=job["spec"], status=status)]
+        terminating = [pod for pod in view.pods if is_terminating(pod) or pod in unkept]
         for pod in terminating:
-            if not going(pod):
-                self._parts.delete(pod)
-        self._unplug(job, terminating=len(terminating))
+            if not is_terminating(pod):
+                self._owned_objects.delete_pod(pod)
+        self._delete_plugin_objects(job, terminating=len(terminating))
         status["version"] = status.get("version", 0) + 1
         if retry:
             status["retryCount"] = status.get("retryCount", 0) + 1
-        self._to(job, phase or status["state"]["phase"])
-        self._parts.ungroup(job)
+        self._write_status(job, phase or status["state"]["phase"])
+        self._owned_objects.delete_pod_group(job)
 
-    def _unplug(self, job: Json, *, terminating: int) -> None:
-        """Take the plugins' objects and all counts but one away."""
+    def _delete_plugin_objects(self, job: Json, *, terminating: int) -> None:
+        """Delete the plugins' objects, and all counts but one."""
         status = job["status"]
-        self._parts.unplug(job)
-        self._seen[job["metadata"]["uid"]].plugged = None
+        self._owned_objects.delete_plugin_objects(job)
+        self._states[job["metadata"]["uid"]].plugged = None
         for key in (*rules.COUNTS, "taskStatusCount"):
             status.pop(key, None)
         if terminating:
             status["terminating"] = terminating
         status["runningDuration"] = rules.duration(time.time() - _seconds(job["metadata"]["creationTimestamp"]))
 
-    def _to(self, job: Json, phase: str) -> None:
-        """Write the status; the phase may be the one it has."""
+    def _write_status(self, job: Json, phase: str) -> None:
+        """Write the status; the phase may be unchanged."""
         status, metadata = job["status"], job["metadata"]
-        status["state"] = {"phase": phase, "lastTransitionTime": now()}
+        status["state"] = {"phase": phase, "lastTransitionTime": timestamp()}
         earlier = [one for one in status.get("conditions", ()) if one["status"] != phase]
-        status["conditions"] = [*earlier, {"status": phase, "lastTransitionTime": now()}]
+        status["conditions"] = [*earlier, {"status": phase, "lastTransitionTime": timestamp()}]
         written = self._client.replace(path(JOBS, metadata["namespace"], metadata["name"], "status"), job)
         metadata["resourceVersion"] = written["metadata"]["resourceVersion"]
 
-    def _failed(self, view: _View) -> None:
-        """Try later, or give the Job up."""
-        seen = view.seen
-        seen.tries += 1
-        seen.next_try = time.monotonic() + retry_delay(seen.tries)
-        if seen.tries > TRIES:
+    def _retry_later(self, view: _JobView) -> None:
+        """Schedule another attempt, or give the Job up."""
+        state = view.state
+        state.tries += 1
+        state.next_try = time.monotonic() + retry_delay(state.tries)
+        if state.tries > TRIES:
             said = "Job failed on action SyncJob for retry limit reached"
             self._recorder.event("Job", view.job, "ExecuteAction", said)
             self._kill(view, "Terminating")
 
-    def _tell_of_group(self, job: Json, group: Json, seen: _Seen) -> None:
-        """Whoever looks at the Job alone learns here why it waits."""
+    def _report_group(self, job: Json, group: Json, state: _JobState) -> None:
+        """Write an event for the Job that says why it waits, for a user who looks only at the Job."""
         true = [one for one in group.get("status", {}).get("conditions", ()) if one["status"] == "True"]
         newest = max(true, key=lambda one: str(one["lastTransitionTime"]), default=None)
         if newest is None or newest["type"] == "Scheduled":
             return
         said = (newest["message"], newest["lastTransitionTime"])
-        if said != seen.told:
-            seen.told = said
+        if said != state.reported:
+            state.reported = said
             name = f"{job['metadata']['namespace']}:{job['metadata']['name']}"
             message = f"PodGroup {name} {newest['type'].lower()}, reason: {newest['message']}"
             self._recorder.event("Job", job, "PodGroupPending", message, warning=True)
 
     def _expire(self, job: Json) -> None:
-        after, state, metadata = job["spec"].get("ttlSecondsAfterFinished"), job["status"]["state"], job["metadata"]
-        if after is None or state["phase"] not in rules.ENDED:
+        after, job_state, metadata = job["spec"].get("ttlSecondsAfterFinished"), job["status"]["state"], job["metadata"]
+        if after is None or job_state["phase"] not in rules.ENDED:
             return
-        if time.time() >= _seconds(state["lastTransitionTime"]) + after:
+        if time.time() >= _seconds(job_state["lastTransitionTime"]) + after:
             where = path(JOBS, metadata["namespace"], metadata["name"])
             self._client.remove(where, uid=metadata["uid"], propagation="Foreground")
 
 
 def retry_delay(number: int) -> float:
-    """Seconds until the next try, after so many."""
+    """Return the delay in seconds before this attempt."""
     return float(FIRST_DELAY_S * 2 ** (number - 1))
 
 
 def _seconds(moment: str) -> float:
-    """Since 1970, of a time in an object."""
+    """Return the seconds since 1970 of a time in an object."""
     return datetime.datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()
 
 
-def _completed(job: Json) -> Json:
-    """With what steps rely on; a Job that no webhook has seen may have tasks without a name."""
+def _with_defaults(job: Json) -> Json:
+    """Add the defaults that steps need; a Job that no webhook has seen may have tasks without a name."""
     job["spec"]["tasks"] = [{"name": "", "replicas": 1, **task} for task in job["spec"].get("tasks", ())]
     job.setdefault("status", {}).setdefault("state", {}).setdefault("phase", "")
     return job
 
 
 def _belongs(pod: Json, job: Json) -> bool:
-    """By name, so that the pods of an older Job of the same name count until they are gone."""
+    """Return whether the pod's Job has this name, so that the pods of an older Job of the same name count as well."""
     metadata = pod["metadata"]
     named = metadata.get("annotations", {}).get("volcano.sh/job-name")
     return bool(named == job["metadata"]["name"] and metadata["namespace"] == job["metadata"]["namespace"])
 
 
-def _hit(pod: Json, action: str, happening: Happening) -> bool:
-    if going(pod):
+def _is_affected(pod: Json, action: str, event: JobEvent) -> bool:
+    if is_terminating(pod):
         return False
     if action == "RestartPod":
-        return bool(pod["metadata"]["name"] == happening.pod)
-    return rules.annotation(pod, rules.SPEC) == happening.task
+        return bool(pod["metadata"]["name"] == event.pod)
+    return rules.annotation(pod, rules.SPEC) == event.task

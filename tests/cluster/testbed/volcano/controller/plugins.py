@@ -1,4 +1,4 @@
-"""The plugins of a Job, env, svc, ssh and hcclrank: the objects they make, and what they change in its pods."""
+"""The plugins of a Job, env, svc, ssh and hcclrank: the objects that they create, and their changes to the pods."""
 
 from typing import Any
 
@@ -8,24 +8,24 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from tests.cluster.testbed.volcano.client import Json
 
 KNOWN = frozenset({"env", "svc", "ssh", "hcclrank", "mpi", "pytorch", "ray", "tensorflow"})
-"""Those that the webhook lets pass; what is not described above does nothing here."""
+"""The plugins that the webhook accepts; the ones not named above do nothing here."""
 RANK = "hccl/rankIndex"
 _CONTROLLED = frozenset({"env", "svc", "ssh"})
 
 
 def plugins(job: Json) -> dict[str, list[str]]:
-    """Their arguments by their names."""
-    found: dict[str, list[str]] = job["spec"].get("plugins") or {}
-    return found
+    """Return the plugins' arguments by name."""
+    arguments: dict[str, list[str]] = job["spec"].get("plugins") or {}
+    return arguments
 
 
-def controlled(job: Json) -> dict[str, str]:
-    """What a Job's status says of its plugins while their objects exist."""
+def controlled_resources(job: Json) -> dict[str, str]:
+    """Return the plugins' part of a Job's status while their objects exist."""
     return {f"plugin-{name}": name for name in plugins(job) if name in _CONTROLLED}
 
 
-def hosts(job: Json) -> tuple[str, Json] | None:
-    """The kind and the object that tells each pod of the others; made again first of all when a Job restarts."""
+def hosts_config_map(job: Json) -> tuple[str, Json] | None:
+    """Return the kind and the object with the pods' host names; it is the first object after a restart of the Job."""
     if "svc" not in plugins(job):
         return None
     name = job["metadata"]["name"]
@@ -38,24 +38,26 @@ def hosts(job: Json) -> tuple[str, Json] | None:
     return "configmaps", {"metadata": {"name": f"{name}-svc"}, "data": data}
 
 
-def others(job: Json) -> list[tuple[str, Json]]:
-    """The kinds and the rest of the objects."""
-    found: list[tuple[str, Json]] = []
+def other_objects(job: Json) -> list[tuple[str, Json]]:
+    """Return the kinds and the rest of the objects."""
+    objects: list[tuple[str, Json]] = []
     name, arguments = job["metadata"]["name"], plugins(job)
     if "ssh" in arguments:
-        found.append(("secrets", {"metadata": {"name": f"{name}-ssh"}, "stringData": _keys(job)}))
+        objects.append(("secrets", {"metadata": {"name": f"{name}-ssh"}, "stringData": _keys(job)}))
     if "svc" in arguments:
-        found.append(("services", {"metadata": {"name": name}, "spec": _service(job)}))
+        objects.append(("services", {"metadata": {"name": name}, "spec": _service(job)}))
         if "--disable-network-policy=true" not in arguments["svc"]:
-            found.append(("networkpolicies", {"metadata": {"name": name}, "spec": _policy(job)}))
-    return found
+            objects.append(("networkpolicies", {"metadata": {"name": name}, "spec": _policy(job)}))
+    return objects
 
 
-def names(job: Json) -> list[tuple[str, str]]:
-    """The kinds and names of all of them."""
+def object_names(job: Json) -> list[tuple[str, str]]:
+    """Return the kinds and names of all objects."""
     name, arguments = job["metadata"]["name"], plugins(job)
-    found = [("configmaps", f"{name}-svc"), ("services", name), ("networkpolicies", name)] if "svc" in arguments else []
-    return [*found, ("secrets", f"{name}-ssh")] if "ssh" in arguments else found
+    kinds_and_names = (
+        [("configmaps", f"{name}-svc"), ("services", name), ("networkpolicies", name)] if "svc" in arguments else []
+    )
+    return [*kinds_and_names, ("secrets", f"{name}-ssh")] if "ssh" in arguments else kinds_and_names
 
 
 def _selector(job: Json) -> dict[str, str]:
@@ -81,13 +83,13 @@ def _keys(job: Json) -> dict[str, str]:
     )
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     metadata = job["metadata"]
-    named = [
+    pod_names = [
         f"{metadata['name']}-{task['name']}-{index}"
         for task in job["spec"]["tasks"]
         for index in range(task["replicas"])
     ]
     config = "StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\n"
-    config += "".join(f"Host {name}\n  HostName {name}.{metadata['name']}\n" for name in named)
+    config += "".join(f"Host {name}\n  HostName {name}.{metadata['name']}\n" for name in pod_names)
     return {
         "id_rsa": private.decode(),
         "id_rsa.pub": public.decode(),
@@ -97,10 +99,10 @@ def _keys(job: Json) -> dict[str, str]:
 
 
 def change_pod(job: Json, task: Json, index: int, pod: Json) -> None:
-    """Add to a pod what the plugins give it."""
+    """Add the plugins' changes to a pod."""
     spec, name = pod["spec"], job["metadata"]["name"]
     containers: list[Json] = [*spec["containers"], *spec.get("initContainers", ())]
-    # Before the others add to the environment.
+    # It reads the container's environment, so it comes before the plugins that extend it.
     if "hcclrank" in plugins(job):
         _rank(job, task, index, pod)
     if "env" in plugins(job):
@@ -121,9 +123,9 @@ def change_pod(job: Json, task: Json, index: int, pod: Json) -> None:
 
 
 def _host_variables(job: Json) -> list[Json]:
-    made = hosts(job)
-    assert made is not None
-    source, data = f"{job['metadata']['name']}-svc", made[1]["data"]
+    config_map = hosts_config_map(job)
+    assert config_map is not None
+    source, data = f"{job['metadata']['name']}-svc", config_map[1]["data"]
     return [
         {"name": key, "valueFrom": {"configMapKeyRef": {"name": source, "key": key}}}
         for key in sorted(data)
@@ -140,18 +142,18 @@ def _mount(spec: Json, containers: list[Json], volume: Json, place: str, *, sub_
 
 
 def _rank(job: Json, task: Json, index: int, pod: Json) -> None:
-    """A rank that the template names is believed, even where it is the same for several pods."""
+    """Set the rank; a rank in the template takes precedence, even if several pods have the same one."""
     arguments = dict(argument.lstrip("-").split("=", 1) for argument in plugins(job)["hcclrank"])
     master, worker = arguments.get("master", "master"), arguments.get("worker", "worker")
-    written = [
+    template_ranks = [
         variable["value"]
         for container in pod["spec"]["containers"]
         for variable in container.get("env", ())
         if variable["name"] == "RANK" and "value" in variable
     ]
-    masters = sum(one["replicas"] for one in job["spec"]["tasks"] if one["name"] == master)
-    if written:
-        pod["metadata"]["annotations"][RANK] = written[0]
+    masters = sum(task_spec["replicas"] for task_spec in job["spec"]["tasks"] if task_spec["name"] == master)
+    if template_ranks:
+        pod["metadata"]["annotations"][RANK] = template_ranks[0]
     elif task["name"] == master:
         pod["metadata"]["annotations"][RANK] = str(index)
     elif task["name"] == worker:

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from tests.cluster.testbed.volcano.client import COMMANDS, QUEUES, Client, Json, path
-from tests.cluster.testbed.volcano.events import Recorder
+from tests.cluster.testbed.volcano.events import EventRecorder
 
 ISSUED = "Start to execute command {}, and clean it up to make sure executed not more than once."
 
 
-def keep_states(client: Client, queues: Sequence[Json], groups: Sequence[Json]) -> None:
-    """Open what is new, and close what was told to close once nothing is in it.
+def update_states(client: Client, queues: Sequence[Json], groups: Sequence[Json]) -> None:
+    """Open new queues, and close the closing ones when they are empty.
 
     Raises:
         ApiError: a state cannot be written.
@@ -22,8 +22,10 @@ def keep_states(client: Client, queues: Sequence[Json], groups: Sequence[Json]) 
             _set(client, queue, _closed(queue, groups))
 
 
-def obey(client: Client, recorder: Recorder, command: Json, queues: Sequence[Json], groups: Sequence[Json]) -> None:
-    """Carry out a command about a queue, and delete it.
+def execute(
+    client: Client, recorder: EventRecorder, command: Json, queues: Sequence[Json], groups: Sequence[Json]
+) -> None:
+    """Carry out a command for a queue, and delete the command.
 
     Raises:
         ApiError: the API server refuses it.

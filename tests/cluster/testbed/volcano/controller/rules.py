@@ -1,6 +1,6 @@
-"""When a Job of Volcano changes its phase, and which action a policy wants: decided, not done.
+"""The rules for a Volcano Job's next phase and for the actions of its policies; this module changes nothing.
 
-By what was recorded on a real one, and the states in its source (pkg/controllers/job/state, ed72c7c8).
+They follow the recordings of a real Volcano and the states in its source (pkg/controllers/job/state, ed72c7c8).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,25 +10,25 @@ from typing import Any
 from tests.cluster.testbed.volcano.client import Json
 
 ENDED = frozenset({"Completed", "Failed", "Terminated"})
-"""The phases that are for good."""
-ENDING = {"Aborting": "Aborted", "Terminating": "Terminated", "Completing": "Completed"}
-"""Where a phase that waits for pods to go leads."""
-WAYS = {"AbortJob": "Aborting", "TerminateJob": "Terminating", "CompleteJob": "Completing"}
-SOFT = frozenset({"Succeeded", "Failed"})
-"""The phases of pods that are kept when a Job is killed softly."""
+"""The final phases."""
+FINAL_PHASES = {"Aborting": "Aborted", "Terminating": "Terminated", "Completing": "Completed"}
+"""The final phase of each phase that waits for the end of pods."""
+ACTION_PHASES = {"AbortJob": "Aborting", "TerminateJob": "Terminating", "CompleteJob": "Completing"}
+FINISHED = frozenset({"Succeeded", "Failed"})
+"""The phases of pods that stay when a Job is killed softly."""
 COUNTS = ("pending", "running", "succeeded", "failed", "unknown", "terminating")
 SPEC, VERSION = "volcano.sh/task-spec", "volcano.sh/job-version"
 
 
 @dataclass(frozen=True)
-class Happening:
-    """What policies are asked about.
+class JobEvent:
+    """An event to which policies can react.
 
     Attributes:
-        task: empty for what happens to the whole Job.
-        exit_code: of the pod's first container; 0 where there is none.
-        version: of the Job, when the pod was made.
-        pod: its name, where it is about one.
+        task: empty for an event of the whole Job.
+        exit_code: of the pod's first container; 0 without a container.
+        version: of the Job, when the pod was created.
+        pod: the pod's name, if the event concerns a pod.
     """
 
     event: str
@@ -39,51 +39,51 @@ class Happening:
 
 
 def annotation(pod: Mapping[str, Any], name: str) -> str:
-    """Of a pod that the controller has made."""
+    """Return an annotation of a pod that the controller has created."""
     value: str = pod["metadata"]["annotations"][name]
     return value
 
 
-def going(pod: Mapping[str, Any]) -> bool:
-    """Whether it has been deleted, though it may still run."""
+def is_terminating(pod: Mapping[str, Any]) -> bool:
+    """Return whether the pod has been deleted, though it may still run."""
     return "deletionTimestamp" in pod["metadata"]
 
 
 def replicas(spec: Json) -> int:
-    """Of all tasks together."""
+    """Return the number of replicas of all tasks together."""
     return sum(task["replicas"] for task in spec["tasks"])
 
 
-def action(spec: Json, version: int, happening: Happening) -> str | None:
-    """What the first policy that fits wants: the task's own first, then the Job's."""
-    if happening.version < version:
+def action(spec: Json, version: int, event: JobEvent) -> str | None:
+    """Return the action of the first matching policy: first the task's policies, then the Job's."""
+    if event.version < version:
         return None
-    own = [task.get("policies") or [] for task in spec["tasks"] if task["name"] == happening.task]
+    own = [task.get("policies") or [] for task in spec["tasks"] if task["name"] == event.task]
     for policies in (*own, spec.get("policies") or []):
         for policy in policies:
             events = {*(policy.get("events") or ()), policy.get("event")}
-            if {happening.event, "*"} & events or 0 != policy.get("exitCode", 0) == happening.exit_code:
-                wanted: str = policy["action"]
-                return wanted
+            if {event.event, "*"} & events or 0 != policy.get("exitCode", 0) == event.exit_code:
+                policy_action: str = policy["action"]
+                return policy_action
     return None
 
 
 def counts(pods: Iterable[Json]) -> Json:
-    """How many pods are in which phase, as in a Job's status; zeros are left out."""
-    found: Json = {}
+    """Return the number of pods by phase, as in a Job's status, without zeros."""
+    numbers: Json = {}
     tasks: dict[str, dict[str, dict[str, int]]] = {}
     for pod in pods:
         phase = pod["status"]["phase"]
-        key = "terminating" if going(pod) else phase.lower()
-        found[key] = found.get(key, 0) + 1
-        if not going(pod):
+        key = "terminating" if is_terminating(pod) else phase.lower()
+        numbers[key] = numbers.get(key, 0) + 1
+        if not is_terminating(pod):
             of_task = tasks.setdefault(annotation(pod, SPEC), {"phase": {}})["phase"]
             of_task[phase] = of_task.get(phase, 0) + 1
-    return found | ({"taskStatusCount": tasks} if tasks else {})
+    return numbers | ({"taskStatusCount": tasks} if tasks else {})
 
 
 def next_phase(spec: Json, status: Json) -> str:
-    """The phase that follows from the counts in `status`, which may be the same."""
+    """Return the phase that follows from the counts in `status`, which may be the current one."""
     phase: str = status["state"]["phase"]
     least = spec.get("minAvailable", 0)
     number = {key: status.get(key, 0) for key in COUNTS}
@@ -114,25 +114,25 @@ def _of_running(spec: Json, status: Json, number: Mapping[str, int]) -> str:
 
 
 def task_minimum(spec: Json) -> int:
-    """How many pods the tasks want at least, each for itself."""
+    """Return the sum of the tasks' minimum numbers of pods."""
     return sum(task.get("minAvailable", task["replicas"]) for task in spec["tasks"])
 
 
 def _succeeded(status: Json, task: Json) -> int:
-    # A task of which no pod is left is not judged.
+    # A task without pods is not checked.
     phases = status.get("taskStatusCount", {}).get(task["name"], {}).get("phase")
     number: int = task["minAvailable"] if phases is None else phases.get("Succeeded", 0)
     return number
 
 
-def kept(pod: Json, *, soft: bool, spec: Json, status: Json) -> bool:
-    """Whether a pod stays when its Job is killed: on the last try, those that have ended stay in any case."""
+def stays(pod: Json, *, soft: bool, spec: Json, status: Json) -> bool:
+    """Return whether a pod stays when its Job is killed: on the last retry, finished pods always stay."""
     last = status.get("retryCount", 0) >= spec.get("maxRetry", 0) - 1
-    return (soft or last) and pod["status"]["phase"] in SOFT
+    return (soft or last) and pod["status"]["phase"] in FINISHED
 
 
-def restarts(pods: Sequence[Json], task: str) -> int:
-    """How often containers of a task's pods that are not over have been started again."""
+def count_restarts(pods: Sequence[Json], task: str) -> int:
+    """Return the number of restarts of the containers of a task's unfinished pods."""
     return sum(
         container.get("restartCount", 0)
         for pod in pods
@@ -143,7 +143,7 @@ def restarts(pods: Sequence[Json], task: str) -> int:
 
 
 def duration(seconds: float) -> str:
-    """As Go writes one: `14s`, `2m44s`."""
+    """Return a duration in Go's form: `14s`, `2m44s`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{f'{hours}h' if hours else ''}{f'{minutes}m' if hours or minutes else ''}{rest}s"

@@ -1,41 +1,44 @@
-"""How a PodGroup stands after a cycle of the scheduler: its phase, its counts and its conditions."""
+"""The status of a PodGroup after a cycle of the scheduler: its phase, its counts and its conditions."""
 
 import uuid
 from collections.abc import Sequence
 
 from tests.cluster.testbed.volcano.client import Json
 from tests.cluster.testbed.volcano.controller import rules
-from tests.cluster.testbed.volcano.events import now
+from tests.cluster.testbed.volcano.events import timestamp
 
 
-def placed(pods: Sequence[Json]) -> list[Json]:
-    """Those that have a node and have not failed; one that is going holds its place until it is gone: as seen."""
+def placed_pods(pods: Sequence[Json]) -> list[Json]:
+    """Return the pods with a node that have not failed; as recorded, a deleted pod holds its place until it is gone."""
     return [pod for pod in pods if pod["spec"].get("nodeName") and pod["status"]["phase"] != "Failed"]
 
 
-def condition(group: Json, kind: str, reason: str, message: str) -> None:
-    """Set one; it stays where it is in the list, and nothing takes it out again."""
-    wanted = {"type": kind, "status": "True", "reason": reason} | ({"message": message} if message else {})
+def set_condition(group: Json, kind: str, reason: str, message: str) -> None:
+    """Set a condition; it keeps its position in the list, and is never removed."""
+    new_condition = {"type": kind, "status": "True", "reason": reason} | ({"message": message} if message else {})
     conditions: list[Json] = group["status"].setdefault("conditions", [])
-    for number, one in enumerate(conditions):
-        if one["type"] == kind:
-            if not wanted.items() <= one.items():
-                conditions[number] = wanted | {"lastTransitionTime": now(), "transitionID": str(uuid.uuid4())}
+    for number, existing in enumerate(conditions):
+        if existing["type"] == kind:
+            if not new_condition.items() <= existing.items():
+                conditions[number] = new_condition | {
+                    "lastTransitionTime": timestamp(),
+                    "transitionID": str(uuid.uuid4()),
+                }
             return
-    conditions.append(wanted | {"lastTransitionTime": now(), "transitionID": str(uuid.uuid4())})
+    conditions.append(new_condition | {"lastTransitionTime": timestamp(), "transitionID": str(uuid.uuid4())})
 
 
-def follow(group: Json, pods: Sequence[Json], *, short: bool) -> None:
-    """Write phase and counts, by the pods as they were before this cycle placed any; `short` is one that lacks pods."""
-    status, least = group["status"], group["spec"].get("minMember", 0)
+def update_status(group: Json, pods: Sequence[Json], *, short: bool) -> None:
+    """Write phase and counts, by the pods before this cycle's placements; `short` means that the group lacks pods."""
+    status, minimum = group["status"], group["spec"].get("minMember", 0)
     number = {
         phase: sum(pod["status"]["phase"] == phase for pod in pods) for phase in ("Running", "Succeeded", "Failed")
     }
-    allocated = placed(pods)
-    running = [pod for pod in pods if pod["status"]["phase"] == "Running" and not rules.going(pod)]
+    allocated = placed_pods(pods)
+    running = [pod for pod in pods if pod["status"]["phase"] == "Running" and not rules.is_terminating(pod)]
     if running and short:
         status["phase"] = "Unknown"
-    elif len(allocated) >= least:
+    elif len(allocated) >= minimum:
         status["phase"] = "Completed" if number["Succeeded"] == len(allocated) else "Running"
     elif status["phase"] != "Inqueue":
         status["phase"] = "Pending"

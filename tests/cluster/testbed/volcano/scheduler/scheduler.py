@@ -1,4 +1,4 @@
-"""STANDS IN for vc-scheduler: once a second it admits PodGroups, places all of a gang or none, and says why."""
+"""STAND-IN for vc-scheduler: once a second it admits PodGroups, places all or no pods of a gang, and reports why."""
 
 import sys
 import time
@@ -8,22 +8,22 @@ from pathlib import Path
 
 from tests.cluster.testbed.api import ApiError
 from tests.cluster.testbed.volcano import quantities
-from tests.cluster.testbed.volcano.client import GROUPS, PODS, QUEUES, Client, Json, path, tolerating
+from tests.cluster.testbed.volcano.client import GROUPS, PODS, QUEUES, Client, Json, ignoring, path
 from tests.cluster.testbed.volcano.controller.objects import GROUP
-from tests.cluster.testbed.volcano.events import Recorder, now
+from tests.cluster.testbed.volcano.events import EventRecorder, timestamp
 from tests.cluster.testbed.volcano.quantities import Amounts
 from tests.cluster.testbed.volcano.scheduler import placement, pod_group_status
-from tests.cluster.testbed.volcano.scheduler.placement import Fit, Room
+from tests.cluster.testbed.volcano.scheduler.placement import NodeCapacity, Placement
 
 COMPONENT = "volcano"
 CYCLE_S = 1.0
 OVERCOMMIT = Fraction(12, 10)
-"""How much more than there is may be asked for by the groups that are admitted; the plugin's default."""
+"""The ratio of the admitted groups' requests to the cluster's resources; the plugin's default."""
 ROOT, DEFAULT = "root", "default"
 
 
 def run(kubeconfig: Path) -> None:
-    """Act for ever."""
+    """Run cycles for ever."""
     scheduler = Scheduler(Client(kubeconfig))
     while True:
         began = time.monotonic()
@@ -35,43 +35,45 @@ def run(kubeconfig: Path) -> None:
 
 
 class Scheduler:
-    """The acts of a cycle."""
+    """The actions of a cycle."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._recorder = Recorder(client, COMPONENT)
+        self._recorder = EventRecorder(client, COMPONENT)
 
     def cycle(self) -> None:
-        """One session: admit, place, and write how each group stands.
+        """Run one session: admit, place, and write the status of each group.
 
         Raises:
-            ApiError: something cannot be read.
+            ApiError: some objects cannot be read.
         """
         queues = self._queues()
-        ours = self._client.namespaces()
+        namespaces = self._client.namespaces()
         pods, nodes = self._client.items(PODS), self._client.get("/api/v1/nodes")["items"]
-        found = [group for group in self._client.items(GROUPS) if group["metadata"]["namespace"] in ours]
-        groups = sorted(found, key=lambda one: (one["metadata"]["creationTimestamp"], one["metadata"]["name"]))
+        own_groups = [group for group in self._client.items(GROUPS) if group["metadata"]["namespace"] in namespaces]
+        groups = sorted(
+            own_groups, key=lambda group: (group["metadata"]["creationTimestamp"], group["metadata"]["name"])
+        )
         members = {group["metadata"]["uid"]: _members(group, pods) for group in groups}
         before = {group["metadata"]["uid"]: repr(group.get("status")) for group in groups}
-        places = placement.rooms(nodes, pods)
+        capacities = placement.node_capacities(nodes, pods)
         refused = self._admit(groups, members, queues, nodes, pods)
         for group in groups:
             uid = group["metadata"]["uid"]
-            with tolerating(403, 404, 409):
-                places = self._session(group, members[uid], places, before[uid], admitted=uid not in refused)
+            with ignoring(403, 404, 409):
+                capacities = self._session(group, members[uid], capacities, before[uid], admitted=uid not in refused)
         self._write_allocated(queues, groups, members)
 
     def _queues(self) -> dict[str, Json]:
-        """All of them; without the two that are always there, which are made, nothing can be submitted."""
-        found = {queue["metadata"]["name"]: queue for queue in self._client.items(QUEUES)}
+        """Return all queues; create the two standard queues if they are missing, because no Job can do without them."""
+        queues = {queue["metadata"]["name"]: queue for queue in self._client.items(QUEUES)}
         for name in (ROOT, DEFAULT):
-            if name not in found:
+            if name not in queues:
                 spec: Json = {"weight": 1, "reclaimable": name != ROOT} | ({"parent": ROOT} if name != ROOT else {})
                 body = {"apiVersion": "scheduling.volcano.sh/v1beta1", "kind": "Queue", "metadata": {"name": name}}
-                with tolerating(409):
-                    found[name] = self._client.create(path(QUEUES), body | {"spec": spec})
-        return found
+                with ignoring(409):
+                    queues[name] = self._client.create(path(QUEUES), body | {"spec": spec})
+        return queues
 
     def _admit(
         self,
@@ -81,9 +83,9 @@ class Scheduler:
         nodes: Sequence[Json],
         pods: Sequence[Json],
     ) -> set[str]:
-        """Let groups into the queue for which there will be room, so that pods are made; the uids of the others."""
-        total = quantities.added(*(quantities.parsed(node["status"].get("allocatable")) for node in nodes))
-        used = quantities.added(*(_taken(pod) for pod in pods if pod["spec"].get("nodeName")))
+        """Admit the groups for which there will be room, so that pods are created; return the uids of the others."""
+        total = quantities.add(*(quantities.parse_all(node["status"].get("allocatable")) for node in nodes))
+        used = quantities.add(*(_usage(pod) for pod in pods if pod["spec"].get("nodeName")))
         inqueue = [group for group in groups if group.get("status", {}).get("phase") == "Inqueue"]
         promised = {group["metadata"]["uid"]: _promised(group, members) for group in inqueue}
         refused: set[str] = set()
@@ -92,83 +94,93 @@ class Scheduler:
             if status.get("phase", "") not in {"", "Pending"}:
                 continue
             name = group["spec"].get("queue", DEFAULT)
-            least = _least(group)
-            in_queue = [one for one in groups if one["spec"].get("queue", DEFAULT) == name]
-            of_queue = [_bound(members[one["metadata"]["uid"]]) for one in in_queue]
-            of_queue += [promised[one["metadata"]["uid"]] for one in in_queue if one["metadata"]["uid"] in promised]
-            capability = quantities.parsed(queues.get(name, {}).get("spec", {}).get("capability"))
-            limited = {key: value for key, value in quantities.added(least, *of_queue).items() if key in capability}
-            short = quantities.exceeding(limited, capability)
-            asked = quantities.added(least, used, *promised.values())
-            over = [key for key in quantities.exceeding(asked, quantities.times(total, OVERCOMMIT)) if key in least]
+            minimum = _minimum(group)
+            in_queue = [
+                group_in_queue for group_in_queue in groups if group_in_queue["spec"].get("queue", DEFAULT) == name
+            ]
+            of_queue = [_bound(members[group_in_queue["metadata"]["uid"]]) for group_in_queue in in_queue]
+            of_queue += [
+                promised[group_in_queue["metadata"]["uid"]]
+                for group_in_queue in in_queue
+                if group_in_queue["metadata"]["uid"] in promised
+            ]
+            capability = quantities.parse_all(queues.get(name, {}).get("spec", {}).get("capability"))
+            limited = {key: value for key, value in quantities.add(minimum, *of_queue).items() if key in capability}
+            short = quantities.shortages(limited, capability)
+            requests = quantities.add(minimum, used, *promised.values())
+            over = [
+                key for key in quantities.shortages(requests, quantities.multiply(total, OVERCOMMIT)) if key in minimum
+            ]
             if short or over:
                 refused.add(group["metadata"]["uid"])
                 status["phase"] = "Pending"
-                said = f"resource in cluster is overused: overused {', '.join(over)}"
+                message = f"resource in cluster is overused: overused {', '.join(over)}"
                 if short:
-                    said = f"queue resource quota insufficient: insufficient {', '.join(short)}"
-                self._recorder.event("PodGroup", group, "Unschedulable", said)
+                    message = f"queue resource quota insufficient: insufficient {', '.join(short)}"
+                self._recorder.event("PodGroup", group, "Unschedulable", message)
             else:
                 status["phase"] = "Inqueue"
                 promised[group["metadata"]["uid"]] = _promised(group, members)
         return refused
 
     def _session(
-        self, group: Json, pods: Sequence[Json], places: list[Room], before: str, *, admitted: bool
-    ) -> list[Room]:
-        """Place a group's pods and write how it stands; the rooms that are left."""
-        found = placement.fit(group, pods, places if admitted else [])
-        waiting = [pod for pod in pods if placement.waits(pod)]
-        said = placement.described(group, pods, found)
+        self, group: Json, pods: Sequence[Json], capacities: list[NodeCapacity], before: str, *, admitted: bool
+    ) -> list[NodeCapacity]:
+        """Place a group's pods and write its status; return the remaining capacities."""
+        result = placement.place(group, pods, capacities if admitted else [])
+        waiting = [pod for pod in pods if placement.is_waiting(pod)]
+        description = placement.describe(group, pods, result)
         short = (
-            bool(pods) and not found.ready and len(pod_group_status.placed(pods)) < group["spec"].get("minMember", 0)
+            bool(pods)
+            and not result.ready
+            and len(pod_group_status.placed_pods(pods)) < group["spec"].get("minMember", 0)
         )
-        if found.ready and found.places:
-            for pod, node in found.places:
+        if result.ready and result.places:
+            for pod, node in result.places:
                 self._bind(pod, node)
-            places = _with(places, found)
-            pod_group_status.condition(group, "Scheduled", "tasks in gang are ready to be scheduled", "")
+            capacities = _after_placement(capacities, result)
+            pod_group_status.set_condition(group, "Scheduled", "tasks in gang are ready to be scheduled", "")
         elif short:
-            lacking = group["spec"].get("minMember", 0) - found.ready_number
-            message = f"{lacking}/{len(pods)} {placement.NOT_ENOUGH}: {said}"
-            pod_group_status.condition(group, "Unschedulable", "NotEnoughResources", message)
-        pod_group_status.follow(group, pods, short=short)
+            missing = group["spec"].get("minMember", 0) - result.ready_number
+            message = f"{missing}/{len(pods)} {placement.NOT_ENOUGH}: {description}"
+            pod_group_status.set_condition(group, "Unschedulable", "NotEnoughResources", message)
+        pod_group_status.update_status(group, pods, short=short)
         changed = before != repr(group["status"])
         metadata = group["metadata"]
         if changed:
-            # Where somebody has just written it, the next cycle writes; what is told does not depend on that.
-            with tolerating(409):
+            # After a conflict, the next cycle writes the status; the events do not depend on it.
+            with ignoring(409):
                 self._client.replace(path(GROUPS, metadata["namespace"], metadata["name"]), group)
-        pending = len(found.misfits) if found.ready else len(waiting)
-        self._tell(group, f"{pending}/{len(pods)} {placement.NOT_ENOUGH}: {said}", changed=changed)
-        self._tell_pods(found, said.partition(". Origin reason is ")[0])
-        return places
+        pending = len(result.misfits) if result.ready else len(waiting)
+        self._report_group(group, f"{pending}/{len(pods)} {placement.NOT_ENOUGH}: {description}", changed=changed)
+        self._report_pods(result, description.partition(". Origin reason is ")[0])
+        return capacities
 
-    def _tell(self, group: Json, said: str, *, changed: bool) -> None:
-        """A group that is not running is told of as unschedulable every second, even while all is well."""
+    def _report_group(self, group: Json, message: str, *, changed: bool) -> None:
+        """Report a group that is not running as unschedulable every second, even if it will run."""
         if group["status"]["phase"] in {"Unknown", "Pending", "Inqueue"}:
-            self._recorder.event("PodGroup", group, "Unschedulable", said, warning=True)
+            self._recorder.event("PodGroup", group, "Unschedulable", message, warning=True)
         elif changed:
             self._recorder.event("PodGroup", group, "Scheduled", "pod group is ready")
 
-    def _tell_pods(self, found: Fit, said: str) -> None:
-        able = () if found.ready else found.places
-        for pod, node in able:
+    def _report_pods(self, result: Placement, description: str) -> None:
+        schedulable = () if result.ready else result.places
+        for pod, node in schedulable:
             name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
             message = f"Pod {name} can possibly be assigned to {node}, once minAvailable is satisfied"
-            self._refuse(pod, "Schedulable", message)
-        for pod, why in found.misfits:
-            self._refuse(pod, "Unschedulable", why or said)
+            self._set_unscheduled(pod, "Schedulable", message)
+        for pod, why in result.misfits:
+            self._set_unscheduled(pod, "Unschedulable", why or description)
 
-    def _refuse(self, pod: Json, reason: str, message: str) -> None:
+    def _set_unscheduled(self, pod: Json, reason: str, message: str) -> None:
         condition = {"type": "PodScheduled", "status": "False", "reason": reason, "message": message}
-        if any(condition.items() <= one.items() for one in pod["status"].get("conditions", ())):
+        if any(condition.items() <= existing.items() for existing in pod["status"].get("conditions", ())):
             return
         metadata = pod["metadata"]
         where = path(PODS, metadata["namespace"], metadata["name"], "status")
-        with tolerating(404):
+        with ignoring(404):
             self._client.merge_conditions(
-                where, {"status": {"conditions": [condition | {"lastTransitionTime": now()}]}}
+                where, {"status": {"conditions": [condition | {"lastTransitionTime": timestamp()}]}}
             )
         self._recorder.event("Pod", pod, "FailedScheduling", message, warning=True)
 
@@ -176,23 +188,23 @@ class Scheduler:
         metadata = pod["metadata"]
         body = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": metadata["name"], "uid": metadata["uid"]}}
         target = {"target": {"apiVersion": "v1", "kind": "Node", "name": node}}
-        with tolerating(404, 409):
+        with ignoring(404, 409):
             self._client.create(path(PODS, metadata["namespace"], metadata["name"], "binding"), body | target)
-            said = f"Successfully assigned {metadata['namespace']}/{metadata['name']} to {node}"
-            self._recorder.event("Pod", pod, "Scheduled", said)
+            message = f"Successfully assigned {metadata['namespace']}/{metadata['name']} to {node}"
+            self._recorder.event("Pod", pod, "Scheduled", message)
 
     def _write_allocated(self, queues: dict[str, Json], groups: Sequence[Json], members: dict[str, list[Json]]) -> None:
         for name, queue in queues.items():
-            own = [members[one["metadata"]["uid"]] for one in groups if one["spec"].get("queue", DEFAULT) == name]
-            held = quantities.parsed({"cpu": 0, "memory": 0})
-            held = quantities.added(held, *(_bound(pods) for pods in own))
-            allocated = {key: quantities.written(value, resource=key) for key, value in held.items()}
+            own = [members[group["metadata"]["uid"]] for group in groups if group["spec"].get("queue", DEFAULT) == name]
+            held = quantities.parse_all({"cpu": 0, "memory": 0})
+            held = quantities.add(held, *(_bound(pods) for pods in own))
+            allocated = {key: quantities.to_text(value, resource=key) for key, value in held.items()}
             if queue.get("status", {}).get("allocated") != allocated:
-                # Null takes out what a merge would leave.
-                gone = dict.fromkeys(queue.get("status", {}).get("allocated", {}).keys() - allocated.keys())
+                # Null removes a resource that a merge would keep.
+                removed = dict.fromkeys(queue.get("status", {}).get("allocated", {}).keys() - allocated.keys())
                 where = path(QUEUES, None, name, "status")
-                with tolerating(404):
-                    self._client.merge(where, {"status": {"allocated": allocated | gone, "reservation": {}}})
+                with ignoring(404):
+                    self._client.merge(where, {"status": {"allocated": allocated | removed, "reservation": {}}})
 
 
 def _members(group: Json, pods: Sequence[Json]) -> list[Json]:
@@ -205,21 +217,21 @@ def _members(group: Json, pods: Sequence[Json]) -> list[Json]:
     ]
 
 
-def _taken(pod: Json) -> Amounts:
-    """What a pod holds on its node."""
-    if not placement.holds(pod):
+def _usage(pod: Json) -> Amounts:
+    """Return the resources that a pod holds on its node."""
+    if not placement.holds_resources(pod):
         return {}
-    return quantities.added(quantities.asked(pod["spec"]), quantities.parsed({"pods": 1}))
+    return quantities.add(quantities.requests_of(pod["spec"]), quantities.parse_all({"pods": 1}))
 
 
 def _bound(pods: Sequence[Json]) -> Amounts:
-    return quantities.added(*(_taken(pod) for pod in pods if pod["spec"].get("nodeName")))
+    return quantities.add(*(_usage(pod) for pod in pods if pod["spec"].get("nodeName")))
 
 
-def _least(group: Json) -> Amounts:
-    """What a group asks for at least, without the names that only quotas know."""
-    wanted = quantities.parsed(group["spec"].get("minResources"))
-    return {name: value for name, value in wanted.items() if name in {"cpu", "memory"} or _extended(name)}
+def _minimum(group: Json) -> Amounts:
+    """Return a group's minimum resources, without the names that only quotas use."""
+    minimum = quantities.parse_all(group["spec"].get("minResources"))
+    return {name: value for name, value in minimum.items() if name in {"cpu", "memory"} or _extended(name)}
 
 
 def _extended(name: str) -> bool:
@@ -227,20 +239,20 @@ def _extended(name: str) -> bool:
 
 
 def _promised(group: Json, members: dict[str, list[Json]]) -> Amounts:
-    """What an admitted group will still take."""
-    have = _bound(members[group["metadata"]["uid"]])
-    left = quantities.without(_least(group), [have])
-    return {name: value for name, value in left.items() if value > 0}
+    """Return the resources that an admitted group will still take."""
+    bound = _bound(members[group["metadata"]["uid"]])
+    remaining = quantities.subtract(_minimum(group), [bound])
+    return {name: value for name, value in remaining.items() if value > 0}
 
 
-def _with(places: list[Room], found: Fit) -> list[Room]:
-    """The rooms after the group has moved in."""
+def _after_placement(capacities: list[NodeCapacity], result: Placement) -> list[NodeCapacity]:
+    """Return the capacities after the group's placement."""
     return [
-        Room(
-            room.node,
-            quantities.without(
-                room.free, [_taken(pod) for pod, node in found.places if node == room.node["metadata"]["name"]]
+        NodeCapacity(
+            capacity.node,
+            quantities.subtract(
+                capacity.free, [_usage(pod) for pod, node in result.places if node == capacity.node["metadata"]["name"]]
             ),
         )
-        for room in places
+        for capacity in capacities
     ]

@@ -1,4 +1,4 @@
-"""What the webhooks for Jobs and Queues add, and what they refuse, in Volcano's words (pkg/webhooks, v1.12)."""
+"""The defaults and the refusals of the webhooks for Jobs and Queues, in Volcano's words (pkg/webhooks, v1.12)."""
 
 import copy
 import itertools
@@ -16,9 +16,9 @@ _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 
 
 def defaulted_job(job: Json) -> Json:
-    """The Job with what it leaves out."""
-    made = copy.deepcopy(job)
-    spec = made["spec"]
+    """Return the Job with its defaults."""
+    new_job = copy.deepcopy(job)
+    spec = new_job["spec"]
     spec["queue"] = spec.get("queue") or "default"
     spec["schedulerName"] = spec.get("schedulerName") or "volcano"
     spec["maxRetry"] = spec.get("maxRetry") or 3
@@ -27,22 +27,22 @@ def defaulted_job(job: Json) -> Json:
         task["maxRetry"] = task.get("maxRetry") or 3
         task.setdefault("minAvailable", task.get("replicas", 0))
     spec["minAvailable"] = spec.get("minAvailable") or sum(task["minAvailable"] for task in spec.get("tasks") or ())
-    return made
+    return new_job
 
 
 def defaulted_queue(queue: Json) -> Json:
-    """The Queue with what it leaves out."""
-    made = copy.deepcopy(queue)
-    spec = made.setdefault("spec", {})
+    """Return the Queue with its defaults."""
+    new_queue = copy.deepcopy(queue)
+    spec = new_queue.setdefault("spec", {})
     spec["weight"] = spec.get("weight") or 1
     spec.setdefault("reclaimable", True)
     if queue["metadata"]["name"] != "root":
         spec["parent"] = spec.get("parent") or "root"
-    return made
+    return new_queue
 
 
 def patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Json]:
-    """The JSON patch of the members of `spec` that differ."""
+    """Return the JSON patch of the members of `spec` that differ."""
     old = before.get("spec")
     if old is None:
         return [{"op": "add", "path": "/spec", "value": after["spec"]}]
@@ -51,11 +51,11 @@ def patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Json]:
 
 
 def job_refusal(job: Json, queues: Mapping[str, Json], templates: Mapping[int, str]) -> str:
-    """Why a new Job is refused; empty if it is not.
+    """Return why a new Job is refused; empty if it is not.
 
     Args:
-        queues: all of them, by name.
-        templates: what is wrong with the pod templates of tasks, by the tasks' numbers.
+        queues: all queues, by name.
+        templates: the errors in the pod templates of tasks, by the tasks' numbers.
     """
     spec, name = job["spec"], job["metadata"]["name"]
     if spec.get("minAvailable", 0) < 0:
@@ -67,38 +67,40 @@ def job_refusal(job: Json, queues: Mapping[str, Json], templates: Mapping[int, s
     tasks = spec.get("tasks") or []
     if not tasks:
         return "No task specified in job spec"
-    said = _tasks_refusal(name, tasks, templates)
+    faults = _tasks_refusal(name, tasks, templates)
     if not _NAME.fullmatch(name) or len(name) > 63:
-        said += f"create job with name {name} validate failed {_name_faults(name)}"
+        faults += f"create job with name {name} validate failed {_name_faults(name)}"
     if sum(task.get("replicas", 0) for task in tasks) < spec.get("minAvailable", 0):
-        said += " job 'minAvailable' should not be greater than total replicas in tasks;"
-    said += _policies_refusal(spec.get("policies") or [], "spec.policies")
-    said += "".join(f" unable to find job plugin: {one};" for one in spec.get("plugins") or () if one not in KNOWN)
-    return (said + _queue_refusal(spec.get("queue", "default"), queues)).strip()
+        faults += " job 'minAvailable' should not be greater than total replicas in tasks;"
+    faults += _policies_refusal(spec.get("policies") or [], "spec.policies")
+    faults += "".join(
+        f" unable to find job plugin: {plugin};" for plugin in spec.get("plugins") or () if plugin not in KNOWN
+    )
+    return (faults + _queue_refusal(spec.get("queue", "default"), queues)).strip()
 
 
 def _tasks_refusal(job: str, tasks: list[Json], templates: Mapping[int, str]) -> str:
-    said, names = "", set()
+    faults, names = "", set()
     for number, task in enumerate(tasks):
-        name, replicas, least = task["name"], task.get("replicas", 0), task.get("minAvailable")
+        name, replicas, minimum = task["name"], task.get("replicas", 0), task.get("minAvailable")
         if replicas < 0:
-            said += f" 'replicas' < 0 in task: {name}, job: {job};"
-        if least is not None and least < 0:
-            said += f" 'minAvailable' < 0 in task: {name}, job: {job};"
-        elif least is not None and least > replicas:
-            said += f" 'minAvailable' is greater than 'replicas' in task: {name}, job: {job};"
+            faults += f" 'replicas' < 0 in task: {name}, job: {job};"
+        if minimum is not None and minimum < 0:
+            faults += f" 'minAvailable' < 0 in task: {name}, job: {job};"
+        elif minimum is not None and minimum > replicas:
+            faults += f" 'minAvailable' is greater than 'replicas' in task: {name}, job: {job};"
         if not _LABEL.fullmatch(name):
-            said += f" [{_LABEL_FAULT}];"
+            faults += f" [{_LABEL_FAULT}];"
         if name in names:
-            return f"{said} duplicated task name {name};"
+            return f"{faults} duplicated task name {name};"
         names.add(name)
-        said += _policies_refusal(task.get("policies") or [], "spec.tasks.policies")
-        # It is the task's number that is tried, not the pods' own.
+        faults += _policies_refusal(task.get("policies") or [], "spec.tasks.policies")
+        # Volcano checks the name with the task's number, not the pods' own numbers.
         pod = f"{job}-{name}-{number}"
         if len(pod) > 63 or not _NAME.fullmatch(pod):
-            said += f"create pod with name {pod} validate failed {_name_faults(pod)};"
-        said += templates.get(number, "")
-    return said
+            faults += f"create pod with name {pod} validate failed {_name_faults(pod)};"
+        faults += templates.get(number, "")
+    return faults
 
 
 _LABEL_FAULT = (
@@ -128,7 +130,7 @@ def _policies_refusal(policies: list[Json], where: str) -> str:
 
 
 def _policy_faults(policies: list[Json], where: str) -> list[str]:
-    """The first of them, as Volcano stops there; and that `*` stands beside others."""
+    """Return the first fault, because Volcano stops there, and the fault that `*` has other events next to it."""
     events: set[str] = set()
     codes: set[int] = set()
     each = (fault for policy in policies for fault in _faults_of_policy(policy, where, events, codes))
@@ -139,18 +141,20 @@ def _policy_faults(policies: list[Json], where: str) -> list[str]:
 
 
 def _faults_of_policy(policy: Json, where: str, events: set[str], codes: set[int]) -> Iterator[str]:
-    """What is wrong with one; `events` and `codes` are those of the policies before it, and grow."""
-    named = list(dict.fromkeys([*(policy.get("events") or ()), *([policy["event"]] if policy.get("event") else ())]))
+    """Yield a policy's faults; `events` and `codes` come from the policies before it, and grow."""
+    policy_events = list(
+        dict.fromkeys([*(policy.get("events") or ()), *([policy["event"]] if policy.get("event") else ())])
+    )
     code, action = policy.get("exitCode"), policy.get("action", "")
-    if named and code is not None:
+    if policy_events and code is not None:
         yield "must not specify event and exitCode simultaneously"
-    elif not named and code is None:
+    elif not policy_events and code is None:
         yield "either event and exitCode should be specified"
     if code == 0:
         yield "0 is not a valid error code"
     if code in codes:
         yield f"duplicate exitCode {code}"
-    for event in named:
+    for event in policy_events:
         if event not in EVENTS:
             yield f'{where}: Invalid value: "{event}": invalid policy event'
         if action not in ACTIONS:
@@ -165,19 +169,19 @@ def _faults_of_policy(policy: Json, where: str, events: set[str], codes: set[int
 def _queue_refusal(name: str, queues: Mapping[str, Json]) -> str:
     if name not in queues:
         return f' unable to find job queue: queue.scheduling.volcano.sh "{name}" not found;'
-    said, state = "", queues[name].get("status", {}).get("state", "")
+    faults, state = "", queues[name].get("status", {}).get("state", "")
     if state != "Open":
-        said = f" can only submit job to queue with state `Open`, queue `{name}` status is `{state}`;"
+        faults = f" can only submit job to queue with state `Open`, queue `{name}` status is `{state}`;"
     children = sum(queue["spec"].get("parent") == name for queue in queues.values())
     if name == "root":
-        said += " can not submit job to root queue;"
+        faults += " can not submit job to root queue;"
     elif children:
-        said += f" can only submit job to leaf queue, queue `{name}` has {children} child queues;"
-    return said
+        faults += f" can only submit job to leaf queue, queue `{name}` has {children} child queues;"
+    return faults
 
 
 def update_refusal(old: Json, new: Json) -> str:
-    """Why a change of a Job is refused; empty if it is not."""
+    """Return why a change of a Job is refused; empty if it is not."""
     return next(_faults_of_update(old["spec"], new["spec"]), "")
 
 
@@ -210,7 +214,7 @@ def _unchangeable(spec: Json) -> Json:
 
 
 def queue_refusal(queue: Json) -> str:
-    """Why a Queue is refused; empty if it is not."""
+    """Return why a Queue is refused; empty if it is not."""
     faults = []
     state, weight = queue.get("status", {}).get("state", ""), queue.get("spec", {}).get("weight", 0)
     if state not in {"", "Open", "Closed"}:
@@ -221,5 +225,5 @@ def queue_refusal(queue: Json) -> str:
 
 
 def queue_deletion_refusal(name: str) -> str:
-    """Why a Queue may not be deleted; empty if it may."""
+    """Return why a Queue must not be deleted; empty if it may be."""
     return f"`{name}` queue can not be deleted" if name in {"default", "root"} else ""

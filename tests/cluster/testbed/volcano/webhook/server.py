@@ -1,4 +1,4 @@
-"""STANDS IN for vc-webhook-manager: an HTTPS server that the API server asks about Jobs and Queues."""
+"""STAND-IN for vc-webhook-manager: an HTTPS server that the API server asks about Jobs and Queues."""
 
 import base64
 import json
@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from tests.cluster.testbed.api import ApiError
-from tests.cluster.testbed.volcano.client import QUEUES, Client, Json, complaint, path
+from tests.cluster.testbed.volcano.client import QUEUES, Client, Json, error_message, path
 from tests.cluster.testbed.volcano.webhook import admission
 
 
@@ -23,7 +23,7 @@ def run(kubeconfig: Path, certificate: Path, key: Path, port: int) -> None:
 
         def do_POST(self) -> None:
             review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            # Each request has a thread, and each thread a connection of its own.
+            # Each request has a thread, and each thread needs a separate connection.
             with closing(Client(kubeconfig)) as client:
                 response = answer(client, self.path.partition("?")[0], review["request"])
             body = json.dumps({"apiVersion": review["apiVersion"], "kind": "AdmissionReview", "response": response})
@@ -41,27 +41,27 @@ def run(kubeconfig: Path, certificate: Path, key: Path, port: int) -> None:
     server.serve_forever()
 
 
-def answer(client: Client, where: str, request: Json) -> Json:
-    """The response to one request; nothing is changed by it, so that a dry run needs no other.
+def answer(client: Client, url_path: str, request: Json) -> Json:
+    """Return the response to one request; a request changes nothing, so a dry run gets the same response.
 
     Raises:
         ApiError: queues cannot be read.
     """
     response: Json = {"uid": request["uid"], "allowed": True}
-    thing = request["object"]
-    if where.endswith("/mutate"):
-        default = admission.defaulted_job if where == "/jobs/mutate" else admission.defaulted_queue
-        operations = json.dumps(admission.patch(thing, default(thing))).encode()
+    item = request["object"]
+    if url_path.endswith("/mutate"):
+        default = admission.defaulted_job if url_path == "/jobs/mutate" else admission.defaulted_queue
+        operations = json.dumps(admission.patch(item, default(item))).encode()
         return response | {"patchType": "JSONPatch", "patch": base64.b64encode(operations).decode()}
-    refusal = _refusal(client, where, request)
+    refusal = _refusal(client, url_path, request)
     if refusal:
         return response | {"allowed": False, "status": {"message": refusal}}
     return response
 
 
-def _refusal(client: Client, where: str, request: Json) -> str:
+def _refusal(client: Client, url_path: str, request: Json) -> str:
     operation = request["operation"]
-    if where == "/queues/validate":
+    if url_path == "/queues/validate":
         deleted = operation == "DELETE"
         return (
             admission.queue_deletion_refusal(request["name"]) if deleted else admission.queue_refusal(request["object"])
@@ -69,7 +69,7 @@ def _refusal(client: Client, where: str, request: Json) -> str:
     if operation == "UPDATE":
         return admission.update_refusal(request["oldObject"], request["object"])
     job = request["object"]
-    # With `generateName` the API server has chosen the name by now.
+    # With `generateName`, the API server has chosen the name before this request.
     job["metadata"].setdefault("name", request.get("name", ""))
     queues = {queue["metadata"]["name"]: queue for queue in client.items(QUEUES)}
     tasks = enumerate(job["spec"].get("tasks") or ())
@@ -78,13 +78,13 @@ def _refusal(client: Client, where: str, request: Json) -> str:
 
 
 def _template_refusal(client: Client, namespace: str, number: int, task: Json) -> str:
-    """The API server's own word on a pod template: it validates a PodTemplate by the same rules, without making one."""
+    """Return the API server's message on a pod template, by a dry run of a PodTemplate, which has the same rules."""
     body = {"metadata": {"name": "task"}, "template": task["template"]}
     try:
         client.create(path("podtemplates", namespace), body, dryRun="All")
     except ApiError as error:
         if error.status != 422:
             raise
-        faults = complaint(error).partition(" is invalid: ")[2].strip("[]")
+        faults = error_message(error).partition(" is invalid: ")[2].strip("[]")
         return f"spec.task[{number}].{faults}. "
     return ""
