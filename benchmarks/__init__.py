@@ -1,1 +1,1 @@
-"""Measurements against named peers, each in one run with its peer; results are kept in `results/`."""
+"""Measurements against named peers, each in one run with its peer; `results/` has the last results."""

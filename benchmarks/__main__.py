@@ -1,4 +1,4 @@
-"""Every measurement, one after the other: `make bench`."""
+"""All measurements, one after the other: `make bench`."""
 
 import sys
 
@@ -7,7 +7,7 @@ from tests.cluster.testbed.requirements import missing_requirement
 
 
 def main() -> int:
-    """Run them; the exit code says whether every bar was met."""
+    """Run all measurements; return 1 if a bar is missed."""
     codes = [
         launcher_start.main(),
         data_pipeline.main(),

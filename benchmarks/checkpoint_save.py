@@ -1,8 +1,8 @@
-"""What a checkpoint of pnasnet5large costs the training loop, against torch's own ways to save the same state.
+"""The cost of a checkpoint of pnasnet5large for the training loop, against torch's own ways to save the same state.
 
-The parts are the trainer's: its loop, its `Keeper`, its records. Plain copy, our save and the peers follow each other
-in turns, each after a step of its own, so that the machine's moods meet all alike; then steps are taken until the
-checkpoint is on the disk, and what they take longer is counted too. The loop computes on one core.
+The benchmark uses the trainer's own loop, checkpoint manager and records. A plain copy, our save and the peers take
+turns, each after one step, so that changes of the machine's speed affect all of them alike. Steps follow until the
+checkpoint is on the disk, and the time by which they are slower counts too. The loop computes on one core.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from benchmarks.launcher_start import machine
+from benchmarks.report import machine, publish
 from trainer.checkpoint.files import listed, verify
 from trainer.data.augment import NORMALIZATIONS, device_transform
 from trainer.data.loader import Batch
@@ -46,23 +46,22 @@ from trainer.worker.task import WorkerTask
 
 SIDE, IMAGES, CLASSES, ROUNDS = 331, 2, 1000, 5
 BAR = 0.10
-"""Share of a step that a save may block the loop beyond the memory copy."""
+"""Share of a step for which a save may block the loop, beyond the copy in memory."""
 NPU_STEP_S = 32 / 69
-"""A step of 32 images on one Ascend 910, by the rate that the seed's README gives for torch 1.8."""
+"""A step of 32 images on one Ascend 910, from the rate in the seed's README, which used torch 1.8."""
 COPY, OURS = "plain copy", "pnas"
 TORCH_SAVE, ASYNC_SAVE = "`torch.save`, `fsync`", "`torch.distributed.checkpoint.async_save`"
 T = TypeVar("T")
 OUTPUT = Path("output")
-RESULT = Path(__file__).parent / "results" / "checkpoint_save.md"
 
 
 @dataclass(frozen=True)
 class Writing:
-    """A save that has given the loop back."""
+    """A save that no longer blocks the loop but may still write."""
 
     busy: Callable[[], bool] = lambda: False
     finish: Callable[[], None] = lambda: None
-    """Wait for its end and clear up; not timed."""
+    """Wait for the end of the save and delete its files; not timed."""
 
 
 Save = Callable[[], Writing]
@@ -70,16 +69,16 @@ Save = Callable[[], Writing]
 
 @dataclass(frozen=True)
 class Turn:
-    """A step, a save, and the steps beside its writing; wall seconds."""
+    """Wall seconds of a step before a save, of the save's block of the loop, and of the steps while the save writes."""
 
-    alone: float
+    step_before: float
     blocked: float
-    beside: tuple[float, ...]
+    steps_meanwhile: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What our saves left: size, seconds of each write (it reads back and verifies), and of a verification alone."""
+    """Our checkpoint: its size, seconds of each write (which reads back and verifies), seconds of one verification."""
 
     mebibytes: float
     tensors: int
@@ -88,22 +87,21 @@ class Checkpoint:
 
 
 def main() -> int:
-    """Measure, print and keep the result; 1 if the bar is missed."""
-    # The other cores are the writer's, as they are beside an accelerator; and two threads that wait for each other on a
-    # machine that is shared measure its neighbours.
+    """Measure and publish; return 1 if the bar is missed."""
+    # The writer gets the other cores, as with an accelerator. Besides, two threads that wait for each
+    # other on a shared machine would measure the load of other programs.
     torch.set_num_threads(1)
-    # Where runs go by default: a temporary folder may lie in memory.
+    # Runs write here by default; the system's folder for temporary files may be in memory.
     OUTPUT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="checkpoint-save-", dir=OUTPUT) as folder:
         turns, checkpoint = measure(Path(folder))
-    report, met = _report(turns, checkpoint)
-    print(report)
-    RESULT.write_text(report + "\n", encoding="utf-8")
+    lines, met = _report(turns, checkpoint)
+    publish("checkpoint_save.md", lines)
     return 0 if met else 1
 
 
 def measure(folder: Path) -> tuple[dict[str, list[Turn]], Checkpoint]:
-    """The turns of each way to save, the first of them with everything to allocate; and what ours left."""
+    """Return the turns of each way to save, and our checkpoint; the first turn of each way allocates its memory."""
     training = _training(folder)
     windows = _steps(training)
     keeper = Keeper(training, folder, attempt=1, data={})
@@ -115,7 +113,7 @@ def measure(folder: Path) -> tuple[dict[str, list[Turn]], Checkpoint]:
             TORCH_SAVE: _torch_save(training, folder / "state.pth"),
             ASYNC_SAVE: _async_save(training, folder / "async"),
         }
-        next(windows)  # the first one warms caches and the allocator up
+        next(windows)  # the first step warms up caches and the allocator
         turns: dict[str, list[Turn]] = {name: [] for name in saves}
         for round_, (name, save) in itertools.product(range(ROUNDS + 1), saves.items()):
             print(f"\rround {round_} of {ROUNDS}", end="", file=sys.stderr, flush=True)
@@ -128,23 +126,23 @@ def measure(folder: Path) -> tuple[dict[str, list[Turn]], Checkpoint]:
 
 
 def _turn(windows: Iterator[Window], save: Save) -> Turn:
-    alone, _ = _timed(lambda: next(windows))
+    step_before, _ = _timed(lambda: next(windows))
     blocked, writing = _timed(save)
-    beside = []
+    steps_meanwhile = []
     while writing.busy():
-        beside.append(_timed(lambda: next(windows))[0])
+        steps_meanwhile.append(_timed(lambda: next(windows))[0])
     writing.finish()
-    return Turn(alone, blocked, tuple(beside))
+    return Turn(step_before, blocked, tuple(steps_meanwhile))
 
 
-def _timed(deed: Callable[[], T]) -> tuple[float, T]:
+def _timed(function: Callable[[], T]) -> tuple[float, T]:
     start = time.perf_counter()
-    result = deed()
+    result = function()
     return time.perf_counter() - start, result
 
 
 def _training(folder: Path) -> Training:
-    """The large model as a worker builds it, with momentum and a moving average: all that a state can hold."""
+    """Build the large model as a worker does, with momentum and a moving average, so that the state is complete."""
     config = TrainConfig(
         model="pnasnet5large",
         image_size=SIDE,
@@ -153,7 +151,7 @@ def _training(folder: Path) -> Training:
         lr=1e-4,
         ema=0.9999,
         keep=1,
-        # Each step is a window of its own, so that the loop gives back after it.
+        # The loop yields after each window, so a window has one step.
         log_interval=1,
         device="cpu",
     )
@@ -163,7 +161,7 @@ def _training(folder: Path) -> Training:
 
 
 def _steps(training: Training) -> Iterator[Window]:
-    """As many training steps as are wanted, on the same random images."""
+    """Take a training step at each `next`, always on the same random images."""
     generator = torch.Generator().manual_seed(0)
     batch = Batch(
         torch.randint(256, (IMAGES, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator),
@@ -184,15 +182,15 @@ def _steps(training: Training) -> Iterator[Window]:
 
 
 def _plain_copy(training: Training) -> Save:
-    """What no save beside the training can do without: the state's bytes, copied into memory that is kept."""
+    """Copy the state into memory that is reused: the least that a save in the background can do."""
     source: dict[str, Tensor] = tensors_of(training)
-    kept: dict[str, Tensor] = {}
+    copies: dict[str, Tensor] = {}
 
     def save() -> Writing:
         for name, tensor in source.items():
-            if name not in kept:
-                kept[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
-            kept[name].copy_(tensor)
+            if name not in copies:
+                copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+            copies[name].copy_(tensor)
         return Writing()
 
     return save
@@ -217,7 +215,7 @@ def _ours(training: Training, keeper: Keeper, records: Records) -> Save:
 
 
 def _state_dict(training: Training) -> dict[str, Any]:
-    """The same state as a trainer gives it to torch."""
+    """Return the same state in the form that torch saves."""
     return {
         "model": training.network.state_dict(),
         "ema": training.evaluated.state_dict(),
@@ -226,7 +224,7 @@ def _state_dict(training: Training) -> dict[str, Any]:
 
 
 def _torch_save(training: Training, path: Path) -> Save:
-    """What most trainers do, but for the flush to the disk, which they leave out."""
+    """Save as most trainers do, and flush to the disk, which they leave out."""
 
     def save() -> Writing:
         with path.open("wb") as file:
@@ -239,8 +237,8 @@ def _torch_save(training: Training, path: Path) -> Save:
 
 
 def _async_save(training: Training, folder: Path) -> Save:
-    """With a stager that is kept, so that it copies into memory that it has already."""
-    # It says so at each save of a single process, though it was told.
+    """Save with one stager for all saves, so that it copies into memory that it already has."""
+    # Despite `no_dist`, torch warns at each save of a single process.
     warnings.filterwarnings("ignore", "torch.distributed is disabled")
     stager = DefaultStager(StagingOptions(False, False, False, False))
 
@@ -256,11 +254,11 @@ def _async_save(training: Training, folder: Path) -> Save:
     return save
 
 
-def _report(turns: dict[str, list[Turn]], checkpoint: Checkpoint) -> tuple[str, bool]:
-    """The result as Markdown, and whether the bar is met."""
-    # The first turn of each allocates.
+def _report(turns: dict[str, list[Turn]], checkpoint: Checkpoint) -> tuple[list[str], bool]:
+    """Return the lines of the page, and whether the bar is met."""
+    # The first turn of each way allocates memory.
     later = {name: all_turns[1:] for name, all_turns in turns.items()}
-    step = statistics.median(turn.alone for name in later for turn in later[name])
+    step = statistics.median(turn.step_before for name in later for turn in later[name])
     blocked = {name: statistics.median(turn.blocked for turn in later[name]) for name in later}
     beyond = blocked[OURS] - blocked[COPY]
     rows = [
@@ -280,7 +278,7 @@ def _report(turns: dict[str, list[Turn]], checkpoint: Checkpoint) -> tuple[str, 
         f"torch {torch.__version__}, Python {platform.python_version()}, {machine()}, 1 thread; "
         f"load average of the machine at the end {os.getloadavg()[0]:.1f}, of which this is at most 2",
         "",
-        "| way | first save blocks | later ones block | ratio to ours | share of a step | steps beside it slower by "
+        "| way | first save blocks | later ones block | ratio to ours | share of a step | steps meanwhile slower by "
         "| a save costs in all |",
         "|---|---|---|---|---|---|---|",
         *rows,
@@ -290,16 +288,16 @@ def _report(turns: dict[str, list[Turn]], checkpoint: Checkpoint) -> tuple[str, 
         f"{NPU_STEP_S:.2f} s, the seed's step of 32 images on one NPU, it would be {beyond / NPU_STEP_S:.2f}. The copy "
         "from an accelerator's memory is not measured here.",
         "",
-        f"Ours is written, flushed, read back and verified in {statistics.median(checkpoint.writes):.2f} s beside the "
-        f"steps; to verify it alone takes {checkpoint.verification:.2f} s (from the page cache). The peers neither "
+        f"Ours is written, flushed, read back and verified in {statistics.median(checkpoint.writes):.2f} s during the "
+        f"steps; one verification takes {checkpoint.verification:.2f} s (from the page cache). The peers neither "
         "hash nor read back.",
     ]
-    return "\n".join(lines), beyond / step <= BAR
+    return lines, beyond / step <= BAR
 
 
 def _slower(turns: list[Turn], step: float) -> float:
-    """Seconds by which the steps beside one save's writing took longer than as many others."""
-    return statistics.median(sum(turn.beside) - len(turn.beside) * step for turn in turns)
+    """Return the seconds by which the steps during one save took longer than the same number of other steps."""
+    return statistics.median(sum(turn.steps_meanwhile) - len(turn.steps_meanwhile) * step for turn in turns)
 
 
 if __name__ == "__main__":

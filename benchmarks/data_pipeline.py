@@ -1,8 +1,8 @@
 """Images per second of one core, from JPEG file to uint8 batch, against torchvision's Pillow pipeline in one run.
 
-`python -m benchmarks.data_pipeline` prints the rates and writes benchmarks/results/data_pipeline.md. The peer is what
-the seed and torchvision's own reference run: Pillow decode, crop, flip, `ToTensor`, collate to float32. CPU time is
-counted rather than wall time, so that other programs on the machine hardly matter.
+`python -m benchmarks.data_pipeline` prints the rates and writes benchmarks/results/data_pipeline.md. The peer is the
+pipeline of the seed and of torchvision's reference: Pillow decode, crop, flip, `ToTensor`, collate to float32. It
+measures CPU time instead of wall time, because other programs on the machine hardly change it.
 """
 
 import io
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from benchmarks.launcher_start import machine
+from benchmarks.report import machine, publish
 from trainer.data.digits import write_digits
 from trainer.data.index import load_split
 from trainer.data.loader import train_batches
@@ -32,11 +32,10 @@ from trainer.shared.config import TrainConfig
 
 ROUNDS = 3
 BATCH = 32
-RESULT = Path(__file__).parent / "results" / "data_pipeline.md"
 
 
 def measure(folder: Path) -> dict[str, tuple[float, float]]:
-    """Rates of ours and of the peer, images per CPU second, for each data set; the best of interleaved rounds."""
+    """Return our rate and the peer's for each data set, images per CPU second: the best of interleaved rounds."""
     _write_photos(folder / "photos", count=160)
     write_digits(folder / "digits")
     cases = {
@@ -83,7 +82,7 @@ def _peer(data: Path, config: TrainConfig) -> Callable[[], Iterable[Tensor]]:
 
 
 def _write_photos(to: Path, count: int) -> None:
-    """ImageNet's median photo: 500 x 375, about 110 KB; random crops of two real ones."""
+    """Write photos of ImageNet's median size, 500 x 375 and about 110 KB: random crops of two real photos."""
     photos = load_sample_images().images
     draw = np.random.default_rng(0)
     (to / "train" / "photo").mkdir(parents=True)
@@ -95,34 +94,30 @@ def _write_photos(to: Path, count: int) -> None:
         (to / "train" / "photo" / f"{number:04d}.jpg").write_bytes(encoded.getvalue())
 
 
-def table(rates: dict[str, tuple[float, float]]) -> str:
-    """The result as a Markdown page with everything that is needed to repeat it."""
+def page(rates: dict[str, tuple[float, float]]) -> list[str]:
+    """Return the lines of the page, with the command and the versions that repeat it."""
     rows = [f"| {name} | {ours:,.0f} | {peer:,.0f} | {ours / peer:.2f} |" for name, (ours, peer) in rates.items()]
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "pillow", "numpy"))
-    return "\n".join(
-        [
-            "# Data pipeline",
-            "",
-            "Command: `python -m benchmarks.data_pipeline`",
-            "",
-            f"Training images per CPU second of one core, best of {ROUNDS} interleaved rounds, batch {BATCH}.",
-            f"Python {platform.python_version()}, {versions}; {machine()}.",
-            "",
-            "| images | ours | torchvision with Pillow | ratio |",
-            "|---|---|---|---|",
-            *rows,
-            "",
-        ]
-    )
+    return [
+        "# Data pipeline",
+        "",
+        "Command: `python -m benchmarks.data_pipeline`",
+        "",
+        f"Training images per CPU second of one core, best of {ROUNDS} interleaved rounds, batch {BATCH}.",
+        f"Python {platform.python_version()}, {versions}; {machine()}.",
+        "",
+        "| images | ours | torchvision with Pillow | ratio |",
+        "|---|---|---|---|",
+        *rows,
+    ]
 
 
 def main() -> int:
-    """Measure, print, keep."""
+    """Measure and publish."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        text = table(measure(Path(folder)))
-    print(text)
-    RESULT.write_text(text, encoding="utf-8")
+        lines = page(measure(Path(folder)))
+    publish("data_pipeline.md", lines)
     return 0
 
 

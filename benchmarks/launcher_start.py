@@ -1,8 +1,8 @@
 """Launcher start-up: `python -m launcher --help` and friends against torchx's, interleaved in one run.
 
-`python -m benchmarks.launcher_start` installs torchx into a cache if it is not there, prints the medians and writes
-benchmarks/results/launcher_start.md. The bars: `--help` and `render` take at most half of what torchx's `--help` and
-`run --dryrun` take, for a command line that answers later feels broken.
+`python -m benchmarks.launcher_start` installs torchx into a cache on first use, prints the medians and writes
+benchmarks/results/launcher_start.md. The bars: `--help` and `render` take at most half the time of `torchx --help` and
+`torchx run --dryrun`, because a slower command line feels broken.
 """
 
 import platform
@@ -12,13 +12,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 from benchmarks import peers
+from benchmarks.report import machine, publish
 
 ROUNDS = 15
 BAR = 0.5
-RESULT = Path(__file__).parent / "results" / "launcher_start.md"
 EMPTY, HELP, RENDER = "python -c pass", "python -m launcher --help", "python -m launcher render"
 PEER_HELP, PEER_RENDER = "torchx --help", "torchx run --dryrun"
 LAUNCHER = (sys.executable, "-m", "launcher")
@@ -29,13 +28,13 @@ OURS = {
     "python -m launcher list": (*LAUNCHER, "list", "--backend", "local"),
     RENDER: (*LAUNCHER, "render", "--image", "registry.example/pnas:0.1.0", "--npus", "8"),
 }
-# The same job: one Volcano pod with eight processes. Without a workspace, which would want Docker.
+# The same job: one Volcano pod with eight processes. No workspace, because a workspace needs Docker.
 DRY_RUN = ("--workspace", "", "-s", "kubernetes", "-cfg", "queue=default,namespace=default")
 DRY_RUN_JOB = ("dist.ddp", "-j", "1x8", "--image", "registry.example/pnas:0.1.0", "--script", "main.py")
 
 
 def measure(rounds: int = ROUNDS) -> dict[str, float]:
-    """Median wall seconds of each command; every round runs each of them once, so that noise meets all alike."""
+    """Return the median wall seconds of each command; each round runs every command once, so noise affects all."""
     torchx = str(peers.torchx())
     theirs = {PEER_HELP: (torchx, "--help"), PEER_RENDER: (torchx, "run", "--dryrun", *DRY_RUN, *DRY_RUN_JOB)}
     commands: Mapping[str, Sequence[str]] = {**OURS, **theirs}
@@ -54,12 +53,12 @@ def _seconds(words: Sequence[str]) -> float:
 
 
 def ratios(medians: Mapping[str, float]) -> dict[str, float]:
-    """What has a bar, in shares of the peer's time."""
+    """Return the shares of the peer's time that have a bar."""
     return {HELP: medians[HELP] / medians[PEER_HELP], RENDER: medians[RENDER] / medians[PEER_RENDER]}
 
 
-def table(medians: dict[str, float]) -> str:
-    """The result as a Markdown page with everything that is needed to repeat it."""
+def page(medians: dict[str, float]) -> list[str]:
+    """Return the lines of the page, with the command and the versions that repeat it."""
     base = medians[EMPTY]
     rows = [f"| `{name}` | {value:.3f} | {value - base:+.3f} |" for name, value in medians.items()]
     versions = ", ".join(f"{name} {version(name)}" for name in ("cyclopts", "rich", "pydantic"))
@@ -67,39 +66,26 @@ def table(medians: dict[str, float]) -> str:
         f"- {'met' if ratio <= BAR else 'MISSED'}: `{name}` takes {ratio:.2f} of torchx's time (bar {BAR})"
         for name, ratio in ratios(medians).items()
     ]
-    return "\n".join(
-        [
-            "# Launcher start-up",
-            "",
-            "Command: `python -m benchmarks.launcher_start`",
-            "",
-            f"Median of {ROUNDS} interleaved runs. Python {platform.python_version()}, {versions}; torchx",
-            f"{peers.TORCHX}; {machine()}.",
-            "",
-            f"| command | wall s | more than `{EMPTY}` |",
-            "|---|---|---|",
-            *rows,
-            "",
-            *bars,
-            "",
-        ]
-    )
-
-
-def machine() -> str:
-    """The class of machine: its processor and how many there are."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {len(names) or '?'} CPUs"
+    return [
+        "# Launcher start-up",
+        "",
+        "Command: `python -m benchmarks.launcher_start`",
+        "",
+        f"Median of {ROUNDS} interleaved runs. Python {platform.python_version()}, {versions}; torchx",
+        f"{peers.TORCHX}; {machine()}.",
+        "",
+        f"| command | wall s | more than `{EMPTY}` |",
+        "|---|---|---|",
+        *rows,
+        "",
+        *bars,
+    ]
 
 
 def main() -> int:
-    """Measure, print, keep; exit 1 if a bar is missed."""
+    """Measure and publish; return 1 if a bar is missed."""
     medians = measure()
-    text = table(medians)
-    print(text)
-    RESULT.write_text(text, encoding="utf-8")
+    publish("launcher_start.md", page(medians))
     return 0 if max(ratios(medians).values()) <= BAR else 1
 
 

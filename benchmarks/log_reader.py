@@ -1,7 +1,7 @@
-"""The follower of pods' logs alone, as a program: `python -m benchmarks.log_reader KUBECONFIG NAMESPACE POD plain`.
+"""The follower of pods' logs as a program: `python -m benchmarks.log_reader KUBECONFIG NAMESPACE POD plain`.
 
-It writes a pod's lines to standard output; with `stamped` in place of `plain` it goes on until it is ended, and gives
-each line its stamp. It is apart from `benchmarks.follow` because its memory is measured, and imports count.
+It writes a pod's lines to standard output. With `stamped` instead of `plain` it follows the log until it is killed, and
+each line has its timestamp. It is a separate program because `benchmarks.follow` measures its memory, imports included.
 """
 
 import sys
@@ -17,7 +17,7 @@ from launcher.podlogs.stop import Stop
 
 
 def main(kubeconfig: str, namespace: str, name: str, form: str) -> None:
-    """Write the log; the pod's state is the one that it has now."""
+    """Write the log; read the pod's state once, at the start."""
     api = connect(Place(Path(kubeconfig), None, namespace))
     pod = api.get(PODS, name)
 

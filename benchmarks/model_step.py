@@ -1,7 +1,8 @@
 """A training step of pnasnet5large at 331 px against timm's: time in both memory layouts, and peak memory.
 
-Time: both networks in one process with the same weights and images, steps taken in turns, medians. Memory: a fresh
-process each, as much as the peak of its resident set grows over what the interpreter and its libraries take.
+Time: both networks run in one process with the same weights and images and take steps in turns; the result is the
+median. Memory: each network runs in a new process; the result is the growth of its peak resident set over the
+interpreter and its libraries.
 """
 
 import argparse
@@ -19,17 +20,17 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
 from torch import Tensor, nn
 
+from benchmarks.report import processor, publish
 from trainer.model import pnasnet5large
 
 SIDE, IMAGES, ROUNDS = 331, 2, 5
 LAYOUTS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
 NETWORKS = ("ours", "timm")
 TIME_BAR, MEMORY_BAR = 0.97, 0.90
-RESULT = Path(__file__).parent / "results" / "model_step.md"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print and keep the result; 1 if a bar is missed."""
+    """Measure and publish; return 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "LAYOUT"), help=argparse.SUPPRESS)
     options = parser.parse_args([] if arguments is None else arguments)
@@ -37,10 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(_peak_memory(*options.memory_of)))
         return 0
     seconds = {layout: _step_times(layout) for layout in LAYOUTS}
-    mebibytes = {layout: {network: _measured_apart(network, layout) for network in NETWORKS} for layout in LAYOUTS}
-    report, met = _report(seconds, mebibytes)
-    print(report)
-    RESULT.write_text(report + "\n", encoding="utf-8")
+    mebibytes = {
+        layout: {network: _new_process_peak_memory(network, layout) for network in NETWORKS} for layout in LAYOUTS
+    }
+    lines, met = _report(seconds, mebibytes)
+    publish("model_step.md", lines)
     return 0 if met else 1
 
 
@@ -56,7 +58,7 @@ def _batch(layout: str) -> tuple[Tensor, Tensor]:
 
 
 def _step(network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
-    """One training step; returns its wall time in seconds."""
+    """Take one training step; return its wall time in seconds."""
     start = time.perf_counter()
     optimizer.zero_grad(set_to_none=True)
     F.cross_entropy(network(images), labels).backward()
@@ -65,7 +67,7 @@ def _step(network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, 
 
 
 def _step_times(layout: str) -> dict[str, float]:
-    """Median seconds of each network's step, taken in turns so that the machine's moods meet both."""
+    """Return the median seconds of each network's step; steps take turns, so noise of the machine affects both."""
     networks = {name: _network(name, layout) for name in NETWORKS}
     networks["timm"].load_state_dict(networks["ours"].state_dict())
     optimizers = {name: torch.optim.SGD(network.parameters(), lr=1e-4) for name, network in networks.items()}
@@ -74,7 +76,7 @@ def _step_times(layout: str) -> dict[str, float]:
     for round_ in range(ROUNDS + 1):
         for name in NETWORKS:
             elapsed = _step(networks[name], optimizers[name], images, labels)
-            if round_:  # the first one warms caches and the allocator up
+            if round_:  # the first round warms up caches and the allocator
                 times[name].append(elapsed)
             print(f"\r{layout} round {round_} of {ROUNDS}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
@@ -82,7 +84,7 @@ def _step_times(layout: str) -> dict[str, float]:
 
 
 def _peak_memory(name: str, layout: str) -> float:
-    """MiB by which two training steps raise this process's peak resident set."""
+    """Return the MiB by which two training steps raise this process's peak resident set."""
     before = _peak_resident()
     network = _network(name, layout)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4)
@@ -92,21 +94,21 @@ def _peak_memory(name: str, layout: str) -> float:
 
 
 def _peak_resident() -> int:
-    """Peak resident set in KiB; not getrusage's, which starts at the parent's size."""
+    """Return the peak resident set in KiB; the value of getrusage would start at the parent's size."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
-def _measured_apart(name: str, layout: str) -> float:
+def _new_process_peak_memory(name: str, layout: str) -> float:
     command = [sys.executable, "-m", "benchmarks.model_step", "--memory-of", name, layout]
-    # Large blocks go back to the system at once, so that the peak is of what is in use, not of what malloc keeps.
+    # malloc returns large blocks to the system at once, so that the peak counts only memory in use.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
     return float(json.loads(output))
 
 
-def _report(seconds: dict[str, dict[str, float]], mebibytes: dict[str, dict[str, float]]) -> tuple[str, bool]:
-    """The result as Markdown, and whether both bars are met in the faster layout of each."""
+def _report(seconds: dict[str, dict[str, float]], mebibytes: dict[str, dict[str, float]]) -> tuple[list[str], bool]:
+    """Return the lines of the page, and whether both bars are met in the faster layout of each network."""
     best = {name: min(LAYOUTS, key=lambda layout: seconds[layout][name]) for name in NETWORKS}
     time_ratio = seconds[best["ours"]]["ours"] / seconds[best["timm"]]["timm"]
     memory_ratio = mebibytes[best["ours"]]["ours"] / mebibytes[best["timm"]]["timm"]
@@ -133,14 +135,7 @@ def _report(seconds: dict[str, dict[str, float]], mebibytes: dict[str, dict[str,
         f"Better layout of each ({best['ours']}, {best['timm']}): time {time_ratio:.3f} of timm's (bar {TIME_BAR}), "
         f"peak memory {memory_ratio:.3f} of timm's (bar {MEMORY_BAR}).",
     ]
-    return "\n".join(lines), time_ratio <= TIME_BAR and memory_ratio <= MEMORY_BAR
-
-
-def processor() -> str:
-    """The CPU's model name, where the system tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return lines, time_ratio <= TIME_BAR and memory_ratio <= MEMORY_BAR
 
 
 if __name__ == "__main__":

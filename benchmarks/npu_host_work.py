@@ -1,9 +1,10 @@
-"""What a training step costs on the path of an NPU, against the path of the CPU, in one process and in turns.
+"""The cost of a training step on the path of an NPU, against the path of the CPU, in one process and in turns.
 
-Two figures, both CPU time of one thread. The whole step on the emulated NPU, whose kernels are the CPU's: what the
-emulation adds. And the step's host work, Python and dispatch, which on a real NPU has to keep ahead of the chip: each
-operator is stopped below autograd, and gives back what it gave when the same steps were taken before, so that nothing
-is computed or allocated, by either device. What the stop itself costs is in both, once per operator.
+There are two figures, both CPU time of one thread. The first is the whole step on the emulated NPU, whose kernels run
+on the CPU: it shows what the emulation adds. The second is the host work of the step, Python and dispatch, which must
+keep ahead of the chip on a real NPU. To measure it, each operator is stopped below autograd and returns the result that
+it had when the same steps ran before, so that neither device computes or allocates. Both paths pay for the stop, once
+per operator.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.model_step import processor
+from benchmarks.report import processor, publish
 from tests.npu.machine import build, environment
 from trainer.data.augment import NORMALIZATIONS, device_transform
 from trainer.data.loader import Batch, to_device
@@ -44,14 +45,13 @@ HOST_SIZE = ("pnasnet5large", 64, 2)
 HOST_STEPS, HOST_ROUNDS = 4, 40
 ARITHMETIC = ("fp32", "fp16", "O2")
 CLASSES = 1000
-RESULT = Path(__file__).parent / "results" / "npu_host_work.md"
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """CPU seconds of a step on each path, and how many operators reach a device in it (0: not counted)."""
+    """CPU seconds of a step on each path, and the number of operators that reach a device in it (0: not counted)."""
 
-    what: str
+    name: str
     cpu_s: float
     npu_s: float
     cpu_operators: float = 0
@@ -59,12 +59,12 @@ class Cost:
 
     @property
     def ratio(self) -> float:
-        """The NPU's path to the CPU's."""
+        """The time of the NPU's path divided by the time of the CPU's path."""
         return self.npu_s / self.cpu_s
 
 
-class Stub(TorchDispatchMode):
-    """Operators that compute while they are recorded, and from then on only give back what they gave."""
+class RecordedOperators(TorchDispatchMode):
+    """Records the results of operators; after `rewind`, operators return these results and compute nothing."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
@@ -73,30 +73,30 @@ class Stub(TorchDispatchMode):
 
     @property
     def operators(self) -> int:
-        """How many there are."""
+        """The number of recorded operators."""
         return len(self._recorded)
 
     def rewind(self) -> None:
-        """From now on nothing is computed; the same program runs once more."""
+        """Begin again with the first recorded result; the same program must run again."""
         assert self._next in (None, self.operators), "the program has not been run to its end"
         self._next = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Record or give back."""
+        """Record the operator's result, or return the recorded one."""
         if self._next is None:
             result = func(*args, **(kwargs or {}))
-            self._recorded.append((func, _again(result, args)))
+            self._recorded.append((func, _reproduction(result, args)))
             return result
-        expected, given = self._recorded[self._next]
+        expected, reproduce = self._recorded[self._next]
         assert func is expected, f"{func} where {expected} was recorded"
         self._next += 1
-        return given(args)
+        return reproduce(args)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print and keep the result; 1 if a bar is missed."""
+    """Measure and publish; return 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--on-npus", action="store_true", help=argparse.SUPPRESS)
     if parser.parse_args([] if arguments is None else arguments).on_npus:
@@ -105,16 +105,14 @@ def main(arguments: list[str] | None = None) -> int:
     build()
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.npu_host_work", "--on-npus"],
-        # torch_npu comes with torch: the autograd engine counts the devices at the first backward pass.
+        # A new process, so that torch_npu is loaded with torch: autograd counts the devices at the first backward pass.
         env={**os.environ, **environment(), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
     steps, host = ([Cost(**values) for values in costs] for costs in json.loads(done.stdout.splitlines()[-1]))
-    report = _report(steps, host)
-    print(report)
-    RESULT.write_text(report + "\n", encoding="utf-8")
+    publish("npu_host_work.md", _report(steps, host))
     return 0 if all(cost.ratio <= STEP_BAR for cost in steps) and host[0].ratio <= HOST_BAR else 1
 
 
@@ -129,35 +127,35 @@ def _whole_step(model: str, side: int, images: int, rounds: int) -> Cost:
 
 
 def _host_work() -> list[Cost]:
-    """In each arithmetic of an NPU, against the CPU's own fp32."""
-    stubs = {"cpu": Stub(), **{precision: Stub() for precision in ARITHMETIC}}
+    """Measure the host work in each arithmetic of an NPU, against fp32 on the CPU."""
+    recordings = {"cpu": RecordedOperators(), **{precision: RecordedOperators() for precision in ARITHMETIC}}
     runs = {}
-    for name, stub in stubs.items():
+    for name, recording in recordings.items():
         kind, precision = ("cpu", "fp32") if name == "cpu" else ("npu", name)
         run = _run(kind, precision, *HOST_SIZE, steps=HOST_STEPS)
-        run()  # gradients, momentum and a first loss scale are there from the second time on
-        runs[name] = _stubbed(run, stub)
+        run()  # from the second run on, gradients, momentum and a loss scale exist
+        runs[name] = _without_kernels(run, recording)
     seconds = {name: value / HOST_STEPS for name, value in _in_turns(runs, HOST_ROUNDS).items()}
-    counts = {name: stub.operators / HOST_STEPS for name, stub in stubs.items()}
+    counts = {name: recording.operators / HOST_STEPS for name, recording in recordings.items()}
     return [Cost(name, seconds["cpu"], seconds[name], counts["cpu"], counts[name]) for name in ARITHMETIC]
 
 
-def _stubbed(run: Callable[[], None], stub: Stub) -> Callable[[], None]:
-    with stub:
+def _without_kernels(run: Callable[[], None], recording: RecordedOperators) -> Callable[[], None]:
+    with recording:
         run()
 
-    def again() -> None:
-        stub.rewind()
-        with stub:
+    def run_from_recording() -> None:
+        recording.rewind()
+        with recording:
             run()
 
-    return again
+    return run_from_recording
 
 
 def _run(kind: str, precision: str, model: str, side: int, images: int, *, steps: int) -> Callable[[], None]:
-    """A function that takes some training steps on the device of `kind`."""
+    """Return a function that takes `steps` training steps on the device of `kind`."""
     settings = {"device": kind, "precision": precision, "model": model, "image_size": side, "batch_size": images}
-    # A scale that fits from the first step on, so that every round does the same.
+    # The loss scale is right from the first step on, so that every round does the same work.
     config = TrainConfig.model_validate({**settings, "lr": 1e-4, "loss_scale": 128.0, "log_interval": steps})
     task = dataclasses.replace(WorkerTask.alone(config, Path("unused")), device=kind)
     runtime, watchdog = open_device(kind), watchdog_of(task)
@@ -167,11 +165,11 @@ def _run(kind: str, precision: str, model: str, side: int, images: int, *, steps
     batches = [_batch(images, side) for _ in range(steps)]
     prepare = _preparation(training)
 
-    def take() -> None:
+    def take_steps() -> None:
         on_device = to_device(iter(batches), device)
         list(train_steps(training, on_device, plan, epoch=0, first_step=0, warmup_left=0, prepare=prepare))
 
-    return take
+    return take_steps
 
 
 def _batch(images: int, side: int) -> Batch:
@@ -187,12 +185,12 @@ def _preparation(training: Training) -> Callable[[Batch], Tensor]:
 
 
 def _in_turns(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median CPU seconds of each, taken in turns so that the machine's moods meet all; the first round warms up."""
+    """Return the median CPU seconds of each run; runs take turns, so noise affects all. The first round warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     gc.collect()
     gc.freeze()  # as in a worker
     for round_ in range(rounds + 1):
-        # There and back: who comes after whom costs some percent.
+        # Every other round is in reverse order, because the order changes the time by some percent.
         for name, run in list(runs.items())[:: 1 if round_ % 2 else -1]:
             began = time.process_time()
             run()
@@ -203,22 +201,22 @@ def _in_turns(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, flo
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _again(result: Any, args: tuple[Any, ...]) -> Callable[[tuple[Any, ...]], Any]:
-    """How to give an operator's result once more: the argument that it was, or a tensor of the same memory."""
+def _reproduction(result: Any, args: tuple[Any, ...]) -> Callable[[tuple[Any, ...]], Any]:
+    """Return a function that gives an operator's result again: the same argument, or a tensor of the same memory."""
     if isinstance(result, Tensor):
-        place = next((number for number, argument in enumerate(args) if argument is result), None)
-        if place is not None:
-            return itemgetter(place)
-        kept = result.detach()
-        return lambda _args: kept.detach()
+        position = next((number for number, argument in enumerate(args) if argument is result), None)
+        if position is not None:
+            return itemgetter(position)
+        recorded = result.detach()
+        return lambda _args: recorded.detach()
     if isinstance(result, list | tuple):
-        kind, parts = type(result), [_again(part, args) for part in result]
+        kind, parts = type(result), [_reproduction(part, args) for part in result]
         return lambda args: kind(part(args) for part in parts)
     return lambda _args: result
 
 
-def _report(steps: list[Cost], host: list[Cost]) -> str:
-    lines = [
+def _report(steps: list[Cost], host: list[Cost]) -> list[str]:
+    return [
         "# A training step on the path of an NPU, against the CPU's",
         "",
         "CPU time of one thread, median of steps taken in turns in one process; batches are copied to the device "
@@ -232,7 +230,7 @@ def _report(steps: list[Cost], host: list[Cost]) -> str:
         "",
         "| step | CPU | emulated NPU | ratio |",
         "|---|---|---|---|",
-        *(f"| {cost.what} | {cost.cpu_s:.3f} s | {cost.npu_s:.3f} s | {cost.ratio:.3f} |" for cost in steps),
+        *(f"| {cost.name} | {cost.cpu_s:.3f} s | {cost.npu_s:.3f} s | {cost.ratio:.3f} |" for cost in steps),
         "",
         f"## Host work: Python and dispatch, no kernel runs (bar {HOST_BAR} in fp32)",
         "",
@@ -243,12 +241,11 @@ def _report(steps: list[Cost], host: list[Cost]) -> str:
         "| arithmetic of the NPU | CPU | NPU | ratio | operators, CPU | operators, NPU |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {cost.what} | {cost.cpu_s * 1e3:.1f} ms | {cost.npu_s * 1e3:.1f} ms | {cost.ratio:.3f} "
+            f"| {cost.name} | {cost.cpu_s * 1e3:.1f} ms | {cost.npu_s * 1e3:.1f} ms | {cost.ratio:.3f} "
             f"| {cost.cpu_operators:,.0f} | {cost.npu_operators:,.0f} |"
             for cost in host
         ),
     ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The peers that are measured beside us, at pinned versions; installed into the user's cache when first asked for."""
+"""The peers of the benchmarks, at pinned versions; the first use installs them into the user's cache."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pnas
 
 
 def torchx() -> Path:
-    """The program `torchx`, in an environment of its own: it wants other versions than we do.
+    """Return the program `torchx`, installed in a separate environment because it needs other versions than pnas.
 
     Raises:
         subprocess.CalledProcessError: it cannot be installed.
@@ -27,7 +27,7 @@ def torchx() -> Path:
 
 
 def stern() -> Path:
-    """The program `stern`, built from its own module, which pins what it needs; Go fetches the toolchain it names.
+    """Return the program `stern`, built from its Go module, which pins its requirements; Go fetches the toolchain.
 
     Raises:
         FileNotFoundError: Go is not installed.
