@@ -116,8 +116,11 @@ def test_repeating_the_command_creates_a_job_whose_request_was_lost(
 def test_launchers_that_submit_the_same_job_at_once_start_one_job(backend: ClusterBackend, cluster: Cluster) -> None:
     place = Place(kubeconfig=cluster.kubeconfig, namespace=backend.api.namespace)
     backends = [backend, *(ClusterBackend("batch", connect(place)) for _ in range(2))]
-    result: list[Submitted] = []
-    threads = [threading.Thread(target=lambda each=each: result.append(each.submit(two_nodes()))) for each in backends]
+    submissions: list[Submitted] = []
+    threads = [
+        threading.Thread(target=lambda each_backend=each_backend: submissions.append(each_backend.submit(two_nodes())))
+        for each_backend in backends
+    ]
     with pytest.MonkeyPatch.context() as patch:
         # Python accepts signal handlers only in the main thread. This test sends no Ctrl-C.
         patch.setattr("signal.signal", lambda *_: None)
@@ -125,7 +128,7 @@ def test_launchers_that_submit_the_same_job_at_once_start_one_job(backend: Clust
             thread.start()
         for thread in threads:
             thread.join()
-    assert [each.ref.name for each in result] == ["pair"] * 3
+    assert [submission.ref.name for submission in submissions] == ["pair"] * 3
     assert len(backends[0].list()) == 1
     assert owners(backends[0].api) == ["Job"]
 

@@ -48,22 +48,22 @@ def test_the_same_job_is_one_job_and_other_settings_cannot_take_its_name(termina
     # The job runs until the test cancels it, on a busy machine too: it must not end before the second submit.
     words = ("--npus", "1", "--mode", "full", "--epochs", "1000", "--detach")
     name = terminal.submit(*words).stdout.strip()
-    again = terminal.submit(*words)
-    assert (again.returncode, again.stdout.strip()) == (0, name)
-    assert "is already running" in again.stderr
+    repeated = terminal.submit(*words)
+    assert (repeated.returncode, repeated.stdout.strip()) == (0, name)
+    assert "is already running" in repeated.stderr
     dry_run = terminal.submit(*words, "--dry-run", "server")
     assert (dry_run.returncode, "is already running" in dry_run.stderr) == (0, True), dry_run.stderr
     for check_words in ((), ("--dry-run", "server")):
-        other = terminal.submit(*words, *check_words, "--name", name, "--lr", "0.1")
-        assert other.returncode == 6
-        assert "lr is 0.4, not 0.1" in other.stderr
+        conflicting = terminal.submit(*words, *check_words, "--name", name, "--lr", "0.1")
+        assert conflicting.returncode == 6
+        assert "lr is 0.4, not 0.1" in conflicting.stderr
     assert terminal.run("cancel", name).returncode == 0
     assert terminal.run("wait", name).returncode == 125
     ended = terminal.submit(*words)
     assert ended.returncode == 6
     assert "--again starts a new one" in ended.stderr
-    other = terminal.submit(*words, "--again", "--name", name, "--lr", "0.1")
-    assert (other.returncode, "lr is 0.4, not 0.1" in other.stderr) == (6, True), other.stderr
+    conflicting = terminal.submit(*words, "--again", "--name", name, "--lr", "0.1")
+    assert (conflicting.returncode, "lr is 0.4, not 0.1" in conflicting.stderr) == (6, True), conflicting.stderr
     for expected in ("job        ", "is already running"):
         new = terminal.submit(*words, "--again")
         assert (new.returncode, new.stdout.strip()) == (0, f"{name}-2")
@@ -118,8 +118,8 @@ def test_a_job_that_cannot_be_placed_gives_the_reason_and_ctrl_c_shows_how_to_re
         rest = follower.stdout.read()
     assert follower.returncode == 130
     assert "job waits goes on. Come back with `python -m launcher logs waits -f`" in rest
-    late = terminal.run("wait", "waits", "--timeout", "1")
-    assert late.returncode == 124
+    timed_out = terminal.run("wait", "waits", "--timeout", "1")
+    assert timed_out.returncode == 124
     assert terminal.run("delete", "waits").returncode == 6
     assert terminal.run("delete", "waits", "--force").returncode == 0
 

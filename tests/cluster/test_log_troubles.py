@@ -131,6 +131,6 @@ def test_a_user_with_rights_on_one_job_kind_and_no_events_sees_all_the_rest(
     assert [job["name"] for job in json.loads(listed.stdout)["items"]] == ["seen"]
     assert "warning: not all of the cluster's jobs are shown: " in listed.stderr
     assert "you may not list jobs.batch.volcano.sh" in listed.stderr
-    other = terminal.run("status", "unseen", "--kubeconfig", reader)
-    assert (other.returncode, len(other.stderr.splitlines())) == (3, 1), other.stderr
-    assert "you may not get jobs.batch.volcano.sh" in other.stderr
+    unknown_job = terminal.run("status", "unseen", "--kubeconfig", reader)
+    assert (unknown_job.returncode, len(unknown_job.stderr.splitlines())) == (3, 1), unknown_job.stderr
+    assert "you may not get jobs.batch.volcano.sh" in unknown_job.stderr

@@ -70,8 +70,8 @@ def test_the_log_of_a_container_that_ended_before_the_first_read_is_complete(pod
     assert (content.numbers, content.other_lines, content.gaps) == (list(range(1, 2001)), [], [])
     # A kubelet keeps the log of one ended container per pod, which is now the second one.
     until(lambda: state().pod_ended)
-    again = LogContent().add_all(pod_logs.log("earlier", uid, 0))
-    assert (again.numbers == content.numbers) != bool(again.gaps)
+    second_read = LogContent().add_all(pod_logs.log("earlier", uid, 0))
+    assert (second_read.numbers == content.numbers) != bool(second_read.gaps)
 
 
 def test_a_late_status_does_not_lead_to_the_log_of_another_container(pod_logs: PodLogs) -> None:

@@ -278,9 +278,9 @@ def test_namespaces_without_the_label_stay_unchanged(jobs: JobNamespace) -> None
 
 def test_a_table_is_late_absent_or_wrong_on_request(jobs: JobNamespace) -> None:
     jobs.complete_job("bad")
-    late = jobs.writer(late_s=3600)
-    late.update()
-    late.update()
+    late_writer = jobs.writer(late_s=3600)
+    late_writer.update()
+    late_writer.update()
     jobs.writer(fault="absent").update()
     assert jobs.data("bad") == INITIALIZING
     jobs.writer(fault="missing-device").update()

@@ -56,7 +56,7 @@ class ReplayNamespace:
         self._write((history, change) for history, change in changes if change.at_s <= INITIAL_S)
         self._create_pods(wave)
         started = time.monotonic()
-        for history, change in sorted(changes, key=lambda one: one[1].at_s):
+        for history, change in sorted(changes, key=lambda pair: pair[1].at_s):
             if change.at_s > INITIAL_S:
                 time.sleep(max(0.0, started + change.at_s - time.monotonic()))
                 self._write([(history, change)])

@@ -126,9 +126,9 @@ def test_pods_on_both_nodes_write_to_the_same_claim_without_being_root(
         pod["spec"]["volumes"] = [{"name": "shared", "persistentVolumeClaim": {"claimName": "shared"}}]
         pod["spec"]["containers"][0]["volumeMounts"] = [{"name": "shared", "mountPath": "/shared"}]
     _create(cluster, namespace, *pods)
-    written = [tmp_path / "shared" / node.name for node in cluster.nodes]
-    _until(lambda: all(path.exists() and path.read_text() == "here" for path in written))
-    assert {path.stat().st_uid for path in written} == {images.USER}
+    files = [tmp_path / "shared" / node.name for node in cluster.nodes]
+    _until(lambda: all(path.exists() and path.read_text() == "here" for path in files))
+    assert {path.stat().st_uid for path in files} == {images.USER}
 
 
 def test_not_even_root_can_write_to_the_machines_folders_in_a_pod(cluster: Cluster, namespace: str) -> None:
@@ -175,9 +175,9 @@ def test_a_pod_gets_the_annotations_of_ascends_device_plugin(cluster: Cluster, n
 
 def test_annotations_of_chips_have_the_recorded_form() -> None:
     """Only the device addresses differ from the recording: the test bed invents them."""
-    recorded = json.loads((TABLES / "op-HEAD-2nodes-2x8.json").read_text())["pods"][0]
-    recorded_annotations = recorded["annotations"]
-    pod = {"metadata": {"name": recorded["name"], "uid": recorded["uid"]}}
+    recorded_pod = json.loads((TABLES / "op-HEAD-2nodes-2x8.json").read_text())["pods"][0]
+    recorded_annotations = recorded_pod["annotations"]
+    pod = {"metadata": {"name": recorded_pod["name"], "uid": recorded_pod["uid"]}}
     new_annotations = annotations(pod, "10.123.0.2", recorded_annotations["huawei.com/kltDev"].split(","))
 
     def without_addresses(text: str) -> str:

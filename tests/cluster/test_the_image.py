@@ -59,7 +59,7 @@ def image(cluster: Cluster, built_image: TrainerImage) -> TrainerImage:
 
 def _pod() -> dict[str, Any]:
     places = {"tmp": "/tmp", "home": "/home/pnas"}
-    same = {
+    common = {
         "image": trainer_image.IMAGE,
         "imagePullPolicy": "Never",
         "volumeMounts": [{"name": name, "mountPath": path} for name, path in places.items()],
@@ -70,7 +70,7 @@ def _pod() -> dict[str, Any]:
         },
     }
     spec = {
-        "containers": [{"name": name, **same, **own} for name, (own, _, _) in CONTAINERS.items()],
+        "containers": [{"name": name, **common, **own} for name, (own, _, _) in CONTAINERS.items()],
         "volumes": [{"name": name, "emptyDir": {}} for name in places],
         # The pod names no user: a node can check that the image's user is not root only because it is a number.
         "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},

@@ -56,22 +56,22 @@ def watch(cluster: Cluster) -> Iterator[ClusterWatch]:
 
 @pytest.fixture(scope="module")
 def played(cluster: Cluster, volcano: Volcano, watch: ClusterWatch) -> Iterator[dict[str, Timeline]]:
-    """Run all scenarios with NPUs on only one node, as they were recorded."""
+    """Run all scenarios as recorded, with NPUs on only one node."""
     load_worker(cluster)
-    other = cluster.nodes[1]
+    second_node = cluster.nodes[1]
     with ExitStack() as stack:
         client = stack.enter_context(closing(Client(cluster.kubeconfig)))
         client.create(path(QUEUES), {**SMALL, "spec": {"weight": 1, "capability": {"cpu": "5m"}}})
         stack.callback(client.remove, path(QUEUES, None, "small"))
-        other.make_unhealthy(set(range(8)))
-        stack.callback(other.make_unhealthy, set())
+        second_node.make_unhealthy(set(range(8)))
+        stack.callback(second_node.make_unhealthy, set())
         until(lambda: _npus(cluster) == {"node1": "8", "node2": "0"})
         scenarios: dict[str, Scenario] = {}
         for name in (*WITH_NPUS, *WITHOUT_NPUS):
             scenarios[name] = Scenario(cluster, volcano, watch, name)
             stack.callback(scenarios[name].remove)
         errors = _errors(scenarios)
-        other.make_unhealthy(set())
+        second_node.make_unhealthy(set())
         until(lambda: _npus(cluster) == {"node1": "8", "node2": "8"})
         assert not errors
         yield {name: scenario.timeline for name, scenario in scenarios.items()}
@@ -159,7 +159,7 @@ def test_a_gang_that_does_not_fit_has_no_pod_on_any_node_and_reports_it(scenario
 
 def _placement(scenario: Scenario, pod: str) -> Json:
     conditions = scenario.last_seen(PODS, pod).get("status", {}).get("conditions", ())
-    condition: Json = next((one for one in conditions if one["type"] == "PodScheduled"), {})
+    condition: Json = next((condition for condition in conditions if condition["type"] == "PodScheduled"), {})
     return condition
 
 
@@ -242,14 +242,14 @@ def test_a_job_in_another_namespace_is_neither_changed_nor_run(cluster: Cluster,
 def test_the_webhook_sets_the_defaults_of_a_job(scenario: Scenario) -> None:
     job = job_of("gang-pending")
     task = {"replicas": 2, "template": job["spec"]["tasks"][0]["template"]}
-    made = _dry_run(scenario, {"tasks": [task, task | {"replicas": 1}]})
-    assert (made["queue"], made["schedulerName"], made["maxRetry"], made["minAvailable"]) == (
+    spec = _dry_run(scenario, {"tasks": [task, task | {"replicas": 1}]})
+    assert (spec["queue"], spec["schedulerName"], spec["maxRetry"], spec["minAvailable"]) == (
         "default",
         "volcano",
         3,
         3,
     )
-    assert [(one["name"], one["minAvailable"], one["maxRetry"]) for one in made["tasks"]] == [
+    assert [(task_spec["name"], task_spec["minAvailable"], task_spec["maxRetry"]) for task_spec in spec["tasks"]] == [
         ("default0", 2, 3),
         ("default1", 1, 3),
     ]
@@ -259,8 +259,8 @@ def test_the_webhook_sets_the_defaults_of_a_job(scenario: Scenario) -> None:
 
 def _dry_run(scenario: Scenario, spec: Json) -> Json:
     body = {"apiVersion": "batch.volcano.sh/v1alpha1", "kind": "Job", "metadata": {"name": "tried"}, "spec": spec}
-    made: Json = scenario.client.create(path(JOBS, scenario.namespace), body, dryRun="All")["spec"]
-    return made
+    created: Json = scenario.client.create(path(JOBS, scenario.namespace), body, dryRun="All")["spec"]
+    return created
 
 
 def test_a_dry_run_is_refused_as_the_job_would_be(scenario: Scenario) -> None:
@@ -306,7 +306,7 @@ def _in_state(scenario: Scenario, queue: str, state: str) -> bool:
 
 def test_the_default_queue_cannot_be_deleted(cluster: Cluster, volcano: Volcano) -> None:
     assert volcano.labels
-    # A cluster that does not refuse the deletion would lose a queue of its users.
+    # A cluster that does not refuse the deletion would lose its users' queue.
     cluster.inside("a queue that it may lose")
     with pytest.raises(StartError, match="`default` queue can not be deleted"):
         cluster.kubectl("delete", "queues.scheduling.volcano.sh", "default")

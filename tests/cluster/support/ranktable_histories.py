@@ -68,9 +68,9 @@ def histories() -> list[History]:
     """Return every recorded history of a ConfigMap."""
     collected = []
     for path in sorted(TABLES.glob("*.json")):
-        recorded = json.loads(path.read_text())
-        if recorded.get("configmap_history"):
-            collected.append(_history(path.stem, recorded))
+        recording = json.loads(path.read_text())
+        if recording.get("configmap_history"):
+            collected.append(_history(path.stem, recording))
     return collected
 
 
@@ -114,7 +114,7 @@ def _named_pods(table: Mapping[str, Any], wave: int, outcome: str) -> list[Role]
             wave=wave,
             chips=tuple(int(device["device_id"]) for device in server["device"]),
             ranks=tuple(int(device["rank_id"]) for device in server["device"]),
-            world_size=sum(len(one["device"]) for one in servers),
+            world_size=sum(len(server["device"]) for server in servers),
             node_rank=sorted(firsts).index(firsts[i]),
             master="127.0.0.1" if len(servers) == 1 else servers[firsts.index(min(firsts))]["container_ip"],
             reason=_reason(outcome),
@@ -125,7 +125,7 @@ def _named_pods(table: Mapping[str, Any], wave: int, outcome: str) -> list[Role]
 
 def _from_group(table: Mapping[str, Any], wave: int, outcome: str) -> list[Role]:
     """Return the pods in the order of their names; the nodes have the addresses 10.123.0.1 and .2."""
-    instances = sorted(table["group_list"][0]["instance_list"], key=lambda one: str(one["pod_name"]))
+    instances = sorted(table["group_list"][0]["instance_list"], key=lambda instance: str(instance["pod_name"]))
     roles: list[Role] = []
     rank = 0
     for instance in instances:
@@ -139,7 +139,7 @@ def _from_group(table: Mapping[str, Any], wave: int, outcome: str) -> list[Role]
                 wave=wave,
                 chips=chips,
                 ranks=tuple(range(rank, rank + len(chips))),
-                world_size=sum(len(one["devices"]) for one in instances),
+                world_size=sum(len(pod["devices"]) for pod in instances),
                 node_rank=len(roles),
                 master="127.0.0.1" if len(instances) == 1 else instances[0]["server_id"],
                 reason=_reason(outcome),

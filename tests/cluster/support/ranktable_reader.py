@@ -32,7 +32,7 @@ def find_place(role: str, spec: dict[str, Any]) -> None:
     config = TrainConfig(device="npu", rank_table=table, rank_table_timeout_s=WAITS_S, master_port=spec["port"])
     visible = visible_devices("npu", environ)
     try:
-        found = discover(
+        topology = discover(
             config,
             environ,
             visible=visible,
@@ -42,13 +42,13 @@ def find_place(role: str, spec: dict[str, Any]) -> None:
     except TrainerError as error:
         print_record(role, refused=str(error))
         return
-    copied = found.rank_table
+    copied = topology.rank_table
     assert copied is not None
     place = {
-        "workers": [[worker.rank, worker.local_rank, worker.device_id] for worker in found.workers],
-        "world_size": found.world_size,
-        "node_rank": found.node_rank,
-        "master": found.master_addr,
+        "workers": [[worker.rank, worker.local_rank, worker.device_id] for worker in topology.workers],
+        "world_size": topology.world_size,
+        "node_rank": topology.node_rank,
+        "master": topology.master_addr,
     }
     print_record(
         role,

@@ -26,7 +26,7 @@ def _error_of(steps: Callable[[Scenario], None], scenario: Scenario) -> str:
 
 def job_of(name: str, job: str | None = None) -> Json:
     """Return a recorded Job, by its sample."""
-    return next(one for one in sample(name)["jobs"] if job in {None, one["metadata"]["name"]})
+    return next(candidate for candidate in sample(name)["jobs"] if job in {None, candidate["metadata"]["name"]})
 
 
 def _runs_to_its_end(

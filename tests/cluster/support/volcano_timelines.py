@@ -161,17 +161,17 @@ class ClusterWatch:
         metadata = item["metadata"]
         timeline = self.timelines.setdefault(metadata["namespace"], Timeline())
         key = (kind, metadata["namespace"], metadata["name"])
-        gone = verb == "DELETED"
-        if gone:
+        is_gone = verb == "DELETED"
+        if is_gone:
             self.objects.pop(key, None)
         else:
             self.objects[key] = item
         if kind == JOBS:
             phase = item.get("status", {}).get("state", {}).get("phase", "made")
-            timeline.add_job_phase(metadata["name"], "gone" if gone else phase)
+            timeline.add_job_phase(metadata["name"], "gone" if is_gone else phase)
         elif kind == PODS:
             is_deleted = "deletionTimestamp" in metadata
-            phase = "gone" if gone else "going" if is_deleted else item["status"]["phase"]
+            phase = "gone" if is_gone else "going" if is_deleted else item["status"]["phase"]
             timeline.add_pod_phase(metadata["name"], metadata["uid"], phase)
         elif kind == "events" and item.get("source", {}).get("component") in {"volcano", "vc-controller-manager"}:
             about = item["involvedObject"]
@@ -280,12 +280,12 @@ class Scenario:
             "action": action,
             "target": target | {"controller": True},
         }
-        made = self.client.create(path(COMMANDS, self.namespace), body)
-        where = path(COMMANDS, self.namespace, made["metadata"]["name"])
+        created = self.client.create(path(COMMANDS, self.namespace), body)
+        command_path = path(COMMANDS, self.namespace, created["metadata"]["name"])
         deadline = time.monotonic() + TIMEOUT_S
         with suppress(ApiError):
             while time.monotonic() < deadline:
-                self.client.get(where)
+                self.client.get(command_path)
                 time.sleep(0.1)
 
     def evict(self, pod: str) -> None:

@@ -86,9 +86,9 @@ def client(version: str) -> Path:
             shutil.rmtree(partial, ignore_errors=True)
             install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
             command = [*install, "--target", str(partial), f"kubernetes=={version}"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                last = (done.stderr.splitlines() or ["no output"])[-1]
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            if result.returncode != 0:
+                last = (result.stderr.splitlines() or ["no output"])[-1]
                 raise BuildError(f"pip install kubernetes=={version} failed: {last}")
             partial.rename(folder)
     return folder
@@ -188,13 +188,13 @@ def _go(source: Path, *words: str) -> str:
     if shutil.which("go") is None:
         raise BuildError("go is not installed: install Go 1.26 (1.27's JSON encoder breaks the API server's schema)")
     environ = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false -mod=readonly"}
-    done = subprocess.run(["go", *words], cwd=source, capture_output=True, text=True, check=False, env=environ)
-    if done.returncode != 0:
+    result = subprocess.run(["go", *words], cwd=source, capture_output=True, text=True, check=False, env=environ)
+    if result.returncode != 0:
         log = CACHE / f"{source.name}.log"
-        log.write_text(done.stdout + done.stderr)
-        last = (done.stderr.splitlines() or ["no output"])[-1]
+        log.write_text(result.stdout + result.stderr)
+        last = (result.stderr.splitlines() or ["no output"])[-1]
         raise BuildError(f"go {words[0]} of {source.name} failed: {last} (all of it: {log})")
-    return done.stdout
+    return result.stdout
 
 
 def _pinned_version(source: Path, module: str) -> str:

@@ -74,12 +74,12 @@ def build(folder: Path) -> TrainerImage:
         if not _inspect(cann_image.tag()):
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 cann_image.build(_BUILDAH, Path(scratch), _run)
-        before = _inspect(IMAGE).get("FromImageID")
+        old_base = _inspect(IMAGE).get("FromImageID")
         _run(*command)
         image = _inspect(IMAGE)
-        if before not in (None, image["FromImageID"]):
+        if old_base not in (None, image["FromImageID"]):
             # The old layers would fill the disk, one build after the other.
-            _run(*_BUILDAH, "rmi", str(before))
+            _run(*_BUILDAH, "rmi", str(old_base))
         # To compress an OCI archive would take three times as long.
         _run(*_BUILDAH, "push", IMAGE, f"docker-archive:{archive}:{IMAGE}")
     return TrainerImage(archive, image["OCIv1"]["config"])
@@ -145,17 +145,17 @@ def _reset_times(path: Path) -> None:
 
 def _inspect(image: str) -> dict[str, Any]:
     """Return buildah's description of an image; empty if the image does not exist."""
-    done = subprocess.run([*_BUILDAH, "inspect", "--type=image", image], capture_output=True, text=True, check=False)
-    description: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
+    result = subprocess.run([*_BUILDAH, "inspect", "--type=image", image], capture_output=True, text=True, check=False)
+    description: dict[str, Any] = json.loads(result.stdout) if result.returncode == 0 else {}
     return description
 
 
 def _run(*command: str) -> str:
     """Run a command and return its output."""
-    done = subprocess.run(command, cwd=container_runtime.CHECKOUT, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
+    result = subprocess.run(command, cwd=container_runtime.CHECKOUT, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
         log = binaries.CACHE / "images.log"
-        log.write_text(done.stdout + done.stderr)
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        log.write_text(result.stdout + result.stderr)
+        last = (result.stderr.strip().splitlines() or ["no output"])[-1]
         raise binaries.BuildError(f"{command[0]} failed: {last} (all of it: {log})")
-    return done.stdout.strip()
+    return result.stdout.strip()

@@ -74,7 +74,7 @@ def _mounts(places: Mapping[str, str]) -> list[dict[str, Any]]:
 
 def _chips(environ: Sequence[str]) -> list[dict[str, Any]]:
     """Return a mount for each chip's file in /dev."""
-    chips = next((one.removeprefix(CHIPS) for one in environ if one.startswith(CHIPS)), "")
+    chips = next((variable.removeprefix(CHIPS) for variable in environ if variable.startswith(CHIPS)), "")
     return _mounts({f"/dev/davinci{chip}": os.devnull for chip in chips.split(",") if chip})
 
 

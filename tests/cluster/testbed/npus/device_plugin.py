@@ -112,8 +112,10 @@ def main() -> None:
         try:
             _register(messages, services)
             # On a busy machine, the kubelet may give up connecting, and report it at once or only in its log.
-            seen = plugin.watched.wait(WATCHED_WITHIN_S)
-            while seen and KUBELET_SOCKET.exists() and KUBELET_SOCKET.stat().st_ino == kubelet and SOCKET.exists():
+            is_watched = plugin.watched.wait(WATCHED_WITHIN_S)
+            while (
+                is_watched and KUBELET_SOCKET.exists() and KUBELET_SOCKET.stat().st_ino == kubelet and SOCKET.exists()
+            ):
                 time.sleep(0.5)
         except grpc.RpcError as error:
             _say(f"not registered, trying again: {error}")

@@ -57,10 +57,10 @@ def ranktable_writer(cluster: Cluster, *, late_s: float = 0.0, fault: Fault | No
     name = "ranktable-writer"
     command = [sys.executable, "-m", "tests.cluster.testbed.npus.ranktable_writer", json.dumps(spec)]
     log = folder / "logs" / f"{name}.log"
-    before = log.stat().st_size if log.exists() else 0
+    old_size = log.stat().st_size if log.exists() else 0
     processes.start(name, command, environ={"PYTHONPATH": str(CHECKOUT)})
     try:
-        processes.until(name, lambda: log.stat().st_size > before)
+        processes.until(name, lambda: log.stat().st_size > old_size)
         yield
     finally:
         processes.stop_all()
@@ -232,7 +232,7 @@ class Writer:
         """
         taken = {_index(pod) for pod in pods if RANK_INDEX in pod["metadata"]["annotations"]}
         free = iter(sorted(set(range(len(pods))) - taken))
-        for pod in sorted(pods, key=lambda one: str(one["metadata"]["name"]), reverse=True):
+        for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"]), reverse=True):
             metadata = pod["metadata"]
             if RANK_INDEX not in metadata["annotations"]:
                 metadata["annotations"][RANK_INDEX] = str(next(free))
@@ -264,7 +264,7 @@ class Writer:
 
 
 def _owner(pod: Mapping[str, Any]) -> str | None:
-    owners = (one for one in pod["metadata"].get("ownerReferences", ()) if one.get("controller"))
+    owners = (owner for owner in pod["metadata"].get("ownerReferences", ()) if owner.get("controller"))
     return next((str(owner["uid"]) for owner in owners), None)
 
 

@@ -110,10 +110,10 @@ class Controller:
         names = {queue["metadata"]["name"] for queue in queue_list}
         for job in jobs:
             if "deletionTimestamp" not in job["metadata"]:
-                own = [pod for pod in pods if _belongs(pod, job)]
+                own_pods = [pod for pod in pods if _belongs(pod, job)]
                 group = groups.get(objects.group_name(job))
                 state = self._states.setdefault(job["metadata"]["uid"], _JobState())
-                self._reconcile(_JobView(_with_defaults(job), own, group, state), commands, names)
+                self._reconcile(_JobView(_with_defaults(job), own_pods, group, state), commands, names)
         for command in commands:
             if command["target"]["kind"] == "Queue":
                 queues.execute(self._client, self._recorder, command, queue_list, all_groups)
@@ -200,8 +200,8 @@ class Controller:
         try:
             self._create_plugin_objects(job, state)
         except PluginError as error:
-            said = f"Execute plugin when job add failed, err: {error}"
-            self._recorder.event("Job", job, "PluginError", said, warning=True)
+            message = f"Execute plugin when job add failed, err: {error}"
+            self._recorder.event("Job", job, "PluginError", message, warning=True)
             self._retry_later(view)
             return
         state.tries = 0
@@ -229,12 +229,12 @@ class Controller:
     def _update_counts(self, job: Json, pods: Sequence[Json], state: _JobState) -> None:
         status = job["status"]
         counted = (*rules.COUNTS, "taskStatusCount", "controlledResources")
-        before = {key: status.pop(key, None) for key in counted}
+        old_counts = {key: status.pop(key, None) for key in counted}
         status |= rules.counts(pods)
-        if state.plugged and (made := plugins.controlled_resources(job)):
-            status["controlledResources"] = made
+        if state.plugged and (resources := plugins.controlled_resources(job)):
+            status["controlledResources"] = resources
         phase = rules.next_phase(job["spec"], status)
-        if phase != status["state"]["phase"] or before != {key: status.get(key) for key in counted}:
+        if phase != status["state"]["phase"] or old_counts != {key: status.get(key) for key in counted}:
             self._write_status(job, phase)
 
     def _restart(self, job: Json, pods: Sequence[Json]) -> None:
@@ -274,7 +274,7 @@ class Controller:
         """Write the status; the phase may be unchanged."""
         status, metadata = job["status"], job["metadata"]
         status["state"] = {"phase": phase, "lastTransitionTime": timestamp()}
-        earlier = [one for one in status.get("conditions", ()) if one["status"] != phase]
+        earlier = [condition for condition in status.get("conditions", ()) if condition["status"] != phase]
         status["conditions"] = [*earlier, {"status": phase, "lastTransitionTime": timestamp()}]
         written = self._client.replace(path(JOBS, metadata["namespace"], metadata["name"], "status"), job)
         metadata["resourceVersion"] = written["metadata"]["resourceVersion"]
@@ -285,19 +285,21 @@ class Controller:
         state.tries += 1
         state.next_try = time.monotonic() + retry_delay(state.tries)
         if state.tries > TRIES:
-            said = "Job failed on action SyncJob for retry limit reached"
-            self._recorder.event("Job", view.job, "ExecuteAction", said)
+            message = "Job failed on action SyncJob for retry limit reached"
+            self._recorder.event("Job", view.job, "ExecuteAction", message)
             self._kill(view, "Terminating")
 
     def _report_group(self, job: Json, group: Json, state: _JobState) -> None:
         """Write an event for the Job that says why it waits, for a user who looks only at the Job."""
-        true = [one for one in group.get("status", {}).get("conditions", ()) if one["status"] == "True"]
-        newest = max(true, key=lambda one: str(one["lastTransitionTime"]), default=None)
+        true_conditions = [
+            condition for condition in group.get("status", {}).get("conditions", ()) if condition["status"] == "True"
+        ]
+        newest = max(true_conditions, key=lambda condition: str(condition["lastTransitionTime"]), default=None)
         if newest is None or newest["type"] == "Scheduled":
             return
-        said = (newest["message"], newest["lastTransitionTime"])
-        if said != state.reported:
-            state.reported = said
+        report = (newest["message"], newest["lastTransitionTime"])
+        if report != state.reported:
+            state.reported = report
             name = f"{job['metadata']['namespace']}:{job['metadata']['name']}"
             message = f"PodGroup {name} {newest['type'].lower()}, reason: {newest['message']}"
             self._recorder.event("Job", job, "PodGroupPending", message, warning=True)
@@ -307,8 +309,8 @@ class Controller:
         if after is None or job_state["phase"] not in rules.ENDED:
             return
         if time.time() >= _seconds(job_state["lastTransitionTime"]) + after:
-            where = path(JOBS, metadata["namespace"], metadata["name"])
-            self._client.remove(where, uid=metadata["uid"], propagation="Foreground")
+            job_path = path(JOBS, metadata["namespace"], metadata["name"])
+            self._client.remove(job_path, uid=metadata["uid"], propagation="Foreground")
 
 
 def retry_delay(number: int) -> float:

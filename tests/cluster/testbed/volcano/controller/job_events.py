@@ -52,36 +52,42 @@ class JobEvents:
     def update(self, job: Json, pods: Sequence[Json], group: Json | None) -> None:
         """Find the events since the last update; ignore the `pods` that belong to an older Job of the same name."""
         uid = job["metadata"]["uid"]
-        own = [pod for pod in pods if any(owner["uid"] == uid for owner in pod["metadata"].get("ownerReferences", ()))]
-        for event in (*self._gone(uid, own), *self._failed(uid, own), *self._of_tasks(job, uid, own)):
+        own_pods = [
+            pod for pod in pods if any(owner["uid"] == uid for owner in pod["metadata"].get("ownerReferences", ()))
+        ]
+        for event in (
+            *self._evictions(uid, own_pods),
+            *self._failures(uid, own_pods),
+            *self._task_events(job, uid, own_pods),
+        ):
             self._pending.setdefault(uid, []).append(event)
         unknown = group is not None and group.get("status", {}).get("phase") == "Unknown"
-        if unknown and self._first(uid, "Unknown"):
+        if unknown and self._is_new(uid, "Unknown"):
             # A PodGroup's change carries no version, which means the first.
             self._pending.setdefault(uid, []).append(JobEvent("Unknown", "", 0))
         if not unknown:
             self._reported.discard((uid, "Unknown"))
 
-    def _first(self, *event_key: object) -> bool:
-        before = event_key in self._reported
+    def _is_new(self, *event_key: object) -> bool:
+        is_known = event_key in self._reported
         self._reported.add(event_key)
-        return not before
+        return not is_known
 
-    def _gone(self, job: str, pods: Sequence[Json]) -> list[JobEvent]:
+    def _evictions(self, job: str, pods: Sequence[Json]) -> list[JobEvent]:
         uids = {pod["metadata"]["uid"] for pod in pods}
-        missing = [uid for uid, known in self._known.items() if known.job == job and uid not in uids]
+        missing = [uid for uid, pod_record in self._known.items() if pod_record.job == job and uid not in uids]
         events: list[JobEvent] = []
         for uid in missing:
-            known = self._known.pop(uid)
+            pod_record = self._known.pop(uid)
             if uid not in self._own_deletions:
-                events.append(JobEvent("PodEvicted", known.task, known.version, pod=known.name))
+                events.append(JobEvent("PodEvicted", pod_record.task, pod_record.version, pod=pod_record.name))
             self._own_deletions.discard(uid)
         for pod in pods:
-            known = _KnownPod(job, annotation(pod, SPEC), int(annotation(pod, VERSION)), pod["metadata"]["name"])
-            self._known[pod["metadata"]["uid"]] = known
+            pod_record = _KnownPod(job, annotation(pod, SPEC), int(annotation(pod, VERSION)), pod["metadata"]["name"])
+            self._known[pod["metadata"]["uid"]] = pod_record
         return events
 
-    def _failed(self, job: str, pods: Sequence[Json]) -> list[JobEvent]:
+    def _failures(self, job: str, pods: Sequence[Json]) -> list[JobEvent]:
         return [
             JobEvent(
                 "PodFailed",
@@ -94,21 +100,21 @@ class JobEvents:
             # The containers of a deleted pod fail, too; when it is gone, it counts as evicted.
             if pod["status"]["phase"] == "Failed"
             and not is_terminating(pod)
-            and self._first(job, "PodFailed", pod["metadata"]["uid"])
+            and self._is_new(job, "PodFailed", pod["metadata"]["uid"])
         ]
 
-    def _of_tasks(self, job: Json, uid: str, pods: Sequence[Json]) -> list[JobEvent]:
+    def _task_events(self, job: Json, uid: str, pods: Sequence[Json]) -> list[JobEvent]:
         events: list[JobEvent] = []
         for task in job["spec"]["tasks"]:
-            own = [pod for pod in pods if annotation(pod, SPEC) == task["name"]]
-            if not own:
+            own_pods = [pod for pod in pods if annotation(pod, SPEC) == task["name"]]
+            if not own_pods:
                 continue
-            version = max(int(annotation(pod, VERSION)) for pod in own)
-            succeeded = [pod["metadata"]["uid"] for pod in own if pod["status"]["phase"] == "Succeeded"]
-            if len(succeeded) >= task["replicas"] and self._first(uid, "TaskCompleted", *sorted(succeeded)):
+            version = max(int(annotation(pod, VERSION)) for pod in own_pods)
+            succeeded = [pod["metadata"]["uid"] for pod in own_pods if pod["status"]["phase"] == "Succeeded"]
+            if len(succeeded) >= task["replicas"] and self._is_new(uid, "TaskCompleted", *sorted(succeeded)):
                 events.append(JobEvent("TaskCompleted", task["name"], version))
-            restarts = rules.count_restarts(own, task["name"])
-            if restarts >= task.get("maxRetry", 3) and self._first(uid, "TaskFailed", task["name"], version, restarts):
+            restarts = rules.count_restarts(own_pods, task["name"])
+            if restarts >= task.get("maxRetry", 3) and self._is_new(uid, "TaskFailed", task["name"], version, restarts):
                 events.append(JobEvent("TaskFailed", task["name"], version))
         return events
 

@@ -53,12 +53,12 @@ class OwnedObjects:
     def ensure_pod_group(self, job: Json, group: Json | None) -> Json:
         """Return the Job's PodGroup; create or change it if necessary."""
         desired = objects.pod_group(job)
-        where = path(GROUPS, job["metadata"]["namespace"])
+        groups_path = path(GROUPS, job["metadata"]["namespace"])
         if group is None:
-            return self._client.create(where, desired)
+            return self._client.create(groups_path, desired)
         if any(desired["spec"][key] and group["spec"].get(key) != desired["spec"][key] for key in _SCALED):
             changes = {key: desired["spec"][key] for key in _SCALED}
-            changed: Json = self._client.merge(f"{where}/{group['metadata']['name']}", {"spec": changes})
+            changed: Json = self._client.merge(f"{groups_path}/{group['metadata']['name']}", {"spec": changes})
             return changed
         return group
 
@@ -78,8 +78,8 @@ class OwnedObjects:
                     continue
                 # 409: a pod of an older Job of this name still exists.
                 with ignoring(409):
-                    where = path(PODS, job["metadata"]["namespace"])
-                    current.append(self._client.create(where, objects.pod(job, task, index)))
+                    pods_path = path(PODS, job["metadata"]["namespace"])
+                    current.append(self._client.create(pods_path, objects.pod(job, task, index)))
         for pod in surplus.values():
             if not is_terminating(pod):
                 self.delete_pod(pod)

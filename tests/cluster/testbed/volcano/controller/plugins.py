@@ -72,8 +72,8 @@ def _service(job: Json) -> Json:
 
 
 def _policy(job: Json) -> Json:
-    same = {"podSelector": {"matchLabels": _selector(job)}}
-    return {**same, "policyTypes": ["Ingress"], "ingress": [{"from": [same]}]}
+    own_pods = {"podSelector": {"matchLabels": _selector(job)}}
+    return {**own_pods, "policyTypes": ["Ingress"], "ingress": [{"from": [own_pods]}]}
 
 
 def _keys(job: Json) -> dict[str, str]:

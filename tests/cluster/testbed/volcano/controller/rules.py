@@ -58,8 +58,8 @@ def action(spec: Json, version: int, event: JobEvent) -> str | None:
     """Return the action of the first matching policy: first the task's policies, then the Job's."""
     if event.version < version:
         return None
-    own = [task.get("policies") or [] for task in spec["tasks"] if task["name"] == event.task]
-    for policies in (*own, spec.get("policies") or []):
+    task_policies = [task.get("policies") or [] for task in spec["tasks"] if task["name"] == event.task]
+    for policies in (*task_policies, spec.get("policies") or []):
         for policy in policies:
             events = {*(policy.get("events") or ()), policy.get("event")}
             if {event.event, "*"} & events or 0 != policy.get("exitCode", 0) == event.exit_code:
@@ -85,32 +85,32 @@ def counts(pods: Iterable[Json]) -> Json:
 def next_phase(spec: Json, status: Json) -> str:
     """Return the phase that follows from the counts in `status`, which may be the current one."""
     phase: str = status["state"]["phase"]
-    least = spec.get("minAvailable", 0)
+    minimum = spec.get("minAvailable", 0)
     number = {key: status.get(key, 0) for key in COUNTS}
-    if phase == "Pending" and number["running"] + number["succeeded"] + number["failed"] >= least:
+    if phase == "Pending" and number["running"] + number["succeeded"] + number["failed"] >= minimum:
         return "Running"
     if phase == "Running":
         return _of_running(spec, status, number)
     if phase == "Restarting":
         if status.get("retryCount", 0) >= spec.get("maxRetry", 0):
             return "Failed"
-        return "Pending" if replicas(spec) - number["terminating"] >= least else phase
+        return "Pending" if replicas(spec) - number["terminating"] >= minimum else phase
     return phase
 
 
 def _of_running(spec: Json, status: Json, number: Mapping[str, int]) -> str:
-    total, least = replicas(spec), spec.get("minAvailable", 0)
+    total, minimum = replicas(spec), spec.get("minAvailable", 0)
     enough = spec.get("minSuccess")
     if total == 0:
         return "Running"
     if enough is not None and number["succeeded"] >= enough:
         return "Completed"
     if number["succeeded"] + number["failed"] == total:
-        fewer = least >= task_minimum(spec) and any(
+        fewer = minimum >= task_minimum(spec) and any(
             _succeeded(status, task) < task["minAvailable"] for task in spec["tasks"] if "minAvailable" in task
         )
-        return "Failed" if fewer or enough is not None or number["succeeded"] < least else "Completed"
-    return "Pending" if number["pending"] > total - least else "Running"
+        return "Failed" if fewer or enough is not None or number["succeeded"] < minimum else "Completed"
+    return "Pending" if number["pending"] > total - minimum else "Running"
 
 
 def task_minimum(spec: Json) -> int:

@@ -55,13 +55,15 @@ class Scheduler:
             own_groups, key=lambda group: (group["metadata"]["creationTimestamp"], group["metadata"]["name"])
         )
         members = {group["metadata"]["uid"]: _members(group, pods) for group in groups}
-        before = {group["metadata"]["uid"]: repr(group.get("status")) for group in groups}
+        old_statuses = {group["metadata"]["uid"]: repr(group.get("status")) for group in groups}
         capacities = placement.node_capacities(nodes, pods)
         refused = self._admit(groups, members, queues, nodes, pods)
         for group in groups:
             uid = group["metadata"]["uid"]
             with ignoring(403, 404, 409):
-                capacities = self._session(group, members[uid], capacities, before[uid], admitted=uid not in refused)
+                capacities = self._session(
+                    group, members[uid], capacities, old_statuses[uid], admitted=uid not in refused
+                )
         self._write_allocated(queues, groups, members)
 
     def _queues(self) -> dict[str, Json]:
@@ -106,17 +108,17 @@ class Scheduler:
             ]
             capability = quantities.parse_all(queues.get(name, {}).get("spec", {}).get("capability"))
             limited = {key: value for key, value in quantities.add(minimum, *of_queue).items() if key in capability}
-            short = quantities.shortages(limited, capability)
+            insufficient = quantities.shortages(limited, capability)
             requests = quantities.add(minimum, used, *promised.values())
-            over = [
+            overused = [
                 key for key in quantities.shortages(requests, quantities.multiply(total, OVERCOMMIT)) if key in minimum
             ]
-            if short or over:
+            if insufficient or overused:
                 refused.add(group["metadata"]["uid"])
                 status["phase"] = "Pending"
-                message = f"resource in cluster is overused: overused {', '.join(over)}"
-                if short:
-                    message = f"queue resource quota insufficient: insufficient {', '.join(short)}"
+                message = f"resource in cluster is overused: overused {', '.join(overused)}"
+                if insufficient:
+                    message = f"queue resource quota insufficient: insufficient {', '.join(insufficient)}"
                 self._recorder.event("PodGroup", group, "Unschedulable", message)
             else:
                 status["phase"] = "Inqueue"
@@ -177,10 +179,10 @@ class Scheduler:
         if any(condition.items() <= existing.items() for existing in pod["status"].get("conditions", ())):
             return
         metadata = pod["metadata"]
-        where = path(PODS, metadata["namespace"], metadata["name"], "status")
+        status_path = path(PODS, metadata["namespace"], metadata["name"], "status")
         with ignoring(404):
             self._client.merge_conditions(
-                where, {"status": {"conditions": [condition | {"lastTransitionTime": timestamp()}]}}
+                status_path, {"status": {"conditions": [condition | {"lastTransitionTime": timestamp()}]}}
             )
         self._recorder.event("Pod", pod, "FailedScheduling", message, warning=True)
 
@@ -195,16 +197,18 @@ class Scheduler:
 
     def _write_allocated(self, queues: dict[str, Json], groups: Sequence[Json], members: dict[str, list[Json]]) -> None:
         for name, queue in queues.items():
-            own = [members[group["metadata"]["uid"]] for group in groups if group["spec"].get("queue", DEFAULT) == name]
+            own_pods = [
+                members[group["metadata"]["uid"]] for group in groups if group["spec"].get("queue", DEFAULT) == name
+            ]
             held = quantities.parse_all({"cpu": 0, "memory": 0})
-            held = quantities.add(held, *(_bound(pods) for pods in own))
+            held = quantities.add(held, *(_bound(pods) for pods in own_pods))
             allocated = {key: quantities.to_text(value, resource=key) for key, value in held.items()}
             if queue.get("status", {}).get("allocated") != allocated:
                 # Null removes a resource that a merge would keep.
                 removed = dict.fromkeys(queue.get("status", {}).get("allocated", {}).keys() - allocated.keys())
-                where = path(QUEUES, None, name, "status")
+                status_path = path(QUEUES, None, name, "status")
                 with ignoring(404):
-                    self._client.merge(where, {"status": {"allocated": allocated | removed, "reservation": {}}})
+                    self._client.merge(status_path, {"status": {"allocated": allocated | removed, "reservation": {}}})
 
 
 def _members(group: Json, pods: Sequence[Json]) -> list[Json]:
