@@ -22,7 +22,7 @@ CLUSTER = Path("tests/cluster")
 SECOND_CLUSTER = [
     str(CLUSTER / f"test_{name}.py")
     for name in (
-        *("volcano", "launcher_volcano", "ranktable_writer", "recorded_ranktables", "rotation", "rights"),
+        *("volcano_stand_in", "volcano_jobs", "ranktable_writer", "recorded_ranktables", "log_rotation", "rights"),
         *("the_chart", "the_image", "the_quickstart", "playground"),
     )
 ]

@@ -13,7 +13,7 @@ from tests.cluster.testbed.npus.pod_annotations import REAL
 
 
 def test_a_model_is_trained_then_finetuned_then_evaluated(terminal: Terminal) -> None:
-    """The jobs of test_launcher_batch.py use the mode `performance`; the quickstart uses eight NPUs."""
+    """The jobs of test_batch_jobs.py use the mode `performance`; the quickstart uses eight NPUs."""
     trained = terminal.submit("--npus", "1", "--mode", "full", "--epochs", "1", "--name", "first")
     assert trained.returncode == 0, trained.stderr
     weights = "/output/first/checkpoints/best.safetensors"

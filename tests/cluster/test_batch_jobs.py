@@ -282,7 +282,7 @@ def test_manifests_are_the_same_bytes_each_time_and_kubectl_accepts_them(termina
 
 
 def test_two_nodes_find_each_other_by_the_headless_service_which_goes_with_the_job(terminal: Terminal) -> None:
-    """test_launcher_volcano.py tests a gang of 16 devices."""
+    """test_volcano_jobs.py tests a gang of 16 devices."""
     result = terminal.submit("--npus", "1", "--nodes", "2", "--mode", "performance", "--name", "wide")
     assert result.returncode == 0, result.stdout + result.stderr
     assert " lines from 2 devices, 0 missing" in result.stdout
