@@ -32,12 +32,13 @@ quick: check unit  ## Lint, types and the unit tests
 unit: $(VENV)/test.stamp  ## The unit tests, in two processes (less than a minute on two cores)
 	$(BIN)/python -m tests unit
 
-check: $(VENV)/test.stamp  ## Lint, format, types, import contracts, dead code, YAML
+check: $(VENV)/test.stamp  ## Lint, format, types, import contracts, dead code, plain English, YAML
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(if $(filter $(NEWEST),$(TORCH)),$(BIN)/mypy,@echo "types: checked only with torch $(NEWEST), because torch $(TORCH) has other annotations")
 	$(BIN)/lint-imports
 	$(BIN)/vulture
+	$(BIN)/python -m tests.plain_english
 	$(BIN)/yamllint --strict .
 
 format: $(VENV)/test.stamp  ## Format the code

@@ -1,7 +1,7 @@
 """Install pinned packages into the environment of this Python: `python requirements/install.py requirements/X.txt`.
 
-uv has the six gigabytes of torch installed in a third of pip's time, and refuses as pip does a package that is not the
-one that was tested. Where an index is in pip's configuration alone, uv does not find it, and pip installs in its place.
+uv installs the six gigabytes of torch in a third of pip's time. Like pip, it refuses a package whose hash is not the
+tested one. uv does not read pip's configuration: if an index is configured only there, uv fails and pip installs.
 """
 
 import re
@@ -11,24 +11,24 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-# Where uv is pinned; it is of no use to those who only run.
+# This file pins uv. The files for running do not, because only an installation needs uv.
 TOOLS = FOLDER / "test-2.14.1.txt"
-# They are all that is needed: what torch requires beside them, as triton, is left out on purpose (lock.py).
+# The file is complete. lock.py leaves some requirements of torch out on purpose, such as triton.
 PINNED = ("--quiet", "--no-deps", "--require-hashes", "--requirement")
 PIP = (sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *PINNED)
 UV = (str(Path(sys.executable).with_name("uv")), "pip", "install", "--python", sys.executable, "--compile-bytecode")
 
 
 def install(requirements: str) -> int:
-    """Install what the file pins; the exit code of who has tried last."""
-    found = re.search(r"^uv==.*\n(?:    --hash=.*\n?)+", TOOLS.read_text(), re.MULTILINE)
-    assert found is not None, f"{TOOLS} does not pin uv"
+    """Install the pinned packages with uv, then with pip if uv fails, and return the exit code of the last attempt."""
+    uv_pin = re.search(r"^uv==.*\n(?:    --hash=.*\n?)+", TOOLS.read_text(), re.MULTILINE)
+    assert uv_pin is not None, f"{TOOLS} does not pin uv"
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as uv:
-        uv.write(found[0])
+        uv.write(uv_pin[0])
         uv.flush()
         code = _run(*PIP, uv.name) or _run(*UV, *PINNED, requirements)
     if code != 0:
-        sys.stderr.write("uv could not install them (see above); pip tries\n")
+        sys.stderr.write("uv could not install the packages (see above); trying pip\n")
         code = _run(*PIP, requirements)
     return code
 

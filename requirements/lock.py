@@ -1,8 +1,8 @@
 """Pin every package with its hashes for one version of torch: `python requirements/lock.py 2.14.1`.
 
-`test-<torch>.txt` holds all that `make test` needs; `run-<torch>.txt` only what `make run` needs, in the same versions.
-For the torch of the images (docker/Dockerfile.ascend) there are, in its place, `npu-<torch>.txt` and `cpu-<torch>.txt`,
-for Linux on aarch64 and on x86_64. Index addresses stay out of the files.
+`test-<torch>.txt` pins all packages of `make test`, and `run-<torch>.txt` those for `make run`, in equal versions.
+For the torch of the images (docker/Dockerfile.ascend), `npu-<torch>.txt` and `cpu-<torch>.txt` replace the latter; they
+are for Linux on aarch64 and on x86_64. The files contain no index addresses.
 """
 
 import re
@@ -16,12 +16,12 @@ FOLDER = Path(__file__).parent
 COMMAND = [
     *("uv", "pip", "compile", "pyproject.toml", "--generate-hashes"),
     *("--no-emit-index-url", "--no-emit-find-links", "--no-header", "--no-annotate", "--quiet"),
-    # torch's compiler for CUDA, and bindings that torch does without where they are missing: 0.9 GB, and 0.16 of 2.1
-    # CPU seconds in which a worker imports torch (2.14.1).
+    # torch's compiler for CUDA, and bindings that are optional for torch. They take 0.9 GB, and 0.16 of the 2.1 CPU
+    # seconds in which a worker imports torch (2.14.1).
     *(word for package in ("triton", "cuda-bindings", "cuda-pathfinder") for word in ("--no-emit-package", package)),
 ]
 ANYWHERE = ("--universal", "--python-version", "3.10")
-# CANN's images have this Python. PyPI's torch for aarch64 is without CUDA, and so is all that it requires.
+# CANN's images have this Python. For aarch64, PyPI's torch and its requirements come without CUDA.
 IN_AN_IMAGE = ("--python-platform", "aarch64-manylinux_2_28", "--python-version", "3.11")
 IMAGES_TORCH = "2.9.0"
 IMAGES = {
@@ -29,13 +29,13 @@ IMAGES = {
     # torch.npu.set_device fails on CANN below 9 with numpy 2 (vllm-ascend's issue 2210).
     "npu": {"extras": ["npu"], "pins": [f"torch-npu=={IMAGES_TORCH}", "numpy<2"]},
 }
-# PyPI's torch for x86_64 has four gigabytes of CUDA with it, and torch_npu's wheel refuses it: it requires +cpu, which
-# only PyTorch's own index has. The hash is that index's for CPython 3.11.
+# PyPI's torch for x86_64 brings four gigabytes of CUDA, and torch_npu's wheel refuses it. torch_npu requires the +cpu
+# build, which only PyTorch's own index has. The hash belongs to its wheel for CPython 3.11.
 WITHOUT_CUDA = "add3e93ecc1eeaa6853f6a973ce60ffb3cb14ed2e80f5055e139b09385dce0a7"
 
 
 def lock(torch: str) -> None:
-    """Write the files for this version of torch."""
+    """Write the requirement files for this version of torch."""
     everything = FOLDER / f"test-{torch}.txt"
     _compile(["demo", "test", "dev"], [f"torch=={torch}"], everything, ANYWHERE)
     pins = [line.split("\\")[0].strip() for line in everything.read_text().splitlines() if "==" in line]
@@ -43,20 +43,21 @@ def lock(torch: str) -> None:
         _compile(["demo"], pins, FOLDER / f"run-{torch}.txt", ANYWHERE)
         return
     for device, image in IMAGES.items():
-        named = {re.split("[<=]", pin)[0] for pin in image["pins"]}
-        tested = [pin for pin in pins if pin.split("==")[0] not in named]
+        replaced = {re.split("[<=]", pin)[0] for pin in image["pins"]}
+        tested = [pin for pin in pins if pin.split("==")[0] not in replaced]
         output = FOLDER / f"{device}-{torch}.txt"
         _compile(image["extras"], [*tested, *image["pins"]], output, IN_AN_IMAGE)
         output.write_text(for_both_machines(output.read_text()))
 
 
 def for_both_machines(text: str) -> str:
-    """Requirements of an aarch64 machine, as those of an x86_64 one, too.
+    """Extend the requirements of an aarch64 machine to x86_64, and return them.
 
-    torchvision for x86_64 is left out: no PyPI has the one without CUDA. docker/Dockerfile.ascend installs it.
+    They leave out torchvision for x86_64, because PyPI has no build of it without CUDA. docker/Dockerfile.ascend
+    installs it.
     """
     x86_64 = f"torch=={IMAGES_TORCH}+cpu ; platform_machine == 'x86_64' \\\n    --hash=sha256:{WITHOUT_CUDA}\n"
-    text = re.sub(r"^torch==.*\n(?:    --hash.*\n)+", lambda found: found[0] + x86_64, text, flags=re.MULTILINE)
+    text = re.sub(r"^torch==.*\n(?:    --hash.*\n)+", lambda pin: pin[0] + x86_64, text, flags=re.MULTILINE)
     aarch64 = r"\1 ; platform_machine == 'aarch64' \\"
     return re.sub(r"^((?:torch|torchvision)==[0-9.]+) \\$", aarch64, text, flags=re.MULTILINE)
 

@@ -1,4 +1,4 @@
-"""docker/Dockerfile.ascend is clean, and agrees with what the packages say of themselves."""
+"""docker/Dockerfile.ascend is clean, and agrees with the versions of the project and of the locked packages."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def test_hadolint_finds_nothing() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_the_entry_script_becomes_its_command_where_there_is_no_cann_too() -> None:
+def test_the_entry_script_becomes_its_command_even_without_cann() -> None:
     entry = ["bash", str(ROOT / "docker" / "entrypoint.sh")]
     done = subprocess.run(
         [*entry, "sh", "-c", "echo $1 $PPID; exit 75", "sh", "a b"], capture_output=True, text=True, check=False
@@ -36,7 +36,7 @@ def test_its_label_is_the_packages_version() -> None:
     assert f'org.opencontainers.image.version="{VERSION}"' in TEXT
 
 
-def test_what_it_installs_beside_the_lock_is_the_locks_version() -> None:
+def test_the_separately_installed_torchvision_has_the_locked_version() -> None:
     (torchvision,) = re.findall(r"^ARG TORCHVISION=(.*)\+cpu$", TEXT, flags=re.MULTILINE)
     assert torchvision == LOCKED["torchvision"]
 

@@ -1,4 +1,4 @@
-"""docs/options.md says what the code says."""
+"""docs/options.md describes every option of the code."""
 
 from docs.options import PAGE, page
 from trainer.shared.config import TrainConfig
@@ -6,7 +6,7 @@ from trainer.shared.config.layers import flag_name
 
 
 def test_the_page_is_not_stale() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), "write it anew: python -m docs.options"
+    assert PAGE.read_text(encoding="utf-8") == page(), "write it again: python -m docs.options"
 
 
 def test_every_option_has_its_row() -> None:

@@ -1,4 +1,4 @@
-"""What pip installs is the whole program: the wheel alone renders manifests and trains by its profiles."""
+"""pip installs the whole program: without the checkout, the wheel renders manifests and reads its profiles."""
 
 import os
 import subprocess
@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with nothing but what is in the wheel."""
+    """Return a folder with only the contents of the wheel."""
     folder = tmp_path_factory.mktemp("wheel")
     build = ["wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"]
-    # A build writes beside what it builds: it gets a copy.
+    # A build writes into its source folder, so it gets a copy of the checkout.
     source = folder / "source"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
     for name in filter(None, listed.stdout.split("\0")):
@@ -34,7 +34,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _run(installed: Path, *words: str) -> str:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PNAS_")}
-    # The folder in which it starts comes before the checkout, which is installed too.
+    # Python looks in the working directory before it looks in the checkout, which is installed too.
     done = subprocess.run(
         [sys.executable, *words], cwd=installed, env=environ, capture_output=True, text=True, check=False
     )
@@ -42,26 +42,26 @@ def _run(installed: Path, *words: str) -> str:
     return done.stdout
 
 
-def test_manifests_are_those_of_the_checkout(installed: Path) -> None:
+def test_the_wheel_renders_the_same_manifests_as_the_checkout(installed: Path) -> None:
     words = ("render", "--npus", "8", "--nodes", "2", "--image", "registry.example/pnas:0.1.0")
     for backend in ("batch", "volcano"):
-        here = subprocess.run(
+        checkout = subprocess.run(
             [sys.executable, "-m", "launcher", *words, "--backend", backend],
             cwd=ROOT,
             check=True,
             capture_output=True,
             text=True,
         )
-        assert _run(installed, "-m", "launcher", *words, "--backend", backend) == here.stdout
+        assert _run(installed, "-m", "launcher", *words, "--backend", backend) == checkout.stdout
 
 
-def test_profiles_come_along(installed: Path) -> None:
+def test_the_wheel_contains_the_profiles(installed: Path) -> None:
     assert "batch-size" in _run(installed, "-m", "launcher", "config", "show", "--profile", "seed").replace("_", "-")
 
 
-def test_nothing_else_is_installed(installed: Path) -> None:
-    where = _run(installed, "-c", "import launcher; print(launcher.__file__)")
-    assert Path(where.strip()) == installed / "launcher" / "__init__.py"
+def test_the_wheel_contains_only_the_two_packages(installed: Path) -> None:
+    file = _run(installed, "-c", "import launcher; print(launcher.__file__)")
+    assert Path(file.strip()) == installed / "launcher" / "__init__.py"
     assert {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")} == {
         "launcher",
         "trainer",
