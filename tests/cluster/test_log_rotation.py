@@ -1,13 +1,15 @@
 """Log rotation on a node that keeps few log files, on a separate cluster without Volcano: every loss is announced."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from launcher.podlogs.batch import Item
+from launcher.podlogs.transport import Answer, Transport
 from tests.cluster.support import fake_trainer
 from tests.cluster.support.cutting_proxy import CuttingProxy
 from tests.cluster.support.pod_logs import LogContent, pod_logs_in, until
@@ -99,8 +101,22 @@ def add(content: LogContent, item: Item, requests: list[int], request: int) -> N
     requests += [request] * (len(content.numbers) + 1 - len(requests))
 
 
+@pytest.fixture
+def log_requests(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Count the requests for logs, and return a function that returns their number."""
+    number, get = 0, Transport.get
+
+    def counted(transport: Transport, path: str, query: Mapping[str, str]) -> AbstractContextManager[Answer]:
+        nonlocal number
+        number += 1
+        return get(transport, path, query)
+
+    monkeypatch.setattr(Transport, "get", counted)
+    return lambda: number
+
+
 def test_every_loss_by_rotation_between_two_requests_lies_in_an_announced_gap(
-    rotating_cluster: Cluster, tmp_path: Path
+    rotating_cluster: Cluster, tmp_path: Path, log_requests: Callable[[], int]
 ) -> None:
     """Within one answer, a busy node's kubelet may lose lines that only numbers reveal: see the test above."""
     lines = 15_000
@@ -109,19 +125,19 @@ def test_every_loss_by_rotation_between_two_requests_lies_in_an_announced_gap(
         state = pod_logs.watcher.state(uid := pod_logs.create("much", lines, 1000, 60, 0))
         until(lambda: state().running)
         with CuttingProxy(port_of(rotating_cluster), every_s=1, silence_s=0.5, seed=2) as proxy:
-            log = pod_logs.log("much", uid, port=proxy.port)
-            items, content, requests = iter(log), LogContent(), [0]
+            items = iter(pod_logs.log("much", uid, port=proxy.port))
+            content, requests = LogContent(), [0]
             while len(content.numbers) < 1000:
-                add(content, next(items), requests, log.requests)
+                add(content, next(items), requests, log_requests())
             with proxy.unavailable():
                 for _ in range(2):
                     wait_for_a_rotation(rotating_cluster, "read")
             for item in items:
-                add(content, item, requests, log.requests)
+                add(content, item, requests, log_requests())
     pairs = zip([0, *content.numbers], [*content.numbers, lines + 1], strict=True)
     holes = {place: (before, after) for place, (before, after) in enumerate(pairs) if after != before + 1}
     assert all(after > before for before, after in holes.values()), "in order, none repeated"
-    request_pairs = list(pairwise([*requests, log.requests]))
+    request_pairs = list(pairwise([*requests, log_requests()]))
     holes = {place: hole for place, hole in holes.items() if request_pairs[place][0] != request_pairs[place][1]}
     assert holes, "or this test proves nothing"
     gaps = dict(content.gaps)

@@ -151,8 +151,16 @@ def test_ctrl_c_while_an_ended_job_is_started_again_names_the_new_job(
     backend: ClusterBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend.cancel(backend.submit(two_nodes()).ref)
+    find = backend.api.find
+
+    def interrupted(resource: Resource, name: str) -> Json | None:
+        # The launcher looks for the saved attempt after the creation of the job.
+        if resource is CONFIG_MAPS:
+            signal.raise_signal(signal.SIGINT)
+        return find(resource, name)
+
     with monkeypatch.context() as patch:
-        patch.setattr("launcher.cluster.saved_attempt.drop", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(backend.api, "find", interrupted)
         with pytest.raises(KeyboardInterrupt) as caught:
             backend.submit(two_nodes(), again=True)
     assert caught.value.args == ("pair-2",)

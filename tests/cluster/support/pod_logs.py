@@ -17,9 +17,8 @@ from launcher.podlogs.batch import Item, LogGap
 from launcher.podlogs.container import ContainerLog
 from launcher.podlogs.errors import Timing
 from launcher.podlogs.stamps import stamp_ns
-from launcher.podlogs.state import ContainerState, Instance, Place, container_state
+from launcher.podlogs.state import ContainerState, Instance, container_state
 from launcher.podlogs.stop import Stop
-from launcher.podlogs.transport import Transport
 from tests.cluster.support import line_printer
 from tests.cluster.support.waiting import until as until_every
 from tests.cluster.testbed.cluster import Cluster
@@ -93,16 +92,6 @@ class PodWatcher:
         return state
 
 
-class CountingLog(ContainerLog):
-    """A container log that counts how often its reader asked the server for it."""
-
-    requests = 0
-
-    def _read(self, transport: Transport, place: Place) -> Iterator[Item]:
-        self.requests += 1
-        return super()._read(transport, place)
-
-
 @dataclass(frozen=True)
 class PodLogs:
     """A namespace whose pods print lines, and a watch of those pods."""
@@ -131,7 +120,7 @@ class PodLogs:
         timing: Timing | None = None,
         follow: bool = True,
         behind_s: float = 0,
-    ) -> CountingLog:
+    ) -> ContainerLog:
         credentials = self.api.credentials
         if port is not None:
             credentials = replace(credentials, server=f"https://127.0.0.1:{port}")
@@ -141,7 +130,7 @@ class PodLogs:
         def is_there() -> bool:
             return [pod["metadata"]["uid"] for pod in self.api.list(PODS, fields=f"metadata.name={name}")[0]] == [uid]
 
-        return CountingLog(
+        return ContainerLog(
             credentials, instance, state, stop or Stop(), follow=follow, timing=timing, is_there=is_there
         )
 

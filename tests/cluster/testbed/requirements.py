@@ -33,11 +33,16 @@ CAP_SYS_ADMIN = 21
 """Its number in linux/capability.h."""
 
 
-def missing_requirement() -> str | None:
-    """Return why no cluster can be started here, in one line; install missing packages first."""
+def missing_requirement(*, cgroups: Path = CGROUPS, programs: Mapping[str, str] = PROGRAMS) -> str | None:
+    """Return why no cluster can be started here, in one line; install missing packages first.
+
+    Args:
+        cgroups: the folder of the controllers' cgroups.
+        programs: each necessary program, and the package that contains it.
+    """
     if os.geteuid() != 0:
         return "the test bed needs root: it makes namespaces and mounts"
-    return _missing_rights() or _missing_cgroups() or _missing_go() or _missing_packages(PROGRAMS)
+    return _missing_rights() or _missing_cgroups(cgroups) or _missing_go() or _missing_packages(programs)
 
 
 def missing_image_requirement() -> str | None:
@@ -53,12 +58,12 @@ def _missing_rights() -> str | None:
     return "the test bed needs the capability CAP_SYS_ADMIN: it makes namespaces and mounts"
 
 
-def _missing_cgroups() -> str | None:
+def _missing_cgroups(folder: Path) -> str | None:
     """Return a message without cgroup v1: only its controllers can make the nodes."""
-    missing = [controller for controller in CONTROLLERS if not os.access(CGROUPS / controller, os.W_OK)]
+    missing = [controller for controller in CONTROLLERS if not os.access(folder / controller, os.W_OK)]
     if not missing:
         return None
-    return f"the test bed needs cgroup v1, and cannot write to {CGROUPS}/{{{','.join(missing)}}}"
+    return f"the test bed needs cgroup v1, and cannot write to {folder}/{{{','.join(missing)}}}"
 
 
 def _missing_go() -> str | None:
