@@ -44,8 +44,8 @@ def pytest_runtest_setup() -> Iterator[None]:
     """Report a test as not run if a fixture needs the inside of the test bed and another cluster is in use."""
     try:
         yield
-    except NotABedError as why:
-        _skip(str(why))
+    except NotABedError as error:
+        _skip(str(error))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -53,8 +53,8 @@ def pytest_runtest_call() -> Iterator[None]:
     """Report a test as not run if it needs the inside of the test bed and another cluster is in use."""
     try:
         yield
-    except NotABedError as why:
-        _skip(str(why))
+    except NotABedError as error:
+        _skip(str(error))
 
 
 @pytest.fixture(scope="package")
@@ -99,9 +99,9 @@ def background_follow(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def terminal(cluster: Cluster, namespace: str, tmp_path: Path, digits: Path) -> Iterator[Terminal]:
-    """Return the terminal of a user who may use a namespace with both claims, for Kubernetes Jobs.
+    """Return a user's terminal in a namespace with both claims, for Kubernetes Jobs.
 
-    Some modules replace it.
+    Some modules override this fixture.
     """
     with restricted(cluster, namespace, tmp_path, digits, PNAS_BACKEND="batch") as user_terminal:
         yield user_terminal

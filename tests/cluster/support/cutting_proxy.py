@@ -81,13 +81,13 @@ class CuttingProxy:
         silent, carries = threading.Event(), threading.Event()
         for source, destination in ((client, server), (server, client)):
             threading.Thread(target=_pump, args=(source, destination, silent, carries), daemon=True).start()
-        lives_s, how = self._draw()
-        carries.wait(3 * lives_s)
-        time.sleep(lives_s)
-        if how == "silence":
+        life_s, ending = self._draw()
+        carries.wait(3 * life_s)
+        time.sleep(life_s)
+        if ending == "silence":
             silent.set()
             time.sleep(self._silence_s)
-        if how != "close":
+        if ending != "close":
             _reset(client)
         self.cuts += 1
         self._clients.discard(client)
