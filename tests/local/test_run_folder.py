@@ -57,7 +57,9 @@ def test_a_second_run_in_a_folder_is_refused_and_the_next_one_continues_after_a_
 
 
 def test_an_owner_that_has_lost_its_folder_ends_at_once_and_writes_no_more(digits: Path, tmp_path: Path) -> None:
-    with _training(tmp_path, digits) as owner:
+    # Small batches make the epoch longer than the five seconds after which the owner looks at its lock: no checkpoint
+    # is due before.
+    with _training(tmp_path, digits, "--batch-size", "2") as owner:
         lock = tmp_path / "run" / "run.lock"
         other_lock = json.dumps({**json.loads(lock.read_text()), "host": "other-node", "token": "another"})
         (tmp_path / "new").write_text(other_lock)
