@@ -1,17 +1,17 @@
 #!/bin/bash
-# Becomes the command it is given, with CANN's environment: as the image's entry point, and as `python` on PATH, for
-# pods that have a command of their own and for `kubectl exec`, which both pass an entry point by.
+# Run the given command with CANN's environment. This script is the image's entry point, and also `python` on PATH: a pod
+# with its own command, and `kubectl exec`, bypass the entry point.
 #
-# What CANN's image has in its own ENV is not enough: older ones have none, and that of 8.5.0-910b names a folder that
-# is not there. ATB's script is left out; it imports torch, and only language models use ATB.
+# The ENV of CANN's image is not enough: older images have no ENV, and the ENV of 8.5.0-910b names a missing folder.
+# The script of ATB is left out, because it imports torch, and only language models use ATB.
 set -euo pipefail
 
-# Without arguments: a script that is sourced sees those of the function.
+# A function without arguments, because a sourced script sees the arguments of its caller.
 source_cann() {
   local script=/usr/local/Ascend/ascend-toolkit/set_env.sh
-  # An image for CPUs has none.
+  # An image for CPUs does not have this script.
   if [[ -r $script ]]; then
-    # It reads variables that nobody has set, and not all its commands succeed.
+    # The script reads unset variables, and some of its commands fail.
     set +eu
     # shellcheck source=/dev/null
     source "$script" >&2
