@@ -1,6 +1,6 @@
 #!/bin/bash
-# Run the given command with CANN's environment. This script is the image's entry point, and also `python` on PATH: a pod
-# with its own command, and `kubectl exec`, bypass the entry point.
+# Run the given command with CANN's environment. This script is the image's entry point, and also `python` on PATH: a
+# pod with its own command, and `kubectl exec`, bypass the entry point.
 #
 # The ENV of CANN's image is not enough: older images have no ENV, and the ENV of 8.5.0-910b names a missing folder.
 # The script of ATB is left out, because it imports torch, and only language models use ATB.
