@@ -7,30 +7,23 @@ import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from trainer.commands.data import data_app
-from trainer.commands.env import as_a_worker_has_it, env_app, first_lines
+from trainer.commands.env import env_app, environment_summary, worker_environment
 from trainer.commands.inspect import inspect_app
 from trainer.commands.ranktable import ranktable_app
-from trainer.devices.runtime_env import hccl_defaults, runtime_defaults
+from trainer.devices.runtime_env import hccl_defaults
 from trainer.environment.facts import read_facts
-from trainer.run.folder import console_log
-from trainer.run.termination import Ending
+from trainer.run.termination import Termination
 from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, settings, user_layers
 from trainer.shared.config.options import option_parameters, typed
 from trainer.shared.errors import TrainerError, UsageError
-from trainer.shared.files import reading
 from trainer.shared.help import HelpPage
-from trainer.supervisor import WorkerCommand, supervise
-from trainer.topology import Topology, Worker, discover, visible_devices
-from trainer.worker.task import TASK_VARIABLE, WorkerTask
-
-if TYPE_CHECKING:
-    from trainer.data.index import Datasets
-    from trainer.run.attempt import Attempt
+from trainer.supervisor import supervise
+from trainer.topology import discover, visible_devices
 
 HELP = """
 Train PNASNet-5 on images in the ImageNet folder layout, with one process per device.
@@ -68,33 +61,37 @@ app.command(ranktable_app)
 def train(*, profile: Profile = None, **options: Any) -> int:
     """Resolve the options and run; the exit code is 0, 1 (failed), 2 (usage), 6 (folder taken) or 75 (resumable)."""
     # Imported here: numpy costs a tenth of a second, which neither --help nor a typo should wait for.
-    from trainer.run.attempt import Starter, begin  # noqa: PLC0415
+    from trainer.run.attempt import RunStarter, begin_attempt  # noqa: PLC0415
+    from trainer.run.worker_commands import worker_command  # noqa: PLC0415
 
     layers = user_layers(typed(options), profile)
-    given, _ = settings(layers, partial=True)
-    if given.resume is None:
-        settings(layers)  # nothing is still to come that could make them agree
+    config, _ = settings(layers, partial=True)
+    if config.resume is None:
+        settings(layers)  # no checkpoint will add settings that could make them agree
     facts = read_facts(os.environ, ask_npu_smi=False)
-    if given.device == EMULATED and not facts.emulated:
+    if config.device == EMULATED and not facts.emulated:
         _start_on_emulated_npus()
-    visible = visible_devices("npu" if given.device == EMULATED else given.device, os.environ)
-    judged = as_a_worker_has_it(facts, given.stall_timeout_s)
-    for line in first_lines(judged, device=visible.kind, workers=given.workers):
+    visible = visible_devices("npu" if config.device == EMULATED else config.device, os.environ)
+    facts = worker_environment(facts, config.stall_timeout_s)
+    for line in environment_summary(facts, device=visible.kind, workers=config.workers):
         _note(line)
     if visible.kind == "npu":
-        hccl_defaults(given.stall_timeout_s, os.environ)  # refuses what is no number before anything is created
-    ending = Ending()
-    with ending.watching(), tempfile.TemporaryDirectory(prefix="pnas-") as scratch:
-        topology = discover(given, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)
-        starter = Starter(topology, command=_command(), on_note=_note, on_lost=ending.lose)
-        with begin(layers, starter, lambda config: check_inputs(config, topology)) as attempt:
+        hccl_defaults(
+            config.stall_timeout_s, os.environ
+        )  # refuses values that are no numbers before it creates anything
+    termination, command = Termination(), (sys.executable, "-m", "trainer", *sys.argv[1:])
+    with termination.handling_signals(), tempfile.TemporaryDirectory(prefix="pnas-") as scratch:
+        topology = discover(config, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)
+        starter = RunStarter(topology, command=command, on_note=_note, on_lost=termination.lose_folder)
+        with begin_attempt(layers, starter) as attempt:
             commands = [
-                worker_command(worker, topology, attempt=attempt, device=visible.kind) for worker in topology.workers
+                worker_command(worker, topology, attempt, device=visible.kind, command=command)
+                for worker in topology.workers
             ]
             outcome = supervise(
                 commands, stdout=sys.stdout.buffer, node_rank=topology.node_rank, grace_s=attempt.config.grace_s
             )
-            ending.check()
+            termination.raise_if_lost()
     return outcome.exit_code
 
 
@@ -122,90 +119,6 @@ def _start_on_emulated_npus() -> NoReturn:
 
 def _note(text: str) -> None:
     print(text, flush=True)
-
-
-def _command() -> tuple[str, ...]:
-    return (sys.executable, "-m", "trainer", *sys.argv[1:])
-
-
-def check_inputs(config: TrainConfig, topology: Topology) -> "Datasets":
-    """The data; data and weights that cannot be used are refused before anything is created.
-
-    Raises:
-        UsageError: one line that names what is wrong.
-    """
-    # Imported here, as numpy.
-    from trainer.data.index import load_datasets  # noqa: PLC0415
-    from trainer.data.sampler import steps_per_epoch  # noqa: PLC0415
-    from trainer.run.resume import is_training_state  # noqa: PLC0415
-
-    if config.weights is not None:
-        with reading(config.weights):
-            if is_training_state(config.weights):
-                raise UsageError(
-                    f"--weights {config.weights}: is a training state: continue it with --resume, or give the weights "
-                    "in its run's checkpoints/best.safetensors"
-                )
-            if not config.weights.is_file():
-                raise UsageError(f"--weights {config.weights}: no such file")
-    datasets = load_datasets(config.data_path, need_train=config.mode != "eval")
-    if config.mode != "eval" and datasets.train is not None:
-        steps_per_epoch(
-            len(datasets.train),
-            world_size=topology.world_size,
-            batch_size=config.batch_size,
-            accumulate=config.accumulate,
-        )
-    return datasets
-
-
-def worker_command(worker: Worker, topology: Topology, *, attempt: "Attempt", device: str) -> WorkerCommand:
-    """How one worker is started: unbuffered, so that a crash keeps its last words."""
-    config, run = attempt.config, attempt.run
-    task = WorkerTask(
-        config=config,
-        run=run,
-        device=device,
-        rank=worker.rank,
-        local_rank=worker.local_rank,
-        world_size=topology.world_size,
-        local_world_size=-(-topology.world_size // topology.nodes),
-        master_port=topology.master_port,
-        command=_command(),
-        attempt=attempt.number,
-        checkpoint=attempt.checkpoint,
-    )
-    return WorkerCommand(
-        rank=worker.rank,
-        device=f"{device}:{worker.local_rank}",
-        argv=(sys.executable, "-u", "-m", "trainer.worker.__main__"),
-        env={
-            **os.environ,
-            **runtime_defaults(device, config, run, os.environ),
-            **rendezvous(worker, topology, threads=config.threads),
-            TASK_VARIABLE: task.to_json(),
-        },
-        log=console_log(run, worker.rank, attempt=attempt.number),
-    )
-
-
-def rendezvous(worker: Worker, topology: Topology, *, threads: int | None) -> dict[str, str]:
-    """The environment that torch and HCCL read; what the administrator has set stays as it is where it may."""
-    share = max(1, len(os.sched_getaffinity(0)) // len(topology.workers))
-    environment = {
-        "RANK": str(worker.rank),
-        "LOCAL_RANK": str(worker.local_rank),
-        "WORLD_SIZE": str(topology.world_size),
-        "MASTER_ADDR": topology.master_addr,
-        "MASTER_PORT": str(topology.master_port),
-        "OMP_NUM_THREADS": str(threads or os.environ.get("OMP_NUM_THREADS", share)),
-    }
-    if topology.nodes == 1 and sys.platform == "linux":
-        # gloo would otherwise look for the interface of this machine's name, which a laptop off the network lacks.
-        environment["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
-    if topology.rank_table is not None:
-        environment["RANK_TABLE_FILE"] = str(topology.rank_table)
-    return environment
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -35,7 +35,7 @@ def env(*, as_json: Annotated[bool, Parameter(name="--json", negative="", show_d
         Print one JSON object instead of lines.
     """
     facts = read_facts(os.environ)
-    found = findings(as_a_worker_has_it(facts, TrainConfig().stall_timeout_s))
+    found = findings(worker_environment(facts, TrainConfig().stall_timeout_s))
     if as_json:
         document = {"schema": SCHEMA, **asdict(facts), "findings": [asdict(finding) for finding in found]}
         print(json.dumps(document, indent=2))
@@ -45,7 +45,7 @@ def env(*, as_json: Annotated[bool, Parameter(name="--json", negative="", show_d
     return int(any(finding.level == "problem" for finding in found))
 
 
-def as_a_worker_has_it(facts: Facts, stall_timeout_s: float) -> Facts:
+def worker_environment(facts: Facts, stall_timeout_s: float) -> Facts:
     """With HCCL's timeouts that the trainer sets where the environment has none: no worker sees HCCL's own defaults."""
     try:
         defaults = hccl_defaults(stall_timeout_s, facts.variables)
@@ -54,7 +54,7 @@ def as_a_worker_has_it(facts: Facts, stall_timeout_s: float) -> Facts:
     return replace(facts, variables={**facts.variables, **defaults})
 
 
-def first_lines(facts: Facts, *, device: str, workers: int) -> Iterator[str]:
+def environment_summary(facts: Facts, *, device: str, workers: int) -> Iterator[str]:
     """The short form that a run begins with: one line of versions, and a line for each problem that it would have.
 
     Args:

@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Any
 
 from trainer.records.files import AppendFile
+from trainer.records.folder import device_folder
 from trainer.records.tensorboard import ScalarFile
-from trainer.run.folder import device_folder
 from trainer.shared.config import TrainConfig
 from trainer.shared.files import writing
 

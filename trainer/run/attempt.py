@@ -1,7 +1,7 @@
-"""The start of a run, or its next attempt: from what the user set to a folder that is locked, checked and named.
+"""Begin a run, or its next attempt: from the user's settings to a folder that is locked, checked and named.
 
-All that can be refused is refused before anything is changed, and all that several processes could spoil for each
-other happens under the run's lock.
+Everything that can be refused is refused before anything is changed. Steps in which several processes could spoil each
+other's work happen under the run's lock.
 """
 
 import contextlib
@@ -11,24 +11,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.checkpoint.files import CHECKPOINTS, Manifest, clear
-from trainer.data.index import Datasets
-from trainer.run.folder import claim, create_run_folder, next_attempt
-from trainer.run.image_list import INDEX_FILE, keep_index
+from trainer.data.index import Datasets, load_datasets
+from trainer.data.sampler import steps_per_epoch
+from trainer.records.folder import create_run_folder, next_attempt, write_config
+from trainer.run.image_list import keep_image_list
 from trainer.run.lock import locked
-from trainer.run.resume import Source, check_data, choose, find_source, set_aside, where
+from trainer.run.resume import (
+    Source,
+    check_data,
+    choose_checkpoint,
+    describe_position,
+    find_source,
+    is_training_state,
+    move_newer_checkpoints,
+)
 from trainer.shared.config import Layer, TrainConfig, settings
 from trainer.shared.config.layers import ConfigError, flag_name
 from trainer.shared.config.train import OF_ONE_ATTEMPT, TRAINING, checkpoint_layer
-from trainer.shared.files import writing
+from trainer.shared.errors import UsageError
+from trainer.shared.files import reading, writing
 from trainer.topology import Topology
 
-# A run that was begun with one of these others is another run.
+# With another value of one of these, it is another run.
 IDENTITY = ("model", "padding", "aux", "seed")
-# The images are compared by their names, and the weights have been read long ago.
-FOUND_ELSEWHERE = frozenset({"data_path", "weights"})
-
-Check = Callable[[TrainConfig], Datasets]
-"""Refuses inputs that cannot be used; returns the data."""
+# The images are compared by their names, and the weights were read at the run's beginning.
+_CHECKED_ELSEWHERE = frozenset({"data_path", "weights"})
 
 
 @dataclass(frozen=True)
@@ -42,12 +49,13 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Starter:
-    """The process that starts workers: its place in the job, and whom it talks to.
+class RunStarter:
+    """The process that starts workers, and its place in the job.
 
     Attributes:
-        on_note: told lines for the user.
-        on_lost: told, from another thread, that the run's folder has been taken: end.
+        command: Its command line.
+        on_note: Called with lines for the user.
+        on_lost: Called from another thread when another process has taken the run's folder: the run must end.
     """
 
     topology: Topology
@@ -61,124 +69,139 @@ class Starter:
         return tuple(worker.rank for worker in self.topology.workers)
 
     @property
-    def leads(self) -> bool:
-        """It starts rank 0, so it alone writes what the run has once."""
+    def is_first_node(self) -> bool:
+        """Whether it starts rank 0: only then it writes the files that a run has once."""
         return 0 in self.ranks
 
     @property
-    def alone(self) -> bool:
-        """It starts every rank."""
+    def is_single_node(self) -> bool:
+        """Whether it starts every rank."""
         return len(self.ranks) == self.topology.world_size
 
-    @contextlib.contextmanager
-    def owning(self, run: Path) -> Iterator[None]:
-        """Hold the run's lock, if this process leads."""
-        with contextlib.ExitStack() as stack:
-            if self.leads:
-                lock = locked(run, command=self.command, on_note=self.on_note, on_lost=self.on_lost)
-                stack.enter_context(lock)
-            yield
+    def hold_lock(self, run: Path) -> contextlib.AbstractContextManager[None]:
+        """Hold the run's lock, if this is the first node."""
+        if not self.is_first_node:
+            return contextlib.nullcontext()
+        return locked(run, command=self.command, on_note=self.on_note, on_lost=self.on_lost)
 
 
 @contextlib.contextmanager
-def begin(layers: Sequence[Layer], starter: Starter, check: Check) -> Iterator[Attempt]:
-    """Begin or continue the run that `layers`, the user's settings, name; its lock is held until the context ends.
+def begin_attempt(layers: Sequence[Layer], starter: RunStarter) -> Iterator[Attempt]:
+    """Begin or continue the run that `layers`, the user's settings, name; hold its lock until the context ends.
 
     Raises:
-        UsageError: what the user set cannot be used; nothing was changed.
-        FolderTakenError: the folder belongs to another run, or another process works in it.
-        TrainerError: no checkpoint can be used, or the folder cannot be written.
+        UsageError: The user's settings cannot be used; nothing was changed.
+        FolderTakenError: The folder belongs to another run, or another process works in it.
+        TrainerError: No checkpoint can be used, or the folder cannot be written.
     """
     given, origins = settings(layers, partial=True)
     source = find_source(given, output_given=origins["output"] != "default")
+    trains = given.mode in TRAINING
     with contextlib.ExitStack() as stack:
         if source is not None and source.in_place:
-            stack.enter_context(starter.owning(source.run))
-            yield _continue(layers, source, starter, check)
-            return
-        manifest = choose(source, starter.on_note) if source is not None else None
-        config, datasets = _checked(layers, manifest, source, starter, check)
-        run = create_run_folder(config, leads=starter.leads, alone=starter.alone, now=time.time())
-        stack.enter_context(starter.owning(run))
-        _keep_index(run, datasets, config, starter, changed=False)
-        yield _attempt(config, run, 1, manifest, starter)
+            stack.enter_context(starter.hold_lock(source.run))
+            layers = [Layer("--resume", {"output": str(source.run.parent), "run_name": source.run.name}), *layers]
+        manifest = choose_checkpoint(source, starter.on_note) if source is not None and trains else None
+        config, datasets = _check(layers, manifest, source, starter)
+        if source is not None and source.in_place:
+            run, number = source.run, _continue(source.run, config, manifest, starter)
+        else:
+            run, number = _create(config, starter), 1
+            stack.enter_context(starter.hold_lock(run))
+        if starter.is_first_node and trains:
+            keep_image_list(run, datasets, changed=manifest is not None and _has_changed(datasets, manifest))
+        if manifest is not None:
+            position = describe_position(manifest.content)
+            starter.on_note(f"resume: {run}: attempt {number} goes on from {manifest.path} ({position})")
+        yield Attempt(config, run, number, None if manifest is None else manifest.path)
 
 
-def _continue(layers: Sequence[Layer], source: Source, starter: Starter, check: Check) -> Attempt:
-    """The next attempt in the folder of a run that has been begun."""
-    run = source.run
-    here = Layer("--resume", {"output": str(run.parent), "run_name": run.name})
-    trains = settings(layers, partial=True)[0].mode in TRAINING
-    manifest = choose(source, starter.on_note) if trains else None
-    config, datasets = _checked([here, *layers], manifest, source, starter, check)
-    number = next_attempt(run, starter.ranks, leads=starter.leads)
-    if manifest is None and number > 1:
-        why = "no checkpoint was saved" if trains else f"--mode {config.mode} resumes nothing"
-        starter.on_note(f"resume: {run}: {why}: attempt {number} begins at the first step")
-    changed = manifest is not None and manifest.content["data"].get("fingerprint") != datasets.fingerprint
-    if starter.leads:
-        with writing(run):
-            claim(run, config, attempt=number)
-            clear(run / CHECKPOINTS)
-            moved = set_aside(run, manifest.path, attempt=number) if manifest is not None else []
-        for path in moved:
-            starter.on_note(f"resume: {path} is newer: moved to set-aside-{number}/")
-    _keep_index(run, datasets, config, starter, changed=changed)
-    return _attempt(config, run, number, manifest, starter)
+def check_inputs(config: TrainConfig, world_size: int) -> Datasets:
+    """Return the data; refuse data and weights that cannot be used.
+
+    Raises:
+        UsageError: One line that names what is wrong.
+    """
+    if config.weights is not None:
+        with reading(config.weights):
+            if is_training_state(config.weights):
+                raise UsageError(
+                    f"--weights {config.weights}: is a training state: continue it with --resume, or give the weights "
+                    "in its run's checkpoints/best.safetensors"
+                )
+            if not config.weights.is_file():
+                raise UsageError(f"--weights {config.weights}: no such file")
+    datasets = load_datasets(config.data_path, need_train=config.mode != "eval")
+    if config.mode != "eval" and datasets.train is not None:
+        steps_per_epoch(
+            len(datasets.train), world_size=world_size, batch_size=config.batch_size, accumulate=config.accumulate
+        )
+    return datasets
 
 
-def _checked(
-    layers: Sequence[Layer], manifest: Manifest | None, source: Source | None, starter: Starter, check: Check
+def _check(
+    layers: Sequence[Layer], manifest: Manifest | None, source: Source | None, starter: RunStarter
 ) -> tuple[TrainConfig, Datasets]:
-    """The settings and the data, after everything that can be wrong with them and with the checkpoint."""
-    if manifest is None:
+    """Return the settings and the data, after checking them and their fit with the checkpoint."""
+    if manifest is None or source is None:
         config, _ = settings(layers)
-        return config, check(config)
+        return config, check_inputs(config, starter.topology.world_size)
     origin = f"checkpoint {manifest.path.name}"
-    begun = checkpoint_layer(origin, manifest.content["config"])
-    config, origins = settings([*layers, begun])
-    for line in compare(config, settings([begun], partial=True)[0], origins, origin=origin):
-        starter.on_note(line)
-    datasets = check(config.model_copy(update={"weights": None}))
-    changed = check_data(manifest, datasets, config, run=source.run if source is not None else manifest.path)
-    if changed is not None:
-        starter.on_note(f"resume: {changed}: accepted")
+    saved = checkpoint_layer(origin, manifest.content["config"])
+    config, origins = settings([*layers, saved])
+    changes = compare(config, settings([saved], partial=True)[0], origins, origin=origin)
+    if changes:
+        starter.on_note(f"resume: {changes}: not the run that was begun")
+    datasets = check_inputs(config.model_copy(update={"weights": None}), starter.topology.world_size)
+    accepted = check_data(manifest, datasets, config, run=source.run)
+    if accepted is not None:
+        starter.on_note(f"resume: {accepted}: accepted")
     return config, datasets
 
 
-def compare(config: TrainConfig, begun: TrainConfig, origins: dict[str, str], *, origin: str) -> list[str]:
-    """A line if the user's settings make it another run than the one begun.
+def compare(config: TrainConfig, saved: TrainConfig, origins: dict[str, str], *, origin: str) -> str:
+    """Return the settings that the user changes, as `field OLD -> NEW, ...`; empty if there are none.
 
     Raises:
-        ConfigError: they ask for another network or other random draws, so that the state does not fit.
+        ConfigError: They ask for another network or other random draws, so the state does not fit.
     """
-    differing = [
+    fields = [
         field
         for field in TrainConfig.model_fields
-        if origins[field] != origin and field not in OF_ONE_ATTEMPT | FOUND_ELSEWHERE
-        if getattr(config, field) != getattr(begun, field)
+        if origins[field] != origin and field not in OF_ONE_ATTEMPT | _CHECKED_ELSEWHERE
+        if getattr(config, field) != getattr(saved, field)
     ]
-    for field in differing:
+    for field in fields:
         if field in IDENTITY:
             place = "" if origins[field] == "flag" else f" (from {origins[field]})"
             raise ConfigError(
-                f"{flag_name(field)} {getattr(config, field)}{place}: {origin} was made with {getattr(begun, field)}: "
+                f"{flag_name(field)} {getattr(config, field)}{place}: {origin} was made with {getattr(saved, field)}: "
                 f"leave {flag_name(field)} out to continue the run, or begin another one"
             )
-    if not differing:
-        return []
-    changes = ", ".join(f"{field} {getattr(begun, field)} -> {getattr(config, field)}" for field in differing)
-    return [f"resume: {changes}: not the run that was begun"]
+    return ", ".join(f"{field} {getattr(saved, field)} -> {getattr(config, field)}" for field in fields)
 
 
-def _keep_index(run: Path, datasets: Datasets, config: TrainConfig, starter: Starter, *, changed: bool) -> None:
-    """Keep the list of the images, where there is none yet or it is no longer true."""
-    if starter.leads and config.mode in TRAINING and (changed or not (run / INDEX_FILE).exists()):
-        keep_index(run, datasets)
+def _create(config: TrainConfig, starter: RunStarter) -> Path:
+    return create_run_folder(
+        config, is_first_node=starter.is_first_node, is_single_node=starter.is_single_node, now=time.time()
+    )
 
 
-def _attempt(config: TrainConfig, run: Path, number: int, manifest: Manifest | None, starter: Starter) -> Attempt:
-    if manifest is None:
-        return Attempt(config, run, number, None)
-    starter.on_note(f"resume: {run}: attempt {number} goes on from {manifest.path} ({where(manifest.content)})")
-    return Attempt(config, run, number, manifest.path)
+def _continue(run: Path, config: TrainConfig, manifest: Manifest | None, starter: RunStarter) -> int:
+    """Prepare the folder of a run for its next attempt; return the attempt's number."""
+    number = next_attempt(run, starter.ranks, is_first_node=starter.is_first_node)
+    if manifest is None and number > 1:
+        reason = "no checkpoint was saved" if config.mode in TRAINING else f"--mode {config.mode} resumes nothing"
+        starter.on_note(f"resume: {run}: {reason}: attempt {number} begins at the first step")
+    if starter.is_first_node:
+        with writing(run):
+            write_config(run, config, attempt=number)
+            clear(run / CHECKPOINTS)
+            moved = move_newer_checkpoints(run, manifest.path, attempt=number) if manifest is not None else []
+        for path in moved:
+            starter.on_note(f"resume: {path} is newer: moved to set-aside-{number}/")
+    return number
+
+
+def _has_changed(datasets: Datasets, manifest: Manifest) -> bool:
+    return bool(manifest.content["data"].get("fingerprint") != datasets.fingerprint)

@@ -1,6 +1,6 @@
-"""The list of a run's images, kept in its folder, so that a later attempt can say which files came and went.
+"""The list of a run's images in its folder, so that a later attempt can say which files came and went.
 
-A fingerprint alone would say that something is different, among a million files, and leave the search to the user.
+A fingerprint could only say that a million files differ somewhere, and leave the search to the user.
 """
 
 import os
@@ -14,18 +14,23 @@ from trainer.data.index import Datasets
 from trainer.shared.files import replacing, writing
 
 INDEX_FILE = "data_index.npz"
-NAMED = 3
+_NAMES_SHOWN = 3
 
 Paths = NDArray[np.bytes_]
 
 
-def keep_index(run: Path, datasets: Datasets) -> None:
-    """Write the relative paths of both splits to `run`/data_index.npz; an earlier list stays as data_index-<n>.npz.
+def keep_image_list(run: Path, datasets: Datasets, *, changed: bool) -> None:
+    """Write the relative paths of both splits to `run`/data_index.npz, unless it has a list that is still right.
+
+    Args:
+        changed: The data has changed since the list there was written; that list stays as data_index-<n>.npz.
 
     Raises:
-        TrainerError: it cannot be written.
+        TrainerError: The list cannot be written.
     """
     path = run / INDEX_FILE
+    if path.exists() and not changed:
+        return
     with writing(path), replacing(path) as partial:
         with partial.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **_splits(datasets))
@@ -33,25 +38,25 @@ def keep_index(run: Path, datasets: Datasets) -> None:
             path.rename(_next_free(path))
 
 
-def changes(run: Path, datasets: Datasets) -> str:
-    """What came and went since the list in `run` was kept, in words: counts and the first names of each split."""
+def describe_changes(run: Path, datasets: Datasets) -> str:
+    """Return what came and went since the list in `run` was written: counts and the first names of each split."""
     try:
-        # Opened here, because numpy leaves a file of its own open when it is damaged.
+        # Opened here, because numpy does not close the file that it opens if it is damaged.
         with (run / INDEX_FILE).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             before = {split: stored[split] for split in ("train", "val")}
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         return f"there is no list of its images to compare with ({INDEX_FILE})"
-    now = _splits(datasets)
-    found = [
-        f"{split}/: {len(names):,} {word} ({_some(names)})"
+    after = _splits(datasets)
+    changes = [
+        f"{split}/: {len(names):,} {word} ({_first_names(names)})"
         for split in ("train", "val")
         for word, names in (
-            ("added", np.setdiff1d(now[split], before[split], assume_unique=True)),
-            ("removed", np.setdiff1d(before[split], now[split], assume_unique=True)),
+            ("added", np.setdiff1d(after[split], before[split], assume_unique=True)),
+            ("removed", np.setdiff1d(before[split], after[split], assume_unique=True)),
         )
         if len(names)
     ]
-    return "; ".join(found) or "other files or labels than the checkpoint's"
+    return "; ".join(changes) or "other files or labels than the checkpoint's"
 
 
 def _splits(datasets: Datasets) -> dict[str, Paths]:
@@ -59,9 +64,9 @@ def _splits(datasets: Datasets) -> dict[str, Paths]:
     return {"train": train, "val": datasets.val.paths}
 
 
-def _some(names: Paths) -> str:
-    first = ", ".join(os.fsdecode(name) for name in names[:NAMED])
-    return first + (", ..." if len(names) > NAMED else "")
+def _first_names(names: Paths) -> str:
+    first = ", ".join(os.fsdecode(name) for name in names[:_NAMES_SHOWN])
+    return first + (", ..." if len(names) > _NAMES_SHOWN else "")
 
 
 def _next_free(path: Path) -> Path:

@@ -1,6 +1,6 @@
-"""Which run is continued, and from which checkpoint: every reading of `--resume`, and every way in which it is wrong.
+"""Which run is continued, and from which checkpoint: every meaning of `--resume`, and every way in which it is wrong.
 
-Nothing is changed here but folders' names: newer checkpoints than the chosen one are set aside, never deleted. It
+Nothing is changed here but folders' names: checkpoints newer than the chosen one are moved and never deleted. It
 imports no torch: the process that starts the workers decides, once for all of them.
 """
 
@@ -13,25 +13,26 @@ from typing import Any
 from trainer.checkpoint.files import CHECKPOINTS, BadCheckpointError, Manifest, listed, newest_valid, verify
 from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE
 from trainer.data.index import Datasets
-from trainer.run.image_list import changes
+from trainer.run.image_list import describe_changes
+from trainer.run.lock import LOCK_FILE
 from trainer.shared.config import TrainConfig
 from trainer.shared.config.train import TRAINING
 from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
 
 STEP = re.compile(r"step-(\d+)")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
-NEEDED = {"config", "num_classes", "data", "progress", "state", "arithmetic"}
+_NEEDED = {"config", "num_classes", "data", "progress", "state", "arithmetic"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a run is continued from.
+    """The run to continue.
 
     Attributes:
-        run: the folder of the run that has been begun.
-        checkpoint: the one that the user named; None stands for the newest valid one.
-        in_place: the run goes on in its own folder; else a new run begins from its state.
-        may_begin: with no checkpoint saved so far, the run begins at its first step.
+        run: Its folder.
+        checkpoint: The checkpoint that the user named; None stands for the newest valid one.
+        in_place: The run continues in its own folder; else a new run begins from its state.
+        may_begin: If no checkpoint has been saved, the run begins at its first step.
     """
 
     run: Path
@@ -41,15 +42,15 @@ class Source:
 
 
 def find_source(given: TrainConfig, *, output_given: bool) -> Source | None:
-    """What `--resume` and `--run-name` mean; None if a run is begun in a folder of its own.
+    """Return what `--resume` and `--run-name` mean; None for a new run in its own folder.
 
     Args:
-        given: the settings as far as the user set them.
-        output_given: the user said which output folder.
+        given: The settings as far as the user set them.
+        output_given: Whether the user said which output folder.
 
     Raises:
-        UsageError: nothing there can be continued.
-        FolderTakenError: the folder is a training run's, and `--mode` does not train.
+        UsageError: Nothing there can be continued.
+        FolderTakenError: The folder is a training run's, and `--mode` does not train.
     """
     if given.resume is None:
         return None
@@ -64,20 +65,25 @@ def find_source(given: TrainConfig, *, output_given: bool) -> Source | None:
         if given.mode not in TRAINING and listed(run / CHECKPOINTS):
             raise FolderTakenError(f"{run}: holds a training run, with its records: choose another --run-name")
         return Source(run, None, in_place=True, may_begin=True)
-    _refuse_mode(given)
+    if given.mode == "eval":
+        raise UsageError(
+            f"--resume {given.resume}: continues training; to evaluate give --weights RUN/checkpoints/best.safetensors"
+        )
+    if given.mode == "performance":
+        raise UsageError(f"--resume {given.resume}: --mode performance times steps from the start; leave --resume out")
     run, checkpoint = _locate(given.resume)
     return Source(run, checkpoint, in_place=_is_named(run, given, output_given=output_given), may_begin=False)
 
 
-def choose(source: Source, on_note: Callable[[str], None]) -> Manifest | None:
-    """The verified checkpoint to go on from; None if the run has saved none, and may begin at its first step.
+def choose_checkpoint(source: Source, on_note: Callable[[str], None]) -> Manifest | None:
+    """Return the verified checkpoint to continue from; None if the run has saved none and may begin at its first step.
 
     Args:
-        on_note: told which checkpoints were refused, and why.
+        on_note: Called with each checkpoint that was refused, and the reason.
 
     Raises:
-        UsageError: the checkpoint that the user named cannot be used, or the run has none.
-        TrainerError: the run has checkpoints, and none can be used.
+        UsageError: The checkpoint that the user named cannot be used, or the run has none.
+        TrainerError: The run has checkpoints, and none can be used.
     """
     if source.checkpoint is not None:
         try:
@@ -88,29 +94,31 @@ def choose(source: Source, on_note: Callable[[str], None]) -> Manifest | None:
             ) from None
     folder = source.run / CHECKPOINTS
     if folder.is_symlink() and not folder.exists():
-        raise TrainerError(f"{folder}: points to what is not there: is a volume missing? Nothing was changed")
-    found = listed(folder)
-    if not found:
+        raise TrainerError(
+            f"{folder}: the target of this link does not exist: is a volume missing? Nothing was changed"
+        )
+    count = len(listed(folder))
+    if not count:
         if source.may_begin:
             return None
         raise UsageError(
             f"--resume {source.run}: no checkpoint was saved there; --resume auto with --run-name {source.run.name} "
             "begins this run again"
         )
-    manifest = newest_valid(folder, on_refused=lambda path, why: on_note(f"resume: {path} refused: {why}"))
+    manifest = newest_valid(folder, on_refused=lambda path, reason: on_note(f"resume: {path} refused: {reason}"))
     if manifest is None:
         raise TrainerError(
-            f"{folder}: none of {len(found)} checkpoints can be used (reasons above); nothing was changed: begin "
-            "another run under another --run-name, or mend the files"
+            f"{folder}: none of {count} checkpoints can be used (reasons above); nothing was changed: begin another "
+            "run under another --run-name, or repair the files"
         )
     return _readable(manifest)
 
 
-def set_aside(run: Path, chosen: Path, *, attempt: int) -> list[Path]:
-    """Move the checkpoints that are newer than `chosen` out of the way of those to come; returns what was moved.
+def move_newer_checkpoints(run: Path, chosen: Path, *, attempt: int) -> list[Path]:
+    """Move the checkpoints newer than `chosen` out of the way of those to come; return their old paths.
 
     Raises:
-        OSError: one cannot be moved.
+        OSError: One cannot be moved.
     """
     folder = run / CHECKPOINTS
     first = _step(chosen)
@@ -123,10 +131,10 @@ def set_aside(run: Path, chosen: Path, *, attempt: int) -> list[Path]:
 
 
 def check_data(manifest: Manifest, datasets: Datasets, config: TrainConfig, *, run: Path) -> str | None:
-    """What has changed in the data since the checkpoint, if the user accepts it; None if nothing has.
+    """Return the changes in the data since the checkpoint, if the user accepts them; None if there are none.
 
     Raises:
-        UsageError: the classes are others, or files came or went and `--accept-changed-data` was not given.
+        UsageError: The classes are others, or files came or went and `--accept-changed-data` was not given.
     """
     classes = int(manifest.content["num_classes"])
     if classes != len(datasets.classes):
@@ -136,14 +144,14 @@ def check_data(manifest: Manifest, datasets: Datasets, config: TrainConfig, *, r
         )
     if manifest.content["data"].get("fingerprint") == datasets.fingerprint:
         return None
-    what = f"the images have changed since {manifest.path.name}: {changes(run, datasets)}"
+    changes = f"the images have changed since {manifest.path.name}: {describe_changes(run, datasets)}"
     if not config.accept_changed_data:
-        raise UsageError(f"--data-path {config.data_path}: {what}; put them back, or give --accept-changed-data")
-    return what
+        raise UsageError(f"--data-path {config.data_path}: {changes}; put them back, or give --accept-changed-data")
+    return changes
 
 
-def where(content: Mapping[str, Any]) -> str:
-    """A checkpoint's position, for people."""
+def describe_position(content: Mapping[str, Any]) -> str:
+    """Return how far a checkpoint's run was, for the user."""
     progress, epochs = content["progress"], content["config"]["epochs"]
     if progress["epoch"] >= epochs:
         return "the end of its run"
@@ -151,18 +159,18 @@ def where(content: Mapping[str, Any]) -> str:
 
 
 def is_training_state(path: Path) -> bool:
-    """Whether `path` is a checkpoint, a run or a file of a checkpoint, as opposed to weights."""
+    """Return whether `path` is a checkpoint, a run or a file of a checkpoint, as opposed to weights."""
     if path.is_dir():
         return _is_checkpoint(path) or _is_run(path) or path.name == CHECKPOINTS
     return path.name in (MANIFEST_FILE, STATE_FILE) and _is_checkpoint(path.parent)
 
 
 def _locate(path: Path) -> tuple[Path, Path | None]:
-    """The run that `--resume PATH` means, and the checkpoint if it names one."""
+    """Return the run that `--resume PATH` means, and the checkpoint if it names one."""
     if not path.exists():
         raise UsageError(f"--resume {path}: no such folder; give a run's folder or one of its checkpoints/step-...")
     if not path.is_dir():
-        raise _a_file(path)
+        raise UsageError(f"--resume {path}: {_about_file(path)}")
     folder = path.resolve()
     if _is_checkpoint(folder):
         above = next((parent for parent in folder.parents if parent.name == CHECKPOINTS), None)
@@ -182,25 +190,16 @@ def _locate(path: Path) -> tuple[Path, Path | None]:
     return folder / runs[0], None
 
 
-def _a_file(path: Path) -> UsageError:
+def _about_file(path: Path) -> str:
     if is_training_state(path):
-        return UsageError(f"--resume {path}: is one file of a checkpoint: give its folder, {path.parent}")
+        return f"is one file of a checkpoint: give its folder, {path.parent}"
     if path.suffix in WEIGHT_SUFFIXES:
-        return UsageError(f"--resume {path}: is a weight file, which holds no training state: use --weights {path}")
-    return UsageError(f"--resume {path}: is a file; give a run's folder or one of its checkpoints/step-...")
-
-
-def _refuse_mode(given: TrainConfig) -> None:
-    if given.mode == "eval":
-        raise UsageError(
-            f"--resume {given.resume}: continues training; to evaluate give --weights RUN/checkpoints/best.safetensors"
-        )
-    if given.mode == "performance":
-        raise UsageError(f"--resume {given.resume}: --mode performance times steps from the start; leave --resume out")
+        return f"is a weight file, which holds no training state: use --weights {path}"
+    return "is a file; give a run's folder or one of its checkpoints/step-..."
 
 
 def _is_named(run: Path, given: TrainConfig, *, output_given: bool) -> bool:
-    """Whether the names that were given, if any, are those of the run itself."""
+    """Return whether the names that the user gave, if any, are those of the run itself."""
     if given.run_name is not None and given.run_name != run.name:
         return False
     if not _is_run(run):
@@ -226,18 +225,18 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def _is_foreign(folder: Path) -> bool:
-    """Whether it has something in it, and nothing that a run's first moments leave there."""
+    """Return whether it holds anything else than a run's first moments leave there."""
     names = [entry.name for entry in folder.iterdir()]
-    return not _is_run(folder) and any(not (name.isdigit() or "run.lock" in name) for name in names)
+    return not _is_run(folder) and any(not (name.isdigit() or LOCK_FILE in name) for name in names)
 
 
 def _readable(manifest: Manifest) -> Manifest:
-    missing = NEEDED - manifest.content.keys()
+    missing = _NEEDED - manifest.content.keys()
     if missing:
         raise UsageError(f"{manifest.path}: not a training state: it lacks {', '.join(sorted(missing))}")
     return manifest
 
 
 def _step(path: Path) -> int:
-    named = STEP.match(path.name)
-    return int(named[1]) if named else 0
+    match = STEP.match(path.name)
+    return int(match[1]) if match else 0

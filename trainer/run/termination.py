@@ -1,6 +1,6 @@
-"""How the process that starts the workers ends before they have: it lets go of the run's lock, and says why.
+"""How the process that starts the workers ends before or after them: it releases the run's lock, and says why.
 
-While workers run, the supervisor has the signals; this covers the time before and after it.
+While workers run, the supervisor handles the signals.
 """
 
 import os
@@ -13,35 +13,35 @@ from types import FrameType
 from trainer.shared.errors import FolderTakenError, StoppedError
 
 
-class Ending:
-    """Why this process has to end, if it has to. Signals reach the main thread; `lose` may be called from any."""
+class Termination:
+    """Why this process must end, if it must. Signals reach the main thread; any thread can call `lose_folder`."""
 
     def __init__(self) -> None:
-        self._lost: str | None = None
+        self._loss: str | None = None
 
-    def lose(self, why: str) -> None:
+    def lose_folder(self, reason: str) -> None:
         """End the run without a last checkpoint: another process works in its folder."""
-        self._lost = why
+        self._loss = reason
         for _ in range(2):  # the second one makes the supervisor kill its workers
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.1)
 
-    def check(self) -> None:
-        """Do nothing, unless the run was lost.
+    def raise_if_lost(self) -> None:
+        """Raise an error if another process has taken the run's folder.
 
         Raises:
-            FolderTakenError: it was.
+            FolderTakenError: It has.
         """
-        if self._lost is not None:
-            raise FolderTakenError(self._lost)
+        if self._loss is not None:
+            raise FolderTakenError(self._loss)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Turn SIGTERM into an error, so that everything held is released. SIGUSR1 finds nothing to save.
+    def handling_signals(self) -> Iterator[None]:
+        """Turn SIGTERM into an error, so that everything held is released. Ignore SIGUSR1: there is nothing to save.
 
         Raises:
             StoppedError: SIGTERM came, in this context and outside the supervisor.
-            FolderTakenError: the run was lost.
+            FolderTakenError: Another process has taken the run's folder.
         """
         stop, save = signal.signal(signal.SIGTERM, self._stop), signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         try:
@@ -53,5 +53,5 @@ class Ending:
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         # Once: a second error would cut short what the first one releases.
         signal.signal(number, signal.SIG_IGN)
-        self.check()
+        self.raise_if_lost()
         raise StoppedError("stopped by SIGTERM while no worker was running: start the run again to go on")

@@ -28,10 +28,10 @@ from trainer.distributed.stop_requests import Requests
 from trainer.distributed.watchdog import Watchdog
 from trainer.model import Weights, build_model, import_weights, load_weights
 from trainer.model.weight_settings import with_settings_of
+from trainer.records.folder import attempt_file
 from trainer.records.heartbeat import Pulse
 from trainer.records.provenance import provenance
 from trainer.records.run_records import Records, say, timestamp
-from trainer.run.folder import attempt_file
 from trainer.seeds import key
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import RuntimeUnusableError, TrainerError

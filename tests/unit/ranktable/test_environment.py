@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.cli import main
-from trainer.commands.env import as_a_worker_has_it, first_lines
+from trainer.commands.env import environment_summary, worker_environment
 from trainer.environment import facts as reading
 from trainer.environment.facts import Facts, read_facts
 from trainer.environment.findings import findings
@@ -256,7 +256,7 @@ def test_a_rank_table_that_is_a_link_is_recognised(node: Path) -> None:
 
 
 def test_a_run_on_npus_begins_with_its_versions_and_problems() -> None:
-    lines = list(first_lines(dataclasses.replace(RIGHT, cann="9.0.0"), device="npu", workers=4))
+    lines = list(environment_summary(dataclasses.replace(RIGHT, cann="9.0.0"), device="npu", workers=4))
     assert lines[0] == (
         "environment torch=2.9.0+cpu python=3.11.7 cpus=32 torch_npu=2.9.0 cann=9.0.0 driver=24.1.rc3 apex=none npus=2"
     )
@@ -265,10 +265,10 @@ def test_a_run_on_npus_begins_with_its_versions_and_problems() -> None:
 
 def test_a_run_without_npus_begins_with_what_concerns_it_alone() -> None:
     small = dataclasses.replace(RIGHT, cann="9.0.0", shm_bytes=64 * 2**20)
-    lines = list(first_lines(small, device="cpu", workers=4))
+    lines = list(environment_summary(small, device="cpu", workers=4))
     assert lines[0] == "environment torch=2.9.0+cpu python=3.11.7 cpus=32"
     assert [line.split(", ")[0] for line in lines[1:]] == ["environment problem: /dev/shm has 64 MiB"]
-    assert len(list(first_lines(small, device="cpu", workers=0))) == 1, "no loader needs it"
+    assert len(list(environment_summary(small, device="cpu", workers=0))) == 1, "no loader needs it"
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_one_timeout_of_hccl_that_is_given_alone_is_met_by_the_others(
     given: dict[str, str], table: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = dataclasses.replace(RIGHT, variables=given, rank_table=table)
-    assert findings(as_a_worker_has_it(facts, 900.0)) == []
+    assert findings(worker_environment(facts, 900.0)) == []
     monkeypatch.setattr("trainer.commands.env.read_facts", lambda _: facts)
     assert main(["env"]) == 0
     said = capsys.readouterr().out
@@ -305,7 +305,7 @@ def test_one_timeout_of_hccl_that_is_given_alone_is_met_by_the_others(
     ],
 )
 def test_what_no_default_can_meet_is_still_said(given: dict[str, str], said: str) -> None:
-    (problem,) = findings(as_a_worker_has_it(dataclasses.replace(RIGHT, variables=given), 900.0))
+    (problem,) = findings(worker_environment(dataclasses.replace(RIGHT, variables=given), 900.0))
     assert said in problem.text
 
 

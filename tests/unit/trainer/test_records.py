@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from trainer.records.files import AppendFile
+from trainer.records.folder import create_run_folder
 from trainer.records.provenance import config_hash
 from trainer.records.run_records import Kept, Records, logfmt
-from trainer.run.folder import create_run_folder
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
 
@@ -300,37 +300,41 @@ def test_a_file_that_is_there_already_is_one_line_and_stays(tmp_path: Path) -> N
     assert (tmp_path / "metrics.jsonl").read_text() == "kept"
 
 
+def _create(config: TrainConfig, *, is_first_node: bool = True, is_single_node: bool = True) -> Path:
+    return create_run_folder(config, is_first_node=is_first_node, is_single_node=is_single_node, now=0)
+
+
 def test_a_run_never_enters_the_folder_of_another(tmp_path: Path) -> None:
     config = TrainConfig(output=tmp_path / "out", run_name="mine")
-    run = create_run_folder(config, leads=True, alone=True, now=0)
+    run = _create(config)
     (run / "precious").write_text("kept")
     with pytest.raises(FolderTakenError, match=r"--run-name mine: .* exists and a run never overwrites another"):
-        create_run_folder(config, leads=True, alone=True, now=0)
+        _create(config)
     assert (run / "precious").read_text() == "kept"
 
 
 def test_two_runs_of_the_same_second_get_two_folders(tmp_path: Path) -> None:
     (tmp_path / "output").write_text("a file")
     with pytest.raises(UsageError, match="is a file"):
-        create_run_folder(TrainConfig(output=tmp_path / "output"), leads=True, alone=True, now=0)
+        _create(TrainConfig(output=tmp_path / "output"))
     config = TrainConfig(output=tmp_path)
-    assert len({create_run_folder(config, leads=True, alone=True, now=0) for _ in range(3)}) == 3
+    assert len({_create(config) for _ in range(3)}) == 3
 
 
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"--output .*: cannot be written: Not a directory"):
-        create_run_folder(TrainConfig(output=tmp_path / "file" / "below"), leads=True, alone=True, now=0)
+        _create(TrainConfig(output=tmp_path / "file" / "below"))
 
 
 def test_several_nodes_share_one_named_folder(tmp_path: Path) -> None:
     named = TrainConfig(output=tmp_path, run_name="shared")
-    folders = {create_run_folder(named, leads=leads, alone=False, now=0) for leads in (False, True, False)}
+    folders = {_create(named, is_first_node=first, is_single_node=False) for first in (False, True, False)}
     assert len(folders) == 1
     with pytest.raises(FolderTakenError):
-        create_run_folder(named, leads=True, alone=False, now=0)
+        _create(named, is_single_node=False)
     with pytest.raises(UsageError, match="--run-name is needed"):
-        create_run_folder(TrainConfig(output=tmp_path), leads=True, alone=False, now=0)
+        _create(TrainConfig(output=tmp_path), is_single_node=False)
 
 
 def test_the_settings_hash_changes_with_any_setting() -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from trainer.checkpoint.files import Blob, listed, write
 from trainer.data.index import Datasets, load_datasets
-from trainer.run.attempt import Attempt, Starter, begin
+from trainer.run.attempt import Attempt, RunStarter, begin_attempt
 from trainer.run.lock import LOCK_FILE
 from trainer.shared.config import TrainConfig, user_layers
 from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
@@ -33,7 +33,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for split in ("train", "val"):
         for label in "ab":
             (root / split / label).mkdir(parents=True)
-            for number in range(5):
+            for number in (*range(5), *range(20, 79)):  # enough for one step of two ranks; tests add some between
                 (root / split / label / f"{number}.JPEG").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PNAS_DATA_PATH", str(root))
@@ -48,8 +48,8 @@ def _load(config: TrainConfig) -> Datasets:
 def _begin(*, rank: int = 0, world_size: int = 1, **flags: Any) -> Begun:
     notes: list[str] = []
     topology = Topology(world_size, 1, 0, (Worker(rank, 0, 0),), "127.0.0.1", 29500, None, "options")
-    starter = Starter(topology, command=("train",), on_note=notes.append, on_lost=notes.append)
-    with begin(user_layers(flags, None), starter, _load) as attempt:
+    starter = RunStarter(topology, command=("train",), on_note=notes.append, on_lost=notes.append)
+    with begin_attempt(user_layers(flags, None), starter) as attempt:
         assert (attempt.run / LOCK_FILE).exists() is (rank == 0)
     return Begun(attempt, notes)
 

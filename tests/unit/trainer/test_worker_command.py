@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer.cli import main, worker_command
+from trainer.cli import main
 from trainer.devices.runtime_env import runtime_defaults
 from trainer.run.attempt import Attempt
+from trainer.run.worker_commands import worker_command
 from trainer.shared.config import TrainConfig
 from trainer.topology import Topology, Worker
 
@@ -20,7 +21,8 @@ def test_torch_npu_finds_its_queue_level_before_torch_is_imported(
     monkeypatch.delenv("TASK_QUEUE_ENABLE", raising=False)
     if given is not None:
         monkeypatch.setenv("TASK_QUEUE_ENABLE", given)
-    command = worker_command(ALONE.workers[0], ALONE, attempt=Attempt(TrainConfig(), tmp_path, 1, None), device=device)
+    attempt = Attempt(TrainConfig(), tmp_path, 1, None)
+    command = worker_command(ALONE.workers[0], ALONE, attempt, device=device, command=())
     assert command.env.get("TASK_QUEUE_ENABLE") == level
 
 

@@ -1,7 +1,7 @@
 """The output folder of a run: OUT/<run>/ with its settings and one sub-folder per device.
 
-A run never writes into another one's folder: a name that is taken is refused, and a generated one gives way. Where a
-run is continued, each attempt has files of its own name beside those that all of them share.
+A run never writes into another one's folder: a given name that is taken is refused, and a generated one gives way. If a
+run is continued, each attempt has its own config, provenance and console files; all attempts share the others.
 """
 
 import contextlib
@@ -17,28 +17,30 @@ from trainer.shared.config import TrainConfig
 from trainer.shared.errors import FolderTakenError, UsageError
 from trainer.shared.files import writing
 
+_OF_ATTEMPT = re.compile(r"(?:config|provenance|console)(?:-(\d+))?\.(?:yaml|json|log)")
 
-def create_run_folder(config: TrainConfig, *, leads: bool, alone: bool, now: float) -> Path:
+
+def create_run_folder(config: TrainConfig, *, is_first_node: bool, is_single_node: bool, now: float) -> Path:
     """Make this run's folder and keep its settings in `config.yaml`.
 
     Args:
-        leads: this process starts rank 0; it claims the folder for its job by writing the settings, once.
-        alone: this process starts every rank, so it may choose the name, and finds no folder that others made.
-        now: seconds since the epoch, for a generated name.
+        is_first_node: This process starts rank 0; it takes the folder for its job by writing the settings, once.
+        is_single_node: This process starts every rank, so it may choose the name, and no other has made the folder.
+        now: Seconds since the epoch, for a generated name.
 
     Raises:
         FolderTakenError: `--run-name` names a folder that exists.
-        UsageError: the folder cannot be created or written.
+        UsageError: The folder cannot be created or written.
     """
-    if config.run_name is None and not alone:
+    if config.run_name is None and not is_single_node:
         raise UsageError(
             "--run-name is needed where several processes start a job's ranks, so that all of them write to one folder"
         )
     try:
         _make_output(config.output)
-        folder = _make(config, alone=alone, now=now)
-        if leads:
-            claim(folder, config, attempt=1)
+        folder = _make(config, is_single_node=is_single_node, now=now)
+        if is_first_node:
+            write_config(folder, config, attempt=1)
     except FileExistsError as error:
         raise FolderTakenError(
             f"--run-name {config.run_name}: {config.output / str(config.run_name)} exists and a run never overwrites "
@@ -49,12 +51,12 @@ def create_run_folder(config: TrainConfig, *, leads: bool, alone: bool, now: flo
     return folder.resolve()
 
 
-def claim(run: Path, config: TrainConfig, *, attempt: int) -> None:
+def write_config(run: Path, config: TrainConfig, *, attempt: int) -> None:
     """Write an attempt's settings, or leave nothing that would bar the next one under this name.
 
     Raises:
-        FileExistsError: another process began the attempt.
-        OSError: the folder cannot be written.
+        FileExistsError: Another process began the attempt.
+        OSError: The folder cannot be written.
     """
     path = attempt_file(run / "config.yaml", attempt)
     try:
@@ -70,23 +72,25 @@ def claim(run: Path, config: TrainConfig, *, attempt: int) -> None:
 
 
 def attempt_file(path: Path, attempt: int) -> Path:
-    """The name of a file that each attempt has one of: `config.yaml`, then `config-2.yaml`, ..."""
+    """Return the name of a file that each attempt has one of: `config.yaml`, then `config-2.yaml`, ..."""
     return path if attempt == 1 else path.with_name(f"{path.stem}-{attempt}{path.suffix}")
 
 
-def next_attempt(run: Path, ranks: Iterable[int], *, leads: bool) -> int:
-    """The number of the attempt that is about to begin, by the files of those that have begun.
+def next_attempt(run: Path, ranks: Iterable[int], *, is_first_node: bool) -> int:
+    """Return the number of the attempt that is about to begin, by the files of the earlier ones.
 
     Args:
-        ranks: those that this process starts: others' files may already be those of the same attempt.
-        leads: this process starts rank 0, so it writes the files that an attempt has once.
+        ranks: The ranks that this process starts: other ranks' files may already belong to the same attempt.
+        is_first_node: This process starts rank 0, so it writes the files that an attempt has once.
     """
-    logs = [name for rank in ranks for name in _names(run / str(rank))]
-    return 1 + max((_attempt_of(name) for name in (*logs, *(_names(run) if leads else ()))), default=0)
+    names = [name for rank in ranks for name in _names(run / str(rank))]
+    if is_first_node:
+        names += _names(run)
+    return 1 + max((int(match[1] or 1) for name in names if (match := _OF_ATTEMPT.fullmatch(name))), default=0)
 
 
 def device_folder(run: Path, rank: int) -> Path:
-    """The sub-folder of the device with this rank; on one node the rank is the seed's device id."""
+    """Return the sub-folder of the device with this rank; on one node the rank is the seed's device id."""
     folder = run / str(rank)
     with writing(folder):
         folder.mkdir(exist_ok=True)
@@ -94,36 +98,26 @@ def device_folder(run: Path, rank: int) -> Path:
 
 
 def console_log(run: Path, rank: int, attempt: int) -> Path:
-    """File with every numbered line that a rank printed; a restarted run's attempts have one each."""
+    """Return the file with every numbered line that a rank printed; each attempt of a run has one."""
     return device_folder(run, rank) / f"console-{attempt}.log"
-
-
-ATTEMPT = re.compile(r"(?:config|provenance|console)(?:-(\d+))?\.(?:yaml|json|log)")
-
-
-def _attempt_of(name: str) -> int:
-    named = ATTEMPT.fullmatch(name)
-    return int(named[1] or 1) if named else 0
 
 
 def _names(folder: Path) -> list[str]:
     return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
 
 
-def _make(config: TrainConfig, *, alone: bool, now: float) -> Path:
+def _make(config: TrainConfig, *, is_single_node: bool, now: float) -> Path:
     if config.run_name is not None:
         folder = config.output / config.run_name
-        folder.mkdir(exist_ok=not alone)
+        folder.mkdir(exist_ok=not is_single_node)
         return folder
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
     base = f"{config.mode}-{config.model}-{stamp}"
-    for attempt in range(1, 1000):
-        folder = config.output / (base if attempt == 1 else f"{base}-{attempt}")
-        try:
+    for number in range(1, 1000):
+        folder = config.output / (base if number == 1 else f"{base}-{number}")
+        with contextlib.suppress(FileExistsError):
             folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
+            return folder
     raise UsageError(f"--output {config.output}: a thousand runs began in this second; name yours with --run-name")
 
 
