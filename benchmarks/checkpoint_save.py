@@ -88,7 +88,7 @@ class Checkpoint:
 
 def main() -> int:
     """Measure and publish; return 1 if the bar is missed."""
-    # The writer gets the other cores, as with an accelerator. Besides, two threads that wait for each
+    # The writer gets the other cores, as with an accelerator. Also, two threads that wait for each
     # other on a shared machine would measure the load of other programs.
     torch.set_num_threads(1)
     # Runs write here by default; the system's folder for temporary files may be in memory.

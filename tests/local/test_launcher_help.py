@@ -54,7 +54,7 @@ def test_a_default_stays_on_one_line_and_a_switch_shows_both_forms() -> None:
     assert "[default: the context's]\n" in text
 
 
-def test_the_version_is_that_of_the_package() -> None:
+def test_the_version_is_the_version_of_the_package() -> None:
     assert page("--version") == f"pnas {version('pnas')}\n"
 
 
