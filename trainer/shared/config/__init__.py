@@ -10,7 +10,6 @@ from trainer.shared.config.train import (
     MODE_PRESETS,
     TrainConfig,
     mode_layer,
-    resolve_train_config,
     settings,
     user_layers,
 )
@@ -26,7 +25,6 @@ __all__ = [
     "mode_layer",
     "profile_layer",
     "resolve",
-    "resolve_train_config",
     "settings",
     "user_layers",
 ]

@@ -288,14 +288,3 @@ def settings(layers: Sequence[Layer], *, partial: bool = False) -> tuple[TrainCo
         ConfigError: one line that names the setting, where it came from and the rule it breaks.
     """
     return resolve(TrainConfig, [*layers, mode_layer(layers)], partial=partial)
-
-
-def resolve_train_config(
-    flags: Mapping[str, Any], profile: str | None, environ: Mapping[str, str] = os.environ
-) -> tuple[TrainConfig, dict[str, str]]:
-    """The trainer's own layers, without a checkpoint's: flag > environment > profile > mode preset > default.
-
-    Raises:
-        ConfigError: one line that names the setting, where it came from and the rule it breaks.
-    """
-    return settings(user_layers(flags, profile, environ))
