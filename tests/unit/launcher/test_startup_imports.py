@@ -1,0 +1,73 @@
+"""A command imports only the libraries that it needs, because most of a command's start is imports."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.local import records
+
+SUBMITTING = {"pydantic", "jinja2", "yaml", "launcher.settings", "launcher.manifests"}
+CLUSTER = {"kubernetes", "pycurl", "urllib3"}
+HEAVY = {"torch", "numpy", "rich"}
+RENDER = ("render", "--npus", "8", "--nodes", "2", "--image", "registry.example/pnas:0.1.0", "--backend", "volcano")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home directory with one finished local job, and without a kubeconfig."""
+    folder = tmp_path / "pnas" / "jobs" / "a"
+    folder.mkdir(parents=True)
+    job = {"name": "a", "command": ["x"], "cwd": str(tmp_path), "spec": {}, "output": str(tmp_path / "out")}
+    records.write_record(folder / records.JOB, "LocalJob", {**job, "created": 1.0, "host": socket.gethostname()})
+    records.write_record(folder / records.EXIT, "exit", {"returncode": 0, "started": 1.0, "ended": 2.0})
+    (folder / records.CONSOLE).write_text("the only line\n")
+    return tmp_path
+
+
+def imported(home: Path, *words: str, **environ: str) -> set[str]:
+    """Run a command of the launcher, and return the names of the modules that it imported."""
+    names = ("PATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+    inherited = {name: os.environ[name] for name in names if name in os.environ}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "launcher", *words],
+        env={**inherited, "HOME": str(home), "XDG_STATE_HOME": str(home), **environ},
+        cwd=home,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.stdout, "the command printed nothing"
+    lines = (line.rpartition("|") for line in done.stderr.splitlines() if line.startswith("import time:"))
+    return {name.strip() for _, _, name in lines}
+
+
+@pytest.mark.parametrize("words", [["list"], ["status", "a"], ["logs", "a"], ["wait", "a"], ["delete", "a"]], ids=str)
+def test_a_command_that_reads_or_stops_jobs_imports_nothing_of_submitting(home: Path, words: list[str]) -> None:
+    modules = imported(home, *words)
+    assert "launcher.local.records" in modules, "the command did not look for jobs"
+    assert not modules & (SUBMITTING | CLUSTER | HEAVY)
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]], ids=str)
+def test_the_first_page_imports_no_library(home: Path, words: list[str]) -> None:
+    assert not imported(home, *words) & (SUBMITTING | CLUSTER | HEAVY | {"cyclopts", "attrs"})
+
+
+def test_render_imports_nothing_that_speaks_to_a_cluster(home: Path) -> None:
+    modules = imported(home, *RENDER)
+    assert "launcher.manifests.render" in modules
+    assert not modules & (CLUSTER | HEAVY)
+    assert not {name for name in modules if name.startswith("launcher.cluster.")}
+
+
+def test_the_cluster_libraries_are_imported_only_to_connect(home: Path) -> None:
+    assert not imported(home, "config", "show") & (CLUSTER | HEAVY)
+    for split in ("train", "val"):
+        (home / "data" / split / "zero").mkdir(parents=True)
+    local = ("submit", "--backend", "local", "--npus", "1", "--dry-run", "client", "--data-path", str(home / "data"))
+    assert not imported(home, *local) & (CLUSTER | HEAVY)
