@@ -1,4 +1,4 @@
-// Helm 4, for the tests of the chart; built by tests.cluster.testbed.binaries.
+// Helm 4, for the tests of the chart; built by tests.cluster.testbed.artifacts.binaries.
 module pnas/testbed/helm4
 
 go 1.26.0

@@ -1,4 +1,4 @@
-// The binaries of the test bed's cluster; built by tests.cluster.testbed.binaries.
+// The binaries of the test bed's cluster; built by tests.cluster.testbed.artifacts.binaries.
 module pnas/testbed/kubernetes
 
 go 1.26.0

@@ -1,4 +1,4 @@
-// The types of which the test bed makes Volcano's resource definitions; used by tests.cluster.testbed.binaries.
+// The types of which the test bed makes Volcano's resource definitions; used by tests.cluster.testbed.artifacts.binaries.
 module pnas/testbed/volcano
 
 go 1.26.0
