@@ -18,7 +18,7 @@ from trainer.commands.ranktable import ranktable_app
 from trainer.devices.runtime_env import hccl_defaults
 from trainer.environment.facts import read_facts
 from trainer.run.termination import Termination
-from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, settings, user_layers
+from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, resolve_train_config, user_layers
 from trainer.shared.config.options import option_parameters, typed
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.help import HelpPage
@@ -65,9 +65,9 @@ def train(*, profile: Profile = None, **options: Any) -> int:
     from trainer.run.worker_commands import worker_command  # noqa: PLC0415
 
     layers = user_layers(typed(options), profile)
-    config, _ = settings(layers, partial=True)
+    config, _ = resolve_train_config(layers, partial=True)
     if config.resume is None:
-        settings(layers)  # no checkpoint will add settings that could make them agree
+        resolve_train_config(layers)  # no checkpoint will add settings that could make them agree
     facts = read_facts(os.environ, ask_npu_smi=False)
     if config.device == EMULATED and not facts.emulated:
         _start_on_emulated_npus()

@@ -14,7 +14,7 @@ from typing import Any
 from launcher.errors import RequestError
 from launcher.settings.hardware import PRESETS, labels_beside
 from launcher.settings.spec import JobOptions
-from trainer.shared.config import Layer, TrainConfig, environment_layer, profile_layer, resolve, settings
+from trainer.shared.config import Layer, TrainConfig, environment_layer, profile_layer, resolve, resolve_train_config
 from trainer.shared.config.train import mode_of
 
 NOTHING = Layer("earlier attempt", {})
@@ -96,7 +96,7 @@ def resolve_settings(
         train_layers.append(earlier.begun)
     # What a checkpoint brings is not known yet: rules between settings are the trainer's to judge then.
     partial = any(layer.values.get("resume") not in (None, "none") for layer in train_layers)
-    train, train_origins = settings(train_layers, partial=partial)
+    train, train_origins = resolve_train_config(train_layers, partial=partial)
     if options.hardware is not None and train.device != "cpu":
         options, job_origins = _over_preset(options, options.hardware, job_origins)
     passed_on = tuple(name for name in TrainConfig.model_fields if name in set_by_somebody)

@@ -25,7 +25,7 @@ from trainer.run.resume import (
     is_training_state,
     move_newer_checkpoints,
 )
-from trainer.shared.config import Layer, TrainConfig, settings
+from trainer.shared.config import Layer, TrainConfig, resolve_train_config
 from trainer.shared.config.layers import ConfigError, flag_name
 from trainer.shared.config.train import OF_ONE_ATTEMPT, TRAINING, checkpoint_layer
 from trainer.shared.errors import UsageError
@@ -94,7 +94,7 @@ def begin_attempt(layers: Sequence[Layer], starter: RunStarter) -> Iterator[Atte
         FolderTakenError: The folder belongs to another run, or another process works in it.
         TrainerError: No checkpoint can be used, or the folder cannot be written.
     """
-    given, origins = settings(layers, partial=True)
+    given, origins = resolve_train_config(layers, partial=True)
     source = find_source(given, output_given=origins["output"] != "default")
     trains = given.mode in TRAINING
     with contextlib.ExitStack() as stack:
@@ -144,12 +144,12 @@ def _check(
 ) -> tuple[TrainConfig, Datasets]:
     """Return the settings and the data, after checking them and their fit with the checkpoint."""
     if manifest is None or source is None:
-        config, _ = settings(layers)
+        config, _ = resolve_train_config(layers)
         return config, check_inputs(config, starter.topology.world_size)
     origin = f"checkpoint {manifest.path.name}"
     saved = checkpoint_layer(origin, manifest.content["config"])
-    config, origins = settings([*layers, saved])
-    changes = compare(config, settings([saved], partial=True)[0], origins, origin=origin)
+    config, origins = resolve_train_config([*layers, saved])
+    changes = compare(config, resolve_train_config([saved], partial=True)[0], origins, origin=origin)
     if changes:
         starter.on_note(f"resume: {changes}: not the run that was begun")
     datasets = check_inputs(config.model_copy(update={"weights": None}), starter.topology.world_size)

@@ -17,8 +17,7 @@ from launcher.output.report import settings_document, settings_text
 from launcher.output.timing import format_duration, parse_duration
 from launcher.settings.layers import resolve_settings
 from launcher.settings.spec import JobOptions, free_name, is_job_name, make_cluster_spec, make_spec, trainer_options
-from trainer.shared.config import ConfigError, TrainConfig, user_layers
-from trainer.shared.config import settings as train_settings
+from trainer.shared.config import ConfigError, TrainConfig, resolve_train_config, user_layers
 from trainer.shared.config.options import option_parameters, typed
 from trainer.shared.errors import UsageError
 
@@ -36,7 +35,7 @@ def as_the_trainer_reads(words: list[str], environ: dict[str, str] | None = None
     app = App(result_action="return_value")
     app.default(train)
     app(words, exit_on_error=False, print_error=False)
-    return train_settings(user_layers(seen, None, environ or {}))[0]
+    return resolve_train_config(user_layers(seen, None, environ or {}))[0]
 
 
 def test_each_value_comes_from_the_highest_layer_and_says_which(tmp_path: Path) -> None:

@@ -11,7 +11,15 @@ import pytest
 import yaml
 from cyclopts import App
 
-from trainer.shared.config import MODE_PRESETS, ConfigError, Layer, TrainConfig, resolve, settings, user_layers
+from trainer.shared.config import (
+    MODE_PRESETS,
+    ConfigError,
+    Layer,
+    TrainConfig,
+    resolve,
+    resolve_train_config,
+    user_layers,
+)
 from trainer.shared.config.options import option_parameters, typed
 
 
@@ -19,7 +27,7 @@ def test_a_flag_wins_over_the_environment_over_the_profile_over_the_mode(tmp_pat
     profile = tmp_path / "mine.yaml"
     profile.write_text("batch_size: 1\nlr: 0.1\nseed: 1\nepochs: 1\n")
     environ = {"PNAS_BATCH_SIZE": "2", "PNAS_LR": "0.2", "PNAS_UNRELATED": "x"}
-    config, origins = settings(user_layers({"batch_size": 3}, str(profile), environ))
+    config, origins = resolve_train_config(user_layers({"batch_size": 3}, str(profile), environ))
     assert (config.batch_size, config.lr, config.seed, config.epochs) == (3, 0.2, 1, 1)
     assert origins["batch_size"] == "flag"
     assert origins["lr"] == "environment"
@@ -30,30 +38,30 @@ def test_a_flag_wins_over_the_environment_over_the_profile_over_the_mode(tmp_pat
 def test_each_mode_has_its_preset_and_the_preset_yields_to_a_flag() -> None:
     for mode, preset in MODE_PRESETS.items():
         flags: dict[str, Any] = {"mode": mode, "weights": "w.safetensors"}
-        config, origins = settings(user_layers(flags, None, {}))
+        config, origins = resolve_train_config(user_layers(flags, None, {}))
         for field, value in preset.items():
             assert getattr(config, field) == value
             assert origins[field] == f"mode {mode}"
-    config, _ = settings(user_layers({"mode": "performance", "steps": 5}, None, {}))
+    config, _ = resolve_train_config(user_layers({"mode": "performance", "steps": 5}, None, {}))
     assert config.steps == 5
 
 
 def test_the_mode_of_a_profile_chooses_the_preset(tmp_path: Path) -> None:
     profile = tmp_path / "timed.yaml"
     profile.write_text("mode: performance\n")
-    config, _ = settings(user_layers({}, str(profile), {}))
+    config, _ = resolve_train_config(user_layers({}, str(profile), {}))
     assert (config.mode, config.steps) == ("performance", 1000)
 
 
 def test_the_seed_profile_is_the_default() -> None:
-    default, _ = settings(user_layers({}, None, {}))
-    seed, _ = settings(user_layers({}, "seed", {}))
+    default, _ = resolve_train_config(user_layers({}, None, {}))
+    seed, _ = resolve_train_config(user_layers({}, "seed", {}))
     assert seed == default
 
 
 @pytest.mark.parametrize("profile", ["seed", "recommended", "digits"])
 def test_every_shipped_profile_is_valid(profile: str) -> None:
-    settings(user_layers({}, profile, {}))
+    resolve_train_config(user_layers({}, profile, {}))
     text = (resources.files("trainer.shared.config") / "profiles" / f"{profile}.yaml").read_text()
     assert yaml.safe_load(text)
 
@@ -80,7 +88,7 @@ def test_a_mistake_is_one_line_that_names_the_setting(
     flags: dict[str, Any], profile: str | None, environ: dict[str, str], said: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
-        settings(user_layers(flags, profile, environ))
+        resolve_train_config(user_layers(flags, profile, environ))
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
     assert raised.value.exit_code == 2
@@ -100,7 +108,7 @@ def test_a_mistake_in_a_profile_names_the_profile(tmp_path: Path, text: str, sai
     profile = tmp_path / "bad.yaml"
     profile.write_text(text)
     with pytest.raises(ConfigError) as raised:
-        settings(user_layers({}, str(profile), {}))
+        resolve_train_config(user_layers({}, str(profile), {}))
     assert said in str(raised.value)
     assert str(profile) in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -112,13 +120,13 @@ def test_none_unsets_a_value_from_a_lower_layer() -> None:
 
 
 def test_a_run_may_have_a_number_for_its_name() -> None:
-    config, _ = settings(user_layers({}, None, {"PNAS_RUN_NAME": "2024"}))
+    config, _ = resolve_train_config(user_layers({}, None, {"PNAS_RUN_NAME": "2024"}))
     assert config.run_name == "2024"
 
 
 def test_an_environment_variable_that_is_not_yaml_is_named() -> None:
     with pytest.raises(ConfigError, match=r"^PNAS_RUN_NAME=\[: not valid YAML"):
-        settings(user_layers({}, None, {"PNAS_RUN_NAME": "["}))
+        resolve_train_config(user_layers({}, None, {"PNAS_RUN_NAME": "["}))
 
 
 def test_a_flag_unsets_a_number_that_a_profile_sets(tmp_path: Path) -> None:
@@ -133,7 +141,7 @@ def test_a_flag_unsets_a_number_that_a_profile_sets(tmp_path: Path) -> None:
     app = App()
     app.default(command)
     app(["--steps", "none"], result_action="return_value")
-    config, origins = settings(user_layers(given, str(tmp_path / "short.yaml"), {}))
+    config, origins = resolve_train_config(user_layers(given, str(tmp_path / "short.yaml"), {}))
     assert config.steps is None
     assert origins["steps"] == "flag"
 

@@ -10,7 +10,7 @@ from trainer.shared.config.train import (
     MODE_PRESETS,
     TrainConfig,
     mode_layer,
-    settings,
+    resolve_train_config,
     user_layers,
 )
 
@@ -25,6 +25,6 @@ __all__ = [
     "mode_layer",
     "profile_layer",
     "resolve",
-    "settings",
+    "resolve_train_config",
     "user_layers",
 ]

@@ -275,16 +275,16 @@ def checkpoint_layer(origin: str, begun: Mapping[str, Any]) -> Layer:
     return Layer(origin, {field: value for field, value in begun.items() if field not in OF_ONE_ATTEMPT})
 
 
-def settings(layers: Sequence[Layer], *, partial: bool = False) -> tuple[TrainConfig, dict[str, str]]:
-    """`layers`, over the preset of the mode that they choose, over the defaults.
+def resolve_train_config(layers: Sequence[Layer], *, partial: bool = False) -> tuple[TrainConfig, dict[str, str]]:
+    """Resolve `layers`, over the preset of the mode that they choose, over the defaults.
 
     Args:
-        partial: the checkpoint's layer is still missing: rules between settings wait for it.
+        partial: The checkpoint's layer is still missing: rules between settings wait for it.
 
     Returns:
         The configuration, and for each field the name of the layer that set it.
 
     Raises:
-        ConfigError: one line that names the setting, where it came from and the rule it breaks.
+        ConfigError: One line that names the setting, where it came from and the rule it breaks.
     """
     return resolve(TrainConfig, [*layers, mode_layer(layers)], partial=partial)
