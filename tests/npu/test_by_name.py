@@ -11,7 +11,7 @@ import pytest
 from tests.local.resumable_runs import recipe
 from tests.npu.conftest import SHORT
 from trainer.cli import main
-from trainer.shared.config import emulated
+from trainer.shared.config import train
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -38,7 +38,7 @@ def test_the_launcher_trains_on_emulated_npus_in_bf16_and_says_that_they_are(few
 def test_where_there_is_no_checkout_it_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(emulated, "_MACHINE", tmp_path / "tests/npu/machine.py")
+    monkeypatch.setattr(train, "EMULATED_MACHINE", tmp_path / "tests/npu/machine.py")
     assert main(["--device", "npu-emulated", "--data-path", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: --device npu-emulated: the emulated NPU is a part of the tests, and there is no ")

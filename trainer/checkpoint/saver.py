@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer.checkpoint.files import BadCheckpointError, Blob, prune, write
 from trainer.model.weights import write_weights
 from trainer.records.run_records import say
-from trainer.shared.config.interval import Interval
+from trainer.shared.durations import Interval
 from trainer.shared.errors import TrainerError
 
 DTYPES = {

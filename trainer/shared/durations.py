@@ -1,18 +1,19 @@
-"""Durations as people write them: `90`, `90s`, `10m`, `1h30m`. A leaf, which both programs' command lines import."""
+"""Durations and intervals as users write them: `90`, `90s`, `10m`, `1h30m`. It imports only the standard library."""
 
 import re
+from dataclasses import dataclass
 
 _UNITS_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(d|h|min|m|s)")
 _LONGEST_S = 2**31 - 1
-"""As many as Kubernetes can count; 68 years."""
+"""The most that Kubernetes can count; 68 years."""
 
 
 def seconds(text: str) -> float:
-    """Seconds of `90`, `90s`, `10m`, `1h30m` or `3 min 2 s`.
+    """Return the seconds of `90`, `90s`, `10m`, `1h30m` or `3 min 2 s`.
 
     Raises:
-        ValueError: it is none of these; the text says what is.
+        ValueError: The text has none of these forms; the message names them.
     """
     compact = text.strip().lower()
     if re.fullmatch(r"\d+(\.\d+)?", compact):
@@ -23,3 +24,27 @@ def seconds(text: str) -> float:
     if total > _LONGEST_S:
         raise ValueError(f"`{text[:80]}` is longer than 68 years")
     return total
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number of steps or a number of seconds; exactly one of the two is set."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Interval":
+        """Read `500` as 500 steps and `10m` as ten minutes.
+
+        Raises:
+            ValueError: The text is neither, or zero.
+        """
+        try:
+            has_unit = text.strip()[-1:].isalpha()
+            interval = cls(seconds=seconds(text)) if has_unit else cls(steps=int(text))
+        except ValueError:
+            raise ValueError("write a number of steps (500) or a duration with its unit (10m)") from None
+        if (interval.steps or interval.seconds or 0) <= 0:
+            raise ValueError("must be more than nothing; write a number of steps (500) or a duration (10m)")
+        return interval

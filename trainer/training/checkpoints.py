@@ -20,8 +20,8 @@ from trainer.model.weight_settings import data_config
 from trainer.model.weights import describe
 from trainer.records.run_records import Records, say
 from trainer.shared.config import TrainConfig
-from trainer.shared.config.interval import Interval
 from trainer.shared.config.train import OF_ONE_ATTEMPT, TRAINING
+from trainer.shared.durations import Interval
 from trainer.shared.errors import TrainerError
 from trainer.shared.files import reading
 from trainer.training.progress import Progress

@@ -8,7 +8,7 @@ import torch
 
 from trainer.checkpoint.files import listed, newest_valid, verify
 from trainer.checkpoint.saver import Saver
-from trainer.shared.config.interval import Interval
+from trainer.shared.durations import Interval
 from trainer.shared.errors import TrainerError
 
 CONTENT = {"state": {"ema_updates": None}}

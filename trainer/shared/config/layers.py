@@ -1,7 +1,7 @@
 """Layers of settings: each value comes from the first layer that names it, and remembers which one that was.
 
 Precedence, highest first: flag > environment > profile > checkpoint or cluster defaults > mode preset > default. The
-functions here know nothing about any one setting; they work for every pydantic model whose fields are the settings.
+functions here know no setting by name; they work for every pydantic model whose fields are settings.
 """
 
 import difflib
@@ -35,15 +35,15 @@ class Layer:
 
 
 def flag_name(field: str) -> str:
-    """`batch_size` -> `--batch-size`."""
+    """Return the flag of a field: `--batch-size` for `batch_size`."""
     return "--" + field.replace("_", "-")
 
 
 def environment_layer(model: type[BaseModel], environ: Mapping[str, str] = os.environ) -> Layer:
-    """The `PNAS_<FIELD>` variables that name a field of `model`; others are left to their owners.
+    """Return the `PNAS_<FIELD>` variables that name a field of `model`; other programs own the others.
 
     Raises:
-        ConfigError: a variable's text is not YAML.
+        ConfigError: A variable's text is not YAML.
     """
     variables = {field: ENVIRONMENT_PREFIX + field.upper() for field in model.model_fields}
     values = {
@@ -55,10 +55,10 @@ def environment_layer(model: type[BaseModel], environ: Mapping[str, str] = os.en
 
 
 def profile_layer(name: str) -> Layer:
-    """Settings from a YAML file, or from a profile that ships with the trainer (`seed`, `recommended`, ...).
+    """Return the settings of a YAML file, or of a profile that ships with the trainer (`seed`, `recommended`, ...).
 
     Raises:
-        ConfigError: no such profile, or it is not a mapping of settings.
+        ConfigError: There is no such profile, or it is not a mapping of settings.
     """
     path = Path(name)
     if path.suffix in {".yaml", ".yml"} or path.exists():
@@ -76,10 +76,10 @@ def profile_layer(name: str) -> Layer:
 
 
 def named(values: Any, *, where: str) -> dict[str, Any]:
-    """What a person wrote as settings, by the names of fields: `batch-size` is `batch_size`. Nothing is no setting.
+    """Return settings from YAML under the names of fields: `batch-size` is `batch_size`. An empty text has none.
 
     Raises:
-        ConfigError: it is no mapping.
+        ConfigError: The value is not a mapping.
     """
     if values is None:
         return {}
@@ -92,11 +92,11 @@ def from_yaml(text: str, *, where: str) -> Any:
     """Read YAML.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: The text is not valid YAML.
     """
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # a date that is none is no YAMLError
+    except (yaml.YAMLError, ValueError) as error:  # an impossible date raises ValueError
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
@@ -112,14 +112,14 @@ PARTIAL = "partial"
 
 
 def resolve(model: type[Model], layers: Sequence[Layer], *, partial: bool = False) -> tuple[Model, dict[str, str]]:
-    """Build `model` from `layers`, highest precedence first, and say where each field's value came from.
+    """Build `model` from `layers`, highest precedence first; also return the origin of each field's value.
 
     Args:
-        partial: a layer is still to come: the model may leave rules between settings until then (it finds PARTIAL in
-            the validation's context).
+        partial: A layer is still missing, so the model can skip the rules between settings (it finds PARTIAL in the
+            validation's context).
 
     Raises:
-        ConfigError: one line that names the setting, the layer it came from and the rule it breaks.
+        ConfigError: One line that names the setting, the layer it came from and the rule it breaks.
     """
     values: dict[str, Any] = {}
     origins = dict.fromkeys(model.model_fields, "default")
@@ -137,7 +137,7 @@ def resolve(model: type[Model], layers: Sequence[Layer], *, partial: bool = Fals
 
 
 def _one_line(error: ValidationError, origins: Mapping[str, str]) -> str:
-    """Every broken rule of a validation error on one line, each with its setting and that setting's origin."""
+    """Return every broken rule on one line, each with its setting and the setting's origin."""
     return "; ".join(_describe(problem, origins) for problem in error.errors(include_url=False))
 
 
@@ -147,11 +147,11 @@ def _describe(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
         return message
     field = str(problem["loc"][0])
     origin = origins.get(field, "default")
-    where = "" if origin == "flag" else f" (from {origin})"
-    given = problem["input"]
-    # Of NAME=VALUE the name alone: a value may be a secret.
-    text = " ".join(str(item).partition("=")[0] for item in given) if isinstance(given, list | tuple) else given
-    return f"{flag_name(field)} {text}{where}: {message[:1].lower()}{message[1:]}"
+    place = "" if origin == "flag" else f" (from {origin})"
+    value = problem["input"]
+    # Show only the name of NAME=VALUE: the value can be a secret.
+    text = " ".join(str(item).partition("=")[0] for item in value) if isinstance(value, list | tuple) else value
+    return f"{flag_name(field)} {text}{place}: {message[:1].lower()}{message[1:]}"
 
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:

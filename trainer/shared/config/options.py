@@ -1,7 +1,7 @@
 """A pydantic model's fields as command-line options, so that one definition gives the command line and its help.
 
-Each option is optional and has no default of its own: only what was typed reaches the settings' layers, where
-precedence and origins are decided.
+Each option is optional and has no default here: only typed options reach the layers, which decide precedence and
+origins.
 """
 
 import inspect
@@ -18,10 +18,10 @@ from trainer.shared.config.layers import flag_name
 def option_parameters(
     model: type[BaseModel], *, exclude: frozenset[str] = frozenset(), only: frozenset[str] | None = None
 ) -> list[inspect.Parameter]:
-    """Keyword-only parameters, one for each field of `model`, for a cyclopts command's signature.
+    """Return keyword-only parameters, one for each field of `model`, for a cyclopts command's signature.
 
     Args:
-        only: none but these fields.
+        only: Leave out all other fields.
     """
     groups: dict[str, Group] = {}
     return [
@@ -48,15 +48,15 @@ def option_parameters(
 
 
 def typed(options: dict[str, Any]) -> dict[str, Any]:
-    """Only the options that were given."""
+    """Return only the options that the user gave."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def whole_number(_type: Any, tokens: Sequence[Token]) -> int | str:
-    """Read an integer option; cyclopts alone would round 1.5 to 2. `none` passes, for the settings that may be absent.
+    """Read an integer option; cyclopts would round 1.5 to 2. `none` passes, for the settings that can be absent.
 
     Raises:
-        ValueError: not an integer.
+        ValueError: The text is not an integer.
     """
     text = tokens[0].value
     if text == "none":
@@ -68,9 +68,9 @@ def whole_number(_type: Any, tokens: Sequence[Token]) -> int | str:
 
 
 def _annotation(field: FieldInfo) -> Any:
-    """`none` unsets a setting that may be absent, so that a flag can take back what a profile says."""
+    """Return the option's type; `none` unsets a setting that can be absent, so that a flag can undo a profile."""
     if choices := _choices(field):
-        # In one list with the others: of a wrong word in a union cyclopts says only that it is of neither type.
+        # One list with all words: about a wrong word in a union, cyclopts only says that it has neither type.
         return Literal[(*choices, "none")] | None
     word = Literal["none"] if _nullable(field) else None
     return Union[field.annotation, word, None]  # noqa: UP007  # a type expression built at run time
@@ -81,7 +81,7 @@ def _nullable(field: FieldInfo) -> bool:
 
 
 def _choices(field: FieldInfo) -> tuple[str, ...]:
-    """Of a setting that is one of a few words or absent: the words."""
+    """Return the words of a setting that is one of a few words or absent."""
     [first, *others] = get_args(field.annotation) or (None,)
     return get_args(first) if get_origin(first) is Literal and others == [type(None)] else ()
 

@@ -1,40 +1,43 @@
 """TrainConfig: every option of the trainer with its type, default, unit and reason, and the presets of the four modes.
 
-The defaults are the recipe of the seed as it really ran (its scripts, not its README): no normalisation, no label
+The defaults are the seed's recipe as its scripts ran it, not as its README describes it: no normalisation, no label
 smoothing, no drop-path, learning rate 0.4 stepped once per epoch. `profiles/recommended.yaml` is the recipe to prefer.
 """
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from trainer.shared.config.emulated import EMULATED
-from trainer.shared.config.interval import Interval
-from trainer.shared.config.layers import PARTIAL, Layer, environment_layer, profile_layer, resolve
+import trainer
+from trainer.shared.config.layers import PARTIAL, ConfigError, Layer, environment_layer, profile_layer, resolve
+from trainer.shared.durations import Interval
 
 Mode = Literal["full", "performance", "finetune", "eval"]
 TRAINING = ("full", "finetune")
-"""The modes that keep what they train, and can go on with it."""
+"""The modes that save checkpoints and can be resumed."""
+
+EMULATED: Final = "npu-emulated"
+EMULATED_MACHINE = Path(trainer.__file__).resolve().parents[1] / "tests" / "npu" / "machine.py"
 
 MODE_PRESETS: dict[str, dict[str, Any]] = {
     "full": {"epochs": 90},
     "performance": {"epochs": 1, "steps": 1000, "warmup_steps": 10},
-    # The seed resumes at epoch 90 of 91, where its cosine has all but ended: one epoch at 0.0003 of the base rate.
+    # The seed resumes at epoch 90 of 91, almost at the end of its cosine: one epoch at 0.0003 of the base rate.
     "finetune": {"epochs": 1, "lr": 0.000119},
     "eval": {"epochs": 0},
 }
 
 
 def option(default: Any, text: str, *, group: str, **constraints: Any) -> Any:
-    """A setting: its default, one line of text, the help page's group, and pydantic's constraints."""
+    """Declare a setting: its default, one line of text, the help page's group, and pydantic's constraints."""
     return Field(default, description=text, json_schema_extra={"group": group}, **constraints)
 
 
 def _absent(value: object) -> object:
-    """`none` on a command line or in YAML means "not set"."""
+    """Turn `none` on a command line or in YAML into "not set"."""
     return None if isinstance(value, str | Path) and str(value).lower() == "none" else value
 
 
@@ -42,19 +45,21 @@ Optional = BeforeValidator(_absent)
 
 
 class TrainConfig(BaseModel):
-    """What to train, on what, and how. Frozen: a run never changes its own settings."""
+    """All settings of a run. It is frozen: a run never changes its own settings."""
 
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
         protected_namespaces=(),
-        # YAML takes a run called 2024 for a number.
+        # YAML reads a run's name such as 2024 as a number.
         coerce_numbers_to_str=True,
         allow_inf_nan=False,
     )
 
     # Run
-    mode: Mode = option("full", "What to do: train fully, time steps, train on from weights, or evaluate.", group="Run")
+    mode: Mode = option(
+        "full", "Task: full training, timed steps, training that starts from weights, or evaluation.", group="Run"
+    )
     data_path: Path = option(Path("/data"), "Folder with train/ and val/, one sub-folder per class.", group="Run")
     output: Path = option(Path("output"), "Folder that gets one sub-folder per run.", group="Run")
     run_name: Annotated[str | None, Optional] = option(
@@ -73,12 +78,12 @@ class TrainConfig(BaseModel):
         group="Checkpoints",
     )
     checkpoint_every: str = option(
-        "10m", "Save the state every so many steps (500) or so often (10m), and after each epoch.", group="Checkpoints"
+        "10m", "Steps (500) or time (10m) between checkpoints; one is also saved after each epoch.", group="Checkpoints"
     )
-    keep: int = option(3, "How many checkpoints to keep.", group="Checkpoints", ge=1)
+    keep: int = option(3, "Number of checkpoints to keep.", group="Checkpoints", ge=1)
     resume_lr: Literal["keep", "scale"] = option(
         "keep",
-        "Learning rate on another number of devices: kept, or scaled with the global batch.",
+        "Learning rate on another number of devices: the same, or scaled with the global batch.",
         group="Checkpoints",
     )
     accept_changed_data: bool = option(
@@ -108,12 +113,12 @@ class TrainConfig(BaseModel):
     batch_size: int = option(32, "Images per device and step.", group="Data", ge=1)
     workers: int = option(4, "Loader processes per device; 0 loads in the training process.", group="Data", ge=0)
     normalize: Literal["none", "half", "imagenet"] = option(
-        "none", "Input mean and deviation: [0,1] as it is, .5/.5, or ImageNet's.", group="Data"
+        "none", "Input mean and deviation: none ([0,1]), .5/.5, or ImageNet's.", group="Data"
     )
     crop_scale: float = option(0.08, "Smallest area of a random training crop.", group="Data", gt=0, le=1)
     flip: float = option(0.5, "Probability of a horizontal flip.", group="Data", ge=0, le=1)
     augment: Literal["none", "affine", "trivial", "rand"] = option(
-        "none", "Further augmentation: small affine, TrivialAugment or RandAugment.", group="Data"
+        "none", "More augmentation: small affine, TrivialAugment or RandAugment.", group="Data"
     )
     mixup: float = option(0.0, "Mixup's alpha; 0 is off.", group="Data", ge=0)
     cutmix: float = option(0.0, "CutMix's alpha; 0 is off.", group="Data", ge=0)
@@ -122,16 +127,16 @@ class TrainConfig(BaseModel):
         "bilinear", "Resize filter of training and evaluation.", group="Data"
     )
     on_bad_image: Literal["fail", "skip"] = option(
-        "fail", "An image that cannot be decoded: stop, or take another one and list it.", group="Data"
+        "fail", "Reaction to an image that cannot be decoded: stop, or use another one and list it.", group="Data"
     )
-    max_bad_images: float = option(0.001, "Share of a split's images that may be skipped.", group="Data", ge=0, le=1)
+    max_bad_images: float = option(0.001, "Largest share of a split's images to skip.", group="Data", ge=0, le=1)
 
     # Optimisation
     epochs: int = option(90, "Passes over the training images.", group="Optimisation", ge=0)
     steps: Annotated[int | None, Optional] = option(
-        None, "Steps per epoch at most; in performance mode the timed steps.", group="Optimisation", ge=1
+        None, "Most steps per epoch; in performance mode the timed steps.", group="Optimisation", ge=1
     )
-    warmup_steps: int = option(10, "Steps that the images/s figure leaves out.", group="Optimisation", ge=0)
+    warmup_steps: int = option(10, "First steps that the images/s figure leaves out.", group="Optimisation", ge=0)
     optimizer: Literal["sgd"] = option("sgd", "Optimizer.", group="Optimisation")
     lr: float = option(0.4, "Peak learning rate of the global batch; it is not scaled.", group="Optimisation", gt=0)
     momentum: float = option(0.9, "SGD's momentum.", group="Optimisation", ge=0, lt=1)
@@ -147,36 +152,39 @@ class TrainConfig(BaseModel):
     accumulate: int = option(1, "Batches per optimizer step.", group="Optimisation", ge=1)
     micro_batch: Annotated[int | None, Optional] = option(
         None,
-        "Images per forward pass; a batch is computed in such parts. [default: the batch; on a CPU what fits]",
+        "Images per forward pass, to compute a batch in parts. [default: the batch; on a CPU the most that fits]",
         group="Optimisation",
         ge=1,
     )
     max_bad_steps: int = option(
-        5, "Steps in a row whose loss or gradient is not finite before the run goes back.", group="Optimisation", ge=1
+        5,
+        "Steps in a row with a loss or gradient that is not finite, before the run goes back.",
+        group="Optimisation",
+        ge=1,
     )
     ema: float = option(0.0, "Decay of the weights' moving average; 0 is off.", group="Optimisation", ge=0, lt=1)
 
     # Devices
     device: Literal["auto", "npu", "cuda", "cpu", "npu-emulated"] = option(
         "auto",
-        "Kind of device; npu-emulated (the CPU as an NPU, for tests) is for a checkout, not for pods.",
+        "Kind of device; npu-emulated (the CPU as an NPU, for tests) works in a checkout, not in pods.",
         group="Devices",
     )
     npus: Annotated[int | None, Optional] = option(
-        None, "Devices on this node. [default: all of them; 1 on a CPU]", group="Devices", ge=1
+        None, "Devices on this node. [default: all; 1 on a CPU]", group="Devices", ge=1
     )
     nodes: int = option(1, "Nodes of the job.", group="Devices", ge=1)
-    node_rank: int = option(0, "Which of them this is.", group="Devices", ge=0)
+    node_rank: int = option(0, "Number of this node, from 0.", group="Devices", ge=0)
     master_addr: Annotated[str | None, Optional] = option(
         None, "Address of node 0. [default: 127.0.0.1 on one node]", group="Devices"
     )
     master_port: Annotated[int | None, Optional] = option(
-        None, "Port of the rendezvous. [default: a free one on one node, else 29500]", group="Devices", ge=1, le=65535
+        None, "Port of the rendezvous. [default: a free port on one node, else 29500]", group="Devices", ge=1, le=65535
     )
     rank_table: Annotated[Path | None, Optional] = option(
         None, "Rank table (hccl.json). [default: RANK_TABLE_FILE]", group="Devices"
     )
-    rank_table_timeout_s: float = option(600.0, "How long to wait for a completed rank table.", group="Devices", gt=0)
+    rank_table_timeout_s: float = option(600.0, "Longest wait for a completed rank table.", group="Devices", gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp16", "O2"] = option(
         "auto", "Arithmetic: auto is O2 on an NPU, bf16 on CUDA, fp32 on a CPU.", group="Devices"
     )
@@ -190,10 +198,10 @@ class TrainConfig(BaseModel):
         group="Devices",
         ge=1,
     )
-    grace_s: float = option(30.0, "Time that workers get to save and stop after SIGTERM.", group="Devices", ge=0)
+    grace_s: float = option(30.0, "Time for workers to save and stop after SIGTERM.", group="Devices", ge=0)
     stall_timeout_s: float = option(
         900.0,
-        "How long a rank may wait for data or for its peers before it is named and the run ends.",
+        "Longest wait of a rank for data or for its peers; then the run names it and ends.",
         group="Devices",
         gt=0,
     )
@@ -206,7 +214,7 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _agree(self, info: ValidationInfo) -> "TrainConfig":
-        """Settings that contradict each other are refused together, before anything starts."""
+        """Refuse settings that contradict each other, before anything starts."""
         if info.context and info.context.get(PARTIAL):
             return self
         if self.mode in ("finetune", "eval") and self.weights is None:
@@ -230,16 +238,16 @@ class TrainConfig(BaseModel):
 
 
 TWO_PIXELS = 35
-"""Sides below this are halved down to one pixel by the network's five reductions."""
+"""The network's five reductions halve smaller sides down to one pixel."""
 
 
 def mode_of(layers: Sequence[Layer]) -> str:
-    """The mode that `layers`, highest precedence first, choose."""
+    """Return the mode that `layers`, highest precedence first, choose."""
     return str(next((layer.values["mode"] for layer in layers if "mode" in layer.values), "full"))
 
 
 def mode_layer(layers: Sequence[Layer]) -> Layer:
-    """The preset of the mode that `layers` choose."""
+    """Return the preset of the mode that `layers` choose."""
     mode = mode_of(layers)
     return Layer(f"mode {mode}", MODE_PRESETS.get(mode, {}))
 
@@ -251,27 +259,41 @@ OF_ONE_ATTEMPT = frozenset(
         *("threads", "workers", "grace_s", "stall_timeout_s", "log_interval"),
     }
 )
-"""Settings of the machine or of one start of a run, which a resumed run does not take from its checkpoint."""
+"""Settings of the machine or of one attempt, which a resumed run does not take from its checkpoint."""
+
+
+def emulated_machine() -> Path:
+    """Return the program that runs a command on emulated NPUs, which the tests of a checkout make of this CPU.
+
+    Raises:
+        ConfigError: There is no checkout around this package.
+    """
+    if not EMULATED_MACHINE.is_file():
+        raise ConfigError(
+            f"--device {EMULATED}: the emulated NPU is a part of the tests, and there is no {EMULATED_MACHINE}: run "
+            "it from a checkout of the source, or use --device cpu"
+        )
+    return EMULATED_MACHINE
 
 
 def user_layers(
     flags: Mapping[str, Any], profile: str | None, environ: Mapping[str, str] = os.environ
 ) -> tuple[Layer, ...]:
-    """What the user set: flag > environment > profile.
+    """Return the user's settings: flag > environment > profile.
 
     Args:
-        flags: the options given on the command line, by field name; only those given.
-        profile: a YAML file or the name of a shipped profile.
+        flags: Only the options on the command line, by field name.
+        profile: A YAML file or the name of a shipped profile.
 
     Raises:
-        ConfigError: the profile or a variable cannot be read.
+        ConfigError: The profile or a variable cannot be read.
     """
     layers = (Layer("flag", flags), environment_layer(TrainConfig, environ))
     return layers if profile is None else (*layers, profile_layer(profile))
 
 
 def checkpoint_layer(origin: str, begun: Mapping[str, Any]) -> Layer:
-    """The settings that a run was begun with, as its checkpoint keeps them, less those of the attempt."""
+    """Return the settings of a run from its checkpoint, without the settings of one attempt."""
     return Layer(origin, {field: value for field, value in begun.items() if field not in OF_ONE_ATTEMPT})
 
 
