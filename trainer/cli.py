@@ -17,7 +17,7 @@ from trainer.commands.inspect import inspect_app
 from trainer.commands.ranktable import ranktable_app
 from trainer.devices.runtime_env import hccl_defaults
 from trainer.environment.facts import read_facts
-from trainer.run.termination import Termination
+from trainer.run.termination import RunTermination
 from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, resolve_train_config, user_layers
 from trainer.shared.config.options import option_parameters, typed
 from trainer.shared.errors import TrainerError, UsageError
@@ -79,7 +79,7 @@ def train(*, profile: Profile = None, **options: Any) -> int:
         hccl_defaults(
             config.stall_timeout_s, os.environ
         )  # refuses values that are no numbers before it creates anything
-    termination, command = Termination(), (sys.executable, "-m", "trainer", *sys.argv[1:])
+    termination, command = RunTermination(), (sys.executable, "-m", "trainer", *sys.argv[1:])
     with termination.handling_signals(), tempfile.TemporaryDirectory(prefix="pnas-") as scratch:
         topology = discover(config, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)
         starter = RunStarter(topology, command=command, on_note=_note, on_lost=termination.lose_folder)

@@ -13,7 +13,7 @@ from types import FrameType
 from trainer.shared.errors import FolderTakenError, StoppedError
 
 
-class Termination:
+class RunTermination:
     """Why this process must end, if it must. Signals reach the main thread; any thread can call `lose_folder`."""
 
     def __init__(self) -> None:
