@@ -1,4 +1,4 @@
-"""Objects of Volcano for the tests of its stand-in: recorded ones, and small ones made for one question."""
+"""Volcano's objects for the tests of its stand-in: recorded objects, and small ones for one question."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ NAMES = sorted(path.stem for path in SAMPLES.glob("*.json"))
 
 
 def read_sample(name: str) -> dict[str, list[Json]]:
-    found: dict[str, list[Json]] = json.loads((SAMPLES / f"{name}.json").read_text())
-    return found
+    sample: dict[str, list[Json]] = json.loads((SAMPLES / f"{name}.json").read_text())
+    return sample
 
 
 def pods_of(job: Json, sample: dict[str, list[Json]]) -> list[Json]:
@@ -23,8 +23,8 @@ def pods_of(job: Json, sample: dict[str, list[Json]]) -> list[Json]:
 def make_pod(index: int, phase: str, *, version: int = 0, uid: str = "", code: int = 0, restarts: int = 0) -> Json:
     terminated = {"state": {"terminated": {"exitCode": code}}} if code else {}
     annotations = {"volcano.sh/task-spec": "w", "volcano.sh/job-version": str(version)}
-    named = {"name": f"j-w-{index}", "uid": uid or f"p{index}"}
-    metadata = {**named, "annotations": annotations, "ownerReferences": [{"uid": "j"}]}
+    identity = {"name": f"j-w-{index}", "uid": uid or f"p{index}"}
+    metadata = {**identity, "annotations": annotations, "ownerReferences": [{"uid": "j"}]}
     return {
         "metadata": metadata,
         "spec": {"containers": []},

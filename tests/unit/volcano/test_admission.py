@@ -1,4 +1,4 @@
-"""What the stand-in's webhook takes, what it adds, and in which words it refuses the rest."""
+"""The stand-in's webhook accepts, completes and refuses objects like Volcano's, in the same words."""
 
 import copy
 from typing import Any
@@ -24,20 +24,20 @@ def _submitted(name: str = "j", **changes: Any) -> Json:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_jobs_that_a_real_webhook_took_are_taken(name: str) -> None:
+def test_jobs_that_a_real_webhook_accepted_are_accepted(name: str) -> None:
     for job in read_sample(name)["jobs"]:
         queues = {**QUEUES, job["spec"]["queue"]: OPEN}
         assert admission.job_refusal(job, queues, {}) == ""
         assert admission.defaulted_job(job)["spec"] == job["spec"]
 
 
-def test_no_retry_at_all_is_read_as_none_given() -> None:
+def test_a_max_retry_of_zero_gets_the_default() -> None:
     assert _submitted(maxRetry=0)["spec"]["maxRetry"] == 3
     assert _submitted(maxRetry=1)["spec"]["maxRetry"] == 1
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"tasks": []}, "No task specified in job spec"),
         ({"minAvailable": 3}, "job 'minAvailable' should not be greater than total replicas in tasks;"),
@@ -61,12 +61,12 @@ def test_no_retry_at_all_is_read_as_none_given() -> None:
         ({"tasks": [{"name": "A", "replicas": 1}]}, "a lowercase RFC 1123 label must consist of"),
     ],
 )
-def test_a_job_is_refused_in_volcano_s_words(changes: Json, said: str) -> None:
-    assert said in admission.job_refusal(_submitted(**changes), QUEUES, {})
+def test_a_job_is_refused_in_volcano_s_words(changes: Json, message: str) -> None:
+    assert message in admission.job_refusal(_submitted(**changes), QUEUES, {})
 
 
-def test_names_are_refused_from_which_no_pod_s_name_can_be_made() -> None:
-    # With "-default0-0", which has 11 characters, 52 are 63.
+def test_a_name_is_refused_if_it_is_too_long_for_a_pod_s_name() -> None:
+    # A pod's name adds "-default0-0", 11 characters, to the Job's, and can have 63.
     assert admission.job_refusal(_submitted("j" * 52), QUEUES, {}) == ""
     refusal = admission.job_refusal(_submitted("j" * 53), QUEUES, {})
     assert refusal == (
@@ -76,7 +76,7 @@ def test_names_are_refused_from_which_no_pod_s_name_can_be_made() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policies", "said"),
+    ("policies", "message"),
     [
         ([{"event": "PodFailed", "exitCode": 1, "action": "AbortJob"}], "must not specify event and exitCode simultan"),
         ([{"action": "AbortJob"}], "either event and exitCode should be specified"),
@@ -88,14 +88,14 @@ def test_names_are_refused_from_which_no_pod_s_name_can_be_made() -> None:
         ([{"events": ["*", "PodFailed"], "action": "AbortJob"}], "if there's * here, no other policy should be here"),
     ],
 )
-def test_policies_are_refused_in_volcano_s_words(policies: list[Json], said: str) -> None:
+def test_policies_are_refused_in_volcano_s_words(policies: list[Json], message: str) -> None:
     refusal = admission.job_refusal(_submitted(policies=policies), QUEUES, {})
     assert refusal.startswith("1 error occurred:\n\t* ")
-    assert said in refusal
+    assert message in refusal
     assert "valid actions are [AbortJob RestartJob" in refusal
 
 
-def test_only_what_may_change_can_be_changed() -> None:
+def test_an_update_can_change_only_some_fields() -> None:
     old = _submitted()
     new = copy.deepcopy(old)
     new["spec"] |= {"minAvailable": 1, "priorityClassName": "high"}
@@ -107,16 +107,16 @@ def test_only_what_may_change_can_be_changed() -> None:
     )
 
 
-def test_a_queue_needs_a_weight_and_a_state_that_can_be_asked_for() -> None:
+def test_a_queue_needs_a_weight_and_a_known_state() -> None:
     queue: Json = {"metadata": {"name": "q"}}
-    made = admission.defaulted_queue(queue)
-    assert made["spec"] == {"weight": 1, "reclaimable": True, "parent": "root"}
-    assert admission.queue_refusal(made) == ""
+    completed = admission.defaulted_queue(queue)
+    assert completed["spec"] == {"weight": 1, "reclaimable": True, "parent": "root"}
+    assert admission.queue_refusal(completed) == ""
     assert "must be a positive integer" in admission.queue_refusal({"spec": {"weight": -1}})
     assert "must be in [Open Closed]" in admission.queue_refusal({"spec": {"weight": 1}, "status": {"state": "x"}})
 
 
-def test_a_patch_names_only_what_differs() -> None:
+def test_a_patch_contains_only_differences() -> None:
     before = {"spec": {"a": 1, "b": 2}}
     assert admission.patch(before, {"spec": {"a": 1, "b": 3, "c": 4}}) == [
         {"op": "add", "path": "/spec/b", "value": 3},

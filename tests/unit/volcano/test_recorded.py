@@ -1,4 +1,4 @@
-"""What the test bed's stand-in for Volcano makes of a Job is what a real one was recorded to make of it."""
+"""The test bed's stand-in for Volcano makes the same objects from a Job as the recorded ones of a real Volcano."""
 
 import copy
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from tests.cluster.testbed.volcano.controller import objects, plugins, rules
 from tests.unit.volcano.objects import NAMES, Json, make_pod, pods_of, read_sample
 
-# What the API server, the scheduler and the device plugin add to a pod.
+# The API server, the scheduler and the device plugin add these fields to a pod.
 ADDED = {"creationTimestamp", "generation", "namespace", "resourceVersion", "uid", "deletionTimestamp"}
 ADDED |= {"deletionGracePeriodSeconds"}
 
@@ -18,7 +18,7 @@ def _by_name(entries: list[Json]) -> dict[str, Json]:
 
 
 def _comparable(pod: Json) -> Json:
-    """Without what others add, and without an order where the real one has none."""
+    """Return the pod without other programs' fields, and without an order where Volcano has no fixed one."""
     metadata = {key: value for key, value in pod["metadata"].items() if key not in ADDED}
     spec = pod["spec"]
     containers = [
@@ -28,28 +28,28 @@ def _comparable(pod: Json) -> Json:
         }
         for container in spec["containers"]
     ]
-    kept = {key: spec.get(key) for key in ("hostname", "subdomain", "schedulerName", "terminationGracePeriodSeconds")}
+    plain = {key: spec.get(key) for key in ("hostname", "subdomain", "schedulerName", "terminationGracePeriodSeconds")}
     volumes = {volume["name"]: next(iter(volume.keys() - {"name"})) for volume in spec.get("volumes", [])}
-    return {"metadata": metadata, "containers": containers, "volumes": volumes, **kept}
+    return {"metadata": metadata, "containers": containers, "volumes": volumes, **plain}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recorded_job_is_made_into_the_recorded_pods(name: str) -> None:
+def test_a_recorded_job_becomes_the_recorded_pods(name: str) -> None:
     sample = read_sample(name)
     for job in sample["jobs"]:
         tasks = {task["name"]: task for task in job["spec"]["tasks"]}
         for pod in pods_of(job, sample):
             annotations = pod["metadata"]["annotations"]
-            # The status has gone on since the pod was made.
-            then = copy.deepcopy(job)
-            then["status"]["version"] = int(annotations["volcano.sh/job-version"])
-            then["status"]["retryCount"] = int(annotations["volcano.sh/job-retry-count"])
+            # The Job's status has changed since the controller made the pod.
+            job_then = copy.deepcopy(job)
+            job_then["status"]["version"] = int(annotations["volcano.sh/job-version"])
+            job_then["status"]["retryCount"] = int(annotations["volcano.sh/job-retry-count"])
             task, index = tasks[annotations["volcano.sh/task-spec"]], int(annotations["volcano.sh/task-index"])
-            assert _comparable(objects.pod(then, task, index)) == _comparable(pod)
+            assert _comparable(objects.pod(job_then, task, index)) == _comparable(pod)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recorded_job_is_made_into_the_recorded_pod_group(name: str) -> None:
+def test_a_recorded_job_becomes_the_recorded_pod_group(name: str) -> None:
     sample = read_sample(name)
     jobs = {objects.group_name(job): job for job in sample["jobs"]}
     for group in sample["groups"]:
@@ -64,10 +64,10 @@ def test_the_objects_of_plugins_are_the_recorded_ones() -> None:
     made_kinds = []
     for name in ("running", "ssh-plugin"):
         sample = read_sample(name)
-        recorded = {(one["kind"], one["metadata"]["name"]): one for one in sample["objects"]}
+        recorded = {(item["kind"], item["metadata"]["name"]): item for item in sample["objects"]}
         jobs = [job for job in sample["jobs"] if ("Service", job["metadata"]["name"]) in recorded]
         for kind, made in (
-            one for job in jobs for one in (plugins.hosts_config_map(job), *plugins.other_objects(job)) if one
+            item for job in jobs for item in (plugins.hosts_config_map(job), *plugins.other_objects(job)) if item
         ):
             real = recorded[kinds[kind], made["metadata"]["name"]]
             made_kinds.append(kind)
@@ -82,17 +82,17 @@ def test_the_counts_of_a_recorded_status_follow_from_its_pods(name: str) -> None
     sample = read_sample(name)
     for job in sample["jobs"]:
         status = job["status"]
-        # Those of a Job that has been killed are dropped, and one that waits for its group counts nothing.
+        # Volcano drops the counts of a killed Job, and has not counted for a Job that waits for its group.
         if "taskStatusCount" in status:
-            wanted = {key: status[key] for key in (*rules.COUNTS, "taskStatusCount") if key in status}
-            assert rules.counts(pods_of(job, sample)) == wanted
+            counts = {key: status[key] for key in (*rules.COUNTS, "taskStatusCount") if key in status}
+            assert rules.counts(pods_of(job, sample)) == counts
 
 
-def test_a_pod_that_goes_is_counted_as_terminating_alone() -> None:
-    going = make_pod(0, "Running")
-    going["metadata"]["deletionTimestamp"] = "2026-11-24T03:11:29Z"
+def test_a_deleted_pod_counts_only_as_terminating() -> None:
+    deleted = make_pod(0, "Running")
+    deleted["metadata"]["deletionTimestamp"] = "2026-11-24T03:11:29Z"
     running = {"running": 1, "taskStatusCount": {"w": {"phase": {"Running": 1}}}}
-    assert rules.counts([going, make_pod(1, "Running")]) == {"terminating": 1, **running}
+    assert rules.counts([deleted, make_pod(1, "Running")]) == {"terminating": 1, **running}
 
 
 @pytest.mark.parametrize(("least", "resources"), [(0, {}), (1, ("1", "2")), (3, ("3", "6"))])
@@ -100,14 +100,14 @@ def test_a_group_asks_for_its_least_number_of_pods(least: int, resources: Any) -
     container = {"resources": {"requests": {"npu.com/n": "2"}}}
     task = {"name": "w", "replicas": 3, "template": {"spec": {"containers": [container]}}}
     job = {"metadata": {"name": "j", "uid": "u"}, "spec": {"minAvailable": least, "tasks": [task]}}
-    wanted = {}
+    expected = {}
     if resources:
         pods, npus = resources
-        wanted = {"pods": pods, "count/pods": pods, "npu.com/n": npus, "requests.npu.com/n": npus}
-    assert objects.pod_group(job)["spec"]["minResources"] == wanted
+        expected = {"pods": pods, "count/pods": pods, "npu.com/n": npus, "requests.npu.com/n": npus}
+    assert objects.pod_group(job)["spec"]["minResources"] == expected
 
 
-def test_a_pod_tells_its_job_s_version_and_retries_apart() -> None:
+def test_a_pod_has_its_job_s_version_and_retries_in_two_annotations() -> None:
     job = read_sample("restart-by-command")["jobs"][0]
     job["status"] |= {"version": 5, "retryCount": 1}
     annotations = objects.pod(job, job["spec"]["tasks"][0], 0)["metadata"]["annotations"]

@@ -1,4 +1,4 @@
-"""How the stand-in's Jobs move: by their counts to a phase, by what happens to what their policies ask for."""
+"""The stand-in's Jobs follow Volcano's rules: their counts decide the phase, their policies react to events."""
 
 from typing import Any
 
@@ -69,13 +69,11 @@ def test_a_job_fails_if_one_task_has_too_few_successes_though_all_together_are_e
             JobEvent("PodFailed", "w", 1, 3),
             "B",
         ),
-        # No exit code is never a match.
+        # An event without an exit code does not match a policy without one.
         ([{"action": "A"}], JobEvent("PodEvicted", "w", 1), None),
     ],
 )
-def test_the_first_policy_that_fits_says_what_is_done(
-    policies: list[Json], event: JobEvent, action: str | None
-) -> None:
+def test_the_first_matching_policy_gives_the_action(policies: list[Json], event: JobEvent, action: str | None) -> None:
     assert rules.action(make_spec(policies=policies), 1, event) == action
 
 
@@ -91,82 +89,84 @@ def _job(version: int = 0, **others: Any) -> Json:
     return {"metadata": {"uid": "j"}, "spec": spec, "status": {"version": version}}
 
 
-def _found(job_events: JobEvents, job: Json, *pods: Json, group: Json | None = None) -> list[JobEvent]:
+def _take_events(job_events: JobEvents, job: Json, *pods: Json, group: Json | None = None) -> list[JobEvent]:
     job_events.update(job, pods, group)
-    found = []
+    events = []
     while (event := job_events.next_action(job)[0]) is not None:
-        found.append(event)
-    return found
+        events.append(event)
+    return events
 
 
-def test_a_failed_pod_is_told_of_once_with_the_exit_code_of_its_first_container() -> None:
+def test_a_failed_pod_is_reported_once_with_the_exit_code_of_its_first_container() -> None:
     job_events, job = JobEvents(), _job()
-    assert _found(job_events, job, make_pod(0, "Running")) == []
+    assert _take_events(job_events, job, make_pod(0, "Running")) == []
     failed = JobEvent("PodFailed", "w", 0, 3, "j-w-0")
-    assert _found(job_events, job, make_pod(0, "Failed", code=3)) == [failed]
-    assert _found(job_events, job, make_pod(0, "Failed", code=3)) == []
-    assert _found(job_events, job, make_pod(0, "Failed", code=3, uid="another")) == [
+    assert _take_events(job_events, job, make_pod(0, "Failed", code=3)) == [failed]
+    assert _take_events(job_events, job, make_pod(0, "Failed", code=3)) == []
+    assert _take_events(job_events, job, make_pod(0, "Failed", code=3, uid="another")) == [
         JobEvent("PodEvicted", "w", 0, pod="j-w-0"),
         failed,
     ]
 
 
-def test_a_pod_that_goes_is_evicted_unless_the_controller_deletes_it() -> None:
+def test_a_deleted_pod_counts_as_evicted_unless_the_controller_deleted_it() -> None:
     job_events, job = JobEvents(), _job()
     pods = [make_pod(0, "Running"), make_pod(1, "Running")]
-    assert _found(job_events, job, *pods) == []
+    assert _take_events(job_events, job, *pods) == []
     job_events.expect_deletion(pods[0])
-    assert _found(job_events, job) == [JobEvent("PodEvicted", "w", 0, pod="j-w-1")]
-    assert _found(job_events, job) == []
+    assert _take_events(job_events, job) == [JobEvent("PodEvicted", "w", 0, pod="j-w-1")]
+    assert _take_events(job_events, job) == []
 
 
 def test_a_pod_that_is_deleted_has_not_failed_when_its_containers_end() -> None:
     job_events, job = JobEvents(), _job()
     pod = make_pod(0, "Failed", code=143)
     pod["metadata"]["deletionTimestamp"] = "2026-11-24T03:11:29Z"
-    assert _found(job_events, job, pod) == []
+    assert _take_events(job_events, job, pod) == []
 
 
-def test_what_happened_before_a_restart_moves_nothing_after_it() -> None:
+def test_events_from_before_a_restart_have_no_effect_after_it() -> None:
     job_events = JobEvents()
     done = [make_pod(0, "Succeeded"), make_pod(1, "Succeeded")]
-    assert _found(job_events, _job(), *done) == [JobEvent("TaskCompleted", "w", 0)]
-    assert _found(job_events, _job(), *done) == []
-    assert _found(JobEvents(), _job(version=1), *done) == []
+    assert _take_events(job_events, _job(), *done) == [JobEvent("TaskCompleted", "w", 0)]
+    assert _take_events(job_events, _job(), *done) == []
+    assert _take_events(JobEvents(), _job(version=1), *done) == []
 
 
 def test_a_task_is_complete_when_all_of_its_pods_have_succeeded() -> None:
-    assert _found(JobEvents(), _job(), make_pod(0, "Succeeded"), make_pod(1, "Running")) == []
-    assert _found(JobEvents(), _job(), make_pod(0, "Succeeded")) == []
+    assert _take_events(JobEvents(), _job(), make_pod(0, "Succeeded"), make_pod(1, "Running")) == []
+    assert _take_events(JobEvents(), _job(), make_pod(0, "Succeeded")) == []
 
 
 def test_a_task_has_failed_when_its_containers_have_restarted_max_retry_times_in_all() -> None:
     job_events, job = JobEvents(), _job()
     job["spec"]["tasks"][0]["maxRetry"] = 3
-    assert _found(job_events, job, make_pod(0, "Running", restarts=1), make_pod(1, "Running", restarts=1)) == []
+    assert _take_events(job_events, job, make_pod(0, "Running", restarts=1), make_pod(1, "Running", restarts=1)) == []
     failed = [JobEvent("TaskFailed", "w", 0)]
-    assert _found(job_events, job, make_pod(0, "Running", restarts=2), make_pod(1, "Running", restarts=1)) == failed
-    assert _found(job_events, job, make_pod(0, "Running", restarts=2), make_pod(1, "Running", restarts=1)) == []
+    assert (
+        _take_events(job_events, job, make_pod(0, "Running", restarts=2), make_pod(1, "Running", restarts=1)) == failed
+    )
+    assert _take_events(job_events, job, make_pod(0, "Running", restarts=2), make_pod(1, "Running", restarts=1)) == []
 
 
-def test_a_group_that_becomes_unknown_is_told_of_once_each_time() -> None:
+def test_a_group_that_becomes_unknown_is_reported_once_each_time() -> None:
     job_events, job = JobEvents(), _job()
     unknown, running = ({"status": {"phase": phase}} for phase in ("Unknown", "Running"))
-    assert _found(job_events, job, group=unknown) == [JobEvent("Unknown", "", 0)]
-    assert _found(job_events, job, group=unknown) == []
-    assert _found(job_events, job, group=running) == []
-    assert _found(job_events, job, group=unknown) == [JobEvent("Unknown", "", 0)]
+    assert _take_events(job_events, job, group=unknown) == [JobEvent("Unknown", "", 0)]
+    assert _take_events(job_events, job, group=unknown) == []
+    assert _take_events(job_events, job, group=running) == []
+    assert _take_events(job_events, job, group=unknown) == [JobEvent("Unknown", "", 0)]
 
 
 @pytest.mark.parametrize(("retries", "kept"), [(0, False), (1, False), (2, True), (3, True)])
-def test_pods_that_have_ended_are_kept_on_the_last_try(retries: int, kept: bool) -> None:
+def test_the_pods_of_the_last_attempt_remain_after_they_end(retries: int, kept: bool) -> None:
     status = {"retryCount": retries}
     assert rules.stays(make_pod(0, "Failed"), soft=False, spec=make_spec(), status=status) is kept
     assert rules.stays(make_pod(0, "Failed"), soft=True, spec=make_spec(), status=status)
     assert not rules.stays(make_pod(0, "Running"), soft=True, spec=make_spec(), status=status)
 
 
-def test_a_job_that_cannot_be_made_is_given_up_after_164_seconds() -> None:
+def test_the_controller_gives_up_after_164_seconds_of_failed_attempts() -> None:
     assert sum(retry_delay(number) for number in range(1, TRIES + 1)) == pytest.approx(163.8, abs=0.1)
 
 

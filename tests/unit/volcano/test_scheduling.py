@@ -1,4 +1,4 @@
-"""Where the stand-in's scheduler puts the pods of a group, what it says where it cannot, and the group's phase."""
+"""The stand-in's scheduler places the pods of a group, says why it cannot, and sets the group's phase."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from tests.unit.volcano.objects import Json, make_pod
 
 
 @given(st.integers(0, 10**9), st.sampled_from(["cpu", "memory", "huawei.com/Ascend910"]))
-def test_an_amount_survives_being_written(thousandths: int, resource: str) -> None:
+def test_an_amount_is_the_same_after_writing_and_parsing(thousandths: int, resource: str) -> None:
     amount = quantities.parse(f"{thousandths}m")
     assert quantities.parse(quantities.to_text(amount, resource=resource)) == amount
 
@@ -59,31 +59,31 @@ def test_a_gang_is_placed_whole_or_not_at_all() -> None:
     assert [node for _pod, node in whole.places] == ["n1", "n2"]
     half = _fit(_group(2), pods, _node("n1"))
     assert not half.ready
-    said = "pod group is not ready, 2 Pending, 2 minAvailable; Pending: 1 Schedulable, 1 Unschedulable"
-    assert placement.describe(_group(2), pods, half) == said
+    message = "pod group is not ready, 2 Pending, 2 minAvailable; Pending: 1 Schedulable, 1 Unschedulable"
+    assert placement.describe(_group(2), pods, half) == message
 
 
-def test_more_than_the_least_number_start_as_they_fit() -> None:
+def test_pods_beyond_the_least_number_start_if_they_fit() -> None:
     pods = [_waiting(0, 4), _waiting(1, 4), _waiting(2, 4)]
-    found = _fit(_group(1), pods, _node())
-    assert found.ready
-    said = "pod group is ready, 1 Pending, 1 minAvailable, 2 Binding; Pending: 1 Unschedulable"
-    assert placement.describe(_group(1), pods, found) == said
+    fit = _fit(_group(1), pods, _node())
+    assert fit.ready
+    message = "pod group is ready, 1 Pending, 1 minAvailable, 2 Binding; Pending: 1 Unschedulable"
+    assert placement.describe(_group(1), pods, fit) == message
 
 
 def test_each_task_needs_its_own_least_number() -> None:
     pods = [_waiting(0, 4), _waiting(1, 4)]
     assert not _fit(_group(2, w=1, m=1), pods, _node()).ready
     assert _fit(_group(2, w=2), pods, _node()).ready
-    # Tasks that together want more than the group are not asked.
+    # The scheduler ignores the tasks' numbers if their sum exceeds the group's.
     assert _fit(_group(2, w=2, m=1), pods, _node()).ready
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
-def test_a_pod_that_is_over_holds_nothing(phase: str) -> None:
-    over = _waiting(0, nodeName="n1")
-    over["status"]["phase"] = phase
-    assert _fit(_group(1), [over, _waiting(1)], _node()).places
+def test_an_ended_pod_holds_no_resources(phase: str) -> None:
+    ended = _waiting(0, nodeName="n1")
+    ended["status"]["phase"] = phase
+    assert _fit(_group(1), [ended, _waiting(1)], _node()).places
     assert not _fit(_group(1), [_waiting(0, nodeName="n1"), _waiting(1)], _node()).places
 
 
@@ -130,17 +130,17 @@ def test_a_node_is_refused_in_kubernetes_own_words(pod: Json, node: Json, reason
         ("DoesNotExist", [], {}, True),
     ],
 )
-def test_node_affinity_is_heeded(operator: str, values: list[str], labels: Json, fits: bool) -> None:
+def test_node_affinity_is_respected(operator: str, values: list[str], labels: Json, fits: bool) -> None:
     terms = [{"matchExpressions": [{"key": "k", "operator": operator, "values": values}]}]
     affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
     assert bool(placement.node_refusal(_waiting(0, affinity=affinity), _node(labels=labels))) is not fits
 
 
-def test_only_where_no_node_may_have_a_pod_is_it_said_why() -> None:
+def test_the_reason_is_given_only_if_no_node_accepts_the_pod() -> None:
     pods = [_waiting(0, nodeSelector={"x": "y"})]
-    found = _fit(_group(1), pods, _node("n1"), _node("n2"))
-    why = "0/2 nodes are unavailable: 2 node(s) didn't match Pod's node affinity/selector."
-    assert placement.describe(_group(1), pods, found).endswith(f"1 Unschedulable. Origin reason is j-w-0: {why}")
+    fit = _fit(_group(1), pods, _node("n1"), _node("n2"))
+    reason = "0/2 nodes are unavailable: 2 node(s) didn't match Pod's node affinity/selector."
+    assert placement.describe(_group(1), pods, fit).endswith(f"1 Unschedulable. Origin reason is j-w-0: {reason}")
     refused_by_one = _fit(_group(1), pods, _node("n1"), _node("n2", npus=4, labels={"x": "y"}))
     assert placement.describe(_group(1), pods, refused_by_one).endswith("Pending: 1 Unschedulable")
     lacking = _fit(_group(1), [_waiting(0, 16)], _node("n1"))
@@ -168,16 +168,16 @@ def test_a_group_s_phase_follows_from_its_pods(
     before: str, least: int, pods: list[str], short: bool, phase: str
 ) -> None:
     group: Json = {"spec": {"minMember": least}, "status": {"phase": before}}
-    placed = [{**make_pod(index, one), "spec": {"nodeName": "n1"}} for index, one in enumerate(pods)]
+    placed = [{**make_pod(index, pod_phase), "spec": {"nodeName": "n1"}} for index, pod_phase in enumerate(pods)]
     pod_group_status.update_status(group, placed, short=short)
     assert group["status"]["phase"] == phase
     assert group["status"].get("running", 0) == pods.count("Running")
 
 
-def test_a_pod_that_is_going_holds_its_place_in_a_group_until_it_is_gone() -> None:
-    going = {**make_pod(0, "Running"), "spec": {"nodeName": "n1"}}
-    going["metadata"]["deletionTimestamp"] = "2026-11-24T03:11:29Z"
-    assert pod_group_status.placed_pods([going]) == [going]
+def test_a_deleted_pod_holds_its_place_in_the_group_until_it_is_gone() -> None:
+    deleted = {**make_pod(0, "Running"), "spec": {"nodeName": "n1"}}
+    deleted["metadata"]["deletionTimestamp"] = "2026-11-24T03:11:29Z"
+    assert pod_group_status.placed_pods([deleted]) == [deleted]
     group: Json = {"spec": {"minMember": 1}, "status": {"phase": "Inqueue"}}
-    pod_group_status.update_status(group, [going], short=False)
+    pod_group_status.update_status(group, [deleted], short=False)
     assert group["status"]["phase"] == "Running"
