@@ -1,1 +1,1 @@
-"""The files in which a run records what happened."""
+"""The files that a run leaves behind: its folder, lines, metrics, TensorBoard events, results and provenance."""

@@ -1,4 +1,4 @@
-"""Where a result came from: versions, device, command, settings' hash, data and source revision.
+"""The origin of a result: versions, device, command, settings' hash, data and source revision.
 
 A figure without these does not count.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import trainer
 from trainer.shared.config import TrainConfig
 
-PACKAGES = ("pnas", "torch", "torchvision", "torch-npu", "apex", "numpy", "pillow", "safetensors")
+_PACKAGES = ("pnas", "torch", "torchvision", "torch-npu", "apex", "numpy", "pillow", "safetensors")
 
 
 def provenance(
@@ -28,10 +28,10 @@ def provenance(
     world_size: int,
     started: str,
 ) -> dict[str, Any]:
-    """The record that `provenance.json` holds; every value is a plain JSON type."""
+    """Return the record that `provenance.json` holds; every value is a plain JSON type."""
     return {
         "command": list(command),
-        # With what weights brought along, which config.yaml, written before they were read, does not show.
+        # With the settings that weights bring along; config.yaml was written earlier and does not show them.
         "config": config.model_dump(mode="json"),
         "config_sha256": config_hash(config),
         "data_fingerprint": data_fingerprint,
@@ -41,19 +41,19 @@ def provenance(
         "python": platform.python_version(),
         "revision": source_revision(),
         "started": started,
-        "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "versions": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
         "world_size": world_size,
     }
 
 
 def config_hash(config: TrainConfig) -> str:
-    """SHA-256 of the settings in canonical JSON."""
+    """Return the SHA-256 of the settings in canonical JSON."""
     canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def source_revision() -> str | None:
-    """The git commit of this source, with `+changes` where the tree differs; PNAS_REVISION inside an image."""
+    """Return the git commit of this source, with `+changes` if the tree differs; PNAS_REVISION inside an image."""
     source = Path(trainer.__file__).resolve().parents[1]
     if (source / ".git").exists():
         commit = _git(source, "rev-parse", "HEAD")

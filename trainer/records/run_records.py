@@ -1,6 +1,6 @@
-"""What a run leaves behind: its lines, metrics.jsonl, TensorBoard, and result files in the seed's format.
+"""The records of a run: its lines, metrics.jsonl, TensorBoard, and result files in the seed's format.
 
-Every rank prints its lines and keeps the seed's table; rank 0 also writes the files that speak for the whole job.
+Every rank prints its lines and keeps the seed's table; rank 0 also writes the files about the whole job.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,12 +26,15 @@ SEED_COLUMNS = ("Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Vali
 
 BAD_IMAGES = "bad_images.jsonl"
 
+QUIET_S = 30.0
+"""How long a rank can print nothing; `kubectl logs -f` must show progress at least once a minute."""
+
 # The network's name in the seed's result files.
 NETWORKS = {"pnasnet5large": "PnasNet5Large", "pnasnet5mobile": "PnasNet5Mobile", "pnasnet5tiny": "PnasNet5Tiny"}
 
 
 def logfmt(event: str, values: Mapping[str, Any]) -> str:
-    """`step epoch=0 loss=6.91`: the event, then `key=value` in order; None is left out, text with spaces is quoted."""
+    """Return `step epoch=0 loss=6.91`: the event, then each `key=value` but None; text with spaces is quoted."""
     pairs = (f"{key}={_logfmt_value(value)}" for key, value in values.items() if value is not None)
     return " ".join([event, *pairs])
 
@@ -42,15 +45,33 @@ def say(event: str, **values: Any) -> None:
     sys.stdout.flush()
 
 
+class Heartbeat:
+    """A line from time to time from a run with slow steps, so that it does not look stuck."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last = clock()
+
+    def reset(self) -> None:
+        """Note that the run has just printed another line about its position."""
+        self._last = self._clock()
+
+    def write(self, **position: Any) -> None:
+        """Print the position if the run has been quiet for a while. This waits for no device."""
+        if self._clock() - self._last >= QUIET_S:
+            say("alive", **position)
+            self.reset()
+
+
 @dataclass(frozen=True)
-class Kept:
-    """What a checkpoint holds: so many steps since the run began, and so many epochs with their evaluation."""
+class SavedExtent:
+    """The steps since the run's beginning, and the epochs with their evaluation, that a checkpoint holds."""
 
     steps: int
     epochs: int
 
     def holds(self, line: bytes) -> bool:
-        """Whether a line of `metrics.jsonl` is about them."""
+        """Return whether a line of `metrics.jsonl` is about one of them."""
         match _row(line):
             case {"kind": "eval", "epoch": int(epoch)}:
                 return epoch < self.epochs
@@ -62,7 +83,7 @@ class Kept:
 class Records:
     """The files of one rank.
 
-    On a disk that fills up, lines wait in memory and a warning is said; `sync` tells whether they still do.
+    On a full disk, lines wait in memory and a warning is printed; `sync` raises an error if they still wait.
     """
 
     def __init__(
@@ -72,19 +93,18 @@ class Records:
         *,
         rank: int,
         world_size: int,
-        kept: Kept | None = None,
+        saved: SavedExtent | None = None,
         attempt: int = 1,
     ) -> None:
         """Open the files of `rank`.
 
         Args:
-            kept: what the checkpoint holds that this attempt goes on from; None: it begins at the first step.
-            attempt: which start of the run this is. The first one finds no files; a later one goes on with those it
-                finds, less what it will write again, which moves to `metrics-replaced.jsonl` and
-                `train_<rank>-replaced.log`.
+            saved: The extent of the checkpoint that this attempt continues from; None if it begins at the first step.
+            attempt: The number of this start of the run. The first one finds no files. A later one continues its files;
+                lines that it will write again move to `metrics-replaced.jsonl` and `train_<rank>-replaced.log`.
 
         Raises:
-            TrainerError: a file cannot be opened, or its first lines find no room; the line names it.
+            TrainerError: A file cannot be opened, or the disk has no room for its first lines; the line names it.
         """
         self._run = run
         self._config = config
@@ -94,19 +114,19 @@ class Records:
         self._metrics: AppendFile | None = None
         self._bad: AppendFile | None = None
         self._boards: dict[str, ScalarFile] = {}
-        kept = kept or Kept(steps=0, epochs=0)
+        saved = saved or SavedExtent(steps=0, epochs=0)
         fresh = attempt == 1
         with contextlib.ExitStack() as files:
             self._table = files.enter_context(AppendFile(self._table_path, fresh=fresh, on_note=_warn))
             if rank == 0:
                 self._metrics = files.enter_context(AppendFile(run / "metrics.jsonl", fresh=fresh, on_note=_warn))
             if not fresh:
-                self._move_aside(kept)
+                self._move_replaced(saved)
             if not self._table_path.stat().st_size:
                 self._write_row(SEED_COLUMNS)
             if rank == 0:
-                # Training counts steps and evaluation epochs, so each has events of its own to take back.
-                for name, first in (("train", kept.steps), ("eval", kept.epochs)):
+                # Training counts steps and evaluation epochs, so each takes back its own events.
+                for name, first in (("train", saved.steps), ("eval", saved.epochs)):
                     board = ScalarFile(run / "tensorboard" / name, attempt=attempt, first_step=first, on_note=_warn)
                     self._boards[name] = files.enter_context(board)
                 if config.on_bad_image == "skip":
@@ -115,7 +135,7 @@ class Records:
                     self._bad = files.enter_context(AppendFile(listed, fresh=False, on_note=_warn))
                     if listed.read_bytes()[-1:] not in {b"", b"\n"}:
                         self._bad.write_lines("")  # ends a line that a crash has torn
-            # A disk that is full before the first step has cost nothing yet: better to stop than to train without it.
+            # A disk that is full before the first step has cost nothing yet: stop, instead of training without records.
             self.sync()
             self._files = files.pop_all()
 
@@ -127,8 +147,8 @@ class Records:
     ) -> None:
         self._files.close()
 
-    def steps(self, rows: list[dict[str, Any]]) -> None:
-        """Keep the job's metrics of some steps, each with its `global_step`; rank 0 alone has where to."""
+    def write_steps(self, rows: list[dict[str, Any]]) -> None:
+        """Write the job's metrics of some steps, each with its `global_step`; ranks other than 0 write nothing."""
         if self._metrics is None:
             return
         self._metrics.write_lines(*(_json({"kind": "step", **row}) for row in rows))
@@ -136,21 +156,21 @@ class Records:
             *((f"train/{name}", row[name], row["global_step"]) for row in rows for name in ("loss", "lr")),
         )
 
-    def evaluation(self, row: dict[str, Any]) -> None:
-        """Keep an evaluation's figures."""
+    def write_evaluation(self, row: dict[str, Any]) -> None:
+        """Write an evaluation's figures."""
         if self._metrics is None:
             return
         self._metrics.write_lines(_json({"kind": "eval", **row}))
         self._boards["eval"].write(*((f"eval/{name}", row[name], row["epoch"]) for name in ("loss", "top1", "top5")))
 
-    def epoch(
+    def write_epoch(
         self, *, lr: float, train_loss: float, valid_loss: float, train_top1: float, valid_top1: float, fps: float
     ) -> None:
         """Add a row to the seed's table."""
         self._write_row(tuple(f"{value:.6f}" for value in (lr, train_loss, valid_loss, train_top1, valid_top1, fps)))
 
-    def result(self, *, fps: float | None, top1: float | None, loss: float | None, wall_s: float) -> Path | None:
-        """Write the seed's result file: `_acc` where there is an accuracy, else `_perf`. Rank 0 alone.
+    def write_result(self, *, fps: float | None, top1: float | None, loss: float | None, wall_s: float) -> Path | None:
+        """Write the seed's result file on rank 0: `_acc` if there is an accuracy, else `_perf`; return its path.
 
         TrainingTime is the milliseconds of one step of the global batch.
         """
@@ -176,41 +196,41 @@ class Records:
             path.write_text("".join(lines), encoding="utf-8")
         return path
 
-    def bad_images(self, rows: list[dict[str, Any]]) -> None:
-        """List images that were skipped, each once under its `path` over all attempts; rank 0 alone has where to."""
+    def list_bad_images(self, rows: list[dict[str, Any]]) -> None:
+        """List skipped images on rank 0, each once under its `path` over all attempts."""
         if self._bad is None:
             return
         new = {row["path"]: row for row in rows if row["path"] not in self._known_bad}
         self._known_bad |= new.keys()
         self._bad.write_lines(*map(_json, new.values()))
 
-    def rewind(self, kept: Kept) -> None:
-        """Go back to what a checkpoint holds: what came after it moves aside, as at the start of an attempt."""
-        self._move_aside(kept)
-        for name, first in (("train", kept.steps), ("eval", kept.epochs)):
+    def rewind(self, saved: SavedExtent) -> None:
+        """Go back to a checkpoint: move the lines after it to the files of replaced lines, as a new attempt does."""
+        self._move_replaced(saved)
+        for name, first in (("train", saved.steps), ("eval", saved.epochs)):
             if name in self._boards:
                 self._boards[name].take_back(first)
 
     def sync(self) -> None:
-        """Wait until the disk has what was recorded: a checkpoint must not know of steps that the records lack.
+        """Wait until the disk has all records: a checkpoint must not know of steps that the records lack.
 
         Raises:
-            TrainerError: it has not; the line names the file.
+            TrainerError: The disk does not take a file; the line names it.
         """
         for file in (self._table, self._metrics, self._bad, *self._boards.values()):
             if file is not None:
                 file.sync()
 
-    def _move_aside(self, kept: Kept) -> None:
+    def _move_replaced(self, saved: SavedExtent) -> None:
         rows = itertools.count()
         # The header is the row before the first epoch's.
         self._table.replace(
-            lambda _row: next(rows) <= kept.epochs,
+            lambda _row: next(rows) <= saved.epochs,
             lambda lines: b"".join(line + b"\n" for line in lines).decode(errors="replace"),
             self._table_path.with_name(f"{self._table_path.stem}-replaced.log"),
         )
         if self._metrics is not None:
-            self._metrics.replace(kept.holds, self._replaced, self._run / "metrics-replaced.jsonl")
+            self._metrics.replace(saved.holds, self._replaced, self._run / "metrics-replaced.jsonl")
 
     def _replaced(self, lines: Sequence[bytes]) -> str:
         return "".join(_json({"attempt": self._attempt, **_row_or_torn(line)}) + "\n" for line in lines)
@@ -220,7 +240,7 @@ class Records:
 
 
 def _json(row: Mapping[str, Any]) -> str:
-    """One line of JSON, which has no NaN and no infinity: null stands for them."""
+    """Return one line of JSON, with null for NaN and infinity, which JSON lacks."""
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
     }
@@ -232,13 +252,13 @@ def _warn(text: str) -> None:
 
 
 def _paths_in(path: Path) -> set[str]:
-    """The paths that a list of bad images names."""
+    """Return the paths in a list of bad images."""
     rows = map(_row, path.read_bytes().splitlines()) if path.exists() else ()
     return {str(row["path"]) for row in rows if row is not None and "path" in row}
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """A line of JSON, or None for one that a crash has torn."""
+    """Return the table of a line of JSON, or None for a line that a crash has torn."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -262,5 +282,5 @@ def _round(value: float | None) -> float | None:
 
 
 def timestamp(seconds: float) -> str:
-    """Seconds since the epoch as ISO 8601 in UTC."""
+    """Return seconds since the epoch as ISO 8601 in UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

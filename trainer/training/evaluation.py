@@ -56,7 +56,7 @@ def evaluate(
         with training.watchdog.waiting(PEERS, **where):
             if batch is not None:
                 _score(training, batch, sums, prepare)
-                training.pulse.beat(epoch=epoch, evaluated=sums.seen, images=expected)
+                training.heartbeat.write(epoch=epoch, evaluated=sums.seen, images=expected)
             if training.requests.exchange(Request.NONE) is Request.STOP and number + 1 < rounds:
                 return None
     with training.watchdog.waiting(PEERS, epoch=epoch, evaluation_round=rounds):

@@ -270,7 +270,7 @@ def _report_bad_images(training: Training, records: Records, index: ImageIndex) 
         return
     for image in found:
         training.bad_paths.add(image.path)
-    records.bad_images([vars(image) for image in found])
+    records.list_bad_images([vars(image) for image in found])
     allowed = bound(len(index), training.config.max_bad_images)
     if training.rank == 0:
         say("warning", text=f"skipped {found[0].path}: {found[0].reason}", skipped=len(training.bad_paths))

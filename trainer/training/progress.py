@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from trainer.records.run_records import Kept
+from trainer.records.run_records import SavedExtent
 from trainer.training.evaluation import Evaluation
 from trainer.training.steps import Window
 
@@ -118,9 +118,9 @@ class Progress:
         return is_best
 
     @property
-    def kept(self) -> Kept:
+    def saved(self) -> SavedExtent:
         """The records that go with it."""
-        return Kept(steps=self.global_step, epochs=self.epoch)
+        return SavedExtent(steps=self.global_step, epochs=self.epoch)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. JSON has no infinity and no NaN, which the loss of a bad step may be: they become text."""

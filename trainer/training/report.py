@@ -13,7 +13,7 @@ def report_steps(
     training: Training, records: Records, window: Window, *, epoch: int, steps: int, global_step: int
 ) -> None:
     """Say where the run is (loss, rate and accuracy of the whole job), and keep each step's loss and learning rate."""
-    training.pulse.reset()
+    training.heartbeat.reset()
     done = window.first_step + len(window.losses)
     say(
         "step",
@@ -31,18 +31,18 @@ def report_steps(
         {"epoch": epoch, "step": window.first_step + i, "global_step": global_step + i, "loss": loss, "lr": lr}
         for i, (loss, lr) in enumerate(zip(window.losses, window.lrs, strict=True))
     ]
-    records.steps(rows)
+    records.write_steps(rows)
 
 
 def report_evaluation(records: Records, score: Evaluation, *, epoch: int, epochs: int) -> None:
     """Say and keep an evaluation."""
     say("eval", epoch=epoch, epochs=epochs, **asdict(score))
-    records.evaluation({"epoch": epoch, **asdict(score)})
+    records.write_evaluation({"epoch": epoch, **asdict(score)})
 
 
 def report_epoch(records: Records, sums: EpochSums, score: Evaluation) -> None:
     """Add an epoch to the seed's table; its rate includes the warm-up, as a row stands for itself."""
-    records.epoch(
+    records.write_epoch(
         lr=sums.lr,
         train_loss=sums.losses / sums.steps,
         valid_loss=score.loss,
@@ -65,7 +65,7 @@ def report_result(
     if training.rank != 0:
         return
     figures = {} if score is None else asdict(score)
-    records.result(fps=throughput.fps, top1=figures.get("top1"), loss=figures.get("loss"), wall_s=wall_s)
+    records.write_result(fps=throughput.fps, top1=figures.get("top1"), loss=figures.get("loss"), wall_s=wall_s)
     say(
         "result",
         mode=training.config.mode,

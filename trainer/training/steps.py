@@ -25,7 +25,7 @@ from trainer.distributed.stop_requests import Request, Requests
 from trainer.distributed.watchdog import Watchdog
 from trainer.model import PNASNet5
 from trainer.model.loss import correct_top_k, main_logits, training_loss
-from trainer.records.heartbeat import Pulse
+from trainer.records.run_records import Heartbeat
 from trainer.seeds import key
 from trainer.shared.config import TrainConfig
 from trainer.training.ema import Ema
@@ -54,7 +54,7 @@ class Training:
     ema: Ema | None
     micro_batch: int
     """Images per forward pass; larger batches are computed in parts."""
-    pulse: Pulse
+    heartbeat: Heartbeat
     statistics: BatchStatistics
     """The batch norms' of `network`."""
     group: dist.ProcessGroup | None
@@ -243,7 +243,7 @@ def _step(
             precision.backward(loss, training.optimizer)
         total += loss.detach()
         correct += correct_top_k(main_logits(outputs).detach(), part.labels, (1,))[0]
-        training.pulse.beat(epoch=epoch, step=step, part=number + 1, parts=len(parts))
+        training.heartbeat.write(epoch=epoch, step=step, part=number + 1, parts=len(parts))
     skipped = precision.step(
         training.optimizer, list(training.network.parameters()), clip_norm=config.clip_norm, loss=total
     )

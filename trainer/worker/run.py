@@ -29,9 +29,8 @@ from trainer.distributed.watchdog import Watchdog
 from trainer.model import Weights, build_model, import_weights, load_weights
 from trainer.model.weight_settings import with_settings_of
 from trainer.records.folder import attempt_file
-from trainer.records.heartbeat import Pulse
 from trainer.records.provenance import provenance
-from trainer.records.run_records import Records, say, timestamp
+from trainer.records.run_records import Heartbeat, Records, say, timestamp
 from trainer.seeds import key
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import RuntimeUnusableError, TrainerError
@@ -110,7 +109,7 @@ def run(task: WorkerTask) -> tuple[int, Training]:
     keeper = Keeper(training, task.run, attempt=task.attempt, data=data)
     with (
         Records(
-            task.run, config, rank=task.rank, world_size=task.world_size, kept=progress.kept, attempt=task.attempt
+            task.run, config, rank=task.rank, world_size=task.world_size, saved=progress.saved, attempt=task.attempt
         ) as records,
         contextlib.ExitStack() as stack,
     ):
@@ -127,7 +126,7 @@ def run(task: WorkerTask) -> tuple[int, Training]:
             if again is None:
                 raise
             say("rewound", epoch=again.epoch, step=again.step, reason=str(error))
-            records.rewind(again.kept)
+            records.rewind(again.saved)
             code = run_mode(Run(training, datasets, records, task.run, again, keeper))
         with watchdog.waiting("disk"):
             records.sync()
@@ -217,7 +216,7 @@ def build(
         precision=precision,
         optimizer=optimizer,
         ema=ema,
-        pulse=Pulse(),
+        heartbeat=Heartbeat(),
         statistics=statistics,
         group=group,
         requests=Requests(group),

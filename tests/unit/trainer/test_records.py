@@ -17,7 +17,7 @@ import pytest
 from trainer.records.files import AppendFile
 from trainer.records.folder import create_run_folder
 from trainer.records.provenance import config_hash
-from trainer.records.run_records import Kept, Records, logfmt
+from trainer.records.run_records import Records, SavedExtent, logfmt
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
 
@@ -42,7 +42,7 @@ def test_logfmt_keeps_values_readable_and_apart() -> None:
 
 def test_the_result_file_has_the_seeds_name_and_lines(tmp_path: Path) -> None:
     with Records(tmp_path, TrainConfig(), rank=0, world_size=8) as records:
-        path = records.result(fps=353.0, top1=79.625, loss=1.234567, wall_s=12345.6)
+        path = records.write_result(fps=353.0, top1=79.625, loss=1.234567, wall_s=12345.6)
     assert path == tmp_path / "PnasNet5Large_bs32_8p_acc.log"
     assert path.read_text().splitlines() == [
         "Network = PnasNet5Large",
@@ -60,7 +60,7 @@ def test_the_result_file_has_the_seeds_name_and_lines(tmp_path: Path) -> None:
 
 def test_a_timed_run_reports_no_accuracy(tmp_path: Path) -> None:
     with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
-        path = records.result(fps=69.0, top1=None, loss=None, wall_s=1)
+        path = records.write_result(fps=69.0, top1=None, loss=None, wall_s=1)
     assert path == tmp_path / "PnasNet5Large_bs32_1p_perf.log"
     assert "TrainAccuracy" not in path.read_text()
 
@@ -68,7 +68,7 @@ def test_a_timed_run_reports_no_accuracy(tmp_path: Path) -> None:
 def test_every_rank_keeps_the_seeds_table(tmp_path: Path) -> None:
     for rank in (0, 3):
         with Records(tmp_path, TrainConfig(), rank=rank, world_size=4) as records:
-            records.epoch(lr=0.4, train_loss=6.9, valid_loss=6.5, train_top1=0.1, valid_top1=0.2, fps=69.0)
+            records.write_epoch(lr=0.4, train_loss=6.9, valid_loss=6.5, train_top1=0.1, valid_top1=0.2, fps=69.0)
         table = (tmp_path / str(rank) / f"train_{rank}.log").read_text()
         assert table.splitlines() == [
             "Learning Rate\tTrain Loss\tValid Loss\tTrain Acc.\tValid Acc.\tTraining FPS\t",
@@ -80,8 +80,8 @@ def test_metrics_hold_one_line_per_step_and_rank_0_alone_writes_them(tmp_path: P
     rows = [{"epoch": 0, "step": s, "global_step": s, "loss": 6.9 - s, "lr": 0.4} for s in range(3)]
     for rank in (0, 1):
         with Records(tmp_path, TrainConfig(), rank=rank, world_size=2) as records:
-            records.steps(rows)
-            records.evaluation({"epoch": 0, "top1": 1.0, "top5": 5.0, "loss": 6.0, "images": 360})
+            records.write_steps(rows)
+            records.write_evaluation({"epoch": 0, "top1": 1.0, "top5": 5.0, "loss": 6.0, "images": 360})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["step", "step", "step", "eval"]
     assert [line["step"] for line in lines[:3]] == [0, 1, 2]
@@ -90,8 +90,8 @@ def test_metrics_hold_one_line_per_step_and_rank_0_alone_writes_them(tmp_path: P
 
 def test_a_diverged_run_leaves_json_that_every_reader_takes(tmp_path: Path) -> None:
     with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
-        records.steps([{"epoch": 0, "step": 0, "global_step": 0, "loss": float("nan"), "lr": 0.4}])
-        records.evaluation({"epoch": 0, "top1": 1.0, "top5": 5.0, "loss": float("inf"), "images": 360})
+        records.write_steps([{"epoch": 0, "step": 0, "global_step": 0, "loss": float("nan"), "lr": 0.4}])
+        records.write_evaluation({"epoch": 0, "top1": 1.0, "top5": 5.0, "loss": float("inf"), "images": 360})
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
@@ -102,19 +102,19 @@ def test_a_diverged_run_leaves_json_that_every_reader_takes(tmp_path: Path) -> N
 
 def test_tensorboard_reads_each_scalar_at_its_step(tmp_path: Path) -> None:
     with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
-        records.steps([_step(s) for s in range(3)])
-        records.evaluation({**SCORE, "epoch": 7})
+        records.write_steps([_step(s) for s in range(3)])
+        records.write_evaluation({**SCORE, "epoch": 7})
     assert _scalars(tmp_path, "train/loss") == [(0, 4.0), (1, 3.0), (2, 2.0)]
     assert _scalars(tmp_path, "eval/top5") == [(7, 5.0)]
 
 
 def test_tensorboard_shows_a_step_that_was_taken_again_once(tmp_path: Path) -> None:
     for attempt, losses in enumerate((range(4), range(2, 6)), start=1):
-        kept = None if attempt == 1 else Kept(steps=2, epochs=1)
-        with Records(tmp_path, TrainConfig(), rank=0, world_size=1, kept=kept, attempt=attempt) as records:
-            records.steps([_step(s, loss=10 * attempt + s) for s in losses])
+        saved = None if attempt == 1 else SavedExtent(steps=2, epochs=1)
+        with Records(tmp_path, TrainConfig(), rank=0, world_size=1, saved=saved, attempt=attempt) as records:
+            records.write_steps([_step(s, loss=10 * attempt + s) for s in losses])
             for epoch in range(attempt - 1, 2):
-                records.evaluation({**SCORE, "epoch": epoch, "top5": float(10 * attempt + epoch)})
+                records.write_evaluation({**SCORE, "epoch": epoch, "top5": float(10 * attempt + epoch)})
     assert _scalars(tmp_path, "train/loss") == [(0, 10.0), (1, 11.0), (2, 22.0), (3, 23.0), (4, 24.0), (5, 25.0)]
     assert _scalars(tmp_path, "eval/top5") == [(0, 10.0), (1, 21.0)]
 
@@ -122,15 +122,17 @@ def test_tensorboard_shows_a_step_that_was_taken_again_once(tmp_path: Path) -> N
 def test_metrics_of_a_restarted_run_have_each_step_once_and_lose_no_line(tmp_path: Path) -> None:
     with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
         for epoch in range(2):
-            records.steps([_step(2 * epoch + s) for s in range(2)])
-            records.evaluation({**SCORE, "epoch": epoch})
+            records.write_steps([_step(2 * epoch + s) for s in range(2)])
+            records.write_evaluation({**SCORE, "epoch": epoch})
     metrics = tmp_path / "metrics.jsonl"
     first = metrics.read_text().splitlines()
     with metrics.open("a") as file:
         file.write('{"kind": "step", "glob')
-    with Records(tmp_path, TrainConfig(), rank=0, world_size=1, kept=Kept(steps=3, epochs=1), attempt=2) as records:
+    with Records(
+        tmp_path, TrainConfig(), rank=0, world_size=1, saved=SavedExtent(steps=3, epochs=1), attempt=2
+    ) as records:
         assert metrics.read_text().splitlines() == first[:4]
-        records.steps([_step(3)])
+        records.write_steps([_step(3)])
         records.sync()
     assert metrics.read_text().splitlines() == [*first[:4], first[4]]
     replaced = [json.loads(line) for line in (tmp_path / "metrics-replaced.jsonl").read_text().splitlines()]
@@ -140,9 +142,9 @@ def test_metrics_of_a_restarted_run_have_each_step_once_and_lose_no_line(tmp_pat
 
 def test_a_run_that_rewinds_goes_on_in_the_same_files(tmp_path: Path) -> None:
     with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
-        records.steps([_step(s) for s in range(4)])
-        records.rewind(Kept(steps=1, epochs=0))
-        records.steps([_step(s, loss=0.5) for s in range(1, 3)])
+        records.write_steps([_step(s) for s in range(4)])
+        records.rewind(SavedExtent(steps=1, epochs=0))
+        records.write_steps([_step(s, loss=0.5) for s in range(1, 3)])
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(row["global_step"], row["loss"]) for row in rows] == [(0, 4.0), (1, 0.5), (2, 0.5)]
     assert _scalars(tmp_path, "train/loss") == [(0, 4.0), (1, 0.5), (2, 0.5)]
@@ -152,12 +154,14 @@ def test_the_seeds_table_of_a_restarted_run_has_each_epoch_once(tmp_path: Path) 
     figures = {"lr": 0.4, "train_loss": 6.9, "train_top1": 0.1, "valid_top1": 0.2, "fps": 69.0}
     with Records(tmp_path, TrainConfig(), rank=1, world_size=2) as records:
         for epoch in range(3):
-            records.epoch(valid_loss=float(epoch), **figures)
+            records.write_epoch(valid_loss=float(epoch), **figures)
     table = tmp_path / "1" / "train_1.log"
     before = table.read_text().splitlines()
-    with Records(tmp_path, TrainConfig(), rank=1, world_size=2, kept=Kept(steps=9, epochs=1), attempt=2) as records:
+    with Records(
+        tmp_path, TrainConfig(), rank=1, world_size=2, saved=SavedExtent(steps=9, epochs=1), attempt=2
+    ) as records:
         assert table.read_text().splitlines() == before[:2]
-        records.epoch(valid_loss=1.0, **figures)
+        records.write_epoch(valid_loss=1.0, **figures)
     assert table.read_text().splitlines() == before[:3]
     assert (tmp_path / "1" / "train_1-replaced.log").read_text().splitlines() == before[2:]
 
@@ -176,12 +180,12 @@ def test_bad_images_are_listed_once_over_all_attempts(tmp_path: Path) -> None:
     listed, skipping = tmp_path / "bad_images.jsonl", TrainConfig(on_bad_image="skip")
     for attempt in (1, 2, 3):
         with Records(tmp_path, skipping, rank=0, world_size=1, attempt=attempt) as records:
-            records.bad_images([{"path": f"train/a/{n}.JPEG", "why": "truncated"} for n in (attempt, attempt, 1)])
+            records.list_bad_images([{"path": f"train/a/{n}.JPEG", "why": "truncated"} for n in (attempt, attempt, 1)])
         if attempt == 2:
             with listed.open("a") as file:
                 file.write('{"path": "tor')
     with Records(tmp_path, skipping, rank=1, world_size=2) as records:
-        records.bad_images([{"path": "other"}])
+        records.list_bad_images([{"path": "other"}])
     lines = listed.read_text().splitlines()
     assert lines.pop(2) == '{"path": "tor'
     assert [json.loads(line)["path"] for line in lines] == [f"train/a/{n}.JPEG" for n in (1, 2, 3)]
@@ -207,13 +211,13 @@ def test_a_disk_that_is_full_for_a_while_leaves_the_same_files_as_one_that_never
         run.mkdir()
         with Records(run, TrainConfig(), rank=0, world_size=1) as records:
             for number in range(5):
-                _with_room_for(limit, partial(records.steps, [_step(number)]))
+                _with_room_for(limit, partial(records.write_steps, [_step(number)]))
             if limit is not None:
                 with pytest.raises(TrainerError, match="cannot be written: File too large"):
                     _with_room_for(limit, records.sync)
                 assert capsys.readouterr().out.count("cannot be written") == 2
-            records.steps([_step(5)])
-            records.evaluation(SCORE)
+            records.write_steps([_step(5)])
+            records.write_evaluation(SCORE)
             records.sync()
     assert capsys.readouterr().out.count("is written again, and lacks nothing") == 2
     healthy, full = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("healthy", "full"))
@@ -227,7 +231,7 @@ def test_lines_that_wait_when_the_files_are_closed_are_written_if_there_is_room_
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
-        _with_room_for(0, partial(records.steps, [_step(0)]))
+        _with_room_for(0, partial(records.write_steps, [_step(0)]))
         assert (tmp_path / "metrics.jsonl").read_bytes() == b""
     assert capsys.readouterr().out.count("is written again, and lacks nothing") == 2
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["global_step"] == 0
