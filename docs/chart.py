@@ -16,12 +16,13 @@ import yaml
 from docs.go_templates import translated
 from docs.options import described, table
 from launcher.cluster.defaults import NO_DEFAULTS
-from launcher.cluster.preflight import ALONE, SHARED
+from launcher.cluster.preflight import ONE_NODE, SEVERAL_NODES
 from launcher.cluster.rbac import CLUSTER_VERBS, rules
-from launcher.manifests.render import INDEX
+from launcher.kinds import kind_named
 from launcher.settings.hardware import CHIPS, DEVICE_COUNTS, PRESETS
 from launcher.settings.options import (
     EFFECTS,
+    NAME_PATTERN,
     OBJECT,
     OWN_VARIABLES,
     PLACE,
@@ -29,10 +30,10 @@ from launcher.settings.options import (
     VALUE,
     VARIABLE,
     ClusterOptions,
+    JobOptions,
 )
 from launcher.settings.quantities import PATTERN, quantity
 from launcher.settings.secrets import ABOUT, HARMLESS, VALUES, WORD
-from launcher.settings.spec import NAME_PATTERN, JobOptions
 from trainer.shared.config import EMULATED, MODE_PRESETS, TrainConfig
 
 CHART = Path(__file__).parents[1] / "charts" / "pnas"
@@ -198,12 +199,17 @@ def _facts() -> dict[str, Any]:
     settings = {name: field for name, field in _fields().items() if name in _settings(_JOBS_OWN)}
     nullable = [name for name, field in settings.items() if _may_be_none(field)]
     modes = {
-        use.removesuffix("_claim"): {"alone": sorted(ALONE[use]), "shared": sorted(SHARED[use])}
-        for use in sorted(ALONE)
+        use.removesuffix("_claim"): {"alone": sorted(ONE_NODE[use]), "shared": sorted(SEVERAL_NODES[use])}
+        for use in sorted(ONE_NODE)
     }
     listed = [name for name, field in settings.items() if field.get("type") == "array"]
     names = {"fields": fields, "nullable": nullable, "listed": listed, "pods": _OF_PODS}
-    more = {"index": dict(INDEX), "access_modes": modes, "counts": DEVICE_COUNTS, "chips": CHIPS}
+    more = {
+        "index": {name: kind_named(name).index_annotation for name in ("batch", "volcano")},
+        "access_modes": modes,
+        "counts": DEVICE_COUNTS,
+        "chips": CHIPS,
+    }
     secret = {"word": WORD.pattern, "value": VALUES.pattern, "harmless": sorted(HARMLESS), "about": sorted(ABOUT)}
     checks = {"own_variables": sorted(OWN_VARIABLES), "secret": secret, "suffixes": _suffixes()}
     hardware = {name: asdict(one) for name, one in PRESETS.items()}

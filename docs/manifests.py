@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.cluster.rbac import CLUSTER_VERBS, rules
-from launcher.manifests.labels import MANAGED
-from launcher.manifests.offline import manifests
+from launcher.kinds.labels import MANAGED
+from launcher.manifests.offline import manifests_of
 from launcher.manifests.render import to_yaml
 
 FOLDER = Path(__file__).parents[1] / "k8s" / "manifests"
@@ -28,7 +28,7 @@ _LABELS = {"app.kubernetes.io/name": MANAGED["app.kubernetes.io/name"]}
 def files() -> dict[str, str]:
     """The text of each file."""
     written = {"rbac.yaml": list(_rights()), "cluster-role.yaml": [_sight()], "claims.yaml": list(_claims())}
-    written |= {name: manifests({**options, "image": IMAGE}, None) for name, options in JOBS.items()}
+    written |= {name: manifests_of({**options, "image": IMAGE}, None) for name, options in JOBS.items()}
     return {name: f"{_header(name)}\n{to_yaml(objects)}" for name, objects in written.items()}
 
 

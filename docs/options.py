@@ -12,7 +12,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from launcher.errors import MEANINGS
-from launcher.settings.spec import JobOptions
+from launcher.settings.options import JobOptions
 from trainer.shared.config import MODE_PRESETS, TrainConfig
 from trainer.shared.config.layers import ENVIRONMENT_PREFIX, flag_name
 

@@ -1,33 +1,36 @@
-"""The one interface through which every command reaches a job, wherever it runs.
+"""The interface through which every command reads and stops jobs, wherever they run.
 
-Commands know jobs by a `JobRef` and a `JobState`; they know no pids, pods or folders. A backend is imported when a
-command needs it, so that `--help` pays for none.
+Commands know jobs by a `JobRef` and a `JobState`; they know no pids, pods or folders. `launcher.backends` finds the
+implementation, `launcher.local` or `launcher.cluster`; `launcher.submitters` starts jobs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from launcher.errors import ExitCode, NotFoundError
 
 if TYPE_CHECKING:
     from launcher.output.progress import Progress
-    from launcher.settings.spec import JobSpec  # pydantic: commands that only read do not pay for it
 
-
+KindName = Literal["volcano", "batch"]
+"""Job kinds on a cluster, the preferred one first; each is a module in `launcher.kinds`."""
+BackendName = Literal["auto", "local", KindName]
+KIND_NAMES: tuple[KindName, ...] = get_args(KindName)
+BACKEND_NAMES: tuple[BackendName, ...] = get_args(BackendName)
 UNSUPPORTED = {
     "ascendjob": "not supported, as too little is known of how AscendJobs are stopped, retried and ended "
-    "(docs/ascend.md); use volcano, for whose jobs MindCluster writes rank tables, too"
+    "(docs/ascend.md); use volcano: MindCluster writes rank tables for Volcano jobs too"
 }
-"""Backends that somebody may expect, and why there are none."""
+"""Backends that a user may expect, each with the reason why it is missing."""
 TRAINING = ("full", "finetune")
 """The modes that can be continued."""
 
 
 class Phase(str, Enum):
-    """Where a job is in its life."""
+    """The phase of a job's life."""
 
     PENDING = "Pending"
     SUSPENDED = "Suspended"
@@ -40,12 +43,12 @@ class Phase(str, Enum):
 
     @property
     def ended(self) -> bool:
-        """Nothing more will happen."""
+        """Whether nothing more will happen."""
         return self not in (Phase.PENDING, Phase.SUSPENDED, Phase.RUNNING)
 
     @property
     def exit_code(self) -> ExitCode:
-        """What `wait` and a followed `submit` end with once a job is in this phase."""
+        """The exit code of `wait` and of a followed `submit` for a job that ended in this phase."""
         if self is Phase.SUCCEEDED:
             return ExitCode.OK
         return ExitCode.CANCELLED if self in (Phase.CANCELLED, Phase.RESUMABLE) else ExitCode.JOB_FAILED
@@ -53,7 +56,7 @@ class Phase(str, Enum):
 
 @dataclass(frozen=True)
 class JobRef:
-    """Which job is meant."""
+    """Names a job."""
 
     backend: str
     name: str
@@ -61,7 +64,7 @@ class JobRef:
 
 @dataclass(frozen=True)
 class JobState:
-    """What is known of a job now. Times are seconds since 1970.
+    """The state of a job. Times are seconds since 1970.
 
     Attributes:
         spec: the recorded JobSpec as plain values, so that a record of an older version can still be shown.
@@ -70,7 +73,8 @@ class JobState:
         attempt: how often it was submitted.
         restarts: how often the cluster has tried this attempt again.
         resumable: it ended before it was done, and left a state from which it can go on.
-        details: the backend's own facts (process ids, pods, …) for `status`.
+        command, console: on this machine, the trainer's command line and the file with its output.
+        details: the backend's own facts (process ids, pods, …) for `status --json`.
     """
 
     ref: JobRef
@@ -85,14 +89,16 @@ class JobState:
     attempt: int = 1
     restarts: int = 0
     resumable: bool = False
+    command: Sequence[str] = ()
+    console: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def setting(self, name: str) -> Any:
-        """One of the trainer's settings, or None if the record does not have it."""
+        """Return one of the trainer's settings; None if the record does not have it."""
         return self.spec.get("train", {}).get(name)
 
     def took_s(self, now: float) -> float | None:
-        """Seconds from the start to the end, or to now."""
+        """Return the seconds from the start to the end, or to now."""
         return None if self.started is None else (self.ended or now) - self.started
 
 
@@ -133,7 +139,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class JobEvent:
-    """Something that happened to a job, for a person to read."""
+    """Something that happened to a job, as a line for the user."""
 
     time: float
     text: str
@@ -141,83 +147,101 @@ class JobEvent:
 
 @dataclass(frozen=True)
 class Submitted:
-    """What became of a submit.
+    """The result of a submit.
 
     Attributes:
-        note: what a person should know of it.
-        existed: the job was there already.
+        notes: what the user should know of it.
+        existed: whether the job was already running.
     """
 
     ref: JobRef
-    note: str = ""
+    notes: Sequence[str] = ()
     existed: bool = False
     attempt: int = 1
 
 
+class PreflightFinding(NamedTuple):
+    """The result of one check.
+
+    Attributes:
+        about: the thing that was checked.
+        state: `later` for what may still come, like a node that an autoscaler adds on demand; `unknown` for what the
+            user may not see.
+        text: one line; for a fault: what is wrong, where, and the next step.
+    """
+
+    about: str
+    state: Literal["ok", "missing", "later", "unknown"]
+    text: str
+
+
 LogItem = Block | Notice | Ended
-"""What a job's log is made of."""
+"""A piece of a job's log."""
 
 
-def known(backend: "Backend", name: str) -> JobState | None:
-    """What the backend knows of the job of this name; None if there is none."""
-    try:
-        return backend.get(JobRef(backend.name, name))
-    except NotFoundError:
-        return None
+class Jobs(Protocol):
+    """The jobs of one backend: find, read, stop.
 
+    Every method that takes a ref raises NotFoundError for an unknown job. An implementation imports neither pydantic
+    nor jinja2, so that `list` and `logs` start quickly; `launcher.submitters` has the half that starts jobs.
 
-class Backend(Protocol):
-    """Runs jobs. Every method that takes a ref raises NotFoundError for a job that it does not know."""
+    Attributes:
+        name: the backend, as after `--backend`.
+        poll_s: seconds between two questions that are no burden.
+        has_timestamps: whether the log knows the time of each line.
+    """
 
     name: str
     poll_s: float
-    """How often it may be asked without a burden."""
+    has_timestamps: bool
 
     @property
-    def where(self) -> str:
+    def place(self) -> str:
         """This machine, or the cluster and the namespace, for messages."""
 
-    def submit(self, spec: "JobSpec", *, again: bool = False) -> "Submitted":
-        """Start a job, or the next attempt of an ended one if the spec resumes; it outlives the launcher.
-
-        Args:
-            again: start the same job once more, under another name, though it has ended.
-
-        Raises:
-            RequestError: it cannot run here; nothing was created.
-            ConflictError: the name is taken, or the job that is to be continued still runs.
-        """
-
     def get(self, ref: JobRef) -> JobState:
-        """What is known of the job now."""
-
-    def progress(self, ref: JobRef) -> "Progress":
-        """The job's latest news, read from the end of its log."""
-
-    def glance(self, state: JobState) -> "Progress":
-        """As much of a job's progress as can be had at once, for a list of many."""
-
-    def events(self, ref: JobRef) -> list[JobEvent]:
-        """What happened to the job, oldest first."""
+        """Return the job's state."""
 
     def logs(
         self, ref: JobRef, *, follow: bool = False, since_s: float | None = None, attempt: int | None = None
     ) -> "Iterator[LogItem]":
-        """What the job has said so far.
+        """Yield the job's log.
 
-        With `follow`, blocks come until the job has ended, and how it ended may come last. With `since_s`, only about
-        the lines of the last so many seconds come. Without `attempt`, the lines are the latest attempt's.
+        Args:
+            follow: yield blocks until the job has ended; how it ended may come last.
+            since_s: yield about the lines of the last seconds only.
+            attempt: the attempt to read; the latest if None.
         """
 
+    def events(self, ref: JobRef) -> list[JobEvent]:
+        """Return what happened to the job, oldest first."""
+
+    def progress(self, ref: JobRef) -> "Progress":
+        """Return the job's progress, read from the end of its log."""
+
     def cancel(self, ref: JobRef) -> None:
-        """Ask the job to save and stop, and return when it has ended. An ended job is left as it is."""
+        """Ask the job to save and stop, and return when it has ended. An ended job stays as it is."""
 
     def delete(self, ref: JobRef) -> None:
         """Forget an ended job. Its output folder stays.
 
         Raises:
-            ConflictError: it has not ended.
+            ConflictError: the job has not ended.
         """
 
-    def list(self) -> "list[JobState]":
-        """All jobs, oldest first."""
+    def list(self) -> "list[tuple[JobState, Progress]]":
+        """Return all jobs, oldest first, each with the progress that costs no further request."""
+
+
+def find_state(jobs: Jobs, name: str) -> JobState | None:
+    """Return the state of the job of this name; None if there is no such job."""
+    try:
+        return jobs.get(JobRef(jobs.name, name))
+    except NotFoundError:
+        return None
+
+
+def resumable_names(jobs: Jobs) -> str:
+    """Return the latest jobs that can be continued, for a user who named no job; empty if there is none."""
+    names = [f"{state.ref.name} ({state.phase.value})" for state, _ in jobs.list() if state.resumable]
+    return f"it can be {', '.join(names[-8:])}" if names else ""

@@ -1,59 +1,66 @@
-"""Whether a namespace is ready for the launcher: what it may do there, and what a job finds there.
+"""Whether a namespace is ready for the launcher: the user's rights there, and what a job needs there.
 
-It asks everything, and starts nothing: a person sees all that is missing at once, and so does the chart's test.
+It checks everything and starts nothing, so that a person sees all that is missing at once. The chart's test uses it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from launcher.cluster.jobs import ClusterBackend
-from launcher.cluster.preflight import Finding
-from launcher.cluster.rbac import CLUSTER_VERBS, VERBS
-from launcher.cluster.surroundings import look_around
+from launcher.cluster.jobs import ClusterJobs
+from launcher.cluster.preflight import check_cluster
+from launcher.cluster.rbac import Verbs, cluster_rights, namespace_rights
+from launcher.jobs import PreflightFinding
 from launcher.kube.api import Api
 from launcher.kube.resources import ACCESS_REVIEWS, Resource
 from launcher.settings.layers import Settings
 
-_VOLCANOS = ".volcano.sh"
 
-
-def examine(backend: ClusterBackend, settings: Settings) -> Iterator[Finding]:
-    """One finding after the other, as they are made.
+def examine_namespace(jobs: ClusterJobs, settings: Settings) -> Iterator[PreflightFinding]:
+    """Yield the findings one by one, as they are made.
 
     Raises:
-        LauncherError: the cluster gives no answer.
+        LauncherError: the cluster does not answer.
     """
-    yield Finding("cluster", "ok", f"{backend.where}, for --backend {backend.name}")
-    yield _rights(backend.api, volcano=backend.name == "volcano")
+    yield PreflightFinding("cluster", "ok", f"{jobs.place}, for --backend {jobs.name}")
+    yield _check_rights(jobs)
     image = settings.options.image
-    none = "--image is missing: give it, or publish it (defaults.image of the chart)"
-    yield Finding("image", "missing", none) if image is None else Finding("image", "ok", image)
-    yield from look_around(backend.api, settings.options, settings.train)
+    if image is None:
+        advice = "--image is missing: give it, or publish it (defaults.image of the chart)"
+        yield PreflightFinding("image", "missing", advice)
+    else:
+        yield PreflightFinding("image", "ok", image)
+    yield from check_cluster(jobs.api, settings.options, settings.train)
 
 
-def _rights(api: Api, *, volcano: bool) -> Finding:
-    """Those of a Role are needed; those of a ClusterRole are not."""
-    needed = {one: verbs for one, verbs in VERBS.items() if volcano or not one.group.endswith(_VOLCANOS)}
-    beside = {one: verbs for one, verbs in CLUSTER_VERBS.items() if volcano or not one.group.endswith(_VOLCANOS)}
-    if lacking := _lacking(api, needed):
+def _check_rights(jobs: ClusterJobs) -> PreflightFinding:
+    """Check the rights of a Role, which a launcher needs, and those of a ClusterRole, which it can do without."""
+    needed = namespace_rights([jobs.kind])
+    namespace = jobs.api.namespace
+    if missing := _missing_rights(jobs.api, needed):
         advice = "have the Role of `helm install pnas charts/pnas` bound to you, or of k8s/manifests/rbac.yaml"
-        return Finding("rights", "missing", f"you may not {', '.join(lacking)} in namespace {api.namespace}: {advice}")
-    count = sum(map(len, needed.values()))
-    without = f"; without, which is seldom missed: {', '.join(rest)}" if (rest := _lacking(api, beside)) else ""
-    return Finding("rights", "ok", f"all {count} in namespace {api.namespace}{without}")
+        text = f"you may not {', '.join(missing)} in namespace {namespace}: {advice}"
+        return PreflightFinding("rights", "missing", text)
+    optional = _missing_rights(jobs.api, cluster_rights([jobs.kind]))
+    note = f"; without, which is seldom missed: {', '.join(optional)}" if optional else ""
+    return PreflightFinding("rights", "ok", f"all {sum(map(len, needed.values()))} in namespace {namespace}{note}")
 
 
-def _lacking(api: Api, verbs: Mapping[Resource, tuple[str, ...]]) -> list[str]:
-    return [f"{verb} {one}" for one, wanted in verbs.items() for verb in wanted if not _may(api, verb, one)]
+def _missing_rights(api: Api, rights: Verbs) -> list[str]:
+    return [
+        f"{verb} {resource}"
+        for resource, verbs in rights.items()
+        for verb in verbs
+        if not _has_right(api, verb, resource)
+    ]
 
 
-def _may(api: Api, verb: str, resource: Resource) -> bool:
-    plural, _, part = resource.plural.partition("/")
-    asked = {"verb": verb, "group": resource.group, "resource": plural, "subresource": part}
-    where = {"namespace": api.namespace} if resource.namespaced else {}
+def _has_right(api: Api, verb: str, resource: Resource) -> bool:
+    plural, _, subresource = resource.plural.partition("/")
+    attributes = {"verb": verb, "group": resource.group, "resource": plural, "subresource": subresource}
+    namespace = {"namespace": api.namespace} if resource.namespaced else {}
     review = {
         "apiVersion": ACCESS_REVIEWS.api_version,
         "kind": "SelfSubjectAccessReview",
         "metadata": {},
-        "spec": {"resourceAttributes": {**asked, **where}},
+        "spec": {"resourceAttributes": {**attributes, **namespace}},
     }
     return bool(api.create(ACCESS_REVIEWS, review)["status"]["allowed"])

@@ -1,83 +1,60 @@
-"""Whether the cluster takes a job, asked before anything exists: its kind, its queue, each object (a dry run).
+"""The cluster's judgement of a job before anything exists: its kind, its objects, and what its pods need."""
 
-And whether it has what the job's pods need.
-"""
+from collections.abc import Sequence
 
-from typing import TYPE_CHECKING
-
-from launcher.cluster.surroundings import look_around
-from launcher.errors import PreflightError, RequestError
-from launcher.kube.api import TAKEN, ApiError, Json
-from launcher.kube.resources import CONFIG_MAPS, QUEUES, SERVICES
+from launcher.cluster.jobs import ClusterJobs
+from launcher.cluster.preflight import check_cluster
+from launcher.errors import LauncherError, PreflightError, RequestError
+from launcher.kube.api import TAKEN, Api, ApiError, Json
+from launcher.kube.resources import CONFIG_MAPS, SERVICES
 from launcher.settings.spec import JobSpec
 
-if TYPE_CHECKING:
-    from launcher.cluster.jobs import ClusterBackend
-
 PART_RESOURCES = {"ConfigMap": CONFIG_MAPS, "Service": SERVICES}
-"""What belongs to a job beside its pods."""
-_TRIAL = "-check"
+"""The kinds of object that belong to a job besides its pods."""
+_TRIAL_SUFFIX = "-check"
 
 
-def check(backend: "ClusterBackend", spec: JobSpec, objects: list[Json]) -> list[str]:
-    """Have the server judge the job and what belongs to it without creating them; what it warned of.
+def judge(jobs: ClusterJobs, spec: JobSpec, objects: Sequence[Json]) -> list[str]:
+    """Have the server judge the job and its parts without creating them; return its warnings.
 
     Raises:
         PreflightError: the namespace, the kind of job or the queue is missing or closed; a claim cannot be used, or no
             node is large enough.
-        RequestError: the job is not valid; every cause is named.
+        RequestError: the job is not valid; the message names every cause.
     """
-    api = backend.api
+    api, kind = jobs.api, jobs.kind
     warnings: list[str] = []
-    if not backend.served():
-        raise PreflightError(
-            f"{api.origin}: serves no {backend.kind.resource}: is Volcano installed? Without it, use --backend batch"
-        )
-    if backend.name == "volcano":
-        _check_queue(backend, spec.pods.queue)
+    if not jobs.served():
+        raise PreflightError(f"{api.origin}: serves no {kind.resource}: is {kind.title} installed? See --backend")
+    kind.check(api, spec.pods)
     for item in reversed(objects):
-        # The same names may still be taken by the attempt that this one replaces.
+        # The attempt that this one replaces may still have the names.
         name = item["metadata"]["name"]
-        trial = {**item, "metadata": {**item["metadata"], "name": f"{name}{_TRIAL}"}}
+        trial = {**item, "metadata": {**item["metadata"], "name": f"{name}{_TRIAL_SUFFIX}"}}
         try:
-            api.create(PART_RESOURCES.get(item["kind"], backend.kind.resource), trial, dry_run=True, warnings=warnings)
+            api.create(PART_RESOURCES.get(item["kind"], kind.resource), trial, dry_run=True, warnings=warnings)
         except ApiError as error:
-            # Whether the name is taken is looked up last of all: the object itself is accepted.
+            # The server looks last at whether the name is taken: it accepts the object itself.
             if error.status != TAKEN:
-                raise explained(error, backend, trial_of=name) from error
-    for found in look_around(api, spec.pods, spec.train):
-        if found.state == "missing":
-            raise PreflightError(found.text)
-        if found.state == "later":
-            warnings.append(found.text)
+                raise translate_refusal(error, api, trial_of=name) from error
+    for finding in check_cluster(api, spec.pods, spec.train):
+        if finding.state == "missing":
+            raise PreflightError(finding.text)
+        if finding.state == "later":
+            warnings.append(finding.text)
     return warnings
 
 
-def _check_queue(backend: "ClusterBackend", queue: str) -> None:
-    """Volcano's webhook refuses the same, where it is installed; without it the job would wait for ever."""
-    try:
-        found = backend.api.find(QUEUES, queue)
-    except ApiError as error:
-        if error.status == 403:
-            return  # only the administrator may look; the webhook decides
-        raise
-    if found is None:
-        raise PreflightError(
-            f"--queue {queue}: there is no such queue in {backend.api.origin}; see `kubectl get queues`"
-        )
-    state = (found.get("status") or {}).get("state", "Open")
-    if state != "Open":
-        raise PreflightError(f"--queue {queue}: it is {state}, and takes no jobs; choose another or have it opened")
-
-
-def explained(error: ApiError, backend: "ClusterBackend", *, trial_of: str = "") -> Exception:
-    """What the refusal of an object means: the job's fault, the cluster's, or nobody's."""
-    namespace, text = backend.api.namespace, str(error)
-    text = text.replace(f"{trial_of}{_TRIAL}", trial_of) if trial_of else text
+def translate_refusal(error: ApiError, api: Api, *, trial_of: str = "") -> LauncherError:
+    """Return what the refusal of an object means: a fault of the job, or of the cluster."""
+    text = str(error)
+    text = text.replace(f"{trial_of}{_TRIAL_SUFFIX}", trial_of) if trial_of else text
     if error.status == 404 and "namespaces" in text:
-        return PreflightError(f"namespace {namespace}: there is none in {backend.api.origin}; choose --namespace")
+        return PreflightError(f"namespace {api.namespace}: there is none in {api.origin}; choose --namespace")
     if error.status == 403 and "being terminated" in text:
-        return PreflightError(f"namespace {namespace} is being deleted: wait until it is gone, or choose --namespace")
+        return PreflightError(
+            f"namespace {api.namespace} is being deleted: wait until it is gone, or choose --namespace"
+        )
     if error.status == 403 and "exceeded quota" in text:
         return PreflightError(f"no room for the job: {text}; make room, or ask for a larger quota")
     if error.of_rights or error.status not in (400, 403, 422):

@@ -1,73 +1,71 @@
-"""What the cluster's components have said of a job: the events of its object, its pods and its gang.
+"""What the cluster's components said of a job: the events of its object, its pods and its gang.
 
-Who may run jobs need not be allowed to see events: then there are none, and `hidden` says why.
+Read rights on events are independent of rights on jobs: without them `EventList.hidden` says why there are no events.
 """
 
-import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
-from launcher.cluster.kinds import seconds
 from launcher.jobs import JobEvent
+from launcher.kinds import Kind
+from launcher.kinds.objects import unix_time
 from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.resources import EVENTS
 
 
-class Events:
-    """Those of one cluster, asked for whenever they are needed."""
+class EventList(NamedTuple):
+    """Events, oldest first.
 
-    def __init__(self, api: Api) -> None:
-        self._api = api
-        self.hidden = ""
-        """Why they cannot be seen."""
+    Attributes:
+        hidden: why the user cannot see them; empty if the user can.
+    """
 
-    def about(self, item: Json) -> list[Json]:
-        """Those of one object, oldest first."""
-        return self._listed(f"involvedObject.uid={item['metadata']['uid']}")
-
-    def of_job(self, job: Json, items: Iterable[Json]) -> list[JobEvent]:
-        """Those of a job, of the objects that belong to it, and of its pods that are gone; oldest first."""
-        known = {item["metadata"]["uid"] for item in (job, *items)}
-        began = seconds(job["metadata"].get("creationTimestamp")) or 0.0
-        name = _pods_of(job)
-
-        def belongs(event: Json) -> bool:
-            about = event.get("involvedObject", {})
-            gone = about.get("kind") == "Pod" and name.fullmatch(str(about.get("name"))) and _time(event) >= began
-            return about.get("uid") in known or bool(gone)
-
-        return [JobEvent(_time(one), _text(one)) for one in self._listed() if belongs(one)]
-
-    def _listed(self, fields: str = "") -> list[Json]:
-        try:
-            found, _ = self._api.list(EVENTS, fields=fields)
-        except ApiError as error:
-            if not error.of_rights:
-                raise
-            self.hidden = str(error)
-            return []
-        return sorted(found, key=_time)
+    items: list[Json]
+    hidden: str = ""
 
 
-def _pods_of(job: Json) -> re.Pattern[str]:
-    """The names of its pods: those that are gone have no uid any more."""
-    name, spec = re.escape(job["metadata"]["name"]), job.get("spec", {})
-    if "tasks" in spec:
-        return re.compile(f"{name}-worker-[0-9]+")
-    index = "-[0-9]+" if spec.get("completionMode") == "Indexed" else ""
-    return re.compile(f"{name}{index}-[a-z0-9]{{5}}")
+def events_about(api: Api, item: Json) -> EventList:
+    """Return the events of one object."""
+    return _list_events(api, f"involvedObject.uid={item['metadata']['uid']}")
 
 
-def _time(event: Json) -> float:
-    series = event.get("series") or {}
-    stamps = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
-    return next(
-        (seconds(stamp) or 0.0 for stamp in stamps if stamp), seconds(event["metadata"]["creationTimestamp"]) or 0
-    )
+def events_of_job(api: Api, kind: Kind, job: Json, parts: Iterable[Json]) -> EventList:
+    """Return the events of a job, of the objects that belong to it, and of its deleted pods."""
+    uids = {item["metadata"]["uid"] for item in (job, *parts)}
+    created = unix_time(job["metadata"].get("creationTimestamp")) or 0.0
+    pod_names = kind.pod_names(job)
+
+    def belongs(event: Json) -> bool:
+        about = event.get("involvedObject", {})
+        is_own_pod = about.get("kind") == "Pod" and pod_names.fullmatch(str(about.get("name"))) is not None
+        return about.get("uid") in uids or (is_own_pod and _event_time(event) >= created)
+
+    events, hidden = _list_events(api)
+    return EventList([event for event in events if belongs(event)], hidden)
 
 
-def _text(event: Json) -> str:
+def job_event(event: Json) -> JobEvent:
+    """Return an event as a line for the user."""
     about = event.get("involvedObject", {})
     count = event.get("count") or 1
     times = f" ({count} times)" if count > 1 else ""
     message = " ".join(str(event.get("message", "")).split())
-    return f"{about.get('kind', '')} {about.get('name', '')}: {event.get('reason', '')}: {message}{times}"
+    subject = f"{about.get('kind', '')} {about.get('name', '')}"
+    return JobEvent(_event_time(event), f"{subject}: {event.get('reason', '')}: {message}{times}")
+
+
+def _list_events(api: Api, fields: str = "") -> EventList:
+    try:
+        events, _ = api.list(EVENTS, fields=fields)
+    except ApiError as error:
+        if not error.of_rights:
+            raise
+        return EventList([], str(error))
+    return EventList(sorted(events, key=_event_time))
+
+
+def _event_time(event: Json) -> float:
+    series = event.get("series") or {}
+    timestamps = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
+    timestamp = next(filter(None, timestamps), event["metadata"]["creationTimestamp"])
+    return unix_time(timestamp) or 0.0

@@ -1,92 +1,120 @@
-"""Whether a cluster has what a job's pods need: claims that are bound and can be shared, nodes with so many NPUs. Pure.
+"""Whether a cluster has what a job's pods need: bound claims that can be shared, and nodes with enough NPUs.
 
-Objects as the API server gives them go in, findings come out. What is only on its way is no fault: a claim that waits
-for its first pod, or a kind of node that an autoscaler adds when it is asked for.
+`check_cluster` asks the API server; `check_claim` and `check_nodes` are pure. What is only on its way is no fault: a
+claim that waits for its first pod, or nodes that an autoscaler adds on demand.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
 
-Json = dict[str, Any]
+from launcher.cluster.events import events_about
+from launcher.jobs import PreflightFinding
+from launcher.kube.api import Api, ApiError, Json
+from launcher.kube.resources import CLAIMS, NODES
+from launcher.settings.options import ClusterOptions
+from trainer.shared.config import TrainConfig
 
-_ANY = frozenset({"ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod", "ReadOnlyMany"})
-ALONE = {"data_claim": _ANY, "output_claim": _ANY - {"ReadOnlyMany"}}
-SHARED = {"data_claim": frozenset({"ReadWriteMany", "ReadOnlyMany"}), "output_claim": frozenset({"ReadWriteMany"})}
-"""The access modes of which a claim needs one, for pods on one node and on several."""
+_ANY_MODE = frozenset({"ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod", "ReadOnlyMany"})
+# The access modes of which a claim needs one, for pods on one node and on several.
+ONE_NODE = {"data_claim": _ANY_MODE, "output_claim": _ANY_MODE - {"ReadOnlyMany"}}
+SEVERAL_NODES = {
+    "data_claim": frozenset({"ReadWriteMany", "ReadOnlyMany"}),
+    "output_claim": frozenset({"ReadWriteMany"}),
+}
 _CONSUMER = "volume.kubernetes.io/selected-node"
 _WAITS_FOR_A_POD = frozenset({"WaitForFirstConsumer", "WaitForPodScheduled"})
 
 
-class Finding(NamedTuple):
-    """One thing that was looked at.
+def check_cluster(api: Api, pods: ClusterOptions, train: TrainConfig) -> list[PreflightFinding]:
+    """Check both claims and the nodes. Without read rights, report nothing missing and let the cluster decide.
 
-    Attributes:
-        state: `later` is what may still come, as a node does that an autoscaler adds when it is asked for.
-        text: one line; of a fault, what is wrong, where, and the next step.
+    Raises:
+        LauncherError: the cluster does not answer.
     """
+    claims = {"data_claim": pods.data_claim, "output_claim": pods.output_claim}
+    findings = [_find_claim(api, setting, name, train.nodes) for setting, name in claims.items()]
+    if train.device == "cpu":
+        return [*findings, PreflightFinding("NPUs", "ok", "the job asks for none")]
+    try:
+        nodes, _ = api.list(NODES, labels=",".join(pods.node_selector))
+    except ApiError as error:
+        return [*findings, _hidden("NPUs", error)]
+    return [*findings, check_nodes(nodes, pods.resource, train.npus or 1, pods.node_selector)]
 
-    about: str
-    state: Literal["ok", "missing", "later", "unknown"]
-    text: str
+
+def check_claim(
+    setting: str, name: str, claim: Json | None, events: Sequence[Json], *, namespace: str, nodes: int
+) -> PreflightFinding:
+    """Check whether the pods of a job can use a claim.
+
+    Args:
+        setting: the setting that names it: `data_claim`, `output_claim`.
+        claim: None if there is no such claim.
+        events: of a claim that is not bound, oldest first.
+        nodes: how many nodes the job has.
+    """
+    about, flag = f"claim {name}", f"--{setting.replace('_', '-')} {name}"
+    if claim is None:
+        remedy = "`helm install pnas charts/pnas` or k8s/manifests/claims.yaml makes one"
+        return PreflightFinding(about, "missing", f"{flag}: there is no such claim in namespace {namespace}; {remedy}")
+    if fault := _claim_fault(claim, events):
+        remedy = f"see `kubectl describe pvc {name} --namespace {namespace}`"
+        return PreflightFinding(about, "missing", f"{flag}: {fault}; {remedy}")
+    status = claim.get("status") or {}
+    modes = status.get("accessModes") or claim["spec"].get("accessModes", [])
+    suitable = (SEVERAL_NODES if nodes > 1 else ONE_NODE)[setting]
+    if not suitable & set(modes):
+        needs = f"has only {', '.join(modes)}, and needs {' or '.join(sorted(suitable))}"
+        why = f"as the pods of --nodes {nodes} share it" if nodes > 1 else "as runs write there"
+        return PreflightFinding(about, "missing", f"{flag}: the claim {needs}, {why}; choose another claim")
+    return PreflightFinding(about, "ok", f"{status.get('phase', 'Pending')}, {', '.join(modes)}")
 
 
-def is_pending(claim: Json) -> bool:
-    """Whether its events say more than it does."""
+def check_nodes(nodes: Sequence[Json], resource: str, npus: int, labels: Sequence[str]) -> PreflightFinding:
+    """Check whether a node has enough NPUs. Occupied and unhealthy NPUs count: they come back.
+
+    Args:
+        nodes: the nodes that have the `labels`, which are KEY=VALUE.
+        npus: how many NPUs each pod asks for.
+    """
+    counts = [int((node.get("status") or {}).get("capacity", {}).get(resource, 0)) for node in nodes]
+    most, no_node = max(counts, default=0), f"no node{' with ' + ', '.join(labels) if labels else ''} has"
+    if most == 0:
+        return PreflightFinding("NPUs", "later", f"{no_node} {resource} now; a job waits until one comes")
+    if most < npus:
+        advice = f"ask for {most} or fewer, on more --nodes"
+        return PreflightFinding("NPUs", "missing", f"--npus {npus}: {no_node} more than {most} {resource}; {advice}")
+    large = sum(count >= npus for count in counts)
+    return PreflightFinding("NPUs", "ok", f"{npus} {resource} or more on {large} of {len(nodes)} nodes")
+
+
+def _find_claim(api: Api, setting: str, name: str, nodes: int) -> PreflightFinding:
+    try:
+        claim = api.find(CLAIMS, name)
+    except ApiError as error:
+        return _hidden(f"claim {name}", error)
+    events = events_about(api, claim).items if claim is not None and _is_unbound(claim) else []
+    return check_claim(setting, name, claim, events, namespace=api.namespace, nodes=nodes)
+
+
+def _hidden(about: str, error: ApiError) -> PreflightFinding:
+    if not error.of_rights:
+        raise error
+    return PreflightFinding(about, "unknown", f"hidden from you: {error}")
+
+
+def _is_unbound(claim: Json) -> bool:
     return bool((claim.get("status") or {}).get("phase", "Pending") == "Pending")
 
 
-def judge_claim(
-    use: str, name: str, claim: Json | None, events: Sequence[Json], *, namespace: str, nodes: int
-) -> Finding:
-    """Whether pods on so many nodes can use a claim.
-
-    Args:
-        use: the setting that names it: `data_claim`, `output_claim`.
-        claim: None if there is none.
-        events: of a claim that is not bound, oldest first.
-    """
-    about, flag = f"claim {name}", f"--{use.replace('_', '-')} {name}"
-    if claim is None:
-        made = "`helm install pnas charts/pnas` or k8s/manifests/claims.yaml makes one"
-        return Finding(about, "missing", f"{flag}: there is no such claim in namespace {namespace}; {made}")
-    if fault := _fault(claim, events):
-        return Finding(about, "missing", f"{flag}: {fault}; see `kubectl describe pvc {name} --namespace {namespace}`")
-    status = claim.get("status") or {}
-    modes = status.get("accessModes") or claim["spec"].get("accessModes", [])
-    wanted = (SHARED if nodes > 1 else ALONE)[use]
-    if not wanted & set(modes):
-        needs = f"has {', '.join(modes)} alone, and needs {' or '.join(sorted(wanted))}"
-        why = f"as the pods of --nodes {nodes} share it" if nodes > 1 else "as runs write there"
-        return Finding(about, "missing", f"{flag}: the claim {needs}, {why}; choose another claim")
-    return Finding(about, "ok", f"{status.get('phase', 'Pending')}, {', '.join(modes)}")
-
-
-def _fault(claim: Json, events: Sequence[Json]) -> str:
-    """What keeps pods from it, or nothing."""
+def _claim_fault(claim: Json, events: Sequence[Json]) -> str:
+    """Return what keeps pods from using the claim; empty if nothing does."""
     if "deletionTimestamp" in claim["metadata"]:
         return "it is being deleted"
-    if not is_pending(claim):
+    if not _is_unbound(claim):
         phase = claim["status"]["phase"]
         return "" if phase == "Bound" else f"it is {phase}"
-    said = events[-1] if events else {}
-    if said.get("reason") in _WAITS_FOR_A_POD or _CONSUMER in (claim["metadata"].get("annotations") or {}):
+    event = events[-1] if events else {}
+    if event.get("reason") in _WAITS_FOR_A_POD or _CONSUMER in (claim["metadata"].get("annotations") or {}):
         return ""
-    why = " ".join(str(said.get("message", "")).split())
-    return "it is not bound" + (f" ({why})" if why else " yet")
-
-
-def judge_nodes(nodes: Sequence[Json], resource: str, npus: int, labels: Sequence[str]) -> Finding:
-    """Whether one of the nodes has so many NPUs. Those that are taken or ill now count: they come back.
-
-    Args:
-        nodes: those that have the `labels`, which are KEY=VALUE.
-    """
-    counts = [int((node.get("status") or {}).get("capacity", {}).get(resource, 0)) for node in nodes]
-    most, none_has = max(counts, default=0), f"no node{' with ' + ', '.join(labels) if labels else ''} has"
-    if most == 0:
-        return Finding("NPUs", "later", f"{none_has} {resource} now; a job waits until one comes")
-    if most < npus:
-        advice = f"ask for {most} or fewer, on more --nodes"
-        return Finding("NPUs", "missing", f"--npus {npus}: {none_has} more than {most} {resource}; {advice}")
-    fitting = sum(count >= npus for count in counts)
-    return Finding("NPUs", "ok", f"{npus} {resource} or more on {fitting} of {len(nodes)} nodes")
+    message = " ".join(str(event.get("message", "")).split())
+    return "it is not bound" + (f" ({message})" if message else " yet")

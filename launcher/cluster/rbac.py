@@ -1,53 +1,49 @@
 """The rights that a launcher needs in a namespace, and no more: the Role of k8s/manifests/rbac.yaml. Pure.
 
-A test on a cluster compares them, both ways, with what its API server saw a launcher do.
+A test on a cluster compares them, in both directions, with the requests of a launcher that its API server saw.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from launcher.kube.resources import (
-    BATCH_JOBS,
-    CLAIMS,
-    COMMANDS,
-    CONFIG_MAPS,
-    EVENTS,
-    NODES,
-    POD_GROUPS,
-    PODS,
-    QUEUES,
-    SERVICES,
-    VOLCANO_JOBS,
-    Resource,
-)
+from launcher.jobs import KIND_NAMES
+from launcher.kinds import Kind, kind_named
+from launcher.kube.resources import CLAIMS, CONFIG_MAPS, EVENTS, NODES, PODS, SERVICES, Resource
+
+Verbs = Mapping[Resource, tuple[str, ...]]
 
 LOGS = PODS._replace(plural="pods/log")
-_JOB = ("create", "delete", "get", "list", "patch", "watch")
-# Of a job's parts: a rank table, a name for its pods, the settings of an attempt that is started anew.
-_PART = ("create", "delete", "get", "patch")
-
-VERBS: Mapping[Resource, tuple[str, ...]] = {
-    BATCH_JOBS: _JOB,
-    VOLCANO_JOBS: _JOB,
-    PODS: ("list", "watch"),
-    LOGS: ("get",),
-    EVENTS: ("list",),
-    CONFIG_MAPS: _PART,
-    SERVICES: _PART,
-    CLAIMS: ("get",),
-    POD_GROUPS: ("get",),
-    COMMANDS: ("create",),
-}
-"""Those of a namespace: a Role can give them."""
-
-CLUSTER_VERBS: Mapping[Resource, tuple[str, ...]] = {NODES: ("list",), QUEUES: ("get",)}
-"""What belongs to no namespace, so that it takes a ClusterRole: a launcher does without, and then sees less before a
-start: not that no node has so many NPUs, nor that a queue is closed."""
+# For the parts of a job: a rank table, a name for its pods, the saved settings of an attempt.
+_PART_VERBS = ("create", "delete", "get", "patch")
 
 
-def rules(verbs: Mapping[Resource, tuple[str, ...]] = VERBS) -> list[dict[str, Any]]:
-    """As a Role has them."""
+def namespace_rights(kinds: Iterable[Kind] = ()) -> Verbs:
+    """Return the verbs of a Role: those that every kind of job needs, and those of `kinds`."""
+    common = {PODS: ("list", "watch"), LOGS: ("get",), EVENTS: ("list",)}
+    parts = {CONFIG_MAPS: _PART_VERBS, SERVICES: _PART_VERBS, CLAIMS: ("get",)}
+    return {**common, **parts, **{resource: verbs for kind in kinds for resource, verbs in kind.rights.items()}}
+
+
+def cluster_rights(kinds: Iterable[Kind] = ()) -> Verbs:
+    """Return the verbs of a ClusterRole, on objects outside namespaces.
+
+    A launcher works without them and then sees less before a start: not that no node has enough NPUs, nor that a
+    queue is closed.
+    """
+    own = {resource: verbs for kind in kinds for resource, verbs in kind.cluster_rights.items()}
+    return {NODES: ("list",), **own}
+
+
+ALL_KINDS = tuple(map(kind_named, KIND_NAMES))
+VERBS = namespace_rights(ALL_KINDS)
+"""The verbs that the Role of the chart and of k8s/manifests grants, for all kinds of job."""
+CLUSTER_VERBS = cluster_rights(ALL_KINDS)
+"""The verbs that their ClusterRole grants."""
+
+
+def rules(verbs: Verbs = VERBS) -> list[dict[str, Any]]:
+    """Return rights as a Role writes them."""
     return [
-        {"apiGroups": [resource.group], "resources": [resource.plural], "verbs": list(verbs)}
-        for resource, verbs in verbs.items()
+        {"apiGroups": [resource.group], "resources": [resource.plural], "verbs": list(resource_verbs)}
+        for resource, resource_verbs in verbs.items()
     ]

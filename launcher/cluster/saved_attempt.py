@@ -1,7 +1,7 @@
-"""What a job was given, kept while there is no job: from the removal of one attempt to the creation of the next.
+"""The settings of the last attempt, saved while there is no job: from its removal to the creation of the next one.
 
 A job's settings are in its object, and two attempts cannot have the same name at the same time. If the next one cannot
-be created, or its launcher is killed in between, a ConfigMap still has what was given to the last one.
+be created, or its launcher is killed in between, a ConfigMap still has the settings of the last one.
 """
 
 import json
@@ -10,75 +10,75 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.cluster.kinds import attempt_of, is_part_of, spec_of
 from launcher.errors import LauncherError
+from launcher.kinds.labels import JOB, MANAGED
+from launcher.kinds.objects import attempt_number, is_part_of, spec_of
 from launcher.kube.api import TAKEN, Api, ApiError, Json
 from launcher.kube.resources import CONFIG_MAPS
-from launcher.manifests.labels import JOB, MANAGED
 
 _KEY = "attempt.json"
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedAttempt:
     """An attempt that was removed, and has no successor yet."""
 
     attempt: int
     spec: Mapping[str, Any]
 
 
-def name_of(kind: str, job: str) -> str:
-    """The ConfigMap's. A Kubernetes Job and a Volcano Job may have the same name."""
+def config_map_name(kind: str, job: str) -> str:
+    """Return the name of the ConfigMap; a Kubernetes Job and a Volcano Job can have the same name."""
     return f"pnas-handover-{kind}-{job}"
 
 
-def keep(api: Api, kind: str, job: Json) -> list[str]:
-    """Save the settings of `job`, which is about to be removed; return a warning if the user may not do that."""
+def save(api: Api, kind: str, job: Json) -> list[str]:
+    """Save the settings of `job` before its removal; return a warning if the user may not do that."""
     name = job["metadata"]["name"]
-    values = {"attempt": attempt_of(job), "spec": spec_of(job)}
+    values = {"attempt": attempt_number(job), "spec": spec_of(job)}
     body = {
         "apiVersion": CONFIG_MAPS.api_version,
         "kind": "ConfigMap",
-        "metadata": {"name": name_of(kind, name), "labels": {**MANAGED, JOB: name}},
+        "metadata": {"name": config_map_name(kind, name), "labels": {**MANAGED, JOB: name}},
         "data": {_KEY: json.dumps(values)},
     }
     try:
         api.create(CONFIG_MAPS, body)
     except ApiError as error:
         if error.of_rights:
-            return [f"the settings of {name} are not kept while it is started anew: {error}"]
-        if error.status != TAKEN or _found(api, kind, name) is None:
+            return [f"the settings of {name} are not saved while it is restarted: {error}"]
+        if error.status != TAKEN or _find(api, kind, name) is None:
             raise
-        api.patch(CONFIG_MAPS, name_of(kind, name), {"data": body["data"]})
+        api.patch(CONFIG_MAPS, config_map_name(kind, name), {"data": body["data"]})
     return []
 
 
-def kept(api: Api, kind: str, job: str) -> Kept | None:
-    """What is kept for a job; None if there is nothing, or we may not look."""
-    found = _found(api, kind, job)
-    if found is None:
+def load(api: Api, kind: str, job: str) -> SavedAttempt | None:
+    """Return the saved attempt of a job; None if there is none, or the user may not read ConfigMaps."""
+    config_map = _find(api, kind, job)
+    if config_map is None:
         return None
     try:
-        values = json.loads(found["data"][_KEY])
-        return Kept(int(values["attempt"]), dict(values["spec"]))
+        values = json.loads(config_map["data"][_KEY])
+        return SavedAttempt(int(values["attempt"]), dict(values["spec"]))
     except (KeyError, TypeError, ValueError):
-        return None  # spoilt
+        return None  # A user has edited it.
 
 
 def drop(api: Api, kind: str, job: str) -> None:
-    """Forget it: the job is there again, or nobody wants it any more."""
+    """Forget the saved attempt: the job exists again, or the user has deleted it."""
     with suppress(LauncherError):
-        found = _found(api, kind, job)
-        if found is not None:
-            api.delete(CONFIG_MAPS, name_of(kind, job), uid=found["metadata"]["uid"])
+        config_map = _find(api, kind, job)
+        if config_map is not None:
+            api.delete(CONFIG_MAPS, config_map_name(kind, job), uid=config_map["metadata"]["uid"])
 
 
-def _found(api: Api, kind: str, job: str) -> Json | None:
-    """The ConfigMap, if there is one that a launcher made, and we may look."""
+def _find(api: Api, kind: str, job: str) -> Json | None:
+    """Return the ConfigMap if a launcher made it and the user may read it."""
     try:
-        found = api.find(CONFIG_MAPS, name_of(kind, job))
+        config_map = api.find(CONFIG_MAPS, config_map_name(kind, job))
     except ApiError as error:
         if not error.of_rights:
             raise
         return None
-    return found if found is not None and is_part_of(found, job) else None
+    return config_map if config_map is not None and is_part_of(config_map, job) else None

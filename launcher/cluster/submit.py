@@ -1,141 +1,282 @@
 """Creating a job on a cluster: all of it or nothing, and never twice.
 
-The server judges the job before anything exists (dry run). What belongs to the job is created first, because
-MindCluster's controller looks for the rank table's ConfigMap once; it is handed to the job at the end, so that both go
-together. A creation whose answer was lost is looked up, not repeated.
+The server judges the job before anything exists (dry run). The job's parts are created first, because MindCluster's
+controller looks for the rank table's ConfigMap only once; at the end the job becomes their owner, so that the cluster
+deletes them together. A creation whose answer was lost is looked up, not repeated.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 from launcher import PROGRAM
-from launcher.cluster import saved_attempt as handover
-from launcher.cluster.dry_run import PART_RESOURCES, check, explained
-from launcher.cluster.kinds import attempt_of, is_part_of, owner, spec_of
+from launcher.cluster import saved_attempt
+from launcher.cluster.dry_run import PART_RESOURCES, judge, translate_refusal
+from launcher.cluster.jobs import ClusterJobs
 from launcher.errors import ConflictError, LauncherError, UnreachableError
 from launcher.exits import defer_signals
 from launcher.jobs import JobRef, Submitted
-from launcher.kube.api import TAKEN, Api, ApiError, Json
+from launcher.kinds.objects import attempt_number, is_part_of, owner_reference, spec_of
+from launcher.kube.api import TAKEN, ApiError, Json
 from launcher.kube.resources import Resource
-from launcher.manifests.labels import SPEC_HASH
 from launcher.manifests.render import render
-from launcher.settings.spec import JobSpec, free_name, renamed
-
-if TYPE_CHECKING:
-    from launcher.cluster.jobs import ClusterBackend
+from launcher.settings.spec import JobSpec, free_name, job_digest
 
 _SHOWN_DIFFERENCES = 5
-# What a launcher does between a part and its job takes less.
-_SIBLING_S, _LOOK_S = 10.0, 0.5
+SIBLING_S = 10.0
+"""Seconds within which another launcher creates the job of a part that it has created."""
+_LOOK_S = 0.5
 
 
-class _Overtaken(LauncherError):  # noqa: N818  # what happened, and no error of anybody's
+class _CreatedByAnotherError(LauncherError):
     """Another launcher has created the job meanwhile."""
 
 
-def create(backend: "ClusterBackend", spec: JobSpec, *, again: bool) -> Submitted:
-    """Create the job, or find that it is there already.
+def submit_job(jobs: ClusterJobs, spec: JobSpec, *, sibling_s: float = SIBLING_S) -> Submitted:
+    """Create the job, or find that it is running already.
 
     Raises:
         ConflictError: another job has this name, or the same one has ended.
         PreflightError: the cluster lacks something.
         RequestError: the server refuses the job.
     """
-    existing = backend.api.find(backend.kind.resource, spec.name)
-    before = 0
-    if existing is not None and "deletionTimestamp" not in existing["metadata"]:
-        state = backend.state_of(existing, backend.pods(spec.name))
-        if again and state.phase.ended and not spec.continues and _is(existing, spec):
-            return create(backend, renamed(spec, _next_name(backend, spec)), again=False)
-        if not spec.continues or not state.phase.ended:
-            return _same(backend, existing, spec, ended=state.phase.value if state.phase.ended else None)
-        before = state.attempt
-    elif existing is not None and spec.continues:
-        before = attempt_of(existing)
-    elif spec.continues and (kept := backend.kept(spec.name)):
-        before = kept.attempt
-    objects = render(spec, attempt=before + 1)
-    warnings = check(backend, spec, objects)
-    if existing is not None:
-        _refuse_foreign(backend, spec, objects[:-1])
     try:
-        with _handed_over(backend, spec, existing, warnings):
-            _make_way(backend, spec, objects[:-1])
-            with defer_signals():
-                _create_all(backend, spec, objects, warnings)
-                handover.drop(backend.api, backend.name, spec.name)
-    except _Overtaken:
-        return create(backend, spec, again=again)
-    except KeyboardInterrupt as interrupt:
-        # With --again it has another name than was asked for.
-        interrupt.args = (spec.name,)
-        raise
-    return Submitted(JobRef(backend.name, spec.name), note="; ".join(warnings), attempt=before + 1)
+        return _Submission(jobs, spec, sibling_s).run()
+    except _CreatedByAnotherError:
+        return submit_job(jobs, spec, sibling_s=sibling_s)  # it is found now
 
 
-@contextmanager
-def _handed_over(
-    backend: "ClusterBackend", spec: JobSpec, existing: Json | None, warnings: list[str]
-) -> Iterator[None]:
-    """Remove the job that has the name, without losing what an attempt that is continued was given."""
-    if existing is None:
-        yield
-        return
-    if spec.continues:
-        warnings += handover.keep(backend.api, backend.name, existing)
-    removed = False
-    try:
-        backend.remove(spec.name, uid=existing["metadata"]["uid"])
-        removed = True
-        time.sleep(backend.kind.settle_s)
-        yield
-    except LauncherError as error:
-        if isinstance(error, ConflictError) and not removed:
-            handover.drop(backend.api, backend.name, spec.name)  # the job is there, with its settings
-        elif spec.continues and not isinstance(error, _Overtaken):
-            where = f"configmap {handover.name_of(backend.name, spec.name)}"
-            error.args = (f"{error}; the settings of job {spec.name} are kept in {where}: type the same again",)
-        raise
-
-
-def foresee(backend: "ClusterBackend", spec: JobSpec, *, again: bool) -> str:
-    """What a submit would find under the job's name, if it is worth a word; nothing is changed.
+def find_conflict(jobs: ClusterJobs, spec: JobSpec) -> str:
+    """Return a note if a submit would find the same job running; nothing is changed.
 
     Raises:
-        ConflictError: another job, or the same one, which has ended.
+        ConflictError: another job has the name, or the same one, which has ended.
     """
-    existing = backend.api.find(backend.kind.resource, spec.name)
+    existing = jobs.api.find(jobs.kind.resource, spec.name)
     if existing is None or "deletionTimestamp" in existing["metadata"]:
         return ""
-    ended = backend.state_of(existing, backend.pods(spec.name)).phase
-    if ended.ended and (spec.continues or (again and _is(existing, spec))):
+    phase, _ = jobs.kind.phase(existing, jobs.pods(spec.name))
+    if phase.ended and spec.continues:
         return ""
-    _refuse_another(existing, spec, ended=ended.value if ended.ended else None)
-    return _already(spec)
+    _check_same(existing, spec, ended=phase.value if phase.ended else None)
+    return _running_note(spec)
 
 
-def _same(backend: "ClusterBackend", existing: Json, spec: JobSpec, *, ended: str | None) -> Submitted:
-    """The job that is there is the one that was asked for, and goes on.
+def name_for_another_run(jobs: ClusterJobs, spec: JobSpec) -> str:
+    """Return the name under which the same job runs once more after its end.
 
-    Raises:
-        ConflictError: it is another one, or has ended.
+    It is the first name that is free, or whose job is the same and runs: a repeated command wants one more run only.
     """
-    _refuse_another(existing, spec, ended=ended)
-    warnings: list[str] = []
-    with suppress(LauncherError):  # it goes on all the same
-        _own_the_unowned(backend, spec, existing, warnings)
-    note = "; ".join([_already(spec), *warnings])
-    return Submitted(JobRef(backend.name, spec.name), note=note, existed=True)
+
+    def has_passed(name: str) -> bool:
+        job = jobs.api.find(jobs.kind.resource, name)
+        return job is not None and (not is_same_job(job, spec) or jobs.kind.phase(job, jobs.pods(name))[0].ended)
+
+    existing = jobs.api.find(jobs.kind.resource, spec.name)
+    return spec.name if existing is None or not is_same_job(existing, spec) else free_name(spec.name, has_passed)
 
 
-def _already(spec: JobSpec) -> str:
+def is_same_job(job: Json, spec: JobSpec) -> bool:
+    """Return whether the job object was made of the same settings, by this release or an older one."""
+    return job_digest(spec_of(job)) == spec.digest
+
+
+@dataclass
+class _Submission:
+    """One try to create a job; `warnings` gathers what the server says on the way."""
+
+    jobs: ClusterJobs
+    spec: JobSpec
+    sibling_s: float
+    warnings: list[str] = field(default_factory=list)
+
+    def run(self) -> Submitted:
+        """Create the job, or find it.
+
+        Raises:
+            _CreatedByAnotherError: another launcher was faster.
+        """
+        spec, name = self.spec, self.spec.name
+        existing = self.jobs.api.find(self.jobs.kind.resource, name)
+        if existing is not None and "deletionTimestamp" not in existing["metadata"]:
+            phase, _ = self.jobs.kind.phase(existing, self.jobs.pods(name))
+            if not spec.continues or not phase.ended:
+                return self._same(existing, ended=phase.value if phase.ended else None)
+        attempt = self._last_attempt(existing) + 1
+        objects = render(spec, self.jobs.kind, attempt=attempt)
+        self.warnings += judge(self.jobs, spec, objects)
+        if existing is not None:
+            # Before the removal: a foreign object in the way must not cost the last attempt.
+            for part in objects[:-1]:
+                self._find_leftover(part)
+        with self._replaced(existing):
+            self._delete_leftovers(objects[:-1])
+            with defer_signals():
+                self._create_all(objects)
+                saved_attempt.drop(self.jobs.api, self.jobs.name, name)
+        return Submitted(JobRef(self.jobs.name, name), notes=tuple(self.warnings), attempt=attempt)
+
+    def _last_attempt(self, existing: Json | None) -> int:
+        if not self.spec.continues:
+            return 0
+        if existing is not None:
+            return attempt_number(existing)
+        saved = saved_attempt.load(self.jobs.api, self.jobs.name, self.spec.name)
+        return 0 if saved is None else saved.attempt
+
+    def _same(self, existing: Json, *, ended: str | None) -> Submitted:
+        """Return the job that exists if it is the same one and still runs.
+
+        Raises:
+            ConflictError: it is another one, or has ended.
+        """
+        _check_same(existing, self.spec, ended=ended)
+        with suppress(LauncherError):  # the job runs with or without it
+            self._adopt_orphans(existing)
+        notes = (_running_note(self.spec), *self.warnings)
+        return Submitted(JobRef(self.jobs.name, self.spec.name), notes=notes, existed=True)
+
+    @contextmanager
+    def _replaced(self, existing: Json | None) -> Iterator[None]:
+        """Remove the ended job that has the name, and keep its settings saved until the next attempt exists."""
+        if existing is None:
+            yield
+            return
+        api, kind, name = self.jobs.api, self.jobs.name, self.spec.name
+        if self.spec.continues:
+            self.warnings += saved_attempt.save(api, kind, existing)
+        removed = False
+        try:
+            self.jobs.remove(existing)
+            removed = True
+            time.sleep(self.jobs.kind.settle_s)
+            yield
+        except _CreatedByAnotherError:
+            raise
+        except LauncherError as error:
+            if isinstance(error, ConflictError) and not removed:
+                saved_attempt.drop(api, kind, name)  # the job still has its settings
+                raise
+            if not self.spec.continues:
+                raise
+            config_map = saved_attempt.config_map_name(kind, name)
+            hint = f"the settings of job {name} are kept in configmap {config_map}: type the same again"
+            raise error.with_hint(hint) from error
+
+    def _create_all(self, objects: Sequence[Json]) -> None:
+        *parts, job = objects
+        created: list[tuple[Resource, Json]] = []
+        try:
+            for part in parts:
+                resource = PART_RESOURCES[part["kind"]]
+                created.append((resource, self._create_part(resource, part)))
+            owner = self._create_job(job)
+        except UnreachableError:
+            raise  # the job may exist, and need its parts
+        except LauncherError:
+            for resource, part in created:
+                # A failed clean-up must not hide the first error.
+                with suppress(LauncherError):
+                    self.jobs.api.delete(resource, part["metadata"]["name"], uid=part["metadata"]["uid"])
+            raise
+        for resource, part in created:
+            self._set_owner(resource, part["metadata"]["name"], owner)
+
+    def _create_part(self, resource: Resource, part: Json) -> Json:
+        try:
+            return self.jobs.api.create(resource, part, warnings=self.warnings)
+        except ApiError as error:
+            if error.status == TAKEN:
+                raise _CreatedByAnotherError from error
+            raise
+
+    def _create_job(self, job: Json) -> Json:
+        api, name = self.jobs.api, self.spec.name
+        try:
+            return api.create(self.jobs.kind.resource, job, warnings=self.warnings)
+        except (UnreachableError, ApiError) as error:
+            if isinstance(error, ApiError) and error.status not in (TAKEN, 500, 502, 503, 504):
+                raise translate_refusal(error, api) from error
+            # The job may exist all the same: by this request, whose answer was lost, or by another launcher's.
+            try:
+                existing = api.find(self.jobs.kind.resource, name)
+            except LauncherError:
+                unknown = f"it is unknown whether job {name} was created: see `{PROGRAM} status {name}`"
+                raise UnreachableError(f"{error}; {unknown}") from error
+            if existing is None and isinstance(error, UnreachableError):
+                # Its parts stay: a slow server may still create it.
+                raise UnreachableError(f"{error}; job {name} is not there so far: type the same again") from error
+            if existing is None:
+                raise
+            if is_same_job(existing, self.spec) and attempt_number(existing) == attempt_number(job):
+                return existing
+            raise _CreatedByAnotherError from error
+
+    def _set_owner(self, resource: Resource, name: str, job: Json) -> None:
+        """Have the cluster delete a part together with the job. The job runs even if that fails."""
+        reference = owner_reference(job, controller=False)
+        try:
+            self.jobs.api.patch(resource, name, {"metadata": {"ownerReferences": [reference]}})
+        except LauncherError as error:
+            self.warnings.append(
+                f"{resource} {name} will stay when the job goes, until the same is submitted again: {error}"
+            )
+
+    def _adopt_orphans(self, job: Json) -> None:
+        """Set the owner of parts whose launcher did not come that far. Do not recreate them: MindCluster looks once."""
+        *parts, _ = render(self.spec, self.jobs.kind, attempt=attempt_number(job))
+        for part in parts:
+            resource, name = PART_RESOURCES[part["kind"]], part["metadata"]["name"]
+            existing = self.jobs.api.find(resource, name)
+            if (
+                existing is not None
+                and is_part_of(existing, self.spec.name)
+                and not existing["metadata"].get("ownerReferences")
+            ):
+                self._set_owner(resource, name, job)
+
+    def _find_leftover(self, part: Json) -> Json | None:
+        """Return the part of this name that an earlier job has left.
+
+        Raises:
+            ConflictError: no launcher made it.
+        """
+        resource, name = PART_RESOURCES[part["kind"]], part["metadata"]["name"]
+        leftover = self.jobs.api.find(resource, name)
+        if leftover is not None and not is_part_of(leftover, self.spec.name):
+            raise ConflictError(
+                f"{resource} {name} exists and is not a launcher's: remove it, or choose another --name"
+            )
+        return leftover
+
+    def _delete_leftovers(self, parts: Sequence[Json]) -> None:
+        """Remove leftovers of an earlier job of this name: the cluster would read them as this job's.
+
+        Raises:
+            ConflictError: no launcher made them.
+            _CreatedByAnotherError: another launcher is creating the job.
+        """
+        for part in parts:
+            deadline = time.monotonic() + self.sibling_s
+            while (leftover := self._find_leftover(part)) is not None:
+                if self.jobs.api.find(self.jobs.kind.resource, self.spec.name) is not None:
+                    raise _CreatedByAnotherError
+                meta = leftover["metadata"]
+                if meta.get("ownerReferences") or time.monotonic() > deadline:
+                    self.jobs.api.delete(PART_RESOURCES[part["kind"]], meta["name"], uid=meta["uid"])
+                    break
+                # It has no job yet: another launcher may be about to create the job.
+                time.sleep(_LOOK_S)
+
+
+def _running_note(spec: JobSpec) -> str:
     return f"job {spec.name} is already running: the same job was submitted before"
 
 
-def _refuse_another(existing: Json, spec: JobSpec, *, ended: str | None) -> None:
-    if not _is(existing, spec):
+def _check_same(existing: Json, spec: JobSpec, *, ended: str | None) -> None:
+    if not is_same_job(existing, spec):
         raise ConflictError(
             f"there is another job {spec.name}: {_difference(existing, spec)}; choose another --name, or "
             f"`{PROGRAM} delete {spec.name}`"
@@ -147,144 +288,21 @@ def _refuse_another(existing: Json, spec: JobSpec, *, ended: str | None) -> None
         )
 
 
-def _is(job: Json, spec: JobSpec) -> bool:
-    return (job["metadata"].get("labels") or {}).get(SPEC_HASH) == spec.digest[:16]
-
-
 def _difference(existing: Json, spec: JobSpec) -> str:
-    """The settings in which the two jobs differ."""
+    """Return the settings in which the two jobs differ, in words."""
     old = _flat(spec_of(existing))
     new = _flat(spec.model_dump(mode="json"))
     if not old:
-        return "it was not made by a launcher"
+        return "no launcher made it"
     changed = [
         f"{name} is {old.get(name)}, not {value}" for name, value in new.items() if old.get(name, value) != value
     ]
     more = f" and {len(changed) - _SHOWN_DIFFERENCES} more" if len(changed) > _SHOWN_DIFFERENCES else ""
-    return ", ".join(changed[:_SHOWN_DIFFERENCES]) + more or "other settings are given"
+    return ", ".join(changed[:_SHOWN_DIFFERENCES]) + more or "it was given other settings"
 
 
 def _flat(spec: dict[str, Any]) -> dict[str, Any]:
-    parts = (spec, spec.get("train", {}), spec.get("pods", {}))
-    return {name: value for part in parts for name, value in part.items() if name not in ("train", "pods", "name")}
-
-
-def _next_name(backend: "ClusterBackend", spec: JobSpec) -> str:
-    """The first that is free, or whose job is this one and goes on: who types the same twice wants it once more."""
-
-    def passed(tried: str) -> bool:
-        job = backend.api.find(backend.kind.resource, tried)
-        return job is not None and (not _is(job, spec) or backend.kind.phase(job, ())[0].ended)
-
-    return free_name(spec.name, passed)
-
-
-def _create_all(backend: "ClusterBackend", spec: JobSpec, objects: list[Json], warnings: list[str]) -> None:
-    *parts, job = objects
-    made: list[tuple[Resource, Json]] = []
-    try:
-        for part in parts:
-            resource = PART_RESOURCES[part["kind"]]
-            made.append((resource, _create_part(backend, resource, part, warnings)))
-        created = _create_job(backend, spec, job, warnings)
-    except UnreachableError:
-        raise  # the job may be there, and need its parts
-    except LauncherError:
-        for resource, part in made:
-            # Only what this launcher has made; that it could not be taken away is not what went wrong.
-            with suppress(LauncherError):
-                backend.api.delete(resource, part["metadata"]["name"], uid=part["metadata"]["uid"])
-        raise
-    for resource, part in made:
-        _own(backend.api, resource, part["metadata"]["name"], created, warnings)
-
-
-def _own(api: Api, resource: Resource, name: str, job: Json, warnings: list[str]) -> None:
-    """Have a part of the job go with it. The job runs whether that can be or not."""
-    try:
-        api.patch(resource, name, {"metadata": {"ownerReferences": [owner(job, controller=False)]}})
-    except LauncherError as error:
-        warnings.append(f"{resource} {name} will stay when the job goes, until the same is submitted again: {error}")
-
-
-def _own_the_unowned(backend: "ClusterBackend", spec: JobSpec, job: Json, warnings: list[str]) -> None:
-    """Finish what a launcher began that did not come that far. Nothing is made anew: MindCluster looks only once."""
-    *parts, _ = render(spec, attempt=attempt_of(job))
-    for part in parts:
-        resource, name = PART_RESOURCES[part["kind"]], part["metadata"]["name"]
-        found = backend.api.find(resource, name)
-        if found is not None and is_part_of(found, spec.name) and not found["metadata"].get("ownerReferences"):
-            _own(backend.api, resource, name, job, warnings)
-
-
-def _refuse_foreign(backend: "ClusterBackend", spec: JobSpec, parts: list[Json]) -> None:
-    """Before the job is removed that has the name.
-
-    Raises:
-        ConflictError: something that is not a launcher's has the name of a part.
-    """
-    for part in parts:
-        _left_of(backend, spec, PART_RESOURCES[part["kind"]], part["metadata"]["name"])
-
-
-def _left_of(backend: "ClusterBackend", spec: JobSpec, resource: Resource, name: str) -> Json | None:
-    """A part of this name that an earlier job has left.
-
-    Raises:
-        ConflictError: it is not a launcher's.
-    """
-    left = backend.api.find(resource, name)
-    if left is not None and not is_part_of(left, spec.name):
-        raise ConflictError(f"{resource} {name} exists and is not a launcher's: remove it, or choose another --name")
-    return left
-
-
-def _make_way(backend: "ClusterBackend", spec: JobSpec, parts: list[Json]) -> None:
-    """A leftover of an earlier job of this name would be read as this one's: it is removed.
-
-    Raises:
-        ConflictError: it is not a launcher's.
-        _Overtaken: another launcher is creating the job.
-    """
-    for part in parts:
-        resource, name = PART_RESOURCES[part["kind"]], part["metadata"]["name"]
-        deadline = time.monotonic() + _SIBLING_S
-        while (left := _left_of(backend, spec, resource, name)) is not None:
-            if backend.api.find(backend.kind.resource, spec.name) is not None:
-                raise _Overtaken
-            if left["metadata"].get("ownerReferences") or time.monotonic() > deadline:
-                backend.api.delete(resource, name, uid=left["metadata"]["uid"])
-                break
-            # It has no job yet: another launcher may be about to create it.
-            time.sleep(_LOOK_S)
-
-
-def _create_part(backend: "ClusterBackend", resource: Resource, part: Json, warnings: list[str]) -> Json:
-    try:
-        return backend.api.create(resource, part, warnings=warnings)
-    except ApiError as error:
-        if error.status == TAKEN:
-            raise _Overtaken from error
-        raise
-
-
-def _create_job(backend: "ClusterBackend", spec: JobSpec, job: Json, warnings: list[str]) -> Json:
-    try:
-        return backend.api.create(backend.kind.resource, job, warnings=warnings)
-    except (UnreachableError, ApiError) as error:
-        if isinstance(error, ApiError) and error.status not in (TAKEN, 500, 502, 503, 504):
-            raise explained(error, backend) from error
-        # It may have been created all the same: by this request, whose answer was lost, or by another launcher.
-        try:
-            found = backend.api.find(backend.kind.resource, spec.name)
-        except LauncherError:
-            unknown = f"nobody knows whether job {spec.name} was created: see `{PROGRAM} status {spec.name}`"
-            raise UnreachableError(f"{error}; {unknown}") from error
-        if found is None and isinstance(error, UnreachableError):
-            # What belongs to it stays for it: a server that is slow may create it yet.
-            raise UnreachableError(f"{error}; job {spec.name} is not there so far: type the same again") from error
-        if found is None:
-            raise
-        if _is(found, spec) and attempt_of(found) == attempt_of(job):
-            return found
-        raise _Overtaken from error
+    sections = (spec, spec.get("train", {}), spec.get("pods", {}))
+    return {
+        name: value for section in sections for name, value in section.items() if name not in ("train", "pods", "name")
+    }

@@ -1,5 +1,98 @@
-"""The commands of `python -m launcher`, a module for each errand; each is imported when it is typed.
+"""The commands of `python -m launcher`: modules in this folder, each imported when a user types its command.
 
-A command is short: resolve, ask the backend, print. What needs pydantic or a cluster is imported by the command that
-uses it.
+A command is short: resolve, ask the backend, print. The table below is all that the command line and its first help
+page need to know of a command before that.
 """
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CommandEntry:
+    """One command.
+
+    Attributes:
+        group: the heading under which help shows it.
+        target: the module in this folder and the function in it.
+        summary: the first sentence of the function's docstring.
+        examples: what users type after `python -m launcher`.
+    """
+
+    name: str
+    group: str
+    target: str
+    summary: str
+    examples: tuple[str, ...] = ()
+
+
+COMMANDS = (
+    CommandEntry(
+        "submit",
+        "Run",
+        "submit:submit",
+        "Start a training job and follow it to its end.",
+        (
+            "submit --npus 8 --mode full --data-path /data/imagenet",
+            "submit --npus 2 --mode performance --steps 100 --detach",
+            "submit --npus 8 --profile recommended --name ladder-a",
+            "submit --name ladder-a --resume auto",
+        ),
+    ),
+    CommandEntry(
+        "render",
+        "Run",
+        "render:render",
+        "Print the manifests that submit would create, as YAML for kubectl; without a cluster.",
+        ("render --npus 8 --image registry.example/pnas:0.1.0",),
+    ),
+    CommandEntry(
+        "doctor",
+        "Run",
+        "doctor:doctor",
+        "Check whether a job could run: your rights, the image, both claims, and enough NPUs.",
+        ("doctor", "doctor --namespace training --npus 8"),
+    ),
+    CommandEntry(
+        "list",
+        "Watch",
+        "watch:list_",
+        "Show all jobs, the latest last.",
+        ("list", "list --json"),
+    ),
+    CommandEntry(
+        "logs",
+        "Watch",
+        "watch:logs",
+        "Show a job's log, and say so if a line is missing.",
+        ("logs", "logs NAME -f", "logs --rank 3 --tail 20"),
+    ),
+    CommandEntry(
+        "status",
+        "Watch",
+        "watch:status",
+        "Say what a job is doing, how far it is, or how and why it ended.",
+        ("status", "status NAME --json"),
+    ),
+    CommandEntry(
+        "wait",
+        "Watch",
+        "watch:wait",
+        "Wait until a job has ended, and end with its exit code.",
+        ("wait", "wait NAME --timeout 2h"),
+    ),
+    CommandEntry(
+        "cancel",
+        "Stop",
+        "stop:cancel",
+        "Ask a job to save its state and stop, and wait until it has.",
+        ("cancel NAME",),
+    ),
+    CommandEntry(
+        "delete",
+        "Stop",
+        "stop:delete",
+        "Forget a job; the files in its output folder stay.",
+        ("delete NAME", "delete NAME --force"),
+    ),
+    CommandEntry("config", "Settings", "config:config", "Look at settings."),
+)

@@ -4,28 +4,27 @@ from typing import Any
 
 from cyclopts import App
 
-from launcher.app import SETTINGS, app
 from launcher.commands.parameters import Json, Profile, examples
+from launcher.commands.prepare import settings_for_display
 from launcher.commands.printing import note, print_json
+from launcher.commands.settings import takes_settings
 from launcher.output import report
 
-config = App(name="config", help="Look at settings.", group=SETTINGS, help_epilogue="", version_flags=[])
-app.command(config)
+config = App(name="config", help="Look at settings.", help_epilogue="", version_flags=[])
 
 
 @config.command(
     name="show", help_epilogue=examples("config show", "config show --mode performance --profile recommended")
 )
+@takes_settings
 def config_show(*, profile: Profile = None, json_: Json = False, **options: Any) -> None:
     """Print the settings that submit would use, and where each comes from.
 
     Precedence: flag > environment (PNAS_<SETTING>) > profile > cluster defaults > mode or hardware preset > default.
     """
-    from launcher.commands.prepare import settings_of  # noqa: PLC0415  # pydantic
-
-    settings, away = settings_of(options, profile)
-    if away:
-        note(away)
+    settings, missing_defaults = settings_for_display(options, profile)
+    if missing_defaults:
+        note(missing_defaults)
     if json_:
         print_json(report.settings_document(settings))
     else:

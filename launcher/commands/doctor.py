@@ -2,28 +2,27 @@
 
 from typing import Any
 
-from launcher.app import RUN, app
-from launcher.commands.parameters import Json, Profile, examples
+from launcher.commands.parameters import Json, Profile
+from launcher.commands.prepare import examine_place
 from launcher.commands.printing import print_json
+from launcher.commands.settings import takes_settings
 from launcher.errors import PreflightError
 from launcher.output import report
 
 
-@app.command(group=RUN, help_epilogue=examples("doctor", "doctor --namespace training --npus 8"))
+@takes_settings
 def doctor(*, profile: Profile = None, json_: Json = False, **options: Any) -> None:
-    """Check whether a job could run: your rights, the image, both claims, nodes with so many NPUs. It starts nothing.
+    """Check whether a job could run: your rights, the image, both claims, and enough NPUs.
 
-    It takes the options of submit. If something is missing it ends with 5.
+    It takes the options of submit and starts nothing. If something is missing it ends with 5.
     """
-    from launcher.commands.prepare import findings_of  # noqa: PLC0415  # pydantic
-
-    found = []
-    for one in findings_of(options, profile):
-        found.append(one)
+    findings = []
+    for finding in examine_place(options, profile):
+        findings.append(finding)
         if not json_:
-            print(f"{one.state:<8} {one.about:<18} {one.text}", flush=True)
-    missing = [one.about for one in found if one.state == "missing"]
+            print(f"{finding.state:<8} {finding.about:<18} {finding.text}", flush=True)
+    missing = [finding.about for finding in findings if finding.state == "missing"]
     if json_:
-        print_json(report.findings_document(found))
+        print_json(report.findings_document(findings))
     if missing:
-        raise PreflightError(f"not ready for this job: {', '.join(missing)}; what to do is said above")
+        raise PreflightError(f"not ready for this job: {', '.join(missing)}; the lines above say what to do")

@@ -1,30 +1,29 @@
-"""The parameters that several commands share, so that a job, a backend or `--json` is the same wherever it is typed."""
+"""The parameters that several commands share: a job, a backend or `--json` means the same in each command."""
 
 import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Group, Parameter, Token
 
 from launcher import PROGRAM
 from launcher.errors import RequestError
-from launcher.jobs import UNSUPPORTED
+from launcher.jobs import BACKEND_NAMES, UNSUPPORTED, BackendName
 from launcher.kube.place import Place
 
-BACKENDS = ("auto", "local", "batch", "volcano")
 _PLACE = Group.create_ordered("Where")
 
 
 def flag(text: str, **more: Any) -> Parameter:
-    """A switch that is off unless it is typed; there is no `--no-` form of it."""
+    """Return a switch that is off by default and has no `--no-` form."""
     return Parameter(help=text, negative="", show_default=False, **more)
 
 
 def count(_type: Any, tokens: Sequence[Token]) -> int:
-    """Read a number of things; cyclopts alone would round 1.5 to 2."""
+    """Read a count: cyclopts itself would round 1.5 to 2."""
     text = tokens[0].value
     if not text.isdecimal():
         raise ValueError(f'"{text}" is not a whole number of 0 or more')
@@ -32,17 +31,17 @@ def count(_type: Any, tokens: Sequence[Token]) -> int:
 
 
 def examples(*commands: str) -> str:
-    """The end of a help page."""
+    """Return the last section of a help page."""
     return "Examples:\n" + "\n".join(f"  {PROGRAM} {command}" for command in commands)
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Where:
-    """Where a job is. What is left out comes from PNAS_BACKEND, PNAS_NAMESPACE, … or is found."""
+    """Where a job is. PNAS_BACKEND, PNAS_NAMESPACE, … give what the user leaves out; the launcher finds the rest."""
 
     backend: Annotated[
-        Literal["auto", "local", "batch", "volcano"] | None,
+        BackendName | None,
         Parameter(help="This machine, or a kind of job on a cluster. [default: all of them]", group=_PLACE),
     ] = None
     namespace: Annotated[
@@ -56,18 +55,19 @@ class Where:
     ] = None
 
     @property
-    def name(self) -> str:
+    def backend_name(self) -> BackendName:
         """The backend, or `auto`.
 
         Raises:
-            RequestError: PNAS_BACKEND names none.
+            RequestError: PNAS_BACKEND does not name a backend.
         """
         name = self.backend or os.environ.get("PNAS_BACKEND", "auto")
         if name in UNSUPPORTED:
             raise RequestError(f"PNAS_BACKEND={name}: {UNSUPPORTED[name]}")
-        if name not in BACKENDS:
-            raise RequestError(f"PNAS_BACKEND={name}: no such backend; there are {', '.join(BACKENDS)}")
-        return name
+        for known in BACKEND_NAMES:
+            if name == known:
+                return known
+        raise RequestError(f"PNAS_BACKEND={name}: no such backend; there are {', '.join(BACKEND_NAMES)}")
 
     @property
     def place(self) -> Place:
@@ -81,10 +81,10 @@ class Where:
 
     @property
     def words(self) -> str:
-        """The options that lead to the same place again, for messages: ` --namespace training`, or nothing."""
-        given = {"--backend": self.backend, "--namespace": self.namespace, "--context": self.context}
-        given["--kubeconfig"] = None if self.kubeconfig is None else str(self.kubeconfig)
-        return "".join(f" {option} {shlex.quote(value)}" for option, value in given.items() if value is not None)
+        """The options that lead to the same place again, for messages, like ` --namespace training`; or empty."""
+        options = {"--backend": self.backend, "--namespace": self.namespace, "--context": self.context}
+        options["--kubeconfig"] = None if self.kubeconfig is None else str(self.kubeconfig)
+        return "".join(f" {option} {shlex.quote(value)}" for option, value in options.items() if value is not None)
 
 
 LatestName = Annotated[str | None, Parameter(help="The job. [default: the latest]", show_default=False)]

@@ -1,175 +1,105 @@
-"""From what was typed to a job that can be submitted: settings, backend, spec. It prints nothing and starts nothing."""
+"""From the command line to a job that can be submitted: settings, backend, spec. It prints nothing, starts nothing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
-from launcher.backends import Choice, choose, this_machine
-from launcher.cluster.preflight import Finding
 from launcher.commands.parameters import Where
-from launcher.commands.resume import find_cluster_earlier, find_earlier
-from launcher.errors import RequestError, UnreachableError
-from launcher.jobs import Backend, Submitted, known
-from launcher.kube.place import Place
-from launcher.manifests.render import render
-from launcher.settings.layers import Earlier, Settings, refuse_queue, resolve_settings
-from launcher.settings.spec import JobOptions, JobSpec, make_cluster_spec, make_spec, renamed
-from trainer.shared.config import Layer
+from launcher.errors import UnreachableError
+from launcher.jobs import PreflightFinding, find_state
+from launcher.local.jobs import LocalJobs
+from launcher.settings.layers import Settings, resolve_settings
+from launcher.settings.options import JobOptions
+from launcher.settings.spec import JobSpec
+from launcher.submitters import Choice, Submitter, choose_submitter, local_submitter
 from trainer.shared.config.options import typed
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A job that nobody has started yet.
+class PreparedJob:
+    """A job before its start.
 
     Attributes:
-        why: for an automatic choice, why this backend.
-        words: the options that lead to it again.
+        choice_reason: for `--backend auto`, why this backend was chosen.
+        where: the options that lead to the job again, for messages.
     """
 
-    backend: Backend
+    submitter: Submitter
     spec: JobSpec
-    why: str
-    words: str
-
-    def spec_of(self, done: Submitted) -> JobSpec:
-        """The spec under the name that the job has got."""
-        return renamed(self.spec, done.ref.name)
-
-    def goes_on(self, name: str) -> bool:
-        """Whether there is a job of this name, and it has not ended."""
-        state = known(self.backend, name)
-        return state is not None and not state.phase.ended
+    choice_reason: str
+    where: str
 
 
-def prepare(options: dict[str, Any], profile: str | None, *, now: datetime) -> Prepared:
-    """Resolve what was typed.
-
-    Raises:
-        UsageError: a setting cannot be used.
-        LauncherError: the backend cannot be reached, or the run that is to be continued is none.
-    """
-    settings, choice = _resolve(options, profile, lambda found: choose(found.backend, _place(found)))
-    why = choice.why if settings.options.backend == "auto" else ""
-    spec = _spec(settings, choice.backend, now)
-    return Prepared(choice.backend, spec, why, _where(settings, spec).words)
-
-
-def settings_of(options: dict[str, Any], profile: str | None) -> tuple[Settings, str]:
-    """The settings that `prepare` would use, for a person to read, and what to know of them: the cluster is away.
-
-    Raises:
-        UsageError: a setting cannot be used.
-        LauncherError: a backend that was named cannot be reached, or the run that is to be continued is none.
-    """
-    away: list[str] = []
-
-    def chosen(found: JobOptions) -> Choice:
-        try:
-            return choose(found.backend, _place(found))
-        except UnreachableError as error:
-            if found.backend != "auto":
-                raise
-            away.append(f"the cluster's defaults are not in it: {error}")
-            return Choice(this_machine())
-
-    return _resolve(options, profile, chosen)[0], "; ".join(away)
-
-
-def findings_of(options: dict[str, Any], profile: str | None) -> Iterator[Finding]:
-    """What of the cluster is ready for such a job, and what is not.
-
-    Raises:
-        UsageError: a setting cannot be used.
-        RequestError: no cluster is meant.
-        LauncherError: it cannot be reached.
-    """
-    from launcher.cluster.doctor import examine  # noqa: PLC0415  # as above
-    from launcher.cluster.jobs import ClusterBackend  # noqa: PLC0415  # this machine does without
-
-    settings, choice = _resolve(options, profile, lambda found: choose(found.backend, _place(found)))
-    if not isinstance(choice.backend, ClusterBackend):
-        raise RequestError("a job on this machine needs no namespace: give --kubeconfig, or set KUBECONFIG")
-    return examine(choice.backend, settings)
-
-
-def check_only(job: Prepared, how: Literal["client", "server"], *, again: bool) -> list[str]:
-    """Check a job without starting it; what the server warned of, and what is there already.
+def prepare_job(options: Mapping[str, Any], profile: str | None, *, now: datetime, again: bool = False) -> PreparedJob:
+    """Resolve the settings, choose the backend, build the spec.
 
     Args:
-        again: as `Backend.submit` has it.
+        again: start the same job once more, under another name, if it has ended.
 
     Raises:
-        LauncherError: it could not be started.
+        UsageError: a setting cannot be used.
+        LauncherError: the backend cannot be reached, or the run to continue does not exist.
     """
-    from launcher.cluster.dry_run import check  # noqa: PLC0415  # as above
-    from launcher.cluster.jobs import ClusterBackend  # noqa: PLC0415  # only a dry run pays
-    from launcher.local.preflight import check as check_here  # noqa: PLC0415  # as above
+    settings, choice = _resolve(options, profile, choose_submitter)
+    spec = choice.submitter.build(settings, now=now, again=again)
+    return PreparedJob(choice.submitter, spec, choice.reason, where_to_find(settings, spec).words)
 
-    if not isinstance(job.backend, ClusterBackend):
-        check_here(job.spec)
-        return []
-    objects = render(job.spec)
-    if how == "client":
-        return []
-    from launcher.cluster.submit import foresee  # noqa: PLC0415  # as above
 
-    there = foresee(job.backend, job.spec, again=again)
-    return [*filter(None, [there]), *check(job.backend, job.spec, objects)]
+def settings_for_display(options: Mapping[str, Any], profile: str | None) -> tuple[Settings, str]:
+    """Return the settings that `prepare_job` would use, and a note if the cluster's defaults are missing from them.
+
+    Raises:
+        UsageError: a setting cannot be used.
+        LauncherError: the backend that the user named cannot be reached, or the run to continue does not exist.
+    """
+    notes: list[str] = []
+
+    def choose(job_options: JobOptions) -> Choice:
+        try:
+            return choose_submitter(job_options)
+        except UnreachableError as error:
+            if job_options.backend != "auto":
+                raise
+            notes.append(f"the cluster's defaults are not in it: {error}")
+            return Choice(local_submitter())
+
+    settings, _ = _resolve(options, profile, choose)
+    return settings, "; ".join(notes)
+
+
+def examine_place(options: Mapping[str, Any], profile: str | None) -> Iterator[PreflightFinding]:
+    """Yield what is ready for such a job and what is missing.
+
+    Raises:
+        UsageError: a setting cannot be used.
+        LauncherError: the job would run on this machine, or the cluster cannot be reached.
+    """
+    settings, choice = _resolve(options, profile, choose_submitter)
+    return choice.submitter.examine(settings)
+
+
+def where_to_find(settings: Settings, spec: JobSpec) -> Where:
+    """Return what the user typed of it: the environment gives the rest again. Add the backend if the name misleads."""
+    fields = [name for name in ("backend", "namespace", "context", "kubeconfig") if settings.origins[name] == "flag"]
+    values = {name: getattr(settings.options, name) for name in fields}
+    here = LocalJobs()
+    if spec.backend != here.name and values.keys() <= {"backend"} and find_state(here, spec.name) is not None:
+        values["backend"] = spec.backend
+    return Where(**values)
 
 
 def _resolve(
-    options: dict[str, Any], profile: str | None, chosen: Callable[[JobOptions], Choice]
+    options: Mapping[str, Any], profile: str | None, choose: Callable[[JobOptions], Choice]
 ) -> tuple[Settings, Choice]:
-    """What was asked for, with what is known of the run that it continues."""
-    flags = typed(options)
+    """Resolve the settings: the user's name the backend, its defaults may name a run, and that has settings too."""
+    flags = typed(dict(options))
     settings = resolve_settings(flags, profile)
-    choice = chosen(settings.options)
-    defaults = _defaults_of(choice.backend)
+    choice = choose(settings.options)
+    defaults = choice.submitter.defaults()
     if defaults is not None:
         settings = resolve_settings(flags, profile, defaults=defaults)
     if settings.train.resume is not None:
-        name, earlier = _earlier(settings, choice.backend)
+        name, earlier = choice.submitter.earlier(settings)
         settings = resolve_settings({**flags, "name": name}, profile, earlier=earlier, defaults=defaults)
     return settings, choice
-
-
-def _earlier(settings: Settings, backend: Backend) -> tuple[str, Earlier]:
-    from launcher.cluster.jobs import ClusterBackend  # noqa: PLC0415  # this machine does without
-
-    if isinstance(backend, ClusterBackend):
-        return find_cluster_earlier(settings, backend)
-    return find_earlier(settings, backend)
-
-
-def _defaults_of(backend: Backend) -> Callable[[str], Layer] | None:
-    """What the namespace's administrator has set for a mode; this machine has none."""
-    from launcher.cluster.defaults import read_defaults  # noqa: PLC0415
-    from launcher.cluster.jobs import ClusterBackend  # noqa: PLC0415  # this machine does without
-
-    found = read_defaults(backend.api) if isinstance(backend, ClusterBackend) else None
-    return None if found is None else found.layer
-
-
-def _spec(settings: Settings, backend: Backend, now: datetime) -> JobSpec:
-    if backend.name == "local":
-        options, train, given = settings.options, settings.train, settings.given
-        return make_spec(options, train, given, now=now, taken=lambda name: known(backend, name) is not None)
-    kind: Literal["batch", "volcano"] = "batch" if backend.name == "batch" else "volcano"
-    if kind == "batch":
-        refuse_queue(settings)
-    return make_cluster_spec(settings.options, settings.train, settings.given, backend=kind, overlay=settings.overlay)
-
-
-def _place(options: JobOptions) -> Place:
-    return Place(options.kubeconfig, options.context, options.namespace)
-
-
-def _where(settings: Settings, spec: JobSpec) -> Where:
-    """What was typed of it, for the environment will say the rest again; and the backend if a name alone misleads."""
-    names = [name for name in ("backend", "namespace", "context", "kubeconfig") if settings.origins[name] == "flag"]
-    words = {name: getattr(settings.options, name) for name in names}
-    if spec.backend != "local" and words.keys() <= {"backend"} and known(this_machine(), spec.name) is not None:
-        words["backend"] = spec.backend
-    return Where(**words)

@@ -1,33 +1,24 @@
-"""`submit`: start a job. The order of the functions is the order of the job's life: settings, spec, backend, follow.
-
-What only shows a job is imported when there is one: while its pods start, nobody waits for it.
-"""
+"""`submit`: start a job. The functions stand in the order of the job's life: settings, spec, backend, follow."""
 
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from launcher.app import RUN, app
-from launcher.commands.parameters import Profile, examples, flag
+from launcher.commands.common import follow_to_its_end
+from launcher.commands.parameters import Profile, flag
+from launcher.commands.prepare import PreparedJob, prepare_job
 from launcher.commands.printing import note
+from launcher.commands.settings import takes_settings
 from launcher.errors import DetachedError
+from launcher.jobs import Submitted, find_state
+from launcher.output import report
+from launcher.output.follow import Reading
+from launcher.settings.spec import renamed
 
-if TYPE_CHECKING:
-    from launcher.commands.prepare import Prepared
-    from launcher.jobs import Submitted
 
-
-@app.command(
-    group=RUN,
-    help_epilogue=examples(
-        "submit --npus 8 --mode full --data-path /data/imagenet",
-        "submit --npus 2 --mode performance --steps 100 --detach",
-        "submit --npus 8 --profile recommended --name ladder-a",
-        "submit --name ladder-a --resume auto",
-    ),
-)
+@takes_settings
 def submit(
     *,
     profile: Profile = None,
@@ -51,44 +42,38 @@ def submit(
     a profile. Ctrl-C leaves the job running and says how to come back. With --resume auto an ended job goes on, and
     keeps the settings that are not given again.
     """
-    from launcher.commands.prepare import prepare  # noqa: PLC0415  # pydantic
-
-    job = prepare(options, profile, now=datetime.now().astimezone())
+    job = prepare_job(options, profile, now=datetime.now().astimezone(), again=again)
     if dry_run is not None:
-        _check(job, dry_run, again=again)
+        _check(job, dry_run)
         return
     try:
-        _show(job, job.backend.submit(job.spec, again=again), detach=detach, save=save)
-    except KeyboardInterrupt as interrupt:
-        from launcher.output.report import come_back  # noqa: PLC0415  # see above
-
-        name = next(iter(interrupt.args), job.spec.name)
-        if not job.goes_on(name):
+        _show(job, job.submitter.submit(job.spec), detach=detach, save=save)
+    except KeyboardInterrupt:
+        state = find_state(job.submitter.jobs, job.spec.name)
+        if state is None or state.phase.ended:
             raise
-        raise DetachedError(come_back(name, job.words)) from None
+        raise DetachedError(report.reattach_hint(job.spec.name, job.where)) from None
 
 
-def _check(job: "Prepared", how: Literal["client", "server"], *, again: bool) -> None:
-    from launcher.commands.prepare import check_only  # noqa: PLC0415  # pydantic
-
-    if job.why:
-        note(job.why)
-    for warning in check_only(job, how, again=again):
-        note(f"warning: {warning}")
-    where = "the cluster accepts it" if how == "server" else "its settings are valid"
-    print(f"job {job.spec.name}: {where}; nothing was started")
-
-
-def _show(job: "Prepared", done: "Submitted", *, detach: bool, save: Path | None) -> None:
-    from launcher.commands.common import follow_to_its_end  # noqa: PLC0415  # see above
-    from launcher.output.follow import Reading  # noqa: PLC0415
-    from launcher.output.report import header  # noqa: PLC0415
-
-    for text in filter(None, (job.why, done.note)):
-        note(text)
-    if not done.existed:
-        note(header(job.spec_of(done), attempt=done.attempt, where=job.words))
-    if detach:
-        print(done.ref.name)
+def _check(job: PreparedJob, how: Literal["client", "server"]) -> None:
+    if job.choice_reason:
+        note(job.choice_reason)
+    if how == "client":
+        verdict, warnings = job.submitter.check(job.spec), list[str]()
     else:
-        follow_to_its_end(job.backend, done.ref, Reading(save=save), where=job.words)
+        verdict, warnings = job.submitter.dry_run(job.spec)
+    for warning in warnings:
+        note(f"warning: {warning}")
+    print(f"job {job.spec.name}: {verdict}; nothing was started")
+
+
+def _show(job: PreparedJob, submitted: Submitted, *, detach: bool, save: Path | None) -> None:
+    for text in filter(None, (job.choice_reason, "; ".join(submitted.notes))):
+        note(text)
+    if not submitted.existed:
+        spec = renamed(job.spec, submitted.ref.name)
+        note(report.header(spec, attempt=submitted.attempt, where=job.where))
+    if detach:
+        print(submitted.ref.name)
+    else:
+        follow_to_its_end(job.submitter.jobs, submitted.ref, Reading(save=save), where=job.where)

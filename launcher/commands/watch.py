@@ -1,4 +1,4 @@
-"""`logs`, `status`, `wait` and `list`: what jobs do, and how they end."""
+"""`logs`, `status`, `wait` and `list`: read jobs."""
 
 import math
 import os
@@ -10,12 +10,12 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from launcher import PROGRAM
-from launcher.app import WATCH, app
-from launcher.commands.common import follow_to_its_end, job_of, words_of
-from launcher.commands.parameters import Json, LatestName, Where, count, examples, flag
+from launcher.backends import list_jobs
+from launcher.commands.common import follow_to_its_end, job_named, where_words
+from launcher.commands.parameters import Json, LatestName, Where, count, flag
 from launcher.commands.printing import note, print_json
 from launcher.errors import DetachedError, LauncherError, RequestError, WaitTimeoutError
-from launcher.jobs import Backend, JobRef, JobState
+from launcher.jobs import JobRef, Jobs, JobState
 from launcher.kube.retry import call_with_retry
 from launcher.output import report
 from launcher.output.display import Format
@@ -24,7 +24,6 @@ from launcher.output.lines import Selection
 from launcher.output.timing import parse_duration
 
 
-@app.command(group=WATCH, help_epilogue=examples("logs", "logs NAME -f", "logs --rank 3 --tail 20"))
 def logs(
     name: LatestName = None,
     /,
@@ -33,8 +32,8 @@ def logs(
     rank: Annotated[int | None, Parameter(help="Only this rank's lines.", converter=count)] = None,
     device: Annotated[str | None, Parameter(help="Only this device's lines: 3 or npu:3.")] = None,
     grep: Annotated[str | None, Parameter(help="Only lines that match this regular expression.")] = None,
-    tail: Annotated[int | None, Parameter(help="Begin with the last so many lines.", converter=count)] = None,
-    since: Annotated[str | None, Parameter(help="Begin so long ago: 90, 10m, 1h30m.")] = None,
+    tail: Annotated[int | None, Parameter(help="Begin with the last lines, this many.", converter=count)] = None,
+    since: Annotated[str | None, Parameter(help="Show lines since this long ago: 90, 10m, 1h30m.")] = None,
     attempt: Annotated[int | None, Parameter(help="An earlier attempt's lines.", converter=count)] = None,
     timestamps: Annotated[bool, flag("Begin each line with its time, as the cluster has it.")] = False,
     raw: Annotated[bool, flag("Lines as they were written, numbers included.")] = False,
@@ -49,38 +48,36 @@ def logs(
     if raw and json_:
         raise RequestError("--raw and --json contradict each other; choose one")
     if follow and attempt is not None:
-        raise RequestError("--follow goes on with the latest attempt; leave --attempt out")
+        raise RequestError("--follow goes on with the latest attempt; leave out --attempt")
     selection = Selection(rank, device, None if grep is None else _pattern(grep))
     since_s = None if since is None else parse_duration(since)
-    found, ref = job_of(name, where)
-    if timestamps and found.name == "local":
+    jobs, ref = job_named(name, where)
+    if timestamps and not jobs.has_timestamps:
         raise RequestError("--timestamps: this machine keeps no time of each line; leave it out")
     form: Format = "raw" if raw else "json" if json_ else "text"
     reading = Reading(form=form, timestamps=timestamps, selection=selection, tail=tail, since_s=since_s, save=save)
     if follow:
-        follow_to_its_end(found, ref, reading, where=words_of(where))
+        follow_to_its_end(jobs, ref, reading, where=where_words(where))
     else:
-        show(found, ref, reading, attempt=attempt)
+        show(jobs, ref, reading, attempt=attempt)
 
 
-@app.command(group=WATCH, help_epilogue=examples("status", "status NAME --json"))
 def status(name: LatestName = None, /, *, json_: Json = False, where: Where | None = None) -> None:
     """Say what a job is doing, how far it is, or how and why it ended."""
-    found, ref = job_of(name, where)
-    state, progress = found.get(ref), found.progress(ref)
+    jobs, ref = job_named(name, where)
+    state, progress = jobs.get(ref), jobs.progress(ref)
     if json_:
         print_json(report.job_document(state, progress))
     else:
-        events = found.events(ref)
-        print(report.status_text(state, progress, events, now=time.time(), where=words_of(where)))
+        events = jobs.events(ref)
+        print(report.status_text(state, progress, events, now=time.time(), where=where_words(where)))
 
 
-@app.command(group=WATCH, help_epilogue=examples("wait", "wait NAME --timeout 2h"))
 def wait(
     name: LatestName = None,
     /,
     *,
-    timeout: Annotated[str | None, Parameter(help="Give up after so long: 90, 10m, 1h30m.")] = None,
+    timeout: Annotated[str | None, Parameter(help="Give up after this long: 90, 10m, 1h30m.")] = None,
     json_: Json = False,
     where: Where | None = None,
 ) -> None:
@@ -89,26 +86,23 @@ def wait(
     With --timeout, end with 124 if the time is over first.
     """
     deadline = math.inf if timeout is None else time.monotonic() + parse_duration(timeout)
-    found, ref = job_of(name, where)
+    jobs, ref = job_named(name, where)
     try:
-        state = _ended(found, ref, deadline, timeout)
+        state = _ended(jobs, ref, deadline, timeout)
     except KeyboardInterrupt:
-        raise DetachedError(report.come_back(ref.name, words_of(where))) from None
+        raise DetachedError(report.reattach_hint(ref.name, where_words(where))) from None
     if json_:
-        print_json(report.job_document(state, found.progress(ref)))
+        print_json(report.job_document(state, jobs.progress(ref)))
     else:
         print(f"{ref.name} {state.phase.value}")
     raise_outcome(state)
 
 
-@app.command(name="list", group=WATCH, help_epilogue=examples("list", "list --json"))
 def list_(*, json_: Json = False, where: Where | None = None) -> None:
     """Show all jobs, the latest last."""
-    from launcher.backends import list_jobs  # noqa: PLC0415  # the other commands find one job
-
     where = where or Where()
-    listing = list_jobs(where.name, where.place)
-    jobs = [(state, backend.glance(state)) for backend, state in listing.jobs]
+    listing = list_jobs(where.backend_name, where.place)
+    jobs = [(state, progress) for _, state, progress in listing.jobs]
     if json_:
         print_json(report.list_document(jobs))
     elif jobs:
@@ -119,23 +113,23 @@ def list_(*, json_: Json = False, where: Where | None = None) -> None:
         note(f"warning: not all of the cluster's jobs are shown: {listing.problem}")
 
 
-def _ended(backend: Backend, ref: JobRef, deadline: float, timeout: str | None) -> JobState:
-    """How the job is when it has ended.
+def _ended(jobs: Jobs, ref: JobRef, deadline: float, timeout: str | None) -> JobState:
+    """Return the job's state when it has ended.
 
     Raises:
-        WaitTimeoutError: that is later than `deadline` (monotonic), or cannot be known by then.
+        WaitTimeoutError: it has not ended at `deadline` (monotonic), or that cannot be known.
     """
     last = ""
     try:
         while True:
-            state = call_with_retry(lambda: backend.get(ref), note, every_s=backend.poll_s, deadline=deadline)
+            state = call_with_retry(lambda: jobs.get(ref), note, every_s=jobs.poll_s, deadline=deadline)
             if state.phase.ended:
                 return state
             last = state.phase.value
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 break
-            time.sleep(min(backend.poll_s, left_s))
+            time.sleep(min(jobs.poll_s, left_s))
     except LauncherError as error:
         if not error.transient or time.monotonic() < deadline:
             raise

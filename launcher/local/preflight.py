@@ -1,7 +1,7 @@
-"""What can be known in a moment, without torch, before a job starts on this machine.
+"""Quick checks, without torch, before a job starts on this machine.
 
-The trainer checks the same and more; this exists so that a mistyped path is answered at once and leaves nothing
-behind, neither a job record nor an output folder.
+The trainer checks the same and more. These checks answer a mistyped path at once, and leave neither a job record nor
+an output folder.
 """
 
 import os
@@ -12,11 +12,11 @@ from launcher.settings.spec import JobSpec
 from trainer.shared.config import EMULATED, emulated_machine
 
 
-def check(spec: JobSpec) -> None:
-    """Raise for the first thing that stands in the way.
+def check_paths(spec: JobSpec) -> None:
+    """Check the paths of a job, and that this machine has its devices.
 
     Raises:
-        ConfigError: emulated NPUs are meant, and there are none.
+        ConfigError: the job wants emulated NPUs, and this machine has none.
         RequestError: data, weights, rank table or output cannot be used.
         ConflictError: the output folder holds an earlier run.
     """
@@ -26,7 +26,7 @@ def check(spec: JobSpec) -> None:
     if train.nodes > 1:
         raise RequestError(f"--nodes {train.nodes}: the local backend has this machine only; leave --nodes out")
     needed = ("val",) if train.mode == "eval" else ("train", "val")
-    # With auto a run may just begin; what a checkpoint brings, the trainer finds out.
+    # With auto a run can be new; only the trainer reads the settings of a checkpoint.
     resumes = train.resume is not None and (train.resume != "auto" or spec.output.exists())
     if not resumes or "data_path" in spec.given:
         _check_data(train.data_path, needed)

@@ -1,1 +1,1 @@
-"""The Kubernetes objects of a job."""
+"""The Kubernetes objects of a job: labels, templates, overlays."""

@@ -1,31 +1,27 @@
-"""What `render` prints: a job's manifests from what was typed, without a cluster and without what asks one."""
+"""A job's manifests from the command line, without a cluster: for `render`, and for files that are generated."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from launcher.errors import RequestError
+from launcher.jobs import KIND_NAMES
+from launcher.kinds import kind_named
+from launcher.manifests.pod_spec import make_pod_spec
 from launcher.manifests.render import Manifest, render
-from launcher.settings.layers import refuse_queue, resolve_settings
-from launcher.settings.spec import make_cluster_spec
+from launcher.settings.layers import resolve_settings
 from trainer.shared.config.options import typed
 
 
-def manifests(options: dict[str, Any], profile: str | None) -> list[Manifest]:
-    """The objects of the job, offline.
+def manifests_of(options: Mapping[str, Any], profile: str | None) -> list[Manifest]:
+    """Return the objects of the job; `auto` takes the preferred kind.
 
     Raises:
-        RequestError: a job on this machine has none.
+        RequestError: a job on this machine has no manifests.
     """
-    settings = resolve_settings(typed(options), profile)
-    kind = settings.options.backend
-    if kind == "local":
-        raise RequestError("--backend local: a job on this machine has no manifests; choose batch or volcano")
-    if kind == "batch":
-        refuse_queue(settings)
-    spec = make_cluster_spec(
-        settings.options,
-        settings.train,
-        settings.given,
-        backend="batch" if kind == "batch" else "volcano",
-        overlay=settings.overlay,
-    )
-    return render(spec)
+    settings = resolve_settings(typed(dict(options)), profile)
+    backend = settings.options.backend
+    if backend not in (*KIND_NAMES, "auto"):
+        kinds = " or ".join(KIND_NAMES)
+        raise RequestError(f"--backend {backend}: a job on this machine has no manifests; choose {kinds}")
+    kind = kind_named(backend if backend in KIND_NAMES else KIND_NAMES[0])
+    return render(make_pod_spec(settings, kind), kind)

@@ -1,7 +1,7 @@
-"""Overlay of a pod template: a person's YAML merged into it, for what no option says. Pure but for reading the file.
+"""Overlay of a pod template: the user's YAML merged into it, for settings without an option. Pure but for one file.
 
-Mappings are merged; lists of mounts by their `mountPath`, other lists whose items have a `name` (containers, env,
-volumes) by that; everything else is replaced; null removes.
+Mappings are merged; lists of mounts by their `mountPath`; other lists whose items have a `name` (containers, env,
+volumes) by that name. Everything else is replaced; null removes.
 """
 
 import json
@@ -12,21 +12,21 @@ import yaml
 
 from launcher.errors import RequestError
 
-# A mount has the name of its volume, which may be mounted more than once.
+# The name of a mount is its volume's, which can be mounted more than once.
 _KEYS = ("mountPath", "name")
 
 
 def read_overlay(path: Path) -> dict[str, Any]:
-    """The overlay in a file.
+    """Read the overlay in a file.
 
     Raises:
-        RequestError: it cannot be read, or is no part of a pod template.
+        RequestError: the file cannot be read, or is not a part of a pod template.
     """
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"--overlay {path}: cannot be read: {error.strerror}; give a YAML file") from error
-    except (yaml.YAMLError, ValueError) as error:  # a date that is none, or what is no text, is no YAMLError
+    except (yaml.YAMLError, ValueError) as error:  # invalid dates and non-text raise ValueError, not YAMLError
         raise RequestError(f"--overlay {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict) or not value or not value.keys() <= {"metadata", "spec"}:
         raise RequestError(f"--overlay {path}: must hold `metadata` or `spec` of a pod template, like `spec: {{…}}`")
@@ -34,25 +34,25 @@ def read_overlay(path: Path) -> dict[str, Any]:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise RequestError(
-            f"--overlay {path}: holds what JSON has not, like a date: put it in quotes ({error})"
+            f"--overlay {path}: holds a value that JSON lacks, like a date: put it in quotes ({error})"
         ) from error
     return value
 
 
-def merged(base: Any, over: Any) -> Any:
-    """`over` laid over `base`; neither is changed."""
+def merge_overlay(base: Any, over: Any) -> Any:
+    """Return `base` with `over` laid over it; neither is changed."""
     if isinstance(base, dict) and isinstance(over, dict):
-        both = {key: merged(value, over[key]) if key in over else value for key, value in base.items()}
+        both = {key: merge_overlay(value, over[key]) if key in over else value for key, value in base.items()}
         return {key: value for key, value in {**over, **both}.items() if over.get(key, "") is not None}
     for key in _KEYS:
-        if _keyed(base, key) and _keyed(over, key):
+        if _all_have(base, key) and _all_have(over, key):
             items = {item[key]: item for item in over}
-            kept = [merged(item, items.pop(item[key])) if item[key] in items else item for item in base]
-            return [*kept, *items.values()]
+            merged = [merge_overlay(item, items.pop(item[key])) if item[key] in items else item for item in base]
+            return [*merged, *items.values()]
     return over
 
 
-def _keyed(value: Any, key: str) -> bool:
+def _all_have(value: Any, key: str) -> bool:
     return (
         isinstance(value, list)
         and bool(value)

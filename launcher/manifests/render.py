@@ -1,7 +1,7 @@
-"""JobSpec -> manifests: the objects of a job on a cluster, the same bytes for the same spec. Pure, and offline.
+"""JobSpec and kind -> manifests: the objects of a job on a cluster, the same bytes for the same spec. Pure, offline.
 
-The templates are k8s/templates/. Values enter them as JSON only, so that none can become YAML of its own; an unknown
-name in a template is an error; and what comes out is parsed before anybody sees it.
+The templates are in k8s/templates/. Values enter them only as JSON, so that no value can change the YAML's structure.
+An unknown name in a template is an error, and the result is parsed before any other code sees it.
 """
 
 import json
@@ -16,7 +16,8 @@ import yaml
 
 from launcher import PROGRAM
 from launcher.errors import RequestError
-from launcher.manifests.labels import (
+from launcher.kinds import Kind
+from launcher.kinds.labels import (
     ATTEMPT,
     FOLLOW,
     JOB,
@@ -28,8 +29,8 @@ from launcher.manifests.labels import (
     SPEC_HASH,
     rank_table_name,
 )
-from launcher.manifests.overlay import merged
-from launcher.settings.hardware import CHIPS
+from launcher.manifests.overlay import merge_overlay
+from launcher.settings.hardware import CHIPS, PRESETS
 from launcher.settings.spec import JobSpec, trainer_options
 from trainer.shared import durations
 
@@ -38,66 +39,68 @@ if TYPE_CHECKING:
 
 Manifest = dict[str, Any]
 
-TASK = "worker"
-# The trainer gives its workers `grace_s`; what it does itself after that takes a moment more.
+# The trainer gives its workers `grace_s`, and needs a moment more for itself.
 _EXTRA_GRACE_S = 15
-INDEX = {
-    "batch": "metadata.annotations['batch.kubernetes.io/job-completion-index']",
-    "volcano": "metadata.annotations['volcano.sh/task-index']",
-}
-"""Where a pod's index is, by kind of job."""
+_PASSED_AS_IS = (
+    *("queue", "priority_class", "retries", "image", "image_pull_policy", "data_claim", "output_claim"),
+    *("shm", "scratch", "user", "group"),
+)
 _NO_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
-# libyaml's, where PyYAML has it, takes a tenth of the time.
+# PyYAML can be built without libyaml, whose loader takes a tenth of the time.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # A link to k8s/templates; in a wheel, a copy.
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(spec: JobSpec, *, attempt: int = 1) -> list[Manifest]:
-    """The objects of a job in the order in which they are created; the job itself is the last.
+def render(spec: JobSpec, kind: Kind, *, attempt: int = 1) -> list[Manifest]:
+    """Return the objects of a job in the order of their creation; the job itself is the last.
 
     Raises:
-        RequestError: the overlay cannot be used.
+        RequestError: the overlay or a template cannot be used.
     """
-    values = _values(spec, attempt)
+    values = _template_values(spec, kind, attempt)
     names = []
     if values["rank_table"]:
         names.append("rank-table")
-    if spec.train.nodes > 1 and spec.backend == "batch":
+    if values["subdomain"]:
         names.append("service")
-    objects = [_rendered(name, values) for name in names]
-    job = _rendered("job" if spec.backend == "batch" else "volcano-job", values)
+    parts = [_render_template(name, values) for name in names]
+    job = _render_template(kind.template, values)
     if spec.overlay:
-        template = job["spec"]["template"] if spec.backend == "batch" else job["spec"]["tasks"][0]["template"]
-        template.update(merged(template, spec.overlay))
-    return [*objects, job]
+        pod_template: Any = job
+        for key in kind.pod_template:
+            pod_template = pod_template[key]
+        pod_template.update(merge_overlay(pod_template, spec.overlay))
+    return [*parts, job]
 
 
 def to_yaml(manifests: list[Manifest]) -> str:
-    """All of them as one YAML stream, canonical: the same objects are the same bytes."""
-    return "".join(f"---\n{yaml.safe_dump(one, sort_keys=False, width=120, allow_unicode=True)}" for one in manifests)
+    """Return one canonical YAML stream: the same objects are the same bytes."""
+    return "".join(f"---\n{yaml.safe_dump(item, sort_keys=False, width=120, allow_unicode=True)}" for item in manifests)
 
 
-def _values(spec: JobSpec, attempt: int) -> Mapping[str, Any]:
-    """What the templates may use."""
+def _template_values(spec: JobSpec, kind: Kind, attempt: int) -> Mapping[str, Any]:
+    """Return the values that templates can use."""
     pods, nodes = spec.pods, spec.train.nodes
-    # Who has MindCluster write no rank table has its scheduler choose no NPUs either.
-    hardware = spec.hardware if spec.rank_table else None
-    ring = {RING_CONTROLLER: hardware.chips if hardware else CHIPS} if spec.rank_table else {}
+    has_rank_table = kind.rank_table and spec.train.device != "cpu"
+    if pods.mindcluster != "auto":
+        has_rank_table = pods.mindcluster == "on"
+    # Without a MindCluster rank table, its scheduler does not pick NPUs.
+    hardware = PRESETS[pods.hardware] if has_rank_table and pods.hardware is not None else None
+    ring = {RING_CONTROLLER: hardware.chips if hardware else CHIPS} if has_rank_table else {}
     policy = {SCHEDULE_POLICY: hardware.schedule_policy} if hardware else {}
     labels = {**MANAGED, JOB: spec.name, SPEC_HASH: spec.digest[:16], **ring}
     return {
         "name": spec.name,
         "labels": labels,
         "pod_labels": {**MANAGED, JOB: spec.name, **ring},
-        "annotations": {**_for_people(spec), **policy, ATTEMPT: str(attempt), SPEC: spec.model_dump_json()},
+        "annotations": {**_summary(spec), **policy, ATTEMPT: str(attempt), SPEC: spec.model_dump_json()},
         "nodes": nodes,
         "args": [_literal(word) for word in trainer_options(spec)],
-        "index_annotation": INDEX[spec.backend],
-        "master_address": f"{spec.name}{'' if spec.backend == 'batch' else f'-{TASK}'}-0.{spec.name}",
-        # Volcano's svc plugin sets its own.
-        "subdomain": spec.name if spec.backend == "batch" and nodes > 1 else None,
-        "rank_table": rank_table_name(spec.name) if spec.rank_table else None,
+        "index_annotation": kind.index_annotation,
+        "master_address": kind.master_address.format(name=spec.name),
+        "subdomain": spec.name if kind.needs_service and nodes > 1 else None,
+        "rank_table": rank_table_name(spec.name) if has_rank_table else None,
         "host_driver": pods.driver == "host",
         "visible_devices": f"metadata.annotations['{pods.resource}']" if hardware else None,
         "grace_period_s": math.ceil(spec.train.grace_s) + _EXTRA_GRACE_S,
@@ -107,19 +110,14 @@ def _values(spec: JobSpec, attempt: int) -> Mapping[str, Any]:
         "pull_secrets": pods.image_pull_secret,
         "node_selector": dict(map(_pair, pods.node_selector)),
         "tolerations": [_toleration(text) for text in pods.toleration],
-        "ttl_s": _seconds(pods.ttl),
-        "deadline_s": _seconds(pods.deadline),
-        **{
-            name: getattr(pods, name)
-            for name in (
-                *("queue", "priority_class", "retries", "image", "image_pull_policy", "data_claim", "output_claim"),
-                *("shm", "scratch", "user", "group"),
-            )
-        },
+        "ttl_s": _whole_seconds(pods.ttl),
+        "deadline_s": _whole_seconds(pods.deadline),
+        **{name: getattr(pods, name) for name in _PASSED_AS_IS},
     }
 
 
-def _for_people(spec: JobSpec) -> dict[str, str]:
+def _summary(spec: JobSpec) -> dict[str, str]:
+    """Return annotations for a person who looks with kubectl."""
     train = spec.train
     devices = f"{train.nodes} x {train.npus}" if train.nodes > 1 else str(train.npus)
     runs = f"{train.mode}, {train.model} at {train.image_size} px, {devices} {spec.pods.resource}"
@@ -134,7 +132,7 @@ def _resources(spec: JobSpec) -> dict[str, str]:
 
 
 def _literal(text: str) -> str:
-    """The kubelet would put a variable's value in the place of `$(NAME)`; `$$` is a dollar to it."""
+    """Double each dollar: the kubelet would replace `$(NAME)` by a variable's value."""
     return text.replace("$", "$$")
 
 
@@ -146,19 +144,19 @@ def _pair(text: str) -> tuple[str, str]:
 def _toleration(text: str) -> dict[str, str]:
     rest, _, effect = text.partition(":")
     key, equals, value = rest.partition("=")
-    one = {"key": key, "operator": "Equal", "value": value} if equals else {"key": key, "operator": "Exists"}
-    return {**one, "effect": effect} if effect else one
+    toleration = {"key": key, "operator": "Equal", "value": value} if equals else {"key": key, "operator": "Exists"}
+    return {**toleration, "effect": effect} if effect else toleration
 
 
-def _seconds(text: str | None) -> int | None:
+def _whole_seconds(text: str | None) -> int | None:
     return None if text is None else round(durations.seconds(text))
 
 
-def _rendered(name: str, values: Mapping[str, Any]) -> Manifest:
+def _render_template(name: str, values: Mapping[str, Any]) -> Manifest:
     text = _environment().get_template(f"{name}.yaml.j2").render(values)
     parsed = yaml.load(text, Loader=_LOADER)
     if not isinstance(parsed, dict):
-        raise RequestError(f"template {name}: is no object; mend k8s/templates/{name}.yaml.j2")
+        raise RequestError(f"template {name}: the result is not an object; fix k8s/templates/{name}.yaml.j2")
     return parsed
 
 
@@ -177,6 +175,6 @@ def _environment() -> "Environment":
 
 
 def _json(value: object, **options: object) -> str:
-    """JSON that is YAML, too: YAML knows no surrogate pairs, and takes some letters for the ends of lines."""
+    """Return JSON that is also YAML: YAML knows no surrogate pairs, and reads some letters as line ends."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=bool(options.get("sort_keys")))
-    return _NO_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _NO_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.errors import ExitCode, JobFailedError, JobStoppedError
-from launcher.jobs import Backend, Block, Ended, JobRef, JobState, LogItem, Loss, Notice
+from launcher.jobs import Block, Ended, JobRef, Jobs, JobState, LogItem, Loss, Notice
 from launcher.output.display import Format, View, open_view
 from launcher.output.lines import EVERYTHING, Demultiplexer, Gap, Line, Selection
 from launcher.output.progress import Progress
@@ -90,21 +90,19 @@ class Reading:
     save: Path | None = None
 
 
-def show(
-    backend: Backend, ref: JobRef, reading: Reading, *, follow: bool = False, attempt: int | None = None
-) -> Following:
+def show(jobs: Jobs, ref: JobRef, reading: Reading, *, follow: bool = False, attempt: int | None = None) -> Following:
     """Show a job's lines on standard output, with `follow` until it has ended; return what was seen."""
     with nullcontext() if reading.save is None else Files(reading.save) as files:
-        return _show(backend, ref, reading, files, follow=follow, attempt=attempt)
+        return _show(jobs, ref, reading, files, follow=follow, attempt=attempt)
 
 
 def _show(
-    backend: Backend, ref: JobRef, reading: Reading, files: Files | None, *, follow: bool, attempt: int | None
+    jobs: Jobs, ref: JobRef, reading: Reading, files: Files | None, *, follow: bool, attempt: int | None
 ) -> Following:
     seen = Following(Demultiplexer(from_start=reading.since_s is None), timestamps=reading.timestamps, files=files)
     live = follow and not reading.timestamps and reading.selection.everything
     view = open_view(reading.form, progress=seen.progress, live=live, timestamps=reading.timestamps)
-    blocks = backend.logs(ref, follow=follow, since_s=reading.since_s, attempt=attempt)
+    blocks = jobs.logs(ref, follow=follow, since_s=reading.since_s, attempt=attempt)
     try:
         seen.run(blocks, view, selection=reading.selection, tail=reading.tail)
     finally:

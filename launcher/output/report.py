@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import PROGRAM
-from launcher.cluster.preflight import Finding
-from launcher.jobs import JobEvent, JobRef, JobState
+from launcher.jobs import JobEvent, JobRef, JobState, PreflightFinding
 from launcher.output.device_lines import step_cells
 from launcher.output.progress import Event, Progress
 from launcher.output.timing import format_duration
@@ -56,7 +55,7 @@ def continuation(state: JobState, where: str) -> str:
     return f"{PROGRAM} submit --name {state.ref.name} --resume auto{kind}{where}"
 
 
-def come_back(name: str, where: str = "") -> str:
+def reattach_hint(name: str, where: str = "") -> str:
     """What to type after the launcher has let go of a job that still runs.
 
     Args:
@@ -66,7 +65,7 @@ def come_back(name: str, where: str = "") -> str:
     return f"job {name} goes on. Come back with `{_follow(name, where)}`, stop it with `{stop}`."
 
 
-def out_of_sight(name: str, where: str = "") -> str:
+def connection_lost_hint(name: str, where: str = "") -> str:
     """What to type after the cluster was away for so long that the launcher has given up following a job."""
     return f"Job {name} does not need this launcher; come back with `{_follow(name, where)}`."
 
@@ -115,8 +114,8 @@ def status_text(state: JobState, progress: Progress, events: Iterable[JobEvent],
         "speed": _speed(progress.result),
         "restarts": str(state.restarts) if state.restarts else "",
         "output": state.files or ("" if state.output is None else str(state.output)),
-        "console": str(state.details.get("console", "")),
-        "command": shlex.join(state.details.get("command", [])),
+        "console": state.console,
+        "command": shlex.join(state.command),
         "backend": state.ref.backend,
         "continue": continuation(state, where),
     }
@@ -181,8 +180,13 @@ def job_document(state: JobState, progress: Progress) -> dict[str, Any]:
             "evaluation": _fields(progress.evaluation),
             "result": _fields(progress.result),
         },
-        "details": dict(state.details),
+        "details": _details(state),
     }
+
+
+def _details(state: JobState) -> dict[str, Any]:
+    here = {"command": list(state.command), "console": state.console} if state.console else {}
+    return {**here, **state.details}
 
 
 def list_document(jobs: Sequence[tuple[JobState, Progress]]) -> dict[str, Any]:
@@ -191,7 +195,7 @@ def list_document(jobs: Sequence[tuple[JobState, Progress]]) -> dict[str, Any]:
     return {"apiVersion": API_VERSION, "kind": "JobList", "items": items}
 
 
-def findings_document(found: Sequence[Finding]) -> dict[str, Any]:
+def findings_document(found: Sequence[PreflightFinding]) -> dict[str, Any]:
     """`doctor --json`."""
     items = [{"about": one.about, "state": one.state, "text": one.text} for one in found]
     return {"apiVersion": API_VERSION, "kind": "FindingList", "items": items}

@@ -1,47 +1,53 @@
 """The settings of a job from their layers, each with its origin.
 
 flag > environment > profile > cluster defaults > mode or hardware preset > default. A job that is continued has two
-layers more, below the profile: what its earlier attempt was given, and what its run was begun with. One profile, one
-environment and one command line hold the launcher's settings and the trainer's; this module deals each to its owner.
-The rules of precedence are `trainer.shared.config`'s.
+more layers below the profile: the settings of its earlier attempt, and those with which its run began. One profile,
+one environment and one command line hold the launcher's settings and the trainer's; this module gives each its own.
+`trainer.shared.config` has the rules of precedence.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.errors import RequestError
 from launcher.settings.hardware import PRESETS, labels_beside
-from launcher.settings.spec import JobOptions
+from launcher.settings.options import JobOptions
 from trainer.shared.config import Layer, TrainConfig, environment_layer, profile_layer, resolve, resolve_train_config
 from trainer.shared.config.train import mode_of
 
-NOTHING = Layer("earlier attempt", {})
+NO_LAYER = Layer("earlier attempt", {})
+Defaults = Callable[[str], Layer]
+"""Returns the cluster defaults for a mode."""
+# Each attempt has its own of these.
+_OF_ONE_ATTEMPT = frozenset({"resume", "run_name"})
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """What is known of the run that a job continues."""
+    """What is known of the run that a job continues.
 
-    given: Layer
-    """The settings that the earlier attempt was given; the next one is given them too."""
-    begun: Layer
-    """Those that the run was begun with. The trainer has them from the checkpoint: they are shown, not passed on."""
-    job: Layer = NOTHING
-    """The launcher's own settings of the earlier attempt."""
+    Attributes:
+        given: the settings that the earlier attempt's trainer was told; the next one is told them too.
+        begun: the settings with which the run began. The trainer has them from the checkpoint: they are shown only.
+        job: the launcher's settings of the earlier attempt.
+        overlay: the content of its overlay file, which may have changed since, or be gone.
+    """
+
+    given: Layer = NO_LAYER
+    begun: Layer = NO_LAYER
+    job: Layer = NO_LAYER
     overlay: Mapping[str, Any] = field(default_factory=dict)
-    """What its overlay said; the file may have changed since, or be gone."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What was resolved.
+    """Resolved settings.
 
     Attributes:
         origins: for each setting, the layer that gave it.
-        given: the trainer's settings that somebody set. The trainer chooses the rest by itself, for it may come from
-            weights or a checkpoint, which the launcher does not read.
+        given: the trainer's settings that a layer above the presets set. The trainer chooses the others itself: they
+            can come from weights or a checkpoint, which the launcher does not read.
         overlay: of the attempt that is continued, unless another file is given.
     """
 
@@ -52,9 +58,16 @@ class Settings:
     overlay: Mapping[str, Any] = field(default_factory=dict)
 
     def items(self) -> list[tuple[str, Any, str]]:
-        """(name, value, origin) of every setting, the launcher's first."""
+        """Return (name, value, origin) of every setting, the launcher's first."""
         values = {**dict(self.options), **{name: value for name, value in self.train if name != "run_name"}}
         return [(name, value, self.origins[name]) for name, value in values.items()]
+
+
+def given_settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the trainer's settings that a recorded job was given, for its next attempt."""
+    train: Mapping[str, Any] = record.get("train", {})
+    names = record.get("given", train)
+    return {name: train[name] for name in names if name in train and name not in _OF_ONE_ATTEMPT}
 
 
 def resolve_settings(
@@ -63,74 +76,70 @@ def resolve_settings(
     environ: Mapping[str, str] = os.environ,
     *,
     earlier: Earlier | None = None,
-    defaults: Callable[[str], Layer] | None = None,
+    defaults: Defaults | None = None,
 ) -> Settings:
-    """Resolve what `submit` was given.
+    """Resolve the settings of `submit`.
 
     Args:
-        flags: the options given on the command line, by field name; only those given.
+        flags: the options of the command line, by field name; only those that the user typed.
         profile: a YAML file or the name of a shipped profile.
         earlier: the run that is continued.
-        defaults: those of the cluster, for a mode.
+        defaults: the cluster defaults.
 
     Raises:
-        ConfigError: one line that names the setting, where it came from and the rule it breaks.
+        ConfigError: one line that names the setting, its origin and the rule that it breaks.
     """
-    given = [Layer("flag", flags)]
+    layers = [Layer("flag", flags)]
     if profile is not None:
-        given.append(profile_layer(profile))
-    train_layers = [Layer(layer.origin, _without(layer.values, JobOptions.model_fields)) for layer in given]
-    job_layers = [Layer(layer.origin, _only(layer.values, JobOptions.model_fields)) for layer in given]
+        layers.append(profile_layer(profile))
+    train_layers, job_layers = _train_part(layers), _job_part(layers)
     train_layers.insert(1, environment_layer(TrainConfig, environ))
     job_layers.insert(1, environment_layer(JobOptions, environ))
     if earlier is not None:
         job_layers.append(earlier.job)
         train_layers.append(earlier.given)
     if defaults is not None:
-        shared = defaults(mode_of(train_layers))
-        job_layers.append(Layer(shared.origin, _only(shared.values, JobOptions.model_fields)))
-        train_layers.append(Layer(shared.origin, _without(shared.values, JobOptions.model_fields)))
+        shared = [defaults(mode_of(train_layers))]
+        job_layers += _job_part(shared)
+        train_layers += _train_part(shared)
     options, job_origins = resolve(JobOptions, job_layers)
-    set_by_somebody = {name for layer in train_layers for name in layer.values}
+    given = {name for layer in train_layers for name in layer.values}
     if earlier is not None:
         train_layers.append(earlier.begun)
-    # What a checkpoint brings is not known yet: rules between settings are the trainer's to judge then.
+    # The checkpoint's settings are not known yet: the trainer judges rules between settings when it reads them.
     partial = any(layer.values.get("resume") not in (None, "none") for layer in train_layers)
     train, train_origins = resolve_train_config(train_layers, partial=partial)
     if options.hardware is not None and train.device != "cpu":
-        options, job_origins = _over_preset(options, options.hardware, job_origins)
-    passed_on = tuple(name for name in TrainConfig.model_fields if name in set_by_somebody)
-    overlay = {} if earlier is None else earlier.overlay
-    return Settings(options, train, {**job_origins, **train_origins}, passed_on, overlay)
+        options, job_origins = _with_preset(options, options.hardware, job_origins)
+    return Settings(
+        options=options,
+        train=train,
+        origins={**job_origins, **train_origins},
+        given=tuple(name for name in TrainConfig.model_fields if name in given),
+        overlay={} if earlier is None else earlier.overlay,
+    )
 
 
-def _over_preset(options: JobOptions, hardware: str, origins: Mapping[str, str]) -> tuple[JobOptions, dict[str, str]]:
-    """What nobody set is the preset's. A label of the nodes that somebody chose does not take the others away."""
-    layer, update, said = f"hardware {hardware}", dict[str, Any](), dict[str, str]()
+def _with_preset(options: JobOptions, hardware: str, origins: Mapping[str, str]) -> tuple[JobOptions, dict[str, str]]:
+    """Take unset options from the preset. Node labels of the user add to the preset's."""
+    origin, update, origins = f"hardware {hardware}", dict[str, Any](), dict(origins)
     if origins["resource"] == "default":
-        update["resource"], said["resource"] = PRESETS[hardware].resource, layer
+        update["resource"], origins["resource"] = PRESETS[hardware].resource, origin
     if labels := labels_beside(hardware, options.node_selector):
         update["node_selector"] = (*labels, *options.node_selector)
-        said["node_selector"] = f"{layer}, {origins['node_selector']}" if options.node_selector else layer
-    return options.model_copy(update=update), {**origins, **said}
+        origins["node_selector"] = f"{origin}, {origins['node_selector']}" if options.node_selector else origin
+    return options.model_copy(update=update), origins
 
 
-def refuse_queue(settings: Settings) -> None:
-    """A queue that somebody asked for is not left out without a word; one of the cluster's defaults is for Volcano.
-
-    Raises:
-        RequestError: the job is to be a Kubernetes Job, which has none.
-    """
-    origin = settings.origins["queue"]
-    if origin in ("flag", "environment") or origin.startswith("profile "):
-        raise RequestError(
-            f"--queue {settings.options.queue}: Kubernetes Jobs have no queue; leave it out, or use --backend volcano"
-        )
+def _job_part(layers: Sequence[Layer]) -> list[Layer]:
+    return _part(layers, lambda name: name in JobOptions.model_fields)
 
 
-def _only(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name in fields}
+def _train_part(layers: Sequence[Layer]) -> list[Layer]:
+    return _part(layers, lambda name: name not in JobOptions.model_fields)
 
 
-def _without(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in fields}
+def _part(layers: Sequence[Layer], wanted: Callable[[str], bool]) -> list[Layer]:
+    return [
+        Layer(layer.origin, {name: value for name, value in layer.values.items() if wanted(name)}) for layer in layers
+    ]

@@ -8,15 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
+from launcher.jobs import UNSUPPORTED, BackendName
 from launcher.settings import quantities
 from launcher.settings.hardware import HardwareName
 from launcher.settings.secrets import looks_secret
@@ -196,12 +190,49 @@ class ClusterOptions(BaseModel):
         None, "YAML file that is merged into the pod template, for what no option says.", group="Pods"
     )
 
-    @model_serializer(mode="wrap")
-    def _without_what_nobody_named(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A job is named by these values: one without a preset is the job that it was before there were presets."""
-        values: dict[str, Any] = handler(self)
-        return {name: value for name, value in values.items() if (name, value) != ("hardware", None)}
-
 
 PLACE = frozenset({"kubeconfig", "context", "namespace"})
-"""Those that say where a job is, and not what it is."""
+"""The settings that say where a job is, and not what it is."""
+LONGEST_NAME = 40
+# A DNS label, as a cluster wants it, with room for what is appended to it: -<task>-<index>, -svc.
+NAME_PATTERN = r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$"
+
+
+def is_job_name(text: str) -> bool:
+    """Return whether a job can have this name."""
+    return re.fullmatch(NAME_PATTERN, text) is not None
+
+
+def _plain_name(value: object) -> object:
+    """State the rule in words: a pattern does not help at a terminal."""
+    # YAML reads a job called 2024 as a number.
+    if value is not None and not is_job_name(str(value)):
+        raise ValueError("use a letter, then letters, digits and `-`, lower case, 40 at most")
+    return value
+
+
+def _supported(value: object) -> object:
+    """Give the reason for a backend that a user may expect."""
+    if isinstance(value, str) and value in UNSUPPORTED:
+        raise ValueError(UNSUPPORTED[value])
+    return value
+
+
+class _Named(BaseModel):
+    """The settings that every job has, wherever it runs."""
+
+    backend: Annotated[BackendName, BeforeValidator(_supported)] = option(
+        "auto",
+        "Where to run: this machine, a Volcano Job, a Kubernetes Job; auto takes the best that exists.",
+        group="Job",
+    )
+    name: Annotated[str | None, BeforeValidator(_plain_name)] = option(
+        None,
+        "Name of the job and of its output folder. [default: pnas-MODE-MODEL-TIME; on a cluster, by its content]",
+        group="Job",
+    )
+
+
+# Fields come in the order of the bases, from the last to the first.
+class JobOptions(ClusterOptions, _Named):
+    """The settings that belong to the launcher; all others are the trainer's."""

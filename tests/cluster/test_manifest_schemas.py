@@ -17,7 +17,7 @@ from yamllint.config import YamlLintConfig
 
 from docs.chart import CHART
 from docs.manifests import FOLDER
-from launcher.manifests.offline import manifests
+from launcher.manifests.offline import manifests_of
 from tests.cluster.helm import ALL_ON, HELMS, template
 from tests.cluster.job_settings import settings
 
@@ -48,7 +48,7 @@ def jobs() -> Iterator[Any]:
     for backend in ("batch", "volcano"):
         for nodes in (1, 2):
             for options in ("plain", "everything", "cpu"):
-                yield from manifests(settings(backend, 8, nodes, options), None)
+                yield from manifests_of(settings(backend, 8, nodes, options), None)
 
 
 def kubernetes_part(item: dict[str, Any]) -> dict[str, Any] | None:

@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from launcher.cluster.jobs import ClusterBackend
+from launcher.cluster.jobs import ClusterJobs
 from launcher.errors import UnreachableError
 from launcher.jobs import Block, Ended, JobRef, Phase
+from launcher.kinds import kind_named
 from launcher.kube.api import Api, Json
 from launcher.kube.connection import connect
 from launcher.kube.place import Place
@@ -97,7 +98,7 @@ def test_a_pod_that_started_while_the_watch_was_down_is_read_too(
 ) -> None:
     """The job's end is seen first, for example after a cut of only one of the two watches."""
     assert background_follow.proxy.port, "the nodes have the image"
-    backend = ClusterBackend("batch", api)
+    backend = ClusterJobs(kind_named("batch"), api)
     stream, restored = api.stream, threading.Event()
 
     def fail_pod_watch(

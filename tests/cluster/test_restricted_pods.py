@@ -10,7 +10,7 @@ import yaml
 
 from docs.chart import CHART
 from docs.manifests import FOLDER
-from launcher.manifests.offline import manifests
+from launcher.manifests.offline import manifests_of
 from launcher.settings.hardware import PRESETS
 from tests.cluster.helm import ALL_ON, HELMS, template
 from tests.cluster.job_settings import settings
@@ -56,7 +56,7 @@ def pods_of_all_sources(driver: str) -> Pods:
         for backend in ("batch", "volcano")
     }
     launcher = {
-        f"launcher, {backend}, {options}": manifests({**settings(backend, 8, 2, options), "driver": driver}, None)
+        f"launcher, {backend}, {options}": manifests_of({**settings(backend, 8, 2, options), "driver": driver}, None)
         for backend in ("batch", "volcano")
         for options in ("plain", "everything", "cpu")
     }
@@ -103,7 +103,7 @@ def test_the_server_accepts_every_field_of_each_job_kind_for_each_hardware(
 ) -> None:
     assert volcano.labels
     manifests_by_name = {
-        f"{name} {backend}": manifests(
+        f"{name} {backend}": manifests_of(
             {"backend": backend, "hardware": name, "npus": preset.several_nodes[-1], "nodes": 2, "image": "r/p:1"}, None
         )
         for name, preset in PRESETS.items()

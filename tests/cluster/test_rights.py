@@ -9,8 +9,8 @@ import pytest
 
 from docs.manifests import ACCOUNT, FOLDER
 from launcher.cluster.rbac import CLUSTER_VERBS, VERBS
+from launcher.kinds.labels import JOB, MANAGED
 from launcher.kube.resources import Resource
-from launcher.manifests.labels import JOB, MANAGED
 from tests.cluster.support import fake_trainer
 from tests.cluster.support.terminal import Terminal
 from tests.cluster.testbed.cluster import Cluster

@@ -8,16 +8,20 @@ from typing import Any
 
 import pytest
 
-from launcher.cluster.jobs import ClusterBackend
-from launcher.cluster.saved_attempt import name_of
+from launcher.cluster.jobs import ClusterJobs
+from launcher.cluster.saved_attempt import config_map_name
+from launcher.cluster.submit import name_for_another_run, submit_job
 from launcher.errors import ConflictError, LauncherError, UnreachableError
 from launcher.jobs import Phase, Submitted
+from launcher.kinds import kind_named
+from launcher.kinds.batch import BATCH_JOBS
 from launcher.kube.api import Api, ApiError, Json
 from launcher.kube.connection import connect
 from launcher.kube.place import Place
-from launcher.kube.resources import BATCH_JOBS, CONFIG_MAPS, PODS, SERVICES, Resource
+from launcher.kube.resources import CONFIG_MAPS, PODS, SERVICES, Resource
+from launcher.manifests.pod_spec import make_pod_spec
 from launcher.settings.layers import resolve_settings
-from launcher.settings.spec import JobSpec, make_cluster_spec
+from launcher.settings.spec import JobSpec, renamed
 from tests.cluster.support.terminal import POD, SMALL, Terminal
 from tests.cluster.support.waiting import until
 from tests.cluster.testbed import cluster as testbed
@@ -62,23 +66,26 @@ class FailingApi:
 
 
 @pytest.fixture
-def backend(cluster: Cluster, namespace: str, tmp_path: Path) -> ClusterBackend:
+def backend(cluster: Cluster, namespace: str, tmp_path: Path) -> ClusterJobs:
     claims(cluster, namespace, {name: tmp_path / name for name in ("pnas-data", "pnas-output")})
-    return ClusterBackend("batch", connect(Place(kubeconfig=cluster.kubeconfig, namespace=namespace)))
+    return ClusterJobs(kind_named("batch"), connect(Place(kubeconfig=cluster.kubeconfig, namespace=namespace)))
 
 
 @pytest.fixture
-def failing_api(backend: ClusterBackend, monkeypatch: pytest.MonkeyPatch) -> FailingApi:
+def failing_api(backend: ClusterJobs, monkeypatch: pytest.MonkeyPatch) -> FailingApi:
     return FailingApi(backend.api, monkeypatch)
 
 
 def two_nodes(name: str = "pair", **flags: Any) -> JobSpec:
     """Return a job on two nodes, with its service, that no node can run."""
     options = {"npus": 1, "nodes": 2, "image": "r/pnas:1", "resource": NOWHERE[1], "name": name, **flags}
-    resolved = resolve_settings(options, None, {})
-    return make_cluster_spec(
-        resolved.options, resolved.train, resolved.given, backend="batch", overlay=resolved.overlay
-    )
+    return make_pod_spec(resolve_settings(options, None, {}), kind_named("batch"))
+
+
+def again(jobs: ClusterJobs) -> JobSpec:
+    """Return the spec that `submit --again` builds."""
+    spec = two_nodes()
+    return renamed(spec, name_for_another_run(jobs, spec))
 
 
 def owners(api: Api, name: str = "pair") -> list[str]:
@@ -86,40 +93,39 @@ def owners(api: Api, name: str = "pair") -> list[str]:
     return [owner["kind"] for owner in api.get(SERVICES, name)["metadata"].get("ownerReferences", ())]
 
 
-def test_submit_looks_up_a_job_whose_creation_answer_was_lost(backend: ClusterBackend, failing_api: FailingApi) -> None:
+def test_submit_looks_up_a_job_whose_creation_answer_was_lost(backend: ClusterJobs, failing_api: FailingApi) -> None:
     failing_api.lose_answer(BATCH_JOBS)
-    result = backend.submit(two_nodes())
+    result = submit_job(backend, two_nodes())
     assert not result.existed
     assert owners(backend.api) == ["Job"]
 
 
-def test_a_job_that_could_not_be_created_leaves_no_objects(backend: ClusterBackend, failing_api: FailingApi) -> None:
+def test_a_job_that_could_not_be_created_leaves_no_objects(backend: ClusterJobs, failing_api: FailingApi) -> None:
     failing_api.fail(BATCH_JOBS)
     with pytest.raises(ApiError, match="etcd is full"):
-        backend.submit(two_nodes())
+        submit_job(backend, two_nodes())
     assert backend.api.find(SERVICES, "pair") is None
     assert backend.list() == []
 
 
 def test_repeating_the_command_creates_a_job_whose_request_was_lost(
-    backend: ClusterBackend, monkeypatch: pytest.MonkeyPatch
+    backend: ClusterJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         FailingApi(backend.api, patch).fail(BATCH_JOBS, UnreachableError("the request was lost"))
         with pytest.raises(UnreachableError, match="job pair is not there so far: type the same again"):
-            backend.submit(two_nodes())
-    monkeypatch.setattr("launcher.cluster.submit._SIBLING_S", 1.0)
-    assert not backend.submit(two_nodes()).existed
+            submit_job(backend, two_nodes())
+    assert not submit_job(backend, two_nodes(), sibling_s=1.0).existed
     assert owners(backend.api) == ["Job"]
 
 
-def test_launchers_that_submit_the_same_job_at_once_start_one_job(backend: ClusterBackend, cluster: Cluster) -> None:
+def test_launchers_that_submit_the_same_job_at_once_start_one_job(backend: ClusterJobs, cluster: Cluster) -> None:
     place = Place(kubeconfig=cluster.kubeconfig, namespace=backend.api.namespace)
-    backends = [backend, *(ClusterBackend("batch", connect(place)) for _ in range(2))]
+    backends = [backend, *(ClusterJobs(kind_named("batch"), connect(place)) for _ in range(2))]
     submissions: list[Submitted] = []
     threads = [
-        threading.Thread(target=lambda each_backend=each_backend: submissions.append(each_backend.submit(two_nodes())))
-        for each_backend in backends
+        threading.Thread(target=lambda jobs=jobs: submissions.append(submit_job(jobs, two_nodes())))
+        for jobs in backends
     ]
     with pytest.MonkeyPatch.context() as patch:
         # Python accepts signal handlers only in the main thread. This test sends no Ctrl-C.
@@ -134,23 +140,22 @@ def test_launchers_that_submit_the_same_job_at_once_start_one_job(backend: Clust
 
 
 def test_an_object_left_by_an_earlier_launcher_is_replaced(
-    backend: ClusterBackend, monkeypatch: pytest.MonkeyPatch
+    backend: ClusterJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         FailingApi(backend.api, patch).lose_answer(SERVICES)
         with pytest.raises(UnreachableError):
-            backend.submit(two_nodes())
+            submit_job(backend, two_nodes())
     earlier_uid = backend.api.get(SERVICES, "pair")["metadata"]["uid"]
-    monkeypatch.setattr("launcher.cluster.submit._SIBLING_S", 1.0)
-    backend.submit(two_nodes())
+    submit_job(backend, two_nodes(), sibling_s=1.0)
     assert backend.api.get(SERVICES, "pair")["metadata"]["uid"] != earlier_uid
     assert owners(backend.api) == ["Job"]
 
 
 def test_ctrl_c_while_an_ended_job_is_started_again_names_the_new_job(
-    backend: ClusterBackend, monkeypatch: pytest.MonkeyPatch
+    backend: ClusterJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend.cancel(backend.submit(two_nodes()).ref)
+    backend.cancel(submit_job(backend, two_nodes()).ref)
     find = backend.api.find
 
     def interrupted(resource: Resource, name: str) -> Json | None:
@@ -159,45 +164,47 @@ def test_ctrl_c_while_an_ended_job_is_started_again_names_the_new_job(
             signal.raise_signal(signal.SIGINT)
         return find(resource, name)
 
+    spec = again(backend)
+    assert spec.name == "pair-2"
     with monkeypatch.context() as patch:
         patch.setattr(backend.api, "find", interrupted)
-        with pytest.raises(KeyboardInterrupt) as caught:
-            backend.submit(two_nodes(), again=True)
-    assert caught.value.args == ("pair-2",)
+        with pytest.raises(KeyboardInterrupt):
+            submit_job(backend, spec)
     assert owners(backend.api, "pair-2") == ["Job"]
-    assert backend.submit(two_nodes(), again=True).ref.name == "pair-2", "the repeated command finds pair-2"
+    assert again(backend).name == "pair-2", "the repeated command names the job that runs"
+    assert submit_job(backend, again(backend)).existed
 
 
-def test_another_users_object_of_that_name_stays_unchanged(backend: ClusterBackend) -> None:
+def test_another_users_object_of_that_name_stays_unchanged(backend: ClusterJobs) -> None:
     ports = [{"port": 80}]
     backend.api.create(
         SERVICES, {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "pair"}, "spec": {"ports": ports}}
     )
     with pytest.raises(ConflictError, match="services pair exists and is not a launcher's"):
-        backend.submit(two_nodes())
+        submit_job(backend, two_nodes())
     assert backend.list() == []
     assert backend.api.get(SERVICES, "pair")["spec"]["ports"][0]["port"] == 80
 
 
-def test_a_conflict_is_found_before_the_last_attempt_is_removed(backend: ClusterBackend) -> None:
-    backend.cancel(backend.submit(two_nodes(nodes=1)).ref)
+def test_a_conflict_is_found_before_the_last_attempt_is_removed(backend: ClusterJobs) -> None:
+    backend.cancel(submit_job(backend, two_nodes(nodes=1)).ref)
     uid = backend.job("pair")["metadata"]["uid"]
     ports = [{"port": 80}]
     backend.api.create(
         SERVICES, {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "pair"}, "spec": {"ports": ports}}
     )
     with pytest.raises(ConflictError, match="services pair exists and is not a launcher's"):
-        backend.submit(two_nodes(resume="auto"))
+        submit_job(backend, two_nodes(resume="auto"))
     assert backend.job("pair")["metadata"]["uid"] == uid
 
 
-def test_a_job_is_checked_although_another_job_has_the_name_of_the_check(backend: ClusterBackend) -> None:
+def test_a_job_is_checked_although_another_job_has_the_name_of_the_check(backend: ClusterJobs) -> None:
     for name in ("pair-check", "pair"):
-        assert backend.submit(two_nodes(name)).ref.name == name
+        assert submit_job(backend, two_nodes(name)).ref.name == name
 
 
-def test_a_pod_of_a_volcano_job_does_not_belong_to_the_kubernetes_job_of_its_name(backend: ClusterBackend) -> None:
-    ref = backend.submit(two_nodes()).ref
+def test_a_pod_of_a_volcano_job_does_not_belong_to_the_kubernetes_job_of_its_name(backend: ClusterJobs) -> None:
+    ref = submit_job(backend, two_nodes()).ref
     until(lambda: len(backend.pods("pair")) == 2)
     labels = backend.pods("pair")[0]["metadata"]["labels"]
     volcano_labels = {
@@ -207,22 +214,22 @@ def test_a_pod_of_a_volcano_job_does_not_belong_to_the_kubernetes_job_of_its_nam
     metadata = {"name": "theirs", "labels": volcano_labels | {"volcano.sh/job-name": "pair"}}
     backend.api.create(PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod})
     assert len(backend.pods("pair")) == 2
-    (listed,) = backend.list()
-    assert len(listed.details["pods"]) == 2
+    ((state, _),) = backend.list()
+    assert len(state.details["pods"]) == 2
     backend.cancel(ref)
     backend.delete(ref)
 
 
-def test_the_next_submit_finishes_an_interrupted_one(backend: ClusterBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_submit_finishes_an_interrupted_one(backend: ClusterJobs, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> Json:
         raise UnreachableError("the network is down")
 
     with monkeypatch.context() as patch:
         patch.setattr(backend.api, "patch", refused)
-        result = backend.submit(two_nodes())
-    assert "services pair will stay when the job goes" in result.note
+        result = submit_job(backend, two_nodes())
+    assert "services pair will stay when the job goes" in result.notes[0]
     assert owners(backend.api) == []
-    assert backend.submit(two_nodes()).existed
+    assert submit_job(backend, two_nodes()).existed
     assert owners(backend.api) == ["Job"]
 
 
@@ -233,23 +240,28 @@ def test_a_failed_new_attempt_keeps_the_settings_of_the_last_one(
     assert terminal.run("submit", *POD, *SMALL, *words, "--detach").returncode == 0
     assert terminal.run("cancel", "goes-on").returncode == 0
     place = Place(kubeconfig=terminal.kubeconfig, namespace=terminal.namespace)
-    backend = ClusterBackend("batch", connect(place))
+    backend = ClusterJobs(kind_named("batch"), connect(place))
     with monkeypatch.context() as patch:
         FailingApi(backend.api, patch).fail(BATCH_JOBS)
-        with pytest.raises(ApiError, match=f"kept in configmap {name_of('batch', 'goes-on')}: type the same again"):
-            backend.submit(two_nodes("goes-on", resume="auto"))
+        with pytest.raises(
+            ApiError, match=f"kept in configmap {config_map_name('batch', 'goes-on')}: type the same again"
+        ):
+            submit_job(backend, two_nodes("goes-on", resume="auto"))
     status = terminal.run("status", "goes-on")
     assert status.returncode == 4
     resume_command = f"submit --name goes-on --resume auto --backend batch --namespace {terminal.namespace}"
     assert f"`python -m launcher {resume_command}` goes on" in status.stderr
-    assert f"`kubectl delete configmap {name_of('batch', 'goes-on')} --namespace {terminal.namespace}`" in status.stderr
+    assert (
+        f"`kubectl delete configmap {config_map_name('batch', 'goes-on')} --namespace {terminal.namespace}`"
+        in status.stderr
+    )
     result = terminal.run(*resume_command.split(), "--detach")
     assert result.returncode == 0, result.stderr
     assert "goes-on, attempt 2" in result.stderr
     job = json.loads(terminal.run("status", "goes-on", "--json").stdout)
     assert job["spec"]["train"]["lr"] == 0.125
     assert "KEEP=this" in job["spec"]["pods"]["env"]
-    assert backend.api.find(CONFIG_MAPS, name_of("batch", "goes-on")) is None
+    assert backend.api.find(CONFIG_MAPS, config_map_name("batch", "goes-on")) is None
 
 
 def test_a_namespace_being_deleted_and_a_full_quota_are_named(cluster: Cluster, terminal: Terminal) -> None:

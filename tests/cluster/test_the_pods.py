@@ -13,15 +13,14 @@ import yaml
 
 from docs.chart import CHART
 from docs.manifests import FOLDER, IMAGE, JOBS
-from launcher.cluster.kinds import spec_of
 from launcher.errors import RequestError
-from launcher.manifests.labels import RING_CONTROLLER, SCHEDULE_POLICY
-from launcher.manifests.offline import manifests
+from launcher.kinds.labels import RING_CONTROLLER, SCHEDULE_POLICY
+from launcher.kinds.objects import spec_of
+from launcher.manifests.offline import manifests_of
 from launcher.manifests.render import to_yaml
 from launcher.settings.hardware import PRESETS
-from launcher.settings.options import PLACE
+from launcher.settings.options import PLACE, is_job_name
 from launcher.settings.secrets import looks_secret
-from launcher.settings.spec import is_job_name
 from tests.cluster.helm import HELMS, template
 from tests.cluster.job_settings import OF_A_KIND, ON_CPUS, ON_HARDWARE, PLAIN, Settings, settings
 from trainer.shared.config import ConfigError
@@ -60,7 +59,7 @@ def test_the_chart_and_the_launcher_give_the_same_job(
 ) -> None:
     """A plain manifest is the launcher's as text, which `kubectl apply` reads."""
     values = settings(backend, npus, nodes, options)
-    objects = manifests(values, None)
+    objects = manifests_of(values, None)
     plain = [normalised(item) for item in yaml.safe_load_all(to_yaml(objects))]
     launcher = [normalised(item) for item in objects]
     chart = [normalised(item) for item in of_the_chart({"job": {"enabled": True, **values}}, tmp_path)]
@@ -74,7 +73,7 @@ def test_so_it_is_with_each_option_alone(tmp_path: Path) -> None:
         more = {"weights": options["weights"]} if name == "mode" else {}
         backend = "batch" if name in OF_A_KIND["batch"] else "volcano"
         values = {**settings(backend, 1, 1, "plain"), name: options[name], **more}
-        launcher = [normalised(item) for item in manifests(values, None)]
+        launcher = [normalised(item) for item in manifests_of(values, None)]
         chart = [normalised(item) for item in of_the_chart({"job": {"enabled": True, **values}}, tmp_path)]
         assert chart == launcher, name
 
@@ -84,7 +83,7 @@ def test_so_it_is_with_large_numbers_and_fractions(tmp_path: Path) -> None:
     many = {"ttl": 2592000, "deadline": 1000000, "user": 1000000, "memory": 64000000000, "cpu": 1.5, "seed": 1000000}
     more = {"env": {"LIMIT": 1000000, "RATE": 0.25}, "resume": "none", "stall_timeout_s": 1500000, "lr": 0.25}
     values = {**settings("batch", 1, 1, "plain"), **many, **more}
-    launcher = [normalised(item) for item in manifests(values, None)]
+    launcher = [normalised(item) for item in manifests_of(values, None)]
     assert [normalised(item) for item in of_the_chart({"job": {"enabled": True, **values}}, tmp_path)] == launcher
 
 
@@ -104,7 +103,7 @@ def test_so_it_is_with_large_numbers_and_fractions(tmp_path: Path) -> None:
 )
 def test_so_it_is_with_a_mapping_and_with_one_text(name: str, value: Any, helm: str, tmp_path: Path) -> None:
     values = {**settings("batch", 1, 1, "plain"), name: value}
-    launcher = [normalised(item) for item in manifests(values, None)]
+    launcher = [normalised(item) for item in manifests_of(values, None)]
     assert [normalised(item) for item in of_the_chart({"job": {"enabled": True, **values}}, tmp_path, helm)] == launcher
 
 
@@ -116,7 +115,7 @@ def test_a_job_can_go_on_from_what_is_recorded_of_it(
 ) -> None:
     """By the launcher, which takes from there what nobody says anew."""
     values = {**settings(backend, 8, 2, options), **hardware}
-    launcher = spec_of(manifests(values, None)[-1])
+    launcher = spec_of(manifests_of(values, None)[-1])
     chart = spec_of(of_the_chart({"job": {"enabled": True, **values}}, tmp_path)[-1])
     assert chart["backend"] == backend
     assert chart["train"].items() <= launcher["train"].items()
@@ -145,7 +144,7 @@ def test_neither_takes_no_time_at_all(value: Any, helm: str, tmp_path: Path) -> 
     """A job that ends would be gone with its log."""
     values = {**settings("batch", 1, 1, "plain"), "ttl": value}
     with pytest.raises(ConfigError, match="ttl"):
-        manifests(values, None)
+        manifests_of(values, None)
     with pytest.raises(AssertionError, match="/job/ttl"):
         of_the_chart({"job": {"enabled": True, **values}}, tmp_path, helm)
 
@@ -156,7 +155,7 @@ def test_so_it_is_on_each_hardware_with_labels_of_ones_own(backend: str, tmp_pat
         nodes = 1 + number % 2
         npus = (preset.several_nodes if nodes > 1 else preset.one_node)[-1]
         values = {"backend": backend, "name": "same", "npus": npus, "nodes": nodes, "hardware": name, **ON_HARDWARE}
-        launcher = [normalised(item) for item in manifests(values, None)]
+        launcher = [normalised(item) for item in manifests_of(values, None)]
         chart = of_the_chart({"job": {"enabled": True, **values}}, tmp_path)
         kept = json.loads(chart[-1]["metadata"]["annotations"]["pnas/spec"])
         assert kept["pods"]["hardware"] == name, "for who lets it go on"
@@ -166,7 +165,7 @@ def test_so_it_is_on_each_hardware_with_labels_of_ones_own(backend: str, tmp_pat
 @pytest.mark.parametrize("more", [{"resource": "x/npu"}, ON_CPUS], ids=["another resource", "CPUs"])
 def test_hardware_of_the_namespace_gives_way_to_what_a_job_says(more: Settings, tmp_path: Path) -> None:
     values = {"backend": "volcano", "name": "same", "npus": 8, **ON_HARDWARE, **more}
-    launcher = [normalised(item) for item in manifests({**values, "hardware": "atlas-800-9000"}, None)]
+    launcher = [normalised(item) for item in manifests_of({**values, "hardware": "atlas-800-9000"}, None)]
     chart = of_the_chart({"job": {"enabled": True, **values}, "defaults": {"hardware": "atlas-800-9000"}}, tmp_path)
     assert [normalised(item) for item in chart] == launcher
 
@@ -190,7 +189,7 @@ def test_the_chart_refuses_the_counts_that_the_launcher_refuses(values: Settings
     with pytest.raises(AssertionError, match=re.escape(said)):
         of_the_chart({"job": {"enabled": True, **job}}, tmp_path)
     with pytest.raises(RequestError, match=re.escape(said.partition(";")[0].removeprefix("job.npus "))):
-        manifests(job, None)
+        manifests_of(job, None)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +232,7 @@ def test_the_chart_refuses_what_the_launcher_refuses(
     with pytest.raises(AssertionError, match=re.escape(chart_says)):
         of_the_chart({"job": {"enabled": True, **job}}, tmp_path)
     with pytest.raises((RequestError, ConfigError), match=re.escape(launcher_says)):
-        manifests(job, None)
+        manifests_of(job, None)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +255,7 @@ def test_what_is_at_the_limits_is_taken(helm: str, tmp_path: Path) -> None:
         **{"checkpoint_every": 500, "env": {"A": "b=c\n", "EMPTY_TOKEN": ""}, "toleration": ["a:", "x.y/b_c="]},
     }
     values = {**settings("batch", 1, 1, "plain"), **values}
-    launcher = [normalised(item) for item in manifests(values, None)]
+    launcher = [normalised(item) for item in manifests_of(values, None)]
     assert [normalised(item) for item in of_the_chart({"job": {"enabled": True, **values}}, tmp_path, helm)] == launcher
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from launcher.jobs import JobRef, Phase
 from launcher.local import records
-from launcher.local.jobs import LocalBackend
+from launcher.local.jobs import LocalJobs
+from launcher.local.submitter import start_job
 
 REPOSITORY = Path(__file__).parents[2]
 # The beginning of every program: `say` prints a numbered line as the trainer's supervisor does.
@@ -38,15 +39,15 @@ class JobRunner:
         self.environ = environ | settings
 
     @property
-    def backend(self) -> LocalBackend:
-        return LocalBackend(records.state_home(self.environ))
+    def backend(self) -> LocalJobs:
+        return LocalJobs(records.state_home(self.environ))
 
     def start(self, program: str, name: str = "job", *, grace_s: float = 5, resume: bool = False) -> JobRef:
         """Start a job, or its next attempt."""
         script = self.home / f"{name}.py"
         script.write_text(PRELUDE + program)
         record = {"spec": {"train": {"grace_s": grace_s, "mode": "full"}}, "output": str(self.home / "out" / name)}
-        return self.backend.start(name, [sys.executable, str(script)], record, self.environ, resume=resume)
+        return start_job(self.backend, name, [sys.executable, str(script)], record, self.environ, resume=resume)
 
     def run_to_end(self, program: str, name: str = "job", *, resume: bool = False) -> Phase:
         """Start a job, or its next attempt, and wait until it has ended."""

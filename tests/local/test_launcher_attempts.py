@@ -57,10 +57,11 @@ def test_a_job_that_still_runs_is_not_continued(runner: JobRunner) -> None:
 def test_one_of_several_launchers_continues_a_job(runner: JobRunner) -> None:
     runner.run_to_end(script("first", 75), JOB.name)
     program = (
-        "import os, sys; from launcher.local.jobs import LocalBackend; from launcher.errors import ConflictError\n"
+        "import os, sys; from launcher.errors import ConflictError; from launcher.local.jobs import LocalJobs\n"
+        "from launcher.local.submitter import start_job\n"
         "record = {'spec': {'train': {}}, 'output': os.getcwd()}\n"
         "sys.stdin.read()\n"
-        "try: LocalBackend().start('mine', ['sleep', '30'], record, dict(os.environ), resume=True)\n"
+        "try: start_job(LocalJobs(), 'mine', ['sleep', '30'], record, dict(os.environ), resume=True)\n"
         "except ConflictError: sys.exit(6)"
     )
     launchers = [
@@ -99,5 +100,5 @@ def test_the_command_in_the_status_continues_a_cancelled_job_from_any_folder(
     assert "attempt 2 goes on from" in result.stdout
     assert "job        mine, attempt 2" in result.stderr
     assert list(elsewhere.iterdir()) == []
-    command = runner.backend.get(JOB).details["command"]
+    command = runner.backend.get(JOB).command
     assert command[command.index("--lr") + 1] == "0.05", "the command need not repeat the settings"

@@ -12,6 +12,7 @@ import pytest
 from launcher.jobs import JobRef, Phase
 from launcher.local import jobs as local
 from launcher.local import records
+from launcher.local.submitter import start_job
 from tests.local.job_runner import JobRunner, wait_until
 
 RESULT = "result mode=full top1=97.8 top5=99.9 images=360 fps=95.1 train_s=170 wall_s=180"
@@ -316,9 +317,8 @@ def test_a_path_that_the_terminal_cannot_show_is_no_error(runner: JobRunner, enc
     runner.environ["PYTHONIOENCODING"] = encoding
     output = runner.home / folder / "out"
     output.mkdir(parents=True)
-    ref = runner.backend.start(
-        "job", ["true"], {"spec": {"train": {"mode": "full"}}, "output": str(output)}, runner.environ
-    )
+    record = {"spec": {"train": {"mode": "full"}}, "output": str(output)}
+    ref = start_job(runner.backend, "job", ["true"], record, runner.environ)
     runner.wait_for_end(ref)
     assert json.loads(runner.launch("status", "job", "--json").stdout)["output"] == str(output)
     for words in (("status", "job"), ("logs", "job", "-f"), ("delete", "job")):
@@ -360,7 +360,7 @@ def test_status_and_list_are_readable(runner: JobRunner) -> None:
         (("logs", "a", "b"), 2, "unexpected argument b; see `python -m launcher logs --help`"),
         (("config", "shwo"), 2, 'Did you mean "show"?'),
         (("statu",), 2, 'Did you mean "status"?'),
-        (("xyzzy",), 2, "wait, list, ...; see `python -m launcher --help`"),
+        (("xyzzy",), 2, "wait, cancel, ...; see `python -m launcher --help`"),
     ],
 )
 def test_a_mistake_gives_one_line_and_the_documented_code(

@@ -80,7 +80,7 @@ def test_other_dropped_exceptions_are_still_shown() -> None:
 @pytest.mark.parametrize(
     ("words", "module", "message"),
     [
-        (("launcher", "list"), "launcher.app", ""),
+        (("launcher", "list"), "launcher.exits", ""),
         (("launcher", "list"), "launcher.commands.watch", "interrupted\n"),
         (("launcher", "submit", "--data-path", "x"), "launcher.local.preflight", "interrupted\n"),
         (("trainer", "--data-path", "x"), "trainer.shared.config", ""),

@@ -1,19 +1,24 @@
 """What a cluster's objects say of a job, where several of them say something, or one is gone."""
 
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
-from launcher.cluster.follow import _Job
-from launcher.cluster.jobs import ClusterBackend
-from launcher.cluster.kinds import BatchKind
-from launcher.commands.resume import find_cluster_earlier
-from launcher.jobs import Ended, Phase
+from launcher.cluster.follow import JobWatch
+from launcher.cluster.jobs import ClusterJobs
+from launcher.cluster.submitter import ClusterSubmitter
+from launcher.jobs import JobRef, JobState, Phase
+from launcher.kinds import kind_named
 from launcher.kube.api import Api, Json
 from launcher.kube.resources import Resource
+from launcher.manifests.pod_spec import make_pod_spec
 from launcher.settings.layers import resolve_settings
-from launcher.settings.spec import make_cluster_spec
 
 FAILED = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"} | {
     "lastTransitionTime": "2026-11-26T08:01:00Z"
@@ -28,8 +33,30 @@ def failed(name: str, node: str, at: str, code: int = 1) -> Json:
     return {"metadata": {"name": name}, "spec": {"hostname": node}, "status": status}
 
 
+class DeletedJob:
+    """An API server with one job, which it deletes when `delete` is set."""
+
+    origin, namespace = "here", "training"
+
+    def __init__(self, job: Json) -> None:
+        self.delete = threading.Event()
+        self._job = job
+
+    def list(self, resource: Resource, **_: str) -> tuple[list[Json], str]:
+        return [self._job] if resource == kind_named("batch").resource else [], "1"
+
+    @contextmanager
+    def stream(self, path: str, _query: dict[str, str], **_: object) -> Iterator[Iterator[bytes]]:
+        yield self._deletion() if path.endswith("/jobs") else iter(())
+
+    def _deletion(self) -> Iterator[bytes]:
+        self.delete.wait(60)
+        meta = {**self._job["metadata"], "resourceVersion": "2"}
+        yield json.dumps({"type": "DELETED", "object": {**self._job, "metadata": meta}}).encode()
+
+
 class Server:
-    """What of an API server is needed here: pods with the ends of their logs."""
+    """An API server that has pods with the ends of their logs."""
 
     origin, namespace = "here", "training"
 
@@ -47,8 +74,8 @@ class Server:
 
 def reason(*pods: tuple[Json, str]) -> str:
     """Why the job of these pods has failed."""
-    backend = ClusterBackend("batch", cast("Api", Server(*pods)))
-    return backend.state_of(JOB, [pod for pod, _ in pods]).reason
+    jobs = ClusterJobs(kind_named("batch"), cast("Api", Server(*pods)))
+    return jobs.state_of(JOB, [pod for pod, _ in pods]).reason
 
 
 LOST = 'failed rank=0 device=npu:0 cause="Connection closed by peer"'
@@ -71,32 +98,31 @@ def test_of_several_tries_the_last_one_is_heard() -> None:
     assert reason(*earlier, *last) == "rank 1 on npu:0: out of memory (pod pair-1-d: exit code 1)"
 
 
-@pytest.mark.parametrize(("ended", "outcomes"), [(True, 1), (False, 0)])
-def test_a_job_that_is_removed_after_its_end_has_ended_as_it_did(ended: bool, outcomes: int) -> None:
-    job = object.__new__(_Job)
-    nothing: Any = SimpleNamespace(objects=list)
-    job._jobs = job._pods = nothing
-    job._last = None
-    job.backend = cast("Any", SimpleNamespace(kind=BatchKind(), state_of=lambda found, _: found["metadata"]["uid"]))
-    assert list(job.outcome()) == []
-    job._remember({**JOB, "status": JOB["status"] if ended else {}}, True)
-    assert list(job.outcome()) == [Ended(cast("Any", "j"))] * outcomes
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_job_that_is_removed_after_its_end_has_ended_as_it_did(ended: bool) -> None:
+    server = DeletedJob({**JOB, "status": JOB["status"] if ended else {}})
+    state = JobState(JobRef("batch", "pair"), Phase.FAILED)
+    with closing(JobWatch(cast("Api", server), kind_named("batch"), "pair", lambda _job, _pods: state)) as watch:
+        assert watch.outcome() == (state if ended else None)
+        server.delete.set()
+        while watch.job is not None:
+            watch.changed.wait(10)
+            watch.changed.clear()
+        assert watch.outcome() == (state if ended else None)
 
 
-def test_a_continued_job_keeps_what_its_overlay_said(tmp_path: Any) -> None:
+def test_a_continued_job_keeps_what_its_overlay_said(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("spec: {hostNetwork: true}\n")
-    first = resolve_settings({"image": "r/p:1", "name": "x", "overlay": overlay}, None, {})
-    spec = make_cluster_spec(first.options, first.train, first.given, backend="batch", overlay=first.overlay)
+    kind = kind_named("batch")
+    first = make_pod_spec(resolve_settings({"image": "r/p:1", "name": "x", "overlay": overlay}, None, {}), kind)
     overlay.unlink()
-    state = SimpleNamespace(spec=spec.model_dump(mode="json"), attempt=1, phase=Phase.FAILED)
-    backend: Any = SimpleNamespace(name="batch", get=lambda _: state)
+    state = JobState(JobRef("batch", "x"), Phase.FAILED, spec=first.model_dump(mode="json"))
+    jobs = SimpleNamespace(name="batch", kind=kind, get=lambda _: state)
     flags = {"name": "x", "resume": "auto"}
-    name, earlier = find_cluster_earlier(resolve_settings(flags, None, {}), backend)
-    again = resolve_settings({**flags, "name": name}, None, {}, earlier=earlier)
-    second = make_cluster_spec(again.options, again.train, again.given, backend="batch", overlay=again.overlay)
+    name, earlier = ClusterSubmitter(cast("ClusterJobs", jobs)).earlier(resolve_settings(flags, None, {}))
+    second = make_pod_spec(resolve_settings({**flags, "name": name}, None, {}, earlier=earlier), kind)
     assert second.overlay == {"spec": {"hostNetwork": True}}
     overlay.write_text("spec: {}\n")
-    other = resolve_settings({**flags, "overlay": overlay}, None, {}, earlier=earlier)
-    third = make_cluster_spec(other.options, other.train, other.given, backend="batch", overlay=other.overlay)
+    third = make_pod_spec(resolve_settings({**flags, "overlay": overlay}, None, {}, earlier=earlier), kind)
     assert third.overlay == {"spec": {}}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.cluster.defaults import Defaults
+from launcher.cluster.defaults import parse_defaults
 from launcher.settings.layers import resolve_settings
 from trainer.shared.config import ConfigError
 
@@ -18,7 +18,7 @@ ORIGIN = "cluster defaults (configmap pnas-defaults in training)"
 
 
 def test_they_count_below_what_a_person_says_and_above_presets() -> None:
-    layer = Defaults.parse(TEXT, "training").layer
+    layer = parse_defaults(TEXT, "training")
     settings = resolve_settings({"data_claim": "mine"}, None, {"PNAS_IMAGE": "other:1"}, defaults=layer)
     found = {name: (value, origin) for name, value, origin in settings.items()}
     assert found["data_claim"] == ("mine", "flag")
@@ -30,13 +30,13 @@ def test_they_count_below_what_a_person_says_and_above_presets() -> None:
 
 
 def test_a_mode_has_its_own() -> None:
-    layer = Defaults.parse(TEXT, "training").layer
+    layer = parse_defaults(TEXT, "training")
     assert resolve_settings({"mode": "performance"}, None, {}, defaults=layer).train.steps == 200
     assert resolve_settings({"mode": "full"}, None, {}, defaults=layer).train.steps is None
 
 
 def test_nothing_is_no_default() -> None:
-    assert Defaults.parse("", "training").layer("full").values == {}
+    assert parse_defaults("", "training")("full").values == {}
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ def test_nothing_is_no_default() -> None:
         ("a: [", "not valid YAML"),
         ("- image", "must be a mapping like `batch_size: 32`, not a list"),
         ("imgae: x", "unknown setting `imgae`"),
-        ("name: mine", "`name` is each job's own"),
-        ("namespace: there", "`namespace` is each job's own"),
+        ("name: mine", "each job has its own `name`"),
+        ("namespace: there", "each job has its own `namespace`"),
         ("modes: {quick: {steps: 1}}", "no such mode: quick"),
         ("modes: {full: {stepz: 1}}", "unknown setting `stepz`"),
         ("modes: [full]", "modes: must be a mapping"),
@@ -54,13 +54,13 @@ def test_nothing_is_no_default() -> None:
 )
 def test_what_is_wrong_is_told_with_the_configmap_that_says_it(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        Defaults.parse(text, "training")
+        parse_defaults(text, "training")
     assert message in str(refused.value)
     assert ORIGIN in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_a_value_that_breaks_a_rule_is_traced_to_it() -> None:
-    layer = Defaults.parse("shm: much", "training").layer
+    layer = parse_defaults("shm: much", "training")
     with pytest.raises(ConfigError, match="--shm much \\(from cluster defaults"):
         resolve_settings({}, None, {}, defaults=layer)

@@ -1,10 +1,11 @@
-"""Which events are a job's: those of its objects, and of no other job whose name begins like its own."""
+"""Which events belong to a job: the events of its objects, and none of another job with a similar name."""
 
 from typing import Any, cast
 
 import pytest
 
-from launcher.cluster.events import Events
+from launcher.cluster.events import events_about, events_of_job
+from launcher.kinds import kind_named
 from launcher.kube.api import Api, ApiError
 from launcher.kube.resources import Resource
 
@@ -20,18 +21,18 @@ def event(kind: str, name: str, uid: str = "", at: str = "2026-11-25T10:00:05Z")
 
 
 class Listing:
-    """What of an API server is needed here."""
+    """An API server that only lists events."""
 
     def __init__(self, *events: dict[str, Any]) -> None:
         self.events = list(events)
 
     def list(self, _kind: Resource, *, fields: str = "") -> tuple[list[dict[str, Any]], str]:
         uid = fields.removeprefix("involvedObject.uid=")
-        return [one for one in self.events if not fields or one["involvedObject"]["uid"] == uid], "1"
+        return [event for event in self.events if not fields or event["involvedObject"]["uid"] == uid], "1"
 
 
 @pytest.mark.parametrize(
-    ("job", "one", "belongs"),
+    ("job", "item", "belongs"),
     [
         (JOB, event("Job", "ladder", "j"), True),
         (JOB, event("Pod", "ladder-x2b4c", "known"), True),
@@ -44,22 +45,21 @@ class Listing:
         (JOB, event("Pod", "ladder-x2b4c", "gone", at="2026-11-25T09:00:00Z"), False),
     ],
 )
-def test_an_event_belongs_to_the_job_or_does_not(job: dict[str, Any], one: dict[str, Any], belongs: bool) -> None:
-    found = Events(cast("Api", Listing(one))).of_job(job, [{"metadata": {"uid": "known"}}])
-    assert len(found) == belongs
+def test_an_event_belongs_to_the_job_or_does_not(job: dict[str, Any], item: dict[str, Any], belongs: bool) -> None:
+    kind = kind_named("volcano" if job is GANG else "batch")
+    events = events_of_job(cast("Api", Listing(item)), kind, job, [{"metadata": {"uid": "known"}}])
+    assert len(events.items) == belongs
 
 
-def test_they_come_in_the_order_in_which_they_happened() -> None:
+def test_events_come_in_the_order_in_which_they_happened() -> None:
     late, early = event("Job", "b", "j", at="2026-11-25T10:00:09Z"), event("Job", "a", "j")
-    found = Events(cast("Api", Listing(late, early))).about(JOB)
-    assert [one["involvedObject"]["name"] for one in found] == ["a", "b"]
+    events = events_about(cast("Api", Listing(late, early)), JOB)
+    assert [event["involvedObject"]["name"] for event in events.items] == ["a", "b"]
 
 
-def test_who_may_not_see_them_is_told_so() -> None:
+def test_a_user_without_rights_on_events_is_told_so() -> None:
     class Refusing:
         def list(self, *_: object, **__: object) -> None:
             raise ApiError("you may not list events", status=403, of_rights=True)
 
-    events = Events(cast("Api", Refusing()))
-    assert events.about(JOB) == []
-    assert events.hidden == "you may not list events"
+    assert events_about(cast("Api", Refusing()), JOB) == ([], "you may not list events")

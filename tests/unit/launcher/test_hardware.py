@@ -9,17 +9,15 @@ from typing import Any, get_args
 
 import pytest
 
-from docs.help_pages import prepared
-from launcher.cluster.defaults import Defaults
+from launcher.cli import app
+from launcher.cluster.defaults import parse_defaults
 from launcher.errors import RequestError
 from launcher.exits import run_command
-from launcher.manifests.render import Manifest, render
+from launcher.manifests.render import Manifest
 from launcher.output.report import settings_text
 from launcher.settings.hardware import DEVICE_COUNTS, PRESETS, HardwareName, without_preset
 from launcher.settings.layers import Earlier, resolve_settings
-from launcher.settings.options import ClusterOptions
-from launcher.settings.spec import JobSpec
-from tests.unit.launcher.test_render import BACKENDS, container, spec, template
+from tests.unit.launcher.test_render import BACKENDS, container, rendered_objects, spec, template
 from trainer.shared.config import ConfigError, Layer
 
 RING, POLICY = "ring-controller.atlas", "huawei.com/schedule_policy"
@@ -53,7 +51,7 @@ ASCEND_PAGE = Path(__file__).parents[3] / "docs" / "ascend.md"
 def job(name: str, backend: str = "volcano", **flags: Any) -> list[Manifest]:
     """What is rendered of a job on such hardware."""
     npus = flags.pop("npus", FACTS[name][4][-1] if flags.get("nodes", 1) > 1 else FACTS[name][3][-1])
-    return render(spec(backend, hardware=name, npus=npus, **flags))
+    return rendered_objects(spec(backend, hardware=name, npus=npus, **flags))
 
 
 def variables(rendered: Manifest) -> dict[str, Any]:
@@ -139,7 +137,7 @@ def test_an_overlay_removes_a_label_that_old_clusters_do_not_have(tmp_path: Path
 
 
 def test_each_value_says_which_layer_gave_it() -> None:
-    defaults = Defaults.parse("hardware: a3\nnode_selector: {zone: a}\n", "training").layer
+    defaults = parse_defaults("hardware: a3\nnode_selector: {zone: a}\n", "training")
     found = resolve_settings({}, None, {}, defaults=defaults)
     rows = {name: (value, origin) for name, value, origin in found.items()}
     shared = "cluster defaults (configmap pnas-defaults in training)"
@@ -158,18 +156,7 @@ def test_each_value_says_which_layer_gave_it() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_job_on_cpus_is_the_same_with_a_preset_and_without(backend: str) -> None:
-    assert render(spec(backend, device="cpu", hardware="a3")) == render(spec(backend, device="cpu"))
-
-
-def test_what_has_no_preset_keeps_its_record_and_so_its_name() -> None:
-    assert "hardware" not in ClusterOptions().model_dump()
-    assert "hardware" not in spec().model_dump_json()
-    assert "overlay" not in ClusterOptions().model_dump(exclude={"overlay"})
-    # By its content, as the launcher named it before there were presets.
-    assert spec(name=None).name == "pnas-full-d64d1bda"
-    named = spec(hardware="atlas-800-9000")
-    assert JobSpec.model_validate_json(named.model_dump_json()) == named
-    assert named.digest not in (spec().digest, spec(hardware="atlas-800-9010").digest)
+    assert rendered_objects(spec(backend, device="cpu", hardware="a3")) == rendered_objects(spec(backend, device="cpu"))
 
 
 @pytest.mark.parametrize("again", ["atlas-300t", "a3", "none"])
@@ -189,13 +176,13 @@ def test_a_job_that_had_none_goes_on_without_one_whatever_the_namespace_says_now
     nothing = Layer("attempt 1", {})
     own = without_preset(spec(node_selector=("zone=a",)).model_dump(mode="json")["pods"])
     earlier = Earlier(nothing, nothing, Layer("attempt 1", {**own, "overlay": None}))
-    defaults = Defaults.parse("hardware: a3\n", "training").layer
+    defaults = parse_defaults("hardware: a3\n", "training")
     options = resolve_settings({}, None, {}, earlier=earlier, defaults=defaults).options
     assert (options.hardware, options.node_selector) == (None, ("zone=a",))
 
 
 def test_a_preset_that_there_is_not_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(lambda: prepared()(["render", "--hardware", "a9"], exit_on_error=False, print_error=False)) == 2
+    assert run_command(lambda: app(["render", "--hardware", "a9"], exit_on_error=False, print_error=False)) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith('error: Invalid value "a9" for --hardware. ')
     assert all(f'"{name}"' in line for name in (*NAMES, "none"))

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from launcher.cluster.kinds import CANCELLED, BatchKind, VolcanoKind
 from launcher.cluster.pending import container_failure, why_pending
 from launcher.jobs import Phase
+from launcher.kinds import CANCELLED, kind_named
 
+BATCH, VOLCANO = kind_named("batch"), kind_named("volcano")
 RECORDED = Path(__file__).parents[2] / "data" / "volcano" / "samples"
 
 
@@ -36,7 +37,7 @@ def pod(phase: str, **status: Any) -> dict[str, Any]:
         (batch(), [pod("Pending")], Phase.PENDING, ""),
         (batch(), [pod("Running")], Phase.RUNNING, ""),
         (batch(), [pod("Succeeded")], Phase.RUNNING, ""),
-        (batch(), [pod("Failed")], Phase.PENDING, "to be tried again"),
+        (batch(), [pod("Failed")], Phase.PENDING, "waiting for the next try"),
         (batch("FailureTarget"), [pod("Running")], Phase.RUNNING, "ending"),
         (batch("FailureTarget"), [pod("Failed")], Phase.RUNNING, "ending"),
         (batch("SuccessCriteriaMet", "Complete"), [], Phase.SUCCEEDED, ""),
@@ -48,37 +49,37 @@ def pod(phase: str, **status: Any) -> dict[str, Any]:
 def test_a_kubernetes_job_is_judged_by_its_conditions(
     job: dict[str, Any], pods: list[dict[str, Any]], phase: Phase, reason: str
 ) -> None:
-    assert BatchKind().phase(job, pods) == (phase, reason)
+    assert BATCH.phase(job, pods) == (phase, reason)
 
 
 def test_a_pod_that_has_failed_is_no_news_before_the_controller_has_judged_it() -> None:
     failed = pod("Failed")
     failed["metadata"]["finalizers"] = ["batch.kubernetes.io/job-tracking"]
-    assert BatchKind().phase(batch(), [failed]) == (Phase.RUNNING, "")
+    assert BATCH.phase(batch(), [failed]) == (Phase.RUNNING, "")
 
 
 def test_a_job_that_a_person_stopped_is_cancelled_and_not_failed() -> None:
     job = batch(suspend=True)
     job["metadata"]["annotations"] = {CANCELLED: "2026-11-24T00:00:00Z"}
-    assert BatchKind().phase(job, [])[0] is Phase.CANCELLED
+    assert BATCH.phase(job, [])[0] is Phase.CANCELLED
     volcano: dict[str, Any] = {"metadata": job["metadata"], "spec": {}, "status": {"state": {"phase": "Aborted"}}}
-    assert VolcanoKind().phase(volcano, [])[0] is Phase.CANCELLED
+    assert VOLCANO.phase(volcano, [])[0] is Phase.CANCELLED
     volcano["metadata"] = {"name": "a"}
-    assert VolcanoKind().phase(volcano, [])[0] is Phase.SUSPENDED
+    assert VOLCANO.phase(volcano, [])[0] is Phase.SUSPENDED
 
 
 def test_a_job_that_fails_after_its_cancel_was_taken_back_has_failed() -> None:
     job = batch("Failed", suspend=False)
     job["metadata"]["annotations"] = {CANCELLED: "2026-11-24T00:00:00Z"}
-    assert BatchKind().phase(job, [])[0] is Phase.FAILED
+    assert BATCH.phase(job, [])[0] is Phase.FAILED
     job["spec"]["suspend"] = True
-    assert BatchKind().phase(job, [])[0] is Phase.CANCELLED
+    assert BATCH.phase(job, [])[0] is Phase.CANCELLED
 
 
 @pytest.mark.parametrize("own", ["Pending", "Running", "Restarting", "Completing", "Terminating", "Aborting", ""])
 def test_a_volcano_job_in_a_passing_phase_has_not_ended(own: str) -> None:
     job = {"metadata": {"name": "a"}, "spec": {}, "status": {"state": {"phase": own}} if own else {}}
-    assert not VolcanoKind().phase(job, [])[0].ended
+    assert not VOLCANO.phase(job, [])[0].ended
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_a_volcano_job_in_a_passing_phase_has_not_ended(own: str) -> None:
 )
 def test_a_volcano_job_that_has_ended_is_judged_by_its_phase_alone(own: str, phase: Phase) -> None:
     job = {"metadata": {"name": "a"}, "spec": {}, "status": {"state": {"phase": own}}}
-    assert VolcanoKind().phase(job, [])[0] is phase
+    assert VOLCANO.phase(job, [])[0] is phase
 
 
 def test_the_nearest_cause_of_waiting_wins() -> None:
@@ -94,10 +95,10 @@ def test_the_nearest_cause_of_waiting_wins() -> None:
     unplaced = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes"}
     job = batch()
     both = [pod("Pending", conditions=[unplaced]), pod("Pending", containerStatuses=[waiting])]
-    assert why_pending(job, both, None, silent, now=0) == "ImagePullBackOff: no such image (2 pods wait)"
-    assert why_pending(job, both[:1], None, silent, now=0) == "0/2 nodes"
+    assert why_pending(BATCH, job, both, None, silent, now=0) == "ImagePullBackOff: no such image (2 pods wait)"
+    assert why_pending(BATCH, job, both[:1], None, silent, now=0) == "0/2 nodes"
     starting = pod("Pending", containerStatuses=[{"state": {"waiting": {"reason": "ContainerCreating"}}}])
-    assert why_pending(job, [starting], None, silent, now=0) == ""
+    assert why_pending(BATCH, job, [starting], None, silent, now=0) == ""
 
 
 def test_volcano_that_does_nothing_is_named_once_it_has_had_the_time() -> None:
@@ -105,17 +106,17 @@ def test_volcano_that_does_nothing_is_named_once_it_has_had_the_time() -> None:
     began = datetime(2026, 11, 24, tzinfo=timezone.utc).timestamp()
     job = {"apiVersion": "batch.volcano.sh/v1alpha1", "metadata": {"name": "a", "uid": "j", **made}, "spec": {}}
     group = {"metadata": {"name": "g", "uid": "g", **made}, "status": {}}
-    assert why_pending(job, [], None, silent, now=began + 1) == ""
-    assert "controller" in why_pending(job, [], None, silent, now=began + 60)
-    assert "scheduler" in why_pending(job, [], group, silent, now=began + 60)
+    assert why_pending(VOLCANO, job, [], None, silent, now=began + 1) == ""
+    assert "controller" in why_pending(VOLCANO, job, [], None, silent, now=began + 60)
+    assert "scheduler" in why_pending(VOLCANO, job, [], group, silent, now=began + 60)
     again = {**group, "metadata": {**group["metadata"], "creationTimestamp": "2026-11-24T00:00:59Z"}}
-    assert why_pending(job, [], again, silent, now=began + 60) == "", "the job has just been started anew"
+    assert why_pending(VOLCANO, job, [], again, silent, now=began + 60) == "", "the job has just been started anew"
     queued = {**group, "status": {"phase": "Pending"}}
     event = {"involvedObject": {"uid": "g"}, "type": "Normal", "reason": "Unschedulable", "message": "overused x"}
-    assert why_pending(job, [], queued, lambda _: [event], now=began + 60) == "queued: overused x"
+    assert why_pending(VOLCANO, job, [], queued, lambda _: [event], now=began + 60) == "queued: overused x"
     admitted = {**group, "status": {"phase": "Inqueue"}}
-    assert why_pending(job, [], admitted, silent, now=began + 1) == ""
-    assert "does the namespace refuse them" in why_pending(job, [], admitted, silent, now=began + 60)
+    assert why_pending(VOLCANO, job, [], admitted, silent, now=began + 1) == ""
+    assert "does the namespace refuse them" in why_pending(VOLCANO, job, [], admitted, silent, now=began + 60)
 
 
 def test_a_container_that_failed_says_how() -> None:
@@ -156,24 +157,24 @@ def test_a_restart_is_a_try_that_followed_another(
 ) -> None:
     job = batch(*conditions, completions=nodes)
     job["status"]["failed"] = failed
-    assert BatchKind().retries(job) == restarts
+    assert BATCH.retries(job) == restarts
 
 
 def test_the_restart_that_volcano_counts_and_does_not_do_is_none() -> None:
     """Recorded of a job with maxRetry 2: it ran twice."""
     (job,) = json.loads((RECORDED / "failed-after-maxretry.json").read_text())["jobs"]
     assert job["status"]["retryCount"] == job["spec"]["maxRetry"] == 2
-    assert VolcanoKind().retries(job) == 1
+    assert VOLCANO.retries(job) == 1
     job["status"]["state"]["phase"] = "Running"
-    assert VolcanoKind().retries(job) == 2
+    assert VOLCANO.retries(job) == 2
 
 
 def test_a_volcano_job_that_fails_after_its_cancel_was_taken_back_has_failed() -> None:
     job: dict[str, Any] = {"metadata": {"name": "a", "annotations": {CANCELLED: "2026-11-24T00:00:00Z"}}, "spec": {}}
     history = [{"status": phase, "lastTransitionTime": "2026-11-24T00:00:00Z"} for phase in ("Aborting", "Aborted")]
     job["status"] = {"state": {"phase": "Aborted"}, "conditions": history}
-    assert VolcanoKind().phase(job, [])[0] is Phase.CANCELLED
+    assert VOLCANO.phase(job, [])[0] is Phase.CANCELLED
     job["status"]["state"]["phase"] = "Failed"
-    assert VolcanoKind().phase(job, [])[0] is Phase.FAILED
+    assert VOLCANO.phase(job, [])[0] is Phase.FAILED
     job["status"]["conditions"] = history[:1]
-    assert VolcanoKind().phase(job, [])[0] is Phase.CANCELLED, "it was stopped on its last try"
+    assert VOLCANO.phase(job, [])[0] is Phase.CANCELLED, "it was stopped on its last try"

@@ -15,7 +15,8 @@ from launcher.errors import ConflictError, ExitCode, LauncherError, NotFoundErro
 from launcher.jobs import JobRef, Phase
 from launcher.local import records
 from launcher.local.console import read_blocks, read_tail
-from launcher.local.jobs import LocalBackend
+from launcher.local.jobs import LocalJobs
+from launcher.local.submitter import start_job
 from trainer.shared.processes import Process, identify, is_alive, send_signal
 
 ME = {"pid": os.getpid(), "started": identify(os.getpid()).started}
@@ -65,7 +66,7 @@ def ended(returncode: int) -> dict[str, Any]:
 def test_the_phase_follows_from_the_records_and_the_processes(
     tmp_path: Path, files: dict[str, Any], phase: Phase, code: int | None
 ) -> None:
-    state = LocalBackend(tmp_path).get(job(tmp_path, **files))
+    state = LocalJobs(tmp_path).get(job(tmp_path, **files))
     assert state.phase is phase
     assert state.phase.ended == (code is not None)
     if code is not None:
@@ -73,7 +74,7 @@ def test_the_phase_follows_from_the_records_and_the_processes(
 
 
 def test_a_failed_jobs_reason_is_its_first_cause_or_its_last_words(tmp_path: Path) -> None:
-    backend = LocalBackend(tmp_path)
+    backend = LocalJobs(tmp_path)
     ref = job(tmp_path, exit=ended(-6))
     assert backend.get(ref).reason == "the trainer was killed by SIGABRT"
     console = tmp_path / "a" / records.CONSOLE
@@ -86,9 +87,9 @@ def test_a_failed_jobs_reason_is_its_first_cause_or_its_last_words(tmp_path: Pat
 def test_a_job_on_another_machine_is_neither_called_lost_nor_signalled(tmp_path: Path) -> None:
     ref = job(tmp_path, job={"host": "elsewhere"}, processes=running(ME))
     with pytest.raises(ConflictError, match="runs on elsewhere: cancel it there"):
-        LocalBackend(tmp_path).cancel(ref)
+        LocalJobs(tmp_path).cancel(ref)
     with pytest.raises(ConflictError):
-        LocalBackend(tmp_path).delete(ref)
+        LocalJobs(tmp_path).delete(ref)
 
 
 def test_a_process_that_has_a_reused_pid_is_neither_alive_nor_signalled() -> None:
@@ -123,13 +124,13 @@ def test_a_process_that_has_a_reused_pid_is_neither_alive_nor_signalled() -> Non
     ],
 )
 def test_a_damaged_or_newer_record_is_named_and_does_not_hide_other_jobs(tmp_path: Path, file: str, text: str) -> None:
-    backend = LocalBackend(tmp_path)
+    backend = LocalJobs(tmp_path)
     job(tmp_path, "good", exit=ended(0))
     bad = job(tmp_path, "bad")
     (tmp_path / "bad" / file).write_text(text)
     with pytest.raises(LauncherError, match=f"^{tmp_path / 'bad' / file}: .*remove the folder {tmp_path / 'bad'}"):
         backend.get(bad)
-    states = {state.ref.name: state for state in backend.list()}
+    states = {state.ref.name: state for state, _ in backend.list()}
     assert states["good"].phase is Phase.SUCCEEDED
     assert file in states["bad"].reason
 
@@ -142,7 +143,7 @@ def test_only_the_name_of_a_job_is_a_job(tmp_path: Path, name: str) -> None:
     for folder in (root, tmp_path):
         os.utime(folder, (1, 1))  # old enough to look like a job that was lost
     with pytest.raises(NotFoundError):
-        LocalBackend(root).delete(JobRef("local", name))
+        LocalJobs(root).delete(JobRef("local", name))
     assert (root / "a" / records.JOB).exists()
 
 
@@ -162,17 +163,17 @@ def test_the_end_can_be_recorded_on_a_disk_that_has_filled_up(tmp_path: Path) ->
 def test_an_unknown_name_is_answered_with_the_names_like_it(tmp_path: Path) -> None:
     job(tmp_path, "pnas-full-large")
     with pytest.raises(NotFoundError, match="did you mean pnas-full-large"):
-        LocalBackend(tmp_path).get(JobRef("local", "pnas-full-larg"))
+        LocalJobs(tmp_path).get(JobRef("local", "pnas-full-larg"))
     with pytest.raises(NotFoundError, match="launcher list") as error:
-        LocalBackend(tmp_path).get(JobRef("local", "../.."))
+        LocalJobs(tmp_path).get(JobRef("local", "../.."))
     assert error.value.exit_code is ExitCode.NOT_FOUND
 
 
 def test_a_taken_name_is_a_conflict_and_leaves_the_job_alone(tmp_path: Path) -> None:
     job(tmp_path, exit=ended(0))
     with pytest.raises(ConflictError, match="choose another --name"):
-        LocalBackend(tmp_path).start("a", ["true"], {}, {})
-    assert LocalBackend(tmp_path).get(JobRef("local", "a")).phase is Phase.SUCCEEDED
+        start_job(LocalJobs(tmp_path), "a", ["true"], {}, {})
+    assert LocalJobs(tmp_path).get(JobRef("local", "a")).phase is Phase.SUCCEEDED
 
 
 def test_a_log_that_grows_is_read_in_whole_lines_and_to_its_very_end(tmp_path: Path) -> None:
@@ -214,7 +215,7 @@ def test_since_begins_at_what_was_written_by_then(tmp_path: Path) -> None:
     (tmp_path / "a" / records.CONSOLE).write_bytes(b"one\ntwo\nthree\n")
     now = time.time()
     (tmp_path / "a" / records.CLOCK).write_text(f"{now - 100:.3f} 4\n{now - 10:.3f} 8\n{now - 1:.3f} 14\n{now:.3f}")
-    backend = LocalBackend(tmp_path)
+    backend = LocalJobs(tmp_path)
     assert b"".join(block.data for block in backend.logs(ref, since_s=1000)) == b"one\ntwo\nthree\n"
     assert b"".join(block.data for block in backend.logs(ref, since_s=50)) == b"two\nthree\n"
     assert b"".join(block.data for block in backend.logs(ref, since_s=5)) == b"three\n"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from launcher.cluster.preflight import judge_claim, judge_nodes
+from launcher.cluster.preflight import check_claim, check_nodes
 
 RESOURCE = "huawei.com/Ascend910"
 
@@ -34,7 +34,7 @@ def node(npus: int | None, **status: Any) -> dict[str, Any]:
     ],
 )
 def test_a_claim_that_keeps_pods_waiting_is_named_with_the_next_step(found: Any, events: Any, said: str) -> None:
-    finding = judge_claim("output_claim", "c", found, events, namespace="n", nodes=1)
+    finding = check_claim("output_claim", "c", found, events, namespace="n", nodes=1)
     assert finding.state == "missing"
     assert said in finding.text
 
@@ -47,7 +47,7 @@ def test_a_claim_that_keeps_pods_waiting_is_named_with_the_next_step(found: Any,
     ],
 )
 def test_a_claim_that_waits_for_its_first_pod_is_none(found: Any, events: Any) -> None:
-    assert judge_claim("output_claim", "c", found, events, namespace="n", nodes=1).state == "ok"
+    assert check_claim("output_claim", "c", found, events, namespace="n", nodes=1).state == "ok"
 
 
 @pytest.mark.parametrize(
@@ -66,19 +66,19 @@ def test_a_claim_that_waits_for_its_first_pod_is_none(found: Any, events: Any) -
 def test_pods_of_several_nodes_need_a_claim_that_they_can_share(
     use: str, modes: list[str], nodes: int, state: str
 ) -> None:
-    finding = judge_claim(use, "c", claim("Bound", *modes), [], namespace="n", nodes=nodes)
+    finding = check_claim(use, "c", claim("Bound", *modes), [], namespace="n", nodes=nodes)
     assert finding.state == state, finding.text
-    assert state == "ok" or f"--{use.replace('_', '-')} c: the claim has {', '.join(modes)} alone" in finding.text
+    assert state == "ok" or f"--{use.replace('_', '-')} c: the claim has only {', '.join(modes)}" in finding.text
 
 
 def test_more_npus_than_any_node_has_are_refused_whatever_is_free_now() -> None:
-    finding = judge_nodes([node(4), node(None)], RESOURCE, 8, ["a=b"])
+    finding = check_nodes([node(4), node(None)], RESOURCE, 8, ["a=b"])
     assert finding.state == "missing"
     assert finding.text.startswith(f"--npus 8: no node with a=b has more than 4 {RESOURCE}; ask for 4 or fewer")
     taken = node(8, allocatable={RESOURCE: "0"})
-    assert judge_nodes([taken, node(4)], RESOURCE, 8, []).text == f"8 {RESOURCE} or more on 1 of 2 nodes"
+    assert check_nodes([taken, node(4)], RESOURCE, 8, []).text == f"8 {RESOURCE} or more on 1 of 2 nodes"
 
 
 @pytest.mark.parametrize("nodes", [[], [node(None)]])
 def test_nodes_that_an_autoscaler_may_still_add_are_no_fault(nodes: list[Any]) -> None:
-    assert judge_nodes(nodes, RESOURCE, 8, []).state == "later"
+    assert check_nodes(nodes, RESOURCE, 8, []).state == "later"

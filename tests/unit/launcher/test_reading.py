@@ -3,12 +3,11 @@
 import time
 from collections.abc import Iterator
 from threading import Event
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from launcher.cluster.follow import _Reading
+from launcher.cluster.follow import FollowLimits, LogFollower
 from launcher.jobs import Block, Loss
 from launcher.kube.place import Credentials
 from launcher.output.lines import Demultiplexer, Line
@@ -24,40 +23,33 @@ LINE = Batch(b"last\n", b"2026-11-25T00:00:00Z last\n")
 
 
 class Job:
-    """One that ends when its time is over, and whose pods are read by somebody else."""
+    """A job that ends when its time is over; the tests read its pods themselves."""
 
     name = "job"
-    away = False
-    job = None
-    backend = SimpleNamespace(api=None)
+    disconnected = False
+    api = None
     pods: tuple[()] = ()
 
     def __init__(self, lasts_s: float) -> None:
         self.changed = Event()
         self._until = time.monotonic() + lasts_s
 
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         return time.monotonic() >= self._until
 
-    def told(self) -> str:
+    def status(self) -> str:
         return ""
 
-    def outcome(self) -> Iterator[Any]:
-        yield from ()
-
-
-@pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes half a minute elsewhere takes half a second."""
-    monkeypatch.setattr("launcher.cluster.follow._STUCK_S", 0.5)
-    monkeypatch.setattr("launcher.cluster.follow._ASK_S", 0.1)
+    def outcome(self) -> None:
+        return None
 
 
 def read(log: Any, stop: Stop, *, lasts_s: float) -> list[Any]:
     with Merged[Instance](stop) as merged:
         merged.add(INSTANCE, log)
-        reading = _Reading(cast("Any", Job(lasts_s)), merged, stop, follow=True, since_s=None)
-        return [item for item in reading.items() if item != Block(b"")]
+        limits = FollowLimits(ask_s=0.1, stuck_s=0.5)
+        follower = LogFollower(cast("Any", Job(lasts_s)), merged, stop, follow=True, since_s=None, limits=limits)
+        return [item for item in follower.items() if item != Block(b"")]
 
 
 def test_a_job_that_was_silent_has_its_time_to_say_its_last_words() -> None:
@@ -70,14 +62,14 @@ def test_a_job_that_was_silent_has_its_time_to_say_its_last_words() -> None:
     assert not any(isinstance(item, Loss) for item in found)
 
 
-def test_reasons_that_take_turns_are_told_once_each() -> None:
-    """An image that is missing: the kubelet says so, waits, and says so again, for as long as nobody ends it."""
-    told = ["Pending: ErrImagePull", "Pending: ImagePullBackOff"] * 3 + ["Running"] + ["Pending: ErrImagePull"] * 2
+def test_reasons_that_alternate_are_shown_once_each() -> None:
+    """A missing image: the kubelet reports it, waits, and reports it again, until the user ends the job."""
+    statuses = ["Pending: ErrImagePull", "Pending: ImagePullBackOff"] * 3 + ["Running"] + ["Pending: ErrImagePull"] * 2
     job: Any = Job(0)
-    job.told = lambda: told.pop(0)
-    reading = _Reading(job, cast("Any", None), Stop(), follow=True, since_s=None)
-    said = [notice.text for _ in range(len(told)) for notice in reading._news()]
-    assert said == [
+    job.status = lambda: statuses.pop(0)
+    follower = LogFollower(job, cast("Any", None), Stop(), follow=True, since_s=None)
+    notices = [notice.text for _ in range(len(statuses)) for notice in follower.notices()]
+    assert notices == [
         f"job job: {text}" for text in dict.fromkeys(["Pending: ErrImagePull", "Pending: ImagePullBackOff"])
     ] + ["job job: Running", "job job: Pending: ErrImagePull"]
 
@@ -128,14 +120,14 @@ def test_lines_of_another_container_are_shown_as_its_and_are_nobodys_in_the_book
     other = Instance("training", "pod", "uid", "data")
     stop, books = Stop(), Demultiplexer()
     with Merged[Instance](stop) as merged:
-        reading = _Reading(cast("Any", Job(0)), merged, stop, follow=True, since_s=None)
+        follower = LogFollower(cast("Any", Job(0)), merged, stop, follow=True, since_s=None)
         stamped = b"2026-11-25T00:00:00.000000000Z [rank 0 cpu:0 #7] a\n2026-11-25T00:00:00.000000001Z b\n"
-        (block,) = reading._shown(other, batch_of(stamped))
-        (loss,) = reading._shown(other, LogGap(None, None, "why"))
+        (block,) = follower.log_items(other, batch_of(stamped))
+        (loss,) = follower.log_items(other, LogGap(None, None, "why"))
     assert isinstance(block, Block)
     assert block.data == b"[data] [rank 0 cpu:0 #7] a\n[data] b\n"
     assert block.stamps is not None
     assert len(block.stamps()) == 2
     assert books.feed(block.data) == [Line(line, line) for line in block.data.splitlines()]
     assert (books.lines, books.missing) == (0, 0)
-    assert loss == Loss("pod pod, container data: what it may have said is lost: why")
+    assert loss == Loss("pod pod, container data: any lines that it wrote are lost: why")

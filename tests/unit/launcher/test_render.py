@@ -10,17 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import RequestError
-from launcher.manifests.render import render, to_yaml
+from launcher.jobs import KIND_NAMES
+from launcher.kinds import kind_named
+from launcher.manifests.pod_spec import make_pod_spec
+from launcher.manifests.render import Manifest, render, to_yaml
 from launcher.settings.layers import resolve_settings
-from launcher.settings.spec import JobSpec, make_cluster_spec
+from launcher.settings.spec import JobSpec
 from trainer.shared.errors import UsageError
 
-BACKENDS = ("batch", "volcano")
+BACKENDS = KIND_NAMES
 
 
 def spec(backend: Any = "volcano", **flags: Any) -> JobSpec:
-    found = resolve_settings({"image": "r/pnas:1", "npus": 8, **flags}, None, {})
-    return make_cluster_spec(found.options, found.train, found.given, backend=backend, overlay=found.overlay)
+    return make_pod_spec(resolve_settings({"image": "r/pnas:1", "npus": 8, **flags}, None, {}), kind_named(backend))
+
+
+def rendered_objects(spec: JobSpec) -> list[Manifest]:
+    return render(spec, kind_named(spec.backend))
 
 
 def template(job: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +44,7 @@ def container(job: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("nodes", [1, 2, 128])
 @pytest.mark.parametrize("npus", [1, 2, 4, 8])
 def test_the_same_spec_gives_the_same_bytes_and_equal_requests_and_limits(backend: str, nodes: int, npus: int) -> None:
-    one, two = (render(spec(backend, npus=npus, nodes=nodes)) for _ in range(2))
+    one, two = (rendered_objects(spec(backend, npus=npus, nodes=nodes)) for _ in range(2))
     assert to_yaml(one) == to_yaml(two)
     assert list(yaml.safe_load_all(to_yaml(one))) == one
     resources = container(one[-1])["resources"]
@@ -46,7 +52,7 @@ def test_the_same_spec_gives_the_same_bytes_and_equal_requests_and_limits(backen
 
 
 def test_a_volcano_job_writes_what_its_webhook_would_fill_in_and_brings_its_rank_table() -> None:
-    table, job = render(spec(nodes=2, retries=2, name="a"))
+    table, job = rendered_objects(spec(nodes=2, retries=2, name="a"))
     assert (table["kind"], table["metadata"]["name"]) == ("ConfigMap", "rings-config-a")
     assert json.loads(table["data"]["hccl.json"]) == {"status": "initializing"}
     assert job["spec"]["schedulerName"] == "volcano"
@@ -59,13 +65,13 @@ def test_a_volcano_job_writes_what_its_webhook_would_fill_in_and_brings_its_rank
 
 
 def test_a_kubernetes_job_of_several_nodes_is_indexed_and_meets_at_its_first_pod() -> None:
-    service, job = render(spec("batch", nodes=2, name="a"))
+    service, job = rendered_objects(spec("batch", nodes=2, name="a"))
     assert (service["kind"], service["spec"]["clusterIP"]) == ("Service", "None")
     assert job["spec"]["completionMode"] == "Indexed"
     variables = {one["name"]: one.get("value") for one in container(job)["env"]}
     assert variables["PNAS_MASTER_ADDR"] == "a-0.a"
     assert template(job)["spec"]["subdomain"] == "a"
-    (alone,) = render(spec("batch", name="a"))
+    (alone,) = rendered_objects(spec("batch", name="a"))
     assert "completionMode" not in alone["spec"]
 
 
@@ -82,7 +88,7 @@ def test_the_name_says_what_the_job_is_and_not_what_it_is_called(backend: str) -
 @settings(max_examples=60, deadline=None)
 @given(value=st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40))
 def test_a_value_reaches_the_container_as_it_was_typed(backend: str, value: str) -> None:
-    rendered = container(render(spec(backend, env=(f"V={value}", "W=$(HOME)")))[-1])
+    rendered = container(rendered_objects(spec(backend, env=(f"V={value}", "W=$(HOME)")))[-1])
     variables = {one["name"]: one.get("value") for one in rendered["env"]}
     # As the kubelet reads it (k8s.io/kubernetes/third_party/forked/golang/expansion): `$$` is a dollar.
     assert "$(" not in variables["W"].replace("$$", "")
@@ -96,7 +102,7 @@ def test_an_overlay_is_merged_by_name_and_null_removes(backend: str, tmp_path: P
         "spec: {hostNetwork: true, containers: [{name: trainer, env: [{name: A, value: b}]}, {name: side, image: s}], "
         "securityContext: null}\n"
     )
-    pod = template(render(spec(backend, overlay=overlay))[-1])["spec"]
+    pod = template(rendered_objects(spec(backend, overlay=overlay))[-1])["spec"]
     assert pod["hostNetwork"] is True
     assert "securityContext" not in pod
     assert [one["name"] for one in pod["containers"]] == ["trainer", "side"]
@@ -105,7 +111,7 @@ def test_an_overlay_is_merged_by_name_and_null_removes(backend: str, tmp_path: P
 
 
 def test_who_describes_a_job_reads_what_it_does_and_how_to_follow_it() -> None:
-    found = render(spec(npus=8, nodes=2, name="big"))[-1]["metadata"]["annotations"]
+    found = rendered_objects(spec(npus=8, nodes=2, name="big"))[-1]["metadata"]["annotations"]
     assert found["pnas/runs"] == "full, pnasnet5large at 331 px, 2 x 8 huawei.com/Ascend910"
     assert found["pnas/follow"] == "python -m launcher logs big --follow"
 
@@ -135,7 +141,7 @@ def test_an_overlay_mounts_a_volume_twice(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     mounts = [{"name": "data", "mountPath": "/a"}, {"name": "data", "mountPath": "/data", "readOnly": False}]
     overlay.write_text(json.dumps({"spec": {"containers": [{"name": "trainer", "volumeMounts": mounts}]}}))
-    found = container(render(spec(overlay=overlay))[-1])["volumeMounts"]
+    found = container(rendered_objects(spec(overlay=overlay))[-1])["volumeMounts"]
     of_data = {mount["mountPath"]: mount.get("readOnly") for mount in found if mount["name"] == "data"}
     assert of_data == {"/a": None, "/data": False}
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.commands.resume import find_earlier, run_of
 from launcher.errors import ConflictError, LauncherError
 from launcher.local import records
-from launcher.local.jobs import LocalBackend
+from launcher.local.jobs import LocalJobs
+from launcher.local.submitter import LocalSubmitter, run_folder_of
 from launcher.settings.layers import Settings, resolve_settings
-from launcher.settings.spec import JobSpec, make_spec, trainer_options
+from launcher.settings.spec import JobSpec, trainer_options
 from tests.unit.launcher.test_settings import NOON
 from trainer.shared.config import TrainConfig
 
@@ -25,7 +25,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.backend = LocalBackend(folder / "jobs")
+        self.submitter = LocalSubmitter(LocalJobs(folder / "jobs"))
 
     def run(self, name: str, **begun: Any) -> Path:
         """A run's folder, which was begun with these settings."""
@@ -38,7 +38,7 @@ class Bench:
     def job(self, name: str, flags: dict[str, Any], **end: Any) -> Path:
         """A job that has ended, and its run."""
         settings = resolve_settings({"output": self.folder / "out", "name": name, **flags}, None, {})
-        spec = make_spec(settings.options, settings.train, settings.given, now=NOON, taken=lambda _: False)
+        spec = self.submitter.build(settings, now=NOON)
         folder = self.folder / "jobs" / name
         folder.mkdir(parents=True)
         job = {"name": name, "created": time.time(), "host": socket.gethostname(), "cwd": str(self.folder)}
@@ -49,12 +49,11 @@ class Bench:
 
     def resolve(self, flags: dict[str, Any], environ: dict[str, str] | None = None) -> Settings:
         """What `submit` makes of these flags."""
-        name, earlier = find_earlier(resolve_settings(flags, None, environ or {}), self.backend)
+        name, earlier = self.submitter.earlier(resolve_settings(flags, None, environ or {}))
         return resolve_settings({**flags, "name": name}, None, environ or {}, earlier=earlier)
 
     def spec(self, flags: dict[str, Any], environ: dict[str, str] | None = None) -> JobSpec:
-        settings = self.resolve(flags, environ)
-        return make_spec(settings.options, settings.train, settings.given, now=NOON, taken=lambda _: True)
+        return self.submitter.build(self.resolve(flags, environ), now=NOON)
 
 
 @pytest.fixture
@@ -140,8 +139,8 @@ def test_what_cannot_be_continued_is_said_in_one_line(
 
 def test_a_runs_folder_is_known_by_what_is_in_it(bench: Bench) -> None:
     run = bench.run("direct")
-    assert run_of(run / "checkpoints" / "step-000000007") == run_of(run) == run
-    assert run_of(bench.folder) is None
+    assert run_folder_of(run / "checkpoints" / "step-000000007") == run_folder_of(run) == run
+    assert run_folder_of(bench.folder) is None
 
 
 def test_settings_of_a_damaged_run_are_left_to_the_trainer(bench: Bench) -> None:

@@ -10,13 +10,18 @@ from typing import Any
 import pytest
 from cyclopts import App
 
-from launcher.commands.prepare import _where
+from launcher.commands.prepare import where_to_find
 from launcher.errors import RequestError
+from launcher.kinds import kind_named
 from launcher.local import records
+from launcher.local.jobs import LocalJobs
+from launcher.local.submitter import LocalSubmitter
+from launcher.manifests.pod_spec import make_pod_spec
 from launcher.output.report import settings_document, settings_text
 from launcher.output.timing import format_duration, parse_duration
-from launcher.settings.layers import resolve_settings
-from launcher.settings.spec import JobOptions, free_name, is_job_name, make_cluster_spec, make_spec, trainer_options
+from launcher.settings.layers import Settings, resolve_settings
+from launcher.settings.options import JobOptions, is_job_name
+from launcher.settings.spec import JobSpec, free_name, trainer_options
 from trainer.shared.config import ConfigError, TrainConfig, resolve_train_config, user_layers
 from trainer.shared.config.options import option_parameters, typed
 from trainer.shared.errors import UsageError
@@ -36,6 +41,10 @@ def as_the_trainer_reads(words: list[str], environ: dict[str, str] | None = None
     app.default(train)
     app(words, exit_on_error=False, print_error=False)
     return resolve_train_config(user_layers(seen, None, environ or {}))[0]
+
+
+def local_spec(settings: Settings, folder: Path) -> JobSpec:
+    return LocalSubmitter(LocalJobs(folder / "jobs")).build(settings, now=NOON)
 
 
 def test_each_value_comes_from_the_highest_layer_and_says_which(tmp_path: Path) -> None:
@@ -96,7 +105,8 @@ def test_a_spec_has_a_free_name_and_absolute_paths(tmp_path: Path, monkeypatch: 
     settings = resolve_settings({"data_path": Path("data"), "model": "pnasnet5mobile"}, None, {})
     name = "pnas-full-mobile-1124-120005"
     (tmp_path / "output" / f"{name}-2").mkdir(parents=True)
-    spec = make_spec(settings.options, settings.train, settings.given, now=NOON, taken={name}.__contains__)
+    (tmp_path / "jobs" / name).mkdir(parents=True)
+    spec = LocalSubmitter(LocalJobs(tmp_path / "jobs")).build(settings, now=NOON)
     assert spec.name == f"{name}-3", "neither a known job nor an earlier run's folder is reused"
     assert spec.train.data_path == tmp_path / "data"
     assert spec.output == tmp_path / "output" / spec.name
@@ -121,16 +131,16 @@ def test_a_name_that_is_as_long_as_one_may_be_has_room_for_its_number() -> None:
         {"master_addr": "10.0.0.1", "nodes": 2, "node_rank": 1, "warmup_epochs": 5, "channels_last": True},
     ],
 )
-def test_the_trainer_reads_back_exactly_what_the_spec_says(flags: dict[str, Any]) -> None:
+def test_the_trainer_reads_back_exactly_what_the_spec_says(flags: dict[str, Any], tmp_path: Path) -> None:
     settings = resolve_settings(flags, None, {})
-    spec = make_spec(settings.options, settings.train, settings.given, now=NOON, taken=lambda _: False)
+    spec = local_spec(settings, tmp_path)
     assert as_the_trainer_reads(trainer_options(spec)) == spec.train
 
 
-def test_what_nobody_set_is_left_for_the_weights_to_bring() -> None:
+def test_what_nobody_set_is_left_for_the_weights_to_bring(tmp_path: Path) -> None:
     flags = {"mode": "eval", "weights": Path("w.safetensors"), "padding": "exact"}
     settings = resolve_settings(flags, None, {"PNAS_EVAL_CROP": "0.875"})
-    spec = make_spec(settings.options, settings.train, settings.given, now=NOON, taken=lambda _: False)
+    spec = local_spec(settings, tmp_path)
     given = as_the_trainer_reads(trainer_options(spec)).model_fields_set
     assert {"padding", "eval_crop"} <= given, "a value that was set stays set, even if it is the default"
     assert not {"image_size", "normalize", "interpolation"} & given
@@ -169,15 +179,15 @@ def test_a_job_on_a_cluster_is_found_again_though_one_of_its_name_is_here(
     """By its name alone this machine's would be found first, but for one who names a place on a cluster."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     settings = resolve_settings({"name": "mine", "image": "r/p:1", **place}, None, {})
-    spec = make_cluster_spec(settings.options, settings.train, settings.given, backend="volcano", overlay={})
+    spec = make_pod_spec(settings, kind_named("volcano"))
     named = "".join(f" --{name} {value}" for name, value in place.items())
-    assert _where(settings, spec).words == named
+    assert where_to_find(settings, spec).words == named
     folder = records.state_home(os.environ) / "mine"
     folder.mkdir(parents=True)
     job = {"name": "mine", "created": 1.0, "host": socket.gethostname(), "cwd": "/", "command": ["x"], "spec": {}}
     records.write_record(folder / records.JOB, "LocalJob", {**job, "output": str(tmp_path)})
     records.write_record(folder / records.EXIT, "Exit", {"returncode": 0, "started": 1.0, "ended": 2.0})
-    assert _where(settings, spec).words == (named or " --backend volcano")
+    assert where_to_find(settings, spec).words == (named or " --backend volcano")
 
 
 @pytest.mark.parametrize(

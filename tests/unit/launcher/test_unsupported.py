@@ -2,7 +2,7 @@
 
 import pytest
 
-from docs.help_pages import prepared
+from launcher.cli import app
 from launcher.exits import run_command
 from launcher.jobs import UNSUPPORTED
 
@@ -12,7 +12,7 @@ def test_ascendjobs_are_refused_in_one_line_that_says_why(
     words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def typed(*tokens: str) -> int:
-        return run_command(lambda: prepared()(tokens, exit_on_error=False, print_error=False))
+        return run_command(lambda: app(tokens, exit_on_error=False, print_error=False))
 
     said = f"error: --backend ascendjob: {UNSUPPORTED['ascendjob']}\n"
     assert typed(*words, "--backend", "ascendjob") == 2

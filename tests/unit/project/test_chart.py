@@ -10,7 +10,7 @@ import yaml
 from docs.chart import CHART, files, schema
 from launcher import __name__ as program
 from launcher.cluster.defaults import CONFIG_MAP, KEY, NO_DEFAULTS
-from launcher.settings.spec import JobOptions
+from launcher.settings.options import JobOptions
 from trainer.shared.config import TrainConfig
 
 

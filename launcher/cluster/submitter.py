@@ -1,0 +1,87 @@
+"""Starts jobs on a cluster. `launcher.submitters.Submitter` says what each method promises."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from launcher.cluster import saved_attempt
+from launcher.cluster.defaults import read_defaults
+from launcher.cluster.doctor import examine_namespace
+from launcher.cluster.dry_run import judge
+from launcher.cluster.jobs import ClusterJobs
+from launcher.cluster.submit import find_conflict, name_for_another_run, submit_job
+from launcher.errors import RequestError
+from launcher.jobs import PreflightFinding, Submitted, find_state, resumable_names
+from launcher.manifests.pod_spec import make_pod_spec
+from launcher.manifests.render import render
+from launcher.settings.hardware import without_preset
+from launcher.settings.layers import Defaults, Earlier, Settings, given_settings
+from launcher.settings.options import PLACE
+from launcher.settings.spec import JobSpec, renamed
+from trainer.shared.config import Layer
+
+# The user says again where the job is. The overlay's content is kept, while its file may be gone.
+_OF_ONE_SUBMIT = PLACE | {"overlay"}
+
+
+class ClusterSubmitter:
+    """Starts jobs of one kind in one namespace."""
+
+    def __init__(self, jobs: ClusterJobs) -> None:
+        self.jobs = jobs
+
+    def defaults(self) -> Defaults | None:
+        """Return what the namespace's administrator published."""
+        return read_defaults(self.jobs.api)
+
+    def earlier(self, settings: Settings) -> tuple[str, Earlier]:
+        """Find the job that is continued; its run folder cannot be seen from here.
+
+        Raises:
+            RequestError: the user names no job, or a path that is not absolute.
+        """
+        resume, name = settings.train.resume, settings.options.name
+        if resume != "auto" and not Path(str(resume)).is_absolute():
+            raise RequestError(f"--resume {resume}: give the absolute path that the pod sees, or auto")
+        if name is None:
+            names = resumable_names(self.jobs) or "no job here can be continued"
+            raise RequestError(f"--resume {resume} needs --name, the job to continue or to begin: {names}")
+        if resume != "auto":
+            return name, Earlier()
+        state = find_state(self.jobs, name) or saved_attempt.load(self.jobs.api, self.jobs.name, name)
+        if state is None:
+            return name, Earlier()
+        pods = without_preset(state.spec.get("pods", {}))
+        if state.spec.get("train", {}).get("device") == "cpu":
+            del pods["hardware"]  # a job without NPUs records none
+        options = {field: value for field, value in pods.items() if field not in _OF_ONE_SUBMIT}
+        origin = f"attempt {state.attempt}"
+        return name, Earlier(
+            given=Layer(origin, given_settings(state.spec)),
+            job=Layer(origin, options),
+            overlay=state.spec.get("overlay", {}),
+        )
+
+    def build(self, settings: Settings, *, now: datetime, again: bool = False) -> JobSpec:
+        """Return the spec; the content of a job names it, so `now` does not matter."""
+        spec = make_pod_spec(settings, self.jobs.kind)
+        return renamed(spec, name_for_another_run(self.jobs, spec)) if again and not spec.continues else spec
+
+    def check(self, spec: JobSpec) -> str:
+        """Render the manifests."""
+        render(spec, self.jobs.kind)
+        return "its settings are valid"
+
+    def dry_run(self, spec: JobSpec) -> tuple[str, list[str]]:
+        """Have the server judge each object."""
+        objects = render(spec, self.jobs.kind)
+        note = find_conflict(self.jobs, spec)
+        return "the cluster accepts it", [*filter(None, [note]), *judge(self.jobs, spec, objects)]
+
+    def submit(self, spec: JobSpec) -> Submitted:
+        """Create the job and its parts."""
+        return submit_job(self.jobs, spec)
+
+    def examine(self, settings: Settings) -> Iterator[PreflightFinding]:
+        """Yield what of the namespace is ready and what is missing."""
+        return examine_namespace(self.jobs, settings)

@@ -1,0 +1,46 @@
+"""The first help page, drawn without the command line's library, which takes five times as long to import."""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+
+from launcher import PROGRAM
+from launcher.commands import COMMANDS
+from launcher.errors import MEANINGS
+from trainer.shared.help import first_line, group, what_for
+
+ABOUT = f"""
+Train PNASNet-5 on NPUs: start a job, follow its log per device, and see how it ends.
+
+A job outlives this program: leave it with Ctrl-C, and come back whenever you like.
+
+For example:
+
+  {PROGRAM} submit --npus 8 --mode full --data-path /data/imagenet
+  {PROGRAM} logs -f
+  {PROGRAM} submit --help
+"""
+OPTIONS = {"--help, -h": "Display this message and exit.", "--version": "Display application version."}
+EXIT_CODES = "Exit codes:\n" + "\n".join(f"  {code.value:>3}  {text}" for code, text in MEANINGS.items())
+
+
+def first_page(columns: int) -> str:
+    """Return the page for a terminal of this width."""
+    page = first_line(f"{PROGRAM} COMMAND") + what_for(ABOUT.strip("\n"), columns)
+    for title, entries in groupby(COMMANDS, key=lambda entry: entry.group):
+        page += group(title, sorted((entry.name, entry.summary) for entry in entries), columns)
+    return page + group("Help", list(OPTIONS.items()), columns) + "\n" + EXIT_CODES + "\n"
+
+
+def main(tokens: Sequence[str]) -> int:
+    """Print the page; return the exit code."""
+    try:
+        sys.stdout.write(first_page(shutil.get_terminal_size().columns))
+        sys.stdout.flush()
+    except OSError:
+        # The command line reports a full disk, or a reader that has gone.
+        from launcher import cli  # noqa: PLC0415  # see above: it takes five times as long to import
+
+        return cli.main(tokens)
+    return 0

@@ -1,0 +1,170 @@
+"""Volcano Jobs (`batch.volcano.sh/v1alpha1`): scheduled as a gang, from a queue.
+
+The rules are measured (Volcano v1.12.1's types and a development snapshot of August 2026): its counts vanish when a
+job has ended, so only the phase tells, and without its scheduler a job has neither pods nor events.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from launcher.errors import PreflightError
+from launcher.jobs import Phase
+from launcher.kinds import CANCELLED, JOB_VERBS, Kind, ObjectEvents, last_warning
+from launcher.kinds.objects import annotations, is_young, owner_reference, timestamp_now, unix_time
+from launcher.kube.api import Api, ApiError, Json
+from launcher.kube.resources import Resource
+
+if TYPE_CHECKING:
+    from launcher.settings.options import ClusterOptions
+
+VOLCANO_JOBS = Resource("batch.volcano.sh", "v1alpha1", "jobs")
+POD_GROUPS = Resource("scheduling.volcano.sh", "v1beta1", "podgroups")
+QUEUES = Resource("scheduling.volcano.sh", "v1beta1", "queues", namespaced=False)
+COMMANDS = Resource("bus.volcano.sh", "v1alpha1", "commands")
+
+_PHASES: Mapping[str, tuple[Phase, str]] = {
+    "": (Phase.PENDING, ""),
+    "Pending": (Phase.PENDING, ""),
+    "Running": (Phase.RUNNING, ""),
+    "Restarting": (Phase.PENDING, "restarting"),
+    "Aborting": (Phase.RUNNING, "stopping"),
+    "Terminating": (Phase.RUNNING, "stopping"),
+    "Completing": (Phase.RUNNING, "ending"),
+    "Aborted": (Phase.SUSPENDED, "aborted; ResumeJob makes it go on"),
+    "Completed": (Phase.SUCCEEDED, ""),
+    "Terminated": (Phase.FAILED, "terminated"),
+    "Failed": (Phase.FAILED, "no more retries"),
+}
+
+
+class VolcanoKind:
+    """`batch.volcano.sh/v1alpha1` Job with one task, `worker`."""
+
+    name = "volcano"
+    title = "Volcano"
+    resource = VOLCANO_JOBS
+    template = "volcano-job"
+    pod_template: tuple[str | int, ...] = ("spec", "tasks", 0, "template")
+    index_annotation = "metadata.annotations['volcano.sh/task-index']"
+    master_address = "{name}-worker-0.{name}"
+    needs_service = False  # Volcano's svc plugin makes one, and sets the pods' subdomain.
+    rank_table = True
+    pod_label = "volcano.sh/job-name"
+    # A job created within milliseconds of the end of the last one's pods was seen to hang, without pods or events.
+    settle_s = 3.0
+    rights: Mapping[Resource, tuple[str, ...]] = {
+        VOLCANO_JOBS: JOB_VERBS,
+        POD_GROUPS: ("get",),
+        COMMANDS: ("create",),
+    }
+    cluster_rights: Mapping[Resource, tuple[str, ...]] = {QUEUES: ("get",)}
+
+    def refusal(self, options: "ClusterOptions", origins: Mapping[str, str]) -> str | None:
+        """Refuse a deadline: Volcano Jobs have none."""
+        if options.deadline is None:
+            return None
+        return f"--deadline {options.deadline}: Volcano Jobs have none; leave it out, or use --backend batch"
+
+    def check(self, api: Api, options: "ClusterOptions") -> None:
+        """Check the queue: without Volcano's webhook a job in a missing or closed queue would wait for ever."""
+        try:
+            queue = api.find(QUEUES, options.queue)
+        except ApiError as error:
+            if error.status == 403:
+                return  # Only administrators can look; the webhook decides.
+            raise
+        if queue is None:
+            raise PreflightError(
+                f"--queue {options.queue}: there is no such queue in {api.origin}; see `kubectl get queues`"
+            )
+        state = (queue.get("status") or {}).get("state", "Open")
+        if state != "Open":
+            raise PreflightError(
+                f"--queue {options.queue}: it is {state} and takes no jobs; choose another, or ask the administrator "
+                "to open it"
+            )
+
+    def phase(self, job: Json, pods: Sequence[Json]) -> tuple[Phase, str]:
+        """Judge by the phase only: the counts are gone when the job has ended."""
+        volcano_phase = _phase_word(job)
+        phase, reason = _PHASES.get(volcano_phase, (Phase.PENDING, volcano_phase))
+        if volcano_phase in ("Aborted", "Terminated", "Failed") and _is_cancelled(job):
+            resumable = volcano_phase == "Aborted"
+            return Phase.CANCELLED, "stopped; it can go on" if resumable else "stopped before it was done"
+        if phase is Phase.PENDING and any(pod.get("status", {}).get("phase") == "Running" for pod in pods):
+            return Phase.RUNNING, reason
+        return phase, reason
+
+    def started(self, job: Json) -> float | None:
+        """Return when the job was seen running; of several times the last."""
+        return next((unix_time(item["lastTransitionTime"]) for item in _history(job, "Running")), None)
+
+    def ended(self, job: Json) -> float | None:
+        """Return when the job entered its phase."""
+        return next((unix_time(item["lastTransitionTime"]) for item in _history(job, _phase_word(job))), None)
+
+    def retries(self, job: Json) -> int:
+        """Return Volcano's own count, less the restart that it counts but does not do when no retry remains."""
+        counted = int((job.get("status") or {}).get("retryCount", 0))
+        return max(0, counted - (_phase_word(job) == "Failed"))
+
+    def gang(self, job: Json) -> tuple[Resource, str]:
+        """Return the PodGroup."""
+        return POD_GROUPS, f"{job['metadata']['name']}-{job['metadata']['uid']}"
+
+    def reason_without_pods(self, job: Json, gang: Json | None, events: ObjectEvents, now: float) -> str:
+        """Return what Volcano says of the gang, or which part of Volcano does not work."""
+        if gang is None:
+            if job.get("status"):
+                return last_warning(events(job))
+            return "" if is_young(job, now) else "Volcano's controller has not looked at it; is it running?"
+        phase = (gang.get("status") or {}).get("phase")
+        if phase == "Pending":
+            messages = [
+                str(event["message"])
+                for event in events(gang)
+                if event.get("reason") == "Unschedulable" and event["type"] == "Normal"
+            ]
+            return f"queued: {messages[-1]}" if messages else "queued by Volcano"
+        if is_young(gang, now):
+            return ""
+        if not phase:
+            return "Volcano's scheduler has not looked at it; is it running?"
+        return "Volcano has admitted it, and has made no pods; does the namespace refuse them (Pod Security, a quota)?"
+
+    def pod_names(self, job: Json) -> re.Pattern[str]:
+        """Return `NAME-worker-INDEX`."""
+        return re.compile(f"{re.escape(job['metadata']['name'])}-worker-[0-9]+")
+
+    def stop(self, api: Api, job: Json) -> None:
+        """Abort it by a Command, as vcctl does: running pods get SIGTERM and their grace period; the job stays."""
+        meta = job["metadata"]
+        target = owner_reference(job)
+        command = {
+            "apiVersion": COMMANDS.api_version,
+            "kind": "Command",
+            "metadata": {"generateName": f"{meta['name']}-abort-", "ownerReferences": [target]},
+            "action": "AbortJob",
+            "target": target,
+        }
+        # Try the stop first, so that a refused one annotates nothing.
+        api.create(COMMANDS, command, dry_run=True)
+        api.patch(self.resource, meta["name"], {"metadata": {"annotations": {CANCELLED: timestamp_now()}}})
+        api.create(COMMANDS, command)
+
+
+def _is_cancelled(job: Json) -> bool:
+    """Return whether a user cancelled it. The annotation survives a ResumeJob, before which the job was Aborted."""
+    return CANCELLED in annotations(job) and (_phase_word(job) == "Aborted" or not _history(job, "Aborted"))
+
+
+def _phase_word(job: Json) -> str:
+    return str(((job.get("status") or {}).get("state") or {}).get("phase") or "")
+
+
+def _history(job: Json, phase: str) -> list[Json]:
+    return [item for item in (job.get("status") or {}).get("conditions", ()) if item.get("status") == phase]
+
+
+KIND: Kind = VolcanoKind()

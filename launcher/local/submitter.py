@@ -1,0 +1,236 @@
+"""Starts jobs on this machine. `launcher.submitters.Submitter` says what each method promises.
+
+The trainer decides from which checkpoint a run goes on. The launcher finds the run's job, so that the short command
+`submit --name NAME --resume auto` is enough after a job has ended before its time.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher import PROGRAM
+from launcher.errors import ConflictError, LauncherError, RequestError
+from launcher.exits import defer_signals
+from launcher.jobs import JobRef, JobState, PreflightFinding, Submitted, find_state, resumable_names
+from launcher.local import records
+from launcher.local.attempts import begin_next, only_one
+from launcher.local.jobs import LocalJobs, last_words
+from launcher.local.preflight import check_paths
+from launcher.settings.layers import NO_LAYER, Defaults, Earlier, Settings, given_settings
+from launcher.settings.options import is_job_name
+from launcher.settings.spec import JobSpec, free_name, in_field_order, trainer_options
+from trainer.shared.config import Layer, TrainConfig
+from trainer.shared.config.train import checkpoint_layer
+
+CHECKPOINTS = "checkpoints"
+
+
+class LocalSubmitter:
+    """Starts jobs on this machine."""
+
+    def __init__(self, jobs: LocalJobs) -> None:
+        self.jobs = jobs
+
+    def defaults(self) -> Defaults | None:
+        """Return None: only a cluster has an administrator."""
+        return None
+
+    def earlier(self, settings: Settings) -> tuple[str, Earlier]:
+        """Find the job and the run that are continued.
+
+        Raises:
+            RequestError: the user names no job, a run that cannot be a job's, or another output folder.
+            ConflictError: the job of this name has another run.
+        """
+        train = settings.train
+        path = None if train.resume == "auto" else Path(str(train.resume)).expanduser().absolute()
+        if path is not None and not path.is_dir():
+            problem = "is a file; weights are given with --weights" if path.exists() else "no such folder"
+            raise RequestError(f"--resume {path}: {problem}; give a run's folder or one of its checkpoints")
+        run = None if path is None else run_folder_of(path)
+        name = settings.options.name or self._name_of(run, settings)
+        job = find_state(self.jobs, name)
+        if job is not None and job.output is not None:
+            if path is not None and (run is None or run.resolve() != job.output.resolve()):
+                raise ConflictError(f"there is a job {name} already, whose run is {job.output}: choose another --name")
+            return name, _earlier_attempt(job, job.output, settings)
+        if run is None:
+            return name, Earlier(begun=_begun_with(train.output / name))
+        in_place = name == run.name and settings.origins["output"] == "default"
+        given = Layer("--resume", {"output": run.parent}) if in_place else NO_LAYER
+        return name, Earlier(given=given, begun=_begun_with(run))
+
+    def _name_of(self, run: Path | None, settings: Settings) -> str:
+        """Return the run's own name, for a user who named no job."""
+        resume = settings.train.resume
+        if resume == "auto":
+            names = resumable_names(self.jobs) or "none of this machine's jobs can be continued"
+            raise RequestError(f"--resume auto needs --name, the job to continue: {names}")
+        if run is None:
+            raise RequestError(
+                f"--resume {resume}: not a run's folder nor in one; give that, or a new job's --name to begin from "
+                "this checkpoint"
+            )
+        if not is_job_name(run.name):
+            raise RequestError(
+                f"--resume {resume}: its run's name, {run.name}, cannot be a job's; give a new job's --name to begin "
+                "from its state"
+            )
+        return run.name
+
+    def build(self, settings: Settings, *, now: datetime, again: bool = False) -> JobSpec:
+        """Return the spec: the time of day names the job, so each start is a new job, and all paths are absolute."""
+        train, output = settings.train, _absolute(settings.train.output)
+        name = settings.options.name or free_name(
+            f"pnas-{train.mode}-{train.model.removeprefix('pnasnet5')}-{now:%m%d-%H%M%S}",
+            lambda name: find_state(self.jobs, name) is not None or (output / name).exists(),
+        )
+        fields = type(train).model_fields
+        paths = {field: _absolute(value) for field in fields if isinstance(value := getattr(train, field), Path)}
+        return JobSpec(
+            name=name,
+            backend=self.jobs.name,
+            train=train.model_copy(update={**paths, "run_name": name}),
+            given=in_field_order({*settings.given, "output", "run_name"}),
+            continues=train.resume is not None,
+        )
+
+    def check(self, spec: JobSpec) -> str:
+        """Check the paths."""
+        check_paths(spec)
+        return "its settings are valid"
+
+    def dry_run(self, spec: JobSpec) -> tuple[str, list[str]]:
+        """Check the paths: there is no server to ask."""
+        return self.check(spec), []
+
+    def submit(self, spec: JobSpec) -> Submitted:
+        """Start the trainer in a process that outlives the launcher."""
+        check_paths(spec)
+        command = [sys.executable, "-m", "trainer", *trainer_options(spec)]
+        # The command line has every setting; a variable must not set one a second time.
+        variables = {f"PNAS_{field.upper()}" for field in type(spec.train).model_fields}
+        environ = {name: value for name, value in os.environ.items() if name not in variables}
+        record = {"spec": spec.model_dump(mode="json"), "output": str(spec.output)}
+        ref = start_job(self.jobs, spec.name, command, record, environ, resume=spec.continues)
+        return Submitted(ref, attempt=self.jobs.get(ref).attempt)
+
+    def examine(self, settings: Settings) -> Iterator[PreflightFinding]:
+        """Refuse: this machine has no namespace to prepare."""
+        raise RequestError("a job on this machine needs no namespace: give --kubeconfig, or set KUBECONFIG")
+
+
+def start_job(
+    jobs: LocalJobs,
+    name: str,
+    command: list[str],
+    record: Mapping[str, Any],
+    environ: Mapping[str, str],
+    *,
+    resume: bool = False,
+) -> JobRef:
+    """Start any command as a job, or with `resume` as the next attempt of an ended one.
+
+    Args:
+        record: the spec and the output folder.
+    """
+    folder, ref = jobs.root / name, JobRef(jobs.name, name)
+    job = {"name": name, "created": time.time(), "host": socket.gethostname(), "cwd": str(Path.cwd())}
+    job |= {"command": command, **record}
+    with defer_signals():
+        if resume and folder.is_dir():
+            with only_one(folder):
+                _check_ended(jobs.get(ref))
+                begin_next(folder, job)
+        else:
+            _create_record(folder, job)
+        _start_runner(folder, environ)
+    return ref
+
+
+def run_folder_of(path: Path) -> Path | None:
+    """Return the run's folder that `path` is, or is in; None if that is not known."""
+    checkpoints = next((part for part in (path, *path.parents) if part.name == CHECKPOINTS), None)
+    if checkpoints is not None:
+        return checkpoints.parent
+    return path if (path / "config.yaml").is_file() or (path / CHECKPOINTS).is_dir() else None
+
+
+def _earlier_attempt(job: JobState, output: Path, settings: Settings) -> Earlier:
+    """Return the settings of the last attempt. Its paths are absolute: the user may be in another folder now."""
+    folder = output.parent
+    if settings.origins["output"] != "default" and _absolute(settings.train.output) != folder:
+        raise RequestError(
+            f"--output {settings.train.output}: job {job.ref.name} writes to {folder}; leave --output out to continue "
+            "it"
+        )
+    given = Layer(f"attempt {job.attempt}", {**given_settings(job.spec), "output": folder})
+    return Earlier(given=given, begun=_begun_with(output))
+
+
+def _begun_with(run: Path) -> Layer:
+    """Return the settings with which the run began, as far as they can be read."""
+    path = run / "config.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        values = None
+    items = values.items() if isinstance(values, dict) else ()
+    return checkpoint_layer(str(path), {name: value for name, value in items if name in TrainConfig.model_fields})
+
+
+def _check_ended(state: JobState) -> None:
+    if not state.phase.ended:
+        reason = f", {state.reason}" if state.reason else ""
+        raise ConflictError(
+            f"job {state.ref.name} still runs ({state.phase.value}{reason}): follow it with `{PROGRAM} logs "
+            f"{state.ref.name} -f`, or cancel it first"
+        )
+
+
+def _create_record(folder: Path, job: Mapping[str, Any]) -> None:
+    name = folder.name
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise ConflictError(
+            f"there is a job {name} already: choose another --name, continue it with --resume auto, or "
+            f"`{PROGRAM} delete {name}`"
+        ) from None
+    except OSError as error:
+        raise LauncherError(f"{folder}: cannot be created: {error.strerror}; set XDG_STATE_HOME") from error
+    try:
+        records.write_record(folder / records.JOB, "LocalJob", job)
+    except LauncherError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _start_runner(folder: Path, environ: Mapping[str, str]) -> None:
+    """Start the runner of a recorded job, and return when it has recorded the trainer's process."""
+    with (folder / records.CONSOLE).open("ab") as console:
+        runner = subprocess.run(
+            [sys.executable, "-m", "launcher.local.runner", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            env=environ,
+            start_new_session=True,
+            check=False,
+        )
+    if runner.returncode:
+        words = last_words(folder) or f"exit {runner.returncode}"
+        raise LauncherError(f"job {folder.name} could not be started: {words}; see {folder / records.CONSOLE}")
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()

@@ -1,0 +1,84 @@
+"""From settings to the JobSpec of a job whose trainer runs in pods: what cannot run there is refused here, offline."""
+
+import re
+from collections.abc import Sequence
+
+from pydantic import BaseModel
+
+from launcher.errors import RequestError
+from launcher.kinds import Kind
+from launcher.manifests.overlay import read_overlay
+from launcher.settings.hardware import refusal
+from launcher.settings.layers import Settings
+from launcher.settings.options import PLACE, ClusterOptions, JobOptions
+from launcher.settings.spec import OUTPUT, JobSpec, in_field_order, renamed
+from trainer.shared.config import EMULATED, TrainConfig
+from trainer.shared.config.layers import flag_name
+
+# Python's stand-in for bytes that are not UTF-8 (PEP 383).
+_BYTES = re.compile("[\ud800-\udfff]")
+_PER_POD = {
+    "node_rank": "each pod has its own",
+    "master_addr": "it is pod 0",
+    "rank_table": "MindCluster writes it; see --mindcluster",
+}
+
+
+def make_pod_spec(settings: Settings, kind: Kind) -> JobSpec:
+    """Return the spec of a job on a cluster, named by its content unless the user gave a name.
+
+    A restarted pod goes on from its newest checkpoint, so the trainer is always told to resume.
+
+    Raises:
+        RequestError: the job cannot run in a pod.
+    """
+    options, train, given = settings.options, settings.train, settings.given
+    _refuse_bytes(options, train)
+    pod_train = _train_in_pods(options, train, given)
+    if reason := kind.refusal(options, settings.origins):
+        raise RequestError(reason)
+    pods = ClusterOptions(**{name: getattr(options, name) for name in ClusterOptions.model_fields if name not in PLACE})
+    if train.device == "cpu":
+        pods = pods.model_copy(update={"hardware": None})
+    always_told = {"npus", "output", "resume", "run_name", *(("nodes",) if train.nodes > 1 else ())}
+    spec = JobSpec(
+        name=options.name or "unnamed",
+        backend=kind.name,
+        train=pod_train,
+        given=in_field_order({*given, *always_told}),
+        continues=train.resume is not None,
+        pods=pods,
+        overlay=dict(settings.overlay) if options.overlay is None else read_overlay(options.overlay),
+    )
+    return renamed(spec, options.name or f"pnas-{train.mode}-{spec.digest[:8]}")
+
+
+def _refuse_bytes(*models: BaseModel) -> None:
+    """Refuse paths of this machine that are not text: a manifest holds only text."""
+    for name, setting in (item for model in models for item in model):
+        for value in setting if isinstance(setting, tuple) else (setting,):
+            if _BYTES.search(str(value)):
+                raise RequestError(f"{flag_name(name)} {str(value)[:80]!a}: is not UTF-8; give text")
+
+
+def _train_in_pods(options: JobOptions, train: TrainConfig, given: Sequence[str]) -> TrainConfig:
+    """Return the trainer's settings as they are in a pod, where claims are mounted and devices are counted."""
+    npus = train.npus or 1
+    if reason := refusal(None if train.device == "cpu" else options.hardware, npus, train.nodes):
+        raise RequestError(reason)
+    for name in given:
+        if name in _PER_POD:
+            raise RequestError(f"{flag_name(name)}: on a cluster {_PER_POD[name]}; leave it out")
+    if train.device == EMULATED:
+        raise RequestError(
+            f"--device {EMULATED}: pods have no emulated NPUs; leave it out, or use --backend local in a checkout"
+        )
+    if options.image is None:
+        raise RequestError("--image is missing: the image that holds the trainer, like registry.example/pnas:0.1.0")
+    output = train.output if "output" in given else OUTPUT
+    for name, path in (("data_path", train.data_path), ("output", output), ("weights", train.weights)):
+        if path is not None and not path.is_absolute():
+            raise RequestError(f"{flag_name(name)} {path}: give the absolute path that the pod sees, like /data/x")
+    if not output.is_relative_to(OUTPUT):
+        raise RequestError(f"--output {output}: pods keep only what is below {OUTPUT}, the output claim")
+    return train.model_copy(update={"npus": npus, "output": output, "resume": train.resume or "auto"})

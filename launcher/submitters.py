@@ -1,0 +1,122 @@
+"""The half of a backend that starts jobs, and the choice of the backend for a new job.
+
+It needs pydantic and jinja2. Commands that only read jobs use `launcher.backends` and never import this module.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from launcher.cluster.jobs import ClusterJobs
+from launcher.cluster.submitter import ClusterSubmitter
+from launcher.errors import UnreachableError
+from launcher.jobs import KIND_NAMES, Jobs, PreflightFinding, Submitted
+from launcher.kube.connection import is_configured
+from launcher.kube.place import Place
+from launcher.local.jobs import LocalJobs
+from launcher.local.submitter import LocalSubmitter
+from launcher.settings.layers import Defaults, Earlier, Settings
+from launcher.settings.options import JobOptions
+from launcher.settings.spec import JobSpec
+
+
+class Submitter(Protocol):
+    """Starts jobs on one backend."""
+
+    @property
+    def jobs(self) -> Jobs:
+        """The reading half of the same backend."""
+
+    def defaults(self) -> Defaults | None:
+        """Return the settings that an administrator published for every job here; None if there are none."""
+
+    def earlier(self, settings: Settings) -> tuple[str, Earlier]:
+        """Return the name of the job that `--resume` continues or begins, and what is known of its run.
+
+        Raises:
+            RequestError: the user names no job, or a run that no job can continue.
+            ConflictError: the job of this name has another run.
+        """
+
+    def build(self, settings: Settings, *, now: datetime, again: bool = False) -> JobSpec:
+        """Return the job's spec.
+
+        Args:
+            again: choose a new name if the same job has ended.
+
+        Raises:
+            RequestError: the job cannot run here.
+        """
+
+    def check(self, spec: JobSpec) -> str:
+        """Check a spec without asking a server; return the verdict for the user.
+
+        Raises:
+            LauncherError: the job could not be started.
+        """
+
+    def dry_run(self, spec: JobSpec) -> tuple[str, list[str]]:
+        """Have the backend judge a spec without starting it; return the verdict and warnings.
+
+        Raises:
+            LauncherError: the job could not be started.
+        """
+
+    def submit(self, spec: JobSpec) -> Submitted:
+        """Start a job, or the next attempt of an ended one if the spec continues it; it outlives the launcher.
+
+        Raises:
+            RequestError: it cannot run here; nothing was created.
+            ConflictError: the name is taken, or the job to continue still runs.
+        """
+
+    def examine(self, settings: Settings) -> Iterator[PreflightFinding]:
+        """Yield what is ready for such a job and what is missing.
+
+        Raises:
+            RequestError: this backend needs no preparation.
+        """
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A submitter, and for `auto` why it was chosen."""
+
+    submitter: Submitter
+    reason: str = ""
+
+
+def choose_submitter(options: JobOptions) -> Choice:
+    """Choose the backend for a new job. Auto prefers a configured cluster, and there the first kind that it serves.
+
+    Raises:
+        UnreachableError: a cluster is configured and does not answer; this machine does not stand in for it.
+    """
+    place = Place(options.kubeconfig, options.context, options.namespace)
+    if options.backend in KIND_NAMES:
+        return Choice(ClusterSubmitter(ClusterJobs.at(options.backend, place)))
+    if options.backend != "auto":
+        return Choice(local_submitter())
+    if not is_configured(place):
+        return Choice(local_submitter(), "no cluster is configured: the job runs on this machine (--backend local)")
+    try:
+        return _best_kind(place)
+    except UnreachableError as error:
+        raise UnreachableError(f"{error}, or run on this machine with --backend local") from error
+
+
+def local_submitter() -> LocalSubmitter:
+    """Return the submitter for jobs on this machine."""
+    return LocalSubmitter(LocalJobs())
+
+
+def _best_kind(place: Place) -> Choice:
+    missing = ""
+    for name in KIND_NAMES[:-1]:
+        jobs = ClusterJobs.at(name, place)
+        if jobs.served():
+            return Choice(ClusterSubmitter(jobs), f"{jobs.place} serves {jobs.kind.title} (--backend {name})")
+        missing = missing or f"{jobs.place} has no {jobs.kind.title}"
+    jobs = ClusterJobs.at(KIND_NAMES[-1], place)  # every cluster serves it
+    return Choice(ClusterSubmitter(jobs), f"{missing} (--backend {jobs.name})")

@@ -1,0 +1,28 @@
+"""The first help page, which is drawn without cyclopts, agrees with the command line."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from launcher.cli import app
+from launcher.commands import COMMANDS, CommandEntry
+from launcher.first_page import first_page
+
+
+@pytest.mark.parametrize("columns", [40, 80, 100, 200])
+def test_the_first_page_is_the_one_that_cyclopts_draws(columns: int) -> None:
+    drawn = io.StringIO()
+    app.help_print([], console=Console(file=drawn, width=columns))
+    page, expected = first_page(columns), drawn.getvalue()
+    if max(map(len, page.splitlines())) > columns:
+        # rich breaks the long lines of the exit codes where a terminal breaks them itself.
+        page, expected = page.partition("\nExit codes:")[0], expected.partition("\nExit codes:")[0]
+    assert page == expected
+
+
+@pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: str(entry.name))
+def test_a_summary_is_the_first_sentence_of_the_commands_own_page(entry: CommandEntry) -> None:
+    command = app[entry.name]
+    text = command.help if command.default_command is None else command.default_command.__doc__
+    assert str(text).splitlines()[0] == entry.summary

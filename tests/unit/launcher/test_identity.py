@@ -1,0 +1,112 @@
+"""A job's identity is what was set: a release with more options, or other defaults of presets, finds the same job."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launcher.cluster.submit import is_same_job
+from launcher.jobs import KIND_NAMES
+from launcher.kinds import kind_named
+from launcher.kinds.labels import SPEC, SPEC_HASH
+from launcher.settings.options import ClusterOptions
+from launcher.settings.spec import JobSpec, job_digest
+from tests.unit.launcher.test_render import rendered_objects, spec
+
+ROOT = Path(__file__).parents[3]
+TRAIN_OPTION = '    label_noise: float = option(0.0, "Share of wrong labels.", group="Recipe")\n'
+POD_OPTION = '    automount: bool = option(False, "Mount the token of the account.", group="Pods")\n'
+
+
+def render_in(folder: Path, backend: str) -> list[dict[str, Any]]:
+    """Render a job with the launcher whose sources are in the folder."""
+    options = ("--npus", "8", "--image", "x/y:1", "--backend", backend, "--nodes", "2", "--lr", "0.1", "--retries", "2")
+    words = [sys.executable, "-m", "launcher", "render", *options]
+    result = subprocess.run(words, cwd=folder, env={}, capture_output=True, text=True, check=True, timeout=240)
+    return list(yaml.safe_load_all(result.stdout))
+
+
+@pytest.mark.parametrize("backend", KIND_NAMES)
+def test_a_release_with_one_more_option_in_each_model_renders_the_same_job(tmp_path: Path, backend: str) -> None:
+    for package in ("trainer", "launcher"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file, cls, line in (
+        (tmp_path / "trainer/shared/config/train.py", "class TrainConfig(", TRAIN_OPTION),
+        (tmp_path / "launcher/settings/options.py", "class ClusterOptions(", POD_OPTION),
+    ):
+        head, model, rest = file.read_text().partition(cls)
+        before, config, after = rest.partition("    model_config")
+        file.write_text(head + model + before + line + config + after)
+    objects, newer = render_in(ROOT, backend), render_in(tmp_path, backend)
+    older_spec, newer_spec = (json.loads(items[-1]["metadata"]["annotations"].pop(SPEC)) for items in (objects, newer))
+    assert newer == objects, "the same names, labels and pods"
+    assert newer_spec["train"].pop("label_noise") == 0.0
+    assert newer_spec["pods"].pop("automount") is False
+    assert newer_spec == older_spec
+
+
+@pytest.mark.parametrize("backend", KIND_NAMES)
+def test_a_job_of_an_older_release_is_the_same_job(backend: str) -> None:
+    """Its annotation lacks the options that came later, and its label has the digest of its time."""
+    asked = spec(backend, lr=0.1, retries=2)
+    job = rendered_objects(asked)[-1]
+    record = json.loads(job["metadata"]["annotations"][SPEC])
+    for section, name in (("train", "accumulate"), ("pods", "hardware"), ("pods", "driver")):
+        del record[section][name]
+    job["metadata"]["annotations"][SPEC] = json.dumps(record)
+    job["metadata"]["labels"][SPEC_HASH] = "of-another-time"
+    assert is_same_job(job, asked)
+    assert not is_same_job(job, spec(backend, lr=0.1, retries=2, accumulate=2)), "a later option that is set counts"
+    assert not is_same_job(job, spec(backend, lr=0.1, retries=2, driver="host"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"lr": 0.2},
+        {"mode": "performance"},
+        {"retries": 1},
+        {"env": ("A=b",)},
+        {"image": "r/pnas:2"},
+        {"hardware": "atlas-800-9000"},
+        {"hardware": "atlas-800-9010"},
+        {"output": Path("/output/below")},
+        {"resume": Path("/output/other")},
+    ],
+    ids=str,
+)
+def test_what_is_set_tells_jobs_apart(flags: dict[str, Any]) -> None:
+    assert spec(**flags).digest != spec().digest
+    assert spec(**flags).name != spec().name
+
+
+def test_the_trainer_is_told_of_a_setting_that_equals_its_default_so_it_counts() -> None:
+    """Without it, the value can come from weights or a checkpoint."""
+    assert spec(image_size=331).digest != spec().digest
+
+
+def test_a_default_does_not_count_wherever_it_is_written() -> None:
+    assert spec(retries=ClusterOptions().retries).digest == spec().digest
+    assert spec(hardware=None).digest == spec().digest
+    assert spec(device="cpu", hardware="a3").digest == spec(device="cpu").digest, "a job without NPUs has no preset"
+
+
+def test_the_digest_has_a_format_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release that gives a default another meaning raises it."""
+    before = spec().digest
+    monkeypatch.setattr("launcher.settings.spec._IDENTITY_FORMAT", 2)
+    assert spec().digest != before
+
+
+def test_a_record_is_read_back_and_an_object_without_one_is_another_job() -> None:
+    named = spec(hardware="atlas-800-9000")
+    assert JobSpec.model_validate_json(named.model_dump_json()) == named
+    assert job_digest(named.model_dump(mode="json")) == named.digest
+    kind = kind_named(named.backend)
+    job = {"apiVersion": kind.resource.api_version, "metadata": {"name": "a", "annotations": {SPEC: "{"}}}
+    assert not is_same_job(job, named)
