@@ -23,6 +23,8 @@ FOLDERS = (
     "docs/quickstart.md",
     "docs/reliability.md",
     "docs/seed.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
     "requirements",
     "tests/cluster/support",
     "tests/cluster/testbed/artifacts",

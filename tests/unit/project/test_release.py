@@ -1,0 +1,31 @@
+"""The project has one version, and its changelog has the form that tools and readers know."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from tests.unit.project.test_requirements import project
+
+ROOT = Path(__file__).parents[3]
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+HEADING = re.compile(r"\[Unreleased\]|\[\d+\.\d+\.\d+\] - \d{4}-\d{2}-\d{2}")
+KINDS = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_the_chart_has_the_projects_version() -> None:
+    chart = yaml.safe_load((ROOT / "charts" / "pnas" / "Chart.yaml").read_text(encoding="utf-8"))
+    assert chart["version"] == chart["appVersion"] == project()["version"]
+
+
+def test_every_example_has_the_projects_version() -> None:
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    versions = {tag for file in files for tag in re.findall(r"/pnas:(\d[\w.]*\d)", file.read_text(encoding="utf-8"))}
+    assert versions == {project()["version"]}
+
+
+def test_the_changelog_begins_with_the_unreleased_changes() -> None:
+    headings = re.findall(r"^## (.*)$", CHANGELOG, re.MULTILINE)
+    assert headings[0] == "[Unreleased]"
+    assert all(HEADING.fullmatch(heading) for heading in headings)
+    assert set(re.findall(r"^### (.*)$", CHANGELOG, re.MULTILINE)) <= KINDS
