@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps([[dataclasses.asdict(cost) for cost in costs] for costs in (_steps(), _host_work())]))
         return 0
     build()
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "benchmarks.npu_host_work", "--on-npus"],
         # A new process, so that torch_npu is loaded with torch: autograd counts the devices at the first backward pass.
         env={**os.environ, **environment(), "OMP_NUM_THREADS": "1"},
@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
         text=True,
         check=True,
     )
-    steps, host = ([Cost(**values) for values in costs] for costs in json.loads(done.stdout.splitlines()[-1]))
+    steps, host = ([Cost(**values) for values in costs] for costs in json.loads(result.stdout.splitlines()[-1]))
     publish("npu_host_work.md", _report(steps, host))
     return 0 if all(cost.ratio <= STEP_BAR for cost in steps) and host[0].ratio <= HOST_BAR else 1
 
