@@ -29,19 +29,20 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from benchmarks.report import machine, publish
-from trainer.checkpoint.files import listed, verify
-from trainer.data.augment import NORMALIZATIONS, device_transform
-from trainer.data.loader import Batch
+from trainer.checkpoint.reading import list_checkpoints, verify_checkpoint
+from trainer.data.augment import device_transform
+from trainer.data.loader import ImageBatch
 from trainer.data.sampler import plan_epoch
 from trainer.devices.device import open_device
+from trainer.model.weight_files import NORMALIZATIONS
 from trainer.records.run_records import Records
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import TrainerError
-from trainer.training.checkpoints import Keeper
-from trainer.training.progress import Progress
-from trainer.training.state import tensors_of
-from trainer.training.steps import Training, Window, train_steps
-from trainer.worker.run import build, watchdog_of
+from trainer.training.checkpoints import CheckpointManager
+from trainer.training.progress import TrainingProgress
+from trainer.training.state import state_tensors
+from trainer.training.steps import StepWindow, Training, train_steps
+from trainer.worker.start import build_training, make_watchdog
 from trainer.worker.task import WorkerTask
 
 SIDE, IMAGES, CLASSES, ROUNDS = 331, 2, 1000, 5
@@ -104,12 +105,12 @@ def measure(folder: Path) -> tuple[dict[str, list[Turn]], Checkpoint]:
     """Return the turns of each way to save, and our checkpoint; the first turn of each way allocates its memory."""
     training = _training(folder)
     windows = _steps(training)
-    keeper = Keeper(training, folder, attempt=1, data={})
+    checkpoints = CheckpointManager(training, folder, attempt=1, data={})
     lines = io.StringIO()
     with Records(folder, training.config, rank=0, world_size=1) as records, contextlib.redirect_stdout(lines):
         saves = {
             COPY: _plain_copy(training),
-            OURS: _ours(training, keeper, records),
+            OURS: _ours(training, checkpoints, records),
             TORCH_SAVE: _torch_save(training, folder / "state.pth"),
             ASYNC_SAVE: _async_save(training, folder / "async"),
         }
@@ -119,13 +120,13 @@ def measure(folder: Path) -> tuple[dict[str, list[Turn]], Checkpoint]:
             print(f"\rround {round_} of {ROUNDS}", end="", file=sys.stderr, flush=True)
             turns[name].append(_turn(windows, save))
         print(file=sys.stderr)
-    newest = listed(keeper.folder)[0]
-    verification, manifest = _timed(lambda: verify(newest))
+    newest = list_checkpoints(checkpoints.folder)[0]
+    verification, manifest = _timed(lambda: verify_checkpoint(newest))
     writes = [float(seconds) for seconds in re.findall(r"^checkpoint .*write_s=(\S+)$", lines.getvalue(), re.MULTILINE)]
     return turns, Checkpoint(manifest.bytes / 2**20, len(manifest.tensors), writes[1:], verification)
 
 
-def _turn(windows: Iterator[Window], save: Save) -> Turn:
+def _turn(windows: Iterator[StepWindow], save: Save) -> Turn:
     step_before, _ = _timed(lambda: next(windows))
     blocked, writing = _timed(save)
     steps_meanwhile = []
@@ -155,15 +156,17 @@ def _training(folder: Path) -> Training:
         log_interval=1,
         device="cpu",
     )
-    task = WorkerTask.alone(config, folder)
+    task = WorkerTask.single_process(config, folder)
     runtime = open_device("cpu")
-    return build(task, config, runtime, runtime.open(0), weights=None, num_classes=CLASSES, watchdog=watchdog_of(task))
+    return build_training(
+        task, config, runtime, runtime.open(0), weights=None, num_classes=CLASSES, watchdog=make_watchdog(task)
+    )
 
 
-def _steps(training: Training) -> Iterator[Window]:
+def _steps(training: Training) -> Iterator[StepWindow]:
     """Take a training step at each `next`, always on the same random images."""
     generator = torch.Generator().manual_seed(0)
-    batch = Batch(
+    batch = ImageBatch(
         torch.randint(256, (IMAGES, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator),
         torch.randint(CLASSES, (IMAGES,), generator=generator),
         torch.zeros(IMAGES, dtype=torch.bool),
@@ -183,7 +186,7 @@ def _steps(training: Training) -> Iterator[Window]:
 
 def _plain_copy(training: Training) -> Save:
     """Copy the state into memory that is reused: the least that a save in the background can do."""
-    source: dict[str, Tensor] = tensors_of(training)
+    source: dict[str, Tensor] = state_tensors(training)
     copies: dict[str, Tensor] = {}
 
     def save() -> Writing:
@@ -196,18 +199,18 @@ def _plain_copy(training: Training) -> Save:
     return save
 
 
-def _ours(training: Training, keeper: Keeper, records: Records) -> Save:
-    progress = Progress()
+def _ours(training: Training, checkpoints: CheckpointManager, records: Records) -> Save:
+    progress = TrainingProgress()
 
     def finish() -> None:
-        error = keeper.finish(training)
+        error = checkpoints.finish(training)
         if error is not None:
-            raise TrainerError(f"{keeper.folder}: not saved: {error}")
+            raise TrainerError(f"{checkpoints.folder}: not saved: {error}")
 
     def save() -> Writing:
         progress.global_step += 1
         before = set(threading.enumerate())
-        keeper.save(training, progress, records)
+        checkpoints.save(training, progress, records)
         writers = set(threading.enumerate()) - before
         return Writing(busy=lambda: any(thread.is_alive() for thread in writers), finish=finish)
 

@@ -28,14 +28,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.report import processor, publish
 from tests.npu.machine import build, environment
-from trainer.data.augment import NORMALIZATIONS, device_transform
-from trainer.data.loader import Batch, to_device
+from trainer.data.augment import device_transform
+from trainer.data.loader import ImageBatch, to_device
 from trainer.data.sampler import plan_epoch
 from trainer.devices.device import open_device
+from trainer.model.weight_files import NORMALIZATIONS
 from trainer.shared.config import TrainConfig
 from trainer.training.steps import Training, train_steps
-from trainer.worker.run import build as build_training
-from trainer.worker.run import watchdog_of
+from trainer.worker.start import build_training, make_watchdog
 from trainer.worker.task import WorkerTask
 
 STEP_BAR, HOST_BAR = 1.3, 1.0
@@ -157,8 +157,8 @@ def _run(kind: str, precision: str, model: str, side: int, images: int, *, steps
     settings = {"device": kind, "precision": precision, "model": model, "image_size": side, "batch_size": images}
     # The loss scale is right from the first step on, so that every round does the same work.
     config = TrainConfig.model_validate({**settings, "lr": 1e-4, "loss_scale": 128.0, "log_interval": steps})
-    task = dataclasses.replace(WorkerTask.alone(config, Path("unused")), device=kind)
-    runtime, watchdog = open_device(kind), watchdog_of(task)
+    task = dataclasses.replace(WorkerTask.single_process(config, Path("unused")), device=kind)
+    runtime, watchdog = open_device(kind), make_watchdog(task)
     device = runtime.open(0)
     training = build_training(task, config, runtime, device, weights=None, num_classes=CLASSES, watchdog=watchdog)
     plan = plan_epoch(steps * images, world_size=1, batch_size=images, accumulate=1, steps_limit=steps)
@@ -172,14 +172,14 @@ def _run(kind: str, precision: str, model: str, side: int, images: int, *, steps
     return take_steps
 
 
-def _batch(images: int, side: int) -> Batch:
+def _batch(images: int, side: int) -> ImageBatch:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (images, 3, side, side), dtype=torch.uint8, generator=generator)
     labels = torch.randint(CLASSES, (images,), generator=generator)
-    return Batch(pixels, labels, torch.zeros(images, dtype=torch.bool), torch.arange(images))
+    return ImageBatch(pixels, labels, torch.zeros(images, dtype=torch.bool), torch.arange(images))
 
 
-def _preparation(training: Training) -> Callable[[Batch], Tensor]:
+def _preparation(training: Training) -> Callable[[ImageBatch], Tensor]:
     mean, std = NORMALIZATIONS[training.config.normalize]
     return lambda batch: device_transform(batch.images, batch.flips, mean=mean, std=std, channels_last=False)
 

@@ -33,6 +33,13 @@ FOLDERS = (
     "tests/data",
     "tests/local",
     "tests/networks",
+    "trainer/checkpoint",
+    "trainer/data",
+    "trainer/devices",
+    "trainer/distributed",
+    "trainer/model",
+    "trainer/training",
+    "trainer/worker",
 )
 NAME_IT = "name the person or the program, such as the user, the kubelet, a rank"
 # A pattern, and what to write in its place. A space stands for any white space.

@@ -15,7 +15,7 @@ from trainer.commands.data import data_app
 from trainer.commands.env import env_app, environment_summary, worker_environment
 from trainer.commands.inspect import inspect_app
 from trainer.commands.ranktable import ranktable_app
-from trainer.devices.runtime_env import hccl_defaults
+from trainer.devices.runtime_env import hccl_timeouts
 from trainer.environment.facts import read_facts
 from trainer.run.termination import RunTermination
 from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, resolve_train_config, user_layers
@@ -76,7 +76,7 @@ def train(*, profile: Profile = None, **options: Any) -> int:
     for line in environment_summary(facts, device=visible.kind, workers=config.workers):
         _note(line)
     if visible.kind == "npu":
-        hccl_defaults(
+        hccl_timeouts(
             config.stall_timeout_s, os.environ
         )  # refuses values that are no numbers before it creates anything
     termination, command = RunTermination(), (sys.executable, "-m", "trainer", *sys.argv[1:])

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from tests.local.conftest import SMALL, small_options
-from trainer.checkpoint.files import read_manifest
+from trainer.checkpoint.reading import read_manifest
 
 RECIPE = {
     "--batch-size": "16",

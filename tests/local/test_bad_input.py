@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.local.conftest import TrainerResult, small_options, train
-from trainer.checkpoint.files import write
+from trainer.checkpoint.writing import write_checkpoint
 
 
 def _picture(path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_run_that_cannot_be_continued_is_refused_in_one_line(
         (out / name / "checkpoints").mkdir(parents=True)
         (out / name / "config.yaml").touch()
     (out / "one" / "checkpoints" / "best.safetensors").touch()
-    write(out / "two" / "checkpoints", 7, {}, {})
+    write_checkpoint(out / "two" / "checkpoints", 7, {}, {})
     (out / "two" / "checkpoints" / "step-000000007" / "state.safetensors").unlink()
     before = sorted(out.rglob("*"))
     options = tuple(option.format(out=out) for option in options)

@@ -16,7 +16,7 @@ from PIL import Image
 from trainer.data.bad_images import BadImage, BadImages
 from trainer.data.decode import BadImageError
 from trainer.data.index import ImageIndex, load_split
-from trainer.data.loader import Batch, eval_batches, to_device, train_batches
+from trainer.data.loader import ImageBatch, eval_batches, to_device, train_batches
 from trainer.data.processes import start_worker
 from trainer.data.sampler import plan_epoch
 from trainer.shared.config import TrainConfig
@@ -48,14 +48,20 @@ def train(
     workers: int = 0,
     steps: int | None = None,
     bad_images: BadImages | None = None,
-) -> Iterator[Batch]:
-    plan = plan_epoch(len(images), world_size=world_size, batch_size=config.batch_size, accumulate=1, steps_limit=steps)
+) -> Iterator[ImageBatch]:
+    plan = plan_epoch(
+        len(images),
+        world_size=world_size,
+        batch_size=config.batch_size,
+        accumulate=1,
+        steps_limit=steps,
+        done_images=start_step * world_size * config.batch_size,
+    )
     return train_batches(
         images,
         config=config,
         epoch=epoch,
         plan=plan,
-        start_step=start_step,
         rank=rank,
         workers=workers,
         pin_memory=False,
@@ -63,7 +69,7 @@ def train(
     )
 
 
-def samples(batches: list[Batch]) -> list[tuple[int, int, bool, bytes]]:
+def samples(batches: list[ImageBatch]) -> list[tuple[int, int, bool, bytes]]:
     """Return index, label, flip and pixels of each image."""
     return [
         (int(index), int(label), bool(flip), image.numpy().tobytes())
@@ -148,7 +154,7 @@ def evaluate(
     world_size: int = 1,
     workers: int = 0,
     bad_images: BadImages | None = None,
-) -> Iterator[Batch]:
+) -> Iterator[ImageBatch]:
     return eval_batches(
         images,
         config=config,
@@ -216,12 +222,12 @@ def test_the_next_readable_image_takes_the_place_and_the_random_draws_of_a_bad_o
     assert [label for _, label, _, _ in substituted] == [int(images.labels[index]) for index, _, _, _ in substituted]
     assert [flip for _, _, flip, _ in substituted] == [flip for _, _, flip, _ in whole]
     assert [new for new in substituted if new in whole] == [old for old in whole if old[0] not in replacements]
-    assert sorted(bad_images.new(), key=lambda image: image.sample) == [
+    assert sorted(bad_images.take_new(), key=lambda image: image.sample) == [
         BadImage(path, TRUNCATED, "train", sample, replacements[sample])
         for sample, path in bad.items()
         if sample in order or sample == 12
     ]
-    assert bad_images.new() == []
+    assert bad_images.take_new() == []
 
 
 @pytest.mark.parametrize(("workers", "world_size", "start_step"), [(2, 1, 0), (0, 2, 0), (3, 1, 4)])
@@ -251,11 +257,11 @@ def test_evaluation_leaves_bad_images_out_and_counts_them_each_time(
         batches = list(evaluate(damaged, workers=workers, config=SKIP, bad_images=bad_images))
         assert torch.cat([batch.indices for batch in batches]).tolist() == [n for n in range(N) if n not in bad]
         assert [len(column) for batch in batches for column in batch] == [4] * 4 + [3] * 4 + [4] * 32
-        assert [(image.sample, image.path, image.replaced_by) for image in bad_images.new()] == [
+        assert [(image.sample, image.path, image.replaced_by) for image in bad_images.take_new()] == [
             (sample, bad[sample], None) for sample in reported
         ]
-        assert bad_images.left_out() == len(bad)
-    assert bad_images.left_out() == 0
+        assert bad_images.take_left_out() == len(bad)
+    assert bad_images.take_left_out() == 0
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.1, 5), (1.0, N)])

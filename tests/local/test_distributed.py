@@ -11,8 +11,8 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn, start_processes
 
 from trainer.devices.device import open_device
-from trainer.distributed.batch_norm import BatchStatistics
-from trainer.distributed.process_group import data_parallel, equalise, join, leave, sum_over_ranks
+from trainer.distributed.batch_norm import BatchStatistics, average_batch_norm
+from trainer.distributed.process_group import data_parallel, join_process_group, leave_process_group, sum_over_ranks
 from trainer.topology.ports import free_port
 
 SIZES = (2, 3)
@@ -38,10 +38,12 @@ def _start(_rank: int, folder: Path) -> None:
 def _work(rank: int, world_size: int, port: int, folder: Path) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
-    group = join(open_device("cpu"), rank=rank, world_size=world_size, master_port=port, stall_timeout_s=900)
+    group = join_process_group(
+        open_device("cpu"), rank=rank, world_size=world_size, master_port=port, stall_timeout_s=900
+    )
     for task in (_gradients, _statistics, _sum):
         task(rank, world_size, folder)
-    leave(group)
+    leave_process_group(group)
 
 
 def _network() -> nn.Module:
@@ -76,7 +78,7 @@ def _statistics(rank: int, world_size: int, folder: Path) -> None:
     for name, buffer in network.named_buffers():
         number, _, kind = name.partition(".")
         buffer.fill_({"running_mean": rank + int(number), "running_var": 10 * rank + 1}.get(kind, 7))
-    equalise(BatchStatistics(network))
+    average_batch_norm(BatchStatistics(network))
     torch.save(network.state_dict(), folder / f"statistics-{rank}.pt")
 
 

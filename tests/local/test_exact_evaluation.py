@@ -19,7 +19,7 @@ from torch.multiprocessing.spawn import spawn, start_processes
 from tests.local.conftest import TrainerResult
 from trainer.shared.config import Layer, TrainConfig, mode_layer, resolve
 from trainer.topology.ports import free_port
-from trainer.worker.run import run
+from trainer.worker.run import run_worker
 from trainer.worker.task import WorkerTask
 
 DEVICES = 5
@@ -87,7 +87,7 @@ def _work(rank: int, tasks: Sequence[str]) -> None:
         task = WorkerTask.from_json(json.dumps({**values, "rank": rank, "local_rank": rank}))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(task.master_port), GLOO_SOCKET_IFNAME="lo")
         with (task.run / f"output-{rank}").open("w") as output, contextlib.redirect_stdout(output):
-            code, parts = run(task)
+            code, parts = run_worker(task)
         assert code == 0
         references.append(parts)  # the destructor of a process group may hang
     # End as a worker does, without destructors.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.local.conftest import TrainerResult, small_options, train
 from tests.local.resumable_runs import BackgroundTrainer
-from trainer.checkpoint.files import newest_valid
+from trainer.checkpoint.reading import newest_valid
 
 
 def _cause(result: TrainerResult) -> str:

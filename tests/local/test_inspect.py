@@ -9,16 +9,18 @@ from typing import Any
 
 import pytest
 
-from trainer.checkpoint.files import Blob, write
+from trainer.checkpoint.writing import Blob, write_checkpoint
 from trainer.commands.inspect import inspect_app
-from trainer.model import DataConfig, pnasnet5tiny, save_weights
+from trainer.model import DataConfig, pnasnet5tiny
+from trainer.model.weight_files import weight_metadata
+from trainer.model.weights import write_weights
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.training.evaluation import Evaluation
-from trainer.training.progress import Progress
+from trainer.training.progress import TrainingProgress
 
 SCORE = Evaluation(top1=70.012345678, top5=95.0, loss=1.25, images=360)
 CONTENT = {
-    "progress": Progress(
+    "progress": TrainingProgress(
         epoch=2, step=3, steps=11, global_step=1025, images=96, planned=1352, wall_s=4321.7, best=SCORE, lr_factor=0.5
     ).to_json(),
     "run": {"name": "run", "mode": "full", "attempt": 2},
@@ -35,7 +37,7 @@ def checkpoint(run: Path, step: int) -> Path:
     blobs = {f"model.w{number}": Blob("F32", (4, 4), data) for number in range(5)}
     blobs |= {"ema.w0": Blob("BF16", (32,), data), "ranks.0.rng": Blob("U8", (), data[:1])}
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-    return write(run / "checkpoints", step, blobs, CONTENT).path
+    return write_checkpoint(run / "checkpoints", step, blobs, CONTENT).path
 
 
 @pytest.fixture
@@ -49,7 +51,8 @@ def run(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "best.safetensors"
-    save_weights(path, pnasnet5tiny(num_classes=10), DataConfig(image_size=32))
+    description = weight_metadata("pnasnet5tiny", "exact", 10, DataConfig(image_size=32))
+    write_weights(path, pnasnet5tiny(num_classes=10).state_dict(), description)
     return path
 
 
@@ -96,16 +99,19 @@ def test_a_checkpoint_is_shown_with_its_place_in_the_run_and_its_hashes(
 @pytest.mark.parametrize(
     ("progress", "shown"),
     [
-        (Progress(), "0 of 90 done; of the next 0 steps, 0 images"),
-        (Progress(epoch=1, step=11, steps=11, images=352, planned=352, equalised=True), "its evaluation to come"),
-        (Progress(epoch=90, global_step=990), "all 90 done"),
+        (TrainingProgress(), "0 of 90 done; of the next 0 steps, 0 images"),
+        (
+            TrainingProgress(epoch=1, step=11, steps=11, images=352, planned=352, equalised=True),
+            "its evaluation to come",
+        ),
+        (TrainingProgress(epoch=90, global_step=990), "all 90 done"),
     ],
 )
 def test_the_position_of_a_run_is_readable_at_its_beginning_at_an_evaluation_and_at_its_end(
-    tmp_path: Path, progress: Progress, shown: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, progress: TrainingProgress, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = {**CONTENT, "progress": progress.to_json()}
-    inspect(write(tmp_path, 1, {"w": Blob("U8", (1,), memoryview(b"x"))}, content).path)
+    inspect(write_checkpoint(tmp_path, 1, {"w": Blob("U8", (1,), memoryview(b"x"))}, content).path)
     assert shown in capsys.readouterr().out
 
 
@@ -202,8 +208,8 @@ def test_a_damaged_weight_file_is_refused(weights: Path, tmp_path: Path, capsys:
         whole[:100]: "its header is damaged",
         whole[:-1]: f"has {len(whole) - 1} bytes, not {len(whole)}: the end is missing",
         whole + b"\0": "something was added",
-        b"PK\3\4 an archive": "its header is damaged or not that of a safetensors file",
-        b"\2\0\0\0\0\0\0\0[]": "its header is damaged or not that of a safetensors file",
+        b"PK\3\4 an archive": "its header is damaged, or it is not a safetensors file",
+        b"\2\0\0\0\0\0\0\0[]": "its header is damaged, or it is not a safetensors file",
     }
     for content, expected in cases.items():
         path.write_bytes(content)

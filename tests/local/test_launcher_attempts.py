@@ -12,7 +12,7 @@ from launcher.errors import ConflictError
 from launcher.jobs import JobRef, Phase
 from tests.local.conftest import small_options
 from tests.local.job_runner import JobRunner, wait_until
-from trainer.checkpoint.files import read_manifest
+from trainer.checkpoint.reading import read_manifest
 
 JOB = JobRef("local", "mine")
 

@@ -9,8 +9,8 @@ import pytest
 
 from tests.local.conftest import train
 from tests.local.resumable_runs import BackgroundTrainer, assert_same_run, expected_bit_exact, recipe
-from trainer.checkpoint.files import read_manifest
-from trainer.distributed.stop_requests import Request, Requests
+from trainer.checkpoint.reading import read_manifest
+from trainer.distributed.stop_requests import Request, StopRequests
 from trainer.topology.ports import free_port
 
 RESUMABLE = 75
@@ -99,13 +99,13 @@ def test_a_state_is_saved_as_often_as_the_clock_says(tmp_path: Path, few_digits:
 
 def test_a_request_to_save_does_not_revoke_a_stop() -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    requests = Requests(None)
+    requests = StopRequests(None)
     try:
         requests.listen()
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
             signal.raise_signal(number)
-        assert requests.exchange(Request.NONE) is Request.NONE
-        assert requests.exchange(Request.NONE) is Request.STOP
+        assert requests.all_reduce_requests(Request.NONE) is Request.NONE
+        assert requests.all_reduce_requests(Request.NONE) is Request.STOP
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -161,9 +161,9 @@ def test_new_parts_of_a_state_start_fresh_and_the_log_says_so(tmp_path: Path, fe
     (line,) = [line for line in resumed.stdout.splitlines() if " resumed " in line]
     assert "bit_exact=no" in line
     for text in (
-        "ema begins anew",
-        "loss scale begins anew",
-        "momentum begins anew",
+        "ema restarts",
+        "loss scale restarts",
+        "momentum restarts",
         "lr 0.05 -> 0.01",
         "fp32 -> fp16",
     ):

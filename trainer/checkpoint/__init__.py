@@ -1,5 +1,5 @@
-"""Training states on disk: written so that none is ever torn, and read only when every byte is right.
+"""Training states on disk: never torn when written, and used only when every byte is right.
 
-`files` keeps and finds them without torch, for the process that starts the workers and for `inspect`; it knows nothing
-of what the tensors mean.
+`reading` and `writing` need no torch: the process that starts the workers and `inspect` use them too. They do not know
+what the tensors mean.
 """

@@ -1,7 +1,12 @@
-"""What a checkpoint says about itself, in one exact byte form that shows any change to it.
+"""A checkpoint's two files, byte for byte: the manifest, which shows any change, and the layout of the state file.
 
 The first line of `manifest.json` is `{"sha256":"...",` and holds the hash of all that follows it; the rest is compact
-JSON and a newline. So the file is plain JSON, and no byte of it, a space neither, can differ unseen.
+JSON and a newline. So the file is plain JSON, and no byte of it, not even a space, can change unseen.
+
+The state file is in safetensors' format: 8 bytes with the header's length, little-endian; the header, JSON padded with
+spaces to a multiple of 8; the tensors, little-endian, without gaps (https://github.com/huggingface/safetensors#format).
+safetensors' own writer serialises all tensors in one piece, which stops the training loop. Here each tensor can go to
+the file, and into its hash, by itself.
 """
 
 import hashlib
@@ -10,16 +15,35 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from trainer.checkpoint.layout import FORMAT, VERSION, file_size
-
+CHECKPOINT_FORMAT = "pnas-checkpoint"
+VERSION = 1
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "state.safetensors"
 
+ITEM_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
+
 
 class BadCheckpointError(Exception):
-    """A checkpoint that must not be used; `str(refused)` is the reason, without the path."""
+    """A checkpoint must not be used; `str(error)` is the reason, without the path."""
+
+
+class Shaped(Protocol):
+    """A tensor's safetensors type and shape."""
+
+    @property
+    def dtype(self) -> str:
+        """One of ITEM_BYTES."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Empty for a scalar."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +62,12 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class CheckpointManifest:
     """A checkpoint's description.
 
     Attributes:
         path: the checkpoint's folder.
-        content: what its writer noted beside the tensors: JSON values; a float that was not finite is None.
+        content: what its writer stored apart from the tensors, in JSON values; a NaN has become None.
         tensors: the state file's tensors by name.
         bytes: size of the state file.
         saved: when it was written, in ISO 8601, UTC.
@@ -56,26 +80,26 @@ class Manifest:
     saved: str
 
 
-def encode(content: Mapping[str, Any], tensors: Mapping[str, Entry], saved: str) -> bytes:
-    """The bytes of `manifest.json`.
+def encode_manifest(content: Mapping[str, Any], tensors: Mapping[str, Entry], saved: str) -> bytes:
+    """Return the bytes of `manifest.json`.
 
     Raises:
-        TypeError: `content` holds what JSON cannot.
+        TypeError: `content` holds a value that JSON has no type for.
     """
     document = {
-        "format": FORMAT,
+        "format": CHECKPOINT_FORMAT,
         "version": VERSION,
         "saved": saved,
         "bytes": file_size(tensors),
-        "content": _plain(content),
+        "content": _json_value(content),
         "tensors": {name: vars(entry) for name, entry in tensors.items()},
     }
     body = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()[1:] + b"\n"
     return _first_line(body) + b"\n" + body
 
 
-def decode(path: Path, data: bytes) -> Manifest:
-    """The manifest of the checkpoint folder `path` from its bytes.
+def decode_manifest(path: Path, data: bytes) -> CheckpointManifest:
+    """Return the manifest of the checkpoint folder `path` from its bytes.
 
     Raises:
         BadCheckpointError: it is damaged, another program's, or written in another version of the format.
@@ -86,9 +110,9 @@ def decode(path: Path, data: bytes) -> Manifest:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise BadCheckpointError(f"{MANIFEST_FILE} is damaged (not JSON: {str(error).splitlines()[0]})") from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise BadCheckpointError(f"{MANIFEST_FILE} is not of this program: its format is not {FORMAT}")
-    # Before the hash: another version may well place it elsewhere.
+    if not isinstance(document, dict) or document.get("format") != CHECKPOINT_FORMAT:
+        raise BadCheckpointError(f"{MANIFEST_FILE} is not of this program: its format is not {CHECKPOINT_FORMAT}")
+    # Before the hash: another version may have the hash elsewhere.
     if document.get("version") != VERSION:
         raise BadCheckpointError(f"written in format {str(document.get('version'))[:20]}, this program reads {VERSION}")
     first, _, body = data.partition(b"\n")
@@ -100,24 +124,64 @@ def decode(path: Path, data: bytes) -> Manifest:
         raise BadCheckpointError(f"{MANIFEST_FILE} is damaged ({type(error).__name__}: {error})") from None
 
 
+def size_of(tensor: Shaped) -> int:
+    """Return the bytes of a tensor's data.
+
+    Raises:
+        KeyError: safetensors has no such type.
+    """
+    return ITEM_BYTES[tensor.dtype] * math.prod(tensor.shape)
+
+
+def file_order(tensors: Mapping[str, Shaped]) -> list[str]:
+    """Return the names in the file's order: wide types first, so that each tensor is aligned to its item's size."""
+    return sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name].dtype], name))
+
+
+def state_header(tensors: Mapping[str, Shaped]) -> bytes:
+    """Return the bytes that the state file begins with; equal tables give equal bytes.
+
+    Raises:
+        KeyError: safetensors has no such type.
+    """
+    table: dict[str, object] = {"__metadata__": {"format": CHECKPOINT_FORMAT, "format_version": str(VERSION)}}
+    begin = 0
+    for name in file_order(tensors):
+        end = begin + size_of(tensors[name])
+        table[name] = {
+            "dtype": tensors[name].dtype,
+            "shape": list(tensors[name].shape),
+            "data_offsets": [begin, end],
+        }
+        begin = end
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def file_size(tensors: Mapping[str, Shaped]) -> int:
+    """Return the bytes of the whole state file."""
+    return len(state_header(tensors)) + sum(map(size_of, tensors.values()))
+
+
 def _first_line(body: bytes) -> bytes:
     return b'{"sha256":"%s",' % hashlib.sha256(body).hexdigest().encode()
 
 
-def _manifest(path: Path, document: Mapping[str, Any]) -> Manifest:
+def _manifest(path: Path, document: Mapping[str, Any]) -> CheckpointManifest:
     tensors = {
         str(name): Entry(str(entry["dtype"]), tuple(map(int, entry["shape"])), str(entry["sha256"]))
         for name, entry in document["tensors"].items()
     }
     if document["bytes"] != file_size(tensors):
-        raise ValueError("its size is not that of its tensors")
-    return Manifest(path, dict(document["content"]), tensors, int(document["bytes"]), str(document["saved"]))
+        raise ValueError("its size is not the sum of its tensors")
+    return CheckpointManifest(path, dict(document["content"]), tensors, int(document["bytes"]), str(document["saved"]))
 
 
-def _plain(value: object) -> object:
-    """The value in JSON's types; JSON has no NaN, and a figure that is none must not cost the checkpoint."""
+def _json_value(value: object) -> object:
+    """Return the value in JSON's types. JSON has no NaN, and a NaN must not fail the save."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,37 +1,149 @@
-"""A checkpoint is what its manifest says, byte for byte, or there is one plain reason to refuse it.
+"""Find and read checkpoints: each is what its manifest says, byte for byte, or there is one plain reason to refuse it.
 
-Nothing is repaired or guessed here, and nothing is changed on disk.
+Nothing is repaired, guessed or changed on disk, and torch is not needed.
 """
 
 import contextlib
 import hashlib
+import json
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
-from trainer.checkpoint.layout import file_order, header, size_of
-from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, BadCheckpointError, Manifest, decode
+from trainer.checkpoint.manifest import (
+    MANIFEST_FILE,
+    STATE_FILE,
+    BadCheckpointError,
+    CheckpointManifest,
+    decode_manifest,
+    file_order,
+    size_of,
+    state_header,
+)
+from trainer.shared.errors import UsageError
+from trainer.shared.files import reading
 
-# hashlib and the file let other threads run while they work on a chunk; smaller ones would make it change hands often.
-CHUNK = 4 << 20
+CHECKPOINTS_FOLDER = "checkpoints"
+"""The folder of a run's checkpoints, within the run's folder."""
+CHECKPOINT_PREFIX = "step-"
+# The old checkpoint of a step stays listed as `.replaced` until the new one has the name.
+_NAME = re.compile(r"step-([0-9]{9,})(\.replaced)?")
+WEIGHTS_SUFFIX = ".safetensors"
+CHUNK_BYTES = 4 << 20
+"""hashlib and files let other threads run while they work on a chunk; smaller ones would switch threads often."""
+# The header of the large network's weights has 0.2 MB; a longer length belongs to no header.
+LONGEST_HEADER = 100 << 20
 
 
-def verify(path: Path) -> Manifest:
-    """The manifest of the checkpoint folder `path`, with every byte of both files checked.
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file.
+
+    Attributes:
+        dtype: safetensors' name of the type.
+        shape: empty for a scalar.
+        bytes: of its data.
+        valid: whether its bytes have their hash; None if this was not checked, or there is no hash.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    valid: bool | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The contents of a checkpoint or a weight file.
+
+    Attributes:
+        path: the checkpoint's folder, or the weight file.
+        refused: why it must not be used; None if every possible check passed.
+        saved: when it was written; None if unknown.
+        content: what it says about itself.
+        tensors: by name, in the file's order; empty if its table cannot be read.
+        bytes: on disk.
+    """
+
+    path: Path
+    refused: str | None
+    saved: str | None
+    content: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    bytes: int
+
+
+def step_of(path: Path) -> int | None:
+    """Return the step in a checkpoint's name; None if it is not the name of a checkpoint."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match and match[1] == f"{int(match[1]):09d}" else None
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in `folder`, by their names only, newest first; empty if there is no folder."""
+    if not folder.is_dir():
+        return []
+    steps = [(step, path) for path in folder.iterdir() if (step := step_of(path)) is not None]
+    return [path for _, path in sorted(steps, key=lambda item: (-item[0], item[1].name))]
+
+
+def newest_valid(folder: Path, *, on_refused: Callable[[Path, str], None]) -> CheckpointManifest | None:
+    """Return the newest checkpoint in `folder` whose every byte is right.
+
+    Args:
+        on_refused: called with path and reason for each newer checkpoint that is not valid, newest first.
+    """
+
+    def verified(path: Path) -> CheckpointManifest | None:
+        try:
+            return verify_checkpoint(path)
+        except BadCheckpointError as reason:
+            on_refused(path, str(reason))
+            return None
+
+    return next(filter(None, map(verified, list_checkpoints(folder))), None)
+
+
+def find_checkpoints(path: Path) -> list[Path]:
+    """Return the checkpoints that `path` means, newest first: itself, or all of a run or of its checkpoints folder.
 
     Raises:
-        BadCheckpointError: the first thing that is wrong.
+        UsageError: `path` does not exist, or is a folder without checkpoints; the line says what it holds instead.
+    """
+    with reading(path):
+        if not path.exists():
+            raise UsageError(f"{path}: no such file or folder; give a checkpoint, a run's folder or a weight file")
+        if path.name in (MANIFEST_FILE, STATE_FILE):
+            return [path.parent]
+        if path.is_file() or (path / MANIFEST_FILE).exists() or (path / STATE_FILE).exists():
+            return [path]
+        checkpoints = list_checkpoints(path) or list_checkpoints(path / CHECKPOINTS_FOLDER)
+        if not checkpoints and path.name.startswith(CHECKPOINT_PREFIX):
+            return [path]
+        if not checkpoints:
+            raise UsageError(f"{path}: {_without_checkpoints(path)}")
+        return checkpoints
+
+
+def verify_checkpoint(path: Path) -> CheckpointManifest:
+    """Return the manifest of the checkpoint folder `path` after a check of every byte of both files.
+
+    Raises:
+        BadCheckpointError: the first fault.
     """
     manifest = read_manifest(path)
-    for name, valid in tensor_checks(manifest):
+    for name, valid in check_tensors(manifest):
         if not valid:
             raise BadCheckpointError(f"tensor {name}: wrong sha256")
     return manifest
 
 
-def read_manifest(path: Path) -> Manifest:
-    """The manifest alone, with its own hash checked; the tensors are not read.
+def read_manifest(path: Path) -> CheckpointManifest:
+    """Return the manifest and check its hash, without a look at the tensors.
 
     Raises:
         BadCheckpointError: it is missing, unreadable, damaged or of another format.
@@ -39,38 +151,103 @@ def read_manifest(path: Path) -> Manifest:
     with _refusing("it"):
         if not stat.S_ISDIR(path.stat().st_mode):
             raise BadCheckpointError("it is a file, not a folder")
-    with _opened(path / MANIFEST_FILE) as (file, _):
-        return decode(path, file.read())
+    with _open(path / MANIFEST_FILE) as (file, _):
+        return decode_manifest(path, file.read())
 
 
-def tensor_checks(manifest: Manifest) -> Iterator[tuple[str, bool]]:
-    """Each tensor's name, in the file's order, and whether its bytes have their hash.
+def check_tensors(manifest: CheckpointManifest) -> Iterator[tuple[str, bool]]:
+    """Yield each tensor's name, in the file's order, and whether its bytes have their hash.
 
     Raises:
-        BadCheckpointError: the state file is missing, unreadable, or of another size or header: before any tensor.
+        BadCheckpointError: the state file is missing, unreadable, or of another size or header.
     """
-    with _opened(manifest.path / STATE_FILE) as (file, size):
+    with _open(manifest.path / STATE_FILE) as (file, size):
         if size != manifest.bytes:
-            raise BadCheckpointError(wrong_size(STATE_FILE, size, manifest.bytes))
-        expected = header(manifest.tensors)
+            raise BadCheckpointError(_wrong_size(STATE_FILE, size, manifest.bytes))
+        expected = state_header(manifest.tensors)
         if file.read(len(expected)) != expected:
-            raise BadCheckpointError(f"{STATE_FILE} is damaged (its header is not that of the manifest)")
-        buffer = memoryview(bytearray(CHUNK))
+            raise BadCheckpointError(f"{STATE_FILE} is damaged (its header does not match the manifest)")
+        buffer = memoryview(bytearray(CHUNK_BYTES))
         for name in file_order(manifest.tensors):
             entry = manifest.tensors[name]
             yield name, _hash(file, size_of(entry), buffer) == entry.sha256
 
 
-def wrong_size(name: str, size: int, expected: int) -> str:
-    """The reason to refuse a file of `size` bytes."""
+def inspect_path(path: Path) -> Inspection:
+    """Read a checkpoint's folder or a weight file, with every possible check; a fault is returned, not raised."""
+    is_weights = path.is_file() and not path.name.startswith(CHECKPOINT_PREFIX)
+    return _inspect_weights(path) if is_weights else _inspect_checkpoint(path)
+
+
+def _without_checkpoints(folder: Path) -> str:
+    """Return what a folder without checkpoints holds, and what the user can give instead."""
+    entries = sorted(folder.iterdir())
+    runs = [entry.name for entry in entries if list_checkpoints(entry / CHECKPOINTS_FOLDER)]
+    if runs:
+        return f"holds no checkpoint but {len(runs)} run(s): give one of them, such as {folder / runs[0]}"
+    inside = folder / CHECKPOINTS_FOLDER if (folder / CHECKPOINTS_FOLDER).is_dir() else folder
+    weights = [entry for entry in sorted(inside.iterdir()) if entry.suffix == WEIGHTS_SUFFIX]
+    if weights:
+        return f"holds no checkpoint yet, only weights: give one of the files, such as {weights[0]}"
+    return "holds no checkpoint; give a checkpoint, a run's folder or a weight file"
+
+
+def _inspect_checkpoint(path: Path) -> Inspection:
+    size = sum(file.stat().st_size for name in (STATE_FILE, MANIFEST_FILE) if (file := path / name).is_file())
+    try:
+        manifest = read_manifest(path)
+    except BadCheckpointError as reason:
+        return Inspection(path, str(reason), None, {}, {}, size)
+    checks: dict[str, bool] = {}
+    refused = None
+    try:
+        checks.update(check_tensors(manifest))
+    except BadCheckpointError as reason:
+        refused = str(reason)
+    wrong = [name for name, valid in checks.items() if not valid]
+    if wrong:
+        others = f" (and {len(wrong) - 1:,} more)" if len(wrong) > 1 else ""
+        refused = f"tensor {wrong[0]}: wrong sha256{others}"
+    tensors = {
+        name: TensorInfo(entry.dtype, entry.shape, size_of(entry), checks.get(name))
+        for name, entry in ((name, manifest.tensors[name]) for name in file_order(manifest.tensors))
+    }
+    return Inspection(path, refused, manifest.saved, manifest.content, tensors, size)
+
+
+def _inspect_weights(path: Path) -> Inspection:
+    with reading(path):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(length) if length <= LONGEST_HEADER else b""
+    try:
+        table = json.loads(text)
+        content = dict(table.pop("__metadata__", {}))
+        entries = sorted(table.items(), key=lambda item: item[1]["data_offsets"][0])
+        tensors = {name: _tensor_info(entry) for name, entry in entries}
+        end = 8 + length + max((entry["data_offsets"][1] for entry in table.values()), default=0)
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError):
+        reason = "its header is damaged, or it is not a safetensors file" if size else _wrong_size(path.name, 0, 0)
+        return Inspection(path, reason, None, {}, {}, size)
+    return Inspection(path, None if size == end else _wrong_size(path.name, size, end), None, content, tensors, size)
+
+
+def _tensor_info(entry: Mapping[str, Any]) -> TensorInfo:
+    begin, end = entry["data_offsets"]
+    return TensorInfo(str(entry["dtype"]), tuple(map(int, entry["shape"])), end - begin, None)
+
+
+def _wrong_size(name: str, size: int, expected: int) -> str:
+    """Return the reason to refuse a file of `size` bytes."""
     if size == 0:
         return f"{name} is empty"
-    what = "the end is missing" if size < expected else "something was added"
-    return f"{name} has {size} bytes, not {expected}: {what}"
+    fault = "the end is missing" if size < expected else "something was added"
+    return f"{name} has {size} bytes, not {expected}: {fault}"
 
 
 def _hash(file: BufferedReader, length: int, buffer: memoryview) -> str:
-    """SHA-256 of the next `length` bytes, or of those that are left."""
+    """Return the SHA-256 of the next `length` bytes, or of fewer at the end of the file."""
     digest = hashlib.sha256()
     while length > 0:
         read = file.readinto(buffer[: min(length, len(buffer))])
@@ -82,8 +259,8 @@ def _hash(file: BufferedReader, length: int, buffer: memoryview) -> str:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[BufferedReader, int]]:
-    """A file and its size; only a regular file is opened, since opening a pipe would wait for ever."""
+def _open(path: Path) -> Iterator[tuple[BufferedReader, int]]:
+    """Yield a file and its size; only a regular file is opened, since opening a pipe could wait for ever."""
     with _refusing(path.name):
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -93,10 +270,10 @@ def _opened(path: Path) -> Iterator[tuple[BufferedReader, int]]:
 
 
 @contextlib.contextmanager
-def _refusing(what: str) -> Iterator[None]:
+def _refusing(subject: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise BadCheckpointError(f"{what} is missing") from None
+        raise BadCheckpointError(f"{subject} is missing") from None
     except OSError as error:
-        raise BadCheckpointError(f"{what} cannot be read: {error.strerror or error}") from None
+        raise BadCheckpointError(f"{subject} cannot be read: {error.strerror or error}") from None

@@ -47,7 +47,7 @@ def prepare(
     allow_partial
         Accept fewer than 50,000 images in 1,000 classes.
     """
-    done = prepare_module.prepare(
+    done = prepare_module.sort_validation_images(
         source,
         to,
         prepare_module.read_labels(labels),
@@ -80,7 +80,7 @@ def verify(
     """
     from trainer.data import verify as verify_module  # noqa: PLC0415  # it needs torch; --help does not wait for that
 
-    report = verify_module.verify(path, workers=workers or len(os.sched_getaffinity(0)))
+    report = verify_module.verify_images(path, workers=workers or len(os.sched_getaffinity(0)))
     if as_json:
         print(json.dumps({"schema": VERIFY_SCHEMA, "path": str(path), **asdict(report)}, indent=2))
     else:

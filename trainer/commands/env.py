@@ -10,7 +10,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from trainer.devices.runtime_env import hccl_defaults
+from trainer.devices.runtime_env import hccl_timeouts
 from trainer.environment.facts import Facts, read_facts
 from trainer.environment.findings import Finding, findings, findings_without_npu
 from trainer.shared.config import TrainConfig
@@ -48,7 +48,7 @@ def env(*, as_json: Annotated[bool, Parameter(name="--json", negative="", show_d
 def worker_environment(facts: Facts, stall_timeout_s: float) -> Facts:
     """With HCCL's timeouts that the trainer sets where the environment has none: no worker sees HCCL's own defaults."""
     try:
-        defaults = hccl_defaults(stall_timeout_s, facts.variables)
+        defaults = hccl_timeouts(stall_timeout_s, facts.variables)
     except UsageError:  # which is a finding, too
         return facts
     return replace(facts, variables={**facts.variables, **defaults})

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from trainer.checkpoint.examine import Examined, Tensor, checkpoints_at, examine
+from trainer.checkpoint.reading import Inspection, TensorInfo, find_checkpoints, inspect_path
 from trainer.shared.errors import TrainerError
 
 INSPECT_SCHEMA = "pnas.inspect/1"
@@ -40,7 +40,7 @@ def inspect(
     as_json
         Print one JSON object with every tensor instead of lines.
     """
-    found = [examine(place) for place in checkpoints_at(path)]
+    found = [inspect_path(place) for place in find_checkpoints(path)]
     shown = next((one for one in found if one.refused is None), found[0])
     if as_json:
         print(json.dumps(_document(path, found, shown), indent=2))
@@ -55,7 +55,7 @@ def inspect(
         raise TrainerError(f"{refused[0].path}: {refused[0].refused}{others}; {action}")
 
 
-def _document(path: Path, found: Sequence[Examined], shown: Examined) -> dict[str, Any]:
+def _document(path: Path, found: Sequence[Inspection], shown: Inspection) -> dict[str, Any]:
     return {
         "schema": INSPECT_SCHEMA,
         "path": str(path),
@@ -70,11 +70,11 @@ def _document(path: Path, found: Sequence[Examined], shown: Examined) -> dict[st
     }
 
 
-def _line(one: Examined) -> str:
+def _line(one: Inspection) -> str:
     return f"{one.path}  {'valid' if one.refused is None else f'refused: {one.refused}'}"
 
 
-def _lines(shown: Examined, *, show_all: bool) -> Iterator[str]:
+def _lines(shown: Inspection, *, show_all: bool) -> Iterator[str]:
     yield _line(shown)
     yield ""
     facts = list(_facts(shown))
@@ -86,7 +86,7 @@ def _lines(shown: Examined, *, show_all: bool) -> Iterator[str]:
         yield from _table(shown.tensors, show_all=show_all)
 
 
-def _facts(shown: Examined) -> Iterator[tuple[str, str]]:
+def _facts(shown: Inspection) -> Iterator[tuple[str, str]]:
     content = dict(shown.content)
     progress, config = _mapping(content.pop("progress", {})), _mapping(content.pop("config", {}))
     yield from _rows("run", content.pop("run", None))
@@ -132,8 +132,8 @@ def _of(done: int, total: int | None) -> str:
     return f"{done:,}" if total is None else f"{done:,} of {total:,}"
 
 
-def _table(tensors: Mapping[str, Tensor], *, show_all: bool) -> Iterator[str]:
-    groups: dict[str, dict[str, Tensor]] = {}
+def _table(tensors: Mapping[str, TensorInfo], *, show_all: bool) -> Iterator[str]:
+    groups: dict[str, dict[str, TensorInfo]] = {}
     for name, tensor in tensors.items():
         groups.setdefault(name.partition(".")[0], {})[name] = tensor
     for prefix, group in groups.items():
@@ -151,7 +151,7 @@ def _table(tensors: Mapping[str, Tensor], *, show_all: bool) -> Iterator[str]:
             yield f"  and {len(group) - len(rows):,} more (--all)"
 
 
-def _hash(tensor: Tensor) -> str:
+def _hash(tensor: TensorInfo) -> str:
     return {True: "valid", False: "wrong sha256", None: ""}[tensor.valid]
 
 

@@ -1,5 +1,5 @@
 """Images from disk to the device: index, decode, augmentation, order, loader, and the `data` commands.
 
-What a sample looks like depends on (seed, epoch, sample) and on nothing else: not on the loader processes, not on the
-number of devices, not on where a run was resumed.
+A sample's pixels depend only on (seed, epoch, sample): not on the loader processes, the number of devices, or the step
+at which a run was resumed.
 """

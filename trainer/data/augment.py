@@ -1,4 +1,4 @@
-"""What is done to an image between decode and network, with every random draw keyed by (seed, epoch, sample or step).
+"""The steps between decoded image and network, with every random draw keyed by (seed, epoch, sample or step).
 
 Crop and resize run in the loader on uint8; flip and normalisation run on the device, so that a quarter of the bytes
 cross the bus. Training and evaluation share one resize rule (antialiased), because a network trained on one and tested
@@ -17,17 +17,8 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from trainer.model.loss import Targets
-from trainer.seeds import key
+from trainer.seeds import derive_seed
 from trainer.shared.config import TrainConfig
-
-Rgb = tuple[float, float, float]
-
-# `--normalize`: mean and deviation of each channel of an image in [0, 1].
-NORMALIZATIONS: dict[str, tuple[Rgb, Rgb]] = {
-    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
 
 
 class SampleKey(NamedTuple):
@@ -38,7 +29,7 @@ class SampleKey(NamedTuple):
 
 
 def sample_key(*, seed: int, epoch: int, sample: int) -> SampleKey:
-    """The randomness of one sample in one epoch, independent of who loads it and in which batch."""
+    """Return the randomness of one sample in one epoch, independent of its loader process and its batch."""
     digest = hashlib.blake2b(struct.pack("<3q", seed, epoch, sample), digest_size=16).digest()
     generator_seed, draw = struct.unpack("<QQ", digest)
     return SampleKey(generator_seed >> 1, (draw >> 11) / 2**53)
@@ -55,7 +46,7 @@ class TrainTransform:
         self._augment = _augmentation(config.augment)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Crop, resize and augment. Whether it is flipped is the caller's draw; the flip itself is the device's."""
+        """Crop, resize and augment. The caller draws the flip, and the device does it."""
         cropped: Tensor = self._crop(image)
         if self._augment is None:
             return cropped
@@ -72,14 +63,14 @@ class EvalTransform:
         self._resized = resized_side(config.image_size, config.eval_crop)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Resize and crop; nothing is drawn."""
+        """Resize and crop, without a random draw."""
         resized = functional.resize(image, [self._resized], interpolation=self._mode, antialias=True)
         cropped: Tensor = functional.center_crop(resized, [self._side, self._side])
         return cropped
 
 
 def resized_side(image_size: int, eval_crop: float) -> int:
-    """Length of the shorter side in pixels before the centre crop, rounded down as the seed does (331/.875 = 378)."""
+    """Return the shorter side in pixels before the centre crop, rounded down as the seed does (331/.875 = 378)."""
     # The summand undoes division error: 288/.96 must be 300.
     return int(image_size / eval_crop + 1e-6)
 
@@ -87,14 +78,14 @@ def resized_side(image_size: int, eval_crop: float) -> int:
 def device_transform(
     images: Tensor, flips: Tensor, *, mean: Sequence[float], std: Sequence[float], channels_last: bool = False
 ) -> Tensor:
-    """Flip and normalise on the images' own device, without a host synchronisation.
+    """Flip and normalise on the images' own device; the host does not wait for it.
 
     Args:
         images: uint8 (N, 3, H, W).
         flips: bool (N,), which images to mirror left to right.
         mean: of each channel, for images in [0, 1].
         std: of each channel, likewise.
-        channels_last: give the result NHWC strides.
+        channels_last: return NHWC strides.
 
     Returns:
         float32 (N, 3, H, W).
@@ -112,10 +103,10 @@ def device_transform(
 def mix(
     images: Tensor, labels: Tensor, *, mixup: float, cutmix: float, seed: int, epoch: int, step: int, rank: int
 ) -> tuple[Tensor, Targets]:
-    """Mix each image with its neighbour in the batch, by mixup or CutMix; where both are on, each half of the time.
+    """Mix each image with its neighbour in the batch, by mixup or CutMix; if both are on, each half of the time.
 
-    Only inputs and targets change, so it works with any number of heads. Neighbours are random already: the epoch's
-    order is. Draws are made on the host, so the device never waits.
+    Only inputs and targets change, so it works with any number of heads. Neighbours are random, since the epoch's order
+    is. Draws are made on the host, so the device never waits.
 
     Args:
         images: float (N, C, H, W).
@@ -123,7 +114,7 @@ def mix(
         mixup: alpha of arXiv:1710.09412; 0 is off.
         cutmix: alpha of arXiv:1905.04899; 0 is off.
     """
-    draw = random.Random(key("mix", seed, epoch, step, rank))
+    draw = random.Random(derive_seed("mix", seed, epoch, step, rank))
     if mixup == 0 and cutmix == 0:
         return images, Targets(labels)
     neighbours, other = images.roll(1, 0), labels.roll(1, 0)
@@ -138,7 +129,7 @@ def mix(
 
 
 def _cutmix_box(draw: random.Random, *, alpha: float, height: int, width: int) -> tuple[int, int, int, int]:
-    """A box of the share 1 - Beta(alpha, alpha) around a uniform centre, clipped to the image."""
+    """Return a box of the share 1 - Beta(alpha, alpha) around a uniform centre, clipped to the image."""
     side = (1 - draw.betavariate(alpha, alpha)) ** 0.5
     y, x = draw.randrange(height), draw.randrange(width)
     half_height, half_width = int(height * side) // 2, int(width * side) // 2

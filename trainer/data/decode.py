@@ -1,8 +1,8 @@
-"""Turn one image file into RGB pixels, or say in one line why that cannot be done.
+"""Turn one image file into RGB pixels, or say in one line why that is impossible.
 
-A file's name says little about it: ImageNet holds PNGs named .JPEG, grey and CMYK JPEGs. The content decides here, and
-a file with a missing end is an error, never an image with a grey lower half. EXIF orientation is ignored, as in every
-published ImageNet result.
+A file's name says little about it: ImageNet has PNGs named .JPEG, and grey and CMYK JPEGs. Here the content decides,
+and a file with a missing end is an error, never an image with a grey lower half. EXIF orientation is ignored, as in
+every published ImageNet result.
 """
 
 import re
@@ -19,7 +19,7 @@ from trainer.shared.errors import TrainerError
 _JPEG = b"\xff\xd8\xff"
 # torchvision >= 0.29 puts "function, file:line, " before the reason.
 _SOURCE_PREFIX = re.compile(r"^\S+, \S+:\d+, ")
-# What torchvision says -> what a reader of the terminal can use.
+# torchvision's words -> words that help the user.
 _REASONS = {
     "incomplete or truncated": "truncated, the end of the file is missing",
     "Out of bound read": "truncated, the end of the file is missing",
@@ -31,7 +31,7 @@ class BadImageError(TrainerError):
     """An image file cannot be decoded."""
 
     def __init__(self, path: str, reason: str, remedy: str = "replace or delete it") -> None:
-        # All in `args`, so that the error survives the way out of a loader process.
+        # All in `args`, so that the error can be pickled in a loader process.
         super().__init__(path, reason, remedy)
         self.path = path
         self.reason = reason
@@ -43,13 +43,13 @@ class BadImageError(TrainerError):
         )
 
 
-def decode(path: Path) -> Tensor:
-    """The pixels of an image file as a uint8 tensor of shape (3, H, W), RGB.
+def decode_image(path: Path) -> Tensor:
+    """Return the pixels of an image file as a uint8 tensor of shape (3, H, W), RGB.
 
     CMYK is read with Adobe's inversion, alpha is dropped, 16 bits become 8, an animation gives its first frame.
 
     Raises:
-        BadImageError: the file is missing, unreadable, empty, truncated or no image.
+        BadImageError: the file is missing, unreadable, empty, truncated or not an image.
     """
     try:
         data = np.fromfile(path, dtype=np.uint8)
@@ -63,7 +63,7 @@ def decode(path: Path) -> Tensor:
         # torchcodec). It takes 0.76 of Pillow's time for a photo and less than half for a small image.
         pixels: Tensor = torch.ops.image.decode_image(torch.from_numpy(data), ImageReadMode.RGB.value, False)
     except RuntimeError as error:
-        # torchvision and Pillow share libjpeg: Pillow's opinion of a JPEG could only be the more lenient one.
+        # torchvision and Pillow share libjpeg, and Pillow is the more lenient one: it must not read a refused JPEG.
         if data[:3].tobytes() == _JPEG:
             raise BadImageError(str(path), _reason(error)) from None
         pixels = _decode_with_pillow(path, _reason(error))
@@ -75,7 +75,7 @@ def decode(path: Path) -> Tensor:
 
 
 def _decode_with_pillow(path: Path, refusal: str) -> Tensor:
-    """Formats that torchvision does not know (BMP, TIFF, PPM); `refusal` is torchvision's reason."""
+    """Decode formats that torchvision does not know (BMP, TIFF, PPM); `refusal` is torchvision's reason."""
     try:
         with Image.open(path) as image:
             pixels = np.array(image.convert("RGB"))
@@ -88,4 +88,4 @@ def _decode_with_pillow(path: Path, refusal: str) -> Tensor:
 
 def _reason(error: RuntimeError) -> str:
     text = _SOURCE_PREFIX.sub("", str(error).splitlines()[0])
-    return next((plain for known, plain in _REASONS.items() if known in text), f"damaged: {text}")
+    return next((plain for words, plain in _REASONS.items() if words in text), f"damaged: {text}")

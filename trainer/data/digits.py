@@ -1,7 +1,7 @@
 """A real data set without a download: scikit-learn's 1,797 handwritten digits as JPEGs in the ImageNet folder layout.
 
-It exists so that the main job can be tried, and proved, on any machine. The split is stratified and always the same:
-1,437 digits to train on, 360 to evaluate.
+With it the main job can be tried, and tested, on any machine. The split is stratified and always the same: 1,437 digits
+to train on, 360 to evaluate.
 """
 
 import importlib
@@ -22,7 +22,7 @@ _NAME = "digit_{:04d}.jpg"
 
 
 def write_digits(to: Path) -> int:
-    """Write the digits below `to` and return how many files were still to be written; 0 if all were there.
+    """Write the digits below `to`. Return how many files were missing and are written now.
 
     Raises:
         UsageError: `to` holds other data or cannot be written, or scikit-learn is missing.
@@ -40,21 +40,21 @@ def write_digits(to: Path) -> int:
 
 
 def _present(to: Path) -> set[int]:
-    """Numbers of the digits that are there already; anything else in train/ or val/ is somebody's data."""
+    """Return the numbers of the digits that are there already; other files in train/ or val/ are the user's data."""
     numbers = {_NAME.format(number): number for number in range(COUNT)}
-    found = set()
+    present = set()
     for split in ("train", "val"):
         for path in sorted((to / split).rglob("*")):
             if path.is_dir() or path.name.startswith("."):
                 continue
             if path.name not in numbers:
                 raise UsageError(f"{path}: not one of the digits, {to} holds other data; give --to an empty folder")
-            found.add(numbers[path.name])
-    return found
+            present.add(numbers[path.name])
+    return present
 
 
 def _digits() -> list[tuple[str, int, NDArray[np.float64]]]:
-    """Split, label and pixels (8, 8) in 0..16 of each digit."""
+    """Return split, label and pixels (8, 8) in 0..16 of each digit."""
     try:
         datasets = importlib.import_module("sklearn.datasets")
         selection = importlib.import_module("sklearn.model_selection")

@@ -1,8 +1,8 @@
-"""The images of a data folder: which files there are and which class each belongs to, found once and remembered.
+"""The images of a data folder: the files and the class of each, listed once and cached.
 
-Walking ImageNet's 1.28 million files takes minutes on a network file system, so the listing is kept in the user's cache
-folder and read again only when a folder has changed. File names live in one numpy array rather than in a
-million Python strings, because loader processes would copy those page by page as they touch reference counts.
+A walk over ImageNet's 1.28 million files takes minutes on a network file system, so the listing is stored in the user's
+cache folder and read again only when a folder has changed. File names live in one numpy array rather than in a million
+Python strings: loader processes would copy those page by page as they touch reference counts.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from trainer.shared.files import reading, replacing
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _CACHE_VERSION = 2
-# A file may still appear in a folder without a new time stamp while the stamp is this fresh (coarse clocks, NFS).
+# While a folder's time stamp is this fresh, a new file can leave it unchanged (coarse clocks, NFS).
 _SETTLED_NS = 3_000_000_000
 
 
@@ -47,13 +47,13 @@ class ImageIndex:
         return len(self.paths)
 
     def path(self, sample: int) -> Path:
-        """The file of one sample."""
+        """Return the file of one sample."""
         return self.root / os.fsdecode(self.paths[sample])
 
 
 @dataclass(frozen=True)
 class Datasets:
-    """A data folder: training images (none when only evaluating) and validation images, labelled alike.
+    """A data folder: training images (None for an evaluation) and validation images, with the same labels.
 
     `fingerprint` is a hash of the class names, file names and labels, not of the pixels.
     """
@@ -64,7 +64,7 @@ class Datasets:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names that the labels of both splits are indices into."""
+        """Class names; the labels of both splits are indices into them."""
         return self.val.classes
 
 
@@ -90,7 +90,7 @@ def load_datasets(data_path: Path, *, need_train: bool = True) -> Datasets:
 
 
 def load_split(data_path: Path, split: str) -> ImageIndex:
-    """Index one split, from the cache if no folder has changed since it was written.
+    """Index one split; read the cache if no folder has changed since it was written.
 
     Raises:
         UsageError: the folder is missing, unreadable, or has no class folders, or a class has no images.
@@ -111,7 +111,7 @@ def load_split(data_path: Path, split: str) -> ImageIndex:
 
 
 def walk_images(folder: Path) -> Iterator[Path]:
-    """Every image file below `folder`, sorted within each folder; hidden entries are left out.
+    """Yield every image file below `folder`, sorted within each folder; hidden entries are left out.
 
     Raises:
         OSError: a folder cannot be read.
@@ -123,7 +123,7 @@ def walk_images(folder: Path) -> Iterator[Path]:
 
 
 def _scan(root: Path) -> tuple[ImageIndex, dict[str, int]]:
-    """The index of a split, and the time stamp (ns) of each folder it was read from."""
+    """Return the index of a split, and the time stamp (ns) of each folder it was read from."""
     folders = {"": root.stat().st_mtime_ns}
     classes = _list_folder(root)[1]
     paths: list[bytes] = []
@@ -133,7 +133,7 @@ def _scan(root: Path) -> tuple[ImageIndex, dict[str, int]]:
         pending = [name]
         while pending:
             folder = pending.pop()
-            # Stamped before it is listed: a file that arrives in between makes the stamp stale, not the listing.
+            # The stamp is read first: a file that arrives before the listing makes the stamp stale, not the listing.
             folders[folder] = (root / folder).stat().st_mtime_ns
             files, nested = _list_folder(root / folder)
             paths += [os.fsencode(f"{folder}/{file}") for file in files]
@@ -145,7 +145,7 @@ def _scan(root: Path) -> tuple[ImageIndex, dict[str, int]]:
 
 
 def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the image files and of the folders in `folder`."""
+    """Return the sorted names of the image files and of the folders in `folder`."""
     files, folders = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -159,10 +159,10 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether an image may be in there: not in a pipe or a device, whose reader could wait for ever.
+    """Return whether it can be an image: a pipe or a device cannot, and its reader could wait for ever.
 
-    A link that leads nowhere counts: whoever reads it is told, where a listing without it would say nothing. Only a
-    link costs a look at its target.
+    A broken link counts: its reader reports it, while a listing without it would hide it. Only a link costs a look at
+    its target.
     """
     if not entry.is_symlink():
         return entry.is_file()
@@ -185,10 +185,10 @@ def _refuse_gaps(index: ImageIndex) -> None:
 
 def _in_classes_of(classes: tuple[str, ...], val: ImageIndex) -> ImageIndex:
     position = {name: label for label, name in enumerate(classes)}
-    strange = [name for name in val.classes if name not in position]
-    if strange:
+    unknown = [name for name in val.classes if name not in position]
+    if unknown:
         raise UsageError(
-            f"{val.root}: class {_some(strange)} is not in {val.root.parent / 'train'};"
+            f"{val.root}: class {_some(unknown)} is not in {val.root.parent / 'train'};"
             " both need the same class folders"
         )
     renumber = np.array([position[name] for name in val.classes], dtype=np.int64)
@@ -209,7 +209,7 @@ def _fingerprint(splits: list[ImageIndex]) -> str:
 
 
 def _cache_file(root: Path) -> Path | None:
-    """Where the index of `root` is kept: the user's cache folder, because data is often mounted read-only."""
+    """Return the cache of the index of `root`: in the user's cache folder, since data is often mounted read-only."""
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         folder = Path(base) if base else Path.home() / ".cache"
@@ -220,25 +220,25 @@ def _cache_file(root: Path) -> Path | None:
 
 
 def _read_cache(cache: Path, root: Path) -> ImageIndex | None:
-    """The cached index, or None if there is none, it is damaged, or any folder has changed since."""
+    """Return the cached index; None if it is missing or damaged, or if any folder has changed since."""
     try:
-        # Opened here, because numpy leaves a file of its own open when it is damaged.
+        # Opened here, because numpy leaves a damaged file open that it opened itself.
         with cache.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             folders, stamps = stored["folders"], stored["stamps"]
             classes, paths, labels = stored["classes"], stored["paths"], stored["labels"]
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         return None
     try:
-        now = [(root / os.fsdecode(folder)).stat().st_mtime_ns for folder in folders.tolist()]
+        current = [(root / os.fsdecode(folder)).stat().st_mtime_ns for folder in folders.tolist()]
     except OSError:
         return None
-    if now != stamps.tolist():
+    if current != stamps.tolist():
         return None
     return ImageIndex(root, tuple(os.fsdecode(name) for name in classes.tolist()), paths, labels)
 
 
 def _write_cache(cache: Path, index: ImageIndex, folders: dict[str, int]) -> None:
-    """Keep the index; several processes may do so at once, and a cache that cannot be written is no error."""
+    """Write the index. Several processes may do so at once, and a failed write is not an error."""
     partial = cache.with_name(f".{cache.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)

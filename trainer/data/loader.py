@@ -1,8 +1,7 @@
 """Batches of decoded, augmented images: the same bits for any number of loader processes, devices and resumptions.
 
-A loader process makes a whole batch at a time, so that nothing but finished uint8 batches crosses process borders. A
-bad image comes back as a value: what it leads to happens in the training process, where its one line is the last one
-shown.
+A loader process makes a whole batch at a time, so that only finished uint8 batches cross process borders. A bad image
+comes back as a value: the training process reacts to it, so that its line is the last one shown.
 """
 
 import contextlib
@@ -15,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from trainer.data.augment import EvalTransform, TrainTransform, sample_key
-from trainer.data.bad_images import BadImage, BadImages, bound
-from trainer.data.decode import BadImageError, decode
+from trainer.data.bad_images import BadImage, BadImages, allowed_bad_images
+from trainer.data.decode import BadImageError, decode_image
 from trainer.data.index import ImageIndex
 from trainer.data.processes import whole_item_loader
 from trainer.data.sampler import EpochPlan, Indices, epoch_order, eval_indices
@@ -24,7 +23,7 @@ from trainer.shared.config import TrainConfig
 from trainer.shared.errors import TrainerError
 
 
-class Batch(NamedTuple):
+class ImageBatch(NamedTuple):
     """One device's images of one step.
 
     Attributes:
@@ -49,13 +48,12 @@ def train_batches(
     rank: int,
     workers: int,
     pin_memory: bool,
-    start_step: int = 0,
     bad_images: BadImages | None = None,
-) -> Iterator[Batch]:
-    """One rank's training batches of one epoch, from step `start_step` of `plan` on.
+) -> Iterator[ImageBatch]:
+    """Yield one rank's training batches of the epoch's `plan`.
 
-    Under `--on-bad-image skip` the next readable image of the index takes a bad one's place, with its own label and the
-    bad one's random draws: a function of the data alone. `bad_images` is told of each.
+    Under `--on-bad-image skip` the next readable image of the index replaces a bad one, with its own label and the bad
+    one's random draws: this depends only on the data. `bad_images` collects each.
 
     Raises:
         BadImageError: an image cannot be decoded, under `--on-bad-image fail`.
@@ -63,9 +61,7 @@ def train_batches(
     """
     order = epoch_order(len(index), seed=config.seed, epoch=epoch)
     batches = [
-        order[positions.start : positions.stop]
-        for step in range(start_step, plan.steps)
-        for positions in plan.batches(step, rank)
+        order[positions.start : positions.stop] for step in range(plan.steps) for positions in plan.batches(step, rank)
     ]
     made = _TrainBatches(index, config, epoch)
     return _load(made, batches, workers=workers, pin_memory=pin_memory, bad_images=bad_images or BadImages())
@@ -80,11 +76,13 @@ def eval_batches(
     workers: int,
     pin_memory: bool,
     bad_images: BadImages | None = None,
-) -> Iterator[Batch]:
-    """One rank's share of a split, unaugmented; over all ranks each image exactly once. Ranks may differ in batches.
+) -> Iterator[ImageBatch]:
+    """Yield one rank's share of a split, unaugmented; over all ranks each image exactly once.
 
-    Under `--on-bad-image skip` a bad image is missing from its batch, and an empty batch from the sequence: another in
-    its place would be counted twice. `bad_images.left_out()` says how many, to be counted as answered wrongly.
+    Ranks may have different numbers of batches.
+
+    Under `--on-bad-image skip` a bad image is missing from its batch, and an empty batch from the sequence: an image in
+    its place would count twice. `bad_images.take_left_out()` is their number, to be counted as answered wrongly.
 
     Raises:
         BadImageError: an image cannot be decoded, under `--on-bad-image fail`.
@@ -95,10 +93,10 @@ def eval_batches(
     return _load(made, batches, workers=workers, pin_memory=pin_memory, bad_images=bad_images or BadImages())
 
 
-def to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Move batches to `device` on a stream of their own, each while the device still computes the step before it.
+def to_device(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[ImageBatch]:
+    """Move batches to `device` on a separate stream, each while the device still computes the step before it.
 
-    A training step only queues work, so the host comes back for the next batch with that work ahead of it. Copies
+    A training step only queues work, so the host asks for the next batch while that work is still to be done. Copies
     overlap only if the batches are pinned.
     """
     if device.type == "cpu":
@@ -108,19 +106,19 @@ def to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
     copies = backend.Stream(device)
     for batch in batches:
         with backend.stream(copies):
-            moved = Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
+            moved = ImageBatch(*(tensor.to(device, non_blocking=True) for tensor in batch))
         computing = backend.current_stream(device)
         computing.wait_stream(copies)
         for tensor in moved:
-            # Else its memory could be handed out again while the computing stream still reads it.
+            # Without this, its memory could be reused while the computing stream still reads it.
             tensor.record_stream(computing)
         yield moved
 
 
 class _Made(NamedTuple):
-    """What comes back from a loader process for one batch: the bad images met, and a batch or why there is none."""
+    """One batch from a loader process, or the reason for its absence, and the bad images among its samples."""
 
-    batch: Batch | None
+    batch: ImageBatch | None
     bad: tuple[BadImage, ...] = ()
     failure: TrainerError | None = None
 
@@ -165,7 +163,7 @@ class _EvalBatches(Dataset[_Made]):
         bad: list[BadImage] = []
         for sample in samples.tolist():
             try:
-                pixels = decode(self._index.path(sample))
+                pixels = decode_image(self._index.path(sample))
             except BadImageError as error:
                 if self._config.on_bad_image == "fail":
                     return _Made(None, failure=error)
@@ -180,24 +178,24 @@ class _EvalBatches(Dataset[_Made]):
 
 
 def _readable(index: ImageIndex, sample: int, config: TrainConfig) -> tuple[int, Tensor, list[BadImage]]:
-    """`sample`, or the next one in the index that can be decoded, its pixels, and the bad ones before it.
+    """Return `sample`, or the next one in the index that can be decoded, its pixels, and the bad ones before it.
 
     Raises:
-        BadImageError: `sample` cannot be decoded and is not to be skipped.
-        TrainerError: so many in a row are bad that the run must give up; searching on would read the whole split.
+        BadImageError: `sample` cannot be decoded and must not be skipped.
+        TrainerError: too many in a row are bad; a longer search could read the whole split.
     """
     errors: list[tuple[int, BadImageError]] = []
     candidate = sample
     while True:
         try:
-            pixels = decode(index.path(candidate))
+            pixels = decode_image(index.path(candidate))
         except BadImageError as error:
             if config.on_bad_image == "fail":
                 raise
             errors.append((candidate, error))
         else:
             return candidate, pixels, [_bad_image(index, bad, error, replaced_by=candidate) for bad, error in errors]
-        if len(errors) > bound(len(index), config.max_bad_images):
+        if len(errors) > allowed_bad_images(len(index), config.max_bad_images):
             raise TrainerError(_give_up(index, [error for _, error in errors], config))
         candidate = (candidate + 1) % len(index)
 
@@ -206,7 +204,7 @@ def _give_up(index: ImageIndex, errors: Sequence[BadImageError], config: TrainCo
     return (
         f"{index.root}: {len(errors):,} images in a row cannot be decoded, from {errors[0].path} ({errors[0].reason})"
         f" to {errors[-1].path}; --max-bad-images {config.max_bad_images:g} of {len(index):,} allows"
-        f" {bound(len(index), config.max_bad_images):,}: check the disk, or replace them"
+        f" {allowed_bad_images(len(index), config.max_bad_images):,}: check the disk, or replace them"
         " (`python -m trainer data verify FOLDER` lists every such file)"
     )
 
@@ -219,8 +217,8 @@ def _empty_images(count: int, config: TrainConfig) -> Tensor:
     return torch.empty((count, 3, config.image_size, config.image_size), dtype=torch.uint8)
 
 
-def _batch(index: ImageIndex, images: Tensor, shown: Indices, flips: Tensor) -> Batch:
-    return Batch(images, torch.from_numpy(index.labels[shown]), flips, torch.from_numpy(shown))
+def _batch(index: ImageIndex, images: Tensor, shown: Indices, flips: Tensor) -> ImageBatch:
+    return ImageBatch(images, torch.from_numpy(index.labels[shown]), flips, torch.from_numpy(shown))
 
 
 def _load(
@@ -230,7 +228,7 @@ def _load(
     workers: int,
     pin_memory: bool,
     bad_images: BadImages,
-) -> Iterator[Batch]:
+) -> Iterator[ImageBatch]:
     with contextlib.closing(whole_item_loader(dataset, batches, workers=workers, pin_memory=pin_memory)) as items:
         for made in items:
             bad_images.add(made.bad)

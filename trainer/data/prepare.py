@@ -1,7 +1,7 @@
 """Sort ILSVRC2012's 50,000 validation images into one folder per class, as the seed's valprep script did.
 
-The images come as one tar or one flat folder without their classes. Unlike a script of 50,000 `mv` lines, this may be
-killed and run again, checks what it was given before it writes anything, and checks what it has made.
+The images come as one tar or one flat folder without their classes. Unlike a script of 50,000 `mv` lines, this can
+be killed and run again. It checks its input before it writes, and its result afterwards.
 """
 
 import errno
@@ -26,12 +26,12 @@ _IMAGE = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
 # A line of valprep.sh (`mv ILSVRC2012_val_00000001.JPEG n01751748/`) or of Kaggle's LOC_val_solution.csv.
 _NAMED_LABEL = re.compile(r"(ILSVRC2012_val_\d{8})(?:\.JPEG)?[\s,]+(n\d{8})\b")
 _WNID = re.compile(r"n\d{8}")
-_RUN_AGAIN = "make room or permit it, then run the same command again: it goes on where it stopped"
+_RUN_AGAIN = "free space or permit it, then run the same command again: it continues where it stopped"
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What `prepare` did: images written now, images that were there already, images of `labels` still missing."""
+class SortedImages:
+    """How many images were written now, were there already, and are missing although `labels` names them."""
 
     written: int
     present: int
@@ -39,38 +39,38 @@ class Prepared:
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """The class (wnid) of each validation image, by file name.
+    """Return the class (wnid) of each validation image, by file name.
 
-    Reads valprep.sh (as text; it is never run), Kaggle's LOC_val_solution.csv, or one wnid per line, the first line
-    being that of ILSVRC2012_val_00000001.JPEG.
+    Reads valprep.sh (as text; it is never run), Kaggle's LOC_val_solution.csv, or one wnid per line, the first for
+    ILSVRC2012_val_00000001.JPEG.
 
     Raises:
-        UsageError: the file cannot be read, is none of these, or gives an image two classes.
+        UsageError: the file cannot be read, has another format, or gives an image two classes.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
         raise UsageError(f"--labels {path}: cannot be read: {reason}") from None
-    named = _NAMED_LABEL.findall(text)
-    if named:
+    pairs = _NAMED_LABEL.findall(text)
+    if pairs:
         labels: dict[str, str] = {}
-        for stem, wnid in named:
+        for stem, wnid in pairs:
             if labels.setdefault(f"{stem}.JPEG", wnid) != wnid:
                 raise UsageError(f"--labels {path}: gives {stem}.JPEG two classes, {labels[f'{stem}.JPEG']} and {wnid}")
         return labels
     lines = text.split()
     strange = next((number for number, line in enumerate(lines, 1) if not _WNID.fullmatch(line)), None)
     if strange is not None or not lines:
-        where = f"line {strange} is {lines[strange - 1][:40]!r}" if strange else "it is empty"
+        fault = f"line {strange} is {lines[strange - 1][:40]!r}" if strange else "it is empty"
         raise UsageError(
-            f"--labels {path}: {where}; give valprep.sh, LOC_val_solution.csv,"
+            f"--labels {path}: {fault}; give valprep.sh, LOC_val_solution.csv,"
             " or a file with one wnid (like n01751748) per line"
         )
     return {f"ILSVRC2012_val_{number:08d}.JPEG": wnid for number, wnid in enumerate(lines, 1)}
 
 
-def prepare(
+def sort_validation_images(
     source: Path,
     to: Path,
     labels: Mapping[str, str],
@@ -79,15 +79,15 @@ def prepare(
     images: int | None = IMAGES,
     classes: int = CLASSES,
     progress: Callable[[int], None] = lambda _done: None,
-) -> Prepared:
-    """Put each image of `source` at `to`/val/<wnid>/<name>; what is there already, whole, is left alone.
+) -> SortedImages:
+    """Put each image of `source` at `to`/val/<wnid>/<name>; whole images that are there already stay as they are.
 
     Args:
         source: the tar, or a folder that holds the images.
         transfer: how a folder's images get there; a tar's are always copied.
         images: how many images `labels` must name and the result must hold; None accepts any part.
-        classes: how many classes they must be spread over evenly.
-        progress: called with the number of images done after each.
+        classes: number of classes, which must have equally many images.
+        progress: called after each image with the number of images done.
 
     Raises:
         UsageError: `source` or `labels` cannot be used; nothing was written.
@@ -111,7 +111,7 @@ def prepare(
             f"{to / 'val'}: {len(missing):,} of {len(labels):,} images are missing, the first is {missing[0]};"
             f" {source} does not hold them (--allow-partial accepts that)"
         )
-    return Prepared(written, len(labels) - len(missing) - written, len(missing))
+    return SortedImages(written, len(labels) - len(missing) - written, len(missing))
 
 
 def write_image(path: Path, content: bytes | IO[bytes]) -> None:

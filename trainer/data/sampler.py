@@ -1,7 +1,7 @@
 """Which images each device sees at each step: pure functions of (seed, epoch, step, rank, world size).
 
-Nothing here has state, so resuming is a matter of naming the step, or, after a change of the number of devices, how
-many of the epoch's images have been used; and evaluation covers every image exactly once by construction.
+Nothing here has state. To resume, name the step, or, after a change of the number of devices, the number of the epoch's
+images that are used. Evaluation covers every image exactly once by construction.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ Indices = NDArray[np.int64]
 class EpochPlan:
     """Which positions of `epoch_order` each step of an epoch, or of the rest of one, uses; steps count from 0.
 
-    Where the images make whole global batches, step s takes the s-th of them. Otherwise they are spread over as few
-    steps as hold them, as evenly as can be, so that no step's gradient rests on a handful of images.
+    If the images make whole global batches, step s takes batch s. Otherwise they are spread over the fewest possible
+    steps, as evenly as possible, so that no step's gradient depends on a few images.
 
     Attributes:
         done: images of the epoch that earlier steps have used; the plan begins there.
-        end: where it ends; images from here on sit out this epoch.
+        end: the plan's end; images from here on are not used in this epoch.
         steps: optimizer steps.
-        left_out: images between `end` and what the epoch's first plan meant to use: too few for a step.
+        left_out: images between `end` and the end of the epoch's first plan: too few for a step.
     """
 
     done: int
@@ -38,15 +38,15 @@ class EpochPlan:
     batch_size: int
 
     def images(self, step: int) -> int:
-        """Images of the whole job in one step."""
+        """Return how many images the whole job uses in one step."""
         return len(self.positions(step))
 
     def positions(self, step: int) -> range:
-        """The part of the epoch's order that one step uses."""
+        """Return the part of the epoch's order that one step uses."""
         return _share(range(self.done, self.end), step, self.steps)
 
     def batches(self, step: int, rank: int) -> list[range]:
-        """One rank's part of a step: at least one batch and at most `accumulate`, none empty or above `batch_size`.
+        """Return one rank's part of a step: from one to `accumulate` batches, each with 1 to `batch_size` images.
 
         Ranks differ by at most one image; a full step's batches interleave the ranks.
         """
@@ -57,7 +57,7 @@ class EpochPlan:
 
 
 def epoch_order(n: int, *, seed: int, epoch: int) -> Indices:
-    """The order of `n` images in one epoch: a permutation of range(n), the same on every rank and machine.
+    """Return the order of `n` images in one epoch: a permutation of range(n), the same on every rank and machine.
 
     It sorts Philox's raw stream, which numpy promises never to change (its `permutation` may change).
     """
@@ -67,7 +67,7 @@ def epoch_order(n: int, *, seed: int, epoch: int) -> Indices:
 
 
 def steps_per_epoch(n: int, *, world_size: int, batch_size: int, accumulate: int) -> int:
-    """Full optimizer steps in `n` images; the ragged rest sits out this epoch and falls elsewhere in the next.
+    """Return the full optimizer steps in `n` images. The rest is not used in this epoch; the next one reorders all.
 
     Raises:
         UsageError: one step takes more images than there are.
@@ -98,16 +98,16 @@ def plan_epoch(
     done_images: int = 0,
     planned: int | None = None,
 ) -> EpochPlan:
-    """An epoch of `n` images, or its rest after `done_images` of them, for this number of devices and batch size.
+    """Plan an epoch of `n` images, or its rest after `done_images` of them, for this number of devices and batch size.
 
-    A whole epoch has full steps only. A rest uses each image that the epoch meant to use exactly once, whatever the
-    devices and the batch size were before; only fewer images than devices are left out, and, with one image per device
-    and step, what does not make a full step. Planning the rest of a rest gives the same steps again.
+    A whole epoch has only full steps. A rest uses each remaining image of the epoch's first plan exactly once, for any
+    earlier number of devices and batch size. It leaves out fewer images than devices, and, with one image per device
+    and step, the images of an incomplete step. The rest of a rest has the same steps again.
 
     Args:
-        steps_limit: steps of a whole epoch at most; None is no limit.
+        steps_limit: most steps of a whole epoch; None is no limit.
         done_images: positions of `epoch_order` that are used up.
-        planned: images that the epoch's first plan meant to use; None is a plan of its own.
+        planned: images of the epoch's first plan; None if this is the first plan.
 
     Raises:
         UsageError: one step takes more images than there are.
@@ -116,7 +116,7 @@ def plan_epoch(
     steps = steps_per_epoch(n, world_size=world_size, batch_size=batch_size, accumulate=accumulate)
     if planned is None:
         planned = per_step * min(steps, steps if steps_limit is None else steps_limit)
-    # Images may have been taken away since.
+    # The user may have removed images since then.
     planned = min(planned, n)
     rest = max(planned - done_images, 0)
     left_out = rest % world_size if per_step == world_size else rest if rest < world_size else 0
@@ -132,9 +132,9 @@ def plan_epoch(
 
 
 def eval_indices(n: int, *, rank: int, world_size: int, batch_size: int) -> Iterator[Indices]:
-    """The batches of one rank's share of range(n): over all ranks each image once, none twice, none padded.
+    """Yield the batches of one rank's share of range(n): over all ranks each image exactly once, without padding.
 
-    Shares are contiguous and differ by at most one image; a rank may get none, and the last batch may be smaller.
+    Shares are contiguous and differ by at most one image. A share may be empty, and the last batch smaller.
     """
     first, end = n * rank // world_size, n * (rank + 1) // world_size
     for start in range(first, end, batch_size):
@@ -142,7 +142,7 @@ def eval_indices(n: int, *, rank: int, world_size: int, batch_size: int) -> Iter
 
 
 def _share(whole: range, number: int, parts: int) -> range:
-    """Part `number` of `parts` contiguous ones; the first few are larger by one where they cannot be equal."""
+    """Return part `number` of `parts` contiguous parts; if they cannot be equal, the first ones have one more."""
     size, larger = divmod(len(whole), parts)
     first = number * size + min(number, larger)
     return whole[first : first + size + (number < larger)]

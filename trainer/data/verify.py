@@ -1,7 +1,7 @@
-"""Read every image of a folder and name those that cannot be trained on, before a run stumbles over one at epoch 40.
+"""Read every image of a folder and list the unusable ones, before a run fails on one of them at epoch 40.
 
-It is stricter than training: libjpeg only murmurs on stderr about damage inside a file and fills in grey, so each
-file is decoded in a process whose stderr is listened to.
+It is stricter than training: for damage inside a file libjpeg only prints a warning on stderr and fills in grey. So
+each file is decoded in a process whose stderr is read.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from torch.utils.data import Dataset
 
-from trainer.data.decode import BadImageError, decode
+from trainer.data.decode import BadImageError, decode_image
 from trainer.data.index import walk_images
 from trainer.data.processes import start_worker, whole_item_loader
 from trainer.shared.errors import UsageError
@@ -23,12 +23,12 @@ _STDERR = 2
 # libjpeg's warnings that mean lost pixels; others, such as extraneous bytes before the end, are harmless.
 _DAMAGE = ("premature end of data segment", "bad Huffman code")
 
-# What is unusual about a good file.
+# Unusual properties of a good file.
 Notes = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Broken:
+class UnusableFile:
     """A file that cannot be trained on, and why."""
 
     path: str
@@ -36,15 +36,15 @@ class Broken:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a folder holds: number of files read, the broken ones, and how many files are unusual in which way."""
+class VerifyReport:
+    """The number of files read, the broken files, and the number of files with each unusual property."""
 
     checked: int
-    broken: tuple[Broken, ...]
+    broken: tuple[UnusableFile, ...]
     notes: dict[str, int]
 
 
-def verify(path: Path, *, workers: int) -> Report:
+def verify_images(path: Path, *, workers: int) -> VerifyReport:
     """Decode every image below `path` in `workers` (at least 1) processes.
 
     Raises:
@@ -59,45 +59,45 @@ def verify(path: Path, *, workers: int) -> Report:
     notes: Counter[str] = Counter()
     broken = []
     for finding in _findings(files, workers):
-        if isinstance(finding, Broken):
+        if isinstance(finding, UnusableFile):
             broken.append(finding)
         else:
             notes.update(finding)
-    return Report(len(files), tuple(broken), dict(sorted(notes.items())))
+    return VerifyReport(len(files), tuple(broken), dict(sorted(notes.items())))
 
 
-def _findings(files: list[Path], workers: int) -> Iterator[Broken | Notes]:
-    """A finding for each file, in order."""
+def _findings(files: list[Path], workers: int) -> Iterator[UnusableFile | Notes]:
+    """Yield a finding for each file, in order."""
     chunks = range(0, len(files), 32)
     for findings in whole_item_loader(_Chunks(files), chunks, workers=workers, start_worker=_listen):
         yield from findings
 
 
-class _Chunks(Dataset[list[Broken | Notes]]):
-    """32 files from a given position, examined in a loader process."""
+class _Chunks(Dataset[list[UnusableFile | Notes]]):
+    """32 files from a given position, checked in a loader process."""
 
     def __init__(self, files: list[Path]) -> None:
         self._files = files
 
-    def __getitem__(self, start: int) -> list[Broken | Notes]:
-        return [_examine(path) for path in self._files[start : start + 32]]
+    def __getitem__(self, start: int) -> list[UnusableFile | Notes]:
+        return [_check(path) for path in self._files[start : start + 32]]
 
 
-def _examine(path: Path) -> Broken | Notes:
+def _check(path: Path) -> UnusableFile | Notes:
     os.lseek(_STDERR, 0, os.SEEK_SET)
     os.ftruncate(_STDERR, 0)
     try:
-        decode(path)
+        decode_image(path)
     except BadImageError as error:
-        return Broken(str(path), error.reason)
-    murmurs = os.pread(_STDERR, 4096, 0).decode(errors="replace").split("\n")[0].strip()
-    if any(damage in murmurs for damage in _DAMAGE):
-        return Broken(str(path), f"damaged inside: {murmurs}")
-    return _notes(path) + (("decoder warning",) if murmurs else ())
+        return UnusableFile(str(path), error.reason)
+    warning = os.pread(_STDERR, 4096, 0).decode(errors="replace").split("\n")[0].strip()
+    if any(damage in warning for damage in _DAMAGE):
+        return UnusableFile(str(path), f"damaged inside: {warning}")
+    return _notes(path) + (("decoder warning",) if warning else ())
 
 
 def _notes(path: Path) -> Notes:
-    """What is unusual about a good file, from its header."""
+    """Return the unusual properties of a good file, from its header."""
     try:
         with Image.open(path) as header:
             kind, mode = str(header.format), header.mode
@@ -115,6 +115,6 @@ def _notes(path: Path) -> Notes:
 
 
 def _listen(worker: int) -> None:
-    """Turn this process's stderr into a file in memory that `_examine` reads after each image."""
+    """Turn this process's stderr into a file in memory that `_check` reads after each image."""
     start_worker(worker)
     os.dup2(os.memfd_create("stderr"), _STDERR)

@@ -1,4 +1,4 @@
-"""A CPU as a device: what a laptop and the tests train on, over gloo."""
+"""A CPU as a device, over gloo: for laptops and tests."""
 
 import platform
 import resource
@@ -18,38 +18,38 @@ class CpuDevice:
     default_precision = "fp32"
 
     def open(self, local_rank: int) -> torch.device:
-        """Every rank shares the one CPU; the supervisor has set its number of threads."""
+        """Return the CPU, which all ranks share; the supervisor has set the number of threads."""
         return torch.device("cpu")
 
     def autocast(self, dtype: torch.dtype) -> AbstractContextManager[Any]:
-        """Mixed precision as torch does it on a CPU."""
+        """Return torch's mixed precision on a CPU."""
         return torch.autocast("cpu", dtype=dtype)
 
     def has_bf16(self) -> bool:
-        """Every CPU computes in it, if slowly."""
+        """Return True: every CPU computes in bfloat16, some slowly."""
         return True
 
     def grad_scaler(self, *, init_scale: float) -> torch.amp.GradScaler:
-        """Torch's scaler."""
+        """Return torch's scaler."""
         return torch.amp.GradScaler("cpu", init_scale=init_scale)
 
     def seed(self, key: int) -> None:
-        """Seed the default generator alone: `torch.manual_seed` also visits every accelerator and costs 200 us."""
+        """Seed only the default generator: `torch.manual_seed` also visits every accelerator and costs 200 us."""
         torch.default_generator.manual_seed(key)
 
     def rng_state(self) -> Tensor:
-        """The default generator's state, uint8 (n,) on the CPU."""
+        """Return the default generator's state, uint8 (n,) on the CPU."""
         state: Tensor = torch.get_rng_state()
         return state
 
     def set_rng_state(self, state: Tensor) -> None:
-        """Go on from such a state."""
+        """Restore such a state."""
         torch.set_rng_state(state)
 
     def name(self) -> str:
-        """The processor, as the platform names it."""
+        """Return the platform's name of the processor."""
         return platform.processor() or platform.machine()
 
     def peak_memory_mib(self) -> float:
-        """Peak resident memory of the process, in MiB (Linux counts KiB)."""
+        """Return the peak resident memory of the process, in MiB (Linux counts KiB)."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -33,15 +33,15 @@ class CudaDevice:
         return torch.device("cuda", local_rank)
 
     def autocast(self, dtype: torch.dtype) -> AbstractContextManager[Any]:
-        """Mixed precision as torch does it on CUDA."""
+        """Return torch's mixed precision on CUDA."""
         return torch.autocast("cuda", dtype=dtype)
 
     def has_bf16(self) -> bool:
-        """From Ampere on."""
+        """Return whether the GPU computes in bfloat16: Ampere and newer ones do."""
         return bool(torch.cuda.is_bf16_supported())
 
     def grad_scaler(self, *, init_scale: float) -> torch.amp.GradScaler:
-        """Torch's scaler."""
+        """Return torch's scaler."""
         return torch.amp.GradScaler("cuda", init_scale=init_scale)
 
     def seed(self, key: int) -> None:
@@ -49,18 +49,18 @@ class CudaDevice:
         torch.cuda.manual_seed(key)
 
     def rng_state(self) -> Tensor:
-        """The default generator's state, uint8 (n,) on the CPU."""
+        """Return the default generator's state, uint8 (n,) on the CPU."""
         state: Tensor = torch.cuda.get_rng_state()
         return state
 
     def set_rng_state(self, state: Tensor) -> None:
-        """Go on from such a state."""
+        """Restore such a state."""
         torch.cuda.set_rng_state(state)
 
     def name(self) -> str:
-        """The GPU's model."""
+        """Return the GPU's model."""
         return torch.cuda.get_device_name()
 
     def peak_memory_mib(self) -> float:
-        """Peak memory allocated by tensors, in MiB."""
+        """Return the peak memory of tensors, in MiB."""
         return torch.cuda.max_memory_allocated() / 2**20

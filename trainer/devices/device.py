@@ -1,4 +1,4 @@
-"""One small interface to the three kinds of device, so that nothing else of the trainer asks which one it runs on."""
+"""One small interface to the three kinds of device, so that the rest of the trainer does not ask which one it has."""
 
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from trainer.devices.npu import NpuDevice
 
 
 class Device(Protocol):
-    """What training needs of a device."""
+    """A device as training uses it."""
 
     kind: str
     """`npu`, `cuda` or `cpu`: torch's device type."""
@@ -23,44 +23,44 @@ class Device(Protocol):
     """What `--precision auto` means here."""
 
     def open(self, local_rank: int) -> torch.device:
-        """Bind this process to its device; called before anything else touches a device."""
+        """Bind this process to its device. This must be the first use of a device."""
         ...
 
     def autocast(self, dtype: torch.dtype) -> AbstractContextManager[Any]:
-        """Mixed precision for the forward pass."""
+        """Return the context of a forward pass in mixed precision."""
         ...
 
     def has_bf16(self) -> bool:
-        """Whether the device computes in bfloat16."""
+        """Return whether the device computes in bfloat16."""
         ...
 
     def grad_scaler(self, *, init_scale: float) -> torch.amp.GradScaler:
-        """The scaler that goes with fp16 autocast."""
+        """Return the scaler for fp16 autocast."""
         ...
 
     def seed(self, key: int) -> None:
-        """Seed the device's default generator: what drop-path and dropout draw from."""
+        """Seed the device's default generator, from which drop-path and dropout draw."""
         ...
 
     def rng_state(self) -> torch.Tensor:
-        """The device's default generator, uint8 (n,) on the CPU."""
+        """Return the state of the device's default generator, uint8 (n,) on the CPU."""
         ...
 
     def set_rng_state(self, state: torch.Tensor) -> None:
-        """Go on from such a state."""
+        """Restore such a state."""
         ...
 
     def name(self) -> str:
-        """The device's model, for the records."""
+        """Return the device's model, for the records."""
         ...
 
     def peak_memory_mib(self) -> float:
-        """Peak memory of this process on the device, in MiB."""
+        """Return the peak memory of this process on the device, in MiB."""
         ...
 
 
 def open_device(kind: str) -> Device:
-    """The device interface of `kind`: `npu`, `cuda` or `cpu`.
+    """Return the device interface of `kind`: `npu`, `cuda` or `cpu`.
 
     Raises:
         UsageError: the runtime of that kind is not installed.

@@ -2,7 +2,7 @@
 
 Written from torch_npu's sources, and run on an emulated NPU (tests/npu); it has never run on a real one.
 
-torch_npu is imported when the device is opened, never before: on other machines it is not installed.
+torch_npu is imported when the device is opened, and not earlier: other machines do not have it.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.devices.runtime_errors import explain_loading
+from trainer.devices.runtime_errors import explain_loading_error
 from trainer.shared.errors import RuntimeUnusableError
 from trainer.shared.files import writing
 
@@ -36,7 +36,7 @@ class NpuDevice:
             # Typed as Any: torch_npu has no stubs and is absent where the types are checked.
             self._torch_npu: Any = importlib.import_module("torch_npu")
         except (ImportError, OSError, RuntimeError) as error:
-            reason = explain_loading(str(error)) or (
+            reason = explain_loading_error(str(error)) or (
                 f"torch_npu cannot be loaded ({type(error).__name__}): python -m trainer env says what is missing"
             )
             raise RuntimeUnusableError(f"--device npu: {reason}") from error
@@ -45,8 +45,8 @@ class NpuDevice:
         """Bind the process to the NPU with its local rank.
 
         `set_device` comes first, because torch_npu opens device 0 on any earlier call. Binary kernels
-        (`jit_compile=False`) save minutes of operator compilation on the first step (facts: 600 s to 40 s on a 910A);
-        what is compiled all the same is kept where ACL_OP_COMPILER_CACHE_DIR says.
+        (`jit_compile=False`) save minutes of operator compilation on the first step (facts: 600 s to 40 s on a 910A).
+        Operators that are still compiled are cached in ACL_OP_COMPILER_CACHE_DIR.
 
         Raises:
             RuntimeUnusableError: torch_npu sees no such NPU.
@@ -71,16 +71,16 @@ class NpuDevice:
         return torch.device("npu", local_rank)
 
     def autocast(self, dtype: torch.dtype) -> AbstractContextManager[Any]:
-        """Mixed precision through torch_npu's autocast."""
+        """Return torch_npu's autocast."""
         context: AbstractContextManager[Any] = self._torch_npu.npu.amp.autocast(dtype=dtype)
         return context
 
     def has_bf16(self) -> bool:
-        """Not on an Ascend 910A."""
+        """Return whether the NPU computes in bfloat16; an Ascend 910A does not."""
         return bool(self._torch_npu.npu.is_bf16_supported())
 
     def grad_scaler(self, *, init_scale: float) -> torch.amp.GradScaler:
-        """torch_npu's scaler: unlike torch's it reads the overflow flag that a 910A keeps in hardware."""
+        """Return torch_npu's scaler: unlike torch's, it reads the overflow flag that a 910A has in hardware."""
         scaler: torch.amp.GradScaler = self._torch_npu.npu.amp.GradScaler(init_scale=init_scale)
         return scaler
 
@@ -89,18 +89,18 @@ class NpuDevice:
         self._torch_npu.npu.manual_seed(key)
 
     def rng_state(self) -> Tensor:
-        """The default generator's state, uint8 (n,) on the CPU."""
+        """Return the default generator's state, uint8 (n,) on the CPU."""
         state: Tensor = self._torch_npu.npu.get_rng_state()
         return state
 
     def set_rng_state(self, state: Tensor) -> None:
-        """Go on from such a state."""
+        """Restore such a state."""
         self._torch_npu.npu.set_rng_state(state)
 
     def name(self) -> str:
-        """The NPU's model."""
+        """Return the NPU's model."""
         return str(self._torch_npu.npu.get_device_name())
 
     def peak_memory_mib(self) -> float:
-        """Peak memory allocated by tensors, in MiB."""
+        """Return the peak memory of tensors, in MiB."""
         return float(self._torch_npu.npu.max_memory_allocated()) / 2**20

@@ -1,6 +1,6 @@
-"""What a device's runtime reads from the environment when it is loaded, within a worker.
+"""The environment that a device's runtime reads when a worker loads it.
 
-Whatever the administrator has set stays as it is.
+Variables that the administrator has set stay as they are.
 """
 
 import math
@@ -12,20 +12,21 @@ from trainer.shared.config import TrainConfig
 from trainer.shared.errors import UsageError
 
 HCCL_EXEC_TIMEOUT_S = 1836
-"""HCCL's own, in multiples of 68 s as an Ascend 910A counts them (27 of them); 0 would be for ever on later chips."""
+"""HCCL's default: 27 times 68 s, since an Ascend 910A counts in multiples of 68 s; on later chips 0 means for ever."""
 HCCL_STEP_S = 68
 HCCL_LONGEST_S = 17_340
 HCCL_CONNECT_TIMEOUT_S = 600
-"""Ranks start apart: the first collective waits for the last of them."""
+"""Ranks start at different times, and the first collective waits for the last of them."""
 HCCL_SHORTEST_CONNECT_S = 120
 WATCHDOG_MARGIN_S = 300.0
+"""Seconds by which a collective may outlast the watchdog, which can name the missing rank and must be first."""
 
 
-def runtime_defaults(device: str, config: TrainConfig, run: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """Variables for a worker of `device`; those that `environ` has, and not blank, are not among them.
+def runtime_environment(device: str, config: TrainConfig, run: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables for a worker of `device` that `environ` does not set, or sets to blank.
 
     Raises:
-        UsageError: one of HCCL's timeouts is no number.
+        UsageError: one of HCCL's timeouts is not a number.
     """
     if device != "npu":
         return {}
@@ -34,35 +35,36 @@ def runtime_defaults(device: str, config: TrainConfig, run: Path, environ: Mappi
         "TASK_QUEUE_ENABLE": "2",
         # Each process on the cores next to its NPU, and its loaders with it, as the seed did with taskset.
         "CPU_AFFINITY_CONF": "1",
-        # Compiled operators outlive the pod where the output folder does.
+        # If the output folder outlives the pod, so do compiled operators.
         "ACL_OP_COMPILER_CACHE_DIR": str(run.parent / ".ascend-kernels"),
     }
-    return _unset(defaults, environ) | hccl_defaults(config.stall_timeout_s, environ)
+    return _unset(defaults, environ) | hccl_timeouts(config.stall_timeout_s, environ)
 
 
-def hccl_defaults(stall_timeout_s: float, environ: Mapping[str, str]) -> dict[str, str]:
-    """Those of HCCL's timeouts that `environ` leaves out, so that with those it has each is longer than the one before.
+def hccl_timeouts(stall_timeout_s: float, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the HCCL timeouts that `environ` does not set.
 
-    The time to connect, the time of a collective, and torch_npu's: it waits longer than HCCL, so that HCCL can say why.
+    Of all timeouts together, each is longer than the one before: the time to connect, the time of a collective, and
+    torch_npu's. torch_npu waits longer than HCCL, so that HCCL can say why.
 
     Raises:
-        UsageError: the time to connect or that of a collective is no number.
+        UsageError: the time to connect or the time of a collective is not a number.
     """
     connect_s, exec_s = (hccl_seconds(name, environ) for name in ("HCCL_CONNECT_TIMEOUT", "HCCL_EXEC_TIMEOUT"))
     if exec_s is None:
         exec_s = _collective_limit_s(stall_timeout_s, connect_s or 0)
     if connect_s is None:
         connect_s = _connect_limit_s(exec_s)
-    # Where HCCL waits for ever, torch_npu keeps its own limit.
+    # If HCCL waits for ever, torch_npu keeps its own limit.
     event = {"HCCL_EVENT_TIMEOUT": str(exec_s + HCCL_STEP_S)} if exec_s else {}
     return _unset({"HCCL_CONNECT_TIMEOUT": str(connect_s), "HCCL_EXEC_TIMEOUT": str(exec_s), **event}, environ)
 
 
 def hccl_seconds(name: str, environ: Mapping[str, str]) -> int | None:
-    """What the administrator says of one of HCCL's timeouts; None for nothing.
+    """Return the administrator's value of an HCCL timeout; None if unset.
 
     Raises:
-        UsageError: it is no number.
+        UsageError: it is not a number.
     """
     text = environ.get(name, "").strip()
     if text and not re.fullmatch("[0-9]{1,9}", text):
@@ -75,14 +77,14 @@ def _unset(defaults: Mapping[str, str], environ: Mapping[str, str]) -> dict[str,
 
 
 def _collective_limit_s(stall_timeout_s: float, connect_s: int) -> int:
-    """Longer than the watchdog, which can say which rank is missing, and than the time to connect."""
+    """Return a limit longer than the watchdog's, which can name the missing rank, and than the time to connect."""
     needed = math.ceil((stall_timeout_s + WATCHDOG_MARGIN_S) / HCCL_STEP_S) * HCCL_STEP_S
     longer = (connect_s // HCCL_STEP_S + 1) * HCCL_STEP_S
     return min(max(HCCL_EXEC_TIMEOUT_S, needed, longer), HCCL_LONGEST_S)
 
 
 def _connect_limit_s(exec_s: int) -> int:
-    """A step below the time of a collective, as an Ascend 910A rounds it down; 0 is for ever."""
+    """Return a limit one step below the time of a collective, since an Ascend 910A rounds down; 0 is for ever."""
     if not exec_s:
         return HCCL_CONNECT_TIMEOUT_S
     below = (exec_s // HCCL_STEP_S - 1) * HCCL_STEP_S

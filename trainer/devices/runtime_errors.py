@@ -1,7 +1,7 @@
-"""What a device's runtime says when it fails, in plain words and with the next step.
+"""Errors of a device's runtime in plain words, with the next step.
 
-Texts and codes are those of torch_npu, HCCL and CANN (its EI, EJ and EE numbers). A line that stands for a lost peer
-keeps the code by which the supervisor knows it for a consequence.
+Texts and codes come from torch_npu, HCCL and CANN (its EI, EJ and EE numbers). A line about a lost peer keeps the code
+by which the supervisor recognises it as a consequence.
 """
 
 import re
@@ -9,7 +9,7 @@ import re
 FAULTS = r"hbm Multi-bit ECC error|device mem error|device task abort|link error|hccl op retry failed"
 
 CODE = r"(?i:\bret|\berror(?:_?code)?|\bcode)\b\W*(is\b)?\W*"
-"""dcmi's codes and the runtime's are bare numbers, which other texts have, too: this stands before them."""
+"""Stands before a code: the codes of dcmi and of the runtime are bare numbers, which other texts contain too."""
 
 Rules = tuple[tuple[re.Pattern[str], str], ...]
 
@@ -18,7 +18,7 @@ def _rules(*rules: tuple[str, str]) -> Rules:
     return tuple((re.compile(pattern), words) for pattern, words in rules)
 
 
-EVERYWHERE = _rules(
+COMMON_RULES = _rules(
     (
         r"out of memory\. Tried to allocate (?P<what>[\d.]+ [KMG]iB)",
         "the device is out of memory (tried to allocate {what}): lower --batch-size, compute it in parts with "
@@ -30,10 +30,10 @@ EVERYWHERE = _rules(
     ),
 )
 
-NPU = _rules(
+NPU_RULES = _rules(
     (
         r"\bEI0002\b|Notify register times out",
-        "HCCL waited too long for a peer (EI0002): look which rank's lines end first; HCCL_EXEC_TIMEOUT is how "
+        "HCCL waited too long for a peer (EI0002): see which rank's lines end first; HCCL_EXEC_TIMEOUT is how "
         "long it waits",
     ),
     (
@@ -71,7 +71,7 @@ NPU = _rules(
     ),
 )
 
-LOADING = _rules(
+LOADING_RULES = _rules(
     (
         r"(?P<what>lib\w+\.so)[\w.]*: cannot open shared object",
         "CANN's environment is not set ({what}): source its set_env.sh first",
@@ -88,14 +88,14 @@ LOADING = _rules(
 )
 
 
-def explain(text: str, device: str) -> str | None:
-    """One line for a person about the error of a runtime of `device`; None if it is none that is known."""
-    return _first((*EVERYWHERE, *(NPU if device == "npu" else ())), text)
+def explain_runtime_error(text: str, device: str) -> str | None:
+    """Return one line for the user about a runtime error of `device`; None if unknown."""
+    return _first((*COMMON_RULES, *(NPU_RULES if device == "npu" else ())), text)
 
 
-def explain_loading(text: str) -> str | None:
-    """The same about an error in loading torch_npu, where whatever is missing is CANN's or the driver's."""
-    return _first((*NPU, *LOADING), text)
+def explain_loading_error(text: str) -> str | None:
+    """Return the same for an error while torch_npu is loaded: a missing library is CANN's or the driver's."""
+    return _first((*NPU_RULES, *LOADING_RULES), text)
 
 
 def _first(rules: Rules, text: str) -> str | None:

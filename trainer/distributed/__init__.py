@@ -1,1 +1,1 @@
-"""What ranks do together: the process group, stop requests, batch-norm statistics, the watchdog."""
+"""Everything that ranks do together: process group, stop requests, batch-norm statistics, watchdog."""

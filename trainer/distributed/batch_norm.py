@@ -1,15 +1,16 @@
-"""The running means and variances of all batch norms as one tensor, so that they are kept, undone and shared at once.
+"""The running means and variances of all batch norms as one tensor, to be saved, undone and averaged at once.
 
-They are the one part of the state that differs between ranks while they train, and the one that a forward pass changes
-before it is known whether the step is any good.
+They are the only part of the state that differs between ranks during training. A forward pass changes them before it
+is known whether the step's update is applied.
 """
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
 class BatchStatistics:
-    """`flat`, fp32 (n,): every floating-point buffer of `model`, which become views of it.
+    """`flat`, fp32 (n,): every floating-point buffer of `model`; the buffers become views of it.
 
     Made after the model is on its device and before it is wrapped or copied: copies share their own tensor.
     """
@@ -27,10 +28,20 @@ class BatchStatistics:
         for (module, name, buffer), view in zip(owners, self.flat.split(sizes), strict=True):
             setattr(module, name, view.view_as(buffer))
 
-    def keep(self) -> None:
-        """Remember them as they are before a step."""
+    def snapshot(self) -> None:
+        """Remember the statistics as they are before a step."""
         self._before.copy_(self.flat)
 
-    def undo(self, wanted: Tensor) -> None:
-        """Go back to what was kept, where the bool scalar `wanted` says so; the host does not wait to know."""
-        torch.where(wanted, self._before, self.flat, out=self.flat)
+    def undo(self, skipped: Tensor) -> None:
+        """Restore the snapshot if the bool scalar `skipped` is true; the host does not wait for its value."""
+        torch.where(skipped, self._before, self.flat, out=self.flat)
+
+
+def average_batch_norm(statistics: BatchStatistics) -> None:
+    """Give every rank the mean over ranks of each running mean and variance, in one reduction.
+
+    Without it, each rank would score, and rank 0 would save, statistics that come only from its own images.
+    """
+    if dist.is_initialized():
+        dist.all_reduce(statistics.flat)
+        statistics.flat /= dist.get_world_size()

@@ -1,4 +1,4 @@
-"""What ranks do together: join, wrap the model, and agree on batch-norm statistics and counts."""
+"""The process group: join and leave it, wrap the model for it, and reduce or gather values over its ranks."""
 
 import inspect
 from collections.abc import Callable
@@ -11,24 +11,23 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.devices.device import Device
-from trainer.distributed.batch_norm import BatchStatistics
+from trainer.devices.runtime_env import WATCHDOG_MARGIN_S
 from trainer.shared.errors import UsageError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-# A rank that waits longer for its peers than this has lost one.
+# A rank that waits longer than this for its peers has lost one of them.
 COLLECTIVE_TIMEOUT_S = 1800.0
-# The watchdog, which can say which rank it waits for, has to be first.
-WATCHDOG_MARGIN_S = 300.0
 
 
-def join(
+def join_process_group(
     device: Device, *, rank: int, world_size: int, master_port: int, stall_timeout_s: float
 ) -> dist.ProcessGroup | None:
-    """Enter the process group at MASTER_ADDR:MASTER_PORT; a single process needs none.
+    """Enter the process group at MASTER_ADDR:MASTER_PORT; a single process needs no group.
 
     Args:
-        stall_timeout_s: the watchdog's; a collective operation may take longer.
+        stall_timeout_s: the watchdog's; a collective operation may take longer, since the watchdog can say which rank
+            is missing and must be first.
 
     Returns:
         A second group over gloo, in which the hosts talk without making a device wait.
@@ -49,11 +48,11 @@ def join(
     return group if isinstance(group, dist.ProcessGroup) else None
 
 
-def leave(group: dist.ProcessGroup | None) -> None:
-    """Leave the process group in order, so that no rank tears a connection down that another still reads.
+def leave_process_group(group: dist.ProcessGroup | None) -> None:
+    """Leave the process group in order, so that no rank closes a connection that another one still reads.
 
     Args:
-        group: the one in which the hosts talk, from `join`.
+        group: the hosts' group, from `join_process_group`.
     """
     if dist.is_initialized():
         dist.barrier(group)
@@ -61,10 +60,10 @@ def leave(group: dist.ProcessGroup | None) -> None:
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model`, wrapped so that its gradients are averaged over the ranks; as it is on one rank.
+    """Return `model`, wrapped so that its gradients are averaged over the ranks; unwrapped on one rank.
 
-    Buffers are not broadcast at each step: ranks keep their own batch-norm statistics until `equalise`.
-    The gradients live in the buckets except on an NPU, whose fused optimizers keep a buffer of their own.
+    Buffers are not broadcast at each step: ranks keep their own batch-norm statistics until `average_batch_norm`.
+    The gradients live in the buckets except on an NPU, whose fused optimizers have another buffer for them.
     """
     if not dist.is_initialized():
         return model
@@ -77,58 +76,20 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(model, device_ids=[device.index], **options)
 
 
-def equalise(statistics: BatchStatistics) -> None:
-    """Give every rank the mean over ranks of each running mean and variance, in one reduction.
+def warm_up_ddp(parallel: nn.Module, make_images: Callable[[], Tensor]) -> None:
+    """Do one forward and backward pass and discard its result, before the first step of every process.
 
-    Without it each rank would score, and rank 0 would save, statistics that only its own images made.
-    """
-    if dist.is_initialized():
-        dist.all_reduce(statistics.flat)
-        statistics.flat /= dist.get_world_size()
-
-
-def any_rank(flag: Tensor) -> Tensor:
-    """Whether the bool scalar `flag` is true on any rank; the host does not wait for an accelerator's answer."""
-    if not dist.is_initialized():
-        return flag
-    count = flag.to(torch.int32)
-    dist.all_reduce(count, dist.ReduceOp.MAX)
-    return count.bool()
-
-
-def gather(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """(W, *shape): `tensor` of every rank, in the order of ranks, on the CPU; `group` is one of gloo's."""
-    own = tensor.detach().cpu()
-    if group is None:
-        return own[None]
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, own, group=group)
-    return torch.stack(parts)
-
-
-def gathered(value: T, group: dist.ProcessGroup | None) -> list[T]:
-    """Every rank's `value`, on every rank, in the order of ranks."""
-    if group is None:
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value, group=group)
-    return values
-
-
-def settle_buckets(parallel: nn.Module, batch: Callable[[], Tensor]) -> None:
-    """One forward and backward pass whose result is thrown away; done before the first step of every process.
-
-    DistributedDataParallel orders its buckets anew after the first pass it sees. On three ranks and more that changes
-    the order in which gradients are added, so that a resumed run would differ from its first step on. (Measured.)
+    DistributedDataParallel reorders its buckets after the first pass. On three ranks and more that changes the order in
+    which gradients are added, so that a resumed run would differ from its first step on. (Measured.)
 
     Args:
-        batch: makes the images (N, 3, S, S) for the pass.
+        make_images: returns the images (N, 3, S, S) for the pass.
     """
     if not isinstance(parallel, DistributedDataParallel):
         return
     buffers = {name: buffer.clone() for name, buffer in parallel.named_buffers()}
     parallel.train()
-    outputs = parallel(batch())
+    outputs = parallel(make_images())
     sum(output.float().sum() for output in (outputs if isinstance(outputs, tuple) else (outputs,))).backward()
     parallel.zero_grad()
     with torch.no_grad():
@@ -137,7 +98,35 @@ def settle_buckets(parallel: nn.Module, batch: Callable[[], Tensor]) -> None:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of `values` over all ranks, in place."""
+    """Return the sum of `values` over all ranks, in place."""
     if dist.is_initialized():
         dist.all_reduce(values)
+    return values
+
+
+def any_rank(flag: Tensor) -> Tensor:
+    """Return whether the bool scalar `flag` is true on any rank; the host does not wait for an accelerator's answer."""
+    if not dist.is_initialized():
+        return flag
+    count = flag.to(torch.int32)
+    dist.all_reduce(count, dist.ReduceOp.MAX)
+    return count.bool()
+
+
+def gather(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Return (W, *shape): `tensor` of every rank, in the order of ranks, on the CPU; `group` is a gloo group."""
+    own = tensor.detach().cpu()
+    if group is None:
+        return own[None]
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, own, group=group)
+    return torch.stack(parts)
+
+
+def all_gather_object(value: _T, group: dist.ProcessGroup | None) -> list[_T]:
+    """Return every rank's `value`, on every rank, in the order of ranks."""
+    if group is None:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=group)
     return values

@@ -1,7 +1,7 @@
-"""What a run is asked for while it trains (to save, to stop), and how all ranks agree on the step at which they do it.
+"""Requests to save or to stop while a run trains, and how all ranks agree on the step at which they do it.
 
-Each rank posts its wish after a step; the largest wish of all ranks is read one step later, when it has long arrived,
-so that nobody waits. By construction all ranks read the same answer at the same step.
+Each rank posts its request after a step. The largest request of all ranks is read one step later, when it has long
+arrived, so that no rank waits for it. By construction all ranks read the same answer at the same step.
 """
 
 import signal
@@ -23,13 +23,13 @@ class Request(IntEnum):
     """Save, and leave."""
 
 
-class Requests:
-    """The wishes of this rank, and the answer of all. Every rank calls `exchange` equally often."""
+class StopRequests:
+    """This rank's requests, and the answer of all. Every rank calls `all_reduce_requests` equally often."""
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
-        """`group` is one of gloo's, so that no device takes part; None for a single process."""
+        """`group` is a gloo group, so that no device takes part; None for a single process."""
         self._group = group
-        # One flag for each signal: a handler that is interrupted by another's must not take back what that one noted.
+        # One flag for each signal: a handler may interrupt the other one, and must not undo its note.
         self._asked_to_stop = self._asked_to_save = False
         self._posted = np.zeros(1, dtype=np.int64)
         self._work: Any = None
@@ -53,14 +53,14 @@ class Requests:
             return Request.STOP
         return Request.SAVE if self._asked_to_save else Request.NONE
 
-    def exchange(self, wish: Request) -> Request:
-        """Post `wish`, or what a signal has asked for if that is more; return what all agreed on one call earlier."""
+    def all_reduce_requests(self, own: Request) -> Request:
+        """Post `own`, or a signal's request if that is larger. Return what all ranks agreed on one call earlier."""
         if self._work is not None:
             self._work.wait()
         agreed = Request(self._posted.item())
         if agreed is Request.SAVE:
             self._asked_to_save = False
-        self._posted[0] = max(wish, self._signalled)
+        self._posted[0] = max(own, self._signalled)
         if self._group is not None:
             # The tensor shares the array's memory.
             posted = torch.from_numpy(self._posted)
@@ -68,7 +68,7 @@ class Requests:
         return agreed
 
     def settle(self) -> None:
-        """Wait for the exchange that is still under way, before the process group goes."""
+        """Wait for the reduction that is still under way, before the process group is destroyed."""
         if self._work is not None:
             self._work.wait()
             self._work = None

@@ -3,7 +3,7 @@
 from trainer.model.layers import PADDINGS
 from trainer.model.pnasnet import PNASNet5, build_model, pnasnet5large, pnasnet5mobile, pnasnet5tiny
 from trainer.model.weight_files import DataConfig, Weights, import_weights
-from trainer.model.weights import load_weights, save_weights
+from trainer.model.weights import load_weights
 
 __all__ = [
     "PADDINGS",
@@ -16,5 +16,4 @@ __all__ = [
     "pnasnet5large",
     "pnasnet5mobile",
     "pnasnet5tiny",
-    "save_weights",
 ]

@@ -1,9 +1,9 @@
 """The auxiliary classifier that helps the middle of the network to train; it is never computed in evaluation.
 
-Two of them are published, in different places: TensorFlow's after the last cell of the second stage, and the Ascend
-ModelZoo's (`seed`) after the first cell of the third. Both end in a convolution as large as the map that it gets at
-one image size, 331 pixels. Here the map is first averaged (or repeated) to the side that it has at that size: nothing
-is done there, so the function is the published one, and every other size works.
+Two are published, in different places: TensorFlow's after the last cell of the second stage, and the Ascend ModelZoo's
+(`seed`) after the first cell of the third. Both end in a convolution as large as its input map at one image size, 331
+pixels. Here the map is first averaged (or repeated) to its side at that size. For 331 pixels this changes nothing, so
+the function is the published one, and every other size works.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ CHANNELS = 128, 768
 
 @dataclass(frozen=True)
 class AuxShape:
-    """Side of the map that the head is made for, and its average pool. Lengths in pixels of that map."""
+    """Side of the map that the head is made for, and its average pool. Lengths are pixels of that map."""
 
     side: int
     pool: int
@@ -29,7 +29,7 @@ class AuxShape:
 
     @property
     def pooled(self) -> int:
-        """Side after the pool, which is the second convolution's kernel."""
+        """Side after the pool: the second convolution's kernel."""
         return (self.side - self.pool) // self.stride + 1
 
 
@@ -51,7 +51,7 @@ class AuxHead(nn.Module):
         self.classifier = nn.Linear(CHANNELS[1], num_classes)
 
     def forward(self, rectified: Tensor) -> Tensor:
-        """Logits of a rectified map of any size."""
+        """Return the logits of a rectified map of any size."""
         x = rectified
         if x.shape[2:] != (self.shape.side, self.shape.side):
             x = F.adaptive_avg_pool2d(x, self.shape.side)

@@ -1,8 +1,8 @@
 """PNASNet-5's cell, built from its genotype: five sums of two branches each, concatenated.
 
 A cell reads the outputs of the two layers before it. Each distinct ReLU and each distinct max-pool of a tensor is
-computed once: most branches of a cell start with the same ReLU of the same map, two of them with the same pool, and
-every consumer of a cell's output rectifies it first, so a cell hands on its output already rectified.
+computed once: most branches of a cell start with the same ReLU of the same map, and two with the same pool. Every
+consumer of a cell's output rectifies it first, so a cell returns its output already rectified.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trainer.model.layers import FactorizedReduction, MaxPool2d, Padding, Projection, Separable
 
-Source = Literal["left", "right", "sum_2"]
+BranchSource = Literal["left", "right", "sum_2"]
 Form = Literal["raw", "rectified", "pooled"]
 Previous = Literal["projected", "reduced", "as it is"]
 Operation = Literal["separable", "max_pool", "identity"]
@@ -22,10 +22,10 @@ Operation = Literal["separable", "max_pool", "identity"]
 
 @dataclass(frozen=True)
 class Branch:
-    """One operation of the genotype, what it reads, and the name that published weights know it by."""
+    """One operation of the genotype, its input, and its name in published weights."""
 
     name: str
-    source: Source
+    source: BranchSource
     operation: Operation
     kernel: int = 1
 
@@ -46,7 +46,7 @@ GENOTYPE = (
 )
 SUMS = tuple(zip(GENOTYPE[::2], GENOTYPE[1::2], strict=True))
 
-# TensorFlow's drop-path spares the identity, also where a reduction cell makes it a projection (slim nasnet_utils.py).
+# TensorFlow's drop-path never drops the identity, even as a projection in a reduction cell (slim nasnet_utils.py).
 DROPPED = tuple(branch.name for branch in GENOTYPE if branch.operation != "identity")
 
 
@@ -59,8 +59,8 @@ class Cell(nn.Module):
         width: channels of each of the five sums.
         stride: 1, or 2 for a reduction cell.
         padding: which function of the borders to compute.
-        previous: how the layer before last is brought to the last one's shape: by a 1x1 projection, by a factorized
-            reduction where its sides are twice as long, or not at all (the first cell, which has one layer before it).
+        previous: how the layer before last gets the last one's shape: by a 1x1 projection, by a factorized reduction if
+            its sides are twice as long, or not at all (the first cell, which has one layer before it).
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Cell(nn.Module):
             self.conv_prev_1x1 = FactorizedReduction(left, width, padding)
         self.conv_1x1 = Projection(right, width)
         self.max_pool = MaxPool2d(stride, padding)
-        self.reads: dict[str, tuple[Source, Form]] = {}
+        self.reads: dict[str, tuple[BranchSource, Form]] = {}
         for branch in GENOTYPE:
             channels = left if branch.source == "left" and previous == "as it is" else width
             step = 1 if branch.source == "sum_2" else stride
@@ -97,8 +97,8 @@ class Cell(nn.Module):
         Args:
             left: (N, left, H', W'), rectified output of the layer before last.
             right: (N, right, H, W), rectified output of the last layer.
-            keep: (len(DROPPED), N) drop-path factors of the branches in DROPPED, or None to keep them all.
-            raw_left: `left` before its ReLU; given to a cell that uses it as it is, and only to that.
+            keep: (len(DROPPED), N) drop-path factors of the branches in DROPPED, or None to keep all.
+            raw_left: `left` before its ReLU; only for a cell that uses `left` as it is.
 
         Returns:
             (N, 5 * width, ceil(H / stride), ceil(W / stride))
@@ -107,7 +107,7 @@ class Cell(nn.Module):
             raw_left = self.conv_prev_1x1(left)
             left = F.relu(raw_left)
         raw_right = self.conv_1x1(right)
-        maps: dict[tuple[Source, Form], Tensor] = {
+        maps: dict[tuple[BranchSource, Form], Tensor] = {
             ("left", "rectified"): left,
             ("left", "pooled"): self.max_pool(raw_left),
             ("right", "raw"): raw_right,
@@ -122,15 +122,15 @@ class Cell(nn.Module):
             sums.append(_with_dense_gradient(total))
             if len(sums) == 3:
                 maps["sum_2", "rectified"] = F.relu(sums[2])
-        # Nobody reads a cell's output but through a ReLU, and cat's backward does not need it: overwrite it.
+        # Every consumer reads a cell's output through a ReLU, and cat's backward does not need it: overwrite it.
         return F.relu_(torch.cat(sums, 1))
 
 
 def _build(branch: Branch, channels: int, width: int, stride: int, padding: Padding) -> tuple[Form, nn.Module]:
-    """A branch's module, and which form of its source that module reads."""
+    """Return a branch's module, and the form of its source that the module reads."""
     if branch.operation == "separable":
         return "rectified", Separable(channels, width, branch.kernel, stride, padding)
-    if branch.operation == "max_pool":  # the pool itself is the cell's, computed once per source
+    if branch.operation == "max_pool":  # the cell computes the pool itself, once per source
         return "pooled", nn.Identity() if channels == width else Projection(channels, width)
     return ("raw", nn.Identity()) if stride == 1 else ("rectified", Projection(channels, width, stride))
 
@@ -140,14 +140,14 @@ def _factors(keep: Tensor) -> dict[str, Tensor]:
 
 
 def _add_(x: Tensor, y: Tensor, keep_x: Tensor | None, keep_y: Tensor | None) -> Tensor:
-    """Compute x * keep_x + y * keep_y, in x: always a batch norm's output, which its own backward does not read."""
+    """Compute x * keep_x + y * keep_y in x, a batch norm's output, which its own backward does not read."""
     if keep_x is not None:
         x = x.mul_(keep_x)
     return x.add_(y) if keep_y is None else x.addcmul_(y, keep_y)
 
 
 def _with_dense_gradient(x: Tensor) -> Tensor:
-    """Copy x's gradient, a slice of the concatenation's, once: else each of the two branches does so for itself."""
+    """Copy x's gradient, a slice of the concatenation's, once; otherwise each of the two branches would copy it."""
     if x.requires_grad:
         last = x.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if last else torch.contiguous_format

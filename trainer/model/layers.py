@@ -1,9 +1,9 @@
 """The network's primitive layers, strided as TensorFlow's SAME strides, without a zero-pad operator.
 
-They exist because published code emulates SAME by padding and cropping, which costs two full copies of a feature map
-per layer and is exact for one parity of the input's side only. Here each layer looks at the height and the width that
-it is given and chooses the convolution's or pool's own padding (derivation and measurements: TensorFlow pads k - 1
-pixels symmetrically when the side is odd, k - 2 with one less at the top and left when it is even).
+Published code emulates SAME by padding and cropping. That costs two full copies of a feature map per layer, and is
+exact for only one parity of the input's side. Here each layer looks at its input's height and width and chooses the
+convolution's or pool's own padding (derivation and measurements: TensorFlow pads k - 1 pixels symmetrically when the
+side is odd, k - 2 with one less at the top and left when it is even).
 
 `padding="seed"` is the function of the Ascend ModelZoo's PnasNet5Large, which deleted pads and crops alike: every side
 is treated as if it were odd, and both paths of a factorized reduction read the even pixels.
@@ -23,20 +23,20 @@ BATCH_NORM_EPS = 1e-3  # TensorFlow slim nasnet.py, batch_norm_epsilon
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """Batch normalisation with the epsilon that the published weights were trained with."""
+    """Return a batch normalisation with the epsilon of the published weights' training."""
     return nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS)
 
 
 def pointwise(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    """A 1x1 convolution without bias."""
+    """Return a 1x1 convolution without bias."""
     return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
 
 class EvenPixelConv2d(nn.Conv2d):
-    """A 1x1 convolution of every second pixel from the first on: (N, in, H, W) -> (N, out, ceil(H/2), ceil(W/2)).
+    """A 1x1 convolution of the pixels 0, 2, 4, ...: (N, in, H, W) -> (N, out, ceil(H/2), ceil(W/2)).
 
-    The pixels are picked by a 1x1 average pool rather than by a slice, whose gradient is never channels-last and slows
-    every layer before it, or by the convolution's stride, which is not safe for narrow maps: see `Projection`.
+    A 1x1 average pool picks the pixels. The gradient of a slice is never channels-last and slows every layer before it,
+    and the convolution's stride is not safe for narrow maps: see `Projection`.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -48,7 +48,7 @@ class EvenPixelConv2d(nn.Conv2d):
 
 
 class OddPixelConv2d(nn.Conv2d):
-    """A 1x1 convolution of every second pixel from the second on: (N, in, H, W) -> (N, out, ceil(H/2), ceil(W/2)).
+    """A 1x1 convolution of the pixels 1, 3, 5, ...: (N, in, H, W) -> (N, out, ceil(H/2), ceil(W/2)).
 
     An odd side has one odd pixel fewer than even ones; the missing last line is zero, as in TensorFlow.
     """
@@ -57,7 +57,7 @@ class OddPixelConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1, stride=2, padding=1, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.Conv2d
-        """Start one pixel early, so that the grid falls on the odd pixels, and drop what that line gives."""
+        """Start one pixel early, so that the grid falls on the odd pixels, and drop the output of that line."""
         return super().forward(input)[:, :, 1:, 1:]
 
 
@@ -69,7 +69,7 @@ class DepthwiseConv2d(nn.Conv2d):
         self.shifts_even_sides = stride == 2 and padding == "exact"
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.Conv2d
-        """Convolve; at an even side start two pixels early and drop that first line, which moves the grid by one."""
+        """Convolve; at an even side start two pixels early and drop the first line, which moves the grid by one."""
         rows, columns = ((side + 1) % 2 * self.shifts_even_sides for side in input.shape[2:])
         half = self.kernel_size[0] // 2
         y = F.conv2d(input, self.weight, None, self.stride, (half + rows, half + columns), groups=self.groups)
@@ -88,7 +88,7 @@ class MaxPool2d(nn.Module):
         self.shifts_even_sides = stride == 2 and padding == "exact"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool; at an even side the window leaves the map at the bottom and right only, as ceil_mode lets it."""
+        """Pool; at an even side the window leaves the map only at the bottom and right, as ceil_mode allows."""
         if not self.shifts_even_sides:
             return F.max_pool2d(x, 3, self.stride, padding=1)
         rows, columns = (side % 2 for side in x.shape[2:])
@@ -96,7 +96,7 @@ class MaxPool2d(nn.Module):
 
 
 class Separable(nn.Module):
-    """Twice depthwise, pointwise, batch norm, the second time behind a ReLU; the first ReLU is the caller's.
+    """Twice depthwise, pointwise, batch norm, with a ReLU before the second time; the first ReLU is the caller's.
 
     (N, in, H, W), rectified -> (N, out, ceil(H / stride), ceil(W / stride)).
     """
@@ -109,7 +109,7 @@ class Separable(nn.Module):
         self.bn_sep_2 = batch_norm(out_channels)
 
     def forward(self, rectified: Tensor) -> Tensor:
-        """Apply both halves; batch norm's backward needs its input only, so the ReLU may overwrite its output."""
+        """Apply both halves; batch norm's backward needs only its input, so the ReLU can overwrite its output."""
         x: Tensor = self.bn_sep_1(self.separable_1(rectified))
         y: Tensor = self.bn_sep_2(self.separable_2(F.relu_(x)))
         return y

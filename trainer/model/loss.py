@@ -1,4 +1,4 @@
-"""Cross entropy that smooths labels, takes mixed targets and an auxiliary head, and always reduces in fp32.
+"""Cross entropy with smoothed labels, mixed targets and an auxiliary head; it always reduces in fp32.
 
 The seed reduced in fp16 and never switched its smoothing on (its class was built with a factor of 0).
 """
@@ -6,13 +6,13 @@ The seed reduced in fp16 and never switched its smoothing on (its class was buil
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812  # the name that every torch program gives it
+import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Labels (N,) int64, and where mixup or CutMix mixed the images, the other label and the first one's share."""
+    """Labels (N,) int64; after mixup or CutMix also the other labels, and the share of the first ones."""
 
     labels: Tensor
     other: Tensor | None = None
@@ -20,7 +20,7 @@ class Targets:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Mean cross entropy of logits (N, C) and labels (N,), as an fp32 scalar.
+    """Return the mean cross entropy of logits (N, C) and labels (N,), as an fp32 scalar.
 
     With smoothing s the target is 1-s on the label plus s/C on every class (Szegedy et al., 2016), as torch's own.
     """
@@ -34,7 +34,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
 def training_loss(
     outputs: Tensor | tuple[Tensor, Tensor], targets: Targets, *, smoothing: float, aux_weight: float
 ) -> Tensor:
-    """Loss of the main head plus `aux_weight` times that of the auxiliary head, if there is one."""
+    """Return the main head's loss, plus `aux_weight` times the auxiliary head's loss if there is one."""
     if isinstance(outputs, tuple):
         main, aux = (_mixed(logits, targets, smoothing) for logits in outputs)
         return main + aux_weight * aux
@@ -42,12 +42,12 @@ def training_loss(
 
 
 def main_logits(outputs: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-    """The classifier's logits (N, C) of a model that may have an auxiliary head."""
+    """Return the classifier's logits (N, C) of a model that may have an auxiliary head."""
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def correct_top_k(logits: Tensor, labels: Tensor, ks: tuple[int, ...]) -> Tensor:
-    """How many of N labels are among the k largest logits, for each k, as an int64 tensor on the logits' device.
+    """Return how many of N labels are among the k largest logits, for each k, as int64 on the logits' device.
 
     A k beyond the number of classes counts every image.
     """

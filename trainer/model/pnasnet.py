@@ -1,7 +1,7 @@
 """PNASNet-5 at three scales: a stem, three stages of cells, a classifier.
 
-One description of a scale (width of the stem, filters, cells per stage) and one genotype make the whole network; the
-names of its parameters are those of the published weights (Cadene's and timm's), so that these load as they are.
+One description of a scale (width of the stem, filters, cells per stage) and one genotype define the whole network. Its
+parameters have the names of the published weights (Cadene's and timm's), so that these load unchanged.
 """
 
 from collections import OrderedDict
@@ -29,11 +29,11 @@ class Scale:
     """How large a PNASNet-5 is.
 
     Attributes:
-        name: as `--model` spells it.
+        name: the value of `--model`.
         stem: channels of the first convolution.
         filters: width of the first stage's cells; each further stage doubles it.
         cells: cells per stage.
-        image_size: side in pixels of the images that it is made for.
+        image_size: side in pixels of the images of its training.
         aux_side: side of the last map of the second stage at that size.
     """
 
@@ -45,7 +45,7 @@ class Scale:
     aux_side: int
 
     def channels(self, stage: int) -> int:
-        """Channels of the output of a stage's cells; stages count from 0."""
+        """Return the channels of the output of a stage's cells; stages count from 0."""
         return len(SUMS) * (self.filters << stage)
 
 
@@ -62,14 +62,14 @@ class PNASNet5(nn.Module):
     In training with an auxiliary head it returns (logits, auxiliary logits), both (N, num_classes).
 
     Args:
-        scale: how large.
+        scale: its size.
         num_classes: outputs of the classifier.
         aux: place of the auxiliary head, or None for none.
         padding: "exact" is TensorFlow's SAME at every height and width; "seed" is the function of the Ascend
-            ModelZoo's PnasNet5Large, which dropped pads. Weights trained with one give a wrong result with the other.
+            ModelZoo's PnasNet5Large, which dropped pads. Weights of one give a wrong result with the other.
         drop_path: probability in [0, 1) of dropping a branch of the last cell at the end of training.
         dropout: probability in [0, 1) before the classifier.
-        checkpoint_cells: keep only the cells' outputs for the backward pass and compute the rest again in it.
+        checkpoint_cells: keep only the cells' outputs for the backward pass, which recomputes the rest.
     """
 
     def __init__(
@@ -101,13 +101,13 @@ class PNASNet5(nn.Module):
         self.aux, self.aux_after = _aux_head(scale, aux, num_classes)
 
     def set_progress(self, fraction: float) -> None:
-        """Say how much of the training is done, from 0 to 1: drop-path's rate grows with it (1 unless said)."""
+        """Set the completed share of the training, from 0 to 1: drop-path's rate grows with it (1 by default)."""
         if not 0 <= fraction <= 1:
             raise ValueError(f"progress is {fraction}; it must be from 0 to 1")
         self.progress = fraction
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits; with an auxiliary head and in training also its logits."""
+        """Return the logits; in training with an auxiliary head also its logits."""
         keep = self.drop_path_factors(x)
         aux_logits: Tensor | None = None
         stem: Tensor = self.conv_0(x)
@@ -124,7 +124,7 @@ class PNASNet5(nn.Module):
         return logits if aux_logits is None else (logits, aux_logits)
 
     def drop_path_factors(self, x: Tensor) -> Tensor | None:
-        """Draw this step's table of (cells, branches, N) factors; None, and nothing drawn, where nothing is dropped."""
+        """Draw this step's table of (cells, branches, N) factors. Without drop-path draw nothing and return None."""
         if not (self.training and self.drop_path):
             return None
         rate = self.drop_path * self.progress
@@ -146,7 +146,7 @@ class PNASNet5(nn.Module):
 
 
 def build_model(config: TrainConfig, num_classes: int) -> PNASNet5:
-    """The network that a run's configuration asks for, with random weights, on the CPU."""
+    """Return the network of a run's configuration, with random weights, on the CPU."""
     return PNASNet5(
         SCALES[config.model],
         num_classes,
@@ -159,7 +159,7 @@ def build_model(config: TrainConfig, num_classes: int) -> PNASNet5:
 
 
 def _cells(scale: Scale, padding: Padding) -> Iterator[tuple[str, Cell]]:
-    """The cells and their names, in order. The two of the stem, and the first of each later stage, halve the sides."""
+    """Yield the cells and their names, in order. The stem's two, and the first of each later stage, halve the sides."""
     left = right = scale.stem
     previous: Previous = "as it is"
     for name, width, stride in _plan(scale):
@@ -169,7 +169,7 @@ def _cells(scale: Scale, padding: Padding) -> Iterator[tuple[str, Cell]]:
 
 
 def _plan(scale: Scale) -> Iterator[tuple[str, int, int]]:
-    """Name, width and stride of each cell."""
+    """Yield name, width and stride of each cell."""
     yield "cell_stem_0", scale.filters // 4, 2
     yield "cell_stem_1", scale.filters // 2, 2
     for index in range(STAGES * scale.cells):
@@ -178,7 +178,7 @@ def _plan(scale: Scale) -> Iterator[tuple[str, int, int]]:
 
 
 def _aux_head(scale: Scale, kind: AuxKind | None, num_classes: int) -> tuple[AuxHead | None, str]:
-    """The head, and the cell that it follows."""
+    """Return the head, and the name of the cell that it follows."""
     if kind is None:
         return None, ""
     if kind == "tf":  # slim nasnet.py, _build_aux_head: behind the last cell of the second stage
@@ -190,7 +190,7 @@ def _aux_head(scale: Scale, kind: AuxKind | None, num_classes: int) -> tuple[Aux
 
 @contextmanager
 def _running_statistics_held(cell: nn.Module) -> Iterator[None]:
-    """Batch norms go on normalising by the batch, but do not count it: recomputation must not count it twice."""
+    """Let batch norms normalise by the batch without counting it: recomputation must not count it twice."""
     norms = [module for module in cell.modules() if isinstance(module, nn.BatchNorm2d)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

@@ -1,8 +1,8 @@
 """Weight files of four origins read into one value: Cadene's, timm's, the seed's checkpoints, and our own.
 
-Which function of the borders (`padding`) weights were trained with, and how images were prepared for them, is part of
-what they are. Our own files say it; for published files it is known from where they come from. Nothing in a file is
-ever executed: pickled files are read as tensors only.
+Weights are useless without the function of the borders (`padding`) that they were trained with, and the preparation of
+their images. Our own files store both; for published files the origin tells. No code in a file is ever executed:
+pickled files are read as tensors only.
 """
 
 import json
@@ -20,13 +20,20 @@ from torch import Tensor
 from trainer.model.layers import PADDINGS, Padding
 from trainer.shared.errors import UsageError
 
-FORMAT = "pnas"
+WEIGHTS_FORMAT = "pnas"
+WEIGHTS_VERSION = "1"
 # torch.save writes a zip archive; before 1.6 it wrote bare pickles, of protocol 2.
 PICKLED = (b"PK", b"\x80")
-FORMAT_VERSION = "1"
-WHAT_IS_READ = "expected weights of ours (.safetensors), timm's or Cadene's, or a checkpoint of the seed"
+READABLE_FILES = "expected weights of ours (.safetensors), timm's or Cadene's, or a checkpoint of the seed"
 
 Rgb = tuple[float, float, float]
+
+# `--normalize`: mean and deviation of each channel of an image in [0, 1].
+NORMALIZATIONS: dict[str, tuple[Rgb, Rgb]] = {
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class DataConfig:
 
     Attributes:
         mean: subtracted from RGB in [0, 1].
-        std: what the difference is divided by.
+        std: divides the difference.
         crop: share of the resized side that evaluation crops.
         interpolation: resize filter.
         image_size: side of the square input in pixels.
@@ -58,11 +65,11 @@ SEED_DATA = DataConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by parameter name, and what they are good for.
+    """Tensors by parameter name, and the conditions under which they are right.
 
     Attributes:
         path: the file they come from.
-        source: who wrote the file.
+        source: the program that wrote the file.
         state_dict: parameters and batch statistics, named as in `PNASNet5`.
         padding: the function of the borders that they were trained with.
         num_classes: outputs of their classifier.
@@ -77,28 +84,29 @@ class Weights:
     data: DataConfig
 
 
-def import_weights(path: Path, *, keep_background: bool = False) -> Weights:
+def import_weights(path: Path) -> Weights:
     """Read a weight file.
+
+    Row 0 of a published classifier of 1,001 classes, TensorFlow's background class, is dropped: the result has the
+    1,000 classes of ImageNet.
 
     Args:
         path: our `.safetensors`, timm's `.safetensors` or `.pth`, Cadene's `.pth`, the seed's `checkpoint.pth.tar`.
-        keep_background: keep row 0 of a published 1,001-class file, TensorFlow's background class; without it the
-            result has the 1,000 classes of ImageNet.
 
     Raises:
-        UsageError: the file cannot be read, is damaged, or holds something else.
+        UsageError: the file cannot be read, is damaged, or is not a weight file.
     """
     tensors, metadata = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
-    if metadata.get("format") == FORMAT:
+    if metadata.get("format") == WEIGHTS_FORMAT:
         return _own(path, tensors, metadata)
-    return _published(path, tensors, keep_background)
+    return _published(path, tensors)
 
 
-def metadata_of(model: str, padding: Padding, num_classes: int, data: DataConfig) -> dict[str, str]:
-    """What our own files say about themselves, as safetensors stores it."""
+def weight_metadata(model: str, padding: Padding, num_classes: int, data: DataConfig) -> dict[str, str]:
+    """Return what our own files say about themselves, as safetensors stores it."""
     return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format": WEIGHTS_FORMAT,
+        "format_version": WEIGHTS_VERSION,
         "model": model,
         "padding": padding,
         "num_classes": str(num_classes),
@@ -107,7 +115,7 @@ def metadata_of(model: str, padding: Padding, num_classes: int, data: DataConfig
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By content: a safetensors file starts with the length of a JSON object, then the object."""
+    """Decide by content: a safetensors file starts with the length of a JSON object, then the object."""
     try:
         with path.open("rb") as file:
             return file.read(9)[8:] == b"{"
@@ -128,60 +136,58 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with path.open("rb") as file:
         if not file.read(2).startswith(PICKLED):
-            raise UsageError(f"weights {path}: not a weight file; {WHAT_IS_READ}")
+            raise UsageError(f"weights {path}: not a weight file; {READABLE_FILES}")
     try:
         with warnings.catch_warnings():
-            # What is wrong with a file is said once, below.
+            # The errors below report a fault of the file once.
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(
-            f"weights {path}: not a file of plain tensors, and code in files is never run; {WHAT_IS_READ}"
+            f"weights {path}: not a file of plain tensors, and code in files is never run; {READABLE_FILES}"
         ) from error
     except (EOFError, OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UsageError(f"weights {path}: damaged or not a weight file ({_line(error)}); {WHAT_IS_READ}") from error
+        raise UsageError(f"weights {path}: damaged or not a weight file ({_line(error)}); {READABLE_FILES}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UsageError(f"weights {path}: holds no table of tensors; {WHAT_IS_READ}")
+        raise UsageError(f"weights {path}: holds no table of tensors; {READABLE_FILES}")
     return {str(name): value for name, value in content.items()}, {}
 
 
 def _own(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Weights:
-    if metadata.get("format_version") != FORMAT_VERSION:
+    if metadata.get("format_version") != WEIGHTS_VERSION:
         raise UsageError(
             f"weights {path}: format version {metadata.get('format_version')}, but this program reads "
-            f"{FORMAT_VERSION}; use the version of the program that wrote it"
+            f"{WEIGHTS_VERSION}; use the version of the program that wrote it"
         )
     try:
         padding, data = metadata["padding"], json.loads(metadata["data"])
         data |= {"mean": tuple(data["mean"]), "std": tuple(data["std"])}
-        known = next(name for name in PADDINGS if name == padding)
-        return Weights(path, "pnas", tensors, known, int(metadata["num_classes"]), DataConfig(**data))
+        valid_padding = next(name for name in PADDINGS if name == padding)
+        return Weights(path, "pnas", tensors, valid_padding, int(metadata["num_classes"]), DataConfig(**data))
     except (KeyError, StopIteration, TypeError, ValueError) as error:
         raise UsageError(
             f"weights {path}: its description is damaged ({_line(error)}); write the file again"
         ) from error
 
 
-def _published(path: Path, tensors: dict[str, Tensor], keep_background: bool) -> Weights:
+def _published(path: Path, tensors: dict[str, Tensor]) -> Weights:
     from_seed = any(name.startswith(("module.", "aux.")) for name in tensors)
     tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     head = tensors.get("last_linear.weight")
     if head is None or "cell_stem_0.conv_1x1.conv.weight" not in tensors:
         some = ", ".join(list(tensors)[:2]) or "nothing"
-        raise UsageError(f"weights {path}: not a PNASNet-5 (it holds {some} ...); {WHAT_IS_READ}")
+        raise UsageError(f"weights {path}: not a PNASNet-5 (it holds {some} ...); {READABLE_FILES}")
     classes = len(head)
     if from_seed:
         return Weights(path, "seed", tensors, "seed", classes, SEED_DATA)
     if classes != 1001:
         return Weights(path, "timm", tensors, "exact", classes, TIMM_DATA)
-    if not keep_background:
-        tensors |= {f"last_linear.{kind}": tensors[f"last_linear.{kind}"][1:] for kind in ("weight", "bias")}
-        classes -= 1
-    return Weights(path, "cadene", tensors, "exact", classes, CADENE_DATA)
+    tensors |= {f"last_linear.{kind}": tensors[f"last_linear.{kind}"][1:] for kind in ("weight", "bias")}
+    return Weights(path, "cadene", tensors, "exact", classes - 1, CADENE_DATA)
 
 
 def _line(error: Exception) -> str:
-    """The first line of an error's text."""
+    """Return the first line of an error's text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,11 +1,16 @@
 """Weights go into a network that they fit, or an error says why they do not; a network's weights go to a file.
 
-Loading never guesses: the scale, the classes and the function of the borders must agree. The auxiliary head is the one
-exception, because evaluation does not use it: it is loaded where file and network have the same one, else left alone.
+Loading never guesses: the scale, the classes and the function of the borders must match. The auxiliary head is the one
+exception, because evaluation does not use it: it is loaded if file and network have the same one, and skipped if not.
+
+Weights also bring settings along: images must be prepared as they were in their training. Another normalisation or crop
+gives a wrong figure without any error. So these settings come from the weights unless the user set them:
+flag > environment > profile > mode preset > weights > default.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.model.pnasnet import PNASNet5
-from trainer.model.weight_files import DataConfig, Weights, metadata_of
+from trainer.model.weight_files import NORMALIZATIONS, DataConfig, Weights, weight_metadata
+from trainer.shared.config import TrainConfig
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.files import replacing
 
@@ -21,14 +27,32 @@ AUX = "aux."
 HEADS = ("last_linear.", "aux.classifier.")
 
 
+def with_weight_settings(config: TrainConfig, weights: Weights) -> TrainConfig:
+    """Return `config` with the weights' padding, image size, normalisation, crop and interpolation where it sets none.
+
+    Raises:
+        UsageError: `--normalize` cannot express the weights' normalisation.
+    """
+    settings: dict[str, Any] = {
+        "padding": weights.padding,
+        "image_size": weights.data.image_size,
+        "normalize": _normalization(weights),
+        "eval_crop": weights.data.crop,
+        "interpolation": weights.data.interpolation,
+    }
+    return config.model_copy(
+        update={name: value for name, value in settings.items() if name not in config.model_fields_set}
+    )
+
+
 def load_weights(model: PNASNet5, weights: Weights, *, replace_head: bool = False) -> None:
     """Copy weights into a network of the same scale, padding and classes.
 
-    Tensors named `aux.*` are copied if the network has an auxiliary head of the same shapes; otherwise the file's are
-    left out and the network's keep their values.
+    Tensors named `aux.*` are copied if the network has an auxiliary head of the same shapes. If not, the network's own
+    keep their values.
 
     Args:
-        replace_head: leave the classifiers out; the network's own, of any number of classes, keep their values.
+        replace_head: skip the classifiers; the network's own, of any number of classes, keep their values.
 
     Raises:
         UsageError: the weights belong to another scale, padding or number of classes; the network is unchanged.
@@ -44,48 +68,29 @@ def load_weights(model: PNASNet5, weights: Weights, *, replace_head: bool = Fals
             f"{model.num_classes}; use --mode finetune to train a new classifier on them"
         )
     left_out = HEADS if replace_head else ()
-    wanted, offered = _without(model.state_dict(), left_out), _without(weights.state_dict, left_out)
-    if _shapes(wanted, AUX) != _shapes(offered, AUX):
-        wanted, offered = _without(wanted, (AUX,)), _without(offered, (AUX,))
-    differing = sorted(name for name, _ in _shapes(wanted) ^ _shapes(offered))
+    expected, offered = _without(model.state_dict(), left_out), _without(weights.state_dict, left_out)
+    if _shapes(expected, AUX) != _shapes(offered, AUX):
+        expected, offered = _without(expected, (AUX,)), _without(offered, (AUX,))
+    differing = sorted(name for name, _ in _shapes(expected) ^ _shapes(offered))
     if differing:
         raise UsageError(
             f"weights {weights.path}: do not fit {model.scale.name}: {differing[0]} is missing, unknown or of another "
-            f"shape; choose the --model that they were made for"
+            "shape; choose the --model that they were made for"
         )
     model.load_state_dict(offered, strict=False)
 
 
-def _without(tensors: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
-
-
-def _shapes(tensors: Mapping[str, Tensor], prefix: str = "") -> set[tuple[str, torch.Size]]:
-    """Names and shapes of all tensors but the batch counters, which files of old PyTorch versions lack."""
-    return {
-        (name, tensor.shape)
-        for name, tensor in tensors.items()
-        if name.startswith(prefix) and not name.endswith("num_batches_tracked")
-    }
-
-
-def save_weights(path: Path, model: PNASNet5, data: DataConfig) -> None:
-    """Write a network's weights and their description as safetensors.
-
-    Raises:
-        TrainerError: the file cannot be written.
-    """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_weights(path, tensors, describe(model, data))
-
-
-def describe(model: PNASNet5, data: DataConfig) -> dict[str, str]:
-    """What a weight file says of itself."""
-    return metadata_of(model.scale.name, model.padding, model.num_classes, data)
+def describe_weights(model: PNASNet5, config: TrainConfig) -> dict[str, str]:
+    """Return what a weight file of this run says about itself: the network, and how the run prepares its images."""
+    mean, std = NORMALIZATIONS[config.normalize]
+    data = DataConfig(
+        mean=mean, std=std, crop=config.eval_crop, interpolation=config.interpolation, image_size=config.image_size
+    )
+    return weight_metadata(model.scale.name, model.padding, model.num_classes, data)
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], description: dict[str, str]) -> None:
-    """Write tensors on the CPU and their description as safetensors; the file is whole or not there at all.
+    """Write tensors on the CPU and their description as safetensors; a reader never sees half of the file.
 
     Raises:
         TrainerError: the file cannot be written.
@@ -97,3 +102,26 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], description: dict[s
         raise TrainerError(
             f"weights {path}: cannot be written ({error}); free space or choose another folder"
         ) from error
+
+
+def _normalization(weights: Weights) -> str:
+    for name, statistics in NORMALIZATIONS.items():
+        if statistics == (weights.data.mean, weights.data.std):
+            return name
+    raise UsageError(
+        f"weights {weights.path}: made for images with mean {weights.data.mean} and deviation {weights.data.std}, "
+        "which no --normalize gives"
+    )
+
+
+def _without(tensors: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
+
+
+def _shapes(tensors: Mapping[str, Tensor], prefix: str = "") -> set[tuple[str, torch.Size]]:
+    """Return names and shapes of all tensors but the batch counters, which files of old PyTorch versions lack."""
+    return {
+        (name, tensor.shape)
+        for name, tensor in tensors.items()
+        if name.startswith(prefix) and not name.endswith("num_batches_tracked")
+    }

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.checkpoint.files import CHECKPOINTS, Manifest, clear
+from trainer.checkpoint.manifest import CheckpointManifest
+from trainer.checkpoint.reading import CHECKPOINTS_FOLDER
+from trainer.checkpoint.writing import clear_leftovers
 from trainer.data.index import Datasets, load_datasets
 from trainer.data.sampler import steps_per_epoch
 from trainer.records.folder import create_run_folder, next_attempt, write_config
@@ -140,7 +142,7 @@ def check_inputs(config: TrainConfig, world_size: int) -> Datasets:
 
 
 def _check(
-    layers: Sequence[Layer], manifest: Manifest | None, source: Source | None, starter: RunStarter
+    layers: Sequence[Layer], manifest: CheckpointManifest | None, source: Source | None, starter: RunStarter
 ) -> tuple[TrainConfig, Datasets]:
     """Return the settings and the data, after checking them and their fit with the checkpoint."""
     if manifest is None or source is None:
@@ -187,7 +189,7 @@ def _create(config: TrainConfig, starter: RunStarter) -> Path:
     )
 
 
-def _continue(run: Path, config: TrainConfig, manifest: Manifest | None, starter: RunStarter) -> int:
+def _continue(run: Path, config: TrainConfig, manifest: CheckpointManifest | None, starter: RunStarter) -> int:
     """Prepare the folder of a run for its next attempt; return the attempt's number."""
     number = next_attempt(run, starter.ranks, is_first_node=starter.is_first_node)
     if manifest is None and number > 1:
@@ -196,12 +198,12 @@ def _continue(run: Path, config: TrainConfig, manifest: Manifest | None, starter
     if starter.is_first_node:
         with writing(run):
             write_config(run, config, attempt=number)
-            clear(run / CHECKPOINTS)
+            clear_leftovers(run / CHECKPOINTS_FOLDER)
             moved = move_newer_checkpoints(run, manifest.path, attempt=number) if manifest is not None else []
         for path in moved:
             starter.on_note(f"resume: {path} is newer: moved to set-aside-{number}/")
     return number
 
 
-def _has_changed(datasets: Datasets, manifest: Manifest) -> bool:
+def _has_changed(datasets: Datasets, manifest: CheckpointManifest) -> bool:
     return bool(manifest.content["data"].get("fingerprint") != datasets.fingerprint)

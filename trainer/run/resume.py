@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.files import CHECKPOINTS, BadCheckpointError, Manifest, listed, newest_valid, verify
-from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE
+from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, BadCheckpointError, CheckpointManifest
+from trainer.checkpoint.reading import CHECKPOINTS_FOLDER, list_checkpoints, newest_valid, verify_checkpoint
 from trainer.data.index import Datasets
 from trainer.run.image_list import describe_changes
 from trainer.run.lock import LOCK_FILE
@@ -62,7 +62,7 @@ def find_source(given: TrainConfig, *, output_given: bool) -> Source | None:
             return None
         if not run.is_dir() or _is_foreign(run):
             raise UsageError(f"--resume auto: {run} is not a run's folder: choose another --run-name")
-        if given.mode not in TRAINING and listed(run / CHECKPOINTS):
+        if given.mode not in TRAINING and list_checkpoints(run / CHECKPOINTS_FOLDER):
             raise FolderTakenError(f"{run}: holds a training run, with its records: choose another --run-name")
         return Source(run, None, in_place=True, may_begin=True)
     if given.mode == "eval":
@@ -75,7 +75,7 @@ def find_source(given: TrainConfig, *, output_given: bool) -> Source | None:
     return Source(run, checkpoint, in_place=_is_named(run, given, output_given=output_given), may_begin=False)
 
 
-def choose_checkpoint(source: Source, on_note: Callable[[str], None]) -> Manifest | None:
+def choose_checkpoint(source: Source, on_note: Callable[[str], None]) -> CheckpointManifest | None:
     """Return the verified checkpoint to continue from; None if the run has saved none and may begin at its first step.
 
     Args:
@@ -87,17 +87,17 @@ def choose_checkpoint(source: Source, on_note: Callable[[str], None]) -> Manifes
     """
     if source.checkpoint is not None:
         try:
-            return _readable(verify(source.checkpoint))
+            return _readable(verify_checkpoint(source.checkpoint))
         except BadCheckpointError as reason:
             raise UsageError(
                 f"--resume {source.checkpoint}: {reason}; --resume {source.run} takes the newest valid checkpoint"
             ) from None
-    folder = source.run / CHECKPOINTS
+    folder = source.run / CHECKPOINTS_FOLDER
     if folder.is_symlink() and not folder.exists():
         raise TrainerError(
             f"{folder}: the target of this link does not exist: is a volume missing? Nothing was changed"
         )
-    count = len(listed(folder))
+    count = len(list_checkpoints(folder))
     if not count:
         if source.may_begin:
             return None
@@ -120,9 +120,9 @@ def move_newer_checkpoints(run: Path, chosen: Path, *, attempt: int) -> list[Pat
     Raises:
         OSError: One cannot be moved.
     """
-    folder = run / CHECKPOINTS
+    folder = run / CHECKPOINTS_FOLDER
     first = _step(chosen)
-    newer = [path for path in listed(folder) if path != chosen and _step(path) >= first]
+    newer = [path for path in list_checkpoints(folder) if path != chosen and _step(path) >= first]
     aside = folder / f"set-aside-{attempt}"
     for path in newer:
         aside.mkdir(exist_ok=True)
@@ -130,7 +130,7 @@ def move_newer_checkpoints(run: Path, chosen: Path, *, attempt: int) -> list[Pat
     return newer
 
 
-def check_data(manifest: Manifest, datasets: Datasets, config: TrainConfig, *, run: Path) -> str | None:
+def check_data(manifest: CheckpointManifest, datasets: Datasets, config: TrainConfig, *, run: Path) -> str | None:
     """Return the changes in the data since the checkpoint, if the user accepts them; None if there are none.
 
     Raises:
@@ -161,7 +161,7 @@ def describe_position(content: Mapping[str, Any]) -> str:
 def is_training_state(path: Path) -> bool:
     """Return whether `path` is a checkpoint, a run or a file of a checkpoint, as opposed to weights."""
     if path.is_dir():
-        return _is_checkpoint(path) or _is_run(path) or path.name == CHECKPOINTS
+        return _is_checkpoint(path) or _is_run(path) or path.name == CHECKPOINTS_FOLDER
     return path.name in (MANIFEST_FILE, STATE_FILE) and _is_checkpoint(path.parent)
 
 
@@ -173,10 +173,10 @@ def _locate(path: Path) -> tuple[Path, Path | None]:
         raise UsageError(f"--resume {path}: {_about_file(path)}")
     folder = path.resolve()
     if _is_checkpoint(folder):
-        above = next((parent for parent in folder.parents if parent.name == CHECKPOINTS), None)
+        above = next((parent for parent in folder.parents if parent.name == CHECKPOINTS_FOLDER), None)
         return (above.parent if above else folder.parent), folder
-    if folder.name == CHECKPOINTS or _is_run(folder):
-        return (folder.parent if folder.name == CHECKPOINTS else folder), None
+    if folder.name == CHECKPOINTS_FOLDER or _is_run(folder):
+        return (folder.parent if folder.name == CHECKPOINTS_FOLDER else folder), None
     runs = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _is_run(entry))
     if len(runs) > 1:
         shown = ", ".join(runs[:5]) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
@@ -217,7 +217,7 @@ def _is_named(run: Path, given: TrainConfig, *, output_given: bool) -> bool:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() or (folder / CHECKPOINTS).is_dir()
+    return (folder / "config.yaml").is_file() or (folder / CHECKPOINTS_FOLDER).is_dir()
 
 
 def _is_checkpoint(folder: Path) -> bool:
@@ -230,7 +230,7 @@ def _is_foreign(folder: Path) -> bool:
     return not _is_run(folder) and any(not (name.isdigit() or LOCK_FILE in name) for name in names)
 
 
-def _readable(manifest: Manifest) -> Manifest:
+def _readable(manifest: CheckpointManifest) -> CheckpointManifest:
     missing = _NEEDED - manifest.content.keys()
     if missing:
         raise UsageError(f"{manifest.path}: not a training state: it lacks {', '.join(sorted(missing))}")

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from trainer.devices.runtime_env import runtime_defaults
+from trainer.devices.runtime_env import runtime_environment
 from trainer.records.folder import console_log
 from trainer.run.attempt import Attempt
 from trainer.supervisor import WorkerCommand
@@ -41,7 +41,7 @@ def worker_command(
         argv=(sys.executable, "-u", "-m", "trainer.worker.__main__"),
         env={
             **os.environ,
-            **runtime_defaults(device, config, run, os.environ),
+            **runtime_environment(device, config, run, os.environ),
             **_rendezvous(worker, topology, threads=config.threads),
             TASK_VARIABLE: task.to_json(),
         },

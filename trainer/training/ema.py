@@ -29,6 +29,6 @@ class Ema:
 
     @torch.no_grad()
     def copy_buffers(self, model: PNASNet5) -> None:
-        """Take over the batch-norm statistics of `model`; done before evaluation, not at every step."""
-        for mine, its in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(its)
+        """Copy the batch-norm statistics of `model`, before an evaluation and not at every step."""
+        for average, current in zip(self.model.buffers(), model.buffers(), strict=True):
+            average.copy_(current)

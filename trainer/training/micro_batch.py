@@ -1,7 +1,7 @@
-"""How large a part of a batch fits into memory at once, so that a CPU run is slow where it would otherwise be killed.
+"""How many images fit into memory at once: a large batch makes a CPU run slow instead of getting it killed.
 
-An accelerator says itself that it is out of memory; on a CPU the kernel kills the process without a word. A batch
-that does not fit is computed in parts whose gradients add up; only batch norm, which sees one part at a time, can tell.
+An accelerator reports that it is out of memory; on a CPU the kernel kills the process silently. A batch that does not
+fit is computed in parts whose gradients add up. The only difference is batch norm's, which sees one part at a time.
 """
 
 import os
@@ -11,7 +11,7 @@ from trainer.shared.config import TrainConfig
 
 # Bytes that the backward pass keeps per input pixel in fp32: 697 MB for an image of 331 px in the large network.
 SAVED_BYTES_PER_PIXEL = {"pnasnet5large": 6_400, "pnasnet5mobile": 1_430, "pnasnet5tiny": 340}
-# A pass needs half as much again for gradients and temporaries of the layer at hand.
+# A pass needs another half of that for gradients and temporaries of the current layer.
 WORKING_SHARE = 1.5
 # Weights, gradients, momentum and average of the largest network (1.4 GB), and what torch itself takes.
 FIXED_BYTES = 2 * 10**9
@@ -21,13 +21,13 @@ USABLE_SHARE = 0.75
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
-def micro_batch(config: TrainConfig, *, device: str, processes: int, memory_bytes: int) -> int:
-    """Images per forward pass: the whole batch, or on a CPU as many as fit.
+def choose_micro_batch(config: TrainConfig, *, device: str, processes: int, memory_bytes: int) -> int:
+    """Return the images per forward pass: the whole batch, or on a CPU the number that fits.
 
     Args:
         device: `npu`, `cuda` or `cpu`.
-        processes: how many share the machine's memory.
-        memory_bytes: all of it.
+        processes: how many processes share the machine's memory.
+        memory_bytes: the whole memory.
     """
     if config.micro_batch is not None:
         return min(config.micro_batch, config.batch_size)
@@ -35,14 +35,14 @@ def micro_batch(config: TrainConfig, *, device: str, processes: int, memory_byte
         return config.batch_size
     per_image = SAVED_BYTES_PER_PIXEL[config.model] * config.image_size**2 * WORKING_SHARE
     if config.activation_checkpointing:
-        # Between cells next to nothing is kept, but the largest cell holds about half of all.
+        # Little is kept between cells, but the largest cell holds about half of the total.
         per_image /= 2
     budget = memory_bytes * USABLE_SHARE / processes - FIXED_BYTES
     return max(1, min(config.batch_size, int(budget / per_image)))
 
 
 def machine_memory() -> int:
-    """Memory of this machine, or of this container if it is limited to less, in bytes."""
+    """Return the memory of this machine in bytes, or this container's limit if that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [int(text) for path in LIMITS if path.exists() and (text := path.read_text().strip()).isdigit()]
     return min([total, *limits])

@@ -1,4 +1,4 @@
-"""What the modes do with the parts of a run: train and evaluate, time steps, or evaluate."""
+"""The modes: train and evaluate, time steps, or evaluate, with the parts of a run."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,21 +7,23 @@ from pathlib import Path
 
 from torch import Tensor
 
-from trainer.data.augment import NORMALIZATIONS, device_transform
-from trainer.data.bad_images import bound
+from trainer.data.augment import device_transform
+from trainer.data.bad_images import allowed_bad_images
 from trainer.data.index import Datasets, ImageIndex
-from trainer.data.loader import Batch, eval_batches, to_device, train_batches
+from trainer.data.loader import ImageBatch, eval_batches, to_device, train_batches
 from trainer.data.sampler import EpochPlan, plan_epoch
-from trainer.distributed.process_group import equalise, gathered
+from trainer.distributed.batch_norm import average_batch_norm
+from trainer.distributed.process_group import all_gather_object
 from trainer.distributed.stop_requests import Request
+from trainer.model.weight_files import NORMALIZATIONS
 from trainer.records.run_records import Records, say
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import RESUMABLE, TrainerError
-from trainer.training.checkpoints import Keeper
+from trainer.training.checkpoints import CheckpointManager
 from trainer.training.evaluation import Evaluation, evaluate
-from trainer.training.progress import Progress, Throughput
+from trainer.training.progress import Throughput, TrainingProgress
 from trainer.training.report import report_epoch, report_evaluation, report_result, report_steps
-from trainer.training.steps import PEERS, Training, Window, train_steps
+from trainer.training.steps import PEERS, StepWindow, Training, train_steps
 
 DONE = 0
 
@@ -32,33 +34,32 @@ class DivergedError(TrainerError):
 
 @dataclass(frozen=True)
 class Run:
-    """A run's parts and surroundings."""
+    """A run's parts, its images, its files and how far it is."""
 
     training: Training
     datasets: Datasets
     records: Records
     output: Path
-    progress: Progress
-    keeper: Keeper
-
-    def __post_init__(self) -> None:
-        self.keeper.start(self.progress)
+    progress: TrainingProgress
+    checkpoints: CheckpointManager
 
 
 def run_mode(run: Run) -> int:
-    """Do what `--mode` says; the exit code is 0, or 75 if the run was asked to stop and can go on later."""
-    return {"performance": measure, "eval": score}.get(run.training.config.mode, fit)(run)
+    """Do what `--mode` says. Return the exit code: 0, or 75 if the run was asked to stop and can continue later."""
+    run.checkpoints.start(run.progress)
+    modes = {"performance": run_benchmark, "eval": run_evaluation}
+    return modes.get(run.training.config.mode, run_training)(run)
 
 
-def fit(run: Run) -> int:
-    """Train from where `progress` is to the last epoch, evaluate after each, and report."""
+def run_training(run: Run) -> int:
+    """Train from `progress` to the last epoch, evaluate after each, and report."""
     training, progress, records = run.training, run.progress, run.records
     config = training.config
     while progress.epoch < config.epochs:
         result = None
         if _train_epoch(run) is not Request.STOP:
             if not progress.equalised:
-                _equalise(training, epoch=progress.epoch)
+                _average_batch_norm(training, epoch=progress.epoch)
                 progress.equalised = True
             result = _evaluate(run, epoch=progress.epoch)
         if result is None:
@@ -66,8 +67,8 @@ def fit(run: Run) -> int:
         report_evaluation(records, result, epoch=progress.epoch, epochs=config.epochs)
         report_epoch(records, progress.sums, result)
         is_best = progress.end_epoch(result)
-        run.keeper.save(training, progress, records, weights=("last", "best") if is_best else ("last",))
-    error = run.keeper.finish(training)
+        run.checkpoints.save(training, progress, records, weights=("last", "best") if is_best else ("last",))
+    error = run.checkpoints.finish(training)
     report_result(
         training,
         records,
@@ -78,32 +79,36 @@ def fit(run: Run) -> int:
     )
     if error is not None:
         raise TrainerError(
-            f"{run.keeper.folder}: the run is done, but its last checkpoint could not be saved: {error}; "
+            f"{run.checkpoints.folder}: the run is done, but its last checkpoint could not be saved: {error}; "
             "make room there and resume it"
         )
     return DONE
 
 
-def measure(run: Run) -> int:
-    """Time `steps` steps after the warm-up, through as many epochs as that takes; no evaluation.
+def run_benchmark(run: Run) -> int:
+    """Time `steps` steps after the warm-up, over several epochs if needed; no evaluation.
 
-    Its records count the steps through, as one stretch.
+    Its records number the steps across epochs.
     """
     training, config, clock, throughput = run.training, run.training.config, time.perf_counter(), Throughput()
-    wanted = config.warmup_steps + (config.steps or 0)
+    total = config.warmup_steps + (config.steps or 0)
     index = _train_images(run.datasets)
     per_epoch = _plan(training, index, steps_limit=None).steps
     done, epoch = 0, 0
-    while done < wanted:
-        steps, warmup = min(per_epoch, wanted - done), config.warmup_steps - done
+    while done < total:
+        steps, warmup = min(per_epoch, total - done), config.warmup_steps - done
         plan = _plan(training, index, steps_limit=steps)
         for window in _steps(run, plan, epoch=epoch, first_step=0, warmup_left=warmup):
             _count_bad_steps(run, window, epoch=epoch)
-            through = replace(window, first_step=done + window.first_step)
-            report_steps(training, run.records, through, epoch=0, steps=wanted, global_step=through.first_step)
+            numbered = replace(window, first_step=done + window.first_step)
+            report_steps(training, run.records, numbered, epoch=0, steps=total, global_step=numbered.first_step)
             throughput.add(window)
             if window.request is Request.STOP:
-                say("stopped", step=done + window.first_step + len(window.losses), text="a timed run begins anew")
+                say(
+                    "stopped",
+                    step=done + window.first_step + len(window.losses),
+                    text="a timed run restarts from its first step",
+                )
                 return RESUMABLE
         done, epoch = done + steps, epoch + 1
     wall_s = time.perf_counter() - clock
@@ -111,13 +116,13 @@ def measure(run: Run) -> int:
     return DONE
 
 
-def score(run: Run) -> int:
-    """Evaluate the given weights once; the rate is that of evaluation."""
+def run_evaluation(run: Run) -> int:
+    """Evaluate the given weights once; the rate is the evaluation's."""
     clock = time.perf_counter()
-    _equalise(run.training, epoch=0)
+    _average_batch_norm(run.training, epoch=0)
     result = _evaluate(run, epoch=0)
     if result is None:
-        say("stopped", text="an evaluation begins anew")
+        say("stopped", text="an evaluation restarts from its first image")
         return RESUMABLE
     wall_s = time.perf_counter() - clock
     report_evaluation(run.records, result, epoch=0, epochs=1)
@@ -127,13 +132,13 @@ def score(run: Run) -> int:
 
 
 def _train_epoch(run: Run) -> Request:
-    """Take the steps of the epoch that are left; STOP if they were broken off."""
+    """Take the remaining steps of the epoch. Return STOP if a request ended them early."""
     training, progress = run.training, run.progress
     index = _train_images(run.datasets)
     plan = _plan(
         training, index, steps_limit=training.config.steps, done_images=progress.images, planned=progress.planned
     )
-    first, wanted = progress.step, False
+    first, save_requested = progress.step, False
     if progress.planned is None:
         progress.planned = plan.end + plan.left_out
     if plan.left_out:
@@ -148,29 +153,29 @@ def _train_epoch(run: Run) -> Request:
         _report_bad_images(training, run.records, index)
         if window.request is Request.STOP:
             return Request.STOP
-        wanted |= window.request is Request.SAVE
-        # Not amid bad steps: a run that has to go back should find a checkpoint from before them.
-        if wanted and progress.step < steps and not progress.bad_steps:
-            run.keeper.save(training, progress, run.records)
-            wanted = False
+        save_requested |= window.request is Request.SAVE
+        # Not between bad steps: a run that rolls back should find a checkpoint from before them.
+        if save_requested and progress.step < steps and not progress.bad_steps:
+            run.checkpoints.save(training, progress, run.records)
+            save_requested = False
     return Request.NONE
 
 
 def _stop(run: Run) -> int:
     training, progress = run.training, run.progress
-    run.keeper.save(training, progress, run.records)
-    error = run.keeper.finish(training)
+    run.checkpoints.save(training, progress, run.records)
+    error = run.checkpoints.finish(training)
     if error is not None:
         raise TrainerError(
-            f"{run.keeper.folder}: asked to stop at step {progress.global_step}, but its state could not be saved: "
-            f"{error}; resume goes on from the checkpoint before"
+            f"{run.checkpoints.folder}: asked to stop at step {progress.global_step}, but its state could not be "
+            f"saved: {error}; resume continues from the checkpoint before"
         )
     say("stopped", epoch=progress.epoch, step=progress.step, global_step=progress.global_step)
     return RESUMABLE
 
 
-def _count_bad_steps(run: Run, window: Window, *, epoch: int) -> None:
-    """Count the steps in a row that were left out.
+def _count_bad_steps(run: Run, window: StepWindow, *, epoch: int) -> None:
+    """Count the steps in a row without an update.
 
     Raises:
         DivergedError: there were too many; it names the images of the last one.
@@ -181,9 +186,9 @@ def _count_bad_steps(run: Run, window: Window, *, epoch: int) -> None:
         progress.bad_steps = progress.bad_steps + 1 if bad else 0
         if bad is None or progress.bad_steps < allowed:
             continue
-        whose = "this rank's loss" if bad.own_loss else "the gradient"
+        fault = "this rank's loss" if bad.own_loss else "the gradient"
         raise DivergedError(
-            f"{whose} was not finite in {progress.bad_steps} steps in a row, last in epoch {epoch}, step {step}: "
+            f"{fault} was not finite in {progress.bad_steps} steps in a row, last in epoch {epoch}, step {step}: "
             f"lower --lr, or look at the images of this rank's batch: samples {','.join(map(str, bad.samples))}"
         )
 
@@ -203,7 +208,7 @@ def _plan(
     )
 
 
-def _steps(run: Run, plan: EpochPlan, *, epoch: int, first_step: int, warmup_left: int) -> Iterator[Window]:
+def _steps(run: Run, plan: EpochPlan, *, epoch: int, first_step: int, warmup_left: int) -> Iterator[StepWindow]:
     training, config = run.training, run.training.config
     batches = train_batches(
         _train_images(run.datasets),
@@ -224,22 +229,22 @@ def _steps(run: Run, plan: EpochPlan, *, epoch: int, first_step: int, warmup_lef
         first_step=first_step,
         warmup_left=warmup_left,
         prepare=_preparation(config),
-        wish=lambda done: run.keeper.wish(base + done),
+        request_after=lambda done: run.checkpoints.should_save(base + done),
         lr_factor=run.progress.lr_factor,
     )
 
 
-def _equalise(training: Training, *, epoch: int) -> None:
+def _average_batch_norm(training: Training, *, epoch: int) -> None:
     with training.watchdog.waiting(PEERS, epoch=epoch):
-        equalise(training.statistics)
+        average_batch_norm(training.statistics)
 
 
 def _evaluate(run: Run, *, epoch: int) -> Evaluation | None:
-    """Score the run's model; None if the ranks have agreed to stop before the end."""
+    """Score the run's model. Return None if the ranks agreed to stop before the end."""
     training, index, config = run.training, run.datasets.val, run.training.config
     if training.ema is not None:
         training.ema.copy_buffers(training.network)
-    training.bad_images.left_out()
+    training.bad_images.take_left_out()
     batches = eval_batches(
         index,
         config=config,
@@ -261,33 +266,34 @@ def _evaluate(run: Run, *, epoch: int) -> Evaluation | None:
 
 
 def _report_bad_images(training: Training, records: Records, index: ImageIndex) -> None:
-    """List what any rank has skipped; give up where it is more than the bound, on all ranks alike."""
+    """List the images that any rank skipped. If they are too many, end the run, on all ranks alike."""
     if training.config.on_bad_image == "fail":
         return
     with training.watchdog.waiting(PEERS):
-        found = [image for images in gathered(training.bad_images.new(), training.group) for image in images]
-    if not found:
+        new = all_gather_object(training.bad_images.take_new(), training.group)
+    skipped = [image for images in new for image in images]
+    if not skipped:
         return
-    for image in found:
+    for image in skipped:
         training.bad_paths.add(image.path)
-    records.list_bad_images([vars(image) for image in found])
-    allowed = bound(len(index), training.config.max_bad_images)
+    records.list_bad_images([vars(image) for image in skipped])
+    allowed = allowed_bad_images(len(index), training.config.max_bad_images)
     if training.rank == 0:
-        say("warning", text=f"skipped {found[0].path}: {found[0].reason}", skipped=len(training.bad_paths))
-    here = [path for path in training.bad_paths if Path(path).is_relative_to(index.root)]
-    if len(here) > allowed:
+        say("warning", text=f"skipped {skipped[0].path}: {skipped[0].reason}", skipped=len(training.bad_paths))
+    in_split = [path for path in training.bad_paths if Path(path).is_relative_to(index.root)]
+    if len(in_split) > allowed:
         raise TrainerError(
-            f"{len(here)} images of {index.root} cannot be decoded, more than the {allowed} that --max-bad-images "
-            "allows: mend them (`python -m trainer data verify FOLDER` lists them), or raise it"
+            f"{len(in_split)} images of {index.root} cannot be decoded, more than the {allowed} that --max-bad-images "
+            "allows: replace them (`python -m trainer data verify FOLDER` lists them), or raise it"
         )
 
 
 def _train_images(datasets: Datasets) -> ImageIndex:
-    assert datasets.train is not None  # load_datasets was told that it is needed
+    assert datasets.train is not None  # load_datasets was asked for it
     return datasets.train
 
 
-def _preparation(config: TrainConfig) -> Callable[[Batch], Tensor]:
+def _preparation(config: TrainConfig) -> Callable[[ImageBatch], Tensor]:
     mean, std = NORMALIZATIONS[config.normalize]
     return lambda batch: device_transform(
         batch.images, batch.flips, mean=mean, std=std, channels_last=config.channels_last

@@ -16,7 +16,7 @@ ParameterGroups = list[dict[str, Any]]
 
 
 class OptimizerKind(Protocol):
-    """What a kind of optimizer consists of."""
+    """A kind of optimizer: its implementations, and its state."""
 
     def make(self, groups: ParameterGroups, config: TrainConfig, *, device: str, library: Any) -> torch.optim.Optimizer:
         """Return the fastest implementation on a device.
@@ -29,7 +29,7 @@ class OptimizerKind(Protocol):
         ...
 
     def first_state(self, parameter: nn.Parameter, config: TrainConfig) -> dict[str, Tensor]:
-        """Return the tensors that the optimizer keeps of a parameter, as they are before the first step."""
+        """Return the tensors that the optimizer keeps of a parameter, with their values before the first step."""
         ...
 
 
@@ -56,7 +56,7 @@ OPTIMIZERS: dict[str, OptimizerKind] = {"sgd": Sgd()}
 
 
 def make_optimizer(network: nn.Module, config: TrainConfig, *, device: str, library: Any) -> torch.optim.Optimizer:
-    """Return the run's optimizer over all trainable parameters; the arguments are those of `OptimizerKind.make`."""
+    """Return the run's optimizer over all trainable parameters; see `OptimizerKind.make` for the arguments."""
     groups = parameter_groups(network, weight_decay=config.weight_decay, decay_all=config.decay_all)
     return OPTIMIZERS[config.optimizer].make(groups, config, device=device, library=library)
 

@@ -1,4 +1,4 @@
-"""How far a run is, and what it has seen on the way: all that a checkpoint keeps beside the state of the parts."""
+"""How far a run is, and its figures so far: what a checkpoint holds next to the state of the parts."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,16 +7,16 @@ from typing import Any
 
 from trainer.records.run_records import SavedExtent
 from trainer.training.evaluation import Evaluation
-from trainer.training.steps import Window
+from trainer.training.steps import StepWindow
 
 
 def rate(images: int, seconds: float) -> float | None:
-    """Images per second; None where there were none, or no time passed."""
+    """Return images per second; None if there were no images, or no time passed."""
     return images / seconds if images and seconds > 0 else None
 
 
 def _mapped(values: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    """`values`, and the tables in them, with each float, or text that stands for one, changed."""
+    """Return `values`, nested tables included, with `change` applied to each float or text for a float."""
     return {
         name: _mapped(value, change)
         if isinstance(value, Mapping)
@@ -34,7 +34,7 @@ class Throughput:
     images: int = 0
     seconds: float = 0.0
 
-    def add(self, window: Window) -> None:
+    def add(self, window: StepWindow) -> None:
         """Count a window, unless it belongs to the warm-up."""
         if window.timed:
             self.images += window.images
@@ -42,13 +42,13 @@ class Throughput:
 
     @property
     def fps(self) -> float | None:
-        """None where nothing was timed."""
+        """None if no step was timed."""
         return rate(self.images, self.seconds)
 
 
 @dataclass
 class EpochSums:
-    """Sums over the steps of one epoch: what its row in the seed's table is made of."""
+    """Sums over the steps of one epoch, for its row in the seed's table."""
 
     losses: float = 0.0
     steps: int = 0
@@ -57,7 +57,7 @@ class EpochSums:
     seconds: float = 0.0
     lr: float = 0.0
 
-    def add(self, window: Window) -> None:
+    def add(self, window: StepWindow) -> None:
         """Count a window. Losses are added one by one, so that the sum does not depend on where windows end."""
         for loss in window.losses:
             self.losses += loss
@@ -69,7 +69,7 @@ class EpochSums:
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """The next step to take is step `step` of epoch `epoch`, both counted from 0.
 
     Attributes:
@@ -77,10 +77,11 @@ class Progress:
         images: images of this epoch's order that are used up.
         planned: images that this epoch uses in all; None before it has begun.
         steps: steps that this epoch has in all; None before it has begun.
-        equalised: the epoch's steps are done, and ranks have shared their batch statistics for its evaluation.
-        lr_factor: what the learning rate is multiplied by, since the number of devices changed.
-        bad_steps: steps in a row, up to here, that were left out because loss or gradient was not finite.
-        wall_s: seconds of all attempts up to here.
+        equalised: the epoch's steps are done, and the batch-norm statistics were averaged for its evaluation. The name
+            is the one in saved checkpoints.
+        lr_factor: multiplies the learning rate, since the number of devices changed.
+        bad_steps: the latest steps in a row without an update, because loss or gradient was not finite.
+        wall_s: seconds of all attempts so far.
     """
 
     epoch: int = 0
@@ -98,8 +99,8 @@ class Progress:
     sums: EpochSums = field(default_factory=EpochSums)
     throughput: Throughput = field(default_factory=Throughput)
 
-    def add(self, window: Window, *, images: int) -> None:
-        """The steps of `window` are done; they used `images` positions of the epoch's order."""
+    def add(self, window: StepWindow, *, images: int) -> None:
+        """Count the steps of `window`, which used `images` positions of the epoch's order."""
         self.step += len(window.losses)
         self.global_step += len(window.losses)
         self.images += images
@@ -107,7 +108,7 @@ class Progress:
         self.throughput.add(window)
 
     def end_epoch(self, score: Evaluation) -> bool:
-        """The epoch is evaluated; whether its score is the best so far."""
+        """Begin the next epoch after an evaluation. Return whether its score is the best so far."""
         self.last = score
         is_best = self.best is None or score.top1 > self.best.top1
         if is_best:
@@ -119,16 +120,16 @@ class Progress:
 
     @property
     def saved(self) -> SavedExtent:
-        """The records that go with it."""
+        """The records that belong to this progress."""
         return SavedExtent(steps=self.global_step, epochs=self.epoch)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values. JSON has no infinity and no NaN, which the loss of a bad step may be: they become text."""
+        """Return plain values. JSON has no infinity and no NaN, as the loss of a bad step can be: they become text."""
         return _mapped(asdict(self), lambda value: value if math.isfinite(value) else str(value))
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Progress":
-        """The inverse of `to_json`."""
+    def from_json(cls, values: Mapping[str, Any]) -> "TrainingProgress":
+        """Return the progress that `to_json` has written."""
         values = _mapped(values, float)
         parts: dict[str, Any] = {
             "best": values["best"] and Evaluation(**values["best"]),

@@ -1,4 +1,4 @@
-"""A run's figures on their way out: from the engine's values to printed lines and the records' files."""
+"""A run's figures go out: from the values of steps and evaluations to printed lines and the records' files."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 from trainer.records.run_records import Records, say
 from trainer.training.evaluation import Evaluation
 from trainer.training.progress import EpochSums, Throughput, rate
-from trainer.training.steps import Training, Window
+from trainer.training.steps import StepWindow, Training
 
 
 def report_steps(
-    training: Training, records: Records, window: Window, *, epoch: int, steps: int, global_step: int
+    training: Training, records: Records, window: StepWindow, *, epoch: int, steps: int, global_step: int
 ) -> None:
-    """Say where the run is (loss, rate and accuracy of the whole job), and keep each step's loss and learning rate."""
+    """Print position, loss, rate and accuracy of the whole job, and record each step's loss and learning rate."""
     training.heartbeat.reset()
     done = window.first_step + len(window.losses)
     say(
@@ -35,13 +35,13 @@ def report_steps(
 
 
 def report_evaluation(records: Records, score: Evaluation, *, epoch: int, epochs: int) -> None:
-    """Say and keep an evaluation."""
+    """Print and record an evaluation."""
     say("eval", epoch=epoch, epochs=epochs, **asdict(score))
     records.write_evaluation({"epoch": epoch, **asdict(score)})
 
 
 def report_epoch(records: Records, sums: EpochSums, score: Evaluation) -> None:
-    """Add an epoch to the seed's table; its rate includes the warm-up, as a row stands for itself."""
+    """Add an epoch to the seed's table; its rate includes the warm-up, since each row covers its whole epoch."""
     records.write_epoch(
         lr=sums.lr,
         train_loss=sums.losses / sums.steps,
@@ -61,7 +61,7 @@ def report_result(
     wall_s: float,
     output: Path,
 ) -> None:
-    """Write the seed's result file and say the result; rank 0 speaks for the job."""
+    """Write the seed's result file and print the result; only rank 0 does it, for the job."""
     if training.rank != 0:
         return
     figures = {} if score is None else asdict(score)

@@ -6,13 +6,13 @@ from trainer.shared.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, *, epoch: int, step: int, steps: int) -> float:
-    """Rate of step `step` (of `steps`) of epoch `epoch`, both counted from 0.
+    """Return the rate of step `step` (of `steps`) of epoch `epoch`, both counted from 0.
 
     `cosine-epoch` is the seed's: constant within an epoch, warm-up to lr over W epochs as lr*(e+1)/(W+1).
     `cosine-step` moves at every step; its warm-up rises linearly from lr/(W*steps).
     """
     warmup, epochs = config.warmup_epochs, config.epochs
-    # A timed run may go on for longer than its one epoch, and its warm-up too.
+    # A timed run, and its warm-up, may last longer than its only epoch.
     remaining = max(epochs - warmup, 1)
     if config.schedule == "cosine-epoch":
         if epoch < warmup:
@@ -24,13 +24,13 @@ def learning_rate(config: TrainConfig, *, epoch: int, step: int, steps: int) -> 
     return _half_cosine(config.lr, min(1.0, (position - warmup) / remaining))
 
 
-def progress(config: TrainConfig, *, epoch: int, step: int, steps: int) -> float:
-    """Share of the run that lies behind, in [0, 1]: ramps drop-path as TensorFlow's slim does."""
+def completed_fraction(config: TrainConfig, *, epoch: int, step: int, steps: int) -> float:
+    """Return the share of the run that is done, in [0, 1]; it ramps drop-path up as TensorFlow's slim does."""
     return min(1.0, (epoch * steps + step) / (config.epochs * steps))
 
 
 def ema_decay(limit: float, updates: int) -> float:
-    """Decay of the moving average after `updates` updates: starts low, so that early weights are soon forgotten.
+    """Return the decay of the moving average after `updates` updates: low at first, to forget early weights soon.
 
     min(limit, (1+t)/(10+t)), as TensorFlow's ExponentialMovingAverage with num_updates.
     """

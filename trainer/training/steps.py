@@ -1,7 +1,7 @@
-"""Training as small functions: steps over batches, with no host synchronisation in between.
+"""Training as small functions: steps over batches, and the host does not wait for the device in between.
 
-Device values (losses, counts) are collected as tensors and read once per log interval: reading one waits for the whole
-queue of an accelerator.
+Device values (losses, counts) are collected as tensors and read once per log interval: a read waits for the whole queue
+of an accelerator.
 """
 
 import time
@@ -16,24 +16,24 @@ from torch import Tensor, nn
 
 from trainer.data.augment import mix
 from trainer.data.bad_images import BadImages
-from trainer.data.loader import Batch
+from trainer.data.loader import ImageBatch
 from trainer.data.sampler import EpochPlan
 from trainer.devices.device import Device
 from trainer.distributed.batch_norm import BatchStatistics
 from trainer.distributed.process_group import sum_over_ranks
-from trainer.distributed.stop_requests import Request, Requests
+from trainer.distributed.stop_requests import Request, StopRequests
 from trainer.distributed.watchdog import Watchdog
 from trainer.model import PNASNet5
 from trainer.model.loss import correct_top_k, main_logits, training_loss
 from trainer.records.run_records import Heartbeat
-from trainer.seeds import key
+from trainer.seeds import derive_seed
 from trainer.shared.config import TrainConfig
 from trainer.training.ema import Ema
 from trainer.training.precision import Precision
-from trainer.training.schedule import learning_rate, progress
+from trainer.training.schedule import completed_fraction, learning_rate
 
 PEERS = "the device or its peers"
-"""What a rank waits for that has work under way."""
+"""The activity of a rank that waits for work under way."""
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Training:
     """The parts of a run that live as long as it does."""
 
     config: TrainConfig
-    """With what its weights brought along."""
+    """With the settings of its weights."""
     rank: int
     world_size: int
     runtime: Device
@@ -56,18 +56,18 @@ class Training:
     """Images per forward pass; larger batches are computed in parts."""
     heartbeat: Heartbeat
     statistics: BatchStatistics
-    """The batch norms' of `network`."""
+    """Of the batch norms of `network`."""
     group: dist.ProcessGroup | None
-    """In which the ranks' hosts talk; None for a single process."""
-    requests: Requests
+    """The group of the ranks' hosts; None for a single process."""
+    requests: StopRequests
     watchdog: Watchdog
     bad_images: BadImages
     bad_paths: set[str] = field(default_factory=set)
-    """Of all ranks, in this process's life."""
+    """Of all ranks, since this process started."""
 
     @property
     def evaluated(self) -> PNASNet5:
-        """The model whose accuracy is the run's: the average where there is one."""
+        """The model whose accuracy counts: the average if the run has one."""
         return self.network if self.ema is None else self.ema.model
 
 
@@ -85,8 +85,8 @@ class BadStep:
 
 
 @dataclass(frozen=True)
-class Window:
-    """What the whole job did in some consecutive steps; `losses` has one true (unscaled) loss for each of them."""
+class StepWindow:
+    """Figures of the whole job over some consecutive steps; `losses` has one true (unscaled) loss per step."""
 
     first_step: int
     losses: tuple[float, ...]
@@ -97,31 +97,31 @@ class Window:
     timed: bool
     """False in the warm-up, which the images/s figure leaves out."""
     bad: tuple["BadStep | None", ...]
-    """For each step, what is known of it if its update was left out because loss or gradient was not finite."""
+    """For each step, its faults if the update was left out because loss or gradient was not finite; else None."""
     request: Request
-    """What all ranks have agreed to do after its last step."""
+    """What all ranks agreed to do after its last step."""
 
 
 def train_steps(
     training: Training,
-    batches: Iterator[Batch],
+    batches: Iterator[ImageBatch],
     plan: EpochPlan,
     *,
     epoch: int,
     first_step: int,
     warmup_left: int,
-    prepare: Callable[[Batch], Tensor],
-    wish: Callable[[int], Request] = lambda _steps: Request.NONE,
+    prepare: Callable[[ImageBatch], Tensor],
+    request_after: Callable[[int], Request] = lambda _steps: Request.NONE,
     lr_factor: float = 1.0,
-) -> Iterator[Window]:
-    """Take the optimizer steps of `plan`; yield a window at each log interval, at a request, and at the end.
+) -> Iterator[StepWindow]:
+    """Take the optimizer steps of `plan`. Yield a window at each log interval, at a request, and at the end.
 
     Args:
         batches: this rank's, in the order of `plan`.
-        first_step: steps of the epoch that are done; the plan's first is this one.
+        first_step: the step of the epoch that the plan begins with, which is also the number of steps done.
         warmup_left: steps of this epoch that still belong to the warm-up, counted from the epoch's beginning.
         prepare: turns a batch's uint8 images into the network's input.
-        wish: what this rank wants after so many steps of `plan`.
+        request_after: returns this rank's request after a number of steps of `plan`.
     """
     config, steps = training.config, first_step + plan.steps
     sums = _Sums(first_step, time.perf_counter())
@@ -134,12 +134,12 @@ def train_steps(
         with training.watchdog.waiting(PEERS, epoch=epoch, step=step):
             job_images = plan.images(step - first_step)
             sums.add(_step(training, taken, job_images=job_images, epoch=epoch, step=step, prepare=prepare), lr)
-            # One step ahead: the answer is read after the step that is wished for.
-            request = training.requests.exchange(wish(step + 2 - first_step))
+            # One step ahead: the answer is read after the step that it is for.
+            request = training.requests.all_reduce_requests(request_after(step + 2 - first_step))
             if not (request or (step + 1) % config.log_interval == 0 or step + 1 in (warmup_left, steps)):
                 continue
             window, now = sums.read(training, timed=step >= warmup_left, request=request)
-        # From `now`: what the window's reader does until it wants the next one is the run's time too.
+        # From `now`: the time that the window's reader takes belongs to the run too.
         sums = _Sums(step + 1, now)
         yield window
 
@@ -147,22 +147,22 @@ def train_steps(
 def _begin_step(training: Training, *, epoch: int, step: int, steps: int, lr: float) -> None:
     for group in training.optimizer.param_groups:
         group["lr"] = lr
-    training.network.set_progress(progress(training.config, epoch=epoch, step=step, steps=steps))
+    training.network.set_progress(completed_fraction(training.config, epoch=epoch, step=step, steps=steps))
 
 
 @dataclass(frozen=True)
 class _Step:
-    """Mean loss, right answers and whether the update was left out, and this rank's batches; all on the device."""
+    """Mean loss, correct answers, whether the update was left out, and this rank's batches; all on the device."""
 
     loss: Tensor
     correct: Tensor
     skipped: Tensor
     batches: list[Tensor]
-    """Of each batch the images' positions in the index."""
+    """For each batch, the images' positions in the index."""
 
 
 class _Sums:
-    """What some consecutive steps came to, on the device until it is read."""
+    """Results of some consecutive steps, which stay on the device until they are read."""
 
     def __init__(self, first_step: int, began: float) -> None:
         self._first_step, self._began = first_step, began
@@ -173,8 +173,8 @@ class _Sums:
         self._steps.append(step)
         self._lrs.append(lr)
 
-    def read(self, training: Training, *, timed: bool, request: Request) -> tuple[Window, float]:
-        """The steps as a window over all ranks, and when it ended: two reductions, and one wait for the device."""
+    def read(self, training: Training, *, timed: bool, request: Request) -> tuple[StepWindow, float]:
+        """Return the steps as a window over all ranks, and its end time: two reductions, one wait for the device."""
         own = torch.stack([step.loss for step in self._steps])
         own_finite = torch.isfinite(own)
         losses = sum_over_ranks(own) / training.world_size
@@ -184,7 +184,7 @@ class _Sums:
         skipped = torch.stack([step.skipped for step in self._steps])
         rows = [tensor.tolist() for tensor in (losses, skipped, own_finite)]
         now = time.perf_counter()
-        window = Window(
+        window = StepWindow(
             first_step=self._first_step,
             losses=tuple(rows[0]),
             lrs=tuple(self._lrs),
@@ -206,25 +206,25 @@ def _bad_step(step: _Step, skipped: bool, own_finite: bool) -> BadStep | None:
 
 def _step(
     training: Training,
-    batches: list[Batch],
+    batches: list[ImageBatch],
     *,
     job_images: int,
     epoch: int,
     step: int,
-    prepare: Callable[[Batch], Tensor],
+    prepare: Callable[[ImageBatch], Tensor],
 ) -> _Step:
-    """One optimizer step. Every one of the job's images weighs the same, though ranks may differ in their numbers."""
+    """Take one optimizer step. All images of the job weigh the same, even if ranks have different numbers of them."""
     config, parallel, precision = training.config, training.parallel, training.precision
     total = torch.zeros((), device=training.device)
     correct = torch.zeros((), dtype=torch.int64, device=training.device)
-    training.statistics.keep()
+    training.statistics.snapshot()
     training.optimizer.zero_grad()
     parts = [part for batch in batches for part in _parts(batch, training.micro_batch)]
     for number, part in enumerate(parts):
-        # A part that is done is progress, where a step takes minutes.
+        # A finished part counts as progress: a step can take minutes.
         training.watchdog.at(PEERS, epoch=epoch, step=step, part=number)
-        # Drop-path and dropout of this part depend on where it stands in the run, not on what came before.
-        training.runtime.seed(key(config.seed, "layers", epoch, step, number, training.rank))
+        # Drop-path and dropout depend on the part's position in the run, not on earlier draws.
+        training.runtime.seed(derive_seed(config.seed, "layers", epoch, step, number, training.rank))
         inputs, targets = mix(
             prepare(part),
             part.labels,
@@ -235,7 +235,7 @@ def _step(
             step=step * len(parts) + number,
             rank=training.rank,
         )
-        with _gradient_exchange(parallel, wanted=number + 1 == len(parts)):
+        with _gradient_exchange(parallel, last=number + 1 == len(parts)):
             with precision.forward():
                 outputs = parallel(inputs)
             mean = training_loss(outputs, targets, smoothing=config.label_smoothing, aux_weight=config.aux_weight)
@@ -247,21 +247,21 @@ def _step(
     skipped = precision.step(
         training.optimizer, list(training.network.parameters()), clip_norm=config.clip_norm, loss=total
     )
-    # The forward pass has already put what is not finite into the statistics.
+    # The forward pass has already put values that are not finite into the statistics.
     training.statistics.undo(skipped)
     if training.ema is not None:
         training.ema.update(training.network)
     return _Step(total, correct, skipped, [batch.indices for batch in batches])
 
 
-def _parts(batch: Batch, micro_batch: int) -> list[Batch]:
-    """The batch in the fewest parts of at most `micro_batch` images, as equal as can be."""
+def _parts(batch: ImageBatch, micro_batch: int) -> list[ImageBatch]:
+    """Return the batch in the fewest parts of at most `micro_batch` images, as equal in size as possible."""
     count = -(-len(batch.labels) // micro_batch)
-    return [Batch(*columns) for columns in zip(*(column.tensor_split(count) for column in batch), strict=True)]
+    return [ImageBatch(*columns) for columns in zip(*(column.tensor_split(count) for column in batch), strict=True)]
 
 
-def _gradient_exchange(parallel: nn.Module, *, wanted: bool) -> AbstractContextManager[None]:
-    """Ranks exchange gradients only in the last part of an accumulated step."""
-    if wanted or not isinstance(parallel, nn.parallel.DistributedDataParallel):
+def _gradient_exchange(parallel: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    """Return a context in which ranks exchange gradients only if this is the last part of an accumulated step."""
+    if last or not isinstance(parallel, nn.parallel.DistributedDataParallel):
         return nullcontext()
     return parallel.no_sync()

@@ -1,4 +1,4 @@
-"""What the supervisor tells a worker: a value that travels as JSON in one environment variable."""
+"""A worker's task from the supervisor: a value that travels as JSON in one environment variable."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ TASK_VARIABLE = "PNAS_WORKER_TASK"
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """Who the worker is, and what the run is."""
+    """The worker's place among the ranks, and the run."""
 
     config: TrainConfig
     run: Path
@@ -27,13 +27,13 @@ class WorkerTask:
     command: tuple[str, ...]
     """The command line that started the run, for its provenance."""
     attempt: int = 1
-    """Which start of the run this is, counting from 1; it names the files that each attempt has of its own."""
+    """The number of this start of the run, counted from 1; it is part of the names of each attempt's files."""
     checkpoint: Path | None = None
-    """The training state to go on from, verified; None begins at the first step."""
+    """The verified training state to continue from; None starts at the first step."""
 
     @classmethod
-    def alone(cls, config: TrainConfig, run: Path) -> "WorkerTask":
-        """Of a job that is one process on this machine's CPU."""
+    def single_process(cls, config: TrainConfig, run: Path) -> "WorkerTask":
+        """Return the task of a job that is one process on this machine's CPU."""
         return cls(
             config=config,
             run=run,
@@ -47,8 +47,8 @@ class WorkerTask:
         )
 
     def to_json(self) -> str:
-        """The environment variable's text."""
-        # Only what was set: weights may bring the rest along.
+        """Return the environment variable's text."""
+        # Only the options that were set: weights may set others.
         config = self.config.model_dump(mode="json", exclude_unset=True)
         checkpoint = None if self.checkpoint is None else str(self.checkpoint)
         values = {**self.__dict__, "config": config, "run": str(self.run), "checkpoint": checkpoint}
@@ -56,7 +56,7 @@ class WorkerTask:
 
     @classmethod
     def from_json(cls, text: str) -> "WorkerTask":
-        """The inverse of `to_json`."""
+        """Return the task that `to_json` has written."""
         values = json.loads(text)
         config, run, command = TrainConfig(**values["config"]), Path(values["run"]), tuple(values["command"])
         checkpoint = None if values["checkpoint"] is None else Path(values["checkpoint"])

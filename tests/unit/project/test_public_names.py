@@ -13,11 +13,9 @@ ALLOWED = {
 }
 # Names that still have two meanings.
 REMAINING = {
-    *("API_VERSION", "ATTEMPT", "Answer", "Batch", "CHECKPOINTS", "COMMANDS", "Device", "EMULATED", "EVERYWHERE"),
-    *("Events", "FORMAT", "Finding", "Item", "JOB", "Json", "Kept", "Kind", "Manifest", "NAMED", "NPU", "PACKAGES"),
-    *("Place", "Prepared", "Process", "Profile", "Progress", "Rgb", "SCHEMA", "SHOWN", "Source", "TRAINING"),
-    *("VARIABLES", "WATCHDOG_MARGIN_S", "Window", "attempt_of", "check", "choose", "decode", "examine", "header"),
-    *("plain", "prepare", "render", "run", "seconds", "show", "verify"),
+    *("API_VERSION", "ATTEMPT", "Answer", "COMMANDS", "Device", "EMULATED", "Events", "Finding", "JOB", "Json"),
+    *("Kept", "Kind", "PACKAGES", "Place", "Process", "Profile", "SCHEMA", "TRAINING", "VARIABLES", "attempt_of"),
+    *("check", "plain", "prepare", "render", "seconds", "show"),
 }
 
 

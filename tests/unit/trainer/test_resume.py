@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from trainer.checkpoint.files import Blob, listed, write
+from trainer.checkpoint.reading import list_checkpoints
+from trainer.checkpoint.writing import Blob, write_checkpoint
 from trainer.data.index import Datasets, load_datasets
 from trainer.run.attempt import Attempt, RunStarter, begin_attempt
 from trainer.run.lock import LOCK_FILE
@@ -74,7 +75,7 @@ def _save(attempt: Attempt, step: int, **content: Any) -> None:
         "arithmetic": {},
         **content,
     }
-    write(attempt.run / "checkpoints", step, {"w": Blob("U8", (3,), memoryview(b"abc"))}, values)
+    write_checkpoint(attempt.run / "checkpoints", step, {"w": Blob("U8", (3,), memoryview(b"abc"))}, values)
 
 
 def _tear(checkpoint: Path) -> None:
@@ -82,7 +83,7 @@ def _tear(checkpoint: Path) -> None:
 
 
 def _names(folder: Path) -> list[str]:
-    return [path.name for path in listed(folder)]
+    return [path.name for path in list_checkpoints(folder)]
 
 
 def _tree(folder: Path) -> dict[str, bytes]:
@@ -120,7 +121,7 @@ def test_auto_takes_the_newest_valid_checkpoint_and_says_which_were_refused() ->
 
 def test_a_run_whose_checkpoints_are_all_damaged_never_starts_from_zero(tmp_path: Path) -> None:
     run = _run(10, 20)
-    for path in listed(run / "checkpoints"):
+    for path in list_checkpoints(run / "checkpoints"):
         _tear(path)
     before = _tree(tmp_path)
     with pytest.raises(TrainerError, match="none of 2 checkpoints can be used") as refused:
@@ -278,7 +279,7 @@ def _never_saved(_root: Path) -> Path:
 def _not_a_state(_root: Path) -> Path:
     attempt = _begin(run_name="r").attempt
     (attempt.run / "checkpoints").mkdir()
-    write(attempt.run / "checkpoints", 1, {}, {"config": {}})
+    write_checkpoint(attempt.run / "checkpoints", 1, {}, {"config": {}})
     return attempt.run
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.devices.runtime_errors import explain
+from trainer.devices.runtime_errors import explain_runtime_error
 from trainer.supervisor import blames_a_peer
 
 HCCL = (
@@ -43,7 +43,7 @@ HCCL = (
 def test_known_errors_are_explained_and_a_lost_peers_stay_recognisable(
     text: str, said: str, is_consequence: bool
 ) -> None:
-    line = explain(text, "npu")
+    line = explain_runtime_error(text, "npu")
     assert line is not None
     assert said in line
     assert "\n" not in line
@@ -64,11 +64,11 @@ def test_known_errors_are_explained_and_a_lost_peers_stay_recognisable(
     ],
 )
 def test_what_only_looks_like_an_npus_error_is_not_explained(text: str) -> None:
-    assert explain(text, "npu") is None
+    assert explain_runtime_error(text, "npu") is None
 
 
 def test_other_devices_have_none_of_an_npus_errors() -> None:
-    assert explain("a lookup of EI0002 failed, error code is 107001", "cpu") is None
-    words = explain("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has", "cuda")
+    assert explain_runtime_error("a lookup of EI0002 failed, error code is 107001", "cpu") is None
+    words = explain_runtime_error("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has", "cuda")
     assert words is not None
     assert "tried to allocate 2.00 GiB" in words

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainer.cli import main
-from trainer.devices.runtime_env import runtime_defaults
+from trainer.devices.runtime_env import runtime_environment
 from trainer.run.attempt import Attempt
 from trainer.run.worker_commands import worker_command
 from trainer.shared.config import TrainConfig
@@ -42,7 +42,7 @@ def test_torch_npu_finds_its_queue_level_before_torch_is_imported(
 def test_hccl_waits_longer_than_the_watchdog_and_torch_npu_longer_than_hccl(
     tmp_path: Path, stall_s: float, environ: dict[str, str], expected: dict[str, str]
 ) -> None:
-    defaults = runtime_defaults("npu", TrainConfig(stall_timeout_s=stall_s), tmp_path / "run", environ)
+    defaults = runtime_environment("npu", TrainConfig(stall_timeout_s=stall_s), tmp_path / "run", environ)
     assert {
         name: value for name, value in defaults.items() if name.endswith(("EXEC_TIMEOUT", "EVENT_TIMEOUT"))
     } == expected
@@ -56,7 +56,7 @@ def test_the_time_to_connect_is_shorter_than_that_of_a_collective_that_is_given(
     tmp_path: Path, given: str | None, connect_s: str
 ) -> None:
     environ = {} if given is None else {"HCCL_EXEC_TIMEOUT": given}
-    assert runtime_defaults("npu", TrainConfig(), tmp_path / "run", environ)["HCCL_CONNECT_TIMEOUT"] == connect_s
+    assert runtime_environment("npu", TrainConfig(), tmp_path / "run", environ)["HCCL_CONNECT_TIMEOUT"] == connect_s
 
 
 @pytest.mark.parametrize("text", ["20m", "-1", "1e3", "\u0661", "1" * 10])
@@ -75,6 +75,6 @@ def test_a_limit_of_hccl_that_is_no_number_is_refused_before_anything_is_created
 
 
 def test_each_process_stays_on_its_npus_cores_and_keeps_compiled_operators_beside_the_runs(tmp_path: Path) -> None:
-    defaults = runtime_defaults("npu", TrainConfig(), tmp_path / "run", {})
+    defaults = runtime_environment("npu", TrainConfig(), tmp_path / "run", {})
     assert defaults["CPU_AFFINITY_CONF"] == "1"
     assert defaults["ACL_OP_COMPILER_CACHE_DIR"] == str(tmp_path / ".ascend-kernels")

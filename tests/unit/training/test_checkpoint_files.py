@@ -19,17 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer.checkpoint.files import (
-    BadCheckpointError,
-    Blob,
-    Manifest,
-    listed,
-    newest_valid,
-    prune,
-    read_manifest,
-    verify,
-    write,
-)
+from trainer.checkpoint.manifest import BadCheckpointError, CheckpointManifest
+from trainer.checkpoint.reading import list_checkpoints, newest_valid, read_manifest, verify_checkpoint
+from trainer.checkpoint.writing import Blob, prune_checkpoints, write_checkpoint
 
 CONTENT = {
     "progress": {"epoch": 1, "global_step": 7},
@@ -43,8 +35,10 @@ def blob(seed: int, items: int = 12) -> Blob:
     return Blob("F32", (items // 4, 4), data.data)
 
 
-def save(folder: Path, step: int) -> Manifest:
-    return write(folder, step, {"model.w": blob(step), "optimizer.w": blob(step + 1), "model.b": blob(9, 4)}, CONTENT)
+def save(folder: Path, step: int) -> CheckpointManifest:
+    return write_checkpoint(
+        folder, step, {"model.w": blob(step), "optimizer.w": blob(step + 1), "model.b": blob(9, 4)}, CONTENT
+    )
 
 
 def names(folder: Path) -> list[str]:
@@ -53,7 +47,7 @@ def names(folder: Path) -> list[str]:
 
 def reason(path: Path) -> str:
     with pytest.raises(BadCheckpointError) as refused:
-        verify(path)
+        verify_checkpoint(path)
     return str(refused.value)
 
 
@@ -69,7 +63,7 @@ def reseal(path: Path, change: Callable[[dict[str, object]], object]) -> None:
 
 def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     written = save(tmp_path / "checkpoints", 7)
-    assert verify(written.path) == read_manifest(written.path) == written
+    assert verify_checkpoint(written.path) == read_manifest(written.path) == written
     assert written.path == tmp_path / "checkpoints/step-000000007"
     assert written.content == CONTENT
     assert written.bytes == (written.path / "state.safetensors").stat().st_size
@@ -79,7 +73,7 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
 
 
 def test_a_figure_that_is_not_finite_does_not_cost_the_checkpoint(tmp_path: Path) -> None:
-    written = write(tmp_path, 1, {}, {"loss": float("nan"), "all": (1.5, float("inf"))})
+    written = write_checkpoint(tmp_path, 1, {}, {"loss": float("nan"), "all": (1.5, float("inf"))})
     assert written.content == {"loss": None, "all": [1.5, None]}
     assert "NaN" not in (written.path / "manifest.json").read_text()
 
@@ -112,7 +106,7 @@ def test_the_safetensors_library_reads_every_type(tmp_path: Path) -> None:
     # A view in its own shape and type, a scalar's too, serves as well as bytes.
     blobs["f32"] = Blob("F32", (3, 5), real.numpy().data)
     blobs["scalar"] = Blob("F32", (), tensors["scalar"].numpy().data)
-    written = write(tmp_path, 1, blobs, {})
+    written = write_checkpoint(tmp_path, 1, blobs, {})
     read = load_file(written.path / "state.safetensors")
     assert read.keys() == tensors.keys()
     for name, value in tensors.items():
@@ -131,7 +125,7 @@ def test_each_tensor_lies_at_a_multiple_of_its_items_size(tmp_path: Path) -> Non
             ("abc", "BOOL", 1),
         )
     }
-    state = (write(tmp_path, 1, blobs, {}).path / "state.safetensors").read_bytes()
+    state = (write_checkpoint(tmp_path, 1, blobs, {}).path / "state.safetensors").read_bytes()
     length = int.from_bytes(state[:8], "little")
     assert length % 8 == 0
     table = json.loads(state[8 : 8 + length])
@@ -141,7 +135,7 @@ def test_each_tensor_lies_at_a_multiple_of_its_items_size(tmp_path: Path) -> Non
 
 def test_a_blob_of_another_length_than_its_shape_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tensor w: 8 bytes, but F32 \(3,\) has 12"):
-        write(tmp_path, 1, {"w": Blob("F32", (3,), memoryview(bytes(8)))}, {})
+        write_checkpoint(tmp_path, 1, {"w": Blob("F32", (3,), memoryview(bytes(8)))}, {})
     assert names(tmp_path) == []
 
 
@@ -155,7 +149,7 @@ def test_a_file_cut_off_at_any_byte_is_refused(tmp_path: Path, file: str) -> Non
     path.write_bytes(whole + b"\n")
     assert file in reason(path.parent)
     path.write_bytes(whole)
-    verify(path.parent)
+    verify_checkpoint(path.parent)
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "state.safetensors"])
@@ -169,7 +163,7 @@ def test_any_flipped_bit_is_refused(tmp_path: Path, file: str) -> None:
             assert reason(path.parent), bit
             stream.seek(bit // 8)
             stream.write(whole[bit // 8 : bit // 8 + 1])
-    verify(path.parent)
+    verify_checkpoint(path.parent)
 
 
 def _cut(path: Path) -> None:
@@ -226,7 +220,7 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda path: (path / "manifest.json").write_text('{"layers": 3}'), "manifest.json is not of this program"),
     (_older, "written in format 0, this program reads 1"),
     (_newer, "written in format 2, this program reads 1"),
-    (_inconsistent, "manifest.json is damaged (ValueError: its size is not that of its tensors)"),
+    (_inconsistent, "manifest.json is damaged (ValueError: its size is not the sum of its tensors)"),
     (_without_tensors, "manifest.json is damaged (KeyError: 'tensors')"),
     (_cut, " bytes, not "),
     (_cut, ": the end is missing"),
@@ -275,8 +269,8 @@ def test_only_checkpoints_are_listed(tmp_path: Path) -> None:
         save(tmp_path, step)
     for name in ("best.safetensors", "step-12", "step-0000000012", ".step-000000011.partial", "step-000000011.old"):
         (tmp_path / name).mkdir()
-    assert [path.name for path in listed(tmp_path)] == ["step-000000010", "step-000000009", "step-000000002"]
-    assert listed(tmp_path / "absent") == []
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000000010", "step-000000009", "step-000000002"]
+    assert list_checkpoints(tmp_path / "absent") == []
 
 
 def test_prune_keeps_the_newest_and_what_it_is_told_to_spare(tmp_path: Path) -> None:
@@ -287,14 +281,14 @@ def test_prune_keeps_the_newest_and_what_it_is_told_to_spare(tmp_path: Path) -> 
         (tmp_path / name).mkdir()
     (tmp_path / ".step-000000004.refused").mkdir()
     (tmp_path / ".step-000000004.refused/state.safetensors").write_text("torn")
-    prune(tmp_path, keep=2, spare=[tmp_path / "step-000000003"])
+    prune_checkpoints(tmp_path, keep=2, spare=[tmp_path / "step-000000003"])
     expected = ["step-000000003", "step-000000005", "step-000000006"]
     left = [".step-000000007.partial", ".step-1.partial", "best.safetensors", *expected]
     assert names(tmp_path) == left
-    prune(tmp_path, keep=5, spare=[])
+    prune_checkpoints(tmp_path, keep=5, spare=[])
     assert names(tmp_path) == left
-    with pytest.raises(ValueError, match="at least one"):
-        prune(tmp_path, keep=0)
+    with pytest.raises(ValueError, match="at least 1"):
+        prune_checkpoints(tmp_path, keep=0)
     assert names(tmp_path) == left
 
 
@@ -311,9 +305,9 @@ def test_prune_spares_the_checkpoint_just_written_behind_newer_ones(
     for step in (40, 50, 60):
         damage(tmp_path / f"step-0000000{step}")
     written = save(tmp_path, 30)
-    prune(tmp_path, keep=keep, spare=[written.path])
+    prune_checkpoints(tmp_path, keep=keep, spare=[written.path])
     assert names(tmp_path) == sorted(f"step-0000000{step}" for step in expected)
-    assert verify(written.path) == written
+    assert verify_checkpoint(written.path) == written
 
 
 def test_a_run_that_went_back_never_has_more_than_one_checkpoint_above_the_bound(tmp_path: Path) -> None:
@@ -321,10 +315,10 @@ def test_a_run_that_went_back_never_has_more_than_one_checkpoint_above_the_bound
         _cut(save(tmp_path, step).path)
     for step in range(10, 120, 10):
         written = save(tmp_path, step)
-        prune(tmp_path, keep=2, spare=[written.path])
+        prune_checkpoints(tmp_path, keep=2, spare=[written.path])
         found = newest_valid(tmp_path, on_refused=lambda _path, _why: None)
         assert found == written
-        assert len(listed(tmp_path)) == (3 if step < 80 else 2)
+        assert len(list_checkpoints(tmp_path)) == (3 if step < 80 else 2)
     assert names(tmp_path) == ["step-000000100", "step-000000110"]
 
 
@@ -332,8 +326,8 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     _cut(save(tmp_path, 7).path)
     (tmp_path / ".step-000000007.partial").mkdir()
     (tmp_path / ".step-000000007.partial/state.safetensors").write_text("a killed attempt's")
-    again = write(tmp_path, 7, {"model.w": blob(1)}, {"again": True})
-    assert verify(again.path).content == {"again": True}
+    again = write_checkpoint(tmp_path, 7, {"model.w": blob(1)}, {"again": True})
+    assert verify_checkpoint(again.path).content == {"again": True}
     assert names(tmp_path) == ["step-000000007"]
 
 
@@ -343,12 +337,12 @@ def test_a_replacement_that_was_killed_between_its_renames_loses_nothing(tmp_pat
     found = newest_valid(tmp_path, on_refused=lambda path, why: pytest.fail(f"{path}: {why}"))
     assert found is not None
     assert found.path == aside
-    prune(tmp_path, keep=1)
-    assert listed(tmp_path) == [aside]
-    new = write(tmp_path, 7, {}, {})
-    assert listed(tmp_path) == [new.path]
+    prune_checkpoints(tmp_path, keep=1)
+    assert list_checkpoints(tmp_path) == [aside]
+    new = write_checkpoint(tmp_path, 7, {}, {})
+    assert list_checkpoints(tmp_path) == [new.path]
     shutil.copytree(new.path, aside)
-    prune(tmp_path, keep=3)
+    prune_checkpoints(tmp_path, keep=3)
     assert names(tmp_path) == ["step-000000007"]
 
 
@@ -371,25 +365,26 @@ def test_what_the_disk_gives_back_wrong_is_set_aside_and_the_older_ones_stay(tmp
         with pytest.raises(
             BadCheckpointError, match=r"read back from the disk: tensor w: wrong sha256; set aside as .*\.refused"
         ):
-            write(tmp_path, step, {"w": blob(1)}, DamagesDisk(partial))
-        assert listed(tmp_path) == [older.path]
-        assert verify(older.path) == older
+            write_checkpoint(tmp_path, step, {"w": blob(1)}, DamagesDisk(partial))
+        assert list_checkpoints(tmp_path) == [older.path]
+        assert verify_checkpoint(older.path) == older
     assert names(tmp_path) == [".step-000000003.refused", ".step-000000004.refused", "step-000000003"]
 
 
 WRITER = """
 import hashlib, itertools, sys
 from pathlib import Path
-from trainer.checkpoint.files import Blob, prune, write
+from trainer.checkpoint.writing import Blob, prune_checkpoints, write_checkpoint
 
 folder, last = Path(sys.argv[1]), int(sys.argv[2])
 for count in itertools.count(1):
     step = last + (count + 1) // 2  # each step twice, so that replacing is killed too
     data = memoryview(hashlib.sha256(b"%d" % count).digest() * 20_000)
-    write(folder, step, {"a": Blob("U8", (len(data),), data), "b": Blob("F32", (8,), data[:32])}, {"count": count})
+    blobs = {"a": Blob("U8", (len(data),), data), "b": Blob("F32", (8,), data[:32])}
+    write_checkpoint(folder, step, blobs, {"count": count})
     print(step, flush=True)
     if count % 3 == 0:
-        prune(folder, keep=2)
+        prune_checkpoints(folder, keep=2)
 """
 
 
@@ -406,7 +401,7 @@ def test_a_writer_killed_at_any_moment_leaves_nothing_torn(tmp_path: Path) -> No
             time.sleep(moments.uniform(0, 0.1))
             writer.send_signal(signal.SIGKILL)
             last = max(int(line) for line in [first, *writer.stdout.read().split()])
-        valid = [verify(path) for path in listed(tmp_path)]
+        valid = [verify_checkpoint(path) for path in list_checkpoints(tmp_path)]
         assert valid, f"kill {kill}"
         newest = int(valid[0].path.name.removeprefix("step-").removesuffix(".replaced"))
         assert newest >= last, f"kill {kill}"
@@ -416,10 +411,10 @@ def test_a_writer_killed_at_any_moment_leaves_nothing_torn(tmp_path: Path) -> No
 LIMITED = """
 import sys
 from pathlib import Path
-from trainer.checkpoint.files import Blob, write
+from trainer.checkpoint.writing import Blob, write_checkpoint
 
 try:
-    write(Path(sys.argv[1]), 4, {"w": Blob("U8", (100_000,), memoryview(bytes(100_000)))}, {})
+    write_checkpoint(Path(sys.argv[1]), 4, {"w": Blob("U8", (100_000,), memoryview(bytes(100_000)))}, {})
 except OSError as error:
     print(error.strerror)
 """
@@ -437,4 +432,4 @@ def test_a_disk_that_fills_up_leaves_the_older_checkpoints_and_nothing_torn(tmp_
     )
     assert done.stdout == "File too large\n"
     assert names(tmp_path) == ["step-000000003"]
-    assert verify(older.path) == older
+    assert verify_checkpoint(older.path) == older

@@ -11,7 +11,6 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from trainer.data.augment import (
-    NORMALIZATIONS,
     EvalTransform,
     TrainTransform,
     device_transform,
@@ -19,6 +18,7 @@ from trainer.data.augment import (
     resized_side,
     sample_key,
 )
+from trainer.model.weight_files import NORMALIZATIONS
 from trainer.shared.config import TrainConfig
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.data.bad_images import BadImage, BadImages, bound
+from trainer.data.bad_images import BadImage, BadImages, allowed_bad_images
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from trainer.data.bad_images import BadImage, BadImages, bound
     ],
 )
 def test_a_share_of_the_images_may_be_bad_but_at_least_one_and_never_all(n: int, share: float, allowed: int) -> None:
-    assert bound(n, share) == allowed
+    assert allowed_bad_images(n, share) == allowed
 
 
 def test_each_bad_image_is_told_of_once_and_each_absence_counted() -> None:
@@ -27,8 +27,8 @@ def test_each_bad_image_is_told_of_once_and_each_absence_counted() -> None:
     bad_images = BadImages()
     bad_images.add([trained, evaluated])
     bad_images.add([trained, evaluated])
-    assert bad_images.new() == [trained, evaluated]
+    assert bad_images.take_new() == [trained, evaluated]
     bad_images.add([trained, evaluated])
-    assert bad_images.new() == []
-    assert bad_images.left_out() == 3
-    assert bad_images.left_out() == 0
+    assert bad_images.take_new() == []
+    assert bad_images.take_left_out() == 3
+    assert bad_images.take_left_out() == 0

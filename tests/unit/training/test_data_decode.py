@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from trainer.data.decode import BadImageError, decode
+from trainer.data.decode import BadImageError, decode_image
 
 Pixels = NDArray[np.uint8]
 
@@ -34,7 +34,7 @@ def written(folder: Path, content: bytes, name: str = "image.JPEG") -> Path:
 
 
 def pixels(path: Path) -> Pixels:
-    image = decode(path)
+    image = decode_image(path)
     assert image.dtype == torch.uint8
     assert image.shape[0] == 3
     return image.permute(1, 2, 0).numpy()
@@ -107,7 +107,7 @@ def test_a_truncated_file_is_an_error_and_never_half_an_image(
     content = encoded(photos[0], kind, **options)
     path = written(tmp_path, content[: int(len(content) * kept)])
     with pytest.raises(BadImageError) as error:
-        decode(path)
+        decode_image(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -116,7 +116,7 @@ def test_a_jpeg_whose_end_was_never_written_is_an_error(tmp_path: Path, photos: 
     content = encoded(photos[0])
     half = len(content) // 2
     with pytest.raises(BadImageError, match="truncated"):
-        decode(written(tmp_path, content[:half] + bytes(len(content) - half)))
+        decode_image(written(tmp_path, content[:half] + bytes(len(content) - half)))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_what_is_no_image_is_named_with_the_reason_and_the_next_step(
 ) -> None:
     path = written(tmp_path, content)
     with pytest.raises(BadImageError) as error:
-        decode(path)
+        decode_image(path)
     assert str(error.value).startswith(f"{path}: {reason}")
     assert "python -m trainer data verify" in str(error.value)
     assert ".cpp" not in str(error.value)
@@ -140,7 +140,7 @@ def test_what_is_no_image_is_named_with_the_reason_and_the_next_step(
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadImageError, match=r"gone.jpg: cannot be read: No such file"):
-        decode(tmp_path / "gone.jpg")
+        decode_image(tmp_path / "gone.jpg")
 
 
 def test_a_bad_image_survives_the_way_between_processes() -> None:

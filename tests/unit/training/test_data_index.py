@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from trainer.data import index as index_module
-from trainer.data.decode import BadImageError, decode
+from trainer.data.decode import BadImageError, decode_image
 from trainer.data.index import load_datasets, load_split
 from trainer.shared.errors import UsageError
 
@@ -86,7 +86,7 @@ def test_a_link_that_leads_nowhere_is_an_image_that_its_reader_is_told_of(data: 
     assert names(data, "train")[2:4] == ["cat/gone.jpg", "cat/loop.jpg"]
     index = load_split(data, "train")
     with pytest.raises(BadImageError, match=r"gone.jpg: cannot be read: No such file or directory"):
-        decode(index.path(2))
+        decode_image(index.path(2))
 
 
 def test_validation_labels_count_in_the_classes_of_train(data: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.data.prepare import Prepared, Transfer, prepare, read_labels
+from trainer.data.prepare import SortedImages, Transfer, read_labels, sort_validation_images
 from trainer.shared.errors import TrainerError, UsageError
 
 WNIDS = ["n01751748", "n09193705", "n02105855"]
@@ -42,8 +42,8 @@ def packed(path: Path, names: list[str]) -> Path:
     return path
 
 
-def run(source: Path, to: Path, transfer: Transfer = "copy") -> Prepared:
-    return prepare(source, to, LABELS, transfer=transfer, images=6, classes=3)
+def run(source: Path, to: Path, transfer: Transfer = "copy") -> SortedImages:
+    return sort_validation_images(source, to, LABELS, transfer=transfer, images=6, classes=3)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -54,13 +54,13 @@ SORTED = {f"val/{wnid}/{name}": content(name) for name, wnid in LABELS.items()}
 
 
 def test_a_tars_images_land_in_their_classes(tar: Path, tmp_path: Path) -> None:
-    assert run(tar, tmp_path / "out") == Prepared(written=6, present=0, missing=0)
+    assert run(tar, tmp_path / "out") == SortedImages(written=6, present=0, missing=0)
     assert tree(tmp_path / "out") == SORTED
 
 
 @pytest.mark.parametrize("transfer", ["copy", "link", "move"])
 def test_a_folders_images_land_in_their_classes(folder: Path, tmp_path: Path, transfer: Transfer) -> None:
-    assert run(folder, tmp_path / "out", transfer) == Prepared(written=6, present=0, missing=0)
+    assert run(folder, tmp_path / "out", transfer) == SortedImages(written=6, present=0, missing=0)
     assert tree(tmp_path / "out") == SORTED
     assert len(list(folder.iterdir())) == (0 if transfer == "move" else 6)
     one = tmp_path / "out/val" / LABELS[IMAGES[0]] / IMAGES[0]
@@ -73,7 +73,7 @@ def test_a_second_run_finishes_what_is_missing_or_cut_short(folder: Path, tmp_pa
     val = tmp_path / "out/val"
     (val / LABELS[IMAGES[1]] / IMAGES[1]).unlink()
     (val / LABELS[IMAGES[2]] / IMAGES[2]).write_bytes(b"half")
-    assert run(folder, tmp_path / "out", transfer) == Prepared(written=2, present=4, missing=0)
+    assert run(folder, tmp_path / "out", transfer) == SortedImages(written=2, present=4, missing=0)
     assert tree(tmp_path / "out") == SORTED
 
 
@@ -81,8 +81,8 @@ def test_a_move_that_was_stopped_goes_on(folder: Path, tmp_path: Path) -> None:
     first = tmp_path / "out/val" / LABELS[IMAGES[0]] / IMAGES[0]
     first.parent.mkdir(parents=True)
     (folder / IMAGES[0]).rename(first)
-    assert run(folder, tmp_path / "out", "move") == Prepared(written=5, present=1, missing=0)
-    assert run(folder, tmp_path / "out", "move") == Prepared(written=0, present=6, missing=0)
+    assert run(folder, tmp_path / "out", "move") == SortedImages(written=5, present=1, missing=0)
+    assert run(folder, tmp_path / "out", "move") == SortedImages(written=0, present=6, missing=0)
     assert tree(tmp_path / "out") == SORTED
 
 
@@ -129,7 +129,7 @@ def test_missing_labels_are_named(tmp_path: Path) -> None:
 
 def test_labels_for_a_part_are_refused_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"6 images in 3 classes; ILSVRC2012 has 50,000 in 1,000, 50 each"):
-        prepare(folder, tmp_path / "out", LABELS)
+        sort_validation_images(folder, tmp_path / "out", LABELS)
     assert not (tmp_path / "out").exists()
 
 
@@ -137,8 +137,8 @@ def test_missing_images_are_an_error_unless_a_part_is_allowed(folder: Path, tmp_
     (folder / IMAGES[4]).unlink()
     with pytest.raises(TrainerError, match=f"1 of 6 images are missing, the first is {IMAGES[4]}"):
         run(folder, tmp_path / "out")
-    partial = prepare(folder, tmp_path / "out", LABELS, images=None)
-    assert partial == Prepared(written=0, present=5, missing=1)
+    partial = sort_validation_images(folder, tmp_path / "out", LABELS, images=None)
+    assert partial == SortedImages(written=0, present=5, missing=1)
 
 
 @pytest.mark.parametrize("name", ["../../evil.JPEG", f"../{IMAGES[0]}", f"/tmp/{IMAGES[0]}", "readme.txt"])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer.data.loader import Batch
+from trainer.data.loader import ImageBatch
 from trainer.data.sampler import EpochPlan, plan_epoch
 from trainer.devices.device import open_device
 from trainer.shared.config import TrainConfig
@@ -17,8 +17,8 @@ from trainer.shared.errors import TrainerError
 from trainer.training.ema import Ema
 from trainer.training.evaluation import evaluate
 from trainer.training.optimizer import parameter_groups
-from trainer.training.steps import Training, Window, train_steps
-from trainer.worker.run import build, watchdog_of
+from trainer.training.steps import StepWindow, Training, train_steps
+from trainer.worker.start import build_training, make_watchdog
 from trainer.worker.task import WorkerTask
 
 
@@ -58,24 +58,24 @@ class AlwaysEvaluating(nn.Module):
 def _training(**settings: Any) -> Training:
     small = {"model": "pnasnet5tiny", "image_size": 32, "batch_size": 4, "device": "cpu", "lr": 0.05, "log_interval": 3}
     config = TrainConfig.model_validate({**small, **settings})
-    task = WorkerTask.alone(config, Path("unused"))
-    runtime, watchdog = open_device("cpu"), watchdog_of(task)
-    return build(task, config, runtime, torch.device("cpu"), weights=None, num_classes=10, watchdog=watchdog)
+    task = WorkerTask.single_process(config, Path("unused"))
+    runtime, watchdog = open_device("cpu"), make_watchdog(task)
+    return build_training(task, config, runtime, torch.device("cpu"), weights=None, num_classes=10, watchdog=watchdog)
 
 
-def _batches(count: int, size: int = 4) -> Iterator[Batch]:
+def _batches(count: int, size: int = 4) -> Iterator[ImageBatch]:
     generator = torch.Generator().manual_seed(0)
     for number in range(count):
         images = torch.randint(256, (size, 3, 32, 32), dtype=torch.uint8, generator=generator)
         labels = torch.randint(10, (size,), generator=generator)
-        yield Batch(images, labels, torch.zeros(size, dtype=torch.bool), torch.arange(size) + number * size)
+        yield ImageBatch(images, labels, torch.zeros(size, dtype=torch.bool), torch.arange(size) + number * size)
 
 
-def _prepare(batch: Batch) -> Tensor:
+def _prepare(batch: ImageBatch) -> Tensor:
     return batch.images.float() / 255
 
 
-def _run(training: Training, steps: int, warmup: int = 0) -> list[Window]:
+def _run(training: Training, steps: int, warmup: int = 0) -> list[StepWindow]:
     batches = _batches(steps * training.config.accumulate)
     plan = _plan(training, steps)
     return list(train_steps(training, batches, plan, epoch=0, first_step=0, warmup_left=warmup, prepare=_prepare))
@@ -119,8 +119,8 @@ def test_a_step_in_parts_is_the_step_of_the_whole() -> None:
     uneven = _training(dropout=0.0, aux="none", batch_size=8, micro_batch=3)
     assert (whole.micro_batch, halves.micro_batch, uneven.micro_batch) == (8, 4, 3)
     images, labels, flips, indices = next(_batches(1, size=8))
-    parts = [Batch(images[i : i + 4], labels[i : i + 4], flips[i : i + 4], indices[i : i + 4]) for i in (0, 4)]
-    together = [Batch(images, labels, flips, indices)]
+    parts = [ImageBatch(images[i : i + 4], labels[i : i + 4], flips[i : i + 4], indices[i : i + 4]) for i in (0, 4)]
+    together = [ImageBatch(images, labels, flips, indices)]
     for training, batches in ((whole, together), (halves, parts), (uneven, together)):
         training.parallel = AlwaysEvaluating(training.network)
         plan = _plan(training, 1)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from trainer.devices.device import open_device
-from trainer.training.precision.scaler import LossScaler
+from trainer.training.precision.loss_scale import LossScaler
 
 
 def scale_of(given: float | str, state: dict[str, Any]) -> float:

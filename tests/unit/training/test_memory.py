@@ -6,7 +6,7 @@ from torch import Tensor
 
 from trainer.model import build_model
 from trainer.shared.config import TrainConfig
-from trainer.training.micro_batch import SAVED_BYTES_PER_PIXEL, machine_memory, micro_batch
+from trainer.training.micro_batch import SAVED_BYTES_PER_PIXEL, choose_micro_batch, machine_memory
 
 GB = 10**9
 
@@ -40,22 +40,22 @@ def test_the_bytes_per_pixel_are_those_of_the_network(model: str, image_size: in
 
 def test_two_processes_of_the_large_network_fit_into_24_gb() -> None:
     config = TrainConfig(batch_size=32)
-    assert micro_batch(config, device="cpu", processes=2, memory_bytes=24 * GB) == 6
-    assert micro_batch(config, device="cpu", processes=1, memory_bytes=24 * GB) == 15
+    assert choose_micro_batch(config, device="cpu", processes=2, memory_bytes=24 * GB) == 6
+    assert choose_micro_batch(config, device="cpu", processes=1, memory_bytes=24 * GB) == 15
     checkpointing = TrainConfig(batch_size=32, activation_checkpointing=True)
-    assert micro_batch(checkpointing, device="cpu", processes=2, memory_bytes=24 * GB) == 13
+    assert choose_micro_batch(checkpointing, device="cpu", processes=2, memory_bytes=24 * GB) == 13
 
 
 def test_a_batch_that_fits_stays_whole_and_an_accelerator_is_never_second_guessed() -> None:
     small = TrainConfig(model="pnasnet5mobile", image_size=32)
-    assert micro_batch(small, device="cpu", processes=2, memory_bytes=8 * GB) == 32
-    assert micro_batch(TrainConfig(), device="npu", processes=8, memory_bytes=GB) == 32
+    assert choose_micro_batch(small, device="cpu", processes=2, memory_bytes=8 * GB) == 32
+    assert choose_micro_batch(TrainConfig(), device="npu", processes=8, memory_bytes=GB) == 32
 
 
 def test_at_least_one_image_is_computed_and_a_given_size_is_kept() -> None:
-    assert micro_batch(TrainConfig(), device="cpu", processes=8, memory_bytes=4 * GB) == 1
-    assert micro_batch(TrainConfig(micro_batch=5), device="cpu", processes=1, memory_bytes=GB) == 5
-    assert micro_batch(TrainConfig(micro_batch=500), device="npu", processes=1, memory_bytes=GB) == 32
+    assert choose_micro_batch(TrainConfig(), device="cpu", processes=8, memory_bytes=4 * GB) == 1
+    assert choose_micro_batch(TrainConfig(micro_batch=5), device="cpu", processes=1, memory_bytes=GB) == 5
+    assert choose_micro_batch(TrainConfig(micro_batch=500), device="npu", processes=1, memory_bytes=GB) == 32
 
 
 def test_this_machine_has_some_memory() -> None:

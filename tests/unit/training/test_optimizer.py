@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.data.loader import Batch
+from trainer.data.loader import ImageBatch
 from trainer.data.sampler import plan_epoch
 from trainer.devices.device import open_device
 from trainer.shared.config import TrainConfig
 from trainer.shared.config.train import option
 from trainer.training.optimizer import OPTIMIZERS, ParameterGroups, parameter_groups
-from trainer.training.state import restore, tensors_of, values_of
+from trainer.training.resume import restore
+from trainer.training.state import state_tensors, state_values
 from trainer.training.steps import Training, train_steps
-from trainer.worker.run import build, watchdog_of
+from trainer.worker.start import build_training, make_watchdog
 from trainer.worker.task import WorkerTask
 
 STEPS = 4
@@ -49,18 +50,18 @@ def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
 def _training(optimizer: str, **settings: Any) -> Training:
     small = {"model": "pnasnet5tiny", "image_size": 32, "batch_size": 4, "device": "cpu", "lr": 0.01, "ema": 0.9}
     config = ToyConfig.model_validate({**small, "optimizer": optimizer, **settings})
-    task = WorkerTask.alone(config, Path("unused"))
-    runtime, watchdog = open_device("cpu"), watchdog_of(task)
-    return build(task, config, runtime, torch.device("cpu"), weights=None, num_classes=10, watchdog=watchdog)
+    task = WorkerTask.single_process(config, Path("unused"))
+    runtime, watchdog = open_device("cpu"), make_watchdog(task)
+    return build_training(task, config, runtime, torch.device("cpu"), weights=None, num_classes=10, watchdog=watchdog)
 
 
-def _batches(first: int) -> Iterator[Batch]:
+def _batches(first: int) -> Iterator[ImageBatch]:
     generator = torch.Generator().manual_seed(0)
     for number in range(STEPS):
         images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator)
         labels = torch.randint(10, (4,), generator=generator)
         if number >= first:
-            yield Batch(images, labels, torch.zeros(4, dtype=torch.bool), torch.arange(4))
+            yield ImageBatch(images, labels, torch.zeros(4, dtype=torch.bool), torch.arange(4))
 
 
 def _steps(training: Training, first: int, count: int) -> None:
@@ -79,7 +80,7 @@ def _steps(training: Training, first: int, count: int) -> None:
 
 
 def _state(training: Training) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in tensors_of(training).items()}
+    return {name: tensor.clone() for name, tensor in state_tensors(training).items()}
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "toy"])
@@ -91,7 +92,7 @@ def test_a_run_with_any_optimizer_resumes_bit_for_bit(optimizer: str) -> None:
 
     interrupted = _training(optimizer, log_interval=1)
     _steps(interrupted, 0, 2)
-    saved, values = _state(interrupted), values_of(interrupted)
+    saved, values = _state(interrupted), state_values(interrupted)
     resumed = _training(optimizer, log_interval=1, seed=0)
     assert restore(resumed, saved, values, world_size=1) == []
     _steps(resumed, 2, STEPS - 2)
@@ -104,7 +105,7 @@ def test_the_state_is_complete_before_the_first_step() -> None:
     training = _training("toy")
     names = dict(training.network.named_parameters())
     kinds = {f"optimizer.{name}.{kind}" for name in names for kind in ("step", "exp_avg", "exp_avg_sq")}
-    assert {name for name in tensors_of(training) if name.startswith("optimizer.")} == kinds
+    assert {name for name in state_tensors(training) if name.startswith("optimizer.")} == kinds
 
 
 def test_what_another_optimizer_did_not_save_begins_at_its_first_state_again() -> None:
@@ -112,7 +113,7 @@ def test_what_another_optimizer_did_not_save_begins_at_its_first_state_again() -
     _steps(sgd, 0, 1)
     toy = _training("toy", log_interval=1)
     _steps(toy, 0, 2)
-    assert restore(toy, _state(sgd), values_of(sgd), world_size=1) == ["exp_avg", "exp_avg_sq", "step"]
+    assert restore(toy, _state(sgd), state_values(sgd), world_size=1) == ["exp_avg", "exp_avg_sq", "step"]
     fresh = {name: tensor for name, tensor in _state(_training("toy")).items() if name.startswith("optimizer.")}
     restored = _state(toy)
     assert [name for name, tensor in fresh.items() if not tensor.equal(restored[name])] == []

@@ -1,12 +1,13 @@
 """Checkpoints beside the training: when one is due, what a full disk costs, and which ones stay."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
 import torch
 
-from trainer.checkpoint.files import listed, newest_valid, verify
+from trainer.checkpoint.reading import list_checkpoints, newest_valid, verify_checkpoint
 from trainer.checkpoint.saver import Saver
 from trainer.shared.durations import Interval
 from trainer.shared.errors import TrainerError
@@ -14,23 +15,31 @@ from trainer.shared.errors import TrainerError
 CONTENT = {"state": {"ema_updates": None}}
 
 
-def _saver(folder: Path, *, every: str = "10", keep: int = 3) -> Saver:
-    return Saver(folder, every=Interval.parse(every), keep=keep, pin_memory=False)
+def _saver(folder: Path, *, every: str = "10", keep: int = 3, clock: Callable[[], float] = time.monotonic) -> Saver:
+    return Saver(
+        folder,
+        every=Interval.parse(every),
+        keep=keep,
+        pin_memory=False,
+        evaluated="model.",
+        description={},
+        clock=clock,
+    )
 
 
 def _save(
     saver: Saver,
     step: int,
     *,
-    weights: Mapping[str, Mapping[str, str]] | None = None,
+    weights: Collection[str] = (),
     sync: Callable[[], None] = lambda: None,
 ) -> str | None:
-    saver.save(step, {"model.w": torch.full((5,), float(step))}, CONTENT, weights=weights or {}, sync=sync)
+    saver.save(step, {"model.w": torch.full((5,), float(step))}, CONTENT, weights=weights, sync=sync)
     return saver.wait()
 
 
 def _steps(folder: Path) -> list[int]:
-    return [int(path.name.removeprefix("step-")) for path in listed(folder)]
+    return [int(path.name.removeprefix("step-")) for path in list_checkpoints(folder)]
 
 
 def test_a_checkpoint_is_due_once_each_time_so_many_steps_are_done(tmp_path: Path) -> None:
@@ -41,7 +50,14 @@ def test_a_checkpoint_is_due_once_each_time_so_many_steps_are_done(tmp_path: Pat
 
 
 def test_a_checkpoint_is_due_when_the_time_has_passed(tmp_path: Path) -> None:
-    assert not _saver(tmp_path, every="1h").is_due(1000)
+    now = 0.0
+    saver = _saver(tmp_path, every="1h", clock=lambda: now)
+    now = 3599
+    assert not saver.is_due(1000)
+    now = 3600
+    assert saver.is_due(1001)
+    now = 7199
+    assert not saver.is_due(1002)
 
 
 def test_the_state_that_was_saved_is_that_of_its_step_whatever_training_does_meanwhile(tmp_path: Path) -> None:
@@ -50,9 +66,9 @@ def test_the_state_that_was_saved_is_that_of_its_step_whatever_training_does_mea
     def train_on() -> None:
         weight.fill_(7)
 
-    saver.save(10, {"model.w": weight}, CONTENT, weights={}, sync=train_on)
+    saver.save(10, {"model.w": weight}, CONTENT, sync=train_on)
     assert saver.wait() is None
-    assert verify(tmp_path / "step-000000010").path.is_dir()
+    assert verify_checkpoint(tmp_path / "step-000000010").path.is_dir()
     data = (tmp_path / "step-000000010/state.safetensors").read_bytes()
     assert data.endswith(torch.ones(5).numpy().tobytes())
 
@@ -102,7 +118,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_and_leaves_the_earlier_
     (tmp_path / ".step-000000020.partial").write_text("")  # and what is in the way goes
     assert _save(saver, 20) is None
     (tmp_path / "best.safetensors").mkdir()
-    error = _save(saver, 30, weights={"best.safetensors": {}})
+    error = _save(saver, 30, weights=("best",))
     assert error is not None
     assert "best.safetensors" in error
     assert "checkpoint of step 30" in capsys.readouterr().out

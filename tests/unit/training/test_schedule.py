@@ -6,7 +6,7 @@ import math
 import pytest
 
 from trainer.shared.config import Layer, TrainConfig, resolve
-from trainer.training.schedule import ema_decay, learning_rate, progress
+from trainer.training.schedule import completed_fraction, ema_decay, learning_rate
 
 
 @pytest.mark.parametrize(("epoch", "rate"), [(0, 0.4), (1, 0.39988), (45, 0.2), (89, 0.000122)])
@@ -43,11 +43,11 @@ def test_a_timed_run_may_last_longer_than_its_epochs(schedule: str, warmup_epoch
     assert all(0 <= rate <= config.lr + 1e-12 for rate in rates)
 
 
-def test_progress_runs_from_zero_to_just_below_one() -> None:
+def test_the_completed_fraction_runs_from_zero_to_just_below_one() -> None:
     config = TrainConfig(epochs=4)
-    assert progress(config, epoch=0, step=0, steps=10) == 0
-    assert progress(config, epoch=2, step=0, steps=10) == 0.5
-    assert progress(config, epoch=3, step=9, steps=10) == 39 / 40
+    assert completed_fraction(config, epoch=0, step=0, steps=10) == 0
+    assert completed_fraction(config, epoch=2, step=0, steps=10) == 0.5
+    assert completed_fraction(config, epoch=3, step=9, steps=10) == 39 / 40
 
 
 def test_the_average_follows_closely_at_first_and_slowly_later() -> None:

@@ -2,16 +2,16 @@
 
 import pytest
 
+from trainer.distributed.activity import Activity, Peer, decode_report, encode_report, stall_line
 from trainer.distributed.watchdog import Watchdog
-from trainer.distributed.watchdog.marks import Mark, Peer, post, read_post, stall_line
 from trainer.supervisor import blames_a_peer
 
-MINE = Mark("gradient exchange", {"epoch": 4, "step": 17})
-DATA = Mark("data", {"epoch": 4, "step": 17})
+MINE = Activity("gradient exchange", {"epoch": 4, "step": 17})
+DATA = Activity("data", {"epoch": 4, "step": 17})
 
 
-def same_place() -> Mark:
-    return Mark(MINE.what, MINE.where)
+def same_place() -> Activity:
+    return Activity(MINE.what, MINE.position)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def same_place() -> Mark:
         ),
         ([Peer(0, same_place(), 900), Peer(1, None)], "rank 1 has never been heard of; look"),
         (
-            [Peer(0, same_place(), 900), Peer(1, Mark("the checkpoint", MINE.where), 904)],
+            [Peer(0, same_place(), 900), Peer(1, Activity("the checkpoint", MINE.position), 904)],
             "rank 1 (the checkpoint at epoch 4 step 17) has not moved for 904 s; look",
         ),
         (
@@ -49,22 +49,22 @@ def test_a_rank_names_those_that_keep_it_waiting_and_calls_itself_a_consequence(
 
 @pytest.mark.parametrize("what", ["data", "compute", "disk", "the device"])
 def test_what_a_rank_waits_for_by_itself_is_its_own_failure(what: str) -> None:
-    line = stall_line(Mark(what, {"epoch": 4, "step": 17}), tag="rank 3 npu:3", waited_s=900, peers=None)
+    line = stall_line(Activity(what, {"epoch": 4, "step": 17}), tag="rank 3 npu:3", waited_s=900, peers=None)
     assert line.startswith(f"error rank 3 npu:3 has waited 900 s for {what} at epoch 4 step 17: ")
     assert line.endswith("or allow more with --stall-timeout-s")
     assert not blames_a_peer(line.encode())
 
 
 def test_a_rank_is_silent_by_the_readers_clock_whatever_its_own_says() -> None:
-    text = post(DATA, waited_s=7, number=3, now=1000)
-    early = read_post(1, text, unchanged_s=4, patience_s=15, now=5000)
-    assert (early.silent, str(early.mark), early.waited_s) == (False, str(DATA), 7)
-    late = read_post(1, text, unchanged_s=16, patience_s=15, now=0)
+    text = encode_report(DATA, waited_s=7, number=3, now=1000)
+    early = decode_report(1, text, unchanged_s=4, overdue_s=15, now=5000)
+    assert (early.silent, str(early.activity), early.waited_s) == (False, str(DATA), 7)
+    late = decode_report(1, text, unchanged_s=16, overdue_s=15, now=0)
     assert (late.silent, late.silent_s) == (True, 16)
 
 
 def test_a_rank_between_its_marks_is_busy_with_work_of_its_own() -> None:
-    peer = read_post(1, post(None, waited_s=70, number=3, now=0), unchanged_s=0, patience_s=15, now=0)
+    peer = decode_report(1, encode_report(None, waited_s=70, number=3, now=0), unchanged_s=0, overdue_s=15, now=0)
     line = stall_line(MINE, tag="rank 3 npu:3", waited_s=930, peers=[peer])
     assert "rank 1 (work between steps) has not moved for 70 s" in line
 

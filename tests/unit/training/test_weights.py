@@ -21,8 +21,9 @@ from trainer.model import (
     pnasnet5large,
     pnasnet5mobile,
     pnasnet5tiny,
-    save_weights,
 )
+from trainer.model.weight_files import weight_metadata
+from trainer.model.weights import write_weights
 from trainer.shared.errors import TrainerError, UsageError
 
 State = dict[str, Tensor]
@@ -41,6 +42,12 @@ def _seed(path: Path, state: State) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
     content = {"epoch": 90, "arch": "pnasnet5large", "state_dict": wrapped, "best_acc1": torch.tensor(79.6)}
     torch.save({**content, "optimizer": optimizer.state_dict()}, path)
+
+
+def _save(path: Path, model: PNASNet5, data: DataConfig) -> None:
+    """Write a weight file as a run does."""
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    write_weights(path, tensors, weight_metadata(model.scale.name, model.padding, model.num_classes, data))
 
 
 def _same(model: PNASNet5, state: State) -> bool:
@@ -68,7 +75,7 @@ def test_timm_weights_give_timms_logits_and_timms_data(tmp_path: Path) -> None:
     torch.testing.assert_close(ours(x), theirs(x))
 
 
-def test_cadene_file_loses_its_background_row_unless_told_to_keep_it(tmp_path: Path) -> None:
+def test_cadene_file_loses_its_background_row(tmp_path: Path) -> None:
     original = pnasnet5tiny(1001)
     file = tmp_path / "pnasnet5large-bf079911.pth"
     _cadene(file, original.state_dict())
@@ -80,12 +87,6 @@ def test_cadene_file_loses_its_background_row_unless_told_to_keep_it(tmp_path: P
     load_weights(model, weights)
     assert torch.equal(model.last_linear.weight, original.last_linear.weight[1:])
     assert torch.equal(model.last_linear.bias, original.last_linear.bias[1:])
-
-    kept = import_weights(file, keep_background=True)
-    assert kept.num_classes == 1001
-    model = pnasnet5tiny(1001)
-    load_weights(model, kept)
-    assert torch.equal(model.last_linear.weight, original.last_linear.weight)
 
 
 @pytest.mark.parametrize("legacy", [True, False], ids=["2018 format", "zip"])
@@ -118,7 +119,7 @@ def test_own_file_comes_back_bit_for_bit_with_its_description(tmp_path: Path, pa
     original.to(memory_format=torch.channels_last)
     original(torch.randn(4, 3, 32, 32))
     data = DataConfig((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.9, "bicubic", 32)
-    save_weights(tmp_path / "best.safetensors", original, data)
+    _save(tmp_path / "best.safetensors", original, data)
     weights = import_weights(tmp_path / "best.safetensors")
     assert (weights.source, weights.padding, weights.num_classes, weights.data) == ("pnas", padding, 10, data)
     model = pnasnet5tiny(10, "tf", padding)
@@ -128,7 +129,7 @@ def test_own_file_comes_back_bit_for_bit_with_its_description(tmp_path: Path, pa
 
 
 def _saved(path: Path, model: PNASNet5) -> Weights:
-    save_weights(path, model, DataConfig())
+    _save(path, model, DataConfig())
     return import_weights(path)
 
 
@@ -197,7 +198,7 @@ def _broken(folder: Path) -> dict[str, Path]:
     """Files that are no weights, by what is wrong with them."""
     model = pnasnet5tiny(10)
     whole, zipped = folder / "whole.safetensors", folder / "whole.pth"
-    save_weights(whole, model, DataConfig())
+    _save(whole, model, DataConfig())
     torch.save(model.state_dict(), zipped)
     contents = {
         "truncated safetensors": whole.read_bytes()[:-1000],
@@ -252,9 +253,9 @@ def test_own_file_of_another_version_or_with_a_damaged_description_is_refused(
 
 def test_failed_write_leaves_the_earlier_file_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="cannot be written"):
-        save_weights(tmp_path / "no folder" / "w.safetensors", pnasnet5tiny(10), DataConfig())
+        _save(tmp_path / "no folder" / "w.safetensors", pnasnet5tiny(10), DataConfig())
     target = tmp_path / "w.safetensors"
     target.mkdir()
     with pytest.raises(TrainerError, match="cannot be written"):
-        save_weights(target, pnasnet5tiny(10), DataConfig())
+        _save(target, pnasnet5tiny(10), DataConfig())
     assert [entry.name for entry in tmp_path.iterdir()] == ["w.safetensors"]

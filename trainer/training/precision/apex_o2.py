@@ -8,17 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from trainer.shared.errors import UsageError
-from trainer.training.precision.finite import not_finite
-from trainer.training.precision.policy import OVERFLOWS_OF_A_DYNAMIC_SCALE
+from trainer.training.precision.loss_scale import OVERFLOWS_OF_A_DYNAMIC_SCALE, not_finite
 
-SCALER = "loss_scaler0"  # of the only loss
+SCALER = "loss_scaler0"  # the only loss has number 0
 
 
 class ApexO2:
     """apex O2 with combined gradients, as the seed trained: fp16 weights, fp32 master weights and batch norm.
 
     apex decides when it builds its scaler whether overflow is shared between ranks, so the process group must exist
-    before `prepare` (Ascend/apex, patch/npu.patch). Its fused optimizers refuse to work outside of amp.
+    before `prepare` (Ascend/apex, patch/npu.patch). Its fused optimizers work only with amp.
     """
 
     name = "O2"
@@ -51,15 +50,16 @@ class ApexO2:
         return prepared
 
     def forward(self) -> AbstractContextManager[Any]:
-        """The patched model casts its own inputs."""
+        """Return a context without effect: the patched model casts its own inputs."""
         return nullcontext()
 
     def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Gradients of the scaled loss, unscaled again on leaving apex's context."""
+        """Compute the gradients of the scaled loss; apex unscales them when its context ends."""
         before = self._scale()
         with self._amp.scale_loss(loss, optimizer) as scaled:
             scaled.backward()
-        # apex says so nowhere else; a static scale never looks for an overflow. One in any part of the batch counts.
+        # apex reports an overflow only by a smaller scale, and never looks for one with a static scale. An overflow in
+        # any part of the batch counts.
         self._overflowed |= self._scale() < before
 
     def step(
@@ -69,7 +69,7 @@ class ApexO2:
         skipped = not_finite(loss)
         if self._overflowed:
             self._overflowed = False
-            optimizer.step()  # which apex has replaced for this once: it prints a line, and puts the real one back
+            optimizer.step()  # apex has replaced it for this call: it prints a line, and restores the real one
             return torch.ones_like(skipped)
         if not skipped:
             if clip_norm:
@@ -82,11 +82,11 @@ class ApexO2:
         return float(self._amp.state_dict()[SCALER]["loss_scale"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Apex's loss scale, and steps since it last overflowed."""
+        """Return apex's loss scale, and the steps since it last overflowed."""
         return dict(self._amp.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore both, but for a static scale, which is the run's own."""
+        """Restore both; a static scale stays the run's own."""
         scaler = state[SCALER]
         if self._loss_scale != "dynamic":
             scaler = {**scaler, "loss_scale": self._loss_scale}

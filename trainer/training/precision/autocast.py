@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from trainer.devices.device import Device
-from trainer.training.precision.finite import clipped_norm, not_finite
-from trainer.training.precision.scaler import LossScaler
+from trainer.training.precision.loss_scale import LossScaler, clipped_norm, not_finite
 
 
 class Autocast:
-    """fp32, or autocast to a type with fp32's range: no loss scale."""
+    """fp32, or autocast to a type with fp32's range, which needs no loss scale."""
 
     overflows = 0
     optimizer_library = None
@@ -23,24 +22,24 @@ class Autocast:
         self.name = "fp32" if dtype is None else "bf16"
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        """Nothing to cast."""
+        """Return the model as it is."""
         return model
 
     def forward(self) -> AbstractContextManager[Any]:
-        """Autocast, or nothing in fp32."""
+        """Return autocast; in fp32 a context without effect."""
         return nullcontext() if self._dtype is None else self._device.autocast(self._dtype)
 
     def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Plain gradients."""
+        """Compute the gradients."""
         loss.backward()
 
     def step(
         self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, clip_norm: float, loss: Tensor
     ) -> Tensor:
-        """Clip and update."""
+        """Clip, and update unless loss or norm is not finite."""
         skipped = not_finite(loss, clipped_norm(parameters, clip_norm))
         if getattr(optimizer, "_step_supports_amp_scaling", False):
-            # A fused optimizer reads on the device whether to update: what GradScaler uses, and the host does not wait.
+            # A fused optimizer reads on the device whether to update, as GradScaler has it: the host does not wait.
             fused: Any = optimizer
             fused.grad_scale, fused.found_inf = None, skipped.float()
             optimizer.step()
@@ -49,11 +48,11 @@ class Autocast:
         return skipped
 
     def state_dict(self) -> dict[str, Any]:
-        """No scale."""
+        """Return nothing: there is no scale."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """No scale."""
+        """Restore nothing: there is no scale."""
 
 
 class ScaledAutocast:
@@ -68,15 +67,15 @@ class ScaledAutocast:
         self.overflows = self._scaler.overflows
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        """Autocast casts each operator; the model stays fp32."""
+        """Return the model as it is: autocast casts each operator, and the weights stay fp32."""
         return model
 
     def forward(self) -> AbstractContextManager[Any]:
-        """Autocast to fp16."""
+        """Return autocast to fp16."""
         return self._device.autocast(torch.float16)
 
     def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Gradients of the scaled loss."""
+        """Compute the gradients of the scaled loss."""
         self._scaler.backward(loss)
 
     def step(
@@ -86,7 +85,7 @@ class ScaledAutocast:
         return self._scaler.step(optimizer, parameters, clip_norm=clip_norm, loss=loss)
 
     def state_dict(self) -> dict[str, Any]:
-        """Scale, and steps since it last overflowed."""
+        """Return the scale, and the steps since it last overflowed."""
         return self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """O2 without apex: fp16 weights and activations, fp32 batch norm and master weights, and a loss scale.
 
-What apex's O2 does, by our own means, where apex for Ascend is not installed: it has no package on an index, and its
-last public version is of 2023.
+It does the same as apex's O2, for machines without apex for Ascend: apex has no package on an index, and its last
+public version is of 2023.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.devices.device import Device
-from trainer.training.precision.scaler import LossScaler
+from trainer.training.precision.loss_scale import LossScaler
 
 
 class NativeO2:
@@ -28,7 +28,7 @@ class NativeO2:
         self._optimized: list[nn.Parameter] = []
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        """Cast all but batch norm to fp16, and have the optimizer work on fp32 copies."""
+        """Cast all but batch norm to fp16, and give the optimizer fp32 copies to work on."""
         masters = {}
         for parameter in _all_but_batch_norm(model):
             parameter.data = parameter.data.half()
@@ -44,11 +44,11 @@ class NativeO2:
         return model
 
     def forward(self) -> AbstractContextManager[Any]:
-        """The model casts its own inputs and outputs."""
+        """Return a context without effect: the model casts its own inputs and outputs."""
         return nullcontext()
 
     def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Gradients of the scaled loss, in fp16 but for batch norm's."""
+        """Compute the gradients of the scaled loss, in fp16; batch norm's are fp32."""
         self._scaler.backward(loss)
 
     @torch.no_grad()
@@ -62,7 +62,7 @@ class NativeO2:
         return skipped
 
     def _widen_gradients(self) -> None:
-        """Into the masters' gradients, which stay where they are: fused optimizers have made them parts of a buffer."""
+        """Copy into the masters' gradients, which stay in place: fused optimizers have made them parts of a buffer."""
         wide, narrow = [], []
         for half, master in zip(self._halves, self._masters, strict=True):
             if half.grad is not None:
@@ -70,12 +70,12 @@ class NativeO2:
                     master.grad = torch.empty_like(master)
                 wide.append(master.grad)
                 narrow.append(half.grad)
-                # The optimizer's zero_grad knows the masters alone.
+                # The optimizer's zero_grad knows only the masters.
                 half.grad = None
         torch._foreach_copy_(wide, narrow)
 
     def state_dict(self) -> dict[str, Any]:
-        """The loss scale; the masters are the optimizer's parameters."""
+        """Return the loss scale; the masters are the optimizer's parameters."""
         return self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

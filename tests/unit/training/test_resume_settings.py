@@ -1,7 +1,7 @@
 """What a resumed run says about its settings."""
 
 from trainer.shared.config import TrainConfig
-from trainer.training.checkpoints import changed_settings
+from trainer.training.resume import changed_settings
 
 
 def test_a_changed_setting_of_the_run_is_named_and_one_of_the_attempt_is_not() -> None:

@@ -1,0 +1,214 @@
+"""Write checkpoint folders: a name `step-000000123` belongs to a checkpoint only once its bytes were read back.
+
+A run may be killed, or its disk fill up, between any two instructions here. A folder under such a name is always whole,
+and never fewer of them are left than before. Names that begin with a dot are leftovers, which the next call clears.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoint.manifest import (
+    MANIFEST_FILE,
+    STATE_FILE,
+    BadCheckpointError,
+    CheckpointManifest,
+    Entry,
+    encode_manifest,
+    file_order,
+    size_of,
+    state_header,
+)
+from trainer.checkpoint.reading import CHUNK_BYTES, list_checkpoints, step_of, verify_checkpoint
+from trainer.shared.files import fsync
+
+_LEFTOVER = re.compile(r"\.step-([0-9]{9,})(?:\.replaced)?\.(partial|refused|pruned)")
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A tensor's bytes.
+
+    Attributes:
+        dtype: safetensors' name of the type, such as BF16.
+        shape: empty for a scalar.
+        data: C-contiguous and little-endian; it must not change while it is being written.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+def write_checkpoint(
+    folder: Path, step: int, blobs: Mapping[str, Blob], content: Mapping[str, Any]
+) -> CheckpointManifest:
+    """Write the checkpoint of `step` into `folder`, which is made if it is missing, and verify it from the disk.
+
+    It never holds the interpreter for more than some milliseconds: the tensors go to the file one by one, in chunks. An
+    existing checkpoint of the same step is replaced once the new one is verified.
+
+    Args:
+        step: optimizer steps since the run's beginning.
+        content: what to store apart from the tensors: JSON values.
+
+    Returns:
+        The manifest as it was read back.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; all earlier checkpoints are still there.
+        BadCheckpointError: the disk returned other bytes than were written; they stay in `.step-....refused`.
+        ValueError: the size of a blob does not match its type and shape.
+    """
+    data = {name: _bytes(name, blob) for name, blob in blobs.items()}
+    if not folder.is_dir():
+        folder.mkdir()
+        fsync(folder.parent)
+    final = folder / f"step-{step:09d}"
+    partial = folder / f".{final.name}.partial"
+    _remove(partial)
+    with contextlib.ExitStack() as undo:
+        # A full disk needs the room.
+        undo.callback(shutil.rmtree, partial, ignore_errors=True)
+        partial.mkdir()
+        entries = _write_state(partial / STATE_FILE, blobs, data)
+        saved = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        _write_file(partial / MANIFEST_FILE, iter([encode_manifest(content, entries, saved)]))
+        fsync(partial)
+        manifest = _read_back(partial)
+        _install(partial, final)
+        undo.pop_all()
+    return dataclasses.replace(manifest, path=final)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Delete what killed writers have left half written: the run needs the room. No writer may be at work.
+
+    Raises:
+        OSError: a leftover cannot be deleted.
+    """
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        if _LEFTOVER.fullmatch(path.name):
+            _remove(path)
+
+
+def prune_checkpoints(folder: Path, *, keep: int, spare: Collection[Path] = ()) -> None:
+    """Delete all but the newest `keep` checkpoints, and the leftovers of killed writers and prunes.
+
+    Args:
+        keep: at least 1. Checkpoints are counted by their names: damaged ones count too.
+        spare: never deleted. A run that rolled back past damaged checkpoints writes one of a smaller step than theirs,
+            and spares it.
+
+    Raises:
+        OSError: a checkpoint cannot be deleted.
+    """
+    if keep < 1:
+        raise ValueError("keep is at least 1")
+    by_step: dict[int | None, Path] = {}
+    for path in list_checkpoints(folder):
+        by_step.setdefault(step_of(path), path)
+    kept = {*list(by_step.values())[:keep], *spare}
+    for path in list_checkpoints(folder):
+        if path not in kept:
+            _discard(path)
+    newest = max((step for step in by_step if step is not None), default=-1)
+    for path in list(folder.iterdir()) if by_step else []:
+        leftover = _LEFTOVER.fullmatch(path.name)
+        if leftover and (leftover[2] == "pruned" or int(leftover[1]) <= newest):
+            _remove(path)
+
+
+def _bytes(name: str, blob: Blob) -> memoryview:
+    # An empty view cannot be cast.
+    data = blob.data.cast("B") if blob.data.nbytes else memoryview(b"")
+    if len(data) != size_of(blob):
+        raise ValueError(f"tensor {name}: {len(data)} bytes, but {blob.dtype} {blob.shape} has {size_of(blob)}")
+    return data
+
+
+def _write_state(path: Path, blobs: Mapping[str, Blob], data: Mapping[str, memoryview]) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield state_header(blobs)
+        for name in file_order(blobs):
+            digest = hashlib.sha256()
+            for begin in range(0, len(data[name]), CHUNK_BYTES):
+                piece = data[name][begin : begin + CHUNK_BYTES]
+                digest.update(piece)
+                yield piece
+            entries[name] = Entry(blobs[name].dtype, blobs[name].shape, digest.hexdigest())
+
+    _write_file(path, pieces())
+    return entries
+
+
+def _write_file(path: Path, pieces: Iterator[bytes | memoryview]) -> None:
+    with path.open("xb") as file:
+        for piece in pieces:
+            file.write(piece)
+    fsync(path)
+
+
+def _read_back(partial: Path) -> CheckpointManifest:
+    """Verify the bytes on the disk, not those in the page cache, and set a wrong checkpoint aside.
+
+    Raises:
+        BadCheckpointError: the disk has other bytes.
+    """
+    for name in (STATE_FILE, MANIFEST_FILE):
+        _forget(partial / name)
+    try:
+        return verify_checkpoint(partial)
+    except BadCheckpointError as reason:
+        aside = partial.with_suffix(".refused")
+        _remove(aside)
+        partial.rename(aside)
+        raise BadCheckpointError(f"read back from the disk: {reason}; set aside as {aside}") from None
+
+
+def _install(partial: Path, final: Path) -> None:
+    """Give a verified checkpoint its name; at every moment it or the one it replaces is listed."""
+    aside = final.with_name(f"{final.name}.replaced")
+    if final.exists():
+        if aside.exists():
+            _discard(aside)
+        final.rename(aside)
+    partial.rename(final)
+    fsync(final.parent)
+    if aside.exists():
+        # The new one is in place: the next prune can delete the old one.
+        with contextlib.suppress(OSError):
+            _discard(aside)
+
+
+def _discard(path: Path) -> None:
+    """Delete a listed checkpoint. It loses its name first, so that no reader sees it half deleted."""
+    hidden = path.with_name(f".{path.name}.pruned")
+    _remove(hidden)
+    path.rename(hidden)
+    _remove(hidden)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _forget(path: Path) -> None:
+    """Drop a file's clean pages from the page cache."""
+    if sys.platform == "linux":
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,0 +1,122 @@
+"""The watchdog names a rank that hangs, with what it waits for, and ends the run.
+
+A stuck loader, file system, device or peer would otherwise hold every device of the job until a person looks. The
+training thread notes what it waits for, and no note may last too long. A note costs the training thread one assignment;
+a daemon thread does the rest, so that a thread that waits in a collective operation or a system call is watched too.
+"""
+
+import faulthandler
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from trainer.distributed.activity import BETWEEN, REPORT_S, Activity, ActivityBoard, stall_line
+
+TICK_S = 1.0
+EXIT_CODE = 1
+_STDERR = 2
+
+
+class Watchdog:
+    """Ends the process if one activity lasts longer than `timeout_s`, after a line that says what it waited for.
+
+    Until `start` it watches nothing and costs nothing.
+    """
+
+    def __init__(
+        self, *, rank: int, device: str, world_size: int, timeout_s: float, store_address: tuple[str, int] | None
+    ) -> None:
+        """Watch one rank of a job.
+
+        Args:
+            device: as the user sees it: `npu:3`.
+            store_address: MASTER_ADDR and MASTER_PORT, where the ranks report; None in a job of one rank.
+        """
+        self._tag = f"rank {rank} {device}"
+        self._timeout_s = timeout_s
+        self._tick_s = min(TICK_S, timeout_s / 10)
+        self._activity: Activity | None = None
+        self._waited_s = 0.0
+        self._stopped = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._board: ActivityBoard | None = None
+        if world_size > 1 and store_address is not None:
+            every_s = min(REPORT_S, timeout_s / 4)
+            self._board = ActivityBoard(rank=rank, world_size=world_size, address=store_address, every_s=every_s)
+        # The rank that is the cause must print its line first.
+        head_start_s = 0.0 if self._board is None else min(30.0, max(3.0, timeout_s / 10))
+        self._peers_timeout_s = timeout_s + head_start_s
+
+    def at(self, what: str, **position: int) -> None:
+        """Note what follows, until the next note: `at("compute", epoch=4, step=17)`."""
+        self._activity = Activity(what, position)
+
+    @contextmanager
+    def waiting(self, what: str, **position: int) -> Iterator[None]:
+        """Note what happens inside; the activity before it starts again afterwards."""
+        before, self._activity = self._activity, Activity(what, position)
+        try:
+            yield
+        finally:
+            self._activity = None if before is None else Activity(before.what, before.position)
+
+    def start(self) -> None:
+        """Start to watch; the process group must exist. All that is not noted counts as work between steps."""
+        self._activity = self._activity or Activity(BETWEEN)
+        self._arm_backstop()
+        board = self._board
+        self._threads = [threading.Thread(target=self._watch, name="watchdog", daemon=True)]
+        if board is not None:
+            reports = threading.Thread(
+                target=lambda: board.run(self._stopped, lambda: (self._activity, self._waited_s)),
+                name="watchdog-reports",
+                daemon=True,
+            )
+            self._threads.append(reports)
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Stop to watch. A report to a store that does not answer is not waited for."""
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join(timeout=2 * TICK_S)
+        self._threads = []
+
+    def _watch(self) -> None:
+        last_activity, last = self._activity, time.monotonic()
+        while not self._stopped.wait(self._tick_s):
+            now, activity = time.monotonic(), self._activity
+            # The time in which the process itself was stopped, as a paused container is, does not count as waiting.
+            waited_s = self._waited_s + min(now - last, 2 * self._tick_s) if activity is last_activity else 0.0
+            last_activity, last, self._waited_s = activity, now, waited_s
+            self._arm_backstop()
+            if self._board is not None:
+                self._board.set_polling(activity is not None and waited_s > self._timeout_s / 2)
+            if activity is not None and waited_s >= self._limit_s(activity):
+                self._end(activity, waited_s)
+        faulthandler.cancel_dump_traceback_later()
+
+    def _limit_s(self, activity: Activity) -> float:
+        return self._timeout_s if self._needs_no_peer(activity) else self._peers_timeout_s
+
+    def _needs_no_peer(self, activity: Activity) -> bool:
+        return self._board is None or activity.needs_no_peer
+
+    def _arm_backstop(self) -> None:
+        """Have the process ended without the interpreter if this thread cannot run any more.
+
+        Native code that hangs while it holds the interpreter's lock would stop the watchdog too.
+        """
+        faulthandler.dump_traceback_later(2 * self._peers_timeout_s, exit=True)
+
+    def _end(self, activity: Activity, waited_s: float) -> NoReturn:
+        peers = None if self._board is None or self._needs_no_peer(activity) else self._board.peers()
+        faulthandler.dump_traceback(file=_STDERR, all_threads=True)
+        line = stall_line(activity, tag=self._tag, waited_s=waited_s, peers=peers)
+        # Not through sys.stdout: the stuck thread may hold its lock.
+        os.write(_STDERR, f"{line}\n".encode())
+        os._exit(EXIT_CODE)

@@ -1,0 +1,180 @@
+"""A run continues from a checkpoint: the ranks agree on it, its state goes into the parts, differences are reported."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor
+
+from trainer.checkpoint.manifest import STATE_FILE, BadCheckpointError, CheckpointManifest
+from trainer.checkpoint.reading import newest_valid, read_manifest
+from trainer.distributed.process_group import all_gather_object
+from trainer.records.run_records import say
+from trainer.shared.config import TrainConfig
+from trainer.shared.config.train import OF_ONE_ATTEMPT
+from trainer.shared.errors import TrainerError
+from trainer.shared.files import reading
+from trainer.training.optimizer import begin_state
+from trainer.training.progress import TrainingProgress
+from trainer.training.state import MASTER, numerics_fingerprint, shared_tensors
+from trainer.training.steps import PEERS, Training
+
+
+def check_ranks_agree(checkpoint: Path | None, data: Mapping[str, Any], group: dist.ProcessGroup | None) -> None:
+    """Check that all ranks continue from the same checkpoint with the same images.
+
+    Raises:
+        TrainerError: they do not, or the checkpoint cannot be read.
+    """
+    saved = None if checkpoint is None else (checkpoint.name, _read_manifest(checkpoint).saved)
+    views = all_gather_object((saved, data["fingerprint"]), group)
+    if len({checkpoint for checkpoint, _ in views}) > 1:
+        raise TrainerError(
+            f"the nodes see different checkpoints ({_per_rank([c and c[0] for c, _ in views])}): is --output on "
+            "one shared file system?"
+        )
+    if len({fingerprint for _, fingerprint in views}) > 1:
+        raise TrainerError(f"the nodes see different images ({_per_rank([f for _, f in views])}): compare --data-path")
+
+
+def resume(training: Training, checkpoint: Path, data: Mapping[str, Any]) -> TrainingProgress:
+    """Restore the state of a verified checkpoint, and print whether the run continues bit for bit.
+
+    Args:
+        data: what a checkpoint taken now would say about the images.
+
+    Raises:
+        TrainerError: the checkpoint cannot be read any more.
+    """
+    content = _read_manifest(checkpoint).content
+    progress = TrainingProgress.from_json(content["progress"])
+    with reading(checkpoint / STATE_FILE):
+        tensors = load_file(checkpoint / STATE_FILE)
+    before = content["arithmetic"]
+    restarted_parts = restore(training, tensors, content["state"], world_size=before["world_size"])
+    _take_micro_batch(training, before)
+    fingerprint = numerics_fingerprint(training)
+    if training.config.resume_lr == "scale":
+        progress.lr_factor *= _global_batch(fingerprint) / _global_batch(before)
+    if training.rank == 0:
+        changes = [
+            *(f"{part} restarts" for part in restarted_parts),
+            *_changes(before, fingerprint),
+            *changed_settings(content["config"], training.config),
+            *(["other images"] if content["data"]["fingerprint"] != data["fingerprint"] else []),
+        ]
+        # Kernels of other devices may add in another order each time.
+        same = "yes" if training.device.type == "cpu" else "not proven"
+        say("resumed", bit_exact="no" if changes else same, differs="; ".join(changes) or None)
+    return progress
+
+
+def roll_back(training: Training, folder: Path, data: Mapping[str, Any]) -> TrainingProgress | None:
+    """Restore the newest valid checkpoint in the run's `folder`. Return None if it holds no valid one."""
+    newest: CheckpointManifest | None = None
+    if training.rank == 0:
+        newest = newest_valid(folder, on_refused=lambda path, why: say("warning", text=f"{path} refused: {why}"))
+    with training.watchdog.waiting(PEERS):
+        path = all_gather_object(None if newest is None else newest.path, training.group)[0]
+    if path is None:
+        return None
+    progress = resume(training, path, data)
+    progress.bad_steps = 0
+    return progress
+
+
+@torch.no_grad()
+def restore(
+    training: Training, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, world_size: int
+) -> list[str]:
+    """Put a state into the parts of a run, in place, so that layouts and references stay valid.
+
+    A part that the saved run did not have starts from its beginning: the average from the weights, the optimizer from
+    its first state.
+
+    Args:
+        world_size: ranks of the run that saved it. If it is another number, each rank gets the mean batch statistics.
+
+    Returns:
+        The parts that start from their beginning.
+
+    Raises:
+        KeyError: the state is of another network.
+    """
+    restarted_parts = set()
+    begin_state(training.optimizer, training.config)
+    for name, tensor in shared_tensors(training):
+        part, _, rest = name.partition(".")
+        master = f"optimizer.{rest}{MASTER}"
+        if part == "model" and tensor.dtype == torch.float32 and master in tensors:
+            tensor.copy_(tensors[master])  # the saved run computed in fp16
+        elif name in tensors:
+            tensor.copy_(tensors[name])
+        elif part == "ema":
+            tensor.copy_(tensors[f"model.{rest}"])
+            restarted_parts.add("ema")
+        elif name.endswith(MASTER):
+            tensor.copy_(tensors[f"model.{rest.removesuffix(MASTER)}"])
+            restarted_parts.add("master weights")
+        elif part == "optimizer":
+            restarted_parts.add(name.rpartition(".")[2].removesuffix("_buffer"))
+        else:
+            raise KeyError(name)
+    statistics = tensors["ranks.batch_norm"]
+    same_ranks = world_size == training.world_size
+    training.statistics.flat.copy_(statistics[training.rank] if same_ranks else statistics.mean(dim=0))
+    if same_ranks:
+        # Cloned: torch reads the state as if it lay aligned in memory, and crashes where it does not.
+        torch.set_rng_state(tensors["ranks.rng"][training.rank].clone())
+        if "ranks.device_rng" in tensors:
+            training.runtime.set_rng_state(tensors["ranks.device_rng"][training.rank].clone())
+    scale = training.precision.state_dict()
+    if scale.keys() & values["precision"].keys():
+        training.precision.load_state_dict(values["precision"])
+    elif scale:  # the saved run had no scale, or apex's, which has other names
+        restarted_parts.add("loss scale")
+    if training.ema is not None:
+        training.ema.updates = values["ema_updates"] or 0
+    return sorted(restarted_parts)
+
+
+def changed_settings(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """Return `name old -> new` for each setting of the run that differs from its checkpoint's.
+
+    An option that the checkpoint's version of this program did not have was at its default.
+    """
+    before, now = ({**TrainConfig().model_dump(mode="json"), **saved}, config.model_dump(mode="json"))
+    return _changes(before, {name: value for name, value in now.items() if name not in OF_ONE_ATTEMPT})
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
+
+
+def _per_rank(values: Sequence[object]) -> str:
+    return ", ".join(f"rank {rank} {value or 'none'}" for rank, value in enumerate(values))
+
+
+def _read_manifest(checkpoint: Path) -> CheckpointManifest:
+    try:
+        return read_manifest(checkpoint)
+    except BadCheckpointError as reason:
+        raise TrainerError(f"{checkpoint}: {reason}") from None
+
+
+def _take_micro_batch(training: Training, before: Mapping[str, Any]) -> None:
+    """Compute batches in the parts of the saved run, unless the user asks for others or this machine has less memory.
+
+    Batch norm sees one part at a time, so another size is another training.
+    """
+    config = training.config
+    if config.micro_batch is None and config.batch_size == before["batch_size"]:
+        training.micro_batch = min(training.micro_batch, before["micro_batch"])
+
+
+def _global_batch(values: Mapping[str, Any]) -> int:
+    """Return the images per optimizer step of the whole job."""
+    return int(values["world_size"] * values["batch_size"] * values["accumulate"])

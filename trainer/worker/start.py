@@ -1,0 +1,144 @@
+"""The parts of a worker before its first step: network, optimizer, watchdog, first line and `provenance.json`."""
+
+import json
+import os
+
+import torch
+import torch.distributed as dist
+
+from trainer.data.bad_images import BadImages
+from trainer.data.index import Datasets
+from trainer.devices.device import Device
+from trainer.distributed.batch_norm import BatchStatistics
+from trainer.distributed.process_group import data_parallel
+from trainer.distributed.stop_requests import StopRequests
+from trainer.distributed.watchdog import Watchdog
+from trainer.model import Weights, build_model, load_weights
+from trainer.records.folder import attempt_file
+from trainer.records.provenance import provenance
+from trainer.records.run_records import Heartbeat, say, timestamp
+from trainer.seeds import derive_seed
+from trainer.shared.config import TrainConfig
+from trainer.shared.files import writing
+from trainer.training.ema import Ema
+from trainer.training.micro_batch import choose_micro_batch, machine_memory
+from trainer.training.optimizer import begin_state, make_optimizer
+from trainer.training.precision import choose_precision
+from trainer.training.steps import Training
+from trainer.worker.task import WorkerTask
+
+
+def make_watchdog(task: WorkerTask) -> Watchdog:
+    """Return the worker's watchdog, not yet started."""
+    return Watchdog(
+        rank=task.rank,
+        device=f"{task.device}:{task.local_rank}",
+        world_size=task.world_size,
+        timeout_s=task.config.stall_timeout_s,
+        store_address=(os.environ["MASTER_ADDR"], task.master_port) if task.world_size > 1 else None,
+    )
+
+
+def build_training(
+    task: WorkerTask,
+    config: TrainConfig,
+    runtime: Device,
+    device: torch.device,
+    *,
+    weights: Weights | None,
+    num_classes: int,
+    watchdog: Watchdog,
+    group: dist.ProcessGroup | None = None,
+) -> Training:
+    """Return the parts of the run on the device; every rank draws the same first weights."""
+    torch.manual_seed(derive_seed(config.seed, "weights"))
+    network = build_model(config, num_classes)
+    if weights is not None:
+        # A classifier with the same number of classes is kept: finetuning on the same data continues where it was.
+        other_head = config.mode == "finetune" and weights.num_classes != num_classes
+        load_weights(network, weights, replace_head=other_head)
+    network = network.to(device)
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    statistics = BatchStatistics(network)
+    # Before the network is cast or patched: the average stays in fp32, where a small change is not rounded away.
+    ema = Ema(network, config.ema) if config.ema else None
+    precision = choose_precision(config, runtime)
+    optimizer = make_optimizer(network, config, device=runtime.kind, library=precision.optimizer_library)
+    prepared = precision.prepare(network, optimizer)
+    begin_state(optimizer, config)
+    parallel = data_parallel(prepared, device)
+    return Training(
+        config=config,
+        rank=task.rank,
+        world_size=task.world_size,
+        runtime=runtime,
+        device=device,
+        network=network,
+        parallel=parallel,
+        precision=precision,
+        optimizer=optimizer,
+        ema=ema,
+        heartbeat=Heartbeat(),
+        statistics=statistics,
+        group=group,
+        requests=StopRequests(group),
+        watchdog=watchdog,
+        bad_images=BadImages(),
+        micro_batch=choose_micro_batch(
+            config, device=runtime.kind, processes=task.local_world_size, memory_bytes=machine_memory()
+        ),
+    )
+
+
+def blank_images(training: Training) -> torch.Tensor:
+    """Return images for the warm-up of DDP: on a CPU as few as batch norm takes, elsewhere a whole micro-batch.
+
+    An accelerator then has its kernels for the sizes of the first step.
+    """
+    side, count = training.config.image_size, 2 if training.device.type == "cpu" else training.micro_batch
+    images = torch.zeros(count, 3, side, side, device=training.device)
+    return images.to(memory_format=torch.channels_last) if training.config.channels_last else images
+
+
+def say_start(task: WorkerTask, training: Training, datasets: Datasets) -> None:
+    """Print the line that a run's log begins with."""
+    config = training.config
+    say(
+        "start",
+        mode=config.mode,
+        model=config.model,
+        device=training.runtime.name(),
+        precision=training.precision.name,
+        padding=config.padding,
+        image_size=config.image_size,
+        normalize=config.normalize,
+        world_size=task.world_size,
+        batch_size=config.batch_size,
+        micro_batch=training.micro_batch if training.micro_batch < config.batch_size else None,
+        classes=len(datasets.classes),
+        train_images=len(datasets.train) if datasets.train is not None else 0,
+        val_images=len(datasets.val),
+        attempt=task.attempt if task.attempt > 1 else None,
+    )
+
+
+def write_provenance(
+    task: WorkerTask, config: TrainConfig, runtime: Device, datasets: Datasets, started_at: float
+) -> None:
+    """Write `provenance.json`: what a result of this attempt rests on.
+
+    Raises:
+        TrainerError: the file cannot be written.
+    """
+    values = provenance(
+        config,
+        command=task.command,
+        device={"kind": runtime.kind, "name": runtime.name(), "backend": runtime.backend},
+        data_fingerprint=datasets.fingerprint,
+        world_size=task.world_size,
+        started=timestamp(started_at),
+    )
+    path = attempt_file(task.run / "provenance.json", task.attempt)
+    with writing(path):
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
