@@ -1,4 +1,4 @@
-"""A checkpoint is whole or refused: whatever is cut off, flipped, missing or killed, the newest valid one is found."""
+"""A checkpoint is whole or refused: after a cut, a flipped bit or a kill, the newest valid one is found."""
 
 import hashlib
 import json
@@ -46,13 +46,13 @@ def names(folder: Path) -> list[str]:
 
 
 def reason(path: Path) -> str:
-    with pytest.raises(BadCheckpointError) as refused:
+    with pytest.raises(BadCheckpointError) as refusal:
         verify_checkpoint(path)
-    return str(refused.value)
+    return str(refusal.value)
 
 
 def reseal(path: Path, change: Callable[[dict[str, object]], object]) -> None:
-    """Change the manifest of a checkpoint and give it a hash that is right again."""
+    """Change the manifest of a checkpoint and correct its hash."""
     document = json.loads((path / "manifest.json").read_text())
     del document["sha256"]
     change(document)
@@ -61,7 +61,7 @@ def reseal(path: Path, change: Callable[[dict[str, object]], object]) -> None:
     (path / "manifest.json").write_bytes(first + body)
 
 
-def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+def test_a_written_checkpoint_is_read_back(tmp_path: Path) -> None:
     written = save(tmp_path / "checkpoints", 7)
     assert verify_checkpoint(written.path) == read_manifest(written.path) == written
     assert written.path == tmp_path / "checkpoints/step-000000007"
@@ -72,7 +72,7 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     assert names(written.path) == ["manifest.json", "state.safetensors"]
 
 
-def test_a_figure_that_is_not_finite_does_not_cost_the_checkpoint(tmp_path: Path) -> None:
+def test_a_figure_that_is_not_finite_does_not_fail_the_save(tmp_path: Path) -> None:
     written = write_checkpoint(tmp_path, 1, {}, {"loss": float("nan"), "all": (1.5, float("inf"))})
     assert written.content == {"loss": None, "all": [1.5, None]}
     assert "NaN" not in (written.path / "manifest.json").read_text()
@@ -92,7 +92,7 @@ def test_the_safetensors_library_reads_every_type(tmp_path: Path) -> None:
         "bool": torch.tensor([True, False, True]),
         "scalar": torch.tensor(0.25),
         "empty": torch.empty(0, 4),
-        # Longer than a chunk, and no multiple of one.
+        # Longer than a chunk, and not a multiple of it.
         "long": torch.arange(1_500_001, dtype=torch.int32),
     }
     types = {
@@ -103,7 +103,7 @@ def test_the_safetensors_library_reads_every_type(tmp_path: Path) -> None:
         name: Blob(types[value.dtype], tuple(value.shape), value.flatten().view(torch.uint8).numpy().data)
         for name, value in tensors.items()
     }
-    # A view in its own shape and type, a scalar's too, serves as well as bytes.
+    # A view of another shape and type is written like bytes, even a scalar's.
     blobs["f32"] = Blob("F32", (3, 5), real.numpy().data)
     blobs["scalar"] = Blob("F32", (), tensors["scalar"].numpy().data)
     written = write_checkpoint(tmp_path, 1, blobs, {})
@@ -114,7 +114,7 @@ def test_the_safetensors_library_reads_every_type(tmp_path: Path) -> None:
         assert torch.equal(read[name], value), name
 
 
-def test_each_tensor_lies_at_a_multiple_of_its_items_size(tmp_path: Path) -> None:
+def test_each_tensor_is_aligned_to_its_items_size(tmp_path: Path) -> None:
     blobs = {
         name: Blob(dtype, (3,), memoryview(bytes(3 * size)))
         for name, dtype, size in (
@@ -133,7 +133,7 @@ def test_each_tensor_lies_at_a_multiple_of_its_items_size(tmp_path: Path) -> Non
         assert table[name]["data_offsets"][0] % (blob.data.nbytes // 3) == 0, name
 
 
-def test_a_blob_of_another_length_than_its_shape_is_not_written(tmp_path: Path) -> None:
+def test_a_blob_whose_length_does_not_match_its_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tensor w: 8 bytes, but F32 \(3,\) has 12"):
         write_checkpoint(tmp_path, 1, {"w": Blob("F32", (3,), memoryview(bytes(8)))}, {})
     assert names(tmp_path) == []
@@ -188,7 +188,7 @@ def _replace_by_a_file(path: Path) -> None:
 
 
 def _nothing(_path: Path) -> None:
-    """Valid, but of steps that the run has taken back."""
+    """Leave it valid; the run has rolled back past its step."""
 
 
 def _older(path: Path) -> None:
@@ -231,7 +231,7 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("damage", "expected"), DAMAGES)
-def test_the_newest_valid_checkpoint_is_found_and_the_others_are_refused_with_their_reason(
+def test_the_newest_valid_checkpoint_is_found_and_newer_ones_are_refused_with_their_reason(
     tmp_path: Path, damage: Callable[[Path], object], expected: str
 ) -> None:
     older, newer = save(tmp_path, 3), save(tmp_path, 20)
@@ -247,7 +247,7 @@ def test_the_newest_valid_checkpoint_is_found_and_the_others_are_refused_with_th
     assert names(tmp_path) == before
 
 
-def test_with_no_valid_checkpoint_none_is_returned_and_each_is_refused_newest_first(tmp_path: Path) -> None:
+def test_without_a_valid_checkpoint_the_result_is_none_and_each_is_refused_newest_first(tmp_path: Path) -> None:
     for step in (1, 5, 1_000_000_000):
         _cut(save(tmp_path, step).path)
     refused: list[str] = []
@@ -273,7 +273,7 @@ def test_only_checkpoints_are_listed(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path / "absent") == []
 
 
-def test_prune_keeps_the_newest_and_what_it_is_told_to_spare(tmp_path: Path) -> None:
+def test_prune_keeps_the_newest_and_the_spared_ones(tmp_path: Path) -> None:
     for step in range(1, 7):
         save(tmp_path, step)
     (tmp_path / "best.safetensors").write_text("weights")
@@ -283,13 +283,13 @@ def test_prune_keeps_the_newest_and_what_it_is_told_to_spare(tmp_path: Path) -> 
     (tmp_path / ".step-000000004.refused/state.safetensors").write_text("torn")
     prune_checkpoints(tmp_path, keep=2, spare=[tmp_path / "step-000000003"])
     expected = ["step-000000003", "step-000000005", "step-000000006"]
-    left = [".step-000000007.partial", ".step-1.partial", "best.safetensors", *expected]
-    assert names(tmp_path) == left
+    remaining = [".step-000000007.partial", ".step-1.partial", "best.safetensors", *expected]
+    assert names(tmp_path) == remaining
     prune_checkpoints(tmp_path, keep=5, spare=[])
-    assert names(tmp_path) == left
+    assert names(tmp_path) == remaining
     with pytest.raises(ValueError, match="at least 1"):
         prune_checkpoints(tmp_path, keep=0)
-    assert names(tmp_path) == left
+    assert names(tmp_path) == remaining
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_prune_keeps_the_newest_and_what_it_is_told_to_spare(tmp_path: Path) -> 
     [(1, [60, 30]), (2, [60, 50, 30]), (3, [60, 50, 40, 30]), (9, [60, 50, 40, 30, 20, 10])],
 )
 @pytest.mark.parametrize("damage", [_cut, _replace_by_a_file, _nothing])
-def test_prune_spares_the_checkpoint_just_written_behind_newer_ones(
+def test_prune_spares_a_new_checkpoint_with_a_smaller_step_than_others(
     tmp_path: Path, keep: int, expected: list[int], damage: Callable[[Path], object]
 ) -> None:
     for step in (10, 20, 40, 50, 60):
@@ -310,14 +310,14 @@ def test_prune_spares_the_checkpoint_just_written_behind_newer_ones(
     assert verify_checkpoint(written.path) == written
 
 
-def test_a_run_that_went_back_never_has_more_than_one_checkpoint_above_the_bound(tmp_path: Path) -> None:
+def test_a_run_that_rolled_back_never_has_more_than_one_checkpoint_too_many(tmp_path: Path) -> None:
     for step in (70, 80, 90):
         _cut(save(tmp_path, step).path)
     for step in range(10, 120, 10):
         written = save(tmp_path, step)
         prune_checkpoints(tmp_path, keep=2, spare=[written.path])
-        found = newest_valid(tmp_path, on_refused=lambda _path, _why: None)
-        assert found == written
+        newest = newest_valid(tmp_path, on_refused=lambda _path, _why: None)
+        assert newest == written
         assert len(list_checkpoints(tmp_path)) == (3 if step < 80 else 2)
     assert names(tmp_path) == ["step-000000100", "step-000000110"]
 
@@ -331,12 +331,12 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-000000007"]
 
 
-def test_a_replacement_that_was_killed_between_its_renames_loses_nothing(tmp_path: Path) -> None:
+def test_a_replacement_killed_between_its_renames_loses_no_checkpoint(tmp_path: Path) -> None:
     old = save(tmp_path, 7)
     aside = old.path.rename(tmp_path / "step-000000007.replaced")
-    found = newest_valid(tmp_path, on_refused=lambda path, why: pytest.fail(f"{path}: {why}"))
-    assert found is not None
-    assert found.path == aside
+    newest = newest_valid(tmp_path, on_refused=lambda path, why: pytest.fail(f"{path}: {why}"))
+    assert newest is not None
+    assert newest.path == aside
     prune_checkpoints(tmp_path, keep=1)
     assert list_checkpoints(tmp_path) == [aside]
     new = write_checkpoint(tmp_path, 7, {}, {})
@@ -347,7 +347,7 @@ def test_a_replacement_that_was_killed_between_its_renames_loses_nothing(tmp_pat
 
 
 class DamagesDisk(UserDict[str, Any]):
-    """Content that flips a bit of the state file when it is put into the manifest, after the state was written."""
+    """Content that flips a bit of the state file when the manifest is made, after the state was written."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -358,7 +358,7 @@ class DamagesDisk(UserDict[str, Any]):
         return super().items()
 
 
-def test_what_the_disk_gives_back_wrong_is_set_aside_and_the_older_ones_stay(tmp_path: Path) -> None:
+def test_a_checkpoint_that_the_disk_damages_is_set_aside_and_older_ones_stay(tmp_path: Path) -> None:
     older = save(tmp_path, 3)
     for step in (4, 3, 4):
         partial = tmp_path / f".step-00000000{step}.partial"
@@ -378,7 +378,7 @@ from trainer.checkpoint.writing import Blob, prune_checkpoints, write_checkpoint
 
 folder, last = Path(sys.argv[1]), int(sys.argv[2])
 for count in itertools.count(1):
-    step = last + (count + 1) // 2  # each step twice, so that replacing is killed too
+    step = last + (count + 1) // 2  # each step twice, so that replacements are killed too
     data = memoryview(hashlib.sha256(b"%d" % count).digest() * 20_000)
     blobs = {"a": Blob("U8", (len(data),), data), "b": Blob("F32", (8,), data[:32])}
     write_checkpoint(folder, step, blobs, {"count": count})
@@ -388,7 +388,7 @@ for count in itertools.count(1):
 """
 
 
-def test_a_writer_killed_at_any_moment_leaves_nothing_torn(tmp_path: Path) -> None:
+def test_a_writer_killed_at_any_moment_leaves_no_torn_checkpoint(tmp_path: Path) -> None:
     seed = time.time_ns()
     sys.stdout.write(f"seed {seed}\n")
     moments = random.Random(seed)
@@ -421,7 +421,7 @@ except OSError as error:
 
 
 @pytest.mark.parametrize("limit", [0, 100, 60_000, 100_000])
-def test_a_disk_that_fills_up_leaves_the_older_checkpoints_and_nothing_torn(tmp_path: Path, limit: int) -> None:
+def test_a_full_disk_leaves_the_older_checkpoints_and_no_torn_one(tmp_path: Path, limit: int) -> None:
     older = save(tmp_path, 3)
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path)],

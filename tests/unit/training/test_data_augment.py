@@ -31,7 +31,7 @@ def config(**settings: object) -> TrainConfig:
     return TrainConfig.model_validate({"image_size": 64, **settings})
 
 
-def test_a_samples_randomness_depends_on_seed_epoch_and_sample_alone() -> None:
+def test_a_samples_randomness_depends_only_on_seed_epoch_and_sample() -> None:
     keys = {
         sample_key(seed=seed, epoch=epoch, sample=sample)
         for seed in range(3)
@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_crop_and_another_seed_another(
     assert not torch.equal(views[0], views[2])
 
 
-def test_training_crops_cover_the_areas_they_were_told_to() -> None:
+def test_training_crops_cover_the_configured_areas() -> None:
     # A ramp shows where a crop came from: red is the column, green the row.
     ramp = torch.stack(torch.meshgrid(torch.arange(256), torch.arange(256), indexing="xy"))
     image = torch.cat([ramp, torch.zeros(1, 256, 256)]).to(torch.uint8)
@@ -89,7 +89,7 @@ def test_evaluation_resizes_to_the_published_side(image_size: int, eval_crop: fl
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("turned", [False, True])
-def test_evaluation_sees_what_pillow_would_have_made(photo: Tensor, interpolation: str, turned: bool) -> None:
+def test_evaluation_sees_the_same_image_as_with_pillow(photo: Tensor, interpolation: str, turned: bool) -> None:
     image = photo.transpose(1, 2) if turned else photo
     transform = EvalTransform(config(image_size=224, interpolation=interpolation))
     reference = v2.Compose(
@@ -112,20 +112,20 @@ def test_the_device_flips_and_normalises_as_torchvision_does(normalize: str, cha
     before = images.clone()
     flips = torch.tensor([True, False, False, True])
     mean, std = NORMALIZATIONS[normalize]
-    found = device_transform(images, flips, mean=mean, std=std, channels_last=channels_last)
+    result = device_transform(images, flips, mean=mean, std=std, channels_last=channels_last)
     reference = torch.stack(
         [v2.functional.hflip(image) if flip else image for image, flip in zip(images, flips, strict=True)]
     )
     reference = v2.functional.normalize(v2.functional.to_dtype(reference, torch.float32, scale=True), mean, std)
-    torch.testing.assert_close(found, reference)
+    torch.testing.assert_close(result, reference)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    assert found.is_contiguous(memory_format=layout)
+    assert result.is_contiguous(memory_format=layout)
     assert torch.equal(images, before)
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.2, 0.0), (0.0, 1.0), (0.2, 1.0)])
-def test_the_share_is_what_each_image_has_in_the_mixture(mixup: float, cutmix: float) -> None:
-    # Image i is all i: the mixture's mean reveals how much of each neighbour is in it.
+def test_the_share_is_each_images_part_in_the_mixture(mixup: float, cutmix: float) -> None:
+    # All pixels of image i are i: the mixture's mean shows the share of each neighbour.
     labels = torch.arange(6)
     images = labels.float().view(6, 1, 1, 1).expand(6, 3, 17, 20)
     for step in range(30):
@@ -160,7 +160,7 @@ def test_mixup_and_cutmix_take_turns_when_both_are_on() -> None:
     assert 70 < cuts < 130
 
 
-def test_no_mixing_leaves_everything_alone() -> None:
+def test_without_mixing_images_and_labels_are_unchanged() -> None:
     images, labels = torch.rand(3, 3, 4, 4), torch.arange(3)
     same, targets = mix(images, labels, mixup=0.0, cutmix=0.0, seed=0, epoch=0, step=0, rank=0)
     assert torch.equal(same, images)

@@ -1,4 +1,4 @@
-"""What is known of skipped images, and how many may be skipped."""
+"""Skipped images are reported once, and only a share of the images may be skipped."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def test_a_share_of_the_images_may_be_bad_but_at_least_one_and_never_all(n: int,
     assert allowed_bad_images(n, share) == allowed
 
 
-def test_each_bad_image_is_told_of_once_and_each_absence_counted() -> None:
+def test_each_bad_image_is_reported_once_and_each_absence_counted() -> None:
     trained = BadImage("a.jpg", "empty", "train", 3, replaced_by=4)
     evaluated = BadImage("b.jpg", "empty", "val", 3, replaced_by=None)
     bad_images = BadImages()

@@ -1,4 +1,4 @@
-"""What decode makes of real files: right colours, or one line that says what is wrong."""
+"""Real image files are decoded to the right colours, or to one line that names the fault."""
 
 import io
 import pickle
@@ -42,12 +42,12 @@ def pixels(path: Path) -> Pixels:
 
 @pytest.mark.parametrize("photo", [0, 1])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_photos_come_out_as_pillow_decodes_them(
+def test_photos_are_decoded_as_by_pillow(
     tmp_path: Path, photos: list[Image.Image], photo: int, progressive: bool
 ) -> None:
     path = written(tmp_path, encoded(photos[photo], quality=95, progressive=progressive))
     assert np.abs(pixels(path).astype(int) - np.asarray(Image.open(path))).max() <= 2
-    # 95 is near lossless: a swapped channel or a shifted row would be far off the photo itself.
+    # Quality 95 is nearly lossless: a swapped channel or a shifted row would differ much more from the photo.
     assert np.abs(pixels(path).astype(int) - np.asarray(photos[photo])).mean() < 3
 
 
@@ -55,7 +55,7 @@ def test_photos_come_out_as_pillow_decodes_them(
     ("kind", "mode"),
     [("PNG", "RGB"), ("PNG", "L"), ("PNG", "P"), ("PNG", "RGBA"), ("GIF", "RGB"), ("WEBP", "RGB"), ("BMP", "RGB")],
 )
-def test_the_content_decides_and_not_the_name(tmp_path: Path, photos: list[Image.Image], kind: str, mode: str) -> None:
+def test_the_content_decides_not_the_name(tmp_path: Path, photos: list[Image.Image], kind: str, mode: str) -> None:
     path = written(tmp_path, encoded(photos[0].convert(mode), kind), name="n02105855_2933.JPEG")
     with Image.open(path) as image:
         assert np.array_equal(pixels(path), np.asarray(image.convert("RGB")))
@@ -73,7 +73,7 @@ def test_sixteen_bits_become_the_upper_eight(tmp_path: Path) -> None:
     assert np.array_equal(pixels(path)[..., 0], (ramp >> 8).astype(np.uint8))
 
 
-def test_cmyk_comes_out_in_its_true_colours(tmp_path: Path) -> None:
+def test_cmyk_is_decoded_to_its_true_colours(tmp_path: Path) -> None:
     # Adobe stores CMYK inverted; read without that, red would be cyan.
     red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     assert pixels(written(tmp_path, encoded(red)))[8, 8].tolist() == pytest.approx([255, 0, 0], abs=3)
@@ -97,15 +97,15 @@ def test_exif_orientation_is_ignored(tmp_path: Path, photos: list[Image.Image]) 
     assert np.array_equal(turned, pixels(written(tmp_path, encoded(photos[0]), "plain.jpg")))
 
 
-@pytest.mark.parametrize("kept", [0.02, 0.5, 0.999])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.999])
 @pytest.mark.parametrize(
     ("kind", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("BMP", {}), ("WEBP", {})]
 )
 def test_a_truncated_file_is_an_error_and_never_half_an_image(
-    tmp_path: Path, photos: list[Image.Image], kind: str, options: dict[str, object], kept: float
+    tmp_path: Path, photos: list[Image.Image], kind: str, options: dict[str, object], share: float
 ) -> None:
     content = encoded(photos[0], kind, **options)
-    path = written(tmp_path, content[: int(len(content) * kept)])
+    path = written(tmp_path, content[: int(len(content) * share)])
     with pytest.raises(BadImageError) as error:
         decode_image(path)
     assert str(path) in str(error.value)
@@ -127,7 +127,7 @@ def test_a_jpeg_whose_end_was_never_written_is_an_error(tmp_path: Path, photos: 
         (b"\xff\xd8\xff" + b"hello" * 100, "damaged: "),
     ],
 )
-def test_what_is_no_image_is_named_with_the_reason_and_the_next_step(
+def test_a_file_that_is_not_an_image_is_named_with_the_reason_and_the_next_step(
     tmp_path: Path, content: bytes, reason: str
 ) -> None:
     path = written(tmp_path, content)
@@ -143,7 +143,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         decode_image(tmp_path / "gone.jpg")
 
 
-def test_a_bad_image_survives_the_way_between_processes() -> None:
+def test_a_bad_image_error_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(BadImageError("a.jpg", "empty, zero bytes")))
     assert isinstance(error, BadImageError)
     assert (error.path, error.reason) == ("a.jpg", "empty, zero bytes")

@@ -16,7 +16,7 @@ from trainer.data.index import load_datasets, load_split
 from trainer.shared.errors import UsageError
 
 AN_HOUR_AGO = time.time() - 3600
-NOBODY = 65534
+UNPRIVILEGED = 65534
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """train/ with cat (2) and dog (1), val/ with dog (1); folders as old as a real data set's."""
+    """train/ with cat (2) and dog (1), val/ with dog (1); the folders are old, like a real data set's."""
     for name in ("train/cat/b.jpg", "train/cat/a.JPEG", "train/dog/c.png", "val/dog/d.jpg"):
         add(tmp_path / "data" / name)
     settle(tmp_path / "data")
@@ -64,14 +64,14 @@ def test_images_in_folders_of_a_class_belong_to_it(data: Path) -> None:
     assert names(data, "train") == ["cat/a.JPEG", "cat/b.jpg", "cat/images/deep/e.jpg", "dog/c.png"]
 
 
-def test_classes_and_images_may_be_links(data: Path, tmp_path: Path) -> None:
+def test_classes_and_images_can_be_links(data: Path, tmp_path: Path) -> None:
     add(tmp_path / "elsewhere/f.jpg")
     (data / "train/emu").symlink_to(tmp_path / "elsewhere")
     (data / "train/dog/g.jpg").symlink_to(tmp_path / "elsewhere/f.jpg")
     assert names(data, "train")[2:] == ["dog/c.png", "dog/g.jpg", "emu/f.jpg"]
 
 
-def test_what_a_reader_could_wait_for_forever_is_no_image(data: Path) -> None:
+def test_a_pipe_device_or_socket_is_not_an_image(data: Path) -> None:
     os.mkfifo(data / "train/cat/pipe.jpg")
     (data / "train/cat/zero.jpg").symlink_to("/dev/zero")
     (data / "train/cat/link.jpg").symlink_to("pipe.jpg")
@@ -80,7 +80,7 @@ def test_what_a_reader_could_wait_for_forever_is_no_image(data: Path) -> None:
         assert names(data, "train") == ["cat/a.JPEG", "cat/b.jpg", "dog/c.png"]
 
 
-def test_a_link_that_leads_nowhere_is_an_image_that_its_reader_is_told_of(data: Path) -> None:
+def test_a_broken_link_is_listed_and_reported_by_its_reader(data: Path) -> None:
     (data / "train/cat/gone.jpg").symlink_to(data / "annex/gone.jpg")
     (data / "train/cat/loop.jpg").symlink_to("loop.jpg")
     assert names(data, "train")[2:4] == ["cat/gone.jpg", "cat/loop.jpg"]
@@ -96,17 +96,17 @@ def test_validation_labels_count_in_the_classes_of_train(data: Path) -> None:
     assert datasets.val.labels.tolist() == [1]
 
 
-def test_evaluation_needs_no_train_but_uses_its_classes_when_there(data: Path) -> None:
+def test_evaluation_needs_no_train_folder_but_uses_its_classes(data: Path) -> None:
     datasets = load_datasets(data, need_train=False)
     assert datasets.train is None
     assert datasets.val.labels.tolist() == [1]
     (data / "train").rename(data / "aside")
-    alone = load_datasets(data, need_train=False)
-    assert alone.classes == ("dog",)
-    assert alone.val.labels.tolist() == [0]
+    val_only = load_datasets(data, need_train=False)
+    assert val_only.classes == ("dog",)
+    assert val_only.val.labels.tolist() == [0]
 
 
-def test_the_index_comes_from_the_cache_while_nothing_changes(
+def test_the_index_comes_from_the_cache_if_no_folder_changed(
     data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = load_split(data, "train")
@@ -134,7 +134,7 @@ def test_a_changed_tree_is_read_again(data: Path, change: Callable[[Path], objec
     assert names(data, "train") == expected
 
 
-def test_a_folder_that_has_just_changed_is_not_trusted_to_the_cache(data: Path, cache: Path) -> None:
+def test_a_folder_that_has_just_changed_is_not_cached(data: Path, cache: Path) -> None:
     add(data / "train/cat/new.jpg")
     load_split(data, "train")
     assert not cache.exists()
@@ -150,12 +150,12 @@ def test_a_damaged_cache_is_replaced(data: Path, cache: Path) -> None:
         assert file.read_bytes() != content
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(data: Path, cache: Path) -> None:
+def test_a_failed_write_of_the_cache_is_not_an_error(data: Path, cache: Path) -> None:
     cache.parent.write_text("a file where the cache folder would be")
     assert len(load_split(data, "train")) == 3
 
 
-def test_the_fingerprint_follows_files_and_classes_and_not_the_place(data: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_files_and_classes_but_not_on_the_folder(data: Path, tmp_path: Path) -> None:
     before = load_datasets(data).fingerprint
     moved = data.rename(tmp_path / "moved")
     assert load_datasets(moved).fingerprint == before
@@ -175,7 +175,7 @@ def empty(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "expected"),
     [
         (remove, ["no such folder", "train/ and val/"]),
         (lambda data: remove(data / "train"), ["no train/ folder"]),
@@ -187,27 +187,27 @@ def empty(folder: Path) -> None:
     ],
     ids=["no data", "no train", "no val", "no classes", "empty class", "no images", "class that train lacks"],
 )
-def test_a_bad_data_folder_is_one_line_that_says_what_and_where(
-    data: Path, damage: Callable[[Path], object], said: list[str]
+def test_a_bad_data_folder_is_one_line_with_fault_and_place(
+    data: Path, damage: Callable[[Path], object], expected: list[str]
 ) -> None:
     damage(data)
     with pytest.raises(UsageError) as error:
         load_datasets(data)
     assert str(data) in str(error.value)
     assert "\n" not in str(error.value)
-    for words in said:
+    for words in expected:
         assert words in str(error.value)
 
 
 @pytest.fixture
-def as_nobody(tmp_path: Path) -> Iterator[None]:
-    """File permissions do not bind root; run the test's body as a user whom they bind."""
+def as_another_user(tmp_path: Path) -> Iterator[None]:
+    """Run the test's body as another user, since file permissions do not apply to root."""
     if os.geteuid() != 0:
         yield
         return
     for folder in (tmp_path, *list(tmp_path.parents)[:2]):
         folder.chmod(0o755)
-    os.seteuid(NOBODY)
+    os.seteuid(UNPRIVILEGED)
     try:
         yield
     finally:
@@ -217,7 +217,7 @@ def as_nobody(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.parametrize("folder", [".", "train", "train/cat", "val"])
 def test_an_unreadable_folder_is_named(data: Path, folder: str, request: pytest.FixtureRequest) -> None:
     (data / folder).chmod(0)
-    request.getfixturevalue("as_nobody")
+    request.getfixturevalue("as_another_user")
     with pytest.raises(UsageError, match=f"{data / folder}.*(cannot be read: Permission denied)") as error:
         load_datasets(data)
     assert "\n" not in str(error.value)

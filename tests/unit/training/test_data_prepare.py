@@ -1,4 +1,4 @@
-"""`data prepare`: every validation image in its class's folder, from a tar or a folder, however often it is stopped."""
+"""`data prepare` puts every validation image into its class's folder, from a tar or a folder, also if interrupted."""
 
 import io
 import os
@@ -30,10 +30,10 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tar(tmp_path: Path) -> Path:
-    return packed(tmp_path / "ILSVRC2012_img_val.tar", IMAGES)
+    return pack(tmp_path / "ILSVRC2012_img_val.tar", IMAGES)
 
 
-def packed(path: Path, names: list[str]) -> Path:
+def pack(path: Path, names: list[str]) -> Path:
     with tarfile.open(path, "w") as archive:
         for name in names:
             member = tarfile.TarInfo(name)
@@ -53,22 +53,22 @@ def tree(folder: Path) -> dict[str, bytes]:
 SORTED = {f"val/{wnid}/{name}": content(name) for name, wnid in LABELS.items()}
 
 
-def test_a_tars_images_land_in_their_classes(tar: Path, tmp_path: Path) -> None:
+def test_the_images_of_a_tar_are_sorted_into_classes(tar: Path, tmp_path: Path) -> None:
     assert run(tar, tmp_path / "out") == SortedImages(written=6, present=0, missing=0)
     assert tree(tmp_path / "out") == SORTED
 
 
 @pytest.mark.parametrize("transfer", ["copy", "link", "move"])
-def test_a_folders_images_land_in_their_classes(folder: Path, tmp_path: Path, transfer: Transfer) -> None:
+def test_the_images_of_a_folder_are_sorted_into_classes(folder: Path, tmp_path: Path, transfer: Transfer) -> None:
     assert run(folder, tmp_path / "out", transfer) == SortedImages(written=6, present=0, missing=0)
     assert tree(tmp_path / "out") == SORTED
     assert len(list(folder.iterdir())) == (0 if transfer == "move" else 6)
-    one = tmp_path / "out/val" / LABELS[IMAGES[0]] / IMAGES[0]
-    assert one.stat().st_nlink == (2 if transfer == "link" else 1)
+    image = tmp_path / "out/val" / LABELS[IMAGES[0]] / IMAGES[0]
+    assert image.stat().st_nlink == (2 if transfer == "link" else 1)
 
 
 @pytest.mark.parametrize("transfer", ["copy", "link", "move"])
-def test_a_second_run_finishes_what_is_missing_or_cut_short(folder: Path, tmp_path: Path, transfer: Transfer) -> None:
+def test_a_second_run_completes_missing_and_truncated_images(folder: Path, tmp_path: Path, transfer: Transfer) -> None:
     run(folder, tmp_path / "out", "copy")
     val = tmp_path / "out/val"
     (val / LABELS[IMAGES[1]] / IMAGES[1]).unlink()
@@ -77,7 +77,7 @@ def test_a_second_run_finishes_what_is_missing_or_cut_short(folder: Path, tmp_pa
     assert tree(tmp_path / "out") == SORTED
 
 
-def test_a_move_that_was_stopped_goes_on(folder: Path, tmp_path: Path) -> None:
+def test_an_interrupted_move_continues(folder: Path, tmp_path: Path) -> None:
     first = tmp_path / "out/val" / LABELS[IMAGES[0]] / IMAGES[0]
     first.parent.mkdir(parents=True)
     (folder / IMAGES[0]).rename(first)
@@ -108,18 +108,18 @@ def test_one_wnid_per_line_counts_from_image_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("490\n361\n", "line 1 is '490'; give valprep.sh"),
         ("", "it is empty"),
         (f"mv {IMAGES[0]} n01751748/\nmv {IMAGES[0]} n09193705/", "two classes, n01751748 and n09193705"),
     ],
 )
-def test_labels_that_say_nothing_are_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_labels_without_classes_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "labels").write_text(text)
     with pytest.raises(UsageError) as error:
         read_labels(tmp_path / "labels")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_missing_labels_are_named(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_missing_labels_are_named(tmp_path: Path) -> None:
         read_labels(tmp_path / "gone")
 
 
-def test_labels_for_a_part_are_refused_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
+def test_labels_for_a_part_are_refused_before_any_write(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"6 images in 3 classes; ILSVRC2012 has 50,000 in 1,000, 50 each"):
         sort_validation_images(folder, tmp_path / "out", LABELS)
     assert not (tmp_path / "out").exists()
@@ -142,8 +142,8 @@ def test_missing_images_are_an_error_unless_a_part_is_allowed(folder: Path, tmp_
 
 
 @pytest.mark.parametrize("name", ["../../evil.JPEG", f"../{IMAGES[0]}", f"/tmp/{IMAGES[0]}", "readme.txt"])
-def test_a_tar_with_anything_else_inside_writes_nothing(tmp_path: Path, name: str) -> None:
-    tar = packed(tmp_path / "odd.tar", [IMAGES[0], name])
+def test_a_tar_with_another_file_in_it_writes_nothing(tmp_path: Path, name: str) -> None:
+    tar = pack(tmp_path / "odd.tar", [IMAGES[0], name])
     with pytest.raises(UsageError, match="which is no validation image"):
         run(tar, tmp_path / "out/deep")
     assert not (tmp_path / "out").exists()
@@ -158,9 +158,9 @@ def test_a_link_in_a_tar_is_refused(tmp_path: Path) -> None:
         run(tmp_path / "link.tar", tmp_path / "out")
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.3, 0.55])
-def test_a_truncated_tar_is_refused_in_one_line(tar: Path, tmp_path: Path, kept: float) -> None:
-    tar.write_bytes(tar.read_bytes()[: int(6 * 2048 * kept)])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.55])
+def test_a_truncated_tar_is_refused_in_one_line(tar: Path, tmp_path: Path, share: float) -> None:
+    tar.write_bytes(tar.read_bytes()[: int(6 * 2048 * share)])
     with pytest.raises((UsageError, TrainerError)) as error:
         run(tar, tmp_path / "out")
     assert "\n" not in str(error.value)
@@ -170,7 +170,7 @@ def test_a_truncated_tar_is_refused_in_one_line(tar: Path, tmp_path: Path, kept:
 def test_a_full_disk_is_one_line_and_leaves_no_half_file(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "out/val" / LABELS[IMAGES[0]] / IMAGES[0]
     target.parent.mkdir(parents=True)
-    # The kernel's own full disk, where the first image's temporary file goes.
+    # Linux's device for a full disk, at the path of the first image's temporary file.
     target.with_name(f".{target.name}.partial").symlink_to("/dev/full")
     with pytest.raises(TrainerError) as error:
         run(folder, tmp_path / "out")
@@ -179,7 +179,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(folder: Path, tmp_path:
     assert run(folder, tmp_path / "out").written == 6
 
 
-def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"gone.tar: no such file or folder; give ILSVRC2012_img_val.tar"):
         run(tmp_path / "gone.tar", tmp_path / "out")
 
@@ -196,14 +196,14 @@ def test_a_tars_images_cannot_be_linked_or_moved(tar: Path, tmp_path: Path, tran
         run(tar, tmp_path / "out", transfer)
 
 
-def test_an_image_without_a_label_is_named_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
+def test_an_image_without_a_label_is_named_before_any_write(folder: Path, tmp_path: Path) -> None:
     (folder / "ILSVRC2012_val_00000099.JPEG").write_bytes(b"x")
     with pytest.raises(UsageError, match=r"names no class for ILSVRC2012_val_00000099.JPEG"):
         run(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_place_of_an_image_does_not_depend_on_the_folder_it_is_run_in(
+def test_relative_paths_are_relative_to_the_current_folder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,7 @@ seeds = st.integers(0, 2**31 - 1)
 
 
 @given(n=st.integers(0, 400), seed=seeds, epoch=st.integers(0, 1000))
-def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch_alone(n: int, seed: int, epoch: int) -> None:
+def test_an_epoch_is_a_permutation_that_depends_only_on_seed_and_epoch(n: int, seed: int, epoch: int) -> None:
     order = epoch_order(n, seed=seed, epoch=epoch)
     assert sorted(order.tolist()) == list(range(n))
     assert np.array_equal(order, epoch_order(n, seed=seed, epoch=epoch))
@@ -24,13 +24,13 @@ def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch_alone(n: int, 
         assert not np.array_equal(order, epoch_order(n, seed=seed + 1, epoch=epoch))
 
 
-def test_an_epochs_order_never_changes_between_versions_of_the_libraries() -> None:
+def test_an_epochs_order_is_the_same_with_every_version_of_the_libraries() -> None:
     assert epoch_order(8, seed=0, epoch=0).tolist() == [7, 1, 3, 4, 5, 6, 0, 2]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How a job is divided."""
+    """Sizes of a job."""
 
     world_size: int
     batch_size: int
@@ -52,7 +52,7 @@ class Shape:
         )
 
     def steps(self, plan: EpochPlan) -> list[list[list[range]]]:
-        """Of each step, of each rank, the batches."""
+        """Return the batches by step and rank."""
         return [[plan.batches(step, rank) for rank in range(self.world_size)] for step in range(plan.steps)]
 
 
@@ -83,14 +83,14 @@ def test_another_number_of_devices_sees_the_rest_of_an_epoch_once(
     n: int, before: Shape, after: Shape, steps: int, limit: int | None
 ) -> None:
     assume(max(before.per_step, after.per_step) <= n)
-    begun = before.plan(n, limit=limit)
-    done = before.per_step * min(steps, begun.steps)
-    plan = after.plan(n, done=done, planned=begun.end)
+    first_plan = before.plan(n, limit=limit)
+    done = before.per_step * min(steps, first_plan.steps)
+    plan = after.plan(n, done=done, planned=first_plan.end)
     divided = after.steps(plan)
     seen = sorted(position for ranks in divided for rank in ranks for batch in rank for position in batch)
-    assert seen == list(range(done, begun.end - plan.left_out))
+    assert seen == list(range(done, first_plan.end - plan.left_out))
     assert plan.left_out < after.world_size
-    if after.batch_size * after.accumulate > 1 and begun.end - done >= after.world_size:
+    if after.batch_size * after.accumulate > 1 and first_plan.end - done >= after.world_size:
         assert plan.left_out == 0
     _assert_even(after, plan, divided)
 
@@ -108,7 +108,7 @@ def _assert_even(shape: Shape, plan: EpochPlan, divided: list[list[list[range]]]
 
 
 @given(n=st.integers(1, 2000), shape=shapes, steps=st.integers(0, 50))
-def test_the_same_devices_go_on_with_the_very_next_step(n: int, shape: Shape, steps: int) -> None:
+def test_the_same_devices_continue_with_the_next_step(n: int, shape: Shape, steps: int) -> None:
     assume(shape.per_step <= n)
     whole = shape.plan(n)
     steps = min(steps, whole.steps)
@@ -126,7 +126,7 @@ def test_the_rest_of_a_rest_is_the_same_steps_again(done: int, planned: int, sha
     assert again.left_out == rest.left_out
 
 
-def test_a_plan_never_reaches_beyond_images_that_are_gone() -> None:
+def test_a_plan_ends_before_removed_images() -> None:
     plan = Shape(2, 5, 1).plan(30, done=20, planned=60)
     assert (plan.steps, plan.end) == (1, 30)
 
@@ -152,14 +152,14 @@ def test_evaluation_covers_every_image_exactly_once(n: int, world_size: int, bat
 @pytest.mark.parametrize(
     ("n", "world_size", "advice"), [(200, 8, "use --batch-size 25 or less"), (3, 8, "use at most 3 devices")]
 )
-def test_a_batch_larger_than_the_data_is_refused_with_what_would_fit(n: int, world_size: int, advice: str) -> None:
+def test_a_batch_larger_than_the_data_is_refused_with_one_that_fits(n: int, world_size: int, advice: str) -> None:
     with pytest.raises(UsageError) as refusal:
         Shape(world_size, 32, 1).plan(n)
     assert "256 images per step" in str(refusal.value)
     assert str(refusal.value).endswith(advice)
 
 
-def test_more_batches_in_a_step_than_the_data_makes_are_refused_with_what_would_fit() -> None:
+def test_more_batches_per_step_than_the_data_has_are_refused_with_a_number_that_fits() -> None:
     with pytest.raises(
         UsageError, match=r"--accumulate 7: a step needs 56 images, .* 50 .* use --accumulate 6 or less"
     ):

@@ -39,18 +39,18 @@ class HostReads(TorchDispatchMode):
 
 
 class AlwaysEvaluating(nn.Module):
-    """A network whose batch norms keep to their running statistics, in training too."""
+    """A network whose batch norms use their running statistics, also in training."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network.eval()
 
     def train(self, mode: bool = True) -> "AlwaysEvaluating":
-        """Stay as it is."""
+        """Change nothing."""
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
+        """Return the logits."""
         logits: Tensor = self.network(images)
         return logits
 
@@ -82,7 +82,7 @@ def _run(training: Training, steps: int, warmup: int = 0) -> list[StepWindow]:
 
 
 def _plan(training: Training, steps: int) -> EpochPlan:
-    """`steps` full steps."""
+    """Return a plan of `steps` full steps."""
     config = training.config
     return plan_epoch(
         steps * config.batch_size * config.accumulate,
@@ -93,7 +93,7 @@ def _plan(training: Training, steps: int) -> EpochPlan:
     )
 
 
-def test_windows_cover_every_step_once_and_part_at_the_end_of_the_warm_up() -> None:
+def test_windows_cover_every_step_once_and_one_ends_with_the_warm_up() -> None:
     windows = _run(_training(), steps=7, warmup=4)
     assert [(window.first_step, len(window.losses), window.timed) for window in windows] == [
         (0, 3, False),
@@ -112,8 +112,8 @@ def test_no_step_waits_for_the_device_between_log_lines() -> None:
     assert reads.count == 0
 
 
-def test_a_step_in_parts_is_the_step_of_the_whole() -> None:
-    """Without what depends on the batch (batch norm's statistics), parts add up to the gradient of the whole."""
+def test_a_step_in_parts_equals_a_step_of_the_whole_batch() -> None:
+    """Without batch norm's statistics, which depend on the batch, parts add up to the gradient of the whole."""
     whole = _training(dropout=0.0, aux="none", batch_size=8)
     halves = _training(dropout=0.0, aux="none", accumulate=2)
     uneven = _training(dropout=0.0, aux="none", batch_size=8, micro_batch=3)
@@ -130,7 +130,7 @@ def test_a_step_in_parts_is_the_step_of_the_whole() -> None:
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
-def test_evaluation_refuses_a_figure_when_the_count_is_not_the_data_sets() -> None:
+def test_evaluation_gives_no_figure_if_the_count_differs_from_the_data_sets() -> None:
     training = _training(aux="none")
     score = evaluate(training, _batches(3), expected=12, prepare=_prepare)
     assert score is not None
@@ -140,7 +140,7 @@ def test_evaluation_refuses_a_figure_when_the_count_is_not_the_data_sets() -> No
             evaluate(training, _batches(3), expected=expected, prepare=_prepare)
 
 
-def test_batch_norm_and_biases_are_decayed_only_when_asked() -> None:
+def test_batch_norm_and_biases_are_decayed_only_with_decay_all() -> None:
     network = _training().network
     total = sum(1 for _ in network.parameters())
     (together,) = parameter_groups(network, weight_decay=0.1, decay_all=True)

@@ -1,8 +1,8 @@
-"""The loss is torch's own, in fp32 whatever comes in, with mixed targets and an auxiliary head."""
+"""The loss equals torch's, reduces any input in fp32, and takes mixed targets and an auxiliary head."""
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812  # the name that every torch program gives it
+import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
 
 from trainer.model.loss import Targets, correct_top_k, cross_entropy, training_loss
 
@@ -39,7 +39,7 @@ def test_mixed_targets_weigh_both_labels_in_both_heads() -> None:
     torch.testing.assert_close(loss, mixed(logits) + 0.4 * mixed(aux))
 
 
-def test_top_k_counts_agree_with_a_sort_and_survive_fewer_classes_than_k() -> None:
+def test_top_k_counts_agree_with_a_sort_also_with_fewer_classes_than_k() -> None:
     logits, labels = _batch()
     ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
     expected = [int((ranks < 1).sum()), int((ranks < 5).sum())]

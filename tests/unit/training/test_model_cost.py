@@ -1,4 +1,4 @@
-"""What the network costs: parameters and multiply-adds as published, and no ReLU or max-pool computed twice."""
+"""The network's cost: parameters and multiply-adds as published, and no ReLU or max-pool computed twice."""
 
 from collections import Counter
 from typing import Any
@@ -16,7 +16,7 @@ def _parameters(model: nn.Module) -> int:
 
 
 def _multiply_adds(model: PNASNet5, side: int) -> int:
-    """Multiply-adds of all convolutions and linear layers for one image, counted as they run."""
+    """Return the multiply-adds of all convolutions and linear layers for one image, counted during a run."""
     total = 0
 
     def count(module: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -84,7 +84,7 @@ def test_each_distinct_relu_and_max_pool_is_computed_once(padding: Any) -> None:
         x = torch.empty(1, 3, 331, 331)
     with _Calls() as forward:
         model(x)
-    # A cell's own: both its inputs after projection (the first cell reads the stem's as it is), the middle of six
+    # Per cell: both its inputs after projection (the first cell reads the stem's unprojected), the middle of six
     # separables, the third sum, and the output that the next two cells share. The stem's convolution has one.
     cells = 14
     assert forward.calls["relu"] == cells * (2 + 6 + 1 + 1) - 1 + 1

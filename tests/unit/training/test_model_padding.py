@@ -19,7 +19,7 @@ Operation = Callable[[Tensor], Tensor]
 
 
 def _padded_same(x: Tensor, kernel: int, stride: int, value: float) -> Tensor:
-    """TensorFlow's definition, https://www.tensorflow.org/api_docs/python/tf/nn#notes_on_padding_2, written out."""
+    """TensorFlow's definition, https://www.tensorflow.org/api_docs/python/tf/nn#notes_on_padding_2, in full."""
     pads: list[int] = []
     for side in reversed(x.shape[2:]):
         outputs = -(-side // stride)

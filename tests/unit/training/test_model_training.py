@@ -1,4 +1,4 @@
-"""What training needs of the network: any size, auxiliary heads, drop-path, recomputed cells, layouts and autocast."""
+"""The network's features for training: any size, auxiliary heads, drop-path, recomputed cells, layouts and autocast."""
 
 import subprocess
 import sys
@@ -85,7 +85,7 @@ def test_drop_path_grows_linearly_with_depth_and_time() -> None:
             assert alive.numel() / factors.numel() == pytest.approx(kept, abs=0.016)
 
 
-def test_drop_path_may_drop_every_branch_but_the_identity() -> None:
+def test_drop_path_can_drop_every_branch_but_the_identity() -> None:
     torch.manual_seed(0)
     cell = Cell(8, 8, 4, stride=1, padding="exact")
     x = torch.rand(2, 8, 9, 9)
@@ -102,7 +102,7 @@ def test_drop_path_may_drop_every_branch_but_the_identity() -> None:
     torch.testing.assert_close(identity, F.relu(cell.conv_1x1(x)))
 
 
-def test_drop_path_scales_what_it_keeps() -> None:
+def test_drop_path_scales_the_branches_that_it_keeps() -> None:
     torch.manual_seed(0)
     cell = Cell(8, 8, 4, stride=2, padding="exact")
     x = torch.rand(2, 8, 9, 9)
@@ -113,7 +113,7 @@ def test_drop_path_scales_what_it_keeps() -> None:
     torch.testing.assert_close(cell(x, x, keep)[:, 4:8], expected)
 
 
-def test_a_step_draws_one_table_and_none_without_drop_path() -> None:
+def test_a_step_draws_one_table_and_nothing_without_drop_path() -> None:
     x = torch.randn(2, 3, 32, 32)
 
     def drawn(model: PNASNet5) -> bool:
@@ -140,7 +140,7 @@ def test_progress_outside_the_training_is_refused() -> None:
 
 
 def _step(model: PNASNet5, x: Tensor) -> tuple[dict[str, Tensor], int]:
-    """Gradients, statistics and loss of one seeded training step, and the bytes saved for its backward pass."""
+    """Return gradients, statistics and loss of one seeded training step, and the bytes saved for its backward pass."""
     saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def _step(model: PNASNet5, x: Tensor) -> tuple[dict[str, Tensor], int]:
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.4])
-def test_recomputed_cells_change_nothing_but_memory(drop_path: float) -> None:
+def test_recomputed_cells_change_only_memory(drop_path: float) -> None:
     torch.manual_seed(0)
     plain = pnasnet5mobile(10, "tf", drop_path=drop_path)
     recomputing = pnasnet5mobile(10, "tf", drop_path=drop_path, checkpoint_cells=True)
@@ -202,7 +202,7 @@ def test_gradients_stay_channels_last_through_the_whole_network() -> None:
     model(torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)).square().mean().backward()
     assert len(layouts) == len(model.cell_names)
     del layouts[model.cell_names[-1]]  # the mean's gradient is one value per channel and has no layout yet
-    assert all(layouts.values()), f"slow layout behind {[name for name, kept in layouts.items() if not kept]}"
+    assert all(layouts.values()), f"slow layout behind {[name for name, fast in layouts.items() if not fast]}"
 
 
 NARROW_STEPS = """
@@ -218,7 +218,7 @@ for network in (pnasnet5tiny(10), pnasnet5mobile(10)):
 
 
 def test_narrow_network_in_channels_last_does_not_write_past_its_buffers() -> None:
-    # A process of its own: where memory is corrupted, the C library aborts it.
+    # In a separate process: if memory is corrupted, the C library aborts it.
     done = subprocess.run([sys.executable, "-c", NARROW_STEPS], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr or "killed by a memory fault"
 

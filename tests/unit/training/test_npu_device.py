@@ -1,4 +1,4 @@
-"""A torch_npu that cannot be loaded is one line that says what to do; its own words are kept for below it."""
+"""A torch_npu that cannot be loaded gives one line with the next step; its own words are the error's cause."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ MISSING = "cannot open shared object file: No such file or directory"
 
 
 @pytest.mark.parametrize(
-    ("fails", "said"),
+    ("statement", "message"),
     [
         (f"ImportError('libascend_hal.so: {MISSING}')", "the NPU's driver is not in this container"),
         (f"ImportError('libhccl.so: {MISSING}')", "CANN's environment is not set (libhccl.so): source its set_env.sh"),
@@ -24,13 +24,13 @@ MISSING = "cannot open shared object file: No such file or directory"
         ("RuntimeError('of another kind')", "torch_npu cannot be loaded (RuntimeError): python -m trainer env says"),
     ],
 )
-def test_what_keeps_torch_npu_from_being_loaded_is_said_in_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, said: str
+def test_the_reason_why_torch_npu_cannot_be_loaded_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str, message: str
 ) -> None:
-    (tmp_path / "torch_npu.py").write_text(f"raise {fails}\n")
+    (tmp_path / "torch_npu.py").write_text(f"raise {statement}\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UsageError) as caught:
         open_device("npu")
-    assert str(caught.value).startswith(f"--device npu: {said}")
+    assert str(caught.value).startswith(f"--device npu: {message}")
     assert "\n" not in str(caught.value)
-    assert str(caught.value.__cause__) in fails.replace("\\", "")
+    assert str(caught.value.__cause__) in statement.replace("\\", "")

@@ -24,13 +24,13 @@ STEPS = 4
 
 
 class ToyConfig(TrainConfig):
-    """What a contributor writes in trainer/shared/config/train.py."""
+    """The contributor's change in trainer/shared/config/train.py."""
 
     optimizer: Literal["sgd", "toy"] = option("sgd", "Optimizer.", group="Optimisation")  # type: ignore[assignment]  # one word more
 
 
 class Toy:
-    """What a contributor writes in trainer/training/optimizer.py: Adam, whose state SGD does not have."""
+    """The contributor's class in trainer/training/optimizer.py: Adam, whose state SGD does not have."""
 
     def make(self, groups: ParameterGroups, config: TrainConfig, *, device: str, library: Any) -> torch.optim.Optimizer:
         assert device == "cpu"
@@ -108,7 +108,7 @@ def test_the_state_is_complete_before_the_first_step() -> None:
     assert {name for name in state_tensors(training) if name.startswith("optimizer.")} == kinds
 
 
-def test_what_another_optimizer_did_not_save_begins_at_its_first_state_again() -> None:
+def test_state_that_another_optimizer_did_not_save_returns_to_its_first_values() -> None:
     sgd = _training("sgd", log_interval=1)
     _steps(sgd, 0, 1)
     toy = _training("toy", log_interval=1)

@@ -1,4 +1,4 @@
-"""What a resumed run says about its settings."""
+"""A resumed run names the settings that differ from its checkpoint's."""
 
 from trainer.shared.config import TrainConfig
 from trainer.training.resume import changed_settings

@@ -1,4 +1,4 @@
-"""Checkpoints beside the training: when one is due, what a full disk costs, and which ones stay."""
+"""Checkpoints during the training: when one is due, the cost of a full disk, and the ones that stay."""
 
 import time
 from collections.abc import Callable, Collection
@@ -42,14 +42,14 @@ def _steps(folder: Path) -> list[int]:
     return [int(path.name.removeprefix("step-")) for path in list_checkpoints(folder)]
 
 
-def test_a_checkpoint_is_due_once_each_time_so_many_steps_are_done(tmp_path: Path) -> None:
+def test_a_checkpoint_is_due_once_per_interval_of_steps(tmp_path: Path) -> None:
     saver = _saver(tmp_path)
     assert [step for step in range(35) if saver.is_due(step)] == [10, 20, 30]
     saver.start_at(34)
     assert [step for step in range(34, 52) if saver.is_due(step)] == [40, 50]
 
 
-def test_a_checkpoint_is_due_when_the_time_has_passed(tmp_path: Path) -> None:
+def test_a_checkpoint_is_due_after_an_interval_of_time(tmp_path: Path) -> None:
     now = 0.0
     saver = _saver(tmp_path, every="1h", clock=lambda: now)
     now = 3599
@@ -60,7 +60,7 @@ def test_a_checkpoint_is_due_when_the_time_has_passed(tmp_path: Path) -> None:
     assert not saver.is_due(1002)
 
 
-def test_the_state_that_was_saved_is_that_of_its_step_whatever_training_does_meanwhile(tmp_path: Path) -> None:
+def test_the_saved_state_is_the_one_of_its_step_although_training_continues(tmp_path: Path) -> None:
     saver, weight = _saver(tmp_path), torch.ones(5)
 
     def train_on() -> None:
@@ -73,21 +73,21 @@ def test_the_state_that_was_saved_is_that_of_its_step_whatever_training_does_mea
     assert data.endswith(torch.ones(5).numpy().tobytes())
 
 
-def test_the_newest_stay_and_the_one_just_written_even_behind_damaged_ones(tmp_path: Path) -> None:
+def test_the_newest_checkpoints_and_the_one_just_written_stay_even_with_damaged_newer_ones(tmp_path: Path) -> None:
     saver = _saver(tmp_path, keep=2)
     for step in (10, 20, 30, 40):
         assert _save(saver, step) is None
     assert _steps(tmp_path) == [40, 30]
     for step in (30, 40):
         (tmp_path / f"step-{step:09d}/state.safetensors").write_bytes(b"torn")
-    # A run that goes back behind both writes its next one here.
+    # A run that rolled back past both writes its next one here.
     assert _save(saver, 25) is None
-    found = newest_valid(tmp_path, on_refused=lambda _path, _why: None)
-    assert found is not None
-    assert found.path.name == "step-000000025"
+    newest = newest_valid(tmp_path, on_refused=lambda _path, _why: None)
+    assert newest is not None
+    assert newest.path.name == "step-000000025"
 
 
-def test_records_that_the_disk_has_not_got_cost_the_checkpoint_that_knows_of_them(
+def test_records_that_cannot_be_synced_cost_the_checkpoint_that_counts_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saver = _saver(tmp_path)
@@ -103,23 +103,23 @@ def test_records_that_the_disk_has_not_got_cost_the_checkpoint_that_knows_of_the
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_error_that_nobody_foresaw_is_no_success(tmp_path: Path) -> None:
+def test_an_unexpected_error_is_not_a_success(tmp_path: Path) -> None:
     def broken() -> None:
-        raise RuntimeError("unforeseen")
+        raise RuntimeError("unexpected")
 
     assert "died" in (_save(_saver(tmp_path), 10, sync=broken) or "")
 
 
-def test_a_folder_that_cannot_be_written_costs_a_warning_and_leaves_the_earlier_ones(
+def test_a_failed_write_costs_a_warning_and_leaves_the_earlier_checkpoints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saver = _saver(tmp_path)
     assert _save(saver, 10) is None
-    (tmp_path / ".step-000000020.partial").write_text("")  # and what is in the way goes
+    (tmp_path / ".step-000000020.partial").write_text("")  # a file in the way is deleted
     assert _save(saver, 20) is None
     (tmp_path / "best.safetensors").mkdir()
     error = _save(saver, 30, weights=("best",))
     assert error is not None
     assert "best.safetensors" in error
     assert "checkpoint of step 30" in capsys.readouterr().out
-    assert _steps(tmp_path) == [20, 10], "a checkpoint never knows of weights that are not there"
+    assert _steps(tmp_path) == [20, 10], "a checkpoint never counts weights that do not exist"

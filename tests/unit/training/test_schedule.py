@@ -1,4 +1,4 @@
-"""The learning rate's course, the drop-path ramp and the average's warm-up, as published and as the seed ran them."""
+"""The learning rate, the drop-path ramp and the average's warm-up are the published ones and the seed's."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ from trainer.training.schedule import completed_fraction, ema_decay, learning_ra
 
 
 @pytest.mark.parametrize(("epoch", "rate"), [(0, 0.4), (1, 0.39988), (45, 0.2), (89, 0.000122)])
-def test_the_seeds_schedule_gives_the_seeds_rates(epoch: int, rate: float) -> None:
+def test_the_seeds_schedule_has_the_seeds_rates(epoch: int, rate: float) -> None:
     config = TrainConfig()
     assert learning_rate(config, epoch=epoch, step=0, steps=5004) == pytest.approx(rate, rel=5e-3)
     assert learning_rate(config, epoch=epoch, step=0, steps=9) == learning_rate(config, epoch=epoch, step=8, steps=9)
@@ -36,7 +36,7 @@ def test_cosine_per_step_rises_to_the_peak_and_falls_to_zero_without_a_jump() ->
 
 @pytest.mark.parametrize("schedule", ["cosine-epoch", "cosine-step"])
 @pytest.mark.parametrize("warmup_epochs", [0, 1, 5])
-def test_a_timed_run_may_last_longer_than_its_epochs(schedule: str, warmup_epochs: int) -> None:
+def test_a_timed_run_can_last_longer_than_its_epochs(schedule: str, warmup_epochs: int) -> None:
     layers = [Layer("flag", {"mode": "performance", "schedule": schedule, "warmup_epochs": warmup_epochs, "epochs": 1})]
     config, _ = resolve(TrainConfig, layers)
     rates = [learning_rate(config, epoch=epoch, step=step, steps=4) for epoch in range(9) for step in range(4)]

@@ -1,4 +1,4 @@
-"""Whom a rank names that has waited too long, and that an unstarted watchdog does nothing."""
+"""A rank that has waited too long names the ranks to blame; an unstarted watchdog does nothing."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def same_place() -> Activity:
 
 
 @pytest.mark.parametrize(
-    ("peers", "named"),
+    ("peers", "blame"),
     [
         (
             [Peer(0, same_place(), 900), Peer(1, DATA, waited_s=905)],
@@ -38,24 +38,24 @@ def same_place() -> Activity:
         ([Peer(0, same_place(), 900)], "all ranks wait for each other; check the network"),
     ],
 )
-def test_a_rank_names_those_that_keep_it_waiting_and_calls_itself_a_consequence(peers: list[Peer], named: str) -> None:
+def test_a_rank_names_the_ranks_to_blame_and_calls_itself_a_consequence(peers: list[Peer], blame: str) -> None:
     line = stall_line(MINE, tag="rank 3 npu:3", waited_s=930.2, peers=peers)
-    begun = "error rank 3 npu:3 has waited 930 s for its peers (gradient exchange at epoch 4 step 17): "
-    assert line.startswith(begun + named)
+    beginning = "error rank 3 npu:3 has waited 930 s for its peers (gradient exchange at epoch 4 step 17): "
+    assert line.startswith(beginning + blame)
     assert "\n" not in line
     assert len(line) <= 500, "the supervisor cuts a longer one"
     assert blames_a_peer(line.encode())
 
 
 @pytest.mark.parametrize("what", ["data", "compute", "disk", "the device"])
-def test_what_a_rank_waits_for_by_itself_is_its_own_failure(what: str) -> None:
+def test_a_wait_without_peers_is_the_ranks_own_failure(what: str) -> None:
     line = stall_line(Activity(what, {"epoch": 4, "step": 17}), tag="rank 3 npu:3", waited_s=900, peers=None)
     assert line.startswith(f"error rank 3 npu:3 has waited 900 s for {what} at epoch 4 step 17: ")
     assert line.endswith("or allow more with --stall-timeout-s")
     assert not blames_a_peer(line.encode())
 
 
-def test_a_rank_is_silent_by_the_readers_clock_whatever_its_own_says() -> None:
+def test_the_readers_clock_decides_whether_a_rank_is_silent() -> None:
     text = encode_report(DATA, waited_s=7, number=3, now=1000)
     early = decode_report(1, text, unchanged_s=4, overdue_s=15, now=5000)
     assert (early.silent, str(early.activity), early.waited_s) == (False, str(DATA), 7)
@@ -63,13 +63,13 @@ def test_a_rank_is_silent_by_the_readers_clock_whatever_its_own_says() -> None:
     assert (late.silent, late.silent_s) == (True, 16)
 
 
-def test_a_rank_between_its_marks_is_busy_with_work_of_its_own() -> None:
+def test_a_rank_between_activities_counts_as_busy() -> None:
     peer = decode_report(1, encode_report(None, waited_s=70, number=3, now=0), unchanged_s=0, overdue_s=15, now=0)
     line = stall_line(MINE, tag="rank 3 npu:3", waited_s=930, peers=[peer])
     assert "rank 1 (work between steps) has not moved for 70 s" in line
 
 
-def test_a_watchdog_that_was_not_started_lets_everything_pass() -> None:
+def test_an_unstarted_watchdog_never_ends_the_process() -> None:
     watchdog = Watchdog(rank=0, device="cpu:0", world_size=2, timeout_s=0.001, store_address=("127.0.0.1", 1))
     watchdog.at("compute", epoch=0, step=0)
     with pytest.raises(KeyError), watchdog.waiting("data", epoch=0, step=0):

@@ -1,4 +1,4 @@
-"""Weights of every origin are read with what they were made for, and go only where they fit."""
+"""Weights of every origin are read with their settings, and load only into a network that they fit."""
 
 import os
 import pickle
@@ -55,7 +55,7 @@ def _same(model: PNASNet5, state: State) -> bool:
     return all(mine[name].equal(tensor) for name, tensor in state.items())
 
 
-def test_timm_weights_give_timms_logits_and_timms_data(tmp_path: Path) -> None:
+def test_timm_weights_give_timms_logits_and_settings(tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = timm.create_model("pnasnet5large").eval()
     file = tmp_path / "model.safetensors"
@@ -100,7 +100,7 @@ def test_thousand_class_pth_is_read(tmp_path: Path, *, legacy: bool) -> None:
     assert _same(model, original.state_dict())
 
 
-def test_seed_checkpoint_belongs_to_the_seeds_padding_and_raw_pixels(tmp_path: Path) -> None:
+def test_seed_checkpoint_has_the_seeds_padding_and_raw_pixels(tmp_path: Path) -> None:
     original = pnasnet5tiny(1000, "seed", "seed")
     _seed(tmp_path / "checkpoint.pth.tar", original.state_dict())
     weights = import_weights(tmp_path / "checkpoint.pth.tar")
@@ -114,7 +114,7 @@ def test_seed_checkpoint_belongs_to_the_seeds_padding_and_raw_pixels(tmp_path: P
 
 
 @pytest.mark.parametrize("padding", ["exact", "seed"])
-def test_own_file_comes_back_bit_for_bit_with_its_description(tmp_path: Path, padding: Any) -> None:
+def test_own_file_is_read_back_bit_for_bit_with_its_description(tmp_path: Path, padding: Any) -> None:
     original = pnasnet5tiny(10, "tf", padding)
     original.to(memory_format=torch.channels_last)
     original(torch.randn(4, 3, 32, 32))
@@ -133,7 +133,7 @@ def _saved(path: Path, model: PNASNet5) -> Weights:
     return import_weights(path)
 
 
-def test_weights_never_go_where_they_do_not_fit(tmp_path: Path) -> None:
+def test_weights_are_refused_by_a_network_that_they_do_not_fit(tmp_path: Path) -> None:
     weights = _saved(tmp_path / "w.safetensors", pnasnet5tiny(10))
     wrong: list[tuple[PNASNet5, str]] = [
         (pnasnet5tiny(10, padding="seed"), "padding exact.* give --padding exact"),
@@ -165,7 +165,7 @@ def test_head_is_replaced_only_when_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("in_file", "in_model"), [("seed", None), (None, "tf"), ("seed", "tf")])
-def test_another_auxiliary_head_is_left_alone(tmp_path: Path, in_file: Any, in_model: Any) -> None:
+def test_another_auxiliary_head_is_not_loaded(tmp_path: Path, in_file: Any, in_model: Any) -> None:
     original = pnasnet5tiny(10, in_file)
     weights = _saved(tmp_path / "w.safetensors", original)
     model = pnasnet5tiny(10, in_model)
@@ -195,7 +195,7 @@ def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
 
 
 def _broken(folder: Path) -> dict[str, Path]:
-    """Files that are no weights, by what is wrong with them."""
+    """Return files that are not weights, by their fault."""
     model = pnasnet5tiny(10)
     whole, zipped = folder / "whole.safetensors", folder / "whole.pth"
     _save(whole, model, DataConfig())
@@ -219,7 +219,7 @@ def _broken(folder: Path) -> dict[str, Path]:
     return files | foreign | {"another network, safetensors": folder / "another.safetensors"}
 
 
-def test_what_is_no_weight_file_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_file_without_weights_is_refused_in_one_line(tmp_path: Path) -> None:
     for name, path in _broken(tmp_path).items():
         with pytest.raises(UsageError) as caught:
             import_weights(path)
@@ -251,7 +251,7 @@ def test_own_file_of_another_version_or_with_a_damaged_description_is_refused(
         import_weights(tmp_path / "w.safetensors")
 
 
-def test_failed_write_leaves_the_earlier_file_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_only_the_earlier_file(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="cannot be written"):
         _save(tmp_path / "no folder" / "w.safetensors", pnasnet5tiny(10), DataConfig())
     target = tmp_path / "w.safetensors"
