@@ -247,7 +247,7 @@ def test_the_newest_valid_checkpoint_is_found_and_newer_ones_are_refused_with_th
     assert names(tmp_path) == before
 
 
-def test_without_a_valid_checkpoint_the_result_is_none_and_each_is_refused_newest_first(tmp_path: Path) -> None:
+def test_without_a_valid_checkpoint_each_is_refused_newest_first(tmp_path: Path) -> None:
     for step in (1, 5, 1_000_000_000):
         _cut(save(tmp_path, step).path)
     refused: list[str] = []

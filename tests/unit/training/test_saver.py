@@ -60,7 +60,7 @@ def test_a_checkpoint_is_due_after_an_interval_of_time(tmp_path: Path) -> None:
     assert not saver.is_due(1002)
 
 
-def test_the_saved_state_is_the_one_of_its_step_although_training_continues(tmp_path: Path) -> None:
+def test_the_saved_state_belongs_to_its_step_although_training_continues(tmp_path: Path) -> None:
     saver, weight = _saver(tmp_path), torch.ones(5)
 
     def train_on() -> None:
