@@ -1,5 +1,6 @@
 """The trainer's command line: finds out who this node is, starts one worker per device, and watches over them."""
 
+import difflib
 import inspect
 import os
 import sys
@@ -9,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from trainer.commands.data import data_app
 from trainer.commands.env import env_app, environment_summary, worker_environment
@@ -121,12 +122,20 @@ def _note(text: str) -> None:
     print(text, flush=True)
 
 
+def _usage(error: CycloptsError) -> str:
+    """Return the fault in the command line; an unexpected word may be a misspelt command."""
+    if not isinstance(error, UnusedCliTokensError) or not error.unused_tokens:
+        return " ".join(str(error).split())
+    suggestion = "".join(f" Did you mean {name}?" for name in difflib.get_close_matches(error.unused_tokens[0], app, 1))
+    return f"unexpected argument {' '.join(error.unused_tokens)}.{suggestion}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; every error of the user's is one line on stderr."""
     try:
         result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        print(f"error: {' '.join(str(error).split())} (see python -m trainer --help)", file=sys.stderr)
+        print(f"error: {_usage(error)} (see python -m trainer --help)", file=sys.stderr)
         return 2
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)

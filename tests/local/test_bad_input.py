@@ -78,6 +78,7 @@ def test_wrong_data_is_refused_in_one_line(tmp_path: Path, data: Callable[[Path]
     ("options", "message"),
     [
         (("--batch-sise", "4"), "Did you mean --batch-size?"),
+        (("inspcet", "output/r1"), "unexpected argument inspcet output/r1. Did you mean inspect?"),
         (("--batch-size", "many"), "--batch-size"),
         (("--batch-size", "1.5"), '"1.5" is not a whole number'),
         (("--mode", "eval", "--weights", __file__), "not a weight file"),
