@@ -1,4 +1,4 @@
-"""What a cluster's objects say of a job, where several of them say something, or one is gone."""
+"""A job's state on a cluster, if several objects give a reason or an object is deleted."""
 
 import json
 import threading
@@ -27,7 +27,7 @@ JOB = {"metadata": {"name": "pair", "uid": "j"}, "spec": {"completions": 2}, "st
 
 
 def failed(name: str, node: str, at: str, code: int = 1) -> Json:
-    """A pod that has failed."""
+    """Return a failed pod."""
     state = {"terminated": {"exitCode": code, "finishedAt": f"2026-11-26T08:00:{at}Z"}}
     status = {"phase": "Failed", "containerStatuses": [{"name": "trainer", "state": state}]}
     return {"metadata": {"name": name}, "spec": {"hostname": node}, "status": status}
@@ -73,7 +73,7 @@ class Server:
 
 
 def reason(*pods: tuple[Json, str]) -> str:
-    """Why the job of these pods has failed."""
+    """Return the reason why the job of these pods failed."""
     jobs = ClusterJobs(kind_named("batch"), cast("Api", Server(*pods)))
     return jobs.state_of(JOB, [pod for pod, _ in pods]).reason
 
@@ -82,24 +82,24 @@ LOST = 'failed rank=0 device=npu:0 cause="Connection closed by peer"'
 MEMORY = 'failed rank=1 device=npu:0 cause="out of memory"'
 
 
-def test_the_cause_is_that_of_the_pod_that_ended_first_and_not_of_those_that_lost_a_peer() -> None:
+def test_the_cause_comes_from_the_pod_that_ended_first_and_not_from_pods_that_lost_a_peer() -> None:
     why = reason((failed("pair-0-a", "pair-0", "09"), LOST), (failed("pair-1-b", "pair-1", "05"), MEMORY))
     assert why == "rank 1 on npu:0: out of memory (pod pair-1-b: exit code 1)"
 
 
-def test_where_the_first_pod_says_nothing_another_is_heard_beside_its_end() -> None:
+def test_if_the_first_pod_logs_no_cause_its_exit_code_is_shown_with_another_pods_cause() -> None:
     why = reason((failed("pair-0-a", "pair-0", "09"), LOST), (failed("pair-1-b", "pair-1", "05", 137), ""))
     assert why == "rank 0 on npu:0: Connection closed by peer (pod pair-1-b: exit code 137)"
 
 
-def test_of_several_tries_the_last_one_is_heard() -> None:
+def test_the_cause_comes_from_the_last_of_several_attempts() -> None:
     earlier = [(failed("pair-0-a", "pair-0", "04"), LOST), (failed("pair-1-b", "pair-1", "03"), "error disk full")]
     last = [(failed("pair-0-c", "pair-0", "29"), LOST), (failed("pair-1-d", "pair-1", "25"), MEMORY)]
     assert reason(*earlier, *last) == "rank 1 on npu:0: out of memory (pod pair-1-d: exit code 1)"
 
 
 @pytest.mark.parametrize("ended", [True, False])
-def test_a_job_that_is_removed_after_its_end_has_ended_as_it_did(ended: bool) -> None:
+def test_a_job_that_is_deleted_after_its_end_keeps_its_outcome(ended: bool) -> None:
     server = DeletedJob({**JOB, "status": JOB["status"] if ended else {}})
     state = JobState(JobRef("batch", "pair"), Phase.FAILED)
     with closing(JobWatch(cast("Api", server), kind_named("batch"), "pair", lambda _job, _pods: state)) as watch:
@@ -111,7 +111,7 @@ def test_a_job_that_is_removed_after_its_end_has_ended_as_it_did(ended: bool) ->
         assert watch.outcome() == (state if ended else None)
 
 
-def test_a_continued_job_keeps_what_its_overlay_said(tmp_path: Path) -> None:
+def test_a_continued_job_keeps_the_content_of_its_overlay(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("spec: {hostNetwork: true}\n")
     kind = kind_named("batch")

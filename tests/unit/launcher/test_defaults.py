@@ -1,4 +1,4 @@
-"""What an administrator publishes in a namespace counts between profile and mode preset, and is checked."""
+"""An administrator's defaults for a namespace rank between profile and mode preset, and are checked."""
 
 import pytest
 
@@ -17,25 +17,25 @@ modes:
 ORIGIN = "cluster defaults (configmap pnas-defaults in training)"
 
 
-def test_they_count_below_what_a_person_says_and_above_presets() -> None:
+def test_defaults_rank_below_the_users_own_settings_and_above_presets() -> None:
     layer = parse_defaults(TEXT, "training")
     settings = resolve_settings({"data_claim": "mine"}, None, {"PNAS_IMAGE": "other:1"}, defaults=layer)
-    found = {name: (value, origin) for name, value, origin in settings.items()}
-    assert found["data_claim"] == ("mine", "flag")
-    assert found["image"] == ("other:1", "environment")
-    assert found["node_selector"] == (("accelerator=huawei-Ascend910",), ORIGIN)
-    assert found["epochs"] == (30, ORIGIN)
-    assert found["output_claim"] == ("pnas-output", "default")
-    assert settings.given == ("epochs",), "the trainer is told"
+    values = {name: (value, origin) for name, value, origin in settings.items()}
+    assert values["data_claim"] == ("mine", "flag")
+    assert values["image"] == ("other:1", "environment")
+    assert values["node_selector"] == (("accelerator=huawei-Ascend910",), ORIGIN)
+    assert values["epochs"] == (30, ORIGIN)
+    assert values["output_claim"] == ("pnas-output", "default")
+    assert settings.given == ("epochs",), "the trainer gets the default as an option"
 
 
-def test_a_mode_has_its_own() -> None:
+def test_a_mode_can_have_its_own_defaults() -> None:
     layer = parse_defaults(TEXT, "training")
     assert resolve_settings({"mode": "performance"}, None, {}, defaults=layer).train.steps == 200
     assert resolve_settings({"mode": "full"}, None, {}, defaults=layer).train.steps is None
 
 
-def test_nothing_is_no_default() -> None:
+def test_an_empty_text_gives_no_defaults() -> None:
     assert parse_defaults("", "training")("full").values == {}
 
 
@@ -52,15 +52,15 @@ def test_nothing_is_no_default() -> None:
         ("modes: [full]", "modes: must be a mapping"),
     ],
 )
-def test_what_is_wrong_is_told_with_the_configmap_that_says_it(text: str, message: str) -> None:
-    with pytest.raises(ConfigError) as refused:
+def test_a_mistake_is_reported_with_the_configmap_that_contains_it(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
         parse_defaults(text, "training")
-    assert message in str(refused.value)
-    assert ORIGIN in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert message in str(error.value)
+    assert ORIGIN in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_value_that_breaks_a_rule_is_traced_to_it() -> None:
+def test_a_value_that_breaks_a_rule_is_traced_to_the_defaults() -> None:
     layer = parse_defaults("shm: much", "training")
     with pytest.raises(ConfigError, match="--shm much \\(from cluster defaults"):
         resolve_settings({}, None, {}, defaults=layer)

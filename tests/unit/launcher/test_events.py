@@ -16,8 +16,8 @@ GANG = {"metadata": META, "spec": {"tasks": []}}
 
 
 def event(kind: str, name: str, uid: str = "", at: str = "2026-11-25T10:00:05Z") -> dict[str, Any]:
-    about = {"kind": kind, "name": name, "uid": uid}
-    return {"involvedObject": about, "reason": "R", "message": f"of {name}", "metadata": {"creationTimestamp": at}}
+    item = {"kind": kind, "name": name, "uid": uid}
+    return {"involvedObject": item, "reason": "R", "message": f"of {name}", "metadata": {"creationTimestamp": at}}
 
 
 class Listing:
@@ -45,13 +45,13 @@ class Listing:
         (JOB, event("Pod", "ladder-x2b4c", "gone", at="2026-11-25T09:00:00Z"), False),
     ],
 )
-def test_an_event_belongs_to_the_job_or_does_not(job: dict[str, Any], item: dict[str, Any], belongs: bool) -> None:
+def test_an_event_belongs_to_the_job_of_its_object(job: dict[str, Any], item: dict[str, Any], belongs: bool) -> None:
     kind = kind_named("volcano" if job is GANG else "batch")
     events = events_of_job(cast("Api", Listing(item)), kind, job, [{"metadata": {"uid": "known"}}])
     assert len(events.items) == belongs
 
 
-def test_events_come_in_the_order_in_which_they_happened() -> None:
+def test_events_are_sorted_by_time() -> None:
     late, early = event("Job", "b", "j", at="2026-11-25T10:00:09Z"), event("Job", "a", "j")
     events = events_about(cast("Api", Listing(late, early)), JOB)
     assert [event["involvedObject"]["name"] for event in events.items] == ["a", "b"]

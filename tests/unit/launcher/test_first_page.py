@@ -11,7 +11,7 @@ from launcher.first_page import first_page
 
 
 @pytest.mark.parametrize("columns", [40, 80, 100, 200])
-def test_the_first_page_is_the_one_that_cyclopts_draws(columns: int) -> None:
+def test_the_first_page_equals_cyclopts_drawing(columns: int) -> None:
     drawn = io.StringIO()
     app.help_print([], console=Console(file=drawn, width=columns))
     page, expected = first_page(columns), drawn.getvalue()

@@ -80,24 +80,24 @@ def test_a_job_of_an_older_release_is_the_same_job(backend: str) -> None:
     ],
     ids=str,
 )
-def test_what_is_set_tells_jobs_apart(flags: dict[str, Any]) -> None:
+def test_jobs_with_other_settings_are_other_jobs(flags: dict[str, Any]) -> None:
     assert spec(**flags).digest != spec().digest
     assert spec(**flags).name != spec().name
 
 
-def test_the_trainer_is_told_of_a_setting_that_equals_its_default_so_it_counts() -> None:
+def test_a_set_option_counts_even_if_it_equals_the_default() -> None:
     """Without it, the value can come from weights or a checkpoint."""
     assert spec(image_size=331).digest != spec().digest
 
 
-def test_a_default_does_not_count_wherever_it_is_written() -> None:
+def test_an_unset_option_does_not_count() -> None:
     assert spec(retries=ClusterOptions().retries).digest == spec().digest
     assert spec(hardware=None).digest == spec().digest
     assert spec(device="cpu", hardware="a3").digest == spec(device="cpu").digest, "a job without NPUs has no preset"
 
 
-def test_the_digest_has_a_format_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A release that gives a default another meaning raises it."""
+def test_a_new_identity_format_changes_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release raises the format when a default gets another meaning."""
     before = spec().digest
     monkeypatch.setattr("launcher.settings.spec._IDENTITY_FORMAT", 2)
     assert spec().digest != before

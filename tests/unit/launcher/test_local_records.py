@@ -1,4 +1,4 @@
-"""What a job's folder says is what is shown: phases, damaged records, and processes that are not the job's any more."""
+"""A local job's state follows from its folder: phases, damaged records, and processes that have reused a pid."""
 
 import os
 import signal
@@ -20,14 +20,14 @@ from launcher.local.submitter import start_job
 from trainer.shared.processes import Process, identify, is_alive, send_signal
 
 ME = {"pid": os.getpid(), "started": identify(os.getpid()).started}
-NOBODY = {"pid": os.getpid(), "started": "another boot:1"}
+ENDED_PROCESS = {"pid": os.getpid(), "started": "another boot:1"}
 
 
 def job(root: Path, name: str = "a", **files: dict[str, Any]) -> JobRef:
     folder = root / name
     folder.mkdir(parents=True)
-    asked = {"command": ["x"], "cwd": str(root), "spec": {}, "output": str(root / "out")}
-    values = {"name": name, "created": time.time(), "host": socket.gethostname(), **asked}
+    request = {"command": ["x"], "cwd": str(root), "spec": {}, "output": str(root / "out")}
+    values = {"name": name, "created": time.time(), "host": socket.gethostname(), **request}
     records.write_record(folder / records.JOB, "LocalJob", values | files.pop("job", {}))
     (folder / records.CONSOLE).touch()
     for kind, record in files.items():
@@ -50,9 +50,9 @@ def ended(returncode: int) -> dict[str, Any]:
         ({"job": {"created": 1.0}}, Phase.LOST, 1),
         ({"processes": {"runner": ME, "trainer": None}}, Phase.PENDING, None),
         ({"processes": running(ME)}, Phase.RUNNING, None),
-        ({"processes": running(NOBODY)}, Phase.LOST, 1),
-        ({"processes": running(NOBODY), "cancel": {"requested": 1.5}}, Phase.CANCELLED, 125),
-        ({"processes": running(NOBODY), "exit": ended(0)}, Phase.SUCCEEDED, 0),
+        ({"processes": running(ENDED_PROCESS)}, Phase.LOST, 1),
+        ({"processes": running(ENDED_PROCESS), "cancel": {"requested": 1.5}}, Phase.CANCELLED, 125),
+        ({"processes": running(ENDED_PROCESS), "exit": ended(0)}, Phase.SUCCEEDED, 0),
         ({"processes": running(ME), "exit": ended(0)}, Phase.SUCCEEDED, 0),
         ({"exit": ended(3)}, Phase.FAILED, 1),
         ({"exit": ended(-9)}, Phase.FAILED, 1),
@@ -60,7 +60,7 @@ def ended(returncode: int) -> dict[str, Any]:
         ({"exit": ended(75), "cancel": {"requested": 1.5}}, Phase.CANCELLED, 125),
         ({"exit": ended(1), "cancel": {"requested": 1.5}}, Phase.CANCELLED, 125),
         ({"exit": ended(0), "cancel": {"requested": 1.5}}, Phase.SUCCEEDED, 0),
-        ({"job": {"host": "elsewhere"}, "processes": running(NOBODY)}, Phase.RUNNING, None),
+        ({"job": {"host": "elsewhere"}, "processes": running(ENDED_PROCESS)}, Phase.RUNNING, None),
     ],
 )
 def test_the_phase_follows_from_the_records_and_the_processes(
@@ -73,7 +73,7 @@ def test_the_phase_follows_from_the_records_and_the_processes(
         assert state.phase.exit_code == code
 
 
-def test_a_failed_jobs_reason_is_its_first_cause_or_its_last_words(tmp_path: Path) -> None:
+def test_a_failed_jobs_reason_is_its_first_cause_or_its_last_line(tmp_path: Path) -> None:
     backend = LocalJobs(tmp_path)
     ref = job(tmp_path, exit=ended(-6))
     assert backend.get(ref).reason == "the trainer was killed by SIGABRT"
@@ -84,7 +84,7 @@ def test_a_failed_jobs_reason_is_its_first_cause_or_its_last_words(tmp_path: Pat
     assert backend.get(ref).reason == "rank 1 on cpu:1: killed by SIGKILL"
 
 
-def test_a_job_on_another_machine_is_neither_called_lost_nor_signalled(tmp_path: Path) -> None:
+def test_a_job_on_another_machine_is_neither_lost_nor_signalled(tmp_path: Path) -> None:
     ref = job(tmp_path, job={"host": "elsewhere"}, processes=running(ME))
     with pytest.raises(ConflictError, match="runs on elsewhere: cancel it there"):
         LocalJobs(tmp_path).cancel(ref)
@@ -92,22 +92,22 @@ def test_a_job_on_another_machine_is_neither_called_lost_nor_signalled(tmp_path:
         LocalJobs(tmp_path).delete(ref)
 
 
-def test_a_process_that_has_a_reused_pid_is_neither_alive_nor_signalled() -> None:
+def test_a_process_with_a_reused_pid_is_neither_alive_nor_signalled() -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        me = identify(child.pid)
-        stranger = Process(child.pid, "another boot:17")
-        assert is_alive(me)
-        assert not is_alive(stranger)
-        assert not send_signal(stranger, signal.SIGKILL)
-        assert child.poll() is None, "the stranger must live on"
-        assert send_signal(me, signal.SIGKILL)
+        own = identify(child.pid)
+        foreign = Process(child.pid, "another boot:17")
+        assert is_alive(own)
+        assert not is_alive(foreign)
+        assert not send_signal(foreign, signal.SIGKILL)
+        assert child.poll() is None, "the process with another start time must survive"
+        assert send_signal(own, signal.SIGKILL)
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert not is_alive(me), "a zombie has ended"
+        assert not is_alive(own), "a zombie has ended"
     finally:
         child.kill()
         child.wait()
-    assert not is_alive(me)
+    assert not is_alive(own)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_damaged_or_newer_record_is_named_and_does_not_hide_other_jobs(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "../jobs/a", "a/", "file"])
-def test_only_the_name_of_a_job_is_a_job(tmp_path: Path, name: str) -> None:
+def test_only_a_jobs_name_selects_a_job(tmp_path: Path, name: str) -> None:
     root = tmp_path / "jobs"
     job(root, exit=ended(0))
     (root / "file").touch()
@@ -150,17 +150,17 @@ def test_only_the_name_of_a_job_is_a_job(tmp_path: Path, name: str) -> None:
 def test_the_end_can_be_recorded_on_a_disk_that_has_filled_up(tmp_path: Path) -> None:
     path = tmp_path / records.EXIT
     records.reserve_record(path)
-    assert records.read_record(path) is None, "a reservation is no record"
+    assert records.read_record(path) is None, "a reservation is not a record"
     [reserved] = tmp_path.iterdir()
     before = reserved.stat()
     records.write_record(path, "Exit", ended(-9))
     after = path.stat()
-    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size), "the room that was reserved is used"
+    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size), "the record uses the reserved space"
     assert records.read_record(path) == {"apiVersion": "pnas/v1", "kind": "Exit", **ended(-9)}
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_unknown_name_is_answered_with_the_names_like_it(tmp_path: Path) -> None:
+def test_an_unknown_name_is_answered_with_similar_names(tmp_path: Path) -> None:
     job(tmp_path, "pnas-full-large")
     with pytest.raises(NotFoundError, match="did you mean pnas-full-large"):
         LocalJobs(tmp_path).get(JobRef("local", "pnas-full-larg"))
@@ -169,31 +169,31 @@ def test_an_unknown_name_is_answered_with_the_names_like_it(tmp_path: Path) -> N
     assert error.value.exit_code is ExitCode.NOT_FOUND
 
 
-def test_a_taken_name_is_a_conflict_and_leaves_the_job_alone(tmp_path: Path) -> None:
+def test_a_taken_name_is_a_conflict_and_does_not_change_the_job(tmp_path: Path) -> None:
     job(tmp_path, exit=ended(0))
     with pytest.raises(ConflictError, match="choose another --name"):
         start_job(LocalJobs(tmp_path), "a", ["true"], {}, {})
     assert LocalJobs(tmp_path).get(JobRef("local", "a")).phase is Phase.SUCCEEDED
 
 
-def test_a_log_that_grows_is_read_in_whole_lines_and_to_its_very_end(tmp_path: Path) -> None:
+def test_a_growing_log_is_read_in_whole_lines_and_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"one\ntw")
-    over = False
-    blocks = read_blocks(path, ended=lambda: over)
+    ended = False
+    blocks = read_blocks(path, ended=lambda: ended)
     assert next(blocks) == b"one\n"
-    assert next(blocks) == b"", "half a line is nobody's business yet"
+    assert next(blocks) == b"", "half a line is not given yet"
     with path.open("ab") as file:
         file.write(b"o\nthree\nfou")
     assert next(blocks) == b"two\nthree\n"
-    over = True
-    assert b"".join(blocks) == b"fou", "the last words of a job that died in the middle of a line"
+    ended = True
+    assert b"".join(blocks) == b"fou", "the job died in the middle of its last line"
 
 
-def test_a_log_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
+def test_a_reader_waits_for_a_log_that_does_not_exist_yet(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    over = False
-    blocks = read_blocks(path, ended=lambda: over)
+    ended = False
+    blocks = read_blocks(path, ended=lambda: ended)
     assert next(blocks) == b""
     path.write_bytes(b"one\n")
     assert next(blocks) == b"one\n"
@@ -210,7 +210,7 @@ def test_a_log_is_read_from_the_first_whole_line_after_an_offset(tmp_path: Path)
     assert read_tail(tmp_path / "none") == b""
 
 
-def test_since_begins_at_what_was_written_by_then(tmp_path: Path) -> None:
+def test_since_starts_at_the_first_line_after_that_time(tmp_path: Path) -> None:
     ref = job(tmp_path, exit=ended(0))
     (tmp_path / "a" / records.CONSOLE).write_bytes(b"one\ntwo\nthree\n")
     now = time.time()
@@ -221,7 +221,7 @@ def test_since_begins_at_what_was_written_by_then(tmp_path: Path) -> None:
     assert b"".join(block.data for block in backend.logs(ref, since_s=5)) == b"three\n"
 
 
-def test_jobs_are_remembered_in_one_place_whatever_the_working_folder(tmp_path: Path) -> None:
+def test_the_state_folder_does_not_depend_on_the_working_folder(tmp_path: Path) -> None:
     assert records.state_home({"XDG_STATE_HOME": str(tmp_path)}) == tmp_path / "pnas" / "jobs"
     default = Path.home() / ".local" / "state" / "pnas" / "jobs"
     assert records.state_home({}) == records.state_home({"XDG_STATE_HOME": "state"}) == default

@@ -1,4 +1,4 @@
-"""What is said of claims and nodes, from objects as the API server gives them."""
+"""Preflight checks of claims and nodes, from objects as the API server returns them."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def node(npus: int | None, **status: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("found", "events", "said"),
+    ("claim_object", "events", "message"),
     [
         (None, [], "--output-claim c: there is no such claim in namespace n; `helm install pnas charts/pnas` or"),
         (claim("Pending", "ReadWriteMany"), [], "--output-claim c: it is not bound yet; see `kubectl describe pvc c"),
@@ -33,21 +33,23 @@ def node(npus: int | None, **status: Any) -> dict[str, Any]:
         (claim("Bound", "ReadWriteMany", deletionTimestamp="now"), [], "it is being deleted"),
     ],
 )
-def test_a_claim_that_keeps_pods_waiting_is_named_with_the_next_step(found: Any, events: Any, said: str) -> None:
-    finding = check_claim("output_claim", "c", found, events, namespace="n", nodes=1)
+def test_a_claim_that_keeps_pods_waiting_is_named_with_the_next_step(
+    claim_object: Any, events: Any, message: str
+) -> None:
+    finding = check_claim("output_claim", "c", claim_object, events, namespace="n", nodes=1)
     assert finding.state == "missing"
-    assert said in finding.text
+    assert message in finding.text
 
 
 @pytest.mark.parametrize(
-    ("found", "events"),
+    ("claim_object", "events"),
     [
         (claim("Pending", "ReadWriteOnce"), [event("FailedBinding"), event("WaitForFirstConsumer")]),
         (claim("Pending", "ReadWriteOnce", annotations={"volume.kubernetes.io/selected-node": "a"}), []),
     ],
 )
-def test_a_claim_that_waits_for_its_first_pod_is_none(found: Any, events: Any) -> None:
-    assert check_claim("output_claim", "c", found, events, namespace="n", nodes=1).state == "ok"
+def test_a_claim_that_waits_for_its_first_pod_is_ready(claim_object: Any, events: Any) -> None:
+    assert check_claim("output_claim", "c", claim_object, events, namespace="n", nodes=1).state == "ok"
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_pods_of_several_nodes_need_a_claim_that_they_can_share(
     assert state == "ok" or f"--{use.replace('_', '-')} c: the claim has only {', '.join(modes)}" in finding.text
 
 
-def test_more_npus_than_any_node_has_are_refused_whatever_is_free_now() -> None:
+def test_more_npus_than_any_node_has_are_refused_even_if_npus_are_in_use_now() -> None:
     finding = check_nodes([node(4), node(None)], RESOURCE, 8, ["a=b"])
     assert finding.state == "missing"
     assert finding.text.startswith(f"--npus 8: no node with a=b has more than 4 {RESOURCE}; ask for 4 or fewer")
@@ -80,5 +82,5 @@ def test_more_npus_than_any_node_has_are_refused_whatever_is_free_now() -> None:
 
 
 @pytest.mark.parametrize("nodes", [[], [node(None)]])
-def test_nodes_that_an_autoscaler_may_still_add_are_no_fault(nodes: list[Any]) -> None:
+def test_nodes_that_an_autoscaler_can_still_add_are_not_missing(nodes: list[Any]) -> None:
     assert check_nodes(nodes, RESOURCE, 8, []).state == "later"

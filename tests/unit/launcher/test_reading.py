@@ -1,4 +1,4 @@
-"""When the reading of a job's log ends: with its last line, or where nobody gives that any more."""
+"""The reading of a job's log ends with its last line, or when no node gives the rest of the log."""
 
 import time
 from collections.abc import Iterator
@@ -52,14 +52,14 @@ def read(log: Any, stop: Stop, *, lasts_s: float) -> list[Any]:
         return [item for item in follower.items() if item != Block(b"")]
 
 
-def test_a_job_that_was_silent_has_its_time_to_say_its_last_words() -> None:
+def test_a_log_line_that_arrives_after_the_jobs_end_is_read() -> None:
     def late() -> Iterator[Item]:
         time.sleep(1.2)
         yield LINE
 
-    found = read(late(), Stop(), lasts_s=1.0)
-    assert [item.data for item in found if isinstance(item, Block)] == [b"last\n"]
-    assert not any(isinstance(item, Loss) for item in found)
+    items = read(late(), Stop(), lasts_s=1.0)
+    assert [item.data for item in items if isinstance(item, Block)] == [b"last\n"]
+    assert not any(isinstance(item, Loss) for item in items)
 
 
 def test_reasons_that_alternate_are_shown_once_each() -> None:
@@ -74,24 +74,24 @@ def test_reasons_that_alternate_are_shown_once_each() -> None:
     ] + ["job job: Running", "job job: Pending: ErrImagePull"]
 
 
-def test_a_log_that_nobody_gives_any_more_is_given_up_and_said_to_be_lost() -> None:
+def test_a_log_that_no_node_gives_any_more_is_reported_as_lost() -> None:
     stop = Stop()
 
     def never() -> Iterator[Item]:
         yield LINE
         stop.wait(60)
 
-    found = read(never(), stop, lasts_s=0.0)
-    assert found[-1] == Loss("pod pod: its node does not give the rest of its log")
+    items = read(never(), stop, lasts_s=0.0)
+    assert items[-1] == Loss("pod pod: its node does not give the rest of its log")
 
 
-def test_a_pod_whose_node_fails_it_and_forgets_its_container_is_said_to_be_lost() -> None:
-    """A kubelet that starts before its device plugin refuses the pods that run, and reports no container of them."""
+def test_a_log_is_reported_as_lost_if_the_node_fails_the_pod_and_forgets_its_container() -> None:
+    """A kubelet that starts before its device plugin fails the running pods and reports no containers of them."""
     states = iter([ContainerState("uid", running=True, scheduled=True)])
     failed = ContainerState("uid", scheduled=True, pod_ended=True)
     nowhere = Credentials(f"http://127.0.0.1:{free_port()}", None, None, None, lambda: None, None, True, None)
-    found = list(ContainerLog(nowhere, INSTANCE, lambda: next(states, failed), Stop()))
-    assert [item.why for item in found if isinstance(item, LogGap)] == [
+    items = list(ContainerLog(nowhere, INSTANCE, lambda: next(states, failed), Stop()))
+    assert [item.why for item in items if isinstance(item, LogGap)] == [
         "its node has failed the pod, and forgotten its container"
     ]
 
@@ -106,19 +106,19 @@ def test_a_pod_whose_node_fails_it_and_forgets_its_container_is_said_to_be_lost(
         (ContainerState("uid", gone=True, unseen=True), False),
     ],
 )
-def test_a_pod_that_came_and_went_between_two_looks_is_said_to_be_lost_if_it_can_have_said_anything(
+def test_a_pod_that_was_deleted_between_two_polls_is_reported_as_lost_if_it_can_have_logged(
     last: ContainerState, lost: bool
 ) -> None:
     states = iter([ContainerState("uid", scheduled=True)])
     nowhere = Credentials(f"http://127.0.0.1:{free_port()}", None, None, None, lambda: None, None, True, None)
-    found = list(ContainerLog(nowhere, INSTANCE, lambda: next(states, last), Stop()))
-    said = ["the pod was deleted before its log had been read to the end"] if lost else []
-    assert [item.why for item in found if isinstance(item, LogGap)] == said
+    items = list(ContainerLog(nowhere, INSTANCE, lambda: next(states, last), Stop()))
+    reasons = ["the pod was deleted before its log had been read to the end"] if lost else []
+    assert [item.why for item in items if isinstance(item, LogGap)] == reasons
 
 
-def test_lines_of_another_container_are_shown_as_its_and_are_nobodys_in_the_books() -> None:
+def test_lines_of_another_container_are_prefixed_and_count_for_no_rank() -> None:
     other = Instance("training", "pod", "uid", "data")
-    stop, books = Stop(), Demultiplexer()
+    stop, counts = Stop(), Demultiplexer()
     with Merged[Instance](stop) as merged:
         follower = LogFollower(cast("Any", Job(0)), merged, stop, follow=True, since_s=None)
         stamped = b"2026-11-25T00:00:00.000000000Z [rank 0 cpu:0 #7] a\n2026-11-25T00:00:00.000000001Z b\n"
@@ -128,6 +128,6 @@ def test_lines_of_another_container_are_shown_as_its_and_are_nobodys_in_the_book
     assert block.data == b"[data] [rank 0 cpu:0 #7] a\n[data] b\n"
     assert block.stamps is not None
     assert len(block.stamps()) == 2
-    assert books.feed(block.data) == [Line(line, line) for line in block.data.splitlines()]
-    assert (books.lines, books.missing) == (0, 0)
+    assert counts.feed(block.data) == [Line(line, line) for line in block.data.splitlines()]
+    assert (counts.lines, counts.missing) == (0, 0)
     assert loss == Loss("pod pod, container data: any lines that it wrote are lost: why")

@@ -1,4 +1,4 @@
-"""Manifests: canonical, complete, and nothing of a value becomes YAML of its own."""
+"""Manifests are canonical and complete, and a value never becomes YAML syntax."""
 
 import json
 from pathlib import Path
@@ -31,35 +31,35 @@ def rendered_objects(spec: JobSpec) -> list[Manifest]:
 
 def template(job: dict[str, Any]) -> dict[str, Any]:
     spec = job["spec"]
-    found: dict[str, Any] = spec["template"] if "template" in spec else spec["tasks"][0]["template"]
-    return found
+    pod_template: dict[str, Any] = spec["template"] if "template" in spec else spec["tasks"][0]["template"]
+    return pod_template
 
 
 def container(job: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = template(job)["spec"]["containers"][0]
-    return found
+    first: dict[str, Any] = template(job)["spec"]["containers"][0]
+    return first
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("nodes", [1, 2, 128])
 @pytest.mark.parametrize("npus", [1, 2, 4, 8])
 def test_the_same_spec_gives_the_same_bytes_and_equal_requests_and_limits(backend: str, nodes: int, npus: int) -> None:
-    one, two = (rendered_objects(spec(backend, npus=npus, nodes=nodes)) for _ in range(2))
-    assert to_yaml(one) == to_yaml(two)
-    assert list(yaml.safe_load_all(to_yaml(one))) == one
-    resources = container(one[-1])["resources"]
+    first, second = (rendered_objects(spec(backend, npus=npus, nodes=nodes)) for _ in range(2))
+    assert to_yaml(first) == to_yaml(second)
+    assert list(yaml.safe_load_all(to_yaml(first))) == first
+    resources = container(first[-1])["resources"]
     assert resources["requests"] == resources["limits"] == {"huawei.com/Ascend910": str(npus)}
 
 
-def test_a_volcano_job_writes_what_its_webhook_would_fill_in_and_brings_its_rank_table() -> None:
+def test_a_volcano_job_contains_the_webhooks_defaults_and_comes_with_its_rank_table() -> None:
     table, job = rendered_objects(spec(nodes=2, retries=2, name="a"))
     assert (table["kind"], table["metadata"]["name"]) == ("ConfigMap", "rings-config-a")
     assert json.loads(table["data"]["hccl.json"]) == {"status": "initializing"}
     assert job["spec"]["schedulerName"] == "volcano"
     assert (job["spec"]["minAvailable"], job["spec"]["tasks"][0]["minAvailable"]) == (2, 2)
-    assert job["spec"]["maxRetry"] == 3, "runs, not restarts"
+    assert job["spec"]["maxRetry"] == 3, "maxRetry counts runs, not restarts"
     labelled = (table, job, template(job))
-    assert {one["metadata"]["labels"]["ring-controller.atlas"] for one in labelled} == {"ascend-910"}
+    assert {item["metadata"]["labels"]["ring-controller.atlas"] for item in labelled} == {"ascend-910"}
     mounts = {mount["mountPath"] for mount in container(job)["volumeMounts"]}
     assert "/user/serverid/devindex/config" in mounts
 
@@ -68,29 +68,31 @@ def test_a_kubernetes_job_of_several_nodes_is_indexed_and_meets_at_its_first_pod
     service, job = rendered_objects(spec("batch", nodes=2, name="a"))
     assert (service["kind"], service["spec"]["clusterIP"]) == ("Service", "None")
     assert job["spec"]["completionMode"] == "Indexed"
-    variables = {one["name"]: one.get("value") for one in container(job)["env"]}
+    variables = {variable["name"]: variable.get("value") for variable in container(job)["env"]}
     assert variables["PNAS_MASTER_ADDR"] == "a-0.a"
     assert template(job)["spec"]["subdomain"] == "a"
-    (alone,) = rendered_objects(spec("batch", name="a"))
-    assert "completionMode" not in alone["spec"]
+    (single,) = rendered_objects(spec("batch", name="a"))
+    assert "completionMode" not in single["spec"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_name_says_what_the_job_is_and_not_what_it_is_called(backend: str) -> None:
-    one, other = spec(backend), spec(backend, lr=0.1)
-    assert one.name == f"pnas-full-{one.digest[:8]}"
-    assert one.digest == spec(backend, name="named").digest == spec(backend, resume="auto").digest
-    assert one.digest != other.digest
-    assert spec(backend, namespace="elsewhere", context="other").digest == one.digest, "where it runs is not what it is"
+def test_the_content_name_does_not_depend_on_the_given_name_or_place(backend: str) -> None:
+    first, other = spec(backend), spec(backend, lr=0.1)
+    assert first.name == f"pnas-full-{first.digest[:8]}"
+    assert first.digest == spec(backend, name="named").digest == spec(backend, resume="auto").digest
+    assert first.digest != other.digest
+    assert spec(backend, namespace="elsewhere", context="other").digest == first.digest, (
+        "the place is not part of the content"
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=60, deadline=None)
 @given(value=st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40))
-def test_a_value_reaches_the_container_as_it_was_typed(backend: str, value: str) -> None:
+def test_a_value_reaches_the_container_unchanged(backend: str, value: str) -> None:
     rendered = container(rendered_objects(spec(backend, env=(f"V={value}", "W=$(HOME)")))[-1])
-    variables = {one["name"]: one.get("value") for one in rendered["env"]}
-    # As the kubelet reads it (k8s.io/kubernetes/third_party/forked/golang/expansion): `$$` is a dollar.
+    variables = {variable["name"]: variable.get("value") for variable in rendered["env"]}
+    # The kubelet reads `$$` as a dollar (k8s.io/kubernetes/third_party/forked/golang/expansion).
     assert "$(" not in variables["W"].replace("$$", "")
     assert variables["V"].replace("$$", "$") == value
 
@@ -105,30 +107,30 @@ def test_an_overlay_is_merged_by_name_and_null_removes(backend: str, tmp_path: P
     pod = template(rendered_objects(spec(backend, overlay=overlay))[-1])["spec"]
     assert pod["hostNetwork"] is True
     assert "securityContext" not in pod
-    assert [one["name"] for one in pod["containers"]] == ["trainer", "side"]
+    assert [item["name"] for item in pod["containers"]] == ["trainer", "side"]
     assert {"name": "A", "value": "b"} in pod["containers"][0]["env"]
     assert pod["containers"][0]["image"] == "r/pnas:1"
 
 
-def test_who_describes_a_job_reads_what_it_does_and_how_to_follow_it() -> None:
-    found = rendered_objects(spec(npus=8, nodes=2, name="big"))[-1]["metadata"]["annotations"]
-    assert found["pnas/runs"] == "full, pnasnet5large at 331 px, 2 x 8 huawei.com/Ascend910"
-    assert found["pnas/follow"] == "python -m launcher logs big --follow"
+def test_kubectl_describe_shows_the_jobs_purpose_and_how_to_follow_it() -> None:
+    annotations = rendered_objects(spec(npus=8, nodes=2, name="big"))[-1]["metadata"]["annotations"]
+    assert annotations["pnas/runs"] == "full, pnasnet5large at 331 px, 2 x 8 huawei.com/Ascend910"
+    assert annotations["pnas/follow"] == "python -m launcher logs big --follow"
 
 
 @pytest.mark.parametrize(
     "text", ["TOKENIZERS_PARALLELISM=false", "MAX_TOKENS=5", "TOKEN_FILE=/run/x", "API_TOKEN=", "SINGLE_PASS=1"]
 )
-def test_what_only_sounds_like_a_secret_is_passed_on(text: str) -> None:
+def test_a_variable_that_only_resembles_a_secret_is_accepted(text: str) -> None:
     assert spec(env=(text,)).pods.env == (text,)
 
 
 @pytest.mark.parametrize("text", ["16", ".5", "500m", "1e3", "1Pi", "2Ei", "3.5Gi", "1E"])
-def test_a_quantity_is_what_kubernetes_takes_for_one(text: str) -> None:
+def test_every_quantity_of_kubernetes_is_accepted(text: str) -> None:
     assert spec(cpu=text).pods.cpu == text
 
 
-def test_an_overlay_is_what_it_says_and_not_where_it_lies(tmp_path: Path) -> None:
+def test_an_overlay_counts_by_its_content_and_not_by_its_path(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("a.yaml", "b.yaml")]
     for file in files:
         file.write_text("spec: {hostNetwork: true}\n")
@@ -141,21 +143,24 @@ def test_an_overlay_mounts_a_volume_twice(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     mounts = [{"name": "data", "mountPath": "/a"}, {"name": "data", "mountPath": "/data", "readOnly": False}]
     overlay.write_text(json.dumps({"spec": {"containers": [{"name": "trainer", "volumeMounts": mounts}]}}))
-    found = container(rendered_objects(spec(overlay=overlay))[-1])["volumeMounts"]
-    of_data = {mount["mountPath"]: mount.get("readOnly") for mount in found if mount["name"] == "data"}
+    rendered = container(rendered_objects(spec(overlay=overlay))[-1])["volumeMounts"]
+    of_data = {mount["mountPath"]: mount.get("readOnly") for mount in rendered if mount["name"] == "data"}
     assert of_data == {"/a": None, "/data": False}
 
 
 def test_an_overlay_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
-    for day, said in (("2026-11-25", "like a date: put it in quotes"), ("2026-13-45", "not valid YAML: month must be")):
+    for day, message in (
+        ("2026-11-25", "like a date: put it in quotes"),
+        ("2026-13-45", "not valid YAML: month must be"),
+    ):
         overlay.write_text(f"metadata: {{annotations: {{day: {day}}}}}\n")
-        with pytest.raises(RequestError, match=said):
+        with pytest.raises(RequestError, match=message):
             spec(overlay=overlay)
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         ({"npus": 3}, "--npus 3: a pod has 1, 2, 4, 8 NPUs"),
         ({"npus": 16}, "for more, add --nodes"),
@@ -188,17 +193,17 @@ def test_an_overlay_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
         ({"name": "x" * 41}, "40 at most"),
     ],
 )
-def test_a_mistake_is_found_without_a_cluster(flags: dict[str, Any], said: str) -> None:
-    with pytest.raises((UsageError, RequestError)) as caught:
+def test_a_mistake_is_refused_without_a_cluster(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises((UsageError, RequestError)) as error:
         spec(**flags)
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("backend", "flags", "said"),
+    ("backend", "flags", "message"),
     [("volcano", {"deadline": "1h"}, "--deadline 1h: Volcano"), ("batch", {"mindcluster": "on"}, "--mindcluster on: ")],
 )
-def test_what_a_backend_cannot_do_is_refused_and_not_left_out(backend: str, flags: dict[str, Any], said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+def test_an_option_that_a_backend_cannot_honour_is_refused(backend: str, flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         spec(backend, **flags)

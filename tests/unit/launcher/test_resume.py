@@ -1,4 +1,4 @@
-"""What `--resume` continues is found, with settings that need not be given again; what it cannot continue is said."""
+"""`--resume` finds the job or run to continue and its settings, and says why it cannot continue one."""
 
 import socket
 import time
@@ -27,16 +27,16 @@ class Bench:
         self.folder = folder
         self.submitter = LocalSubmitter(LocalJobs(folder / "jobs"))
 
-    def run(self, name: str, **begun: Any) -> Path:
-        """A run's folder, which was begun with these settings."""
+    def run(self, name: str, **train: Any) -> Path:
+        """Create the folder of a run with these settings."""
         run = self.folder / "out" / name
         (run / "checkpoints" / "step-000000007").mkdir(parents=True)
-        values = TrainConfig(**begun).model_dump(mode="json")
+        values = TrainConfig(**train).model_dump(mode="json")
         (run / "config.yaml").write_text(yaml.safe_dump(values))
         return run
 
     def job(self, name: str, flags: dict[str, Any], **end: Any) -> Path:
-        """A job that has ended, and its run."""
+        """Create the records of an ended job, and its run."""
         settings = resolve_settings({"output": self.folder / "out", "name": name, **flags}, None, {})
         spec = self.submitter.build(settings, now=NOON)
         folder = self.folder / "jobs" / name
@@ -48,7 +48,7 @@ class Bench:
         return self.run(name, **flags)
 
     def resolve(self, flags: dict[str, Any], environ: dict[str, str] | None = None) -> Settings:
-        """What `submit` makes of these flags."""
+        """Resolve the settings of these flags, as `submit` does."""
         name, earlier = self.submitter.earlier(resolve_settings(flags, None, environ or {}))
         return resolve_settings({**flags, "name": name}, None, environ or {}, earlier=earlier)
 
@@ -77,7 +77,7 @@ def test_a_name_is_enough_to_continue_a_job_from_any_folder(bench: Bench) -> Non
     ]
 
 
-def test_what_is_given_again_wins_over_the_earlier_attempt_and_says_where_it_came_from(bench: Bench) -> None:
+def test_a_new_setting_wins_over_the_earlier_attempts_and_names_its_origin(bench: Bench) -> None:
     bench.job("mine", FLAGS)
     settings = bench.resolve({"resume": "auto", "name": "mine", "npus": 1}, {"PNAS_LR": "0.2"})
     origins = {name: (value, origin) for name, value, origin in settings.items()}
@@ -86,7 +86,7 @@ def test_what_is_given_again_wins_over_the_earlier_attempt_and_says_where_it_cam
     assert origins["model"] == ("pnasnet5tiny", "attempt 1")
 
 
-def test_a_run_that_no_job_began_is_continued_under_its_own_name(bench: Bench) -> None:
+def test_a_run_that_no_job_started_continues_under_its_own_name(bench: Bench) -> None:
     run = bench.run("direct", mode="finetune", weights=Path("/w.pth"), model="pnasnet5mobile", data_path=Path("/i"))
     for path in (run, run / "checkpoints", run / "checkpoints" / "step-000000007"):
         spec = bench.spec({"resume": path})
@@ -94,16 +94,16 @@ def test_a_run_that_no_job_began_is_continued_under_its_own_name(bench: Bench) -
         assert (spec.train.mode, spec.train.model) == ("finetune", "pnasnet5mobile"), "shown as it is"
         assert trainer_options(spec) == [
             *("--output", str(run.parent), "--run-name", "direct", "--resume", str(path))
-        ], "the checkpoint brings the rest"
+        ], "the checkpoint gives the other settings"
 
 
-def test_another_name_begins_another_run_from_the_state(bench: Bench) -> None:
+def test_another_name_starts_another_run_from_the_checkpoint(bench: Bench) -> None:
     run = bench.run("direct")
     spec = bench.spec({"resume": run, "name": "other"})
     assert spec.output == Path.cwd() / "output" / "other"
 
 
-def test_a_name_that_is_not_known_yet_may_begin_now_and_be_continued_later(bench: Bench) -> None:
+def test_an_unknown_name_starts_a_new_job_that_can_continue_later(bench: Bench) -> None:
     spec = bench.spec({"resume": "auto", "name": "new", "data_path": Path("/images")})
     words = trainer_options(spec)
     assert spec.output == Path.cwd() / "output" / "new"
@@ -112,7 +112,7 @@ def test_a_name_that_is_not_known_yet_may_begin_now_and_be_continued_later(bench
 
 
 @pytest.mark.parametrize(
-    ("flags", "error", "said"),
+    ("flags", "error", "message"),
     [
         ({"resume": "auto"}, LauncherError, "--resume auto needs --name, the job to continue: it can be mine (Resum"),
         ({"resume": Path("../out/none")}, LauncherError, "/out/none: no such folder; give a run's folder or one of"),
@@ -123,21 +123,21 @@ def test_a_name_that_is_not_known_yet_may_begin_now_and_be_continued_later(bench
         ({"resume": "auto", "name": "mine", "output": Path("here")}, LauncherError, "leave --output out"),
     ],
 )
-def test_what_cannot_be_continued_is_said_in_one_line(
-    bench: Bench, flags: dict[str, Any], error: type[LauncherError], said: str
+def test_a_job_that_cannot_continue_is_refused_in_one_line(
+    bench: Bench, flags: dict[str, Any], error: type[LauncherError], message: str
 ) -> None:
     bench.job("mine", FLAGS)
     bench.job("done", FLAGS, returncode=0)
     bench.run("Big_One")
     (bench.folder / "w.safetensors").touch()
-    with pytest.raises(error) as refused:
+    with pytest.raises(error) as refusal:
         bench.resolve(flags)
-    assert said in str(refused.value)
-    assert "done" not in str(refused.value), "a job that succeeded has nothing to continue"
-    assert "\n" not in str(refused.value)
+    assert message in str(refusal.value)
+    assert "done" not in str(refusal.value), "a job that succeeded has nothing to continue"
+    assert "\n" not in str(refusal.value)
 
 
-def test_a_runs_folder_is_known_by_what_is_in_it(bench: Bench) -> None:
+def test_a_runs_folder_is_recognised_by_its_content(bench: Bench) -> None:
     run = bench.run("direct")
     assert run_folder_of(run / "checkpoints" / "step-000000007") == run_folder_of(run) == run
     assert run_folder_of(bench.folder) is None

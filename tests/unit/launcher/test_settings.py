@@ -1,4 +1,4 @@
-"""Settings come from layers and know their origin; a spec is complete, and the trainer reads it back unchanged."""
+"""Settings come from layers and have an origin; a spec is complete, and the trainer reads it back unchanged."""
 
 import inspect
 import os
@@ -47,21 +47,21 @@ def local_spec(settings: Settings, folder: Path) -> JobSpec:
     return LocalSubmitter(LocalJobs(folder / "jobs")).build(settings, now=NOON)
 
 
-def test_each_value_comes_from_the_highest_layer_and_says_which(tmp_path: Path) -> None:
+def test_each_value_comes_from_the_highest_layer_and_names_it(tmp_path: Path) -> None:
     profile = tmp_path / "mine.yaml"
     profile.write_text("lr: 0.1\nepochs: 7\nbackend: local\nseed: 5\n")
     settings = resolve_settings(
         {"seed": 9, "mode": "performance"}, str(profile), {"PNAS_LR": "0.2", "PNAS_NAME": "mine", "HOME": "/"}
     )
-    found = {name: (value, origin) for name, value, origin in settings.items()}
-    assert found["seed"] == (9, "flag")
-    assert found["lr"] == (0.2, "environment")
-    assert found["name"] == ("mine", "environment")
-    assert found["epochs"] == (7, f"profile {profile}")
-    assert found["backend"] == ("local", f"profile {profile}")
-    assert found["steps"] == (1000, "mode performance")
-    assert found["momentum"] == (0.9, "default")
-    assert "run_name" not in found, "the run is named after the job"
+    values = {name: (value, origin) for name, value, origin in settings.items()}
+    assert values["seed"] == (9, "flag")
+    assert values["lr"] == (0.2, "environment")
+    assert values["name"] == ("mine", "environment")
+    assert values["epochs"] == (7, f"profile {profile}")
+    assert values["backend"] == ("local", f"profile {profile}")
+    assert values["steps"] == (1000, "mode performance")
+    assert values["momentum"] == (0.9, "default")
+    assert "run_name" not in values, "the run is named after the job"
 
 
 def test_config_show_has_every_setting_as_text_and_as_json() -> None:
@@ -85,12 +85,12 @@ def test_config_show_has_every_setting_as_text_and_as_json() -> None:
         ({"batch_size": 0}, "--batch-size 0"),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_one_line(flags: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError) as refused:
+def test_an_invalid_setting_is_refused_in_one_line(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
         resolve_settings(flags, None, {})
-    assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
-    assert refused.value.exit_code == 2
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 2
 
 
 def test_a_profile_with_an_unknown_setting_is_refused(tmp_path: Path) -> None:
@@ -112,12 +112,12 @@ def test_a_spec_has_a_free_name_and_absolute_paths(tmp_path: Path, monkeypatch: 
     assert spec.output == tmp_path / "output" / spec.name
 
 
-def test_a_name_that_is_as_long_as_one_may_be_has_room_for_its_number() -> None:
+def test_a_name_of_the_greatest_length_has_room_for_its_number() -> None:
     longest = "n" * 37 + "-aa"
     assert is_job_name(longest)
     assert free_name(longest, {longest}.__contains__) == "n" * 37 + "-2"
-    many = {longest, *(f"{'n' * 37}-{count}" for count in range(2, 12))}
-    assert is_job_name(free_name(longest, many.__contains__))
+    taken = {longest, *(f"{'n' * 37}-{count}" for count in range(2, 12))}
+    assert is_job_name(free_name(longest, taken.__contains__))
 
 
 @pytest.mark.parametrize(
@@ -137,24 +137,24 @@ def test_the_trainer_reads_back_exactly_what_the_spec_says(flags: dict[str, Any]
     assert as_the_trainer_reads(trainer_options(spec)) == spec.train
 
 
-def test_what_nobody_set_is_left_for_the_weights_to_bring(tmp_path: Path) -> None:
+def test_an_unset_option_is_left_to_the_weights(tmp_path: Path) -> None:
     flags = {"mode": "eval", "weights": Path("w.safetensors"), "padding": "exact"}
     settings = resolve_settings(flags, None, {"PNAS_EVAL_CROP": "0.875"})
     spec = local_spec(settings, tmp_path)
-    given = as_the_trainer_reads(trainer_options(spec)).model_fields_set
-    assert {"padding", "eval_crop"} <= given, "a value that was set stays set, even if it is the default"
-    assert not {"image_size", "normalize", "interpolation"} & given
+    options = as_the_trainer_reads(trainer_options(spec)).model_fields_set
+    assert {"padding", "eval_crop"} <= options, "a value that was set stays set, even if it is the default"
+    assert not {"image_size", "normalize", "interpolation"} & options
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("1.5s", 1.5), ("10m", 600), ("1h30m", 5400), ("2d", 172800), ("3 min 2 s", 182)]
 )
-def test_durations_are_read_as_people_write_them(text: str, seconds: float) -> None:
+def test_durations_are_parsed_in_the_usual_spellings(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-5", "5 weeks", "1h30", "m"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_duration_is_refused(text: str) -> None:
     with pytest.raises(RequestError, match="is no duration"):
         parse_duration(text)
 
@@ -167,27 +167,27 @@ def test_more_time_than_kubernetes_can_count_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("flags", [{"grace_s": "inf"}, {"lr": "inf"}, {"loss_scale": "nan"}])
-def test_a_number_that_is_none_is_refused(flags: dict[str, str]) -> None:
+def test_a_number_that_is_not_finite_is_refused(flags: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="should be a finite number"):
         resolve_settings(flags, None, {})
 
 
 @pytest.mark.parametrize("place", [{}, {"namespace": "training"}])
-def test_a_job_on_a_cluster_is_found_again_though_one_of_its_name_is_here(
+def test_a_clusters_job_is_found_even_if_this_machine_has_a_job_of_the_same_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: dict[str, str]
 ) -> None:
-    """By its name alone this machine's would be found first, but for one who names a place on a cluster."""
+    """A search by name finds this machine's job first, unless the user names a place on a cluster."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     settings = resolve_settings({"name": "mine", "image": "r/p:1", **place}, None, {})
     spec = make_pod_spec(settings, kind_named("volcano"))
-    named = "".join(f" --{name} {value}" for name, value in place.items())
-    assert where_to_find(settings, spec).words == named
+    options = "".join(f" --{name} {value}" for name, value in place.items())
+    assert where_to_find(settings, spec).words == options
     folder = records.state_home(os.environ) / "mine"
     folder.mkdir(parents=True)
     job = {"name": "mine", "created": 1.0, "host": socket.gethostname(), "cwd": "/", "command": ["x"], "spec": {}}
     records.write_record(folder / records.JOB, "LocalJob", {**job, "output": str(tmp_path)})
     records.write_record(folder / records.EXIT, "Exit", {"returncode": 0, "started": 1.0, "ended": 2.0})
-    assert where_to_find(settings, spec).words == (named or " --backend volcano")
+    assert where_to_find(settings, spec).words == (options or " --backend volcano")
 
 
 @pytest.mark.parametrize(
@@ -199,6 +199,6 @@ def test_durations_are_written_in_their_two_largest_units(seconds: float, text: 
     assert parse_duration(text) == pytest.approx(seconds, abs=0.5)
 
 
-def test_a_name_ends_where_it_ends() -> None:
+def test_a_name_cannot_end_in_a_line_break() -> None:
     assert is_job_name("ladder-a")
     assert not is_job_name("ladder-a\n")

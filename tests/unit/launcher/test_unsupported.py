@@ -1,4 +1,4 @@
-"""A backend that somebody may expect is refused in one line that says why there is none."""
+"""A backend that users may expect but that does not exist is refused in one line that says why."""
 
 import pytest
 
@@ -11,14 +11,14 @@ from launcher.jobs import UNSUPPORTED
 def test_ascendjobs_are_refused_in_one_line_that_says_why(
     words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def typed(*tokens: str) -> int:
+    def run(*tokens: str) -> int:
         return run_command(lambda: app(tokens, exit_on_error=False, print_error=False))
 
-    said = f"error: --backend ascendjob: {UNSUPPORTED['ascendjob']}\n"
-    assert typed(*words, "--backend", "ascendjob") == 2
-    assert capsys.readouterr() == ("", said)
+    message = f"error: --backend ascendjob: {UNSUPPORTED['ascendjob']}\n"
+    assert run(*words, "--backend", "ascendjob") == 2
+    assert capsys.readouterr() == ("", message)
     monkeypatch.setenv("PNAS_BACKEND", "ascendjob")
-    assert typed(*words) == 2
-    told = capsys.readouterr()
-    assert UNSUPPORTED["ascendjob"] in told.err
-    assert (told.out, len(told.err.splitlines())) == ("", 1)
+    assert run(*words) == 2
+    output = capsys.readouterr()
+    assert UNSUPPORTED["ascendjob"] in output.err
+    assert (output.out, len(output.err.splitlines())) == ("", 1)
