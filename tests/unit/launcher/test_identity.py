@@ -90,7 +90,7 @@ def test_a_set_option_counts_even_if_it_equals_the_default() -> None:
     assert spec(image_size=331).digest != spec().digest
 
 
-def test_an_unset_option_does_not_count() -> None:
+def test_a_cluster_option_that_equals_its_default_does_not_count() -> None:
     assert spec(retries=ClusterOptions().retries).digest == spec().digest
     assert spec(hardware=None).digest == spec().digest
     assert spec(device="cpu", hardware="a3").digest == spec(device="cpu").digest, "a job without NPUs has no preset"
