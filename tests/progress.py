@@ -25,7 +25,7 @@ class Progress:
 
 
 def read_progress(file: Path) -> Progress:
-    """Return the progress that a run has written to the file, which may not exist yet."""
+    """Return the progress that a run has written to the file; the file appears after the collection of tests."""
     lines = file.read_text().splitlines() if file.exists() else []
     totals = [int(line.removeprefix("total ")) for line in lines if line.startswith("total ")]
     failed = [line.removeprefix("failed ") for line in lines if line.startswith("failed ")]

@@ -1,4 +1,4 @@
-"""Keep torch out of every unit test but those of tests/unit/training: importing it takes two seconds."""
+"""Refuse to import torch in unit tests outside tests/unit/training: its import takes two seconds."""
 
 import sys
 from collections.abc import Sequence

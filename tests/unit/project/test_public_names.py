@@ -8,14 +8,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 # Names that two modules can define, and why.
 ALLOWED = {
+    "KIND": "each module of launcher/kinds defines one job kind",
     "app": "each program has one command line",
     "main": "each program has one entry point",
 }
 # Names that still have two meanings.
 REMAINING = {
-    *("API_VERSION", "ATTEMPT", "Answer", "COMMANDS", "Device", "EMULATED", "Events", "Finding", "JOB", "Json"),
-    *("Kept", "Kind", "PACKAGES", "Place", "Process", "Profile", "SCHEMA", "TRAINING", "VARIABLES", "attempt_of"),
-    *("check", "plain", "prepare", "render", "seconds", "show"),
+    *("ABOUT", "API_VERSION", "Answer", "COMMANDS", "Device", "EMULATED", "JOB", "Json", "Kind", "Place", "Process"),
+    *("Profile", "SCHEMA", "TRAINING", "VARIABLES", "plain", "render", "show"),
 }
 
 
