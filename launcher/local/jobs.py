@@ -37,8 +37,9 @@ class LocalJobs:
     poll_s = 0.2
     has_timestamps = False
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(self, root: Path | None = None, *, extra_grace_s: float = _EXTRA_GRACE_S) -> None:
         self.root = records.state_home() if root is None else root
+        self._extra_grace_s = extra_grace_s
 
     def get(self, ref: JobRef) -> JobState:
         """Return the job's state, from its records and its processes."""
@@ -122,7 +123,7 @@ class LocalJobs:
             return
         if (host := _other_host(records.read_record(folder / records.JOB) or {})) is not None:
             raise ConflictError(f"job {ref.name} runs on {host}: cancel it there")
-        grace_s = float(state.setting("grace_s") or 0) + _EXTRA_GRACE_S
+        grace_s = float(state.setting("grace_s") or 0) + self._extra_grace_s
         records.write_record(folder / records.CANCEL, "Cancel", {"requested": time.time()})
         if not self._wait(ref, START_S, until=lambda state: state.phase is not Phase.PENDING):
             raise WaitTimeoutError(f"job {ref.name} does not start; look into {folder / records.CONSOLE}")

@@ -39,7 +39,7 @@ class JobRunner:
         self.environ = environ | settings
 
     @property
-    def backend(self) -> LocalJobs:
+    def jobs(self) -> LocalJobs:
         return LocalJobs(records.state_home(self.environ))
 
     def start(self, program: str, name: str = "job", *, grace_s: float = 5, resume: bool = False) -> JobRef:
@@ -47,18 +47,18 @@ class JobRunner:
         script = self.home / f"{name}.py"
         script.write_text(PRELUDE + program)
         record = {"spec": {"train": {"grace_s": grace_s, "mode": "full"}}, "output": str(self.home / "out" / name)}
-        return start_job(self.backend, name, [sys.executable, str(script)], record, self.environ, resume=resume)
+        return start_job(self.jobs, name, [sys.executable, str(script)], record, self.environ, resume=resume)
 
     def run_to_end(self, program: str, name: str = "job", *, resume: bool = False) -> Phase:
         """Start a job, or its next attempt, and wait until it has ended."""
         return self.wait_for_end(self.start(program, name, resume=resume))
 
     def wait_for_end(self, ref: JobRef) -> Phase:
-        wait_until(lambda: self.backend.get(ref).phase.ended)
-        return self.backend.get(ref).phase
+        wait_until(lambda: self.jobs.get(ref).phase.ended)
+        return self.jobs.get(ref).phase
 
     def log(self, ref: JobRef) -> bytes:
-        return b"".join(block.data for block in self.backend.logs(ref))
+        return b"".join(block.data for block in self.jobs.logs(ref))
 
     def command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "launcher", *words]

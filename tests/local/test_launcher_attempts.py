@@ -42,8 +42,8 @@ def test_each_attempt_of_a_job_has_its_own_lines_and_its_own_end(runner: JobRunn
 
 def test_a_cancelled_attempt_does_not_make_the_next_one_cancelled(runner: JobRunner) -> None:
     runner.start("signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); time.sleep(100)", JOB.name)
-    runner.backend.cancel(JOB)
-    assert runner.backend.get(JOB).phase is Phase.CANCELLED
+    runner.jobs.cancel(JOB)
+    assert runner.jobs.get(JOB).phase is Phase.CANCELLED
     assert runner.run_to_end(script("again", 75), JOB.name, resume=True) is Phase.RESUMABLE
 
 
@@ -51,7 +51,7 @@ def test_a_job_that_still_runs_is_not_continued(runner: JobRunner) -> None:
     runner.start("time.sleep(100)", JOB.name)
     with pytest.raises(ConflictError, match=r"job mine still runs \(Running\): follow it"):
         runner.start(script("never", 0), JOB.name, resume=True)
-    runner.backend.cancel(JOB)
+    runner.jobs.cancel(JOB)
 
 
 def test_one_of_several_launchers_continues_a_job(runner: JobRunner) -> None:
@@ -71,8 +71,8 @@ def test_one_of_several_launchers_continues_a_job(runner: JobRunner) -> None:
         assert process.stdin is not None
         process.stdin.close()
     assert sorted(process.wait(timeout=240) for process in launchers) == [0, 6, 6, 6]
-    assert runner.backend.get(JOB).attempt == 2
-    runner.backend.cancel(JOB)
+    assert runner.jobs.get(JOB).attempt == 2
+    runner.jobs.cancel(JOB)
 
 
 def test_the_command_in_the_status_continues_a_cancelled_job_from_any_folder(
@@ -100,5 +100,5 @@ def test_the_command_in_the_status_continues_a_cancelled_job_from_any_folder(
     assert "attempt 2 goes on from" in result.stdout
     assert "job        mine, attempt 2" in result.stderr
     assert list(elsewhere.iterdir()) == []
-    command = runner.backend.get(JOB).command
+    command = runner.jobs.get(JOB).command
     assert command[command.index("--lr") + 1] == "0.05", "the command need not repeat the settings"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from launcher.jobs import JobRef, Phase
-from launcher.local import jobs as local
 from launcher.local import records
+from launcher.local.jobs import LocalJobs
 from launcher.local.submitter import start_job
 from tests.local.job_runner import JobRunner, wait_until
 
@@ -98,7 +98,7 @@ def test_no_signal_to_a_launcher_ends_its_job(runner: JobRunner, number: signal.
         assert "python -m launcher logs job -f" in message
         assert "python -m launcher cancel job" in message
         assert "Traceback" not in message
-    assert runner.backend.get(JobRef("local", "job")).phase is Phase.RUNNING
+    assert runner.jobs.get(JobRef("local", "job")).phase is Phase.RUNNING
     runner.create_file("go")
     follower = runner.launch("logs", "job", "-f")
     assert follower.returncode == 0
@@ -141,28 +141,28 @@ def test_ctrl_c_while_a_job_is_created_never_leaves_half_a_job(
         signal.raise_signal(signal.SIGINT)
         write(path, kind, values)
 
-    monkeypatch.setattr(records, "write_record", interrupt_and_write)
-    with pytest.raises(KeyboardInterrupt):
-        runner.start("say(0, 'it runs')")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "write_record", interrupt_and_write)
+        with pytest.raises(KeyboardInterrupt):
+            runner.start("say(0, 'it runs')")
     ref = JobRef("local", "job")
-    wait_until(lambda: runner.backend.get(ref).phase is Phase.SUCCEEDED)
+    wait_until(lambda: runner.jobs.get(ref).phase is Phase.SUCCEEDED)
 
 
 def test_a_job_runs_in_a_separate_session(runner: JobRunner) -> None:
     ref = runner.start("wait_for_file('go')")
-    details = runner.backend.get(ref).details
+    details = runner.jobs.get(ref).details
     assert os.getsid(details["trainer"]) == os.getsid(details["runner"]) == details["runner"] != os.getsid(0)
     runner.create_file("go")
-    wait_until(lambda: runner.backend.get(ref).phase is Phase.SUCCEEDED)
+    wait_until(lambda: runner.jobs.get(ref).phase is Phase.SUCCEEDED)
 
 
 def test_a_job_whose_processes_vanish_is_lost(runner: JobRunner) -> None:
     ref = runner.start("say(0, 'here')\nwait_for_file('never')")
-    details = runner.backend.get(ref).details
+    details = runner.jobs.get(ref).details
     os.kill(details["runner"], signal.SIGKILL)
     wait_until(lambda: not Path(f"/proc/{details['runner']}").exists())
-    assert runner.backend.get(ref).phase is Phase.RUNNING, "the trainer lives on without the job process"
+    assert runner.jobs.get(ref).phase is Phase.RUNNING, "the trainer lives on without the job process"
     os.kill(details["trainer"], signal.SIGKILL)
     result = runner.launch("logs", "job", "-f")
     assert result.returncode == 1
@@ -196,16 +196,13 @@ wait_for_file("never")
     assert runner.launch("wait", "job").returncode == 125
 
 
-def test_a_job_that_does_not_stop_is_killed_when_its_grace_is_over(
-    runner: JobRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_that_does_not_stop_is_killed_when_its_grace_is_over(runner: JobRunner) -> None:
     ref = runner.start(
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nsay(0, 'ready')\nwait_for_file('never')", grace_s=0
     )
     wait_until(lambda: b"ready" in runner.log(ref))
-    monkeypatch.setattr(local, "_EXTRA_GRACE_S", 0.5)
-    runner.backend.cancel(ref)
-    state = runner.backend.get(ref)
+    LocalJobs(runner.jobs.root, extra_grace_s=0.5).cancel(ref)
+    state = runner.jobs.get(ref)
     assert (state.phase, state.details["returncode"]) == (Phase.CANCELLED, -9)
 
 
@@ -318,7 +315,7 @@ def test_a_path_that_the_terminal_cannot_show_is_no_error(runner: JobRunner, enc
     output = runner.home / folder / "out"
     output.mkdir(parents=True)
     record = {"spec": {"train": {"mode": "full"}}, "output": str(output)}
-    ref = start_job(runner.backend, "job", ["true"], record, runner.environ)
+    ref = start_job(runner.jobs, "job", ["true"], record, runner.environ)
     runner.wait_for_end(ref)
     assert json.loads(runner.launch("status", "job", "--json").stdout)["output"] == str(output)
     for words in (("status", "job"), ("logs", "job", "-f"), ("delete", "job")):
