@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import peers
 from benchmarks.report import machine, publish
-from launcher.podlogs.stamps import stamp_ns
+from launcher.podlogs.lines import timestamp_ns
 from tests.cluster.support import line_printer
 from tests.cluster.testbed import cluster as testbed
 from tests.cluster.testbed.cluster import Cluster
@@ -149,7 +149,7 @@ def _delays_of(command: Sequence[str]) -> list[float]:
             block = process.stdout.read(1 << 16)
             arrival = time.time()
             for line in block.splitlines():
-                stamp = stamp_ns(line)
+                stamp = timestamp_ns(line)
                 # Ignore lines from the start of the reader: they do not show its delay.
                 if stamp is not None and stamp / 1e9 > start + 2:
                     delays.append(arrival - stamp / 1e9)

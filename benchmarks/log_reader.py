@@ -7,18 +7,19 @@ each line has its timestamp. It is a separate program because `benchmarks.follow
 import sys
 from pathlib import Path
 
-from launcher.kube.connection import connect
-from launcher.kube.place import Place
+from launcher.jobs import LogLoss
+from launcher.kube.access import ClusterAccess
+from launcher.kube.api import connect
 from launcher.kube.resources import PODS
-from launcher.podlogs.batch import LogGap
 from launcher.podlogs.container import ContainerLog
+from launcher.podlogs.lines import without_timestamps
 from launcher.podlogs.state import ContainerState, Instance, container_state
-from launcher.podlogs.stop import Stop
+from launcher.podlogs.transport import StopSignal
 
 
 def main(kubeconfig: str, namespace: str, name: str, form: str) -> None:
     """Write the log; read the pod's state once, at the start."""
-    api = connect(Place(Path(kubeconfig), None, namespace))
+    api = connect(ClusterAccess(Path(kubeconfig), None, namespace))
     pod = api.get(PODS, name)
 
     def state() -> ContainerState:
@@ -26,9 +27,9 @@ def main(kubeconfig: str, namespace: str, name: str, form: str) -> None:
 
     instance = Instance(namespace, name, pod["metadata"]["uid"], "trainer")
     stamped = form == "stamped"
-    for item in ContainerLog(api.credentials, instance, state, Stop(), follow=stamped):
-        assert not isinstance(item, LogGap), item
-        sys.stdout.buffer.write(item.stamped if stamped else item.data)
+    for piece in ContainerLog(api.credentials, instance, state, StopSignal(), follow=stamped):
+        assert not isinstance(piece, LogLoss), piece
+        sys.stdout.buffer.write(piece if stamped else without_timestamps(piece))
         sys.stdout.buffer.flush()
 
 

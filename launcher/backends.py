@@ -8,16 +8,14 @@ from dataclasses import dataclass
 
 from launcher import PROGRAM
 from launcher.cluster.jobs import ClusterJobs
-from launcher.errors import LauncherError, NotFoundError
+from launcher.errors import ApiError, LauncherError, NotFoundError
 from launcher.jobs import KIND_NAMES, BackendName, JobRef, Jobs, JobState
-from launcher.kube.api import ApiError
-from launcher.kube.connection import is_configured
-from launcher.kube.place import Place
+from launcher.kube.access import ClusterAccess, is_configured
 from launcher.local.jobs import LocalJobs
-from launcher.output.progress import Progress
+from launcher.output.progress import JobProgress
 
 
-def find_job(name: str, backend: BackendName, place: Place) -> tuple[Jobs, JobRef]:
+def find_job(name: str, backend: BackendName, place: ClusterAccess) -> tuple[Jobs, JobRef]:
     """Return the job called `name`, wherever `backend` allows it to be.
 
     Raises:
@@ -49,17 +47,17 @@ def find_job(name: str, backend: BackendName, place: Place) -> tuple[Jobs, JobRe
 class Listing:
     """All jobs that could be listed, oldest first, and why others could not."""
 
-    jobs: list[tuple[Jobs, JobState, Progress]]
+    jobs: list[tuple[Jobs, JobState, JobProgress]]
     problem: LauncherError | None = None
 
 
-def list_jobs(backend: BackendName, place: Place) -> Listing:
+def list_jobs(backend: BackendName, place: ClusterAccess) -> Listing:
     """List the jobs of all backends that `backend` allows.
 
     Raises:
         LauncherError: the backend that the user named cannot be asked.
     """
-    listed: list[tuple[Jobs, JobState, Progress]] = []
+    listed: list[tuple[Jobs, JobState, JobProgress]] = []
     problem: LauncherError | None = None
     try:
         for jobs in _readable_jobs(backend, place):
@@ -73,7 +71,7 @@ def list_jobs(backend: BackendName, place: Place) -> Listing:
     return Listing(sorted(listed, key=lambda job: (job[1].created or 0, job[1].ref.name)), problem)
 
 
-def _list_readable(jobs: Jobs, backend: BackendName) -> tuple[list[tuple[JobState, Progress]], ApiError | None]:
+def _list_readable(jobs: Jobs, backend: BackendName) -> tuple[list[tuple[JobState, JobProgress]], ApiError | None]:
     try:
         return jobs.list(), None
     except ApiError as error:
@@ -91,11 +89,11 @@ def _check_skippable(error: ApiError, backend: BackendName) -> ApiError:
     return error
 
 
-def _readable_jobs(backend: BackendName, place: Place) -> Iterator[Jobs]:
+def _readable_jobs(backend: BackendName, place: ClusterAccess) -> Iterator[Jobs]:
     if backend in KIND_NAMES:
         yield ClusterJobs.at(backend, place)
         return
-    if backend != "auto" or place == Place():
+    if backend != "auto" or place == ClusterAccess():
         yield LocalJobs()
     if backend == "auto" and is_configured(place):
         yield from (jobs for name in KIND_NAMES if (jobs := ClusterJobs.at(name, place)).served())

@@ -6,14 +6,14 @@ LauncherError                     1
 ├── JobFailedError                1  the job ended without success
 ├── RequestError                  2  the request cannot be carried out; nothing was started
 ├── UnreachableError              3  the cluster cannot be reached, or does not let the user in
-│   └── PodLogError               3  a container's log cannot be read (this and the next: launcher.podlogs.errors)
+│   └── PodLogError               3  a container's log cannot be read (see launcher.podlogs.errors)
 │       ├── ConnectionCutError    3  the connection was cut in the middle of an answer
 │       │   └── SilentError       3  nothing came for a while
 │       ├── LogRefusedError       3  the server answered with something else than a log
 │       ├── NotConnectedError     3  no connection came about
 │       ├── ReadStoppedError      3  the reader was told to stop
 │       └── UntrustedError        3  one side does not accept the other's certificate
-├── ApiError                      3  the API server refused a request (launcher.kube.api)
+├── ApiError                      3  the API server refused a request
 ├── NotFoundError                 4  no job has this name
 ├── PreflightError                5  the cluster is not ready for this job; nothing was created
 ├── ConflictError                 6  the name is taken, or the job's state does not allow this
@@ -59,6 +59,11 @@ MEANINGS = {
 }
 
 
+def is_transient_status(status: int) -> bool:
+    """Return whether a request with this HTTP status may succeed later: the server is ill or too busy."""
+    return status >= 500 or status == 429
+
+
 class LauncherError(Exception):
     """The command cannot do its work. `str(error)` is one line: what is wrong, where, and the next step."""
 
@@ -88,6 +93,23 @@ class UnreachableError(LauncherError):
 
     exit_code = ExitCode.UNREACHABLE
     transient = True
+
+
+class ApiError(LauncherError):
+    """The API server refused a request.
+
+    Attributes:
+        status: the HTTP status.
+        of_rights: the server does not know the user, or the user lacks the right. Otherwise a 403 refuses the content.
+    """
+
+    exit_code = ExitCode.UNREACHABLE
+
+    def __init__(self, message: str, *, status: int, of_rights: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.of_rights = of_rights
+        self.transient = is_transient_status(status)
 
 
 class PreflightError(LauncherError):

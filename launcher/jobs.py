@@ -6,6 +6,7 @@ implementation, `launcher.local` or `launcher.cluster`; `launcher.submitters` st
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 from launcher.errors import ExitCode, NotFoundError
 
 if TYPE_CHECKING:
-    from launcher.output.progress import Progress
+    from launcher.output.progress import JobProgress
 
 KindName = Literal["volcano", "batch"]
 """Job kinds on a cluster, the preferred one first; each is a module in `launcher.kinds`."""
@@ -103,31 +104,56 @@ class JobState:
 
 
 @dataclass(frozen=True)
-class Block:
-    r"""Part of a job's log: whole lines, each ending in `\n` (but for a last unfinished line of what has ended).
+class LogBlock:
+    r"""Part of a job's log: whole lines, each ending in `\n`. After the end of a job the last line can lack its end.
 
-    An empty block says that all that was written so far has been delivered.
+    An empty block says that all lines that existed when the reading began have been delivered.
 
     Attributes:
-        stream: whose lines these are; those of another stream are numbered from 1 again.
-        stamps: gives the time at which each line was written, as the cluster has it; None if nobody knows.
+        stream: the source of these lines; the lines of each stream are numbered from 1.
+        timestamps: returns the time of each line, as the cluster knows it; None if it is unknown.
     """
 
     data: bytes
     stream: str = ""
-    stamps: Callable[[], Sequence[str]] | None = None
+    timestamps: Callable[[], Sequence[str]] | None = None
+
+
+@dataclass(frozen=True)
+class LogLoss:
+    """Lines that are or may be lost for good; their count is unknown.
+
+    Attributes:
+        reason: why, for the user.
+        first_ns, last_ns: the lost lines were written between these moments, both inclusive, in nanoseconds since 1970
+            by the node's clock. None is an open end.
+        source: the pod, or another source of the lines.
+    """
+
+    reason: str
+    first_ns: int | None = None
+    last_ns: int | None = None
+    source: str = ""
+
+    def __str__(self) -> str:
+        """`pod a: lines between 10:15:02.500Z and 10:15:04.000Z are lost: the log was rotated`."""
+        first, last = (None if ns is None else _clock_time(ns) for ns in (self.first_ns, self.last_ns))
+        if first and last:
+            extent = f"lines between {first} and {last} are lost"
+        else:
+            extent = f"lines after {first} may be lost" if first else "lines may be lost"
+        return f"{self.source}: {extent}: {self.reason}"
+
+
+def _clock_time(nanoseconds: int) -> str:
+    return datetime.fromtimestamp(nanoseconds / 1e9, timezone.utc).strftime("%H:%M:%S.%f")[:-3] + "Z"
 
 
 @dataclass(frozen=True)
 class Notice:
-    """What a reader of the log should know beside its lines: why the job waits, or which lines are lost."""
+    """A line for the reader that is not part of the log, such as the reason why the job waits."""
 
     text: str
-
-
-@dataclass(frozen=True)
-class Loss(Notice):
-    """Lines that nobody has any more, and that no number need have told of."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +201,7 @@ class PreflightFinding(NamedTuple):
     text: str
 
 
-LogItem = Block | Notice | Ended
+LogItem = LogBlock | LogLoss | Notice | Ended
 """A piece of a job's log."""
 
 
@@ -216,7 +242,7 @@ class Jobs(Protocol):
     def events(self, ref: JobRef) -> list[JobEvent]:
         """Return what happened to the job, oldest first."""
 
-    def progress(self, ref: JobRef) -> "Progress":
+    def progress(self, ref: JobRef) -> "JobProgress":
         """Return the job's progress, read from the end of its log."""
 
     def cancel(self, ref: JobRef) -> None:
@@ -229,7 +255,7 @@ class Jobs(Protocol):
             ConflictError: the job has not ended.
         """
 
-    def list(self) -> "list[tuple[JobState, Progress]]":
+    def list(self) -> "list[tuple[JobState, JobProgress]]":
         """Return all jobs, oldest first, each with the progress that costs no further request."""
 
 

@@ -12,8 +12,7 @@ from launcher.cluster.jobs import ClusterJobs
 from launcher.cluster.submitter import ClusterSubmitter
 from launcher.errors import UnreachableError
 from launcher.jobs import KIND_NAMES, Jobs, PreflightFinding, Submitted
-from launcher.kube.connection import is_configured
-from launcher.kube.place import Place
+from launcher.kube.access import ClusterAccess, is_configured
 from launcher.local.jobs import LocalJobs
 from launcher.local.submitter import LocalSubmitter
 from launcher.settings.layers import Defaults, Earlier, Settings
@@ -93,7 +92,7 @@ def choose_submitter(options: JobOptions) -> Choice:
     Raises:
         UnreachableError: a cluster is configured and does not answer; this machine does not stand in for it.
     """
-    place = Place(options.kubeconfig, options.context, options.namespace)
+    place = ClusterAccess(options.kubeconfig, options.context, options.namespace)
     if options.backend in KIND_NAMES:
         return Choice(ClusterSubmitter(ClusterJobs.at(options.backend, place)))
     if options.backend != "auto":
@@ -111,7 +110,7 @@ def local_submitter() -> LocalSubmitter:
     return LocalSubmitter(LocalJobs())
 
 
-def _best_kind(place: Place) -> Choice:
+def _best_kind(place: ClusterAccess) -> Choice:
     missing = ""
     for name in KIND_NAMES[:-1]:
         jobs = ClusterJobs.at(name, place)

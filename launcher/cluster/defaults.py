@@ -6,7 +6,8 @@ The chart makes the ConfigMap. Flags, environment and profile win over it; it wi
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.kube.api import Api, ApiError
+from launcher.errors import ApiError
+from launcher.kube.api import Api
 from launcher.kube.resources import CONFIG_MAPS
 from launcher.settings.layers import Defaults
 from launcher.settings.options import PLACE, JobOptions

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from launcher.cluster.jobs import ClusterJobs
 from launcher.cluster.preflight import check_cluster
-from launcher.errors import LauncherError, PreflightError, RequestError
-from launcher.kube.api import TAKEN, Api, ApiError, Json
+from launcher.errors import ApiError, LauncherError, PreflightError, RequestError
+from launcher.kube.api import TAKEN, Api, Json
 from launcher.kube.resources import CONFIG_MAPS, SERVICES
 from launcher.settings.spec import JobSpec
 

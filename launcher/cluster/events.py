@@ -6,10 +6,11 @@ Read rights on events are independent of rights on jobs: without them `EventList
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from launcher.errors import ApiError
 from launcher.jobs import JobEvent
 from launcher.kinds import Kind
 from launcher.kinds.objects import unix_time
-from launcher.kube.api import Api, ApiError, Json
+from launcher.kube.api import Api, Json
 from launcher.kube.resources import EVENTS
 
 

@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from functools import partial
 from threading import Event
 
 from launcher.errors import LauncherError, NotFoundError
-from launcher.jobs import Block, Ended, JobState, LogItem, Loss, Notice, Phase
+from launcher.jobs import Ended, JobState, LogBlock, LogItem, LogLoss, Notice, Phase
 from launcher.kinds import Kind, pod_selector
 from launcher.kinds.labels import CONTAINER
 from launcher.kinds.objects import attempt_number
@@ -21,11 +20,11 @@ from launcher.kube.api import Api, Json
 from launcher.kube.reflector import Reflector, Selector
 from launcher.kube.resources import PODS
 from launcher.kube.retry import AWAY, BACK
-from launcher.podlogs.batch import Item, LogGap
 from launcher.podlogs.container import ContainerLog
-from launcher.podlogs.merge import Merged
+from launcher.podlogs.lines import LogPiece, timestamps, without_timestamps
+from launcher.podlogs.merge import MergedLogs
 from launcher.podlogs.state import ContainerState, Instance, container_state
-from launcher.podlogs.stop import Stop
+from launcher.podlogs.transport import StopSignal
 
 _WAIT_S = 0.2
 # The trainer's supervisor prints this last.
@@ -61,8 +60,8 @@ def follow_job(
     attempt: int | None,
 ) -> Iterator[LogItem]:
     """Yield the job's log; `launcher.jobs.Jobs.logs` says what comes."""
-    stop = Stop()
-    with Merged[Instance](stop) as merged, closing(JobWatch(api, kind, name, state_of)) as watch:
+    stop = StopSignal()
+    with MergedLogs[Instance](stop) as merged, closing(JobWatch(api, kind, name, state_of)) as watch:
         watch.check_attempt(attempt)
         yield from LogFollower(watch, merged, stop, follow=follow, since_s=since_s).items()
 
@@ -90,7 +89,7 @@ class JobWatch:
         self._deleted_job = job
 
     def close(self) -> None:
-        """Stop the reflectors; a reflector that waits for the server stops soon."""
+        """StopSignal the reflectors; a reflector that waits for the server stops soon."""
         self._jobs.stop()
         self._pods.stop()
 
@@ -197,8 +196,8 @@ class LogFollower:
     def __init__(
         self,
         watch: JobWatch,
-        merged: "Merged[Instance]",
-        stop: Stop,
+        merged: "MergedLogs[Instance]",
+        stop: StopSignal,
         *,
         follow: bool,
         since_s: float | None,
@@ -237,7 +236,7 @@ class LogFollower:
                 self._quiet_since = time.monotonic()
             if not caught_up and (not self._behind or self._quiet_s() > self._limits.quiet_s):
                 caught_up = True
-                yield Block(b"")
+                yield LogBlock(b"")
             give_up_s = self._limits.stuck_s if self._follow else self._limits.quiet_s
             if last and piece is None and self._quiet_s() > give_up_s:
                 yield from self._unread_logs()
@@ -251,27 +250,29 @@ class LogFollower:
             self._quiet_since = time.monotonic()
         return time.monotonic() - self._quiet_since
 
-    def _unread_logs(self) -> Iterator[Loss]:
+    def _unread_logs(self) -> Iterator[LogLoss]:
         """Name the pods whose logs stay on a lost node."""
         for name in sorted({_instance_name(instance) for instance in self._merged.open - self._complete}):
-            yield Loss(f"{name}: its node does not give the rest of its log")
+            yield LogLoss("its node does not give the rest of its log", source=name)
 
-    def log_items(self, instance: Instance, item: Item) -> Iterator[Block | Loss]:
+    def log_items(self, instance: Instance, piece: LogPiece) -> Iterator[LogBlock | LogLoss]:
         """Yield what the reader gets of one piece of a container's log."""
-        if isinstance(item, LogGap):
+        if isinstance(piece, LogLoss):
             # A pod that is deleted after its supervisor's last line loses nothing.
-            if item.last_ns is not None or instance not in self._complete:
-                yield Loss(f"{_instance_name(instance)}: {_gap_text(item)}: {item.why}")
-        elif item.caught_up:
+            if piece.last_ns is not None or instance not in self._complete:
+                yield replace(piece, source=_instance_name(instance))
+        elif not piece:
             self._behind.discard(instance)
-        elif instance.container == CONTAINER:
-            if _LAST_LINE in item.data[-4096:]:
-                self._complete.add(instance)
-            yield Block(item.data, f"{instance.pod_uid} {instance.restart_count}", item.times)
         else:
-            # The prefix keeps its lines from being read as a device's, whatever it writes.
-            prefix = f"[{instance.container}] ".encode()
-            yield Block(prefix + item.data[:-1].replace(b"\n", b"\n" + prefix) + b"\n", stamps=item.times)
+            data, times = without_timestamps(piece), partial(timestamps, piece)
+            if instance.container == CONTAINER:
+                if _LAST_LINE in data[-4096:]:
+                    self._complete.add(instance)
+                yield LogBlock(data, f"{instance.pod_uid} {instance.restart_count}", times)
+            else:
+                # The prefix keeps its lines from being read as a device's, whatever it writes.
+                prefix = f"[{instance.container}] ".encode()
+                yield LogBlock(prefix + data[:-1].replace(b"\n", b"\n" + prefix) + b"\n", timestamps=times)
 
     def notices(self) -> Iterator[Notice]:
         """Yield each phase of the job, and each reason why it waits, once: some reasons alternate for ever."""
@@ -324,16 +325,3 @@ def _instances(pod: Json) -> Iterator[Instance]:
 
 def _instance_name(instance: Instance) -> str:
     return f"pod {instance.pod}" + ("" if instance.container == CONTAINER else f", container {instance.container}")
-
-
-def _gap_text(gap: LogGap) -> str:
-    first, last = _clock_time(gap.first_ns), _clock_time(gap.last_ns)
-    if first and last:
-        return f"lines between {first} and {last} are lost"
-    return f"lines after {first} may be lost" if first else "any lines that it wrote are lost"
-
-
-def _clock_time(nanoseconds: int | None) -> str:
-    if nanoseconds is None:
-        return ""
-    return datetime.fromtimestamp(nanoseconds / 1e9, timezone.utc).strftime("%H:%M:%S.%f")[:-3] + "Z"

@@ -7,25 +7,23 @@ so every launcher, now or next week, sees the same.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launcher import PROGRAM
 from launcher.cluster import saved_attempt
 from launcher.cluster.events import events_about, events_of_job, job_event
 from launcher.cluster.pending import container_failure, why_pending
-from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimeoutError
+from launcher.errors import ApiError, ConflictError, LauncherError, NotFoundError, WaitTimeoutError
 from launcher.jobs import TRAINING, JobEvent, JobRef, JobState, LogItem, Phase
 from launcher.kinds import Kind, kind_named, pod_selector
 from launcher.kinds.labels import CONTAINER, OURS
 from launcher.kinds.objects import attempt_number, is_young, spec_of, unix_time
-from launcher.kube.api import Api, ApiError, Json
-from launcher.kube.connection import connect
-from launcher.kube.place import Place
+from launcher.kube.access import ClusterAccess
+from launcher.kube.api import Api, Json, connect
 from launcher.kube.resources import PODS
 from launcher.kube.retry import wait_until
-
-if TYPE_CHECKING:
-    from launcher.output.progress import Progress
+from launcher.output.lines import parse_lines
+from launcher.output.progress import JobProgress
 
 _POLL_S = 0.5
 # Seconds beyond the pods' own grace period.
@@ -47,7 +45,7 @@ class ClusterJobs:
         self.api = api
 
     @classmethod
-    def at(cls, name: str, place: Place) -> "ClusterJobs":
+    def at(cls, name: str, place: ClusterAccess) -> "ClusterJobs":
         """Return the jobs of the kind `name` on the cluster at `place`."""
         return cls(kind_named(name), connect(place))
 
@@ -91,7 +89,7 @@ class ClusterJobs:
         events, hidden = events_of_job(self.api, self.kind, job, [*self.pods(ref.name), *filter(None, [gang])])
         return [JobEvent(time.time(), f"hidden from you: {hidden}")] if hidden else [*map(job_event, events)]
 
-    def progress(self, ref: JobRef) -> "Progress":
+    def progress(self, ref: JobRef) -> JobProgress:
         """Return the job's progress, from the end of its pods' logs."""
         return self._progress(self.pods(ref.name))
 
@@ -209,15 +207,10 @@ class ClusterJobs:
         pod_reason = f"pod {failed[0]['metadata']['name']}: {container_failure(failed[0])}" if failed else reason
         return f"{cause} ({pod_reason})" if cause else pod_reason
 
-    def _progress(self, pods: Sequence[Json]) -> "Progress":
-        # A submit with --detach needs neither.
-        from launcher.output.lines import Demultiplexer, Line  # noqa: PLC0415
-        from launcher.output.progress import Progress  # noqa: PLC0415
-
-        progress = Progress()
+    def _progress(self, pods: Sequence[Json]) -> JobProgress:
+        progress = JobProgress()
         for pod in pods:
-            items = Demultiplexer(from_start=False).feed(self._log_tail(pod))
-            progress.update_all(item for item in items if isinstance(item, Line))
+            progress.update_all(parse_lines(self._log_tail(pod)))
         return progress
 
     def _log_tail(self, pod: Json) -> bytes:
@@ -251,10 +244,8 @@ class ClusterJobs:
         resume = f"{PROGRAM} submit --name {name} --resume auto --backend {self.name} {namespace}"
         return f". It was removed for an attempt that could not be created: `{resume}` goes on, `{forget}` forgets it"
 
-    def list(self) -> "list[tuple[JobState, Progress]]":
+    def list(self) -> "list[tuple[JobState, JobProgress]]":
         """Return all jobs of the namespace that a launcher made; progress would cost a request for each."""
-        from launcher.output.progress import Progress  # noqa: PLC0415  # see _progress
-
         jobs, _ = self.api.list(self.kind.resource, labels=OURS)
         pods, _ = self.api.list(PODS, labels=OURS)
         states = []
@@ -262,7 +253,8 @@ class ClusterJobs:
             name = job["metadata"]["name"]
             own = [pod for pod in pods if pod["metadata"]["labels"].get(self.kind.pod_label) == name]
             states.append(self._state(job, own, *self.kind.phase(job, own)))
-        return [(state, Progress()) for state in sorted(states, key=lambda state: (state.created or 0, state.ref.name))]
+        states.sort(key=lambda state: (state.created or 0, state.ref.name))
+        return [(state, JobProgress()) for state in states]
 
 
 def _wait_until(condition: Callable[[], bool], within_s: float, failure: str) -> None:

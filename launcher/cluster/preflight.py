@@ -7,8 +7,9 @@ claim that waits for its first pod, or nodes that an autoscaler adds on demand.
 from collections.abc import Sequence
 
 from launcher.cluster.events import events_about
+from launcher.errors import ApiError
 from launcher.jobs import PreflightFinding
-from launcher.kube.api import Api, ApiError, Json
+from launcher.kube.api import Api, Json
 from launcher.kube.resources import CLAIMS, NODES
 from launcher.settings.options import ClusterOptions
 from trainer.shared.config import TrainConfig

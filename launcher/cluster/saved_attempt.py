@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.errors import LauncherError
+from launcher.errors import ApiError, LauncherError
 from launcher.kinds.labels import JOB, MANAGED
 from launcher.kinds.objects import attempt_number, is_part_of, spec_of
-from launcher.kube.api import TAKEN, Api, ApiError, Json
+from launcher.kube.api import TAKEN, Api, Json
 from launcher.kube.resources import CONFIG_MAPS
 
 _KEY = "attempt.json"

@@ -15,11 +15,11 @@ from launcher import PROGRAM
 from launcher.cluster import saved_attempt
 from launcher.cluster.dry_run import PART_RESOURCES, judge, translate_refusal
 from launcher.cluster.jobs import ClusterJobs
-from launcher.errors import ConflictError, LauncherError, UnreachableError
+from launcher.errors import ApiError, ConflictError, LauncherError, UnreachableError
 from launcher.exits import defer_signals
 from launcher.jobs import JobRef, Submitted
 from launcher.kinds.objects import attempt_number, is_part_of, owner_reference, spec_of
-from launcher.kube.api import TAKEN, ApiError, Json
+from launcher.kube.api import TAKEN, Json
 from launcher.kube.resources import Resource
 from launcher.manifests.render import render
 from launcher.settings.spec import JobSpec, free_name, job_digest

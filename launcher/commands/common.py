@@ -11,25 +11,25 @@ from launcher.errors import DetachedError, NotFoundError, RequestError, Unreacha
 from launcher.jobs import JobRef, Jobs
 from launcher.kube.retry import call_with_retry
 from launcher.output import report
-from launcher.output.follow import Reading, raise_outcome, show
+from launcher.output.follow import LogView, raise_outcome, show_log
 
 
-def follow_to_its_end(jobs: Jobs, ref: JobRef, reading: Reading | None = None, *, where: str = "") -> None:
+def follow_to_its_end(jobs: Jobs, ref: JobRef, view: LogView | None = None, *, where: str = "") -> None:
     """Show a job to its end, print the summary, and end with its exit code.
 
     Args:
         where: the options that lead to the job again, for messages.
     """
-    reading = reading or Reading()
+    view = view or LogView()
     try:
-        seen = show(jobs, ref, reading, follow=True)
+        reading = show_log(jobs, ref, view, follow=True)
     except KeyboardInterrupt:
         raise DetachedError(report.reattach_hint(ref.name, where)) from None
     except UnreachableError as error:
         raise UnreachableError(f"{error}. {report.connection_lost_hint(ref.name, where)}") from error
-    state = seen.outcome or call_with_retry(lambda: jobs.get(ref), note, every_s=jobs.poll_s)
-    text = report.summary(state, seen, now=time.time(), where=where)
-    print(text, file=sys.stdout if reading.form == "text" else sys.stderr)
+    state = reading.outcome or call_with_retry(lambda: jobs.get(ref), note, every_s=jobs.poll_s)
+    text = report.summary(state, reading, now=time.time(), where=where)
+    print(text, file=sys.stdout if view.form == "text" else sys.stderr)
     raise_outcome(state)
 
 

@@ -12,7 +12,7 @@ from cyclopts import Group, Parameter, Token
 from launcher import PROGRAM
 from launcher.errors import RequestError
 from launcher.jobs import BACKEND_NAMES, UNSUPPORTED, BackendName
-from launcher.kube.place import Place
+from launcher.kube.access import ClusterAccess
 
 _PLACE = Group.create_ordered("Where")
 
@@ -70,10 +70,10 @@ class Where:
         raise RequestError(f"PNAS_BACKEND={name}: no such backend; there are {', '.join(BACKEND_NAMES)}")
 
     @property
-    def place(self) -> Place:
+    def place(self) -> ClusterAccess:
         """Where the cluster is."""
         kubeconfig = self.kubeconfig or os.environ.get("PNAS_KUBECONFIG")
-        return Place(
+        return ClusterAccess(
             kubeconfig=None if kubeconfig is None else Path(kubeconfig),
             context=self.context or os.environ.get("PNAS_CONTEXT"),
             namespace=self.namespace or os.environ.get("PNAS_NAMESPACE"),

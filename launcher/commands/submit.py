@@ -14,7 +14,7 @@ from launcher.commands.settings import takes_settings
 from launcher.errors import DetachedError
 from launcher.jobs import Submitted, find_state
 from launcher.output import report
-from launcher.output.follow import Reading
+from launcher.output.follow import LogView
 from launcher.settings.spec import renamed
 
 
@@ -72,8 +72,8 @@ def _show(job: PreparedJob, submitted: Submitted, *, detach: bool, save: Path | 
         note(text)
     if not submitted.existed:
         spec = renamed(job.spec, submitted.ref.name)
-        note(report.header(spec, attempt=submitted.attempt, where=job.where))
+        note(report.job_header(spec, attempt=submitted.attempt, where=job.where))
     if detach:
         print(submitted.ref.name)
     else:
-        follow_to_its_end(job.submitter.jobs, submitted.ref, Reading(save=save), where=job.where)
+        follow_to_its_end(job.submitter.jobs, submitted.ref, LogView(save=save), where=job.where)

@@ -19,7 +19,7 @@ from launcher.jobs import JobRef, Jobs, JobState
 from launcher.kube.retry import call_with_retry
 from launcher.output import report
 from launcher.output.display import Format
-from launcher.output.follow import Reading, raise_outcome, show
+from launcher.output.follow import LogView, raise_outcome, show_log
 from launcher.output.lines import Selection
 from launcher.output.timing import parse_duration
 
@@ -55,11 +55,11 @@ def logs(
     if timestamps and not jobs.has_timestamps:
         raise RequestError("--timestamps: this machine keeps no time of each line; leave it out")
     form: Format = "raw" if raw else "json" if json_ else "text"
-    reading = Reading(form=form, timestamps=timestamps, selection=selection, tail=tail, since_s=since_s, save=save)
+    view = LogView(form=form, timestamps=timestamps, selection=selection, tail=tail, since_s=since_s, save=save)
     if follow:
-        follow_to_its_end(jobs, ref, reading, where=where_words(where))
+        follow_to_its_end(jobs, ref, view, where=where_words(where))
     else:
-        show(jobs, ref, reading, attempt=attempt)
+        show_log(jobs, ref, view, attempt=attempt)
 
 
 def status(name: LatestName = None, /, *, json_: Json = False, where: Where | None = None) -> None:

@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from launcher.errors import PreflightError
+from launcher.errors import ApiError, PreflightError
 from launcher.jobs import Phase
 from launcher.kinds import CANCELLED, JOB_VERBS, Kind, ObjectEvents, last_warning
 from launcher.kinds.objects import annotations, is_young, owner_reference, timestamp_now, unix_time
-from launcher.kube.api import Api, ApiError, Json
+from launcher.kube.api import Api, Json
 from launcher.kube.resources import Resource
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import make_headers
 
 from launcher.errors import UnreachableError
-from launcher.kube.place import Credentials
+from launcher.kube.access import Credentials
 
 CONNECT_S = 5.0
 _BLOCK = 1 << 16

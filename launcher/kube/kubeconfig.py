@@ -21,7 +21,7 @@ from kubernetes import config
 from kubernetes.client import Configuration
 
 from launcher.errors import RequestError, UnreachableError
-from launcher.kube.place import DEFAULT_KUBECONFIG, SERVICE_ACCOUNT, Credentials, Place, is_in_cluster
+from launcher.kube.access import DEFAULT_KUBECONFIG, SERVICE_ACCOUNT, ClusterAccess, Credentials, is_in_cluster
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,11 @@ class ConfiguredCluster:
     origin: str
 
 
-def find_cluster(place: Place) -> ConfiguredCluster:
-    """Return the cluster that `place` and the environment name.
-
-    Raises:
-        UnreachableError: there is no configuration, or it cannot be used.
-        RequestError: there is no such context.
-    """
-    named = place.kubeconfig is not None or bool(os.environ.get("KUBECONFIG"))
-    if named or DEFAULT_KUBECONFIG.is_file():
-        return _from_kubeconfig(place)
-    if place.context is None and is_in_cluster():
+def find_cluster(access: ClusterAccess) -> ConfiguredCluster:
+    """Return the cluster that `access` and the environment name; see `launcher.kube.api.connect`."""
+    if access.kubeconfig is not None or os.environ.get("KUBECONFIG") or DEFAULT_KUBECONFIG.is_file():
+        return _from_kubeconfig(access)
+    if access.context is None and is_in_cluster():
         return _from_service_account()
     raise UnreachableError(
         "no cluster is configured: there is no ~/.kube/config, KUBECONFIG is not set and this is no pod; "
@@ -61,16 +55,16 @@ def _from_service_account() -> ConfiguredCluster:
     return ConfiguredCluster(_credentials(configuration), namespace, "this pod's service account")
 
 
-def _from_kubeconfig(place: Place) -> ConfiguredCluster:
-    files = None if place.kubeconfig is None else str(place.kubeconfig.expanduser())
+def _from_kubeconfig(access: ClusterAccess) -> ConfiguredCluster:
+    files = None if access.kubeconfig is None else str(access.kubeconfig.expanduser())
     paths = files or os.environ.get("KUBECONFIG") or str(DEFAULT_KUBECONFIG)
     if not any(Path(path).expanduser().is_file() for path in paths.split(os.pathsep) if path):
         raise UnreachableError(f"kubeconfig {paths}: no such file; give --kubeconfig or set KUBECONFIG")
     try:
-        context = _context(place.context, paths) or config.list_kube_config_contexts(config_file=files)[1]
+        context = _context(access.context, paths) or config.list_kube_config_contexts(config_file=files)[1]
         configuration = Configuration()
         with _logged_errors() as complaints:
-            config.load_kube_config(config_file=files, context=place.context, client_configuration=configuration)
+            config.load_kube_config(config_file=files, context=access.context, client_configuration=configuration)
     except config.ConfigException as error:
         raise UnreachableError(f"kubeconfig {paths}: {_one_line(error)}; fix it or give --kubeconfig") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
@@ -109,7 +103,7 @@ def _context(name: str | None, paths: str) -> Any:
     files = [Path(path).expanduser() for path in paths.split(os.pathsep) if path]
     documents = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
     contexts = [context for document in documents if document for context in document.get("contexts") or ()]
-    # If several files have it, the first one counts, as it does for the client.
+    # If several files have this context, the first file counts, for the client too.
     match = next((context for context in contexts if context["name"] == name), None)
     if match is None:
         names = ", ".join(dict.fromkeys(str(context["name"]) for context in contexts)) or "none"

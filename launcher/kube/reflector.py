@@ -1,8 +1,9 @@
-"""A reflector: the objects that a selector chooses, kept up to date in memory, whatever happens to the connection.
+"""A reflector: the objects that a selector chooses, kept up to date in memory through every cut of the connection.
 
-List, then watch from the list's version with bookmarks; when the server has forgotten that version (410), list again
-and compare. A watch that is silent for longer than the server would let it be is a dead connection, and is opened anew.
-What has gone is told with its last state: whoever looks now and then may have missed that it ever was in it.
+It lists the objects, then watches from the list's version, with bookmarks. When the server has forgotten that version
+(410), it lists again and compares. The server ends every watch after a while; a watch that is silent for longer has
+lost its connection, and is replaced. The last state of a deleted object is reported, because a reader that looks only
+now and then may never have seen that state.
 """
 
 import json
@@ -12,13 +13,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from launcher.errors import LauncherError, UnreachableError
-from launcher.kube.api import Api, ApiError, Json
+from launcher.errors import ApiError, LauncherError, UnreachableError
+from launcher.kube.api import Api, Json
 from launcher.kube.resources import Resource
 from launcher.kube.retry import GIVE_UP_S, Backoff
 
-# The server ends a watch after so long; a connection that outlives that is dead. Short, because a job that has ended
-# seems to go on for as long as nobody has noticed that its connection died without a word.
+# The server ends a watch after this time; a connection that outlives it by `_DEAD_S` is lost. The time is short:
+# until the reflector notices a lost connection, a job that has ended seems to go on.
 _WATCH_S = (45, 60)
 _DEAD_S = 15.0
 _SHORT_S = 1.0
@@ -27,7 +28,7 @@ _PAUSE_S = 0.5
 
 @dataclass(frozen=True)
 class Selector:
-    """Which objects: of a kind, by labels or fields."""
+    """Chooses objects of one kind, by labels or fields."""
 
     resource: Resource
     labels: str = ""
@@ -38,9 +39,9 @@ class Reflector:
     """One thread that keeps `objects` as the server has them.
 
     Args:
-        changed: called, in the reflector's thread, whenever something has changed or the reflector has failed.
-        removed: called, in the reflector's thread, with each object that has gone as it was last, and whether its end
-            was seen; what vanished while the cluster did not answer may have been more by then.
+        changed: called in the reflector's thread after each change, and when the reflector has failed.
+        removed: called in the reflector's thread with the last known state of each deleted object, and whether the
+            deletion was seen. After an unseen one, during an outage, the true last state can be a later one.
         give_up_s: how long the cluster may give no answer.
     """
 
@@ -66,35 +67,35 @@ class Reflector:
         self._gone: set[str] = set()
         self._stopped = threading.Event()
         self.error: LauncherError | None = None
-        """Why it has ended; until then it keeps trying."""
+        """Why the reflector has ended; None while it works."""
         self._version = self._list()
         threading.Thread(target=self._run, name=f"watch {selector.resource}", daemon=True).start()
 
     @property
     def away(self) -> bool:
-        """The cluster does not answer now."""
+        """Whether the cluster does not answer."""
         return self._backoff.since is not None
 
     def objects(self) -> list[Json]:
-        """Those that there are now, in no order."""
+        """Return the objects that exist, in no order."""
         with self._lock:
             return list(self._objects.values())
 
     def look(self) -> None:
-        """Take in what the watch has not told of yet; of what is known, the watch goes on to tell.
+        """Add the objects that the watch has not reported yet. The known objects are left to the watch.
 
         Raises:
             LauncherError: the cluster does not answer, or refuses.
         """
-        found, _ = self._found()
+        items, _ = self._found()
         with self._lock:
-            for item in found:
+            for item in items:
                 uid = item["metadata"]["uid"]
                 if uid not in self._gone:
                     self._objects.setdefault(uid, item)
 
     def stop(self) -> None:
-        """End it; its thread ends with the next word from the server."""
+        """End the reflector; its thread ends when the server sends something."""
         self._stopped.set()
 
     def _run(self) -> None:
@@ -103,7 +104,7 @@ class Reflector:
             error = self._once()
             if error is None:
                 if self._clock() - began < _SHORT_S:
-                    # Something between here and the server ends every watch at once.
+                    # A proxy on the way to the server ends every watch at once.
                     self._stopped.wait(_PAUSE_S)
             elif self._should_retry(error):
                 self._stopped.wait(_PAUSE_S + self._backoff.delay_s())
@@ -111,7 +112,7 @@ class Reflector:
                 return
 
     def _once(self) -> LauncherError | None:
-        """One watch to its end; why it could not be."""
+        """Watch until the watch ends; return the error that ended it, if there was one."""
         try:
             if not self._version:
                 self._version = self._list()
@@ -134,8 +135,8 @@ class Reflector:
         return self._api.list(selector.resource, labels=selector.labels, fields=selector.fields)
 
     def _list(self) -> str:
-        found, version = self._found()
-        objects = {item["metadata"]["uid"]: item for item in found}
+        items, version = self._found()
+        objects = {item["metadata"]["uid"]: item for item in items}
         with self._lock:
             vanished = [item for uid, item in self._objects.items() if uid not in objects]
         for item in vanished:
@@ -146,7 +147,7 @@ class Reflector:
         return version
 
     def _forget(self, item: Json, *, seen: bool) -> None:
-        # Told first: whoever finds it gone is to find its last state, too.
+        # Report it first: a reader that no longer finds the object must find its last state.
         self._removed(item, seen)
         with self._lock:
             self._gone.add(item["metadata"]["uid"])

@@ -1,10 +1,10 @@
-"""The kinds of object that a launcher reads or writes, and where the API server has them."""
+"""The kinds of objects that the launcher reads or writes, and their paths in the API."""
 
 from typing import NamedTuple
 
 
 class Resource(NamedTuple):
-    """One kind, by its place in the API. `group` is empty for the core group."""
+    """One kind of object. `group` is empty for the core group."""
 
     group: str
     version: str
@@ -13,17 +13,17 @@ class Resource(NamedTuple):
 
     @property
     def api_version(self) -> str:
-        """As an object names it: `v1`, `batch/v1`."""
+        """The version in the form that objects use: `v1`, `batch/v1`."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
-        """The path of all its objects in a namespace, or of one, or of a part of one."""
+        """Return the path of all objects of a namespace, of one object, or of a part of one."""
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
-        where = f"/namespaces/{namespace}" if self.namespaced and namespace is not None else ""
-        return root + where + "".join(f"/{part}" for part in (self.plural, name, subresource) if part)
+        scope = f"/namespaces/{namespace}" if self.namespaced and namespace is not None else ""
+        return root + scope + "".join(f"/{part}" for part in (self.plural, name, subresource) if part)
 
     def __str__(self) -> str:
-        """As RBAC and error messages name it: `jobs.batch`."""
+        """Return the name that RBAC and error messages use: `jobs.batch`."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
 

@@ -64,11 +64,6 @@ class Backoff:
         return longest * (1 + self._chance()) / 2
 
 
-def is_transient_status(status: int) -> bool:
-    """Return whether a request that was answered with this HTTP status may succeed later: the server is ill or busy."""
-    return status >= 500 or status == 429
-
-
 def retry_after_s(header: str | None) -> float | None:
     """Return the seconds of a `Retry-After` header (RFC 9110 10.2.3); None without it. Kubernetes gives whole ones."""
     return float(header) if header is not None and header.isdecimal() else None

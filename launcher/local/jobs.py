@@ -15,13 +15,13 @@ from typing import Any
 
 from launcher import PROGRAM
 from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimeoutError
-from launcher.jobs import TRAINING, Block, JobEvent, JobRef, JobState, Phase
+from launcher.jobs import TRAINING, JobEvent, JobRef, JobState, LogBlock, Phase
 from launcher.local import records
 from launcher.local.attempts import attempt_folder, attempt_of, earlier_attempts
 from launcher.local.console import offset_at, read_blocks, read_tail
 from launcher.local.phase import START_S, phase_of
-from launcher.output.lines import Demultiplexer, Line
-from launcher.output.progress import Progress
+from launcher.output.lines import parse_lines
+from launcher.output.progress import JobProgress
 from trainer.shared.processes import Process, is_alive, send_signal
 
 # Seconds beyond the grace that the trainer gives its workers.
@@ -86,7 +86,7 @@ class LocalJobs:
 
     def logs(
         self, ref: JobRef, *, follow: bool = False, since_s: float | None = None, attempt: int | None = None
-    ) -> Iterator[Block]:
+    ) -> Iterator[LogBlock]:
         """Yield blocks of whole lines of the job's console."""
         folder = attempt_folder(self._folder(ref), attempt)
         start = 0 if since_s is None else offset_at(folder / records.CLOCK, time.time() - since_s)
@@ -94,7 +94,7 @@ class LocalJobs:
         def has_ended() -> bool:
             return not follow or self.get(ref).phase.ended
 
-        return map(Block, read_blocks(folder / records.CONSOLE, start=start, ended=has_ended))
+        return map(LogBlock, read_blocks(folder / records.CONSOLE, start=start, ended=has_ended))
 
     def events(self, ref: JobRef) -> list[JobEvent]:
         """Return what happened to the job."""
@@ -111,7 +111,7 @@ class LocalJobs:
         earlier = [event for attempt in earlier_attempts(folder) for event in _attempt_events(attempt)]
         return [*earlier, *(JobEvent(moment, text) for moment, text in times if moment is not None)]
 
-    def progress(self, ref: JobRef) -> Progress:
+    def progress(self, ref: JobRef) -> JobProgress:
         """Return the job's progress, from the end of its log."""
         return _progress(self._folder(ref))
 
@@ -169,11 +169,11 @@ class LocalJobs:
             time.sleep(_POLL_S)
         return True
 
-    def list(self) -> "list[tuple[JobState, Progress]]":
+    def list(self) -> "list[tuple[JobState, JobProgress]]":
         """Return all jobs of this user on this machine, oldest first; a damaged record is shown as damaged."""
         states = [self._get_damaged(JobRef(self.name, folder.name)) for folder in _job_folders(self.root)]
         states.sort(key=lambda state: (state.created or 0, state.ref.name))
-        return [(state, self.progress(state.ref) if state.spec else Progress()) for state in states]
+        return [(state, self.progress(state.ref) if state.spec else JobProgress()) for state in states]
 
 
 def last_words(folder: Path) -> str:
@@ -182,9 +182,8 @@ def last_words(folder: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _progress(folder: Path) -> Progress:
-    items = Demultiplexer(from_start=False).feed(read_tail(folder / records.CONSOLE))
-    return Progress().update_all(item for item in items if isinstance(item, Line))
+def _progress(folder: Path) -> JobProgress:
+    return JobProgress().update_all(parse_lines(read_tail(folder / records.CONSOLE)))
 
 
 def _signal_job(folder: Path, number: signal.Signals) -> None:

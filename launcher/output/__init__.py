@@ -1,1 +1,1 @@
-"""What a person sees of a job: its log, its progress, its summary."""
+"""The user's view of a job: its log, its progress, its summary."""

@@ -1,166 +1,152 @@
-"""What a person sees while a job runs: one live line per device in a terminal, plain lines everywhere else.
+"""Where a job's lines go: a live display in a terminal, plain lines elsewhere, and one file per device.
 
-The only module that draws. rich is imported for a terminal only, so that a pipe or a CI job does not pay for it.
+`live` draws in the terminal. Only that module imports rich, so that a pipe or a CI job does not pay for it.
 """
-
-from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Literal, Protocol, TextIO
 
-from launcher.output.device_lines import device_lines
-from launcher.output.lines import Gap, Line
-from launcher.output.progress import Progress
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
+from launcher.errors import RequestError
+from launcher.jobs import LogLoss
+from launcher.output.lines import LogGap, LogLine
+from launcher.output.progress import JobProgress
 
 Format = Literal["text", "raw", "json"]
 
 
-class View(Protocol):
-    """Something that shows lines as they come."""
+class Display(Protocol):
+    """Shows lines as they come."""
 
-    def show(self, items: Sequence[Line | Gap]) -> None:
-        """Show these lines, and say where lines are missing."""
+    def show(self, pieces: Sequence[LogLine | LogGap | LogLoss]) -> None:
+        """Show these lines, and say where lines are missing or lost."""
 
     def note(self, text: str) -> None:
-        """Say on stderr what is no line of the log."""
-
-    def lose(self, text: str) -> None:
-        """Say at its place what is lost without a number."""
+        """Show a text that is not part of the log."""
 
     def close(self) -> None:
         """Leave the output in a state that others can print to."""
 
 
-def open_view(form: Format, *, progress: Progress, live: bool, timestamps: bool = False) -> View:
-    """A live view if asked for and standard output is a terminal that can move its cursor, else plain lines."""
+def open_display(form: Format, progress: JobProgress, *, live: bool, timestamps: bool) -> Display:
+    """Return a live display if it is asked for and the terminal can move its cursor; plain lines otherwise."""
     if live and form == "text" and sys.stdout.isatty():
-        from rich.console import Console  # noqa: PLC0415  # only a terminal pays for it
+        from launcher.output.live import live_display  # noqa: PLC0415  # rich: only a terminal pays for it
 
-        console = Console(highlight=False, markup=False, emoji=False)
-        if not console.is_dumb_terminal:
-            return LiveView(console, progress)
-    return PlainView(sys.stdout.buffer, form, timestamps=timestamps)
+        display = live_display(progress)
+        if display is not None:
+            return display
+    return PlainDisplay(sys.stdout.buffer, sys.stderr, form, timestamps=timestamps)
 
 
-class PlainView:
-    """Lines as text without their numbers, raw as they were written, or as one JSON object each."""
+class PlainDisplay:
+    """Lines as text without their numbers, raw as the trainer wrote them, or as one JSON object each."""
 
-    def __init__(self, out: BinaryIO, form: Format, *, timestamps: bool = False) -> None:
+    def __init__(self, out: BinaryIO, err: TextIO, form: Format = "text", *, timestamps: bool = False) -> None:
         self._out = out
+        self._err = err
         self._form = form
         self._timestamps = timestamps
 
-    def show(self, items: Sequence[Line | Gap]) -> None:
-        """Write a block at once; a gap is an object in JSON and a notice on stderr otherwise."""
-        if not items:
-            return
-        texts = [_object(item) for item in items] if self._form == "json" else self._texts(items)
-        self._out.write(b"\n".join([*texts, b""]))
-        self._out.flush()
+    def show(self, pieces: Sequence[LogLine | LogGap | LogLoss]) -> None:
+        """Write a block at once. Missing and lost lines are objects in JSON, and notices on `err` otherwise."""
+        if self._form == "json":
+            texts = [_object(piece) for piece in pieces]
+        else:
+            texts = [self._text(piece) for piece in pieces if isinstance(piece, LogLine)]
+        if texts:
+            self._out.write(b"\n".join([*texts, b""]))
+            self._out.flush()
         if self._form != "json":
-            for item in items:
-                if isinstance(item, Gap):
-                    sys.stderr.write(f"--- {item} ---\n")
+            for piece in pieces:
+                if not isinstance(piece, LogLine):
+                    self.note(f"--- {piece} ---")
 
     def note(self, text: str) -> None:
-        """One line."""
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
-
-    def lose(self, text: str) -> None:
-        """An object in JSON, and a notice on stderr otherwise."""
-        if self._form == "json":
-            self._out.write(_json({"kind": "LogLoss", "text": text}) + b"\n")
-            self._out.flush()
-        else:
-            self.note(f"--- {text} ---")
+        """Write one line to `err`."""
+        self._err.write(f"{text}\n")
+        self._err.flush()
 
     def close(self) -> None:
-        """Nothing is kept back."""
+        """Do nothing: all lines have been written."""
 
-    def _texts(self, items: Sequence[Line | Gap]) -> list[bytes]:
-        lines = [item for item in items if isinstance(item, Line)]
-        texts = [line.raw for line in lines] if self._form == "raw" else [line.shown for line in lines]
-        if self._timestamps:
-            return [b"%s %s" % (line.stamp.encode(), text) for line, text in zip(lines, texts, strict=True)]
-        return texts
+    def _text(self, line: LogLine) -> bytes:
+        text = line.raw if self._form == "raw" else line.shown
+        return b"%s %s" % (line.timestamp.encode(), text) if self._timestamps else text
 
 
-def _object(item: Line | Gap) -> bytes:
-    if isinstance(item, Gap):
-        values = {"kind": "LogGap", "source": item.source, "first": item.first, "last": item.last}
+def _object(piece: LogLine | LogGap | LogLoss) -> bytes:
+    values: Mapping[str, object]
+    if isinstance(piece, LogLine):
+        writer = piece.writer
+        tag = {"rank": writer.rank, "device": writer.device, "node": writer.node, "number": piece.number}
+        time = {"time": piece.timestamp} if piece.timestamp else {}
+        values = {"kind": "LogLine", **time, **tag, "line": piece.text.decode("utf-8", "replace")}
+    elif isinstance(piece, LogGap):
+        values = {"kind": "LogGap", "source": piece.source, "first": piece.first, "last": piece.last}
     else:
-        writer = item.writer
-        tag = {"rank": writer.rank, "device": writer.device, "node": writer.node, "number": item.number}
-        stamp = {"time": item.stamp} if item.stamp else {}
-        values = {"kind": "LogLine", **stamp, **tag, "line": item.text.decode("utf-8", "replace")}
-    return _json(values)
-
-
-def _json(values: Mapping[str, object]) -> bytes:
+        values = {"kind": "LogLoss", "text": str(piece)}
     return json.dumps({"apiVersion": "pnas/v1", **values}, ensure_ascii=False).encode()
 
 
-class LiveView:
-    """One line per device that changes in place; all other lines scroll above."""
+class LogFiles:
+    """One file per device in one folder: `rank-3.log`, `node-0.log`, and `untagged.log` for lines without a tag.
 
-    def __init__(self, console: Console, progress: Progress) -> None:
-        from rich.live import Live  # noqa: PLC0415
+    Lines are written as the trainer wrote them, numbers included, and appended to what an earlier follower saved. A
+    context: its end closes the files.
 
-        self._console = console
-        self._progress = progress
-        self._devices: dict[int, str] = {}
-        self._notes: dict[int, str] = {}
-        self._live = Live(self, console=console, refresh_per_second=4, vertical_overflow="ellipsis")
+    Raises:
+        RequestError: the folder cannot be created.
+    """
 
-    def show(self, items: Sequence[Line | Gap]) -> None:
-        """Scroll what is worth reading; step lines only move their device's line."""
-        from rich.text import Text  # noqa: PLC0415
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, BinaryIO] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RequestError(f"--save {folder}: cannot be made: {error.strerror}; choose another folder") from error
 
-        if not self._live.is_started:  # not sooner: who calls this also closes, whatever comes in between
-            self._live.start(refresh=True)
-        scrolled: list[str] = []
-        for item in items:
-            if isinstance(item, Gap):
-                scrolled.append(f"--- {item} ---")
-                continue
-            rank = item.writer.rank
-            if rank is not None and rank not in self._devices:
-                self._devices[rank] = item.writer.device or "?"
-            if not (item.number is not None and item.text.startswith(b"step ")):
-                scrolled.append(item.shown.decode("utf-8", "replace"))
-                if rank is not None:
-                    self._notes[rank] = item.text.decode("utf-8", "replace")
-        if scrolled:
-            # Log lines may hold colours, and cursor movements that would tear the display: rich keeps the former.
-            self._console.print(Text("\n").join(map(Text.from_ansi, scrolled)), soft_wrap=True)
+    def write(self, pieces: Sequence[LogLine | LogGap]) -> None:
+        """Append each line to its device's file, and a note in place of missing lines."""
+        for piece in pieces:
+            if isinstance(piece, LogLine):
+                source, line = piece.writer.source, piece.raw
+            else:
+                source, line = piece.source, f"--- {piece} ---".encode()
+            with _file_named(file := self._file(source)):
+                file.write(line + b"\n")
+        for file in self._files.values():
+            with _file_named(file):
+                file.flush()
 
-    def note(self, text: str) -> None:
-        """Scroll it above the devices."""
-        from rich.text import Text  # noqa: PLC0415
+    def _file(self, source: str) -> BinaryIO:
+        if source not in self._files:
+            kind, _, rest = source.partition(" ")
+            name = f"{kind}-{rest.partition(' ')[0]}" if source else "untagged"
+            self._files[source] = (self._folder / f"{name}.log").open("ab")
+        return self._files[source]
 
-        self._console.print(Text(text, style="dim"), soft_wrap=True)
+    def __enter__(self) -> "LogFiles":
+        return self
 
-    def lose(self, text: str) -> None:
-        """Scroll it above the devices, too."""
-        self.note(f"--- {text} ---")
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            # After an error: write errors were already reported.
+            with suppress(OSError) if kind is not None else _file_named(file):
+                file.close()
 
-    def close(self) -> None:
-        """Draw the last state once more and leave it on the screen."""
-        self._live.stop()
 
-    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
-        """The devices' lines as they are now; rich calls this whenever it draws."""
-        from rich.text import Text  # noqa: PLC0415
-
-        latest = {
-            f"rank {rank} {device}": self._progress.step(rank) or self._notes.get(rank, "")
-            for rank, device in sorted(self._devices.items())
-        }
-        lines = device_lines(latest, options.max_width, ascii_only=options.ascii_only)
-        yield Text("\n".join(lines), no_wrap=True, overflow="crop")
+@contextmanager
+def _file_named(file: BinaryIO) -> Iterator[None]:
+    """Add the file's name to an error: a full disk does not say which file it holds."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from error

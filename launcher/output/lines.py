@@ -1,10 +1,9 @@
-"""Tagged log lines, taken apart by device, and the proof by their numbers that none is missing or repeated.
+"""Tagged log lines, split by device, and the proof by their numbers that no line is missing or repeated.
 
-A connection cannot know what it did not deliver; numbered lines can. The trainer writes each line as
-`[rank 3 cpu:3 #1042] text` (a worker's) or `[node 0 #5] text` (its supervisor's), numbered from 1 within that tag; the
-supervisor's `ended lines="3:1042 4:977" outcome=failed` says how many there are of each rank, so that a lost end is
-noticed too.
-This module is pure: bytes go in, lines and gaps come out. Where the bytes come from is a backend's business.
+A connection cannot know which lines it did not deliver; numbered lines can. The trainer writes each line as
+`[rank 3 cpu:3 #1042] text` (a worker's) or `[node 0 #5] text` (its supervisor's), numbered from 1 within that tag. The
+supervisor's `ended lines="3:1042 4:977" outcome=failed` gives each rank's number of lines, so that a lost end is
+noticed too. Pure: bytes go in, lines and gaps come out.
 """
 
 import math
@@ -22,9 +21,9 @@ _LINE = re.compile(rb"((?:\[(rank \d{1,9} [a-z]+:\d+|node \d{1,9}) #(\d{1,18})\]
 
 
 class Writer(NamedTuple):
-    """Who wrote a line: `source` is `rank 3 cpu:3`, `node 0`, or nothing for a line without a tag.
+    """The writer of a line: `source` is `rank 3 cpu:3`, `node 0`, or empty for a line without a tag.
 
-    `prefix` stands before the line's text where people read it: the tag without the number.
+    `prefix` is shown before the line's text: the tag without the number.
     """
 
     source: str = ""
@@ -34,29 +33,29 @@ class Writer(NamedTuple):
     prefix: bytes = b""
 
 
-_NOBODY = Writer()
+_UNKNOWN = Writer()
 
 
-class Line(NamedTuple):
-    """One line, without its line end. `number` is None for a line without a tag.
+class LogLine(NamedTuple):
+    """One line, without its line end. A line without a tag has no `number`.
 
-    `stamp` says when it was written, if the backend knows it.
+    `timestamp` says when it was written, if that is known.
     """
 
     raw: bytes
     text: bytes
-    writer: Writer = _NOBODY
+    writer: Writer = _UNKNOWN
     number: int | None = None
-    stamp: str = ""
+    timestamp: str = ""
 
     @property
     def shown(self) -> bytes:
-        """The line as people read it."""
+        """The line for the user: its text after its writer's prefix."""
         return self.writer.prefix + self.text
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class LogGap:
     """Lines `first` to `last` of `source` were not delivered (so far)."""
 
     source: str
@@ -65,7 +64,7 @@ class Gap:
 
     @property
     def count(self) -> int:
-        """How many lines that are."""
+        """The number of these lines."""
         return self.last - self.first + 1
 
     def __str__(self) -> str:
@@ -75,22 +74,24 @@ class Gap:
         return f"lines {self.first}-{self.last} of {self.source} are missing"
 
 
-def parse_lines(block: bytes, stamps: Sequence[str] = ()) -> list[Line]:
-    """Take the lines of `block` apart; the last one may be without its end.
+def parse_lines(block: bytes, timestamps: Sequence[str] = ()) -> list[LogLine]:
+    """Return the lines of `block`; the last one can lack its end.
 
     Args:
-        stamps: one for each line, or none.
+        timestamps: one for each line, or none at all.
     """
-    found = _LINE.findall(block if block.endswith(b"\n") else block + b"\n")
+    matches = _LINE.findall(block if block.endswith(b"\n") else block + b"\n")
     return [
-        Line(raw, text, _writer(tag), int(number), stamp) if tag else Line(raw, text, stamp=stamp)
-        for (raw, tag, number, text), stamp in (zip(found, stamps, strict=True) if stamps else zip(found, repeat("")))
+        LogLine(raw, text, _writer(tag), int(number), time) if tag else LogLine(raw, text, timestamp=time)
+        for (raw, tag, number, text), time in (
+            zip(matches, timestamps, strict=True) if timestamps else zip(matches, repeat(""))
+        )
     ]
 
 
 @lru_cache(maxsize=1024)
 def _writer(tag: bytes) -> Writer:
-    """Whose tag it is; a job has few of them, and a million lines."""
+    """Return the writer with this tag; a job has few of them, and a million lines."""
     source = tag.decode()
     kind, number, *device = source.split(" ")
     rank, node = (int(number), None) if kind == "rank" else (None, int(number))
@@ -98,35 +99,35 @@ def _writer(tag: bytes) -> Writer:
 
 
 class _Missing:
-    """Numbers that were left out, as ranges: a rotation takes hundreds of thousands at once."""
+    """Missing numbers, as ranges: a rotation can take hundreds of thousands at once."""
 
     def __init__(self) -> None:
         self.ranges: list[tuple[int, int]] = []
-        """First and last of each, in order."""
+        """The first and the last number of each, in order."""
 
     def __len__(self) -> int:
         return sum(last - first + 1 for first, last in self.ranges)
 
     def add(self, first: int, last: int) -> None:
-        """These are above all that are missing already."""
+        """Add numbers that are above all missing ones."""
         if self.ranges and self.ranges[-1][1] == first - 1:
             first = self.ranges.pop()[0]
         self.ranges.append((first, last))
 
     def remove(self, number: int) -> bool:
-        """Whether it was missing."""
+        """Remove a number; return whether it was missing."""
         index = bisect_right(self.ranges, (number, math.inf)) - 1
         if index < 0 or self.ranges[index][1] < number:
             return False
         first, last = self.ranges[index]
-        left = ((first, number - 1), (number + 1, last))
-        self.ranges[index : index + 1] = [part for part in left if part[0] <= part[1]]
+        parts = ((first, number - 1), (number + 1, last))
+        self.ranges[index : index + 1] = [part for part in parts if part[0] <= part[1]]
         return True
 
 
 @dataclass
 class _Count:
-    """What one tag has delivered: everything below `expected` but for `missing`."""
+    """The delivered lines of one tag: all below `expected` except the `missing` ones."""
 
     expected: int
     delivered: int = 0
@@ -134,11 +135,11 @@ class _Count:
 
 
 class Demultiplexer:
-    """Splits a stream into lines, drops repeated ones, and keeps the books of what each device delivered.
+    """Splits a stream into lines, drops repeated lines, and counts what each device delivered.
 
     Args:
-        from_start: the stream begins with the first line, so a first number above 1 is a gap. False when the
-            reader asked for a later part.
+        from_start: the stream begins with the first line, so a first number above 1 is a gap. False if the reader
+            asked for a later part.
     """
 
     def __init__(self, *, from_start: bool = True) -> None:
@@ -146,23 +147,23 @@ class Demultiplexer:
         self._counts: dict[tuple[str, str], _Count] = {}
         self._devices: set[str] = set()
 
-    def feed(self, block: bytes, stream: str = "", stamps: Sequence[str] = ()) -> list[Line | Gap]:
-        """The new lines of `block`, which ends at a line's end, and a gap where numbers were left out.
+    def feed(self, block: bytes, stream: str = "", timestamps: Sequence[str] = ()) -> list[LogLine | LogGap]:
+        """Return the new lines of `block`, which ends at a line's end, and a gap where numbers are missing.
 
-        A job has millions of lines, nearly all of which come in order: those are dealt with here, at once.
+        A job has millions of lines, and nearly all of them come in order; this loop handles those directly.
 
         Args:
-            stream: whose lines they are: each stream numbers its lines from 1.
-            stamps: one for each line, or none.
+            stream: the source of the lines; each stream numbers its lines from 1.
+            timestamps: one for each line, or none at all.
         """
         if not block:
             return []
-        found: list[Line | Gap] = []
-        writer, count = _NOBODY, None
-        for line in parse_lines(block, stamps):
+        pieces: list[LogLine | LogGap] = []
+        writer, count = _UNKNOWN, None
+        for line in parse_lines(block, timestamps):
             number = line.number
             if number is None:
-                found.append(line)
+                pieces.append(line)
                 continue
             if line.writer is not writer or count is None:
                 writer = line.writer
@@ -170,14 +171,14 @@ class Demultiplexer:
             if count is not None and number == count.expected:
                 count.expected += 1
                 count.delivered += 1
-                found.append(line)
+                pieces.append(line)
             else:
-                found += self._account(line, number, stream)
+                pieces += self._account(line, number, stream)
             if writer.node is not None and (totals := _TOTALS.fullmatch(line.text)):
-                found += self._close(totals[1].decode(), stream)
-        return found
+                pieces += self._close(totals[1].decode(), stream)
+        return pieces
 
-    def _account(self, line: Line, number: int, stream: str) -> Iterator[Line | Gap]:
+    def _account(self, line: LogLine, number: int, stream: str) -> Iterator[LogLine | LogGap]:
         count = self._counts.get((stream, line.writer.source))
         if count is None:
             count = self._counts[stream, line.writer.source] = _Count(expected=1 if self._from_start else number)
@@ -186,52 +187,52 @@ class Demultiplexer:
         expected = count.expected
         if number > expected:
             count.missing.add(expected, number - 1)
-            yield Gap(line.writer.source, expected, number - 1)
+            yield LogGap(line.writer.source, expected, number - 1)
         elif number < expected and not count.missing.remove(number):
             return
         count.expected = max(expected, number + 1)
         count.delivered += 1
         yield line
 
-    def _close(self, totals: str, stream: str) -> Iterator[Gap]:
-        """What is missing at the end of each rank, by its supervisor's count."""
+    def _close(self, totals: str, stream: str) -> Iterator[LogGap]:
+        """Yield what is missing at the end of each rank, by its supervisor's count."""
         for rank, _, total in (pair.partition(":") for pair in totals.split()):
             prefix = f"rank {rank} "
-            known = (source for of, source in self._counts if of == stream and source.startswith(prefix))
-            source = next(known, f"rank {rank}")
-            # Who asked for a later part only may have come after a rank's last line.
-            begun = _Count(expected=1 if self._from_start else int(total) + 1)
-            count = self._counts.setdefault((stream, source), begun)
+            sources = (source for of, source in self._counts if of == stream and source.startswith(prefix))
+            source = next(sources, f"rank {rank}")
+            # A reader who asked for a later part only can have begun after a rank's last line.
+            initial = _Count(expected=1 if self._from_start else int(total) + 1)
+            count = self._counts.setdefault((stream, source), initial)
             if count.expected <= int(total):
-                gap = Gap(source, count.expected, int(total))
+                gap = LogGap(source, count.expected, int(total))
                 count.missing.add(gap.first, gap.last)
                 count.expected = gap.last + 1
                 yield gap
 
     @property
     def lines(self) -> int:
-        """Numbered lines that the devices delivered, each counted once."""
+        """The number of numbered lines that the devices delivered, each counted once."""
         return sum(count.delivered for (_, source), count in self._counts.items() if source in self._devices)
 
     @property
     def devices(self) -> int:
-        """Devices that delivered a line."""
+        """The number of devices that delivered a line."""
         return len(self._devices)
 
     @property
     def missing(self) -> int:
-        """Lines whose number was left out and never came, the supervisors' included."""
+        """The number of lines that never came although a later number did, the supervisors' lines included."""
         return sum(len(count.missing) for count in self._counts.values())
 
-    def gaps(self) -> list[Gap]:
-        """What is still missing, in order, as ranges."""
+    def gaps(self) -> list[LogGap]:
+        """Return what is still missing, in order, as ranges."""
         counts = sorted(self._counts.items(), key=lambda pair: pair[0])
-        return [Gap(source, *bounds) for (_, source), count in counts for bounds in count.missing.ranges]
+        return [LogGap(source, *bounds) for (_, source), count in counts for bounds in count.missing.ranges]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which lines a reader wants. None means all."""
+    """Which lines the user wants. None selects all."""
 
     rank: int | None = None
     device: str | None = None
@@ -239,11 +240,11 @@ class Selection:
 
     @property
     def everything(self) -> bool:
-        """Nothing is left out."""
+        """Whether all lines are selected."""
         return self == Selection()
 
-    def wants(self, line: Line) -> bool:
-        """Whether the reader wants this line. A device is `cpu:3`, or its number `3`."""
+    def matches(self, line: LogLine) -> bool:
+        """Return whether the line is selected. A device is `cpu:3`, or its number `3`."""
         if self.rank is not None and line.writer.rank != self.rank:
             return False
         device = line.writer.device or ""

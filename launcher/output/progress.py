@@ -1,28 +1,32 @@
-"""What a job's lines say about its progress: the latest step of each device, the last evaluation, result and cause.
+"""A job's progress, as its lines tell it, and the line that each device has in a terminal. Pure.
 
 The trainer's progress lines are words and `key=value` pairs (logfmt), so that people and programs read the same line.
-The terminal display, `status` and the summary all read them here. Pure.
+The terminal display, `status` and the summary all read them here.
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from launcher.output.lines import Line
+from launcher.output.lines import LogLine
 
 Value = int | float | str
 
 _KINDS = ("step", "eval", "result", "failed", "error")
 _FIRST_WORD = re.compile(rb"(%s) " % "|".join(_KINDS).encode())
-_NEWS = re.compile(_FIRST_WORD.pattern + rb"|error: ")
+_INTERESTING = re.compile(_FIRST_WORD.pattern + rb"|error: ")
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|[+-]?inf", re.IGNORECASE)
 _PAIR = re.compile(r'([A-Za-z_]\w*)=("(?:[^"\\]|\\.)*"|\S*)')
+_BAR_WIDTH = 16
+_BLOCKS, _SIGNS = ("█", "░"), ("#", "-")
+# The columns that a narrow terminal leaves out, in this order; columns that are unknown here go before them.
+_OPTIONAL = ("lr", "bar", "top1", "epoch", "fps", "loss", "step")
 
 
 @dataclass(frozen=True)
-class Event:
+class ProgressLine:
     """One progress line. `text` is all after the first word."""
 
     kind: str
@@ -30,18 +34,18 @@ class Event:
     text: str
 
     def number(self, key: str) -> float | None:
-        """The field as a number, or None if the line does not have it."""
+        """Return the field as a number; None if the line does not have it."""
         value = self.fields.get(key)
         return None if value is None or isinstance(value, str) else float(value)
 
 
-def parse_event(text: bytes) -> Event | None:
-    """Read a line's text as a progress line; None if it is an ordinary line."""
+def parse_progress(text: bytes) -> ProgressLine | None:
+    """Return a line's text as a progress line; None if it is an ordinary line."""
     if not _FIRST_WORD.match(text):
         return None
     kind, _, rest = text.decode("utf-8", "replace").strip().partition(" ")
     pairs = {} if kind == "error" else {key: _value(value) for key, value in _PAIR.findall(rest)}
-    return Event(kind, pairs, rest)
+    return ProgressLine(kind, pairs, rest)
 
 
 def _value(text: str) -> Value:
@@ -56,57 +60,56 @@ def _value(text: str) -> Value:
 
 
 @dataclass
-class Progress:
-    """The latest news of a job, from its lines in order."""
+class JobProgress:
+    """The latest state of a job, from its lines in order."""
 
-    evaluation: Event | None = None
-    result: Event | None = None
-    failure: Event | None = None
-    error: Event | None = None
-    # Only the last of many step lines is ever looked at, so they are kept as they are until then.
+    evaluation: ProgressLine | None = None
+    result: ProgressLine | None = None
+    failure: ProgressLine | None = None
+    error: ProgressLine | None = None
+    # Only the last of many step lines is ever looked at, so each is parsed only then.
     _steps: dict[int, bytes] = field(default_factory=dict)
 
-    def update(self, line: Line) -> None:
-        """Take note of `line`."""
+    def update_all(self, lines: Iterable[LogLine]) -> "JobProgress":
+        """Take all `lines` into account; of a million lines only a few are of interest."""
+        for line in lines:
+            if _INTERESTING.match(line.text):
+                self._update(line)
+        return self
+
+    def _update(self, line: LogLine) -> None:
         text = line.text
         if line.number is None:
-            # What the trainer says before it has workers is not tagged, and only an error counts.
+            # Before it has workers, the trainer writes lines without tags, of which only an error counts.
             if text.startswith(b"error: "):
-                self.error = self.error or Event("error", {}, text[7:].decode("utf-8", "replace").strip())
+                self.error = self.error or ProgressLine("error", {}, text[7:].decode("utf-8", "replace").strip())
         elif text.startswith(b"step "):
             if line.writer.rank is not None:
                 self._steps[line.writer.rank] = text
-        elif (event := parse_event(text)) is not None:
-            self._note(event)
+        elif (progress := parse_progress(text)) is not None:
+            self._keep(progress)
 
-    def _note(self, event: Event) -> None:
-        if event.kind == "eval":
-            self.evaluation = event
-        elif event.kind == "result":
-            self.result = event
-        elif event.kind == "failed":
-            # The first one is the cause; what fails later fails because of it.
-            self.failure = self.failure or event
-        elif event.kind == "error":
-            self.error = self.error or event
+    def _keep(self, line: ProgressLine) -> None:
+        if line.kind == "eval":
+            self.evaluation = line
+        elif line.kind == "result":
+            self.result = line
+        elif line.kind == "failed":
+            # The first failure is the cause of the later ones.
+            self.failure = self.failure or line
+        elif line.kind == "error":
+            self.error = self.error or line
 
-    def update_all(self, lines: Iterable[Line]) -> "Progress":
-        """Take note of all `lines`; of a million there are few that say anything."""
-        for line in lines:
-            if _NEWS.match(line.text):
-                self.update(line)
-        return self
-
-    def step(self, rank: int) -> Event | None:
-        """The latest step of a rank."""
+    def step(self, rank: int) -> ProgressLine | None:
+        """Return the latest step of a rank."""
         text = self._steps.get(rank)
-        return None if text is None else parse_event(text)
+        return None if text is None else parse_progress(text)
 
     @property
-    def latest_step(self) -> Event | None:
+    def latest_step(self) -> ProgressLine | None:
         """The step that has come furthest."""
-        events = [event for rank in self._steps if (event := self.step(rank)) is not None]
-        return max(events, key=lambda event: (event.number("epoch") or 0, event.number("step") or 0), default=None)
+        steps = [step for rank in self._steps if (step := self.step(rank)) is not None]
+        return max(steps, key=lambda step: (step.number("epoch") or 0, step.number("step") or 0), default=None)
 
     @property
     def cause(self) -> str | None:
@@ -116,3 +119,65 @@ class Progress:
             cause = fields.get("cause", self.failure.text)
             return f"rank {fields['rank']} on {fields.get('device', '?')}: {cause}" if "rank" in fields else str(cause)
         return None if self.error is None else self.error.text
+
+
+def device_lines(devices: Mapping[str, ProgressLine | str], width: int, *, ascii_only: bool = False) -> list[str]:
+    """Return one line per device, aligned and at most `width` columns wide.
+
+    `epoch 4/10  ████░░░░  44/88  loss 0.31  lr 0.06  91.4 images/s  top1 97.2`: in a narrow terminal the least
+    important columns go first.
+
+    Args:
+        devices: for each device's label its latest step, or its latest text before its first step.
+        ascii_only: the terminal has only ASCII's letters.
+    """
+    steps = {
+        label: step_cells(step, ascii_only=ascii_only)
+        for label, step in devices.items()
+        if isinstance(step, ProgressLine)
+    }
+    names = _columns_that_fit([{"label": label, **cells} for label, cells in steps.items()], width)
+    label_width = max(map(len, devices), default=0)
+    lines = []
+    for label, latest in devices.items():
+        cells = [latest] if isinstance(latest, str) else [_padded(steps, label, name) for name in names]
+        lines.append("  ".join([label.ljust(label_width), *cells]).rstrip()[:width])
+    return lines
+
+
+def step_cells(step: ProgressLine, *, ascii_only: bool = False) -> dict[str, str]:
+    """Return the columns of a device's line by their names. Epochs count from 1 here, as people count."""
+    fields = {name: step.number(name) for name in step.fields}
+    epoch, epochs, done, steps = (fields.pop(name, None) for name in ("epoch", "epochs", "step", "steps"))
+    cells: dict[str, str] = {}
+    if epoch is not None:
+        cells["epoch"] = f"epoch {epoch + 1:.0f}" + ("" if epochs is None else f"/{epochs:.0f}")
+    if done is not None and steps:
+        full, empty = _SIGNS if ascii_only else _BLOCKS
+        filled = round(_BAR_WIDTH * min(done / steps, 1))
+        cells["bar"] = full * filled + empty * (_BAR_WIDTH - filled)
+        cells["step"] = f"{done:.0f}/{steps:.0f}"
+    for name, value in fields.items():
+        text = step.fields[name] if value is None else f"{value:.4g}"
+        cells[name] = f"{text} images/s" if name == "fps" else f"{name} {text}"
+    return cells
+
+
+def _columns_that_fit(rows: Sequence[Mapping[str, str]], width: int) -> list[str]:
+    """Return the names of the columns to show, without `label`."""
+    widths: dict[str, int] = {}
+    for row in rows:
+        for name, text in row.items():
+            widths[name] = max(widths.get(name, 0), len(text))
+    known = ("label", *_OPTIONAL)
+    optional = [
+        *(name for name in reversed(widths) if name not in known),
+        *(name for name in _OPTIONAL if name in widths),
+    ]
+    while optional and sum(widths.values()) + 2 * (len(widths) - 1) > width:
+        del widths[optional.pop(0)]
+    return [name for name in widths if name != "label"]
+
+
+def _padded(steps: Mapping[str, Mapping[str, str]], label: str, name: str) -> str:
+    return steps[label].get(name, "").ljust(max(len(cells.get(name, "")) for cells in steps.values()))

@@ -1,6 +1,6 @@
-"""Texts and JSON documents about jobs and settings. Pure: values in, text out; `cli` prints it.
+"""Texts and JSON documents about jobs and settings. Pure: values in, text out; the commands print it.
 
-The JSON documents are an interface: `apiVersion` changes when a field changes its meaning or goes away.
+The JSON documents are an interface: `apiVersion` changes when a field changes its meaning or is removed.
 """
 
 import math
@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import PROGRAM
 from launcher.jobs import JobEvent, JobRef, JobState, PreflightFinding
-from launcher.output.device_lines import step_cells
-from launcher.output.progress import Event, Progress
+from launcher.output.progress import JobProgress, ProgressLine, step_cells
 from launcher.output.timing import format_duration
 
 if TYPE_CHECKING:
-    from launcher.output.follow import Following
+    from launcher.output.follow import LogFollow
     from launcher.settings.layers import Settings
     from launcher.settings.spec import JobSpec
 
@@ -25,8 +24,8 @@ API_VERSION = "pnas/v1"
 _SHOWN_LOSSES = 8
 
 
-def header(spec: "JobSpec", *, attempt: int, where: str = "") -> str:
-    """What was started, and how to come back to it."""
+def job_header(spec: "JobSpec", *, attempt: int, where: str = "") -> str:
+    """Return what was started, and how to come back to it."""
     train = spec.train
     rows = {
         "job": spec.name if attempt == 1 else f"{spec.name}, attempt {attempt}",
@@ -37,36 +36,36 @@ def header(spec: "JobSpec", *, attempt: int, where: str = "") -> str:
         "come back": f"{PROGRAM} logs {spec.name} -f{where}",
     }
     if spec.continues and attempt == 1:
-        # The run was begun elsewhere: what it is, its checkpoint knows.
+        # The run began elsewhere: its checkpoint has the settings.
         del rows["runs"], rows["data"]
     return _rows({name: text for name, text in rows.items() if text})
 
 
 def continuation(state: JobState, where: str) -> str:
-    """What to type to go on with a job that ended before it was done; nothing for others.
+    """Return the command that continues a job that ended before it was done; nothing for other jobs.
 
     Args:
-        where: the options that say where it is.
+        where: the options that find the job again.
     """
     if not state.resumable:
         return ""
-    # Left to itself, submit would choose by what there is now.
+    # Without this option, submit would choose a backend by what is there now.
     kind = "" if "--backend " in where else f" --backend {state.ref.backend}"
     return f"{PROGRAM} submit --name {state.ref.name} --resume auto{kind}{where}"
 
 
 def reattach_hint(name: str, where: str = "") -> str:
-    """What to type after the launcher has let go of a job that still runs.
+    """Return what to type after the launcher has detached from a job that still runs.
 
     Args:
-        where: the options that say where it is.
+        where: the options that find the job again.
     """
     stop = f"{PROGRAM} cancel {name}{where}"
     return f"job {name} goes on. Come back with `{_follow(name, where)}`, stop it with `{stop}`."
 
 
 def connection_lost_hint(name: str, where: str = "") -> str:
-    """What to type after the cluster was away for so long that the launcher has given up following a job."""
+    """Return what to type after the cluster gave no answer for too long, so that the launcher stopped following."""
     return f"Job {name} does not need this launcher; come back with `{_follow(name, where)}`."
 
 
@@ -74,32 +73,32 @@ def _follow(name: str, where: str) -> str:
     return f"{PROGRAM} logs {name} -f{where}"
 
 
-def summary(state: JobState, seen: "Following", *, now: float, where: str) -> str:
-    """How the job ended: outcome, accuracy, speed, time, what the log proves, and where the files are.
+def summary(state: JobState, reading: "LogFollow", *, now: float, where: str) -> str:
+    """Return how the job ended: outcome, accuracy, speed, time, the line counts of its log, and where its files are.
 
     Args:
-        where: the options that say where it is.
+        where: the options that find the job again.
     """
-    progress = seen.progress
+    progress = reading.progress
     result = progress.result
     took = state.took_s(now)
     rows = {
         state.phase.value: state.ref.name + ("" if took is None else f" in {format_duration(took)}"),
         **_accuracy(result or progress.evaluation),
         "speed": _speed(result),
-        _worked(result): _seconds(result, "train_s"),
-        "log": _books(seen),
+        _kind_of_work(result): _seconds(result, "train_s"),
+        "log": _log_counts(reading),
         "files": state.files or ("" if result is None else str(result.fields.get("output", ""))),
         "continue": continuation(state, where),
     }
     return _rows({name: text for name, text in rows.items() if text})
 
 
-def status_text(state: JobState, progress: Progress, events: Iterable[JobEvent], *, now: float, where: str) -> str:
-    """Everything that is known of one job, for a person.
+def status_text(state: JobState, progress: JobProgress, events: Iterable[JobEvent], *, now: float, where: str) -> str:
+    """Return everything that is known of one job, for the user.
 
     Args:
-        where: the options that say where it is.
+        where: the options that find the job again.
     """
     took = state.took_s(now)
     step = progress.latest_step
@@ -119,12 +118,12 @@ def status_text(state: JobState, progress: Progress, events: Iterable[JobEvent],
         "backend": state.ref.backend,
         "continue": continuation(state, where),
     }
-    happened = [f"  {_clock(event.time)}  {event.text}" for event in events]
-    return "\n".join([_rows({name: text for name, text in rows.items() if text}), "events", *happened])
+    lines = [f"  {_clock(event.time)}  {event.text}" for event in events]
+    return "\n".join([_rows({name: text for name, text in rows.items() if text}), "events", *lines])
 
 
-def list_text(jobs: Sequence[tuple[JobState, Progress]], *, now: float) -> str:
-    """One line per job."""
+def list_text(jobs: Sequence[tuple[JobState, JobProgress]], *, now: float) -> str:
+    """Return one line per job."""
     rows = [("NAME", "PHASE", "WHERE", "MODE", "MODEL", "DEVICES", "STARTED", "TOOK", "TOP-1")]
     for state, progress in jobs:
         took = state.took_s(now)
@@ -146,20 +145,20 @@ def list_text(jobs: Sequence[tuple[JobState, Progress]], *, now: float) -> str:
 
 
 def settings_text(settings: "Settings") -> str:
-    """Every setting with its value and the layer that gave it."""
+    """Return every setting with its value and the layer that gave it."""
     rows = [("SETTING", "VALUE", "FROM")]
     rows += [(name, _word(value), origin) for name, value, origin in settings.items()]
     return _columns(rows)
 
 
 def settings_document(settings: "Settings") -> dict[str, Any]:
-    """`settings_text` as a document of kind `Config`."""
+    """Return `settings_text` as a document of kind `Config`."""
     values = {name: {"value": _plain(value), "origin": origin} for name, value, origin in settings.items()}
     return {"apiVersion": API_VERSION, "kind": "Config", "settings": values}
 
 
-def job_document(state: JobState, progress: Progress) -> dict[str, Any]:
-    """One job as a document of kind `Job`. Times are ISO 8601 in UTC."""
+def job_document(state: JobState, progress: JobProgress) -> dict[str, Any]:
+    """Return one job as a document of kind `Job`. Times are ISO 8601 in UTC."""
     return {
         "apiVersion": API_VERSION,
         "kind": "Job",
@@ -185,24 +184,24 @@ def job_document(state: JobState, progress: Progress) -> dict[str, Any]:
 
 
 def _details(state: JobState) -> dict[str, Any]:
-    here = {"command": list(state.command), "console": state.console} if state.console else {}
-    return {**here, **state.details}
+    local = {"command": list(state.command), "console": state.console} if state.console else {}
+    return {**local, **state.details}
 
 
-def list_document(jobs: Sequence[tuple[JobState, Progress]]) -> dict[str, Any]:
-    """All jobs as a document of kind `JobList`."""
+def list_document(jobs: Sequence[tuple[JobState, JobProgress]]) -> dict[str, Any]:
+    """Return all jobs as a document of kind `JobList`."""
     items = [job_document(state, progress) for state, progress in jobs]
     return {"apiVersion": API_VERSION, "kind": "JobList", "items": items}
 
 
-def findings_document(found: Sequence[PreflightFinding]) -> dict[str, Any]:
-    """`doctor --json`."""
-    items = [{"about": one.about, "state": one.state, "text": one.text} for one in found]
+def findings_document(findings: Sequence[PreflightFinding]) -> dict[str, Any]:
+    """Return the findings of `doctor` as a document of kind `FindingList`."""
+    items = [{"about": finding.about, "state": finding.state, "text": finding.text} for finding in findings]
     return {"apiVersion": API_VERSION, "kind": "FindingList", "items": items}
 
 
 def deleted_document(ref: JobRef, files: str) -> dict[str, Any]:
-    """That a job was deleted, as a document of kind `JobDeleted`."""
+    """Return that a job was deleted, as a document of kind `JobDeleted`."""
     return {
         "apiVersion": API_VERSION,
         "kind": "JobDeleted",
@@ -231,7 +230,7 @@ def _runs(train: Mapping[str, Any] | None) -> str:
 
 
 def _total(state: JobState) -> str:
-    """Devices of the whole job."""
+    """Return the devices of the whole job."""
     npus, nodes = state.setting("npus"), state.setting("nodes") or 1
     return "-" if npus is None else str(npus) if nodes == 1 else f"{nodes}x{npus}"
 
@@ -249,47 +248,47 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _accuracy(event: Event | None) -> dict[str, str]:
-    images = _number(event, "images")
+def _accuracy(line: ProgressLine | None) -> dict[str, str]:
+    images = _number(line, "images")
     over = "" if images is None else f" of {images:,.0f} images"
-    found = {name: _number(event, key) for name, key in (("top-1", "top1"), ("top-5", "top5"))}
-    return {name: f"{value:.4g} %{over}" for name, value in found.items() if value is not None}
+    values = {name: _number(line, key) for name, key in (("top-1", "top1"), ("top-5", "top5"))}
+    return {name: f"{value:.4g} %{over}" for name, value in values.items() if value is not None}
 
 
-def _speed(event: Event | None) -> str:
-    fps = _number(event, "fps")
+def _speed(line: ProgressLine | None) -> str:
+    fps = _number(line, "fps")
     return "" if fps is None else f"{fps:,.1f} images/s"
 
 
-def _worked(result: Event | None) -> str:
-    """What the measured time was spent on."""
+def _kind_of_work(result: ProgressLine | None) -> str:
+    """Return what the measured time was spent on."""
     return "evaluation" if result is not None and result.fields.get("mode") == "eval" else "training"
 
 
-def _seconds(event: Event | None, key: str) -> str:
-    # Nothing is measured where all steps were warm-up.
-    return format_duration(seconds) if (seconds := _number(event, key)) else ""
+def _seconds(line: ProgressLine | None, key: str) -> str:
+    # There is no time if all steps were warm-up.
+    return format_duration(seconds) if (seconds := _number(line, key)) else ""
 
 
-def _books(seen: "Following") -> str:
-    books = seen.demultiplexer
-    text = f"{_count(books.lines, 'line')} from {_count(books.devices, 'device')}, {books.missing:,} missing"
-    told = [str(gap) for gap in books.gaps()] + [loss.text for loss in seen.losses]
-    more = [f"and {len(told) - _SHOWN_LOSSES} more"] if len(told) > _SHOWN_LOSSES else []
-    return "; ".join([text, *told[:_SHOWN_LOSSES], *more])
+def _log_counts(reading: "LogFollow") -> str:
+    counts = reading.demultiplexer
+    text = f"{_count(counts.lines, 'line')} from {_count(counts.devices, 'device')}, {counts.missing:,} missing"
+    losses = [*map(str, counts.gaps()), *map(str, reading.losses)]
+    more = [f"and {len(losses) - _SHOWN_LOSSES} more"] if len(losses) > _SHOWN_LOSSES else []
+    return "; ".join([text, *losses[:_SHOWN_LOSSES], *more])
 
 
-def _number(event: Event | None, key: str) -> float | None:
-    return None if event is None else event.number(key)
+def _number(line: ProgressLine | None, key: str) -> float | None:
+    return None if line is None else line.number(key)
 
 
-def _fields(event: Event | None) -> dict[str, Any] | None:
-    """The event's fields; what JSON has no number for (a loss of nan) is text there."""
-    if event is None:
+def _fields(line: ProgressLine | None) -> dict[str, Any] | None:
+    """Return the line's fields; a number that JSON does not have (a loss of nan) becomes text."""
+    if line is None:
         return None
     return {
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in event.fields.items()
+        for name, value in line.fields.items()
     }
 
 
@@ -298,7 +297,7 @@ def _plain(value: Any) -> Any:
 
 
 def _word(value: Any) -> str:
-    """A value as a profile or an option would have it."""
+    """Return a value as one writes it in a profile or an option."""
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 

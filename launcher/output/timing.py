@@ -1,7 +1,7 @@
 """Durations as people write and read them: `10m` is 600 seconds, 182 seconds are `3 min 2 s`.
 
-The command line, the tables and the summary share these two functions, so that a duration that is read off one of
-them can be typed into another.
+The command line, the tables and the summary share these two functions, so that a shown duration can be typed as an
+option.
 """
 
 from launcher.errors import RequestError
@@ -9,10 +9,10 @@ from trainer.shared.durations import seconds as seconds_of
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `90`, `90s`, `10m`, `1h30m` or `3 min 2 s`.
+    """Return the seconds of `90`, `90s`, `10m`, `1h30m` or `3 min 2 s`.
 
     Raises:
-        RequestError: it is none of these.
+        RequestError: the text has another form.
     """
     try:
         return seconds_of(text)
@@ -21,7 +21,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """`0.8 s`, `42 s`, `3 min 2 s`, `5 h 12 min`, `2 d 3 h`."""
+    """Return a text such as `0.8 s`, `42 s`, `3 min 2 s`, `5 h 12 min`, `2 d 3 h`."""
     if seconds < 9.95:
         return f"{max(seconds, 0):.1f} s"
     whole = round(seconds)

@@ -8,8 +8,8 @@ it repairs, from a refusal, which the user must learn of. How long the reader wa
 import math
 from dataclasses import dataclass
 
-from launcher.errors import UnreachableError
-from launcher.kube.retry import FIRST_DELAY_S, Backoff, is_transient_status
+from launcher.errors import UnreachableError, is_transient_status
+from launcher.kube.retry import FIRST_DELAY_S, Backoff
 
 
 class PodLogError(UnreachableError):

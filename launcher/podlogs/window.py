@@ -1,26 +1,27 @@
-r"""What of a log that was opened anew has not been delivered yet, and whether something is missing in between.
+r"""Which lines of a log that was opened again are new, and whether lines between the two answers are missing.
 
-A server is asked for the lines since a moment, and answers with whole seconds more than that. Stamps alone cannot say
-which of those lines are known: stdout and stderr have two writers, so stamps are now and then out of order, and two
-lines may have the same. So the window keeps the last two seconds as they came, and takes each line that comes again
-out of the multiset of them. Where nothing that is known comes again, the server no longer has what came before: a gap.
+A server is asked for the lines since a moment, and answers with up to a few seconds more. Timestamps are not enough to
+say which of these lines are known: stdout and stderr have two writers, so timestamps are sometimes out of order, and
+two lines can have the same timestamp. The window therefore keeps the last two seconds as they came. Each line that
+comes again is taken out of the multiset of these lines. If no known line comes again, the server no longer has the
+lines that follow them: a gap.
 
-Pure: bytes go in, bytes come out. Live, whole blocks pass untouched; lines are looked at one by one only after a cut.
+Pure: bytes go in, bytes come out. Whole blocks pass untouched; single lines are looked at only after a cut.
 """
 
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from launcher.podlogs.stamps import last_stamp_ns, stamp_ns
+from launcher.podlogs.lines import last_timestamp_ns, timestamp_ns
 
 SPAN_NS = 2_000_000_000
-# Evicted by the stamp of a block's last line; the lines before it may be a little younger.
+# A block is forgotten by the timestamp of its last line; the lines before that can be a little younger.
 _SLACK_NS = 1_000_000_000
-# A container that prints faster than this in two seconds is remembered for less.
+# Of a container that prints more than this in two seconds, the window keeps less than two seconds.
 _LIMIT = 4 << 20
 _HELD_LIMIT = 1 << 20
-# A runtime splits a longer line, and a kubelet that is asked for a later part begins with the rest of it.
+# A runtime splits longer lines, and a kubelet that is asked for a later part begins with the rest of a line.
 _SPLIT_LENGTH = 16 << 10
 
 
@@ -32,16 +33,16 @@ class _Block:
 
 @dataclass(slots=True)
 class _Search:
-    """The comparison of an answer with what is known.
+    """The comparison of an answer with the known lines.
 
     Attributes:
-        unmatched: how often each known line is still to come again, by its hash.
-        last: the hash of the newest of them. Files keep their order: what follows it is new.
-        older_ns: an unmatched line up to this moment comes from before the known ones.
-        long_lines: those of which an answer may begin with a part.
+        unmatched: how often each known line has not come again yet, by its hash.
+        last: the hash of the newest known line. Files keep their order, so the lines after it are new.
+        older_ns: an unmatched line up to this moment is older than the known lines.
+        long_lines: known lines with which an answer can begin in the middle, as they are long enough to be split.
         joined: a known line has come again.
-        held: unknown lines that came before any known one.
-        gap: it is decided that no known line comes again.
+        held: unknown lines that came before any known line.
+        gap: it is certain that no known line comes again.
     """
 
     unmatched: Counter[int]
@@ -55,37 +56,37 @@ class _Search:
     gap: bool = False
 
     def hold(self, line: bytes) -> None:
-        """Keep an unknown line until it is decided: stamps out of order may be known ones, younger ones are not."""
+        """Keep an unknown line. If it is younger than all known lines, none of these comes after it: a gap."""
         self.held += line + b"\n"
-        self.gap = self.gap or (stamp_ns(line) or 0) > self.newest_ns or len(self.held) > _HELD_LIMIT
+        self.gap = self.gap or (timestamp_ns(line) or 0) > self.newest_ns or len(self.held) > _HELD_LIMIT
 
 
-class Window:
-    """The end of one container's log as it was delivered."""
+class LogWindow:
+    """The end of the part of one container's log that was delivered."""
 
     def __init__(self) -> None:
         self.newest_ns: int | None = None
-        """The youngest stamp among the delivered lines, about."""
+        """The youngest timestamp of the delivered lines, roughly."""
         self.last_line = b""
-        """The line delivered last, with its stamp and line end."""
-        self.words = b""
-        """What the server said in place of a log: lines without a stamp at the beginning of an answer."""
+        """The line delivered last, with its timestamp and line end."""
+        self.server_message = b""
+        """The kubelet's own words in place of a log: lines without a timestamp at the beginning of an answer."""
         self._blocks: deque[_Block] = deque()
         self.remembered_bytes = 0
-        """How much of the log is kept for comparison."""
+        """The size of the lines that are kept for comparison."""
         self._forgotten_ns = 0
         self._rest: list[bytes] = []
-        self._begun = False
+        self._has_begun = False
         self._search: _Search | None = None
 
     def reopen(self) -> None:
-        """What is fed from now on comes from a new answer, which may repeat what is known. Half a line is dropped."""
+        """Expect a new answer, which may repeat known lines. Half a line of the last answer is dropped."""
         self._rest.clear()
-        self._begun = False
-        self.words = b""
-        self._search = None if self.newest_ns is None else self._searched(self.newest_ns)
+        self._has_begun = False
+        self.server_message = b""
+        self._search = None if self.newest_ns is None else self._new_search(self.newest_ns)
 
-    def _searched(self, newest_ns: int) -> _Search:
+    def _new_search(self, newest_ns: int) -> _Search:
         unmatched: Counter[int] = Counter()
         long_lines: list[bytes] = []
         for block in self._blocks:
@@ -98,48 +99,48 @@ class Window:
         return _Search(unmatched, hash(self.last_line[:-1]), older_ns, newest_ns, long_lines)
 
     def feed(self, data: bytes) -> bytes:
-        """The whole lines that are new. Where `gap` turns true, none are delivered until `accept`."""
-        whole = self._whole_lines(data)
-        if whole and not self._begun:
-            whole = self._without_words(whole)
-        if whole and self._search is not None:
-            whole = self._unknown(self._search, whole)
-        self._remember(whole)
-        return whole
+        """Return the whole lines that are new. After `has_gap` becomes true, return none until `accept_gap`."""
+        lines = self._whole_lines(data)
+        if lines and not self._has_begun:
+            lines = self._without_server_message(lines)
+        if lines and self._search is not None:
+            lines = self._new_lines(self._search, lines)
+        self._remember(lines)
+        return lines
 
     def finish(self) -> bytes:
-        """The last line, if the container ended in the middle of it: with a line end, as new lines come with one."""
+        """Return the last line if the container ended in the middle of it; a line end is added, as `feed` has one."""
         rest = b"".join(self._rest)
         self._rest.clear()
         return self.feed(rest + b"\n") if rest else b""
 
     @property
     def resume_ns(self) -> int | None:
-        """The stamp from a little before which on to ask for more.
+        """The timestamp from a little before which on to ask for more.
 
-        Not the youngest where the node's clock was set back. If that happens while the connection is cut, nobody can
-        know, and what is written until the clock has caught up is not asked for.
+        It is not the youngest one if the node's clock was set back. If that happens while the connection is cut, it
+        cannot be known, and the lines that are written until the clock has caught up are not asked for.
         """
-        return None if self.newest_ns is None else min(self.newest_ns, stamp_ns(self.last_line) or self.newest_ns)
+        return None if self.newest_ns is None else min(self.newest_ns, timestamp_ns(self.last_line) or self.newest_ns)
 
     @property
     def joined(self) -> bool:
-        """The answer goes on where the last one was cut, or nothing had been delivered before it."""
+        """Whether the answer continues where the last one was cut, or no line was delivered before it."""
         return self._search is None or self._search.joined
 
     @property
-    def gap(self) -> bool:
-        """The answer begins after what was delivered last: what lies between is missing."""
+    def has_gap(self) -> bool:
+        """Whether the answer begins later than the lines that follow the last delivered one."""
         return self._search is not None and self._search.gap
 
-    def accept(self) -> tuple[int, int, bytes]:
-        """Give up what is missing: between which stamps it was, and the lines after it (none, if none came yet)."""
+    def accept_gap(self) -> tuple[int, int, bytes]:
+        """Give up the missing lines; return the timestamps around them, and the lines after them that have come."""
         search, self._search = self._search, None
         assert search is not None
         assert self.newest_ns is not None
         lines = bytes(search.held)
         first = self.resume_ns or search.newest_ns
-        last = max(stamp_ns(lines) or search.newest_ns, search.newest_ns)
+        last = max(timestamp_ns(lines) or search.newest_ns, search.newest_ns)
         self._blocks.clear()
         self.remembered_bytes = 0
         self._remember(lines)
@@ -151,19 +152,19 @@ class Window:
             if data:
                 self._rest.append(data)
             return b""
-        whole = b"".join((*self._rest, data[:end])) if self._rest or end < len(data) else data
+        lines = b"".join((*self._rest, data[:end])) if self._rest or end < len(data) else data
         self._rest = [data[end:]] if end < len(data) else []
-        return whole
-
-    def _without_words(self, lines: bytes) -> bytes:
-        """Every answer begins with a stamp, unless the kubelet speaks itself, as in `unable to retrieve …`."""
-        while lines and stamp_ns(lines) is None:
-            line, _, lines = lines.partition(b"\n")
-            self.words += line + b"\n"
-        self._begun = bool(lines)
         return lines
 
-    def _unknown(self, search: _Search, block: bytes) -> bytes:
+    def _without_server_message(self, lines: bytes) -> bytes:
+        """Drop lines until one has a timestamp: each log line has one, the kubelet's `unable to retrieve …` has not."""
+        while lines and timestamp_ns(lines) is None:
+            line, _, lines = lines.partition(b"\n")
+            self.server_message += line + b"\n"
+        self._has_begun = bool(lines)
+        return lines
+
+    def _new_lines(self, search: _Search, block: bytes) -> bytes:
         new: list[bytes] = []
         lines = block.split(b"\n")
         lines.pop()
@@ -181,7 +182,7 @@ class Window:
             elif search.gap or not _is_known(search, line):
                 search.hold(line)
             search.first = False
-        if search.joined and (last_stamp_ns(block) or 0) > search.newest_ns + SPAN_NS:
+        if search.joined and (last_timestamp_ns(block) or 0) > search.newest_ns + SPAN_NS:
             self._search = None
         return b"\n".join(new) + b"\n" if new else b""
 
@@ -189,23 +190,23 @@ class Window:
         if not lines:
             return
         self.last_line = lines[lines.rfind(b"\n", 0, -1) + 1 :]
-        last_ns = last_stamp_ns(lines) or self.newest_ns or 0
+        last_ns = last_timestamp_ns(lines) or self.newest_ns or 0
         self.newest_ns = max(last_ns, self.newest_ns or 0)
         self._blocks.append(_Block(lines, last_ns))
         self.remembered_bytes += len(lines)
         oldest = last_ns - SPAN_NS - _SLACK_NS
         while len(self._blocks) > 1 and (self._blocks[0].last_ns < oldest or self.remembered_bytes > _LIMIT):
-            forgotten = self._blocks.popleft()
-            self.remembered_bytes -= len(forgotten.lines)
-            self._forgotten_ns = max(self._forgotten_ns, forgotten.last_ns)
+            block = self._blocks.popleft()
+            self.remembered_bytes -= len(block.lines)
+            self._forgotten_ns = max(self._forgotten_ns, block.last_ns)
 
 
 def _is_known(search: _Search, line: bytes) -> bool:
-    """Whether an unmatched line comes from before the window, or is the rest of a line in it."""
-    stamp = stamp_ns(line)
-    if stamp is None:
+    """Return whether an unmatched line is older than the window, or is the rest of a line in it."""
+    timestamp = timestamp_ns(line)
+    if timestamp is None:
         return not search.held
-    if stamp > search.older_ns and search.first and search.long_lines:
+    if timestamp > search.older_ns and search.first and search.long_lines:
         text = line.partition(b" ")[2]
         search.joined = bool(text) and any(known.endswith(text) for known in search.long_lines)
-    return search.joined or stamp <= search.older_ns
+    return search.joined or timestamp <= search.older_ns

@@ -10,8 +10,8 @@ import pytest
 
 from launcher.kube.resources import PODS
 from launcher.podlogs.errors import Timing
-from launcher.podlogs.merge import Merged
-from launcher.podlogs.stop import Stop
+from launcher.podlogs.merge import MergedLogs
+from launcher.podlogs.transport import StopSignal
 from tests.cluster.support import line_printer
 from tests.cluster.support.cutting_proxy import CuttingProxy
 from tests.cluster.support.pod_logs import LogContent, PodLogs, pod_logs_in, until
@@ -45,9 +45,9 @@ def test_no_line_is_lost_or_repeated_over_many_cuts(pod_logs: PodLogs) -> None:
 
 def test_the_logs_of_a_failed_container_and_its_restart_are_complete(pod_logs: PodLogs) -> None:
     uid = pod_logs.create("again", 100, 0, 10, 3, f"{line_printer.FOLDER}/done", restart="OnFailure")
-    stop = Stop()
+    stop = StopSignal()
     content = {0: LogContent(), 1: LogContent()}
-    with Merged[int](stop) as merged:
+    with MergedLogs[int](stop) as merged:
         for restarts in content:
             merged.add(restarts, pod_logs.log("again", uid, restarts, stop=stop))
         merged.finish()
@@ -87,7 +87,7 @@ def test_the_log_of_the_last_but_one_container_is_reported_lost(pod_logs: PodLog
     uid = pod_logs.create("often", 100, 0, 10, 3, restart="Always")
     until(lambda: pod_logs.watcher.state(uid)().restart_count >= 2)
     first = LogContent().add_all(pod_logs.log("often", uid, 0))
-    assert (first.numbers, [gap.why for _, gap in first.gaps]) == (
+    assert (first.numbers, [gap.reason for _, gap in first.gaps]) == (
         [],
         ["the container restarted twice before its log had been read to the end"],
     )
@@ -133,7 +133,7 @@ def test_lines_after_a_forced_deletion_are_reported_lost(pod_logs: PodLogs) -> N
     [(place, gap)] = content.gaps
     assert place == len(content.numbers)
     assert (gap.first_ns, gap.last_ns) == (content.stamps[-1], None)
-    assert gap.why == "the pod was deleted before its log had been read to the end"
+    assert gap.reason == "the pod was deleted before its log had been read to the end"
 
 
 def test_a_recreated_pod_of_the_same_name_is_not_read_as_the_earlier_one(pod_logs: PodLogs) -> None:
@@ -156,13 +156,13 @@ def test_a_recreated_pod_of_the_same_name_is_not_read_as_the_earlier_one(pod_log
     assert content.numbers == list(range(1, len(content.numbers) + 1))
     [(place, gap)] = content.gaps
     assert place == len(content.numbers)
-    assert gap.why == "the pod was deleted before its log had been read to the end"
+    assert gap.reason == "the pod was deleted before its log had been read to the end"
 
 
 def test_a_stop_ends_all_logs_at_once_and_leaves_no_thread(pod_logs: PodLogs) -> None:
     uids = {name: pod_logs.create(name, 10_000_000, 10, 10, 0) for name in ("one", "two")}
-    stop = Stop()
-    with Merged[str](stop) as merged:
+    stop = StopSignal()
+    with MergedLogs[str](stop) as merged:
         for name, uid in uids.items():
             merged.add(name, pod_logs.log(name, uid, stop=stop))
         content = {name: LogContent() for name in uids}

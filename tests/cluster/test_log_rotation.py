@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.podlogs.batch import Item
-from launcher.podlogs.transport import Answer, Transport
+from launcher.podlogs.lines import LogPiece
+from launcher.podlogs.transport import LogResponse, Transport
 from tests.cluster.support import fake_trainer
 from tests.cluster.support.cutting_proxy import CuttingProxy
 from tests.cluster.support.pod_logs import LogContent, pod_logs_in, until
@@ -95,9 +95,9 @@ def test_lines_removed_by_rotation_are_announced_and_no_others_are_missing(
     assert len(rotated_files(rotating_cluster, "launched")) == LOG_FILES - 1, "as few as the cluster was started with"
 
 
-def add(content: LogContent, item: Item, requests: list[int], request: int) -> None:
-    """Add the item, and note for each line the request whose answer contained it."""
-    content.add(item)
+def add(content: LogContent, piece: LogPiece, requests: list[int], request: int) -> None:
+    """Add the piece, and note for each line the request whose answer contained it."""
+    content.add(piece)
     requests += [request] * (len(content.numbers) + 1 - len(requests))
 
 
@@ -106,7 +106,7 @@ def log_requests(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Count the requests for logs, and return a function that returns their number."""
     number, get = 0, Transport.get
 
-    def counted(transport: Transport, path: str, query: Mapping[str, str]) -> AbstractContextManager[Answer]:
+    def counted(transport: Transport, path: str, query: Mapping[str, str]) -> AbstractContextManager[LogResponse]:
         nonlocal number
         number += 1
         return get(transport, path, query)

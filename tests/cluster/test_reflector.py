@@ -10,11 +10,10 @@ import pytest
 
 from launcher.cluster.jobs import ClusterJobs
 from launcher.errors import UnreachableError
-from launcher.jobs import Block, Ended, JobRef, Phase
+from launcher.jobs import Ended, JobRef, LogBlock, Phase
 from launcher.kinds import kind_named
-from launcher.kube.api import Api, Json
-from launcher.kube.connection import connect
-from launcher.kube.place import Place
+from launcher.kube.access import ClusterAccess
+from launcher.kube.api import Api, Json, connect
 from launcher.kube.reflector import Reflector, Selector
 from launcher.kube.resources import EVENTS, PODS, Resource
 from tests.cluster.support import fake_trainer
@@ -26,7 +25,7 @@ from tests.cluster.testbed.nodes.control_plane import ETCD
 
 @pytest.fixture
 def api(cluster: Cluster, namespace: str) -> Api:
-    return connect(Place(kubeconfig=cluster.kubeconfig, namespace=namespace))
+    return connect(ClusterAccess(kubeconfig=cluster.kubeconfig, namespace=namespace))
 
 
 def create_event(api: Api, name: str) -> Json:
@@ -114,7 +113,7 @@ def test_a_pod_that_started_while_the_watch_was_down_is_read_too(
     text, items = "", []
     for item in backend.logs(JobRef("batch", "twice"), follow=True):
         items.append(item)
-        if isinstance(item, Block):
+        if isinstance(item, LogBlock):
             text += item.data.decode()
         if len(fake_trainer.line_numbers(text)) > 500:
             restored.set()

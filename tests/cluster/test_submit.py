@@ -11,13 +11,12 @@ import pytest
 from launcher.cluster.jobs import ClusterJobs
 from launcher.cluster.saved_attempt import config_map_name
 from launcher.cluster.submit import name_for_another_run, submit_job
-from launcher.errors import ConflictError, LauncherError, UnreachableError
+from launcher.errors import ApiError, ConflictError, LauncherError, UnreachableError
 from launcher.jobs import Phase, Submitted
 from launcher.kinds import kind_named
 from launcher.kinds.batch import BATCH_JOBS
-from launcher.kube.api import Api, ApiError, Json
-from launcher.kube.connection import connect
-from launcher.kube.place import Place
+from launcher.kube.access import ClusterAccess
+from launcher.kube.api import Api, Json, connect
 from launcher.kube.resources import CONFIG_MAPS, PODS, SERVICES, Resource
 from launcher.manifests.pod_spec import make_pod_spec
 from launcher.settings.layers import resolve_settings
@@ -68,7 +67,7 @@ class FailingApi:
 @pytest.fixture
 def backend(cluster: Cluster, namespace: str, tmp_path: Path) -> ClusterJobs:
     claims(cluster, namespace, {name: tmp_path / name for name in ("pnas-data", "pnas-output")})
-    return ClusterJobs(kind_named("batch"), connect(Place(kubeconfig=cluster.kubeconfig, namespace=namespace)))
+    return ClusterJobs(kind_named("batch"), connect(ClusterAccess(kubeconfig=cluster.kubeconfig, namespace=namespace)))
 
 
 @pytest.fixture
@@ -120,7 +119,7 @@ def test_repeating_the_command_creates_a_job_whose_request_was_lost(
 
 
 def test_launchers_that_submit_the_same_job_at_once_start_one_job(backend: ClusterJobs, cluster: Cluster) -> None:
-    place = Place(kubeconfig=cluster.kubeconfig, namespace=backend.api.namespace)
+    place = ClusterAccess(kubeconfig=cluster.kubeconfig, namespace=backend.api.namespace)
     backends = [backend, *(ClusterJobs(kind_named("batch"), connect(place)) for _ in range(2))]
     submissions: list[Submitted] = []
     threads = [
@@ -239,7 +238,7 @@ def test_a_failed_new_attempt_keeps_the_settings_of_the_last_one(
     words = (*NOWHERE, "--npus", "2", "--lr", "0.125", "--name", "goes-on", "--env", "KEEP=this")
     assert terminal.run("submit", *POD, *SMALL, *words, "--detach").returncode == 0
     assert terminal.run("cancel", "goes-on").returncode == 0
-    place = Place(kubeconfig=terminal.kubeconfig, namespace=terminal.namespace)
+    place = ClusterAccess(kubeconfig=terminal.kubeconfig, namespace=terminal.namespace)
     backend = ClusterJobs(kind_named("batch"), connect(place))
     with monkeypatch.context() as patch:
         FailingApi(backend.api, patch).fail(BATCH_JOBS)

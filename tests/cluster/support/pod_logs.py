@@ -8,17 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from launcher.kube.api import Api, Json
-from launcher.kube.connection import connect
-from launcher.kube.place import Place as ClusterPlace
+from launcher.jobs import LogLoss
+from launcher.kube.access import ClusterAccess as ClusterPlace
+from launcher.kube.api import Api, Json, connect
 from launcher.kube.reflector import Reflector, Selector
 from launcher.kube.resources import PODS
-from launcher.podlogs.batch import Item, LogGap
 from launcher.podlogs.container import ContainerLog
 from launcher.podlogs.errors import Timing
-from launcher.podlogs.stamps import stamp_ns
+from launcher.podlogs.lines import LogPiece, timestamp_ns, timestamps, without_timestamps
 from launcher.podlogs.state import ContainerState, Instance, container_state
-from launcher.podlogs.stop import Stop
+from launcher.podlogs.transport import StopSignal
 from tests.cluster.support import line_printer
 from tests.cluster.support.waiting import until as until_every
 from tests.cluster.testbed.cluster import Cluster
@@ -33,27 +32,27 @@ class LogContent:
     numbers: list[int] = field(default_factory=list)
     stamps: list[int] = field(default_factory=list)
     other_lines: list[bytes] = field(default_factory=list)
-    gaps: list[tuple[int, LogGap]] = field(default_factory=list)
+    gaps: list[tuple[int, LogLoss]] = field(default_factory=list)
     caught_up: int = 0
     newest_ns: int | None = None
 
-    def add(self, item: Item) -> None:
-        if isinstance(item, LogGap):
-            self.gaps.append((len(self.numbers), item))
+    def add(self, piece: LogPiece) -> None:
+        if isinstance(piece, LogLoss):
+            self.gaps.append((len(self.numbers), piece))
             return
-        self.caught_up += item.caught_up
-        assert item.data == b"" or item.data.endswith(b"\n")
-        for line, stamp in zip(item.data.splitlines(), item.times(), strict=True):
-            self.newest_ns = stamp_ns(f"{stamp} ".encode()) or 0
+        self.caught_up += not piece
+        assert not piece or piece.endswith(b"\n")
+        for line, stamp in zip(without_timestamps(piece).splitlines(), timestamps(piece), strict=True):
+            self.newest_ns = timestamp_ns(f"{stamp} ".encode()) or 0
             if (match := re.match(rb"\[rank 0 cpu:0 #(\d+)\]", line)) is None:
                 self.other_lines.append(line)
             else:
                 self.numbers.append(int(match[1]))
                 self.stamps.append(self.newest_ns)
 
-    def add_all(self, items: Iterable[Item]) -> "LogContent":
-        for item in items:
-            self.add(item)
+    def add_all(self, pieces: Iterable[LogPiece]) -> "LogContent":
+        for piece in pieces:
+            self.add(piece)
         return self
 
 
@@ -115,7 +114,7 @@ class PodLogs:
         uid: str,
         restarts: int = 0,
         *,
-        stop: Stop | None = None,
+        stop: StopSignal | None = None,
         port: int | None = None,
         timing: Timing | None = None,
         follow: bool = True,
@@ -131,7 +130,7 @@ class PodLogs:
             return [pod["metadata"]["uid"] for pod in self.api.list(PODS, fields=f"metadata.name={name}")[0]] == [uid]
 
         return ContainerLog(
-            credentials, instance, state, stop or Stop(), follow=follow, timing=timing, is_there=is_there
+            credentials, instance, state, stop or StopSignal(), follow=follow, timing=timing, is_there=is_there
         )
 
 

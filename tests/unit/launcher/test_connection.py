@@ -1,4 +1,4 @@
-"""What is taken from the official client's configuration."""
+"""The launcher takes the login, the proxy and the namespace from the official client's configuration."""
 
 import json
 import sys
@@ -9,9 +9,9 @@ import pytest
 from kubernetes.client import Configuration
 
 from launcher.errors import UnreachableError
-from launcher.kube.connection import connect
+from launcher.kube.access import ClusterAccess
+from launcher.kube.api import connect
 from launcher.kube.kubeconfig import token_source
-from launcher.kube.place import Place
 
 KUBECONFIG = """
 apiVersion: v1
@@ -24,7 +24,7 @@ current-context: here
 
 
 @pytest.mark.parametrize(("bypassed", "proxy"), [("10.0.0.5", None), ("elsewhere.example", "http://proxy:3128")])
-def test_a_proxy_is_not_asked_for_what_no_proxy_names(
+def test_the_proxy_is_not_used_for_a_server_in_no_proxy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bypassed: str, proxy: str | None
 ) -> None:
     for name in ("HTTPS_PROXY", "https_proxy"):
@@ -33,22 +33,22 @@ def test_a_proxy_is_not_asked_for_what_no_proxy_names(
         monkeypatch.setenv(name, bypassed)
     path = tmp_path / "config"
     path.write_text(KUBECONFIG)
-    api = connect(Place(kubeconfig=path))
+    api = connect(ClusterAccess(kubeconfig=path))
     assert api.credentials.proxy == proxy
     assert api.credentials.token() == "secret"
     assert api.namespace == "training"
 
 
-def test_the_end_of_a_token_files_line_is_no_part_of_the_token(tmp_path: Path) -> None:
-    """Whoever writes one with `echo` ends its line; no header may hold that."""
+def test_the_line_end_of_a_token_file_is_not_part_of_the_token(tmp_path: Path) -> None:
+    """`echo` writes a line end, which a header must not contain."""
     token, path = tmp_path / "token", tmp_path / "config"
     token.write_text("secret\n")
     path.write_text(KUBECONFIG.replace("{token: secret}", json.dumps({"tokenFile": str(token)})))
-    assert connect(Place(kubeconfig=path)).credentials.token() == "secret"
+    assert connect(ClusterAccess(kubeconfig=path)).credentials.token() == "secret"
 
 
 def exec_config(folder: Path, script: str) -> Path:
-    """A kubeconfig whose user logs in by a plugin."""
+    """Write a kubeconfig whose user logs in by a plugin."""
     plugin = folder / "plugin"
     plugin.write_text(f"#!{sys.executable}\n{script}\n")
     plugin.chmod(0o755)
@@ -59,41 +59,41 @@ def exec_config(folder: Path, script: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "message"),
     [
         ("import sys; sys.exit('your session is over:\\nrun corp-login')", "your session is over: run corp-login"),
         ("print('{}')", "malformed response"),
     ],
 )
-def test_a_login_plugin_that_fails_is_the_reason_and_the_only_line(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], script: str, said: str
+def test_a_failing_login_plugin_is_the_reason_and_the_only_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], script: str, message: str
 ) -> None:
     path = exec_config(tmp_path, script)
     with pytest.raises(UnreachableError) as caught:
-        connect(Place(kubeconfig=path))
+        connect(ClusterAccess(kubeconfig=path))
     text = str(caught.value)
-    assert said in text
+    assert message in text
     assert text.startswith(f"kubeconfig {path}: ")
     assert text.endswith("; log in again, or fix it")
     assert "\n" not in text
     assert capfd.readouterr().err == ""
 
 
-def test_a_login_plugin_that_fails_later_leaves_its_last_token_to_the_server(
+def test_a_login_plugin_that_fails_later_leaves_its_last_token(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     status: dict[str, Any] = {"token": "first", "expirationTimestamp": "2020-01-01T00:00:00Z"}
     answer = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": status}
-    asked = tmp_path / "asked"
-    script = f"import os; os.mkdir({str(asked)!r}); print({json.dumps(answer)!r})"
-    token = connect(Place(kubeconfig=exec_config(tmp_path, script))).credentials.token
-    assert asked.is_dir()
+    marker = tmp_path / "started"
+    script = f"import os; os.mkdir({str(marker)!r}); print({json.dumps(answer)!r})"
+    token = connect(ClusterAccess(kubeconfig=exec_config(tmp_path, script))).credentials.token
+    assert marker.is_dir()
     assert token() == "first"
     assert capfd.readouterr().err == ""
 
 
-def test_a_login_that_cannot_be_read_any_more_is_no_traceback() -> None:
-    """As a pod's token that is read anew each minute."""
+def test_a_login_that_can_no_longer_be_read_raises_one_line() -> None:
+    """For example a pod's token, which is read again each minute."""
 
     def hook(_: Configuration) -> None:
         raise FileNotFoundError(2, "No such file or directory", "/run/token")

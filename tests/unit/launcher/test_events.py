@@ -5,8 +5,9 @@ from typing import Any, cast
 import pytest
 
 from launcher.cluster.events import events_about, events_of_job
+from launcher.errors import ApiError
 from launcher.kinds import kind_named
-from launcher.kube.api import Api, ApiError
+from launcher.kube.api import Api
 from launcher.kube.resources import Resource
 
 META = {"name": "ladder", "uid": "j", "creationTimestamp": "2026-11-25T10:00:00Z"}

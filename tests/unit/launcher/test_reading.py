@@ -1,4 +1,4 @@
-"""The reading of a job's log ends with its last line, or when no node gives the rest of the log."""
+"""The reading of a job's log ends with its last line, or when the node does not give that line any more."""
 
 import time
 from collections.abc import Iterator
@@ -8,18 +8,18 @@ from typing import Any, cast
 import pytest
 
 from launcher.cluster.follow import FollowLimits, LogFollower
-from launcher.jobs import Block, Loss
-from launcher.kube.place import Credentials
-from launcher.output.lines import Demultiplexer, Line
-from launcher.podlogs.batch import Batch, Item, LogGap, batch_of
+from launcher.jobs import LogBlock, LogLoss
+from launcher.kube.access import Credentials
+from launcher.output.lines import Demultiplexer, LogLine
 from launcher.podlogs.container import ContainerLog
-from launcher.podlogs.merge import Merged
-from launcher.podlogs.state import ContainerState, Instance, Termination
-from launcher.podlogs.stop import Stop
+from launcher.podlogs.lines import LogPiece
+from launcher.podlogs.merge import MergedLogs
+from launcher.podlogs.state import ContainerEnd, ContainerState, Instance
+from launcher.podlogs.transport import StopSignal
 from trainer.topology.ports import free_port
 
 INSTANCE = Instance("training", "pod", "uid", "trainer")
-LINE = Batch(b"last\n", b"2026-11-25T00:00:00Z last\n")
+LINE = b"2026-11-25T00:00:00.000000000Z last\n"
 
 
 class Job:
@@ -44,22 +44,22 @@ class Job:
         return None
 
 
-def read(log: Any, stop: Stop, *, lasts_s: float) -> list[Any]:
-    with Merged[Instance](stop) as merged:
+def read(log: Any, stop: StopSignal, *, lasts_s: float) -> list[Any]:
+    with MergedLogs[Instance](stop) as merged:
         merged.add(INSTANCE, log)
         limits = FollowLimits(ask_s=0.1, stuck_s=0.5)
         follower = LogFollower(cast("Any", Job(lasts_s)), merged, stop, follow=True, since_s=None, limits=limits)
-        return [item for item in follower.items() if item != Block(b"")]
+        return [item for item in follower.items() if item != LogBlock(b"")]
 
 
-def test_a_log_line_that_arrives_after_the_jobs_end_is_read() -> None:
-    def late() -> Iterator[Item]:
+def test_a_silent_job_has_time_for_its_last_lines() -> None:
+    def late() -> Iterator[LogPiece]:
         time.sleep(1.2)
         yield LINE
 
-    items = read(late(), Stop(), lasts_s=1.0)
-    assert [item.data for item in items if isinstance(item, Block)] == [b"last\n"]
-    assert not any(isinstance(item, Loss) for item in items)
+    items = read(late(), StopSignal(), lasts_s=1.0)
+    assert [item.data for item in items if isinstance(item, LogBlock)] == [b"last\n"]
+    assert not any(isinstance(item, LogLoss) for item in items)
 
 
 def test_reasons_that_alternate_are_shown_once_each() -> None:
@@ -67,31 +67,31 @@ def test_reasons_that_alternate_are_shown_once_each() -> None:
     statuses = ["Pending: ErrImagePull", "Pending: ImagePullBackOff"] * 3 + ["Running"] + ["Pending: ErrImagePull"] * 2
     job: Any = Job(0)
     job.status = lambda: statuses.pop(0)
-    follower = LogFollower(job, cast("Any", None), Stop(), follow=True, since_s=None)
+    follower = LogFollower(job, cast("Any", None), StopSignal(), follow=True, since_s=None)
     notices = [notice.text for _ in range(len(statuses)) for notice in follower.notices()]
     assert notices == [
         f"job job: {text}" for text in dict.fromkeys(["Pending: ErrImagePull", "Pending: ImagePullBackOff"])
     ] + ["job job: Running", "job job: Pending: ErrImagePull"]
 
 
-def test_a_log_that_no_node_gives_any_more_is_reported_as_lost() -> None:
-    stop = Stop()
+def test_a_log_that_its_node_no_longer_gives_is_announced_as_lost() -> None:
+    stop = StopSignal()
 
-    def never() -> Iterator[Item]:
+    def never() -> Iterator[LogPiece]:
         yield LINE
         stop.wait(60)
 
     items = read(never(), stop, lasts_s=0.0)
-    assert items[-1] == Loss("pod pod: its node does not give the rest of its log")
+    assert items[-1] == LogLoss("its node does not give the rest of its log", source="pod pod")
 
 
-def test_a_log_is_reported_as_lost_if_the_node_fails_the_pod_and_forgets_its_container() -> None:
-    """A kubelet that starts before its device plugin fails the running pods and reports no containers of them."""
+def test_a_pod_whose_node_fails_it_and_forgets_its_container_is_announced_as_lost() -> None:
+    """A kubelet that starts before its device plugin refuses the running pods, and reports no containers for them."""
     states = iter([ContainerState("uid", running=True, scheduled=True)])
     failed = ContainerState("uid", scheduled=True, pod_ended=True)
     nowhere = Credentials(f"http://127.0.0.1:{free_port()}", None, None, None, lambda: None, None, True, None)
-    items = list(ContainerLog(nowhere, INSTANCE, lambda: next(states, failed), Stop()))
-    assert [item.why for item in items if isinstance(item, LogGap)] == [
+    items = list(ContainerLog(nowhere, INSTANCE, lambda: next(states, failed), StopSignal()))
+    assert [item.reason for item in items if isinstance(item, LogLoss)] == [
         "its node has failed the pod, and forgotten its container"
     ]
 
@@ -101,33 +101,33 @@ def test_a_log_is_reported_as_lost_if_the_node_fails_the_pod_and_forgets_its_con
     [
         (ContainerState("uid", scheduled=True, gone=True), False),
         (ContainerState("uid", scheduled=True, running=True, gone=True), True),
-        (ContainerState("uid", scheduled=True, terminated=Termination(), pod_ended=True, gone=True), True),
+        (ContainerState("uid", scheduled=True, terminated=ContainerEnd(), pod_ended=True, gone=True), True),
         (ContainerState("uid", scheduled=True, gone=True, unseen=True), True),
         (ContainerState("uid", gone=True, unseen=True), False),
     ],
 )
-def test_a_pod_that_was_deleted_between_two_polls_is_reported_as_lost_if_it_can_have_logged(
+def test_a_pod_that_existed_only_between_two_looks_is_announced_as_lost_if_it_can_have_started(
     last: ContainerState, lost: bool
 ) -> None:
     states = iter([ContainerState("uid", scheduled=True)])
     nowhere = Credentials(f"http://127.0.0.1:{free_port()}", None, None, None, lambda: None, None, True, None)
-    items = list(ContainerLog(nowhere, INSTANCE, lambda: next(states, last), Stop()))
+    items = list(ContainerLog(nowhere, INSTANCE, lambda: next(states, last), StopSignal()))
     reasons = ["the pod was deleted before its log had been read to the end"] if lost else []
-    assert [item.why for item in items if isinstance(item, LogGap)] == reasons
+    assert [item.reason for item in items if isinstance(item, LogLoss)] == reasons
 
 
-def test_lines_of_another_container_are_prefixed_and_count_for_no_rank() -> None:
+def test_lines_of_another_container_have_its_name_and_are_not_counted() -> None:
     other = Instance("training", "pod", "uid", "data")
-    stop, counts = Stop(), Demultiplexer()
-    with Merged[Instance](stop) as merged:
+    stop, counts = StopSignal(), Demultiplexer()
+    with MergedLogs[Instance](stop) as merged:
         follower = LogFollower(cast("Any", Job(0)), merged, stop, follow=True, since_s=None)
         stamped = b"2026-11-25T00:00:00.000000000Z [rank 0 cpu:0 #7] a\n2026-11-25T00:00:00.000000001Z b\n"
-        (block,) = follower.log_items(other, batch_of(stamped))
-        (loss,) = follower.log_items(other, LogGap(None, None, "why"))
-    assert isinstance(block, Block)
+        (block,) = follower.log_items(other, stamped)
+        (loss,) = follower.log_items(other, LogLoss("why"))
+    assert isinstance(block, LogBlock)
     assert block.data == b"[data] [rank 0 cpu:0 #7] a\n[data] b\n"
-    assert block.stamps is not None
-    assert len(block.stamps()) == 2
-    assert counts.feed(block.data) == [Line(line, line) for line in block.data.splitlines()]
+    assert block.timestamps is not None
+    assert len(block.timestamps()) == 2
+    assert counts.feed(block.data) == [LogLine(line, line) for line in block.data.splitlines()]
     assert (counts.lines, counts.missing) == (0, 0)
-    assert loss == Loss("pod pod, container data: any lines that it wrote are lost: why")
+    assert loss == LogLoss("why", source="pod pod, container data")

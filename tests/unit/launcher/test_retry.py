@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from launcher.errors import LauncherError, UnreachableError
-from launcher.kube.api import ApiError
+from launcher.errors import ApiError, LauncherError, UnreachableError
 from launcher.kube.retry import AWAY, BACK, GIVE_UP_S, Backoff, busy_delay_s, call_with_retry, wait_until
 
 

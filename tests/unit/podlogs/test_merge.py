@@ -1,4 +1,4 @@
-"""Many logs become one stream that ends when it should, holds little in memory, and never hides an error."""
+"""Many logs become one stream that ends when it should, keeps little in memory, and never hides an error."""
 
 import threading
 import time
@@ -6,119 +6,115 @@ from collections.abc import Iterator
 
 import pytest
 
-from launcher.podlogs.batch import Batch, Item
 from launcher.podlogs.errors import LogRefusedError, PodLogError
-from launcher.podlogs.merge import Merged
-from launcher.podlogs.stop import Stop
+from launcher.podlogs.lines import LogPiece
+from launcher.podlogs.merge import MergedLogs
+from launcher.podlogs.transport import StopSignal
 
 
-def batch(text: str) -> Batch:
-    return Batch(text.encode(), b"")
-
-
-def log(name: str, count: int) -> Iterator[Item]:
+def log(name: str, count: int) -> Iterator[LogPiece]:
     for number in range(count):
-        yield batch(f"{name}{number}")
+        yield f"{name}{number}".encode()
 
 
 def test_each_log_keeps_its_order_and_all_arrive() -> None:
-    with Merged[str](Stop()) as merged:
+    with MergedLogs[str](StopSignal()) as merged:
         for name in "abc":
             merged.add(name, log(name, 100))
         merged.finish()
-        got = list(merged)
-    assert len(got) == 300
+        entries = list(merged)
+    assert len(entries) == 300
     for name in "abc":
-        assert [item for key, item in got if key == name] == list(log(name, 100))
+        assert [piece for key, piece in entries if key == name] == list(log(name, 100))
 
 
 def test_a_log_can_be_added_while_others_are_read() -> None:
-    with Merged[str](Stop()) as merged:
+    with MergedLogs[str](StopSignal()) as merged:
         merged.add("a", log("a", 1))
-        assert merged.get() == ("a", batch("a0"))
+        assert merged.get() == ("a", b"a0")
         assert merged.get(timeout_s=0.01) is None
         assert not merged.ended
         merged.add("b", log("b", 1))
         merged.finish()
-        assert list(merged) == [("b", batch("b0"))]
+        assert list(merged) == [("b", b"b0")]
         assert merged.ended
 
 
 def test_more_logs_than_threads_are_read_one_after_the_other() -> None:
-    reading: list[str] = []
-    most = 0
+    active: list[str] = []
+    maximum = 0
 
-    def counted(name: str) -> Iterator[Item]:
-        nonlocal most
-        reading.append(name)
-        most = max(most, len(reading))
+    def counted(name: str) -> Iterator[LogPiece]:
+        nonlocal maximum
+        active.append(name)
+        maximum = max(maximum, len(active))
         time.sleep(0.01)
-        yield batch(name)
-        reading.remove(name)
+        yield name.encode()
+        active.remove(name)
 
-    with Merged[str](Stop(), threads=2) as merged:
+    with MergedLogs[str](StopSignal(), threads=2) as merged:
         for number in range(10):
             merged.add(str(number), counted(str(number)))
         merged.finish()
         assert sorted(key for key, _ in merged) == sorted(map(str, range(10)))
-    assert most == 2
+    assert maximum == 2
 
 
-def test_a_reader_that_does_not_read_holds_the_logs_up() -> None:
-    given = 0
+def test_a_consumer_that_does_not_read_slows_the_logs_down() -> None:
+    produced = 0
 
-    def endless() -> Iterator[Item]:
-        nonlocal given
+    def endless() -> Iterator[LogPiece]:
+        nonlocal produced
         while True:
-            given += 1
-            yield batch("x" * 1000)
+            produced += 1
+            yield b"x" * 1000
 
-    with Merged[str](Stop(), limit=10_000) as merged:
+    with MergedLogs[str](StopSignal(), limit=10_000) as merged:
         merged.add("a", endless())
         merged.add("b", endless())
-        while given < 12:
+        while produced < 12:
             time.sleep(0.01)
         time.sleep(0.1)
-        # Ten lie in the queue, and each thread has one in its hand.
-        assert given == 12
+        # Ten are in the queue, and each thread holds one more.
+        assert produced == 12
 
 
-def test_an_item_beyond_the_limit_arrives() -> None:
-    with Merged[str](Stop(), limit=10) as merged:
-        merged.add("a", iter([batch("x" * 100), batch("y" * 100)]))
+def test_a_piece_that_is_larger_than_the_limit_arrives() -> None:
+    with MergedLogs[str](StopSignal(), limit=10) as merged:
+        merged.add("a", iter([b"x" * 100, b"y" * 100]))
         merged.finish()
         assert len(list(merged)) == 2
 
 
-def test_what_ends_a_log_is_raised_after_its_lines() -> None:
-    def refused() -> Iterator[Item]:
-        yield batch("line")
+def test_the_error_that_ends_a_log_is_raised_after_its_lines() -> None:
+    def refused() -> Iterator[LogPiece]:
+        yield b"line"
         raise LogRefusedError(403, "forbidden")
 
-    with Merged[str](Stop()) as merged:
+    with MergedLogs[str](StopSignal()) as merged:
         merged.add("a", refused())
         merged.finish()
-        assert merged.get() == ("a", batch("line"))
+        assert merged.get() == ("a", b"line")
         with pytest.raises(PodLogError, match="403: forbidden"):
             merged.get()
         assert merged.get() is None
 
 
-def test_leaving_ends_logs_that_wait_for_the_reader_or_for_the_server() -> None:
-    stop = Stop()
+def test_the_end_of_the_context_ends_logs_that_wait_for_the_consumer_or_for_the_server() -> None:
+    stop = StopSignal()
 
-    def quiet() -> Iterator[Item]:
-        yield batch("one")
+    def quiet() -> Iterator[LogPiece]:
+        yield b"one"
         stop.wait(600)
 
-    def endless() -> Iterator[Item]:
+    def endless() -> Iterator[LogPiece]:
         while True:
-            yield batch("x" * 1000)
+            yield b"x" * 1000
 
     def interrupted() -> None:
-        with Merged[str](stop, limit=5000, threads=2) as merged:
-            for name, one in {"a": quiet(), "b": endless(), "c": log("c", 1)}.items():
-                merged.add(name, one)
+        with MergedLogs[str](stop, limit=5000, threads=2) as merged:
+            for name, pieces in {"a": quiet(), "b": endless(), "c": log("c", 1)}.items():
+                merged.add(name, pieces)
             merged.get()
             raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""An answer is read as it comes, ends when its reader or the stop says so, and says truly why there is none."""
+"""An answer is read as it comes and ends with the stop signal; a missing answer gives its true reason."""
 
 import datetime
 import ipaddress
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from launcher.kube.place import Credentials
+from launcher.kube.access import Credentials
 from launcher.podlogs.errors import (
     ConnectionCutError,
     LogRefusedError,
@@ -26,8 +26,7 @@ from launcher.podlogs.errors import (
     SilentError,
     UntrustedError,
 )
-from launcher.podlogs.stop import Stop
-from launcher.podlogs.transport import Transport
+from launcher.podlogs.transport import LogResponse, StopSignal, Transport
 from trainer.topology.ports import free_port
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -45,14 +44,14 @@ def refusal(status: str, body: bytes, *headers: bytes) -> bytes:
 
 
 class Server:
-    """A real one on loopback. `serve` gets each connection and what was asked on it."""
+    """A real server on loopback. `serve` gets each connection and each request on it."""
 
     def __init__(self, serve: Callable[[socket.socket, bytes], None], context: ssl.SSLContext | None = None) -> None:
         self._serve = serve
         self._context = context
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
-        self.asked: list[bytes] = []
+        self.requests: list[bytes] = []
         self.connections = 0
         self._open: list[socket.socket] = []
 
@@ -62,8 +61,8 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self._listening.shutdown(socket.SHUT_RDWR)
-        for one in (self._listening, *self._open):
-            one.close()
+        for connection in (self._listening, *self._open):
+            connection.close()
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -77,89 +76,103 @@ class Server:
             if self._context is not None:
                 connection = self._context.wrap_socket(connection, server_side=True)
             self._open.append(connection)
-            while asked := connection.recv(1 << 16):
-                self.asked.append(asked)
-                self._serve(connection, asked)
+            while request := connection.recv(1 << 16):
+                self.requests.append(request)
+                self._serve(connection, request)
 
 
-def access(port: int, *, scheme: str = "http") -> Credentials:
+def credentials_for(port: int, *, scheme: str = "http") -> Credentials:
     return Credentials(f"{scheme}://127.0.0.1:{port}", None, None, None, lambda: None, None, True, None)
 
 
 @contextmanager
-def transport(how: Credentials, stop: Stop | None = None, *, idle_s: float = 60) -> Iterator[Transport]:
-    with closing(Transport(how, stop or Stop(), idle_s=idle_s)) as one:
-        yield one
+def open_transport(
+    credentials: Credentials, stop: StopSignal | None = None, *, idle_s: float = 60
+) -> Iterator[Transport]:
+    with closing(Transport(credentials, stop or StopSignal(), idle_s=idle_s)) as transport:
+        yield transport
 
 
-def read(how: Credentials, *, idle_s: float = 60) -> bytes:
-    with transport(how, idle_s=idle_s) as one, one.get("/log", {}) as answer:
-        return b"".join(answer.blocks())
+@contextmanager
+def open_log(server: Server, stop: StopSignal | None = None, *, idle_s: float = 60) -> Iterator[LogResponse]:
+    credentials = credentials_for(server.port)
+    with open_transport(credentials, stop, idle_s=idle_s) as transport, transport.get("/log", {}) as response:
+        yield response
+
+
+def read(credentials: Credentials, *, idle_s: float = 60) -> bytes:
+    with open_transport(credentials, idle_s=idle_s) as transport, transport.get("/log", {}) as response:
+        return b"".join(response.blocks())
 
 
 def test_every_byte_of_many_small_chunks_arrives() -> None:
     lines = [b"line %d\n" % number for number in range(20_000)]
-    with Server(lambda one, _: one.sendall(HEAD + b"".join(map(chunk, lines)) + END)) as server:
-        assert read(access(server.port)) == b"".join(lines)
+    with Server(lambda connection, _: connection.sendall(HEAD + b"".join(map(chunk, lines)) + END)) as server:
+        assert read(credentials_for(server.port)) == b"".join(lines)
 
 
-def test_a_line_arrives_before_the_next_is_written() -> None:
+def test_a_line_arrives_before_the_next_line_is_written() -> None:
     go = threading.Event()
 
-    def serve(one: socket.socket, _: bytes) -> None:
-        one.sendall(HEAD + chunk(b"one\n"))
+    def serve(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(HEAD + chunk(b"one\n"))
         go.wait()
-        one.sendall(chunk(b"two\n") + END)
+        connection.sendall(chunk(b"two\n") + END)
 
-    with Server(serve) as server, transport(access(server.port)) as one, one.get("/log", {}) as answer:
-        blocks = answer.blocks()
+    with (
+        Server(serve) as server,
+        open_transport(credentials_for(server.port)) as transport,
+        transport.get("/log", {}) as response,
+    ):
+        blocks = response.blocks()
         assert next(blocks) == b"one\n"
         go.set()
         assert list(blocks) == [b"two\n"]
 
 
-def test_a_quiet_answer_lets_its_reader_look_around() -> None:
-    def serve(one: socket.socket, _: bytes) -> None:
-        one.sendall(HEAD + chunk(b"one\n"))
+def test_a_quiet_answer_gives_its_reader_empty_blocks() -> None:
+    def serve(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(HEAD + chunk(b"one\n"))
 
-    with Server(serve) as server, transport(access(server.port)) as one, one.get("/log", {}) as answer:
-        blocks = answer.blocks(tick_s=0.01)
+    with (
+        Server(serve) as server,
+        open_transport(credentials_for(server.port)) as transport,
+        transport.get("/log", {}) as response,
+    ):
+        blocks = response.blocks(tick_s=0.01)
         assert [block for block, _ in zip(blocks, range(4), strict=False) if block] == [b"one\n"]
 
 
 def test_ticks_do_not_hide_a_silence() -> None:
     with (
-        Server(lambda one, _: one.sendall(HEAD)) as server,
-        transport(access(server.port), idle_s=0.2) as one,
-        one.get("/log", {}) as answer,
+        Server(lambda connection, _: connection.sendall(HEAD)) as server,
+        open_log(server, idle_s=0.2) as response,
         pytest.raises(SilentError),
     ):
-        assert not any(answer.blocks(tick_s=0.01))
+        assert not any(response.blocks(tick_s=0.01))
 
 
 def test_one_connection_serves_one_request_after_the_other() -> None:
     with (
-        Server(lambda one, _: one.sendall(HEAD + chunk(b"a\n") + END)) as server,
-        transport(access(server.port)) as one,
+        Server(lambda connection, _: connection.sendall(HEAD + chunk(b"a\n") + END)) as server,
+        open_transport(credentials_for(server.port)) as transport,
     ):
         for _ in range(3):
-            with one.get("/log", {}) as answer:
-                assert b"".join(answer.blocks()) == b"a\n"
+            with transport.get("/log", {}) as response:
+                assert b"".join(response.blocks()) == b"a\n"
         assert server.connections == 1
 
 
-def test_each_request_carries_the_token_of_its_moment_and_its_query() -> None:
+def test_each_request_carries_the_current_token_and_its_query() -> None:
     tokens = iter(["first", "second"])
-    with Server(lambda one, _: one.sendall(HEAD + END)) as server:
-        how = replace(access(server.port), token=lambda: next(tokens))
-        with transport(how) as one:
+    with Server(lambda connection, _: connection.sendall(HEAD + END)) as server:
+        credentials = replace(credentials_for(server.port), token=lambda: next(tokens))
+        with open_transport(credentials) as transport:
             for _ in range(2):
-                with one.get("/api/v1/namespaces/a/pods/b/log", {"sinceTime": "2026-11-24T16:50:47Z"}) as answer:
-                    list(answer.blocks())
-    assert [b"Bearer first" in server.asked[0], b"Bearer second" in server.asked[1]] == [True, True]
-    assert server.asked[0].startswith(
-        b"GET /api/v1/namespaces/a/pods/b/log?sinceTime=2026-11-24T16%3A50%3A47Z HTTP/1.1\r\n"
-    )
+                with transport.get("/api/v1/pods/b/log", {"sinceTime": "2026-11-24T16:50:47Z"}) as response:
+                    list(response.blocks())
+    assert [b"Bearer first" in server.requests[0], b"Bearer second" in server.requests[1]] == [True, True]
+    assert server.requests[0].startswith(b"GET /api/v1/pods/b/log?sinceTime=2026-11-24T16%3A50%3A47Z HTTP/1.1\r\n")
 
 
 @pytest.mark.parametrize(
@@ -171,96 +184,108 @@ def test_each_request_carries_the_token_of_its_moment_and_its_query() -> None:
         (refusal("500 Error", b"[1]"), 500, "no reason given", None),
     ],
 )
-def test_a_refusal_says_what_the_server_said(answer: bytes, status: int, message: str, after: float | None) -> None:
-    with Server(lambda one, _: one.sendall(answer)) as server, pytest.raises(LogRefusedError) as raised:
-        read(access(server.port))
+def test_a_refusal_has_the_servers_message(answer: bytes, status: int, message: str, after: float | None) -> None:
+    with Server(lambda connection, _: connection.sendall(answer)) as server, pytest.raises(LogRefusedError) as raised:
+        read(credentials_for(server.port))
     assert raised.value.status == status
     assert raised.value.message.endswith(message)
     assert raised.value.retry_after_s == after
     assert str(raised.value).startswith(f"{status}: ")
 
 
-def test_a_cut_answer_is_no_end_but_what_came_before_has_arrived() -> None:
-    def serve(one: socket.socket, _: bytes) -> None:
-        one.sendall(HEAD + chunk(b"one\n"))
-        one.shutdown(socket.SHUT_RDWR)
+def test_a_cut_answer_raises_after_its_blocks_have_arrived() -> None:
+    def serve(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(HEAD + chunk(b"one\n"))
+        connection.shutdown(socket.SHUT_RDWR)
 
-    with Server(serve) as server, transport(access(server.port)) as one, one.get("/log", {}) as answer:
-        blocks = answer.blocks()
+    with (
+        Server(serve) as server,
+        open_transport(credentials_for(server.port)) as transport,
+        transport.get("/log", {}) as response,
+    ):
+        blocks = response.blocks()
         assert next(blocks) == b"one\n"
         with pytest.raises(ConnectionCutError):
             next(blocks)
 
 
-def test_the_transport_is_of_use_after_a_cut() -> None:
-    def serve(one: socket.socket, asked: bytes) -> None:
-        one.sendall(HEAD + chunk(b"a\n") + (END if b"again" in asked else b""))
-        if b"again" not in asked:
-            one.shutdown(socket.SHUT_RDWR)
+def test_the_transport_can_be_used_after_a_cut() -> None:
+    def serve(connection: socket.socket, request: bytes) -> None:
+        connection.sendall(HEAD + chunk(b"a\n") + (END if b"again" in request else b""))
+        if b"again" not in request:
+            connection.shutdown(socket.SHUT_RDWR)
 
-    with Server(serve) as server, transport(access(server.port)) as one:
-        with one.get("/log", {}) as answer, pytest.raises(ConnectionCutError):
-            list(answer.blocks())
-        with one.get("/log", {"again": "1"}) as answer:
-            assert b"".join(answer.blocks()) == b"a\n"
+    with Server(serve) as server, open_transport(credentials_for(server.port)) as transport:
+        with transport.get("/log", {}) as response, pytest.raises(ConnectionCutError):
+            list(response.blocks())
+        with transport.get("/log", {"again": "1"}) as response:
+            assert b"".join(response.blocks()) == b"a\n"
 
 
 @pytest.mark.parametrize("sent", [b"", HEAD, HEAD + chunk(b"a\n")])
-def test_a_long_silence_is_told_from_a_cut(sent: bytes) -> None:
+def test_a_long_silence_differs_from_a_cut(sent: bytes) -> None:
     with (
-        Server(lambda one, _: one.sendall(sent)) as server,
+        Server(lambda connection, _: connection.sendall(sent)) as server,
         pytest.raises(SilentError, match=r"nothing came for 0\.2 s"),
     ):
-        read(access(server.port), idle_s=0.2)
+        read(credentials_for(server.port), idle_s=0.2)
 
 
-def test_nobody_listens() -> None:
+def test_a_port_without_a_server_is_not_connected() -> None:
     with pytest.raises(NotConnectedError, match=r"127\.0\.0\.1"):
-        read(access(free_port()))
+        read(credentials_for(free_port()))
 
 
-def test_a_host_that_is_not_known() -> None:
+def test_an_unknown_host_is_not_connected() -> None:
     with pytest.raises(NotConnectedError, match=r"no-such-host\.invalid"):
-        read(replace(access(1), server="http://no-such-host.invalid:80"))
+        read(replace(credentials_for(1), server="http://no-such-host.invalid:80"))
 
 
-def test_a_stop_ends_an_answer_that_is_waited_for_at_once() -> None:
-    """Not only when the next line comes, which is seconds later."""
-    stop, more = Stop(), threading.Event()
+def test_the_stop_signal_ends_a_waiting_answer_at_once() -> None:
+    """It does not wait for the next line, which comes seconds later."""
+    stop, more = StopSignal(), threading.Event()
 
-    def serve(one: socket.socket, _: bytes) -> None:
-        one.sendall(HEAD + chunk(b"one\n"))
+    def serve(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(HEAD + chunk(b"one\n"))
         time.sleep(0.2)
         stop.set()
         time.sleep(5)
         more.set()
-        one.sendall(chunk(b"two\n"))
+        connection.sendall(chunk(b"two\n"))
 
-    with Server(serve) as server, transport(access(server.port), stop) as one, one.get("/log", {}) as answer:
+    with (
+        Server(serve) as server,
+        open_transport(credentials_for(server.port), stop) as transport,
+        transport.get("/log", {}) as response,
+    ):
         with pytest.raises(ReadStoppedError):
-            list(answer.blocks())
+            list(response.blocks())
         assert not more.is_set()
 
 
-def test_a_reader_that_does_not_read_holds_the_server_up() -> None:
+def test_a_reader_that_does_not_read_slows_the_server_down() -> None:
     sent = []
 
-    def serve(one: socket.socket, _: bytes) -> None:
-        one.settimeout(1)
-        one.sendall(HEAD)
+    def serve(connection: socket.socket, _: bytes) -> None:
+        connection.settimeout(1)
+        connection.sendall(HEAD)
         for number in range(2000):
-            one.sendall(chunk(b"x" * 100_000))
+            connection.sendall(chunk(b"x" * 100_000))
             sent.append(number)
 
-    with Server(serve) as server, transport(access(server.port)) as one, one.get("/log", {}) as answer:
-        next(answer.blocks())
+    with (
+        Server(serve) as server,
+        open_transport(credentials_for(server.port)) as transport,
+        transport.get("/log", {}) as response,
+    ):
+        next(response.blocks())
         time.sleep(1.5)
-        # What fits into the sockets' buffers, of 200 MB.
+        # Of 200 MB, only what fits into the sockets' buffers.
         assert len(sent) < 500
 
 
 def certificate(folder: Path, name: str, *, host: str) -> tuple[Path, ssl.SSLContext]:
-    """A self-signed certificate for a host name or an address, and a server's context with it."""
+    """Return a self-signed certificate for a host name or an address, and a server's context with it."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -268,7 +293,7 @@ def certificate(folder: Path, name: str, *, host: str) -> tuple[Path, ssl.SSLCon
         alternative: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         alternative = x509.DNSName(host)
-    made = (
+    signed = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
@@ -279,7 +304,7 @@ def certificate(folder: Path, name: str, *, host: str) -> tuple[Path, ssl.SSLCon
         .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
         .sign(key, hashes.SHA256())
     )
-    pem = made.public_bytes(serialization.Encoding.PEM)
+    pem = signed.public_bytes(serialization.Encoding.PEM)
     form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     path, both = folder / f"{name}.crt", folder / f"{name}.pem"
     path.write_bytes(pem)
@@ -292,48 +317,48 @@ def certificate(folder: Path, name: str, *, host: str) -> tuple[Path, ssl.SSLCon
 @pytest.fixture
 def secure(tmp_path: Path) -> Iterator[tuple[Server, Path]]:
     path, context = certificate(tmp_path, "ours", host="127.0.0.1")
-    with Server(lambda one, _: one.sendall(HEAD + chunk(b"a\n") + END), context) as server:
+    with Server(lambda connection, _: connection.sendall(HEAD + chunk(b"a\n") + END), context) as server:
         yield server, path
 
 
 def test_a_server_with_the_trusted_certificate_is_read(secure: tuple[Server, Path]) -> None:
     server, path = secure
-    assert read(replace(access(server.port, scheme="https"), ca_file=str(path))) == b"a\n"
+    assert read(replace(credentials_for(server.port, scheme="https"), ca_file=str(path))) == b"a\n"
 
 
-def test_a_certificate_of_somebody_else_is_not_trusted_unless_any_is(
+def test_another_servers_certificate_is_trusted_only_without_verification(
     secure: tuple[Server, Path], tmp_path: Path
 ) -> None:
     server, _ = secure
     other, _ = certificate(tmp_path, "other", host="127.0.0.1")
-    how = replace(access(server.port, scheme="https"), ca_file=str(other))
+    credentials = replace(credentials_for(server.port, scheme="https"), ca_file=str(other))
     with pytest.raises(UntrustedError, match="certificate"):
-        read(how)
-    assert read(replace(how, verify=False)) == b"a\n"
+        read(credentials)
+    assert read(replace(credentials, verify=False)) == b"a\n"
 
 
-def test_a_certificate_file_that_is_missing_is_named(secure: tuple[Server, Path], tmp_path: Path) -> None:
+def test_a_missing_certificate_file_is_named(secure: tuple[Server, Path], tmp_path: Path) -> None:
     server, _ = secure
-    how = replace(access(server.port, scheme="https"), ca_file=str(tmp_path / "absent.crt"))
+    credentials = replace(credentials_for(server.port, scheme="https"), ca_file=str(tmp_path / "absent.crt"))
     with pytest.raises(UntrustedError, match=r"absent\.crt"):
-        read(how)
+        read(credentials)
 
 
-def test_a_server_under_another_name_is_known_by_that_name(tmp_path: Path) -> None:
+def test_a_server_with_a_certificate_for_another_name_is_found_by_that_name(tmp_path: Path) -> None:
     path, context = certificate(tmp_path, "ours", host="kubernetes.example")
-    with Server(lambda one, _: one.sendall(HEAD + chunk(b"a\n") + END), context) as server:
-        how = replace(access(server.port, scheme="https"), ca_file=str(path))
+    with Server(lambda connection, _: connection.sendall(HEAD + chunk(b"a\n") + END), context) as server:
+        credentials = replace(credentials_for(server.port, scheme="https"), ca_file=str(path))
         with pytest.raises(UntrustedError):
-            read(how)
-        assert read(replace(how, tls_server_name="kubernetes.example")) == b"a\n"
-        assert b"Host: 127.0.0.1:%d\r\n" % server.port in server.asked[-1]
+            read(credentials)
+        assert read(replace(credentials, tls_server_name="kubernetes.example")) == b"a\n"
+        assert b"Host: 127.0.0.1:%d\r\n" % server.port in server.requests[-1]
 
 
-def test_a_proxy_is_used_if_named_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Server(lambda one, _: one.sendall(HEAD + chunk(b"a\n") + END)) as proxy:
+def test_a_proxy_is_used_only_if_the_credentials_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(lambda connection, _: connection.sendall(HEAD + chunk(b"a\n") + END)) as proxy:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
         with pytest.raises(NotConnectedError):
-            read(access(free_port()))
-        assert not proxy.asked
-        assert read(replace(access(free_port()), proxy=f"http://127.0.0.1:{proxy.port}")) == b"a\n"
-        assert proxy.asked[0].startswith(b"GET http://127.0.0.1:")
+            read(credentials_for(free_port()))
+        assert not proxy.requests
+        assert read(replace(credentials_for(free_port()), proxy=f"http://127.0.0.1:{proxy.port}")) == b"a\n"
+        assert proxy.requests[0].startswith(b"GET http://127.0.0.1:")

@@ -1,4 +1,4 @@
-"""Where a cluster is, and how to log in there: values that every command line has, and that import no client."""
+"""Which cluster a command means, and how to log in there, without importing the official client or asking a server."""
 
 import os
 from collections.abc import Callable
@@ -10,7 +10,7 @@ DEFAULT_KUBECONFIG = Path.home() / ".kube" / "config"
 
 
 @dataclass(frozen=True)
-class Place:
+class ClusterAccess:
     """The user's choice of a cluster. Kubeconfig, or the pod, supplies what is left out."""
 
     kubeconfig: Path | None = None
@@ -30,6 +30,12 @@ class Credentials:
     proxy: str | None
     verify: bool
     tls_server_name: str | None
+
+
+def is_configured(access: ClusterAccess) -> bool:
+    """Return whether anything says where a cluster is. No server is asked."""
+    named = access.kubeconfig is not None or access.context is not None or bool(os.environ.get("KUBECONFIG"))
+    return named or DEFAULT_KUBECONFIG.is_file() or is_in_cluster()
 
 
 def is_in_cluster() -> bool:

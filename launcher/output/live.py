@@ -1,0 +1,68 @@
+"""A job's lines in a terminal: one line per device that changes in place, above which all other lines scroll.
+
+The only module that imports rich, and itself imported only for a terminal.
+"""
+
+from collections.abc import Sequence
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.text import Text
+
+from launcher.jobs import LogLoss
+from launcher.output.lines import LogGap, LogLine
+from launcher.output.progress import JobProgress, device_lines
+
+
+def live_display(progress: JobProgress) -> "LiveDisplay | None":
+    """Return a display on standard output; None if the terminal cannot move its cursor."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    return None if console.is_dumb_terminal else LiveDisplay(console, progress)
+
+
+class LiveDisplay:
+    """One line per device that changes in place; all other lines scroll above."""
+
+    def __init__(self, console: Console, progress: JobProgress) -> None:
+        self._console = console
+        self._progress = progress
+        self._devices: dict[int, str] = {}
+        self._last_texts: dict[int, str] = {}
+        self._live = Live(self, console=console, refresh_per_second=4, vertical_overflow="ellipsis")
+
+    def show(self, pieces: Sequence[LogLine | LogGap | LogLoss]) -> None:
+        """Scroll the lines; a step line only changes its device's line."""
+        if not self._live.is_started:  # Not sooner: a caller of this method also closes, whatever happens in between.
+            self._live.start(refresh=True)
+        scrolled: list[str] = []
+        for piece in pieces:
+            if not isinstance(piece, LogLine):
+                scrolled.append(f"--- {piece} ---")
+                continue
+            rank = piece.writer.rank
+            if rank is not None and rank not in self._devices:
+                self._devices[rank] = piece.writer.device or "?"
+            if not (piece.number is not None and piece.text.startswith(b"step ")):
+                scrolled.append(piece.shown.decode("utf-8", "replace"))
+                if rank is not None:
+                    self._last_texts[rank] = piece.text.decode("utf-8", "replace")
+        if scrolled:
+            # Log lines can hold colours, and cursor movements that would tear the display: rich keeps only colours.
+            self._console.print(Text("\n").join(map(Text.from_ansi, scrolled)), soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Scroll it above the devices."""
+        self._console.print(Text(text, style="dim"), soft_wrap=True)
+
+    def close(self) -> None:
+        """Draw the last state once more and leave it on the screen."""
+        self._live.stop()
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the devices' current lines; rich calls this whenever it draws."""
+        latest = {
+            f"rank {rank} {device}": self._progress.step(rank) or self._last_texts.get(rank, "")
+            for rank, device in sorted(self._devices.items())
+        }
+        lines = device_lines(latest, options.max_width, ascii_only=options.ascii_only)
+        yield Text("\n".join(lines), no_wrap=True, overflow="crop")
