@@ -2,9 +2,10 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from tests.__main__ import progress_line
+from tests.__main__ import EVERYTHING, progress_line
 from tests.progress import Progress, estimate_s, read_progress
 
 ROOT = Path(__file__).parents[3]
@@ -37,3 +38,24 @@ def test_the_progress_line_counts_tests_and_names_the_running_parts() -> None:
     assert progress_line(300, progress, ["checks", "whole runs"]) == (
         "5 min: 1,100 of 2,000 tests, 1 failed, about 15 min left (checks running, whole runs 300/1200)"
     )
+
+
+def test_every_test_file_is_in_exactly_one_part_of_make_test() -> None:
+    selections = [[str(word) for word in command if "pytest" not in str(word)] for command in EVERYTHING.values()]
+    parts = [([word for word in words if word.startswith("tests")], _ignored(words)) for words in selections]
+    for file in (str(file.relative_to(ROOT)) for file in sorted((ROOT / "tests").rglob("test_*.py"))):
+        chosen = [paths for paths, ignored in parts if _is_below(file, paths) and not _is_below(file, ignored)]
+        assert len(chosen) == 1, file
+
+
+def test_every_file_that_a_part_names_exists() -> None:
+    words = [str(word).removeprefix("--ignore=") for command in EVERYTHING.values() for word in command]
+    assert not [word for word in words if word.startswith("tests/") and not (ROOT / word).exists()]
+
+
+def _ignored(words: Sequence[str]) -> list[str]:
+    return [word.removeprefix("--ignore=") for word in words if word.startswith("--ignore=")]
+
+
+def _is_below(file: str, paths: Sequence[str]) -> bool:
+    return any(file == path or file.startswith(f"{path}/") for path in paths)
