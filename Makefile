@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 
 RUN := -m launcher submit --backend local --npus 2 --mode full --profile digits --data-path data/digits
 
-.PHONY: help run test quick unit check format bench npu-shell cluster cluster-down lock clean
+.PHONY: help run test quick unit check generate format bench npu-shell cluster cluster-down lock clean
 
 help:  ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
@@ -32,7 +32,7 @@ quick: check unit  ## Lint, types and the unit tests
 unit: $(VENV)/test.stamp  ## The unit tests, in two processes (less than a minute on two cores)
 	$(BIN)/python -m tests unit
 
-check: $(VENV)/test.stamp  ## Lint, format, types, import contracts, dead code, plain English, YAML
+check: $(VENV)/test.stamp  ## Lint, format, types, import contracts, dead code, plain English, YAML, generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(if $(filter $(NEWEST),$(TORCH)),$(BIN)/mypy,@echo "types: checked only with torch $(NEWEST), because torch $(TORCH) has other annotations")
@@ -40,6 +40,10 @@ check: $(VENV)/test.stamp  ## Lint, format, types, import contracts, dead code, 
 	$(BIN)/vulture
 	$(BIN)/python -m tests.plain_english
 	$(BIN)/yamllint --strict .
+	$(BIN)/python -m docs --check
+
+generate: $(VENV)/test.stamp  ## Write the generated files: docs/options.md, k8s/manifests, the chart's page, rights and schema
+	$(BIN)/python -m docs
 
 format: $(VENV)/test.stamp  ## Format the code
 	$(BIN)/ruff check --fix .

@@ -1,73 +1,53 @@
-"""`python -m docs.chart` writes what of charts/pnas comes from elsewhere: its schema, its rights, its README, its jobs.
+"""The generated files of charts/pnas: its schema, its rights and its README.
 
-The settings under `defaults` and `modes` are the launcher's own, and so are their rules. A test writes all of it anew
-and compares.
+The settings under `job`, `defaults` and `modes` are the launcher's own, and their rules are too.
 """
 
 import json
 import re
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from docs.go_templates import translated
-from docs.options import described, table
+from docs.formats import pretty_json, table
+from docs.options import describe
 from launcher.cluster.defaults import NO_DEFAULTS
-from launcher.cluster.preflight import ONE_NODE, SEVERAL_NODES
 from launcher.cluster.rbac import CLUSTER_VERBS, rules
-from launcher.kinds import kind_named
-from launcher.settings.hardware import CHIPS, DEVICE_COUNTS, PRESETS
-from launcher.settings.options import (
-    EFFECTS,
-    NAME_PATTERN,
-    OBJECT,
-    OWN_VARIABLES,
-    PLACE,
-    QUALIFIED,
-    VALUE,
-    VARIABLE,
-    ClusterOptions,
-    JobOptions,
-)
-from launcher.settings.quantities import PATTERN, quantity
-from launcher.settings.secrets import ABOUT, HARMLESS, VALUES, WORD
+from launcher.settings.hardware import DEVICE_COUNTS, PRESETS
+from launcher.settings.options import EFFECTS, NAME_PATTERN, OBJECT, QUALIFIED, VALUE, VARIABLE, JobOptions
+from launcher.settings.quantities import PATTERN
 from trainer.shared.config import EMULATED, MODE_PRESETS, TrainConfig
 
 CHART = Path(__file__).parents[1] / "charts" / "pnas"
-# The claims are values of their own.
-_NO_SETTINGS = NO_DEFAULTS | {"data_claim", "output_claim"}
-# A release's job has them; an overlay is a file, and where it runs is the release's.
-_JOBS_OWN = {"mode", "resume"}
-_NOT_THE_CHARTS = {"rank_table"}
-TRANSLATED = ("_pod", "job", "volcano-job", "service", "rank-table")
-_OF_PODS = [name for name in ClusterOptions.model_fields if name not in PLACE | {"overlay"}]
-_USED = {*_OF_PODS, "name", "backend", "npus", "nodes", "mode", "model", "image_size", "device", "grace_s"}
+# Other values of the chart name the claims. MindCluster writes the rank table.
+_NO_DEFAULTS = NO_DEFAULTS | {"data_claim", "output_claim", "rank_table"}
+_OF_A_JOB = frozenset({"name", "backend", "mode", "resume"})
 _NAME = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", "maxLength": 253}
 _SWITCH = {"type": "boolean"}
 _QUANTITIES = {"type": "object", "additionalProperties": {"type": ["string", "integer"]}}
 _QUANTITY = {"type": "string", "pattern": f"^({PATTERN})$"}
-_NUMBER_TOO = {"type": ["string", "number"]}
-_MORE_THAN_NOTHING = {"type": ["string", "integer"], "minimum": 1}
+_TEXT_OR_NUMBER = {"type": ["string", "number"]}
+_POSITIVE = {"type": ["string", "integer"], "minimum": 1}
 _DURATION, _INTERVAL = (
-    {**_MORE_THAN_NOTHING, "allOf": [{"pattern": f"^([0-9]+|({number} *(d|h|min|m|s) *)+)$"}, {"pattern": "[1-9]"}]}
+    {**_POSITIVE, "allOf": [{"pattern": f"^([0-9]+|({number} *(d|h|min|m|s) *)+)$"}, {"pattern": "[1-9]"}]}
     for number in ("[0-9]+", "[0-9]+(\\.[0-9]+)?")
 )
 _ABSOLUTE = {"pattern": "^/"}
-# What the launcher checks by functions, of which pydantic's schema says nothing.
-_TEXTS: Mapping[str, Mapping[str, Any]] = {
-    **dict.fromkeys(("cpu", "memory"), _QUANTITY | _NUMBER_TOO),
+# Rules that the launcher checks by functions, which pydantic's schema does not contain.
+_RULES: Mapping[str, Mapping[str, Any]] = {
+    **dict.fromkeys(("cpu", "memory"), _QUANTITY | _TEXT_OR_NUMBER),
     **dict.fromkeys(("shm", "scratch"), _QUANTITY),
     **dict.fromkeys(("ttl", "deadline"), _DURATION),
     **dict.fromkeys(("queue", "priority_class"), _NAME),
     **dict.fromkeys(("data_path", "weights"), _ABSOLUTE),
+    "name": {"type": "string", "pattern": NAME_PATTERN},
     "resume": {"pattern": "^(/|auto$)"},
     "checkpoint_every": _INTERVAL,
 }
 _ANY, _EFFECT = "[\\s\\S]*", f"(:({'|'.join(('', *EFFECTS))}))?"
-# Of what there may be several: each as one text; of a mapping, which is the same, each key and each value.
+# Patterns of settings with several values: of one text, and of the keys and values of a mapping that means the same.
 _TEXT_KEY_VALUE: Mapping[str, tuple[str, str, str]] = {
     "env": (f"({VARIABLE.pattern})={_ANY}", VARIABLE.pattern, _ANY),
     "node_selector": (f"({QUALIFIED.pattern})=({VALUE.pattern})", QUALIFIED.pattern, VALUE.pattern),
@@ -79,47 +59,65 @@ _TEXT_KEY_VALUE: Mapping[str, tuple[str, str, str]] = {
 _INTRODUCTION = """\
 # pnas
 
-`python -m docs.chart` writes this page. `helm install pnas charts/pnas` prepares a namespace for
+`make generate` writes this page. `helm install pnas charts/pnas` prepares a namespace for
 `python -m launcher submit`: an account with exactly the rights that the launcher uses, claims for images and output
-(they stay when the release goes), and the defaults of every job there. With `job.enabled` a training job is part of the
-release, the same as `python -m launcher submit` makes of the same settings; an upgrade with others starts another. One
-that has gone, as its `ttl` has it, is made anew by the next upgrade, and reports its result again if its training run
-was done; `ttl: none` keeps it.
+(they stay when the release is uninstalled), and the defaults of every job there.
 
-Once `defaults.image` is set, `helm test pnas` looks whether that account may do all that the launcher does, whether
-both claims are bound, and, with `rbac.cluster`, whether nodes have NPUs.
+## A job of the release
 
-All pods pass Pod Security `restricted`, for Ascend Docker Runtime brings the NPUs' driver into them. A cluster without
-it needs `defaults.driver: host`. That mounts `/usr/local/Ascend/driver` of the node, and costs the namespace its Pod
-Security: `baseline` and `restricted` refuse every path of the host, so that the namespace must be `privileged`, which
-lets any other pod there mount any path. The device plugin must then hand over the devices itself
+With `job.enabled` the release submits a training job: a hook runs `python -m launcher submit` in a pod, with the
+chart's account and the settings below `job`. The launcher checks the settings. If it refuses
+them, `helm install` fails, and Helm (3.18 or later) prints the launcher's message. The message is also in the log of
+the hook: `kubectl logs job/RELEASE-submit`. Correct the value and run `helm upgrade --install`.
+
+* `helm upgrade` never ends a running job. A job with the same settings goes on, or stays ended. Changed settings submit
+  another job next to it, unless `job.name` is the same: then the upgrade fails, and the message names the difference.
+* A job that its `ttl` has removed is submitted again by the next upgrade. It reports its result again if its training
+  run was done. `ttl: none` keeps it.
+* `helm uninstall` cancels every job of the release: they save their state, and their output stays. The hook is
+  `RELEASE-cancel`. If no node can pull its image, the uninstall fails after a few minutes: then use
+  `helm uninstall --no-hooks`, and `python -m launcher cancel --release RELEASE`.
+* An upgrade without `job.enabled` removes both hooks: running jobs go on, and `helm uninstall` does not cancel them.
+  `helm rollback` submits nothing and ends nothing.
+* The hook tries three times within a minute while new claims are not bound. If your storage takes longer, use
+  `helm install --wait`. If nodes pull the image for more than five minutes, add `--timeout 30m`.
+* `python -m launcher render` with the same settings prints the job's manifests without a cluster.
+
+## Test
+
+Once `defaults.image` is set, `helm test pnas` checks that the account has every right that the launcher uses, that both
+claims are bound, and, with `rbac.cluster`, that nodes have NPUs.
+
+## Pod Security
+
+All pods pass Pod Security `restricted`, because Ascend Docker Runtime brings the NPUs' driver into them. A cluster
+without it needs `defaults.driver: host`. Pods then mount `/usr/local/Ascend/driver` of the node, which costs the
+namespace its Pod Security: `baseline` and `restricted` refuse every path of the host. The namespace must be
+`privileged`, which lets any other pod there mount any path. The device plugin must then hand over the devices itself
 (`-useAscendDocker=false`).
-
-A value that the chart does not know is an error, and what would keep a job's pods waiting stops `helm install` before
-anything is made: a claim that is missing, not bound, or not to be shared by so many nodes; more NPUs than a
-node has; a queue that is not there.
 
 ## Values
 
-| value | default | what it is |
+A value that the chart does not know is an error.
+
+| value | default | meaning |
 | --- | --- | --- |
 """
 
 
-def files() -> dict[str, str]:
-    """The text of each file."""
-    return {
-        "values.schema.json": json.dumps(schema(), indent=2) + "\n",
+def files() -> dict[Path, str]:
+    """Return the text of each file."""
+    texts = {
+        "values.schema.json": pretty_json(schema()) + "\n",
         "files/rules.yaml": yaml.safe_dump(rules(), sort_keys=False),
         "files/cluster-rules.yaml": yaml.safe_dump(rules(CLUSTER_VERBS), sort_keys=False),
-        "files/settings.json": json.dumps(_facts(), indent=2) + "\n",
         "README.md": "\n".join([_INTRODUCTION + "".join(_rows()), *_settings_table()]),
-        **{f"templates/_{name.removeprefix('_')}.tpl": translated(name) for name in TRANSLATED},
     }
+    return {CHART / name: text for name, text in texts.items()}
 
 
 def schema() -> dict[str, Any]:
-    """Every value, its type and its limits; none beside them."""
+    """Return the schema of all values, closed against unknown ones. Each setting is defined once, and referred to."""
     claim = {
         "create": _SWITCH,
         "name": _NAME,
@@ -138,110 +136,80 @@ def schema() -> dict[str, Any]:
         "namespace": _NAME,
         "apiGroup": {"type": "string"},
     }
-    subjects = {"type": "array", "items": {**_only(subject), "required": ["kind", "name"]}}
-    resources = _only({"requests": _QUANTITIES, "limits": _QUANTITIES})
+    subjects = {"type": "array", "items": {**_closed(subject), "required": ["kind", "name"]}}
+    text = {"type": "string"}
+    toleration = {
+        **{"key": text, "operator": {"enum": ["Exists", "Equal"]}, "value": text},
+        **{"effect": {"enum": ["", *EFFECTS]}, "tolerationSeconds": {"type": "integer"}},
+    }
+    placement = {
+        "nodeSelector": {"type": "object", "additionalProperties": text},
+        "tolerations": {"type": "array", "items": _closed(toleration)},
+    }
+    resources = _closed({"requests": _QUANTITIES, "limits": _QUANTITIES})
+    settings = _settings()
+    of_any_job = {name: _reference(name) for name in settings if name not in _OF_A_JOB}
     values = {
-        "serviceAccount": _only({"create": _SWITCH, "name": _NAME}),
-        "rbac": _only({"create": _SWITCH, "cluster": _SWITCH, "subjects": subjects}),
-        "claims": _only({"data": _only(claim), "output": _only(claim)}),
-        "queue": _only(queue),
-        "tensorboard": _only({"enabled": _SWITCH, "resources": resources}),
-        "checks": _only({"cluster": _SWITCH}),
-        "job": _only(
-            {
-                "enabled": _SWITCH,
-                "name": {"type": "string", "pattern": NAME_PATTERN},
-                "backend": {"enum": ["auto", "batch", "volcano"]},
-                **_settings(_JOBS_OWN),
-            }
-        ),
-        "defaults": _only(_settings()),
-        "modes": _only({mode: _only(_settings()) for mode in MODE_PRESETS}),
-        # Helm gives it to a chart that is part of another; nothing is read from it.
+        "serviceAccount": _closed({"create": _SWITCH, "name": _NAME}),
+        "rbac": _closed({"create": _SWITCH, "cluster": _SWITCH, "subjects": subjects}),
+        "claims": _closed({"data": _reference("claim"), "output": _reference("claim")}),
+        "queue": _closed(queue),
+        "tensorboard": _closed({"enabled": _SWITCH, "resources": resources}),
+        "placement": _closed(placement),
+        "job": _closed({"enabled": _SWITCH, **{name: _reference(name) for name in settings}}),
+        "defaults": _reference("defaults"),
+        "modes": _closed({mode: _reference("defaults") for mode in MODE_PRESETS}),
+        # Helm gives it to a chart that is part of another; the chart does not read it.
         "global": {"type": "object"},
     }
-    return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Values of the chart pnas", **_only(values)}
+    definitions = {**settings, "claim": _closed(claim), "defaults": _closed(of_any_job)}
+    head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Values of the chart pnas"}
+    return {**head, **_closed(values), "definitions": definitions}
 
 
-def _only(properties: Mapping[str, Any]) -> dict[str, Any]:
+def _closed(properties: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": False, "properties": dict(properties)}
 
 
-def _settings(more: Set[str] = frozenset()) -> dict[str, Any]:
-    """The launcher's settings and the trainer's that a namespace can have defaults for, and `more`."""
-    left_out = (_NO_SETTINGS | _NOT_THE_CHARTS) - more
-    found = {name: _schema_of(name, field) for name, field in _fields().items() if name not in left_out}
-    # Which of them a pod can have depends on the hardware, which may stand elsewhere: the templates look at both.
-    # Emulated NPUs are for a checkout.
-    devices = [kind for kind in found["device"]["enum"] if kind != EMULATED]
-    return {
-        **found,
-        "npus": {**found["npus"], "enum": _counts()},
-        "device": {**found["device"], "enum": devices},
-    }
+def _reference(name: str) -> dict[str, str]:
+    return {"$ref": f"#/definitions/{name}"}
+
+
+def _settings() -> dict[str, Any]:
+    """Return the schema of each setting of the launcher and the trainer that a job of the release can have."""
+    models = (JobOptions, TrainConfig)
+    fields = {name: field for model in models for name, field in model.model_json_schema()["properties"].items()}
+    names = [name for name in fields if name in _OF_A_JOB or name not in _NO_DEFAULTS]
+    settings = {name: _schema_of(name, fields[name]) for name in names}
+    # The counts that any hardware has: the hardware may be set in another place, so the launcher checks both.
+    settings["npus"]["enum"] = _counts()
+    # A pod has no emulated NPUs, and a release is not on this machine.
+    for name, excluded in (("device", EMULATED), ("backend", "local")):
+        settings[name]["enum"] = [word for word in settings[name]["enum"] if word != excluded]
+    return settings
 
 
 def _counts() -> list[int]:
-    """How many NPUs a pod can have on any hardware."""
-    known = (count for one in PRESETS.values() for count in (*one.one_node, *one.several_nodes))
-    return sorted({*DEVICE_COUNTS, *known})
-
-
-def _fields() -> dict[str, Mapping[str, Any]]:
-    models = (JobOptions, TrainConfig)
-    return {name: field for model in models for name, field in model.model_json_schema()["properties"].items()}
-
-
-def _facts() -> dict[str, Any]:
-    """What the templates must know of the settings: their defaults, and the trainer's options in their order."""
-    defaults = {name: field.get("default") for name, field in _fields().items() if name in _USED}
-    fields = list(TrainConfig.model_fields)
-    settings = {name: field for name, field in _fields().items() if name in _settings(_JOBS_OWN)}
-    nullable = [name for name, field in settings.items() if _may_be_none(field)]
-    modes = {
-        use.removesuffix("_claim"): {"alone": sorted(ONE_NODE[use]), "shared": sorted(SEVERAL_NODES[use])}
-        for use in sorted(ONE_NODE)
-    }
-    listed = [name for name, field in settings.items() if field.get("type") == "array"]
-    names = {"fields": fields, "nullable": nullable, "listed": listed, "pods": _OF_PODS}
-    more = {
-        "index": {name: kind_named(name).index_annotation for name in ("batch", "volcano")},
-        "access_modes": modes,
-        "counts": DEVICE_COUNTS,
-        "chips": CHIPS,
-    }
-    secret = {"word": WORD.pattern, "value": VALUES.pattern, "harmless": sorted(HARMLESS), "about": sorted(ABOUT)}
-    checks = {"own_variables": sorted(OWN_VARIABLES), "secret": secret, "suffixes": _suffixes()}
-    hardware = {name: asdict(one) for name, one in PRESETS.items()}
-    return {"defaults": defaults, **names, **more, **checks, "hardware": hardware}
-
-
-def _suffixes() -> dict[str, float]:
-    """Of quantities: what each multiplies by."""
-    known = (*"numkMGTPE", *(f"{letter}i" for letter in "KMGTPE"))
-    return {suffix: float(quantity(f"1{suffix}")) for suffix in known}
-
-
-def _may_be_none(field: Mapping[str, Any]) -> bool:
-    return any(one.get("type") == "null" for one in field.get("anyOf", ()))
+    counts = (count for preset in PRESETS.values() for count in (*preset.one_node, *preset.several_nodes))
+    return sorted({*DEVICE_COUNTS, *counts})
 
 
 def _schema_of(name: str, field: Mapping[str, Any]) -> dict[str, Any]:
-    """A setting's schema."""
-    kept = {key: value for key, value in field.items() if key not in ("default", "group", "title")}
-    if kept.get("type") == "array":
-        del kept["type"], kept["items"]
-        return {**kept, "anyOf": list(_forms(name))}
-    text = _TEXTS.get(name, {})
-    if _may_be_none(field):
-        # As at a terminal: to Helm a null is nothing at all.
-        others = ({**one, **text} for one in kept["anyOf"] if one.get("type") != "null")
-        return {**kept, "anyOf": [*others, {"const": "none"}]}
-    return {**kept, **text}
+    """Return a setting's schema."""
+    rest = {key: value for key, value in field.items() if key not in ("default", "group", "title")}
+    if rest.get("type") == "array":
+        del rest["type"], rest["items"]
+        return {**rest, "anyOf": list(_forms(name))}
+    rule = _RULES.get(name, {})
+    if any(choice.get("type") == "null" for choice in field.get("anyOf", ())):
+        # As at a terminal: Helm takes a null for a value that is not set.
+        choices = ({**choice, **rule} for choice in rest["anyOf"] if choice.get("type") != "null")
+        return {**rest, "anyOf": [*choices, {"const": "none"}]}
+    return {**rest, **rule}
 
 
 def _forms(name: str) -> Iterator[dict[str, Any]]:
-    """Several of it: a list, one text, which is a list of one, and a mapping if they are KEY=VALUE."""
+    """Yield the forms of a setting with several values: a list, one text, and a mapping if the texts are KEY=VALUE."""
     text, key, value = _TEXT_KEY_VALUE.get(name, (OBJECT.pattern, "", ""))
     one = {"type": "string", "pattern": f"^({text})$"}
     yield {"type": "array", "items": one}
@@ -261,30 +229,28 @@ def _rows() -> Iterator[str]:
 
 
 def _settings_table() -> Iterator[str]:
-    """Those of `job`, `defaults` and `modes`."""
-    known = schema()["properties"]["defaults"]["properties"]
     fields = {**JobOptions.model_fields, **TrainConfig.model_fields}
-    rows = [(f"`{name}`", *(text.replace(f", {EMULATED}", "") for text in described(fields[name]))) for name in known]
-    heads = ("setting", "values", "default", "what it is")
+    names: Set[str] = _settings().keys() - _OF_A_JOB
+    rows = [
+        (f"`{name}`", *(text.replace(f", {EMULATED}", "") for text in describe(field)))
+        for name, field in fields.items()
+        if name in names
+    ]
+    heads = ("setting", "values", "default", "meaning")
     yield from table("## Settings of `job`, `defaults` and `modes.MODE`", heads, rows)
 
 
 def _comments() -> Iterator[tuple[tuple[str, ...], str]]:
-    """Each value that has a comment above it, and the comment."""
+    """Yield the path of each value that has a comment above it, and the comment."""
     path: list[str] = []
-    said: list[str] = []
+    comment: list[str] = []
     for line in (CHART / "values.yaml").read_text(encoding="utf-8").splitlines():
         words = re.fullmatch(r"(?P<indent> *)(# (?P<comment>.*)|(?P<name>\w+):.*)?", line)
         assert words is not None, line
         if words["comment"]:
-            said.append(words["comment"])
+            comment.append(words["comment"])
         elif words["name"]:
             path = [*path[: len(words["indent"]) // 2], words["name"]]
-            if said:
-                yield tuple(path), " ".join(said)
-            said = []
-
-
-if __name__ == "__main__":
-    for name, text in files().items():
-        (CHART / name).write_text(text, encoding="utf-8")
+            if comment:
+                yield tuple(path), " ".join(comment)
+            comment = []

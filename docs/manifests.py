@@ -1,7 +1,6 @@
-"""`python -m docs.manifests` writes k8s/manifests/: what a cluster without Helm is given, and jobs to begin with.
+"""The generated files of k8s/manifests: a namespace's objects for clusters without Helm, and first jobs.
 
-The jobs are what `python -m launcher render` prints. The files cannot disagree with the launcher: a test writes them
-anew and compares.
+The jobs are what `python -m launcher render` prints.
 """
 
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from launcher.manifests.render import to_yaml
 
 FOLDER = Path(__file__).parents[1] / "k8s" / "manifests"
 ACCOUNT = "pnas-launcher"
-# Whoever applies these files sets the image's name.
+# A placeholder: the user replaces it before `kubectl apply`.
 IMAGE = "registry.example/pnas:0.1.0"
 JOBS: dict[str, dict[str, Any]] = {
     "job-1-npu.yaml": {"backend": "batch", "npus": 1, "mode": "full", "name": "pnas-1-npu"},
@@ -25,28 +24,28 @@ JOBS: dict[str, dict[str, Any]] = {
 _LABELS = {"app.kubernetes.io/name": MANAGED["app.kubernetes.io/name"]}
 
 
-def files() -> dict[str, str]:
-    """The text of each file."""
-    written = {"rbac.yaml": list(_rights()), "cluster-role.yaml": [_sight()], "claims.yaml": list(_claims())}
-    written |= {name: manifests_of({**options, "image": IMAGE}, None) for name, options in JOBS.items()}
-    return {name: f"{_header(name)}\n{to_yaml(objects)}" for name, objects in written.items()}
+def files() -> dict[Path, str]:
+    """Return the text of each file."""
+    objects = {"rbac.yaml": list(_rights()), "cluster-role.yaml": [_cluster_role()], "claims.yaml": list(_claims())}
+    objects |= {name: manifests_of({**options, "image": IMAGE}, None) for name, options in JOBS.items()}
+    return {FOLDER / name: f"{_header(name)}\n{to_yaml(items)}" for name, items in objects.items()}
 
 
 def _header(name: str) -> str:
-    said = "# Written by `python -m docs.manifests`."
+    origin = "# Written by `make generate`."
     if name in JOBS:
         words = " ".join(f"--{option} {value}" for option, value in JOBS[name].items())
-        return f"{said}\n# It is `python -m launcher render {words} --image {IMAGE}`."
+        return f"{origin}\n# It is `python -m launcher render {words} --image {IMAGE}`."
     if name == "cluster-role.yaml":
-        bound = (
+        bind = (
             f"kubectl create clusterrolebinding {ACCOUNT} --clusterrole {ACCOUNT} --serviceaccount NAMESPACE:{ACCOUNT}"
         )
-        return f"{said} kubectl apply --filename {name}, and if you like:\n# {bound}"
-    return f"{said} kubectl apply --namespace NAMESPACE --filename {name}"
+        return f"{origin} Optional: kubectl apply --filename {name}, then\n# {bind}"
+    return f"{origin} kubectl apply --namespace NAMESPACE --filename {name}"
 
 
 def _rights() -> Iterator[dict[str, Any]]:
-    """Who may use the launcher in a namespace: bind whom you like to the Role."""
+    """Yield an account with the launcher's rights. A RoleBinding gives the Role to further users."""
     api, meta = "rbac.authorization.k8s.io", {"name": ACCOUNT, "labels": _LABELS}
     yield {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta}
     yield {"apiVersion": f"{api}/v1", "kind": "Role", "metadata": meta, "rules": rules()}
@@ -59,15 +58,15 @@ def _rights() -> Iterator[dict[str, Any]]:
     }
 
 
-def _sight() -> dict[str, Any]:
-    """What belongs to no namespace: who may look at it is told of too few NPUs, or a closed queue, before a start."""
+def _cluster_role() -> dict[str, Any]:
+    """Return the right to read nodes and queues: with it the launcher reports too few NPUs or a closed queue early."""
     meta = {"name": ACCOUNT, "labels": _LABELS}
     rights = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": meta}
     return {**rights, "rules": rules(CLUSTER_VERBS)}
 
 
 def _claims() -> Iterator[dict[str, Any]]:
-    """Both are shared by the pods of several nodes. ImageNet has 150 GB."""
+    """Yield both claims, which the pods of several nodes share. ImageNet has 150 GB."""
     for name, size in (("pnas-data", "200Gi"), ("pnas-output", "100Gi")):
         yield {
             "apiVersion": "v1",
@@ -75,9 +74,3 @@ def _claims() -> Iterator[dict[str, Any]]:
             "metadata": {"name": name, "labels": _LABELS},
             "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": size}}},
         }
-
-
-if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
-    for name, text in files().items():
-        (FOLDER / name).write_text(text, encoding="utf-8")

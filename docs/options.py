@@ -1,9 +1,6 @@
-"""`python -m docs.options` writes docs/options.md: every option, from the one place that defines them.
+"""The generated page docs/options.md: every option, from the models that define them."""
 
-The page cannot disagree with the code: a test writes it anew and compares.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -11,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
+from docs.formats import table
 from launcher.errors import MEANINGS
 from launcher.settings.options import JobOptions
 from trainer.shared.config import MODE_PRESETS, TrainConfig
@@ -22,17 +20,17 @@ PROFILES = ("seed", "recommended", "digits")
 _INTRODUCTION = f"""\
 # Options
 
-`python -m docs.options` writes this page. `python -m trainer` and `python -m launcher submit` take the same options,
-save that those of the launcher (Job) are its own, and that it sets `--run-name` to the job's name. Each option is also
-a line of a profile (`batch_size: 64`, given by `--profile FILE`) and a variable (`{ENVIRONMENT_PREFIX}BATCH_SIZE=64`).
-Precedence: flag > environment > profile > mode or hardware > default; `python -m launcher config show` prints each
-value with where it came from. A switch is turned off by its `--no-` form.
+`make generate` writes this page. `python -m trainer` and `python -m launcher submit` take the same options, with two
+differences: the options of Job, Cluster and Pods belong to the launcher, and the launcher sets `--run-name` to the name
+of the job. Each option is also a line of a profile (`batch_size: 64`, read by `--profile FILE`) and a variable
+(`{ENVIRONMENT_PREFIX}BATCH_SIZE=64`). Precedence: flag > environment > profile > cluster defaults > mode or hardware >
+default. `python -m launcher config show` prints each value with its origin. The `--no-` form of a switch turns it off.
 """
 
 
-def page() -> str:
-    """The whole page."""
-    return "\n".join([*_options(), *_modes(), *_profiles(), *_exit_codes()])
+def files() -> dict[Path, str]:
+    """Return the text of the page."""
+    return {PAGE: "\n".join([*_options(), *_modes(), *_profiles(), *_exit_codes()])}
 
 
 def _options() -> Iterator[str]:
@@ -44,12 +42,12 @@ def _options() -> Iterator[str]:
             assert isinstance(extra, dict)
             groups.setdefault(str(extra["group"]), []).append((name, field))
     for group, fields in groups.items():
-        rows = [(f"`{flag_name(name)}`", *described(field)) for name, field in fields]
-        yield from table(f"## {group}", ("option", "values", "default", "what it is"), rows)
+        rows = [(f"`{flag_name(name)}`", *describe(field)) for name, field in fields]
+        yield from table(f"## {group}", ("option", "values", "default", "meaning"), rows)
 
 
-def described(field: FieldInfo) -> tuple[str, str, str]:
-    """What a setting can be, what it is if nobody sets it, and what it does."""
+def describe(field: FieldInfo) -> tuple[str, str, str]:
+    """Return a setting's possible values, its default and its meaning."""
     return _values(field), _default(field), _text(field)
 
 
@@ -72,19 +70,14 @@ def _profiles() -> Iterator[str]:
 def _exit_codes() -> Iterator[str]:
     rows = [(str(code.value), text) for code, text in MEANINGS.items()]
     yield from table("## Exit codes of the launcher", ("code", "meaning"), rows)
-    yield "The trainer's: 0, 1, 2 and 6 with the same meaning, 75 stopped and can be resumed, 130 interrupted.\n"
-
-
-def table(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """The lines of a table in Markdown, below its title."""
-    yield f"{title}\n"
-    for row in (heads, ("---",) * len(heads), *rows):
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
-    yield ""
+    yield (
+        "The trainer's exit codes 0, 1, 2 and 6 have the same meaning. "
+        "75 means stopped and resumable, 130 means interrupted.\n"
+    )
 
 
 def _values(field: FieldInfo) -> str:
-    """`seed, tf`, `int ≥ 1` or `path`."""
+    """Return `seed, tf`, `int ≥ 1` or `path`."""
     choices = [str(word) for part in _parts(field.annotation) if get_origin(part) is Literal for word in get_args(part)]
     kinds = [
         part.__name__.lower() for part in _parts(field.annotation) if isinstance(part, type) and part is not type(None)
@@ -105,8 +98,8 @@ def _parts(annotation: Any) -> tuple[Any, ...]:
 
 
 def _default(field: FieldInfo) -> str:
-    described = (field.description or "").partition("[default: ")[2].rstrip("]")
-    return described or ("" if field.default is None else _word(field.default))
+    text = (field.description or "").partition("[default: ")[2].rstrip("]")
+    return text or ("" if field.default is None else _word(field.default))
 
 
 def _text(field: FieldInfo) -> str:
@@ -123,7 +116,3 @@ def _word(value: Any) -> str:
 
 def _shipped(profile: str) -> str:
     return (resources.files("trainer.shared.config") / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8")
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")

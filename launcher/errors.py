@@ -17,6 +17,7 @@ LauncherError                     1
 ├── NotFoundError                 4  no job has this name
 ├── PreflightError                5  the cluster is not ready for this job; nothing was created
 ├── ConflictError                 6  the name is taken, or the job's state does not allow this
+│   └── EndedError                6  the same job has ended
 ├── WaitTimeoutError            124  the time given to `wait` or `cancel` is over; the job goes on
 ├── JobStoppedError             125  the job was cancelled or preempted
 └── DetachedError               130  Ctrl-C or SIGTERM ended the launcher, never the job
@@ -128,6 +129,10 @@ class ConflictError(LauncherError):
     """The name is taken, or the job's state does not allow this."""
 
     exit_code = ExitCode.CONFLICT
+
+
+class EndedError(ConflictError):
+    """The same job has ended: the message says how to start it again, and how to continue it."""
 
 
 class WaitTimeoutError(LauncherError):

@@ -19,7 +19,9 @@ _REMEDY = "ask the administrator to fix it"
 _MODES = "modes"
 """The key of settings that count in one mode only."""
 
-NO_DEFAULTS = PLACE | {"name", "run_name", "overlay", "resume", "backend", "mode", "node_rank", "master_addr"}
+NO_DEFAULTS = PLACE | frozenset(
+    ("name", "release", "run_name", "overlay", "resume", "backend", "mode", "node_rank", "master_addr")
+)
 """Settings that each job has for itself, or that are needed to find the namespace."""
 
 

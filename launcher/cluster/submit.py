@@ -15,7 +15,7 @@ from launcher import PROGRAM
 from launcher.cluster import saved_attempt
 from launcher.cluster.dry_run import PART_RESOURCES, judge, translate_refusal
 from launcher.cluster.jobs import ClusterJobs
-from launcher.errors import ApiError, ConflictError, LauncherError, UnreachableError
+from launcher.errors import ApiError, ConflictError, EndedError, LauncherError, UnreachableError
 from launcher.exits import defer_signals
 from launcher.jobs import JobRef, Submitted
 from launcher.kinds.objects import attempt_number, is_part_of, owner_reference, spec_of
@@ -25,6 +25,8 @@ from launcher.manifests.render import render
 from launcher.settings.spec import JobSpec, free_name, job_digest
 
 _SHOWN_DIFFERENCES = 5
+# Parts of a recorded spec that a difference does not name; `given` says only which settings were set.
+_NO_SETTINGS = frozenset(("train", "pods", "name", "given"))
 SIBLING_S = 10.0
 """Seconds within which another launcher creates the job of a part that it has created."""
 _LOOK_S = 0.5
@@ -282,7 +284,7 @@ def _check_same(existing: Json, spec: JobSpec, *, ended: str | None) -> None:
             f"`{PROGRAM} delete {spec.name}`"
         )
     if ended is not None:
-        raise ConflictError(
+        raise EndedError(
             f"job {spec.name}, the same one, has ended already ({ended}): --again starts a new one, "
             f"--name {spec.name} --resume auto continues it"
         )
@@ -303,6 +305,4 @@ def _difference(existing: Json, spec: JobSpec) -> str:
 
 def _flat(spec: dict[str, Any]) -> dict[str, Any]:
     sections = (spec, spec.get("train", {}), spec.get("pods", {}))
-    return {
-        name: value for section in sections for name, value in section.items() if name not in ("train", "pods", "name")
-    }
+    return {name: value for section in sections for name, value in section.items() if name not in _NO_SETTINGS}

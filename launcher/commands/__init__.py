@@ -85,7 +85,7 @@ COMMANDS = (
         "Stop",
         "stop:cancel",
         "Ask a job to save its state and stop, and wait until it has.",
-        ("cancel NAME",),
+        ("cancel NAME", "cancel --release pnas"),
     ),
     CommandEntry(
         "delete",

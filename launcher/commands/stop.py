@@ -2,28 +2,39 @@
 
 from typing import Annotated
 
+from cyclopts import Parameter
+
 from launcher import PROGRAM
+from launcher.backends import list_jobs
 from launcher.commands.common import job_named, where_words
 from launcher.commands.parameters import JobName, Json, Where, flag
 from launcher.commands.printing import note, print_json
-from launcher.errors import DetachedError
+from launcher.errors import DetachedError, RequestError
 from launcher.jobs import JobRef, Jobs
 from launcher.output import report
 
 
-def cancel(name: JobName, /, *, json_: Json = False, where: Where | None = None) -> None:
+def cancel(
+    name: Annotated[str | None, Parameter(help="The job.")] = None,
+    /,
+    *,
+    release: Annotated[
+        str | None, Parameter(help="Cancel every job of a Helm release, in place of one job.", show_default=False)
+    ] = None,
+    json_: Json = False,
+    where: Where | None = None,
+) -> None:
     """Ask a job to save its state and stop, and wait until it has."""
-    jobs, ref = job_named(name, where)
-    if (state := jobs.get(ref)).phase.ended:
-        note(f"job {name} had ended already: {state.phase.value}")
-    else:
-        note(f"job {name} is asked to save and stop …")
-        _cancel(jobs, ref, where)
-        state = jobs.get(ref)
-    if json_:
-        print_json(report.job_document(state, jobs.progress(ref)))
-    else:
-        print(f"{name} {state.phase.value}" + (f": {state.reason}" if state.reason else ""))
+    if (name is None) == (release is None):
+        raise RequestError("give one job's name, or --release for all jobs of a Helm release")
+    if release is None:
+        _cancel_one(*job_named(name, where), where, json_=json_)
+        return
+    running = _running_jobs_of(release, where)
+    if not running:
+        note(f"no job of release {release} is running")
+    for jobs, ref in running:
+        _cancel_one(jobs, ref, where, json_=json_)
 
 
 def delete(
@@ -44,6 +55,36 @@ def delete(
         print_json(report.deleted_document(ref, files))
     else:
         print(f"{name} deleted" + (f"; its files stay in {files}" if files else ""))
+
+
+def _running_jobs_of(release: str, where: Where | None) -> list[tuple[Jobs, JobRef]]:
+    """Return the release's jobs that have not ended.
+
+    Raises:
+        LauncherError: some jobs cannot be seen.
+    """
+    where = where or Where()
+    listing = list_jobs(where.backend_name, where.place)
+    if listing.problem is not None:
+        raise listing.problem
+    return [
+        (jobs, state.ref)
+        for jobs, state, _ in listing.jobs
+        if state.spec.get("pods", {}).get("release") == release and not state.phase.ended
+    ]
+
+
+def _cancel_one(jobs: Jobs, ref: JobRef, where: Where | None, *, json_: bool) -> None:
+    if (state := jobs.get(ref)).phase.ended:
+        note(f"job {ref.name} had ended already: {state.phase.value}")
+    else:
+        note(f"job {ref.name} is asked to save and stop …")
+        _cancel(jobs, ref, where)
+        state = jobs.get(ref)
+    if json_:
+        print_json(report.job_document(state, jobs.progress(ref)))
+    else:
+        print(f"{ref.name} {state.phase.value}" + (f": {state.reason}" if state.reason else ""))
 
 
 def _cancel(jobs: Jobs, ref: JobRef, where: Where | None) -> None:

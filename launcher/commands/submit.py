@@ -11,7 +11,7 @@ from launcher.commands.parameters import Profile, flag
 from launcher.commands.prepare import PreparedJob, prepare_job
 from launcher.commands.printing import note
 from launcher.commands.settings import takes_settings
-from launcher.errors import DetachedError
+from launcher.errors import DetachedError, EndedError
 from launcher.jobs import Submitted, find_state
 from launcher.output import report
 from launcher.output.follow import LogView
@@ -27,6 +27,7 @@ def submit(
         Parameter(help="Start nothing: check here, or have the cluster check too.", group="Job", show_default=False),
     ] = None,
     again: Annotated[bool, flag("Start the same job once more, though it has ended.", group="Job")] = False,
+    once: Annotated[bool, flag("Succeed without a start if the same job has ended.", group="Job")] = False,
     detach: Annotated[bool, flag("Start it, print its name, and leave.", group="Job")] = False,
     save: Annotated[
         Path | None,
@@ -48,6 +49,11 @@ def submit(
         return
     try:
         _show(job, job.submitter.submit(job.spec), detach=detach, save=save)
+    except EndedError as error:
+        if not once:
+            raise
+        note(str(error))
+        print(job.spec.name)
     except KeyboardInterrupt:
         state = find_state(job.submitter.jobs, job.spec.name)
         if state is None or state.phase.ended:

@@ -2,6 +2,8 @@
 
 JOB = "pnas/job"
 """Label: the job that an object belongs to."""
+INSTANCE = "app.kubernetes.io/instance"
+"""Label: the Helm release that a job belongs to."""
 SPEC = "pnas/spec"
 """Annotation: the JobSpec as JSON."""
 SPEC_HASH = "pnas/spec-hash"

@@ -20,6 +20,7 @@ from launcher.kinds import Kind
 from launcher.kinds.labels import (
     ATTEMPT,
     FOLLOW,
+    INSTANCE,
     JOB,
     MANAGED,
     RING_CONTROLLER,
@@ -89,11 +90,12 @@ def _template_values(spec: JobSpec, kind: Kind, attempt: int) -> Mapping[str, An
     hardware = PRESETS[pods.hardware] if has_rank_table and pods.hardware is not None else None
     ring = {RING_CONTROLLER: hardware.chips if hardware else CHIPS} if has_rank_table else {}
     policy = {SCHEDULE_POLICY: hardware.schedule_policy} if hardware else {}
-    labels = {**MANAGED, JOB: spec.name, SPEC_HASH: spec.digest[:16], **ring}
+    release = {INSTANCE: pods.release} if pods.release else {}
+    pod_labels = {**MANAGED, JOB: spec.name, **release, **ring}
     return {
         "name": spec.name,
-        "labels": labels,
-        "pod_labels": {**MANAGED, JOB: spec.name, **ring},
+        "labels": {**pod_labels, SPEC_HASH: spec.digest[:16]},
+        "pod_labels": pod_labels,
         "annotations": {**_summary(spec), **policy, ATTEMPT: str(attempt), SPEC: spec.model_dump_json()},
         "nodes": nodes,
         "args": [_literal(word) for word in trainer_options(spec)],

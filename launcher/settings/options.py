@@ -20,6 +20,7 @@ from trainer.shared.config.train import Optional, option
 # What Kubernetes takes for names of objects (RFC 1123 subdomain) and of namespaces, for quantities and label values.
 OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_RELEASE = re.compile(r"[a-z0-9]([-a-z0-9.]{0,51}[a-z0-9])?")
 QUALIFIED = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -128,6 +129,9 @@ class ClusterOptions(BaseModel):
     namespace: Annotated[
         str | None, Optional, _matching(_LABEL, "is not a namespace: lower case letters, digits and `-`, 63 at most")
     ] = option(None, "Namespace of the job. [default: the context's]", group="Cluster")
+    release: Annotated[
+        str | None, Optional, _matching(_RELEASE, "is not a Helm release: lower case letters, digits, `-` and `.`")
+    ] = option(None, "Helm release that the job belongs to: `cancel --release` stops its jobs.", group="Cluster")
     queue: Annotated[str, ObjectName] = option("default", "Volcano queue.", group="Cluster")
     priority_class: Annotated[str | None, Optional, ObjectName] = option(
         None, "PriorityClass of the pods.", group="Cluster"
@@ -140,10 +144,10 @@ class ClusterOptions(BaseModel):
     )
     retries: int = option(3, "How often a failed job is tried again, from its checkpoint.", group="Cluster", ge=0)
     deadline: Annotated[str | None, Optional, Duration] = option(
-        None, "End a job that has not ended after so long: 90m, 3d.", group="Cluster"
+        None, "End a job that has not ended after this time: 90m, 3d.", group="Cluster"
     )
     ttl: Annotated[str | None, Optional, Duration] = option(
-        "7d", "Remove an ended job, its log too, after so long; none keeps it.", group="Cluster"
+        "7d", "Remove an ended job, its log too, after this time; none keeps it.", group="Cluster"
     )
 
     # Pods: what they are made of

@@ -1,4 +1,4 @@
-"""Helm, of both versions, in somebody's namespace."""
+"""Helm 3 and Helm 4, as a test types them."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.nodes.processes import SHORT_LIVED
 
 HELMS: Mapping[str, Callable[[], Path]] = {"helm3": binaries.helm3, "helm4": binaries.helm4}
-"""Each builds its program if it is not there."""
+"""Each function builds its program on its first call."""
 
 ALL_ON = (
     *("--set", "queue.create=true", "--set", "queue.name=chart-all-on", "--set", "defaults.image=r/pnas:1"),
@@ -26,31 +26,35 @@ ALL_ON = (
 
 @dataclass(frozen=True)
 class Helm:
-    """One version of it, as the cluster's administrator."""
+    """One version of Helm in one namespace, with the rights of the cluster's administrator."""
 
     program: Path
     cluster: Cluster
     namespace: str
 
     def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
-        """A command to its end."""
+        """Run a command to its end."""
         where = (f"--kubeconfig={self.cluster.kubeconfig}", f"--namespace={self.namespace}")
         command = [str(self.program), *words, *where]
         return _done(command)
 
     def __call__(self, *words: str) -> str:
-        """What it prints; it succeeds."""
+        """Run a command that must succeed; return its output, and below it the hooks' logs from stderr."""
         done = self.run(*words)
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        return done.stdout + done.stderr
 
 
 def template(program: Path, chart: Path, *words: str, release: str = "pnas") -> str:
-    """What a chart gives, without a cluster."""
-    command = [str(program), "template", release, str(chart), *words]
-    done = _done(command)
+    """Return a chart's manifests, without a cluster."""
+    done = run_template(program, chart, *words, release=release)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def run_template(program: Path, chart: Path, *words: str, release: str = "pnas") -> "subprocess.CompletedProcess[str]":
+    """Render a chart without a cluster, to its success or its refusal."""
+    return _done([str(program), "template", release, str(chart), *words])
 
 
 def _done(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":

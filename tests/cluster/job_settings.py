@@ -1,4 +1,4 @@
-"""Settings of jobs with every option on, and with every option off, for what compares or judges such jobs."""
+"""Settings of jobs with every option on, and with every option off, for tests that compare or validate jobs."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ ON_CPUS: Settings = {**PLAIN, "device": "cpu", "ttl": "none", "steps": "none", "
 
 
 def settings(backend: str, npus: int, nodes: int, options: str) -> Settings:
-    """What is typed, or written as values."""
+    """Return the options of one job, as the launcher and the chart's values have them."""
     chosen = {"plain": PLAIN, "everything": {**EVERYTHING, **OF_A_KIND[backend]}, "cpu": ON_CPUS}[options]
     more = {"nodes": nodes} if nodes > 1 else {}
     return {"backend": backend, "npus": npus, "name": "same", **more, **chosen}

@@ -1,4 +1,4 @@
-"""The Roles of k8s/manifests are what a launcher needs, and no more: by what the API server saw it do."""
+"""The Roles of k8s/manifests have exactly the rights that a launcher uses, as the API server's audit log shows."""
 
 import json
 import re
@@ -17,15 +17,15 @@ from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.storage import claims
 from tests.cluster.testbed.volcano.install import Volcano
 
-# No node has it: such a job has all its objects, and computes nothing.
+# No node has this resource: a job has all its objects, and computes nothing.
 NOWHERE = ("--resource", "huawei.com/Ascend950", "--detach")
-# Everybody may ask what a cluster serves, and what one may do there.
-EVERYBODYS = {("get", "", ""), ("create", "authorization.k8s.io", "selfsubjectaccessreviews")}
+# Every user has these rights: to ask for a cluster's resources, and for the user's own rights.
+OF_EVERY_USER = {("get", "", ""), ("create", "authorization.k8s.io", "selfsubjectaccessreviews")}
 
 
 @pytest.fixture
 def terminal(cluster: Cluster, volcano: Volcano, namespace: str, tmp_path: Path) -> Terminal:
-    """Somebody who has the Role and nothing else, in a namespace in which Volcano acts."""
+    """Return a terminal of a user who has only the Role, in a namespace in which Volcano acts."""
     fake_trainer.load_image(cluster, tmp_path)
     claims(cluster, namespace, {name: tmp_path / name for name in ("pnas-data", "pnas-output")})
     kubectl = cluster.kubectl
@@ -38,7 +38,7 @@ def terminal(cluster: Cluster, volcano: Volcano, namespace: str, tmp_path: Path)
 
 
 def leave_behind(cluster: Cluster, namespace: str, job: str) -> None:
-    """What an earlier job of this name left, with an owner that stays."""
+    """Create the Service that an earlier job of this name left, with an owner that stays."""
     account = cluster.get("serviceaccount", "default", "--namespace", namespace)["metadata"]
     owner = {"apiVersion": "v1", "kind": "ServiceAccount", "name": "default", "uid": account["uid"]}
     labels = {**MANAGED, JOB: job}
@@ -47,25 +47,25 @@ def leave_behind(cluster: Cluster, namespace: str, job: str) -> None:
 
 
 def asked(cluster: Cluster, user: str) -> set[tuple[str, str, str]]:
-    """(verb, group, resource) of each request that the API server granted to this user."""
-    found = set()
+    """Return (verb, group, resource) of each request that the API server granted to this user."""
+    requests = set()
     for line in (cluster.folder / "audit.log").read_text().splitlines():
         event = json.loads(line)
-        # Somebody whom the server does not know, as one whose login has ended, has no name.
+        # A user whom the server does not know has no name, for example after the end of a login.
         if event["user"].get("username") != user or event["responseStatus"].get("code") == 403:
             continue
-        about = event.get("objectRef", {})
-        resource = "/".join(filter(None, (about.get("resource", ""), about.get("subresource", ""))))
-        found.add((event["verb"], about.get("apiGroup", ""), resource))
-    return found
+        target = event.get("objectRef", {})
+        resource = "/".join(filter(None, (target.get("resource", ""), target.get("subresource", ""))))
+        requests.add((event["verb"], target.get("apiGroup", ""), resource))
+    return requests
 
 
-def everything_that_a_person_types(terminal: Terminal) -> None:
-    """Each command, on both kinds of job."""
+def type_every_command(terminal: Terminal) -> None:
+    """Type each command, on both kinds of job."""
     leave_behind(terminal.cluster, terminal.namespace, "by-batch")
     for backend, more in (("batch", ("--nodes", "2")), ("volcano", ())):
         name = f"by-{backend}"
-        words = (*NOWHERE, "--backend", backend, "--npus", "1", "--name", name, *more)
+        words = (*NOWHERE, "--backend", backend, "--npus", "1", "--name", name, "--release", "tried", *more)
         submitted = terminal.submit(*words)
         assert submitted.returncode == 0, submitted.stderr
         assert terminal.submit(*words).returncode == 0, "the same again"
@@ -75,8 +75,9 @@ def everything_that_a_person_types(terminal: Terminal) -> None:
             follower.kill()
         assert terminal.run("status", name).returncode == 0
         assert terminal.run("wait", name, "--timeout", "1").returncode == 124
-        cancelled = terminal.run("cancel", name)
+        cancelled = terminal.run("cancel", *((name,) if backend == "batch" else ("--release", "tried")))
         assert cancelled.returncode == 0, cancelled.stderr
+        assert f"{name} Cancelled" in cancelled.stdout
         again = terminal.run("submit", "--backend", backend, "--name", name, "--resume", "auto", "--detach")
         assert again.returncode == 0, again.stderr
         deleted = terminal.run("delete", name, "--force")
@@ -91,14 +92,14 @@ def everything_that_a_person_types(terminal: Terminal) -> None:
 
 
 def flat(verbs: Mapping[Resource, tuple[str, ...]]) -> set[tuple[str, str, str]]:
-    """(verb, group, resource), as the audit log has them."""
-    return {(verb, resource.group, resource.plural) for resource, wanted in verbs.items() for verb in wanted}
+    """Return (verb, group, resource), in the audit log's words."""
+    return {(verb, resource.group, resource.plural) for resource, names in verbs.items() for verb in names}
 
 
-def test_the_roles_have_what_a_launcher_asks_for_and_nothing_else(terminal: Terminal) -> None:
-    everything_that_a_person_types(terminal)
+def test_the_roles_have_exactly_the_rights_that_a_launcher_uses(terminal: Terminal) -> None:
+    type_every_command(terminal)
     user = f"system:serviceaccount:{terminal.namespace}:{ACCOUNT}"
-    assert asked(terminal.cluster, user) - EVERYBODYS == flat(VERBS), "without the ClusterRole"
+    assert asked(terminal.cluster, user) - OF_EVERY_USER == flat(VERBS), "without the ClusterRole"
     kubectl = terminal.cluster.kubectl
     role = str(FOLDER / "cluster-role.yaml")
     kubectl("apply", "--filename", role)
@@ -106,7 +107,7 @@ def test_the_roles_have_what_a_launcher_asks_for_and_nothing_else(terminal: Term
     kubectl("create", "clusterrolebinding", terminal.namespace, *bound)
     done = terminal.submit("--npus", "8", "--backend", "volcano", "--dry-run", "server")
     assert done.returncode == 0, done.stderr
-    assert asked(terminal.cluster, user) - EVERYBODYS == flat(VERBS) | flat(CLUSTER_VERBS)
+    assert asked(terminal.cluster, user) - OF_EVERY_USER == flat(VERBS) | flat(CLUSTER_VERBS)
 
 
 def test_kubectl_takes_every_file(cluster: Cluster, volcano: Volcano, namespace: str) -> None:

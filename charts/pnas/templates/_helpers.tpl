@@ -6,15 +6,29 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
-{{- /* The namespace's settings over the launcher's defaults: what the chart's own pods are made of. */ -}}
-{{- define "pnas.settings" -}}
-{{- $known := .Files.Get "files/settings.json" | fromJson }}
-{{- $image := .Values.defaults.image | default (and .Values.job.enabled .Values.job.image) }}
-{{- toJson (mergeOverwrite $known.defaults (deepCopy .Values.defaults) (dict "image" $image)) }}
+{{- /* The labels of a part with pods: with another name, because the launcher finds its jobs by the name `pnas`. */ -}}
+{{- define "pnas.part-labels" -}}
+{{- $part := dict "app.kubernetes.io/name" (printf "pnas-%s" .part) }}
+{{- mergeOverwrite (include "pnas.labels" .root | fromYaml) $part | toYaml }}
 {{- end }}
 
-{{- /* A pod of the chart's own passes Pod Security `restricted`, as those that train do. */ -}}
+{{- /* The image and the user of the chart's own pods: the job's, if the release has a job, or the namespace's defaults. */ -}}
+{{- define "pnas.settings" -}}
+{{- $settings := dict "image_pull_policy" "IfNotPresent" "user" 1000 "group" 1000 }}
+{{- $layers := list .Values.defaults }}
+{{- if .Values.job.enabled }}
+{{- $layers = append $layers (get .Values.modes (.Values.job.mode | default "full") | default dict) }}
+{{- $layers = append $layers .Values.job }}
+{{- end }}
+{{- range $layers }}
+{{- $_ := mergeOverwrite $settings (pick . "image" "image_pull_policy" "image_pull_secret" "user" "group") }}
+{{- end }}
+{{- toJson $settings }}
+{{- end }}
+
+{{- /* Like the pods that train, the chart's own pods pass Pod Security `restricted`. */ -}}
 {{- define "pnas.own-pod" -}}
+{{- with include "pnas.settings" . | fromJson -}}
 enableServiceLinks: false
 securityContext:
   runAsNonRoot: true
@@ -26,16 +40,58 @@ securityContext:
 {{- with .image_pull_secret }}
 imagePullSecrets:
   {{- range kindIs "string" . | ternary (list .) . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
+{{- end }}
+{{- end }}
+{{- with .Values.placement.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.placement.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
 {{- define "pnas.own-container" -}}
+{{- with include "pnas.settings" . | fromJson -}}
 image: {{ .image | quote }}
 imagePullPolicy: {{ .image_pull_policy }}
 securityContext:
   allowPrivilegeEscalation: false
   readOnlyRootFilesystem: true
   capabilities: {drop: [ALL]}
+{{- end }}
+{{- end }}
+
+{{- /* A pod that runs the launcher as the chart's account, with the words of `args`. */ -}}
+{{- define "pnas.launcher-pod" -}}
+restartPolicy: Never
+serviceAccountName: {{ .root.Values.serviceAccount.name | quote }}
+automountServiceAccountToken: true
+{{ include "pnas.own-pod" .root }}
+containers:
+  - name: launcher
+    {{- include "pnas.own-container" .root | nindent 4 }}
+    # No command: the image's entry point runs it.
+    args: {{ concat (list "python" "-m" "launcher") .args | toJson }}
+    workingDir: /home/pnas
+    env:
+      - {name: HOME, value: /home/pnas}
+    resources:
+      requests: {cpu: 100m, memory: 256Mi}
+      limits: {memory: 1Gi}
+    # `kubectl describe pod` shows the launcher's message.
+    terminationMessagePolicy: FallbackToLogsOnError
+    volumeMounts:
+      - {name: home, mountPath: /home/pnas}
+      {{- with .profile }}
+      - {name: profile, mountPath: /etc/pnas, readOnly: true}
+      {{- end }}
+volumes:
+  - {name: home, emptyDir: {sizeLimit: 64Mi}}
+  {{- with .profile }}
+  - {name: profile, configMap: {name: {{ . | quote }}}}
+  {{- end }}
 {{- end }}

@@ -1,0 +1,46 @@
+"""`python -m docs` writes every generated file. `python -m docs --check` names the stale files."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from docs import chart, manifests, options
+
+ROOT = Path(__file__).parents[1]
+_FOLDERS = (manifests.FOLDER,)
+
+
+def files() -> dict[Path, str]:
+    """Return the text of each generated file."""
+    return {**options.files(), **manifests.files(), **chart.files()}
+
+
+def stale_files() -> list[Path]:
+    """Return the generated files that differ from the code, and the leftover files of generated folders."""
+    texts = files()
+    leftovers = [path for folder in _FOLDERS for path in folder.iterdir() if path not in texts]
+    return leftovers + [
+        path for path, text in texts.items() if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the stale files, or with `--check` only name them; return the exit code."""
+    stale = stale_files()
+    names = " ".join(str(path.relative_to(ROOT)) for path in stale)
+    if "--check" in arguments:
+        if stale:
+            print(f"stale: {names}: run `make generate`", file=sys.stderr)
+        return 1 if stale else 0
+    texts = files()
+    for path in stale:
+        if path in texts:
+            path.write_text(texts[path], encoding="utf-8")
+        else:
+            path.unlink()
+    print(f"written: {names}" if stale else "nothing was stale")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,211 @@
+"""The manifests that the chart gives, and the mistakes that it refuses, by Helm 3 and Helm 4, without a cluster."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from docs.chart import CHART
+from launcher.manifests.offline import manifests_of
+from tests.cluster.helm import HELMS, run_template, template
+from tests.cluster.job_settings import ON_HARDWARE, PLAIN, Settings, settings
+
+OPTIONS = ("plain", "everything", "cpu")
+MORE_OPTIONS: dict[str, Settings] = {
+    "large numbers": {"ttl": 2592000, "deadline": 1000000, "user": 1000000, "memory": 64000000000, "seed": 1000000},
+    "fractions": {"cpu": 1.5, "env": {"LIMIT": 1000000, "RATE": 0.25}, "lr": 0.25, "weight_decay": 1e-7},
+    "mappings": {
+        "env": {"DEBUG": True, "EMPTY": "", "RATE": 0.5},
+        "node_selector": {"gpu": True, "generation": 2},
+        "toleration": {"dedicated": "npu", "disk": "slow:NoSchedule", "spot": True},
+    },
+    "one text each": {
+        **{"env": "A=b=c", "node_selector": "gpu=true", "toleration": "dedicated"},
+        **{"image_pull_secret": "registry", "env_from_secret": "keys"},
+    },
+    "odd texts": {"env": {"A": "b=c\n", "B": "<&>$(HOME)$$", "EMPTY_TOKEN": ""}, "toleration": ["a:", "x.y/b_c="]},
+    "limits": {"memory": "1024Ki", "shm": "1.5M", "scratch": "2e6", "cpu": "1n", "resume": "auto", "weights": "none"},
+    "hardware": {"hardware": "atlas-800-9000", **ON_HARDWARE},
+}
+
+
+def rendered(values: Settings, folder: Path, helm: str = "helm4", release: str = "pnas") -> list[dict[str, Any]]:
+    """Return the objects of a release with these values."""
+    file = folder / "values.json"
+    file.write_text(json.dumps(values))
+    text = template(HELMS[helm](), CHART, "--values", str(file), release=release)
+    return [item for item in yaml.safe_load_all(text) if item]
+
+
+def named(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
+    """Return one object."""
+    [item] = [item for item in objects if (item["kind"], item["metadata"]["name"]) == (kind, name)]
+    return item
+
+
+def submitted(values: Settings, folder: Path, helm: str) -> list[dict[str, Any]]:
+    """Return the manifests that the launcher makes of the release's profile and of the options of its hook."""
+    objects = rendered({"job": {"enabled": True, **values}}, folder, helm)
+    profile = folder / "profile.yaml"
+    profile.write_text(named(objects, "ConfigMap", "pnas-job")["data"]["profile.yaml"])
+    return manifests_of({"release": "pnas"}, str(profile))
+
+
+@pytest.mark.parametrize("helm", list(HELMS))
+@pytest.mark.parametrize("backend", ["batch", "volcano"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_job_of_a_release_is_the_job_of_the_same_options(
+    backend: str, options: str, helm: str, tmp_path: Path
+) -> None:
+    values = settings(backend, 8, 2, options)
+    assert submitted(values, tmp_path, helm) == manifests_of({**values, "release": "pnas"}, None)
+
+
+@pytest.mark.parametrize("helm", list(HELMS))
+@pytest.mark.parametrize("options", list(MORE_OPTIONS))
+def test_every_form_of_a_value_reaches_the_job_unchanged(options: str, helm: str, tmp_path: Path) -> None:
+    values = {**settings("batch", 1, 1, "plain"), **MORE_OPTIONS[options]}
+    # Helm sorts the keys of a mapping.
+    sorted_values = json.loads(json.dumps(values, sort_keys=True))
+    assert submitted(values, tmp_path, helm) == manifests_of({**sorted_values, "release": "pnas"}, None)
+
+
+@pytest.mark.parametrize("helm", list(HELMS))
+def test_defaults_and_modes_reach_the_launcher_unchanged(helm: str, tmp_path: Path) -> None:
+    values: Settings = {
+        "defaults": {"image": "r/pnas:1", "ttl": 2592000, "env": {"LIMIT": 1000000}},
+        "modes": {"full": {"lr": 0.2}, "eval": {"lr": 1e-7}},
+        "queue": {"create": True, "name": "research"},
+    }
+    text = named(rendered(values, tmp_path, helm), "ConfigMap", "pnas-defaults")["data"]["defaults.yaml"]
+    assert json.loads(text) == {
+        **values["defaults"],
+        **{"modes": values["modes"], "queue": "research"},
+        **{"data_claim": "pnas-data", "output_claim": "pnas-output"},
+    }
+    assert "2592000" in text, "not 2.592e+06, which is no whole number to YAML"
+
+
+@pytest.mark.parametrize("helm", list(HELMS))
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"defaults": {"imge": "x"}}, "'/defaults': additional properties 'imge' not allowed"),
+        ({"job": {"imge": "x"}}, "'/job': additional properties 'imge' not allowed"),
+        ({"modes": {"full": {"imge": "x"}}}, "'/modes/full': additional properties 'imge' not allowed"),
+        ({"modes": {"quick": {"steps": 1}}}, "'/modes': additional properties 'quick' not allowed"),
+        ({"defaults": {"name": "x"}}, "'/defaults': additional properties 'name' not allowed"),
+        ({"claims": {"data": {"size": "much"}}}, "'/claims/data/size': 'much' does not match pattern"),
+        ({"defaults": {"shm": "1Q"}}, "'/defaults/shm': '1Q' does not match pattern"),
+        ({"job": {"npus": 9}}, "'/job/npus': value must be one of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16"),
+        ({"job": {"mindcluster": "maybe"}}, "'/job/mindcluster': value must be one of 'auto', 'on', 'off'"),
+        ({"job": {"backend": "local"}}, "'/job/backend': value must be one of 'auto', 'volcano', 'batch'"),
+        ({"job": {"device": "npu-emulated"}}, "'/job/device': value must be one of 'auto', 'npu', 'cuda', 'cpu'"),
+        ({"job": {"name": "My_Job"}}, "'/job/name'"),
+        ({"job": {"ttl": 0}}, "'/job/ttl'"),
+        ({"job": {"ttl": "0"}}, "'/job/ttl'"),
+        ({"job": {"ttl": "0h 0m"}}, "'/job/ttl'"),
+        ({"job": {"env": ["FOO"]}}, "'/job/env"),
+        ({"job": {"env": {"F-O": "x"}}}, "'/job/env"),
+        ({"job": {"node_selector": ["disktype"]}}, "'/job/node_selector"),
+        ({"job": {"node_selector": {"a": "b c"}}}, "'/job/node_selector"),
+        ({"job": {"toleration": "spot:NoSuch"}}, "'/job/toleration"),
+        ({"job": {"toleration": {"spot": "yes:NoSuch"}}}, "'/job/toleration"),
+        ({"job": {"env_from_secret": {"a": "b"}}}, "'/job/env_from_secret"),
+        ({"job": {"data_path": "data"}}, "'/job/data_path'"),
+        ({"job": {"weights": "w.pth"}}, "'/job/weights'"),
+        ({"job": {"checkpoint_every": "soon"}}, "'/job/checkpoint_every'"),
+        ({"job": {"checkpoint_every": 0}}, "'/job/checkpoint_every'"),
+        (
+            {"rbac": {"subjects": [{"kind": "Robot", "name": "x"}]}},
+            "'/rbac/subjects/0/kind': value must be one of 'User', 'Group', 'ServiceAccount'",
+        ),
+        ({"job": {"enabled": True}}, "job.image (or defaults.image) is missing"),
+        (
+            {"claims": {"output": {"name": "pnas-data"}}},
+            "claims.output.name pnas-data: the claim for images has",
+        ),
+        ({"tensorboard": {"enabled": True}}, "defaults.image is missing: the image that holds TensorBoard"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_named_before_anything_is_created(
+    values: Settings, message: str, helm: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "values.json"
+    file.write_text(json.dumps(values))
+    done = run_template(HELMS[helm](), CHART, "--values", str(file))
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_the_hooks_run_the_launcher_of_the_jobs_image_as_the_charts_account(tmp_path: Path) -> None:
+    defaults = {"image": "r/pnas:1", "user": 1234}
+    job = {"enabled": True, "image": "r/pnas:2", "image_pull_secret": "registry", "image_pull_policy": "Always"}
+    placement = {"nodeSelector": {"kubernetes.io/arch": "arm64"}, "tolerations": [{"operator": "Exists"}]}
+    objects = rendered({"defaults": defaults, "job": job, "placement": placement}, tmp_path)
+    command = {
+        "submit": "submit --detach --once --profile /etc/pnas/profile.yaml --release pnas --namespace default",
+        "cancel": "cancel --release pnas --namespace default",
+    }
+    events = {"submit": "post-install,post-upgrade", "cancel": "pre-delete"}
+    for verb in ("submit", "cancel"):
+        hook = named(objects, "Job", f"pnas-{verb}")
+        annotations, pod = hook["metadata"]["annotations"], hook["spec"]["template"]["spec"]
+        assert annotations["helm.sh/hook"] == events[verb]
+        assert "hook-failed" not in annotations["helm.sh/hook-delete-policy"], "its log must stay"
+        assert annotations["helm.sh/hook-output-log-policy"] == "hook-succeeded,hook-failed"
+        assert hook["metadata"]["labels"]["app.kubernetes.io/name"] != "pnas", "it is no job of the launcher"
+        assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("pnas-launcher", True)
+        assert pod["imagePullSecrets"] == [{"name": "registry"}]
+        assert pod["securityContext"]["runAsUser"] == 1234
+        assert (pod["nodeSelector"], pod["tolerations"]) == (placement["nodeSelector"], placement["tolerations"])
+        [container] = pod["containers"]
+        assert (container["image"], container["imagePullPolicy"]) == ("r/pnas:2", "Always")
+        assert container["args"] == ["python", "-m", "launcher", *command[verb].split()]
+        assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+        assert "huawei.com/Ascend910" not in json.dumps(pod), "it needs no NPU"
+    assert named(objects, "Job", "pnas-cancel")["spec"]["activeDeadlineSeconds"] < 300, "Helm's own timeout"
+    assert named(objects, "ServiceAccount", "pnas-launcher")["automountServiceAccountToken"] is False
+
+
+def test_a_release_without_a_job_has_no_hook_but_its_test(tmp_path: Path) -> None:
+    objects = rendered({"defaults": PLAIN, "tensorboard": {"enabled": True}}, tmp_path)
+    assert [item["kind"] for item in objects if "helm.sh/hook" in item["metadata"].get("annotations", {})] == ["Pod"]
+
+
+@pytest.mark.parametrize("helm", list(HELMS))
+def test_the_charts_own_objects_have_large_numbers_whole(helm: str, tmp_path: Path) -> None:
+    own = {"defaults": {"image": "r/pnas:1", "user": 1000000, "group": 2000000}, "tensorboard": {"enabled": True}}
+    values = {**own, "job": {"enabled": True, "grace_s": 1000000}, "queue": {"create": True, "weight": 3000000}}
+    objects = rendered(values, tmp_path, helm)
+    pods = [item["spec"] for item in objects if item["kind"] == "Pod"]
+    pods += [item["spec"]["template"]["spec"] for item in objects if item["kind"] in ("Deployment", "Job")]
+    assert len(pods) == 4
+    for pod in pods:
+        numbers = [pod["securityContext"][name] for name in ("runAsUser", "runAsGroup", "fsGroup")]
+        assert list(map(repr, numbers)) == ["1000000", "2000000", "2000000"], "no fractions"
+    assert repr(named(objects, "Queue", "pnas")["spec"]["weight"]) == "3000000"
+    assert repr(named(objects, "Job", "pnas-cancel")["spec"]["activeDeadlineSeconds"]) == "1000240"
+
+
+@pytest.mark.parametrize("helm", list(HELMS))
+def test_names_that_are_numbers_are_names(helm: str) -> None:
+    names = "claims.data.name=2024,claims.output.name=2025,serviceAccount.name=2026,queue.name=2027"
+    on = "rbac.cluster=true,queue.create=true,tensorboard.enabled=true,defaults.image=r/pnas:1,job.enabled=true"
+    words = ("--namespace", "2023", "--set-string", names, "--set", on)
+    for item in yaml.safe_load_all(template(HELMS[helm](), CHART, *words, release="2022")):
+        for path, value in leaves(item):
+            assert not (isinstance(value, int) and str(value).startswith("202")), (item["kind"], path)
+
+
+def leaves(item: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value in an object with its path."""
+    if isinstance(item, dict | list):
+        for key, value in item.items() if isinstance(item, dict) else enumerate(item):
+            yield from leaves(value, f"{path}.{key}")
+    else:
+        yield path, item
