@@ -208,7 +208,7 @@ def clean_up() -> None:
 
 
 def _is_owned(folder: Path) -> bool:
-    """Return whether the run's process lives; a new run may not have written its process id yet."""
+    """Return whether the run's process lives; a new run possibly has not written its process id yet."""
     try:
         return Path(f"/proc/{(folder / 'owner').read_text()}").exists()
     except FileNotFoundError:
