@@ -15,27 +15,10 @@ from typing import NamedTuple
 
 # The check grows: a folder joins this list when it has no findings.
 FOLDERS = (
-<<<<<<< HEAD
     *("CHANGELOG.md", "README.md", "SECURITY.md", "benchmarks", "requirements", "tests/cluster"),
     *("tests/local", "tests/networks", "tests/unit/training", "tests/unit/volcano"),
     *("trainer/checkpoint", "trainer/data", "trainer/devices", "trainer/distributed", "trainer/model"),
     *("trainer/training", "trainer/worker"),
-=======
-    "CHANGELOG.md",
-    "README.md",
-    "benchmarks",
-    "docs/ascend.md",
-    "docs/image.md",
-    "docs/quickstart.md",
-    "docs/reliability.md",
-    "docs/seed.md",
-    "requirements",
-    "tests/cluster/support",
-    "tests/cluster/testbed",
-    "tests/data",
-    "tests/local",
-    "tests/networks",
->>>>>>> d360077 (Check the English of the whole test bed)
 )
 NAME_IT = "name the person or the program, such as the user, the kubelet, a rank"
 # A pattern, and what to write in its place. A space stands for any white space.
