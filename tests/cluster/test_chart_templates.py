@@ -10,8 +10,8 @@ import yaml
 
 from docs.chart import CHART
 from launcher.manifests.offline import manifests_of
-from tests.cluster.helm import HELMS, run_template, template
-from tests.cluster.job_settings import ON_HARDWARE, PLAIN, Settings, settings
+from tests.cluster.support.helm import HELMS, run_template, template
+from tests.cluster.support.job_settings import ON_HARDWARE, PLAIN, Settings, settings
 
 OPTIONS = ("plain", "everything", "cpu")
 MORE_OPTIONS: dict[str, Settings] = {

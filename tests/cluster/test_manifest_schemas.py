@@ -18,8 +18,8 @@ from yamllint.config import YamlLintConfig
 from docs.chart import CHART
 from docs.manifests import FOLDER
 from launcher.manifests.offline import manifests_of
-from tests.cluster.helm import ALL_ON, HELMS, template
-from tests.cluster.job_settings import settings
+from tests.cluster.support.helm import ALL_ON, HELMS, template
+from tests.cluster.support.job_settings import settings
 
 VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
 RULES = Path(__file__).parents[2] / ".yamllint.yaml"

@@ -12,8 +12,8 @@ from docs.chart import CHART
 from docs.manifests import FOLDER
 from launcher.manifests.offline import manifests_of
 from launcher.settings.hardware import PRESETS
-from tests.cluster.helm import ALL_ON, HELMS, template
-from tests.cluster.job_settings import settings
+from tests.cluster.support.helm import ALL_ON, HELMS, template
+from tests.cluster.support.job_settings import settings
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.volcano.install import Volcano
 

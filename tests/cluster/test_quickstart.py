@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.helm import HELMS
 from tests.cluster.support.documented_commands import commands, normalised, type_all
+from tests.cluster.support.helm import HELMS
 from tests.cluster.support.terminal import REPOSITORY
 from tests.cluster.testbed.artifacts import trainer_image
 from tests.cluster.testbed.artifacts.trainer_image import TrainerImage

@@ -14,7 +14,7 @@ import yaml
 
 from docs.chart import CHART
 from launcher.cluster.rbac import CLUSTER_VERBS, rules
-from tests.cluster.helm import ALL_ON, HELMS, Helm, template
+from tests.cluster.support.helm import ALL_ON, HELMS, Helm, template
 from tests.cluster.support.terminal import POD, SMALL, Terminal, own_namespace, restricted
 from tests.cluster.support.waiting import until
 from tests.cluster.testbed.artifacts import images
