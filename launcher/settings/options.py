@@ -26,7 +26,7 @@ VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 # What the launcher, the node or Volcano sets itself in each pod.
-OWN_VARIABLES = frozenset(
+_OWN_VARIABLES = frozenset(
     (
         *("HOME", "POD_NAME", "POD_UID", "POD_IP", "HOST_IP", "PNAS_NODE_RANK", "PNAS_MASTER_ADDR", "RANK_TABLE_FILE"),
         *("ASCEND_VISIBLE_DEVICES", "JOB_COMPLETION_INDEX", "VC_TASK_INDEX", "VK_TASK_INDEX"),
@@ -77,7 +77,7 @@ def _check_env(text: str) -> None:
     name, equals, value = text.partition("=")
     if not equals or not VARIABLE.fullmatch(name):
         raise ValueError(f"`{name}` is not NAME=VALUE with a name of letters, digits and `_`")
-    if name in OWN_VARIABLES:
+    if name in _OWN_VARIABLES:
         raise ValueError(f"`{name}` is set by the launcher in every pod")
     if looks_secret(name, value):
         raise ValueError(f"`{name}` looks like a secret, which anybody could read in the job: use --env-from-secret")

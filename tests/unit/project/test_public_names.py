@@ -14,7 +14,7 @@ ALLOWED = {
 }
 # Names that still have two meanings.
 REMAINING = {
-    *("ABOUT", "API_VERSION", "Answer", "COMMANDS", "Device", "EMULATED", "JOB", "Json", "Kind", "Place", "Process"),
+    *("API_VERSION", "Answer", "COMMANDS", "Device", "EMULATED", "JOB", "Json", "Kind", "Place", "Process"),
     *("Profile", "SCHEMA", "TRAINING", "VARIABLES", "plain", "render", "show"),
 }
 
