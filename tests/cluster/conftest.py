@@ -110,7 +110,7 @@ def terminal(cluster: Cluster, namespace: str, tmp_path: Path, digits: Path) -> 
 @pytest.fixture(scope="package")
 def built_image(tmp_path_factory: pytest.TempPathFactory) -> TrainerImage:
     """Build the trainer's real image, without torch."""
-    reason = trainer_image.missing_requirement() or missing_requirement() or missing_image_requirement()
+    reason = trainer_image.unsupported_python() or missing_requirement() or missing_image_requirement()
     if reason is not None:
         _skip(reason)
     return trainer_image.build(tmp_path_factory.mktemp("image"))

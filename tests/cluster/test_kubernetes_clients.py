@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster.support import fake_trainer
 from tests.cluster.support.background_follow import BackgroundFollow
-from tests.cluster.support.terminal import Terminal, output_of
+from tests.cluster.support.terminal import Terminal, job_claims
 from tests.cluster.testbed.artifacts import binaries, images
 from tests.cluster.testbed.cluster import Cluster
 
@@ -23,7 +23,7 @@ def terminal(
 ) -> Iterator[Terminal]:
     """Return a terminal; `background_follow` has loaded the fake trainer's image."""
     assert background_follow.proxy.port
-    with output_of(cluster, namespace, digits):
+    with job_claims(cluster, namespace, digits):
         yield Terminal(cluster, namespace, tmp_path, cluster.kubeconfig, {"PNAS_BACKEND": "batch"})
 
 

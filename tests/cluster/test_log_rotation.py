@@ -95,7 +95,7 @@ def test_lines_removed_by_rotation_are_announced_and_no_others_are_missing(
     assert len(rotated_files(rotating_cluster, "launched")) == LOG_FILES - 1, "as few as the cluster was started with"
 
 
-def add(content: LogContent, piece: LogPiece, requests: list[int], request: int) -> None:
+def add_piece(content: LogContent, piece: LogPiece, requests: list[int], request: int) -> None:
     """Add the piece, and note for each line the request whose answer contained it."""
     content.add(piece)
     requests += [request] * (len(content.numbers) + 1 - len(requests))
@@ -128,12 +128,12 @@ def test_every_loss_by_rotation_between_two_requests_lies_in_an_announced_gap(
             items = iter(pod_logs.log("much", uid, port=proxy.port))
             content, requests = LogContent(), [0]
             while len(content.numbers) < 1000:
-                add(content, next(items), requests, log_requests())
+                add_piece(content, next(items), requests, log_requests())
             with proxy.unavailable():
                 for _ in range(2):
                     wait_for_a_rotation(rotating_cluster, "read")
             for item in items:
-                add(content, item, requests, log_requests())
+                add_piece(content, item, requests, log_requests())
     pairs = zip([0, *content.numbers], [*content.numbers, lines + 1], strict=True)
     holes = {place: (before, after) for place, (before, after) in enumerate(pairs) if after != before + 1}
     assert all(after > before for before, after in holes.values()), "in order, none repeated"

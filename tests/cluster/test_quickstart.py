@@ -1,4 +1,4 @@
-"""docs/quickstart.md, typed from its first command to its last."""
+"""Type docs/quickstart.md from its first command to its last, and compare the output."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from tests.cluster.testbed.storage import volumes
 PAGE = REPOSITORY / "docs" / "quickstart.md"
 
 
-# Of the design; each may have more words in the page.
+# Commands of the design; the page may add words to each.
 COMMANDS = (
     "docker build -f docker/Dockerfile.ascend .",
     "python -m launcher submit --npus 8 --mode full",
@@ -33,9 +33,10 @@ COMMANDS = (
 
 
 class Docker:
-    """A STAND-IN for Docker, of which there is no engine here: buildah has built the image from the same Dockerfile.
+    """A STAND-IN for Docker, because this machine has no engine: buildah has built the image from the same Dockerfile.
 
-    It is on a base that stands in for CANN's, see `testbed.built`; `push` gives it to a node under its name.
+    The image has the stand-in for CANN's image as its base, see `testbed.artifacts.trainer_image`; `push` loads the
+    image on a node under its name.
     """
 
     def __init__(self, node: Node, image: TrainerImage) -> None:
@@ -44,7 +45,7 @@ class Docker:
         self._names: list[str] = []
 
     def __call__(self, verb: str, *words: str) -> str:
-        """What it prints."""
+        """Run a command and return its output."""
         if verb == "build":
             assert words[:3] == ("-f", "docker/Dockerfile.ascend", "."), words
             assert words[3] == "--tag"
@@ -57,7 +58,7 @@ class Docker:
 
 
 class Shell:
-    """A new user's, in the checkout: nothing is set, and the kubeconfig is where kubectl looks for it."""
+    """A new user's shell in the checkout: no setting is made, and the kubeconfig is where kubectl looks for it."""
 
     def __init__(self, cluster: Cluster, namespace: str, home: Path, docker: Docker) -> None:
         self._home = home
@@ -73,22 +74,22 @@ class Shell:
         programs.mkdir()
         for name, program in {"kubectl": cluster.program, "helm": HELMS["helm4"]()}.items():
             (programs / name).symlink_to(program)
-        # A link would not be known as the virtual environment's.
+        # Python would not recognise a link as the virtual environment's interpreter.
         (programs / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         (programs / "python").chmod(0o755)
-        known = {name: value for name, value in os.environ.items() if not name.startswith(("PNAS_", "KUBE"))}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PNAS_", "KUBE"))}
         path = {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
-        self._environ = {**known, **path, "HOME": str(home)}
+        self._environ = {**inherited, **path, "HOME": str(home)}
 
     def __call__(self, command: str) -> str:
-        """What appears on the terminal."""
+        """Type a command and return the terminal's output."""
         if command.startswith("docker "):
             return self._docker(*shlex.split(command)[1:])
         if command.startswith(("export ", "unset ")):
             self._set.append(command)
             return ""
         script = "\n".join(["set -euo pipefail", "exec 2>&1", *self._set, command])
-        done = subprocess.run(
+        result = subprocess.run(
             ["bash", "-c", script],
             cwd=REPOSITORY,
             env=self._environ,
@@ -97,33 +98,35 @@ class Shell:
             timeout=400,
             check=False,
         )
-        assert done.returncode == 0, f"{command}: {done.stdout}"
-        return done.stdout.replace(str(self._home), "~").replace(self._namespace, "default")
+        assert result.returncode == 0, f"{command}: {result.stdout}"
+        return result.stdout.replace(str(self._home), "~").replace(self._namespace, "default")
 
 
 @pytest.fixture
 def shell(cluster: Cluster, namespace: str, tmp_path: Path, digits: Path, built_image: TrainerImage) -> Iterator[Shell]:
-    """In a namespace in which nothing is; its administrator has volumes for claims, and put images into one."""
+    """Yield a shell in an empty namespace, whose administrator provides volumes for claims, one of them with images."""
     cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     folders = {"pnas-data": digits, "pnas-output": tmp_path / "output"}
     volumes(cluster, namespace, folders, size="200Gi")
-    # The image is large: one node has it, and so has all the pods.
+    # The image is large: only one node has it, so this node must get all pods.
     node, *others = cluster.nodes
-    for other in others:
-        cluster.kubectl("cordon", other.name)
+    for node_without_image in others:
+        cluster.kubectl("cordon", node_without_image.name)
     try:
         yield Shell(cluster, namespace, tmp_path, Docker(node, built_image))
     finally:
-        for other in others:
-            cluster.kubectl("uncordon", other.name)
+        for node_without_image in others:
+            cluster.kubectl("uncordon", node_without_image.name)
 
 
-def test_a_new_user_types_it_and_sees_what_it_says(shell: Shell, tmp_path: Path) -> None:
+def test_the_commands_of_the_quickstart_print_what_the_page_shows(shell: Shell, tmp_path: Path) -> None:
     page = PAGE.read_text(encoding="utf-8")
-    typed = [command for command, _lines in commands(page)]
-    places = [next(place for place, command in enumerate(typed) if command.startswith(words)) for words in COMMANDS]
-    assert places == sorted(places), "in that order"
-    written = tmp_path / "quickstart.md"
-    written.write_text(type_all(page, shell), encoding="utf-8")
-    seen = written.read_text(encoding="utf-8")
-    assert normalised(seen) == normalised(page), f"what was typed just now is {written}: cp it to {PAGE}"
+    page_commands = [command for command, _lines in commands(page)]
+    places = [
+        next(place for place, command in enumerate(page_commands) if command.startswith(words)) for words in COMMANDS
+    ]
+    assert places == sorted(places), "the page has them in this order"
+    new_page = tmp_path / "quickstart.md"
+    new_page.write_text(type_all(page, shell), encoding="utf-8")
+    output = new_page.read_text(encoding="utf-8")
+    assert normalised(output) == normalised(page), f"the page with the current output is {new_page}: copy it to {PAGE}"

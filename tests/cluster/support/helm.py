@@ -34,29 +34,29 @@ class Helm:
 
     def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """Run a command to its end."""
-        where = (f"--kubeconfig={self.cluster.kubeconfig}", f"--namespace={self.namespace}")
-        command = [str(self.program), *words, *where]
-        return _done(command)
+        options = (f"--kubeconfig={self.cluster.kubeconfig}", f"--namespace={self.namespace}")
+        command = [str(self.program), *words, *options]
+        return _run_program(command)
 
     def __call__(self, *words: str) -> str:
         """Run a command that must succeed; return its output, and below it the hooks' logs from stderr."""
-        done = self.run(*words)
-        assert done.returncode == 0, done.stderr
-        return done.stdout + done.stderr
+        result = self.run(*words)
+        assert result.returncode == 0, result.stderr
+        return result.stdout + result.stderr
 
 
 def template(program: Path, chart: Path, *words: str, release: str = "pnas") -> str:
     """Return a chart's manifests, without a cluster."""
-    done = run_template(program, chart, *words, release=release)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    result = run_template(program, chart, *words, release=release)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def run_template(program: Path, chart: Path, *words: str, release: str = "pnas") -> "subprocess.CompletedProcess[str]":
     """Render a chart without a cluster, to its success or its refusal."""
-    return _done([str(program), "template", release, str(chart), *words])
+    return _run_program([str(program), "template", release, str(chart), *words])
 
 
-def _done(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+def _run_program(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
     environ = {**os.environ, **SHORT_LIVED}
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environ)

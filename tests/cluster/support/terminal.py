@@ -141,12 +141,12 @@ def restricted(
     """Yield a terminal in a namespace that has both claims and takes only restricted pods."""
     enforce = "pod-security.kubernetes.io/enforce=restricted"
     cluster.kubectl("label", "namespace", namespace, enforce, *labels)
-    with output_of(cluster, namespace, images_folder):
+    with job_claims(cluster, namespace, images_folder):
         yield Terminal(cluster, namespace, home, cluster.kubeconfig, variables)
 
 
 @contextmanager
-def output_of(cluster: Cluster, namespace: str, images_folder: Path) -> Iterator[Path]:
+def job_claims(cluster: Cluster, namespace: str, images_folder: Path) -> Iterator[Path]:
     """Make both claims that the launcher looks for; yield the folder behind the output claim."""
     output = cluster.folder / f"{namespace}-output"
     claims(cluster, namespace, {"pnas-data": images_folder, "pnas-output": output})

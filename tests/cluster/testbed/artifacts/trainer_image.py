@@ -49,7 +49,7 @@ class TrainerImage:
     config: Mapping[str, Any]
 
 
-def missing_requirement() -> str | None:
+def unsupported_python() -> str | None:
     """Return why the image cannot run here, in one line: it gets this machine's torch, and so must have its Python."""
     python = sysconfig.get_python_version()
     return None if python == "3.11" else f"the image has Python 3.11, and gets this machine's torch, of Python {python}"
