@@ -1,4 +1,4 @@
-"""Runs of the real trainer on emulated NPUs, shared among tests."""
+"""Runs of the real trainer on emulated NPUs, which tests share."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,26 +28,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def npus() -> dict[str, str]:
-    """The environment of a machine with eight emulated NPUs."""
+    """Return the environment of a machine with eight emulated NPUs."""
     build()
     return environment()
 
 
 @pytest.fixture
 def on_npus(npus: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the test starts finds the NPUs."""
+    """Show the NPUs to every process that the test starts."""
     for name, value in npus.items():
         monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")
 def run(npus: dict[str, str], few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Trains on the digits, with NPUs if `--device` says so; each run has a name of its own."""
+    """Return a function that trains on the digits, by default on one NPU; each run needs another name."""
     output = tmp_path_factory.mktemp("out")
 
     def start(name: str, *options: str, environ: dict[str, str] | None = None) -> TrainerResult:
-        given = {"--device": "npu", "--npus": "1"}
-        missing = (word for flag, value in given.items() if flag not in options for word in (flag, value))
+        defaults = {"--device": "npu", "--npus": "1"}
+        missing = (word for flag, value in defaults.items() if flag not in options for word in (flag, value))
         return train(
             output, *recipe(*missing, *options), data=few_digits, name=name, environ={**npus, **(environ or {})}
         )
@@ -57,7 +57,7 @@ def run(npus: dict[str, str], few_digits: Path, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="session")
 def in_o2(run: Run) -> TrainerResult:
-    """A whole run of two devices in the arithmetic that an NPU has by default, without apex."""
+    """Return a whole run of two devices in an NPU's default arithmetic, without apex."""
     done = run("o2", *O2)
     assert done.code == 0, done.stdout
     return done

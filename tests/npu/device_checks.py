@@ -1,6 +1,6 @@
-"""What the emulated device promises, checked within a process that has it: test_device.py runs this file in one.
+"""The promises of the emulated device, checked in a process that has it: test_device.py runs this file in one.
 
-Not collected with the other tests: a device's name, once given, stays in a process.
+It is not collected with the other tests: the name of a device stays in a process for good.
 """
 
 import copy
@@ -58,23 +58,23 @@ def test_tensors_of_two_devices_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["npu:0", "npu:3"])
-def test_gradients_are_the_cpus(name: str) -> None:
+def test_gradients_equal_the_cpus(name: str) -> None:
     torch.manual_seed(0)
-    here = nn.Sequential(
+    on_cpu = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
     )
-    there = copy.deepcopy(here).to(name)
+    on_npu = copy.deepcopy(on_cpu).to(name)
     images = torch.randn(6, 3, 9, 9)
-    here(images).square().sum().backward()
-    there(images.to(name)).square().sum().backward()
-    for mine, its in zip(here.parameters(), there.parameters(), strict=True):
-        assert its.grad is not None
-        assert its.grad.device == torch.device(name)
-        assert mine.grad is not None
-        assert mine.grad.equal(its.grad.cpu())
+    on_cpu(images).square().sum().backward()
+    on_npu(images.to(name)).square().sum().backward()
+    for cpu, npu in zip(on_cpu.parameters(), on_npu.parameters(), strict=True):
+        assert npu.grad is not None
+        assert npu.grad.device == torch.device(name)
+        assert cpu.grad is not None
+        assert cpu.grad.equal(npu.grad.cpu())
 
 
-def test_a_seed_draws_what_it_draws_on_a_cpu_and_a_state_goes_on() -> None:
+def test_a_seed_draws_the_same_as_on_a_cpu_and_a_state_can_be_restored() -> None:
     torch.default_generator.manual_seed(3)
     torch_npu.npu.manual_seed(3)
     assert torch.rand(5).equal(torch.rand(5, device="npu").cpu())
@@ -95,7 +95,7 @@ def test_autocast_computes_convolutions_in_fp16_and_losses_in_fp32() -> None:
         assert F.log_softmax(out.flatten(1), 1).dtype == torch.float32
 
 
-# torch 2.9.0's own loader gives the argument.
+# torch 2.9.0's own loader passes the argument.
 @pytest.mark.filterwarnings("ignore:The argument 'device' of Tensor:DeprecationWarning")
 def test_batches_go_through_pinned_memory_from_loader_processes() -> None:
     data = TensorDataset(torch.arange(8))
@@ -122,7 +122,7 @@ def test_tensors_are_saved_and_loaded_elsewhere(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "tensor.pt", map_location="npu:0").device == torch.device("npu:0")
 
 
-def test_the_own_operators_of_the_seeds_loss_are_a_cross_entropy() -> None:
+def test_the_operators_of_the_seeds_loss_compute_a_cross_entropy() -> None:
     logits, labels = torch.randn(4, 7, device="npu"), torch.tensor([1, 0, 6, 2], device="npu")
     one_hot = torch_npu.npu_one_hot(labels.int(), -1, 7, 1, 0)
     loss = torch_npu.npu_softmax_cross_entropy_with_logits(logits, one_hot)
@@ -130,7 +130,7 @@ def test_the_own_operators_of_the_seeds_loss_are_a_cross_entropy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tensor", "op", "said"),
+    ("tensor", "op", "message"),
     [
         (
             torch.ones(1, dtype=torch.float64, device="npu"),
@@ -142,8 +142,10 @@ def test_the_own_operators_of_the_seeds_loss_are_a_cross_entropy() -> None:
     ],
 )
 @pytest.mark.usefixtures("hccl")
-def test_hccl_refuses_what_it_cannot_reduce(tensor: Tensor, op: dist.ReduceOp, said: str) -> None:
-    with pytest.raises(RuntimeError, match=said):
+def test_hccl_refuses_tensors_and_operations_that_it_cannot_reduce(
+    tensor: Tensor, op: dist.ReduceOp, message: str
+) -> None:
+    with pytest.raises(RuntimeError, match=message):
         dist.all_reduce(tensor, op)
 
 
@@ -164,7 +166,7 @@ def _fused(size: int = 4) -> tuple[nn.Parameter, torch.optim.Optimizer]:
     return weight, optimizer
 
 
-def test_a_fused_optimizer_refuses_to_give_its_gradients_up() -> None:
+def test_a_fused_optimizer_refuses_to_set_its_gradients_to_none() -> None:
     _, optimizer = _fused()
     with pytest.raises(ValueError, match="set_to_none is not supported"):
         optimizer.zero_grad(set_to_none=True)
@@ -177,7 +179,7 @@ def test_a_fused_optimizer_cannot_combine_gradients_in_buckets() -> None:
         optimizer.step()
 
 
-def test_a_scaler_needs_its_dynamic_switch_back() -> None:
+def test_a_scalers_state_must_have_its_dynamic_switch() -> None:
     scaler = torch_npu.npu.amp.GradScaler(dynamic=False)
     scaler.scale(torch.ones((), device="npu"))
     state = scaler.state_dict()
@@ -186,7 +188,7 @@ def test_a_scaler_needs_its_dynamic_switch_back() -> None:
         scaler.load_state_dict({name: value for name, value in state.items() if name != "dynamic"})
 
 
-def test_a_scaler_skips_a_step_that_overflowed_and_a_static_one_never_looks() -> None:
+def test_a_dynamic_scaler_skips_a_step_that_overflowed_and_a_static_one_does_not_check() -> None:
     for dynamic, expected in ((True, 1.0), (False, float("-inf"))):
         weight, optimizer = _fused(1)
         scaler = torch_npu.npu.amp.GradScaler(init_scale=2.0, dynamic=dynamic)

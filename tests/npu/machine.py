@@ -1,6 +1,6 @@
-"""A machine with emulated NPUs: `python tests/npu/machine.py COMMAND` runs a command on it, without one a shell.
+"""A machine with emulated NPUs: `python tests/npu/machine.py COMMAND` runs a command on it; without COMMAND, a shell.
 
-The devices are this machine's CPU; see emulated/torch_npu. `--device npu-emulated` starts the trainer by this program.
+The devices are this machine's CPU; see emulated/torch_npu. `--device npu-emulated` starts the trainer through it.
 """
 
 import importlib.util
@@ -20,8 +20,8 @@ HELLO = f"""\
 
 
 def environment(*, apex: bool = False) -> dict[str, str]:
-    """Variables that show eight emulated NPUs to whatever is started with them; the first use builds them."""
-    files = Path(_building().CACHE) / "dev"
+    """Return the variables that show eight emulated NPUs to a process; the first use builds the emulation."""
+    files = Path(_build_module().CACHE) / "dev"
     files.mkdir(parents=True, exist_ok=True)
     for number in range(DEVICES):
         (files / f"davinci{number}").touch()
@@ -30,29 +30,29 @@ def environment(*, apex: bool = False) -> dict[str, str]:
 
 
 def build() -> None:
-    """Build the device, so that no run has to wait for it.
+    """Build the device, so that no run must wait for it.
 
     Raises:
         RuntimeError: there is no compiler, or it fails.
     """
-    building = _building()
-    if not building.place().exists():
+    module = _build_module()
+    if not module.place().exists():
         sys.stderr.write("building the emulated NPU: under a minute, once\n")
-        building.library()
+        module.library()
 
 
-def _building() -> ModuleType:
-    """The emulation's own module for it; within its package it would be imported with what it is to build."""
+def _build_module() -> ModuleType:
+    """Return the emulation's build module, without its package, which imports the library to be built."""
     spec = importlib.util.spec_from_file_location("build_npu", EMULATED / "torch_npu/_emulation/build.py")
     assert spec is not None
     assert spec.loader is not None
-    building = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(building)
-    return building
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def main(command: list[str]) -> NoReturn:
-    """Become the command, or a shell for `--device npu` on emulated NPUs; without a compiler, end with 2."""
+    """Become the command, or a shell for `--device npu` on emulated NPUs; exit with 2 without a compiler."""
     try:
         build()
     except (RuntimeError, OSError, ImportError) as error:

@@ -1,4 +1,4 @@
-"""O2 by apex: the order of calls that it asks for, and the same losses as O2 without it. apex is a stand-in here."""
+"""O2 by apex: its required order of calls, and the same losses as O2 without it. apex is a stand-in here."""
 
 import signal
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.npu.machine import environment
 from trainer.checkpoint.reading import list_checkpoints, read_manifest
 
 RECIPE = O2[:-2]
-"""apex is found, and chosen by itself."""
+"""Without a precision: apex is found, and chosen."""
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +29,10 @@ def by_apex(run: Run, log: Path) -> TrainerResult:
     return done
 
 
-def test_the_process_group_exists_and_the_model_is_not_yet_wrapped_when_apex_takes_it(
-    by_apex: TrainerResult, log: Path
-) -> None:
-    asked = [line.split(" ", 1)[1] for line in log.read_text().splitlines() if "amp.initialize" in line]
+def test_apex_gets_the_model_unwrapped_and_after_the_process_group_exists(by_apex: TrainerResult, log: Path) -> None:
+    calls = [line.split(" ", 1)[1] for line in log.read_text().splitlines() if "amp.initialize" in line]
     call = "amp.initialize(opt_level=O2, loss_scale=dynamic, combine_grad=True, process_group=True, wrapped=False)"
-    assert asked == [call, call]
+    assert calls == [call, call]
 
 
 def test_both_ways_to_o2_give_the_same_losses(by_apex: TrainerResult, in_o2: TrainerResult) -> None:
@@ -68,7 +66,7 @@ def test_a_static_scale_reaches_apex(run: Run, log: Path, by_apex: TrainerResult
 
 
 def _scale(done: TrainerResult) -> object:
-    """The loss scale in the newest checkpoint."""
+    """Return the loss scale in the newest checkpoint."""
     assert done.code == 0, done.stdout
     return read_manifest(list_checkpoints(done.run / "checkpoints")[0]).content["state"]["precision"]
 
@@ -79,17 +77,17 @@ def _differs(done: TrainerResult) -> str:
 
 
 def test_a_static_scale_stays_the_runs_own_after_a_resume(run: Run, by_apex: TrainerResult) -> None:
-    goes_on = ("--npus", "2", "--epochs", "2", "--steps", "2", "--resume", str(by_apex.run))
-    static = run("static-later", *goes_on, "--loss-scale", "128", environ=environment(apex=True))
+    options = ("--npus", "2", "--epochs", "2", "--steps", "2", "--resume", str(by_apex.run))
+    static = run("static-later", *options, "--loss-scale", "128", environ=environment(apex=True))
     assert _scale(static) == {"loss_scaler0": {"loss_scale": 128.0, "unskipped": ANY}}
     assert "loss_scale dynamic -> 128.0" in _differs(static)
 
 
-@pytest.mark.parametrize(("first", "then"), [(False, True), (True, False)], ids=["to apex", "from apex"])
-def test_the_loss_scale_of_another_way_to_o2_begins_anew_and_that_is_said(run: Run, first: bool, then: bool) -> None:
-    options, name = ("--steps", "2", "--loss-scale", "128"), f"changes-{first}"
-    began = run(name, *options, "--epochs", "1", environ=environment(apex=first))
-    assert ("loss_scaler0" in str(_scale(began))) is first
-    resumed = run(name, *options, "--epochs", "2", "--resume", "auto", environ=environment(apex=then))
-    assert ("loss_scaler0" in str(_scale(resumed))) is then
+@pytest.mark.parametrize(("before", "after"), [(False, True), (True, False)], ids=["to apex", "from apex"])
+def test_the_loss_scale_restarts_after_a_change_to_or_from_apex(run: Run, before: bool, after: bool) -> None:
+    options, name = ("--steps", "2", "--loss-scale", "128"), f"changes-{before}"
+    first = run(name, *options, "--epochs", "1", environ=environment(apex=before))
+    assert ("loss_scaler0" in str(_scale(first))) is before
+    resumed = run(name, *options, "--epochs", "2", "--resume", "auto", environ=environment(apex=after))
+    assert ("loss_scaler0" in str(_scale(resumed))) is after
     assert "loss scale restarts" in _differs(resumed)

@@ -1,4 +1,4 @@
-"""A checkout has emulated NPUs by name, `--device npu-emulated`; nothing else has them."""
+"""A checkout has emulated NPUs by name, `--device npu-emulated`; an installed package does not."""
 
 import os
 import re
@@ -17,11 +17,13 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.usefixtures("npus")
-def test_the_launcher_trains_on_emulated_npus_in_bf16_and_says_that_they_are(few_digits: Path, tmp_path: Path) -> None:
+def test_the_launcher_trains_on_emulated_npus_in_bf16_and_shows_that_they_are_emulated(
+    few_digits: Path, tmp_path: Path
+) -> None:
     options = recipe("--device", "npu-emulated", "--npus", "1", "--precision", "bf16", *SHORT)
-    where = ("--data-path", str(few_digits), "--output", str(tmp_path / "output"), "--name", "by-name")
+    folders = ("--data-path", str(few_digits), "--output", str(tmp_path / "output"), "--name", "by-name")
     done = subprocess.run(
-        [sys.executable, "-m", "launcher", "submit", "--backend", "local", *where, *options],
+        [sys.executable, "-m", "launcher", "submit", "--backend", "local", *folders, *options],
         env={**os.environ, "XDG_STATE_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
         cwd=tmp_path,
         capture_output=True,
@@ -35,7 +37,7 @@ def test_the_launcher_trains_on_emulated_npus_in_bf16_and_says_that_they_are(few
     assert "device: npu-emulated\n" in (tmp_path / "output/by-name/config.yaml").read_text()
 
 
-def test_where_there_is_no_checkout_it_is_refused_in_one_line(
+def test_without_a_checkout_the_device_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "EMULATED_MACHINE", tmp_path / "tests/npu/machine.py")
@@ -45,7 +47,7 @@ def test_where_there_is_no_checkout_it_is_refused_in_one_line(
     assert line.endswith("run it from a checkout of the source, or use --device cpu")
 
 
-def test_where_it_cannot_be_built_the_compilers_absence_is_said_and_nothing_is_made(tmp_path: Path) -> None:
+def test_a_missing_compiler_is_named_and_the_command_does_not_run(tmp_path: Path) -> None:
     machine = REPOSITORY / "tests/npu/machine.py"
     environ = {**os.environ, "HOME": str(tmp_path), "CXX": "no-such-compiler"}
     command = [sys.executable, str(machine), sys.executable, "-c", "print('has run')"]
@@ -56,15 +58,15 @@ def test_where_it_cannot_be_built_the_compilers_absence_is_said_and_nothing_is_m
     )
 
 
-def test_a_python_that_would_not_look_for_them_is_refused_and_not_started_for_ever(tmp_path: Path) -> None:
+def test_a_python_that_ignores_pythonpath_is_refused_and_does_not_restart_for_ever(tmp_path: Path) -> None:
     command = [sys.executable, "-E", "-m", "trainer", "--device", "npu-emulated", "--data-path", str(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
-    said = "error: --device npu-emulated: PYTHONPATH has to be read: start Python without -I and -E\n"
-    assert done.stderr == said
+    message = "error: --device npu-emulated: PYTHONPATH has to be read: start Python without -I and -E\n"
+    assert done.stderr == message
 
 
-def test_the_environments_report_finds_them_and_misses_nothing_that_only_an_npu_needs(npus: dict[str, str]) -> None:
+def test_the_environment_report_finds_them_and_has_no_problem_of_a_real_npu(npus: dict[str, str]) -> None:
     command = [sys.executable, "-m", "trainer", "env"]
     done = subprocess.run(
         command, env={**os.environ, **npus}, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120

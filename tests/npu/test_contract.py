@@ -1,4 +1,4 @@
-"""The product asks of torch_npu only what the real torch_npu has, and what cannot be known so is written down."""
+"""The product uses only what the real torch_npu has; uses that cannot be checked this way are listed."""
 
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "ascend.md"
 PRODUCT = sorted(path for folder in ("trainer", "launcher") for path in (ROOT / folder).rglob("*.py"))
 STAND_INS = sorted(path.parent for path in (ROOT / "tests" / "npu").rglob("torch_npu/__init__.py"))
-# What the product has to be seen to ask, or the collecting is broken and the rest proves nothing.
+# Uses that must be collected from the product. Without them the collection is broken and the rest proves nothing.
 KNOWN_USES = {
     "torch_npu.npu.set_device",
     "torch_npu.npu.set_compile_mode",
@@ -40,16 +40,16 @@ def library(request: pytest.FixtureRequest) -> Library:
         pytest.fail(str(error), pytrace=False)
 
 
-def test_what_the_product_asks_of_torch_npu_is_collected_from_its_code() -> None:
+def test_the_products_uses_of_torch_npu_are_collected_from_its_code() -> None:
     assert {path for use in product() for path in use.paths} >= KNOWN_USES
 
 
-def test_the_product_asks_only_what_the_real_torch_npu_has(library: Library) -> None:
+def test_the_product_uses_only_what_the_real_torch_npu_has(library: Library) -> None:
     assert not violations(product(), library)
 
 
 @pytest.mark.parametrize("stand_in", STAND_INS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_stand_in_offers_only_what_the_real_torch_npu_has(library: Library, stand_in: Path) -> None:
+def test_the_stand_in_has_only_what_the_real_torch_npu_has(library: Library, stand_in: Path) -> None:
     assert not differences(stand_in, library)
 
 
@@ -59,6 +59,6 @@ def test_variables_that_torch_npu_does_not_know_are_listed_as_unproven(library: 
     assert not {f"{place}: {name}" for name, place in unknown.items() if f"`{name}`" not in page}
 
 
-def test_what_is_asked_of_apex_is_listed_as_unproven() -> None:
+def test_uses_of_apex_are_listed_as_unproven() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert not {name for name in unverifiable(product()) if f"`{name}`" not in page}

@@ -1,4 +1,4 @@
-"""The contract check finds each kind of mistake: planted in small programs, held against the real torch_npu 2.9.0."""
+"""The contract check finds each kind of mistake in small programs, compared with the real torch_npu 2.9.0."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.npu.contract.library import Library, MissingError
 from tests.npu.contract.uses import collect
 from tests.npu.contract.verdict import differences, unknown_variables, unverifiable, violations
 
-# In the product's manner: a module loaded by name, an object made here and used there.
+# Written like the product: a module loaded by name, an object made in one module and used in another.
 DEVICE = """
 import importlib
 from typing import Any
@@ -122,26 +122,26 @@ def program(folder: Path, **parts: str) -> list[Path]:
     return sorted(folder.glob("*.py"))
 
 
-def judged(folder: Path, library: Library, **parts: str) -> list[str]:
+def check(folder: Path, library: Library, **parts: str) -> list[str]:
     return violations(collect(program(folder, **parts), folder), library)
 
 
 def test_a_right_program_passes(tmp_path: Path, library: Library) -> None:
-    assert judged(tmp_path, library) == []
+    assert check(tmp_path, library) == []
 
 
-@pytest.mark.parametrize(("part", "code", "said"), MISTAKES, ids=[code for _, code, _ in MISTAKES])
-def test_a_mistake_is_found_in_its_line(tmp_path: Path, library: Library, part: str, code: str, said: str) -> None:
-    (problem,) = judged(tmp_path, library, **{part: code})
+@pytest.mark.parametrize(("part", "code", "message"), MISTAKES, ids=[code for _, code, _ in MISTAKES])
+def test_a_mistake_is_found_in_its_line(tmp_path: Path, library: Library, part: str, code: str, message: str) -> None:
+    (problem,) = check(tmp_path, library, **{part: code})
     place, _, text = problem.partition(": ")
     file, _, line = place.partition(":")
     assert code in (tmp_path / file).read_text().splitlines()[int(line) - 1]
-    assert re.search(said, text), text
+    assert re.search(message, text), text
 
 
 @pytest.mark.parametrize(("part", "code"), ALLOWED, ids=[code for _, code in ALLOWED])
-def test_what_works_is_not_a_mistake(tmp_path: Path, library: Library, part: str, code: str) -> None:
-    assert judged(tmp_path, library, **{part: code}) == []
+def test_working_code_is_not_a_mistake(tmp_path: Path, library: Library, part: str, code: str) -> None:
+    assert check(tmp_path, library, **{part: code}) == []
 
 
 def test_apex_is_collected_and_cannot_be_verified(tmp_path: Path) -> None:
@@ -159,25 +159,25 @@ def test_apex_is_collected_and_cannot_be_verified(tmp_path: Path) -> None:
     }
 
 
-def test_a_name_that_one_origin_has_is_no_mistake_and_a_call_that_one_refuses_is(
+def test_a_name_that_one_origin_has_is_allowed_and_a_call_that_one_refuses_is_a_mistake(
     tmp_path: Path, library: Library
 ) -> None:
     path = tmp_path / "either.py"
     text = (
         "import apex.optimizers, torch_npu.optim\n"
-        "one = apex.optimizers.NpuFusedSGD([]) if input() else torch_npu.optim.NpuFusedSGD([])\n"
-        "one.clip_optimizer_grad_norm_fused(1.0)\n"
+        "optimizer = apex.optimizers.NpuFusedSGD([]) if input() else torch_npu.optim.NpuFusedSGD([])\n"
+        "optimizer.clip_optimizer_grad_norm_fused(1.0)\n"
     )
     path.write_text(text)
     assert violations(collect([path], tmp_path), library) == []
-    path.write_text(f"{text}one.zero_grad(set_to_none=True)\n")
+    path.write_text(f"{text}optimizer.zero_grad(set_to_none=True)\n")
     (problem,) = violations(collect([path], tmp_path), library)
     assert problem.startswith("either.py:4: torch_npu.optim.NpuFusedSGD().zero_grad: it raises an error")
 
 
 def test_variables_that_the_library_does_not_read_are_found(library: Library) -> None:
-    named = ["TASK_QUEUE_ENABLE", "TASK_QUEUE_ENABLED", "ASCEND_RT_VISIBLE_DEVICES", "an HCCL_WORD in a text"]
-    assert unknown_variables([("a.py:1", name) for name in named], library) == {"TASK_QUEUE_ENABLED": "a.py:1"}
+    names = ["TASK_QUEUE_ENABLE", "TASK_QUEUE_ENABLED", "ASCEND_RT_VISIBLE_DEVICES", "an HCCL_WORD in a text"]
+    assert unknown_variables([("a.py:1", name) for name in names], library) == {"TASK_QUEUE_ENABLED": "a.py:1"}
 
 
 STAND_IN = {
@@ -237,7 +237,7 @@ def test_a_stand_in_with_a_part_of_torch_npu_passes(tmp_path: Path, library: Lib
     assert differences(stand_in(tmp_path), library) == []
 
 
-def test_a_stand_in_may_leave_out_what_is_optional(tmp_path: Path, library: Library) -> None:
+def test_a_stand_in_can_leave_out_optional_arguments(tmp_path: Path, library: Library) -> None:
     changed = STAND_IN[SGD_FILE].replace(", weight_decay=0.0, nesterov=False", "").replace("set_to_none=False", "")
     assert changed != STAND_IN[SGD_FILE]
     assert differences(stand_in(tmp_path, **{SGD_FILE: changed}), library) == []
@@ -245,13 +245,13 @@ def test_a_stand_in_may_leave_out_what_is_optional(tmp_path: Path, library: Libr
 
 @pytest.mark.parametrize("changed", UNLIKE, ids=[wrong for _, _, wrong, _ in UNLIKE])
 def test_a_stand_in_that_differs_is_found(tmp_path: Path, library: Library, changed: tuple[str, str, str, str]) -> None:
-    file, right, wrong, said = changed
+    file, right, wrong, message = changed
     assert right in STAND_IN[file]
     (problem,) = differences(stand_in(tmp_path, **{file: STAND_IN[file].replace(right, wrong)}), library)
-    assert said in problem
+    assert message in problem
 
 
-def test_a_wheel_that_is_not_the_pinned_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_other_than_the_pinned_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wheels, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(wheels, "_download", lambda _, folder: (folder / "torch_npu.whl").write_bytes(b"another"))
     with pytest.raises(wheels.DownloadError, match=r"torch_npu\.whl has SHA-256 .* pins afe075e1"):
@@ -268,6 +268,6 @@ def test_without_a_network_one_line_says_so(tmp_path: Path, monkeypatch: pytest.
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_a_missing_name_is_said_with_where_it_is_missing(library: Library) -> None:
+def test_a_missing_name_is_reported_with_its_parent(library: Library) -> None:
     with pytest.raises(MissingError, match=r"^torch_npu\.npu\.amp\.GradScaler\(\) has no scal$"):
         library.find("torch_npu.npu.amp.GradScaler().scal")

@@ -1,4 +1,4 @@
-"""An NPU that is worse than a CPU: each of its troubles is one line in plain words, with the library's own below."""
+"""Faults of an NPU: each is one line in plain words, followed by the library's own words."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ FP32 = ("--precision", "fp32")
 
 
 def _cause(done: TrainerResult) -> str:
-    """What the trainer's last line says of a run that failed, which printed no traceback."""
+    """Return the trainer's line with the cause of a failed run, which must not print a traceback."""
     assert done.code == 1, done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]
@@ -23,14 +23,14 @@ def _cause(done: TrainerResult) -> str:
     return next(line for line in reversed(done.stdout.splitlines()) if " failed rank=" in line)
 
 
-def test_out_of_memory_says_what_to_lower(run: Run) -> None:
+def test_out_of_memory_names_the_options_to_lower(run: Run) -> None:
     done = run("full", *SHORT, environ={"NPU_EMULATED_HBM_MIB": "4"})
     assert "the device is out of memory (tried to allocate" in _cause(done)
     assert "lower --batch-size" in _cause(done)
     assert "NPU out of memory. Tried to allocate" in done.stdout
 
 
-def test_a_device_that_fails_is_named_before_the_ranks_that_lose_it(run: Run) -> None:
+def test_a_failed_device_is_named_not_the_ranks_that_lose_their_peer(run: Run) -> None:
     done = run("failed", *SHORT, *FP32, "--npus", "2", environ={"NPU_EMULATED_FAIL": "1:20"})
     cause = _cause(done)
     assert "rank=1 device=npu:1" in cause
@@ -45,22 +45,22 @@ def test_a_rank_that_hangs_in_a_collective_is_named_by_the_watchdog(run: Run) ->
     assert "peers" in _cause(done)
 
 
-def test_a_collective_that_times_out_says_so(run: Run) -> None:
+def test_a_timeout_of_a_collective_is_named(run: Run) -> None:
     stuck = {"NPU_EMULATED_HANG": "1:20", "HCCL_EXEC_TIMEOUT": "4"}
     done = run("timed-out", *SHORT, *FP32, "--npus", "2", "--grace-s", "1", environ=stuck)
     assert "rank=0 device=npu:0" in _cause(done)
     assert "HCCL waited too long for a peer (EI0002)" in _cause(done)
 
 
-def test_a_driver_that_is_not_mounted_is_said_before_its_own_words_and_matters_to_npus_alone(
+def test_a_missing_driver_is_named_before_the_librarys_words_and_matters_only_to_npus(
     few_digits: Path, tmp_path: Path, npus: dict[str, str]
 ) -> None:
-    """Torch itself would load torch_npu, which every process of the run would die of."""
-    own = "libascend_hal.so: cannot open shared object file: No such file or directory"
+    """Even without an import, torch loads torch_npu by itself, and that would end every process of the run."""
+    words = "libascend_hal.so: cannot open shared object file: No such file or directory"
     package, info = tmp_path / "path/torch_npu", tmp_path / "path/torch_npu-2.9.0.dist-info"
     package.mkdir(parents=True)
     info.mkdir()
-    (package / "__init__.py").write_text(f"raise ImportError({own!r})\n")
+    (package / "__init__.py").write_text(f"raise ImportError({words!r})\n")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-npu\nVersion: 2.9.0\n")
     (info / "entry_points.txt").write_text("[torch.backends]\ntorch_npu = torch_npu:_autoload\n")
     environ = {**npus, "PYTHONPATH": str(package.parent)}
@@ -68,24 +68,24 @@ def test_a_driver_that_is_not_mounted_is_said_before_its_own_words_and_matters_t
     done = train(tmp_path, *options, data=few_digits, name="unmounted", environ=environ)
     assert done.code == 2
     assert "Traceback" not in done.stdout + done.stderr
-    said = [line.partition("] ")[2] for line in done.stdout.splitlines() if line.startswith("[rank 0 npu:0 ")]
-    assert said[0].startswith("error --device npu: the NPU's driver is not in this container (libascend_hal.so): ")
-    assert said[1] == own
+    lines = [line.partition("] ")[2] for line in done.stdout.splitlines() if line.startswith("[rank 0 npu:0 ")]
+    assert lines[0].startswith("error --device npu: the NPU's driver is not in this container (libascend_hal.so): ")
+    assert lines[1] == words
     verify = (sys.executable, "-m", "trainer", "data", "verify", str(few_digits))
     checked = subprocess.run(verify, env={**os.environ, **environ}, capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, "what needs no NPU does not mind: " + checked.stdout + checked.stderr
+    assert checked.returncode == 0, "a command that needs no NPU must work: " + checked.stdout + checked.stderr
 
 
-def test_another_order_of_additions_is_another_result_but_not_by_much(run: Run) -> None:
+def test_another_order_of_additions_changes_the_losses_a_little(run: Run) -> None:
     plain = run("plain", *SHORT, *FP32)
     other = run("reversed", *SHORT, *FP32, environ={"NPU_EMULATED_REDUCTIONS": "reversed"})
-    mine, others = ([row["loss"] for row in done.metrics("step")] for done in (plain, other))
-    assert mine != others
-    assert mine == pytest.approx(others, rel=1e-3)
+    forward, backward = ([row["loss"] for row in done.metrics("step")] for done in (plain, other))
+    assert forward != backward
+    assert forward == pytest.approx(backward, rel=1e-3)
 
 
-def test_an_overflow_that_only_a_flag_tells_of_is_a_skipped_step(run: Run) -> None:
-    """As on an Ascend 910A: fp16 stops at 65,504, and nothing in the gradients is infinite."""
+def test_an_overflow_that_only_a_flag_shows_skips_the_step(run: Run) -> None:
+    """Behave like an Ascend 910A: fp16 stops at 65,504, and all gradients are finite."""
     saturating = {"NPU_EMULATED_INF_NAN": "0"}
     done = run("saturating", "--epochs", "1", "--steps", "8", "--npus", "2", environ=saturating)
     assert done.code == 0, done.stdout
@@ -94,7 +94,7 @@ def test_an_overflow_that_only_a_flag_tells_of_is_a_skipped_step(run: Run) -> No
     assert 0 < skipped == overflows < 8
 
 
-def test_bf16_is_refused_where_the_device_has_none(run: Run) -> None:
+def test_bf16_is_refused_if_the_device_does_not_have_it(run: Run) -> None:
     done = run("bf16", *SHORT, "--precision", "bf16", environ={"NPU_EMULATED_INF_NAN": "0"})
     assert done.code == 2
     assert "--precision bf16: Ascend910-emulated has no bfloat16" in done.stdout

@@ -1,6 +1,6 @@
-"""The trainer's own tests of stopping, dying and going on, as they are, with emulated NPUs for devices.
+"""The trainer's tests of stop, kill and resume on CPUs, unchanged, with emulated NPUs as devices.
 
-In fp32, as there. PNAS_TEST_DEVICE=npu runs `tests/local/test_resume.py` on what NPUs there are, npu-emulated on these.
+In fp32 too. PNAS_TEST_DEVICE=npu runs `tests/local/test_resume.py` on real NPUs, npu-emulated on these.
 """
 
 from collections.abc import Iterator

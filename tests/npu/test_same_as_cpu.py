@@ -1,4 +1,4 @@
-"""On emulated NPUs a run in fp32 is, bit for bit, the one on the CPU; it says that they are emulated."""
+"""On emulated NPUs a run in fp32 equals the run on the CPU bit for bit; its records show the emulation."""
 
 import json
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from tests.npu.conftest import SHORT, Run
 
 RECIPE = (*SHORT, "--precision", "fp32", "--label-smoothing", "0.1", "--mixup", "0.2", "--clip-norm", "5")
 GENERATORS = {"ranks.rng", "ranks.device_rng"}
-"""On a CPU layers draw from the generator that is otherwise the host's."""
+"""On a CPU, layers draw from the host's generator; on an NPU, from the device's."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The same run on both; `calls` is what torch_npu was asked for, by process."""
+    """The same run on both; `calls` are the calls of torch_npu, by process."""
 
     cpu: TrainerResult
     npu: TrainerResult
@@ -38,12 +38,12 @@ def pair(run: Run, tmp_path_factory: pytest.TempPathFactory, request: pytest.Fix
     return Pair(cpu, npu, [[call for by, call in lines if by == process] for process in processes])
 
 
-def test_losses_and_accuracy_are_the_cpus(pair: Pair) -> None:
+def test_losses_and_accuracy_equal_the_cpus(pair: Pair) -> None:
     assert pair.npu.metrics("step") == pair.cpu.metrics("step")
     assert pair.npu.metrics("eval") == pair.cpu.metrics("eval")
 
 
-def test_weights_average_momentum_and_statistics_are_the_cpus(pair: Pair) -> None:
+def test_weights_average_momentum_and_statistics_equal_the_cpus(pair: Pair) -> None:
     cpu, npu = (load_file(_state(done.run)) for done in (pair.cpu, pair.npu))
     assert any(name.endswith("momentum_buffer") for name in npu)
     assert npu.keys() - GENERATORS == cpu.keys() - GENERATORS
@@ -55,19 +55,19 @@ def test_the_devices_generator_is_saved_for_every_rank(pair: Pair) -> None:
     assert state["ranks.device_rng"].shape == (len(pair.calls), state["ranks.rng"].shape[1])
 
 
-def test_log_header_and_provenance_say_that_it_is_an_emulation(pair: Pair) -> None:
+def test_log_header_and_provenance_show_the_emulation(pair: Pair) -> None:
     assert pair.npu.events("start")[0]["device"] == "Ascend910-emulated"
     provenance: dict[str, Any] = json.loads((pair.npu.run / "provenance.json").read_text())
     assert provenance["device"] == {"backend": "hccl", "kind": "npu", "name": "Ascend910-emulated"}
     assert provenance["versions"]["torch-npu"].endswith("+emulated")
 
 
-def test_each_process_opens_its_own_device_and_no_other(pair: Pair) -> None:
+def test_each_process_opens_only_its_own_device(pair: Pair) -> None:
     opened = [[call for call in calls if call.startswith("open ")] for calls in pair.calls]
     assert sorted(opened) == [[f"open npu:{number}"] for number in range(len(opened))]
 
 
-def test_the_device_is_chosen_first_and_compiles_nothing_that_it_need_not(pair: Pair) -> None:
+def test_the_device_is_chosen_first_and_with_binary_kernels(pair: Pair) -> None:
     for calls in pair.calls:
         device = calls[1].removeprefix("open npu:")
         cache = f"{pair.npu.run.parent}/.ascend-kernels"

@@ -1,5 +1,5 @@
-"""Whether the product asks of torch_npu only what the real one has, found by reading both and running neither.
+"""Check that the product uses only what the real torch_npu has, by reading both and running neither.
 
-`wheels` fetches the real torch_npu; `library` answers what a dotted name is there, from its Python sources and the
-operators' schemas in its compiled library; `uses` collects from our sources what they ask of it; `verdict` compares.
+`wheels` downloads the real torch_npu. `library` finds the meaning of a dotted name in its Python sources and in the
+operators' schemas of its compiled library. `uses` collects our uses from our sources, and `verdict` compares.
 """

@@ -1,4 +1,4 @@
-"""Calls and signatures as plain values, and whether the one fits the other."""
+"""Calls and signatures as plain values, and whether a call fits a signature."""
 
 import ast
 import inspect
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 UNKNOWN = object()
-"""An argument whose value only a run would tell."""
+"""An argument whose value is known only at run time."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of a call, constants by their value; `open_ended` if it also unpacks what is not known."""
+    """The arguments of a call, constants by their value; `open_ended` if it also unpacks unknown arguments."""
 
     positional: tuple[Any, ...] = ()
     keywords: tuple[tuple[str, Any], ...] = ()
@@ -22,7 +22,7 @@ class Call:
 
     @classmethod
     def of(cls, node: ast.Call) -> "Call":
-        """The arguments of `node`."""
+        """Return the arguments of `node`."""
         starred = any(isinstance(argument, ast.Starred) for argument in node.args)
         return cls(
             tuple(_constant(argument) for argument in node.args if not isinstance(argument, ast.Starred)),
@@ -31,7 +31,7 @@ class Call:
         )
 
     def problem(self, signature: inspect.Signature) -> str | None:
-        """Why a function of this signature refuses the call, in Python's words."""
+        """Return why a function of this signature refuses the call, in Python's words; None if it does not."""
         bind = signature.bind_partial if self.open_ended else signature.bind
         try:
             bind(*self.positional, **dict(self.keywords))
@@ -40,7 +40,7 @@ class Call:
         return None
 
     def refusal(self, function: Function, signature: inspect.Signature) -> str | None:
-        """What the function raises at: `if set_to_none: raise ...` refuses a constant that is true."""
+        """Return the argument at which the function raises: `if set_to_none: raise ...` refuses a true constant."""
         bound = signature.bind_partial(*self.positional, **dict(self.keywords)).arguments
         for name in _raises_if_true(function):
             value = bound.get(name, UNKNOWN)
@@ -50,9 +50,9 @@ class Call:
 
 
 def signature_of(function: Function, *, bound: bool) -> inspect.Signature:
-    """The signature of a function's source, without its first parameter where that is bound.
+    """Return the signature of a function's source, without its first parameter if that is bound.
 
-    Defaults are the text of their source: what the function is defined with, not what that computes to.
+    Defaults are the text of their source, not its value.
     """
     arguments = function.args
     positional = [*arguments.posonlyargs, *arguments.args]
@@ -74,7 +74,7 @@ def signature_of(function: Function, *, bound: bool) -> inspect.Signature:
 
 
 def signature_of_schema(text: str) -> inspect.Signature:
-    """The signature of an operator, from its schema as torch's own parser reads it."""
+    """Return the signature of an operator from its schema, by torch's own parser."""
     import torch
 
     schema = torch._C.parse_schema(text)

@@ -1,8 +1,8 @@
-"""What a dotted name is in torch_npu: a module, a class, a function with its parameters, or nothing at all.
+"""The meaning of a dotted name in torch_npu: a module, a class, a function with its parameters, or nothing.
 
-`torch_npu.npu.amp.GradScaler().update` is the method of an object of that class, its inherited ones included, for which
-torch's own sources are read too. What only a run would tell, the result of a function say, is `OPAQUE`: it has whatever
-is asked of it.
+`torch_npu.npu.amp.GradScaler().update` is the method of an object of that class, or an inherited one; torch's own
+sources are read for these. A value that is known only at run time, such as the result of a function, is `OPAQUE`: every
+name exists in it.
 """
 
 import ast
@@ -23,7 +23,7 @@ OPERATORS = "torch.ops.npu"
 
 
 class MissingError(Exception):
-    """There is no such name; the message says which part of it is missing where."""
+    """The name does not exist; the message says which part of it is missing, and in what."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Class:
 
 @dataclass(frozen=True)
 class Callable:
-    """A function, a method or an operator, with its signatures: an operator may have several."""
+    """A function, a method or an operator, with its signatures: an operator can have several."""
 
     signatures: tuple[inspect.Signature, ...]
     node: Function | None = None
@@ -45,7 +45,7 @@ class Callable:
 
 @dataclass(frozen=True)
 class Opaque:
-    """What only a run would tell."""
+    """A value that is known only at run time."""
 
 
 OPAQUE = Opaque()
@@ -56,7 +56,7 @@ class Library:
     """torch_npu by its sources, and torch, from which it inherits."""
 
     def __init__(self, sources: Sources, compiled: bytes = b"", text: bytes = b"") -> None:
-        """`compiled` is its library, which holds the operators' schemas; `text` all of its Python sources."""
+        """`compiled` is its library, with the operators' schemas; `text` is all of its Python sources."""
         torch = importlib.util.find_spec("torch")
         assert torch is not None
         assert torch.origin is not None
@@ -67,16 +67,16 @@ class Library:
 
     @classmethod
     def of_wheel(cls, path: Path) -> "Library":
-        """The library in a wheel."""
+        """Return the library in a wheel."""
         with zipfile.ZipFile(path) as archive:
             texts = (archive.read(name) for name in archive.namelist() if name.endswith(".py"))
             return cls(Sources.of_wheel(path), archive.read(COMPILED), b"\0".join(texts))
 
     def _find(self, path: str) -> Found:
-        """What `path` is.
+        """Return the meaning of `path`.
 
         Raises:
-            MissingError: there is no such thing.
+            MissingError: it does not exist.
         """
         if path.startswith(f"{OPERATORS}."):
             name = path.removeprefix(f"{OPERATORS}.")
@@ -100,12 +100,12 @@ class Library:
         return found
 
     def module(self, name: str) -> Module | None:
-        """A module of torch_npu or torch."""
+        """Return a module of torch_npu or torch; None if it does not exist."""
         package = self._packages.get(name.split(".", maxsplit=1)[0])
         return package.module(name) if package else None
 
     def mentions(self, name: str) -> bool:
-        """Whether the compiled library or a Python source has this name as a word of its own."""
+        """Return whether the compiled library or a Python source has this name as a whole word."""
         word = name.encode()
         return any(
             not _in_a_word(text[place - 1]) and not _in_a_word(text[place + len(word)])
@@ -114,7 +114,7 @@ class Library:
         )
 
     def member(self, found: Found, name: str) -> Found:
-        """What `found.name` is."""
+        """Return the meaning of `found.name`."""
         match found:
             case Module():
                 return self._of_module(found, name)
@@ -124,7 +124,7 @@ class Library:
                 return OPAQUE
 
     def names(self, module: Module) -> frozenset[str]:
-        """The public names of a module, imported ones too."""
+        """Return the public names of a module, with the imported ones."""
         names = {name for name in module.names if not name.startswith("_")}
         for star in module.stars:
             source = self.module(star)
@@ -167,7 +167,7 @@ class Library:
         return self.module(f"{source}.{original}") or self._of_module(module, original)
 
     def _value(self, module: Module, value: ast.expr) -> Found:
-        """What an expression is, where it is a name, or a call of a class that has one."""
+        """Return the meaning of an expression: a name, or a call of a class with a name."""
         match value:
             case ast.Name(id=name):
                 try:
@@ -203,7 +203,7 @@ class Library:
         raise MissingError
 
     def bases(self, found: Class) -> Iterator[Class | Opaque]:
-        """The class, and all that it inherits from that has a source."""
+        """Yield the class, and each class with a source that it inherits from."""
         yield found
         for base in found.node.bases:
             owner = self._value(found.module, base)
@@ -213,7 +213,7 @@ class Library:
                 yield OPAQUE
 
     def constructor(self, found: Class) -> Callable | None:
-        """What a call of the class calls; None if only a run would tell."""
+        """Return the function behind a call of the class; None if it is known only at run time."""
         for owner in self.bases(found):
             if isinstance(owner, Opaque):
                 return None
@@ -224,7 +224,7 @@ class Library:
         return Callable((inspect.Signature(),))
 
     def _operator(self, name: str) -> Callable:
-        # Each schema is a string of its own, which ends in a zero.
+        # Each schema is a separate string, which ends in a zero byte.
         places = _places(self._compiled, name.encode())
         starts = [place for place in places if not _in_a_word(self._compiled[place - 1])]
         texts = {self._compiled[place : self._compiled.index(b"\0", place)] for place in starts}
@@ -244,7 +244,7 @@ def _method(node: Function, *, instance: bool) -> Found:
 
 
 def _set_on_self(node: ast.ClassDef) -> Iterator[str]:
-    """The attributes that its methods give an object."""
+    """Yield the attributes that its methods set on an object."""
     for inner in ast.walk(node):
         match inner:
             case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):

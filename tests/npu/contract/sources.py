@@ -1,4 +1,4 @@
-"""Packages as source text: a module's syntax tree and the names that it binds, from a wheel or a folder alike."""
+"""Packages as source text: a module's syntax tree and the names that it binds, from a wheel or a folder."""
 
 import ast
 import zipfile
@@ -7,7 +7,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 Binding = ast.stmt | tuple[str, str | None]
-"""What a name is bound to: a statement that defines it, or an import of (module, name in it or None)."""
+"""A name is bound to a statement that defines it, or to an import of (module, name in it or None)."""
 
 
 class Module:
@@ -20,14 +20,14 @@ class Module:
 
     @cached_property
     def names(self) -> Mapping[str, Binding]:
-        """What each name of the module is bound to in the end, stars left out."""
+        """The final binding of each name of the module, without star imports."""
         names: dict[str, Binding] = {}
         for statement in flat(self.tree.body):
             names.update(self.bound_by(statement))
         return names
 
     def bound_by(self, statement: ast.stmt) -> Iterator[tuple[str, Binding]]:
-        """The names that one statement binds."""
+        """Yield the names that one statement binds."""
         match statement:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                 yield name, statement
@@ -56,14 +56,14 @@ class Module:
 
     @cached_property
     def public(self) -> frozenset[str] | None:
-        """`__all__`, where it is a list of constants."""
+        """`__all__`, if it is a list of constants; else None."""
         match self.names.get("__all__"):
             case ast.Assign(value=ast.List(elts=items) | ast.Tuple(elts=items)):
                 return frozenset(str(item.value) for item in items if isinstance(item, ast.Constant))
         return None
 
     def absolute(self, statement: ast.ImportFrom) -> str:
-        """The module that `from ...x import` names."""
+        """Return the module that `from ...x import` names."""
         if not statement.level:
             return statement.module or ""
         parts = self._package.split(".")
@@ -72,7 +72,7 @@ class Module:
 
 
 def flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements of a body and of what it runs under conditions, not of what it only defines."""
+    """Yield the statements of a body and of its conditional blocks, but not of the functions and classes in it."""
     for statement in body:
         yield statement
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -87,20 +87,20 @@ class Sources:
     """The modules of one package."""
 
     def __init__(self, read: Callable[[str], str | None]) -> None:
-        """`read` gives the text of `package/module.py`, or None."""
+        """`read` returns the text of `package/module.py`, or None."""
         self._read = read
         self.module = cache(self._module)
 
     @classmethod
     def of_wheel(cls, path: Path) -> "Sources":
-        """What a wheel holds."""
+        """Return the modules in a wheel."""
         archive = zipfile.ZipFile(path)
         files = set(archive.namelist())
         return cls(lambda name: archive.read(name).decode() if name in files else None)
 
     @classmethod
     def of_folder(cls, folder: Path) -> "Sources":
-        """What lies in a folder, the one that holds the package's."""
+        """Return the modules below `folder`, which contains the package's folder."""
 
         def read(name: str) -> str | None:
             path = folder / name

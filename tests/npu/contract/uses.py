@@ -1,8 +1,8 @@
-"""What our sources ask of torch_npu and apex, with where and how: collected from syntax trees, by following values.
+"""Our uses of torch_npu and apex, with place and call: collected from syntax trees, by following values.
 
 A value is followed by names, not by types: through variables, attributes, arguments and results of functions of the
-same name. So an object that `Sgd.make` makes is known again as `training.optimizer` in another module. Where that
-takes in too much, a use has several origins, and `verdict` asks that one of them fits.
+same name. So an object that `Sgd.make` makes is known again as `training.optimizer` in another module. If that
+includes too much, a use has several origins, and `verdict` requires that one of them fits.
 """
 
 import ast
@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.npu.contract.calls import Call, signature_of
 
 ROOTS = ("torch_npu", "apex")
-# torch_npu makes its module `npu` torch's, and its operators are among torch's.
+# torch_npu also makes its module `npu` available as torch.npu, and its operators as torch.ops.npu.
 OF_TORCH = {"torch.npu": "torch_npu.npu", "torch.ops.npu": "torch.ops.npu"}
 
 Paths = frozenset[str]
@@ -24,34 +24,34 @@ NOTHING: Paths = frozenset()
 
 @dataclass(frozen=True)
 class Use:
-    """One place where something is asked of a library."""
+    """One place where a library is used."""
 
     where: str
     paths: Paths
-    """What it may be: `torch_npu.npu.set_device`, or `torch_npu.optim.NpuFusedSGD().step`."""
+    """The possible meanings: `torch_npu.npu.set_device`, or `torch_npu.optim.NpuFusedSGD().step`."""
     call: Call | None = None
     stored: bool = False
 
 
 @dataclass
 class _Known:
-    """Which library's values may be where; sets grow until nothing new is found."""
+    """The places that a library's values can reach; the sets grow until no new value is found."""
 
     names: dict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
     attributes: dict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
     results: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     arguments: dict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
     functions: dict[tuple[str, bool], set[inspect.Signature]] = field(default_factory=lambda: defaultdict(set))
-    """Ours, by their name and whether they are methods."""
+    """Our functions, by name and by whether they are methods."""
 
     def size(self) -> int:
-        """Of all sets together."""
+        """Return the size of all sets together."""
         tables: Iterable[dict[object, set[str]]] = (self.names, self.attributes, self.results, self.arguments)  # type: ignore[assignment]
         return sum(len(values) for table in tables for values in table.values())
 
 
 def collect(files: Iterable[Path], root: Path) -> list[Use]:
-    """The uses in `files`; places are named relative to `root`."""
+    """Return the uses in `files`; places are relative to `root`."""
     trees = {str(path.relative_to(root)): ast.parse(path.read_text(encoding="utf-8")) for path in files}
     known = _Known()
     size = -1
@@ -121,12 +121,12 @@ class _Reader(ast.NodeVisitor):
             return self._attribute(node.args[0], str(node.args[1].value))
         own = self._paths(function)
         if own and self._is_librarys(function):
-            # Only objects of classes are followed: what a function gives is mostly a tensor, torch's own.
+            # Only objects of classes are followed: the result of a function is mostly one of torch's tensors.
             return frozenset(f"{path}()" for path in own if path.rpartition(".")[2][:1].isupper() and "()" not in path)
         return frozenset(self._known.results.get(_bare(function), ()))
 
     def _is_librarys(self, function: ast.expr) -> bool:
-        """Whether what is called is the library's, not a method of ours that is named as an attribute with one."""
+        """Return whether the called function is the library's, not our method with the name of its attribute."""
         if not isinstance(function, ast.Attribute) or self._paths(function.value):
             return True
         return (function.attr, True) not in self._known.functions
@@ -221,7 +221,7 @@ class _Reader(ast.NodeVisitor):
             self._note(node, self._paths(node))
 
     def _hand_over(self, node: ast.Call) -> None:
-        """The arguments become the parameters of all functions of ours that have this name and take them."""
+        """Pass the arguments to the parameters of all our functions that have this name and accept them."""
         function, call = _bare(node.func), Call.of(node)
         for signature in self._known.functions.get((function, isinstance(node.func, ast.Attribute)), ()):
             if call.problem(signature) is None:
@@ -237,7 +237,7 @@ class _Reader(ast.NodeVisitor):
 
 
 def _whole(paths: Paths) -> Paths:
-    """Without what only an object's attribute holds: that is mostly a plain value."""
+    """Leave out the attributes of objects: they are mostly plain values."""
     return frozenset(path for path in paths if "()." not in path)
 
 
@@ -249,7 +249,7 @@ def _bare(function: ast.expr) -> str:
 
 
 def strings(files: Iterable[Path], root: Path) -> Iterator[tuple[str, str]]:
-    """Every string constant with its place: what may name a variable of the environment."""
+    """Yield every string constant with its place: it can be the name of an environment variable."""
     for path in files:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):

@@ -1,4 +1,4 @@
-"""Whether uses, or a stand-in for torch_npu, agree with the real library; each disagreement is one line."""
+"""Compare uses, or a stand-in for torch_npu, with the real library; each difference is one line."""
 
 import ast
 import inspect
@@ -11,7 +11,7 @@ from tests.npu.contract.library import Callable, Class, Found, Library, MissingE
 from tests.npu.contract.sources import Module, Sources
 from tests.npu.contract.uses import Use
 
-# Variables and options of CANN, HCCL and torch_npu are named so.
+# The names of variables and options of CANN, HCCL and torch_npu.
 VARIABLE = re.compile(
     r"(ACL|ASCEND|COMBINED|CPU_AFFINITY|HCCL|INF_NAN|PYTORCH_NPU|RANK_TABLE|TASK_QUEUE|TORCH_HCCL|TORCH_NPU)_[A-Z0-9_]+"
 )
@@ -21,20 +21,20 @@ _BY_PLACE = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_
 
 
 def violations(uses: Iterable[Use], library: Library) -> list[str]:
-    """What the uses ask that the library does not have, or refuses."""
+    """Return the uses that the library does not have, or refuses."""
     return sorted({f"{use.where}: {problem}" for use in uses if (problem := _problem(use, library))})
 
 
 def unverifiable(uses: Iterable[Use]) -> set[str]:
-    """What is asked of apex, which has no wheel to read: functions, classes, and the methods of their objects."""
+    """Return the uses of apex, which has no wheel to read: functions, classes, and methods of their objects."""
     paths = (path for use in uses for path in use.paths if not use.stored)
     names = (re.match(r"apex(\.\w+)+(\(\)\.\w+)?", path) for path in paths)
-    found = {name[0] for name in names if name}
-    return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
+    uses_of_apex = {name[0] for name in names if name}
+    return {name for name in uses_of_apex if not any(other.startswith(f"{name}.") for other in uses_of_apex)}
 
 
 def _problem(use: Use, library: Library) -> str | None:
-    """Of several origins one has to know the name, and each that knows it has to take the call."""
+    """Return the fault of a use: no origin has the name, or an origin that has it refuses the call."""
     missing: list[str] = []
     others = False
     for path in sorted(use.paths):
@@ -55,7 +55,7 @@ def _problem(use: Use, library: Library) -> str | None:
 
 
 def _of_our_object(path: str, library: Library) -> bool:
-    """An object of a class takes any attribute, unless the class decides itself."""
+    """Return whether our object can have the attribute: any can, unless its class has `__setattr__`."""
     owner = library.find(path.rpartition(".")[0])
     if not isinstance(owner, Class) or not owner.instance:
         return False
@@ -66,7 +66,7 @@ def _of_our_object(path: str, library: Library) -> bool:
 
 
 def call_problem(call: Call, found: Found, library: Library) -> str | None:
-    """Why the call fails; an operator has to take it in one of its overloads."""
+    """Return why the call fails; for an operator, one overload that accepts it is enough."""
     callee = library.constructor(found) if isinstance(found, Class) and not found.instance else found
     if isinstance(found, Module):
         return "is a module, and cannot be called"
@@ -79,28 +79,28 @@ def call_problem(call: Call, found: Found, library: Library) -> str | None:
 
 
 def unknown_variables(strings: Iterable[tuple[str, str]], library: Library) -> dict[str, str]:
-    """The names of variables and options that the library does not know, each with one place that uses it."""
-    named = {text: place for place, text in strings if VARIABLE.fullmatch(text)}
-    return {text: place for text, place in sorted(named.items()) if not library.mentions(text)}
+    """Return the variables and options that the library does not know, each with one place that uses it."""
+    variables = {text: place for place, text in strings if VARIABLE.fullmatch(text)}
+    return {text: place for text, place in sorted(variables.items()) if not library.mentions(text)}
 
 
 def differences(stand_in: Path, library: Library) -> list[str]:
-    """Where a package that stands in for torch_npu offers what the real one has not, or has otherwise.
+    """Return the names of a stand-in for torch_npu that the real one does not have, or has with another signature.
 
-    What a program sees is compared: the names in the package and its sub-packages that do not begin with an underscore.
-    How the stand-in divides itself into modules is its own affair, and it may leave out what is optional.
+    Only public names are compared: in the package and its sub-packages, without an underscore at the beginning. The
+    stand-in can have other modules inside, and can leave out optional arguments.
 
     Args:
         stand_in: the folder of the package.
     """
     own = Library(Sources.of_folder(stand_in.parent))
-    found = []
+    lines = []
     for path in sorted(stand_in.rglob("__init__.py")):
         parts = path.parent.relative_to(stand_in.parent).parts
         module = own.module(".".join(parts))
         if module is not None and not any(part.startswith("_") for part in parts):
-            found += [f"{module.name}.{text}" for text in _module_differences(module, own, library)]
-    return found
+            lines += [f"{module.name}.{text}" for text in _module_differences(module, own, library)]
+    return lines
 
 
 def _module_differences(module: Module, own: Library, library: Library) -> Iterator[str]:
@@ -148,7 +148,7 @@ def _unlike_methods(name: str, offered: Class, real: Class, own: Library, librar
 
 
 def _within(offered: inspect.Signature, real: inspect.Signature) -> bool:
-    """Whether each call that the one takes means the same to the other: the rest of the other's is optional."""
+    """Return whether the real function accepts each call of the offered one, with the same meaning."""
     several = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
     by_place = [[each for each in one.parameters.values() if each.kind in _BY_PLACE] for one in (offered, real)]
     named = {each.name: each for each in real.parameters.values()}
@@ -179,7 +179,7 @@ def _same_default(one: object, other: object) -> bool:
 
 
 def _value(default: object) -> tuple[object] | None:
-    """What a default is, where its text is a constant, or a power of two."""
+    """Return the value of a default whose text is a constant or a power; None if unknown."""
     try:
         return (_folded(ast.parse(str(default), mode="eval").body),)
     except ValueError:

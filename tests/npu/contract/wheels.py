@@ -1,4 +1,4 @@
-"""The real wheels of torch_npu: pinned in wheels.txt, kept in a cache by their hash, never installed or imported."""
+"""The real wheels of torch_npu: pinned in wheels.txt, cached by their hash, never installed or imported."""
 
 import hashlib
 import os
@@ -13,25 +13,25 @@ from tests.cluster.testbed.artifacts.binaries import locked
 
 PINS = Path(__file__).with_name("wheels.txt")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pnas" / "wheels"
-# One build is enough to read: the Python sources and the schemas are the same in all of a version.
+# One build is enough: the Python sources and the schemas are the same in all builds of a version.
 BUILD = ("--platform", "manylinux_2_28_x86_64", "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311")
 
 
 class DownloadError(Exception):
-    """A wheel cannot be had; the message is one line."""
+    """A wheel cannot be downloaded; the message is one line."""
 
 
 def pins() -> dict[str, str]:
-    """The SHA-256 of each pinned requirement: `torch_npu==2.9.0`."""
+    """Return the SHA-256 of each pinned requirement, such as `torch_npu==2.9.0`."""
     lines = re.findall(r"^(\S+==\S+) --hash=sha256:([0-9a-f]{64})$", PINS.read_text(encoding="utf-8"), re.MULTILINE)
     return dict(lines)
 
 
 def wheel(requirement: str) -> Path:
-    """The file of a pinned requirement, downloaded where the cache lacks it.
+    """Return the file of a pinned requirement, downloaded if the cache does not have it.
 
     Raises:
-        DownloadError: the package index cannot be reached, or gave another file than the pinned one.
+        DownloadError: the package index cannot be reached, or returned another file than the pinned one.
     """
     digest = pins()[requirement]
     folder = CACHE / digest
@@ -40,9 +40,9 @@ def wheel(requirement: str) -> Path:
             with tempfile.TemporaryDirectory(dir=CACHE) as partial:
                 _download(requirement, Path(partial))
                 (downloaded,) = Path(partial).iterdir()
-                found = hashlib.sha256(downloaded.read_bytes()).hexdigest()
-                if found != digest:
-                    raise DownloadError(f"{downloaded.name} has SHA-256 {found}, but {PINS.name} pins {digest}")
+                actual = hashlib.sha256(downloaded.read_bytes()).hexdigest()
+                if actual != digest:
+                    raise DownloadError(f"{downloaded.name} has SHA-256 {actual}, but {PINS.name} pins {digest}")
                 shutil.copytree(partial, folder)
     (path,) = folder.iterdir()
     return path

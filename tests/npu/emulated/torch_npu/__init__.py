@@ -1,7 +1,7 @@
 """An EMULATION of torch_npu for tests: the device is this machine's CPU, and says so in its name.
 
-It has those names of torch_npu 2.9.0 and 2.14.0 that the trainer uses, with their arguments and defaults, and hardly
-any others. With the folder of this package on PYTHONPATH `import torch` loads it, by torch's autoload, as the real one.
+It has the names of torch_npu 2.9.0 and 2.14.0 that the trainer uses, with their arguments and defaults, and few others.
+With the folder of this package on PYTHONPATH, `import torch` loads it by torch's autoload, like the real one.
 """
 
 from . import _emulation

@@ -1,4 +1,4 @@
-"""torch_npu.utils: how fused optimizers put many tensors into one."""
+"""torch_npu.utils: fused optimizers combine many tensors into one with it."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ __all__ = ["npu_combine_tensors"]
 
 
 def npu_combine_tensors(list_of_tensor: list[Tensor], require_copy_value: bool = True) -> Tensor | None:
-    """One flat tensor, of which those given become parts.
+    """Return one flat tensor; the listed tensors become parts of it.
 
     Raises:
-        RuntimeError: one of them is a part of something else already, such as a gradient in a DDP bucket.
+        RuntimeError: one of them is already a part of another tensor, such as a gradient in a DDP bucket.
     """
     if not list_of_tensor:
         return None
@@ -21,7 +21,7 @@ def npu_combine_tensors(list_of_tensor: list[Tensor], require_copy_value: bool =
         if tensor.dtype != first.dtype:
             raise RuntimeError("Tensors to combine must have the same dtype.")
         if tensor.untyped_storage().nbytes() != tensor.nbytes:
-            # The real one counts the whole storage and then writes beside its buffers.
+            # The real one counts the whole storage, and then writes outside its buffers.
             raise RuntimeError("a tensor to combine is a view of a larger storage")
     combined = torch.zeros(sum(tensor.numel() for tensor in list_of_tensor), dtype=first.dtype, device=first.device)
     parts = combined.split([tensor.numel() for tensor in list_of_tensor])

@@ -20,7 +20,7 @@ class _LossScaler:
     unskipped: int = 0
 
     def update(self, overflow: bool) -> bool:
-        """Adapt the scale; whether the step is to be skipped."""
+        """Adapt the scale. Return whether the step must be skipped."""
         if overflow and self.dynamic:
             self.scale, self.unskipped = self.scale / 2, 0
             return True
@@ -35,7 +35,7 @@ class _Stash:
     halves: list[nn.Parameter] = field(default_factory=list)
     masters: list[nn.Parameter] = field(default_factory=list)
     singles: list[nn.Parameter] = field(default_factory=list)
-    """fp32 parameters, which are their own masters."""
+    """fp32 parameters, which need no master."""
 
 
 _scalers: list[_LossScaler] = []
@@ -177,7 +177,7 @@ def _patch_zero_grad(optimizer: Any, stash: _Stash) -> None:
 
 @torch.no_grad()
 def _unscale(stash: _Stash, before: list[Tensor | None], factor: float) -> bool:
-    """Bring the scaled gradients into the masters' and the singles'; whether one is not finite."""
+    """Add the unscaled gradients to the ones of masters and singles. Return whether one is not finite."""
     finite = torch.ones((), dtype=torch.bool, device=stash.masters[0].device)
     for half, master in zip(stash.halves, stash.masters, strict=True):
         if half.grad is None:

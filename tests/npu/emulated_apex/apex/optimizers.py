@@ -1,4 +1,4 @@
-"""Fused optimizers, which work under amp alone."""
+"""Fused optimizers, which work only with amp."""
 
 from collections.abc import Callable
 from typing import Any

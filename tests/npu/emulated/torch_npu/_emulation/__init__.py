@@ -1,4 +1,4 @@
-"""What makes the stand-in run: the C++ backend, its name in torch, and HCCL's process group over gloo."""
+"""The inside of the stand-in: the C++ backend, its name in torch, and HCCL's process group over gloo."""
 
 import json
 import os
@@ -18,11 +18,11 @@ core: Any = load()
 DEVICE_NAME = "Ascend910-emulated"
 
 HCCL_EXEC_TIMEOUT_S = 1836.0
-"""HCCL's own, in its environment variable of that name."""
+"""HCCL's default for its environment variable of that name."""
 
 
 def name_backend() -> None:
-    """From now on torch knows the device `npu`."""
+    """Name the device `npu` in torch."""
     rename_privateuse1_backend("npu")
     generate_methods_for_privateuse1_backend(for_storage=True)
 
@@ -34,12 +34,12 @@ def register(npu: ModuleType) -> None:
 
 
 def note_call(name: str, **arguments: object) -> None:
-    """A line in NPU_EMULATED_LOG."""
+    """Write a line to NPU_EMULATED_LOG."""
     core.note(f"{name}({', '.join(f'{key}={value}' for key, value in arguments.items())})")
 
 
 def _device_in_table(rank: int) -> str | None:
-    """The device of a rank by the table in RANK_TABLE_FILE; the real one, too, passes over a link without a word."""
+    """Return the device of a rank by the table in RANK_TABLE_FILE; a link is ignored silently, like by the real one."""
     path = Path(os.environ.get("RANK_TABLE_FILE", ""))
     if not path.is_file() or path.is_symlink():
         return None
@@ -49,7 +49,7 @@ def _device_in_table(rank: int) -> str | None:
 
 def _hccl(options: Any, _backend_options: Any) -> Any:
     limit_s = float(os.environ.get("HCCL_EXEC_TIMEOUT") or HCCL_EXEC_TIMEOUT_S)
-    # 0 is for ever.
+    # 0 means for ever.
     limit = timedelta(seconds=limit_s) if limit_s else options.timeout
     # The real one opens the device here, or in the first collective.
     rank, device = options.group_rank, core.current_device()

@@ -15,16 +15,16 @@ from pathlib import Path
 from types import ModuleType
 
 SOURCES = Path(__file__).parent / "src"
-# Not XDG_CACHE_HOME's: tests give each run another, and would build it anew.
+# Not in XDG_CACHE_HOME: tests give each run another one, and each would build the library again.
 CACHE = Path(os.environ.get("NPU_EMULATED_CACHE", Path.home() / ".cache/pnas/npu-emulated"))
 NAME = "npu_emulation_c"
 CXX20_SINCE = (2, 12)
-# Sources are compiled side by side; more at once would need gigabytes.
+# Sources compiled at the same time; more of them would need gigabytes.
 JOBS = 2
 
 
 def load() -> ModuleType:
-    """The extension, built if need be."""
+    """Return the extension; build it if it is missing."""
     spec = importlib.util.spec_from_file_location(NAME, library())
     assert spec is not None
     assert spec.loader is not None
@@ -34,7 +34,7 @@ def load() -> ModuleType:
 
 
 def library() -> Path:
-    """Path of the library; the first call builds it (under a minute on two free cores), others wait for that.
+    """Return the path of the library; the first call builds it (under a minute on two free cores), others wait for it.
 
     Raises:
         RuntimeError: there is no compiler, or it fails.
@@ -52,7 +52,7 @@ def library() -> Path:
 
 
 def place() -> Path:
-    """Where the library of this torch and these sources is, or will be. It does not load torch."""
+    """Return the present or future path of the library of this torch and these sources, without importing torch."""
     return CACHE / f"{_torch_version()}-{_key()}" / f"{NAME}.so"
 
 
@@ -79,7 +79,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _compile(scratch: Path) -> None:
-    from torch.utils.cpp_extension import include_paths, library_paths  # takes setuptools along: only to build
+    from torch.utils.cpp_extension import (
+        include_paths,
+        library_paths,
+    )  # it imports setuptools, which only a build needs
 
     major, minor = map(int, _torch_version().split(".")[:2])
     flags = [

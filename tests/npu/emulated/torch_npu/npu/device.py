@@ -20,7 +20,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def index_of(which: Which) -> int:
-    """A device's number; that of the current one for none."""
+    """Return a device's number; for None, the current device's."""
     if isinstance(which, int):
         return which
     if which is None:
@@ -83,12 +83,12 @@ def get_amp_supported_dtype() -> list[torch.dtype]:
 
 
 def is_bf16_supported() -> bool:
-    """A device that saturates is an Ascend 910A, which has no bfloat16."""
+    """Return False for a device that saturates: it is an Ascend 910A, which has no bfloat16."""
     return not core.saturates()
 
 
 class device:  # noqa: N801  # its name
-    """Makes a device the current one for a while."""
+    """Makes a device the current one within a context."""
 
     def __init__(self, device: Which) -> None:
         self._index = index_of(device)

@@ -1,4 +1,4 @@
-"""What tensors take on a device."""
+"""The memory of tensors on a device."""
 
 from .._emulation import core
 from .device import Which, index_of
@@ -17,4 +17,4 @@ def reset_peak_memory_stats(device: Which = None) -> None:
 
 
 def empty_cache() -> None:
-    """Nothing is cached."""
+    """Do nothing: no memory is cached."""

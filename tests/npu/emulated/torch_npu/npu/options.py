@@ -1,4 +1,4 @@
-"""Compiler options, which the emulation checks and notes: it compiles nothing."""
+"""Compiler options. The emulation checks and logs them, and compiles nothing."""
 
 from .._emulation import note_call
 

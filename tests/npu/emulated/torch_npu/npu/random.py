@@ -11,7 +11,7 @@ def manual_seed(seed: int) -> None:
 
 
 def manual_seed_all(seed: int) -> None:
-    """The real one waits for a device to be opened; here all have their generators from the start."""
+    """Seed all devices at once; the real one seeds a device when it is opened."""
     for index in range(device_count()):
         core.seed_closed(index, int(seed))
 

@@ -1,4 +1,4 @@
-"""Streams and events. Everything here is done when a call returns, so they order nothing."""
+"""Streams and events. Here all work is done when a call returns, so they have no effect."""
 
 from types import TracebackType
 from typing import Any
@@ -25,7 +25,7 @@ class Event(torch.Event):
 
 
 class StreamContext:
-    """Makes a stream the current one for a while."""
+    """Makes a stream the current one within a context."""
 
     def __init__(self, stream_ctx: torch.Stream | None) -> None:
         self._stream = stream_ctx

@@ -1,8 +1,8 @@
-"""What a chip can do."""
+"""Features of the chip."""
 
 from .._emulation import core
 
 
 def is_support_inf_nan() -> bool:
-    """Not on an Ascend 910A, whose fp16 saturates."""
+    """Return False on an Ascend 910A, whose fp16 saturates."""
     return not core.saturates()

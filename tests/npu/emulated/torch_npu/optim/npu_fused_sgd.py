@@ -1,6 +1,6 @@
 """SGD over all parameters at once, with torch_npu's arguments and refusals.
 
-At the first step parameters, gradients and momentum move into flat buffers, of which they are parts from then on.
+At the first step parameters, gradients and momentum move into flat buffers, and stay parts of them.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ _TYPES = (torch.float32, torch.float16)
 
 
 class NpuFusedSGD(torch.optim.Optimizer):
-    """Of the state only `momentum_buffer` of each parameter is known outside."""
+    """The only public state is each parameter's `momentum_buffer`."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class NpuFusedSGD(torch.optim.Optimizer):
             if group["momentum"] == 0:
                 continue
             for parameter in parameters:
-                # Without one the first step takes the gradient for it; zero gives the same bits.
+                # Without a buffer, the first step uses the gradient; a buffer of zeros gives the same bits.
                 buffer = self.state[parameter].get("momentum_buffer")
                 own = torch.zeros_like(parameter) if buffer is None else buffer.detach().clone()
                 self.state[parameter]["momentum_buffer"] = own
@@ -82,7 +82,7 @@ class NpuFusedSGD(torch.optim.Optimizer):
         if not self._has_momenta:
             self._combine_momenta()
         for group, parameters, _ in self._sets:
-            # One by one: the CPU's kernel rounds the rest of a tensor otherwise than its beginning.
+            # Tensor by tensor: the CPU's kernel rounds the end of a tensor differently from its beginning.
             torch._fused_sgd_(
                 parameters,
                 [p.grad for p in parameters if p.grad is not None],

@@ -1,5 +1,5 @@
-// torch has autocast's lists but registers no kernels for a backend of one's own. Which operators the real torch_npu
-// lists is compiled into it and not known here.
+// torch has autocast's lists but registers no kernels for an external backend. The real torch_npu's list
+// of operators is compiled into it and unknown here.
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 

@@ -58,7 +58,7 @@ void check(DeviceIndex index) {
               static_cast<int>(device_count()), " emulated devices");
 }
 
-// The first use of a device opens it, as a context on a real one does: seconds, and memory.
+// The first use of a device opens it, like a context on a real one, which costs seconds and memory.
 void open(DeviceIndex index) {
   if (!opened[index].exchange(true)) note("open npu:" + std::to_string(index));
 }
@@ -87,7 +87,7 @@ void take(DeviceIndex index, int64_t bytes) {
   }
 }
 
-struct Block {  // keeps what the device's bytes lie in
+struct Block {  // owns the memory of the device's bytes
   c10::DataPtr pointer;
   c10::Storage storage;
   int64_t bytes;
@@ -114,7 +114,7 @@ struct Allocator final : c10::Allocator {
 const bool allocator_is_set = (c10::SetAllocator(NPU, &device_allocator), true);
 
 std::mutex pinned_mutex;
-std::map<uintptr_t, size_t> pinned;  // where page-locked memory begins, and its bytes
+std::map<uintptr_t, size_t> pinned;  // start of page-locked memory, and its bytes
 
 void free_pinned(void* data) {
   {
@@ -143,7 +143,7 @@ bool is_pinned(const void* data) {
   return after != pinned.begin() && address < std::prev(after)->first + std::prev(after)->second;
 }
 
-// Streams have names and no life: everything is done when the call returns.
+// Streams only have names: all work is done when the call returns.
 struct Event {
   std::chrono::steady_clock::time_point at;
 };

@@ -1,5 +1,5 @@
 // An emulation of Ascend NPUs for tests: the parts of a torch backend named `npu` whose memory is the host's and whose
-// kernels are the CPU's. It is no NPU: neither its numbers nor its speed say anything about one.
+// kernels are the CPU's. It is not an NPU: its numbers and its speed say nothing about a real one.
 #pragma once
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
@@ -18,13 +18,13 @@ using c10::DeviceIndex;
 constexpr auto NPU = c10::DeviceType::PrivateUse1;
 constexpr int kMostDevices = 64;
 
-// What an environment variable asks for; each makes the device worse than the CPU that it is.
+// Settings from environment variables; each makes the device worse than its CPU.
 struct Faults {
-  int64_t hbm_bytes;  // NPU_EMULATED_HBM_MIB: more is out of memory; 0: no limit
-  bool saturates;     // NPU_EMULATED_INF_NAN=0: fp16 stops at 65,504 and raises a flag, as on an Ascend 910A
+  int64_t hbm_bytes;  // NPU_EMULATED_HBM_MIB: the device's memory; 0: no limit
+  bool saturates;     // NPU_EMULATED_INF_NAN=0: fp16 stops at 65,504 and raises a flag, like on an Ascend 910A
   bool reversed;      // NPU_EMULATED_REDUCTIONS=reversed: sums are added up from the other end
   int fail_rank, fail_at;  // NPU_EMULATED_FAIL=RANK:N: this rank's N-th collective ends in an HCCL error
-  int hang_rank, hang_at;  // NPU_EMULATED_HANG=RANK:N: this rank never comes to its N-th collective
+  int hang_rank, hang_at;  // NPU_EMULATED_HANG=RANK:N: this rank hangs before its N-th collective
 };
 const Faults& faults();
 
@@ -50,7 +50,7 @@ int64_t memory_allocated(DeviceIndex index);
 int64_t peak_memory(DeviceIndex index);
 void reset_peak_memory(DeviceIndex index);
 
-// Random numbers: a CPU generator for each device, so that a seed draws what it draws on a CPU
+// Random numbers: a CPU generator for each device, so that a seed draws the same as on a CPU
 const at::Generator& default_generator(DeviceIndex index);
 void seed_closed(DeviceIndex index, uint64_t seed);  // without opening the device
 at::Generator host_generator(const at::Generator& generator);
@@ -63,7 +63,7 @@ class Aliases {
   Tensor to_cpu(const Tensor& tensor);
   Tensor to_npu(const Tensor& tensor, Device device);
   c10::Storage to_cpu(const c10::Storage& storage);
-  void write_back();  // what the call has resized or given another storage
+  void write_back();  // tensors that the call has resized or given another storage
 
  private:
   c10::Storage npu_storage(const c10::Storage& host, Device device);
@@ -71,7 +71,7 @@ class Aliases {
   std::vector<std::pair<Tensor, Tensor>> tensors_;
 };
 
-// What fp16 does beyond 65,504 if the device saturates; `tensor` is the CPU's alias of a result.
+// The behaviour of fp16 beyond 65,504 if the device saturates; `tensor` is the CPU's alias of a result.
 void saturate(const Tensor& tensor, DeviceIndex index);
 bool overflow_flag(DeviceIndex index);
 void clear_overflow_flag(DeviceIndex index);

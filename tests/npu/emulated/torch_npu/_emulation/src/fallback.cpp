@@ -1,4 +1,4 @@
-// Every operator without a kernel of its own: it runs as the CPU's kernel on aliases that share the device's memory.
+// Every operator without its own kernel: it runs as the CPU's kernel on aliases that share the device's memory.
 #include "emulation.h"
 
 #include <ATen/ops/flip.h>
@@ -46,7 +46,7 @@ IValue with_tensors(const IValue& value, Change change) {
   return value;
 }
 
-// The one device of a call. Scalars may lie elsewhere, and indices on the CPU, as on a CUDA device.
+// The only device of a call. Scalars can be on another device, and indices on the CPU, as with CUDA.
 Device device_of(const c10::FunctionSchema& schema, c10::ArrayRef<IValue> arguments) {
   const auto& name = schema.name();
   const bool cpu_indices = name == "aten::index" || name == "aten::_index_put_impl_" || name == "aten::index_put_";
@@ -84,7 +84,7 @@ void to_cpu(const c10::FunctionSchema& schema, size_t number, IValue& value, Ali
   }
 }
 
-// Sums and products from the other end: another order of additions, as another device has it.
+// Sums and products from the other end: another order of additions, like on another device.
 void reverse(const std::string& name, IValue* arguments) {
   auto flip = [&](size_t number, at::IntArrayRef dims) {
     arguments[number] = at::flip(arguments[number].toTensor(), dims);
@@ -175,7 +175,7 @@ Tensor Aliases::to_npu(const Tensor& tensor, Device device) {
 void Aliases::write_back() {
   for (auto& [npu, cpu] : storages_) {
     if (npu.data() == cpu.data() && npu.nbytes() == cpu.nbytes()) continue;
-    // The call has given the alias memory of its own: it becomes the device's.
+    // The call has given the alias other memory: it becomes the device's.
     c10::Storage grown(c10::Storage::use_byte_size_t(), cpu.nbytes(),
                        cpu.set_data_ptr(c10::DataPtr(cpu.mutable_data(), Device(c10::kCPU))), nullptr, false);
     const auto bytes = grown.nbytes();
@@ -203,7 +203,7 @@ bool overflow_flag(DeviceIndex index) { return overflowed[index]; }
 void clear_overflow_flag(DeviceIndex index) { overflowed[index] = false; }
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>()); }
-// Without it torch 2.9 finds no way to the collectives.
+// Without it torch 2.9 does not find the collectives.
 TORCH_LIBRARY_IMPL(_, AutogradPrivateUse1, m) { m.fallback(torch::autograd::basicAutogradNotImplementedFallback()); }
 
 }  // namespace npu_emulation

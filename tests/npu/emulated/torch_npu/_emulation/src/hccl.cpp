@@ -1,4 +1,4 @@
-// What HCCL refuses is refused here, with its words; what it can do, gloo does on aliases of the tensors.
+// Calls that HCCL refuses are refused here, with its words. gloo does the others on aliases of the tensors.
 #include "hccl.h"
 
 #include "emulation.h"
@@ -29,7 +29,7 @@ std::string hccl_error(const std::string& call, int code, int rank, const std::s
          std::to_string(current_device()) + ", RankID:" + std::to_string(rank) + ") ERR02200 DIST call hccl api failed.\n" + detail;
 }
 
-// gloo's failures in HCCL's words: nobody came in time, or a peer is gone.
+// gloo's failures in HCCL's words: no peer came in time, or a peer is gone.
 std::string translated(const std::string& words, int rank) {
   if (words.find("imed out") != std::string::npos)
     return hccl_error("HcclWait", 9, rank, "EI0002: The wait execution of the Notify register times out. (emulated: " + words + ")");
@@ -54,7 +54,7 @@ struct Work final : c10d::Work {
     c10::intrusive_ptr<c10::ivalue::Future> inner;
     try {
       inner = gloo_->getFuture();
-    } catch (const std::exception&) {  // gloo's barrier and point-to-point calls have none
+    } catch (const std::exception&) {  // gloo's barrier and point-to-point calls do not have one
       return;
     }
     inner->addCallback([future = future_, results = results_, rank](c10::ivalue::Future& done) {

@@ -1,4 +1,4 @@
-// Operators that a device has to bring itself: allocation, copies, convolution and dropout.
+// Operators that a device must bring itself: allocation, copies, convolution and dropout.
 #include "emulation.h"
 
 #include <ATen/EmptyTensor.h>
@@ -53,7 +53,7 @@ void on_one_device(const char* name, std::initializer_list<Tensor> tensors) {
 }
 
 bool is_half(const Tensor& tensor) { return tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16; }
-// The matrix unit multiplies half precision and adds up in single.
+// The matrix unit multiplies half precision and adds up in single precision.
 Tensor widened(const Tensor& tensor) { return tensor.defined() && is_half(tensor) ? tensor.to(at::kFloat) : tensor; }
 Tensor rounded(const Tensor& tensor, at::ScalarType type) { return tensor.defined() ? tensor.to(type) : tensor; }
 

@@ -1,4 +1,4 @@
-// What Python sees of the emulation.
+// The Python interface of the emulation.
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 

@@ -1,4 +1,4 @@
-"""The loss scaler with torch_npu's arguments, its `dynamic` switch and its knowledge of fused optimizers."""
+"""The loss scaler with torch_npu's arguments, its `dynamic` switch and its support for fused optimizers."""
 
 from collections import defaultdict
 from typing import Any
@@ -13,7 +13,7 @@ from ..utils import is_support_inf_nan
 
 
 class GradScaler(torch.amp.GradScaler):
-    """Has no device argument. With `dynamic=False` it never looks for an overflow."""
+    """Without a device argument. With `dynamic=False` it never checks for an overflow."""
 
     def __init__(
         self,
