@@ -38,9 +38,8 @@ from trainer.model.weight_files import NORMALIZATIONS
 from trainer.records.run_records import Records
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import TrainerError
-from trainer.training.checkpoints import CheckpointManager
+from trainer.training.checkpoints import CheckpointManager, state_tensors
 from trainer.training.progress import TrainingProgress
-from trainer.training.state import state_tensors
 from trainer.training.steps import StepWindow, Training, train_steps
 from trainer.worker.start import build_training, make_watchdog
 from trainer.worker.task import WorkerTask
@@ -156,7 +155,7 @@ def _training(folder: Path) -> Training:
         log_interval=1,
         device="cpu",
     )
-    task = WorkerTask.single_process(config, folder)
+    task = WorkerTask(config, folder)
     runtime = open_device("cpu")
     return build_training(
         task, config, runtime, runtime.open(0), weights=None, num_classes=CLASSES, watchdog=make_watchdog(task)

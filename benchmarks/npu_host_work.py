@@ -157,7 +157,7 @@ def _run(kind: str, precision: str, model: str, side: int, images: int, *, steps
     settings = {"device": kind, "precision": precision, "model": model, "image_size": side, "batch_size": images}
     # The loss scale is right from the first step on, so that every round does the same work.
     config = TrainConfig.model_validate({**settings, "lr": 1e-4, "loss_scale": 128.0, "log_interval": steps})
-    task = dataclasses.replace(WorkerTask.single_process(config, Path("unused")), device=kind)
+    task = dataclasses.replace(WorkerTask(config, Path("unused")), device=kind)
     runtime, watchdog = open_device(kind), make_watchdog(task)
     device = runtime.open(0)
     training = build_training(task, config, runtime, device, weights=None, num_classes=CLASSES, watchdog=watchdog)

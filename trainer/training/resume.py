@@ -17,9 +17,9 @@ from trainer.shared.config import TrainConfig
 from trainer.shared.config.train import OF_ONE_ATTEMPT
 from trainer.shared.errors import TrainerError
 from trainer.shared.files import reading
+from trainer.training.checkpoints import MASTER, numerics_fingerprint, shared_tensors
 from trainer.training.optimizer import begin_state
 from trainer.training.progress import TrainingProgress
-from trainer.training.state import MASTER, numerics_fingerprint, shared_tensors
 from trainer.training.steps import PEERS, Training
 
 

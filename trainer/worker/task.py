@@ -11,40 +11,25 @@ TASK_VARIABLE = "PNAS_WORKER_TASK"
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """The worker's place among the ranks, and the run."""
+    """The worker's place among the ranks, and the run. The defaults are a job of one process on a CPU."""
 
     config: TrainConfig
     run: Path
     """The run's output folder."""
-    device: str
+    device: str = "cpu"
     """`npu`, `cuda` or `cpu`."""
-    rank: int
-    local_rank: int
-    world_size: int
-    local_world_size: int
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
     """Processes on this node."""
-    master_port: int
-    command: tuple[str, ...]
+    master_port: int = 0
+    command: tuple[str, ...] = ()
     """The command line that started the run, for its provenance."""
     attempt: int = 1
     """The number of this start of the run, counted from 1; it is part of the names of each attempt's files."""
     checkpoint: Path | None = None
     """The verified training state to continue from; None starts at the first step."""
-
-    @classmethod
-    def single_process(cls, config: TrainConfig, run: Path) -> "WorkerTask":
-        """Return the task of a job that is one process on this machine's CPU."""
-        return cls(
-            config=config,
-            run=run,
-            device="cpu",
-            rank=0,
-            local_rank=0,
-            world_size=1,
-            local_world_size=1,
-            master_port=0,
-            command=(),
-        )
 
     def to_json(self) -> str:
         """Return the environment variable's text."""

@@ -58,7 +58,7 @@ class AlwaysEvaluating(nn.Module):
 def _training(**settings: Any) -> Training:
     small = {"model": "pnasnet5tiny", "image_size": 32, "batch_size": 4, "device": "cpu", "lr": 0.05, "log_interval": 3}
     config = TrainConfig.model_validate({**small, **settings})
-    task = WorkerTask.single_process(config, Path("unused"))
+    task = WorkerTask(config, Path("unused"))
     runtime, watchdog = open_device("cpu"), make_watchdog(task)
     return build_training(task, config, runtime, torch.device("cpu"), weights=None, num_classes=10, watchdog=watchdog)
 

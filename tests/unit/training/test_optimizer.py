@@ -13,9 +13,9 @@ from trainer.data.sampler import plan_epoch
 from trainer.devices.device import open_device
 from trainer.shared.config import TrainConfig
 from trainer.shared.config.train import option
+from trainer.training.checkpoints import state_tensors, state_values
 from trainer.training.optimizer import OPTIMIZERS, ParameterGroups, parameter_groups
 from trainer.training.resume import restore
-from trainer.training.state import state_tensors, state_values
 from trainer.training.steps import Training, train_steps
 from trainer.worker.start import build_training, make_watchdog
 from trainer.worker.task import WorkerTask
@@ -50,7 +50,7 @@ def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
 def _training(optimizer: str, **settings: Any) -> Training:
     small = {"model": "pnasnet5tiny", "image_size": 32, "batch_size": 4, "device": "cpu", "lr": 0.01, "ema": 0.9}
     config = ToyConfig.model_validate({**small, "optimizer": optimizer, **settings})
-    task = WorkerTask.single_process(config, Path("unused"))
+    task = WorkerTask(config, Path("unused"))
     runtime, watchdog = open_device("cpu"), make_watchdog(task)
     return build_training(task, config, runtime, torch.device("cpu"), weights=None, num_classes=10, watchdog=watchdog)
 

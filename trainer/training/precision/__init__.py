@@ -14,7 +14,8 @@ from trainer.devices.device import Device
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import UsageError
 from trainer.training.precision.apex_o2 import ApexO2
-from trainer.training.precision.autocast import Autocast, ScaledAutocast
+from trainer.training.precision.autocast import Autocast
+from trainer.training.precision.loss_scale import LossScaler
 from trainer.training.precision.master_weights import NativeO2
 
 __all__ = ["Precision", "choose_precision"]
@@ -73,13 +74,13 @@ def choose_precision(config: TrainConfig, device: Device) -> Precision:
     """
     name = device.default_precision if config.precision == "auto" else config.precision
     if name == "fp32":
-        return Autocast(device, None)
+        return Autocast("fp32", device, None)
     if name == "bf16":
         if not device.has_bf16():
             raise UsageError(f"--precision bf16: {device.name()} has no bfloat16: use --precision O2 or fp16")
-        return Autocast(device, torch.bfloat16)
+        return Autocast("bf16", device, torch.bfloat16)
     if name == "fp16":
-        return ScaledAutocast(device, config.loss_scale)
+        return Autocast("fp16", device, torch.float16, LossScaler(device, config.loss_scale))
     if device.kind == "cpu":
         raise UsageError("--precision O2 needs an NPU: on a CPU use --precision fp32")
     if device.kind == "npu" and importlib.util.find_spec("apex") is not None:

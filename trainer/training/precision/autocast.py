@@ -1,4 +1,4 @@
-"""fp32, and autocast to bf16 or, with a loss scale, to fp16."""
+"""fp32, autocast to bf16, and autocast to fp16 with a loss scale."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,15 +11,14 @@ from trainer.training.precision.loss_scale import LossScaler, clipped_norm, not_
 
 
 class Autocast:
-    """fp32, or autocast to a type with fp32's range, which needs no loss scale."""
+    """Each operator runs in the type that it needs; the weights stay fp32."""
 
-    overflows = 0
     optimizer_library = None
 
-    def __init__(self, device: Device, dtype: torch.dtype | None) -> None:
-        self._device = device
-        self._dtype = dtype
-        self.name = "fp32" if dtype is None else "bf16"
+    def __init__(self, name: str, device: Device, dtype: torch.dtype | None, scaler: LossScaler | None = None) -> None:
+        """Compute in `dtype` (None: everything in fp32). fp16, which does not have fp32's range, needs a `scaler`."""
+        self.name, self.overflows = name, 0 if scaler is None else scaler.overflows
+        self._device, self._dtype, self._scaler = device, dtype, scaler
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Return the model as it is."""
@@ -30,13 +29,18 @@ class Autocast:
         return nullcontext() if self._dtype is None else self._device.autocast(self._dtype)
 
     def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Compute the gradients."""
-        loss.backward()
+        """Compute the gradients, of the scaled loss if there is a scale."""
+        if self._scaler is None:
+            loss.backward()
+        else:
+            self._scaler.backward(loss)
 
     def step(
         self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, clip_norm: float, loss: Tensor
     ) -> Tensor:
         """Clip, and update unless loss or norm is not finite."""
+        if self._scaler is not None:
+            return self._scaler.step(optimizer, parameters, clip_norm=clip_norm, loss=loss)
         skipped = not_finite(loss, clipped_norm(parameters, clip_norm))
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             # A fused optimizer reads on the device whether to update, as GradScaler has it: the host does not wait.
@@ -48,46 +52,10 @@ class Autocast:
         return skipped
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: there is no scale."""
-        return {}
+        """Return the scale, and the steps since it last overflowed; empty without a scale."""
+        return {} if self._scaler is None else self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore nothing: there is no scale."""
-
-
-class ScaledAutocast:
-    """fp16 autocast; the scaler skips steps that overflowed."""
-
-    name = "fp16"
-    optimizer_library = None
-
-    def __init__(self, device: Device, loss_scale: float | str) -> None:
-        self._device = device
-        self._scaler = LossScaler(device, loss_scale)
-        self.overflows = self._scaler.overflows
-
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        """Return the model as it is: autocast casts each operator, and the weights stay fp32."""
-        return model
-
-    def forward(self) -> AbstractContextManager[Any]:
-        """Return autocast to fp16."""
-        return self._device.autocast(torch.float16)
-
-    def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Compute the gradients of the scaled loss."""
-        self._scaler.backward(loss)
-
-    def step(
-        self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, clip_norm: float, loss: Tensor
-    ) -> Tensor:
-        """Unscale, clip, update unless loss or a gradient is not finite, and adapt the scale if it is dynamic."""
-        return self._scaler.step(optimizer, parameters, clip_norm=clip_norm, loss=loss)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the scale, and the steps since it last overflowed."""
-        return self._scaler.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore both."""
-        self._scaler.load_state_dict(state)
+        """Restore them."""
+        if self._scaler is not None:
+            self._scaler.load_state_dict(state)
