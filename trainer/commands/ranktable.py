@@ -16,7 +16,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from trainer.ranktable.fields import plain
+from trainer.ranktable.fields import quote_if_needed
 from trainer.ranktable.identity import POD_UID, Identity, find_me
 from trainer.ranktable.table import NotReadyError, RankTable, Server, parse
 from trainer.shared.errors import TrainerError, UsageError
@@ -120,7 +120,7 @@ def _lines(table: RankTable, me: Server | None) -> Iterator[str]:
     yield _summary(table)
     first = table.servers[0]
     master = first.container_ip or first.host_ip or first.pod_name or first.server_id
-    yield f"master      {plain(master)}, which has rank 0"
+    yield f"master      {quote_if_needed(master)}, which has rank 0"
     for server in table.servers:
         yield ""
         yield f"{_ranks(server)}{', this pod' if server is me else ''}"
@@ -130,7 +130,7 @@ def _lines(table: RankTable, me: Server | None) -> Iterator[str]:
             "pod's IP": server.container_ip,
             "host's IP": server.host_ip,
         }
-        yield from (f"  {name:<10}{plain(value)}" for name, value in names.items() if value)
+        yield from (f"  {name:<10}{quote_if_needed(value)}" for name, value in names.items() if value)
         yield "  rank  device  device_ip"
         yield from (
             f"  {device.rank:>4}  {device.device_id:>6}  {device.device_ip or 'none'}" for device in server.devices
@@ -146,7 +146,7 @@ def _remarks(table: RankTable) -> Iterator[str]:
     hosts = Counter(server.host_ip or server.server_id for server in table.servers)
     for host, pods in hosts.items():
         if pods > 1:
-            yield f"{pods} pods share the node {plain(host)}, each with devices of its own"
+            yield f"{pods} pods share the node {quote_if_needed(host)}, each with devices of its own"
     addresses = [device.device_ip for server in table.servers for device in server.devices]
     if None in addresses:
         yield "devices without a device_ip: a single server, or a super pod, reaches them without the RoCE network"

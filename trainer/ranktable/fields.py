@@ -1,6 +1,6 @@
 """Take one value out of a table's JSON, or refuse it with its path, its value and the rule it breaks.
 
-Kept apart from the formats so that each of those reads like its documentation.
+With this apart, the code of each format reads like the format's documentation.
 """
 
 import ipaddress
@@ -11,22 +11,22 @@ from typing import Any, NoReturn, TypeAlias
 
 from trainer.shared.errors import UsageError
 
-Json: TypeAlias = Any  # what json.loads returns: checked value by value, here
-SHOWN = 80  # characters of a value in a message
+Raw: TypeAlias = Any  # a result of json.loads; this module checks it value by value
+_LENGTH_SHOWN = 80  # characters of a value in a message
 
 
-def optional_ip(entry: Mapping[str, Json], key: str, where: str) -> str | None:
-    """An address, or None where the key is missing or empty (old device plugins leave host_ip empty)."""
+def optional_ip(entry: Mapping[str, Raw], key: str, parent: str) -> str | None:
+    """Return an address, or None if the key is missing or empty (old device plugins leave host_ip empty)."""
     if entry.get(key, "") == "":
         return None
-    address = text_of(entry, key, where)
+    address = text_of(entry, key, parent)
     if not is_ip(address):
-        refuse(path_of(where, key), address, "is not an IP address")
+        refuse(path_of(parent, key), address, "is not an IP address")
     return address
 
 
 def is_ip(address: str) -> bool:
-    """Whether `address` is an IPv4 or IPv6 address; one with a scope (fe80::1%eth0) means nothing to another host."""
+    """Return whether it is an IPv4 or IPv6 address without a scope, which has no meaning on another host."""
     try:
         ipaddress.ip_address(address)
     except ValueError:
@@ -34,78 +34,78 @@ def is_ip(address: str) -> bool:
     return "%" not in address
 
 
-def check_count(entry: Mapping[str, Json], key: str, where: str, found: int, of: str) -> None:
+def check_count(entry: Mapping[str, Raw], key: str, parent: str, actual: int, of: str) -> None:
     """Refuse a count, written as a string, that differs from the entries it counts."""
-    if number_of(entry, key, where) != found:
-        refuse(path_of(where, key), entry[key], f"is not the number of {of} entries, {found}")
+    if number_of(entry, key, parent) != actual:
+        refuse(path_of(parent, key), entry[key], f"is not the number of {of} entries, {actual}")
 
 
-def number_of(entry: Mapping[str, Json], key: str, where: str) -> int:
-    """A count or id of the versions that write every number as a string; HCCL refuses a plain number there."""
-    value = text_of(entry, key, where)
+def number_of(entry: Mapping[str, Raw], key: str, parent: str) -> int:
+    """Return a count or id of the versions that write numbers as strings; HCCL refuses a plain number there."""
+    value = text_of(entry, key, parent)
     if not re.fullmatch(r"[0-9]{1,18}", value):
-        refuse(path_of(where, key), value, 'must be a number in quotes, like "0"')
+        refuse(path_of(parent, key), value, 'must be a number in quotes, like "0"')
     return int(value)
 
 
-def whole_of(entry: Mapping[str, Json], key: str, where: str) -> int:
-    """A count or id of version 2.0, which writes numbers as numbers."""
-    value = _there(entry, key, where)
+def whole_of(entry: Mapping[str, Raw], key: str, parent: str) -> int:
+    """Return a count or id of version 2.0, which writes numbers as numbers."""
+    value = _required(entry, key, parent)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        refuse(path_of(where, key), value, "must be a number of at least 0, without quotes")
+        refuse(path_of(parent, key), value, "must be a number of at least 0, without quotes")
     return value
 
 
-def text_of(entry: Mapping[str, Json], key: str, where: str) -> str:
-    """A string that has to be there; it may be empty."""
-    value = _there(entry, key, where)
+def text_of(entry: Mapping[str, Raw], key: str, parent: str) -> str:
+    """Return a string that must exist; it can be empty."""
+    value = _required(entry, key, parent)
     if not isinstance(value, str):
-        refuse(path_of(where, key), value, "must be a string")
+        refuse(path_of(parent, key), value, "must be a string")
     return value
 
 
-def list_of(entry: Mapping[str, Json], key: str, where: str) -> list[Json]:
-    """A list that has to be there, with at least one entry."""
-    value = _there(entry, key, where)
+def list_of(entry: Mapping[str, Raw], key: str, parent: str) -> list[Raw]:
+    """Return a list that must exist and have at least one entry."""
+    value = _required(entry, key, parent)
     if not isinstance(value, list) or not value:
-        refuse(path_of(where, key), value, "must be a list with at least one entry")
+        refuse(path_of(parent, key), value, "must be a list with at least one entry")
     return value
 
 
-def object_of(value: Json, where: str) -> Mapping[str, Json]:
-    """`value` itself, if it is a JSON object."""
+def object_of(value: Raw, parent: str) -> Mapping[str, Raw]:
+    """Return `value` itself, if it is a JSON object."""
     if not isinstance(value, dict):
-        refuse(where, value, "must be a JSON object")
+        refuse(parent, value, "must be a JSON object")
     return value
 
 
-def path_of(where: str, key: str) -> str:
-    """The name of a field for a message: `server_list[0].device[1].rank_id`."""
-    return f"{where}.{key}" if where else key
+def path_of(parent: str, key: str) -> str:
+    """Return the name of a field for a message: `server_list[0].device[1].rank_id`."""
+    return f"{parent}.{key}" if parent else key
 
 
 def refuse(field: str, value: object, rule: str) -> NoReturn:
-    """Raise a UsageError: `field` holds `value`, and `rule` says what is wrong with that."""
+    """Raise a UsageError: `field` holds `value`, which breaks `rule`."""
     raise UsageError(
-        f"{field} is {show(value)}: {rule}" if rule.startswith("must") else f"{field} {show(value)} {rule}"
+        f"{field} is {quote(value)}: {rule}" if rule.startswith("must") else f"{field} {quote(value)} {rule}"
     )
 
 
-def plain(name: str) -> str:
-    """A name as it is, where that is short and nothing but a part of a line; else as `show` has it."""
-    return name if name.isprintable() and len(name) <= SHOWN else show(name)
+def quote_if_needed(name: str) -> str:
+    """Return a short printable name as it is, and any other quoted."""
+    return name if name.isprintable() and len(name) <= _LENGTH_SHOWN else quote(name)
 
 
-def show(value: object) -> str:
-    """A value as JSON on one line, cut where it is long."""
+def quote(value: object) -> str:
+    """Return a value as JSON on one line; cut it if it is long."""
     try:
         text = json.dumps(value, default=str)
-    except RecursionError:  # what json.loads could just read
+    except RecursionError:  # nested so deep that json.loads could just read it
         text = f"a {type(value).__name__}"
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+    return text if len(text) <= _LENGTH_SHOWN else text[: _LENGTH_SHOWN - 3] + "..."
 
 
-def _there(entry: Mapping[str, Json], key: str, where: str) -> Json:
+def _required(entry: Mapping[str, Raw], key: str, parent: str) -> Raw:
     if key not in entry:
-        raise UsageError(f"{path_of(where, key)} is missing")
+        raise UsageError(f"{path_of(parent, key)} is missing")
     return entry[key]

@@ -1,14 +1,14 @@
 """Find the server of a rank table that is this pod, and never take a dead job's entry for it.
 
-A table says who it means in up to four ways, none of which is always there (server_id is a pod's UID or a host's
-address, by controller and by how many pods share a host), so they are tried from the surest to the weakest.
+A table names a pod in up to four ways, and each can be missing: server_id is a pod's UID or a host's address, depending
+on the controller and on how many pods share a host. So they are tried from the surest to the weakest.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trainer.ranktable.fields import plain
+from trainer.ranktable.fields import quote_if_needed
 from trainer.ranktable.table import RankTable, Server
 from trainer.shared.errors import UsageError
 
@@ -17,20 +17,20 @@ POD_UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class Identity:
-    """What this process knows about itself; None for what it does not know.
+    """The facts that this process knows about itself; None for unknown ones.
 
-    In a manifest all of it comes from `fieldRef`: metadata.uid, metadata.name, status.podIP, status.hostIP.
+    In a manifest all of them come from `fieldRef`: metadata.uid, metadata.name, status.podIP, status.hostIP.
     """
 
     pod_uid: str | None = None
     pod_ip: str | None = None
     pod_name: str | None = None
     host_ip: str | None = None
-    node_rank: int | None = None  # only where a table names nobody (2.0), or nothing else is known
+    node_rank: int | None = None  # used only if the table has no names (2.0), or if nothing else is known
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], *, node_rank: int | None = None) -> "Identity":
-        """POD_UID, POD_IP, POD_NAME, and HOST_IP, NODE_IP or XDL_IP (MindCluster's samples put the host's IP there)."""
+        """Read POD_UID, POD_IP, POD_NAME, and HOST_IP, NODE_IP or XDL_IP (the host's IP in MindCluster's samples)."""
 
         def first(*names: str) -> str | None:
             return next((environ[name] for name in names if environ.get(name)), None)
@@ -45,16 +45,16 @@ class Identity:
 
     @property
     def names(self) -> dict[str, str]:
-        """What is known, by the variable that usually carries it."""
-        known = {"POD_UID": self.pod_uid, "POD_IP": self.pod_ip, "POD_NAME": self.pod_name, "HOST_IP": self.host_ip}
-        return {name: value for name, value in known.items() if value}
+        """The known facts, by the variable that usually carries each."""
+        facts = {"POD_UID": self.pod_uid, "POD_IP": self.pod_ip, "POD_NAME": self.pod_name, "HOST_IP": self.host_ip}
+        return {name: value for name, value in facts.items() if value}
 
 
 def find_me(table: RankTable, identity: Identity) -> Server:
-    """The entry that is this pod: by UID, then by the pod's IP, then by its name, then by a host IP that is unique.
+    """Return this pod's entry: by UID, then by the pod's IP, then by its name, then by a host IP that is unique.
 
     Raises:
-        UsageError: no entry is this pod (the table may be a dead job's), or more than one could be.
+        UsageError: No entry is this pod (the table may be a dead job's), or more than one could be.
     """
     possible = [server for server in table.servers if not _is_other_pod(server, identity)]
     for matches in _matches(possible, identity):
@@ -65,7 +65,7 @@ def find_me(table: RankTable, identity: Identity) -> Server:
                 f"the table has {len(matches)} entries that could be this pod ({_mine(identity)}): "
                 "set POD_UID from metadata.uid"
             )
-    if not identity.names or table.version == "2.0":  # which names neither pods nor hosts
+    if not identity.names or table.version == "2.0":  # version 2.0 names neither pods nor hosts
         return _by_position(table, possible, identity)
     raise UsageError(
         f"the table does not contain this pod: it has {_theirs(table)}, looked for {_mine(identity)}; "
@@ -74,10 +74,10 @@ def find_me(table: RankTable, identity: Identity) -> Server:
 
 
 def _matches(servers: list[Server], identity: Identity) -> list[list[Server]]:
-    """The entries that each known fact selects, surest fact first."""
+    """Return the entries that each known fact selects, surest fact first."""
 
-    def select(wanted: str | None, *fields: str) -> list[Server]:
-        return [server for server in servers if wanted and wanted in {getattr(server, field) for field in fields}]
+    def select(fact: str | None, *fields: str) -> list[Server]:
+        return [server for server in servers if fact and fact in {getattr(server, field) for field in fields}]
 
     return [
         select(identity.pod_uid, "server_id"),
@@ -88,7 +88,7 @@ def _matches(servers: list[Server], identity: Identity) -> list[list[Server]]:
 
 
 def _is_other_pod(server: Server, identity: Identity) -> bool:
-    """Whether something the entry says about its pod contradicts what is known about this one.
+    """Return whether the entry contradicts a known fact about this pod.
 
     The next job's pod gets the same name and often the same host; its UID and, mostly, its IP are new.
     """
@@ -101,7 +101,7 @@ def _is_other_pod(server: Server, identity: Identity) -> bool:
 
 
 def _by_position(table: RankTable, possible: list[Server], identity: Identity) -> Server:
-    """For a table that names nobody, or a process that knows nothing about itself."""
+    """Return the entry by its position: the table has no names, or this process knows nothing about itself."""
     if len(table.servers) == 1 and possible:
         return possible[0]
     if identity.node_rank is not None and identity.node_rank < len(table.servers):
@@ -113,11 +113,11 @@ def _by_position(table: RankTable, possible: list[Server], identity: Identity) -
 
 
 def _mine(identity: Identity) -> str:
-    return " ".join(f"{name}={plain(value)}" for name, value in identity.names.items()) or "nothing"
+    return " ".join(f"{name}={quote_if_needed(value)}" for name, value in identity.names.items()) or "nothing"
 
 
 def _theirs(table: RankTable) -> str:
-    names = ((server.pod_name, server.server_id, server.container_ip) for server in table.servers[:8])
-    shown = ["/".join(dict.fromkeys(plain(name) for name in one if name)) for one in names]
+    servers = ((server.pod_name, server.server_id, server.container_ip) for server in table.servers[:8])
+    shown = ["/".join(dict.fromkeys(quote_if_needed(name) for name in names if name)) for names in servers]
     more = len(table.servers) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -1,7 +1,7 @@
 """Read every published version of the rank table, or refuse it with the field, the value and the rule.
 
 HCCL reports a bad table only at the first collective operation, as an inner error that names the operator; by then
-every device of the job is taken. So the table is checked here, before anything starts: a table that its controller
+the job holds every device. So this module checks the table before anything starts: a table that its controller has
 marked completed can still hold ranks 8 to 15, every device twice, or devices without an address.
 
 Formats: HCCL's user guide, "rank table configuration" for 910 and A2 (1.0 and group_list), A3 (1.2) and 950 (2.0).
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from trainer.ranktable.fields import (
-    Json,
+    Raw,
     check_count,
     is_ip,
     list_of,
@@ -23,25 +23,25 @@ from trainer.ranktable.fields import (
     object_of,
     optional_ip,
     path_of,
+    quote,
     refuse,
-    show,
     text_of,
     whole_of,
 )
 from trainer.shared.errors import UsageError
 
-NO_ADDRESS = "-1"  # what the device plugin writes for a device whose network card it cannot ask
+NO_ADDRESS = "-1"  # the device plugin writes this for a device with a network card that does not answer
 SERVER_ID_LIMIT = 64  # characters; HCCL's user guide
 EMPTY_ID = "an old device plugin under a new operator leaves it empty"
 
 
 class NotReadyError(UsageError):
-    """The table is not there yet: half written, or its status is not `completed`. Waiting may help."""
+    """The table is half written, or its status is not `completed`. Waiting can help."""
 
 
 @dataclass(frozen=True)
-class Device:
-    """One NPU. `device_id` is the physical id on its host; `device_ip` is None where the format needs none."""
+class RankedDevice:
+    """One NPU. `device_id` is the physical id on its host; `device_ip` is None if the format needs none."""
 
     rank: int
     device_id: int
@@ -50,13 +50,13 @@ class Device:
 
 @dataclass(frozen=True)
 class Server:
-    """The devices of one pod (or host), in the table's order. A server's id need not be unique in its table."""
+    """The devices of one pod (or host), in the table's order. Two servers of a table can have the same id."""
 
     server_id: str
     host_ip: str | None
     container_ip: str | None
     pod_name: str | None
-    devices: tuple[Device, ...]
+    devices: tuple[RankedDevice, ...]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class RankTable:
 
     @property
     def world_size(self) -> int:
-        """Devices of the whole job."""
+        """The number of devices of the whole job."""
         return sum(len(server.devices) for server in self.servers)
 
 
@@ -77,21 +77,21 @@ def parse(text: str) -> RankTable:
     """Read a table.
 
     Raises:
-        NotReadyError: `text` is not JSON (a table being written) or the status is not `completed`.
-        UsageError: the table breaks a rule of its format; one line names the field, its value and the rule.
+        NotReadyError: `text` is not JSON (it is still being written) or the status is not `completed`.
+        UsageError: The table breaks a rule of its format; one line names the field, its value and the rule.
     """
     try:
         table = json.loads(text)
     except json.JSONDecodeError as error:
         raise NotReadyError(f"not valid JSON at line {error.lineno} column {error.colno}: half written?") from None
-    except (RecursionError, ValueError) as error:  # nested without end, or a number of thousands of digits
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
         raise UsageError(f"not a rank table: {error}") from None
     if not isinstance(table, dict):
         refuse("the table", table, "must be a JSON object")
     status = text_of(table, "status", "")
     if status != "completed":
         # The controllers keep the whole old server_list in a table that is initializing again: never read on.
-        raise NotReadyError(f"status is {show(status)}, not yet completed")
+        raise NotReadyError(f"status is {quote(status)}, not yet completed")
     version, read = _reader(table)
     servers = tuple(sorted(read(table), key=lambda server: server.devices[0].rank))
     _check_ranks(servers)
@@ -99,7 +99,7 @@ def parse(text: str) -> RankTable:
     return RankTable(version=version, status=status, servers=servers)
 
 
-def _reader(table: Mapping[str, Json]) -> tuple[str, Callable[[Mapping[str, Json]], Sequence[Server]]]:
+def _reader(table: Mapping[str, Raw]) -> tuple[str, Callable[[Mapping[str, Raw]], Sequence[Server]]]:
     if "group_list" in table:
         return "group_list", _group_list
     version = text_of(table, "version", "")
@@ -109,29 +109,29 @@ def _reader(table: Mapping[str, Json]) -> tuple[str, Callable[[Mapping[str, Json
     return version, readers[version]
 
 
-# 1.0: server_list; what the operators and the hccl-controller write for 910 and A2
+# 1.0: server_list; the operators and the hccl-controller write it for 910 and A2
 
 
-def _server_list(table: Mapping[str, Json]) -> list[Server]:
+def _server_list(table: Mapping[str, Raw]) -> list[Server]:
     entries = list_of(table, "server_list", "")
     check_count(table, "server_count", "", len(entries), "server_list")
-    # HCCL lets A2 and A3 leave the address out on one server; where it is written it has to be one.
+    # On one server, HCCL lets A2 and A3 leave the address out; a written one must be an address.
     return [_server(entry, f"server_list[{i}]", ip_optional=len(entries) == 1) for i, entry in enumerate(entries)]
 
 
-def _server(entry: Json, where: str, *, ip_optional: bool, super_pod: bool = False) -> Server:
-    object_of(entry, where)
-    devices = list_of(entry, "device", where)
+def _server(entry: Raw, parent: str, *, ip_optional: bool, super_pod: bool = False) -> Server:
+    object_of(entry, parent)
+    devices = list_of(entry, "device", parent)
     return Server(
-        server_id=_server_id(entry, where),
-        host_ip=optional_ip(entry, "host_ip", where),
-        container_ip=optional_ip(entry, "container_ip", where),
+        server_id=_server_id(entry, parent),
+        host_ip=optional_ip(entry, "host_ip", parent),
+        container_ip=optional_ip(entry, "container_ip", parent),
         pod_name=None,
         devices=tuple(
-            Device(
-                rank=number_of(object_of(device, f"{where}.device[{i}]"), "rank_id", f"{where}.device[{i}]"),
-                device_id=number_of(device, "device_id", f"{where}.device[{i}]"),
-                device_ip=_device_ip(device, f"{where}.device[{i}]", optional=ip_optional, placeholder=super_pod),
+            RankedDevice(
+                rank=number_of(object_of(device, f"{parent}.device[{i}]"), "rank_id", f"{parent}.device[{i}]"),
+                device_id=number_of(device, "device_id", f"{parent}.device[{i}]"),
+                device_ip=_device_ip(device, f"{parent}.device[{i}]", optional=ip_optional, placeholder=super_pod),
             )
             for i, device in enumerate(devices)
         ),
@@ -141,7 +141,7 @@ def _server(entry: Json, where: str, *, ip_optional: bool, super_pod: bool = Fal
 # 1.2: server_list and super_pod_list; A3, whose devices reach each other without the RoCE network
 
 
-def _super_pods(table: Mapping[str, Json]) -> list[Server]:
+def _super_pods(table: Mapping[str, Raw]) -> list[Server]:
     entries = list_of(table, "server_list", "")
     check_count(table, "server_count", "", len(entries), "server_list")
     servers = []
@@ -153,8 +153,8 @@ def _super_pods(table: Mapping[str, Json]) -> list[Server]:
     for i, pod in enumerate(list_of(table, "super_pod_list", "")):
         text_of(object_of(pod, f"super_pod_list[{i}]"), "super_pod_id", f"super_pod_list[{i}]")
         for j, member in enumerate(list_of(pod, "server_list", f"super_pod_list[{i}]")):
-            where = f"super_pod_list[{i}].server_list[{j}]"
-            members.append(text_of(object_of(member, where), "server_id", where))
+            parent = f"super_pod_list[{i}].server_list[{j}]"
+            members.append(text_of(object_of(member, parent), "server_id", parent))
     for server in servers:
         if server.server_id not in members:
             refuse("server_id", server.server_id, "is in no super_pod_list entry")
@@ -164,25 +164,25 @@ def _super_pods(table: Mapping[str, Json]) -> list[Server]:
     return servers
 
 
-# 2.0: rank_list, all numbers; 950. It names no server, so servers are told apart by their innermost network
+# 2.0: rank_list, all numbers; 950. It names no server, so the innermost network tells servers apart
 
 
-def _rank_list(table: Mapping[str, Json]) -> list[Server]:
+def _rank_list(table: Mapping[str, Raw]) -> list[Server]:
     entries = list_of(table, "rank_list", "")
     count = whole_of(table, "rank_count", "")
     if count != len(entries):
         refuse("rank_count", count, f"is not the number of rank_list entries, {len(entries)}")
     ranked = []
     for i, entry in enumerate(entries):
-        where = f"rank_list[{i}]"
+        parent = f"rank_list[{i}]"
         rank, device_id, local_id = (
-            whole_of(object_of(entry, where), key, where) for key in ("rank_id", "device_id", "local_id")
+            whole_of(object_of(entry, parent), key, parent) for key in ("rank_id", "device_id", "local_id")
         )
-        ranked.append((rank, _instance(entry, where), local_id, Device(rank, device_id, None)))
-    servers: list[tuple[str, list[Device]]] = []
+        ranked.append((rank, _instance(entry, parent), local_id, RankedDevice(rank, device_id, None)))
+    servers: list[tuple[str, list[RankedDevice]]] = []
     last_instance, last_local_id = "", -1
     for _, instance, local_id, device in sorted(ranked, key=lambda item: item[0]):
-        # A pod's devices are numbered upwards: a step back begins the next pod, on one network or another.
+        # A pod numbers its devices upwards: a step back begins the next pod, on the same network or another.
         if not servers or instance != last_instance or local_id <= last_local_id:
             servers.append((instance, []))
         servers[-1][1].append(device)
@@ -190,54 +190,58 @@ def _rank_list(table: Mapping[str, Json]) -> list[Server]:
     return [Server(instance, None, None, None, tuple(devices)) for instance, devices in servers]
 
 
-def _instance(entry: Mapping[str, Json], where: str) -> str:
-    """The network instance of the innermost layer: the server, or its rack."""
-    levels = list_of(entry, "level_list", where)
+def _instance(entry: Mapping[str, Raw], parent: str) -> str:
+    """Return the network instance of the innermost layer: the server, or its rack."""
+    levels = list_of(entry, "level_list", parent)
     for i, level in enumerate(levels):
-        whole_of(object_of(level, f"{where}.level_list[{i}]"), "net_layer", f"{where}.level_list[{i}]")
+        whole_of(object_of(level, f"{parent}.level_list[{i}]"), "net_layer", f"{parent}.level_list[{i}]")
     innermost = min(range(len(levels)), key=lambda i: levels[i]["net_layer"])
-    return text_of(levels[innermost], "net_instance_id", f"{where}.level_list[{innermost}]")
+    return text_of(levels[innermost], "net_instance_id", f"{parent}.level_list[{innermost}]")
 
 
-# group_list: "template two" of the old hccl-controller; ranks are implied by the order of pods and devices
+# group_list: "template two" of the old hccl-controller; the order of pods and devices implies the ranks
 
 
-def _group_list(table: Mapping[str, Json]) -> list[Server]:
+def _group_list(table: Mapping[str, Raw]) -> list[Server]:
     groups = list_of(table, "group_list", "")
     check_count(table, "group_count", "", len(groups), "group_list")
     servers: list[Server] = []
     rank = 0
     for i, group in enumerate(groups):
-        for where, instance in _instances(object_of(group, f"group_list[{i}]"), f"group_list[{i}]"):
+        for parent, instance in _instances(object_of(group, f"group_list[{i}]"), f"group_list[{i}]"):
             devices = []
-            for j, device in enumerate(list_of(instance, "devices", where)):
-                at = f"{where}.devices[{j}]"
-                device_id = number_of(object_of(device, at), "device_id", at)
-                devices.append(Device(rank, device_id, _device_ip(device, at, optional=False)))
+            for j, device in enumerate(list_of(instance, "devices", parent)):
+                path = f"{parent}.devices[{j}]"
+                device_id = number_of(object_of(device, path), "device_id", path)
+                devices.append(RankedDevice(rank, device_id, _device_ip(device, path, optional=False)))
                 rank += 1
-            pod_name = text_of(instance, "pod_name", where)
-            servers.append(Server(_server_id(instance, where), None, None, pod_name, tuple(devices)))
+            pod_name = text_of(instance, "pod_name", parent)
+            servers.append(Server(_server_id(instance, parent), None, None, pod_name, tuple(devices)))
     return servers
 
 
-def _instances(group: Mapping[str, Json], where: str) -> list[tuple[str, Mapping[str, Json]]]:
-    """A group's pods in the order of their names: the controller writes them in any order (worker-1 first)."""
-    entries = list_of(group, "instance_list", where)
-    # After a restart the controller keeps the dead pods' entries beside the new ones.
-    check_count(group, "instance_count", where, len(entries), "instance_list")
-    placed = [(f"{where}.instance_list[{i}]", entry) for i, entry in enumerate(entries)]
-    names = [text_of(object_of(entry, at), "pod_name", at) for at, entry in placed]
+def _instances(group: Mapping[str, Raw], parent: str) -> list[tuple[str, Mapping[str, Raw]]]:
+    """Return a group's pods in the order of their names: the controller writes them in any order (worker-1 first)."""
+    entries = list_of(group, "instance_list", parent)
+    # After a restart the controller keeps the dead pods' entries next to the new ones.
+    check_count(group, "instance_count", parent, len(entries), "instance_list")
+    entries_by_path = [(f"{parent}.instance_list[{i}]", entry) for i, entry in enumerate(entries)]
+    names = [text_of(object_of(entry, path), "pod_name", path) for path, entry in entries_by_path]
     for name, times in Counter(names).items():
         if times > 1:
-            refuse(f"{where}: pod_name", name, f"appears {times} times")
+            refuse(f"{parent}: pod_name", name, f"appears {times} times")
     check_count(
-        group, "device_count", where, sum(len(list_of(entry, "devices", at)) for at, entry in placed), "devices"
+        group,
+        "device_count",
+        parent,
+        sum(len(list_of(entry, "devices", path)) for path, entry in entries_by_path),
+        "devices",
     )
-    return [placed[i] for i in sorted(range(len(placed)), key=lambda i: _natural(names[i]))]
+    return [entries_by_path[i] for i in sorted(range(len(entries_by_path)), key=lambda i: _natural(names[i]))]
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Sort key in which worker-2 comes before worker-10."""
+    """Return a sort key that puts worker-2 before worker-10."""
     return [
         (0, int(part), part) if part.isascii() and part.isdigit() else (1, 0, part)
         for part in re.split(r"(\d{1,18})", name)
@@ -259,7 +263,7 @@ def _check_ranks(servers: Iterable[Server]) -> None:
     for server in servers:
         own = [device.rank for device in server.devices]
         if max(own) - min(own) >= len(own):
-            refuse(f"server {show(server.server_id)}: rank_id", own, "must follow each other without a gap")
+            refuse(f"server {quote(server.server_id)}: rank_id", own, "must follow each other without a gap")
 
 
 def _check_duplicates(servers: Iterable[Server]) -> None:
@@ -267,7 +271,9 @@ def _check_duplicates(servers: Iterable[Server]) -> None:
     devices = Counter((server.server_id, device.device_id) for server in servers for device in server.devices)
     for (server_id, device_id), times in devices.items():
         if times > 1:
-            refuse(f"server {show(server_id)}: device_id", device_id, f"appears {times} times; one device has one rank")
+            refuse(
+                f"server {quote(server_id)}: device_id", device_id, f"appears {times} times; one device has one rank"
+            )
     addresses = Counter(device.device_ip for server in servers for device in server.devices)
     for address, times in addresses.items():
         # The device plugin gives every virtual device 127.0.0.1.
@@ -278,20 +284,20 @@ def _check_duplicates(servers: Iterable[Server]) -> None:
 # Fields
 
 
-def _server_id(entry: Mapping[str, Json], where: str) -> str:
-    server_id = text_of(entry, "server_id", where)
+def _server_id(entry: Mapping[str, Raw], parent: str) -> str:
+    server_id = text_of(entry, "server_id", parent)
     if not 0 < len(server_id) <= SERVER_ID_LIMIT:
         rule = f"must be a name of 1 to {SERVER_ID_LIMIT} characters; {EMPTY_ID}"
-        refuse(path_of(where, "server_id"), server_id, rule)
+        refuse(path_of(parent, "server_id"), server_id, rule)
     return server_id
 
 
-def _device_ip(device: Mapping[str, Json], where: str, *, optional: bool, placeholder: bool = False) -> str | None:
+def _device_ip(device: Mapping[str, Raw], parent: str, *, optional: bool, placeholder: bool = False) -> str | None:
     if optional and "device_ip" not in device:
         return None
-    address = text_of(device, "device_ip", where)
+    address = text_of(device, "device_ip", parent)
     if placeholder and address == NO_ADDRESS:
         return None
     if not is_ip(address):
-        refuse(path_of(where, "device_ip"), address, "is not an IP address: the device's network card has none")
+        refuse(path_of(parent, "device_ip"), address, "is not an IP address: the device's network card has none")
     return address

@@ -1,8 +1,8 @@
-"""Wait until the rank table is completed and is this pod's, and write it to where HCCL will read it.
+"""Wait until the rank table is completed and is this pod's, and write it to a file that HCCL can read.
 
-A ConfigMap reaches its volume up to a minute or two after the controller wrote it, and what the volume shows before
-that may be a dead job's table, marked completed. So "not completed", "not mine" and "another number of devices" mean
-"wait"; only a table that names this pod and is wrong is final.
+A ConfigMap reaches its volume up to two minutes after the controller wrote it. Before that, the volume can show a dead
+job's table, marked completed. So "not completed", "not this pod's" and "another number of devices" mean "wait"; only a
+wrong table that names this pod is final.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from trainer.ranktable.table import NotReadyError, RankTable, parse
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.files import replacing
 
-POLL_S = 1.0  # a ConfigMap volume changes once a minute; a file on shared storage is cheap to read
+_POLL_S = 1.0  # a ConfigMap volume changes once a minute; a file on shared storage is cheap to read
 
 
 def wait_until_completed(
@@ -29,39 +29,39 @@ def wait_until_completed(
     """Poll `path` until it holds a completed, valid table with this pod in it.
 
     Args:
-        expected_devices: devices of the whole job, or None where only the table knows.
-        on_status: told, once for each change, what is being waited for.
+        expected_devices: The number of devices of the whole job, or None if only the table knows.
+        on_status: Called once for each change of the reason to wait.
 
     Returns:
-        The table, and the very bytes that it was read from: the file may be another one a moment later.
+        The table, and the bytes that it was read from: a moment later the file may be another one.
 
     Raises:
-        UsageError: the file cannot be read, or the table is this pod's and invalid.
-        TrainerError: the time is up, of which the message says what was wrong last. Whoever writes the table may be
-            back for the job's next try, so it must not be refused one.
+        UsageError: The file cannot be read, or the table is this pod's and invalid.
+        TrainerError: The time is up; the message has the last reason to wait. This is no UsageError, so that the job
+            can be retried: the controller that writes the table may be back by then.
     """
     deadline = clock() + timeout_s
-    told = ""
+    last_reason = ""
     while True:
-        found, reason = _attempt(path, expected_devices, identity)
-        if found is not None:
-            return found
+        result, reason = _attempt(path, expected_devices, identity)
+        if result is not None:
+            return result
         remaining = deadline - clock()
         if remaining <= 0:
             raise TrainerError(
                 f"rank table {path}: not completed within {timeout_s:g} s: {reason}; "
                 "see the job's controller, or wait longer with --rank-table-timeout-s"
             )
-        if reason != told:
+        if reason != last_reason:
             on_status(f"waiting for rank table {path}: {reason}")
-            told = reason
-        sleep(min(POLL_S, remaining))
+            last_reason = reason
+        sleep(min(_POLL_S, remaining))
 
 
 def _attempt(
     path: Path, expected_devices: int | None, identity: Identity
 ) -> tuple[tuple[RankTable, bytes] | None, str]:
-    """The table and its bytes, or why there is none yet."""
+    """Return the table and its bytes, or None and the reason to wait."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -90,13 +90,13 @@ def _attempt(
 
 
 def write_regular(content: bytes, destination: Path) -> Path:
-    """Write a table to the regular file `destination` (mode 0400), at once: no reader ever sees half of it.
+    """Write a table to the regular file `destination` (mode 0400), which no reader ever sees half written.
 
-    torch_npu takes no symlink, says so only at log level INFO, and negotiates without the table; every file of a
+    torch_npu accepts no symlink: it says so only at log level INFO, and negotiates without the table. Every file of a
     ConfigMap volume is a symlink (torch_npu/csrc/distributed/HCCLUtils.cpp, checkFilePathReadable).
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: The file cannot be written.
     """
     try:
         with replacing(destination) as partial:

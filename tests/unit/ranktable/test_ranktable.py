@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer.ranktable import (
-    Device,
     Identity,
     NotReadyError,
+    RankedDevice,
     RankTable,
     Server,
     find_me,
@@ -93,7 +93,7 @@ shapes = st.lists(st.integers(1, 8), min_size=1, max_size=12)
 
 
 def test_a_table_is_read_field_by_field() -> None:
-    devices = tuple(Device(rank, rank, f"192.168.0.{rank + 1}") for rank in range(2))
+    devices = tuple(RankedDevice(rank, rank, f"192.168.0.{rank + 1}") for rank in range(2))
     assert parse(json.dumps(server_list(2))) == RankTable(
         "1.0", "completed", (Server("10.0.0.1", "10.0.0.1", "10.244.0.1", None, devices),)
     )
