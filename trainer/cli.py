@@ -1,4 +1,4 @@
-"""The trainer's command line: finds out who this node is, starts one worker per device, and watches over them."""
+"""The trainer's command line: finds this node's place in the job, and supervises one worker per device."""
 
 import difflib
 import inspect
@@ -23,6 +23,7 @@ from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, resol
 from trainer.shared.config.options import option_parameters, typed
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.help import HelpPage
+from trainer.shared.program import INTERRUPTED
 from trainer.supervisor import supervise
 from trainer.topology import discover, visible_devices
 
@@ -61,7 +62,7 @@ app.command(ranktable_app)
 
 def train(*, profile: Profile = None, **options: Any) -> int:
     """Resolve the options and run; the exit code is 0, 1 (failed), 2 (usage), 6 (folder taken) or 75 (resumable)."""
-    # Imported here: numpy costs a tenth of a second, which neither --help nor a typo should wait for.
+    # Imported here: numpy costs a tenth of a second, too long for --help and for a typo.
     from trainer.run.attempt import RunStarter, begin_attempt  # noqa: PLC0415
     from trainer.run.worker_commands import worker_command  # noqa: PLC0415
 
@@ -69,7 +70,7 @@ def train(*, profile: Profile = None, **options: Any) -> int:
     config, _ = resolve_train_config(layers, partial=True)
     if config.resume is None:
         resolve_train_config(layers)  # no checkpoint will add settings that could make them agree
-    facts = read_facts(os.environ, ask_npu_smi=False)
+    facts = read_facts(os.environ, npu_smi_timeout_s=None)
     if config.device == EMULATED and not facts.emulated:
         _start_on_emulated_npus()
     visible = visible_devices("npu" if config.device == EMULATED else config.device, os.environ)
@@ -112,9 +113,9 @@ app.default(train)
 
 
 def _start_on_emulated_npus() -> NoReturn:
-    """Start the same command again, where PYTHONPATH has them."""
+    """Replace this process by the same command with the emulated NPUs on its PYTHONPATH."""
     if sys.flags.ignore_environment:
-        raise UsageError(f"--device {EMULATED}: PYTHONPATH has to be read: start Python without -I and -E")
+        raise UsageError(f"--device {EMULATED}: Python must read PYTHONPATH: start it without -I and -E")
     os.execv(sys.executable, (sys.executable, str(emulated_machine()), sys.executable, *sys.orig_argv[1:]))
 
 
@@ -131,22 +132,27 @@ def _usage(error: CycloptsError) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; every error of the user's is one line on stderr."""
+    """Run the command line; print every error of the user's as one line on stderr."""
     try:
         result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
+<<<<<<< HEAD
         print(f"error: {_usage(error)} (see python -m trainer --help)", file=sys.stderr)
         return 2
+=======
+        print(f"error: {' '.join(str(error).split())} (see python -m trainer --help)", file=sys.stderr)
+        return UsageError.exit_code
+>>>>>>> 48d236f (Use plain English in the trainer's command line, environment and topology)
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # whoever read the help has read enough
+    except BrokenPipeError:  # the reader of the help has ended
         return 1
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}; free it, permit it or choose another place", file=sys.stderr)
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}; free it, permit it or choose another place", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("error: interrupted before any worker was started", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return result if isinstance(result, int) else 0

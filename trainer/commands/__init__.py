@@ -1,1 +1,1 @@
-"""The trainer's side commands: `data`, `env`, `inspect`, `ranktable`."""
+"""The trainer's other commands: `data`, `env`, `inspect`, `ranktable`. Only these modules and `trainer.cli` print."""

@@ -1,6 +1,6 @@
-"""The `data` commands: `prepare`, `verify` and `digits`, which make and check data sets before anything trains on them.
+"""The `data` commands `prepare`, `verify` and `digits` make and check data sets before training.
 
-The only module of this package that prints; the modules it calls say what they did by their results and errors.
+They print; the modules that they call only return results and raise errors.
 """
 
 import json
@@ -22,8 +22,8 @@ VERIFY_SCHEMA = "pnas.data.verify/1"
 data_app = App(name="data", help="Make and check data sets in the ImageNet folder layout.")
 
 
-@data_app.command
-def prepare(
+@data_app.command(name="prepare")
+def prepare_data(
     source: Path,
     /,
     *,
@@ -32,7 +32,7 @@ def prepare(
     transfer: prepare_module.Transfer = "copy",
     allow_partial: Annotated[bool, Parameter(negative="", show_default=False)] = False,
 ) -> None:
-    """Sort ILSVRC2012's validation images into one folder per class; stop and repeat it at will.
+    """Sort ILSVRC2012's validation images into one folder per class; it can be stopped and repeated.
 
     Parameters
     ----------
@@ -41,9 +41,9 @@ def prepare(
     to
         Data folder; the images go to its val/.
     labels
-        Their classes: valprep.sh, LOC_val_solution.csv, or a file with one wnid per line.
+        The images' classes: valprep.sh, LOC_val_solution.csv, or a file with one wnid per line.
     transfer
-        How a folder's images get there: copied, hard-linked or moved.
+        How a folder's images get to val/: copied, hard-linked or moved.
     allow_partial
         Accept fewer than 50,000 images in 1,000 classes.
     """
@@ -59,8 +59,8 @@ def prepare(
     print(f"{to / 'val'}: {done.written:,} images written, {done.present:,} were there already{missing}")
 
 
-@data_app.command
-def verify(
+@data_app.command(name="verify")
+def verify_data(
     path: Path,
     /,
     *,
@@ -74,11 +74,11 @@ def verify(
     path
         Data folder, or any folder in one.
     workers
-        Processes that decode. [default: one per CPU]
+        Number of decoding processes. [default: one per CPU]
     as_json
         Print one JSON object instead of lines.
     """
-    from trainer.data import verify as verify_module  # noqa: PLC0415  # it needs torch; --help does not wait for that
+    from trainer.data import verify as verify_module  # noqa: PLC0415  # it imports torch, slow for --help
 
     report = verify_module.verify_images(path, workers=workers or len(os.sched_getaffinity(0)))
     if as_json:
@@ -95,8 +95,8 @@ def verify(
         )
 
 
-@data_app.command
-def digits(*, to: Path) -> None:
+@data_app.command(name="digits")
+def make_digits(*, to: Path) -> None:
     """Write scikit-learn's 1,797 handwritten digits as 32 px JPEGs: train/ and val/ for a first run.
 
     Parameters
@@ -104,7 +104,7 @@ def digits(*, to: Path) -> None:
     to
         Folder that gets train/ and val/.
     """
-    from trainer.data import digits as digits_module  # noqa: PLC0415  # it needs Pillow; --help does not wait for that
+    from trainer.data import digits as digits_module  # noqa: PLC0415  # it imports Pillow, slow for --help
 
     written = digits_module.write_digits(to)
     if written:
@@ -114,8 +114,8 @@ def digits(*, to: Path) -> None:
 
 
 def _progress(what: str, *, every: int) -> Callable[[int], None]:
-    def show(done: int) -> None:
+    def on_progress(done: int) -> None:
         if done % every == 0:
             print(f"{done:,} {what}", file=sys.stderr, flush=True)
 
-    return show
+    return on_progress

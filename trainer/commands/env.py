@@ -1,4 +1,4 @@
-"""`python -m trainer env`: what a run would find here, to a person; the only module of this package that prints."""
+"""`python -m trainer env`: print the facts about this machine, and what does not fit together for a run."""
 
 import json
 import os
@@ -12,22 +12,22 @@ from cyclopts import App, Parameter
 
 from trainer.devices.runtime_env import hccl_timeouts
 from trainer.environment.facts import Facts, read_facts
-from trainer.environment.findings import Finding, findings, findings_without_npu
+from trainer.environment.findings import EnvironmentFinding, findings, findings_without_npu
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import UsageError
 
-SCHEMA = "pnas.environment/1"
+ENVIRONMENT_SCHEMA = "pnas.environment/1"
 
 env_app = App(name="env", help="Report this machine's NPUs, versions, settings and limits, and what does not fit.")
 
 
 @env_app.default
 def env(*, as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False) -> int:
-    """Report what a run finds here, and each thing that does not fit, with what to do; exit code 1 if there is any.
+    """Report this machine's facts and each problem with its solution; exit code 1 if there is a problem.
 
-    It loads neither torch nor torch_npu, so that it answers where they cannot be loaded. Without an NPU it says so. The
-    settings are those of the environment; they are judged with what a run sets where they leave it out, as with its
-    default options.
+    It loads neither torch nor torch_npu, so that it works where they cannot be loaded. Without an NPU it says so. The
+    settings are those of the environment; a run sets the missing ones, and the report judges them together, as with the
+    run's default options.
 
     Parameters
     ----------
@@ -35,32 +35,37 @@ def env(*, as_json: Annotated[bool, Parameter(name="--json", negative="", show_d
         Print one JSON object instead of lines.
     """
     facts = read_facts(os.environ)
-    found = findings(worker_environment(facts, TrainConfig().stall_timeout_s))
+    results = findings(worker_environment(facts, TrainConfig().stall_timeout_s))
     if as_json:
-        document = {"schema": SCHEMA, **asdict(facts), "findings": [asdict(finding) for finding in found]}
+        document = {"schema": ENVIRONMENT_SCHEMA, **asdict(facts), "findings": [asdict(finding) for finding in results]}
         print(json.dumps(document, indent=2))
     else:
-        print("\n".join([*_lines(facts), *_judged(found)]))
+        print("\n".join([*_lines(facts), *_judged(results)]))
     sys.stdout.flush()
-    return int(any(finding.level == "problem" for finding in found))
+    return int(any(finding.level == "problem" for finding in results))
 
 
 def worker_environment(facts: Facts, stall_timeout_s: float) -> Facts:
-    """With HCCL's timeouts that the trainer sets where the environment has none: no worker sees HCCL's own defaults."""
+    """Return the facts as workers see them: with the trainer's timeouts if the environment sets none for HCCL."""
     try:
+<<<<<<< HEAD
         defaults = hccl_timeouts(stall_timeout_s, facts.variables)
     except UsageError:  # which is a finding, too
+=======
+        defaults = hccl_defaults(stall_timeout_s, facts.variables)
+    except UsageError:  # `findings` reports it, too
+>>>>>>> 48d236f (Use plain English in the trainer's command line, environment and topology)
         return facts
     return replace(facts, variables={**facts.variables, **defaults})
 
 
 def environment_summary(facts: Facts, *, device: str, workers: int) -> Iterator[str]:
-    """The short form that a run begins with: one line of versions, and a line for each problem that it would have.
+    """Yield the first lines of a run: one line of versions, and a line for each problem that it would have.
 
     Args:
-        facts: as its workers have them.
-        device: `npu`, `cuda` or `cpu`: what of the rest is here does not concern the run.
-        workers: loader processes of each device; without any, /dev/shm need not hold their batches.
+        facts: The facts as the run's workers see them.
+        device: `npu`, `cuda` or `cpu`; other devices of this machine do not concern the run.
+        workers: Loader processes of each device; without any, /dev/shm need not hold their batches.
     """
     versions = {"torch": facts.packages.get("torch"), "python": facts.python, "cpus": str(len(facts.cpus))}
     if device == "npu":
@@ -69,8 +74,8 @@ def environment_summary(facts: Facts, *, device: str, workers: int) -> Iterator[
     yield " ".join(["environment", *(f"{name}={value or 'none'}" for name, value in versions.items())])
     if not workers:
         facts = replace(facts, shm_bytes=None)
-    found = findings(facts) if device == "npu" else findings_without_npu(facts)
-    yield from (f"environment problem: {each.text}" for each in found if each.level == "problem")
+    results = findings(facts) if device == "npu" else findings_without_npu(facts)
+    yield from (f"environment problem: {finding.text}" for finding in results if finding.level == "problem")
 
 
 def _lines(facts: Facts) -> Iterator[str]:
@@ -99,8 +104,8 @@ def _devices(facts: Facts) -> Iterator[str]:
     if not facts.has_npu:
         yield "no NPU: no /dev/davinci* here" + ("" if facts.npu_smi_error else ", and no npu-smi that shows one")
         return
-    where = "emulated NPUs" if facts.emulated else "/dev/davinci "
-    yield f"{where} {_ranges(facts.device_files) or 'none'}"
+    label = "emulated NPUs" if facts.emulated else "/dev/davinci "
+    yield f"{label} {_ranges(facts.device_files) or 'none'}"
     for chip in facts.npu_smi.chips if facts.npu_smi else ():
         memory = f", {chip.memory_used_mib} of {chip.memory_mib} MiB in use" if chip.memory_mib else ""
         yield f"NPU {chip.npu} chip {chip.chip}  {chip.name} at {chip.bus}: {chip.health}{memory}"
@@ -108,9 +113,9 @@ def _devices(facts: Facts) -> Iterator[str]:
         yield f"NPU {npu} has the RoCE address {address}"
 
 
-def _judged(found: Iterable[Finding]) -> Iterator[str]:
-    lines = [f"{finding.level}: {finding.text}" for finding in found]
-    yield from ["", *lines] if lines else ["", "nothing that does not fit"]
+def _judged(results: Iterable[EnvironmentFinding]) -> Iterator[str]:
+    lines = [f"{finding.level}: {finding.text}" for finding in results]
+    yield from ["", *lines] if lines else ["", "everything fits together"]
 
 
 def _size(count: int | None) -> str:
@@ -122,7 +127,7 @@ def _count(limit: int) -> str:
 
 
 def _ranges(numbers: Iterable[int]) -> str:
-    """`0-3,6`."""
+    """Return numbers as ranges, such as `0-3,6`."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and runs[-1][-1] == number - 1:

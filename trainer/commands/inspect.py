@@ -1,6 +1,6 @@
-"""`python -m trainer inspect`: what a checkpoint or a weight file says about itself, and whether its bytes are right.
+"""`python -m trainer inspect`: show a checkpoint's or weight file's description, and whether its bytes are right.
 
-It answers without torch, so that it can be asked beside a run, in a pod or on a laptop; it changes nothing.
+It works without torch, so that it can be used next to a run, in a pod or on a laptop; it changes nothing.
 """
 
 import json
@@ -15,10 +15,10 @@ from trainer.checkpoint.reading import Inspection, TensorInfo, find_checkpoints,
 from trainer.shared.errors import TrainerError
 
 INSPECT_SCHEMA = "pnas.inspect/1"
-ROWS_PER_GROUP = 3
-CONFIG_SHOWN = ("model", "padding", "aux", "image_size", "batch_size", "accumulate", "precision", "seed")
+_ROWS_PER_GROUP = 3
+_CONFIG_SHOWN = ("model", "padding", "aux", "image_size", "batch_size", "accumulate", "precision", "seed")
 
-inspect_app = App(name="inspect", help="Show what a checkpoint or a weight file holds, and whether it is whole.")
+inspect_app = App(name="inspect", help="Show the content of a checkpoint or a weight file, and whether it is whole.")
 
 
 @inspect_app.default
@@ -29,7 +29,7 @@ def inspect(
     show_all: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> None:
-    """Show what a checkpoint or a weight file holds; exit code 1 if anything is damaged, 2 if nothing is there.
+    """Show the content of a checkpoint or a weight file; exit code 1 if anything is damaged, 2 if there is none.
 
     Parameters
     ----------
@@ -40,26 +40,37 @@ def inspect(
     as_json
         Print one JSON object with every tensor instead of lines.
     """
+<<<<<<< HEAD
     found = [inspect_path(place) for place in find_checkpoints(path)]
     shown = next((one for one in found if one.refused is None), found[0])
+=======
+    examined = [examine(place) for place in checkpoints_at(path)]
+    shown = next((item for item in examined if item.refused is None), examined[0])
+>>>>>>> 48d236f (Use plain English in the trainer's command line, environment and topology)
     if as_json:
-        print(json.dumps(_document(path, found, shown), indent=2))
+        print(json.dumps(_document(path, examined, shown), indent=2))
     else:
-        if len(found) > 1:
-            print("\n".join(_line(one) for one in found) + "\n")
+        if len(examined) > 1:
+            print("\n".join(_line(item) for item in examined) + "\n")
         print("\n".join(_lines(shown, show_all=show_all)))
-    refused = [one for one in found if one.refused is not None]
+    refused = [item for item in examined if item.refused is not None]
     if refused:
-        others = f" ({len(refused)} of {len(found)} checkpoints are damaged)" if len(found) > 1 else ""
+        others = f" ({len(refused)} of {len(examined)} checkpoints are damaged)" if len(examined) > 1 else ""
         action = "copy it again, or take another" if shown.refused else "--resume takes the newest valid one"
         raise TrainerError(f"{refused[0].path}: {refused[0].refused}{others}; {action}")
 
 
+<<<<<<< HEAD
 def _document(path: Path, found: Sequence[Inspection], shown: Inspection) -> dict[str, Any]:
+=======
+def _document(path: Path, examined: Sequence[Examined], shown: Examined) -> dict[str, Any]:
+>>>>>>> 48d236f (Use plain English in the trainer's command line, environment and topology)
     return {
         "schema": INSPECT_SCHEMA,
         "path": str(path),
-        "checkpoints": [{"path": str(one.path), "valid": not one.refused, "refused": one.refused} for one in found],
+        "checkpoints": [
+            {"path": str(item.path), "valid": not item.refused, "refused": item.refused} for item in examined
+        ],
         "shown": {
             "path": str(shown.path),
             "saved": shown.saved,
@@ -70,8 +81,13 @@ def _document(path: Path, found: Sequence[Inspection], shown: Inspection) -> dic
     }
 
 
+<<<<<<< HEAD
 def _line(one: Inspection) -> str:
     return f"{one.path}  {'valid' if one.refused is None else f'refused: {one.refused}'}"
+=======
+def _line(item: Examined) -> str:
+    return f"{item.path}  {'valid' if item.refused is None else f'refused: {item.refused}'}"
+>>>>>>> 48d236f (Use plain English in the trainer's command line, environment and topology)
 
 
 def _lines(shown: Inspection, *, show_all: bool) -> Iterator[str]:
@@ -96,8 +112,8 @@ def _facts(shown: Inspection) -> Iterator[tuple[str, str]]:
     for key, value in content.items():
         yield from _rows(key.replace("_", " "), value)
     if config:
-        some = {key: config[key] for key in CONFIG_SHOWN if key in config}
-        yield "config", f"{_words(some)} (all {len(config)}: --json)"
+        part = {key: config[key] for key in _CONFIG_SHOWN if key in config}
+        yield "config", f"{_words(part)} (all {len(config)}: --json)"
     yield "on disk", _size(shown.bytes)
     hashed = [tensor.valid for tensor in shown.tensors.values() if tensor.valid is not None]
     if hashed:
@@ -107,7 +123,7 @@ def _facts(shown: Inspection) -> Iterator[tuple[str, str]]:
 
 
 def _position(progress: Mapping[str, Any], *, epochs: int | None) -> Iterator[tuple[str, str]]:
-    """How far the run is and how good it was; `trainer.training.progress.Progress` says what the values mean."""
+    """Yield the run's position and its scores; `trainer.training.progress.Progress` documents the values."""
     if not progress:
         return
     epoch = progress["epoch"]
@@ -141,7 +157,7 @@ def _table(tensors: Mapping[str, TensorInfo], *, show_all: bool) -> Iterator[str
         rows = [
             (name, tensor)
             for number, (name, tensor) in enumerate(group.items())
-            if show_all or number < ROWS_PER_GROUP or tensor.valid is False
+            if show_all or number < _ROWS_PER_GROUP or tensor.valid is False
         ]
         width = max(len(name) for name, _ in rows)
         for name, tensor in rows:
@@ -164,7 +180,7 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def _rows(label: str, value: object) -> Iterator[tuple[str, str]]:
-    """A line for the plain values of a table, and one for each table in it; none for what is absent or empty."""
+    """Yield a line for the plain values of a table and one for each table in it; skip absent and empty ones."""
     if not isinstance(value, Mapping):
         if value is not None:
             yield label, _word(value)
@@ -178,7 +194,7 @@ def _rows(label: str, value: object) -> Iterator[tuple[str, str]]:
 
 
 def _words(table: Mapping[str, Any]) -> str:
-    """`mode full, attempt 1`."""
+    """Return a table as words, such as `mode full, attempt 1`."""
     return ", ".join(f"{key} {_word(item)}" for key, item in table.items())
 
 

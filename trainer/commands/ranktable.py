@@ -1,7 +1,7 @@
-"""`python -m trainer ranktable`: say of a rank table whether a job could start from it, and what it says, to a person.
+"""`python -m trainer ranktable`: check whether a job could start from a rank table, and explain the table.
 
-The same reader judges it as at a job's start, so that what passes here passes there. The only module of this package
-that prints; it imports neither torch nor anything of a device, and works in a pod, on a node and on a laptop.
+It reads the table by the same code as a job's start, so a table that passes here passes there. It imports neither torch
+nor a device's code, and works in a pod, on a node and on a laptop.
 """
 
 import ipaddress
@@ -21,20 +21,20 @@ from trainer.ranktable.identity import POD_UID, Identity, find_me
 from trainer.ranktable.table import NotReadyError, RankTable, Server, parse
 from trainer.shared.errors import TrainerError, UsageError
 
-SCHEMA = "pnas.ranktable/1"
-ANNOTATION = "ascend.kubectl.kubernetes.io/ascend-910-configuration"
-# MindCluster's FAQ: the annotation tells which of three programs to look at.
-NOT_COMPLETED = (
+RANK_TABLE_SCHEMA = "pnas.ranktable/1"
+_ANNOTATION = "ascend.kubectl.kubernetes.io/ascend-910-configuration"
+# MindCluster's FAQ: the annotation tells which of three programs is the cause.
+_NOT_COMPLETED = (
     "look again in a moment; its controller completes it when the last pod of the job has the annotation "
-    f"{ANNOTATION}: where a pod has none, see the device plugin; where one has a device_ip of -1, see the NPU's "
-    "network card (hccn_tool); where all are valid, see the controller, and the label ring-controller.atlas"
+    f"{_ANNOTATION}: if a pod has none, see the device plugin; if one has a device_ip of -1, see the NPU's network "
+    "card (hccn_tool); if all are valid, see the controller, and the label ring-controller.atlas"
 )
 
 ranktable_app = App(name="ranktable", help="Check or explain a rank table (hccl.json).")
 
 
-@ranktable_app.command
-def check(
+@ranktable_app.command(name="check")
+def check_rank_table(
     path: Path,
     /,
     *,
@@ -42,27 +42,27 @@ def check(
 ) -> None:
     """Say whether a job could start from a rank table; exit code 1 if not, 2 if there is no such file.
 
-    In a pod that knows itself (POD_UID, POD_IP, POD_NAME or HOST_IP) the table has to contain it, too.
+    In a pod that knows itself (POD_UID, POD_IP, POD_NAME or HOST_IP), the table must contain this pod, too.
 
     Parameters
     ----------
     path
         The table: a file, or a volume's symlink.
     devices
-        How many devices the whole job has.
+        Number of devices of the whole job.
     """
-    table = _sound(path)
+    table = _read(path)
     if devices is not None and table.world_size != devices:
         raise TrainerError(f"{path}: has {table.world_size} devices, not {devices}")
     me = _myself(path, table)
     print(f"{path}: valid; {_summary(table)}" + (f"; this pod has {_ranks(me)}" if me else ""))
 
 
-@ranktable_app.command
-def show(
+@ranktable_app.command(name="show")
+def show_rank_table(
     path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False
 ) -> None:
-    """Explain a rank table: who has which ranks on which devices, who is the master, and what is unusual.
+    """Explain a rank table: each pod's ranks and devices, the master, and unusual facts.
 
     Exit code 1 if no job could start from it, 2 if there is no such file.
 
@@ -73,16 +73,16 @@ def show(
     as_json
         Print one JSON object instead of lines.
     """
-    table = _sound(path)
+    table = _read(path)
     me = _myself(path, table)
     if as_json:
-        document = {"schema": SCHEMA, "path": str(path), "worldSize": table.world_size, **asdict(table)}
+        document = {"schema": RANK_TABLE_SCHEMA, "path": str(path), "worldSize": table.world_size, **asdict(table)}
         print(json.dumps({**document, "remarks": list(_remarks(table))}, indent=2))
     else:
         print("\n".join(_lines(table, me)))
 
 
-def _sound(path: Path) -> RankTable:
+def _read(path: Path) -> RankTable:
     try:
         text = path.read_bytes().decode(errors="replace")
     except OSError as error:
@@ -90,13 +90,13 @@ def _sound(path: Path) -> RankTable:
     try:
         return parse(text)
     except NotReadyError as error:
-        raise TrainerError(f"{path}: {error}; {NOT_COMPLETED}") from error
+        raise TrainerError(f"{path}: {error}; {_NOT_COMPLETED}") from error
     except UsageError as error:
         raise TrainerError(f"{path}: {error}") from error
 
 
 def _myself(path: Path, table: RankTable, environ: Mapping[str, str] = os.environ) -> Server | None:
-    """This pod's entry, where this is a pod that knows itself."""
+    """Return this pod's entry; None if this is no pod, or a pod that does not know itself."""
     identity = Identity.from_environ(environ)
     if not identity.names:
         return None
@@ -140,13 +140,13 @@ def _lines(table: RankTable, me: Server | None) -> Iterator[str]:
 
 
 def _remarks(table: RankTable) -> Iterator[str]:
-    """What a person may stumble over, though all of it is right."""
+    """Yield facts that are right but may surprise the user."""
     if any(POD_UID.fullmatch(server.server_id) for server in table.servers):
-        yield "server_id is a pod's UID: so it is written where pods share a node, with a device plugin from 7.3 on"
+        yield "server_id is a pod's UID: a device plugin from 7.3 on writes it so for pods that share a node"
     hosts = Counter(server.host_ip or server.server_id for server in table.servers)
     for host, pods in hosts.items():
         if pods > 1:
-            yield f"{pods} pods share the node {quote_if_needed(host)}, each with devices of its own"
+            yield f"{pods} pods share the node {quote_if_needed(host)}, each with its own devices"
     addresses = [device.device_ip for server in table.servers for device in server.devices]
     if None in addresses:
         yield "devices without a device_ip: a single server, or a super pod, reaches them without the RoCE network"

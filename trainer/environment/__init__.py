@@ -1,5 +1,5 @@
-"""What a run finds here: versions, NPUs, settings and limits, and what of it does not fit together.
+"""This machine's versions, NPUs, settings and limits, and which of them do not fit together.
 
-`facts` reads it from files, `npu-smi` and the environment, `parsing` understands their formats, `versions` holds which
-versions go together, and `findings` judges. Nothing here imports torch: it has to answer where torch cannot be loaded.
+`facts` reads them from files, `npu-smi` and the environment, `parsing` understands their formats, `versions` knows
+which versions go together, and `findings` judges. Nothing here imports torch: it must work where torch does not.
 """

@@ -1,4 +1,4 @@
-"""Reads what is here, from files, the environment and npu-smi; only reads, and takes at most a few seconds."""
+"""Read the facts about this machine from files, the environment and npu-smi, in at most a few seconds."""
 
 import importlib.metadata
 import os
@@ -13,24 +13,24 @@ from pathlib import Path
 from trainer.environment.parsing import NpuSmi, parse_hccn, parse_npu_smi, parse_version
 from trainer.topology.visible import FOLDER_VARIABLE, visible_devices
 
-PACKAGES = ("pnas", "torch", "torch-npu", "apex", "torchvision")
-# What CANN, HCCL and torch_npu read, and the two that share out a node's processors.
-PREFIXES = ("ASCEND_", "HCCL_", "ACL_", "PYTORCH_NPU_", "TORCH_HCCL_", "TORCH_NPU_", "INF_NAN_", "MASTER_")
-VARIABLES = (
+_PACKAGES = ("pnas", "torch", "torch-npu", "apex", "torchvision")
+# CANN, HCCL and torch_npu read these; CPU_AFFINITY_CONF and OMP_NUM_THREADS divide a node's processors.
+_PREFIXES = ("ASCEND_", "HCCL_", "ACL_", "PYTORCH_NPU_", "TORCH_HCCL_", "TORCH_NPU_", "INF_NAN_", "MASTER_")
+_VARIABLES = (
     *("TASK_QUEUE_ENABLE", "COMBINED_ENABLE", "CPU_AFFINITY_CONF", "RANK_TABLE_FILE", "OMP_NUM_THREADS"),
     "GLOO_SOCKET_IFNAME",
 )
-# Whose absence is what makes `import torch_npu` fail, and the part of CANN that each is of.
+# Without one of these `import torch_npu` fails; each belongs to the driver or to CANN.
 LIBRARIES = {"libascend_hal.so": "driver", "libhccl.so": "CANN"}
 SILENT = "no answer within"
-NPU_SMI = "/usr/local/bin/npu-smi"
+_NPU_SMI = "/usr/local/bin/npu-smi"
 # Several seconds on a node with many busy NPUs; the whole report takes at most five.
-NPU_SMI_TIMEOUT_S = 4.0
+_NPU_SMI_TIMEOUT_S = 4.0
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found; None or empty where there is none."""
+    """The facts; None or empty for what does not exist."""
 
     packages: Mapping[str, str]
     python: str
@@ -38,7 +38,7 @@ class Facts:
     cann: str | None = None
     cann_home: str | None = None
     unsourced: str | None = None
-    """CANN's folder where it is installed without its set_env.sh having been sourced."""
+    """CANN's folder, if CANN is installed and its set_env.sh has not been sourced."""
     driver: str | None = None
     libraries: Mapping[str, bool] = field(default_factory=dict)
     device_files: tuple[int, ...] = ()
@@ -47,7 +47,7 @@ class Facts:
     hccn: Mapping[int, str] | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     rank_table: str | None = None
-    """What RANK_TABLE_FILE names: `file`, `link` or `missing`."""
+    """The kind of RANK_TABLE_FILE: `file`, `link` or `missing`."""
     shm_bytes: int | None = None
     shm_free_bytes: int | None = None
     open_files: int = 0
@@ -57,29 +57,31 @@ class Facts:
 
     @property
     def emulated(self) -> bool:
-        """Whether the NPUs are those of tests/npu: this machine's CPU."""
+        """Whether the NPUs are emulated by tests/npu on this machine's CPU."""
         return self.packages.get("torch-npu", "").endswith("+emulated")
 
     @property
     def has_npu(self) -> bool:
-        """Whether there are NPUs, or a driver that would show them."""
+        """Whether there are NPUs, by their device files or by npu-smi."""
         return bool(self.device_files or (self.npu_smi and self.npu_smi.chips))
 
 
-def read_facts(environ: Mapping[str, str], root: Path = Path("/"), *, ask_npu_smi: bool = True) -> Facts:
-    """What there is on this machine.
+def read_facts(
+    environ: Mapping[str, str], root: Path = Path("/"), *, npu_smi_timeout_s: float | None = _NPU_SMI_TIMEOUT_S
+) -> Facts:
+    """Read the facts about this machine.
 
     Args:
-        environ: the environment that a run would have.
-        root: of the file system, `/` but in tests.
-        ask_npu_smi: whether to run it, which takes a second or more.
+        environ: The environment that a run would have.
+        root: The root of the file system; tests give another than `/`.
+        npu_smi_timeout_s: How long npu-smi can take, mostly a second or more; None leaves it out.
     """
     home = environ.get("ASCEND_HOME_PATH") or environ.get("ASCEND_TOOLKIT_HOME")
-    npu_smi, error = _npu_smi(environ) if ask_npu_smi else (None, None)
+    npu_smi, error = (None, None) if npu_smi_timeout_s is None else _npu_smi(environ, npu_smi_timeout_s)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     shm, free = _space(root / "dev/shm")
     return Facts(
-        packages={name: version for name in PACKAGES if (version := _package(name))},
+        packages={name: version for name in _PACKAGES if (version := _package(name))},
         python=platform.python_version(),
         machine=platform.machine(),
         cann=_cann(Path(home)) if home else None,
@@ -91,7 +93,7 @@ def read_facts(environ: Mapping[str, str], root: Path = Path("/"), *, ask_npu_sm
         npu_smi=npu_smi,
         npu_smi_error=error,
         hccn=parse_hccn(_text(root / "etc/hccn.conf")) if (root / "etc/hccn.conf").exists() else None,
-        variables={name: environ[name] for name in sorted(environ) if name.startswith(PREFIXES) or name in VARIABLES},
+        variables={name: environ[name] for name in sorted(environ) if name.startswith(_PREFIXES) or name in _VARIABLES},
         rank_table=_kind_of(environ.get("RANK_TABLE_FILE")),
         shm_bytes=shm,
         shm_free_bytes=free,
@@ -117,7 +119,7 @@ def _text(path: Path) -> str:
 
 
 def _cann(home: Path) -> str | None:
-    """`<home>/aarch64-linux/ascend_toolkit_install.info`; of nnae, which has no toolkit, its own."""
+    """Read `<home>/aarch64-linux/ascend_toolkit_install.info`; nnae has no toolkit, but its own file of this form."""
     for path in sorted(home.glob("*-linux/ascend_*_install.info"), key=lambda path: "toolkit" not in path.name):
         if version := parse_version(_text(path)):
             return version
@@ -134,21 +136,21 @@ def _loadable(library: str, environ: Mapping[str, str]) -> bool:
     return any((folder / library).exists() for folder in folders)
 
 
-def _npu_smi(environ: Mapping[str, str]) -> tuple[NpuSmi | None, str | None]:
-    program = shutil.which("npu-smi", path=environ.get("PATH")) or shutil.which(NPU_SMI)
+def _npu_smi(environ: Mapping[str, str], timeout_s: float) -> tuple[NpuSmi | None, str | None]:
+    program = shutil.which("npu-smi", path=environ.get("PATH")) or shutil.which(_NPU_SMI)
     if program is None:
         return None, None
     try:
         done = subprocess.run(
-            [program, "info"], capture_output=True, text=True, errors="replace", timeout=NPU_SMI_TIMEOUT_S, check=False
+            [program, "info"], capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired:
-        return None, f"{SILENT} {NPU_SMI_TIMEOUT_S:g} s"
+        return None, f"{SILENT} {timeout_s:g} s"
     except OSError as error:
         return None, str(error)
-    said = parse_npu_smi(done.stdout)
-    if done.returncode == 0 and said.chips:
-        return said, None
+    report = parse_npu_smi(done.stdout)
+    if done.returncode == 0 and report.chips:
+        return report, None
     words = " ".join((done.stderr + done.stdout).split())
     return None, words[:200] or f"exit code {done.returncode}"
 

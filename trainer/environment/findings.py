@@ -1,6 +1,6 @@
-"""What of the facts does not fit together: each finding is one line that says what, where and what to do.
+"""Which facts do not fit together: each finding is one line that says what is wrong, where, and what to do.
 
-A problem keeps a run from starting, makes it fail later, or makes it slow without a word; a note is good to know.
+A problem keeps a run from starting, makes it fail later, or makes it slow without any message. A note is information.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,89 +13,86 @@ from trainer.environment.parsing import parse_settings
 from trainer.environment.versions import cann_of, same_release, supported_with, torch_of
 from trainer.shared.errors import UsageError
 
-GIB = 2**30
 # Docker's and Kubernetes' default is 64 MiB: less than a few batches of images at 331 px.
-SMALLEST_SHM_BYTES = GIB
-FEWEST_OPEN_FILES = 4096
+_SMALLEST_SHM_BYTES = 2**30
+_FEWEST_OPEN_FILES = 4096
 # The bounds and defaults of HCCL's documentation (hccl_env).
-CONNECT_TIMEOUT_S = range(HCCL_SHORTEST_CONNECT_S, 7201)
-RANK_TABLE_CONNECT_TIMEOUT_S = 300
-EVENT_TIMEOUT_S = 1868
+_CONNECT_TIMEOUT_S = range(HCCL_SHORTEST_CONNECT_S, 7201)
+_RANK_TABLE_CONNECT_TIMEOUT_S = 300
+_EVENT_TIMEOUT_S = 1868
 
 
 @dataclass(frozen=True)
-class Finding:
+class EnvironmentFinding:
     """One line."""
 
     level: Literal["problem", "note"]
     text: str
 
 
-def findings(facts: Facts) -> list[Finding]:
-    """All that is to be said, problems first."""
-    chips = EMULATED if facts.emulated else REAL
-    return _sorted(finding for judge in (*chips, *NPU, *EVERYWHERE) for finding in judge(facts))
+def findings(facts: Facts) -> list[EnvironmentFinding]:
+    """Return all findings, problems first."""
+    checks = _EMULATED_NPU if facts.emulated else _REAL_NPU
+    return _sorted(finding for check in (*checks, *_ANY_NPU, *_ANY_DEVICE) for finding in check(facts))
 
 
-def findings_without_npu(facts: Facts) -> list[Finding]:
-    """What concerns a run that uses no NPU, whether there are any or not."""
-    return _sorted(finding for judge in EVERYWHERE for finding in judge(facts))
+def findings_without_npu(facts: Facts) -> list[EnvironmentFinding]:
+    """Return the findings for a run that uses no NPU, whether there are any or not."""
+    return _sorted(finding for check in _ANY_DEVICE for finding in check(facts))
 
 
-def _sorted(found: Iterable[Finding]) -> list[Finding]:
-    return sorted(found, key=lambda finding: finding.level != "problem")
+def _sorted(unsorted: Iterable[EnvironmentFinding]) -> list[EnvironmentFinding]:
+    return sorted(unsorted, key=lambda finding: finding.level != "problem")
 
 
-def _problem(text: str) -> Finding:
-    return Finding("problem", text)
+def _problem(text: str) -> EnvironmentFinding:
+    return EnvironmentFinding("problem", text)
 
 
-def _note(text: str) -> Finding:
-    return Finding("note", text)
+def _note(text: str) -> EnvironmentFinding:
+    return EnvironmentFinding("note", text)
 
 
-def _torch_npu(facts: Facts) -> Iterator[Finding]:
+def _torch_npu(facts: Facts) -> Iterator[EnvironmentFinding]:
     torch_npu, torch = facts.packages.get("torch-npu"), facts.packages.get("torch")
     if torch_npu is None:
         if facts.has_npu:
-            fitting = supported_with(facts.cann) if facts.cann else ()
-            wanted = (
-                f"torch-npu=={fitting[0]}, which goes with this CANN" if fitting else "the one for this node's CANN"
+            versions = supported_with(facts.cann) if facts.cann else ()
+            package = (
+                f"torch-npu=={versions[0]}, which goes with this CANN" if versions else "the one for this node's CANN"
             )
-            yield _problem(f"there are NPUs, but no torch_npu: install {wanted}")
+            yield _problem(f"there are NPUs, but no torch_npu: install {package}")
         return
-    wanted = torch_of(torch_npu)
-    if torch is not None and torch.partition("+")[0] != wanted:
-        # torch_npu's wheels for x86 ask for the build that only that index has.
+    matching = torch_of(torch_npu)
+    if torch is not None and torch.partition("+")[0] != matching:
+        # torch_npu's wheels for x86 need the build that only this index has.
         build = "+cpu, from download.pytorch.org/whl/cpu" if facts.machine == "x86_64" else ""
-        yield _problem(f"torch_npu {torch_npu} is for torch {wanted}, not {torch}: install torch=={wanted}{build}")
+        yield _problem(f"torch_npu {torch_npu} is for torch {matching}, not {torch}: install torch=={matching}{build}")
 
 
-def _cann(facts: Facts) -> Iterator[Finding]:
+def _cann(facts: Facts) -> Iterator[EnvironmentFinding]:
     torch_npu = facts.packages.get("torch-npu")
     if facts.unsourced and (torch_npu or facts.has_npu):
         yield _problem(f"CANN is installed but not set up: source {facts.unsourced}/set_env.sh before the trainer")
     elif facts.cann_home and facts.cann is None:
-        yield _problem(
-            f"ASCEND_HOME_PATH={facts.cann_home} holds no CANN: source the set_env.sh of the one that is here"
-        )
+        yield _problem(f"ASCEND_HOME_PATH={facts.cann_home} holds no CANN: source the set_env.sh of the installed one")
     elif facts.cann is None and torch_npu:
         yield _problem("there is torch_npu, but no CANN: use an image of quay.io/ascend/cann, or install its toolkit")
     elif facts.cann and torch_npu:
         yield from _cann_with(facts.cann, torch_npu)
 
 
-def _cann_with(cann: str, torch_npu: str) -> Iterator[Finding]:
-    wanted = cann_of(torch_npu)
-    if wanted is None:
-        yield _note(f"torch_npu {torch_npu} is newer or older than the table known here: see its README for its CANN")
-    elif not same_release(wanted, cann):
-        fitting = supported_with(cann)
-        instead = f", or install torch-npu=={fitting[0]} with torch=={torch_of(fitting[0])}" if fitting else ""
-        yield _problem(f"torch_npu {torch_npu} is for CANN {wanted}, not {cann}: use CANN {wanted}{instead}")
+def _cann_with(cann: str, torch_npu: str) -> Iterator[EnvironmentFinding]:
+    matching = cann_of(torch_npu)
+    if matching is None:
+        yield _note(f"torch_npu {torch_npu} is not in this program's table: see its README for its CANN")
+    elif not same_release(matching, cann):
+        versions = supported_with(cann)
+        instead = f", or install torch-npu=={versions[0]} with torch=={torch_of(versions[0])}" if versions else ""
+        yield _problem(f"torch_npu {torch_npu} is for CANN {matching}, not {cann}: use CANN {matching}{instead}")
 
 
-def _libraries(facts: Facts) -> Iterator[Finding]:
+def _libraries(facts: Facts) -> Iterator[EnvironmentFinding]:
     if not (facts.packages.get("torch-npu") and facts.cann_home):
         return
     for library, part in LIBRARIES.items():
@@ -108,17 +105,17 @@ def _libraries(facts: Facts) -> Iterator[Finding]:
             yield _problem(f"{library} is in no folder of LD_LIBRARY_PATH: {cause}")
 
 
-def _driver(facts: Facts) -> Iterator[Finding]:
+def _driver(facts: Facts) -> Iterator[EnvironmentFinding]:
     if facts.has_npu and facts.driver is None:
         yield _note(
-            "the driver's version is unknown: /usr/local/Ascend/driver/version.info is not here; mount it to have it "
-            "in reports"
+            "the driver's version is unknown: /usr/local/Ascend/driver/version.info does not exist here; mount it to "
+            "see it in reports"
         )
 
 
-def _devices(facts: Facts) -> Iterator[Finding]:
+def _devices(facts: Facts) -> Iterator[EnvironmentFinding]:
     if facts.npu_smi_error is not None and facts.npu_smi_error.startswith(SILENT):
-        yield _note(f"npu-smi info gives {facts.npu_smi_error}: look at the NPUs' health with it by hand")
+        yield _note(f"npu-smi info gives {facts.npu_smi_error}: run it by hand to see the NPUs' health")
     elif facts.npu_smi_error is not None:
         busy = any(code in facts.npu_smi_error for code in ("-8005", "-8020", "busy", "is used"))
         what = "another container holds the NPUs: end it" if busy else "see whether the driver is mounted and loaded"
@@ -137,59 +134,61 @@ def _devices(facts: Facts) -> Iterator[Finding]:
         yield _note(f"NPU {process.npu} chip {process.chip} is in use by process {process.pid} ({process.name})")
 
 
-def _visible(facts: Facts) -> Iterator[Finding]:
-    given = facts.variables.get("ASCEND_RT_VISIBLE_DEVICES")
-    if given is None or not facts.device_files:
+def _visible(facts: Facts) -> Iterator[EnvironmentFinding]:
+    value = facts.variables.get("ASCEND_RT_VISIBLE_DEVICES")
+    if value is None or not facts.device_files:
         return
-    parts = [part.strip() for part in given.split(",")]
+    parts = [part.strip() for part in value.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
-        yield _problem(f"ASCEND_RT_VISIBLE_DEVICES={given}: what follows the first that is no number is not read")
+        yield _problem(
+            f"ASCEND_RT_VISIBLE_DEVICES={value}: the runtime reads it up to the first word that is no number"
+        )
         return
     ids = list(map(int, parts))
     if ids != sorted(set(ids)):
-        yield _problem(f"ASCEND_RT_VISIBLE_DEVICES={given}: torch_npu sees no NPU unless they ascend: sort them")
+        yield _problem(f"ASCEND_RT_VISIBLE_DEVICES={value}: torch_npu sees no NPU unless the numbers ascend: sort them")
     elif ids[-1] >= len(facts.device_files):
         last = len(facts.device_files) - 1
         yield _problem(
-            f"ASCEND_RT_VISIBLE_DEVICES={given}: here are NPUs 0 to {last}, numbered within the container: name those"
+            f"ASCEND_RT_VISIBLE_DEVICES={value}: this container has NPUs 0 to {last}, by its own numbers: name those"
         )
 
 
-def _network(facts: Facts) -> Iterator[Finding]:
+def _network(facts: Facts) -> Iterator[EnvironmentFinding]:
     if not facts.has_npu:
         return
     if facts.hccn is None:
         yield _note("no /etc/hccn.conf here: mount it if several nodes train without a rank table")
         return
-    without = [number for number in facts.device_files if number not in facts.hccn]
-    if without:
-        names = ", ".join(map(str, without))
+    unnamed = [number for number in facts.device_files if number not in facts.hccn]
+    if unnamed:
+        names = ", ".join(map(str, unnamed))
         yield _problem(f"/etc/hccn.conf has no address for NPU {names}: hccn_tool -i N -ip -s address A netmask M")
 
 
-def _timeouts(facts: Facts) -> Iterator[Finding]:
+def _timeouts(facts: Facts) -> Iterator[EnvironmentFinding]:
     defaults = {
-        "HCCL_CONNECT_TIMEOUT": CONNECT_TIMEOUT_S.start,
+        "HCCL_CONNECT_TIMEOUT": _CONNECT_TIMEOUT_S.start,
         "HCCL_EXEC_TIMEOUT": HCCL_EXEC_TIMEOUT_S,
-        "HCCL_EVENT_TIMEOUT": EVENT_TIMEOUT_S,
+        "HCCL_EVENT_TIMEOUT": _EVENT_TIMEOUT_S,
     }
     try:
-        given = {name: hccl_seconds(name, facts.variables) for name in defaults}
+        values = {name: hccl_seconds(name, facts.variables) for name in defaults}
     except UsageError as error:
         yield _problem(str(error))
         return
-    connect, execute, event = (defaults[name] if value is None else value for name, value in given.items())
-    if connect not in CONNECT_TIMEOUT_S:
+    connect, execute, event = (defaults[name] if value is None else value for name, value in values.items())
+    if connect not in _CONNECT_TIMEOUT_S:
         yield _problem(f"HCCL_CONNECT_TIMEOUT={connect} is not within 120 to 7200 s: correct or unset it")
     if 0 < execute <= connect:
         yield _problem(f"HCCL_EXEC_TIMEOUT={execute} is not longer than HCCL_CONNECT_TIMEOUT={connect}: raise it")
     if execute > 0 and event <= execute:
         yield _problem(f"HCCL_EVENT_TIMEOUT={event} is not longer than HCCL_EXEC_TIMEOUT={execute}: raise it")
-    if facts.rank_table is not None and connect < RANK_TABLE_CONNECT_TIMEOUT_S:
+    if facts.rank_table is not None and connect < _RANK_TABLE_CONNECT_TIMEOUT_S:
         yield _note(f"HCCL_CONNECT_TIMEOUT={connect}: with a rank table torch_npu advises 300 s or more")
 
 
-def _rank_table(facts: Facts) -> Iterator[Finding]:
+def _rank_table(facts: Facts) -> Iterator[EnvironmentFinding]:
     path = facts.variables.get("RANK_TABLE_FILE")
     if facts.rank_table == "missing":
         yield _problem(f"RANK_TABLE_FILE={path}: no such file: mount the rank table there, or unset it")
@@ -197,42 +196,42 @@ def _rank_table(facts: Facts) -> Iterator[Finding]:
         yield _note(f"RANK_TABLE_FILE={path} is a link, which torch_npu ignores: the trainer gives it a copy")
 
 
-def _settings(facts: Facts) -> Iterator[Finding]:
+def _settings(facts: Facts) -> Iterator[EnvironmentFinding]:
     if facts.variables.get("ASCEND_LAUNCH_BLOCKING") == "1":
         yield _note("ASCEND_LAUNCH_BLOCKING=1 waits for each operator, for debugging: unset it to train")
-    given = facts.variables.get("PYTORCH_NPU_ALLOC_CONF", "")
-    for name, value in parse_settings(given).items():
+    pairs = facts.variables.get("PYTORCH_NPU_ALLOC_CONF", "")
+    for name, value in parse_settings(pairs).items():
         if not value:
-            yield _problem(f"PYTORCH_NPU_ALLOC_CONF={given}: {name} has no value: write {name}:VALUE")
+            yield _problem(f"PYTORCH_NPU_ALLOC_CONF={pairs}: {name} has no value: write {name}:VALUE")
 
 
-def _limits(facts: Facts) -> Iterator[Finding]:
-    if facts.shm_bytes is not None and facts.shm_bytes < SMALLEST_SHM_BYTES:
+def _limits(facts: Facts) -> Iterator[EnvironmentFinding]:
+    if facts.shm_bytes is not None and facts.shm_bytes < _SMALLEST_SHM_BYTES:
         yield _problem(
             f"/dev/shm has {facts.shm_bytes / 2**20:.0f} MiB, too few for loader workers: mount an emptyDir of medium "
             "Memory there (docker: --shm-size 16g), or set --workers 0"
         )
-    if 0 <= facts.open_files < FEWEST_OPEN_FILES:
+    if 0 <= facts.open_files < _FEWEST_OPEN_FILES:
         yield _note(
-            f"{facts.open_files} files may be open at once; many loader workers need more: ulimit -n "
+            f"{facts.open_files} files can be open at once; many loader workers need more: ulimit -n "
             f"{min(facts.open_files_hard, 65536) if facts.open_files_hard > 0 else 65536}"
         )
 
 
-def _processors(facts: Facts) -> Iterator[Finding]:
+def _processors(facts: Facts) -> Iterator[EnvironmentFinding]:
     if facts.has_npu and len(facts.cpus) < 2 * len(facts.device_files):
         yield _problem(
             f"{len(facts.cpus)} of {facts.machine_cpus} processors for {len(facts.device_files)} NPUs: they will wait "
-            "for data; request more (a launch alone takes one for each NPU)"
+            "for data; request more (launching operators takes one for each NPU)"
         )
 
 
-def _emulated(_facts: Facts) -> Iterator[Finding]:
-    yield _note("the NPUs are emulated: they are this machine's CPU, and say nothing of an NPU's numbers or speed")
+def _emulated(_facts: Facts) -> Iterator[EnvironmentFinding]:
+    yield _note("the NPUs are emulated: this machine's CPU computes, with other numbers and speed than an NPU")
 
 
-Judge = Callable[[Facts], Iterator[Finding]]
-REAL: tuple[Judge, ...] = (_torch_npu, _cann, _libraries, _driver, _devices, _network, _processors)
-EMULATED: tuple[Judge, ...] = (_emulated,)
-NPU: tuple[Judge, ...] = (_visible, _timeouts, _rank_table, _settings)
-EVERYWHERE: tuple[Judge, ...] = (_limits,)
+Check = Callable[[Facts], Iterator[EnvironmentFinding]]
+_REAL_NPU: tuple[Check, ...] = (_torch_npu, _cann, _libraries, _driver, _devices, _network, _processors)
+_EMULATED_NPU: tuple[Check, ...] = (_emulated,)
+_ANY_NPU: tuple[Check, ...] = (_visible, _timeouts, _rank_table, _settings)
+_ANY_DEVICE: tuple[Check, ...] = (_limits,)

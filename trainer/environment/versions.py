@@ -2,7 +2,7 @@
 
 import re
 
-# Newest first. torch has the version of torch_npu without its .post.
+# Newest first. torch has the version of its torch_npu, without the .post.
 RELEASES: dict[str, tuple[str, ...]] = {
     "9.1.0": ("2.12.0", "2.10.0.post4", "2.9.0.post6", "2.7.1.post8"),
     "9.0.0": ("2.9.0.post2", "2.8.0.post4", "2.7.1.post4"),
@@ -13,28 +13,28 @@ RELEASES: dict[str, tuple[str, ...]] = {
     "8.0.0": ("2.4.0.post2", "2.3.1.post4", "2.1.0.post10"),
     "7.0.0": ("2.1.0", "2.0.1.post1", "1.11.0.post8"),
 }
-OLDEST_TORCH_NPU = (2, 9)
+_OLDEST_TORCH_NPU = (2, 9)
 
 
 def torch_of(torch_npu: str) -> str:
-    """The torch that a torch_npu is built for: `2.9.0` for `2.9.0.post2`."""
+    """Return the torch that a torch_npu is built for: `2.9.0` for `2.9.0.post2`."""
     return re.split(r"\.post|[+-]", torch_npu)[0]
 
 
 def cann_of(torch_npu: str) -> str | None:
-    """The CANN that a torch_npu is made for; None if the table does not know it."""
+    """Return the CANN that a torch_npu is made for; None if the table does not have it."""
     version = torch_npu.partition("+")[0]
     return next((cann for cann, versions in RELEASES.items() if version in versions), None)
 
 
 def supported_with(cann: str) -> tuple[str, ...]:
-    """The versions of torch_npu for this CANN that the trainer supports, the newest first."""
-    versions = next((versions for known, versions in RELEASES.items() if same_release(known, cann)), ())
-    return tuple(version for version in versions if _numbers(version)[:2] >= OLDEST_TORCH_NPU)
+    """Return the versions of torch_npu for this CANN that the trainer supports, the newest first."""
+    versions = next((versions for release, versions in RELEASES.items() if same_release(release, cann)), ())
+    return tuple(version for version in versions if _numbers(version)[:2] >= _OLDEST_TORCH_NPU)
 
 
 def same_release(one: str, other: str) -> bool:
-    """Whether two versions of CANN differ at most in what is mended: 8.5.0 and 8.5.1."""
+    """Return whether two versions of CANN differ only in their fixes, as 8.5.0 and 8.5.1 do."""
     return _numbers(one)[:2] == _numbers(other)[:2]
 
 

@@ -1,4 +1,4 @@
-"""What `python -m trainer` and `python -m launcher` have in common as programs: their first and their last moment."""
+"""The first and the last step of `python -m trainer` and `python -m launcher`."""
 
 import importlib
 import sys
@@ -11,7 +11,7 @@ INTERRUPTED = 130
 
 
 def run(module: str) -> int:
-    """Give what was typed to `main` of that module, once it can be imported; the exit code."""
+    """Import a module and give the command line to its `main`; return the exit code."""
     try:
         main = importlib.import_module(module).main
     except ModuleNotFoundError as error:
@@ -22,11 +22,11 @@ def run(module: str) -> int:
 
 
 def exit_with(program: Callable[[], int]) -> NoReturn:
-    """End with the exit code that it returns, whatever it caught, or that of an interrupt.
+    """Run `program` and end with its exit code, or with an interrupt's.
 
-    CPython ends a program started by `-m` by SIGINT in place of its exit code if a KeyboardInterrupt has ever left code
-    that was given as text, as that by which dataclasses and named tuples are made, though it was caught further out
-    (Python/pythonrun.c, run_eval_code_obj). It forgets so when it runs the next such code.
+    CPython ends a program that was started by `-m` by SIGINT instead of its exit code, if a KeyboardInterrupt has ever
+    left code that was compiled from text, even if outer code caught it. Dataclasses and named tuples compile such code.
+    The next run of such code clears this state (Python/pythonrun.c, run_eval_code_obj).
     """
     try:
         code = program()
@@ -37,7 +37,7 @@ def exit_with(program: Callable[[], int]) -> NoReturn:
 
 
 def _missing_package(error: ModuleNotFoundError) -> str:
-    """What to do where Python lacks a package that this one needs: mostly, it is not the environment's Python."""
+    """Return the advice if Python lacks a needed package: mostly, it is not the Python of the environment."""
     package = (error.name or "").partition(".")[0]
     if package in {"", "trainer", "launcher"}:  # a part of this software
         raise error

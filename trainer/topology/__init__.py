@@ -1,4 +1,4 @@
-"""Who this node is, which devices it may use, and where the master is; without torch, and starting nothing."""
+"""This node's place in the job, its devices, and the master's address; without torch, and without starting anything."""
 
 from trainer.topology.discover import Topology, Worker, discover
 from trainer.topology.visible import Visible, visible_devices

@@ -1,7 +1,7 @@
-"""Who am I, how many are we, and where is the master: from a rank table, torchrun, an AscendJob, or the options.
+"""The job's size, this node's place in it and the master's address: from a rank table, torchrun, AscendJob or options.
 
-Every way of starting the trainer ends in the same value, so that nothing after this module asks how it was started.
-Sources that contradict each other are refused: a job that trains with the wrong world size wastes days.
+Every way of starting the trainer ends in the same value, so later code does not ask how it was started. Sources that
+contradict each other are refused: a job that trains with the wrong world size wastes days.
 """
 
 import os
@@ -25,7 +25,7 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Worker:
-    """One process. torch's device is `<kind>:<local_rank>`; `device_id` is the physical one, for people."""
+    """One process. torch's device is `<kind>:<local_rank>`; `device_id` is the physical one, for the user."""
 
     rank: int
     local_rank: int
@@ -34,7 +34,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Topology:
-    """The job as this node sees it; `workers` are the processes that this node has to start."""
+    """The job as this node sees it; `workers` are the processes that this node must start."""
 
     world_size: int
     nodes: int
@@ -58,26 +58,25 @@ def discover(
     sleep: Callable[[float], None] = time.sleep,
     on_status: Callable[[str], None] = lambda status: None,
 ) -> Topology:
-    """Decide who this node is.
+    """Decide this node's place in the job.
 
-    torchrun's own processes come first, since each of them is one worker whatever else is there (a table still says on
-    which device); then a rank table (`--rank-table`, RANK_TABLE_FILE or the mounted one), an AscendJob's environment,
-    and the options. This pod is found in a table by POD_UID, POD_IP, POD_NAME or HOST_IP (also NODE_IP, XDL_IP), all
-    from `fieldRef`.
+    torchrun's own processes come first: each of them is one worker, and a table only says on which device. Next come a
+    rank table (`--rank-table`, RANK_TABLE_FILE or the mounted one), an AscendJob's environment, and the options. Four
+    variables from `fieldRef` find this pod in a table: POD_UID, POD_IP, POD_NAME or HOST_IP (also NODE_IP, XDL_IP).
 
     Args:
-        visible: the devices of this machine.
-        mounted: a rank table that is used if it exists, without being asked for.
-        scratch: folder for the copy of the rank table; the system's temporary folder if None.
-        on_status: told what is being waited for.
+        visible: The devices of this machine.
+        mounted: A rank table that is used if it exists, even if the user did not name it.
+        scratch: Folder for the copy of the rank table; the system's temporary folder if None.
+        on_status: Called with the reason to wait.
 
     Raises:
-        UsageError: fewer devices than asked, sources that contradict each other, a bad rank table, a taken port.
-        TrainerError: no rank table of this pod's in time.
+        UsageError: Fewer devices than asked, sources that contradict each other, a bad rank table, or a taken port.
+        TrainerError: No rank table of this pod in time.
     """
     path = _rank_table_path(config, environ, mounted)
     ascend_job = _is_ascend_job(environ)
-    table, me = None, None
+    table, server = None, None
     if path is not None:
         identity = Identity.from_environ(environ, node_rank=_table_position(config, environ, ascend_job=ascend_job))
         table, content = wait_until_completed(
@@ -89,12 +88,12 @@ def discover(
             sleep=sleep,
             on_status=on_status,
         )
-        me = find_me(table, identity)
+        server = find_me(table, identity)
         path = write_regular(content, (scratch or Path(tempfile.gettempdir())) / f"hccl-{os.getpid()}.json")
     if not ascend_job and _is_torchrun(environ):
-        return _from_torchrun(config, environ, visible, me, path)
-    if table is not None and me is not None:
-        return _from_table(config, environ, visible, table=table, me=me, path=path)
+        return _from_torchrun(config, environ, visible, server, path)
+    if table is not None and server is not None:
+        return _from_table(config, environ, visible, table=table, server=server, path=path)
     if ascend_job:
         return _from_ascend_job(config, environ, visible)
     return _from_options(config, visible)
@@ -107,12 +106,14 @@ def _rank_table_path(config: TrainConfig, environ: Mapping[str, str], mounted: P
         return Path(environ["RANK_TABLE_FILE"])
     try:
         return mounted if mounted.exists() else None
-    except PermissionError:  # the operator makes the folder of a `ranktable` volume 0744: it is there, but not for us
+    except (
+        PermissionError
+    ):  # the operator gives the folder of a `ranktable` volume mode 0744: it exists, but this user cannot read it
         return mounted
 
 
 def _is_ascend_job(environ: Mapping[str, str]) -> bool:
-    """The operator injects LOCAL_RANK as a list ("0,1,2,3", "0" for one device), RANK as the node's."""
+    """Return whether the operator started it: LOCAL_RANK is a list ("0,1,2,3", "0" for one device), RANK the node's."""
     return "LOCAL_RANK" in environ and ("MINDX_TASK_ID" in environ or "," in environ["LOCAL_RANK"])
 
 
@@ -128,23 +129,23 @@ def _is_torchrun(environ: Mapping[str, str]) -> bool:
 
 
 def _expected_devices(config: TrainConfig, environ: Mapping[str, str]) -> int | None:
-    """Devices of the whole job as far as anything but the table says."""
+    """Return the number of devices of the whole job from sources other than the table, or None."""
     if "LOCAL_RANK" in environ and "WORLD_SIZE" in environ:
         return _integer(environ, "WORLD_SIZE")
     return config.nodes * config.npus if config.nodes > 1 and config.npus is not None else None
 
 
 def _table_position(config: TrainConfig, environ: Mapping[str, str], *, ascend_job: bool) -> int | None:
-    """Which server of a table that names no pod is this one; 0 is also what --node-rank says when it says nothing."""
+    """Return this node's position in a table without names; on one node, 0 is only the default of --node-rank."""
     if ascend_job:
         return _integer(environ, "RANK")
     return config.node_rank if config.nodes > 1 else None
 
 
 def _from_torchrun(
-    config: TrainConfig, environ: Mapping[str, str], visible: Visible, me: Server | None, path: Path | None
+    config: TrainConfig, environ: Mapping[str, str], visible: Visible, server: Server | None, path: Path | None
 ) -> Topology:
-    """This process is one worker; torchrun has started the others and may hold the store, so its port is in use."""
+    """Describe this process as one worker; torchrun has started the others and can hold the store, and so its port."""
     rank, local_rank, world_size = (_integer(environ, name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     local_size = _integer(environ, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in environ else None
     address, port = _required(environ, "MASTER_ADDR"), _integer(environ, "MASTER_PORT")
@@ -157,8 +158,8 @@ def _from_torchrun(
     _agree("--node-rank", config.node_rank or None, "torchrun", node_rank)
     _agree("--master-addr", config.master_addr, "torchrun", address)
     _agree("--master-port", config.master_port, "torchrun", port)
-    if me is not None:
-        worker = _own_worker(rank, local_size, me, visible)
+    if server is not None:
+        worker = _own_worker(rank, local_size, server, visible)
         _check_count("the rank table", worker.local_rank + 1, visible)
     else:
         _check_count("LOCAL_RANK", local_rank + 1, visible)
@@ -166,9 +167,9 @@ def _from_torchrun(
     return Topology(world_size, nodes, node_rank, (worker,), address, port, path, "torchrun")
 
 
-def _own_worker(rank: int, local_size: int | None, me: Server, visible: Visible) -> Worker:
-    """The table's, not LOCAL_RANK's: torchrun knows no devices, and HCCL expects rank r on that of rank r."""
-    workers = {worker.rank: worker for worker in _table_workers(me, visible)}
+def _own_worker(rank: int, local_size: int | None, server: Server, visible: Visible) -> Worker:
+    """Return the worker on the table's device, as HCCL expects, not on LOCAL_RANK's: torchrun knows no devices."""
+    workers = {worker.rank: worker for worker in _table_workers(server, visible)}
     if local_size not in {None, len(workers)}:
         raise UsageError(
             f"LOCAL_WORLD_SIZE={local_size} from torchrun contradicts the rank table, in which this node has "
@@ -185,50 +186,50 @@ def _from_table(
     visible: Visible,
     *,
     table: RankTable,
-    me: Server,
+    server: Server,
     path: Path | None,
 ) -> Topology:
-    _agree("--npus", config.npus, "the rank table", len(me.devices))
+    _agree("--npus", config.npus, "the rank table", len(server.devices))
     _agree("--nodes", config.nodes if config.nodes > 1 else None, "the rank table", len(table.servers))
-    _check_count("the rank table", len(me.devices), visible)
-    node_rank = table.servers.index(me)
-    workers = _table_workers(me, visible)
+    _check_count("the rank table", len(server.devices), visible)
+    node_rank = table.servers.index(server)
+    workers = _table_workers(server, visible)
     address = _table_address(config, environ, table)
     port = _port(config, nodes=len(table.servers), hosts_rank_0=node_rank == 0)
     return Topology(table.world_size, len(table.servers), node_rank, workers, address, port, path, "rank table")
 
 
-def _table_workers(me: Server, visible: Visible) -> tuple[Worker, ...]:
-    """The process of rank r has to sit on the table's device of rank r.
+def _table_workers(server: Server, visible: Visible) -> tuple[Worker, ...]:
+    """Put the process of rank r on the table's device of rank r.
 
-    Inside a pod the driver numbers the pod's devices from 0 in the order of their physical ids; on a host where more
-    devices are visible than the table names, a device's number is its place among all of them.
+    Inside a pod the driver numbers the pod's devices from 0 in the order of their physical ids. On a host that shows
+    more devices than the table names, a device's number is its position among all of them.
     """
-    own = sorted(device.device_id for device in me.devices)
-    numbered: Sequence[int] = visible.ids if set(own) <= set(visible.ids) else own
+    device_ids = sorted(device.device_id for device in server.devices)
+    numbered: Sequence[int] = visible.ids if set(device_ids) <= set(visible.ids) else device_ids
     return tuple(
         Worker(device.rank, numbered.index(device.device_id), device.device_id)
-        for device in sorted(me.devices, key=lambda device: device.rank)
+        for device in sorted(server.devices, key=lambda device: device.rank)
     )
 
 
 def _table_address(config: TrainConfig, environ: Mapping[str, str], table: RankTable) -> str:
-    """Where rank 0 listens: its pod's address, which is reachable without a Service."""
+    """Return the address on which rank 0 listens: its pod's, which others can reach without a Service."""
     if config.master_addr is not None:
         return config.master_addr
     if len(table.servers) == 1:
         return LOOPBACK
     first = table.servers[0]
-    known = first.container_ip or first.host_ip or environ.get("MASTER_ADDR")
-    if known is None and is_ip(first.server_id):  # the host's: hccl-controller takes nothing else, nor do most people
-        known = first.server_id
-    if known is None:
+    address = first.container_ip or first.host_ip or environ.get("MASTER_ADDR")
+    if address is None and is_ip(first.server_id):  # the host's address: hccl-controller writes it, as most users do
+        address = first.server_id
+    if address is None:
         raise UsageError("the rank table does not say where rank 0 is: add --master-addr")
-    return known
+    return address
 
 
 def _from_ascend_job(config: TrainConfig, environ: Mapping[str, str], visible: Visible) -> Topology:
-    """An AscendJob: LOCAL_RANK lists this pod's processes, RANK is the pod's, WORLD_SIZE counts all devices."""
+    """Read an AscendJob's variables: LOCAL_RANK lists this pod's processes, RANK is the pod's, WORLD_SIZE the job's."""
     local_ranks = [part.strip() for part in environ["LOCAL_RANK"].split(",")]
     local, world_size, node_rank = len(local_ranks), _integer(environ, "WORLD_SIZE"), _integer(environ, "RANK")
     if local_ranks != [str(i) for i in range(local)]:
@@ -289,14 +290,10 @@ def _port(config: TrainConfig, *, nodes: int, hosts_rank_0: bool) -> int:
 
 def _check_count(source: str, asked: int, visible: Visible) -> None:
     if visible.kind != "cpu" and asked > len(visible.ids):
-        raise _too_few(source, asked, visible)
-
-
-def _too_few(source: str, asked: int, visible: Visible) -> UsageError:
-    return UsageError(
-        f"{source} asks for {asked} {visible.kind} devices, but {len(visible.ids)} are visible ({visible.found_in}): "
-        "ask for fewer, or use --device cpu"
-    )
+        raise UsageError(
+            f"{source} asks for {asked} {visible.kind} devices, but {len(visible.ids)} are visible "
+            f"({visible.found_in}): ask for fewer, or use --device cpu"
+        )
 
 
 def _agree(option: str, given: object, source: str, value: object) -> None:

@@ -1,4 +1,4 @@
-"""Which devices of this machine the trainer may use, known from /dev and the environment alone.
+"""Which devices of this machine the trainer can use, from /dev and the environment.
 
 The supervisor must not load torch (seconds, and a context on a device), so it counts device files, as the container
 runtime and the device plugin do.
@@ -12,19 +12,19 @@ from typing import Literal
 
 from trainer.shared.errors import UsageError
 
-Kind = Literal["npu", "cuda", "cpu"]
+DeviceKind = Literal["npu", "cuda", "cpu"]
 
-FILES: dict[str, str] = {"npu": "davinci", "cuda": "nvidia"}
+_FILES: dict[str, str] = {"npu": "davinci", "cuda": "nvidia"}
 FOLDER_VARIABLE = "PNAS_DEVICE_FILES"
-"""Says where the device files are, if not in /dev: an emulated device has some elsewhere."""
-VARIABLES: dict[str, str] = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
+"""The variable with the folder of the device files, if it is not /dev; emulated devices have their own."""
+_VARIABLES: dict[str, str] = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
 
 
 @dataclass(frozen=True)
 class Visible:
-    """The devices of one kind. `ids` are physical, in the order in which torch numbers them; none for a CPU."""
+    """The devices of one kind. `ids` are physical, in the order in which torch numbers them; empty for a CPU."""
 
-    kind: Kind
+    kind: DeviceKind
     ids: tuple[int, ...]
     found_in: str = ""
 
@@ -32,10 +32,10 @@ class Visible:
 def visible_devices(
     kind: Literal["auto", "npu", "cuda", "cpu"], environ: Mapping[str, str], dev: Path | None = None
 ) -> Visible:
-    """The devices of `kind`; `auto` takes NPUs if there are any, else CUDA devices, else the CPU.
+    """Return the devices of `kind`; `auto` takes NPUs if there are any, else CUDA devices, else the CPU.
 
     Args:
-        dev: the folder of the device files; PNAS_DEVICE_FILES or /dev if None.
+        dev: The folder of the device files; PNAS_DEVICE_FILES or /dev if None.
 
     Raises:
         UsageError: ASCEND_RT_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES names a device twice.
@@ -46,9 +46,9 @@ def visible_devices(
     if kind == "cpu":
         return Visible("cpu", (), "the CPU")
     ids = _files(kind, dev)
-    variable = VARIABLES[kind]
+    variable = _VARIABLES[kind]
     if variable not in environ:
-        return Visible(kind, ids, f"{dev}/{FILES[kind]}*")
+        return Visible(kind, ids, f"{dev}/{_FILES[kind]}*")
     chosen = _chosen(environ[variable], ids)
     if len(set(chosen)) != len(chosen):
         raise UsageError(f"{variable}={environ[variable]} names a device twice: name each once")
@@ -56,12 +56,12 @@ def visible_devices(
 
 
 def _files(kind: str, dev: Path) -> tuple[int, ...]:
-    matches = (re.fullmatch(FILES[kind] + r"([0-9]+)", path.name) for path in dev.iterdir())
+    matches = (re.fullmatch(_FILES[kind] + r"([0-9]+)", path.name) for path in dev.iterdir())
     return tuple(sorted(int(match[1]) for match in matches if match))
 
 
 def _chosen(text: str, ids: tuple[int, ...]) -> tuple[int, ...]:
-    """The runtimes read logical numbers up to the first that is none; CUDA also knows UUIDs, in their own order."""
+    """Read logical numbers as the runtimes do, up to the first other word; CUDA also knows UUIDs, in any order."""
     parts = [part.strip() for part in text.split(",")]
     if parts[0].startswith(("GPU-", "MIG-")):
         return ids[: len(parts)]

@@ -14,10 +14,17 @@ from hypothesis import strategies as st
 
 from trainer.cli import main
 from trainer.commands.env import environment_summary, worker_environment
-from trainer.environment import facts as reading
 from trainer.environment.facts import Facts, read_facts
 from trainer.environment.findings import findings
-from trainer.environment.parsing import Chip, NpuSmi, Process, parse_hccn, parse_npu_smi, parse_settings, parse_version
+from trainer.environment.parsing import (
+    Chip,
+    NpuProcess,
+    NpuSmi,
+    parse_hccn,
+    parse_npu_smi,
+    parse_settings,
+    parse_version,
+)
 from trainer.environment.versions import RELEASES, cann_of, supported_with, torch_of
 
 DATA = Path(__file__).parents[2] / "data" / "environment"
@@ -50,7 +57,7 @@ def test_a_card_with_one_chip_is_read_with_its_health_memory_and_processes() -> 
         Chip(0, 0, "910B1", "OK", "0000:C1:00.0", 3373, 65536),
         Chip(1, 0, "910B1", "Warning", "0000:01:00.0", 52675, 65536),
     )
-    assert A2.processes == (Process(1, 0, 484706, "python3"),)
+    assert A2.processes == (NpuProcess(1, 0, 484706, "python3"),)
 
 
 def test_a_card_with_two_chips_is_two_devices() -> None:
@@ -143,9 +150,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"npu_smi": None, "npu_smi_error": "exit code 255"}, "see whether the driver is mounted and loaded"),
     ({"device_files": ()}, "there is no /dev/davinci*: request them from Kubernetes"),
     ({"hccn": {0: "192.168.1.8"}}, "no address for NPU 1: hccn_tool"),
-    ({"variables": {"ASCEND_RT_VISIBLE_DEVICES": "1,0"}}, "torch_npu sees no NPU unless they ascend"),
-    ({"variables": {"ASCEND_RT_VISIBLE_DEVICES": "6,7"}}, "here are NPUs 0 to 1, numbered within the container"),
-    ({"variables": {"ASCEND_RT_VISIBLE_DEVICES": "0-1"}}, "what follows the first that is no number is not read"),
+    ({"variables": {"ASCEND_RT_VISIBLE_DEVICES": "1,0"}}, "torch_npu sees no NPU unless the numbers ascend"),
+    ({"variables": {"ASCEND_RT_VISIBLE_DEVICES": "6,7"}}, "this container has NPUs 0 to 1, by its own numbers"),
+    (
+        {"variables": {"ASCEND_RT_VISIBLE_DEVICES": "0-1"}},
+        "the runtime reads it up to the first word that is no number",
+    ),
     ({"variables": {"HCCL_CONNECT_TIMEOUT": "60"}}, "HCCL_CONNECT_TIMEOUT=60 is not within 120 to 7200 s"),
     ({"variables": {"HCCL_CONNECT_TIMEOUT": "2m"}}, "HCCL_CONNECT_TIMEOUT=2m is not a whole number of seconds"),
     ({"variables": {"HCCL_CONNECT_TIMEOUT": "3600"}}, "HCCL_EXEC_TIMEOUT=1836 is not longer than HCCL_CONNECT_TIMEOUT"),
@@ -159,12 +169,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"cpus": (0, 1, 2)}, "3 of 192 processors for 2 NPUs"),
 ]
 NOTES: list[tuple[dict[str, Any], str]] = [
-    ({"packages": {"torch": "2.14.0", "torch-npu": "2.14.0"}}, "newer or older than the table known here"),
-    ({"npu_smi": None, "npu_smi_error": "no answer within 4 s"}, "look at the NPUs' health with it by hand"),
+    ({"packages": {"torch": "2.14.0", "torch-npu": "2.14.0"}}, "is not in this program's table"),
+    ({"npu_smi": None, "npu_smi_error": "no answer within 4 s"}, "run it by hand to see the NPUs' health"),
     ({"driver": None}, "the driver's version is unknown"),
     ({"npu_smi": dataclasses.replace(HEALTHY, processes=A2.processes)}, "in use by process 484706 (python3)"),
     ({"hccn": None}, "no /etc/hccn.conf here"),
-    ({"open_files": 1024}, "1024 files may be open at once"),
+    ({"open_files": 1024}, "1024 files can be open at once"),
     ({"variables": {"ASCEND_LAUNCH_BLOCKING": "1"}}, "for debugging: unset it to train"),
     (
         {"variables": {"RANK_TABLE_FILE": "/user/hccl.json", "HCCL_CONNECT_TIMEOUT": "300"}, "rank_table": "link"},
@@ -230,16 +240,15 @@ def test_a_node_is_read_from_its_files_and_npu_smi(node: Path) -> None:
     assert found.npu_smi == A2
     assert found.hccn == {0: "192.168.1.8", 1: "192.168.1.9"}
     assert set(found.variables) == {"ASCEND_HOME_PATH", "HCCL_IF_IP"}
-    assert read_facts(environ(node), node, ask_npu_smi=False).npu_smi is None
+    assert read_facts(environ(node), node, npu_smi_timeout_s=None).npu_smi is None
 
 
-def test_an_npu_smi_that_fails_or_hangs_is_said(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_npu_smi_that_fails_or_hangs_is_reported(node: Path) -> None:
     program = node / "bin/npu-smi"
     program.write_text("#!/bin/sh\necho 'dcmi module initialize failed. ret is -8005'\nexit 255\n")
     assert read_facts(environ(node), node).npu_smi_error == "dcmi module initialize failed. ret is -8005"
-    monkeypatch.setattr(reading, "NPU_SMI_TIMEOUT_S", 0.2)
     program.write_text("#!/bin/sh\nexec sleep 60\n")
-    assert read_facts(environ(node), node).npu_smi_error == "no answer within 0.2 s"
+    assert read_facts(environ(node), node, npu_smi_timeout_s=0.2).npu_smi_error == "no answer within 0.2 s"
 
 
 def test_cann_that_is_not_set_up_is_found(node: Path) -> None:
@@ -252,7 +261,7 @@ def test_cann_that_is_not_set_up_is_found(node: Path) -> None:
 def test_a_rank_table_that_is_a_link_is_recognised(node: Path) -> None:
     (node / "link").symlink_to(node / "etc/hccn.conf")
     for name, kind in (("link", "link"), ("etc/hccn.conf", "file"), ("none", "missing")):
-        assert read_facts({"RANK_TABLE_FILE": str(node / name)}, node, ask_npu_smi=False).rank_table == kind
+        assert read_facts({"RANK_TABLE_FILE": str(node / name)}, node, npu_smi_timeout_s=None).rank_table == kind
 
 
 def test_a_run_on_npus_begins_with_its_versions_and_problems() -> None:
@@ -313,7 +322,7 @@ def test_a_run_judges_the_timeouts_that_its_workers_get(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = dataclasses.replace(RIGHT, variables={"HCCL_EXEC_TIMEOUT": "2400"})
-    monkeypatch.setattr("trainer.cli.read_facts", lambda _, *, ask_npu_smi: facts)
+    monkeypatch.setattr("trainer.cli.read_facts", lambda _, *, npu_smi_timeout_s: facts)
     assert main(["--device", "npu", "--npus", "99", "--data-path", str(tmp_path)]) == 2
     assert len(capsys.readouterr().out.splitlines()) == 1, "versions, and no problem"
 
@@ -321,8 +330,8 @@ def test_a_run_judges_the_timeouts_that_its_workers_get(
 def test_the_trainer_says_them_before_anything_can_fail(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(_: object, *, ask_npu_smi: bool) -> Facts:
-        assert not ask_npu_smi, "a run would begin a second later"
+    def read(_: object, *, npu_smi_timeout_s: float | None) -> Facts:
+        assert npu_smi_timeout_s is None, "a run would begin a second later"
         return dataclasses.replace(RIGHT, device_files=())
 
     monkeypatch.setattr("trainer.cli.read_facts", read)
@@ -339,7 +348,7 @@ def test_the_report_of_a_machine_without_npus_says_so(
     assert main(["env"]) == 0
     said = capsys.readouterr().out
     assert "\n  no NPU: no /dev/davinci* here, and no npu-smi that shows one\n" in said
-    assert said.endswith("\nnothing that does not fit\n")
+    assert said.endswith("\neverything fits together\n")
 
 
 def test_the_report_shows_what_was_found_and_ends_with_what_is_wrong(

@@ -108,23 +108,20 @@ def test_torchruns_process_supervises_exactly_one_worker(tmp_path: Path) -> None
     ("outgoing", "chosen"),
     [("32768\t60999\n", range(10_000, 30_000)), ("10001 60999", [10_000]), ("1024 65535", range(1024, 65_536))],
 )
-def test_a_free_port_is_none_that_an_outgoing_connection_may_take(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outgoing: str, chosen: Sequence[int]
+def test_a_free_port_is_never_one_that_an_outgoing_connection_can_take(
+    tmp_path: Path, outgoing: str, chosen: Sequence[int]
 ) -> None:
     ephemeral = tmp_path / "ip_local_port_range"
     ephemeral.write_text(outgoing)
-    monkeypatch.setattr(ports, "EPHEMERAL", ephemeral)
-    assert {ports.free_port() for _ in range(50)} <= set(chosen)
+    assert {ports.free_port(ephemeral=ephemeral) for _ in range(50)} <= set(chosen)
 
 
-def test_a_free_port_is_none_on_which_somebody_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_free_port_is_never_one_on_which_a_process_listens(tmp_path: Path) -> None:
     taken = ports.free_port()
     ephemeral = tmp_path / "ip_local_port_range"
     ephemeral.write_text(f"{taken + 1} 60999")
-    monkeypatch.setattr(ports, "EPHEMERAL", ephemeral)
-    monkeypatch.setattr(ports, "LOWEST", taken)
     with socket.create_server(("", taken)):
-        assert ports.free_port() != taken
+        assert ports.free_port(lowest=taken, ephemeral=ephemeral) != taken
 
 
 def test_torchruns_port_is_left_alone_because_its_agent_may_hold_it(tmp_path: Path) -> None:
