@@ -136,13 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-<<<<<<< HEAD
         print(f"error: {_usage(error)} (see python -m trainer --help)", file=sys.stderr)
-        return 2
-=======
-        print(f"error: {' '.join(str(error).split())} (see python -m trainer --help)", file=sys.stderr)
         return UsageError.exit_code
->>>>>>> 48d236f (Use plain English in the trainer's command line, environment and topology)
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,14 +1,7 @@
-<<<<<<< HEAD
 """Random draws depend on the position in the run, never on earlier draws.
 
 A seed names a draw by its position (run's seed, epoch, sample or step, ...). So the number of loader workers, a restart
 in the middle of an epoch or another world size cannot change what is drawn there.
-=======
-"""Random draws as functions of the run's position, never of earlier draws.
-
-A key names a draw by its position (seed, epoch, sample or step, ...). So neither the number of loader workers nor a
-restart in the middle of an epoch nor another world size can change the draw at a position.
->>>>>>> 48d236f (Use plain English in the trainer's command line, environment and topology)
 """
 
 import hashlib

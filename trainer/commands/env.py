@@ -48,13 +48,8 @@ def env(*, as_json: Annotated[bool, Parameter(name="--json", negative="", show_d
 def worker_environment(facts: Facts, stall_timeout_s: float) -> Facts:
     """Return the facts as workers see them: with the trainer's timeouts if the environment sets none for HCCL."""
     try:
-<<<<<<< HEAD
         defaults = hccl_timeouts(stall_timeout_s, facts.variables)
-    except UsageError:  # which is a finding, too
-=======
-        defaults = hccl_defaults(stall_timeout_s, facts.variables)
     except UsageError:  # `findings` reports it, too
->>>>>>> 48d236f (Use plain English in the trainer's command line, environment and topology)
         return facts
     return replace(facts, variables={**facts.variables, **defaults})
 

@@ -40,36 +40,28 @@ def inspect(
     as_json
         Print one JSON object with every tensor instead of lines.
     """
-<<<<<<< HEAD
-    found = [inspect_path(place) for place in find_checkpoints(path)]
-    shown = next((one for one in found if one.refused is None), found[0])
-=======
-    examined = [examine(place) for place in checkpoints_at(path)]
-    shown = next((item for item in examined if item.refused is None), examined[0])
->>>>>>> 48d236f (Use plain English in the trainer's command line, environment and topology)
+    inspections = [inspect_path(place) for place in find_checkpoints(path)]
+    shown = next((inspection for inspection in inspections if inspection.refused is None), inspections[0])
     if as_json:
-        print(json.dumps(_document(path, examined, shown), indent=2))
+        print(json.dumps(_document(path, inspections, shown), indent=2))
     else:
-        if len(examined) > 1:
-            print("\n".join(_line(item) for item in examined) + "\n")
+        if len(inspections) > 1:
+            print("\n".join(_line(inspection) for inspection in inspections) + "\n")
         print("\n".join(_lines(shown, show_all=show_all)))
-    refused = [item for item in examined if item.refused is not None]
+    refused = [inspection for inspection in inspections if inspection.refused is not None]
     if refused:
-        others = f" ({len(refused)} of {len(examined)} checkpoints are damaged)" if len(examined) > 1 else ""
+        others = f" ({len(refused)} of {len(inspections)} checkpoints are damaged)" if len(inspections) > 1 else ""
         action = "copy it again, or take another" if shown.refused else "--resume takes the newest valid one"
         raise TrainerError(f"{refused[0].path}: {refused[0].refused}{others}; {action}")
 
 
-<<<<<<< HEAD
-def _document(path: Path, found: Sequence[Inspection], shown: Inspection) -> dict[str, Any]:
-=======
-def _document(path: Path, examined: Sequence[Examined], shown: Examined) -> dict[str, Any]:
->>>>>>> 48d236f (Use plain English in the trainer's command line, environment and topology)
+def _document(path: Path, inspections: Sequence[Inspection], shown: Inspection) -> dict[str, Any]:
     return {
         "schema": INSPECT_SCHEMA,
         "path": str(path),
         "checkpoints": [
-            {"path": str(item.path), "valid": not item.refused, "refused": item.refused} for item in examined
+            {"path": str(inspection.path), "valid": not inspection.refused, "refused": inspection.refused}
+            for inspection in inspections
         ],
         "shown": {
             "path": str(shown.path),
@@ -81,13 +73,8 @@ def _document(path: Path, examined: Sequence[Examined], shown: Examined) -> dict
     }
 
 
-<<<<<<< HEAD
-def _line(one: Inspection) -> str:
-    return f"{one.path}  {'valid' if one.refused is None else f'refused: {one.refused}'}"
-=======
-def _line(item: Examined) -> str:
-    return f"{item.path}  {'valid' if item.refused is None else f'refused: {item.refused}'}"
->>>>>>> 48d236f (Use plain English in the trainer's command line, environment and topology)
+def _line(inspection: Inspection) -> str:
+    return f"{inspection.path}  {'valid' if inspection.refused is None else f'refused: {inspection.refused}'}"
 
 
 def _lines(shown: Inspection, *, show_all: bool) -> Iterator[str]:
