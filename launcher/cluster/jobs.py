@@ -13,7 +13,7 @@ from launcher import PROGRAM
 from launcher.cluster import saved_attempt
 from launcher.cluster.events import events_about, events_of_job, job_event
 from launcher.cluster.pending import container_failure, why_pending
-from launcher.errors import ApiError, ConflictError, LauncherError, NotFoundError, WaitTimeoutError
+from launcher.errors import ApiError, ConflictError, LauncherError, NotFoundError
 from launcher.jobs import TRAINING, JobEvent, JobRef, JobState, LogItem, Phase
 from launcher.kinds import Kind, kind_named, pod_selector
 from launcher.kinds.labels import CONTAINER, OURS
@@ -21,7 +21,7 @@ from launcher.kinds.objects import attempt_number, is_young, spec_of, unix_time
 from launcher.kube.access import ClusterAccess
 from launcher.kube.api import Api, Json, connect
 from launcher.kube.resources import PODS
-from launcher.kube.retry import wait_until
+from launcher.kube.retry import poll
 from launcher.output.lines import parse_lines
 from launcher.output.progress import JobProgress
 
@@ -258,8 +258,13 @@ class ClusterJobs:
 
 
 def _wait_until(condition: Callable[[], bool], within_s: float, failure: str) -> None:
-    if not wait_until(condition, within_s=within_s, every_s=_POLL_S):
-        raise WaitTimeoutError(f"{failure}; see `kubectl get pods`")
+    deadline = time.monotonic() + within_s
+    poll(
+        lambda: condition() or None,
+        every_s=_POLL_S,
+        deadline=deadline,
+        expired=lambda error: f"{failure}; see `kubectl get pods`" + (f" ({error})" if error else ""),
+    )
 
 
 def _pod_facts(pod: Json) -> dict[str, Any]:

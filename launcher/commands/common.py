@@ -9,7 +9,7 @@ from launcher.commands.parameters import Where
 from launcher.commands.printing import note
 from launcher.errors import DetachedError, NotFoundError, RequestError, UnreachableError
 from launcher.jobs import JobRef, Jobs
-from launcher.kube.retry import call_with_retry
+from launcher.kube.retry import poll
 from launcher.output import report
 from launcher.output.follow import LogView, raise_outcome, show_log
 
@@ -27,7 +27,7 @@ def follow_to_its_end(jobs: Jobs, ref: JobRef, view: LogView | None = None, *, w
         raise DetachedError(report.reattach_hint(ref.name, where)) from None
     except UnreachableError as error:
         raise UnreachableError(f"{error}. {report.connection_lost_hint(ref.name, where)}") from error
-    state = reading.outcome or call_with_retry(lambda: jobs.get(ref), note, every_s=jobs.poll_s)
+    state = reading.outcome or poll(lambda: jobs.get(ref), every_s=jobs.poll_s, note=note)
     text = report.summary(state, reading, now=time.time(), where=where)
     print(text, file=sys.stdout if view.form == "text" else sys.stderr)
     raise_outcome(state)

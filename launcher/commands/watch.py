@@ -14,9 +14,9 @@ from launcher.backends import list_jobs
 from launcher.commands.common import follow_to_its_end, job_named, where_words
 from launcher.commands.parameters import Json, LatestName, Where, count, flag
 from launcher.commands.printing import note, print_json
-from launcher.errors import DetachedError, LauncherError, RequestError, WaitTimeoutError
+from launcher.errors import DetachedError, LauncherError, RequestError
 from launcher.jobs import JobRef, Jobs, JobState
-from launcher.kube.retry import call_with_retry
+from launcher.kube.retry import poll
 from launcher.output import report
 from launcher.output.display import Format
 from launcher.output.follow import LogView, raise_outcome, show_log
@@ -119,22 +119,19 @@ def _ended(jobs: Jobs, ref: JobRef, deadline: float, timeout: str | None) -> Job
     Raises:
         WaitTimeoutError: it has not ended at `deadline` (monotonic), or that cannot be known.
     """
-    last = ""
-    try:
-        while True:
-            state = call_with_retry(lambda: jobs.get(ref), note, every_s=jobs.poll_s, deadline=deadline)
-            if state.phase.ended:
-                return state
-            last = state.phase.value
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                break
-            time.sleep(min(jobs.poll_s, left_s))
-    except LauncherError as error:
-        if not error.transient or time.monotonic() < deadline:
-            raise
-        last = f"{last or 'there'}, as far as is known,"
-    raise WaitTimeoutError(f"job {ref.name} is still {last} after {timeout}; it goes on")
+    phase = "there"
+
+    def ended() -> JobState | None:
+        nonlocal phase
+        state = jobs.get(ref)
+        phase = state.phase.value
+        return state if state.phase.ended else None
+
+    def expired(error: LauncherError | None) -> str:
+        doubt = "" if error is None else ", as far as is known,"
+        return f"job {ref.name} is still {phase}{doubt} after {timeout}; it goes on"
+
+    return poll(ended, every_s=jobs.poll_s, deadline=deadline, note=note, expired=expired)
 
 
 def _pattern(text: str) -> re.Pattern[bytes]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, WaitTimeoutError
 
 GIVE_UP_S = 180.0
 """How long the cluster may give no answer before the launcher stops asking."""
@@ -75,61 +75,44 @@ def busy_delay_s(header: str | None) -> float:
     return _BUSY_S if wanted_s is None else min(wanted_s, _BUSIEST_S)
 
 
-def call_with_retry(
-    ask: Callable[[], Answer],
-    note: Callable[[str], None],
+def poll(
+    ask: Callable[[], Answer | None],
     *,
     every_s: float,
     deadline: float = math.inf,
+    note: Callable[[str], None] = lambda _: None,
+    expired: Callable[[LauncherError | None], str] = lambda _: "the time is over",
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Answer:
-    """Return what `ask` answers as soon as the cluster answers at all; `note` tells the user of an outage.
+    """Return the first answer of `ask` that is not None. An outage of the cluster is borne for a while.
 
     Args:
         deadline: the moment by `clock` after which `ask` is not called again.
+        note: tells the user of an outage and of its end.
+        expired: returns the error message for the deadline; it is given the last error if the cluster is away.
 
     Raises:
-        LauncherError: the cluster refuses, or gives no answer for `GIVE_UP_S` or until the deadline.
+        WaitTimeoutError: the deadline is over.
+        LauncherError: the cluster refuses, or gives no answer for `GIVE_UP_S`.
     """
     backoff = Backoff(clock)
     while True:
+        answer, failure = None, None
         was_away = backoff.since is not None
         try:
             answer = ask()
         except LauncherError as error:
-            if not backoff.should_retry(error) or clock() >= deadline:
+            if not backoff.should_retry(error):
                 raise
-            if not was_away:
-                note(AWAY)
-            sleep(max(0.0, min(every_s, deadline - clock())))
-        else:
-            if was_away:
-                note(BACK)
+            failure = error
+        is_away = failure is not None
+        if is_away is not was_away:
+            note(AWAY if is_away else BACK)
+        if not is_away:
+            backoff.reset()
+        if answer is not None:
             return answer
-
-
-def wait_until(
-    condition: Callable[[], bool],
-    *,
-    within_s: float,
-    every_s: float,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> bool:
-    """Return whether `condition` became true within `within_s`; an outage counts as not true.
-
-    Raises:
-        LauncherError: the cluster refuses, or it does not answer when the time is over.
-    """
-    deadline = clock() + within_s
-    while True:
-        try:
-            if condition():
-                return True
-        except LauncherError as error:
-            if not error.transient or clock() > deadline:
-                raise
-        if clock() > deadline:
-            return False
-        sleep(every_s)
+        if clock() >= deadline:
+            raise WaitTimeoutError(expired(failure)) from failure
+        sleep(max(0.0, min(every_s, deadline - clock())))

@@ -63,7 +63,8 @@ def test_a_node_that_does_not_answer_does_not_block_the_log(terminal: Terminal) 
         result = terminal.run("logs", "held", "--tail", "5", timeout_s=60)
     (pod,) = terminal.pods("held")
     assert result.returncode == 0
-    assert f"pod {pod['metadata']['name']}: its node does not give the rest of its log" in result.stderr
+    name = pod["metadata"]["name"]
+    assert f"pod {name}: lines may be lost: its node does not give the rest of its log" in result.stderr
 
 
 def test_a_login_that_expires_while_a_job_is_followed_is_renewed(terminal: Terminal) -> None:
