@@ -24,7 +24,7 @@ LOG_FILES = 2
 
 @pytest.fixture(scope="module")
 def rotating_cluster(cluster: Cluster) -> Iterator[Cluster]:
-    """Start a second cluster; need the first one only to make sure that this machine can run one."""
+    """Start a second cluster; use the first one only to make sure that this machine can run one."""
     labels = {"accelerator-type": "card"}
     with testbed.running(
         nodes=1, node_labels=labels, container_log_max_size="64Ki", container_log_max_files=LOG_FILES

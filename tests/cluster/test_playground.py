@@ -31,7 +31,7 @@ def _folder_of(text: str) -> Path:
 
 
 def test_make_cluster_starts_a_cluster_on_which_the_suggested_commands_work(cluster: Cluster, tmp_path: Path) -> None:
-    """Need a cluster only to make sure that this machine can run one."""
+    """The test needs `cluster` only to make sure that this machine can run one."""
     folder = str(tmp_path / "playground")
     up = _run([*TESTBED, "up", folder])
     try:

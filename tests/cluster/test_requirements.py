@@ -15,7 +15,7 @@ from tests.cluster.testbed.requirements import missing_requirement
 
 @pytest.fixture(autouse=True)
 def _meets_requirements(cluster: Cluster) -> None:
-    """Need a cluster only to make sure that this machine meets every other requirement."""
+    """Use `cluster` only to make sure that this machine meets every other requirement."""
     assert cluster.inside("Kubernetes' programs").programs.exists()
 
 

@@ -211,7 +211,7 @@ def test_chips_come_from_one_ring_where_possible(
 
 
 def test_a_cluster_whose_process_is_killed_leaves_nothing_behind(cluster: Cluster) -> None:
-    """Need a cluster only to make sure that this machine can run one."""
+    """The test needs `cluster` only to make sure that this machine can run one."""
     with subprocess.Popen([sys.executable, "-c", HOLDING_SCRIPT], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         folder = Path(process.stdout.readline().strip())

@@ -28,7 +28,7 @@ class JobEvents:
         self._pending: dict[str, list[JobEvent]] = {}
 
     def expect_deletion(self, pod: Json) -> None:
-        """Note that the controller itself deletes this pod, which is no eviction."""
+        """Note that the controller itself deletes this pod, so that the deletion does not count as an eviction."""
         self._own_deletions.add(pod["metadata"]["uid"])
 
     def keep_only(self, jobs: Collection[str]) -> None:

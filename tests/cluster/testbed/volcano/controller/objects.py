@@ -50,7 +50,7 @@ def pod_group(job: Json) -> Json:
 
 
 def _least_resources(spec: Json) -> dict[str, str]:
-    """Return the resources of the first `minAvailable` pods, by only their requests: implied requests are not counted.
+    """Return the resources of the first `minAvailable` pods, by their explicit requests: requests implied by limits do not count.
 
     Some names are names of a ResourceQuota as well, which causes the duplicates.
     """

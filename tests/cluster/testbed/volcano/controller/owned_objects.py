@@ -19,7 +19,7 @@ class OwnedObjects:
     """Create and delete the objects of Jobs."""
 
     def __init__(self, client: Client, job_events: JobEvents) -> None:
-        """`job_events` gets the pods that are deleted here, because these deletions are no evictions."""
+        """`job_events` gets the pods that are deleted here, because these deletions are not evictions."""
         self._client = client
         self._job_events = job_events
 
