@@ -120,7 +120,7 @@ def helm4() -> Path:
 
 @contextmanager
 def background_builds() -> Iterator[None]:
-    """Build the artifacts that later tests need one after the other, in the background, while the context lasts.
+    """Build the artifacts of later tests in the background, one after the other, while the context lasts.
 
     When the context ends, Go's cache keeps the finished parts. A test that needs one of the artifacts meanwhile waits
     for it.

@@ -54,7 +54,7 @@ def runc(folder: Path) -> Path:
 
 
 def _python_mounts() -> list[dict[str, Any]]:
-    """Return the mounts of the machine's Python and this checkout, at the paths that other programs expect."""
+    """Return the mounts of the machine's programs, its Python and this checkout; the programs keep their paths."""
     places = {path: path for path in SYSTEM if Path(path).exists()}
     if not sys.base_prefix.startswith("/usr"):
         places[sys.base_prefix] = sys.base_prefix

@@ -18,8 +18,8 @@ def main() -> None:
     """Listen, enter the namespace, and relay for ever."""
     port, namespace, target = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     listening = socket.create_server(("127.0.0.1", port))
-    # asyncio sets this option only for sockets with protocol TCP, which this socket does not report. Each answer would
-    # wait 40 ms.
+    # asyncio sets this option only for sockets with protocol TCP, which this socket does not report. Without it, each
+    # answer would wait 40 ms.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     descriptor = os.open(namespace, os.O_RDONLY)
     if ctypes.CDLL(None, use_errno=True).setns(descriptor, CLONE_NEWNET):

@@ -50,9 +50,9 @@ def pod_group(job: Json) -> Json:
 
 
 def _least_resources(spec: Json) -> dict[str, str]:
-    """Return the resources of the first `minAvailable` pods, by their explicit requests: requests implied by limits do not count.
+    """Return the resources of the first `minAvailable` pods, by their requests.
 
-    Some names are names of a ResourceQuota as well, which causes the duplicates.
+    Requests that limits imply do not count. The duplicates are the names of a ResourceQuota.
     """
     total: Amounts = {}
     remaining = spec.get("minAvailable", 0)
