@@ -179,8 +179,9 @@ def test_a_release_without_a_job_has_no_hook_but_its_test(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("helm", list(HELMS))
 def test_the_charts_own_objects_have_large_numbers_whole(helm: str, tmp_path: Path) -> None:
-    own = {"defaults": {"image": "r/pnas:1", "user": 1000000, "group": 2000000}, "tensorboard": {"enabled": True}}
-    values = {**own, "job": {"enabled": True, "grace_s": 1000000}, "queue": {"create": True, "weight": 3000000}}
+    defaults = {"image": "r/pnas:1", "user": 1000000, "group": 2000000, "grace_s": 1000000}
+    own = {"defaults": defaults, "tensorboard": {"enabled": True}}
+    values = {**own, "job": {"enabled": True}, "queue": {"create": True, "weight": 3000000}}
     objects = rendered(values, tmp_path, helm)
     pods = [item["spec"] for item in objects if item["kind"] == "Pod"]
     pods += [item["spec"]["template"]["spec"] for item in objects if item["kind"] in ("Deployment", "Job")]

@@ -12,16 +12,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- mergeOverwrite (include "pnas.labels" .root | fromYaml) $part | toYaml }}
 {{- end }}
 
-{{- /* The image and the user of the chart's own pods: the job's, if the release has a job, or the namespace's defaults. */ -}}
+{{- /* What the chart's own pods need of the settings: the job's, if the release has a job, or the namespace's defaults. */ -}}
 {{- define "pnas.settings" -}}
-{{- $settings := dict "image_pull_policy" "IfNotPresent" "user" 1000 "group" 1000 }}
+{{- $settings := dict "image_pull_policy" "IfNotPresent" "user" 1000 "group" 1000 "grace_s" 30 }}
 {{- $layers := list .Values.defaults }}
 {{- if .Values.job.enabled }}
 {{- $layers = append $layers (get .Values.modes (.Values.job.mode | default "full") | default dict) }}
 {{- $layers = append $layers .Values.job }}
 {{- end }}
 {{- range $layers }}
-{{- $_ := mergeOverwrite $settings (pick . "image" "image_pull_policy" "image_pull_secret" "user" "group") }}
+{{- $_ := mergeOverwrite $settings (pick . "image" "image_pull_policy" "image_pull_secret" "user" "group" "grace_s") }}
 {{- end }}
 {{- toJson $settings }}
 {{- end }}

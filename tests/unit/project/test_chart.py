@@ -91,6 +91,6 @@ def test_the_launcher_looks_for_the_objects_that_the_chart_makes() -> None:
 
 def test_the_charts_own_pods_have_the_launchers_defaults() -> None:
     text = (CHART / "templates" / "_helpers.tpl").read_text(encoding="utf-8")
-    pods = ClusterOptions()
-    own = f'dict "image_pull_policy" "{pods.image_pull_policy}" "user" {pods.user} "group" {pods.group} }}}}'
-    assert own in text
+    pods, grace_s = ClusterOptions(), TrainConfig().grace_s
+    own = f'dict "image_pull_policy" "{pods.image_pull_policy}" "user" {pods.user} "group" {pods.group}'
+    assert f'{own} "grace_s" {grace_s:g} }}}}' in text
