@@ -158,7 +158,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class Ended:
-    """How the job ended, as it was seen: it may be gone before anybody asks again."""
+    """How the job ended. It comes with the log, because the job may be deleted before the next question."""
 
     state: JobState
 

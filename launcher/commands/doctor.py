@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from launcher.commands.parameters import Json, Profile
+from launcher.commands.parameters import JsonFlag, Profile
 from launcher.commands.prepare import examine_place
 from launcher.commands.printing import print_json
 from launcher.commands.settings import takes_settings
@@ -11,7 +11,7 @@ from launcher.output import report
 
 
 @takes_settings
-def doctor(*, profile: Profile = None, json_: Json = False, **options: Any) -> None:
+def doctor(*, profile: Profile = None, json_: JsonFlag = False, **options: Any) -> None:
     """Check whether a job could run: your rights, the image, both claims, and enough NPUs.
 
     It takes the options of submit and starts nothing. If something is missing it ends with 5.

@@ -13,6 +13,7 @@ from launcher import PROGRAM
 from launcher.errors import RequestError
 from launcher.jobs import BACKEND_NAMES, UNSUPPORTED, BackendName
 from launcher.kube.access import ClusterAccess
+from trainer.shared import durations
 
 _PLACE = Group.create_ordered("Where")
 
@@ -28,6 +29,18 @@ def count(_type: Any, tokens: Sequence[Token]) -> int:
     if not text.isdecimal():
         raise ValueError(f'"{text}" is not a whole number of 0 or more')
     return int(text)
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of `90`, `90s`, `10m` or `1h30m`.
+
+    Raises:
+        RequestError: the text has another form.
+    """
+    try:
+        return durations.seconds(text)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
 
 
 def examples(*commands: str) -> str:
@@ -89,7 +102,7 @@ class Where:
 
 LatestName = Annotated[str | None, Parameter(help="The job. [default: the latest]", show_default=False)]
 JobName = Annotated[str, Parameter(help="The job.")]
-Json = Annotated[bool, flag("Print JSON (apiVersion pnas/v1).", name="--json")]
+JsonFlag = Annotated[bool, flag("Print JSON (apiVersion pnas/v1).", name="--json")]
 Profile = Annotated[
     str | None, Parameter(help="Settings from a YAML file, or seed, recommended or digits.", group="Job")
 ]

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from launcher.commands.parameters import Json, Profile
+from launcher.commands.parameters import JsonFlag, Profile
 from launcher.commands.printing import print_json
 from launcher.commands.settings import takes_settings
 from launcher.manifests.offline import manifests_of
@@ -11,7 +11,7 @@ from launcher.manifests.render import to_yaml
 
 
 @takes_settings
-def render(*, profile: Profile = None, json_: Json = False, **options: Any) -> None:
+def render(*, profile: Profile = None, json_: JsonFlag = False, **options: Any) -> None:
     """Print the manifests that submit would create, as YAML for kubectl; without a cluster.
 
     --backend auto renders for Volcano. With --json it is one object, a List.

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 from launcher import PROGRAM
 from launcher.backends import list_jobs
 from launcher.commands.common import job_named, where_words
-from launcher.commands.parameters import JobName, Json, Where, flag
+from launcher.commands.parameters import JobName, JsonFlag, Where, flag
 from launcher.commands.printing import note, print_json
 from launcher.errors import DetachedError, RequestError
 from launcher.jobs import JobRef, Jobs
@@ -21,7 +21,7 @@ def cancel(
     release: Annotated[
         str | None, Parameter(help="Cancel every job of a Helm release, in place of one job.", show_default=False)
     ] = None,
-    json_: Json = False,
+    json_: JsonFlag = False,
     where: Where | None = None,
 ) -> None:
     """Ask a job to save its state and stop, and wait until it has."""
@@ -42,7 +42,7 @@ def delete(
     /,
     *,
     force: Annotated[bool, flag("Cancel it first if it still runs.")] = False,
-    json_: Json = False,
+    json_: JsonFlag = False,
     where: Where | None = None,
 ) -> None:
     """Forget a job; the files in its output folder stay."""

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from launcher import PROGRAM
 from launcher.backends import list_jobs
 from launcher.commands.common import follow_to_its_end, job_named, where_words
-from launcher.commands.parameters import Json, LatestName, Where, count, flag
+from launcher.commands.parameters import JsonFlag, LatestName, Where, count, flag, parse_duration
 from launcher.commands.printing import note, print_json
 from launcher.errors import DetachedError, LauncherError, RequestError
 from launcher.jobs import JobRef, Jobs, JobState
@@ -21,7 +21,6 @@ from launcher.output import report
 from launcher.output.display import Format
 from launcher.output.follow import LogView, raise_outcome, show_log
 from launcher.output.lines import Selection
-from launcher.output.timing import parse_duration
 
 
 def logs(
@@ -38,7 +37,7 @@ def logs(
     timestamps: Annotated[bool, flag("Begin each line with its time, as the cluster has it.")] = False,
     raw: Annotated[bool, flag("Lines as they were written, numbers included.")] = False,
     save: Annotated[Path | None, Parameter(help="Folder that gets one file per device, too.")] = None,
-    json_: Json = False,
+    json_: JsonFlag = False,
     where: Where | None = None,
 ) -> None:
     """Show a job's log, and say so if a line is missing.
@@ -62,7 +61,7 @@ def logs(
         show_log(jobs, ref, view, attempt=attempt)
 
 
-def status(name: LatestName = None, /, *, json_: Json = False, where: Where | None = None) -> None:
+def status(name: LatestName = None, /, *, json_: JsonFlag = False, where: Where | None = None) -> None:
     """Say what a job is doing, how far it is, or how and why it ended."""
     jobs, ref = job_named(name, where)
     state, progress = jobs.get(ref), jobs.progress(ref)
@@ -78,7 +77,7 @@ def wait(
     /,
     *,
     timeout: Annotated[str | None, Parameter(help="Give up after this long: 90, 10m, 1h30m.")] = None,
-    json_: Json = False,
+    json_: JsonFlag = False,
     where: Where | None = None,
 ) -> None:
     """Wait until a job has ended, and end with its exit code.
@@ -98,7 +97,7 @@ def wait(
     raise_outcome(state)
 
 
-def list_(*, json_: Json = False, where: Where | None = None) -> None:
+def list_(*, json_: JsonFlag = False, where: Where | None = None) -> None:
     """Show all jobs, the latest last."""
     where = where or Where()
     listing = list_jobs(where.backend_name, where.place)

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from launcher import API_VERSION
 from launcher.errors import LauncherError
 from trainer.shared.files import replacing
-
-API_VERSION = "pnas/v1"
 
 JOB = "job.json"
 PROCESSES = "processes.json"

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Protocol, TextIO
 
+from launcher import API_VERSION
 from launcher.errors import RequestError
 from launcher.jobs import LogLoss
 from launcher.output.lines import LogGap, LogLine
@@ -90,7 +91,7 @@ def _object(piece: LogLine | LogGap | LogLoss) -> bytes:
         values = {"kind": "LogGap", "source": piece.source, "first": piece.first, "last": piece.last}
     else:
         values = {"kind": "LogLoss", "text": str(piece)}
-    return json.dumps({"apiVersion": "pnas/v1", **values}, ensure_ascii=False).encode()
+    return json.dumps({"apiVersion": API_VERSION, **values}, ensure_ascii=False).encode()
 
 
 class LogFiles:

@@ -10,17 +10,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import PROGRAM
+from launcher import API_VERSION, PROGRAM
 from launcher.jobs import JobEvent, JobRef, JobState, PreflightFinding
 from launcher.output.progress import JobProgress, ProgressLine, step_cells
-from launcher.output.timing import format_duration
+from trainer.shared.durations import format_duration
 
 if TYPE_CHECKING:
     from launcher.output.follow import LogFollow
     from launcher.settings.layers import Settings
     from launcher.settings.spec import JobSpec
 
-API_VERSION = "pnas/v1"
 _SHOWN_LOSSES = 8
 
 

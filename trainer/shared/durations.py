@@ -1,4 +1,7 @@
-"""Durations and intervals as users write them: `90`, `90s`, `10m`, `1h30m`. It imports only the standard library."""
+"""Durations and intervals as users write and read them: `90`, `90s`, `10m`, `1h30m`, `3 min 2 s`.
+
+A duration that is shown can be typed as an option. The module imports only the standard library.
+"""
 
 import re
 from dataclasses import dataclass
@@ -24,6 +27,16 @@ def seconds(text: str) -> float:
     if total > _LONGEST_S:
         raise ValueError(f"`{text[:80]}` is longer than 68 years")
     return total
+
+
+def format_duration(duration_s: float) -> str:
+    """Return a text such as `0.8 s`, `42 s`, `3 min 2 s`, `5 h 12 min`, `2 d 3 h`."""
+    if duration_s < 9.95:
+        return f"{max(duration_s, 0):.1f} s"
+    whole = round(duration_s)
+    parts = ((whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s"))
+    first = next(index for index, (number, _) in enumerate(parts) if number)
+    return " ".join(f"{number} {unit}" for number, unit in parts[first : first + 2] if number)
 
 
 @dataclass(frozen=True)

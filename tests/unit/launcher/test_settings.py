@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from cyclopts import App
 
+from launcher.commands.parameters import parse_duration
 from launcher.commands.prepare import where_to_find
 from launcher.errors import RequestError
 from launcher.kinds import kind_named
@@ -18,12 +19,12 @@ from launcher.local.jobs import LocalJobs
 from launcher.local.submitter import LocalSubmitter
 from launcher.manifests.pod_spec import make_pod_spec
 from launcher.output.report import settings_document, settings_text
-from launcher.output.timing import format_duration, parse_duration
 from launcher.settings.layers import Settings, resolve_settings
 from launcher.settings.options import JobOptions, is_job_name
 from launcher.settings.spec import JobSpec, free_name, trainer_options
 from trainer.shared.config import ConfigError, TrainConfig, resolve_train_config, user_layers
 from trainer.shared.config.options import option_parameters, typed
+from trainer.shared.durations import format_duration
 from trainer.shared.errors import UsageError
 
 NOON = datetime(2026, 11, 24, 12, 0, 5)

@@ -14,7 +14,7 @@ ALLOWED = {
 }
 # Names that still have two meanings.
 REMAINING = {
-    *("API_VERSION", "Answer", "COMMANDS", "Device", "EMULATED", "JOB", "Json", "Kind", "Place", "Process"),
+    *("COMMANDS", "Device", "EMULATED", "JOB", "Kind", "Process"),
     *("Profile", "SCHEMA", "TRAINING", "VARIABLES", "plain", "render", "show"),
 }
 
