@@ -117,9 +117,9 @@ def prune_checkpoints(folder: Path, *, keep: int, spare: Collection[Path] = ()) 
     by_step: dict[int | None, Path] = {}
     for path in list_checkpoints(folder):
         by_step.setdefault(step_of(path), path)
-    kept = {*list(by_step.values())[:keep], *spare}
+    remaining = {*list(by_step.values())[:keep], *spare}
     for path in list_checkpoints(folder):
-        if path not in kept:
+        if path not in remaining:
             _discard(path)
     newest = max((step for step in by_step if step is not None), default=-1)
     for path in list(folder.iterdir()) if by_step else []:

@@ -63,8 +63,8 @@ def train_batches(
     batches = [
         order[positions.start : positions.stop] for step in range(plan.steps) for positions in plan.batches(step, rank)
     ]
-    made = _TrainBatches(index, config, epoch)
-    return _load(made, batches, workers=workers, pin_memory=pin_memory, bad_images=bad_images or BadImages())
+    dataset = _TrainBatches(index, config, epoch)
+    return _load(dataset, batches, workers=workers, pin_memory=pin_memory, bad_images=bad_images or BadImages())
 
 
 def eval_batches(
@@ -89,8 +89,8 @@ def eval_batches(
         TrainerError: a loader process died.
     """
     batches = list(eval_indices(len(index), rank=rank, world_size=world_size, batch_size=config.batch_size))
-    made = _EvalBatches(index, config)
-    return _load(made, batches, workers=workers, pin_memory=pin_memory, bad_images=bad_images or BadImages())
+    dataset = _EvalBatches(index, config)
+    return _load(dataset, batches, workers=workers, pin_memory=pin_memory, bad_images=bad_images or BadImages())
 
 
 def to_device(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[ImageBatch]:
@@ -115,7 +115,7 @@ def to_device(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[I
         yield moved
 
 
-class _Made(NamedTuple):
+class _LoaderItem(NamedTuple):
     """One batch from a loader process, or the reason for its absence, and the bad images among its samples."""
 
     batch: ImageBatch | None
@@ -123,58 +123,61 @@ class _Made(NamedTuple):
     failure: TrainerError | None = None
 
 
-class _TrainBatches(Dataset[_Made]):
+class _TrainBatches(Dataset[_LoaderItem]):
     def __init__(self, index: ImageIndex, config: TrainConfig, epoch: int) -> None:
         self._index, self._config, self._epoch = index, config, epoch
         self._transform = TrainTransform(config)
 
-    def __getitem__(self, samples: Indices) -> _Made:
+    def __getitem__(self, samples: Indices) -> _LoaderItem:
         # The transforms draw from the default generator, which in the training process is also dropout's.
         state = torch.default_generator.get_state()
         try:
             return self._make(samples)
         except TrainerError as error:
-            return _Made(None, failure=error)
+            return _LoaderItem(None, failure=error)
         finally:
             torch.default_generator.set_state(state)
 
-    def _make(self, samples: Indices) -> _Made:
+    def _make(self, samples: Indices) -> _LoaderItem:
         keys = [sample_key(seed=self._config.seed, epoch=self._epoch, sample=sample) for sample in samples.tolist()]
         flips = torch.tensor([key.uniform < self._config.flip for key in keys])
         images = _empty_images(len(samples), self._config)
-        shown = samples.copy()
+        indices = samples.copy()
         bad: list[BadImage] = []
         for position, key in enumerate(keys):
-            shown[position], pixels, skipped = _readable(self._index, int(samples[position]), self._config)
+            indices[position], pixels, skipped = _readable(self._index, int(samples[position]), self._config)
             bad += skipped
             torch.default_generator.manual_seed(key.seed)
             images[position] = self._transform(pixels)
-        return _Made(_batch(self._index, images, shown, flips), tuple(bad))
+        return _LoaderItem(_batch(self._index, images, indices, flips), tuple(bad))
 
 
-class _EvalBatches(Dataset[_Made]):
+class _EvalBatches(Dataset[_LoaderItem]):
     def __init__(self, index: ImageIndex, config: TrainConfig) -> None:
         self._index, self._config = index, config
         self._transform = EvalTransform(config)
 
-    def __getitem__(self, samples: Indices) -> _Made:
+    def __getitem__(self, samples: Indices) -> _LoaderItem:
         images = _empty_images(len(samples), self._config)
-        shown: list[int] = []
+        indices: list[int] = []
         bad: list[BadImage] = []
         for sample in samples.tolist():
             try:
                 pixels = decode_image(self._index.path(sample))
             except BadImageError as error:
                 if self._config.on_bad_image == "fail":
-                    return _Made(None, failure=error)
+                    return _LoaderItem(None, failure=error)
                 bad.append(_bad_image(self._index, sample, error, replaced_by=None))
                 continue
-            images[len(shown)] = self._transform(pixels)
-            shown.append(sample)
-        if not shown:
-            return _Made(None, tuple(bad))
-        flips = torch.zeros(len(shown), dtype=torch.bool)
-        return _Made(_batch(self._index, images[: len(shown)], np.array(shown, dtype=np.int64), flips), tuple(bad))
+            images[len(indices)] = self._transform(pixels)
+            indices.append(sample)
+        if not indices:
+            return _LoaderItem(None, tuple(bad))
+        flips = torch.zeros(len(indices), dtype=torch.bool)
+        return _LoaderItem(
+            _batch(self._index, images[: len(indices)], np.array(indices, dtype=np.int64), flips),
+            tuple(bad),
+        )
 
 
 def _readable(index: ImageIndex, sample: int, config: TrainConfig) -> tuple[int, Tensor, list[BadImage]]:
@@ -217,12 +220,12 @@ def _empty_images(count: int, config: TrainConfig) -> Tensor:
     return torch.empty((count, 3, config.image_size, config.image_size), dtype=torch.uint8)
 
 
-def _batch(index: ImageIndex, images: Tensor, shown: Indices, flips: Tensor) -> ImageBatch:
-    return ImageBatch(images, torch.from_numpy(index.labels[shown]), flips, torch.from_numpy(shown))
+def _batch(index: ImageIndex, images: Tensor, indices: Indices, flips: Tensor) -> ImageBatch:
+    return ImageBatch(images, torch.from_numpy(index.labels[indices]), flips, torch.from_numpy(indices))
 
 
 def _load(
-    dataset: Dataset[_Made],
+    dataset: Dataset[_LoaderItem],
     batches: Sequence[Indices],
     *,
     workers: int,
@@ -230,9 +233,9 @@ def _load(
     bad_images: BadImages,
 ) -> Iterator[ImageBatch]:
     with contextlib.closing(whole_item_loader(dataset, batches, workers=workers, pin_memory=pin_memory)) as items:
-        for made in items:
-            bad_images.add(made.bad)
-            if made.failure is not None:
-                raise made.failure
-            if made.batch is not None:
-                yield made.batch
+        for item in items:
+            bad_images.add(item.bad)
+            if item.failure is not None:
+                raise item.failure
+            if item.batch is not None:
+                yield item.batch

@@ -203,7 +203,7 @@ def _from_tar(source: Path, to: Path, labels: Mapping[str, str], progress: Calla
 
 
 def _images(archive: tarfile.TarFile, source: Path) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """The images of a tar, all checked before any is written."""
+    """Yield the images of a tar; the caller reads all of them, and so checks them, before it writes one."""
     for member in archive:
         if member.isdir():
             continue

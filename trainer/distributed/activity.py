@@ -36,18 +36,18 @@ _OR_WAIT = "or allow more with --stall-timeout-s"
 class Activity:
     """The thing that a rank is waiting for, and where in the run. No two are equal, so a new one is progress."""
 
-    what: str
+    name: str
     position: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """`data at epoch 4 step 17`."""
         place = " ".join(f"{name} {number}" for name, number in self.position.items())
-        return f"{self.what} at {place}" if place else self.what
+        return f"{self.name} at {place}" if place else self.name
 
     @property
     def needs_no_peer(self) -> bool:
         """Whether no other rank takes part in it."""
-        return self.what in OWN_ACTIVITIES
+        return self.name in OWN_ACTIVITIES
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class ActivityBoard:
         self._read_at: float | None = None
         self._polling_since: float | None = None
 
-    def set_polling(self, wanted: bool) -> None:
+    def set_polling(self, enabled: bool) -> None:
         """Start or stop reading the others' reports; a rank that makes progress does not need them."""
-        if not wanted:
+        if not enabled:
             self._polling_since = None
         elif self._polling_since is None:
             self._polling_since = time.monotonic()
@@ -149,8 +149,10 @@ def encode_report(activity: Activity | None, *, waited_s: float, number: int, no
         number: makes each report different.
         now: in seconds since 1970.
     """
-    shown = activity or Activity(BETWEEN)
-    return json.dumps({"n": number, "at": now, "what": shown.what, "where": dict(shown.position), "waited_s": waited_s})
+    current = activity or Activity(BETWEEN)
+    return json.dumps(
+        {"n": number, "at": now, "what": current.name, "where": dict(current.position), "waited_s": waited_s}
+    )
 
 
 def decode_report(rank: int, text: str, *, unchanged_s: float, overdue_s: float, now: float) -> Peer:
@@ -161,7 +163,7 @@ def decode_report(rank: int, text: str, *, unchanged_s: float, overdue_s: float,
     values = json.loads(text)
     return Peer(
         rank,
-        Activity(values["what"], values["where"]),
+        Activity(values["name"], values["position"]),
         waited_s=values["waited_s"],
         silent_s=max(unchanged_s, now - values["at"]),
         silent=unchanged_s > overdue_s,
@@ -176,7 +178,7 @@ def stall_line(activity: Activity, *, tag: str, waited_s: float, peers: Sequence
         peers: the other ranks of the job; None if the activity needs no peer.
     """
     if peers is None:
-        check = _CHECK.get(activity.what, "see the stacks above")
+        check = _CHECK.get(activity.name, "see the stacks above")
         return f"error {tag} has waited {waited_s:.0f} s for {activity}: {check}, {_OR_WAIT}"
     beginning = f"error {tag} has waited {waited_s:.0f} s for its peers ({activity}): "
     blamed = _blamed(activity, peers)
@@ -194,5 +196,5 @@ def _blamed(own: Activity, peers: Sequence[Peer]) -> list[Peer]:
         return silent
     pairs = [(peer, peer.activity) for peer in peers if peer.activity is not None]
     busy = [peer for peer, activity in pairs if activity.needs_no_peer]
-    elsewhere = [peer for peer, other in pairs if (other.what, other.position) != (own.what, own.position)]
+    elsewhere = [peer for peer, other in pairs if (other.name, other.position) != (own.name, own.position)]
     return sorted(busy or elsewhere, key=lambda peer: -peer.waited_s)

@@ -50,18 +50,18 @@ class Watchdog:
         head_start_s = 0.0 if self._board is None else min(30.0, max(3.0, timeout_s / 10))
         self._peers_timeout_s = timeout_s + head_start_s
 
-    def at(self, what: str, **position: int) -> None:
+    def at(self, name: str, **position: int) -> None:
         """Note what follows, until the next note: `at("compute", epoch=4, step=17)`."""
-        self._activity = Activity(what, position)
+        self._activity = Activity(name, position)
 
     @contextmanager
-    def waiting(self, what: str, **position: int) -> Iterator[None]:
+    def waiting(self, name: str, **position: int) -> Iterator[None]:
         """Note what happens inside; the activity before it starts again afterwards."""
-        before, self._activity = self._activity, Activity(what, position)
+        before, self._activity = self._activity, Activity(name, position)
         try:
             yield
         finally:
-            self._activity = None if before is None else Activity(before.what, before.position)
+            self._activity = None if before is None else Activity(before.name, before.position)
 
     def start(self) -> None:
         """Start to watch; the process group must exist. All that is not noted counts as work between steps."""

@@ -146,12 +146,12 @@ def changed_settings(saved: Mapping[str, Any], config: TrainConfig) -> list[str]
 
     An option that the checkpoint's version of this program did not have was at its default.
     """
-    before, now = ({**TrainConfig().model_dump(mode="json"), **saved}, config.model_dump(mode="json"))
-    return _changes(before, {name: value for name, value in now.items() if name not in OF_ONE_ATTEMPT})
+    old, new = ({**TrainConfig().model_dump(mode="json"), **saved}, config.model_dump(mode="json"))
+    return _changes(old, {name: value for name, value in new.items() if name not in OF_ONE_ATTEMPT})
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {old.get(name)} -> {value}" for name, value in new.items() if old.get(name) != value]
 
 
 def _per_rank(values: Sequence[object]) -> str:

@@ -11,7 +11,7 @@ DATA = Activity("data", {"epoch": 4, "step": 17})
 
 
 def same_place() -> Activity:
-    return Activity(MINE.what, MINE.position)
+    return Activity(MINE.name, MINE.position)
 
 
 @pytest.mark.parametrize(
