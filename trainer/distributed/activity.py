@@ -150,9 +150,8 @@ def encode_report(activity: Activity | None, *, waited_s: float, number: int, no
         now: in seconds since 1970.
     """
     current = activity or Activity(BETWEEN)
-    return json.dumps(
-        {"n": number, "at": now, "what": current.name, "where": dict(current.position), "waited_s": waited_s}
-    )
+    position = dict(current.position)
+    return json.dumps({"n": number, "at": now, "name": current.name, "position": position, "waited_s": waited_s})
 
 
 def decode_report(rank: int, text: str, *, unchanged_s: float, overdue_s: float, now: float) -> Peer:
