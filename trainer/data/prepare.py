@@ -209,7 +209,9 @@ def _images(archive: tarfile.TarFile, source: Path) -> Iterator[tuple[str, tarfi
             continue
         parts = Path(member.name).parts
         if not member.isfile() or ".." in parts or Path(member.name).is_absolute() or not _IMAGE.fullmatch(parts[-1]):
-            raise UsageError(f"{source}: holds {member.name!r}, which is no validation image; give the published tar")
+            raise UsageError(
+                f"{source}: holds {member.name!r}, which is not a validation image; give the published tar"
+            )
         yield parts[-1], member
 
 

@@ -1,1 +1,1 @@
-"""The training loop and what it computes with: modes, steps, schedule, precision, checkpoints."""
+"""The training loop and its parts: modes, steps, optimizer, schedule, precision, checkpoints."""

@@ -80,7 +80,7 @@ def run_training(run: Run) -> int:
     if error is not None:
         raise TrainerError(
             f"{run.checkpoints.folder}: the run is done, but its last checkpoint could not be saved: {error}; "
-            "make room there and resume it"
+            "free space there and resume it"
         )
     return DONE
 
@@ -142,7 +142,7 @@ def _train_epoch(run: Run) -> Request:
     if progress.planned is None:
         progress.planned = plan.end + plan.left_out
     if plan.left_out:
-        say("warning", text=f"{plan.left_out} images sit out epoch {progress.epoch}: too few for a step")
+        say("warning", text=f"{plan.left_out} images are not used in epoch {progress.epoch}: too few for a step")
     steps = progress.steps = first + plan.steps
     warmup = training.config.warmup_steps if progress.epoch == 0 else 0
     for window in _steps(run, plan, epoch=progress.epoch, first_step=first, warmup_left=warmup):

@@ -62,7 +62,7 @@ def make_optimizer(network: nn.Module, config: TrainConfig, *, device: str, libr
 
 
 def begin_state(optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
-    """Put the optimizer's state where it is before the first step, in place where there is one already.
+    """Set the optimizer's state to its values before the first step, in place if it exists already.
 
     Otherwise the first step would make the tensors, and a resumed run would find nothing to restore its own into.
     torch leaves them uninitialised if that first step is left out (2.14.1).

@@ -144,7 +144,7 @@ def test_missing_images_are_an_error_unless_a_part_is_allowed(folder: Path, tmp_
 @pytest.mark.parametrize("name", ["../../evil.JPEG", f"../{IMAGES[0]}", f"/tmp/{IMAGES[0]}", "readme.txt"])
 def test_a_tar_with_another_file_in_it_writes_nothing(tmp_path: Path, name: str) -> None:
     tar = pack(tmp_path / "odd.tar", [IMAGES[0], name])
-    with pytest.raises(UsageError, match="which is no validation image"):
+    with pytest.raises(UsageError, match="which is not a validation image"):
         run(tar, tmp_path / "out/deep")
     assert not (tmp_path / "out").exists()
 
@@ -154,7 +154,7 @@ def test_a_link_in_a_tar_is_refused(tmp_path: Path) -> None:
         link = tarfile.TarInfo(IMAGES[0])
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
-    with pytest.raises(UsageError, match="which is no validation image"):
+    with pytest.raises(UsageError, match="which is not a validation image"):
         run(tmp_path / "link.tar", tmp_path / "out")
 
 

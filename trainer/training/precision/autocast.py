@@ -11,7 +11,7 @@ from trainer.training.precision.loss_scale import LossScaler, clipped_norm, not_
 
 
 class Autocast:
-    """Each operator runs in the type that it needs; the weights stay fp32."""
+    """Autocast chooses the type of each operator, or all are fp32; the weights stay fp32."""
 
     optimizer_library = None
 
