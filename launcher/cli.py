@@ -11,7 +11,7 @@ from launcher import PROGRAM
 from launcher.commands import COMMANDS
 from launcher.commands.parameters import examples
 from launcher.exits import redeliver_interrupts, run_command
-from launcher.first_page import ABOUT, EXIT_CODES
+from launcher.first_page import EXIT_CODES, PURPOSE
 from trainer.shared.help import HelpPage
 
 
@@ -35,7 +35,7 @@ def _version() -> str:
 
 app = App(
     name=PROGRAM,
-    help=ABOUT,
+    help=PURPOSE,
     help_format="plaintext",
     help_formatter=HelpPage(),
     help_epilogue=EXIT_CODES,

@@ -10,7 +10,7 @@ from launcher.commands import COMMANDS
 from launcher.errors import MEANINGS
 from trainer.shared.help import first_line, group, what_for
 
-ABOUT = f"""
+PURPOSE = f"""
 Train PNASNet-5 on NPUs: start a job, follow its log per device, and see how it ends.
 
 A job outlives this program: leave it with Ctrl-C, and come back whenever you like.
@@ -27,7 +27,7 @@ EXIT_CODES = "Exit codes:\n" + "\n".join(f"  {code.value:>3}  {text}" for code, 
 
 def first_page(columns: int) -> str:
     """Return the page for a terminal of this width."""
-    page = first_line(f"{PROGRAM} COMMAND") + what_for(ABOUT.strip("\n"), columns)
+    page = first_line(f"{PROGRAM} COMMAND") + what_for(PURPOSE.strip("\n"), columns)
     for title, entries in groupby(COMMANDS, key=lambda entry: entry.group):
         page += group(title, sorted((entry.name, entry.summary) for entry in entries), columns)
     return page + group("Help", list(OPTIONS.items()), columns) + "\n" + EXIT_CODES + "\n"

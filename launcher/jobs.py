@@ -26,8 +26,6 @@ UNSUPPORTED = {
     "(docs/ascend.md); use volcano: MindCluster writes rank tables for Volcano jobs too"
 }
 """Backends that a user may expect, each with the reason why it is missing."""
-TRAINING = ("full", "finetune")
-"""The modes that can be continued."""
 
 
 class Phase(str, Enum):

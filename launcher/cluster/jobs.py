@@ -14,7 +14,7 @@ from launcher.cluster import saved_attempt
 from launcher.cluster.events import events_about, events_of_job, job_event
 from launcher.cluster.pending import container_failure, why_pending
 from launcher.errors import ApiError, ConflictError, LauncherError, NotFoundError
-from launcher.jobs import TRAINING, JobEvent, JobRef, JobState, LogItem, Phase
+from launcher.jobs import JobEvent, JobRef, JobState, LogItem, Phase
 from launcher.kinds import Kind, kind_named, pod_selector
 from launcher.kinds.labels import CONTAINER, OURS
 from launcher.kinds.objects import attempt_number, is_young, spec_of, unix_time
@@ -24,6 +24,7 @@ from launcher.kube.resources import PODS
 from launcher.kube.retry import poll
 from launcher.output.lines import parse_lines
 from launcher.output.progress import JobProgress
+from trainer.shared.runs import TRAINING
 
 _POLL_S = 0.5
 # Seconds beyond the pods' own grace period.

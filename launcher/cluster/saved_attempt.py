@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.errors import ApiError, LauncherError
-from launcher.kinds.labels import JOB, MANAGED
+from launcher.kinds.labels import JOB_LABEL, MANAGED
 from launcher.kinds.objects import attempt_number, is_part_of, spec_of
 from launcher.kube.api import TAKEN, Api, Json
 from launcher.kube.resources import CONFIG_MAPS
@@ -39,7 +39,7 @@ def save(api: Api, kind: str, job: Json) -> list[str]:
     body = {
         "apiVersion": CONFIG_MAPS.api_version,
         "kind": "ConfigMap",
-        "metadata": {"name": config_map_name(kind, name), "labels": {**MANAGED, JOB: name}},
+        "metadata": {"name": config_map_name(kind, name), "labels": {**MANAGED, JOB_LABEL: name}},
         "data": {_KEY: json.dumps(values)},
     }
     try:

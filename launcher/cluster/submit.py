@@ -21,7 +21,7 @@ from launcher.jobs import JobRef, Submitted
 from launcher.kinds.objects import attempt_number, is_part_of, owner_reference, spec_of
 from launcher.kube.api import TAKEN, Json
 from launcher.kube.resources import Resource
-from launcher.manifests.render import render
+from launcher.manifests.render import render_manifests
 from launcher.settings.spec import JobSpec, free_name, job_digest
 
 _SHOWN_DIFFERENCES = 5
@@ -107,7 +107,7 @@ class _Submission:
             if not spec.continues or not phase.ended:
                 return self._same(existing, ended=phase.value if phase.ended else None)
         attempt = self._last_attempt(existing) + 1
-        objects = render(spec, self.jobs.kind, attempt=attempt)
+        objects = render_manifests(spec, self.jobs.kind, attempt=attempt)
         self.warnings += judge(self.jobs, spec, objects)
         if existing is not None:
             # Before the removal: a foreign object in the way must not cost the last attempt.
@@ -228,7 +228,7 @@ class _Submission:
 
     def _adopt_orphans(self, job: Json) -> None:
         """Set the owner of parts whose launcher did not come that far. Do not recreate them: MindCluster looks once."""
-        *parts, _ = render(self.spec, self.jobs.kind, attempt=attempt_number(job))
+        *parts, _ = render_manifests(self.spec, self.jobs.kind, attempt=attempt_number(job))
         for part in parts:
             resource, name = PART_RESOURCES[part["kind"]], part["metadata"]["name"]
             existing = self.jobs.api.find(resource, name)

@@ -13,7 +13,7 @@ from launcher.cluster.submit import find_conflict, name_for_another_run, submit_
 from launcher.errors import RequestError
 from launcher.jobs import PreflightFinding, Submitted, find_state, resumable_names
 from launcher.manifests.pod_spec import make_pod_spec
-from launcher.manifests.render import render
+from launcher.manifests.render import render_manifests
 from launcher.settings.hardware import without_preset
 from launcher.settings.layers import Defaults, Earlier, Settings, given_settings
 from launcher.settings.options import PLACE
@@ -69,12 +69,12 @@ class ClusterSubmitter:
 
     def check(self, spec: JobSpec) -> str:
         """Render the manifests."""
-        render(spec, self.jobs.kind)
+        render_manifests(spec, self.jobs.kind)
         return "its settings are valid"
 
     def dry_run(self, spec: JobSpec) -> tuple[str, list[str]]:
         """Have the server judge each object."""
-        objects = render(spec, self.jobs.kind)
+        objects = render_manifests(spec, self.jobs.kind)
         note = find_conflict(self.jobs, spec)
         return "the cluster accepts it", [*filter(None, [note]), *judge(self.jobs, spec, objects)]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from launcher.kinds.labels import ATTEMPT, JOB, MANAGED, SPEC
+from launcher.kinds.labels import ATTEMPT_ANNOTATION, JOB_LABEL, MANAGED, SPEC_ANNOTATION
 from launcher.kube.api import Json
 
 
@@ -19,18 +19,18 @@ def annotations(item: Json) -> Mapping[str, str]:
 
 def is_part_of(item: Json, job: str) -> bool:
     """Return whether a launcher made the object for the job of this name."""
-    return (item["metadata"].get("labels") or {}).items() >= {**MANAGED, JOB: job}.items()
+    return (item["metadata"].get("labels") or {}).items() >= {**MANAGED, JOB_LABEL: job}.items()
 
 
 def attempt_number(job: Json) -> int:
     """Return how often the job was submitted."""
-    return int(annotations(job).get(ATTEMPT, "1"))
+    return int(annotations(job).get(ATTEMPT_ANNOTATION, "1"))
 
 
 def spec_of(job: Json) -> dict[str, Any]:
     """Return the recorded JobSpec as plain values; empty for a job that no launcher made."""
     try:
-        spec = json.loads(annotations(job).get(SPEC, "{}"))
+        spec = json.loads(annotations(job).get(SPEC_ANNOTATION, "{}"))
     except ValueError:
         spec = {}
     return spec if isinstance(spec, dict) else {}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 VOLCANO_JOBS = Resource("batch.volcano.sh", "v1alpha1", "jobs")
 POD_GROUPS = Resource("scheduling.volcano.sh", "v1beta1", "podgroups")
 QUEUES = Resource("scheduling.volcano.sh", "v1beta1", "queues", namespaced=False)
-COMMANDS = Resource("bus.volcano.sh", "v1alpha1", "commands")
+VOLCANO_COMMANDS = Resource("bus.volcano.sh", "v1alpha1", "commands")
 
 _PHASES: Mapping[str, tuple[Phase, str]] = {
     "": (Phase.PENDING, ""),
@@ -56,7 +56,7 @@ class VolcanoKind:
     rights: Mapping[Resource, tuple[str, ...]] = {
         VOLCANO_JOBS: JOB_VERBS,
         POD_GROUPS: ("get",),
-        COMMANDS: ("create",),
+        VOLCANO_COMMANDS: ("create",),
     }
     cluster_rights: Mapping[Resource, tuple[str, ...]] = {QUEUES: ("get",)}
 
@@ -142,16 +142,16 @@ class VolcanoKind:
         meta = job["metadata"]
         target = owner_reference(job)
         command = {
-            "apiVersion": COMMANDS.api_version,
+            "apiVersion": VOLCANO_COMMANDS.api_version,
             "kind": "Command",
             "metadata": {"generateName": f"{meta['name']}-abort-", "ownerReferences": [target]},
             "action": "AbortJob",
             "target": target,
         }
         # Try the stop first, so that a refused one annotates nothing.
-        api.create(COMMANDS, command, dry_run=True)
+        api.create(VOLCANO_COMMANDS, command, dry_run=True)
         api.patch(self.resource, meta["name"], {"metadata": {"annotations": {CANCELLED: timestamp_now()}}})
-        api.create(COMMANDS, command)
+        api.create(VOLCANO_COMMANDS, command)
 
 
 def _is_cancelled(job: Json) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from launcher import PROGRAM
 from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimeoutError
-from launcher.jobs import TRAINING, JobEvent, JobRef, JobState, LogBlock, Phase
+from launcher.jobs import JobEvent, JobRef, JobState, LogBlock, Phase
 from launcher.local import records
 from launcher.local.attempts import attempt_folder, attempt_of, earlier_attempts
 from launcher.local.console import offset_at, read_blocks, read_tail
@@ -23,6 +23,7 @@ from launcher.local.phase import START_S, phase_of
 from launcher.output.lines import parse_lines
 from launcher.output.progress import JobProgress
 from trainer.shared.processes import Process, is_alive, send_signal
+from trainer.shared.runs import TRAINING
 
 # Seconds beyond the grace that the trainer gives its workers.
 _EXTRA_GRACE_S = 15.0

@@ -7,12 +7,12 @@ from launcher.errors import RequestError
 from launcher.jobs import KIND_NAMES
 from launcher.kinds import kind_named
 from launcher.manifests.pod_spec import make_pod_spec
-from launcher.manifests.render import Manifest, render
+from launcher.manifests.render import KubernetesObject, render_manifests
 from launcher.settings.layers import resolve_settings
 from trainer.shared.config.options import typed
 
 
-def manifests_of(options: Mapping[str, Any], profile: str | None) -> list[Manifest]:
+def manifests_of(options: Mapping[str, Any], profile: str | None) -> list[KubernetesObject]:
     """Return the objects of the job; `auto` takes the preferred kind.
 
     Raises:
@@ -24,4 +24,4 @@ def manifests_of(options: Mapping[str, Any], profile: str | None) -> list[Manife
         kinds = " or ".join(KIND_NAMES)
         raise RequestError(f"--backend {backend}: a job on this machine has no manifests; choose {kinds}")
     kind = kind_named(backend if backend in KIND_NAMES else KIND_NAMES[0])
-    return render(make_pod_spec(settings, kind), kind)
+    return render_manifests(make_pod_spec(settings, kind), kind)

@@ -18,16 +18,16 @@ from launcher import PROGRAM
 from launcher.errors import RequestError
 from launcher.kinds import Kind
 from launcher.kinds.labels import (
-    ATTEMPT,
+    ATTEMPT_ANNOTATION,
     FOLLOW,
     INSTANCE,
-    JOB,
+    JOB_LABEL,
     MANAGED,
     RING_CONTROLLER,
     RUNS,
     SCHEDULE_POLICY,
-    SPEC,
-    SPEC_HASH,
+    SPEC_ANNOTATION,
+    SPEC_HASH_LABEL,
     rank_table_name,
 )
 from launcher.manifests.overlay import merge_overlay
@@ -38,7 +38,7 @@ from trainer.shared import durations
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-Manifest = dict[str, Any]
+KubernetesObject = dict[str, Any]
 
 # The trainer gives its workers `grace_s`, and needs a moment more for itself.
 _EXTRA_GRACE_S = 15
@@ -53,7 +53,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(spec: JobSpec, kind: Kind, *, attempt: int = 1) -> list[Manifest]:
+def render_manifests(spec: JobSpec, kind: Kind, *, attempt: int = 1) -> list[KubernetesObject]:
     """Return the objects of a job in the order of their creation; the job itself is the last.
 
     Raises:
@@ -75,7 +75,7 @@ def render(spec: JobSpec, kind: Kind, *, attempt: int = 1) -> list[Manifest]:
     return [*parts, job]
 
 
-def to_yaml(manifests: list[Manifest]) -> str:
+def to_yaml(manifests: list[KubernetesObject]) -> str:
     """Return one canonical YAML stream: the same objects are the same bytes."""
     return "".join(f"---\n{yaml.safe_dump(item, sort_keys=False, width=120, allow_unicode=True)}" for item in manifests)
 
@@ -91,12 +91,13 @@ def _template_values(spec: JobSpec, kind: Kind, attempt: int) -> Mapping[str, An
     ring = {RING_CONTROLLER: hardware.chips if hardware else CHIPS} if has_rank_table else {}
     policy = {SCHEDULE_POLICY: hardware.schedule_policy} if hardware else {}
     release = {INSTANCE: pods.release} if pods.release else {}
-    pod_labels = {**MANAGED, JOB: spec.name, **release, **ring}
+    pod_labels = {**MANAGED, JOB_LABEL: spec.name, **release, **ring}
+    record = {ATTEMPT_ANNOTATION: str(attempt), SPEC_ANNOTATION: spec.model_dump_json()}
     return {
         "name": spec.name,
-        "labels": {**pod_labels, SPEC_HASH: spec.digest[:16]},
+        "labels": {**pod_labels, SPEC_HASH_LABEL: spec.digest[:16]},
         "pod_labels": pod_labels,
-        "annotations": {**_summary(spec), **policy, ATTEMPT: str(attempt), SPEC: spec.model_dump_json()},
+        "annotations": {**_summary(spec), **policy, **record},
         "nodes": nodes,
         "args": [_literal(word) for word in trainer_options(spec)],
         "index_annotation": kind.index_annotation,
@@ -154,7 +155,7 @@ def _whole_seconds(text: str | None) -> int | None:
     return None if text is None else round(durations.seconds(text))
 
 
-def _render_template(name: str, values: Mapping[str, Any]) -> Manifest:
+def _render_template(name: str, values: Mapping[str, Any]) -> KubernetesObject:
     text = _environment().get_template(f"{name}.yaml.j2").render(values)
     parsed = yaml.load(text, Loader=_LOADER)
     if not isinstance(parsed, dict):

@@ -9,7 +9,7 @@ import pytest
 
 from docs.manifests import ACCOUNT, FOLDER
 from launcher.cluster.rbac import CLUSTER_VERBS, VERBS
-from launcher.kinds.labels import JOB, MANAGED
+from launcher.kinds.labels import JOB_LABEL, MANAGED
 from launcher.kube.resources import Resource
 from tests.cluster.support import fake_trainer
 from tests.cluster.support.terminal import Terminal
@@ -41,7 +41,7 @@ def leave_behind(cluster: Cluster, namespace: str, job: str) -> None:
     """Create the Service that an earlier job of this name left, with an owner that stays."""
     account = cluster.get("serviceaccount", "default", "--namespace", namespace)["metadata"]
     owner = {"apiVersion": "v1", "kind": "ServiceAccount", "name": "default", "uid": account["uid"]}
-    labels = {**MANAGED, JOB: job}
+    labels = {**MANAGED, JOB_LABEL: job}
     metadata = {"name": job, "namespace": namespace, "labels": labels, "ownerReferences": [owner]}
     cluster.create({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"clusterIP": "None"}})
 

@@ -26,9 +26,8 @@ from trainer.checkpoint.manifest import (
 )
 from trainer.shared.errors import UsageError
 from trainer.shared.files import reading
+from trainer.shared.runs import CHECKPOINTS_FOLDER
 
-CHECKPOINTS_FOLDER = "checkpoints"
-"""The folder of a run's checkpoints, within the run's folder."""
 CHECKPOINT_PREFIX = "step-"
 # The old checkpoint of a step stays listed as `.replaced` until the new one has the name.
 _NAME = re.compile(r"step-([0-9]{9,})(\.replaced)?")

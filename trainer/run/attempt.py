@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.checkpoint.manifest import CheckpointManifest
-from trainer.checkpoint.reading import CHECKPOINTS_FOLDER
 from trainer.checkpoint.writing import clear_leftovers
 from trainer.data.index import Datasets, load_datasets
 from trainer.data.sampler import steps_per_epoch
@@ -29,9 +28,10 @@ from trainer.run.resume import (
 )
 from trainer.shared.config import Layer, TrainConfig, resolve_train_config
 from trainer.shared.config.layers import ConfigError, flag_name
-from trainer.shared.config.train import OF_ONE_ATTEMPT, TRAINING, checkpoint_layer
+from trainer.shared.config.train import OF_ONE_ATTEMPT, checkpoint_layer
 from trainer.shared.errors import UsageError
 from trainer.shared.files import reading, writing
+from trainer.shared.runs import CHECKPOINTS_FOLDER, TRAINING
 from trainer.topology import Topology
 
 # With another value of one of these, it is another run.

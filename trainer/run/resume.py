@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, BadCheckpointError, CheckpointManifest
-from trainer.checkpoint.reading import CHECKPOINTS_FOLDER, list_checkpoints, newest_valid, verify_checkpoint
+from trainer.checkpoint.reading import list_checkpoints, newest_valid, verify_checkpoint
 from trainer.data.index import Datasets
 from trainer.run.image_list import describe_changes
 from trainer.run.lock import LOCK_FILE
 from trainer.shared.config import TrainConfig
-from trainer.shared.config.train import TRAINING
 from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
+from trainer.shared.runs import CHECKPOINTS_FOLDER, TRAINING
 
 STEP = re.compile(r"step-(\d+)")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")

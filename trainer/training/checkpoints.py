@@ -15,15 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.reading import CHECKPOINTS_FOLDER
 from trainer.checkpoint.saver import Saver
 from trainer.distributed.process_group import all_gather_object, gather
 from trainer.distributed.stop_requests import Request
 from trainer.model.weights import describe_weights
 from trainer.records.run_records import Records, say
-from trainer.shared.config.train import TRAINING
 from trainer.shared.durations import Interval
 from trainer.shared.errors import TrainerError
+from trainer.shared.runs import CHECKPOINTS_FOLDER, TRAINING
 from trainer.training.progress import TrainingProgress
 from trainer.training.steps import PEERS, Training
 

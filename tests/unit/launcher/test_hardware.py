@@ -13,7 +13,7 @@ from launcher.cli import app
 from launcher.cluster.defaults import parse_defaults
 from launcher.errors import RequestError
 from launcher.exits import run_command
-from launcher.manifests.render import Manifest
+from launcher.manifests.render import KubernetesObject
 from launcher.output.report import settings_text
 from launcher.settings.hardware import DEVICE_COUNTS, PRESETS, HardwareName, without_preset
 from launcher.settings.layers import Earlier, resolve_settings
@@ -48,13 +48,13 @@ NAMES = list(FACTS)
 ASCEND_PAGE = Path(__file__).parents[3] / "docs" / "ascend.md"
 
 
-def job(name: str, backend: str = "volcano", **flags: Any) -> list[Manifest]:
+def job(name: str, backend: str = "volcano", **flags: Any) -> list[KubernetesObject]:
     """Return the rendered objects of a job on this hardware."""
     npus = flags.pop("npus", FACTS[name][4][-1] if flags.get("nodes", 1) > 1 else FACTS[name][3][-1])
     return rendered_objects(spec(backend, hardware=name, npus=npus, **flags))
 
 
-def variables(rendered: Manifest) -> dict[str, Any]:
+def variables(rendered: KubernetesObject) -> dict[str, Any]:
     return {variable["name"]: variable for variable in container(rendered)["env"]}
 
 

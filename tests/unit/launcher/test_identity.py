@@ -13,7 +13,7 @@ import yaml
 from launcher.cluster.submit import is_same_job
 from launcher.jobs import KIND_NAMES
 from launcher.kinds import kind_named
-from launcher.kinds.labels import SPEC, SPEC_HASH
+from launcher.kinds.labels import SPEC_ANNOTATION, SPEC_HASH_LABEL
 from launcher.settings.options import ClusterOptions
 from launcher.settings.spec import JobSpec, job_digest
 from tests.unit.launcher.test_render import rendered_objects, spec
@@ -43,7 +43,9 @@ def test_a_release_with_one_more_option_in_each_model_renders_the_same_job(tmp_p
         before, config, after = rest.partition("    model_config")
         file.write_text(head + model + before + line + config + after)
     objects, newer = render_in(ROOT, backend), render_in(tmp_path, backend)
-    older_spec, newer_spec = (json.loads(items[-1]["metadata"]["annotations"].pop(SPEC)) for items in (objects, newer))
+    older_spec, newer_spec = (
+        json.loads(items[-1]["metadata"]["annotations"].pop(SPEC_ANNOTATION)) for items in (objects, newer)
+    )
     assert newer == objects, "the same names, labels and pods"
     assert newer_spec["train"].pop("label_noise") == 0.0
     assert newer_spec["pods"].pop("automount") is False
@@ -55,11 +57,11 @@ def test_a_job_of_an_older_release_is_the_same_job(backend: str) -> None:
     """Its annotation lacks the options that came later, and its label has the digest of its time."""
     asked = spec(backend, lr=0.1, retries=2)
     job = rendered_objects(asked)[-1]
-    record = json.loads(job["metadata"]["annotations"][SPEC])
+    record = json.loads(job["metadata"]["annotations"][SPEC_ANNOTATION])
     for section, name in (("train", "accumulate"), ("pods", "hardware"), ("pods", "driver")):
         del record[section][name]
-    job["metadata"]["annotations"][SPEC] = json.dumps(record)
-    job["metadata"]["labels"][SPEC_HASH] = "of-another-time"
+    job["metadata"]["annotations"][SPEC_ANNOTATION] = json.dumps(record)
+    job["metadata"]["labels"][SPEC_HASH_LABEL] = "of-another-time"
     assert is_same_job(job, asked)
     assert not is_same_job(job, spec(backend, lr=0.1, retries=2, accumulate=2)), "a later option that is set counts"
     assert not is_same_job(job, spec(backend, lr=0.1, retries=2, driver="host"))
@@ -108,5 +110,5 @@ def test_a_record_is_read_back_and_an_object_without_one_is_another_job() -> Non
     assert JobSpec.model_validate_json(named.model_dump_json()) == named
     assert job_digest(named.model_dump(mode="json")) == named.digest
     kind = kind_named(named.backend)
-    job = {"apiVersion": kind.resource.api_version, "metadata": {"name": "a", "annotations": {SPEC: "{"}}}
+    job = {"apiVersion": kind.resource.api_version, "metadata": {"name": "a", "annotations": {SPEC_ANNOTATION: "{"}}}
     assert not is_same_job(job, named)

@@ -13,7 +13,7 @@ from launcher.errors import RequestError
 from launcher.jobs import KIND_NAMES
 from launcher.kinds import kind_named
 from launcher.manifests.pod_spec import make_pod_spec
-from launcher.manifests.render import Manifest, render, to_yaml
+from launcher.manifests.render import KubernetesObject, render_manifests, to_yaml
 from launcher.settings.layers import resolve_settings
 from launcher.settings.spec import JobSpec
 from trainer.shared.errors import UsageError
@@ -25,8 +25,8 @@ def spec(backend: Any = "volcano", **flags: Any) -> JobSpec:
     return make_pod_spec(resolve_settings({"image": "r/pnas:1", "npus": 8, **flags}, None, {}), kind_named(backend))
 
 
-def rendered_objects(spec: JobSpec) -> list[Manifest]:
-    return render(spec, kind_named(spec.backend))
+def rendered_objects(spec: JobSpec) -> list[KubernetesObject]:
+    return render_manifests(spec, kind_named(spec.backend))
 
 
 def template(job: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from launcher.errors import RequestError
 from launcher.kinds import kind_named
 from launcher.manifests.offline import manifests_of
 from launcher.manifests.pod_spec import make_pod_spec
-from launcher.manifests.render import render
+from launcher.manifests.render import render_manifests
 from launcher.settings.layers import resolve_settings
 from launcher.settings.secrets import looks_secret
 from trainer.shared.config import ConfigError, Layer
@@ -100,7 +100,9 @@ def test_a_variable_looks_like_a_secret_by_its_name(name: str, *, secret: bool) 
 def test_a_queue_of_the_namespace_is_only_for_its_volcano_jobs() -> None:
     defaults = Layer("cluster defaults", {"queue": "research"})
     settings = resolve_settings({"image": "r/p:1"}, None, {}, defaults=lambda _mode: defaults)
-    batch, volcano = (render(make_pod_spec(settings, kind), kind)[-1] for kind in map(kind_named, ("batch", "volcano")))
+    batch, volcano = (
+        render_manifests(make_pod_spec(settings, kind), kind)[-1] for kind in map(kind_named, ("batch", "volcano"))
+    )
     assert "research" not in str(batch["spec"])
     assert volcano["spec"]["queue"] == "research"
 

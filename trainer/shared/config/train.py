@@ -14,10 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 import trainer
 from trainer.shared.config.layers import PARTIAL, ConfigError, Layer, environment_layer, profile_layer, resolve
 from trainer.shared.durations import Interval
+from trainer.shared.runs import TRAINING
 
 Mode = Literal["full", "performance", "finetune", "eval"]
-TRAINING = ("full", "finetune")
-"""The modes that save checkpoints and can be resumed."""
 
 EMULATED: Final = "npu-emulated"
 EMULATED_MACHINE = Path(trainer.__file__).resolve().parents[1] / "tests" / "npu" / "machine.py"
