@@ -76,7 +76,7 @@ def run_forked_trainer(
 
 
 def _pipe(readers: ThreadPoolExecutor) -> tuple[int, Future[str]]:
-    """Return the writing end of a new pipe, and the text that will have been read from the other end."""
+    """Return the writing end of a new pipe, and a future of the text that arrives at the other end."""
     reading, writing = os.pipe()
     return writing, readers.submit(_read, reading)
 

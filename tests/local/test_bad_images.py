@@ -18,7 +18,7 @@ DAMAGED_VAL = {"val/a/001.jpg": 200}
 
 
 def _write(folder: Path, damaged: Mapping[str, int]) -> Path:
-    """Write images of noise in three classes; `damaged` has the bytes that are left of a file, or -1 for a text."""
+    """Write images of noise in three classes; `damaged` has the size that a file is cut to, or -1 for text."""
     draw = np.random.default_rng(0)
     for split, count in (("train", TRAIN), ("val", VAL)):
         for number in range(count):
