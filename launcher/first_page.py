@@ -8,7 +8,7 @@ from itertools import groupby
 from launcher import PROGRAM
 from launcher.commands import COMMANDS
 from launcher.errors import MEANINGS
-from trainer.shared.help import first_line, group, what_for
+from trainer.shared.help import draw_description, draw_group, draw_usage
 
 PURPOSE = f"""
 Train PNASNet-5 on NPUs: start a job, follow its log per device, and see how it ends.
@@ -27,10 +27,10 @@ EXIT_CODES = "Exit codes:\n" + "\n".join(f"  {code.value:>3}  {text}" for code, 
 
 def first_page(columns: int) -> str:
     """Return the page for a terminal of this width."""
-    page = first_line(f"{PROGRAM} COMMAND") + what_for(PURPOSE.strip("\n"), columns)
+    page = draw_usage(f"{PROGRAM} COMMAND") + draw_description(PURPOSE.strip("\n"), columns)
     for title, entries in groupby(COMMANDS, key=lambda entry: entry.group):
-        page += group(title, sorted((entry.name, entry.summary) for entry in entries), columns)
-    return page + group("Help", list(OPTIONS.items()), columns) + "\n" + EXIT_CODES + "\n"
+        page += draw_group(title, sorted((entry.name, entry.summary) for entry in entries), columns)
+    return page + draw_group("Help", list(OPTIONS.items()), columns) + "\n" + EXIT_CODES + "\n"
 
 
 def main(tokens: Sequence[str]) -> int:

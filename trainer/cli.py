@@ -20,7 +20,7 @@ from trainer.devices.runtime_env import hccl_timeouts
 from trainer.environment.facts import read_facts
 from trainer.run.termination import RunTermination
 from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, resolve_train_config, user_layers
-from trainer.shared.config.options import option_parameters, typed
+from trainer.shared.config.options import given_options, option_parameters
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.help import HelpPage
 from trainer.shared.program import INTERRUPTED
@@ -66,7 +66,7 @@ def train(*, profile: Profile = None, **options: Any) -> int:
     from trainer.run.attempt import RunStarter, begin_attempt  # noqa: PLC0415
     from trainer.run.worker_commands import worker_command  # noqa: PLC0415
 
-    layers = user_layers(typed(options), profile)
+    layers = user_layers(given_options(options), profile)
     config, _ = resolve_train_config(layers, partial=True)
     if config.resume is None:
         resolve_train_config(layers)  # no checkpoint will add settings that could make them agree

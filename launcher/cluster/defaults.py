@@ -12,7 +12,7 @@ from launcher.kube.resources import CONFIG_MAPS
 from launcher.settings.layers import Defaults
 from launcher.settings.options import PLACE, JobOptions
 from trainer.shared.config import MODE_PRESETS, ConfigError, Layer, TrainConfig
-from trainer.shared.config.layers import from_yaml, named
+from trainer.shared.config.layers import by_field_name, parse_yaml
 
 CONFIG_MAP, KEY = "pnas-defaults", "defaults.yaml"
 _REMEDY = "ask the administrator to fix it"
@@ -50,12 +50,12 @@ def parse_defaults(text: str, namespace: str) -> Defaults:
         ConfigError: the text is not a mapping of settings.
     """
     origin = f"cluster defaults (configmap {CONFIG_MAP} in {namespace})"
-    common = named(from_yaml(text, where=origin), where=origin)
-    mode_texts = named(common.pop(_MODES, None), where=f"{origin}, {_MODES}")
+    common = by_field_name(parse_yaml(text, place=origin), place=origin)
+    mode_texts = by_field_name(common.pop(_MODES, None), place=f"{origin}, {_MODES}")
     unknown = mode_texts.keys() - MODE_PRESETS.keys()
     if unknown:
         raise ConfigError(f"{origin}: no such mode: {', '.join(sorted(unknown))}; {_REMEDY}")
-    modes = {mode: named(part, where=f"{origin}, {_MODES}.{mode}") for mode, part in mode_texts.items()}
+    modes = {mode: by_field_name(part, place=f"{origin}, {_MODES}.{mode}") for mode, part in mode_texts.items()}
     for part in (common, *modes.values()):
         _check_names(part, origin)
     return lambda mode: Layer(origin, {**common, **modes.get(mode, {})})

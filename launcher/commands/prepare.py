@@ -13,7 +13,7 @@ from launcher.settings.layers import Settings, resolve_settings
 from launcher.settings.options import JobOptions
 from launcher.settings.spec import JobSpec
 from launcher.submitters import Choice, Submitter, choose_submitter, local_submitter
-from trainer.shared.config.options import typed
+from trainer.shared.config.options import given_options
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _resolve(
     options: Mapping[str, Any], profile: str | None, choose: Callable[[JobOptions], Choice]
 ) -> tuple[Settings, Choice]:
     """Resolve the settings: the user's name the backend, its defaults may name a run, and that has settings too."""
-    flags = typed(dict(options))
+    flags = given_options(dict(options))
     settings = resolve_settings(flags, profile)
     choice = choose(settings.options)
     defaults = choice.submitter.defaults()

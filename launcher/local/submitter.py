@@ -30,7 +30,7 @@ from launcher.settings.options import is_job_name
 from launcher.settings.spec import JobSpec, free_name, in_field_order, trainer_options
 from trainer.shared.config import Layer, TrainConfig
 from trainer.shared.config.train import checkpoint_layer
-from trainer.shared.runs import CHECKPOINTS_FOLDER
+from trainer.shared.runs import run_folder_of
 
 
 class LocalSubmitter:
@@ -154,14 +154,6 @@ def start_job(
             _create_record(folder, job)
         _start_runner(folder, environ)
     return ref
-
-
-def run_folder_of(path: Path) -> Path | None:
-    """Return the run's folder that `path` is, or is in; None if that is not known."""
-    checkpoints = next((part for part in (path, *path.parents) if part.name == CHECKPOINTS_FOLDER), None)
-    if checkpoints is not None:
-        return checkpoints.parent
-    return path if (path / "config.yaml").is_file() or (path / CHECKPOINTS_FOLDER).is_dir() else None
 
 
 def _earlier_attempt(job: JobState, output: Path, settings: Settings) -> Earlier:

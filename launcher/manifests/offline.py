@@ -9,7 +9,7 @@ from launcher.kinds import kind_named
 from launcher.manifests.pod_spec import make_pod_spec
 from launcher.manifests.render import KubernetesObject, render_manifests
 from launcher.settings.layers import resolve_settings
-from trainer.shared.config.options import typed
+from trainer.shared.config.options import given_options
 
 
 def manifests_of(options: Mapping[str, Any], profile: str | None) -> list[KubernetesObject]:
@@ -18,7 +18,7 @@ def manifests_of(options: Mapping[str, Any], profile: str | None) -> list[Kubern
     Raises:
         RequestError: a job on this machine has no manifests.
     """
-    settings = resolve_settings(typed(dict(options)), profile)
+    settings = resolve_settings(given_options(dict(options)), profile)
     backend = settings.options.backend
     if backend not in (*KIND_NAMES, "auto"):
         kinds = " or ".join(KIND_NAMES)

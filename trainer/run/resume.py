@@ -17,7 +17,7 @@ from trainer.run.image_list import describe_changes
 from trainer.run.lock import LOCK_FILE
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
-from trainer.shared.runs import CHECKPOINTS_FOLDER, TRAINING
+from trainer.shared.runs import CHECKPOINTS_FOLDER, TRAINING, is_run_folder, run_folder_of
 
 STEP = re.compile(r"step-(\d+)")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
@@ -161,7 +161,7 @@ def describe_position(content: Mapping[str, Any]) -> str:
 def is_training_state(path: Path) -> bool:
     """Return whether `path` is a checkpoint, a run or a file of a checkpoint, as opposed to weights."""
     if path.is_dir():
-        return _is_checkpoint(path) or _is_run(path) or path.name == CHECKPOINTS_FOLDER
+        return _is_checkpoint(path) or is_run_folder(path) or path.name == CHECKPOINTS_FOLDER
     return path.name in (MANIFEST_FILE, STATE_FILE) and _is_checkpoint(path.parent)
 
 
@@ -173,11 +173,10 @@ def _locate(path: Path) -> tuple[Path, Path | None]:
         raise UsageError(f"--resume {path}: {_about_file(path)}")
     folder = path.resolve()
     if _is_checkpoint(folder):
-        above = next((parent for parent in folder.parents if parent.name == CHECKPOINTS_FOLDER), None)
-        return (above.parent if above else folder.parent), folder
-    if folder.name == CHECKPOINTS_FOLDER or _is_run(folder):
+        return run_folder_of(folder) or folder.parent, folder
+    if folder.name == CHECKPOINTS_FOLDER or is_run_folder(folder):
         return (folder.parent if folder.name == CHECKPOINTS_FOLDER else folder), None
-    runs = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _is_run(entry))
+    runs = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and is_run_folder(entry))
     if len(runs) > 1:
         shown = ", ".join(runs[:5]) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
         raise UsageError(f"--resume {path}: holds {len(runs)} runs ({shown}): name one of them")
@@ -202,7 +201,7 @@ def _is_named(run: Path, given: TrainConfig, *, output_given: bool) -> bool:
     """Return whether the names that the user gave, if any, are those of the run itself."""
     if given.run_name is not None and given.run_name != run.name:
         return False
-    if not _is_run(run):
+    if not is_run_folder(run):
         raise UsageError(
             f"--resume {given.resume}: is in no run's folder: name a new run to begin from it with --run-name"
         )
@@ -216,10 +215,6 @@ def _is_named(run: Path, given: TrainConfig, *, output_given: bool) -> bool:
     return True
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() or (folder / CHECKPOINTS_FOLDER).is_dir()
-
-
 def _is_checkpoint(folder: Path) -> bool:
     return STEP.match(folder.name) is not None or (folder / MANIFEST_FILE).is_file()
 
@@ -227,7 +222,7 @@ def _is_checkpoint(folder: Path) -> bool:
 def _is_foreign(folder: Path) -> bool:
     """Return whether it holds anything else than a run's first moments leave there."""
     names = [entry.name for entry in folder.iterdir()]
-    return not _is_run(folder) and any(not (name.isdigit() or LOCK_FILE in name) for name in names)
+    return not is_run_folder(folder) and any(not (name.isdigit() or LOCK_FILE in name) for name in names)
 
 
 def _readable(manifest: CheckpointManifest) -> CheckpointManifest:

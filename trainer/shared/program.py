@@ -10,7 +10,7 @@ from trainer.shared.errors import UsageError
 INTERRUPTED = 130
 
 
-def run(module: str) -> int:
+def run_program(module: str) -> int:
     """Import a module and give the command line to its `main`; return the exit code."""
     try:
         main = importlib.import_module(module).main

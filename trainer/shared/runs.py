@@ -1,6 +1,22 @@
-"""What both programs know of a run: its folder of checkpoints, and the modes that can be continued."""
+"""What both programs know about runs, without the options' library, which a reading command need not import."""
+
+from pathlib import Path
+
+TRAINING = ("full", "finetune")
+"""The modes that save checkpoints and can be resumed."""
 
 CHECKPOINTS_FOLDER = "checkpoints"
-"""The folder in a run's folder that holds its checkpoints and weights."""
-TRAINING = ("full", "finetune")
-"""The modes that train, and that a checkpoint can continue."""
+"""The folder of a run's checkpoints, in the run's own."""
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Return whether a run has begun in this folder."""
+    return (folder / "config.yaml").is_file() or (folder / CHECKPOINTS_FOLDER).is_dir()
+
+
+def run_folder_of(path: Path) -> Path | None:
+    """Return the run's folder that `path` is, or whose checkpoints it is in; None if it is neither."""
+    if is_run_folder(path):
+        return path
+    checkpoints = next((part for part in (path, *path.parents) if part.name == CHECKPOINTS_FOLDER), None)
+    return None if checkpoints is None else checkpoints.parent

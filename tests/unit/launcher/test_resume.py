@@ -11,11 +11,12 @@ import yaml
 from launcher.errors import ConflictError, LauncherError
 from launcher.local import records
 from launcher.local.jobs import LocalJobs
-from launcher.local.submitter import LocalSubmitter, run_folder_of
+from launcher.local.submitter import LocalSubmitter
 from launcher.settings.layers import Settings, resolve_settings
 from launcher.settings.spec import JobSpec, trainer_options
 from tests.unit.launcher.test_settings import NOON
 from trainer.shared.config import TrainConfig
+from trainer.shared.runs import run_folder_of
 
 ENDED = {"returncode": 75, "started": 1.0, "ended": 2.0}
 

@@ -23,7 +23,7 @@ from launcher.settings.layers import Settings, resolve_settings
 from launcher.settings.options import JobOptions, is_job_name
 from launcher.settings.spec import JobSpec, free_name, trainer_options
 from trainer.shared.config import ConfigError, TrainConfig, resolve_train_config, user_layers
-from trainer.shared.config.options import option_parameters, typed
+from trainer.shared.config.options import given_options, option_parameters
 from trainer.shared.durations import format_duration
 from trainer.shared.errors import UsageError
 
@@ -35,7 +35,7 @@ def as_the_trainer_reads(words: list[str], environ: dict[str, str] | None = None
     seen: dict[str, Any] = {}
 
     def train(**options: Any) -> None:
-        seen.update(typed(options))
+        seen.update(given_options(options))
 
     train.__dict__["__signature__"] = inspect.Signature(option_parameters(TrainConfig))
     app = App(result_action="return_value")

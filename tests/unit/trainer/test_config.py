@@ -20,7 +20,7 @@ from trainer.shared.config import (
     resolve_train_config,
     user_layers,
 )
-from trainer.shared.config.options import option_parameters, typed
+from trainer.shared.config.options import given_options, option_parameters
 
 
 def test_a_flag_wins_over_the_environment_over_the_profile_over_the_mode(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_flag_unsets_a_number_that_a_profile_sets(tmp_path: Path) -> None:
     given: dict[str, Any] = {}
 
     def command(**options: Any) -> None:
-        given.update(typed(options))
+        given.update(given_options(options))
 
     command.__signature__ = inspect.Signature([parameters["steps"]])  # type: ignore[attr-defined]  # as the trainer does
     app = App()

@@ -47,7 +47,7 @@ def environment_layer(model: type[BaseModel], environ: Mapping[str, str] = os.en
     """
     variables = {field: ENVIRONMENT_PREFIX + field.upper() for field in model.model_fields}
     values = {
-        field: from_yaml(environ[variable], where=f"{variable}={environ[variable]}")
+        field: parse_yaml(environ[variable], place=f"{variable}={environ[variable]}")
         for field, variable in variables.items()
         if variable in environ
     }
@@ -72,10 +72,12 @@ def profile_layer(name: str) -> Layer:
                 f"{_did_you_mean(name, known)}"
             )
         text = (shipped / f"{name}.yaml").read_text(encoding="utf-8")
-    return Layer(f"profile {name}", named(from_yaml(text, where=f"--profile {name}"), where=f"--profile {name}"))
+    return Layer(
+        f"profile {name}", by_field_name(parse_yaml(text, place=f"--profile {name}"), place=f"--profile {name}")
+    )
 
 
-def named(values: Any, *, where: str) -> dict[str, Any]:
+def by_field_name(values: Any, *, place: str) -> dict[str, Any]:
     """Return settings from YAML under the names of fields: `batch-size` is `batch_size`. An empty text has none.
 
     Raises:
@@ -84,11 +86,11 @@ def named(values: Any, *, where: str) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{where}: must be a mapping like `batch_size: 32`, not a {type(values).__name__}")
+        raise ConfigError(f"{place}: must be a mapping like `batch_size: 32`, not a {type(values).__name__}")
     return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
-def from_yaml(text: str, *, where: str) -> Any:
+def parse_yaml(text: str, *, place: str) -> Any:
     """Read YAML.
 
     Raises:
@@ -97,7 +99,7 @@ def from_yaml(text: str, *, where: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # an impossible date raises ValueError
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{place}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _read_profile(path: Path) -> str:

@@ -47,7 +47,7 @@ def option_parameters(
     ]
 
 
-def typed(options: dict[str, Any]) -> dict[str, Any]:
+def given_options(options: dict[str, Any]) -> dict[str, Any]:
     """Return only the options that the user gave."""
     return {name: value for name, value in options.items() if value is not None}
 

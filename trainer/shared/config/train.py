@@ -17,7 +17,6 @@ from trainer.shared.durations import Interval
 from trainer.shared.runs import TRAINING
 
 Mode = Literal["full", "performance", "finetune", "eval"]
-
 EMULATED: Final = "npu-emulated"
 EMULATED_MACHINE = Path(trainer.__file__).resolve().parents[1] / "tests" / "npu" / "machine.py"
 
