@@ -100,26 +100,20 @@ class Reflector:
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            began = self._clock()
-            error = self._once()
-            if error is None:
+            began, pause_s = self._clock(), 0.0
+            try:
+                if not self._version:
+                    self._version = self._list()
+                self._watch()
+            except LauncherError as error:
+                if not self._should_retry(error):
+                    return
+                pause_s = _PAUSE_S + self._backoff.delay_s()
+            else:
                 if self._clock() - began < _SHORT_S:
                     # A proxy on the way to the server ends every watch at once.
-                    self._stopped.wait(_PAUSE_S)
-            elif self._should_retry(error):
-                self._stopped.wait(_PAUSE_S + self._backoff.delay_s())
-            else:
-                return
-
-    def _once(self) -> LauncherError | None:
-        """Watch until the watch ends; return the error that ended it, if there was one."""
-        try:
-            if not self._version:
-                self._version = self._list()
-            self._watch()
-        except LauncherError as error:
-            return error
-        return None
+                    pause_s = _PAUSE_S
+            self._stopped.wait(pause_s)
 
     def _should_retry(self, error: LauncherError) -> bool:
         if isinstance(error, ApiError) and error.status == 410:

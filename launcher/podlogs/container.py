@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime, timezone
 
 from launcher.jobs import LogLoss
@@ -39,6 +40,7 @@ _LOST = {
 }
 
 
+@dataclass(eq=False)
 class ContainerLog:
     """Iterated over once: the instance's lines, and a loss wherever lines are or may be missing.
 
@@ -51,33 +53,22 @@ class ContainerLog:
             same name, and a log is requested by name.
     """
 
-    def __init__(
-        self,
-        credentials: Credentials,
-        instance: Instance,
-        state: Callable[[], ContainerState],
-        stop: StopSignal,
-        *,
-        follow: bool = True,
-        since_s: float | None = None,
-        timing: Timing | None = None,
-        log_in_again: Callable[[Credentials], Credentials] | None = None,
-        is_there: Callable[[], bool] = lambda: True,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._credentials = credentials
-        self._instance = instance
-        self._state = state
-        self._stop = stop
-        self._follow = follow
-        self._since_s = since_s
-        self._log_in_again = log_in_again
-        self._is_there = is_there
-        self._timing = timing or Timing()
-        self._clock = clock
-        self._retry = LogRetry(self._timing, Backoff(clock))
+    credentials: Credentials
+    instance: Instance
+    state: Callable[[], ContainerState]
+    stop: StopSignal
+    _: KW_ONLY
+    follow: bool = True
+    since_s: float | None = None
+    timing: Timing = field(default_factory=Timing)
+    log_in_again: Callable[[Credentials], Credentials] | None = None
+    is_there: Callable[[], bool] = lambda: True
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._retry = LogRetry(self.timing, Backoff(self.clock))
         self._window = LogWindow()
-        self._began = clock()
+        self._began = self.clock()
         self._empty_answers = 0
         self._caught_up = False
         # The log of an ended instance came to its end. The next request asks whether that was its last line.
@@ -91,11 +82,7 @@ class ContainerLog:
         Raises:
             PodLogError: the server refuses, or is out of reach for too long.
         """
-        timing = self._timing
-        transport = Transport(
-            self._credentials, self._stop, connect_s=timing.connect_s, idle_s=timing.idle_s, clock=self._clock
-        )
-        with closing(transport):
+        with closing(Transport(self.credentials, self.stop, self.timing, self.clock)) as transport:
             try:
                 while not self._complete:
                     yield from self._advance(transport)
@@ -106,7 +93,7 @@ class ContainerLog:
         location = self._locate()
         if location is LogLocation.NOT_STARTED:
             yield from self._catch_up()
-            self._pause(self._timing.poll_s)
+            self._pause(self.timing.poll_s)
         elif location in _LOST:
             yield from self._end_without_log(location)
         else:
@@ -116,32 +103,32 @@ class ContainerLog:
             except PodLogError as error:
                 yield from self._wait_or_end(error, location)
                 not_logged_in = isinstance(error, LogRefusedError) and error.status == _NOT_LOGGED_IN
-                if not_logged_in and self._log_in_again is not None:
-                    self._credentials = self._log_in_again(self._credentials)
-                    transport.use(self._credentials)
+                if not_logged_in and self.log_in_again is not None:
+                    self.credentials = self.log_in_again(self.credentials)
+                    transport.use(self.credentials)
 
     def _locate(self) -> LogLocation:
-        return locate_log(self._instance, self._state())
+        return locate_log(self.instance, self.state())
 
     def _pause(self, seconds: float) -> None:
-        if self._stop.wait(seconds):
+        if self.stop.wait(seconds):
             raise ReadStoppedError("stopped")
 
     def _pause_while_running(self, seconds: float) -> None:
-        deadline = self._clock() + seconds
-        while self._locate() is LogLocation.RUNNING and self._clock() < deadline:
-            self._pause(self._timing.poll_s)
+        deadline = self.clock() + seconds
+        while self._locate() is LogLocation.RUNNING and self.clock() < deadline:
+            self._pause(self.timing.poll_s)
 
     def _catch_up(self) -> Iterator[LogPiece]:
         """Say, once, that all lines of now have come."""
         if not self._caught_up:
             self._caught_up = True
             yield b""
-        self._complete = self._complete or not self._follow
+        self._complete = self._complete or not self.follow
 
     def _end_without_log(self, location: LogLocation) -> Iterator[LogPiece]:
         """End, as the log cannot be read any more. An instance that never started loses nothing."""
-        if location is LogLocation.OVERWRITTEN or self._has_started or may_have_started(self._instance, self._state()):
+        if location is LogLocation.OVERWRITTEN or self._has_started or may_have_started(self.instance, self.state()):
             yield from self._loss(None, _LOST[location])
         yield from self._finish()
 
@@ -168,7 +155,7 @@ class ContainerLog:
 
     def _ended_ns(self) -> int | None:
         """Return the last moment at which the instance can have written; the status has whole seconds."""
-        end = end_of(self._instance, self._state())
+        end = end_of(self.instance, self.state())
         return None if end is None or end.finished_at is None else int(end.finished_at + 1) * 1_000_000_000
 
     def _read(self, transport: Transport, location: LogLocation) -> Iterator[LogPiece]:
@@ -178,12 +165,12 @@ class ContainerLog:
             yield from self._finish()
             return
         follow = not ended and self._caught_up
-        query = {"container": self._instance.container, "timestamps": "true", **self._since()}
+        query = {"container": self.instance.container, "timestamps": "true", **self._since()}
         query |= {"follow": "true"} if follow else {}
         query |= _previous(location)
-        with transport.get(self._instance.path, query) as response:
+        with transport.get(self.instance.path, query) as response:
             self._window.reopen()
-            has_new = yield from self._deliver(response, location, tick_s=self._timing.tick_s if follow else math.inf)
+            has_new = yield from self._deliver(response, location, tick_s=self.timing.tick_s if follow else math.inf)
         self._retry.reset()
         if has_new is None or (not has_new and not self._window.joined and self._is_of_another_pod()):
             return
@@ -195,17 +182,17 @@ class ContainerLog:
                 yield from self._finish()
         elif follow:
             # Either the instance has ended and the status does not say so yet, or a kubelet has restarted.
-            self._pause_while_running(min(self._timing.poll_s * 2.0**self._empty_answers, _LONGEST_PAUSE_S))
+            self._pause_while_running(min(self.timing.poll_s * 2.0**self._empty_answers, _LONGEST_PAUSE_S))
         else:
-            if not self._follow:
+            if not self.follow:
                 yield from self._conclude()
             yield from self._catch_up()
 
     def _has_last_line(self, transport: Transport, location: LogLocation) -> bool:
         """Ask whether the ended instance's log ends with the line that was delivered last."""
-        query = {"container": self._instance.container, "timestamps": "true", "tailLines": "1"}
+        query = {"container": self.instance.container, "timestamps": "true", "tailLines": "1"}
         query |= _previous(location)
-        with transport.get(self._instance.path, query) as response:
+        with transport.get(self.instance.path, query) as response:
             return b"".join(response.blocks()) == self._window.last_line
 
     def _deliver(
@@ -238,17 +225,17 @@ class ContainerLog:
 
     def _has_moved(self, location: LogLocation) -> bool:
         """Return whether the answer may be of another instance, because the container has restarted meanwhile."""
-        if self._state().may_restart:
-            self._pause(self._timing.settle_s)
+        if self.state().may_restart:
+            self._pause(self.timing.settle_s)
         current = self._locate()
         return current is not location and {current, location} != {LogLocation.RUNNING, LogLocation.ENDED}
 
     def _is_of_another_pod(self) -> bool:
         """Return whether an answer that does not continue the last one comes from another pod of the same name."""
-        if self._is_there():
+        if self.is_there():
             return False
         # The status is behind, and will show it soon.
-        self._pause(self._timing.settle_s)
+        self._pause(self.timing.settle_s)
         return True
 
     def _conclude(self) -> Iterator[LogPiece]:
@@ -271,8 +258,8 @@ class ContainerLog:
         if self._window.resume_ns is not None:
             moment = datetime.fromtimestamp((self._window.resume_ns - SPAN_NS) // 1_000_000_000, timezone.utc)
             return {"sinceTime": moment.strftime("%Y-%m-%dT%H:%M:%SZ")}
-        if self._since_s is not None:
-            return {"sinceSeconds": str(max(1, math.ceil(self._since_s + self._clock() - self._began)))}
+        if self.since_s is not None:
+            return {"sinceSeconds": str(max(1, math.ceil(self.since_s + self.clock() - self._began)))}
         return {}
 
 

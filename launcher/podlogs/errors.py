@@ -66,7 +66,7 @@ class Timing:
     Attributes:
         poll_s: between two looks at a container that has not started.
         tick_s: between two looks at one whose log is followed, and quiet.
-        idle_s: a silence after which the reader connects again.
+        idle_s: a silence after which the reader connects again: balancers drop silent connections without notice.
         connect_s: how long a connection may take.
         settle_s: how far a status may be behind the kubelet.
         refused_s: how long to repeat a request whose refusal contradicts the status.

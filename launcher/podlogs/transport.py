@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -30,6 +31,7 @@ from launcher.podlogs.errors import (
     PodLogError,
     ReadStoppedError,
     SilentError,
+    Timing,
     UntrustedError,
 )
 
@@ -91,26 +93,17 @@ def _close(read: int, write: list[int]) -> None:
 
 
 class Transport:
-    """A connection to the API server that is kept from one request to the next.
-
-    Args:
-        connect_s: how long a connection may take.
-        idle_s: how long an answer may be silent. Balancers drop silent connections without notice, so a silence is
-            no failure, but a reason to ask again.
-    """
+    """A connection to the API server that is kept from one request to the next."""
 
     def __init__(
         self,
         credentials: Credentials,
         stop: StopSignal,
-        *,
-        connect_s: float = 10,
-        idle_s: float = 60,
+        timing: Timing,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stop = stop
-        self._connect_s = connect_s
-        self._idle_s = idle_s
+        self._timing = timing
         self._clock = clock
         self._log_in(credentials)
 
@@ -123,7 +116,7 @@ class Transport:
         self._credentials = credentials
         self._multi: Any = pycurl.CurlMulti()
         self._curl: Any = pycurl.Curl()
-        for option, value in _options(credentials, self._connect_s).items():
+        for option, value in _options(credentials, self._timing.connect_s).items():
             self._curl.setopt(option, value)
 
     @contextmanager
@@ -141,9 +134,8 @@ class Transport:
             headers.append(f"Host: {urlsplit(self._credentials.server).netloc}")
         self._curl.setopt(self._curl.URL, self._url(path, query))
         self._curl.setopt(self._curl.HTTPHEADER, headers)
-        response = LogResponse(
-            self._multi, self._curl, self._credentials.server, self._stop, idle_s=self._idle_s, clock=self._clock
-        )
+        server = self._credentials.server
+        response = LogResponse(self._multi, self._curl, server, self._stop, self._timing.idle_s, self._clock)
         self._multi.add_handle(self._curl)
         try:
             yield response
@@ -163,27 +155,27 @@ class Transport:
         self._curl.close()
 
 
+@dataclass(eq=False)
 class LogResponse:
     """A server's answer, in blocks as they come.
 
     The kubelet sends its headers with the first line of the log, so an answer's status is unknown before that.
     """
 
-    def __init__(
-        self, multi: Any, curl: Any, server: str, stop: StopSignal, *, idle_s: float, clock: Callable[[], float]
-    ) -> None:
-        self._multi = multi
-        self._curl = curl
-        self._server = server
-        self._stop = stop
-        self._idle_s = idle_s
-        self._clock = clock
+    multi: Any
+    curl: Any
+    server: str
+    stop: StopSignal
+    idle_s: float
+    clock: Callable[[], float]
+
+    def __post_init__(self) -> None:
         self._parts: list[bytes] = []
         self._headers: list[bytes] = []
         self._ended = False
         self._last_data_at = 0.0
-        curl.setopt(curl.WRITEFUNCTION, self._parts.append)
-        curl.setopt(curl.HEADERFUNCTION, self._headers.append)
+        self.curl.setopt(self.curl.WRITEFUNCTION, self._parts.append)
+        self.curl.setopt(self.curl.HEADERFUNCTION, self._headers.append)
 
     def blocks(self, tick_s: float = math.inf) -> Iterator[bytes]:
         """Yield the blocks of the answer until its end, and an empty block whenever nothing came for `tick_s`.
@@ -196,31 +188,31 @@ class LogResponse:
         """
         while not self._ended:
             data = self._next(tick_s)
-            if (data or self._ended) and self._curl.getinfo(self._curl.RESPONSE_CODE) != 200:
+            if (data or self._ended) and self.curl.getinfo(self.curl.RESPONSE_CODE) != 200:
                 raise self._refusal(data)
             if data or not self._ended:
                 yield data
 
     def _next(self, tick_s: float) -> bytes:
         """Return the received data; nothing at the end, or if nothing came for `tick_s`."""
-        began = self._clock()
+        began = self.clock()
         self._last_data_at = self._last_data_at or began
         while not self._parts:
-            if self._stop.is_set():
+            if self.stop.is_set():
                 raise ReadStoppedError("stopped")
-            _, active = self._multi.perform()
+            _, active = self.multi.perform()
             if self._parts:
                 break
-            now = self._clock()
+            now = self.clock()
             if not active:
                 self._ended = True
                 self._raise_failure()
                 return b""
-            if now > self._last_data_at + self._idle_s:
-                raise SilentError(f"{self._server}: nothing came for {self._idle_s:g} s")
+            if now > self._last_data_at + self.idle_s:
+                raise SilentError(f"{self.server}: nothing came for {self.idle_s:g} s")
             if now > began + tick_s:
                 return b""
-            self._wait(min(self._last_data_at + self._idle_s, began + tick_s) - now)
+            self._wait(min(self._last_data_at + self.idle_s, began + tick_s) - now)
         # Time during which the caller did not read does not count as silence.
         self._last_data_at = 0
         data = b"".join(self._parts)
@@ -229,27 +221,27 @@ class LogResponse:
 
     def _wait(self, seconds: float) -> None:
         """Wait until a socket is ready, libcurl wants to be called, the stop signal is set, or the time is over."""
-        reading, writing, _ = self._multi.fdset()
+        reading, writing, _ = self.multi.fdset()
         poller = select.poll()
-        poller.register(self._stop, select.POLLIN)
+        poller.register(self.stop, select.POLLIN)
         for descriptor in {*reading, *writing}:
             events = (select.POLLIN if descriptor in reading else 0) | (select.POLLOUT if descriptor in writing else 0)
             poller.register(descriptor, events)
         # Without a socket libcurl is resolving a name, and gives the result only when it is called.
-        own_ms = self._multi.timeout() if reading or writing else 10
+        own_ms = self.multi.timeout() if reading or writing else 10
         milliseconds = max(seconds, 0) * 1000
         poller.poll(milliseconds if own_ms < 0 else min(milliseconds, own_ms))
 
     def _raise_failure(self) -> None:
         """Raise the error with which libcurl ended the answer, if there is one."""
-        _, _, failures = self._multi.info_read()
+        _, _, failures = self.multi.info_read()
         for _, code, message in failures:
-            raise _error(code, f"{self._server}: {message}")
+            raise _error(code, f"{self.server}: {message}")
 
     def _refusal(self, data: bytes) -> LogRefusedError:
         while len(data) < _MESSAGE_LIMIT and not self._ended:
             data += self._next(math.inf)
-        status = self._curl.getinfo(self._curl.RESPONSE_CODE)
+        status = self.curl.getinfo(self.curl.RESPONSE_CODE)
         return LogRefusedError(status, _message(data) or "no reason given", retry_after_s(self._header("retry-after")))
 
     def _header(self, name: str) -> str | None:

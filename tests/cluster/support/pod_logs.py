@@ -130,7 +130,13 @@ class PodLogs:
             return [pod["metadata"]["uid"] for pod in self.api.list(PODS, fields=f"metadata.name={name}")[0]] == [uid]
 
         return ContainerLog(
-            credentials, instance, state, stop or StopSignal(), follow=follow, timing=timing, is_there=is_there
+            credentials,
+            instance,
+            state,
+            stop or StopSignal(),
+            follow=follow,
+            timing=timing or Timing(),
+            is_there=is_there,
         )
 
 

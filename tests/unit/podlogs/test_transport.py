@@ -24,6 +24,7 @@ from launcher.podlogs.errors import (
     NotConnectedError,
     ReadStoppedError,
     SilentError,
+    Timing,
     UntrustedError,
 )
 from launcher.podlogs.transport import LogResponse, StopSignal, Transport
@@ -89,7 +90,7 @@ def credentials_for(port: int, *, scheme: str = "http") -> Credentials:
 def open_transport(
     credentials: Credentials, stop: StopSignal | None = None, *, idle_s: float = 60
 ) -> Iterator[Transport]:
-    with closing(Transport(credentials, stop or StopSignal(), idle_s=idle_s)) as transport:
+    with closing(Transport(credentials, stop or StopSignal(), Timing(idle_s=idle_s))) as transport:
         yield transport
 
 
