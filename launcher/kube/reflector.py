@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from launcher.errors import ApiError, LauncherError, UnreachableError
 from launcher.kube.api import Api, Json
 from launcher.kube.resources import Resource
-from launcher.kube.retry import GIVE_UP_S, Backoff
+from launcher.kube.retry import Backoff
 
 # The server ends a watch after this time; a connection that outlives it by `_DEAD_S` is lost. The time is short:
 # until the reflector notices a lost connection, a job that has ended seems to go on.
@@ -42,7 +42,6 @@ class Reflector:
         changed: called in the reflector's thread after each change, and when the reflector has failed.
         removed: called in the reflector's thread with the last known state of each deleted object, and whether the
             deletion was seen. After an unseen one, during an outage, the true last state can be a later one.
-        give_up_s: how long the cluster may give no answer.
     """
 
     def __init__(
@@ -52,7 +51,6 @@ class Reflector:
         changed: Callable[[], None],
         *,
         removed: Callable[[Json, bool], None] = lambda item, seen: None,
-        give_up_s: float = GIVE_UP_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
@@ -60,7 +58,6 @@ class Reflector:
         self._changed = changed
         self._removed = removed
         self._backoff = Backoff(clock)
-        self._give_up_s = give_up_s
         self._clock = clock
         self._lock = threading.Lock()
         self._objects: dict[str, Json] = {}
@@ -119,7 +116,7 @@ class Reflector:
         if isinstance(error, ApiError) and error.status == 410:
             self._version = ""
             return True
-        if not self._backoff.should_retry(error, self._give_up_s):
+        if not self._backoff.should_retry(error):
             self.error = error
         self._changed()
         return self.error is None

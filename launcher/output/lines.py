@@ -62,14 +62,9 @@ class LogGap:
     first: int
     last: int
 
-    @property
-    def count(self) -> int:
-        """The number of these lines."""
-        return self.last - self.first + 1
-
     def __str__(self) -> str:
         """`lines 4-6 of rank 1 cpu:1 are missing`."""
-        if self.count == 1:
+        if self.first == self.last:
             return f"line {self.first} of {self.source} is missing"
         return f"lines {self.first}-{self.last} of {self.source} are missing"
 

@@ -1,6 +1,7 @@
 """Texts and JSON documents about jobs and settings. Pure: values in, text out; the commands print it.
 
-The JSON documents are an interface: `apiVersion` changes when a field changes its meaning or is removed.
+The JSON documents are an interface: `apiVersion` changes when a field changes its meaning or is removed. `where` is the
+options that find a job again, for the commands that a text names.
 """
 
 import math
@@ -37,15 +38,11 @@ def job_header(spec: "JobSpec", *, attempt: int, where: str = "") -> str:
     if spec.continues and attempt == 1:
         # The run began elsewhere: its checkpoint has the settings.
         del rows["runs"], rows["data"]
-    return _rows({name: text for name, text in rows.items() if text})
+    return _rows(rows)
 
 
 def continuation(state: JobState, where: str) -> str:
-    """Return the command that continues a job that ended before it was done; nothing for other jobs.
-
-    Args:
-        where: the options that find the job again.
-    """
+    """Return the command that continues a job that ended before it was done; nothing for other jobs."""
     if not state.resumable:
         return ""
     # Without this option, submit would choose a backend by what is there now.
@@ -54,11 +51,7 @@ def continuation(state: JobState, where: str) -> str:
 
 
 def reattach_hint(name: str, where: str = "") -> str:
-    """Return what to type after the launcher has detached from a job that still runs.
-
-    Args:
-        where: the options that find the job again.
-    """
+    """Return what to type after the launcher has detached from a job that still runs."""
     stop = f"{PROGRAM} cancel {name}{where}"
     return f"job {name} goes on. Come back with `{_follow(name, where)}`, stop it with `{stop}`."
 
@@ -73,11 +66,7 @@ def _follow(name: str, where: str) -> str:
 
 
 def summary(state: JobState, reading: "LogFollow", *, now: float, where: str) -> str:
-    """Return how the job ended: outcome, accuracy, speed, time, the line counts of its log, and where its files are.
-
-    Args:
-        where: the options that find the job again.
-    """
+    """Return how the job ended: outcome, accuracy, speed, time, the line counts of its log, and where its files are."""
     progress = reading.progress
     result = progress.result
     took = state.took_s(now)
@@ -90,15 +79,11 @@ def summary(state: JobState, reading: "LogFollow", *, now: float, where: str) ->
         "files": state.files or ("" if result is None else str(result.fields.get("output", ""))),
         "continue": continuation(state, where),
     }
-    return _rows({name: text for name, text in rows.items() if text})
+    return _rows(rows)
 
 
 def status_text(state: JobState, progress: JobProgress, events: Iterable[JobEvent], *, now: float, where: str) -> str:
-    """Return everything that is known of one job, for the user.
-
-    Args:
-        where: the options that find the job again.
-    """
+    """Return everything that is known of one job, for the user."""
     took = state.took_s(now)
     step = progress.latest_step
     rows = {
@@ -118,7 +103,7 @@ def status_text(state: JobState, progress: JobProgress, events: Iterable[JobEven
         "continue": continuation(state, where),
     }
     lines = [f"  {_clock(event.time)}  {event.text}" for event in events]
-    return "\n".join([_rows({name: text for name, text in rows.items() if text}), "events", *lines])
+    return "\n".join([_rows(rows), "events", *lines])
 
 
 def list_text(jobs: Sequence[tuple[JobState, JobProgress]], *, now: float) -> str:
@@ -211,8 +196,9 @@ def deleted_document(ref: JobRef, files: str) -> dict[str, Any]:
 
 
 def _rows(rows: Mapping[str, str]) -> str:
-    width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
+    """Return one line for each row that has a text."""
+    width = max(len(name) for name, text in rows.items() if text)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items() if text)
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:

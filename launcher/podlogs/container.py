@@ -66,7 +66,7 @@ class ContainerLog:
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        self._retry = LogRetry(self.timing, Backoff(self.clock))
+        self._retry = LogRetry(Backoff(self.clock))
         self._window = LogWindow()
         self._began = self.clock()
         self._empty_answers = 0

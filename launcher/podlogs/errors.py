@@ -9,7 +9,10 @@ import math
 from dataclasses import dataclass
 
 from launcher.errors import UnreachableError, is_transient_status
-from launcher.kube.retry import FIRST_DELAY_S, Backoff
+from launcher.kube.retry import FIRST_DELAY_S, GIVE_UP_S, Backoff
+
+# How long to repeat a request whose refusal contradicts the pod's status.
+_REFUSED_S = 10.0
 
 
 class PodLogError(UnreachableError):
@@ -69,8 +72,6 @@ class Timing:
         idle_s: a silence after which the reader connects again: balancers drop silent connections without notice.
         connect_s: how long a connection may take.
         settle_s: how far a status may be behind the kubelet.
-        refused_s: how long to repeat a request whose refusal contradicts the status.
-        unreachable_s: how long a server may be out of reach.
     """
 
     poll_s: float = 0.05
@@ -78,15 +79,12 @@ class Timing:
     idle_s: float = 60
     connect_s: float = 10
     settle_s: float = 0.3
-    refused_s: float = 10
-    unreachable_s: float = 180
 
 
 class LogRetry:
     """The failures of one reader since its last success."""
 
-    def __init__(self, timing: Timing, backoff: Backoff) -> None:
-        self._timing = timing
+    def __init__(self, backoff: Backoff) -> None:
         self._backoff = backoff
         self._was_refused = False
 
@@ -117,11 +115,11 @@ class LogRetry:
     def _limit_s(self, error: PodLogError) -> float:
         """Return for how long a request that fails so is repeated; below zero if it never is."""
         if not isinstance(error, LogRefusedError):
-            return self._timing.unreachable_s if error.transient else -1
+            return GIVE_UP_S if error.transient else -1
         if is_transient_status(error.status):
             # The kubelet or the server answered; whether the log can still be read, the pod's status will say.
             return math.inf
         if error.status == 401:
             # The reader logs in again once.
             return math.inf if self._backoff.failures == 1 else -1
-        return -1 if error.status == 403 else self._timing.refused_s
+        return -1 if error.status == 403 else _REFUSED_S

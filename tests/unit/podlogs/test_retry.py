@@ -11,7 +11,6 @@ from launcher.podlogs.errors import (
     PodLogError,
     ReadStoppedError,
     SilentError,
-    Timing,
     UntrustedError,
 )
 
@@ -24,7 +23,7 @@ class Clock:
 
 
 def log_retry(clock: Clock | None = None) -> LogRetry:
-    return LogRetry(Timing(), Backoff(clock or Clock(), chance=lambda: 1.0))
+    return LogRetry(Backoff(clock or Clock(), chance=lambda: 1.0))
 
 
 def test_a_cut_connection_is_replaced_at_once_and_an_absent_server_is_asked_less_and_less_often() -> None:
