@@ -26,7 +26,7 @@ def cancel(
 ) -> None:
     """Ask a job to save its state and stop, and wait until it has."""
     if (name is None) == (release is None):
-        raise RequestError("give one job's name, or --release for all jobs of a Helm release")
+        raise RequestError("give the NAME of one job, or --release for all jobs of a Helm release")
     if release is None:
         _cancel_one(*job_named(name, where), where, json_=json_)
         return
