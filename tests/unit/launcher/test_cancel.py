@@ -1,0 +1,65 @@
+"""`cancel` stops one job, or every running job of a Helm release and no other job."""
+
+from typing import Any
+
+import pytest
+
+from launcher.backends import Listing
+from launcher.cli import app
+from launcher.commands import stop
+from launcher.exits import run_command
+from launcher.jobs import JobRef, JobState, Phase
+from launcher.output.progress import JobProgress
+
+
+def run(*words: str) -> int:
+    return run_command(lambda: app(("cancel", *words), exit_on_error=False, print_error=False))
+
+
+@pytest.mark.parametrize("words", [(), ("mine", "--release", "pnas")])
+def test_it_wants_either_a_name_or_a_release(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*words) == 2
+    assert capsys.readouterr().err == "error: give one job's name, or --release for all jobs of a Helm release\n"
+
+
+class RecordedJobs:
+    """Jobs in memory."""
+
+    def __init__(self, **jobs: tuple[Phase, str | None]) -> None:
+        self.states = {
+            name: JobState(JobRef("batch", name), phase, spec={"pods": {"release": release}})
+            for name, (phase, release) in jobs.items()
+        }
+
+    def get(self, ref: JobRef) -> JobState:
+        return self.states[ref.name]
+
+    def cancel(self, ref: JobRef) -> None:
+        self.states[ref.name] = JobState(ref, Phase.CANCELLED)
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> RecordedJobs:
+    recorded = RecordedJobs(
+        ended=(Phase.SUCCEEDED, "pnas"),
+        first=(Phase.RUNNING, "pnas"),
+        second=(Phase.PENDING, "pnas"),
+        others=(Phase.RUNNING, "other"),
+        mine=(Phase.RUNNING, None),
+    )
+    as_jobs: Any = recorded
+    listing = Listing([(as_jobs, state, JobProgress()) for state in recorded.states.values()])
+    monkeypatch.setattr(stop, "list_jobs", lambda _backend, _place: listing)
+    return recorded
+
+
+def test_a_release_is_all_its_running_jobs(jobs: RecordedJobs, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--release", "pnas") == 0
+    assert capsys.readouterr().out == "first Cancelled\nsecond Cancelled\n"
+    assert [name for name, state in jobs.states.items() if state.phase is Phase.RUNNING] == ["others", "mine"]
+
+
+@pytest.mark.usefixtures("jobs")
+def test_a_release_without_a_running_job_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--release", "none") == 0
+    assert capsys.readouterr().err == "no job of release none is running\n"
