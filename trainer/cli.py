@@ -40,7 +40,7 @@ For example:
 An option may also come from the environment (PNAS_BATCH_SIZE=64) or from a YAML profile; a flag wins over both.
 """
 
-Profile = Annotated[
+_Profile = Annotated[
     str | None,
     Parameter(help="Settings from a YAML file, or seed, recommended or digits.", group="Settings", show_default=False),
 ]
@@ -60,7 +60,7 @@ app.command(inspect_app)
 app.command(ranktable_app)
 
 
-def train(*, profile: Profile = None, **options: Any) -> int:
+def train(*, profile: _Profile = None, **options: Any) -> int:
     """Resolve the options and run; the exit code is 0, 1 (failed), 2 (usage), 6 (folder taken) or 75 (resumable)."""
     # Imported here: numpy costs a tenth of a second, too long for --help and for a typo.
     from trainer.run.attempt import RunStarter, begin_attempt  # noqa: PLC0415
@@ -103,7 +103,7 @@ train.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # cyclop
             "profile",
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=Profile,
+            annotation=_Profile,
         ),
         *option_parameters(TrainConfig),
     ],

@@ -12,17 +12,12 @@ ALLOWED = {
     "app": "each program has one command line",
     "main": "each program has one entry point",
 }
-# Names that still have two meanings.
-REMAINING = {
-    *("COMMANDS", "Device", "EMULATED", "JOB", "Kind", "Process"),
-    *("Profile", "SCHEMA", "TRAINING", "VARIABLES", "plain", "render", "show"),
-}
 
 
 def test_no_public_name_is_defined_in_two_modules() -> None:
     repeated = _repeated_names()
     shown = "\n".join(f"{name}: {', '.join(places)}" for name, places in repeated.items())
-    assert repeated.keys() <= ALLOWED.keys() | REMAINING, f"rename all but one of each:\n{shown}"
+    assert repeated.keys() == ALLOWED.keys(), f"rename all but one of each:\n{shown}"
 
 
 def _repeated_names() -> dict[str, list[str]]:
