@@ -266,6 +266,6 @@ def find_state(jobs: Jobs, name: str) -> JobState | None:
 
 
 def resumable_names(jobs: Jobs) -> str:
-    """Return the latest jobs that can be continued, for a user who named no job; empty if there is none."""
+    """Return the latest jobs that can be continued, for a user who named no job; empty without one."""
     names = [f"{state.ref.name} ({state.phase.value})" for state, _ in jobs.list() if state.resumable]
     return f"it can be {', '.join(names[-8:])}" if names else ""

@@ -28,7 +28,7 @@ class Submitter(Protocol):
         """The reading half of the same backend."""
 
     def defaults(self) -> Defaults | None:
-        """Return the settings that an administrator published for every job here; None if there are none."""
+        """Return the settings that an administrator published for every job here; None without such settings."""
 
     def earlier(self, settings: Settings) -> tuple[str, Earlier]:
         """Return the name of the job that `--resume` continues or begins, and what is known of its run.

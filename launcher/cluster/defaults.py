@@ -26,7 +26,7 @@ NO_DEFAULTS = PLACE | frozenset(
 
 
 def read_defaults(api: Api) -> Defaults | None:
-    """Return the defaults of the namespace; None if there are none, or the user may not read them.
+    """Return the defaults of the namespace; None without a ConfigMap that the user may read.
 
     Raises:
         ConfigError: the ConfigMap cannot be used; the message names it.

@@ -15,7 +15,7 @@ from launcher.settings.layers import Settings
 
 
 def examine_namespace(jobs: ClusterJobs, settings: Settings) -> Iterator[PreflightFinding]:
-    """Yield the findings one by one, as they are made.
+    """Yield each finding when it is known.
 
     Raises:
         LauncherError: the cluster does not answer.
@@ -32,7 +32,7 @@ def examine_namespace(jobs: ClusterJobs, settings: Settings) -> Iterator[Preflig
 
 
 def _check_rights(jobs: ClusterJobs) -> PreflightFinding:
-    """Check the rights of a Role, which a launcher needs, and those of a ClusterRole, which it can do without."""
+    """Check the rights of a Role, which a launcher needs, and the rights of a ClusterRole, which are optional."""
     needed = namespace_rights([jobs.kind])
     namespace = jobs.api.namespace
     if missing := _missing_rights(jobs.api, needed):

@@ -1,4 +1,4 @@
-"""What the cluster's components said of a job: the events of its object, its pods and its gang.
+"""The events of a job, by the cluster's components: the events of its object, its pods and its gang.
 
 Read rights on events are independent of rights on jobs: without them `EventList.hidden` says why there are no events.
 """

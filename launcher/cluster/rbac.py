@@ -18,7 +18,7 @@ _PART_VERBS = ("create", "delete", "get", "patch")
 
 
 def namespace_rights(kinds: Iterable[Kind] = ()) -> Verbs:
-    """Return the verbs of a Role: those that every kind of job needs, and those of `kinds`."""
+    """Return the verbs of a Role: what every kind of job needs, and what `kinds` need."""
     common = {PODS: ("list", "watch"), LOGS: ("get",), EVENTS: ("list",)}
     parts = {CONFIG_MAPS: _PART_VERBS, SERVICES: _PART_VERBS, CLAIMS: ("get",)}
     return {**common, **parts, **{resource: verbs for kind in kinds for resource, verbs in kind.rights.items()}}

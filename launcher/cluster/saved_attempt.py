@@ -54,7 +54,7 @@ def save(api: Api, kind: str, job: Json) -> list[str]:
 
 
 def load(api: Api, kind: str, job: str) -> SavedAttempt | None:
-    """Return the saved attempt of a job; None if there is none, or the user may not read ConfigMaps."""
+    """Return the saved attempt of a job; None without a ConfigMap that the user may read."""
     config_map = _find(api, kind, job)
     if config_map is None:
         return None

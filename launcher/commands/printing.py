@@ -1,4 +1,4 @@
-"""What every command prints beside its own: notes for a person, JSON for programs."""
+"""Output that every command shares: JSON for programs, notes for the user."""
 
 import json
 import sys
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """For programs."""
+    """Print a document for programs."""
     print(json.dumps(document, indent=2))
 
 
 def note(text: str) -> None:
-    """For a person, beside what is printed."""
+    """Print a note for the user on standard error."""
     print(text, file=sys.stderr, flush=True)

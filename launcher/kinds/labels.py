@@ -1,4 +1,4 @@
-"""Labels and annotations of a job's objects: by these, and by nothing else, a launcher knows its own. A leaf."""
+"""Labels and annotations of a job's objects. A launcher recognises its jobs only by them."""
 
 JOB_LABEL = "pnas/job"
 """Label: the job that an object belongs to."""
@@ -7,11 +7,11 @@ INSTANCE = "app.kubernetes.io/instance"
 SPEC_ANNOTATION = "pnas/spec"
 """Annotation: the JobSpec as JSON."""
 SPEC_HASH_LABEL = "pnas/spec-hash"
-"""Label: what the job is, whatever it is called."""
+"""Label: the job's identity, which does not depend on its name."""
 ATTEMPT_ANNOTATION = "pnas/attempt"
 """Annotation: how often the job was submitted."""
 RUNS, FOLLOW = "pnas/runs", "pnas/follow"
-"""Annotations for who looks with kubectl: what the job does, and how to follow it."""
+"""Annotations for users of kubectl: what the job does, and how to follow it."""
 RING_CONTROLLER = "ring-controller.atlas"
 """Label by which MindCluster's controllers know a job, its pods and its rank table's ConfigMap."""
 SCHEDULE_POLICY = "huawei.com/schedule_policy"
@@ -20,9 +20,9 @@ MANAGED = {"app.kubernetes.io/name": "pnas", "app.kubernetes.io/managed-by": "pn
 CONTAINER = "trainer"
 """The container of a pod that trains."""
 OURS = "app.kubernetes.io/name=pnas"
-"""Selects all jobs, whoever made them."""
+"""The selector of all jobs."""
 
 
 def rank_table_name(job: str) -> str:
-    """The ConfigMap that MindCluster's controllers look for."""
+    """Return the name of the ConfigMap that MindCluster's controllers look for."""
     return f"rings-config-{job}"

@@ -1,4 +1,4 @@
-"""What the launcher reads from a cluster's objects, whatever their kind: its labels and annotations, owners, times.
+"""Reading a cluster's objects of every kind: labels and annotations of the launcher, owners, times.
 
 Pure: objects as the API server gives them go in, plain values come out.
 """

@@ -61,7 +61,7 @@ class VolcanoKind:
     cluster_rights: Mapping[Resource, tuple[str, ...]] = {QUEUES: ("get",)}
 
     def refusal(self, options: "ClusterOptions", origins: Mapping[str, str]) -> str | None:
-        """Refuse a deadline: Volcano Jobs have none."""
+        """Refuse a deadline: a Volcano Job has no such field."""
         if options.deadline is None:
             return None
         return f"--deadline {options.deadline}: Volcano Jobs have none; leave it out, or use --backend batch"

@@ -1,7 +1,7 @@
-"""The attempts of one local job: each has its records and its console; an ended one's are kept in `attempts/<number>/`.
+"""The attempts of one local job: each has its records and its console. An ended attempt moves to `attempts/<number>/`.
 
-A job that is continued keeps its name and its output folder. What an earlier attempt said and how it ended stays
-readable, and the lines of two attempts, which are numbered from 1 in each, never mix.
+A continued job has the same name and output folder. The log and the end of an earlier attempt stay readable. The lines
+of two attempts never mix, as each attempt numbers its lines from 1.
 """
 
 import fcntl
@@ -18,34 +18,34 @@ _ATTEMPTS = "attempts"
 
 
 def attempt_of(job: Mapping[str, Any]) -> int:
-    """Which attempt a job's record describes."""
+    """Return which attempt a job's record describes."""
     return int(job.get("attempt", 1))
 
 
 def attempt_folder(folder: Path, number: int | None) -> Path:
-    """Where the records of an attempt are; of the latest if `number` is None.
+    """Return the folder with the records of an attempt; the latest attempt without a `number`.
 
     Raises:
-        NotFoundError: there is no such attempt.
+        NotFoundError: the job has no such attempt.
     """
     latest = attempt_of(records.read_record(folder / records.JOB) or {})
     if number is None or number == latest:
         return folder
-    kept = folder / _ATTEMPTS / str(number)
-    if not kept.is_dir():
+    earlier = folder / _ATTEMPTS / str(number)
+    if not earlier.is_dir():
         have = "attempt 1 only" if latest == 1 else f"attempts 1 to {latest}"
         raise NotFoundError(f"job {folder.name} has {have}: there is no attempt {number}")
-    return kept
+    return earlier
 
 
 def earlier_attempts(folder: Path) -> list[Path]:
-    """The folders of the attempts before the latest one, oldest first."""
-    kept = folder / _ATTEMPTS
-    return sorted(kept.iterdir(), key=lambda path: int(path.name)) if kept.is_dir() else []
+    """Return the folders of the attempts before the latest one, oldest first."""
+    attempts = folder / _ATTEMPTS
+    return sorted(attempts.iterdir(), key=lambda path: int(path.name)) if attempts.is_dir() else []
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[None]:
     """Let one launcher at a time decide whether a job has ended and may be continued."""
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -57,26 +57,26 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def begin_next(folder: Path, job: Mapping[str, Any]) -> None:
-    """Keep the ended attempt's records apart, and write those of the next.
+    """Move the ended attempt's records to its own folder, and write the record of the next attempt.
 
-    The exit record goes last: until then the job is seen to have ended, and never to be lost.
+    The exit record moves last: until then a reader sees an ended job, never a lost one.
 
     Raises:
-        LauncherError: a file cannot be moved or written.
+        LauncherError: the disk is full, or the user has no right to write.
     """
     old = records.read_record(folder / records.JOB) or {}
     number = attempt_of(old)
-    kept = folder / _ATTEMPTS / str(number)
+    earlier = folder / _ATTEMPTS / str(number)
     try:
-        kept.mkdir(parents=True, exist_ok=True)
+        earlier.mkdir(parents=True, exist_ok=True)
         for name in (records.CANCEL, records.PROCESSES, records.CLOCK, records.CONSOLE):
-            _move(folder / name, kept)
+            _move(folder / name, earlier)
         if old:
-            records.write_record(kept / records.JOB, "LocalJob", old)
+            records.write_record(earlier / records.JOB, "LocalJob", old)
         records.write_record(folder / records.JOB, "LocalJob", {**job, "attempt": number + 1})
-        _move(folder / records.EXIT, kept)
+        _move(folder / records.EXIT, earlier)
     except OSError as error:
-        raise LauncherError(f"{kept}: cannot be written: {error.strerror}; free or change XDG_STATE_HOME") from error
+        raise LauncherError(f"{earlier}: cannot be written: {error.strerror}; free or change XDG_STATE_HOME") from error
 
 
 def _move(path: Path, folder: Path) -> None:

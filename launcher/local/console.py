@@ -1,7 +1,7 @@
-r"""Reading a log file that is still being written: blocks of whole lines, and the last part of it.
+r"""Reading a log file while a job writes it: blocks of whole lines, and its end.
 
-A line is delivered when its `\n` has been written, so nobody ever sees half of one; only the last line of a job
-that died in the middle of it is delivered without.
+A reader gets a line only with its `\n`, so it never sees half a line. The exception is the last line of a job that
+died while it wrote.
 """
 
 import time
@@ -13,10 +13,9 @@ _POLL_S = 0.05
 
 
 def read_blocks(path: Path, *, start: int = 0, ended: Callable[[], bool]) -> Iterator[bytes]:
-    r"""Blocks of whole lines from the first line that begins at `start` or later, until `ended()`.
+    r"""Wait for the file, and yield blocks of whole lines from the first line at or after `start`, until `ended()`.
 
-    An empty block comes whenever all that was written has been delivered. What was written before `ended()` turned
-    true is always delivered. A file that does not exist yet is waited for.
+    An empty block says that the reader has all lines so far. All bytes from before the end are yielded.
     """
     while not path.exists():
         if ended():
@@ -29,7 +28,7 @@ def read_blocks(path: Path, *, start: int = 0, ended: Callable[[], bool]) -> Ite
             file.readline()
         rest: list[bytes] = []
         while True:
-            # Asked before the last read, so that nothing which was written before the end is left behind.
+            # Ask before the last read, so that it reads everything from before the end.
             last = ended()
             while block := file.read(_BLOCK):
                 whole, newline, begun = block.rpartition(b"\n")
@@ -47,7 +46,7 @@ def read_blocks(path: Path, *, start: int = 0, ended: Callable[[], bool]) -> Ite
 
 
 def read_tail(path: Path, size: int = _BLOCK) -> bytes:
-    """The whole lines among the last `size` bytes; nothing if there is no such file yet."""
+    """Return the whole lines among the last `size` bytes; nothing before the file exists."""
     if not path.exists():
         return b""
     with path.open("rb") as file:
@@ -59,12 +58,12 @@ def read_tail(path: Path, size: int = _BLOCK) -> bytes:
 
 
 def offset_at(clock: Path, moment: float) -> int:
-    """How long the log was at `moment`, rounded down to what was noted."""
+    """Return how long the log was at `moment`, by the last note before it."""
     offset = 0
     if clock.exists():
         for line in clock.read_text(encoding="ascii").splitlines():
-            noted, _, size = line.partition(" ")
-            if not size or float(noted) > moment:
+            note_time, _, size = line.partition(" ")
+            if not size or float(note_time) > moment:
                 break
             offset = int(size)
     return offset

@@ -1,7 +1,7 @@
-"""The phase of a local job, from its records and from whether its processes live. Pure.
+"""The phase of a local job, from its records and its living processes. Pure.
 
-A process that is killed leaves no trace of its own. So a job that neither lives nor has an exit record is lost: it is
-never shown as running, nor taken for a success.
+SIGKILL leaves no record. A job without living processes and without an exit record is lost: neither running nor a
+success.
 """
 
 import signal
@@ -11,16 +11,16 @@ from typing import Any
 from launcher.jobs import Phase
 from trainer.shared.errors import RESUMABLE
 
-# What a job may take from its creation until its runner has written down its process ids.
+# Seconds from a job's creation until its runner has recorded its process ids.
 START_S = 30.0
-# Real-time signals have numbers, but no names here.
+# The signal module has no names for real-time signals.
 _SIGNALS = {number.value: number.name for number in signal.Signals}
 
 
 def phase_of(
     processes: Mapping[str, Any], end: Mapping[str, Any] | None, *, alive: bool, cancelled: bool, age_s: float
 ) -> tuple[Phase, str]:
-    """The phase that the records and the processes add up to, and the reason for it."""
+    """Return the phase that the records and the processes add up to, and the reason."""
     if end is not None:
         return _outcome(end["returncode"], cancelled=cancelled)
     if alive:

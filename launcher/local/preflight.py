@@ -16,7 +16,7 @@ def check_paths(spec: JobSpec) -> None:
     """Check the paths of a job, and that this machine has its devices.
 
     Raises:
-        ConfigError: the job wants emulated NPUs, and this machine has none.
+        ConfigError: the job wants emulated NPUs, which this installation lacks.
         RequestError: data, weights, rank table or output cannot be used.
         ConflictError: the output folder holds an earlier run.
     """

@@ -1,9 +1,9 @@
-"""A local job's folder: the small files that say what it is, which processes it has, and how it ended.
+"""The folder of a local job: small files for its settings, its processes and its end.
 
-`STATE/pnas/jobs/<name>/` holds `job.json` (what was asked), `processes.json` (who runs it), `cancel.json` (that it
-was asked to stop), `exit.json` (how it ended), `clock` (how long the log was, when) and `console.log` (all that the
-trainer printed). A record is always written whole, by one writer, so a reader never needs a lock. Only the standard
-library: the runner imports this.
+`STATE/pnas/jobs/<name>/` holds `job.json` (settings), `processes.json` (the runner and the trainer), `cancel.json` (the
+time of a cancel), `exit.json` (the exit code), `clock` (the length of the log by time) and `console.log` (the trainer's
+output). One writer writes each record whole, so a reader needs no lock. The runner imports this module, which therefore
+needs only the standard library.
 """
 
 import json
@@ -23,7 +23,7 @@ EXIT = "exit.json"
 CLOCK = "clock"
 CONSOLE = "console.log"
 
-# What is read from each record; a file that lacks it, or has something else there, is not one of ours.
+# The fields that are read; a file without them, or with other types, is damaged.
 _NUMBER = (int, float)
 _FIELDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     JOB: {"created": _NUMBER, "command": list, "cwd": str, "host": str, "spec": dict, "output": str},
@@ -31,14 +31,14 @@ _FIELDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     CANCEL: {"requested": _NUMBER},
     EXIT: {"returncode": int, "ended": _NUMBER},
 }
-# More than an exit record ever takes.
+# Bytes; an exit record is shorter.
 _RESERVED = 512
 
 
 def state_home(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where jobs are remembered: `$XDG_STATE_HOME/pnas/jobs`, by default under `~/.local/state`."""
+    """Return the folder of all jobs: `$XDG_STATE_HOME/pnas/jobs`, by default under `~/.local/state`."""
     home = Path(environ.get("XDG_STATE_HOME", ""))
-    # The XDG specification has relative paths ignored: jobs must be found from every folder.
+    # As the XDG specification demands, ignore a relative path: every folder must see the same jobs.
     return (home if home.is_absolute() else Path.home() / ".local" / "state") / "pnas" / "jobs"
 
 
@@ -46,14 +46,14 @@ def write_record(path: Path, kind: str, values: Mapping[str, Any]) -> None:
     """Write a record whole or not at all, even through a crash.
 
     Raises:
-        LauncherError: it cannot be written (disk full, no rights).
+        LauncherError: the disk is full, or the user has no right to write.
     """
     text = json.dumps({"apiVersion": API_VERSION, "kind": kind, **values}, indent=1) + "\n"
     reserved = _reserved(path)
     # Several launchers can cancel one job at once.
     partial = reserved if reserved.exists() else path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        # Write over a reservation instead of truncating it: it already has its room on the disk.
+        # Write over a reservation, and do not truncate it: its disk space must stay reserved.
         with (
             replacing(path, partial=partial),
             partial.open("r+" if partial is reserved else "w", encoding="utf-8") as file,
@@ -64,13 +64,13 @@ def write_record(path: Path, kind: str, values: Mapping[str, Any]) -> None:
 
 
 def reserve_record(path: Path) -> None:
-    """Take the room that a record will need, so that it can be written even when the disk is full by then.
+    """Reserve the disk space of a record, which can then be written to a full disk.
 
     Raises:
-        LauncherError: there is no room now.
+        LauncherError: the disk is full already.
     """
     try:
-        # JSON ends in as many blanks as one likes.
+        # JSON allows trailing blanks.
         _reserved(path).write_text(" " * _RESERVED, encoding="ascii")
     except OSError as error:
         raise LauncherError(f"{path}: cannot be written: {error.strerror}; free or change XDG_STATE_HOME") from error
@@ -80,7 +80,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """Read a record; None if it has not been written.
 
     Raises:
-        LauncherError: it is damaged, or of a version that this launcher does not know.
+        LauncherError: the record is damaged, or of an unknown version.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """A small process that outlives the launcher: it starts the trainer, waits for it, and records how it ended.
 
-`python -m launcher.local.runner JOB_FOLDER` returns as soon as the trainer has been started and recorded;
-what goes on runs in a session of its own, out of reach of the terminal's Ctrl-C and of the launcher's death. Standard
-output is the job's console.log. It knows nothing of what it runs: the command is data.
+`python -m launcher.local.runner JOB_FOLDER` returns when the trainer runs and is recorded. A child goes on in its own
+session, where neither the terminal's Ctrl-C nor the launcher's death reaches it. Standard output is the job's
+console.log. The runner knows nothing of the trainer: the command is data.
 """
 
 import contextlib
@@ -23,19 +23,19 @@ _TICK_S = 1.0
 
 
 def main(folder: Path) -> int:
-    """Return 0 once the job runs (or was cancelled before it could); the job itself goes on in a child."""
-    told, tell = os.pipe()
+    """Start the job in a child; return 0 when it runs, or was cancelled before that."""
+    parent_end, child_end = os.pipe()
     if os.fork():
-        os.close(tell)
-        return 0 if os.read(told, 1) else 1
-    os.close(told)
+        os.close(child_end)
+        return 0 if os.read(parent_end, 1) else 1
+    os.close(parent_end)
     os.setsid()
-    _run(folder, tell)
+    _run(folder, child_end)
     return 0
 
 
-def _run(folder: Path, tell: int) -> None:
-    stopped = _Stop()
+def _run(folder: Path, parent: int) -> None:
+    forwarder = _StopForwarder()
     me = identify(os.getpid())
     job = records.read_record(folder / records.JOB)
     if job is None:
@@ -44,25 +44,25 @@ def _run(folder: Path, tell: int) -> None:
     records.reserve_record(folder / records.EXIT)
     started = time.time()
     trainer = subprocess.Popen(job["command"], cwd=job["cwd"], stdin=subprocess.DEVNULL)
-    stopped.pass_on_to(trainer)
+    forwarder.forward_to(trainer)
     records.write_record(
         folder / records.PROCESSES,
         "Processes",
         {"runner": asdict(me), "trainer": asdict(identify(trainer.pid)), "started": started},
     )
-    os.write(tell, b"1")
-    os.close(tell)
-    over = threading.Event()
-    threading.Thread(target=_keep_time, args=(folder, over), daemon=True).start()
+    os.write(parent, b"1")
+    os.close(parent)
+    ended = threading.Event()
+    threading.Thread(target=_record_size, args=(folder, ended), daemon=True).start()
     trainer.wait()
-    over.set()
+    ended.set()
     records.write_record(
         folder / records.EXIT, "Exit", {"returncode": trainer.returncode, "started": started, "ended": time.time()}
     )
 
 
-class _Stop:
-    """SIGTERM goes to the trainer, which saves and stops; one that comes too early is kept for it."""
+class _StopForwarder:
+    """Forwards SIGTERM to the trainer, which saves and stops; an early SIGTERM waits for the trainer's start."""
 
     def __init__(self) -> None:
         self._requested = False
@@ -74,21 +74,21 @@ class _Stop:
         if self._trainer is not None:
             self._trainer.send_signal(signal.SIGTERM)
 
-    def pass_on_to(self, trainer: "subprocess.Popen[bytes]") -> None:
+    def forward_to(self, trainer: "subprocess.Popen[bytes]") -> None:
         self._trainer = trainer
         if self._requested:
             trainer.send_signal(signal.SIGTERM)
 
 
-def _keep_time(folder: Path, over: threading.Event) -> None:
-    """Note now and then how long the log is, so that `logs --since` finds its place in it."""
-    noted = 0
-    while not over.wait(_TICK_S):
-        # A full disk must not end the job's only witness.
+def _record_size(folder: Path, ended: threading.Event) -> None:
+    """Record each second how long the log is, so that `logs --since` finds its place in it."""
+    recorded = 0
+    while not ended.wait(_TICK_S):
+        # A full disk must not end the process that records the job's end.
         with contextlib.suppress(OSError):
             size = (folder / records.CONSOLE).stat().st_size
-            if size != noted:
-                noted = size
+            if size != recorded:
+                recorded = size
                 with (folder / records.CLOCK).open("ab") as clock:
                     clock.write(b"%.3f %d\n" % (time.time(), size))
 

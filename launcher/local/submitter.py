@@ -22,7 +22,7 @@ from launcher.errors import ConflictError, LauncherError, RequestError
 from launcher.exits import defer_signals
 from launcher.jobs import JobRef, JobState, PreflightFinding, Submitted, find_state, resumable_names
 from launcher.local import records
-from launcher.local.attempts import begin_next, only_one
+from launcher.local.attempts import begin_next, exclusive
 from launcher.local.jobs import LocalJobs, last_words
 from launcher.local.preflight import check_paths
 from launcher.settings.layers import NO_LAYER, Defaults, Earlier, Settings, given_settings
@@ -147,7 +147,7 @@ def start_job(
     job |= {"command": command, **record}
     with defer_signals():
         if resume and folder.is_dir():
-            with only_one(folder):
+            with exclusive(folder):
                 _check_ended(jobs.get(ref))
                 begin_next(folder, job)
         else:

@@ -39,7 +39,7 @@ class _Search:
         unmatched: how often each known line has not come again yet, by its hash.
         last: the hash of the newest known line. Files keep their order, so the lines after it are new.
         older_ns: an unmatched line up to this moment is older than the known lines.
-        long_lines: known lines with which an answer can begin in the middle, as they are long enough to be split.
+        long_lines: known lines with which an answer can begin in the middle, as long lines are split.
         joined: a known line has come again.
         held: unknown lines that came before any known line.
         gap: it is certain that no known line comes again.

@@ -1,8 +1,8 @@
-"""Hardware presets: what MindCluster's scheduler is told of the servers that a job wants, and the counts it takes.
+"""Hardware presets: the labels and the policy for MindCluster's scheduler, and the counts of NPUs that it accepts.
 
-A leaf of plain values from MindCluster's documentation; docs/ascend.md has the places, and what of them is unproven.
-Releases differ in what they go by: older ones read the nodes' label `accelerator-type`, newer ones a job's
-`huawei.com/schedule_policy` before it. Neither minds the other's, so that a job carries both.
+Plain values from MindCluster's documentation; docs/ascend.md names the pages, and says which values are unproven.
+Older releases read the nodes' label `accelerator-type`; newer releases prefer a job's `huawei.com/schedule_policy`.
+Each ignores the other's, so a job has both.
 """
 
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 DEVICE_COUNTS: tuple[int, ...] = (1, 2, 4, 8)
-"""NPUs of one pod where no hardware is named: within an HCCS ring, or the whole node (Atlas 800)."""
+"""NPUs of one pod without a preset: within an HCCS ring, or the whole node (Atlas 800)."""
 CHIPS = "ascend-910"
-"""What `ring-controller.atlas` says where no hardware is named."""
+"""The label `ring-controller.atlas` without a preset."""
 
 HardwareName = Literal[
     "atlas-800-9000",
@@ -32,12 +32,12 @@ class Hardware:
     """One kind of server.
 
     Attributes:
-        node_labels: those that its nodes have.
+        node_labels: labels of its nodes.
         chips: the value of the label `ring-controller.atlas`.
-        schedule_policy: how its NPUs are connected, as newer releases of the scheduler want it.
-        one_node: how many NPUs a pod can have, of a job on one node.
-        several_nodes: the same of a job on several.
-        resource: its NPUs' name to Kubernetes.
+        schedule_policy: how its NPUs are connected, for newer releases of the scheduler.
+        one_node: the counts of NPUs that a pod of a job on one node can have.
+        several_nodes: the same for a job on several nodes.
+        resource: the Kubernetes resource of its NPUs.
     """
 
     node_labels: Mapping[str, str]
@@ -75,7 +75,7 @@ PRESETS: Mapping[str, Hardware] = MappingProxyType(
 
 
 def refusal(name: str | None, npus: int, nodes: int) -> str | None:
-    """Why a pod cannot have so many NPUs, in words; None if it can.
+    """Return why a pod cannot have this count of NPUs, in words; None if it can.
 
     Args:
         name: of the preset, or None.
@@ -92,17 +92,17 @@ def refusal(name: str | None, npus: int, nodes: int) -> str | None:
     return f"--npus {npus}: {subject} has {', '.join(map(str, counts))} NPUs; {advice}"
 
 
-def labels_beside(name: str, selectors: tuple[str, ...]) -> tuple[str, ...]:
-    """The preset's node labels, as KEY=VALUE, but for those that somebody chose otherwise."""
-    own = {text.partition("=")[0] for text in selectors}
-    return tuple(f"{key}={value}" for key, value in PRESETS[name].node_labels.items() if key not in own)
+def preset_labels(name: str, selectors: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the preset's node labels, as KEY=VALUE, whose keys the user has not set."""
+    user_keys = {text.partition("=")[0] for text in selectors}
+    return tuple(f"{key}={value}" for key, value in PRESETS[name].node_labels.items() if key not in user_keys)
 
 
 def without_preset(pods: Mapping[str, Any]) -> dict[str, Any]:
-    """A job's recorded settings less what its preset gave: the same preset gives it again, and another one its own.
+    """Return a job's recorded settings without its preset's: the preset of the next attempt gives them again.
 
-    A job whose record names none had none, whatever the namespace's defaults have become. A name that is not known
-    here stays, to be refused where nobody names another.
+    A record without a preset says `None`, so that new defaults of the namespace do not change the job. An unknown
+    preset stays in the record: the launcher refuses it unless the user names another.
     """
     own = {"hardware": None, **pods}
     preset = PRESETS.get(str(own["hardware"]))

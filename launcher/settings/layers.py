@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.settings.hardware import PRESETS, labels_beside
+from launcher.settings.hardware import PRESETS, preset_labels
 from launcher.settings.options import JobOptions
 from trainer.shared.config import Layer, TrainConfig, environment_layer, profile_layer, resolve, resolve_train_config
 from trainer.shared.config.train import mode_of
@@ -81,7 +81,7 @@ def resolve_settings(
     """Resolve the settings of `submit`.
 
     Args:
-        flags: the options of the command line, by field name; only those that the user typed.
+        flags: the options that the user typed, by field name.
         profile: a YAML file or the name of a shipped profile.
         earlier: the run that is continued.
         defaults: the cluster defaults.
@@ -125,7 +125,7 @@ def _with_preset(options: JobOptions, hardware: str, origins: Mapping[str, str])
     origin, update, origins = f"hardware {hardware}", dict[str, Any](), dict(origins)
     if origins["resource"] == "default":
         update["resource"], origins["resource"] = PRESETS[hardware].resource, origin
-    if labels := labels_beside(hardware, options.node_selector):
+    if labels := preset_labels(hardware, options.node_selector):
         update["node_selector"] = (*labels, *options.node_selector)
         origins["node_selector"] = f"{origin}, {origins['node_selector']}" if options.node_selector else origin
     return options.model_copy(update=update), origins

@@ -1,6 +1,6 @@
-"""The settings of a job on a cluster: where it runs, what its pods are given, and how often they are tried again.
+"""The launcher's settings of a job: its name, its place, its pods, and its retries.
 
-They are checked here, offline, so that a mistyped quantity or name costs no trip to the API server.
+They are checked here, offline, so that a mistyped quantity or name costs no request to the API server.
 """
 
 import re
@@ -17,7 +17,7 @@ from launcher.settings.secrets import looks_secret
 from trainer.shared import durations
 from trainer.shared.config.train import Optional, option
 
-# What Kubernetes takes for names of objects (RFC 1123 subdomain) and of namespaces, for quantities and label values.
+# The patterns of Kubernetes for names of objects (RFC 1123 subdomain) and of namespaces, for labels and their values.
 OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _RELEASE = re.compile(r"[a-z0-9]([-a-z0-9.]{0,51}[a-z0-9])?")
@@ -25,7 +25,7 @@ QUALIFIED = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A
 VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
-# What the launcher, the node or Volcano sets itself in each pod.
+# Variables that the launcher, the node or Volcano sets in each pod.
 _OWN_VARIABLES = frozenset(
     (
         *("HOME", "POD_NAME", "POD_UID", "POD_IP", "HOST_IP", "PNAS_NODE_RANK", "PNAS_MASTER_ADDR", "RANK_TABLE_FILE"),
@@ -53,9 +53,9 @@ def _checked(check: Callable[[str], object]) -> Callable[[str | None], str | Non
 
 
 def _listed(value: object) -> object:
-    """A mapping in a profile is what several `KEY=VALUE` options are; one string is a list of one."""
+    """Return a profile's mapping as the `KEY=VALUE` options that it stands for, and a string as a list of one."""
     if isinstance(value, dict):
-        # True is written true in YAML, and so the chart has it.
+        # YAML and the chart write True as true.
         return [f"{key}={str(item).lower() if isinstance(item, bool) else item}" for key, item in value.items()]
     return [value] if isinstance(value, str) else value
 
@@ -80,7 +80,7 @@ def _check_env(text: str) -> None:
     if name in _OWN_VARIABLES:
         raise ValueError(f"`{name}` is set by the launcher in every pod")
     if looks_secret(name, value):
-        raise ValueError(f"`{name}` looks like a secret, which anybody could read in the job: use --env-from-secret")
+        raise ValueError(f"`{name}` looks like a secret, which every user could read in the job: use --env-from-secret")
 
 
 def _check_selector(text: str) -> None:
@@ -115,11 +115,11 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_listed), _each(_check_object
 
 
 class ClusterOptions(BaseModel):
-    """What only a cluster needs to know."""
+    """The settings that only a cluster uses."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
-    # Cluster: where, and as whom
+    # The cluster, and the user there
     kubeconfig: Annotated[Path | None, Optional] = option(
         None, "Kubeconfig file. [default: KUBECONFIG, ~/.kube/config, or the pod's own]", group="Cluster"
     )
@@ -150,7 +150,7 @@ class ClusterOptions(BaseModel):
         "7d", "Remove an ended job, its log too, after this time; none keeps it.", group="Cluster"
     )
 
-    # Pods: what they are made of
+    # The pods
     image: Annotated[str | None, Optional, _matching(re.compile(r"\S+"), "is not an image's name")] = option(
         None, "Image of the trainer.", group="Pods"
     )
@@ -162,12 +162,12 @@ class ClusterOptions(BaseModel):
     output_claim: Annotated[str, ObjectName] = option("pnas-output", "Claim that is mounted at /output.", group="Pods")
     hardware: Annotated[HardwareName | None, Optional] = option(
         None,
-        "Kind of server (docs/ascend.md has them): sets resource, node labels and what MindCluster's scheduler goes "
-        "by, and takes the counts of NPUs that it takes. [default: an Atlas 800's counts, and nothing set]",
+        "Kind of server (docs/ascend.md has them): sets resource, node labels and the policy of MindCluster's "
+        "scheduler, and accepts its counts of NPUs. [default: an Atlas 800's counts, and no labels]",
         group="Pods",
     )
     resource: Annotated[str, _matching(QUALIFIED, "is not a resource's name, like huawei.com/Ascend910")] = option(
-        "huawei.com/Ascend910", "Resource that is an NPU.", group="Pods"
+        "huawei.com/Ascend910", "Kubernetes resource of an NPU.", group="Pods"
     )
     cpu: Annotated[str | None, Optional, Quantity] = option(None, "CPUs of each pod, like 96.", group="Pods")
     memory: Annotated[str | None, Optional, Memory] = option(None, "Memory of each pod, like 512Gi.", group="Pods")
@@ -186,12 +186,12 @@ class ClusterOptions(BaseModel):
     )
     driver: Literal["runtime", "host"] = option(
         "runtime",
-        "Where pods have the NPUs' driver from: Ascend Docker Runtime, or a path of the host, for clusters without; "
-        "Pod Security baseline and restricted refuse such pods.",
+        "Source of the NPUs' driver in pods: Ascend Docker Runtime, or a path of the host for clusters without it; "
+        "Pod Security baseline and restricted refuse pods with a path of the host.",
         group="Pods",
     )
     overlay: Annotated[Path | None, Optional] = option(
-        None, "YAML file that is merged into the pod template, for what no option says.", group="Pods"
+        None, "YAML file that is merged into the pod template, for settings without an option.", group="Pods"
     )
 
 

@@ -9,25 +9,25 @@ _LEAST_MEMORY = 1 << 20
 
 
 def quantity(text: str) -> Decimal:
-    """Its value.
+    """Return the value.
 
     Raises:
-        ValueError: it is none, or not above 0.
+        ValueError: the text is not a quantity, or not above 0.
     """
-    found = _QUANTITY.fullmatch(text)
-    if found is None:
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
         raise ValueError("is not a quantity; write it like 16, 500m or 64Gi")
-    value = Decimal(found[1]) * _scale(found[2] or "")
+    value = Decimal(match[1]) * _scale(match[2] or "")
     if value <= 0:
         raise ValueError("must be more than 0, like 16, 500m or 64Gi")
     return value
 
 
 def memory(text: str) -> Decimal:
-    """Its value in bytes.
+    """Return the value in bytes.
 
     Raises:
-        ValueError: it is none, or less than a MiB: `512m` is half a byte.
+        ValueError: the text is not a quantity, or less than a MiB: `512m` is half a byte.
     """
     value = quantity(text)
     if value < _LEAST_MEMORY:

@@ -21,7 +21,7 @@ OUTPUT = Path("/output")
 """Where the output claim is mounted."""
 _IDENTITY_FORMAT = 1
 """Raise it when a default gets another meaning, so that jobs before and after the change are not taken for the same."""
-# What every pod's trainer is told, whatever the user sets.
+# The trainer in a pod always gets these, whatever the user sets.
 _ALWAYS_TOLD = {"output": str(OUTPUT), "resume": "auto"}
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -60,7 +60,7 @@ class JobSpec(BaseModel):
 
     @property
     def digest(self) -> str:
-        """What makes two jobs the same, whatever their names are."""
+        """The identity of the job, which does not depend on its name."""
         return job_digest(self.model_dump(mode="json"))
 
 
