@@ -62,9 +62,9 @@ app.command(ranktable_app)
 
 def train(*, profile: _Profile = None, **options: Any) -> int:
     """Resolve the options and run; the exit code is 0, 1 (failed), 2 (usage), 6 (folder taken) or 75 (resumable)."""
-    # Imported here: numpy costs a tenth of a second, too long for --help and for a typo.
-    from trainer.run.attempt import RunStarter, begin_attempt  # noqa: PLC0415
-    from trainer.run.worker_commands import worker_command  # noqa: PLC0415
+    # They import numpy in a tenth of a second, too long for --help and for a typo.
+    from trainer.run.attempt import RunStarter, begin_attempt  # noqa: PLC0415  # see above
+    from trainer.run.worker_commands import worker_command  # noqa: PLC0415  # see above
 
     layers = user_layers(given_options(options), profile)
     config, _ = resolve_train_config(layers, partial=True)
