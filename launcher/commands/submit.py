@@ -11,7 +11,7 @@ from launcher.commands.parameters import Profile, flag
 from launcher.commands.prepare import PreparedJob, prepare_job
 from launcher.commands.printing import note
 from launcher.commands.settings import takes_settings
-from launcher.errors import DetachedError, EndedError
+from launcher.errors import DetachedError, EndedError, RequestError
 from launcher.jobs import Submitted, find_state
 from launcher.output import report
 from launcher.output.follow import LogView
@@ -49,6 +49,11 @@ def submit(
         return
     try:
         _show(job, job.submitter.submit(job.spec), detach=detach, save=save)
+    except RequestError as error:
+        if not job.choice_reason:
+            raise
+        # The request may be right for another place, such as a cluster whose kubeconfig was not found.
+        raise RequestError(f"{error} ({job.choice_reason})") from None
     except EndedError as error:
         if not once:
             raise

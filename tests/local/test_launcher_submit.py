@@ -187,6 +187,7 @@ def test_a_job_survives_ctrl_c_and_a_killed_launcher_and_its_name_is_kept(
         (("--profile", "recomended"), 2, "did you mean recommended"),
         (("--name", "Mine"), 2, "--name Mine"),
         (("--data-path", "nowhere"), 2, "nowhere: no such folder"),
+        (("--data-path", "nowhere"), 2, "(no cluster is configured: the job runs on this machine (--backend local))"),
         (("--data-path", "."), 2, "no train/ and no val/"),
         (("--output", "file/out"), 2, "file is a file"),
         (("--nodes", "2"), 2, "this machine only"),
