@@ -61,7 +61,8 @@ def _rate(epoch: Callable[[], Iterable[Tensor]]) -> float:
 def _ours(data: Path, config: TrainConfig) -> Callable[[], Iterable[Tensor]]:
     index = load_split(data, "train")
     plan = plan_epoch(len(index), world_size=1, batch_size=config.batch_size, accumulate=1, steps_limit=None)
-    batches = train_batches(index, config=config, epoch=0, plan=plan, rank=0, workers=0, pin_memory=False)
+    config = config.model_copy(update={"workers": 0})
+    batches = train_batches(index, config=config, epoch=0, plan=plan, rank=0, pin_memory=False)
     return lambda: (batch.images for batch in batches)
 
 

@@ -59,11 +59,10 @@ def train(
     )
     return train_batches(
         images,
-        config=config,
+        config=config.model_copy(update={"workers": workers}),
         epoch=epoch,
         plan=plan,
         rank=rank,
-        workers=workers,
         pin_memory=False,
         bad_images=bad_images,
     )
@@ -157,10 +156,9 @@ def evaluate(
 ) -> Iterator[ImageBatch]:
     return eval_batches(
         images,
-        config=config,
+        config=config.model_copy(update={"workers": workers}),
         rank=rank,
         world_size=world_size,
-        workers=workers,
         pin_memory=False,
         bad_images=bad_images,
     )
@@ -333,12 +331,12 @@ def test_the_rest_of_an_epoch_on_other_devices_shows_the_same_images_once(
     plan = plan_epoch(
         N, world_size=3, batch_size=3, accumulate=2, steps_limit=None, done_images=12, planned=len(reference)
     )
-    config = CONFIG.model_copy(update={"batch_size": 3})
+    config = CONFIG.model_copy(update={"batch_size": 3, "workers": 0})
     rest = [
         sample
         for rank in range(3)
         for sample in samples(
-            list(train_batches(images, config=config, epoch=1, plan=plan, rank=rank, workers=0, pin_memory=False))
+            list(train_batches(images, config=config, epoch=1, plan=plan, rank=rank, pin_memory=False))
         )
     ]
     assert sorted(rest) == sorted(reference[12:])

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from trainer.checkpoint.writing import Blob, write_checkpoint
+from trainer.checkpoint.manifest import Blob
+from trainer.checkpoint.writing import write_checkpoint
 from trainer.commands.inspect import inspect_app
 from trainer.model import DataConfig, pnasnet5tiny
 from trainer.model.weight_files import weight_metadata

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 CHECKPOINT_FORMAT = "pnas-checkpoint"
 VERSION = 1
@@ -34,16 +34,19 @@ class BadCheckpointError(Exception):
     """A checkpoint must not be used; `str(error)` is the reason, without the path."""
 
 
-class Shaped(Protocol):
-    """A tensor's safetensors type and shape."""
+@dataclass(frozen=True)
+class Blob:
+    """A tensor's bytes.
 
-    @property
-    def dtype(self) -> str:
-        """One of ITEM_BYTES."""
+    Attributes:
+        dtype: safetensors' name of the type, such as BF16.
+        shape: empty for a scalar.
+        data: C-contiguous and little-endian; it must not change while it is being written.
+    """
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Empty for a scalar."""
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def decode_manifest(path: Path, data: bytes) -> CheckpointManifest:
         raise BadCheckpointError(f"{MANIFEST_FILE} is damaged ({type(error).__name__}: {error})") from None
 
 
-def size_of(tensor: Shaped) -> int:
+def size_of(tensor: Blob | Entry) -> int:
     """Return the bytes of a tensor's data.
 
     Raises:
@@ -133,12 +136,12 @@ def size_of(tensor: Shaped) -> int:
     return ITEM_BYTES[tensor.dtype] * math.prod(tensor.shape)
 
 
-def file_order(tensors: Mapping[str, Shaped]) -> list[str]:
+def file_order(tensors: Mapping[str, Blob | Entry]) -> list[str]:
     """Return the names in the file's order: wide types first, so that each tensor is aligned to its item's size."""
     return sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name].dtype], name))
 
 
-def state_header(tensors: Mapping[str, Shaped]) -> bytes:
+def state_header(tensors: Mapping[str, Blob | Entry]) -> bytes:
     """Return the bytes that the state file begins with; equal tables give equal bytes.
 
     Raises:
@@ -159,7 +162,7 @@ def state_header(tensors: Mapping[str, Shaped]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def file_size(tensors: Mapping[str, Shaped]) -> int:
+def file_size(tensors: Mapping[str, Blob | Entry]) -> int:
     """Return the bytes of the whole state file."""
     return len(state_header(tensors)) + sum(map(size_of, tensors.values()))
 

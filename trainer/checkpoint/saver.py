@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.manifest import BadCheckpointError
-from trainer.checkpoint.writing import Blob, prune_checkpoints, write_checkpoint
+from trainer.checkpoint.manifest import BadCheckpointError, Blob
+from trainer.checkpoint.writing import prune_checkpoints, write_checkpoint
 from trainer.model.weights import write_weights
 from trainer.records.run_records import say
 from trainer.shared.durations import Interval

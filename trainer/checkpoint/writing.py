@@ -12,7 +12,6 @@ import re
 import shutil
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from trainer.checkpoint.manifest import (
     MANIFEST_FILE,
     STATE_FILE,
     BadCheckpointError,
+    Blob,
     CheckpointManifest,
     Entry,
     encode_manifest,
@@ -32,21 +32,6 @@ from trainer.checkpoint.reading import CHUNK_BYTES, list_checkpoints, step_of, v
 from trainer.shared.files import fsync
 
 _LEFTOVER = re.compile(r"\.step-([0-9]{9,})(?:\.replaced)?\.(partial|refused|pruned)")
-
-
-@dataclass(frozen=True)
-class Blob:
-    """A tensor's bytes.
-
-    Attributes:
-        dtype: safetensors' name of the type, such as BF16.
-        shape: empty for a scalar.
-        data: C-contiguous and little-endian; it must not change while it is being written.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: memoryview
 
 
 def write_checkpoint(

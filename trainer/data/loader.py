@@ -46,7 +46,6 @@ def train_batches(
     epoch: int,
     plan: EpochPlan,
     rank: int,
-    workers: int,
     pin_memory: bool,
     bad_images: BadImages | None = None,
 ) -> Iterator[ImageBatch]:
@@ -64,7 +63,7 @@ def train_batches(
         order[positions.start : positions.stop] for step in range(plan.steps) for positions in plan.batches(step, rank)
     ]
     dataset = _TrainBatches(index, config, epoch)
-    return _load(dataset, batches, workers=workers, pin_memory=pin_memory, bad_images=bad_images or BadImages())
+    return _load(dataset, batches, workers=config.workers, pin_memory=pin_memory, bad_images=bad_images or BadImages())
 
 
 def eval_batches(
@@ -73,7 +72,6 @@ def eval_batches(
     config: TrainConfig,
     rank: int,
     world_size: int,
-    workers: int,
     pin_memory: bool,
     bad_images: BadImages | None = None,
 ) -> Iterator[ImageBatch]:
@@ -90,7 +88,7 @@ def eval_batches(
     """
     batches = list(eval_indices(len(index), rank=rank, world_size=world_size, batch_size=config.batch_size))
     dataset = _EvalBatches(index, config)
-    return _load(dataset, batches, workers=workers, pin_memory=pin_memory, bad_images=bad_images or BadImages())
+    return _load(dataset, batches, workers=config.workers, pin_memory=pin_memory, bad_images=bad_images or BadImages())
 
 
 def to_device(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[ImageBatch]:

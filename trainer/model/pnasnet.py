@@ -33,15 +33,13 @@ class Scale:
         stem: channels of the first convolution.
         filters: width of the first stage's cells; each further stage doubles it.
         cells: cells per stage.
-        image_size: side in pixels of the images of its training.
-        aux_side: side of the last map of the second stage at that size.
+        aux_side: side of the last map of the second stage for images of the published size: 331, 224, 32 pixels.
     """
 
     name: str
     stem: int
     filters: int
     cells: int
-    image_size: int
     aux_side: int
 
     def channels(self, stage: int) -> int:
@@ -50,9 +48,9 @@ class Scale:
 
 
 # TensorFlow slim, pnasnet.py: large_imagenet_config and mobile_imagenet_config; the last is for tests.
-LARGE = Scale("pnasnet5large", stem=96, filters=216, cells=4, image_size=331, aux_side=21)
-MOBILE = Scale("pnasnet5mobile", stem=32, filters=54, cells=3, image_size=224, aux_side=14)
-TINY = Scale("pnasnet5tiny", stem=32, filters=16, cells=1, image_size=32, aux_side=5)
+LARGE = Scale("pnasnet5large", stem=96, filters=216, cells=4, aux_side=21)
+MOBILE = Scale("pnasnet5mobile", stem=32, filters=54, cells=3, aux_side=14)
+TINY = Scale("pnasnet5tiny", stem=32, filters=16, cells=1, aux_side=5)
 SCALES = {scale.name: scale for scale in (LARGE, MOBILE, TINY)}
 
 

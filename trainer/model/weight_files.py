@@ -69,7 +69,6 @@ class Weights:
 
     Attributes:
         path: the file they come from.
-        source: the program that wrote the file.
         state_dict: parameters and batch statistics, named as in `PNASNet5`.
         padding: the function of the borders that they were trained with.
         num_classes: outputs of their classifier.
@@ -77,7 +76,6 @@ class Weights:
     """
 
     path: Path
-    source: Literal["cadene", "pnas", "seed", "timm"]
     state_dict: Mapping[str, Tensor]
     padding: Padding
     num_classes: int
@@ -165,7 +163,7 @@ def _own(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) ->
         padding, data = metadata["padding"], json.loads(metadata["data"])
         data |= {"mean": tuple(data["mean"]), "std": tuple(data["std"])}
         valid_padding = next(name for name in PADDINGS if name == padding)
-        return Weights(path, "pnas", tensors, valid_padding, int(metadata["num_classes"]), DataConfig(**data))
+        return Weights(path, tensors, valid_padding, int(metadata["num_classes"]), DataConfig(**data))
     except (KeyError, StopIteration, TypeError, ValueError) as error:
         raise UsageError(
             f"weights {path}: its description is damaged ({_line(error)}); write the file again"
@@ -181,11 +179,11 @@ def _published(path: Path, tensors: dict[str, Tensor]) -> Weights:
         raise UsageError(f"weights {path}: not a PNASNet-5 (it holds {some} ...); {READABLE_FILES}")
     classes = len(head)
     if from_seed:
-        return Weights(path, "seed", tensors, "seed", classes, SEED_DATA)
+        return Weights(path, tensors, "seed", classes, SEED_DATA)
     if classes != 1001:
-        return Weights(path, "timm", tensors, "exact", classes, TIMM_DATA)
+        return Weights(path, tensors, "exact", classes, TIMM_DATA)
     tensors |= {f"last_linear.{kind}": tensors[f"last_linear.{kind}"][1:] for kind in ("weight", "bias")}
-    return Weights(path, "cadene", tensors, "exact", classes - 1, CADENE_DATA)
+    return Weights(path, tensors, "exact", classes - 1, CADENE_DATA)
 
 
 def _line(error: Exception) -> str:

@@ -216,7 +216,6 @@ def _steps(run: Run, plan: EpochPlan, *, epoch: int, first_step: int, warmup_lef
         epoch=epoch,
         plan=plan,
         rank=training.rank,
-        workers=config.workers,
         pin_memory=training.runtime.pin_memory,
         bad_images=training.bad_images,
     )
@@ -250,7 +249,6 @@ def _evaluate(run: Run, *, epoch: int) -> Evaluation | None:
         config=config,
         rank=training.rank,
         world_size=training.world_size,
-        workers=config.workers,
         pin_memory=training.runtime.pin_memory,
         bad_images=training.bad_images,
     )

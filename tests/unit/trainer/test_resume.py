@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from trainer.checkpoint.manifest import Blob
 from trainer.checkpoint.reading import list_checkpoints
-from trainer.checkpoint.writing import Blob, write_checkpoint
+from trainer.checkpoint.writing import write_checkpoint
 from trainer.data.index import Datasets, load_datasets
 from trainer.run.attempt import Attempt, RunStarter, begin_attempt
 from trainer.run.lock import LOCK_FILE

@@ -19,9 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer.checkpoint.manifest import BadCheckpointError, CheckpointManifest
+from trainer.checkpoint.manifest import BadCheckpointError, Blob, CheckpointManifest
 from trainer.checkpoint.reading import list_checkpoints, newest_valid, read_manifest, verify_checkpoint
-from trainer.checkpoint.writing import Blob, prune_checkpoints, write_checkpoint
+from trainer.checkpoint.writing import prune_checkpoints, write_checkpoint
 
 CONTENT = {
     "progress": {"epoch": 1, "global_step": 7},
@@ -374,7 +374,8 @@ def test_a_checkpoint_that_the_disk_damages_is_set_aside_and_older_ones_stay(tmp
 WRITER = """
 import hashlib, itertools, sys
 from pathlib import Path
-from trainer.checkpoint.writing import Blob, prune_checkpoints, write_checkpoint
+from trainer.checkpoint.manifest import Blob
+from trainer.checkpoint.writing import prune_checkpoints, write_checkpoint
 
 folder, last = Path(sys.argv[1]), int(sys.argv[2])
 for count in itertools.count(1):
@@ -411,7 +412,8 @@ def test_a_writer_killed_at_any_moment_leaves_no_torn_checkpoint(tmp_path: Path)
 LIMITED = """
 import sys
 from pathlib import Path
-from trainer.checkpoint.writing import Blob, write_checkpoint
+from trainer.checkpoint.manifest import Blob
+from trainer.checkpoint.writing import write_checkpoint
 
 try:
     write_checkpoint(Path(sys.argv[1]), 4, {"w": Blob("U8", (100_000,), memoryview(bytes(100_000)))}, {})

@@ -64,7 +64,7 @@ def test_timm_weights_give_timms_logits_and_settings(tmp_path: Path) -> None:
     file.unlink()
     published = timm.get_pretrained_cfg("pnasnet5large")
     assert published is not None
-    assert (weights.source, weights.padding, weights.num_classes) == ("timm", "exact", 1000)
+    assert (weights.padding, weights.num_classes) == ("exact", 1000)
     data = weights.data
     assert (data.mean, data.std) == (published.mean, published.std)
     assert (data.crop, data.interpolation) == (published.crop_pct, published.interpolation)
@@ -81,7 +81,7 @@ def test_cadene_file_loses_its_background_row(tmp_path: Path) -> None:
     _cadene(file, original.state_dict())
 
     weights = import_weights(file)
-    assert (weights.source, weights.padding, weights.num_classes) == ("cadene", "exact", 1000)
+    assert (weights.padding, weights.num_classes) == ("exact", 1000)
     assert weights.data == DataConfig(mean=HALF, std=HALF, crop=0.875, interpolation="bilinear", image_size=331)
     model = pnasnet5tiny()
     load_weights(model, weights)
@@ -104,7 +104,7 @@ def test_seed_checkpoint_has_the_seeds_padding_and_raw_pixels(tmp_path: Path) ->
     original = pnasnet5tiny(1000, "seed", "seed")
     _seed(tmp_path / "checkpoint.pth.tar", original.state_dict())
     weights = import_weights(tmp_path / "checkpoint.pth.tar")
-    assert (weights.source, weights.padding, weights.num_classes) == ("seed", "seed", 1000)
+    assert (weights.padding, weights.num_classes) == ("seed", 1000)
     assert weights.data == DataConfig((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 0.875, "bilinear", 331)
     model = pnasnet5tiny(1000, "seed", "seed")
     load_weights(model, weights)
@@ -121,7 +121,7 @@ def test_own_file_is_read_back_bit_for_bit_with_its_description(tmp_path: Path, 
     data = DataConfig((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.9, "bicubic", 32)
     _save(tmp_path / "best.safetensors", original, data)
     weights = import_weights(tmp_path / "best.safetensors")
-    assert (weights.source, weights.padding, weights.num_classes, weights.data) == ("pnas", padding, 10, data)
+    assert (weights.padding, weights.num_classes, weights.data) == (padding, 10, data)
     model = pnasnet5tiny(10, "tf", padding)
     load_weights(model, weights)
     assert _same(model, original.state_dict())
