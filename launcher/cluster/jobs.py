@@ -63,7 +63,7 @@ class ClusterJobs:
         """
         resource = self.kind.resource
         try:
-            self.api.request("GET", f"/apis/{resource.group}/{resource.version}", what=f"look for {resource}")
+            self.api.request("GET", f"/apis/{resource.group}/{resource.version}", action=f"look for {resource}")
         except ApiError as error:
             if error.status == 404:
                 return False
@@ -219,7 +219,7 @@ class ClusterJobs:
         path = PODS.path(self.api.namespace, pod["metadata"]["name"], "log")
         query = {"tailLines": _TAIL_LINES, "container": CONTAINER}
         try:
-            return self.api.read(path, query, what=f"get {PODS}/log")
+            return self.api.read(path, query, action=f"get {PODS}/log")
         except LauncherError:
             # Not started, deleted, on a lost node, or hidden from this user: `logs` reports each of these.
             return b""

@@ -71,7 +71,7 @@ class Api:
 
     def get(self, resource: Resource, name: str) -> Json:
         """Return one object of the namespace."""
-        return self.request("GET", resource.path(self.namespace, name), what=f"get {resource} {name}")
+        return self.request("GET", resource.path(self.namespace, name), action=f"get {resource} {name}")
 
     def find(self, resource: Resource, name: str) -> Json | None:
         """Return one object; None if no object has this name."""
@@ -87,7 +87,7 @@ class Api:
         objects: list[Json] = []
         query = {"limit": "500", "labelSelector": labels, "fieldSelector": fields}
         while True:
-            page = self.request("GET", resource.path(self.namespace), query=query, what=f"list {resource}")
+            page = self.request("GET", resource.path(self.namespace), query=query, action=f"list {resource}")
             # A list of built-in objects gives their kind once; a watch gives it with each object.
             kind = {"apiVersion": resource.api_version, "kind": str(page.get("kind", "")).removesuffix("List")}
             objects += [{**kind, **item} for item in page.get("items", [])]
@@ -105,14 +105,14 @@ class Api:
             warnings: receives the texts of the answer's `Warning` headers, each once.
         """
         query = {"fieldValidation": "Strict", **({"dryRun": "All"} if dry_run else {})}
-        what = f"create {resource} {body['metadata']['name']}" if "name" in body["metadata"] else f"create {resource}"
+        action = f"create {resource} {body['metadata']['name']}" if "name" in body["metadata"] else f"create {resource}"
         path = resource.path(self.namespace)
-        return self.request("POST", path, query=query, body=body, what=what, warnings=warnings)
+        return self.request("POST", path, query=query, body=body, action=action, warnings=warnings)
 
     def patch(self, resource: Resource, name: str, body: Json) -> Json:
         """Change parts of an object (merge patch)."""
         path = resource.path(self.namespace, name)
-        return self.request("PATCH", path, body=body, content_type=MERGE_PATCH, what=f"patch {resource} {name}")
+        return self.request("PATCH", path, body=body, content_type=MERGE_PATCH, action=f"patch {resource} {name}")
 
     def delete(self, resource: Resource, name: str, *, uid: str | None = None) -> None:
         """Delete an object and, in the background, all that it owns. A deleted object is no error.
@@ -124,7 +124,7 @@ class Api:
         if uid is not None:
             body["preconditions"] = {"uid": uid}
         try:
-            self.request("DELETE", resource.path(self.namespace, name), body=body, what=f"delete {resource} {name}")
+            self.request("DELETE", resource.path(self.namespace, name), body=body, action=f"delete {resource} {name}")
         except ApiError as error:
             if error.status != 404 and not (error.status == 409 and uid is not None):
                 raise
@@ -137,44 +137,46 @@ class Api:
         query: Mapping[str, str] | None = None,
         body: Json | None = None,
         content_type: str = "application/json",
-        what: str,
+        action: str,
         warnings: MutableSequence[str] | None = None,
     ) -> Json:
         """Send one request and return its answer.
 
         Args:
-            what: the deed in words, for the error.
+            action: the action in words, for the error message.
             warnings: see `create`.
 
         Raises:
             ApiError: the server refused it.
             UnreachableError: there was no answer.
         """
-        response = self._send(method, path, query=query, body=body, content_type=content_type, what=what)
+        response = self._send(method, path, query=query, body=body, content_type=content_type, action=action)
         if warnings is not None:
             texts = _warning_texts(response.headers.get("Warning", ""))
             warnings.extend(text for text in texts if text not in warnings)
         try:
             answer: Json = json.loads(response.data or b"{}")
         except ValueError as error:
-            raise UnreachableError(f"{self.origin}: {what}: the answer is no JSON; is this an API server?") from error
+            raise UnreachableError(f"{self.origin}: {action}: the answer is no JSON; is this an API server?") from error
         return answer
 
-    def read(self, path: str, query: Mapping[str, str], *, what: str) -> bytes:
+    def read(self, path: str, query: Mapping[str, str], *, action: str) -> bytes:
         """Return an answer that is not JSON, unchanged."""
-        return self._send("GET", path, query=query, what=what).data
+        return self._send("GET", path, query=query, action=action).data
 
     @contextmanager
-    def stream(self, path: str, query: Mapping[str, str], *, timeout_s: float, what: str) -> Iterator[Iterator[bytes]]:
+    def stream(
+        self, path: str, query: Mapping[str, str], *, timeout_s: float, action: str
+    ) -> Iterator[Iterator[bytes]]:
         """Give the lines of an endless answer as they come; the answer has begun when this context is entered.
 
         Raises:
             ApiError: the server refused it.
             UnreachableError: there was no answer, or, while iterating, it was cut.
         """
-        response = self._send("GET", path, query=query, read_s=timeout_s, what=what, preload=False)
+        response = self._send("GET", path, query=query, read_s=timeout_s, action=action, preload=False)
         try:
-            yield self._connections().lines(response, what)
+            yield self._connections().lines(response, action)
         finally:
             # Not back to the pool: the rest of the answer is still on its way.
             response.close()
@@ -188,7 +190,7 @@ class Api:
         body: Json | None = None,
         content_type: str = "application/json",
         read_s: float = READ_S,
-        what: str,
+        action: str,
         preload: bool = True,
     ) -> "BaseHTTPResponse":
         words = urlencode({name: value for name, value in (query or {}).items() if value})
@@ -206,7 +208,7 @@ class Api:
                 headers=headers,
                 read_s=read_s,
                 preload=preload,
-                what=what,
+                action=action,
             )
             if response.status == 401 and not logged_in_again:
                 credentials, logged_in_again = self.log_in_again(credentials), True
@@ -217,7 +219,7 @@ class Api:
                 break
             response.close()
         if response.status >= 400:
-            raise self._refusal(response.status, response.data, what)
+            raise self._refusal(response.status, response.data, action)
         return response
 
     def _connections(self) -> "Connections":
@@ -237,7 +239,7 @@ class Api:
                     self._credentials, self._open = renewed, None
             return self._credentials
 
-    def _refusal(self, status: int, body: bytes, what: str) -> ApiError:
+    def _refusal(self, status: int, body: bytes, action: str) -> ApiError:
         try:
             answer = json.loads(body)
         except ValueError:
@@ -254,9 +256,11 @@ class Api:
         if status == 401:
             text = f"{self.origin}: not logged in ({message}); log in again, or choose another --context"
         elif of_rights:
-            text = f"{self.origin}: you may not {what} in {namespace}: ask its administrator for that right ({message})"
+            text = (
+                f"{self.origin}: you may not {action} in {namespace}: ask its administrator for that right ({message})"
+            )
         else:
-            text = f"{what} in {namespace}: {'; '.join(causes) or message}"
+            text = f"{action} in {namespace}: {'; '.join(causes) or message}"
         return ApiError(text, status=status, of_rights=of_rights)
 
 

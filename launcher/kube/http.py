@@ -39,7 +39,7 @@ class Connections:
         headers: Mapping[str, str],
         read_s: float,
         preload: bool,
-        what: str,
+        action: str,
     ) -> BaseHTTPResponse:
         """Return the answer, whatever its status; the body of an error status has been read.
 
@@ -47,7 +47,7 @@ class Connections:
 
         Args:
             preload: read the whole body.
-            what: the deed in words, for the error.
+            action: the action in words, for the error message.
 
         Raises:
             UnreachableError: there was no answer.
@@ -65,10 +65,10 @@ class Connections:
             if response.status >= 400:
                 response.data  # noqa: B018  # reads it
         except (HTTPError, OSError) as error:
-            raise self._no_answer(what, error) from error
+            raise self._no_answer(action, error) from error
         return response
 
-    def lines(self, response: BaseHTTPResponse, what: str) -> Iterator[bytes]:
+    def lines(self, response: BaseHTTPResponse, action: str) -> Iterator[bytes]:
         """Yield the lines of a body as they come.
 
         Raises:
@@ -80,10 +80,10 @@ class Connections:
                 *lines, rest = (rest + block).split(b"\n")
                 yield from lines
         except (HTTPError, OSError) as error:
-            raise self._no_answer(what, error) from error
+            raise self._no_answer(action, error) from error
 
-    def _no_answer(self, what: str, error: BaseException) -> UnreachableError:
-        return UnreachableError(f"{self._server} ({self._origin}) cannot be reached to {what}: {_cause(error)}")
+    def _no_answer(self, action: str, error: BaseException) -> UnreachableError:
+        return UnreachableError(f"{self._server} ({self._origin}) cannot be reached to {action}: {_cause(error)}")
 
 
 def _pool(credentials: Credentials) -> PoolManager:

@@ -155,8 +155,8 @@ class Reflector:
             "fieldSelector": self._selector.fields,
         }
         path = self._selector.resource.path(self._api.namespace)
-        what = f"watch {self._selector.resource}"
-        with self._api.stream(path, query, timeout_s=seconds + _DEAD_S, what=what) as lines:
+        action = f"watch {self._selector.resource}"
+        with self._api.stream(path, query, timeout_s=seconds + _DEAD_S, action=action) as lines:
             if self._backoff.reset():
                 self._changed()
             for line in lines:
@@ -165,7 +165,7 @@ class Reflector:
                 try:
                     event = json.loads(line)
                 except ValueError as error:
-                    raise UnreachableError(f"{self._api.origin}: {what}: the answer is no JSON") from error
+                    raise UnreachableError(f"{self._api.origin}: {action}: the answer is no JSON") from error
                 self._take(event)
 
     def _take(self, event: Json) -> None:

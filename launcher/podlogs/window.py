@@ -41,6 +41,7 @@ class _Search:
         older_ns: an unmatched line up to this moment is older than the known lines.
         long_lines: known lines with which an answer can begin in the middle, as long lines are split.
         joined: a known line has come again.
+        at_start: no line of the answer has been compared yet.
         held: unknown lines that came before any known line.
         gap: it is certain that no known line comes again.
     """
@@ -51,7 +52,7 @@ class _Search:
     newest_ns: int
     long_lines: Sequence[bytes]
     joined: bool = False
-    first: bool = True
+    at_start: bool = True
     held: bytearray = field(default_factory=bytearray)
     gap: bool = False
 
@@ -181,7 +182,7 @@ class LogWindow:
                 new.append(line)
             elif search.gap or not _is_known(search, line):
                 search.hold(line)
-            search.first = False
+            search.at_start = False
         if search.joined and (last_timestamp_ns(block) or 0) > search.newest_ns + SPAN_NS:
             self._search = None
         return b"\n".join(new) + b"\n" if new else b""
@@ -206,7 +207,7 @@ def _is_known(search: _Search, line: bytes) -> bool:
     timestamp = timestamp_ns(line)
     if timestamp is None:
         return not search.held
-    if timestamp > search.older_ns and search.first and search.long_lines:
+    if timestamp > search.older_ns and search.at_start and search.long_lines:
         text = line.partition(b" ")[2]
         search.joined = bool(text) and any(known.endswith(text) for known in search.long_lines)
     return search.joined or timestamp <= search.older_ns

@@ -44,7 +44,7 @@ def compact(cluster: Cluster, version: str) -> None:
 def watch_status(api: Api, version: str) -> int | None:
     """Return the status with which the API server refuses to watch from this version; None if it does not refuse."""
     query = {"watch": "true", "resourceVersion": version, "timeoutSeconds": "10"}
-    with api.stream(EVENTS.path(api.namespace), query, timeout_s=20, what="watch events") as lines:
+    with api.stream(EVENTS.path(api.namespace), query, timeout_s=20, action="watch events") as lines:
         event = json.loads(next(lines))
     return event["object"]["code"] if event["type"] == "ERROR" else None
 
@@ -101,11 +101,11 @@ def test_a_pod_that_started_while_the_watch_was_down_is_read_too(
     stream, restored = api.stream, threading.Event()
 
     def fail_pod_watch(
-        path: str, query: dict[str, str], *, timeout_s: float, what: str
+        path: str, query: dict[str, str], *, timeout_s: float, action: str
     ) -> AbstractContextManager[Iterator[bytes]]:
-        if what.endswith(f" {PODS}") and not restored.is_set():
+        if action.endswith(f" {PODS}") and not restored.is_set():
             raise UnreachableError("the watch was cut")
-        return stream(path, query, timeout_s=timeout_s, what=what)
+        return stream(path, query, timeout_s=timeout_s, action=action)
 
     monkeypatch.setattr(api, "stream", fail_pod_watch)
     fake_trainer.start_job(cluster, namespace, "twice", 500, 0, 20, 1, retries=1)

@@ -66,8 +66,8 @@ class Server:
     def list(self, _kind: Resource, **_: str) -> tuple[list[Json], str]:
         return [pod for pod, _ in self._pods], "1"
 
-    def read(self, path: str, _query: dict[str, str], *, what: str) -> bytes:
-        assert what
+    def read(self, path: str, _query: dict[str, str], *, action: str) -> bytes:
+        assert action
         (text,) = (text for pod, text in self._pods if f"/{pod['metadata']['name']}/" in path)
         return f"[node 0 #1] {text}\n".encode() if text else b""
 
