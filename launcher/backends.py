@@ -15,7 +15,7 @@ from launcher.local.jobs import LocalJobs
 from launcher.output.progress import JobProgress
 
 
-def find_job(name: str, backend: BackendName, place: ClusterAccess) -> tuple[Jobs, JobRef]:
+def find_job(name: str, backend: BackendName, access: ClusterAccess) -> tuple[Jobs, JobRef]:
     """Return the job called `name`, wherever `backend` allows it to be.
 
     Raises:
@@ -25,7 +25,7 @@ def find_job(name: str, backend: BackendName, place: ClusterAccess) -> tuple[Job
     missing: list[NotFoundError] = []
     places: list[str] = []
     hidden: ApiError | None = None
-    for jobs in _readable_jobs(backend, place):
+    for jobs in _readable_jobs(backend, access):
         ref = JobRef(jobs.name, name)
         try:
             jobs.get(ref)
@@ -51,7 +51,7 @@ class Listing:
     problem: LauncherError | None = None
 
 
-def list_jobs(backend: BackendName, place: ClusterAccess) -> Listing:
+def list_jobs(backend: BackendName, access: ClusterAccess) -> Listing:
     """List the jobs of all backends that `backend` allows.
 
     Raises:
@@ -60,7 +60,7 @@ def list_jobs(backend: BackendName, place: ClusterAccess) -> Listing:
     listed: list[tuple[Jobs, JobState, JobProgress]] = []
     problem: LauncherError | None = None
     try:
-        for jobs in _readable_jobs(backend, place):
+        for jobs in _readable_jobs(backend, access):
             states, hidden = _list_readable(jobs, backend)
             listed += [(jobs, state, progress) for state, progress in states]
             problem = problem or hidden
@@ -89,11 +89,11 @@ def _check_skippable(error: ApiError, backend: BackendName) -> ApiError:
     return error
 
 
-def _readable_jobs(backend: BackendName, place: ClusterAccess) -> Iterator[Jobs]:
+def _readable_jobs(backend: BackendName, access: ClusterAccess) -> Iterator[Jobs]:
     if backend in KIND_NAMES:
-        yield ClusterJobs.at(backend, place)
+        yield ClusterJobs.at(backend, access)
         return
-    if backend != "auto" or place == ClusterAccess():
+    if backend != "auto" or access == ClusterAccess():
         yield LocalJobs()
-    if backend == "auto" and is_configured(place):
-        yield from (jobs for name in KIND_NAMES if (jobs := ClusterJobs.at(name, place)).served())
+    if backend == "auto" and is_configured(access):
+        yield from (jobs for name in KIND_NAMES if (jobs := ClusterJobs.at(name, access)).served())

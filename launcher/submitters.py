@@ -92,15 +92,15 @@ def choose_submitter(options: JobOptions) -> Choice:
     Raises:
         UnreachableError: a cluster is configured and does not answer; this machine does not stand in for it.
     """
-    place = ClusterAccess(options.kubeconfig, options.context, options.namespace)
+    access = ClusterAccess(options.kubeconfig, options.context, options.namespace)
     if options.backend in KIND_NAMES:
-        return Choice(ClusterSubmitter(ClusterJobs.at(options.backend, place)))
+        return Choice(ClusterSubmitter(ClusterJobs.at(options.backend, access)))
     if options.backend != "auto":
         return Choice(local_submitter())
-    if not is_configured(place):
+    if not is_configured(access):
         return Choice(local_submitter(), "no cluster is configured: the job runs on this machine (--backend local)")
     try:
-        return _best_kind(place)
+        return _best_kind(access)
     except UnreachableError as error:
         raise UnreachableError(f"{error}, or run on this machine with --backend local") from error
 
@@ -110,12 +110,12 @@ def local_submitter() -> LocalSubmitter:
     return LocalSubmitter(LocalJobs())
 
 
-def _best_kind(place: ClusterAccess) -> Choice:
+def _best_kind(access: ClusterAccess) -> Choice:
     missing = ""
     for name in KIND_NAMES[:-1]:
-        jobs = ClusterJobs.at(name, place)
+        jobs = ClusterJobs.at(name, access)
         if jobs.served():
             return Choice(ClusterSubmitter(jobs), f"{jobs.place} serves {jobs.kind.title} (--backend {name})")
         missing = missing or f"{jobs.place} has no {jobs.kind.title}"
-    jobs = ClusterJobs.at(KIND_NAMES[-1], place)  # every cluster serves it
+    jobs = ClusterJobs.at(KIND_NAMES[-1], access)  # every cluster serves it
     return Choice(ClusterSubmitter(jobs), f"{missing} (--backend {jobs.name})")

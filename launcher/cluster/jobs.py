@@ -46,9 +46,9 @@ class ClusterJobs:
         self.api = api
 
     @classmethod
-    def at(cls, name: str, place: ClusterAccess) -> "ClusterJobs":
-        """Return the jobs of the kind `name` on the cluster at `place`."""
-        return cls(kind_named(name), connect(place))
+    def at(cls, name: str, access: ClusterAccess) -> "ClusterJobs":
+        """Return the jobs of the kind `name` on the cluster that `access` names."""
+        return cls(kind_named(name), connect(access))
 
     @property
     def place(self) -> str:

@@ -49,8 +49,8 @@ def job_named(name: str | None, where: Where | None) -> tuple[Jobs, JobRef]:
     if name == "":
         raise RequestError("the job's name is empty; leave it out for the latest job")
     if name is not None:
-        return find_job(name, where.backend_name, where.place)
-    listing = list_jobs(where.backend_name, where.place)
+        return find_job(name, where.backend_name, where.access)
+    listing = list_jobs(where.backend_name, where.access)
     if not listing.jobs:
         raise listing.problem or NotFoundError(f"there are no jobs yet; start one with `{PROGRAM} submit`")
     if listing.problem is not None:

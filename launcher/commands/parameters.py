@@ -83,8 +83,8 @@ class Where:
         raise RequestError(f"PNAS_BACKEND={name}: no such backend; there are {', '.join(BACKEND_NAMES)}")
 
     @property
-    def place(self) -> ClusterAccess:
-        """Where the cluster is."""
+    def access(self) -> ClusterAccess:
+        """The chosen cluster."""
         kubeconfig = self.kubeconfig or os.environ.get("PNAS_KUBECONFIG")
         return ClusterAccess(
             kubeconfig=None if kubeconfig is None else Path(kubeconfig),

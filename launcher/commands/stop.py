@@ -64,7 +64,7 @@ def _running_jobs_of(release: str, where: Where | None) -> list[tuple[Jobs, JobR
         LauncherError: some jobs cannot be seen.
     """
     where = where or Where()
-    listing = list_jobs(where.backend_name, where.place)
+    listing = list_jobs(where.backend_name, where.access)
     if listing.problem is not None:
         raise listing.problem
     return [

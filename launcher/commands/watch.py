@@ -100,7 +100,7 @@ def wait(
 def list_(*, json_: JsonFlag = False, where: Where | None = None) -> None:
     """Show all jobs, the latest last."""
     where = where or Where()
-    listing = list_jobs(where.backend_name, where.place)
+    listing = list_jobs(where.backend_name, where.access)
     jobs = [(state, progress) for _, state, progress in listing.jobs]
     if json_:
         print_json(report.list_document(jobs))

@@ -119,8 +119,8 @@ def test_repeating_the_command_creates_a_job_whose_request_was_lost(
 
 
 def test_launchers_that_submit_the_same_job_at_once_start_one_job(backend: ClusterJobs, cluster: Cluster) -> None:
-    place = ClusterAccess(kubeconfig=cluster.kubeconfig, namespace=backend.api.namespace)
-    backends = [backend, *(ClusterJobs(kind_named("batch"), connect(place)) for _ in range(2))]
+    access = ClusterAccess(kubeconfig=cluster.kubeconfig, namespace=backend.api.namespace)
+    backends = [backend, *(ClusterJobs(kind_named("batch"), connect(access)) for _ in range(2))]
     submissions: list[Submitted] = []
     threads = [
         threading.Thread(target=lambda jobs=jobs: submissions.append(submit_job(jobs, two_nodes())))
@@ -238,8 +238,8 @@ def test_a_failed_new_attempt_keeps_the_settings_of_the_last_one(
     words = (*NOWHERE, "--npus", "2", "--lr", "0.125", "--name", "goes-on", "--env", "KEEP=this")
     assert terminal.run("submit", *POD, *SMALL, *words, "--detach").returncode == 0
     assert terminal.run("cancel", "goes-on").returncode == 0
-    place = ClusterAccess(kubeconfig=terminal.kubeconfig, namespace=terminal.namespace)
-    backend = ClusterJobs(kind_named("batch"), connect(place))
+    access = ClusterAccess(kubeconfig=terminal.kubeconfig, namespace=terminal.namespace)
+    backend = ClusterJobs(kind_named("batch"), connect(access))
     with monkeypatch.context() as patch:
         FailingApi(backend.api, patch).fail(BATCH_JOBS)
         with pytest.raises(
