@@ -76,7 +76,8 @@ requirements/test-$(TORCH).txt:
 	make lock TORCH=$(TORCH))" >&2; exit 2
 
 # A stamp marks a finished installation.
-$(VENV)/run.stamp: requirements/run-$(NEWEST).txt pyproject.toml | $(VENV)/bin/python
+# The smaller requirements of `make run` exist for the newest torch only.
+$(VENV)/run.stamp: requirements/$(if $(filter $(NEWEST),$(TORCH)),run,test)-$(TORCH).txt pyproject.toml | $(VENV)/bin/python
 	@echo "installing torch and the other packages into $(VENV) (about 5.5 GB, once)"
 	@if [ ! -e $(VENV)/test.stamp ]; then $(BIN)/python requirements/install.py $<; fi
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
