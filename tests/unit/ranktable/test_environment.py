@@ -1,4 +1,4 @@
-"""`python -m trainer env` reads what is here and says, in a line each, what does not fit and what to do."""
+"""`python -m trainer env` reads the machine's facts and gives each problem one line, with what to do."""
 
 import dataclasses
 import json
@@ -61,20 +61,20 @@ def test_a_card_with_one_chip_is_read_with_its_health_memory_and_processes() -> 
 
 
 def test_a_card_with_two_chips_is_two_devices() -> None:
-    said = parse_npu_smi((DATA / "npu-smi-25.2.0-a3.txt").read_text())
-    assert [(chip.npu, chip.chip, chip.bus, chip.memory_used_mib) for chip in said.chips] == [
+    report = parse_npu_smi((DATA / "npu-smi-25.2.0-a3.txt").read_text())
+    assert [(chip.npu, chip.chip, chip.bus, chip.memory_used_mib) for chip in report.chips] == [
         (0, 0, "0000:9D:00.0", 61609),
         (0, 1, "0000:9F:00.0", 3412),
     ]
 
 
-def test_a_chip_without_hbm_has_its_memory() -> None:
-    said = parse_npu_smi((DATA / "npu-smi-22.0.0-310p.txt").read_text())
-    assert (said.version, said.chips) == ("22.0.2", (Chip(0, 0, "310P3", "OK", "0000:86:00.0", 994, 21534),))
+def test_a_chip_without_hbm_reports_its_other_memory() -> None:
+    report = parse_npu_smi((DATA / "npu-smi-22.0.0-310p.txt").read_text())
+    assert (report.version, report.chips) == ("22.0.2", (Chip(0, 0, "310P3", "OK", "0000:86:00.0", 994, 21534),))
 
 
 @given(st.text() | st.lists(st.sampled_from([*"|+ /0", "910B1", "OK", "0000:C1:00.0", "\n", "| "])).map("".join))
-def test_no_text_makes_the_parsers_fail(text: str) -> None:
+def test_the_parsers_accept_any_text(text: str) -> None:
     parse_npu_smi(text)
     parse_hccn(text)
     parse_version(text)
@@ -95,8 +95,8 @@ def test_files_of_cann_and_of_the_driver_are_read() -> None:
     }
 
 
-def test_the_table_knows_each_version_once_and_its_torch() -> None:
-    versions = [version for of_one in RELEASES.values() for version in of_one]
+def test_the_table_has_each_version_once_with_its_torch() -> None:
+    versions = [version for group in RELEASES.values() for version in group]
     assert len(versions) == len(set(versions))
     assert (cann_of("2.9.0"), cann_of("2.9.0.post2"), cann_of("2.14.0")) == ("8.5.0", "9.0.0", None)
     assert (torch_of("2.9.0.post2"), torch_of("2.14.0")) == ("2.9.0", "2.14.0")
@@ -104,11 +104,11 @@ def test_the_table_knows_each_version_once_and_its_torch() -> None:
     assert supported_with("8.3.RC1") == ()
 
 
-def test_what_fits_together_leaves_nothing_to_say() -> None:
+def test_matching_versions_give_no_findings() -> None:
     assert findings(RIGHT) == []
 
 
-def test_emulated_npus_need_neither_cann_nor_a_driver_and_are_called_what_they_are() -> None:
+def test_emulated_npus_need_neither_cann_nor_a_driver_and_are_reported_as_emulated() -> None:
     packages = {"torch": "2.14.1", "torch-npu": "2.9.0+emulated"}
     here = dataclasses.replace(NO_NPU, packages=packages, device_files=tuple(range(8)))
     (note,) = findings(here)
@@ -117,7 +117,7 @@ def test_emulated_npus_need_neither_cann_nor_a_driver_and_are_called_what_they_a
     assert [finding.level for finding in findings(wrong)] == ["problem", "problem", "note"]
 
 
-def test_without_an_npu_only_what_holds_everywhere_is_judged() -> None:
+def test_without_an_npu_nothing_about_npus_is_a_finding() -> None:
     assert findings(NO_NPU) == []
 
 
@@ -185,27 +185,26 @@ NOTES: list[tuple[dict[str, Any], str]] = [
 
 
 def _judged(changed: dict[str, Any], level: str) -> list[str]:
-    found = findings(dataclasses.replace(RIGHT, **changed))
-    return [finding.text for finding in found if finding.level == level]
+    return [finding.text for finding in findings(dataclasses.replace(RIGHT, **changed)) if finding.level == level]
 
 
-@pytest.mark.parametrize(("changed", "said"), WRONG, ids=[said for _, said in WRONG])
-def test_what_does_not_fit_is_one_line_that_says_what_to_do(changed: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("changed", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_each_problem_is_one_line_that_says_what_to_do(changed: dict[str, Any], message: str) -> None:
     (text,) = _judged(changed, "problem")
-    assert said in text
+    assert message in text
     assert "\n" not in text
 
 
-@pytest.mark.parametrize(("changed", "said"), NOTES, ids=[said for _, said in NOTES])
-def test_what_is_good_to_know_is_one_line_too(changed: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("changed", "message"), NOTES, ids=[message for _, message in NOTES])
+def test_each_note_is_one_line(changed: dict[str, Any], message: str) -> None:
     (text,) = _judged(changed, "note")
-    assert said in text
+    assert message in text
     assert _judged(changed, "problem") == []
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Path:
-    """The files of a node with two NPUs of which one is ill, and a program that prints as npu-smi does."""
+    """Return the root of a node with two NPUs, one of them unhealthy, and with a program that prints like npu-smi."""
     for name in ("davinci0", "davinci1", "davinci_manager"):
         (tmp_path / "dev").mkdir(exist_ok=True)
         (tmp_path / "dev" / name).touch()
@@ -229,17 +228,17 @@ def environ(node: Path) -> dict[str, str]:
         "ASCEND_HOME_PATH": f"{node}/cann",
         "LD_LIBRARY_PATH": f"/nowhere::{node}/cann/lib64",
         "HCCL_IF_IP": "10.0.0.5",
-        "SECRET": "not ours",
+        "SECRET": "of another program",
     }
 
 
 def test_a_node_is_read_from_its_files_and_npu_smi(node: Path) -> None:
-    found = read_facts(environ(node), node)
-    assert (found.cann, found.driver, found.device_files) == ("8.5.0", "24.1.rc3", (0, 1))
-    assert found.libraries == {"libascend_hal.so": False, "libhccl.so": True}
-    assert found.npu_smi == A2
-    assert found.hccn == {0: "192.168.1.8", 1: "192.168.1.9"}
-    assert set(found.variables) == {"ASCEND_HOME_PATH", "HCCL_IF_IP"}
+    facts = read_facts(environ(node), node)
+    assert (facts.cann, facts.driver, facts.device_files) == ("8.5.0", "24.1.rc3", (0, 1))
+    assert facts.libraries == {"libascend_hal.so": False, "libhccl.so": True}
+    assert facts.npu_smi == A2
+    assert facts.hccn == {0: "192.168.1.8", 1: "192.168.1.9"}
+    assert set(facts.variables) == {"ASCEND_HOME_PATH", "HCCL_IF_IP"}
     assert read_facts(environ(node), node, npu_smi_timeout_s=None).npu_smi is None
 
 
@@ -254,8 +253,8 @@ def test_an_npu_smi_that_fails_or_hangs_is_reported(node: Path) -> None:
 def test_cann_that_is_not_set_up_is_found(node: Path) -> None:
     (node / "usr/local/Ascend/ascend-toolkit").mkdir()
     (node / "usr/local/Ascend/ascend-toolkit/set_env.sh").touch()
-    found = read_facts({"PATH": "/usr/bin"}, node)
-    assert (found.cann, found.unsourced) == (None, str(node / "usr/local/Ascend/ascend-toolkit"))
+    facts = read_facts({"PATH": "/usr/bin"}, node)
+    assert (facts.cann, facts.unsourced) == (None, str(node / "usr/local/Ascend/ascend-toolkit"))
 
 
 def test_a_rank_table_that_is_a_link_is_recognised(node: Path) -> None:
@@ -272,16 +271,18 @@ def test_a_run_on_npus_begins_with_its_versions_and_problems() -> None:
     assert [line.split(":")[0] for line in lines[1:]] == ["environment problem"]
 
 
-def test_a_run_without_npus_begins_with_what_concerns_it_alone() -> None:
+def test_a_run_without_npus_begins_only_with_findings_that_concern_it() -> None:
     small = dataclasses.replace(RIGHT, cann="9.0.0", shm_bytes=64 * 2**20)
     lines = list(environment_summary(small, device="cpu", workers=4))
     assert lines[0] == "environment torch=2.9.0+cpu python=3.11.7 cpus=32"
     assert [line.split(", ")[0] for line in lines[1:]] == ["environment problem: /dev/shm has 64 MiB"]
-    assert len(list(environment_summary(small, device="cpu", workers=0))) == 1, "no loader needs it"
+    assert len(list(environment_summary(small, device="cpu", workers=0))) == 1, (
+        "without loaders, /dev/shm does not matter"
+    )
 
 
 @pytest.mark.parametrize(
-    "given",
+    "variables",
     [
         {},
         {"HCCL_EXEC_TIMEOUT": "2400"},
@@ -293,19 +294,21 @@ def test_a_run_without_npus_begins_with_what_concerns_it_alone() -> None:
     ],
 )
 @pytest.mark.parametrize("table", [None, "file"])
-def test_one_timeout_of_hccl_that_is_given_alone_is_met_by_the_others(
-    given: dict[str, str], table: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_other_timeouts_of_hccl_adapt_to_a_single_given_one(
+    variables: dict[str, str], table: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    facts = dataclasses.replace(RIGHT, variables=given, rank_table=table)
+    facts = dataclasses.replace(RIGHT, variables=variables, rank_table=table)
     assert findings(worker_environment(facts, 900.0)) == []
     monkeypatch.setattr("trainer.commands.env.read_facts", lambda _: facts)
     assert main(["env"]) == 0
-    said = capsys.readouterr().out
-    assert [line.strip() for line in said.splitlines() if "HCCL_" in line] == [f"{a}={b}" for a, b in given.items()]
+    output = capsys.readouterr().out
+    assert [line.strip() for line in output.splitlines() if "HCCL_" in line] == [
+        f"{a}={b}" for a, b in variables.items()
+    ]
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("variables", "message"),
     [
         ({"HCCL_CONNECT_TIMEOUT": "900", "HCCL_EXEC_TIMEOUT": "680"}, "HCCL_EXEC_TIMEOUT=680 is not longer than"),
         ({"HCCL_EXEC_TIMEOUT": "100"}, "HCCL_EXEC_TIMEOUT=100 is not longer than HCCL_CONNECT_TIMEOUT=120: raise it"),
@@ -313,9 +316,9 @@ def test_one_timeout_of_hccl_that_is_given_alone_is_met_by_the_others(
         ({"HCCL_CONNECT_TIMEOUT": "20m"}, "HCCL_CONNECT_TIMEOUT=20m is not a whole number of seconds"),
     ],
 )
-def test_what_no_default_can_meet_is_still_said(given: dict[str, str], said: str) -> None:
-    (problem,) = findings(worker_environment(dataclasses.replace(RIGHT, variables=given), 900.0))
-    assert said in problem.text
+def test_timeouts_that_no_default_can_match_are_still_problems(variables: dict[str, str], message: str) -> None:
+    (problem,) = findings(worker_environment(dataclasses.replace(RIGHT, variables=variables), 900.0))
+    assert message in problem.text
 
 
 def test_a_run_judges_the_timeouts_that_its_workers_get(
@@ -327,18 +330,18 @@ def test_a_run_judges_the_timeouts_that_its_workers_get(
     assert len(capsys.readouterr().out.splitlines()) == 1, "versions, and no problem"
 
 
-def test_the_trainer_says_them_before_anything_can_fail(
+def test_the_trainer_prints_its_environment_before_anything_can_fail(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read(_: object, *, npu_smi_timeout_s: float | None) -> Facts:
-        assert npu_smi_timeout_s is None, "a run would begin a second later"
+        assert npu_smi_timeout_s is None, "npu-smi would delay the start of a run by a second"
         return dataclasses.replace(RIGHT, device_files=())
 
     monkeypatch.setattr("trainer.cli.read_facts", read)
     assert main(["--device", "npu", "--npus", "1", "--data-path", str(tmp_path)]) == 2
-    said = capsys.readouterr()
-    assert said.out.startswith("environment torch=2.9.0+cpu python=3.11.7 ")
-    assert said.err.startswith("error: --npus asks for 1 npu devices")
+    output = capsys.readouterr()
+    assert output.out.startswith("environment torch=2.9.0+cpu python=3.11.7 ")
+    assert output.err.startswith("error: --npus asks for 1 npu devices")
 
 
 def test_the_report_of_a_machine_without_npus_says_so(
@@ -346,16 +349,16 @@ def test_the_report_of_a_machine_without_npus_says_so(
 ) -> None:
     monkeypatch.setattr("trainer.commands.env.read_facts", lambda _: NO_NPU)
     assert main(["env"]) == 0
-    said = capsys.readouterr().out
-    assert "\n  no NPU: no /dev/davinci* here, and no npu-smi that shows one\n" in said
-    assert said.endswith("\neverything fits together\n")
+    output = capsys.readouterr().out
+    assert "\n  no NPU: no /dev/davinci* here, and no npu-smi that shows one\n" in output
+    assert output.endswith("\neverything fits together\n")
 
 
-def test_the_report_shows_what_was_found_and_ends_with_what_is_wrong(
+def test_the_report_shows_the_facts_and_ends_with_the_findings(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ill = dataclasses.replace(RIGHT, npu_smi=A2, variables={"HCCL_IF_IP": "10.0.0.5"})
-    monkeypatch.setattr("trainer.commands.env.read_facts", lambda _: ill)
+    unhealthy = dataclasses.replace(RIGHT, npu_smi=A2, variables={"HCCL_IF_IP": "10.0.0.5"})
+    monkeypatch.setattr("trainer.commands.env.read_facts", lambda _: unhealthy)
     assert main(["env"]) == 1
     lines = capsys.readouterr().out.splitlines()
     for line in (

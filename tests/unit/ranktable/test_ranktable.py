@@ -1,4 +1,4 @@
-"""The rank table: every published version is read, and what breaks a rule is refused with the field that does."""
+"""Every published version of the rank table is read; a table that breaks a rule is refused with the field."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ Json = dict[str, Any]
 
 
 def server_list(*counts: int, version: str = "1.0") -> Json:
-    """A table of pods with so many devices each, every pod on a host of its own."""
+    """Return a table of pods with these numbers of devices, each pod on a separate host."""
     servers, rank = [], 0
     for node, count in enumerate(counts):
         devices = []
@@ -125,7 +125,7 @@ anything = st.recursive(
 
 
 def refusal(text: str) -> str | None:
-    """Why a text is refused; None if it is read."""
+    """Return why a text is refused; None if it is read."""
     try:
         parse(text)
     except UsageError as error:
@@ -153,7 +153,7 @@ def test_a_damaged_table_is_read_or_refused_in_one_line_and_never_crashes(data: 
 
 
 def changed(table: Json, *path: str | int, to: Any) -> Json:
-    """The table with the value at `path` replaced, or removed where `to` is `...`."""
+    """Return the table with the value at `path` replaced, or removed if `to` is `...`."""
     table = copy.deepcopy(table)
     parent: Any = table
     for key in path[:-1]:
@@ -224,10 +224,10 @@ DEVICE = ("server_list", 0, "device", 1)
     ],
 )
 def test_a_refusal_names_the_field_the_value_and_the_rule(table: Any, message: str) -> None:
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UsageError) as error:
         parse(json.dumps(table))
-    assert message in str(refused.value)
-    assert not isinstance(refused.value, NotReadyError)
+    assert message in str(error.value)
+    assert not isinstance(error.value, NotReadyError)
 
 
 def test_ranks_that_are_interleaved_between_servers_are_refused() -> None:
@@ -239,7 +239,7 @@ def test_ranks_that_are_interleaved_between_servers_are_refused() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", json.dumps(server_list(2))[:-20], '{"status":"initializing"}'])
-def test_a_half_written_or_initializing_table_may_be_waited_for(text: str) -> None:
+def test_a_half_written_or_initializing_table_is_not_ready(text: str) -> None:
     with pytest.raises(NotReadyError):
         parse(text)
 
@@ -255,24 +255,24 @@ def test_ten_workers_of_a_group_list_keep_their_numeric_order() -> None:
     assert [server.pod_name for server in table.servers] == [f"job-worker-{i}" for i in range(12)]
 
 
-def test_a_2_0_table_is_found_by_node_rank_because_it_names_no_pod() -> None:
+def test_a_pod_finds_itself_in_a_2_0_table_by_node_rank_because_it_names_no_pods() -> None:
     table = parse(json.dumps(rank_list(2, 2)))
-    mine = find_me(table, Identity(pod_ip="10.244.0.9", node_rank=1))
-    assert [device.rank for device in mine.devices] == [2, 3]
+    server = find_me(table, Identity(pod_ip="10.244.0.9", node_rank=1))
+    assert [device.rank for device in server.devices] == [2, 3]
     with pytest.raises(UsageError, match="cannot tell which of the table's 2 servers this is"):
         find_me(table, Identity(pod_ip="10.244.0.9"))
 
 
-def test_identity_comes_from_the_names_that_manifests_use() -> None:
+def test_identity_comes_from_the_variables_of_the_manifests() -> None:
     environ = {"POD_UID": "u", "POD_IP": "10.1.1.1", "POD_NAME": "w-0", "XDL_IP": "10.0.0.1", "HOST_IP": ""}
     assert Identity.from_environ(environ) == Identity("u", "10.1.1.1", "w-0", "10.0.0.1")
 
 
 class Volume:
-    """A file that changes while it is waited for: a step of the clock for each poll, no real waiting."""
+    """A file that changes at each poll; a fake clock advances, so that nothing really waits."""
 
     def __init__(self, path: Path, *contents: str | None) -> None:
-        self.path, self._contents, self.time, self.said = path, list(contents), 0.0, list[str]()
+        self.path, self._contents, self.time, self.statuses = path, list(contents), 0.0, list[str]()
         self._show()
 
     def _show(self) -> None:
@@ -291,7 +291,7 @@ class Volume:
             timeout_s=timeout_s,
             clock=lambda: self.time,
             sleep=sleep,
-            on_status=self.said.append,
+            on_status=self.statuses.append,
         )
         assert content == self.path.read_bytes()
         return table
@@ -301,11 +301,11 @@ GOOD = json.dumps(server_list(2, 2))
 OLD = GOOD.replace("10.244.0.", "10.244.9.")
 
 
-def test_waiting_outlasts_every_state_a_volume_shows_before_the_right_table(tmp_path: Path) -> None:
+def test_the_wait_continues_through_every_state_of_a_volume_before_the_right_table(tmp_path: Path) -> None:
     contents = [None, "", GOOD[:50], '{"status":"initializing"}', OLD, json.dumps(server_list(2)), GOOD]
     volume = Volume(tmp_path / "hccl.json", *contents)
     assert volume.wait(expected=4) == parse(GOOD)
-    assert [status.split(": ", 1)[1][:24] for status in volume.said] == [
+    assert [status.split(": ", 1)[1][:24] for status in volume.statuses] == [
         "no such file",
         "not valid JSON at line 1",
         "not valid JSON at line 1",
@@ -315,27 +315,27 @@ def test_waiting_outlasts_every_state_a_volume_shows_before_the_right_table(tmp_
     ]
 
 
-def test_an_invalid_table_of_a_dead_job_is_waited_out(tmp_path: Path) -> None:
+def test_the_wait_continues_while_the_volume_has_an_invalid_table_of_an_earlier_job(tmp_path: Path) -> None:
     volume = Volume(tmp_path / "hccl.json", OLD.replace('"rank_id": "1"', '"rank_id": "0"'), GOOD)
     assert volume.wait() == parse(GOOD)
 
 
 @pytest.mark.parametrize("me", [Identity(pod_ip="10.244.0.1"), Identity()])
-def test_an_invalid_table_that_is_mine_is_refused_at_once(tmp_path: Path, me: Identity) -> None:
+def test_an_invalid_table_of_this_job_is_refused_at_once(tmp_path: Path, me: Identity) -> None:
     volume = Volume(tmp_path / "hccl.json", GOOD.replace('"rank_id": "1"', '"rank_id": "0"'))
     with pytest.raises(UsageError, match=r"hccl\.json: rank_id 0 appears 2 times"):
         volume.wait(me=me)
     assert volume.time == 0
 
 
-def test_the_timeout_says_what_was_wrong_last(tmp_path: Path) -> None:
+def test_the_timeout_reports_the_last_problem(tmp_path: Path) -> None:
     volume = Volume(tmp_path / "hccl.json", OLD)
     with pytest.raises(
         TrainerError, match=r"not completed within 5 s: the table does not contain this pod: .*10\.244\.9\.1"
-    ) as caught:
+    ) as error:
         volume.wait(timeout_s=5)
-    assert caught.value.exit_code == 1, "2 would end a job in spite of its retries"
-    assert len(volume.said) == 1
+    assert error.value.exit_code == 1, "exit code 2 would end a job before its retries"
+    assert len(volume.statuses) == 1
 
 
 def test_a_table_that_cannot_be_read_is_refused_at_once(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ def test_a_table_that_cannot_be_read_is_refused_at_once(tmp_path: Path) -> None:
 
 def test_a_table_becomes_a_regular_file_that_only_the_owner_reads(tmp_path: Path) -> None:
     (tmp_path / "copy.json").symlink_to(tmp_path / "elsewhere")
-    for _ in range(2):  # a restarted worker replaces the copy of the first
+    for _ in range(2):  # a restarted worker replaces the first copy
         copied = write_regular(GOOD.encode(), tmp_path / "copy.json")
     assert copied == tmp_path / "copy.json"
     assert not copied.is_symlink()
@@ -356,6 +356,6 @@ def test_a_table_becomes_a_regular_file_that_only_the_owner_reads(tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.json"]
 
 
-def test_a_copy_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_copy_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot be copied to .*nowhere.*: No such file"):
         write_regular(GOOD.encode(), tmp_path / "nowhere" / "hccl.json")

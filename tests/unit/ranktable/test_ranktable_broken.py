@@ -1,4 +1,4 @@
-"""Whatever a program or a disk does to a table, it is read or refused in one line that a person can act on."""
+"""A damaged table is read, or refused in one line that a user can act on."""
 
 import io
 import json
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.ranktable.test_ranktable import FORMATS, anything, changed, places
-from tests.unit.ranktable.test_ranktable_jobs import FIXED, shown, start, volume
+from tests.unit.ranktable.test_ranktable_jobs import FIXED, start, volume, volume_with
 from tests.unit.ranktable.test_ranktable_recorded import EXPECTED, recorded
 from trainer.cli import main
 from trainer.shared.errors import TrainerError
@@ -24,11 +24,11 @@ FIELD = re.compile(
     r"|group_count|group_list|instance_count|device_count|instance_list|pod_name|devices|the table)\b"
 )
 RULE = re.compile(r" is missing$| must | is not | appears \d+ times| is in no ")
-WORTH = ["fe80::1%\n", "::1", "\n", "0" * 19, 10**400, 1e308, float("nan"), "job-worker-\u0664", [[]], {"a": {}}]
-"""Values that are no mere rubbish: something takes each of them for good."""
+SPECIAL = ["fe80::1%\n", "::1", "\n", "0" * 19, 10**400, 1e308, float("nan"), "job-worker-\u0664", [[]], {"a": {}}]
+"""Values that some parser would accept."""
 VALID = [json.dumps(make(2, 3)) for make in FORMATS.values()]
 RECORDED = [text for name in EXPECTED for text in recorded(name)]
-WHO = [
+ENVIRONMENTS = [
     {},
     {"POD_IP": "10.244.0.1", "HOST_IP": "10.0.0.1"},
     {"POD_UID": "0a895a9b-f17f-4824-a3f0-346c0a7804ea", "POD_NAME": "job-worker-0"},
@@ -42,13 +42,13 @@ RUBBISH = st.binary(max_size=40) | st.sampled_from(
 
 @st.composite
 def mangled(draw: st.DrawFn) -> bytes:
-    """A table that some program or disk got at: values exchanged, or bytes."""
+    """Draw a table with exchanged values, or with damaged bytes."""
     text = draw(st.sampled_from(VALID + RECORDED))
     if draw(st.booleans()):
         table = json.loads(text)
         for _ in range(draw(st.integers(1, 3))):
             at = draw(st.sampled_from(places(table)[1:]))
-            table = changed(table, *at, to=draw(st.one_of(anything, st.just(...), st.sampled_from(WORTH))))
+            table = changed(table, *at, to=draw(st.one_of(anything, st.just(...), st.sampled_from(SPECIAL))))
             if len(places(table)) < 2:
                 break
         return json.dumps(table).encode()
@@ -60,8 +60,8 @@ def mangled(draw: st.DrawFn) -> bytes:
     return raw
 
 
-def said_by(*arguments: str) -> tuple[int, str, str]:
-    """The exit code of the command line, and what it prints to terminals that take UTF-8 alone."""
+def run(*arguments: str) -> tuple[int, str, str]:
+    """Return the exit code of the command line, and its output to terminals that accept only UTF-8."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
     with redirect_stdout(out), redirect_stderr(err):
         code = main(arguments)
@@ -77,48 +77,48 @@ def assert_one_line(reason: str) -> None:
 
 def assert_started_or_refused(path: Path, environ: dict[str, str]) -> None:
     try:
-        found = start(path, environ, Visible("cpu", ()))
+        node = start(path, environ, Visible("cpu", ()))
     except TrainerError as error:
         assert_one_line(str(error))
     else:
-        assert sorted(one.local_rank for one in found.workers) == list(range(len(found.workers)))
-        assert found.master_addr.isprintable()
+        assert sorted(worker.local_rank for worker in node.workers) == list(range(len(node.workers)))
+        assert node.master_addr.isprintable()
 
 
 @settings(FIXED, max_examples=250)
 @given(content=mangled() | st.binary(max_size=200))
-def test_no_table_crashes_the_trainer_and_what_it_refuses_is_one_line(volume: Path, content: bytes) -> None:
-    with shown(volume, content) as path:
+def test_no_table_crashes_the_trainer_and_each_refusal_is_one_line(volume: Path, content: bytes) -> None:
+    with volume_with(volume, content) as path:
         for words in (["check"], ["show"], ["show", "--json"]):
-            code, out, err = said_by("ranktable", *words, str(path))
+            code, out, err = run("ranktable", *words, str(path))
             assert (code, bool(err)) in {(0, False), (1, True)}
             assert all(line.isprintable() for line in (out + err).splitlines())
             if code:
                 assert_one_line(err.removesuffix("\n"))
-        for environ in WHO:
+        for environ in ENVIRONMENTS:
             assert_started_or_refused(path, environ)
 
 
 @settings(FIXED, max_examples=250)
 @given(data=st.data())
-def test_a_completed_table_that_is_refused_names_the_field_its_value_and_the_rule(
+def test_the_refusal_of_a_completed_table_names_the_field_its_value_and_the_rule(
     volume: Path, data: st.DataObject
 ) -> None:
     table = json.loads(data.draw(st.sampled_from(VALID)))
     at = data.draw(st.sampled_from([place for place in places(table)[1:] if place != ("status",)]))
-    to = data.draw(st.one_of(anything, st.just(...), st.sampled_from(WORTH)))
-    with shown(volume, json.dumps(changed(table, *at, to=to)).encode()) as path:
-        code, _, err = said_by("ranktable", "check", str(path))
+    to = data.draw(st.one_of(anything, st.just(...), st.sampled_from(SPECIAL)))
+    with volume_with(volume, json.dumps(changed(table, *at, to=to)).encode()) as path:
+        code, _, err = run("ranktable", "check", str(path))
     if code:
         reason = err.removeprefix(f"error: {path}: ").removesuffix("\n")
         assert FIELD.search(reason), reason
         assert RULE.search(reason), reason
         if reason.startswith(f"{name_of(at)} "):
             assert "is missing" in reason if to is ... else json.dumps(to)[:70] in reason
-        elif "is missing" not in reason:  # another field, which does not agree with the one that was changed
+        elif "is missing" not in reason:  # another field contradicts the changed one
             assert re.search(r'"|\d|\[|\{|null|true|false|NaN|Infinity', reason), reason
 
 
 def name_of(place: tuple[str | int, ...]) -> str:
-    """As a refusal has it: `server_list[0].device[1].rank_id`."""
+    """Return the name in a refusal, such as `server_list[0].device[1].rank_id`."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place).removeprefix(".")

@@ -1,4 +1,4 @@
-"""`python -m trainer ranktable` says of a table what a job's start would, and explains one that is right."""
+"""`python -m trainer ranktable` judges a table as the start of a job does, and explains a valid one."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,12 @@ from tests.unit.ranktable.test_ranktable import rank_list, server_list, super_po
 from tests.unit.ranktable.test_ranktable_recorded import EXPECTED, INIT, recorded
 from trainer.cli import main
 
-KNOWN = ("POD_UID", "POD_IP", "POD_NAME", "HOST_IP", "NODE_IP", "XDL_IP")
+POD_VARIABLES = ("POD_UID", "POD_IP", "POD_NAME", "HOST_IP", "NODE_IP", "XDL_IP")
 
 
 @pytest.fixture(autouse=True)
 def _no_pod(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in KNOWN:
+    for name in POD_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -25,28 +25,28 @@ def written(folder: Path, table: object, name: str = "hccl.json") -> str:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_every_recorded_table_is_judged_as_at_a_jobs_start(
+def test_every_recorded_table_gets_the_same_verdict_as_at_a_jobs_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     for text, expected in zip(recorded(name), EXPECTED[name], strict=True):
         path = written(tmp_path, text)
         code = main(["ranktable", "check", path])
-        said = capsys.readouterr()
+        output = capsys.readouterr()
         if expected == INIT:
             assert code == 1
-            assert "not yet completed; look again in a moment" in said.err
+            assert "not yet completed; look again in a moment" in output.err
         elif expected.startswith("refused: "):
             assert code == 1
-            assert expected.removeprefix("refused: ") in said.err
+            assert expected.removeprefix("refused: ") in output.err
         else:
             assert code == 0
             servers = expected.split()
-            assert said.out.startswith(f"{path}: valid; version ")
-            assert f" of {len(servers)} server" in said.out
-        assert len((said.out + said.err).splitlines()) == 1
+            assert output.out.startswith(f"{path}: valid; version ")
+            assert f" of {len(servers)} server" in output.out
+        assert len((output.out + output.err).splitlines()) == 1
 
 
-def test_a_table_is_explained_to_a_person(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_explains_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ranktable", "show", written(tmp_path, server_list(2, 1))]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "version 1.0, 3 devices of 2 servers",
@@ -69,7 +69,7 @@ def test_a_table_is_explained_to_a_person(tmp_path: Path, capsys: pytest.Capture
     ]
 
 
-def test_what_is_unusual_but_right_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_remarks_on_unusual_but_valid_entries(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shared = server_list(2, 2)
     for number, server in enumerate(shared["server_list"]):
         server |= {"host_ip": "10.0.0.9", "server_id": f"0000000{number}-0000-0000-0000-000000000000"}
@@ -95,7 +95,7 @@ def test_the_document_names_version_servers_and_devices(
     assert [device["rank"] for server in document["servers"] for device in server["devices"]] == list(range(16))
 
 
-def test_a_pod_is_found_in_its_table_or_told_that_it_is_in_none(
+def test_a_pod_is_found_in_the_table_or_reported_as_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path, server_list(2, 2))
@@ -119,14 +119,14 @@ def test_a_name_that_would_break_a_line_or_cannot_be_printed_is_quoted(
     assert '  server_id "a\\nb\\ud800"\n' in capsys.readouterr().out
     monkeypatch.setenv("POD_IP", "10.244.0.7")
     assert main(["ranktable", "check", path]) == 1
-    said = capsys.readouterr().err
-    assert 'it has "a\\nb\\ud800"/10.244.0.1, looked for' in said
-    assert len(said.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert 'it has "a\\nb\\ud800"/10.244.0.1, looked for' in message
+    assert len(message.splitlines()) == 1
 
 
-def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, half = written(tmp_path, server_list(2)), written(tmp_path, '{"status": ', "half.json")
-    for words, code, said in (
+    for words, code, message in (
         (["check", path, "--devices", "4"], 1, f"{path}: has 2 devices, not 4"),
         (["check", path, "--devices", "0"], 2, "--devices"),
         (["check", str(tmp_path / "none")], 2, "No such file or directory; give a rank table's file"),
@@ -136,7 +136,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["explain", path], 2, "explain"),
     ):
         assert main(["ranktable", *words]) == code
-        done = capsys.readouterr()
-        assert said in done.err
-        assert len(done.err.splitlines()) == 1
-        assert not done.out
+        output = capsys.readouterr()
+        assert message in output.err
+        assert len(output.err.splitlines()) == 1
+        assert not output.out

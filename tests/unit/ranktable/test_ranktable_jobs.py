@@ -1,4 +1,4 @@
-"""Whatever job a table is written for and whoever writes it, every pod gets its ranks on its devices and one master."""
+"""In each job and with each writer's table, every pod gets its ranks on its devices, and all pods the same master."""
 
 import json
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ from trainer.topology import Topology, Visible, discover
 Json = dict[str, Any]
 
 FIXED = settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
-CHIPS = 16  # of an A3 or an A2 box
+CHIPS = 16  # in an A3 or an A2 box
 MASTER = "10.96.0.7"
-"""What MASTER_ADDR names where the table cannot say who the master is: a Service's address."""
+"""The address of a Service, in MASTER_ADDR, for tables that do not name the master."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,17 @@ class Pod:
 
     @property
     def expected(self) -> set[tuple[int, int, int]]:
-        """Of each worker: its rank, its number among the devices of the pod, and its device's on the host."""
+        """Return each worker's rank, its device's number within the pod, and its device's number on the host."""
         return {(rank, sorted(self.chips).index(chip), chip) for rank, chip in zip(self.ranks, self.chips, strict=True)}
 
     def environ(self, *names: str) -> dict[str, str]:
-        known = {"POD_UID": self.uid, "POD_IP": self.ip, "POD_NAME": self.name, "HOST_IP": self.host}
-        return {name: known[name] for name in names or known}
+        variables = {"POD_UID": self.uid, "POD_IP": self.ip, "POD_NAME": self.name, "HOST_IP": self.host}
+        return {name: variables[name] for name in names or variables}
 
 
 @st.composite
 def jobs(draw: st.DrawFn, *, sorted_chips: bool = False) -> list[Pod]:
-    """Pods in the order of ranks, some on one node, of 1 to 4 devices each; no device is given twice."""
+    """Draw pods in the order of ranks, with 1 to 4 devices each. Some share a node; no two share a device."""
     nodes = draw(
         st.lists(st.integers(0, 3), min_size=1, max_size=6).filter(lambda nodes: max(map(nodes.count, nodes)) <= 4)
     )
@@ -78,8 +78,8 @@ def jobs(draw: st.DrawFn, *, sorted_chips: bool = False) -> list[Pod]:
 
 
 def device(pod: Pod, position: int, address: str | None, **more: str) -> Json:
-    written = {"device_id": str(pod.chips[position]), **more}
-    return written if address is None else {**written, "device_ip": address}
+    entry = {"device_id": str(pod.chips[position]), **more}
+    return entry if address is None else {**entry, "device_ip": address}
 
 
 def address_of(pod: Pod, position: int) -> str:
@@ -88,19 +88,19 @@ def address_of(pod: Pod, position: int) -> str:
 
 @dataclass(frozen=True)
 class Written:
-    """A table, and the variables by which a pod has to be able to find itself in it."""
+    """A table, and the sets of variables by which a pod must find itself in it."""
 
     table: Json
     finds: tuple[tuple[str, ...], ...]
     master: str | None
-    """None where only MASTER_ADDR says it."""
+    """None if only MASTER_ADDR names the master."""
 
 
 @st.composite
 def server_lists(draw: st.DrawFn, pods: list[Pod], version: str) -> Written:
-    """1.0 and 1.2, as the operators of MindCluster, its hccl-controller and people write them."""
+    """Draw tables of version 1.0 and 1.2 as MindCluster's operators, its hccl-controller and users write them."""
     shared = len({pod.node for pod in pods}) < len(pods)
-    # HEAD's operator and 7.3's: a host's address unless a node is shared; 7.2 and hccl-controller: always.
+    # HEAD's operator and 7.3's write the host's address unless pods share a node; 7.2's and hccl-controller always do.
     server_id = draw(st.sampled_from(["uid", "host"])) if version == "1.0" or not shared else "uid"
     container_ip = draw(st.booleans()) or (shared and server_id == "host")
     host_ip = draw(st.sampled_from(["written", "empty", "missing"]))
@@ -136,7 +136,7 @@ def server_lists(draw: st.DrawFn, pods: list[Pod], version: str) -> Written:
 
 @st.composite
 def group_lists(draw: st.DrawFn, pods: list[Pod]) -> Written:
-    """The hccl-controller's -json=v1: the pods in any order, without ranks, told apart by their names."""
+    """Draw tables of hccl-controller -json=v1: pods in any order, without ranks, identified by their names."""
     instances = [
         {
             "pod_name": pod.name,
@@ -159,7 +159,7 @@ def group_lists(draw: st.DrawFn, pods: list[Pod]) -> Written:
 
 @st.composite
 def rank_lists(draw: st.DrawFn, pods: list[Pod]) -> Written:
-    """2.0, which names nobody: a pod goes by its place."""
+    """Draw tables of version 2.0, which names no pods: a pod finds itself by its node rank."""
     ranks = [
         {
             "rank_id": rank,
@@ -188,7 +188,7 @@ def rank_lists(draw: st.DrawFn, pods: list[Pod]) -> Written:
 
 @st.composite
 def written_jobs(draw: st.DrawFn) -> tuple[list[Pod], Written]:
-    """A job, and its table by one of those who write them."""
+    """Draw a job, and its table by one of the writers."""
     version = draw(st.sampled_from(sorted(FORMATS)))
     if version == "group_list":
         pods = draw(jobs())
@@ -203,7 +203,7 @@ def written_jobs(draw: st.DrawFn) -> tuple[list[Pod], Written]:
 
 @pytest.fixture(scope="module")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ConfigMap's volume; its file is a link."""
+    """Return the folder of a ConfigMap volume, in which the file is a link."""
     folder = tmp_path_factory.mktemp("config")
     (folder / "..data").mkdir()
     (folder / "hccl.json").symlink_to(Path("..data") / "hccl.json")
@@ -211,16 +211,16 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def shown(volume: Path, content: bytes) -> Iterator[Path]:
-    """The volume's file with this content."""
+def volume_with(volume: Path, content: bytes) -> Iterator[Path]:
+    """Give the volume's file this content, and yield its path."""
     (volume / "..data" / "hccl.json").write_bytes(content)
-    # Which ports are free is not this page's business, and another test's may be taken.
+    # Ports are not the subject of these tests, and another test may hold one.
     with mock.patch("trainer.topology.discover.check_port_is_free"):
         yield volume / "hccl.json"
 
 
 def start(path: Path, environ: dict[str, str], visible: Visible, **options: Any) -> Topology:
-    """What the supervisor does before it starts anything; the time to wait is over at once."""
+    """Discover the topology as the supervisor does; the time to wait for a table is over at once."""
     times = iter((0.0, 1e9))
     config = TrainConfig(rank_table=path, rank_table_timeout_s=1, **options)
     return discover(config, environ, visible=visible, scratch=path.parent, clock=lambda: next(times))
@@ -234,36 +234,36 @@ def test_every_pod_of_a_job_gets_its_ranks_on_its_devices_and_the_master_is_rank
     pods, written = job
     content = json.dumps(written.table).encode()
     ranks: list[int] = []
-    with shown(volume, content) as path:
+    with volume_with(volume, content) as path:
         for node_rank, pod in enumerate(pods):
             environ = pod.environ(*data.draw(st.sampled_from(written.finds)))
             environ |= {} if written.master else {"MASTER_ADDR": MASTER}
             whole_host = data.draw(st.booleans())
             visible = Visible("npu", tuple(range(CHIPS)) if whole_host else tuple(sorted(pod.chips)), "/dev")
             options = {} if len(pods) == 1 else {"nodes": len(pods), "node_rank": node_rank, "master_addr": None}
-            found = start(path, environ, visible, **options)
-            wanted = {(rank, chip if whole_host else place, chip) for rank, place, chip in pod.expected}
-            assert {(one.rank, one.local_rank, one.device_id) for one in found.workers} == wanted
-            assert (found.world_size, found.nodes) == (sum(len(one.chips) for one in pods), len(pods))
-            assert found.node_rank == node_rank
-            assert found.master_addr == ("127.0.0.1" if len(pods) == 1 else written.master or MASTER)
-            assert found.rank_table is not None
-            assert found.rank_table.is_file()
-            assert not found.rank_table.is_symlink()
-            assert found.rank_table.read_bytes() == content
-            ranks += [one.rank for one in found.workers]
+            topology = start(path, environ, visible, **options)
+            expected = {(rank, chip if whole_host else place, chip) for rank, place, chip in pod.expected}
+            assert {(worker.rank, worker.local_rank, worker.device_id) for worker in topology.workers} == expected
+            assert (topology.world_size, topology.nodes) == (sum(len(item.chips) for item in pods), len(pods))
+            assert topology.node_rank == node_rank
+            assert topology.master_addr == ("127.0.0.1" if len(pods) == 1 else written.master or MASTER)
+            assert topology.rank_table is not None
+            assert topology.rank_table.is_file()
+            assert not topology.rank_table.is_symlink()
+            assert topology.rank_table.read_bytes() == content
+            ranks += [worker.rank for worker in topology.workers]
     assert ranks == list(range(len(ranks)))
 
 
 @settings(FIXED, max_examples=60)
-@given(job=written_jobs().filter(lambda job: job[1].table.get("version") != "2.0"))  # which names nobody
-def test_no_pod_of_another_job_takes_a_table_for_its_own(volume: Path, job: tuple[list[Pod], Written]) -> None:
+@given(job=written_jobs().filter(lambda job: job[1].table.get("version") != "2.0"))  # 2.0 names no pods
+def test_no_pod_of_another_job_accepts_the_table(volume: Path, job: tuple[list[Pod], Written]) -> None:
     pods, written = job
-    stranger = {"POD_UID": f"{0xFFFF:08x}-1111-4222-8333-{0:012x}", "POD_IP": "10.244.9.99", "HOST_IP": "10.123.0.99"}
-    with shown(volume, json.dumps(written.table).encode()) as path:
+    foreign = {"POD_UID": f"{0xFFFF:08x}-1111-4222-8333-{0:012x}", "POD_IP": "10.244.9.99", "HOST_IP": "10.123.0.99"}
+    with volume_with(volume, json.dumps(written.table).encode()) as path:
         for pod in pods:
             # The next job's pod has the same name, and may have the same host.
-            environ = {**stranger, "POD_NAME": pod.name}
+            environ = {**foreign, "POD_NAME": pod.name}
             if "container_ip" in json.dumps(written.table):
                 environ["HOST_IP"] = pod.host
             with pytest.raises(TrainerError, match=r"does not contain this pod|cannot tell which"):

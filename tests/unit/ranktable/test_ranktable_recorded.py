@@ -1,4 +1,4 @@
-"""What a reader has to make of every table that MindCluster's controllers really wrote, one by one."""
+"""Every recorded table of MindCluster's controllers is read correctly, or refused for the right reason."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from trainer.shared.errors import UsageError
 RECORDED = Path(__file__).parents[2] / "data" / "ranktables"
 INIT = "initializing"
 
-# For each table of a file, in the file's order: not completed, refused for that reason, or the ranks of each server.
+# The expected result of each table of a file, in the file's order: INIT, the refusal, or the ranks of each server.
 EXPECTED: dict[str, list[str]] = {
     "hccl-controller-6.0.RC3-v1-vc-1x8": [
         INIT,
@@ -149,7 +149,7 @@ EXPECTED: dict[str, list[str]] = {
 
 
 def tables(value: Any) -> Iterator[str]:
-    """The text of every table in a recorded document: ConfigMap data, and files as `cat` showed them."""
+    """Yield every table of a recorded document: the data of ConfigMaps, and files that `cat` printed."""
     if isinstance(value, dict):
         for item in value.values():
             yield from tables(item)
@@ -179,7 +179,7 @@ def outcome(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_recorded_table_is_read_right_or_refused_for_the_right_reason(name: str) -> None:
+def test_a_recorded_table_is_read_correctly_or_refused_for_the_right_reason(name: str) -> None:
     texts = recorded(name)
     assert len(texts) == len(EXPECTED[name])
     for text, expected in zip(texts, EXPECTED[name], strict=True):
@@ -201,24 +201,24 @@ def completed(name: str, index: int) -> RankTable:
 @pytest.mark.parametrize(
     ("name", "index", "identity", "ranks"),
     [
-        # Two pods on one host, told apart by UID; worker-1 has rank 0.
+        # Two pods on one host have different UIDs; worker-1 has rank 0.
         ("op-HEAD-vc-2x4", 1, Identity(pod_uid="0a895a9b-f17f-4824-a3f0-346c0a7804ea"), [4, 5, 6, 7]),
         ("op-HEAD-vc-2x4", 1, Identity(pod_ip="10.244.0.202", host_ip="10.123.0.1"), [0, 1, 2, 3]),
-        # One server_id for two pods (operator 7.2): only the pod's address tells.
+        # Two pods have the same server_id (operator 7.2): only their addresses differ.
         ("op-7.2.RC1-old-device-plugin-two-pods-one-node", 1, Identity(pod_ip="10.244.0.253"), [4, 5, 6, 7]),
         ("op-HEAD-2nodes-2x8", 1, Identity(host_ip="10.123.0.1"), [8, 9, 10, 11, 12, 13, 14, 15]),
         ("hccl-controller-6.0.RC3-v2-vc-2x4", 1, Identity(host_ip="10.123.0.2"), [4, 5, 6, 7]),
         ("hccl-controller-6.0.RC3-v1-vc-2x4", 1, Identity(pod_name="vc-2x4-worker-1"), [4, 5, 6, 7]),
     ],
 )
-def test_pod_finds_itself(name: str, index: int, identity: Identity, ranks: list[int]) -> None:
+def test_a_pod_finds_itself(name: str, index: int, identity: Identity, ranks: list[int]) -> None:
     assert [device.rank for device in find_me(completed(name, index), identity).devices] == ranks
 
 
 @pytest.mark.parametrize(
     ("name", "index", "identity", "message"),
     [
-        # The next job's pods of the same name, on the same host, see the dead job's table.
+        # Pods of the next job, with the same names on the same host, see the ended job's table.
         (
             "op-HEAD-recreated-one-of-two-annotated",
             1,
@@ -226,7 +226,7 @@ def test_pod_finds_itself(name: str, index: int, identity: Identity, ranks: list
             "does not contain this pod",
         ),
         ("op-HEAD-cm-left-over-completed", 0, Identity(pod_ip="10.244.1.15"), "does not contain this pod"),
-        # A new pod that got a dead pod's address, on the dead pod's host.
+        # A new pod got the address of an ended pod, on the same host.
         (
             "op-HEAD-vc-2x4",
             1,
@@ -238,6 +238,6 @@ def test_pod_finds_itself(name: str, index: int, identity: Identity, ranks: list
         ("op-HEAD-vc-2x4", 1, Identity(), "cannot tell which"),
     ],
 )
-def test_pod_that_a_table_does_not_name_is_refused(name: str, index: int, identity: Identity, message: str) -> None:
+def test_a_pod_that_is_not_in_the_table_is_refused(name: str, index: int, identity: Identity, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         find_me(completed(name, index), identity)

@@ -1,4 +1,4 @@
-"""Who am I: every way of starting the trainer ends in the same value, and contradictions are refused."""
+"""Every way of starting the trainer gives the same kind of topology, and contradictions are refused."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def topology(tmp_path: Path, environ: dict[str, str] | None = None, visible: Vis
 
 
 def recorded(tmp_path: Path, name: str, index: int) -> Path:
-    """A table that a controller wrote, behind a symlink as in a ConfigMap volume."""
+    """Return a controller's table, behind a symlink as in a ConfigMap volume."""
     history = json.loads((RECORDED / f"{name}.json").read_text())["configmap_history"]
     (tmp_path / "..data").mkdir()
     (tmp_path / "..data" / "hccl.json").write_text(history[index]["data"]["hccl.json"])
@@ -62,23 +62,23 @@ def recorded(tmp_path: Path, name: str, index: int) -> Path:
     return path
 
 
-def test_nothing_at_all_is_one_worker_on_this_machine(tmp_path: Path) -> None:
-    found = topology(tmp_path)
-    assert (found.world_size, found.nodes, found.node_rank) == (1, 1, 0)
-    assert found.workers == (Worker(0, 0, 0),)
-    assert (found.master_addr, found.rank_table, found.source) == ("127.0.0.1", None, "options")
+def test_without_options_there_is_one_worker_on_this_machine(tmp_path: Path) -> None:
+    node = topology(tmp_path)
+    assert (node.world_size, node.nodes, node.node_rank) == (1, 1, 0)
+    assert node.workers == (Worker(0, 0, 0),)
+    assert (node.master_addr, node.rank_table, node.source) == ("127.0.0.1", None, "options")
 
 
-def test_nothing_at_all_uses_every_visible_device(tmp_path: Path) -> None:
-    found = topology(tmp_path, visible=npus(4, 5, 6, 7))
-    assert found.workers == tuple(Worker(i, i, 4 + i) for i in range(4))
+def test_without_options_every_visible_device_is_used(tmp_path: Path) -> None:
+    node = topology(tmp_path, visible=npus(4, 5, 6, 7))
+    assert node.workers == tuple(Worker(i, i, 4 + i) for i in range(4))
 
 
 def test_options_place_a_node_among_others(tmp_path: Path) -> None:
-    found = topology(tmp_path, npus=2, nodes=3, node_rank=1, master_addr="10.0.0.9")
-    assert (found.world_size, found.nodes, found.node_rank) == (6, 3, 1)
-    assert [(worker.rank, worker.local_rank) for worker in found.workers] == [(2, 0), (3, 1)]
-    assert (found.master_addr, found.master_port) == ("10.0.0.9", 29500)
+    node = topology(tmp_path, npus=2, nodes=3, node_rank=1, master_addr="10.0.0.9")
+    assert (node.world_size, node.nodes, node.node_rank) == (6, 3, 1)
+    assert [(worker.rank, worker.local_rank) for worker in node.workers] == [(2, 0), (3, 1)]
+    assert (node.master_addr, node.master_port) == ("10.0.0.9", 29500)
 
 
 def test_several_nodes_need_an_address(tmp_path: Path) -> None:
@@ -86,22 +86,22 @@ def test_several_nodes_need_an_address(tmp_path: Path) -> None:
         topology(tmp_path, npus=1, nodes=2)
 
 
-@pytest.mark.parametrize(("asked", "ids"), [(2, (0,)), (1, ())])
-def test_fewer_devices_than_asked_are_refused_with_both_numbers(
-    tmp_path: Path, asked: int, ids: tuple[int, ...]
+@pytest.mark.parametrize(("npu_count", "ids"), [(2, (0,)), (1, ())])
+def test_fewer_devices_than_requested_are_refused_with_both_numbers(
+    tmp_path: Path, npu_count: int, ids: tuple[int, ...]
 ) -> None:
-    with pytest.raises(UsageError, match=rf"--npus asks for {asked} npu devices, but {len(ids)} are visible"):
-        topology(tmp_path, visible=npus(*ids), npus=asked)
+    with pytest.raises(UsageError, match=rf"--npus asks for {npu_count} npu devices, but {len(ids)} are visible"):
+        topology(tmp_path, visible=npus(*ids), npus=npu_count)
 
 
-def test_an_npu_that_is_not_there_is_refused_when_no_number_is_asked_for(tmp_path: Path) -> None:
+def test_a_machine_without_npus_is_refused_even_if_no_number_is_requested(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="0 are visible"):
         topology(tmp_path, visible=npus())
 
 
 def test_torchruns_process_supervises_exactly_one_worker(tmp_path: Path) -> None:
-    found = topology(tmp_path, TORCHRUN, npus(0, 1, 2, 3))
-    assert found == Topology(8, 2, 1, (Worker(5, 1, 1),), "10.0.0.1", 29511, None, "torchrun")
+    node = topology(tmp_path, TORCHRUN, npus(0, 1, 2, 3))
+    assert node == Topology(8, 2, 1, (Worker(5, 1, 1),), "10.0.0.1", 29511, None, "torchrun")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_free_port_is_never_one_on_which_a_process_listens(tmp_path: Path) -> 
         assert ports.free_port(lowest=taken, ephemeral=ephemeral) != taken
 
 
-def test_torchruns_port_is_left_alone_because_its_agent_may_hold_it(tmp_path: Path) -> None:
+def test_torchruns_port_is_not_checked_because_its_agent_may_hold_it(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as agent:
         port = str(agent.getsockname()[1])
         environ = {**TORCHRUN, "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0", "MASTER_PORT": port}
@@ -132,13 +132,13 @@ def test_torchruns_port_is_left_alone_because_its_agent_may_hold_it(tmp_path: Pa
 
 
 def test_real_torchrun_variables_are_understood(tmp_path: Path) -> None:
-    script = tmp_path / "who.py"
+    script = tmp_path / "discover.py"
     script.write_text(
         "import os, pathlib, sys\n"
         "from trainer.shared.config import TrainConfig\n"
         "from trainer.topology import Visible, discover\n"
-        "found = discover(TrainConfig(), os.environ, visible=Visible('cpu', ()))\n"
-        "(pathlib.Path(sys.argv[1]) / str(found.workers[0].rank)).write_text(repr(found))\n"
+        "topology = discover(TrainConfig(), os.environ, visible=Visible('cpu', ()))\n"
+        "(pathlib.Path(sys.argv[1]) / str(topology.workers[0].rank)).write_text(repr(topology))\n"
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(trainer.__file__).parent.parent)}
@@ -152,9 +152,9 @@ def test_real_torchrun_variables_are_understood(tmp_path: Path) -> None:
 
 
 def test_an_ascend_jobs_list_of_local_ranks_becomes_workers(tmp_path: Path) -> None:
-    found = topology(tmp_path, ASCEND_JOB, npus(4, 5, 6, 7))
+    node = topology(tmp_path, ASCEND_JOB, npus(4, 5, 6, 7))
     workers = tuple(Worker(4 + i, i, 4 + i) for i in range(4))
-    assert found == Topology(8, 2, 1, workers, "10.96.205.153", 2222, None, "AscendJob")
+    assert node == Topology(8, 2, 1, workers, "10.96.205.153", 2222, None, "AscendJob")
 
 
 def test_an_ascend_job_with_one_device_per_pod_is_not_taken_for_torchrun(tmp_path: Path) -> None:
@@ -165,42 +165,42 @@ def test_an_ascend_job_with_one_device_per_pod_is_not_taken_for_torchrun(tmp_pat
 def test_the_rank_table_decides_the_ranks_and_hccl_gets_a_regular_copy(tmp_path: Path) -> None:
     path = recorded(tmp_path, "op-HEAD-vc-2x4", 1)
     environ = {"POD_UID": "0a895a9b-f17f-4824-a3f0-346c0a7804ea", "POD_IP": "10.244.0.201", "HOST_IP": "10.123.0.1"}
-    found = topology(tmp_path, environ, npus(0, 1, 2, 3), rank_table=path)
-    assert (found.world_size, found.nodes, found.node_rank, found.source) == (8, 2, 1, "rank table")
-    assert found.workers == tuple(Worker(4 + i, i, i) for i in range(4))
-    assert (found.master_addr, found.master_port) == ("10.244.0.202", 29500)
-    assert found.rank_table is not None
-    assert not found.rank_table.is_symlink()
-    assert parse(found.rank_table.read_text()) == parse(path.read_text())
+    node = topology(tmp_path, environ, npus(0, 1, 2, 3), rank_table=path)
+    assert (node.world_size, node.nodes, node.node_rank, node.source) == (8, 2, 1, "rank table")
+    assert node.workers == tuple(Worker(4 + i, i, i) for i in range(4))
+    assert (node.master_addr, node.master_port) == ("10.244.0.202", 29500)
+    assert node.rank_table is not None
+    assert not node.rank_table.is_symlink()
+    assert parse(node.rank_table.read_text()) == parse(path.read_text())
 
 
-def test_hccl_gets_the_table_that_was_judged_though_its_controller_begins_another(tmp_path: Path) -> None:
+def test_hccl_gets_the_checked_table_even_if_the_controller_begins_another(tmp_path: Path) -> None:
     path = recorded(tmp_path, "op-HEAD-vc-1x8", 1)
-    judged = path.read_bytes()
+    checked = path.read_bytes()
 
-    def late(table: RankTable, identity: Identity) -> Server:
+    def replace_then_find(table: RankTable, identity: Identity) -> Server:
         path.write_text('{"status":"initializing"}')
         return find_me(table, identity)
 
-    with mock.patch("trainer.topology.discover.find_me", late):
-        found = topology(tmp_path, {"POD_IP": "10.244.0.199"}, rank_table=path)
-    assert found.rank_table is not None
-    assert found.rank_table.read_bytes() == judged
+    with mock.patch("trainer.topology.discover.find_me", replace_then_find):
+        node = topology(tmp_path, {"POD_IP": "10.244.0.199"}, rank_table=path)
+    assert node.rank_table is not None
+    assert node.rank_table.read_bytes() == checked
 
 
-@pytest.mark.parametrize("way", ["variable", "mounted"])
-def test_the_rank_table_is_found_without_an_option(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("source", ["variable", "mounted"])
+def test_the_rank_table_is_found_without_an_option(tmp_path: Path, source: str) -> None:
     path = recorded(tmp_path, "op-HEAD-vc-1x8", 1)
-    environ = {"POD_IP": "10.244.0.199"} | ({"RANK_TABLE_FILE": str(path)} if way == "variable" else {})
-    mounted = path if way == "mounted" else tmp_path / "absent"
-    found = discover(TrainConfig(), environ, visible=CPU, mounted=mounted, scratch=tmp_path)
-    assert (found.source, found.world_size, found.master_addr) == ("rank table", 8, "127.0.0.1")
+    environ = {"POD_IP": "10.244.0.199"} | ({"RANK_TABLE_FILE": str(path)} if source == "variable" else {})
+    mounted = path if source == "mounted" else tmp_path / "absent"
+    node = discover(TrainConfig(), environ, visible=CPU, mounted=mounted, scratch=tmp_path)
+    assert (node.source, node.world_size, node.master_addr) == ("rank table", 8, "127.0.0.1")
 
 
-def test_on_a_host_that_shows_more_devices_than_the_table_a_rank_keeps_its_device(tmp_path: Path) -> None:
+def test_a_rank_keeps_its_device_on_a_host_with_more_devices_than_the_table(tmp_path: Path) -> None:
     path = recorded(tmp_path, "op-HEAD-vc-2x4", 1)
-    found = topology(tmp_path, {"POD_IP": "10.244.0.202"}, npus(*range(8)), rank_table=path)
-    assert found.workers == tuple(Worker(i, 4 + i, 4 + i) for i in range(4))
+    node = topology(tmp_path, {"POD_IP": "10.244.0.202"}, npus(*range(8)), rank_table=path)
+    assert node.workers == tuple(Worker(i, 4 + i, 4 + i) for i in range(4))
 
 
 def test_an_ascend_job_with_a_table_waits_for_all_its_devices(tmp_path: Path) -> None:
@@ -212,12 +212,12 @@ def test_an_ascend_job_with_a_table_waits_for_all_its_devices(tmp_path: Path) ->
 
 
 def recorded_pods(name: str) -> list[tuple[dict[str, str], tuple[int, ...]]]:
-    """The environment that the operator gave to each pod of an AscendJob, and its devices."""
+    """Return the environment that the operator gave to each pod of an AscendJob, and the pod's devices."""
     pods = json.loads((RECORDED / f"{name}.json").read_text())["pods_full"]
     return [
         (
             {"POD_UID": pod["uid"], "POD_IP": pod["podIP"]}
-            | {one["name"]: one["value"] for one in pod["container"]["env"] if "value" in one},
+            | {item["name"]: item["value"] for item in pod["container"]["env"] if "value" in item},
             tuple(int(word.rpartition("-")[2]) for word in pod["annotations"]["huawei.com/Ascend910"].split(",")),
         )
         for pod in pods
@@ -225,44 +225,48 @@ def recorded_pods(name: str) -> list[tuple[dict[str, str], tuple[int, ...]]]:
 
 
 @pytest.mark.parametrize("name", ["op-HEAD-acjob-1x8", "op-HEAD-acjob-2x4", "op-HEAD-acjob-worker-fails"])
-def test_an_ascend_job_as_recorded_is_placed_by_its_environment_as_by_its_table(tmp_path: Path, name: str) -> None:
+def test_a_recorded_ascend_job_gets_the_same_ranks_from_its_environment_and_from_its_table(
+    tmp_path: Path, name: str
+) -> None:
     path = recorded(tmp_path, name, -1 if name != "op-HEAD-acjob-2x4" else 1)
     pods = recorded_pods(name)
     for node_rank, (environ, chips) in enumerate(pods):
         with mock.patch("trainer.topology.discover.check_port_is_free"):  # 2222 may be taken where this runs
-            alone = topology(tmp_path, environ, npus(*chips))
+            by_environment = topology(tmp_path, environ, npus(*chips))
             by_table = topology(tmp_path, environ, npus(*chips), rank_table=path)
-        assert (alone.source, by_table.source) == ("AscendJob", "rank table")
-        assert alone.workers == by_table.workers
-        assert [worker.device_id for worker in alone.workers] == list(chips)
-        assert (alone.world_size, alone.nodes, alone.node_rank) == (8, len(pods), node_rank)
-        assert (alone.master_addr, alone.master_port) == (environ["MASTER_ADDR"], 2222)
+        assert (by_environment.source, by_table.source) == ("AscendJob", "rank table")
+        assert by_environment.workers == by_table.workers
+        assert [worker.device_id for worker in by_environment.workers] == list(chips)
+        assert (by_environment.world_size, by_environment.nodes, by_environment.node_rank) == (8, len(pods), node_rank)
+        assert (by_environment.master_addr, by_environment.master_port) == (environ["MASTER_ADDR"], 2222)
         assert by_table.master_addr == ("127.0.0.1" if len(pods) == 1 else pods[0][0]["POD_IP"])
 
 
-def test_an_ascend_job_that_only_limits_its_devices_is_placed_by_its_table_alone(tmp_path: Path) -> None:
-    """The operator injects neither ranks nor a master, and yet completes the table."""
+def test_an_ascend_job_that_only_limits_its_devices_gets_its_ranks_from_the_table(tmp_path: Path) -> None:
+    """The operator injects neither ranks nor a master, but completes the table."""
     ((environ, chips),) = recorded_pods("op-HEAD-acjob-limits-only")
     assert "RANK" not in environ
-    found = topology(tmp_path, environ, npus(*chips), rank_table=recorded(tmp_path, "op-HEAD-acjob-limits-only", 1))
-    assert (found.source, found.world_size) == ("rank table", 8)
+    node = topology(tmp_path, environ, npus(*chips), rank_table=recorded(tmp_path, "op-HEAD-acjob-limits-only", 1))
+    assert (node.source, node.world_size) == ("rank table", 8)
 
 
-def test_a_service_that_names_a_table_and_tells_pods_nothing_of_themselves_needs_their_place(tmp_path: Path) -> None:
-    """As ModelArts: RANK_TABLE_FILE names a `group_list` table, and each pod knows its index alone."""
+def test_a_pod_without_an_identity_needs_its_node_rank_to_use_a_table(tmp_path: Path) -> None:
+    """On ModelArts, RANK_TABLE_FILE names a `group_list` table, and each pod knows only its index."""
     path = recorded(tmp_path, "hccl-controller-6.0.RC3-v1-vc-2x4", 1)
     environ = {"RANK_TABLE_FILE": str(path)}
     with pytest.raises(TrainerError, match="cannot tell which of the table's 2 servers this is"):
         topology(tmp_path, environ, rank_table_timeout_s=0.01)
-    found = topology(tmp_path, environ, npus(*range(8)), nodes=2, npus=4, node_rank=1)
-    assert (found.source, found.world_size, found.node_rank) == ("rank table", 8, 1)
+    node = topology(tmp_path, environ, npus(*range(8)), nodes=2, npus=4, node_rank=1)
+    assert (node.source, node.world_size, node.node_rank) == ("rank table", 8, 1)
     servers = parse(path.read_text()).servers
-    assert [(one.rank, one.device_id) for one in found.workers] == [(d.rank, d.device_id) for d in servers[1].devices]
-    assert found.master_addr == servers[0].server_id
+    assert [(worker.rank, worker.device_id) for worker in node.workers] == [
+        (device.rank, device.device_id) for device in servers[1].devices
+    ]
+    assert node.master_addr == servers[0].server_id
 
 
-def test_a_table_that_names_hosts_alone_says_who_the_master_is(tmp_path: Path) -> None:
-    """As people write them: neither container_ip nor host_ip, but each server_id is an address."""
+def test_a_table_that_names_only_hosts_gives_the_masters_address(tmp_path: Path) -> None:
+    """Hand-written tables have neither container_ip nor host_ip, but each server_id is an address."""
     path = tmp_path / "hccl.json"
     table = server_list(2, 2)
     for server in table["server_list"]:
@@ -277,9 +281,9 @@ def test_a_table_that_names_hosts_alone_says_who_the_master_is(tmp_path: Path) -
 def test_torchrun_with_a_table_checks_that_they_agree(tmp_path: Path) -> None:
     path = recorded(tmp_path, "op-HEAD-vc-2x4", 1)
     environ = {**TORCHRUN, "POD_IP": "10.244.0.201", "RANK_TABLE_FILE": str(path)}
-    found = topology(tmp_path, environ)
-    assert found.source == "torchrun"
-    assert found.rank_table is not None
+    node = topology(tmp_path, environ)
+    assert node.source == "torchrun"
+    assert node.rank_table is not None
     with pytest.raises(UsageError, match=r"RANK=1 from torchrun is not one of this node's ranks .*, \[4, 5, 6, 7\]$"):
         topology(tmp_path, {**environ, "RANK": "1"})
     with pytest.raises(UsageError, match=r"LOCAL_WORLD_SIZE=2 from torchrun contradicts the rank table, .* 4 devices"):
@@ -296,7 +300,7 @@ def test_torchrun_with_a_table_checks_that_they_agree(tmp_path: Path) -> None:
         (("6", "5"), npus(0, 1), ((1, 6), (0, 5))),
     ],
 )
-def test_torchruns_process_sits_on_the_device_that_the_table_gives_its_rank(
+def test_torchruns_process_gets_the_device_of_its_rank_in_the_table(
     tmp_path: Path, devices: tuple[str, str], visible: Visible, expected: tuple[tuple[int, int], ...]
 ) -> None:
     table = server_list(2)
@@ -304,12 +308,12 @@ def test_torchruns_process_sits_on_the_device_that_the_table_gives_its_rank(
         entry["device_id"] = written
     path = tmp_path / "hccl.json"
     path.write_text(json.dumps(table))
-    alone = {"POD_IP": "10.244.0.1", "RANK_TABLE_FILE": str(path)}
-    by_table = topology(tmp_path, alone, visible)
+    pod = {"POD_IP": "10.244.0.1", "RANK_TABLE_FILE": str(path)}
+    by_table = topology(tmp_path, pod, visible)
     for rank, (number, device_id) in enumerate(expected):
-        environ = {**TORCHRUN, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", **alone}
-        found = topology(tmp_path, {**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}, visible)
-        assert found.workers == (Worker(rank, number, device_id),) == by_table.workers[rank : rank + 1]
+        environ = {**TORCHRUN, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", **pod}
+        node = topology(tmp_path, {**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}, visible)
+        assert node.workers == (Worker(rank, number, device_id),) == by_table.workers[rank : rank + 1]
 
 
 @pytest.mark.parametrize(
@@ -336,7 +340,7 @@ def test_contradictions_are_refused(
         topology(tmp_path, environ, **options)
 
 
-def test_a_table_with_another_count_than_asked_is_refused(tmp_path: Path) -> None:
+def test_a_table_with_another_count_than_requested_is_refused(tmp_path: Path) -> None:
     path = recorded(tmp_path, "op-HEAD-vc-1x8", 1)
     with pytest.raises(UsageError, match="--npus 4 contradicts the rank table, which says 8"):
         topology(tmp_path, {"POD_IP": "10.244.0.199"}, rank_table=path, npus=4)
@@ -351,12 +355,12 @@ def test_a_taken_port_is_refused_only_where_rank_0_will_listen(tmp_path: Path) -
             UsageError, match=rf"^port {port} on 127\.0\.0\.1 is taken: choose another with --master-port$"
         ):
             topology(tmp_path, master_port=port)
-        elsewhere = topology(tmp_path, npus=1, nodes=2, node_rank=1, master_addr="10.0.0.9", master_port=port)
-        assert elsewhere.master_port == port
+        other_node = topology(tmp_path, npus=1, nodes=2, node_rank=1, master_addr="10.0.0.9", master_port=port)
+        assert other_node.master_port == port
     assert topology(tmp_path, master_port=port).master_port == port
 
 
-def test_one_node_gets_a_port_that_can_be_listened_on(tmp_path: Path) -> None:
+def test_a_single_node_gets_a_free_port(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", topology(tmp_path).master_port)) as store:
         assert store.getsockname()[0] == "127.0.0.1"
 
@@ -382,14 +386,14 @@ def fake_dev(tmp_path: Path, *names: str) -> Path:
         (["nvidia0", "nvidia1"], {"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}, ("cuda", (0,))),
     ],
 )
-def test_visible_devices_are_those_of_dev_that_the_environment_leaves(
+def test_the_environment_selects_among_the_devices_of_dev(
     tmp_path: Path, names: list[str], environ: dict[str, str], expected: tuple[str, tuple[int, ...]]
 ) -> None:
     visible = visible_devices("auto", environ, fake_dev(tmp_path, *names))
     assert (visible.kind, visible.ids) == expected
 
 
-def test_a_kind_that_is_asked_for_is_not_replaced_by_another(tmp_path: Path) -> None:
+def test_a_requested_kind_of_device_is_not_replaced_by_another(tmp_path: Path) -> None:
     dev = fake_dev(tmp_path, "davinci0")
     assert visible_devices("cpu", {}, dev).kind == "cpu"
     assert visible_devices("cuda", {}, dev).ids == ()
@@ -400,7 +404,7 @@ def test_a_device_that_is_named_twice_is_refused(tmp_path: Path) -> None:
         visible_devices("npu", {"ASCEND_RT_VISIBLE_DEVICES": "0,0"}, fake_dev(tmp_path, "davinci0"))
 
 
-def test_finding_out_who_i_am_never_loads_torch() -> None:
+def test_finding_the_topology_never_imports_torch() -> None:
     script = (
         "import sys; import trainer.ranktable, trainer.supervisor, trainer.topology; sys.exit('torch' in sys.modules)"
     )
