@@ -1,7 +1,6 @@
 """The trainer's command line: finds this node's place in the job, and supervises one worker per device."""
 
 import difflib
-import inspect
 import os
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from trainer.devices.runtime_env import hccl_timeouts
 from trainer.environment.facts import read_facts
 from trainer.run.termination import RunTermination
 from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, resolve_train_config, user_layers
-from trainer.shared.config.options import given_options, option_parameters
+from trainer.shared.config.options import PROFILE_HELP, given_options, option_parameters, take_options
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.help import HelpPage
 from trainer.shared.program import INTERRUPTED
@@ -40,11 +39,6 @@ For example:
 An option may also come from the environment (PNAS_BATCH_SIZE=64) or from a YAML profile; a flag wins over both.
 """
 
-_Profile = Annotated[
-    str | None,
-    Parameter(help="Settings from a YAML file, or seed, recommended or digits.", group="Settings", show_default=False),
-]
-
 app = App(
     name="python -m trainer",
     help=HELP,
@@ -60,7 +54,11 @@ app.command(inspect_app)
 app.command(ranktable_app)
 
 
-def train(*, profile: _Profile = None, **options: Any) -> int:
+def train(
+    *,
+    profile: Annotated[str | None, Parameter(help=PROFILE_HELP, group="Settings", show_default=False)] = None,
+    **options: Any,
+) -> int:
     """Resolve the options and run; the exit code is 0, 1 (failed), 2 (usage), 6 (folder taken) or 75 (resumable)."""
     # They import numpy in a tenth of a second, too long for --help and for a typo.
     from trainer.run.attempt import RunStarter, begin_attempt  # noqa: PLC0415  # see above
@@ -78,9 +76,7 @@ def train(*, profile: _Profile = None, **options: Any) -> int:
     for line in environment_summary(facts, device=visible.kind, workers=config.workers):
         _note(line)
     if visible.kind == "npu":
-        hccl_timeouts(
-            config.stall_timeout_s, os.environ
-        )  # refuses values that are no numbers before it creates anything
+        hccl_timeouts(config.stall_timeout_s, os.environ)  # refuses wrong values before anything is created
     termination, command = RunTermination(), (sys.executable, "-m", "trainer", *sys.argv[1:])
     with termination.handling_signals(), tempfile.TemporaryDirectory(prefix="pnas-") as scratch:
         topology = discover(config, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)
@@ -97,19 +93,7 @@ def train(*, profile: _Profile = None, **options: Any) -> int:
     return outcome.exit_code
 
 
-train.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # cyclopts reads the options from here
-    [
-        inspect.Parameter(
-            "profile",
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=_Profile,
-        ),
-        *option_parameters(TrainConfig),
-    ],
-    return_annotation=int,
-)
-app.default(train)
+app.default(take_options(train, after=option_parameters(TrainConfig)))
 
 
 def _start_on_emulated_npus() -> NoReturn:

@@ -5,14 +5,31 @@ origins.
 """
 
 import inspect
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from cyclopts import Group, Parameter, Token
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from trainer.shared.config.layers import flag_name
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+PROFILE_HELP = "Settings from a YAML file, or seed, recommended or digits."
+
+
+def take_options(
+    command: Command, *, before: Sequence[inspect.Parameter] = (), after: Sequence[inspect.Parameter]
+) -> Command:
+    """Replace the command's `**options` by these parameters, before and after its own ones."""
+    own = [
+        parameter
+        for parameter in inspect.signature(command).parameters.values()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    command.__dict__["__signature__"] = inspect.Signature([*before, *own, *after])
+    return command
 
 
 def option_parameters(
