@@ -26,8 +26,7 @@ def env(*, as_json: Annotated[bool, Parameter(name="--json", negative="", show_d
     """Report this machine's facts and each problem with its solution; exit code 1 if there is a problem.
 
     It loads neither torch nor torch_npu, so that it works where they cannot be loaded. Without an NPU it says so. The
-    settings are those of the environment; a run sets the missing ones, and the report judges them together, as with the
-    run's default options.
+    settings come from the environment; a run with default options sets the missing ones, and the report judges both.
 
     Parameters
     ----------

@@ -29,7 +29,7 @@ def inspect(
     show_all: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> None:
-    """Show the content of a checkpoint or a weight file; exit code 1 if anything is damaged, 2 if there is none.
+    """Show the content of a checkpoint or a weight file; exit code 1 if anything is damaged, 2 if it does not exist.
 
     Parameters
     ----------

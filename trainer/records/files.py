@@ -52,7 +52,7 @@ class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
         self._failing = False
 
     def write(self, data: bytes) -> None:
-        """Add bytes; each later call tries again to write those that cannot be written now."""
+        """Add bytes; each later call tries to write the bytes that cannot be written now."""
         with self._lock:
             self._recent += data
             try:

@@ -162,7 +162,7 @@ def _check(
 
 
 def compare(config: TrainConfig, saved: TrainConfig, origins: dict[str, str], *, origin: str) -> str:
-    """Return the settings that the user changes, as `field OLD -> NEW, ...`; empty if there are none.
+    """Return the settings that the user changes, as `field OLD -> NEW, ...`, or an empty text.
 
     Raises:
         ConfigError: They ask for another network or other random draws, so the state does not fit.

@@ -76,13 +76,13 @@ def find_source(given: TrainConfig, *, output_given: bool) -> Source | None:
 
 
 def choose_checkpoint(source: Source, on_note: Callable[[str], None]) -> CheckpointManifest | None:
-    """Return the verified checkpoint to continue from; None if the run has saved none and may begin at its first step.
+    """Return the verified checkpoint to continue from; None if the run may begin at its first step without one.
 
     Args:
         on_note: Called with each checkpoint that was refused, and the reason.
 
     Raises:
-        UsageError: The checkpoint that the user named cannot be used, or the run has none.
+        UsageError: The checkpoint that the user named cannot be used, or the run has no checkpoint.
         TrainerError: The run has checkpoints, and none can be used.
     """
     if source.checkpoint is not None:
@@ -131,7 +131,7 @@ def move_newer_checkpoints(run: Path, chosen: Path, *, attempt: int) -> list[Pat
 
 
 def check_data(manifest: CheckpointManifest, datasets: Datasets, config: TrainConfig, *, run: Path) -> str | None:
-    """Return the changes in the data since the checkpoint, if the user accepts them; None if there are none.
+    """Return the changes in the data since the checkpoint, if the user accepts them; None without changes.
 
     Raises:
         UsageError: The classes are others, or files came or went and `--accept-changed-data` was not given.
@@ -198,7 +198,7 @@ def _about_file(path: Path) -> str:
 
 
 def _is_named(run: Path, given: TrainConfig, *, output_given: bool) -> bool:
-    """Return whether the names that the user gave, if any, are those of the run itself."""
+    """Return whether the names that the user gave, if any, are the run's own."""
     if given.run_name is not None and given.run_name != run.name:
         return False
     if not is_run_folder(run):

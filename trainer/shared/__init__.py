@@ -1,1 +1,1 @@
-"""What the trainer and the launcher share: options, errors, help, files. It needs neither torch nor Kubernetes."""
+"""The code that both programs use: options, errors, help, files. It needs neither torch nor Kubernetes."""

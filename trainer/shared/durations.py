@@ -16,7 +16,7 @@ def seconds(text: str) -> float:
     """Return the seconds of `90`, `90s`, `10m`, `1h30m` or `3 min 2 s`.
 
     Raises:
-        ValueError: The text has none of these forms; the message names them.
+        ValueError: The text has another form; the message names the right ones.
     """
     compact = text.strip().lower()
     if re.fullmatch(r"\d+(\.\d+)?", compact):

@@ -1,4 +1,4 @@
-"""What both programs know about runs, without the options' library, which a reading command need not import."""
+"""The facts about runs that both programs know; the reading commands need them without the options' library."""
 
 from pathlib import Path
 

@@ -43,7 +43,7 @@ class WorkerProcess:
     """A started worker. It stays a zombie until `close`, so that its id keeps meaning this worker."""
 
     def __init__(self, command: WorkerCommand) -> None:
-        """Start it as the leader of its own session, with the lifeline on stdin and one pipe for its output.
+        """Start it as a session leader, with the lifeline on stdin and one pipe for its output.
 
         It begins with SIGUSR1 blocked, which by default would end it before it can listen.
 
@@ -58,7 +58,7 @@ class WorkerProcess:
             with suppress(PermissionError):  # the user's share of pipe memory is used up: the usual 64 KiB do
                 fcntl.fcntl(self.pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
             os.set_blocking(self.pipe, False)
-            # A session of its own: a terminal's Ctrl-C reaches only the supervisor, which can end all its children.
+            # Its own session: a terminal's Ctrl-C reaches only the supervisor, which can end all its children.
             with _blocked(signal.SIGUSR1):
                 self._process = subprocess.Popen(
                     command.argv,
@@ -161,7 +161,7 @@ def die_with_supervisor() -> None:
 def _wait_and_die() -> None:
     while os.read(_STDIN, 1):
         pass
-    if os.getpgrp() == os.getpid():  # the supervisor has started us as the leader of our own group
+    if os.getpgrp() == os.getpid():  # the supervisor has started us as the leader of a new group
         os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(1)
 

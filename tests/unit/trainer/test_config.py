@@ -119,7 +119,7 @@ def test_none_unsets_a_value_from_a_lower_layer() -> None:
     assert config.steps is None
 
 
-def test_a_run_may_have_a_number_for_its_name() -> None:
+def test_a_runs_name_can_be_a_number() -> None:
     config, _ = resolve_train_config(user_layers({}, None, {"PNAS_RUN_NAME": "2024"}))
     assert config.run_name == "2024"
 

@@ -17,7 +17,7 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("record", "old")]
 
 
-def test_a_new_file_takes_over_what_a_killed_writer_has_left(tmp_path: Path) -> None:
+def test_a_new_file_replaces_the_partial_file_of_a_killed_writer(tmp_path: Path) -> None:
     path = tmp_path / "record"
     (tmp_path / ".record.partial").write_text("a longer text of a killed writer")
     with replacing(path) as partial:

@@ -1,4 +1,4 @@
-"""A run's folder has one owner: a second is refused while it lives, and takes over at once when it does not."""
+"""A run's folder has one owner: a second process is refused while it is alive, and takes over at once afterwards."""
 
 import errno
 import json
@@ -70,7 +70,7 @@ def _holding(run: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 def _take(run: Path, pace: Pace = QUICK) -> list[str]:
-    """Take and release the lock; what was said meanwhile."""
+    """Take and release the lock; return the notes."""
     notes: list[str] = []
     with locked(run, command=["me"], on_note=notes.append, on_lost=notes.append, pace=pace):
         assert json.loads((run / LOCK_FILE).read_text())["pid"] == os.getpid()
@@ -79,7 +79,7 @@ def _take(run: Path, pace: Pace = QUICK) -> list[str]:
 
 
 def _foreign(run: Path) -> Path:
-    """The lock of a process on another machine."""
+    """Write the lock of a process on another machine."""
     lock = run / LOCK_FILE
     mine = vars(Owner.this_process(["train", "--npus", "8"]))
     owner = {**mine, "host": "other-node", "process_start": "another boot:17", "pid": 7}
@@ -101,13 +101,13 @@ def test_a_second_process_is_refused_with_the_owners_host_process_and_start(tmp_
 def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> None:
     with _holding(tmp_path) as owner:
         owner.kill()
-        # Not reaped yet: its id is still taken, by nothing that runs.
+        # Not reaped yet: a process that has ended still has this id.
         os.waitid(os.P_PID, owner.pid, os.WEXITED | os.WNOWAIT)
         [note] = _take(tmp_path)
         assert f"taken over from process {owner.pid} on" in note
 
 
-def test_a_later_process_of_the_same_id_does_not_keep_a_lock_alive(tmp_path: Path) -> None:
+def test_a_later_process_with_the_same_id_does_not_keep_a_lock(tmp_path: Path) -> None:
     mine = Owner.this_process(["before"])
     boot, _, ticks = mine.process_start.partition(":")
     (tmp_path / LOCK_FILE).write_text(json.dumps({**vars(mine), "process_start": f"{boot}:{int(ticks) - 1}"}))
@@ -116,7 +116,7 @@ def test_a_later_process_of_the_same_id_does_not_keep_a_lock_alive(tmp_path: Pat
 
 
 @pytest.mark.parametrize("content", [None, "", '{"host": "other-no'], ids=["foreign", "empty", "torn"])
-def test_a_lock_that_cannot_be_judged_here_is_watched_and_taken_over_if_nobody_keeps_it(
+def test_a_lock_of_an_unknown_process_is_watched_and_taken_over_if_no_process_touches_it(
     tmp_path: Path, content: str | None
 ) -> None:
     lock = _foreign(tmp_path)
@@ -127,7 +127,7 @@ def test_a_lock_that_cannot_be_judged_here_is_watched_and_taken_over_if_nobody_k
     assert ("process 7 on other-node" if content is None else "an unknown process") in taken
 
 
-def test_a_lock_that_another_machine_keeps_touching_is_respected(tmp_path: Path) -> None:
+def test_a_lock_that_another_machine_touches_is_respected(tmp_path: Path) -> None:
     lock = _foreign(tmp_path)
     touching = f"while touch {lock}; do sleep 0.2; done"
     with subprocess.Popen(["sh", "-c", touching], start_new_session=True) as other:
@@ -157,7 +157,7 @@ def test_of_eight_processes_that_find_a_stale_lock_exactly_one_wins(tmp_path: Pa
             racer.communicate()
 
 
-def test_an_owner_whose_lock_was_taken_is_told_and_leaves_it_to_the_new_one(tmp_path: Path) -> None:
+def test_an_owner_learns_that_its_lock_was_taken_and_leaves_it_to_the_new_owner(tmp_path: Path) -> None:
     told, lost = threading.Event(), list[str]()
 
     def on_lost(why: str) -> None:
@@ -181,11 +181,11 @@ def test_the_owner_touches_its_lock(tmp_path: Path) -> None:
         assert lock.stat().st_mtime > 0
 
 
-def test_a_file_system_without_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_links_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_links(path: Path, target: Path) -> None:
         raise OSError(errno.EPERM, "Operation not permitted", str(path), None, str(target))
 
-    # No such file system can be mounted without privileges.
+    # Such a file system cannot be mounted without privileges.
     monkeypatch.setattr(Path, "hardlink_to", no_links)
     with locked(tmp_path, command=["me"], on_note=print, on_lost=print, pace=QUICK), pytest.raises(FolderTakenError):
         _take(tmp_path)

@@ -1,4 +1,4 @@
-"""What a run leaves behind: the seed's files line by line, one metrics line per step, and nothing overwritten."""
+"""A run leaves the seed's files line by line and one metrics line per step, and overwrites nothing."""
 
 import errno
 import importlib
@@ -76,7 +76,7 @@ def test_every_rank_keeps_the_seeds_table(tmp_path: Path) -> None:
         ]
 
 
-def test_metrics_hold_one_line_per_step_and_rank_0_alone_writes_them(tmp_path: Path) -> None:
+def test_metrics_hold_one_line_per_step_and_only_rank_0_writes_them(tmp_path: Path) -> None:
     rows = [{"epoch": 0, "step": s, "global_step": s, "loss": 6.9 - s, "lr": 0.4} for s in range(3)]
     for rank in (0, 1):
         with Records(tmp_path, TrainConfig(), rank=rank, world_size=2) as records:
@@ -140,7 +140,7 @@ def test_metrics_of_a_restarted_run_have_each_step_once_and_lose_no_line(tmp_pat
     assert replaced == [*map(json.loads, first[4:]), {"torn": '{"kind": "step", "glob'}]
 
 
-def test_a_run_that_rewinds_goes_on_in_the_same_files(tmp_path: Path) -> None:
+def test_a_run_that_rewinds_continues_in_the_same_files(tmp_path: Path) -> None:
     with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
         records.write_steps([_step(s) for s in range(4)])
         records.rewind(SavedExtent(steps=1, epochs=0))
@@ -167,7 +167,7 @@ def test_the_seeds_table_of_a_restarted_run_has_each_epoch_once(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("torn", ["", "Learning Ra"])
-def test_a_table_whose_first_line_was_torn_begins_anew(tmp_path: Path, torn: str) -> None:
+def test_a_table_with_a_torn_first_line_begins_again(tmp_path: Path, torn: str) -> None:
     table = tmp_path / "0" / "train_0.log"
     table.parent.mkdir()
     table.write_text(torn)
@@ -191,18 +191,18 @@ def test_bad_images_are_listed_once_over_all_attempts(tmp_path: Path) -> None:
     assert [json.loads(line)["path"] for line in lines] == [f"train/a/{n}.JPEG" for n in (1, 2, 3)]
 
 
-def _with_room_for(size: int | None, deed: Callable[[], object]) -> None:
-    """Do it while no file may grow beyond `size` bytes, as on a disk that is full."""
+def _with_room_for(size: int | None, action: Callable[[], object]) -> None:
+    """Run `action` while no file can grow beyond `size` bytes, as on a full disk."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
     try:
-        deed()
+        action()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
 @pytest.mark.parametrize("room", [0, 100, 101, 150, 333])
-def test_a_disk_that_is_full_for_a_while_leaves_the_same_files_as_one_that_never_was(
+def test_a_disk_that_is_full_for_a_while_leaves_the_same_files_as_a_healthy_disk(
     tmp_path: Path, room: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The limit falls between lines, within a line, and within a record of TensorBoard."""
@@ -238,14 +238,14 @@ def test_lines_that_wait_when_the_files_are_closed_are_written_if_there_is_room_
     assert _scalars(tmp_path, "train/loss") == [(0, 4.0)]
 
 
-@pytest.mark.usefixtures("capsys")  # without it, the limit is also that of the file that holds the test's output
+@pytest.mark.usefixtures("capsys")  # without it, the limit also holds for the file with the test's output
 def test_a_disk_that_is_full_at_the_start_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match=r"0/train_0.log: cannot be written: File too large; free space"):
         _with_room_for(0, partial(Records, tmp_path, TrainConfig(), rank=0, world_size=1))
 
 
-def test_a_file_that_was_closed_leaves_the_one_alone_that_follows_it(tmp_path: Path) -> None:
-    """The system gives the next file that is opened the number of the one that was closed."""
+def test_a_closed_file_never_touches_the_next_file(tmp_path: Path) -> None:
+    """The system gives the number of a closed file to the next file that is opened."""
     with AppendFile(tmp_path / "lines", fresh=True, on_note=list[str]().append) as file:
         _with_room_for(0, partial(file.write, b"late\n"))
         _with_room_for(0, file.__exit__)
@@ -257,8 +257,10 @@ def test_a_file_that_was_closed_leaves_the_one_alone_that_follows_it(tmp_path: P
     assert (tmp_path / "other").read_bytes() == b"mine\n"
 
 
-def test_what_a_file_server_took_and_lost_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NFS reports a full disk when a file is synced, and may have dropped what it had taken by then."""
+def test_lines_that_a_file_server_took_and_lost_are_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS can report a full disk as late as at a sync, and drop the data that it had taken before."""
     path = tmp_path / "lines"
     with AppendFile(path, fresh=True, on_note=list[str]().append) as file:
         file.write(b"one\n")
@@ -297,7 +299,7 @@ def test_lines_written_while_other_threads_sync_are_neither_lost_nor_repeated(tm
     assert path.read_bytes() == b"".join(b"%d\n" % number for number in range(2000))
 
 
-def test_a_file_that_is_there_already_is_one_line_and_stays(tmp_path: Path) -> None:
+def test_a_file_that_exists_is_refused_in_one_line_and_stays(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("kept")
     with pytest.raises(TrainerError, match=r"metrics.jsonl: cannot be written: File exists; "):
         Records(tmp_path, TrainConfig(), rank=0, world_size=1)

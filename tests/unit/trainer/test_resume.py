@@ -1,4 +1,4 @@
-"""A run is continued from what its folder really holds, with its own settings and data, or refused in one line."""
+"""A run continues from the content of its folder, with its own settings and data, or is refused in one line."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from trainer.topology import Topology, Worker
 
 @dataclass(frozen=True)
 class Begun:
-    """What came of a start, and what was said."""
+    """The attempt that a start began, and its notes."""
 
     attempt: Attempt
     notes: list[str]
@@ -30,7 +30,7 @@ class Begun:
 
 @pytest.fixture(autouse=True)
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Names of images in two classes; nothing here decodes them."""
+    """Make empty image files in two classes; no test here decodes them."""
     root = tmp_path / "data"
     for split in ("train", "val"):
         for label in "ab":
@@ -57,7 +57,7 @@ def _begin(*, rank: int = 0, world_size: int = 1, **flags: Any) -> Begun:
 
 
 def _run(*steps: int, name: str = "r", **flags: Any) -> Path:
-    """A run with checkpoints of these steps."""
+    """Begin a run and save checkpoints of these steps; return its folder."""
     attempt = _begin(run_name=name, **flags).attempt
     for step in steps:
         _save(attempt, step)
@@ -88,11 +88,11 @@ def _names(folder: Path) -> list[str]:
 
 
 def _tree(folder: Path) -> dict[str, bytes]:
-    """Every file, to prove that nothing was changed."""
+    """Return every file, to prove that nothing was changed."""
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_auto_begins_a_run_that_is_not_there(tmp_path: Path) -> None:
+def test_auto_begins_a_run_that_does_not_exist(tmp_path: Path) -> None:
     begun = _begin(resume="auto", run_name="r")
     assert begun.attempt == Attempt(begun.attempt.config, tmp_path / "out" / "r", 1, None)
     assert begun.notes == []
@@ -141,7 +141,7 @@ def test_a_run_that_saved_nothing_begins_again_in_its_folder_and_says_so() -> No
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints", ".."], ids=["run", "checkpoints", "output"])
-def test_a_path_alone_continues_the_run_that_it_means(place: str) -> None:
+def test_a_path_without_a_name_continues_its_run(place: str) -> None:
     run = _run(10, 20, batch_size=3, lr=0.25)
     attempt = _begin(resume=run / place).attempt
     assert (attempt.run, attempt.checkpoint) == (run, run / "checkpoints" / "step-000000020")
@@ -176,7 +176,7 @@ def test_a_checkpoint_that_was_copied_out_of_its_run_begins_a_named_run(tmp_path
     assert _begin(resume=copy, run_name="other").attempt.checkpoint == copy
 
 
-def test_other_processes_of_the_job_change_nothing_and_choose_the_same() -> None:
+def test_other_processes_of_the_job_change_nothing_and_choose_the_same_checkpoint() -> None:
     run = _run(10, 20)
     before = _tree(run)
     begun = _begin(resume=run / "checkpoints" / "step-000000010", rank=1, world_size=2)
@@ -185,7 +185,7 @@ def test_other_processes_of_the_job_change_nothing_and_choose_the_same() -> None
     assert _tree(run) == before
 
 
-def test_settings_of_the_user_win_over_the_checkpoint_and_it_over_presets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_settings_win_over_the_checkpoints_and_these_over_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     run = _run(10, epochs=5, lr=0.25, batch_size=3, workers=0, keep=9)
     monkeypatch.setenv("PNAS_BATCH_SIZE", "4")
     begun = _begin(resume="auto", run_name="r", epochs=6)
@@ -300,7 +300,9 @@ def _not_a_state(_root: Path) -> Path:
         (_not_a_state, "not a training state: it lacks arithmetic, data, num_classes, progress, state"),
     ],
 )
-def test_what_cannot_be_resumed_is_named(tmp_path: Path, place: Callable[[Path], Path], said: str) -> None:
+def test_a_path_that_cannot_be_resumed_is_refused_with_the_reason(
+    tmp_path: Path, place: Callable[[Path], Path], said: str
+) -> None:
     path = place(tmp_path)
     before = _tree(tmp_path)
     _refused(said, resume=path)
@@ -314,7 +316,7 @@ def _refused(said: str, **flags: Any) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_auto_needs_a_name_and_a_folder_that_is_a_runs(tmp_path: Path) -> None:
+def test_auto_needs_a_name_and_the_folder_of_a_run(tmp_path: Path) -> None:
     _refused("--resume auto needs --run-name", resume="auto")
     (tmp_path / "out" / "r").mkdir(parents=True)
     (tmp_path / "out" / "r" / "thesis.tex").touch()
@@ -328,7 +330,7 @@ def test_a_folder_that_a_dying_process_left_empty_is_begun(tmp_path: Path) -> No
     assert (begun.attempt.run / "config.yaml").exists()
 
 
-def test_what_is_not_training_begins_anew_but_not_in_a_training_runs_folder() -> None:
+def test_other_modes_than_training_begin_again_but_not_in_a_training_runs_folder() -> None:
     _run(name="timed", mode="performance")
     begun = _begin(resume="auto", run_name="timed", mode="performance")
     assert begun.attempt.number == 2
@@ -346,7 +348,7 @@ def test_other_classes_are_refused(data: Path) -> None:
     _refused("3 classes, but", resume="auto", run_name="r", accept_changed_data=True)
 
 
-def test_changed_data_is_refused_with_what_changed_until_it_is_accepted(data: Path) -> None:
+def test_changed_data_is_refused_with_the_changes_until_the_user_accepts_it(data: Path) -> None:
     run = _run(10)
     first = (run / "data_index.npz").read_bytes()
     for number in range(6, 11):
@@ -365,7 +367,7 @@ def test_changed_data_is_refused_with_what_changed_until_it_is_accepted(data: Pa
     assert _begin(resume="auto", run_name="r").attempt.number == 3
 
 
-def test_changed_data_is_refused_where_no_list_was_kept(data: Path) -> None:
+def test_changed_data_is_refused_even_without_a_list_of_the_images(data: Path) -> None:
     run = _run(10)
     (run / "data_index.npz").write_bytes(b"torn")
     (data / "train" / "a" / "9.JPEG").touch()

@@ -63,11 +63,11 @@ def test_known_errors_are_explained_and_a_lost_peers_stay_recognisable(
         "frame #3: HcclAllReduce + 0x10 (0x7f0 in /usr/local/Ascend/lib64/libhccl.so)",
     ],
 )
-def test_what_only_looks_like_an_npus_error_is_not_explained(text: str) -> None:
+def test_a_text_that_only_looks_like_an_npus_error_is_not_explained(text: str) -> None:
     assert explain_runtime_error(text, "npu") is None
 
 
-def test_other_devices_have_none_of_an_npus_errors() -> None:
+def test_an_npus_errors_are_not_explained_for_other_devices() -> None:
     assert explain_runtime_error("a lookup of EI0002 failed, error code is 107001", "cpu") is None
     words = explain_runtime_error("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has", "cuda")
     assert words is not None

@@ -1,4 +1,4 @@
-"""What a worker is started with: its device's defaults, unless the administrator decides otherwise."""
+"""A worker starts with its device's defaults, unless the administrator decides otherwise."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_hccl_waits_longer_than_the_watchdog_and_torch_npu_longer_than_hccl(
     ("given", "connect_s"),
     [("544", "476"), ("600", "476"), ("150", "120"), ("668", "544"), ("2400", "600"), ("0", "600"), (None, "600")],
 )
-def test_the_time_to_connect_is_shorter_than_that_of_a_collective_that_is_given(
+def test_the_time_to_connect_is_shorter_than_the_given_time_of_a_collective(
     tmp_path: Path, given: str | None, connect_s: str
 ) -> None:
     environ = {} if given is None else {"HCCL_EXEC_TIMEOUT": given}
@@ -60,7 +60,7 @@ def test_the_time_to_connect_is_shorter_than_that_of_a_collective_that_is_given(
 
 
 @pytest.mark.parametrize("text", ["20m", "-1", "1e3", "\u0661", "1" * 10])
-def test_a_limit_of_hccl_that_is_no_number_is_refused_before_anything_is_created(
+def test_an_hccl_limit_that_is_no_number_is_refused_before_anything_is_created(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     (tmp_path / "dev").mkdir()
@@ -74,7 +74,7 @@ def test_a_limit_of_hccl_that_is_no_number_is_refused_before_anything_is_created
     assert not (tmp_path / "output").exists()
 
 
-def test_each_process_stays_on_its_npus_cores_and_keeps_compiled_operators_beside_the_runs(tmp_path: Path) -> None:
+def test_each_process_stays_on_its_npus_cores_and_keeps_compiled_operators_next_to_the_runs(tmp_path: Path) -> None:
     defaults = runtime_environment("npu", TrainConfig(), tmp_path / "run", {})
     assert defaults["CPU_AFFINITY_CONF"] == "1"
     assert defaults["ACL_OP_COMPILER_CACHE_DIR"] == str(tmp_path / ".ascend-kernels")

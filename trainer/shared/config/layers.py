@@ -78,7 +78,7 @@ def profile_layer(name: str) -> Layer:
 
 
 def by_field_name(values: Any, *, place: str) -> dict[str, Any]:
-    """Return settings from YAML under the names of fields: `batch-size` is `batch_size`. An empty text has none.
+    """Return settings from YAML under the names of fields: `batch-size` is `batch_size`. An empty text means none.
 
     Raises:
         ConfigError: The value is not a mapping.
