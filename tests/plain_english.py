@@ -89,13 +89,11 @@ def _of_python(source: str) -> Iterator[tuple[int, str]]:
     """Yield each docstring, each block of comments and each test's name, with the number of its first line."""
     lines = source.splitlines()
     for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        if not isinstance(node, ast.Module) and node.name.startswith("test_"):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             yield node.lineno, node.name.replace("_", " ")
-        if ast.get_docstring(node) is not None:
-            docstring = node.body[0]
-            yield docstring.lineno, "\n".join(lines[docstring.lineno - 1 : docstring.end_lineno]).replace('"""', "")
+        # A docstring of a module, a class, a function or an attribute is an expression without an assignment.
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, "\n".join(lines[node.lineno - 1 : node.end_lineno]).replace('"""', "")
     block: list[str] = []
     first_line = 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):

@@ -16,7 +16,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 BETWEEN = "work between steps"
 OWN_ACTIVITIES = frozenset({"data", "compute", "disk", BETWEEN})
-"""Activities that need no peer. All else needs every rank: a rank that waits there may not be to blame."""
+"""Activities that need no peer. All else needs every rank: a rank that waits there is perhaps not to blame."""
 
 MAX_PEERS_SHOWN = 3
 REPORT_S = 5.0
