@@ -135,7 +135,7 @@ class JobWatch:
     def _has_all_pods(self) -> bool:
         """List the pods: a watch that was cut is behind the job's, and would miss a pod made meanwhile."""
         try:
-            self._pods.look()
+            self._pods.add_unreported()
         except LauncherError as error:
             if not error.transient:
                 raise

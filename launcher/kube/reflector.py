@@ -78,13 +78,13 @@ class Reflector:
         with self._lock:
             return list(self._objects.values())
 
-    def look(self) -> None:
+    def add_unreported(self) -> None:
         """Add the objects that the watch has not reported yet. The known objects are left to the watch.
 
         Raises:
             LauncherError: the cluster does not answer, or refuses.
         """
-        items, _ = self._found()
+        items, _ = self._list_objects()
         with self._lock:
             for item in items:
                 uid = item["metadata"]["uid"]
@@ -121,12 +121,12 @@ class Reflector:
         self._changed()
         return self.error is None
 
-    def _found(self) -> tuple[list[Json], str]:
+    def _list_objects(self) -> tuple[list[Json], str]:
         selector = self._selector
         return self._api.list(selector.resource, labels=selector.labels, fields=selector.fields)
 
     def _list(self) -> str:
-        items, version = self._found()
+        items, version = self._list_objects()
         objects = {item["metadata"]["uid"]: item for item in items}
         with self._lock:
             vanished = [item for uid, item in self._objects.items() if uid not in objects]
