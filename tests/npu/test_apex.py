@@ -48,7 +48,7 @@ def test_apexs_masters_and_loss_scale_are_in_the_checkpoint(
     for name, value in environment(apex=True).items():
         monkeypatch.setenv(name, value)
     stopped = BackgroundTrainer(tmp_path, few_digits, *RECIPE, name="stopped")
-    assert stopped.wait_for(lambda said: "] step epoch=0" in said), stopped.output
+    assert stopped.wait_for(lambda output: "] step epoch=0" in output), stopped.output
     stopped.signal(signal.SIGTERM)
     assert stopped.wait() == 75, stopped.output
     resumed = train(tmp_path, *recipe(*RECIPE, "--resume", "auto"), data=few_digits, name="stopped")

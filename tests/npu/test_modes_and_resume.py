@@ -31,7 +31,7 @@ def test_sigterm_saves_and_ends_with_75_and_the_run_continues_bit_for_bit(
     few_digits: Path, tmp_path: Path, in_o2: TrainerResult
 ) -> None:
     stopped = BackgroundTrainer(tmp_path, few_digits, *O2, name="stopped")
-    assert stopped.wait_for(lambda said: "] step epoch=0" in said), stopped.output
+    assert stopped.wait_for(lambda output: "] step epoch=0" in output), stopped.output
     stopped.signal(signal.SIGTERM)
     assert stopped.wait() == RESUMABLE, stopped.output
     resumed = train(tmp_path, *recipe(*O2, "--resume", "auto"), data=few_digits, name="stopped")
@@ -47,7 +47,7 @@ def test_a_killed_run_continues_bit_for_bit_from_its_last_checkpoint(
     assert whole.code == 0, whole.stdout
     assert whole.events("start")[0]["precision"] == "fp16"
     killed = BackgroundTrainer(tmp_path, few_digits, *FP16, name="killed")
-    assert killed.wait_for(lambda said: "] checkpoint step=6" in said), killed.output
+    assert killed.wait_for(lambda output: "] checkpoint step=6" in output), killed.output
     killed.kill(trainer=True, workers=killed.workers())
     killed.wait()
     resumed = train(tmp_path, *recipe(*FP16, "--resume", "auto"), data=few_digits, name="killed")

@@ -49,7 +49,7 @@ class Opaque:
 
 
 OPAQUE = Opaque()
-Found = Module | Class | Callable | Opaque
+Item = Module | Class | Callable | Opaque
 
 
 class Library:
@@ -72,7 +72,7 @@ class Library:
             texts = (archive.read(name) for name in archive.namelist() if name.endswith(".py"))
             return cls(Sources.of_wheel(path), archive.read(COMPILED), b"\0".join(texts))
 
-    def _find(self, path: str) -> Found:
+    def _find(self, path: str) -> Item:
         """Return the meaning of `path`.
 
         Raises:
@@ -88,16 +88,16 @@ class Library:
         module = self.module(root)
         if module is None:
             raise MissingError(f"there is no module {root}")
-        found: Found = module
+        item: Item = module
         done = [root]
         try:
             for step in steps:
-                found = self._called(found) if step == "()" else self.member(found, step)
+                item = self._called(item) if step == "()" else self.member(item, step)
                 done.append(step)
         except MissingError:
             parent = ".".join(done).replace(".()", "()")
             raise MissingError(f"{parent} has no {steps[len(done) - 1]}") from None
-        return found
+        return item
 
     def module(self, name: str) -> Module | None:
         """Return a module of torch_npu or torch; None if it does not exist."""
@@ -113,13 +113,13 @@ class Library:
             for place in _places(text, word)
         )
 
-    def member(self, found: Found, name: str) -> Found:
-        """Return the meaning of `found.name`."""
-        match found:
+    def member(self, item: Item, name: str) -> Item:
+        """Return the meaning of `item.name`."""
+        match item:
             case Module():
-                return self._of_module(found, name)
+                return self._of_module(item, name)
             case Class():
-                return self._of_class(found, name)
+                return self._of_class(item, name)
             case _:
                 return OPAQUE
 
@@ -132,7 +132,7 @@ class Library:
                 names |= self.names(source) if source.public is None else source.public
         return frozenset(names)
 
-    def _of_module(self, module: Module, name: str) -> Found:
+    def _of_module(self, module: Module, name: str) -> Item:
         if name in module.names:
             return self._bound(module, name)
         for star in module.stars:
@@ -148,7 +148,7 @@ class Library:
             return self._operator(name)
         raise MissingError
 
-    def _bound(self, module: Module, name: str) -> Found:
+    def _bound(self, module: Module, name: str) -> Item:
         match module.names[name]:
             case (str() as source, original):
                 return self._imported(source, original)
@@ -160,13 +160,13 @@ class Library:
                 return self._value(module, value)
         return OPAQUE
 
-    def _imported(self, source: str, original: str | None) -> Found:
+    def _imported(self, source: str, original: str | None) -> Item:
         module = self.module(source)
         if original is None or module is None:
             return module or OPAQUE
         return self.module(f"{source}.{original}") or self._of_module(module, original)
 
-    def _value(self, module: Module, value: ast.expr) -> Found:
+    def _value(self, module: Module, value: ast.expr) -> Item:
         """Return the meaning of an expression: a name, or a call of a class with a name."""
         match value:
             case ast.Name(id=name):
@@ -183,17 +183,17 @@ class Library:
                 return self._called(self._value(module, function))
         return OPAQUE
 
-    def _called(self, found: Found) -> Found:
-        return Class(found.module, found.node, instance=True) if isinstance(found, Class) else OPAQUE
+    def _called(self, item: Item) -> Item:
+        return Class(item.module, item.node, instance=True) if isinstance(item, Class) else OPAQUE
 
-    def _of_class(self, found: Class, name: str) -> Found:
-        for owner in self.bases(found):
+    def _of_class(self, item: Class, name: str) -> Item:
+        for owner in self.bases(item):
             if isinstance(owner, Opaque):
                 return OPAQUE
             for statement in reversed(owner.node.body):
                 match statement:
                     case ast.FunctionDef() | ast.AsyncFunctionDef() if statement.name == name:
-                        return _method(statement, instance=found.instance)
+                        return _method(statement, instance=item.instance)
                     case ast.ClassDef() if statement.name == name:
                         return Class(owner.module, statement)
                     case ast.Assign() | ast.AnnAssign() if name in dict(owner.module.bound_by(statement)):
@@ -202,19 +202,19 @@ class Library:
                 return OPAQUE
         raise MissingError
 
-    def bases(self, found: Class) -> Iterator[Class | Opaque]:
+    def bases(self, item: Class) -> Iterator[Class | Opaque]:
         """Yield the class, and each class with a source that it inherits from."""
-        yield found
-        for base in found.node.bases:
-            owner = self._value(found.module, base)
+        yield item
+        for base in item.node.bases:
+            owner = self._value(item.module, base)
             if isinstance(owner, Class):
                 yield from self.bases(owner)
             elif not (isinstance(base, ast.Name) and base.id == "object"):
                 yield OPAQUE
 
-    def constructor(self, found: Class) -> Callable | None:
+    def constructor(self, item: Class) -> Callable | None:
         """Return the function behind a call of the class; None if it is known only at run time."""
-        for owner in self.bases(found):
+        for owner in self.bases(item):
             if isinstance(owner, Opaque):
                 return None
             methods = {node.name: node for node in owner.node.body if isinstance(node, ast.FunctionDef)}
@@ -235,7 +235,7 @@ class Library:
         return Callable(tuple(map(signature_of_schema, schemas)))
 
 
-def _method(node: Function, *, instance: bool) -> Found:
+def _method(node: Function, *, instance: bool) -> Item:
     decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
     if decorators & {"property", "cached_property", "functools.cached_property", "classproperty"}:
         return OPAQUE

@@ -1,7 +1,7 @@
 """Our uses of torch_npu and apex, with place and call: collected from syntax trees, by following values.
 
 A value is followed by names, not by types: through variables, attributes, arguments and results of functions of the
-same name. So an object that `Sgd.make` makes is known again as `training.optimizer` in another module. If that
+same name. So an object that `Sgd.make` makes is recognised as `training.optimizer` in another module. If that
 includes too much, a use has several origins, and `verdict` requires that one of them fits.
 """
 
@@ -26,7 +26,7 @@ NOTHING: Paths = frozenset()
 class Use:
     """One place where a library is used."""
 
-    where: str
+    place: str
     paths: Paths
     """The possible meanings: `torch_npu.npu.set_device`, or `torch_npu.optim.NpuFusedSGD().step`."""
     call: Call | None = None
@@ -34,7 +34,7 @@ class Use:
 
 
 @dataclass
-class _Known:
+class _Values:
     """The places that a library's values can reach; the sets grow until no new value is found."""
 
     names: dict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -53,14 +53,14 @@ class _Known:
 def collect(files: Iterable[Path], root: Path) -> list[Use]:
     """Return the uses in `files`; places are relative to `root`."""
     trees = {str(path.relative_to(root)): ast.parse(path.read_text(encoding="utf-8")) for path in files}
-    known = _Known()
+    values = _Values()
     size = -1
     uses: list[Use] = []
-    while size != known.size():
-        size = known.size()
+    while size != values.size():
+        size = values.size()
         uses = []
         for file, tree in trees.items():
-            reader = _Reader(known, file)
+            reader = _Reader(values, file)
             reader.visit(tree)
             uses += reader.uses
     return uses
@@ -69,9 +69,9 @@ def collect(files: Iterable[Path], root: Path) -> list[Use]:
 class _Reader(ast.NodeVisitor):
     """Reads one file: learns where values go, and notes each use."""
 
-    def __init__(self, known: _Known, file: str) -> None:
+    def __init__(self, values: _Values, file: str) -> None:
         self.uses: list[Use] = []
-        self._known = known
+        self._values = values
         self._file = file
         self._scopes: list[str] = [file]
         self._class = ""
@@ -97,9 +97,9 @@ class _Reader(ast.NodeVisitor):
 
     def _named(self, name: str) -> Paths:
         for depth in range(len(self._scopes), 0, -1):
-            found = self._known.names.get((":".join(self._scopes[:depth]), name))
-            if found:
-                return frozenset(found)
+            paths = self._values.names.get((":".join(self._scopes[:depth]), name))
+            if paths:
+                return frozenset(paths)
         return NOTHING
 
     def _attribute(self, value: ast.expr, name: str) -> Paths:
@@ -110,7 +110,7 @@ class _Reader(ast.NodeVisitor):
         if base:
             return frozenset(f"{path}.{name}" for path in base)
         owner = self._class if isinstance(value, ast.Name) and value.id == "self" else ""
-        return frozenset(self._known.attributes.get((owner, name), ()))
+        return frozenset(self._values.attributes.get((owner, name), ()))
 
     def _result(self, node: ast.Call, function: ast.expr) -> Paths:
         if ast.unparse(function) in {"importlib.import_module", "import_module"}:
@@ -123,13 +123,13 @@ class _Reader(ast.NodeVisitor):
         if own and self._is_librarys(function):
             # Only objects of classes are followed: the result of a function is mostly one of torch's tensors.
             return frozenset(f"{path}()" for path in own if path.rpartition(".")[2][:1].isupper() and "()" not in path)
-        return frozenset(self._known.results.get(_bare(function), ()))
+        return frozenset(self._values.results.get(_bare(function), ()))
 
     def _is_librarys(self, function: ast.expr) -> bool:
         """Return whether the called function is the library's, not our method with the name of its attribute."""
         if not isinstance(function, ast.Attribute) or self._paths(function.value):
             return True
-        return (function.attr, True) not in self._known.functions
+        return (function.attr, True) not in self._values.functions
 
     # Where they go.
 
@@ -137,10 +137,10 @@ class _Reader(ast.NodeVisitor):
         paths = _whole(paths)
         match target:
             case ast.Name(id=name):
-                self._known.names[":".join(self._scopes), name] |= paths
+                self._values.names[":".join(self._scopes), name] |= paths
             case ast.Attribute(value=ast.Name(id="self"), attr=name):
-                self._known.attributes[self._class, name] |= paths
-                self._known.attributes["", name] |= paths
+                self._values.attributes[self._class, name] |= paths
+                self._values.attributes["", name] |= paths
             case ast.Tuple(elts=items):
                 for item in items:
                     self._learn(item, paths)
@@ -176,7 +176,7 @@ class _Reader(ast.NodeVisitor):
     def visit_Return(self, node: ast.Return) -> None:
         self.generic_visit(node)
         if len(self._scopes) > 1:
-            self._known.results[self._scopes[-1].rpartition(".")[2]] |= _whole(self._paths(node.value))
+            self._values.results[self._scopes[-1].rpartition(".")[2]] |= _whole(self._paths(node.value))
 
     # Scopes.
 
@@ -185,8 +185,8 @@ class _Reader(ast.NodeVisitor):
         for statement in node.body:
             match statement:
                 case ast.AnnAssign(target=ast.Name(id=name)):  # a dataclass' field
-                    self._known.attributes[node.name, name] |= self._known.arguments[node.name, name]
-                    self._known.attributes["", name] |= self._known.arguments[node.name, name]
+                    self._values.attributes[node.name, name] |= self._values.arguments[node.name, name]
+                    self._values.attributes["", name] |= self._values.arguments[node.name, name]
         self.generic_visit(node)
         self._class = outer
 
@@ -194,10 +194,10 @@ class _Reader(ast.NodeVisitor):
         called_as = self._class if node.name == "__init__" else node.name
         arguments = [*node.args.posonlyargs, *node.args.args]
         method = bool(self._class) and called_as != self._class
-        self._known.functions[called_as, method].add(signature_of(node, bound=bool(self._class)))
+        self._values.functions[called_as, method].add(signature_of(node, bound=bool(self._class)))
         self._scopes.append(f"{self._class}.{node.name}")
         for argument in [*arguments, *node.args.kwonlyargs]:
-            self._learn(ast.Name(argument.arg), frozenset(self._known.arguments[called_as, argument.arg]))
+            self._learn(ast.Name(argument.arg), frozenset(self._values.arguments[called_as, argument.arg]))
         self.generic_visit(node)
         self._scopes.pop()
 
@@ -223,13 +223,13 @@ class _Reader(ast.NodeVisitor):
     def _hand_over(self, node: ast.Call) -> None:
         """Pass the arguments to the parameters of all our functions that have this name and accept them."""
         function, call = _bare(node.func), Call.of(node)
-        for signature in self._known.functions.get((function, isinstance(node.func, ast.Attribute)), ()):
+        for signature in self._values.functions.get((function, isinstance(node.func, ast.Attribute)), ()):
             if call.problem(signature) is None:
                 for name, value in zip(signature.parameters, node.args, strict=False):
-                    self._known.arguments[function, name] |= _whole(self._paths(value))
+                    self._values.arguments[function, name] |= _whole(self._paths(value))
         for keyword in node.keywords:
             if keyword.arg is not None:
-                self._known.arguments[function, keyword.arg] |= _whole(self._paths(keyword.value))
+                self._values.arguments[function, keyword.arg] |= _whole(self._paths(keyword.value))
 
     def _note(self, node: ast.stmt | ast.expr, paths: Paths, *, call: Call | None = None, stored: bool = False) -> None:
         if paths:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tests.npu.contract.calls import Call
-from tests.npu.contract.library import Callable, Class, Found, Library, MissingError, Opaque
+from tests.npu.contract.library import Callable, Class, Item, Library, MissingError, Opaque
 from tests.npu.contract.sources import Module, Sources
 from tests.npu.contract.uses import Use
 
@@ -22,7 +22,7 @@ _BY_PLACE = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_
 
 def violations(uses: Iterable[Use], library: Library) -> list[str]:
     """Return the uses that the library does not have, or refuses."""
-    return sorted({f"{use.where}: {problem}" for use in uses if (problem := _problem(use, library))})
+    return sorted({f"{use.place}: {problem}" for use in uses if (problem := _problem(use, library))})
 
 
 def unverifiable(uses: Iterable[Use]) -> set[str]:
@@ -42,13 +42,13 @@ def _problem(use: Use, library: Library) -> str | None:
             others = True
             continue
         try:
-            found = library.find(path)
+            item = library.find(path)
         except MissingError as error:
             if not (use.stored and _of_our_object(path, library)):
                 missing.append(str(error))
             continue
         others = True
-        refused = use.call and call_problem(use.call, found, library)
+        refused = use.call and call_problem(use.call, item, library)
         if refused:
             return f"{path}: {refused}"
     return missing[0] if missing and not others else None
@@ -65,10 +65,10 @@ def _of_our_object(path: str, library: Library) -> bool:
     )
 
 
-def call_problem(call: Call, found: Found, library: Library) -> str | None:
+def call_problem(call: Call, item: Item, library: Library) -> str | None:
     """Return why the call fails; for an operator, one overload that accepts it is enough."""
-    callee = library.constructor(found) if isinstance(found, Class) and not found.instance else found
-    if isinstance(found, Module):
+    callee = library.constructor(item) if isinstance(item, Class) and not item.instance else item
+    if isinstance(item, Module):
         return "is a module, and cannot be called"
     if not isinstance(callee, Callable):
         return None
@@ -116,20 +116,24 @@ def _module_differences(module: Module, own: Library, library: Library) -> Itera
         yield from _unlike(name, offered, real, own, library)
 
 
-def _is_torchs(offered: Found) -> bool:
+def _is_torchs(offered: Item) -> bool:
     return isinstance(offered, Class) and offered.module.name.split(".")[0] == "torch"
 
 
-def _unlike(name: str, offered: Found, real: Found, own: Library, library: Library) -> Iterator[str]:
+def _unlike(name: str, offered: Item, real: Item, own: Library, library: Library) -> Iterator[str]:
     if isinstance(real, Opaque):
         return
     if isinstance(offered, Callable) and isinstance(real, Callable):
         if not any(_within(offered.signatures[0], signature) for signature in real.signatures):
             yield f"{name}{offered.signatures[0]} is {name}{real.signatures[0]} in torch_npu"
     elif isinstance(offered, Class) and isinstance(real, Class):
-        made, really = own.constructor(offered), library.constructor(real)
-        if made and really and not _within(made.signatures[0], really.signatures[0]):
-            yield f"{name}{made.signatures[0]} is {name}{really.signatures[0]} in torch_npu"
+        own_constructor, real_constructor = own.constructor(offered), library.constructor(real)
+        if (
+            own_constructor
+            and real_constructor
+            and not _within(own_constructor.signatures[0], real_constructor.signatures[0])
+        ):
+            yield f"{name}{own_constructor.signatures[0]} is {name}{real_constructor.signatures[0]} in torch_npu"
         yield from _unlike_methods(name, offered, real, own, library)
     else:
         yield f"{name} is a {type(offered).__name__.lower()}, but a {type(real).__name__.lower()} in torch_npu"
@@ -150,31 +154,33 @@ def _unlike_methods(name: str, offered: Class, real: Class, own: Library, librar
 def _within(offered: inspect.Signature, real: inspect.Signature) -> bool:
     """Return whether the real function accepts each call of the offered one, with the same meaning."""
     several = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-    by_place = [[each for each in one.parameters.values() if each.kind in _BY_PLACE] for one in (offered, real)]
-    named = {each.name: each for each in real.parameters.values()}
+    by_place = [
+        [each for each in signature.parameters.values() if each.kind in _BY_PLACE] for signature in (offered, real)
+    ]
+    theirs = {each.name: each for each in real.parameters.values()}
     kinds = {each.kind for each in real.parameters.values()}
     optional = (
         each.default is not inspect.Parameter.empty or each.kind in several
-        for each in named.values()
+        for each in theirs.values()
         if each.name not in offered.parameters
     )
     return (
         [each.name for each in by_place[0]] == [each.name for each in by_place[1]][: len(by_place[0])]
-        and all(_alike(each, named.get(each.name)) for each in offered.parameters.values() if each.kind not in several)
+        and all(_alike(each, theirs.get(each.name)) for each in offered.parameters.values() if each.kind not in several)
         and all(each.kind in kinds for each in offered.parameters.values() if each.kind in several)
         and all(optional)
     )
 
 
-def _alike(one: inspect.Parameter, other: inspect.Parameter | None) -> bool:
-    return other is not None and one.kind == other.kind and _same_default(one.default, other.default)
+def _alike(offered: inspect.Parameter, real: inspect.Parameter | None) -> bool:
+    return real is not None and offered.kind == real.kind and _same_default(offered.default, real.default)
 
 
-def _same_default(one: object, other: object) -> bool:
+def _same_default(offered: object, real: object) -> bool:
     missing = inspect.Parameter.empty
-    if one is missing or other is missing:
-        return one is other
-    values = [_value(default) for default in (one, other)]
+    if offered is missing or real is missing:
+        return offered is real
+    values = [_value(default) for default in (offered, real)]
     return values[0] == values[1] or any(value is None for value in values)
 
 

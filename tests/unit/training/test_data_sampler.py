@@ -87,8 +87,8 @@ def test_another_number_of_devices_sees_the_rest_of_an_epoch_once(
     done = before.per_step * min(steps, first_plan.steps)
     plan = after.plan(n, done=done, planned=first_plan.end)
     divided = after.steps(plan)
-    seen = sorted(position for ranks in divided for rank in ranks for batch in rank for position in batch)
-    assert seen == list(range(done, first_plan.end - plan.left_out))
+    samples = sorted(position for ranks in divided for rank in ranks for batch in rank for position in batch)
+    assert samples == list(range(done, first_plan.end - plan.left_out))
     assert plan.left_out < after.world_size
     if after.batch_size * after.accumulate > 1 and first_plan.end - done >= after.world_size:
         assert plan.left_out == 0
@@ -142,8 +142,8 @@ def test_evaluation_covers_every_image_exactly_once(n: int, world_size: int, bat
     ranks = [
         list(eval_indices(n, rank=rank, world_size=world_size, batch_size=batch_size)) for rank in range(world_size)
     ]
-    seen = [sample for batches in ranks for batch in batches for sample in batch.tolist()]
-    assert seen == list(range(n))
+    samples = [sample for batches in ranks for batch in batches for sample in batch.tolist()]
+    assert samples == list(range(n))
     assert all(0 < len(batch) <= batch_size for batches in ranks for batch in batches)
     shares = sorted(sum(len(batch) for batch in batches) for batches in ranks)
     assert shares[-1] - shares[0] <= 1
@@ -168,4 +168,4 @@ def test_more_batches_per_step_than_the_data_has_are_refused_with_a_number_that_
 
 def test_successive_epochs_leave_out_different_images() -> None:
     left_out = [set(epoch_order(103, seed=0, epoch=epoch)[96:].tolist()) for epoch in range(4)]
-    assert all(one != other for one, other in pairwise(left_out))
+    assert all(first != second for first, second in pairwise(left_out))

@@ -78,11 +78,11 @@ def test_drop_path_grows_linearly_with_depth_and_time() -> None:
         assert table is not None
         assert table.shape == (cells, len(DROPPED), 4000)
         for cell, factors in enumerate(table):
-            kept = 1 - 0.4 * progress * (cell + 1) / cells
+            keep_probability = 1 - 0.4 * progress * (cell + 1) / cells
             alive = factors[factors > 0]
-            torch.testing.assert_close(alive, torch.full_like(alive, 1 / kept))
+            torch.testing.assert_close(alive, torch.full_like(alive, 1 / keep_probability))
             # 36,000 draws: six standard deviations of their share are below 0.016.
-            assert alive.numel() / factors.numel() == pytest.approx(kept, abs=0.016)
+            assert alive.numel() / factors.numel() == pytest.approx(keep_probability, abs=0.016)
 
 
 def test_drop_path_can_drop_every_branch_but_the_identity() -> None:

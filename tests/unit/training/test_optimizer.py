@@ -124,4 +124,4 @@ def test_parameter_groups_name_their_parameters_in_order() -> None:
     for decay_all in (True, False):
         for group in parameter_groups(network, weight_decay=0.1, decay_all=decay_all):
             named = [network.get_parameter(name) for name in group["names"]]
-            assert all(one is other for one, other in zip(named, group["params"], strict=True))
+            assert all(parameter is other for parameter, other in zip(named, group["params"], strict=True))

@@ -126,8 +126,8 @@ def test_a_step_in_parts_equals_a_step_of_the_whole_batch() -> None:
         plan = _plan(training, 1)
         list(train_steps(training, iter(batches), plan, epoch=0, first_step=0, warmup_left=0, prepare=_prepare))
     for other in (halves, uneven):
-        for one, two in zip(whole.network.parameters(), other.network.parameters(), strict=True):
-            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+        for expected, actual in zip(whole.network.parameters(), other.network.parameters(), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_evaluation_gives_no_figure_if_the_count_differs_from_the_data_sets() -> None:

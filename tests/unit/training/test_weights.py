@@ -51,8 +51,8 @@ def _save(path: Path, model: PNASNet5, data: DataConfig) -> None:
 
 
 def _same(model: PNASNet5, state: State) -> bool:
-    mine = model.state_dict()
-    return all(mine[name].equal(tensor) for name, tensor in state.items())
+    own = model.state_dict()
+    return all(own[name].equal(tensor) for name, tensor in state.items())
 
 
 def test_timm_weights_give_timms_logits_and_settings(tmp_path: Path) -> None:
