@@ -30,11 +30,9 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from benchmarks.report import machine, publish
 from trainer.checkpoint.reading import list_checkpoints, verify_checkpoint
-from trainer.data.augment import device_transform
 from trainer.data.loader import ImageBatch
 from trainer.data.sampler import plan_epoch
 from trainer.devices.device import open_device
-from trainer.model.weight_files import NORMALIZATIONS
 from trainer.records.run_records import Records
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import TrainerError
@@ -171,7 +169,6 @@ def _steps(training: Training) -> Iterator[StepWindow]:
         torch.zeros(IMAGES, dtype=torch.bool),
         torch.arange(IMAGES),
     )
-    mean, std = NORMALIZATIONS["none"]
     return train_steps(
         training,
         itertools.repeat(batch),
@@ -179,7 +176,6 @@ def _steps(training: Training) -> Iterator[StepWindow]:
         epoch=0,
         first_step=0,
         warmup_left=0,
-        prepare=lambda batch: device_transform(batch.images, batch.flips, mean=mean, std=std),
     )
 
 

@@ -28,13 +28,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.report import processor, publish
 from tests.npu.machine import build, environment
-from trainer.data.augment import device_transform
 from trainer.data.loader import ImageBatch, to_device
 from trainer.data.sampler import plan_epoch
 from trainer.devices.device import open_device
-from trainer.model.weight_files import NORMALIZATIONS
 from trainer.shared.config import TrainConfig
-from trainer.training.steps import Training, train_steps
+from trainer.training.steps import train_steps
 from trainer.worker.start import build_training, make_watchdog
 from trainer.worker.task import WorkerTask
 
@@ -163,11 +161,10 @@ def _run(kind: str, precision: str, model: str, side: int, images: int, *, steps
     training = build_training(task, config, runtime, device, weights=None, num_classes=CLASSES, watchdog=watchdog)
     plan = plan_epoch(steps * images, world_size=1, batch_size=images, accumulate=1, steps_limit=steps)
     batches = [_batch(images, side) for _ in range(steps)]
-    prepare = _preparation(training)
 
     def take_steps() -> None:
         on_device = to_device(iter(batches), device)
-        list(train_steps(training, on_device, plan, epoch=0, first_step=0, warmup_left=0, prepare=prepare))
+        list(train_steps(training, on_device, plan, epoch=0, first_step=0, warmup_left=0))
 
     return take_steps
 
@@ -177,11 +174,6 @@ def _batch(images: int, side: int) -> ImageBatch:
     pixels = torch.randint(256, (images, 3, side, side), dtype=torch.uint8, generator=generator)
     labels = torch.randint(CLASSES, (images,), generator=generator)
     return ImageBatch(pixels, labels, torch.zeros(images, dtype=torch.bool), torch.arange(images))
-
-
-def _preparation(training: Training) -> Callable[[ImageBatch], Tensor]:
-    mean, std = NORMALIZATIONS[training.config.normalize]
-    return lambda batch: device_transform(batch.images, batch.flips, mean=mean, std=std, channels_last=False)
 
 
 def _in_turns(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:

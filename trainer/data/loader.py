@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trainer.data.augment import EvalTransform, TrainTransform, sample_key
+from trainer.data.augment import EvalTransform, TrainTransform, device_transform, sample_key
 from trainer.data.bad_images import BadImage, BadImages, allowed_bad_images
 from trainer.data.decode import BadImageError, decode_image
 from trainer.data.index import ImageIndex
 from trainer.data.processes import whole_item_loader
 from trainer.data.sampler import EpochPlan, Indices, epoch_order, eval_indices
+from trainer.model.weight_files import NORMALIZATIONS
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import TrainerError
 
@@ -111,6 +112,12 @@ def to_device(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[I
             # Without this, its memory could be reused while the computing stream still reads it.
             tensor.record_stream(computing)
         yield moved
+
+
+def network_input(batch: ImageBatch, config: TrainConfig) -> Tensor:
+    """Return the batch's images, float32 (N, 3, S, S), flipped and normalised on their device."""
+    mean, std = NORMALIZATIONS[config.normalize]
+    return device_transform(batch.images, batch.flips, mean=mean, std=std, channels_last=config.channels_last)
 
 
 class _LoaderItem(NamedTuple):

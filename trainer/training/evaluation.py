@@ -3,13 +3,12 @@
 Ranks add up counts, never averages, so that a smaller or empty share needs no special case.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from trainer.data.loader import ImageBatch
+from trainer.data.loader import ImageBatch, network_input
 from trainer.distributed.process_group import sum_over_ranks
 from trainer.distributed.stop_requests import Request
 from trainer.model.loss import correct_top_k, cross_entropy, main_logits
@@ -33,7 +32,6 @@ def evaluate(
     batches: Iterator[ImageBatch],
     *,
     expected: int,
-    prepare: Callable[[ImageBatch], Tensor],
     epoch: int = 0,
 ) -> Evaluation | None:
     """Score the evaluated model. Return None if the ranks agreed to stop before the end.
@@ -43,7 +41,6 @@ def evaluate(
     Args:
         batches: this rank's share of the images, which may be empty.
         expected: images in the whole data set.
-        prepare: turns a batch's uint8 images into the network's input.
         epoch: for the lines that show where the run is.
 
     Raises:
@@ -60,7 +57,7 @@ def evaluate(
             batch = next(batches, None)
         with training.watchdog.waiting(PEERS, **position):
             if batch is not None:
-                _score(training, batch, sums, prepare)
+                _score(training, batch, sums)
                 training.heartbeat.write(epoch=epoch, evaluated=sums.seen, images=expected)
             if training.requests.all_reduce_requests(Request.NONE) is Request.STOP and number + 1 < rounds:
                 return None
@@ -89,9 +86,9 @@ class _Sums:
         return Evaluation(100 * top1 / images, 100 * top5 / images, loss / max(scored, 1), images)
 
 
-def _score(training: Training, batch: ImageBatch, sums: _Sums, prepare: Callable[[ImageBatch], Tensor]) -> None:
+def _score(training: Training, batch: ImageBatch, sums: _Sums) -> None:
     with training.precision.forward():
-        logits = main_logits(training.evaluated(prepare(batch)))
+        logits = main_logits(training.evaluated(network_input(batch, training.config)))
     sums.counts[:2] += correct_top_k(logits, batch.labels, (1, 5))
     sums.loss += cross_entropy(logits, batch.labels, 0.0) * len(batch.labels)
     sums.seen += len(batch.labels)

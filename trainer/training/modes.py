@@ -1,23 +1,18 @@
 """The modes: train and evaluate, time steps, or evaluate, with the parts of a run."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
-
-from trainer.data.augment import device_transform
 from trainer.data.bad_images import allowed_bad_images
 from trainer.data.index import Datasets, ImageIndex
-from trainer.data.loader import ImageBatch, eval_batches, to_device, train_batches
+from trainer.data.loader import eval_batches, to_device, train_batches
 from trainer.data.sampler import EpochPlan, plan_epoch
 from trainer.distributed.batch_norm import average_batch_norm
 from trainer.distributed.process_group import all_gather_object
 from trainer.distributed.stop_requests import Request
-from trainer.model.weight_files import NORMALIZATIONS
 from trainer.records.run_records import Records, say
-from trainer.shared.config import TrainConfig
 from trainer.shared.errors import RESUMABLE, TrainerError
 from trainer.training.checkpoints import CheckpointManager
 from trainer.training.evaluation import Evaluation, evaluate
@@ -227,7 +222,6 @@ def _steps(run: Run, plan: EpochPlan, *, epoch: int, first_step: int, warmup_lef
         epoch=epoch,
         first_step=first_step,
         warmup_left=warmup_left,
-        prepare=_preparation(config),
         request_after=lambda done: run.checkpoints.should_save(base + done),
         lr_factor=run.progress.lr_factor,
     )
@@ -256,7 +250,6 @@ def _evaluate(run: Run, *, epoch: int) -> Evaluation | None:
         training,
         to_device(batches, training.device),
         expected=len(index),
-        prepare=_preparation(config),
         epoch=epoch,
     )
     _report_bad_images(training, run.records, index)
@@ -289,10 +282,3 @@ def _report_bad_images(training: Training, records: Records, index: ImageIndex) 
 def _train_images(datasets: Datasets) -> ImageIndex:
     assert datasets.train is not None  # load_datasets was asked for it
     return datasets.train
-
-
-def _preparation(config: TrainConfig) -> Callable[[ImageBatch], Tensor]:
-    mean, std = NORMALIZATIONS[config.normalize]
-    return lambda batch: device_transform(
-        batch.images, batch.flips, mean=mean, std=std, channels_last=config.channels_last
-    )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trainer.data.augment import mix
 from trainer.data.bad_images import BadImages
-from trainer.data.loader import ImageBatch
+from trainer.data.loader import ImageBatch, network_input
 from trainer.data.sampler import EpochPlan
 from trainer.devices.device import Device
 from trainer.distributed.batch_norm import BatchStatistics
@@ -110,7 +110,6 @@ def train_steps(
     epoch: int,
     first_step: int,
     warmup_left: int,
-    prepare: Callable[[ImageBatch], Tensor],
     request_after: Callable[[int], Request] = lambda _steps: Request.NONE,
     lr_factor: float = 1.0,
 ) -> Iterator[StepWindow]:
@@ -120,7 +119,6 @@ def train_steps(
         batches: this rank's, in the order of `plan`.
         first_step: the step of the epoch that the plan begins with, which is also the number of steps done.
         warmup_left: steps of this epoch that still belong to the warm-up, counted from the epoch's beginning.
-        prepare: turns a batch's uint8 images into the network's input.
         request_after: returns this rank's request after a number of steps of `plan`.
     """
     config, steps = training.config, first_step + plan.steps
@@ -133,7 +131,7 @@ def train_steps(
             taken = list(islice(batches, len(plan.batches(step - first_step, training.rank))))
         with training.watchdog.waiting(PEERS, epoch=epoch, step=step):
             job_images = plan.images(step - first_step)
-            sums.add(_step(training, taken, job_images=job_images, epoch=epoch, step=step, prepare=prepare), lr)
+            sums.add(_step(training, taken, job_images=job_images, epoch=epoch, step=step), lr)
             # One step ahead: the answer is read after the step that it is for.
             request = training.requests.all_reduce_requests(request_after(step + 2 - first_step))
             if not (request or (step + 1) % config.log_interval == 0 or step + 1 in (warmup_left, steps)):
@@ -211,7 +209,6 @@ def _step(
     job_images: int,
     epoch: int,
     step: int,
-    prepare: Callable[[ImageBatch], Tensor],
 ) -> _Step:
     """Take one optimizer step. All images of the job weigh the same, even if ranks have different numbers of them."""
     config, parallel, precision = training.config, training.parallel, training.precision
@@ -226,7 +223,7 @@ def _step(
         # Drop-path and dropout depend on the part's position in the run, not on earlier draws.
         training.runtime.seed(derive_seed(config.seed, "layers", epoch, step, number, training.rank))
         inputs, targets = mix(
-            prepare(part),
+            network_input(part, config),
             part.labels,
             mixup=config.mixup,
             cutmix=config.cutmix,

@@ -73,7 +73,6 @@ def _steps(training: Training, first: int, count: int) -> None:
         epoch=0,
         first_step=first,
         warmup_left=0,
-        prepare=lambda batch: batch.images.float() / 255,
     )
     for _ in range(count):
         next(windows)

@@ -71,14 +71,10 @@ def _batches(count: int, size: int = 4) -> Iterator[ImageBatch]:
         yield ImageBatch(images, labels, torch.zeros(size, dtype=torch.bool), torch.arange(size) + number * size)
 
 
-def _prepare(batch: ImageBatch) -> Tensor:
-    return batch.images.float() / 255
-
-
 def _run(training: Training, steps: int, warmup: int = 0) -> list[StepWindow]:
     batches = _batches(steps * training.config.accumulate)
     plan = _plan(training, steps)
-    return list(train_steps(training, batches, plan, epoch=0, first_step=0, warmup_left=warmup, prepare=_prepare))
+    return list(train_steps(training, batches, plan, epoch=0, first_step=0, warmup_left=warmup))
 
 
 def _plan(training: Training, steps: int) -> EpochPlan:
@@ -124,7 +120,7 @@ def test_a_step_in_parts_equals_a_step_of_the_whole_batch() -> None:
     for training, batches in ((whole, together), (halves, parts), (uneven, together)):
         training.parallel = AlwaysEvaluating(training.network)
         plan = _plan(training, 1)
-        list(train_steps(training, iter(batches), plan, epoch=0, first_step=0, warmup_left=0, prepare=_prepare))
+        list(train_steps(training, iter(batches), plan, epoch=0, first_step=0, warmup_left=0))
     for other in (halves, uneven):
         for expected, actual in zip(whole.network.parameters(), other.network.parameters(), strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
@@ -132,12 +128,12 @@ def test_a_step_in_parts_equals_a_step_of_the_whole_batch() -> None:
 
 def test_evaluation_gives_no_figure_if_the_count_differs_from_the_data_sets() -> None:
     training = _training(aux="none")
-    score = evaluate(training, _batches(3), expected=12, prepare=_prepare)
+    score = evaluate(training, _batches(3), expected=12)
     assert score is not None
     assert score.images == 12
     for expected in (11, 13, 5):
         with pytest.raises(TrainerError, match=f"counted 12 images, but the data set has {expected}"):
-            evaluate(training, _batches(3), expected=expected, prepare=_prepare)
+            evaluate(training, _batches(3), expected=expected)
 
 
 def test_batch_norm_and_biases_are_decayed_only_with_decay_all() -> None:
