@@ -54,8 +54,8 @@ def check_rank_table(
     table = _read(path)
     if devices is not None and table.world_size != devices:
         raise TrainerError(f"{path}: has {table.world_size} devices, not {devices}")
-    me = _myself(path, table)
-    print(f"{path}: valid; {_summary(table)}" + (f"; this pod has {_ranks(me)}" if me else ""))
+    own_server = _myself(path, table)
+    print(f"{path}: valid; {_summary(table)}" + (f"; this pod has {_ranks(own_server)}" if own_server else ""))
 
 
 @ranktable_app.command(name="show")
@@ -74,12 +74,12 @@ def show_rank_table(
         Print one JSON object instead of lines.
     """
     table = _read(path)
-    me = _myself(path, table)
+    own_server = _myself(path, table)
     if as_json:
         document = {"schema": RANK_TABLE_SCHEMA, "path": str(path), "worldSize": table.world_size, **asdict(table)}
         print(json.dumps({**document, "remarks": list(_remarks(table))}, indent=2))
     else:
-        print("\n".join(_lines(table, me)))
+        print("\n".join(_lines(table, own_server)))
 
 
 def _read(path: Path) -> RankTable:
@@ -116,14 +116,14 @@ def _ranks(server: Server) -> str:
     return f"rank {first}" if first == last else f"ranks {first} to {last}"
 
 
-def _lines(table: RankTable, me: Server | None) -> Iterator[str]:
+def _lines(table: RankTable, own_server: Server | None) -> Iterator[str]:
     yield _summary(table)
     first = table.servers[0]
     master = first.container_ip or first.host_ip or first.pod_name or first.server_id
     yield f"master      {quote_if_needed(master)}, which has rank 0"
     for server in table.servers:
         yield ""
-        yield f"{_ranks(server)}{', this pod' if server is me else ''}"
+        yield f"{_ranks(server)}{', this pod' if server is own_server else ''}"
         names = {
             "server_id": server.server_id,
             "pod": server.pod_name,

@@ -1,6 +1,5 @@
 """Read the facts about this machine from files, the environment and npu-smi, in at most a few seconds."""
 
-import importlib.metadata
 import os
 import platform
 import resource
@@ -11,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.environment.parsing import NpuSmi, parse_hccn, parse_npu_smi, parse_version
+from trainer.records.provenance import installed_versions
+from trainer.shared.files import text_if_readable
 from trainer.topology.visible import FOLDER_VARIABLE, visible_devices
 
 _PACKAGES = ("pnas", "torch", "torch-npu", "apex", "torchvision")
@@ -81,18 +82,18 @@ def read_facts(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     shm, free = _space(root / "dev/shm")
     return Facts(
-        packages={name: version for name in _PACKAGES if (version := _package(name))},
+        packages=installed_versions(_PACKAGES),
         python=platform.python_version(),
         machine=platform.machine(),
         cann=_cann(Path(home)) if home else None,
         cann_home=home,
         unsourced=None if home else _unsourced(root),
-        driver=parse_version(_text(root / "usr/local/Ascend/driver/version.info")),
+        driver=parse_version(text_if_readable(root / "usr/local/Ascend/driver/version.info")),
         libraries={name: _loadable(name, environ) for name in LIBRARIES},
         device_files=visible_devices("npu", {}, Path(environ.get(FOLDER_VARIABLE, root / "dev"))).ids,
         npu_smi=npu_smi,
         npu_smi_error=error,
-        hccn=parse_hccn(_text(root / "etc/hccn.conf")) if (root / "etc/hccn.conf").exists() else None,
+        hccn=parse_hccn(text_if_readable(root / "etc/hccn.conf")) if (root / "etc/hccn.conf").exists() else None,
         variables={name: environ[name] for name in sorted(environ) if name.startswith(_PREFIXES) or name in _VARIABLES},
         rank_table=_kind_of(environ.get("RANK_TABLE_FILE")),
         shm_bytes=shm,
@@ -104,24 +105,10 @@ def read_facts(
     )
 
 
-def _package(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 def _cann(home: Path) -> str | None:
     """Read `<home>/aarch64-linux/ascend_toolkit_install.info`; nnae has no toolkit, but its own file of this form."""
     for path in sorted(home.glob("*-linux/ascend_*_install.info"), key=lambda path: "toolkit" not in path.name):
-        if version := parse_version(_text(path)):
+        if version := parse_version(text_if_readable(path)):
             return version
     return None
 

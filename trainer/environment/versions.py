@@ -33,9 +33,9 @@ def supported_with(cann: str) -> tuple[str, ...]:
     return tuple(version for version in versions if _numbers(version)[:2] >= _OLDEST_TORCH_NPU)
 
 
-def same_release(one: str, other: str) -> bool:
+def same_release(version: str, other: str) -> bool:
     """Return whether two versions of CANN differ only in their fixes, as 8.5.0 and 8.5.1 do."""
-    return _numbers(one)[:2] == _numbers(other)[:2]
+    return _numbers(version)[:2] == _numbers(other)[:2]
 
 
 def _numbers(version: str) -> tuple[int, ...]:

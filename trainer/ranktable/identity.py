@@ -97,7 +97,7 @@ def _is_other_pod(server: Server, identity: Identity) -> bool:
         pairs.append((server.server_id, identity.pod_uid))
     if server.pod_name:  # a group_list table: server_id is the host's address there
         pairs.append((server.server_id, identity.host_ip))
-    return any(theirs and mine and theirs != mine for theirs, mine in pairs)
+    return any(entry and fact and entry != fact for entry, fact in pairs)
 
 
 def _by_position(table: RankTable, possible: list[Server], identity: Identity) -> Server:

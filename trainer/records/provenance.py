@@ -3,6 +3,7 @@
 A figure without these does not count.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -41,7 +42,7 @@ def provenance(
         "python": platform.python_version(),
         "revision": source_revision(),
         "started": started,
-        "versions": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
+        "versions": installed_versions(_PACKAGES),
         "world_size": world_size,
     }
 
@@ -50,6 +51,15 @@ def config_hash(config: TrainConfig) -> str:
     """Return the SHA-256 of the settings in canonical JSON."""
     canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def installed_versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the version of each of these packages that is installed."""
+    versions = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def source_revision() -> str | None:
@@ -70,10 +80,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

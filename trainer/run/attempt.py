@@ -96,9 +96,9 @@ def begin_attempt(layers: Sequence[Layer], starter: RunStarter) -> Iterator[Atte
         FolderTakenError: The folder belongs to another run, or another process works in it.
         TrainerError: No checkpoint can be used, or the folder cannot be written.
     """
-    given, origins = resolve_train_config(layers, partial=True)
-    source = find_source(given, output_given=origins["output"] != "default")
-    trains = given.mode in TRAINING
+    request, origins = resolve_train_config(layers, partial=True)
+    source = find_source(request, output_given=origins["output"] != "default")
+    trains = request.mode in TRAINING
     with contextlib.ExitStack() as stack:
         if source is not None and source.in_place:
             stack.enter_context(starter.hold_lock(source.run))

@@ -127,7 +127,7 @@ def locked(
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _LockState:
     """A lock file at one moment; if two differ only in `stamp`, the owner has touched the file between them."""
 
     content: bytes
@@ -157,17 +157,17 @@ def _touch_until(
             # Another process that judged an older lock may have moved this one, and be about to put it back.
             if ended.wait(pace.poll_s) or _holds(path, content):
                 continue
-            seen = _look(path)
+            state = _look(path)
         except OSError:  # the file server does not answer: no other process can take the lock either
             continue
-        taker = (seen.owner or _UNKNOWN) if seen else "a process that removed it"
+        taker = (state.owner or _UNKNOWN) if state else "a process that removed it"
         on_lost(f"{path}: lost to {taker}: this run ends, to spoil nothing")
         return
 
 
 def _holds(path: Path, content: bytes) -> bool:
-    seen = _look(path)
-    return seen is not None and seen.content == content
+    state = _look(path)
+    return state is not None and state.content == content
 
 
 def _acquire(path: Path, content: bytes, on_note: Callable[[str], None], pace: Pace) -> None:
@@ -177,14 +177,14 @@ def _acquire(path: Path, content: bytes, on_note: Callable[[str], None], pace: P
         taken_over = False
         while True:
             if not _link(mine, path):
-                seen = _look(path)
-                if seen is None:  # released in between, or hidden by a file server's cache
+                state = _look(path)
+                if state is None:  # released in between, or hidden by a file server's cache
                     time.sleep(pace.poll_s)
                     continue
-                if seen.content != content:
-                    _refuse_if_alive(path, seen, on_note, pace)
-                    if _remove_stale(path, seen):
-                        on_note(f"{path}: taken over from {seen.owner or _UNKNOWN}, which is gone")
+                if state.content != content:
+                    _refuse_if_alive(path, state, on_note, pace)
+                    if _remove_stale(path, state):
+                        on_note(f"{path}: taken over from {state.owner or _UNKNOWN}, which is gone")
                         taken_over = True
                     continue
             if not taken_over:
@@ -196,12 +196,12 @@ def _acquire(path: Path, content: bytes, on_note: Callable[[str], None], pace: P
         mine.unlink(missing_ok=True)
 
 
-def _refuse_if_alive(path: Path, seen: _Seen, on_note: Callable[[str], None], pace: Pace) -> None:
-    owner = seen.owner
+def _refuse_if_alive(path: Path, state: _LockState, on_note: Callable[[str], None], pace: Pace) -> None:
+    owner = state.owner
     alive = None if owner is None else _is_alive_here(owner)
     if alive is None:
         on_note(f"{path}: held by {owner or _UNKNOWN}: watching up to {pace.watch_s:g} s for a sign of life")
-        alive = _is_touched(path, seen, pace)
+        alive = _is_touched(path, state, pace)
     if alive:
         raise FolderTakenError(
             f"{path.parent}: in use by {owner or _UNKNOWN}: wait for its end, stop it, or choose another --run-name"
@@ -214,22 +214,22 @@ def _is_alive_here(owner: Owner) -> bool | None:
     return None if not all(here) or here != owner.place or is_hidden(owner.pid) else is_alive(owner.process)
 
 
-def _is_touched(path: Path, first: _Seen, pace: Pace) -> bool:
+def _is_touched(path: Path, first: _LockState, pace: Pace) -> bool:
     """Return whether its owner touches the lock within `pace.watch_s`. Only opening a file makes NFS ask its server."""
     # Count rounds, not time: while a file server is away, no owner can touch its lock.
     for _ in range(math.ceil(pace.watch_s / pace.poll_s)):
         time.sleep(pace.poll_s)
-        seen = _look(path)
-        if seen is None or seen.content != first.content:
+        state = _look(path)
+        if state is None or state.content != first.content:
             return False  # released, or another process's: the caller looks again
-        if seen.stamp != first.stamp:
+        if state.stamp != first.stamp:
             return True
     return False
 
 
-def _remove_stale(path: Path, seen: _Seen) -> bool:
+def _remove_stale(path: Path, state: _LockState) -> bool:
     """Remove the lock that was judged stale and put any other back; return whether it was removed."""
-    if _look(path) != seen:
+    if _look(path) != state:
         return False
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -237,7 +237,7 @@ def _remove_stale(path: Path, seen: _Seen) -> bool:
     except FileNotFoundError:
         return False
     try:
-        if _holds(aside, seen.content):
+        if _holds(aside, state.content):
             return True
         _link(aside, path)
         return False
@@ -263,10 +263,10 @@ def _link(source: Path, path: Path) -> bool:
     return True
 
 
-def _look(path: Path) -> _Seen | None:
+def _look(path: Path) -> _LockState | None:
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            return _Seen(file.read(), (status.st_mtime_ns, status.st_ino))
+            return _LockState(file.read(), (status.st_mtime_ns, status.st_ino))
     except FileNotFoundError:
         return None

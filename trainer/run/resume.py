@@ -41,38 +41,38 @@ class Source:
     may_begin: bool
 
 
-def find_source(given: TrainConfig, *, output_given: bool) -> Source | None:
+def find_source(config: TrainConfig, *, output_given: bool) -> Source | None:
     """Return what `--resume` and `--run-name` mean; None for a new run in its own folder.
 
     Args:
-        given: The settings as far as the user set them.
+        config: The user's settings, over the defaults.
         output_given: Whether the user said which output folder.
 
     Raises:
         UsageError: Nothing there can be continued.
         FolderTakenError: The folder is a training run's, and `--mode` does not train.
     """
-    if given.resume is None:
+    if config.resume is None:
         return None
-    if given.resume == "auto":
-        if given.run_name is None:
+    if config.resume == "auto":
+        if config.run_name is None:
             raise UsageError("--resume auto needs --run-name: the run to begin, or to continue if it has been begun")
-        run = (given.output / given.run_name).resolve()
+        run = (config.output / config.run_name).resolve()
         if not run.exists():
             return None
         if not run.is_dir() or _is_foreign(run):
             raise UsageError(f"--resume auto: {run} is not a run's folder: choose another --run-name")
-        if given.mode not in TRAINING and list_checkpoints(run / CHECKPOINTS_FOLDER):
+        if config.mode not in TRAINING and list_checkpoints(run / CHECKPOINTS_FOLDER):
             raise FolderTakenError(f"{run}: holds a training run, with its records: choose another --run-name")
         return Source(run, None, in_place=True, may_begin=True)
-    if given.mode == "eval":
+    if config.mode == "eval":
         raise UsageError(
-            f"--resume {given.resume}: continues training; to evaluate give --weights RUN/checkpoints/best.safetensors"
+            f"--resume {config.resume}: continues training; to evaluate give --weights RUN/checkpoints/best.safetensors"
         )
-    if given.mode == "performance":
-        raise UsageError(f"--resume {given.resume}: --mode performance times steps from the start; leave --resume out")
-    run, checkpoint = _locate(given.resume)
-    return Source(run, checkpoint, in_place=_is_named(run, given, output_given=output_given), may_begin=False)
+    if config.mode == "performance":
+        raise UsageError(f"--resume {config.resume}: --mode performance times steps from the start; leave --resume out")
+    run, checkpoint = _locate(config.resume)
+    return Source(run, checkpoint, in_place=_is_named(run, config, output_given=output_given), may_begin=False)
 
 
 def choose_checkpoint(source: Source, on_note: Callable[[str], None]) -> CheckpointManifest | None:
@@ -197,19 +197,19 @@ def _about_file(path: Path) -> str:
     return "is a file; give a run's folder or one of its checkpoints/step-..."
 
 
-def _is_named(run: Path, given: TrainConfig, *, output_given: bool) -> bool:
+def _is_named(run: Path, config: TrainConfig, *, output_given: bool) -> bool:
     """Return whether the names that the user gave, if any, are the run's own."""
-    if given.run_name is not None and given.run_name != run.name:
+    if config.run_name is not None and config.run_name != run.name:
         return False
     if not is_run_folder(run):
         raise UsageError(
-            f"--resume {given.resume}: is in no run's folder: name a new run to begin from it with --run-name"
+            f"--resume {config.resume}: is in no run's folder: name a new run to begin from it with --run-name"
         )
-    if output_given and given.output.resolve() != run.parent.resolve():
-        if given.run_name is None:
+    if output_given and config.output.resolve() != run.parent.resolve():
+        if config.run_name is None:
             raise UsageError(
-                f"--output {given.output}: the run goes on in {run}; leave --output out, or begin another run from its "
-                "state with --run-name"
+                f"--output {config.output}: the run goes on in {run}; leave --output out, or begin another run from "
+                "its state with --run-name"
             )
         return False
     return True

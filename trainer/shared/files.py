@@ -24,6 +24,14 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def text_if_readable(path: Path) -> str:
+    """Return the text of a file, or an empty text if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *, partial: Path | None = None, sync: bool = True) -> Iterator[Path]:
     """Yield a hidden path to write to; the file written there becomes `path` when the context ends without an error.

@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.shared.files import text_if_readable
+
 _PROC = Path("/proc")
 
 
@@ -38,7 +40,7 @@ def is_alive(process: Process) -> bool:
 
 def is_hidden(pid: int) -> bool:
     """Return whether a process has this pid but /proc hides it, because it is another user's (`hidepid`)."""
-    return not _text(_PROC / str(pid) / "stat") and _exists(pid)
+    return not text_if_readable(_PROC / str(pid) / "stat") and _exists(pid)
 
 
 def send_signal(process: Process, signal: int) -> bool:
@@ -63,8 +65,8 @@ def pid_namespace() -> str:
 def _start(pid: int) -> str | None:
     """Return `<boot id>:<ticks since boot>` of a living process, or None (proc(5): fields 3, state; 22, starttime)."""
     # The program's name, in parentheses, may hold blanks and parentheses itself.
-    fields = _text(_PROC / str(pid) / "stat").rpartition(")")[2].split()
-    boot = _text(_PROC / "sys/kernel/random/boot_id")
+    fields = text_if_readable(_PROC / str(pid) / "stat").rpartition(")")[2].split()
+    boot = text_if_readable(_PROC / "sys/kernel/random/boot_id").strip()
     return f"{boot}:{fields[19]}" if boot and len(fields) > 19 and fields[0] not in "ZX" else None
 
 
@@ -76,10 +78,3 @@ def _exists(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

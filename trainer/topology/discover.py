@@ -14,6 +14,7 @@ from typing import Literal
 
 from trainer.ranktable import Identity, RankTable, Server, find_me, is_ip, wait_until_completed, write_regular
 from trainer.shared.config import TrainConfig
+from trainer.shared.config.layers import flag_name
 from trainer.shared.errors import UsageError
 from trainer.topology.ports import check_port_is_free, free_port
 from trainer.topology.visible import Visible
@@ -153,11 +154,8 @@ def _from_torchrun(
         raise UsageError(f"RANK={rank} is not below WORLD_SIZE={world_size}: one of torchrun's variables is wrong")
     node_rank = _integer(environ, "GROUP_RANK") if "GROUP_RANK" in environ else rank // (local_size or world_size)
     nodes = max(-(-world_size // (local_size or world_size)), node_rank + 1)
-    _agree("--npus", config.npus, "torchrun", local_size or 1)
-    _agree("--nodes", config.nodes if config.nodes > 1 else None, "torchrun", nodes)
-    _agree("--node-rank", config.node_rank or None, "torchrun", node_rank)
-    _agree("--master-addr", config.master_addr, "torchrun", address)
-    _agree("--master-port", config.master_port, "torchrun", port)
+    here = {"npus": local_size or 1, "nodes": nodes, "node_rank": node_rank}
+    _check_agreement(config, "torchrun", **here, master_addr=address, master_port=port)
     if server is not None:
         worker = _own_worker(rank, local_size, server, visible)
         _check_count("the rank table", worker.local_rank + 1, visible)
@@ -189,8 +187,7 @@ def _from_table(
     server: Server,
     path: Path | None,
 ) -> Topology:
-    _agree("--npus", config.npus, "the rank table", len(server.devices))
-    _agree("--nodes", config.nodes if config.nodes > 1 else None, "the rank table", len(table.servers))
+    _check_agreement(config, "the rank table", npus=len(server.devices), nodes=len(table.servers))
     _check_count("the rank table", len(server.devices), visible)
     node_rank = table.servers.index(server)
     workers = _table_workers(server, visible)
@@ -244,9 +241,7 @@ def _from_ascend_job(config: TrainConfig, environ: Mapping[str, str], visible: V
             "every replica of the AscendJob needs the same number of devices"
         )
     nodes = world_size // local
-    _agree("--npus", config.npus, "the AscendJob", local)
-    _agree("--nodes", config.nodes if config.nodes > 1 else None, "the AscendJob", nodes)
-    _agree("--node-rank", config.node_rank or None, "the AscendJob", node_rank)
+    _check_agreement(config, "the AscendJob", npus=local, nodes=nodes, node_rank=node_rank)
     _check_count("the AscendJob", local, visible)
     address = config.master_addr or _required(environ, "MASTER_ADDR")
     port = config.master_port or _integer(environ, "MASTER_PORT")
@@ -296,9 +291,14 @@ def _check_count(source: str, asked: int, visible: Visible) -> None:
         )
 
 
-def _agree(option: str, given: object, source: str, value: object) -> None:
-    if given is not None and given != value:
-        raise UsageError(f"{option} {given} contradicts {source}, which says {value}: leave {option} out")
+def _check_agreement(config: TrainConfig, source: str, **values: object) -> None:
+    """Refuse options that contradict `source`; one node and node 0 are also the defaults."""
+    defaults = {"nodes": 1, "node_rank": 0}
+    for field, value in values.items():
+        option = getattr(config, field)
+        if option not in {None, defaults.get(field), value}:
+            flag = flag_name(field)
+            raise UsageError(f"{flag} {option} contradicts {source}, which says {value}: leave {flag} out")
 
 
 def _required(environ: Mapping[str, str], name: str) -> str:
