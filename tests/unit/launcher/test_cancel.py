@@ -19,7 +19,7 @@ def run(*words: str) -> int:
 @pytest.mark.parametrize("words", [(), ("mine", "--release", "pnas")])
 def test_it_wants_either_a_name_or_a_release(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*words) == 2
-    assert capsys.readouterr().err == "error: give one job's name, or --release for all jobs of a Helm release\n"
+    assert capsys.readouterr().err == "error: give the NAME of one job, or --release for all jobs of a Helm release\n"
 
 
 class RecordedJobs:
