@@ -128,7 +128,7 @@ def existing(terminal: Terminal) -> str:
         ("--output-claim unbound", "--output-claim unbound: it is not bound"),
         (
             "--output-claim once --nodes 2",
-            "--output-claim once: the claim has ReadWriteOnce alone, and needs ReadWriteMany, as the pods of --nodes 2",
+            "--output-claim once: the claim has only ReadWriteOnce, and needs ReadWriteMany, as the pods of --nodes 2",
         ),
         (
             f"--resource {FOUR} --npus 8",
@@ -146,11 +146,11 @@ def test_a_cause_that_would_keep_pods_waiting_stops_the_launcher(bare: Terminal,
     assert existing(bare) == before
 
 
-def values_of(bare: Terminal, **job: Any) -> tuple[str, ...]:
-    """Return the words that give a release in `bare` a job; its pods wait for NPUs that no node has."""
+def values_of(terminal: Terminal, **job: Any) -> tuple[str, ...]:
+    """Return the words that give a release a job, whose pods wait for NPUs that no node has."""
     image = {"image": images.TRAINER, "image_pull_policy": "Never"}
     values = {"claims": THEIRS, "defaults": image, "job": {"enabled": True, "resource": NOWHERE, "npus": 1, **job}}
-    file = bare.home / "values.json"
+    file = terminal.home / "values.json"
     file.write_text(json.dumps(values))
     return ("--values", str(file))
 
@@ -206,7 +206,7 @@ def test_doctor_says_all_that_is_missing_at_once(bare: Terminal) -> None:
     words = f"doctor --data-claim none --output-claim once --nodes 2 --resource {FOUR} --npus 8"
     done = bare.run(*words.split())
     assert done.returncode == 5
-    assert done.stderr.startswith("error: not ready for this job: image, claim none, claim once, NPUs; what to do")
+    assert done.stderr.startswith("error: not ready for this job: image, claim none, claim once, NPUs; the lines above")
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["ok", "ok", *["missing"] * 4]
     kubectl, where = bare.cluster.kubectl, ("--namespace", bare.namespace)
     kubectl("create", "serviceaccount", "guest", *where)
@@ -288,58 +288,64 @@ def phases(terminal: Terminal) -> dict[str, str]:
     return {job["name"]: job["status"]["phase"] for job in jobs}
 
 
+@pytest.fixture
+def volcano_terminal(cluster: Cluster, volcano: Volcano, namespace: str, tmp_path: Path) -> Terminal:
+    """Return a terminal in a namespace for restricted pods, with both claims, in which Volcano acts."""
+    labels = {**volcano.labels, "pod-security.kubernetes.io/enforce": "restricted"}
+    cluster.kubectl("label", "namespace", namespace, *(f"{name}={value}" for name, value in labels.items()))
+    claims(cluster, namespace, {name: tmp_path / name for name in ("pnas-data", "pnas-output")})
+    return Terminal(cluster, namespace, tmp_path, cluster.kubeconfig, {"PNAS_BACKEND": "volcano"})
+
+
 @pytest.mark.parametrize("version", list(HELMS))
-def test_an_upgrade_never_ends_a_running_job(bare: Terminal, volcano: Volcano, version: str) -> None:
+def test_an_upgrade_never_ends_a_running_job(volcano_terminal: Terminal, version: str) -> None:
     """Its rank table, which MindCluster has written, stays too. The queue is the release's own."""
-    assert volcano.labels
-    helm, where = Helm(HELMS[version](), bare.cluster, bare.namespace), ("--namespace", bare.namespace)
-    terminal = replace(bare, variables={"PNAS_BACKEND": "volcano"})
-    queue = ("--set", f"queue.create=true,queue.name={bare.namespace}")
+    cluster, where = volcano_terminal.cluster, ("--namespace", volcano_terminal.namespace)
+    helm = Helm(HELMS[version](), cluster, volcano_terminal.namespace)
+    queue = ("--set", f"queue.create=true,queue.name={volcano_terminal.namespace}")
 
     def upgrade(*words: str, **job: Any) -> "subprocess.CompletedProcess[str]":
-        values = values_of(bare, backend="volcano", **job)
+        values = values_of(volcano_terminal, backend="volcano", **job)
         return helm.run("upgrade", "--install", "same", str(CHART), *values, *words, *queue)
 
     assert upgrade(name="kept").returncode == 0
-    uid = bare.cluster.get("vcjob", "kept", *where)["metadata"]["uid"]
-    table = json.dumps({"data": {"hccl.json": '{"status":"completed"}'}})
-    bare.cluster.kubectl("patch", "configmap", "rings-config-kept", *where, "--patch", table)
+    uid = cluster.get("vcjob", "kept", *where)["metadata"]["uid"]
+    table = {"data": {"hccl.json": '{"status":"completed"}'}}
+    cluster.kubectl("patch", "configmap", "rings-config-kept", *where, "--patch", json.dumps(table))
 
     done = upgrade("--set", "modes.eval.batch_size=8", name="kept")
     assert done.returncode == 0, done.stderr
     assert "job kept is already running: the same job was submitted before" in done.stdout + done.stderr
-    other = upgrade(name="kept", seed=1)
-    assert other.returncode != 0
-    assert "there is another job kept: seed is 0, not 1; choose another --name, or" in other.stdout + other.stderr
+    done = upgrade(name="kept", seed=1)
+    assert done.returncode != 0
+    assert "there is another job kept: seed is 0, not 1; choose another --name, or" in done.stdout + done.stderr
     assert upgrade(seed=1).returncode == 0
-    job = bare.cluster.get("vcjob", "kept", *where)
-    assert (job["metadata"]["uid"], job["spec"]["queue"]) == (uid, bare.namespace)
-    assert bare.cluster.get("configmap", "rings-config-kept", *where)["data"]["hccl.json"] == '{"status":"completed"}'
-    [second] = phases(terminal).keys() - {"kept"}
-    assert phases(terminal) == {"kept": "Pending", second: "Pending"}, "next to each other"
+    job = cluster.get("vcjob", "kept", *where)
+    assert (job["metadata"]["uid"], job["spec"]["queue"]) == (uid, volcano_terminal.namespace)
+    assert cluster.get("configmap", "rings-config-kept", *where)["data"] == table["data"]
+    [second] = phases(volcano_terminal).keys() - {"kept"}
+    assert phases(volcano_terminal) == {"kept": "Pending", second: "Pending"}, "next to each other"
 
     helm("uninstall", "same")
-    assert phases(terminal) == {"kept": "Cancelled", second: "Cancelled"}
-    for name in ("kept", second):
-        assert terminal.run("delete", name).returncode == 0
+    assert phases(volcano_terminal) == {"kept": "Cancelled", second: "Cancelled"}
 
 
 @pytest.mark.parametrize("version", list(HELMS))
 def test_an_upgrade_submits_a_job_again_that_has_gone_but_never_with_its_rank_table(
-    bare: Terminal, volcano: Volcano, version: str
+    volcano_terminal: Terminal, version: str
 ) -> None:
     """A job goes when its `ttl` is over. The pods of the next one would find the addresses of the old pods."""
-    assert volcano.labels
-    helm, where = Helm(HELMS[version](), bare.cluster, bare.namespace), ("--namespace", bare.namespace)
-    values = values_of(bare, backend="volcano", name="again")
+    cluster, where = volcano_terminal.cluster, ("--namespace", volcano_terminal.namespace)
+    helm = Helm(HELMS[version](), cluster, volcano_terminal.namespace)
+    values = values_of(volcano_terminal, backend="volcano", name="again")
     helm("install", "again", str(CHART), *values)
-    uid = bare.cluster.get("vcjob", "again", *where)["metadata"]["uid"]
-    table = json.dumps({"data": {"hccl.json": '{"status":"completed"}'}, "metadata": {"ownerReferences": None}})
-    bare.cluster.kubectl("patch", "configmap", "rings-config-again", *where, "--patch", table)
-    bare.cluster.kubectl("delete", "vcjob", "again", *where)
+    uid = cluster.get("vcjob", "again", *where)["metadata"]["uid"]
+    left_over = {"data": {"hccl.json": '{"status":"completed"}'}, "metadata": {"ownerReferences": None}}
+    cluster.kubectl("patch", "configmap", "rings-config-again", *where, "--patch", json.dumps(left_over))
+    cluster.kubectl("delete", "vcjob", "again", *where)
     helm("upgrade", "again", str(CHART), *values)
-    assert bare.cluster.get("vcjob", "again", *where)["metadata"]["uid"] != uid
-    table = bare.cluster.get("configmap", "rings-config-again", *where)["data"]["hccl.json"]
+    assert cluster.get("vcjob", "again", *where)["metadata"]["uid"] != uid
+    table = cluster.get("configmap", "rings-config-again", *where)["data"]["hccl.json"]
     assert table == '{"status":"initializing"}'
     helm("uninstall", "again")
-    assert bare.run("delete", "again", "--backend", "volcano").returncode == 0
+    assert phases(volcano_terminal) == {"again": "Cancelled"}
