@@ -13,12 +13,16 @@ class CpuDevice:
     """One process and its share of the machine's cores."""
 
     kind = "cpu"
+    """torch's device type."""
     backend = "gloo"
+    """The process group's backend."""
     pin_memory = False
+    """Whether batches go to the device from page-locked memory."""
     default_precision = "fp32"
+    """What `--precision auto` means on the device."""
 
     def open(self, local_rank: int) -> torch.device:
-        """Return the CPU, which all ranks share; the supervisor has set the number of threads."""
+        """Bind the process to its device, before any other use of one: here the CPU, which all ranks share."""
         return torch.device("cpu")
 
     def autocast(self, dtype: torch.dtype) -> AbstractContextManager[Any]:
@@ -34,7 +38,10 @@ class CpuDevice:
         return torch.amp.GradScaler("cpu", init_scale=init_scale)
 
     def seed(self, key: int) -> None:
-        """Seed only the default generator: `torch.manual_seed` also visits every accelerator and costs 200 us."""
+        """Seed the default generator, from which drop-path and dropout draw.
+
+        `torch.manual_seed` would also visit every accelerator, and costs 200 us.
+        """
         torch.default_generator.manual_seed(key)
 
     def rng_state(self) -> Tensor:

@@ -1,14 +1,12 @@
 """The arithmetic of a run, chosen in one place: fp32, bf16 or fp16 autocast, or O2 by apex or without it.
 
-The rest of the trainer uses the verbs of `Precision` and never asks which one it is.
+The classes have the same methods, so that the rest of the trainer does not ask for the kind. To add one, write a class
+like `Autocast`, and choose it here.
 """
 
 import importlib.util
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
 
 from trainer.devices.device import Device
 from trainer.shared.config import TrainConfig
@@ -21,47 +19,7 @@ from trainer.training.precision.master_weights import NativeO2
 __all__ = ["Precision", "choose_precision"]
 
 
-class Precision(Protocol):
-    """How losses and gradients are computed."""
-
-    name: str
-    optimizer_library: Any
-    """The module whose optimizers the arithmetic needs; None: the device's own."""
-    overflows: int
-    """Steps in a row that may overflow while a dynamic loss scale adapts."""
-
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        """Cast or patch the model before it is wrapped for data parallelism."""
-        ...
-
-    def forward(self) -> AbstractContextManager[Any]:
-        """Return the context of a forward pass."""
-        ...
-
-    def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Compute the gradients of an fp32 scalar loss, scaled if the arithmetic needs it."""
-        ...
-
-    def step(
-        self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, clip_norm: float, loss: Tensor
-    ) -> Tensor:
-        """Clip the true gradients' global norm (0 is off), and update the weights unless loss or norm is not finite.
-
-        Args:
-            loss: this rank's, a scalar.
-
-        Returns:
-            A bool scalar on the device, the same on all ranks: whether the update was left out.
-        """
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the adapted loss scale as plain values; empty without one."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them."""
-        ...
+Precision = Autocast | NativeO2 | ApexO2
 
 
 def choose_precision(config: TrainConfig, device: Device) -> Precision:

@@ -14,6 +14,9 @@ class Autocast:
     """Autocast chooses the type of each operator, or all are fp32; the weights stay fp32."""
 
     optimizer_library = None
+    """The module whose optimizers the arithmetic needs; None: the device's own."""
+    overflows: int
+    """Steps in a row that may overflow while a dynamic loss scale adapts."""
 
     def __init__(self, name: str, device: Device, dtype: torch.dtype | None, scaler: LossScaler | None = None) -> None:
         """Compute in `dtype` (None: everything in fp32). fp16, which does not have fp32's range, needs a `scaler`."""
@@ -21,15 +24,15 @@ class Autocast:
         self._device, self._dtype, self._scaler = device, dtype, scaler
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        """Return the model as it is."""
+        """Cast or patch the model before it is wrapped for data parallelism: here return it unchanged."""
         return model
 
     def forward(self) -> AbstractContextManager[Any]:
-        """Return autocast; in fp32 a context without effect."""
+        """Return the context of a forward pass: autocast, without effect in fp32."""
         return nullcontext() if self._dtype is None else self._device.autocast(self._dtype)
 
     def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Compute the gradients, of the scaled loss if there is a scale."""
+        """Compute the gradients of an fp32 scalar loss, scaled if there is a scale."""
         if self._scaler is None:
             loss.backward()
         else:
@@ -38,7 +41,14 @@ class Autocast:
     def step(
         self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, clip_norm: float, loss: Tensor
     ) -> Tensor:
-        """Clip, and update unless loss or norm is not finite."""
+        """Clip the true gradients' global norm (0 is off), and update the weights unless loss or norm is not finite.
+
+        Args:
+            loss: this rank's, a scalar.
+
+        Returns:
+            A bool scalar on the device, the same on all ranks: whether the update was left out.
+        """
         if self._scaler is not None:
             return self._scaler.step(optimizer, parameters, clip_norm=clip_norm, loss=loss)
         skipped = not_finite(loss, clipped_norm(parameters, clip_norm))
