@@ -189,8 +189,8 @@ class PreflightFinding(NamedTuple):
 
     Attributes:
         about: the thing that was checked.
-        state: `later` for what may still come, like a node that an autoscaler adds on demand; `unknown` for what the
-            user may not see.
+        state: `later` for a thing that may still come, like a node that an autoscaler adds on demand; `unknown` if the
+            user has no right to see it.
         text: one line; for a fault: what is wrong, where, and the next step.
     """
 

@@ -1,4 +1,4 @@
-"""Check the English of comments, docstrings, test names and Markdown: `python -m tests.plain_english [FOLDER…]`.
+"""Check the English of comments, docstrings, test names and Markdown: `python -m tests.plain_english [PATH…]`.
 
 Readers of this project speak many languages. The words below are correct English, but they slow down a reader whose
 English is a second language, and each has a plain replacement. Text in backticks is code, and is not checked.
@@ -13,11 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-# The check grows: a folder joins this list when it has no findings.
-FOLDERS = (
-    *("CHANGELOG.md", "README.md", "SECURITY.md", "benchmarks", "charts", "docs", "requirements", "tests/cluster"),
-    *("tests/local", "tests/networks", "tests/npu", "tests/unit/ranktable", "tests/unit/trainer"),
-    *("tests/unit/training", "tests/unit/volcano", "trainer"),
+PATHS = (
+    *("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "SECURITY.md"),
+    *("benchmarks", "charts", "docs", "launcher", "requirements", "tests", "trainer"),
 )
 NAME_IT = "name the person or the program, such as the user, the kubelet, a rank"
 # A pattern, and what to write in its place. A space stands for any white space.
@@ -59,8 +57,8 @@ class Finding(NamedTuple):
 
 
 def main(words: Sequence[str]) -> int:
-    """Print the findings in the folders, and return 1 if there are any."""
-    files = [file for word in words or FOLDERS for file in _files(Path(word))]
+    """Print the findings in the files and folders, and return 1 if there are any."""
+    files = [file for word in words or PATHS for file in _files(Path(word))]
     findings = [finding for file in files for finding in check(file, file.read_text(encoding="utf-8"))]
     for finding in findings:
         sys.stdout.write(f"{finding}\n")

@@ -10,7 +10,7 @@ from launcher.kube.resources import CONFIG_MAPS, SERVICES
 from launcher.settings.spec import JobSpec
 
 PART_RESOURCES = {"ConfigMap": CONFIG_MAPS, "Service": SERVICES}
-"""The kinds of object that belong to a job besides its pods."""
+"""The kinds of object that a job needs in addition to its pods."""
 _TRIAL_SUFFIX = "-check"
 
 

@@ -33,7 +33,7 @@ def config_map_name(kind: str, job: str) -> str:
 
 
 def save(api: Api, kind: str, job: Json) -> list[str]:
-    """Save the settings of `job` before its removal; return a warning if the user may not do that."""
+    """Save the settings of `job` before its removal; return a warning if the user has no right to do so."""
     name = job["metadata"]["name"]
     values = {"attempt": attempt_number(job), "spec": spec_of(job)}
     body = {

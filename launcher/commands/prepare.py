@@ -92,7 +92,7 @@ def where_to_find(settings: Settings, spec: JobSpec) -> Where:
 def _resolve(
     options: Mapping[str, Any], profile: str | None, choose: Callable[[JobOptions], Choice]
 ) -> tuple[Settings, Choice]:
-    """Resolve the settings: the user's name the backend, its defaults may name a run, and that has settings too."""
+    """Resolve the user's settings; then add the backend's defaults and the settings of the run to continue."""
     flags = given_options(dict(options))
     settings = resolve_settings(flags, profile)
     choice = choose(settings.options)

@@ -22,7 +22,7 @@ CANCELLED = "pnas/cancelled"
 """Annotation: when a user cancelled the job."""
 
 JOB_VERBS = ("create", "delete", "get", "list", "patch", "watch")
-"""What a launcher does with a job object of any kind."""
+"""The verbs that a launcher uses on a job object of any kind."""
 
 ObjectEvents = Callable[[Json], Sequence[Json]]
 """Returns the events of an object, oldest first."""
@@ -87,7 +87,7 @@ class Kind(Protocol):
         """Return the kind and the name of the object that schedules the pods together, if there is one."""
 
     def reason_without_pods(self, job: Json, gang: Json | None, events: ObjectEvents, now: float) -> str:
-        """Return why the job has no pods; empty while its controllers may not have looked."""
+        """Return why the job has no pods; empty while its controllers have perhaps not looked yet."""
 
     def pod_names(self, job: Json) -> re.Pattern[str]:
         """Return the pattern of its pods' names: a deleted pod leaves only its name in events."""

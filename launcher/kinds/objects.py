@@ -54,10 +54,10 @@ def timestamp_now() -> str:
 
 
 YOUNG_S = 10.0
-"""Age until which controllers may not have seen an object: Volcano's scheduler looks once a second."""
+"""Age until which controllers have perhaps not seen an object: Volcano's scheduler looks once a second."""
 
 
 def is_young(item: Json, now: float) -> bool:
-    """Return whether controllers may not have seen the object yet. Volcano recreates a PodGroup at each restart."""
+    """Return whether controllers have perhaps not seen the object yet. Volcano recreates a PodGroup at each restart."""
     created = unix_time(item["metadata"].get("creationTimestamp"))
     return created is None or now - created <= YOUNG_S
