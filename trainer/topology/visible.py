@@ -61,7 +61,7 @@ def _files(kind: str, dev: Path) -> tuple[int, ...]:
 
 
 def _chosen(text: str, ids: tuple[int, ...]) -> tuple[int, ...]:
-    """Read logical numbers as the runtimes do, up to the first other word; CUDA also knows UUIDs, in any order."""
+    """Read logical numbers like the runtimes, up to the first other word; of UUIDs, for CUDA, only the count."""
     parts = [part.strip() for part in text.split(",")]
     if parts[0].startswith(("GPU-", "MIG-")):
         return ids[: len(parts)]

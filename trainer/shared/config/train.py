@@ -6,6 +6,7 @@ smoothing, no drop-path, learning rate 0.4 stepped once per epoch. `profiles/rec
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -34,6 +35,14 @@ def option(default: Any, text: str, *, group: str, **constraints: Any) -> Any:
     return Field(default, description=text, json_schema_extra={"group": group}, **constraints)
 
 
+_in_run = partial(option, group="Run")
+_in_checkpoints = partial(option, group="Checkpoints")
+_in_model = partial(option, group="Model")
+_in_data = partial(option, group="Data")
+_in_optimisation = partial(option, group="Optimisation")
+_in_devices = partial(option, group="Devices")
+
+
 def _absent(value: object) -> object:
     """Turn `none` on a command line or in YAML into "not set"."""
     return None if isinstance(value, str | Path) and str(value).lower() == "none" else value
@@ -54,154 +63,123 @@ class TrainConfig(BaseModel):
         allow_inf_nan=False,
     )
 
-    # Run
-    mode: Mode = option(
-        "full", "Task: full training, timed steps, training that starts from weights, or evaluation.", group="Run"
+    mode: Mode = _in_run("full", "Task: full training, timed steps, training that starts from weights, or evaluation.")
+    data_path: Path = _in_run(Path("/data"), "Folder with train/ and val/, one sub-folder per class.")
+    output: Path = _in_run(Path("output"), "Folder that gets one sub-folder per run.")
+    run_name: Annotated[str | None, Optional] = _in_run(
+        None, "Name of the run's folder. [default: mode, model and time]", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
     )
-    data_path: Path = option(Path("/data"), "Folder with train/ and val/, one sub-folder per class.", group="Run")
-    output: Path = option(Path("output"), "Folder that gets one sub-folder per run.", group="Run")
-    run_name: Annotated[str | None, Optional] = option(
-        None,
-        "Name of the run's folder. [default: mode, model and time]",
-        group="Run",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
-    )
-    seed: int = option(0, "Seed of every random draw.", group="Run", ge=0, lt=2**31)
-    log_interval: int = option(10, "Steps between progress lines.", group="Run", ge=1)
+    seed: int = _in_run(0, "Seed of every random draw.", ge=0, lt=2**31)
+    log_interval: int = _in_run(10, "Steps between progress lines.", ge=1)
 
-    # Checkpoints
-    resume: Annotated[Literal["auto"] | Path | None, Optional] = option(
-        None,
-        "Continue a run: auto (the named run, from its newest valid checkpoint), its folder, or one checkpoint.",
-        group="Checkpoints",
+    resume: Annotated[Literal["auto"] | Path | None, Optional] = _in_checkpoints(
+        None, "Continue a run: auto (the named run, from its newest valid checkpoint), its folder, or one checkpoint."
     )
-    checkpoint_every: str = option(
-        "10m", "Steps (500) or time (10m) between checkpoints; one is also saved after each epoch.", group="Checkpoints"
+    checkpoint_every: str = _in_checkpoints(
+        "10m", "Steps (500) or time (10m) between checkpoints; one is also saved after each epoch."
     )
-    keep: int = option(3, "Number of checkpoints to keep.", group="Checkpoints", ge=1)
-    resume_lr: Literal["keep", "scale"] = option(
-        "keep",
-        "Learning rate on another number of devices: the same, or scaled with the global batch.",
-        group="Checkpoints",
+    keep: int = _in_checkpoints(3, "Number of checkpoints to keep.", ge=1)
+    resume_lr: Literal["keep", "scale"] = _in_checkpoints(
+        "keep", "Learning rate on another number of devices: the same, or scaled with the global batch."
     )
-    accept_changed_data: bool = option(
-        False, "Resume although images were added or removed since the checkpoint.", group="Checkpoints"
+    accept_changed_data: bool = _in_checkpoints(
+        False, "Resume although images were added or removed since the checkpoint."
     )
 
-    # Model
-    model: Literal["pnasnet5large", "pnasnet5mobile", "pnasnet5tiny"] = option(
-        "pnasnet5large", "Network; `tiny` is a scale for tests.", group="Model"
+    model: Literal["pnasnet5large", "pnasnet5mobile", "pnasnet5tiny"] = _in_model(
+        "pnasnet5large", "Network; `tiny` is a scale for tests."
     )
-    image_size: int = option(331, "Side of the square input in pixels.", group="Model", ge=16, le=1024)
-    padding: Literal["exact", "seed"] = option(
-        "exact", "TensorFlow's SAME without zero-pad operators, or the seed's dropped pads.", group="Model"
+    image_size: int = _in_model(331, "Side of the square input in pixels.", ge=16, le=1024)
+    padding: Literal["exact", "seed"] = _in_model(
+        "exact", "TensorFlow's SAME without zero-pad operators, or the seed's dropped pads."
     )
-    aux: Literal["none", "seed", "tf"] = option("seed", "Where the auxiliary head sits.", group="Model")
-    aux_weight: float = option(0.4, "Weight of the auxiliary loss.", group="Model", ge=0)
-    dropout: float = option(0.5, "Dropout before the classifier.", group="Model", ge=0, lt=1)
-    drop_path: float = option(0.0, "Drop-path rate of the last cell at the last step.", group="Model", ge=0, lt=1)
-    weights: Annotated[Path | None, Optional] = option(
-        None, "Weights to start from or to evaluate (ours, timm's or Cadene's).", group="Model"
+    aux: Literal["none", "seed", "tf"] = _in_model("seed", "Where the auxiliary head sits.")
+    aux_weight: float = _in_model(0.4, "Weight of the auxiliary loss.", ge=0)
+    dropout: float = _in_model(0.5, "Dropout before the classifier.", ge=0, lt=1)
+    drop_path: float = _in_model(0.0, "Drop-path rate of the last cell at the last step.", ge=0, lt=1)
+    weights: Annotated[Path | None, Optional] = _in_model(
+        None, "Weights to start from or to evaluate (ours, timm's or Cadene's)."
     )
-    activation_checkpointing: bool = option(
-        False, "Recompute each cell in the backward pass: less memory, more time.", group="Model"
+    activation_checkpointing: bool = _in_model(
+        False, "Recompute each cell in the backward pass: less memory, more time."
     )
 
-    # Data
-    batch_size: int = option(32, "Images per device and step.", group="Data", ge=1)
-    workers: int = option(4, "Loader processes per device; 0 loads in the training process.", group="Data", ge=0)
-    normalize: Literal["none", "half", "imagenet"] = option(
-        "none", "Input mean and deviation: none ([0,1]), .5/.5, or ImageNet's.", group="Data"
+    batch_size: int = _in_data(32, "Images per device and step.", ge=1)
+    workers: int = _in_data(4, "Loader processes per device; 0 loads in the training process.", ge=0)
+    normalize: Literal["none", "half", "imagenet"] = _in_data(
+        "none", "Input mean and deviation: none ([0,1]), .5/.5, or ImageNet's."
     )
-    crop_scale: float = option(0.08, "Smallest area of a random training crop.", group="Data", gt=0, le=1)
-    flip: float = option(0.5, "Probability of a horizontal flip.", group="Data", ge=0, le=1)
-    augment: Literal["none", "affine", "trivial", "rand"] = option(
-        "none", "More augmentation: small affine, TrivialAugment or RandAugment.", group="Data"
+    crop_scale: float = _in_data(0.08, "Smallest area of a random training crop.", gt=0, le=1)
+    flip: float = _in_data(0.5, "Probability of a horizontal flip.", ge=0, le=1)
+    augment: Literal["none", "affine", "trivial", "rand"] = _in_data(
+        "none", "More augmentation: small affine, TrivialAugment or RandAugment."
     )
-    mixup: float = option(0.0, "Mixup's alpha; 0 is off.", group="Data", ge=0)
-    cutmix: float = option(0.0, "CutMix's alpha; 0 is off.", group="Data", ge=0)
-    eval_crop: float = option(0.875, "Share of the resized side that evaluation crops.", group="Data", gt=0, le=1)
-    interpolation: Literal["bilinear", "bicubic"] = option(
-        "bilinear", "Resize filter of training and evaluation.", group="Data"
+    mixup: float = _in_data(0.0, "Mixup's alpha; 0 is off.", ge=0)
+    cutmix: float = _in_data(0.0, "CutMix's alpha; 0 is off.", ge=0)
+    eval_crop: float = _in_data(0.875, "Share of the resized side that evaluation crops.", gt=0, le=1)
+    interpolation: Literal["bilinear", "bicubic"] = _in_data("bilinear", "Resize filter of training and evaluation.")
+    on_bad_image: Literal["fail", "skip"] = _in_data(
+        "fail", "Reaction to an image that cannot be decoded: stop, or use another one and list it."
     )
-    on_bad_image: Literal["fail", "skip"] = option(
-        "fail", "Reaction to an image that cannot be decoded: stop, or use another one and list it.", group="Data"
-    )
-    max_bad_images: float = option(0.001, "Largest share of a split's images to skip.", group="Data", ge=0, le=1)
+    max_bad_images: float = _in_data(0.001, "Largest share of a split's images to skip.", ge=0, le=1)
 
-    # Optimisation
-    epochs: int = option(90, "Passes over the training images.", group="Optimisation", ge=0)
-    steps: Annotated[int | None, Optional] = option(
-        None, "Most steps per epoch; in performance mode the timed steps.", group="Optimisation", ge=1
+    epochs: int = _in_optimisation(90, "Passes over the training images.", ge=0)
+    steps: Annotated[int | None, Optional] = _in_optimisation(
+        None, "Most steps per epoch; in performance mode the timed steps.", ge=1
     )
-    warmup_steps: int = option(10, "First steps that the images/s figure leaves out.", group="Optimisation", ge=0)
-    optimizer: Literal["sgd"] = option("sgd", "Optimizer.", group="Optimisation")
-    lr: float = option(0.4, "Peak learning rate of the global batch; it is not scaled.", group="Optimisation", gt=0)
-    momentum: float = option(0.9, "SGD's momentum.", group="Optimisation", ge=0, lt=1)
-    nesterov: bool = option(False, "Nesterov's momentum.", group="Optimisation")
-    weight_decay: float = option(4e-5, "Weight decay.", group="Optimisation", ge=0)
-    decay_all: bool = option(True, "Decay batch norm and biases too.", group="Optimisation")
-    schedule: Literal["cosine-epoch", "cosine-step"] = option(
-        "cosine-epoch", "Cosine to zero, moved once per epoch or at every step.", group="Optimisation"
+    warmup_steps: int = _in_optimisation(10, "First steps that the images/s figure leaves out.", ge=0)
+    optimizer: Literal["sgd"] = _in_optimisation("sgd", "Optimizer.")
+    lr: float = _in_optimisation(0.4, "Peak learning rate of the global batch; it is not scaled.", gt=0)
+    momentum: float = _in_optimisation(0.9, "SGD's momentum.", ge=0, lt=1)
+    nesterov: bool = _in_optimisation(False, "Nesterov's momentum.")
+    weight_decay: float = _in_optimisation(4e-5, "Weight decay.", ge=0)
+    decay_all: bool = _in_optimisation(True, "Decay batch norm and biases too.")
+    schedule: Literal["cosine-epoch", "cosine-step"] = _in_optimisation(
+        "cosine-epoch", "Cosine to zero, moved once per epoch or at every step."
     )
-    warmup_epochs: int = option(0, "Epochs of linear warm-up.", group="Optimisation", ge=0)
-    label_smoothing: float = option(0.0, "Label smoothing.", group="Optimisation", ge=0, lt=1)
-    clip_norm: float = option(0.0, "Clip the gradient's global norm; 0 is off.", group="Optimisation", ge=0)
-    accumulate: int = option(1, "Batches per optimizer step.", group="Optimisation", ge=1)
-    micro_batch: Annotated[int | None, Optional] = option(
+    warmup_epochs: int = _in_optimisation(0, "Epochs of linear warm-up.", ge=0)
+    label_smoothing: float = _in_optimisation(0.0, "Label smoothing.", ge=0, lt=1)
+    clip_norm: float = _in_optimisation(0.0, "Clip the gradient's global norm; 0 is off.", ge=0)
+    accumulate: int = _in_optimisation(1, "Batches per optimizer step.", ge=1)
+    micro_batch: Annotated[int | None, Optional] = _in_optimisation(
         None,
         "Images per forward pass, to compute a batch in parts. [default: the batch; on a CPU the most that fits]",
-        group="Optimisation",
         ge=1,
     )
-    max_bad_steps: int = option(
-        5,
-        "Steps in a row with a loss or gradient that is not finite, before the run goes back.",
-        group="Optimisation",
-        ge=1,
+    max_bad_steps: int = _in_optimisation(
+        5, "Steps in a row with a loss or gradient that is not finite, before the run goes back.", ge=1
     )
-    ema: float = option(0.0, "Decay of the weights' moving average; 0 is off.", group="Optimisation", ge=0, lt=1)
+    ema: float = _in_optimisation(0.0, "Decay of the weights' moving average; 0 is off.", ge=0, lt=1)
 
-    # Devices
-    device: Literal["auto", "npu", "cuda", "cpu", "npu-emulated"] = option(
-        "auto",
-        "Kind of device; npu-emulated (the CPU as an NPU, for tests) works in a checkout, not in pods.",
-        group="Devices",
+    device: Literal["auto", "npu", "cuda", "cpu", "npu-emulated"] = _in_devices(
+        "auto", "Kind of device; npu-emulated (the CPU as an NPU, for tests) works in a checkout, not in pods."
     )
-    npus: Annotated[int | None, Optional] = option(
-        None, "Devices on this node. [default: all; 1 on a CPU]", group="Devices", ge=1
+    npus: Annotated[int | None, Optional] = _in_devices(None, "Devices on this node. [default: all; 1 on a CPU]", ge=1)
+    nodes: int = _in_devices(1, "Nodes of the job.", ge=1)
+    node_rank: int = _in_devices(0, "Number of this node, from 0.", ge=0)
+    master_addr: Annotated[str | None, Optional] = _in_devices(
+        None, "Address of node 0. [default: 127.0.0.1 on one node]"
     )
-    nodes: int = option(1, "Nodes of the job.", group="Devices", ge=1)
-    node_rank: int = option(0, "Number of this node, from 0.", group="Devices", ge=0)
-    master_addr: Annotated[str | None, Optional] = option(
-        None, "Address of node 0. [default: 127.0.0.1 on one node]", group="Devices"
+    master_port: Annotated[int | None, Optional] = _in_devices(
+        None, "Port of the rendezvous. [default: a free port on one node, else 29500]", ge=1, le=65535
     )
-    master_port: Annotated[int | None, Optional] = option(
-        None, "Port of the rendezvous. [default: a free port on one node, else 29500]", group="Devices", ge=1, le=65535
+    rank_table: Annotated[Path | None, Optional] = _in_devices(
+        None, "Rank table (hccl.json). [default: RANK_TABLE_FILE]"
     )
-    rank_table: Annotated[Path | None, Optional] = option(
-        None, "Rank table (hccl.json). [default: RANK_TABLE_FILE]", group="Devices"
+    rank_table_timeout_s: float = _in_devices(600.0, "Longest wait for a completed rank table.", gt=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16", "O2"] = _in_devices(
+        "auto", "Arithmetic: auto is O2 on an NPU, bf16 on CUDA, fp32 on a CPU."
     )
-    rank_table_timeout_s: float = option(600.0, "Longest wait for a completed rank table.", group="Devices", gt=0)
-    precision: Literal["auto", "fp32", "bf16", "fp16", "O2"] = option(
-        "auto", "Arithmetic: auto is O2 on an NPU, bf16 on CUDA, fp32 on a CPU.", group="Devices"
+    loss_scale: float | Literal["dynamic"] = _in_devices(
+        "dynamic", "Loss scale of fp16 and O2: a number, or adapted to overflow."
     )
-    loss_scale: float | Literal["dynamic"] = option(
-        "dynamic", "Loss scale of fp16 and O2: a number, or adapted to overflow.", group="Devices"
+    channels_last: bool = _in_devices(False, "NHWC memory layout (faster on CUDA; never on an NPU).")
+    threads: Annotated[int | None, Optional] = _in_devices(
+        None, "CPU threads per device. [default: OMP_NUM_THREADS, or the CPUs divided by the devices]", ge=1
     )
-    channels_last: bool = option(False, "NHWC memory layout (faster on CUDA; never on an NPU).", group="Devices")
-    threads: Annotated[int | None, Optional] = option(
-        None,
-        "CPU threads per device. [default: OMP_NUM_THREADS, or the CPUs divided by the devices]",
-        group="Devices",
-        ge=1,
-    )
-    grace_s: float = option(30.0, "Time for workers to save and stop after SIGTERM.", group="Devices", ge=0)
-    stall_timeout_s: float = option(
-        900.0,
-        "Longest wait of a rank for data or for its peers; then the run names it and ends.",
-        group="Devices",
-        gt=0,
+    grace_s: float = _in_devices(30.0, "Time for workers to save and stop after SIGTERM.", ge=0)
+    stall_timeout_s: float = _in_devices(
+        900.0, "Longest wait of a rank for data or for its peers; then the run names it and ends.", gt=0
     )
 
     @field_validator("checkpoint_every")
