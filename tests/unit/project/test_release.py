@@ -19,8 +19,10 @@ def test_the_chart_has_the_projects_version() -> None:
 
 
 def test_every_example_has_the_projects_version() -> None:
-    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    versions = {tag for file in files for tag in re.findall(r"/pnas:(\d[\w.]*\d)", file.read_text(encoding="utf-8"))}
+    folders = ("benchmarks", "charts", "docs", "k8s", "launcher")
+    files = [file for name in folders for file in (ROOT / name).rglob("*") if file.suffix in {".md", ".py", ".yaml"}]
+    texts = [file.read_text(encoding="utf-8") for file in (ROOT / "README.md", *files)]
+    versions = {tag for text in texts for tag in re.findall(r"/pnas:(\d[\w.]*\d)", text)}
     assert versions == {project()["version"]}
 
 
