@@ -1,11 +1,11 @@
 """The optimizers: which parameters they update, with which weight decay, and what they keep of each parameter.
 
-To add one, write a class like `Sgd` here, enter it in OPTIMIZERS, and add its name to `--optimizer` (TrainConfig).
-Nothing else knows one optimizer from another: steps, precisions and checkpoints see torch's interface only.
+To add one, write a class like `Sgd` here, enter it in OPTIMIZERS and in its type, and add its name to `--optimizer`
+(TrainConfig). Steps, precisions and checkpoints use only torch's interface, and do not know the kind.
 """
 
 import importlib
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,29 +15,17 @@ from trainer.shared.config import TrainConfig
 ParameterGroups = list[dict[str, Any]]
 
 
-class OptimizerKind(Protocol):
-    """A kind of optimizer: its implementations, and its state."""
+class Sgd:
+    """SGD with momentum, fused on every device."""
 
     def make(self, groups: ParameterGroups, config: TrainConfig, *, device: str, library: Any) -> torch.optim.Optimizer:
-        """Return the fastest implementation on a device.
+        """Return the fastest implementation: apex's, torch_npu's (both keep the gradients in one buffer) or torch's.
 
         Args:
             groups: from `parameter_groups`; each has its own `weight_decay`.
             device: `npu`, `cuda` or `cpu`.
             library: the module whose optimizers the run's precision needs (apex's under O2); None for no such need.
         """
-        ...
-
-    def first_state(self, parameter: nn.Parameter, config: TrainConfig) -> dict[str, Tensor]:
-        """Return the tensors that the optimizer keeps of a parameter, with their values before the first step."""
-        ...
-
-
-class Sgd:
-    """SGD with momentum, fused on every device."""
-
-    def make(self, groups: ParameterGroups, config: TrainConfig, *, device: str, library: Any) -> torch.optim.Optimizer:
-        """Return apex's, torch_npu's (both keep the gradients in one buffer) or torch's fused SGD."""
         if library is None and device != "npu":
             return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
         # torch_npu was loaded when the device was opened. Typed as Any: it has no stubs.
@@ -48,15 +36,18 @@ class Sgd:
         return optimizer
 
     def first_state(self, parameter: nn.Parameter, config: TrainConfig) -> dict[str, Tensor]:
-        """Return a momentum of zero, which gives a first step the same bits as no momentum."""
+        """Return the tensors that the optimizer keeps of a parameter, with their values before the first step.
+
+        A momentum of zero gives a first step the same bits as no momentum.
+        """
         return {"momentum_buffer": torch.zeros_like(parameter)} if config.momentum else {}
 
 
-OPTIMIZERS: dict[str, OptimizerKind] = {"sgd": Sgd()}
+OPTIMIZERS: dict[str, Sgd] = {"sgd": Sgd()}
 
 
 def make_optimizer(network: nn.Module, config: TrainConfig, *, device: str, library: Any) -> torch.optim.Optimizer:
-    """Return the run's optimizer over all trainable parameters; see `OptimizerKind.make` for the arguments."""
+    """Return the run's optimizer over all trainable parameters; see `Sgd.make` for the arguments."""
     groups = parameter_groups(network, weight_decay=config.weight_decay, decay_all=config.decay_all)
     return OPTIMIZERS[config.optimizer].make(groups, config, device=device, library=library)
 

@@ -44,7 +44,8 @@ class Toy:
 
 @pytest.fixture(autouse=True)
 def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(OPTIMIZERS, "toy", Toy())
+    optimizers: dict[str, Any] = {**OPTIMIZERS, "toy": Toy()}
+    monkeypatch.setattr("trainer.training.optimizer.OPTIMIZERS", optimizers)
 
 
 def _training(optimizer: str, **settings: Any) -> Training:
