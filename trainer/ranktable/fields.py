@@ -7,6 +7,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
 from trainer.shared.errors import UsageError
@@ -15,14 +16,77 @@ Raw: TypeAlias = Any  # a result of json.loads; this module checks it value by v
 _LENGTH_SHOWN = 80  # characters of a value in a message
 
 
-def optional_ip(entry: Mapping[str, Raw], key: str, parent: str) -> str | None:
-    """Return an address, or None if the key is missing or empty (old device plugins leave host_ip empty)."""
-    if entry.get(key, "") == "":
-        return None
-    address = text_of(entry, key, parent)
-    if not is_ip(address):
-        refuse(path_of(parent, key), address, "is not an IP address")
-    return address
+@dataclass(frozen=True)
+class Entry:
+    """One JSON object of a table. Its methods take a value out of it, or refuse it.
+
+    Attributes:
+        path: Its name for messages, such as `server_list[0].device[1]`; empty for the whole table.
+    """
+
+    values: Mapping[str, Raw]
+    path: str
+
+    @classmethod
+    def of(cls, value: Raw, path: str) -> "Entry":
+        """Return the entry of a value that must be a JSON object."""
+        if not isinstance(value, dict):
+            refuse(path or "the table", value, "must be a JSON object")
+        return cls(value, path)
+
+    def text(self, key: str) -> str:
+        """Return a string that must exist; it can be empty."""
+        value = self._required(key)
+        if not isinstance(value, str):
+            self.refuse(key, "must be a string")
+        return value
+
+    def number(self, key: str) -> int:
+        """Return a count or id of the versions that write numbers as strings; HCCL refuses a plain number there."""
+        value = self.text(key)
+        if not re.fullmatch(r"[0-9]{1,18}", value):
+            self.refuse(key, 'must be a number in quotes, like "0"')
+        return int(value)
+
+    def whole(self, key: str) -> int:
+        """Return a count or id of version 2.0, which writes numbers as numbers."""
+        value = self._required(key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            self.refuse(key, "must be a number of at least 0, without quotes")
+        return value
+
+    def optional_ip(self, key: str) -> str | None:
+        """Return an address, or None if the key is missing or empty (old device plugins leave host_ip empty)."""
+        if self.values.get(key, "") == "":
+            return None
+        address = self.text(key)
+        if not is_ip(address):
+            self.refuse(key, "is not an IP address")
+        return address
+
+    def entries(self, key: str) -> "list[Entry]":
+        """Return the objects of a list that must exist and have at least one."""
+        value = self._required(key)
+        if not isinstance(value, list) or not value:
+            self.refuse(key, "must be a list with at least one entry")
+        return [Entry.of(item, f"{self._path_of(key)}[{number}]") for number, item in enumerate(value)]
+
+    def check_count(self, key: str, actual: int, of: str) -> None:
+        """Refuse a count, written as a string, that differs from the entries it counts."""
+        if self.number(key) != actual:
+            self.refuse(key, f"is not the number of {of} entries, {actual}")
+
+    def refuse(self, key: str, rule: str) -> NoReturn:
+        """Raise a UsageError: the value of `key` breaks `rule`."""
+        refuse(self._path_of(key), self.values[key], rule)
+
+    def _path_of(self, key: str) -> str:
+        return f"{self.path}.{key}" if self.path else key
+
+    def _required(self, key: str) -> Raw:
+        if key not in self.values:
+            raise UsageError(f"{self._path_of(key)} is missing")
+        return self.values[key]
 
 
 def is_ip(address: str) -> bool:
@@ -32,56 +96,6 @@ def is_ip(address: str) -> bool:
     except ValueError:
         return False
     return "%" not in address
-
-
-def check_count(entry: Mapping[str, Raw], key: str, parent: str, actual: int, of: str) -> None:
-    """Refuse a count, written as a string, that differs from the entries it counts."""
-    if number_of(entry, key, parent) != actual:
-        refuse(path_of(parent, key), entry[key], f"is not the number of {of} entries, {actual}")
-
-
-def number_of(entry: Mapping[str, Raw], key: str, parent: str) -> int:
-    """Return a count or id of the versions that write numbers as strings; HCCL refuses a plain number there."""
-    value = text_of(entry, key, parent)
-    if not re.fullmatch(r"[0-9]{1,18}", value):
-        refuse(path_of(parent, key), value, 'must be a number in quotes, like "0"')
-    return int(value)
-
-
-def whole_of(entry: Mapping[str, Raw], key: str, parent: str) -> int:
-    """Return a count or id of version 2.0, which writes numbers as numbers."""
-    value = _required(entry, key, parent)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        refuse(path_of(parent, key), value, "must be a number of at least 0, without quotes")
-    return value
-
-
-def text_of(entry: Mapping[str, Raw], key: str, parent: str) -> str:
-    """Return a string that must exist; it can be empty."""
-    value = _required(entry, key, parent)
-    if not isinstance(value, str):
-        refuse(path_of(parent, key), value, "must be a string")
-    return value
-
-
-def list_of(entry: Mapping[str, Raw], key: str, parent: str) -> list[Raw]:
-    """Return a list that must exist and have at least one entry."""
-    value = _required(entry, key, parent)
-    if not isinstance(value, list) or not value:
-        refuse(path_of(parent, key), value, "must be a list with at least one entry")
-    return value
-
-
-def object_of(value: Raw, parent: str) -> Mapping[str, Raw]:
-    """Return `value` itself, if it is a JSON object."""
-    if not isinstance(value, dict):
-        refuse(parent, value, "must be a JSON object")
-    return value
-
-
-def path_of(parent: str, key: str) -> str:
-    """Return the name of a field for a message: `server_list[0].device[1].rank_id`."""
-    return f"{parent}.{key}" if parent else key
 
 
 def refuse(field: str, value: object, rule: str) -> NoReturn:
@@ -103,9 +117,3 @@ def quote(value: object) -> str:
     except RecursionError:  # nested so deep that json.loads could just read it
         text = f"a {type(value).__name__}"
     return text if len(text) <= _LENGTH_SHOWN else text[: _LENGTH_SHOWN - 3] + "..."
-
-
-def _required(entry: Mapping[str, Raw], key: str, parent: str) -> Raw:
-    if key not in entry:
-        raise UsageError(f"{path_of(parent, key)} is missing")
-    return entry[key]

@@ -8,26 +8,14 @@ Formats: HCCL's user guide, "rank table configuration" for 910 and A2 (1.0 and g
 """
 
 import ipaddress
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from trainer.ranktable.fields import (
-    Raw,
-    check_count,
-    is_ip,
-    list_of,
-    number_of,
-    object_of,
-    optional_ip,
-    path_of,
-    quote,
-    refuse,
-    text_of,
-    whole_of,
-)
+from trainer.ranktable.fields import Entry, is_ip, quote, refuse
 from trainer.shared.errors import UsageError
 
 NO_ADDRESS = "-1"  # the device plugin writes this for a device with a network card that does not answer
@@ -81,14 +69,13 @@ def parse(text: str) -> RankTable:
         UsageError: The table breaks a rule of its format; one line names the field, its value and the rule.
     """
     try:
-        table = json.loads(text)
+        document = json.loads(text)
     except json.JSONDecodeError as error:
         raise NotReadyError(f"not valid JSON at line {error.lineno} column {error.colno}: half written?") from None
     except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
         raise UsageError(f"not a rank table: {error}") from None
-    if not isinstance(table, dict):
-        refuse("the table", table, "must be a JSON object")
-    status = text_of(table, "status", "")
+    table = Entry.of(document, "")
+    status = table.text("status")
     if status != "completed":
         # The controllers keep the whole old server_list in a table that is initializing again: never read on.
         raise NotReadyError(f"status is {quote(status)}, not yet completed")
@@ -99,41 +86,45 @@ def parse(text: str) -> RankTable:
     return RankTable(version=version, status=status, servers=servers)
 
 
-def _reader(table: Mapping[str, Raw]) -> tuple[str, Callable[[Mapping[str, Raw]], Sequence[Server]]]:
-    if "group_list" in table:
+def _reader(table: Entry) -> tuple[str, Callable[[Entry], list[Server]]]:
+    if "group_list" in table.values:
         return "group_list", _group_list
-    version = text_of(table, "version", "")
+    version = table.text("version")
     readers = {"1.0": _server_list, "1.2": _super_pods, "2.0": _rank_list}
     if version not in readers:
-        refuse("version", version, "is not one of 1.0, 1.2, 2.0")
+        table.refuse("version", "is not one of 1.0, 1.2, 2.0")
     return version, readers[version]
 
 
 # 1.0: server_list; the operators and the hccl-controller write it for 910 and A2
 
 
-def _server_list(table: Mapping[str, Raw]) -> list[Server]:
-    entries = list_of(table, "server_list", "")
-    check_count(table, "server_count", "", len(entries), "server_list")
+def _server_list(table: Entry) -> list[Server]:
+    entries = _counted(table, "server_list", "server_count")
     # On one server, HCCL lets A2 and A3 leave the address out; a written one must be an address.
-    return [_server(entry, f"server_list[{i}]", ip_optional=len(entries) == 1) for i, entry in enumerate(entries)]
+    return [_server(entry, ip_optional=len(entries) == 1) for entry in entries]
 
 
-def _server(entry: Raw, parent: str, *, ip_optional: bool, super_pod: bool = False) -> Server:
-    object_of(entry, parent)
-    devices = list_of(entry, "device", parent)
+def _counted(parent: Entry, key: str, count: str) -> list[Entry]:
+    entries = parent.entries(key)
+    parent.check_count(count, len(entries), key)
+    return entries
+
+
+def _server(entry: Entry, *, ip_optional: bool, super_pod: bool = False) -> Server:
+    devices = entry.entries("device")
     return Server(
-        server_id=_server_id(entry, parent),
-        host_ip=optional_ip(entry, "host_ip", parent),
-        container_ip=optional_ip(entry, "container_ip", parent),
+        server_id=_server_id(entry),
+        host_ip=entry.optional_ip("host_ip"),
+        container_ip=entry.optional_ip("container_ip"),
         pod_name=None,
         devices=tuple(
             RankedDevice(
-                rank=number_of(object_of(device, f"{parent}.device[{i}]"), "rank_id", f"{parent}.device[{i}]"),
-                device_id=number_of(device, "device_id", f"{parent}.device[{i}]"),
-                device_ip=_device_ip(device, f"{parent}.device[{i}]", optional=ip_optional, placeholder=super_pod),
+                rank=device.number("rank_id"),
+                device_id=device.number("device_id"),
+                device_ip=_device_ip(device, optional=ip_optional, placeholder=super_pod),
             )
-            for i, device in enumerate(devices)
+            for device in devices
         ),
     )
 
@@ -141,20 +132,16 @@ def _server(entry: Raw, parent: str, *, ip_optional: bool, super_pod: bool = Fal
 # 1.2: server_list and super_pod_list; A3, whose devices reach each other without the RoCE network
 
 
-def _super_pods(table: Mapping[str, Raw]) -> list[Server]:
-    entries = list_of(table, "server_list", "")
-    check_count(table, "server_count", "", len(entries), "server_list")
-    servers = []
-    for i, entry in enumerate(entries):
-        servers.append(_server(entry, f"server_list[{i}]", ip_optional=True, super_pod=True))
-        for j, device in enumerate(entry["device"]):
-            number_of(device, "super_device_id", f"server_list[{i}].device[{j}]")
+def _super_pods(table: Entry) -> list[Server]:
+    entries = _counted(table, "server_list", "server_count")
+    servers = [_server(entry, ip_optional=True, super_pod=True) for entry in entries]
+    for entry in entries:
+        for device in entry.entries("device"):
+            device.number("super_device_id")
     members: list[str] = []
-    for i, pod in enumerate(list_of(table, "super_pod_list", "")):
-        text_of(object_of(pod, f"super_pod_list[{i}]"), "super_pod_id", f"super_pod_list[{i}]")
-        for j, member in enumerate(list_of(pod, "server_list", f"super_pod_list[{i}]")):
-            parent = f"super_pod_list[{i}].server_list[{j}]"
-            members.append(text_of(object_of(member, parent), "server_id", parent))
+    for pod in table.entries("super_pod_list"):
+        pod.text("super_pod_id")
+        members += [member.text("server_id") for member in pod.entries("server_list")]
     for server in servers:
         if server.server_id not in members:
             refuse("server_id", server.server_id, "is in no super_pod_list entry")
@@ -167,21 +154,17 @@ def _super_pods(table: Mapping[str, Raw]) -> list[Server]:
 # 2.0: rank_list, all numbers; 950. It names no server, so the innermost network tells servers apart
 
 
-def _rank_list(table: Mapping[str, Raw]) -> list[Server]:
-    entries = list_of(table, "rank_list", "")
-    count = whole_of(table, "rank_count", "")
-    if count != len(entries):
-        refuse("rank_count", count, f"is not the number of rank_list entries, {len(entries)}")
+def _rank_list(table: Entry) -> list[Server]:
+    entries = table.entries("rank_list")
+    if table.whole("rank_count") != len(entries):
+        table.refuse("rank_count", f"is not the number of rank_list entries, {len(entries)}")
     ranked = []
-    for i, entry in enumerate(entries):
-        parent = f"rank_list[{i}]"
-        rank, device_id, local_id = (
-            whole_of(object_of(entry, parent), key, parent) for key in ("rank_id", "device_id", "local_id")
-        )
-        ranked.append((rank, _instance(entry, parent), local_id, RankedDevice(rank, device_id, None)))
+    for entry in entries:
+        device = RankedDevice(entry.whole("rank_id"), entry.whole("device_id"), None)
+        ranked.append((device, entry.whole("local_id"), _instance(entry)))
     servers: list[tuple[str, list[RankedDevice]]] = []
     last_instance, last_local_id = "", -1
-    for _, instance, local_id, device in sorted(ranked, key=lambda item: item[0]):
+    for device, local_id, instance in sorted(ranked, key=lambda item: item[0].rank):
         # A pod numbers its devices upwards: a step back begins the next pod, on the same network or another.
         if not servers or instance != last_instance or local_id <= last_local_id:
             servers.append((instance, []))
@@ -190,54 +173,36 @@ def _rank_list(table: Mapping[str, Raw]) -> list[Server]:
     return [Server(instance, None, None, None, tuple(devices)) for instance, devices in servers]
 
 
-def _instance(entry: Mapping[str, Raw], parent: str) -> str:
+def _instance(entry: Entry) -> str:
     """Return the network instance of the innermost layer: the server, or its rack."""
-    levels = list_of(entry, "level_list", parent)
-    for i, level in enumerate(levels):
-        whole_of(object_of(level, f"{parent}.level_list[{i}]"), "net_layer", f"{parent}.level_list[{i}]")
-    innermost = min(range(len(levels)), key=lambda i: levels[i]["net_layer"])
-    return text_of(levels[innermost], "net_instance_id", f"{parent}.level_list[{innermost}]")
+    return min(entry.entries("level_list"), key=lambda level: level.whole("net_layer")).text("net_instance_id")
 
 
 # group_list: "template two" of the old hccl-controller; the order of pods and devices implies the ranks
 
 
-def _group_list(table: Mapping[str, Raw]) -> list[Server]:
-    groups = list_of(table, "group_list", "")
-    check_count(table, "group_count", "", len(groups), "group_list")
-    servers: list[Server] = []
-    rank = 0
-    for i, group in enumerate(groups):
-        for parent, instance in _instances(object_of(group, f"group_list[{i}]"), f"group_list[{i}]"):
-            devices = []
-            for j, device in enumerate(list_of(instance, "devices", parent)):
-                path = f"{parent}.devices[{j}]"
-                device_id = number_of(object_of(device, path), "device_id", path)
-                devices.append(RankedDevice(rank, device_id, _device_ip(device, path, optional=False)))
-                rank += 1
-            pod_name = text_of(instance, "pod_name", parent)
-            servers.append(Server(_server_id(instance, parent), None, None, pod_name, tuple(devices)))
+def _group_list(table: Entry) -> list[Server]:
+    ranks = itertools.count()
+    servers = []
+    for group in _counted(table, "group_list", "group_count"):
+        for instance in _instances(group):
+            devices = tuple(
+                RankedDevice(next(ranks), device.number("device_id"), _device_ip(device, optional=False))
+                for device in instance.entries("devices")
+            )
+            servers.append(Server(_server_id(instance), None, None, instance.text("pod_name"), devices))
     return servers
 
 
-def _instances(group: Mapping[str, Raw], parent: str) -> list[tuple[str, Mapping[str, Raw]]]:
+def _instances(group: Entry) -> list[Entry]:
     """Return a group's pods in the order of their names: the controller writes them in any order (worker-1 first)."""
-    entries = list_of(group, "instance_list", parent)
     # After a restart the controller keeps the dead pods' entries next to the new ones.
-    check_count(group, "instance_count", parent, len(entries), "instance_list")
-    entries_by_path = [(f"{parent}.instance_list[{i}]", entry) for i, entry in enumerate(entries)]
-    names = [text_of(object_of(entry, path), "pod_name", path) for path, entry in entries_by_path]
-    for name, times in Counter(names).items():
+    entries = _counted(group, "instance_list", "instance_count")
+    for name, times in Counter(entry.text("pod_name") for entry in entries).items():
         if times > 1:
-            refuse(f"{parent}: pod_name", name, f"appears {times} times")
-    check_count(
-        group,
-        "device_count",
-        parent,
-        sum(len(list_of(entry, "devices", path)) for path, entry in entries_by_path),
-        "devices",
-    )
-    return [entries_by_path[i] for i in sorted(range(len(entries_by_path)), key=lambda i: _natural(names[i]))]
+            refuse(f"{group.path}: pod_name", name, f"appears {times} times")
+    group.check_count("device_count", sum(len(entry.entries("devices")) for entry in entries), "devices")
+    return sorted(entries, key=lambda entry: _natural(entry.text("pod_name")))
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
@@ -284,20 +249,19 @@ def _check_duplicates(servers: Iterable[Server]) -> None:
 # Fields
 
 
-def _server_id(entry: Mapping[str, Raw], parent: str) -> str:
-    server_id = text_of(entry, "server_id", parent)
+def _server_id(entry: Entry) -> str:
+    server_id = entry.text("server_id")
     if not 0 < len(server_id) <= SERVER_ID_LIMIT:
-        rule = f"must be a name of 1 to {SERVER_ID_LIMIT} characters; {EMPTY_ID}"
-        refuse(path_of(parent, "server_id"), server_id, rule)
+        entry.refuse("server_id", f"must be a name of 1 to {SERVER_ID_LIMIT} characters; {EMPTY_ID}")
     return server_id
 
 
-def _device_ip(device: Mapping[str, Raw], parent: str, *, optional: bool, placeholder: bool = False) -> str | None:
-    if optional and "device_ip" not in device:
+def _device_ip(device: Entry, *, optional: bool, placeholder: bool = False) -> str | None:
+    if optional and "device_ip" not in device.values:
         return None
-    address = text_of(device, "device_ip", parent)
+    address = device.text("device_ip")
     if placeholder and address == NO_ADDRESS:
         return None
     if not is_ip(address):
-        refuse(path_of(parent, "device_ip"), address, "is not an IP address: the device's network card has none")
+        device.refuse("device_ip", "is not an IP address: the device's network card has none")
     return address
