@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from launcher.cluster.jobs import ClusterJobs
 from launcher.cluster.preflight import check_cluster
 from launcher.errors import ApiError, LauncherError, PreflightError, RequestError
+from launcher.jobs import KIND_NAMES
 from launcher.kube.api import TAKEN, Api, Json
 from launcher.kube.resources import CONFIG_MAPS, SERVICES
 from launcher.settings.spec import JobSpec
@@ -25,7 +26,9 @@ def judge(jobs: ClusterJobs, spec: JobSpec, objects: Sequence[Json]) -> list[str
     api, kind = jobs.api, jobs.kind
     warnings: list[str] = []
     if not jobs.served():
-        raise PreflightError(f"{api.origin}: serves no {kind.resource}: is {kind.title} installed? See --backend")
+        # Every cluster serves the last kind.
+        hint = f"is {kind.title} installed? Without it, use --backend {KIND_NAMES[-1]}"
+        raise PreflightError(f"{api.origin}: serves no {kind.resource}: {hint}")
     kind.check(api, spec.pods)
     for item in reversed(objects):
         # The attempt that this one replaces may still have the names.
