@@ -13,12 +13,14 @@ nothing to save, and the run can continue from its last checkpoint. Peers that t
 """
 
 import json
+import math
 import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.shared.errors import RESUMABLE
+from trainer.supervisor.output import Tagger
 
 FAILURE_CODES = frozenset({1, 2, 6})
 REASON_LIMIT = 500  # characters of a worker's own words in the cause
@@ -75,33 +77,32 @@ class StopOrder:
     by_signal: bool
 
 
-@dataclass(frozen=True)
+@dataclass
 class WorkerEnd:
-    """The facts about one worker after its end. Times are seconds on one clock.
+    """The facts about one worker's end. Times are seconds on one clock, and infinite for what has not happened.
 
     Attributes:
+        lines: Its lines, of which the last ones tell why it died.
         returncode: As subprocess has it: minus the signal for a death by signal.
+        error_at: When its last `error ` line arrived.
         told_to_stop: Whether it was still running when the supervisor began to stop the workers.
         killed: Whether the supervisor killed it, because its time was over.
-        error_line: The last line that began with `error `.
     """
 
     rank: int
     device: str
-    returncode: int
-    ended_at: float
-    told_to_stop: bool
-    killed: bool
-    error_line: bytes | None
-    error_at: float
-    lines_since_error: int
-    last_line: bytes
+    lines: Tagger
+    returncode: int = 0
+    ended_at: float = math.inf
+    error_at: float = math.inf
+    told_to_stop: bool = False
+    killed: bool = False
 
     @property
     def reason(self) -> bytes | None:
         """Its own words, if it gave up by itself, however it went then; the kernel's SIGKILL is not its own doing."""
         killed = self.returncode == -signal.SIGKILL and not self.told_to_stop
-        return None if killed or self.lines_since_error > NOISE else self.error_line
+        return None if killed or self.lines.count_since_error > NOISE else self.lines.error_line
 
     @property
     def failed_at(self) -> float:
@@ -113,7 +114,7 @@ class WorkerEnd:
         """Whether it says itself that it fails because a peer is gone."""
         if self.reason is None and self.returncode in {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS}:
             return False
-        return blames_a_peer(self.reason or self.last_line)
+        return blames_a_peer(self.reason or self.lines.last_line)
 
     def __str__(self) -> str:
         """One line that says how it ended, in its own words if it left some."""
@@ -122,8 +123,8 @@ class WorkerEnd:
         if self.returncode < 0:
             name = _signal_name(-self.returncode)
             return f"killed by {name} (out of memory?)" if name == "SIGKILL" else f"killed by {name}"
-        said = f": {_text(self.last_line)}" if self.last_line else ", and said nothing"
-        return f"exit code {self.returncode}{said}"
+        words = f": {_text(self.lines.last_line)}" if self.lines.last_line else ", and said nothing"
+        return f"exit code {self.returncode}{words}"
 
 
 def blames_a_peer(words: bytes) -> bool:

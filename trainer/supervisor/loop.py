@@ -111,9 +111,9 @@ class _Loop:
         self._workers.append(WorkerProcess(command))
 
     def run(self) -> Outcome:
-        while any(worker.open or worker.ended_at is None for worker in self._workers):
+        while any(worker.open or worker.running for worker in self._workers):
             self._turn(self._next_deadline())
-        outcome = decide([worker.end() for worker in self._workers], stop=self._stopping)
+        outcome = decide([worker.end for worker in self._workers], stop=self._stopping)
         # A reader that follows the lines can tell by these counts that the last ones have arrived.
         counts = " ".join(f"{worker.command.rank}:{worker.tagger.count}" for worker in self._workers)
         self._say(f'ended lines="{counts}" outcome={outcome.word}')
@@ -182,7 +182,7 @@ class _Loop:
         return tagged
 
     def _drain_due(self, worker: WorkerProcess, now: float) -> bool:
-        return worker.open and worker.ended_at is not None and self._reading and now >= worker.drain_by
+        return worker.open and not worker.running and self._reading and now >= worker.drain_by
 
     def _drain(self, worker: WorkerProcess, now: float) -> bytes:
         """End the children of a worker that is gone, which hold its pipe; then close the pipe."""
@@ -247,45 +247,45 @@ class _Loop:
     def _stop(self, stop: StopOrder, *, within_s: float) -> None:
         self._stopping, self._kill_at = stop, stop.at + within_s
         for worker in self._workers:
-            worker.told_to_stop = worker.ended_at is None
+            worker.end.told_to_stop = worker.running
             worker.signal(signal.SIGTERM)
 
     def _stop_due(self) -> float | None:
         """Return when the running workers must stop because another has ended, or None if none must."""
-        if self._stopping is not None or all(worker.ended_at is not None for worker in self._workers):
+        if self._stopping is not None or not any(worker.running for worker in self._workers):
             return None
         return min((at for worker in self._workers if (at := self._end_counts_at(worker)) is not None), default=None)
 
     def _end_counts_at(self, worker: WorkerProcess) -> float | None:
-        if worker.ended_at is None or worker.returncode == 0:
+        if worker.running or worker.end.returncode == 0:
             return None
-        if worker.returncode == RESUMABLE:  # all workers agree on that; the last may still be saving
-            return worker.ended_at + self._grace_s
+        if worker.end.returncode == RESUMABLE:  # all workers agree on that; the last may still be saving
+            return worker.end.ended_at + self._grace_s
         if worker.open:  # its last words have not been read yet
-            return worker.ended_at + self._limits.drain_s
-        return worker.ended_at + (self._limits.settle_s if worker.end().secondary else 0.0)
+            return worker.end.ended_at + self._limits.drain_s
+        return worker.end.ended_at + (self._limits.settle_s if worker.end.secondary else 0.0)
 
     def _stop_if_one_has_failed(self, now: float) -> None:
         due = self._stop_due()
         if due is None or now < due:
             return
-        ended = [worker for worker in self._workers if worker.ended_at is not None and worker.returncode != 0]
-        first = min(ended, key=lambda worker: worker.ended_at or 0.0)
+        ended = [worker for worker in self._workers if not worker.running and worker.end.returncode != 0]
+        first = min(ended, key=lambda worker: worker.end.ended_at)
         reason = None
-        if all(worker.returncode == RESUMABLE for worker in ended):
+        if all(worker.end.returncode == RESUMABLE for worker in ended):
             reason = f"still running {self._grace_s:g} s after {first.command} had stopped"
         else:
-            self._say(f"{first.command} has ended ({first.end()}); stopping the others")
+            self._say(f"{first.command} has ended ({first.end}); stopping the others")
         self._stop(StopOrder(now, reason, by_signal=False), within_s=self._limits.stop_s)
 
     def _kill_if_due(self, now: float) -> None:
         if self._kill_at is None or now < self._kill_at or self._killed:
             return
         self._killed = True
-        running = [worker for worker in self._workers if worker.ended_at is None]
+        running = [worker for worker in self._workers if worker.running]
         if running:
             ranks = ",".join(str(worker.command.rank) for worker in running)
             self._say(f"killing rank={ranks}: still running")
         for worker in running:
-            worker.killed = True
+            worker.end.killed = True
             worker.kill()

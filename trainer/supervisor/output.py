@@ -34,7 +34,7 @@ class Tagger:
         """The last line that began with `error `: by convention the worker's own reason for giving up."""
 
     @property
-    def lines_since_error(self) -> int:
+    def count_since_error(self) -> int:
         """The number of lines after `error_line`."""
         return self.count - self._error_at
 

@@ -1,6 +1,7 @@
 """One worker process: its pipe, its log file and its end, as the supervisor sees them; and its own death with it."""
 
 import fcntl
+import math
 import os
 import signal
 import subprocess
@@ -77,12 +78,14 @@ class WorkerProcess:
         finally:
             os.close(their_end)
         self.open, self.at_end, self.idle = True, False, True
-        self.ended_at: float | None = None
-        self.told_to_stop = self.killed = False
-        self.returncode = 0
-        self._error_at = float("inf")
+        self.end = WorkerEnd(command.rank, command.device, self.tagger)
         self.drain_by = 0.0
         self.children_killed = False
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended, as far as `look` knows."""
+        return self.end.ended_at == math.inf
 
     def read(self, now: float) -> bytes:
         """Return the tagged lines of up to 64 KiB in the pipe; `idle` or `at_end` says that it was empty."""
@@ -95,7 +98,7 @@ class WorkerProcess:
         before = self.tagger.error_line
         tagged = self.tagger.feed(chunk) if chunk else self.tagger.close()
         if self.tagger.error_line is not before:
-            self._error_at = now
+            self.end.error_at = now
         return tagged
 
     def close_pipe(self) -> bytes:
@@ -106,16 +109,16 @@ class WorkerProcess:
 
     def look(self, now: float, *, drain_s: float) -> None:
         """Note its end, if it has ended; its pipe is read for `drain_s` seconds more at most."""
-        if self.ended_at is not None:
+        if not self.running:
             return
         status = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if status is not None:
-            self.returncode = status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
-            self.ended_at, self.drain_by = now, now + drain_s
+            self.end.returncode = status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+            self.end.ended_at, self.drain_by = now, now + drain_s
 
     def signal(self, number: int) -> None:
         """Send a signal to the worker but not to its children, which are its own affair."""
-        if self.ended_at is None:
+        if self.running:
             os.kill(self._process.pid, number)
 
     def kill(self) -> None:
@@ -132,21 +135,6 @@ class WorkerProcess:
         if self.open:
             self.close_pipe()
         self.log.close()
-
-    def end(self) -> WorkerEnd:
-        """Return the facts after its end."""
-        return WorkerEnd(
-            rank=self.command.rank,
-            device=self.command.device,
-            returncode=self.returncode,
-            ended_at=self.ended_at or 0.0,
-            told_to_stop=self.told_to_stop,
-            killed=self.killed,
-            error_line=self.tagger.error_line,
-            error_at=self._error_at,
-            lines_since_error=self.tagger.lines_since_error,
-            last_line=self.tagger.last_line,
-        )
 
 
 def die_with_supervisor() -> None:
