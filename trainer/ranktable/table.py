@@ -29,7 +29,7 @@ class NotReadyError(UsageError):
 
 @dataclass(frozen=True)
 class RankedDevice:
-    """One NPU. `device_id` is the physical id on its host; `device_ip` is None if the format needs none."""
+    """One NPU. `device_id` is the physical id on its host; `device_ip` is None if the format has no address."""
 
     rank: int
     device_id: int
@@ -66,7 +66,7 @@ def parse(text: str) -> RankTable:
 
     Raises:
         NotReadyError: `text` is not JSON (it is still being written) or the status is not `completed`.
-        UsageError: The table breaks a rule of its format; one line names the field, its value and the rule.
+        UsageError: The table breaks a rule of the format; one line names the field, its value and the rule.
     """
     try:
         document = json.loads(text)

@@ -42,7 +42,7 @@ _CHECKED_ELSEWHERE = frozenset({"data_path", "weights"})
 
 @dataclass(frozen=True)
 class Attempt:
-    """What the workers are started with."""
+    """The run and its attempt, as the workers get them."""
 
     config: TrainConfig
     run: Path

@@ -144,6 +144,12 @@ def test_a_runs_folder_is_recognised_by_its_content(bench: Bench) -> None:
     assert run_folder_of(bench.folder) is None
 
 
+def test_a_run_in_a_folder_called_checkpoints_is_recognised(tmp_path: Path) -> None:
+    run = tmp_path / "checkpoints" / "direct"
+    (run / "checkpoints").mkdir(parents=True)
+    assert run_folder_of(run / "checkpoints" / "step-000000007") == run_folder_of(run) == run
+
+
 def test_settings_of_a_damaged_run_are_left_to_the_trainer(bench: Bench) -> None:
     run = bench.run("direct")
     for text in (b"\xff", b"a: [", b"- 1", b"new_setting: 3"):
