@@ -1,5 +1,6 @@
 """A command imports only the libraries that it needs, because most of a command's start is imports."""
 
+import json
 import os
 import socket
 import subprocess
@@ -71,3 +72,17 @@ def test_the_cluster_libraries_are_imported_only_to_connect(home: Path) -> None:
         (home / "data" / split / "zero").mkdir(parents=True)
     local = ("submit", "--backend", "local", "--npus", "1", "--dry-run", "client", "--data-path", str(home / "data"))
     assert not imported(home, *local) & (CLUSTER | HEAVY)
+
+
+def test_a_list_of_a_clusters_jobs_imports_the_client_but_nothing_of_submitting(home: Path) -> None:
+    kubeconfig = home / "kubeconfig"
+    cluster = {"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}  # no server listens there
+    context = {"name": "x", "context": {"cluster": "c", "user": "u"}}
+    users = [{"name": "u", "user": {}}]
+    kubeconfig.write_text(
+        json.dumps({"clusters": [cluster], "contexts": [context], "users": users, "current-context": "x"})
+    )
+    modules = imported(home, "list", KUBECONFIG=str(kubeconfig))
+    assert modules >= {"kubernetes", "urllib3"}
+    # The client itself imports pydantic and yaml.
+    assert not modules & ((SUBMITTING - {"pydantic", "yaml"}) | HEAVY | {"pycurl"})
