@@ -59,7 +59,7 @@ def test_a_container_that_is_killed_once_is_retried_and_continues(terminal: Term
                 os.kill(process, signal.SIGKILL)
         output, _ = follower.communicate(timeout=600)
     assert follower.returncode == 0, output
-    assert "job struck: Pending: to be tried again" in output
+    assert "job struck: Pending: waiting for the next try" in output
     assert "resumed bit_exact=yes" in output
     assert len(terminal.pods("struck")) == 2
     assert json.loads(terminal.run("status", "struck", "--json").stdout)["status"]["restarts"] == 1
