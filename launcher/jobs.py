@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from launcher.output.progress import JobProgress
 
 KindName = Literal["volcano", "batch"]
-"""Job kinds on a cluster, the preferred one first; each is a module in `launcher.kinds`."""
+"""Job kinds on a cluster: modules in `launcher.kinds`, the preferred one first. Every cluster serves the last one."""
 BackendName = Literal["auto", "local", KindName]
 KIND_NAMES: tuple[KindName, ...] = get_args(KindName)
 BACKEND_NAMES: tuple[BackendName, ...] = get_args(BackendName)
