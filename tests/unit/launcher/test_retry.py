@@ -79,7 +79,7 @@ def test_only_an_outage_and_a_server_that_is_ill_or_busy_are_transient(error: La
     assert error.transient == transient
 
 
-def test_an_outage_is_borne_for_a_while_and_the_next_one_as_long() -> None:
+def test_an_outage_is_tolerated_for_a_while_and_the_next_one_for_as_long() -> None:
     clock, error = Clock(), UnreachableError("refused")
     backoff = Backoff(clock)
     assert backoff.should_retry(error, 60)
