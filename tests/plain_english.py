@@ -32,7 +32,7 @@ PLAIN = {
     r"\b(those|the one) (that|who|which|of)\b": "repeat the noun",
     r"\bthat of\b": "repeat the noun",
     r"\b(is|are|was|were) to (be|have)\b": "must, or can",
-    r"\b(bears?|borne|wish(es|ed)?|curious|murmurs?|foresees?|foreseen)\b": "use the field's word: contains, wants, expects",
+    r"\b(bears?|borne|wish(es|ed)?|curious|murmurs?|foresees?|foreseen)\b": "use the field's word",
     r", as (it|they|he|she) (is|are|was|were|does|do|did|has|have)\b": "like …, or make it a sentence",
     r"\bof (its|their|our|your|his) own\b": "own, before the noun, or separate",
     r"\b(thereof|therein|thereby|whereof|whereby|hereby|hence|thence|lest|ere|albeit|nought)\b": "a simpler word",

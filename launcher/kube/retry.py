@@ -85,7 +85,7 @@ def poll(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Answer:
-    """Return the first answer of `ask` that is not None. An outage of the cluster is borne for a while.
+    """Return the first answer of `ask` that is not None. It tolerates an outage of the cluster for a while.
 
     Args:
         deadline: the moment by `clock` after which `ask` is not called again.

@@ -50,7 +50,7 @@ class Blob:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor of the state file.
 
     Attributes:
@@ -78,12 +78,12 @@ class CheckpointManifest:
 
     path: Path
     content: Mapping[str, Any]
-    tensors: Mapping[str, Entry]
+    tensors: Mapping[str, TensorEntry]
     bytes: int
     saved: str
 
 
-def encode_manifest(content: Mapping[str, Any], tensors: Mapping[str, Entry], saved: str) -> bytes:
+def encode_manifest(content: Mapping[str, Any], tensors: Mapping[str, TensorEntry], saved: str) -> bytes:
     """Return the bytes of `manifest.json`.
 
     Raises:
@@ -127,7 +127,7 @@ def decode_manifest(path: Path, data: bytes) -> CheckpointManifest:
         raise BadCheckpointError(f"{MANIFEST_FILE} is damaged ({type(error).__name__}: {error})") from None
 
 
-def size_of(tensor: Blob | Entry) -> int:
+def size_of(tensor: Blob | TensorEntry) -> int:
     """Return the bytes of a tensor's data.
 
     Raises:
@@ -136,12 +136,12 @@ def size_of(tensor: Blob | Entry) -> int:
     return ITEM_BYTES[tensor.dtype] * math.prod(tensor.shape)
 
 
-def file_order(tensors: Mapping[str, Blob | Entry]) -> list[str]:
+def file_order(tensors: Mapping[str, Blob | TensorEntry]) -> list[str]:
     """Return the names in the file's order: wide types first, so that each tensor is aligned to its item's size."""
     return sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name].dtype], name))
 
 
-def state_header(tensors: Mapping[str, Blob | Entry]) -> bytes:
+def state_header(tensors: Mapping[str, Blob | TensorEntry]) -> bytes:
     """Return the bytes that the state file begins with; equal tables give equal bytes.
 
     Raises:
@@ -162,7 +162,7 @@ def state_header(tensors: Mapping[str, Blob | Entry]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def file_size(tensors: Mapping[str, Blob | Entry]) -> int:
+def file_size(tensors: Mapping[str, Blob | TensorEntry]) -> int:
     """Return the bytes of the whole state file."""
     return len(state_header(tensors)) + sum(map(size_of, tensors.values()))
 
@@ -173,7 +173,7 @@ def _first_line(body: bytes) -> bytes:
 
 def _manifest(path: Path, document: Mapping[str, Any]) -> CheckpointManifest:
     tensors = {
-        str(name): Entry(str(entry["dtype"]), tuple(map(int, entry["shape"])), str(entry["sha256"]))
+        str(name): TensorEntry(str(entry["dtype"]), tuple(map(int, entry["shape"])), str(entry["sha256"]))
         for name, entry in document["tensors"].items()
     }
     if document["bytes"] != file_size(tensors):

@@ -22,7 +22,7 @@ from trainer.checkpoint.manifest import (
     BadCheckpointError,
     Blob,
     CheckpointManifest,
-    Entry,
+    TensorEntry,
     encode_manifest,
     file_order,
     size_of,
@@ -121,8 +121,8 @@ def _bytes(name: str, blob: Blob) -> memoryview:
     return data
 
 
-def _write_state(path: Path, blobs: Mapping[str, Blob], data: Mapping[str, memoryview]) -> dict[str, Entry]:
-    entries: dict[str, Entry] = {}
+def _write_state(path: Path, blobs: Mapping[str, Blob], data: Mapping[str, memoryview]) -> dict[str, TensorEntry]:
+    entries: dict[str, TensorEntry] = {}
 
     def pieces() -> Iterator[bytes | memoryview]:
         yield state_header(blobs)
@@ -132,7 +132,7 @@ def _write_state(path: Path, blobs: Mapping[str, Blob], data: Mapping[str, memor
                 piece = data[name][begin : begin + CHUNK_BYTES]
                 digest.update(piece)
                 yield piece
-            entries[name] = Entry(blobs[name].dtype, blobs[name].shape, digest.hexdigest())
+            entries[name] = TensorEntry(blobs[name].dtype, blobs[name].shape, digest.hexdigest())
 
     _write_file(path, pieces())
     return entries
