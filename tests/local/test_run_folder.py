@@ -58,8 +58,8 @@ def test_a_second_run_in_a_folder_is_refused_and_the_next_one_continues_after_a_
 
 def test_an_owner_that_has_lost_its_folder_ends_at_once_and_writes_no_more(digits: Path, tmp_path: Path) -> None:
     # Small batches make the epoch longer than the five seconds after which the owner looks at its lock: no checkpoint
-    # is due before.
-    with _training(tmp_path, digits, "--batch-size", "2") as owner:
+    # is due before. At the usual learning rate they would diverge by then.
+    with _training(tmp_path, digits, "--batch-size", "2", "--lr", "0.001") as owner:
         lock = tmp_path / "run" / "run.lock"
         other_lock = json.dumps({**json.loads(lock.read_text()), "host": "other-node", "token": "another"})
         (tmp_path / "new").write_text(other_lock)

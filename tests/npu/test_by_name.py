@@ -62,7 +62,7 @@ def test_a_python_that_ignores_pythonpath_is_refused_and_does_not_restart_for_ev
     command = [sys.executable, "-E", "-m", "trainer", "--device", "npu-emulated", "--data-path", str(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
-    message = "error: --device npu-emulated: PYTHONPATH has to be read: start Python without -I and -E\n"
+    message = "error: --device npu-emulated: Python must read PYTHONPATH: start it without -I and -E\n"
     assert done.stderr == message
 
 
