@@ -93,7 +93,7 @@ class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
         """Leave only the lines for which `stays` is true, and add what `moved` makes of the others to the file `to`.
 
         A last line without its end was torn by a crash and goes too. At any moment the file on the disk is the old one
-        or the new one, and the lines that go are in the other file before they leave this one. No thread may write
+        or the new one. The lines that go are in the other file before they leave this one. No thread may write
         meanwhile.
 
         Raises:

@@ -24,9 +24,9 @@ def run_program(module: str) -> int:
 def exit_with(program: Callable[[], int]) -> NoReturn:
     """Run `program` and end with its exit code, or with an interrupt's.
 
-    CPython ends a program that was started by `-m` by SIGINT instead of its exit code, if a KeyboardInterrupt has ever
-    left code that was compiled from text, even if outer code caught it. Dataclasses and named tuples compile such code.
-    The next run of such code clears this state (Python/pythonrun.c, run_eval_code_obj).
+    CPython remembers a KeyboardInterrupt that has left code compiled from text, even if outer code caught it.
+    Dataclasses and named tuples compile such code. A program that was started by `-m` then ends by SIGINT instead of
+    its exit code. The next run of such code clears this state (Python/pythonrun.c, run_eval_code_obj).
     """
     try:
         code = program()

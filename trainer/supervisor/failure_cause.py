@@ -6,7 +6,7 @@ the first one, whose interpreter takes its time to shut down. So the order of ex
 * A worker prints its reason (a last line that begins with `error `) before it closes a connection. If there is such a
   line, its arrival is the time of the failure; else the exit is. Later lines are noise: torch may abort at exit.
 * A reason that speaks of a lost peer is a consequence: it counts only if no other worker has a better one.
-* Failures after the supervisor began to stop the workers are its own doing.
+* A failure after the supervisor began to stop the workers is a consequence of the stop.
 
 If a signal told the node to stop, a worker that dies by the SIGTERM that it got had not begun to train: there was
 nothing to save, and the run can continue from its last checkpoint. Peers that then lose it fail because of the stop.
@@ -45,7 +45,7 @@ class Failure:
     reason: str
 
     def __str__(self) -> str:
-        """The last line of a failed run, in logfmt."""
+        """Return the last line of a failed run, in logfmt."""
         return f"failed rank={self.rank} device={self.device} cause={json.dumps(self.reason, ensure_ascii=False)}"
 
 
@@ -117,7 +117,7 @@ class WorkerEnd:
         return blames_a_peer(self.reason or self.lines.last_line)
 
     def __str__(self) -> str:
-        """One line that says how it ended, in its own words if it left some."""
+        """Return one line that says how it ended, in its own words if it left some."""
         if self.reason is not None:
             return _text(self.reason).removeprefix("error ")
         if self.returncode < 0:
