@@ -1,5 +1,6 @@
 """A file is the old one or the new one, whole, and the disk has it before its name does."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -39,6 +40,17 @@ def test_the_order_is_write_sync_rename_sync_of_the_folder(
         partial.write_text("new")
     assert seen == ([(".record.partial", False), (tmp_path.name, True)] if sync else [])
     assert path.read_text() == "new"
+
+
+def test_a_file_system_that_cannot_sync_folders_is_good_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sync(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").is_dir():
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with replacing(tmp_path / "record") as partial:
+        partial.write_text("new")
+    assert (tmp_path / "record").read_text() == "new"
 
 
 def test_a_failed_read_or_write_is_one_line_with_the_next_step(tmp_path: Path) -> None:
