@@ -5,8 +5,9 @@ They are checked here, offline, so that a mistyped quantity or name costs no req
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
@@ -34,22 +35,23 @@ _OWN_VARIABLES = frozenset(
 )
 
 
-def _matching(pattern: re.Pattern[str], rule: str) -> AfterValidator:
-    def check(value: str | None) -> str | None:
-        if value is not None and not pattern.fullmatch(value):
-            raise ValueError(rule)
-        return value
-
-    return AfterValidator(check)
-
-
-def _checked(check: Callable[[str], object]) -> Callable[[str | None], str | None]:
+def _checked(check: Callable[[str], object]) -> AfterValidator:
     def checked(text: str | None) -> str | None:
         if text is not None:
             check(text)
         return text
 
-    return checked
+    return AfterValidator(checked)
+
+
+def _matching(pattern: re.Pattern[str], rule: str) -> AfterValidator:
+    """Check by a pattern, and state the rule in words: a pattern does not help at a terminal."""
+
+    def check(text: str) -> None:
+        if not pattern.fullmatch(text):
+            raise ValueError(rule)
+
+    return _checked(check)
 
 
 def _listed(value: object) -> object:
@@ -60,7 +62,7 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _each(check: Any) -> AfterValidator:
+def _each(check: Callable[[str], object]) -> AfterValidator:
     def check_all(values: tuple[str, ...]) -> tuple[str, ...]:
         for value in values:
             check(value)
@@ -98,20 +100,25 @@ def _check_toleration(text: str) -> None:
 
 def _check_object(text: str) -> None:
     if not OBJECT.fullmatch(text):
-        raise ValueError(f"`{text}` is not the name of an object: lower case letters, digits, `-` and `.`")
+        raise ValueError(f"`{text}` {_OBJECT_RULE}")
 
 
-def _check_duration(text: str | None) -> str | None:
-    if text is not None and durations.seconds(text) < 1:
+def _check_duration(text: str) -> None:
+    if durations.seconds(text) < 1:
         raise ValueError("must be a second or more, like 30m or 7d")
-    return text
 
 
-ObjectName = _matching(OBJECT, "is not the name of an object: lower case letters, digits, `-` and `.`")
-Quantity = AfterValidator(_checked(quantities.quantity))
-Memory = AfterValidator(_checked(quantities.memory))
-Duration = AfterValidator(_check_duration)
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed), _each(_check_object)]
+_OBJECT_RULE = "is not the name of an object: lower case letters, digits, `-` and `.`"
+ObjectName = _matching(OBJECT, _OBJECT_RULE)
+Quantity = _checked(quantities.quantity)
+Memory = _checked(quantities.memory)
+Duration = _checked(_check_duration)
+Texts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Names = Annotated[Texts, _each(_check_object)]
+
+_in_job = partial(option, group="Job")
+_in_cluster = partial(option, group="Cluster")
+_in_pods = partial(option, group="Pods")
 
 
 class ClusterOptions(BaseModel):
@@ -119,79 +126,71 @@ class ClusterOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
-    # The cluster, and the user there
-    kubeconfig: Annotated[Path | None, Optional] = option(
-        None, "Kubeconfig file. [default: KUBECONFIG, ~/.kube/config, or the pod's own]", group="Cluster"
+    kubeconfig: Annotated[Path | None, Optional] = _in_cluster(
+        None, "Kubeconfig file. [default: KUBECONFIG, ~/.kube/config, or the pod's own]"
     )
-    context: Annotated[str | None, Optional] = option(
-        None, "Context of the kubeconfig. [default: its current one]", group="Cluster"
+    context: Annotated[str | None, Optional] = _in_cluster(
+        None, "Context of the kubeconfig. [default: its current one]"
     )
     namespace: Annotated[
         str | None, Optional, _matching(_LABEL, "is not a namespace: lower case letters, digits and `-`, 63 at most")
-    ] = option(None, "Namespace of the job. [default: the context's]", group="Cluster")
+    ] = _in_cluster(None, "Namespace of the job. [default: the context's]")
     release: Annotated[
         str | None, Optional, _matching(_RELEASE, "is not a Helm release: lower case letters, digits, `-` and `.`")
-    ] = option(None, "Helm release that the job belongs to: `cancel --release` stops its jobs.", group="Cluster")
-    queue: Annotated[str, ObjectName] = option("default", "Volcano queue.", group="Cluster")
-    priority_class: Annotated[str | None, Optional, ObjectName] = option(
-        None, "PriorityClass of the pods.", group="Cluster"
+    ] = _in_cluster(None, "Helm release that the job belongs to: `cancel --release` stops its jobs.")
+    queue: Annotated[str, ObjectName] = _in_cluster("default", "Volcano queue.")
+    priority_class: Annotated[str | None, Optional, ObjectName] = _in_cluster(None, "PriorityClass of the pods.")
+    node_selector: Annotated[Texts, _each(_check_selector)] = _in_cluster(
+        (), "A label, KEY=VALUE, that the nodes must have; may be repeated."
     )
-    node_selector: Annotated[tuple[str, ...], BeforeValidator(_listed), _each(_check_selector)] = option(
-        (), "A label, KEY=VALUE, that the nodes must have; may be repeated.", group="Cluster"
+    toleration: Annotated[Texts, _each(_check_toleration)] = _in_cluster(
+        (), "A taint, KEY[=VALUE][:EFFECT], that the nodes may have; may be repeated."
     )
-    toleration: Annotated[tuple[str, ...], BeforeValidator(_listed), _each(_check_toleration)] = option(
-        (), "A taint, KEY[=VALUE][:EFFECT], that the nodes may have; may be repeated.", group="Cluster"
+    retries: int = _in_cluster(3, "How often a failed job is tried again, from its checkpoint.", ge=0)
+    deadline: Annotated[str | None, Optional, Duration] = _in_cluster(
+        None, "End a job that has not ended after this time: 90m, 3d."
     )
-    retries: int = option(3, "How often a failed job is tried again, from its checkpoint.", group="Cluster", ge=0)
-    deadline: Annotated[str | None, Optional, Duration] = option(
-        None, "End a job that has not ended after this time: 90m, 3d.", group="Cluster"
-    )
-    ttl: Annotated[str | None, Optional, Duration] = option(
-        "7d", "Remove an ended job, its log too, after this time; none keeps it.", group="Cluster"
+    ttl: Annotated[str | None, Optional, Duration] = _in_cluster(
+        "7d", "Remove an ended job, its log too, after this time; none keeps it."
     )
 
-    # The pods
-    image: Annotated[str | None, Optional, _matching(re.compile(r"\S+"), "is not an image's name")] = option(
-        None, "Image of the trainer.", group="Pods"
+    image: Annotated[str | None, Optional, _matching(re.compile(r"\S+"), "is not an image's name")] = _in_pods(
+        None, "Image of the trainer."
     )
-    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = option(
-        "IfNotPresent", "When a node pulls the image.", group="Pods"
+    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = _in_pods(
+        "IfNotPresent", "When a node pulls the image."
     )
-    image_pull_secret: Names = option((), "Secret that the registry asks for; may be repeated.", group="Pods")
-    data_claim: Annotated[str, ObjectName] = option("pnas-data", "Claim that is mounted at /data.", group="Pods")
-    output_claim: Annotated[str, ObjectName] = option("pnas-output", "Claim that is mounted at /output.", group="Pods")
-    hardware: Annotated[HardwareName | None, Optional] = option(
+    image_pull_secret: Names = _in_pods((), "Secret that the registry asks for; may be repeated.")
+    data_claim: Annotated[str, ObjectName] = _in_pods("pnas-data", "Claim that is mounted at /data.")
+    output_claim: Annotated[str, ObjectName] = _in_pods("pnas-output", "Claim that is mounted at /output.")
+    hardware: Annotated[HardwareName | None, Optional] = _in_pods(
         None,
         "Kind of server (docs/ascend.md has them): sets resource, node labels and the policy of MindCluster's "
         "scheduler, and accepts its counts of NPUs. [default: an Atlas 800's counts, and no labels]",
-        group="Pods",
     )
-    resource: Annotated[str, _matching(QUALIFIED, "is not a resource's name, like huawei.com/Ascend910")] = option(
-        "huawei.com/Ascend910", "Kubernetes resource of an NPU.", group="Pods"
+    resource: Annotated[str, _matching(QUALIFIED, "is not a resource's name, like huawei.com/Ascend910")] = _in_pods(
+        "huawei.com/Ascend910", "Kubernetes resource of an NPU."
     )
-    cpu: Annotated[str | None, Optional, Quantity] = option(None, "CPUs of each pod, like 96.", group="Pods")
-    memory: Annotated[str | None, Optional, Memory] = option(None, "Memory of each pod, like 512Gi.", group="Pods")
-    shm: Annotated[str, Memory] = option(
-        "16Gi", "Size of /dev/shm, where loaders hand images over; it counts as memory.", group="Pods"
+    cpu: Annotated[str | None, Optional, Quantity] = _in_pods(None, "CPUs of each pod, like 96.")
+    memory: Annotated[str | None, Optional, Memory] = _in_pods(None, "Memory of each pod, like 512Gi.")
+    shm: Annotated[str, Memory] = _in_pods(
+        "16Gi", "Size of /dev/shm, where loaders hand images over; it counts as memory."
     )
-    scratch: Annotated[str, Memory] = option("16Gi", "Size of /tmp and of $HOME each.", group="Pods")
-    user: int = option(1000, "User id in the pod (HwHiAiUser's, who owns the devices).", group="Pods", ge=1)
-    group: int = option(1000, "Group id in the pod.", group="Pods", ge=1)
-    env: Annotated[tuple[str, ...], BeforeValidator(_listed), _each(_check_env)] = option(
-        (), "A variable, NAME=VALUE; may be repeated.", group="Pods"
+    scratch: Annotated[str, Memory] = _in_pods("16Gi", "Size of /tmp and of $HOME each.")
+    user: int = _in_pods(1000, "User id in the pod (HwHiAiUser's, who owns the devices).", ge=1)
+    group: int = _in_pods(1000, "Group id in the pod.", ge=1)
+    env: Annotated[Texts, _each(_check_env)] = _in_pods((), "A variable, NAME=VALUE; may be repeated.")
+    env_from_secret: Names = _in_pods((), "Secret whose keys are variables; may be repeated.")
+    mindcluster: Literal["auto", "on", "off"] = _in_pods(
+        "auto", "Have MindCluster write the rank table; auto is on for Volcano jobs with NPUs."
     )
-    env_from_secret: Names = option((), "Secret whose keys are variables; may be repeated.", group="Pods")
-    mindcluster: Literal["auto", "on", "off"] = option(
-        "auto", "Have MindCluster write the rank table; auto is on for Volcano jobs with NPUs.", group="Pods"
-    )
-    driver: Literal["runtime", "host"] = option(
+    driver: Literal["runtime", "host"] = _in_pods(
         "runtime",
         "Source of the NPUs' driver in pods: Ascend Docker Runtime, or a path of the host for clusters without it; "
         "Pod Security baseline and restricted refuse pods with a path of the host.",
-        group="Pods",
     )
-    overlay: Annotated[Path | None, Optional] = option(
-        None, "YAML file that is merged into the pod template, for settings without an option.", group="Pods"
+    overlay: Annotated[Path | None, Optional] = _in_pods(
+        None, "YAML file that is merged into the pod template, for settings without an option."
     )
 
 
@@ -207,14 +206,6 @@ def is_job_name(text: str) -> bool:
     return re.fullmatch(NAME_PATTERN, text) is not None
 
 
-def _plain_name(value: object) -> object:
-    """State the rule in words: a pattern does not help at a terminal."""
-    # YAML reads a job called 2024 as a number.
-    if value is not None and not is_job_name(str(value)):
-        raise ValueError("use a letter, then letters, digits and `-`, lower case, 40 at most")
-    return value
-
-
 def _supported(value: object) -> object:
     """Give the reason for a backend that a user may expect."""
     if isinstance(value, str) and value in UNSUPPORTED:
@@ -225,15 +216,15 @@ def _supported(value: object) -> object:
 class _Named(BaseModel):
     """The settings that every job has, wherever it runs."""
 
-    backend: Annotated[BackendName, BeforeValidator(_supported)] = option(
-        "auto",
-        "Where to run: this machine, a Volcano Job, a Kubernetes Job; auto takes the best that exists.",
-        group="Job",
+    backend: Annotated[BackendName, BeforeValidator(_supported)] = _in_job(
+        "auto", "Where to run: this machine, a Volcano Job, a Kubernetes Job; auto takes the best that exists."
     )
-    name: Annotated[str | None, BeforeValidator(_plain_name)] = option(
+    name: Annotated[
+        str | None,
+        _matching(re.compile(NAME_PATTERN), "use a letter, then letters, digits and `-`, lower case, 40 at most"),
+    ] = _in_job(
         None,
         "Name of the job and of its output folder. [default: pnas-MODE-MODEL-TIME; on a cluster, by its content]",
-        group="Job",
     )
 
 
