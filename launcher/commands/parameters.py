@@ -100,6 +100,8 @@ class Where:
         return "".join(f" {option} {shlex.quote(value)}" for option, value in options.items() if value is not None)
 
 
+ANYWHERE = Where()
+"""No choice by the user."""
 LatestName = Annotated[str | None, Parameter(help="The job. [default: the latest]", show_default=False)]
 JobName = Annotated[str, Parameter(help="The job.")]
 JsonFlag = Annotated[bool, flag("Print JSON (apiVersion pnas/v1).", name="--json")]

@@ -6,8 +6,8 @@ from cyclopts import Parameter
 
 from launcher import PROGRAM
 from launcher.backends import list_jobs
-from launcher.commands.common import job_named, where_words
-from launcher.commands.parameters import JobName, JsonFlag, Where, flag
+from launcher.commands.common import job_named
+from launcher.commands.parameters import ANYWHERE, JobName, JsonFlag, Where, flag
 from launcher.commands.printing import note, print_json
 from launcher.errors import DetachedError, RequestError
 from launcher.jobs import JobRef, Jobs
@@ -22,7 +22,7 @@ def cancel(
         str | None, Parameter(help="Cancel every job of a Helm release, in place of one job.", show_default=False)
     ] = None,
     json_: JsonFlag = False,
-    where: Where | None = None,
+    where: Where = ANYWHERE,
 ) -> None:
     """Ask a job to save its state and stop, and wait until it has."""
     if (name is None) == (release is None):
@@ -43,7 +43,7 @@ def delete(
     *,
     force: Annotated[bool, flag("Cancel it first if it still runs.")] = False,
     json_: JsonFlag = False,
-    where: Where | None = None,
+    where: Where = ANYWHERE,
 ) -> None:
     """Forget a job; the files in its output folder stay."""
     jobs, ref = job_named(name, where)
@@ -57,13 +57,12 @@ def delete(
         print(f"{name} deleted" + (f"; its files stay in {files}" if files else ""))
 
 
-def _running_jobs_of(release: str, where: Where | None) -> list[tuple[Jobs, JobRef]]:
+def _running_jobs_of(release: str, where: Where) -> list[tuple[Jobs, JobRef]]:
     """Return the release's jobs that have not ended.
 
     Raises:
         LauncherError: some jobs cannot be seen.
     """
-    where = where or Where()
     listing = list_jobs(where.backend_name, where.access)
     if listing.problem is not None:
         raise listing.problem
@@ -74,7 +73,7 @@ def _running_jobs_of(release: str, where: Where | None) -> list[tuple[Jobs, JobR
     ]
 
 
-def _cancel_one(jobs: Jobs, ref: JobRef, where: Where | None, *, json_: bool) -> None:
+def _cancel_one(jobs: Jobs, ref: JobRef, where: Where, *, json_: bool) -> None:
     if (state := jobs.get(ref)).phase.ended:
         note(f"job {ref.name} had ended already: {state.phase.value}")
     else:
@@ -87,9 +86,9 @@ def _cancel_one(jobs: Jobs, ref: JobRef, where: Where | None, *, json_: bool) ->
         print(f"{ref.name} {state.phase.value}" + (f": {state.reason}" if state.reason else ""))
 
 
-def _cancel(jobs: Jobs, ref: JobRef, where: Where | None) -> None:
+def _cancel(jobs: Jobs, ref: JobRef, where: Where) -> None:
     try:
         jobs.cancel(ref)
     except KeyboardInterrupt:
-        again = f"{PROGRAM} status {ref.name}{where_words(where)}"
+        again = f"{PROGRAM} status {ref.name}{where.words}"
         raise DetachedError(f"job {ref.name} is still stopping; see how far it is with `{again}`") from None

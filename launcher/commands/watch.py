@@ -11,8 +11,8 @@ from cyclopts import Parameter
 
 from launcher import PROGRAM
 from launcher.backends import list_jobs
-from launcher.commands.common import follow_to_its_end, job_named, where_words
-from launcher.commands.parameters import JsonFlag, LatestName, Where, count, flag, parse_duration
+from launcher.commands.common import follow_to_its_end, job_named
+from launcher.commands.parameters import ANYWHERE, JsonFlag, LatestName, Where, count, flag, parse_duration
 from launcher.commands.printing import note, print_json
 from launcher.errors import DetachedError, LauncherError, RequestError
 from launcher.jobs import JobRef, Jobs, JobState
@@ -38,7 +38,7 @@ def logs(
     raw: Annotated[bool, flag("Lines as they were written, numbers included.")] = False,
     save: Annotated[Path | None, Parameter(help="Folder that gets one file per device, too.")] = None,
     json_: JsonFlag = False,
-    where: Where | None = None,
+    where: Where = ANYWHERE,
 ) -> None:
     """Show a job's log, and say so if a line is missing.
 
@@ -56,12 +56,12 @@ def logs(
     form: Format = "raw" if raw else "json" if json_ else "text"
     view = LogView(form=form, timestamps=timestamps, selection=selection, tail=tail, since_s=since_s, save=save)
     if follow:
-        follow_to_its_end(jobs, ref, view, where=where_words(where))
+        follow_to_its_end(jobs, ref, view, where=where.words)
     else:
         show_log(jobs, ref, view, attempt=attempt)
 
 
-def status(name: LatestName = None, /, *, json_: JsonFlag = False, where: Where | None = None) -> None:
+def status(name: LatestName = None, /, *, json_: JsonFlag = False, where: Where = ANYWHERE) -> None:
     """Say what a job is doing, how far it is, or how and why it ended."""
     jobs, ref = job_named(name, where)
     state, progress = jobs.get(ref), jobs.progress(ref)
@@ -69,7 +69,7 @@ def status(name: LatestName = None, /, *, json_: JsonFlag = False, where: Where 
         print_json(report.job_document(state, progress))
     else:
         events = jobs.events(ref)
-        print(report.status_text(state, progress, events, now=time.time(), where=where_words(where)))
+        print(report.status_text(state, progress, events, now=time.time(), where=where.words))
 
 
 def wait(
@@ -78,7 +78,7 @@ def wait(
     *,
     timeout: Annotated[str | None, Parameter(help="Give up after this long: 90, 10m, 1h30m.")] = None,
     json_: JsonFlag = False,
-    where: Where | None = None,
+    where: Where = ANYWHERE,
 ) -> None:
     """Wait until a job has ended, and end with its exit code.
 
@@ -89,7 +89,7 @@ def wait(
     try:
         state = _ended(jobs, ref, deadline, timeout)
     except KeyboardInterrupt:
-        raise DetachedError(report.reattach_hint(ref.name, where_words(where))) from None
+        raise DetachedError(report.reattach_hint(ref.name, where.words)) from None
     if json_:
         print_json(report.job_document(state, jobs.progress(ref)))
     else:
@@ -97,9 +97,8 @@ def wait(
     raise_outcome(state)
 
 
-def list_(*, json_: JsonFlag = False, where: Where | None = None) -> None:
+def list_(*, json_: JsonFlag = False, where: Where = ANYWHERE) -> None:
     """Show all jobs, the latest last."""
-    where = where or Where()
     listing = list_jobs(where.backend_name, where.access)
     jobs = [(state, progress) for _, state, progress in listing.jobs]
     if json_:
