@@ -114,13 +114,17 @@ class ClusterJobs:
         self.remove(job)
         saved_attempt.drop(self.api, self.name, ref.name)
 
+    def find(self, name: str) -> Json | None:
+        """Return the job object; None if there is no such job."""
+        return self.api.find(self.kind.resource, name)
+
     def job(self, name: str) -> Json:
         """Return the job object.
 
         Raises:
             NotFoundError: there is no such job.
         """
-        job = self.api.find(self.kind.resource, name)
+        job = self.find(name)
         if job is None:
             raise NotFoundError(
                 f"there is no {self.name} job `{name}` in {self.place}; see `{PROGRAM} list`{self._saved_hint(name)}"
@@ -148,13 +152,13 @@ class ClusterJobs:
             ConflictError: another job has taken its name meanwhile.
         """
         name, uid = job["metadata"]["name"], job["metadata"]["uid"]
-        current = self.api.find(self.kind.resource, name)
+        current = self.find(name)
         if current is not None and current["metadata"]["uid"] != uid:
             raise ConflictError(f"another job {name} was started meanwhile; see `{PROGRAM} status {name}`")
         if current is not None:
             self.api.delete(self.kind.resource, name, uid=uid)
         remains = f"job {name} is deleted, but its pods are not gone yet"
-        _wait_until(lambda: self.api.find(self.kind.resource, name) is None and not self.pods(name), _DELETE_S, remains)
+        _wait_until(lambda: self.find(name) is None and not self.pods(name), _DELETE_S, remains)
 
     def _state(self, job: Json, pods: Sequence[Json], phase: Phase, reason: str) -> JobState:
         meta, spec = job["metadata"], spec_of(job)

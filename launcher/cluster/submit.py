@@ -50,20 +50,35 @@ def submit_job(jobs: ClusterJobs, spec: JobSpec, *, sibling_s: float = SIBLING_S
         return submit_job(jobs, spec, sibling_s=sibling_s)  # it is found now
 
 
-def find_conflict(jobs: ClusterJobs, spec: JobSpec) -> str:
-    """Return a note if a submit would find the same job running; nothing is changed.
+def is_running(jobs: ClusterJobs, spec: JobSpec, existing: Json | None) -> bool:
+    """Return whether `existing`, the object of the job's name, is the same job and still runs.
+
+    If not, a submit creates the job: its name is free, or the job of this name has ended and `spec` continues it.
 
     Raises:
-        ConflictError: another job has the name, or the same one, which has ended.
+        ConflictError: another job has the name, or the same one has ended.
     """
-    existing = jobs.api.find(jobs.kind.resource, spec.name)
     if existing is None or "deletionTimestamp" in existing["metadata"]:
-        return ""
-    phase, _ = jobs.kind.phase(existing, jobs.pods(spec.name))
+        return False
+    name = spec.name
+    phase, _ = jobs.kind.phase(existing, jobs.pods(name))
     if phase.ended and spec.continues:
-        return ""
-    _check_same(existing, spec, ended=phase.value if phase.ended else None)
-    return _running_note(spec)
+        return False
+    if not is_same_job(existing, spec):
+        difference = _difference(existing, spec)
+        remedy = f"choose another --name, or `{PROGRAM} delete {name}`"
+        raise ConflictError(f"there is another job {name}: {difference}; {remedy}")
+    if phase.ended:
+        raise EndedError(
+            f"job {name}, the same one, has ended already ({phase.value}): --again starts a new one, "
+            f"--name {name} --resume auto continues it"
+        )
+    return True
+
+
+def running_note(spec: JobSpec) -> str:
+    """Return the note about a job that is submitted while it runs."""
+    return f"job {spec.name} is already running: the same job was submitted before"
 
 
 def name_for_another_run(jobs: ClusterJobs, spec: JobSpec) -> str:
@@ -73,10 +88,10 @@ def name_for_another_run(jobs: ClusterJobs, spec: JobSpec) -> str:
     """
 
     def has_passed(name: str) -> bool:
-        job = jobs.api.find(jobs.kind.resource, name)
+        job = jobs.find(name)
         return job is not None and (not is_same_job(job, spec) or jobs.kind.phase(job, jobs.pods(name))[0].ended)
 
-    existing = jobs.api.find(jobs.kind.resource, spec.name)
+    existing = jobs.find(spec.name)
     return spec.name if existing is None or not is_same_job(existing, spec) else free_name(spec.name, has_passed)
 
 
@@ -101,11 +116,11 @@ class _Submission:
             _CreatedByAnotherError: another launcher was faster.
         """
         spec, name = self.spec, self.spec.name
-        existing = self.jobs.api.find(self.jobs.kind.resource, name)
-        if existing is not None and "deletionTimestamp" not in existing["metadata"]:
-            phase, _ = self.jobs.kind.phase(existing, self.jobs.pods(name))
-            if not spec.continues or not phase.ended:
-                return self._same(existing, ended=phase.value if phase.ended else None)
+        ref, existing = JobRef(self.jobs.name, name), self.jobs.find(name)
+        if existing is not None and is_running(self.jobs, spec, existing):
+            with suppress(LauncherError):  # the job runs with or without it
+                self._adopt_orphans(existing)
+            return Submitted(ref, notes=(running_note(spec), *self.warnings), existed=True)
         attempt = self._last_attempt(existing) + 1
         objects = render_manifests(spec, self.jobs.kind, attempt=attempt)
         self.warnings += judge(self.jobs, spec, objects)
@@ -118,7 +133,7 @@ class _Submission:
             with defer_signals():
                 self._create_all(objects)
                 saved_attempt.drop(self.jobs.api, self.jobs.name, name)
-        return Submitted(JobRef(self.jobs.name, name), notes=tuple(self.warnings), attempt=attempt)
+        return Submitted(ref, notes=tuple(self.warnings), attempt=attempt)
 
     def _last_attempt(self, existing: Json | None) -> int:
         if not self.spec.continues:
@@ -127,18 +142,6 @@ class _Submission:
             return attempt_number(existing)
         saved = saved_attempt.load(self.jobs.api, self.jobs.name, self.spec.name)
         return 0 if saved is None else saved.attempt
-
-    def _same(self, existing: Json, *, ended: str | None) -> Submitted:
-        """Return the job that exists if it is the same one and still runs.
-
-        Raises:
-            ConflictError: it is another one, or has ended.
-        """
-        _check_same(existing, self.spec, ended=ended)
-        with suppress(LauncherError):  # the job runs with or without it
-            self._adopt_orphans(existing)
-        notes = (_running_note(self.spec), *self.warnings)
-        return Submitted(JobRef(self.jobs.name, self.spec.name), notes=notes, existed=True)
 
     @contextmanager
     def _replaced(self, existing: Json | None) -> Iterator[None]:
@@ -203,7 +206,7 @@ class _Submission:
                 raise translate_refusal(error, api) from error
             # The job may exist all the same: by this request, whose answer was lost, or by another launcher's.
             try:
-                existing = api.find(self.jobs.kind.resource, name)
+                existing = self.jobs.find(name)
             except LauncherError:
                 unknown = f"it is unknown whether job {name} was created: see `{PROGRAM} status {name}`"
                 raise UnreachableError(f"{error}; {unknown}") from error
@@ -263,7 +266,7 @@ class _Submission:
         for part in parts:
             deadline = time.monotonic() + self.sibling_s
             while (leftover := self._find_leftover(part)) is not None:
-                if self.jobs.api.find(self.jobs.kind.resource, self.spec.name) is not None:
+                if self.jobs.find(self.spec.name) is not None:
                     raise _CreatedByAnotherError
                 meta = leftover["metadata"]
                 if meta.get("ownerReferences") or time.monotonic() > deadline:
@@ -271,23 +274,6 @@ class _Submission:
                     break
                 # It has no job yet: another launcher may be about to create the job.
                 time.sleep(_LOOK_S)
-
-
-def _running_note(spec: JobSpec) -> str:
-    return f"job {spec.name} is already running: the same job was submitted before"
-
-
-def _check_same(existing: Json, spec: JobSpec, *, ended: str | None) -> None:
-    if not is_same_job(existing, spec):
-        raise ConflictError(
-            f"there is another job {spec.name}: {_difference(existing, spec)}; choose another --name, or "
-            f"`{PROGRAM} delete {spec.name}`"
-        )
-    if ended is not None:
-        raise EndedError(
-            f"job {spec.name}, the same one, has ended already ({ended}): --again starts a new one, "
-            f"--name {spec.name} --resume auto continues it"
-        )
 
 
 def _difference(existing: Json, spec: JobSpec) -> str:
