@@ -4,7 +4,6 @@ It needs pydantic and jinja2. Commands that only read jobs use `launcher.backend
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
@@ -48,15 +47,11 @@ class Submitter(Protocol):
             RequestError: the job cannot run here.
         """
 
-    def check(self, spec: JobSpec) -> str:
-        """Check a spec without asking a server; return the verdict for the user.
+    def check(self, spec: JobSpec, *, ask_server: bool) -> tuple[str, list[str]]:
+        """Judge a spec without starting it; return the verdict and warnings.
 
-        Raises:
-            LauncherError: the job could not be started.
-        """
-
-    def dry_run(self, spec: JobSpec) -> tuple[str, list[str]]:
-        """Have the backend judge a spec without starting it; return the verdict and warnings.
+        Args:
+            ask_server: have the cluster judge it too.
 
         Raises:
             LauncherError: the job could not be started.
@@ -78,44 +73,34 @@ class Submitter(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A submitter, and for `auto` why it was chosen."""
+def choose_submitter(options: JobOptions) -> tuple[Submitter, str]:
+    """Return the submitter for a new job, and for `auto` why it was chosen.
 
-    submitter: Submitter
-    reason: str = ""
-
-
-def choose_submitter(options: JobOptions) -> Choice:
-    """Choose the backend for a new job. Auto prefers a configured cluster, and there the first kind that it serves.
+    Auto prefers a configured cluster, and there the first kind that it serves.
 
     Raises:
         UnreachableError: a cluster is configured and does not answer; this machine does not stand in for it.
     """
     access = ClusterAccess(options.kubeconfig, options.context, options.namespace)
     if options.backend in KIND_NAMES:
-        return Choice(ClusterSubmitter(ClusterJobs.at(options.backend, access)))
+        return ClusterSubmitter(ClusterJobs.at(options.backend, access)), ""
     if options.backend != "auto":
-        return Choice(local_submitter())
+        return LocalSubmitter(LocalJobs()), ""
     if not is_configured(access):
-        return Choice(local_submitter(), "no cluster is configured: the job runs on this machine (--backend local)")
+        reason = "no cluster is configured: the job runs on this machine (--backend local)"
+        return LocalSubmitter(LocalJobs()), reason
     try:
         return _best_kind(access)
     except UnreachableError as error:
         raise UnreachableError(f"{error}, or run on this machine with --backend local") from error
 
 
-def local_submitter() -> LocalSubmitter:
-    """Return the submitter for jobs on this machine."""
-    return LocalSubmitter(LocalJobs())
-
-
-def _best_kind(access: ClusterAccess) -> Choice:
+def _best_kind(access: ClusterAccess) -> tuple[Submitter, str]:
     missing = ""
     for name in KIND_NAMES[:-1]:
         jobs = ClusterJobs.at(name, access)
         if jobs.served():
-            return Choice(ClusterSubmitter(jobs), f"{jobs.place} serves {jobs.kind.title} (--backend {name})")
+            return ClusterSubmitter(jobs), f"{jobs.place} serves {jobs.kind.title} (--backend {name})"
         missing = missing or f"{jobs.place} has no {jobs.kind.title}"
     jobs = ClusterJobs.at(KIND_NAMES[-1], access)  # every cluster serves it
-    return Choice(ClusterSubmitter(jobs), f"{missing} (--backend {jobs.name})")
+    return ClusterSubmitter(jobs), f"{missing} (--backend {jobs.name})"

@@ -9,7 +9,7 @@ from launcher.cluster.defaults import read_defaults
 from launcher.cluster.doctor import examine_namespace
 from launcher.cluster.dry_run import judge
 from launcher.cluster.jobs import ClusterJobs
-from launcher.cluster.submit import find_conflict, name_for_another_run, submit_job
+from launcher.cluster.submit import is_running, name_for_another_run, running_note, submit_job
 from launcher.errors import RequestError
 from launcher.jobs import PreflightFinding, Submitted, find_state, resumable_names
 from launcher.manifests.pod_spec import make_pod_spec
@@ -67,16 +67,13 @@ class ClusterSubmitter:
         spec = make_pod_spec(settings, self.jobs.kind)
         return renamed(spec, name_for_another_run(self.jobs, spec)) if again and not spec.continues else spec
 
-    def check(self, spec: JobSpec) -> str:
-        """Render the manifests."""
-        render_manifests(spec, self.jobs.kind)
-        return "its settings are valid"
-
-    def dry_run(self, spec: JobSpec) -> tuple[str, list[str]]:
-        """Have the server judge each object."""
+    def check(self, spec: JobSpec, *, ask_server: bool) -> tuple[str, list[str]]:
+        """Render the manifests; the server then judges each object."""
         objects = render_manifests(spec, self.jobs.kind)
-        note = find_conflict(self.jobs, spec)
-        return "the cluster accepts it", [*filter(None, [note]), *judge(self.jobs, spec, objects)]
+        if not ask_server:
+            return "its settings are valid", []
+        notes = [running_note(spec)] if is_running(self.jobs, spec, self.jobs.find(spec.name)) else []
+        return "the cluster accepts it", [*notes, *judge(self.jobs, spec, objects)]
 
     def submit(self, spec: JobSpec) -> Submitted:
         """Create the job and its parts."""

@@ -14,13 +14,12 @@ from launcher.output import report
 from launcher.output.follow import LogView, raise_outcome, show_log
 
 
-def follow_to_its_end(jobs: Jobs, ref: JobRef, view: LogView | None = None, *, where: str = "") -> None:
+def follow_to_its_end(jobs: Jobs, ref: JobRef, view: LogView, *, where: str) -> None:
     """Show a job to its end, print the summary, and end with its exit code.
 
     Args:
         where: the options that lead to the job again, for messages.
     """
-    view = view or LogView()
     try:
         reading = show_log(jobs, ref, view, follow=True)
     except KeyboardInterrupt:
@@ -33,19 +32,13 @@ def follow_to_its_end(jobs: Jobs, ref: JobRef, view: LogView | None = None, *, w
     raise_outcome(state)
 
 
-def where_words(where: Where | None) -> str:
-    """Return the options that lead to the same place again, for messages."""
-    return "" if where is None else where.words
-
-
-def job_named(name: str | None, where: Where | None) -> tuple[Jobs, JobRef]:
+def job_named(name: str | None, where: Where) -> tuple[Jobs, JobRef]:
     """Return the job called `name`; without a name the latest job, which a note then names.
 
     Raises:
         NotFoundError: there is no such job.
         RequestError: the name is empty.
     """
-    where = where or Where()
     if name == "":
         raise RequestError("the job's name is empty; leave it out for the latest job")
     if name is not None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from launcher.commands.parameters import JsonFlag, Profile
-from launcher.commands.prepare import examine_place
+from launcher.commands.prepare import resolve_job
 from launcher.commands.printing import print_json
 from launcher.commands.settings import takes_settings
 from launcher.errors import PreflightError
@@ -16,8 +16,9 @@ def doctor(*, profile: Profile = None, json_: JsonFlag = False, **options: Any) 
 
     It takes the options of submit and starts nothing. If something is missing it ends with 5.
     """
+    settings, submitter, _ = resolve_job(options, profile)
     findings = []
-    for finding in examine_place(options, profile):
+    for finding in submitter.examine(settings):
         findings.append(finding)
         if not json_:
             print(f"{finding.state:<8} {finding.about:<18} {finding.text}", flush=True)

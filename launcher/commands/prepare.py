@@ -1,18 +1,19 @@
 """From the command line to a job that can be submitted: settings, backend, spec. It prints nothing, starts nothing."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from launcher.commands.parameters import Where
 from launcher.errors import UnreachableError
-from launcher.jobs import PreflightFinding, find_state
+from launcher.jobs import find_state
 from launcher.local.jobs import LocalJobs
+from launcher.local.submitter import LocalSubmitter
 from launcher.settings.layers import Settings, resolve_settings
 from launcher.settings.options import JobOptions
 from launcher.settings.spec import JobSpec
-from launcher.submitters import Choice, Submitter, choose_submitter, local_submitter
+from launcher.submitters import Submitter, choose_submitter
 from trainer.shared.config.options import given_options
 
 
@@ -36,47 +37,52 @@ def prepare_job(options: Mapping[str, Any], profile: str | None, *, now: datetim
 
     Args:
         again: start the same job once more, under another name, if it has ended.
+    """
+    settings, submitter, reason = resolve_job(options, profile)
+    spec = submitter.build(settings, now=now, again=again)
+    return PreparedJob(submitter, spec, reason, where_to_find(settings, spec).words)
+
+
+def resolve_job(
+    options: Mapping[str, Any],
+    profile: str | None,
+    choose: Callable[[JobOptions], tuple[Submitter, str]] = choose_submitter,
+) -> tuple[Settings, Submitter, str]:
+    """Return the job's settings, the backend that starts it, and why `choose` took this one.
+
+    The user's settings choose the backend. Its defaults and the settings of the run to continue then come below them.
 
     Raises:
         UsageError: a setting cannot be used.
         LauncherError: the backend cannot be reached, or the run to continue does not exist.
     """
-    settings, choice = _resolve(options, profile, choose_submitter)
-    spec = choice.submitter.build(settings, now=now, again=again)
-    return PreparedJob(choice.submitter, spec, choice.reason, where_to_find(settings, spec).words)
+    flags = given_options(dict(options))
+    settings = resolve_settings(flags, profile)
+    submitter, reason = choose(settings.options)
+    defaults = submitter.defaults()
+    if defaults is not None:
+        settings = resolve_settings(flags, profile, defaults=defaults)
+    if settings.train.resume is not None:
+        name, earlier = submitter.earlier(settings)
+        settings = resolve_settings({**flags, "name": name}, profile, earlier=earlier, defaults=defaults)
+    return settings, submitter, reason
 
 
 def settings_for_display(options: Mapping[str, Any], profile: str | None) -> tuple[Settings, str]:
-    """Return the settings that `prepare_job` would use, and a note if the cluster's defaults are missing from them.
-
-    Raises:
-        UsageError: a setting cannot be used.
-        LauncherError: the backend that the user named cannot be reached, or the run to continue does not exist.
-    """
+    """Return the settings that `prepare_job` would use, and a note if the cluster's defaults are missing from them."""
     notes: list[str] = []
 
-    def choose(job_options: JobOptions) -> Choice:
+    def choose(job_options: JobOptions) -> tuple[Submitter, str]:
         try:
             return choose_submitter(job_options)
         except UnreachableError as error:
             if job_options.backend != "auto":
                 raise
             notes.append(f"the cluster's defaults are not in it: {error}")
-            return Choice(local_submitter())
+            return LocalSubmitter(LocalJobs()), ""
 
-    settings, _ = _resolve(options, profile, choose)
+    settings, *_ = resolve_job(options, profile, choose)
     return settings, "; ".join(notes)
-
-
-def examine_place(options: Mapping[str, Any], profile: str | None) -> Iterator[PreflightFinding]:
-    """Yield what is ready for such a job and what is missing.
-
-    Raises:
-        UsageError: a setting cannot be used.
-        LauncherError: the job would run on this machine, or the cluster cannot be reached.
-    """
-    settings, choice = _resolve(options, profile, choose_submitter)
-    return choice.submitter.examine(settings)
 
 
 def where_to_find(settings: Settings, spec: JobSpec) -> Where:
@@ -87,19 +93,3 @@ def where_to_find(settings: Settings, spec: JobSpec) -> Where:
     if spec.backend != here.name and values.keys() <= {"backend"} and find_state(here, spec.name) is not None:
         values["backend"] = spec.backend
     return Where(**values)
-
-
-def _resolve(
-    options: Mapping[str, Any], profile: str | None, choose: Callable[[JobOptions], Choice]
-) -> tuple[Settings, Choice]:
-    """Resolve the user's settings; then add the backend's defaults and the settings of the run to continue."""
-    flags = given_options(dict(options))
-    settings = resolve_settings(flags, profile)
-    choice = choose(settings.options)
-    defaults = choice.submitter.defaults()
-    if defaults is not None:
-        settings = resolve_settings(flags, profile, defaults=defaults)
-    if settings.train.resume is not None:
-        name, earlier = choice.submitter.earlier(settings)
-        settings = resolve_settings({**flags, "name": name}, profile, earlier=earlier, defaults=defaults)
-    return settings, choice

@@ -15,7 +15,6 @@ from launcher.errors import DetachedError, EndedError, RequestError
 from launcher.jobs import Submitted, find_state
 from launcher.output import report
 from launcher.output.follow import LogView
-from launcher.settings.spec import renamed
 
 
 @takes_settings
@@ -69,10 +68,7 @@ def submit(
 def _check(job: PreparedJob, how: Literal["client", "server"]) -> None:
     if job.choice_reason:
         note(job.choice_reason)
-    if how == "client":
-        verdict, warnings = job.submitter.check(job.spec), list[str]()
-    else:
-        verdict, warnings = job.submitter.dry_run(job.spec)
+    verdict, warnings = job.submitter.check(job.spec, ask_server=how == "server")
     for warning in warnings:
         note(f"warning: {warning}")
     print(f"job {job.spec.name}: {verdict}; nothing was started")
@@ -82,8 +78,7 @@ def _show(job: PreparedJob, submitted: Submitted, *, detach: bool, save: Path | 
     for text in filter(None, (job.choice_reason, "; ".join(submitted.notes))):
         note(text)
     if not submitted.existed:
-        spec = renamed(job.spec, submitted.ref.name)
-        note(report.job_header(spec, attempt=submitted.attempt, where=job.where))
+        note(report.job_header(job.spec, attempt=submitted.attempt, where=job.where))
     if detach:
         print(submitted.ref.name)
     else:

@@ -103,14 +103,10 @@ class LocalSubmitter:
             continues=train.resume is not None,
         )
 
-    def check(self, spec: JobSpec) -> str:
-        """Check the paths."""
-        check_paths(spec)
-        return "its settings are valid"
-
-    def dry_run(self, spec: JobSpec) -> tuple[str, list[str]]:
+    def check(self, spec: JobSpec, *, ask_server: bool) -> tuple[str, list[str]]:
         """Check the paths: there is no server to ask."""
-        return self.check(spec), []
+        check_paths(spec)
+        return "its settings are valid", []
 
     def submit(self, spec: JobSpec) -> Submitted:
         """Start the trainer in a process that outlives the launcher."""
