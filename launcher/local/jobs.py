@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,20 @@ from launcher import PROGRAM
 from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimeoutError
 from launcher.jobs import JobEvent, JobRef, JobState, LogBlock, Phase
 from launcher.local import records
-from launcher.local.attempts import attempt_folder, attempt_of, earlier_attempts
 from launcher.local.console import offset_at, read_blocks, read_tail
-from launcher.local.phase import START_S, phase_of
 from launcher.output.lines import parse_lines
 from launcher.output.progress import JobProgress
+from trainer.shared.errors import RESUMABLE
 from trainer.shared.processes import Process, is_alive, send_signal
 from trainer.shared.runs import TRAINING
 
+# Seconds from a job's creation until its runner has recorded its process ids.
+_START_S = 30.0
 # Seconds beyond the grace that the trainer gives its workers.
 _EXTRA_GRACE_S = 15.0
 _POLL_S = 0.05
+# The signal module has no names for real-time signals.
+_SIGNALS = {number.value: number.name for number in signal.Signals}
 
 
 class LocalJobs:
@@ -44,52 +47,13 @@ class LocalJobs:
 
     def get(self, ref: JobRef) -> JobState:
         """Return the job's state, from its records and its processes."""
-        folder = self._folder(ref)
-        # A job whose creation was cut short has no record yet; it is pending for a moment, then lost.
-        job = records.read_record(folder / records.JOB) or {"name": ref.name, "created": folder.stat().st_mtime}
-        processes = records.read_record(folder / records.PROCESSES) or {}
-        runner, trainer = _processes(processes)
-        # Life first, then the end: a job that ends in between has then ended, and is not lost.
-        alive = is_alive(runner) or is_alive(trainer)
-        end = records.read_record(folder / records.EXIT)
-        cancelled = records.read_record(folder / records.CANCEL) is not None
-        other_host = _other_host(job)
-        alive = alive or other_host is not None
-        phase, reason = phase_of(processes, end, alive=alive, cancelled=cancelled, age_s=time.time() - job["created"])
-        if phase is Phase.FAILED:
-            words = last_words(folder)
-            reason = _progress(folder).cause or (f"{reason}: {words}" if words else reason)
-        elif other_host and not phase.ended:
-            reason = f"on {other_host}, as far as can be known from here"
-        output = Path(job["output"]) if "output" in job else None
-        begun = output is not None and output.exists()
-        trains = job.get("spec", {}).get("train", {}).get("mode") in TRAINING
-        return JobState(
-            ref=ref,
-            phase=phase,
-            reason=reason,
-            created=job["created"],
-            started=processes.get("started"),
-            ended=None if end is None else end["ended"],
-            spec=job.get("spec", {}),
-            output=output,
-            files=str(output) if begun else "",
-            attempt=attempt_of(job),
-            resumable=begun and trains and phase.ended and phase is not Phase.SUCCEEDED,
-            command=job.get("command", ()),
-            console=str(folder / records.CONSOLE),
-            details={
-                "runner": runner.pid or None,
-                "trainer": trainer.pid or None,
-                "returncode": None if end is None else end["returncode"],
-            },
-        )
+        return _state_of(ref, self._folder(ref))
 
     def logs(
         self, ref: JobRef, *, follow: bool = False, since_s: float | None = None, attempt: int | None = None
     ) -> Iterator[LogBlock]:
         """Yield blocks of whole lines of the job's console."""
-        folder = attempt_folder(self._folder(ref), attempt)
+        folder = records.attempt_folder(self._folder(ref), attempt)
         start = 0 if since_s is None else offset_at(folder / records.CLOCK, time.time() - since_s)
 
         def has_ended() -> bool:
@@ -98,19 +62,10 @@ class LocalJobs:
         return map(LogBlock, read_blocks(folder / records.CONSOLE, start=start, ended=has_ended))
 
     def events(self, ref: JobRef) -> list[JobEvent]:
-        """Return what happened to the job."""
+        """Return what happened in each attempt."""
         folder = self._folder(ref)
-        state = self.get(ref)
-        cancel = records.read_record(folder / records.CANCEL)
-        _, trainer = _processes(records.read_record(folder / records.PROCESSES) or {})
-        times = [
-            (state.created, "created" if state.attempt == 1 else f"attempt {state.attempt} created"),
-            (state.started, f"started as process {trainer.pid}"),
-            (None if cancel is None else cancel["requested"], "asked to save and stop"),
-            (state.ended, f"ended: {state.phase.value}{f', {state.reason}' if state.reason else ''}"),
-        ]
-        earlier = [event for attempt in earlier_attempts(folder) for event in _attempt_events(attempt)]
-        return [*earlier, *(JobEvent(moment, text) for moment, text in times if moment is not None)]
+        earlier = records.earlier_attempts(folder)
+        return [event for attempt in (*earlier, folder) for event in _events_of(ref, attempt, numbered=bool(earlier))]
 
     def progress(self, ref: JobRef) -> JobProgress:
         """Return the job's progress, from the end of its log."""
@@ -126,7 +81,7 @@ class LocalJobs:
             raise ConflictError(f"job {ref.name} runs on {host}: cancel it there")
         grace_s = float(state.setting("grace_s") or 0) + self._extra_grace_s
         records.write_record(folder / records.CANCEL, "Cancel", {"requested": time.time()})
-        if not self._wait(ref, START_S, until=lambda state: state.phase is not Phase.PENDING):
+        if not self._wait(ref, _START_S, until=lambda state: state.phase is not Phase.PENDING):
             raise WaitTimeoutError(f"job {ref.name} does not start; look into {folder / records.CONSOLE}")
         _signal_job(folder, signal.SIGTERM)
         if self._wait(ref, grace_s, until=lambda state: state.phase.ended):
@@ -177,6 +132,95 @@ class LocalJobs:
         return [(state, self.progress(state.ref) if state.spec else JobProgress()) for state in states]
 
 
+def _state_of(ref: JobRef, folder: Path) -> JobState:
+    """Return the state of the attempt whose records are in `folder`."""
+    # A job whose creation was cut short has no record yet; it is pending for a moment, then lost.
+    job = records.read_record(folder / records.JOB) or {"name": ref.name, "created": folder.stat().st_mtime}
+    processes = records.read_record(folder / records.PROCESSES) or {}
+    runner, trainer = _processes(processes)
+    # Life first, then the end: a job that ends in between has then ended, and is not lost.
+    alive = is_alive(runner) or is_alive(trainer)
+    end = records.read_record(folder / records.EXIT)
+    cancelled = records.read_record(folder / records.CANCEL) is not None
+    other_host = _other_host(job)
+    alive = alive or other_host is not None
+    phase, reason = _phase_of(processes, end, alive=alive, cancelled=cancelled, age_s=time.time() - job["created"])
+    if phase is Phase.FAILED:
+        words = last_words(folder)
+        reason = _progress(folder).cause or (f"{reason}: {words}" if words else reason)
+    elif other_host and not phase.ended:
+        reason = f"on {other_host}, as far as can be known from here"
+    output = Path(job["output"]) if "output" in job else None
+    begun = output is not None and output.exists()
+    trains = job.get("spec", {}).get("train", {}).get("mode") in TRAINING
+    return JobState(
+        ref=ref,
+        phase=phase,
+        reason=reason,
+        created=job["created"],
+        started=processes.get("started"),
+        ended=None if end is None else end["ended"],
+        spec=job.get("spec", {}),
+        output=output,
+        files=str(output) if begun else "",
+        attempt=records.attempt_of(job),
+        resumable=begun and trains and phase.ended and phase is not Phase.SUCCEEDED,
+        command=job.get("command", ()),
+        console=str(folder / records.CONSOLE),
+        details={
+            "runner": runner.pid or None,
+            "trainer": trainer.pid or None,
+            "returncode": None if end is None else end["returncode"],
+        },
+    )
+
+
+def _phase_of(
+    processes: Mapping[str, Any], end: Mapping[str, Any] | None, *, alive: bool, cancelled: bool, age_s: float
+) -> tuple[Phase, str]:
+    """Return the phase that the records and the processes add up to, and the reason.
+
+    SIGKILL leaves no record. A job without living processes and without an exit record is lost: neither running nor a
+    success.
+    """
+    if end is not None:
+        return _outcome(end["returncode"], cancelled=cancelled)
+    if alive:
+        return (Phase.RUNNING, "") if processes.get("trainer") else (Phase.PENDING, "starting")
+    if not processes and age_s < _START_S:
+        return Phase.PENDING, "starting"
+    if cancelled:
+        return Phase.CANCELLED, "stopped, but its exit status was not recorded"
+    return Phase.LOST, "its processes are gone and left no exit status (killed, or the machine was restarted)"
+
+
+def _outcome(returncode: int, *, cancelled: bool) -> tuple[Phase, str]:
+    if returncode == 0:
+        return Phase.SUCCEEDED, ""
+    stopped = "stopped by SIGTERM; it can go on"
+    if cancelled:
+        return Phase.CANCELLED, stopped if returncode == RESUMABLE else "stopped before it was done"
+    if returncode == RESUMABLE:
+        return Phase.RESUMABLE, stopped
+    if returncode < 0:
+        return Phase.FAILED, f"the trainer was killed by {_SIGNALS.get(-returncode, f'signal {-returncode}')}"
+    return Phase.FAILED, f"the trainer ended with exit code {returncode}"
+
+
+def _events_of(ref: JobRef, folder: Path, *, numbered: bool) -> list[JobEvent]:
+    """Return what happened in the attempt whose records are in `folder`."""
+    state = _state_of(ref, folder)
+    cancel = records.read_record(folder / records.CANCEL)
+    subject = f"attempt {state.attempt} " if numbered else ""
+    times = [
+        (state.created, "created"),
+        (state.started, f"started as process {state.details['trainer']}"),
+        (None if cancel is None else cancel["requested"], "asked to save and stop"),
+        (state.ended, f"ended: {state.phase.value}{f', {state.reason}' if state.reason else ''}"),
+    ]
+    return [JobEvent(moment, f"{subject}{text}") for moment, text in times if moment is not None]
+
+
 def last_words(folder: Path) -> str:
     """Return the console's last line, the best cause for a program that ended without a tagged line."""
     lines = read_tail(folder / records.CONSOLE).decode("utf-8", "replace").split("\n")
@@ -203,19 +247,6 @@ def _other_host(job: dict[str, Any]) -> str | None:
     this_host = socket.gethostname()
     host = str(job.get("host", this_host))
     return None if host == this_host else host
-
-
-def _attempt_events(attempt: Path) -> list[JobEvent]:
-    """Return what happened to an earlier attempt, from its folder."""
-    job = records.read_record(attempt / records.JOB)
-    end = records.read_record(attempt / records.EXIT)
-    cancelled = records.read_record(attempt / records.CANCEL) is not None
-    phase, reason = phase_of({}, end, alive=False, cancelled=cancelled, age_s=START_S)
-    times = [
-        (None if job is None else job["created"], "created"),
-        (None if end is None else end["ended"], f"ended: {phase.value}{f', {reason}' if reason else ''}"),
-    ]
-    return [JobEvent(moment, f"attempt {attempt.name} {text}") for moment, text in times if moment is not None]
 
 
 def _processes(record: dict[str, Any]) -> tuple[Process, Process]:

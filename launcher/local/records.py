@@ -4,16 +4,21 @@
 time of a cancel), `exit.json` (the exit code), `clock` (the length of the log by time) and `console.log` (the trainer's
 output). One writer writes each record whole, so a reader needs no lock. The runner imports this module, which therefore
 needs only the standard library.
+
+The files are those of the latest attempt; the files of an earlier one move to `attempts/<number>/`, so that its log and
+its end stay readable. The lines of two attempts never mix, as each attempt numbers its lines from 1.
 """
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from launcher import API_VERSION
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, NotFoundError
 from trainer.shared.files import replacing
 
 JOB = "job.json"
@@ -22,6 +27,7 @@ CANCEL = "cancel.json"
 EXIT = "exit.json"
 CLOCK = "clock"
 CONSOLE = "console.log"
+_ATTEMPTS = "attempts"
 
 # The fields that are read; a file without them, or with other types, is damaged.
 _NUMBER = (int, float)
@@ -52,15 +58,10 @@ def write_record(path: Path, kind: str, values: Mapping[str, Any]) -> None:
     reserved = _reserved(path)
     # Several launchers can cancel one job at once.
     partial = reserved if reserved.exists() else path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # Write over a reservation, and do not truncate it: its disk space must stay reserved.
-        with (
-            replacing(path, partial=partial),
-            partial.open("r+" if partial is reserved else "w", encoding="utf-8") as file,
-        ):
-            file.write(text)
-    except OSError as error:
-        raise LauncherError(f"{path}: cannot be written: {error.strerror}; free or change XDG_STATE_HOME") from error
+    # Write over a reservation, and do not truncate it: its disk space must stay reserved.
+    mode = "r+" if partial is reserved else "w"
+    with _translate_errors(path), replacing(path, partial=partial), partial.open(mode, encoding="utf-8") as file:
+        file.write(text)
 
 
 def reserve_record(path: Path) -> None:
@@ -69,11 +70,9 @@ def reserve_record(path: Path) -> None:
     Raises:
         LauncherError: the disk is full already.
     """
-    try:
+    with _translate_errors(path):
         # JSON allows trailing blanks.
         _reserved(path).write_text(" " * _RESERVED, encoding="ascii")
-    except OSError as error:
-        raise LauncherError(f"{path}: cannot be written: {error.strerror}; free or change XDG_STATE_HOME") from error
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -103,5 +102,78 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return values
 
 
+def attempt_of(job: Mapping[str, Any]) -> int:
+    """Return which attempt a job's record describes."""
+    return int(job.get("attempt", 1))
+
+
+def attempt_folder(folder: Path, number: int | None) -> Path:
+    """Return the folder with the records of an attempt; the latest attempt without a `number`.
+
+    Raises:
+        NotFoundError: the job has no such attempt.
+    """
+    latest = attempt_of(read_record(folder / JOB) or {})
+    if number is None or number == latest:
+        return folder
+    earlier = folder / _ATTEMPTS / str(number)
+    if not earlier.is_dir():
+        have = "attempt 1 only" if latest == 1 else f"attempts 1 to {latest}"
+        raise NotFoundError(f"job {folder.name} has {have}: there is no attempt {number}")
+    return earlier
+
+
+def earlier_attempts(folder: Path) -> list[Path]:
+    """Return the folders of the attempts before the latest one, oldest first."""
+    attempts = folder / _ATTEMPTS
+    return sorted(attempts.iterdir(), key=lambda path: int(path.name)) if attempts.is_dir() else []
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Let one launcher at a time decide whether a job has ended and may be continued."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # a file system without locks: the trainer's own lock of the run still holds
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def begin_next(folder: Path, job: Mapping[str, Any]) -> None:
+    """Move the ended attempt's records to its own folder, and write the record of the next attempt.
+
+    The exit record moves last: until then a reader sees an ended job, never a lost one.
+
+    Raises:
+        LauncherError: the disk is full, or the user has no right to write.
+    """
+    old = read_record(folder / JOB) or {}
+    number = attempt_of(old)
+    earlier = folder / _ATTEMPTS / str(number)
+    with _translate_errors(earlier):
+        earlier.mkdir(parents=True, exist_ok=True)
+        for name in (CANCEL, PROCESSES, CLOCK, CONSOLE):
+            _move(folder / name, earlier)
+        if old:
+            write_record(earlier / JOB, "LocalJob", old)
+        write_record(folder / JOB, "LocalJob", {**job, "attempt": number + 1})
+        _move(folder / EXIT, earlier)
+
+
+def _move(path: Path, folder: Path) -> None:
+    if path.exists():
+        path.rename(folder / path.name)
+
+
 def _reserved(path: Path) -> Path:
     return path.with_name(f".{path.name}.reserved")
+
+
+@contextmanager
+def _translate_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LauncherError(f"{path}: cannot be written: {error.strerror}; free or change XDG_STATE_HOME") from error

@@ -22,7 +22,6 @@ from launcher.errors import ConflictError, LauncherError, RequestError
 from launcher.exits import defer_signals
 from launcher.jobs import JobRef, JobState, PreflightFinding, Submitted, find_state, resumable_names
 from launcher.local import records
-from launcher.local.attempts import begin_next, exclusive
 from launcher.local.jobs import LocalJobs, last_words
 from launcher.local.preflight import check_paths
 from launcher.settings.layers import NO_LAYER, Defaults, Earlier, Settings, given_settings
@@ -143,9 +142,9 @@ def start_job(
     job |= {"command": command, **record}
     with defer_signals():
         if resume and folder.is_dir():
-            with exclusive(folder):
+            with records.exclusive(folder):
                 _check_ended(jobs.get(ref))
-                begin_next(folder, job)
+                records.begin_next(folder, job)
         else:
             _create_record(folder, job)
         _start_runner(folder, environ)
