@@ -22,25 +22,23 @@ def find_job(name: str, backend: BackendName, access: ClusterAccess) -> tuple[Jo
         NotFoundError: there is no such job.
         UnreachableError: it is not on this machine, and the cluster does not answer.
     """
-    missing: list[NotFoundError] = []
-    places: list[str] = []
+    missing: dict[str, NotFoundError] = {}
     hidden: ApiError | None = None
     for jobs in _readable_jobs(backend, access):
         ref = JobRef(jobs.name, name)
         try:
             jobs.get(ref)
         except NotFoundError as error:
-            missing.append(error)
-            places.append(jobs.place)
+            missing[jobs.place] = error
         except ApiError as error:
             hidden = hidden or _check_skippable(error, backend)
         else:
             return jobs, ref
     if hidden is not None:
         raise hidden
-    if len(set(places)) == 1:
-        raise missing[0]
-    raise NotFoundError(f"there is no job `{name}` in {' or in '.join(dict.fromkeys(places))}; see `{PROGRAM} list`")
+    if len(missing) == 1:
+        raise missing.popitem()[1]
+    raise NotFoundError(f"there is no job `{name}` in {' or in '.join(missing)}; see `{PROGRAM} list`")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _SHOWN_LOSSES = 8
 
 
-def job_header(spec: "JobSpec", *, attempt: int, where: str = "") -> str:
+def job_header(spec: "JobSpec", *, attempt: int, where: str) -> str:
     """Return what was started, and how to come back to it."""
     train = spec.train
     rows = {
@@ -33,7 +33,7 @@ def job_header(spec: "JobSpec", *, attempt: int, where: str = "") -> str:
         "runs": f"{train.mode}, {train.model} at {train.image_size} px, {_devices(dict(train))}",
         "data": str(train.data_path),
         "output": str(spec.output),
-        "come back": f"{PROGRAM} logs {spec.name} -f{where}",
+        "come back": _follow(spec.name, where),
     }
     if spec.continues and attempt == 1:
         # The run began elsewhere: its checkpoint has the settings.
@@ -50,13 +50,13 @@ def continuation(state: JobState, where: str) -> str:
     return f"{PROGRAM} submit --name {state.ref.name} --resume auto{kind}{where}"
 
 
-def reattach_hint(name: str, where: str = "") -> str:
+def reattach_hint(name: str, where: str) -> str:
     """Return what to type after the launcher has detached from a job that still runs."""
     stop = f"{PROGRAM} cancel {name}{where}"
     return f"job {name} goes on. Come back with `{_follow(name, where)}`, stop it with `{stop}`."
 
 
-def connection_lost_hint(name: str, where: str = "") -> str:
+def connection_lost_hint(name: str, where: str) -> str:
     """Return what to type after the cluster gave no answer for too long, so that the launcher stopped following."""
     return f"Job {name} does not need this launcher; come back with `{_follow(name, where)}`."
 
@@ -74,7 +74,7 @@ def summary(state: JobState, reading: "LogFollow", *, now: float, where: str) ->
         state.phase.value: state.ref.name + ("" if took is None else f" in {format_duration(took)}"),
         **_accuracy(result or progress.evaluation),
         "speed": _speed(result),
-        _kind_of_work(result): _seconds(result, "train_s"),
+        **_work(result),
         "log": _log_counts(reading),
         "files": state.files or ("" if result is None else str(result.fields.get("output", ""))),
         "continue": continuation(state, where),
@@ -138,19 +138,19 @@ def settings_text(settings: "Settings") -> str:
 def settings_document(settings: "Settings") -> dict[str, Any]:
     """Return `settings_text` as a document of kind `Config`."""
     values = {name: {"value": _plain(value), "origin": origin} for name, value, origin in settings.items()}
-    return {"apiVersion": API_VERSION, "kind": "Config", "settings": values}
+    return _document("Config", settings=values)
 
 
 def job_document(state: JobState, progress: JobProgress) -> dict[str, Any]:
     """Return one job as a document of kind `Job`. Times are ISO 8601 in UTC."""
-    return {
-        "apiVersion": API_VERSION,
-        "kind": "Job",
-        "name": state.ref.name,
-        "backend": state.ref.backend,
-        "spec": dict(state.spec),
-        "output": None if state.output is None else str(state.output),
-        "status": {
+    local = {"command": list(state.command), "console": state.console} if state.console else {}
+    return _document(
+        "Job",
+        name=state.ref.name,
+        backend=state.ref.backend,
+        spec=dict(state.spec),
+        output=None if state.output is None else str(state.output),
+        status={
             "attempt": state.attempt,
             "restarts": state.restarts,
             "phase": state.phase.value,
@@ -163,36 +163,27 @@ def job_document(state: JobState, progress: JobProgress) -> dict[str, Any]:
             "evaluation": _fields(progress.evaluation),
             "result": _fields(progress.result),
         },
-        "details": _details(state),
-    }
-
-
-def _details(state: JobState) -> dict[str, Any]:
-    local = {"command": list(state.command), "console": state.console} if state.console else {}
-    return {**local, **state.details}
+        details={**local, **state.details},
+    )
 
 
 def list_document(jobs: Sequence[tuple[JobState, JobProgress]]) -> dict[str, Any]:
     """Return all jobs as a document of kind `JobList`."""
-    items = [job_document(state, progress) for state, progress in jobs]
-    return {"apiVersion": API_VERSION, "kind": "JobList", "items": items}
+    return _document("JobList", items=[job_document(state, progress) for state, progress in jobs])
 
 
 def findings_document(findings: Sequence[PreflightFinding]) -> dict[str, Any]:
     """Return the findings of `doctor` as a document of kind `FindingList`."""
-    items = [{"about": finding.about, "state": finding.state, "text": finding.text} for finding in findings]
-    return {"apiVersion": API_VERSION, "kind": "FindingList", "items": items}
+    return _document("FindingList", items=[finding._asdict() for finding in findings])
 
 
 def deleted_document(ref: JobRef, files: str) -> dict[str, Any]:
     """Return that a job was deleted, as a document of kind `JobDeleted`."""
-    return {
-        "apiVersion": API_VERSION,
-        "kind": "JobDeleted",
-        "name": ref.name,
-        "backend": ref.backend,
-        "files": files or None,
-    }
+    return _document("JobDeleted", name=ref.name, backend=ref.backend, files=files or None)
+
+
+def _document(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"apiVersion": API_VERSION, "kind": kind, **fields}
 
 
 def _rows(rows: Mapping[str, str]) -> str:
@@ -245,14 +236,12 @@ def _speed(line: ProgressLine | None) -> str:
     return "" if fps is None else f"{fps:,.1f} images/s"
 
 
-def _kind_of_work(result: ProgressLine | None) -> str:
-    """Return what the measured time was spent on."""
-    return "evaluation" if result is not None and result.fields.get("mode") == "eval" else "training"
-
-
-def _seconds(line: ProgressLine | None, key: str) -> str:
-    # There is no time if all steps were warm-up.
-    return format_duration(seconds) if (seconds := _number(line, key)) else ""
+def _work(result: ProgressLine | None) -> dict[str, str]:
+    """Return the measured time, under the name of what it was spent on; there is none if all steps were warm-up."""
+    seconds = _number(result, "train_s")
+    if result is None or not seconds:
+        return {}
+    return {"evaluation" if result.fields.get("mode") == "eval" else "training": format_duration(seconds)}
 
 
 def _log_counts(reading: "LogFollow") -> str:

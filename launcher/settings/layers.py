@@ -7,7 +7,7 @@ one environment and one command line hold the launcher's settings and the traine
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,16 +92,16 @@ def resolve_settings(
     layers = [Layer("flag", flags)]
     if profile is not None:
         layers.append(profile_layer(profile))
-    train_layers, job_layers = _train_part(layers), _job_part(layers)
-    train_layers.insert(1, environment_layer(TrainConfig, environ))
+    job_layers, train_layers = map(list, zip(*map(_split, layers), strict=True))
     job_layers.insert(1, environment_layer(JobOptions, environ))
+    train_layers.insert(1, environment_layer(TrainConfig, environ))
     if earlier is not None:
         job_layers.append(earlier.job)
         train_layers.append(earlier.given)
     if defaults is not None:
-        shared = [defaults(mode_of(train_layers))]
-        job_layers += _job_part(shared)
-        train_layers += _train_part(shared)
+        job_defaults, train_defaults = _split(defaults(mode_of(train_layers)))
+        job_layers.append(job_defaults)
+        train_layers.append(train_defaults)
     options, job_origins = resolve(JobOptions, job_layers)
     given = {name for layer in train_layers for name in layer.values}
     if earlier is not None:
@@ -131,15 +131,8 @@ def _with_preset(options: JobOptions, hardware: str, origins: Mapping[str, str])
     return options.model_copy(update=update), origins
 
 
-def _job_part(layers: Sequence[Layer]) -> list[Layer]:
-    return _part(layers, lambda name: name in JobOptions.model_fields)
-
-
-def _train_part(layers: Sequence[Layer]) -> list[Layer]:
-    return _part(layers, lambda name: name not in JobOptions.model_fields)
-
-
-def _part(layers: Sequence[Layer], wanted: Callable[[str], bool]) -> list[Layer]:
-    return [
-        Layer(layer.origin, {name: value for name, value in layer.values.items() if wanted(name)}) for layer in layers
-    ]
+def _split(layer: Layer) -> tuple[Layer, Layer]:
+    """Return the launcher's settings and all others, the trainer's."""
+    job = {name: value for name, value in layer.values.items() if name in JobOptions.model_fields}
+    train = {name: value for name, value in layer.values.items() if name not in job}
+    return Layer(layer.origin, job), Layer(layer.origin, train)
