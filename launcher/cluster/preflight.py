@@ -1,16 +1,18 @@
-"""Whether a cluster has what a job's pods need: bound claims that can be shared, and nodes with enough NPUs.
+"""Whether a user and a job find what they need in a namespace: rights, claims that can be shared, enough NPUs.
 
-`check_cluster` asks the API server; `check_claim` and `check_nodes` are pure. What is only on its way is no fault: a
-claim that waits for its first pod, or nodes that an autoscaler adds on demand.
+`check_rights` and `check_cluster` ask the API server; `check_claim` and `check_nodes` are pure. What is only on its way
+is no fault: a claim that waits for its first pod, or nodes that an autoscaler adds on demand.
 """
 
 from collections.abc import Sequence
 
 from launcher.cluster.events import events_about
+from launcher.cluster.rbac import Verbs, cluster_rights, namespace_rights
 from launcher.errors import ApiError
 from launcher.jobs import PreflightFinding
+from launcher.kinds import Kind
 from launcher.kube.api import Api, Json
-from launcher.kube.resources import CLAIMS, NODES
+from launcher.kube.resources import ACCESS_REVIEWS, CLAIMS, NODES, Resource
 from launcher.settings.options import ClusterOptions
 from trainer.shared.config import TrainConfig
 
@@ -23,6 +25,18 @@ SEVERAL_NODES = {
 }
 _CONSUMER = "volume.kubernetes.io/selected-node"
 _WAITS_FOR_A_POD = frozenset({"WaitForFirstConsumer", "WaitForPodScheduled"})
+
+
+def check_rights(api: Api, kind: Kind) -> PreflightFinding:
+    """Check the rights of a Role, which a launcher needs, and the rights of a ClusterRole, which are optional."""
+    needed = namespace_rights([kind])
+    if missing := _missing_rights(api, needed):
+        advice = "have the Role of `helm install pnas charts/pnas` bound to you, or of k8s/manifests/rbac.yaml"
+        text = f"you may not {', '.join(missing)} in namespace {api.namespace}: {advice}"
+        return PreflightFinding("rights", "missing", text)
+    optional = _missing_rights(api, cluster_rights([kind]))
+    note = f"; without, which is seldom missed: {', '.join(optional)}" if optional else ""
+    return PreflightFinding("rights", "ok", f"all {sum(map(len, needed.values()))} in namespace {api.namespace}{note}")
 
 
 def check_cluster(api: Api, pods: ClusterOptions, train: TrainConfig) -> list[PreflightFinding]:
@@ -86,6 +100,28 @@ def check_nodes(nodes: Sequence[Json], resource: str, npus: int, labels: Sequenc
         return PreflightFinding("NPUs", "missing", f"--npus {npus}: {no_node} more than {most} {resource}; {advice}")
     large = sum(count >= npus for count in counts)
     return PreflightFinding("NPUs", "ok", f"{npus} {resource} or more on {large} of {len(nodes)} nodes")
+
+
+def _missing_rights(api: Api, rights: Verbs) -> list[str]:
+    return [
+        f"{verb} {resource}"
+        for resource, verbs in rights.items()
+        for verb in verbs
+        if not _has_right(api, verb, resource)
+    ]
+
+
+def _has_right(api: Api, verb: str, resource: Resource) -> bool:
+    plural, _, subresource = resource.plural.partition("/")
+    attributes = {"verb": verb, "group": resource.group, "resource": plural, "subresource": subresource}
+    namespace = {"namespace": api.namespace} if resource.namespaced else {}
+    review = {
+        "apiVersion": ACCESS_REVIEWS.api_version,
+        "kind": "SelfSubjectAccessReview",
+        "metadata": {},
+        "spec": {"resourceAttributes": {**attributes, **namespace}},
+    }
+    return bool(api.create(ACCESS_REVIEWS, review)["status"]["allowed"])
 
 
 def _find_claim(api: Api, setting: str, name: str, nodes: int) -> PreflightFinding:

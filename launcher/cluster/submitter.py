@@ -6,9 +6,9 @@ from pathlib import Path
 
 from launcher.cluster import saved_attempt
 from launcher.cluster.defaults import read_defaults
-from launcher.cluster.doctor import examine_namespace
 from launcher.cluster.dry_run import judge
 from launcher.cluster.jobs import ClusterJobs
+from launcher.cluster.preflight import check_cluster, check_rights
 from launcher.cluster.submit import is_running, name_for_another_run, running_note, submit_job
 from launcher.errors import RequestError
 from launcher.jobs import PreflightFinding, Submitted, find_state, resumable_names
@@ -80,5 +80,14 @@ class ClusterSubmitter:
         return submit_job(self.jobs, spec)
 
     def examine(self, settings: Settings) -> Iterator[PreflightFinding]:
-        """Yield what of the namespace is ready and what is missing."""
-        return examine_namespace(self.jobs, settings)
+        """Yield all that is ready and all that is missing, so that a person sees it at once. The chart's test uses it.
+
+        Raises:
+            LauncherError: the cluster does not answer.
+        """
+        yield PreflightFinding("cluster", "ok", f"{self.jobs.place}, for --backend {self.jobs.name}")
+        yield check_rights(self.jobs.api, self.jobs.kind)
+        image = settings.options.image
+        advice = "--image is missing: give it, or publish it (defaults.image of the chart)"
+        yield PreflightFinding("image", "ok" if image else "missing", image or advice)
+        yield from check_cluster(self.jobs.api, settings.options, settings.train)
