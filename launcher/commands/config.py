@@ -5,10 +5,15 @@ from typing import Any
 from cyclopts import App
 
 from launcher.commands.parameters import JsonFlag, Profile, examples
-from launcher.commands.prepare import settings_for_display
+from launcher.commands.prepare import resolve_job
 from launcher.commands.printing import note, print_json
 from launcher.commands.settings import takes_settings
+from launcher.errors import UnreachableError
+from launcher.local.jobs import LocalJobs
+from launcher.local.submitter import LocalSubmitter
 from launcher.output import report
+from launcher.settings.options import JobOptions
+from launcher.submitters import Submitter, choose_submitter
 
 config = App(name="config", help="Look at settings.", help_epilogue="", version_flags=[])
 
@@ -22,10 +27,19 @@ def config_show(*, profile: Profile = None, json_: JsonFlag = False, **options: 
 
     Precedence: flag > environment (PNAS_<SETTING>) > profile > cluster defaults > mode or hardware preset > default.
     """
-    settings, missing_defaults = settings_for_display(options, profile)
-    if missing_defaults:
-        note(missing_defaults)
+    settings, *_ = resolve_job(options, profile, _choose_or_local)
     if json_:
         print_json(report.settings_document(settings))
     else:
         print(report.settings_text(settings))
+
+
+def _choose_or_local(options: JobOptions) -> tuple[Submitter, str]:
+    """Choose the backend; without an answer from the cluster, show what is known here."""
+    try:
+        return choose_submitter(options)
+    except UnreachableError as error:
+        if options.backend != "auto":
+            raise
+        note(f"the cluster's defaults are not in it: {error}")
+        return LocalSubmitter(LocalJobs()), ""

@@ -1,46 +1,16 @@
-"""From the command line to a job that can be submitted: settings, backend, spec. It prints nothing, starts nothing."""
+"""From the command line to the backend and the settings of a job. It prints nothing, starts nothing."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from launcher.commands.parameters import Where
-from launcher.errors import UnreachableError
 from launcher.jobs import find_state
 from launcher.local.jobs import LocalJobs
-from launcher.local.submitter import LocalSubmitter
 from launcher.settings.layers import Settings, resolve_settings
 from launcher.settings.options import JobOptions
 from launcher.settings.spec import JobSpec
 from launcher.submitters import Submitter, choose_submitter
 from trainer.shared.config.options import given_options
-
-
-@dataclass(frozen=True)
-class PreparedJob:
-    """A job before its start.
-
-    Attributes:
-        choice_reason: for `--backend auto`, why this backend was chosen.
-        where: the options that lead to the job again, for messages.
-    """
-
-    submitter: Submitter
-    spec: JobSpec
-    choice_reason: str
-    where: str
-
-
-def prepare_job(options: Mapping[str, Any], profile: str | None, *, now: datetime, again: bool = False) -> PreparedJob:
-    """Resolve the settings, choose the backend, build the spec.
-
-    Args:
-        again: start the same job once more, under another name, if it has ended.
-    """
-    settings, submitter, reason = resolve_job(options, profile)
-    spec = submitter.build(settings, now=now, again=again)
-    return PreparedJob(submitter, spec, reason, where_to_find(settings, spec).words)
 
 
 def resolve_job(
@@ -66,23 +36,6 @@ def resolve_job(
         name, earlier = submitter.earlier(settings)
         settings = resolve_settings({**flags, "name": name}, profile, earlier=earlier, defaults=defaults)
     return settings, submitter, reason
-
-
-def settings_for_display(options: Mapping[str, Any], profile: str | None) -> tuple[Settings, str]:
-    """Return the settings that `prepare_job` would use, and a note if the cluster's defaults are missing from them."""
-    notes: list[str] = []
-
-    def choose(job_options: JobOptions) -> tuple[Submitter, str]:
-        try:
-            return choose_submitter(job_options)
-        except UnreachableError as error:
-            if job_options.backend != "auto":
-                raise
-            notes.append(f"the cluster's defaults are not in it: {error}")
-            return LocalSubmitter(LocalJobs()), ""
-
-    settings, *_ = resolve_job(options, profile, choose)
-    return settings, "; ".join(notes)
 
 
 def where_to_find(settings: Settings, spec: JobSpec) -> Where:

@@ -1,4 +1,4 @@
-"""`submit`: start a job. The functions stand in the order of the job's life: settings, spec, backend, follow."""
+"""`submit`: start a job, in the order of its life: settings, backend, spec, start, follow."""
 
 from datetime import datetime
 from pathlib import Path
@@ -8,13 +8,15 @@ from cyclopts import Parameter
 
 from launcher.commands.common import follow_to_its_end
 from launcher.commands.parameters import Profile, flag
-from launcher.commands.prepare import PreparedJob, prepare_job
+from launcher.commands.prepare import resolve_job, where_to_find
 from launcher.commands.printing import note
 from launcher.commands.settings import takes_settings
 from launcher.errors import DetachedError, EndedError, RequestError
-from launcher.jobs import Submitted, find_state
+from launcher.jobs import find_state
 from launcher.output import report
 from launcher.output.follow import LogView
+from launcher.settings.spec import JobSpec
+from launcher.submitters import Submitter
 
 
 @takes_settings
@@ -42,44 +44,43 @@ def submit(
     a profile. Ctrl-C leaves the job running and says how to come back. With --resume auto an ended job goes on, and
     keeps the settings that are not given again.
     """
-    job = prepare_job(options, profile, now=datetime.now().astimezone(), again=again)
+    settings, submitter, reason = resolve_job(options, profile)
+    spec = submitter.build(settings, now=datetime.now().astimezone(), again=again)
     if dry_run is not None:
-        _check(job, dry_run)
+        _check(submitter, spec, reason, ask_server=dry_run == "server")
         return
+    where = where_to_find(settings, spec).words
     try:
-        _show(job, job.submitter.submit(job.spec), detach=detach, save=save)
+        submitted = submitter.submit(spec)
+        for text in filter(None, (reason, "; ".join(submitted.notes))):
+            note(text)
+        if not submitted.existed:
+            note(report.job_header(spec, attempt=submitted.attempt, where=where))
+        if detach:
+            print(spec.name)
+        else:
+            follow_to_its_end(submitter.jobs, submitted.ref, LogView(save=save), where=where)
     except RequestError as error:
-        if not job.choice_reason:
+        if not reason:
             raise
         # The request may be right for another place, such as a cluster whose kubeconfig was not found.
-        raise RequestError(f"{error} ({job.choice_reason})") from None
+        raise RequestError(f"{error} ({reason})") from None
     except EndedError as error:
         if not once:
             raise
         note(str(error))
-        print(job.spec.name)
+        print(spec.name)
     except KeyboardInterrupt:
-        state = find_state(job.submitter.jobs, job.spec.name)
+        state = find_state(submitter.jobs, spec.name)
         if state is None or state.phase.ended:
             raise
-        raise DetachedError(report.reattach_hint(job.spec.name, job.where)) from None
+        raise DetachedError(report.reattach_hint(spec.name, where)) from None
 
 
-def _check(job: PreparedJob, how: Literal["client", "server"]) -> None:
-    if job.choice_reason:
-        note(job.choice_reason)
-    verdict, warnings = job.submitter.check(job.spec, ask_server=how == "server")
+def _check(submitter: Submitter, spec: JobSpec, reason: str, *, ask_server: bool) -> None:
+    if reason:
+        note(reason)
+    verdict, warnings = submitter.check(spec, ask_server=ask_server)
     for warning in warnings:
         note(f"warning: {warning}")
-    print(f"job {job.spec.name}: {verdict}; nothing was started")
-
-
-def _show(job: PreparedJob, submitted: Submitted, *, detach: bool, save: Path | None) -> None:
-    for text in filter(None, (job.choice_reason, "; ".join(submitted.notes))):
-        note(text)
-    if not submitted.existed:
-        note(report.job_header(job.spec, attempt=submitted.attempt, where=job.where))
-    if detach:
-        print(submitted.ref.name)
-    else:
-        follow_to_its_end(job.submitter.jobs, submitted.ref, LogView(save=save), where=job.where)
+    print(f"job {spec.name}: {verdict}; nothing was started")
