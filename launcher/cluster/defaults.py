@@ -6,8 +6,7 @@ The chart makes the ConfigMap. Flags, environment and profile win over it; it wi
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.errors import ApiError
-from launcher.kube.api import Api
+from launcher.kube.api import Api, if_allowed
 from launcher.kube.resources import CONFIG_MAPS
 from launcher.settings.layers import Defaults
 from launcher.settings.options import PLACE, JobOptions
@@ -32,12 +31,7 @@ def read_defaults(api: Api) -> Defaults | None:
         ConfigError: the ConfigMap cannot be used; the message names it.
         LauncherError: the cluster does not answer.
     """
-    try:
-        config_map = api.find(CONFIG_MAPS, CONFIG_MAP)
-    except ApiError as error:
-        if error.status == 403:
-            return None
-        raise
+    config_map, _ = if_allowed(lambda: api.find(CONFIG_MAPS, CONFIG_MAP))
     if config_map is None:
         return None
     return parse_defaults(str((config_map.get("data") or {}).get(KEY, "")), api.namespace)

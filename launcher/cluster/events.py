@@ -6,11 +6,10 @@ Read rights on events are independent of rights on jobs: without them `EventList
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from launcher.errors import ApiError
 from launcher.jobs import JobEvent
 from launcher.kinds import Kind
 from launcher.kinds.objects import unix_time
-from launcher.kube.api import Api, Json
+from launcher.kube.api import Api, Json, if_allowed
 from launcher.kube.resources import EVENTS
 
 
@@ -56,13 +55,8 @@ def job_event(event: Json) -> JobEvent:
 
 
 def _list_events(api: Api, fields: str = "") -> EventList:
-    try:
-        events, _ = api.list(EVENTS, fields=fields)
-    except ApiError as error:
-        if not error.of_rights:
-            raise
-        return EventList([], str(error))
-    return EventList(sorted(events, key=_event_time))
+    events, hidden = if_allowed(lambda: api.list(EVENTS, fields=fields)[0])
+    return EventList(sorted(events or (), key=_event_time), hidden)
 
 
 def _event_time(event: Json) -> float:

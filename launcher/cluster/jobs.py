@@ -19,7 +19,7 @@ from launcher.kinds import Kind, kind_named, pod_selector
 from launcher.kinds.labels import CONTAINER, OURS
 from launcher.kinds.objects import attempt_number, is_young, spec_of, unix_time
 from launcher.kube.access import ClusterAccess
-from launcher.kube.api import Api, Json, connect
+from launcher.kube.api import Api, Json, connect, if_allowed
 from launcher.kube.resources import PODS
 from launcher.kube.retry import poll
 from launcher.output.lines import parse_lines
@@ -231,14 +231,7 @@ class ClusterJobs:
     def _gang(self, job: Json) -> tuple[Json | None, str]:
         """Return the object that schedules the pods together, and why this user cannot see it."""
         gang = self.kind.gang(job)
-        if gang is None:
-            return None, ""
-        try:
-            return self.api.find(*gang), ""
-        except ApiError as error:
-            if not error.of_rights:
-                raise
-            return None, str(error)
+        return (None, "") if gang is None else if_allowed(lambda: self.api.find(*gang))
 
     def _saved_hint(self, name: str) -> str:
         if saved_attempt.load(self.api, self.name, name) is None:

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 from launcher.cluster.events import events_about
 from launcher.cluster.rbac import Verbs, cluster_rights, namespace_rights
-from launcher.errors import ApiError
 from launcher.jobs import PreflightFinding
 from launcher.kinds import Kind
-from launcher.kube.api import Api, Json
+from launcher.kube.api import Api, Json, if_allowed
 from launcher.kube.resources import ACCESS_REVIEWS, CLAIMS, NODES, Resource
 from launcher.settings.options import ClusterOptions
 from trainer.shared.config import TrainConfig
@@ -49,10 +48,9 @@ def check_cluster(api: Api, pods: ClusterOptions, train: TrainConfig) -> list[Pr
     findings = [_find_claim(api, setting, name, train.nodes) for setting, name in claims.items()]
     if train.device == "cpu":
         return [*findings, PreflightFinding("NPUs", "ok", "the job asks for none")]
-    try:
-        nodes, _ = api.list(NODES, labels=",".join(pods.node_selector))
-    except ApiError as error:
-        return [*findings, _hidden("NPUs", error)]
+    nodes, hidden = if_allowed(lambda: api.list(NODES, labels=",".join(pods.node_selector))[0])
+    if nodes is None:
+        return [*findings, PreflightFinding("NPUs", "unknown", f"hidden from you: {hidden}")]
     return [*findings, check_nodes(nodes, pods.resource, train.npus or 1, pods.node_selector)]
 
 
@@ -125,18 +123,11 @@ def _has_right(api: Api, verb: str, resource: Resource) -> bool:
 
 
 def _find_claim(api: Api, setting: str, name: str, nodes: int) -> PreflightFinding:
-    try:
-        claim = api.find(CLAIMS, name)
-    except ApiError as error:
-        return _hidden(f"claim {name}", error)
+    claim, hidden = if_allowed(lambda: api.find(CLAIMS, name))
+    if hidden:
+        return PreflightFinding(f"claim {name}", "unknown", f"hidden from you: {hidden}")
     events = events_about(api, claim).items if claim is not None and _is_unbound(claim) else []
     return check_claim(setting, name, claim, events, namespace=api.namespace, nodes=nodes)
-
-
-def _hidden(about: str, error: ApiError) -> PreflightFinding:
-    if not error.of_rights:
-        raise error
-    return PreflightFinding(about, "unknown", f"hidden from you: {error}")
 
 
 def _is_unbound(claim: Json) -> bool:

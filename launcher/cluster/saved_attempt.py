@@ -13,7 +13,7 @@ from typing import Any
 from launcher.errors import ApiError, LauncherError
 from launcher.kinds.labels import JOB_LABEL, MANAGED
 from launcher.kinds.objects import attempt_number, is_part_of, spec_of
-from launcher.kube.api import TAKEN, Api, Json
+from launcher.kube.api import TAKEN, Api, Json, if_allowed
 from launcher.kube.resources import CONFIG_MAPS
 
 _KEY = "attempt.json"
@@ -75,10 +75,5 @@ def drop(api: Api, kind: str, job: str) -> None:
 
 def _find(api: Api, kind: str, job: str) -> Json | None:
     """Return the ConfigMap if a launcher made it and the user may read it."""
-    try:
-        config_map = api.find(CONFIG_MAPS, config_map_name(kind, job))
-    except ApiError as error:
-        if not error.of_rights:
-            raise
-        return None
+    config_map, _ = if_allowed(lambda: api.find(CONFIG_MAPS, config_map_name(kind, job)))
     return config_map if config_map is not None and is_part_of(config_map, job) else None

@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from launcher.errors import ApiError, PreflightError
+from launcher.errors import PreflightError
 from launcher.jobs import Phase
 from launcher.kinds import CANCELLED, JOB_VERBS, Kind, ObjectEvents, last_warning
 from launcher.kinds.objects import annotations, is_young, owner_reference, timestamp_now, unix_time
-from launcher.kube.api import Api, Json
+from launcher.kube.api import Api, Json, if_allowed
 from launcher.kube.resources import Resource
 
 if TYPE_CHECKING:
@@ -68,12 +68,9 @@ class VolcanoKind:
 
     def check(self, api: Api, options: "ClusterOptions") -> None:
         """Check the queue: without Volcano's webhook a job in a missing or closed queue would wait for ever."""
-        try:
-            queue = api.find(QUEUES, options.queue)
-        except ApiError as error:
-            if error.status == 403:
-                return  # Only administrators can look; the webhook decides.
-            raise
+        queue, hidden = if_allowed(lambda: api.find(QUEUES, options.queue))
+        if hidden:
+            return  # Only administrators can look; the webhook decides.
         if queue is None:
             raise PreflightError(
                 f"--queue {options.queue}: there is no such queue in {api.origin}; see `kubectl get queues`"

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 from launcher.errors import ApiError, UnreachableError
 from launcher.kube.access import ClusterAccess, Credentials
 from launcher.kube.resources import Resource
-from launcher.kube.retry import BUSY_TRIES, busy_delay_s
+from launcher.kube.retry import BUSY_TRIES, Answer, busy_delay_s
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -280,6 +280,16 @@ def connect(access: ClusterAccess) -> Api:
         namespace=access.namespace or cluster.namespace,
         origin=cluster.origin,
     )
+
+
+def if_allowed(ask: Callable[[], Answer]) -> tuple[Answer | None, str]:
+    """Return the answer, and why the user may not have it: a launcher works with fewer rights, and then sees less."""
+    try:
+        return ask(), ""
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return None, str(error)
 
 
 def _warning_texts(header: str) -> list[str]:
