@@ -7,7 +7,7 @@ slow reader slows them down. The job's status decides when the log ends.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Event
 
@@ -190,84 +190,75 @@ class JobWatch:
         return [pod["metadata"]["uid"] for pod in pods] == [instance.pod_uid]
 
 
+@dataclass
 class LogFollower:
     """One reader of a job's log: which logs are read, and which notices the reader has got."""
 
-    def __init__(
-        self,
-        watch: JobWatch,
-        merged: "MergedLogs[Instance]",
-        stop: StopSignal,
-        *,
-        follow: bool,
-        since_s: float | None,
-        limits: FollowLimits = FollowLimits(),
-    ) -> None:
-        self._watch = watch
-        self._merged = merged
-        self._stop = stop
-        self._follow = follow
-        self._since_s = since_s
-        self._limits = limits
-        self._behind: set[Instance] = set()
-        self._started: set[Instance] = set()
-        self._complete: set[Instance] = set()
-        self._shown_statuses: list[str] = []
-        self._disconnected = False
-        self._quiet_since = time.monotonic()
+    watch: JobWatch
+    merged: MergedLogs[Instance]
+    stop: StopSignal
+    follow: bool
+    since_s: float | None
+    limits: FollowLimits = FollowLimits()
+    behind: set[Instance] = field(default_factory=set)
+    started: set[Instance] = field(default_factory=set)
+    complete: set[Instance] = field(default_factory=set)
+    shown_statuses: list[str] = field(default_factory=list)
+    disconnected: bool = False
+    quiet_since: float = field(default_factory=time.monotonic)
 
     def items(self) -> Iterator[LogItem]:
         """Yield until the job has ended and all its lines have come; without follow, until the present lines have."""
         caught_up = last = False
         ask_at = 0.0
-        while not self._merged.ended:
-            if self._watch.changed.is_set() or time.monotonic() >= ask_at:
-                self._watch.changed.clear()
-                ask_at = time.monotonic() + self._limits.ask_s
-                if not last and (self._watch.has_ended() or not self._follow):
-                    last, self._quiet_since = True, time.monotonic()
+        while not self.merged.ended:
+            if self.watch.changed.is_set() or time.monotonic() >= ask_at:
+                self.watch.changed.clear()
+                ask_at = time.monotonic() + self.limits.ask_s
+                if not last and (self.watch.has_ended() or not self.follow):
+                    last, self.quiet_since = True, time.monotonic()
                 yield from self.notices()
                 self._start_logs()
                 if last:
-                    self._merged.finish()
-            piece = self._merged.get(_WAIT_S)
+                    self.merged.finish()
+            piece = self.merged.get(_WAIT_S)
             if piece is not None:
                 yield from self.log_items(*piece)
-                self._quiet_since = time.monotonic()
-            if not caught_up and (not self._behind or self._quiet_s() > self._limits.quiet_s):
+                self.quiet_since = time.monotonic()
+            if not caught_up and (not self.behind or self._quiet_s() > self.limits.quiet_s):
                 caught_up = True
                 yield LogBlock(b"")
-            give_up_s = self._limits.stuck_s if self._follow else self._limits.quiet_s
+            give_up_s = self.limits.stuck_s if self.follow else self.limits.quiet_s
             if last and piece is None and self._quiet_s() > give_up_s:
                 yield from self._unread_logs()
                 break
-        if self._follow and (outcome := self._watch.outcome()) is not None:
+        if self.follow and (outcome := self.watch.outcome()) is not None:
             yield Ended(outcome)
 
     def _quiet_s(self) -> float:
         """Return for how long no line has come although the cluster answers."""
-        if self._disconnected:
-            self._quiet_since = time.monotonic()
-        return time.monotonic() - self._quiet_since
+        if self.disconnected:
+            self.quiet_since = time.monotonic()
+        return time.monotonic() - self.quiet_since
 
     def _unread_logs(self) -> Iterator[LogLoss]:
         """Name the pods whose logs stay on a lost node."""
-        for name in sorted({_instance_name(instance) for instance in self._merged.open - self._complete}):
+        for name in sorted({_instance_name(instance) for instance in self.merged.open - self.complete}):
             yield LogLoss("its node does not give the rest of its log", source=name)
 
     def log_items(self, instance: Instance, piece: LogPiece) -> Iterator[LogBlock | LogLoss]:
         """Yield what the reader gets of one piece of a container's log."""
         if isinstance(piece, LogLoss):
             # A pod that is deleted after its supervisor's last line loses nothing.
-            if piece.last_ns is not None or instance not in self._complete:
+            if piece.last_ns is not None or instance not in self.complete:
                 yield replace(piece, source=_instance_name(instance))
         elif not piece:
-            self._behind.discard(instance)
+            self.behind.discard(instance)
         else:
             data, times = without_timestamps(piece), partial(timestamps, piece)
             if instance.container == CONTAINER:
                 if _LAST_LINE in data[-4096:]:
-                    self._complete.add(instance)
+                    self.complete.add(instance)
                 yield LogBlock(data, f"{instance.pod_uid} {instance.restart_count}", times)
             else:
                 # The prefix keeps its lines from being read as a device's, whatever it writes.
@@ -276,39 +267,39 @@ class LogFollower:
 
     def notices(self) -> Iterator[Notice]:
         """Yield each phase of the job, and each reason why it waits, once: some reasons alternate for ever."""
-        if self._watch.disconnected != self._disconnected:
-            self._disconnected = self._watch.disconnected
-            yield Notice(AWAY if self._disconnected else BACK)
-        if self._disconnected or not self._follow:
+        if self.watch.disconnected != self.disconnected:
+            self.disconnected = self.watch.disconnected
+            yield Notice(AWAY if self.disconnected else BACK)
+        if self.disconnected or not self.follow:
             return
-        status = self._watch.status()
-        shown = self._shown_statuses
+        status = self.watch.status()
+        shown = self.shown_statuses
         if shown and status.partition(":")[0] != shown[0].partition(":")[0]:
             shown.clear()
         if status and status not in shown:
             shown.append(status)
-            yield Notice(f"job {self._watch.name}: {status}")
+            yield Notice(f"job {self.watch.name}: {status}")
 
     def _start_logs(self) -> None:
         """Read the log of each instance of each pod, and wait for an instance that has not started."""
-        api = self._watch.api
-        for pod in self._watch.pods:
+        api = self.watch.api
+        for pod in self.watch.pods:
             for instance in _instances(pod):
-                if instance in self._started:
+                if instance in self.started:
                     continue
-                self._started.add(instance)
-                self._behind.add(instance)
+                self.started.add(instance)
+                self.behind.add(instance)
                 log = ContainerLog(
                     api.credentials,
                     instance,
-                    partial(self._watch.container_state, instance),
-                    self._stop,
-                    follow=self._follow,
-                    since_s=self._since_s,
+                    partial(self.watch.container_state, instance),
+                    self.stop,
+                    follow=self.follow,
+                    since_s=self.since_s,
                     log_in_again=api.log_in_again,
-                    is_there=partial(self._watch.has_pod, instance),
+                    is_there=partial(self.watch.has_pod, instance),
                 )
-                self._merged.add(instance, log)
+                self.merged.add(instance, log)
 
 
 def _instances(pod: Json) -> Iterator[Instance]:

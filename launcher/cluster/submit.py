@@ -20,7 +20,6 @@ from launcher.exits import defer_signals
 from launcher.jobs import JobRef, Submitted
 from launcher.kinds.objects import attempt_number, is_part_of, owner_reference, spec_of
 from launcher.kube.api import TAKEN, Json
-from launcher.kube.resources import Resource
 from launcher.manifests.render import render_manifests
 from launcher.settings.spec import JobSpec, free_name, job_digest
 
@@ -102,12 +101,18 @@ def is_same_job(job: Json, spec: JobSpec) -> bool:
 
 @dataclass
 class _Submission:
-    """One try to create a job; `warnings` gathers what the server says on the way."""
+    """One try to create a job.
+
+    Attributes:
+        warnings: what the server says on the way.
+        created: the parts of the job that exist already.
+    """
 
     jobs: ClusterJobs
     spec: JobSpec
     sibling_s: float
     warnings: list[str] = field(default_factory=list)
+    created: list[Json] = field(default_factory=list)
 
     def run(self) -> Submitted:
         """Create the job, or find it.
@@ -172,26 +177,24 @@ class _Submission:
 
     def _create_all(self, objects: Sequence[Json]) -> None:
         *parts, job = objects
-        created: list[tuple[Resource, Json]] = []
         try:
             for part in parts:
-                resource = PART_RESOURCES[part["kind"]]
-                created.append((resource, self._create_part(resource, part)))
+                self._create_part(part)
             owner = self._create_job(job)
         except UnreachableError:
             raise  # the job may exist, and need its parts
         except LauncherError:
-            for resource, part in created:
+            for part in self.created:
                 # A failed clean-up must not hide the first error.
                 with suppress(LauncherError):
-                    self.jobs.api.delete(resource, part["metadata"]["name"], uid=part["metadata"]["uid"])
+                    self._delete_part(part)
             raise
-        for resource, part in created:
-            self._set_owner(resource, part["metadata"]["name"], owner)
+        for part in self.created:
+            self._set_owner(part, owner)
 
-    def _create_part(self, resource: Resource, part: Json) -> Json:
+    def _create_part(self, part: Json) -> None:
         try:
-            return self.jobs.api.create(resource, part, warnings=self.warnings)
+            self.created.append(self.jobs.api.create(PART_RESOURCES[part["kind"]], part, warnings=self.warnings))
         except ApiError as error:
             if error.status == TAKEN:
                 raise _CreatedByAnotherError from error
@@ -219,8 +222,13 @@ class _Submission:
                 return existing
             raise _CreatedByAnotherError from error
 
-    def _set_owner(self, resource: Resource, name: str, job: Json) -> None:
+    def _delete_part(self, part: Json) -> None:
+        meta = part["metadata"]
+        self.jobs.api.delete(PART_RESOURCES[part["kind"]], meta["name"], uid=meta["uid"])
+
+    def _set_owner(self, part: Json, job: Json) -> None:
         """Have the cluster delete a part together with the job. The job runs even if that fails."""
+        resource, name = PART_RESOURCES[part["kind"]], part["metadata"]["name"]
         reference = owner_reference(job, controller=False)
         try:
             self.jobs.api.patch(resource, name, {"metadata": {"ownerReferences": [reference]}})
@@ -233,14 +241,9 @@ class _Submission:
         """Set the owner of parts whose launcher did not come that far. Do not recreate them: MindCluster looks once."""
         *parts, _ = render_manifests(self.spec, self.jobs.kind, attempt=attempt_number(job))
         for part in parts:
-            resource, name = PART_RESOURCES[part["kind"]], part["metadata"]["name"]
-            existing = self.jobs.api.find(resource, name)
-            if (
-                existing is not None
-                and is_part_of(existing, self.spec.name)
-                and not existing["metadata"].get("ownerReferences")
-            ):
-                self._set_owner(resource, name, job)
+            orphan = self._find_leftover(part)
+            if orphan is not None and not orphan["metadata"].get("ownerReferences"):
+                self._set_owner(orphan, job)
 
     def _find_leftover(self, part: Json) -> Json | None:
         """Return the part of this name that an earlier job has left.
@@ -268,9 +271,8 @@ class _Submission:
             while (leftover := self._find_leftover(part)) is not None:
                 if self.jobs.find(self.spec.name) is not None:
                     raise _CreatedByAnotherError
-                meta = leftover["metadata"]
-                if meta.get("ownerReferences") or time.monotonic() > deadline:
-                    self.jobs.api.delete(PART_RESOURCES[part["kind"]], meta["name"], uid=meta["uid"])
+                if leftover["metadata"].get("ownerReferences") or time.monotonic() > deadline:
+                    self._delete_part(leftover)
                     break
                 # It has no job yet: another launcher may be about to create the job.
                 time.sleep(_LOOK_S)
