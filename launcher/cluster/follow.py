@@ -89,7 +89,7 @@ class JobWatch:
         self._deleted_job = job
 
     def close(self) -> None:
-        """StopSignal the reflectors; a reflector that waits for the server stops soon."""
+        """Stop the reflectors; a reflector that waits for the server stops soon."""
         self._jobs.stop()
         self._pods.stop()
 

@@ -46,7 +46,7 @@ class LocalSubmitter:
         """Find the job and the run that are continued.
 
         Raises:
-            RequestError: the user names no job, a run that cannot be a job's, or another output folder.
+            RequestError: no job is named, the run's name cannot be a job's name, or --output is another folder.
             ConflictError: the job of this name has another run.
         """
         train = settings.train
@@ -75,12 +75,12 @@ class LocalSubmitter:
             raise RequestError(f"--resume auto needs --name, the job to continue: {names}")
         if run is None:
             raise RequestError(
-                f"--resume {resume}: not a run's folder nor in one; give that, or a new job's --name to begin from "
-                "this checkpoint"
+                f"--resume {resume}: neither a run's folder nor inside one; give a run's folder, or --name NEW to "
+                "start a new job from this checkpoint"
             )
         if not is_job_name(run.name):
             raise RequestError(
-                f"--resume {resume}: its run's name, {run.name}, cannot be a job's; give a new job's --name to begin "
+                f"--resume {resume}: its run's name, {run.name}, cannot be a job's; give --name NEW to start a new job "
                 "from its state"
             )
         return run.name

@@ -104,7 +104,7 @@ class _Missing:
         return sum(last - first + 1 for first, last in self.ranges)
 
     def add(self, first: int, last: int) -> None:
-        """Add numbers that are above all missing ones."""
+        """Add the numbers `first` to `last`, which are larger than all missing ones."""
         if self.ranges and self.ranges[-1][1] == first - 1:
             first = self.ranges.pop()[0]
         self.ranges.append((first, last))
@@ -190,12 +190,12 @@ class Demultiplexer:
         yield line
 
     def _close(self, totals: str, stream: str) -> Iterator[LogGap]:
-        """Yield what is missing at the end of each rank, by its supervisor's count."""
+        """Yield each rank's missing last lines, by the supervisor's count."""
         for rank, _, total in (pair.partition(":") for pair in totals.split()):
             prefix = f"rank {rank} "
             sources = (source for of, source in self._counts if of == stream and source.startswith(prefix))
             source = next(sources, f"rank {rank}")
-            # A reader who asked for a later part only can have begun after a rank's last line.
+            # A reader who asked only for a later part may have begun after a rank's last line.
             initial = _Count(expected=1 if self._from_start else int(total) + 1)
             count = self._counts.setdefault((stream, source), initial)
             if count.expected <= int(total):

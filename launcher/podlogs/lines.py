@@ -17,7 +17,7 @@ LogPiece = bytes | LogLoss
 _TIMESTAMP = rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.(\d{9})(Z|[+-]\d\d:\d\d) "
 _AT_START = re.compile(_TIMESTAMP)
 # The line end comes first, because a search for one byte is by far the fastest.
-_AFTER_LINE_END = re.compile(rb"\n" + _TIMESTAMP.replace(rb"(", rb"(?:").replace(rb"(?:Z", rb"(?:Z"))
+_AFTER_LINE_END = re.compile(rb"\n" + _TIMESTAMP.replace(rb"(", rb"(?:"))
 
 
 def timestamp_ns(line: bytes) -> int | None:

@@ -38,8 +38,8 @@ class _Search:
     Attributes:
         unmatched: how often each known line has not come again yet, by its hash.
         last: the hash of the newest known line. Files keep their order, so the lines after it are new.
-        older_ns: an unmatched line up to this moment is older than the known lines.
-        long_lines: known lines with which an answer can begin in the middle, as long lines are split.
+        older_ns: an unmatched line with a timestamp up to this one is older than the window.
+        long_lines: known long lines: an answer can begin inside one, because runtimes split them.
         joined: a known line has come again.
         at_start: no line of the answer has been compared yet.
         held: unknown lines that came before any known line.
@@ -117,10 +117,10 @@ class LogWindow:
 
     @property
     def resume_ns(self) -> int | None:
-        """The timestamp from a little before which on to ask for more.
+        """Ask for the lines from a little before this timestamp.
 
-        It is not the youngest one if the node's clock was set back. If that happens while the connection is cut, it
-        cannot be known, and the lines that are written until the clock has caught up are not asked for.
+        It is not the youngest one if the node's clock was set back. If that happens while the connection is cut, the
+        reader cannot know it, and misses the lines until the clock has caught up.
         """
         return None if self.newest_ns is None else min(self.newest_ns, timestamp_ns(self.last_line) or self.newest_ns)
 
@@ -135,7 +135,7 @@ class LogWindow:
         return self._search is not None and self._search.gap
 
     def accept_gap(self) -> tuple[int, int, bytes]:
-        """Give up the missing lines; return the timestamps around them, and the lines after them that have come."""
+        """Accept that lines are lost; return the timestamps around them and the lines that came after them."""
         search, self._search = self._search, None
         assert search is not None
         assert self.newest_ns is not None

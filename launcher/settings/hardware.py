@@ -2,7 +2,7 @@
 
 Plain values from MindCluster's documentation; docs/ascend.md names the pages, and says which values are unproven.
 Older releases read the nodes' label `accelerator-type`; newer releases prefer a job's `huawei.com/schedule_policy`.
-Each ignores the other's, so a job has both.
+Each ignores the other's, so a job has both. A new preset needs its name, its values, and its row in docs/ascend.md.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
 """The launcher's settings of a job: its name, its place, its pods, and its retries.
 
-They are checked here, offline, so that a mistyped quantity or name costs no request to the API server.
+They are checked here, offline, so that a mistyped quantity or name costs no request to the API server. To add an option
+of pods, add its field, and use it in k8s/templates; `make generate` writes the chart's schema and the pages.
 """
 
 import re

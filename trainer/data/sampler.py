@@ -1,7 +1,7 @@
 """Which images each device sees at each step: pure functions of (seed, epoch, step, rank, world size).
 
-Nothing here has state. To resume, name the step, or, after a change of the number of devices, the number of the epoch's
-images that are used. Evaluation covers every image exactly once by construction.
+Nothing here has state. To resume, give the step. If the number of devices has changed, give how many images of the
+epoch are used. Evaluation covers every image exactly once by construction.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ class EpochPlan:
         done: images of the epoch that earlier steps have used; the plan begins there.
         end: the plan's end; images from here on are not used in this epoch.
         steps: optimizer steps.
-        left_out: images between `end` and the end of the epoch's first plan: too few for a step.
+        left_out: images of the epoch's first plan that this plan cannot use: too few for a step.
     """
 
     done: int
@@ -48,7 +48,8 @@ class EpochPlan:
     def batches(self, step: int, rank: int) -> list[range]:
         """Return one rank's part of a step: from one to `accumulate` batches, each with 1 to `batch_size` images.
 
-        Ranks differ by at most one image; a full step's batches interleave the ranks.
+        Ranks differ by at most one image. In a full step the first batches of all ranks come first, in the order of the
+        ranks, then their second batches.
         """
         positions = self.positions(step)
         count = -(-len(positions) // (self.world_size * self.batch_size))
@@ -100,9 +101,10 @@ def plan_epoch(
 ) -> EpochPlan:
     """Plan an epoch of `n` images, or its rest after `done_images` of them, for this number of devices and batch size.
 
-    A whole epoch has only full steps. A rest uses each remaining image of the epoch's first plan exactly once, for any
-    earlier number of devices and batch size. It leaves out fewer images than devices, and, with one image per device
-    and step, the images of an incomplete step. The rest of a rest has the same steps again.
+    A whole epoch has only full steps. The rest of an epoch uses each remaining image of its first plan once, for any
+    earlier number of devices and batch size. It leaves images out in two cases: fewer remain than devices; or a step
+    takes one image per device, and the last step is not full. If the rest is interrupted too, the next plan has the
+    same remaining steps.
 
     Args:
         steps_limit: most steps of a whole epoch; None is no limit.

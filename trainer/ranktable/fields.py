@@ -1,6 +1,6 @@
 """Take one value out of a table's JSON, or refuse it with its path, its value and the rule it breaks.
 
-With this apart, the code of each format reads like the format's documentation.
+These checks are here so that the code of each format reads like the format's documentation.
 """
 
 import ipaddress
@@ -90,7 +90,7 @@ class Entry:
 
 
 def is_ip(address: str) -> bool:
-    """Return whether it is an IPv4 or IPv6 address without a scope, which has no meaning on another host."""
+    """Return whether it is an IPv4 or IPv6 address without a scope: a scope has no meaning on another host."""
     try:
         ipaddress.ip_address(address)
     except ValueError:

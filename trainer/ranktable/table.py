@@ -1,4 +1,4 @@
-"""Read every published version of the rank table, or refuse it with the field, the value and the rule.
+"""Parse every published version of the rank table, or refuse it with the field, the value and the rule.
 
 HCCL reports a bad table only at the first collective operation, as an inner error that names the operator; by then
 the job holds every device. So this module checks the table before anything starts: a table that its controller has

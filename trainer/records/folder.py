@@ -1,7 +1,7 @@
 """The output folder of a run: OUT/<run>/ with its settings and one sub-folder per device.
 
-A run never writes into another one's folder: a given name that is taken is refused, and a generated one gives way. If a
-run is continued, each attempt has its own config, provenance and console files; all attempts share the others.
+A run never writes into another run's folder. If the given name is taken, the run is refused; a generated name gets a
+number. Each attempt of a continued run has its own config, provenance and console files; all attempts share the others.
 """
 
 import contextlib
@@ -24,8 +24,9 @@ def create_run_folder(config: TrainConfig, *, is_first_node: bool, is_single_nod
     """Make this run's folder and keep its settings in `config.yaml`.
 
     Args:
-        is_first_node: This process starts rank 0; it takes the folder for its job by writing the settings, once.
-        is_single_node: This process starts every rank, so it may choose the name, and no other has made the folder.
+        is_first_node: This process starts rank 0 and claims the folder for its job: only it writes the settings.
+        is_single_node: This process starts every rank, so it can choose the name; no other process of the job has
+            made the folder.
         now: Seconds since the epoch, for a generated name.
 
     Raises:
@@ -52,7 +53,7 @@ def create_run_folder(config: TrainConfig, *, is_first_node: bool, is_single_nod
 
 
 def write_config(run: Path, config: TrainConfig, *, attempt: int) -> None:
-    """Write an attempt's settings, or leave nothing that would bar the next one under this name.
+    """Write an attempt's settings. If that fails, remove the file and the empty folder, so that the name stays free.
 
     Raises:
         FileExistsError: Another process began the attempt.
@@ -72,7 +73,7 @@ def write_config(run: Path, config: TrainConfig, *, attempt: int) -> None:
 
 
 def attempt_file(path: Path, attempt: int) -> Path:
-    """Return the name of a file that each attempt has one of: `config.yaml`, then `config-2.yaml`, ..."""
+    """Return the name of an attempt's own file: `config.yaml`, then `config-2.yaml`, ..."""
     return path if attempt == 1 else path.with_name(f"{path.stem}-{attempt}{path.suffix}")
 
 
@@ -81,7 +82,7 @@ def next_attempt(run: Path, ranks: Iterable[int], *, is_first_node: bool) -> int
 
     Args:
         ranks: The ranks that this process starts: other ranks' files may already belong to the same attempt.
-        is_first_node: This process starts rank 0, so it writes the files that an attempt has once.
+        is_first_node: This process starts rank 0, so it writes the files that exist once per attempt, not per rank.
     """
     names = [name for rank in ranks for name in _names(run / str(rank))]
     if is_first_node:

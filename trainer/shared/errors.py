@@ -2,7 +2,7 @@
 
 TrainerError                  1  training failed
 ├── BadImageError             1  an image cannot be decoded
-├── DivergedError             1  the loss or the parameters are not finite any more
+├── DivergedError             1  the loss or the gradient was not finite in too many steps in a row
 ├── FolderTakenError          6  the output folder belongs to another run
 ├── StoppedError             75  stopped when there was nothing to save: start the run again
 └── UsageError                2  options, environment, profile, rank table or data are wrong: nothing was started

@@ -1,7 +1,8 @@
 """The optimizers: which parameters they update, with which weight decay, and what they keep of each parameter.
 
 To add one, write a class like `Sgd` here, enter it in OPTIMIZERS and in its type, and add its name to `--optimizer`
-(TrainConfig). Steps, precisions and checkpoints use only torch's interface, and do not know the kind.
+(TrainConfig); docs/ascend.md lists the names of torch_npu and apex that it uses. Steps, precisions and checkpoints use
+only torch's interface, and do not know the kind.
 """
 
 import importlib

@@ -33,7 +33,7 @@ from trainer.worker.start import blank_images, build_training, make_watchdog, sa
 from trainer.worker.task import TASK_VARIABLE, WorkerTask
 
 RUNTIME_LINES = 20
-"""Lines of a runtime's own text that follow the plain one; its C++ stacks come later."""
+"""Lines of the runtime's own message to print after our own line; its later lines are C++ stacks."""
 
 
 def main() -> NoReturn:
@@ -53,7 +53,7 @@ def main() -> NoReturn:
 
 
 def run_worker(task: WorkerTask) -> tuple[int, Training]:
-    """Start, do the mode, end. Return the exit code, and the parts, which must not be destroyed before the process."""
+    """Start, do the mode, end. Return the exit code and the parts; keep the parts until the process ends."""
     started_at = time.time()
 
     # Start: all ranks read the same data, meet, and build the same network.
@@ -145,7 +145,7 @@ def _report_unexpected_error(
 
     If a collective operation failed because a peer is gone, the traceback would only bury the peer's own reason. If the
     device's runtime failed, its own words say more. Nothing goes to sys.stderr: during this hook torch.distributed
-    replaces it by a buffer, which the end of the process would lose.
+    replaces it by a buffer, whose content is lost when the process ends.
     """
     reason = f"{kind.__name__}: {' '.join(str(error).split())}"
     explanation = explain_runtime_error(str(error), device)

@@ -118,7 +118,7 @@ def test_an_unknown_name_starts_a_new_job_that_can_continue_later(bench: Bench) 
         ({"resume": "auto"}, LauncherError, "--resume auto needs --name, the job to continue: it can be mine (Resum"),
         ({"resume": Path("../out/none")}, LauncherError, "/out/none: no such folder; give a run's folder or one of"),
         ({"resume": Path("../w.safetensors")}, LauncherError, "is a file; weights are given with --weights"),
-        ({"resume": Path("../out")}, LauncherError, "not a run's folder nor in one"),
+        ({"resume": Path("../out")}, LauncherError, "neither a run's folder nor inside one"),
         ({"resume": Path("../out/Big_One")}, LauncherError, "its run's name, Big_One, cannot be a job's"),
         ({"resume": Path("../out/Big_One"), "name": "mine"}, ConflictError, "already, whose run is"),
         ({"resume": "auto", "name": "mine", "output": Path("here")}, LauncherError, "leave --output out"),

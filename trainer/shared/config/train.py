@@ -24,7 +24,7 @@ EMULATED_MACHINE = Path(trainer.__file__).resolve().parents[1] / "tests" / "npu"
 MODE_PRESETS: dict[str, dict[str, Any]] = {
     "full": {"epochs": 90},
     "performance": {"epochs": 1, "steps": 1000, "warmup_steps": 10},
-    # The seed resumes at epoch 90 of 91, almost at the end of its cosine: one epoch at 0.0003 of the base rate.
+    # The seed finetunes in epoch 90 of 91, where its cosine is at 0.0003 of the base rate 0.4.
     "finetune": {"epochs": 1, "lr": 0.000119},
     "eval": {"epochs": 0},
 }
@@ -91,9 +91,12 @@ class TrainConfig(BaseModel):
     )
     image_size: int = _in_model(331, "Side of the square input in pixels.", ge=16, le=1024)
     padding: Literal["exact", "seed"] = _in_model(
-        "exact", "TensorFlow's SAME without zero-pad operators, or the seed's dropped pads."
+        "exact",
+        "exact: the result of TensorFlow's SAME, without pad operators; seed: without the pads, as in the seed.",
     )
-    aux: Literal["none", "seed", "tf"] = _in_model("seed", "Where the auxiliary head sits.")
+    aux: Literal["none", "seed", "tf"] = _in_model(
+        "seed", "Auxiliary head: none, at the seed's cell, or at TensorFlow's."
+    )
     aux_weight: float = _in_model(0.4, "Weight of the auxiliary loss.", ge=0)
     dropout: float = _in_model(0.5, "Dropout before the classifier.", ge=0, lt=1)
     drop_path: float = _in_model(0.0, "Drop-path rate of the last cell at the last step.", ge=0, lt=1)
@@ -129,7 +132,9 @@ class TrainConfig(BaseModel):
     )
     warmup_steps: int = _in_optimisation(10, "First steps that the images/s figure leaves out.", ge=0)
     optimizer: Literal["sgd"] = _in_optimisation("sgd", "Optimizer.")
-    lr: float = _in_optimisation(0.4, "Peak learning rate of the global batch; it is not scaled.", gt=0)
+    lr: float = _in_optimisation(
+        0.4, "Peak learning rate, used as given for any number of devices and any batch size.", gt=0
+    )
     momentum: float = _in_optimisation(0.9, "SGD's momentum.", ge=0, lt=1)
     nesterov: bool = _in_optimisation(False, "Nesterov's momentum.")
     weight_decay: float = _in_optimisation(4e-5, "Weight decay.", ge=0)
@@ -277,7 +282,7 @@ def resolve_train_config(layers: Sequence[Layer], *, partial: bool = False) -> t
     """Resolve `layers`, over the preset of the mode that they choose, over the defaults.
 
     Args:
-        partial: The checkpoint's layer is still missing: rules between settings wait for it.
+        partial: The checkpoint's settings are not known yet: do not check the rules between settings.
 
     Returns:
         The configuration, and for each field the name of the layer that set it.

@@ -1,7 +1,7 @@
 """The arithmetic of a run, chosen in one place: fp32, bf16 or fp16 autocast, or O2 by apex or without it.
 
 The classes have the same methods, so that the rest of the trainer does not ask for the kind. To add one, write a class
-like `Autocast`, and choose it here.
+like `Autocast`, choose it here, and add its name to `--precision` (TrainConfig).
 """
 
 import importlib.util
