@@ -1,10 +1,9 @@
 """The events of a job, by the cluster's components: the events of its object, its pods and its gang.
 
-Read rights on events are independent of rights on jobs: without them `EventList.hidden` says why there are no events.
+Read rights on events are independent of rights on jobs: without them a reason takes the place of the events.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from launcher.jobs import JobEvent
 from launcher.kinds import Kind
@@ -12,24 +11,16 @@ from launcher.kinds.objects import unix_time
 from launcher.kube.api import Api, Json, if_allowed
 from launcher.kube.resources import EVENTS
 
-
-class EventList(NamedTuple):
-    """Events, oldest first.
-
-    Attributes:
-        hidden: why the user cannot see them; empty if the user can.
-    """
-
-    items: list[Json]
-    hidden: str = ""
+Events = tuple[list[Json], str]
+"""Events, oldest first, and why the user cannot see them; empty if the user can."""
 
 
-def events_about(api: Api, item: Json) -> EventList:
+def events_about(api: Api, item: Json) -> Events:
     """Return the events of one object."""
     return _list_events(api, f"involvedObject.uid={item['metadata']['uid']}")
 
 
-def events_of_job(api: Api, kind: Kind, job: Json, parts: Iterable[Json]) -> EventList:
+def events_of_job(api: Api, kind: Kind, job: Json, parts: Iterable[Json]) -> Events:
     """Return the events of a job, of the objects that belong to it, and of its deleted pods."""
     uids = {item["metadata"]["uid"] for item in (job, *parts)}
     created = unix_time(job["metadata"].get("creationTimestamp")) or 0.0
@@ -41,7 +32,7 @@ def events_of_job(api: Api, kind: Kind, job: Json, parts: Iterable[Json]) -> Eve
         return about.get("uid") in uids or (is_own_pod and _event_time(event) >= created)
 
     events, hidden = _list_events(api)
-    return EventList([event for event in events if belongs(event)], hidden)
+    return [event for event in events if belongs(event)], hidden
 
 
 def job_event(event: Json) -> JobEvent:
@@ -54,9 +45,9 @@ def job_event(event: Json) -> JobEvent:
     return JobEvent(_event_time(event), f"{subject}: {event.get('reason', '')}: {message}{times}")
 
 
-def _list_events(api: Api, fields: str = "") -> EventList:
+def _list_events(api: Api, fields: str = "") -> Events:
     events, hidden = if_allowed(lambda: api.list(EVENTS, fields=fields)[0])
-    return EventList(sorted(events or (), key=_event_time), hidden)
+    return sorted(events or (), key=_event_time), hidden
 
 
 def _event_time(event: Json) -> float:

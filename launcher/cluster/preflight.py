@@ -126,7 +126,7 @@ def _find_claim(api: Api, setting: str, name: str, nodes: int) -> PreflightFindi
     claim, hidden = if_allowed(lambda: api.find(CLAIMS, name))
     if hidden:
         return PreflightFinding(f"claim {name}", "unknown", f"hidden from you: {hidden}")
-    events = events_about(api, claim).items if claim is not None and _is_unbound(claim) else []
+    events = events_about(api, claim)[0] if claim is not None and _is_unbound(claim) else []
     return check_claim(setting, name, claim, events, namespace=api.namespace, nodes=nodes)
 
 

@@ -173,7 +173,8 @@ class _Submission:
                 raise
             config_map = saved_attempt.config_map_name(kind, name)
             hint = f"the settings of job {name} are kept in configmap {config_map}: type the same again"
-            raise error.with_hint(hint) from error
+            error.args = (f"{error}; {hint}",)
+            raise
 
     def _create_all(self, objects: Sequence[Json]) -> None:
         *parts, job = objects

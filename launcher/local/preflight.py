@@ -25,7 +25,7 @@ def check_paths(spec: JobSpec) -> None:
         emulated_machine()
     if train.nodes > 1:
         raise RequestError(f"--nodes {train.nodes}: the local backend has this machine only; leave --nodes out")
-    needed = ("val",) if train.mode == "eval" else ("train", "val")
+    needed = ("val/",) if train.mode == "eval" else ("train/", "val/")
     # With auto a run can be new; only the trainer reads the settings of a checkpoint.
     resumes = train.resume is not None and (train.resume != "auto" or spec.output.exists())
     if not resumes or "data_path" in spec.given:
@@ -44,11 +44,11 @@ def check_paths(spec: JobSpec) -> None:
 def _check_data(path: Path, needed: tuple[str, ...]) -> None:
     if not path.is_dir():
         what = "not a folder" if path.exists() else "no such folder"
-        raise RequestError(f"--data-path {path}: {what}; give the folder that holds {' and '.join(_slashed(needed))}")
+        raise RequestError(f"--data-path {path}: {what}; give the folder that holds {' and '.join(needed)}")
     missing = [name for name in needed if not (path / name).is_dir()]
     if missing:
         raise RequestError(
-            f"--data-path {path}: there is no {' and no '.join(_slashed(missing))} in it; "
+            f"--data-path {path}: there is no {' and no '.join(missing)} in it; "
             f"each class needs a folder there (see `python -m trainer data --help`)"
         )
 
@@ -59,7 +59,3 @@ def _check_output(path: Path) -> None:
         raise RequestError(f"--output {path}: {existing} is a file; choose another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise RequestError(f"--output {path}: {existing} is not writable; choose another folder")
-
-
-def _slashed(names: list[str] | tuple[str, ...]) -> list[str]:
-    return [f"{name}/" for name in names]

@@ -14,7 +14,6 @@ import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 
 from launcher.local import records
 from trainer.shared.processes import identify
@@ -35,7 +34,9 @@ def main(folder: Path) -> int:
 
 
 def _run(folder: Path, parent: int) -> None:
-    forwarder = _StopForwarder()
+    # The trainer saves and stops when it gets SIGTERM; an early SIGTERM waits for the trainer's start.
+    early: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: early.append(number))
     me = identify(os.getpid())
     job = records.read_record(folder / records.JOB)
     if job is None:
@@ -44,7 +45,9 @@ def _run(folder: Path, parent: int) -> None:
     records.reserve_record(folder / records.EXIT)
     started = time.time()
     trainer = subprocess.Popen(job["command"], cwd=job["cwd"], stdin=subprocess.DEVNULL)
-    forwarder.forward_to(trainer)
+    signal.signal(signal.SIGTERM, lambda number, _: trainer.send_signal(number))
+    if early:
+        trainer.send_signal(signal.SIGTERM)
     records.write_record(
         folder / records.PROCESSES,
         "Processes",
@@ -59,25 +62,6 @@ def _run(folder: Path, parent: int) -> None:
     records.write_record(
         folder / records.EXIT, "Exit", {"returncode": trainer.returncode, "started": started, "ended": time.time()}
     )
-
-
-class _StopForwarder:
-    """Forwards SIGTERM to the trainer, which saves and stops; an early SIGTERM waits for the trainer's start."""
-
-    def __init__(self) -> None:
-        self._requested = False
-        self._trainer: subprocess.Popen[bytes] | None = None
-        signal.signal(signal.SIGTERM, self._on_signal)
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self._requested = True
-        if self._trainer is not None:
-            self._trainer.send_signal(signal.SIGTERM)
-
-    def forward_to(self, trainer: "subprocess.Popen[bytes]") -> None:
-        self._trainer = trainer
-        if self._requested:
-            trainer.send_signal(signal.SIGTERM)
 
 
 def _record_size(folder: Path, ended: threading.Event) -> None:

@@ -48,14 +48,14 @@ class Listing:
 )
 def test_an_event_belongs_to_the_job_of_its_object(job: dict[str, Any], item: dict[str, Any], belongs: bool) -> None:
     kind = kind_named("volcano" if job is GANG else "batch")
-    events = events_of_job(cast("Api", Listing(item)), kind, job, [{"metadata": {"uid": "known"}}])
-    assert len(events.items) == belongs
+    events, _ = events_of_job(cast("Api", Listing(item)), kind, job, [{"metadata": {"uid": "known"}}])
+    assert len(events) == belongs
 
 
 def test_events_are_sorted_by_time() -> None:
     late, early = event("Job", "b", "j", at="2026-11-25T10:00:09Z"), event("Job", "a", "j")
-    events = events_about(cast("Api", Listing(late, early)), JOB)
-    assert [event["involvedObject"]["name"] for event in events.items] == ["a", "b"]
+    events, _ = events_about(cast("Api", Listing(late, early)), JOB)
+    assert [event["involvedObject"]["name"] for event in events] == ["a", "b"]
 
 
 def test_a_user_without_rights_on_events_is_told_so() -> None:
