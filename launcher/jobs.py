@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from launcher.errors import ExitCode, NotFoundError
+from trainer.shared.runs import TRAINING
 
 if TYPE_CHECKING:
     from launcher.output.progress import JobProgress
@@ -71,7 +72,6 @@ class JobState:
         files: where a person finds that folder; nothing if it is not there yet.
         attempt: how often it was submitted.
         restarts: how often the cluster has tried this attempt again.
-        resumable: it ended before it was done, and left a state from which it can go on.
         command, console: on this machine, the trainer's command line and the file with its output.
         details: the backend's own facts (process ids, pods, …) for `status --json`.
     """
@@ -87,10 +87,15 @@ class JobState:
     files: str = ""
     attempt: int = 1
     restarts: int = 0
-    resumable: bool = False
     command: Sequence[str] = ()
     console: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it ended before it was done, and left a state from which it can go on."""
+        unfinished = self.phase.ended and self.phase is not Phase.SUCCEEDED
+        return unfinished and bool(self.files) and self.setting("mode") in TRAINING
 
     def setting(self, name: str) -> Any:
         """Return one of the trainer's settings; None if the record does not have it."""

@@ -24,7 +24,6 @@ from launcher.kube.resources import PODS
 from launcher.kube.retry import poll
 from launcher.output.lines import parse_lines
 from launcher.output.progress import JobProgress
-from trainer.shared.runs import TRAINING
 
 _POLL_S = 0.5
 # Seconds beyond the pods' own grace period.
@@ -165,7 +164,6 @@ class ClusterJobs:
         name = str(meta["name"])
         train, claim = spec.get("train", {}), spec.get("pods", {}).get("output_claim")
         output = Path(str(train["output"])) / name if "output" in train else None
-        trains = train.get("mode") in TRAINING
         return JobState(
             ref=JobRef(self.name, name),
             phase=phase,
@@ -178,7 +176,6 @@ class ClusterJobs:
             files=f"{output} on claim {claim}" if output and claim else "",
             attempt=attempt_number(job),
             restarts=self.kind.retries(job),
-            resumable=trains and phase.ended and phase is not Phase.SUCCEEDED,
             details={
                 "cluster": self.api.origin,
                 "namespace": self.api.namespace,
@@ -213,10 +210,7 @@ class ClusterJobs:
         return f"{cause} ({pod_reason})" if cause else pod_reason
 
     def _progress(self, pods: Sequence[Json]) -> JobProgress:
-        progress = JobProgress()
-        for pod in pods:
-            progress.update_all(parse_lines(self._log_tail(pod)))
-        return progress
+        return JobProgress().update_all(line for pod in pods for line in parse_lines(self._log_tail(pod)))
 
     def _log_tail(self, pod: Json) -> bytes:
         """Return the last lines of a pod; nothing of a pod that has not started."""

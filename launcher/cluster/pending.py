@@ -27,7 +27,8 @@ def why_pending(
         events: asked only where the objects themselves do not tell.
         now: seconds since 1970; controllers need a moment for a young object.
     """
-    waiting = [pod for pod in pods if pod.get("status", {}).get("phase") == "Pending" and not _is_deleted(pod)]
+    pending = (pod for pod in pods if pod.get("status", {}).get("phase") == "Pending")
+    waiting = [pod for pod in pending if "deletionTimestamp" not in pod["metadata"]]
     reasons = (reason for read in (_container_reason, _scheduler_reason) for pod in waiting if (reason := read(pod)))
     if reason := next(reasons, "") or _volume_reason(waiting, events):
         count = f" ({len(waiting)} pods wait)" if len(waiting) > 1 else ""
@@ -48,10 +49,6 @@ def container_failure(pod: Json) -> str:
             name = "" if container["name"] == CONTAINER else f"container {container['name']}: "
             return f"{name}exit code {ended['exitCode']}" + (f" ({reason})" if reason not in (None, "Error") else "")
     return str(status.get("reason") or "") if status.get("phase") == "Failed" else ""
-
-
-def _is_deleted(pod: Json) -> bool:
-    return "deletionTimestamp" in pod["metadata"]
 
 
 def _container_reason(pod: Json) -> str:

@@ -1,20 +1,27 @@
-"""Whether a user and a job find what they need in a namespace: rights, claims that can be shared, enough NPUs.
+"""The cluster's judgement of a job before anything exists, and whether the namespace has what user and job need.
 
-`check_rights` and `check_cluster` ask the API server; `check_claim` and `check_nodes` are pure. What is only on its way
-is no fault: a claim that waits for its first pod, or nodes that an autoscaler adds on demand.
+`judge` has the server try each object (dry run). `check_rights` and `check_cluster` ask for rights, for claims that can
+be shared, and for nodes with enough NPUs; `check_claim` and `check_nodes` are pure. What is only on its way is no
+fault: a claim that waits for its first pod, or nodes that an autoscaler adds on demand.
 """
 
 from collections.abc import Sequence
 
 from launcher.cluster.events import events_about
+from launcher.cluster.jobs import ClusterJobs
 from launcher.cluster.rbac import Verbs, cluster_rights, namespace_rights
-from launcher.jobs import PreflightFinding
+from launcher.errors import ApiError, LauncherError, PreflightError, RequestError
+from launcher.jobs import KIND_NAMES, PreflightFinding
 from launcher.kinds import Kind
-from launcher.kube.api import Api, Json, if_allowed
-from launcher.kube.resources import ACCESS_REVIEWS, CLAIMS, NODES, Resource
+from launcher.kube.api import TAKEN, Api, Json, if_allowed
+from launcher.kube.resources import ACCESS_REVIEWS, CLAIMS, CONFIG_MAPS, NODES, SERVICES, Resource
 from launcher.settings.options import ClusterOptions
+from launcher.settings.spec import JobSpec
 from trainer.shared.config import TrainConfig
 
+PART_RESOURCES = {"ConfigMap": CONFIG_MAPS, "Service": SERVICES}
+"""The kinds of object that a job needs in addition to its pods."""
+_TRIAL_SUFFIX = "-check"
 _ANY_MODE = frozenset({"ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod", "ReadOnlyMany"})
 # The access modes of which a claim needs one, for pods on one node and on several.
 ONE_NODE = {"data_claim": _ANY_MODE, "output_claim": _ANY_MODE - {"ReadOnlyMany"}}
@@ -24,6 +31,56 @@ SEVERAL_NODES = {
 }
 _CONSUMER = "volume.kubernetes.io/selected-node"
 _WAITS_FOR_A_POD = frozenset({"WaitForFirstConsumer", "WaitForPodScheduled"})
+
+
+def judge(jobs: ClusterJobs, spec: JobSpec, objects: Sequence[Json]) -> list[str]:
+    """Have the server judge the job and its parts without creating them; return its warnings.
+
+    Raises:
+        PreflightError: the namespace, the kind of job or the queue is missing or closed; a claim cannot be used, or no
+            node is large enough.
+        RequestError: the job is not valid; the message names every cause.
+    """
+    api, kind = jobs.api, jobs.kind
+    warnings: list[str] = []
+    if not jobs.served():
+        # Every cluster serves the last kind.
+        hint = f"is {kind.title} installed? Without it, use --backend {KIND_NAMES[-1]}"
+        raise PreflightError(f"{api.origin}: serves no {kind.resource}: {hint}")
+    kind.check(api, spec.pods)
+    for item in reversed(objects):
+        # The attempt that this one replaces may still have the names.
+        name = item["metadata"]["name"]
+        trial = {**item, "metadata": {**item["metadata"], "name": f"{name}{_TRIAL_SUFFIX}"}}
+        try:
+            api.create(PART_RESOURCES.get(item["kind"], kind.resource), trial, dry_run=True, warnings=warnings)
+        except ApiError as error:
+            # The server looks last at whether the name is taken: it accepts the object itself.
+            if error.status != TAKEN:
+                raise translate_refusal(error, api, trial_of=name) from error
+    for finding in check_cluster(api, spec.pods, spec.train):
+        if finding.state == "missing":
+            raise PreflightError(finding.text)
+        if finding.state == "later":
+            warnings.append(finding.text)
+    return warnings
+
+
+def translate_refusal(error: ApiError, api: Api, *, trial_of: str = "") -> LauncherError:
+    """Return what the refusal of an object means: a fault of the job, or of the cluster."""
+    text = str(error)
+    text = text.replace(f"{trial_of}{_TRIAL_SUFFIX}", trial_of) if trial_of else text
+    if error.status == 404 and "namespaces" in text:
+        return PreflightError(f"namespace {api.namespace}: there is none in {api.origin}; choose --namespace")
+    if error.status == 403 and "being terminated" in text:
+        return PreflightError(
+            f"namespace {api.namespace} is being deleted: wait until it is gone, or choose --namespace"
+        )
+    if error.status == 403 and "exceeded quota" in text:
+        return PreflightError(f"no room for the job: {text}; make room, or ask for a larger quota")
+    if error.of_rights or error.status not in (400, 403, 422):
+        return error
+    return RequestError(f"the cluster refuses the job: {text}")
 
 
 def check_rights(api: Api, kind: Kind) -> PreflightFinding:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from launcher.cluster import saved_attempt
 from launcher.cluster.defaults import read_defaults
-from launcher.cluster.dry_run import judge
 from launcher.cluster.jobs import ClusterJobs
-from launcher.cluster.preflight import check_cluster, check_rights
+from launcher.cluster.preflight import check_cluster, check_rights, judge
 from launcher.cluster.submit import is_running, name_for_another_run, running_note, submit_job
 from launcher.errors import RequestError
 from launcher.jobs import PreflightFinding, Submitted, find_state, resumable_names

@@ -22,7 +22,6 @@ from launcher.output.lines import parse_lines
 from launcher.output.progress import JobProgress
 from trainer.shared.errors import RESUMABLE
 from trainer.shared.processes import Process, is_alive, send_signal
-from trainer.shared.runs import TRAINING
 
 # Seconds from a job's creation until its runner has recorded its process ids.
 _START_S = 30.0
@@ -151,8 +150,6 @@ def _state_of(ref: JobRef, folder: Path) -> JobState:
     elif other_host and not phase.ended:
         reason = f"on {other_host}, as far as can be known from here"
     output = Path(job["output"]) if "output" in job else None
-    begun = output is not None and output.exists()
-    trains = job.get("spec", {}).get("train", {}).get("mode") in TRAINING
     return JobState(
         ref=ref,
         phase=phase,
@@ -162,9 +159,8 @@ def _state_of(ref: JobRef, folder: Path) -> JobState:
         ended=None if end is None else end["ended"],
         spec=job.get("spec", {}),
         output=output,
-        files=str(output) if begun else "",
+        files=str(output) if output is not None and output.exists() else "",
         attempt=records.attempt_of(job),
-        resumable=begun and trains and phase.ended and phase is not Phase.SUCCEEDED,
         command=job.get("command", ()),
         console=str(folder / records.CONSOLE),
         details={
