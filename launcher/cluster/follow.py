@@ -34,21 +34,6 @@ StateOf = Callable[[Json, Sequence[Json]], JobState]
 """Returns a job's state from its object and its pods."""
 
 
-@dataclass(frozen=True)
-class FollowLimits:
-    """Seconds that a follower waits.
-
-    Attributes:
-        ask_s: between two questions why the job waits: events and PodGroups change without waking the reflectors.
-        quiet_s: without new lines until the reader is shown what is there; without --follow, until the end.
-        stuck_s: without new lines after the job's end until the follower gives up.
-    """
-
-    ask_s: float = 2.0
-    quiet_s: float = 10.0
-    stuck_s: float = 30.0
-
-
 def follow_job(
     api: Api,
     kind: Kind,
@@ -192,14 +177,23 @@ class JobWatch:
 
 @dataclass
 class LogFollower:
-    """One reader of a job's log: which logs are read, and which notices the reader has got."""
+    """One reader of a job's log: which logs are read, and which notices the reader has got.
+
+    Attributes:
+        ask_s: seconds between two questions why the job waits: events and PodGroups change without waking the
+            reflectors.
+        quiet_s: seconds without new lines until the reader is shown what is there; without `follow`, until the end.
+        stuck_s: seconds without new lines after the job's end until the follower gives up.
+    """
 
     watch: JobWatch
     merged: MergedLogs[Instance]
     stop: StopSignal
     follow: bool
     since_s: float | None
-    limits: FollowLimits = FollowLimits()
+    ask_s: float = 2.0
+    quiet_s: float = 10.0
+    stuck_s: float = 30.0
     behind: set[Instance] = field(default_factory=set)
     started: set[Instance] = field(default_factory=set)
     complete: set[Instance] = field(default_factory=set)
@@ -214,7 +208,7 @@ class LogFollower:
         while not self.merged.ended:
             if self.watch.changed.is_set() or time.monotonic() >= ask_at:
                 self.watch.changed.clear()
-                ask_at = time.monotonic() + self.limits.ask_s
+                ask_at = time.monotonic() + self.ask_s
                 if not last and (self.watch.has_ended() or not self.follow):
                     last, self.quiet_since = True, time.monotonic()
                 yield from self.notices()
@@ -225,10 +219,10 @@ class LogFollower:
             if piece is not None:
                 yield from self.log_items(*piece)
                 self.quiet_since = time.monotonic()
-            if not caught_up and (not self.behind or self._quiet_s() > self.limits.quiet_s):
+            if not caught_up and (not self.behind or self._quiet_s() > self.quiet_s):
                 caught_up = True
                 yield LogBlock(b"")
-            give_up_s = self.limits.stuck_s if self.follow else self.limits.quiet_s
+            give_up_s = self.stuck_s if self.follow else self.quiet_s
             if last and piece is None and self._quiet_s() > give_up_s:
                 yield from self._unread_logs()
                 break

@@ -168,12 +168,10 @@ class _Submission:
         except LauncherError as error:
             if isinstance(error, ConflictError) and not removed:
                 saved_attempt.drop(api, kind, name)  # the job still has its settings
-                raise
-            if not self.spec.continues:
-                raise
-            config_map = saved_attempt.config_map_name(kind, name)
-            hint = f"the settings of job {name} are kept in configmap {config_map}: type the same again"
-            error.args = (f"{error}; {hint}",)
+            elif self.spec.continues:
+                config_map = saved_attempt.config_map_name(kind, name)
+                hint = f"the settings of job {name} are kept in configmap {config_map}: type the same again"
+                error.args = (f"{error}; {hint}",)
             raise
 
     def _create_all(self, objects: Sequence[Json]) -> None:

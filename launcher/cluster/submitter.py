@@ -1,6 +1,7 @@
 """Starts jobs on a cluster. `launcher.submitters.Submitter` says what each method promises."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -23,11 +24,11 @@ from trainer.shared.config import Layer
 _OF_ONE_SUBMIT = PLACE | {"overlay"}
 
 
+@dataclass(frozen=True)
 class ClusterSubmitter:
     """Starts jobs of one kind in one namespace."""
 
-    def __init__(self, jobs: ClusterJobs) -> None:
-        self.jobs = jobs
+    jobs: ClusterJobs
 
     def defaults(self) -> Defaults | None:
         """Return what the namespace's administrator published."""

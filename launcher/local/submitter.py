@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,11 @@ from trainer.shared.config.train import checkpoint_layer
 from trainer.shared.runs import run_folder_of
 
 
+@dataclass(frozen=True)
 class LocalSubmitter:
     """Starts jobs on this machine."""
 
-    def __init__(self, jobs: LocalJobs) -> None:
-        self.jobs = jobs
+    jobs: LocalJobs
 
     def defaults(self) -> Defaults | None:
         """Return None: only a cluster has an administrator."""

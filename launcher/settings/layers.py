@@ -75,7 +75,7 @@ def resolve_settings(
     profile: str | None,
     environ: Mapping[str, str] = os.environ,
     *,
-    earlier: Earlier | None = None,
+    earlier: Earlier = Earlier(),
     defaults: Defaults | None = None,
 ) -> Settings:
     """Resolve the settings of `submit`.
@@ -95,17 +95,15 @@ def resolve_settings(
     job_layers, train_layers = map(list, zip(*map(_split, layers), strict=True))
     job_layers.insert(1, environment_layer(JobOptions, environ))
     train_layers.insert(1, environment_layer(TrainConfig, environ))
-    if earlier is not None:
-        job_layers.append(earlier.job)
-        train_layers.append(earlier.given)
+    job_layers.append(earlier.job)
+    train_layers.append(earlier.given)
     if defaults is not None:
         job_defaults, train_defaults = _split(defaults(mode_of(train_layers)))
         job_layers.append(job_defaults)
         train_layers.append(train_defaults)
     options, job_origins = resolve(JobOptions, job_layers)
     given = {name for layer in train_layers for name in layer.values}
-    if earlier is not None:
-        train_layers.append(earlier.begun)
+    train_layers.append(earlier.begun)
     # The checkpoint's settings are not known yet: the trainer judges rules between settings when it reads them.
     partial = any(layer.values.get("resume") not in (None, "none") for layer in train_layers)
     train, train_origins = resolve_train_config(train_layers, partial=partial)
@@ -116,7 +114,7 @@ def resolve_settings(
         train=train,
         origins={**job_origins, **train_origins},
         given=tuple(name for name in TrainConfig.model_fields if name in given),
-        overlay={} if earlier is None else earlier.overlay,
+        overlay=earlier.overlay,
     )
 
 

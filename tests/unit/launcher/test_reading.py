@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from launcher.cluster.follow import FollowLimits, LogFollower
+from launcher.cluster.follow import LogFollower
 from launcher.jobs import LogBlock, LogLoss
 from launcher.kube.access import Credentials
 from launcher.output.lines import Demultiplexer, LogLine
@@ -47,8 +47,8 @@ class Job:
 def read(log: Any, stop: StopSignal, *, lasts_s: float) -> list[Any]:
     with MergedLogs[Instance](stop) as merged:
         merged.add(INSTANCE, log)
-        limits = FollowLimits(ask_s=0.1, stuck_s=0.5)
-        follower = LogFollower(cast("Any", Job(lasts_s)), merged, stop, follow=True, since_s=None, limits=limits)
+        job = cast("Any", Job(lasts_s))
+        follower = LogFollower(job, merged, stop, follow=True, since_s=None, ask_s=0.1, stuck_s=0.5)
         return [item for item in follower.items() if item != LogBlock(b"")]
 
 
