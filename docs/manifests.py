@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.cluster.rbac import CLUSTER_VERBS, rules
+from launcher.commands.render import manifests_of
 from launcher.kinds.labels import MANAGED
-from launcher.manifests.offline import manifests_of
 from launcher.manifests.render import to_yaml
 
 FOLDER = Path(__file__).parents[1] / "k8s" / "manifests"

@@ -25,7 +25,9 @@ def follow_to_its_end(jobs: Jobs, ref: JobRef, view: LogView, *, where: str) -> 
     except KeyboardInterrupt:
         raise DetachedError(report.reattach_hint(ref.name, where)) from None
     except UnreachableError as error:
-        raise UnreachableError(f"{error}. {report.connection_lost_hint(ref.name, where)}") from error
+        again = report.follow_command(ref.name, where)
+        hint = f"Job {ref.name} does not need this launcher; come back with `{again}`."
+        raise UnreachableError(f"{error}. {hint}") from error
     state = reading.outcome or poll(lambda: jobs.get(ref), every_s=jobs.poll_s, note=note)
     text = report.summary(state, reading, now=time.time(), where=where)
     print(text, file=sys.stdout if view.form == "text" else sys.stderr)

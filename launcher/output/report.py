@@ -27,13 +27,14 @@ _SHOWN_LOSSES = 8
 def job_header(spec: "JobSpec", *, attempt: int, where: str) -> str:
     """Return what was started, and how to come back to it."""
     train = spec.train
+    checkpoint = "its newest valid checkpoint, if it has one" if train.resume == "auto" else str(train.resume)
     rows = {
         "job": spec.name if attempt == 1 else f"{spec.name}, attempt {attempt}",
-        "resumes": _resumes(spec) if spec.continues else "",
+        "resumes": checkpoint if spec.continues else "",
         "runs": f"{train.mode}, {train.model} at {train.image_size} px, {_devices(dict(train))}",
         "data": str(train.data_path),
         "output": str(spec.output),
-        "come back": _follow(spec.name, where),
+        "come back": follow_command(spec.name, where),
     }
     if spec.continues and attempt == 1:
         # The run began elsewhere: its checkpoint has the settings.
@@ -53,15 +54,11 @@ def continuation(state: JobState, where: str) -> str:
 def reattach_hint(name: str, where: str) -> str:
     """Return what to type after the launcher has detached from a job that still runs."""
     stop = f"{PROGRAM} cancel {name}{where}"
-    return f"job {name} goes on. Come back with `{_follow(name, where)}`, stop it with `{stop}`."
+    return f"job {name} goes on. Come back with `{follow_command(name, where)}`, stop it with `{stop}`."
 
 
-def connection_lost_hint(name: str, where: str) -> str:
-    """Return what to type after the cluster gave no answer for too long, so that the launcher stopped following."""
-    return f"Job {name} does not need this launcher; come back with `{_follow(name, where)}`."
-
-
-def _follow(name: str, where: str) -> str:
+def follow_command(name: str, where: str) -> str:
+    """Return the command that follows a job."""
     return f"{PROGRAM} logs {name} -f{where}"
 
 
@@ -137,7 +134,10 @@ def settings_text(settings: "Settings") -> str:
 
 def settings_document(settings: "Settings") -> dict[str, Any]:
     """Return `settings_text` as a document of kind `Config`."""
-    values = {name: {"value": _plain(value), "origin": origin} for name, value, origin in settings.items()}
+    values = {
+        name: {"value": str(value) if isinstance(value, Path) else value, "origin": origin}
+        for name, value, origin in settings.items()
+    }
     return _document("Config", settings=values)
 
 
@@ -195,10 +195,6 @@ def _rows(rows: Mapping[str, str]) -> str:
 def _columns(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _resumes(spec: "JobSpec") -> str:
-    return "its newest valid checkpoint, if it has one" if spec.train.resume == "auto" else str(spec.train.resume)
 
 
 def _runs(train: Mapping[str, Any] | None) -> str:
@@ -264,10 +260,6 @@ def _fields(line: ProgressLine | None) -> dict[str, Any] | None:
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in line.fields.items()
     }
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
 
 
 def _word(value: Any) -> str:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from docs.chart import CHART
-from launcher.manifests.offline import manifests_of
+from launcher.commands.render import manifests_of
 from tests.cluster.support.helm import HELMS, run_template, template
 from tests.cluster.support.job_settings import ON_HARDWARE, PLAIN, Settings, settings
 

@@ -17,7 +17,7 @@ from yamllint.config import YamlLintConfig
 
 from docs.chart import CHART
 from docs.manifests import FOLDER
-from launcher.manifests.offline import manifests_of
+from launcher.commands.render import manifests_of
 from tests.cluster.support.helm import ALL_ON, HELMS, template
 from tests.cluster.support.job_settings import settings
 

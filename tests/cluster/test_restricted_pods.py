@@ -10,7 +10,7 @@ import yaml
 
 from docs.chart import CHART
 from docs.manifests import FOLDER
-from launcher.manifests.offline import manifests_of
+from launcher.commands.render import manifests_of
 from launcher.settings.hardware import PRESETS
 from tests.cluster.support.helm import ALL_ON, HELMS, template
 from tests.cluster.support.job_settings import settings

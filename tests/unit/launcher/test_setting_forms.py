@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from launcher.commands.render import manifests_of
 from launcher.errors import RequestError
 from launcher.kinds import kind_named
-from launcher.manifests.offline import manifests_of
 from launcher.manifests.pod_spec import make_pod_spec
 from launcher.manifests.render import render_manifests
 from launcher.settings.layers import resolve_settings
