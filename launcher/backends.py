@@ -29,7 +29,7 @@ def find_job(name: str, backend: BackendName, access: ClusterAccess) -> tuple[Jo
         try:
             jobs.get(ref)
         except NotFoundError as error:
-            missing[jobs.place] = error
+            missing.setdefault(jobs.place, error)
         except ApiError as error:
             hidden = hidden or _check_skippable(error, backend)
         else:
