@@ -1,9 +1,12 @@
 """How far a run is, and its figures so far: what a checkpoint holds next to the state of the parts."""
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic_core import to_json
 
 from trainer.records.run_records import SavedExtent
 from trainer.training.evaluation import Evaluation
@@ -13,18 +16,6 @@ from trainer.training.steps import StepWindow
 def rate(images: int, seconds: float) -> float | None:
     """Return images per second; None if there were no images, or no time passed."""
     return images / seconds if images and seconds > 0 else None
-
-
-def _mapped(values: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    """Return `values`, nested tables included, with `change` applied to each float or text for a float."""
-    return {
-        name: _mapped(value, change)
-        if isinstance(value, Mapping)
-        else change(value)
-        if isinstance(value, float | str)
-        else value
-        for name, value in values.items()
-    }
 
 
 @dataclass
@@ -125,16 +116,10 @@ class TrainingProgress:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values. JSON has no infinity and no NaN, as the loss of a bad step can be: they become text."""
-        return _mapped(asdict(self), lambda value: value if math.isfinite(value) else str(value))
+        values: dict[str, Any] = json.loads(to_json(self, inf_nan_mode="strings"))
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TrainingProgress":
         """Return the progress that `to_json` has written."""
-        values = _mapped(values, float)
-        parts: dict[str, Any] = {
-            "best": values["best"] and Evaluation(**values["best"]),
-            "last": values["last"] and Evaluation(**values["last"]),
-            "sums": EpochSums(**values["sums"]),
-            "throughput": Throughput(**values["throughput"]),
-        }
-        return cls(**{**values, **parts})
+        return TypeAdapter(cls).validate_python(values)

@@ -1,8 +1,9 @@
 """A worker's task from the supervisor: a value that travels as JSON in one environment variable."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from trainer.shared.config import TrainConfig
 
@@ -34,15 +35,9 @@ class WorkerTask:
     def to_json(self) -> str:
         """Return the environment variable's text."""
         # Only the options that were set: weights may set others.
-        config = self.config.model_dump(mode="json", exclude_unset=True)
-        checkpoint = None if self.checkpoint is None else str(self.checkpoint)
-        values = {**self.__dict__, "config": config, "run": str(self.run), "checkpoint": checkpoint}
-        return json.dumps(values)
+        return TypeAdapter(WorkerTask).dump_json(self, exclude_unset=True).decode()
 
     @classmethod
     def from_json(cls, text: str) -> "WorkerTask":
         """Return the task that `to_json` has written."""
-        values = json.loads(text)
-        config, run, command = TrainConfig(**values["config"]), Path(values["run"]), tuple(values["command"])
-        checkpoint = None if values["checkpoint"] is None else Path(values["checkpoint"])
-        return cls(**{**values, "config": config, "run": run, "command": command, "checkpoint": checkpoint})
+        return TypeAdapter(cls).validate_json(text)
