@@ -1,7 +1,7 @@
 """The arithmetic of a run, chosen in one place: fp32, bf16 or fp16 autocast, or O2 by apex or without it.
 
 The classes have the same methods, so that the rest of the trainer does not ask for the kind. To add one, write a class
-like `Autocast`, choose it here, and add its name to `--precision` (TrainConfig).
+like `TorchPrecision`, choose it here, and add its name to `--precision` (TrainConfig).
 """
 
 import importlib.util
@@ -12,14 +12,14 @@ from trainer.devices.device import Device
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import UsageError
 from trainer.training.precision.apex_o2 import ApexO2
-from trainer.training.precision.autocast import Autocast
 from trainer.training.precision.loss_scale import LossScaler
 from trainer.training.precision.master_weights import NativeO2
+from trainer.training.precision.torch_precision import TorchPrecision
 
 __all__ = ["Precision", "choose_precision"]
 
 
-Precision = Autocast | NativeO2 | ApexO2
+Precision = TorchPrecision | ApexO2
 
 
 def choose_precision(config: TrainConfig, device: Device) -> Precision:
@@ -32,13 +32,13 @@ def choose_precision(config: TrainConfig, device: Device) -> Precision:
     """
     name = device.default_precision if config.precision == "auto" else config.precision
     if name == "fp32":
-        return Autocast("fp32", device, None)
+        return TorchPrecision("fp32", device, None)
     if name == "bf16":
         if not device.has_bf16():
             raise UsageError(f"--precision bf16: {device.name()} has no bfloat16: use --precision O2 or fp16")
-        return Autocast("bf16", device, torch.bfloat16)
+        return TorchPrecision("bf16", device, torch.bfloat16)
     if name == "fp16":
-        return Autocast("fp16", device, torch.float16, LossScaler(device, config.loss_scale))
+        return TorchPrecision("fp16", device, torch.float16, LossScaler(device, config.loss_scale))
     if device.kind == "cpu":
         raise UsageError("--precision O2 needs an NPU: on a CPU use --precision fp32")
     if device.kind == "npu" and importlib.util.find_spec("apex") is not None:

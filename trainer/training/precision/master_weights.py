@@ -4,7 +4,6 @@ It does the same as apex's O2, for machines without apex for Ascend: apex has no
 public version is of 2023.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,17 +11,18 @@ from torch import Tensor, nn
 
 from trainer.devices.device import Device
 from trainer.training.precision.loss_scale import LossScaler
+from trainer.training.precision.torch_precision import TorchPrecision
 
 
-class NativeO2:
-    """The optimizer updates fp32 copies of the fp16 weights, which are then rounded back into them."""
+class NativeO2(TorchPrecision):
+    """The optimizer updates fp32 copies of the fp16 weights, which are then rounded back into them.
 
-    name = "O2-native"
-    optimizer_library = None
+    The model casts its own inputs and outputs. The copies are the optimizer's parameters, so that the state of this
+    precision is only the loss scale.
+    """
 
     def __init__(self, device: Device, loss_scale: float | str) -> None:
-        self._scaler = LossScaler(device, loss_scale)
-        self.overflows = self._scaler.overflows
+        super().__init__("O2-native", device, None, LossScaler(device, loss_scale))
         self._halves: list[Tensor] = []
         self._masters: list[Tensor] = []
         self._optimized: list[nn.Parameter] = []
@@ -43,21 +43,13 @@ class NativeO2:
         model.register_forward_hook(_widen_outputs)
         return model
 
-    def forward(self) -> AbstractContextManager[Any]:
-        """Return a context without effect: the model casts its own inputs and outputs."""
-        return nullcontext()
-
-    def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Compute the gradients of the scaled loss, in fp16; batch norm's are fp32."""
-        self._scaler.backward(loss)
-
     @torch.no_grad()
     def step(
         self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, clip_norm: float, loss: Tensor
     ) -> Tensor:
         """Widen the gradients, update the masters unless there was an overflow, and round them into the weights."""
         self._widen_gradients()
-        skipped = self._scaler.step(optimizer, self._optimized, clip_norm=clip_norm, loss=loss)
+        skipped = super().step(optimizer, self._optimized, clip_norm=clip_norm, loss=loss)
         torch._foreach_copy_(self._halves, self._masters)
         return skipped
 
@@ -73,14 +65,6 @@ class NativeO2:
                 # The optimizer's zero_grad knows only the masters.
                 half.grad = None
         torch._foreach_copy_(wide, narrow)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the loss scale; the masters are the optimizer's parameters."""
-        return self._scaler.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it."""
-        self._scaler.load_state_dict(state)
 
 
 def _all_but_batch_norm(model: nn.Module) -> list[nn.Parameter]:

@@ -10,7 +10,7 @@ from trainer.devices.device import Device
 from trainer.training.precision.loss_scale import LossScaler, clipped_norm, not_finite
 
 
-class Autocast:
+class TorchPrecision:
     """Autocast chooses the type of each operator, or all are fp32; the weights stay fp32."""
 
     optimizer_library = None
