@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional
 
 from trainer.model.loss import Targets
 from trainer.seeds import derive_seed
@@ -35,38 +34,28 @@ def sample_key(*, seed: int, epoch: int, sample: int) -> SampleKey:
     return SampleKey(generator_seed >> 1, (draw >> 11) / 2**53)
 
 
-class TrainTransform:
-    """uint8 (3, H, W) of any size -> uint8 (3, image_size, image_size), drawn from torch's default CPU generator."""
+def train_transform(config: TrainConfig) -> v2.Transform:
+    """Return uint8 (3, H, W) of any size -> uint8 (3, image_size, image_size): crop, resize and augment.
 
-    def __init__(self, config: TrainConfig) -> None:
-        mode = InterpolationMode(config.interpolation)
-        self._crop = v2.RandomResizedCrop(
-            config.image_size, scale=(config.crop_scale, 1.0), interpolation=mode, antialias=True
-        )
-        self._augment = _augmentation(config.augment)
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """Crop, resize and augment. The caller draws the flip, and the device does it."""
-        cropped: Tensor = self._crop(image)
-        if self._augment is None:
-            return cropped
-        augmented: Tensor = self._augment(cropped)
-        return augmented
+    It draws from torch's default CPU generator. The caller draws the flip, and the device does it.
+    """
+    mode, bilinear = InterpolationMode(config.interpolation), InterpolationMode.BILINEAR
+    crop = v2.RandomResizedCrop(config.image_size, scale=(config.crop_scale, 1.0), interpolation=mode, antialias=True)
+    augmentations = {
+        "none": v2.Identity(),
+        # Small enough that a 6 stays a 6.
+        "affine": v2.RandomAffine(10, translate=(0.06, 0.06), scale=(0.9, 1.1), interpolation=bilinear),
+        "trivial": v2.TrivialAugmentWide(interpolation=bilinear),
+        "rand": v2.RandAugment(interpolation=bilinear),
+    }
+    return v2.Compose([crop, augmentations[config.augment]])
 
 
-class EvalTransform:
-    """uint8 (3, H, W) of any size -> uint8 (3, image_size, image_size): resize the shorter side, crop the centre."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        self._mode = InterpolationMode(config.interpolation)
-        self._side = config.image_size
-        self._resized = resized_side(config.image_size, config.eval_crop)
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """Resize and crop, without a random draw."""
-        resized = functional.resize(image, [self._resized], interpolation=self._mode, antialias=True)
-        cropped: Tensor = functional.center_crop(resized, [self._side, self._side])
-        return cropped
+def eval_transform(config: TrainConfig) -> v2.Transform:
+    """Return the same without a random draw: resize the shorter side, crop the centre."""
+    mode = InterpolationMode(config.interpolation)
+    resize = v2.Resize(resized_side(config.image_size, config.eval_crop), interpolation=mode, antialias=True)
+    return v2.Compose([resize, v2.CenterCrop(config.image_size)])
 
 
 def resized_side(image_size: int, eval_crop: float) -> int:
@@ -139,14 +128,3 @@ def _cutmix_box(draw: random.Random, *, alpha: float, height: int, width: int) -
         max(x - half_width, 0),
         min(x + half_width, width),
     )
-
-
-def _augmentation(name: str) -> v2.Transform | None:
-    if name == "affine":
-        # Small enough that a 6 stays a 6.
-        return v2.RandomAffine(10, translate=(0.06, 0.06), scale=(0.9, 1.1), interpolation=InterpolationMode.BILINEAR)
-    if name == "trivial":
-        return v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR)
-    if name == "rand":
-        return v2.RandAugment(interpolation=InterpolationMode.BILINEAR)
-    return None

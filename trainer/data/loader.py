@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trainer.data.augment import EvalTransform, TrainTransform, device_transform, sample_key
+from trainer.data.augment import device_transform, eval_transform, sample_key, train_transform
 from trainer.data.bad_images import BadImage, BadImages, allowed_bad_images
 from trainer.data.decode import BadImageError, decode_image
 from trainer.data.index import ImageIndex
@@ -131,17 +131,15 @@ class _LoaderItem(NamedTuple):
 class _TrainBatches(Dataset[_LoaderItem]):
     def __init__(self, index: ImageIndex, config: TrainConfig, epoch: int) -> None:
         self._index, self._config, self._epoch = index, config, epoch
-        self._transform = TrainTransform(config)
+        self._transform = train_transform(config)
 
     def __getitem__(self, samples: Indices) -> _LoaderItem:
         # The transforms draw from the default generator, which in the training process is also dropout's.
-        state = torch.default_generator.get_state()
         try:
-            return self._make(samples)
+            with torch.random.fork_rng(devices=[]):
+                return self._make(samples)
         except TrainerError as error:
             return _LoaderItem(None, failure=error)
-        finally:
-            torch.default_generator.set_state(state)
 
     def _make(self, samples: Indices) -> _LoaderItem:
         keys = [sample_key(seed=self._config.seed, epoch=self._epoch, sample=sample) for sample in samples.tolist()]
@@ -160,7 +158,7 @@ class _TrainBatches(Dataset[_LoaderItem]):
 class _EvalBatches(Dataset[_LoaderItem]):
     def __init__(self, index: ImageIndex, config: TrainConfig) -> None:
         self._index, self._config = index, config
-        self._transform = EvalTransform(config)
+        self._transform = eval_transform(config)
 
     def __getitem__(self, samples: Indices) -> _LoaderItem:
         images = _empty_images(len(samples), self._config)
@@ -179,10 +177,8 @@ class _EvalBatches(Dataset[_LoaderItem]):
         if not indices:
             return _LoaderItem(None, tuple(bad))
         flips = torch.zeros(len(indices), dtype=torch.bool)
-        return _LoaderItem(
-            _batch(self._index, images[: len(indices)], np.array(indices, dtype=np.int64), flips),
-            tuple(bad),
-        )
+        batch = _batch(self._index, images[: len(indices)], np.array(indices, dtype=np.int64), flips)
+        return _LoaderItem(batch, tuple(bad))
 
 
 def _readable(index: ImageIndex, sample: int, config: TrainConfig) -> tuple[int, Tensor, list[BadImage]]:
@@ -203,18 +199,14 @@ def _readable(index: ImageIndex, sample: int, config: TrainConfig) -> tuple[int,
             errors.append((candidate, error))
         else:
             return candidate, pixels, [_bad_image(index, bad, error, replaced_by=candidate) for bad, error in errors]
-        if len(errors) > allowed_bad_images(len(index), config.max_bad_images):
-            raise TrainerError(_give_up(index, [error for _, error in errors], config))
+        allowed, first, last = allowed_bad_images(len(index), config.max_bad_images), errors[0][1], errors[-1][1]
+        if len(errors) > allowed:
+            raise TrainerError(
+                f"{index.root}: {len(errors):,} images in a row cannot be decoded, from {first.path} ({first.reason})"
+                f" to {last.path}; --max-bad-images {config.max_bad_images:g} of {len(index):,} allows {allowed:,}:"
+                " check the disk, or replace them (`python -m trainer data verify FOLDER` lists every such file)"
+            )
         candidate = (candidate + 1) % len(index)
-
-
-def _give_up(index: ImageIndex, errors: Sequence[BadImageError], config: TrainConfig) -> str:
-    return (
-        f"{index.root}: {len(errors):,} images in a row cannot be decoded, from {errors[0].path} ({errors[0].reason})"
-        f" to {errors[-1].path}; --max-bad-images {config.max_bad_images:g} of {len(index):,} allows"
-        f" {allowed_bad_images(len(index), config.max_bad_images):,}: check the disk, or replace them"
-        " (`python -m trainer data verify FOLDER` lists every such file)"
-    )
 
 
 def _bad_image(index: ImageIndex, sample: int, error: BadImageError, *, replaced_by: int | None) -> BadImage:

@@ -6,7 +6,6 @@ each file is decoded in a process whose stderr is read.
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def verify_images(path: Path, *, workers: int) -> VerifyReport:
         raise UsageError(f"{path}: no images in it")
     notes: Counter[str] = Counter()
     broken = []
-    for finding in _findings(files, workers):
+    for finding in whole_item_loader(_Findings(files), range(len(files)), workers=workers, start_worker=_listen):
         if isinstance(finding, UnusableFile):
             broken.append(finding)
         else:
@@ -66,21 +65,14 @@ def verify_images(path: Path, *, workers: int) -> VerifyReport:
     return VerifyReport(len(files), tuple(broken), dict(sorted(notes.items())))
 
 
-def _findings(files: list[Path], workers: int) -> Iterator[UnusableFile | Notes]:
-    """Yield a finding for each file, in order."""
-    chunks = range(0, len(files), 32)
-    for findings in whole_item_loader(_Chunks(files), chunks, workers=workers, start_worker=_listen):
-        yield from findings
-
-
-class _Chunks(Dataset[list[UnusableFile | Notes]]):
-    """32 files from a given position, checked in a loader process."""
+class _Findings(Dataset[UnusableFile | Notes]):
+    """A finding for each file, made in a loader process."""
 
     def __init__(self, files: list[Path]) -> None:
         self._files = files
 
-    def __getitem__(self, start: int) -> list[UnusableFile | Notes]:
-        return [_check(path) for path in self._files[start : start + 32]]
+    def __getitem__(self, number: int) -> UnusableFile | Notes:
+        return _check(self._files[number])
 
 
 def _check(path: Path) -> UnusableFile | Notes:

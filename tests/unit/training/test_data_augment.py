@@ -11,12 +11,12 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from trainer.data.augment import (
-    EvalTransform,
-    TrainTransform,
     device_transform,
+    eval_transform,
     mix,
     resized_side,
     sample_key,
+    train_transform,
 )
 from trainer.model.weight_files import NORMALIZATIONS
 from trainer.shared.config import TrainConfig
@@ -53,7 +53,7 @@ def test_the_uniform_draw_flips_half_of_the_images() -> None:
 def test_the_same_seed_gives_the_same_crop_and_another_seed_another(
     photo: Tensor, augment: str, interpolation: str
 ) -> None:
-    transform = TrainTransform(config(augment=augment, interpolation=interpolation))
+    transform = train_transform(config(augment=augment, interpolation=interpolation))
     views = []
     with torch.random.fork_rng():
         for seed in (1, 1, 2):
@@ -69,7 +69,7 @@ def test_training_crops_cover_the_configured_areas() -> None:
     # A ramp shows where a crop came from: red is the column, green the row.
     ramp = torch.stack(torch.meshgrid(torch.arange(256), torch.arange(256), indexing="xy"))
     image = torch.cat([ramp, torch.zeros(1, 256, 256)]).to(torch.uint8)
-    transform = TrainTransform(config(crop_scale=0.5))
+    transform = train_transform(config(crop_scale=0.5))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         crops = torch.stack([transform(image) for _ in range(200)]).float()
@@ -91,7 +91,7 @@ def test_evaluation_resizes_to_the_published_side(image_size: int, eval_crop: fl
 @pytest.mark.parametrize("turned", [False, True])
 def test_evaluation_sees_the_same_image_as_with_pillow(photo: Tensor, interpolation: str, turned: bool) -> None:
     image = photo.transpose(1, 2) if turned else photo
-    transform = EvalTransform(config(image_size=224, interpolation=interpolation))
+    transform = eval_transform(config(image_size=224, interpolation=interpolation))
     reference = v2.Compose(
         [v2.Resize(256, interpolation=v2.InterpolationMode(interpolation)), v2.CenterCrop(224), v2.PILToTensor()]
     )(Image.fromarray(image.permute(1, 2, 0).numpy()))
@@ -102,7 +102,7 @@ def test_evaluation_sees_the_same_image_as_with_pillow(photo: Tensor, interpolat
 
 
 def test_an_image_smaller_than_the_input_is_enlarged() -> None:
-    assert EvalTransform(config(image_size=331))(torch.zeros(3, 8, 20, dtype=torch.uint8)).shape == (3, 331, 331)
+    assert eval_transform(config(image_size=331))(torch.zeros(3, 8, 20, dtype=torch.uint8)).shape == (3, 331, 331)
 
 
 @pytest.mark.parametrize("normalize", list(NORMALIZATIONS))
