@@ -35,32 +35,34 @@ class BadCheckpointError(Exception):
 
 
 @dataclass(frozen=True)
-class Blob:
-    """A tensor's bytes.
+class TensorSpec:
+    """A tensor's type and shape.
 
     Attributes:
         dtype: safetensors' name of the type, such as BF16.
         shape: empty for a scalar.
-        data: C-contiguous and little-endian; it must not change while it is being written.
     """
 
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its data. It raises a KeyError if safetensors has no such type."""
+        return ITEM_BYTES[self.dtype] * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Blob(TensorSpec):
+    """A tensor to write: `data` is C-contiguous and little-endian, and must not change while it is being written."""
+
     data: memoryview
 
 
 @dataclass(frozen=True)
-class TensorEntry:
-    """One tensor of the state file.
+class TensorEntry(TensorSpec):
+    """One tensor of the state file: `sha256` is the hash of its bytes in the file, in hex."""
 
-    Attributes:
-        dtype: safetensors' name of the type, such as BF16.
-        shape: empty for a scalar.
-        sha256: of its bytes in the file, in hex.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
     sha256: str
 
 
@@ -127,21 +129,12 @@ def decode_manifest(path: Path, data: bytes) -> CheckpointManifest:
         raise BadCheckpointError(f"{MANIFEST_FILE} is damaged ({type(error).__name__}: {error})") from None
 
 
-def size_of(tensor: Blob | TensorEntry) -> int:
-    """Return the bytes of a tensor's data.
-
-    Raises:
-        KeyError: safetensors has no such type.
-    """
-    return ITEM_BYTES[tensor.dtype] * math.prod(tensor.shape)
-
-
-def file_order(tensors: Mapping[str, Blob | TensorEntry]) -> list[str]:
+def file_order(tensors: Mapping[str, TensorSpec]) -> list[str]:
     """Return the names in the file's order: wide types first, so that each tensor is aligned to its item's size."""
     return sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name].dtype], name))
 
 
-def state_header(tensors: Mapping[str, Blob | TensorEntry]) -> bytes:
+def state_header(tensors: Mapping[str, TensorSpec]) -> bytes:
     """Return the bytes that the state file begins with; equal tables give equal bytes.
 
     Raises:
@@ -150,21 +143,18 @@ def state_header(tensors: Mapping[str, Blob | TensorEntry]) -> bytes:
     table: dict[str, object] = {"__metadata__": {"format": CHECKPOINT_FORMAT, "format_version": str(VERSION)}}
     begin = 0
     for name in file_order(tensors):
-        end = begin + size_of(tensors[name])
-        table[name] = {
-            "dtype": tensors[name].dtype,
-            "shape": list(tensors[name].shape),
-            "data_offsets": [begin, end],
-        }
+        tensor = tensors[name]
+        end = begin + tensor.size
+        table[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def file_size(tensors: Mapping[str, Blob | TensorEntry]) -> int:
+def file_size(tensors: Mapping[str, TensorSpec]) -> int:
     """Return the bytes of the whole state file."""
-    return len(state_header(tensors)) + sum(map(size_of, tensors.values()))
+    return len(state_header(tensors)) + sum(tensor.size for tensor in tensors.values())
 
 
 def _first_line(body: bytes) -> bytes:

@@ -19,9 +19,9 @@ from trainer.checkpoint.manifest import (
     STATE_FILE,
     BadCheckpointError,
     CheckpointManifest,
+    TensorSpec,
     decode_manifest,
     file_order,
-    size_of,
     state_header,
 )
 from trainer.shared.errors import UsageError
@@ -39,18 +39,14 @@ LONGEST_HEADER = 100 << 20
 
 
 @dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(TensorSpec):
     """One tensor of a file.
 
     Attributes:
-        dtype: safetensors' name of the type.
-        shape: empty for a scalar.
         bytes: of its data.
         valid: whether its bytes have their hash; None if this was not checked, or there is no hash.
     """
 
-    dtype: str
-    shape: tuple[int, ...]
     bytes: int
     valid: bool | None
 
@@ -96,15 +92,12 @@ def newest_valid(folder: Path, *, on_refused: Callable[[Path, str], None]) -> Ch
     Args:
         on_refused: called with path and reason for each newer checkpoint that is not valid, newest first.
     """
-
-    def verified(path: Path) -> CheckpointManifest | None:
+    for path in list_checkpoints(folder):
         try:
             return verify_checkpoint(path)
-        except BadCheckpointError as reason:
+        except BadCheckpointError as reason:  # noqa: PERF203  # each checkpoint is refused by itself
             on_refused(path, str(reason))
-            return None
-
-    return next(filter(None, map(verified, list_checkpoints(folder))), None)
+    return None
 
 
 def find_checkpoints(path: Path) -> list[Path]:
@@ -169,7 +162,7 @@ def check_tensors(manifest: CheckpointManifest) -> Iterator[tuple[str, bool]]:
         buffer = memoryview(bytearray(CHUNK_BYTES))
         for name in file_order(manifest.tensors):
             entry = manifest.tensors[name]
-            yield name, _hash(file, size_of(entry), buffer) == entry.sha256
+            yield name, _hash(file, entry.size, buffer) == entry.sha256
 
 
 def inspect_path(path: Path) -> Inspection:
@@ -208,8 +201,9 @@ def _inspect_checkpoint(path: Path) -> Inspection:
         others = f" (and {len(wrong) - 1:,} more)" if len(wrong) > 1 else ""
         refused = f"tensor {wrong[0]}: wrong sha256{others}"
     tensors = {
-        name: TensorInfo(entry.dtype, entry.shape, size_of(entry), checks.get(name))
-        for name, entry in ((name, manifest.tensors[name]) for name in file_order(manifest.tensors))
+        name: TensorInfo(entry.dtype, entry.shape, entry.size, checks.get(name))
+        for name in file_order(manifest.tensors)
+        for entry in [manifest.tensors[name]]
     }
     return Inspection(path, refused, manifest.saved, manifest.content, tensors, size)
 

@@ -73,7 +73,7 @@ class Saver:
             due = step // self._every.steps > self._last_step // self._every.steps
         else:
             due = self._clock() - self._last_time >= (self._every.seconds or 0)
-        if due and self._busy():
+        if due and self._thread is not None and self._thread.is_alive():
             if not self._late:
                 say("warning", text=f"checkpoint of step {step} is late: the one before is still being written")
             self._late = True
@@ -123,9 +123,6 @@ class Saver:
         if self._thread is not None:
             self._thread.join(timeout=timeout_s)
 
-    def _busy(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
     def _copy(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy into buffers that stay: allocating a gigabyte each time takes longer than copying it."""
         for name, tensor in tensors.items():
@@ -154,12 +151,10 @@ class Saver:
 
     def _write_weights(self, names: Collection[str]) -> None:
         """Write the evaluated model's weights from the buffers to files."""
-        if not names:
-            return
-        self._folder.mkdir(exist_ok=True)
         part = self._evaluated
         state = {name.removeprefix(part): tensor for name, tensor in self._buffers.items() if name.startswith(part)}
         for name in names:
+            self._folder.mkdir(exist_ok=True)
             write_weights(self._folder / f"{name}.safetensors", state, self._description)
 
 

@@ -25,7 +25,6 @@ from trainer.checkpoint.manifest import (
     TensorEntry,
     encode_manifest,
     file_order,
-    size_of,
     state_header,
 )
 from trainer.checkpoint.reading import CHUNK_BYTES, list_checkpoints, step_of, verify_checkpoint
@@ -54,7 +53,6 @@ def write_checkpoint(
         BadCheckpointError: the disk returned other bytes than were written; they stay in `.step-....refused`.
         ValueError: the size of a blob does not match its type and shape.
     """
-    data = {name: _bytes(name, blob) for name, blob in blobs.items()}
     if not folder.is_dir():
         folder.mkdir()
         fsync(folder.parent)
@@ -65,7 +63,7 @@ def write_checkpoint(
         # A full disk needs the room.
         undo.callback(shutil.rmtree, partial, ignore_errors=True)
         partial.mkdir()
-        entries = _write_state(partial / STATE_FILE, blobs, data)
+        entries = _write_state(partial / STATE_FILE, blobs)
         saved = datetime.now(timezone.utc).isoformat(timespec="seconds")
         _write_file(partial / MANIFEST_FILE, iter([encode_manifest(content, entries, saved)]))
         fsync(partial)
@@ -113,26 +111,23 @@ def prune_checkpoints(folder: Path, *, keep: int, spare: Collection[Path] = ()) 
             _remove(path)
 
 
-def _bytes(name: str, blob: Blob) -> memoryview:
-    # An empty view cannot be cast.
-    data = blob.data.cast("B") if blob.data.nbytes else memoryview(b"")
-    if len(data) != size_of(blob):
-        raise ValueError(f"tensor {name}: {len(data)} bytes, but {blob.dtype} {blob.shape} has {size_of(blob)}")
-    return data
-
-
-def _write_state(path: Path, blobs: Mapping[str, Blob], data: Mapping[str, memoryview]) -> dict[str, TensorEntry]:
+def _write_state(path: Path, blobs: Mapping[str, Blob]) -> dict[str, TensorEntry]:
     entries: dict[str, TensorEntry] = {}
 
     def pieces() -> Iterator[bytes | memoryview]:
         yield state_header(blobs)
         for name in file_order(blobs):
+            blob = blobs[name]
+            # An empty view cannot be cast.
+            data = blob.data.cast("B") if blob.data.nbytes else memoryview(b"")
+            if len(data) != blob.size:
+                raise ValueError(f"tensor {name}: {len(data)} bytes, but {blob.dtype} {blob.shape} has {blob.size}")
             digest = hashlib.sha256()
-            for begin in range(0, len(data[name]), CHUNK_BYTES):
-                piece = data[name][begin : begin + CHUNK_BYTES]
+            for begin in range(0, len(data), CHUNK_BYTES):
+                piece = data[begin : begin + CHUNK_BYTES]
                 digest.update(piece)
                 yield piece
-            entries[name] = TensorEntry(blobs[name].dtype, blobs[name].shape, digest.hexdigest())
+            entries[name] = TensorEntry(blob.dtype, blob.shape, digest.hexdigest())
 
     _write_file(path, pieces())
     return entries

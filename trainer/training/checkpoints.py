@@ -76,7 +76,11 @@ class CheckpointManager:
             tensors = state_tensors(training)
         progress.wall_s = self._wall_before + time.perf_counter() - self._started_at
         if self._saver is None:
-            _sync(records)
+            # The records of this rank too must be on the disk before rank 0's checkpoint counts their steps.
+            try:
+                records.sync()
+            except TrainerError as error:
+                say("warning", text=str(error))
             return
         content = {
             **self._constant_content,
@@ -98,14 +102,6 @@ class CheckpointManager:
         """Give a checkpoint that is being written some seconds: an error may be ending the process."""
         if self._saver is not None:
             self._saver.close(timeout_s=CLOSE_TIMEOUT_S)
-
-
-def _sync(records: Records) -> None:
-    """Sync the records of a rank that writes no checkpoint, before rank 0's checkpoint counts their steps."""
-    try:
-        records.sync()
-    except TrainerError as error:
-        say("warning", text=str(error))
 
 
 def state_tensors(training: Training) -> dict[str, Tensor]:
