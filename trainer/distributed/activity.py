@@ -15,7 +15,7 @@ from datetime import timedelta
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # see above
 
 BETWEEN = "work between steps"
-OWN_ACTIVITIES = frozenset({"data", "compute", "disk", BETWEEN})
+OWN_ACTIVITIES = frozenset({"data", "disk", BETWEEN})
 """Activities that need no peer. All else needs every rank: a rank that waits there is perhaps not to blame."""
 
 MAX_PEERS_SHOWN = 3
@@ -26,7 +26,6 @@ _CONNECT = timedelta(seconds=30)
 
 _CHECK = {
     "data": "check the storage and the loader's processes",
-    "compute": "check the device",
     "disk": "check the output folder's file system",
 }
 _OR_WAIT = "or allow more with --stall-timeout-s"
@@ -99,19 +98,17 @@ class ActivityBoard:
 
     def run(self, stopped: threading.Event, current: Callable[[], tuple[Activity | None, float]]) -> None:
         """Report until `stopped` is set. `current` returns this rank's activity and for how many seconds it lasts."""
-        number = 0
         try:
             host, port = self._address
             connection = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_CONNECT)
             store = PrefixStore("watchdog", connection)
             while True:
                 activity, waited_s = current()
-                store.set(str(self._rank), encode_report(activity, waited_s=waited_s, number=number, now=time.time()))
+                store.set(str(self._rank), encode_report(activity, waited_s=waited_s, now=time.time()))
                 if self._polling_since is not None:
                     self._read(store)
                 if stopped.wait(self._every_s):
                     return
-                number += 1
         except RuntimeError:
             # The store is gone, and rank 0 with it: the group's own connections tell every rank at once.
             return
@@ -142,16 +139,10 @@ class ActivityBoard:
         self._read_at = time.monotonic()
 
 
-def encode_report(activity: Activity | None, *, waited_s: float, number: int, now: float) -> str:
-    """Return a rank's report to the others.
-
-    Args:
-        number: makes each report different.
-        now: in seconds since 1970.
-    """
+def encode_report(activity: Activity | None, *, waited_s: float, now: float) -> str:
+    """Return a rank's report to the others; `now`, in seconds since 1970, makes each report different."""
     current = activity or Activity(BETWEEN)
-    position = dict(current.position)
-    return json.dumps({"n": number, "at": now, "name": current.name, "position": position, "waited_s": waited_s})
+    return json.dumps({"at": now, "name": current.name, "position": dict(current.position), "waited_s": waited_s})
 
 
 def decode_report(rank: int, text: str, *, unchanged_s: float, overdue_s: float, now: float) -> Peer:

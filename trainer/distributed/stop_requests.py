@@ -6,7 +6,6 @@ arrived, so that no rank waits for it. By construction all ranks read the same a
 
 import signal
 from enum import IntEnum
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -29,29 +28,17 @@ class StopRequests:
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         """`group` is a gloo group, so that no device takes part; None for a single process."""
         self._group = group
-        # One flag for each signal: a handler may interrupt the other one, and must not undo its note.
-        self._asked_to_stop = self._asked_to_save = False
+        # Those of signals. A handler only adds to them: it may interrupt another one, and must not undo its note.
+        self._signalled: set[Request] = set()
         self._posted = np.zeros(1, dtype=np.int64)
         self._work: Any = None
 
     def listen(self) -> None:
         """From now on SIGTERM asks to stop and SIGUSR1 to save. Before, SIGTERM ends the process: nothing is lost."""
-        signal.signal(signal.SIGTERM, self._on_sigterm)
-        signal.signal(signal.SIGUSR1, self._on_sigusr1)
+        signal.signal(signal.SIGTERM, lambda _number, _frame: self._signalled.add(Request.STOP))
+        signal.signal(signal.SIGUSR1, lambda _number, _frame: self._signalled.add(Request.SAVE))
         # The supervisor starts a worker with it blocked, because by default it ends a process.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
-
-    def _on_sigterm(self, _number: int, _frame: FrameType | None) -> None:
-        self._asked_to_stop = True
-
-    def _on_sigusr1(self, _number: int, _frame: FrameType | None) -> None:
-        self._asked_to_save = True
-
-    @property
-    def _signalled(self) -> Request:
-        if self._asked_to_stop:
-            return Request.STOP
-        return Request.SAVE if self._asked_to_save else Request.NONE
 
     def all_reduce_requests(self, own: Request) -> Request:
         """Post `own`, or a signal's request if that is larger. Return what all ranks agreed on one call earlier."""
@@ -59,8 +46,8 @@ class StopRequests:
             self._work.wait()
         agreed = Request(self._posted.item())
         if agreed is Request.SAVE:
-            self._asked_to_save = False
-        self._posted[0] = max(own, self._signalled)
+            self._signalled.discard(Request.SAVE)
+        self._posted[0] = max({own} | self._signalled)
         if self._group is not None:
             # The tensor shares the array's memory.
             posted = torch.from_numpy(self._posted)

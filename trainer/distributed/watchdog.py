@@ -51,7 +51,7 @@ class Watchdog:
         self._peers_timeout_s = timeout_s + head_start_s
 
     def at(self, name: str, **position: int) -> None:
-        """Note what follows, until the next note: `at("compute", epoch=4, step=17)`."""
+        """Note what follows, until the next note: `at("data", epoch=4, step=17)`."""
         self._activity = Activity(name, position)
 
     @contextmanager
@@ -96,15 +96,11 @@ class Watchdog:
             self._arm_backstop()
             if self._board is not None:
                 self._board.set_polling(activity is not None and waited_s > self._timeout_s / 2)
-            if activity is not None and waited_s >= self._limit_s(activity):
-                self._end(activity, waited_s)
+            if activity is not None:
+                limit_s = self._timeout_s if activity.needs_no_peer else self._peers_timeout_s
+                if waited_s >= limit_s:
+                    self._end(activity, waited_s)
         faulthandler.cancel_dump_traceback_later()
-
-    def _limit_s(self, activity: Activity) -> float:
-        return self._timeout_s if self._needs_no_peer(activity) else self._peers_timeout_s
-
-    def _needs_no_peer(self, activity: Activity) -> bool:
-        return self._board is None or activity.needs_no_peer
 
     def _arm_backstop(self) -> None:
         """Have the process ended without the interpreter if this thread cannot run any more.
@@ -114,7 +110,7 @@ class Watchdog:
         faulthandler.dump_traceback_later(2 * self._peers_timeout_s, exit=True)
 
     def _end(self, activity: Activity, waited_s: float) -> NoReturn:
-        peers = None if self._board is None or self._needs_no_peer(activity) else self._board.peers()
+        peers = None if self._board is None or activity.needs_no_peer else self._board.peers()
         faulthandler.dump_traceback(file=_STDERR, all_threads=True)
         line = stall_line(activity, tag=self._tag, waited_s=waited_s, peers=peers)
         # Not through sys.stdout: the stuck thread may hold its lock.

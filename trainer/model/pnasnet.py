@@ -17,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.model.aux_head import AuxHead, AuxKind, AuxShape
 from trainer.model.cell import DROPPED, SUMS, Cell, Previous
-from trainer.model.drop_path import drop_path_table
 from trainer.model.layers import PADDINGS, Padding, batch_norm
 from trainer.shared.config import TrainConfig
 
@@ -122,11 +121,21 @@ class PNASNet5(nn.Module):
         return logits if aux_logits is None else (logits, aux_logits)
 
     def drop_path_factors(self, x: Tensor) -> Tensor | None:
-        """Draw this step's table of (cells, branches, N) factors. Without drop-path draw nothing and return None."""
+        """Draw this step's table of (cells, branches, N) fp32 factors; without drop-path draw nothing and return None.
+
+        A branch of cell c (from 0) is kept with probability p = 1 - rate * (c + 1) / cells and then divided by p, so
+        that its expectation stays (TensorFlow slim, nasnet_utils.py, drop_connect_version v3). A factor is 0 or 1 / p.
+
+        All are drawn at once, from the device's default generator, before the first cell runs. That is one call to the
+        generator instead of one per branch, and a cell that is recomputed in the backward pass sees the same factors.
+        """
         if not (self.training and self.drop_path):
             return None
-        rate = self.drop_path * self.progress
-        return drop_path_table(rate, len(self.cell_names), len(DROPPED), x.shape[0], x.device)
+        cells, rate = len(self.cell_names), self.drop_path * self.progress
+        depth = torch.arange(1, cells + 1, device=x.device, dtype=torch.float32) / cells
+        keep_probability = (1 - rate * depth)[:, None, None]
+        draws = torch.rand(cells, len(DROPPED), x.shape[0], device=x.device)
+        return (draws + keep_probability).floor_().div_(keep_probability)
 
     def _run(self, cell: nn.Module, *inputs: Tensor | None) -> Tensor:
         output: Tensor

@@ -56,7 +56,7 @@ def test_a_wait_without_peers_is_the_ranks_own_failure(what: str) -> None:
 
 
 def test_the_readers_clock_decides_whether_a_rank_is_silent() -> None:
-    text = encode_report(DATA, waited_s=7, number=3, now=1000)
+    text = encode_report(DATA, waited_s=7, now=1000)
     early = decode_report(1, text, unchanged_s=4, overdue_s=15, now=5000)
     assert (early.silent, str(early.activity), early.waited_s) == (False, str(DATA), 7)
     late = decode_report(1, text, unchanged_s=16, overdue_s=15, now=0)
@@ -64,7 +64,7 @@ def test_the_readers_clock_decides_whether_a_rank_is_silent() -> None:
 
 
 def test_a_rank_between_activities_counts_as_busy() -> None:
-    peer = decode_report(1, encode_report(None, waited_s=70, number=3, now=0), unchanged_s=0, overdue_s=15, now=0)
+    peer = decode_report(1, encode_report(None, waited_s=70, now=0), unchanged_s=0, overdue_s=15, now=0)
     line = stall_line(MINE, tag="rank 3 npu:3", waited_s=930, peers=[peer])
     assert "rank 1 (work between steps) has not moved for 70 s" in line
 
