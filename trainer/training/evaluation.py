@@ -27,13 +27,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
-    training: Training,
-    batches: Iterator[ImageBatch],
-    *,
-    expected: int,
-    epoch: int = 0,
-) -> Evaluation | None:
+def evaluate(training: Training, batches: Iterator[ImageBatch], *, expected: int, epoch: int = 0) -> Evaluation | None:
     """Score the evaluated model. Return None if the ranks agreed to stop before the end.
 
     An image that cannot be read counts as answered wrongly, and is left out of the mean loss.
@@ -46,7 +40,10 @@ def evaluate(
     Raises:
         TrainerError: another number of images was counted, so that the figure would be wrong.
     """
-    sums = _Sums(training.device)
+    # The sums stay on the device until they are read: correct in the first place, correct among five, and losses.
+    correct = torch.zeros(2, dtype=torch.int64, device=training.device)
+    loss = torch.zeros((), dtype=torch.float32, device=training.device)
+    scored = 0
     training.evaluated.eval()
     largest_share = -(-expected // training.world_size)
     rounds = -(-largest_share // training.config.batch_size)
@@ -57,38 +54,19 @@ def evaluate(
             batch = next(batches, None)
         with training.watchdog.waiting(PEERS, **position):
             if batch is not None:
-                _score(training, batch, sums)
-                training.heartbeat.write(epoch=epoch, evaluated=sums.seen, images=expected)
+                with training.precision.forward():
+                    logits = main_logits(training.evaluated(network_input(batch, training.config)))
+                correct += correct_top_k(logits, batch.labels, (1, 5))
+                loss += cross_entropy(logits, batch.labels, 0.0) * len(batch.labels)
+                scored += len(batch.labels)
+                training.heartbeat.write(epoch=epoch, evaluated=scored, images=expected)
             if training.requests.all_reduce_requests(Request.NONE) is Request.STOP and number + 1 < rounds:
                 return None
     with training.watchdog.waiting(PEERS, epoch=epoch, evaluation_round=rounds):
-        return sums.total(expected, left_out=training.bad_images.take_left_out())
-
-
-class _Sums:
-    """Counts and losses, which stay on the device until they are read."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.counts = torch.zeros(4, dtype=torch.int64, device=device)
-        """Correct in the first place, correct among five, images scored, images in all."""
-        self.loss = torch.zeros((), dtype=torch.float32, device=device)
-        self.seen = 0
-
-    def total(self, expected: int, *, left_out: int) -> Evaluation:
-        """Return the evaluation over all ranks."""
-        self.counts[2], self.counts[3] = self.seen, self.seen + left_out
-        top1, top5, scored, images = sum_over_ranks(self.counts).tolist()
-        loss = float(sum_over_ranks(self.loss))
-        if images != expected:
-            raise TrainerError(
-                f"evaluation counted {images} images, but the data set has {expected}: no figure is given"
-            )
-        return Evaluation(100 * top1 / images, 100 * top5 / images, loss / max(scored, 1), images)
-
-
-def _score(training: Training, batch: ImageBatch, sums: _Sums) -> None:
-    with training.precision.forward():
-        logits = main_logits(training.evaluated(network_input(batch, training.config)))
-    sums.counts[:2] += correct_top_k(logits, batch.labels, (1, 5))
-    sums.loss += cross_entropy(logits, batch.labels, 0.0) * len(batch.labels)
-    sums.seen += len(batch.labels)
+        seen = scored + training.bad_images.take_left_out()
+        counts = sum_over_ranks(torch.cat([correct, correct.new_tensor([scored, seen])]))
+        top1, top5, all_scored, images = counts.tolist()
+        mean_loss = float(sum_over_ranks(loss)) / max(all_scored, 1)
+    if images != expected:
+        raise TrainerError(f"evaluation counted {images} images, but the data set has {expected}: no figure is given")
+    return Evaluation(100 * top1 / images, 100 * top5 / images, mean_loss, images)

@@ -64,14 +64,7 @@ def run_training(run: Run) -> int:
         is_best = progress.end_epoch(result)
         run.checkpoints.save(training, progress, records, weights=("last", "best") if is_best else ("last",))
     error = run.checkpoints.finish(training)
-    report_result(
-        training,
-        records,
-        score=progress.last,
-        throughput=progress.throughput,
-        wall_s=progress.wall_s,
-        output=run.output,
-    )
+    report_result(training, records, progress, output=run.output)
     if error is not None:
         raise TrainerError(
             f"{run.checkpoints.folder}: the run is done, but its last checkpoint could not be saved: {error}; "
@@ -85,7 +78,7 @@ def run_benchmark(run: Run) -> int:
 
     Its records number the steps across epochs.
     """
-    training, config, clock, throughput = run.training, run.training.config, time.perf_counter(), Throughput()
+    training, config, clock = run.training, run.training.config, time.perf_counter()
     total = config.warmup_steps + (config.steps or 0)
     index = _train_images(run.datasets)
     per_epoch = _plan(training, index, steps_limit=None).steps
@@ -97,7 +90,7 @@ def run_benchmark(run: Run) -> int:
             _count_bad_steps(run, window, epoch=epoch)
             numbered = replace(window, first_step=done + window.first_step)
             report_steps(training, run.records, numbered, epoch=0, steps=total, global_step=numbered.first_step)
-            throughput.add(window)
+            run.progress.throughput.add(window)
             if window.request is Request.STOP:
                 say(
                     "stopped",
@@ -106,8 +99,8 @@ def run_benchmark(run: Run) -> int:
                 )
                 return RESUMABLE
         done, epoch = done + steps, epoch + 1
-    wall_s = time.perf_counter() - clock
-    report_result(training, run.records, score=None, throughput=throughput, wall_s=wall_s, output=run.output)
+    run.progress.wall_s = time.perf_counter() - clock
+    report_result(training, run.records, run.progress, output=run.output)
     return DONE
 
 
@@ -119,10 +112,11 @@ def run_evaluation(run: Run) -> int:
     if result is None:
         say("stopped", text="an evaluation restarts from its first image")
         return RESUMABLE
-    wall_s = time.perf_counter() - clock
+    progress = run.progress
+    progress.last, progress.wall_s = result, time.perf_counter() - clock
+    progress.throughput = Throughput(images=result.images, seconds=progress.wall_s)
     report_evaluation(run.records, result, epoch=0, epochs=1)
-    throughput = Throughput(images=result.images, seconds=wall_s)
-    report_result(run.training, run.records, score=result, throughput=throughput, wall_s=wall_s, output=run.output)
+    report_result(run.training, run.records, progress, output=run.output)
     return DONE
 
 
@@ -246,12 +240,7 @@ def _evaluate(run: Run, *, epoch: int) -> Evaluation | None:
         pin_memory=training.runtime.pin_memory,
         bad_images=training.bad_images,
     )
-    result = evaluate(
-        training,
-        to_device(batches, training.device),
-        expected=len(index),
-        epoch=epoch,
-    )
+    result = evaluate(training, to_device(batches, training.device), expected=len(index), epoch=epoch)
     _report_bad_images(training, run.records, index)
     return result
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from trainer.records.run_records import Records, say
 from trainer.training.evaluation import Evaluation
-from trainer.training.progress import EpochSums, Throughput, rate
+from trainer.training.progress import EpochSums, TrainingProgress, rate
 from trainer.training.steps import StepWindow, Training
 
 
@@ -52,19 +52,12 @@ def report_epoch(records: Records, sums: EpochSums, score: Evaluation) -> None:
     )
 
 
-def report_result(
-    training: Training,
-    records: Records,
-    *,
-    score: Evaluation | None,
-    throughput: Throughput,
-    wall_s: float,
-    output: Path,
-) -> None:
+def report_result(training: Training, records: Records, progress: TrainingProgress, *, output: Path) -> None:
     """Write the seed's result file and print the result; only rank 0 does it, for the job."""
     if training.rank != 0:
         return
-    figures = {} if score is None else asdict(score)
+    figures = {} if progress.last is None else asdict(progress.last)
+    throughput, wall_s = progress.throughput, progress.wall_s
     records.write_result(fps=throughput.fps, top1=figures.get("top1"), loss=figures.get("loss"), wall_s=wall_s)
     say(
         "result",

@@ -55,15 +55,19 @@ def resume(training: Training, checkpoint: Path, data: Mapping[str, Any]) -> Tra
         tensors = load_file(checkpoint / STATE_FILE)
     before = content["arithmetic"]
     restarted_parts = restore(training, tensors, content["state"], world_size=before["world_size"])
-    _take_micro_batch(training, before)
+    config = training.config
+    # Batch norm sees one part of a batch at a time, so parts of another size are another training: take those of the
+    # saved run, unless the user asks for others or this machine has less memory.
+    if config.micro_batch is None and config.batch_size == before["batch_size"]:
+        training.micro_batch = min(training.micro_batch, before["micro_batch"])
     fingerprint = numerics_fingerprint(training)
-    if training.config.resume_lr == "scale":
+    if config.resume_lr == "scale":
         progress.lr_factor *= _global_batch(fingerprint) / _global_batch(before)
     if training.rank == 0:
         changes = [
             *(f"{part} restarts" for part in restarted_parts),
             *_changes(before, fingerprint),
-            *changed_settings(content["config"], training.config),
+            *changed_settings(content["config"], config),
             *(["other images"] if content["data"]["fingerprint"] != data["fingerprint"] else []),
         ]
         # Kernels of other devices may add in another order each time.
@@ -163,16 +167,6 @@ def _read_manifest(checkpoint: Path) -> CheckpointManifest:
         return read_manifest(checkpoint)
     except BadCheckpointError as reason:
         raise TrainerError(f"{checkpoint}: {reason}") from None
-
-
-def _take_micro_batch(training: Training, before: Mapping[str, Any]) -> None:
-    """Compute batches in the parts of the saved run, unless the user asks for others or this machine has less memory.
-
-    Batch norm sees one part at a time, so another size is another training.
-    """
-    config = training.config
-    if config.micro_batch is None and config.batch_size == before["batch_size"]:
-        training.micro_batch = min(training.micro_batch, before["micro_batch"])
 
 
 def _global_batch(values: Mapping[str, Any]) -> int:

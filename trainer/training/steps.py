@@ -122,36 +122,37 @@ def train_steps(
         request_after: returns this rank's request after a number of steps of `plan`.
     """
     config, steps = training.config, first_step + plan.steps
-    sums = _Sums(first_step, time.perf_counter())
+    results: list[_Step] = []
+    began = time.perf_counter()
     training.parallel.train()
     for step in range(first_step, steps):
         lr = lr_factor * learning_rate(config, epoch=epoch, step=step, steps=steps)
-        _begin_step(training, epoch=epoch, step=step, steps=steps, lr=lr)
+        for group in training.optimizer.param_groups:
+            group["lr"] = lr
+        training.network.set_progress(completed_fraction(config, epoch=epoch, step=step, steps=steps))
         with training.watchdog.waiting("data", epoch=epoch, step=step):
             taken = list(islice(batches, len(plan.batches(step - first_step, training.rank))))
         with training.watchdog.waiting(PEERS, epoch=epoch, step=step):
             job_images = plan.images(step - first_step)
-            sums.add(_step(training, taken, job_images=job_images, epoch=epoch, step=step), lr)
+            results.append(_step(training, taken, job_images=job_images, epoch=epoch, step=step, lr=lr))
             # One step ahead: the answer is read after the step that it is for.
             request = training.requests.all_reduce_requests(request_after(step + 2 - first_step))
             if not (request or (step + 1) % config.log_interval == 0 or step + 1 in (warmup_left, steps)):
                 continue
-            window, now = sums.read(training, timed=step >= warmup_left, request=request)
-        # From `now`: the time that the window's reader takes belongs to the run too.
-        sums = _Sums(step + 1, now)
+            window = _window(training, results, step + 1, began, timed=step >= warmup_left, request=request)
+        # From the window's end: the time that its reader takes belongs to the run too.
+        results, began = [], began + window.seconds
         yield window
-
-
-def _begin_step(training: Training, *, epoch: int, step: int, steps: int, lr: float) -> None:
-    for group in training.optimizer.param_groups:
-        group["lr"] = lr
-    training.network.set_progress(completed_fraction(training.config, epoch=epoch, step=step, steps=steps))
 
 
 @dataclass(frozen=True)
 class _Step:
-    """Mean loss, correct answers, whether the update was left out, and this rank's batches; all on the device."""
+    """Learning rate; mean loss, correct answers, whether the update was left out, and this rank's batches.
 
+    The tensors stay on the device until they are read.
+    """
+
+    lr: float
     loss: Tensor
     correct: Tensor
     skipped: Tensor
@@ -159,41 +160,29 @@ class _Step:
     """For each batch, the images' positions in the index."""
 
 
-class _Sums:
-    """Results of some consecutive steps, which stay on the device until they are read."""
-
-    def __init__(self, first_step: int, began: float) -> None:
-        self._first_step, self._began = first_step, began
-        self._steps: list[_Step] = []
-        self._lrs: list[float] = []
-
-    def add(self, step: _Step, lr: float) -> None:
-        self._steps.append(step)
-        self._lrs.append(lr)
-
-    def read(self, training: Training, *, timed: bool, request: Request) -> tuple[StepWindow, float]:
-        """Return the steps as a window over all ranks, and its end time: two reductions, one wait for the device."""
-        own = torch.stack([step.loss for step in self._steps])
-        own_finite = torch.isfinite(own)
-        losses = sum_over_ranks(own) / training.world_size
-        correct = torch.stack([step.correct for step in self._steps]).sum()
-        images = sum(len(batch) for step in self._steps for batch in step.batches)
-        counts = sum_over_ranks(torch.stack([correct, torch.full_like(correct, images)])).tolist()
-        skipped = torch.stack([step.skipped for step in self._steps])
-        rows = [tensor.tolist() for tensor in (losses, skipped, own_finite)]
-        now = time.perf_counter()
-        window = StepWindow(
-            first_step=self._first_step,
-            losses=tuple(rows[0]),
-            lrs=tuple(self._lrs),
-            images=counts[1],
-            correct=counts[0],
-            seconds=now - self._began,
-            timed=timed,
-            bad=tuple(map(_bad_step, self._steps, rows[1], rows[2])),
-            request=request,
-        )
-        return window, now
+def _window(
+    training: Training, steps: list[_Step], end: int, began: float, *, timed: bool, request: Request
+) -> StepWindow:
+    """Return the steps before step `end` as a window over all ranks: two reductions, one wait for the device."""
+    own = torch.stack([step.loss for step in steps])
+    own_finite = torch.isfinite(own)
+    losses = sum_over_ranks(own) / training.world_size
+    correct = torch.stack([step.correct for step in steps]).sum()
+    images = sum(len(batch) for step in steps for batch in step.batches)
+    counts = sum_over_ranks(torch.stack([correct, torch.full_like(correct, images)])).tolist()
+    skipped = torch.stack([step.skipped for step in steps])
+    rows = [tensor.tolist() for tensor in (losses, skipped, own_finite)]
+    return StepWindow(
+        first_step=end - len(steps),
+        losses=tuple(rows[0]),
+        lrs=tuple(step.lr for step in steps),
+        images=counts[1],
+        correct=counts[0],
+        seconds=time.perf_counter() - began,
+        timed=timed,
+        bad=tuple(map(_bad_step, steps, rows[1], rows[2])),
+        request=request,
+    )
 
 
 def _bad_step(step: _Step, skipped: bool, own_finite: bool) -> BadStep | None:
@@ -202,14 +191,7 @@ def _bad_step(step: _Step, skipped: bool, own_finite: bool) -> BadStep | None:
     return BadStep(not own_finite, tuple(sample for batch in step.batches for sample in batch.tolist()))
 
 
-def _step(
-    training: Training,
-    batches: list[ImageBatch],
-    *,
-    job_images: int,
-    epoch: int,
-    step: int,
-) -> _Step:
+def _step(training: Training, batches: list[ImageBatch], *, job_images: int, epoch: int, step: int, lr: float) -> _Step:
     """Take one optimizer step. All images of the job weigh the same, even if ranks have different numbers of them."""
     config, parallel, precision = training.config, training.parallel, training.precision
     total = torch.zeros((), device=training.device)
@@ -248,7 +230,7 @@ def _step(
     training.statistics.undo(skipped)
     if training.ema is not None:
         training.ema.update(training.network)
-    return _Step(total, correct, skipped, [batch.indices for batch in batches])
+    return _Step(lr, total, correct, skipped, [batch.indices for batch in batches])
 
 
 def _parts(batch: ImageBatch, micro_batch: int) -> list[ImageBatch]:
