@@ -5,13 +5,14 @@ comes back as a value: the training process reacts to it, so that its line is th
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torchvision.transforms.v2 import Transform
 
 from trainer.data.augment import device_transform, eval_transform, sample_key, train_transform
 from trainer.data.bad_images import BadImage, BadImages, allowed_bad_images
@@ -63,8 +64,8 @@ def train_batches(
     batches = [
         order[positions.start : positions.stop] for step in range(plan.steps) for positions in plan.batches(step, rank)
     ]
-    dataset = _TrainBatches(index, config, epoch)
-    return _load(dataset, batches, workers=config.workers, pin_memory=pin_memory, bad_images=bad_images or BadImages())
+    make = partial(_train_item, index, config, epoch, train_transform(config))
+    return _load(make, batches, workers=config.workers, pin_memory=pin_memory, bad_images=bad_images or BadImages())
 
 
 def eval_batches(
@@ -88,8 +89,8 @@ def eval_batches(
         TrainerError: a loader process died.
     """
     batches = list(eval_indices(len(index), rank=rank, world_size=world_size, batch_size=config.batch_size))
-    dataset = _EvalBatches(index, config)
-    return _load(dataset, batches, workers=config.workers, pin_memory=pin_memory, bad_images=bad_images or BadImages())
+    make = partial(_eval_item, index, config, eval_transform(config))
+    return _load(make, batches, workers=config.workers, pin_memory=pin_memory, bad_images=bad_images or BadImages())
 
 
 def to_device(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[ImageBatch]:
@@ -128,57 +129,46 @@ class _LoaderItem(NamedTuple):
     failure: TrainerError | None = None
 
 
-class _TrainBatches(Dataset[_LoaderItem]):
-    def __init__(self, index: ImageIndex, config: TrainConfig, epoch: int) -> None:
-        self._index, self._config, self._epoch = index, config, epoch
-        self._transform = train_transform(config)
-
-    def __getitem__(self, samples: Indices) -> _LoaderItem:
+def _train_item(
+    index: ImageIndex, config: TrainConfig, epoch: int, transform: Transform, samples: Indices
+) -> _LoaderItem:
+    keys = [sample_key(seed=config.seed, epoch=epoch, sample=sample) for sample in samples.tolist()]
+    flips = torch.tensor([key.uniform < config.flip for key in keys])
+    images = _empty_images(len(samples), config)
+    indices = samples.copy()
+    bad: list[BadImage] = []
+    try:
         # The transforms draw from the default generator, which in the training process is also dropout's.
+        with torch.random.fork_rng(devices=[]):
+            for position, key in enumerate(keys):
+                indices[position], pixels, skipped = _readable(index, int(samples[position]), config)
+                bad += skipped
+                torch.default_generator.manual_seed(key.seed)
+                images[position] = transform(pixels)
+    except TrainerError as error:
+        return _LoaderItem(None, failure=error)
+    return _LoaderItem(_batch(index, images, indices, flips), tuple(bad))
+
+
+def _eval_item(index: ImageIndex, config: TrainConfig, transform: Transform, samples: Indices) -> _LoaderItem:
+    images = _empty_images(len(samples), config)
+    indices: list[int] = []
+    bad: list[BadImage] = []
+    for sample in samples.tolist():
         try:
-            with torch.random.fork_rng(devices=[]):
-                return self._make(samples)
-        except TrainerError as error:
-            return _LoaderItem(None, failure=error)
-
-    def _make(self, samples: Indices) -> _LoaderItem:
-        keys = [sample_key(seed=self._config.seed, epoch=self._epoch, sample=sample) for sample in samples.tolist()]
-        flips = torch.tensor([key.uniform < self._config.flip for key in keys])
-        images = _empty_images(len(samples), self._config)
-        indices = samples.copy()
-        bad: list[BadImage] = []
-        for position, key in enumerate(keys):
-            indices[position], pixels, skipped = _readable(self._index, int(samples[position]), self._config)
-            bad += skipped
-            torch.default_generator.manual_seed(key.seed)
-            images[position] = self._transform(pixels)
-        return _LoaderItem(_batch(self._index, images, indices, flips), tuple(bad))
-
-
-class _EvalBatches(Dataset[_LoaderItem]):
-    def __init__(self, index: ImageIndex, config: TrainConfig) -> None:
-        self._index, self._config = index, config
-        self._transform = eval_transform(config)
-
-    def __getitem__(self, samples: Indices) -> _LoaderItem:
-        images = _empty_images(len(samples), self._config)
-        indices: list[int] = []
-        bad: list[BadImage] = []
-        for sample in samples.tolist():
-            try:
-                pixels = decode_image(self._index.path(sample))
-            except BadImageError as error:
-                if self._config.on_bad_image == "fail":
-                    return _LoaderItem(None, failure=error)
-                bad.append(_bad_image(self._index, sample, error, replaced_by=None))
-                continue
-            images[len(indices)] = self._transform(pixels)
-            indices.append(sample)
-        if not indices:
-            return _LoaderItem(None, tuple(bad))
-        flips = torch.zeros(len(indices), dtype=torch.bool)
-        batch = _batch(self._index, images[: len(indices)], np.array(indices, dtype=np.int64), flips)
-        return _LoaderItem(batch, tuple(bad))
+            pixels = decode_image(index.path(sample))
+        except BadImageError as error:
+            if config.on_bad_image == "fail":
+                return _LoaderItem(None, failure=error)
+            bad.append(_bad_image(index, sample, error, replaced_by=None))
+            continue
+        images[len(indices)] = transform(pixels)
+        indices.append(sample)
+    if not indices:
+        return _LoaderItem(None, tuple(bad))
+    flips = torch.zeros(len(indices), dtype=torch.bool)
+    batch = _batch(index, images[: len(indices)], np.array(indices, dtype=np.int64), flips)
+    return _LoaderItem(batch, tuple(bad))
 
 
 def _readable(index: ImageIndex, sample: int, config: TrainConfig) -> tuple[int, Tensor, list[BadImage]]:
@@ -222,14 +212,14 @@ def _batch(index: ImageIndex, images: Tensor, indices: Indices, flips: Tensor) -
 
 
 def _load(
-    dataset: Dataset[_LoaderItem],
+    make: Callable[[Indices], _LoaderItem],
     batches: Sequence[Indices],
     *,
     workers: int,
     pin_memory: bool,
     bad_images: BadImages,
 ) -> Iterator[ImageBatch]:
-    with contextlib.closing(whole_item_loader(dataset, batches, workers=workers, pin_memory=pin_memory)) as items:
+    with contextlib.closing(whole_item_loader(make, batches, workers=workers, pin_memory=pin_memory)) as items:
         for item in items:
             bad_images.add(item.bad)
             if item.failure is not None:

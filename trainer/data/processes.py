@@ -29,15 +29,25 @@ def start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
+class _Items(Dataset[_T]):
+    """Items by key, for torch's DataLoader."""
+
+    def __init__(self, make: Callable[[Any], _T]) -> None:
+        self._make = make
+
+    def __getitem__(self, key: Any) -> _T:
+        return self._make(key)
+
+
 def whole_item_loader(
-    dataset: Dataset[_T],
+    make: Callable[[Any], _T],
     keys: Sequence[Any],
     *,
     workers: int,
     pin_memory: bool = False,
     start_worker: Callable[[int], None] = start_worker,
 ) -> Generator[_T]:
-    """Yield `dataset[key]` for each key, in order, made by `workers` processes (0: this one) a few items ahead.
+    """Yield `make(key)` for each key, in order, made by `workers` processes (0: this one) a few items ahead.
 
     Raises:
         TrainerError: a loader process died.
@@ -47,7 +57,7 @@ def whole_item_loader(
         # More processes than CPUs are the user's choice, and right if they mostly wait for the disk.
         warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
         loader = DataLoader(
-            dataset,
+            _Items(make),
             batch_size=None,
             sampler=keys,
             num_workers=workers,

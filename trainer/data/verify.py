@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from torch.utils.data import Dataset
 
 from trainer.data.decode import BadImageError, decode_image
 from trainer.data.index import walk_images
@@ -57,7 +56,7 @@ def verify_images(path: Path, *, workers: int) -> VerifyReport:
         raise UsageError(f"{path}: no images in it")
     notes: Counter[str] = Counter()
     broken = []
-    for finding in whole_item_loader(_Findings(files), range(len(files)), workers=workers, start_worker=_listen):
+    for finding in whole_item_loader(_check, files, workers=workers, start_worker=_listen):
         if isinstance(finding, UnusableFile):
             broken.append(finding)
         else:
@@ -65,17 +64,8 @@ def verify_images(path: Path, *, workers: int) -> VerifyReport:
     return VerifyReport(len(files), tuple(broken), dict(sorted(notes.items())))
 
 
-class _Findings(Dataset[UnusableFile | Notes]):
-    """A finding for each file, made in a loader process."""
-
-    def __init__(self, files: list[Path]) -> None:
-        self._files = files
-
-    def __getitem__(self, number: int) -> UnusableFile | Notes:
-        return _check(self._files[number])
-
-
 def _check(path: Path) -> UnusableFile | Notes:
+    """Decode a file in a loader process."""
     os.lseek(_STDERR, 0, os.SEEK_SET)
     os.ftruncate(_STDERR, 0)
     try:
