@@ -6,7 +6,6 @@ pixels. Here the map is first averaged (or repeated) to its side at that size. F
 the function is the published one, and every other size works.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
@@ -19,32 +18,20 @@ AuxKind = Literal["seed", "tf"]
 CHANNELS = 128, 768
 
 
-@dataclass(frozen=True)
-class AuxShape:
-    """Side of the map that the head is made for, and its average pool. Lengths are pixels of that map."""
-
-    side: int
-    pool: int
-    stride: int
-
-    @property
-    def pooled(self) -> int:
-        """Side after the pool: the second convolution's kernel."""
-        return (self.side - self.pool) // self.stride + 1
-
-
 class AuxHead(nn.Module):
     """Average pool, 1x1 convolution, full-size convolution, classifier: (N, C, H, W), rectified -> (N, classes)."""
 
-    def __init__(self, in_channels: int, num_classes: int, shape: AuxShape) -> None:
+    def __init__(self, in_channels: int, num_classes: int, *, side: int, pool: int, stride: int) -> None:
+        """`side` is of the map that the head is made for; `pool` and `stride` are the average pool's, in its pixels."""
         super().__init__()
-        self.shape = shape
+        self.side, self.pool, self.stride = side, pool, stride
+        pooled = (side - pool) // stride + 1
         # Numbered as in the seed, whose ReLUs and pool are members too: its checkpoints fit.
         self.features = nn.ModuleDict(
             {
                 "2": pointwise(in_channels, CHANNELS[0]),
                 "3": batch_norm(CHANNELS[0]),
-                "5": nn.Conv2d(*CHANNELS, shape.pooled, bias=False),
+                "5": nn.Conv2d(*CHANNELS, pooled, bias=False),
                 "6": batch_norm(CHANNELS[1]),
             }
         )
@@ -53,9 +40,9 @@ class AuxHead(nn.Module):
     def forward(self, rectified: Tensor) -> Tensor:
         """Return the logits of a rectified map of any size."""
         x = rectified
-        if x.shape[2:] != (self.shape.side, self.shape.side):
-            x = F.adaptive_avg_pool2d(x, self.shape.side)
-        x = F.avg_pool2d(x, self.shape.pool, self.shape.stride)
+        if x.shape[2:] != (self.side, self.side):
+            x = F.adaptive_avg_pool2d(x, self.side)
+        x = F.avg_pool2d(x, self.pool, self.stride)
         x = F.relu_(self.features["3"](self.features["2"](x)))
         x = F.relu_(self.features["6"](self.features["5"](x)))
         logits: Tensor = self.classifier(x.flatten(1))

@@ -114,7 +114,10 @@ class Cell(nn.Module):
             ("right", "rectified"): F.relu(raw_right),
             ("right", "pooled"): self.max_pool(raw_right),
         }
-        factors = {} if keep is None else _factors(keep.to(raw_right.dtype))
+        factors: dict[str, Tensor] = {}
+        if keep is not None:
+            rows = keep.to(raw_right.dtype)[:, :, None, None, None].unbind()
+            factors = dict(zip(DROPPED, rows, strict=True))
         sums: list[Tensor] = []
         for first, second in SUMS:
             x, y = (self.get_submodule(branch.name)(maps[self.reads[branch.name]]) for branch in (first, second))
@@ -133,10 +136,6 @@ def _build(branch: Branch, channels: int, width: int, stride: int, padding: Padd
     if branch.operation == "max_pool":  # the cell computes the pool itself, once per source
         return "pooled", nn.Identity() if channels == width else Projection(channels, width)
     return ("raw", nn.Identity()) if stride == 1 else ("rectified", Projection(channels, width, stride))
-
-
-def _factors(keep: Tensor) -> dict[str, Tensor]:
-    return dict(zip(DROPPED, keep[:, :, None, None, None].unbind(), strict=True))
 
 
 def _add_(x: Tensor, y: Tensor, keep_x: Tensor | None, keep_y: Tensor | None) -> Tensor:

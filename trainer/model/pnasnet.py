@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch pro
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.model.aux_head import AuxHead, AuxKind, AuxShape
+from trainer.model.aux_head import AuxHead, AuxKind
 from trainer.model.cell import DROPPED, SUMS, Cell, Previous
 from trainer.model.layers import PADDINGS, Padding, batch_norm
 from trainer.shared.config import TrainConfig
@@ -189,9 +189,9 @@ def _aux_head(scale: Scale, kind: AuxKind | None, num_classes: int) -> tuple[Aux
     if kind is None:
         return None, ""
     if kind == "tf":  # slim nasnet.py, _build_aux_head: behind the last cell of the second stage
-        head = AuxHead(scale.channels(1), num_classes, AuxShape(scale.aux_side, pool=5, stride=3))
+        head = AuxHead(scale.channels(1), num_classes, side=scale.aux_side, pool=5, stride=3)
         return head, f"cell_{2 * scale.cells - 1}"
-    head = AuxHead(scale.channels(2), num_classes, AuxShape(11, pool=7, stride=2))
+    head = AuxHead(scale.channels(2), num_classes, side=11, pool=7, stride=2)
     return head, f"cell_{2 * scale.cells}"
 
 

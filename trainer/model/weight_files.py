@@ -94,7 +94,13 @@ def import_weights(path: Path) -> Weights:
     Raises:
         UsageError: the file cannot be read, is damaged, or is not a weight file.
     """
-    tensors, metadata = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise UsageError(f"weights {path}: {(error.strerror or str(error)).lower()}; give a readable file") from error
+    # The content decides: a safetensors file starts with the length of a JSON object, then the object.
+    tensors, metadata = _read_safetensors(path) if head[8:] == b"{" else _read_pickle(path, head)
     if metadata.get("format") == WEIGHTS_FORMAT:
         return _own(path, tensors, metadata)
     return _published(path, tensors)
@@ -112,15 +118,6 @@ def weight_metadata(model: str, padding: Padding, num_classes: int, data: DataCo
     }
 
 
-def _is_safetensors(path: Path) -> bool:
-    """Decide by content: a safetensors file starts with the length of a JSON object, then the object."""
-    try:
-        with path.open("rb") as file:
-            return file.read(9)[8:] == b"{"
-    except OSError as error:
-        raise UsageError(f"weights {path}: {(error.strerror or str(error)).lower()}; give a readable file") from error
-
-
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
@@ -131,10 +128,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with path.open("rb") as file:
-        if not file.read(2).startswith(PICKLED):
-            raise UsageError(f"weights {path}: not a weight file; {READABLE_FILES}")
+def _read_pickle(path: Path, head: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not head.startswith(PICKLED):
+        raise UsageError(f"weights {path}: not a weight file; {READABLE_FILES}")
     try:
         with warnings.catch_warnings():
             # The errors below report a fault of the file once.

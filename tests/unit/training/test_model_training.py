@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch pro
 from torch import Tensor, nn
 
 from trainer.model import PNASNet5, build_model, pnasnet5large, pnasnet5mobile, pnasnet5tiny
-from trainer.model.aux_head import AuxHead, AuxShape
+from trainer.model.aux_head import AuxHead
 from trainer.model.cell import DROPPED, GENOTYPE, Cell
 from trainer.shared.config import TrainConfig
 
@@ -61,7 +61,7 @@ def test_auxiliary_head_is_the_published_one_at_its_place(
     assert received[0].shape[2:] == (side, side)
 
     torch.manual_seed(0)
-    head = AuxHead(6, 10, AuxShape(side, pool, stride)).eval()
+    head = AuxHead(6, 10, side=side, pool=pool, stride=stride).eval()
     parts = head.features
     plain = nn.Sequential(nn.AvgPool2d(pool, stride), parts["2"], parts["3"], nn.ReLU(), parts["5"], parts["6"])
     x = torch.rand(2, 6, side, side)
