@@ -81,12 +81,10 @@ def run_benchmark(run: Run) -> int:
     training, config, clock = run.training, run.training.config, time.perf_counter()
     total = config.warmup_steps + (config.steps or 0)
     index = _train_images(run.datasets)
-    per_epoch = _plan(training, index, steps_limit=None).steps
     done, epoch = 0, 0
     while done < total:
-        steps, warmup = min(per_epoch, total - done), config.warmup_steps - done
-        plan = _plan(training, index, steps_limit=steps)
-        for window in _steps(run, plan, epoch=epoch, first_step=0, warmup_left=warmup):
+        plan = _plan(training, index, steps_limit=total - done)
+        for window in _steps(run, plan, epoch=epoch, first_step=0, warmup_left=config.warmup_steps - done):
             _count_bad_steps(run, window, epoch=epoch)
             numbered = replace(window, first_step=done + window.first_step)
             report_steps(training, run.records, numbered, epoch=0, steps=total, global_step=numbered.first_step)
@@ -98,7 +96,7 @@ def run_benchmark(run: Run) -> int:
                     text="a timed run restarts from its first step",
                 )
                 return RESUMABLE
-        done, epoch = done + steps, epoch + 1
+        done, epoch = done + plan.steps, epoch + 1
     run.progress.wall_s = time.perf_counter() - clock
     report_result(training, run.records, run.progress, output=run.output)
     return DONE
