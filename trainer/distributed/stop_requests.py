@@ -28,7 +28,7 @@ class StopRequests:
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         """`group` is a gloo group, so that no device takes part; None for a single process."""
         self._group = group
-        # Those of signals. A handler only adds to them: it may interrupt another one, and must not undo its note.
+        # Requests of signals. A handler only adds one: it may interrupt another one, and must not undo its note.
         self._signalled: set[Request] = set()
         self._posted = np.zeros(1, dtype=np.int64)
         self._work: Any = None

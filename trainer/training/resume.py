@@ -56,8 +56,8 @@ def resume(training: Training, checkpoint: Path, data: Mapping[str, Any]) -> Tra
     before = content["arithmetic"]
     restarted_parts = restore(training, tensors, content["state"], world_size=before["world_size"])
     config = training.config
-    # Batch norm sees one part of a batch at a time, so parts of another size are another training: take those of the
-    # saved run, unless the user asks for others or this machine has less memory.
+    # Batch norm sees one part of a batch at a time, so parts of another size are another training. Take the size of the
+    # saved run, unless the user asks for another one or this machine has less memory.
     if config.micro_batch is None and config.batch_size == before["batch_size"]:
         training.micro_batch = min(training.micro_batch, before["micro_batch"])
     fingerprint = numerics_fingerprint(training)
