@@ -5,7 +5,7 @@ on the controller and on how many pods share a host. So they are tried from the 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from trainer.ranktable.fields import quote_if_needed
@@ -17,7 +17,7 @@ POD_UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class Identity:
-    """The facts that this process knows about itself; None for unknown ones.
+    """The facts that this process knows about itself; None or empty for unknown ones.
 
     In a manifest all of them come from `fieldRef`: metadata.uid, metadata.name, status.podIP, status.hostIP.
     """
@@ -31,17 +31,8 @@ class Identity:
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], *, node_rank: int | None = None) -> "Identity":
         """Read POD_UID, POD_IP, POD_NAME, and HOST_IP, NODE_IP or XDL_IP (the host's IP in MindCluster's samples)."""
-
-        def first(*names: str) -> str | None:
-            return next((environ[name] for name in names if environ.get(name)), None)
-
-        return cls(
-            pod_uid=first("POD_UID"),
-            pod_ip=first("POD_IP"),
-            pod_name=first("POD_NAME"),
-            host_ip=first("HOST_IP", "NODE_IP", "XDL_IP"),
-            node_rank=node_rank,
-        )
+        host_ip = environ.get("HOST_IP") or environ.get("NODE_IP") or environ.get("XDL_IP")
+        return cls(environ.get("POD_UID"), environ.get("POD_IP"), environ.get("POD_NAME"), host_ip, node_rank)
 
     @property
     def names(self) -> dict[str, str]:
@@ -73,18 +64,16 @@ def find_me(table: RankTable, identity: Identity) -> Server:
     )
 
 
-def _matches(servers: list[Server], identity: Identity) -> list[list[Server]]:
-    """Return the entries that each known fact selects, surest fact first."""
-
-    def select(fact: str | None, *fields: str) -> list[Server]:
-        return [server for server in servers if fact and fact in {getattr(server, field) for field in fields}]
-
-    return [
-        select(identity.pod_uid, "server_id"),
-        select(identity.pod_ip, "container_ip"),
-        select(identity.pod_name, "pod_name"),
-        select(identity.host_ip, "host_ip", "server_id"),
-    ]
+def _matches(servers: list[Server], identity: Identity) -> Iterator[list[Server]]:
+    """Yield the entries that each known fact selects, surest fact first."""
+    if identity.pod_uid:
+        yield [server for server in servers if server.server_id == identity.pod_uid]
+    if identity.pod_ip:
+        yield [server for server in servers if server.container_ip == identity.pod_ip]
+    if identity.pod_name:
+        yield [server for server in servers if server.pod_name == identity.pod_name]
+    if identity.host_ip:
+        yield [server for server in servers if identity.host_ip in {server.host_ip, server.server_id}]
 
 
 def _is_other_pod(server: Server, identity: Identity) -> bool:

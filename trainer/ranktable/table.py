@@ -12,7 +12,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from trainer.ranktable.fields import Entry, is_ip, quote, refuse
@@ -20,7 +20,6 @@ from trainer.shared.errors import UsageError
 
 NO_ADDRESS = "-1"  # the device plugin writes this for a device with a network card that does not answer
 SERVER_ID_LIMIT = 64  # characters; HCCL's user guide
-EMPTY_ID = "an old device plugin under a new operator leaves it empty"
 
 
 class NotReadyError(UsageError):
@@ -79,21 +78,18 @@ def parse(text: str) -> RankTable:
     if status != "completed":
         # The controllers keep the whole old server_list in a table that is initializing again: never read on.
         raise NotReadyError(f"status is {quote(status)}, not yet completed")
-    version, read = _reader(table)
+    if "group_list" in table.values:
+        version, read = "group_list", _group_list
+    else:
+        readers = {"1.0": _server_list, "1.2": _super_pods, "2.0": _rank_list}
+        version = table.text("version")
+        if version not in readers:
+            table.refuse("version", "is not one of 1.0, 1.2, 2.0")
+        read = readers[version]
     servers = tuple(sorted(read(table), key=lambda server: server.devices[0].rank))
     _check_ranks(servers)
     _check_duplicates(servers)
     return RankTable(version=version, status=status, servers=servers)
-
-
-def _reader(table: Entry) -> tuple[str, Callable[[Entry], list[Server]]]:
-    if "group_list" in table.values:
-        return "group_list", _group_list
-    version = table.text("version")
-    readers = {"1.0": _server_list, "1.2": _super_pods, "2.0": _rank_list}
-    if version not in readers:
-        table.refuse("version", "is not one of 1.0, 1.2, 2.0")
-    return version, readers[version]
 
 
 # 1.0: server_list; the operators and the hccl-controller write it for 910 and A2
@@ -112,7 +108,6 @@ def _counted(parent: Entry, key: str, count: str) -> list[Entry]:
 
 
 def _server(entry: Entry, *, ip_optional: bool, super_pod: bool = False) -> Server:
-    devices = entry.entries("device")
     return Server(
         server_id=_server_id(entry),
         host_ip=entry.optional_ip("host_ip"),
@@ -124,7 +119,7 @@ def _server(entry: Entry, *, ip_optional: bool, super_pod: bool = False) -> Serv
                 device_id=device.number("device_id"),
                 device_ip=_device_ip(device, optional=ip_optional, placeholder=super_pod),
             )
-            for device in devices
+            for device in entry.entries("device")
         ),
     )
 
@@ -161,7 +156,10 @@ def _rank_list(table: Entry) -> list[Server]:
     ranked = []
     for entry in entries:
         device = RankedDevice(entry.whole("rank_id"), entry.whole("device_id"), None)
-        ranked.append((device, entry.whole("local_id"), _instance(entry)))
+        innermost = min(
+            entry.entries("level_list"), key=lambda level: level.whole("net_layer")
+        )  # the server or its rack
+        ranked.append((device, entry.whole("local_id"), innermost.text("net_instance_id")))
     servers: list[tuple[str, list[RankedDevice]]] = []
     last_instance, last_local_id = "", -1
     for device, local_id, instance in sorted(ranked, key=lambda item: item[0].rank):
@@ -171,11 +169,6 @@ def _rank_list(table: Entry) -> list[Server]:
         servers[-1][1].append(device)
         last_instance, last_local_id = instance, local_id
     return [Server(instance, None, None, None, tuple(devices)) for instance, devices in servers]
-
-
-def _instance(entry: Entry) -> str:
-    """Return the network instance of the innermost layer: the server, or its rack."""
-    return min(entry.entries("level_list"), key=lambda level: level.whole("net_layer")).text("net_instance_id")
 
 
 # group_list: "template two" of the old hccl-controller; the order of pods and devices implies the ranks
@@ -252,7 +245,8 @@ def _check_duplicates(servers: Iterable[Server]) -> None:
 def _server_id(entry: Entry) -> str:
     server_id = entry.text("server_id")
     if not 0 < len(server_id) <= SERVER_ID_LIMIT:
-        entry.refuse("server_id", f"must be a name of 1 to {SERVER_ID_LIMIT} characters; {EMPTY_ID}")
+        cause = "an old device plugin under a new operator leaves it empty"
+        entry.refuse("server_id", f"must be a name of 1 to {SERVER_ID_LIMIT} characters; {cause}")
     return server_id
 
 

@@ -43,9 +43,10 @@ def wait_until_completed(
     deadline = clock() + timeout_s
     last_reason = ""
     while True:
-        result, reason = _attempt(path, expected_devices, identity)
-        if result is not None:
-            return result
+        try:
+            return _read(path, expected_devices, identity)
+        except NotReadyError as error:
+            reason = str(error)
         remaining = deadline - clock()
         if remaining <= 0:
             raise TrainerError(
@@ -58,14 +59,12 @@ def wait_until_completed(
         sleep(min(_POLL_S, remaining))
 
 
-def _attempt(
-    path: Path, expected_devices: int | None, identity: Identity
-) -> tuple[tuple[RankTable, bytes] | None, str]:
-    """Return the table and its bytes, or None and the reason to wait."""
+def _read(path: Path, expected_devices: int | None, identity: Identity) -> tuple[RankTable, bytes]:
+    """Return the table and its bytes; every reason to wait is a NotReadyError."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        return None, "no such file"
+        raise NotReadyError("no such file") from None
     except OSError as error:
         # Waiting does not help; the operator makes a `ranktable` volume's folder mode 0744.
         raise UsageError(
@@ -74,19 +73,21 @@ def _attempt(
     text = content.decode(errors="replace")
     try:
         table = parse(text)
-    except NotReadyError as error:
-        return None, str(error)
+    except NotReadyError:
+        raise
     except UsageError as error:
         if identity.names and not any(f'"{name}"' in text for name in identity.names.values()):
-            return None, f"{error} (and it does not name this pod)"
+            raise NotReadyError(f"{error} (and it does not name this pod)") from error
         raise UsageError(f"rank table {path}: {error}") from error
     if expected_devices is not None and table.world_size != expected_devices:
-        return None, f"it has {table.world_size} devices, not {expected_devices} (WORLD_SIZE, or --nodes and --npus)"
+        raise NotReadyError(
+            f"it has {table.world_size} devices, not {expected_devices} (WORLD_SIZE, or --nodes and --npus)"
+        )
     try:
         find_me(table, identity)
     except UsageError as error:
-        return None, str(error)
-    return (table, content), ""
+        raise NotReadyError(str(error)) from error
+    return table, content
 
 
 def write_regular(content: bytes, destination: Path) -> Path:

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trainer.ranktable import Identity, RankTable, Server, find_me, is_ip, wait_until_completed, write_regular
+from trainer.ranktable.fields import is_ip
+from trainer.ranktable.identity import Identity, find_me
+from trainer.ranktable.table import RankTable, Server
+from trainer.ranktable.wait import wait_until_completed, write_regular
 from trainer.shared.config import TrainConfig
 from trainer.shared.config.layers import flag_name
 from trainer.shared.errors import UsageError
@@ -79,7 +82,9 @@ def discover(
     ascend_job = _is_ascend_job(environ)
     table, server = None, None
     if path is not None:
-        identity = Identity.from_environ(environ, node_rank=_table_position(config, environ, ascend_job=ascend_job))
+        # This node's position in a table without names; on one node, 0 is only the default of --node-rank.
+        position = _integer(environ, "RANK") if ascend_job else config.node_rank if config.nodes > 1 else None
+        identity = Identity.from_environ(environ, node_rank=position)
         table, content = wait_until_completed(
             path,
             expected_devices=_expected_devices(config, environ),
@@ -107,9 +112,7 @@ def _rank_table_path(config: TrainConfig, environ: Mapping[str, str], mounted: P
         return Path(environ["RANK_TABLE_FILE"])
     try:
         return mounted if mounted.exists() else None
-    except (
-        PermissionError
-    ):  # the operator gives the folder of a `ranktable` volume mode 0744: it exists, but this user cannot read it
+    except PermissionError:  # the operator gives a `ranktable` volume's folder mode 0744: the table may be there
         return mounted
 
 
@@ -134,13 +137,6 @@ def _expected_devices(config: TrainConfig, environ: Mapping[str, str]) -> int | 
     if "LOCAL_RANK" in environ and "WORLD_SIZE" in environ:
         return _integer(environ, "WORLD_SIZE")
     return config.nodes * config.npus if config.nodes > 1 and config.npus is not None else None
-
-
-def _table_position(config: TrainConfig, environ: Mapping[str, str], *, ascend_job: bool) -> int | None:
-    """Return this node's position in a table without names; on one node, 0 is only the default of --node-rank."""
-    if ascend_job:
-        return _integer(environ, "RANK")
-    return config.node_rank if config.nodes > 1 else None
 
 
 def _from_torchrun(

@@ -10,17 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer.ranktable import (
-    Identity,
-    NotReadyError,
-    RankedDevice,
-    RankTable,
-    Server,
-    find_me,
-    parse,
-    wait_until_completed,
-    write_regular,
-)
+from trainer.ranktable.identity import Identity, find_me
+from trainer.ranktable.table import NotReadyError, RankedDevice, RankTable, Server, parse
+from trainer.ranktable.wait import wait_until_completed, write_regular
 from trainer.shared.errors import TrainerError, UsageError
 
 Json = dict[str, Any]

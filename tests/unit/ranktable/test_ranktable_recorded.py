@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from trainer.ranktable import Identity, NotReadyError, RankTable, find_me, parse
+from trainer.ranktable.identity import Identity, find_me
+from trainer.ranktable.table import NotReadyError, RankTable, parse
 from trainer.shared.errors import UsageError
 
 RECORDED = Path(__file__).parents[2] / "data" / "ranktables"

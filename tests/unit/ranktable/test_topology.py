@@ -14,7 +14,8 @@ import pytest
 
 import trainer
 from tests.unit.ranktable.test_ranktable import server_list
-from trainer.ranktable import Identity, RankTable, Server, find_me, parse
+from trainer.ranktable.identity import Identity, find_me
+from trainer.ranktable.table import RankTable, Server, parse
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.topology import Topology, Visible, Worker, discover, ports, visible_devices
