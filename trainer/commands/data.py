@@ -6,7 +6,6 @@ They print; the modules that they call only return results and raise errors.
 import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
+from trainer.commands import AsJson
 from trainer.data import prepare as prepare_module
 from trainer.shared.errors import TrainerError
 
@@ -47,13 +47,18 @@ def prepare_data(
     allow_partial
         Accept fewer than 50,000 images in 1,000 classes.
     """
+
+    def on_progress(count: int) -> None:
+        if count % 5_000 == 0:
+            print(f"{count:,} images sorted", file=sys.stderr, flush=True)
+
     done = prepare_module.sort_validation_images(
         source,
         to,
         prepare_module.read_labels(labels),
         transfer=transfer,
         images=None if allow_partial else prepare_module.IMAGES,
-        progress=_progress("images sorted", every=5_000),
+        progress=on_progress,
     )
     missing = f", {done.missing:,} missing" if done.missing else ""
     print(f"{to / 'val'}: {done.written:,} images written, {done.present:,} were there already{missing}")
@@ -65,7 +70,7 @@ def verify_data(
     /,
     *,
     workers: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Decode every image below a folder and list the broken ones; exit code 1 if there are any.
 
@@ -75,8 +80,6 @@ def verify_data(
         Data folder, or any folder in one.
     workers
         Number of decoding processes. [default: one per CPU]
-    as_json
-        Print one JSON object instead of lines.
     """
     from trainer.data import verify as verify_module  # noqa: PLC0415  # it imports torch, slow for --help
 
@@ -111,11 +114,3 @@ def make_digits(*, to: Path) -> None:
         print(f"{to}: {written:,} of {digits_module.COUNT:,} digits written, {digits_module.HELD_OUT} of them held out")
     else:
         print(f"{to}: all {digits_module.COUNT:,} digits are there already")
-
-
-def _progress(what: str, *, every: int) -> Callable[[int], None]:
-    def on_progress(done: int) -> None:
-        if done % every == 0:
-            print(f"{done:,} {what}", file=sys.stderr, flush=True)
-
-    return on_progress

@@ -6,13 +6,13 @@ import resource
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
-from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
+from trainer.commands import AsJson
 from trainer.devices.runtime_env import hccl_timeouts
 from trainer.environment.facts import Facts, read_facts
-from trainer.environment.findings import EnvironmentFinding, findings, findings_without_npu
+from trainer.environment.findings import findings
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import UsageError
 
@@ -22,16 +22,11 @@ env_app = App(name="env", help="Report this machine's NPUs, versions, settings a
 
 
 @env_app.default
-def env(*, as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False) -> int:
+def env(*, as_json: AsJson = False) -> int:
     """Report this machine's facts and each problem with its solution; exit code 1 if there is a problem.
 
     It loads neither torch nor torch_npu, so that it works where they cannot be loaded. Without an NPU it says so. The
     settings come from the environment; a run with default options sets the missing ones, and the report judges both.
-
-    Parameters
-    ----------
-    as_json
-        Print one JSON object instead of lines.
     """
     facts = read_facts(os.environ)
     results = findings(worker_environment(facts, TrainConfig().stall_timeout_s))
@@ -39,7 +34,8 @@ def env(*, as_json: Annotated[bool, Parameter(name="--json", negative="", show_d
         document = {"schema": ENVIRONMENT_SCHEMA, **asdict(facts), "findings": [asdict(finding) for finding in results]}
         print(json.dumps(document, indent=2))
     else:
-        print("\n".join([*_lines(facts), *_judged(results)]))
+        judged = [f"{finding.level}: {finding.text}" for finding in results] or ["everything fits together"]
+        print("\n".join([*_lines(facts), "", *judged]))
     sys.stdout.flush()
     return int(any(finding.level == "problem" for finding in results))
 
@@ -68,18 +64,17 @@ def environment_summary(facts: Facts, *, device: str, workers: int) -> Iterator[
     yield " ".join(["environment", *(f"{name}={value or 'none'}" for name, value in versions.items())])
     if not workers:
         facts = replace(facts, shm_bytes=None)
-    results = findings(facts) if device == "npu" else findings_without_npu(facts)
+    results = findings(facts, uses_npu=device == "npu")
     yield from (f"environment problem: {finding.text}" for finding in results if finding.level == "problem")
 
 
 def _lines(facts: Facts) -> Iterator[str]:
-    versions = {"CANN": facts.cann, "driver": facts.driver, **facts.packages, "Python": facts.python}
+    versions = {"torch": None, "torch-npu": None, "apex": None, **facts.packages}
+    versions |= {"CANN": facts.cann, "driver": facts.driver, "Python": facts.python}
     if facts.npu_smi is not None:
         versions["npu-smi"] = facts.npu_smi.version
-    for name in ("CANN", "driver", "torch", "torch-npu", "apex"):
-        versions.setdefault(name, None)
     yield "versions"
-    yield from (f"  {name:<14}{version or 'none'}" for name, version in sorted(versions.items(), key=_by_name))
+    yield from (f"  {name:<14}{versions[name] or 'none'}" for name in sorted(versions, key=str.lower))
     yield "devices"
     yield from (f"  {line}" for line in _devices(facts))
     yield "settings"
@@ -88,10 +83,6 @@ def _lines(facts: Facts) -> Iterator[str]:
     yield f"  /dev/shm      {_size(facts.shm_bytes)}, {_size(facts.shm_free_bytes)} free"
     yield f"  open files    {_count(facts.open_files)} (at most {_count(facts.open_files_hard)})"
     yield f"  processors    {_ranges(facts.cpus)} ({len(facts.cpus)} of {facts.machine_cpus})"
-
-
-def _by_name(item: tuple[str, str | None]) -> str:
-    return item[0].lower()
 
 
 def _devices(facts: Facts) -> Iterator[str]:
@@ -105,11 +96,6 @@ def _devices(facts: Facts) -> Iterator[str]:
         yield f"NPU {chip.npu} chip {chip.chip}  {chip.name} at {chip.bus}: {chip.health}{memory}"
     for npu, address in sorted((facts.hccn or {}).items()):
         yield f"NPU {npu} has the RoCE address {address}"
-
-
-def _judged(results: Iterable[EnvironmentFinding]) -> Iterator[str]:
-    lines = [f"{finding.level}: {finding.text}" for finding in results]
-    yield from ["", *lines] if lines else ["", "everything fits together"]
 
 
 def _size(count: int | None) -> str:

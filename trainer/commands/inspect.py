@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from trainer.checkpoint.reading import Inspection, TensorInfo, find_checkpoints, inspect_path
+from trainer.commands import AsJson
 from trainer.shared.errors import TrainerError
 
 INSPECT_SCHEMA = "pnas.inspect/1"
@@ -27,7 +28,7 @@ def inspect(
     /,
     *,
     show_all: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
-    as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the content of a checkpoint or a weight file; exit code 1 if anything is damaged, 2 if it does not exist.
 
@@ -36,9 +37,7 @@ def inspect(
     path
         A checkpoint, a run's folder (its newest valid checkpoint is shown), or a weight file.
     show_all
-        List every tensor instead of the first of each group.
-    as_json
-        Print one JSON object with every tensor instead of lines.
+        List every tensor instead of the first of each group, as --json does.
     """
     inspections = [inspect_path(place) for place in find_checkpoints(path)]
     shown = next((inspection for inspection in inspections if inspection.refused is None), inspections[0])
@@ -140,7 +139,8 @@ def _table(tensors: Mapping[str, TensorInfo], *, show_all: bool) -> Iterator[str
     for name, tensor in tensors.items():
         groups.setdefault(name.partition(".")[0], {})[name] = tensor
     for prefix, group in groups.items():
-        yield f"{prefix}.  {_tensors(len(group))}, {_size(sum(tensor.bytes for tensor in group.values()))}"
+        count = f"{len(group):,} tensor{'' if len(group) == 1 else 's'}"
+        yield f"{prefix}.  {count}, {_size(sum(tensor.bytes for tensor in group.values()))}"
         rows = [
             (name, tensor)
             for number, (name, tensor) in enumerate(group.items())
@@ -149,17 +149,10 @@ def _table(tensors: Mapping[str, TensorInfo], *, show_all: bool) -> Iterator[str
         width = max(len(name) for name, _ in rows)
         for name, tensor in rows:
             shape = "x".join(map(str, tensor.shape)) or "scalar"
-            yield f"  {name:<{width}}  {tensor.dtype:<4}  {shape:<14}  {_hash(tensor)}".rstrip()
+            verdict = {True: "valid", False: "wrong sha256", None: ""}[tensor.valid]
+            yield f"  {name:<{width}}  {tensor.dtype:<4}  {shape:<14}  {verdict}".rstrip()
         if len(rows) < len(group):
             yield f"  and {len(group) - len(rows):,} more (--all)"
-
-
-def _hash(tensor: TensorInfo) -> str:
-    return {True: "valid", False: "wrong sha256", None: ""}[tensor.valid]
-
-
-def _tensors(count: int) -> str:
-    return f"{count:,} tensor{'' if count == 1 else 's'}"
 
 
 def _mapping(value: object) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
+from trainer.commands import AsJson
 from trainer.ranktable.fields import quote_if_needed
 from trainer.ranktable.identity import POD_UID, Identity, find_me
 from trainer.ranktable.table import NotReadyError, RankTable, Server, parse
@@ -59,9 +60,7 @@ def check_rank_table(
 
 
 @ranktable_app.command(name="show")
-def show_rank_table(
-    path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False
-) -> None:
+def show_rank_table(path: Path, /, *, as_json: AsJson = False) -> None:
     """Explain a rank table: each pod's ranks and devices, the master, and unusual facts.
 
     Exit code 1 if no job could start from it, 2 if there is no such file.
@@ -70,8 +69,6 @@ def show_rank_table(
     ----------
     path
         The table: a file, or a volume's symlink.
-    as_json
-        Print one JSON object instead of lines.
     """
     table = _read(path)
     own_server = _myself(path, table)

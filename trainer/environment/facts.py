@@ -21,8 +21,8 @@ _VARIABLES = (
     *("TASK_QUEUE_ENABLE", "COMBINED_ENABLE", "CPU_AFFINITY_CONF", "RANK_TABLE_FILE", "OMP_NUM_THREADS"),
     "GLOO_SOCKET_IFNAME",
 )
-# Without one of these `import torch_npu` fails; each belongs to the driver or to CANN.
-LIBRARIES = {"libascend_hal.so": "driver", "libhccl.so": "CANN"}
+# Without one of these, the driver's and CANN's, `import torch_npu` fails.
+_LIBRARIES = ("libascend_hal.so", "libhccl.so")
 SILENT = "no answer within"
 _NPU_SMI = "/usr/local/bin/npu-smi"
 # Several seconds on a node with many busy NPUs; the whole report takes at most five.
@@ -89,7 +89,7 @@ def read_facts(
         cann_home=home,
         unsourced=None if home else _unsourced(root),
         driver=parse_version(text_if_readable(root / "usr/local/Ascend/driver/version.info")),
-        libraries={name: _loadable(name, environ) for name in LIBRARIES},
+        libraries={name: _loadable(name, environ) for name in _LIBRARIES},
         device_files=visible_devices("npu", {}, Path(environ.get(FOLDER_VARIABLE, root / "dev"))).ids,
         npu_smi=npu_smi,
         npu_smi_error=error,

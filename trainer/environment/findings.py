@@ -3,12 +3,13 @@
 A problem keeps a run from starting, makes it fail later, or makes it slow without any message. A note is information.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from trainer.devices.runtime_env import HCCL_EXEC_TIMEOUT_S, HCCL_SHORTEST_CONNECT_S, hccl_seconds
-from trainer.environment.facts import LIBRARIES, SILENT, Facts
+from trainer.environment.facts import SILENT, Facts
 from trainer.environment.parsing import parse_settings
 from trainer.environment.versions import cann_of, same_release, supported_with, torch_of
 from trainer.shared.errors import UsageError
@@ -30,27 +31,15 @@ class EnvironmentFinding:
     text: str
 
 
-def findings(facts: Facts) -> list[EnvironmentFinding]:
-    """Return all findings, problems first."""
-    checks = _EMULATED_NPU if facts.emulated else _REAL_NPU
-    return _sorted(finding for check in (*checks, *_ANY_NPU, *_ANY_DEVICE) for finding in check(facts))
+_problem, _note = partial(EnvironmentFinding, "problem"), partial(EnvironmentFinding, "note")
 
 
-def findings_without_npu(facts: Facts) -> list[EnvironmentFinding]:
-    """Return the findings for a run that uses no NPU, whether there are any or not."""
-    return _sorted(finding for check in _ANY_DEVICE for finding in check(facts))
-
-
-def _sorted(unsorted: Iterable[EnvironmentFinding]) -> list[EnvironmentFinding]:
+def findings(facts: Facts, *, uses_npu: bool = True) -> list[EnvironmentFinding]:
+    """Return all findings, problems first; those about NPUs concern only a run that uses them."""
+    own = (_emulated,) if facts.emulated else (_torch_npu, _cann, _libraries, _driver, _devices, _network, _processors)
+    checks = (*own, _visible, _timeouts, _rank_table, _settings, _limits) if uses_npu else (_limits,)
+    unsorted = (finding for check in checks for finding in check(facts))
     return sorted(unsorted, key=lambda finding: finding.level != "problem")
-
-
-def _problem(text: str) -> EnvironmentFinding:
-    return EnvironmentFinding("problem", text)
-
-
-def _note(text: str) -> EnvironmentFinding:
-    return EnvironmentFinding("note", text)
 
 
 def _torch_npu(facts: Facts) -> Iterator[EnvironmentFinding]:
@@ -95,13 +84,13 @@ def _cann_with(cann: str, torch_npu: str) -> Iterator[EnvironmentFinding]:
 def _libraries(facts: Facts) -> Iterator[EnvironmentFinding]:
     if not (facts.packages.get("torch-npu") and facts.cann_home):
         return
-    for library, part in LIBRARIES.items():
+    causes = {
+        "libascend_hal.so": "the driver is not in this container: make Ascend Docker Runtime the node's runtime, or "
+        "mount /usr/local/Ascend/driver",
+        "libhccl.so": f"CANN is not set up: source {facts.cann_home}/set_env.sh, or its parent's",
+    }
+    for library, cause in causes.items():
         if not facts.libraries.get(library, False):
-            cause = {
-                "driver": "the driver is not in this container: make Ascend Docker Runtime the node's runtime, or "
-                "mount /usr/local/Ascend/driver",
-                "CANN": f"CANN is not set up: source {facts.cann_home}/set_env.sh, or its parent's",
-            }[part]
             yield _problem(f"{library} is in no folder of LD_LIBRARY_PATH: {cause}")
 
 
@@ -125,7 +114,7 @@ def _devices(facts: Facts) -> Iterator[EnvironmentFinding]:
     if not facts.device_files:
         yield _problem("npu-smi shows NPUs, but there is no /dev/davinci*: request them from Kubernetes (or --device)")
     for chip in facts.npu_smi.chips:
-        if not chip.healthy:
+        if chip.health != "OK":
             yield _problem(
                 f"NPU {chip.npu} chip {chip.chip} ({chip.name}, {chip.bus}) has health {chip.health}: see npu-smi info "
                 f"-t health -i {chip.npu}, and take it out of the node's allocatable devices"
@@ -228,10 +217,3 @@ def _processors(facts: Facts) -> Iterator[EnvironmentFinding]:
 
 def _emulated(_facts: Facts) -> Iterator[EnvironmentFinding]:
     yield _note("the NPUs are emulated: this machine's CPU computes, with other numbers and speed than an NPU")
-
-
-Check = Callable[[Facts], Iterator[EnvironmentFinding]]
-_REAL_NPU: tuple[Check, ...] = (_torch_npu, _cann, _libraries, _driver, _devices, _network, _processors)
-_EMULATED_NPU: tuple[Check, ...] = (_emulated,)
-_ANY_NPU: tuple[Check, ...] = (_visible, _timeouts, _rank_table, _settings)
-_ANY_DEVICE: tuple[Check, ...] = (_limits,)

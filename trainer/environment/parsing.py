@@ -36,11 +36,6 @@ class Chip:
     memory_used_mib: int | None = None
     memory_mib: int | None = None
 
-    @property
-    def healthy(self) -> bool:
-        """Whether the driver reports it as healthy."""
-        return self.health == "OK"
-
 
 @dataclass(frozen=True)
 class NpuSmi:
