@@ -10,12 +10,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import BinaryIO
 
 from trainer.shared.errors import RESUMABLE
 from trainer.supervisor.failure_cause import Outcome, StopOrder, decide
-from trainer.supervisor.output import Stdout, Tagger
+from trainer.supervisor.output import Sink, Tagger
 from trainer.supervisor.worker import WorkerCommand, WorkerProcess
 
 _BUFFER = 1 << 20  # bytes for stdout that may wait before the workers have to
@@ -59,7 +58,7 @@ def supervise(
     stdout.flush()
     with ExitStack() as stack:
         signals = stack.enter_context(_signals())
-        loop = _Loop(Stdout(stdout.fileno()), signals, node_rank=node_rank, grace_s=grace_s, limits=limits)
+        loop = _Loop(Sink(stdout.fileno()), signals, node_rank=node_rank, grace_s=grace_s, limits=limits)
         stack.callback(loop.close)
         for command in commands:
             loop.start(command)
@@ -72,7 +71,8 @@ def _signals() -> Iterator[int]:
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     previous_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     numbers = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    previous = {number: signal.signal(number, _do_nothing) for number in numbers}
+    # The handler leaves the signal to the loop, which acts on its byte in the wake-up descriptor.
+    previous = {number: signal.signal(number, lambda _number, _frame: None) for number in numbers}
     try:
         yield reader
     finally:
@@ -83,14 +83,10 @@ def _signals() -> Iterator[int]:
         os.close(writer)
 
 
-def _do_nothing(_number: int, _frame: FrameType | None) -> None:
-    """Leave the signal to the loop, which acts on its byte in the wake-up descriptor."""
-
-
 class _Loop:
     """The state of one node's run."""
 
-    def __init__(self, stdout: Stdout, signals: int, *, node_rank: int, grace_s: float, limits: Limits) -> None:
+    def __init__(self, stdout: Sink, signals: int, *, node_rank: int, grace_s: float, limits: Limits) -> None:
         self._stdout = stdout
         self._signals = signals
         self._grace_s = grace_s
@@ -100,7 +96,7 @@ class _Loop:
         self._selector = selectors.DefaultSelector()
         self._selector.register(signals, selectors.EVENT_READ)
         self._reading = True
-        self._reported: list[WorkerProcess | Stdout] = []
+        self._reported: list[WorkerProcess | Sink] = []
         """Those whose write error the user has been told."""
         self._stop_requests = 0
         self._stopping: StopOrder | None = None

@@ -89,7 +89,7 @@ def _split_progress(rest: bytes) -> tuple[list[bytes], bytes]:
     return ([earlier] if middle and earlier else []), last + separator
 
 
-class Stdout:
+class Sink:
     """Writes as much as the reader takes and keeps the rest, so that no signal waits for a slow reader."""
 
     def __init__(self, fd: int) -> None:
@@ -119,30 +119,18 @@ class Stdout:
             self.pending.clear()
 
 
-class LogFile:
+class LogFile(Sink):
     """One worker's lines on disk, appended: the lines of an earlier run are never touched."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.error: str | None = None
-        """Why no more lines are written, from then on."""
-        self._fd = -1
         try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            super().__init__(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666))
         except OSError as error:
-            self.error = error.strerror or type(error).__name__
-
-    def write(self, data: bytes) -> None:
-        """Append `data`, or note why that is impossible."""
-        view = memoryview(data)
-        try:
-            while view and self.error is None:
-                view = view[os.write(self._fd, view) :]
-        except OSError as error:
-            self.error = error.strerror or type(error).__name__
+            self.fd, self.error = -1, error.strerror or type(error).__name__
 
     def close(self) -> None:
         """Close the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
