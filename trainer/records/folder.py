@@ -63,12 +63,11 @@ def write_config(run: Path, config: TrainConfig, *, attempt: int) -> None:
     try:
         with path.open("x", encoding="utf-8") as file:
             yaml.safe_dump(config.model_dump(mode="json"), file, sort_keys=False)
-    except FileExistsError:
-        raise
-    except OSError:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-            run.rmdir()
+    except OSError as error:
+        if not isinstance(error, FileExistsError):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+                run.rmdir()
         raise
 
 

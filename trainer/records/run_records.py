@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from trainer.records.files import AppendFile
@@ -80,7 +79,7 @@ class SavedExtent:
         return False
 
 
-class Records:
+class Records(contextlib.AbstractContextManager["Records"]):
     """The files of one rank.
 
     On a full disk, lines wait in memory and a warning is printed; `sync` raises an error if they still wait.
@@ -114,37 +113,29 @@ class Records:
         self._metrics: AppendFile | None = None
         self._bad: AppendFile | None = None
         self._boards: dict[str, ScalarFile] = {}
-        saved = saved or SavedExtent(steps=0, epochs=0)
         fresh = attempt == 1
         with contextlib.ExitStack() as files:
             self._table = files.enter_context(AppendFile(self._table_path, fresh=fresh, on_note=_warn))
             if rank == 0:
                 self._metrics = files.enter_context(AppendFile(run / "metrics.jsonl", fresh=fresh, on_note=_warn))
+                for name in ("train", "eval"):
+                    self._boards[name] = ScalarFile(run / "tensorboard" / name, attempt=attempt, on_note=_warn)
+                    files.push(self._boards[name])
             if not fresh:
-                self._move_replaced(saved)
+                self.rewind(saved or SavedExtent(steps=0, epochs=0))
             if not self._table_path.stat().st_size:
                 self._write_row(SEED_COLUMNS)
-            if rank == 0:
-                # Training counts steps and evaluation epochs, so each takes back its own events.
-                for name, first in (("train", saved.steps), ("eval", saved.epochs)):
-                    board = ScalarFile(run / "tensorboard" / name, attempt=attempt, first_step=first, on_note=_warn)
-                    self._boards[name] = files.enter_context(board)
-                if config.on_bad_image == "skip":
-                    listed = run / BAD_IMAGES
-                    self._known_bad = _paths_in(listed)
-                    self._bad = files.enter_context(AppendFile(listed, fresh=False, on_note=_warn))
-                    if listed.read_bytes()[-1:] not in {b"", b"\n"}:
-                        self._bad.write_lines("")  # ends a line that a crash has torn
+            if rank == 0 and config.on_bad_image == "skip":
+                listed = run / BAD_IMAGES
+                self._known_bad = _paths_in(listed)
+                self._bad = files.enter_context(AppendFile(listed, fresh=False, on_note=_warn))
+                if listed.read_bytes()[-1:] not in {b"", b"\n"}:
+                    self._bad.write_lines("")  # ends a line that a crash has torn
             # A disk that is full before the first step has cost nothing yet: stop, instead of training without records.
             self.sync()
             self._files = files.pop_all()
 
-    def __enter__(self) -> "Records":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._files.close()
 
     def write_steps(self, rows: list[dict[str, Any]]) -> None:
@@ -152,7 +143,7 @@ class Records:
         if self._metrics is None:
             return
         self._metrics.write_lines(*(_json({"kind": "step", **row}) for row in rows))
-        self._boards["train"].write(
+        self._boards["train"].write_scalars(
             *((f"train/{name}", row[name], row["global_step"]) for row in rows for name in ("loss", "lr")),
         )
 
@@ -161,7 +152,9 @@ class Records:
         if self._metrics is None:
             return
         self._metrics.write_lines(_json({"kind": "eval", **row}))
-        self._boards["eval"].write(*((f"eval/{name}", row[name], row["epoch"]) for name in ("loss", "top1", "top5")))
+        self._boards["eval"].write_scalars(
+            *((f"eval/{name}", row[name], row["epoch"]) for name in ("loss", "top1", "top5"))
+        )
 
     def write_epoch(
         self, *, lr: float, train_loss: float, valid_loss: float, train_top1: float, valid_top1: float, fps: float
@@ -205,11 +198,19 @@ class Records:
         self._bad.write_lines(*map(_json, new.values()))
 
     def rewind(self, saved: SavedExtent) -> None:
-        """Go back to a checkpoint: move the lines after it to the files of replaced lines, as a new attempt does."""
-        self._move_replaced(saved)
-        for name, first in (("train", saved.steps), ("eval", saved.epochs)):
-            if name in self._boards:
-                self._boards[name].take_back(first)
+        """Go back to a checkpoint: move the lines after it to the files of replaced lines."""
+        rows = itertools.count()
+        # The header is the row before the first epoch's.
+        self._table.replace(
+            lambda _row: next(rows) <= saved.epochs,
+            lambda lines: b"".join(line + b"\n" for line in lines).decode(errors="replace"),
+            self._table_path.with_name(f"{self._table_path.stem}-replaced.log"),
+        )
+        if self._metrics is not None:
+            self._metrics.replace(saved.holds, self._replaced, self._run / "metrics-replaced.jsonl")
+            # Training counts steps and evaluation epochs, so each takes back its own events.
+            self._boards["train"].take_back(saved.steps)
+            self._boards["eval"].take_back(saved.epochs)
 
     def sync(self) -> None:
         """Wait until the disk has all records: a checkpoint must not know of steps that the records lack.
@@ -221,19 +222,9 @@ class Records:
             if file is not None:
                 file.sync()
 
-    def _move_replaced(self, saved: SavedExtent) -> None:
-        rows = itertools.count()
-        # The header is the row before the first epoch's.
-        self._table.replace(
-            lambda _row: next(rows) <= saved.epochs,
-            lambda lines: b"".join(line + b"\n" for line in lines).decode(errors="replace"),
-            self._table_path.with_name(f"{self._table_path.stem}-replaced.log"),
-        )
-        if self._metrics is not None:
-            self._metrics.replace(saved.holds, self._replaced, self._run / "metrics-replaced.jsonl")
-
     def _replaced(self, lines: Sequence[bytes]) -> str:
-        return "".join(_json({"attempt": self._attempt, **_row_or_torn(line)}) + "\n" for line in lines)
+        rows = (_row(line) or {"torn": line.decode(errors="replace")} for line in lines)
+        return "".join(_json({"attempt": self._attempt, **row}) + "\n" for row in rows)
 
     def _write_row(self, cells: tuple[str, ...]) -> None:
         self._table.write_lines("".join(f"{cell}\t" for cell in cells))
@@ -264,10 +255,6 @@ def _row(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
-
-
-def _row_or_torn(line: bytes) -> dict[str, Any]:
-    return _row(line) or {"torn": line.decode(errors="replace")}
 
 
 def _logfmt_value(value: object) -> str:

@@ -3,7 +3,6 @@
 torch's SummaryWriter writes in a thread: its errors surface late and as tracebacks.
 """
 
-import contextlib
 import importlib
 import io
 import os
@@ -16,11 +15,11 @@ from trainer.records.files import AppendFile, OnNote
 from trainer.shared.files import writing
 
 
-class ScalarFile(contextlib.AbstractContextManager["ScalarFile"]):
+class ScalarFile(AppendFile):
     """One events file in `folder`."""
 
-    def __init__(self, folder: Path, *, attempt: int, first_step: int, on_note: OnNote) -> None:
-        """Begin a file that invalidates what earlier files in `folder` say about `first_step` and later steps.
+    def __init__(self, folder: Path, *, attempt: int, on_note: OnNote) -> None:
+        """Begin a file that TensorBoard reads after the files of earlier attempts.
 
         Args:
             on_note: Called when the file cannot be written and when it can again.
@@ -36,16 +35,14 @@ class ScalarFile(contextlib.AbstractContextManager["ScalarFile"]):
         name = f"events.out.tfevents.{attempt:06d}.{time.time():010.0f}.{platform.node()}.{os.getpid()}"
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        self._file = AppendFile(folder / name, fresh=True, on_note=on_note)
+        super().__init__(folder / name, fresh=True, on_note=on_note)
         self._add({"file_version": "brain.Event:2"})
-        if first_step or attempt > 1:
-            self.take_back(first_step)
 
     def take_back(self, step: int) -> None:
         """Make TensorBoard drop the values of `step` and later steps that were written before."""
         self._add({"step": step, "session_log": self._session(status=self._session.START)})
 
-    def write(self, *scalars: tuple[str, float, int]) -> None:
+    def write_scalars(self, *scalars: tuple[str, float, int]) -> None:
         """Add values, each with its name and step."""
         values = (
             {"step": step, "summary": self._summary(value=[self._summary.Value(tag=name, simple_value=value)])}
@@ -53,21 +50,10 @@ class ScalarFile(contextlib.AbstractContextManager["ScalarFile"]):
         )
         self._add(*values)
 
-    def sync(self) -> None:
-        """Wait until the disk has everything.
-
-        Raises:
-            TrainerError: The disk does not take it; the line names the file.
-        """
-        self._file.sync()
-
     def _add(self, *events: dict[str, Any]) -> None:
         """Add records in TFRecord's framing, through memory: a record that is cut in two would end a reader's file."""
         framed = io.BytesIO()
         writer = self._framed(framed)
         for event in events:
             writer.write(self._event(wall_time=time.time(), **event).SerializeToString())
-        self._file.write(framed.getvalue())
-
-    def __exit__(self, *_error: object) -> None:
-        self._file.__exit__()
+        self.write(framed.getvalue())
