@@ -135,15 +135,12 @@ def resolve(model: type[Model], layers: Sequence[Layer], *, partial: bool = Fals
     try:
         return model.model_validate(values, context={PARTIAL: True} if partial else None), origins
     except ValidationError as error:
-        raise ConfigError(_one_line(error, origins)) from None
-
-
-def _one_line(error: ValidationError, origins: Mapping[str, str]) -> str:
-    """Return every broken rule on one line, each with its setting and the setting's origin."""
-    return "; ".join(_describe(problem, origins) for problem in error.errors(include_url=False))
+        problems = (_describe(problem, origins) for problem in error.errors(include_url=False))
+        raise ConfigError("; ".join(problems)) from None
 
 
 def _describe(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """Return one broken rule, with its setting and the setting's origin."""
     message = str(problem["msg"]).removeprefix("Value error, ")
     if not problem["loc"]:
         return message

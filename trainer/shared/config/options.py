@@ -32,14 +32,8 @@ def take_options(
     return command
 
 
-def option_parameters(
-    model: type[BaseModel], *, exclude: frozenset[str] = frozenset(), only: frozenset[str] | None = None
-) -> list[inspect.Parameter]:
-    """Return keyword-only parameters, one for each field of `model`, for a cyclopts command's signature.
-
-    Args:
-        only: Leave out all other fields.
-    """
+def option_parameters(model: type[BaseModel], *, exclude: frozenset[str] = frozenset()) -> list[inspect.Parameter]:
+    """Return keyword-only parameters, one for each field of `model`, for a cyclopts command's signature."""
     groups: dict[str, Group] = {}
     return [
         inspect.Parameter(
@@ -60,7 +54,7 @@ def option_parameters(
             ],
         )
         for name, field in model.model_fields.items()
-        if name not in exclude and (only is None or name in only)
+        if name not in exclude
     ]
 
 
