@@ -48,7 +48,10 @@ def create_run_folder(config: TrainConfig, *, is_first_node: bool, is_single_nod
             "another: choose another name, or continue it with --resume auto"
         ) from error
     except OSError as error:
-        raise UsageError(_unwritable(config.output, error)) from error
+        reason = f"cannot be written: {error.strerror}: choose a folder that this user may write"
+        if error.errno == errno.ENOSPC:
+            reason = "no space left: free some, or choose another folder"
+        raise UsageError(f"--output {config.output}: {reason}") from error
     return folder.resolve()
 
 
@@ -122,14 +125,7 @@ def _make(config: TrainConfig, *, is_single_node: bool, now: float) -> Path:
 
 
 def _make_output(output: Path) -> None:
-    if not output.is_dir():
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise UsageError(f"--output {output}: is a file: choose a folder") from error
-
-
-def _unwritable(output: Path, error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
-        return f"--output {output}: no space left: free some, or choose another folder"
-    return f"--output {output}: cannot be written: {error.strerror}: choose a folder that this user may write"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UsageError(f"--output {output}: is a file: choose a folder") from error

@@ -108,10 +108,14 @@ def begin_attempt(layers: Sequence[Layer], starter: RunStarter) -> Iterator[Atte
         if source is not None and source.in_place:
             run, number = source.run, _continue(source.run, config, manifest, starter)
         else:
-            run, number = _create(config, starter), 1
+            number = 1
+            run = create_run_folder(
+                config, is_first_node=starter.is_first_node, is_single_node=starter.is_single_node, now=time.time()
+            )
             stack.enter_context(starter.hold_lock(run))
         if starter.is_first_node and trains:
-            keep_image_list(run, datasets, changed=manifest is not None and _has_changed(datasets, manifest))
+            saved = None if manifest is None else manifest.content["data"].get("fingerprint")
+            keep_image_list(run, datasets, changed=manifest is not None and saved != datasets.fingerprint)
         if manifest is not None:
             position = describe_position(manifest.content)
             starter.on_note(f"resume: {run}: attempt {number} goes on from {manifest.path} ({position})")
@@ -183,12 +187,6 @@ def compare(config: TrainConfig, saved: TrainConfig, origins: dict[str, str], *,
     return ", ".join(f"{field} {getattr(saved, field)} -> {getattr(config, field)}" for field in fields)
 
 
-def _create(config: TrainConfig, starter: RunStarter) -> Path:
-    return create_run_folder(
-        config, is_first_node=starter.is_first_node, is_single_node=starter.is_single_node, now=time.time()
-    )
-
-
 def _continue(run: Path, config: TrainConfig, manifest: CheckpointManifest | None, starter: RunStarter) -> int:
     """Prepare the folder of a run for its next attempt; return the attempt's number."""
     number = next_attempt(run, starter.ranks, is_first_node=starter.is_first_node)
@@ -203,7 +201,3 @@ def _continue(run: Path, config: TrainConfig, manifest: CheckpointManifest | Non
         for path in moved:
             starter.on_note(f"resume: {path} is newer: moved to set-aside-{number}/")
     return number
-
-
-def _has_changed(datasets: Datasets, manifest: CheckpointManifest) -> bool:
-    return bool(manifest.content["data"].get("fingerprint") != datasets.fingerprint)

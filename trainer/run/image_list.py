@@ -3,6 +3,7 @@
 A fingerprint could only say that a million files differ somewhere, and leave the search to the user.
 """
 
+import itertools
 import os
 import zipfile
 from pathlib import Path
@@ -35,7 +36,8 @@ def keep_image_list(run: Path, datasets: Datasets, *, changed: bool) -> None:
         with partial.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **_splits(datasets))
         if path.exists():
-            path.rename(_next_free(path))
+            free = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(1))
+            path.rename(next(name for name in free if not name.exists()))
 
 
 def describe_changes(run: Path, datasets: Datasets) -> str:
@@ -67,10 +69,3 @@ def _splits(datasets: Datasets) -> dict[str, Paths]:
 def _first_names(names: Paths) -> str:
     first = ", ".join(os.fsdecode(name) for name in names[:_NAMES_SHOWN])
     return first + (", ..." if len(names) > _NAMES_SHOWN else "")
-
-
-def _next_free(path: Path) -> Path:
-    number = 1
-    while (free := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
-        number += 1
-    return free

@@ -59,14 +59,9 @@ class Owner:
         )
 
     @property
-    def process(self) -> Process:
-        """The process by its identity on its own machine."""
-        return Process(self.pid, self.process_start)
-
-    @property
     def place(self) -> tuple[str, str, str]:
         """Where its pid has a meaning; a part is empty where the system does not tell."""
-        return self.host, self.namespace, self.process.boot
+        return self.host, self.namespace, self.process_start.partition(":")[0]
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.started} ({self.command})"
@@ -211,7 +206,9 @@ def _refuse_if_alive(path: Path, state: _LockState, on_note: Callable[[str], Non
 def _is_alive_here(owner: Owner) -> bool | None:
     """Return whether the owner runs on this machine, or None if its pid has no meaning here."""
     here = Owner.this_process(()).place
-    return None if not all(here) or here != owner.place or is_hidden(owner.pid) else is_alive(owner.process)
+    if not all(here) or here != owner.place or is_hidden(owner.pid):
+        return None
+    return is_alive(Process(owner.pid, owner.process_start))
 
 
 def _is_touched(path: Path, first: _LockState, pace: Pace) -> bool:

@@ -20,11 +20,6 @@ class Process:
     pid: int
     started: str
 
-    @property
-    def boot(self) -> str:
-        """The boot id of the machine that runs it."""
-        return self.started.partition(":")[0]
-
 
 def identify(pid: int) -> Process:
     """Return the identity of a running process."""
