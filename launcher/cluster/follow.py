@@ -13,7 +13,7 @@ from threading import Event
 
 from launcher.errors import LauncherError, NotFoundError
 from launcher.jobs import Ended, JobState, LogBlock, LogItem, LogLoss, Notice, Phase
-from launcher.kinds import Kind, pod_selector
+from launcher.kinds import Kind
 from launcher.kinds.labels import CONTAINER
 from launcher.kinds.objects import attempt_number
 from launcher.kube.api import Api, Json
@@ -64,7 +64,7 @@ class JobWatch:
         self._deleted_job: Json | None = None
         selector = Selector(kind.resource, fields=f"metadata.name={name}")
         self._jobs = Reflector(api, selector, self.changed.set, removed=self._on_job_deleted)
-        pods = Selector(PODS, labels=pod_selector(kind, name))
+        pods = Selector(PODS, labels=f"{kind.pod_label}={name}")
         self._pods = Reflector(api, pods, self.changed.set, removed=self._on_pod_deleted)
 
     def _on_pod_deleted(self, pod: Json, seen: bool) -> None:

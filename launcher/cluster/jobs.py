@@ -15,7 +15,7 @@ from launcher.cluster.events import events_about, events_of_job, job_event
 from launcher.cluster.pending import container_failure, why_pending
 from launcher.errors import ApiError, ConflictError, LauncherError, NotFoundError
 from launcher.jobs import JobEvent, JobRef, JobState, LogItem, Phase
-from launcher.kinds import Kind, kind_named, pod_selector
+from launcher.kinds import Kind, kind_named
 from launcher.kinds.labels import CONTAINER, OURS
 from launcher.kinds.objects import attempt_number, is_young, spec_of, unix_time
 from launcher.kube.access import ClusterAccess
@@ -132,7 +132,7 @@ class ClusterJobs:
 
     def pods(self, name: str) -> list[Json]:
         """Return the job's pods, in the order of their names."""
-        pods, _ = self.api.list(PODS, labels=pod_selector(self.kind, name))
+        pods, _ = self.api.list(PODS, labels=f"{self.kind.pod_label}={name}")
         return sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))
 
     def state_of(self, job: Json, pods: Sequence[Json]) -> JobState:

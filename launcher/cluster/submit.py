@@ -105,14 +105,14 @@ class _Submission:
 
     Attributes:
         warnings: what the server says on the way.
-        created: the parts of the job that exist already.
+        new_parts: the parts of the job that exist already.
     """
 
     jobs: ClusterJobs
     spec: JobSpec
     sibling_s: float
     warnings: list[str] = field(default_factory=list)
-    created: list[Json] = field(default_factory=list)
+    new_parts: list[Json] = field(default_factory=list)
 
     def run(self) -> Submitted:
         """Create the job, or find it.
@@ -183,17 +183,17 @@ class _Submission:
         except UnreachableError:
             raise  # the job may exist, and need its parts
         except LauncherError:
-            for part in self.created:
+            for part in self.new_parts:
                 # A failed clean-up must not hide the first error.
                 with suppress(LauncherError):
                     self._delete_part(part)
             raise
-        for part in self.created:
+        for part in self.new_parts:
             self._set_owner(part, owner)
 
     def _create_part(self, part: Json) -> None:
         try:
-            self.created.append(self.jobs.api.create(PART_RESOURCES[part["kind"]], part, warnings=self.warnings))
+            self.new_parts.append(self.jobs.api.create(PART_RESOURCES[part["kind"]], part, warnings=self.warnings))
         except ApiError as error:
             if error.status == TAKEN:
                 raise _CreatedByAnotherError from error

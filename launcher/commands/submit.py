@@ -51,15 +51,15 @@ def submit(
         return
     where = where_to_find(settings, spec).words
     try:
-        submitted = submitter.submit(spec)
-        for text in filter(None, (reason, "; ".join(submitted.notes))):
+        submission = submitter.submit(spec)
+        for text in filter(None, (reason, "; ".join(submission.notes))):
             note(text)
-        if not submitted.existed:
-            note(report.job_header(spec, attempt=submitted.attempt, where=where))
+        if not submission.existed:
+            note(report.job_header(spec, attempt=submission.attempt, where=where))
         if detach:
             print(spec.name)
         else:
-            follow_to_its_end(submitter.jobs, submitted.ref, LogView(save=save), where=where)
+            follow_to_its_end(submitter.jobs, submission.ref, LogView(save=save), where=where)
     except RequestError as error:
         if not reason:
             raise

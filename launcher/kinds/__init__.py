@@ -105,8 +105,3 @@ def kind_named(name: str) -> Kind:
 def last_warning(events: Sequence[Json]) -> str:
     """Return the message of the last warning; empty if there is no warning."""
     return next((str(event.get("message", "")) for event in reversed(events) if event.get("type") == "Warning"), "")
-
-
-def pod_selector(kind: Kind, job: str) -> str:
-    """Return the label selector of a job's pods."""
-    return f"{kind.pod_label}={job}"

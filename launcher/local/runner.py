@@ -35,8 +35,8 @@ def main(folder: Path) -> int:
 
 def _run(folder: Path, parent: int) -> None:
     # The trainer saves and stops when it gets SIGTERM; an early SIGTERM waits for the trainer's start.
-    early: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: early.append(number))
+    early_signals: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: early_signals.append(number))
     me = identify(os.getpid())
     job = records.read_record(folder / records.JOB)
     if job is None:
@@ -46,7 +46,7 @@ def _run(folder: Path, parent: int) -> None:
     started = time.time()
     trainer = subprocess.Popen(job["command"], cwd=job["cwd"], stdin=subprocess.DEVNULL)
     signal.signal(signal.SIGTERM, lambda number, _: trainer.send_signal(number))
-    if early:
+    if early_signals:
         trainer.send_signal(signal.SIGTERM)
     records.write_record(
         folder / records.PROCESSES,

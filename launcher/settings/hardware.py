@@ -92,12 +92,6 @@ def refusal(name: str | None, npus: int, nodes: int) -> str | None:
     return f"--npus {npus}: {subject} has {', '.join(map(str, counts))} NPUs; {advice}"
 
 
-def preset_labels(name: str, selectors: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the preset's node labels, as KEY=VALUE, whose keys the user has not set."""
-    user_keys = {text.partition("=")[0] for text in selectors}
-    return tuple(f"{key}={value}" for key, value in PRESETS[name].node_labels.items() if key not in user_keys)
-
-
 def without_preset(pods: Mapping[str, Any]) -> dict[str, Any]:
     """Return a job's recorded settings without its preset's: the preset of the next attempt gives them again.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.settings.hardware import PRESETS, preset_labels
+from launcher.settings.hardware import PRESETS
 from launcher.settings.options import JobOptions
 from trainer.shared.config import Layer, TrainConfig, environment_layer, profile_layer, resolve, resolve_train_config
 from trainer.shared.config.train import mode_of
@@ -120,10 +120,12 @@ def resolve_settings(
 
 def _with_preset(options: JobOptions, hardware: str, origins: Mapping[str, str]) -> tuple[JobOptions, dict[str, str]]:
     """Take unset options from the preset. Node labels of the user add to the preset's."""
-    origin, update, origins = f"hardware {hardware}", dict[str, Any](), dict(origins)
+    preset, origin = PRESETS[hardware], f"hardware {hardware}"
+    update, origins = dict[str, Any](), dict(origins)
     if origins["resource"] == "default":
-        update["resource"], origins["resource"] = PRESETS[hardware].resource, origin
-    if labels := preset_labels(hardware, options.node_selector):
+        update["resource"], origins["resource"] = preset.resource, origin
+    user_keys = {text.partition("=")[0] for text in options.node_selector}
+    if labels := [f"{key}={value}" for key, value in preset.node_labels.items() if key not in user_keys]:
         update["node_selector"] = (*labels, *options.node_selector)
         origins["node_selector"] = f"{origin}, {origins['node_selector']}" if options.node_selector else origin
     return options.model_copy(update=update), origins
