@@ -83,21 +83,15 @@ def _redeliver(dropped: "sys.UnraisableHookArgs") -> None:
 
 def _usage(error: CycloptsError) -> str:
     """Return what is wrong with the command line, and which help page has the answer."""
-    if isinstance(error, CoercionError) and (reason := _unsupported(error)):
-        return reason
+    token = error.token if isinstance(error, CoercionError) else None
+    if token is not None and token.keyword == "--backend" and token.value in UNSUPPORTED:
+        return f"--backend {token.value}: {UNSUPPORTED[token.value]}"
     if isinstance(error, UnusedCliTokensError):
         text = f"unexpected argument {' '.join(error.unused_tokens or ())}"
     else:
         text = str(error)
     page = " ".join((PROGRAM, *(error.command_chain or ()), "--help"))
     return f"{text if text.endswith('...') else text.removesuffix('.')}; see `{page}`"
-
-
-def _unsupported(error: CoercionError) -> str:
-    """Return why a backend that users may expect does not exist; nothing for other values."""
-    if error.token is None or error.token.keyword != "--backend" or error.token.value not in UNSUPPORTED:
-        return ""
-    return f"--backend {error.token.value}: {UNSUPPORTED[error.token.value]}"
 
 
 def _fail(message: str, code: int, *, prefix: str = "error: ") -> int:

@@ -44,10 +44,19 @@ def follow_job(
     since_s: float | None,
     attempt: int | None,
 ) -> Iterator[LogItem]:
-    """Yield the job's log; `launcher.jobs.Jobs.logs` says what comes."""
+    """Yield the job's log; `launcher.jobs.Jobs.logs` says what comes.
+
+    Raises:
+        NotFoundError: only the job's output folder has the log of this attempt.
+    """
     stop = StopSignal()
     with MergedLogs[Instance](stop) as merged, closing(JobWatch(api, kind, name, state_of)) as watch:
-        watch.check_attempt(attempt)
+        job = watch.job
+        if job is not None and attempt is not None and attempt != attempt_number(job):
+            # The cluster deletes an attempt's pods together with it.
+            raise NotFoundError(
+                f"job {name}: the cluster has only its latest attempt's log; the output folder has the others"
+            )
         yield from LogFollower(watch, merged, stop, follow=follow, since_s=since_s).items()
 
 
@@ -77,18 +86,6 @@ class JobWatch:
         """Stop the reflectors; a reflector that waits for the server stops soon."""
         self._jobs.stop()
         self._pods.stop()
-
-    def check_attempt(self, attempt: int | None) -> None:
-        """Check that the cluster still has this attempt: it deletes an attempt's pods together with it.
-
-        Raises:
-            NotFoundError: only the job's output folder has the log of this attempt.
-        """
-        job = self.job
-        if job is not None and attempt is not None and attempt != attempt_number(job):
-            raise NotFoundError(
-                f"job {self.name}: the cluster has only its latest attempt's log; the output folder has the others"
-            )
 
     @property
     def job(self) -> Json | None:

@@ -75,12 +75,11 @@ class Where:
             RequestError: PNAS_BACKEND does not name a backend.
         """
         name = self.backend or os.environ.get("PNAS_BACKEND", "auto")
-        if name in UNSUPPORTED:
-            raise RequestError(f"PNAS_BACKEND={name}: {UNSUPPORTED[name]}")
         for known in BACKEND_NAMES:
             if name == known:
                 return known
-        raise RequestError(f"PNAS_BACKEND={name}: no such backend; there are {', '.join(BACKEND_NAMES)}")
+        reason = UNSUPPORTED.get(name, f"no such backend; there are {', '.join(BACKEND_NAMES)}")
+        raise RequestError(f"PNAS_BACKEND={name}: {reason}")
 
     @property
     def access(self) -> ClusterAccess:

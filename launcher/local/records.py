@@ -5,7 +5,7 @@ time of a cancel), `exit.json` (the exit code), `clock` (the length of the log b
 output). One writer writes each record whole, so a reader needs no lock. The runner imports this module, which therefore
 needs only the standard library.
 
-The files are those of the latest attempt; the files of an earlier one move to `attempts/<number>/`, so that its log and
+These files belong to the latest attempt; the files of an earlier one move to `attempts/<number>/`, so that its log and
 its end stay readable. The lines of two attempts never mix, as each attempt numbers its lines from 1.
 """
 

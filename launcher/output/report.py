@@ -233,7 +233,7 @@ def _speed(line: ProgressLine | None) -> str:
 
 
 def _work(result: ProgressLine | None) -> dict[str, str]:
-    """Return the measured time, under the name of what it was spent on; there is none if all steps were warm-up."""
+    """Return the measured time under the name of the work; nothing if all steps were warm-up."""
     seconds = _number(result, "train_s")
     if result is None or not seconds:
         return {}
