@@ -89,12 +89,13 @@ def resolve_settings(
     Raises:
         ConfigError: one line that names the setting, its origin and the rule that it breaks.
     """
-    layers = [Layer("flag", flags)]
+    job_flags, train_flags = _split(Layer("flag", flags))
+    job_layers = [job_flags, environment_layer(JobOptions, environ)]
+    train_layers = [train_flags, environment_layer(TrainConfig, environ)]
     if profile is not None:
-        layers.append(profile_layer(profile))
-    job_layers, train_layers = map(list, zip(*map(_split, layers), strict=True))
-    job_layers.insert(1, environment_layer(JobOptions, environ))
-    train_layers.insert(1, environment_layer(TrainConfig, environ))
+        job_profile, train_profile = _split(profile_layer(profile))
+        job_layers.append(job_profile)
+        train_layers.append(train_profile)
     job_layers.append(earlier.job)
     train_layers.append(earlier.given)
     if defaults is not None:
