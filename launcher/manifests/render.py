@@ -42,10 +42,6 @@ KubernetesObject = dict[str, Any]
 
 # The trainer gives its workers `grace_s`, and needs a moment more for itself.
 _EXTRA_GRACE_S = 15
-_PASSED_AS_IS = (
-    *("queue", "priority_class", "retries", "image", "image_pull_policy", "data_claim", "output_claim"),
-    *("shm", "scratch", "user", "group"),
-)
 _NO_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 # PyYAML can be built without libyaml, whose loader takes a tenth of the time.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -95,6 +91,7 @@ def _template_values(spec: JobSpec, kind: Kind, attempt: int) -> Mapping[str, An
     record = {ATTEMPT_ANNOTATION: str(attempt), SPEC_ANNOTATION: spec.model_dump_json()}
     return {
         "name": spec.name,
+        "pods": pods,
         "labels": {**pod_labels, SPEC_HASH_LABEL: spec.digest[:16]},
         "pod_labels": pod_labels,
         "annotations": {**_summary(spec), **policy, **record},
@@ -115,7 +112,6 @@ def _template_values(spec: JobSpec, kind: Kind, attempt: int) -> Mapping[str, An
         "tolerations": [_toleration(text) for text in pods.toleration],
         "ttl_s": _whole_seconds(pods.ttl),
         "deadline_s": _whole_seconds(pods.deadline),
-        **{name: getattr(pods, name) for name in _PASSED_AS_IS},
     }
 
 

@@ -1,7 +1,9 @@
 """The launcher's settings of a job: its name, its place, its pods, and its retries.
 
 They are checked here, offline, so that a mistyped quantity or name costs no request to the API server. To add an option
-of pods, add its field, and use it in k8s/templates; `make generate` writes the chart's schema and the pages.
+of pods, add its field, and use it in k8s/templates as `pods.NAME`. `make generate` writes the chart's schema and the
+pages; docs/chart.py can add a pattern to the schema. pyproject.toml names the options that only templates read, so that
+vulture does not take them for dead.
 """
 
 import re
