@@ -1,7 +1,7 @@
 """The arithmetic of a run, chosen in one place: fp32, bf16 or fp16 autocast, or O2 by apex or without it.
 
-The classes have the same methods, so that the rest of the trainer does not ask for the kind. To add one, write a class
-like `TorchPrecision`, choose it here, and add its name to `--precision` (TrainConfig).
+The rest of the trainer does not ask for the kind. To add one, write a class that extends `Precision`, choose it here,
+and add its name to `--precision` (TrainConfig).
 """
 
 import importlib.util
@@ -12,14 +12,11 @@ from trainer.devices.device import Device
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import UsageError
 from trainer.training.precision.apex_o2 import ApexO2
-from trainer.training.precision.loss_scale import LossScaler
+from trainer.training.precision.loss_scale import ScaledPrecision
 from trainer.training.precision.master_weights import NativeO2
-from trainer.training.precision.torch_precision import TorchPrecision
+from trainer.training.precision.precision import Precision
 
 __all__ = ["Precision", "choose_precision"]
-
-
-Precision = TorchPrecision | ApexO2
 
 
 def choose_precision(config: TrainConfig, device: Device) -> Precision:
@@ -32,15 +29,15 @@ def choose_precision(config: TrainConfig, device: Device) -> Precision:
     """
     name = device.default_precision if config.precision == "auto" else config.precision
     if name == "fp32":
-        return TorchPrecision("fp32", device, None)
+        return Precision("fp32", device, None)
     if name == "bf16":
         if not device.has_bf16():
             raise UsageError(f"--precision bf16: {device.name()} has no bfloat16: use --precision O2 or fp16")
-        return TorchPrecision("bf16", device, torch.bfloat16)
+        return Precision("bf16", device, torch.bfloat16)
     if name == "fp16":
-        return TorchPrecision("fp16", device, torch.float16, LossScaler(device, config.loss_scale))
+        return ScaledPrecision("fp16", device, torch.float16, config.loss_scale)
     if device.kind == "cpu":
         raise UsageError("--precision O2 needs an NPU: on a CPU use --precision fp32")
     if device.kind == "npu" and importlib.util.find_spec("apex") is not None:
-        return ApexO2(config.loss_scale)
+        return ApexO2(device, config.loss_scale)
     return NativeO2(device, config.loss_scale)

@@ -1,31 +1,32 @@
 """O2 by apex for Ascend, as the seed trained."""
 
 import importlib
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trainer.devices.device import Device
 from trainer.shared.errors import UsageError
-from trainer.training.precision.loss_scale import OVERFLOWS_OF_A_DYNAMIC_SCALE, not_finite
+from trainer.training.precision.loss_scale import OVERFLOWS_OF_A_DYNAMIC_SCALE
+from trainer.training.precision.precision import Precision, not_finite
 
 SCALER = "loss_scaler0"  # the only loss has number 0
 
 
-class ApexO2:
+class ApexO2(Precision):
     """apex O2 with combined gradients, as the seed trained: fp16 weights, fp32 master weights and batch norm.
 
     apex decides when it builds its scaler whether overflow is shared between ranks, so the process group must exist
-    before `prepare` (Ascend/apex, patch/npu.patch). Its fused optimizers work only with amp.
+    before `prepare` (Ascend/apex, patch/npu.patch). Its fused optimizers work only with amp. The patched model casts
+    its own inputs, without autocast.
     """
 
-    name = "O2"
-
-    def __init__(self, loss_scale: float | str) -> None:
+    def __init__(self, device: Device, loss_scale: float | str) -> None:
+        super().__init__("O2", device, None)
         try:
             self._amp: Any = importlib.import_module("apex.amp")
-            self.optimizer_library: Any = importlib.import_module("apex.optimizers")
+            self.optimizer_library = importlib.import_module("apex.optimizers")
         except ImportError as error:
             raise UsageError(
                 f"--precision O2: apex is installed but cannot be loaded: {error}; install apex for Ascend, uninstall "
@@ -48,10 +49,6 @@ class ApexO2:
             verbosity=0,
         )
         return prepared
-
-    def forward(self) -> AbstractContextManager[Any]:
-        """Return a context without effect: the patched model casts its own inputs."""
-        return nullcontext()
 
     def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Compute the gradients of the scaled loss; apex unscales them when its context ends."""

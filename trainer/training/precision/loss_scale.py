@@ -1,4 +1,4 @@
-"""Updates that are left out, on all ranks alike, if a loss or gradient is not finite; and the loss scale of fp16.
+"""A loss scale, for fp16: it does not have fp32's range.
 
 The scale is the device's own scaler: backward on a scaled loss, and a step that checks the gradients for overflow.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.devices.device import Device
-from trainer.distributed.process_group import any_rank
+from trainer.training.precision.precision import Precision, clipped_norm, not_finite
 
 INITIAL_DYNAMIC_SCALE = 2.0**16
 """apex's and torch's first guess; overflow halves it until it fits."""
@@ -17,46 +17,27 @@ OVERFLOWS_OF_A_DYNAMIC_SCALE = 24
 """From the first guess down to 2^-8. If that still overflows, the gradients themselves are not finite."""
 
 
-def clipped_norm(parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
-    """Clip the gradients' global norm to `clip_norm` (0: do not clip). Return the norm before."""
-    if clip_norm:
-        return nn.utils.clip_grad_norm_(parameters, clip_norm)
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-
-
-def not_finite(*values: Tensor) -> Tensor:
-    """Return a bool scalar, the same on all ranks: whether any of the scalars is not finite on any rank."""
-    return any_rank(~torch.isfinite(torch.stack([value.detach().float() for value in values])).all())
-
-
-class LossScaler:
+class ScaledPrecision(Precision):
     """A fixed loss scale, or one that adapts to overflow.
 
     A fixed scale is set again after each step: torch_npu's own switch for it (`dynamic=False`) would also turn off the
     check for overflow.
     """
 
-    def __init__(self, device: Device, loss_scale: float | str) -> None:
+    def __init__(self, name: str, device: Device, dtype: torch.dtype | None, loss_scale: float | str) -> None:
+        super().__init__(name, device, dtype)
         self._static = None if loss_scale == "dynamic" else float(loss_scale)
         self._scaler: Any = device.grad_scaler(init_scale=self._static or INITIAL_DYNAMIC_SCALE)
         self.overflows = 0 if self._static else OVERFLOWS_OF_A_DYNAMIC_SCALE
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Compute the gradients of the scaled loss."""
         self._scaler.scale(loss).backward()
 
     def step(
         self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, clip_norm: float, loss: Tensor
     ) -> Tensor:
-        """Unscale, clip, update unless loss or a gradient is not finite, and adapt the scale if it is dynamic.
-
-        Args:
-            parameters: the optimizer's, with gradients that are the same on all ranks.
-            loss: this rank's.
-
-        Returns:
-            A bool scalar, the same on all ranks: whether the update was left out.
-        """
+        """Unscale, clip, update unless loss or a gradient is not finite, and adapt the scale if it is dynamic."""
         # The scaler checks only gradients, so a loss that is not finite is put into one of them.
         poison = torch.where(not_finite(loss), torch.nan, 0.0)
         next(p.grad for p in parameters if p.grad is not None).add_(poison)

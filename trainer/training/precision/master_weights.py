@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from trainer.devices.device import Device
-from trainer.training.precision.loss_scale import LossScaler
-from trainer.training.precision.torch_precision import TorchPrecision
+from trainer.training.precision.loss_scale import ScaledPrecision
 
 
-class NativeO2(TorchPrecision):
+class NativeO2(ScaledPrecision):
     """The optimizer updates fp32 copies of the fp16 weights, which are then rounded back into them.
 
     The model casts its own inputs and outputs. The copies are the optimizer's parameters, so that the state of this
@@ -22,7 +21,7 @@ class NativeO2(TorchPrecision):
     """
 
     def __init__(self, device: Device, loss_scale: float | str) -> None:
-        super().__init__("O2-native", device, None, LossScaler(device, loss_scale))
+        super().__init__("O2-native", device, None, loss_scale)
         self._halves: list[Tensor] = []
         self._masters: list[Tensor] = []
         self._optimized: list[nn.Parameter] = []
