@@ -110,21 +110,14 @@ def mix(
     if mixup > 0 and (cutmix == 0 or draw.random() < 0.5):
         share = draw.betavariate(mixup, mixup)
         return torch.lerp(neighbours, images, share), Targets(labels, other, share)
-    top, bottom, left, right = _cutmix_box(draw, alpha=cutmix, height=images.shape[2], width=images.shape[3])
-    mixed = images.clone()
-    mixed[:, :, top:bottom, left:right] = neighbours[:, :, top:bottom, left:right]
-    share = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
-    return mixed, Targets(labels, other, share)
-
-
-def _cutmix_box(draw: random.Random, *, alpha: float, height: int, width: int) -> tuple[int, int, int, int]:
-    """Return a box of the share 1 - Beta(alpha, alpha) around a uniform centre, clipped to the image."""
-    side = (1 - draw.betavariate(alpha, alpha)) ** 0.5
+    # A box of the share 1 - Beta(alpha, alpha) around a uniform centre, clipped to the image.
+    height, width = images.shape[2:]
+    side = (1 - draw.betavariate(cutmix, cutmix)) ** 0.5
     y, x = draw.randrange(height), draw.randrange(width)
     half_height, half_width = int(height * side) // 2, int(width * side) // 2
-    return (
-        max(y - half_height, 0),
-        min(y + half_height, height),
-        max(x - half_width, 0),
-        min(x + half_width, width),
-    )
+    top, bottom = max(y - half_height, 0), min(y + half_height, height)
+    left, right = max(x - half_width, 0), min(x + half_width, width)
+    mixed = images.clone()
+    mixed[:, :, top:bottom, left:right] = neighbours[:, :, top:bottom, left:right]
+    share = 1 - (bottom - top) * (right - left) / (height * width)
+    return mixed, Targets(labels, other, share)

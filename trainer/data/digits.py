@@ -27,30 +27,17 @@ def write_digits(to: Path) -> int:
     Raises:
         UsageError: `to` holds other data or cannot be written, or scikit-learn is missing.
     """
-    present = _present(to)
-    if len(present) == COUNT:
-        return 0
-    written = 0
-    for number, (split, label, pixels) in enumerate(_digits()):
-        if number in present:
-            continue
-        write_image(to / split / str(label) / _NAME.format(number), _jpeg(pixels))
-        written += 1
-    return written
-
-
-def _present(to: Path) -> set[int]:
-    """Return the numbers of the digits that are there already; other files in train/ or val/ are the user's data."""
     numbers = {_NAME.format(number): number for number in range(COUNT)}
-    present = set()
-    for split in ("train", "val"):
-        for path in sorted((to / split).rglob("*")):
-            if path.is_dir() or path.name.startswith("."):
-                continue
-            if path.name not in numbers:
-                raise UsageError(f"{path}: not one of the digits, {to} holds other data; give --to an empty folder")
-            present.add(numbers[path.name])
-    return present
+    missing = set(numbers)
+    for path in sorted(path for split in ("train", "val") for path in (to / split).rglob("[!.]*")):
+        if path.name not in numbers and not path.is_dir():
+            raise UsageError(f"{path}: not one of the digits, {to} holds other data; give --to an empty folder")
+        missing.discard(path.name)
+    digits = _digits() if missing else []
+    for name in sorted(missing):
+        split, label, pixels = digits[numbers[name]]
+        write_image(to / split / str(label) / name, _jpeg(pixels))
+    return len(missing)
 
 
 def _digits() -> list[tuple[str, int, NDArray[np.float64]]]:

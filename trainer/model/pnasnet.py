@@ -167,21 +167,16 @@ def build_model(config: TrainConfig, num_classes: int) -> PNASNet5:
 
 def _cells(scale: Scale, padding: Padding) -> Iterator[tuple[str, Cell]]:
     """Yield the cells and their names, in order. The stem's two, and the first of each later stage, halve the sides."""
+    plan = [("cell_stem_0", scale.filters // 4, 2), ("cell_stem_1", scale.filters // 2, 2)]
+    for index in range(STAGES * scale.cells):
+        stage, place = divmod(index, scale.cells)
+        plan.append((f"cell_{index}", scale.filters << stage, 2 if stage and not place else 1))
     left = right = scale.stem
     previous: Previous = "as it is"
-    for name, width, stride in _plan(scale):
+    for name, width, stride in plan:
         yield name, Cell(left, right, width, stride=stride, padding=padding, previous=previous)
         left, right = right, len(SUMS) * width
         previous = "reduced" if stride == 2 else "projected"
-
-
-def _plan(scale: Scale) -> Iterator[tuple[str, int, int]]:
-    """Yield name, width and stride of each cell."""
-    yield "cell_stem_0", scale.filters // 4, 2
-    yield "cell_stem_1", scale.filters // 2, 2
-    for index in range(STAGES * scale.cells):
-        stage, place = divmod(index, scale.cells)
-        yield f"cell_{index}", scale.filters << stage, 2 if stage and not place else 1
 
 
 def _aux_head(scale: Scale, kind: AuxKind | None, num_classes: int) -> tuple[AuxHead | None, str]:

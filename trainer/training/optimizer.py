@@ -75,17 +75,10 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, decay_all: bool) 
     Without `decay_all`, batch norm and biases (one dimension) are not decayed.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if decay_all:
-        return [_group(named, weight_decay)]
+    decayed = [pair for pair in named if decay_all or pair[1].ndim > 1]
+    others = [pair for pair in named if not (decay_all or pair[1].ndim > 1)]
     return [
-        _group([(name, parameter) for name, parameter in named if parameter.ndim > 1], weight_decay),
-        _group([(name, parameter) for name, parameter in named if parameter.ndim <= 1], 0.0),
+        {"params": [parameter for _, parameter in pairs], "names": [name for name, _ in pairs], "weight_decay": decay}
+        for pairs, decay in ((decayed, weight_decay), (others, 0.0))
+        if pairs
     ]
-
-
-def _group(named: list[tuple[str, nn.Parameter]], weight_decay: float) -> dict[str, Any]:
-    return {
-        "params": [parameter for _, parameter in named],
-        "names": [name for name, _ in named],
-        "weight_decay": weight_decay,
-    }
