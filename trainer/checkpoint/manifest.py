@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json
+
 CHECKPOINT_FORMAT = "pnas-checkpoint"
 VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -89,14 +91,15 @@ def encode_manifest(content: Mapping[str, Any], tensors: Mapping[str, TensorEntr
     """Return the bytes of `manifest.json`.
 
     Raises:
-        TypeError: `content` holds a value that JSON has no type for.
+        ValueError: `content` holds a value that JSON has no type for.
     """
     document = {
         "format": CHECKPOINT_FORMAT,
         "version": VERSION,
         "saved": saved,
         "bytes": file_size(tensors),
-        "content": _json_value(content),
+        # JSON has no NaN, and a NaN must not fail the save.
+        "content": json.loads(to_json(content, inf_nan_mode="null")),
         "tensors": {name: vars(entry) for name, entry in tensors.items()},
     }
     body = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()[1:] + b"\n"
@@ -169,12 +172,3 @@ def _manifest(path: Path, document: Mapping[str, Any]) -> CheckpointManifest:
     if document["bytes"] != file_size(tensors):
         raise ValueError("its size is not the sum of its tensors")
     return CheckpointManifest(path, dict(document["content"]), tensors, int(document["bytes"]), str(document["saved"]))
-
-
-def _json_value(value: object) -> object:
-    """Return the value in JSON's types. JSON has no NaN, and a NaN must not fail the save."""
-    if isinstance(value, Mapping):
-        return {str(key): _json_value(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_value(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -65,7 +65,7 @@ def train_batches(
         order[positions.start : positions.stop] for step in range(plan.steps) for positions in plan.batches(step, rank)
     ]
     make = partial(_train_item, index, config, epoch, train_transform(config))
-    return _load(make, batches, workers=config.workers, pin_memory=pin_memory, bad_images=bad_images or BadImages())
+    return _load(make, batches, config, pin_memory=pin_memory, bad_images=bad_images or BadImages())
 
 
 def eval_batches(
@@ -90,7 +90,7 @@ def eval_batches(
     """
     batches = list(eval_indices(len(index), rank=rank, world_size=world_size, batch_size=config.batch_size))
     make = partial(_eval_item, index, config, eval_transform(config))
-    return _load(make, batches, workers=config.workers, pin_memory=pin_memory, bad_images=bad_images or BadImages())
+    return _load(make, batches, config, pin_memory=pin_memory, bad_images=bad_images or BadImages())
 
 
 def to_device(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[ImageBatch]:
@@ -214,12 +214,13 @@ def _batch(index: ImageIndex, images: Tensor, indices: Indices, flips: Tensor) -
 def _load(
     make: Callable[[Indices], _LoaderItem],
     batches: Sequence[Indices],
+    config: TrainConfig,
     *,
-    workers: int,
     pin_memory: bool,
     bad_images: BadImages,
 ) -> Iterator[ImageBatch]:
-    with contextlib.closing(whole_item_loader(make, batches, workers=workers, pin_memory=pin_memory)) as items:
+    items = whole_item_loader(make, batches, workers=config.workers, pin_memory=pin_memory)
+    with contextlib.closing(items):
         for item in items:
             bad_images.add(item.bad)
             if item.failure is not None:

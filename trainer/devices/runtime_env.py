@@ -52,9 +52,16 @@ def hccl_timeouts(stall_timeout_s: float, environ: Mapping[str, str]) -> dict[st
     """
     connect_s, exec_s = (hccl_seconds(name, environ) for name in ("HCCL_CONNECT_TIMEOUT", "HCCL_EXEC_TIMEOUT"))
     if exec_s is None:
-        exec_s = _collective_limit_s(stall_timeout_s, connect_s or 0)
+        # Longer than the watchdog's limit, which can name the missing rank, and than the time to connect.
+        needed = math.ceil((stall_timeout_s + WATCHDOG_MARGIN_S) / HCCL_STEP_S) * HCCL_STEP_S
+        longer = ((connect_s or 0) // HCCL_STEP_S + 1) * HCCL_STEP_S
+        exec_s = min(max(HCCL_EXEC_TIMEOUT_S, needed, longer), HCCL_LONGEST_S)
     if connect_s is None:
-        connect_s = _connect_limit_s(exec_s)
+        connect_s = HCCL_CONNECT_TIMEOUT_S
+        if exec_s:  # 0 is for ever
+            # One step below the time of a collective, since an Ascend 910A rounds down.
+            below = (exec_s // HCCL_STEP_S - 1) * HCCL_STEP_S
+            connect_s = min(max(HCCL_SHORTEST_CONNECT_S, below), connect_s)
     # If HCCL waits for ever, torch_npu keeps its own limit.
     event = {"HCCL_EVENT_TIMEOUT": str(exec_s + HCCL_STEP_S)} if exec_s else {}
     return _unset({"HCCL_CONNECT_TIMEOUT": str(connect_s), "HCCL_EXEC_TIMEOUT": str(exec_s), **event}, environ)
@@ -74,18 +81,3 @@ def hccl_seconds(name: str, environ: Mapping[str, str]) -> int | None:
 
 def _unset(defaults: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in defaults.items() if not environ.get(name, "").strip()}
-
-
-def _collective_limit_s(stall_timeout_s: float, connect_s: int) -> int:
-    """Return a limit longer than the watchdog's, which can name the missing rank, and than the time to connect."""
-    needed = math.ceil((stall_timeout_s + WATCHDOG_MARGIN_S) / HCCL_STEP_S) * HCCL_STEP_S
-    longer = (connect_s // HCCL_STEP_S + 1) * HCCL_STEP_S
-    return min(max(HCCL_EXEC_TIMEOUT_S, needed, longer), HCCL_LONGEST_S)
-
-
-def _connect_limit_s(exec_s: int) -> int:
-    """Return a limit one step below the time of a collective, since an Ascend 910A rounds down; 0 is for ever."""
-    if not exec_s:
-        return HCCL_CONNECT_TIMEOUT_S
-    below = (exec_s // HCCL_STEP_S - 1) * HCCL_STEP_S
-    return min(max(HCCL_SHORTEST_CONNECT_S, below), HCCL_CONNECT_TIMEOUT_S)
