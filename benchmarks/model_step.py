@@ -21,7 +21,7 @@ import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch pro
 from torch import Tensor, nn
 
 from benchmarks.report import processor, publish
-from trainer.model import pnasnet5large
+from trainer.model.pnasnet import pnasnet5large
 
 SIDE, IMAGES, ROUNDS = 331, 2, 5
 LAYOUTS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}

@@ -12,8 +12,8 @@ import pytest
 from trainer.checkpoint.manifest import Blob
 from trainer.checkpoint.writing import write_checkpoint
 from trainer.commands.inspect import inspect_app
-from trainer.model import DataConfig, pnasnet5tiny
-from trainer.model.weight_files import weight_metadata
+from trainer.model.pnasnet import pnasnet5tiny
+from trainer.model.weight_files import DataConfig, weight_metadata
 from trainer.model.weights import write_weights
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.training.evaluation import Evaluation

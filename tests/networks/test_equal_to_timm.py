@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
 from torch import Tensor, nn
 
-from trainer.model import PNASNet5, pnasnet5large
+from trainer.model.pnasnet import PNASNet5, pnasnet5large
 
 # Height, width, images. The maps that are halved, from the stem on: 331 has 165 83 42 21, 66 has 32 16 8 4, 67 has
 # 33 17 9 5, 55 has 27 14 7 4, 61 has 30 15 8 4, 75 has 37 19 10 5, 86 has 42 21 11 6: each meets both parities.

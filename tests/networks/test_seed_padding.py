@@ -6,7 +6,7 @@ from timm.models.pnasnet import FactorizedReduction as TimmReduction
 from timm.models.pnasnet import PNASNet5Large
 from torch import Tensor, nn
 
-from trainer.model import PNASNet5, pnasnet5large
+from trainer.model.pnasnet import PNASNet5, pnasnet5large
 
 
 def _seed_reference(ours: PNASNet5) -> tuple[PNASNet5Large, nn.Sequential]:

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor
 
-from trainer.model import PNASNet5
+from trainer.model.pnasnet import PNASNet5
 from trainer.training.schedule import ema_decay
 
 

@@ -23,8 +23,8 @@ from trainer.distributed.batch_norm import BatchStatistics
 from trainer.distributed.process_group import sum_over_ranks
 from trainer.distributed.stop_requests import Request, StopRequests
 from trainer.distributed.watchdog import Watchdog
-from trainer.model import PNASNet5
 from trainer.model.loss import correct_top_k, main_logits, training_loss
+from trainer.model.pnasnet import PNASNet5
 from trainer.records.run_records import Heartbeat
 from trainer.seeds import derive_seed
 from trainer.shared.config import TrainConfig

@@ -19,7 +19,7 @@ from trainer.data.index import load_datasets
 from trainer.devices.device import open_device
 from trainer.devices.runtime_errors import explain_runtime_error
 from trainer.distributed.process_group import join_process_group, leave_process_group, warm_up_ddp
-from trainer.model import import_weights
+from trainer.model.weight_files import import_weights
 from trainer.model.weights import with_weight_settings
 from trainer.records.run_records import Records, say
 from trainer.shared.errors import RuntimeUnusableError, TrainerError

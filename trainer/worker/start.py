@@ -13,7 +13,9 @@ from trainer.distributed.batch_norm import BatchStatistics
 from trainer.distributed.process_group import data_parallel
 from trainer.distributed.stop_requests import StopRequests
 from trainer.distributed.watchdog import Watchdog
-from trainer.model import Weights, build_model, load_weights
+from trainer.model.pnasnet import build_model
+from trainer.model.weight_files import Weights
+from trainer.model.weights import load_weights
 from trainer.records.folder import attempt_file
 from trainer.records.provenance import provenance
 from trainer.records.run_records import Heartbeat, say, timestamp

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.model import build_model
+from trainer.model.pnasnet import build_model
 from trainer.shared.config import TrainConfig
 from trainer.training.micro_batch import SAVED_BYTES_PER_PIXEL, choose_micro_batch, machine_memory
 

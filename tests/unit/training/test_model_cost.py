@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer.model import PNASNet5, pnasnet5large, pnasnet5mobile, pnasnet5tiny
+from trainer.model.pnasnet import PNASNet5, pnasnet5large, pnasnet5mobile, pnasnet5tiny
 
 
 def _parameters(model: nn.Module) -> int:

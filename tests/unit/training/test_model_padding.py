@@ -11,8 +11,8 @@ import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch pro
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer.model import PNASNet5, pnasnet5large, pnasnet5tiny
 from trainer.model.layers import DepthwiseConv2d, EvenPixelConv2d, MaxPool2d, OddPixelConv2d
+from trainer.model.pnasnet import PNASNet5, pnasnet5large, pnasnet5tiny
 
 SIDES = (*range(1, 15), 21, 28)
 Operation = Callable[[Tensor], Tensor]

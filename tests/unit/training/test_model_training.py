@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
 from torch import Tensor, nn
 
-from trainer.model import PNASNet5, build_model, pnasnet5large, pnasnet5mobile, pnasnet5tiny
 from trainer.model.aux_head import AuxHead
 from trainer.model.cell import DROPPED, GENOTYPE, Cell
+from trainer.model.pnasnet import PNASNet5, build_model, pnasnet5large, pnasnet5mobile, pnasnet5tiny
 from trainer.shared.config import TrainConfig
 
 SIZES = [(16, 16), (17, 18), (32, 32), (33, 48), (64, 35)]
@@ -207,7 +207,7 @@ def test_gradients_stay_channels_last_through_the_whole_network() -> None:
 
 NARROW_STEPS = """
 import torch
-from trainer.model import pnasnet5mobile, pnasnet5tiny
+from trainer.model.pnasnet import pnasnet5mobile, pnasnet5tiny
 torch.set_num_threads(3)
 for network in (pnasnet5tiny(10), pnasnet5mobile(10)):
     projection = network.cell_stem_0.comb_iter_4_right.to(memory_format=torch.channels_last)

@@ -12,18 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer.model import (
-    DataConfig,
-    PNASNet5,
-    Weights,
-    import_weights,
-    load_weights,
-    pnasnet5large,
-    pnasnet5mobile,
-    pnasnet5tiny,
-)
-from trainer.model.weight_files import weight_metadata
-from trainer.model.weights import write_weights
+from trainer.model.pnasnet import PNASNet5, pnasnet5large, pnasnet5mobile, pnasnet5tiny
+from trainer.model.weight_files import DataConfig, Weights, import_weights, weight_metadata
+from trainer.model.weights import load_weights, write_weights
 from trainer.shared.errors import TrainerError, UsageError
 
 State = dict[str, Tensor]
