@@ -99,7 +99,7 @@ def encode_manifest(content: Mapping[str, Any], tensors: Mapping[str, TensorEntr
         "saved": saved,
         "bytes": file_size(tensors),
         # JSON has no NaN, and a NaN must not fail the save.
-        "content": json.loads(to_json(content, inf_nan_mode="null")),
+        "content": json.loads(to_json(dict(content), inf_nan_mode="null")),
         "tensors": {name: vars(entry) for name, entry in tensors.items()},
     }
     body = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()[1:] + b"\n"

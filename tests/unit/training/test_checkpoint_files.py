@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import UserDict
-from collections.abc import Callable, ItemsView
+from collections.abc import Callable, KeysView
 from pathlib import Path
 from typing import Any
 
@@ -353,9 +353,9 @@ class DamagesDisk(UserDict[str, Any]):
         super().__init__()
         self._path = path
 
-    def items(self) -> ItemsView[str, Any]:
+    def keys(self) -> KeysView[str]:
         _flip(self._path)
-        return super().items()
+        return super().keys()
 
 
 def test_a_checkpoint_that_the_disk_damages_is_set_aside_and_older_ones_stay(tmp_path: Path) -> None:
