@@ -21,7 +21,7 @@ import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch pro
 from torch import Tensor, nn
 
 from benchmarks.report import processor, publish
-from trainer.model.pnasnet import pnasnet5large
+from trainer.model.pnasnet import LARGE, PNASNet5
 
 SIDE, IMAGES, ROUNDS = 331, 2, 5
 LAYOUTS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _network(name: str, layout: str) -> nn.Module:
     torch.manual_seed(0)
-    network: nn.Module = pnasnet5large(dropout=0.0) if name == "ours" else timm.create_model("pnasnet5large")
+    network: nn.Module = PNASNet5(LARGE, dropout=0.0) if name == "ours" else timm.create_model("pnasnet5large")
     return network.to(memory_format=LAYOUTS[layout])
 
 

@@ -12,7 +12,7 @@ import pytest
 from trainer.checkpoint.manifest import Blob
 from trainer.checkpoint.writing import write_checkpoint
 from trainer.commands.inspect import inspect_app
-from trainer.model.pnasnet import pnasnet5tiny
+from trainer.model.pnasnet import TINY, PNASNet5
 from trainer.model.weight_files import DataConfig, weight_metadata
 from trainer.model.weights import write_weights
 from trainer.shared.errors import TrainerError, UsageError
@@ -53,7 +53,7 @@ def run(tmp_path: Path) -> Path:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "best.safetensors"
     description = weight_metadata("pnasnet5tiny", "exact", 10, DataConfig(image_size=32))
-    write_weights(path, pnasnet5tiny(num_classes=10).state_dict(), description)
+    write_weights(path, PNASNet5(TINY, num_classes=10).state_dict(), description)
     return path
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
 from torch import Tensor, nn
 
-from trainer.model.pnasnet import PNASNet5, pnasnet5large
+from trainer.model.pnasnet import LARGE, PNASNet5
 
 # Height, width, images. The maps that are halved, from the stem on: 331 has 165 83 42 21, 66 has 32 16 8 4, 67 has
 # 33 17 9 5, 55 has 27 14 7 4, 61 has 30 15 8 4, 75 has 37 19 10 5, 86 has 42 21 11 6: each meets both parities.
@@ -19,7 +19,7 @@ CASES = [(*size, True) for size in SIZES] + [(66, 66, 1, False), (67, 67, 1, Fal
 def pair() -> tuple[PNASNet5, nn.Module]:
     """Ours and timm's with the same random parameters and batch statistics, in float64."""
     torch.manual_seed(1)
-    ours = pnasnet5large(dropout=0.0).double()
+    ours = PNASNet5(LARGE, dropout=0.0).double()
     for norm in (module for module in ours.modules() if isinstance(module, nn.BatchNorm2d)):
         assert norm.running_mean is not None
         assert norm.running_var is not None

@@ -6,7 +6,7 @@ from timm.models.pnasnet import FactorizedReduction as TimmReduction
 from timm.models.pnasnet import PNASNet5Large
 from torch import Tensor, nn
 
-from trainer.model.pnasnet import PNASNet5, pnasnet5large
+from trainer.model.pnasnet import LARGE, PNASNet5
 
 
 def _seed_reference(ours: PNASNet5) -> tuple[PNASNet5Large, nn.Sequential]:
@@ -46,7 +46,7 @@ def _seed_reference(ours: PNASNet5) -> tuple[PNASNet5Large, nn.Sequential]:
 @pytest.mark.parametrize(("training", "side"), [(True, 331), (False, 128)])
 def test_seed_padding_is_the_seeds_function_bit_for_bit(side: int, *, training: bool) -> None:
     torch.manual_seed(0)
-    ours = pnasnet5large(aux="seed", padding="seed", dropout=0.0).train(training)
+    ours = PNASNet5(LARGE, aux="seed", padding="seed", dropout=0.0).train(training)
     body, head = _seed_reference(ours)
     middle: list[Tensor] = []
     body.cell_8.register_forward_hook(lambda _module, _inputs, output: middle.append(output))

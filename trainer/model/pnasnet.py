@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
@@ -202,8 +201,3 @@ def _running_statistics_held(cell: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, count) in zip(norms, before, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count
-
-
-pnasnet5large = partial(PNASNet5, LARGE)
-pnasnet5mobile = partial(PNASNet5, MOBILE)
-pnasnet5tiny = partial(PNASNet5, TINY)

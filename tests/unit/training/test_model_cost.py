@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer.model.pnasnet import PNASNet5, pnasnet5large, pnasnet5mobile, pnasnet5tiny
+from trainer.model.pnasnet import LARGE, MOBILE, TINY, PNASNet5, Scale
 
 
 def _parameters(model: nn.Module) -> int:
@@ -33,31 +33,31 @@ def _multiply_adds(model: PNASNet5, side: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("factory", "options", "expected"),
+    ("scale", "options", "expected"),
     [
-        (pnasnet5large, {}, 86_057_668),
-        (pnasnet5large, {"num_classes": 1001}, 86_061_989),
-        (pnasnet5large, {"aux": "seed"}, 88_266_156),
+        (LARGE, {}, 86_057_668),
+        (LARGE, {"num_classes": 1001}, 86_061_989),
+        (LARGE, {"aux": "seed"}, 88_266_156),
         # slim nasnet.py, _build_aux_head on 2,160 x 21 x 21: 2160 * 128 + 2 * 128, 128 * 768 * 36 + 2 * 768, 769,000
-        (pnasnet5large, {"aux": "tf"}, 86_057_668 + 4_586_216),
+        (LARGE, {"aux": "tf"}, 86_057_668 + 4_586_216),
         # slim README: PNASNet-5_Mobile_224 has 5.1 M parameters, with the background class.
-        (pnasnet5mobile, {"num_classes": 1001}, 5_065_568),
-        (pnasnet5tiny, {"num_classes": 10}, 131_754),
+        (MOBILE, {"num_classes": 1001}, 5_065_568),
+        (TINY, {"num_classes": 10}, 131_754),
     ],
 )
-def test_parameter_count_is_the_published_one(factory: Any, options: dict[str, Any], expected: int) -> None:
+def test_parameter_count_is_the_published_one(scale: Scale, options: dict[str, Any], expected: int) -> None:
     with torch.device("meta"):
-        assert _parameters(factory(**options)) == expected
+        assert _parameters(PNASNet5(scale, **options)) == expected
 
 
 @pytest.mark.parametrize(
-    ("factory", "side", "expected"),
+    ("scale", "side", "expected"),
     # slim README: 588 million for mobile at 224. timm's results table: 25.04 G for large at 331.
-    [(pnasnet5mobile, 224, 588_700_000), (pnasnet5large, 331, 25_040_000_000)],
+    [(MOBILE, 224, 588_700_000), (LARGE, 331, 25_040_000_000)],
 )
-def test_multiply_adds_are_the_published_ones(factory: Any, side: int, expected: int) -> None:
+def test_multiply_adds_are_the_published_ones(scale: Scale, side: int, expected: int) -> None:
     with torch.device("meta"):
-        model = factory(1001)
+        model = PNASNet5(scale, 1001)
     assert _multiply_adds(model, side) == pytest.approx(expected, rel=0.005)
 
 
@@ -80,7 +80,7 @@ class _Calls(TorchDispatchMode):
 @pytest.mark.parametrize("padding", ["exact", "seed"])
 def test_each_distinct_relu_and_max_pool_is_computed_once(padding: Any) -> None:
     with torch.device("meta"):
-        model = pnasnet5large(padding=padding)
+        model = PNASNet5(LARGE, padding=padding)
         x = torch.empty(1, 3, 331, 331)
     with _Calls() as forward:
         model(x)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.model.layers import DepthwiseConv2d, EvenPixelConv2d, MaxPool2d, OddPixelConv2d
-from trainer.model.pnasnet import PNASNet5, pnasnet5large, pnasnet5tiny
+from trainer.model.pnasnet import LARGE, TINY, PNASNet5
 
 SIDES = (*range(1, 15), 21, 28)
 Operation = Callable[[Tensor], Tensor]
@@ -86,7 +86,7 @@ class _Operators(TorchDispatchMode):
 @pytest.mark.parametrize("padding", ["exact", "seed"])
 def test_no_forward_executes_a_zero_pad(padding: Any, side: int) -> None:
     with torch.device("meta"):
-        ours, theirs = pnasnet5large(aux="seed", padding=padding, drop_path=0.4), timm.create_model("pnasnet5large")
+        ours, theirs = PNASNet5(LARGE, aux="seed", padding=padding, drop_path=0.4), timm.create_model("pnasnet5large")
         x = torch.empty(2, 3, side, side)
     for training in (True, False):
         assert not _pads(ours.train(training), x)
@@ -101,7 +101,7 @@ def _pads(model: nn.Module, x: Tensor) -> set[str]:
 
 def test_paddings_are_different_functions() -> None:
     torch.manual_seed(0)
-    exact, seed = pnasnet5tiny(10).eval(), pnasnet5tiny(10, padding="seed").eval()
+    exact, seed = PNASNet5(TINY, 10).eval(), PNASNet5(TINY, 10, padding="seed").eval()
     seed.load_state_dict(exact.state_dict())
     x = torch.randn(2, 3, 33, 33)
     assert not torch.allclose(exact(x), seed(x))
@@ -109,4 +109,4 @@ def test_paddings_are_different_functions() -> None:
 
 def test_unknown_padding_is_refused() -> None:
     with pytest.raises(ValueError, match="must be one of exact, seed"):
-        PNASNet5(pnasnet5tiny(10).scale, padding="same")  # type: ignore[arg-type]  # the mistake under test
+        PNASNet5(TINY, padding="same")  # type: ignore[arg-type]  # the mistake under test

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trainer.model.aux_head import AuxHead
 from trainer.model.cell import DROPPED, GENOTYPE, Cell
-from trainer.model.pnasnet import PNASNet5, build_model, pnasnet5large, pnasnet5mobile, pnasnet5tiny
+from trainer.model.pnasnet import LARGE, MOBILE, TINY, PNASNet5, build_model
 from trainer.shared.config import TrainConfig
 
 SIZES = [(16, 16), (17, 18), (32, 32), (33, 48), (64, 35)]
@@ -20,7 +20,7 @@ SIZES = [(16, 16), (17, 18), (32, 32), (33, 48), (64, 35)]
 @pytest.mark.parametrize("padding", ["exact", "seed"])
 @pytest.mark.parametrize("aux", [None, "seed", "tf"])
 def test_every_height_and_width_trains_and_evaluates(aux: Any, padding: Any) -> None:
-    model = pnasnet5tiny(10, aux, padding)
+    model = PNASNet5(TINY, 10, aux, padding)
     for height, width in SIZES:
         x = torch.randn(4, 3, height, width)
         outputs = model.train()(x)
@@ -33,7 +33,7 @@ def test_every_height_and_width_trains_and_evaluates(aux: Any, padding: Any) -> 
 
 
 def test_auxiliary_head_is_never_computed_in_evaluation() -> None:
-    model = pnasnet5tiny(10, "seed")
+    model = PNASNet5(TINY, 10, "seed")
     assert model.aux is not None
     calls: list[nn.Module] = []
     model.aux.register_forward_hook(lambda module, _inputs, _output: calls.append(module))
@@ -51,7 +51,7 @@ def test_auxiliary_head_is_the_published_one_at_its_place(
     kind: Any, cell: str, side: int, pool: int, stride: int
 ) -> None:
     with torch.device("meta"):
-        model = pnasnet5large(aux=kind)
+        model = PNASNet5(LARGE, aux=kind)
         received: list[Tensor] = []
         assert model.aux is not None
         model.aux.register_forward_hook(lambda _module, inputs, _output: received.append(inputs[0]))
@@ -70,7 +70,7 @@ def test_auxiliary_head_is_the_published_one_at_its_place(
 
 def test_drop_path_grows_linearly_with_depth_and_time() -> None:
     torch.manual_seed(0)
-    model = pnasnet5tiny(10, drop_path=0.4)
+    model = PNASNet5(TINY, 10, drop_path=0.4)
     cells = len(model.cell_names)
     for progress in (0.0, 0.5, 1.0):
         model.set_progress(progress)
@@ -121,9 +121,9 @@ def test_a_step_draws_one_table_and_nothing_without_drop_path() -> None:
         model(x)
         return not torch.equal(state, torch.get_rng_state())
 
-    assert not drawn(pnasnet5tiny(10, dropout=0.0))
-    assert not drawn(pnasnet5tiny(10, drop_path=0.4, dropout=0.0).eval())
-    model = pnasnet5tiny(10, drop_path=0.4, dropout=0.0)
+    assert not drawn(PNASNet5(TINY, 10, dropout=0.0))
+    assert not drawn(PNASNet5(TINY, 10, drop_path=0.4, dropout=0.0).eval())
+    model = PNASNet5(TINY, 10, drop_path=0.4, dropout=0.0)
     torch.manual_seed(3)
     model(x)
     after = torch.get_rng_state()
@@ -133,7 +133,7 @@ def test_a_step_draws_one_table_and_nothing_without_drop_path() -> None:
 
 
 def test_progress_outside_the_training_is_refused() -> None:
-    model = pnasnet5tiny(10)
+    model = PNASNet5(TINY, 10)
     for wrong in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="must be from 0 to 1"):
             model.set_progress(wrong)
@@ -162,8 +162,8 @@ def _step(model: PNASNet5, x: Tensor) -> tuple[dict[str, Tensor], int]:
 @pytest.mark.parametrize("drop_path", [0.0, 0.4])
 def test_recomputed_cells_change_only_memory(drop_path: float) -> None:
     torch.manual_seed(0)
-    plain = pnasnet5mobile(10, "tf", drop_path=drop_path)
-    recomputing = pnasnet5mobile(10, "tf", drop_path=drop_path, checkpoint_cells=True)
+    plain = PNASNet5(MOBILE, 10, "tf", drop_path=drop_path)
+    recomputing = PNASNet5(MOBILE, 10, "tf", drop_path=drop_path, checkpoint_cells=True)
     recomputing.load_state_dict(plain.state_dict())
     x = torch.randn(4, 3, 64, 48)
     (expected, plain_bytes), (actual, bytes_held) = _step(plain, x), _step(recomputing, x)
@@ -176,7 +176,7 @@ def test_recomputed_cells_change_only_memory(drop_path: float) -> None:
 
 def test_channels_last_and_contiguous_layouts_agree() -> None:
     torch.manual_seed(0)
-    model = pnasnet5mobile(10, "tf", dropout=0.0).double()
+    model = PNASNet5(MOBILE, 10, "tf", dropout=0.0).double()
     x = torch.randn(4, 3, 45, 66, dtype=torch.float64)
     expected, _ = _step(model, x)
     expected = {name: tensor.clone() for name, tensor in expected.items() if name.startswith(("gradient", "loss"))}
@@ -187,7 +187,7 @@ def test_channels_last_and_contiguous_layouts_agree() -> None:
 
 
 def test_gradients_stay_channels_last_through_the_whole_network() -> None:
-    model = pnasnet5mobile(10).to(memory_format=torch.channels_last)
+    model = PNASNet5(MOBILE, 10).to(memory_format=torch.channels_last)
     layouts: dict[str, bool] = {}
     for name, module in model.named_modules():
         if isinstance(module, Cell):
@@ -207,9 +207,9 @@ def test_gradients_stay_channels_last_through_the_whole_network() -> None:
 
 NARROW_STEPS = """
 import torch
-from trainer.model.pnasnet import pnasnet5mobile, pnasnet5tiny
+from trainer.model.pnasnet import MOBILE, PNASNet5, TINY
 torch.set_num_threads(3)
-for network in (pnasnet5tiny(10), pnasnet5mobile(10)):
+for network in (PNASNet5(TINY, 10), PNASNet5(MOBILE, 10)):
     projection = network.cell_stem_0.comb_iter_4_right.to(memory_format=torch.channels_last)
     for side in 60 * (10, 12, 16):
         x = torch.randn(2, projection.conv.in_channels, side, side).to(memory_format=torch.channels_last)
@@ -225,7 +225,7 @@ def test_narrow_network_in_channels_last_does_not_write_past_its_buffers() -> No
 
 def test_bfloat16_autocast_trains_with_drop_path_and_auxiliary_head() -> None:
     torch.manual_seed(0)
-    model = pnasnet5tiny(10, "tf", drop_path=0.3)
+    model = PNASNet5(TINY, 10, "tf", drop_path=0.3)
     with torch.autocast("cpu", torch.bfloat16):
         logits, aux_logits = model(torch.randn(4, 3, 32, 32))
     assert logits.dtype == aux_logits.dtype == torch.bfloat16

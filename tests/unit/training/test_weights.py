@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer.model.pnasnet import PNASNet5, pnasnet5large, pnasnet5mobile, pnasnet5tiny
+from trainer.model.pnasnet import LARGE, MOBILE, TINY, PNASNet5
 from trainer.model.weight_files import DataConfig, Weights, import_weights, weight_metadata
 from trainer.model.weights import load_weights, write_weights
 from trainer.shared.errors import TrainerError, UsageError
@@ -60,21 +60,21 @@ def test_timm_weights_give_timms_logits_and_settings(tmp_path: Path) -> None:
     assert (data.mean, data.std) == (published.mean, published.std)
     assert (data.crop, data.interpolation) == (published.crop_pct, published.interpolation)
     assert (3, data.image_size, data.image_size) == published.input_size
-    ours = pnasnet5large().eval()
+    ours = PNASNet5(LARGE).eval()
     load_weights(ours, weights)
     x = torch.randn(1, 3, 66, 67)
     torch.testing.assert_close(ours(x), theirs(x))
 
 
 def test_cadene_file_loses_its_background_row(tmp_path: Path) -> None:
-    original = pnasnet5tiny(1001)
+    original = PNASNet5(TINY, 1001)
     file = tmp_path / "pnasnet5large-bf079911.pth"
     _cadene(file, original.state_dict())
 
     weights = import_weights(file)
     assert (weights.padding, weights.num_classes) == ("exact", 1000)
     assert weights.data == DataConfig(mean=HALF, std=HALF, crop=0.875, interpolation="bilinear", image_size=331)
-    model = pnasnet5tiny()
+    model = PNASNet5(TINY)
     load_weights(model, weights)
     assert torch.equal(model.last_linear.weight, original.last_linear.weight[1:])
     assert torch.equal(model.last_linear.bias, original.last_linear.bias[1:])
@@ -82,38 +82,38 @@ def test_cadene_file_loses_its_background_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("legacy", [True, False], ids=["2018 format", "zip"])
 def test_thousand_class_pth_is_read(tmp_path: Path, *, legacy: bool) -> None:
-    original = pnasnet5tiny()
+    original = PNASNet5(TINY)
     _cadene(tmp_path / "weights.pth", original.state_dict(), legacy=legacy)
     weights = import_weights(tmp_path / "weights.pth")
     assert (weights.padding, weights.num_classes, weights.data.mean) == ("exact", 1000, HALF)
-    model = pnasnet5tiny()
+    model = PNASNet5(TINY)
     load_weights(model, weights)
     assert _same(model, original.state_dict())
 
 
 def test_seed_checkpoint_has_the_seeds_padding_and_raw_pixels(tmp_path: Path) -> None:
-    original = pnasnet5tiny(1000, "seed", "seed")
+    original = PNASNet5(TINY, 1000, "seed", "seed")
     _seed(tmp_path / "checkpoint.pth.tar", original.state_dict())
     weights = import_weights(tmp_path / "checkpoint.pth.tar")
     assert (weights.padding, weights.num_classes) == ("seed", 1000)
     assert weights.data == DataConfig((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 0.875, "bilinear", 331)
-    model = pnasnet5tiny(1000, "seed", "seed")
+    model = PNASNet5(TINY, 1000, "seed", "seed")
     load_weights(model, weights)
     assert _same(model, original.state_dict())
     with pytest.raises(UsageError, match=r"trained with padding seed.* give --padding seed"):
-        load_weights(pnasnet5tiny(), weights)
+        load_weights(PNASNet5(TINY), weights)
 
 
 @pytest.mark.parametrize("padding", ["exact", "seed"])
 def test_own_file_is_read_back_bit_for_bit_with_its_description(tmp_path: Path, padding: Any) -> None:
-    original = pnasnet5tiny(10, "tf", padding)
+    original = PNASNet5(TINY, 10, "tf", padding)
     original.to(memory_format=torch.channels_last)
     original(torch.randn(4, 3, 32, 32))
     data = DataConfig((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.9, "bicubic", 32)
     _save(tmp_path / "best.safetensors", original, data)
     weights = import_weights(tmp_path / "best.safetensors")
     assert (weights.padding, weights.num_classes, weights.data) == (padding, 10, data)
-    model = pnasnet5tiny(10, "tf", padding)
+    model = PNASNet5(TINY, 10, "tf", padding)
     load_weights(model, weights)
     assert _same(model, original.state_dict())
     assert [entry.name for entry in tmp_path.iterdir()] == ["best.safetensors"]
@@ -125,11 +125,11 @@ def _saved(path: Path, model: PNASNet5) -> Weights:
 
 
 def test_weights_are_refused_by_a_network_that_they_do_not_fit(tmp_path: Path) -> None:
-    weights = _saved(tmp_path / "w.safetensors", pnasnet5tiny(10))
+    weights = _saved(tmp_path / "w.safetensors", PNASNet5(TINY, 10))
     wrong: list[tuple[PNASNet5, str]] = [
-        (pnasnet5tiny(10, padding="seed"), "padding exact.* give --padding exact"),
-        (pnasnet5tiny(7), "10 classes, but the network has 7; use --mode finetune"),
-        (pnasnet5mobile(10), "do not fit pnasnet5mobile: .* choose the --model"),
+        (PNASNet5(TINY, 10, padding="seed"), "padding exact.* give --padding exact"),
+        (PNASNet5(TINY, 7), "10 classes, but the network has 7; use --mode finetune"),
+        (PNASNet5(MOBILE, 10), "do not fit pnasnet5mobile: .* choose the --model"),
     ]
     for model, message in wrong:
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -141,9 +141,9 @@ def test_weights_are_refused_by_a_network_that_they_do_not_fit(tmp_path: Path) -
 
 
 def test_head_is_replaced_only_when_asked(tmp_path: Path) -> None:
-    original = pnasnet5tiny(10, "tf")
+    original = PNASNet5(TINY, 10, "tf")
     weights = _saved(tmp_path / "w.safetensors", original)
-    model = pnasnet5tiny(3, "tf")
+    model = PNASNet5(TINY, 3, "tf")
     assert model.aux is not None
     heads = {
         name: tensor.clone() for name, tensor in model.state_dict().items() if "linear" in name or "classif" in name
@@ -157,9 +157,9 @@ def test_head_is_replaced_only_when_asked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("in_file", "in_model"), [("seed", None), (None, "tf"), ("seed", "tf")])
 def test_another_auxiliary_head_is_not_loaded(tmp_path: Path, in_file: Any, in_model: Any) -> None:
-    original = pnasnet5tiny(10, in_file)
+    original = PNASNet5(TINY, 10, in_file)
     weights = _saved(tmp_path / "w.safetensors", original)
-    model = pnasnet5tiny(10, in_model)
+    model = PNASNet5(TINY, 10, in_model)
     own = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith("aux.")}
     load_weights(model, weights)
     assert _same(model, own)
@@ -187,7 +187,7 @@ def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
 
 def _broken(folder: Path) -> dict[str, Path]:
     """Return files that are not weights, by their fault."""
-    model = pnasnet5tiny(10)
+    model = PNASNet5(TINY, 10)
     whole, zipped = folder / "whole.safetensors", folder / "whole.pth"
     _save(whole, model, DataConfig())
     torch.save(model.state_dict(), zipped)
@@ -235,18 +235,18 @@ def test_own_file_of_another_version_or_with_a_damaged_description_is_refused(
     description = {"format": "pnas", "format_version": "1", "model": "pnasnet5tiny", "padding": "exact"}
     data = '{"mean": [0, 0, 0], "std": [1, 1, 1], "crop": 1, "interpolation": "bicubic", "image_size": 32}'
     description |= {"num_classes": "10", "data": data}
-    save_file(pnasnet5tiny(10).state_dict(), tmp_path / "w.safetensors", description)
+    save_file(PNASNet5(TINY, 10).state_dict(), tmp_path / "w.safetensors", description)
     assert import_weights(tmp_path / "w.safetensors").padding == "exact"
-    save_file(pnasnet5tiny(10).state_dict(), tmp_path / "w.safetensors", description | change)
+    save_file(PNASNet5(TINY, 10).state_dict(), tmp_path / "w.safetensors", description | change)
     with pytest.raises(UsageError, match=message):
         import_weights(tmp_path / "w.safetensors")
 
 
 def test_a_failed_write_leaves_only_the_earlier_file(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="cannot be written"):
-        _save(tmp_path / "no folder" / "w.safetensors", pnasnet5tiny(10), DataConfig())
+        _save(tmp_path / "no folder" / "w.safetensors", PNASNet5(TINY, 10), DataConfig())
     target = tmp_path / "w.safetensors"
     target.mkdir()
     with pytest.raises(TrainerError, match="cannot be written"):
-        _save(target, pnasnet5tiny(10), DataConfig())
+        _save(target, PNASNet5(TINY, 10), DataConfig())
     assert [entry.name for entry in tmp_path.iterdir()] == ["w.safetensors"]
