@@ -1,6 +1,6 @@
-"""The origin of a result: versions, device, command, settings' hash, data and source revision.
+"""Parts of a result's origin: the hash of its settings, installed versions and the source revision.
 
-A figure without these does not count.
+A figure without its origin does not count.
 """
 
 import contextlib
@@ -8,43 +8,12 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import trainer
 from trainer.shared.config import TrainConfig
-
-_PACKAGES = ("pnas", "torch", "torchvision", "torch-npu", "apex", "numpy", "pillow", "safetensors")
-
-
-def provenance(
-    config: TrainConfig,
-    *,
-    command: Sequence[str],
-    device: Mapping[str, Any],
-    data_fingerprint: str,
-    world_size: int,
-    started: str,
-) -> dict[str, Any]:
-    """Return the record that `provenance.json` holds; every value is a plain JSON type."""
-    return {
-        "command": list(command),
-        # With the settings that weights bring along; config.yaml was written earlier and does not show them.
-        "config": config.model_dump(mode="json"),
-        "config_sha256": config_hash(config),
-        "data_fingerprint": data_fingerprint,
-        "device": dict(device),
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "revision": source_revision(),
-        "started": started,
-        "versions": installed_versions(_PACKAGES),
-        "world_size": world_size,
-    }
 
 
 def config_hash(config: TrainConfig) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from trainer.model.pnasnet import build_model
 from trainer.model.weight_files import Weights
 from trainer.model.weights import load_weights
 from trainer.records.folder import attempt_file
-from trainer.records.provenance import provenance
+from trainer.records.provenance import config_hash, installed_versions, source_revision
 from trainer.records.run_records import Heartbeat, say, timestamp
 from trainer.seeds import derive_seed
 from trainer.shared.config import TrainConfig
@@ -28,6 +29,8 @@ from trainer.training.optimizer import begin_state, make_optimizer
 from trainer.training.precision import choose_precision
 from trainer.training.steps import Training
 from trainer.worker.task import WorkerTask
+
+_PACKAGES = ("pnas", "torch", "torchvision", "torch-npu", "apex", "numpy", "pillow", "safetensors")
 
 
 def make_watchdog(task: WorkerTask) -> Watchdog:
@@ -133,14 +136,21 @@ def write_provenance(
     Raises:
         TrainerError: the file cannot be written.
     """
-    values = provenance(
-        config,
-        command=task.command,
-        device={"kind": runtime.kind, "name": runtime.name(), "backend": runtime.backend},
-        data_fingerprint=datasets.fingerprint,
-        world_size=task.world_size,
-        started=timestamp(started_at),
-    )
+    values = {
+        "command": task.command,
+        # With the settings that weights bring along; config.yaml was written earlier and does not show them.
+        "config": config.model_dump(mode="json"),
+        "config_sha256": config_hash(config),
+        "data_fingerprint": datasets.fingerprint,
+        "device": {"kind": runtime.kind, "name": runtime.name(), "backend": runtime.backend},
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "revision": source_revision(),
+        "started": timestamp(started_at),
+        "versions": installed_versions(_PACKAGES),
+        "world_size": task.world_size,
+    }
     path = attempt_file(task.run / "provenance.json", task.attempt)
     with writing(path):
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
