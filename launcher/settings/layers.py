@@ -13,7 +13,8 @@ from typing import Any
 
 from launcher.settings.hardware import PRESETS
 from launcher.settings.options import JobOptions
-from trainer.shared.config import Layer, TrainConfig, environment_layer, profile_layer, resolve, resolve_train_config
+from trainer.shared.config import Layer, TrainConfig, resolve_train_config
+from trainer.shared.config.layers import environment_layer, profile_layer, resolve
 from trainer.shared.config.train import mode_of
 
 NO_LAYER = Layer("earlier attempt", {})

@@ -17,7 +17,9 @@ import torch
 from torch.multiprocessing.spawn import spawn, start_processes
 
 from tests.local.conftest import TrainerResult
-from trainer.shared.config import Layer, TrainConfig, mode_layer, resolve
+from trainer.shared.config import Layer, TrainConfig
+from trainer.shared.config.layers import resolve
+from trainer.shared.config.train import mode_layer
 from trainer.topology.ports import free_port
 from trainer.worker.run import run_worker
 from trainer.worker.task import WorkerTask

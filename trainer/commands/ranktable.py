@@ -8,7 +8,7 @@ import ipaddress
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -52,10 +52,7 @@ def check_rank_table(
     devices
         Number of devices of the whole job.
     """
-    table = _read(path)
-    if devices is not None and table.world_size != devices:
-        raise TrainerError(f"{path}: has {table.world_size} devices, not {devices}")
-    own_server = _myself(path, table)
+    table, own_server = _read(path, devices)
     print(f"{path}: valid; {_summary(table)}" + (f"; this pod has {_ranks(own_server)}" if own_server else ""))
 
 
@@ -70,8 +67,7 @@ def show_rank_table(path: Path, /, *, as_json: AsJson = False) -> None:
     path
         The table: a file, or a volume's symlink.
     """
-    table = _read(path)
-    own_server = _myself(path, table)
+    table, own_server = _read(path)
     if as_json:
         document = {"schema": RANK_TABLE_SCHEMA, "path": str(path), "worldSize": table.world_size, **asdict(table)}
         print(json.dumps({**document, "remarks": list(_remarks(table))}, indent=2))
@@ -79,26 +75,20 @@ def show_rank_table(path: Path, /, *, as_json: AsJson = False) -> None:
         print("\n".join(_lines(table, own_server)))
 
 
-def _read(path: Path) -> RankTable:
+def _read(path: Path, devices: int | None = None) -> tuple[RankTable, Server | None]:
+    """Return the table and this pod's entry; None if this is no pod, or a pod that does not know itself."""
     try:
         text = path.read_bytes().decode(errors="replace")
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}; give a rank table's file") from error
+    identity = Identity.from_environ(os.environ)
     try:
-        return parse(text)
+        table = parse(text)
+        if devices is not None and table.world_size != devices:
+            raise TrainerError(f"{path}: has {table.world_size} devices, not {devices}")
+        return table, find_me(table, identity) if identity.names else None
     except NotReadyError as error:
         raise TrainerError(f"{path}: {error}; {_NOT_COMPLETED}") from error
-    except UsageError as error:
-        raise TrainerError(f"{path}: {error}") from error
-
-
-def _myself(path: Path, table: RankTable, environ: Mapping[str, str] = os.environ) -> Server | None:
-    """Return this pod's entry; None if this is no pod, or a pod that does not know itself."""
-    identity = Identity.from_environ(environ)
-    if not identity.names:
-        return None
-    try:
-        return find_me(table, identity)
     except UsageError as error:
         raise TrainerError(f"{path}: {error}") from error
 

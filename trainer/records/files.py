@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from trainer.shared.files import fsync, replacing, writing
@@ -89,8 +89,8 @@ class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
                 self._taken -= taken
                 del self._recent[:taken]
 
-    def replace(self, stays: Callable[[bytes], bool], moved: Callable[[Sequence[bytes]], str], to: Path) -> None:
-        """Leave only the lines for which `stays` is true, and add what `moved` makes of the others to the file `to`.
+    def replace(self, stays: Callable[[bytes], bool], to: Path, moved: Callable[[bytes], bytes] = bytes) -> None:
+        """Leave only the lines for which `stays` is true; add each other line, as `moved` writes it, to the file `to`.
 
         A last line without its end was torn by a crash and goes too. At any moment the file on the disk is the old one
         or the new one. The lines that go are in the other file before they leave this one. No thread may write
@@ -107,8 +107,8 @@ class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
                 return
             with writing(to):
                 with to.open("ab") as replaced:
-                    going = [line.rstrip(b"\n") for line, stay in zip(lines, staying, strict=True) if not stay]
-                    replaced.write(moved(going).encode())
+                    going = (line.rstrip(b"\n") for line, stay in zip(lines, staying, strict=True) if not stay)
+                    replaced.writelines(moved(line) + b"\n" for line in going)
                 fsync(to)
             with replacing(self.path) as partial:
                 partial.write_bytes(b"".join(itertools.compress(lines, staying)))

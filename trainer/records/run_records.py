@@ -10,7 +10,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,13 +201,10 @@ class Records(contextlib.AbstractContextManager["Records"]):
         """Go back to a checkpoint: move the lines after it to the files of replaced lines."""
         rows = itertools.count()
         # The header is the row before the first epoch's.
-        self._table.replace(
-            lambda _row: next(rows) <= saved.epochs,
-            lambda lines: b"".join(line + b"\n" for line in lines).decode(errors="replace"),
-            self._table_path.with_name(f"{self._table_path.stem}-replaced.log"),
-        )
+        replaced = self._table_path.with_name(f"{self._table_path.stem}-replaced.log")
+        self._table.replace(lambda _row: next(rows) <= saved.epochs, replaced)
         if self._metrics is not None:
-            self._metrics.replace(saved.holds, self._replaced, self._run / "metrics-replaced.jsonl")
+            self._metrics.replace(saved.holds, self._run / "metrics-replaced.jsonl", self._replaced)
             # Training counts steps and evaluation epochs, so each takes back its own events.
             self._boards["train"].take_back(saved.steps)
             self._boards["eval"].take_back(saved.epochs)
@@ -222,9 +219,9 @@ class Records(contextlib.AbstractContextManager["Records"]):
             if file is not None:
                 file.sync()
 
-    def _replaced(self, lines: Sequence[bytes]) -> str:
-        rows = (_row(line) or {"torn": line.decode(errors="replace")} for line in lines)
-        return "".join(_json({"attempt": self._attempt, **row}) + "\n" for row in rows)
+    def _replaced(self, line: bytes) -> bytes:
+        row = _row(line) or {"torn": line.decode(errors="replace")}
+        return _json({"attempt": self._attempt, **row}).encode()
 
     def _write_row(self, cells: tuple[str, ...]) -> None:
         self._table.write_lines("".join(f"{cell}\t" for cell in cells))

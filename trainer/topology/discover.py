@@ -106,10 +106,8 @@ def discover(
 
 
 def _rank_table_path(config: TrainConfig, environ: Mapping[str, str], mounted: Path) -> Path | None:
-    if config.rank_table is not None:
-        return config.rank_table
-    if environ.get("RANK_TABLE_FILE"):
-        return Path(environ["RANK_TABLE_FILE"])
+    if named := config.rank_table or environ.get("RANK_TABLE_FILE"):
+        return Path(named)
     try:
         return mounted if mounted.exists() else None
     except PermissionError:  # the operator gives a `ranktable` volume's folder mode 0744: the table may be there

@@ -16,10 +16,10 @@ from trainer.shared.config import (
     ConfigError,
     Layer,
     TrainConfig,
-    resolve,
     resolve_train_config,
     user_layers,
 )
+from trainer.shared.config.layers import resolve
 from trainer.shared.config.options import given_options, option_parameters
 
 

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from trainer.shared.config import Layer, TrainConfig, resolve
+from trainer.shared.config import Layer, TrainConfig
+from trainer.shared.config.layers import resolve
 from trainer.training.schedule import completed_fraction, ema_decay, learning_rate
 
 

@@ -1,12 +1,11 @@
 """The options of a run: one typed definition, and the layers that its values come from."""
 
-from trainer.shared.config.layers import ConfigError, Layer, environment_layer, profile_layer, resolve
+from trainer.shared.config.layers import ConfigError, Layer
 from trainer.shared.config.train import (
     EMULATED,
     MODE_PRESETS,
     TrainConfig,
     emulated_machine,
-    mode_layer,
     resolve_train_config,
     user_layers,
 )
@@ -18,10 +17,6 @@ __all__ = [
     "Layer",
     "TrainConfig",
     "emulated_machine",
-    "environment_layer",
-    "mode_layer",
-    "profile_layer",
-    "resolve",
     "resolve_train_config",
     "user_layers",
 ]
