@@ -4,14 +4,13 @@ Nothing is changed here but folders' names: checkpoints newer than the chosen on
 imports no torch: the process that starts the workers decides, once for all of them.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, BadCheckpointError, CheckpointManifest
-from trainer.checkpoint.reading import list_checkpoints, newest_valid, verify_checkpoint
+from trainer.checkpoint.reading import list_checkpoints, newest_valid, step_of, verify_checkpoint
 from trainer.data.index import Datasets
 from trainer.run.image_list import describe_changes
 from trainer.run.lock import LOCK_FILE
@@ -19,7 +18,6 @@ from trainer.shared.config import TrainConfig
 from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
 from trainer.shared.runs import CHECKPOINTS_FOLDER, TRAINING, is_run_folder, run_folder_of
 
-STEP = re.compile(r"step-(\d+)")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
 _NEEDED = {"config", "num_classes", "data", "progress", "state", "arithmetic"}
 
@@ -121,8 +119,8 @@ def move_newer_checkpoints(run: Path, chosen: Path, *, attempt: int) -> list[Pat
         OSError: One cannot be moved.
     """
     folder = run / CHECKPOINTS_FOLDER
-    first = _step(chosen)
-    newer = [path for path in list_checkpoints(folder) if path != chosen and _step(path) >= first]
+    first = step_of(chosen) or 0
+    newer = [path for path in list_checkpoints(folder) if path != chosen and (step_of(path) or 0) >= first]
     aside = folder / f"set-aside-{attempt}"
     for path in newer:
         aside.mkdir(exist_ok=True)
@@ -216,7 +214,7 @@ def _is_named(run: Path, config: TrainConfig, *, output_given: bool) -> bool:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    return STEP.match(folder.name) is not None or (folder / MANIFEST_FILE).is_file()
+    return step_of(folder) is not None or (folder / MANIFEST_FILE).is_file()
 
 
 def _is_foreign(folder: Path) -> bool:
@@ -230,8 +228,3 @@ def _readable(manifest: CheckpointManifest) -> CheckpointManifest:
     if missing:
         raise UsageError(f"{manifest.path}: not a training state: it lacks {', '.join(sorted(missing))}")
     return manifest
-
-
-def _step(path: Path) -> int:
-    match = STEP.match(path.name)
-    return int(match[1]) if match else 0

@@ -102,7 +102,8 @@ class WorkerEnd:
     def reason(self) -> bytes | None:
         """Its own words, if it gave up by itself, however it went then; the kernel's SIGKILL is not its own doing."""
         killed = self.returncode == -signal.SIGKILL and not self.told_to_stop
-        return None if killed or self.lines.count_since_error > NOISE else self.lines.error_line
+        buried = self.lines.count - self.lines.error_number > NOISE
+        return None if killed or buried else self.lines.error_line
 
     @property
     def failed_at(self) -> float:

@@ -28,15 +28,11 @@ class Tagger:
         self._rest = b""
         self.count = 0
         """The number of lines so far."""
-        self._error_at = 0
         self.last_line = b""
         self.error_line: bytes | None = None
         """The last line that began with `error `: by convention the worker's own reason for giving up."""
-
-    @property
-    def count_since_error(self) -> int:
-        """The number of lines after `error_line`."""
-        return self.count - self._error_at
+        self.error_number = 0
+        """The number of that line."""
 
     def feed(self, chunk: bytes) -> bytes:
         """Return the tagged form of every line that `chunk` completes."""
@@ -69,7 +65,7 @@ class Tagger:
         if _ERROR in text:
             for number, line in enumerate(lines, first):
                 if line.startswith(_ERROR):
-                    self.error_line, self._error_at = line, number
+                    self.error_line, self.error_number = line, number
         self.last_line = next((line for line in reversed(lines) if line.strip()), self.last_line)
         self.count += len(lines)
         return b"".join([b"%b%d] %b\n" % (prefix, number, line) for number, line in enumerate(lines, first)])

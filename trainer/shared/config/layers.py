@@ -60,21 +60,22 @@ def profile_layer(name: str) -> Layer:
     Raises:
         ConfigError: There is no such profile, or it is not a mapping of settings.
     """
-    path = Path(name)
+    path, place = Path(name), f"--profile {name}"
     if path.suffix in {".yaml", ".yml"} or path.exists():
-        text = _read_profile(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise ConfigError(f"{place}: cannot be read: {reason}; give the path of a YAML file") from error
     else:
         shipped = resources.files("trainer.shared.config") / "profiles"
         known = sorted(entry.name.removesuffix(".yaml") for entry in shipped.iterdir() if entry.name.endswith(".yaml"))
         if name not in known:
             raise ConfigError(
-                f"--profile {name}: no such file or shipped profile; shipped are {', '.join(known)}"
-                f"{_did_you_mean(name, known)}"
+                f"{place}: no such file or shipped profile; shipped are {', '.join(known)}{_did_you_mean(name, known)}"
             )
         text = (shipped / f"{name}.yaml").read_text(encoding="utf-8")
-    return Layer(
-        f"profile {name}", by_field_name(parse_yaml(text, place=f"--profile {name}"), place=f"--profile {name}")
-    )
+    return Layer(f"profile {name}", by_field_name(parse_yaml(text, place=place), place=place))
 
 
 def by_field_name(values: Any, *, place: str) -> dict[str, Any]:
@@ -100,14 +101,6 @@ def parse_yaml(text: str, *, place: str) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # an impossible date raises ValueError
         raise ConfigError(f"{place}: not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def _read_profile(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"--profile {path}: cannot be read: {reason}; give the path of a YAML file") from error
 
 
 PARTIAL = "partial"
