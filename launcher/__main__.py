@@ -2,8 +2,8 @@
 
 import sys
 
-from trainer.shared.program import exit_with, run_program
+from trainer.shared.program import run_program
 
 if __name__ == "__main__":
     asks_for_help = sys.argv[1:] in ([], ["-h"], ["--help"])
-    exit_with(lambda: run_program("launcher.first_page" if asks_for_help else "launcher.cli"))
+    run_program("launcher.first_page" if asks_for_help else "launcher.cli")

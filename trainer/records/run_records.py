@@ -127,8 +127,9 @@ class Records(contextlib.AbstractContextManager["Records"]):
                 self._write_row(SEED_COLUMNS)
             if rank == 0 and config.on_bad_image == "skip":
                 listed = run / BAD_IMAGES
-                self._known_bad = _paths_in(listed)
                 self._bad = files.enter_context(AppendFile(listed, fresh=False, on_note=_warn))
+                rows = map(_row, listed.read_bytes().splitlines())
+                self._known_bad = {str(row["path"]) for row in rows if row is not None and "path" in row}
                 if listed.read_bytes()[-1:] not in {b"", b"\n"}:
                     self._bad.write_lines("")  # ends a line that a crash has torn
             # A disk that is full before the first step has cost nothing yet: stop, instead of training without records.
@@ -237,12 +238,6 @@ def _json(row: Mapping[str, Any]) -> str:
 
 def _warn(text: str) -> None:
     say("warning", text=text)
-
-
-def _paths_in(path: Path) -> set[str]:
-    """Return the paths in a list of bad images."""
-    rows = map(_row, path.read_bytes().splitlines()) if path.exists() else ()
-    return {str(row["path"]) for row in rows if row is not None and "path" in row}
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
