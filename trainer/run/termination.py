@@ -22,9 +22,11 @@ class RunTermination:
     def lose_folder(self, reason: str) -> None:
         """End the run without a last checkpoint: another process works in its folder."""
         self._loss = reason
-        for _ in range(2):  # the second one makes the supervisor kill its workers
+        # The second signal makes the supervisor kill its workers; it must come before they save, which can take
+        # hundredths of a second. Signals that arrive together count as one, so send more than two.
+        for _ in range(20):
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.1)
+            time.sleep(0.005)
 
     def raise_if_lost(self) -> None:
         """Raise an error if another process has taken the run's folder.
