@@ -11,7 +11,7 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn, start_processes
 
 from trainer.devices.device import open_device
-from trainer.distributed.batch_norm import BatchStatistics, average_batch_norm
+from trainer.distributed.batch_norm import BatchStatistics
 from trainer.distributed.process_group import data_parallel, join_process_group, leave_process_group, sum_over_ranks
 from trainer.topology.ports import free_port
 
@@ -78,7 +78,7 @@ def _statistics(rank: int, world_size: int, folder: Path) -> None:
     for name, buffer in network.named_buffers():
         number, _, kind = name.partition(".")
         buffer.fill_({"running_mean": rank + int(number), "running_var": 10 * rank + 1}.get(kind, 7))
-    average_batch_norm(BatchStatistics(network))
+    BatchStatistics(network).average()
     torch.save(network.state_dict(), folder / f"statistics-{rank}.pt")
 
 

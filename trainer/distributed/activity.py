@@ -96,7 +96,7 @@ class ActivityBoard:
         elif self._polling_since is None:
             self._polling_since = time.monotonic()
 
-    def run(self, stopped: threading.Event, current: Callable[[], tuple[Activity | None, float]]) -> None:
+    def run(self, stopped: threading.Event, current: Callable[[], tuple[Activity, float]]) -> None:
         """Report until `stopped` is set. `current` returns this rank's activity and for how many seconds it lasts."""
         try:
             host, port = self._address
@@ -139,10 +139,9 @@ class ActivityBoard:
         self._read_at = time.monotonic()
 
 
-def encode_report(activity: Activity | None, *, waited_s: float, now: float) -> str:
+def encode_report(activity: Activity, *, waited_s: float, now: float) -> str:
     """Return a rank's report to the others; `now`, in seconds since 1970, makes each report different."""
-    current = activity or Activity(BETWEEN)
-    return json.dumps({"at": now, "name": current.name, "position": dict(current.position), "waited_s": waited_s})
+    return json.dumps({"at": now, "name": activity.name, "position": dict(activity.position), "waited_s": waited_s})
 
 
 def decode_report(rank: int, text: str, *, unchanged_s: float, overdue_s: float, now: float) -> Peer:

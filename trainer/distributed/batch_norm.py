@@ -36,12 +36,11 @@ class BatchStatistics:
         """Restore the snapshot if the bool scalar `skipped` is true; the host does not wait for its value."""
         torch.where(skipped, self._before, self.flat, out=self.flat)
 
+    def average(self) -> None:
+        """Give every rank the mean over ranks of each running mean and variance, in one reduction.
 
-def average_batch_norm(statistics: BatchStatistics) -> None:
-    """Give every rank the mean over ranks of each running mean and variance, in one reduction.
-
-    Without it, each rank would score, and rank 0 would save, statistics that come only from its own images.
-    """
-    if dist.is_initialized():
-        dist.all_reduce(statistics.flat)
-        statistics.flat /= dist.get_world_size()
+        Without it, each rank would score, and rank 0 would save, statistics that come only from its own images.
+        """
+        if dist.is_initialized():
+            dist.all_reduce(self.flat)
+            self.flat /= dist.get_world_size()

@@ -62,7 +62,7 @@ def leave_process_group(group: dist.ProcessGroup | None) -> None:
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """Return `model`, wrapped so that its gradients are averaged over the ranks; unwrapped on one rank.
 
-    Buffers are not broadcast at each step: ranks keep their own batch-norm statistics until `average_batch_norm`.
+    Buffers are not broadcast at each step: ranks keep their own batch-norm statistics until `BatchStatistics.average`.
     The gradients live in the buckets except on an NPU, whose fused optimizers have another buffer for them.
     """
     if not dist.is_initialized():
@@ -71,9 +71,8 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     # torch 2.14 renamed the option and warns at the old name.
     per_step_buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
     options: dict[str, Any] = {per_step_buffers: False, "gradient_as_bucket_view": device.type != "npu"}
-    if device.type == "cpu":
-        return DistributedDataParallel(model, **options)
-    return DistributedDataParallel(model, device_ids=[device.index], **options)
+    device_ids = None if device.type == "cpu" else [device.index]
+    return DistributedDataParallel(model, device_ids=device_ids, **options)
 
 
 def warm_up_ddp(parallel: nn.Module, make_images: Callable[[], Tensor]) -> None:

@@ -38,7 +38,8 @@ class Watchdog:
         self._tag = f"rank {rank} {device}"
         self._timeout_s = timeout_s
         self._tick_s = min(TICK_S, timeout_s / 10)
-        self._activity: Activity | None = None
+        # All that is not noted counts as work between steps.
+        self._activity = Activity(BETWEEN)
         self._waited_s = 0.0
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -61,11 +62,10 @@ class Watchdog:
         try:
             yield
         finally:
-            self._activity = None if before is None else Activity(before.name, before.position)
+            self._activity = Activity(before.name, before.position)
 
     def start(self) -> None:
-        """Start to watch; the process group must exist. All that is not noted counts as work between steps."""
-        self._activity = self._activity or Activity(BETWEEN)
+        """Start to watch; the process group must exist."""
         self._arm_backstop()
         board = self._board
         self._threads = [threading.Thread(target=self._watch, name="watchdog", daemon=True)]
@@ -95,11 +95,9 @@ class Watchdog:
             last_activity, last, self._waited_s = activity, now, waited_s
             self._arm_backstop()
             if self._board is not None:
-                self._board.set_polling(activity is not None and waited_s > self._timeout_s / 2)
-            if activity is not None:
-                limit_s = self._timeout_s if activity.needs_no_peer else self._peers_timeout_s
-                if waited_s >= limit_s:
-                    self._end(activity, waited_s)
+                self._board.set_polling(waited_s > self._timeout_s / 2)
+            if waited_s >= (self._timeout_s if activity.needs_no_peer else self._peers_timeout_s):
+                self._end(activity, waited_s)
         faulthandler.cancel_dump_traceback_later()
 
     def _arm_backstop(self) -> None:

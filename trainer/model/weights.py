@@ -33,10 +33,17 @@ def with_weight_settings(config: TrainConfig, weights: Weights) -> TrainConfig:
     Raises:
         UsageError: `--normalize` cannot express the weights' normalisation.
     """
+    statistics = weights.data.mean, weights.data.std
+    normalize = next((name for name, values in NORMALIZATIONS.items() if values == statistics), None)
+    if normalize is None:
+        raise UsageError(
+            f"weights {weights.path}: made for images with mean {weights.data.mean} and deviation {weights.data.std}, "
+            "which no --normalize gives"
+        )
     settings: dict[str, Any] = {
         "padding": weights.padding,
         "image_size": weights.data.image_size,
-        "normalize": _normalization(weights),
+        "normalize": normalize,
         "eval_crop": weights.data.crop,
         "interpolation": weights.data.interpolation,
     }
@@ -102,16 +109,6 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], description: dict[s
         raise TrainerError(
             f"weights {path}: cannot be written ({error}); free space or choose another folder"
         ) from error
-
-
-def _normalization(weights: Weights) -> str:
-    for name, statistics in NORMALIZATIONS.items():
-        if statistics == (weights.data.mean, weights.data.std):
-            return name
-    raise UsageError(
-        f"weights {weights.path}: made for images with mean {weights.data.mean} and deviation {weights.data.std}, "
-        "which no --normalize gives"
-    )
 
 
 def _without(tensors: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from trainer.data.bad_images import allowed_bad_images
 from trainer.data.index import Datasets, ImageIndex
 from trainer.data.loader import eval_batches, to_device, train_batches
 from trainer.data.sampler import EpochPlan, plan_epoch
-from trainer.distributed.batch_norm import average_batch_norm
 from trainer.distributed.process_group import all_gather_object
 from trainer.distributed.stop_requests import Request
 from trainer.records.run_records import Records, say
@@ -54,7 +53,8 @@ def run_training(run: Run) -> int:
         result = None
         if _train_epoch(run) is not Request.STOP:
             if not progress.equalised:
-                _average_batch_norm(training, epoch=progress.epoch)
+                with training.watchdog.waiting(PEERS, epoch=progress.epoch):
+                    training.statistics.average()
                 progress.equalised = True
             result = _evaluate(run, epoch=progress.epoch)
         if result is None:
@@ -105,7 +105,8 @@ def run_benchmark(run: Run) -> int:
 def run_evaluation(run: Run) -> int:
     """Evaluate the given weights once; the rate is the evaluation's."""
     clock = time.perf_counter()
-    _average_batch_norm(run.training, epoch=0)
+    with run.training.watchdog.waiting(PEERS, epoch=0):
+        run.training.statistics.average()
     result = _evaluate(run, epoch=0)
     if result is None:
         say("stopped", text="an evaluation restarts from its first image")
@@ -219,11 +220,6 @@ def _steps(run: Run, plan: EpochPlan, *, epoch: int, first_step: int, warmup_lef
     )
 
 
-def _average_batch_norm(training: Training, *, epoch: int) -> None:
-    with training.watchdog.waiting(PEERS, epoch=epoch):
-        average_batch_norm(training.statistics)
-
-
 def _evaluate(run: Run, *, epoch: int) -> Evaluation | None:
     """Score the run's model. Return None if the ranks agreed to stop before the end."""
     training, index, config = run.training, run.datasets.val, run.training.config
@@ -252,8 +248,7 @@ def _report_bad_images(training: Training, records: Records, index: ImageIndex) 
     skipped = [image for images in new for image in images]
     if not skipped:
         return
-    for image in skipped:
-        training.bad_paths.add(image.path)
+    training.bad_paths.update(image.path for image in skipped)
     records.list_bad_images([vars(image) for image in skipped])
     allowed = allowed_bad_images(len(index), training.config.max_bad_images)
     if training.rank == 0:

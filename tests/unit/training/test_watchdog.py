@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.distributed.activity import Activity, Peer, decode_report, encode_report, stall_line
+from trainer.distributed.activity import BETWEEN, Activity, Peer, decode_report, encode_report, stall_line
 from trainer.distributed.watchdog import Watchdog
 from trainer.supervisor import blames_a_peer
 
@@ -64,7 +64,7 @@ def test_the_readers_clock_decides_whether_a_rank_is_silent() -> None:
 
 
 def test_a_rank_between_activities_counts_as_busy() -> None:
-    peer = decode_report(1, encode_report(None, waited_s=70, now=0), unchanged_s=0, overdue_s=15, now=0)
+    peer = decode_report(1, encode_report(Activity(BETWEEN), waited_s=70, now=0), unchanged_s=0, overdue_s=15, now=0)
     line = stall_line(MINE, tag="rank 3 npu:3", waited_s=930, peers=[peer])
     assert "rank 1 (work between steps) has not moved for 70 s" in line
 

@@ -24,7 +24,6 @@ class NativeO2(ScaledPrecision):
         super().__init__("O2-native", device, None, loss_scale)
         self._halves: list[Tensor] = []
         self._masters: list[Tensor] = []
-        self._optimized: list[nn.Parameter] = []
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Cast all but batch norm to fp16, and give the optimizer fp32 copies to work on."""
@@ -37,7 +36,6 @@ class NativeO2(ScaledPrecision):
         for group in optimizer.param_groups:
             group["params"] = [masters.get(parameter, parameter) for parameter in group["params"]]
         self._halves, self._masters = list(masters), list(masters.values())
-        self._optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         model.register_forward_pre_hook(_halve_inputs)
         model.register_forward_hook(_widen_outputs)
         return model
@@ -48,7 +46,8 @@ class NativeO2(ScaledPrecision):
     ) -> Tensor:
         """Widen the gradients, update the masters unless there was an overflow, and round them into the weights."""
         self._widen_gradients()
-        skipped = super().step(optimizer, self._optimized, clip_norm=clip_norm, loss=loss)
+        optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        skipped = super().step(optimizer, optimized, clip_norm=clip_norm, loss=loss)
         torch._foreach_copy_(self._halves, self._masters)
         return skipped
 
