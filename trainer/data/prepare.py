@@ -93,8 +93,13 @@ def sort_validation_images(
         UsageError: `source` or `labels` cannot be used; nothing was written.
         TrainerError: a file cannot be written, or the result is not complete.
     """
-    if images is not None:
-        _refuse_partial_labels(labels, images, classes)
+    sizes = Counter(labels.values())
+    complete = len(labels) == images and len(sizes) == classes and set(sizes.values()) == {images // classes}
+    if images is not None and not complete:
+        raise UsageError(
+            f"--labels: {len(labels):,} images in {len(sizes):,} classes; ILSVRC2012 has {images:,} in {classes:,},"
+            f" {images // classes} each (--allow-partial accepts a part)"
+        )
     with reading(source):
         is_folder, is_file = source.is_dir(), source.is_file()
     if is_folder:
@@ -125,15 +130,6 @@ def write_image(path: Path, content: bytes | IO[bytes]) -> None:
         # Its hidden name keeps the rest of a killed run out of every index. 50,000 waits for the disk would take long.
         with replacing(path, sync=False) as partial, partial.open("wb") as file:
             shutil.copyfileobj(io.BytesIO(content) if isinstance(content, bytes) else content, file, 1 << 20)
-
-
-def _refuse_partial_labels(labels: Mapping[str, str], images: int, classes: int) -> None:
-    sizes = Counter(labels.values())
-    if len(labels) != images or len(sizes) != classes or set(sizes.values()) != {images // classes}:
-        raise UsageError(
-            f"--labels: {len(labels):,} images in {len(sizes):,} classes; ILSVRC2012 has {images:,} in {classes:,},"
-            f" {images // classes} each (--allow-partial accepts a part)"
-        )
 
 
 def _target(to: Path, labels: Mapping[str, str], name: str) -> Path:

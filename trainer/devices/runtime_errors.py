@@ -11,14 +11,9 @@ FAULTS = r"hbm Multi-bit ECC error|device mem error|device task abort|link error
 CODE = r"(?i:\bret|\berror(?:_?code)?|\bcode)\b\W*(is\b)?\W*"
 """Stands before a code: the codes of dcmi and of the runtime are bare numbers, which other texts contain too."""
 
-Rules = tuple[tuple[re.Pattern[str], str], ...]
+Rules = tuple[tuple[str, str], ...]
 
-
-def _rules(*rules: tuple[str, str]) -> Rules:
-    return tuple((re.compile(pattern), words) for pattern, words in rules)
-
-
-COMMON_RULES = _rules(
+COMMON_RULES: Rules = (
     (
         r"out of memory\. Tried to allocate (?P<what>[\d.]+ [KMG]iB)",
         "the device is out of memory (tried to allocate {what}): lower --batch-size, compute it in parts with "
@@ -30,7 +25,7 @@ COMMON_RULES = _rules(
     ),
 )
 
-NPU_RULES = _rules(
+NPU_RULES: Rules = (
     (
         r"\bEI0002\b|Notify register times out",
         "HCCL waited too long for a peer (EI0002): see which rank's lines end first; HCCL_EXEC_TIMEOUT is how "
@@ -71,7 +66,7 @@ NPU_RULES = _rules(
     ),
 )
 
-LOADING_RULES = _rules(
+LOADING_RULES: Rules = (
     (
         r"(?P<what>lib\w+\.so)[\w.]*: cannot open shared object",
         "CANN's environment is not set ({what}): source its set_env.sh first",
@@ -100,7 +95,7 @@ def explain_loading_error(text: str) -> str | None:
 
 def _first(rules: Rules, text: str) -> str | None:
     for pattern, words in rules:
-        match = pattern.search(text)
+        match = re.search(pattern, text)
         if match is not None:
             return words.format(what=match.groupdict().get("what") or match[0])
     return None
