@@ -5,5 +5,5 @@ import sys
 from trainer.shared.program import run_program
 
 if __name__ == "__main__":
-    asks_for_help = sys.argv[1:] in ([], ["-h"], ["--help"])
+    asks_for_help = sys.argv[1:2] in ([], ["-h"], ["--help"])
     run_program("launcher.first_page" if asks_for_help else "launcher.cli")

@@ -52,6 +52,5 @@ for _entry in COMMANDS:
         f"launcher.commands.{_entry.target}",
         name=_entry.name,
         group=_groups[_entry.group],
-        help=_entry.summary,
         **_epilogue,
     )

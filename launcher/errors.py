@@ -72,6 +72,12 @@ class LauncherError(Exception):
     transient: bool = False
     """Whether the same request may succeed a moment later."""
 
+    def with_hint(self, hint: str) -> "LauncherError":
+        """Return an error of the same class and attributes whose message has one more next step."""
+        error = type(self).__new__(type(self), f"{self}; {hint}")
+        error.__dict__.update(self.__dict__)
+        return error
+
 
 class JobFailedError(LauncherError):
     """The job ended without success; the message is the first cause."""

@@ -33,14 +33,15 @@ def first_page(columns: int) -> str:
     return page + draw_group("Help", list(OPTIONS.items()), columns) + "\n" + EXIT_CODES + "\n"
 
 
-def main(tokens: Sequence[str]) -> int:
+def main(_tokens: Sequence[str]) -> int:
     """Print the page; return the exit code."""
+    page = first_page(shutil.get_terminal_size().columns)
     try:
-        sys.stdout.write(first_page(shutil.get_terminal_size().columns))
+        sys.stdout.write(page)
         sys.stdout.flush()
     except OSError:
-        # The command line reports a full disk, or a reader that has gone.
-        from launcher import cli  # noqa: PLC0415  # see above: it takes five times as long to import
+        # A full disk, or a reader that has gone: the command line's own errors need its library.
+        from launcher.exits import run_command  # noqa: PLC0415  # cyclopts takes five times as long to import
 
-        return cli.main(tokens)
+        return run_command(lambda: sys.stdout.write(page))
     return 0

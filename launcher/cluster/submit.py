@@ -171,7 +171,7 @@ class _Submission:
             elif self.spec.continues:
                 config_map = saved_attempt.config_map_name(kind, name)
                 hint = f"the settings of job {name} are kept in configmap {config_map}: type the same again"
-                error.args = (f"{error}; {hint}",)
+                raise error.with_hint(hint) from error
             raise
 
     def _create_all(self, objects: Sequence[Json]) -> None:
@@ -284,10 +284,16 @@ def _difference(existing: Json, spec: JobSpec) -> str:
     if not old:
         return "no launcher made it"
     changed = [
-        f"{name} is {old.get(name)}, not {value}" for name, value in new.items() if old.get(name, value) != value
+        f"{name} is {_word(old.get(name))}, not {_word(value)}"
+        for name, value in new.items()
+        if old.get(name, value) != value
     ]
     more = f" and {len(changed) - _SHOWN_DIFFERENCES} more" if len(changed) > _SHOWN_DIFFERENCES else ""
     return ", ".join(changed[:_SHOWN_DIFFERENCES]) + more or "it was given other settings"
+
+
+def _word(value: object) -> str:
+    return "none" if value is None else str(value)
 
 
 def _flat(spec: dict[str, Any]) -> dict[str, Any]:

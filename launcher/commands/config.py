@@ -15,7 +15,7 @@ from launcher.output import report
 from launcher.settings.options import JobOptions
 from launcher.submitters import Submitter, choose_submitter
 
-config = App(name="config", help="Look at settings.", help_epilogue="", version_flags=[])
+config = App(name="config", help="Look at settings.", help_epilogue="", version_flags=[], group_parameters="Options")
 
 
 @config.command(

@@ -1,5 +1,6 @@
 """`cancel` and `delete`: end a job, and forget it."""
 
+import threading
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -9,9 +10,10 @@ from launcher.backends import list_jobs
 from launcher.commands.common import job_named
 from launcher.commands.parameters import ANYWHERE, JobName, JsonFlag, Where, flag
 from launcher.commands.printing import note, print_json
-from launcher.errors import DetachedError, RequestError
-from launcher.jobs import JobRef, Jobs
+from launcher.errors import DetachedError, LauncherError, RequestError
+from launcher.jobs import JobRef, Jobs, JobState
 from launcher.output import report
+from launcher.output.progress import JobProgress
 
 
 def cancel(
@@ -25,16 +27,24 @@ def cancel(
     where: Where = ANYWHERE,
 ) -> None:
     """Ask a job to save its state and stop, and wait until it has."""
-    if (name is None) == (release is None):
-        raise RequestError("give the NAME of one job, or --release for all jobs of a Helm release")
-    if release is None:
-        _cancel_one(*job_named(name, where), where, json_=json_)
+    if (name is None) == (not release):
+        raise RequestError(
+            f"give the NAME of one job, or --release for all jobs of a Helm release; see `{PROGRAM} cancel --help`"
+        )
+    if release is not None:
+        _cancel_release(release, where, json_=json_)
         return
-    running = _running_jobs_of(release, where)
-    if not running:
-        note(f"no job of release {release} is running")
-    for jobs, ref in running:
-        _cancel_one(jobs, ref, where, json_=json_)
+    jobs, ref = job_named(name, where)
+    if (state := jobs.get(ref)).phase.ended:
+        note(f"job {ref.name} had ended already: {state.phase.value}")
+    else:
+        note(f"job {ref.name} is asked to save and stop …")
+        _cancel(jobs, ref, where)
+        state = jobs.get(ref)
+    if json_:
+        print_json(report.job_document(state, jobs.progress(ref)))
+    else:
+        print(_outcome(state))
 
 
 def delete(
@@ -73,17 +83,39 @@ def _running_jobs_of(release: str, where: Where) -> list[tuple[Jobs, JobRef]]:
     ]
 
 
-def _cancel_one(jobs: Jobs, ref: JobRef, where: Where, *, json_: bool) -> None:
-    if (state := jobs.get(ref)).phase.ended:
-        note(f"job {ref.name} had ended already: {state.phase.value}")
-    else:
-        note(f"job {ref.name} is asked to save and stop …")
-        _cancel(jobs, ref, where)
-        state = jobs.get(ref)
+def _cancel_release(release: str, where: Where, *, json_: bool) -> None:
+    """Cancel the release's jobs at once, so that their grace periods run side by side.
+
+    Raises:
+        LauncherError: a job could not be stopped; all others are.
+    """
+    running = _running_jobs_of(release, where)
+    errors: list[LauncherError] = []
+
+    def cancel_job(jobs: Jobs, ref: JobRef) -> None:
+        try:
+            jobs.cancel(ref)
+        except LauncherError as error:
+            errors.append(error)
+
+    # Daemon threads, so that Ctrl-C ends the launcher and not the wait for them.
+    threads = [threading.Thread(target=cancel_job, args=job, daemon=True) for job in running]
+    note(f"{len(threads) or 'no'} jobs of release {release} are asked to save and stop …")
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    states = [jobs.get(ref) for jobs, ref in running]
     if json_:
-        print_json(report.job_document(state, jobs.progress(ref)))
+        print_json(report.list_document([(state, JobProgress()) for state in states]))
     else:
-        print(f"{ref.name} {state.phase.value}" + (f": {state.reason}" if state.reason else ""))
+        print("".join(f"{_outcome(state)}\n" for state in states), end="")
+    if errors:
+        raise errors[0]
+
+
+def _outcome(state: JobState) -> str:
+    return f"{state.ref.name} {state.phase.value}" + (f": {state.reason}" if state.reason else "")
 
 
 def _cancel(jobs: Jobs, ref: JobRef, where: Where) -> None:

@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from launcher import PROGRAM
 from launcher.commands.common import follow_to_its_end
 from launcher.commands.parameters import Profile, flag
 from launcher.commands.prepare import resolve_job, where_to_find
 from launcher.commands.printing import note
 from launcher.commands.settings import takes_settings
-from launcher.errors import DetachedError, EndedError, RequestError
+from launcher.errors import DetachedError, EndedError, LauncherError, RequestError
 from launcher.jobs import find_state
 from launcher.output import report
 from launcher.output.follow import LogView
@@ -28,7 +29,9 @@ def submit(
         Parameter(help="Start nothing: check here, or have the cluster check too.", group="Job", show_default=False),
     ] = None,
     again: Annotated[bool, flag("Start the same job once more, though it has ended.", group="Job")] = False,
-    once: Annotated[bool, flag("Succeed without a start if the same job has ended.", group="Job")] = False,
+    once: Annotated[
+        bool, flag("On a cluster: succeed without a start if the same job has ended.", group="Job")
+    ] = False,
     detach: Annotated[bool, flag("Start it, print its name, and leave.", group="Job")] = False,
     save: Annotated[
         Path | None,
@@ -44,13 +47,15 @@ def submit(
     a profile. Ctrl-C leaves the job running and says how to come back. With --resume auto an ended job goes on, and
     keeps the settings that are not given again.
     """
+    if once and again:
+        raise RequestError("--once and --again contradict each other; choose one")
     settings, submitter, reason = resolve_job(options, profile)
     spec = submitter.build(settings, now=datetime.now().astimezone(), again=again)
-    if dry_run is not None:
-        _check(submitter, spec, reason, ask_server=dry_run == "server")
-        return
     where = where_to_find(settings, spec).words
     try:
+        if dry_run is not None:
+            _check(submitter, spec, reason, ask_server=dry_run == "server")
+            return
         submission = submitter.submit(spec)
         for text in filter(None, (reason, "; ".join(submission.notes))):
             note(text)
@@ -71,10 +76,18 @@ def submit(
         note(str(error))
         print(spec.name)
     except KeyboardInterrupt:
-        state = find_state(submitter.jobs, spec.name)
-        if state is None or state.phase.ended:
+        if (hint := _interrupted_hint(submitter, spec, where)) is None:
             raise
-        raise DetachedError(report.reattach_hint(spec.name, where)) from None
+        raise DetachedError(hint) from None
+
+
+def _interrupted_hint(submitter: Submitter, spec: JobSpec, where: str) -> str | None:
+    """Return how the user finds the job that was being started; None if no job runs."""
+    try:
+        state = find_state(submitter.jobs, spec.name)
+    except LauncherError:
+        return f"it is unknown whether job {spec.name} was created: see `{PROGRAM} status {spec.name}{where}`"
+    return None if state is None or state.phase.ended else report.reattach_hint(spec.name, where)
 
 
 def _check(submitter: Submitter, spec: JobSpec, reason: str, *, ask_server: bool) -> None:

@@ -220,7 +220,7 @@ class _Named(BaseModel):
     """The settings that every job has, wherever it runs."""
 
     backend: Annotated[BackendName, BeforeValidator(_supported)] = _in_job(
-        "auto", "Where to run: this machine, a Volcano Job, a Kubernetes Job; auto takes the best that exists."
+        "auto", "Where to run: this machine, or a kind of job on a cluster; auto takes the best that exists."
     )
     name: Annotated[
         str | None,

@@ -23,7 +23,8 @@ def test_one_line_names_the_python_and_the_missing_package(words: tuple[str, ...
     assert (result.returncode, result.stdout, result.stderr) == (2, "", message + "\n")
 
 
-def test_the_launchers_help_needs_no_package() -> None:
-    result = run_without_packages("launcher", "submit", "--help")
+@pytest.mark.parametrize("words", [(), ("--help",)])
+def test_the_launchers_first_page_needs_no_package(words: tuple[str, ...]) -> None:
+    result = run_without_packages("launcher", *words)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.startswith("Usage: python -m launcher submit")
+    assert result.stdout.startswith("Usage: python -m launcher COMMAND")

@@ -1,5 +1,6 @@
 """`cancel` stops one job, or every running job of a Helm release and no other job."""
 
+import json
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from launcher.backends import Listing
 from launcher.cli import app
 from launcher.commands import stop
+from launcher.errors import LauncherError, WaitTimeoutError
 from launcher.exits import run_command
 from launcher.jobs import JobRef, JobState, Phase
 from launcher.output.progress import JobProgress
@@ -16,10 +18,13 @@ def run(*words: str) -> int:
     return run_command(lambda: app(("cancel", *words), exit_on_error=False, print_error=False))
 
 
-@pytest.mark.parametrize("words", [(), ("mine", "--release", "pnas")])
+@pytest.mark.parametrize("words", [(), ("mine", "--release", "pnas"), ("--release", "")])
 def test_it_wants_either_a_name_or_a_release(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*words) == 2
-    assert capsys.readouterr().err == "error: give the NAME of one job, or --release for all jobs of a Helm release\n"
+    assert capsys.readouterr().err == (
+        "error: give the NAME of one job, or --release for all jobs of a Helm release; see `python -m launcher cancel "
+        "--help`\n"
+    )
 
 
 class RecordedJobs:
@@ -30,11 +35,14 @@ class RecordedJobs:
             name: JobState(JobRef("batch", name), phase, spec={"pods": {"release": release}})
             for name, (phase, release) in jobs.items()
         }
+        self.refusals: dict[str, LauncherError] = {}
 
     def get(self, ref: JobRef) -> JobState:
         return self.states[ref.name]
 
     def cancel(self, ref: JobRef) -> None:
+        if ref.name in self.refusals:
+            raise self.refusals[ref.name]
         self.states[ref.name] = JobState(ref, Phase.CANCELLED)
 
 
@@ -62,4 +70,25 @@ def test_a_release_is_all_its_running_jobs(jobs: RecordedJobs, capsys: pytest.Ca
 @pytest.mark.usefixtures("jobs")
 def test_a_release_without_a_running_job_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--release", "none") == 0
-    assert capsys.readouterr().err == "no job of release none is running\n"
+    assert capsys.readouterr().err == "no jobs of release none are asked to save and stop …\n"
+
+
+@pytest.mark.parametrize(("release", "names"), [("pnas", ["first", "second"]), ("none", [])])
+@pytest.mark.usefixtures("jobs")
+def test_the_jobs_of_a_release_are_one_json_document(
+    release: str, names: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--release", release, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["kind"] == "JobList"
+    assert [(item["name"], item["status"]["phase"]) for item in document["items"]] == [
+        (name, "Cancelled") for name in names
+    ]
+
+
+def test_a_job_that_does_not_stop_keeps_no_other_job_from_stopping(
+    jobs: RecordedJobs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs.refusals["first"] = WaitTimeoutError("job first has not stopped")
+    assert run("--release", "pnas") == 124
+    assert capsys.readouterr().out == "first Running\nsecond Cancelled\n"

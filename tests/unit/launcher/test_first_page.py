@@ -13,6 +13,8 @@ from launcher.first_page import first_page
 @pytest.mark.parametrize("columns", [40, 80, 100, 200])
 def test_the_first_page_equals_cyclopts_drawing(columns: int) -> None:
     drawn = io.StringIO()
+    for entry in COMMANDS:
+        assert app[entry.name], "cyclopts lists the summary of an imported command"
     app.help_print([], console=Console(file=drawn, width=columns))
     page, expected = first_page(columns), drawn.getvalue()
     if max(map(len, page.splitlines())) > columns:
@@ -26,3 +28,12 @@ def test_a_summary_is_the_first_sentence_of_the_commands_own_page(entry: Command
     command = app[entry.name]
     text = command.help if command.default_command is None else command.default_command.__doc__
     assert str(text).splitlines()[0] == entry.summary
+
+
+@pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: str(entry.name))
+def test_a_commands_own_page_says_all_that_its_docstring_says(entry: CommandEntry) -> None:
+    drawn = io.StringIO()
+    app.help_print([entry.name], console=Console(file=drawn, width=100))
+    command = app[entry.name].default_command
+    docstring = "" if command is None else str(command.__doc__)
+    assert " ".join(docstring.split()) in " ".join(drawn.getvalue().split())
