@@ -8,6 +8,12 @@ from tests.cluster.testbed.requirements import missing_requirement
 
 def main() -> int:
     """Run all measurements; return 1 if a bar is missed."""
+    if len(sys.argv) > 1:
+        print(
+            "usage: python -m benchmarks (without arguments: it runs all, and writes benchmarks/results)",
+            file=sys.stderr,
+        )
+        return 2
     codes = [
         launcher_start.main(),
         data_pipeline.main(),

@@ -1,4 +1,4 @@
-"""Check the English of comments, docstrings, test names and Markdown: `python -m tests.plain_english [PATH…]`.
+"""Check the English of comments, docstrings, messages, test names and Markdown: `python -m tests.plain_english`.
 
 Readers of this project speak many languages. The words below are correct English, but they slow down a reader whose
 English is a second language, and each has a plain replacement. Text in backticks is code, and is not checked.
@@ -17,6 +17,8 @@ PATHS = (
     *("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "SECURITY.md"),
     *("benchmarks", "charts", "docs", "launcher", "requirements", "tests", "trainer"),
 )
+PROGRAMS = ("launcher", "trainer")
+"""The packages whose strings a user reads: error messages, help texts, notices."""
 NAME_IT = "name the person or the program, such as the user, the kubelet, a rank"
 # A pattern, and what to write in its place. A space stands for any white space.
 PLAIN = {
@@ -68,7 +70,9 @@ def main(words: Sequence[str]) -> int:
 
 def check(file: Path, source: str) -> Iterator[Finding]:
     """Yield what the source of a Python or Markdown file should say in plainer words."""
-    texts = _of_python(source) if file.suffix == ".py" else _of_markdown(source)
+    texts = [*_of_python(source)] if file.suffix == ".py" else [*_of_markdown(source)]
+    if file.suffix == ".py" and file.parts[0] in PROGRAMS:
+        texts += _messages(source)
     for first_line, text in texts:
         prose = re.sub(r"`[^`]*`", lambda code: re.sub(r"\S", "`", code[0]), text)
         for pattern, advice in _COMPILED:
@@ -102,6 +106,15 @@ def _of_python(source: str) -> Iterator[tuple[int, str]]:
             block, first_line = [], token.start[0]
         block.append(token.string.lstrip("# "))
     yield first_line, "\n".join(block)
+
+
+def _messages(source: str) -> Iterator[tuple[int, str]]:
+    """Yield each string, or part of one between values, that has several words, with its line."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr):
+            node.value = ast.Constant(None) if isinstance(node.value, ast.Constant) else node.value  # a docstring
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value.strip():
+            yield node.lineno, node.value
 
 
 def _of_markdown(source: str) -> Iterator[tuple[int, str]]:

@@ -196,7 +196,7 @@ class ClusterJobs:
 
         reason = why_pending(self.kind, job, pods, gang, events, now=now)
         hidden = "" if is_young(job, now) else next(filter(None, refusals), "")
-        return reason or (f"you may not see why: {hidden}" if hidden else "")
+        return reason or (f"you have no right to see why: {hidden}" if hidden else "")
 
     def _why_failed(self, pods: Sequence[Json], reason: str) -> str:
         if reason.startswith(_OUT_OF_TIME):

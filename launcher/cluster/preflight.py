@@ -71,7 +71,9 @@ def translate_refusal(error: ApiError, api: Api, *, trial_of: str = "") -> Launc
     text = str(error)
     text = text.replace(f"{trial_of}{_TRIAL_SUFFIX}", trial_of) if trial_of else text
     if error.status == 404 and "namespaces" in text:
-        return PreflightError(f"namespace {api.namespace}: there is none in {api.origin}; choose --namespace")
+        return PreflightError(
+            f"namespace {api.namespace}: there is no such namespace in {api.origin}; choose --namespace"
+        )
     if error.status == 403 and "being terminated" in text:
         return PreflightError(
             f"namespace {api.namespace} is being deleted: wait until it is gone, or choose --namespace"
@@ -88,7 +90,7 @@ def check_rights(api: Api, kind: Kind) -> PreflightFinding:
     needed = namespace_rights([kind])
     if missing := _missing_rights(api, needed):
         advice = "have the Role of `helm install pnas charts/pnas` bound to you, or of k8s/manifests/rbac.yaml"
-        text = f"you may not {', '.join(missing)} in namespace {api.namespace}: {advice}"
+        text = f"you have no right to {', '.join(missing)} in namespace {api.namespace}: {advice}"
         return PreflightFinding("rights", "missing", text)
     optional = _missing_rights(api, cluster_rights([kind]))
     note = f"; without, which is seldom missed: {', '.join(optional)}" if optional else ""

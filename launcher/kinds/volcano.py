@@ -64,7 +64,7 @@ class VolcanoKind:
         """Refuse a deadline: a Volcano Job has no such field."""
         if options.deadline is None:
             return None
-        return f"--deadline {options.deadline}: Volcano Jobs have none; leave it out, or use --backend batch"
+        return f"--deadline {options.deadline}: Volcano Jobs have no deadline; leave it out, or use --backend batch"
 
     def check(self, api: Api, options: "ClusterOptions") -> None:
         """Check the queue: without Volcano's webhook a job in a missing or closed queue would wait for ever."""

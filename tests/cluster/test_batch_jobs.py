@@ -261,7 +261,7 @@ def test_a_user_without_rights_learns_which_are_missing(terminal: Terminal) -> N
         "--npus", "1"
     )
     assert result.returncode == 3
-    assert "you may not get jobs.batch" in result.stderr
+    assert "you have no right to get jobs.batch" in result.stderr
     assert f"namespace {terminal.namespace}" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 

@@ -215,7 +215,7 @@ def test_doctor_says_all_that_is_missing_at_once(bare: Terminal) -> None:
     done = replace(bare, kubeconfig=guest).run("doctor", "--json")
     kubectl("delete", "serviceaccount", "guest", *where)
     findings = {finding["about"]: finding for finding in json.loads(done.stdout)["items"]}
-    assert findings["rights"]["text"].startswith("you may not list pods, watch pods, ")
+    assert findings["rights"]["text"].startswith("you have no right to list pods, watch pods, ")
     assert " create jobs.batch, delete jobs.batch, " in findings["rights"]["text"]
     assert findings["claim pnas-data"]["state"] == "unknown", "the guest has no right to read claims"
 

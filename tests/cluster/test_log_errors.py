@@ -127,11 +127,11 @@ def test_a_user_with_rights_on_one_job_kind_and_no_events_sees_all_the_rest(
     assert status.returncode == 0, status.stderr
     assert "phase    Succeeded" in status.stdout
     assert "hidden from you: " in status.stdout
-    assert "you may not list events" in status.stdout
+    assert "you have no right to list events" in status.stdout
     listed = terminal.run("list", "--json", "--kubeconfig", reader)
     assert [job["name"] for job in json.loads(listed.stdout)["items"]] == ["seen"]
     assert "warning: not all of the cluster's jobs are shown: " in listed.stderr
-    assert "you may not list jobs.batch.volcano.sh" in listed.stderr
+    assert "you have no right to list jobs.batch.volcano.sh" in listed.stderr
     unknown_job = terminal.run("status", "unseen", "--kubeconfig", reader)
     assert (unknown_job.returncode, len(unknown_job.stderr.splitlines())) == (3, 1), unknown_job.stderr
-    assert "you may not get jobs.batch.volcano.sh" in unknown_job.stderr
+    assert "you have no right to get jobs.batch.volcano.sh" in unknown_job.stderr

@@ -27,7 +27,7 @@ _ANNOTATION = "ascend.kubectl.kubernetes.io/ascend-910-configuration"
 # MindCluster's FAQ: the annotation tells which of three programs is the cause.
 _NOT_COMPLETED = (
     "look again in a moment; its controller completes it when the last pod of the job has the annotation "
-    f"{_ANNOTATION}: if a pod has none, see the device plugin; if one has a device_ip of -1, see the NPU's network "
+    f"{_ANNOTATION}: if a pod lacks it, see the device plugin; if one has a device_ip of -1, see the NPU's network "
     "card (hccn_tool); if all are valid, see the controller, and the label ring-controller.atlas"
 )
 

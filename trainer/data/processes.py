@@ -99,6 +99,6 @@ def _items_or_death(items: Iterator[_T]) -> Iterator[_T]:
     # Outside the handler: the error's context would keep torch's iterator, and so the other loaders, alive.
     del items
     raise TrainerError(
-        "a loader process died, as it does when memory or /dev/shm runs out;"
+        "a loader process died, which happens when memory or /dev/shm runs out;"
         f" lower --workers or --batch-size, or give the container more of them ({reason})"
     )

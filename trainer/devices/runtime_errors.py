@@ -33,7 +33,7 @@ NPU_RULES: Rules = (
     ),
     (
         r"\b(?P<what>EI0006|EI0015)\b|wait socket establish timeout",
-        "HCCL could not connect to all peers in time ({what}): see that every rank has started and that the nodes "
+        "HCCL could not connect to all peers in time ({what}): see that every rank has started, and whether the nodes "
         "reach each other; HCCL_IF_IP chooses the address, HCCL_CONNECT_TIMEOUT the time",
     ),
     (

@@ -257,5 +257,5 @@ def _device_ip(device: Entry, *, optional: bool, placeholder: bool = False) -> s
     if placeholder and address == NO_ADDRESS:
         return None
     if not is_ip(address):
-        device.refuse("device_ip", "is not an IP address: the device's network card has none")
+        device.refuse("device_ip", "is not an IP address: the device's network card has no address")
     return address

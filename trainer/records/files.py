@@ -46,7 +46,7 @@ class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
         with writing(path):
             self._open(os.O_EXCL if fresh else 0)
         self._recent = bytearray()
-        """What follows the first `_begin` bytes, which are on the disk."""
+        """The bytes after the first `_begin` bytes, which are on the disk."""
         self._taken = 0
         """How many of these bytes the system has taken."""
         self._failing = False

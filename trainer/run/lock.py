@@ -132,8 +132,11 @@ class _LockState:
     def owner(self) -> Owner | None:
         """The owner, or None if the content cannot be read."""
         try:
-            return Owner(**json.loads(self.content))
-        except (ValueError, TypeError):
+            values = json.loads(self.content)
+            if "boot" in values:  # written before version 0.1.0, by a trainer that may still run
+                values["process_start"] = f"{values.pop('boot')}:{values.pop('ticks')}"
+            return Owner(**values)
+        except (ValueError, TypeError, KeyError):
             return None
 
 

@@ -99,7 +99,7 @@ class StepWindow:
     bad: tuple["BadStep | None", ...]
     """For each step, its faults if the update was left out because loss or gradient was not finite; else None."""
     request: Request
-    """What all ranks agreed to do after its last step."""
+    """The request that all ranks agreed on after its last step."""
 
 
 def train_steps(

@@ -61,6 +61,6 @@ def test_events_are_sorted_by_time() -> None:
 def test_a_user_without_rights_on_events_is_told_so() -> None:
     class Refusing:
         def list(self, *_: object, **__: object) -> None:
-            raise ApiError("you may not list events", status=403, of_rights=True)
+            raise ApiError("you have no right to list events", status=403, of_rights=True)
 
-    assert events_about(cast("Api", Refusing()), JOB) == ([], "you may not list events")
+    assert events_about(cast("Api", Refusing()), JOB) == ([], "you have no right to list events")

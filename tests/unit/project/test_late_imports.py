@@ -14,3 +14,13 @@ def test_few_imports_stand_within_functions() -> None:
     imports = [(line, match[1]) for line in lines if (match := LATE_IMPORT.search(line))]
     assert len(imports) <= MOST, "\n".join(line for line, _ in imports)
     assert [line for line, reason in imports if not reason.startswith("  # ")] == [], "say the reason on the line"
+
+
+def test_the_launcher_imports_by_a_computed_name_only_its_job_kinds() -> None:
+    """The import rules do not see such an import."""
+    users = [
+        str(file.relative_to(ROOT))
+        for file in sorted((ROOT / "launcher").rglob("*.py"))
+        if re.search(r"import_module|__import__", file.read_text(encoding="utf-8"))
+    ]
+    assert users == ["launcher/kinds/__init__.py"]

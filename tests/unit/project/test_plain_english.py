@@ -38,6 +38,12 @@ def test_prose_of_python_is_checked_and_code_is_not() -> None:
     assert sorted(found) == [(4, "so many"), (10, "nobody"), (12, "beside")]
 
 
+def test_the_messages_of_the_programs_are_checked() -> None:
+    source = 'def f(x):\n    """Return it."""\n    raise ValueError(f"{x}: there is none; mend it")\nKEY = "anew"\n'
+    assert [finding.words for finding in check(Path("launcher/x.py"), source)] == ["is none", "mend"]
+    assert list(check(Path("tests/x.py"), source)) == []
+
+
 def test_prose_of_markdown_is_checked_and_code_is_not() -> None:
     found = [(finding.line, finding.words) for finding in check(Path("x.md"), MARKDOWN)]
     assert sorted(found) == [(4, "file alone"), (10, "Whoever"), (10, "anew")]

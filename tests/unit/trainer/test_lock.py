@@ -115,6 +115,15 @@ def test_a_later_process_with_the_same_id_does_not_keep_a_lock(tmp_path: Path) -
     assert "taken over" in note
 
 
+def test_the_lock_of_an_earlier_release_names_its_process_and_is_taken_over_at_once(tmp_path: Path) -> None:
+    """It has the boot and the ticks of its process in two fields."""
+    values = vars(Owner.this_process(["before"]))
+    boot, _, ticks = values.pop("process_start").partition(":")
+    (tmp_path / LOCK_FILE).write_text(json.dumps({**values, "boot": boot, "ticks": int(ticks) - 1}))
+    [note] = _take(tmp_path)
+    assert f"taken over from process {os.getpid()} on" in note
+
+
 @pytest.mark.parametrize("content", [None, "", '{"host": "other-no'], ids=["foreign", "empty", "torn"])
 def test_a_lock_of_an_unknown_process_is_watched_and_taken_over_if_no_process_touches_it(
     tmp_path: Path, content: str | None

@@ -131,7 +131,7 @@ class TrainConfig(BaseModel):
         None, "Most steps per epoch; in performance mode the timed steps.", ge=1
     )
     warmup_steps: int = _in_optimisation(10, "First steps that the images/s figure leaves out.", ge=0)
-    optimizer: Literal["sgd"] = _in_optimisation("sgd", "Optimizer.")
+    optimizer: Literal["sgd"] = _in_optimisation("sgd", "Rule that updates the weights; sgd is SGD with momentum.")
     lr: float = _in_optimisation(
         0.4, "Peak learning rate, used as given for any number of devices and any batch size.", gt=0
     )
