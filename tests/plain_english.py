@@ -109,11 +109,11 @@ def _of_python(source: str) -> Iterator[tuple[int, str]]:
 
 
 def _messages(source: str) -> Iterator[tuple[int, str]]:
-    """Yield each string, or part of one between values, that has several words, with its line."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Expr):
-            node.value = ast.Constant(None) if isinstance(node.value, ast.Constant) else node.value  # a docstring
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value.strip():
+    """Yield each string, or part of one between values, with its line."""
+    nodes = list(ast.walk(ast.parse(source)))
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             yield node.lineno, node.value
 
 

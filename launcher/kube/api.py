@@ -256,7 +256,9 @@ class Api:
         if status == 401:
             text = f"{self.origin}: not logged in ({message}); log in again, or choose another --context"
         elif of_rights:
-            text = f"{self.origin}: you have no right to {action} in {namespace}: ask its administrator for that right ({message})"
+            text = (
+                f"{self.origin}: you have no right to {action} in {namespace}: ask its administrator for it ({message})"
+            )
         else:
             text = f"{action} in {namespace}: {'; '.join(causes) or message}"
         return ApiError(text, status=status, of_rights=of_rights)
@@ -281,7 +283,7 @@ def connect(access: ClusterAccess) -> Api:
 
 
 def if_allowed(ask: Callable[[], Answer]) -> tuple[Answer | None, str]:
-    """Return the answer, and why the user has no right to it: a launcher works with fewer rights, and then sees less."""
+    """Return the answer, and why the user has no right to it: with fewer rights, a launcher sees less."""
     try:
         return ask(), ""
     except ApiError as error:

@@ -183,7 +183,7 @@ def empty(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, digits: Pa
         (("--memory", "3Q"), 2, "--memory 3Q: is not a quantity"),
         (("--env", "A"), 2, "`A` is not NAME=VALUE"),
         (("--env", "API_TOKEN=x"), 2, "use --env-from-secret"),
-        (("--namespace", "nowhere"), 5, "namespace nowhere: there is none"),
+        (("--namespace", "nowhere"), 5, "namespace nowhere: there is no such namespace"),
         (("--context", "nope"), 2, "--context nope: not in kubeconfig"),
         (("--kubeconfig", "/nope"), 3, "/nope: no such file"),
         (("--overlay", "overlay.yaml"), 2, 'unknown field "spec.template.spec.imgePull"'),

@@ -160,7 +160,11 @@ def values_of(terminal: Terminal, **job: Any) -> tuple[str, ...]:
     [
         ("helm3", {"npus": 3}, "error: --npus 3: a pod has 1, 2, 4, 8 NPUs"),
         ("helm4", {"npus": 3}, "error: --npus 3: a pod has 1, 2, 4, 8 NPUs"),
-        ("helm4", {"nodes": 8, "deadline": "1h", "backend": "volcano"}, "error: --deadline 1h: Volcano Jobs have none"),
+        (
+            "helm4",
+            {"nodes": 8, "deadline": "1h", "backend": "volcano"},
+            "error: --deadline 1h: Volcano Jobs have no deadline",
+        ),
         ("helm4", {"resource": FOUR, "npus": 8}, f"error: --npus 8: no node has more than 4 {FOUR}"),
     ],
 )

@@ -40,7 +40,7 @@ def test_prose_of_python_is_checked_and_code_is_not() -> None:
 
 def test_the_messages_of_the_programs_are_checked() -> None:
     source = 'def f(x):\n    """Return it."""\n    raise ValueError(f"{x}: there is none; mend it")\nKEY = "anew"\n'
-    assert [finding.words for finding in check(Path("launcher/x.py"), source)] == ["is none", "mend"]
+    assert {finding.words for finding in check(Path("launcher/x.py"), source)} == {"is none", "mend", "anew"}
     assert list(check(Path("tests/x.py"), source)) == []
 
 
