@@ -123,7 +123,7 @@ def progress_line(elapsed_s: float, progress: Mapping[str, Progress], running: S
     """Say how many tests have finished, how long the rest may take, and where each running part is."""
     total = sum(item.total or 0 for item in progress.values())
     failed = sum(len(item.failed) for item in progress.values())
-    left_s = estimate_s(elapsed_s, [progress[name] for name in running])
+    left_s = estimate_s(elapsed_s, [*progress.values()])
     estimate = "the time left is not known yet" if left_s is None else f"about {max(1, round(left_s / 60))} min left"
     states = ", ".join(f"{name} {progress[name].share}" for name in running)
     done = f"{sum(item.done for item in progress.values()):,} of {total:,} tests"

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from tests.__main__ import EVERYTHING, progress_line
 from tests.progress import Progress, estimate_s, read_progress
 
@@ -19,24 +21,28 @@ def test_pytest_writes_the_total_and_each_finished_and_failed_test(tmp_path: Pat
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.progress", f"--progress-file={file}", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     assert done.returncode == 1
-    assert read_progress(file) == Progress(3, 3, ("test_it.py::test_small[1]",))
+    progress = read_progress(file)
+    assert (progress.total, progress.done, progress.failed) == (3, 3, ("test_it.py::test_small[1]",))
+    assert progress.usual_s == pytest.approx(progress.done_s)
 
 
 def test_a_run_that_has_not_written_yet_has_no_total(tmp_path: Path) -> None:
     assert read_progress(tmp_path / "missing") == Progress()
 
 
-def test_the_slowest_run_gives_the_estimate() -> None:
-    assert estimate_s(60, [Progress(100, 50), Progress(100, 20)]) == 240
-    assert estimate_s(60, [Progress(), Progress(10, 5)]) == 60
-    assert estimate_s(60, [Progress(100, 50), Progress(100, 0)]) is None
+def test_the_usual_seconds_of_the_finished_tests_give_the_estimate() -> None:
+    many_short, few_long = Progress(1000, 0, 60.0, 0.0), Progress(10, 5, 100.0, 40.0)
+    assert estimate_s(60, [many_short, few_long]) == 60 * 120 / 40
+    assert estimate_s(60, [Progress(), few_long]) == 60 * 60 / 40
+    assert estimate_s(60, [Progress(100, 1, 100.0, 1.0)]) is None
     assert estimate_s(60, [Progress()]) is None
 
 
 def test_the_progress_line_counts_tests_and_names_the_running_parts() -> None:
-    progress = {"checks": Progress(), "whole runs": Progress(1200, 300, ("a::b",)), "the rest": Progress(800, 800)}
+    progress = {"checks": Progress(), "whole runs": Progress(1200, 300, 2000.0, 500.0, ("a::b",))}
+    progress["the rest"] = Progress(800, 800, 400.0, 400.0)
     assert progress_line(300, progress, ["checks", "whole runs"]) == (
-        "5 min: 1,100 of 2,000 tests, 1 failed, about 15 min left (checks running, whole runs 300/1200)"
+        "5 min: 1,100 of 2,000 tests, 1 failed, about 8 min left (checks running, whole runs 300/1200)"
     )
 
 
