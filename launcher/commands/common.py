@@ -7,11 +7,19 @@ from launcher import PROGRAM
 from launcher.backends import find_job, list_jobs
 from launcher.commands.parameters import Where
 from launcher.commands.printing import note
-from launcher.errors import DetachedError, NotFoundError, RequestError, UnreachableError
-from launcher.jobs import JobRef, Jobs
+from launcher.errors import (
+    DetachedError,
+    ExitCode,
+    JobFailedError,
+    JobStoppedError,
+    NotFoundError,
+    RequestError,
+    UnreachableError,
+)
+from launcher.jobs import JobRef, Jobs, JobState
 from launcher.kube.retry import poll
 from launcher.output import report
-from launcher.output.follow import LogView, raise_outcome, show_log
+from launcher.output.follow import LogView, show_log
 
 
 def follow_to_its_end(jobs: Jobs, ref: JobRef, view: LogView, *, where: str) -> None:
@@ -20,18 +28,31 @@ def follow_to_its_end(jobs: Jobs, ref: JobRef, view: LogView, *, where: str) -> 
     Args:
         where: the options that lead to the job again, for messages.
     """
+    left, again = report.reattach_hint(ref.name, where), report.follow_command(ref.name, where)
     try:
         reading = show_log(jobs, ref, view, follow=True)
     except KeyboardInterrupt:
-        raise DetachedError(report.reattach_hint(ref.name, where)) from None
+        raise DetachedError(left) from None
     except UnreachableError as error:
-        again = report.follow_command(ref.name, where)
         hint = f"Job {ref.name} does not need this launcher; come back with `{again}`."
         raise UnreachableError(f"{error}. {hint}") from error
     state = reading.outcome or poll(lambda: jobs.get(ref), every_s=jobs.poll_s, note=note)
     text = report.summary(state, reading, now=time.time(), where=where)
     print(text, file=sys.stdout if view.form == "text" else sys.stderr)
     raise_outcome(state)
+
+
+def raise_outcome(state: JobState) -> None:
+    """Raise the error of an ended job's phase, with the first cause as its message.
+
+    Raises:
+        JobFailedError: the job failed, or was lost.
+        JobStoppedError: the job was cancelled or preempted.
+    """
+    code = state.phase.exit_code
+    if code is not ExitCode.OK:
+        error = JobStoppedError if code is ExitCode.CANCELLED else JobFailedError
+        raise error(f"job {state.ref.name} {state.phase.value.lower()}: {state.reason}")
 
 
 def job_named(name: str | None, where: Where) -> tuple[Jobs, JobRef]:

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from launcher import PROGRAM
 from launcher.backends import list_jobs
-from launcher.commands.common import follow_to_its_end, job_named
+from launcher.commands.common import follow_to_its_end, job_named, raise_outcome
 from launcher.commands.parameters import ANYWHERE, JsonFlag, LatestName, Where, count, flag, parse_duration
 from launcher.commands.printing import note, print_json
 from launcher.errors import DetachedError, LauncherError, RequestError
@@ -19,7 +19,7 @@ from launcher.jobs import JobRef, Jobs, JobState
 from launcher.kube.retry import poll
 from launcher.output import report
 from launcher.output.display import Format
-from launcher.output.follow import LogView, raise_outcome, show_log
+from launcher.output.follow import LogView, show_log
 from launcher.output.lines import Selection
 
 

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.errors import ExitCode, JobFailedError, JobStoppedError
 from launcher.jobs import Ended, JobRef, Jobs, JobState, LogBlock, LogItem, LogLoss, Notice
 from launcher.output.display import Display, Format, LogFiles, open_display
 from launcher.output.lines import EVERYTHING, Demultiplexer, LogGap, LogLine, Selection
@@ -96,16 +95,3 @@ def show_log(jobs: Jobs, ref: JobRef, view: LogView, *, follow: bool = False, at
         finally:
             display.close()
     return reading
-
-
-def raise_outcome(state: JobState) -> None:
-    """Raise the error of an ended job's phase, with the first cause as its message.
-
-    Raises:
-        JobFailedError: the job failed, or was lost.
-        JobStoppedError: the job was cancelled or preempted.
-    """
-    code = state.phase.exit_code
-    if code is not ExitCode.OK:
-        error = JobStoppedError if code is ExitCode.CANCELLED else JobFailedError
-        raise error(f"job {state.ref.name} {state.phase.value.lower()}: {state.reason}")
