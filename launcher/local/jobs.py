@@ -109,12 +109,14 @@ class LocalJobs:
             return JobState(ref, Phase.LOST, str(error))
 
     def _folder(self, ref: JobRef) -> Path:
-        folders = {folder.name: folder for folder in _job_folders(self.root)}
-        if ref.name not in folders:
-            close = difflib.get_close_matches(ref.name, folders, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"see `{PROGRAM} list`"
-            raise NotFoundError(f"there is no job `{ref.name}` on this machine; {hint}")
-        return folders[ref.name]
+        # `list` looks up every job: compare names, and ask the file system about one folder only.
+        for entry in self.root.iterdir() if self.root.is_dir() else ():
+            if entry.name == ref.name and entry.is_dir():
+                return entry
+        names = [folder.name for folder in _job_folders(self.root)]
+        close = difflib.get_close_matches(ref.name, names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"see `{PROGRAM} list`"
+        raise NotFoundError(f"there is no job `{ref.name}` on this machine; {hint}")
 
     def _wait(self, ref: JobRef, timeout_s: float, *, until: Callable[[JobState], bool]) -> bool:
         deadline = time.monotonic() + timeout_s
