@@ -14,7 +14,15 @@ import pytest
 
 from tests.cluster.support.terminal import own_namespace
 from tests.cluster.support.volcano_scenarios import WITH_NPUS, WITHOUT_NPUS, job_of, run_scenarios
-from tests.cluster.support.volcano_timelines import TIMEOUT_S, ClusterWatch, Scenario, Timeline, load_worker, recorded
+from tests.cluster.support.volcano_timelines import (
+    QUIET_S,
+    TIMEOUT_S,
+    ClusterWatch,
+    Scenario,
+    Timeline,
+    load_worker,
+    recorded,
+)
 from tests.cluster.support.waiting import until as until_within
 from tests.cluster.testbed.api import ApiError
 from tests.cluster.testbed.cluster import Cluster
@@ -215,7 +223,7 @@ def test_without_the_scheduler_a_job_stays_pending_without_pods_and_events(
     try:
         scenario.create(job_of("gang-pending"))
         scenario.wait_for_phases("gang", "Pending")
-        time.sleep(2.5)
+        time.sleep(QUIET_S)
         (group,) = scenario.client.get(path(GROUPS, scenario.namespace))["items"]
         assert not group.get("status", {}).get("phase")
         assert not scenario.timeline.pods
@@ -232,7 +240,7 @@ def test_a_job_in_another_namespace_is_neither_changed_nor_run(cluster: Cluster,
     body = {"apiVersion": job["apiVersion"], "kind": "Job", "metadata": {"name": "gang"}, "spec": job["spec"]}
     with own_namespace(cluster) as name, closing(Client(cluster.kubeconfig)) as client:
         client.create(path(JOBS, name), body)
-        time.sleep(2.5)
+        time.sleep(QUIET_S)
         stored = client.get(path(JOBS, name, "gang"))
         assert "status" not in stored
         assert not stored["spec"].keys() & {"queue", "minAvailable"}

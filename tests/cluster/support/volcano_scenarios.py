@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 
-from tests.cluster.support.volcano_timelines import SHORTEST_RUN_S, Scenario, sample
+from tests.cluster.support.volcano_timelines import QUIET_S, SHORTEST_RUN_S, Scenario, sample
 from tests.cluster.testbed.api import ApiError
 from tests.cluster.testbed.volcano.client import JOBS, PODS, Json, path
 
@@ -61,7 +61,7 @@ def _cannot_be_placed(name: str, reason: str) -> Callable[[Scenario], None]:
         job = job_of(name)
         scenario.create(job)
         scenario.wait_for_warning(reason)
-        time.sleep(2.5)
+        time.sleep(QUIET_S)
         scenario.delete(JOBS, job["metadata"]["name"])
         scenario.wait_for_phases(job["metadata"]["name"], "gone")
         scenario.wait_for_no_pods()
@@ -81,7 +81,7 @@ def _gang(scenario: Scenario) -> None:
     scenario.wait_until(
         lambda: scenario.last_seen(JOBS, "gang").get("status", {}).get("pending") == 2, "the pods are created again"
     )
-    time.sleep(2.5)
+    time.sleep(QUIET_S)
     scenario.delete(JOBS, "gang")
     scenario.wait_for_phases("gang", "gone")
     scenario.wait_for_no_pods()
@@ -94,24 +94,23 @@ def _restartpod(scenario: Scenario) -> None:
     scenario.wait_for_no_pods()
 
 
-def _evict(scenario: Scenario) -> None:
-    scenario.create(job_of("evicted-restarted"))
-    scenario.wait_for_running("ev", 2)
-    scenario.evict("ev-worker-1")
-    scenario.wait_for_phases("ev", "Restarting", "Pending", "Running")
-    scenario.wait_for_running("ev", 2)
-    scenario.delete(JOBS, "ev")
-    scenario.wait_for_no_pods()
+def _loses_a_pod(name: str, lose: Callable[[Scenario, str], None], *phases: str) -> Callable[[Scenario], None]:
+    """Return steps for a Job of two pods: remove its second pod by `lose`, and wait for these phases and a new pod."""
+
+    def steps(scenario: Scenario) -> None:
+        scenario.create(job_of(name))
+        scenario.wait_for_running("ev", 2)
+        lose(scenario, "ev-worker-1")
+        scenario.wait_for_phases("ev", *phases)
+        scenario.wait_for_running("ev", 2)
+        scenario.delete(JOBS, "ev")
+        scenario.wait_for_no_pods()
+
+    return steps
 
 
-def _delete_pod(scenario: Scenario) -> None:
-    scenario.create(job_of("pod-deleted-no-policy"))
-    scenario.wait_for_running("ev", 2)
-    scenario.delete(PODS, "ev-worker-1")
-    scenario.wait_for_phases("ev", "Running", "Pending", "Running")
-    scenario.wait_for_running("ev", 2)
-    scenario.delete(JOBS, "ev")
-    scenario.wait_for_no_pods()
+def _delete_pod(scenario: Scenario, name: str) -> None:
+    scenario.delete(PODS, name)
 
 
 def _abort(scenario: Scenario) -> None:
@@ -143,7 +142,7 @@ def _exit_codes(scenario: Scenario) -> None:
 def _partial(scenario: Scenario) -> None:
     scenario.create(job_of("partial-minavailable-1-of-3"))
     scenario.wait_for_running("pt", 2)
-    time.sleep(2.5)
+    time.sleep(QUIET_S)
     scenario.delete(JOBS, "pt")
     scenario.wait_for_no_pods()
 
@@ -237,8 +236,8 @@ WITH_NPUS: dict[str, Callable[[Scenario], None]] = {
 WITHOUT_NPUS: dict[str, Callable[[Scenario], None]] = {
     "restart": _runs_to_its_end("failed-after-maxretry", "Failed", "rst"),
     "rpod": _restartpod,
-    "evict": _evict,
-    "evict2": _delete_pod,
+    "evict": _loses_a_pod("evicted-restarted", Scenario.evict, "Restarting", "Pending", "Running"),
+    "evict2": _loses_a_pod("pod-deleted-no-policy", _delete_pod, "Running", "Pending", "Running"),
     "cmd": _commands,
     "term": _runs_to_its_end("terminated-on-podfailed", "Terminated", "tm"),
     "cplt": _runs_to_its_end("completejob-on-taskcompleted", "Completed", "cp"),
