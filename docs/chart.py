@@ -19,6 +19,7 @@ from launcher.settings.hardware import DEVICE_COUNTS, PRESETS
 from launcher.settings.options import EFFECTS, NAME_PATTERN, OBJECT, QUALIFIED, VALUE, VARIABLE, JobOptions
 from launcher.settings.quantities import PATTERN
 from trainer.shared.config import EMULATED, MODE_PRESETS, TrainConfig
+from trainer.shared.yaml_text import to_yaml
 
 CHART = Path(__file__).parents[1] / "charts" / "pnas"
 # Other values of the chart name the claims. MindCluster writes the rank table.
@@ -109,8 +110,8 @@ def files() -> dict[Path, str]:
     """Return the text of each file."""
     texts = {
         "values.schema.json": pretty_json(schema()) + "\n",
-        "files/rules.yaml": yaml.safe_dump(rules(), sort_keys=False),
-        "files/cluster-rules.yaml": yaml.safe_dump(rules(CLUSTER_VERBS), sort_keys=False),
+        "files/rules.yaml": to_yaml(rules()),
+        "files/cluster-rules.yaml": to_yaml(rules(CLUSTER_VERBS)),
         "README.md": "\n".join([_INTRODUCTION + "".join(_rows()), *_settings_table()]),
     }
     return {CHART / name: text for name, text in texts.items()}

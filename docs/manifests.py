@@ -10,7 +10,7 @@ from typing import Any
 from launcher.cluster.rbac import CLUSTER_VERBS, rules
 from launcher.commands.render import manifests_of
 from launcher.kinds.labels import MANAGED
-from launcher.manifests.render import to_yaml
+from launcher.manifests.render import to_stream
 
 FOLDER = Path(__file__).parents[1] / "k8s" / "manifests"
 ACCOUNT = "pnas-launcher"
@@ -28,7 +28,7 @@ def files() -> dict[Path, str]:
     """Return the text of each file."""
     objects = {"rbac.yaml": list(_rights()), "cluster-role.yaml": [_cluster_role()], "claims.yaml": list(_claims())}
     objects |= {name: manifests_of({**options, "image": IMAGE}, None) for name, options in JOBS.items()}
-    return {FOLDER / name: f"{_header(name)}\n{to_yaml(items)}" for name, items in objects.items()}
+    return {FOLDER / name: f"{_header(name)}\n{to_stream(items)}" for name, items in objects.items()}
 
 
 def _header(name: str) -> str:

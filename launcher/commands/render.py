@@ -11,7 +11,7 @@ from launcher.errors import RequestError
 from launcher.jobs import KIND_NAMES
 from launcher.kinds import kind_named
 from launcher.manifests.pod_spec import make_pod_spec
-from launcher.manifests.render import KubernetesObject, render_manifests, to_yaml
+from launcher.manifests.render import KubernetesObject, render_manifests, to_stream
 from launcher.settings.layers import resolve_settings
 from trainer.shared.config.options import given_options
 
@@ -26,7 +26,7 @@ def render(*, profile: Profile = None, json_: JsonFlag = False, **options: Any) 
     if json_:
         print_json({"apiVersion": "v1", "kind": "List", "items": objects})
     else:
-        sys.stdout.write(to_yaml(objects))
+        sys.stdout.write(to_stream(objects))
 
 
 def manifests_of(options: Mapping[str, Any], profile: str | None) -> list[KubernetesObject]:

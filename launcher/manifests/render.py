@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ from launcher.manifests.overlay import merge_overlay
 from launcher.settings.hardware import CHIPS, PRESETS
 from launcher.settings.spec import JobSpec, trainer_options
 from trainer.shared import durations
+from trainer.shared.yaml_text import to_yaml
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -43,9 +44,8 @@ KubernetesObject = dict[str, Any]
 # The trainer gives its workers `grace_s`, and needs a moment more for itself.
 _EXTRA_GRACE_S = 15
 _NO_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
-# PyYAML can be built without libyaml, which takes a tenth of the time and writes the same bytes.
+# PyYAML can be built without libyaml, which takes a tenth of the time.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 # A link to k8s/templates; in a wheel, a copy.
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -72,10 +72,9 @@ def render_manifests(spec: JobSpec, kind: Kind, *, attempt: int = 1) -> list[Kub
     return [*parts, job]
 
 
-def to_yaml(manifests: list[KubernetesObject]) -> str:
+def to_stream(manifests: list[KubernetesObject]) -> str:
     """Return one canonical YAML stream: the same objects are the same bytes."""
-    dump = partial(yaml.dump, Dumper=_DUMPER, sort_keys=False, width=120, allow_unicode=True)
-    return "".join(f"---\n{dump(item)}" for item in manifests)
+    return "".join(f"---\n{to_yaml(item)}" for item in manifests)
 
 
 def _template_values(spec: JobSpec, kind: Kind, attempt: int) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ The test uses the published schemas, offline.
 """
 
 import json
+import subprocess
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,8 +19,10 @@ from yamllint.config import YamlLintConfig
 from docs.chart import CHART
 from docs.manifests import FOLDER
 from launcher.commands.render import manifests_of
+from launcher.manifests.render import to_stream
 from tests.cluster.support.helm import ALL_ON, HELMS, template
 from tests.cluster.support.job_settings import settings
+from tests.cluster.testbed.artifacts.binaries import kubernetes
 
 VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
 RULES = Path(__file__).parents[2] / ".yamllint.yaml"
@@ -76,6 +79,27 @@ def test_every_object_is_valid_on_every_version(texts: dict[str, str]) -> None:
     for version in VERSIONS:
         for part in unique.values():
             kubernetes_validate.validate(part, version, strict=True)
+
+
+def test_kubectl_reads_every_text_as_the_launcher_means_it() -> None:
+    # Each is a number, a date, a boolean or nothing for some YAML reader.
+    texts = ("1e3", "0o17", "12345678e5", "0469839881768e80", "N", "on", "~", "1:30", "1_000", "2024-01-01", "0x1F")
+    options = {
+        "env": (
+            *(f"{name}={text}" for name, text in zip("ABCDEFGHIJK", texts, strict=True)),
+            "N=.inf",
+            "Y=a\nb \u2028",
+        ),
+        "node_selector": tuple(f"{name}={text}" for name, text in (("1e3", "1e3"), ("N", "N"), ("007", "1.10"))),
+        "toleration": ("k=5e2:NoSchedule", "5e2=010"),
+        **{"priority_class": "1e3", "image_pull_secret": ("1e9",), "data_claim": "5e1", "output_claim": "0x1f"},
+    }
+    plain = {"backend": "batch", "npus": 1, "mode": "full", "image": "r/pnas:1", "name": "n"}
+    (job,) = manifests_of({**plain, **options}, None)
+    command = [str(kubernetes() / "kubectl"), "label", "--local", "--filename=-", "--output=json", "added=label"]
+    read = subprocess.run(command, input=to_stream([job]), capture_output=True, text=True, check=True).stdout
+    job["metadata"]["labels"]["added"] = "label"
+    assert json.loads(read) == job
 
 
 def test_a_misspelt_field_would_be_found(texts: dict[str, str]) -> None:

@@ -11,11 +11,10 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import yaml
-
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import FolderTakenError, UsageError
 from trainer.shared.files import writing
+from trainer.shared.yaml_text import to_yaml
 
 _OF_ATTEMPT = re.compile(r"(?:config|provenance|console)(?:-(\d+))?\.(?:yaml|json|log)")
 
@@ -65,7 +64,7 @@ def write_config(run: Path, config: TrainConfig, *, attempt: int) -> None:
     path = attempt_file(run / "config.yaml", attempt)
     try:
         with path.open("x", encoding="utf-8") as file:
-            yaml.safe_dump(config.model_dump(mode="json"), file, sort_keys=False)
+            file.write(to_yaml(config.model_dump(mode="json")))
     except OSError as error:
         if not isinstance(error, FileExistsError):
             with contextlib.suppress(OSError):
