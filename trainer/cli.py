@@ -15,7 +15,7 @@ from trainer.commands.data import data_app
 from trainer.commands.env import env_app, environment_summary, worker_environment
 from trainer.commands.inspect import inspect_app
 from trainer.commands.ranktable import ranktable_app
-from trainer.devices.runtime_env import hccl_timeouts
+from trainer.devices.runtime_env import hccl_timeouts, openmp_threads
 from trainer.environment.facts import read_facts
 from trainer.run.termination import RunTermination
 from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, resolve_train_config, user_layers
@@ -75,8 +75,11 @@ def train(
     facts = worker_environment(facts, config.stall_timeout_s)
     for line in environment_summary(facts, device=visible.kind, workers=config.workers):
         _note(line)
+    # Both refuse wrong values before anything is created.
     if visible.kind == "npu":
-        hccl_timeouts(config.stall_timeout_s, os.environ)  # refuses wrong values before anything is created
+        hccl_timeouts(config.stall_timeout_s, os.environ)
+    if config.threads is None:
+        openmp_threads(os.environ)
     termination, command = RunTermination(), (sys.executable, "-m", "trainer", *sys.argv[1:])
     with termination.handling_signals(), tempfile.TemporaryDirectory(prefix="pnas-") as scratch:
         topology = discover(config, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)

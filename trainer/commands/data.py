@@ -4,7 +4,6 @@ They print; the modules that they call only return results and raise errors.
 """
 
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from cyclopts.validators import Number
 
 from trainer.commands import AsJson
 from trainer.data import prepare as prepare_module
+from trainer.shared.container import usable_processors
 from trainer.shared.errors import TrainerError
 
 VERIFY_SCHEMA = "pnas.data.verify/1"
@@ -79,11 +79,11 @@ def verify_data(
     path
         Data folder, or any folder in one.
     workers
-        Number of decoding processes. [default: one per CPU]
+        Number of decoding processes. [default: one per CPU, within the container's limit]
     """
     from trainer.data import verify as verify_module  # noqa: PLC0415  # it imports torch, slow for --help
 
-    report = verify_module.verify_images(path, workers=workers or len(os.sched_getaffinity(0)))
+    report = verify_module.verify_images(path, workers=workers or usable_processors())
     if as_json:
         print(json.dumps({"schema": VERIFY_SCHEMA, "path": str(path), **asdict(report)}, indent=2))
     else:

@@ -49,20 +49,20 @@ def worker_environment(facts: Facts, stall_timeout_s: float) -> Facts:
     return replace(facts, variables={**facts.variables, **defaults})
 
 
-def environment_summary(facts: Facts, *, device: str, workers: int) -> Iterator[str]:
+def environment_summary(facts: Facts, *, device: str, workers: int | None) -> Iterator[str]:
     """Yield the first lines of a run: one line of versions, and a line for each problem that it would have.
 
     Args:
         facts: The facts as the run's workers see them.
         device: `npu`, `cuda` or `cpu`; other devices of this machine do not concern the run.
-        workers: Loader processes of each device; without any, /dev/shm need not hold their batches.
+        workers: Loader processes of each device, None for the default; with 0, /dev/shm need not hold their batches.
     """
-    versions = {"torch": facts.packages.get("torch"), "python": facts.python, "cpus": str(len(facts.cpus))}
+    versions = {"torch": facts.packages.get("torch"), "python": facts.python, "cpus": str(facts.processors)}
     if device == "npu":
         versions |= {"torch_npu": facts.packages.get("torch-npu"), "cann": facts.cann, "driver": facts.driver}
         versions |= {"apex": facts.packages.get("apex"), "npus": str(len(facts.device_files))}
     yield " ".join(["environment", *(f"{name}={value or 'none'}" for name, value in versions.items())])
-    if not workers:
+    if workers == 0:
         facts = replace(facts, shm_bytes=None)
     results = findings(facts, uses_npu=device == "npu")
     yield from (f"environment problem: {finding.text}" for finding in results if finding.level == "problem")
@@ -82,7 +82,8 @@ def _lines(facts: Facts) -> Iterator[str]:
     yield "limits"
     yield f"  /dev/shm      {_size(facts.shm_bytes)}, {_size(facts.shm_free_bytes)} free"
     yield f"  open files    {_count(facts.open_files)} (at most {_count(facts.open_files_hard)})"
-    yield f"  processors    {_ranges(facts.cpus)} ({len(facts.cpus)} of {facts.machine_cpus})"
+    quota = "" if facts.cpu_quota is None else f", with a quota of {facts.cpu_quota:g} CPUs: {facts.processors} in use"
+    yield f"  processors    {_ranges(facts.cpus)} ({len(facts.cpus)} of {facts.machine_cpus}){quota}"
 
 
 def _devices(facts: Facts) -> Iterator[str]:

@@ -219,7 +219,7 @@ def _load(
     pin_memory: bool,
     bad_images: BadImages,
 ) -> Iterator[ImageBatch]:
-    items = whole_item_loader(make, batches, workers=config.workers, pin_memory=pin_memory)
+    items = whole_item_loader(make, batches, workers=config.workers or 0, pin_memory=pin_memory)
     with contextlib.closing(items):
         for item in items:
             bad_images.add(item.bad)

@@ -79,5 +79,19 @@ def hccl_seconds(name: str, environ: Mapping[str, str]) -> int | None:
     return int(text) if text else None
 
 
+def openmp_threads(environ: Mapping[str, str]) -> str | None:
+    """Return the administrator's OMP_NUM_THREADS; None if it is unset or blank.
+
+    OpenMP also takes a list, with the threads of nested regions. It ignores other values, and then takes all CPUs.
+
+    Raises:
+        UsageError: it is not a number of at least 1, or a list of such numbers.
+    """
+    text = environ.get("OMP_NUM_THREADS", "").strip()
+    if text and not re.fullmatch(r"0*[1-9][0-9]{0,3}(\s*,\s*0*[1-9][0-9]{0,3})*", text, re.ASCII):
+        raise UsageError(f"OMP_NUM_THREADS={text[:80]} is not a number of threads: correct or unset it")
+    return text or None
+
+
 def _unset(defaults: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in defaults.items() if not environ.get(name, "").strip()}

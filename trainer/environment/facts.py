@@ -11,6 +11,7 @@ from pathlib import Path
 
 from trainer.environment.parsing import NpuSmi, parse_hccn, parse_npu_smi, parse_version
 from trainer.records.provenance import installed_versions
+from trainer.shared.container import cpu_quota, within_quota
 from trainer.shared.files import text_if_readable
 from trainer.topology.visible import FOLDER_VARIABLE, visible_devices
 
@@ -54,12 +55,20 @@ class Facts:
     open_files: int = 0
     open_files_hard: int = 0
     cpus: tuple[int, ...] = ()
+    """The CPUs of this process's affinity."""
     machine_cpus: int = 1
+    cpu_quota: float | None = None
+    """The container's CPU limit, in CPUs."""
 
     @property
     def emulated(self) -> bool:
         """Whether the NPUs are emulated by tests/npu on this machine's CPU."""
         return self.packages.get("torch-npu", "").endswith("+emulated")
+
+    @property
+    def processors(self) -> int:
+        """The number of CPUs that a run can keep busy."""
+        return within_quota(len(self.cpus), self.cpu_quota)
 
     @property
     def has_npu(self) -> bool:
@@ -102,6 +111,7 @@ def read_facts(
         open_files_hard=hard,
         cpus=tuple(sorted(os.sched_getaffinity(0))),
         machine_cpus=os.cpu_count() or 1,
+        cpu_quota=cpu_quota(root / "proc/self"),
     )
 
 

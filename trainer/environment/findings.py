@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from trainer.devices.runtime_env import HCCL_EXEC_TIMEOUT_S, HCCL_SHORTEST_CONNECT_S, hccl_seconds
+from trainer.devices.runtime_env import HCCL_EXEC_TIMEOUT_S, HCCL_SHORTEST_CONNECT_S, hccl_seconds, openmp_threads
 from trainer.environment.facts import SILENT, Facts
 from trainer.environment.parsing import parse_settings
 from trainer.environment.versions import cann_of, same_release, supported_with, torch_of
@@ -37,7 +37,7 @@ _problem, _note = partial(EnvironmentFinding, "problem"), partial(EnvironmentFin
 def findings(facts: Facts, *, uses_npu: bool = True) -> list[EnvironmentFinding]:
     """Return all findings, problems first; those about NPUs concern only a run that uses them."""
     own = (_emulated,) if facts.emulated else (_torch_npu, _cann, _libraries, _driver, _devices, _network, _processors)
-    checks = (*own, _visible, _timeouts, _rank_table, _settings, _limits) if uses_npu else (_limits,)
+    checks = (*own, _visible, _timeouts, _rank_table, _settings, _limits, _threads) if uses_npu else (_limits, _threads)
     unsorted = (finding for check in checks for finding in check(facts))
     return sorted(unsorted, key=lambda finding: finding.level != "problem")
 
@@ -208,10 +208,24 @@ def _limits(facts: Facts) -> Iterator[EnvironmentFinding]:
 
 
 def _processors(facts: Facts) -> Iterator[EnvironmentFinding]:
-    if facts.has_npu and len(facts.cpus) < 2 * len(facts.device_files):
+    if facts.has_npu and facts.processors < 2 * len(facts.device_files):
         yield _problem(
-            f"{len(facts.cpus)} of {facts.machine_cpus} processors for {len(facts.device_files)} NPUs: they will wait "
+            f"{facts.processors} of {facts.machine_cpus} processors for {len(facts.device_files)} NPUs: they will wait "
             "for data; request more (launching operators takes one for each NPU)"
+        )
+
+
+def _threads(facts: Facts) -> Iterator[EnvironmentFinding]:
+    try:
+        threads = openmp_threads(facts.variables)
+    except UsageError as error:
+        yield _problem(str(error))
+        return
+    if threads is not None and int(threads.split(",")[0]) > facts.processors:
+        limit = "" if facts.cpu_quota is None else f" (the container's limit is {facts.cpu_quota:g} CPUs)"
+        yield _problem(
+            f"OMP_NUM_THREADS={threads}, but there is room for {facts.processors} threads{limit}: they will slow each "
+            "other down; lower or unset it"
         )
 
 

@@ -4,12 +4,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-from trainer.devices.runtime_env import runtime_environment
+from trainer.devices.runtime_env import openmp_threads, runtime_environment
 from trainer.records.folder import console_log
 from trainer.run.attempt import Attempt
+from trainer.shared.container import usable_processors
 from trainer.supervisor import WorkerCommand
 from trainer.topology import Topology, Worker
 from trainer.worker.task import TASK_VARIABLE, WorkerTask
+
+MOST_LOADERS = 4
+"""Loader processes per device, unless the user asks for more."""
 
 
 def worker_command(
@@ -21,7 +25,10 @@ def worker_command(
         device: `npu`, `cuda` or `cpu`.
         command: The command line that started the run, for its provenance.
     """
-    config, run = attempt.config, attempt.run
+    run = attempt.run
+    processors = max(1, usable_processors() // _processes(topology))
+    workers = min(MOST_LOADERS, processors) if attempt.config.workers is None else attempt.config.workers
+    config = attempt.config.model_copy(update={"workers": workers})
     task = WorkerTask(
         config=config,
         run=run,
@@ -29,7 +36,7 @@ def worker_command(
         rank=worker.rank,
         local_rank=worker.local_rank,
         world_size=topology.world_size,
-        local_world_size=-(-topology.world_size // topology.nodes),
+        local_world_size=_processes(topology),
         master_port=topology.master_port,
         command=tuple(command),
         attempt=attempt.number,
@@ -42,23 +49,27 @@ def worker_command(
         env={
             **os.environ,
             **runtime_environment(device, config, run, os.environ),
-            **_rendezvous(worker, topology, threads=config.threads),
+            **_rendezvous(worker, topology),
+            "OMP_NUM_THREADS": str(config.threads or openmp_threads(os.environ) or processors),
             TASK_VARIABLE: task.to_json(),
         },
         log=console_log(run, worker.rank, attempt=attempt.number),
     )
 
 
-def _rendezvous(worker: Worker, topology: Topology, *, threads: int | None) -> dict[str, str]:
+def _processes(topology: Topology) -> int:
+    """Return the number of this node's worker processes; under torchrun each has its own trainer."""
+    return -(-topology.world_size // topology.nodes)
+
+
+def _rendezvous(worker: Worker, topology: Topology) -> dict[str, str]:
     """Return the environment that torch and HCCL read; the administrator's own values stay where they can."""
-    share = max(1, len(os.sched_getaffinity(0)) // len(topology.workers))
     environment = {
         "RANK": str(worker.rank),
         "LOCAL_RANK": str(worker.local_rank),
         "WORLD_SIZE": str(topology.world_size),
         "MASTER_ADDR": topology.master_addr,
         "MASTER_PORT": str(topology.master_port),
-        "OMP_NUM_THREADS": str(threads or os.environ.get("OMP_NUM_THREADS", share)),
     }
     if topology.nodes == 1 and sys.platform == "linux":
         # gloo would otherwise look for the interface of this machine's name, which a laptop off the network lacks.

@@ -4,9 +4,6 @@ An accelerator reports that it is out of memory; on a CPU the kernel kills the p
 fit is computed in parts whose gradients add up. The only difference is batch norm's, which sees one part at a time.
 """
 
-import os
-from pathlib import Path
-
 from trainer.shared.config import TrainConfig
 
 # Bytes that the backward pass keeps per input pixel in fp32: 697 MB for an image of 331 px in the large network.
@@ -17,8 +14,6 @@ WORKING_SHARE = 1.5
 FIXED_BYTES = 2 * 10**9
 # The rest of the machine's memory is left to the system, the loaders and the page cache.
 USABLE_SHARE = 0.75
-
-LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def choose_micro_batch(config: TrainConfig, *, device: str, processes: int, memory_bytes: int) -> int:
@@ -39,10 +34,3 @@ def choose_micro_batch(config: TrainConfig, *, device: str, processes: int, memo
         per_image /= 2
     budget = memory_bytes * USABLE_SHARE / processes - FIXED_BYTES
     return max(1, min(config.batch_size, int(budget / per_image)))
-
-
-def machine_memory() -> int:
-    """Return the memory of this machine in bytes, or this container's limit if that is less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [int(text) for path in LIMITS if path.exists() and (text := path.read_text().strip()).isdigit()]
-    return min([total, *limits])

@@ -22,9 +22,10 @@ from trainer.records.provenance import config_hash, installed_versions, source_r
 from trainer.records.run_records import Heartbeat, say, timestamp
 from trainer.seeds import derive_seed
 from trainer.shared.config import TrainConfig
+from trainer.shared.container import memory_bytes
 from trainer.shared.files import writing
 from trainer.training.ema import Ema
-from trainer.training.micro_batch import choose_micro_batch, machine_memory
+from trainer.training.micro_batch import choose_micro_batch
 from trainer.training.optimizer import begin_state, make_optimizer
 from trainer.training.precision import choose_precision
 from trainer.training.steps import Training
@@ -91,7 +92,7 @@ def build_training(
         watchdog=watchdog,
         bad_images=BadImages(),
         micro_batch=choose_micro_batch(
-            config, device=runtime.kind, processes=task.local_world_size, memory_bytes=machine_memory()
+            config, device=runtime.kind, processes=task.local_world_size, memory_bytes=memory_bytes()
         ),
     )
 

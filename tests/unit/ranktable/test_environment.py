@@ -167,6 +167,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"variables": {"PYTORCH_NPU_ALLOC_CONF": "expandable_segments"}}, "expandable_segments has no value"),
     ({"shm_bytes": 64 * 2**20}, "/dev/shm has 64 MiB, too few for loader workers"),
     ({"cpus": (0, 1, 2)}, "3 of 192 processors for 2 NPUs"),
+    ({"cpu_quota": 3.5}, "3 of 192 processors for 2 NPUs"),
+    ({"variables": {"OMP_NUM_THREADS": "0"}}, "OMP_NUM_THREADS=0 is not a number of threads"),
+    ({"variables": {"OMP_NUM_THREADS": "33"}}, "OMP_NUM_THREADS=33, but there is room for 32 threads: "),
+    ({"variables": {"OMP_NUM_THREADS": "8,2"}, "cpu_quota": 4.5}, "for 4 threads (the container's limit is 4.5 CPUs)"),
 ]
 NOTES: list[tuple[dict[str, Any], str]] = [
     ({"packages": {"torch": "2.14.0", "torch-npu": "2.14.0"}}, "is not in this program's table"),
@@ -279,6 +283,20 @@ def test_a_run_without_npus_begins_only_with_findings_that_concern_it() -> None:
     assert len(list(environment_summary(small, device="cpu", workers=0))) == 1, (
         "without loaders, /dev/shm does not matter"
     )
+
+
+@pytest.mark.parametrize(
+    ("quota", "line"), [(None, "0-1 (2 of 2)"), (0.5, "0-1 (2 of 2), with a quota of 0.5 CPUs: 1 in use")]
+)
+def test_the_report_and_a_runs_first_line_know_the_containers_cpu_limit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quota: float | None, line: str
+) -> None:
+    facts = dataclasses.replace(NO_NPU, machine_cpus=2, cpu_quota=quota)
+    monkeypatch.setattr("trainer.commands.env.read_facts", lambda _: facts)
+    assert main(["env"]) == 0
+    assert f"  processors    {line}\n" in capsys.readouterr().out
+    (first, *_) = environment_summary(facts, device="cpu", workers=0)
+    assert first.endswith(f" cpus={2 if quota is None else 1}")
 
 
 @pytest.mark.parametrize(

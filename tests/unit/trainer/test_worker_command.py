@@ -10,6 +10,7 @@ from trainer.run.attempt import Attempt
 from trainer.run.worker_commands import worker_command
 from trainer.shared.config import TrainConfig
 from trainer.topology import Topology, Worker
+from trainer.worker.task import TASK_VARIABLE, WorkerTask
 
 ALONE = Topology(1, 1, 0, (Worker(0, 0, 0),), "127.0.0.1", 29500, None, "options")
 
@@ -24,6 +25,59 @@ def test_torch_npu_finds_its_queue_level_before_torch_is_imported(
     attempt = Attempt(TrainConfig(), tmp_path, 1, None)
     command = worker_command(ALONE.workers[0], ALONE, attempt, device=device, command=())
     assert command.env.get("TASK_QUEUE_ENABLE") == level
+
+
+@pytest.mark.parametrize(
+    ("options", "variable", "processors", "processes", "expected"),
+    [
+        ({}, None, 2, 1, ("2", 2)),
+        ({}, None, 1, 1, ("1", 1)),
+        ({}, None, 1, 8, ("1", 1)),
+        ({}, None, 64, 8, ("8", 4)),
+        ({"threads": 3, "workers": 6}, None, 2, 1, ("3", 6)),
+        ({"workers": 0}, None, 2, 1, ("2", 0)),
+        ({}, "5", 2, 1, ("5", 2)),
+        ({}, "", 2, 1, ("2", 2)),
+        ({}, " ", 2, 1, ("2", 2)),
+        ({}, "4,2", 2, 1, ("4,2", 2)),
+        ({"threads": 3}, "abc", 2, 1, ("3", 2)),
+    ],
+)
+@pytest.mark.parametrize("own_trainers", [False, True])
+def test_threads_and_loaders_share_the_processors_that_the_container_can_use(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    options: dict[str, int],
+    variable: str | None,
+    processors: int,
+    processes: int,
+    expected: tuple[str, int],
+    own_trainers: bool,
+) -> None:
+    """Torchrun starts a trainer for each process, and a trainer without it starts all of them."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.setattr("trainer.run.worker_commands.usable_processors", lambda: processors)
+    workers = tuple(Worker(i, i, i) for i in range(1 if own_trainers else processes))
+    topology = Topology(processes, 1, 0, workers, "127.0.0.1", 29500, None, "torchrun" if own_trainers else "options")
+    attempt = Attempt(TrainConfig.model_validate(options), tmp_path, 1, None)
+    command = worker_command(workers[0], topology, attempt, device="cpu", command=())
+    task = WorkerTask.from_json(command.env[TASK_VARIABLE])
+    assert (command.env["OMP_NUM_THREADS"], task.config.workers) == expected
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "abc", "4,", "4,0", "2.5", "1e1", "\u0661", "99999", "4;2"])
+def test_a_number_of_threads_that_openmp_ignores_is_refused_before_anything_is_created(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert main(["--device", "cpu", "--data-path", str(tmp_path), "--output", str(tmp_path / "output")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: OMP_NUM_THREADS={text} is not a number of threads: correct or unset it\n"
+    )
+    assert not (tmp_path / "output").exists()
 
 
 @pytest.mark.parametrize(

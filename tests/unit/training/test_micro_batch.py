@@ -6,7 +6,7 @@ from torch import Tensor
 
 from trainer.model.pnasnet import build_model
 from trainer.shared.config import TrainConfig
-from trainer.training.micro_batch import SAVED_BYTES_PER_PIXEL, choose_micro_batch, machine_memory
+from trainer.training.micro_batch import SAVED_BYTES_PER_PIXEL, choose_micro_batch
 
 GB = 10**9
 
@@ -56,7 +56,3 @@ def test_at_least_one_image_is_computed_and_a_configured_size_is_used() -> None:
     assert choose_micro_batch(TrainConfig(), device="cpu", processes=8, memory_bytes=4 * GB) == 1
     assert choose_micro_batch(TrainConfig(micro_batch=5), device="cpu", processes=1, memory_bytes=GB) == 5
     assert choose_micro_batch(TrainConfig(micro_batch=500), device="npu", processes=1, memory_bytes=GB) == 32
-
-
-def test_this_machine_has_some_memory() -> None:
-    assert GB / 4 < machine_memory() < 2**50

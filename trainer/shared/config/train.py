@@ -108,7 +108,11 @@ class TrainConfig(BaseModel):
     )
 
     batch_size: int = _in_data(32, "Images per device and step.", ge=1)
-    workers: int = _in_data(4, "Loader processes per device; 0 loads in the training process.", ge=0)
+    workers: Annotated[int | None, Optional] = _in_data(
+        None,
+        "Loader processes per device; 0 loads in the training process. [default: 4, or the CPUs per device if fewer]",
+        ge=0,
+    )
     normalize: Literal["none", "half", "imagenet"] = _in_data(
         "none", "Input mean and deviation: none ([0,1]), .5/.5, or ImageNet's."
     )
