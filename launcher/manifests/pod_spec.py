@@ -1,7 +1,8 @@
 """From settings to the JobSpec of a job whose trainer runs in pods: what cannot run there is refused here, offline."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -11,6 +12,7 @@ from launcher.manifests.overlay import read_overlay
 from launcher.settings.hardware import refusal
 from launcher.settings.layers import Settings
 from launcher.settings.options import PLACE, ClusterOptions, JobOptions
+from launcher.settings.secrets import secrets_in
 from launcher.settings.spec import OUTPUT, JobSpec, in_field_order, renamed
 from trainer.shared.config import EMULATED, TrainConfig
 from trainer.shared.config.layers import flag_name
@@ -50,6 +52,7 @@ def make_pod_spec(settings: Settings, kind: Kind) -> JobSpec:
         pods=pods,
         overlay=dict(settings.overlay) if options.overlay is None else read_overlay(options.overlay),
     )
+    _refuse_secrets(spec.overlay)
     return renamed(spec, options.name or f"pnas-{train.mode}-{spec.digest[:8]}")
 
 
@@ -59,6 +62,16 @@ def _refuse_bytes(*models: BaseModel) -> None:
         for value in setting if isinstance(setting, tuple) else (setting,):
             if _BYTES.search(str(value)):
                 raise RequestError(f"{flag_name(name)} {str(value)[:80]!a}: is not UTF-8; give text")
+
+
+def _refuse_secrets(overlay: Mapping[str, Any]) -> None:
+    """Refuse an overlay that shows a secret. The options have checked the variables."""
+    place = next(secrets_in(dict(overlay)), None)
+    if place is not None:
+        raise RequestError(
+            f"--overlay: {place} looks like a secret, which every user could read in the job: put it into a Secret, "
+            "and take it from there with --env-from-secret or with `valueFrom`"
+        )
 
 
 def _train_in_pods(options: JobOptions, train: TrainConfig, given: Sequence[str]) -> TrainConfig:
@@ -79,6 +92,9 @@ def _train_in_pods(options: JobOptions, train: TrainConfig, given: Sequence[str]
     for name, path in (("data_path", train.data_path), ("output", output), ("weights", train.weights)):
         if path is not None and not path.is_absolute():
             raise RequestError(f"{flag_name(name)} {path}: give the absolute path that the pod sees, like /data/x")
+        if path is not None and ".." in path.parts:
+            # With links, only the pod could tell where such a path leads.
+            raise RequestError(f"{flag_name(name)} {path}: give the path without `..`")
     if not output.is_relative_to(OUTPUT):
         raise RequestError(f"--output {output}: pods keep only what is below {OUTPUT}, the output claim")
     return train.model_copy(update={"npus": npus, "output": output, "resume": train.resume or "auto"})

@@ -1,18 +1,91 @@
-"""Recognise variables that look like secrets, so that no job shows one to every reader. Pure."""
+"""Recognise texts that look like secrets, so that no job shows one to every user who can read it. Pure.
+
+A job's objects hold its settings and its overlay in clear. A Secret is the place for a password; pods take it from
+there with --env-from-secret, or with `valueFrom` in an overlay.
+"""
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
-_WORD = re.compile(
-    r"\w*(TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?)|(API|ACCESS|PRIVATE|SECRET)?KEYS?|PAT"
+# Patterns of names in upper case, with `_` between words. The chart uses them too, by Go's regular expressions.
+SECRET_NAME = (
+    r"(^|_)([A-Z]*(TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?|PWD|AUTHORIZATION)|BEARER|JWT|PAT"
+    r"|(API|ACCESS|ACCOUNT|DEPLOY|ENCRYPTION|LICENSE|MASTER|PRIVATE|SECRET|SIGNING|SSH)?KEYS?)(_|$)"
 )
-_HARMLESS = frozenset(("MAX_TOKENS", "MAX_NEW_TOKENS", "SORT_KEY"))
+# Words that name other things too, with a number or a switch as their value.
+AMBIGUOUS_NAME = r"(^|_)([A-Z]*(AUTH|PASS)|COOKIES?|DSN|SIG)(_|$)"
 # Names such as TOKEN_PATH or TOKEN_TTL describe a secret and are not one.
-_DESCRIPTION = frozenset(("DIR", "FILE", "PATH", "TTL", "TYPE", "URL"))
-_VALUE = re.compile(r"-----BEGIN |(ghp|gho|ghs|github_pat|glpat|hf|xox[abp]|sk)[-_][A-Za-z0-9]{10}|AKIA[A-Z0-9]{12}")
+HARMLESS_NAME = (
+    r"_(DIR|ENABLED|FILE|METHOD|MODE|NAME|PATH|TTL|TYPE|URL)$|^(MAX_TOKENS|MAX_NEW_TOKENS|SORT_KEY|PWD|OLDPWD)$"
+    r"|(^|_)PUBLIC_"
+)
+_SWITCH = re.compile(r"[0-9.]*|true|false|yes|no|on|off|none|auto", re.IGNORECASE)
+_VALUE = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|\b((ghp|gho|ghs|ghu|github_pat|glpat|hf|npm|pypi|dckr_pat|xox[abp]|sk)[-_][A-Za-z0-9]{10}|A[KS]IA[A-Z0-9]{12})"
+    r"|\beyJ[\w-]{8,}\.[\w-]{8,}|\bAIza[\w-]{30}"
+    r"|\bbearer\s+(?=[^\s]*\d)[\w.~+/-]{12}"
+    # The password of a URL, or of a proxy without `http://`; `$(NAME)` takes it from a variable.
+    r"|://[^\s/?#@:]*:(?!\$)[^\s/?#@]+@|^(?!mailto:)[^\s/@:]+:(?!\$)[^\s/@]+@(?!sha256:)[\w.-]+(:\d+)?/?$",
+    re.IGNORECASE,
+)
+# In a command, a URL's query or a connection string: --token=x, ?sig=x, HF_TOKEN=x, Password=x;
+_ASSIGNMENT = re.compile(r"(?<![\w-])(?=-{0,2}([A-Za-z][\w.-]*)\s?=\s?[\"']?([^\s\"';&,]*))")
+_OPTION = re.compile(r"--?([A-Za-z][\w-]*)")
+_HEADER = re.compile(r"\b([A-Za-z][A-Za-z-]*):\s+(\S+)")
+# Fields of an overlay whose keys are the user's own words; all other keys are Kubernetes'.
+_OWN_KEYS = frozenset(("annotations", "labels", "options", "volumeAttributes"))
 
 
 def looks_secret(name: str, value: str) -> bool:
     """Return whether users name secrets like this variable, or services issue secrets like its value."""
-    words = re.split(r"[_0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper())
-    named_so = any(map(_WORD.fullmatch, words)) and words[-1] not in _DESCRIPTION and name not in _HARMLESS
-    return bool(value) and (named_so or _VALUE.match(value) is not None)
+    return bool(value) and (_is_secret_name(name, value) or holds_secret(value))
+
+
+def holds_secret(text: str) -> bool:
+    """Return whether a text has a part that looks like a secret: a password in a URL, `--token=…`, a known key."""
+    pairs = (*_ASSIGNMENT.findall(text), *_HEADER.findall(text))
+    return _VALUE.search(text) is not None or any(_is_secret_option(name, value) for name, value in pairs)
+
+
+def secrets_in(value: Any, place: str = "") -> Iterator[str]:
+    """Yield the place of each part of a pod template that looks like a secret, such as `spec.containers[0].env[2]`."""
+    if isinstance(value, str):
+        if holds_secret(value):
+            yield place
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            option = _OPTION.fullmatch(str(value[number - 1])) if number else None
+            if option and isinstance(item, str) and item[:1] != "-" and _is_secret_option(option[1], item):
+                yield f"{place}[{number}] (after {option[0]})"
+            else:
+                yield from secrets_in(item, f"{place}[{number}]")
+    elif isinstance(value, dict):
+        name, text = value.get("name"), value.get("value")
+        if isinstance(name, str) and isinstance(text, str) and looks_secret(name, text):
+            # A variable, or a header of a probe.
+            yield f"{place} ({name})"
+            return
+        own = place.rpartition(".")[2] in _OWN_KEYS
+        for key, item in value.items():
+            below = f"{place}.{key}" if place else str(key)
+            if own and isinstance(item, str) and looks_secret(str(key), item):
+                yield below
+            else:
+                yield from secrets_in(item, below)
+
+
+def _is_secret_option(name: str, value: str) -> bool:
+    """Return whether an option of a command has a secret. A plain `--key` can be a column of `sort`, for example."""
+    return name.lower() not in ("key", "keys") and _is_secret_name(name, value)
+
+
+def _is_secret_name(name: str, value: str) -> bool:
+    """Return whether a name says that its value is a secret. The value may be a reference, like `$(NAME)`."""
+    words = re.sub(r"[^A-Z]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper())
+    if not value or re.fullmatch(r"\$(\(\w+\)|\{\w+\}|\w+)", value) or re.search(HARMLESS_NAME, words):
+        return False
+    if re.search(SECRET_NAME, words):
+        return True
+    return re.search(AMBIGUOUS_NAME, words) is not None and _SWITCH.fullmatch(value) is None

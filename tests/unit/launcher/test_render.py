@@ -118,13 +118,6 @@ def test_kubectl_describe_shows_the_jobs_purpose_and_how_to_follow_it() -> None:
     assert annotations["pnas/follow"] == "python -m launcher logs big --follow"
 
 
-@pytest.mark.parametrize(
-    "text", ["TOKENIZERS_PARALLELISM=false", "MAX_TOKENS=5", "TOKEN_FILE=/run/x", "API_TOKEN=", "SINGLE_PASS=1"]
-)
-def test_a_variable_that_only_resembles_a_secret_is_accepted(text: str) -> None:
-    assert spec(env=(text,)).pods.env == (text,)
-
-
 @pytest.mark.parametrize("text", ["16", ".5", "500m", "1e3", "1Pi", "2Ei", "3.5Gi", "1E"])
 def test_every_quantity_of_kubernetes_is_accepted(text: str) -> None:
     assert spec(cpu=text).pods.cpu == text

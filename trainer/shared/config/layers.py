@@ -142,7 +142,11 @@ def _describe(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     place = "" if origin == "flag" else f" (from {origin})"
     value = problem["input"]
     # Show only the name of NAME=VALUE: the value can be a secret.
-    text = " ".join(str(item).partition("=")[0] for item in value) if isinstance(value, list | tuple) else value
+    text = value
+    if isinstance(value, list | tuple | dict):
+        text = " ".join(str(item).partition("=")[0] for item in value)
+    elif isinstance(value, str) and "=" in value:
+        text = value.partition("=")[0] + "=…"
     return f"{flag_name(field)} {text}{place}: {message[:1].lower()}{message[1:]}"
 
 
