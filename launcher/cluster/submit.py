@@ -24,8 +24,8 @@ from launcher.manifests.render import render_manifests
 from launcher.settings.spec import JobSpec, free_name, job_digest
 
 _SHOWN_DIFFERENCES = 5
-# Parts of a recorded spec that a difference does not name; `given` says only which settings were set.
-_NO_SETTINGS = frozenset(("train", "pods", "name", "given"))
+# Parts of a recorded spec that a difference does not name: two of them say only where a value comes from.
+_NO_SETTINGS = frozenset(("train", "pods", "name", "given", "without_defaults"))
 SIBLING_S = 10.0
 """Seconds within which another launcher creates the job of a part that it has created."""
 _LOOK_S = 0.5
@@ -75,9 +75,11 @@ def is_running(jobs: ClusterJobs, spec: JobSpec, existing: Json | None) -> bool:
     return True
 
 
-def running_note(spec: JobSpec) -> str:
-    """Return the note about a job that is submitted while it runs."""
-    return f"job {spec.name} is already running: the same job was submitted before"
+def running_note(existing: Json, spec: JobSpec) -> str:
+    """Return the note about a job that is submitted while it runs, with defaults that have changed meanwhile."""
+    changed = _differences(existing, spec)
+    since = f"; the administrator's defaults have changed since: {_listed(changed)}" if changed else ""
+    return f"job {spec.name} is already running: the same job was submitted before{since}"
 
 
 def name_for_another_run(jobs: ClusterJobs, spec: JobSpec) -> str:
@@ -125,7 +127,7 @@ class _Submission:
         if existing is not None and is_running(self.jobs, spec, existing):
             with suppress(LauncherError):  # the job runs with or without it
                 self._adopt_orphans(existing)
-            return Submitted(ref, notes=(running_note(spec), *self.warnings), existed=True)
+            return Submitted(ref, notes=(running_note(existing, spec), *self.warnings), existed=True)
         attempt = self._last_attempt(existing) + 1
         objects = render_manifests(spec, self.jobs.kind, attempt=attempt)
         self.warnings += judge(self.jobs, spec, objects)
@@ -279,17 +281,24 @@ class _Submission:
 
 def _difference(existing: Json, spec: JobSpec) -> str:
     """Return the settings in which the two jobs differ, in words."""
+    if not spec_of(existing):
+        return "no launcher made it"
+    return _listed(_differences(existing, spec)) or "it was given other settings"
+
+
+def _differences(existing: Json, spec: JobSpec) -> list[str]:
     old = _flat(spec_of(existing))
     new = _flat(spec.model_dump(mode="json"))
-    if not old:
-        return "no launcher made it"
-    changed = [
+    return [
         f"{name} is {_word(old.get(name))}, not {_word(value)}"
         for name, value in new.items()
         if old.get(name, value) != value
     ]
-    more = f" and {len(changed) - _SHOWN_DIFFERENCES} more" if len(changed) > _SHOWN_DIFFERENCES else ""
-    return ", ".join(changed[:_SHOWN_DIFFERENCES]) + more or "it was given other settings"
+
+
+def _listed(differences: Sequence[str]) -> str:
+    more = f" and {len(differences) - _SHOWN_DIFFERENCES} more" if len(differences) > _SHOWN_DIFFERENCES else ""
+    return ", ".join(differences[:_SHOWN_DIFFERENCES]) + more
 
 
 def _word(value: object) -> str:

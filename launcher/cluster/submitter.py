@@ -72,7 +72,8 @@ class ClusterSubmitter:
         objects = render_manifests(spec, self.jobs.kind)
         if not ask_server:
             return "its settings are valid", []
-        notes = [running_note(spec)] if is_running(self.jobs, spec, self.jobs.find(spec.name)) else []
+        existing = self.jobs.find(spec.name)
+        notes = [running_note(existing, spec)] if existing and is_running(self.jobs, spec, existing) else []
         return "the cluster accepts it", [*notes, *judge(self.jobs, spec, objects)]
 
     def submit(self, spec: JobSpec) -> Submitted:

@@ -36,21 +36,19 @@ def make_pod_spec(settings: Settings, kind: Kind) -> JobSpec:
     """
     options, train, given = settings.options, settings.train, settings.given
     _refuse_bytes(options, train)
-    pod_train = _train_in_pods(options, train, given)
+    _check_train(options, train, given)
     if reason := kind.refusal(options, settings.origins):
         raise RequestError(reason)
-    pods = ClusterOptions(**{name: getattr(options, name) for name in ClusterOptions.model_fields if name not in PLACE})
-    if train.device == "cpu":
-        pods = pods.model_copy(update={"hardware": None})
     always_told = {"npus", "output", "resume", "run_name", *(("nodes",) if train.nodes > 1 else ())}
     spec = JobSpec(
         name=options.name or "unnamed",
         backend=kind.name,
-        train=pod_train,
+        train=_train_in_pods(settings),
         given=in_field_order({*given, *always_told}),
         continues=train.resume is not None,
-        pods=pods,
+        pods=_pod_options(settings),
         overlay=dict(settings.overlay) if options.overlay is None else read_overlay(options.overlay),
+        without_defaults=_without_defaults(settings),
     )
     _refuse_secrets(spec.overlay)
     return renamed(spec, options.name or f"pnas-{train.mode}-{spec.digest[:8]}")
@@ -74,10 +72,42 @@ def _refuse_secrets(overlay: Mapping[str, Any]) -> None:
         )
 
 
-def _train_in_pods(options: JobOptions, train: TrainConfig, given: Sequence[str]) -> TrainConfig:
+def _without_defaults(settings: Settings) -> dict[str, Any]:
+    """Return the settings that cluster defaults change, with their values without them."""
+    without = settings.without_defaults
+    if without is None:
+        return {}
+    defaulted = {*settings.given} - {*without.given}
+    sections = ((_train_in_pods(without), _train_in_pods(settings)), (_pod_options(without), _pod_options(settings)))
+    return {
+        name: value
+        for own, all_settings in sections
+        for name, value in own.model_dump(mode="json").items()
+        if name in defaulted or getattr(own, name) != getattr(all_settings, name)
+    }
+
+
+def _pod_options(settings: Settings) -> ClusterOptions:
+    """Return the settings of the pods; a job without NPUs has no hardware preset."""
+    names = (name for name in ClusterOptions.model_fields if name not in PLACE)
+    pods = ClusterOptions(**{name: getattr(settings.options, name) for name in names})
+    return pods.model_copy(update={"hardware": None}) if settings.train.device == "cpu" else pods
+
+
+def _train_in_pods(settings: Settings) -> TrainConfig:
     """Return the trainer's settings as they are in a pod, where claims are mounted and devices are counted."""
-    npus = train.npus or 1
-    if reason := refusal(None if train.device == "cpu" else options.hardware, npus, train.nodes):
+    train = settings.train
+    output = train.output if "output" in settings.given else OUTPUT
+    return train.model_copy(update={"npus": train.npus or 1, "output": output, "resume": train.resume or "auto"})
+
+
+def _check_train(options: JobOptions, train: TrainConfig, given: Sequence[str]) -> None:
+    """Refuse settings of the trainer that cannot be used in a pod.
+
+    Raises:
+        RequestError: one cannot be used.
+    """
+    if reason := refusal(None if train.device == "cpu" else options.hardware, train.npus or 1, train.nodes):
         raise RequestError(reason)
     for name in given:
         if name in _PER_POD:
@@ -97,4 +127,3 @@ def _train_in_pods(options: JobOptions, train: TrainConfig, given: Sequence[str]
             raise RequestError(f"{flag_name(name)} {path}: give the path without `..`")
     if not output.is_relative_to(OUTPUT):
         raise RequestError(f"--output {output}: pods keep only what is below {OUTPUT}, the output claim")
-    return train.model_copy(update={"npus": npus, "output": output, "resume": train.resume or "auto"})

@@ -50,6 +50,7 @@ class Settings:
         given: the trainer's settings that a layer above the presets set. The trainer chooses the others itself: they
             can come from weights or a checkpoint, which the launcher does not read.
         overlay: of the attempt that is continued, unless another file is given.
+        without_defaults: the same settings without the cluster defaults; None if there are no cluster defaults.
     """
 
     options: JobOptions
@@ -57,6 +58,7 @@ class Settings:
     origins: Mapping[str, str]
     given: tuple[str, ...]
     overlay: Mapping[str, Any] = field(default_factory=dict)
+    without_defaults: "Settings | None" = None
 
     def items(self) -> list[tuple[str, Any, str]]:
         """Return (name, value, origin) of every setting, the launcher's first."""
@@ -90,6 +92,7 @@ def resolve_settings(
     Raises:
         ConfigError: one line that names the setting, its origin and the rule that it breaks.
     """
+    without_defaults = None if defaults is None else resolve_settings(flags, profile, environ, earlier=earlier)
     job_flags, train_flags = _split(Layer("flag", flags))
     job_layers = [job_flags, environment_layer(JobOptions, environ)]
     train_layers = [train_flags, environment_layer(TrainConfig, environ)]
@@ -117,6 +120,7 @@ def resolve_settings(
         origins={**job_origins, **train_origins},
         given=tuple(name for name in TrainConfig.model_fields if name in given),
         overlay=earlier.overlay,
+        without_defaults=without_defaults,
     )
 
 

@@ -6,7 +6,7 @@ looks at flags, environment or profiles again.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class JobSpec(BaseModel):
         continues: whether an ended job of this name goes on.
         pods: settings that only a cluster uses.
         overlay: what is merged into the pod template.
+        without_defaults: the values that settings would have without the administrator's defaults.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,6 +53,7 @@ class JobSpec(BaseModel):
     continues: bool = False
     pods: ClusterOptions = ClusterOptions()
     overlay: dict[str, Any] = {}
+    without_defaults: dict[str, Any] = {}
 
     @property
     def output(self) -> Path:
@@ -69,18 +71,20 @@ def job_digest(record: Mapping[str, Any]) -> str:
 
     A default does not count, so that a release with new options finds the jobs of an older one. A setting of the
     trainer counts if the trainer is told it, or if a preset gives it another value than the default; a setting of the
-    pods counts if its value is not the default.
+    pods counts if its value is not the default. The administrator's defaults do not count either: a job stays the same
+    when they change.
     """
-    given = frozenset(record.get("given", ()))
+    without_defaults = record.get("without_defaults", {})
+    given = frozenset(record.get("given", ())) - without_defaults.keys()
     train = {
         name: value
-        for name, value in record.get("train", {}).items()
+        for name, value in _user_values(record.get("train", {}), without_defaults)
         if name != "run_name" and (name in given or value != _DEFAULTS.get(name)) and _ALWAYS_TOLD.get(name) != value
     }
     # The overlay counts by its content, wherever its file is.
     pods = {
         name: value
-        for name, value in record.get("pods", {}).items()
+        for name, value in _user_values(record.get("pods", {}), without_defaults)
         if name not in PLACE | {"overlay"} and value != _DEFAULTS.get(name)
     }
     identity = {
@@ -91,6 +95,11 @@ def job_digest(record: Mapping[str, Any]) -> str:
         "overlay": record.get("overlay", {}),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _user_values(section: Mapping[str, Any], without_defaults: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a recorded section, with the values that they have without the administrator's defaults."""
+    return ((name, without_defaults.get(name, value)) for name, value in section.items())
 
 
 def renamed(spec: JobSpec, name: str) -> JobSpec:

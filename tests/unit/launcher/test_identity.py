@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.cluster.submit import is_same_job
+from launcher.cluster.defaults import parse_defaults
+from launcher.cluster.submit import is_same_job, running_note
 from launcher.jobs import KIND_NAMES
 from launcher.kinds import kind_named
 from launcher.kinds.labels import SPEC_ANNOTATION, SPEC_HASH_LABEL
+from launcher.manifests.pod_spec import make_pod_spec
+from launcher.settings.layers import resolve_settings
 from launcher.settings.options import ClusterOptions
 from launcher.settings.spec import JobSpec, job_digest
 from tests.unit.launcher.test_render import rendered_objects, spec
@@ -65,6 +68,48 @@ def test_a_job_of_an_older_release_is_the_same_job(backend: str) -> None:
     assert is_same_job(job, asked)
     assert not is_same_job(job, spec(backend, lr=0.1, retries=2, accumulate=2)), "a later option that is set counts"
     assert not is_same_job(job, spec(backend, lr=0.1, retries=2, driver="host"))
+
+
+DEFAULTS = (
+    {"image_pull_policy": "Always"},
+    {"image": "r/pnas:2"},
+    {"hardware": "atlas-800-9000"},
+    {"node_selector": ["zone=a"], "queue": "research", "memory": "64Gi"},
+    {"epochs": 7, "data_path": "/data/imagenet", "output": "/output/team"},
+    {"npus": 4, "nodes": 2},
+    {"modes": {"performance": {"steps": 9}, "full": {"steps": 8}}},
+    {"user": 7, "lr": 0.3},
+)
+
+
+def with_defaults(values: dict[str, Any], **flags: Any) -> JobSpec:
+    """Return the job of a user in a namespace whose administrator has published defaults."""
+    defaults = parse_defaults(json.dumps(values), "training")
+    return make_pod_spec(resolve_settings(flags, None, {}, defaults=defaults), kind_named("volcano"))
+
+
+@pytest.mark.parametrize("flags", [{}, {"mode": "performance"}, {"mode": "full", "npus": 8, "lr": 0.1}], ids=str)
+@pytest.mark.parametrize("values", DEFAULTS, ids="-".join)
+def test_a_changed_default_of_the_administrator_does_not_make_another_job(
+    values: dict[str, Any], flags: dict[str, Any]
+) -> None:
+    before = with_defaults({"image": "r/pnas:1"}, **flags)
+    after = with_defaults({"image": "r/pnas:1", **values}, **flags)
+    assert after != before, "the pods and the trainer get the default"
+    assert (after.digest, after.name) == (before.digest, before.name)
+    record = json.loads(after.model_dump_json())
+    assert job_digest(record) == before.digest
+    job = rendered_objects(before)[-1]
+    assert is_same_job(job, after)
+    assert "the administrator's defaults have changed since: " in running_note(job, after)
+    assert with_defaults({"image": "r/pnas:1", **values}, **flags, grace_s=9).digest != before.digest
+
+
+def test_the_administrators_first_defaults_do_not_make_another_job() -> None:
+    flags: dict[str, Any] = {"image": "r/pnas:1", "npus": 8}
+    before = spec()
+    assert before.digest == with_defaults({"image": "r/pnas:2", "image_pull_policy": "Always"}, **flags).digest
+    assert running_note(rendered_objects(before)[-1], before).endswith("the same job was submitted before")
 
 
 @pytest.mark.parametrize(
