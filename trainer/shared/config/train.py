@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 import trainer
+from trainer.shared import variables
 from trainer.shared.config.layers import PARTIAL, ConfigError, Layer, environment_layer, profile_layer, resolve
 from trainer.shared.durations import Interval
 from trainer.shared.runs import TRAINING
@@ -43,9 +44,16 @@ _in_optimisation = partial(option, group="Optimisation")
 _in_devices = partial(option, group="Devices")
 
 
+_ABSENT = frozenset(("none", "null", "~"))
+
+
+def is_absent(value: object) -> bool:
+    """Return whether a layer's value unsets a setting: None, `none`, or YAML's null as a text."""
+    return value is None or (isinstance(value, str | Path) and str(value).lower() in _ABSENT)
+
+
 def _absent(value: object) -> object:
-    """Turn `none` on a command line or in YAML into "not set"."""
-    return None if isinstance(value, str | Path) and str(value).lower() == "none" else value
+    return None if is_absent(value) else value
 
 
 Optional = BeforeValidator(_absent)
@@ -58,7 +66,7 @@ class TrainConfig(BaseModel):
         extra="forbid",
         frozen=True,
         protected_namespaces=(),
-        # YAML reads a run's name such as 2024 as a number.
+        # The chart's values and records hold numbers where a profile has texts.
         coerce_numbers_to_str=True,
         allow_inf_nan=False,
     )
@@ -179,7 +187,7 @@ class TrainConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16", "O2"] = _in_devices(
         "auto", "Arithmetic: auto is O2 on an NPU, bf16 on CUDA, fp32 on a CPU."
     )
-    loss_scale: float | Literal["dynamic"] = _in_devices(
+    loss_scale: Annotated[float, Field(gt=0)] | Literal["dynamic"] = _in_devices(
         "dynamic", "Loss scale of fp16 and O2: a number, or adapted to overflow."
     )
     channels_last: bool = _in_devices(False, "NHWC memory layout (faster on CUDA; never on an NPU).")
@@ -268,12 +276,13 @@ def user_layers(
 
     Args:
         flags: Only the options on the command line, by field name.
-        profile: A YAML file or the name of a shipped profile.
+        profile: A YAML file or the name of a shipped profile; PNAS_PROFILE if None.
 
     Raises:
-        ConfigError: The profile or a variable cannot be read.
+        UsageError: The profile or a variable cannot be read.
     """
     layers = (Layer("flag", flags), environment_layer(TrainConfig, environ))
+    profile = profile or variables.read(variables.PROFILE, environ)
     return layers if profile is None else (*layers, profile_layer(profile))
 
 
