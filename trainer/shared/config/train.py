@@ -145,7 +145,13 @@ class TrainConfig(BaseModel):
     warmup_steps: int = _in_optimisation(10, "First steps that the images/s figure leaves out.", ge=0)
     optimizer: Literal["sgd"] = _in_optimisation("sgd", "Rule that updates the weights; sgd is SGD with momentum.")
     lr: float = _in_optimisation(
-        0.4, "Peak learning rate, used as given for any number of devices and any batch size.", gt=0
+        0.4, "Peak learning rate; --lr-batch scales it to the number of images per step.", gt=0
+    )
+    lr_batch: Annotated[int | None, Optional] = _in_optimisation(
+        None,
+        "Images per optimizer step of the whole job that --lr is for; a new run scales it to its own number. "
+        "[default: --lr is used as given]",
+        ge=1,
     )
     momentum: float = _in_optimisation(0.9, "SGD's momentum.", ge=0, lt=1)
     nesterov: bool = _in_optimisation(False, "Nesterov's momentum.")
@@ -214,6 +220,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"--mode {self.mode} needs --weights, the file to start from")
         if self.node_rank >= self.nodes:
             raise ValueError(f"--node-rank {self.node_rank} is not below --nodes {self.nodes}; nodes count from 0")
+        if self.batch_size == 1 and self.mode in TRAINING and (self.mixup or self.cutmix):
+            raise ValueError("--mixup and --cutmix mix images of one batch: they need --batch-size of at least 2")
         if self.nesterov and self.momentum == 0:
             raise ValueError("--nesterov needs --momentum above 0")
         if self.mode in TRAINING and 0 < self.epochs <= self.warmup_epochs:
