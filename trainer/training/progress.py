@@ -115,7 +115,7 @@ class TrainingProgress:
     @property
     def saved(self) -> SavedExtent:
         """The records that belong to this progress."""
-        return SavedExtent(steps=self.global_step, epochs=self.epoch)
+        return SavedExtent(steps=self.global_step, epochs=self.epoch, epoch_steps=self.step)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values. JSON has no infinity and no NaN, as the loss of a bad step can be: they become text."""
