@@ -124,7 +124,7 @@ class Transport:
         """Send a GET and give its answer for as long as the context lasts.
 
         Args:
-            idle_s: the silence that ends the answer; that of the timing if None.
+            idle_s: the silence that ends the answer; as in the timing if None.
 
         Raises:
             ReadStoppedError: the stop signal is set.
