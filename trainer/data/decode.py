@@ -3,27 +3,50 @@
 A file's name says little about it: ImageNet has PNGs named .JPEG, and grey and CMYK JPEGs. Here the content decides,
 and a file with a missing end is an error, never an image with a grey lower half. EXIF orientation is ignored, as in
 every published ImageNet result.
+
+A small file can hold an image of any size. Its header tells the size, so that memory is only used for images that are
+not too large: at most 20 bytes for each pixel (WebP and JPEG 2000; a JPEG takes 3 to 11).
 """
 
+import contextlib
+import functools
+import os
 import re
+import struct
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode
 
 from trainer.shared.errors import TrainerError
 
+MAX_PIXELS = 89_478_485
+"""The largest image, in pixels: the size from which Pillow warns of decompression bombs, 256 MiB of RGB."""
+# An uncompressed image with four channels of 16 bits is the largest file that can be right.
+_MAX_BYTES = 8 * MAX_PIXELS
+
 _JPEG = b"\xff\xd8\xff"
+# The next marker of a JPEG, as libjpeg looks for it: other bytes before it are skipped.
+_MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
+# Markers of the frame header, which has the size; three others share their range.
+_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Markers without a length: TEM, RST0 to RST7 and SOI.
+_BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})
+# Other formats of Pillow are no photos, or start other programs (EPS).
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 # torchvision >= 0.29 puts "function, file:line, " before the reason.
 _SOURCE_PREFIX = re.compile(r"^\S+, \S+:\d+, ")
 # torchvision's words -> words that help the user.
 _REASONS = {
     "incomplete or truncated": "truncated, the end of the file is missing",
     "Out of bound read": "truncated, the end of the file is missing",
-    "Unsupported image file": "not an image",
 }
 
 
@@ -46,44 +69,117 @@ class BadImageError(TrainerError):
 def decode_image(path: Path) -> Tensor:
     """Return the pixels of an image file as a uint8 tensor of shape (3, H, W), RGB.
 
-    CMYK is read with Adobe's inversion, alpha is dropped, 16 bits become 8, an animation gives its first frame.
+    CMYK is read with Adobe's inversion, alpha is dropped, 16 bits become the upper 8, an animation gives its first
+    frame.
 
     Raises:
-        BadImageError: the file is missing, unreadable, empty, truncated or not an image.
+        BadImageError: the file is missing, unreadable, empty, truncated or not an image, has more than MAX_PIXELS
+            pixels, or has pixels without a known white: floating-point numbers, or integers of 32 bits.
     """
-    try:
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        remedy = "check the permissions of file and folder" if isinstance(error, PermissionError) else "check the disk"
-        raise BadImageError(str(path), f"cannot be read: {error.strerror or error}", remedy) from None
-    if not data.size:
-        raise BadImageError(str(path), "empty, zero bytes")
+    data = _read_jpeg(path)
+    if data is None:
+        return _decode_with_pillow(path)
+    _refuse_large(path, *_jpeg_size(data.data))
     try:
         # The operator, because its Python wrapper warns at every call since torchvision 0.29 (decoding moves to
         # torchcodec). It takes 0.76 of Pillow's time for a photo and less than half for a small image.
         pixels: Tensor = torch.ops.image.decode_image(torch.from_numpy(data), ImageReadMode.RGB.value, False)
     except RuntimeError as error:
         # torchvision and Pillow share libjpeg, and Pillow is the more lenient one: it must not read a refused JPEG.
-        if data[:3].tobytes() == _JPEG:
-            raise BadImageError(str(path), _reason(error)) from None
-        pixels = _decode_with_pillow(path, _reason(error))
-    if pixels.ndim == 4:
-        pixels = pixels[0]
-    if pixels.dtype == torch.uint16:
-        pixels = (pixels.to(torch.int32) >> 8).to(torch.uint8)
+        raise BadImageError(str(path), _reason(error)) from None
     return pixels
 
 
-def _decode_with_pillow(path: Path, refusal: str) -> Tensor:
-    """Decode formats that torchvision does not know (BMP, TIFF, PPM); `refusal` is torchvision's reason."""
+@contextlib.contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image with Pillow, which reads only its header until the pixels are asked for.
+
+    Raises:
+        BadImageError: the file is not an image, or is damaged; also if that happens within the context.
+    """
     try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
+        with warnings.catch_warnings():
+            # Of damaged metadata, which changes no pixel, and of a size that is refused here.
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_formats()) as image:
+                yield image
     except UnidentifiedImageError:
-        raise BadImageError(str(path), refusal) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadImageError(str(path), " ".join(str(error).split())) from None
+        raise BadImageError(str(path), "not an image") from None
+    except Image.DecompressionBombError:
+        raise BadImageError(str(path), f"more than {MAX_PIXELS:,} pixels") from None
+    except (OSError, SyntaxError, ValueError, RuntimeError, MemoryError) as error:
+        raise BadImageError(str(path), " ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _read_jpeg(path: Path) -> NDArray[np.uint8] | None:
+    """Return the content of a JPEG file; None for another format."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            start, size = file.read(len(_JPEG)), os.fstat(file.fileno()).st_size
+            if not start:
+                raise BadImageError(str(path), "empty, zero bytes")
+            if start != _JPEG:
+                return None
+            if size > _MAX_BYTES:
+                raise BadImageError(str(path), f"{size:,} bytes, too large for {MAX_PIXELS:,} pixels")
+            file.seek(0)
+            return np.fromfile(file, dtype=np.uint8)
+    except OSError as error:
+        remedy = "check the permissions of file and folder" if isinstance(error, PermissionError) else "check the disk"
+        raise BadImageError(str(path), f"cannot be read: {error.strerror or error}", remedy) from None
+
+
+def _jpeg_size(content: memoryview) -> tuple[int, int]:
+    """Return height and width by the header of a JPEG; zeros if it has no whole header, and the decoder refuses it."""
+    position = 2
+    try:
+        while match := _MARKER.search(content, position):
+            marker, position = match[1][0], match.end()
+            if marker in _FRAME_MARKERS:
+                height, width = struct.unpack_from(">HH", content, position + 3)
+                return height, width
+            if marker not in _BARE_MARKERS:
+                position += struct.unpack_from(">H", content, position)[0]
+    except struct.error:  # it ends within its header
+        pass
+    return 0, 0
+
+
+def _refuse_large(path: Path, height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise BadImageError(str(path), f"{width:,} x {height:,} pixels, more than {MAX_PIXELS:,}")
+
+
+def _decode_with_pillow(path: Path) -> Tensor:
+    """Decode all formats but JPEG.
+
+    torchvision (0.29) knows some of them, but dies by SIGSEGV of one wrong bit in a PNG, and decodes each frame of an
+    animation.
+    """
+    with open_image(path) as image:
+        _refuse_large(path, image.height, image.width)
+        if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+            kind = "floating-point numbers" if image.mode == "F" else "integers of 32 bits, or with a sign"
+            raise BadImageError(str(path), f"its pixels are {kind}, without a known white")
+        if image.mode.startswith("I"):
+            pixels = np.repeat(_upper_bits(image)[..., np.newaxis], 3, axis=2)
+        else:
+            pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _upper_bits(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the upper 8 bits of a grey image with up to 16, which Pillow would clip at 255."""
+    tags = getattr(image, "tag_v2", {})
+    grey: NDArray[np.uint8] = (np.array(image) >> (tags.get(_TIFF_BITS, (16,))[0] - 8)).astype(np.uint8)
+    return np.invert(grey) if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO else grey
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Return the formats to read, without AVIF where this Pillow has no decoder for it."""
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
 
 
 def _reason(error: RuntimeError) -> str:

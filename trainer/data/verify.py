@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from trainer.data.decode import BadImageError, decode_image
+from trainer.data.decode import BadImageError, decode_image, open_image
 from trainer.data.index import walk_images
 from trainer.data.processes import start_worker, whole_item_loader
 from trainer.shared.errors import UsageError
@@ -81,9 +81,9 @@ def _check(path: Path) -> UnusableFile | Notes:
 def _notes(path: Path) -> Notes:
     """Return the unusual properties of a good file, from its header."""
     try:
-        with Image.open(path) as header:
+        with open_image(path) as header:
             kind, mode = str(header.format), header.mode
-    except (OSError, Image.DecompressionBombError):
+    except BadImageError:
         return ("header unknown to Pillow",)
     named = Image.registered_extensions().get(path.suffix.lower(), kind)
     notes = []
@@ -91,7 +91,7 @@ def _notes(path: Path) -> Notes:
         notes.append(f"{kind} named {path.suffix}")
     if mode == "CMYK":
         notes.append("CMYK")
-    if mode in ("1", "L", "I;16", "I"):
+    if mode in ("1", "L", "I") or mode.startswith("I;16"):
         notes.append("grey")
     return tuple(notes)
 

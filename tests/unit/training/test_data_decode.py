@@ -1,14 +1,18 @@
 """Real image files are decoded to the right colours, or to one line that names the fault."""
 
+import contextlib
 import io
 import pickle
+import random
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 from sklearn.datasets import load_sample_images
 
 from trainer.data.decode import BadImageError, decode_image
@@ -67,10 +71,102 @@ def test_grey_becomes_three_equal_channels(tmp_path: Path, photos: list[Image.Im
     assert np.array_equal(grey[..., 0], grey[..., 2])
 
 
+RAMP = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
+_BITS, _PHOTOMETRIC = 258, 262
+
+
+def tiff_tag(content: bytes, tag: int, value: int) -> bytes:
+    """Return a little-endian TIFF with another value of a tag that has one value below 65,536."""
+    start = next(content.index(entry) for kind in (3, 4) if (entry := struct.pack("<HHI", tag, kind, 1)) in content) + 8
+    return content[:start] + struct.pack("<H", value) + content[start + 2 :]
+
+
 def test_sixteen_bits_become_the_upper_eight(tmp_path: Path) -> None:
-    ramp = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
-    path = written(tmp_path, encoded(Image.fromarray(ramp), "PNG"))
-    assert np.array_equal(pixels(path)[..., 0], (ramp >> 8).astype(np.uint8))
+    grey = Image.fromarray(RAMP)
+    big_endian = RAMP.astype(">u2").tobytes()
+    tiff = encoded(grey, "TIFF")
+    # Pixels of 12 bits, packed: two in three bytes.
+    twelve = (RAMP.reshape(-1) >> 4).astype(np.uint32)
+    packed = b"".join(int(a << 12 | b).to_bytes(3, "big") for a, b in zip(twelve[::2], twelve[1::2], strict=True))
+    upper = (RAMP >> 8).astype(np.uint8)
+    files: dict[str, tuple[bytes, Pixels]] = {
+        "PNG": (encoded(grey, "PNG"), upper),
+        "TIFF": (tiff, upper),
+        "big-endian TIFF": (encoded(Image.frombytes("I;16B", (16, 16), big_endian), "TIFF"), upper),
+        "TIFF in which zero is white": (tiff_tag(tiff, _PHOTOMETRIC, 0), 255 - upper),
+        "TIFF of 12 bits": (tiff_tag(tiff, _BITS, 12).replace(RAMP.tobytes(), packed + bytes(128)), upper),
+        "PGM": (b"P5\n16 16\n65535\n" + big_endian, upper),
+        "JPEG 2000": (encoded(grey, "JPEG2000"), upper),
+    }
+    for name, (content, expected) in files.items():
+        decoded = pixels(written(tmp_path, content))
+        assert all(np.array_equal(decoded[..., channel], expected) for channel in range(3)), name
+
+
+@pytest.mark.parametrize("pixel_type", [np.int32, np.float32])
+def test_pixels_without_a_known_white_are_refused(tmp_path: Path, pixel_type: type[np.generic]) -> None:
+    path = written(tmp_path, encoded(Image.fromarray(RAMP.astype(pixel_type)), "TIFF"))
+    with pytest.raises(BadImageError, match="without a known white"):
+        pixels(path)
+
+
+def jpeg_of_size(content: bytes, width: int, height: int) -> bytes:
+    """Return a JPEG whose header promises another size."""
+    start = content.index(b"\xff\xc0") + 5
+    return content[:start] + struct.pack(">HH", height, width) + content[start + 4 :]
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return header + struct.pack(">I4s", 100, b"IDAT")
+
+
+@pytest.mark.parametrize("side", [9_460, 20_000, 60_000])
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path, side: int) -> None:
+    small = Image.new("RGB", (8, 8))
+    jpeg, bmp = jpeg_of_size(encoded(small), side, side), encoded(small, "BMP")
+    files = {
+        "JPEG": jpeg,
+        "JPEG with other bytes between": jpeg[:20] + b"\0junk\xff\xff\0" + jpeg[20:],
+        "PNG": png_of_size(side, side),
+        "GIF": b"GIF89a" + struct.pack("<HH", side, side) + encoded(small, "GIF")[10:],
+        "BMP": bmp[:18] + struct.pack("<ii", side, side) + bmp[26:],
+        "PPM": b"P6 %d %d 255 " % (side, side),
+        "TIFF": tiff_tag(tiff_tag(encoded(small, "TIFF"), 256, side), 257, side),
+    }
+    for kind, content in files.items():
+        with pytest.raises(BadImageError) as error:
+            decode_image(written(tmp_path, content))
+        assert "more than 89,478,485" in str(error.value), kind
+
+
+def test_only_the_first_frame_of_an_animation_is_read(tmp_path: Path, photos: list[Image.Image]) -> None:
+    first = photos[0].convert("P")
+    content = encoded(first, "GIF", save_all=True, append_images=[photos[1].convert("P")] * 3)
+    path = written(tmp_path, content[: len(encoded(first, "GIF")) + 2000])
+    assert np.array_equal(pixels(path), np.asarray(first.convert("RGB")))
+
+
+def test_damaged_files_of_every_format_give_one_line(tmp_path: Path, photos: list[Image.Image]) -> None:
+    draw = random.Random(0)
+    small = photos[0].resize((24, 20))
+    for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF"):
+        if not features.check("avif") and kind == "AVIF":
+            continue
+        whole = encoded(small, kind)
+        for _ in range(60):
+            content = bytearray(whole[: draw.randint(1, len(whole))] if draw.random() < 0.2 else whole)
+            for _ in range(draw.choice([1, 2, 5])):
+                content[draw.randrange(min(len(content), draw.choice([100, 10_000])))] = draw.choice([0, 1, 128, 255])
+            with contextlib.suppress(BadImageError):
+                decode_image(written(tmp_path, bytes(content)))
+
+
+def test_a_file_that_would_start_another_program_is_not_an_image(tmp_path: Path) -> None:
+    path = written(tmp_path, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(BadImageError, match="not an image"):
+        decode_image(path)
 
 
 def test_cmyk_is_decoded_to_its_true_colours(tmp_path: Path) -> None:
