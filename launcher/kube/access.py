@@ -18,15 +18,23 @@ class ClusterAccess:
     namespace: str | None = None
 
 
+Headers = list[tuple[str, str]]
+
+
 @dataclass(frozen=True)
 class Credentials:
-    """How to reach the API server, and as which user. Files are paths; `token` is called before each request."""
+    """How to reach the API server, and as which user. Files are paths.
+
+    Attributes:
+        login: returns the headers that say who the user is; it is called before each request.
+        proxy: the URL of the proxy, with its user and password.
+    """
 
     server: str
     ca_file: str | None
     client_cert: str | None
     client_key: str | None
-    token: Callable[[], str | None]
+    login: Callable[[], Headers]
     proxy: str | None
     verify: bool
     tls_server_name: str | None

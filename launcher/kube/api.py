@@ -196,11 +196,9 @@ class Api:
         words = urlencode({name: value for name, value in (query or {}).items() if value})
         credentials, logged_in_again, busy = self._credentials, False, 0
         while True:
-            headers = {"Accept": "application/json", "User-Agent": "pnas"}
+            headers = [("Accept", "application/json"), ("User-Agent", "pnas"), *credentials.login()]
             if body is not None:
-                headers["Content-Type"] = content_type
-            if token := credentials.token():
-                headers["Authorization"] = f"Bearer {token}"
+                headers.append(("Content-Type", content_type))
             response = self._connections().request(
                 method,
                 f"{path}?{words}" if words else path,

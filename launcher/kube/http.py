@@ -1,14 +1,29 @@
 """HTTP to the API server: the only module that imports urllib3, and itself imported with the first request."""
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator
+from socket import socket
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-from urllib3 import BaseHTTPResponse, PoolManager, ProxyManager, Retry, Timeout
-from urllib3.exceptions import HTTPError
+from urllib3 import (
+    BaseHTTPResponse,
+    HTTPConnectionPool,
+    HTTPHeaderDict,
+    HTTPSConnectionPool,
+    PoolManager,
+    ProxyManager,
+    Retry,
+    Timeout,
+)
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import HTTPError, InsecureRequestWarning, NewConnectionError
 from urllib3.util import make_headers
 
 from launcher.errors import UnreachableError
-from launcher.kube.access import Credentials
+from launcher.kube.access import Credentials, Headers
+from launcher.kube.proxy import without_password
+from launcher.kube.socks import connect_through
 
 CONNECT_S = 5.0
 _BLOCK = 1 << 16
@@ -23,6 +38,8 @@ class Connections:
 
     def __init__(self, credentials: Credentials, origin: str) -> None:
         self._server = credentials.server
+        proxy = credentials.proxy
+        self._way = "" if proxy is None else f" through the proxy {without_password(proxy)}"
         self._origin = origin
         self._pool = _pool(credentials)
         # With redirects, refusals and busy servers the API deals itself.
@@ -36,7 +53,7 @@ class Connections:
         path: str,
         *,
         body: bytes | None,
-        headers: Mapping[str, str],
+        headers: Headers,
         read_s: float,
         preload: bool,
         action: str,
@@ -57,7 +74,7 @@ class Connections:
                 method,
                 self._server + path,
                 body=body,
-                headers=headers,
+                headers=HTTPHeaderDict(headers),
                 timeout=Timeout(connect=CONNECT_S, read=read_s),
                 retries=self._retries if method == "GET" else False,
                 preload_content=preload,
@@ -83,7 +100,8 @@ class Connections:
             raise self._no_answer(action, error) from error
 
     def _no_answer(self, action: str, error: BaseException) -> UnreachableError:
-        return UnreachableError(f"{self._server} ({self._origin}) cannot be reached to {action}: {_cause(error)}")
+        where = f"{self._server} ({self._origin}){self._way}"
+        return UnreachableError(f"{where} cannot be reached to {action}: {_cause(error)}")
 
 
 def _pool(credentials: Credentials) -> PoolManager:
@@ -97,9 +115,41 @@ def _pool(credentials: Credentials) -> PoolManager:
     }
     if credentials.tls_server_name:
         options["server_hostname"] = options["assert_hostname"] = credentials.tls_server_name
-    if credentials.proxy:
-        return ProxyManager(credentials.proxy, proxy_headers=make_headers(), **options)
-    return PoolManager(**options)
+    if not credentials.verify:
+        # The user has chosen it, in the kubeconfig.
+        warnings.simplefilter("ignore", InsecureRequestWarning)
+    if credentials.proxy is None:
+        return PoolManager(**options)
+    if credentials.proxy.startswith("socks"):
+        pools = PoolManager(**options)
+        kinds = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
+        pools.pool_classes_by_scheme = {scheme: _through(credentials.proxy, kind) for scheme, kind in kinds.items()}
+        return pools
+    url = urlsplit(credentials.proxy)
+    headers = {}
+    if url.username is not None:
+        login = make_headers(basic_auth=f"{unquote(url.username)}:{unquote(url.password or '')}")
+        headers["Proxy-Authorization"] = login["authorization"]
+    return ProxyManager(without_password(credentials.proxy), proxy_headers=headers, **options)
+
+
+def _through(proxy: str, pool: type[HTTPConnectionPool]) -> type[HTTPConnectionPool]:
+    """Return a kind of pool whose connections go through a SOCKS proxy."""
+
+    def connect(connection: HTTPConnection) -> socket:
+        timeout = connection.timeout
+        try:
+            return connect_through(
+                proxy,
+                connection.host,
+                int(connection.port or 443),
+                timeout if isinstance(timeout, float) else CONNECT_S,
+            )
+        except OSError as error:
+            raise NewConnectionError(connection, str(error)) from error
+
+    socks_connection = type("SocksConnection", (pool.ConnectionCls,), {"_new_conn": connect})
+    return type("SocksPool", (pool,), {"ConnectionCls": socks_connection})
 
 
 def _cause(error: BaseException) -> str:
@@ -109,6 +159,7 @@ def _cause(error: BaseException) -> str:
         reasons.append(inner)
     text = " ".join(" ".join(str(reason) for reason in reasons).split())
     for sign, meaning in (
+        ("407 ", "the proxy wants a user and a password; write it like http://USER:PASSWORD@HOST:PORT"),
         ("CERTIFICATE_VERIFY_FAILED", "its certificate is not signed by the CA that the configuration names"),
         ("doesn't match", "its certificate is for another name"),
         ("Hostname mismatch", "its certificate is for another name"),

@@ -1,27 +1,33 @@
 """Which cluster, and as which user: from a kubeconfig or from the pod's own service account.
 
-The official client reads both (merged files, contexts, exec plugins, certificates, tokens), in any version from 29 to
-37; only its findings are used. This is the only module that imports it, and it is itself imported by the first command
-that needs a cluster.
+The files mean what kubectl takes them to mean. No login leaves this machine without TLS. The official client is used
+for one thing only, the old `auth-provider` logins, which it renews; this is the only module that imports it.
 """
 
+import atexit
+import base64
+import binascii
 import logging
 import os
+import shutil
+import ssl
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import proxy_bypass
 
-import yaml
-from kubernetes import config
-from kubernetes.client import Configuration
+from launcher.errors import UnreachableError
+from launcher.kube.access import DEFAULT_KUBECONFIG, SERVICE_ACCOUNT, ClusterAccess, Credentials, Headers, is_in_cluster
+from launcher.kube.exec_plugin import ExecPlugin, cluster_info
+from launcher.kube.kubeconfig_files import ClusterContext, ConfigEntry, read_context
+from launcher.kube.proxy import proxy_of
 
-from launcher.errors import RequestError, UnreachableError
-from launcher.kube.access import DEFAULT_KUBECONFIG, SERVICE_ACCOUNT, ClusterAccess, Credentials, is_in_cluster
+_FIX = "fix it or give --kubeconfig"
 
 
 @dataclass(frozen=True)
@@ -46,114 +52,221 @@ def find_cluster(access: ClusterAccess) -> ConfiguredCluster:
 
 
 def _from_service_account() -> ConfiguredCluster:
-    configuration = Configuration()
+    place = "this pod's service account"
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    server = _server(f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}", place)
+    account = ConfigEntry({"certificate-authority": "ca.crt", "tokenFile": "token"}, SERVICE_ACCOUNT)
     try:
-        config.load_incluster_config(client_configuration=configuration)
         namespace = (SERVICE_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
-    except (config.ConfigException, OSError) as error:
-        raise UnreachableError(f"this pod's service account: {error}; give --kubeconfig") from error
-    return ConfiguredCluster(_credentials(configuration), namespace, "this pod's service account")
+    except OSError as error:
+        raise UnreachableError(f"{place}: {error}; give --kubeconfig") from error
+    credentials = Credentials(
+        server=server,
+        ca_file=_file(account, "certificate-authority", place),
+        client_cert=None,
+        client_key=None,
+        login=lambda: [_authorization("Bearer", _token(account, place), place)],
+        proxy=proxy_of(server, "", os.environ),
+        verify=True,
+        tls_server_name=None,
+    )
+    _check_tls(credentials, place)
+    return ConfiguredCluster(credentials, namespace, place)
 
 
 def _from_kubeconfig(access: ClusterAccess) -> ConfiguredCluster:
     files = None if access.kubeconfig is None else str(access.kubeconfig.expanduser())
     paths = files or os.environ.get("KUBECONFIG") or str(DEFAULT_KUBECONFIG)
-    if not any(Path(path).expanduser().is_file() for path in paths.split(os.pathsep) if path):
-        raise UnreachableError(f"kubeconfig {paths}: no such file; give --kubeconfig or set KUBECONFIG")
+    context = read_context(paths, access.context)
     try:
-        context = _context(access.context, paths) or config.list_kube_config_contexts(config_file=files)[1]
-        configuration = Configuration()
-        with _logged_errors() as complaints:
-            config.load_kube_config(config_file=files, context=access.context, client_configuration=configuration)
-    except config.ConfigException as error:
-        raise UnreachableError(f"kubeconfig {paths}: {_one_line(error)}; fix it or give --kubeconfig") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        raise UnreachableError(f"kubeconfig {paths}: cannot be read: {_one_line(error)}; fix it") from error
-    if complaints and not (configuration.api_key or configuration.cert_file):
-        raise UnreachableError(f"kubeconfig {paths}: {' '.join(complaints[0].split())}; log in again, or fix it")
-    namespace = (context.get("context") or {}).get("namespace") or "default"
-    return ConfiguredCluster(_credentials(configuration), namespace, f"context {context['name']} of kubeconfig {paths}")
+        credentials = _credentials(context, paths, f"kubeconfig {paths}: context {context.name}")
+    except OSError as error:
+        raise UnreachableError(f"kubeconfig {paths}: {error}; {_FIX}") from error
+    return ConfiguredCluster(credentials, context.namespace, f"context {context.name} of kubeconfig {paths}")
+
+
+def _credentials(context: ClusterContext, paths: str, place: str) -> Credentials:
+    cluster = context.cluster
+    server = _server(cluster.text("server"), place)
+    # Like kubectl, do not send a login without TLS.
+    user = context.user if server.startswith("https:") else ConfigEntry({}, context.user.folder)
+    ca_file = _file(cluster, "certificate-authority", place)
+    certificate, key = (_file(user, name, place) for name in ("client-certificate", "client-key"))
+    login: Callable[[], Headers]
+    if user.text("tokenFile") or user.text("token"):
+        login = lambda: [_authorization("Bearer", _token(user, place), place)]  # noqa: E731
+    elif user.part("auth-provider") is not None:
+        login = _provider_login(paths, context.name, place)
+    elif (settings := user.part("exec")) is not None:
+        info = cluster_info(server, cluster.values, None if ca_file is None else Path(ca_file))
+        plugin = ExecPlugin(settings, user.folder, info, place)
+        first = plugin.login()
+        if first.certificate is not None and first.key is not None:
+            certificate, key = _data_file(first.certificate.encode()), _data_file(first.key.encode())
+        login = lambda: [_authorization("Bearer", token, place) for token in [plugin.login().token] if token]  # noqa: E731
+    elif name := user.text("username"):
+        basic = base64.b64encode(f"{name}:{user.text('password')}".encode()).decode()
+        login = lambda: [_authorization("Basic", basic, place)]  # noqa: E731
+    else:
+        login = list
+    acting_as = _impersonation(user, place)
+    credentials = Credentials(
+        server=server,
+        ca_file=ca_file,
+        client_cert=certificate,
+        client_key=key,
+        login=lambda: [*login(), *acting_as],
+        proxy=proxy_of(server, cluster.text("proxy-url"), os.environ),
+        verify=cluster.text("insecure-skip-tls-verify").lower() != "true",
+        tls_server_name=cluster.text("tls-server-name") or None,
+    )
+    _check_tls(credentials, place)
+    return credentials
+
+
+def _server(text: str, place: str) -> str:
+    """Return the server's address."""
+    url = text.strip()
+    if not url:
+        raise UnreachableError(f"{place}: its cluster has no server; {_FIX}")
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if "://" not in url:
+        raise UnreachableError(f"{place}: server {url} does not say how to speak; write it like https://{url}")
+    if not usable or "@" in url or "?" in url or not url.isprintable() or " " in url:
+        raise UnreachableError(f"{place}: server is no address like https://10.0.0.5:6443; {_FIX}")
+    return url.rstrip("/")
+
+
+def _file(entry: ConfigEntry, key: str, place: str) -> str | None:
+    """Return the path of a file that an entry names, or whose content it holds (`KEY-data`)."""
+    if data := entry.text(f"{key}-data"):
+        try:
+            return _data_file(base64.b64decode("".join(data.split()), validate=True))
+        except binascii.Error as error:
+            raise UnreachableError(f"{place}: {key}-data is not base64; {_FIX}") from error
+    path = entry.path(key)
+    if path is not None and not path.is_file():
+        raise UnreachableError(f"{place}: {key} {path}: no such file; {_FIX}")
+    return None if path is None else str(path)
+
+
+@cache
+def _private_folder() -> Path:
+    """Return a folder of this process, which only this user can read."""
+    folder = Path(tempfile.mkdtemp(prefix="pnas-login-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def _data_file(content: bytes) -> str:
+    """Return the path of a file with this content: TLS libraries take certificates and keys from files."""
+    descriptor, name = tempfile.mkstemp(dir=_private_folder())
+    os.close(descriptor)
+    Path(name).write_bytes(content)
+    return name
+
+
+def _check_tls(credentials: Credentials, place: str) -> None:
+    """Refuse certificates and keys that no connection could use.
+
+    Raises:
+        UnreachableError: one of them cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if credentials.ca_file is not None:
+            context.load_verify_locations(credentials.ca_file)
+    except ssl.SSLError as error:
+        raise UnreachableError(f"{place}: certificate-authority holds no certificate; {_FIX}") from error
+    if credentials.client_key is not None and credentials.client_cert is None:
+        raise UnreachableError(f"{place}: client-key has no client-certificate; {_FIX}")
+    try:
+        if credentials.client_cert is not None:
+            # Without a password, OpenSSL would ask for one at the terminal.
+            context.load_cert_chain(credentials.client_cert, credentials.client_key, password="")
+    except ssl.SSLError as error:
+        reason = "cannot be used, or do not belong together; a key must have no password"
+        raise UnreachableError(
+            f"{place}: client-certificate and client-key {reason}; log in again, or fix them"
+        ) from error
+
+
+def _token(user: ConfigEntry, place: str) -> str:
+    """Return the current token; a file can get a new one at any time."""
+    path = user.path("tokenFile")
+    if path is None:
+        return user.text("token")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        if token := user.text("token"):
+            return token
+        raise UnreachableError(f"{place}: tokenFile {path}: cannot be read ({error}); log in again") from error
+
+
+def _authorization(scheme: str, text: str, place: str) -> tuple[str, str]:
+    """Return the header of a login. The last line of a token's file has a line end."""
+    text = text.strip()
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise UnreachableError(f"{place}: its token is empty, or is no token; log in again")
+    return "Authorization", f"{scheme} {text}"
+
+
+def _impersonation(user: ConfigEntry, place: str) -> Headers:
+    """Return the headers of a user who acts as another one (`as`, `as-uid`, `as-groups`)."""
+    groups = user.values.get("as-groups") or []
+    if user.values.get("as-user-extra") or not isinstance(groups, list) or (groups and not user.text("as")):
+        raise UnreachableError(f"{place}: only as, as-uid and as-groups of a user are supported, with `as`; {_FIX}")
+    named = [("Impersonate-User", user.text("as")), ("Impersonate-Uid", user.text("as-uid"))]
+    headers = [*named, *(("Impersonate-Group", str(group)) for group in groups)]
+    return [(name, value) for name, value in headers if value]
+
+
+def _provider_login(paths: str, context: str, place: str) -> Callable[[], Headers]:
+    """Return the login of an old `auth-provider` entry, which the official client reads and renews.
+
+    Raises:
+        UnreachableError: the client finds no login in it.
+    """
+    from kubernetes import config  # noqa: PLC0415  # a quarter of a second, for few users
+    from kubernetes.client import Configuration  # noqa: PLC0415  # as above
+
+    configuration: Any = Configuration()
+    lock = threading.Lock()
+
+    def ask(question: Callable[[], Any]) -> Any:
+        try:
+            with lock, _logged_errors():
+                return question()
+        except (config.ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raise UnreachableError(f"{place}: the login cannot be renewed: {reason}; log in again") from error
+
+    def login() -> Headers:
+        # The name of the key differs by version.
+        names = ("authorization", "BearerToken")
+        header = ask(lambda: next(filter(None, map(configuration.get_api_key_with_prefix, names)), None))
+        if not header:
+            raise UnreachableError(f"{place}: its auth-provider gives no token; use a login plugin (exec)")
+        return [_authorization("Bearer", str(header).split(maxsplit=1)[-1], place)]
+
+    ask(lambda: config.load_kube_config(config_file=paths, context=context, client_configuration=configuration))
+    login()
+    return login
 
 
 @contextmanager
-def _logged_errors() -> Iterator[list[str]]:
-    """Collect the errors that the client logs: if a login plugin fails, it logs that and continues without a login."""
-    messages: list[str] = []
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
-
-    collector, root = Collector(logging.ERROR), logging.getLogger()
-    root.addHandler(collector)
+def _logged_errors() -> Iterator[None]:
+    """Leave out what the client logs: the error that follows says it."""
+    root = logging.getLogger()
+    handler = logging.NullHandler()
+    root.addHandler(handler)
     try:
-        yield messages
+        yield
     finally:
-        root.removeHandler(collector)
-
-
-def _context(name: str | None, paths: str) -> Any:
-    """Return the named context. The client would insist on a current context first, which a file need not have.
-
-    Raises:
-        RequestError: no context has this name.
-    """
-    if name is None:
-        return None
-    files = [Path(path).expanduser() for path in paths.split(os.pathsep) if path]
-    documents = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
-    contexts = [context for document in documents if document for context in document.get("contexts") or ()]
-    # If several files have this context, the first file counts, for the client too.
-    match = next((context for context in contexts if context["name"] == name), None)
-    if match is None:
-        names = ", ".join(dict.fromkeys(str(context["name"]) for context in contexts)) or "none"
-        raise RequestError(f"--context {name}: not in kubeconfig {paths}, which has {names}")
-    return match
-
-
-def _credentials(configuration: Any) -> Credentials:
-    return Credentials(
-        server=str(configuration.host).rstrip("/"),
-        ca_file=configuration.ssl_ca_cert,
-        client_cert=configuration.cert_file,
-        client_key=configuration.key_file,
-        token=token_source(configuration),
-        proxy=_proxy(configuration),
-        verify=bool(configuration.verify_ssl),
-        tls_server_name=configuration.tls_server_name,
-    )
-
-
-def _proxy(configuration: Any) -> str | None:
-    """Return the proxy to use: the client keeps the environment's proxy and its NO_PROXY apart."""
-    if not configuration.proxy:
-        return None
-    host = urlsplit(str(configuration.host)).hostname or ""
-    return None if proxy_bypass(host) else str(configuration.proxy)
-
-
-def token_source(configuration: Any) -> Callable[[], str | None]:
-    """Return a function that gives the current token: the client renews one that is about to expire.
-
-    Only one thread renews at a time, because each would start its own plugin. The key's name differs by version.
-    """
-    lock = threading.Lock()
-
-    def token() -> str | None:
-        for name in ("authorization", "BearerToken"):
-            try:
-                # A plugin that fails leaves its last token: the server says whether that is too old.
-                with lock, _logged_errors():
-                    header = configuration.get_api_key_with_prefix(name)
-            except (config.ConfigException, OSError, ValueError) as error:
-                raise UnreachableError(f"the login cannot be renewed: {_one_line(error)}; log in again") from error
-            if header:
-                # In a pod the client writes `bearer`, elsewhere `Bearer`; the last line of a file has a line end.
-                return str(header).split(maxsplit=1)[-1].strip()
-        return None
-
-    return token
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        root.removeHandler(handler)

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import select
+import ssl
 import threading
 import time
 import weakref
@@ -131,8 +132,7 @@ class Transport:
             NotConnectedError, UntrustedError: there is no connection.
             LogRefusedError: the answer is not 200.
         """
-        token = self._credentials.token()
-        headers = [] if token is None else [f"Authorization: Bearer {token}"]
+        headers = [f"{name}: {value}" for name, value in self._credentials.login()]
         if self._credentials.tls_server_name is not None:
             headers.append(f"Host: {urlsplit(self._credentials.server).netloc}")
         self._curl.setopt(self._curl.URL, self._url(path, query))
@@ -268,7 +268,8 @@ def _options(credentials: Credentials, connect_s: float) -> dict[int, object]:
         pycurl.TCP_KEEPIDLE: 30,
         pycurl.TCP_KEEPINTVL: 15,
         # Both are set, so that libcurl ignores the environment: `credentials` already takes it into account.
-        pycurl.PROXY: credentials.proxy or "",
+        # A SOCKS proxy resolves the server's name, as kubectl has it.
+        pycurl.PROXY: (credentials.proxy or "").replace("socks5:", "socks5h:"),
         pycurl.NOPROXY: "",
         pycurl.SSL_VERIFYPEER: int(credentials.verify),
         pycurl.SSL_VERIFYHOST: 2 if credentials.verify else 0,
@@ -278,6 +279,15 @@ def _options(credentials: Credentials, connect_s: float) -> dict[int, object]:
         pycurl.SSLCERT: credentials.client_cert,
         pycurl.SSLKEY: credentials.client_key,
     }
+    if credentials.ca_file is None:
+        # The system's authorities, as for all other requests: a wheel of pycurl can look for them at other places.
+        paths = ssl.get_default_verify_paths()
+        files |= {pycurl.CAINFO: paths.cafile, pycurl.CAPATH: paths.capath}
+    if credentials.proxy is not None and credentials.proxy.startswith("https:"):
+        # kubectl trusts the same authorities for the proxy as for the server.
+        files |= {pycurl.PROXY_CAINFO: files[pycurl.CAINFO]}
+        options |= {pycurl.PROXY_SSL_VERIFYPEER: int(credentials.verify)}
+        options |= {pycurl.PROXY_SSL_VERIFYHOST: 2 if credentials.verify else 0}
     options |= {option: file for option, file in files.items() if file is not None}
     if credentials.tls_server_name is not None:
         address = urlsplit(credentials.server)

@@ -38,24 +38,18 @@ class TwoFileTerminal(Terminal):
 
 
 def two_file_terminal(terminal: Terminal, more: dict[str, str]) -> TwoFileTerminal:
-    """Return the terminal of such a user, who logs in by a plugin that prints a token."""
+    """Return the terminal of such a user, with an old `auth-provider` login: the launcher uses a client only for it."""
     kubectl, namespace = terminal.cluster.kubectl, terminal.namespace
     kubectl("create", "serviceaccount", "user", "--namespace", namespace)
     account = f"--serviceaccount={namespace}:user"
     kubectl("create", "rolebinding", "user", "--clusterrole=admin", account, "--namespace", namespace)
     token = kubectl("create", "token", "user", "--namespace", namespace).strip()
-    credential = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": token}}
-    command = {
-        "apiVersion": credential["apiVersion"],
-        "command": "echo",
-        "args": [json.dumps(credential)],
-        "interactiveMode": "Never",
-    }
+    provider = {"name": "oidc", "config": {"id-token": token}}
 
     def users_file(config: Any) -> None:
         for key in ("clusters", "contexts", "current-context"):
             del config[key]
-        config["users"][0]["user"] = {"exec": command}
+        config["users"][0]["user"] = {"auth-provider": provider}
 
     def contexts_file(config: Any) -> None:
         del config["users"]

@@ -77,7 +77,9 @@ def api(server: Server) -> Api:
 
     def credentials() -> Credentials:
         number = next(numbers)
-        return Credentials(server.address, None, None, None, lambda: f"token-{number}", None, True, None)
+        return Credentials(
+            server.address, None, None, None, lambda: [("Authorization", f"Bearer token-{number}")], None, True, None
+        )
 
     return Api(credentials, credentials(), namespace="training", origin="test")
 
@@ -103,7 +105,7 @@ def test_only_one_of_several_refused_threads_logs_in_again(serve: Any) -> None:
     client = api(server)
     refused = client.credentials
     renewed = [client.log_in_again(refused) for _ in range(5)]
-    assert {credentials.token() for credentials in renewed} == {"token-2"}
+    assert {credentials.login()[0][1] for credentials in renewed} == {"Bearer token-2"}
 
 
 def test_an_expired_login_is_renewed_once(serve: Any) -> None:
@@ -172,7 +174,7 @@ def test_a_watch_that_is_refused_midway_closes_its_connection_while_its_error_li
     with socket.create_server(("127.0.0.1", 0)) as listening:
         threading.Thread(target=serve, args=(listening,), daemon=True).start()
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        credentials = Credentials(address, None, None, None, lambda: None, None, True, None)
+        credentials = Credentials(address, None, None, None, list, None, True, None)
         gc.disable()
         try:
             reflector = Reflector(

@@ -115,7 +115,7 @@ def test_a_pod_whose_node_fails_it_and_forgets_its_container_is_announced_as_los
     """A kubelet that starts before its device plugin refuses the running pods, and reports no containers for them."""
     states = iter([ContainerState("uid", running=True, scheduled=True)])
     failed = ContainerState("uid", scheduled=True, pod_ended=True)
-    nowhere = Credentials(f"http://127.0.0.1:{free_port()}", None, None, None, lambda: None, None, True, None)
+    nowhere = Credentials(f"http://127.0.0.1:{free_port()}", None, None, None, list, None, True, None)
     items = list(ContainerLog(nowhere, INSTANCE, lambda: next(states, failed), StopSignal()))
     assert [item.reason for item in items if isinstance(item, LogLoss)] == [
         "its node has failed the pod, and forgotten its container"
@@ -136,7 +136,7 @@ def test_a_pod_that_existed_only_between_two_looks_is_announced_as_lost_if_it_ca
     last: ContainerState, lost: bool
 ) -> None:
     states = iter([ContainerState("uid", scheduled=True)])
-    nowhere = Credentials(f"http://127.0.0.1:{free_port()}", None, None, None, lambda: None, None, True, None)
+    nowhere = Credentials(f"http://127.0.0.1:{free_port()}", None, None, None, list, None, True, None)
     items = list(ContainerLog(nowhere, INSTANCE, lambda: next(states, last), StopSignal()))
     reasons = ["the pod was deleted before its log had been read to the end"] if lost else []
     assert [item.reason for item in items if isinstance(item, LogLoss)] == reasons

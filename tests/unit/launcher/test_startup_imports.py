@@ -74,7 +74,7 @@ def test_the_cluster_libraries_are_imported_only_to_connect(home: Path) -> None:
     assert not imported(home, *local) & (CLUSTER | HEAVY)
 
 
-def test_a_list_of_a_clusters_jobs_imports_the_client_but_nothing_of_submitting(home: Path) -> None:
+def test_a_list_of_a_clusters_jobs_imports_nothing_of_submitting_and_no_kubernetes_client(home: Path) -> None:
     kubeconfig = home / "kubeconfig"
     cluster = {"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}  # no server listens there
     context = {"name": "x", "context": {"cluster": "c", "user": "u"}}
@@ -83,6 +83,6 @@ def test_a_list_of_a_clusters_jobs_imports_the_client_but_nothing_of_submitting(
         json.dumps({"clusters": [cluster], "contexts": [context], "users": users, "current-context": "x"})
     )
     modules = imported(home, "list", KUBECONFIG=str(kubeconfig))
-    assert modules >= {"kubernetes", "urllib3"}
-    # The client itself imports pydantic and yaml.
-    assert not modules & ((SUBMITTING - {"pydantic", "yaml"}) | HEAVY | {"pycurl"})
+    assert modules >= {"yaml", "urllib3"}
+    # Only the old `auth-provider` logins need the official client.
+    assert not modules & ((SUBMITTING - {"yaml"}) | HEAVY | {"pycurl", "kubernetes"})

@@ -83,7 +83,7 @@ class Server:
 
 
 def credentials_for(port: int, *, scheme: str = "http") -> Credentials:
-    return Credentials(f"{scheme}://127.0.0.1:{port}", None, None, None, lambda: None, None, True, None)
+    return Credentials(f"{scheme}://127.0.0.1:{port}", None, None, None, list, None, True, None)
 
 
 @contextmanager
@@ -167,7 +167,7 @@ def test_one_connection_serves_one_request_after_the_other() -> None:
 def test_each_request_carries_the_current_token_and_its_query() -> None:
     tokens = iter(["first", "second"])
     with Server(lambda connection, _: connection.sendall(HEAD + END)) as server:
-        credentials = replace(credentials_for(server.port), token=lambda: next(tokens))
+        credentials = replace(credentials_for(server.port), login=lambda: [("Authorization", f"Bearer {next(tokens)}")])
         with open_transport(credentials) as transport:
             for _ in range(2):
                 with transport.get("/api/v1/pods/b/log", {"sinceTime": "2026-11-24T16:50:47Z"}) as response:

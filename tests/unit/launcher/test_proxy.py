@@ -1,0 +1,184 @@
+"""The launcher takes the same proxy as kubectl, for requests and for logs."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+
+import pytest
+
+from launcher.errors import UnreachableError
+from launcher.kube.access import Credentials
+from launcher.kube.http import Connections
+from launcher.kube.proxy import proxy_of
+from launcher.podlogs.errors import PodLogError, Timing
+from launcher.podlogs.transport import StopSignal, Transport
+
+SERVER, NAMED, PROXY = "https://10.1.2.3:6443", "https://a.corp.example", "http://proxy:3128"
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+
+
+@pytest.mark.parametrize(
+    ("server", "exceptions", "used"),
+    [
+        *((SERVER, text, False) for text in ("10.1.2.3", "a, 10.1.2.3 ,b", "10.0.0.0/8", "10.1.2.3:6443", "*")),
+        *((SERVER, text, True) for text in ("", ",", "11.0.0.0/8", "10.1.2.3:443", "10.1.2", "10.0.0.0/99", "[")),
+        *((NAMED, text, False) for text in ("corp.example", ".corp.example", "*.corp.example", "A.CORP.example")),
+        *((NAMED, text, False) for text in ("a.corp.example:443", "example.", "x,example")),
+        *((NAMED, text, True) for text in ("orp.example", "a.corp", "a.corp.example:6443", "10.0.0.0/8", "x:y")),
+        ("https://corp.example", ".corp.example", True),
+        ("https://[fd00::5]:6443", "fd00::/8", False),
+        ("https://[fd00::5]:6443", "[fd00::5]:6443", False),
+        ("https://[fd00::5]:6443", "fd00:0::5", False),
+        ("https://[fd00::5]:6443", "fd01::/16", True),
+        *((f"https://{host}:6443", "", False) for host in ("localhost", "127.0.0.1", "[::1]")),
+    ],
+)  # fmt: skip
+def test_no_proxy_has_names_domains_addresses_networks_and_ports(server: str, exceptions: str, used: bool) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        assert proxy_of(server, "", {"HTTPS_PROXY": PROXY, name: exceptions}) == (PROXY if used else None)
+    # The kubeconfig's own proxy counts always.
+    assert proxy_of(server, "http://other:1", {"HTTPS_PROXY": PROXY, "NO_PROXY": exceptions}) == "http://other:1"
+
+
+@pytest.mark.parametrize(
+    ("environ", "proxy"),
+    [
+        ({"HTTPS_PROXY": "a:1", "https_proxy": "b:2"}, "http://a:1"),
+        ({"HTTPS_PROXY": "", "https_proxy": "b:2"}, "http://b:2"),
+        ({"HTTP_PROXY": "a:1", "ALL_PROXY": "a:1"}, None),
+        ({"HTTPS_PROXY": "proxy"}, "http://proxy:80"),
+        ({"HTTPS_PROXY": "https://proxy/"}, "https://proxy:443"),
+        ({"HTTPS_PROXY": " http://u:p%40w@proxy:8080 "}, "http://u:p%40w@proxy:8080"),
+        ({"HTTPS_PROXY": "socks5://[::1]"}, "socks5://[::1]:1080"),
+    ],
+)
+def test_a_proxy_of_the_environment_has_a_scheme_and_a_port(environ: dict[str, str], proxy: str | None) -> None:
+    assert proxy_of(SERVER, "", environ) == proxy
+
+
+@pytest.mark.parametrize(
+    "text", ["http://[::1:bad", "http://", "http://h:99999", "u:hidden@h:x", "a b", "ftp://u:hidden@h", "socks4://h"]
+)
+def test_an_unusable_proxy_is_named_by_its_origin_without_its_password(text: str) -> None:
+    for configured, environ, origin in ((text, {}, "proxy-url"), ("", {"https_proxy": text}, "https_proxy")):
+        with pytest.raises(UnreachableError, match=f"^{origin}.*(write it like|give one of)") as error:
+            proxy_of(SERVER, configured, environ)
+        assert "hidden" not in str(error.value)
+
+
+class Listener:
+    """A program on loopback that talks with one connection after the other."""
+
+    def __init__(self, talk: Callable[[socket.socket], None]) -> None:
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
+        self._talk = talk
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listening.accept()
+                with connection, suppress(OSError):
+                    self._talk(connection)
+
+    def close(self) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+
+
+@pytest.fixture
+def listen() -> Iterator[Callable[[Callable[[socket.socket], None]], Listener]]:
+    listeners: list[Listener] = []
+
+    def start(talk: Callable[[socket.socket], None]) -> Listener:
+        listeners.append(Listener(talk))
+        return listeners[-1]
+
+    yield start
+    for listener in listeners:
+        listener.close()
+
+
+def request(credentials: Credentials) -> bytes:
+    """Send a request as the commands do."""
+    connections = Connections(credentials, "test")
+    return connections.request("POST", "/x", body=None, headers=[], read_s=5, preload=True, action="ask").data
+
+
+def read_log(credentials: Credentials) -> bytes:
+    """Send a request as the readers of logs do."""
+    with closing(Transport(credentials, StopSignal(), Timing())) as transport, transport.get("/x", {}) as response:
+        return b"".join(response.blocks())
+
+
+BOTH = pytest.mark.parametrize("ask", [request, read_log])
+
+
+def through(proxy: str, server: str) -> Credentials:
+    return Credentials(server, None, None, None, list, proxy, True, None)
+
+
+@BOTH
+def test_a_proxy_gets_its_user_and_password(
+    ask: Callable[[Credentials], bytes], listen: Callable[..., Listener]
+) -> None:
+    heads: list[bytes] = []
+
+    def talk(connection: socket.socket) -> None:
+        heads.append(connection.recv(1 << 16))
+        connection.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+
+    proxy = listen(talk)
+    with pytest.raises((UnreachableError, PodLogError)) as error:
+        ask(through(f"http://u%40x:s3cret@{proxy.address}", "https://server.example:6443"))
+    assert heads[0].startswith(b"CONNECT server.example:6443 HTTP/1.")
+    assert b"Proxy-Authorization: Basic dUB4OnMzY3JldA==\r\n" in heads[0]
+    assert "407" in str(error.value) or "the proxy wants a user and a password" in str(error.value)
+    assert "s3cret" not in str(error.value)
+
+
+@BOTH
+@pytest.mark.parametrize("login", ["", "u%40x:s3cret@"])
+def test_a_socks_proxy_gets_the_servers_name_and_passes_the_bytes(
+    ask: Callable[[Credentials], bytes], listen: Callable[..., Listener], login: str
+) -> None:
+    names: list[bytes] = []
+
+    def talk(connection: socket.socket) -> None:
+        offered = connection.recv(256)
+        connection.sendall(bytes((5, 2 if login and 2 in offered[2:] else 0)))
+        if login:
+            assert connection.recv(256) == b"\x01\x03u@x\x06s3cret"
+            connection.sendall(b"\x01\x00")
+        head = connection.recv(256)
+        names.append(head[5 : 5 + head[4]])
+        connection.sendall(b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00")
+        connection.recv(1 << 16)
+        connection.sendall(ANSWER)
+
+    proxy = listen(talk)
+    assert ask(through(f"socks5://{login}{proxy.address}", "http://server.example:6443")) == b"{}"
+    assert names == [b"server.example"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ((b"\x05\xff",), "asks for a user and a password"),
+        ((b"HT",), "speaks another protocol"),
+        ((b"",), "closed the connection"),
+        ((b"\x05\x00", b"\x05\x05\x00\x01"), "no connection to it: the server refuses"),
+    ],
+)
+def test_a_refusal_of_a_socks_proxy_is_told(
+    listen: Callable[..., Listener], answers: tuple[bytes, ...], reason: str
+) -> None:
+    def talk(connection: socket.socket) -> None:
+        for answer in answers:
+            connection.recv(256)
+            connection.sendall(answer)
+
+    with pytest.raises(UnreachableError, match=reason):
+        request(through(f"socks5://{listen(talk).address}", "http://server.example:6443"))
