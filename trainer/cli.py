@@ -62,12 +62,16 @@ def train(
     """Resolve the options and run; the exit code is 0, 1 (failed), 2 (usage), 6 (folder taken) or 75 (resumable)."""
     # They import numpy in a tenth of a second, too long for --help and for a typo.
     from trainer.run.attempt import RunStarter, begin_attempt  # noqa: PLC0415  # see above
+    from trainer.run.devices import keep_devices  # noqa: PLC0415  # see above
     from trainer.run.worker_commands import worker_command  # noqa: PLC0415  # see above
 
     layers = user_layers(given_options(options), profile)
     config, _ = resolve_train_config(layers, partial=True)
     if config.resume is None:
         resolve_train_config(layers)  # no checkpoint will add settings that could make them agree
+    else:
+        layers = (*layers, keep_devices(layers, os.environ, _note))
+        config, _ = resolve_train_config(layers, partial=True)
     facts = read_facts(os.environ, npu_smi_timeout_s=None)
     if config.device == EMULATED and not facts.emulated:
         _start_on_emulated_npus()

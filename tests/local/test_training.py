@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.conftest import TrainerResult, small_options, train
+from tests.local.conftest import SMALL, TrainerResult, small_options, train
+from trainer.shared.config import resolve_train_config, user_layers
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,11 @@ def test_finetuning_starts_from_the_weights(trained: TrainerResult, digits: Path
     assert result.code == 0, result.stdout + result.stderr
     before, after = (float(run.events("eval")[-1]["top1"]) for run in (trained, result))
     assert abs(before - after) < 2
+    # The weights bring the normalisation along, and config.yaml is what ran: as a profile it is the same run again.
+    ran = json.loads((result.run / "provenance.json").read_text())["config"]
+    assert (ran["normalize"], ran["npus"], ran["device"]) == ("half", 1, SMALL["--device"])
+    again, _ = resolve_train_config(user_layers({}, str(result.run / "config.yaml"), {}))
+    assert again.model_dump(mode="json") == ran
 
 
 def test_performance_mode_times_exactly_the_requested_steps(digits: Path, tmp_path: Path) -> None:

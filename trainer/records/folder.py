@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import FolderTakenError, UsageError
-from trainer.shared.files import writing
+from trainer.shared.files import replacing, writing
 from trainer.shared.yaml_text import to_yaml
 
 _OF_ATTEMPT = re.compile(r"(?:config|provenance|console)(?:-(\d+))?\.(?:yaml|json|log)")
@@ -71,6 +71,17 @@ def write_config(run: Path, config: TrainConfig, *, attempt: int) -> None:
                 path.unlink(missing_ok=True)
                 run.rmdir()
         raise
+
+
+def replace_config(run: Path, config: TrainConfig, *, attempt: int) -> None:
+    """Write an attempt's settings again, with the settings that only its processes know.
+
+    Raises:
+        TrainerError: The file cannot be written.
+    """
+    path = attempt_file(run / "config.yaml", attempt)
+    with writing(path), replacing(path) as partial:
+        partial.write_text(to_yaml(config.model_dump(mode="json")), encoding="utf-8")
 
 
 def attempt_file(path: Path, attempt: int) -> Path:

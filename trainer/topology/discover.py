@@ -105,6 +105,12 @@ def discover(
     return _from_options(config, visible)
 
 
+def follows_options(config: TrainConfig, environ: Mapping[str, str], mounted: Path = MOUNTED_RANK_TABLE) -> bool:
+    """Return whether the options say how many devices there are: not a rank table, torchrun or an AscendJob."""
+    table = _rank_table_path(config, environ, mounted)
+    return table is None and not _is_ascend_job(environ) and not _is_torchrun(environ)
+
+
 def _rank_table_path(config: TrainConfig, environ: Mapping[str, str], mounted: Path) -> Path | None:
     if named := config.rank_table or environ.get("RANK_TABLE_FILE"):
         return Path(named)

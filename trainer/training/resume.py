@@ -83,7 +83,7 @@ def resume(training: Training, checkpoint: Path, data: Mapping[str, Any]) -> Tra
         ]
         # Kernels of other devices may add in another order each time.
         same = "yes" if training.device.type == "cpu" else "not proven"
-        say("resumed", bit_exact="no" if changes else same, differs="; ".join(changes) or None)
+        say("resumed", bit_exact="no" if changes else same, differs="; ".join(dict.fromkeys(changes)) or None)
     return progress
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from trainer.distributed.watchdog import Watchdog
 from trainer.model.pnasnet import build_model
 from trainer.model.weight_files import Weights
 from trainer.model.weights import load_weights
-from trainer.records.folder import attempt_file
+from trainer.records.folder import attempt_file, replace_config
 from trainer.records.provenance import config_hash, installed_versions, source_revision
 from trainer.records.run_records import Heartbeat, say, timestamp
 from trainer.seeds import derive_seed
@@ -132,14 +133,15 @@ def say_start(task: WorkerTask, training: Training, datasets: Datasets) -> None:
 def write_provenance(
     task: WorkerTask, config: TrainConfig, runtime: Device, datasets: Datasets, started_at: float
 ) -> None:
-    """Write `provenance.json`: what a result of this attempt rests on.
+    """Write `provenance.json`, what a result of this attempt rests on, and bring `config.yaml` up to what runs.
 
     Raises:
         TrainerError: the file cannot be written.
     """
+    config = _what_runs(task, config)
+    replace_config(task.run, config, attempt=task.attempt)
     values = {
         "command": task.command,
-        # With the settings that weights bring along; config.yaml was written earlier and does not show them.
         "config": config.model_dump(mode="json"),
         "config_sha256": config_hash(config),
         "data_fingerprint": datasets.fingerprint,
@@ -155,3 +157,16 @@ def write_provenance(
     path = attempt_file(task.run / "provenance.json", task.attempt)
     with writing(path):
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _what_runs(task: WorkerTask, config: TrainConfig) -> TrainConfig:
+    """Return the settings with the devices that the run has, so that the same settings are the same run elsewhere.
+
+    The supervisor wrote config.yaml before a process knew them, and the settings that weights bring along.
+    """
+    devices: dict[str, Any] = {}
+    if config.device == "auto":
+        devices["device"] = task.device
+    if config.npus is None and task.local_world_size == task.world_size:
+        devices["npus"] = task.world_size
+    return config.model_copy(update=devices)

@@ -14,6 +14,7 @@ from trainer.checkpoint.reading import list_checkpoints
 from trainer.checkpoint.writing import write_checkpoint
 from trainer.data.index import Datasets, load_datasets
 from trainer.run.attempt import Attempt, RunStarter, begin_attempt
+from trainer.run.devices import keep_devices
 from trainer.run.lock import LOCK_FILE
 from trainer.shared.config import TrainConfig, user_layers
 from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
@@ -372,3 +373,64 @@ def test_changed_data_is_refused_even_without_a_list_of_the_images(data: Path) -
     (run / "data_index.npz").write_bytes(b"torn")
     (data / "train" / "a" / "9.JPEG").touch()
     _refused("there is no list of its images to compare with", resume="auto", run_name="r")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The devices and processors of the machine that resumes."""
+
+    npus: int = 0
+    processors: int = 8
+
+
+NPU_RUN = {"device": "npu", "world_size": 8, "threads": 4}
+CPU_RUN = {"device": "cpu", "world_size": 2, "threads": 3}
+
+
+@pytest.mark.parametrize(
+    ("saved", "flags", "machine", "kept"),
+    [
+        (CPU_RUN, {}, Machine(), {"device": "cpu", "npus": 2, "threads": 3}),
+        (CPU_RUN, {"npus": 2}, Machine(), {"device": "cpu", "npus": 2, "threads": 3}),
+        (CPU_RUN, {"npus": 4}, Machine(), {"device": "cpu"}),
+        (CPU_RUN, {"nodes": 2, "master_addr": "a"}, Machine(), {}),
+        (CPU_RUN, {}, Machine(processors=2), {"device": "cpu", "npus": 2}),
+        (CPU_RUN, {}, Machine(npus=4), {"device": "cpu", "npus": 2, "threads": 3}),
+        (NPU_RUN, {}, Machine(npus=16), {"device": "npu", "npus": 8, "threads": 4}),
+        (NPU_RUN, {}, Machine(npus=4), {"device": "npu"}),
+        (NPU_RUN, {}, Machine(), {}),
+        (NPU_RUN, {"device": "cpu"}, Machine(npus=16), {}),
+        ({}, {}, Machine(), {}),
+    ],
+)
+def test_a_resumed_run_keeps_its_devices_and_threads_where_the_machine_has_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    saved: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    machine: Machine,
+    kept: Mapping[str, Any],
+) -> None:
+    attempt = _begin(run_name="r").attempt
+    _save(attempt, 10, arithmetic=saved)
+    _save(attempt, 20, arithmetic=saved)
+    (attempt.run / "checkpoints" / "step-000000020" / "manifest.json").write_text("torn")
+    monkeypatch.setattr("trainer.run.devices.usable_processors", lambda: machine.processors)
+    (tmp_path / "dev").mkdir()
+    for number in range(machine.npus):
+        (tmp_path / "dev" / f"davinci{number}").touch()
+    environ = {"PNAS_DEVICE_FILES": str(tmp_path / "dev")}
+    notes: list[str] = []
+    layers = user_layers({"resume": attempt.run, **flags}, None)
+    layer = keep_devices(layers, environ, notes.append)
+    assert layer.values == kept
+    lacks_some = not flags and bool(saved) and kept.keys() != {"device", "npus", "threads"}
+    assert len(notes) == int(lacks_some)
+
+
+def test_a_run_whose_devices_another_program_counts_keeps_none() -> None:
+    attempt = _begin(run_name="r").attempt
+    _save(attempt, 10, arithmetic=CPU_RUN)
+    torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    assert not keep_devices(user_layers({"resume": attempt.run}, None), torchrun, print).values
