@@ -102,7 +102,9 @@ def measure(folder: Path) -> tuple[dict[str, list[Turn]], Checkpoint]:
     """Return the turns of each way to save, and our checkpoint; the first turn of each way allocates its memory."""
     training = _training(folder)
     windows = _steps(training)
-    checkpoints = CheckpointManager(training, folder, attempt=1, data={})
+    checkpoints = CheckpointManager(
+        training, folder, attempt=1, data={}, classes=[str(label) for label in range(CLASSES)]
+    )
     lines = io.StringIO()
     with Records(folder, training.config, rank=0, world_size=1) as records, contextlib.redirect_stdout(lines):
         saves = {

@@ -19,7 +19,8 @@ from typing import Any
 
 from pydantic_core import to_json
 
-CHECKPOINT_FORMAT = "pnas-checkpoint"
+from trainer.shared.runs import CHECKPOINT_FORMAT
+
 VERSION = 1
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "state.safetensors"

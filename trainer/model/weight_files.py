@@ -1,31 +1,37 @@
 """Weight files of four origins read into one value: Cadene's, timm's, the seed's checkpoints, and our own.
 
-Weights are useless without the function of the borders (`padding`) that they were trained with, and the preparation of
-their images. Our own files store both; for published files the origin tells. No code in a file is ever executed:
-pickled files are read as tensors only.
+Weights are useless without the function of the borders (`padding`) that they were trained with, the preparation of
+their images, and the order of their classes. Our own files store them; for published files the origin tells, and where
+nothing tells the origin, the value says so. No code in a file is ever executed.
 """
 
 import json
-import pickle
-import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trainer.model.layers import PADDINGS, Padding
+from trainer.model.origin import (
+    CLASSIFIER,
+    Origin,
+    TensorTable,
+    find_origin,
+    find_tables,
+    preferred,
+    scale_of,
+)
+from trainer.model.pickles import READABLE_FILES, one_line, read_pickle
 from trainer.shared.errors import UsageError
+from trainer.shared.runs import CHECKPOINT_FORMAT
 
 WEIGHTS_FORMAT = "pnas"
 WEIGHTS_VERSION = "1"
-# torch.save writes a zip archive; before 1.6 it wrote bare pickles, of protocol 2.
-PICKLED = (b"PK", b"\x80")
-READABLE_FILES = "expected weights of ours (.safetensors), timm's or Cadene's, or a checkpoint of the seed"
-
 Rgb = tuple[float, float, float]
 
 # `--normalize`: mean and deviation of each channel of an image in [0, 1].
@@ -61,6 +67,12 @@ TIMM_DATA = DataConfig(crop=0.911, interpolation="bicubic")
 CADENE_DATA = DataConfig(crop=0.875, interpolation="bilinear")
 # Ascend ModelZoo, PnasNet5Large/imagenet_fast.py: ToTensor without Normalize; 378 px resized, 331 cropped.
 SEED_DATA = DataConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+_CONDITIONS: dict[Origin, tuple[Padding | None, DataConfig | None]] = {
+    "timm": ("exact", TIMM_DATA),
+    "cadene": ("exact", CADENE_DATA),
+    "seed": ("seed", SEED_DATA),
+    "unknown": (None, None),
+}
 
 
 @dataclass(frozen=True)
@@ -70,16 +82,27 @@ class Weights:
     Attributes:
         path: the file they come from.
         state_dict: parameters and batch statistics, named as in `PNASNet5`.
-        padding: the function of the borders that they were trained with.
-        num_classes: outputs of their classifier.
-        data: how images were prepared for them.
+        source: the program that trained them, or unknown.
+        evidence: what tells the source, or why nothing does.
+        model: the `--model` that they fit.
+        padding: the function of the borders that they were trained with; None if unknown.
+        data: how images were prepared for them; None if unknown.
+        classes: the names of their classes, in the order of the classifier's rows; None if the file does not name them.
     """
 
     path: Path
     state_dict: Mapping[str, Tensor]
-    padding: Padding
-    num_classes: int
-    data: DataConfig
+    source: Origin
+    evidence: str
+    model: str
+    padding: Padding | None
+    data: DataConfig | None
+    classes: tuple[str, ...] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of their classifier."""
+        return len(self.state_dict[CLASSIFIER])
 
 
 def import_weights(path: Path) -> Weights:
@@ -89,24 +112,36 @@ def import_weights(path: Path) -> Weights:
     1,000 classes of ImageNet.
 
     Args:
-        path: our `.safetensors`, timm's `.safetensors` or `.pth`, Cadene's `.pth`, the seed's `checkpoint.pth.tar`.
+        path: our `.safetensors`, timm's `.safetensors` or `.pth`, Cadene's `.pth`, the seed's `checkpoint.pth.tar`; the
+            content decides, not the name. The tensors can stand in any wrapper and under any prefix.
 
     Raises:
-        UsageError: the file cannot be read, is damaged, or is not a weight file.
+        UsageError: the file cannot be read, is damaged, or does not hold the weights of one PNASNet-5.
     """
     try:
         with path.open("rb") as file:
             head = file.read(9)
+        # A safetensors file starts with the length of a JSON object, then the object.
+        content, metadata = _read_safetensors(path) if head[8:] == b"{" else (read_pickle(path), {})
     except OSError as error:
         raise UsageError(f"weights {path}: {(error.strerror or str(error)).lower()}; give a readable file") from error
-    # The content decides: a safetensors file starts with the length of a JSON object, then the object.
-    tensors, metadata = _read_safetensors(path) if head[8:] == b"{" else _read_pickle(path, head)
+    if metadata.get("format") == CHECKPOINT_FORMAT:
+        raise UsageError(
+            f"weights {path}: a training state; continue it with --resume, or give the best.safetensors of its run"
+        )
+    table = _only_table(path, content)
+    tensors = _usable_tensors(path, table)
+    model = scale_of(tensors)
+    if model is None:
+        raise UsageError(f"weights {path}: a PNASNet-5 of a size that no --model has; {READABLE_FILES}")
     if metadata.get("format") == WEIGHTS_FORMAT:
-        return _own(path, tensors, metadata)
-    return _published(path, tensors)
+        return _own(path, tensors, metadata, model)
+    return _published(path, tensors, table, model)
 
 
-def weight_metadata(model: str, padding: Padding, num_classes: int, data: DataConfig) -> dict[str, str]:
+def weight_metadata(
+    model: str, padding: Padding, num_classes: int, data: DataConfig, classes: Sequence[str] | None = None
+) -> dict[str, str]:
     """Return what our own files say about themselves, as safetensors stores it."""
     return {
         "format": WEIGHTS_FORMAT,
@@ -115,6 +150,7 @@ def weight_metadata(model: str, padding: Padding, num_classes: int, data: DataCo
         "padding": padding,
         "num_classes": str(num_classes),
         "data": json.dumps(asdict(data)),
+        **({} if classes is None else {"classes": json.dumps(list(classes))}),
     }
 
 
@@ -124,64 +160,86 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118  # not a mapping
     except (SafetensorError, OSError) as error:
         raise UsageError(
-            f"weights {path}: damaged safetensors file ({_line(error)}); copy or download it again"
+            f"weights {path}: damaged safetensors file ({one_line(error)}); copy or download it again"
         ) from error
 
 
-def _read_pickle(path: Path, head: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if not head.startswith(PICKLED):
-        raise UsageError(f"weights {path}: not a weight file; {READABLE_FILES}")
-    try:
-        with warnings.catch_warnings():
-            # The errors below report a fault of the file once.
-            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UsageError(
-            f"weights {path}: not a file of plain tensors, and code in files is never run; {READABLE_FILES}"
-        ) from error
-    except (EOFError, OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UsageError(f"weights {path}: damaged or not a weight file ({_line(error)}); {READABLE_FILES}") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UsageError(f"weights {path}: holds no table of tensors; {READABLE_FILES}")
-    return {str(name): value for name, value in content.items()}, {}
+def _only_table(path: Path, content: object) -> TensorTable:
+    tables = find_tables(content)
+    table = preferred(tables)
+    if table is not None:
+        return table
+    if tables:
+        places = ", ".join(table.place or "the file's own names" for table in tables[:5])
+        raise UsageError(f"weights {path}: holds {len(tables)} networks ({places}); save one of them by itself")
+    names = list(content)[:2] if isinstance(content, Mapping) else [type(content).__name__]
+    some = ", ".join(map(str, names)) or "nothing"
+    raise UsageError(f"weights {path}: not a PNASNet-5 (it holds {some} ...); {READABLE_FILES}")
 
 
-def _own(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Weights:
+def _usable_tensors(path: Path, table: TensorTable) -> dict[str, Tensor]:
+    """Return the table's tensors, which are all plain and finite.
+
+    Raises:
+        UsageError: one is not, or the network's ends are missing.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in table.tensors.items():
+        fault = _tensor_fault(name, tensor)
+        if fault is not None:
+            raise UsageError(f"weights {path}: {name} {fault}; {READABLE_FILES}")
+        assert isinstance(tensor, Tensor)  # it has no fault
+        tensors[name] = tensor
+    for name, dimensions in (("conv_0.conv.weight", 4), (CLASSIFIER, 2), ("last_linear.bias", 1)):
+        if name not in tensors or tensors[name].ndim != dimensions:
+            raise UsageError(f"weights {path}: not a whole PNASNet-5 ({name} is missing); {READABLE_FILES}")
+    return tensors
+
+
+def _tensor_fault(name: str, tensor: object) -> str | None:
+    if not isinstance(tensor, Tensor):
+        return f"is no tensor but a {type(tensor).__name__}"
+    if name.endswith("num_batches_tracked"):
+        return None
+    if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+        return f"has values of type {str(tensor.dtype).removeprefix('torch.')}, not plain numbers with a fraction"
+    if tensor.device.type != "cpu":
+        return "has a shape but no values"
+    if not bool(torch.isfinite(tensor.float()).all()):
+        return "has values that are not finite: its training diverged, or the file is damaged"
+    return None
+
+
+def _own(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str], model: str) -> Weights:
     if metadata.get("format_version") != WEIGHTS_VERSION:
         raise UsageError(
             f"weights {path}: format version {metadata.get('format_version')}, but this program reads "
             f"{WEIGHTS_VERSION}; use the version of the program that wrote it"
         )
     try:
-        padding, data = metadata["padding"], json.loads(metadata["data"])
-        data |= {"mean": tuple(data["mean"]), "std": tuple(data["std"])}
-        valid_padding = next(name for name in PADDINGS if name == padding)
-        return Weights(path, tensors, valid_padding, int(metadata["num_classes"]), DataConfig(**data))
-    except (KeyError, StopIteration, TypeError, ValueError) as error:
+        return _described(path, tensors, metadata, model)
+    except (KeyError, RecursionError, StopIteration, TypeError, ValueError) as error:
         raise UsageError(
-            f"weights {path}: its description is damaged ({_line(error)}); write the file again"
+            f"weights {path}: its description is damaged ({one_line(error)}); write the file again"
         ) from error
 
 
-def _published(path: Path, tensors: dict[str, Tensor]) -> Weights:
-    from_seed = any(name.startswith(("module.", "aux.")) for name in tensors)
-    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    head = tensors.get("last_linear.weight")
-    if head is None or "cell_stem_0.conv_1x1.conv.weight" not in tensors:
-        some = ", ".join(list(tensors)[:2]) or "nothing"
-        raise UsageError(f"weights {path}: not a PNASNet-5 (it holds {some} ...); {READABLE_FILES}")
-    classes = len(head)
-    if from_seed:
-        return Weights(path, tensors, "seed", classes, SEED_DATA)
-    if classes != 1001:
-        return Weights(path, tensors, "exact", classes, TIMM_DATA)
-    tensors |= {f"last_linear.{kind}": tensors[f"last_linear.{kind}"][1:] for kind in ("weight", "bias")}
-    return Weights(path, tensors, "exact", classes - 1, CADENE_DATA)
+def _described(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str], model: str) -> Weights:
+    padding = next(name for name in PADDINGS if name == metadata["padding"])
+    values = json.loads(metadata["data"])
+    data = TypeAdapter(DataConfig).validate_python({field.name: values[field.name] for field in fields(DataConfig)})
+    classes = tuple(map(str, json.loads(metadata["classes"]))) if "classes" in metadata else None
+    rows = len(tensors[CLASSIFIER])
+    if metadata["model"] != model or {int(metadata["num_classes"]), len(set(classes or range(rows)))} != {rows}:
+        raise ValueError("it does not fit its tensors")
+    return Weights(path, tensors, "pnas", "its description", model, padding, data, classes)
 
 
-def _line(error: Exception) -> str:
-    """Return the first line of an error's text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _published(path: Path, tensors: dict[str, Tensor], table: TensorTable, model: str) -> Weights:
+    origin, evidence = find_origin(tensors, table)
+    padding, data = _CONDITIONS[origin]
+    if origin == "cadene":
+        tensors |= {f"last_linear.{kind}": tensors[f"last_linear.{kind}"][1:] for kind in ("weight", "bias")}
+    if table.place:
+        evidence = f"{evidence}; in {table.place}"
+    return Weights(path, tensors, origin, evidence, model, padding, data)

@@ -8,7 +8,7 @@ gives a wrong figure without any error. So these settings come from the weights 
 flag > environment > profile > mode preset > weights > default.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +17,65 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainer.model.origin import AUX
 from trainer.model.pnasnet import PNASNet5
 from trainer.model.weight_files import NORMALIZATIONS, DataConfig, Weights, weight_metadata
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.files import replacing
 
-AUX = "aux."
 HEADS = ("last_linear.", "aux.classifier.")
+# Images and borders of another origin give a wrong figure without any error.
+_DECISIVE = ("padding", "normalize")
+# Nothing in the tensors proves these; a user who gives both decisive options knows better.
+_INFERRED = ("timm", "cadene")
 
 
 def with_weight_settings(config: TrainConfig, weights: Weights) -> TrainConfig:
-    """Return `config` with the weights' padding, image size, normalisation, crop and interpolation where it sets none.
+    """Return `config` with the settings that come from the weights, where the user set none.
+
+    They are the model, the padding, the image size, the normalisation, the crop and the interpolation. This is the only
+    place where weights change settings.
 
     Raises:
-        UsageError: `--normalize` cannot express the weights' normalisation.
+        UsageError: nothing tells a setting, or `--normalize` cannot express the weights' normalisation; the line names
+            the options that decide.
     """
-    statistics = weights.data.mean, weights.data.std
-    normalize = next((name for name, values in NORMALIZATIONS.items() if values == statistics), None)
-    if normalize is None:
+    user_set = config.model_fields_set
+    missing = [name for name in _DECISIVE if name not in user_set]
+    if weights.source == "unknown" and missing:
         raise UsageError(
-            f"weights {weights.path}: made for images with mean {weights.data.mean} and deviation {weights.data.std}, "
-            "which no --normalize gives"
+            f"weights {weights.path}: nothing tells the borders and pixels that they were trained with "
+            f"({weights.evidence}); give {' and '.join(f'--{name}' for name in missing)}: exact and half for timm's "
+            "and Cadene's, seed and none for the seed's, your run's own for yours"
         )
-    settings: dict[str, Any] = {
-        "padding": weights.padding,
-        "image_size": weights.data.image_size,
-        "normalize": normalize,
-        "eval_crop": weights.data.crop,
-        "interpolation": weights.data.interpolation,
-    }
-    return config.model_copy(
-        update={name: value for name, value in settings.items() if name not in config.model_fields_set}
-    )
+    if weights.source in _INFERRED and missing == ["normalize"] and config.padding != weights.padding:
+        raise UsageError(
+            f"weights {weights.path}: --padding {config.padding}, but they look like {weights.source}'s "
+            f"({weights.evidence}), trained with {weights.padding}; leave --padding out, or give --normalize too if "
+            "another program trained them"
+        )
+    settings: dict[str, Any] = {"model": weights.model}
+    if weights.padding is not None:
+        settings["padding"] = weights.padding
+    if weights.data is not None:
+        settings |= _data_settings(weights.path, weights.data, needs_normalize="normalize" not in user_set)
+    return config.model_copy(update={name: value for name, value in settings.items() if name not in user_set})
+
+
+def weight_conflicts(config: TrainConfig, weights: Weights) -> list[str]:
+    """Return the settings by which `config` departs from the weights' training, such as `normalize none (half)`.
+
+    Another image size or crop is a choice. Other borders or pixels are mostly a mistake.
+    """
+    known: dict[str, str | None] = {"padding": weights.padding}
+    if weights.data is not None:
+        known["normalize"] = _normalize_name(weights.data)
+    return [
+        f"{name} {getattr(config, name)} (theirs: {value})"
+        for name, value in known.items()
+        if value is not None and getattr(config, name) != value
+    ]
 
 
 def load_weights(model: PNASNet5, weights: Weights, *, replace_head: bool = False) -> None:
@@ -64,7 +90,12 @@ def load_weights(model: PNASNet5, weights: Weights, *, replace_head: bool = Fals
     Raises:
         UsageError: the weights belong to another scale, padding or number of classes; the network is unchanged.
     """
-    if weights.padding != model.padding:
+    if weights.model != model.scale.name:
+        raise UsageError(
+            f"weights {weights.path}: do not fit {model.scale.name}: they are {weights.model}'s; choose the "
+            f"--model that they were made for (--model {weights.model}), or leave it out"
+        )
+    if weights.padding not in (None, model.padding) and weights.source not in _INFERRED:
         raise UsageError(
             f"weights {weights.path}: trained with padding {weights.padding}, but the network has padding "
             f"{model.padding} and would compute nonsense; give --padding {weights.padding}"
@@ -78,22 +109,19 @@ def load_weights(model: PNASNet5, weights: Weights, *, replace_head: bool = Fals
     expected, offered = _without(model.state_dict(), left_out), _without(weights.state_dict, left_out)
     if _shapes(expected, AUX) != _shapes(offered, AUX):
         expected, offered = _without(expected, (AUX,)), _without(offered, (AUX,))
-    differing = sorted(name for name, _ in _shapes(expected) ^ _shapes(offered))
-    if differing:
-        raise UsageError(
-            f"weights {weights.path}: do not fit {model.scale.name}: {differing[0]} is missing, unknown or of another "
-            "shape; choose the --model that they were made for"
-        )
+    fault = _misfit(_shapes(expected), _shapes(offered))
+    if fault is not None:
+        raise UsageError(f"weights {weights.path}: do not fit {model.scale.name}: {fault}; copy or save the file again")
     model.load_state_dict(offered, strict=False)
 
 
-def describe_weights(model: PNASNet5, config: TrainConfig) -> dict[str, str]:
-    """Return what a weight file of this run says about itself: the network, and how the run prepares its images."""
+def describe_weights(model: PNASNet5, config: TrainConfig, classes: Sequence[str]) -> dict[str, str]:
+    """Return what a weight file of this run says about itself: network, preparation of images, names of classes."""
     mean, std = NORMALIZATIONS[config.normalize]
     data = DataConfig(
         mean=mean, std=std, crop=config.eval_crop, interpolation=config.interpolation, image_size=config.image_size
     )
-    return weight_metadata(model.scale.name, model.padding, model.num_classes, data)
+    return weight_metadata(model.scale.name, model.padding, model.num_classes, data, classes)
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], description: dict[str, str]) -> None:
@@ -104,21 +132,58 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], description: dict[s
     """
     try:
         with replacing(path) as partial:
+            partial.unlink(missing_ok=True)
+            partial.touch()
+            mode = partial.stat().st_mode & 0o777
             save_file(dict(tensors), partial, description)
+            # safetensors gives its files to their owner only; the umask decides, as for every other file of a run.
+            partial.chmod(mode)
     except (OSError, SafetensorError) as error:
         raise TrainerError(
             f"weights {path}: cannot be written ({error}); free space or choose another folder"
         ) from error
 
 
+def _data_settings(path: Path, data: DataConfig, *, needs_normalize: bool) -> dict[str, Any]:
+    settings = {"image_size": data.image_size, "eval_crop": data.crop, "interpolation": data.interpolation}
+    normalize = _normalize_name(data)
+    if normalize is not None:
+        return settings | {"normalize": normalize}
+    if needs_normalize:
+        raise UsageError(
+            f"weights {path}: made for images with mean {data.mean} and deviation {data.std}, which no --normalize "
+            "gives; give the nearest --normalize to use them all the same"
+        )
+    return settings
+
+
+def _normalize_name(data: DataConfig) -> str | None:
+    return next((name for name, values in NORMALIZATIONS.items() if values == (data.mean, data.std)), None)
+
+
 def _without(tensors: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
 
 
-def _shapes(tensors: Mapping[str, Tensor], prefix: str = "") -> set[tuple[str, torch.Size]]:
-    """Return names and shapes of all tensors but the batch counters, which files of old PyTorch versions lack."""
+def _misfit(expected: Mapping[str, torch.Size], offered: Mapping[str, torch.Size]) -> str | None:
+    """Return the first tensor that is missing, unknown or of another shape."""
+    for fault, names in {
+        "missing": sorted(expected.keys() - offered.keys()),
+        "unknown": sorted(offered.keys() - expected.keys()),
+        "of another shape": sorted(
+            name for name in expected.keys() & offered.keys() if expected[name] != offered[name]
+        ),
+    }.items():
+        if names:
+            others = f" (and {len(names) - 1:,} more)" if len(names) > 1 else ""
+            return f"{names[0]}{others} is {fault}"
+    return None
+
+
+def _shapes(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, torch.Size]:
+    """Return the shapes of all tensors but the batch counters, which files of old PyTorch versions lack."""
     return {
-        (name, tensor.shape)
+        name: tensor.shape
         for name, tensor in tensors.items()
         if name.startswith(prefix) and not name.endswith("num_batches_tracked")
     }

@@ -17,6 +17,7 @@ from trainer.run.lock import LOCK_FILE
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
 from trainer.shared.runs import CHECKPOINTS_FOLDER, TRAINING, is_run_folder, run_folder_of
+from trainer.shared.text import visible
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
 _NEEDED = {"config", "num_classes", "data", "progress", "state", "arithmetic"}
@@ -139,6 +140,14 @@ def check_data(manifest: CheckpointManifest, datasets: Datasets, config: TrainCo
         raise UsageError(
             f"--data-path {config.data_path}: {len(datasets.classes)} classes, but {manifest.path} was trained on "
             f"{classes}: give the data it was begun with, or finetune from its best.safetensors with --weights"
+        )
+    # Checkpoints of earlier versions do not name them.
+    names = [visible(name) for name in datasets.classes]
+    renamed = sorted({*names} ^ {*manifest.content["data"].get("classes", names)})
+    if renamed:
+        raise UsageError(
+            f"--data-path {config.data_path}: other class folders than {manifest.path} was trained on (such as "
+            f"{renamed[0]}): give them their old names, or finetune from its best.safetensors with --weights"
         )
     if manifest.content["data"].get("fingerprint") == datasets.fingerprint:
         return None

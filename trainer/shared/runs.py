@@ -5,6 +5,9 @@ from pathlib import Path
 TRAINING = ("full", "finetune")
 """The modes that save checkpoints and can be resumed."""
 
+CHECKPOINT_FORMAT = "pnas-checkpoint"
+"""How a checkpoint's two files name their format, so that the state is not taken for weights."""
+
 CHECKPOINTS_FOLDER = "checkpoints"
 """The folder of a run's checkpoints, in the run's own."""
 

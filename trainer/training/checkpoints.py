@@ -8,7 +8,7 @@ the position in the run, which is their key.
 import importlib.metadata
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,10 @@ MASTER = ".master"
 class CheckpointManager:
     """Takes checkpoints. Every rank has one; only rank 0's writes files."""
 
-    def __init__(self, training: Training, run: Path, *, attempt: int, data: Mapping[str, Any]) -> None:
-        """`data` is what the checkpoint says about the images."""
+    def __init__(
+        self, training: Training, run: Path, *, attempt: int, data: Mapping[str, Any], classes: Sequence[str]
+    ) -> None:
+        """`data` is what the checkpoint says about the images; weight files name the `classes` of the labels."""
         config = training.config
         self.folder = run / CHECKPOINTS_FOLDER
         self.data = dict(data)
@@ -55,7 +57,7 @@ class CheckpointManager:
                 keep=config.keep,
                 pin_memory=training.runtime.pin_memory,
                 evaluated="model." if training.ema is None else "ema.",
-                description=describe_weights(training.network, config),
+                description=describe_weights(training.network, config, classes),
             )
 
     def start(self, progress: TrainingProgress) -> None:

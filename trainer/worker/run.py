@@ -23,12 +23,15 @@ from trainer.model.weight_files import import_weights
 from trainer.model.weights import with_weight_settings
 from trainer.records.run_records import Records, say
 from trainer.shared.errors import RuntimeUnusableError, TrainerError
+from trainer.shared.text import visible
 from trainer.supervisor import blames_a_peer, die_with_supervisor
 from trainer.training.checkpoints import CheckpointManager
 from trainer.training.modes import DivergedError, Run, run_mode
-from trainer.training.resume import begin_progress, check_ranks_agree, resume, roll_back
+from trainer.training.progress import TrainingProgress
+from trainer.training.resume import check_ranks_agree, resume, roll_back
 from trainer.training.steps import PEERS, Training
 from trainer.worker.start import blank_images, build_training, make_watchdog, say_start, write_provenance
+from trainer.worker.start_weights import fit_classes, say_weights
 from trainer.worker.task import TASK_VARIABLE, WorkerTask
 
 RUNTIME_LINES = 20
@@ -56,11 +59,13 @@ def run_worker(task: WorkerTask) -> tuple[int, Training]:
     started_at = time.time()
 
     # Start: all ranks read the same data, meet, and build the same network.
-    config, weights = task.config, None
+    config, start = task.config, None
+    datasets = load_datasets(config.data_path, need_train=config.mode != "eval")
     if config.weights is not None and task.checkpoint is None:
         weights = import_weights(config.weights)
         config = with_weight_settings(config, weights)
-    datasets = load_datasets(config.data_path, need_train=config.mode != "eval")
+        start = fit_classes(weights, datasets, config)
+        datasets = start.datasets
     runtime = open_device(task.device)
     device = runtime.open(task.local_rank)
     group = join_process_group(
@@ -72,7 +77,12 @@ def run_worker(task: WorkerTask) -> tuple[int, Training]:
     )
     watchdog = make_watchdog(task)
     watchdog.start()
-    data = {"fingerprint": datasets.fingerprint, "train": len(datasets.train or ()), "val": len(datasets.val)}
+    data = {
+        "fingerprint": datasets.fingerprint,
+        "train": len(datasets.train or ()),
+        "val": len(datasets.val),
+        "classes": [visible(name) for name in datasets.classes],
+    }
     with watchdog.waiting("the start of all ranks"):
         check_ranks_agree(task.checkpoint, data, group)
         training = build_training(
@@ -80,14 +90,15 @@ def run_worker(task: WorkerTask) -> tuple[int, Training]:
             config,
             runtime,
             device,
-            weights=weights,
+            weights=None if start is None else start.weights,
+            new_classifier=start is not None and start.new_classifier,
             num_classes=len(datasets.classes),
             group=group,
             watchdog=watchdog,
         )
         warm_up_ddp(training.parallel, lambda: blank_images(training))
-    progress = begin_progress(training) if task.checkpoint is None else resume(training, task.checkpoint, data)
-    checkpoints = CheckpointManager(training, task.run, attempt=task.attempt, data=data)
+    progress = TrainingProgress() if task.checkpoint is None else resume(training, task.checkpoint, data)
+    checkpoints = CheckpointManager(training, task.run, attempt=task.attempt, data=data, classes=datasets.classes)
 
     # Mode: train and evaluate, time steps, or evaluate.
     with (
@@ -99,6 +110,8 @@ def run_worker(task: WorkerTask) -> tuple[int, Training]:
         if task.rank == 0:
             write_provenance(task, config, runtime, datasets, started_at)
         say_start(task, training, datasets)
+        if start is not None and task.rank == 0:
+            say_weights(start, config)
         training.requests.listen()
         code = _run_mode_with_roll_back(Run(training, datasets, records, task.run, progress, checkpoints))
         with watchdog.waiting("disk"):

@@ -55,15 +55,14 @@ def build_training(
     weights: Weights | None,
     num_classes: int,
     watchdog: Watchdog,
+    new_classifier: bool = False,
     group: dist.ProcessGroup | None = None,
 ) -> Training:
     """Return the parts of the run on the device; every rank draws the same first weights."""
     torch.manual_seed(derive_seed(config.seed, "weights"))
     network = build_model(config, num_classes)
     if weights is not None:
-        # A classifier with the same number of classes is kept: finetuning on the same data continues where it was.
-        other_head = config.mode == "finetune" and weights.num_classes != num_classes
-        load_weights(network, weights, replace_head=other_head)
+        load_weights(network, weights, replace_head=new_classifier)
     network = network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)

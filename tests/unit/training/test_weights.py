@@ -57,6 +57,7 @@ def test_timm_weights_give_timms_logits_and_settings(tmp_path: Path) -> None:
     assert published is not None
     assert (weights.padding, weights.num_classes) == ("exact", 1000)
     data = weights.data
+    assert data is not None
     assert (data.mean, data.std) == (published.mean, published.std)
     assert (data.crop, data.interpolation) == (published.crop_pct, published.interpolation)
     assert (3, data.image_size, data.image_size) == published.input_size
@@ -85,7 +86,7 @@ def test_thousand_class_pth_is_read(tmp_path: Path, *, legacy: bool) -> None:
     original = PNASNet5(TINY)
     _cadene(tmp_path / "weights.pth", original.state_dict(), legacy=legacy)
     weights = import_weights(tmp_path / "weights.pth")
-    assert (weights.padding, weights.num_classes, weights.data.mean) == ("exact", 1000, HALF)
+    assert (weights.padding, weights.num_classes, weights.data and weights.data.mean) == ("exact", 1000, HALF)
     model = PNASNet5(TINY)
     load_weights(model, weights)
     assert _same(model, original.state_dict())

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 import trainer
-from trainer.shared import variables
 from trainer.shared.config.layers import PARTIAL, ConfigError, Layer, environment_layer, profile_layer, resolve
 from trainer.shared.durations import Interval
 from trainer.shared.runs import TRAINING
@@ -44,16 +43,9 @@ _in_optimisation = partial(option, group="Optimisation")
 _in_devices = partial(option, group="Devices")
 
 
-_ABSENT = frozenset(("none", "null", "~"))
-
-
-def is_absent(value: object) -> bool:
-    """Return whether a layer's value unsets a setting: None, `none`, or YAML's null as a text."""
-    return value is None or (isinstance(value, str | Path) and str(value).lower() in _ABSENT)
-
-
 def _absent(value: object) -> object:
-    return None if is_absent(value) else value
+    """Turn `none` on a command line or in YAML into "not set"."""
+    return None if isinstance(value, str | Path) and str(value).lower() == "none" else value
 
 
 Optional = BeforeValidator(_absent)
@@ -66,7 +58,7 @@ class TrainConfig(BaseModel):
         extra="forbid",
         frozen=True,
         protected_namespaces=(),
-        # The chart's values and records hold numbers where a profile has texts.
+        # YAML reads a run's name such as 2024 as a number.
         coerce_numbers_to_str=True,
         allow_inf_nan=False,
     )
@@ -109,7 +101,10 @@ class TrainConfig(BaseModel):
     dropout: float = _in_model(0.5, "Dropout before the classifier.", ge=0, lt=1)
     drop_path: float = _in_model(0.0, "Drop-path rate of the last cell at the last step.", ge=0, lt=1)
     weights: Annotated[Path | None, Optional] = _in_model(
-        None, "Weights to start from or to evaluate (ours, timm's or Cadene's)."
+        None, "Weights to start from or to evaluate (ours, timm's, Cadene's or the seed's)."
+    )
+    match_classes: Literal["name", "order", "new"] = _in_model(
+        "name", "Match the weights' classes with the folders by name, or by sorted order; new: a new classifier."
     )
     activation_checkpointing: bool = _in_model(
         False, "Recompute each cell in the backward pass: less memory, more time."
@@ -145,13 +140,7 @@ class TrainConfig(BaseModel):
     warmup_steps: int = _in_optimisation(10, "First steps that the images/s figure leaves out.", ge=0)
     optimizer: Literal["sgd"] = _in_optimisation("sgd", "Rule that updates the weights; sgd is SGD with momentum.")
     lr: float = _in_optimisation(
-        0.4, "Peak learning rate; --lr-batch scales it to the number of images per step.", gt=0
-    )
-    lr_batch: Annotated[int | None, Optional] = _in_optimisation(
-        None,
-        "Images per optimizer step of the whole job that --lr is for; a new run scales it to its own number. "
-        "[default: --lr is used as given]",
-        ge=1,
+        0.4, "Peak learning rate, used as given for any number of devices and any batch size.", gt=0
     )
     momentum: float = _in_optimisation(0.9, "SGD's momentum.", ge=0, lt=1)
     nesterov: bool = _in_optimisation(False, "Nesterov's momentum.")
@@ -193,7 +182,7 @@ class TrainConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16", "O2"] = _in_devices(
         "auto", "Arithmetic: auto is O2 on an NPU, bf16 on CUDA, fp32 on a CPU."
     )
-    loss_scale: Annotated[float, Field(gt=0)] | Literal["dynamic"] = _in_devices(
+    loss_scale: float | Literal["dynamic"] = _in_devices(
         "dynamic", "Loss scale of fp16 and O2: a number, or adapted to overflow."
     )
     channels_last: bool = _in_devices(False, "NHWC memory layout (faster on CUDA; never on an NPU).")
@@ -218,10 +207,10 @@ class TrainConfig(BaseModel):
             return self
         if self.mode in ("finetune", "eval") and self.weights is None:
             raise ValueError(f"--mode {self.mode} needs --weights, the file to start from")
+        if self.mode == "eval" and self.match_classes == "new":
+            raise ValueError("--match-classes new is for training: an evaluation needs the weights' own classifier")
         if self.node_rank >= self.nodes:
             raise ValueError(f"--node-rank {self.node_rank} is not below --nodes {self.nodes}; nodes count from 0")
-        if self.batch_size == 1 and self.mode in TRAINING and (self.mixup or self.cutmix):
-            raise ValueError("--mixup and --cutmix mix images of one batch: they need --batch-size of at least 2")
         if self.nesterov and self.momentum == 0:
             raise ValueError("--nesterov needs --momentum above 0")
         if self.mode in TRAINING and 0 < self.epochs <= self.warmup_epochs:
@@ -284,13 +273,12 @@ def user_layers(
 
     Args:
         flags: Only the options on the command line, by field name.
-        profile: A YAML file or the name of a shipped profile; PNAS_PROFILE if None.
+        profile: A YAML file or the name of a shipped profile.
 
     Raises:
-        UsageError: The profile or a variable cannot be read.
+        ConfigError: The profile or a variable cannot be read.
     """
     layers = (Layer("flag", flags), environment_layer(TrainConfig, environ))
-    profile = profile or variables.read(variables.PROFILE, environ)
     return layers if profile is None else (*layers, profile_layer(profile))
 
 
