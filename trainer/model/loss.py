@@ -49,10 +49,16 @@ def main_logits(outputs: Tensor | tuple[Tensor, Tensor]) -> Tensor:
 def correct_top_k(logits: Tensor, labels: Tensor, ks: tuple[int, ...]) -> Tensor:
     """Return how many of N labels are among the k largest logits, for each k, as int64 on the logits' device.
 
-    A k beyond the number of classes counts every image.
+    A k beyond the number of classes counts every image. An image whose logits are all equal, or not all finite, has no
+    answer: topk would name the first classes, and those would look right.
     """
     largest = min(max(ks), logits.shape[1])
     hits = logits.topk(largest, dim=1).indices == labels.unsqueeze(1)
+    spread = logits.amax(dim=1).float() - logits.amin(dim=1).float()
+    answered = torch.isfinite(spread)
+    if logits.shape[1] > 1:
+        answered &= spread > 0
+    hits &= answered.unsqueeze(1)
     return torch.stack([hits[:, :k].sum() for k in ks])
 
 

@@ -1,6 +1,7 @@
 """How far a run is, and its figures so far: what a checkpoint holds next to the state of the parts."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,9 +100,13 @@ class TrainingProgress:
         self.throughput.add(window)
 
     def end_epoch(self, score: Evaluation) -> bool:
-        """Begin the next epoch after an evaluation. Return whether its score is the best so far."""
+        """Begin the next epoch after an evaluation. Return whether its score is the best so far.
+
+        A score whose loss is not finite is never the best: its network gives some images no answer.
+        """
         self.last = score
-        is_best = self.best is None or score.top1 > self.best.top1
+        best = self.best if self.best is not None and math.isfinite(self.best.loss) else None
+        is_best = math.isfinite(score.loss) and (best is None or score.top1 > best.top1)
         if is_best:
             self.best = score
         self.epoch += 1

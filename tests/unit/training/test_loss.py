@@ -45,3 +45,21 @@ def test_top_k_counts_agree_with_a_sort_also_with_fewer_classes_than_k() -> None
     expected = [int((ranks < 1).sum()), int((ranks < 5).sum())]
     assert correct_top_k(logits, labels, (1, 5)).tolist() == expected
     assert correct_top_k(logits[:, :3], labels.clamp(max=2), (1, 5)).tolist()[1] == 5
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("row", ["equal", "nan", "one nan", "inf"])
+def test_an_image_without_an_answer_counts_as_wrong(classes: int, row: str) -> None:
+    logits = torch.zeros(classes + 1, classes)
+    labels = torch.tensor([*range(classes), 1])
+    values = {"equal": 2.0, "nan": torch.nan, "one nan": 0.0, "inf": torch.inf}
+    logits[:classes] = values[row]
+    if row == "one nan":
+        logits[:classes, 0] = torch.nan
+    logits[classes, 1] = 1.0
+    assert correct_top_k(logits, labels, (1, 5)).tolist() == [1, 1], "only the last image has an answer"
+    assert correct_top_k(logits.half(), labels, (1, 5)).tolist() == [1, 1]
+
+
+def test_a_single_class_is_always_right() -> None:
+    assert correct_top_k(torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64), (1, 5)).tolist() == [2, 2]
