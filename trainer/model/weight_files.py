@@ -32,6 +32,7 @@ from trainer.shared.runs import CHECKPOINT_FORMAT
 
 WEIGHTS_FORMAT = "pnas"
 WEIGHTS_VERSION = "1"
+IMAGENET_CLASSES = 1000
 Rgb = tuple[float, float, float]
 
 # `--normalize`: mean and deviation of each channel of an image in [0, 1].
@@ -87,7 +88,8 @@ class Weights:
         model: the `--model` that they fit.
         padding: the function of the borders that they were trained with; None if unknown.
         data: how images were prepared for them; None if unknown.
-        classes: the names of their classes, in the order of the classifier's rows; None if the file does not name them.
+        classes: the names of their classes, in the order of the classifier's rows. Published files do not name them:
+            ImageNet's if there are 1,000, else None, as for files of earlier versions.
     """
 
     path: Path
@@ -242,4 +244,10 @@ def _published(path: Path, tensors: dict[str, Tensor], table: TensorTable, model
         tensors |= {f"last_linear.{kind}": tensors[f"last_linear.{kind}"][1:] for kind in ("weight", "bias")}
     if table.place:
         evidence = f"{evidence}; in {table.place}"
-    return Weights(path, tensors, origin, evidence, model, padding, data)
+    classes = _imagenet_classes() if len(tensors[CLASSIFIER]) == IMAGENET_CLASSES else None
+    return Weights(path, tensors, origin, evidence, model, padding, data, classes)
+
+
+def _imagenet_classes() -> tuple[str, ...]:
+    """Return the class folders of ILSVRC2012 in sorted order, which all programs train on as 0 to 999."""
+    return tuple(Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="ascii").split())

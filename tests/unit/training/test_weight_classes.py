@@ -118,6 +118,21 @@ def test_classes_that_nothing_matches_are_refused_with_the_option_that_decides(
         _fit(_weights(names), _images(folders), mode, **options)
 
 
+def test_published_weights_of_a_thousand_classes_know_imagenets_folders(tmp_path: Path) -> None:
+    torch.save(PNASNet5(TINY, 1000).state_dict(), tmp_path / "timm.pth")
+    weights = import_weights(tmp_path / "timm.pth")
+    assert weights.classes is not None
+    assert len(set(weights.classes)) == 1000
+    assert list(weights.classes) == sorted(weights.classes)
+    some = _images(("n01440764", "n02102040", "n15075141"))
+    labels = _fit(weights, some, "eval").datasets.val.labels
+    # The last row is toilet tissue's, and row 217 the English springer's.
+    assert labels.tolist() == [0, 0, 217, 217, 999, 999]
+    numbers = _images(tuple(sorted(map(str, range(1000)))))
+    with pytest.raises(UsageError, match=r"do not know class 0, 1, 10 and 997 more.* give --match-classes order if"):
+        _fit(weights, numbers, "eval")
+
+
 def test_a_weight_file_keeps_the_names_of_its_classes(tmp_path: Path) -> None:
     model, names = PNASNet5(TINY, 3), ("n01", 'quote " and \n', b"\xff".decode(errors="surrogateescape"))
     write_weights(tmp_path / "w.safetensors", model.state_dict(), describe_weights(model, TrainConfig(), names))
