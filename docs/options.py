@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -12,7 +12,8 @@ from docs.formats import table
 from launcher.errors import MEANINGS
 from launcher.settings.options import JobOptions
 from trainer.shared.config import MODE_PRESETS, TrainConfig
-from trainer.shared.config.layers import ENVIRONMENT_PREFIX, flag_name
+from trainer.shared.config.layers import flag_name
+from trainer.shared.variables import PREFIX, SETTING_NAMES
 
 PAGE = Path(__file__).with_name("options.md")
 PROFILES = ("seed", "recommended", "digits")
@@ -23,14 +24,21 @@ _INTRODUCTION = f"""\
 `make generate` writes this page. `python -m trainer` and `python -m launcher submit` take the same options, with two
 differences: the options of Job, Cluster and Pods belong to the launcher, and the launcher sets `--run-name` to the name
 of the job. Each option is also a line of a profile (`batch_size: 64`, read by `--profile FILE`) and a variable
-(`{ENVIRONMENT_PREFIX}BATCH_SIZE=64`). Precedence: flag > environment > profile > cluster defaults > mode or hardware >
+(`{PREFIX}BATCH_SIZE=64`). Precedence: flag > environment > profile > cluster defaults > mode or hardware >
 default. `python -m launcher config show` prints each value with its origin. The `--no-` form of a switch turns it off.
+
+A value is the text that you type, in a profile and in a variable too: `run_name: 1.10` and `2024-11-01` stay so, and
+`010` is ten. `none` unsets a setting. A setting that may be repeated is a list or a mapping in a profile and in a
+variable: `PNAS_ENV='[A=1, B=2]'`. `PNAS_PROFILE` names a profile. An unknown line of a profile, a line that stands
+there twice, and an unknown variable that begins with `{PREFIX}` are errors.
 """
 
 
 def files() -> dict[Path, str]:
-    """Return the text of the page."""
-    return {PAGE: "\n".join([*_options(), *_modes(), *_profiles(), *_exit_codes()])}
+    """Return the text of the page, and the list of names that programs read without the models."""
+    names = sorted({*JobOptions.model_fields, *TrainConfig.model_fields})
+    page = "\n".join([*_options(), *_modes(), *_profiles(), *_exit_codes()])
+    return {PAGE: page, SETTING_NAMES: "".join(f"{name}\n" for name in names)}
 
 
 def _options() -> Iterator[str]:
@@ -85,7 +93,7 @@ def _values(field: FieldInfo) -> str:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     limits = [
         f"{sign} {limit}"
-        for rule in field.metadata
+        for rule in _rules(field)
         for name, sign in signs.items()
         if (limit := getattr(rule, name, None)) is not None
     ]
@@ -94,7 +102,17 @@ def _values(field: FieldInfo) -> str:
 
 
 def _parts(annotation: Any) -> tuple[Any, ...]:
-    return (annotation,) if get_origin(annotation) is Literal or isinstance(annotation, type) else get_args(annotation)
+    """Return the types that a setting can have, without their rules."""
+    if get_origin(annotation) is Literal or isinstance(annotation, type):
+        return (annotation,)
+    return tuple(get_args(part)[0] if get_origin(part) is Annotated else part for part in get_args(annotation))
+
+
+def _rules(field: FieldInfo) -> Iterator[Any]:
+    yield from field.metadata
+    for part in get_args(field.annotation):
+        if get_origin(part) is Annotated:
+            yield from (rule for extra in get_args(part)[1:] for rule in extra.metadata)
 
 
 def _default(field: FieldInfo) -> str:

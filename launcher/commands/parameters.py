@@ -13,7 +13,7 @@ from launcher import PROGRAM
 from launcher.errors import RequestError
 from launcher.jobs import BACKEND_NAMES, UNSUPPORTED, BackendName
 from launcher.kube.access import ClusterAccess
-from trainer.shared import durations
+from trainer.shared import durations, variables
 
 _PLACE = Group.create_ordered("Where")
 
@@ -73,8 +73,10 @@ class Where:
 
         Raises:
             RequestError: PNAS_BACKEND does not name a backend.
+            UsageError: a variable is mistyped or empty.
         """
-        name = self.backend or os.environ.get("PNAS_BACKEND", "auto")
+        variables.check(os.environ)
+        name = self.backend or variables.read("backend", os.environ) or "auto"
         for known in BACKEND_NAMES:
             if name == known:
                 return known
@@ -83,12 +85,16 @@ class Where:
 
     @property
     def access(self) -> ClusterAccess:
-        """The chosen cluster."""
-        kubeconfig = self.kubeconfig or os.environ.get("PNAS_KUBECONFIG")
+        """The chosen cluster.
+
+        Raises:
+            UsageError: a variable is empty.
+        """
+        kubeconfig = self.kubeconfig or variables.read("kubeconfig", os.environ)
         return ClusterAccess(
             kubeconfig=None if kubeconfig is None else Path(kubeconfig),
-            context=self.context or os.environ.get("PNAS_CONTEXT"),
-            namespace=self.namespace or os.environ.get("PNAS_NAMESPACE"),
+            context=self.context or variables.read("context", os.environ),
+            namespace=self.namespace or variables.read("namespace", os.environ),
         )
 
     @property

@@ -22,6 +22,8 @@ from launcher.output.display import Format
 from launcher.output.follow import LogView, show_log
 from launcher.output.lines import Selection
 
+_POLL_S = 1.0
+
 
 def logs(
     name: LatestName = None,
@@ -50,7 +52,8 @@ def logs(
         raise RequestError("--follow goes on with the latest attempt; leave out --attempt")
     selection = Selection(rank, device, None if grep is None else _pattern(grep))
     since_s = None if since is None else parse_duration(since)
-    jobs, ref = job_named(name, where)
+    # A follower outlasts an outage of the cluster, also one in which it begins.
+    jobs, ref = poll(lambda: job_named(name, where), every_s=_POLL_S, note=note) if follow else job_named(name, where)
     if timestamps and not jobs.has_timestamps:
         raise RequestError("--timestamps: this machine keeps no time of each line; leave it out")
     form: Format = "raw" if raw else "json" if json_ else "text"
@@ -85,7 +88,10 @@ def wait(
     With --timeout, end with 124 if the time is over first.
     """
     deadline = math.inf if timeout is None else time.monotonic() + parse_duration(timeout)
-    jobs, ref = job_named(name, where)
+    unknown = f"the cluster has not answered for {timeout}; a running job goes on"
+    jobs, ref = poll(
+        lambda: job_named(name, where), every_s=_POLL_S, deadline=deadline, note=note, expired=lambda _: unknown
+    )
     try:
         state = _ended(jobs, ref, deadline, timeout)
     except KeyboardInterrupt:

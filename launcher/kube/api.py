@@ -271,7 +271,12 @@ def connect(access: ClusterAccess) -> Api:
     """
     from launcher.kube.kubeconfig import find_cluster  # noqa: PLC0415  # the official client: 0.25 s to import
 
-    cluster = find_cluster(access)
+    try:
+        cluster = find_cluster(access)
+    except UnreachableError as error:
+        # A configuration that cannot be used does not become better by waiting.
+        error.transient = False
+        raise
     return Api(
         lambda: find_cluster(access).credentials,
         cluster.credentials,

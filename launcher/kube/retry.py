@@ -108,7 +108,7 @@ def poll(
             failure = error
         is_away = failure is not None
         if is_away is not was_away:
-            note(AWAY if is_away else BACK)
+            note(BACK if failure is None else f"{AWAY} ({failure})")
         if not is_away:
             backoff.reset()
         if answer is not None:

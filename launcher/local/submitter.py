@@ -16,8 +16,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from launcher import PROGRAM
 from launcher.errors import ConflictError, LauncherError, RequestError
 from launcher.exits import defer_signals
@@ -28,9 +26,11 @@ from launcher.local.preflight import check_paths
 from launcher.settings.layers import NO_LAYER, Defaults, Earlier, Settings, given_settings
 from launcher.settings.options import is_job_name
 from launcher.settings.spec import JobSpec, free_name, in_field_order, trainer_options
+from trainer.shared import variables
 from trainer.shared.config import Layer, TrainConfig
 from trainer.shared.config.train import checkpoint_layer
 from trainer.shared.runs import run_folder_of
+from trainer.shared.strict_yaml import parse_texts
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ class LocalSubmitter:
         check_paths(spec)
         command = [sys.executable, "-m", "trainer", *trainer_options(spec)]
         # The command line has every setting; a variable must not set one a second time.
-        variables = {f"PNAS_{field.upper()}" for field in type(spec.train).model_fields}
-        environ = {name: value for name, value in os.environ.items() if name not in variables}
+        settings = {*map(variables.name_of, [*type(spec.train).model_fields, variables.PROFILE])}
+        environ = {name: value for name, value in os.environ.items() if name not in settings}
         record = {"spec": spec.model_dump(mode="json"), "output": str(spec.output)}
         ref = start_job(self.jobs, spec.name, command, record, environ, resume=spec.continues)
         return Submitted(ref, attempt=self.jobs.get(ref).attempt)
@@ -168,8 +168,8 @@ def _begun_with(run: Path) -> Layer:
     """Return the settings with which the run began, as far as they can be read."""
     path = run / "config.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        values = parse_texts(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         values = None
     items = values.items() if isinstance(values, dict) else ()
     return checkpoint_layer(str(path), {name: value for name, value in items if name in TrainConfig.model_fields})

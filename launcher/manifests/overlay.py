@@ -8,9 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from launcher.errors import RequestError
+from trainer.shared.strict_yaml import parse_document
 
 # The name of a mount is its volume's, which can be mounted more than once.
 _KEYS = ("mountPath", "name")
@@ -23,11 +22,11 @@ def read_overlay(path: Path) -> dict[str, Any]:
         RequestError: the file cannot be read, or is not a part of a pod template.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = parse_document(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"--overlay {path}: cannot be read: {error.strerror}; give a YAML file") from error
-    except (yaml.YAMLError, ValueError) as error:  # invalid dates and non-text raise ValueError, not YAMLError
-        raise RequestError(f"--overlay {path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:  # bytes that are no text, too
+        raise RequestError(f"--overlay {path}: {error}") from error
     if not isinstance(value, dict) or not value or not value.keys() <= {"metadata", "spec"}:
         raise RequestError(f"--overlay {path}: must hold `metadata` or `spec` of a pod template, like `spec: {{…}}`")
     try:

@@ -7,9 +7,11 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from launcher.jobs import Ended, JobRef, Jobs, JobState, LogBlock, LogItem, LogLoss, Notice
+from launcher.kube.retry import poll
 from launcher.output.display import Display, Format, LogFiles, open_display
 from launcher.output.lines import EVERYTHING, Demultiplexer, LogGap, LogLine, Selection
 from launcher.output.progress import JobProgress
@@ -89,9 +91,9 @@ def show_log(jobs: Jobs, ref: JobRef, view: LogView, *, follow: bool = False, at
         reading = LogFollow(view, files)
         live = follow and not view.timestamps and view.selection.everything
         display = open_display(view.form, reading.progress, live=live, timestamps=view.timestamps)
-        items = jobs.logs(ref, follow=follow, since_s=view.since_s, attempt=attempt)
+        log = partial(jobs.logs, ref, follow=follow, since_s=view.since_s, attempt=attempt)
         try:
-            reading.run(items, display)
+            reading.run(poll(log, every_s=jobs.poll_s, note=display.note) if follow else log(), display)
         finally:
             display.close()
     return reading

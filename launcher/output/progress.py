@@ -147,7 +147,7 @@ def device_lines(devices: Mapping[str, ProgressLine | str], width: int, *, ascii
 
 def step_cells(step: ProgressLine, *, ascii_only: bool = False) -> dict[str, str]:
     """Return the columns of a device's line by their names. Epochs count from 1 here, as people count."""
-    fields = {name: step.number(name) for name in step.fields}
+    fields = {name: step.number(name) for name in step.fields if name != "time"}
     epoch, epochs, done, steps = (fields.pop(name, None) for name in ("epoch", "epochs", "step", "steps"))
     cells: dict[str, str] = {}
     if epoch is not None:

@@ -9,15 +9,15 @@ never cut cannot be seen here; only numbered lines can prove that there is no su
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime, timezone
 
 from launcher.jobs import LogLoss
 from launcher.kube.access import Credentials
 from launcher.kube.retry import Backoff
-from launcher.podlogs.errors import LogRefusedError, LogRetry, PodLogError, ReadStoppedError, Timing
+from launcher.podlogs.errors import LogRefusedError, LogRetry, PodLogError, ReadStoppedError, SilentError, Timing
 from launcher.podlogs.lines import LogPiece
 from launcher.podlogs.state import (
     ContainerState,
@@ -31,6 +31,9 @@ from launcher.podlogs.transport import LogResponse, StopSignal, Transport
 from launcher.podlogs.window import SPAN_NS, LogWindow
 
 _LONGEST_PAUSE_S = 2.0
+# An API server that loses its kubelet ends its answer as if it were whole. The next answer then is a refusal, so two
+# answers in a row prove an end that no line proves.
+_SURE = 2
 _NOT_LOGGED_IN = 401
 _ROTATED = "the server no longer has what came before: the log was rotated while the connection was cut"
 _LOST = {
@@ -69,7 +72,10 @@ class ContainerLog:
         self._retry = LogRetry(Backoff(self.clock))
         self._window = LogWindow()
         self._began = self.clock()
+        self._answers = 0
         self._empty_answers = 0
+        self._end_answers = 0
+        self._silences = 0
         self._caught_up = False
         # The log of an ended instance came to its end. The next request asks whether that was its last line.
         self._unverified = False
@@ -144,7 +150,8 @@ class ContainerLog:
     def _wait_or_end(self, error: PodLogError, location: LogLocation) -> Iterator[LogPiece]:
         """Wait before the next try. If another try does not help, announce the loss, or raise the error."""
         try:
-            delay_s = self._retry.delay_s(error)
+            self._silences += isinstance(error, SilentError)
+            delay_s = self._retry.delay_s(error, runs=location is LogLocation.RUNNING)
         except LogRefusedError as refusal:
             if location is LogLocation.RUNNING or refusal.status in (_NOT_LOGGED_IN, 403):
                 raise
@@ -165,34 +172,43 @@ class ContainerLog:
             yield from self._finish()
             return
         follow = not ended and self._caught_up
-        query = {"container": self.instance.container, "timestamps": "true", **self._since()}
-        query |= {"follow": "true"} if follow else {}
-        query |= _previous(location)
-        with transport.get(self.instance.path, query) as response:
+        query = self._since() | ({"follow": "true"} if follow else {})
+        with self._get(transport, location, query) as response:
             self._window.reopen()
             has_new = yield from self._deliver(response, location, tick_s=self.timing.tick_s if follow else math.inf)
         self._retry.reset()
         if has_new is None or (not has_new and not self._window.joined and self._is_of_another_pod()):
             return
+        self._answers += 1
         self._empty_answers = 0 if has_new else self._empty_answers + 1
         if ended:
             self._unverified = self._unverified or has_new
-            if not has_new:
+            self._end_answers = 0 if has_new else self._end_answers + 1
+            if self._end_answers >= _SURE:
                 yield from self._conclude()
                 yield from self._finish()
+            elif not has_new:
+                self._pause(self.timing.settle_s)
         elif follow:
             # Either the instance has ended and the status does not say so yet, or a kubelet has restarted.
             self._pause_while_running(min(self.timing.poll_s * 2.0**self._empty_answers, _LONGEST_PAUSE_S))
-        else:
-            if not self.follow:
-                yield from self._conclude()
+        elif self.follow:
             yield from self._catch_up()
+        elif self._answers >= _SURE:
+            yield from self._conclude()
+            yield from self._catch_up()
+
+    def _get(
+        self, transport: Transport, location: LogLocation, query: Mapping[str, str]
+    ) -> AbstractContextManager[LogResponse]:
+        query = {"container": self.instance.container, "timestamps": "true", **query}
+        query |= {"previous": "true"} if location is LogLocation.PREVIOUS else {}
+        reply_s = min(self.timing.reply_s * 2.0**self._silences, self.timing.idle_s)
+        return transport.get(self.instance.path, query, idle_s=self.timing.idle_s if "follow" in query else reply_s)
 
     def _has_last_line(self, transport: Transport, location: LogLocation) -> bool:
         """Ask whether the ended instance's log ends with the line that was delivered last."""
-        query = {"container": self.instance.container, "timestamps": "true", "tailLines": "1"}
-        query |= _previous(location)
-        with transport.get(self.instance.path, query) as response:
+        with self._get(transport, location, {"tailLines": "1"}) as response:
             return b"".join(response.blocks()) == self._window.last_line
 
     def _deliver(
@@ -209,6 +225,7 @@ class ContainerLog:
                     return None
                 continue
             self._retry.reset()
+            self._silences = 0
             if not sure and self._has_moved(location):
                 return None
             sure = True
@@ -261,7 +278,3 @@ class ContainerLog:
         if self.since_s is not None:
             return {"sinceSeconds": str(max(1, math.ceil(self.since_s + self.clock() - self._began)))}
         return {}
-
-
-def _previous(location: LogLocation) -> dict[str, str]:
-    return {"previous": "true"} if location is LogLocation.PREVIOUS else {}

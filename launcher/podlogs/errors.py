@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from launcher.errors import UnreachableError, is_transient_status
 from launcher.kube.retry import FIRST_DELAY_S, GIVE_UP_S, Backoff
 
-# How long to repeat a request whose refusal contradicts the pod's status.
+# How long to repeat a request for the log of an ended container that the server refuses.
 _REFUSED_S = 10.0
+# The same for a container that runs: its status may come from a silent watch, which is replaced after 75 s at most.
+_CONTRADICTED_S = 90.0
 
 
 class PodLogError(UnreachableError):
@@ -69,7 +71,9 @@ class Timing:
     Attributes:
         poll_s: between two looks at a container that has not started.
         tick_s: between two looks at one whose log is followed, and quiet.
-        idle_s: a silence after which the reader connects again: balancers drop silent connections without notice.
+        idle_s: a silence after which a follower connects again: balancers drop silent connections without notice.
+        reply_s: the same for an answer that is not followed, which has no reason to be silent; doubled after each
+            silence up to `idle_s`, for nodes that are slow.
         connect_s: how long a connection may take.
         settle_s: how far a status may be behind the kubelet.
     """
@@ -77,6 +81,7 @@ class Timing:
     poll_s: float = 0.05
     tick_s: float = 0.1
     idle_s: float = 60
+    reply_s: float = 10
     connect_s: float = 10
     settle_s: float = 0.3
 
@@ -92,8 +97,11 @@ class LogRetry:
         """Note a success."""
         self._backoff.reset()
 
-    def delay_s(self, error: PodLogError) -> float:
+    def delay_s(self, error: PodLogError, *, runs: bool = False) -> float:
         """Return how long to wait after `error`.
+
+        Args:
+            runs: the container runs, as far as its status says.
 
         Raises:
             PodLogError: `error` itself, if another try does not help or the time for tries is over.
@@ -106,13 +114,13 @@ class LogRetry:
             # A server that is back and refuses has its own time limit: its view of the pods may be behind at first.
             self._was_refused = refused
             self.reset()
-        if self._backoff.fail() > self._limit_s(error):
+        if self._backoff.fail() > self._limit_s(error, _CONTRADICTED_S if runs else _REFUSED_S):
             raise error
         if isinstance(error, LogRefusedError) and error.retry_after_s is not None:
             return error.retry_after_s
         return self._backoff.delay_s()
 
-    def _limit_s(self, error: PodLogError) -> float:
+    def _limit_s(self, error: PodLogError, refused_s: float) -> float:
         """Return for how long a request that fails so is repeated; below zero if it never is."""
         if not isinstance(error, LogRefusedError):
             return GIVE_UP_S if error.transient else -1
@@ -122,4 +130,4 @@ class LogRetry:
         if error.status == 401:
             # The reader logs in again once.
             return math.inf if self._backoff.failures == 1 else -1
-        return -1 if error.status == 403 else _REFUSED_S
+        return -1 if error.status == 403 else refused_s

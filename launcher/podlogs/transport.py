@@ -121,8 +121,11 @@ class Transport:
             self._curl.setopt(option, value)
 
     @contextmanager
-    def get(self, path: str, query: Mapping[str, str]) -> Iterator[LogResponse]:
+    def get(self, path: str, query: Mapping[str, str], *, idle_s: float | None = None) -> Iterator[LogResponse]:
         """Send a GET and give its answer for as long as the context lasts.
+
+        Args:
+            idle_s: the silence that ends the answer; as in the timing if None.
 
         Raises:
             ReadStoppedError: the stop signal is set.
@@ -135,7 +138,8 @@ class Transport:
         self._curl.setopt(self._curl.URL, self._url(path, query))
         self._curl.setopt(self._curl.HTTPHEADER, headers)
         server = self._credentials.server
-        response = LogResponse(self._multi, self._curl, server, self._stop, self._timing.idle_s, self._clock)
+        idle_s = self._timing.idle_s if idle_s is None else idle_s
+        response = LogResponse(self._multi, self._curl, server, self._stop, idle_s, self._clock)
         self._multi.add_handle(self._curl)
         try:
             yield response

@@ -13,9 +13,10 @@ from typing import Any
 
 from launcher.settings.hardware import PRESETS
 from launcher.settings.options import JobOptions
+from trainer.shared import variables
 from trainer.shared.config import Layer, TrainConfig, resolve_train_config
 from trainer.shared.config.layers import environment_layer, profile_layer, resolve
-from trainer.shared.config.train import mode_of
+from trainer.shared.config.train import is_absent, mode_of
 
 NO_LAYER = Layer("earlier attempt", {})
 Defaults = Callable[[str], Layer]
@@ -85,7 +86,7 @@ def resolve_settings(
 
     Args:
         flags: the options that the user typed, by field name.
-        profile: a YAML file or the name of a shipped profile.
+        profile: a YAML file or the name of a shipped profile; PNAS_PROFILE if None.
         earlier: the run that is continued.
         defaults: the cluster defaults.
 
@@ -96,6 +97,7 @@ def resolve_settings(
     job_flags, train_flags = _split(Layer("flag", flags))
     job_layers = [job_flags, environment_layer(JobOptions, environ)]
     train_layers = [train_flags, environment_layer(TrainConfig, environ)]
+    profile = profile or variables.read(variables.PROFILE, environ)
     if profile is not None:
         job_profile, train_profile = _split(profile_layer(profile))
         job_layers.append(job_profile)
@@ -110,7 +112,8 @@ def resolve_settings(
     given = {name for layer in train_layers for name in layer.values}
     train_layers.append(earlier.begun)
     # The checkpoint's settings are not known yet: the trainer judges rules between settings when it reads them.
-    partial = any(layer.values.get("resume") not in (None, "none") for layer in train_layers)
+    resume = next((layer.values["resume"] for layer in train_layers if "resume" in layer.values), None)
+    partial = not is_absent(resume)
     train, train_origins = resolve_train_config(train_layers, partial=partial)
     if options.hardware is not None and train.device != "cpu":
         options, job_origins = _with_preset(options, options.hardware, job_origins)

@@ -18,7 +18,7 @@ from launcher.jobs import UNSUPPORTED, BackendName
 from launcher.settings import quantities
 from launcher.settings.hardware import HardwareName
 from launcher.settings.secrets import looks_secret
-from trainer.shared import durations
+from trainer.shared import durations, variables
 from trainer.shared.config.train import Optional, option
 
 # The patterns of Kubernetes for names of objects (RFC 1123 subdomain) and of namespaces, for labels and their values.
@@ -60,9 +60,17 @@ def _matching(pattern: re.Pattern[str], rule: str) -> AfterValidator:
 def _listed(value: object) -> object:
     """Return a profile's mapping as the `KEY=VALUE` options that it stands for, and a string as a list of one."""
     if isinstance(value, dict):
-        # YAML and the chart write True as true.
-        return [f"{key}={str(item).lower() if isinstance(item, bool) else item}" for key, item in value.items()]
+        return [f"{key}={_word(key, item)}" for key, item in value.items()]
     return [value] if isinstance(value, str) else value
+
+
+def _word(key: object, value: object) -> str:
+    """Return a value of such a mapping as its text; the chart writes True as true."""
+    if value is None:
+        return ""
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"`{key}` must have one text as its value")  # noqa: TRY004  # pydantic's form of an error
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _each(check: Callable[[str], object]) -> AfterValidator:
@@ -84,6 +92,8 @@ def _check_env(text: str) -> None:
         raise ValueError(f"`{name}` is not NAME=VALUE with a name of letters, digits and `_`")
     if name in _OWN_VARIABLES:
         raise ValueError(f"`{name}` is set by the launcher in every pod")
+    if name.startswith(variables.PREFIX) and not variables.is_variable(name):
+        raise ValueError(f"`{name}` is no variable of the trainer; correct it, or leave it out")
     if looks_secret(name, value):
         raise ValueError(f"`{name}` looks like a secret, which every user could read in the job: use --env-from-secret")
 

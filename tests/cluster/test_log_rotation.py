@@ -106,10 +106,12 @@ def log_requests(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Count the requests for logs, and return a function that returns their number."""
     number, get = 0, Transport.get
 
-    def counted(transport: Transport, path: str, query: Mapping[str, str]) -> AbstractContextManager[LogResponse]:
+    def counted(
+        transport: Transport, path: str, query: Mapping[str, str], *, idle_s: float | None = None
+    ) -> AbstractContextManager[LogResponse]:
         nonlocal number
         number += 1
-        return get(transport, path, query)
+        return get(transport, path, query, idle_s=idle_s)
 
     monkeypatch.setattr(Transport, "get", counted)
     return lambda: number

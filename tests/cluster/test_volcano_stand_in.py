@@ -1,6 +1,6 @@
 """The stand-in for Volcano behaves like the recorded real one, and acts only in the namespaces that carry its label.
 
-With PNAS_VOLCANO_BIN the same tests show whether real binaries still behave as recorded.
+With PNAS_TEST_VOLCANO_BIN the same tests show whether real binaries still behave as recorded.
 """
 
 import functools

@@ -87,9 +87,15 @@ class BackgroundTrainer:
         return self._process.wait(timeout=300)
 
 
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl without times and speeds."""
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{**row, "time": None} for row in rows if row["kind"] != "progress"]
+
+
 def assert_same_run(one: Path, two: Path, *, last_step: int) -> None:
     """Check that two runs left the same metrics, the same bytes of state, and the same values in the manifest."""
-    assert (one / "metrics.jsonl").read_text() == (two / "metrics.jsonl").read_text()
+    assert _metrics(one) == _metrics(two)
     checkpoint, other_checkpoint = (run / f"checkpoints/step-{last_step:09d}" for run in (one, two))
     states = [(folder / "state.safetensors").read_bytes() for folder in (checkpoint, other_checkpoint)]
     assert states[0] == states[1]

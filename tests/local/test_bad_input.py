@@ -80,7 +80,7 @@ def test_wrong_data_is_refused_in_one_line(tmp_path: Path, data: Callable[[Path]
         (("--batch-sise", "4"), "Did you mean --batch-size?"),
         (("inspcet", "output/r1"), "unexpected argument inspcet output/r1. Did you mean inspect?"),
         (("--batch-size", "many"), "--batch-size"),
-        (("--batch-size", "1.5"), '"1.5" is not a whole number'),
+        (("--batch-size", "1.5"), "--batch-size 1.5: is not a whole number"),
         (("--mode", "eval", "--weights", __file__), "not a weight file"),
         (("--mode", "evl"), 'Did you mean "eval"?'),
         (("--mode", "eval"), "--mode eval needs --weights"),

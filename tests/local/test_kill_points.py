@@ -74,8 +74,8 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
     options: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Set PNAS_KILL_SEED to repeat the moments of a failed test, as far as the machine's timing allows."""
-    seed = int(os.environ.get("PNAS_KILL_SEED") or random.SystemRandom().randrange(2**32))
+    """Set PNAS_TEST_KILL_SEED to repeat the moments of a failed test, as far as the machine's timing allows."""
+    seed = int(os.environ.get("PNAS_TEST_KILL_SEED") or random.SystemRandom().randrange(2**32))
     draw = random.Random(seed)
     epochs = EPOCHS[world_size]
     options_of_all = ("--npus", str(world_size), "--epochs", str(epochs), "--steps", str(STEPS), *options.split())

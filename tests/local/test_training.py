@@ -146,6 +146,8 @@ def test_all_options_of_the_recipe_work_together(few_digits: Path, tmp_path: Pat
     )
     assert result.code == 0, result.stdout + result.stderr
     assert len(result.metrics("step")) == 14
+    # The recipe's rate is 0.1 for 256 images; a step has 32 here, and the warm-up is 10 steps long.
+    assert [row["lr"] for row in result.metrics("step")[:10]] == pytest.approx([n / 10 / 80 for n in range(1, 11)])
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

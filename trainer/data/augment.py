@@ -90,7 +90,16 @@ def device_transform(
 
 
 def mix(
-    images: Tensor, labels: Tensor, *, mixup: float, cutmix: float, seed: int, epoch: int, step: int, rank: int
+    images: Tensor,
+    labels: Tensor,
+    *,
+    mixup: float,
+    cutmix: float,
+    seed: int,
+    epoch: int,
+    step: int,
+    batch: int,
+    rank: int,
 ) -> tuple[Tensor, Targets]:
     """Mix each image with its neighbour in the batch, by mixup or CutMix; if both are on, each half of the time.
 
@@ -102,8 +111,9 @@ def mix(
         labels: int64 (N,).
         mixup: alpha of arXiv:1710.09412; 0 is off.
         cutmix: alpha of arXiv:1905.04899; 0 is off.
+        batch: number of the batch within its step, from 0.
     """
-    draw = random.Random(derive_seed("mix", seed, epoch, step, rank))
+    draw = random.Random(derive_seed("mix", seed, epoch, step, batch, rank))
     if mixup == 0 and cutmix == 0:
         return images, Targets(labels)
     neighbours, other = images.roll(1, 0), labels.roll(1, 0)

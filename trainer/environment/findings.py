@@ -13,6 +13,7 @@ from trainer.environment.facts import SILENT, Facts
 from trainer.environment.parsing import parse_settings
 from trainer.environment.versions import cann_of, same_release, supported_with, torch_of
 from trainer.shared.errors import UsageError
+from trainer.topology.visible import NOT_ASCENDING
 
 # Docker's and Kubernetes' default is 64 MiB: less than a few batches of images at 331 px.
 _SMALLEST_SHM_BYTES = 2**30
@@ -120,7 +121,9 @@ def _devices(facts: Facts) -> Iterator[EnvironmentFinding]:
                 f"-t health -i {chip.npu}, and take it out of the node's allocatable devices"
             )
     for process in facts.npu_smi.processes:
-        yield _note(f"NPU {process.npu} chip {process.chip} is in use by process {process.pid} ({process.name})")
+        yield _note(
+            f"NPU {process.npu} chip {process.chip} is in use by process {process.pid} ({process.name or 'no name'})"
+        )
 
 
 def _visible(facts: Facts) -> Iterator[EnvironmentFinding]:
@@ -135,7 +138,7 @@ def _visible(facts: Facts) -> Iterator[EnvironmentFinding]:
         return
     ids = list(map(int, parts))
     if ids != sorted(set(ids)):
-        yield _problem(f"ASCEND_RT_VISIBLE_DEVICES={value}: torch_npu sees no NPU unless the numbers ascend: sort them")
+        yield _problem(f"ASCEND_RT_VISIBLE_DEVICES={value}: {NOT_ASCENDING}")
     elif ids[-1] >= len(facts.device_files):
         last = len(facts.device_files) - 1
         yield _problem(

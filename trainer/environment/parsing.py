@@ -21,6 +21,7 @@ class NpuProcess:
     chip: int
     pid: int
     name: str
+    """Empty for a process of another container."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,14 @@ def _chips(rows: list[list[list[str]]]) -> Iterator[Chip]:
 
 
 def _is_address(text: str) -> bool:
-    return re.fullmatch(r"[0-9A-Fa-f]{4}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]", text) is not None
+    return re.fullmatch(r"[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]", text) is not None
 
 
 def _processes(rows: list[list[list[str]]]) -> Iterator[NpuProcess]:
     for row in rows:
         match row:
-            case [[npu, chip], [pid], [name, *_], *_] if npu.isdigit() and chip.isdigit() and pid.isdigit():
-                yield NpuProcess(int(npu), int(chip), int(pid), name)
+            case [[npu, chip], [pid], name, *_] if npu.isdigit() and chip.isdigit() and pid.isdigit():
+                yield NpuProcess(int(npu), int(chip), int(pid), " ".join(name))
 
 
 def parse_hccn(text: str) -> dict[int, str]:

@@ -18,6 +18,12 @@ class Targets:
     other: Tensor | None = None
     share: float = 1.0
 
+    def split(self, parts: int) -> "list[Targets]":
+        """Return the targets of `parts` consecutive parts of the batch, as `torch.tensor_split` divides it."""
+        labels = self.labels.tensor_split(parts)
+        others = [None] * parts if self.other is None else self.other.tensor_split(parts)
+        return [Targets(*pair, self.share) for pair in zip(labels, others, strict=True)]
+
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """Return the mean cross entropy of logits (N, C) and labels (N,), as an fp32 scalar.

@@ -44,7 +44,7 @@ class Entry:
     def number(self, key: str) -> int:
         """Return a count or id of the versions that write numbers as strings; HCCL refuses a plain number there."""
         value = self.text(key)
-        if not re.fullmatch(r"[0-9]{1,18}", value):
+        if not re.fullmatch(r"0|[1-9][0-9]{0,17}", value):
             self.refuse(key, 'must be a number in quotes, like "0"')
         return int(value)
 

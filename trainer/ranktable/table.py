@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from trainer.ranktable.fields import Entry, is_ip, quote, refuse
+from trainer.ranktable.fields import Entry, Raw, is_ip, quote, refuse
 from trainer.shared.errors import UsageError
 
 NO_ADDRESS = "-1"  # the device plugin writes this for a device with a network card that does not answer
@@ -24,6 +24,10 @@ SERVER_ID_LIMIT = 64  # characters; HCCL's user guide
 
 class NotReadyError(UsageError):
     """The table is half written, or its status is not `completed`. Waiting can help."""
+
+
+class NotJsonError(UsageError):
+    """The text is not JSON, whatever may follow it. No controller writes such a table: waiting does not help."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +68,11 @@ def parse(text: str) -> RankTable:
     """Read a table.
 
     Raises:
-        NotReadyError: `text` is not JSON (it is still being written) or the status is not `completed`.
+        NotReadyError: `text` ends in the middle of JSON (it is still being written), or the status is not `completed`.
+        NotJsonError: `text` is not the beginning of any JSON.
         UsageError: The table breaks a rule of the format; one line names the field, its value and the rule.
     """
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise NotReadyError(f"not valid JSON at line {error.lineno} column {error.colno}: half written?") from None
-    except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
-        raise UsageError(f"not a rank table: {error}") from None
-    table = Entry.of(document, "")
+    table = Entry.of(_document(text), "")
     status = table.text("status")
     if status != "completed":
         # The controllers keep the whole old server_list in a table that is initializing again: never read on.
@@ -90,6 +89,27 @@ def parse(text: str) -> RankTable:
     _check_ranks(servers)
     _check_duplicates(servers)
     return RankTable(version=version, status=status, servers=servers)
+
+
+def _document(text: str) -> Raw:
+    if text[:1] in {"\ufeff", "\ufffd"}:
+        raise NotJsonError("begins with a byte order mark (BOM), or is not UTF-8: save it as UTF-8 without a BOM")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"not valid JSON at line {error.lineno} column {error.colno}"
+        if _is_cut_off(text, error):
+            raise NotReadyError(f"{place}: half written?") from None
+        raise NotJsonError(f"{place} ({error.msg}): JSON has no comments, and no comma after a last entry") from None
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
+        raise UsageError(f"not a rank table: {error}") from None
+
+
+def _is_cut_off(text: str, error: json.JSONDecodeError) -> bool:
+    """Return whether more text could make it valid JSON; a file on NFS shows zeros where it is being written."""
+    rest = text[error.pos :].strip()
+    in_string = error.msg.startswith("Unterminated string") or (error.msg.startswith("Invalid \\u") and len(rest) < 6)
+    return in_string or "\0" in text or any(word.startswith(rest) for word in ("true", "false", "null", "-"))
 
 
 # 1.0: server_list; the operators and the hccl-controller write it for 910 and A2
@@ -130,19 +150,24 @@ def _server(entry: Entry, *, ip_optional: bool, super_pod: bool = False) -> Serv
 def _super_pods(table: Entry) -> list[Server]:
     entries = _counted(table, "server_list", "server_count")
     servers = [_server(entry, ip_optional=True, super_pod=True) for entry in entries]
-    for entry in entries:
-        for device in entry.entries("device"):
-            device.number("super_device_id")
-    members: list[str] = []
-    for pod in table.entries("super_pod_list"):
-        pod.text("super_pod_id")
-        members += [member.text("server_id") for member in pod.entries("server_list")]
+    pods = table.entries("super_pod_list")
+    _refuse_repeated("super_pod_id", (pod.text("super_pod_id") for pod in pods), "every super pod is listed once")
+    pod_of: dict[str, str] = {}
+    for pod in pods:
+        for member in pod.entries("server_list"):
+            if pod_of.setdefault(member.text("server_id"), pod.text("super_pod_id")) != pod.text("super_pod_id"):
+                member.refuse("server_id", "must be in one super pod")
     for server in servers:
-        if server.server_id not in members:
+        if server.server_id not in pod_of:
             refuse("server_id", server.server_id, "is in no super_pod_list entry")
-    for member in members:
-        if member not in {server.server_id for server in servers}:
-            refuse("super_pod_list's server_id", member, "is not in server_list")
+    for server_id in pod_of:
+        if server_id not in {server.server_id for server in servers}:
+            refuse("super_pod_list's server_id", server_id, "is not in server_list")
+    for pod in pods:
+        own = (entry for entry in entries if pod_of[entry.text("server_id")] == pod.text("super_pod_id"))
+        ids = [device.number("super_device_id") for entry in own for device in entry.entries("device")]
+        if any(ids):  # the device plugin gives 0 to every device that is in no super pod
+            _refuse_repeated("super_device_id", ids, "every device of a super pod has its own")
     return servers
 
 
@@ -191,9 +216,7 @@ def _instances(group: Entry) -> list[Entry]:
     """Return a group's pods in the order of their names: the controller writes them in any order (worker-1 first)."""
     # After a restart the controller keeps the dead pods' entries next to the new ones.
     entries = _counted(group, "instance_list", "instance_count")
-    for name, times in Counter(entry.text("pod_name") for entry in entries).items():
-        if times > 1:
-            refuse(f"{group.path}: pod_name", name, f"appears {times} times")
+    _refuse_repeated(f"{group.path}: pod_name", (entry.text("pod_name") for entry in entries), "a pod is listed once")
     group.check_count("device_count", sum(len(entry.entries("devices")) for entry in entries), "devices")
     return sorted(entries, key=lambda entry: _natural(entry.text("pod_name")))
 
@@ -212,9 +235,7 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 
 def _check_ranks(servers: Iterable[Server]) -> None:
     ranks = [device.rank for server in servers for device in server.devices]
-    for rank, times in Counter(ranks).items():
-        if times > 1:
-            refuse("rank_id", rank, f"appears {times} times; every rank appears once")
+    _refuse_repeated("rank_id", ranks, "every rank appears once")
     for rank in sorted(ranks):
         if rank >= len(ranks):
             refuse("rank_id", rank, f"is not below the number of devices, {len(ranks)}; ranks count from 0")
@@ -226,17 +247,21 @@ def _check_ranks(servers: Iterable[Server]) -> None:
 
 def _check_duplicates(servers: Iterable[Server]) -> None:
     # Two pods on one host share its server_id (operator 7.2, hccl-controller), but never a device.
-    devices = Counter((server.server_id, device.device_id) for server in servers for device in server.devices)
-    for (server_id, device_id), times in devices.items():
+    devices: dict[str, list[int]] = {}
+    for server in servers:
+        devices.setdefault(server.server_id, []).extend(device.device_id for device in server.devices)
+    for server_id, ids in devices.items():
+        _refuse_repeated(f"server {quote(server_id)}: device_id", ids, "one device has one rank")
+    addresses = (device.device_ip for server in servers for device in server.devices)
+    # The device plugin gives every virtual device 127.0.0.1.
+    own = (address for address in addresses if address is not None and not ipaddress.ip_address(address).is_loopback)
+    _refuse_repeated("device_ip", own, "every device has its own")
+
+
+def _refuse_repeated(field: str, values: Iterable[object], rule: str) -> None:
+    for value, times in Counter(values).items():
         if times > 1:
-            refuse(
-                f"server {quote(server_id)}: device_id", device_id, f"appears {times} times; one device has one rank"
-            )
-    addresses = Counter(device.device_ip for server in servers for device in server.devices)
-    for address, times in addresses.items():
-        # The device plugin gives every virtual device 127.0.0.1.
-        if address is not None and times > 1 and not ipaddress.ip_address(address).is_loopback:
-            refuse("device_ip", address, f"appears {times} times; every device has its own")
+            refuse(field, value, f"appears {times} times; {rule}")
 
 
 # Fields

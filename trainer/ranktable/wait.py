@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.ranktable.identity import Identity, find_me
-from trainer.ranktable.table import NotReadyError, RankTable, parse
+from trainer.ranktable.table import NotJsonError, NotReadyError, RankTable, parse
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.files import replacing
 
@@ -75,6 +75,8 @@ def _read(path: Path, expected_devices: int | None, identity: Identity) -> tuple
         table = parse(text)
     except NotReadyError:
         raise
+    except NotJsonError as error:
+        raise UsageError(f"rank table {path}: {error}") from error
     except UsageError as error:
         if identity.names and not any(f'"{name}"' in text for name in identity.names.values()):
             raise NotReadyError(f"{error} (and it does not name this pod)") from error

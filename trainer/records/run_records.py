@@ -39,8 +39,8 @@ def logfmt(event: str, values: Mapping[str, Any]) -> str:
 
 
 def say(event: str, **values: Any) -> None:
-    """Print one line; the supervisor tags and numbers it."""
-    sys.stdout.write(logfmt(event, values) + "\n")
+    """Print one line; values get the time. The supervisor tags and numbers it."""
+    sys.stdout.write(logfmt(event, {**values, **_time()} if values else {}) + "\n")
     sys.stdout.flush()
 
 
@@ -64,10 +64,17 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class SavedExtent:
-    """The steps since the run's beginning, and the epochs with their evaluation, that a checkpoint holds."""
+    """What a checkpoint holds.
+
+    Attributes:
+        steps: steps since the run's beginning.
+        epochs: epochs with their evaluation.
+        epoch_steps: how many of `steps` belong to the epoch whose evaluation is still to come.
+    """
 
     steps: int
     epochs: int
+    epoch_steps: int = 0
 
     def holds(self, line: bytes) -> bool:
         """Return whether a line of `metrics.jsonl` is about one of them."""
@@ -139,22 +146,35 @@ class Records(contextlib.AbstractContextManager["Records"]):
     def __exit__(self, *_error: object) -> None:
         self._files.close()
 
-    def write_steps(self, rows: list[dict[str, Any]]) -> None:
-        """Write the job's metrics of some steps, each with its `global_step`; ranks other than 0 write nothing."""
+    def write_steps(self, rows: list[dict[str, Any]], *, fps: float | None = None, top1: float | None = None) -> None:
+        """Write the job's metrics of some steps, each with its `global_step`; ranks other than 0 write nothing.
+
+        The rows of steps are the same in each repetition of a run. The time and the figures of all these steps together
+        are not, so another row has them: `progress`, with the last step.
+
+        Args:
+            fps: images per second of the whole job.
+            top1: accuracy in percent on the training images.
+        """
         if self._metrics is None:
             return
-        self._metrics.write_lines(*(_json({"kind": "step", **row}) for row in rows))
+        figures = {name: value for name, value in (("fps", fps), ("top1", top1)) if value is not None}
+        self._metrics.write_lines(
+            *(_json({"kind": "step", **row}) for row in rows),
+            _json({"kind": "progress", **_time(), "global_step": rows[-1]["global_step"], **figures}),
+        )
         self._boards["train"].write_scalars(
             *((f"train/{name}", row[name], row["global_step"]) for row in rows for name in ("loss", "lr")),
+            *((f"train/{name}", value, rows[-1]["global_step"]) for name, value in figures.items()),
         )
 
-    def write_evaluation(self, row: dict[str, Any]) -> None:
-        """Write an evaluation's figures."""
+    def write_evaluation(self, row: dict[str, Any], *, steps: int) -> None:
+        """Write an evaluation's figures after `steps` steps of the run; TensorBoard shows them at the last of these."""
         if self._metrics is None:
             return
-        self._metrics.write_lines(_json({"kind": "eval", **row}))
+        self._metrics.write_lines(_json({"kind": "eval", **row, **_time()}))
         self._boards["eval"].write_scalars(
-            *((f"eval/{name}", row[name], row["epoch"]) for name in ("loss", "top1", "top5"))
+            *((f"eval/{name}", row[name], max(steps - 1, 0)) for name in ("loss", "top1", "top5"))
         )
 
     def write_epoch(
@@ -206,9 +226,8 @@ class Records(contextlib.AbstractContextManager["Records"]):
         self._table.replace(lambda _row: next(rows) <= saved.epochs, replaced)
         if self._metrics is not None:
             self._metrics.replace(saved.holds, self._run / "metrics-replaced.jsonl", self._replaced)
-            # Training counts steps and evaluation epochs, so each takes back its own events.
             self._boards["train"].take_back(saved.steps)
-            self._boards["eval"].take_back(saved.epochs)
+            self._boards["eval"].take_back(saved.steps - saved.epoch_steps)
 
     def sync(self) -> None:
         """Wait until the disk has all records: a checkpoint must not know of steps that the records lack.
@@ -234,6 +253,10 @@ def _json(row: Mapping[str, Any]) -> str:
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
     }
     return json.dumps(finite, allow_nan=False)
+
+
+def _time() -> dict[str, str]:
+    return {"time": timestamp(time.time())}
 
 
 def _warn(text: str) -> None:

@@ -7,6 +7,7 @@ TrainerError                  1  training failed
 ├── StoppedError             75  stopped when there was nothing to save: start the run again
 └── UsageError                2  options, environment, profile, rank table or data are wrong: nothing was started
     ├── ConfigError           2  an option is wrong, alone or together with others
+    ├── NotJsonError          2  a rank table's text is not JSON
     ├── NotReadyError         2  a rank table is not complete yet; the caller waits for it
     └── RuntimeUnusableError  2  a device's runtime cannot be used here; the cause has the runtime's own words
 

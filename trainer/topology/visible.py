@@ -19,6 +19,8 @@ FOLDER_VARIABLE = "PNAS_DEVICE_FILES"
 """The variable with the folder of the device files, if it is not /dev; emulated devices have their own."""
 _VARIABLES: dict[str, str] = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
 
+NOT_ASCENDING = "torch_npu sees no NPU unless the numbers ascend: sort them"
+
 
 @dataclass(frozen=True)
 class Visible:
@@ -38,7 +40,7 @@ def visible_devices(
         dev: The folder of the device files; PNAS_DEVICE_FILES or /dev if None.
 
     Raises:
-        UsageError: ASCEND_RT_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES names a device twice.
+        UsageError: ASCEND_RT_VISIBLE_DEVICES or CUDA_VISIBLE_DEVICES names a device twice; NPUs do not ascend.
     """
     dev = dev or Path(environ.get(FOLDER_VARIABLE, "/dev"))
     if kind == "auto":
@@ -52,6 +54,8 @@ def visible_devices(
     chosen = _chosen(environ[variable], ids)
     if len(set(chosen)) != len(chosen):
         raise UsageError(f"{variable}={environ[variable]} names a device twice: name each once")
+    if kind == "npu" and list(chosen) != sorted(chosen):
+        raise UsageError(f"{variable}={environ[variable]}: {NOT_ASCENDING}")
     return Visible(kind, chosen, f"{variable}={environ[variable]}")
 
 

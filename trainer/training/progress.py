@@ -21,7 +21,10 @@ def rate(images: int, seconds: float) -> float | None:
 
 @dataclass
 class Throughput:
-    """Images per second of the whole job over all timed steps: total images by total wall time, warm-up apart."""
+    """Images per second of the whole job over all timed steps, the warm-up apart: their images by their wall time.
+
+    The time holds loading, computing and periodic checkpoints, but no evaluation and nothing else between epochs.
+    """
 
     images: int = 0
     seconds: float = 0.0
@@ -71,7 +74,7 @@ class TrainingProgress:
         steps: steps that this epoch has in all; None before it has begun.
         equalised: the epoch's steps are done, and the batch-norm statistics were averaged for its evaluation. The name
             is the one in saved checkpoints.
-        lr_factor: multiplies the learning rate, since the number of devices changed.
+        lr_factor: multiplies the learning rate, for `--lr-batch` and for another number of devices since the beginning.
         bad_steps: the latest steps in a row without an update, because loss or gradient was not finite.
         wall_s: seconds of all attempts so far.
     """
@@ -117,7 +120,7 @@ class TrainingProgress:
     @property
     def saved(self) -> SavedExtent:
         """The records that belong to this progress."""
-        return SavedExtent(steps=self.global_step, epochs=self.epoch)
+        return SavedExtent(steps=self.global_step, epochs=self.epoch, epoch_steps=self.step)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values. JSON has no infinity and no NaN, as the loss of a bad step can be: they become text."""

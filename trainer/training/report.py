@@ -15,6 +15,7 @@ def report_steps(
     """Print position, loss, rate and accuracy of the whole job, and record each step's loss and learning rate."""
     training.heartbeat.reset()
     done = window.first_step + len(window.losses)
+    fps, top1 = rate(window.images, window.seconds), 100 * window.correct / window.images
     say(
         "step",
         epoch=epoch,
@@ -23,21 +24,21 @@ def report_steps(
         steps=steps,
         loss=window.losses[-1],
         lr=window.lrs[-1],
-        fps=rate(window.images, window.seconds),
-        top1=100 * window.correct / window.images,
+        fps=fps,
+        top1=top1,
         skipped=sum(bad is not None for bad in window.bad) or None,
     )
     rows = [
         {"epoch": epoch, "step": window.first_step + i, "global_step": global_step + i, "loss": loss, "lr": lr}
         for i, (loss, lr) in enumerate(zip(window.losses, window.lrs, strict=True))
     ]
-    records.write_steps(rows)
+    records.write_steps(rows, fps=fps, top1=top1)
 
 
-def report_evaluation(records: Records, score: Evaluation, *, epoch: int, epochs: int) -> None:
-    """Print and record an evaluation."""
+def report_evaluation(records: Records, score: Evaluation, *, epoch: int, epochs: int, steps: int) -> None:
+    """Print and record an evaluation after `steps` steps of the run."""
     say("eval", epoch=epoch, epochs=epochs, **asdict(score))
-    records.write_evaluation({"epoch": epoch, **asdict(score)})
+    records.write_evaluation({"epoch": epoch, **asdict(score)}, steps=steps)
 
 
 def report_epoch(records: Records, sums: EpochSums, score: Evaluation) -> None:

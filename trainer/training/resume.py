@@ -40,6 +40,17 @@ def check_ranks_agree(checkpoint: Path | None, data: Mapping[str, Any], group: d
         raise TrainerError(f"the nodes see different images ({_per_rank([f for _, f in views])}): compare --data-path")
 
 
+def begin_progress(training: Training) -> TrainingProgress:
+    """Return the progress of a new run: no step is done, and the learning rate fits the images per step.
+
+    The rate grows in proportion to the images per step, as in Goyal et al., arXiv:1706.02677. A resumed run has the
+    factor from its checkpoint, so that `--resume-lr keep` keeps the rate.
+    """
+    reference = training.config.lr_batch
+    images = _global_batch(numerics_fingerprint(training))
+    return TrainingProgress(lr_factor=1.0 if reference is None else images / reference)
+
+
 def resume(training: Training, checkpoint: Path, data: Mapping[str, Any]) -> TrainingProgress:
     """Restore the state of a verified checkpoint, and print whether the run continues bit for bit.
 

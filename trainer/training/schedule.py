@@ -5,11 +5,16 @@ import math
 from trainer.shared.config import TrainConfig
 
 
-def learning_rate(config: TrainConfig, *, epoch: int, step: int, steps: int) -> float:
-    """Return the rate of step `step` (of `steps`) of epoch `epoch`, both counted from 0.
+def learning_rate(config: TrainConfig, *, epoch: int, images: range, planned: int) -> float:
+    """Return the rate of one step of epoch `epoch`, which counts from 0.
 
     `cosine-epoch` is the seed's: constant within an epoch, warm-up to lr over W epochs as lr*(e+1)/(W+1).
-    `cosine-step` moves at every step; its warm-up rises linearly from lr/(W*steps).
+    `cosine-step` moves at every step; its warm-up rises linearly from lr/(W*steps of an epoch).
+
+    Args:
+        images: the positions of the epoch's order that the step uses. Images and not steps measure the position,
+            because a resumed run can have another number of images per step.
+        planned: images that the epoch uses in all.
     """
     warmup, epochs = config.warmup_epochs, config.epochs
     # A timed run, and its warm-up, may last longer than its only epoch.
@@ -18,15 +23,15 @@ def learning_rate(config: TrainConfig, *, epoch: int, step: int, steps: int) -> 
         if epoch < warmup:
             return config.lr * (epoch + 1) / (warmup + 1)
         return _half_cosine(config.lr, min(1.0, (epoch - warmup) / remaining))
-    position = epoch + step / steps
+    position = epoch + images.start / planned
     if position < warmup:
-        return config.lr * (epoch * steps + step + 1) / (warmup * steps)
+        return config.lr * ((epoch * planned + images.stop) / (warmup * planned))
     return _half_cosine(config.lr, min(1.0, (position - warmup) / remaining))
 
 
-def completed_fraction(config: TrainConfig, *, epoch: int, step: int, steps: int) -> float:
-    """Return the share of the run that is done, in [0, 1]; it ramps drop-path up as TensorFlow's slim does."""
-    return min(1.0, (epoch * steps + step) / (config.epochs * steps))
+def completed_fraction(config: TrainConfig, *, epoch: int, images: range, planned: int) -> float:
+    """Return the share of the run before a step, in [0, 1]; it ramps drop-path up as TensorFlow's slim does."""
+    return min(1.0, (epoch * planned + images.start) / (config.epochs * planned))
 
 
 def ema_decay(limit: float, updates: int) -> float:

@@ -23,7 +23,7 @@ from trainer.distributed.batch_norm import BatchStatistics
 from trainer.distributed.process_group import sum_over_ranks
 from trainer.distributed.stop_requests import Request, StopRequests
 from trainer.distributed.watchdog import Watchdog
-from trainer.model.loss import correct_top_k, main_logits, training_loss
+from trainer.model.loss import Targets, correct_top_k, main_logits, training_loss
 from trainer.model.pnasnet import PNASNet5
 from trainer.records.run_records import Heartbeat
 from trainer.seeds import derive_seed
@@ -126,15 +126,15 @@ def train_steps(
     began = time.perf_counter()
     training.parallel.train()
     for step in range(first_step, steps):
-        lr = lr_factor * learning_rate(config, epoch=epoch, step=step, steps=steps)
+        images = plan.positions(step - first_step)
+        lr = lr_factor * learning_rate(config, epoch=epoch, images=images, planned=plan.end)
         for group in training.optimizer.param_groups:
             group["lr"] = lr
-        training.network.set_progress(completed_fraction(config, epoch=epoch, step=step, steps=steps))
+        training.network.set_progress(completed_fraction(config, epoch=epoch, images=images, planned=plan.end))
         with training.watchdog.waiting("data", epoch=epoch, step=step):
             taken = list(islice(batches, len(plan.batches(step - first_step, training.rank))))
         with training.watchdog.waiting(PEERS, epoch=epoch, step=step):
-            job_images = plan.images(step - first_step)
-            results.append(_step(training, taken, job_images=job_images, epoch=epoch, step=step, lr=lr))
+            results.append(_step(training, taken, job_images=len(images), epoch=epoch, step=step, lr=lr))
             # One step ahead: the answer is read after the step that it is for.
             request = training.requests.all_reduce_requests(request_after(step + 2 - first_step))
             if not (request or (step + 1) % config.log_interval == 0 or step + 1 in (warmup_left, steps)):
@@ -198,31 +198,21 @@ def _step(training: Training, batches: list[ImageBatch], *, job_images: int, epo
     correct = torch.zeros((), dtype=torch.int64, device=training.device)
     training.statistics.snapshot()
     training.optimizer.zero_grad()
-    parts = [part for batch in batches for part in _parts(batch, training.micro_batch)]
-    for number, part in enumerate(parts):
+    parts = sum(_part_count(training, batch) for batch in batches)
+    for number, (inputs, targets) in enumerate(_mixed_parts(training, batches, epoch=epoch, step=step)):
         # A finished part counts as progress: a step can take minutes.
         training.watchdog.at(PEERS, epoch=epoch, step=step, part=number)
         # Drop-path and dropout depend on the part's position in the run, not on earlier draws.
         training.runtime.seed(derive_seed(config.seed, "layers", epoch, step, number, training.rank))
-        inputs, targets = mix(
-            network_input(part, config),
-            part.labels,
-            mixup=config.mixup,
-            cutmix=config.cutmix,
-            seed=config.seed,
-            epoch=epoch,
-            step=step * len(parts) + number,
-            rank=training.rank,
-        )
-        with _gradient_exchange(parallel, last=number + 1 == len(parts)):
+        with _gradient_exchange(parallel, last=number + 1 == parts):
             with precision.forward():
                 outputs = parallel(inputs)
             mean = training_loss(outputs, targets, smoothing=config.label_smoothing, aux_weight=config.aux_weight)
-            loss = mean * (len(part.labels) * training.world_size / job_images)
+            loss = mean * (len(targets.labels) * training.world_size / job_images)
             precision.backward(loss, training.optimizer)
         total += loss.detach()
-        correct += correct_top_k(main_logits(outputs).detach(), part.labels, (1,))[0]
-        training.heartbeat.write(epoch=epoch, step=step, part=number + 1, parts=len(parts))
+        correct += correct_top_k(main_logits(outputs).detach(), targets.labels, (1,))[0]
+        training.heartbeat.write(epoch=epoch, step=step, part=number + 1, parts=parts)
     skipped = precision.step(
         training.optimizer, list(training.network.parameters()), clip_norm=config.clip_norm, loss=total
     )
@@ -233,10 +223,34 @@ def _step(training: Training, batches: list[ImageBatch], *, job_images: int, epo
     return _Step(lr, total, correct, skipped, [batch.indices for batch in batches])
 
 
-def _parts(batch: ImageBatch, micro_batch: int) -> list[ImageBatch]:
-    """Return the batch in the fewest parts of at most `micro_batch` images, as equal in size as possible."""
-    count = -(-len(batch.labels) // micro_batch)
-    return [ImageBatch(*columns) for columns in zip(*(column.tensor_split(count) for column in batch), strict=True)]
+def _mixed_parts(
+    training: Training, batches: list[ImageBatch], *, epoch: int, step: int
+) -> Iterator[tuple[Tensor, Targets]]:
+    """Yield the network's inputs and targets of each batch in parts of at most `micro_batch` images.
+
+    Mixing comes before the split: the mixture must not depend on the memory of the machine, and a part of one image has
+    no neighbour to mix with.
+    """
+    config = training.config
+    for number, batch in enumerate(batches):
+        inputs, targets = mix(
+            network_input(batch, config),
+            batch.labels,
+            mixup=config.mixup,
+            cutmix=config.cutmix,
+            seed=config.seed,
+            epoch=epoch,
+            step=step,
+            batch=number,
+            rank=training.rank,
+        )
+        count = _part_count(training, batch)
+        yield from zip(inputs.tensor_split(count), targets.split(count), strict=True)
+
+
+def _part_count(training: Training, batch: ImageBatch) -> int:
+    """Return the fewest parts of at most `micro_batch` images; they are as equal in size as possible."""
+    return -(-len(batch.labels) // training.micro_batch)
 
 
 def _gradient_exchange(parallel: nn.Module, *, last: bool) -> AbstractContextManager[None]:

@@ -27,8 +27,7 @@ from trainer.shared.text import visible
 from trainer.supervisor import blames_a_peer, die_with_supervisor
 from trainer.training.checkpoints import CheckpointManager
 from trainer.training.modes import DivergedError, Run, run_mode
-from trainer.training.progress import TrainingProgress
-from trainer.training.resume import check_ranks_agree, resume, roll_back
+from trainer.training.resume import begin_progress, check_ranks_agree, resume, roll_back
 from trainer.training.steps import PEERS, Training
 from trainer.worker.start import blank_images, build_training, make_watchdog, say_start, write_provenance
 from trainer.worker.start_weights import fit_classes, say_weights
@@ -97,7 +96,7 @@ def run_worker(task: WorkerTask) -> tuple[int, Training]:
             watchdog=watchdog,
         )
         warm_up_ddp(training.parallel, lambda: blank_images(training))
-    progress = TrainingProgress() if task.checkpoint is None else resume(training, task.checkpoint, data)
+    progress = begin_progress(training) if task.checkpoint is None else resume(training, task.checkpoint, data)
     checkpoints = CheckpointManager(training, task.run, attempt=task.attempt, data=data, classes=datasets.classes)
 
     # Mode: train and evaluate, time steps, or evaluate.

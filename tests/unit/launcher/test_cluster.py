@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from launcher.cluster.follow import JobWatch
+from launcher.cluster.job_watch import JobWatch
 from launcher.cluster.jobs import ClusterJobs
 from launcher.cluster.submitter import ClusterSubmitter
 from launcher.jobs import JobRef, JobState, Phase
@@ -109,6 +109,20 @@ def test_a_job_that_is_deleted_after_its_end_keeps_its_outcome(ended: bool) -> N
             watch.changed.wait(10)
             watch.changed.clear()
         assert watch.outcome() == (state if ended else None)
+
+
+QUOTA = 'Pending: Error creating: pods "pair-{}" is forbidden: exceeded quota: q'
+
+
+def test_a_reason_that_differs_only_in_a_random_pod_name_is_the_same_reason() -> None:
+    server = DeletedJob(JOB)
+    state = JobState(JobRef("batch", "pair"), Phase.PENDING)
+    with closing(JobWatch(cast("Api", server), kind_named("batch"), "pair", lambda _job, _pods: state)) as watch:
+        combined = "Pending: (combined from similar events): " + QUOTA.format("x2x4z").removeprefix("Pending: ")
+        keys = {watch.status_key(text) for text in (QUOTA.format("hvf52"), QUOTA.format("9bq8z"), combined)}
+        assert len(keys) == 1
+        assert watch.status_key(QUOTA.format("hvf52")) != watch.status_key(QUOTA.format("hvf52") + "2")
+        server.delete.set()
 
 
 def test_a_continued_job_keeps_the_content_of_its_overlay(tmp_path: Path) -> None:

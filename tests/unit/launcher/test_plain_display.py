@@ -2,12 +2,16 @@
 
 import io
 import json
+from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 
-from launcher.jobs import LogBlock, LogItem, LogLoss, Notice
+from launcher.errors import UnreachableError
+from launcher.jobs import JobRef, LogBlock, LogItem, LogLoss, Notice
+from launcher.kube.retry import AWAY, BACK
 from launcher.output.display import Format, PlainDisplay
-from launcher.output.follow import LogFollow
+from launcher.output.follow import LogFollow, LogView, show_log
 
 ITEMS: list[LogItem] = [
     Notice("pod a: started"),
@@ -32,6 +36,30 @@ def test_in_json_a_loss_is_an_object_at_its_place() -> None:
     assert objects[2] == {"apiVersion": "pnas/v1", "kind": "LogLoss", "text": LOSS}
     assert objects[0] | {"rank": 0, "device": "cpu:0", "node": None, "number": 1, "line": "a"} == objects[0]
     assert err == "pod a: started\n"
+
+
+class RestartingServer:
+    """Jobs on a cluster whose API server restarts when a follower begins."""
+
+    poll_s = 0.01
+
+    def __init__(self) -> None:
+        self.failures = 2
+
+    def logs(self, _ref: JobRef, **_: object) -> Iterator[LogItem]:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise UnreachableError("refused")
+        return iter(ITEMS)
+
+
+def test_the_first_request_of_a_follower_is_as_patient_as_the_later_ones(capfd: pytest.CaptureFixture[str]) -> None:
+    jobs, ref = cast("Any", RestartingServer()), JobRef("batch", "job")
+    assert show_log(jobs, ref, LogView(), follow=True).demultiplexer.lines == 2
+    notices = capfd.readouterr().err.splitlines()
+    assert notices[:2] == [f"{AWAY} (refused)", BACK]
+    with pytest.raises(UnreachableError, match="refused"):
+        show_log(cast("Any", RestartingServer()), ref, LogView())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from launcher.cluster.follow import LogFollower
-from launcher.jobs import LogBlock, LogLoss
+from launcher.jobs import LogBlock, LogLoss, Notice
 from launcher.kube.access import Credentials
 from launcher.output.lines import Demultiplexer, LogLine
 from launcher.podlogs.container import ContainerLog
@@ -39,6 +39,9 @@ class Job:
 
     def status(self) -> str:
         return ""
+
+    def status_key(self, status: str) -> str:
+        return status
 
     def outcome(self) -> None:
         return None
@@ -72,6 +75,29 @@ def test_reasons_that_alternate_are_shown_once_each() -> None:
     assert notices == [
         f"job job: {text}" for text in dict.fromkeys(["Pending: ErrImagePull", "Pending: ImagePullBackOff"])
     ] + ["job job: Running", "job job: Pending: ErrImagePull"]
+
+
+def test_a_reader_that_does_not_follow_is_told_why_a_job_waits_and_nothing_else() -> None:
+    job: Any = Job(0)
+    job.status = lambda: "Pending: 0/2 nodes are available"
+    with MergedLogs[Instance](stop := StopSignal()) as merged:
+        items = list(LogFollower(job, merged, stop, follow=False, since_s=None).items())
+    assert items == [Notice("job job: Pending: 0/2 nodes are available"), LogBlock(b"")]
+    job.status = lambda: "Running"
+    with MergedLogs[Instance](stop := StopSignal()) as merged:
+        assert list(LogFollower(job, merged, stop, follow=False, since_s=None).items()) == [LogBlock(b"")]
+
+
+def test_the_user_learns_that_the_launcher_waits_for_the_rest_of_a_log() -> None:
+    def late() -> Iterator[LogPiece]:
+        time.sleep(0.6)
+        yield LINE
+
+    with MergedLogs[Instance](stop := StopSignal()) as merged:
+        merged.add(INSTANCE, late())
+        follower = LogFollower(cast("Any", Job(0)), merged, stop, follow=True, since_s=None, quiet_s=0.1)
+        notices = [item.text for item in follower.items() if isinstance(item, Notice)]
+    assert notices == ["waiting up to 180 s for the rest of the log of pod pod …"]
 
 
 def test_a_log_that_its_node_no_longer_gives_is_announced_as_lost() -> None:

@@ -194,6 +194,22 @@ def test_a_mistake_is_refused_without_a_cluster(flags: dict[str, Any], message: 
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("spec: {a: 1}\nspec: {b: 1}\n", "line 2: `spec` is given twice, first in line 1"),
+        ("spec: " + "[" * 5000, "more than 100 levels of nesting"),
+        ("spec: {a: 2024-99-99}\n", "not valid YAML: month must be in 1..12"),
+        ("\udcff", "invalid start byte"),
+    ],
+)
+def test_an_overlay_that_cannot_be_read_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "pod.yaml").write_text(text, errors="surrogateescape")
+    with pytest.raises(RequestError, match=message) as error:
+        spec(overlay=tmp_path / "pod.yaml")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("backend", "flags", "message"),
     [("volcano", {"deadline": "1h"}, "--deadline 1h: Volcano"), ("batch", {"mindcluster": "on"}, "--mindcluster on: ")],
 )

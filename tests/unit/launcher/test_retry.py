@@ -41,7 +41,7 @@ def ask(server: Server, notes: list[str]) -> str:
 def test_the_user_is_told_once_of_an_outage_and_once_of_its_end(count: int) -> None:
     notes: list[str] = []
     assert ask(Server(*[UnreachableError("refused")] * count), notes) == "answer"
-    assert notes == [AWAY, BACK]
+    assert notes == [f"{AWAY} (refused)", BACK]
 
 
 def test_a_cluster_that_answers_at_once_causes_no_notice() -> None:

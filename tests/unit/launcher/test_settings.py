@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import socket
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from cyclopts import App
 
-from launcher.commands.parameters import parse_duration
+from launcher.commands.parameters import ANYWHERE, parse_duration
 from launcher.commands.prepare import where_to_find
 from launcher.errors import RequestError
 from launcher.kinds import kind_named
@@ -119,6 +120,31 @@ def test_a_name_of_the_greatest_length_has_room_for_its_number() -> None:
     assert free_name(longest, {longest}.__contains__) == "n" * 37 + "-2"
     taken = {longest, *(f"{'n' * 37}-{count}" for count in range(2, 12))}
     assert is_job_name(free_name(longest, taken.__contains__))
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"PNAS_NAMESPCE": "x"}, "PNAS_NAMESPCE: no setting has this variable; did you mean PNAS_NAMESPACE?"),
+        ({"PNAS_NAMESPACE": ""}, "PNAS_NAMESPACE: is empty"),
+        ({"PNAS_BACKEND": "kubernetes"}, "PNAS_BACKEND=kubernetes: no such backend"),
+    ],
+)
+def test_a_command_that_reads_jobs_refuses_a_mistaken_variable(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    for name, value in {**variables, "PNAS_BATCH_SIZE": "4", "PNAS_PORT": "tcp://10.0.0.7:80"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises((RequestError, UsageError), match=re.escape(message)):
+        assert ANYWHERE.backend_name != ANYWHERE.access.namespace
+
+
+def test_the_variable_of_a_profile_counts_unless_an_option_names_another(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(f"queue: {name}\nrun_name: {name}\n")
+    environ = {"PNAS_PROFILE": str(tmp_path / "one.yaml")}
+    assert resolve_settings({}, None, environ).options.queue == "one"
+    assert resolve_settings({}, str(tmp_path / "two.yaml"), environ).options.queue == "two"
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,17 @@ def test_tries_end_after_the_limit_of_their_failure(error: PodLogError, limit_s:
         retry.delay_s(error)
 
 
+def test_a_refusal_for_a_container_that_runs_is_repeated_until_a_silent_watch_has_been_replaced() -> None:
+    clock = Clock()
+    retry = log_retry(clock)
+    gone = LogRefusedError(404, "pods not found")
+    retry.delay_s(gone, runs=True)
+    clock.now = 80
+    retry.delay_s(gone, runs=True)
+    with pytest.raises(LogRefusedError):
+        retry.delay_s(gone)
+
+
 @pytest.mark.parametrize("error", [LogRefusedError(500, "no node"), LogRefusedError(429, "slow"), SilentError("quiet")])
 def test_a_server_that_answers_and_a_quiet_container_are_never_given_up(error: PodLogError) -> None:
     clock = Clock()

@@ -73,6 +73,19 @@ def test_a_chip_without_hbm_reports_its_other_memory() -> None:
     assert (report.version, report.chips) == ("22.0.2", (Chip(0, 0, "310P3", "OK", "0000:86:00.0", 994, 21534),))
 
 
+def test_a_long_pci_domain_and_a_process_with_another_name_or_without_a_name_are_read() -> None:
+    text = (DATA / "npu-smi-24.1.rc3-a2.txt").read_text()
+    assert [chip.bus for chip in parse_npu_smi(text.replace("0000:C1:00.0", "00010000:C1:00.0")).chips] == [
+        "00010000:C1:00.0",
+        "0000:01:00.0",
+    ]
+    for name in ("", "python3 train.py"):
+        report = parse_npu_smi(text.replace("| python3 ", f"| {name} "))
+        assert report.processes == (NpuProcess(1, 0, 484706, name),)
+        (note,) = findings(dataclasses.replace(RIGHT, npu_smi=dataclasses.replace(HEALTHY, processes=report.processes)))
+        assert f"by process 484706 ({name or 'no name'})" in note.text
+
+
 @given(st.text() | st.lists(st.sampled_from([*"|+ /0", "910B1", "OK", "0000:C1:00.0", "\n", "| "])).map("".join))
 def test_the_parsers_accept_any_text(text: str) -> None:
     parse_npu_smi(text)

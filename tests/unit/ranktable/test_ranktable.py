@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer.ranktable.identity import Identity, find_me
-from trainer.ranktable.table import NotReadyError, RankedDevice, RankTable, Server, parse
+from trainer.ranktable.table import NotJsonError, NotReadyError, RankedDevice, RankTable, Server, parse
 from trainer.ranktable.wait import wait_until_completed, write_regular
 from trainer.shared.errors import TrainerError, UsageError
 
@@ -158,6 +158,7 @@ def changed(table: Json, *path: str | int, to: Any) -> Json:
 
 
 DEVICE = ("server_list", 0, "device", 1)
+POD: list[Json] = super_pods(2)["super_pod_list"]
 
 
 @pytest.mark.parametrize(
@@ -198,6 +199,14 @@ DEVICE = ("server_list", 0, "device", 1)
             changed(super_pods(2), "super_pod_list", 0, "server_list", 0, "server_id", to="other"),
             'server_id "10.0.0.1" is in no super_pod_list entry',
         ),
+        (
+            changed(super_pods(2), "super_pod_list", to=[*POD, {**POD[0], "super_pod_id": "1"}]),
+            'super_pod_list[1].server_list[0].server_id is "10.0.0.1": must be in one super pod',
+        ),
+        (changed(super_pods(2), "super_pod_list", to=POD * 2), 'super_pod_id "0" appears 2 times'),
+        (changed(super_pods(2), "super_pod_list", 0, "super_pod_id", to=...), "super_pod_id is missing"),
+        (changed(super_pods(2, 2), *DEVICE, "super_device_id", to="3"), "super_device_id 3 appears 2 times"),
+        (changed(server_list(2), *DEVICE, "rank_id", to="01"), 'rank_id is "01": must be a number in quotes'),
         (changed(super_pods(2), "super_pod_list", to=...), "super_pod_list is missing"),
         (changed(rank_list(2), "rank_count", to=3), "rank_count 3 is not the number of rank_list entries, 2"),
         (changed(rank_list(2), "rank_count", to=...), "rank_count is missing"),
@@ -230,10 +239,15 @@ def test_ranks_that_are_interleaved_between_servers_are_refused() -> None:
         parse(json.dumps(table))
 
 
-@pytest.mark.parametrize("text", ["", "{", json.dumps(server_list(2))[:-20], '{"status":"initializing"}'])
-def test_a_half_written_or_initializing_table_is_not_ready(text: str) -> None:
-    with pytest.raises(NotReadyError):
-        parse(text)
+WHOLE = json.dumps({**server_list(2), "more": [True, False, None, -7, "\u20ac\n\\"]}, indent=1)
+BROKEN = WHOLE.replace('"completed",', '"completed", // usable')
+
+
+def test_every_beginning_of_a_table_and_one_that_is_initializing_are_not_ready() -> None:
+    beginnings = [WHOLE[:length] for length in range(len(WHOLE) - 1)]
+    for text in (*beginnings, "\0" * 40, WHOLE[:99] + "\0" * 40, '{"status":"initializing"}'):
+        with pytest.raises(NotReadyError):
+            parse(text)
 
 
 @pytest.mark.parametrize("depth", [*range(800, 1000, 10), 100_000])
@@ -310,6 +324,31 @@ def test_the_wait_continues_through_every_state_of_a_volume_before_the_right_tab
 def test_the_wait_continues_while_the_volume_has_an_invalid_table_of_an_earlier_job(tmp_path: Path) -> None:
     volume = Volume(tmp_path / "hccl.json", OLD.replace('"rank_id": "1"', '"rank_id": "0"'), GOOD)
     assert volume.wait() == parse(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\ufeff" + WHOLE, "byte order mark"),
+        (WHOLE.encode("utf-16").decode(errors="replace"), "byte order mark"),
+        (BROKEN, "not valid JSON at line 2 column 25 "),
+        (WHOLE.replace("\n", " # a comment\n", 1), "not valid JSON at line 1 column 3 "),
+        (WHOLE[:-1] + ",}", "not valid JSON at line "),
+        (WHOLE + "}", "not valid JSON at line "),
+        ("status: completed", "not valid JSON at line 1 column 1 "),
+        ("{'status': 'completed'}", "not valid JSON at line 1 column 2 "),
+        (WHOLE.replace("completed", "comp\nleted"), "not valid JSON at line 2 column "),
+        (WHOLE.replace("completed", r"\u12"), "not valid JSON at line 2 column "),
+    ],
+)
+def test_a_text_that_never_becomes_json_is_refused_at_once(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(NotJsonError):
+        parse(text)
+    volume = Volume(tmp_path / "hccl.json", text)
+    with pytest.raises(UsageError, match=message) as error:
+        volume.wait(me=Identity(pod_uid="another"))
+    assert str(error.value).isprintable()
+    assert volume.time == 0
 
 
 @pytest.mark.parametrize("me", [Identity(pod_ip="10.244.0.1"), Identity()])

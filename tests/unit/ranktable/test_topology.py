@@ -405,6 +405,14 @@ def test_a_device_that_is_named_twice_is_refused(tmp_path: Path) -> None:
         visible_devices("npu", {"ASCEND_RT_VISIBLE_DEVICES": "0,0"}, fake_dev(tmp_path, "davinci0"))
 
 
+@pytest.mark.parametrize("value", ["1,0", " 2 ,0,1", "0,2,1,x"])
+def test_npus_in_an_order_in_which_torch_npu_sees_none_are_refused(tmp_path: Path, value: str) -> None:
+    dev = fake_dev(tmp_path, *(f"davinci{number}" for number in range(3)), *(f"nvidia{number}" for number in range(3)))
+    with pytest.raises(UsageError, match=f"ASCEND_RT_VISIBLE_DEVICES={value}: .* sort them"):
+        visible_devices("npu", {"ASCEND_RT_VISIBLE_DEVICES": value}, dev)
+    assert visible_devices("cuda", {"CUDA_VISIBLE_DEVICES": "1,0"}, dev).ids == (1, 0)
+
+
 def test_finding_the_topology_never_imports_torch() -> None:
     script = (
         "import sys; import trainer.ranktable, trainer.supervisor, trainer.topology; sys.exit('torch' in sys.modules)"

@@ -21,12 +21,13 @@ from trainer.shared.config import (
 )
 from trainer.shared.config.layers import resolve
 from trainer.shared.config.options import given_options, option_parameters
+from trainer.shared.errors import UsageError
 
 
 def test_a_flag_wins_over_the_environment_over_the_profile_over_the_mode(tmp_path: Path) -> None:
     profile = tmp_path / "mine.yaml"
     profile.write_text("batch_size: 1\nlr: 0.1\nseed: 1\nepochs: 1\n")
-    environ = {"PNAS_BATCH_SIZE": "2", "PNAS_LR": "0.2", "PNAS_UNRELATED": "x"}
+    environ = {"PNAS_BATCH_SIZE": "2", "PNAS_LR": "0.2", "HOME": "/"}
     config, origins = resolve_train_config(user_layers({"batch_size": 3}, str(profile), environ))
     assert (config.batch_size, config.lr, config.seed, config.epochs) == (3, 0.2, 1, 1)
     assert origins["batch_size"] == "flag"
@@ -70,7 +71,23 @@ def test_every_shipped_profile_is_valid(profile: str) -> None:
     ("flags", "profile", "environ", "said"),
     [
         ({"batch_size": 0}, None, {}, "--batch-size 0: input should be greater than or equal to 1"),
-        ({}, None, {"PNAS_LR": "fast"}, "--lr fast (from environment): input should be a valid number"),
+        ({"batch_size": "1.5"}, None, {}, "--batch-size 1.5: is not a whole number"),
+        ({"data_path": ""}, None, {}, "--data-path: is empty; give a value, or leave it out"),
+        ({"loss_scale": "foo"}, None, {}, "--loss-scale foo: is not a number or 'dynamic'"),
+        ({"loss_scale": "-1"}, None, {}, "--loss-scale -1: input should be greater than 0 or 'dynamic'"),
+        ({}, None, {"PNAS_BATCH_SIZE": ""}, "PNAS_BATCH_SIZE: is empty; give it a value, or unset it"),
+        ({}, None, {"PNAS_NESTEROV": "maybe"}, "--nesterov maybe (from environment): must be true or false"),
+        (
+            {},
+            None,
+            {"PNAS_BATCHSIZE": "4"},
+            "PNAS_BATCHSIZE: no setting has this variable; did you mean PNAS_BATCH_SIZE?",
+        ),
+        ({}, None, {"PNAS_XYZZY": "4"}, "PNAS_XYZZY: no setting has this variable; unset it"),
+        ({}, None, {"PNAS_PORT": "29500"}, "PNAS_PORT: no setting has this variable"),
+        ({}, None, {"PNAS_PROFILE": "sed"}, "--profile sed: no such file or shipped profile"),
+        ({}, None, {"PNAS_PROFILE": ""}, "PNAS_PROFILE: is empty"),
+        ({}, None, {"PNAS_LR": "fast"}, "--lr fast (from environment): is not a number"),
         ({}, "nosuch", {}, "--profile nosuch: no such file or shipped profile; shipped are"),
         ({}, "sed", {}, "did you mean seed?"),
         ({}, "nosuch.yaml", {}, "--profile nosuch.yaml: cannot be read: No such file or directory"),
@@ -87,7 +104,7 @@ def test_every_shipped_profile_is_valid(profile: str) -> None:
 def test_a_mistake_is_one_line_that_names_the_setting(
     flags: dict[str, Any], profile: str | None, environ: dict[str, str], said: str
 ) -> None:
-    with pytest.raises(ConfigError) as raised:
+    with pytest.raises(UsageError) as raised:
         resolve_train_config(user_layers(flags, profile, environ))
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -102,6 +119,18 @@ def test_a_mistake_is_one_line_that_names_the_setting(
         ("- a list\n", "must be a mapping"),
         ("a: [\n", "not valid YAML"),
         ("image_size: big\n", "--image-size big (from profile"),
+        ("batch_size: 3\nlr: 1\nbatch_size: 4\n", "line 3: `batch_size` is given twice, first in line 1"),
+        ("batch_size: 3\nbatch-size: 4\n", "`batch_size` is given twice, as `batch-size` too"),
+        ("a: {b: 1, b: 2}\n", "line 1: `b` is given twice"),
+        ("batch_size: true\n", "--batch-size true (from profile"),
+        ("batch_size:\n", "is empty; give a value, or leave it out"),
+        ("batch_size: {a: 1}\n", "--batch-size a (from profile"),
+        ("lr: .inf\n", "is not a number"),
+        ("epochs: 1:30\n", "--epochs 1:30 (from profile"),
+        ("[" * 5000, "line 1: more than 100 levels of nesting"),
+        ("{a: " * 5000, "more than 100 levels of nesting"),
+        ("a: !!timestamp 2024-99-99\n", "not valid YAML: month must be in 1..12"),
+        ("\0", "not valid YAML"),
     ],
 )
 def test_a_mistake_in_a_profile_names_the_profile(tmp_path: Path, text: str, said: str) -> None:
@@ -119,14 +148,62 @@ def test_none_unsets_a_value_from_a_lower_layer() -> None:
     assert config.steps is None
 
 
-def test_a_runs_name_can_be_a_number() -> None:
-    config, _ = resolve_train_config(user_layers({}, None, {"PNAS_RUN_NAME": "2024"}))
-    assert config.run_name == "2024"
+TEXTS = {
+    "run_name": ["2024", "2024-11-01", "007", "1.10", "1_0", "0x1F", "1e5", "on", "y"],
+    "output": ["2024", "2024-11-01", "~x", "a: b"],
+    "master_addr": ["1.5", "10.0.0.1", "::1"],
+    "weights": ["123", "0o17"],
+    "checkpoint_every": ["500", "010"],
+    "seed": ["010", "1_000"],
+    "lr": ["1e-3", "1", "010"],
+    "nesterov": ["on", "yes", "1"],
+    "steps": ["null", "none", "~"],
+}
 
 
-def test_an_environment_variable_that_is_not_yaml_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"^PNAS_RUN_NAME=\[: not valid YAML"):
-        resolve_train_config(user_layers({}, None, {"PNAS_RUN_NAME": "["}))
+@pytest.mark.parametrize(("field", "text"), [(field, text) for field, texts in TEXTS.items() for text in texts])
+def test_a_text_means_the_same_as_a_flag_in_the_environment_and_in_a_profile(
+    tmp_path: Path, field: str, text: str
+) -> None:
+    """YAML 1.1 would make a date, another number or a truth value of most of these texts."""
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(f"{field}: {text!r}\n" if ": " in text else f"{field}: {text}\n")
+    layers = [
+        user_layers({field: text}, None, {}),
+        user_layers({}, None, {f"PNAS_{field.upper()}": text}),
+        user_layers({}, str(profile), {}),
+        user_layers({}, None, {"PNAS_PROFILE": str(profile)}),
+    ]
+    values = [getattr(resolve_train_config(layer, partial=True)[0], field) for layer in layers]
+    assert values == [values[0]] * len(layers)
+    if field in {"run_name", "output", "master_addr", "weights", "checkpoint_every"}:
+        assert str(values[0]) == text
+
+
+def test_a_profile_of_anchors_and_aliases_is_read(tmp_path: Path) -> None:
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("<<: &same {lr: 1e-3, seed: 1}\nseed: 2\n")
+    config, _ = resolve_train_config(user_layers({}, str(profile), {}))
+    assert (config.lr, config.seed) == (1e-3, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PNAS_PORT", "tcp://10.0.0.7:80"),
+        ("PNAS_SERVICE_HOST", "10.0.0.7"),
+        ("PNAS_SERVICE_PORT_HTTP", "80"),
+        ("PNAS_PORT_80_TCP_ADDR", "10.0.0.7"),
+        ("PNAS_TENSORBOARD_PORT_6006_TCP", "tcp://10.0.0.7:6006"),
+        ("PNAS_MASTER_PORT", "tcp://10.0.0.7:80"),
+        ("PNAS_REVISION", "abc"),
+        ("PNAS_NAMESPACE", "a setting of the launcher"),
+    ],
+)
+def test_a_variable_of_kubernetes_or_of_this_software_is_no_mistake(name: str, value: str) -> None:
+    """Each pod gets the links of a Service named pnas; a link of pnas-master has the name of a setting."""
+    config, _ = resolve_train_config(user_layers({}, None, {name: value}))
+    assert config.master_port is None
 
 
 def test_a_flag_unsets_a_number_that_a_profile_sets(tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ import platform
 import resource
 import threading
 from collections.abc import Callable
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trainer.records import run_records
 from trainer.records.files import AppendFile
 from trainer.records.folder import create_run_folder
 from trainer.records.provenance import config_hash
@@ -80,50 +82,66 @@ def test_metrics_hold_one_line_per_step_and_only_rank_0_writes_them(tmp_path: Pa
     rows = [{"epoch": 0, "step": s, "global_step": s, "loss": 6.9 - s, "lr": 0.4} for s in range(3)]
     for rank in (0, 1):
         with Records(tmp_path, TrainConfig(), rank=rank, world_size=2) as records:
-            records.write_steps(rows)
-            records.write_evaluation({"epoch": 0, "top1": 1.0, "top5": 5.0, "loss": 6.0, "images": 360})
+            records.write_steps(rows, fps=353.0, top1=0.5)
+            records.write_evaluation({"epoch": 0, "top1": 1.0, "top5": 5.0, "loss": 6.0, "images": 360}, steps=3)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["kind"] for line in lines] == ["step", "step", "step", "eval"]
+    assert [line["kind"] for line in lines] == ["step", "step", "step", "progress", "eval"]
     assert [line["step"] for line in lines[:3]] == [0, 1, 2]
+    assert (lines[3]["global_step"], lines[3]["fps"], lines[3]["top1"]) == (2, 353.0, 0.5)
+    for line in lines[3:]:
+        datetime.strptime(line["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
     assert list((tmp_path / "tensorboard").iterdir())
 
 
 def test_a_diverged_run_leaves_json_that_every_reader_takes(tmp_path: Path) -> None:
     with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
         records.write_steps([{"epoch": 0, "step": 0, "global_step": 0, "loss": float("nan"), "lr": 0.4}])
-        records.write_evaluation({"epoch": 0, "top1": 1.0, "top5": 5.0, "loss": float("inf"), "images": 360})
+        records.write_evaluation({"epoch": 0, "top1": 1.0, "top5": 5.0, "loss": float("inf"), "images": 360}, steps=1)
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line, parse_constant=refuse)["loss"] for line in lines] == [None, None]
+    assert [json.loads(line, parse_constant=refuse).get("loss", 0) for line in lines] == [None, 0, None]
 
 
 def test_tensorboard_reads_each_scalar_at_its_step(tmp_path: Path) -> None:
     with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
-        records.write_steps([_step(s) for s in range(3)])
-        records.write_evaluation({**SCORE, "epoch": 7})
+        records.write_steps([_step(s) for s in range(3)], fps=353.0, top1=0.5)
+        records.write_evaluation({**SCORE, "epoch": 7}, steps=3)
     assert _scalars(tmp_path, "train/loss") == [(0, 4.0), (1, 3.0), (2, 2.0)]
-    assert _scalars(tmp_path, "eval/top5") == [(7, 5.0)]
+    assert _scalars(tmp_path, "train/fps") == [(2, 353.0)]
+    assert _scalars(tmp_path, "train/top1") == [(2, 0.5)]
+    assert _scalars(tmp_path, "eval/top5") == [(2, 5.0)]
 
 
 def test_tensorboard_shows_a_step_that_was_taken_again_once(tmp_path: Path) -> None:
-    for attempt, losses in enumerate((range(4), range(2, 6)), start=1):
-        saved = None if attempt == 1 else SavedExtent(steps=2, epochs=1)
+    for attempt, losses in enumerate((range(4), range(3, 6)), start=1):
+        saved = None if attempt == 1 else SavedExtent(steps=3, epochs=1, epoch_steps=1)
         with Records(tmp_path, TrainConfig(), rank=0, world_size=1, saved=saved, attempt=attempt) as records:
             records.write_steps([_step(s, loss=10 * attempt + s) for s in losses])
             for epoch in range(attempt - 1, 2):
-                records.write_evaluation({**SCORE, "epoch": epoch, "top5": float(10 * attempt + epoch)})
-    assert _scalars(tmp_path, "train/loss") == [(0, 10.0), (1, 11.0), (2, 22.0), (3, 23.0), (4, 24.0), (5, 25.0)]
-    assert _scalars(tmp_path, "eval/top5") == [(0, 10.0), (1, 21.0)]
+                row = {**SCORE, "epoch": epoch, "top5": float(10 * attempt + epoch)}
+                records.write_evaluation(row, steps=2 * epoch + 2)
+    assert _scalars(tmp_path, "train/loss") == [(0, 10.0), (1, 11.0), (2, 12.0), (3, 23.0), (4, 24.0), (5, 25.0)]
+    assert _scalars(tmp_path, "eval/top5") == [(1, 10.0), (3, 21.0)]
+
+
+def test_a_run_that_stopped_before_an_evaluation_shows_it_once(tmp_path: Path) -> None:
+    for attempt in (1, 2):
+        saved = None if attempt == 1 else SavedExtent(steps=2, epochs=0, epoch_steps=2)
+        with Records(tmp_path, TrainConfig(), rank=0, world_size=1, saved=saved, attempt=attempt) as records:
+            if attempt == 1:
+                records.write_steps([_step(s) for s in range(2)])
+            records.write_evaluation({**SCORE, "epoch": 0, "top5": float(attempt)}, steps=2)
+    assert _scalars(tmp_path, "eval/top5") == [(1, 2.0)]
 
 
 def test_metrics_of_a_restarted_run_have_each_step_once_and_lose_no_line(tmp_path: Path) -> None:
     with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
         for epoch in range(2):
             records.write_steps([_step(2 * epoch + s) for s in range(2)])
-            records.write_evaluation({**SCORE, "epoch": epoch})
+            records.write_evaluation({**SCORE, "epoch": epoch}, steps=2 * epoch + 2)
     metrics = tmp_path / "metrics.jsonl"
     first = metrics.read_text().splitlines()
     with metrics.open("a") as file:
@@ -131,13 +149,13 @@ def test_metrics_of_a_restarted_run_have_each_step_once_and_lose_no_line(tmp_pat
     with Records(
         tmp_path, TrainConfig(), rank=0, world_size=1, saved=SavedExtent(steps=3, epochs=1), attempt=2
     ) as records:
-        assert metrics.read_text().splitlines() == first[:4]
+        assert metrics.read_text().splitlines() == first[:5]
         records.write_steps([_step(3)])
         records.sync()
-    assert metrics.read_text().splitlines() == [*first[:4], first[4]]
+    assert metrics.read_text().splitlines()[:6] == [*first[:5], first[5]]
     replaced = [json.loads(line) for line in (tmp_path / "metrics-replaced.jsonl").read_text().splitlines()]
-    assert [row.pop("attempt") for row in replaced] == [2, 2, 2]
-    assert replaced == [*map(json.loads, first[4:]), {"torn": '{"kind": "step", "glob'}]
+    assert [row.pop("attempt") for row in replaced] == [2, 2, 2, 2]
+    assert replaced == [*map(json.loads, first[5:]), {"torn": '{"kind": "step", "glob'}]
 
 
 def test_a_run_that_rewinds_continues_in_the_same_files(tmp_path: Path) -> None:
@@ -146,7 +164,9 @@ def test_a_run_that_rewinds_continues_in_the_same_files(tmp_path: Path) -> None:
         records.rewind(SavedExtent(steps=1, epochs=0))
         records.write_steps([_step(s, loss=0.5) for s in range(1, 3)])
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["global_step"], row["loss"]) for row in rows] == [(0, 4.0), (1, 0.5), (2, 0.5)]
+    steps = [(row["global_step"], row["loss"]) for row in rows if row["kind"] == "step"]
+    assert steps == [(0, 4.0), (1, 0.5), (2, 0.5)]
+    assert [row["global_step"] for row in rows if row["kind"] == "progress"] == [2]
     assert _scalars(tmp_path, "train/loss") == [(0, 4.0), (1, 0.5), (2, 0.5)]
 
 
@@ -203,9 +223,10 @@ def _with_room_for(size: int | None, action: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("room", [0, 100, 101, 150, 333])
 def test_a_disk_that_is_full_for_a_while_leaves_the_same_files_as_a_healthy_disk(
-    tmp_path: Path, room: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, room: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The limit falls between lines, within a line, and within a record of TensorBoard."""
+    monkeypatch.setattr(run_records, "timestamp", lambda _seconds: "2026-01-01T00:00:00Z")
     for name, limit in (("healthy", None), ("full", room)):
         run = tmp_path / name
         run.mkdir()
@@ -217,12 +238,12 @@ def test_a_disk_that_is_full_for_a_while_leaves_the_same_files_as_a_healthy_disk
                     _with_room_for(limit, records.sync)
                 assert capsys.readouterr().out.count("cannot be written") == 2
             records.write_steps([_step(5)])
-            records.write_evaluation(SCORE)
+            records.write_evaluation(SCORE, steps=6)
             records.sync()
     assert capsys.readouterr().out.count("is written again, and lacks nothing") == 2
     healthy, full = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("healthy", "full"))
     assert healthy == full
-    assert healthy.count(b"\n") == 7
+    assert healthy.count(b"\n") == 13
     assert _scalars(tmp_path / "full", "train/loss") == _scalars(tmp_path / "healthy", "train/loss")
     assert len(_scalars(tmp_path / "full", "train/loss")) == 6
 
@@ -234,7 +255,7 @@ def test_lines_that_wait_when_the_files_are_closed_are_written_if_there_is_room_
         _with_room_for(0, partial(records.write_steps, [_step(0)]))
         assert (tmp_path / "metrics.jsonl").read_bytes() == b""
     assert capsys.readouterr().out.count("is written again, and lacks nothing") == 2
-    assert json.loads((tmp_path / "metrics.jsonl").read_text())["global_step"] == 0
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["global_step"] == 0
     assert _scalars(tmp_path, "train/loss") == [(0, 4.0)]
 
 

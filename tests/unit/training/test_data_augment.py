@@ -129,7 +129,7 @@ def test_the_share_is_each_images_part_in_the_mixture(mixup: float, cutmix: floa
     labels = torch.arange(6)
     images = labels.float().view(6, 1, 1, 1).expand(6, 3, 17, 20)
     for step in range(30):
-        blend, targets = mix(images, labels, mixup=mixup, cutmix=cutmix, seed=0, epoch=0, step=step, rank=0)
+        blend, targets = mix(images, labels, mixup=mixup, cutmix=cutmix, seed=0, epoch=0, step=step, batch=0, rank=0)
         assert targets.other is not None
         expected = targets.share * targets.labels + (1 - targets.share) * targets.other
         torch.testing.assert_close(blend.mean((1, 2, 3)), expected.float(), atol=1e-4, rtol=0)
@@ -140,7 +140,7 @@ def test_the_share_is_each_images_part_in_the_mixture(mixup: float, cutmix: floa
 def test_mixing_is_keyed_by_step_and_rank() -> None:
     images, labels = torch.arange(4.0).view(4, 1, 1, 1), torch.arange(4)
     shares = Counter(
-        mix(images, labels, mixup=0.2, cutmix=0.0, seed=0, epoch=epoch, step=step, rank=rank)[1].share
+        mix(images, labels, mixup=0.2, cutmix=0.0, seed=0, epoch=epoch, step=step, batch=0, rank=rank)[1].share
         for _ in range(2)
         for epoch in range(2)
         for step in range(5)
@@ -154,7 +154,7 @@ def test_mixup_and_cutmix_take_turns_when_both_are_on() -> None:
     labels = torch.arange(4)
     cuts = 0
     for step in range(200):
-        blend, _ = mix(images, labels, mixup=1.0, cutmix=1.0, seed=0, epoch=0, step=step, rank=0)
+        blend, _ = mix(images, labels, mixup=1.0, cutmix=1.0, seed=0, epoch=0, step=step, batch=0, rank=0)
         # CutMix's pixels all come from one image or the other.
         cuts += bool(np.isin(blend.numpy(), range(4)).all())
     assert 70 < cuts < 130
@@ -162,7 +162,7 @@ def test_mixup_and_cutmix_take_turns_when_both_are_on() -> None:
 
 def test_without_mixing_images_and_labels_are_unchanged() -> None:
     images, labels = torch.rand(3, 3, 4, 4), torch.arange(3)
-    same, targets = mix(images, labels, mixup=0.0, cutmix=0.0, seed=0, epoch=0, step=0, rank=0)
+    same, targets = mix(images, labels, mixup=0.0, cutmix=0.0, seed=0, epoch=0, step=0, batch=0, rank=0)
     assert torch.equal(same, images)
     assert targets.other is None
     assert torch.equal(targets.labels, labels)

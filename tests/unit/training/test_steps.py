@@ -126,6 +126,21 @@ def test_a_step_in_parts_equals_a_step_of_the_whole_batch() -> None:
             torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("mixing", [{"mixup": 0.4}, {"cutmix": 1.0}])
+def test_the_size_of_parts_does_not_change_the_mixture(mixing: dict[str, float]) -> None:
+    settings = {"dropout": 0.0, "aux": "none", "seed": 1, **mixing}
+    whole, parts = _training(**settings), _training(**settings, micro_batch=3)
+    unmixed = _training(**settings | dict.fromkeys(mixing, 0.0))
+    losses = []
+    for training in (whole, parts, unmixed):
+        training.parallel = AlwaysEvaluating(training.network)
+        with torch.no_grad():  # else all logits are alike, and so are all losses
+            training.network.last_linear.weight.mul_(100)
+        losses.append(_run(training, 1)[0].losses[0])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] != pytest.approx(losses[0], rel=1e-5)
+
+
 def test_evaluation_gives_no_figure_if_the_count_differs_from_the_data_sets() -> None:
     training = _training(aux="none")
     score = evaluate(training, _batches(3), expected=12)

@@ -12,12 +12,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from trainer.shared import variables
 from trainer.shared.errors import UsageError
-
-ENVIRONMENT_PREFIX = "PNAS_"
+from trainer.shared.strict_yaml import parse_texts
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -40,18 +39,25 @@ def flag_name(field: str) -> str:
 
 
 def environment_layer(model: type[BaseModel], environ: Mapping[str, str] = os.environ) -> Layer:
-    """Return the `PNAS_<FIELD>` variables that name a field of `model`; other programs own the others.
+    """Return the settings of `model` in `PNAS_<FIELD>` variables.
 
     Raises:
-        ConfigError: A variable's text is not YAML.
+        UsageError: A variable is mistyped or empty.
+        ConfigError: A variable's list is not YAML.
     """
-    variables = {field: ENVIRONMENT_PREFIX + field.upper() for field in model.model_fields}
+    variables.check(environ)
+    texts = {field: variables.read(field, environ) for field in model.model_fields}
     values = {
-        field: parse_yaml(environ[variable], place=f"{variable}={environ[variable]}")
-        for field, variable in variables.items()
-        if variable in environ
+        field: _listed(text, place=variables.name_of(field)) if model.model_fields[field].default == () else text
+        for field, text in texts.items()
+        if text is not None
     }
     return Layer("environment", values)
+
+
+def _listed(text: str, *, place: str) -> Any:
+    """Return a setting of several texts: `[A=1, B=2]` or `{A: 1, B: 2}` as YAML, all else as one text."""
+    return parse_yaml(text, place=f"{place}={text}") if text.startswith(("[", "{")) else text
 
 
 def profile_layer(name: str) -> Layer:
@@ -82,28 +88,36 @@ def by_field_name(values: Any, *, place: str) -> dict[str, Any]:
     """Return settings from YAML under the names of fields: `batch-size` is `batch_size`. An empty text means none.
 
     Raises:
-        ConfigError: The value is not a mapping.
+        ConfigError: The value is not a mapping, or names a setting in both ways.
     """
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{place}: must be a mapping like `batch_size: 32`, not a {type(values).__name__}")
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
+    settings: dict[str, Any] = {}
+    for key, value in values.items():
+        field = str(key).replace("-", "_")
+        if field in settings:
+            raise ConfigError(f"{place}: `{field}` is given twice, as `{flag_name(field)[2:]}` too")
+        settings[field] = value
+    return settings
 
 
 def parse_yaml(text: str, *, place: str) -> Any:
-    """Read YAML.
+    """Read YAML; each plain value is its text, as on the command line.
 
     Raises:
         ConfigError: The text is not valid YAML.
     """
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # an impossible date raises ValueError
-        raise ConfigError(f"{place}: not valid YAML: {' '.join(str(error).split())}") from error
+        return parse_texts(text)
+    except ValueError as error:
+        raise ConfigError(f"{place}: {error}") from error
 
 
 PARTIAL = "partial"
+_LONGEST = 200
+"""Characters of a value in a message."""
 
 
 def resolve(model: type[Model], layers: Sequence[Layer], *, partial: bool = False) -> tuple[Model, dict[str, str]]:
@@ -125,29 +139,50 @@ def resolve(model: type[Model], layers: Sequence[Layer], *, partial: bool = Fals
                 raise ConfigError(f"unknown setting `{field}` in {layer.origin}{_did_you_mean(field, known)}")
             values[field] = value
             origins[field] = layer.origin
+    empty = next((field for field, value in values.items() if value == ""), None)
+    if empty is not None:
+        raise ConfigError(f"{flag_name(empty)}{_from(origins[empty])}: is empty; give a value, or leave it out")
     try:
         return model.model_validate(values, context={PARTIAL: True} if partial else None), origins
     except ValidationError as error:
-        problems = (_describe(problem, origins) for problem in error.errors(include_url=False))
-        raise ConfigError("; ".join(problems)) from None
+        problems: dict[str, list[Any]] = {}
+        for problem in error.errors(include_url=False):
+            problems.setdefault(str(next(iter(problem["loc"]), "")), []).append(problem)
+        texts = (_describe(field, broken, origins) for field, broken in problems.items())
+        raise ConfigError("; ".join(texts)) from None
 
 
-def _describe(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
-    """Return one broken rule, with its setting and the setting's origin."""
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if not problem["loc"]:
-        return message
-    field = str(problem["loc"][0])
-    origin = origins.get(field, "default")
-    place = "" if origin == "flag" else f" (from {origin})"
-    value = problem["input"]
-    # Show only the name of NAME=VALUE: the value can be a secret.
-    text = value
+# Plainer than pydantic's own words about a text that has another type.
+_PLAIN = {
+    "int_parsing": "is not a whole number",
+    "float_parsing": "is not a number",
+    "bool_parsing": "must be true or false",
+}
+
+
+def _describe(field: str, problems: Sequence[Mapping[str, Any]], origins: Mapping[str, str]) -> str:
+    """Return the broken rules of one setting, with the setting and its origin; a rule between settings names them."""
+    rules = [_PLAIN.get(problem["type"]) or str(problem["msg"]).removeprefix("Value error, ") for problem in problems]
+    if not field:
+        return "; ".join(rules)
+    if problems[0]["input"] is None:
+        return f"{flag_name(field)}{_from(origins[field])}: is empty; give a value, or leave it out"
+    # A setting of several types has a problem with each: `is not a number or 'dynamic'`.
+    first, *others = (f"{rule[:1].lower()}{rule[1:]}" for rule in dict.fromkeys(rules))
+    rule = " or ".join([first, *(other.removeprefix("input should be ") for other in others)])
+    return f"{flag_name(field)}{_shown(problems[0]['input'])}{_from(origins.get(field, 'default'))}: {rule}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message: of NAME=VALUE only the name, because the value can be a secret."""
     if isinstance(value, list | tuple | dict):
-        text = " ".join(str(item).partition("=")[0] for item in value)
-    elif isinstance(value, str) and "=" in value:
-        text = value.partition("=")[0] + "=…"
-    return f"{flag_name(field)} {text}{place}: {message[:1].lower()}{message[1:]}"
+        return " " + " ".join(item.partition("=")[0] for item in value if isinstance(item, str))[:_LONGEST]
+    name, equals, _ = str(value).partition("=")
+    return f" {name}=…" if equals else f" {name[:_LONGEST]}"
+
+
+def _from(origin: str) -> str:
+    return "" if origin == "flag" else f" (from {origin})"
 
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -49,7 +49,7 @@ def option_parameters(model: type[BaseModel], *, exclude: frozenset[str] = froze
                     show_default=False,
                     negative="" if isinstance(field.default, tuple) else None,
                     show_choices=not _nullable(field) or bool(_choices(field)),
-                    converter=whole_number if int in (field.annotation, *get_args(field.annotation)) else None,
+                    converter=None if _has_choices(field) else as_typed,
                 ),
             ],
         )
@@ -63,19 +63,9 @@ def given_options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def whole_number(_type: Any, tokens: Sequence[Token]) -> int | str:
-    """Read an integer option; cyclopts would round 1.5 to 2. `none` passes, for the settings that can be absent.
-
-    Raises:
-        ValueError: The text is not an integer.
-    """
-    text = tokens[0].value
-    if text == "none":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f'"{text}" is not a whole number') from None
+def as_typed(_type: Any, tokens: Sequence[Token]) -> str:
+    """Return an option's text. The model reads it, as it reads the texts of the environment and of a profile."""
+    return tokens[0].value
 
 
 def _annotation(field: FieldInfo) -> Any:
@@ -85,6 +75,15 @@ def _annotation(field: FieldInfo) -> Any:
         return Literal[(*choices, "none")] | None
     word = Literal["none"] if _nullable(field) else None
     return Union[field.annotation, word, None]  # noqa: UP007  # a type expression built at run time
+
+
+def _has_choices(field: FieldInfo) -> bool:
+    """Return whether cyclopts must read the option: a switch, one of a few words, or a list."""
+    return field.annotation is bool or isinstance(field.default, tuple) or bool(_choices(field)) or _is_word(field)
+
+
+def _is_word(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is Literal
 
 
 def _nullable(field: FieldInfo) -> bool:

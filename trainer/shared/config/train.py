@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 import trainer
+from trainer.shared import variables
 from trainer.shared.config.layers import PARTIAL, ConfigError, Layer, environment_layer, profile_layer, resolve
 from trainer.shared.durations import Interval
 from trainer.shared.runs import TRAINING
@@ -43,9 +44,16 @@ _in_optimisation = partial(option, group="Optimisation")
 _in_devices = partial(option, group="Devices")
 
 
+_ABSENT = frozenset(("none", "null", "~"))
+
+
+def is_absent(value: object) -> bool:
+    """Return whether a layer's value unsets a setting: None, `none`, or YAML's null as a text."""
+    return value is None or (isinstance(value, str | Path) and str(value).lower() in _ABSENT)
+
+
 def _absent(value: object) -> object:
-    """Turn `none` on a command line or in YAML into "not set"."""
-    return None if isinstance(value, str | Path) and str(value).lower() == "none" else value
+    return None if is_absent(value) else value
 
 
 Optional = BeforeValidator(_absent)
@@ -58,7 +66,7 @@ class TrainConfig(BaseModel):
         extra="forbid",
         frozen=True,
         protected_namespaces=(),
-        # YAML reads a run's name such as 2024 as a number.
+        # The chart's values and records hold numbers where a profile has texts.
         coerce_numbers_to_str=True,
         allow_inf_nan=False,
     )
@@ -140,7 +148,13 @@ class TrainConfig(BaseModel):
     warmup_steps: int = _in_optimisation(10, "First steps that the images/s figure leaves out.", ge=0)
     optimizer: Literal["sgd"] = _in_optimisation("sgd", "Rule that updates the weights; sgd is SGD with momentum.")
     lr: float = _in_optimisation(
-        0.4, "Peak learning rate, used as given for any number of devices and any batch size.", gt=0
+        0.4, "Peak learning rate; --lr-batch scales it to the number of images per step.", gt=0
+    )
+    lr_batch: Annotated[int | None, Optional] = _in_optimisation(
+        None,
+        "Images per optimizer step of the whole job that --lr is for; a new run scales it to its own number. "
+        "[default: --lr is used as given]",
+        ge=1,
     )
     momentum: float = _in_optimisation(0.9, "SGD's momentum.", ge=0, lt=1)
     nesterov: bool = _in_optimisation(False, "Nesterov's momentum.")
@@ -182,7 +196,7 @@ class TrainConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16", "O2"] = _in_devices(
         "auto", "Arithmetic: auto is O2 on an NPU, bf16 on CUDA, fp32 on a CPU."
     )
-    loss_scale: float | Literal["dynamic"] = _in_devices(
+    loss_scale: Annotated[float, Field(gt=0)] | Literal["dynamic"] = _in_devices(
         "dynamic", "Loss scale of fp16 and O2: a number, or adapted to overflow."
     )
     channels_last: bool = _in_devices(False, "NHWC memory layout (faster on CUDA; never on an NPU).")
@@ -211,6 +225,8 @@ class TrainConfig(BaseModel):
             raise ValueError("--match-classes new is for training: an evaluation needs the weights' own classifier")
         if self.node_rank >= self.nodes:
             raise ValueError(f"--node-rank {self.node_rank} is not below --nodes {self.nodes}; nodes count from 0")
+        if self.batch_size == 1 and self.mode in TRAINING and (self.mixup or self.cutmix):
+            raise ValueError("--mixup and --cutmix mix images of one batch: they need --batch-size of at least 2")
         if self.nesterov and self.momentum == 0:
             raise ValueError("--nesterov needs --momentum above 0")
         if self.mode in TRAINING and 0 < self.epochs <= self.warmup_epochs:
@@ -273,12 +289,13 @@ def user_layers(
 
     Args:
         flags: Only the options on the command line, by field name.
-        profile: A YAML file or the name of a shipped profile.
+        profile: A YAML file or the name of a shipped profile; PNAS_PROFILE if None.
 
     Raises:
-        ConfigError: The profile or a variable cannot be read.
+        UsageError: The profile or a variable cannot be read.
     """
     layers = (Layer("flag", flags), environment_layer(TrainConfig, environ))
+    profile = profile or variables.read(variables.PROFILE, environ)
     return layers if profile is None else (*layers, profile_layer(profile))
 
 

@@ -86,7 +86,7 @@ class Plugin:
             chips = sorted(_chip(name) for name in container.devices_ids)
             _say(f"allocated {chips}")
             answer.container_responses.add(
-                envs={"ASCEND_VISIBLE_DEVICES": ",".join(map(str, chips)), "PNAS_NPU_SIMULATION": "1"},
+                envs={"ASCEND_VISIBLE_DEVICES": ",".join(map(str, chips)), "PNAS_TEST_NPU_SIMULATION": "1"},
                 annotations={RESOURCE: ",".join(map(_id, chips))},
             )
         return answer

@@ -1,8 +1,8 @@
 """Volcano on a cluster of the test bed: its definitions, its rights, its webhooks, and its three processes.
 
-The processes are the stand-in's (`tests.cluster.testbed.volcano`), or real ones if PNAS_VOLCANO_BIN names a folder with
-`vc-controller-manager`, `vc-scheduler`, `vc-webhook-manager` and `crd/*.yaml` of the same release. The code for the
-real ones follows the needs of such a Volcano (commit ed72c7c8), but has not been run in this form.
+The processes are the stand-in's (`tests.cluster.testbed.volcano`), or real ones if PNAS_TEST_VOLCANO_BIN names a folder
+with `vc-controller-manager`, `vc-scheduler`, `vc-webhook-manager` and `crd/*.yaml` of the same release. The code for
+the real ones follows the needs of such a Volcano (commit ed72c7c8), but has not been run in this form.
 """
 
 import base64
@@ -24,7 +24,7 @@ from tests.cluster.testbed.nodes.control_plane import API_PORT
 from tests.cluster.testbed.nodes.processes import Processes, StartError
 from tests.cluster.testbed.volcano import LABEL
 
-REAL = "PNAS_VOLCANO_BIN"
+REAL = "PNAS_TEST_VOLCANO_BIN"
 CONTROLLER, SCHEDULER, WEBHOOK = "vc-controller-manager", "vc-scheduler", "vc-webhook-manager"
 NAMESPACE, ACCOUNT = "volcano-system", "volcano"
 PORT = 8443

@@ -1,0 +1,175 @@
+"""A TCP relay to a server on 127.0.0.1 that fails by a plan: each way in which a connection can break or stop.
+
+It tells connections that carry logs from the others by their first request, which is not encrypted; through TLS, all
+connections count as both.
+"""
+
+import math
+import socket
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["reset", "end", "half-close", "silence", "slowness", "black hole", "server killed"]
+Victims = Literal["logs", "others", "all"]
+# SO_LINGER on, with a time of zero: close() sends a reset.
+_RESET = struct.pack("ii", 1, 0)
+_TICK_S = 0.02
+_BLOCK = 1 << 14
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to the open connections at a moment.
+
+    Attributes:
+        at_s: seconds after the relay's start.
+        lasts_s: of a silence, slowness, black hole or dead server; after an endless silence the connection is useless.
+        victims: a black hole and a dead server hit all connections, also new ones.
+        bytes_per_s: of slowness.
+    """
+
+    at_s: float
+    kind: Kind
+    victims: Victims = "all"
+    lasts_s: float = math.inf
+    bytes_per_s: float = 20_000
+
+
+class FaultRelay:
+    """Listens on a free port while the context lasts.
+
+    Args:
+        target: the port to which the relay connects.
+    """
+
+    def __init__(self, target: int, faults: Sequence[Fault]) -> None:
+        self._target = target
+        self._faults = sorted(faults, key=lambda fault: fault.at_s)
+        self._listening = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port: int = self._listening.getsockname()[1]
+        self._connections: set[_Connection] = set()
+        self._hole_until = 0.0
+        self._ended = threading.Event()
+
+    def __enter__(self) -> "FaultRelay":
+        self._listen()
+        threading.Thread(target=self._act, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._close()
+        for connection in tuple(self._connections):
+            connection.close()
+
+    def _listen(self) -> None:
+        threading.Thread(target=self._accept, args=(self._listening,), daemon=True).start()
+
+    def _close(self) -> None:
+        # close() without shutdown() would not wake a thread that waits in accept().
+        with suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+
+    def _accept(self, listening: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                client = listening.accept()[0]
+                connection = _Connection(client, socket.create_connection(("127.0.0.1", self._target)))
+                connection.silent_until = self._hole_until
+                self._connections.add(connection)
+                connection.start()
+
+    def _act(self) -> None:
+        began = time.monotonic()
+        for fault in self._faults:
+            if self._ended.wait(max(0.0, began + fault.at_s - time.monotonic())):
+                return
+            if fault.kind == "server killed":
+                self._kill_server(fault.lasts_s)
+                continue
+            until = time.monotonic() + fault.lasts_s
+            if fault.kind == "black hole":
+                self._hole_until = until
+            for connection in [item for item in tuple(self._connections) if item.is_victim(fault.victims)]:
+                connection.suffer(fault, until)
+
+    def _kill_server(self, lasts_s: float) -> None:
+        self._close()
+        for connection in tuple(self._connections):
+            connection.reset()
+        self._connections.clear()
+        if not self._ended.wait(lasts_s):
+            self._listening = socket.create_server(("127.0.0.1", self.port), backlog=128)
+            self._listen()
+
+
+class _Connection:
+    """A client's connection and the relay's own to the server."""
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self._client = client
+        self._server = server
+        self._closed = threading.Event()
+        self._carries: Victims = "all"
+        self._slow_until = 0.0
+        self._bytes_per_s = math.inf
+        self.silent_until = 0.0
+
+    def start(self) -> None:
+        for source, destination in ((self._client, self._server), (self._server, self._client)):
+            threading.Thread(target=self._pump, args=(source, destination), daemon=True).start()
+
+    def is_victim(self, victims: Victims) -> bool:
+        return "all" in (victims, self._carries) or victims == self._carries
+
+    def suffer(self, fault: Fault, until: float) -> None:
+        if fault.kind == "reset":
+            self.reset()
+        elif fault.kind == "end":
+            self.close()
+        elif fault.kind == "half-close":
+            with suppress(OSError):
+                self._client.shutdown(socket.SHUT_WR)
+        elif fault.kind == "slowness":
+            self._slow_until, self._bytes_per_s = until, fault.bytes_per_s
+        else:
+            self.silent_until = until
+
+    def reset(self) -> None:
+        with suppress(OSError):
+            self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.close()
+
+    def close(self) -> None:
+        self._closed.set()
+        for end in (self._client, self._server):
+            with suppress(OSError):
+                # A shutdown would send a FIN in place of the reset.
+                if end is self._server or not self._resets():
+                    end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def _resets(self) -> bool:
+        return self._client.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER) != 0
+
+    def _pump(self, source: socket.socket, destination: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(_BLOCK):
+                if source is self._client and b" /" in data:
+                    self._carries = "logs" if b"/log?" in data else "others" if b" HTTP/1." in data else "all"
+                while time.monotonic() < self.silent_until and not self._closed.wait(_TICK_S):
+                    pass
+                if time.monotonic() < self._slow_until:
+                    self._closed.wait(len(data) / self._bytes_per_s)
+                destination.sendall(data)
+        # The end of a silent connection does not arrive either.
+        while time.monotonic() < self.silent_until and not self._closed.wait(_TICK_S):
+            pass
+        with suppress(OSError):
+            destination.shutdown(socket.SHUT_WR)
