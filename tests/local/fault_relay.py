@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -27,8 +27,9 @@ class Fault:
     """What happens to the open connections at a moment.
 
     Attributes:
-        at_s: seconds after the relay's start.
-        lasts_s: of a silence, slowness, black hole or dead server; after an endless silence the connection is useless.
+        at_s: seconds after the first connection.
+        lasts_s: of a silence, slowness, black hole or dead server. A black hole ends for new connections only: the
+            older ones stay silent.
         victims: a black hole and a dead server hit all connections, also new ones.
         bytes_per_s: of slowness.
     """
@@ -45,10 +46,13 @@ class FaultRelay:
 
     Args:
         target: the port to which the relay connects.
+        begin: called at the first connection, with which the plan begins.
     """
 
-    def __init__(self, target: int, faults: Sequence[Fault]) -> None:
+    def __init__(self, target: int, faults: Sequence[Fault], begin: Callable[[], None]) -> None:
         self._target = target
+        self._begin = begin
+        self._has_begun = threading.Event()
         self._faults = sorted(faults, key=lambda fault: fault.at_s)
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._listening.getsockname()[1]
@@ -63,6 +67,7 @@ class FaultRelay:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
+        self._has_begun.set()
         self._close()
         for connection in tuple(self._connections):
             connection.close()
@@ -80,12 +85,17 @@ class FaultRelay:
         with suppress(OSError):
             while True:
                 client = listening.accept()[0]
+                if not self._has_begun.is_set():
+                    self._begin()
+                    self._has_begun.set()
                 connection = _Connection(client, socket.create_connection(("127.0.0.1", self._target)))
-                connection.silent_until = self._hole_until
+                if time.monotonic() < self._hole_until:
+                    connection.silent_until = math.inf
                 self._connections.add(connection)
                 connection.start()
 
     def _act(self) -> None:
+        self._has_begun.wait()
         began = time.monotonic()
         for fault in self._faults:
             if self._ended.wait(max(0.0, began + fault.at_s - time.monotonic())):
@@ -139,7 +149,7 @@ class _Connection:
         elif fault.kind == "slowness":
             self._slow_until, self._bytes_per_s = until, fault.bytes_per_s
         else:
-            self.silent_until = until
+            self.silent_until = until if fault.kind == "silence" else math.inf
 
     def reset(self) -> None:
         with suppress(OSError):

@@ -86,9 +86,8 @@ class LogApiServer:
     def __init__(self, pods: Sequence[PrintingPod], away: Sequence[tuple[float, float]] = ()) -> None:
         self.pods = {pod.name: pod for pod in pods}
         self.away = away
-        self.created = time.time()
-        self._born = time.monotonic()
-        self.changes = self._all_changes()
+        self.created = self._born = 0.0
+        self.changes: list[Change] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.port: int = self._server.server_port
 
@@ -99,6 +98,11 @@ class LogApiServer:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.socket.close()
+
+    def begin(self) -> None:
+        """Create the job. No request may come before."""
+        self.created, self._born = time.time(), time.monotonic()
+        self.changes = self._all_changes()
 
     @property
     def age_s(self) -> float:

@@ -6,6 +6,7 @@ a connection that goes silent costs a minute.
 
 import json
 import math
+import os
 import random
 import re
 import subprocess
@@ -116,15 +117,21 @@ def run_schedule(schedule: Schedule, folder: Path) -> Verdict:
     folder.mkdir()
     with (
         LogApiServer(schedule.pods, schedule.kubelet_away) as server,
-        FaultRelay(server.port, schedule.faults) as relay,
+        FaultRelay(server.port, schedule.faults, server.begin) as relay,
         (folder / "out").open("wb") as out,
         (folder / "err").open("wb") as err,
     ):
         kubeconfig = folder / "kubeconfig"
         kubeconfig.write_text(json.dumps(_kubeconfig(relay.port)))
         words = ["logs", JOB, "-f", "--raw", "--backend", "batch", "--kubeconfig", str(kubeconfig)]
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("PNAS_", "KUBE"))}
         process = subprocess.run(
-            [sys.executable, "-m", "launcher", *words], stdout=out, stderr=err, timeout=TIMEOUT_S, check=False
+            [sys.executable, "-m", "launcher", *words],
+            env=environ,
+            stdout=out,
+            stderr=err,
+            timeout=TIMEOUT_S,
+            check=False,
         )
     numbers: dict[int, list[int]] = {pod.rank: [] for pod in schedule.pods}
     for rank, number in _LINE.findall((folder / "out").read_bytes()):
