@@ -19,6 +19,7 @@ from launcher import PROGRAM
 from launcher.errors import DetachedError, ExitCode, LauncherError
 from launcher.jobs import UNSUPPORTED
 from trainer.shared.errors import TrainerError
+from trainer.shared.text import visible
 
 # Long enough for the main thread to leave the place that drops exceptions, too short for the user to notice.
 _REDELIVER_S = 0.02
@@ -99,7 +100,7 @@ def _fail(message: str, code: int, *, prefix: str = "error: ") -> int:
         sys.stdout.flush()
     except OSError:
         _drop_output()
-    sys.stderr.write(prefix + " ".join(message.split()) + "\n")
+    sys.stderr.write(prefix + visible(" ".join(message.split())) + "\n")
     return code
 
 

@@ -146,14 +146,15 @@ class LogFollower:
             self.behind.discard(instance)
         else:
             data, times = without_timestamps(piece), partial(timestamps, piece)
+            stream = f"{_instance_name(instance)}, uid {instance.pod_uid}, restart {instance.restart_count}"
             if instance.container == CONTAINER:
                 if _LAST_LINE in data[-4096:]:
                     self.complete.add(instance)
-                yield LogBlock(data, f"{instance.pod_uid} {instance.restart_count}", times)
+                yield LogBlock(data, stream, times)
             else:
                 # The prefix keeps its lines from being read as a device's, whatever it writes.
                 prefix = f"[{instance.container}] ".encode()
-                yield LogBlock(prefix + data[:-1].replace(b"\n", b"\n" + prefix) + b"\n", timestamps=times)
+                yield LogBlock(prefix + data[:-1].replace(b"\n", b"\n" + prefix) + b"\n", stream, times)
 
     def notices(self) -> Iterator[Notice]:
         """Yield each phase of the job, and each reason why it waits, once: some reasons alternate for ever.

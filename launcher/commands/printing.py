@@ -4,6 +4,8 @@ import json
 import sys
 from typing import Any
 
+from trainer.shared.text import visible
+
 
 def print_json(document: dict[str, Any]) -> None:
     """Print a document for programs."""
@@ -11,5 +13,5 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def note(text: str) -> None:
-    """Print a note for the user on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a note for the user on standard error; it can have several lines."""
+    print("\n".join(map(visible, text.split("\n"))), file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ from launcher.errors import DetachedError, LauncherError, RequestError
 from launcher.jobs import JobRef, Jobs, JobState
 from launcher.output import report
 from launcher.output.progress import JobProgress
+from trainer.shared.text import visible
 
 
 def cancel(
@@ -64,7 +65,7 @@ def delete(
     if json_:
         print_json(report.deleted_document(ref, files))
     else:
-        print(f"{name} deleted" + (f"; its files stay in {files}" if files else ""))
+        print(f"{name} deleted" + (f"; its files stay in {visible(files)}" if files else ""))
 
 
 def _running_jobs_of(release: str, where: Where) -> list[tuple[Jobs, JobRef]]:
@@ -115,7 +116,7 @@ def _cancel_release(release: str, where: Where, *, json_: bool) -> None:
 
 
 def _outcome(state: JobState) -> str:
-    return f"{state.ref.name} {state.phase.value}" + (f": {state.reason}" if state.reason else "")
+    return f"{state.ref.name} {state.phase.value}" + (f": {visible(state.reason)}" if state.reason else "")
 
 
 def _cancel(jobs: Jobs, ref: JobRef, where: Where) -> None:

@@ -15,6 +15,7 @@ from launcher.commands.settings import takes_settings
 from launcher.errors import DetachedError, EndedError, LauncherError, RequestError
 from launcher.jobs import find_state
 from launcher.output import report
+from launcher.output.files import check_folder
 from launcher.output.follow import LogView
 from launcher.settings.spec import JobSpec
 from launcher.submitters import Submitter
@@ -56,6 +57,7 @@ def submit(
         if dry_run is not None:
             _check(submitter, spec, reason, ask_server=dry_run == "server")
             return
+        check_folder(None if detach else save)
         submission = submitter.submit(spec)
         for text in filter(None, (reason, "; ".join(submission.notes))):
             note(text)

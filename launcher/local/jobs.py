@@ -58,7 +58,10 @@ class LocalJobs:
         def has_ended() -> bool:
             return not follow or self.get(ref).phase.ended
 
-        return map(LogBlock, read_blocks(folder / records.CONSOLE, start=start, ended=has_ended))
+        job = records.read_record(folder / records.JOB) or {}
+        stream = f"job {ref.name}, created {job.get('created')}, attempt {records.attempt_of(job)}"
+        blocks = read_blocks(folder / records.CONSOLE, start=start, ended=has_ended)
+        return (LogBlock(data, stream) for data in blocks)
 
     def events(self, ref: JobRef) -> list[JobEvent]:
         """Return what happened in each attempt."""

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from launcher.jobs import Ended, JobRef, Jobs, JobState, LogBlock, LogItem, LogLoss, Notice
 from launcher.kube.retry import poll
-from launcher.output.display import Display, Format, LogFiles, open_display
+from launcher.output.display import Display, Format, open_display
+from launcher.output.files import LogFiles
 from launcher.output.lines import EVERYTHING, Demultiplexer, LogGap, LogLine, Selection
 from launcher.output.progress import JobProgress
 
@@ -79,7 +80,7 @@ class LogFollow:
         pieces = self.demultiplexer.feed(block.data, block.stream, timestamps)
         self.progress.update_all([piece for piece in pieces if isinstance(piece, LogLine)])
         if self.files is not None:
-            self.files.write(pieces)
+            self.files.write(pieces, block.stream)
         if self.view.selection.everything:
             return pieces
         return [piece for piece in pieces if isinstance(piece, LogGap) or self.view.selection.matches(piece)]

@@ -194,15 +194,18 @@ class Demultiplexer:
         for rank, _, total in (pair.partition(":") for pair in totals.split()):
             prefix = f"rank {rank} "
             sources = (source for of, source in self._counts if of == stream and source.startswith(prefix))
-            source = next(sources, f"rank {rank}")
-            # A reader who asked only for a later part may have begun after a rank's last line.
-            initial = _Count(expected=1 if self._from_start else int(total) + 1)
-            count = self._counts.setdefault((stream, source), initial)
-            if count.expected <= int(total):
-                gap = LogGap(source, count.expected, int(total))
-                count.missing.add(gap.first, gap.last)
-                count.expected = gap.last + 1
-                yield gap
+            yield from self.expect(next(sources, f"rank {rank}"), int(total), stream)
+
+    def expect(self, source: str, last: int, stream: str = "") -> Iterator[LogGap]:
+        """Take into account that `source` has written the lines up to `last`; yield a gap if some are missing."""
+        # A reader who asked only for a later part may have begun after a rank's last line.
+        initial = _Count(expected=1 if self._from_start else last + 1)
+        count = self._counts.setdefault((stream, source), initial)
+        if count.expected <= last:
+            gap = LogGap(source, count.expected, last)
+            count.missing.add(gap.first, gap.last)
+            count.expected = gap.last + 1
+            yield gap
 
     @property
     def lines(self) -> int:

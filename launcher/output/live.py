@@ -12,6 +12,7 @@ from rich.text import Text
 from launcher.jobs import LogLoss
 from launcher.output.lines import LogGap, LogLine
 from launcher.output.progress import JobProgress, device_lines
+from trainer.shared.text import visible, visible_bytes
 
 
 def live_display(progress: JobProgress) -> "LiveDisplay | None":
@@ -37,22 +38,21 @@ class LiveDisplay:
         scrolled: list[str] = []
         for piece in pieces:
             if not isinstance(piece, LogLine):
-                scrolled.append(f"--- {piece} ---")
+                scrolled.append(visible(f"--- {piece} ---"))
                 continue
             rank = piece.writer.rank
             if rank is not None and rank not in self._devices:
                 self._devices[rank] = piece.writer.device or "?"
             if not (piece.number is not None and piece.text.startswith(b"step ")):
-                scrolled.append(piece.shown.decode("utf-8", "replace"))
+                scrolled.append(visible_bytes(piece.shown))
                 if rank is not None:
-                    self._last_texts[rank] = piece.text.decode("utf-8", "replace")
+                    self._last_texts[rank] = visible_bytes(piece.text)
         if scrolled:
-            # Log lines can hold colours, and cursor movements that would tear the display: rich keeps only colours.
-            self._console.print(Text("\n").join(map(Text.from_ansi, scrolled)), soft_wrap=True)
+            self._console.print(Text("\n".join(scrolled)), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Scroll it above the devices."""
-        self._console.print(Text(text, style="dim"), soft_wrap=True)
+        self._console.print(Text(visible(text), style="dim"), soft_wrap=True)
 
     def close(self) -> None:
         """Draw the last state once more and leave it on the screen."""

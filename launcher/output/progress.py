@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from launcher.output.lines import LogLine
+from trainer.shared.text import visible
 
 Value = int | float | str
 
@@ -158,7 +159,7 @@ def step_cells(step: ProgressLine, *, ascii_only: bool = False) -> dict[str, str
         cells["bar"] = full * filled + empty * (_BAR_WIDTH - filled)
         cells["step"] = f"{done:.0f}/{steps:.0f}"
     for name, value in fields.items():
-        text = step.fields[name] if value is None else f"{value:.4g}"
+        text = visible(str(step.fields[name])) if value is None else f"{value:.4g}"
         cells[name] = f"{text} images/s" if name == "fps" else f"{name} {text}"
     return cells
 

@@ -15,6 +15,7 @@ from launcher import API_VERSION, PROGRAM
 from launcher.jobs import JobEvent, JobRef, JobState, PreflightFinding
 from launcher.output.progress import JobProgress, ProgressLine, step_cells
 from trainer.shared.durations import format_duration
+from trainer.shared.text import visible
 
 if TYPE_CHECKING:
     from launcher.output.follow import LogFollow
@@ -99,7 +100,7 @@ def status_text(state: JobState, progress: JobProgress, events: Iterable[JobEven
         "backend": state.ref.backend,
         "continue": continuation(state, where),
     }
-    lines = [f"  {_clock(event.time)}  {event.text}" for event in events]
+    lines = [f"  {_clock(event.time)}  {visible(event.text)}" for event in events]
     return "\n".join([_rows(rows), "events", *lines])
 
 
@@ -189,12 +190,13 @@ def _document(kind: str, **fields: Any) -> dict[str, Any]:
 def _rows(rows: Mapping[str, str]) -> str:
     """Return one line for each row that has a text."""
     width = max(len(name) for name, text in rows.items() if text)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items() if text)
+    return "\n".join(f"{name:<{width}}  {visible(text)}" for name, text in rows.items() if text)
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    cells = [list(map(visible, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
 
 
 def _runs(train: Mapping[str, Any] | None) -> str:

@@ -21,6 +21,11 @@ def visible(text: str) -> str:
     return _INVISIBLE.sub(_escape, text)
 
 
+def visible_bytes(data: bytes) -> str:
+    r"""Return UTF-8 text for a terminal as `visible` does; bytes that are not text become `\xe9`."""
+    return visible(data.decode("utf-8", "surrogateescape"))
+
+
 def _escape(match: re.Match[str]) -> str:
     character = match[0]
     code = ord(character)
