@@ -2,8 +2,8 @@
 
 `live` draws in the terminal. Only that module imports rich, so that a pipe or a CI job does not pay for it.
 
-The lines of a job are data: a terminal would obey their control characters, so they are shown as escapes. A pipe, a file
-and `--raw` get the bytes as they are.
+The lines of a job are data: a terminal would obey their control characters, so they are shown as escapes. A pipe, a
+file and `--raw` get the bytes as they are.
 """
 
 import json

@@ -30,7 +30,7 @@ class Fault:
         at_s: seconds after the first connection.
         lasts_s: of a silence, slowness, black hole or dead server. A black hole ends for new connections only: the
             older ones stay silent.
-        victims: a black hole and a dead server hit all connections, also new ones.
+        victims: a black hole hits new connections too, and a dead server all of them.
         bytes_per_s: of slowness.
     """
 
@@ -57,6 +57,7 @@ class FaultRelay:
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._listening.getsockname()[1]
         self._connections: set[_Connection] = set()
+        self._hole: Victims = "all"
         self._hole_until = 0.0
         self._ended = threading.Event()
 
@@ -88,11 +89,14 @@ class FaultRelay:
                 if not self._has_begun.is_set():
                     self._begin()
                     self._has_begun.set()
-                connection = _Connection(client, socket.create_connection(("127.0.0.1", self._target)))
-                if time.monotonic() < self._hole_until:
-                    connection.silent_until = math.inf
+                connection = _Connection(
+                    client, socket.create_connection(("127.0.0.1", self._target)), self._is_in_hole
+                )
                 self._connections.add(connection)
                 connection.start()
+
+    def _is_in_hole(self, connection: "_Connection") -> bool:
+        return time.monotonic() < self._hole_until and connection.is_victim(self._hole)
 
     def _act(self) -> None:
         self._has_begun.wait()
@@ -105,7 +109,7 @@ class FaultRelay:
                 continue
             until = time.monotonic() + fault.lasts_s
             if fault.kind == "black hole":
-                self._hole_until = until
+                self._hole, self._hole_until = fault.victims, until
             for connection in [item for item in tuple(self._connections) if item.is_victim(fault.victims)]:
                 connection.suffer(fault, until)
 
@@ -122,7 +126,10 @@ class FaultRelay:
 class _Connection:
     """A client's connection and the relay's own to the server."""
 
-    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+    def __init__(
+        self, client: socket.socket, server: socket.socket, is_in_hole: Callable[["_Connection"], bool]
+    ) -> None:
+        self._is_in_hole = is_in_hole
         self._client = client
         self._server = server
         self._closed = threading.Event()
@@ -173,6 +180,8 @@ class _Connection:
             while data := source.recv(_BLOCK):
                 if source is self._client and b" /" in data:
                     self._carries = "logs" if b"/log?" in data else "others" if b" HTTP/1." in data else "all"
+                    if self._is_in_hole(self):
+                        self.silent_until = math.inf
                 while time.monotonic() < self.silent_until and not self._closed.wait(_TICK_S):
                     pass
                 if time.monotonic() < self._slow_until:

@@ -59,7 +59,7 @@ def random_schedule(seed: int) -> Schedule:
     faults = []
     for _ in range(chance.randint(1, 7)):
         kind = chance.choice(_KINDS)
-        lasts_s = chance.choice((2, 15, 70, math.inf) if kind == "silence" else (0.3, 1, 3, 8, 20))
+        lasts_s = chance.choice((2, 15, 70, math.inf) if kind == "silence" else (0.3, 1, 3, 8, 20, 50))
         faults.append(Fault(moment(), kind, chance.choice(_VICTIMS), lasts_s))
     starts_s = [moment() for _ in range(chance.choice((0, 0, 1, 2)))]
     away = [(start, start + chance.uniform(0.5, 20)) for start in starts_s]
@@ -73,6 +73,7 @@ def _one_pod(name: str, *faults: Fault, away: Sequence[tuple[float, float]] = ()
 KNOWN_SCHEDULES = (
     _one_pod("silent before the end", Fault(5.5, "silence", "logs")),
     _one_pod("silent before the end, and so are all new ones", Fault(5.5, "black hole", lasts_s=35)),
+    _one_pod("silent logs before the end, and so are new ones", Fault(5.5, "black hole", "logs", lasts_s=35)),
     _one_pod("no server at first", Fault(0, "server killed", lasts_s=5)),
     _one_pod("no server at the end", Fault(5.5, "server killed", lasts_s=20)),
     _one_pod("no kubelet at the end", away=[(5.5, 40)]),
