@@ -16,7 +16,7 @@ from docs.options import describe
 from launcher.cluster.defaults import NO_DEFAULTS
 from launcher.cluster.rbac import CLUSTER_VERBS, rules
 from launcher.settings.hardware import DEVICE_COUNTS, PRESETS
-from launcher.settings.options import EFFECTS, NAME_PATTERN, OBJECT, QUALIFIED, VALUE, VARIABLE, JobOptions
+from launcher.settings.options import EFFECTS, IMAGE, NAME_PATTERN, OBJECT, QUALIFIED, VALUE, VARIABLE, JobOptions
 from launcher.settings.quantities import PATTERN
 from trainer.shared.config import EMULATED, MODE_PRESETS, TrainConfig
 from trainer.shared.yaml_text import to_yaml
@@ -44,6 +44,7 @@ _RULES: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("queue", "priority_class"), _NAME),
     **dict.fromkeys(("data_path", "weights"), _ABSOLUTE),
     "name": {"type": "string", "pattern": NAME_PATTERN},
+    "image": {"pattern": f"^({IMAGE.pattern})$"},
     "resume": {"pattern": "^(/|auto$)"},
     "checkpoint_every": _INTERVAL,
 }

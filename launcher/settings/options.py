@@ -27,6 +27,12 @@ _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _RELEASE = re.compile(r"[a-z0-9]([-a-z0-9.]{0,51}[a-z0-9])?")
 QUALIFIED = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+# A reference as github.com/distribution/reference has it. A registry has a dot or a port, or is localhost.
+_REGISTRY = r"(([A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+|localhost)(:[0-9]+)?|([A-Za-z0-9-]+|\[[0-9a-fA-F:]+\]):[0-9]+)"
+_COMPONENT = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
+IMAGE = re.compile(
+    rf"({_REGISTRY}/)?{_COMPONENT}(/{_COMPONENT})*(:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(@[a-z0-9]+:[0-9a-fA-F]{{32,}})?"
+)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 # Variables that the launcher, the node or Volcano sets in each pod.
@@ -167,9 +173,11 @@ class ClusterOptions(BaseModel):
         "7d", "Remove an ended job, its log too, after this time; none keeps it."
     )
 
-    image: Annotated[str | None, Optional, _matching(re.compile(r"\S+"), "is not an image's name")] = _in_pods(
-        None, "Image of the trainer."
-    )
+    image: Annotated[
+        str | None,
+        Optional,
+        _matching(IMAGE, "is not an image's name, like registry.example/pnas:0.1.0, in lower case"),
+    ] = _in_pods(None, "Image of the trainer.")
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = _in_pods(
         "IfNotPresent", "When a node pulls the image."
     )

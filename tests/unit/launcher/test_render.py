@@ -118,6 +118,15 @@ def test_kubectl_describe_shows_the_jobs_purpose_and_how_to_follow_it() -> None:
     assert annotations["pnas/follow"] == "python -m launcher logs big --follow"
 
 
+@pytest.mark.parametrize(
+    "image",
+    ["x", "a/b/c", "r.example/pnas", "r.example:5000/a_b/c__d-e.f:V1.0-x_", "localhost/pnas:test", "REG.example/x", "reg:5000/x",
+     "[::1]:5000/x", "localhost:5000/x", f"r.example/x:1@sha256:{'0' * 64}"],
+)  # fmt: skip
+def test_every_name_of_an_image_is_accepted(image: str) -> None:
+    assert spec(image=image).pods.image == image
+
+
 @pytest.mark.parametrize("text", ["16", ".5", "500m", "1e3", "1Pi", "2Ei", "3.5Gi", "1E"])
 def test_every_quantity_of_kubernetes_is_accepted(text: str) -> None:
     assert spec(cpu=text).pods.cpu == text
@@ -155,6 +164,22 @@ def test_an_overlay_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        *(
+            ({"image": image}, f"--image {image}: is not an image's name")
+            for image in (
+                "UPPER/case:1",
+                "r.example/Upper",
+                "x:",
+                "x@",
+                "x@sha256:0",
+                "/x",
+                "x/",
+                "a//b",
+                "x:-a",
+                "u:p@r.example/x",
+                "http://r/x",
+            )
+        ),
         ({"npus": 3}, "--npus 3: a pod has 1, 2, 4, 8 NPUs"),
         ({"npus": 16}, "for more, add --nodes"),
         ({"nodes": 0}, "--nodes 0"),
