@@ -2,7 +2,8 @@
 
 `test-<torch>.txt` pins all packages of `make test`, and `run-<torch>.txt` those for `make run`, in equal versions.
 For the torch of the images (docker/Dockerfile.ascend), `npu-<torch>.txt` and `cpu-<torch>.txt` replace the latter; they
-are for Linux on aarch64 and on x86_64. The files contain no index addresses.
+are for Linux on aarch64 and on x86_64. `torch-<torch>.txt` has x86_64's torch, which only another index has. The files
+contain no index addresses.
 """
 
 import re
@@ -32,6 +33,7 @@ IMAGES = {
 # PyPI's torch for x86_64 brings four gigabytes of CUDA, and torch_npu's wheel refuses it. torch_npu requires the +cpu
 # build, which only PyTorch's own index has. The hash belongs to its wheel for CPython 3.11.
 WITHOUT_CUDA = "add3e93ecc1eeaa6853f6a973ce60ffb3cb14ed2e80f5055e139b09385dce0a7"
+X86_64_TORCH = f"torch=={IMAGES_TORCH}+cpu ; platform_machine == 'x86_64' \\\n    --hash=sha256:{WITHOUT_CUDA}\n"
 
 
 def lock(torch: str) -> None:
@@ -48,16 +50,15 @@ def lock(torch: str) -> None:
         output = FOLDER / f"{device}-{torch}.txt"
         _compile(image["extras"], [*tested, *image["pins"]], output, IN_AN_IMAGE)
         output.write_text(for_both_machines(output.read_text()))
+    (FOLDER / f"torch-{torch}.txt").write_text(X86_64_TORCH)
 
 
 def for_both_machines(text: str) -> str:
-    """Extend the requirements of an aarch64 machine to x86_64, and return them.
+    """Return the requirements of an aarch64 machine for x86_64 too.
 
-    They leave out torchvision for x86_64, because PyPI has no build of it without CUDA. docker/Dockerfile.ascend
-    installs it.
+    For x86_64 they leave out torch and torchvision, because PyPI has no build of them without CUDA.
+    docker/Dockerfile.ascend installs both from PyTorch's own index.
     """
-    x86_64 = f"torch=={IMAGES_TORCH}+cpu ; platform_machine == 'x86_64' \\\n    --hash=sha256:{WITHOUT_CUDA}\n"
-    text = re.sub(r"^torch==.*\n(?:    --hash.*\n)+", lambda pin: pin[0] + x86_64, text, flags=re.MULTILINE)
     aarch64 = r"\1 ; platform_machine == 'aarch64' \\"
     return re.sub(r"^((?:torch|torchvision)==[0-9.]+) \\$", aarch64, text, flags=re.MULTILINE)
 

@@ -4,6 +4,7 @@ The stand-in for CANN is testbed/artifacts/cann_image.py: torch can be imported 
 """
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -133,3 +134,18 @@ def test_the_image_stops_by_sigterm_and_carries_its_labels(built_image: TrainerI
     assert config["Entrypoint"][0] == "/usr/bin/tini"
     labels = {name.rpartition(".")[2]: value for name, value in config["Labels"].items()}
     assert labels.items() >= {"version": VERSION, "revision": trainer_image.REVISION, "name": cann_image.tag()}.items()
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "text"),
+    [
+        ("torch", ("/opt/pnas/bin/python", "--version"), "Python 3.11"),
+        ("packages", ("/opt/pnas/bin/pip", "show", "cyclopts"), "Name: cyclopts"),
+        ("build", ("/opt/pnas/bin/python", "-m", "trainer", "--version"), f"pnas {VERSION}"),
+    ],
+)
+def test_each_stage_is_built_and_tried_by_itself(
+    built_image: TrainerImage, tmp_path: Path, stage: str, words: tuple[str, ...], text: str
+) -> None:
+    assert built_image.archive.exists(), "its layers are in the cache"
+    assert text in trainer_image.run_in_stage(stage, tmp_path, *words)

@@ -61,21 +61,13 @@ def build(folder: Path) -> TrainerImage:
     Raises:
         BuildError: a step failed; the message is one line and names the log.
     """
-    contexts = {"requirements": folder / "requirements", "apex": folder / "apex"}
-    _write_requirements(contexts["requirements"])
-    _write_apex(contexts["apex"])
-    command = [*_BUILDAH, "build", "--layers", "--isolation=chroot", "--pull-never", f"--tag={IMAGE}"]
-    command += ["--file=docker/Dockerfile.ascend", f"--build-arg=REVISION={REVISION}"]
-    command += [f"--build-arg=BASE={cann_image.tag()}", "--build-arg=TORCH_INDEX=", "--build-arg=TORCHVISION="]
-    command += [f"--build-context={name}={path}" for name, path in contexts.items()]
-    command += [*_pip_options(folder), "."]
     archive = folder / "image.tar"
     with binaries.locked(binaries.CACHE / "images.lock"):
         if not _inspect(cann_image.tag()):
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 cann_image.build(_BUILDAH, Path(scratch), _run)
         old_base = _inspect(IMAGE).get("FromImageID")
-        _run(*command)
+        _run(*_build_command(folder), f"--tag={IMAGE}", ".")
         image = _inspect(IMAGE)
         if old_base not in (None, image["FromImageID"]):
             # The old layers would fill the disk, one build after the other.
@@ -85,9 +77,39 @@ def build(folder: Path) -> TrainerImage:
     return TrainerImage(archive, image["OCIv1"]["config"])
 
 
+def run_in_stage(stage: str, folder: Path, *words: str) -> str:
+    """Build one stage by itself, run a command in it, and return the command's output.
+
+    Raises:
+        BuildError: the stage cannot be built, or the command failed.
+    """
+    name = f"localhost/pnas-stage:{stage}"
+    with binaries.locked(binaries.CACHE / "images.lock"):
+        _run(*_build_command(folder), f"--target={stage}", f"--tag={name}", ".")
+        container = _run(*_BUILDAH, "from", "--pull-never", name)
+        try:
+            return _run(*_BUILDAH, "run", "--isolation=chroot", container, "--", *words)
+        finally:
+            _run(*_BUILDAH, "rm", container)
+
+
+def _build_command(folder: Path) -> list[str]:
+    """Return the command that builds the image, up to its name and the context."""
+    contexts = {"requirements": folder / "requirements", "apex": folder / "apex"}
+    _write_requirements(contexts["requirements"])
+    _write_apex(contexts["apex"])
+    command = [*_BUILDAH, "build", "--layers", "--isolation=chroot", "--pull-never"]
+    command += ["--file=docker/Dockerfile.ascend", f"--build-arg=REVISION={REVISION}"]
+    command += [f"--build-arg=BASE={cann_image.tag()}", "--build-arg=TORCH_INDEX=", "--build-arg=TORCHVISION="]
+    command += [f"--build-context={name}={path}" for name, path in contexts.items()]
+    return [*command, *_pip_options(folder)]
+
+
 def _write_requirements(folder: Path) -> None:
     pinned = (container_runtime.CHECKOUT / "requirements" / REQUIREMENTS).read_text()
     blocks = {block.partition("==")[0]: block for block in re.split(r"\n(?=[a-z])", pinned.strip())}
+    # An empty file: pip installs nothing.
+    _write(folder / "torch-2.9.0.txt", "")
     _write(folder / REQUIREMENTS, "\n".join(blocks[name] for name in sorted(WITHOUT_TORCH)) + "\n")
 
 
