@@ -14,10 +14,11 @@ import yaml
 from docs.formats import pretty_json, table
 from docs.options import describe
 from launcher.cluster.defaults import NO_DEFAULTS
-from launcher.cluster.rbac import CLUSTER_VERBS, rules
+from launcher.cluster.rbac import CLUSTER_VERBS, CUSTOM_VERBS, KUBERNETES_VERBS, rules
 from launcher.settings.hardware import DEVICE_COUNTS, PRESETS
 from launcher.settings.options import EFFECTS, IMAGE, NAME_PATTERN, OBJECT, QUALIFIED, VALUE, VARIABLE, JobOptions
 from launcher.settings.quantities import PATTERN
+from launcher.settings.secrets import HARMLESS_NAME, SECRET_NAME, SECRET_VALUE
 from trainer.shared.config import EMULATED, MODE_PRESETS, TrainConfig
 from trainer.shared.yaml_text import to_yaml
 
@@ -88,7 +89,18 @@ the hook: `kubectl logs job/RELEASE-submit`. Correct the value and run `helm upg
 ## Test
 
 Once `defaults.image` is set, `helm test pnas` checks that the account has every right that the launcher uses, that both
-claims are bound, and, with `rbac.cluster`, that nodes have NPUs.
+claims are bound, and, with `rbac.cluster`, that nodes have NPUs. Helm leaves the test's pod, `pnas-test`, with its log,
+until the next test; `kubectl delete pod pnas-test` removes it.
+
+## Install as the administrator of one namespace
+
+The ClusterRole `admin`, bound in the namespace, is enough. But Kubernetes does not let a user give rights that the user
+lacks, such as rights on Volcano's objects. On a cluster with Volcano, either install with `rbac.volcano: false`, and
+submit with `--backend batch`; or ask the cluster's administrator to add these rights to `admin`:
+
+    kubectl create clusterrole pnas-volcano --verb '*' \\
+      --resource jobs.batch.volcano.sh,podgroups.scheduling.volcano.sh,commands.bus.volcano.sh
+    kubectl label clusterrole pnas-volcano rbac.authorization.k8s.io/aggregate-to-admin=true
 
 ## Pod Security
 
@@ -109,9 +121,12 @@ A value that the chart does not know is an error.
 
 def files() -> dict[Path, str]:
     """Return the text of each file."""
+    secrets = {"name": SECRET_NAME, "harmless": HARMLESS_NAME, "value": SECRET_VALUE}
     texts = {
         "values.schema.json": pretty_json(schema()) + "\n",
-        "files/rules.yaml": to_yaml(rules()),
+        "files/rules.yaml": to_yaml(rules(KUBERNETES_VERBS)),
+        "files/volcano-rules.yaml": to_yaml(rules(CUSTOM_VERBS)),
+        "files/secrets.json": pretty_json(secrets) + "\n",
         "files/cluster-rules.yaml": to_yaml(rules(CLUSTER_VERBS)),
         "README.md": "\n".join([_INTRODUCTION + "".join(_rows()), *_settings_table()]),
     }
@@ -138,7 +153,7 @@ def schema() -> dict[str, Any]:
         "namespace": _NAME,
         "apiGroup": {"type": "string"},
     }
-    subjects = {"type": "array", "items": {**_closed(subject), "required": ["kind", "name"]}}
+    subjects = {"type": "array", "items": _closed(subject, "namespace", "apiGroup")}
     text = {"type": "string"}
     toleration = {
         **{"key": text, "operator": {"enum": ["Exists", "Equal"]}, "value": text},
@@ -146,31 +161,40 @@ def schema() -> dict[str, Any]:
     }
     placement = {
         "nodeSelector": {"type": "object", "additionalProperties": text},
-        "tolerations": {"type": "array", "items": _closed(toleration)},
+        "tolerations": {"type": "array", "items": _closed(toleration, *toleration)},
     }
-    resources = _closed({"requests": _QUANTITIES, "limits": _QUANTITIES})
+    resources = _closed({"requests": _QUANTITIES, "limits": _QUANTITIES}, "requests", "limits")
     settings = _settings()
     of_any_job = {name: _reference(name) for name in settings if name not in _OF_A_JOB}
     values = {
         "serviceAccount": _closed({"create": _SWITCH, "name": _NAME}),
-        "rbac": _closed({"create": _SWITCH, "cluster": _SWITCH, "subjects": subjects}),
+        "rbac": _closed(
+            {"create": _SWITCH, "volcano": {"enum": ["auto", True, False]}, "cluster": _SWITCH, "subjects": subjects},
+            "subjects",
+        ),
         "claims": _closed({"data": _reference("claim"), "output": _reference("claim")}),
-        "queue": _closed(queue),
-        "tensorboard": _closed({"enabled": _SWITCH, "resources": resources}),
-        "placement": _closed(placement),
-        "job": _closed({"enabled": _SWITCH, **{name: _reference(name) for name in settings}}),
+        "queue": _closed(queue, "capability"),
+        "tensorboard": _closed({"enabled": _SWITCH, "resources": resources}, "resources"),
+        "placement": _closed(placement, *placement),
+        "job": _closed({"enabled": _SWITCH, **{name: _reference(name) for name in settings}}, *settings),
         "defaults": _reference("defaults"),
-        "modes": _closed({mode: _reference("defaults") for mode in MODE_PRESETS}),
+        "modes": _closed({mode: _reference("defaults") for mode in MODE_PRESETS}, *MODE_PRESETS),
         # Helm gives it to a chart that is part of another; the chart does not read it.
         "global": {"type": "object"},
     }
-    definitions = {**settings, "claim": _closed(claim), "defaults": _closed(of_any_job)}
+    definitions = {**settings, "claim": _closed(claim, "storageClass"), "defaults": _closed(of_any_job, *of_any_job)}
     head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Values of the chart pnas"}
-    return {**head, **_closed(values), "definitions": definitions}
+    return {**head, **_closed(values, "global"), "definitions": definitions}
 
 
-def _closed(properties: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "additionalProperties": False, "properties": dict(properties)}
+def _closed(properties: Mapping[str, Any], *optional: str) -> dict[str, Any]:
+    """Return the schema of an object with these properties. The templates read all of them but the optional ones.
+
+    Helm removes a value that a user sets to null: then the schema says which one is missing, and no template fails.
+    """
+    required = [name for name in properties if name not in optional]
+    closed = {"type": "object", "additionalProperties": False, "properties": dict(properties)}
+    return {**closed, "required": required} if required else closed
 
 
 def _reference(name: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.cluster.rbac import CLUSTER_VERBS, rules
+from launcher.cluster.rbac import CLUSTER_VERBS, CUSTOM_VERBS, KUBERNETES_VERBS, Verbs, rules
 from launcher.commands.render import manifests_of
 from launcher.kinds.labels import MANAGED
 from launcher.manifests.render import to_stream
@@ -26,7 +26,15 @@ _LABELS = {"app.kubernetes.io/name": MANAGED["app.kubernetes.io/name"]}
 
 def files() -> dict[Path, str]:
     """Return the text of each file."""
-    objects = {"rbac.yaml": list(_rights()), "cluster-role.yaml": [_cluster_role()], "claims.yaml": list(_claims())}
+    objects = {
+        "rbac.yaml": [
+            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta(ACCOUNT)},
+            *_role(ACCOUNT, KUBERNETES_VERBS),
+        ],
+        "rbac-volcano.yaml": list(_role(f"{ACCOUNT}-volcano", CUSTOM_VERBS)),
+        "cluster-role.yaml": [_cluster_role()],
+        "claims.yaml": list(_claims()),
+    }
     objects |= {name: manifests_of({**options, "image": IMAGE}, None) for name, options in JOBS.items()}
     return {FOLDER / name: f"{_header(name)}\n{to_stream(items)}" for name, items in objects.items()}
 
@@ -41,27 +49,31 @@ def _header(name: str) -> str:
             f"kubectl create clusterrolebinding {ACCOUNT} --clusterrole {ACCOUNT} --serviceaccount NAMESPACE:{ACCOUNT}"
         )
         return f"{origin} Optional: kubectl apply --filename {name}, then\n# {bind}"
+    if name == "rbac-volcano.yaml":
+        origin = f"{origin} For a cluster with Volcano:"
     return f"{origin} kubectl apply --namespace NAMESPACE --filename {name}"
 
 
-def _rights() -> Iterator[dict[str, Any]]:
-    """Yield an account with the launcher's rights. A RoleBinding gives the Role to further users."""
-    api, meta = "rbac.authorization.k8s.io", {"name": ACCOUNT, "labels": _LABELS}
-    yield {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta}
-    yield {"apiVersion": f"{api}/v1", "kind": "Role", "metadata": meta, "rules": rules()}
+def _meta(name: str) -> dict[str, Any]:
+    return {"name": name, "labels": _LABELS}
+
+
+def _role(name: str, verbs: Verbs) -> Iterator[dict[str, Any]]:
+    """Yield a Role with these rights, and its binding to the account. A RoleBinding gives it to further users."""
+    api = "rbac.authorization.k8s.io"
+    yield {"apiVersion": f"{api}/v1", "kind": "Role", "metadata": _meta(name), "rules": rules(verbs)}
     yield {
         "apiVersion": f"{api}/v1",
         "kind": "RoleBinding",
-        "metadata": meta,
-        "roleRef": {"apiGroup": api, "kind": "Role", "name": ACCOUNT},
+        "metadata": _meta(name),
+        "roleRef": {"apiGroup": api, "kind": "Role", "name": name},
         "subjects": [{"kind": "ServiceAccount", "name": ACCOUNT}],
     }
 
 
 def _cluster_role() -> dict[str, Any]:
     """Return the right to read nodes and queues: with it the launcher reports too few NPUs or a closed queue early."""
-    meta = {"name": ACCOUNT, "labels": _LABELS}
-    rights = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": meta}
+    rights = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": _meta(ACCOUNT)}
     return {**rights, "rules": rules(CLUSTER_VERBS)}
 
 
@@ -71,6 +83,6 @@ def _claims() -> Iterator[dict[str, Any]]:
         yield {
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
-            "metadata": {"name": name, "labels": _LABELS},
+            "metadata": _meta(name),
             "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": size}}},
         }

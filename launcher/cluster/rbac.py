@@ -1,4 +1,4 @@
-"""The rights that a launcher needs in a namespace, and no more: the Role of k8s/manifests/rbac.yaml. Pure.
+"""The rights that a launcher needs in a namespace, and no more: the Roles of k8s/manifests. Pure.
 
 A test on a cluster compares them, in both directions, with the requests of a launcher that its API server saw.
 """
@@ -35,8 +35,13 @@ def cluster_rights(kinds: Iterable[Kind] = ()) -> Verbs:
 
 
 ALL_KINDS = tuple(map(kind_named, KIND_NAMES))
-VERBS = namespace_rights(ALL_KINDS)
-"""The verbs that the Role of the chart and of k8s/manifests grants, for all kinds of job."""
+_NEEDED = namespace_rights(ALL_KINDS)
+KUBERNETES_VERBS = {resource: verbs for resource, verbs in _NEEDED.items() if not resource.is_custom}
+"""The verbs on Kubernetes' own objects. The administrator of one namespace has these rights, and so can give them."""
+CUSTOM_VERBS = {resource: verbs for resource, verbs in _NEEDED.items() if resource.is_custom}
+"""The verbs on Volcano's objects, which the administrator of one namespace may lack."""
+VERBS = {**KUBERNETES_VERBS, **CUSTOM_VERBS}
+"""The verbs that the Roles of the chart and of k8s/manifests grant, for all kinds of job."""
 CLUSTER_VERBS = cluster_rights(ALL_KINDS)
 """The verbs that their ClusterRole grants."""
 

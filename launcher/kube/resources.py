@@ -16,6 +16,11 @@ class Resource(NamedTuple):
         """The version in the form that objects use: `v1`, `batch/v1`."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
+    @property
+    def is_custom(self) -> bool:
+        """Whether another project defines it, such as Volcano: Kubernetes' own groups have no dot, or end in k8s.io."""
+        return "." in self.group and not self.group.endswith(".k8s.io")
+
     def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
         """Return the path of all objects of a namespace, of one object, or of a part of one."""
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"

@@ -20,14 +20,17 @@ HARMLESS_NAME = (
     r"_(DIR|ENABLED|FILE|METHOD|MODE|NAME|PATH|TTL|TYPE|URL)$|^(MAX_TOKENS|MAX_NEW_TOKENS|SORT_KEY|PWD|OLDPWD)$"
     r"|(^|_)PUBLIC_"
 )
+# Values, where Go's regular expressions read them too: a password in a URL, and known keys.
+SECRET_VALUE = (
+    r"://[^\s/?#@:]*:[^\s/?#@$][^\s/?#@]*@|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|\b((ghp|gho|ghs|ghu|github_pat|glpat|hf|npm|pypi|dckr_pat|xox[abp]|sk)[-_][A-Za-z0-9]{10}|A[KS]IA[A-Z0-9]{12})"
+)
 _SWITCH = re.compile(r"[0-9.]*|true|false|yes|no|on|off|none|auto", re.IGNORECASE)
 _VALUE = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY"
-    r"|\b((ghp|gho|ghs|ghu|github_pat|glpat|hf|npm|pypi|dckr_pat|xox[abp]|sk)[-_][A-Za-z0-9]{10}|A[KS]IA[A-Z0-9]{12})"
-    r"|\beyJ[\w-]{8,}\.[\w-]{8,}|\bAIza[\w-]{30}"
+    SECRET_VALUE + r"|\beyJ[\w-]{8,}\.[\w-]{8,}|\bAIza[\w-]{30}"
     r"|\bbearer\s+(?=[^\s]*\d)[\w.~+/-]{12}"
-    # The password of a URL, or of a proxy without `http://`; `$(NAME)` takes it from a variable.
-    r"|://[^\s/?#@:]*:(?!\$)[^\s/?#@]+@|^(?!mailto:)[^\s/@:]+:(?!\$)[^\s/@]+@(?!sha256:)[\w.-]+(:\d+)?/?$",
+    # The password of a proxy without `http://`; `$(NAME)` takes it from a variable.
+    r"|^(?!mailto:)[^\s/@:]+:(?!\$)[^\s/@]+@(?!sha256:)[\w.-]+(:\d+)?/?$",
     re.IGNORECASE,
 )
 # In a command, a URL's query or a connection string: --token=x, ?sig=x, HF_TOKEN=x, Password=x;

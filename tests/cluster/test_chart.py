@@ -72,7 +72,7 @@ def test_a_namespace_is_ready_for_the_short_command_and_keeps_its_claims(helm: H
     assert "--image is missing" in without.stderr
     names = ("pnas-data", "pnas-output")
     volumes(cluster, namespace, {name: terminal.home / name for name in names}, size="200Gi")
-    more = f"rbac.cluster=true,defaults.image={images.TRAINER},defaults.image_pull_policy=Never"
+    more = f"rbac.cluster=true,rbac.volcano=true,defaults.image={images.TRAINER},defaults.image_pull_policy=Never"
     assert "--image" not in helm("upgrade", "pnas", str(CHART), "--reuse-values", "--set", more)
     wait_until_bound(cluster, namespace, *names)
     done = terminal.run(*short)
@@ -94,6 +94,22 @@ def test_a_namespace_is_ready_for_the_short_command_and_keeps_its_claims(helm: H
     helm("install", "other", str(CHART))
     annotations = cluster.get("persistentvolumeclaim", "pnas-data", *where)["metadata"]["annotations"]
     assert annotations["meta.helm.sh/release-name"] == "pnas", "another release's claim is used as it is"
+
+
+def test_the_administrator_of_one_namespace_installs_upgrades_and_uninstalls(helm: Helm, terminal: Terminal) -> None:
+    kubectl, namespace = terminal.cluster.kubectl, terminal.namespace
+    kubectl("create", "serviceaccount", "owner", "--namespace", namespace)
+    account = f"--serviceaccount={namespace}:owner"
+    kubectl("create", "rolebinding", "owner", "--clusterrole=admin", account, "--namespace", namespace)
+    token = kubectl("create", "token", "owner", "--namespace", namespace).strip()
+    config = terminal.kubeconfig_with("owner", lambda config: config["users"][0].update(user={"token": token}))
+    owner = replace(helm, kubeconfig=config)
+    refused = owner.run("install", "greedy", str(CHART), "--set", "rbac.volcano=true")
+    assert "attempting to grant RBAC permissions not currently held" in refused.stderr
+    owner("uninstall", "greedy")
+    owner("install", "pnas", str(CHART), "--set", "rbac.volcano=false")
+    owner("upgrade", "pnas", str(CHART), "--set", f"rbac.volcano=false,defaults.image={images.TRAINER}")
+    owner("uninstall", "pnas")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from docs.chart import CHART
+from launcher.cluster.rbac import KUBERNETES_VERBS, VERBS, Verbs, rules
 from launcher.commands.render import manifests_of
 from tests.cluster.support.helm import HELMS, run_template, template
 from tests.cluster.support.job_settings import ON_HARDWARE, PLAIN, Settings, settings
@@ -105,6 +106,12 @@ def test_defaults_and_modes_reach_the_launcher_unchanged(helm: str, tmp_path: Pa
         ({"job": {"backend": "local"}}, "'/job/backend': value must be one of 'auto', 'volcano', 'batch'"),
         ({"job": {"device": "npu-emulated"}}, "'/job/device': value must be one of 'auto', 'npu', 'cuda', 'cpu'"),
         ({"job": {"name": "My_Job"}}, "'/job/name'"),
+        ({"job": {"image": "UPPER/case:1"}}, "'/job/image'"),
+        ({"rbac": {"volcano": "maybe"}}, "'/rbac/volcano': value must be one of 'auto', true, false"),
+        ({"defaults": {"env": {"HF_TOKEN": "hidden"}}}, "defaults.env: HF_TOKEN looks like a secret"),
+        ({"job": {"env": ["A=1", "db-password=hidden"]}}, "'/job/env"),
+        ({"job": {"env": ["A=1", "DB_PASSWORD=hidden"]}}, "job.env: DB_PASSWORD looks like a secret"),
+        ({"modes": {"eval": {"env": "URL=amqp://u:hidden@h"}}}, "modes.eval.env: URL looks like a secret"),
         ({"job": {"ttl": 0}}, "'/job/ttl'"),
         ({"job": {"ttl": "0"}}, "'/job/ttl'"),
         ({"job": {"ttl": "0h 0m"}}, "'/job/ttl'"),
@@ -140,6 +147,48 @@ def test_a_mistake_is_named_before_anything_is_created(
     done = run_template(HELMS[helm](), CHART, "--values", str(file))
     assert done.returncode != 0
     assert message in done.stderr
+
+
+def paths(values: Settings, above: str = "") -> Iterator[str]:
+    """Yield the path of every value, and of every mapping of values."""
+    for name, value in values.items():
+        yield f"{above}{name}"
+        if isinstance(value, dict):
+            yield from paths(value, f"{above}{name}.")
+
+
+@pytest.mark.parametrize("helm", list(HELMS))
+def test_a_value_that_is_null_is_named_as_missing_or_has_no_effect(helm: str) -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+    missing = []
+    for path in paths(values):
+        done = run_template(
+            HELMS[helm](), CHART, "--set", f"defaults.image=r/pnas:1,tensorboard.enabled=true,{path}=null"
+        )
+        if done.returncode:
+            parent, _, name = path.rpartition(".")
+            assert f"missing property '{name}'" in done.stderr, done.stderr
+            assert not parent or f"'/{parent.replace('.', '/')}'" in done.stderr
+            missing.append(path)
+    assert {"rbac", "rbac.create", "claims.data", "claims.output.size", "job", "defaults", "modes"} <= set(missing)
+    assert not {"rbac.subjects", "queue.capability", "tensorboard.resources", "placement.tolerations"} & set(missing)
+
+
+@pytest.mark.parametrize("helm", list(HELMS))
+@pytest.mark.parametrize(
+    ("words", "verbs"),
+    [
+        ((), KUBERNETES_VERBS),
+        (("--api-versions", "batch.volcano.sh/v1alpha1"), VERBS),
+        (("--set", "rbac.volcano=true"), VERBS),
+        (("--api-versions", "batch.volcano.sh/v1alpha1", "--set", "rbac.volcano=false"), KUBERNETES_VERBS),
+    ],
+)
+def test_the_role_has_volcanos_rights_if_the_cluster_has_volcano_or_the_user_says_so(
+    helm: str, words: tuple[str, ...], verbs: Verbs
+) -> None:
+    objects = [item for item in yaml.safe_load_all(template(HELMS[helm](), CHART, *words)) if item]
+    assert named(objects, "Role", "pnas-launcher")["rules"] == rules(verbs)
 
 
 def test_the_hooks_run_the_launcher_of_the_jobs_image_as_the_charts_account(tmp_path: Path) -> None:

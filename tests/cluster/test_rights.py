@@ -30,7 +30,8 @@ def terminal(cluster: Cluster, volcano: Volcano, namespace: str, tmp_path: Path)
     claims(cluster, namespace, {name: tmp_path / name for name in ("pnas-data", "pnas-output")})
     kubectl = cluster.kubectl
     kubectl("label", "namespace", namespace, *(f"{name}={value}" for name, value in volcano.labels.items()))
-    kubectl("apply", "--namespace", namespace, "--filename", str(FOLDER / "rbac.yaml"))
+    for name in ("rbac.yaml", "rbac-volcano.yaml"):
+        kubectl("apply", "--namespace", namespace, "--filename", str(FOLDER / name))
     token = kubectl("create", "token", ACCOUNT, "--namespace", namespace).strip()
     admin = Terminal(cluster, namespace, tmp_path, cluster.kubeconfig)
     config = admin.kubeconfig_with("launcher", lambda config: config["users"][0].update(user={"token": token}))

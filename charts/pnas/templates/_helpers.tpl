@@ -26,6 +26,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- toJson $settings }}
 {{- end }}
 
+{{- /* Every user of the namespace can read a ConfigMap. The launcher refuses the same variables, but only later. */ -}}
+{{- define "pnas.refuse-secrets" -}}
+{{- $patterns := .root.Files.Get "files/secrets.json" | fromJson }}
+{{- $place := .place }}
+{{- $env := .settings.env | default list }}
+{{- if kindIs "string" $env }}{{ $env = list $env }}{{ end }}
+{{- range $key, $item := $env }}
+{{- $pair := kindIs "string" $key | ternary (dict "_0" $key "_1" (toString $item)) (splitn "=" 2 (toString $item)) }}
+{{- $words := regexReplaceAll "[^A-Z]+" (upper $pair._0) "_" }}
+{{- $named := and (regexMatch $patterns.name $words) (not (regexMatch $patterns.harmless $words)) }}
+{{- if and $pair._1 (or $named (regexMatch $patterns.value $pair._1)) }}
+{{- fail (printf "%s.env: %s looks like a secret, which every user could read in a ConfigMap: use env_from_secret" $place $pair._0) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- /* Like the pods that train, the chart's own pods pass Pod Security `restricted`. */ -}}
 {{- define "pnas.own-pod" -}}
 {{- with include "pnas.settings" . | fromJson -}}

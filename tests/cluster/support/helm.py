@@ -18,7 +18,7 @@ ALL_ON = (
     *("--set-json", 'queue.capability={"huawei.com/Ascend910": 16}', "--set", "modes.full.batch_size=24"),
     *("--set-json", 'rbac.subjects=[{"kind": "User", "name": "ann", "apiGroup": "rbac.authorization.k8s.io"}]'),
     *("--set", "claims.data.storageClass=fast", "--set-json", 'defaults.node_selector={"accelerator": "910"}'),
-    *("--set", "rbac.cluster=true", "--set", "tensorboard.enabled=true"),
+    *("--set", "rbac.cluster=true", "--set", "rbac.volcano=true", "--set", "tensorboard.enabled=true"),
     *("--set", "job.enabled=true", "--set", "job.backend=volcano", "--set", "job.nodes=2", "--set", "job.npus=8"),
 )
 """Values that switch everything on."""
@@ -26,15 +26,16 @@ ALL_ON = (
 
 @dataclass(frozen=True)
 class Helm:
-    """One version of Helm in one namespace, with the rights of the cluster's administrator."""
+    """One version of Helm in one namespace, with the rights of the cluster's administrator or of a kubeconfig."""
 
     program: Path
     cluster: Cluster
     namespace: str
+    kubeconfig: Path | None = None
 
     def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """Run a command to its end."""
-        options = (f"--kubeconfig={self.cluster.kubeconfig}", f"--namespace={self.namespace}")
+        options = (f"--kubeconfig={self.kubeconfig or self.cluster.kubeconfig}", f"--namespace={self.namespace}")
         command = [str(self.program), *words, *options]
         return _run_program(command)
 

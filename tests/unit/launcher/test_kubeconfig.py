@@ -200,3 +200,23 @@ def test_the_api_uses_the_kubeconfigs_namespace_unless_the_user_names_another(tm
     access = ClusterAccess(kubeconfig=tmp_path / "config")
     assert connect(access).namespace == "training"
     assert connect(ClusterAccess(kubeconfig=tmp_path / "config", namespace="mine")).namespace == "mine"
+
+
+def test_a_pod_logs_in_as_its_service_account_with_its_current_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = certificate(tmp_path, "ca", host="x")
+    for name, text in (("token", "first\n"), ("namespace", "training\n")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr("launcher.kube.kubeconfig.SERVICE_ACCOUNT", tmp_path)
+    monkeypatch.setattr("launcher.kube.access.SERVICE_ACCOUNT", tmp_path)
+    monkeypatch.setattr("launcher.kube.kubeconfig.DEFAULT_KUBECONFIG", tmp_path / "none")
+    for host, server in (("10.0.0.1", "https://10.0.0.1:443"), ("fd00::1", "https://[fd00::1]:443")):
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+        cluster = find_cluster(ClusterAccess())
+        assert (cluster.credentials.server, cluster.namespace) == (server, "training")
+        assert cluster.credentials.ca_file == str(path.with_suffix(".crt"))
+    assert cluster.credentials.login() == [("Authorization", "Bearer first")]
+    (tmp_path / "token").write_text("second")
+    assert cluster.credentials.login() == [("Authorization", "Bearer second")]

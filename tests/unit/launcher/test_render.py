@@ -120,8 +120,8 @@ def test_kubectl_describe_shows_the_jobs_purpose_and_how_to_follow_it() -> None:
 
 @pytest.mark.parametrize(
     "image",
-    ["x", "a/b/c", "r.example/pnas", "r.example:5000/a_b/c__d-e.f:V1.0-x_", "localhost/pnas:test", "REG.example/x", "reg:5000/x",
-     "[::1]:5000/x", "localhost:5000/x", f"r.example/x:1@sha256:{'0' * 64}"],
+    ["x", "a/b/c", "r.example/pnas", "r.example:5000/a_b/c__d-e.f:V1.0-x_", "localhost/pnas:test", "REG.example/x",
+     "reg:5000/x", "[::1]:5000/x", "localhost:5000/x", f"r.example/x:1@sha256:{'0' * 64}"],
 )  # fmt: skip
 def test_every_name_of_an_image_is_accepted(image: str) -> None:
     assert spec(image=image).pods.image == image
