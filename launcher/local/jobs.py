@@ -15,10 +15,10 @@ from typing import Any
 
 from launcher import PROGRAM
 from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimeoutError
-from launcher.jobs import JobEvent, JobRef, JobState, LogBlock, Phase
+from launcher.jobs import JobEvent, JobRef, JobState, LogBlock, LogItem, LogLoss, Phase
 from launcher.local import records
-from launcher.local.console import offset_at, read_blocks, read_tail
-from launcher.output.lines import parse_lines
+from launcher.local.console import offset_at, read_blocks
+from launcher.local.log_end import LogEnd
 from launcher.output.progress import JobProgress
 from trainer.shared.errors import RESUMABLE
 from trainer.shared.processes import Process, is_alive, send_signal
@@ -30,6 +30,8 @@ _EXTRA_GRACE_S = 15.0
 _POLL_S = 0.05
 # The signal module has no names for real-time signals.
 _SIGNALS = {number.value: number.name for number in signal.Signals}
+# The exit code of a trainer whose last line has this outcome.
+_CODES = {"succeeded": 0, "resumable": RESUMABLE, "failed": 1}
 
 
 class LocalJobs:
@@ -46,12 +48,12 @@ class LocalJobs:
 
     def get(self, ref: JobRef) -> JobState:
         """Return the job's state, from its records and its processes."""
-        return _state_of(ref, self._folder(ref))
+        return _read_state(ref, self._folder(ref))[0]
 
     def logs(
         self, ref: JobRef, *, follow: bool = False, since_s: float | None = None, attempt: int | None = None
-    ) -> Iterator[LogBlock]:
-        """Yield blocks of whole lines of the job's console."""
+    ) -> Iterator[LogItem]:
+        """Yield blocks of whole lines of the job's console, then the lines that only the run's own files have."""
         folder = records.attempt_folder(self._folder(ref), attempt)
         start = 0 if since_s is None else offset_at(folder / records.CLOCK, time.time() - since_s)
 
@@ -60,8 +62,22 @@ class LocalJobs:
 
         job = records.read_record(folder / records.JOB) or {}
         stream = f"job {ref.name}, created {job.get('created')}, attempt {records.attempt_of(job)}"
-        blocks = read_blocks(folder / records.CONSOLE, start=start, ended=has_ended)
-        return (LogBlock(data, stream) for data in blocks)
+        torn = b""
+        for block in read_blocks(folder / records.CONSOLE, start=start, ended=has_ended):
+            if block and not block.endswith(b"\n"):
+                torn = block  # the last block
+            else:
+                yield LogBlock(block, stream)
+        state, log = _read_state(ref, folder)
+        rest = () if log.in_console or not state.phase.ended else log.device_logs
+        if torn and not rest:
+            yield LogBlock(torn, stream)
+        for path in rest:
+            # The reader drops the lines that it has already, by their numbers.
+            yield from (LogBlock(block, stream) for block in read_blocks(path, ended=lambda: True))
+        # A job without a backend in its spec is not the trainer's, and only the trainer promises a last line.
+        if state.phase is Phase.SUCCEEDED and log.outcome is None and state.spec.get("backend"):
+            yield LogLoss("its last lines are not there; was the disk full?", source=state.console)
 
     def events(self, ref: JobRef) -> list[JobEvent]:
         """Return what happened in each attempt."""
@@ -71,7 +87,7 @@ class LocalJobs:
 
     def progress(self, ref: JobRef) -> JobProgress:
         """Return the job's progress, from the end of its log."""
-        return _progress(self._folder(ref))
+        return _read_state(ref, self._folder(ref))[1].progress
 
     def cancel(self, ref: JobRef) -> None:
         """Send SIGTERM, which the trainer answers by saving; send SIGKILL when its grace is over."""
@@ -105,11 +121,13 @@ class LocalJobs:
         except OSError as error:
             raise LauncherError(f"{folder}: cannot be removed: {error.strerror}; remove it by hand") from error
 
-    def _get_damaged(self, ref: JobRef) -> JobState:
+    def _list_one(self, folder: Path) -> tuple[JobState, JobProgress]:
+        ref = JobRef(self.name, folder.name)
         try:
-            return self.get(ref)
+            state, log = _read_state(ref, folder)
         except LauncherError as error:
-            return JobState(ref, Phase.LOST, str(error))
+            return JobState(ref, Phase.LOST, str(error)), JobProgress()
+        return state, log.progress
 
     def _folder(self, ref: JobRef) -> Path:
         # `list` looks up every job: compare names, and ask the file system about one folder only.
@@ -117,7 +135,7 @@ class LocalJobs:
             if entry.name == ref.name and entry.is_dir():
                 return entry
         names = [folder.name for folder in _job_folders(self.root)]
-        close = difflib.get_close_matches(ref.name, names, n=3, cutoff=0.5)
+        close = difflib.get_close_matches(ref.name, names)
         hint = f"did you mean {' or '.join(close)}?" if close else f"see `{PROGRAM} list`"
         raise NotFoundError(f"there is no job `{ref.name}` on this machine; {hint}")
 
@@ -131,13 +149,12 @@ class LocalJobs:
 
     def list(self) -> "list[tuple[JobState, JobProgress]]":
         """Return all jobs of this user on this machine, oldest first; a damaged record is shown as damaged."""
-        states = [self._get_damaged(JobRef(self.name, folder.name)) for folder in _job_folders(self.root)]
-        states.sort(key=lambda state: (state.created or 0, state.ref.name))
-        return [(state, self.progress(state.ref) if state.spec else JobProgress()) for state in states]
+        jobs = [self._list_one(folder) for folder in _job_folders(self.root)]
+        return sorted(jobs, key=lambda job: (job[0].created or 0, job[0].ref.name))
 
 
-def _state_of(ref: JobRef, folder: Path) -> JobState:
-    """Return the state of the attempt whose records are in `folder`."""
+def _read_state(ref: JobRef, folder: Path) -> tuple[JobState, LogEnd]:
+    """Return the state of the attempt whose records are in `folder`, and the end of its log, which may be unread."""
     # A job whose creation was cut short has no record yet; it is pending for a moment, then lost.
     job = records.read_record(folder / records.JOB) or {"name": ref.name, "created": folder.stat().st_mtime}
     processes = records.read_record(folder / records.PROCESSES) or {}
@@ -148,20 +165,27 @@ def _state_of(ref: JobRef, folder: Path) -> JobState:
     cancelled = records.read_record(folder / records.CANCEL) is not None
     other_host = _other_host(job)
     alive = alive or other_host is not None
-    phase, reason = _phase_of(processes, end, alive=alive, cancelled=cancelled, age_s=time.time() - job["created"])
+    output = Path(job["output"]) if "output" in job else None
+    earlier_until = folder.stat().st_mtime if records.is_earlier(folder) else None
+    log_until = end["ended"] if end is not None else earlier_until
+    log = LogEnd(folder, output=output, started=processes.get("started"), ended=log_until)
+    returncode = end["returncode"] if end is not None else None if alive else _CODES.get(log.outcome or "")
+    age_s = time.time() - job["created"]
+    phase, reason = _phase_of(processes, returncode, alive=alive, cancelled=cancelled, age_s=age_s)
     if phase is Phase.FAILED:
-        words = last_words(folder)
-        reason = _progress(folder).cause or (f"{reason}: {words}" if words else reason)
+        # SIGKILL leaves no time for last words.
+        words = "" if returncode == -signal.SIGKILL else log.last_words
+        reason = log.progress.cause or (f"{reason}: {words}" if words else reason)
     elif other_host and not phase.ended:
         reason = f"on {other_host}, as far as can be known from here"
-    output = Path(job["output"]) if "output" in job else None
-    return JobState(
+    ended = end["ended"] if end is not None else log.written if phase.ended else None
+    state = JobState(
         ref=ref,
         phase=phase,
         reason=reason,
         created=job["created"],
         started=processes.get("started"),
-        ended=None if end is None else end["ended"],
+        ended=ended,
         spec=job.get("spec", {}),
         output=output,
         files=str(output) if output is not None and output.exists() else "",
@@ -174,18 +198,19 @@ def _state_of(ref: JobRef, folder: Path) -> JobState:
             "returncode": None if end is None else end["returncode"],
         },
     )
+    return state, log
 
 
 def _phase_of(
-    processes: Mapping[str, Any], end: Mapping[str, Any] | None, *, alive: bool, cancelled: bool, age_s: float
+    processes: Mapping[str, Any], returncode: int | None, *, alive: bool, cancelled: bool, age_s: float
 ) -> tuple[Phase, str]:
-    """Return the phase that the records and the processes add up to, and the reason.
+    """Return the phase that the records, the log and the processes add up to, and the reason.
 
-    SIGKILL leaves no record. A job without living processes and without an exit record is lost: neither running nor a
-    success.
+    SIGKILL leaves no record. A job without living processes, without an exit record and without an outcome in its log
+    is lost: neither running nor a success.
     """
-    if end is not None:
-        return _outcome(end["returncode"], cancelled=cancelled)
+    if returncode is not None:
+        return _outcome(returncode, cancelled=cancelled)
     if alive:
         return (Phase.RUNNING, "") if processes.get("trainer") else (Phase.PENDING, "starting")
     if not processes and age_s < _START_S:
@@ -204,13 +229,14 @@ def _outcome(returncode: int, *, cancelled: bool) -> tuple[Phase, str]:
     if returncode == RESUMABLE:
         return Phase.RESUMABLE, stopped
     if returncode < 0:
-        return Phase.FAILED, f"the trainer was killed by {_SIGNALS.get(-returncode, f'signal {-returncode}')}"
+        name = _SIGNALS.get(-returncode, f"signal {-returncode}")
+        return Phase.FAILED, f"the trainer was killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
     return Phase.FAILED, f"the trainer ended with exit code {returncode}"
 
 
 def _events_of(ref: JobRef, folder: Path, *, numbered: bool) -> list[JobEvent]:
     """Return what happened in the attempt whose records are in `folder`."""
-    state = _state_of(ref, folder)
+    state, _ = _read_state(ref, folder)
     cancel = records.read_record(folder / records.CANCEL)
     subject = f"attempt {state.attempt} " if numbered else ""
     times = [
@@ -220,16 +246,6 @@ def _events_of(ref: JobRef, folder: Path, *, numbered: bool) -> list[JobEvent]:
         (state.ended, f"ended: {state.phase.value}{f', {state.reason}' if state.reason else ''}"),
     ]
     return [JobEvent(moment, f"{subject}{text}") for moment, text in times if moment is not None]
-
-
-def last_words(folder: Path) -> str:
-    """Return the console's last line, the best cause for a program that ended without a tagged line."""
-    lines = read_tail(folder / records.CONSOLE).decode("utf-8", "replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-def _progress(folder: Path) -> JobProgress:
-    return JobProgress().update_all(parse_lines(read_tail(folder / records.CONSOLE)))
 
 
 def _signal_job(folder: Path, number: signal.Signals) -> None:

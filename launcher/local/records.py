@@ -123,6 +123,11 @@ def attempt_folder(folder: Path, number: int | None) -> Path:
     return earlier
 
 
+def is_earlier(folder: Path) -> bool:
+    """Return whether a folder has the records of an earlier attempt, which then moved there."""
+    return folder.parent.name == _ATTEMPTS
+
+
 def earlier_attempts(folder: Path) -> list[Path]:
     """Return the folders of the attempts before the latest one, oldest first."""
     attempts = folder / _ATTEMPTS

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher.jobs import JobRef, Phase
+from launcher.jobs import JobRef, LogBlock, Phase
 from launcher.local import records
 from launcher.local.jobs import LocalJobs
 from launcher.local.submitter import start_job
@@ -58,7 +58,7 @@ class JobRunner:
         return self.jobs.get(ref).phase
 
     def log(self, ref: JobRef) -> bytes:
-        return b"".join(block.data for block in self.jobs.logs(ref))
+        return b"".join(item.data for item in self.jobs.logs(ref) if isinstance(item, LogBlock))
 
     def command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "launcher", *words]

@@ -1,5 +1,6 @@
 """A local job's state follows from its folder: phases, damaged records, and processes that have reused a pid."""
 
+import io
 import os
 import signal
 import socket
@@ -12,11 +13,13 @@ from typing import Any
 import pytest
 
 from launcher.errors import ConflictError, ExitCode, LauncherError, NotFoundError
-from launcher.jobs import JobRef, Phase
+from launcher.jobs import JobRef, LogBlock, LogLoss, Phase
 from launcher.local import records
 from launcher.local.console import read_blocks, read_tail
 from launcher.local.jobs import LocalJobs
 from launcher.local.submitter import start_job
+from launcher.output.display import PlainDisplay
+from launcher.output.follow import LogFollow
 from trainer.shared.processes import Process, identify, is_alive, send_signal
 
 ME = {"pid": os.getpid(), "started": identify(os.getpid()).started}
@@ -26,7 +29,7 @@ ENDED_PROCESS = {"pid": os.getpid(), "started": "another boot:1"}
 def job(root: Path, name: str = "a", **files: dict[str, Any]) -> JobRef:
     folder = root / name
     folder.mkdir(parents=True)
-    request = {"command": ["x"], "cwd": str(root), "spec": {}, "output": str(root / "out")}
+    request = {"command": ["x"], "cwd": str(root), "spec": {}, "output": str(root.parent / "out")}
     values = {"name": name, "created": time.time(), "host": socket.gethostname(), **request}
     records.write_record(folder / records.JOB, "LocalJob", values | files.pop("job", {}))
     (folder / records.CONSOLE).touch()
@@ -73,6 +76,97 @@ def test_the_phase_follows_from_the_records_and_the_processes(
         assert state.phase.exit_code == code
 
 
+ENDED_LINE = b'[node 0 #1] ended lines="0:3" outcome=succeeded\n'
+LINES = (b"[rank 0 cpu:0 #1] start\n", b"[rank 0 cpu:0 #2] eval top1=50\n", b"[rank 0 cpu:0 #3] result top1=60\n")
+
+
+def with_log(ref: JobRef, root: Path, console: bytes, device_log: bytes | None = None) -> None:
+    """Write the console of a job, and the file of its device in the run's folder."""
+    (root / ref.name / records.CONSOLE).write_bytes(console)
+    if device_log is not None:
+        folder = root.parent / "out" / "0"
+        folder.mkdir(parents=True)
+        (folder / "console-1.log").write_bytes(device_log)
+        os.utime(folder / "console-1.log", (1.5, 1.5))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "files", "phase", "code"),
+    [
+        ("succeeded", {}, Phase.SUCCEEDED, 0),
+        ("resumable", {}, Phase.RESUMABLE, 125),
+        ("resumable", {"cancel": {"requested": 1.5}}, Phase.CANCELLED, 125),
+        ("failed", {}, Phase.FAILED, 1),
+    ],
+)
+def test_a_job_whose_runner_was_killed_ends_as_its_trainer_says(
+    tmp_path: Path, outcome: str, files: dict[str, Any], phase: Phase, code: int
+) -> None:
+    ref = job(tmp_path, processes=running(ENDED_PROCESS), **files)
+    with_log(ref, tmp_path, b"".join(LINES) + ENDED_LINE.replace(b"succeeded", outcome.encode()))
+    state = LocalJobs(tmp_path).get(ref)
+    assert (state.phase, state.phase.exit_code) == (phase, code)
+
+
+@pytest.mark.parametrize("files", [{}, {"cancel": {"requested": 1.5}}])
+def test_the_time_of_a_job_without_an_exit_record_stands_still(tmp_path: Path, files: dict[str, Any]) -> None:
+    ref = job(tmp_path, processes=running(ENDED_PROCESS), **files)
+    for name in (records.CONSOLE, records.PROCESSES, records.JOB):
+        os.utime(tmp_path / ref.name / name, (1000, 1000))
+    state = LocalJobs(tmp_path).get(ref)
+    assert state.ended == 1000
+    assert state.took_s(now=5000) == state.took_s(now=9000)
+
+
+@pytest.mark.parametrize("console", [b"", LINES[0], LINES[0] + LINES[1][:30]])
+def test_lines_that_a_full_state_folder_lacks_come_from_the_runs_own_files(tmp_path: Path, console: bytes) -> None:
+    processes = running(ENDED_PROCESS) | {"started": 1.0}
+    ref = job(tmp_path / "jobs", job={"spec": {"backend": "local"}}, processes=processes, exit=ended(0))
+    with_log(ref, tmp_path / "jobs", console, b"".join(LINES) + ENDED_LINE)
+    backend = LocalJobs(tmp_path / "jobs")
+    reading = LogFollow()
+    reading.run(backend.logs(ref), PlainDisplay(io.BytesIO(), io.StringIO()))
+    assert (reading.demultiplexer.lines, reading.demultiplexer.missing, reading.losses) == (3, 0, [])
+    [(_, listed)] = backend.list()
+    for progress in (reading.progress, backend.progress(ref), listed):
+        assert progress.result is not None
+        assert progress.result.number("top1") == 60
+
+
+def test_the_log_of_a_success_without_its_last_line_is_not_called_complete(tmp_path: Path) -> None:
+    ref = job(tmp_path, job={"spec": {"backend": "local"}}, exit=ended(0))
+    with_log(ref, tmp_path, LINES[0] + LINES[1][:30])
+    items = list(LocalJobs(tmp_path).logs(ref))
+    assert [item.data for item in items if isinstance(item, LogBlock)] == [LINES[0], LINES[1][:30]]
+    assert [str(item) for item in items if isinstance(item, LogLoss)] == [
+        f"{tmp_path / 'a' / records.CONSOLE}: lines may be lost: its last lines are not there; was the disk full?"
+    ]
+
+
+def test_the_files_of_another_attempt_do_not_count(tmp_path: Path) -> None:
+    ref = job(tmp_path / "jobs", processes=running(ENDED_PROCESS) | {"started": 1.0}, exit=ended(-9))
+    with_log(ref, tmp_path / "jobs", LINES[0], b"".join(LINES[:2]))
+    later = tmp_path / "out" / "0" / "console-2.log"
+    later.write_bytes(b"".join(LINES) + ENDED_LINE)
+    assert b"".join(
+        item.data for item in LocalJobs(tmp_path / "jobs").logs(ref) if isinstance(item, LogBlock)
+    ) == b"".join((LINES[0], *LINES[:2]))
+
+
+def test_a_list_reads_the_end_of_each_log_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths: list[Path] = []
+
+    def read_tail(path: Path) -> bytes:
+        paths.append(path)
+        return b""
+
+    monkeypatch.setattr("launcher.local.log_end.read_tail", read_tail)
+    job(tmp_path, "failed", exit=ended(1))
+    job(tmp_path, "lost", processes=running(ENDED_PROCESS))
+    LocalJobs(tmp_path).list()
+    assert sorted(paths) == [tmp_path / name / records.CONSOLE for name in ("failed", "lost")]
+
+
 def test_a_failed_jobs_reason_is_its_first_cause_or_its_last_line(tmp_path: Path) -> None:
     backend = LocalJobs(tmp_path)
     ref = job(tmp_path, exit=ended(-6))
@@ -80,6 +174,8 @@ def test_a_failed_jobs_reason_is_its_first_cause_or_its_last_line(tmp_path: Path
     console = tmp_path / "a" / records.CONSOLE
     console.write_bytes(b"terminate called\n\n")
     assert backend.get(ref).reason == "the trainer was killed by SIGABRT: terminate called"
+    console.write_bytes(b"[rank 0 cpu:0 #2] step epoch=0\n")
+    assert backend.get(ref).reason == "the trainer was killed by SIGABRT", "progress is no cause"
     console.write_bytes(b'[node 0 #1] failed rank=1 device=cpu:1 cause="killed by SIGKILL"\nlater\n')
     assert backend.get(ref).reason == "rank 1 on cpu:1: killed by SIGKILL"
 
@@ -164,6 +260,9 @@ def test_an_unknown_name_is_answered_with_similar_names(tmp_path: Path) -> None:
     job(tmp_path, "pnas-full-large")
     with pytest.raises(NotFoundError, match="did you mean pnas-full-large"):
         LocalJobs(tmp_path).get(JobRef("local", "pnas-full-larg"))
+    job(tmp_path, "race1")
+    with pytest.raises(NotFoundError, match="launcher list"):
+        LocalJobs(tmp_path).get(JobRef("local", "cc1"))
     with pytest.raises(NotFoundError, match="launcher list") as error:
         LocalJobs(tmp_path).get(JobRef("local", "../.."))
     assert error.value.exit_code is ExitCode.NOT_FOUND
@@ -216,9 +315,9 @@ def test_since_starts_at_the_first_line_after_that_time(tmp_path: Path) -> None:
     now = time.time()
     (tmp_path / "a" / records.CLOCK).write_text(f"{now - 100:.3f} 4\n{now - 10:.3f} 8\n{now - 1:.3f} 14\n{now:.3f}")
     backend = LocalJobs(tmp_path)
-    assert b"".join(block.data for block in backend.logs(ref, since_s=1000)) == b"one\ntwo\nthree\n"
-    assert b"".join(block.data for block in backend.logs(ref, since_s=50)) == b"two\nthree\n"
-    assert b"".join(block.data for block in backend.logs(ref, since_s=5)) == b"three\n"
+    for since_s, lines in ((1000, b"one\ntwo\nthree\n"), (50, b"two\nthree\n"), (5, b"three\n")):
+        blocks = backend.logs(ref, since_s=since_s)
+        assert b"".join(block.data for block in blocks if isinstance(block, LogBlock)) == lines
 
 
 def test_the_state_folder_does_not_depend_on_the_working_folder(tmp_path: Path) -> None:
