@@ -1,9 +1,23 @@
-"""`python -m launcher`: see `launcher.cli`; `launcher.first_page` is for a user who types no command."""
+"""`python -m launcher` and `pnas`: see `launcher.cli`; `launcher.first_page` is for a user who types no command."""
 
+import runpy
 import sys
+from pathlib import Path
+from typing import NoReturn
 
-from trainer.shared.program import run_program
+# By its path: `import trainer` would find a user's file `trainer.py` first.
+_START = runpy.run_path(str(Path(__file__).parents[1] / "trainer" / "shared" / "start.py"))
 
-if __name__ == "__main__":
+
+def main() -> NoReturn:
+    """Run the launcher's command line, or show the first page."""
+    _START["pin_packages"]()
+    from trainer.shared.program import run_program  # noqa: PLC0415  # not before its package is pinned
+
     asks_for_help = sys.argv[1:2] in ([], ["-h"], ["--help"])
     run_program("launcher.first_page" if asks_for_help else "launcher.cli")
+
+
+if __name__ == "__main__":
+    _START["forget_working_folder"]()
+    main()

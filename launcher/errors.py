@@ -2,7 +2,7 @@
 
 They exist so that a script can tell a failed job from a mistyped option by the exit code only.
 
-LauncherError                     1
+LauncherError                    74  a file cannot be read or written, or a process cannot be started
 ├── JobFailedError                1  the job ended without success
 ├── RequestError                  2  the request cannot be carried out; nothing was started
 ├── UnreachableError              3  the cluster cannot be reached, or does not let the user in
@@ -39,6 +39,8 @@ class ExitCode(IntEnum):
     NOT_FOUND = 4
     PREFLIGHT_FAILED = 5
     CONFLICT = 6
+    INTERNAL = 70
+    IO_ERROR = 74
     TIMED_OUT = 124
     CANCELLED = 125
     INTERRUPTED = 130
@@ -53,6 +55,8 @@ MEANINGS = {
     ExitCode.NOT_FOUND: "no such job",
     ExitCode.PREFLIGHT_FAILED: "a check before the start failed",
     ExitCode.CONFLICT: "the name is taken, or the job's state stands in the way",
+    ExitCode.INTERNAL: "a fault of this program, which is worth a report; a running job goes on",
+    ExitCode.IO_ERROR: "a file or standard output cannot be read or written; a running job goes on",
     ExitCode.TIMED_OUT: "the wait timed out; the job goes on",
     ExitCode.CANCELLED: "the job was cancelled or preempted",
     ExitCode.INTERRUPTED: "interrupted; the job goes on",
@@ -68,7 +72,7 @@ def is_transient_status(status: int) -> bool:
 class LauncherError(Exception):
     """The command cannot do its work. `str(error)` is one line: what is wrong, where, and the next step."""
 
-    exit_code: ClassVar[ExitCode] = ExitCode.JOB_FAILED
+    exit_code: ClassVar[ExitCode] = ExitCode.IO_ERROR
     transient: bool = False
     """Whether the same request may succeed a moment later."""
 
@@ -81,6 +85,8 @@ class LauncherError(Exception):
 
 class JobFailedError(LauncherError):
     """The job ended without success; the message is the first cause."""
+
+    exit_code = ExitCode.JOB_FAILED
 
 
 class RequestError(LauncherError):

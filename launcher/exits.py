@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 from cyclopts import CoercionError, CycloptsError, UnusedCliTokensError
 
@@ -19,6 +20,7 @@ from launcher import PROGRAM
 from launcher.errors import DetachedError, ExitCode, LauncherError
 from launcher.jobs import UNSUPPORTED
 from trainer.shared.errors import TrainerError
+from trainer.shared.program import drop_output, say_error
 from trainer.shared.text import visible
 
 # Long enough for the main thread to leave the place that drops exceptions, too short for the user to notice.
@@ -42,14 +44,23 @@ def run_command(command: Callable[[], object]) -> int:
         return _fail("interrupted", ExitCode.INTERRUPTED, prefix="")
     except (BrokenPipeError, SystemExit):
         # The reader of the output has ended, as `| head` does; rich, which draws help pages, then exits the program.
-        _drop_output()
+        drop_output(sys.stdout)
         return ExitCode.BROKEN_PIPE
     except OSError as error:
         # One of the launcher's own files, or a standard output that is full; the job is not affected.
-        _drop_output()
         source = f"{error.filename}: " if error.filename else "standard output: "
-        return _fail(f"{source}{error.strerror}; a running job goes on", ExitCode.JOB_FAILED)
+        return _fail(f"{source}{error.strerror}; a running job goes on", ExitCode.IO_ERROR)
     return ExitCode.OK
+
+
+def report_faults() -> None:
+    """From now on, end with 70 if an error reaches the interpreter: Python itself ends with 1, as for a failed job."""
+
+    def report(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        sys.__excepthook__(kind, error, traceback)
+        sys.exit(ExitCode.INTERNAL)
+
+    sys.excepthook = report
 
 
 def redeliver_interrupts() -> None:
@@ -96,14 +107,5 @@ def _usage(error: CycloptsError) -> str:
 
 
 def _fail(message: str, code: int, *, prefix: str = "error: ") -> int:
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _drop_output()
-    sys.stderr.write(prefix + visible(" ".join(message.split())) + "\n")
+    say_error(prefix + visible(" ".join(message.split())))
     return code
-
-
-def _drop_output() -> None:
-    """Send standard output to nowhere: at exit Python flushes what is left, and would fail a second time."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

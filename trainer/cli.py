@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -22,7 +23,7 @@ from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, resol
 from trainer.shared.config.options import PROFILE_HELP, given_options, option_parameters, take_options
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.help import HelpPage
-from trainer.shared.program import INTERRUPTED
+from trainer.shared.program import BROKEN_PIPE, INTERRUPTED, drop_output, say_error
 from trainer.supervisor import supervise
 from trainer.topology import discover, visible_devices
 
@@ -111,7 +112,9 @@ def _start_on_emulated_npus() -> NoReturn:
 
 
 def _note(text: str) -> None:
-    print(text, flush=True)
+    # A full or broken standard output stops no run: the supervisor goes on in its log files.
+    with suppress(OSError):
+        os.write(sys.stdout.fileno(), f"{text}\n".encode(errors="backslashreplace"))
 
 
 def _usage(error: CycloptsError) -> str:
@@ -126,19 +129,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; print every error of the user's as one line on stderr."""
     try:
         result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
     except CycloptsError as error:
-        print(f"error: {_usage(error)} (see python -m trainer --help)", file=sys.stderr)
+        say_error(f"error: {_usage(error)} (see python -m trainer --help)")
         return UsageError.exit_code
     except TrainerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(f"error: {error}")
         return error.exit_code
-    except BrokenPipeError:  # the reader of the help has ended
-        return 1
+    except (BrokenPipeError, SystemExit):
+        # The reader of the output has ended, as `| head` does; rich, which draws help pages, then exits the program.
+        drop_output(sys.stdout)
+        return BROKEN_PIPE
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror or error}; free it, permit it or choose another place", file=sys.stderr)
+        say_error(f"error: {place}{error.strerror or error}; free it, permit it or choose another place")
         return 1
     except KeyboardInterrupt:
-        print("error: interrupted before any worker was started", file=sys.stderr)
+        say_error("error: interrupted before any worker was started")
         return INTERRUPTED
     return result if isinstance(result, int) else 0

@@ -1,8 +1,8 @@
 """A small process that outlives the launcher: it starts the trainer, waits for it, and records how it ended.
 
-`python -m launcher.local.runner JOB_FOLDER` returns when the trainer runs and is recorded. A child goes on in its own
-session, where neither the terminal's Ctrl-C nor the launcher's death reaches it. Standard output is the job's
-console.log. The runner knows nothing of the trainer: the command is data.
+`trainer/shared/start.py launcher.local.runner JOB_FOLDER` returns when the trainer runs and is recorded. A child goes
+on in its own session, where neither the terminal's Ctrl-C nor the launcher's death reaches it. Standard output is the
+job's console.log. The runner knows nothing of the trainer: the command is data.
 """
 
 import contextlib
@@ -21,8 +21,9 @@ from trainer.shared.processes import identify
 _TICK_S = 1.0
 
 
-def main(folder: Path) -> int:
+def main() -> int:
     """Start the job in a child; return 0 when it runs, or was cancelled before that."""
+    folder = Path(sys.argv[1])
     parent_end, child_end = os.pipe()
     if os.fork():
         os.close(child_end)
@@ -75,7 +76,3 @@ def _record_size(folder: Path, ended: threading.Event) -> None:
                 recorded = size
                 with (folder / records.CLOCK).open("ab") as clock:
                     clock.write(b"%.3f %d\n" % (time.time(), size))
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))

@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from launcher.errors import ConflictError, LauncherError, RequestError
 from launcher.exits import defer_signals
 from launcher.jobs import JobRef, JobState, PreflightFinding, Submitted, find_state, resumable_names
 from launcher.local import records
-from launcher.local.jobs import LocalJobs, last_words
+from launcher.local.jobs import LocalJobs
+from launcher.local.log_end import LogEnd
 from launcher.local.preflight import check_paths
 from launcher.settings.layers import NO_LAYER, Defaults, Earlier, Settings, given_settings
 from launcher.settings.options import is_job_name
@@ -30,6 +30,7 @@ from trainer.shared import variables
 from trainer.shared.config import Layer, TrainConfig
 from trainer.shared.config.train import checkpoint_layer
 from trainer.shared.runs import run_folder_of
+from trainer.shared.start import module_command
 from trainer.shared.strict_yaml import parse_texts
 
 
@@ -111,7 +112,7 @@ class LocalSubmitter:
     def submit(self, spec: JobSpec) -> Submitted:
         """Start the trainer in a process that outlives the launcher."""
         check_paths(spec)
-        command = [sys.executable, "-m", "trainer", *trainer_options(spec)]
+        command = [*module_command("trainer.__main__"), *trainer_options(spec)]
         # The command line has every setting; a variable must not set one a second time.
         settings = {*map(variables.name_of, [*type(spec.train).model_fields, variables.PROFILE])}
         environ = {name: value for name, value in os.environ.items() if name not in settings}
@@ -206,7 +207,7 @@ def _start_runner(folder: Path, environ: Mapping[str, str]) -> None:
     """Start the runner of a recorded job, and return when it has recorded the trainer's process."""
     with (folder / records.CONSOLE).open("ab") as console:
         runner = subprocess.run(
-            [sys.executable, "-m", "launcher.local.runner", str(folder)],
+            [*module_command("launcher.local.runner"), str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=console,
@@ -215,7 +216,7 @@ def _start_runner(folder: Path, environ: Mapping[str, str]) -> None:
             check=False,
         )
     if runner.returncode:
-        words = last_words(folder) or f"exit {runner.returncode}"
+        words = LogEnd(folder).last_words or f"exit {runner.returncode}"
         raise LauncherError(f"job {folder.name} could not be started: {words}; see {folder / records.CONSOLE}")
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from launcher import PROGRAM
 from launcher.errors import RequestError
 from launcher.kinds import Kind
 from launcher.kinds.labels import (
@@ -121,7 +120,8 @@ def _summary(spec: JobSpec) -> dict[str, str]:
     train = spec.train
     devices = f"{train.nodes} x {train.npus}" if train.nodes > 1 else str(train.npus)
     runs = f"{train.mode}, {train.model} at {train.image_size} px, {devices} {spec.pods.resource}"
-    return {RUNS: runs, FOLLOW: f"{PROGRAM} logs {spec.name} --follow"}
+    # The same bytes, however the user began this program.
+    return {RUNS: runs, FOLLOW: f"python -m launcher logs {spec.name} --follow"}
 
 
 def _resources(spec: JobSpec) -> dict[str, str]:

@@ -1,9 +1,6 @@
 """Every mistake gives one line with the fault, its place and the next step, the right exit code and no traceback."""
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,15 +153,6 @@ def test_a_broken_image_stops_the_run_with_its_path(tmp_path: Path, content: byt
     assert result.code == 1
     assert str(data / "train" / "a" / "3.JPEG") in result.stdout.splitlines()[-1]
     assert "Traceback" not in result.stdout + result.stderr
-
-
-def test_a_closed_pipe_behind_the_help_page_gives_no_error_message() -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    help_page = (sys.executable, "-m", "trainer", "--help")
-    result = subprocess.run(help_page, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(writing)
-    assert result.stderr == ""
 
 
 def test_a_machine_without_room_for_temporary_files_gives_one_line(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -240,22 +239,6 @@ def test_a_reader_that_goes_away_is_not_an_error(runner: JobRunner) -> None:
     assert launcher.stderr.read() == b""
     assert launcher.wait(timeout=300) == 141
     launcher.stderr.close()
-
-
-def test_a_full_disk_behind_standard_output_gives_one_line(runner: JobRunner) -> None:
-    ref = runner.start("say(0, 'x')")
-    runner.wait_for_end(ref)
-    with Path("/dev/full").open("wb") as full:
-        result = subprocess.run(
-            runner.command("logs", "job"),
-            env=runner.environ,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            timeout=240,
-            check=False,
-        )
-    assert result.returncode == 1
-    assert result.stderr == b"error: standard output: No space left on device; a running job goes on\n"
 
 
 def test_lines_are_chosen_by_device_rank_pattern_and_number(runner: JobRunner) -> None:

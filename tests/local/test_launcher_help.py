@@ -35,7 +35,7 @@ def test_the_first_screen_gives_the_purpose_three_examples_and_all_commands() ->
 
 def test_the_page_ends_with_every_exit_code() -> None:
     codes = [int(line.split()[0]) for line in page("--help").partition("Exit codes:\n")[2].splitlines()]
-    assert codes == [0, 1, 2, 3, 4, 5, 6, 124, 125, 130, 141]
+    assert codes == [0, 1, 2, 3, 4, 5, 6, 70, 74, 124, 125, 130, 141]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -56,13 +56,3 @@ def test_a_default_stays_on_one_line_and_a_switch_shows_both_forms() -> None:
 
 def test_the_version_is_the_version_of_the_package() -> None:
     assert page("--version") == f"pnas {version('pnas')}\n"
-
-
-def test_a_closed_pipe_behind_a_help_page_gives_the_documented_code() -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    result = subprocess.run(
-        [sys.executable, "-m", "launcher", "--help"], stdout=writer, stderr=subprocess.PIPE, timeout=240, check=False
-    )
-    os.close(writer)
-    assert (result.returncode, result.stderr) == (141, b"")

@@ -20,6 +20,11 @@ COMMON_RULES: Rules = (
         "--micro-batch, or give --activation-checkpointing",
     ),
     (
+        r"DefaultCPUAllocator: can't allocate memory.*?(?P<what>\d+ bytes)",
+        "memory is short (tried to allocate {what}): lower --batch-size, compute it in parts with --micro-batch, or "
+        "raise the limit (ulimit -v)",
+    ),
+    (
         r"(DataLoader worker|Bus error).*(shm|shared memory)",
         "/dev/shm is full: give the pod more, or lower --workers",
     ),

@@ -8,6 +8,7 @@ from trainer.devices.runtime_env import openmp_threads, runtime_environment
 from trainer.records.folder import console_log
 from trainer.run.attempt import Attempt
 from trainer.shared.container import usable_processors
+from trainer.shared.start import module_command
 from trainer.supervisor import WorkerCommand
 from trainer.topology import Topology, Worker
 from trainer.worker.task import TASK_VARIABLE, WorkerTask
@@ -45,7 +46,7 @@ def worker_command(
     return WorkerCommand(
         rank=worker.rank,
         device=f"{device}:{worker.local_rank}",
-        argv=(sys.executable, "-u", "-m", "trainer.worker.__main__"),
+        argv=module_command("trainer.worker.__main__", "-u"),
         env={
             **os.environ,
             **runtime_environment(device, config, run, os.environ),

@@ -1,13 +1,19 @@
-"""The first and the last step of `python -m trainer` and `python -m launcher`."""
+"""The first and the last step of `python -m trainer` and `python -m launcher`, and what holds for both in between."""
 
 import importlib
+import os
+import re
+import resource
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from trainer.shared.errors import UsageError
 
+_TOO_LITTLE_MEMORY = re.compile("failed to map segment|[Cc]annot allocate memory|Memory allocation")
+
 INTERRUPTED = 130
+BROKEN_PIPE = 141
+"""Exit code of a program whose reader has ended, as `| head` does."""
 
 
 def run_program(module: str) -> NoReturn:
@@ -17,24 +23,74 @@ def run_program(module: str) -> NoReturn:
     Dataclasses and named tuples compile such code. A program that was started by `-m` then ends by SIGINT instead of
     its exit code. The next run of such code clears this state (Python/pythonrun.c, run_eval_code_obj).
     """
+    open_closed_streams()
     try:
-        code = _import_main(module)(sys.argv[1:])
+        code = importlib.import_module(module).main(sys.argv[1:])
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except (ImportError, MemoryError) as error:
+        say_error(f"error: {describe_loading_error(error)}")
+        code = UsageError.exit_code
     exec("")
     sys.exit(code)
 
 
-def _import_main(module: str) -> Callable[[Sequence[str]], int]:
-    """Return the module's `main`; if Python lacks a needed package, say so and end."""
+def open_closed_streams() -> None:
+    """Open /dev/null in place of closed standard streams, as `>&-` leaves them.
+
+    The next file that the program opens would otherwise become its standard output, and its children's.
+    """
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if not _is_open(descriptor):
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, so this one
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
+
+
+def _is_open(descriptor: int) -> bool:
     try:
-        main: Callable[[Sequence[str]], int] = importlib.import_module(module).main
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in {"", "trainer", "launcher"}:  # a part of this software
-            raise
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def say_error(text: str) -> None:
+    """Print a line on standard error; an error without a reader must not replace the program's exit code."""
+    _write(sys.stdout, "")  # what was printed before comes first
+    _write(sys.stderr, f"{text}\n")
+
+
+def drop_output(stream: TextIO) -> None:
+    """Send a standard stream to nowhere: at exit Python flushes what is left, and would fail a second time."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def describe_loading_error(error: ImportError | MemoryError) -> str:
+    """Return in one line why this Python cannot load a package, and the next step.
+
+    Raises:
+        ModuleNotFoundError: `error`, if it is a part of this software that is missing.
+    """
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError):
+        if package in {"", "trainer", "launcher"}:
+            raise error
         # Mostly it is not the Python of the environment.
         advice = "use the Python that pnas is installed for (`. .venv/bin/activate`)"
-        sys.stderr.write(f"error: {sys.executable} has no {package}: {advice}\n")
-        sys.exit(UsageError.exit_code)
-    return main
+        return f"{sys.executable} has no {package}: {advice}"
+    # numpy explains at length, and ends with the system's words.
+    words = ([line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__])[-1]
+    if isinstance(error, ImportError) and not _TOO_LITTLE_MEMORY.search(str(error)):
+        return f"{sys.executable} cannot load a package: {words}; install the packages of pnas again"
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    bound = "" if limit == resource.RLIM_INFINITY else f"this process can use only {limit >> 20} MiB (ulimit -v): "
+    return f"{sys.executable} has too little memory to load a package ({words}); {bound}give it more"
+
+
+def _write(stream: TextIO, text: str) -> None:
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        drop_output(stream)

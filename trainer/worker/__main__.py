@@ -6,15 +6,24 @@ apart, so that they cost nothing later.
 """
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from trainer.shared.errors import UsageError
+from trainer.shared.program import describe_loading_error
+
 
 def main() -> NoReturn:
     """Run the task in the environment, and end the process with its exit code."""
-    with without_garbage_collector():
-        from trainer.worker.run import main as run_worker  # noqa: PLC0415  # see above
+    try:
+        with without_garbage_collector():
+            from trainer.worker.run import main as run_worker  # noqa: PLC0415  # see above
+    except (ImportError, MemoryError) as error:
+        # The supervisor takes a line that begins so for the cause.
+        sys.stdout.write(f"error {describe_loading_error(error)}\n")
+        sys.exit(UsageError.exit_code)
     run_worker()
 
 
@@ -25,7 +34,3 @@ def without_garbage_collector() -> Iterator[None]:
     yield
     gc.freeze()
     gc.enable()
-
-
-if __name__ == "__main__":
-    main()
