@@ -3,19 +3,15 @@
 import runpy
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 # By its path: `import trainer` would find a user's file `trainer.py` first.
 _START = runpy.run_path(str(Path(__file__).parents[1] / "trainer" / "shared" / "start.py"))
 
 
-def main() -> NoReturn:
+def main() -> None:
     """Run the launcher's command line, or show the first page."""
-    _START["pin_packages"]()
-    from trainer.shared.program import run_program  # noqa: PLC0415  # not before its package is pinned
-
     asks_for_help = sys.argv[1:2] in ([], ["-h"], ["--help"])
-    run_program("launcher.first_page" if asks_for_help else "launcher.cli")
+    _START["run_pinned"]("launcher.first_page" if asks_for_help else "launcher.cli")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,12 @@ def pin_packages() -> None:
             spec.loader.exec_module(sys.modules[name])
 
 
+def run_pinned(module: str) -> None:
+    """Run a program's `main` by `trainer.shared.program`, which no file of the user's hides."""
+    pin_packages()
+    importlib.import_module("trainer.shared.program").run_program(module)
+
+
 def forget_working_folder() -> None:
     """Remove the folder that Python put before all others, because of `-m` or of a script: it is the user's."""
     if not getattr(sys.flags, "safe_path", sys.flags.isolated):  # Python 3.10 has no safe_path
