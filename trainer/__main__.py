@@ -1,18 +1,16 @@
 """`python -m trainer` and `pnas-trainer`: see `trainer.cli`."""
 
 import os
-from typing import NoReturn
 
-from trainer.shared.program import run_program
-from trainer.shared.start import forget_working_folder
+from trainer.shared.start import forget_working_folder, run_pinned
 
 
-def main() -> NoReturn:
+def main() -> None:
     """Run the trainer's command line."""
     # `import torch` would load torch_npu in every process, even in loaders, and fail with torch's own message if that
     # cannot be loaded, even on the CPU. The NPU device loads torch_npu when it is opened.
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-    run_program("trainer.cli")
+    run_pinned("trainer.cli")
 
 
 if __name__ == "__main__":
