@@ -14,7 +14,7 @@ LauncherError                    74  a file cannot be read or written, or a proc
 │       ├── ReadStoppedError      3  the reader was told to stop
 │       └── UntrustedError        3  one side does not accept the other's certificate
 ├── ApiError                      3  the API server refused a request
-├── NotFoundError                 4  no job has this name
+├── NotFoundError                 4  there is no such job, attempt, rank or device
 ├── PreflightError                5  the cluster is not ready for this job; nothing was created
 ├── ConflictError                 6  the name is taken, or the job's state does not allow this
 │   └── EndedError                6  the same job has ended
@@ -52,7 +52,7 @@ MEANINGS = {
     ExitCode.JOB_FAILED: "the job failed",
     ExitCode.USAGE: "an option or a setting cannot be used; nothing was started",
     ExitCode.UNREACHABLE: "the cluster cannot be reached, or does not let you in",
-    ExitCode.NOT_FOUND: "no such job",
+    ExitCode.NOT_FOUND: "no such job, attempt, rank or device",
     ExitCode.PREFLIGHT_FAILED: "a check before the start failed",
     ExitCode.CONFLICT: "the name is taken, or the job's state stands in the way",
     ExitCode.INTERNAL: "a fault of this program, which is worth a report; a running job goes on",
@@ -126,7 +126,7 @@ class PreflightError(LauncherError):
 
 
 class NotFoundError(LauncherError):
-    """No job has this name."""
+    """There is no such job, attempt, rank or device."""
 
     exit_code = ExitCode.NOT_FOUND
 

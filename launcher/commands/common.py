@@ -19,7 +19,7 @@ from launcher.errors import (
 from launcher.jobs import JobRef, Jobs, JobState
 from launcher.kube.retry import poll
 from launcher.output import report
-from launcher.output.follow import LogView, show_log
+from launcher.output.follow import LogFollow, LogView, show_log
 
 
 def follow_to_its_end(jobs: Jobs, ref: JobRef, view: LogView, *, where: str) -> None:
@@ -39,7 +39,16 @@ def follow_to_its_end(jobs: Jobs, ref: JobRef, view: LogView, *, where: str) -> 
     state = reading.outcome or poll(lambda: jobs.get(ref), every_s=jobs.poll_s, note=note)
     text = report.summary(state, reading, now=time.time(), where=where)
     print(text, file=sys.stdout if view.form == "text" else sys.stderr)
+    warn_if_incomplete(reading)
     raise_outcome(state)
+
+
+def warn_if_incomplete(reading: LogFollow) -> None:
+    """Print a note if lines of the log are missing, or if no device is selected."""
+    absent = reading.absent_selection()
+    for warning in filter(None, (absent and f"warning: {absent}", report.incomplete_warning(reading))):
+        sys.stdout.flush()
+        note(warning)
 
 
 def raise_outcome(state: JobState) -> None:

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from launcher import PROGRAM
 from launcher.backends import list_jobs
-from launcher.commands.common import follow_to_its_end, job_named, raise_outcome
+from launcher.commands.common import follow_to_its_end, job_named, raise_outcome, warn_if_incomplete
 from launcher.commands.parameters import ANYWHERE, JsonFlag, LatestName, Where, count, flag, parse_duration
 from launcher.commands.printing import note, print_json
 from launcher.errors import DetachedError, LauncherError, RequestError
@@ -61,7 +61,7 @@ def logs(
     if follow:
         follow_to_its_end(jobs, ref, view, where=where.words)
     else:
-        show_log(jobs, ref, view, attempt=attempt)
+        warn_if_incomplete(show_log(jobs, ref, view, attempt=attempt))
 
 
 def status(name: LatestName = None, /, *, json_: JsonFlag = False, where: Where = ANYWHERE) -> None:

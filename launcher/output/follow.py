@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from launcher.errors import NotFoundError
 from launcher.jobs import Ended, JobRef, Jobs, JobState, LogBlock, LogItem, LogLoss, Notice
 from launcher.kube.retry import poll
 from launcher.output.display import Display, Format, open_display
 from launcher.output.files import LogFiles
 from launcher.output.lines import EVERYTHING, Demultiplexer, LogGap, LogLine, Selection
 from launcher.output.progress import JobProgress
+
+_SHOWN_DEVICES = 16
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,18 @@ class LogFollow:
     progress: JobProgress = field(default_factory=JobProgress)
     losses: list[LogLoss] = field(default_factory=list)
     outcome: JobState | None = None
+    expected_devices: int | None = None
+    """The number of devices of the job; None if unknown."""
 
     def __post_init__(self) -> None:
         self.demultiplexer = Demultiplexer(from_start=self.view.since_s is None)
 
     def run(self, items: Iterable[LogItem], display: Display) -> None:
-        """Show `items` until they end."""
+        """Show `items` until they end.
+
+        Raises:
+            NotFoundError: the job has no device of the selected rank or name.
+        """
         tail: deque[LogLine | LogGap] | None = None
         if self.view.tail is not None:
             tail = deque(maxlen=self.view.tail)
@@ -71,8 +80,21 @@ class LogFollow:
                 if not item.data:  # All lines that already exist have been read.
                     display.show(list(tail))
                     tail = None
+            if self.expected_devices is not None and len(self.demultiplexer.devices) == self.expected_devices:
+                self.expected_devices = None
+                if absent := self.absent_selection():
+                    raise NotFoundError(absent)
         if tail:
             display.show(list(tail))
+
+    def absent_selection(self) -> str:
+        """Return that none of the devices that delivered a line is selected, and which there are; empty otherwise."""
+        devices, selection = self.demultiplexer.devices, self.view.selection
+        if not devices or self.view.since_s is not None or selection.selects_any(devices):
+            return ""
+        names = [writer.source for writer in devices]
+        more = f" and {len(names) - _SHOWN_DEVICES} more" if len(names) > _SHOWN_DEVICES else ""
+        return f"{selection}: the job has {', '.join(names[:_SHOWN_DEVICES])}{more}"
 
     def _pieces(self, block: LogBlock) -> list[LogLine | LogGap]:
         """Return the lines to show, after all lines were counted, searched for progress and saved."""
@@ -87,9 +109,17 @@ class LogFollow:
 
 
 def show_log(jobs: Jobs, ref: JobRef, view: LogView, *, follow: bool = False, attempt: int | None = None) -> LogFollow:
-    """Show a job's lines on standard output, with `follow` until the job has ended."""
+    """Show a job's lines on standard output, with `follow` until the job has ended.
+
+    Raises:
+        NotFoundError: there is no such job, attempt, rank or device.
+    """
     with nullcontext() if view.save is None else LogFiles(view.save) as files:
         reading = LogFollow(view, files)
+        if follow and view.selection.of_a_device:
+            state = poll(lambda: jobs.get(ref), every_s=jobs.poll_s)
+            npus, nodes = state.setting("npus"), state.setting("nodes") or 1
+            reading.expected_devices = None if npus is None else int(npus) * int(nodes)
         live = follow and not view.timestamps and view.selection.everything
         display = open_display(view.form, reading.progress, live=live, timestamps=view.timestamps)
         log = partial(jobs.logs, ref, follow=follow, since_s=view.since_s, attempt=attempt)
@@ -97,4 +127,6 @@ def show_log(jobs: Jobs, ref: JobRef, view: LogView, *, follow: bool = False, at
             reading.run(poll(log, every_s=jobs.poll_s, note=display.note) if follow else log(), display)
         finally:
             display.close()
+    if not follow and (absent := reading.absent_selection()):
+        raise NotFoundError(absent)
     return reading

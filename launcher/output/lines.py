@@ -9,8 +9,8 @@ noticed too. Pure: bytes go in, lines and gaps come out.
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import repeat
 from typing import NamedTuple
@@ -140,7 +140,7 @@ class Demultiplexer:
     def __init__(self, *, from_start: bool = True) -> None:
         self._from_start = from_start
         self._counts: dict[tuple[str, str], _Count] = {}
-        self._devices: set[str] = set()
+        self._devices: dict[str, Writer] = {}
 
     def feed(self, block: bytes, stream: str = "", timestamps: Sequence[str] = ()) -> list[LogLine | LogGap]:
         """Return the new lines of `block`, which ends at a line's end, and a gap where numbers are missing.
@@ -178,7 +178,7 @@ class Demultiplexer:
         if count is None:
             count = self._counts[stream, line.writer.source] = _Count(expected=1 if self._from_start else number)
             if line.writer.rank is not None:
-                self._devices.add(line.writer.source)
+                self._devices[line.writer.source] = line.writer
         expected = count.expected
         if number > expected:
             count.missing.add(expected, number - 1)
@@ -213,9 +213,9 @@ class Demultiplexer:
         return sum(count.delivered for (_, source), count in self._counts.items() if source in self._devices)
 
     @property
-    def devices(self) -> int:
-        """The number of devices that delivered a line."""
-        return len(self._devices)
+    def devices(self) -> Sequence[Writer]:
+        """The devices that delivered a line, by rank."""
+        return sorted(self._devices.values(), key=lambda writer: writer.rank or 0)
 
     @property
     def missing(self) -> int:
@@ -240,6 +240,20 @@ class Selection:
     def everything(self) -> bool:
         """Whether all lines are selected."""
         return self == Selection()
+
+    @property
+    def of_a_device(self) -> bool:
+        """Whether the lines of one rank or device are selected."""
+        return bool(str(self))
+
+    def __str__(self) -> str:
+        """`--rank 9 --device cpu:3`, the options that select a device."""
+        options = (("--rank", self.rank), ("--device", self.device))
+        return " ".join(f"{name} {value}" for name, value in options if value is not None)
+
+    def selects_any(self, devices: Iterable[Writer]) -> bool:
+        """Return whether lines of one of the devices are selected, whatever they say."""
+        return any(replace(self, pattern=None).matches(LogLine(b"", b"", writer)) for writer in devices)
 
     def matches(self, line: LogLine) -> bool:
         """Return whether the line is selected. A device is `cpu:3`, or its number `3`."""

@@ -20,10 +20,10 @@ _INTERESTING = re.compile(_FIRST_WORD.pattern + rb"|error: ")
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|[+-]?inf", re.IGNORECASE)
 _PAIR = re.compile(r'([A-Za-z_]\w*)=("(?:[^"\\]|\\.)*"|\S*)')
-_BAR_WIDTH = 16
+_BAR_WIDTH, _SHORTEST_BAR = 16, 6
 _BLOCKS, _SIGNS = ("█", "░"), ("#", "-")
 # The columns that a narrow terminal leaves out, in this order; columns that are unknown here go before them.
-_OPTIONAL = ("lr", "bar", "top1", "epoch", "fps", "loss", "step")
+_OPTIONAL = ("lr", "top1", "bar", "epoch", "fps", "loss", "step")
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,13 @@ def device_lines(devices: Mapping[str, ProgressLine | str], width: int, *, ascii
         devices: for each device's label its latest step, or its latest text before its first step.
         ascii_only: the terminal has only ASCII's letters.
     """
-    steps = {
-        label: step_cells(step, ascii_only=ascii_only)
-        for label, step in devices.items()
-        if isinstance(step, ProgressLine)
-    }
-    names = _columns_that_fit([{"label": label, **cells} for label, cells in steps.items()], width)
+    latest_steps = {label: step for label, step in devices.items() if isinstance(step, ProgressLine)}
+
+    def rows(bar: int) -> dict[str, dict[str, str]]:
+        return {label: step_cells(step, bar=bar, ascii_only=ascii_only) for label, step in latest_steps.items()}
+
+    names, left = _columns_that_fit([{"label": label, **row} for label, row in rows(_SHORTEST_BAR).items()], width)
+    steps = rows(min(_BAR_WIDTH, _SHORTEST_BAR + left))
     label_width = max(map(len, devices), default=0)
     lines = []
     for label, latest in devices.items():
@@ -146,7 +147,7 @@ def device_lines(devices: Mapping[str, ProgressLine | str], width: int, *, ascii
     return lines
 
 
-def step_cells(step: ProgressLine, *, ascii_only: bool = False) -> dict[str, str]:
+def step_cells(step: ProgressLine, *, bar: int = _BAR_WIDTH, ascii_only: bool = False) -> dict[str, str]:
     """Return the columns of a device's line by their names. Epochs count from 1 here, as people count."""
     fields = {name: step.number(name) for name in step.fields if name != "time"}
     epoch, epochs, done, steps = (fields.pop(name, None) for name in ("epoch", "epochs", "step", "steps"))
@@ -155,8 +156,8 @@ def step_cells(step: ProgressLine, *, ascii_only: bool = False) -> dict[str, str
         cells["epoch"] = f"epoch {epoch + 1:.0f}" + ("" if epochs is None else f"/{epochs:.0f}")
     if done is not None and steps:
         full, empty = _SIGNS if ascii_only else _BLOCKS
-        filled = round(_BAR_WIDTH * min(done / steps, 1))
-        cells["bar"] = full * filled + empty * (_BAR_WIDTH - filled)
+        filled = round(bar * min(done / steps, 1))
+        cells["bar"] = full * filled + empty * (bar - filled)
         cells["step"] = f"{done:.0f}/{steps:.0f}"
     for name, value in fields.items():
         text = visible(str(step.fields[name])) if value is None else f"{value:.4g}"
@@ -164,8 +165,8 @@ def step_cells(step: ProgressLine, *, ascii_only: bool = False) -> dict[str, str
     return cells
 
 
-def _columns_that_fit(rows: Sequence[Mapping[str, str]], width: int) -> list[str]:
-    """Return the names of the columns to show, without `label`."""
+def _columns_that_fit(rows: Sequence[Mapping[str, str]], width: int) -> tuple[list[str], int]:
+    """Return the names of the columns to show, without `label`, and how many columns of the terminal are left."""
     widths: dict[str, int] = {}
     for row in rows:
         for name, text in row.items():
@@ -175,9 +176,13 @@ def _columns_that_fit(rows: Sequence[Mapping[str, str]], width: int) -> list[str
         *(name for name in reversed(widths) if name not in known),
         *(name for name in _OPTIONAL if name in widths),
     ]
-    while optional and sum(widths.values()) + 2 * (len(widths) - 1) > width:
+
+    def left() -> int:
+        return width - sum(widths.values()) - 2 * (len(widths) - 1)
+
+    while optional and left() < 0:
         del widths[optional.pop(0)]
-    return [name for name in widths if name != "label"]
+    return [name for name in widths if name != "label"], max(0, left())
 
 
 def _padded(steps: Mapping[str, Mapping[str, str]], label: str, name: str) -> str:

@@ -80,6 +80,19 @@ def summary(state: JobState, reading: "LogFollow", *, now: float, where: str) ->
     return _rows(rows)
 
 
+def incomplete_warning(reading: "LogFollow") -> str:
+    """Return that lines are missing; empty if all lines came. The exit code is the job's, so this line must be seen."""
+    missing = reading.demultiplexer.missing
+    if not missing and not reading.losses:
+        return ""
+    known = f"{_count(missing, 'line')} {'is' if missing == 1 else 'are'} missing" if missing else ""
+    unknown = "lines that have no known number may be missing" if reading.losses else ""
+    return (
+        f"warning: the log is not complete: {', and '.join(filter(None, (known, unknown)))}; "
+        "the output folder has the lines of each device in console-*.log"
+    )
+
+
 def status_text(state: JobState, progress: JobProgress, events: Iterable[JobEvent], *, now: float, where: str) -> str:
     """Return everything that is known of one job, for the user."""
     took = state.took_s(now)
@@ -244,7 +257,8 @@ def _work(result: ProgressLine | None) -> dict[str, str]:
 
 def _log_counts(reading: "LogFollow") -> str:
     counts = reading.demultiplexer
-    text = f"{_count(counts.lines, 'line')} from {_count(counts.devices, 'device')}, {counts.missing:,} missing"
+    missing = f"{counts.missing:,} missing" if counts.missing or not reading.losses else "an unknown number missing"
+    text = f"{_count(counts.lines, 'line')} from {_count(len(counts.devices), 'device')}, {missing}"
     losses = [*map(str, counts.gaps()), *map(str, reading.losses)]
     more = [f"and {len(losses) - _SHOWN_LOSSES} more"] if len(losses) > _SHOWN_LOSSES else []
     return "; ".join([text, *losses[:_SHOWN_LOSSES], *more])

@@ -35,7 +35,13 @@ def test_a_line_never_becomes_two(width: int) -> None:
 
 
 def test_a_narrow_terminal_keeps_the_most_important_columns() -> None:
-    assert device_lines(DEVICES, 80)[0] == "rank 0 cpu:0  epoch 1/10  44/88  loss 2.798  302.1 images/s  top1 13.12"
+    assert (
+        device_lines(DEVICES, 80)[0]
+        == "rank 0 cpu:0  epoch 1/10  ████░░░  44/88  loss 2.798  302.1 images/s  top1 13.12"
+    )
+    assert (
+        device_lines(DEVICES, 78)[0] == "rank 0 cpu:0  epoch 1/10  ████████░░░░░░░░  44/88  loss 2.798  302.1 images/s"
+    )
     assert device_lines(DEVICES, 40)[0] == "rank 0 cpu:0  44/88  loss 2.798"
     assert device_lines(DEVICES, 20)[0] == "rank 0 cpu:0  44/88"
 
@@ -48,7 +54,7 @@ def test_text_is_shown_unchanged_and_an_unknown_field_is_left_out_first() -> Non
     line = parse_progress(b"step step=1 steps=2 loss=nan news=good")
     assert line is not None
     assert device_lines({"a": line}, 60) == ["a  ████████░░░░░░░░  1/2  loss nan  news good"]
-    assert device_lines({"a": line}, 35) == ["a  ████████░░░░░░░░  1/2  loss nan"]
+    assert device_lines({"a": line}, 30) == ["a  ██████░░░░░░  1/2  loss nan"]
 
 
 def test_no_device_gives_no_line() -> None:

@@ -50,7 +50,7 @@ def test_a_gap_comes_at_its_place_with_its_bounds() -> None:
     items = list(counts.feed(tagged(0, 1) + tagged(0, 2) + tagged(0, 6)))
     assert [type(item) for item in items] == [LogLine, LogLine, LogGap, LogLine]
     assert str(items[2]) == "lines 3-5 of rank 0 npu:0 are missing"
-    assert (counts.lines, counts.devices, counts.missing) == (3, 1, 3)
+    assert (counts.lines, len(counts.devices), counts.missing) == (3, 1, 3)
 
 
 def test_a_missing_first_line_is_noticed() -> None:
@@ -64,7 +64,7 @@ def test_a_missing_end_is_noticed_by_the_supervisors_count() -> None:
     counts = Demultiplexer()
     items = list(counts.feed(tagged(0, 1) + tagged(0, 2) + tagged(1, 1) + end))
     assert items[-2:] == [LogGap("rank 1 npu:1", 2, 4), LogGap("rank 2", 1, 3)]
-    assert (counts.missing, counts.lines, counts.devices) == (6, 3, 2)
+    assert (counts.missing, counts.lines, len(counts.devices)) == (6, 3, 2)
     assert list(counts.feed(tagged(1, 3))) == [_line(tagged(1, 3)[:-1])], "a late line is shown"
     assert counts.missing == 5
     later = Demultiplexer(from_start=False)
@@ -77,7 +77,7 @@ def test_each_device_and_each_supervisor_is_counted_separately() -> None:
     counts = Demultiplexer()
     block = b"".join(tagged(rank, number) for number in (1, 2) for rank in range(8)) + b"[node 0 #2] x\n"
     list(counts.feed(block))
-    assert (counts.lines, counts.devices) == (16, 8), "a supervisor is not a device, and its lines are not counted"
+    assert (counts.lines, len(counts.devices)) == (16, 8), "a supervisor is not a device, and its lines are not counted"
     assert counts.gaps() == [LogGap("node 0", 1, 1)], "a supervisor's lines are checked too"
 
 
@@ -108,5 +108,8 @@ def test_a_selection_takes_a_device_by_its_name_or_its_number() -> None:
     assert Selection(rank=3, pattern=re.compile(rb"step=1\d+")).matches(line)
     assert not Selection(rank=2).matches(line)
     assert not Selection(pattern=re.compile(rb"eval")).matches(line)
+    assert Selection(rank=3).selects_any([line.writer])
+    assert not Selection(rank=3, device="4").selects_any([line.writer])
+    assert str(Selection(rank=3, device="cpu:4")) == "--rank 3 --device cpu:4"
     assert Selection().everything
     assert not Selection(rank=0).everything
