@@ -217,12 +217,10 @@ class Jobs(Protocol):
     Attributes:
         name: the backend, as after `--backend`.
         poll_s: seconds between two questions that are no burden.
-        has_timestamps: whether the log knows the time of each line.
     """
 
     name: str
     poll_s: float
-    has_timestamps: bool
 
     @property
     def place(self) -> str:

@@ -37,7 +37,6 @@ class ClusterJobs:
     """The jobs of one kind in one namespace. `launcher.jobs.Jobs` says what each method promises."""
 
     poll_s = 2.0
-    has_timestamps = True
 
     def __init__(self, kind: Kind, api: Api) -> None:
         self.name = kind.name

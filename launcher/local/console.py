@@ -5,7 +5,10 @@ died while it wrote.
 """
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from itertools import accumulate, islice, takewhile
 from pathlib import Path
 
 _BLOCK = 1 << 18
@@ -24,8 +27,7 @@ def read_blocks(path: Path, *, start: int = 0, ended: Callable[[], bool]) -> Ite
         time.sleep(_POLL_S)
     with path.open("rb") as file:
         if start:
-            file.seek(start - 1)
-            file.readline()
+            file.seek(line_start(path, start))
         rest: list[bytes] = []
         while True:
             # Ask before the last read, so that it reads everything from before the end.
@@ -57,13 +59,50 @@ def read_tail(path: Path, size: int = _BLOCK) -> bytes:
         return file.read()
 
 
-def offset_at(clock: Path, moment: float) -> int:
-    """Return how long the log was at `moment`, by the last note before it."""
-    offset = 0
+class LineTimes:
+    """When the lines of a log were written, to about a second: the runner notes how long the log is by time."""
+
+    def __init__(self, clock: Path) -> None:
+        self._clock = clock
+        self._sizes: list[int] = []
+        self._times: list[float] = []
+
+    def of(self, position: int, block: bytes, latest: float) -> list[str]:
+        """Return the time of each line, in ISO 8601 and UTC.
+
+        Args:
+            position: where the block begins in the log.
+            latest: the time of a line after the last note, in seconds since 1970.
+        """
+        if not self._sizes or self._sizes[-1] < position + len(block):
+            notes = list(_notes(self._clock))
+            self._sizes, self._times = [size for _, size in notes], [moment for moment, _ in notes]
+        ends = accumulate((len(line) + 1 for line in block.removesuffix(b"\n").split(b"\n")), initial=position)
+        indices = (bisect_left(self._sizes, end) for end in islice(ends, 1, None))
+        moments = (self._times[index] if index < len(self._times) else latest for index in indices)
+        return [datetime.fromtimestamp(moment, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ") for moment in moments]
+
+
+def line_start(path: Path, position: int) -> int:
+    """Return where the first line at or after a position begins."""
+    with path.open("rb") as file:
+        file.seek(max(0, position - 1))
+        if position:
+            file.readline()
+        return file.tell()
+
+
+def _notes(clock: Path) -> Iterator[tuple[float, int]]:
+    """Yield the times at which the log's length was noted, and the lengths in bytes."""
     if clock.exists():
         for line in clock.read_text(encoding="ascii").splitlines():
             note_time, _, size = line.partition(" ")
-            if not size or float(note_time) > moment:
-                break
-            offset = int(size)
-    return offset
+            if not size:  # a full disk
+                return
+            yield float(note_time), int(size)
+
+
+def offset_at(clock: Path, moment: float) -> int:
+    """Return how long the log was at `moment`, by the last note before it."""
+    earlier = takewhile(lambda note: note[0] <= moment, _notes(clock))
+    return max((size for _, size in earlier), default=0)

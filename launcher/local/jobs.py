@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from launcher import PROGRAM
 from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimeoutError
 from launcher.jobs import JobEvent, JobRef, JobState, LogBlock, LogItem, LogLoss, Phase
 from launcher.local import records
-from launcher.local.console import offset_at, read_blocks
+from launcher.local.console import LineTimes, line_start, offset_at, read_blocks
 from launcher.local.log_end import LogEnd
 from launcher.output.progress import JobProgress
 from trainer.shared.errors import RESUMABLE
@@ -40,7 +41,6 @@ class LocalJobs:
     name = "local"
     place = "this machine"
     poll_s = 0.2
-    has_timestamps = False
 
     def __init__(self, root: Path | None = None, *, extra_grace_s: float = _EXTRA_GRACE_S) -> None:
         self.root = records.state_home() if root is None else root
@@ -62,12 +62,14 @@ class LocalJobs:
 
         job = records.read_record(folder / records.JOB) or {}
         stream = f"job {ref.name}, created {job.get('created')}, attempt {records.attempt_of(job)}"
-        torn = b""
+        times, position, torn = LineTimes(folder / records.CLOCK), -1, b""
         for block in read_blocks(folder / records.CONSOLE, start=start, ended=has_ended):
             if block and not block.endswith(b"\n"):
                 torn = block  # the last block
             else:
-                yield LogBlock(block, stream)
+                position = line_start(folder / records.CONSOLE, start) if block and position < 0 else position
+                yield LogBlock(block, stream, partial(_line_times, times, folder, position, block))
+                position += len(block)
         state, log = _read_state(ref, folder)
         rest = () if log.in_console or not state.phase.ended else log.device_logs
         if torn and not rest:
@@ -232,6 +234,11 @@ def _outcome(returncode: int, *, cancelled: bool) -> tuple[Phase, str]:
         name = _SIGNALS.get(-returncode, f"signal {-returncode}")
         return Phase.FAILED, f"the trainer was killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
     return Phase.FAILED, f"the trainer ended with exit code {returncode}"
+
+
+def _line_times(times: LineTimes, folder: Path, position: int, block: bytes) -> list[str]:
+    end = records.read_record(folder / records.EXIT)
+    return times.of(position, block, time.time() if end is None else end["ended"]) if block else []
 
 
 def _events_of(ref: JobRef, folder: Path, *, numbered: bool) -> list[JobEvent]:

@@ -264,6 +264,10 @@ say(None, "done")
     assert texts("--tail", "0") == []
     assert texts("--raw")[:2] == ["warming up", "[rank 0 cpu:0 #1] n=0"]
     assert len(texts("--since", "1h")) == 22
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ \[node 0\] done", texts("--timestamps")[-1])
+    refused = runner.launch("logs", "job", "--device", "5")
+    assert (refused.returncode, refused.stdout) == (4, "")
+    assert refused.stderr == "error: --device 5: the job has rank 0 cpu:0, rank 1 cpu:1\n"
     rows = [json.loads(line) for line in texts("--json", "--device", "1")]
     assert rows[9] == {
         "apiVersion": "pnas/v1",

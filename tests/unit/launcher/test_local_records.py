@@ -15,7 +15,7 @@ import pytest
 from launcher.errors import ConflictError, ExitCode, LauncherError, NotFoundError
 from launcher.jobs import JobRef, LogBlock, LogLoss, Phase
 from launcher.local import records
-from launcher.local.console import read_blocks, read_tail
+from launcher.local.console import LineTimes, offset_at, read_blocks, read_tail
 from launcher.local.jobs import LocalJobs
 from launcher.local.submitter import start_job
 from launcher.output.display import PlainDisplay
@@ -297,6 +297,18 @@ def test_a_reader_waits_for_a_log_that_does_not_exist_yet(tmp_path: Path) -> Non
     path.write_bytes(b"one\n")
     assert next(blocks) == b"one\n"
     assert list(read_blocks(tmp_path / "never", ended=lambda: True)) == []
+
+
+def test_each_line_has_the_time_at_which_the_log_had_grown_to_it(tmp_path: Path) -> None:
+    clock = tmp_path / "clock"
+    times = LineTimes(clock)
+    assert times.of(0, b"a\nb\n", 7) == ["1970-01-01T00:00:07Z"] * 2
+    clock.write_text("10.250 4\n20.500 12\n30.0 ")
+    block = b"one\ntwo\nthree\nfour\n"
+    seconds = [moment[-4:-1] for moment in times.of(0, block, 33)]
+    assert seconds == [":10", ":20", ":33", ":33"]
+    assert [moment[-4:-1] for moment in times.of(4, block[4:], 33)] == seconds[1:]
+    assert (offset_at(clock, 15), offset_at(clock, 5), offset_at(clock, 99)) == (4, 0, 12)
 
 
 def test_a_log_is_read_from_the_first_whole_line_after_an_offset(tmp_path: Path) -> None:
