@@ -79,7 +79,7 @@ class ExecPlugin:
             ) from error
         self._mode = str(settings.get("interactiveMode") or "IfAvailable")
         self._hint = " ".join(str(settings.get("installHint") or "").split())
-        self._cluster = cluster if settings.get("provideClusterInfo") else None
+        self._cluster = cluster if str(settings.get("provideClusterInfo")).lower() == "true" else None
         self._limit_s = limit_s
         self._clock = clock
         self._lock = threading.Lock()
@@ -181,8 +181,10 @@ def cluster_info(server: str, values: Mapping[str, Any], ca_file: Path | None) -
     Raises:
         OSError: the file of the CA cannot be read.
     """
-    info = {"server": server}
-    info |= {key: values[key] for key in ("tls-server-name", "insecure-skip-tls-verify", "proxy-url") if key in values}
+    info: dict[str, Any] = {"server": server}
+    info |= {key: values[key] for key in ("tls-server-name", "proxy-url") if key in values}
+    if str(values.get("insecure-skip-tls-verify")).lower() == "true":
+        info["insecure-skip-tls-verify"] = True
     if ca_file is not None:
         info["certificate-authority-data"] = base64.b64encode(ca_file.read_bytes()).decode()
     for extension in values.get("extensions") or ():

@@ -117,7 +117,7 @@ def _credentials(context: ClusterContext, paths: str, place: str) -> Credentials
         client_key=key,
         login=lambda: [*login(), *acting_as],
         proxy=proxy_of(server, cluster.text("proxy-url"), os.environ),
-        verify=cluster.text("insecure-skip-tls-verify").lower() != "true",
+        verify=not cluster.switch("insecure-skip-tls-verify"),
         tls_server_name=cluster.text("tls-server-name") or None,
     )
     _check_tls(credentials, place)

@@ -10,20 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from launcher.errors import RequestError, UnreachableError
-
-# libyaml takes a tenth of the time, which counts for a file with hundreds of clusters.
-_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_NO_TEXTS = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:bool")
-
-
-class _Loader(_Base):  # type: ignore[misc]  # its base is chosen when the program runs
-    yaml_implicit_resolvers = {  # noqa: RUF012  # PyYAML's own name
-        first: [(tag, form) for tag, form in forms if tag in _NO_TEXTS]
-        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+from trainer.shared.strict_yaml import parse_texts
 
 
 @dataclass(frozen=True)
@@ -42,6 +30,10 @@ class ConfigEntry:
         """Return the path that a value names; None without one."""
         text = self.text(key)
         return self.folder / text if text else None
+
+    def switch(self, key: str) -> bool:
+        """Return whether a value is true."""
+        return self.text(key).lower() == "true"
 
     def part(self, key: str) -> Mapping[str, Any] | None:
         """Return a value that is a mapping; None without one."""
@@ -96,11 +88,11 @@ def _read(file: Path) -> Mapping[str, Any]:
     place = f"kubeconfig {file}"
     try:
         # A text editor may have put a byte order mark before the text.
-        value = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=_Loader)
+        value = parse_texts(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UnreachableError(f"{place}: cannot be read: {error.strerror}; fix it or give --kubeconfig") from error
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split())
+    except ValueError as error:
+        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
         raise UnreachableError(f"{place}: cannot be read: {reason}; fix it or give --kubeconfig") from error
     if value is not None and not isinstance(value, dict):
         raise UnreachableError(f"{place}: is no kubeconfig: not a mapping; fix it or give --kubeconfig")

@@ -74,6 +74,8 @@ def _parse(text: str, loader: type[_StrictLoader]) -> Any:
 
 
 def _problem(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.context is None and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        # Without the text of the line, which can be a secret.
+        reason = error.problem if error.context is None else f"not valid YAML: {error.context}: {error.problem}"
+        return f"line {error.problem_mark.line + 1}: {reason}"
     return f"not valid YAML: {' '.join(str(error).split())}"

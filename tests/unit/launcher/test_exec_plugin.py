@@ -84,7 +84,9 @@ def test_a_plugin_gets_its_arguments_variables_and_the_cluster(tmp_path: Path) -
         "token = [sys.argv[1:], os.environ['A'], json.loads(os.environ['KUBERNETES_EXEC_INFO'])['spec'], os.getcwd()]\n"
         f"print(json.dumps({{'apiVersion': {V1!r}, 'status': {{'token': json.dumps(token)}}}}))"
     )
-    login = plugin(tmp_path, script, args=["a", 1], env=[{"name": "A", "value": "b"}], provideClusterInfo=True).login()
+    login = plugin(
+        tmp_path, script, args=["a", 1], env=[{"name": "A", "value": "b"}], provideClusterInfo="true"
+    ).login()
     spec = {"interactive": False, "cluster": {"server": "https://x"}}
     # Like kubectl's, it runs in the user's folder; only the command is relative to the kubeconfig.
     assert json.loads(str(login.token)) == [["a", "1"], "b", spec, str(Path.cwd())]

@@ -1,9 +1,12 @@
 """The launcher takes the same proxy as kubectl, for requests and for logs."""
 
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from launcher.kube.http import Connections
 from launcher.kube.proxy import proxy_of
 from launcher.podlogs.errors import PodLogError, Timing
 from launcher.podlogs.transport import StopSignal, Transport
+from tests.unit.podlogs.test_transport import Server, certificate
 
 SERVER, NAMED, PROXY = "https://10.1.2.3:6443", "https://a.corp.example", "http://proxy:3128"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -161,6 +165,50 @@ def test_a_socks_proxy_gets_the_servers_name_and_passes_the_bytes(
     proxy = listen(talk)
     assert ask(through(f"socks5://{login}{proxy.address}", "http://server.example:6443")) == b"{}"
     assert names == [b"server.example"]
+
+
+def pass_on(one: socket.socket, other: socket.socket) -> None:
+    """Copy the bytes of each connection to the other, until one ends."""
+    while True:
+        for readable in select.select([one, other], [], [])[0]:
+            if not (data := readable.recv(1 << 16)):
+                return
+            (other if readable is one else one).sendall(data)
+
+
+def tunnel_by_connect(connection: socket.socket, port: int) -> None:
+    assert connection.recv(1 << 16).startswith(b"CONNECT server.example:6443 ")
+    connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+    with socket.create_connection(("127.0.0.1", port)) as server:
+        pass_on(connection, server)
+
+
+def tunnel_by_socks(connection: socket.socket, port: int) -> None:
+    connection.recv(256)
+    connection.sendall(b"\x05\x00")
+    connection.recv(256)
+    connection.sendall(b"\x05\x00\x00\x03\x01x\x00\x00")
+    with socket.create_connection(("127.0.0.1", port)) as server:
+        pass_on(connection, server)
+
+
+@BOTH
+@pytest.mark.parametrize(("scheme", "tunnel"), [("http", tunnel_by_connect), ("socks5", tunnel_by_socks)])
+def test_the_servers_certificate_is_checked_through_a_proxy(
+    ask: Callable[[Credentials], bytes],
+    listen: Callable[..., Listener],
+    tmp_path: Path,
+    scheme: str,
+    tunnel: Callable[[socket.socket, int], None],
+) -> None:
+    ca, context = certificate(tmp_path, "server", host="server.example")
+    other, _ = certificate(tmp_path, "other", host="server.example")
+    with Server(lambda connection, _: connection.sendall(ANSWER), context) as server:
+        proxy = listen(lambda connection: tunnel(connection, server.port))
+        credentials = through(f"{scheme}://{proxy.address}", "https://server.example:6443")
+        assert ask(replace(credentials, ca_file=str(ca))) == b"{}"
+        with pytest.raises((UnreachableError, PodLogError), match="certificate"):
+            ask(replace(credentials, ca_file=str(other)))
 
 
 @pytest.mark.parametrize(

@@ -77,9 +77,10 @@ class Server:
             if self._context is not None:
                 connection = self._context.wrap_socket(connection, server_side=True)
             self._open.append(connection)
-            while request := connection.recv(1 << 16):
-                self.requests.append(request)
-                self._serve(connection, request)
+            with connection:
+                while request := connection.recv(1 << 16):
+                    self.requests.append(request)
+                    self._serve(connection, request)
 
 
 def credentials_for(port: int, *, scheme: str = "http") -> Credentials:
