@@ -15,9 +15,9 @@ from docs.formats import pretty_json, table
 from docs.options import describe
 from launcher.cluster.defaults import NO_DEFAULTS
 from launcher.cluster.rbac import CLUSTER_VERBS, CUSTOM_VERBS, KUBERNETES_VERBS, rules
+from launcher.quantities import PATTERN
 from launcher.settings.hardware import DEVICE_COUNTS, PRESETS
 from launcher.settings.options import EFFECTS, IMAGE, NAME_PATTERN, OBJECT, QUALIFIED, VALUE, VARIABLE, JobOptions
-from launcher.settings.quantities import PATTERN
 from launcher.settings.secrets import HARMLESS_NAME, SECRET_NAME, SECRET_VALUE
 from trainer.shared.config import EMULATED, MODE_PRESETS, TrainConfig
 from trainer.shared.yaml_text import to_yaml

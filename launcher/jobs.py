@@ -194,8 +194,8 @@ class PreflightFinding(NamedTuple):
 
     Attributes:
         about: the thing that was checked.
-        state: `later` for a thing that may still come, like a node that an autoscaler adds on demand; `unknown` if the
-            user has no right to see it.
+        state: `missing` if the job cannot start; `later` if a started job waits for it, like a node that an autoscaler
+            adds on demand; `unknown` if it cannot be checked, for example because the user has no right to see it.
         text: one line; for a fault: what is wrong, where, and the next step.
     """
 

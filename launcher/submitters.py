@@ -66,10 +66,10 @@ class Submitter(Protocol):
         """
 
     def examine(self, settings: Settings) -> Iterator[PreflightFinding]:
-        """Yield what is ready for such a job and what is missing.
+        """Yield what is ready for such a job, what is missing, and what cannot be checked.
 
         Raises:
-            RequestError: this backend needs no preparation.
+            LauncherError: the backend does not answer, or cannot have such a job.
         """
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from launcher import PROGRAM
 from launcher.cluster import saved_attempt
 from launcher.cluster.events import events_about, events_of_job, job_event
-from launcher.cluster.pending import container_failure, why_pending
+from launcher.cluster.failures import container_failure, log_failure
+from launcher.cluster.pending import why_pending
 from launcher.errors import ApiError, ConflictError, LauncherError, NotFoundError
 from launcher.jobs import JobEvent, JobRef, JobState, LogItem, Phase
 from launcher.kinds import Kind, kind_named
@@ -20,7 +21,7 @@ from launcher.kinds.labels import CONTAINER, OURS
 from launcher.kinds.objects import attempt_number, is_young, spec_of, unix_time
 from launcher.kube.access import ClusterAccess
 from launcher.kube.api import Api, Json, connect, if_allowed
-from launcher.kube.resources import PODS
+from launcher.kube.resources import NODES, PODS
 from launcher.kube.retry import poll
 from launcher.output.lines import parse_lines
 from launcher.output.progress import JobProgress
@@ -69,8 +70,14 @@ class ClusterJobs:
         return True
 
     def get(self, ref: JobRef) -> JobState:
-        """Return the job's state, from its object and its pods."""
-        return self.state_of(self.job(ref.name), self.pods(ref.name))
+        """Return the job's state, from its object and its pods; from its object only if the pods are hidden."""
+        job = self.job(ref.name)
+        pods, hidden = self._visible_pods(ref.name)
+        if not hidden:
+            return self.state_of(job, pods)
+        phase, reason = self.kind.phase(job, [])
+        more = "" if phase.ended else f"you have no right to see its pods: {hidden}"
+        return self._state(job, [], phase, "; ".join(filter(None, (reason, more))))
 
     def logs(
         self, ref: JobRef, *, follow: bool = False, since_s: float | None = None, attempt: int | None = None
@@ -130,9 +137,8 @@ class ClusterJobs:
         return job
 
     def pods(self, name: str) -> list[Json]:
-        """Return the job's pods, in the order of their names."""
-        pods, _ = self.api.list(PODS, labels=f"{self.kind.pod_label}={name}")
-        return sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))
+        """Return the job's pods, in the order of their names; nothing if the user has no right to see pods."""
+        return self._visible_pods(name)[0]
 
     def state_of(self, job: Json, pods: Sequence[Json]) -> JobState:
         """Return the state that the job object and its pods add up to."""
@@ -142,6 +148,14 @@ class ClusterJobs:
         elif phase is Phase.FAILED:
             reason = self._why_failed(pods, reason)
         return self._state(job, pods, phase, reason)
+
+    def reason_without_pods(self, job: Json, now: float) -> str:
+        """Return why the job has no pods, as far as its objects say it.
+
+        Args:
+            now: seconds since 1970.
+        """
+        return self.kind.reason_without_pods(job, self._gang(job)[0], lambda _item: (), now)
 
     def remove(self, job: Json) -> None:
         """Delete this very job object, and wait until it and its pods are gone, so that the names are free.
@@ -193,9 +207,18 @@ class ClusterJobs:
             refusals.append(hidden)
             return items
 
-        reason = why_pending(self.kind, job, pods, gang, events, now=now)
+        reason = why_pending(self.kind, job, pods, gang, events, now=now, nodes=self._nodes)
         hidden = "" if is_young(job, now) else next(filter(None, refusals), "")
         return reason or (f"you have no right to see why: {hidden}" if hidden else "")
+
+    def _visible_pods(self, name: str) -> tuple[list[Json], str]:
+        """Return the job's pods, and why this user cannot see them."""
+        pods, hidden = if_allowed(lambda: self.api.list(PODS, labels=f"{self.kind.pod_label}={name}")[0])
+        return sorted(pods or (), key=lambda pod: str(pod["metadata"]["name"])), hidden
+
+    def _nodes(self) -> Sequence[Json] | None:
+        """Return all nodes; None if the user cannot see them."""
+        return if_allowed(lambda: self.api.list(NODES)[0])[0]
 
     def _why_failed(self, pods: Sequence[Json], reason: str) -> str:
         if reason.startswith(_OUT_OF_TIME):
@@ -206,6 +229,7 @@ class ClusterJobs:
         others = [pod for pod in pods if pod not in failed]
         cause = next(filter(None, (self._progress([pod]).cause for pod in (*failed, *others))), "")
         pod_reason = f"pod {failed[0]['metadata']['name']}: {container_failure(failed[0])}" if failed else reason
+        cause = cause or next(filter(None, (log_failure(self._log_tail(pod)) for pod in failed)), "")
         return f"{cause} ({pod_reason})" if cause else pod_reason
 
     def _progress(self, pods: Sequence[Json]) -> JobProgress:
@@ -238,11 +262,11 @@ class ClusterJobs:
     def list(self) -> "list[tuple[JobState, JobProgress]]":
         """Return all jobs of the namespace that a launcher made; progress would cost a request for each."""
         jobs, _ = self.api.list(self.kind.resource, labels=OURS)
-        pods, _ = self.api.list(PODS, labels=OURS)
+        pods, _ = if_allowed(lambda: self.api.list(PODS, labels=OURS)[0])
         states = []
         for job in jobs:
             name = job["metadata"]["name"]
-            own = [pod for pod in pods if pod["metadata"]["labels"].get(self.kind.pod_label) == name]
+            own = [pod for pod in pods or () if pod["metadata"]["labels"].get(self.kind.pod_label) == name]
             states.append(self._state(job, own, *self.kind.phase(job, own)))
         states.sort(key=lambda state: (state.created or 0, state.ref.name))
         return [(state, JobProgress()) for state in states]

@@ -2,23 +2,43 @@
 
 The nearest cause wins: what a container waits for, then what the scheduler says of a pod, then what the job's kind
 says of a job without pods. Volcano warns of healthy starts too, so a condition counts only while nothing newer
-contradicts it.
+contradicts it. The scheduler counts nodes and does not name them: the nodes themselves say what to do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 
-from launcher.kinds import Kind, ObjectEvents
-from launcher.kinds.labels import CONTAINER
+from launcher.cluster.nodes import check_nodes, matching, obstacles_text
+from launcher.cluster.schedulers import unseen_reason
+from launcher.kinds import Kind, ObjectEvents, pod_template
+from launcher.kinds.needs import PodNeeds, pod_amounts
 from launcher.kube.api import Json
+
+Nodes = Callable[[], Sequence[Json] | None]
+"""Returns all nodes; None if the user cannot see them."""
 
 _STARTING = frozenset({"ContainerCreating", "PodInitializing"})
 # The volumes of one pod most likely wait for what the others' wait for; each question is a request.
 _PODS_ASKED = 3
+# What a user can do about a scheduler's reason, if the user cannot see the nodes.
+_ADVICE = (
+    ("untolerated taint", "tolerate the taint with --toleration, or choose other nodes with --node-selector"),
+    ("were unschedulable", "the administrator has cordoned them: wait, or ask for `kubectl uncordon`"),
+    ("node affinity/selector", "check --node-selector and --hardware"),
+    ("Insufficient ", "wait until other jobs end, or ask for less"),
+)
 
 
 def why_pending(
-    kind: Kind, job: Json, pods: Sequence[Json], gang: Json | None, events: ObjectEvents, *, now: float
+    kind: Kind,
+    job: Json,
+    pods: Sequence[Json],
+    gang: Json | None,
+    events: ObjectEvents,
+    *,
+    now: float,
+    nodes: Nodes = lambda: None,
 ) -> str:
     """Return what keeps the job from running; empty if it is only starting.
 
@@ -26,29 +46,19 @@ def why_pending(
         gang: the object that schedules its pods together, if the kind has one.
         events: asked only where the objects themselves do not tell.
         now: seconds since 1970; controllers need a moment for a young object.
+        nodes: asked only if the scheduler finds no node.
     """
     pending = (pod for pod in pods if pod.get("status", {}).get("phase") == "Pending")
     waiting = [pod for pod in pending if "deletionTimestamp" not in pod["metadata"]]
-    reasons = (reason for read in (_container_reason, _scheduler_reason) for pod in waiting if (reason := read(pod)))
+    readers = (_container_reason, partial(_scheduler_reason, nodes=nodes), partial(unseen_reason, now=now))
+    reasons = (reason for read in readers for pod in waiting if (reason := read(pod)))
     if reason := next(reasons, "") or _volume_reason(waiting, events):
         count = f" ({len(waiting)} pods wait)" if len(waiting) > 1 else ""
         return " ".join(reason.split()) + count
-    return "" if pods else kind.reason_without_pods(job, gang, events, now)
-
-
-def container_failure(pod: Json) -> str:
-    """Return how a container of the pod failed, like `exit code 137 (OOMKilled)`; empty if none failed."""
-    status = pod.get("status", {})
-    containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-    # A container from the overlay matters only if the trainer's did not fail.
-    for container in sorted(containers, key=lambda container: container["name"] != CONTAINER):
-        states = (container.get("state") or {}, container.get("lastState") or {})
-        ended = next((state["terminated"] for state in states if state.get("terminated")), None)
-        if ended and ended.get("exitCode"):
-            reason = ended.get("reason")
-            name = "" if container["name"] == CONTAINER else f"container {container['name']}: "
-            return f"{name}exit code {ended['exitCode']}" + (f" ({reason})" if reason not in (None, "Error") else "")
-    return str(status.get("reason") or "") if status.get("phase") == "Failed" else ""
+    if pods:
+        return ""
+    reason = kind.reason_without_pods(job, gang, events, now)
+    return _queued_reason(reason, kind, job, nodes()) if reason.startswith("queued") else reason
 
 
 def _container_reason(pod: Json) -> str:
@@ -60,12 +70,36 @@ def _container_reason(pod: Json) -> str:
     return ""
 
 
-def _scheduler_reason(pod: Json) -> str:
+def _scheduler_reason(pod: Json, nodes: Nodes) -> str:
     for condition in pod.get("status", {}).get("conditions") or ():
         refused = condition["type"] == "PodScheduled" and condition["status"] == "False"
         if refused and condition.get("reason") != "Schedulable":
-            return str(condition.get("message") or condition.get("reason") or "")
+            reason = str(condition.get("message") or condition.get("reason") or "")
+            return _unplaced_reason(reason, pod["spec"], nodes())
     return ""
+
+
+def _unplaced_reason(reason: str, pod: Json, nodes: Sequence[Json] | None) -> str:
+    """Add to a scheduler's reason which nodes it means, and what the user can do."""
+    if nodes is None:
+        advice = next((advice for words, advice in _ADVICE if words in reason), "")
+    else:
+        advice = obstacles_text(matching(nodes, pod), PodNeeds(pod, 1, _device(pod)))
+    return f"{reason}; {advice}" if advice else reason
+
+
+def _queued_reason(reason: str, kind: Kind, job: Json, nodes: Sequence[Json] | None) -> str:
+    """Add to a queue's reason why the nodes cannot take all pods of the job together, if it is so."""
+    if nodes is None:
+        return reason
+    pod = pod_template(kind, job)["spec"]
+    finding = check_nodes(matching(nodes, pod), PodNeeds(pod, int(job["spec"].get("minAvailable") or 1), _device(pod)))
+    return f"{reason}; {finding.text}" if finding.state in ("later", "missing") else reason
+
+
+def _device(pod: Json) -> str:
+    """Return the resource of a pod's devices; empty if it asks for no device."""
+    return next((name for name in pod_amounts(pod) if "/" in name), "")
 
 
 def _volume_reason(waiting: Sequence[Json], events: ObjectEvents) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.jobs import KIND_NAMES
 from launcher.kinds import Kind, kind_named
-from launcher.kube.resources import CLAIMS, CONFIG_MAPS, EVENTS, NODES, PODS, SERVICES, Resource
+from launcher.kube.resources import CLAIMS, CONFIG_MAPS, EVENTS, NODES, PODS, QUOTAS, SERVICES, Resource
 
 Verbs = Mapping[Resource, tuple[str, ...]]
 
@@ -24,6 +24,14 @@ def namespace_rights(kinds: Iterable[Kind] = ()) -> Verbs:
     return {**common, **parts, **{resource: verbs for kind in kinds for resource, verbs in kind.rights.items()}}
 
 
+def preflight_rights() -> Verbs:
+    """Return optional verbs of a Role, for the checks before a start: the server tries a pod, and shows its quotas.
+
+    A user who can create jobs has pods created anyway.
+    """
+    return {PODS: ("create",), QUOTAS: ("list",)}
+
+
 def cluster_rights(kinds: Iterable[Kind] = ()) -> Verbs:
     """Return the verbs of a ClusterRole, on objects outside namespaces.
 
@@ -35,10 +43,14 @@ def cluster_rights(kinds: Iterable[Kind] = ()) -> Verbs:
 
 
 ALL_KINDS = tuple(map(kind_named, KIND_NAMES))
-_NEEDED = namespace_rights(ALL_KINDS)
-KUBERNETES_VERBS = {resource: verbs for resource, verbs in _NEEDED.items() if not resource.is_custom}
+_NEEDED, _OPTIONAL = namespace_rights(ALL_KINDS), preflight_rights()
+_GRANTED = {
+    resource: tuple(sorted({*_NEEDED.get(resource, ()), *_OPTIONAL.get(resource, ())}))
+    for resource in dict.fromkeys((*_NEEDED, *_OPTIONAL))
+}
+KUBERNETES_VERBS = {resource: verbs for resource, verbs in _GRANTED.items() if not resource.is_custom}
 """The verbs on Kubernetes' own objects. The administrator of one namespace has these rights, and so can give them."""
-CUSTOM_VERBS = {resource: verbs for resource, verbs in _NEEDED.items() if resource.is_custom}
+CUSTOM_VERBS = {resource: verbs for resource, verbs in _GRANTED.items() if resource.is_custom}
 """The verbs on Volcano's objects, which the administrator of one namespace may lack."""
 VERBS = {**KUBERNETES_VERBS, **CUSTOM_VERBS}
 """The verbs that the Roles of the chart and of k8s/manifests grant, for all kinds of job."""

@@ -14,7 +14,9 @@ from typing import Any
 from launcher import PROGRAM
 from launcher.cluster import saved_attempt
 from launcher.cluster.jobs import ClusterJobs
-from launcher.cluster.preflight import PART_RESOURCES, judge, translate_refusal
+from launcher.cluster.preflight import judge
+from launcher.cluster.refusals import translate_refusal
+from launcher.cluster.trial import PART_RESOURCES
 from launcher.errors import ApiError, ConflictError, EndedError, LauncherError, UnreachableError
 from launcher.exits import defer_signals
 from launcher.jobs import JobRef, Submitted

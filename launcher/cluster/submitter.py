@@ -1,14 +1,14 @@
 """Starts jobs on a cluster. `launcher.submitters.Submitter` says what each method promises."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from launcher.cluster import saved_attempt
 from launcher.cluster.defaults import read_defaults
 from launcher.cluster.jobs import ClusterJobs
-from launcher.cluster.preflight import check_cluster, check_rights, judge
+from launcher.cluster.preflight import examine_cluster, judge
 from launcher.cluster.submit import is_running, name_for_another_run, running_note, submit_job
 from launcher.errors import RequestError
 from launcher.jobs import PreflightFinding, Submitted, find_state, resumable_names
@@ -22,6 +22,8 @@ from trainer.shared.config import Layer
 
 # The user says again where the job is. The overlay's content is kept, while its file may be gone.
 _OF_ONE_SUBMIT = PLACE | {"overlay"}
+# In place of an image that the user has not given yet, so that everything else can be checked.
+_NO_IMAGE = "image-is-missing"
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,12 @@ class ClusterSubmitter:
         Raises:
             LauncherError: the cluster does not answer.
         """
-        yield PreflightFinding("cluster", "ok", f"{self.jobs.place}, for --backend {self.jobs.name}")
-        yield check_rights(self.jobs.api, self.jobs.kind)
         image = settings.options.image
-        advice = "--image is missing: give it, or publish it (defaults.image of the chart)"
-        yield PreflightFinding("image", "ok" if image else "missing", image or advice)
-        yield from check_cluster(self.jobs.api, settings.options, settings.train)
+        if image is None:
+            advice = "--image is missing: give it, or publish it (defaults.image of the chart)"
+            yield PreflightFinding("image", "missing", advice)
+            options = settings.options.model_copy(update={"image": _NO_IMAGE})
+            settings = replace(settings, options=options)
+        spec = make_pod_spec(settings, self.jobs.kind)
+        findings = examine_cluster(self.jobs, spec, render_manifests(spec, self.jobs.kind))
+        yield from (finding for finding in findings if image is not None or finding.about != "image")

@@ -7,11 +7,12 @@ Objects as the API server gives them go in, plain values come out; only `check` 
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from launcher.jobs import Phase
+from launcher.jobs import Phase, PreflightFinding
+from launcher.kinds.needs import JobNeeds
 from launcher.kube.api import Api, Json
 from launcher.kube.resources import Resource
 
@@ -64,12 +65,8 @@ class Kind(Protocol):
     def refusal(self, options: "ClusterOptions", origins: Mapping[str, str]) -> str | None:
         """Return why jobs of this kind cannot have these options, in one line; None if they can."""
 
-    def check(self, api: Api, options: "ClusterOptions") -> None:
-        """Check what the cluster must have for such a job, like an open queue.
-
-        Raises:
-            PreflightError: the cluster lacks it.
-        """
+    def check(self, api: Api, needs: JobNeeds) -> Iterable[PreflightFinding]:
+        """Check what the cluster must have for such a job, like an open queue."""
 
     def phase(self, job: Json, pods: Sequence[Json]) -> tuple[Phase, str]:
         """Return the job's phase and, if the job says it, the reason."""
@@ -100,6 +97,14 @@ def kind_named(name: str) -> Kind:
     """Return the kind of this name."""
     kind: Kind = import_module(f"{__name__}.{name}").KIND
     return kind
+
+
+def pod_template(kind: Kind, job: Json) -> Json:
+    """Return the pod template in a job object."""
+    template: Any = job
+    for key in kind.pod_template:
+        template = template[key]
+    return dict(template)
 
 
 def last_warning(events: Sequence[Json]) -> str:

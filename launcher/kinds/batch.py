@@ -5,8 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from launcher.jobs import Phase
+from launcher.jobs import Phase, PreflightFinding
 from launcher.kinds import CANCELLED, JOB_VERBS, Kind, ObjectEvents, last_warning
+from launcher.kinds.needs import JobNeeds
 from launcher.kinds.objects import annotations, timestamp_now, unix_time
 from launcher.kube.api import Api, Json
 from launcher.kube.resources import Resource
@@ -47,8 +48,9 @@ class BatchKind:
             )
         return None
 
-    def check(self, api: Api, options: "ClusterOptions") -> None:
+    def check(self, api: Api, needs: JobNeeds) -> tuple[PreflightFinding, ...]:
         """Check nothing: the API server itself judges a Kubernetes Job."""
+        return ()
 
     def phase(self, job: Json, pods: Sequence[Json]) -> tuple[Phase, str]:
         """Judge by conditions: the counts run ahead of them."""
@@ -63,7 +65,10 @@ class BatchKind:
             return Phase.FAILED, f"{failed.get('reason', '')}: {failed.get('message', '')}".strip(": ")
         if job["spec"].get("suspend"):
             return self._suspended(job, pods)
-        return (Phase.RUNNING, "ending") if "FailureTarget" in conditions else self._active(pods)
+        if "FailureTarget" in conditions:
+            return Phase.RUNNING, "ending"
+        # A user who cannot see the pods still has the job's count.
+        return (Phase.RUNNING, "") if not pods and status.get("ready") else self._active(pods)
 
     @staticmethod
     def _active(pods: Sequence[Json]) -> tuple[Phase, str]:

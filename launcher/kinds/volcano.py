@@ -5,12 +5,12 @@ job has ended, so only the phase tells, and without its scheduler a job has neit
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from launcher.errors import PreflightError
-from launcher.jobs import Phase
+from launcher.jobs import Phase, PreflightFinding
 from launcher.kinds import CANCELLED, JOB_VERBS, Kind, ObjectEvents, last_warning
+from launcher.kinds.needs import JobNeeds, amount_text, amounts
 from launcher.kinds.objects import annotations, is_young, owner_reference, timestamp_now, unix_time
 from launcher.kube.api import Api, Json, if_allowed
 from launcher.kube.resources import Resource
@@ -66,21 +66,11 @@ class VolcanoKind:
             return None
         return f"--deadline {options.deadline}: Volcano Jobs have no deadline; leave it out, or use --backend batch"
 
-    def check(self, api: Api, options: "ClusterOptions") -> None:
+    def check(self, api: Api, needs: JobNeeds) -> Iterator[PreflightFinding]:
         """Check the queue: without Volcano's webhook a job in a missing or closed queue would wait for ever."""
-        queue, hidden = if_allowed(lambda: api.find(QUEUES, options.queue))
-        if hidden:
-            return  # Only administrators can look; the webhook decides.
-        if queue is None:
-            raise PreflightError(
-                f"--queue {options.queue}: there is no such queue in {api.origin}; see `kubectl get queues`"
-            )
-        state = (queue.get("status") or {}).get("state", "Open")
-        if state != "Open":
-            raise PreflightError(
-                f"--queue {options.queue}: it is {state} and takes no jobs; choose another, or ask the administrator "
-                "to open it"
-            )
+        name = needs.options.queue
+        queue, hidden = if_allowed(lambda: api.find(QUEUES, name))
+        yield check_queue(name, queue, needs, hidden=hidden, origin=api.origin)
 
     def phase(self, job: Json, pods: Sequence[Json]) -> tuple[Phase, str]:
         """Judge by the phase only: the counts are gone when the job has ended."""
@@ -149,6 +139,32 @@ class VolcanoKind:
         api.create(VOLCANO_COMMANDS, command, dry_run=True)
         api.patch(self.resource, meta["name"], {"metadata": {"annotations": {CANCELLED: timestamp_now()}}})
         api.create(VOLCANO_COMMANDS, command)
+
+
+def check_queue(name: str, queue: Json | None, needs: JobNeeds, *, hidden: str, origin: str) -> PreflightFinding:
+    """Check whether a queue takes the job, and can ever give it what it asks for.
+
+    Args:
+        queue: None if there is no such queue, or if the user cannot see it.
+        hidden: why the user cannot see it; then only Volcano's webhook decides.
+    """
+    about, flag = f"queue {name}", f"--queue {name}"
+    if hidden:
+        return PreflightFinding(about, "unknown", f"not checked: whether it is open and large enough: {hidden}")
+    if queue is None:
+        text = f"{flag}: there is no such queue in {origin}; see `kubectl get queues`"
+        return PreflightFinding(about, "missing", text)
+    state = (queue.get("status") or {}).get("state") or "Open"
+    if state != "Open":
+        remedy = "choose another, or ask the administrator to open it"
+        return PreflightFinding(about, "missing", f"{flag}: it is {state} and takes no jobs; {remedy}")
+    wanted = needs.of_job()
+    for resource, limit in amounts((queue.get("spec") or {}).get("capability")).items():
+        if wanted.get(resource, 0) > limit:
+            asked = f"the job asks for {amount_text(wanted[resource])} {resource}"
+            text = f"{flag}: {asked}, and the queue's capability is {amount_text(limit)}: it would wait for ever"
+            return PreflightFinding(about, "later", f"{text}; ask for less, or choose another queue")
+    return PreflightFinding(about, "ok", "open, and large enough for the job")
 
 
 def _is_cancelled(job: Json) -> bool:

@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
+from launcher import quantities
 from launcher.jobs import UNSUPPORTED, BackendName
-from launcher.settings import quantities
 from launcher.settings.hardware import HardwareName
 from launcher.settings.secrets import looks_secret
 from trainer.shared import durations, variables

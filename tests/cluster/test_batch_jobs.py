@@ -219,7 +219,7 @@ def test_the_servers_warnings_are_shown(empty: Terminal) -> None:
     [
         (("--image", "registry.example/none:1"), "ErrImageNeverPull: Container image"),
         (("--env-from-secret", "none"), 'CreateContainerConfigError: secret "none" not found'),
-        (("--overlay", '{"spec": {"hostNetwork": true}}'), 'violates PodSecurity "restricted:latest"'),
+        (("--overlay", '{"spec": {"schedulerName": "nobody"}}'), "no scheduler named nobody has looked at it"),
     ],
 )
 def test_a_pending_job_names_what_its_pod_lacks(empty: Terminal, words: tuple[str, str], reason: str) -> None:

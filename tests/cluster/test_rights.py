@@ -90,6 +90,8 @@ def type_every_command(terminal: Terminal) -> None:
     doctor = terminal.run("doctor", "--backend", "volcano", "--image", "r/pnas:1")
     assert doctor.returncode == 0, doctor.stdout
     assert "without, which is seldom missed: list nodes, get queues.scheduling.volcano.sh" in doctor.stdout
+    unseen = {line.split()[1] for line in doctor.stdout.splitlines() if line.startswith("unknown ")}
+    assert {"queue", "NPUs", "image", "data"} <= unseen, doctor.stdout
 
 
 def flat(verbs: Mapping[Resource, tuple[str, ...]]) -> set[tuple[str, str, str]]:

@@ -13,8 +13,10 @@ import pytest
 from launcher.cluster.job_watch import JobWatch
 from launcher.cluster.jobs import ClusterJobs
 from launcher.cluster.submitter import ClusterSubmitter
+from launcher.errors import ApiError
 from launcher.jobs import JobRef, JobState, Phase
 from launcher.kinds import kind_named
+from launcher.kinds.batch import BATCH_JOBS
 from launcher.kube.api import Api, Json
 from launcher.kube.resources import Resource
 from launcher.manifests.pod_spec import make_pod_spec
@@ -140,3 +142,44 @@ def test_a_continued_job_keeps_the_content_of_its_overlay(tmp_path: Path) -> Non
     overlay.write_text("spec: {}\n")
     third = make_pod_spec(resolve_settings({**flags, "overlay": overlay}, None, {}, earlier=earlier), kind)
     assert third.overlay == {"spec": {}}
+
+
+COMPLETE = {"type": "Complete", "status": "True", "lastTransitionTime": "2026-11-26T08:01:00Z"}
+
+
+class OnlyJobs:
+    """An API server for a user who has rights on jobs and on nothing else."""
+
+    origin, namespace = "here", "training"
+
+    def __init__(self, **status: object) -> None:
+        self._job: Json = {"metadata": {"name": "a", "uid": "j"}, "spec": {}, "status": status}
+
+    def find(self, resource: Resource, name: str) -> Json:
+        self._check_right(resource)
+        return {**self._job, "metadata": {**self._job["metadata"], "name": name}}
+
+    def list(self, resource: Resource, **_: str) -> tuple[list[Json], str]:
+        self._check_right(resource)
+        return [self._job], "1"
+
+    @staticmethod
+    def _check_right(resource: Resource) -> None:
+        if resource != BATCH_JOBS:
+            raise ApiError(f"you have no right to read {resource}", status=403, of_rights=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "phase", "reason"),
+    [
+        ({}, Phase.PENDING, "you have no right to see its pods: you have no right to read pods"),
+        ({"active": 1, "ready": 1}, Phase.RUNNING, "you have no right to see its pods: you have no right to read pods"),
+        ({"conditions": [FAILED]}, Phase.FAILED, "BackoffLimitExceeded"),
+        ({"conditions": [COMPLETE]}, Phase.SUCCEEDED, ""),
+    ],
+)
+def test_a_user_with_rights_on_jobs_only_sees_their_phases(status: Json, phase: Phase, reason: str) -> None:
+    jobs = ClusterJobs(kind_named("batch"), cast("Api", OnlyJobs(**status)))
+    state = jobs.get(JobRef("batch", "a"))
+    assert (state.phase, state.reason) == (phase, reason)
+    assert [listed.phase for listed, _ in jobs.list()] == [phase]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from launcher.cluster.pending import container_failure, why_pending
+from launcher.cluster.failures import container_failure, log_failure
+from launcher.cluster.pending import why_pending
 from launcher.jobs import Phase
 from launcher.kinds import CANCELLED, kind_named
 
@@ -124,6 +125,92 @@ def test_a_failed_container_gives_its_exit_code_and_reason() -> None:
     assert container_failure(pod("Failed", containerStatuses=[killed])) == "exit code 137 (OOMKilled)"
     assert container_failure(pod("Failed", reason="Evicted")) == "Evicted"
     assert container_failure(pod("Succeeded", containerStatuses=[container("trainer", 0, "Completed")])) == ""
+
+
+RUNC = "failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: "
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        (
+            f'{RUNC}exec: "trainr": executable file not found in $PATH: unknown',
+            'exec: "trainr": executable file not found in $PATH; does the --image have the trainer',
+        ),
+        (
+            f"{RUNC}exec /probe: exec format error: unknown",
+            "exec /probe: exec format error; the image is built for another processor",
+        ),
+        ("some other\nwords", "some other words"),
+    ],
+)
+def test_a_container_that_cannot_be_started_gives_the_runtimes_cause_and_the_next_step(
+    message: str, shown: str
+) -> None:
+    ended = {"name": "trainer", "state": {"terminated": {"exitCode": 128, "reason": "StartError", "message": message}}}
+    failure = container_failure(pod("Failed", containerStatuses=[ended]))
+    assert failure.startswith(f"exit code 128 (StartError: {shown}")
+
+
+def test_a_log_that_only_says_exec_format_error_names_the_wrong_processor() -> None:
+    assert log_failure(b"exec /entrypoint.sh: exec format error\n").startswith(
+        "exec /entrypoint.sh: exec format error; the image is built for another processor"
+    )
+    assert log_failure(b"[node 0 #1] ended lines=0:1 outcome=failed\n") == ""
+    assert log_failure(b"") == ""
+
+
+def unplaced(message: str) -> dict[str, Any]:
+    """Return a pod with one NPU for which the scheduler finds no node."""
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    resources = {"requests": {"huawei.com/Ascend910": "1"}}
+    spec = {"containers": [{"resources": resources}]}
+    return {**pod("Pending", conditions=[condition]), "spec": spec}
+
+
+def tainted(name: str) -> dict[str, Any]:
+    """Return a node with a taint."""
+    taints = [{"key": "npu", "effect": "NoSchedule"}]
+    status = {"capacity": {"huawei.com/Ascend910": "8"}, "allocatable": {"huawei.com/Ascend910": "8"}}
+    return {"metadata": {"name": name, "labels": {}}, "spec": {"taints": taints}, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("message", "nodes", "advice"),
+    [
+        ("2 node(s) had untolerated taint(s)", None, "; tolerate the taint with --toleration, or choose other nodes"),
+        ("2 node(s) were unschedulable", None, "; the administrator has cordoned them"),
+        ("2 node(s) didn't match Pod's node affinity/selector", None, "; check --node-selector and --hardware"),
+        ("2 Insufficient huawei.com/Ascend910", None, "; wait until other jobs end, or ask for less"),
+        ("some other reason", None, ""),
+        ("2 node(s) had untolerated taint(s)", [tainted("a"), tainted("b")], "; a, b tainted npu:NoSchedule (choose"),
+        ("2 Insufficient huawei.com/Ascend910", [tainted("a") | {"spec": {}}], ""),
+    ],
+)
+def test_a_pod_without_a_node_names_the_nodes_and_the_next_step(message: str, nodes: Any, advice: str) -> None:
+    reason = why_pending(BATCH, batch(), [unplaced(message)], None, no_events, now=0, nodes=lambda: nodes)
+    assert reason == message if not advice else reason.startswith(message + advice)
+
+
+def test_a_pod_that_no_scheduler_has_looked_at_says_so_after_some_seconds() -> None:
+    made = {"creationTimestamp": "2026-11-24T00:00:00Z"}
+    began = datetime(2026, 11, 24, tzinfo=timezone.utc).timestamp()
+    waiting = {"metadata": {"name": "a-x", "uid": "u", **made}, "spec": {"schedulerName": "nobody"}} | {
+        "status": {"phase": "Pending"}
+    }
+    assert why_pending(BATCH, batch(), [waiting], None, no_events, now=began + 1) == ""
+    reason = why_pending(BATCH, batch(), [waiting], None, no_events, now=began + 60)
+    assert reason == "no scheduler named nobody has looked at it; is it running?"
+
+
+def test_a_queued_gang_that_the_nodes_can_never_take_says_so() -> None:
+    template = {"spec": unplaced("")["spec"]}
+    job = {"metadata": {"name": "a", "uid": "j"}, "spec": {"minAvailable": 1, "tasks": [{"template": template}]}}
+    queued = {"metadata": {"name": "g", "uid": "g"}, "status": {"phase": "Pending"}}
+    reason = why_pending(VOLCANO, job, [], queued, no_events, now=60, nodes=lambda: [tainted("a")])
+    assert reason.startswith("queued by Volcano; the job needs 1 node with 1 huawei.com/Ascend910, and 0 of 1 can take")
+    free = tainted("a") | {"spec": {}}
+    assert why_pending(VOLCANO, job, [], queued, no_events, now=60, nodes=lambda: [free]) == "queued by Volcano"
 
 
 def test_another_failed_container_is_named_if_the_trainer_did_not_fail() -> None:

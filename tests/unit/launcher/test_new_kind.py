@@ -22,8 +22,7 @@ MODULE = '''
 
 import re
 
-from launcher.errors import PreflightError
-from launcher.jobs import Phase
+from launcher.jobs import Phase, PreflightFinding
 from launcher.kinds import JOB_VERBS, Kind
 from launcher.kinds.objects import unix_time
 from launcher.kube.resources import Resource
@@ -49,9 +48,9 @@ class ToyKind:
     def refusal(self, options, origins):
         return None if options.deadline is None else "--deadline: toys have none"
 
-    def check(self, api, options):
-        if options.queue == "closed":
-            raise PreflightError("--queue closed: toys are not played with there")
+    def check(self, api, needs):
+        if needs.options.queue == "closed":
+            yield PreflightFinding("toys", "missing", "--queue closed: toys are not played with there")
 
     def phase(self, job, pods):
         return Phase(job.get("status", {}).get("phase", "Pending")), ""
@@ -123,7 +122,7 @@ class ObjectStore(BaseHTTPRequestHandler):
             self._answer(200, {})
         elif path in self.objects:
             self._answer(200, self.objects[path])
-        elif path.count("/") == 6 or path.endswith(("/pods", "/events", "/nodes")):
+        elif path.count("/") == 6 or path.endswith(("/pods", "/events", "/nodes", "/resourcequotas")):
             items = [item for name, item in self.objects.items() if name.rpartition("/")[0] == path]
             self._answer(200, {"kind": "List", "metadata": {"resourceVersion": "1"}, "items": items})
         else:

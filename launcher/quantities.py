@@ -8,16 +8,25 @@ _QUANTITY = re.compile(PATTERN)
 _LEAST_MEMORY = 1 << 20
 
 
+def parse_quantity(text: str) -> Decimal:
+    """Return the value, which can be 0 in the objects of a cluster.
+
+    Raises:
+        ValueError: the text is not a quantity.
+    """
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise ValueError("is not a quantity; write it like 16, 500m or 64Gi")
+    return Decimal(match[1]) * _scale(match[2] or "")
+
+
 def quantity(text: str) -> Decimal:
     """Return the value.
 
     Raises:
         ValueError: the text is not a quantity, or not above 0.
     """
-    match = _QUANTITY.fullmatch(text)
-    if match is None:
-        raise ValueError("is not a quantity; write it like 16, 500m or 64Gi")
-    value = Decimal(match[1]) * _scale(match[2] or "")
+    value = parse_quantity(text)
     if value <= 0:
         raise ValueError("must be more than 0, like 16, 500m or 64Gi")
     return value

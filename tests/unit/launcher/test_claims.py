@@ -1,12 +1,10 @@
-"""Preflight checks of claims and nodes, from objects as the API server returns them."""
+"""Preflight checks of claims, from objects as the API server returns them."""
 
 from typing import Any
 
 import pytest
 
-from launcher.cluster.preflight import check_claim, check_nodes
-
-RESOURCE = "huawei.com/Ascend910"
+from launcher.cluster.claims import check_claim
 
 
 def claim(phase: str = "Bound", *modes: str, **metadata: Any) -> dict[str, Any]:
@@ -16,11 +14,6 @@ def claim(phase: str = "Bound", *modes: str, **metadata: Any) -> dict[str, Any]:
 
 def event(reason: str, message: str = "said so") -> dict[str, Any]:
     return {"reason": reason, "message": message}
-
-
-def node(npus: int | None, **status: Any) -> dict[str, Any]:
-    capacity = {} if npus is None else {RESOURCE: str(npus)}
-    return {"metadata": {"name": "n"}, "status": {"capacity": capacity, **status}}
 
 
 @pytest.mark.parametrize(
@@ -71,16 +64,3 @@ def test_pods_of_several_nodes_need_a_claim_that_they_can_share(
     finding = check_claim(use, "c", claim("Bound", *modes), [], namespace="n", nodes=nodes)
     assert finding.state == state, finding.text
     assert state == "ok" or f"--{use.replace('_', '-')} c: the claim has only {', '.join(modes)}" in finding.text
-
-
-def test_more_npus_than_any_node_has_are_refused_even_if_npus_are_in_use_now() -> None:
-    finding = check_nodes([node(4), node(None)], RESOURCE, 8, ["a=b"])
-    assert finding.state == "missing"
-    assert finding.text.startswith(f"--npus 8: no node with a=b has more than 4 {RESOURCE}; ask for 4 or fewer")
-    taken = node(8, allocatable={RESOURCE: "0"})
-    assert check_nodes([taken, node(4)], RESOURCE, 8, []).text == f"8 {RESOURCE} or more on 1 of 2 nodes"
-
-
-@pytest.mark.parametrize("nodes", [[], [node(None)]])
-def test_nodes_that_an_autoscaler_can_still_add_are_not_missing(nodes: list[Any]) -> None:
-    assert check_nodes(nodes, RESOURCE, 8, []).state == "later"

@@ -1,0 +1,44 @@
+"""How a container failed, in one line, from its pod and the end of its log. Pure."""
+
+import re
+
+from launcher.kinds.labels import CONTAINER
+from launcher.kube.api import Json
+
+# How a container ends that the node could not start; the message then says why.
+_NOT_STARTED = frozenset({"StartError", "ContainerCannotRun"})
+_OTHER_PROCESSOR = "exec format error"
+_START_HINTS = (
+    (_OTHER_PROCESSOR, "the image is built for another processor than the node's: choose another --image"),
+    ("executable file not found|no such file", "does the --image have the trainer, and the overlay no other command?"),
+)
+
+
+def container_failure(pod: Json) -> str:
+    """Return how a container of the pod failed, like `exit code 137 (OOMKilled)`; empty if none failed."""
+    status = pod.get("status", {})
+    containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    # A container from the overlay matters only if the trainer's did not fail.
+    for container in sorted(containers, key=lambda container: container["name"] != CONTAINER):
+        states = (container.get("state") or {}, container.get("lastState") or {})
+        ended = next((state["terminated"] for state in states if state.get("terminated")), None)
+        if ended and ended.get("exitCode"):
+            reason = ended.get("reason")
+            name = "" if container["name"] == CONTAINER else f"container {container['name']}: "
+            if reason in _NOT_STARTED:
+                reason = f"{reason}: {_start_failure(str(ended.get('message', '')))}"
+            return f"{name}exit code {ended['exitCode']}" + (f" ({reason})" if reason not in (None, "Error") else "")
+    return str(status.get("reason") or "") if status.get("phase") == "Failed" else ""
+
+
+def log_failure(tail: bytes) -> str:
+    """Return why the system could not run the container's program, if its log says only that; empty otherwise."""
+    last = tail.rstrip().rpartition(b"\n")[2].decode("utf-8", "replace")
+    return f"{last}; {_START_HINTS[0][1]}" if last.endswith(_OTHER_PROCESSOR) else ""
+
+
+def _start_failure(message: str) -> str:
+    """Return the cause in a container runtime's message, whose begin names the runtime's parts, with the next step."""
+    cause = " ".join(message.split()).rpartition("unable to start container process: ")[2].removesuffix(": unknown")
+    hint = next((f"; {hint}" for pattern, hint in _START_HINTS if re.search(pattern, cause)), "")
+    return f"{cause}{hint}"

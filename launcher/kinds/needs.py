@@ -1,0 +1,105 @@
+"""The needs of a job: its pods as the cluster counts them. Pure.
+
+The preflight checks compare them with nodes, quotas and queues. They come from the rendered manifests, so that an
+overlay counts like an option.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Literal
+
+from launcher.kube.api import Json
+from launcher.quantities import parse_quantity
+
+if TYPE_CHECKING:
+    from launcher.settings.options import ClusterOptions  # pydantic: reading jobs does without
+
+Amounts = Mapping[str, Decimal]
+"""The amount of each resource."""
+Side = Literal["requests", "limits"]
+
+
+@dataclass(frozen=True)
+class PodNeeds:
+    """What the pods of a job ask of nodes.
+
+    Attributes:
+        pod: the spec of each pod.
+        count: how many pods start together.
+        resource: the resource of an NPU.
+    """
+
+    pod: Json
+    count: int
+    resource: str
+
+    @property
+    def npus(self) -> int:
+        """The NPUs of each pod."""
+        return int(self.of_pod().get(self.resource, 0))
+
+    def of_pod(self, side: Side = "requests") -> Amounts:
+        """Return the amounts of one pod."""
+        return pod_amounts(self.pod, side)
+
+    def of_job(self, side: Side = "requests") -> Amounts:
+        """Return the amounts of all pods."""
+        return {name: amount * self.count for name, amount in self.of_pod(side).items()}
+
+
+@dataclass(frozen=True)
+class JobNeeds(PodNeeds):
+    """What a job asks of a cluster.
+
+    Attributes:
+        options: the settings of its pods.
+        scheduler: the scheduler that the pods name.
+        usual_scheduler: whether the kind of job names it, and not an overlay.
+        tried: whether the server has judged one pod.
+    """
+
+    options: "ClusterOptions"
+    scheduler: str
+    usual_scheduler: bool = True
+    tried: bool = False
+
+
+def pod_amounts(pod: Json, side: Side = "requests") -> Amounts:
+    """Return what the containers of a pod ask for together; an init container runs before the others."""
+    total: dict[str, Decimal] = {}
+    for container in pod.get("containers") or ():
+        for name, amount in _container_amounts(container, side).items():
+            total[name] = total.get(name, Decimal()) + amount
+    for container in pod.get("initContainers") or ():
+        for name, amount in _container_amounts(container, side).items():
+            total[name] = max(total.get(name, Decimal()), amount)
+    return total
+
+
+def amounts(quantities: Mapping[str, object] | None) -> Amounts:
+    """Return the amounts of an object of the cluster, like a node's capacity."""
+    return {name: parse_quantity(str(text)) for name, text in (quantities or {}).items()}
+
+
+def amount_text(amount: Decimal) -> str:
+    """Return an amount as people write it: 8, 0.5, 64Gi."""
+    for suffix, scale in (("Gi", 1 << 30), ("Mi", 1 << 20)):
+        if amount >= scale and amount % scale == 0:
+            return f"{amount / scale:f}{suffix}"
+    text = f"{amount:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """Return the first names, and how many more there are."""
+    all_names = list(names)
+    more = f" and {len(all_names) - most} more" if len(all_names) > most else ""
+    return ", ".join(all_names[:most]) + more
+
+
+def _container_amounts(container: Json, side: Side) -> Amounts:
+    resources = container.get("resources") or {}
+    # A limit without a request is the request, too.
+    fallback = resources.get("limits") if side == "requests" else None
+    return amounts({**(fallback or {}), **(resources.get(side) or {})})
