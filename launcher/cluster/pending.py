@@ -21,7 +21,7 @@ Nodes = Callable[[], Sequence[Json] | None]
 _STARTING = frozenset({"ContainerCreating", "PodInitializing"})
 # The volumes of one pod most likely wait for what the others' wait for; each question is a request.
 _PODS_ASKED = 3
-# What a user can do about a scheduler's reason, if the user cannot see the nodes.
+# The user's next step for a scheduler's reason, if the user cannot see the nodes.
 _ADVICE = (
     ("untolerated taint", "tolerate the taint with --toleration, or choose other nodes with --node-selector"),
     ("were unschedulable", "the administrator has cordoned them: wait, or ask for `kubectl uncordon`"),

@@ -206,9 +206,9 @@ def _unattended_jobs(jobs: ClusterJobs) -> Iterator[PreflightFinding]:
 
 
 SUBMIT_CHECKS: tuple[Check, ...] = (_claims, _named, _quotas, _nodes, _other_scheduler)
-"""What submit asks before it creates a job, and doctor too."""
+"""The questions of submit before it creates a job, and of doctor."""
 DOCTOR_CHECKS: tuple[Check, ...] = (_image, _usual_scheduler)
-"""What only doctor asks: it takes longer, or can only tell what is not known."""
+"""Further questions of doctor: they take longer, or can only say that a fact is not known."""
 
 
 def _missing_rights(api: Api, rights: Verbs) -> list[str]:

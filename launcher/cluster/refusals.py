@@ -1,6 +1,6 @@
-"""What it means that the server refuses an object in a dry run. Pure.
+"""The meaning of the refusal of an object in a dry run. Pure.
 
-The texts are those of Kubernetes' own admission plugins. To add a refusal of pods, add its row to `POD_REFUSALS`.
+Kubernetes' own admission plugins write the texts. To add a refusal of pods, add its row to `POD_REFUSALS`.
 """
 
 import re

@@ -49,8 +49,8 @@ COMMANDS = (
         "doctor",
         "Run",
         "doctor:doctor",
-        "Check whether a job could run: your rights, the image, both claims, and enough NPUs.",
-        ("doctor", "doctor --namespace training --npus 8"),
+        "Check whether a job could run: rights, quotas, claims, image, queue, scheduler and enough healthy NPUs.",
+        ("doctor", "doctor --namespace training --npus 8", "doctor --backend local --data-path data", "submit --help"),
     ),
     CommandEntry(
         "list",

@@ -21,9 +21,9 @@ config = App(name="config", help="Look at settings.", help_epilogue="", version_
 @config.command(
     name="show", help_epilogue=examples("config show", "config show --mode performance --profile recommended")
 )
-@takes_settings
+@takes_settings(shown=frozenset())
 def config_show(*, profile: Profile = None, json_: JsonFlag = False, **options: Any) -> None:
-    """Print the settings that submit would use, and where each comes from.
+    """Print the settings that submit would use, and where each comes from. It takes every option of submit.
 
     Precedence: flag > environment (PNAS_<SETTING>) > profile > cluster defaults > mode or hardware preset > default.
     """

@@ -1,29 +1,39 @@
-"""`doctor`: say what of a namespace is ready for a job, and what is missing."""
+"""`doctor`: say what of a namespace, or of this machine, is ready for a job, and what is missing."""
 
 from typing import Any
 
 from launcher.commands.parameters import JsonFlag, Profile
 from launcher.commands.prepare import resolve_job
-from launcher.commands.printing import print_json
+from launcher.commands.printing import note, print_json
 from launcher.commands.settings import takes_settings
 from launcher.errors import PreflightError
 from launcher.output import report
 
+_SHOWN = frozenset(
+    (
+        *("backend", "kubeconfig", "context", "namespace", "queue", "priority_class", "node_selector", "toleration"),
+        *("image", "image_pull_secret", "data_claim", "output_claim", "hardware", "cpu", "memory", "overlay"),
+        *("mode", "device", "npus", "nodes", "data_path", "output", "weights"),
+    )
+)
 
-@takes_settings
+
+@takes_settings(shown=_SHOWN)
 def doctor(*, profile: Profile = None, json_: JsonFlag = False, **options: Any) -> None:
-    """Check whether a job could run: your rights, the image, both claims, and enough NPUs.
+    """Check whether a job could run: rights, quotas, claims, image, queue, scheduler and enough healthy NPUs.
 
-    It takes the options of submit and starts nothing. If something is missing it ends with 5.
+    It takes every option of submit, asks the same questions as submit and more, and starts nothing. It ends with 5 if
+    something is missing, or if a job would wait. It never says ok for what it cannot check.
     """
-    settings, submitter, _ = resolve_job(options, profile)
+    settings, submitter, reason = resolve_job(options, profile)
+    if reason:
+        note(reason)
     findings = []
     for finding in submitter.examine(settings):
         findings.append(finding)
         if not json_:
             print(f"{finding.state:<8} {finding.about:<18} {finding.text}", flush=True)
-    missing = [finding.about for finding in findings if finding.state == "missing"]
     if json_:
         print_json(report.findings_document(findings))
-    if missing:
-        raise PreflightError(f"not ready for this job: {', '.join(missing)}; the lines above say what to do")
+    if faults := [finding.about for finding in findings if finding.state in ("missing", "later")]:
+        raise PreflightError(f"not ready for this job: {', '.join(faults)}; the lines above say what to do")

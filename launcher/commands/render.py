@@ -16,7 +16,7 @@ from launcher.settings.layers import resolve_settings
 from trainer.shared.config.options import given_options
 
 
-@takes_settings
+@takes_settings()
 def render(*, profile: Profile = None, json_: JsonFlag = False, **options: Any) -> None:
     """Print the manifests that submit would create, as YAML for kubectl; without a cluster.
 

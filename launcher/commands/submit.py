@@ -21,7 +21,7 @@ from launcher.settings.spec import JobSpec
 from launcher.submitters import Submitter
 
 
-@takes_settings
+@takes_settings()
 def submit(
     *,
     profile: Profile = None,

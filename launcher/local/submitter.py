@@ -22,7 +22,7 @@ from launcher.jobs import JobRef, JobState, PreflightFinding, Submitted, find_st
 from launcher.local import records
 from launcher.local.jobs import LocalJobs
 from launcher.local.log_end import LogEnd
-from launcher.local.preflight import check_paths
+from launcher.local.preflight import check_paths, examine_machine
 from launcher.settings.layers import NO_LAYER, Defaults, Earlier, Settings, given_settings
 from launcher.settings.options import is_job_name
 from launcher.settings.spec import JobSpec, free_name, in_field_order, trainer_options
@@ -105,7 +105,13 @@ class LocalSubmitter:
         )
 
     def check(self, spec: JobSpec, *, ask_server: bool) -> tuple[str, list[str]]:
-        """Check the paths: there is no server to ask."""
+        """Check the paths.
+
+        Raises:
+            RequestError: there is no server to ask.
+        """
+        if ask_server:
+            raise RequestError("--dry-run server: a job on this machine has no server to ask; use --dry-run client")
         check_paths(spec)
         return "its settings are valid", []
 
@@ -121,8 +127,8 @@ class LocalSubmitter:
         return Submitted(ref, attempt=self.jobs.get(ref).attempt)
 
     def examine(self, settings: Settings) -> Iterator[PreflightFinding]:
-        """Refuse: this machine has no namespace to prepare."""
-        raise RequestError("a job on this machine needs no namespace: give --kubeconfig, or set KUBECONFIG")
+        """Yield what this machine has for the job, and what it lacks."""
+        yield from examine_machine(self.build(settings, now=datetime.now().astimezone()))
 
 
 def start_job(

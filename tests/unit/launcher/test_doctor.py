@@ -167,7 +167,7 @@ class Case:
     """A cause, and what the user reads of it.
 
     Attributes:
-        flags: the settings of the job, besides an image and eight NPUs.
+        flags: the settings of the job, in addition to an image and eight NPUs.
         about: the thing that the finding names.
         state: `missing` if submit refuses the job, `later` if submit accepts and warns, `unknown` if it cannot be seen.
     """

@@ -5,7 +5,7 @@ origins.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from cyclopts import Group, Parameter, Token
@@ -32,8 +32,14 @@ def take_options(
     return command
 
 
-def option_parameters(model: type[BaseModel], *, exclude: frozenset[str] = frozenset()) -> list[inspect.Parameter]:
-    """Return keyword-only parameters, one for each field of `model`, for a cyclopts command's signature."""
+def option_parameters(
+    model: type[BaseModel], *, exclude: frozenset[str] = frozenset(), shown: Set[str] | None = None
+) -> list[inspect.Parameter]:
+    """Return keyword-only parameters, one for each field of `model`, for a cyclopts command's signature.
+
+    Args:
+        shown: The fields that the help page shows; all of them if None.
+    """
     groups: dict[str, Group] = {}
     return [
         inspect.Parameter(
@@ -46,6 +52,7 @@ def option_parameters(model: type[BaseModel], *, exclude: frozenset[str] = froze
                     name=flag_name(name),
                     help=_help(field),
                     group=_group(field, groups),
+                    show=None if shown is None else name in shown,
                     show_default=False,
                     negative="" if isinstance(field.default, tuple) else None,
                     show_choices=not _nullable(field) or bool(_choices(field)),
