@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -119,10 +120,13 @@ def _check_train(options: JobOptions, train: TrainConfig, given: Sequence[str]) 
     if options.image is None:
         raise RequestError("--image is missing: the image that holds the trainer, like registry.example/pnas:0.1.0")
     output = train.output if "output" in given else OUTPUT
-    for name, path in (("data_path", train.data_path), ("output", output), ("weights", train.weights)):
-        if path is not None and not path.is_absolute():
+    paths = {"data_path": train.data_path, "output": output, "weights": train.weights, "resume": train.resume}
+    for name, path in paths.items():
+        if not isinstance(path, Path):
+            continue
+        if not path.is_absolute():
             raise RequestError(f"{flag_name(name)} {path}: give the absolute path that the pod sees, like /data/x")
-        if path is not None and ".." in path.parts:
+        if ".." in path.parts:
             # With links, only the pod could tell where such a path leads.
             raise RequestError(f"{flag_name(name)} {path}: give the path without `..`")
     if not output.is_relative_to(OUTPUT):

@@ -205,7 +205,7 @@ def test_an_overlay_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
         ({"data_claim": "Data"}, "is not the name of an object"),
         ({"ttl": "soon"}, "is no duration"),
         ({"output": Path("/data")}, "below /output"),
-        ({"weights": Path("w.pth")}, "give the absolute path"),
+        *(({name: Path("w.pth")}, "give the absolute path") for name in ("weights", "resume", "data_path", "output")),
         ({"master_addr": "x"}, "--master-addr: on a cluster it is pod 0"),
         ({"overlay": Path("/none.yaml")}, "--overlay /none.yaml: cannot be read"),
         ({"name": "x" * 41}, "40 at most"),

@@ -128,7 +128,7 @@ def test_a_variable_with_a_secret_is_refused_from_every_layer_and_not_shown(laye
     assert "hidden" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["output", "data_path", "weights"])
+@pytest.mark.parametrize("name", ["output", "data_path", "weights", "resume"])
 def test_a_path_in_a_pod_has_no_way_up(name: str) -> None:
     with pytest.raises(RequestError, match=re.escape("without `..`")):
         _spec(**{name: Path("/output/../x")})
