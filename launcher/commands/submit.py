@@ -1,5 +1,7 @@
 """`submit`: start a job, in the order of its life: settings, backend, spec, start, follow."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +15,7 @@ from launcher.commands.prepare import resolve_job, where_to_find
 from launcher.commands.printing import note
 from launcher.commands.settings import takes_settings
 from launcher.errors import DetachedError, EndedError, LauncherError, RequestError
-from launcher.jobs import find_state
+from launcher.jobs import KIND_NAMES, find_state
 from launcher.output import report
 from launcher.output.files import check_folder
 from launcher.output.follow import LogView
@@ -50,15 +52,22 @@ def submit(
     """
     if once and again:
         raise RequestError("--once and --again contradict each other; choose one")
+    if detach and save is not None:
+        raise RequestError("--detach leaves before --save can write a line; use `logs NAME -f --save FOLDER` later")
     settings, submitter, reason = resolve_job(options, profile)
-    spec = submitter.build(settings, now=datetime.now().astimezone(), again=again)
+    with _explained(settings.origins, reason):
+        spec = submitter.build(settings, now=datetime.now().astimezone(), again=again)
+        if once and spec.backend not in KIND_NAMES:
+            raise RequestError("--once: only a cluster knows whether the same job has ended; leave it out")
     where = where_to_find(settings, spec).words
     try:
         if dry_run is not None:
-            _check(submitter, spec, reason, ask_server=dry_run == "server")
+            with _explained(settings.origins, reason):
+                _check(submitter, spec, reason, ask_server=dry_run == "server")
             return
-        check_folder(None if detach else save)
-        submission = submitter.submit(spec)
+        check_folder(save)
+        with _explained(settings.origins, reason):
+            submission = submitter.submit(spec)
         for text in filter(None, (reason, "; ".join(submission.notes))):
             note(text)
         if not submission.existed:
@@ -67,11 +76,6 @@ def submit(
             print(spec.name)
         else:
             follow_to_its_end(submitter.jobs, submission.ref, LogView(save=save), where=where)
-    except RequestError as error:
-        if not reason:
-            raise
-        # The request may be right for another place, such as a cluster whose kubeconfig was not found.
-        raise RequestError(f"{error} ({reason})") from None
     except EndedError as error:
         if not once:
             raise
@@ -81,6 +85,25 @@ def submit(
         if (hint := _interrupted_hint(submitter, spec, where)) is None:
             raise
         raise DetachedError(hint) from None
+
+
+@contextmanager
+def _explained(origins: Mapping[str, str], reason: str) -> Iterator[None]:
+    """Say more about a refused request: where its setting comes from, and why this backend was chosen.
+
+    Raises:
+        RequestError: the request was refused.
+    """
+    try:
+        yield
+    except RequestError as error:
+        option = str(error).partition(" ")[0].rstrip(":")
+        origin = origins.get(option.removeprefix("--").replace("-", "_"), "flag")
+        known = origin in ("flag", "default") or origin in str(error)
+        place = "" if known else f"{option} comes from {'the ' if origin == 'environment' else ''}{origin}"
+        # The request may be right for another place, such as a cluster whose kubeconfig was not found.
+        more = "; ".join(filter(None, (place, reason)))
+        raise RequestError(f"{error} ({more})" if more else str(error)) from None
 
 
 def _interrupted_hint(submitter: Submitter, spec: JobSpec, where: str) -> str | None:
