@@ -58,11 +58,20 @@ app.command(ranktable_app)
 def train(
     *,
     profile: Annotated[str | None, Parameter(help=PROFILE_HELP, group="Settings", show_default=False)] = None,
+    dry_run: Annotated[
+        bool,
+        Parameter(
+            help="Check the settings, the data and the checkpoint, and start nothing.",
+            negative="",
+            group="Settings",
+            show_default=False,
+        ),
+    ] = False,
     **options: Any,
 ) -> int:
     """Resolve the options and run; the exit code is 0, 1 (failed), 2 (usage), 6 (folder taken) or 75 (resumable)."""
     # They import numpy in a tenth of a second, too long for --help and for a typo.
-    from trainer.run.attempt import RunStarter, begin_attempt  # noqa: PLC0415  # see above
+    from trainer.run.attempt import RunStarter, begin_attempt, check_attempt  # noqa: PLC0415  # see above
     from trainer.run.devices import keep_devices  # noqa: PLC0415  # see above
     from trainer.run.worker_commands import worker_command  # noqa: PLC0415  # see above
 
@@ -89,6 +98,10 @@ def train(
     with termination.handling_signals(), tempfile.TemporaryDirectory(prefix="pnas-") as scratch:
         topology = discover(config, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)
         starter = RunStarter(topology, command=command, on_note=_note, on_lost=termination.lose_folder)
+        if dry_run:
+            check_attempt(layers, starter)
+            _note("everything fits together; nothing was started")
+            return 0
         with begin_attempt(layers, starter) as attempt:
             commands = [
                 worker_command(worker, topology, attempt, device=visible.kind, command=command)

@@ -9,9 +9,10 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from launcher.errors import ConflictError, LauncherError, RequestError
 from launcher.exits import defer_signals
 from launcher.jobs import JobRef, JobState, PreflightFinding, Submitted, find_state, resumable_names
 from launcher.local import records
+from launcher.local.cluster_only import ignored_variables, refuse_cluster_only
 from launcher.local.jobs import LocalJobs
 from launcher.local.log_end import LogEnd
 from launcher.local.preflight import check_paths, examine_machine
+from launcher.local.trial import check_by_trainer
 from launcher.settings.layers import NO_LAYER, Defaults, Earlier, Settings, given_settings
 from launcher.settings.options import is_job_name
 from launcher.settings.spec import JobSpec, free_name, in_field_order, trainer_options
@@ -62,7 +65,7 @@ class LocalSubmitter:
         if job is not None and job.output is not None:
             if path is not None and (run is None or run.resolve() != job.output.resolve()):
                 raise ConflictError(f"there is a job {name} already, whose run is {job.output}: choose another --name")
-            return name, _earlier_attempt(job, job.output, settings)
+            return name, _earlier_attempt(self.jobs, job, job.output, settings)
         if run is None:
             return name, Earlier(begun=_begun_with(train.output / name))
         in_place = name == run.name and settings.origins["output"] == "default"
@@ -89,6 +92,7 @@ class LocalSubmitter:
 
     def build(self, settings: Settings, *, now: datetime, again: bool = False) -> JobSpec:
         """Return the spec: the time of day names the job, so each start is a new job, and all paths are absolute."""
+        refuse_cluster_only(settings)
         train, output = settings.train, _absolute(settings.train.output)
         name = settings.options.name or free_name(
             f"pnas-{train.mode}-{train.model.removeprefix('pnasnet5')}-{now:%m%d-%H%M%S}",
@@ -123,8 +127,10 @@ class LocalSubmitter:
         settings = {*map(variables.name_of, [*type(spec.train).model_fields, variables.PROFILE])}
         environ = {name: value for name, value in os.environ.items() if name not in settings}
         record = {"spec": spec.model_dump(mode="json"), "output": str(spec.output)}
-        ref = start_job(self.jobs, spec.name, command, record, environ, resume=spec.continues)
-        return Submitted(ref, attempt=self.jobs.get(ref).attempt)
+        begun = spec.continues and (spec.train.resume != "auto" or spec.output.exists())
+        check = partial(check_by_trainer, command, environ) if begun else None
+        ref = start_job(self.jobs, spec.name, command, record, environ, resume=spec.continues, check=check)
+        return Submitted(ref, ignored_variables(os.environ), attempt=self.jobs.get(ref).attempt)
 
     def examine(self, settings: Settings) -> Iterator[PreflightFinding]:
         """Yield what this machine has for the job, and what it lacks."""
@@ -139,11 +145,13 @@ def start_job(
     environ: Mapping[str, str],
     *,
     resume: bool = False,
+    check: Callable[[], None] | None = None,
 ) -> JobRef:
     """Start any command as a job, or with `resume` as the next attempt of an ended one.
 
     Args:
         record: the spec and the output folder.
+        check: raises an error if the command would be refused; then there is neither a job nor an attempt.
     """
     folder, ref = jobs.root / name, JobRef(jobs.name, name)
     job = {"name": name, "created": time.time(), "host": socket.gethostname(), "cwd": str(Path.cwd())}
@@ -152,22 +160,25 @@ def start_job(
         if resume and folder.is_dir():
             with records.exclusive(folder):
                 _check_ended(jobs.get(ref))
+                if check is not None:
+                    check()
                 records.begin_next(folder, job)
         else:
-            _create_record(folder, job)
+            _create_record(folder, job, check)
         _start_runner(folder, environ)
     return ref
 
 
-def _earlier_attempt(job: JobState, output: Path, settings: Settings) -> Earlier:
-    """Return the settings of the last attempt. Its paths are absolute: the user may be in another folder now."""
+def _earlier_attempt(jobs: LocalJobs, job: JobState, output: Path, settings: Settings) -> Earlier:
+    """Return the settings of the last attempt that began; its paths are absolute, wherever the user is now."""
     folder = output.parent
     if settings.origins["output"] != "default" and _absolute(settings.train.output) != folder:
         raise RequestError(
             f"--output {settings.train.output}: job {job.ref.name} writes to {folder}; leave --output out to continue "
             "it"
         )
-    given = Layer(f"attempt {job.attempt}", {**given_settings(job.spec), "output": folder})
+    begun = records.latest_begun(jobs.root / job.ref.name)
+    given = Layer(f"attempt {records.attempt_of(begun)}", {**given_settings(begun.get("spec", {})), "output": folder})
     return Earlier(given=given, begun=_begun_with(output))
 
 
@@ -191,7 +202,7 @@ def _check_ended(state: JobState) -> None:
         )
 
 
-def _create_record(folder: Path, job: Mapping[str, Any]) -> None:
+def _create_record(folder: Path, job: Mapping[str, Any], check: Callable[[], None] | None) -> None:
     name = folder.name
     try:
         folder.mkdir(parents=True)
@@ -204,7 +215,9 @@ def _create_record(folder: Path, job: Mapping[str, Any]) -> None:
         raise LauncherError(f"{folder}: cannot be created: {error.strerror}; set XDG_STATE_HOME") from error
     try:
         records.write_record(folder / records.JOB, "LocalJob", job)
-    except LauncherError:
+        if check is not None:
+            check()
+    except (LauncherError, KeyboardInterrupt):
         shutil.rmtree(folder, ignore_errors=True)
         raise
 

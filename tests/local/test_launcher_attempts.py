@@ -94,6 +94,14 @@ def test_the_command_in_the_status_continues_a_cancelled_job_from_any_folder(
     unnamed = runner.launch("submit", "--resume", "auto", cwd=elsewhere)
     assert unnamed.returncode == 2
     assert "it can be mine (Cancelled)" in unnamed.stderr
+    for option, environ in ((("--seed", "5"), {}), ((), {"PNAS_SEED": "5"})):
+        runner.environ |= environ
+        refused = runner.launch("submit", "--name", "mine", "--resume", "auto", *option, cwd=elsewhere)
+        assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+        assert "error: --seed 5: checkpoint step-" in refused.stderr
+        assert ("(--seed comes from the environment" in refused.stderr) == bool(environ)
+    del runner.environ["PNAS_SEED"]
+    assert runner.jobs.get(JOB).attempt == 1, "a refused attempt is not spent"
     stopped = read_manifest(max(checkpoints.glob("step-*"))).content["progress"]["epoch"]
     result = runner.launch(*words[3:], "--epochs", str(stopped + 2), cwd=elsewhere)
     assert result.returncode == 0, result.stdout + result.stderr

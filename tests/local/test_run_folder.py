@@ -98,5 +98,8 @@ def test_a_refused_start_changes_nothing(digits: Path, tmp_path: Path) -> None:
     run = train(tmp_path, *small_options("--epochs", "1", "--steps", "1"), data=digits).run
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for options in (("--resume", "auto", "--data-path", str(tmp_path)), ("--batch-size", "33")):
-        assert train(tmp_path, *small_options(*options), data=digits).code in (2, 6)
+        for more in ((), ("--dry-run",)):
+            assert train(tmp_path, *small_options(*options), *more, data=digits).code in (2, 6)
+    dry = train(tmp_path, *small_options("--resume", "auto", "--epochs", "2"), "--dry-run", data=digits)
+    assert (dry.code, dry.stdout.splitlines()[-1]) == (0, "everything fits together; nothing was started")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

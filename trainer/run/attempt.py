@@ -29,7 +29,7 @@ from trainer.run.resume import (
 from trainer.shared.config import Layer, TrainConfig, resolve_train_config
 from trainer.shared.config.layers import ConfigError, flag_name
 from trainer.shared.config.train import OF_ONE_ATTEMPT, checkpoint_layer
-from trainer.shared.errors import UsageError
+from trainer.shared.errors import FolderTakenError, UsageError
 from trainer.shared.files import reading, writing
 from trainer.shared.runs import CHECKPOINTS_FOLDER, TRAINING
 from trainer.topology import Topology
@@ -96,17 +96,12 @@ def begin_attempt(layers: Sequence[Layer], starter: RunStarter) -> Iterator[Atte
         FolderTakenError: The folder belongs to another run, or another process works in it.
         TrainerError: No checkpoint can be used, or the folder cannot be written.
     """
-    request, origins = resolve_train_config(layers, partial=True)
-    source = find_source(request, output_given=origins["output"] != "default")
-    trains = request.mode in TRAINING
     with contextlib.ExitStack() as stack:
-        if source is not None and source.in_place:
-            stack.enter_context(starter.hold_lock(source.run))
-            layers = [Layer("--resume", {"output": str(source.run.parent), "run_name": source.run.name}), *layers]
-        manifest = choose_checkpoint(source, starter.on_note) if source is not None and trains else None
-        config, datasets = _check(layers, manifest, source, starter)
-        if source is not None and source.in_place:
-            run, number = source.run, _continue(source.run, config, manifest, starter)
+        plan = stack.enter_context(_checked(layers, starter))
+        config, datasets, manifest = plan.config, plan.datasets, plan.manifest
+        trains = config.mode in TRAINING
+        if plan.in_place is not None:
+            run, number = plan.in_place, _continue(plan.in_place, config, manifest, starter)
         else:
             number = 1
             run = create_run_folder(
@@ -120,6 +115,45 @@ def begin_attempt(layers: Sequence[Layer], starter: RunStarter) -> Iterator[Atte
             position = describe_position(manifest.content)
             starter.on_note(f"resume: {run}: attempt {number} goes on from {manifest.path} ({position})")
         yield Attempt(config, run, number, None if manifest is None else manifest.path)
+
+
+def check_attempt(layers: Sequence[Layer], starter: RunStarter) -> None:
+    """Refuse what `begin_attempt` would refuse, and change nothing.
+
+    Raises:
+        UsageError: The user's settings cannot be used.
+        FolderTakenError: The folder belongs to another run, or another process works in it.
+        TrainerError: No checkpoint can be used.
+    """
+    with _checked(layers, starter) as plan:
+        run = plan.config.output / str(plan.config.run_name)
+        if plan.in_place is None and plan.config.run_name is not None and run.exists():
+            raise FolderTakenError(f"{run}: exists, and a run never overwrites another: choose another --run-name")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A checked attempt: its settings, its images, its checkpoint and the run that it continues, if there is one."""
+
+    config: TrainConfig
+    datasets: Datasets
+    manifest: CheckpointManifest | None
+    in_place: Path | None
+
+
+@contextlib.contextmanager
+def _checked(layers: Sequence[Layer], starter: RunStarter) -> Iterator[_Plan]:
+    """Check what the user's settings ask for; hold the lock of the run that continues."""
+    request, origins = resolve_train_config(layers, partial=True)
+    source = find_source(request, output_given=origins["output"] != "default")
+    in_place = source.run if source is not None and source.in_place else None
+    with contextlib.nullcontext() if in_place is None else starter.hold_lock(in_place):
+        if in_place is not None:
+            layers = [Layer("--resume", {"output": str(in_place.parent), "run_name": in_place.name}), *layers]
+        trains = request.mode in TRAINING
+        manifest = choose_checkpoint(source, starter.on_note) if source is not None and trains else None
+        config, datasets = _check(layers, manifest, source, starter)
+        yield _Plan(config, datasets, manifest, in_place)
 
 
 def check_inputs(config: TrainConfig, world_size: int) -> Datasets:

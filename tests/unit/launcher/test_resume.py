@@ -87,6 +87,23 @@ def test_a_new_setting_wins_over_the_earlier_attempts_and_names_its_origin(bench
     assert origins["model"] == ("pnasnet5tiny", "attempt 1")
 
 
+@pytest.mark.parametrize("codes", [(75, 2), (75, 6), (75, 2, 2), (2, 2)])
+def test_the_options_of_a_refused_attempt_do_not_count(bench: Bench, codes: tuple[int, ...]) -> None:
+    bench.job("mine", FLAGS, returncode=codes[0])
+    folder = bench.folder / "jobs" / "mine"
+    for code in codes[1:]:
+        job = records.read_record(folder / records.JOB) or {}
+        refused = {
+            **job["spec"],
+            "train": {**job["spec"]["train"], "seed": 5},
+            "given": [*job["spec"]["given"], "seed"],
+        }
+        records.begin_next(folder, {**job, "spec": refused})
+        records.write_record(folder / records.EXIT, "Exit", ENDED | {"returncode": code})
+    settings = bench.resolve({"resume": "auto", "name": "mine"})
+    assert (settings.train.seed, settings.train.npus, settings.origins["npus"]) == (0, 2, "attempt 1")
+
+
 def test_a_run_that_no_job_started_continues_under_its_own_name(bench: Bench) -> None:
     run = bench.run("direct", mode="finetune", weights=Path("/w.pth"), model="pnasnet5mobile", data_path=Path("/i"))
     for path in (run, run / "checkpoints", run / "checkpoints" / "step-000000007"):
