@@ -109,32 +109,49 @@ class LocalSubmitter:
         )
 
     def check(self, spec: JobSpec, *, ask_server: bool) -> tuple[str, list[str]]:
-        """Check the paths.
+        """Check what `submit` checks.
 
         Raises:
-            RequestError: there is no server to ask.
+            RequestError: there is no server to ask, or the job cannot run here.
+            ConflictError: the name is taken, or the job to continue still runs.
         """
         if ask_server:
             raise RequestError("--dry-run server: a job on this machine has no server to ask; use --dry-run client")
         check_paths(spec)
+        state = find_state(self.jobs, spec.name)
+        if state is not None and not spec.continues:
+            raise _taken(spec.name)
+        if state is not None:
+            _check_ended(state)
+        if (trial := _trial(spec)) is not None:
+            trial()
         return "its settings are valid", []
 
     def submit(self, spec: JobSpec) -> Submitted:
         """Start the trainer in a process that outlives the launcher."""
         check_paths(spec)
-        command = [*module_command("trainer.__main__"), *trainer_options(spec)]
-        # The command line has every setting; a variable must not set one a second time.
-        settings = {*map(variables.name_of, [*type(spec.train).model_fields, variables.PROFILE])}
-        environ = {name: value for name, value in os.environ.items() if name not in settings}
+        command, environ = _command(spec)
         record = {"spec": spec.model_dump(mode="json"), "output": str(spec.output)}
-        begun = spec.continues and (spec.train.resume != "auto" or spec.output.exists())
-        check = partial(check_by_trainer, command, environ) if begun else None
-        ref = start_job(self.jobs, spec.name, command, record, environ, resume=spec.continues, check=check)
+        ref = start_job(self.jobs, spec.name, command, record, environ, resume=spec.continues, check=_trial(spec))
         return Submitted(ref, ignored_variables(os.environ), attempt=self.jobs.get(ref).attempt)
 
     def examine(self, settings: Settings) -> Iterator[PreflightFinding]:
         """Yield what this machine has for the job, and what it lacks."""
         yield from examine_machine(self.build(settings, now=datetime.now().astimezone()))
+
+
+def _command(spec: JobSpec) -> tuple[list[str], dict[str, str]]:
+    """Return the trainer's command line and environment."""
+    # The command line has every setting; a variable must not set one a second time.
+    settings = {*map(variables.name_of, [*type(spec.train).model_fields, variables.PROFILE])}
+    environ = {name: value for name, value in os.environ.items() if name not in settings}
+    return [*module_command("trainer.__main__"), *trainer_options(spec)], environ
+
+
+def _trial(spec: JobSpec) -> Callable[[], None] | None:
+    """Return the trainer's check of a run that continues; a new run has no checkpoint, and is checked as it starts."""
+    begun = spec.continues and (spec.train.resume != "auto" or spec.output.exists())
+    return partial(check_by_trainer, *_command(spec)) if begun else None
 
 
 def start_job(
@@ -202,15 +219,18 @@ def _check_ended(state: JobState) -> None:
         )
 
 
+def _taken(name: str) -> ConflictError:
+    return ConflictError(
+        f"there is a job {name} already: choose another --name, continue it with --resume auto, or "
+        f"`{PROGRAM} delete {name}`"
+    )
+
+
 def _create_record(folder: Path, job: Mapping[str, Any], check: Callable[[], None] | None) -> None:
-    name = folder.name
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
-        raise ConflictError(
-            f"there is a job {name} already: choose another --name, continue it with --resume auto, or "
-            f"`{PROGRAM} delete {name}`"
-        ) from None
+        raise _taken(folder.name) from None
     except OSError as error:
         raise LauncherError(f"{folder}: cannot be created: {error.strerror}; set XDG_STATE_HOME") from error
     try:
