@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from trainer.checkpoint.manifest import Blob
 from trainer.checkpoint.writing import write_checkpoint
@@ -200,17 +202,45 @@ def test_a_weight_file_shows_its_model_and_its_data_settings(weights: Path, caps
     assert "last_linear.weight" in shown
 
 
+@pytest.mark.parametrize(
+    ("aux", "expected"),
+    [
+        (None, ("timm", "no auxiliary head; in state_dict module.", "exact")),
+        ("seed", ("seed", "the seed's auxiliary head, saved from DDP; in state_dict module.", "seed")),
+        ("tf", ("unknown", "an auxiliary head, not at the seed's place; in state_dict module.", None)),
+    ],
+)
+def test_weights_of_other_programs_show_their_source(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], aux: Any, expected: tuple[str | None, ...]
+) -> None:
+    state = PNASNet5(TINY, 3, aux).state_dict()
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "w.pth.tar")
+    inspect(tmp_path / "w.pth.tar", "--json")
+    shown: dict[str, Any] = json.loads(capsys.readouterr().out)["shown"]
+    content = shown["content"]
+    assert (content["source"], content["told_by"], content["padding"]) == expected
+    assert shown["tensors"]["last_linear.weight"] == {"dtype": "F32", "shape": [3, 320], "bytes": 3840, "valid": None}
+
+
+def test_another_network_in_safetensors_stays_valid_and_is_called_unusable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"weight": torch.zeros(2)}, tmp_path / "w.safetensors")
+    inspect(tmp_path / "w.safetensors")
+    assert "usable   no: not a PNASNet-5 (it holds weight ...)" in capsys.readouterr().out
+
+
 def test_a_damaged_weight_file_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = weights.read_bytes()
     path = tmp_path / "best.safetensors"
     cases = {
         b"": "best.safetensors is empty",
-        whole[:7]: "its header is damaged",
+        whole[:7]: "not a weight file; expected weights of ours",
         whole[:100]: "its header is damaged",
         whole[:-1]: f"has {len(whole) - 1} bytes, not {len(whole)}: the end is missing",
         whole + b"\0": "something was added",
-        b"PK\3\4 an archive": "its header is damaged, or it is not a safetensors file",
-        b"\2\0\0\0\0\0\0\0[]": "its header is damaged, or it is not a safetensors file",
+        b"PK\3\4 an archive": "damaged or not a weight file",
+        b"\2\0\0\0\0\0\0\0[]": "not a weight file; expected weights of ours",
     }
     for content, expected in cases.items():
         path.write_bytes(content)

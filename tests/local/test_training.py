@@ -110,6 +110,28 @@ def test_an_evaluation_of_the_trained_weights_counts_every_image_once(
     assert summary["top1"] == trained.events("eval")[-1]["top1"]
 
 
+def test_an_evaluation_knows_its_classes_by_their_names(trained: TrainerResult, digits: Path, tmp_path: Path) -> None:
+    weights = trained.run / "checkpoints" / "last.safetensors"
+    options = small_options("--mode", "eval", "--npus", "1", "--weights", str(weights))
+    val = tmp_path / "data" / "val"
+    val.mkdir(parents=True)
+    for label in range(1, 10):
+        (val / str(label)).symlink_to(digits / "val" / str(label))
+    some = train(tmp_path, *options, data=val.parent, name="some")
+    assert some.code == 0, some.stdout + some.stderr
+    (found,), (summary,) = some.events("weights"), some.events("result")
+    assert (found["source"], found["classes"]) == ("pnas", "10")
+    assert int(summary["images"]) < 360
+    # Taken for 0 to 8, the digits 1 to 9 would all be wrong.
+    assert float(summary["top1"]) >= 85
+
+    (val / "9").rename(val / "nine")
+    refused = train(tmp_path, *options, data=val.parent, name="refused")
+    assert refused.code == 2
+    (error,) = [line for line in refused.stdout.splitlines() if "] error " in line]
+    assert "do not know class nine; their 10 classes are 0, 1, 2 and 7 more; rename the folders" in error
+
+
 def test_finetuning_starts_from_the_weights(trained: TrainerResult, digits: Path, tmp_path: Path) -> None:
     weights = ("--weights", str(trained.run / "checkpoints" / "last.safetensors"))
     result = train(tmp_path, *small_options("--mode", "finetune", "--steps", "3", "--flip", "0", *weights), data=digits)

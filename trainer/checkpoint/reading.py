@@ -62,6 +62,7 @@ class Inspection:
         content: what it says about itself.
         tensors: by name, in the file's order; empty if its table cannot be read.
         bytes: on disk.
+        is_safetensors: whether it begins as a file of this format does; a checkpoint's state always has it.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class Inspection:
     content: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
     bytes: int
+    is_safetensors: bool = True
 
 
 def step_of(path: Path) -> int | None:
@@ -213,6 +215,8 @@ def _inspect_weights(path: Path) -> Inspection:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
+            begins_as_json = file.read(1) == b"{"
+            file.seek(8)
             text = file.read(length) if length <= LONGEST_HEADER else b""
     try:
         table = json.loads(text)
@@ -222,7 +226,7 @@ def _inspect_weights(path: Path) -> Inspection:
         end = 8 + length + max((entry["data_offsets"][1] for entry in table.values()), default=0)
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError):
         reason = "its header is damaged, or it is not a safetensors file" if size else _wrong_size(path.name, 0, 0)
-        return Inspection(path, reason, None, {}, {}, size)
+        return Inspection(path, reason, None, {}, {}, size, is_safetensors=begins_as_json)
     return Inspection(path, None if size == end else _wrong_size(path.name, size, end), None, content, tensors, size)
 
 

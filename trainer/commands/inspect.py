@@ -1,8 +1,10 @@
 """`python -m trainer inspect`: show a checkpoint's or weight file's description, and whether its bytes are right.
 
-It works without torch, so that it can be used next to a run, in a pod or on a laptop; it changes nothing.
+It works without torch, so that it can be used next to a run, in a pod or on a laptop; it changes nothing. Only weights
+of other programs need torch: their tensors tell whose they are.
 """
 
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -17,6 +19,8 @@ from trainer.shared.errors import TrainerError
 
 INSPECT_SCHEMA = "pnas.inspect/1"
 _ROWS_PER_GROUP = 3
+# The names of a thousand classes would fill a screen.
+_LONGEST_VALUE = 160
 _CONFIG_SHOWN = ("model", "padding", "aux", "image_size", "batch_size", "accumulate", "precision", "seed")
 
 inspect_app = App(name="inspect", help="Show the content of a checkpoint or a weight file, and whether it is whole.")
@@ -39,7 +43,7 @@ def inspect(
     show_all
         List every tensor instead of the first of each group, as --json does.
     """
-    inspections = [inspect_path(place) for place in find_checkpoints(path)]
+    inspections = [_with_source(inspect_path(place)) for place in find_checkpoints(path)]
     shown = next((inspection for inspection in inspections if inspection.refused is None), inspections[0])
     if as_json:
         print(json.dumps(_document(path, inspections, shown), indent=2))
@@ -51,7 +55,22 @@ def inspect(
     if refused:
         others = f" ({len(refused)} of {len(inspections)} checkpoints are damaged)" if len(inspections) > 1 else ""
         action = "copy it again, or take another" if shown.refused else "--resume takes the newest valid one"
-        raise TrainerError(f"{refused[0].path}: {refused[0].refused}{others}; {action}")
+        # The reason to refuse another program's weights has its own next step.
+        advice = "" if ";" in (refused[0].refused or "") else f"; {action}"
+        raise TrainerError(f"{refused[0].path}: {refused[0].refused}{others}{advice}")
+
+
+def _with_source(inspection: Inspection) -> Inspection:
+    """Add whose weights they are, if the file is a weight file that does not say so."""
+    is_whole_table = inspection.refused is None and "format_version" not in inspection.content
+    is_other_format = not inspection.is_safetensors and inspection.bytes > 0
+    if not inspection.path.is_file() or not (is_whole_table or is_other_format):
+        return inspection
+    if importlib.util.find_spec("torch") is None:
+        return inspection
+    from trainer.checkpoint.published import inspect_published  # noqa: PLC0415  # torch takes two seconds
+
+    return inspect_published(inspection)
 
 
 def _document(path: Path, inspections: Sequence[Inspection], shown: Inspection) -> dict[str, Any]:
@@ -181,7 +200,8 @@ def _words(table: Mapping[str, Any]) -> str:
 def _word(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    return value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]} ... ({len(text):,} characters: --json)"
 
 
 def _size(count: int) -> str:

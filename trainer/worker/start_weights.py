@@ -57,7 +57,8 @@ def say_weights(start: StartWeights, config: TrainConfig) -> None:
         told_by=weights.evidence,
         model=weights.model,
         classes=weights.num_classes,
-        classifier="new" if start.new_classifier else f"kept, classes by {matched}",
+        classifier="new" if start.new_classifier else "kept",
+        matched_by=None if start.new_classifier else matched,
     )
     conflicts = weight_conflicts(config, weights)
     if conflicts:

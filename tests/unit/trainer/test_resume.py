@@ -349,6 +349,20 @@ def test_other_classes_are_refused(data: Path) -> None:
     _refused("3 classes, but", resume="auto", run_name="r", accept_changed_data=True)
 
 
+@pytest.mark.parametrize("has_names", [True, False], ids=["names in the checkpoint", "of an earlier version"])
+def test_renamed_classes_are_refused_though_the_user_accepts_changed_data(data: Path, *, has_names: bool) -> None:
+    attempt = _begin(run_name="r").attempt
+    fingerprint = _load(attempt.config).fingerprint
+    _save(attempt, 10, data={"fingerprint": fingerprint, **({"classes": ["a", "b"]} if has_names else {})})
+    for split in ("train", "val"):
+        (data / split / "b").rename(data / split / "c")
+    options: dict[str, Any] = {"resume": "auto", "run_name": "r", "accept_changed_data": True}
+    if has_names:
+        _refused("other class folders than", **options)
+    else:
+        assert _begin(**options).attempt.number == 2
+
+
 def test_changed_data_is_refused_with_the_changes_until_the_user_accepts_it(data: Path) -> None:
     run = _run(10)
     first = (run / "data_index.npz").read_bytes()
