@@ -269,7 +269,7 @@ def connect(access: ClusterAccess) -> Api:
         UnreachableError: there is no configuration, or it cannot be used.
         RequestError: there is no such context.
     """
-    from launcher.kube.kubeconfig import find_cluster  # noqa: PLC0415  # the official client: 0.25 s to import
+    from launcher.kube.kubeconfig import find_cluster  # noqa: PLC0415  # YAML and TLS: only a cluster needs them
 
     try:
         cluster = find_cluster(access)

@@ -4,19 +4,14 @@ The files mean what kubectl takes them to mean. No login leaves this machine wit
 for one thing only, the old `auth-provider` logins, which it renews; this is the only module that imports it.
 """
 
-import atexit
 import base64
 import binascii
 import logging
 import os
-import shutil
-import ssl
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +21,7 @@ from launcher.kube.access import DEFAULT_KUBECONFIG, SERVICE_ACCOUNT, ClusterAcc
 from launcher.kube.exec_plugin import ExecPlugin, cluster_info
 from launcher.kube.kubeconfig_files import ClusterContext, ConfigEntry, read_context
 from launcher.kube.proxy import proxy_of
+from launcher.kube.tls_files import check_tls, data_file
 
 _FIX = "fix it or give --kubeconfig"
 
@@ -58,19 +54,19 @@ def _from_service_account() -> ConfiguredCluster:
     account = ConfigEntry({"certificate-authority": "ca.crt", "tokenFile": "token"}, SERVICE_ACCOUNT)
     try:
         namespace = (SERVICE_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
+        credentials = Credentials(
+            server=server,
+            ca_file=_file(account, "certificate-authority", place),
+            client_cert=None,
+            client_key=None,
+            login=lambda: [_authorization("Bearer", _token(account, place), place)],
+            proxy=proxy_of(server, "", os.environ),
+            verify=True,
+            tls_server_name=None,
+        )
+        check_tls(credentials, place, _FIX)
     except OSError as error:
         raise UnreachableError(f"{place}: {error}; give --kubeconfig") from error
-    credentials = Credentials(
-        server=server,
-        ca_file=_file(account, "certificate-authority", place),
-        client_cert=None,
-        client_key=None,
-        login=lambda: [_authorization("Bearer", _token(account, place), place)],
-        proxy=proxy_of(server, "", os.environ),
-        verify=True,
-        tls_server_name=None,
-    )
-    _check_tls(credentials, place)
     return ConfiguredCluster(credentials, namespace, place)
 
 
@@ -88,28 +84,16 @@ def _from_kubeconfig(access: ClusterAccess) -> ConfiguredCluster:
 def _credentials(context: ClusterContext, paths: str, place: str) -> Credentials:
     cluster = context.cluster
     server = _server(cluster.text("server"), place)
-    # Like kubectl, do not send a login without TLS.
-    user = context.user if server.startswith("https:") else ConfigEntry({}, context.user.folder)
+    if not server.startswith("https:"):
+        # Like kubectl, do not send a login without TLS.
+        context = replace(context, user=ConfigEntry({}, context.user.folder))
     ca_file = _file(cluster, "certificate-authority", place)
-    certificate, key = (_file(user, name, place) for name in ("client-certificate", "client-key"))
-    login: Callable[[], Headers]
-    if user.text("tokenFile") or user.text("token"):
-        login = lambda: [_authorization("Bearer", _token(user, place), place)]  # noqa: E731
-    elif user.part("auth-provider") is not None:
-        login = _provider_login(paths, context.name, place)
-    elif (settings := user.part("exec")) is not None:
-        info = cluster_info(server, cluster.values, None if ca_file is None else Path(ca_file))
-        plugin = ExecPlugin(settings, user.folder, info, place)
-        first = plugin.login()
-        if first.certificate is not None and first.key is not None:
-            certificate, key = _data_file(first.certificate.encode()), _data_file(first.key.encode())
-        login = lambda: [_authorization("Bearer", token, place) for token in [plugin.login().token] if token]  # noqa: E731
-    elif name := user.text("username"):
-        basic = base64.b64encode(f"{name}:{user.text('password')}".encode()).decode()
-        login = lambda: [_authorization("Basic", basic, place)]  # noqa: E731
-    else:
-        login = list
-    acting_as = _impersonation(user, place)
+    certificate, key = (_file(context.user, name, place) for name in ("client-certificate", "client-key"))
+    plugin = _plugin(context, server, ca_file, place)
+    if plugin is not None and (first := plugin.login()).certificate is not None and first.key is not None:
+        certificate, key = data_file(first.certificate.encode()), data_file(first.key.encode())
+    login = _user_login(context, plugin, paths, place)
+    acting_as = _impersonation(context.user, place)
     credentials = Credentials(
         server=server,
         ca_file=ca_file,
@@ -120,8 +104,33 @@ def _credentials(context: ClusterContext, paths: str, place: str) -> Credentials
         verify=not cluster.switch("insecure-skip-tls-verify"),
         tls_server_name=cluster.text("tls-server-name") or None,
     )
-    _check_tls(credentials, place)
+    check_tls(credentials, place, _FIX)
     return credentials
+
+
+def _plugin(context: ClusterContext, server: str, ca_file: str | None, place: str) -> ExecPlugin | None:
+    """Return the user's login plugin; None for a user with a token or without a plugin."""
+    user = context.user
+    settings = user.part("exec")
+    if settings is None or user.text("tokenFile") or user.text("token") or user.part("auth-provider") is not None:
+        return None
+    info = cluster_info(server, context.cluster.values, None if ca_file is None else Path(ca_file))
+    return ExecPlugin(settings, user.folder, info, place)
+
+
+def _user_login(context: ClusterContext, plugin: ExecPlugin | None, paths: str, place: str) -> Callable[[], Headers]:
+    """Return the function that gives the headers of the user's login."""
+    user = context.user
+    if plugin is not None:
+        return lambda: [_authorization("Bearer", token, place) for token in [plugin.login().token] if token]
+    if user.text("tokenFile") or user.text("token"):
+        return lambda: [_authorization("Bearer", _token(user, place), place)]
+    if user.part("auth-provider") is not None:
+        return _provider_login(paths, context.name, place)
+    if name := user.text("username"):
+        basic = base64.b64encode(f"{name}:{user.text('password')}".encode()).decode()
+        return lambda: [_authorization("Basic", basic, place)]
+    return list
 
 
 def _server(text: str, place: str) -> str:
@@ -145,55 +154,13 @@ def _file(entry: ConfigEntry, key: str, place: str) -> str | None:
     """Return the path of a file that an entry names, or whose content it holds (`KEY-data`)."""
     if data := entry.text(f"{key}-data"):
         try:
-            return _data_file(base64.b64decode("".join(data.split()), validate=True))
+            return data_file(base64.b64decode("".join(data.split()), validate=True))
         except binascii.Error as error:
             raise UnreachableError(f"{place}: {key}-data is not base64; {_FIX}") from error
     path = entry.path(key)
     if path is not None and not path.is_file():
         raise UnreachableError(f"{place}: {key} {path}: no such file; {_FIX}")
     return None if path is None else str(path)
-
-
-@cache
-def _private_folder() -> Path:
-    """Return a folder of this process, which only this user can read."""
-    folder = Path(tempfile.mkdtemp(prefix="pnas-login-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-@cache
-def _data_file(content: bytes) -> str:
-    """Return the path of a file with this content: TLS libraries take certificates and keys from files."""
-    descriptor, name = tempfile.mkstemp(dir=_private_folder())
-    os.close(descriptor)
-    Path(name).write_bytes(content)
-    return name
-
-
-def _check_tls(credentials: Credentials, place: str) -> None:
-    """Refuse certificates and keys that no connection could use.
-
-    Raises:
-        UnreachableError: one of them cannot be used.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        if credentials.ca_file is not None:
-            context.load_verify_locations(credentials.ca_file)
-    except ssl.SSLError as error:
-        raise UnreachableError(f"{place}: certificate-authority holds no certificate; {_FIX}") from error
-    if credentials.client_key is not None and credentials.client_cert is None:
-        raise UnreachableError(f"{place}: client-key has no client-certificate; {_FIX}")
-    try:
-        if credentials.client_cert is not None:
-            # Without a password, OpenSSL would ask for one at the terminal.
-            context.load_cert_chain(credentials.client_cert, credentials.client_key, password="")
-    except ssl.SSLError as error:
-        reason = "cannot be used, or do not belong together; a key must have no password"
-        raise UnreachableError(
-            f"{place}: client-certificate and client-key {reason}; log in again, or fix them"
-        ) from error
 
 
 def _token(user: ConfigEntry, place: str) -> str:
