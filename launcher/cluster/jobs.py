@@ -132,7 +132,8 @@ class ClusterJobs:
         job = self.find(name)
         if job is None:
             raise NotFoundError(
-                f"there is no {self.name} job `{name}` in {self.place}; see `{PROGRAM} list`{self._saved_hint(name)}"
+                f"there is no {self.name} job `{name}` in {self.place}; see `{PROGRAM} list`"
+                f"{self._saved_hint(name) or '. A job that was removed has left its output on its claim'}"
             )
         return job
 

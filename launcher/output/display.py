@@ -93,4 +93,5 @@ def _object(piece: LogLine | LogGap | LogLoss) -> bytes:
         values = {"kind": "LogGap", "source": piece.source, "first": piece.first, "last": piece.last}
     else:
         values = {"kind": "LogLoss", "text": str(piece)}
-    return json.dumps({"apiVersion": API_VERSION, **values}).encode()
+    # Of all control characters, JSON leaves only DEL as it is.
+    return json.dumps({"apiVersion": API_VERSION, **values}).replace("\x7f", r"\u007f").encode()

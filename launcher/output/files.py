@@ -40,14 +40,7 @@ class LogFiles:
         self._folder = folder
         self._files: dict[str, _LogFile] = {}
         check_folder(folder)
-        self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._lock)
-            raise RequestError(f"--save {folder}: another launcher saves there now; choose another folder") from error
-        except OSError:
-            pass  # a file system without locks
+        self._lock = _lock(folder)
 
     def write(self, pieces: Sequence[LogLine | LogGap], stream: str = "") -> None:
         """Append each line to its device's file unless the file has it, and a note in place of missing lines.
@@ -81,10 +74,10 @@ class LogFiles:
 
 
 def check_folder(folder: Path | None) -> None:
-    """Create the folder if it is missing, and check that its log files are files. Without a folder do nothing.
+    """Create the folder if it is missing, and check that lines can be saved there. Without a folder do nothing.
 
     Raises:
-        RequestError: it cannot be created, or has a link or something else in place of a log file.
+        RequestError: it cannot be created, has a link or something else in place of a log file, or is in use.
     """
     if folder is None:
         return
@@ -96,6 +89,20 @@ def check_folder(folder: Path | None) -> None:
     if others:
         kind = "a link" if others[0].is_symlink() else "no file"
         raise RequestError(f"--save {folder}: {others[0].name} is {kind}; remove it, or choose another folder")
+    os.close(_lock(folder))
+
+
+def _lock(folder: Path) -> int:
+    """Return a descriptor of the folder that keeps other launchers out of it until it is closed."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise RequestError(f"--save {folder}: another launcher saves there now; choose another folder") from error
+    except OSError:
+        pass  # a file system without locks
+    return descriptor
 
 
 def _is_file(path: Path) -> bool:

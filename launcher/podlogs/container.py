@@ -17,7 +17,15 @@ from datetime import datetime, timezone
 from launcher.jobs import LogLoss
 from launcher.kube.access import Credentials
 from launcher.kube.retry import Backoff
-from launcher.podlogs.errors import LogRefusedError, LogRetry, PodLogError, ReadStoppedError, SilentError, Timing
+from launcher.podlogs.errors import (
+    LogRefusedError,
+    LogRetry,
+    PodLogError,
+    ReadStoppedError,
+    SilentError,
+    Timing,
+    UntrustedError,
+)
 from launcher.podlogs.lines import LogPiece
 from launcher.podlogs.state import (
     ContainerState,
@@ -108,8 +116,8 @@ class ContainerLog:
                 yield from self._read(transport, location)
             except PodLogError as error:
                 yield from self._wait_or_end(error, location)
-                not_logged_in = isinstance(error, LogRefusedError) and error.status == _NOT_LOGGED_IN
-                if not_logged_in and self.log_in_again is not None:
+                refused = isinstance(error, LogRefusedError) and error.status == _NOT_LOGGED_IN
+                if (refused or isinstance(error, UntrustedError)) and self.log_in_again is not None:
                     self.credentials = self.log_in_again(self.credentials)
                     transport.use(self.credentials)
 

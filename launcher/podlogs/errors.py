@@ -34,7 +34,7 @@ class SilentError(ConnectionCutError):
 
 
 class UntrustedError(PodLogError):
-    """One side does not accept the other's certificate, or cannot use its own. Another try does not help."""
+    """One side does not accept the other's certificate, or cannot use its own. Only other certificates help."""
 
     transient = False
 
@@ -122,12 +122,12 @@ class LogRetry:
 
     def _limit_s(self, error: PodLogError, refused_s: float) -> float:
         """Return for how long a request that fails so is repeated; below zero if it never is."""
+        if isinstance(error, UntrustedError) or (isinstance(error, LogRefusedError) and error.status == 401):
+            # The reader logs in again once: a certificate may have been renewed on the disk.
+            return math.inf if self._backoff.failures == 1 else -1
         if not isinstance(error, LogRefusedError):
             return GIVE_UP_S if error.transient else -1
         if is_transient_status(error.status):
             # The kubelet or the server answered; whether the log can still be read, the pod's status will say.
             return math.inf
-        if error.status == 401:
-            # The reader logs in again once.
-            return math.inf if self._backoff.failures == 1 else -1
         return -1 if error.status == 403 else refused_s

@@ -271,6 +271,8 @@ def _options(credentials: Credentials, connect_s: float) -> dict[int, object]:
         # A SOCKS proxy resolves the server's name, as kubectl has it.
         pycurl.PROXY: (credentials.proxy or "").replace("socks5:", "socks5h:"),
         pycurl.NOPROXY: "",
+        # A resumed session would keep the identity of a client certificate that was renewed on the disk since.
+        pycurl.SSL_SESSIONID_CACHE: 0,
         pycurl.SSL_VERIFYPEER: int(credentials.verify),
         pycurl.SSL_VERIFYHOST: 2 if credentials.verify else 0,
     }

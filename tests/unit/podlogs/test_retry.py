@@ -34,9 +34,7 @@ def test_a_cut_connection_is_replaced_at_once_and_an_absent_server_is_asked_less
     assert retry.delay_s(ConnectionCutError("reset")) == 0.02
 
 
-@pytest.mark.parametrize(
-    "error", [UntrustedError("certificate"), ReadStoppedError("stopped"), LogRefusedError(403, "forbidden")]
-)
+@pytest.mark.parametrize("error", [ReadStoppedError("stopped"), LogRefusedError(403, "forbidden")])
 def test_a_failure_that_does_not_pass_is_raised_at_once(error: PodLogError) -> None:
     with pytest.raises(type(error)):
         log_retry().delay_s(error)
@@ -89,11 +87,12 @@ def test_quiet_hours_before_a_cut_do_not_count_as_failures() -> None:
     assert retry.delay_s(NotConnectedError("refused")) == 0.02
 
 
-def test_a_reader_whose_token_has_expired_logs_in_again_once() -> None:
+@pytest.mark.parametrize("error", [LogRefusedError(401, "Unauthorized"), UntrustedError("certificate")])
+def test_a_reader_whose_login_or_certificate_has_expired_logs_in_again_once(error: PodLogError) -> None:
     retry = log_retry()
-    retry.delay_s(LogRefusedError(401, "Unauthorized"))
-    with pytest.raises(LogRefusedError):
-        retry.delay_s(LogRefusedError(401, "Unauthorized"))
+    retry.delay_s(error)
+    with pytest.raises(type(error)):
+        retry.delay_s(error)
 
 
 def test_the_server_says_how_long_to_wait() -> None:

@@ -346,6 +346,36 @@ def test_a_missing_certificate_file_is_named(secure: tuple[Server, Path], tmp_pa
         read(credentials)
 
 
+def test_a_client_certificate_that_is_renewed_on_the_disk_counts_from_the_next_connection(tmp_path: Path) -> None:
+    server_path, context = certificate(tmp_path, "ours", host="127.0.0.1")
+    context.verify_mode = ssl.CERT_REQUIRED
+    users = [certificate(tmp_path, name, host=name)[0] for name in ("old", "new")]
+    for user in users:
+        context.load_verify_locations(user)
+    seen: list[bytes | None] = []
+
+    def serve(connection: socket.socket, _: bytes) -> None:
+        assert isinstance(connection, ssl.SSLSocket)
+        seen.append(connection.getpeercert(binary_form=True))
+        connection.sendall(HEAD + chunk(b"a\n") + END)
+        connection.unwrap()
+
+    current = tmp_path / "current.pem"
+    with Server(serve, context) as server:
+        credentials = replace(
+            credentials_for(server.port, scheme="https"),
+            ca_file=str(server_path),
+            client_cert=str(current),
+            client_key=str(current),
+        )
+        with open_transport(credentials) as transport:
+            for user in users:
+                current.write_bytes(user.with_suffix(".pem").read_bytes())
+                with transport.get("/log", {}) as response:
+                    assert b"".join(response.blocks()) == b"a\n"
+    assert seen == [ssl.PEM_cert_to_DER_cert(user.read_text()) for user in users]
+
+
 def test_a_server_with_a_certificate_for_another_name_is_found_by_that_name(tmp_path: Path) -> None:
     path, context = certificate(tmp_path, "ours", host="kubernetes.example")
     with Server(lambda connection, _: connection.sendall(HEAD + chunk(b"a\n") + END), context) as server:
