@@ -21,7 +21,7 @@ from launcher.errors import DetachedError, ExitCode, LauncherError
 from launcher.jobs import UNSUPPORTED
 from trainer.shared.errors import TrainerError
 from trainer.shared.program import drop_output, say_error
-from trainer.shared.text import visible
+from trainer.shared.text import escape_what_streams_lack, visible
 
 # Long enough for the main thread to leave the place that drops exceptions, too short for the user to notice.
 _REDELIVER_S = 0.02
@@ -29,10 +29,7 @@ _REDELIVER_S = 0.02
 
 def run_command(command: Callable[[], object]) -> int:
     """Run `command`, report its error if it raises one, and return the exit code."""
-    # A path may hold bytes that are no text, and a terminal may lack letters: neither is worth an error.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    escape_what_streams_lack()
     try:
         command()
         sys.stdout.flush()

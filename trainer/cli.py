@@ -24,6 +24,7 @@ from trainer.shared.config.options import PROFILE_HELP, given_options, option_pa
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.help import HelpPage
 from trainer.shared.program import BROKEN_PIPE, INTERRUPTED, drop_output, say_error
+from trainer.shared.text import escape_what_streams_lack, visible
 from trainer.supervisor import supervise
 from trainer.topology import discover, visible_devices
 
@@ -85,18 +86,18 @@ def train(
     facts = read_facts(os.environ, npu_smi_timeout_s=None)
     if config.device == EMULATED and not facts.emulated:
         _start_on_emulated_npus()
-    visible = visible_devices("npu" if config.device == EMULATED else config.device, os.environ)
+    devices = visible_devices("npu" if config.device == EMULATED else config.device, os.environ)
     facts = worker_environment(facts, config.stall_timeout_s)
-    for line in environment_summary(facts, device=visible.kind, workers=config.workers):
+    for line in environment_summary(facts, device=devices.kind, workers=config.workers):
         _note(line)
     # Both refuse wrong values before anything is created.
-    if visible.kind == "npu":
+    if devices.kind == "npu":
         hccl_timeouts(config.stall_timeout_s, os.environ)
     if config.threads is None:
         openmp_threads(os.environ)
     termination, command = RunTermination(), (sys.executable, "-m", "trainer", *sys.argv[1:])
     with termination.handling_signals(), tempfile.TemporaryDirectory(prefix="pnas-") as scratch:
-        topology = discover(config, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)
+        topology = discover(config, os.environ, visible=devices, scratch=Path(scratch), on_status=_note)
         starter = RunStarter(topology, command=command, on_note=_note, on_lost=termination.lose_folder)
         if dry_run:
             check_attempt(layers, starter)
@@ -104,7 +105,7 @@ def train(
             return 0
         with begin_attempt(layers, starter) as attempt:
             commands = [
-                worker_command(worker, topology, attempt, device=visible.kind, command=command)
+                worker_command(worker, topology, attempt, device=devices.kind, command=command)
                 for worker in topology.workers
             ]
             outcome = supervise(
@@ -127,7 +128,7 @@ def _start_on_emulated_npus() -> NoReturn:
 def _note(text: str) -> None:
     # A full or broken standard output stops no run: the supervisor goes on in its log files.
     with suppress(OSError):
-        os.write(sys.stdout.fileno(), f"{text}\n".encode(errors="backslashreplace"))
+        os.write(sys.stdout.fileno(), f"{visible(text)}\n".encode(errors="backslashreplace"))
 
 
 def _usage(error: CycloptsError) -> str:
@@ -140,14 +141,15 @@ def _usage(error: CycloptsError) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; print every error of the user's as one line on stderr."""
+    escape_what_streams_lack()
     try:
         result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except CycloptsError as error:
-        say_error(f"error: {_usage(error)} (see python -m trainer --help)")
+        say_error(visible(f"error: {_usage(error)} (see python -m trainer --help)"))
         return UsageError.exit_code
     except TrainerError as error:
-        say_error(f"error: {error}")
+        say_error(visible(f"error: {error}"))
         return error.exit_code
     except (BrokenPipeError, SystemExit):
         # The reader of the output has ended, as `| head` does; rich, which draws help pages, then exits the program.
@@ -155,7 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        say_error(f"error: {place}{error.strerror or error}; free it, permit it or choose another place")
+        reason = f"error: {place}{error.strerror or error}; free it, permit it or choose another place"
+        say_error(visible(reason))
         return 1
     except KeyboardInterrupt:
         say_error("error: interrupted before any worker was started")

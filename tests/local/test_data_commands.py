@@ -1,6 +1,7 @@
 """`python -m trainer data ...` on real files: the files that it writes, the faults that it finds, its messages."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -176,3 +177,26 @@ def test_prepare_continues_after_a_kill(tmp_path: Path, capsys: pytest.CaptureFi
     assert sorted(path.name for path in files) == names
     assert all(path.read_bytes() == path.name.encode() * 200 for path in files)
     assert not [path for path in files if path.name.startswith(".")]
+
+
+def test_a_wrong_folder_is_answered_without_importing_torch(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    commands = [
+        ["data", "verify", "gone"],
+        ["data", "verify", "empty"],
+        ["data", "prepare", "gone", "--labels", "gone", "--to", "to"],
+        ["data", "digits", "--to", "/dev/null/to"],
+        ["--data-path", "gone", "--device", "cpu"],
+        ["inspect", "gone"],
+    ]
+    code = (
+        "import sys; from trainer.cli import main\n"
+        f"codes = [main(command) for command in {commands!r}]\n"
+        "print(codes, sorted({'torch', 'torchvision'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path.cwd())}, text=True,
+        capture_output=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "[2, 2, 2, 1, 2, 2] []", done.stderr
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["error"] * len(commands), done.stderr

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import to_json
+from pydantic_core import to_jsonable_python
 
 from trainer.shared.runs import CHECKPOINT_FORMAT
 
@@ -100,7 +100,7 @@ def encode_manifest(content: Mapping[str, Any], tensors: Mapping[str, TensorEntr
         "saved": saved,
         "bytes": file_size(tensors),
         # JSON has no NaN, and a NaN must not fail the save.
-        "content": json.loads(to_json(dict(content), inf_nan_mode="null")),
+        "content": to_jsonable_python(dict(content), inf_nan_mode="null"),
         "tensors": {name: vars(entry) for name, entry in tensors.items()},
     }
     body = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()[1:] + b"\n"

@@ -14,8 +14,10 @@ from cyclopts.validators import Number
 
 from trainer.commands import AsJson
 from trainer.data import prepare as prepare_module
+from trainer.data.tree import describe_left_out, read_tree
 from trainer.shared.container import usable_processors
-from trainer.shared.errors import TrainerError
+from trainer.shared.errors import TrainerError, UsageError
+from trainer.shared.text import visible
 
 VERIFY_SCHEMA = "pnas.data.verify/1"
 
@@ -81,17 +83,23 @@ def verify_data(
     workers
         Number of decoding processes. [default: one per CPU, within the container's limit]
     """
-    from trainer.data import verify as verify_module  # noqa: PLC0415  # it imports torch, slow for --help
+    trees = read_tree(path)
+    left_out = [describe_left_out(folder, tree.left_out) for folder, tree in trees.items() if tree.left_out]
+    if not any(names for tree in trees.values() for names in tree.images):
+        raise UsageError("; ".join([f"{path}: no images in it", *left_out]))
+    from trainer.data import verify as verify_module  # noqa: PLC0415  # it imports torch, slow for a wrong folder
 
-    report = verify_module.verify_images(path, workers=workers or usable_processors())
+    report = verify_module.verify_images(trees, workers=workers or usable_processors())
     if as_json:
         print(json.dumps({"schema": VERIFY_SCHEMA, "path": str(path), **asdict(report)}, indent=2))
     else:
         for finding in report.broken:
-            print(f"{finding.path}: {finding.reason}")
+            print(visible(f"{finding.path}: {finding.reason}"))
         for note, count in report.notes.items():
-            print(f"note: {count:,} images: {note}")
-        print(f"{path}: {report.checked:,} images read, {len(report.broken):,} broken")
+            print(visible(f"note: {count:,} images: {note}"))
+        for line in left_out:
+            print(visible(f"note: {line}"))
+        print(visible(f"{path}: {report.checked:,} images read, {len(report.broken):,} broken"))
     if report.broken:
         raise TrainerError(
             f"{path}: {len(report.broken):,} of {report.checked:,} images cannot be trained on; replace or delete them"

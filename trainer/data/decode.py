@@ -39,7 +39,7 @@ _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Markers without a length: TEM, RST0 to RST7 and SOI.
 _BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})
 # Other formats of Pillow are no photos, or start other programs (EPS).
-_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 # torchvision >= 0.29 puts "function, file:line, " before the reason.
 _SOURCE_PREFIX = re.compile(r"^\S+, \S+:\d+, ")
@@ -179,7 +179,7 @@ def _upper_bits(image: Image.Image) -> NDArray[np.uint8]:
 def _formats() -> list[str]:
     """Return the formats to read, without AVIF where this Pillow has no decoder for it."""
     Image.init()
-    return [name for name in _FORMATS if name in Image.OPEN]
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _reason(error: RuntimeError) -> str:

@@ -8,21 +8,20 @@ Python strings: loader processes would copy those page by page as they touch ref
 import contextlib
 import hashlib
 import os
-import stat
 import time
-import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.arrays import read_arrays, write_arrays
+from trainer.data.tree import Stamp, describe_left_out, read_class_names, read_split, stamp
 from trainer.shared.errors import UsageError
-from trainer.shared.files import reading, replacing
+from trainer.shared.files import reading, replacing, text_if_readable
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 # While a folder's time stamp is this fresh, a new file can leave it unchanged (coarse clocks, NFS).
 _SETTLED_NS = 3_000_000_000
 
@@ -36,12 +35,14 @@ class ImageIndex:
         classes: class names; a label is an index into them.
         paths: (N,) encoded paths relative to `root`.
         labels: (N,) int64.
+        left_out: number of other files in the split, by suffix or kind.
     """
 
     root: Path
     classes: tuple[str, ...]
     paths: NDArray[np.bytes_]
     labels: NDArray[np.int64]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -67,6 +68,12 @@ class Datasets:
         """Class names; the labels of both splits are indices into them."""
         return self.val.classes
 
+    @property
+    def left_out(self) -> list[str]:
+        """A line for each split with files that are no images of a class."""
+        splits = [split for split in (self.train, self.val) if split is not None and split.left_out]
+        return [describe_left_out(split.root, split.left_out) for split in splits]
+
 
 def load_datasets(data_path: Path, *, need_train: bool = True) -> Datasets:
     """Index `data_path`/train and `data_path`/val. Validation labels count in train's classes, if there is a train/.
@@ -84,7 +91,7 @@ def load_datasets(data_path: Path, *, need_train: bool = True) -> Datasets:
         if train is not None:
             val = _in_classes_of(train.classes, val)
         elif (data_path / "train").is_dir():
-            val = _in_classes_of(tuple(_list_folder(data_path / "train")[1]), val)
+            val = _in_classes_of(tuple(read_class_names(data_path / "train")), val)
     splits = [split for split in (train, val) if split is not None]
     return Datasets(train, val, _fingerprint(splits))
 
@@ -103,84 +110,31 @@ def load_split(data_path: Path, split: str) -> ImageIndex:
         index = _read_cache(cache, root) if cache else None
         if index is None:
             started_ns = time.time_ns()
-            index, folders = _scan(root)
-            if cache and max(folders.values()) < started_ns - _SETTLED_NS:
-                _write_cache(cache, index, folders)
+            index, stamps = _scan(root)
+            if cache and not _on_fuse(root, stamps):
+                _write_cache(cache, index, stamps, started_ns)
     _refuse_gaps(index)
     return index
 
 
-def walk_images(folder: Path) -> Iterator[Path]:
-    """Yield every image file below `folder`, sorted within each folder; hidden entries are left out.
-
-    Raises:
-        OSError: a folder cannot be read.
-    """
-    names, folders = _list_folder(folder)
-    yield from (folder / name for name in names)
-    for name in folders:
-        yield from walk_images(folder / name)
-
-
-def _scan(root: Path) -> tuple[ImageIndex, dict[str, int]]:
-    """Return the index of a split, and the time stamp (ns) of each folder it was read from."""
-    folders = {"": root.stat().st_mtime_ns}
-    classes = _list_folder(root)[1]
-    paths: list[bytes] = []
-    counts: list[int] = []
-    for name in classes:
-        before = len(paths)
-        pending = [name]
-        while pending:
-            folder = pending.pop()
-            # The stamp is read first: a file that arrives before the listing makes the stamp stale, not the listing.
-            folders[folder] = (root / folder).stat().st_mtime_ns
-            files, nested = _list_folder(root / folder)
-            paths += [os.fsencode(f"{folder}/{file}") for file in files]
-            pending += [f"{folder}/{sub}" for sub in nested if not (root / folder / sub).is_symlink()]
-        paths[before:] = sorted(paths[before:])
-        counts.append(len(paths) - before)
-    labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
-    return ImageIndex(root, tuple(classes), np.array(paths, dtype=np.bytes_), labels), folders
-
-
-def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the sorted names of the image files and of the folders in `folder`."""
-    files, folders = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.name.lower().endswith(IMAGE_SUFFIXES) and _is_file(entry):
-                files.append(entry.name)
-            elif entry.is_dir():
-                folders.append(entry.name)
-    return sorted(files), sorted(folders)
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Return whether it can be an image: a pipe or a device cannot, and its reader could wait for ever.
-
-    A broken link counts: its reader reports it, while a listing without it would hide it. Only a link costs a look at
-    its target.
-    """
-    if not entry.is_symlink():
-        return entry.is_file()
-    try:
-        return stat.S_ISREG(entry.stat().st_mode)
-    except OSError:
-        return True
+def _scan(root: Path) -> tuple[ImageIndex, dict[str, Stamp]]:
+    """Return the index of a split, and the stamp of each folder that it was read from."""
+    tree = read_split(root)
+    labels = np.repeat(np.arange(len(tree.classes), dtype=np.int64), [len(images) for images in tree.images])
+    paths = np.array([path for images in tree.images for path in images], dtype=np.bytes_)
+    return ImageIndex(root, tuple(tree.classes), paths, labels, dict(tree.left_out)), tree.stamps
 
 
 def _refuse_gaps(index: ImageIndex) -> None:
+    left_out = f"; {describe_left_out(index.root, index.left_out)}" if index.left_out else ""
     if not index.classes:
-        raise UsageError(f"{index.root}: no class folders; each class needs a folder of its images")
+        raise UsageError(f"{index.root}: no class folders; each class needs a folder of its images{left_out}")
     if not len(index):
-        raise UsageError(f"{index.root}: no images in {len(index.classes)} class folders ({', '.join(IMAGE_SUFFIXES)})")
+        raise UsageError(f"{index.root}: no images in {len(index.classes)} class folders{left_out}")
     empty = np.flatnonzero(np.bincount(index.labels, minlength=len(index.classes)) == 0)
     if empty.size:
         names = _some([index.classes[label] for label in empty])
-        raise UsageError(f"{index.root}: no images in class {names}; add images or delete the folder")
+        raise UsageError(f"{index.root}: no images in class {names}; add images or delete the folder{left_out}")
 
 
 def _in_classes_of(classes: tuple[str, ...], val: ImageIndex) -> ImageIndex:
@@ -192,7 +146,7 @@ def _in_classes_of(classes: tuple[str, ...], val: ImageIndex) -> ImageIndex:
             " both need the same class folders"
         )
     renumber = np.array([position[name] for name in val.classes], dtype=np.int64)
-    return ImageIndex(val.root, classes, val.paths, renumber[val.labels])
+    return replace(val, classes=classes, labels=renumber[val.labels])
 
 
 def _some(names: list[str]) -> str:
@@ -202,7 +156,8 @@ def _some(names: list[str]) -> str:
 def _fingerprint(splits: list[ImageIndex]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for split in splits:
-        for part in (split.root.name.encode(), "\0".join(split.classes).encode(), b"\0".join(split.paths.tolist())):
+        names = os.fsencode("\0".join(split.classes))
+        for part in (split.root.name.encode(), names, b"\0".join(split.paths.tolist())):
             digest.update(len(part).to_bytes(8, "little") + part)
         digest.update(split.labels.astype("<i8").tobytes())
     return digest.hexdigest()
@@ -220,34 +175,46 @@ def _cache_file(root: Path) -> Path | None:
 
 
 def _read_cache(cache: Path, root: Path) -> ImageIndex | None:
-    """Return the cached index; None if it is missing or damaged, or if any folder has changed since."""
-    try:
-        # Opened here, because numpy leaves a damaged file open that it opened itself.
-        with cache.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            folders, stamps = stored["folders"], stored["stamps"]
-            classes, paths, labels = stored["classes"], stored["paths"], stored["labels"]
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+    """Return the cached index; None if it is missing or damaged, or if a folder has or may have changed since."""
+    stored = read_arrays(cache)
+    if stored is None:
         return None
-    try:
-        current = [(root / os.fsdecode(folder)).stat().st_mtime_ns for folder in folders.tolist()]
-    except OSError:
-        return None
-    if current != stamps.tolist():
-        return None
-    return ImageIndex(root, tuple(os.fsdecode(name) for name in classes.tolist()), paths, labels)
+    for folder, values in zip(stored["folders"].tolist(), stored["stamps"].tolist(), strict=True):
+        before = Stamp(*values)
+        has_settled = max(before.modified_ns, before.changed_ns) <= int(stored["started_ns"]) - _SETTLED_NS
+        if not has_settled or stamp(root / os.fsdecode(folder)) != before:
+            return None
+    left_out = dict(zip(map(os.fsdecode, stored["left_out"].tolist()), stored["counts"].tolist(), strict=True))
+    classes = tuple(map(os.fsdecode, stored["classes"].tolist()))
+    return ImageIndex(root, classes, stored["paths"], stored["labels"], left_out)
 
 
-def _write_cache(cache: Path, index: ImageIndex, folders: dict[str, int]) -> None:
+def _on_fuse(root: Path, folders: Iterable[str]) -> bool:
+    """Return whether a folder is on a FUSE file system: some, such as object stores, do not keep times of folders."""
+    devices = {(root / folder).stat().st_dev for folder in folders if (root / folder).exists()}
+    numbers = {f"{os.major(device)}:{os.minor(device)}" for device in devices}
+    mounts = text_if_readable(Path("/proc/self/mountinfo")).splitlines()
+    return any(line.split()[2] in numbers and line.partition(" - ")[2].startswith("fuse") for line in mounts)
+
+
+def _write_cache(cache: Path, index: ImageIndex, stamps: Mapping[str, Stamp], started_ns: int) -> None:
     """Write the index. Several processes may do so at once, and a failed write is not an error."""
     partial = cache.with_name(f".{cache.name}.{os.getpid()}")
+    arrays = {
+        "started_ns": np.array(started_ns, dtype=np.int64),
+        "folders": _encoded(stamps),
+        "stamps": np.array(list(stamps.values()), dtype=np.int64),
+        "classes": _encoded(index.classes),
+        "paths": index.paths,
+        "labels": index.labels,
+        "left_out": _encoded(index.left_out),
+        "counts": np.array(list(index.left_out.values()), dtype=np.int64),
+    }
     with contextlib.suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(cache, partial=partial, sync=False), partial.open("wb") as file:
-            np.savez(
-                file,
-                folders=np.array([os.fsencode(folder) for folder in folders], dtype=np.bytes_),
-                stamps=np.array(list(folders.values()), dtype=np.int64),
-                classes=np.array([os.fsencode(name) for name in index.classes], dtype=np.bytes_),
-                paths=index.paths,
-                labels=index.labels,
-            )
+        with replacing(cache, partial=partial, sync=False):
+            write_arrays(partial, arrays)
+
+
+def _encoded(texts: Iterable[str]) -> NDArray[np.bytes_]:
+    return np.array([os.fsencode(text) for text in texts], dtype=np.bytes_)

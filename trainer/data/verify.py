@@ -6,16 +6,15 @@ each file is decoded in a process whose stderr is read.
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from trainer.data.decode import BadImageError, decode_image, open_image
-from trainer.data.index import walk_images
 from trainer.data.processes import start_worker, whole_item_loader
-from trainer.shared.errors import UsageError
-from trainer.shared.files import reading
+from trainer.data.tree import SplitTree
 
 _STDERR = 2
 # libjpeg's warnings that mean lost pixels; others, such as extraneous bytes before the end, are harmless.
@@ -35,25 +34,28 @@ class UnusableFile:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """The number of files read, the broken files, and the number of files with each unusual property."""
+    """What the images of a folder are like.
+
+    Attributes:
+        checked: number of images read.
+        broken: files that cannot be trained on.
+        notes: number of images with each unusual property.
+        left_out: by folder, the number of other files by suffix or kind.
+    """
 
     checked: int
     broken: tuple[UnusableFile, ...]
     notes: dict[str, int]
+    left_out: dict[str, dict[str, int]]
 
 
-def verify_images(path: Path, *, workers: int) -> VerifyReport:
-    """Decode every image below `path` in `workers` (at least 1) processes.
+def verify_images(trees: Mapping[Path, SplitTree], *, workers: int) -> VerifyReport:
+    """Decode every image of `trees` in `workers` (at least 1) processes.
 
     Raises:
-        UsageError: no such folder, no images in it, or a folder that cannot be read.
+        TrainerError: a loader process died.
     """
-    with reading(path):
-        if not path.is_dir():
-            raise UsageError(f"{path}: no such folder; give a data folder, or train/ or val/ in one")
-        files = list(walk_images(path))
-    if not files:
-        raise UsageError(f"{path}: no images in it")
+    files = [folder / os.fsdecode(name) for folder, tree in trees.items() for names in tree.images for name in names]
     notes: Counter[str] = Counter()
     broken = []
     for finding in whole_item_loader(_check, files, workers=workers, start_worker=_listen):
@@ -61,7 +63,8 @@ def verify_images(path: Path, *, workers: int) -> VerifyReport:
             broken.append(finding)
         else:
             notes.update(finding)
-    return VerifyReport(len(files), tuple(broken), dict(sorted(notes.items())))
+    left_out = {str(folder): dict(tree.left_out) for folder, tree in trees.items() if tree.left_out}
+    return VerifyReport(len(files), tuple(broken), dict(sorted(notes.items())), left_out)
 
 
 def _check(path: Path) -> UnusableFile | Notes:

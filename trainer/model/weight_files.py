@@ -28,6 +28,7 @@ from trainer.model.origin import (
 )
 from trainer.model.pickles import READABLE_FILES, one_line, read_pickle
 from trainer.shared.errors import UsageError
+from trainer.shared.files import utf8_name
 from trainer.shared.runs import CHECKPOINT_FORMAT
 
 WEIGHTS_FORMAT = "pnas"
@@ -158,7 +159,7 @@ def weight_metadata(
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with utf8_name(path) as name, safe_open(name, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118  # not a mapping
     except (SafetensorError, OSError) as error:
         raise UsageError(

@@ -20,6 +20,7 @@ from trainer.records.folder import device_folder
 from trainer.records.tensorboard import ScalarFile
 from trainer.shared.config import TrainConfig
 from trainer.shared.files import writing
+from trainer.shared.text import visible
 
 SEED_COLUMNS = ("Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Valid Acc.", "Training FPS")
 
@@ -35,7 +36,7 @@ NETWORKS = {"pnasnet5large": "PnasNet5Large", "pnasnet5mobile": "PnasNet5Mobile"
 def logfmt(event: str, values: Mapping[str, Any]) -> str:
     """Return `step epoch=0 loss=6.91`: the event, then each `key=value` but None; text with spaces is quoted."""
     pairs = (f"{key}={_logfmt_value(value)}" for key, value in values.items() if value is not None)
-    return " ".join([event, *pairs])
+    return " ".join([visible(event), *pairs])
 
 
 def say(event: str, **values: Any) -> None:
@@ -275,7 +276,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 def _logfmt_value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = str(value)
+    text = visible(str(value))
     return json.dumps(text, ensure_ascii=False) if not text or any(c in text for c in ' "=\n') else text
 
 

@@ -99,6 +99,8 @@ def begin_attempt(layers: Sequence[Layer], starter: RunStarter) -> Iterator[Atte
     with contextlib.ExitStack() as stack:
         plan = stack.enter_context(_checked(layers, starter))
         config, datasets, manifest = plan.config, plan.datasets, plan.manifest
+        for line in datasets.left_out if starter.is_first_node else ():
+            starter.on_note(line)
         trains = config.mode in TRAINING
         if plan.in_place is not None:
             run, number = plan.in_place, _continue(plan.in_place, config, manifest, starter)

@@ -5,12 +5,12 @@ A fingerprint could only say that a million files differ somewhere, and leave th
 
 import itertools
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.arrays import read_arrays, write_arrays
 from trainer.data.index import Datasets
 from trainer.shared.files import replacing, writing
 
@@ -33,8 +33,7 @@ def keep_image_list(run: Path, datasets: Datasets, *, changed: bool) -> None:
     if path.exists() and not changed:
         return
     with writing(path), replacing(path) as partial:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **_splits(datasets))
+        write_arrays(partial, _splits(datasets), compress=True)
         if path.exists():
             free = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(1))
             path.rename(next(name for name in free if not name.exists()))
@@ -42,11 +41,8 @@ def keep_image_list(run: Path, datasets: Datasets, *, changed: bool) -> None:
 
 def describe_changes(run: Path, datasets: Datasets) -> str:
     """Return what came and went since the list in `run` was written: counts and the first names of each split."""
-    try:
-        # Opened here, because numpy does not close the file that it opens if it is damaged.
-        with (run / INDEX_FILE).open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            before = {split: stored[split] for split in ("train", "val")}
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+    before = read_arrays(run / INDEX_FILE)
+    if before is None:
         return f"there is no list of its images to compare with ({INDEX_FILE})"
     after = _splits(datasets)
     changes = [

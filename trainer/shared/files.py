@@ -66,6 +66,25 @@ def replacing(path: Path, *, partial: Path | None = None, sync: bool = True) -> 
 
 
 @contextlib.contextmanager
+def utf8_name(path: Path) -> Iterator[str]:
+    """Yield a name of a file for a library that refuses bytes that are not UTF-8: the path, or one of this process.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+    else:
+        yield str(path)
+
+
+@contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn a failed read in this context into one line for the user; even `is_dir` can fail.
 

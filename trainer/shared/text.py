@@ -5,6 +5,7 @@ cannot be written to a stream at all.
 """
 
 import re
+import sys
 
 _SHORT = {"\n": r"\n", "\r": r"\r"}
 # C0 without the tab, DEL and C1; marks that change the reading direction; line ends of Unicode; byte order mark;
@@ -24,6 +25,13 @@ def visible(text: str) -> str:
 def visible_bytes(data: bytes) -> str:
     r"""Return UTF-8 text for a terminal as `visible` does; bytes that are not text become `\xe9`."""
     return visible(data.decode("utf-8", "surrogateescape"))
+
+
+def escape_what_streams_lack() -> None:
+    """Let stdout and stderr write a letter that their encoding lacks as an escape, instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # it is None if the user has closed it
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -4,6 +4,7 @@ PyYAML quotes a text if PyYAML itself would read something else. Other readers, 
 `1e3`, `0o17` and a hash like `0469839881768e80` are numbers to them, and `N` is false. So more texts need quotes.
 """
 
+import json
 import re
 from typing import Any
 
@@ -38,5 +39,8 @@ _Dumper.add_representer(str, _represent_text)
 
 def to_yaml(value: Any) -> str:
     """Return a value of JSON's types as YAML, in the value's own order: the same value gives the same bytes."""
-    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+    try:
+        text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+    except UnicodeEncodeError:  # a path with bytes that are not UTF-8; JSON, which is YAML, has escapes for them
+        return json.dumps(value, indent=2) + "\n"
     return text

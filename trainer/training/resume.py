@@ -16,7 +16,7 @@ from trainer.records.run_records import say
 from trainer.shared.config import TrainConfig
 from trainer.shared.config.train import OF_ONE_ATTEMPT
 from trainer.shared.errors import TrainerError
-from trainer.shared.files import reading
+from trainer.shared.files import reading, utf8_name
 from trainer.training.checkpoints import MASTER, numerics_fingerprint, shared_tensors
 from trainer.training.optimizer import begin_state
 from trainer.training.progress import TrainingProgress
@@ -62,8 +62,8 @@ def resume(training: Training, checkpoint: Path, data: Mapping[str, Any]) -> Tra
     """
     content = _read_manifest(checkpoint).content
     progress = TrainingProgress.from_json(content["progress"])
-    with reading(checkpoint / STATE_FILE):
-        tensors = load_file(checkpoint / STATE_FILE)
+    with reading(checkpoint / STATE_FILE), utf8_name(checkpoint / STATE_FILE) as name:
+        tensors = load_file(name)
     before = content["arithmetic"]
     restarted_parts = restore(training, tensors, content["state"], world_size=before["world_size"])
     config = training.config

@@ -23,7 +23,7 @@ from trainer.model.weight_files import import_weights
 from trainer.model.weights import with_weight_settings
 from trainer.records.run_records import Records, say
 from trainer.shared.errors import RuntimeUnusableError, TrainerError
-from trainer.shared.text import visible
+from trainer.shared.text import escape_what_streams_lack, visible
 from trainer.supervisor import blames_a_peer, die_with_supervisor
 from trainer.training.checkpoints import CheckpointManager
 from trainer.training.modes import DivergedError, Run, run_mode
@@ -40,6 +40,7 @@ RUNTIME_LINES = 20
 def main() -> NoReturn:
     """Run the task in the environment, and end the process with its exit code."""
     faulthandler.enable()
+    escape_what_streams_lack()
     die_with_supervisor()
     task = WorkerTask.from_json(os.environ.pop(TASK_VARIABLE))
     sys.excepthook = partial(_report_unexpected_error, task.device)

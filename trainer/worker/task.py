@@ -1,5 +1,6 @@
 """A worker's task from the supervisor: a value that travels as JSON in one environment variable."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +36,10 @@ class WorkerTask:
     def to_json(self) -> str:
         """Return the environment variable's text."""
         # Only the options that were set: weights may set others.
-        return TypeAdapter(WorkerTask).dump_json(self, exclude_unset=True).decode()
+        # pydantic's own JSON has no escape for the bytes of a path that are not UTF-8.
+        return json.dumps(TypeAdapter(WorkerTask).dump_python(self, mode="json", exclude_unset=True))
 
     @classmethod
     def from_json(cls, text: str) -> "WorkerTask":
         """Return the task that `to_json` has written."""
-        return TypeAdapter(cls).validate_json(text)
+        return TypeAdapter(cls).validate_python(json.loads(text))

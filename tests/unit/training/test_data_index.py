@@ -106,9 +106,17 @@ def test_evaluation_needs_no_train_folder_but_uses_its_classes(data: Path) -> No
     assert val_only.val.labels.tolist() == [0]
 
 
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trust stamps however new they are: no program can set a folder's time of change back."""
+    monkeypatch.setattr(index_module, "_SETTLED_NS", -(10**15))
+
+
+@pytest.mark.usefixtures("settled")
 def test_the_index_comes_from_the_cache_if_no_folder_changed(
     data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (data / "train/cat/notes.txt").write_text("no image")
     first = load_split(data, "train")
     assert len(list(cache.iterdir())) == 1
     monkeypatch.setattr(index_module, "_scan", lambda root: pytest.fail(f"read {root} again"))
@@ -116,8 +124,24 @@ def test_the_index_comes_from_the_cache_if_no_folder_changed(
     assert second.classes == first.classes
     assert np.array_equal(second.paths, first.paths)
     assert np.array_equal(second.labels, first.labels)
+    assert second.left_out == first.left_out == {".txt": 1}
 
 
+def linked(data: Path) -> Path:
+    """Link the folder `more` of cat to a folder `current`, which is a link too."""
+    for version in ("v1", "v2"):
+        add(data / version / f"{version}.jpg")
+    (data / "current").symlink_to("v1")
+    (data / "train/cat/more").symlink_to("../../current")
+    return data
+
+
+def relink(data: Path) -> None:
+    (data / "current").unlink()
+    (data / "current").symlink_to("v2")
+
+
+@pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -131,20 +155,47 @@ def test_the_index_comes_from_the_cache_if_no_folder_changed(
 def test_a_changed_tree_is_read_again(data: Path, change: Callable[[Path], object], expected: list[str]) -> None:
     names(data, "train")
     change(data)
+    # As `tar x`, `rsync -a` and `cp -a` do it after each folder.
+    settle(data)
     assert names(data, "train") == expected
 
 
-def test_a_folder_that_has_just_changed_is_not_cached(data: Path, cache: Path) -> None:
-    add(data / "train/cat/new.jpg")
+@pytest.mark.usefixtures("settled")
+def test_folders_behind_links_are_read_again_when_a_link_leads_elsewhere(data: Path) -> None:
+    assert "cat/more/v1.jpg" in names(linked(data), "train")
+    relink(data)
+    assert "cat/more/v2.jpg" in names(data, "train")
+    (data / "v2").rename(data / "away")
+    assert names(data, "train") == ["cat/a.JPEG", "cat/b.jpg", "dog/c.png"]
+    (data / "away").rename(data / "v2")
+    assert "cat/more/v2.jpg" in names(data, "train")
+
+
+def test_a_cache_of_a_folder_that_had_just_changed_is_not_used(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_split(data, "train")
-    assert not cache.exists()
+    monkeypatch.setattr(index_module, "_scan", lambda root: pytest.fail(f"read {root} again"))
+    with pytest.raises(pytest.fail.Exception, match="train again"):
+        load_split(data, "train")
 
 
+def test_a_file_system_without_reliable_times_of_folders_is_read_each_time(
+    data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = data.stat().st_dev
+    mount = f"36 35 {os.major(device)}:{os.minor(device)} / /data rw shared:1 - {{}} bucket rw\n"
+    for kind, is_cached in (("fuse.obsfs", False), ("fuseblk", False), ("nfs4", True)):
+        monkeypatch.setattr(index_module, "text_if_readable", lambda _path, kind=kind: mount.format(kind))
+        load_split(data, "train")
+        assert cache.exists() == is_cached
+
+
+@pytest.mark.usefixtures("settled")
 def test_a_damaged_cache_is_replaced(data: Path, cache: Path) -> None:
     before = names(data, "train")
     (file,) = cache.iterdir()
     whole = file.read_bytes()
-    for content in (b"", b"junk" * 100, whole[: len(whole) // 2]):
+    flipped = [whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in range(0, len(whole), 97)]
+    for content in (b"", b"junk" * 100, whole[: len(whole) // 2], whole + b"more", *flipped):
         file.write_bytes(content)
         assert names(data, "train") == before
         assert file.read_bytes() != content
