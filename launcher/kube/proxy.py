@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 from launcher.errors import UnreachableError
 
 _PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
-# Go never uses a proxy of the environment for them: a proxy's own machine is another one.
+# Like Go, use no proxy of the environment for these: they are another machine for a proxy.
 _THIS_MACHINE = frozenset(("localhost", "127.0.0.1", "::1"))
 
 

@@ -26,6 +26,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- toJson $settings }}
 {{- end }}
 
+{{- define "pnas.volcano" -}}
+{{- if .Capabilities.APIVersions.Has "batch.volcano.sh/v1alpha1" }}served{{ end }}
+{{- end }}
+
+{{- /* Not empty if the Role has rights on Volcano's objects. */ -}}
+{{- define "pnas.volcano-rights" -}}
+{{- with .Values.rbac.volcano }}{{ eq (toString .) "auto" | ternary (include "pnas.volcano" $) "granted" }}{{ end }}
+{{- end }}
+
 {{- /* Every user of the namespace can read a ConfigMap. The launcher refuses the same variables, but only later. */ -}}
 {{- define "pnas.refuse-secrets" -}}
 {{- $patterns := .root.Files.Get "files/secrets.json" | fromJson }}
