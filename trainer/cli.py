@@ -109,7 +109,11 @@ def train(
                 for worker in topology.workers
             ]
             outcome = supervise(
-                commands, stdout=sys.stdout.buffer, node_rank=topology.node_rank, grace_s=attempt.config.grace_s
+                commands,
+                stdout=sys.stdout.buffer,
+                node_rank=topology.node_rank,
+                grace_s=attempt.config.grace_s,
+                loss=lambda: termination.loss,
             )
             termination.raise_if_lost()
     return outcome.exit_code

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.local.conftest import small_options, train
 
 LONG = ("--epochs", "1000", "--log-interval", "1")
@@ -56,17 +58,29 @@ def test_a_second_run_in_a_folder_is_refused_and_the_next_one_continues_after_a_
     assert {row["attempt"] for row in replaced} == {2}
 
 
-def test_an_owner_that_has_lost_its_folder_ends_at_once_and_writes_no_more(digits: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("removed", [False, True])
+def test_an_owner_that_has_lost_its_folder_ends_at_once_and_writes_no_more(
+    digits: Path, tmp_path: Path, removed: bool
+) -> None:
     # Small batches make the epoch longer than the five seconds after which the owner looks at its lock: no checkpoint
     # is due before. At the usual learning rate they would diverge by then.
     with _training(tmp_path, digits, "--batch-size", "2", "--lr", "0.001") as owner:
         lock = tmp_path / "run" / "run.lock"
         other_lock = json.dumps({**json.loads(lock.read_text()), "host": "other-node", "token": "another"})
-        (tmp_path / "new").write_text(other_lock)
-        (tmp_path / "new").replace(lock)
-        _, stderr = owner.communicate()
+        if removed:
+            (tmp_path / "run").rename(tmp_path / "elsewhere")
+        else:
+            (tmp_path / "new").write_text(other_lock)
+            (tmp_path / "new").replace(lock)
+        stdout, stderr = owner.communicate()
+    cause = (
+        f"{tmp_path / 'run'}: this folder was removed or renamed" if removed else f"{lock}: lost to process {owner.pid}"
+    )
     assert owner.returncode == 6
-    assert f"lost to process {owner.pid} on other-node" in stderr
+    assert f"error: {cause}" in stderr
+    assert f'] failed cause="{cause}' in stdout.splitlines()[-1], "no rank is blamed"
+    if removed:
+        return
     assert lock.read_text() == other_lock
     assert not list((tmp_path / "run").rglob("*.safetensors")), "the old owner wrote into the folder of the new one"
 

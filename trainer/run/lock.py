@@ -158,8 +158,11 @@ def _touch_until(
             state = _look(path)
         except OSError:  # the file server does not answer: no other process can take the lock either
             continue
-        taker = (state.owner or _UNKNOWN) if state else "a process that removed it"
-        on_lost(f"{path}: lost to {taker}: this run ends, to spoil nothing")
+        if path.parent.is_dir():
+            taker = (state.owner or _UNKNOWN) if state else "a process that removed it"
+            on_lost(f"{path}: lost to {taker}: this run ends, to spoil nothing")
+        else:
+            on_lost(f"{path.parent}: this folder was removed or renamed while the run worked in it: the run ends")
         return
 
 

@@ -17,11 +17,12 @@ class RunTermination:
     """Why this process must end, if it must. Signals reach the main thread; any thread can call `lose_folder`."""
 
     def __init__(self) -> None:
-        self._loss: str | None = None
+        self.loss: str | None = None
+        """Why the run's folder is lost; None if it is not."""
 
     def lose_folder(self, reason: str) -> None:
-        """End the run without a last checkpoint: another process works in its folder."""
-        self._loss = reason
+        """End the run without a last checkpoint: another process works in its folder, or the folder is gone."""
+        self.loss = reason
         # The second signal makes the supervisor kill its workers; it must come before they save, which can take
         # hundredths of a second. Signals that arrive together count as one, so send more than two.
         for _ in range(20):
@@ -34,8 +35,8 @@ class RunTermination:
         Raises:
             FolderTakenError: It has.
         """
-        if self._loss is not None:
-            raise FolderTakenError(self._loss)
+        if self.loss is not None:
+            raise FolderTakenError(self.loss)
 
     @contextmanager
     def handling_signals(self) -> Iterator[None]:

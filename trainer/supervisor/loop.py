@@ -7,7 +7,7 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -19,6 +19,8 @@ from trainer.supervisor.worker import WorkerCommand, WorkerProcess
 
 _BUFFER = 1 << 20  # bytes for stdout that may wait before the workers have to
 _STOPPING_BUFFER = 1 << 26  # but a worker that is saving its work must not wait for a terminal
+
+Loss = Callable[[], str | None]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,13 @@ class Limits:
 
 
 def supervise(
-    commands: Sequence[WorkerCommand], *, stdout: BinaryIO, node_rank: int, grace_s: float, limits: Limits = Limits()
+    commands: Sequence[WorkerCommand],
+    *,
+    stdout: BinaryIO,
+    node_rank: int,
+    grace_s: float,
+    limits: Limits = Limits(),
+    loss: Loss = lambda: None,
 ) -> Outcome:
     """Run every worker to its end; call it from the main thread.
 
@@ -48,6 +56,9 @@ def supervise(
     stopped. At the end `ended lines="3:1042 4:977" outcome=failed` counts each rank's lines and says how it went; the
     first cause of a failure follows as the last line. SIGTERM and SIGINT are passed on as SIGTERM, SIGUSR1 as it is;
     after `grace_s` seconds, or at a second SIGTERM or SIGINT, the workers are killed.
+
+    Args:
+        loss: Returns why the run's folder is lost; if it is at a SIGTERM, the workers are killed at once.
 
     Returns:
         Exit code 0; 75 if the workers have stopped resumably; the first failing worker's if it is 1, 2 or 6; else 1.
@@ -58,7 +69,7 @@ def supervise(
     stdout.flush()
     with ExitStack() as stack:
         signals = stack.enter_context(_signals())
-        loop = _Loop(Sink(stdout.fileno()), signals, node_rank=node_rank, grace_s=grace_s, limits=limits)
+        loop = _Loop(Sink(stdout.fileno()), signals, node_rank=node_rank, grace_s=grace_s, limits=limits, loss=loss)
         stack.callback(loop.close)
         for command in commands:
             loop.start(command)
@@ -86,11 +97,14 @@ def _signals() -> Iterator[int]:
 class _Loop:
     """The state of one node's run."""
 
-    def __init__(self, stdout: Sink, signals: int, *, node_rank: int, grace_s: float, limits: Limits) -> None:
+    def __init__(
+        self, stdout: Sink, signals: int, *, node_rank: int, grace_s: float, limits: Limits, loss: Loss
+    ) -> None:
         self._stdout = stdout
         self._signals = signals
         self._grace_s = grace_s
         self._limits = limits
+        self._loss = loss
         self._node = Tagger(f"node {node_rank}")
         self._workers: list[WorkerProcess] = []
         self._selector = selectors.DefaultSelector()
@@ -236,6 +250,8 @@ class _Loop:
                 name = signal.Signals(number).name
                 if self._stop_requests > 1:
                     self._kill_at = now
+                elif self._stopping is None and (loss := self._loss()) is not None:
+                    self._stop(StopOrder(now, loss, by_signal=False, lost=True), within_s=0.0)
                 elif self._stopping is None:
                     self._say(f"received {name}: the workers have {self._grace_s:g} s to stop")
                     self._stop(StopOrder(now, f"stopped by {name}", by_signal=True), within_s=self._grace_s)
