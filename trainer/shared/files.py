@@ -6,6 +6,7 @@ Both programs write through `replacing`, so the order (write, fsync, rename, fsy
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def replacing(path: Path, *, partial: Path | None = None, sync: bool = True) -> 
     partial = partial or path.with_name(f".{path.name}.partial")
     try:
         yield partial
+        _set_usual_mode(partial)
         if sync:
             fsync(partial)
         partial.replace(path)
@@ -63,6 +65,15 @@ def replacing(path: Path, *, partial: Path | None = None, sync: bool = True) -> 
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def _set_usual_mode(path: Path) -> None:
+    """Give a file the mode that the user's umask asks for: some libraries write files for their owner only."""
+    umask = re.search(r"^Umask:\s*([0-7]+)$", text_if_readable(Path("/proc/self/status")), re.MULTILINE)
+    mode = 0o666 & ~int(umask[1], 8) if umask else None
+    if mode is not None and path.stat().st_mode & 0o777 != mode:
+        with contextlib.suppress(PermissionError):  # some file systems have one mode for all files
+            path.chmod(mode)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,17 @@ def test_a_new_file_replaces_the_partial_file_of_a_killed_writer(tmp_path: Path)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("record", "new")]
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_file_has_the_mode_of_the_umask_whatever_wrote_it(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with replacing(tmp_path / "weights") as partial:
+            partial.touch(0o600)  # as safetensors does
+    finally:
+        os.umask(before)
+    assert (tmp_path / "weights").stat().st_mode & 0o777 == mode
+
+
 @pytest.mark.parametrize("sync", [True, False])
 def test_the_order_is_write_sync_rename_sync_of_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool
