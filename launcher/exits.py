@@ -67,7 +67,13 @@ def redeliver_interrupts() -> None:
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back while a job is created, because half of one is no job; deliver them at the end."""
+    """Hold Ctrl-C and SIGTERM back while a job is created or cancelled; deliver them at the end, so that no half stays.
+
+    Other threads than the main one get no signals, and need nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     received: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
     handlers = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}

@@ -246,8 +246,12 @@ class Jobs(Protocol):
     def progress(self, ref: JobRef) -> "JobProgress":
         """Return the job's progress, read from the end of its log."""
 
-    def cancel(self, ref: JobRef) -> None:
-        """Ask the job to save and stop, and return when it has ended. An ended job stays as it is."""
+    def cancel(self, ref: JobRef, *, on_asked: Callable[[], None] = lambda: None) -> None:
+        """Ask the job to save and stop, and return when it has ended. An ended job stays as it is.
+
+        Args:
+            on_asked: called when the job has the request: from then on it stops without this program.
+        """
 
     def delete(self, ref: JobRef) -> None:
         """Forget an ended job. Its output folder stays.

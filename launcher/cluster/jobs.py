@@ -99,12 +99,13 @@ class ClusterJobs:
         """Return the job's progress, from the end of its pods' logs."""
         return self._progress(self.pods(ref.name))
 
-    def cancel(self, ref: JobRef) -> None:
+    def cancel(self, ref: JobRef, *, on_asked: Callable[[], None] = lambda: None) -> None:
         """Have the cluster stop its pods, which save their state, and keep the job."""
         state = self.get(ref)
         if state.phase.ended:
             return
         self.kind.stop(self.api, self.job(ref.name))
+        on_asked()
         grace_s = float(state.setting("grace_s") or 0) + _EXTRA_GRACE_S
         _wait_until(lambda: self.get(ref).phase.ended, grace_s, f"job {ref.name} has not stopped after {grace_s:g} s")
 

@@ -39,7 +39,6 @@ def cancel(
     if (state := jobs.get(ref)).phase.ended:
         note(f"job {ref.name} had ended already: {state.phase.value}")
     else:
-        note(f"job {ref.name} is asked to save and stop …")
         _cancel(jobs, ref, where)
         state = jobs.get(ref)
     if json_:
@@ -120,8 +119,22 @@ def _outcome(state: JobState) -> str:
 
 
 def _cancel(jobs: Jobs, ref: JobRef, where: Where) -> None:
+    """Cancel a job, and say so when it has the request: Ctrl-C before that does not stop the job, and says so too.
+
+    Raises:
+        DetachedError: Ctrl-C came while the job was stopping.
+    """
+    asked = False
+
+    def on_asked() -> None:
+        nonlocal asked
+        asked = True
+        note(f"job {ref.name} is asked to save and stop …")
+
     try:
-        jobs.cancel(ref)
+        jobs.cancel(ref, on_asked=on_asked)
     except KeyboardInterrupt:
+        if not asked:
+            raise DetachedError(f"interrupted before job {ref.name} was asked to stop: it goes on") from None
         again = f"{PROGRAM} status {ref.name}{where.words}"
         raise DetachedError(f"job {ref.name} is still stopping; see how far it is with `{again}`") from None

@@ -16,6 +16,7 @@ from typing import Any
 
 from launcher import PROGRAM
 from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimeoutError
+from launcher.exits import defer_signals
 from launcher.jobs import JobEvent, JobRef, JobState, LogBlock, LogItem, LogLoss, Phase
 from launcher.local import records
 from launcher.local.console import LineTimes, line_start, offset_at, read_blocks
@@ -91,7 +92,7 @@ class LocalJobs:
         """Return the job's progress, from the end of its log."""
         return _read_state(ref, self._folder(ref))[1].progress
 
-    def cancel(self, ref: JobRef) -> None:
+    def cancel(self, ref: JobRef, *, on_asked: Callable[[], None] = lambda: None) -> None:
         """Send SIGTERM, which the trainer answers by saving; send SIGKILL when its grace is over."""
         folder = self._folder(ref)
         state = self.get(ref)
@@ -100,10 +101,12 @@ class LocalJobs:
         if (host := _other_host(records.read_record(folder / records.JOB) or {})) is not None:
             raise ConflictError(f"job {ref.name} runs on {host}: cancel it there")
         grace_s = float(state.setting("grace_s") or 0) + self._extra_grace_s
-        records.write_record(folder / records.CANCEL, "Cancel", {"requested": time.time()})
         if not self._wait(ref, _START_S, until=lambda state: state.phase is not Phase.PENDING):
             raise WaitTimeoutError(f"job {ref.name} does not start; look into {folder / records.CONSOLE}")
-        _signal_job(folder, signal.SIGTERM)
+        with defer_signals():
+            records.write_record(folder / records.CANCEL, "Cancel", {"requested": time.time()})
+            _signal_job(folder, signal.SIGTERM)
+        on_asked()
         if self._wait(ref, grace_s, until=lambda state: state.phase.ended):
             return
         _signal_job(folder, signal.SIGKILL)

@@ -19,7 +19,7 @@ from typing import Any
 
 from launcher import API_VERSION
 from launcher.errors import LauncherError, NotFoundError
-from trainer.shared.errors import FolderTakenError, UsageError
+from trainer.shared.errors import UsageError
 from trainer.shared.files import replacing
 
 JOB = "job.json"
@@ -38,8 +38,8 @@ _FIELDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     CANCEL: {"requested": _NUMBER},
     EXIT: {"returncode": int, "ended": _NUMBER},
 }
-# The trainer's exit codes for what it refused: its options, or a folder that another process works in.
-_REFUSED = (UsageError.exit_code, FolderTakenError.exit_code)
+# The trainer's exit code for options that it refused.
+_REFUSED = UsageError.exit_code
 # Bytes; an exit record is shorter.
 _RESERVED = 512
 
@@ -143,7 +143,7 @@ def latest_begun(folder: Path) -> dict[str, Any]:
     A refused attempt changed nothing in the run, so its options do not count for later ones.
     """
     attempts = [*earlier_attempts(folder), folder]
-    begun = [path for path in attempts if (read_record(path / EXIT) or {}).get("returncode") not in _REFUSED]
+    begun = [path for path in attempts if (read_record(path / EXIT) or {}).get("returncode") != _REFUSED]
     return read_record([*attempts[:1], *begun][-1] / JOB) or {}
 
 

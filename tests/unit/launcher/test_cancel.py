@@ -1,6 +1,7 @@
 """`cancel` stops one job, or every running job of a Helm release and no other job."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ class RecordedJobs:
     def get(self, ref: JobRef) -> JobState:
         return self.states[ref.name]
 
-    def cancel(self, ref: JobRef) -> None:
+    def cancel(self, ref: JobRef, *, on_asked: Callable[[], None] = lambda: None) -> None:
         if ref.name in self.refusals:
             raise self.refusals[ref.name]
         self.states[ref.name] = JobState(ref, Phase.CANCELLED)
@@ -92,3 +93,32 @@ def test_a_job_that_does_not_stop_keeps_no_other_job_from_stopping(
     jobs.refusals["first"] = WaitTimeoutError("job first has not stopped")
     assert run("--release", "pnas") == 124
     assert capsys.readouterr().out == "first Running\nsecond Cancelled\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "errors"),
+    [
+        (False, "interrupted before job mine was asked to stop: it goes on\n"),
+        (
+            True,
+            "job mine is asked to save and stop …\n"
+            "job mine is still stopping; see how far it is with `python -m launcher status mine`\n",
+        ),
+    ],
+)
+def test_ctrl_c_says_whether_the_job_had_been_asked(
+    jobs: RecordedJobs,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    asked: bool,
+    errors: str,
+) -> None:
+    def interrupted(_ref: JobRef, *, on_asked: Callable[[], None]) -> None:
+        if asked:
+            on_asked()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "cancel", interrupted)
+    monkeypatch.setattr(stop, "job_named", lambda name, _where: (jobs, JobRef("batch", name)))
+    assert run("mine") == 130
+    assert capsys.readouterr().err == errors

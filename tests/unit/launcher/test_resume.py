@@ -87,7 +87,7 @@ def test_a_new_setting_wins_over_the_earlier_attempts_and_names_its_origin(bench
     assert origins["model"] == ("pnasnet5tiny", "attempt 1")
 
 
-@pytest.mark.parametrize("codes", [(75, 2), (75, 6), (75, 2, 2), (2, 2)])
+@pytest.mark.parametrize("codes", [(75, 2), (75, 2, 2), (2, 2)])
 def test_the_options_of_a_refused_attempt_do_not_count(bench: Bench, codes: tuple[int, ...]) -> None:
     bench.job("mine", FLAGS, returncode=codes[0])
     folder = bench.folder / "jobs" / "mine"
