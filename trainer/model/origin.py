@@ -13,6 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 from trainer.model.pnasnet import SCALES, STAGES
+from trainer.shared.text import visible
 
 Origin = Literal["pnas", "timm", "cadene", "seed", "unknown"]
 
@@ -44,7 +45,7 @@ class TensorTable:
 
 def find_tables(content: object) -> list[TensorTable]:
     """Return every PNASNet-5 in the nested tables of a file, in whatever wrapper and under whatever prefix."""
-    return list(_tables(content, (), frozenset()))
+    return list(_tables(content, (), frozenset(), set()))
 
 
 def preferred(tables: Sequence[TensorTable]) -> TensorTable | None:
@@ -75,9 +76,11 @@ def scale_of(tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _tables(content: object, path: tuple[str, ...], keys: frozenset[str]) -> Iterator[TensorTable]:
-    if not isinstance(content, Mapping) or len(path) > _DEEPEST:
+def _tables(content: object, path: tuple[str, ...], keys: frozenset[str], visited: set[int]) -> Iterator[TensorTable]:
+    # A table can stand in several places, and even in itself.
+    if not isinstance(content, Mapping) or len(path) > _DEEPEST or id(content) in visited:
         return
+    visited.add(id(content))
     names = [name for name in content if isinstance(name, str)]
     anchors = [name.removesuffix(_ANCHOR) for name in names if name.endswith(_ANCHOR)]
     prefixes = [prefix for prefix in anchors if not prefix or prefix.endswith(".")]
@@ -86,9 +89,9 @@ def _tables(content: object, path: tuple[str, ...], keys: frozenset[str]) -> Ite
         others = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
         own = [name for name in names if name.startswith(prefix) and not name.startswith(others)]
         tensors = {name.removeprefix(prefix): content[name] for name in own}
-        yield TensorTable(tensors, " ".join(filter(None, (*path, prefix))), keys)
+        yield TensorTable(tensors, visible(" ".join(filter(None, (*path, prefix)))), keys)
     for name in names:
-        yield from _tables(content[name], (*path, name), frozenset(map(str, content)))
+        yield from _tables(content[name], (*path, name), frozenset(map(str, content)), visited)
 
 
 def _by_head(tensors: Mapping[str, Tensor], *, from_ddp: bool, has_seed_keys: bool) -> tuple[Origin, str]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trainer.shared.errors import UsageError
+from trainer.shared.text import visible
 
 # torch.save writes a zip archive; before 1.6 it wrote bare pickles, of protocol 2.
 PICKLED = (b"PK", b"\x80")
@@ -121,7 +122,7 @@ def read_pickle(path: Path) -> object:
 def one_line(error: Exception) -> str:
     """Return the first line of an error's text, without torch's request to report it."""
     text = str(error).strip().partition("  (Could this error message be improved?")[0]
-    return (text.splitlines() or [type(error).__name__])[0]
+    return visible((text.splitlines() or [type(error).__name__])[0])
 
 
 def _globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
@@ -141,5 +142,5 @@ def _refuse_other_files(path: Path, head: bytes) -> None:
 
 def _refusal(message: str) -> str:
     name = re.search(r"GLOBAL (\S+)", message)
-    content = "not a file of plain tensors" if name is None else f"holds {name[1]}"
+    content = "not a file of plain tensors" if name is None else f"holds {visible(name[1])}"
     return f"{content}, and code in files is never run; save the network's state_dict() by itself"

@@ -13,6 +13,7 @@ from trainer.model.weight_files import Weights
 from trainer.model.weights import HEADS
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import UsageError
+from trainer.shared.text import visible
 
 
 def match_classes(
@@ -68,4 +69,4 @@ def _mismatch(weights: Weights, folders: Sequence[str], unknown: Sequence[str], 
 
 
 def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+    return visible(", ".join(names[:3])) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")

@@ -30,6 +30,7 @@ from trainer.model.pickles import READABLE_FILES, one_line, read_pickle
 from trainer.shared.errors import UsageError
 from trainer.shared.files import utf8_name
 from trainer.shared.runs import CHECKPOINT_FORMAT
+from trainer.shared.text import visible
 
 WEIGHTS_FORMAT = "pnas"
 WEIGHTS_VERSION = "1"
@@ -176,7 +177,7 @@ def _only_table(path: Path, content: object) -> TensorTable:
         places = ", ".join(table.place or "the file's own names" for table in tables[:5])
         raise UsageError(f"weights {path}: holds {len(tables)} networks ({places}); save one of them by itself")
     names = list(content)[:2] if isinstance(content, Mapping) else [type(content).__name__]
-    some = ", ".join(map(str, names)) or "nothing"
+    some = visible(", ".join(map(str, names))) or "nothing"
     raise UsageError(f"weights {path}: not a PNASNet-5 (it holds {some} ...); {READABLE_FILES}")
 
 
@@ -190,7 +191,7 @@ def _usable_tensors(path: Path, table: TensorTable) -> dict[str, Tensor]:
     for name, tensor in table.tensors.items():
         fault = _tensor_fault(name, tensor)
         if fault is not None:
-            raise UsageError(f"weights {path}: {name} {fault}; {READABLE_FILES}")
+            raise UsageError(f"weights {path}: {visible(name)} {fault}; {READABLE_FILES}")
         assert isinstance(tensor, Tensor)  # it has no fault
         tensors[name] = tensor
     for name, dimensions in (("conv_0.conv.weight", 4), (CLASSIFIER, 2), ("last_linear.bias", 1)):
@@ -206,8 +207,8 @@ def _tensor_fault(name: str, tensor: object) -> str | None:
         return None
     if not tensor.is_floating_point() or tensor.layout is not torch.strided:
         return f"has values of type {str(tensor.dtype).removeprefix('torch.')}, not plain numbers with a fraction"
-    if tensor.device.type != "cpu":
-        return "has a shape but no values"
+    if tensor.device.type != "cpu" or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:
+        return "has fewer values in the file than its shape says"
     if not bool(torch.isfinite(tensor.float()).all()):
         return "has values that are not finite: its training diverged, or the file is damaged"
     return None

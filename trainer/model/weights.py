@@ -23,6 +23,7 @@ from trainer.model.weight_files import NORMALIZATIONS, DataConfig, Weights, weig
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.files import replacing
+from trainer.shared.text import visible
 
 HEADS = ("last_linear.", "aux.classifier.")
 # Images and borders of another origin give a wrong figure without any error.
@@ -176,7 +177,7 @@ def _misfit(expected: Mapping[str, torch.Size], offered: Mapping[str, torch.Size
     }.items():
         if names:
             others = f" (and {len(names) - 1:,} more)" if len(names) > 1 else ""
-            return f"{names[0]}{others} is {fault}"
+            return f"{visible(names[0])}{others} is {fault}"
     return None
 
 

@@ -26,6 +26,7 @@ from trainer.model.weight_files import DataConfig, Weights, import_weights, weig
 from trainer.model.weights import load_weights, weight_conflicts, with_weight_settings
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import UsageError
+from trainer.shared.text import visible
 
 State = dict[str, Any]
 CLASSES = 3
@@ -190,12 +191,21 @@ def _refused(trap: Path) -> dict[str, tuple[str, bytes]]:
         "bare seed head.pth": (nothing_tells, _pickled(seed)),
         "tf head.pth": (nothing_tells, _pickled(_prefixed(_state("tf"), "module."))),
         "seed keys only.pth": (nothing_tells, _pickled({"state_dict": plain, "acc": 1.0, "best_acc": 1.0})),
-        "two networks.pth": (r"holds 2 networks \(student, teacher\)", _pickled({"student": plain, "teacher": plain})),
-        "two averages.pth": ("holds 2 networks", _pickled({"ema": plain, "model_ema": plain})),
+        "two networks.pth": (
+            r"holds 2 networks \(student, teacher\)",
+            _pickled({"student": plain, "teacher": dict(plain)}),
+        ),
+        "two averages.pth": ("holds 2 networks", _pickled({"ema": plain, "model_ema": dict(plain)})),
         "nan.pth": ("not finite", _pickled({**plain, "last_linear.bias": torch.full((CLASSES,), torch.nan)})),
         "int8.pth": ("type int8", _pickled(_floats(plain, Tensor.char))),
         "sparse.pth": ("", _pickled(sparse)),
-        "meta.pth": ("no values", _pickled(_floats(plain, lambda tensor: tensor.to("meta")))),
+        "meta.pth": ("fewer values", _pickled(_floats(plain, lambda tensor: tensor.to("meta")))),
+        "expanded.pth": (
+            "fewer values",
+            _pickled({**plain, "last_linear.bias": torch.zeros(1).expand(1 << 50)}),
+        ),
+        "escapes.pth": (r"it holds \\x1b\[2Ja\\nb", _pickled({"\x1b[2Ja\nb": 1})),
+        "escapes in two.pth": (r"\\x1b", _pickled({"a\x1b": plain, "b": dict(plain)})),
         "text.pth": ("no tensor but a str", _pickled({**plain, "last_linear.bias": "zero"})),
         "one missing.pth": (
             "cell_0.*weight is missing",
@@ -308,7 +318,7 @@ def test_every_other_file_is_refused_in_one_line_and_nothing_is_run(tmp_path: Pa
             _load(tmp_path / name)
         text = str(caught.value)
         assert text.startswith(f"weights {tmp_path / name}: "), name
-        assert "\n" not in text, name
+        assert text == visible(text), name
         assert ";" in text, f"{name}: the next step is missing"
         assert "weights_only" not in text, f"{name}: advises to run code"
         assert not trap.exists(), f"{name}: code was run"
