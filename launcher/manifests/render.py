@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from launcher.errors import RequestError
+from launcher.jobs import describe_network
 from launcher.kinds import Kind
 from launcher.kinds.labels import (
     ATTEMPT_ANNOTATION,
@@ -119,7 +120,7 @@ def _summary(spec: JobSpec) -> dict[str, str]:
     """Return annotations for a person who looks with kubectl."""
     train = spec.train
     devices = f"{train.nodes} x {train.npus}" if train.nodes > 1 else str(train.npus)
-    runs = f"{train.mode}, {train.model} at {train.image_size} px, {devices} {spec.pods.resource}"
+    runs = f"{train.mode}, {describe_network(dict(train), spec.given)}, {devices} {spec.pods.resource}"
     # The same bytes, however the user began this program.
     return {RUNS: runs, FOLLOW: f"python -m launcher logs {spec.name} --follow"}
 

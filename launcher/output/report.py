@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import API_VERSION, PROGRAM
-from launcher.jobs import JobEvent, JobRef, JobState, PreflightFinding
+from launcher.jobs import JobEvent, JobRef, JobState, PreflightFinding, describe_network
 from launcher.output.progress import JobProgress, ProgressLine, step_cells
 from trainer.shared.durations import format_duration
 from trainer.shared.text import visible
@@ -32,7 +32,7 @@ def job_header(spec: "JobSpec", *, attempt: int, where: str) -> str:
     rows = {
         "job": spec.name if attempt == 1 else f"{spec.name}, attempt {attempt}",
         "resumes": checkpoint if spec.continues else "",
-        "runs": f"{train.mode}, {train.model} at {train.image_size} px, {_devices(dict(train))}",
+        "runs": _runs({"train": dict(train), "given": spec.given}),
         "data": str(train.data_path),
         "output": str(spec.output),
         "come back": follow_command(spec.name, where),
@@ -101,7 +101,7 @@ def status_text(state: JobState, progress: JobProgress, events: Iterable[JobEven
         "job": state.ref.name,
         "attempt": str(state.attempt) if state.attempt > 1 else "",
         "phase": state.phase.value + (f": {state.reason}" if state.reason else ""),
-        "runs": _runs(state.spec.get("train")),
+        "runs": _runs(state.spec),
         "for": "" if took is None else format_duration(took),
         "step": ", ".join(text for name, text in step_cells(step).items() if name != "bar") if step else "",
         **_accuracy(progress.result or progress.evaluation),
@@ -212,8 +212,9 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
 
 
-def _runs(train: Mapping[str, Any] | None) -> str:
-    return f"{train.get('mode')}, {train.get('model')}, {_devices(train)}" if train else ""
+def _runs(spec: Mapping[str, Any]) -> str:
+    train = spec.get("train")
+    return f"{train.get('mode')}, {describe_network(train, spec.get('given', ()))}, {_devices(train)}" if train else ""
 
 
 def _total(state: JobState) -> str:

@@ -14,6 +14,7 @@ from launcher.jobs import KIND_NAMES
 from launcher.kinds import kind_named
 from launcher.manifests.pod_spec import make_pod_spec
 from launcher.manifests.render import KubernetesObject, render_manifests, to_stream
+from launcher.output.report import job_header
 from launcher.settings.layers import resolve_settings
 from launcher.settings.spec import JobSpec
 from trainer.shared.errors import UsageError
@@ -110,6 +111,22 @@ def test_an_overlay_is_merged_by_name_and_null_removes(backend: str, tmp_path: P
     assert [item["name"] for item in pod["containers"]] == ["trainer", "side"]
     assert {"name": "A", "value": "b"} in pod["containers"][0]["env"]
     assert pod["containers"][0]["image"] == "r/pnas:1"
+
+
+@pytest.mark.parametrize(
+    ("options", "network"),
+    [
+        ({}, "the weights' model at their image size"),
+        ({"image_size": 64}, "the weights' model at 64 px"),
+        ({"model": "pnasnet5large"}, "pnasnet5large at their image size"),
+        ({"model": "pnasnet5tiny", "image_size": 331}, "pnasnet5tiny at 331 px"),
+    ],
+)
+def test_a_job_claims_no_setting_that_its_weights_decide(options: dict[str, Any], network: str) -> None:
+    job = spec(npus=1, mode="finetune", weights="/data/w.safetensors", **options)
+    runs = rendered_objects(job)[-1]["metadata"]["annotations"]["pnas/runs"]
+    assert runs == f"finetune, {network}, 1 huawei.com/Ascend910"
+    assert f"runs       finetune, {network}, 1 device" in job_header(job, attempt=1, where="")
 
 
 def test_kubectl_describe_shows_the_jobs_purpose_and_how_to_follow_it() -> None:
