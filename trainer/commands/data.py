@@ -14,6 +14,7 @@ from cyclopts.validators import Number
 
 from trainer.commands import AsJson
 from trainer.data import prepare as prepare_module
+from trainer.data import prepare_training
 from trainer.data.tree import describe_left_out, read_tree
 from trainer.shared.container import usable_processors
 from trainer.shared.errors import TrainerError, UsageError
@@ -30,40 +31,52 @@ def prepare_data(
     /,
     *,
     to: Path,
-    labels: Path,
+    labels: Path | None = None,
     transfer: prepare_module.Transfer = "copy",
     allow_partial: Annotated[bool, Parameter(negative="", show_default=False)] = False,
 ) -> None:
-    """Sort ILSVRC2012's validation images into one folder per class; it can be stopped and repeated.
+    """Sort ILSVRC2012's images into one folder per class; it can be stopped and repeated.
 
     Parameters
     ----------
     source
-        ILSVRC2012_img_val.tar, or a folder with its images.
+        ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, or a folder with the content of one of them.
     to
-        Data folder; the images go to its val/.
+        Data folder; the images go to its train/ or val/.
     labels
-        The images' classes: valprep.sh, LOC_val_solution.csv, or a file with one wnid per line.
+        The validation images' classes: valprep.sh, LOC_val_solution.csv, or a file with one wnid per line.
     transfer
-        How a folder's images get to val/: copied, hard-linked or moved.
+        How a folder's validation images get to val/: copied, hard-linked or moved.
     allow_partial
-        Accept fewer than 50,000 images in 1,000 classes.
+        Accept fewer than 1,281,167 (50,000) images in 1,000 classes.
     """
 
     def on_progress(count: int) -> None:
         if count % 5_000 == 0:
             print(f"{count:,} images sorted", file=sys.stderr, flush=True)
 
-    done = prepare_module.sort_validation_images(
-        source,
-        to,
-        prepare_module.read_labels(labels),
-        transfer=transfer,
-        images=None if allow_partial else prepare_module.IMAGES,
-        progress=on_progress,
-    )
+    if prepare_training.is_training_source(source):
+        if labels is not None or transfer != "copy":
+            option = "--labels" if labels is not None else "--transfer"
+            raise UsageError(f"{option}: {source} holds training images: leave it out, their tars name the classes")
+        split, images = to / "train", prepare_training.IMAGES
+        done = prepare_training.sort_training_images(
+            source, to, images=None if allow_partial else images, progress=on_progress
+        )
+    else:
+        if labels is None:
+            raise UsageError(f"--labels is missing: {source} does not name the classes of its images; give valprep.sh")
+        split, images = to / "val", prepare_module.IMAGES
+        done = prepare_module.sort_validation_images(
+            source,
+            to,
+            prepare_module.read_labels(labels),
+            transfer=transfer,
+            images=None if allow_partial else images,
+            progress=on_progress,
+        )
     missing = f", {done.missing:,} missing" if done.missing else ""
-    print(f"{to / 'val'}: {done.written:,} images written, {done.present:,} were there already{missing}")
+    print(visible(f"{split}: {done.written:,} images written, {done.present:,} were there already{missing}"))
 
 
 @data_app.command(name="verify")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainer.data.prepare import write_image
+from trainer.data.archives import write_image
 from trainer.shared.errors import UsageError
 
 COUNT = 1797

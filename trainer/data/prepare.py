@@ -5,18 +5,25 @@ be killed and run again. It checks its input before it writes, and its result af
 """
 
 import errno
-import io
 import re
-import shutil
-import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
+from trainer.data.archives import (
+    RUN_AGAIN,
+    check_source,
+    extract,
+    is_there,
+    members,
+    open_tar,
+    refuse_other_images,
+    write_image,
+)
 from trainer.shared.errors import TrainerError, UsageError
-from trainer.shared.files import reading, replacing, writing
+from trainer.shared.files import reading, writing
 
 Transfer = Literal["copy", "link", "move"]
 
@@ -26,7 +33,6 @@ _IMAGE = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
 # A line of valprep.sh (`mv ILSVRC2012_val_00000001.JPEG n01751748/`) or of Kaggle's LOC_val_solution.csv.
 _NAMED_LABEL = re.compile(r"(ILSVRC2012_val_\d{8})(?:\.JPEG)?[\s,]+(n\d{8})\b")
 _WNID = re.compile(r"n\d{8}")
-_RUN_AGAIN = "free space or permit it, then run the same command again: it continues where it stopped"
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,9 @@ def read_labels(path: Path) -> dict[str, str]:
         UsageError: the file cannot be read, has another format, or gives an image two classes.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UsageError(f"--labels {path}: cannot be read: {reason}") from None
     pairs = _NAMED_LABEL.findall(text)
     if pairs:
@@ -100,16 +106,14 @@ def sort_validation_images(
             f"--labels: {len(labels):,} images in {len(sizes):,} classes; ILSVRC2012 has {images:,} in {classes:,},"
             f" {images // classes} each (--allow-partial accepts a part)"
         )
-    with reading(source):
-        is_folder, is_file = source.is_dir(), source.is_file()
-    if is_folder:
+    check_source(source)
+    refuse_other_images(to / "val", labels.get, allow_unknown=images is None)
+    if source.is_dir():
         written = _from_folder(source, to, labels, transfer, progress)
-    elif is_file:
+    else:
         if transfer != "copy":
             raise UsageError(f"--transfer {transfer}: {source} is a tar, its images can only be copied")
         written = _from_tar(source, to, labels, progress)
-    else:
-        raise UsageError(f"{source}: no such file or folder; give ILSVRC2012_img_val.tar or the folder of its images")
     missing = [name for name in labels if not _target(to, labels, name).is_file()]
     if missing and images is not None:
         raise TrainerError(
@@ -117,19 +121,6 @@ def sort_validation_images(
             f" {source} does not hold them (--allow-partial accepts that)"
         )
     return SortedImages(written, len(labels) - len(missing) - written, len(missing))
-
-
-def write_image(path: Path, content: bytes | IO[bytes]) -> None:
-    """Write an image and create its folders. A file that exists is complete, so that a killed command can be repeated.
-
-    Raises:
-        TrainerError: the disk is full, or the folder cannot be written.
-    """
-    with writing(path, _RUN_AGAIN):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Its hidden name keeps the rest of a killed run out of every index. 50,000 waits for the disk would take long.
-        with replacing(path, sync=False) as partial, partial.open("wb") as file:
-            shutil.copyfileobj(io.BytesIO(content) if isinstance(content, bytes) else content, file, 1 << 20)
 
 
 def _target(to: Path, labels: Mapping[str, str], name: str) -> Path:
@@ -154,7 +145,7 @@ def _from_folder(
 def _transfer(image: Path, target: Path, transfer: Transfer) -> bool:
     """Put one file in its place; False if it is there, whole, already."""
     with reading(image):
-        if _is_there(target, image.stat().st_size):
+        if is_there(target, image.stat().st_size):
             return False
         content = image.open("rb")
     with content:
@@ -166,7 +157,7 @@ def _transfer(image: Path, target: Path, transfer: Transfer) -> bool:
 
 
 def _link_or_move(image: Path, target: Path, transfer: Transfer) -> None:
-    with writing(target, _RUN_AGAIN):
+    with writing(target, RUN_AGAIN):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             if transfer == "link":
@@ -182,33 +173,13 @@ def _link_or_move(image: Path, target: Path, transfer: Transfer) -> None:
 
 def _from_tar(source: Path, to: Path, labels: Mapping[str, str], progress: Callable[[int], None]) -> int:
     written = 0
-    try:
-        with tarfile.open(source) as archive:
-            members = list(_images(archive, source))
-            _refuse_unlabelled([name for name, _ in members], labels, source)
-            for done, (name, member) in enumerate(members, 1):
-                target = _target(to, labels, name)
-                content = archive.extractfile(member)
-                if content is not None and not _is_there(target, member.size):
-                    write_image(target, content)
-                    written += 1
-                progress(done)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise UsageError(f"{source}: not a whole tar file: {str(error).splitlines()[0]}; fetch it again") from None
+    with open_tar(source, str(source)) as archive:
+        files = members(archive, _IMAGE, name=str(source), kind="a validation image")
+        _refuse_unlabelled(list(files), labels, source)
+        for done, (name, member) in enumerate(files.items(), 1):
+            written += extract(archive, member, _target(to, labels, name))
+            progress(done)
     return written
-
-
-def _images(archive: tarfile.TarFile, source: Path) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """Yield the images of a tar; the caller reads all of them, and so checks them, before it writes one."""
-    for member in archive:
-        if member.isdir():
-            continue
-        parts = Path(member.name).parts
-        if not member.isfile() or ".." in parts or Path(member.name).is_absolute() or not _IMAGE.fullmatch(parts[-1]):
-            raise UsageError(
-                f"{source}: holds {member.name!r}, which is not a validation image; give the published tar"
-            )
-        yield parts[-1], member
 
 
 def _refuse_unlabelled(names: list[str], labels: Mapping[str, str], source: Path) -> None:
@@ -218,10 +189,3 @@ def _refuse_unlabelled(names: list[str], labels: Mapping[str, str], source: Path
             f"{source}: --labels names no class for {strange[0]}"
             + (f" and {len(strange) - 1:,} more images" if len(strange) > 1 else "")
         )
-
-
-def _is_there(target: Path, size: int) -> bool:
-    try:
-        return target.stat().st_size == size
-    except OSError:
-        return False

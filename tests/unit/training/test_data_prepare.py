@@ -16,7 +16,7 @@ LABELS = {name: WNIDS[position % 3] for position, name in enumerate(IMAGES)}
 
 
 def content(name: str) -> bytes:
-    return name.encode() * 50
+    return name.removeprefix("./val/").encode() * 50
 
 
 @pytest.fixture
@@ -37,8 +37,9 @@ def pack(path: Path, names: list[str]) -> Path:
     with tarfile.open(path, "w") as archive:
         for name in names:
             member = tarfile.TarInfo(name)
-            member.size = len(content(name))
-            archive.addfile(member, io.BytesIO(content(name)))
+            data = content(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
     return path
 
 
@@ -122,6 +123,13 @@ def test_labels_without_classes_are_refused(tmp_path: Path, text: str, message: 
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_labels_may_come_from_an_editor_on_windows(tmp_path: Path, encoding: str, end: str) -> None:
+    (tmp_path / "labels.txt").write_bytes((end.join(LABELS.values()) + end).encode(encoding))
+    assert read_labels(tmp_path / "labels.txt") == LABELS
+
+
 def test_missing_labels_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--labels .*gone: cannot be read: No such file"):
         read_labels(tmp_path / "gone")
@@ -156,6 +164,56 @@ def test_a_link_in_a_tar_is_refused(tmp_path: Path) -> None:
         archive.addfile(link)
     with pytest.raises(UsageError, match="which is not a validation image"):
         run(tmp_path / "link.tar", tmp_path / "out")
+
+
+def test_a_tar_made_on_macos_is_read(tmp_path: Path) -> None:
+    tar = pack(tmp_path / "mac.tar", [f"./._{IMAGES[0]}", ".DS_Store", *(f"./val/{name}" for name in IMAGES)])
+    assert run(tar, tmp_path / "out") == SortedImages(written=6, present=0, missing=0)
+    assert tree(tmp_path / "out") == SORTED
+
+
+def test_an_image_with_two_entries_in_a_tar_counts_once(tmp_path: Path) -> None:
+    tar = pack(tmp_path / "twice.tar", [*IMAGES, IMAGES[0]])
+    for written in (6, 0):
+        assert run(tar, tmp_path / "out") == SortedImages(written=written, present=6 - written, missing=0)
+
+
+def test_two_images_with_one_name_in_a_tar_are_refused(tmp_path: Path) -> None:
+    tar = pack(tmp_path / "two.tar", [*IMAGES, f"again/{IMAGES[0]}"])
+    with pytest.raises(UsageError, match=f"holds {IMAGES[0]} twice, with different sizes"):
+        run(tar, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "fault"),
+    [
+        (f"{WNIDS[1]}/{IMAGES[0]}", f"belongs to class {WNIDS[0]} now"),
+        (f"{WNIDS[0]}/old/{IMAGES[0]}", f"belongs to class {WNIDS[0]} now"),
+        ("cat/a.jpg", "is not one of these images"),
+    ],
+)
+def test_a_folder_with_other_labels_or_images_is_refused(tar: Path, tmp_path: Path, path: str, fault: str) -> None:
+    other = tmp_path / "out/val" / path
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"x")
+    with pytest.raises(UsageError) as error:
+        run(tar, tmp_path / "out")
+    assert str(error.value) == f"{other}: {fault}; give --to an empty folder, or delete {tmp_path / 'out/val'}"
+    assert tree(tmp_path / "out") == {f"val/{path}": b"x"}
+
+
+def test_two_parts_with_their_own_labels_can_be_sorted_into_one_folder(tmp_path: Path) -> None:
+    for names in (IMAGES[:2], IMAGES[2:]):
+        tar = pack(tmp_path / "part.tar", names)
+        sort_validation_images(tar, tmp_path / "out", {name: LABELS[name] for name in names}, images=None)
+    assert tree(tmp_path / "out") == SORTED
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="a pipe or device, which cannot be read twice"):
+        run(tmp_path / "pipe", tmp_path / "out")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.55])
