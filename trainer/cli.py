@@ -18,15 +18,17 @@ from trainer.commands.inspect import inspect_app
 from trainer.commands.ranktable import ranktable_app
 from trainer.devices.runtime_env import hccl_timeouts, openmp_threads
 from trainer.environment.facts import read_facts
+from trainer.environment.findings import FEWEST_OPEN_FILES
 from trainer.run.termination import RunTermination
 from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, resolve_train_config, user_layers
 from trainer.shared.config.options import PROFILE_HELP, given_options, option_parameters, take_options
+from trainer.shared.container import HIGHER_LIMIT, MORE_FILES
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.help import HelpPage
 from trainer.shared.program import BROKEN_PIPE, INTERRUPTED, drop_output, say_error
 from trainer.shared.text import escape_what_streams_lack, visible
 from trainer.supervisor import supervise
-from trainer.topology import discover, visible_devices
+from trainer.topology import check_addresses, discover, visible_devices
 
 HELP = """
 Train PNASNet-5 on images in the ImageNet folder layout, with one process per device.
@@ -90,7 +92,9 @@ def train(
     facts = worker_environment(facts, config.stall_timeout_s)
     for line in environment_summary(facts, device=devices.kind, workers=config.workers):
         _note(line)
-    # Both refuse wrong values before anything is created.
+    # These refuse wrong values before anything is created.
+    if 0 <= facts.open_files < FEWEST_OPEN_FILES:
+        raise UsageError(f"{facts.open_files} open files are too few for a run: {MORE_FILES}")
     if devices.kind == "npu":
         hccl_timeouts(config.stall_timeout_s, os.environ)
     if config.threads is None:
@@ -98,6 +102,8 @@ def train(
     termination, command = RunTermination(), (sys.executable, "-m", "trainer", *sys.argv[1:])
     with termination.handling_signals(), tempfile.TemporaryDirectory(prefix="pnas-") as scratch:
         topology = discover(config, os.environ, visible=devices, scratch=Path(scratch), on_status=_note)
+        if topology.world_size > 1:
+            check_addresses(topology.master_addr, nodes=topology.nodes, environ=os.environ)
         starter = RunStarter(topology, command=command, on_note=_note, on_lost=termination.lose_folder)
         if dry_run:
             check_attempt(layers, starter)
@@ -161,8 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        reason = f"error: {place}{error.strerror or error}; free it, permit it or choose another place"
-        say_error(visible(reason))
+        advice = HIGHER_LIMIT.get(error.errno or 0, "free it, permit it or choose another place")
+        say_error(visible(f"error: {place}{error.strerror or error}; {advice}"))
         return 1
     except KeyboardInterrupt:
         say_error("error: interrupted before any worker was started")

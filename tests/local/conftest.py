@@ -6,7 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,21 +111,23 @@ def train(
     environ: dict[str, str] | None = None,
     file_limit: int = resource.RLIM_INFINITY,
     fork: bool = FORK,
+    prefix: Sequence[str] = (),
 ) -> TrainerResult:
     """Run `python -m trainer` to its end.
 
     Args:
         file_limit: bytes to which each file may grow; a small number acts as a disk that fills up.
         fork: fork the trainer from a process that has imported torch, instead of starting a new interpreter.
+        prefix: a command that starts the trainer's, such as `unshare`; it starts a new interpreter.
     """
     data_options = () if data is None else ("--data-path", str(data))
     arguments = (*data_options, "--output", str(output), "--run-name", name, *options)
     environ = {**os.environ, **(environ or {})}
-    if fork:
+    if fork and not prefix:
         ended = run_forked_trainer(arguments, environ=environ, file_limit=file_limit, timeout_s=600)
     else:
         ended = subprocess.run(
-            (sys.executable, "-m", "trainer", *arguments),
+            (*prefix, sys.executable, "-m", "trainer", *arguments),
             capture_output=True,
             text=True,
             check=False,

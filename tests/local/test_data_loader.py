@@ -1,12 +1,16 @@
 """The loader with real processes: the same bits for any number of processes and devices, and one line for a failure."""
 
 import dataclasses
+import errno
 import multiprocessing
 import os
+import re
+import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -287,6 +291,85 @@ def test_a_killed_loader_process_gives_one_line_that_says_what_to_lower(
         list(batches)
     assert "\n" not in str(error.value)
     assert capfd.readouterr().err == ""
+
+
+def refuse(error: Exception) -> Callable[..., NoReturn]:
+    def raise_it(*_values: object) -> NoReturn:
+        raise error
+
+    return raise_it
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "unable to allocate shared memory(shm) for file </torch_7>: No space left on device (28)",
+            "/dev/shm has no r",
+        ),
+        ("unable to open shared memory object </torch_7>: Too many open files (24)", "too many open files: allow more"),
+    ],
+)
+def test_batches_without_shared_memory_are_the_same_and_cost_one_warning(
+    images: ImageIndex,
+    reference: list[tuple[int, int, bool, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    *,
+    text: str,
+    words: str,
+) -> None:
+    monkeypatch.setattr("torch.UntypedStorage._share_fd_cpu_", refuse(RuntimeError(text)))
+    for _ in range(2):
+        assert samples(list(train(images, workers=2))) == reference
+    (line,) = capfd.readouterr().out.splitlines()
+    assert line.startswith(f'warning text="{words}')
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.EROFS, "/dev/shm cannot take their semaphores: mount an emptyDir"),
+        (errno.ENOSPC, "/dev/shm cannot take their semaphores: mount an emptyDir"),
+        (errno.ENOENT, "/dev/shm cannot take their semaphores: mount an emptyDir"),
+        (errno.EMFILE, "allow more open files (ulimit -n)"),
+        (errno.EAGAIN, "allow more processes (ulimit -u"),
+        (errno.ENOMEM, "allow more memory (ulimit -v"),
+    ],
+)
+def test_a_machine_that_cannot_start_a_loader_process_gives_one_line(
+    images: ImageIndex, monkeypatch: pytest.MonkeyPatch, code: int, advice: str
+) -> None:
+    monkeypatch.setattr("torch.multiprocessing.Queue", refuse(OSError(code, os.strerror(code))))
+    with pytest.raises(TrainerError, match=re.escape(f"loader processes cannot start ({os.strerror(code)}): {advice}")):
+        list(train(images, workers=2))
+    assert len(list(train(images, workers=0))) > 0
+
+
+@pytest.fixture
+def limit_open_files() -> Iterator[Callable[[int], None]]:
+    """Let a test limit how many more files this process can open."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield lambda more: resource.setrlimit(
+        resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + more, before[1])
+    )
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_too_few_open_files_are_one_line_at_the_start_and_later(
+    images: ImageIndex, limit_open_files: Callable[[int], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    limit_open_files(20)
+    with pytest.raises(TrainerError, match=r"open files are too few for 2 loader processes: allow more open files"):
+        list(train(images, workers=2))
+    limit_open_files(400)
+    batches = train(images, workers=2)
+    next(batches)
+    limit_open_files(0)
+    with pytest.raises(TrainerError, match="too many open files to receive images from loader processes: allow more"):
+        list(batches)
+    assert "Traceback" not in capfd.readouterr().err
+    assert not multiprocessing.active_children()
 
 
 def test_loader_processes_leave_ctrl_c_to_the_training_process(

@@ -63,7 +63,7 @@ def environment_summary(facts: Facts, *, device: str, workers: int | None) -> It
         versions |= {"apex": facts.packages.get("apex"), "npus": str(len(facts.device_files))}
     yield " ".join(["environment", *(f"{name}={value or 'none'}" for name, value in versions.items())])
     if workers == 0:
-        facts = replace(facts, shm_bytes=None)
+        facts = replace(facts, shm_bytes=None, shm_writable=True)
     results = findings(facts, uses_npu=device == "npu")
     yield from (f"environment problem: {finding.text}" for finding in results if finding.level == "problem")
 

@@ -4,7 +4,10 @@ Texts and codes come from torch_npu, HCCL and CANN (its EI, EJ and EE numbers). 
 by which the supervisor recognises it as a consequence.
 """
 
+import errno
 import re
+
+from trainer.shared.container import HIGHER_LIMIT, MORE_FILES, MORE_MEMORY, OUT_OF_MEMORY
 
 FAULTS = r"hbm Multi-bit ECC error|device mem error|device task abort|link error|hccl op retry failed"
 
@@ -71,6 +74,18 @@ NPU_RULES: Rules = (
     ),
 )
 
+LIMIT_RULES: Rules = (
+    (r"Too many open files", f"too many open files: {MORE_FILES}, or lower --workers"),
+    (
+        r"can't start new thread|unable to start \w+ thread|Resource temporarily unavailable",
+        f"no further thread or process can start: {HIGHER_LIMIT[errno.EAGAIN]}, or lower --threads and --workers",
+    ),
+    (
+        OUT_OF_MEMORY,
+        f"out of memory: {MORE_MEMORY}, or lower --batch-size and --workers",
+    ),
+)
+
 LOADING_RULES: Rules = (
     (
         r"(?P<what>lib\w+\.so)[\w.]*: cannot open shared object",
@@ -90,12 +105,12 @@ LOADING_RULES: Rules = (
 
 def explain_runtime_error(text: str, device: str) -> str | None:
     """Return one line for the user about a runtime error of `device`; None if unknown."""
-    return _first((*COMMON_RULES, *(NPU_RULES if device == "npu" else ())), text)
+    return _first((*COMMON_RULES, *(NPU_RULES if device == "npu" else ()), *LIMIT_RULES), text)
 
 
 def explain_loading_error(text: str) -> str | None:
     """Return the same for an error while torch_npu is loaded: a missing library is CANN's or the driver's."""
-    return _first((*NPU_RULES, *LOADING_RULES), text)
+    return _first((*NPU_RULES, *LIMIT_RULES, *LOADING_RULES), text)
 
 
 def _first(rules: Rules, text: str) -> str | None:

@@ -52,6 +52,7 @@ class Facts:
     """The kind of RANK_TABLE_FILE: `file`, `link` or `missing`."""
     shm_bytes: int | None = None
     shm_free_bytes: int | None = None
+    shm_writable: bool = True
     open_files: int = 0
     open_files_hard: int = 0
     cpus: tuple[int, ...] = ()
@@ -107,6 +108,7 @@ def read_facts(
         rank_table=_kind_of(environ.get("RANK_TABLE_FILE")),
         shm_bytes=shm,
         shm_free_bytes=free,
+        shm_writable=os.access(root / "dev/shm", os.W_OK),
         open_files=soft,
         open_files_hard=hard,
         cpus=tuple(sorted(os.sched_getaffinity(0))),

@@ -12,12 +12,15 @@ from trainer.devices.runtime_env import HCCL_EXEC_TIMEOUT_S, HCCL_SHORTEST_CONNE
 from trainer.environment.facts import SILENT, Facts
 from trainer.environment.parsing import parse_settings
 from trainer.environment.versions import cann_of, same_release, supported_with, torch_of
+from trainer.shared.container import MORE_FILES, MORE_SHM
 from trainer.shared.errors import UsageError
 from trainer.topology.visible import NOT_ASCENDING
 
 # Docker's and Kubernetes' default is 64 MiB: less than a few batches of images at 331 px.
 _SMALLEST_SHM_BYTES = 2**30
-_FEWEST_OPEN_FILES = 4096
+_MANY_OPEN_FILES = 4096
+FEWEST_OPEN_FILES = 64
+"""With fewer, libraries end a worker at any place, some of them without a reason."""
 # The bounds and defaults of HCCL's documentation (hccl_env).
 _CONNECT_TIMEOUT_S = range(HCCL_SHORTEST_CONNECT_S, 7201)
 _RANK_TABLE_CONNECT_TIMEOUT_S = 300
@@ -198,12 +201,16 @@ def _settings(facts: Facts) -> Iterator[EnvironmentFinding]:
 
 
 def _limits(facts: Facts) -> Iterator[EnvironmentFinding]:
-    if facts.shm_bytes is not None and facts.shm_bytes < _SMALLEST_SHM_BYTES:
+    if not facts.shm_writable:
+        yield _problem(f"/dev/shm cannot be written, so no loader process can start: {MORE_SHM}, or set --workers 0")
+    elif facts.shm_bytes is not None and facts.shm_bytes < _SMALLEST_SHM_BYTES:
         yield _problem(
-            f"/dev/shm has {facts.shm_bytes / 2**20:.0f} MiB, too few for loader workers: mount an emptyDir of medium "
-            "Memory there (docker: --shm-size 16g), or set --workers 0"
+            f"/dev/shm has {facts.shm_bytes / 2**20:.3g} MiB, too few for loader workers, which then use slower pipes: "
+            f"{MORE_SHM}, or set --workers 0"
         )
-    if 0 <= facts.open_files < _FEWEST_OPEN_FILES:
+    if 0 <= facts.open_files < FEWEST_OPEN_FILES:
+        yield _problem(f"{facts.open_files} open files are too few for a run: {MORE_FILES}")
+    elif 0 <= facts.open_files < _MANY_OPEN_FILES:
         yield _note(
             f"{facts.open_files} files can be open at once; many loader workers need more: ulimit -n "
             f"{min(facts.open_files_hard, 65536) if facts.open_files_hard > 0 else 65536}"

@@ -5,6 +5,7 @@ threads use the quota up early in each period, and the kernel then stops all of 
 holds for all groups below it, so the smallest on the path counts.
 """
 
+import errno
 import math
 import os
 import re
@@ -14,6 +15,20 @@ from pathlib import Path
 from trainer.shared.files import text_if_readable
 
 SELF = Path("/proc/self")
+MORE_FILES = "allow more open files (ulimit -n)"
+MORE_MEMORY = "allow more memory (ulimit -v, or the container's limit)"
+MORE_SHM = "mount an emptyDir of medium Memory there (docker: --shm-size 16g)"
+HIGHER_LIMIT = {
+    errno.EMFILE: MORE_FILES,
+    errno.ENFILE: MORE_FILES,
+    errno.EAGAIN: "allow more processes (ulimit -u, or the container's limit)",
+    errno.ENOMEM: MORE_MEMORY,
+}
+"""The next step after a system call that a limit of this process or its container has refused, by error number."""
+OUT_OF_MEMORY = (
+    r"\bMemoryError\b|([Cc]annot|can't) allocate memory|Memory allocation|failed to map segment|\bbad_alloc\b"
+)
+"""What Python, the dynamic linker, torch and C++ say when the system refuses them memory."""
 _DEFAULT_PERIOD_US = 100_000
 
 

@@ -7,9 +7,8 @@ import resource
 import sys
 from typing import NoReturn, TextIO
 
+from trainer.shared.container import OUT_OF_MEMORY
 from trainer.shared.errors import UsageError
-
-_TOO_LITTLE_MEMORY = re.compile("failed to map segment|[Cc]annot allocate memory|Memory allocation")
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -81,7 +80,7 @@ def describe_loading_error(error: ImportError | MemoryError) -> str:
         return f"{sys.executable} has no {package}: {advice}"
     # numpy explains at length, and ends with the system's words.
     words = ([line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__])[-1]
-    if isinstance(error, ImportError) and not _TOO_LITTLE_MEMORY.search(str(error)):
+    if isinstance(error, ImportError) and not re.search(OUT_OF_MEMORY, str(error)):
         return f"{sys.executable} cannot load a package: {words}; install the packages of pnas again"
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     bound = "" if limit == resource.RLIM_INFINITY else f"this process can use only {limit >> 20} MiB (ulimit -v): "

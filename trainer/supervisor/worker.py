@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.shared.container import HIGHER_LIMIT
 from trainer.shared.errors import TrainerError
 from trainer.supervisor.failure_cause import WorkerEnd
 from trainer.supervisor.output import LogFile, Tagger
@@ -72,8 +73,9 @@ class WorkerProcess:
         except OSError as error:
             os.close(self.pipe)
             self.log.close()
+            next_step = HIGHER_LIMIT.get(error.errno or 0, f"check {command.argv[0]}")
             raise TrainerError(
-                f"worker of rank {command.rank} cannot be started: {error.strerror}: {command.argv[0]}"
+                f"worker of rank {command.rank} cannot be started: {error.strerror}; {next_step}"
             ) from error
         finally:
             os.close(their_end)

@@ -19,12 +19,12 @@ from trainer.ranktable.wait import wait_until_completed, write_regular
 from trainer.shared.config import TrainConfig
 from trainer.shared.config.layers import flag_name
 from trainer.shared.errors import UsageError
+from trainer.topology.addresses import LOOPBACKS, loopback
 from trainer.topology.ports import check_port_is_free, free_port
 from trainer.topology.visible import Visible
 
 MOUNTED_RANK_TABLE = Path("/user/serverid/devindex/config/hccl.json")  # MindCluster's convention
 DEFAULT_PORT = 29500  # torch.distributed's
-LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _from_table(
     node_rank = table.servers.index(server)
     workers = _table_workers(server, visible)
     address = _table_address(config, environ, table)
-    port = _port(config, nodes=len(table.servers), hosts_rank_0=node_rank == 0)
+    port = _port(config, address, nodes=len(table.servers), hosts_rank_0=node_rank == 0)
     return Topology(table.world_size, len(table.servers), node_rank, workers, address, port, path, "rank table")
 
 
@@ -215,7 +215,7 @@ def _table_address(config: TrainConfig, environ: Mapping[str, str], table: RankT
     if config.master_addr is not None:
         return config.master_addr
     if len(table.servers) == 1:
-        return LOOPBACK
+        return _own_address(table.world_size)
     first = table.servers[0]
     address = first.container_ip or first.host_ip or environ.get("MASTER_ADDR")
     if address is None and is_ip(first.server_id):  # the host's address: hccl-controller writes it, as most users do
@@ -257,13 +257,14 @@ def _from_options(config: TrainConfig, visible: Visible) -> Topology:
     _check_count("--npus", max(local, 1), visible)
     if config.nodes > 1 and config.master_addr is None:
         raise UsageError(f"--nodes {config.nodes} needs --master-addr, the address of node 0")
+    address = config.master_addr or _own_address(local)
     return Topology(
         world_size=config.nodes * local,
         nodes=config.nodes,
         node_rank=config.node_rank,
         workers=_consecutive(config.node_rank, local, visible),
-        master_addr=config.master_addr or LOOPBACK,
-        master_port=_port(config, nodes=config.nodes, hosts_rank_0=config.node_rank == 0),
+        master_addr=address,
+        master_port=_port(config, address, nodes=config.nodes, hosts_rank_0=config.node_rank == 0),
         rank_table=None,
         source="options",
     )
@@ -274,13 +275,24 @@ def _consecutive(node_rank: int, local: int, visible: Visible) -> tuple[Worker, 
     return tuple(Worker(node_rank * local + i, i, ids[i]) for i in range(local))
 
 
-def _port(config: TrainConfig, *, nodes: int, hosts_rank_0: bool) -> int:
+def _port(config: TrainConfig, address: str, *, nodes: int, hosts_rank_0: bool) -> int:
     if config.master_port is None and nodes == 1:
         return free_port()
     port = config.master_port or DEFAULT_PORT
     if hosts_rank_0:
-        check_port_is_free(port, config.master_addr or LOOPBACK)
+        check_port_is_free(port, address)
     return port
+
+
+def _own_address(processes: int) -> str:
+    """Return this machine's address for itself; a single process needs none."""
+    address = loopback()
+    if address is None and processes > 1:
+        raise UsageError(
+            f"this machine has no address for itself ({' or '.join(LOOPBACKS)}), and its {processes} processes need "
+            "one: bring its interface lo up, or use one device"
+        )
+    return address or next(iter(LOOPBACKS))
 
 
 def _check_count(source: str, asked: int, visible: Visible) -> None:

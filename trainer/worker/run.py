@@ -160,7 +160,7 @@ def _report_unexpected_error(
     replaces it by a buffer, whose content is lost when the process ends.
     """
     reason = f"{kind.__name__}: {' '.join(str(error).split())}"
-    explanation = explain_runtime_error(str(error), device)
+    explanation = explain_runtime_error(reason, device)
     if explanation is not None:
         say(f"error {explanation}")
         _quote(error)

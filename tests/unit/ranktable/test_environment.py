@@ -179,6 +179,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"variables": {"PYTORCH_NPU_ALLOC_CONF": "expandable_segments"}}, "expandable_segments has no value"),
     ({"shm_bytes": 64 * 2**20}, "/dev/shm has 64 MiB, too few for loader workers"),
+    ({"shm_writable": False}, "/dev/shm cannot be written, so no loader process can start: mount an emptyDir"),
+    ({"open_files": 63}, "63 open files are too few for a run: allow more open files (ulimit -n)"),
     ({"cpus": (0, 1, 2)}, "3 of 192 processors for 2 NPUs"),
     ({"cpu_quota": 3.5}, "3 of 192 processors for 2 NPUs"),
     ({"variables": {"OMP_NUM_THREADS": "0"}}, "OMP_NUM_THREADS=0 is not a number of threads"),

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +19,8 @@ from trainer.ranktable.identity import Identity, find_me
 from trainer.ranktable.table import RankTable, Server, parse
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import TrainerError, UsageError
-from trainer.topology import Topology, Visible, Worker, discover, ports, visible_devices
+from trainer.topology import Topology, Visible, Worker, check_addresses, discover, ports, visible_devices
+from trainer.topology.addresses import loopback
 
 CPU = Visible("cpu", ())
 RECORDED = Path(__file__).parents[2] / "data" / "ranktables"
@@ -347,6 +349,78 @@ def test_a_table_with_another_count_than_requested_is_refused(tmp_path: Path) ->
         topology(tmp_path, {"POD_IP": "10.244.0.199"}, rank_table=path, npus=4)
     with pytest.raises(UsageError, match="the rank table asks for 8 npu devices, but 4 are visible"):
         topology(tmp_path, {"POD_IP": "10.244.0.199"}, npus(0, 1, 2, 3), rank_table=path)
+
+
+@pytest.mark.parametrize("npus", [1, 2])
+def test_processes_meet_at_an_address_that_the_machine_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, npus: int
+) -> None:
+    monkeypatch.setattr("trainer.topology.addresses._has_route", lambda address, _family: address == "::1")
+    assert topology(tmp_path, npus=npus).master_addr == "::1"
+    monkeypatch.setattr("trainer.topology.addresses._has_route", lambda _address, _family: False)
+    assert topology(tmp_path, npus=npus, master_addr="10.0.0.9").master_addr == "10.0.0.9"
+    if npus == 1:
+        assert topology(tmp_path).master_addr == "127.0.0.1", "it is not used"
+    else:
+        with pytest.raises(UsageError, match="bring its interface lo up, or use one device"):
+            topology(tmp_path, npus=npus)
+
+
+NAMES = {
+    "node0": ["192.0.2.7"],
+    "localhost": ["::1", "127.0.0.1"],
+    "debian": ["127.0.1.1"],
+    "mine": ["192.0.2.7", "::1"],
+}
+"""The machine has only its loopback addresses."""
+
+
+def resolve(name: str, port: object, **_options: object) -> list[tuple[object, ...]]:
+    if name not in NAMES:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in NAMES[name]]
+
+
+@pytest.mark.parametrize(
+    ("master", "nodes", "own_name", "environ", "message"),
+    [
+        ("localhost", 1, "unknown", {}, None),
+        ("node0", 1, "unknown", {}, None),
+        (
+            "nowhere",
+            1,
+            "node0",
+            {},
+            "the address of rank 0, nowhere, cannot be found: Name or service not known; check",
+        ),
+        ("nowhere", 2, "node0", {}, "the address of rank 0, nowhere, cannot be found"),
+        ("job-0.job", 2, "node0", {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}, None),
+        ("localhost", 2, "unknown", {}, None),
+        ("node0", 2, "unknown", {}, "this machine's name unknown does not resolve to one of its addresses, so other"),
+        ("node0", 2, "node0", {}, "this machine's name node0 does not resolve to one of its addresses"),
+        ("node0", 2, "debian", {}, r"this machine's name debian resolves to 127\.0\.1\.1, its address for itself"),
+        ("node0", 2, "mine", {}, "this machine's name mine resolves to ::1, its address for itself"),
+        ("node0", 2, "debian", {"GLOO_SOCKET_IFNAME": "eth0"}, None),
+    ],
+)
+def test_addresses_that_cannot_connect_the_nodes_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    master: str,
+    nodes: int,
+    own_name: str,
+    environ: dict[str, str],
+    message: str | None,
+) -> None:
+    monkeypatch.setattr("socket.getaddrinfo", resolve)
+    monkeypatch.setattr("socket.gethostname", lambda: own_name)
+    with nullcontext() if message is None else pytest.raises(UsageError, match=message):
+        check_addresses(master, nodes=nodes, environ=environ)
+
+
+def test_this_machine_has_an_address_for_itself_and_names_its_own() -> None:
+    assert loopback() in {"127.0.0.1", "::1"}
+    check_addresses("127.0.0.1", nodes=2, environ={})
 
 
 def test_a_taken_port_is_refused_only_where_rank_0_will_listen(tmp_path: Path) -> None:

@@ -67,6 +67,27 @@ def test_a_text_that_only_looks_like_an_npus_error_is_not_explained(text: str) -
     assert explain_runtime_error(text, "npu") is None
 
 
+@pytest.mark.parametrize("device", ["cpu", "npu"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("OSError: [Errno 24] Too many open files: '/tmp/pymp-x8zftpfy'", "too many open files: allow more"),
+        ("RuntimeError: can't start new thread", "no further thread or process can start: allow more processes"),
+        ("RuntimeError: unable to start watchdog thread", "no further thread or process can start: allow more"),
+        ("BlockingIOError: [Errno 11] Resource temporarily unavailable", "no further thread or process can start"),
+        ("MemoryError: ", "out of memory: allow more memory (ulimit -v, or the container's limit)"),
+        ("ImportError: libtorch_cpu.so: failed to map segment from shared object", "out of memory: allow more memory"),
+        ("OSError: [Errno 12] Cannot allocate memory", "out of memory: allow more memory"),
+        ("RuntimeError: std::bad_alloc", "out of memory: allow more memory"),
+    ],
+)
+def test_a_limit_of_the_machine_is_named_with_the_way_to_raise_it(text: str, said: str, device: str) -> None:
+    line = explain_runtime_error(text, device)
+    assert line is not None
+    assert line.startswith(said)
+    assert not blames_a_peer(line.encode())
+
+
 def test_an_npus_errors_are_not_explained_for_other_devices() -> None:
     assert explain_runtime_error("a lookup of EI0002 failed, error code is 107001", "cpu") is None
     words = explain_runtime_error("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has", "cuda")
