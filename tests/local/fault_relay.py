@@ -161,19 +161,19 @@ class _Connection:
     def reset(self) -> None:
         with suppress(OSError):
             self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self.close()
+        # Another thread waits for the client's data, and keeps the socket open until it wakes. Only the reading end is
+        # shut down, because the writing end would send a FIN in place of the reset.
+        self._close(socket.SHUT_RD)
 
     def close(self) -> None:
-        self._closed.set()
-        for end in (self._client, self._server):
-            with suppress(OSError):
-                # A shutdown would send a FIN in place of the reset.
-                if end is self._server or not self._resets():
-                    end.shutdown(socket.SHUT_RDWR)
-            end.close()
+        self._close(socket.SHUT_RDWR)
 
-    def _resets(self) -> bool:
-        return self._client.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER) != 0
+    def _close(self, how: int) -> None:
+        self._closed.set()
+        for end, end_how in ((self._client, how), (self._server, socket.SHUT_RDWR)):
+            with suppress(OSError):
+                end.shutdown(end_how)
+            end.close()
 
     def _pump(self, source: socket.socket, destination: socket.socket) -> None:
         with suppress(OSError):
@@ -190,5 +190,6 @@ class _Connection:
         # The end of a silent connection does not arrive either.
         while time.monotonic() < self.silent_until and not self._closed.wait(_TICK_S):
             pass
-        with suppress(OSError):
-            destination.shutdown(socket.SHUT_WR)
+        if not self._closed.is_set():
+            with suppress(OSError):
+                destination.shutdown(socket.SHUT_WR)

@@ -72,11 +72,10 @@ def _one_pod(name: str, *faults: Fault, away: Sequence[tuple[float, float]] = ()
 
 KNOWN_SCHEDULES = (
     _one_pod("silent before the end", Fault(5.5, "silence", "logs")),
-    _one_pod("silent before the end, and so are all new ones", Fault(5.5, "black hole", lasts_s=35)),
     _one_pod("silent logs before the end, and so are new ones", Fault(5.5, "black hole", "logs", lasts_s=35)),
     _one_pod("no server at first", Fault(0, "server killed", lasts_s=5)),
     _one_pod("no server at the end", Fault(5.5, "server killed", lasts_s=20)),
-    _one_pod("no kubelet at the end", away=[(5.5, 40)]),
+    _one_pod("no kubelet at the end", away=[(5.5, 25)]),
 )
 """Schedules under which lines were lost once, or could be."""
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.local.log_schedules import KNOWN_SCHEDULES, Schedule, Verdict, random_schedule, run_schedule
 
-SCHEDULES = int(os.environ.get("PNAS_LOG_SCHEDULES", "5"))
+SCHEDULES = int(os.environ.get("PNAS_LOG_SCHEDULES", "3"))
 FIRST_SEED = int(os.environ.get("PNAS_LOG_FIRST_SEED", "1"))
 AT_ONCE = 30
 """Schedules that run at the same time: mostly they wait."""
