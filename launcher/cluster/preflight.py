@@ -24,7 +24,7 @@ from launcher.cluster.trial import check_served, needs_of, trial_finding, try_ob
 from launcher.errors import PreflightError
 from launcher.jobs import Phase, PreflightFinding
 from launcher.kinds import Kind
-from launcher.kinds.labels import OURS
+from launcher.kinds.labels import OURS, RANK_TABLE
 from launcher.kinds.needs import JobNeeds
 from launcher.kinds.objects import is_young
 from launcher.kube.api import Api, Json, if_allowed
@@ -129,7 +129,7 @@ def _named(jobs: ClusterJobs, needs: JobNeeds) -> Iterator[PreflightFinding]:
     for resource, name in named_objects(needs.pod):
         if resource == CLAIMS and name in (options.data_claim, options.output_claim):
             continue
-        if resource == CONFIG_MAPS and name.startswith("rings-config-"):
+        if resource == CONFIG_MAPS and name.startswith(RANK_TABLE):
             continue
         item, hidden = if_allowed(partial(api.find, resource, name))
         yield check_named(resource, name, item, hidden, api.namespace)
@@ -164,6 +164,12 @@ def _image(jobs: ClusterJobs, needs: JobNeeds) -> Iterator[PreflightFinding]:
     nodes, _ = _nodes_for(jobs, needs)
     if needs.options.image is not None:
         yield check_image(needs.options.image, needs.options.image_pull_policy, nodes)
+
+
+def _rank_table(_jobs: ClusterJobs, needs: JobNeeds) -> Iterator[PreflightFinding]:
+    if any(name.startswith(RANK_TABLE) for _, name in named_objects(needs.pod)):
+        text = f"{NOT_CHECKED}whether MindCluster's controller writes it; without MindCluster, use --mindcluster off"
+        yield PreflightFinding("rank table", "unknown", text)
 
 
 def _other_scheduler(jobs: ClusterJobs, needs: JobNeeds) -> Iterator[PreflightFinding]:
@@ -207,7 +213,7 @@ def _unattended_jobs(jobs: ClusterJobs) -> Iterator[PreflightFinding]:
 
 SUBMIT_CHECKS: tuple[Check, ...] = (_claims, _named, _quotas, _nodes, _other_scheduler)
 """The questions of submit before it creates a job, and of doctor."""
-DOCTOR_CHECKS: tuple[Check, ...] = (_image, _usual_scheduler)
+DOCTOR_CHECKS: tuple[Check, ...] = (_image, _usual_scheduler, _rank_table)
 """Further questions of doctor: they take longer, or can only say that a fact is not known."""
 
 

@@ -35,7 +35,7 @@ def check_named(resource: Resource, name: str, found: Json | None, hidden: str, 
 
 
 def check_image(image: str, policy: str, nodes: Sequence[Json] | None) -> PreflightFinding:
-    """Check whether the nodes have the image already: only a node can pull it.
+    """Check whether the nodes have the image already: only a node can pull it, and start it.
 
     Args:
         nodes: None if the user cannot see them.
@@ -46,7 +46,8 @@ def check_image(image: str, policy: str, nodes: Sequence[Json] | None) -> Prefli
     names = {node["metadata"]["name"]: _images_of(node) for node in nodes}
     owners = [node for node, images in names.items() if _is_listed(image, images)]
     if nodes and len(owners) == len(nodes):
-        return PreflightFinding("image", "ok", f"{image} is on {listed(owners)}")
+        text = f"{NOT_CHECKED}whether {image} starts: its processor and its program; {listed(owners)} have it"
+        return PreflightFinding("image", "unknown", text)
     if policy == "Never" and not owners and all(len(images) < _REPORTED_IMAGES for images in names.values()):
         text = f"--image {image}: no node has it, and --image-pull-policy Never pulls no image"
         return PreflightFinding("image", "later", f"{text}; a job waits until the image is loaded on its node")

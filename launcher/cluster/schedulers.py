@@ -1,7 +1,7 @@
 """Whether the scheduler that a job's pods name does its work, by the traces that it leaves on pods. Pure.
 
-A cluster has no list of its schedulers. A pod that no scheduler has looked at for some time proves that none does; a
-pod that has a node proves that one did.
+A cluster has no list of its schedulers. A pod that no scheduler has looked at for some time proves that none does its
+work. A pod that has a node proves that one did, not that it still does: that is never `ok`.
 """
 
 from collections.abc import Sequence
@@ -40,12 +40,12 @@ def check_scheduler(name: str, pods: Sequence[Json], *, usual: bool, now: float)
     for pod in pods:
         if reason := unseen_reason(pod, now):
             return PreflightFinding(SCHEDULER, "later", f"pod {pod['metadata']['name']} waits: {reason}")
-    if any(now - time < _RECENT_S for time in filter(None, map(_scheduled, pods))):
-        return PreflightFinding(SCHEDULER, "ok", f"{name} has given a pod its node in the last hour")
-    if usual:
-        text = f"{NOT_CHECKED}whether {name} runs: no pod that you can see was given a node in the last hour"
+    recent = any(now - time < _RECENT_S for time in filter(None, map(_scheduled, pods)))
+    if recent or usual:
+        did = "it has given a pod its node" if recent else "no pod that you can see got a node"
+        text = f"{NOT_CHECKED}whether {name} runs now; {did} in the last hour"
         return PreflightFinding(SCHEDULER, "unknown", text)
-    text = f"no sign of a scheduler named {name}: it has given no pod that you can see a node in the last hour"
+    text = f"no sign of a scheduler named {name}: no pod that you can see got a node from it in the last hour"
     return PreflightFinding(SCHEDULER, "later", f"{text}; without it a job waits for ever: check the overlay")
 
 

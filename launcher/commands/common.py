@@ -8,6 +8,7 @@ from launcher.backends import find_job, list_jobs
 from launcher.commands.parameters import Where
 from launcher.commands.printing import note
 from launcher.errors import (
+    ApiError,
     DetachedError,
     ExitCode,
     JobFailedError,
@@ -33,9 +34,9 @@ def follow_to_its_end(jobs: Jobs, ref: JobRef, view: LogView, *, where: str) -> 
         reading = show_log(jobs, ref, view, follow=True)
     except KeyboardInterrupt:
         raise DetachedError(left) from None
-    except UnreachableError as error:
-        hint = f"Job {ref.name} does not need this launcher; come back with `{again}`."
-        raise UnreachableError(f"{error}. {hint}") from error
+    except (UnreachableError, ApiError) as error:
+        # A user can have the right to create jobs, and not to see their pods.
+        raise error.with_hint(f"job {ref.name} does not need this launcher: come back with `{again}`") from error
     state = reading.outcome or poll(lambda: jobs.get(ref), every_s=jobs.poll_s, note=note)
     text = report.summary(state, reading, now=time.time(), where=where)
     print(text, file=sys.stdout if view.form == "text" else sys.stderr)

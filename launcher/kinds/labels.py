@@ -23,6 +23,10 @@ OURS = "app.kubernetes.io/name=pnas"
 """The selector of all jobs."""
 
 
+RANK_TABLE = "rings-config-"
+"""The begin of the name of a rank table's ConfigMap."""
+
+
 def rank_table_name(job: str) -> str:
     """Return the name of the ConfigMap that MindCluster's controllers look for."""
-    return f"rings-config-{job}"
+    return f"{RANK_TABLE}{job}"

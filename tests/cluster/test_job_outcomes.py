@@ -5,10 +5,13 @@ import os
 import signal
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 from tests.cluster.support.terminal import POD, SMALL, Terminal
 from tests.cluster.support.waiting import until
 from tests.cluster.testbed.artifacts import images
+from tests.cluster.testbed.cluster import Cluster
+from tests.cluster.testbed.npus.device_plugin import RESOURCE
 from tests.cluster.testbed.npus.pod_annotations import REAL
 
 
@@ -126,3 +129,47 @@ def test_a_job_past_its_deadline_is_ended(terminal: Terminal) -> None:
     result = terminal.submit(*words)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "DeadlineExceeded" in result.stderr.splitlines()[-1]
+
+
+def whole_node_pod(namespace: str, node: str) -> dict[str, Any]:
+    """Return a pod of high priority that needs all NPUs of a node."""
+    safe = {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "runAsNonRoot": True,
+        "runAsUser": 1000,
+    }
+    amounts = {RESOURCE: "8"}
+    container = {
+        "name": "pause",
+        "image": images.PAUSE,
+        "securityContext": {**safe, "seccompProfile": {"type": "RuntimeDefault"}},
+        "resources": {"requests": amounts, "limits": amounts},
+    }
+    spec = {"priorityClassName": "pnas-test-high", "containers": [container]}
+    selector = {"nodeSelector": {"kubernetes.io/hostname": node}}
+    metadata = {"name": "intruder", "namespace": namespace}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {**spec, **selector}}
+
+
+def test_a_preempted_job_saves_and_goes_on_when_there_is_room_again(cluster: Cluster, terminal: Terminal) -> None:
+    """The scheduler ends the pod for one of higher priority; its successor waits, and continues bit by bit."""
+    node = cluster.nodes[0].name
+    for name, value in (("pnas-test-low", 1), ("pnas-test-high", 1000)):
+        priority = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}}
+        cluster.create({**priority, "value": value})
+    words = ("--npus", "1", "--mode", "full", "--epochs", "12", "--checkpoint-every", "3", "--name", "yields")
+    place = ("--priority-class", "pnas-test-low", "--node-selector", f"kubernetes.io/hostname={node}")
+    try:
+        with terminal.start("submit", *POD, *SMALL, *words, *place) as follower:
+            until(lambda: any(terminal.output("yields").glob("checkpoints/step-*")))
+            cluster.create(whole_node_pod(terminal.namespace, node))
+            until(lambda: [pod for pod in terminal.pods("yields") if not pod["spec"].get("nodeName")])
+            cluster.kubectl("delete", "pod", "intruder", "--namespace", terminal.namespace, "--grace-period=0")
+            output, _ = follower.communicate(timeout=600)
+    finally:
+        cluster.kubectl("delete", "priorityclass", "pnas-test-low", "pnas-test-high")
+    assert follower.returncode == 0, output
+    assert "resumed bit_exact=yes" in output
+    assert ", 0 missing" in output
+    assert len(terminal.pods("yields")) == 2
