@@ -4,15 +4,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from docs import chart, manifests, options
+from docs import chart, documents, manifests, options
 
 ROOT = Path(__file__).parents[1]
-_FOLDERS = (manifests.FOLDER,)
+_FOLDERS = (manifests.FOLDER, documents.FOLDER)
 
 
 def files() -> dict[Path, str]:
     """Return the text of each generated file."""
-    return {**options.files(), **manifests.files(), **chart.files()}
+    return {**options.files(), **manifests.files(), **chart.files(), **documents.files()}
 
 
 def stale_files() -> list[Path]:

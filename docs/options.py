@@ -9,8 +9,10 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from docs.formats import table
+from launcher.cli import app as launcher_app
+from launcher.commands import COMMANDS
 from launcher.errors import MEANINGS
-from launcher.settings.options import JobOptions
+from launcher.settings.options import PLACE, JobOptions
 from trainer.shared.config import MODE_PRESETS, TrainConfig
 from trainer.shared.config.layers import flag_name
 from trainer.shared.variables import PREFIX, SETTING_NAMES
@@ -21,11 +23,12 @@ PROFILES = ("seed", "recommended", "digits")
 _INTRODUCTION = f"""\
 # Options
 
-`make generate` writes this page. `python -m trainer` and `python -m launcher submit` take the same options, with two
-differences: the options of Job, Cluster and Pods belong to the launcher, and the launcher sets `--run-name` to the name
-of the job. Each option is also a line of a profile (`batch_size: 64`, read by `--profile FILE`) and a variable
-(`{PREFIX}BATCH_SIZE=64`). Precedence: flag > environment > profile > cluster defaults > mode or hardware >
-default. `python -m launcher config show` prints each value with its origin. The `--no-` form of a switch turns it off.
+`make generate` writes this page. It lists every setting, and below them the launcher's options that are no settings.
+`python -m trainer` and `python -m launcher submit` take the same settings, with two differences: the options of Job,
+Cluster and Pods belong to the launcher, and the launcher sets `--run-name` to the name of the job. Each setting is also
+a line of a profile (`batch_size: 64`, read by `--profile FILE`) and a variable (`{PREFIX}BATCH_SIZE=64`). Precedence:
+flag > environment > profile > cluster defaults > mode or hardware > default. `python -m launcher config show` prints
+each value with its origin. The `--no-` form of a switch turns it off.
 
 A value is the text that you type, in a profile and in a variable too: `run_name: 1.10` and `2024-11-01` stay so, and
 `010` is ten. `none` unsets a setting. A setting that may be repeated is a list or a mapping in a profile and in a
@@ -37,7 +40,7 @@ there twice, and an unknown variable that begins with `{PREFIX}` are errors.
 def files() -> dict[Path, str]:
     """Return the text of the page, and the list of names that programs read without the models."""
     names = sorted({*JobOptions.model_fields, *TrainConfig.model_fields})
-    page = "\n".join([*_options(), *_modes(), *_profiles(), *_exit_codes()])
+    page = "\n".join([*_options(), *_modes(), *_profiles(), *_commands(), *_exit_codes()])
     return {PAGE: page, SETTING_NAMES: "".join(f"{name}\n" for name in names)}
 
 
@@ -57,6 +60,24 @@ def _options() -> Iterator[str]:
 def describe(field: FieldInfo) -> tuple[str, str, str]:
     """Return a setting's possible values, its default and its meaning."""
     return _values(field), _default(field), _text(field)
+
+
+def _commands() -> Iterator[str]:
+    """Yield the launcher's options that are no settings, and so neither lines of a profile nor variables."""
+    rows = []
+    for entry in COMMANDS:
+        app = launcher_app[entry.name]
+        for name, command in ((f"{entry.name} show", app["show"]),) if entry.name == "config" else ((entry.name, app),):
+            arguments = {argument.names[0]: argument for argument in command.assemble_argument_collection()}
+            settings = JobOptions.model_fields.keys() | TrainConfig.model_fields.keys()
+            others = settings if "--model" in arguments else PLACE | {"backend"}
+            rows += [
+                (f"`{name}`", ", ".join(f"`{option}`" for option in argument.names), argument.parameter.help or "")
+                for option, argument in arguments.items()
+                if option.startswith("--") and option not in map(flag_name, others)
+            ]
+    yield from table("## Options of the launcher that are no settings", ("command", "option", "meaning"), rows)
+    yield "The trainer has `--profile` too, and `python -m trainer COMMAND --help` shows the options of its commands.\n"
 
 
 def _modes() -> Iterator[str]:

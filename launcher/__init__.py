@@ -5,5 +5,3 @@ from pathlib import Path
 
 PROGRAM = "pnas" if Path(sys.argv[0]).name == "pnas" else "python -m launcher"
 """The command line of the launcher, as the user began it: an installed script, or a module."""
-API_VERSION = "pnas/v1"
-"""The version of every document and record; it changes when a field changes its meaning or is removed."""

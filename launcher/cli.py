@@ -12,6 +12,7 @@ from launcher.commands import COMMANDS
 from launcher.commands.parameters import examples
 from launcher.exits import redeliver_interrupts, report_faults, run_command
 from launcher.first_page import EXIT_CODES, PURPOSE
+from trainer.shared.documents import JSON_OPTION
 from trainer.shared.help import HelpPage
 
 
@@ -25,7 +26,7 @@ def main(tokens: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     redeliver_interrupts()
     report_faults()
-    return run_command(lambda: app(tokens, exit_on_error=False, print_error=False))
+    return run_command(lambda: app(tokens, exit_on_error=False, print_error=False), as_json=JSON_OPTION in tokens)
 
 
 def _version() -> str:

@@ -75,6 +75,13 @@ class LauncherError(Exception):
     exit_code: ClassVar[ExitCode] = ExitCode.IO_ERROR
     transient: bool = False
     """Whether the same request may succeed a moment later."""
+    documented: bool = False
+    """Whether a JSON document on standard output says the same already."""
+
+    def after_document(self, printed: bool) -> "LauncherError":
+        """Return the error, raised after a command has printed a JSON document with the same facts, or has not."""
+        self.documented = printed
+        return self
 
     def with_hint(self, hint: str) -> "LauncherError":
         """Return an error of the same class and attributes whose message has one more next step."""

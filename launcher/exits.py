@@ -17,8 +17,9 @@ from types import TracebackType
 from cyclopts import CoercionError, CycloptsError, UnusedCliTokensError
 
 from launcher import PROGRAM
-from launcher.errors import DetachedError, ExitCode, LauncherError
+from launcher.errors import ExitCode, LauncherError
 from launcher.jobs import UNSUPPORTED
+from trainer.shared.documents import error_line
 from trainer.shared.errors import TrainerError
 from trainer.shared.program import drop_output, say_error
 from trainer.shared.text import escape_what_streams_lack, visible
@@ -27,18 +28,22 @@ from trainer.shared.text import escape_what_streams_lack, visible
 _REDELIVER_S = 0.02
 
 
-def run_command(command: Callable[[], object]) -> int:
-    """Run `command`, report its error if it raises one, and return the exit code."""
+def run_command(command: Callable[[], object], *, as_json: bool = False) -> int:
+    """Run `command`, report its error if it raises one, and return the exit code.
+
+    Args:
+        as_json: print the error on standard output too, as a document, unless a document there says the same.
+    """
     escape_what_streams_lack()
     try:
         command()
         sys.stdout.flush()
     except CycloptsError as error:
-        return _fail(_usage(error), ExitCode.USAGE)
+        return _fail("Usage", _usage(error), ExitCode.USAGE, as_json=as_json)
     except (LauncherError, TrainerError) as error:
-        return _fail(str(error), error.exit_code, prefix="" if isinstance(error, DetachedError) else "error: ")
+        return _fail(error, str(error), error.exit_code, as_json=as_json and not error.documented)
     except KeyboardInterrupt:
-        return _fail("interrupted", ExitCode.INTERRUPTED, prefix="")
+        return _fail("Interrupted", "interrupted", ExitCode.INTERRUPTED, as_json=as_json)
     except (BrokenPipeError, SystemExit):
         # The reader of the output has ended, as `| head` does; rich, which draws help pages, then exits the program.
         drop_output(sys.stdout)
@@ -46,7 +51,8 @@ def run_command(command: Callable[[], object]) -> int:
     except OSError as error:
         # One of the launcher's own files, or a standard output that is full; the job is not affected.
         source = f"{error.filename}: " if error.filename else "standard output: "
-        return _fail(f"{source}{error.strerror}; a running job goes on", ExitCode.IO_ERROR)
+        message = f"{source}{error.strerror}; a running job goes on"
+        return _fail("Io", message, ExitCode.IO_ERROR, as_json=as_json and bool(error.filename))
     return ExitCode.OK
 
 
@@ -109,6 +115,9 @@ def _usage(error: CycloptsError) -> str:
     return f"{text if text.endswith('...') else text.removesuffix('.')}; see `{page}`"
 
 
-def _fail(message: str, code: int, *, prefix: str = "error: ") -> int:
-    say_error(prefix + visible(" ".join(message.split())))
+def _fail(error: Exception | str, message: str, code: int, *, as_json: bool) -> int:
+    """Print the error, and return its exit code. An interrupt is no error, because the job goes on."""
+    text = visible(" ".join(message.split()))
+    prefix = "" if code == ExitCode.INTERRUPTED else "error: "
+    say_error(prefix + text, error_line(error, text, code) if as_json else "")
     return code

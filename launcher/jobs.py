@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from launcher.errors import ExitCode, NotFoundError
-from trainer.shared.runs import TRAINING
+from trainer.shared.runs import FROM_WEIGHTS, TRAINING
 
 if TYPE_CHECKING:
     from launcher.output.progress import JobProgress
@@ -98,8 +98,8 @@ class JobState:
         return unfinished and bool(self.files) and self.setting("mode") in TRAINING
 
     def setting(self, name: str) -> Any:
-        """Return one of the trainer's settings; None if the record does not have it."""
-        return self.spec.get("train", {}).get(name)
+        """Return one of the trainer's settings; None if the record does not have it, or if it came with weights."""
+        return known_spec(self.spec).get("train", {}).get(name)
 
     def took_s(self, now: float) -> float | None:
         """Return the seconds from the start to the end, or to now."""
@@ -115,6 +115,16 @@ def describe_network(train: Mapping[str, Any], given: Collection[str]) -> str:
     model = "the weights' model" if from_weights and "model" not in given else train.get("model")
     size = "their image size" if from_weights and "image_size" not in given else f"{train.get('image_size')} px"
     return f"{model} at {size}"
+
+
+def known_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded JobSpec without the defaults of settings that the weights bring along: they did not count."""
+    train: Mapping[str, Any] = spec.get("train", {})
+    if not train.get("weights"):
+        return dict(spec)
+    given = spec.get("given", ())
+    settings = {name: value for name, value in train.items() if name in given or name not in FROM_WEIGHTS}
+    return {**spec, "train": settings}
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from trainer.run.termination import RunTermination
 from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, resolve_train_config, user_layers
 from trainer.shared.config.options import PROFILE_HELP, given_options, option_parameters, take_options
 from trainer.shared.container import HIGHER_LIMIT, MORE_FILES
+from trainer.shared.documents import JSON_OPTION, error_line
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.help import HelpPage
 from trainer.shared.program import BROKEN_PIPE, INTERRUPTED, drop_output, say_error
@@ -150,16 +151,19 @@ def _usage(error: CycloptsError) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; print every error of the user's as one line on stderr."""
+    """Run the command line; print every error of the user's as one line on stderr, with --json as a document too."""
+    as_json = JSON_OPTION in (sys.argv[1:] if arguments is None else arguments)
     escape_what_streams_lack()
     try:
         result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except CycloptsError as error:
-        say_error(visible(f"error: {_usage(error)} (see python -m trainer --help)"))
+        document = error_line("Usage", _usage(error), UsageError.exit_code) if as_json else ""
+        say_error(visible(f"error: {_usage(error)} (see python -m trainer --help)"), document)
         return UsageError.exit_code
     except TrainerError as error:
-        say_error(visible(f"error: {error}"))
+        document = error_line(error, str(error), error.exit_code) if as_json and not error.documented else ""
+        say_error(visible(f"error: {error}"), document)
         return error.exit_code
     except (BrokenPipeError, SystemExit):
         # The reader of the output has ended, as `| head` does; rich, which draws help pages, then exits the program.

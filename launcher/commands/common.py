@@ -6,7 +6,7 @@ import time
 from launcher import PROGRAM
 from launcher.backends import find_job, list_jobs
 from launcher.commands.parameters import Where
-from launcher.commands.printing import note
+from launcher.commands.printing import note, print_json
 from launcher.errors import (
     ApiError,
     DetachedError,
@@ -24,7 +24,7 @@ from launcher.output.follow import LogFollow, LogView, show_log
 
 
 def follow_to_its_end(jobs: Jobs, ref: JobRef, view: LogView, *, where: str) -> None:
-    """Show a job to its end, print the summary, and end with its exit code.
+    """Show a job to its end, print the summary, in JSON the job too, and end with its exit code.
 
     Args:
         where: the options that lead to the job again, for messages.
@@ -41,7 +41,9 @@ def follow_to_its_end(jobs: Jobs, ref: JobRef, view: LogView, *, where: str) -> 
     text = report.summary(state, reading, now=time.time(), where=where)
     print(text, file=sys.stdout if view.form == "text" else sys.stderr)
     warn_if_incomplete(reading)
-    raise_outcome(state)
+    if view.form == "json":
+        print_json(report.job_document(state, reading.progress), of_several=True)
+    raise_outcome(state, printed=view.form == "json")
 
 
 def warn_if_incomplete(reading: LogFollow) -> None:
@@ -52,8 +54,11 @@ def warn_if_incomplete(reading: LogFollow) -> None:
         note(warning)
 
 
-def raise_outcome(state: JobState) -> None:
+def raise_outcome(state: JobState, *, printed: bool) -> None:
     """Raise the error of an ended job's phase, with the first cause as its message.
+
+    Args:
+        printed: the job's JSON document has been printed.
 
     Raises:
         JobFailedError: the job failed, or was lost.
@@ -62,7 +67,7 @@ def raise_outcome(state: JobState) -> None:
     code = state.phase.exit_code
     if code is not ExitCode.OK:
         error = JobStoppedError if code is ExitCode.CANCELLED else JobFailedError
-        raise error(f"job {state.ref.name} {state.phase.value.lower()}: {state.reason}")
+        raise error(f"job {state.ref.name} {state.phase.value.lower()}: {state.reason}").after_document(printed)
 
 
 def job_named(name: str | None, where: Where) -> tuple[Jobs, JobRef]:

@@ -36,4 +36,5 @@ def doctor(*, profile: Profile = None, json_: JsonFlag = False, **options: Any) 
     if json_:
         print_json(report.findings_document(findings))
     if faults := [finding.about for finding in findings if finding.state in ("missing", "later")]:
-        raise PreflightError(f"not ready for this job: {', '.join(faults)}; the lines above say what to do")
+        error = PreflightError(f"not ready for this job: {', '.join(faults)}; the lines above say what to do")
+        raise error.after_document(json_)

@@ -14,6 +14,7 @@ from launcher.errors import RequestError
 from launcher.jobs import BACKEND_NAMES, UNSUPPORTED, BackendName
 from launcher.kube.access import ClusterAccess
 from trainer.shared import durations, variables
+from trainer.shared.documents import JSON_OPTION
 
 _PLACE = Group.create_ordered("Where")
 
@@ -109,7 +110,7 @@ ANYWHERE = Where()
 """No choice by the user."""
 LatestName = Annotated[str | None, Parameter(help="The job. [default: the latest]", show_default=False)]
 JobName = Annotated[str, Parameter(help="The job.")]
-JsonFlag = Annotated[bool, flag("Print JSON (apiVersion pnas/v1).", name="--json")]
+JsonFlag = Annotated[bool, flag("Print JSON, errors too (docs/json.md).", name=JSON_OPTION)]
 Profile = Annotated[
     str | None, Parameter(help="Settings from a YAML file, or seed, recommended or digits.", group="Job")
 ]

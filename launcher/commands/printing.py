@@ -4,12 +4,13 @@ import json
 import sys
 from typing import Any
 
+from trainer.shared.documents import json_text
 from trainer.shared.text import visible
 
 
-def print_json(document: dict[str, Any]) -> None:
-    """Print a document for programs."""
-    print(json.dumps(document, indent=2))
+def print_json(document: dict[str, Any], *, of_several: bool = False) -> None:
+    """Print a document for programs; one of several in one line."""
+    print(json.dumps(document) if of_several else json_text(document), flush=True)
 
 
 def note(text: str) -> None:

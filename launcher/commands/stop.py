@@ -111,7 +111,7 @@ def _cancel_release(release: str, where: Where, *, json_: bool) -> None:
     else:
         print("".join(f"{_outcome(state)}\n" for state in states), end="")
     if errors:
-        raise errors[0]
+        raise errors[0].after_document(json_)
 
 
 def _outcome(state: JobState) -> str:

@@ -12,15 +12,17 @@ from launcher import PROGRAM
 from launcher.commands.common import follow_to_its_end
 from launcher.commands.parameters import Profile, flag
 from launcher.commands.prepare import resolve_job, where_to_find
-from launcher.commands.printing import note
+from launcher.commands.printing import note, print_json
 from launcher.commands.settings import takes_settings
 from launcher.errors import DetachedError, EndedError, LauncherError, RequestError
-from launcher.jobs import KIND_NAMES, find_state
+from launcher.jobs import KIND_NAMES, JobRef, Submitted, find_state
 from launcher.output import report
 from launcher.output.files import check_folder
 from launcher.output.follow import LogView
+from launcher.settings.layers import Settings
 from launcher.settings.spec import JobSpec
 from launcher.submitters import Submitter
+from trainer.shared.config.layers import DEFAULT_ORIGIN
 
 
 @takes_settings()
@@ -42,6 +44,9 @@ def submit(
             help="Folder that gets one log file per device while it is followed.", group="Job", show_default=False
         ),
     ] = None,
+    json_: Annotated[
+        bool, flag("Print JSON lines: the submission, the log, and the job at its end.", name="--json", group="Job")
+    ] = False,
     **options: Any,
 ) -> None:
     """Start a training job and follow it to its end.
@@ -63,7 +68,7 @@ def submit(
     try:
         if dry_run is not None:
             with _explained(settings.origins, reason):
-                _check(submitter, spec, reason, ask_server=dry_run == "server")
+                _check(submitter, spec, reason, ask_server=dry_run == "server", json_=json_)
             return
         check_folder(save)
         with _explained(settings.origins, reason):
@@ -71,16 +76,17 @@ def submit(
         for text in filter(None, (reason, "; ".join(submission.notes))):
             note(text)
         if not submission.existed:
-            note(report.job_header(spec, attempt=submission.attempt, where=where))
-        if detach:
-            print(spec.name)
-        else:
-            follow_to_its_end(submitter.jobs, submission.ref, LogView(save=save), where=where)
+            note(report.job_header(spec, attempt=submission.attempt, where=where, known=_is_known(settings)))
+        _say_submitted(spec, submission, json_=json_, alone=detach)
+        if not detach:
+            view = LogView(form="json" if json_ else "text", save=save)
+            follow_to_its_end(submitter.jobs, submission.ref, view, where=where)
     except EndedError as error:
         if not once:
             raise
         note(str(error))
-        print(spec.name)
+        done = Submitted(JobRef(spec.backend, spec.name), [str(error)], existed=True)
+        _say_submitted(spec, done, json_=json_, alone=True)
     except KeyboardInterrupt:
         if (hint := _interrupted_hint(submitter, spec, where)) is None:
             raise
@@ -115,10 +121,26 @@ def _interrupted_hint(submitter: Submitter, spec: JobSpec, where: str) -> str | 
     return None if state is None or state.phase.ended else report.reattach_hint(spec.name, where)
 
 
-def _check(submitter: Submitter, spec: JobSpec, reason: str, *, ask_server: bool) -> None:
+def _is_known(settings: Settings) -> bool:
+    """Return whether it is known here what the run is: the run to continue may be readable in its place only."""
+    return settings.train.resume is None or settings.origins["model"] != DEFAULT_ORIGIN
+
+
+def _say_submitted(spec: JobSpec, submission: Submitted, *, json_: bool, alone: bool) -> None:
+    """Print the submission; as a text only the name, if it stands alone."""
+    if json_:
+        print_json(report.submission_document(submission, spec), of_several=True)
+    elif alone:
+        print(spec.name)
+
+
+def _check(submitter: Submitter, spec: JobSpec, reason: str, *, ask_server: bool, json_: bool) -> None:
     if reason:
         note(reason)
     verdict, warnings = submitter.check(spec, ask_server=ask_server)
     for warning in warnings:
         note(f"warning: {warning}")
-    print(f"job {spec.name}: {verdict}; nothing was started")
+    if json_:
+        print_json(report.check_document(spec, verdict, warnings), of_several=True)
+    else:
+        print(f"job {spec.name}: {verdict}; nothing was started")

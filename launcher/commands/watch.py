@@ -98,7 +98,7 @@ def wait(
         print_json(report.job_document(state, jobs.progress(ref)))
     else:
         print(f"{ref.name} {state.phase.value}")
-    raise_outcome(state)
+    raise_outcome(state, printed=json_)
 
 
 def list_(*, json_: JsonFlag = False, where: Where = ANYWHERE) -> None:
@@ -106,7 +106,7 @@ def list_(*, json_: JsonFlag = False, where: Where = ANYWHERE) -> None:
     listing = list_jobs(where.backend_name, where.access)
     jobs = [(state, progress) for _, state, progress in listing.jobs]
     if json_:
-        print_json(report.list_document(jobs))
+        print_json(report.list_document(jobs, problem=None if listing.problem is None else str(listing.problem)))
     elif jobs:
         print(report.list_text(jobs, now=time.time()))
     else:

@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from launcher import API_VERSION
 from launcher.errors import LauncherError, NotFoundError
+from trainer.shared.documents import API_VERSION
 from trainer.shared.errors import UsageError
 from trainer.shared.files import replacing
 

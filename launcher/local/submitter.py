@@ -207,7 +207,11 @@ def _begun_with(run: Path) -> Layer:
     except (OSError, ValueError):
         values = None
     items = values.items() if isinstance(values, dict) else ()
-    return checkpoint_layer(str(path), {name: value for name, value in items if name in TrainConfig.model_fields})
+    settings = {name: value for name, value in items if name in TrainConfig.model_fields}
+    begun = checkpoint_layer(str(path), settings)
+    # The trainer keeps these too, if this machine has them.
+    kept = {name: settings[name] for name in ("device", "npus") if name in settings}
+    return Layer(begun.origin, {**begun.values, **kept})
 
 
 def _check_ended(state: JobState) -> None:

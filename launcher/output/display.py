@@ -11,10 +11,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO, Literal, Protocol, TextIO
 
-from launcher import API_VERSION
 from launcher.jobs import LogLoss
 from launcher.output.lines import LogGap, LogLine
 from launcher.output.progress import JobProgress
+from trainer.shared.documents import API_VERSION
 from trainer.shared.text import visible, visible_bytes
 
 Format = Literal["text", "raw", "json"]
@@ -87,8 +87,8 @@ def _object(piece: LogLine | LogGap | LogLoss) -> bytes:
     if isinstance(piece, LogLine):
         writer = piece.writer
         tag = {"rank": writer.rank, "device": writer.device, "node": writer.node, "number": piece.number}
-        time = {"time": piece.timestamp} if piece.timestamp else {}
-        values = {"kind": "LogLine", **time, **tag, "line": piece.text.decode("utf-8", "replace")}
+        text = piece.text.decode("utf-8", "replace")
+        values = {"kind": "LogLine", "time": piece.timestamp or None, **tag, "line": text}
     elif isinstance(piece, LogGap):
         values = {"kind": "LogGap", "source": piece.source, "first": piece.first, "last": piece.last}
     else:

@@ -1,32 +1,38 @@
-"""Texts and JSON documents about jobs and settings. Pure: values in, text out; the commands print it.
+"""Texts and JSON documents about jobs. Pure: values in, text out; the commands print it.
 
-The JSON documents are an interface: `apiVersion` changes when a field changes its meaning or is removed. `where` is the
-options that find a job again, for the commands that a text names.
+`where` is the options that find a job again, for the commands that a text names.
 """
 
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import API_VERSION, PROGRAM
-from launcher.jobs import JobEvent, JobRef, JobState, PreflightFinding, describe_network
+from launcher import PROGRAM
+from launcher.jobs import JobEvent, JobRef, JobState, PreflightFinding, Submitted, describe_network, known_spec
 from launcher.output.progress import JobProgress, ProgressLine, step_cells
+from trainer.shared.documents import document
 from trainer.shared.durations import format_duration
 from trainer.shared.text import visible
 
 if TYPE_CHECKING:
     from launcher.output.follow import LogFollow
-    from launcher.settings.layers import Settings
     from launcher.settings.spec import JobSpec
 
 _SHOWN_LOSSES = 8
+# A line of the trainer leaves out what it does not know.
+_STEP = ("epoch", "epochs", "step", "steps", "loss", "lr", "fps", "top1", "skipped")
+_EVALUATION = ("epoch", "epochs", "loss", "top1", "top5", "images")
+_RESULT = ("mode", "loss", "top1", "top5", "images", "fps", "train_s", "wall_s", "memory_mib", "output")
 
 
-def job_header(spec: "JobSpec", *, attempt: int, where: str) -> str:
-    """Return what was started, and how to come back to it."""
+def job_header(spec: "JobSpec", *, attempt: int, where: str, known: bool) -> str:
+    """Return what was started, and how to come back to it.
+
+    Args:
+        known: whether the settings of the run are known here, and not only where it began.
+    """
     train = spec.train
     checkpoint = "its newest valid checkpoint, if it has one" if train.resume == "auto" else str(train.resume)
     rows = {
@@ -37,8 +43,7 @@ def job_header(spec: "JobSpec", *, attempt: int, where: str) -> str:
         "output": str(spec.output),
         "come back": follow_command(spec.name, where),
     }
-    if spec.continues and attempt == 1:
-        # The run began elsewhere: its checkpoint has the settings.
+    if not known:
         del rows["runs"], rows["data"]
     return _rows(rows)
 
@@ -136,68 +141,78 @@ def list_text(jobs: Sequence[tuple[JobState, JobProgress]], *, now: float) -> st
                 "-" if top1 is None else f"{top1:.4g} %",
             )
         )
-    return _columns(rows)
-
-
-def settings_text(settings: "Settings") -> str:
-    """Return every setting with its value and the layer that gave it."""
-    rows = [("SETTING", "VALUE", "FROM")]
-    rows += [(name, _word(value), origin) for name, value, origin in settings.items()]
-    return _columns(rows)
-
-
-def settings_document(settings: "Settings") -> dict[str, Any]:
-    """Return `settings_text` as a document of kind `Config`."""
-    values = {
-        name: {"value": str(value) if isinstance(value, Path) else value, "origin": origin}
-        for name, value, origin in settings.items()
-    }
-    return _document("Config", settings=values)
+    return columns(rows)
 
 
 def job_document(state: JobState, progress: JobProgress) -> dict[str, Any]:
     """Return one job as a document of kind `Job`. Times are ISO 8601 in UTC."""
     local = {"command": list(state.command), "console": state.console} if state.console else {}
-    return _document(
-        "Job",
-        name=state.ref.name,
-        backend=state.ref.backend,
-        spec=dict(state.spec),
-        output=None if state.output is None else str(state.output),
-        status={
-            "attempt": state.attempt,
-            "restarts": state.restarts,
-            "phase": state.phase.value,
-            "reason": state.reason or None,
-            "exitCode": int(state.phase.exit_code) if state.phase.ended else None,
-            "created": _iso(state.created),
-            "started": _iso(state.started),
-            "ended": _iso(state.ended),
-            "step": _fields(progress.latest_step),
-            "evaluation": _fields(progress.evaluation),
-            "result": _fields(progress.result),
-        },
-        details={**local, **state.details},
+    return document("Job", **_head(state), spec=known_spec(state.spec), **_body(state, progress)) | {
+        "details": {**local, **state.details}
+    }
+
+
+def list_document(jobs: Sequence[tuple[JobState, JobProgress]], problem: str | None = None) -> dict[str, Any]:
+    """Return all jobs, in short, as a document of kind `JobList`.
+
+    Args:
+        problem: why other jobs are missing; None if none is.
+    """
+    names = ("mode", "model", "npus", "nodes")
+    items = [
+        {**_head(state), **{name: state.setting(name) for name in names}, **_body(state, progress)}
+        for state, progress in jobs
+    ]
+    return document("JobList", items=items, problem=problem)
+
+
+def _head(state: JobState) -> dict[str, Any]:
+    return {"name": state.ref.name, "backend": state.ref.backend}
+
+
+def _body(state: JobState, progress: JobProgress) -> dict[str, Any]:
+    status = {
+        "attempt": state.attempt,
+        "restarts": state.restarts,
+        "phase": state.phase.value,
+        "reason": state.reason or None,
+        "exitCode": int(state.phase.exit_code) if state.phase.ended else None,
+        "created": _iso(state.created),
+        "started": _iso(state.started),
+        "ended": _iso(state.ended),
+        "step": _fields(progress.latest_step, _STEP),
+        "evaluation": _fields(progress.evaluation, _EVALUATION),
+        "result": _fields(progress.result, _RESULT),
+    }
+    return {"output": None if state.output is None else str(state.output), "status": status}
+
+
+def submission_document(submission: Submitted, spec: "JobSpec") -> dict[str, Any]:
+    """Return that a job was started, or found running, as a document of kind `Submission`."""
+    return document(
+        "Submission",
+        name=spec.name,
+        backend=spec.backend,
+        attempt=submission.attempt,
+        existed=submission.existed,
+        output=str(spec.output),
+        notes=list(submission.notes),
     )
 
 
-def list_document(jobs: Sequence[tuple[JobState, JobProgress]]) -> dict[str, Any]:
-    """Return all jobs as a document of kind `JobList`."""
-    return _document("JobList", items=[job_document(state, progress) for state, progress in jobs])
+def check_document(spec: "JobSpec", verdict: str, warnings: Iterable[str]) -> dict[str, Any]:
+    """Return the verdict of `--dry-run` as a document of kind `SubmitCheck`."""
+    return document("SubmitCheck", name=spec.name, backend=spec.backend, verdict=verdict, warnings=list(warnings))
 
 
 def findings_document(findings: Sequence[PreflightFinding]) -> dict[str, Any]:
     """Return the findings of `doctor` as a document of kind `FindingList`."""
-    return _document("FindingList", items=[finding._asdict() for finding in findings])
+    return document("FindingList", items=[finding._asdict() for finding in findings])
 
 
 def deleted_document(ref: JobRef, files: str) -> dict[str, Any]:
     """Return that a job was deleted, as a document of kind `JobDeleted`."""
-    return _document("JobDeleted", name=ref.name, backend=ref.backend, files=files or None)
-
-
-def _document(kind: str, **fields: Any) -> dict[str, Any]:
-    return {"apiVersion": API_VERSION, "kind": kind, **fields}
+    return document("JobDeleted", name=ref.name, backend=ref.backend, files=files or None)
 
 
 def _rows(rows: Mapping[str, str]) -> str:
@@ -206,7 +221,8 @@ def _rows(rows: Mapping[str, str]) -> str:
     return "\n".join(f"{name:<{width}}  {visible(text)}" for name, text in rows.items() if text)
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> str:
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return the rows with aligned columns."""
     cells = [list(map(visible, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
@@ -269,19 +285,14 @@ def _number(line: ProgressLine | None, key: str) -> float | None:
     return None if line is None else line.number(key)
 
 
-def _fields(line: ProgressLine | None) -> dict[str, Any] | None:
-    """Return the line's fields; a number that JSON does not have (a loss of nan) becomes text."""
+def _fields(line: ProgressLine | None, names: Sequence[str]) -> dict[str, Any] | None:
+    """Return the line's fields, all of `names` too; a number that JSON does not have (a loss of nan) becomes text."""
     if line is None:
         return None
-    return {
+    return dict.fromkeys(names) | {
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in line.fields.items()
     }
-
-
-def _word(value: Any) -> str:
-    """Return a value as one writes it in a profile or an option."""
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _clock(seconds: float) -> str:

@@ -15,7 +15,7 @@ from launcher.settings.hardware import PRESETS
 from launcher.settings.options import JobOptions
 from trainer.shared import variables
 from trainer.shared.config import Layer, TrainConfig, resolve_train_config
-from trainer.shared.config.layers import environment_layer, profile_layer, resolve
+from trainer.shared.config.layers import DEFAULT_ORIGIN, environment_layer, profile_layer, resolve
 from trainer.shared.config.train import is_absent, mode_of
 
 NO_LAYER = Layer("earlier attempt", {})
@@ -60,6 +60,11 @@ class Settings:
     given: tuple[str, ...]
     overlay: Mapping[str, Any] = field(default_factory=dict)
     without_defaults: "Settings | None" = None
+
+    def is_set(self, name: str) -> bool:
+        """Return whether the user, an administrator or an earlier attempt set it, at least in part."""
+        origin = self.origins[name]
+        return origin != DEFAULT_ORIGIN and (not origin.startswith(("mode ", "hardware ")) or ", " in origin)
 
     def items(self) -> list[tuple[str, Any, str]]:
         """Return (name, value, origin) of every setting, the launcher's first."""
@@ -131,7 +136,7 @@ def _with_preset(options: JobOptions, hardware: str, origins: Mapping[str, str])
     """Take unset options from the preset. Node labels of the user add to the preset's."""
     preset, origin = PRESETS[hardware], f"hardware {hardware}"
     update, origins = dict[str, Any](), dict(origins)
-    if origins["resource"] == "default":
+    if origins["resource"] == DEFAULT_ORIGIN:
         update["resource"], origins["resource"] = preset.resource, origin
     user_keys = {text.partition("=")[0] for text in options.node_selector}
     if labels := [f"{key}={value}" for key, value in preset.node_labels.items() if key not in user_keys]:

@@ -1,6 +1,5 @@
 """`python -m trainer data ...` on real files: the files that it writes, the faults that it finds, its messages."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from tests.documents import one_document
 from trainer.commands.data import data_app
 from trainer.data.index import load_datasets
 from trainer.shared.errors import TrainerError, UsageError
@@ -131,8 +131,7 @@ def test_verify_reports_the_same_as_json(
 ) -> None:
     with pytest.raises(TrainerError):
         data("verify", broken_tree(tmp_path, photo), "--json")
-    report = json.loads(capsys.readouterr().out)
-    assert report["schema"] == "pnas.data.verify/1"
+    report = one_document(capsys.readouterr().out, "DataVerification")
     assert report["checked"] == 9
     assert [Path(entry["path"]).name for entry in report["broken"]] == [
         "empty.jpg",

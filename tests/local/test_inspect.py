@@ -1,6 +1,5 @@
 """`python -m trainer inspect` on real checkpoints and weight files, whole and damaged."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.documents import one_document
 from trainer.checkpoint.manifest import Blob
 from trainer.checkpoint.writing import write_checkpoint
 from trainer.commands.inspect import inspect_app
@@ -179,8 +179,7 @@ def test_json_holds_every_tensor_and_the_whole_content(run: Path, capsys: pytest
     damage(run / "checkpoints/step-000001025/state.safetensors")
     with pytest.raises(TrainerError):
         inspect(run, "--json")
-    document: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert document["schema"] == "pnas.inspect/1"
+    document = one_document(capsys.readouterr().out, "Inspection")
     assert [(Path(entry["path"]).name, entry["valid"]) for entry in document["checkpoints"]] == [
         ("step-000001025", False),
         ("step-000001000", True),
@@ -216,7 +215,7 @@ def test_weights_of_other_programs_show_their_source(
     state = PNASNet5(TINY, 3, aux).state_dict()
     torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "w.pth.tar")
     inspect(tmp_path / "w.pth.tar", "--json")
-    shown: dict[str, Any] = json.loads(capsys.readouterr().out)["shown"]
+    shown = one_document(capsys.readouterr().out, "Inspection")["shown"]
     content = shown["content"]
     assert (content["source"], content["told_by"], content["padding"]) == expected
     assert shown["tensors"]["last_linear.weight"] == {"dtype": "F32", "shape": [3, 320], "bytes": 3840, "valid": None}

@@ -3,9 +3,7 @@
 They print; the modules that they call only return results and raise errors.
 """
 
-import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -17,10 +15,9 @@ from trainer.data import prepare as prepare_module
 from trainer.data import prepare_training
 from trainer.data.tree import describe_left_out, read_tree
 from trainer.shared.container import usable_processors
+from trainer.shared.documents import document, json_text, to_json
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.text import visible
-
-VERIFY_SCHEMA = "pnas.data.verify/1"
 
 data_app = App(name="data", help="Make and check data sets in the ImageNet folder layout.")
 
@@ -104,7 +101,7 @@ def verify_data(
 
     report = verify_module.verify_images(trees, workers=workers or usable_processors())
     if as_json:
-        print(json.dumps({"schema": VERIFY_SCHEMA, "path": str(path), **asdict(report)}, indent=2))
+        print(json_text(document("DataVerification", path=str(path), **to_json(report))))
     else:
         for finding in report.broken:
             print(visible(f"{finding.path}: {finding.reason}"))
@@ -116,7 +113,7 @@ def verify_data(
     if report.broken:
         raise TrainerError(
             f"{path}: {len(report.broken):,} of {report.checked:,} images cannot be trained on; replace or delete them"
-        )
+        ).after_document(as_json)
 
 
 @data_app.command(name="digits")

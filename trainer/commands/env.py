@@ -1,11 +1,10 @@
 """`python -m trainer env`: print the facts about this machine, and what does not fit together for a run."""
 
-import json
 import os
 import resource
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from cyclopts import App
 
@@ -14,9 +13,8 @@ from trainer.devices.runtime_env import hccl_timeouts
 from trainer.environment.facts import Facts, read_facts
 from trainer.environment.findings import findings
 from trainer.shared.config import TrainConfig
+from trainer.shared.documents import document, json_text, to_json
 from trainer.shared.errors import UsageError
-
-ENVIRONMENT_SCHEMA = "pnas.environment/1"
 
 env_app = App(name="env", help="Report this machine's NPUs, versions, settings and limits, and what does not fit.")
 
@@ -31,8 +29,7 @@ def env(*, as_json: AsJson = False) -> int:
     facts = read_facts(os.environ)
     results = findings(worker_environment(facts, TrainConfig().stall_timeout_s))
     if as_json:
-        document = {"schema": ENVIRONMENT_SCHEMA, **asdict(facts), "findings": [asdict(finding) for finding in results]}
-        print(json.dumps(document, indent=2))
+        print(json_text(document("Environment", **to_json(facts), findings=to_json(results))))
     else:
         judged = [f"{finding.level}: {finding.text}" for finding in results] or ["everything fits together"]
         print("\n".join([*_lines(facts), "", *judged]))

@@ -7,7 +7,6 @@ of other programs need torch: their tensors tell whose they are.
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,9 +14,9 @@ from cyclopts import App, Parameter
 
 from trainer.checkpoint.reading import Inspection, TensorInfo, find_checkpoints, inspect_path
 from trainer.commands import AsJson
+from trainer.shared.documents import document, json_text, to_json
 from trainer.shared.errors import TrainerError
 
-INSPECT_SCHEMA = "pnas.inspect/1"
 _ROWS_PER_GROUP = 3
 # The names of a thousand classes would fill a screen.
 _LONGEST_VALUE = 160
@@ -46,7 +45,7 @@ def inspect(
     inspections = [_with_source(inspect_path(place)) for place in find_checkpoints(path)]
     shown = next((inspection for inspection in inspections if inspection.refused is None), inspections[0])
     if as_json:
-        print(json.dumps(_document(path, inspections, shown), indent=2))
+        print(json_text(_document(path, inspections, shown)))
     else:
         if len(inspections) > 1:
             print("\n".join(_line(inspection) for inspection in inspections) + "\n")
@@ -57,7 +56,7 @@ def inspect(
         action = "copy it again, or take another" if shown.refused else "--resume takes the newest valid one"
         # The reason to refuse another program's weights has its own next step.
         advice = "" if ";" in (refused[0].refused or "") else f"; {action}"
-        raise TrainerError(f"{refused[0].path}: {refused[0].refused}{others}{advice}")
+        raise TrainerError(f"{refused[0].path}: {refused[0].refused}{others}{advice}").after_document(as_json)
 
 
 def _with_source(inspection: Inspection) -> Inspection:
@@ -74,21 +73,12 @@ def _with_source(inspection: Inspection) -> Inspection:
 
 
 def _document(path: Path, inspections: Sequence[Inspection], shown: Inspection) -> dict[str, Any]:
-    return {
-        "schema": INSPECT_SCHEMA,
-        "path": str(path),
-        "checkpoints": [
-            {"path": str(inspection.path), "valid": not inspection.refused, "refused": inspection.refused}
-            for inspection in inspections
-        ],
-        "shown": {
-            "path": str(shown.path),
-            "saved": shown.saved,
-            "bytes": shown.bytes,
-            "content": shown.content,
-            "tensors": {name: asdict(tensor) for name, tensor in shown.tensors.items()},
-        },
-    }
+    checkpoints = [
+        {"path": str(inspection.path), "valid": not inspection.refused, "refused": inspection.refused}
+        for inspection in inspections
+    ]
+    content = {name: to_json(getattr(shown, name)) for name in ("path", "saved", "bytes", "content", "tensors")}
+    return document("Inspection", path=str(path), checkpoints=checkpoints, shown=content)
 
 
 def _line(inspection: Inspection) -> str:

@@ -5,13 +5,11 @@ nor a device's code, and works in a pod, on a node and on a laptop.
 """
 
 import ipaddress
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
@@ -20,9 +18,9 @@ from trainer.commands import AsJson
 from trainer.ranktable.fields import quote_if_needed
 from trainer.ranktable.identity import POD_UID, Identity, find_me
 from trainer.ranktable.table import NotReadyError, RankTable, Server, parse
+from trainer.shared.documents import document, json_text, to_json
 from trainer.shared.errors import TrainerError, UsageError
 
-RANK_TABLE_SCHEMA = "pnas.ranktable/1"
 _ANNOTATION = "ascend.kubectl.kubernetes.io/ascend-910-configuration"
 # MindCluster's FAQ: the annotation tells which of three programs is the cause.
 _NOT_COMPLETED = (
@@ -40,6 +38,7 @@ def check_rank_table(
     /,
     *,
     devices: Annotated[int | None, Parameter(validator=Number(gte=1), show_default=False)] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say whether a job could start from a rank table; exit code 1 if not, 2 if there is no such file.
 
@@ -53,7 +52,10 @@ def check_rank_table(
         Number of devices of the whole job.
     """
     table, own_server = _read(path, devices)
-    print(f"{path}: valid; {_summary(table)}" + (f"; this pod has {_ranks(own_server)}" if own_server else ""))
+    if as_json:
+        print(json_text(_document(path, table, own_server)))
+    else:
+        print(f"{path}: valid; {_summary(table)}" + (f"; this pod has {_ranks(own_server)}" if own_server else ""))
 
 
 @ranktable_app.command(name="show")
@@ -69,8 +71,7 @@ def show_rank_table(path: Path, /, *, as_json: AsJson = False) -> None:
     """
     table, own_server = _read(path)
     if as_json:
-        document = {"schema": RANK_TABLE_SCHEMA, "path": str(path), "worldSize": table.world_size, **asdict(table)}
-        print(json.dumps({**document, "remarks": list(_remarks(table))}, indent=2))
+        print(json_text(_document(path, table, own_server)))
     else:
         print("\n".join(_lines(table, own_server)))
 
@@ -91,6 +92,18 @@ def _read(path: Path, devices: int | None = None) -> tuple[RankTable, Server | N
         raise TrainerError(f"{path}: {error}; {_NOT_COMPLETED}") from error
     except UsageError as error:
         raise TrainerError(f"{path}: {error}") from error
+
+
+def _document(path: Path, table: RankTable, own_server: Server | None) -> dict[str, Any]:
+    own_ranks = None if own_server is None else [device.rank for device in own_server.devices]
+    return document(
+        "RankTable",
+        path=str(path),
+        worldSize=table.world_size,
+        **to_json(table),
+        ownRanks=own_ranks,
+        remarks=list(_remarks(table)),
+    )
 
 
 def _summary(table: RankTable) -> str:

@@ -24,6 +24,13 @@ class TrainerError(Exception):
     """Training cannot continue. `str(error)` is one line: what is wrong, where, and the next step."""
 
     exit_code: ClassVar[int] = 1
+    documented: bool = False
+    """Whether a JSON document on standard output says the same already."""
+
+    def after_document(self, printed: bool) -> "TrainerError":
+        """Return the error, raised after a command has printed a JSON document with the same facts, or has not."""
+        self.documented = printed
+        return self
 
 
 class UsageError(TrainerError):

@@ -54,9 +54,13 @@ def _is_open(descriptor: int) -> bool:
     return True
 
 
-def say_error(text: str) -> None:
-    """Print a line on standard error; an error without a reader must not replace the program's exit code."""
-    _write(sys.stdout, "")  # what was printed before comes first
+def say_error(text: str, document: str = "") -> None:
+    """Print a line on standard error; an error without a reader must not replace the program's exit code.
+
+    Args:
+        document: The error for programs, for standard output; empty if they did not ask.
+    """
+    _write(sys.stdout, document and f"{document}\n")  # what was printed before comes first
     _write(sys.stderr, f"{text}\n")
 
 

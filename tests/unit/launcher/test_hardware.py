@@ -14,7 +14,7 @@ from launcher.cluster.defaults import parse_defaults
 from launcher.errors import RequestError
 from launcher.exits import run_command
 from launcher.manifests.render import KubernetesObject
-from launcher.output.report import settings_text
+from launcher.output.config_report import settings_text
 from launcher.settings.hardware import DEVICE_COUNTS, PRESETS, HardwareName, without_preset
 from launcher.settings.layers import Earlier, resolve_settings
 from tests.unit.launcher.test_render import BACKENDS, container, rendered_objects, spec, template

@@ -126,7 +126,7 @@ def test_a_job_claims_no_setting_that_its_weights_decide(options: dict[str, Any]
     job = spec(npus=1, mode="finetune", weights="/data/w.safetensors", **options)
     runs = rendered_objects(job)[-1]["metadata"]["annotations"]["pnas/runs"]
     assert runs == f"finetune, {network}, 1 huawei.com/Ascend910"
-    assert f"runs       finetune, {network}, 1 device" in job_header(job, attempt=1, where="")
+    assert f"runs       finetune, {network}, 1 device" in job_header(job, attempt=1, known=True, where="")
 
 
 def test_kubectl_describe_shows_the_jobs_purpose_and_how_to_follow_it() -> None:

@@ -19,7 +19,7 @@ from launcher.local import records
 from launcher.local.jobs import LocalJobs
 from launcher.local.submitter import LocalSubmitter
 from launcher.manifests.pod_spec import make_pod_spec
-from launcher.output.report import settings_document, settings_text
+from launcher.output.config_report import settings_document, settings_text
 from launcher.settings.layers import Settings, resolve_settings
 from launcher.settings.options import JobOptions, is_job_name
 from launcher.settings.spec import JobSpec, free_name, trainer_options
@@ -73,7 +73,7 @@ def test_config_show_has_every_setting_as_text_and_as_json() -> None:
     assert lines["nesterov"] == ["false", "default"]
     document = settings_document(settings)
     assert document["apiVersion"] == "pnas/v1"
-    assert document["settings"]["data_path"] == {"value": "/data", "origin": "default"}
+    assert document["settings"]["data_path"] == {"value": "/data", "origin": "default", "set": False}
     assert set(document["settings"]) == (set(TrainConfig.model_fields) | set(JobOptions.model_fields)) - {"run_name"}
 
 

@@ -1,7 +1,6 @@
 """`python -m trainer env` reads the machine's facts and gives each problem one line, with what to do."""
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.documents import one_document
 from trainer.cli import main
 from trainer.commands.env import environment_summary, worker_environment
 from trainer.environment.facts import Facts, read_facts
@@ -413,9 +413,8 @@ def test_the_document_holds_facts_and_findings(
 ) -> None:
     monkeypatch.setattr("trainer.commands.env.read_facts", lambda _: dataclasses.replace(RIGHT, npu_smi=A2))
     assert main(["env", "--json"]) == 1
-    document = json.loads(capsys.readouterr().out)
-    assert document["schema"] == "pnas.environment/1"
-    assert document["npu_smi"]["chips"][1]["health"] == "Warning"
+    document = one_document(capsys.readouterr().out, "Environment")
+    assert document["npuSmi"]["chips"][1]["health"] == "Warning"
     assert [finding["level"] for finding in document["findings"]] == ["problem", "note"]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.documents import one_document
 from tests.unit.ranktable.test_ranktable import rank_list, server_list, super_pods
 from tests.unit.ranktable.test_ranktable_recorded import EXPECTED, INIT, recorded
 from trainer.cli import main
@@ -89,10 +90,33 @@ def test_show_remarks_on_unusual_but_valid_entries(tmp_path: Path, capsys: pytes
 def test_the_document_names_version_servers_and_devices(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], table: object
 ) -> None:
-    assert main(["ranktable", "show", written(tmp_path, table), "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert (document["schema"], document["worldSize"]) == ("pnas.ranktable/1", 16)
-    assert [device["rank"] for server in document["servers"] for device in server["devices"]] == list(range(16))
+    for command in ("show", "check"):
+        assert main(["ranktable", command, written(tmp_path, table), "--json"]) == 0
+        document = one_document(capsys.readouterr().out, "RankTable")
+        assert (document["worldSize"], document["ownRanks"]) == (16, None)
+        assert [device["rank"] for server in document["servers"] for device in server["devices"]] == list(range(16))
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "reason"),
+    [
+        (["ranktable", "check", "TABLE", "--devices", "4"], 1, "Trainer"),
+        (["ranktable", "show", "/no/table"], 2, "Usage"),
+        (["ranktable", "check"], 2, "Usage"),
+        (["ranktabel", "check"], 2, "Usage"),
+        (["inspect", "/no/run"], 2, "Usage"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_error_is_a_document_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, reason: str
+) -> None:
+    path = written(tmp_path, server_list(8, 8))
+    assert main([*(path if word == "TABLE" else word for word in words), "--json"]) == code
+    out, err = capsys.readouterr()
+    error = one_document(out, "Error")
+    assert (error["code"], error["reason"]) == (code, reason)
+    assert err.startswith(f"error: {error['message']}")
 
 
 def test_a_pod_is_found_in_the_table_or_reported_as_missing(

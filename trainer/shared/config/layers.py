@@ -20,6 +20,9 @@ from trainer.shared.strict_yaml import parse_texts
 
 Model = TypeVar("Model", bound=BaseModel)
 
+DEFAULT_ORIGIN = "default"
+"""The origin of a value that no layer sets."""
+
 
 class ConfigError(UsageError):
     """A setting is unknown, has a wrong type or contradicts another one."""
@@ -81,7 +84,19 @@ def profile_layer(name: str) -> Layer:
                 f"{place}: no such file or shipped profile; shipped are {', '.join(known)}{_did_you_mean(name, known)}"
             )
         text = (shipped / f"{name}.yaml").read_text(encoding="utf-8")
-    return Layer(f"profile {name}", by_field_name(parse_yaml(text, place=place), place=place))
+    return Layer(f"profile {name}", by_field_name(_settings_of(parse_yaml(text, place=place)), place=place))
+
+
+def _settings_of(document: Any) -> Any:
+    """Return the settings that were set of a document of kind Config, as `config show --json` prints it."""
+    match document:
+        case {"apiVersion": str(), "kind": "Config", "settings": dict(settings)}:
+            return {
+                name: entry.get("value")
+                for name, entry in settings.items()
+                if isinstance(entry, dict) and entry.get("set") == "true"
+            }
+    return document
 
 
 def by_field_name(values: Any, *, place: str) -> dict[str, Any]:
@@ -131,7 +146,7 @@ def resolve(model: type[Model], layers: Sequence[Layer], *, partial: bool = Fals
         ConfigError: One line that names the setting, the layer it came from and the rule it breaks.
     """
     values: dict[str, Any] = {}
-    origins = dict.fromkeys(model.model_fields, "default")
+    origins = dict.fromkeys(model.model_fields, DEFAULT_ORIGIN)
     for layer in reversed(layers):
         for field, value in layer.values.items():
             if field not in model.model_fields:
@@ -170,7 +185,7 @@ def _describe(field: str, problems: Sequence[Mapping[str, Any]], origins: Mappin
     # A setting of several types has a problem with each: `is not a number or 'dynamic'`.
     first, *others = (f"{rule[:1].lower()}{rule[1:]}" for rule in dict.fromkeys(rules))
     rule = " or ".join([first, *(other.removeprefix("input should be ") for other in others)])
-    return f"{flag_name(field)}{_shown(problems[0]['input'])}{_from(origins.get(field, 'default'))}: {rule}"
+    return f"{flag_name(field)}{_shown(problems[0]['input'])}{_from(origins.get(field, DEFAULT_ORIGIN))}: {rule}"
 
 
 def _shown(value: Any) -> str:

@@ -6,9 +6,9 @@ origins.
 
 import inspect
 from collections.abc import Callable, Sequence, Set
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Optional, TypeVar, get_args, get_origin
 
-from cyclopts import Group, Parameter, Token
+from cyclopts import Group, Parameter
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -55,8 +55,6 @@ def option_parameters(
                     show=None if shown is None else name in shown,
                     show_default=False,
                     negative="" if isinstance(field.default, tuple) else None,
-                    show_choices=not _nullable(field) or bool(_choices(field)),
-                    converter=None if _has_choices(field) else as_typed,
                 ),
             ],
         )
@@ -70,37 +68,25 @@ def given_options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def as_typed(_type: Any, tokens: Sequence[Token]) -> str:
-    """Return an option's text. The model reads it, as it reads the texts of the environment and of a profile."""
-    return tokens[0].value
-
-
 def _annotation(field: FieldInfo) -> Any:
-    """Return the option's type; `none` unsets a setting that can be absent, so that a flag can undo a profile."""
+    """Return the option's type for cyclopts: a switch, a list, one of a few words, or a text.
+
+    The model reads the text, as it reads the texts of the environment and of a profile. `none` unsets a setting that
+    can be absent, so that a flag can undo a profile.
+    """
+    if field.annotation is bool or isinstance(field.default, tuple):
+        return Optional[field.annotation]  # noqa: UP045  # a type expression built at run time
     if choices := _choices(field):
-        # One list with all words: about a wrong word in a union, cyclopts only says that it has neither type.
-        return Literal[(*choices, "none")] | None
-    word = Literal["none"] if _nullable(field) else None
-    return Union[field.annotation, word, None]  # noqa: UP007  # a type expression built at run time
-
-
-def _has_choices(field: FieldInfo) -> bool:
-    """Return whether cyclopts must read the option: a switch, one of a few words, or a list."""
-    return field.annotation is bool or isinstance(field.default, tuple) or bool(_choices(field)) or _is_word(field)
-
-
-def _is_word(field: FieldInfo) -> bool:
-    return get_origin(field.annotation) is Literal
-
-
-def _nullable(field: FieldInfo) -> bool:
-    return type(None) in get_args(field.annotation)
+        return Literal[choices] | None
+    return str | None
 
 
 def _choices(field: FieldInfo) -> tuple[str, ...]:
-    """Return the words of a setting that is one of a few words or absent."""
+    """Return the words of a setting that is one of a few words, or absent; empty for other settings."""
+    if get_origin(field.annotation) is Literal:
+        return get_args(field.annotation)
     [first, *others] = get_args(field.annotation) or (None,)
-    return get_args(first) if get_origin(first) is Literal and others == [type(None)] else ()
+    return (*get_args(first), "none") if get_origin(first) is Literal and others == [type(None)] else ()
 
 
 def _help(field: FieldInfo) -> str:

@@ -1,0 +1,136 @@
+"""With --json every command prints documents that have a schema, errors too, and ends with the same code."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.cli import app
+from launcher.exits import run_command
+from launcher.local import records
+from tests.documents import documents, one_document
+
+LINES = """\
+not a line of the trainer
+[rank 0 cpu:0 #1] step epoch=0 epochs=2 step=3 steps=9 loss=nan lr=0.1 fps=30.5
+[rank 0 cpu:0 #3] eval epoch=0 epochs=2 loss=0.5 top1=97.8 top5=100 images=360
+[rank 0 cpu:0 #4] result mode=full loss=0.5 top1=97.8 top5=100 images=360 train_s=0 wall_s=2.5 output=/out/done
+"""
+WEIGHTS = {"mode": "eval", "model": "pnasnet5large", "weights": "/w.safetensors", "image_size": 331}
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record two ended jobs on a machine without a kubeconfig."""
+    for name in [name for name in os.environ if name.startswith("PNAS_") or name == "KUBECONFIG"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    train = {"mode": "full", "model": "pnasnet5tiny", "npus": 2, "nodes": 1, "weights": None}
+    for created, (name, code, values) in enumerate((("bad", 1, WEIGHTS), ("done", 0, train))):
+        folder = tmp_path / "pnas" / "jobs" / name
+        folder.mkdir(parents=True)
+        job = {"name": name, "command": ["x"], "cwd": "/", "spec": {"train": values}, "output": str(tmp_path / name)}
+        record = {**job, "created": float(created), "host": socket.gethostname()}
+        records.write_record(folder / records.JOB, "LocalJob", record)
+        records.write_record(folder / records.EXIT, "Exit", {"returncode": code, "started": 1.0, "ended": 2.0})
+        (folder / records.CONSOLE).write_text(LINES if code == 0 else "error: out of memory\n")
+    for split in ("train", "val"):
+        (tmp_path / "data" / split / "zero").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+
+
+def launch(*words: str) -> int:
+    """Run a command; return its exit code."""
+    return run_command(lambda: app(words, exit_on_error=False, print_error=False), as_json="--json" in words)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "kinds"),
+    [
+        (["list"], 0, ["JobList"]),
+        (["status"], 0, ["Job"]),
+        (["status", "bad"], 0, ["Job"]),
+        (["wait", "done"], 0, ["Job"]),
+        (["wait", "bad"], 1, ["Job"]),
+        (["logs"], 0, ["LogLine", "LogLine", "LogGap", "LogLine", "LogLine"]),
+        (["logs", "done", "--follow", "--tail", "1"], 0, ["LogLine", "Job"]),
+        (["logs", "bad", "--follow"], 1, ["LogLine", "Job"]),
+        (["logs", "done", "--raw"], 2, ["Error"]),
+        (["cancel", "done"], 0, ["Job"]),
+        (["delete", "done"], 0, ["JobDeleted"]),
+        (["delete", "done", "--forced"], 2, ["Error"]),
+        (["config", "show", "--backend", "local"], 0, ["Config"]),
+        (["config", "show", "--lr", "fast"], 2, ["Error"]),
+        (["submit", "--backend", "local", "--data-path", "data", "--dry-run", "client"], 0, ["SubmitCheck"]),
+        (["submit", "--backend", "local", "--data-path", "nowhere"], 2, ["Error"]),
+        (["render", "--backend", "local"], 2, ["Error"]),
+        (["status", "nix"], 4, ["Error"]),
+        (["logs", "nix"], 4, ["Error"]),
+        (["statuss"], 2, ["Error"]),
+        (["list", "--backend", "batch"], 3, ["Error"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_each_command_prints_documents_of_its_kinds(
+    capsys: pytest.CaptureFixture[str], *, words: list[str], code: int, kinds: list[str]
+) -> None:
+    assert launch(*words, "--json") == code
+    out, err = capsys.readouterr()
+    printed = documents(out)
+    assert [document["kind"] for document in printed] == kinds
+    if kinds == ["Error"]:
+        assert printed[0]["code"] == code
+        assert f"error: {printed[0]['message']}" in err
+    assert err.count("error: ") == (code != 0)
+
+
+def test_a_list_has_what_the_table_has_and_not_the_whole_spec(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("list", "--json") == 0
+    out = capsys.readouterr().out
+    bad, done = one_document(out, "JobList")["items"]
+    assert (done["model"], done["npus"], done["status"]["phase"]) == ("pnasnet5tiny", 2, "Succeeded")
+    assert (done["status"]["step"]["loss"], done["status"]["result"]["fps"]) == ("nan", None)
+    assert (bad["mode"], bad["model"]) == ("eval", None), "the weights say which model it is"
+    assert len(out.splitlines()) < 2 * 65
+
+
+def test_settings_that_come_with_the_weights_are_not_said_to_be_the_defaults(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert launch("status", "bad", "--json") == 0
+    assert one_document(capsys.readouterr().out, "Job")["spec"]["train"] == {
+        "mode": "eval",
+        "weights": "/w.safetensors",
+    }
+    assert launch("status", "bad") == 0
+    assert "eval, the weights' model at their image size, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["--yaml", "--json"])
+def test_the_settings_that_are_shown_are_a_profile_that_gives_them_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setenv("PNAS_LR", "1e-3")
+    place = ("config", "show", "--backend", "volcano", "--kubeconfig", str(tmp_path / "none"))
+    options = ("--hardware", "atlas-800-9000", "--node-selector", "disk=fast", "--env", "A=b: c", "--no-decay-all")
+    more = ("--mode", "performance", "--name", "n1", "--steps", "none", "--profile", "recommended", "--queue", "1e3")
+    monkeypatch.setattr("launcher.commands.config.resolve_job", _offline)
+    assert launch(*place, *options, *more, form) == 0
+    (tmp_path / "shown.yaml").write_text(capsys.readouterr().out)
+    monkeypatch.delenv("PNAS_LR")
+    tables = []
+    for words in ((*options, *more, "--lr", "1e-3"), ("--profile", str(tmp_path / "shown.yaml"))):
+        assert launch(*place, *words, "--json") == 0
+        settings = one_document(capsys.readouterr().out, "Config")["settings"]
+        tables.append({name: (entry["value"], entry["set"]) for name, entry in settings.items()})
+    assert tables[0] == tables[1]
+
+
+def _offline(options: dict[str, Any], profile: str | None, _choose: Any) -> tuple[Any, ...]:
+    from launcher.settings.layers import resolve_settings
+    from trainer.shared.config.options import given_options
+
+    return resolve_settings(given_options(options), profile), None, ""
