@@ -8,6 +8,7 @@ from launcher.commands.printing import note, print_json
 from launcher.commands.settings import takes_settings
 from launcher.errors import PreflightError
 from launcher.output import report
+from trainer.shared.text import visible
 
 _SHOWN = frozenset(
     (
@@ -32,7 +33,7 @@ def doctor(*, profile: Profile = None, json_: JsonFlag = False, **options: Any) 
     for finding in submitter.examine(settings):
         findings.append(finding)
         if not json_:
-            print(f"{finding.state:<8} {finding.about:<18} {finding.text}", flush=True)
+            print(visible(f"{finding.state:<8} {finding.about:<18} {finding.text}"), flush=True)
     if json_:
         print_json(report.findings_document(findings))
     if faults := [finding.about for finding in findings if finding.state in ("missing", "later")]:

@@ -4,14 +4,14 @@ One loop for every backend and every display. How the job ended is never read of
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from launcher.errors import NotFoundError
-from launcher.jobs import Ended, JobRef, Jobs, JobState, LogBlock, LogItem, LogLoss, Notice
+from launcher.jobs import Ended, JobRef, Jobs, JobState, LogBlock, LogItem, LogLoss, Notice, Phase
 from launcher.kube.retry import poll
 from launcher.output.display import Display, Format, open_display
 from launcher.output.files import LogFiles
@@ -68,6 +68,9 @@ class LogFollow:
         for item in items:
             if isinstance(item, Ended):
                 self.outcome = item.state
+                for loss in self._unproven_end(item.state):
+                    self.losses.append(loss)
+                    display.show([loss])
             elif isinstance(item, Notice):
                 display.note(item.text)
             elif isinstance(item, LogLoss):
@@ -86,6 +89,14 @@ class LogFollow:
                     raise NotFoundError(absent)
         if tail:
             display.show(list(tail))
+
+    def _unproven_end(self, state: JobState) -> Iterator[LogLoss]:
+        """Yield a loss if a trainer has succeeded, and the lines do not say how many there are."""
+        # A job without a backend in its spec is not the trainer's, and only the trainer promises a last line.
+        if state.phase is Phase.SUCCEEDED and state.spec.get("backend") and self.view.since_s is None:
+            missing = int(state.setting("nodes") or 1) - len(self.demultiplexer.ended_nodes)
+            if missing > 0:
+                yield LogLoss("its last lines are not there", source=f"job {state.ref.name}")
 
     def absent_selection(self) -> str:
         """Return that none of the devices that delivered a line is selected, and which there are; empty otherwise."""

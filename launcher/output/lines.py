@@ -141,6 +141,8 @@ class Demultiplexer:
         self._from_start = from_start
         self._counts: dict[tuple[str, str], _Count] = {}
         self._devices: dict[str, Writer] = {}
+        self.ended_nodes: set[int] = set()
+        """The nodes whose supervisor has said how many lines there are."""
 
     def feed(self, block: bytes, stream: str = "", timestamps: Sequence[str] = ()) -> list[LogLine | LogGap]:
         """Return the new lines of `block`, which ends at a line's end, and a gap where numbers are missing.
@@ -170,6 +172,7 @@ class Demultiplexer:
             else:
                 pieces += self._account(line, number, stream)
             if writer.node is not None and (totals := _TOTALS.fullmatch(line.text)):
+                self.ended_nodes.add(writer.node)
                 pieces += self._close(totals[1].decode(), stream)
         return pieces
 

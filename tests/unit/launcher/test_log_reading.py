@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from launcher.errors import ExitCode, NotFoundError
-from launcher.jobs import JobRef, JobState, LogBlock, LogItem, LogLoss, Notice, Phase
+from launcher.jobs import Ended, JobRef, JobState, LogBlock, LogItem, LogLoss, Notice, Phase
 from launcher.output import report
 from launcher.output.display import PlainDisplay
 from launcher.output.follow import LogFollow, LogView, show_log
@@ -108,3 +108,26 @@ def test_missing_lines_are_counted_and_the_last_line_says_so(items: list[LogItem
     text = report.incomplete_warning(reading)
     assert warning in text
     assert text.startswith("warning: the log is not complete: ") == bool(warning)
+
+
+END = b'[node 0 #1] ended lines="0:1" outcome=succeeded\n'
+
+
+@pytest.mark.parametrize(
+    ("lines", "nodes", "phase", "complete"),
+    [
+        (END, 1, Phase.SUCCEEDED, True),
+        (b"", 1, Phase.SUCCEEDED, False),
+        (END, 2, Phase.SUCCEEDED, False),
+        (END + END.replace(b"node 0", b"node 1").replace(b"0:1", b"1:0"), 2, Phase.SUCCEEDED, True),
+        (b"", 1, Phase.FAILED, True),
+    ],
+)
+def test_a_success_without_its_last_lines_is_not_called_complete(
+    lines: bytes, nodes: int, phase: Phase, complete: bool
+) -> None:
+    state = JobState(REF, phase, spec={"backend": "batch", "train": {"npus": 1, "nodes": nodes}})
+    reading = LogFollow()
+    items: list[LogItem] = [LogBlock(b"[rank 0 cpu:0 #1] a\n" + lines), Ended(state)]
+    reading.run(items, PlainDisplay(io.BytesIO(), io.StringIO()))
+    assert (report.incomplete_warning(reading) == "") == complete
