@@ -13,7 +13,7 @@ from launcher import PROGRAM
 from launcher.cluster import saved_attempt
 from launcher.cluster.events import events_about, events_of_job, job_event
 from launcher.cluster.failures import container_failure, log_failure
-from launcher.cluster.pending import why_pending
+from launcher.cluster.pending import overdue_reason, why_pending
 from launcher.errors import ApiError, ConflictError, LauncherError, NotFoundError
 from launcher.jobs import JobEvent, JobRef, JobState, LogItem, Phase
 from launcher.kinds import Kind, kind_named
@@ -146,7 +146,9 @@ class ClusterJobs:
         """Return the state that the job object and its pods add up to."""
         phase, reason = self.kind.phase(job, pods)
         if phase is Phase.PENDING:
-            reason = self._why_pending(job, pods) or reason
+            reason = overdue_reason(pods, time.time()) or self._why_pending(job, pods) or reason
+        elif phase is Phase.RUNNING:
+            reason = overdue_reason(pods, time.time()) or reason
         elif phase is Phase.FAILED:
             reason = self._why_failed(pods, reason)
         return self._state(job, pods, phase, reason)

@@ -73,7 +73,7 @@ def submit(
         check_folder(save)
         with _explained(settings.origins, reason):
             submission = submitter.submit(spec)
-        for text in filter(None, (reason, "; ".join(submission.notes))):
+        for text in filter(None, (reason, *submission.notes)):
             note(text)
         if not submission.existed:
             note(report.job_header(spec, attempt=submission.attempt, where=where, known=_is_known(settings)))
