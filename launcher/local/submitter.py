@@ -94,8 +94,11 @@ class LocalSubmitter:
         """Return the spec: the time of day names the job, so each start is a new job, and all paths are absolute."""
         refuse_cluster_only(settings)
         train, output = settings.train, _absolute(settings.train.output)
+        # Weights bring their model along, and are not read here.
+        is_known = train.weights is None or "model" in settings.given
+        scale = f"{train.model.removeprefix('pnasnet5')}-" if is_known else ""
         name = settings.options.name or free_name(
-            f"pnas-{train.mode}-{train.model.removeprefix('pnasnet5')}-{now:%m%d-%H%M%S}",
+            f"pnas-{train.mode}-{scale}{now:%m%d-%H%M%S}",
             lambda name: find_state(self.jobs, name) is not None or (output / name).exists(),
         )
         fields = type(train).model_fields

@@ -115,14 +115,15 @@ def read_pickle(path: Path) -> object:
                     f"weights {path}: a TorchScript archive, which holds code; save the state_dict() of its model"
                 ) from error
             raise UsageError(
-                f"weights {path}: damaged or not a weight file ({one_line(error)}); {READABLE_FILES}"
+                f"weights {path}: damaged or not a weight file ({one_line(error)}); copy or download it again"
             ) from error
 
 
 def one_line(error: Exception) -> str:
-    """Return the first line of an error's text, without torch's request to report it."""
-    text = str(error).strip().partition("  (Could this error message be improved?")[0]
-    return visible((text.splitlines() or [type(error).__name__])[0])
+    """Return the first sentence of an error's text, without the place in torch's sources."""
+    text = re.sub(r"^\[enforce fail at [^]]*\] \. ", "", str(error).strip())
+    line = (text.splitlines() or [""])[0].split(". ")[0].partition("  (Could this error message")[0]
+    return visible(line.rstrip(".")) or type(error).__name__
 
 
 def _globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:

@@ -125,7 +125,9 @@ def _make(config: TrainConfig, *, is_single_node: bool, now: float) -> Path:
         folder.mkdir(exist_ok=not is_single_node)
         return folder
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
-    base = f"{config.mode}-{config.model}-{stamp}"
+    # Weights bring their model along, and are not read yet.
+    is_known = config.weights is None or "model" in config.model_fields_set
+    base = f"{config.mode}-{config.model}-{stamp}" if is_known else f"{config.mode}-{stamp}"
     for number in range(1, 1000):
         folder = config.output / (base if number == 1 else f"{base}-{number}")
         with contextlib.suppress(FileExistsError):

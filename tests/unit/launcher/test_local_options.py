@@ -11,14 +11,17 @@ from launcher.local.jobs import LocalJobs
 from launcher.local.submitter import LocalSubmitter
 from launcher.settings.layers import resolve_settings
 from launcher.settings.options import ClusterOptions
+from launcher.settings.spec import JobSpec
 from tests.unit.launcher.test_settings import NOON
+from trainer.records.folder import create_run_folder
+from trainer.shared.config import Layer, resolve_train_config
 
 VALUES: dict[str, Any] = {"deadline": "3s", "ttl": "1s", "retries": 5, "image": "foo", "queue": "q", "namespace": "n"}
 
 
-def build(folder: Path, flags: dict[str, Any], profile: str | None = None, **environ: str) -> None:
+def build(folder: Path, flags: dict[str, Any], profile: str | None = None, **environ: str) -> JobSpec:
     settings = resolve_settings(flags, profile, environ)
-    LocalSubmitter(LocalJobs(folder / "jobs")).build(settings, now=NOON)
+    return LocalSubmitter(LocalJobs(folder / "jobs")).build(settings, now=NOON)
 
 
 @pytest.mark.parametrize("field", VALUES)
@@ -45,3 +48,19 @@ def test_a_variable_for_clusters_is_named_and_not_refused(tmp_path: Path) -> Non
 def test_a_job_without_options_of_clusters_is_built(tmp_path: Path) -> None:
     assert VALUES.keys() <= ClusterOptions.model_fields.keys()
     build(tmp_path, {"lr": 0.1}, "digits")
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ({}, "pnas-full-large-"),
+        ({"mode": "eval", "weights": "w"}, "pnas-eval-"),
+        ({"mode": "eval", "weights": "w", "model": "pnasnet5tiny"}, "pnas-eval-tiny-"),
+    ],
+)
+def test_a_name_claims_no_model_that_the_weights_decide(tmp_path: Path, flags: dict[str, Any], name: str) -> None:
+    assert build(tmp_path, flags).name == f"{name}{NOON:%m%d-%H%M%S}"
+    config, _ = resolve_train_config([Layer("flag", {**flags, "output": tmp_path})])
+    run = create_run_folder(config, is_first_node=True, is_single_node=True, now=0)
+    expected = name.removeprefix("pnas-").replace("large", "pnasnet5large").replace("tiny", "pnasnet5tiny")
+    assert run.name.startswith(f"{expected}19")
