@@ -99,9 +99,11 @@ class Connections:
         except (HTTPError, OSError) as error:
             raise self._no_answer(action, error) from error
 
-    def _no_answer(self, action: str, error: BaseException) -> UnreachableError:
-        where = f"{self._server} ({self._origin}){self._way}"
-        return UnreachableError(f"{where} cannot be reached to {action}: {_cause(error)}")
+    def _no_answer(self, action: str, cause: BaseException) -> UnreachableError:
+        reason, transient = _explain(cause)
+        error = UnreachableError(f"{self._server} ({self._origin}){self._way} cannot be reached to {action}: {reason}")
+        error.transient = transient
+        return error
 
 
 def _pool(credentials: Credentials) -> PoolManager:
@@ -152,23 +154,29 @@ def _through(proxy: str, pool: type[HTTPConnectionPool]) -> type[HTTPConnectionP
     return type("SocksPool", (pool,), {"ConnectionCls": socks_connection})
 
 
-def _cause(error: BaseException) -> str:
-    """Return the innermost reason of urllib3's nested exceptions in words, with the next step."""
+_OTHER_NAME = "its certificate is for another name"
+_UNKNOWN_NAME = "its name is not known here; check the address and the network"
+# A part of an error's text, what it means for the user, and whether another try may help.
+_MEANINGS = (
+    ("407 ", "the proxy wants a user and a password; write it like http://USER:PASSWORD@HOST:PORT", False),
+    ("CERTIFICATE_VERIFY_FAILED", "its certificate is not signed by the CA that the configuration names", False),
+    ("doesn't match", _OTHER_NAME, False),
+    ("Hostname mismatch", _OTHER_NAME, False),
+    ("refused", "the connection was refused; is the cluster up?", True),
+    ("Name or service not known", _UNKNOWN_NAME, True),
+    ("name resolution", _UNKNOWN_NAME, True),
+    ("unreachable", "there is no way to it from here; check the network", True),
+    ("timed out", "it did not answer in time; is the cluster up?", True),
+)
+
+
+def _explain(error: BaseException) -> tuple[str, bool]:
+    """Return the innermost reason of urllib3's nested exceptions in words, and whether another try may help."""
     reasons = [error]
     while (inner := getattr(reasons[-1], "reason", None) or reasons[-1].__cause__) and isinstance(inner, BaseException):
         reasons.append(inner)
     text = " ".join(" ".join(str(reason) for reason in reasons).split())
-    for sign, meaning in (
-        ("407 ", "the proxy wants a user and a password; write it like http://USER:PASSWORD@HOST:PORT"),
-        ("CERTIFICATE_VERIFY_FAILED", "its certificate is not signed by the CA that the configuration names"),
-        ("doesn't match", "its certificate is for another name"),
-        ("Hostname mismatch", "its certificate is for another name"),
-        ("refused", "the connection was refused; is the cluster up?"),
-        ("Name or service not known", "its name is not known here; check the address and the network"),
-        ("name resolution", "its name is not known here; check the address and the network"),
-        ("unreachable", "there is no way to it from here; check the network"),
-        ("timed out", "it did not answer in time; is the cluster up?"),
-    ):
+    for sign, meaning, transient in _MEANINGS:
         if sign in text:
-            return meaning
-    return " ".join(str(reasons[-1]).split()) or type(error).__name__
+            return meaning, transient
+    return " ".join(str(reasons[-1]).split()) or type(error).__name__, True

@@ -17,8 +17,9 @@ SECRET_NAME = (
 AMBIGUOUS_NAME = r"(^|_)([A-Z]*(AUTH|PASS)|COOKIES?|DSN|SIG)(_|$)"
 # Names such as TOKEN_PATH or TOKEN_TTL describe a secret and are not one.
 HARMLESS_NAME = (
-    r"_(DIR|ENABLED|FILE|METHOD|MODE|NAME|PATH|TTL|TYPE|URL)$|^(MAX_TOKENS|MAX_NEW_TOKENS|SORT_KEY|PWD|OLDPWD)$"
-    r"|(^|_)PUBLIC_"
+    r"_(ALGORITHM|CLASS|COUNT|DIR|DISABLED|ENABLED|ENDPOINT|EXPIRY|FILE|FORMAT|HEADER|HOST|ISSUER|LENGTH|LIMIT|METHOD|MODE)$"
+    r"|_(NAME|NAMESPACE|PATH|PORT|PREFIX|PROVIDER|REQUIRED|SIZE|TTL|TYPE|URL|VERSION)$"
+    r"|^(MAX_TOKENS|MAX_NEW_TOKENS|SORT_KEY|PWD|OLDPWD)$|(^|_)PUBLIC_"
 )
 # Values, where Go's regular expressions read them too: a password in a URL, and known keys.
 SECRET_VALUE = (
@@ -37,6 +38,11 @@ _VALUE = re.compile(
 _ASSIGNMENT = re.compile(r"(?<![\w-])(?=-{0,2}([A-Za-z][\w.-]*)\s?=\s?[\"']?([^\s\"';&,]*))")
 _OPTION = re.compile(r"--?([A-Za-z][\w-]*)")
 _HEADER = re.compile(r"\b([A-Za-z][A-Za-z-]*):\s+(\S+)")
+# A value that is taken from elsewhere: by the kubelet, and in commands and templates by other programs.
+_REFERENCE = re.compile(r"\$\(\w+\)")
+_FOREIGN_REFERENCE = re.compile(r"[\"']?(\$[({\w]|`|%%|\{\{|<)")
+# The place of a secret in a store, such as `database/creds/app`.
+_STORE_PATH = re.compile(r"[a-z0-9_-]+(/[a-z0-9_.-]+)+")
 # Fields of an overlay whose keys are the user's own words; all other keys are Kubernetes'.
 _OWN_KEYS = frozenset(("annotations", "labels", "options", "volumeAttributes"))
 
@@ -73,7 +79,7 @@ def secrets_in(value: Any, place: str = "") -> Iterator[str]:
         own = place.rpartition(".")[2] in _OWN_KEYS
         for key, item in value.items():
             below = f"{place}.{key}" if place else str(key)
-            if own and isinstance(item, str) and looks_secret(str(key), item):
+            if own and isinstance(item, str) and _is_secret_entry(str(key), item):
                 yield below
             else:
                 yield from secrets_in(item, below)
@@ -81,13 +87,25 @@ def secrets_in(value: Any, place: str = "") -> Iterator[str]:
 
 def _is_secret_option(name: str, value: str) -> bool:
     """Return whether an option of a command has a secret. A plain `--key` can be a column of `sort`, for example."""
-    return name.lower() not in ("key", "keys") and _is_secret_name(name, value)
+    if name.lower() in ("key", "keys") or _FOREIGN_REFERENCE.match(value):
+        return False
+    return _is_secret_name(name, value)
+
+
+def _is_secret_entry(key: str, value: str) -> bool:
+    """Return whether an annotation, or an attribute of a volume, is a secret. Its key often tells where a secret is."""
+    last = _words(key.rpartition("/")[2]).rstrip("_").rpartition("_")[2]
+    return not _SWITCH.fullmatch(value) and not _STORE_PATH.fullmatch(value) and looks_secret(last, value)
+
+
+def _words(name: str) -> str:
+    return re.sub(r"[^A-Z]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper())
 
 
 def _is_secret_name(name: str, value: str) -> bool:
-    """Return whether a name says that its value is a secret. The value may be a reference, like `$(NAME)`."""
-    words = re.sub(r"[^A-Z]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper())
-    if not value or re.fullmatch(r"\$(\(\w+\)|\{\w+\}|\w+)", value) or re.search(HARMLESS_NAME, words):
+    """Return whether a name says that its value is a secret."""
+    words = _words(name)
+    if not value or _REFERENCE.fullmatch(value) or re.search(HARMLESS_NAME, words):
         return False
     if re.search(SECRET_NAME, words):
         return True

@@ -12,6 +12,7 @@ import pytest
 
 from tests.cluster.support import fake_trainer
 from tests.cluster.support.background_follow import BackgroundFollow
+from tests.cluster.support.login_proxy import LoginProxy
 from tests.cluster.support.terminal import Terminal, job_claims
 from tests.cluster.testbed.artifacts import binaries, images
 from tests.cluster.testbed.cluster import Cluster
@@ -114,6 +115,25 @@ def test_an_expired_token_is_requested_again_once(terminal: Terminal) -> None:
     assert result.returncode == 0, result.stderr
     assert fake_trainer.line_numbers(result.stdout) == list(range(1, 101))
     assert len(requests.read_text()) == 2
+
+
+@pytest.mark.parametrize(("login", "code"), [("u:p%40w@", 0), ("u:wrong@", 3), ("", 3)])
+def test_a_job_is_listed_and_followed_through_a_proxy_that_wants_a_password(
+    terminal: Terminal, login: str, code: int
+) -> None:
+    fake_trainer.start_job(terminal.cluster, terminal.namespace, "far", 500, 1000, 20)
+    with LoginProxy("u", "p@w") as proxy:
+        address = {"proxy-url": f"http://{login}127.0.0.1:{proxy.port}"}
+        config = terminal.kubeconfig_with("proxy", lambda config: config["clusters"][0]["cluster"].update(address))
+        listed = terminal.run("list", "--kubeconfig", str(config), "--backend", "batch", "--json")
+        followed = terminal.run("logs", "far", "-f", "--raw", "--kubeconfig", str(config))
+        assert (listed.returncode, followed.returncode) == (code, code)
+        assert (proxy.tunnels > 0, proxy.refusals > 0) == (code == 0, code != 0)
+    if code == 0:
+        assert fake_trainer.line_numbers(followed.stdout) == list(range(1, 501))
+    else:
+        assert "the proxy wants a user and a password" in listed.stderr
+        assert "wrong" not in listed.stderr + followed.stderr
 
 
 def test_a_launcher_in_a_pod_uses_its_service_account(terminal: Terminal) -> None:

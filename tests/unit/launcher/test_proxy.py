@@ -141,6 +141,8 @@ def test_a_proxy_gets_its_user_and_password(
     assert b"Proxy-Authorization: Basic dUB4OnMzY3JldA==\r\n" in heads[0]
     assert "407" in str(error.value) or "the proxy wants a user and a password" in str(error.value)
     assert "s3cret" not in str(error.value)
+    if ask is request:
+        assert not error.value.transient, "another try does not help"
 
 
 @BOTH
@@ -207,8 +209,9 @@ def test_the_servers_certificate_is_checked_through_a_proxy(
         proxy = listen(lambda connection: tunnel(connection, server.port))
         credentials = through(f"{scheme}://{proxy.address}", "https://server.example:6443")
         assert ask(replace(credentials, ca_file=str(ca))) == b"{}"
-        with pytest.raises((UnreachableError, PodLogError), match="certificate"):
+        with pytest.raises((UnreachableError, PodLogError), match="certificate") as error:
             ask(replace(credentials, ca_file=str(other)))
+        assert not error.value.transient, "another try does not help"
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ HARMLESS = (
     *("PWD=/home/pnas", "OLDPWD=/", "AUTH_MODE=oidc", "AUTH=none", "PASSES=3", "KEYBOARD=de", "PATH=/bin", "AUTHOR=me"),
     *("SSH_PUBLIC_KEY=ssh-ed25519 AAAA", "TOKEN_TTL=5m", "HTTPS_PROXY=http://proxy:3128", "GIT=git@host:group/x.git"),
     *("URL=https://me@host/x", "MAIL=mailto:me@host", "IMAGE=r.example:5000/p@sha256:00", "X=a@b:c", "OPTS=--key=2"),
+    *("TOKEN_ENDPOINT=h", "SECRET_PROVIDER=x", "TOKEN_COUNT=5"),
     *("NOTE=the bearer of bad news", "TIME=12:30", "CERT=-----BEGIN CERTIFICATE-----"),
 )
 VALUES = (
@@ -61,6 +62,7 @@ OVERLAYS: tuple[tuple[str, str], ...] = (
     ("metadata: {annotations: {vault/token: abc}}", "metadata.annotations.vault/token"),
     ("metadata: {annotations: {config: 'password: abc'}}", "metadata.annotations.config"),
     ("metadata: {labels: {jwt: abc}}", "metadata.labels.jwt"),
+    ("metadata: {annotations: {example.com/dbPassword: abc}}", "metadata.annotations.example.com/dbPassword"),
     (
         "spec: {containers: [{name: s, livenessProbe: {httpGet: {httpHeaders: [{name: Authorization, value: x}]}}}]}",
         "httpHeaders[0] (Authorization)",
@@ -75,6 +77,11 @@ HARMLESS_OVERLAYS = (
     "spec: {containers: [{name: s, envFrom: [{secretRef: {name: tokens}}], command: [sort, --key, '2']}]}",
     "spec: {volumes: [{name: token, projected: {sources: [{serviceAccountToken: {path: token}}]}}]}",
     "spec: {imagePullSecrets: [{name: password}], tolerations: [{key: token, operator: Exists}]}",
+    "spec: {containers: [{name: s, command: [sh, -c, 'export HF_TOKEN=$(cat /run/t) A_KEY=${B} PASSWORD=`p`; run']}]}",
+    "metadata: {annotations: {vault.hashicorp.com/agent-inject-secret-config: secret/data/app, x/inject-token: 'on'}}",
+    "metadata: {annotations: {vault.hashicorp.com/agent-inject-secret-db-token: database/creds/app}}",
+    "metadata: {annotations: {secret.reloader/reload: app, ad/instances: 'password: \"%%env_PW%%\"'}}",
+    "spec: {volumes: [{name: v, csi: {driver: d, volumeAttributes: {secretProviderClass: app, secretName: s}}}]}",
     "metadata: {annotations: {sidecar/inject: 'false', token-ttl: 5m}, labels: {team: a}}",
 )
 
