@@ -23,8 +23,21 @@ if TYPE_CHECKING:
 _SHOWN_LOSSES = 8
 # A line of the trainer leaves out what it does not know.
 _STEP = ("epoch", "epochs", "step", "steps", "loss", "lr", "fps", "top1", "skipped")
-_EVALUATION = ("epoch", "epochs", "loss", "top1", "top5", "images")
-_RESULT = ("mode", "loss", "top1", "top5", "images", "fps", "train_s", "wall_s", "memory_mib", "output")
+_EVALUATION = ("epoch", "epochs", "loss", "top1", "top5", "images", "best_top1", "best_epoch")
+_RESULT = (
+    "mode",
+    "loss",
+    "top1",
+    "top5",
+    "images",
+    "best_top1",
+    "best_epoch",
+    "fps",
+    "train_s",
+    "wall_s",
+    "memory_mib",
+    "output",
+)
 
 
 def job_header(spec: "JobSpec", *, attempt: int, where: str, known: bool) -> str:
