@@ -76,5 +76,5 @@ def report_result(training: Training, records: Records, progress: TrainingProgre
 
 
 def _best(progress: TrainingProgress) -> dict[str, float | int | None]:
-    """Return the run's best top-1 and its epoch, which best.safetensors has; None where there is none."""
+    """Return the run's best top-1 and its epoch, which best.safetensors has; None before the first one."""
     return {"best_top1": None if progress.best is None else progress.best.top1, "best_epoch": progress.best_epoch}
