@@ -1,6 +1,7 @@
-"""How a container failed, in one line, from its pod and the end of its log. Pure."""
+"""How pods failed, in one line, from their containers and the end of their logs. Pure."""
 
 import re
+from collections.abc import Sequence
 
 from launcher.kinds.labels import CONTAINER
 from launcher.kube.api import Json
@@ -31,6 +32,12 @@ def container_failure(pod: Json) -> str:
     return str(status.get("reason") or "") if status.get("phase") == "Failed" else ""
 
 
+def last_tries(failed: Sequence[Json]) -> list[Json]:
+    """Return each node's last failed pod, as the others are of earlier tries; the first to end comes first."""
+    of_node = {pod["spec"].get("hostname", ""): pod for pod in sorted(failed, key=_end_time)}
+    return sorted(of_node.values(), key=_end_time)
+
+
 def log_failure(tail: bytes) -> str:
     """Return why the system could not run the container's program, if its log says only that; empty otherwise."""
     last = tail.rstrip().rpartition(b"\n")[2].decode("utf-8", "replace")
@@ -42,3 +49,11 @@ def _start_failure(message: str) -> str:
     cause = " ".join(message.split()).rpartition("unable to start container process: ")[2].removesuffix(": unknown")
     hint = next((f"; {hint}" for pattern, hint in _START_HINTS if re.search(pattern, cause)), "")
     return f"{cause}{hint}"
+
+
+def _end_time(pod: Json) -> str:
+    times = [
+        ((container.get("state") or {}).get("terminated") or {}).get("finishedAt") or "~"
+        for container in pod.get("status", {}).get("containerStatuses") or ()
+    ]
+    return min(times, default="~")

@@ -12,7 +12,7 @@ from typing import Any
 from launcher import PROGRAM
 from launcher.cluster import saved_attempt
 from launcher.cluster.events import events_about, events_of_job, job_event
-from launcher.cluster.failures import container_failure, log_failure
+from launcher.cluster.failures import container_failure, last_tries, log_failure
 from launcher.cluster.pending import overdue_reason, why_pending
 from launcher.errors import ApiError, ConflictError, LauncherError, NotFoundError
 from launcher.jobs import JobEvent, JobRef, JobState, LogItem, Phase
@@ -228,7 +228,7 @@ class ClusterJobs:
         if reason.startswith(_OUT_OF_TIME):
             # The cluster stopped the pods for it, and they ended as stopped pods do.
             return reason
-        failed = _last_tries([pod for pod in pods if container_failure(pod)])
+        failed = last_tries([pod for pod in pods if container_failure(pod)])
         # The other pods lost a peer, and report that as the cause.
         others = [pod for pod in pods if pod not in failed]
         cause = next(filter(None, (self._progress([pod]).cause for pod in (*failed, *others))), "")
@@ -299,17 +299,3 @@ def _container_start(pod: Json) -> float | None:
         state = container.get("state") or {}
         return unix_time((state.get("running") or state.get("terminated") or {}).get("startedAt"))
     return None
-
-
-def _last_tries(failed: Sequence[Json]) -> list[Json]:
-    """Return each node's last failed pod, as the others are of earlier tries; the first to end comes first."""
-    of_node = {pod["spec"].get("hostname", ""): pod for pod in sorted(failed, key=_end_time)}
-    return sorted(of_node.values(), key=_end_time)
-
-
-def _end_time(pod: Json) -> str:
-    times = [
-        ((container.get("state") or {}).get("terminated") or {}).get("finishedAt") or "~"
-        for container in pod.get("status", {}).get("containerStatuses") or ()
-    ]
-    return min(times, default="~")

@@ -9,25 +9,22 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from launcher import PROGRAM
 from launcher.cluster import saved_attempt
 from launcher.cluster.jobs import ClusterJobs
 from launcher.cluster.preflight import judge
 from launcher.cluster.refusals import translate_refusal
+from launcher.cluster.same_job import difference_text, is_same_job, running_note
 from launcher.cluster.trial import PART_RESOURCES
 from launcher.errors import ApiError, ConflictError, EndedError, LauncherError, UnreachableError
 from launcher.exits import defer_signals
 from launcher.jobs import JobRef, Submitted
-from launcher.kinds.objects import attempt_number, is_part_of, owner_reference, spec_of
+from launcher.kinds.objects import attempt_number, is_part_of, owner_reference
 from launcher.kube.api import TAKEN, Json
 from launcher.manifests.render import render_manifests
-from launcher.settings.spec import JobSpec, free_name, job_digest
+from launcher.settings.spec import JobSpec, free_name
 
-_SHOWN_DIFFERENCES = 5
-# Parts of a recorded spec that a difference does not name: two of them say only where a value comes from.
-_NO_SETTINGS = frozenset(("train", "pods", "name", "given", "without_defaults"))
 SIBLING_S = 10.0
 """Seconds within which another launcher creates the job of a part that it has created."""
 _LOOK_S = 0.5
@@ -66,7 +63,7 @@ def is_running(jobs: ClusterJobs, spec: JobSpec, existing: Json | None) -> bool:
     if phase.ended and spec.continues:
         return False
     if not is_same_job(existing, spec):
-        difference = _difference(existing, spec)
+        difference = difference_text(existing, spec)
         remedy = f"choose another --name, or `{PROGRAM} delete {name}`"
         raise ConflictError(f"there is another job {name}: {difference}; {remedy}")
     if phase.ended:
@@ -75,13 +72,6 @@ def is_running(jobs: ClusterJobs, spec: JobSpec, existing: Json | None) -> bool:
             f"--name {name} --resume auto continues it"
         )
     return True
-
-
-def running_note(existing: Json, spec: JobSpec) -> str:
-    """Return the note about a job that is submitted while it runs, with defaults that have changed meanwhile."""
-    changed = _differences(existing, spec)
-    since = f"; the administrator's defaults have changed since: {_listed(changed)}" if changed else ""
-    return f"job {spec.name} is already running: the same job was submitted before{since}"
 
 
 def name_for_another_run(jobs: ClusterJobs, spec: JobSpec) -> str:
@@ -96,11 +86,6 @@ def name_for_another_run(jobs: ClusterJobs, spec: JobSpec) -> str:
 
     existing = jobs.find(spec.name)
     return spec.name if existing is None or not is_same_job(existing, spec) else free_name(spec.name, has_passed)
-
-
-def is_same_job(job: Json, spec: JobSpec) -> bool:
-    """Return whether the job object was made of the same settings, by this release or an older one."""
-    return job_digest(spec_of(job)) == spec.digest
 
 
 @dataclass
@@ -279,34 +264,3 @@ class _Submission:
                     break
                 # It has no job yet: another launcher may be about to create the job.
                 time.sleep(_LOOK_S)
-
-
-def _difference(existing: Json, spec: JobSpec) -> str:
-    """Return the settings in which the two jobs differ, in words."""
-    if not spec_of(existing):
-        return "no launcher made it"
-    return _listed(_differences(existing, spec)) or "it was given other settings"
-
-
-def _differences(existing: Json, spec: JobSpec) -> list[str]:
-    old = _flat(spec_of(existing))
-    new = _flat(spec.model_dump(mode="json"))
-    return [
-        f"{name} is {_word(old.get(name))}, not {_word(value)}"
-        for name, value in new.items()
-        if old.get(name, value) != value
-    ]
-
-
-def _listed(differences: Sequence[str]) -> str:
-    more = f" and {len(differences) - _SHOWN_DIFFERENCES} more" if len(differences) > _SHOWN_DIFFERENCES else ""
-    return ", ".join(differences[:_SHOWN_DIFFERENCES]) + more
-
-
-def _word(value: object) -> str:
-    return "none" if value is None else str(value)
-
-
-def _flat(spec: dict[str, Any]) -> dict[str, Any]:
-    sections = (spec, spec.get("train", {}), spec.get("pods", {}))
-    return {name: value for section in sections for name, value in section.items() if name not in _NO_SETTINGS}

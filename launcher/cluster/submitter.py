@@ -9,7 +9,8 @@ from launcher.cluster import saved_attempt
 from launcher.cluster.defaults import read_defaults
 from launcher.cluster.jobs import ClusterJobs
 from launcher.cluster.preflight import examine_cluster, judge
-from launcher.cluster.submit import is_running, name_for_another_run, running_note, submit_job
+from launcher.cluster.same_job import running_note
+from launcher.cluster.submit import is_running, name_for_another_run, submit_job
 from launcher.errors import RequestError
 from launcher.jobs import PreflightFinding, Submitted, find_state, resumable_names
 from launcher.manifests.pod_spec import make_pod_spec

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from launcher.cluster.defaults import parse_defaults
-from launcher.cluster.submit import is_same_job, running_note
+from launcher.cluster.same_job import is_same_job, running_note
 from launcher.jobs import KIND_NAMES
 from launcher.kinds import kind_named
 from launcher.kinds.labels import SPEC_ANNOTATION, SPEC_HASH_LABEL
