@@ -101,8 +101,6 @@ class Evaluation(LineFields):
     top1: Number
     top5: Number
     images: int | None
-    best_top1: Number
-    best_epoch: int | None
 
 
 class Result(LineFields):
@@ -113,8 +111,6 @@ class Result(LineFields):
     top1: Number
     top5: Number
     images: int | None
-    best_top1: Number
-    best_epoch: int | None
     fps: Number
     train_s: Number
     wall_s: Number

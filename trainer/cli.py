@@ -14,7 +14,9 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from trainer.commands.data import data_app
 from trainer.commands.env import env_app, environment_summary, worker_environment
+from trainer.commands.export import export_app
 from trainer.commands.inspect import inspect_app
+from trainer.commands.predict import predict_app
 from trainer.commands.ranktable import ranktable_app
 from trainer.devices.runtime_env import hccl_timeouts, openmp_threads
 from trainer.environment.facts import read_facts
@@ -57,6 +59,8 @@ app.command(data_app)
 app.command(env_app)
 app.command(inspect_app)
 app.command(ranktable_app)
+app.command(predict_app)
+app.command(export_app)
 
 
 def train(

@@ -1,6 +1,8 @@
-"""The trainer's other commands: `data`, `env`, `inspect`, `ranktable`. Only these modules and `trainer.cli` print."""
+"""The trainer's other commands: `data`, `predict`, `export`, ... Only these modules and `trainer.cli` print."""
 
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -15,3 +17,29 @@ AsJson = Annotated[
         help="Print one JSON object instead of lines, errors too (docs/json.md).",
     ),
 ]
+
+WeightsPath = Annotated[Path, Parameter(help="A weight file, or a run's folder, whose best weights are used.")]
+ClassNames = Annotated[
+    Path | None,
+    Parameter(help="File with one name per line, for weights that do not name their classes.", show_default=False),
+]
+
+
+@Parameter(name="*", group="Images (if the weights do not say how to prepare them)", show_default=False)
+@dataclass(frozen=True)
+class ImagePreparation:
+    """The preparation of images; an option that is not set comes from the weights."""
+
+    padding: Literal["exact", "seed"] | None = None
+    normalize: Literal["none", "half", "imagenet"] | None = None
+    image_size: int | None = None
+    eval_crop: float | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return the options that are set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+FROM_WEIGHTS = ImagePreparation()
+"""All of the preparation comes from the weights."""

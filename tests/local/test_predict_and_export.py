@@ -1,0 +1,195 @@
+"""`predict` and `export` give the classes and probabilities of the network that was trained."""
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.cli import main
+from trainer.data.decode import decode_image
+from trainer.inference.classifier import Classifier, load_classifier
+from trainer.inference.export import RunImage, compare_with_network, open_onnx, open_program
+from trainer.model.pnasnet import TINY, PNASNet5
+from trainer.model.weight_files import DataConfig, weight_metadata
+from trainer.model.weights import write_weights
+from trainer.shared.errors import TrainerError
+
+DIGITS = tuple("0123456789")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: in a network this small, threads mostly wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run's folder with weights whose outputs differ between classes and images."""
+    torch.manual_seed(0)
+    network = PNASNet5(TINY, num_classes=10)
+    with torch.no_grad():
+        network.last_linear.weight.mul_(100)
+    run = tmp_path_factory.mktemp("run")
+    (run / "checkpoints").mkdir()
+    data = DataConfig(image_size=32, crop=0.9, interpolation="bicubic")
+    write_weights(
+        run / "checkpoints/best.safetensors",
+        network.state_dict(),
+        weight_metadata("pnasnet5tiny", "exact", 10, data, DIGITS),
+    )
+    return run
+
+
+@pytest.fixture(scope="module")
+def classifier(weights: Path) -> Classifier:
+    return load_classifier(weights, {})
+
+
+@pytest.fixture(scope="module")
+def expected(classifier: Classifier, digits: Path) -> dict[Path, torch.Tensor]:
+    """Return the network's probabilities for each validation image."""
+    paths = _images(digits)
+    assert len(paths) == 360
+    return dict(zip(paths, classifier.probabilities([decode_image(path) for path in paths]), strict=True))
+
+
+def _images(digits: Path) -> list[Path]:
+    return sorted((digits / "val").rglob("*.jpg"))
+
+
+def _json(arguments: Sequence[str | Path], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main([*map(str, arguments), "--json"]) == 0
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+def test_predict_agrees_with_the_network_on_every_image(
+    weights: Path, expected: dict[Path, torch.Tensor], digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = _json(["predict", "--weights", weights, digits / "val"], capsys)["items"]
+    assert [row["image"] for row in rows] == [str(path) for path in expected]
+    for probabilities, row in zip(expected.values(), rows, strict=True):
+        assert [best["index"] for best in row["classes"]] == probabilities.topk(5).indices.tolist()
+        assert [best["name"] for best in row["classes"]] == [DIGITS[best["index"]] for best in row["classes"]]
+        values = [best["probability"] for best in row["classes"]]
+        assert values == pytest.approx(probabilities.topk(5).values.tolist(), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the same network as ONNX and as a program of torch."""
+    folder = tmp_path_factory.mktemp("exported")
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        assert main(["export", "--weights", str(weights), "--to", str(folder / "digits.onnx"), "--json"]) == 0
+        assert main(["export", "--weights", str(weights), "--to", str(folder / "digits.pt2")]) == 0
+    document, _, line = output.getvalue().rstrip().rpartition("\n")
+    report = json.loads(document)
+    assert report["bytes"] == (folder / "digits.onnx").stat().st_size
+    assert report["verified"]["images"] > 1
+    assert 0 <= report["verified"]["largest_difference"] <= 1e-5
+    assert line.startswith(f"{folder}/digits.pt2: ")
+    assert sorted(path.name for path in folder.iterdir()) == ["digits.onnx", "digits.pt2"]
+    return folder
+
+
+@pytest.mark.parametrize(("name", "open_file"), [("digits.onnx", open_onnx), ("digits.pt2", open_program)])
+def test_an_exported_file_agrees_with_the_network_on_every_image(
+    name: str, open_file: Callable[[Path], RunImage], exported: Path, expected: dict[Path, torch.Tensor]
+) -> None:
+    run = open_file(exported / name)
+    for path, probabilities in expected.items():
+        with Image.open(path) as image:
+            actual = run(torch.from_numpy(np.array(image.convert("RGB"))))
+        assert actual.topk(5).indices.tolist() == probabilities.topk(5).indices.tolist()
+        torch.testing.assert_close(actual, probabilities, rtol=0, atol=1e-5)
+
+
+def test_an_exported_file_says_what_its_outputs_mean(exported: Path) -> None:
+    onnx = importlib.import_module("onnxruntime").InferenceSession(exported / "digits.onnx").get_modelmeta()
+    files = {"classes": "", "image_size": ""}
+    torch.export.load(exported / "digits.pt2", extra_files=files)
+    assert json.loads(onnx.custom_metadata_map["classes"]) == json.loads(files["classes"]) == list(DIGITS)
+    assert onnx.custom_metadata_map["image_size"] == files["image_size"] == "32"
+
+
+def test_a_file_that_differs_from_the_network_is_refused(exported: Path, classifier: Classifier) -> None:
+    other = dataclasses.replace(classifier, config=classifier.config.model_copy(update={"normalize": "none"}))
+    run = open_program(exported / "digits.pt2")
+    assert compare_with_network(classifier, run, Path("same.pt2")) <= 1e-5
+    with pytest.raises(TrainerError, match=r"other\.pt2: not written: .* its probabilities differ by"):
+        compare_with_network(other, run, Path("other.pt2"))
+
+
+def test_one_line_for_each_image_and_bad_ones_are_named(
+    weights: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = _images(digits)[0]
+    broken = tmp_path / "broken\n.png"
+    broken.write_bytes(b"no image")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{good}\n"))
+    assert main(["predict", "--weights", str(weights), str(broken), "-", "--top", "2"]) == 1
+    output = capsys.readouterr()
+    lines = output.out.splitlines()
+    assert lines[0] == f"{tmp_path}/broken\\n.png  error: not an image"
+    assert lines[1].startswith(f"{good}  ")
+    assert lines[1].count(" %") == 2
+    assert output.err == "error: 1 of 2 images cannot be read; the lines above say why\n"
+
+
+@pytest.fixture
+def places(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Change into an empty folder; return an empty folder, a file of three names, and an image."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "names").write_text("a\nb\nc\n")
+    return {"empty": tmp_path / "empty", "names": tmp_path / "names", "image": _images(digits)[0]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict"], "predict needs images"),
+        (["predict", "nosuch.jpg"], "nosuch.jpg: no such file or folder"),
+        (["predict", "{empty}"], "no images in this folder"),
+        (["predict", "{image}", "--class-names", "{names}"], "3 names, but"),
+        (["predict", "{image}", "--class-names", "nosuch"], "nosuch: cannot be read: No such file"),
+        (["predict", "{image}", "--image-size", "5"], "--image-size 5"),
+        (["predict", "{image}", "--padding", "seed"], "padding"),
+        (["export", "--to", "x.tflite"], "--to x.tflite: its name must end in .onnx or .pt2"),
+        (["export", "--to", "nosuch/x.pt2"], "--to nosuch/x.pt2: there is no folder nosuch; create it first"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str], message: str, weights: Path, places: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word.format(**places) for word in arguments]
+    assert main([*words, "--weights", str(weights)]) in {1, 2}
+    output = capsys.readouterr()
+    assert message in output.err
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert not list(Path().glob("*.pt2"))
+
+
+def test_a_missing_image_is_noticed_without_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys; from trainer.cli import main; code = main(sys.argv[1:]); "
+        "sys.exit(90 if 'torch' in sys.modules else code)"
+    )
+    words = ["predict", str(tmp_path / "nosuch.jpg"), "--weights", "w"]
+    assert subprocess.run([sys.executable, "-c", program, *words], check=False, capture_output=True).returncode == 2

@@ -1,0 +1,47 @@
+"""`python -m trainer export`: trained weights as one file for other programs, with the preparation of images inside."""
+
+import json
+from pathlib import Path
+
+from cyclopts import App
+
+from trainer.commands import FROM_WEIGHTS, AsJson, ClassNames, ImagePreparation, WeightsPath
+
+export_app = App(name="export", help="Write weights as a file for ONNX Runtime or for torch without this project.")
+
+
+@export_app.default
+def export(
+    *,
+    weights: WeightsPath,
+    to: Path,
+    class_names: ClassNames = None,
+    preparation: ImagePreparation = FROM_WEIGHTS,
+    as_json: AsJson = False,
+) -> None:
+    """Write weights as one file that takes a decoded image of any size and returns the probabilities of the classes.
+
+    The file is run on sample images before it gets its name, and must give what the network gives.
+
+    For example:
+
+        python -m trainer export --weights output/r1 --to flowers.onnx
+
+    Parameters
+    ----------
+    to
+        NAME.onnx (ONNX Runtime; needs the packages onnx, onnxscript and onnxruntime) or NAME.pt2 (torch.export.load).
+    """
+    from trainer.inference.classifier import load_classifier  # noqa: PLC0415  # it imports torch, slow for --help
+    from trainer.inference.export import export_classifier  # noqa: PLC0415  # see above
+
+    report = export_classifier(load_classifier(weights, preparation.settings(), class_names), to)
+    if as_json:
+        document = {"apiVersion": "pnas/v1", "kind": "Export", "path": str(report.path), "bytes": report.bytes}
+        checked = {"images": report.images, "largest_difference": report.largest_difference}
+        print(json.dumps({**document, "verified": checked}, indent=2))
+    else:
+        print(
+            f"{to}: {report.bytes / 1e6:,.1f} MB; on {report.images} images of different sizes its probabilities "
+            f"differ by at most {report.largest_difference:.1e} from the network's"
+        )

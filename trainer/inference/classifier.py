@@ -1,0 +1,78 @@
+"""A trained network with the preparation of its images: from decoded images to the probabilities of classes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.data.augment import device_transform, eval_transform
+from trainer.model.pnasnet import PNASNet5, build_model
+from trainer.model.weight_files import NORMALIZATIONS, import_weights
+from trainer.model.weights import load_weights, with_weight_settings
+from trainer.shared.config import Layer, TrainConfig, resolve_train_config
+from trainer.shared.errors import UsageError
+from trainer.shared.files import reading
+
+BEST_WEIGHTS = Path("checkpoints/best.safetensors")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network for evaluation on the CPU.
+
+    Attributes:
+        network: with its weights, in evaluation mode.
+        config: how its images are prepared.
+        classes: names of the classes, in the order of the network's outputs.
+    """
+
+    network: PNASNet5
+    config: TrainConfig
+    classes: tuple[str, ...]
+
+    @torch.no_grad()
+    def probabilities(self, images: Sequence[Tensor]) -> Tensor:
+        """Return float32 (N, classes) for decoded images, each uint8 (3, H, W) of any size."""
+        transform = eval_transform(self.config)
+        pixels = torch.stack([transform(image) for image in images])
+        mean, std = NORMALIZATIONS[self.config.normalize]
+        inputs = device_transform(pixels, torch.zeros(len(images), dtype=torch.bool), mean=mean, std=std)
+        logits: Tensor = self.network(inputs)
+        return logits.softmax(1)
+
+
+def load_classifier(weights: Path, settings: Mapping[str, Any], class_names: Path | None = None) -> Classifier:
+    """Return the network of a weight file, or of the best weights in a run's folder.
+
+    Args:
+        settings: options of the user's, which the file's own do not replace.
+        class_names: a file with one name per line, for weights that do not name their classes.
+
+    Raises:
+        UsageError: the weights or the names cannot be read, do not fit each other, or do not say how their images are
+            prepared.
+    """
+    file = weights / BEST_WEIGHTS if weights.is_dir() else weights
+    loaded = import_weights(file)
+    options = Layer("flag", {"mode": "eval", "weights": file, "aux": "none", **settings})
+    config = with_weight_settings(resolve_train_config([options])[0], loaded)
+    network = build_model(config, loaded.num_classes)
+    load_weights(network, loaded)
+    names = loaded.classes if class_names is None else _read_names(class_names)
+    if names is None:
+        names = tuple(f"class {number}" for number in range(loaded.num_classes))
+    if len(names) != loaded.num_classes:
+        raise UsageError(
+            f"--class-names {class_names}: {len(names):,} names, but {file} has {loaded.num_classes:,} classes; give "
+            "one name per line, in the order of the classes"
+        )
+    return Classifier(network.eval(), config, names)
+
+
+def _read_names(path: Path) -> tuple[str, ...]:
+    with reading(path):
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
