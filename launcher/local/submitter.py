@@ -91,16 +91,14 @@ class LocalSubmitter:
         return run.name
 
     def build(self, settings: Settings, *, now: datetime, again: bool = False) -> JobSpec:
-        """Return the spec: the time of day names the job, so each start is a new job, and all paths are absolute."""
+        """Return the spec: the time of day names the job, so each start is a new job, and all paths are absolute.
+
+        With `again`, a name that the user gave gets a number.
+        """
         refuse_cluster_only(settings)
-        train, output = settings.train, _absolute(settings.train.output)
-        # Weights bring their model along, and are not read here.
-        is_known = train.weights is None or "model" in settings.given
-        scale = f"{train.model.removeprefix('pnasnet5')}-" if is_known else ""
-        name = settings.options.name or free_name(
-            f"pnas-{train.mode}-{scale}{now:%m%d-%H%M%S}",
-            lambda name: find_state(self.jobs, name) is not None or (output / name).exists(),
-        )
+        train, name = settings.train, settings.options.name
+        if name is None or (again and train.resume is None):
+            name = self._free_name(settings, now)
         fields = type(train).model_fields
         paths = {field: _absolute(value) for field in fields if isinstance(value := getattr(train, field), Path)}
         return JobSpec(
@@ -109,6 +107,16 @@ class LocalSubmitter:
             train=train.model_copy(update={**paths, "run_name": name}),
             given=in_field_order({*settings.given, "output", "run_name"}),
             continues=train.resume is not None,
+        )
+
+    def _free_name(self, settings: Settings, now: datetime) -> str:
+        train, output = settings.train, _absolute(settings.train.output)
+        # Weights bring their model along, and are not read here.
+        is_known = train.weights is None or "model" in settings.given
+        scale = f"{train.model.removeprefix('pnasnet5')}-" if is_known else ""
+        return free_name(
+            settings.options.name or f"pnas-{train.mode}-{scale}{now:%m%d-%H%M%S}",
+            lambda name: find_state(self.jobs, name) is not None or (output / name).exists(),
         )
 
     def check(self, spec: JobSpec, *, ask_server: bool) -> tuple[str, list[str]]:

@@ -13,6 +13,7 @@ import pytest
 from tests.cluster.support.terminal import POD, SMALL, Terminal, own_namespace, restricted
 from tests.cluster.support.waiting import until
 from tests.cluster.testbed.cluster import Cluster
+from tests.documents import documents, one_document
 
 
 def test_a_job_is_followed_to_its_end_and_every_line_is_accounted_for(terminal: Terminal) -> None:
@@ -23,7 +24,7 @@ def test_a_job_is_followed_to_its_end_and_every_line_is_accounted_for(terminal: 
     (pod,) = terminal.pods("first")
     assert pod["spec"]["containers"][0]["resources"]["limits"] == {"huawei.com/Ascend910": "2"}
     assert terminal.run("wait", "first").returncode == 0
-    listed = json.loads(terminal.run("list", "--json").stdout)["items"]
+    listed = one_document(terminal.run("list", "--json").stdout, "JobList")["items"]
     assert [(job["name"], job["status"]["phase"]) for job in listed] == [("first", "Succeeded")]
     raw = terminal.run("logs", "first", "--rank", "1", "--raw").stdout.splitlines()
     assert [line.partition("]")[0] for line in raw] == [f"[rank 1 cpu:1 #{place}" for place in range(1, len(raw) + 1)]
@@ -33,14 +34,15 @@ def test_a_job_is_followed_to_its_end_and_every_line_is_accounted_for(terminal: 
     assert "[node 0] ended" in stamped
     recent = terminal.run("logs", "first", "--since", "1h", "--json", "--device", "1", "--grep", "^step ")
     assert (recent.returncode, recent.stderr) == (0, "")
-    steps = [json.loads(line) for line in recent.stdout.splitlines()]
+    steps = documents(recent.stdout)
     assert {(line["kind"], line["device"], line["rank"]) for line in steps} == {("LogLine", "cpu:1", 1)}
     assert len(steps) == sum("] step " in line for line in raw)
     last_second = terminal.run("logs", "first", "--since", "1", "--raw")
     assert (last_second.returncode, last_second.stdout, last_second.stderr) == (0, "", ""), (
         "lines outside the request do not count as missing"
     )
-    assert terminal.run("delete", "first", "--json").returncode == 0
+    assert one_document(terminal.run("status", "first", "--json").stdout, "Job")["status"]["result"]["mode"]
+    assert one_document(terminal.run("delete", "first", "--json").stdout, "JobDeleted")["name"] == "first"
     assert terminal.run("status", "first").returncode == 4
 
 

@@ -225,10 +225,10 @@ def test_a_mistake_gives_one_line_and_creates_nothing(
 def test_config_show_names_the_origin_of_each_value(environ: dict[str, str]) -> None:
     result = run(environ | {"PNAS_LR": "0.2"}, "config", "show", "--npus", "2", "--profile", "recommended", "--json")
     settings = json.loads(result.stdout)["settings"]
-    assert settings["lr"] == {"value": 0.2, "origin": "environment"}
-    assert settings["npus"] == {"value": 2, "origin": "flag"}
-    assert settings["ema"] == {"value": 0.9998, "origin": "profile recommended"}
-    assert settings["epochs"] == {"value": 90, "origin": "mode full"}
+    assert settings["lr"] == {"value": 0.2, "origin": "environment", "set": True}
+    assert settings["npus"] == {"value": 2, "origin": "flag", "set": True}
+    assert settings["ema"] == {"value": 0.9998, "origin": "profile recommended", "set": True}
+    assert settings["epochs"] == {"value": 90, "origin": "mode full", "set": False}
 
 
 KUBECONFIG = """

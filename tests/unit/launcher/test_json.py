@@ -9,7 +9,9 @@ import pytest
 
 from launcher.cli import app
 from launcher.exits import run_command
+from launcher.jobs import JobRef, Submitted
 from launcher.local import records
+from launcher.local.submitter import LocalSubmitter
 from tests.documents import documents, one_document
 
 LINES = """\
@@ -85,6 +87,21 @@ def test_each_command_prints_documents_of_its_kinds(
         assert printed[0]["code"] == code
         assert f"error: {printed[0]['message']}" in err
     assert err.count("error: ") == (code != 0)
+
+
+def test_submit_prints_the_submission_the_log_and_the_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submission = Submitted(JobRef("local", "done"), ["a note"])
+    monkeypatch.setattr(LocalSubmitter, "submit", lambda _self, _spec: submission)
+    command = ("submit", "--backend", "local", "--data-path", "data", "--name", "done", "--json")
+    assert launch(*command) == 0
+    first, *lines, job = documents(capsys.readouterr().out)
+    assert (first["kind"], first["name"], first["existed"], first["notes"]) == ("Submission", "done", False, ["a note"])
+    assert {line["kind"] for line in lines} == {"LogLine", "LogGap"}
+    assert (job["kind"], job["status"]["result"]["top1"]) == ("Job", 97.8)
+    assert launch(*command, "--detach") == 0
+    assert one_document(capsys.readouterr().out, "Submission") == first
 
 
 def test_a_list_has_what_the_table_has_and_not_the_whole_spec(capsys: pytest.CaptureFixture[str]) -> None:

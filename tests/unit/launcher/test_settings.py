@@ -114,6 +114,19 @@ def test_a_spec_has_a_free_name_and_absolute_paths(tmp_path: Path, monkeypatch: 
     assert spec.output == tmp_path / "output" / spec.name
 
 
+def test_again_gives_the_next_free_name_to_a_job_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jobs" / "mine").mkdir(parents=True)
+    submitter = LocalSubmitter(LocalJobs(tmp_path / "jobs"))
+    settings = resolve_settings({"name": "mine"}, None, {})
+    assert submitter.build(settings, now=NOON).name == "mine", "submit says that this name is taken"
+    assert submitter.build(settings, now=NOON, again=True).name == "mine-2"
+    resumed = resolve_settings({"name": "mine", "resume": "auto"}, None, {})
+    assert submitter.build(resumed, now=NOON, again=True).name == "mine"
+
+
 def test_a_name_of_the_greatest_length_has_room_for_its_number() -> None:
     longest = "n" * 37 + "-aa"
     assert is_job_name(longest)
@@ -229,3 +242,23 @@ def test_durations_are_written_in_their_two_largest_units(seconds: float, text: 
 def test_a_name_cannot_end_in_a_line_break() -> None:
     assert is_job_name("ladder-a")
     assert not is_job_name("ladder-a\n")
+
+
+def test_the_trainer_gets_no_setting_a_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command line has every setting that was set; a profile must not change one that was not."""
+    for name, value in {"PNAS_PROFILE": "digits", "PNAS_LR": "0.2", "PNAS_DEVICE_FILES": "/dev"}.items():
+        monkeypatch.setenv(name, value)
+    environs: list[dict[str, str]] = []
+
+    def start(*arguments: Any, **_: Any) -> None:
+        environs.append(arguments[4])
+        raise RequestError("seen")
+
+    monkeypatch.setattr("launcher.local.submitter.start_job", start)
+    monkeypatch.setattr("launcher.local.submitter.check_paths", lambda *_: None)
+    spec = local_spec(resolve_settings({}, None, os.environ), tmp_path)
+    assert (spec.train.lr, spec.train.epochs) == (0.2, 10)
+    with pytest.raises(RequestError, match="seen"):
+        LocalSubmitter(LocalJobs(tmp_path / "jobs")).submit(spec)
+    assert not environs[0].keys() & {"PNAS_PROFILE", "PNAS_LR"}
+    assert environs[0]["PNAS_DEVICE_FILES"] == "/dev"

@@ -169,9 +169,9 @@ def resolve(model: type[Model], layers: Sequence[Layer], *, partial: bool = Fals
 
 # Plainer than pydantic's own words about a text that has another type.
 _PLAIN = {
-    "int_parsing": "is not a whole number",
-    "float_parsing": "is not a number",
-    "bool_parsing": "must be true or false",
+    **dict.fromkeys(("int_parsing", "int_type"), "is not a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "is not a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "must be true or false"),
 }
 
 
