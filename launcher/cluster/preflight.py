@@ -101,7 +101,7 @@ def check_rights(api: Api, kind: Kind) -> PreflightFinding:
     """Check the rights of a Role, which a launcher needs, and further rights, which are optional."""
     needed = namespace_rights([kind])
     if missing := _missing_rights(api, needed):
-        advice = "have the Role of `helm install pnas charts/pnas` bound to you, or of k8s/manifests/rbac.yaml"
+        advice = "have the Role of `helm install pnas charts/pnas` bound to you, or the Roles of k8s/manifests"
         text = f"you have no right to {', '.join(missing)} in namespace {api.namespace}: {advice}"
         return PreflightFinding("rights", "missing", text)
     optional = [*_missing_rights(api, preflight_rights()), *_missing_rights(api, cluster_rights([kind]))]
