@@ -158,7 +158,7 @@ def _decode_with_pillow(path: Path) -> Tensor:
     """
     with open_image(path) as image:
         _refuse_large(path, image.height, image.width)
-        if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+        if image.mode == "F" or (image.mode == "I" and image.format not in {"PNG", "PPM"}):
             kind = "floating-point numbers" if image.mode == "F" else "integers of 32 bits, or with a sign"
             raise BadImageError(str(path), f"its pixels are {kind}, without a known white")
         if image.mode.startswith("I"):

@@ -24,6 +24,9 @@ from trainer.shared.files import reading, replacing, text_if_readable
 _CACHE_VERSION = 3
 # While a folder's time stamp is this fresh, a new file can leave it unchanged (coarse clocks, NFS).
 _SETTLED_NS = 3_000_000_000
+# Long enough for all processes of one start.
+_FUSE_EXPIRY_NS = 120_000_000_000
+_NEVER_NS = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def load_split(data_path: Path, split: str) -> ImageIndex:
         if index is None:
             started_ns = time.time_ns()
             index, stamps = _scan(root)
-            if cache and not _on_fuse(root, stamps):
+            if cache:
                 _write_cache(cache, index, stamps, started_ns)
     _refuse_gaps(index)
     return index
@@ -177,7 +180,7 @@ def _cache_file(root: Path) -> Path | None:
 def _read_cache(cache: Path, root: Path) -> ImageIndex | None:
     """Return the cached index; None if it is missing or damaged, or if a folder has or may have changed since."""
     stored = read_arrays(cache)
-    if stored is None:
+    if stored is None or time.time_ns() > stored["expires_ns"]:
         return None
     for folder, values in zip(stored["folders"].tolist(), stored["stamps"].tolist(), strict=True):
         before = Stamp(*values)
@@ -200,8 +203,10 @@ def _on_fuse(root: Path, folders: Iterable[str]) -> bool:
 def _write_cache(cache: Path, index: ImageIndex, stamps: Mapping[str, Stamp], started_ns: int) -> None:
     """Write the index. Several processes may do so at once, and a failed write is not an error."""
     partial = cache.with_name(f".{cache.name}.{os.getpid()}")
+    expires_ns = time.time_ns() + _FUSE_EXPIRY_NS if _on_fuse(index.root, stamps) else _NEVER_NS
     arrays = {
         "started_ns": np.array(started_ns, dtype=np.int64),
+        "expires_ns": np.array(expires_ns, dtype=np.int64),
         "folders": _encoded(stamps),
         "stamps": np.array(list(stamps.values()), dtype=np.int64),
         "classes": _encoded(index.classes),

@@ -1,8 +1,10 @@
+import io
 import os
+import sys
 
 import pytest
 
-from trainer.shared.text import visible
+from trainer.shared.text import escape_what_streams_lack, visible
 
 
 @pytest.mark.parametrize(
@@ -27,3 +29,19 @@ def test_control_characters_become_escapes(text: str, shown: str) -> None:
 @pytest.mark.parametrize("text", ["", "train/n01/ü é 猫\u3000.JPEG", "C:\\new\\x1b", "a\tb", "👩\u200d🔬", 'quote "'])
 def test_plain_text_stays_as_it_is(text: str) -> None:
     assert visible(text) == text
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", rb"b\xe4d \u2014"), ("latin-1", b"b\xe4d \\u2014"), ("utf-8", "bäd —".encode())]
+)
+def test_a_stream_shows_letters_that_it_lacks_as_escapes(
+    encoding: str, shown: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(written, encoding=encoding))
+    escape_what_streams_lack()
+    for stream in (sys.stdout, sys.stderr):
+        stream.write("bäd —")
+        stream.flush()
+    assert written.getvalue() == shown * 2

@@ -1,5 +1,6 @@
 """The folder index: right labels, a cache that is never stale, and one line for every kind of bad folder."""
 
+import contextlib
 import os
 import socket
 import time
@@ -178,15 +179,23 @@ def test_a_cache_of_a_folder_that_had_just_changed_is_not_used(data: Path, monke
         load_split(data, "train")
 
 
-def test_a_file_system_without_reliable_times_of_folders_is_read_each_time(
-    data: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("settled")
+def test_the_index_of_a_file_system_without_reliable_times_of_folders_expires_soon(
+    data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = data.stat().st_dev
     mount = f"36 35 {os.major(device)}:{os.minor(device)} / /data rw shared:1 - {{}} bucket rw\n"
-    for kind, is_cached in (("fuse.obsfs", False), ("fuseblk", False), ("nfs4", True)):
-        monkeypatch.setattr(index_module, "text_if_readable", lambda _path, kind=kind: mount.format(kind))
-        load_split(data, "train")
-        assert cache.exists() == is_cached
+    later_ns = time.time_ns() + 10**12
+    for kind, expires in (("fuse.obsfs", True), ("fuseblk", True), ("nfs4", False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(index_module, "text_if_readable", lambda _path, kind=kind: mount.format(kind))
+            load_split(data, "train")
+            patch.setattr(index_module, "_scan", lambda root: pytest.fail(f"read {root} again"))
+            load_split(data, "train")
+            patch.setattr(time, "time_ns", lambda: later_ns)
+            with pytest.raises(pytest.fail.Exception) if expires else contextlib.nullcontext():
+                load_split(data, "train")
+        (data / "train").touch()
 
 
 @pytest.mark.usefixtures("settled")
