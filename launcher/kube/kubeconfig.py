@@ -200,10 +200,9 @@ def _provider_login(paths: str, context: str, place: str) -> Callable[[], Header
     Raises:
         UnreachableError: the client finds no login in it.
     """
-    from kubernetes import config  # noqa: PLC0415  # a quarter of a second, for few users
-    from kubernetes.client import Configuration  # noqa: PLC0415  # as above
+    from kubernetes import client, config  # noqa: PLC0415  # a quarter of a second, for few users
 
-    configuration: Any = Configuration()
+    configuration: Any = client.Configuration()
     lock = threading.Lock()
 
     def ask(question: Callable[[], Any]) -> Any:
