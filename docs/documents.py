@@ -289,6 +289,40 @@ class Inspection(Document):
     shown: ShownCheckpoint
 
 
+class BestClass(Part):
+    """A class and its probability."""
+
+    index: int
+    name: str
+    probability: float
+
+
+class Prediction(Part):
+    """The most probable classes of an image, the best first; none if it cannot be read."""
+
+    image: str
+    classes: list[BestClass]
+    error: str | None
+
+
+class PredictionList(Document):
+    """What `predict` says about each image."""
+
+    kind: Literal["PredictionList"]
+    weights: str
+    items: list[Prediction]
+
+
+class Export(Document):
+    """The file that `export` wrote, and how far it differs from the network on sample images."""
+
+    kind: Literal["Export"]
+    path: str
+    bytes: int
+    images: int = Field(description="The number of images on which it was compared.")
+    largest_difference: float = Field(description="The largest difference of a probability from the network's.")
+
+
 RankTableDocument = of_dataclass(
     "RankTable",
     "A valid rank table: `ranktable check` and `ranktable show`. `ownRanks` are this pod's, null outside of its pods.",
@@ -303,7 +337,7 @@ OF_THE_LAUNCHER = (
     *(Submission, SubmitCheck, Job, JobList, JobDeleted, LogLine, LogGap, LogLoss, FindingList, Config),
     Error,
 )
-OF_THE_TRAINER = (DataVerification, Environment, Inspection, RankTableDocument)
+OF_THE_TRAINER = (DataVerification, Environment, Inspection, RankTableDocument, PredictionList, Export)
 
 _INTRODUCTION = """\
 # JSON

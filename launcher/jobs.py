@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from launcher.errors import ExitCode, NotFoundError
-from trainer.shared.runs import FROM_WEIGHTS, TRAINING
+from trainer.shared.runs import TRAINING, WEIGHT_SETTINGS
 
 if TYPE_CHECKING:
     from launcher.output.progress import JobProgress
@@ -123,7 +123,7 @@ def known_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     if not train.get("weights"):
         return dict(spec)
     given = spec.get("given", ())
-    settings = {name: value for name, value in train.items() if name in given or name not in FROM_WEIGHTS}
+    settings = {name: value for name, value in train.items() if name in given or name not in WEIGHT_SETTINGS}
     return {**spec, "train": settings}
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.documents import one_document
 from trainer.cli import main
 from trainer.data.decode import decode_image
 from trainer.inference.classifier import Classifier, load_classifier
@@ -74,8 +75,7 @@ def _images(digits: Path) -> list[Path]:
 
 def _json(arguments: Sequence[str | Path], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     assert main([*map(str, arguments), "--json"]) == 0
-    document: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return document
+    return one_document(capsys.readouterr().out, "PredictionList")
 
 
 def test_predict_agrees_with_the_network_on_every_image(
@@ -98,10 +98,10 @@ def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(["export", "--weights", str(weights), "--to", str(folder / "digits.onnx"), "--json"]) == 0
         assert main(["export", "--weights", str(weights), "--to", str(folder / "digits.pt2")]) == 0
     document, _, line = output.getvalue().rstrip().rpartition("\n")
-    report = json.loads(document)
+    report = one_document(document, "Export")
     assert report["bytes"] == (folder / "digits.onnx").stat().st_size
-    assert report["verified"]["images"] > 1
-    assert 0 <= report["verified"]["largest_difference"] <= 1e-5
+    assert report["images"] > 1
+    assert 0 <= report["largestDifference"] <= 1e-5
     assert line.startswith(f"{folder}/digits.pt2: ")
     assert sorted(path.name for path in folder.iterdir()) == ["digits.onnx", "digits.pt2"]
     return folder

@@ -1,11 +1,11 @@
 """`python -m trainer export`: trained weights as one file for other programs, with the preparation of images inside."""
 
-import json
 from pathlib import Path
 
 from cyclopts import App
 
 from trainer.commands import FROM_WEIGHTS, AsJson, ClassNames, ImagePreparation, WeightsPath
+from trainer.shared.documents import document, json_text, to_json
 
 export_app = App(name="export", help="Write weights as a file for ONNX Runtime or for torch without this project.")
 
@@ -37,9 +37,7 @@ def export(
 
     report = export_classifier(load_classifier(weights, preparation.settings(), class_names), to)
     if as_json:
-        document = {"apiVersion": "pnas/v1", "kind": "Export", "path": str(report.path), "bytes": report.bytes}
-        checked = {"images": report.images, "largest_difference": report.largest_difference}
-        print(json.dumps({**document, "verified": checked}, indent=2))
+        print(json_text(document("Export", **to_json(report))))
     else:
         print(
             f"{to}: {report.bytes / 1e6:,.1f} MB; on {report.images} images of different sizes its probabilities "

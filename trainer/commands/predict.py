@@ -1,7 +1,6 @@
 """`python -m trainer predict`: the most probable classes of images, by weights of a run or published ones."""
 
 import itertools
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from cyclopts.validators import Number
 
 from trainer.commands import FROM_WEIGHTS, AsJson, ClassNames, ImagePreparation, WeightsPath
 from trainer.data.tree import describe_left_out, read_class
+from trainer.shared.documents import document, json_text
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.files import reading
 from trainer.shared.text import visible
@@ -57,19 +57,16 @@ def predict(
     classifier = load_classifier(weights, preparation.settings(), class_names)
     rows, refused = [], 0
     for row in _predictions(classifier, paths, min(top, len(classifier.classes))):
-        refused += "error" in row
+        refused += row["error"] is not None
         if as_json:
             rows.append(row)
         else:
             print(f"{visible(row['image'])}  {visible(_words(row))}", flush=True)
     if as_json:
-        print(
-            json.dumps(
-                {"apiVersion": "pnas/v1", "kind": "Predictions", "weights": str(weights), "items": rows}, indent=2
-            )
-        )
+        print(json_text(document("PredictionList", weights=str(weights), items=rows)))
     if refused:
-        raise TrainerError(f"{refused:,} of {len(paths):,} images cannot be read; the lines above say why")
+        error = TrainerError(f"{refused:,} of {len(paths):,} images cannot be read; the lines above say why")
+        raise error.after_document(as_json)
 
 
 def _image_files(images: Sequence[Path]) -> Iterator[Path]:
@@ -120,9 +117,10 @@ def _predictions(classifier: "Classifier", paths: Iterable[Path], top: int) -> I
             results = iter(classifier.probabilities(readable).tolist() if readable else ())
             for path, image in zip(batch, decoded, strict=True):
                 if isinstance(image, BadImageError):
-                    yield {"image": str(path), "error": image.reason}
+                    yield {"image": str(path), "classes": [], "error": image.reason}
                 else:
-                    yield {"image": str(path), "classes": _best(next(results), classifier.classes, top)}
+                    best = _best(next(results), classifier.classes, top)
+                    yield {"image": str(path), "classes": best, "error": None}
 
 
 def _best(probabilities: Sequence[float], names: Sequence[str], top: int) -> list[dict[str, Any]]:
@@ -131,6 +129,6 @@ def _best(probabilities: Sequence[float], names: Sequence[str], top: int) -> lis
 
 
 def _words(row: dict[str, Any]) -> str:
-    if "error" in row:
+    if row["error"] is not None:
         return f"error: {row['error']}"
     return ", ".join(f"{best['name']} {100 * best['probability']:.2f} %" for best in row["classes"])

@@ -8,7 +8,7 @@ TRAINING = ("full", "finetune")
 CHECKPOINT_FORMAT = "pnas-checkpoint"
 """How a checkpoint's two files name their format, so that the state is not taken for weights."""
 
-FROM_WEIGHTS = ("model", "padding", "image_size", "normalize", "eval_crop", "interpolation")
+WEIGHT_SETTINGS = ("model", "padding", "image_size", "normalize", "eval_crop", "interpolation")
 """The settings that come with the weights, unless the user sets them."""
 
 CHECKPOINTS_FOLDER = "checkpoints"
