@@ -101,6 +101,8 @@ class Evaluation(LineFields):
     top1: Number
     top5: Number
     images: int | None
+    best_top1: Number
+    best_epoch: int | None
 
 
 class Result(LineFields):
@@ -111,6 +113,8 @@ class Result(LineFields):
     top1: Number
     top5: Number
     images: int | None
+    best_top1: Number
+    best_epoch: int | None
     fps: Number
     train_s: Number
     wall_s: Number

@@ -37,6 +37,7 @@ from launcher.kube.resources import (
     QUOTAS,
     Resource,
 )
+from launcher.manifests.render import render_manifests
 from launcher.settings.spec import JobSpec
 
 _JOBS_ASKED = 3
@@ -73,6 +74,11 @@ def examine_cluster(jobs: ClusterJobs, spec: JobSpec, objects: Sequence[Json]) -
         return
     yield check_rights(jobs.api, jobs.kind)
     yield trial
+    if spec.overlay and trial.state != "ok":
+        # Only the server knows whether an overlay has the form of a pod; everything else can be checked without it.
+        yield PreflightFinding("overlay", "unknown", f"{NOT_CHECKED}the server has not accepted the job with it")
+        spec = spec.model_copy(update={"overlay": {}})
+        objects = render_manifests(spec, jobs.kind)
     pod_trial, needs = try_pod(jobs, needs_of(jobs.kind, spec, objects), objects[-1])
     yield pod_trial
     if jobs.served():

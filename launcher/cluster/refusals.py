@@ -63,6 +63,7 @@ POD_REFUSALS: Sequence[PodRefusal] = (
     PodRefusal("RuntimeClass", "runtime class", "missing", "choose another runtimeClassName in the --overlay"),
 )
 _OTHER = PodRefusal("", "pods", "later", "a job waits until that changes")
+_INVALID = PodRefusal("", "pods", "missing", "change the setting that it names, or the --overlay")
 
 
 def translate_refusal(error: ApiError, api: Api, *, trial: str = "", name: str = "") -> LauncherError:
@@ -98,7 +99,8 @@ def pod_refusal(error: ApiError) -> PreflightFinding:
         return PreflightFinding("pods", "unknown", f"{NOT_CHECKED}whether the namespace admits the pods: {text}")
     if error.status not in (400, 403, 404, 422):
         raise error
-    refusal = next((row for row in POD_REFUSALS if re.search(row.pattern, text)), _OTHER)
+    other = _OTHER if error.status == 403 else _INVALID
+    refusal = next((row for row in POD_REFUSALS if re.search(row.pattern, text)), other)
     state, advice = refusal.state, refusal.advice
     if refusal.about == QUOTA and _is_above_limit(text):
         state, advice = "missing", LARGER

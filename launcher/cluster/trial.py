@@ -23,6 +23,8 @@ def needs_of(kind: Kind, spec: JobSpec, objects: Sequence[Json]) -> JobNeeds:
     """Return what the rendered job asks of a cluster."""
     job = objects[-1]
     pod = pod_template(kind, job)["spec"]
+    if not isinstance(pod, dict):
+        pod = {}  # the overlay has another form: the server refuses it
     of_overlay = pod.get("schedulerName")
     scheduler = of_overlay or job["spec"].get("schedulerName") or DEFAULT
     options = spec.pods

@@ -5,6 +5,7 @@ overlay counts like an option.
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
@@ -66,20 +67,27 @@ class JobNeeds(PodNeeds):
 
 
 def pod_amounts(pod: Json, side: Side = "requests") -> Amounts:
-    """Return what the containers of a pod ask for together; an init container runs before the others."""
+    """Return what the containers of a pod ask for together; an init container runs before the others.
+
+    An overlay can have any form, and only the server judges it: parts of another form count as nothing.
+    """
     total: dict[str, Decimal] = {}
-    for container in pod.get("containers") or ():
+    for container in _mappings(pod.get("containers")):
         for name, amount in _container_amounts(container, side).items():
             total[name] = total.get(name, Decimal()) + amount
-    for container in pod.get("initContainers") or ():
+    for container in _mappings(pod.get("initContainers")):
         for name, amount in _container_amounts(container, side).items():
             total[name] = max(total.get(name, Decimal()), amount)
     return total
 
 
-def amounts(quantities: Mapping[str, object] | None) -> Amounts:
-    """Return the amounts of an object of the cluster, like a node's capacity."""
-    return {name: parse_quantity(str(text)) for name, text in (quantities or {}).items()}
+def amounts(quantities: object) -> Amounts:
+    """Return the amounts of an object of the cluster, like a node's capacity; without those in another form."""
+    parsed: dict[str, Decimal] = {}
+    for name, text in (quantities if isinstance(quantities, dict) else {}).items():
+        with suppress(ValueError):
+            parsed[name] = parse_quantity(str(text))
+    return parsed
 
 
 def amount_text(amount: Decimal) -> str:
@@ -99,7 +107,13 @@ def listed(names: Iterable[str], most: int = 3) -> str:
 
 
 def _container_amounts(container: Json, side: Side) -> Amounts:
-    resources = container.get("resources") or {}
+    resources = container.get("resources")
+    if not isinstance(resources, dict):
+        return {}
     # A limit without a request is the request, too.
-    fallback = resources.get("limits") if side == "requests" else None
-    return amounts({**(fallback or {}), **(resources.get(side) or {})})
+    fallback = amounts(resources.get("limits")) if side == "requests" else {}
+    return {**fallback, **amounts(resources.get(side))}
+
+
+def _mappings(items: object) -> list[Json]:
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []

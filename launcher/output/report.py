@@ -23,8 +23,21 @@ if TYPE_CHECKING:
 _SHOWN_LOSSES = 8
 # A line of the trainer leaves out what it does not know.
 _STEP = ("epoch", "epochs", "step", "steps", "loss", "lr", "fps", "top1", "skipped")
-_EVALUATION = ("epoch", "epochs", "loss", "top1", "top5", "images")
-_RESULT = ("mode", "loss", "top1", "top5", "images", "fps", "train_s", "wall_s", "memory_mib", "output")
+_EVALUATION = ("epoch", "epochs", "loss", "top1", "top5", "images", "best_top1", "best_epoch")
+_RESULT = (
+    "mode",
+    "loss",
+    "top1",
+    "top5",
+    "images",
+    "best_top1",
+    "best_epoch",
+    "fps",
+    "train_s",
+    "wall_s",
+    "memory_mib",
+    "output",
+)
 
 
 def job_header(spec: "JobSpec", *, attempt: int, where: str, known: bool) -> str:
@@ -124,10 +137,10 @@ def status_text(state: JobState, progress: JobProgress, events: Iterable[JobEven
 
 def list_text(jobs: Sequence[tuple[JobState, JobProgress]], *, now: float) -> str:
     """Return one line per job."""
-    rows = [("NAME", "PHASE", "WHERE", "MODE", "MODEL", "DEVICES", "STARTED", "TOOK", "TOP-1")]
+    rows = [("NAME", "PHASE", "WHERE", "MODE", "MODEL", "DEVICES", "STARTED", "TOOK", "TOP-1", "BEST")]
     for state, progress in jobs:
         took = state.took_s(now)
-        top1 = _number(progress.result or progress.evaluation, "top1")
+        score = progress.result or progress.evaluation
         rows.append(
             (
                 state.ref.name,
@@ -138,7 +151,8 @@ def list_text(jobs: Sequence[tuple[JobState, JobProgress]], *, now: float) -> st
                 _total(state),
                 "-" if state.started is None else _clock(state.started),
                 "-" if took is None else format_duration(took),
-                "-" if top1 is None else f"{top1:.4g} %",
+                _percent(score, "top1"),
+                _percent(score, "best_top1"),
             )
         )
     return columns(rows)
@@ -256,7 +270,12 @@ def _accuracy(line: ProgressLine | None) -> dict[str, str]:
     images = _number(line, "images")
     over = "" if images is None else f" of {images:,.0f} images"
     values = {name: _number(line, key) for name, key in (("top-1", "top1"), ("top-5", "top5"))}
-    return {name: f"{value:.4g} %{over}" for name, value in values.items() if value is not None}
+    rows = {name: f"{value:.4g} %{over}" for name, value in values.items() if value is not None}
+    best, epoch = _number(line, "best_top1"), _number(line, "best_epoch")
+    if best is not None:
+        # Epochs count from 1 here, as people count.
+        rows["best"] = f"top-1 {best:.4g} %" + ("" if epoch is None else f" after epoch {epoch + 1:.0f}")
+    return rows
 
 
 def _speed(line: ProgressLine | None) -> str:
@@ -283,6 +302,11 @@ def _log_counts(reading: "LogFollow") -> str:
 
 def _number(line: ProgressLine | None, key: str) -> float | None:
     return None if line is None else line.number(key)
+
+
+def _percent(line: ProgressLine | None, key: str) -> str:
+    value = _number(line, key)
+    return "-" if value is None else f"{value:.4g} %"
 
 
 def _fields(line: ProgressLine | None, names: Sequence[str]) -> dict[str, Any] | None:

@@ -174,6 +174,8 @@ def _reset_process(environ: Mapping[str, str], *, stdout: int, stderr: int) -> N
     """Give this fork the files, environment, import path and signal handlers that it would have after exec."""
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
+    # The server's own streams can be files, in which a stream remembers its position; these are pipes.
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     os.closerange(3, MOST_FILES)
     os.environ.clear()
     os.environ.update(environ)

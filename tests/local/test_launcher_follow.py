@@ -14,7 +14,7 @@ from launcher.local.jobs import LocalJobs
 from launcher.local.submitter import start_job
 from tests.local.job_runner import JobRunner, wait_until
 
-RESULT = "result mode=full top1=97.8 top5=99.9 images=360 fps=95.1 train_s=170 wall_s=180"
+RESULT = "result mode=full top1=97.8 top5=99.9 images=360 best_top1=98.1 best_epoch=6 fps=95.1 train_s=170 wall_s=180"
 
 
 def sleeps(pid: int) -> bool:
@@ -42,6 +42,7 @@ say(0, "{RESULT} output=" + str(Path("out/job").absolute()))
     assert summary["Succeeded"].startswith("job in ")
     assert summary["top-1"] == "97.8 % of 360 images"
     assert summary["top-5"] == "99.9 % of 360 images"
+    assert summary["best"] == "top-1 98.1 % after epoch 7"
     assert summary["speed"] == "95.1 images/s"
     assert summary["training"] == "2 min 50 s"
     assert summary["log"] == "1,001 lines from 2 devices, 0 missing"
@@ -328,7 +329,7 @@ def test_status_and_list_are_readable(runner: JobRunner) -> None:
         assert part in status
     row = runner.launch("list").stdout.splitlines()[1].split()
     assert row[:4] == ["job", "Succeeded", "local", "full"]
-    assert row[-2:] == ["97.8", "%"]
+    assert row[-4:] == ["97.8", "%", "98.1", "%"]
 
 
 @pytest.mark.parametrize(

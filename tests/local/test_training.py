@@ -31,6 +31,8 @@ def test_a_full_run_learns_real_images(trained: TrainerResult) -> None:
     assert float(summary["top1"]) >= 90
     assert int(summary["images"]) == 360
     assert float(summary["fps"]) > 0
+    best = max((float(event["top1"]), -int(event["epoch"])) for event in trained.events("eval"))
+    assert (float(summary["best_top1"]), -int(summary["best_epoch"])) == best
 
 
 def test_a_full_run_leaves_every_promised_file(trained: TrainerResult) -> None:

@@ -55,16 +55,16 @@ def with_rows(weights: Weights, rows: Sequence[int], classes: Sequence[str]) -> 
 
 def _mismatch(weights: Weights, folders: Sequence[str], unknown: Sequence[str], rule: str, *, evaluates: bool) -> str:
     count = weights.num_classes
+    new = "" if evaluates else ", or give --match-classes new for a new classifier"
     if rule == "order" or weights.classes is None:
         fault = f"made for {count} classes, but the images have {len(folders)}"
         names = "" if weights.classes is None else ", or match them by name (--match-classes name)"
         advice = f"give data with a folder for each class{names}"
         if weights.classes is None and evaluates:
             advice = "to evaluate on some of the classes, add train/ with a folder for each class, empty or not"
-        return f"{fault}; {advice}" + ("" if evaluates else "; use --mode finetune to train a new classifier on them")
+        return f"{fault}; {advice}{new}"
     some, known = _first(unknown), _first(weights.classes)
     orders = ", or give --match-classes order if the sorted names have the same meaning" * (len(folders) == count)
-    new = "" if evaluates else ", or --match-classes new for a new classifier"
     return f"do not know class {some}; their {count} classes are {known}; rename the folders{orders}{new}"
 
 

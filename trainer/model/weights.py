@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.model.origin import AUX
-from trainer.model.pnasnet import PNASNet5
-from trainer.model.weight_files import NORMALIZATIONS, DataConfig, Weights, weight_metadata
+from trainer.model.pnasnet import LARGE, PNASNet5
+from trainer.model.weight_files import IMAGENET_CLASSES, NORMALIZATIONS, DataConfig, Weights, weight_metadata
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.files import replacing
@@ -48,7 +48,7 @@ def with_weight_settings(config: TrainConfig, weights: Weights) -> TrainConfig:
         raise UsageError(
             f"weights {weights.path}: nothing tells the borders and pixels that they were trained with "
             f"({weights.evidence}); give {' and '.join(f'--{name}' for name in missing)}: exact and half for timm's "
-            "and Cadene's, seed and none for the seed's, your run's own for yours"
+            "and Cadene's, seed and none for the seed's, your run's own for yours (and its --image-size)"
         )
     if weights.source in _INFERRED and missing == ["normalize"] and config.padding != weights.padding:
         raise UsageError(
@@ -62,6 +62,12 @@ def with_weight_settings(config: TrainConfig, weights: Weights) -> TrainConfig:
     if weights.data is not None:
         settings |= _data_settings(weights.path, weights.data, needs_normalize="normalize" not in user_set)
     return config.model_copy(update={name: value for name, value in settings.items() if name not in user_set})
+
+
+def is_assumed(weights: Weights) -> bool:
+    """Return whether the source is only assumed: it published one network, and this is another one."""
+    published = weights.model == LARGE.name and weights.num_classes == IMAGENET_CLASSES
+    return weights.source in _INFERRED and not published
 
 
 def weight_conflicts(config: TrainConfig, weights: Weights) -> list[str]:

@@ -59,9 +59,10 @@ def run_training(run: Run) -> int:
             result = _evaluate(run, epoch=progress.epoch)
         if result is None:
             return _stop(run)
-        report_evaluation(records, result, epoch=progress.epoch, epochs=config.epochs, steps=progress.global_step)
-        report_epoch(records, progress.sums, result)
+        epoch, sums = progress.epoch, progress.sums
         is_best = progress.end_epoch(result)
+        report_evaluation(records, progress, result, epoch=epoch, epochs=config.epochs)
+        report_epoch(records, sums, result)
         run.checkpoints.save(training, progress, records, weights=("last", "best") if is_best else ("last",))
     error = run.checkpoints.finish(training)
     report_result(training, records, progress, output=run.output)
@@ -114,7 +115,7 @@ def run_evaluation(run: Run) -> int:
     progress = run.progress
     progress.last, progress.wall_s = result, time.perf_counter() - clock
     progress.throughput = Throughput(images=result.images, seconds=progress.wall_s)
-    report_evaluation(run.records, result, epoch=0, epochs=1, steps=0)
+    report_evaluation(run.records, progress, result, epoch=0, epochs=1)
     report_result(run.training, run.records, progress, output=run.output)
     return DONE
 

@@ -77,6 +77,7 @@ class TrainingProgress:
         lr_factor: multiplies the learning rate, for `--lr-batch` and for another number of devices since the beginning.
         bad_steps: the latest steps in a row without an update, because loss or gradient was not finite.
         wall_s: seconds of all attempts so far.
+        best_epoch: the epoch of `best`; None in checkpoints of versions that did not count it.
     """
 
     epoch: int = 0
@@ -90,6 +91,7 @@ class TrainingProgress:
     bad_steps: int = 0
     wall_s: float = 0.0
     best: Evaluation | None = None
+    best_epoch: int | None = None
     last: Evaluation | None = None
     sums: EpochSums = field(default_factory=EpochSums)
     throughput: Throughput = field(default_factory=Throughput)
@@ -111,7 +113,7 @@ class TrainingProgress:
         best = self.best if self.best is not None and math.isfinite(self.best.loss) else None
         is_best = math.isfinite(score.loss) and (best is None or score.top1 > best.top1)
         if is_best:
-            self.best = score
+            self.best, self.best_epoch = score, self.epoch
         self.epoch += 1
         self.step, self.images, self.planned, self.steps = 0, 0, None, None
         self.equalised, self.sums = False, EpochSums()

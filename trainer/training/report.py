@@ -35,10 +35,12 @@ def report_steps(
     records.write_steps(rows, fps=fps, top1=top1)
 
 
-def report_evaluation(records: Records, score: Evaluation, *, epoch: int, epochs: int, steps: int) -> None:
-    """Print and record an evaluation after `steps` steps of the run."""
-    say("eval", epoch=epoch, epochs=epochs, **asdict(score))
-    records.write_evaluation({"epoch": epoch, **asdict(score)}, steps=steps)
+def report_evaluation(
+    records: Records, progress: TrainingProgress, score: Evaluation, *, epoch: int, epochs: int
+) -> None:
+    """Print and record an evaluation at the end of `epoch`; the printed line has the best one so far, too."""
+    say("eval", epoch=epoch, epochs=epochs, **asdict(score), **_best(progress))
+    records.write_evaluation({"epoch": epoch, **asdict(score)}, steps=progress.global_step)
 
 
 def report_epoch(records: Records, sums: EpochSums, score: Evaluation) -> None:
@@ -64,9 +66,15 @@ def report_result(training: Training, records: Records, progress: TrainingProgre
         "result",
         mode=training.config.mode,
         **figures,
+        **_best(progress),
         fps=throughput.fps,
         train_s=throughput.seconds,
         wall_s=wall_s,
         memory_mib=training.runtime.peak_memory_mib(),
         output=output,
     )
+
+
+def _best(progress: TrainingProgress) -> dict[str, float | int | None]:
+    """Return the run's best top-1 and its epoch, which best.safetensors has; None before the first one."""
+    return {"best_top1": None if progress.best is None else progress.best.top1, "best_epoch": progress.best_epoch}

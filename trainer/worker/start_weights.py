@@ -1,13 +1,14 @@
 """The weights that a run starts from: their classes are matched with the folders, and the log says what was found."""
 
 import dataclasses
+from collections.abc import Set
 
 import numpy as np
 
 from trainer.data.index import Datasets
 from trainer.model.weight_classes import match_classes, with_rows
 from trainer.model.weight_files import Weights
-from trainer.model.weights import weight_conflicts
+from trainer.model.weights import is_assumed, weight_conflicts
 from trainer.records.run_records import say
 from trainer.shared.config import TrainConfig
 
@@ -47,8 +48,12 @@ def fit_classes(weights: Weights, datasets: Datasets, config: TrainConfig) -> St
     return StartWeights(weights, dataclasses.replace(datasets, val=relabelled), new_classifier=False)
 
 
-def say_weights(start: StartWeights, config: TrainConfig) -> None:
-    """Print whose weights they are, what tells it, and whether their classifier is used."""
+def say_weights(start: StartWeights, config: TrainConfig, *, user_set: Set[str]) -> None:
+    """Print whose weights they are, what tells it, and whether their classifier is used.
+
+    Args:
+        user_set: the settings that do not come from the weights or a default.
+    """
     weights = start.weights
     matched = "order" if weights.classes is None else config.match_classes
     say(
@@ -60,6 +65,12 @@ def say_weights(start: StartWeights, config: TrainConfig) -> None:
         classifier="new" if start.new_classifier else "kept",
         matched_by=None if start.new_classifier else matched,
     )
+    if is_assumed(weights) and not user_set >= {"padding", "normalize"}:
+        say(
+            "warning",
+            text=f"the weights are taken for {weights.source}'s, which published no such network: padding "
+            f"{config.padding}, normalize {config.normalize}; set both if another program trained them",
+        )
     conflicts = weight_conflicts(config, weights)
     if conflicts:
         say("warning", text=f"the weights were trained with other settings: {', '.join(conflicts)}")

@@ -13,7 +13,7 @@ import pytest
 from launcher.cluster.jobs import ClusterJobs
 from launcher.cluster.preflight import judge
 from launcher.cluster.submitter import ClusterSubmitter
-from launcher.errors import ApiError, LauncherError, PreflightError
+from launcher.errors import ApiError, LauncherError, PreflightError, RequestError
 from launcher.jobs import PreflightFinding
 from launcher.kinds import kind_named
 from launcher.kinds.batch import BATCH_JOBS
@@ -503,6 +503,31 @@ def test_doctor_is_content_with_a_cluster_that_runs_the_job(objects: Objects, fl
         "scheduler",
     }
     assert case.submit(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "overlay",
+    [
+        "text",
+        {"containers": "x"},
+        {"containers": [{"name": "trainer", "resources": {"limits": {"cpu": "much"}}}]},
+        {"containers": [{"name": "trainer", "resources": ["x"], "env": "x", "envFrom": 3}]},
+        {"initContainers": [None], "nodeSelector": ["a"], "tolerations": "x"},
+        {"volumes": [None], "imagePullSecrets": ["a"], "affinity": "x", "schedulerName": 3},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("backend", ["batch", "volcano"])
+def test_an_overlay_of_any_form_is_judged_by_the_server_only(overlay: Any, backend: str, tmp_path: Path) -> None:
+    invalid = refusal("cannot unmarshal", 400)
+    case = Case("", "", "", refused={VOLCANO_JOBS: invalid, BATCH_JOBS: invalid}, overlay=overlay, backend=backend)
+    findings = {finding.about: finding for finding in case.findings(tmp_path)}
+    assert (findings["job"].state, findings["overlay"].state) == ("missing", "unknown")
+    assert findings["NPUs"].state == "ok", "everything else is checked without the overlay"
+    with pytest.raises(RequestError, match="the cluster refuses the job: "):
+        case.submit(tmp_path)
+    no_rights = Case("", "", "", hidden=(VOLCANO_JOBS, BATCH_JOBS, PODS), overlay=overlay, backend=backend)
+    assert {finding.state for finding in no_rights.findings(tmp_path)} == {"ok", "missing", "unknown"}
 
 
 def test_a_missing_image_does_not_hide_the_other_causes(tmp_path: Path) -> None:

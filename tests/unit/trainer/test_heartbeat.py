@@ -14,5 +14,5 @@ def test_a_run_prints_one_heartbeat_in_a_quiet_time_and_none_between_its_own_lin
         heartbeat.write(step=now)
         if now > 70:
             heartbeat.reset()
-    steps = [int(line.removeprefix("alive step=")) for line in capsys.readouterr().out.splitlines()]
+    steps = [int(line.split()[1].removeprefix("step=")) for line in capsys.readouterr().out.splitlines()]
     assert steps == [int(QUIET_S), 2 * int(QUIET_S)]

@@ -37,6 +37,14 @@ def _scalars(run: Path, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in board.Scalars(tag)]
 
 
+def test_logfmt_shows_control_characters_as_escapes() -> None:
+    name = "a\nerror: lost\r\x1b[2J\udce9\u202e.JPEG"
+    assert logfmt(f"error {name}", {"text": name, "path": "b\x9b"}) == (
+        r"error a\nerror: lost\r\x1b[2J\xe9\u202e.JPEG"
+        r' text="a\\nerror: lost\\r\\x1b[2J\\xe9\\u202e.JPEG" path=b\x9b'
+    )
+
+
 def test_logfmt_keeps_values_readable_and_apart() -> None:
     line = logfmt("step", {"epoch": 0, "loss": 6.9077553, "top1": None, "cause": 'no "space" left', "lr": 0.4})
     assert line == 'step epoch=0 loss=6.90776 cause="no \\"space\\" left" lr=0.4'

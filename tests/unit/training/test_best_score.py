@@ -26,6 +26,7 @@ def test_a_score_with_a_loss_that_is_not_finite_is_never_the_best(
     assert [progress.end_epoch(evaluation) for evaluation in evaluations] == best
     assert progress.last is evaluations[-1]
     assert progress.epoch == len(scores)
+    assert progress.best_epoch == max((epoch for epoch, is_best in enumerate(best) if is_best), default=None)
 
 
 def test_a_best_score_of_an_earlier_version_with_nan_is_replaced() -> None:

@@ -108,7 +108,8 @@ def test_finetuning_keeps_the_rows_of_known_classes_or_takes_a_new_classifier(
             {"match_classes": "order"},
             "but the images have 2.*classes name",
         ),
-        (None, ("a", "b"), "full", {}, "made for 3 classes, but the images have 2.* use --mode finetune"),
+        (None, ("a", "b"), "full", {}, "made for 3 classes, but the images have 2.*classes new"),
+        (ABC, ("a", "b"), "finetune", {"match_classes": "order"}, "classes name.*, or give --match-classes new"),
     ],
 )
 def test_classes_that_nothing_matches_are_refused_with_the_option_that_decides(
@@ -142,11 +143,32 @@ def test_a_weight_file_keeps_the_names_of_its_classes(tmp_path: Path) -> None:
 def test_the_log_says_whose_weights_they_are_and_what_becomes_of_the_classifier(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    say_weights(_fit(_weights(ABC), _images(("a", "c")), "finetune"), TrainConfig(normalize="none"))
+    say_weights(_fit(_weights(ABC), _images(("a", "c")), "finetune"), TrainConfig(normalize="none"), user_set=set())
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(
         'weights source=pnas told_by="its description" model=pnasnet5tiny classes=2 classifier=kept matched_by=name'
     )
     assert "normalize none (theirs: half)" in lines[1]
-    say_weights(_fit(_weights(None), _images(("a", "c")), "finetune"), TrainConfig(normalize="half"))
+    say_weights(_fit(_weights(None), _images(("a", "c")), "finetune"), TrainConfig(normalize="half"), user_set=set())
     assert capsys.readouterr().out.splitlines()[0].partition("classes=")[2].startswith("3 classifier=new time=")
+
+
+@pytest.mark.parametrize(
+    ("weights", "user_set", "is_warned"),
+    [
+        ({"source": "timm"}, set(), True),
+        ({"source": "timm"}, {"padding", "normalize"}, False),
+        ({"source": "timm", "model": "pnasnet5large"}, set(), True),
+        ({"source": "timm", "model": "pnasnet5large", "count": 1000}, set(), False),
+        ({"source": "cadene", "model": "pnasnet5large", "count": 1000}, set(), False),
+        ({"source": "pnas"}, set(), False),
+    ],
+)
+def test_a_source_that_published_no_such_network_is_called_an_assumption(
+    capsys: pytest.CaptureFixture[str], weights: dict[str, Any], user_set: set[str], *, is_warned: bool
+) -> None:
+    count = weights.pop("count", 3)
+    names = tuple(f"{label:04}" for label in range(count))
+    start = _fit(dataclasses.replace(_weights(None, count), **weights), _images(names), "eval")
+    say_weights(start, TrainConfig(normalize="half"), user_set=user_set)
+    assert ("taken for timm's" in capsys.readouterr().out) == is_warned

@@ -251,3 +251,14 @@ def test_a_failed_write_leaves_only_the_earlier_file(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="cannot be written"):
         _save(target, PNASNet5(TINY, 10), DataConfig())
     assert [entry.name for entry in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077, 0o002])
+def test_a_weight_file_has_the_mode_that_the_umask_gives(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        for _ in range(2):  # also over a file that is there
+            _save(tmp_path / "w.safetensors", PNASNet5(TINY, 10), DataConfig())
+    finally:
+        os.umask(before)
+    assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
