@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from launcher import PROGRAM
-from launcher.jobs import JobEvent, JobRef, JobState, PreflightFinding, Submitted, describe_network, known_spec
+from launcher.jobs import JobEvent, JobRef, JobState, Phase, PreflightFinding, Submitted, describe_network, known_spec
 from launcher.output.progress import JobProgress, ProgressLine, step_cells
 from trainer.shared.documents import document
 from trainer.shared.durations import format_duration
@@ -88,7 +88,7 @@ def summary(state: JobState, reading: "LogFollow", *, now: float, where: str) ->
     took = state.took_s(now)
     rows = {
         state.phase.value: state.ref.name + ("" if took is None else f" in {format_duration(took)}"),
-        **_accuracy(result or progress.evaluation),
+        **_accuracy(_score(state, progress)),
         "speed": _speed(result),
         **_work(result),
         "log": _log_counts(reading),
@@ -122,7 +122,7 @@ def status_text(state: JobState, progress: JobProgress, events: Iterable[JobEven
         "runs": _runs(state.spec),
         "for": "" if took is None else format_duration(took),
         "step": ", ".join(text for name, text in step_cells(step).items() if name != "bar") if step else "",
-        **_accuracy(progress.result or progress.evaluation),
+        **_accuracy(_score(state, progress)),
         "speed": _speed(progress.result),
         "restarts": str(state.restarts) if state.restarts else "",
         "output": state.files or ("" if state.output is None else str(state.output)),
@@ -140,7 +140,7 @@ def list_text(jobs: Sequence[tuple[JobState, JobProgress]], *, now: float) -> st
     rows = [("NAME", "PHASE", "WHERE", "MODE", "MODEL", "DEVICES", "STARTED", "TOOK", "TOP-1", "BEST")]
     for state, progress in jobs:
         took = state.took_s(now)
-        score = progress.result or progress.evaluation
+        score = _score(state, progress)
         rows.append(
             (
                 state.ref.name,
@@ -264,6 +264,11 @@ def _devices(train: Mapping[str, Any]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _score(state: JobState, progress: JobProgress) -> ProgressLine | None:
+    """Return the line with the job's accuracy. An evaluation does not stand in for the lost result of a success."""
+    return progress.result or (None if state.phase is Phase.SUCCEEDED else progress.evaluation)
 
 
 def _accuracy(line: ProgressLine | None) -> dict[str, str]:

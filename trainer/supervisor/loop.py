@@ -287,7 +287,9 @@ class _Loop:
         if all(worker.end.returncode == RESUMABLE for worker in ended):
             reason = f"still running {self._grace_s:g} s after {first.command} had stopped"
         else:
-            self._say(f"{first.command} has ended ({first.end}); stopping the others")
+            # Its own words are the line above, and will be the last line too.
+            how = f" ({first.end})" if first.end.reason is None else ""
+            self._say(f"{first.command} has ended{how}; stopping the others")
         self._stop(StopOrder(now, reason, by_signal=False), within_s=self._limits.stop_s)
 
     def _kill_if_due(self, now: float) -> None:
