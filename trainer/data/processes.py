@@ -168,7 +168,7 @@ def _start(loader: DataLoader[Any]) -> Iterator[Any]:
         signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
     advice = HIGHER_LIMIT.get(refusal.errno or 0, f"/dev/shm cannot take their semaphores: {MORE_SHM}")
     raise TrainerError(
-        f"loader processes cannot start ({refusal.strerror}): {advice}, or load without them (--workers 0)"
+        f"loader processes cannot start ({refusal.strerror}): {advice}; training also works without them (--workers 0)"
     )
 
 
