@@ -77,7 +77,7 @@ def _commands() -> Iterator[str]:
                 if option.startswith("--") and option not in map(flag_name, others)
             ]
     yield from table("## Options of the launcher that are no settings", ("command", "option", "meaning"), rows)
-    yield "The trainer has `--profile` too, and `python -m trainer COMMAND --help` shows the options of its commands.\n"
+    yield "The trainer also has `--profile` and `--dry-run`. `python -m trainer COMMAND --help` shows the others.\n"
 
 
 def _modes() -> Iterator[str]:

@@ -77,13 +77,12 @@ def resume(training: Training, checkpoint: Path, data: Mapping[str, Any]) -> Tra
     if training.rank == 0:
         changes = [
             *(f"{part} restarts" for part in restarted_parts),
-            *_changes(before, fingerprint),
-            *changed_settings(content["config"], config),
+            *changes_since(before, fingerprint, content["config"], config),
             *(["other images"] if content["data"]["fingerprint"] != data["fingerprint"] else []),
         ]
         # Kernels of other devices may add in another order each time.
         same = "yes" if training.device.type == "cpu" else "not proven"
-        say("resumed", bit_exact="no" if changes else same, differs="; ".join(dict.fromkeys(changes)) or None)
+        say("resumed", bit_exact="no" if changes else same, differs="; ".join(changes) or None)
     return progress
 
 
@@ -154,6 +153,13 @@ def restore(
     if training.ema is not None:
         training.ema.updates = values["ema_updates"] or 0
     return sorted(restarted_parts)
+
+
+def changes_since(
+    before: Mapping[str, Any], fingerprint: Mapping[str, Any], saved: Mapping[str, Any], config: TrainConfig
+) -> list[str]:
+    """Return `name old -> new` for each part of the numerics and each setting that differs, once."""
+    return list(dict.fromkeys([*_changes(before, fingerprint), *changed_settings(saved, config)]))
 
 
 def changed_settings(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:

@@ -136,6 +136,20 @@ def test_a_name_of_the_greatest_length_has_room_for_its_number() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "values"),
+    [("A=b: c", ("A=b: c",)), ("[A=1, B=010]", ("A=1", "B=010")), ("{A: on}", ("A=on",)), ("A=[1]", ("A=[1]",))],
+)
+def test_a_variable_holds_one_text_or_several(text: str, values: tuple[str, ...]) -> None:
+    assert resolve_settings({}, None, {"PNAS_ENV": text}).options.env == values
+
+
+def test_a_variable_that_holds_half_a_list_is_refused_without_its_values() -> None:
+    with pytest.raises(ConfigError, match=r"^PNAS_ENV: line 1: not valid YAML") as refused:
+        resolve_settings({}, None, {"PNAS_ENV": "[A=hidden"})
+    assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("variables", "message"),
     [
         ({"PNAS_NAMESPCE": "x"}, "PNAS_NAMESPCE: no setting has this variable; did you mean PNAS_NAMESPACE?"),

@@ -60,7 +60,7 @@ def environment_layer(model: type[BaseModel], environ: Mapping[str, str] = os.en
 
 def _listed(text: str, *, place: str) -> Any:
     """Return a setting of several texts: `[A=1, B=2]` or `{A: 1, B: 2}` as YAML, all else as one text."""
-    return parse_yaml(text, place=f"{place}={text}") if text.startswith(("[", "{")) else text
+    return parse_yaml(text, place=place) if text.startswith(("[", "{")) else text
 
 
 def profile_layer(name: str) -> Layer:
