@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainer.shared.errors import UsageError
+from trainer.shared.files import text_if_readable
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 """The first and the last port that the kernel gives to outgoing connections (ip(7))."""
@@ -23,7 +24,8 @@ def free_port(*, lowest: int = _LOWEST, ephemeral: Path = _EPHEMERAL) -> int:
     A worker listens only seconds later, after its import of torch. By then an outgoing connection can have taken a port
     of the kernel's range for such connections. If that range leaves no other ports, return one of it.
     """
-    others = range(lowest, min(_NODE_PORTS, int(ephemeral.read_text().split()[0])))
+    first = int((text_if_readable(ephemeral).split() or [str(_NODE_PORTS)])[0])
+    others = range(lowest, min(_NODE_PORTS, first))
     for port in random.SystemRandom().sample(others, min(_TRIES, len(others))):
         with suppress(OSError):
             return _listen(port)

@@ -109,7 +109,12 @@ def test_torchruns_process_supervises_exactly_one_worker(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("outgoing", "chosen"),
-    [("32768\t60999\n", range(10_000, 30_000)), ("10001 60999", [10_000]), ("1024 65535", range(1024, 65_536))],
+    [
+        ("32768\t60999\n", range(10_000, 30_000)),
+        ("10001 60999", [10_000]),
+        ("1024 65535", range(1024, 65_536)),
+        ("", range(10_000, 30_000)),
+    ],
 )
 def test_a_free_port_is_never_one_that_an_outgoing_connection_can_take(
     tmp_path: Path, outgoing: str, chosen: Sequence[int]
