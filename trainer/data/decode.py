@@ -97,12 +97,12 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     Raises:
         BadImageError: the file is not an image, or is damaged; also if that happens within the context.
     """
+    # Pillow warns of damaged metadata, which changes no pixel, and of a size that is refused here. `catch_warnings`
+    # would not be safe in several threads.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with warnings.catch_warnings():
-            # Of damaged metadata, which changes no pixel, and of a size that is refused here.
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=_formats()) as image:
-                yield image
+        with Image.open(path, formats=_formats()) as image:
+            yield image
     except UnidentifiedImageError:
         raise BadImageError(str(path), "not an image") from None
     except Image.DecompressionBombError:
