@@ -22,7 +22,7 @@ from launcher.local import records
 from launcher.local.console import LineTimes, line_start, offset_at, read_blocks
 from launcher.local.log_end import LogEnd
 from launcher.output.progress import JobProgress
-from trainer.shared.errors import RESUMABLE
+from trainer.shared.errors import RESUMABLE, FolderTakenError
 from trainer.shared.processes import Process, is_alive, send_signal
 
 # Seconds from a job's creation until its runner has recorded its process ids.
@@ -32,6 +32,7 @@ _EXTRA_GRACE_S = 15.0
 _POLL_S = 0.05
 # The signal module has no names for real-time signals.
 _SIGNALS = {number.value: number.name for number in signal.Signals}
+_FOLDER_TAKEN = FolderTakenError.exit_code
 # The exit code of a trainer whose last line has this outcome.
 _CODES = {"succeeded": 0, "resumable": RESUMABLE, "failed": 1}
 
@@ -193,7 +194,8 @@ def _read_state(ref: JobRef, folder: Path) -> tuple[JobState, LogEnd]:
         ended=ended,
         spec=job.get("spec", {}),
         output=output,
-        files=str(output) if output is not None and output.exists() else "",
+        # After this code the folder, and the run in it, is another job's.
+        files=str(output) if output is not None and output.exists() and returncode != _FOLDER_TAKEN else "",
         attempt=records.attempt_of(job),
         command=job.get("command", ()),
         console=str(folder / records.CONSOLE),

@@ -108,6 +108,13 @@ def test_a_job_whose_runner_was_killed_ends_as_its_trainer_says(
     assert (state.phase, state.phase.exit_code) == (phase, code)
 
 
+@pytest.mark.parametrize(("code", "resumable"), [(1, True), (75, True), (6, False), (0, False)])
+def test_a_job_whose_folder_is_another_ones_is_not_to_be_continued(tmp_path: Path, code: int, resumable: bool) -> None:
+    ref = job(tmp_path / "jobs", job={"spec": {"train": {"mode": "full"}}}, exit=ended(code))
+    (tmp_path / "out").mkdir()
+    assert LocalJobs(tmp_path / "jobs").get(ref).resumable == resumable
+
+
 @pytest.mark.parametrize("files", [{}, {"cancel": {"requested": 1.5}}])
 def test_the_time_of_a_job_without_an_exit_record_stands_still(tmp_path: Path, files: dict[str, Any]) -> None:
     ref = job(tmp_path, processes=running(ENDED_PROCESS), **files)
