@@ -12,6 +12,7 @@ from trainer.shared.errors import UsageError
 
 LOOPBACKS = {"127.0.0.1": socket.AF_INET, "::1": socket.AF_INET6}
 """The addresses of a machine for itself, the usual one first."""
+_POD_VARIABLES = {"KUBERNETES_SERVICE_HOST", "POD_NAME"}
 _DISCARD = 9  # any port: nothing is sent
 
 
@@ -29,12 +30,13 @@ def check_addresses(master_addr: str, *, nodes: int, environ: Mapping[str, str])
     try:
         master = _resolve(master_addr)
     except OSError as error:
-        if "KUBERNETES_SERVICE_HOST" in environ:
-            return  # the name of a pod resolves as soon as the pod has an address: torch waits for it
-        raise UsageError(
-            f"the address of rank 0, {master_addr}, cannot be found: {error.strerror}; check --master-addr"
-        ) from None
-    if nodes == 1 or environ.get("GLOO_SOCKET_IFNAME") or ipaddress.ip_address(master[0]).is_loopback:
+        if _POD_VARIABLES.isdisjoint(environ):
+            raise UsageError(
+                f"the address of rank 0, {master_addr}, cannot be found: {error.strerror}; check --master-addr"
+            ) from None
+        master = []  # a pod's name resolves as soon as the pod has an address: torch waits for it
+    is_on_this_machine = any(ipaddress.ip_address(address).is_loopback for address in master)
+    if nodes == 1 or is_on_this_machine or environ.get("GLOO_SOCKET_IFNAME"):
         return
     name = socket.gethostname()
     try:

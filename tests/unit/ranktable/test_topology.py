@@ -19,7 +19,7 @@ from trainer.ranktable.identity import Identity, find_me
 from trainer.ranktable.table import RankTable, Server, parse
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import TrainerError, UsageError
-from trainer.topology import Topology, Visible, Worker, check_addresses, discover, ports, visible_devices
+from trainer.topology import Topology, Visible, Worker, addresses, check_addresses, discover, ports, visible_devices
 from trainer.topology.addresses import loopback
 
 CPU = Visible("cpu", ())
@@ -375,9 +375,10 @@ NAMES = {
     "node0": ["192.0.2.7"],
     "localhost": ["::1", "127.0.0.1"],
     "debian": ["127.0.1.1"],
+    "node1": ["192.0.2.8"],
     "mine": ["192.0.2.7", "::1"],
 }
-"""The machine has only its loopback addresses."""
+"""The machine has its loopback addresses and, in these tests, 192.0.2.8."""
 
 
 def resolve(name: str, port: object, **_options: object) -> list[tuple[object, ...]]:
@@ -399,7 +400,9 @@ def resolve(name: str, port: object, **_options: object) -> list[tuple[object, .
             "the address of rank 0, nowhere, cannot be found: Name or service not known; check",
         ),
         ("nowhere", 2, "node0", {}, "the address of rank 0, nowhere, cannot be found"),
-        ("job-0.job", 2, "node0", {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}, None),
+        ("job-0.job", 1, "node0", {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}, None),
+        ("job-0.job", 2, "node1", {"POD_NAME": "job-1"}, None),
+        ("job-0.job", 2, "debian", {"POD_NAME": "job-1"}, "this machine's name debian resolves to"),
         ("localhost", 2, "unknown", {}, None),
         ("node0", 2, "unknown", {}, "this machine's name unknown does not resolve to one of its addresses, so other"),
         ("node0", 2, "node0", {}, "this machine's name node0 does not resolve to one of its addresses"),
@@ -419,6 +422,8 @@ def test_addresses_that_cannot_connect_the_nodes_are_refused(
 ) -> None:
     monkeypatch.setattr("socket.getaddrinfo", resolve)
     monkeypatch.setattr("socket.gethostname", lambda: own_name)
+    binds = addresses._is_own
+    monkeypatch.setattr(addresses, "_is_own", lambda address: address == "192.0.2.8" or binds(address))
     with nullcontext() if message is None else pytest.raises(UsageError, match=message):
         check_addresses(master, nodes=nodes, environ=environ)
 
