@@ -83,7 +83,8 @@ class LogFollow:
                 if not item.data:  # All lines that already exist have been read.
                     display.show(list(tail))
                     tail = None
-            if self.expected_devices is not None and len(self.demultiplexer.devices) == self.expected_devices:
+            # A pod's successor may have other devices for the same ranks.
+            if self.expected_devices == len({writer.rank for writer in self.demultiplexer.devices}):
                 self.expected_devices = None
                 if absent := self.absent_selection():
                     raise NotFoundError(absent)

@@ -77,6 +77,11 @@ def test_a_follower_learns_it_as_soon_as_every_device_has_delivered_a_line() -> 
     assert read([*TWO, LATER], Selection(rank=2), npus=3, follow=True).delivered == 3, "rank 2 may still come"
 
 
+def test_a_successor_on_other_devices_is_no_further_rank() -> None:
+    successor = [LogBlock(b"[rank 0 npu:4 #1] a\n"), LogBlock(b"[rank 0 npu:7 #1] a\n", "successor"), LogBlock(b"")]
+    assert read([*successor, TWO[0]], Selection(rank=1), npus=2, follow=True).delivered == 4
+
+
 def test_a_job_without_lines_has_no_devices_yet() -> None:
     read([Notice("job job: Pending"), LogBlock(b"")], Selection(rank=3))
 
