@@ -26,6 +26,7 @@ SPLITS = ("train", "val")
 
 _HIDDEN, _NO_SUFFIX, _NO_CLASS = "hidden entries", "no image and without a suffix", "outside of a class folder"
 _NO_FILE, _BROKEN_LINK, _LOOP = "pipes and devices", "broken links", "links to a folder around them"
+_EMPTY = "class folders without an image, which training refuses"
 _OTHER_NAME, _OTHER_FOLDER = "further names of an image", "folders that are neither train/ nor val/"
 # A name can end with a dot and the number of a frame, or with a dot and words: neither is a suffix.
 _SUFFIX = re.compile(r"\.(?!\d+$)\w{1,10}")
@@ -96,6 +97,8 @@ def read_tree(path: Path) -> dict[Path, SplitTree]:
         if trees:
             others = [entry for entry in path.iterdir() if entry.name not in SPLITS and not entry.name.startswith(".")]
             count = sum(entry.is_dir() for entry in others)
+            for tree in trees.values():
+                tree.left_out += Counter({_EMPTY: sum(not images for images in tree.images)})
             return trees | ({path: SplitTree(left_out=Counter({_OTHER_FOLDER: count}))} if count else {})
         tree = read_split(path)
         if tree.left_out[_NO_CLASS] and not (tree.classes and path.name in SPLITS):

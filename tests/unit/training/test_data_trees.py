@@ -284,10 +284,15 @@ def test_a_folder_of_loose_images_is_read_as_one_class(path: str, tmp_path: Path
     assert tree.images == [[b"1/b.jpg", b"2/b.jpg", b"a.jpg"]]
 
 
-def test_folders_that_training_does_not_read_are_counted(tmp_path: Path) -> None:
+def test_folders_that_training_does_not_read_or_refuses_are_counted(tmp_path: Path) -> None:
     for name in ("train/cat/a.jpg", "val/cat/a.jpg", "test/a.jpg", ".git/a.jpg"):
         write(tmp_path / name)
-    assert read_tree(tmp_path)[tmp_path].left_out == {"folders that are neither train/ nor val/": 1}
+    (tmp_path / "train/dog").mkdir()
+    assert {path.name: dict(tree.left_out) for path, tree in read_tree(tmp_path).items()} == {
+        "train": {"class folders without an image, which training refuses": 1},
+        "val": {},
+        tmp_path.name: {"folders that are neither train/ nor val/": 1},
+    }
 
 
 def test_every_format_that_is_read_has_its_suffixes() -> None:
