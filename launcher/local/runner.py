@@ -15,26 +15,47 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from launcher.errors import LauncherError
 from launcher.local import records
 from trainer.shared.processes import identify
 
 _TICK_S = 1.0
+_STARTED = b"1"
+_LONGEST_ANSWER = 1 << 12  # bytes; a pipe takes them at once
 
 
 def main() -> int:
-    """Start the job in a child; return 0 when it runs, or was cancelled before that."""
+    """Start the job in a child; return 0 when it runs, or print why it does not run."""
     folder = Path(sys.argv[1])
     parent_end, child_end = os.pipe()
     if os.fork():
         os.close(child_end)
-        return 0 if os.read(parent_end, 1) else 1
+        answer = os.read(parent_end, _LONGEST_ANSWER)
+        if answer == _STARTED:
+            return 0
+        sys.stderr.write(answer.decode("utf-8", "replace"))
+        return 1
     os.close(parent_end)
     os.setsid()
-    _run(folder, child_end)
+    os.dup2(sys.stdout.fileno(), sys.stderr.fileno())
+    try:
+        trainer, started = _start(folder)
+    except (LauncherError, OSError) as error:
+        os.write(child_end, str(error).encode(errors="replace")[:_LONGEST_ANSWER])
+        return 1
+    os.write(child_end, _STARTED)
+    os.close(child_end)
+    _wait(folder, trainer, started)
     return 0
 
 
-def _run(folder: Path, parent: int) -> None:
+def _start(folder: Path) -> tuple["subprocess.Popen[bytes]", float]:
+    """Start the trainer and record its process; return it with the time in seconds since 1970.
+
+    Raises:
+        LauncherError: a record cannot be written; no trainer runs.
+        OSError: the trainer cannot be started.
+    """
     # The trainer saves and stops when it gets SIGTERM; an early SIGTERM waits for the trainer's start.
     early_signals: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: early_signals.append(number))
@@ -43,19 +64,25 @@ def _run(folder: Path, parent: int) -> None:
     if job is None:
         raise FileNotFoundError(folder / records.JOB)
     records.write_record(folder / records.PROCESSES, "Processes", {"runner": asdict(me), "trainer": None})
-    records.reserve_record(folder / records.EXIT)
+    # A disk that fills up must leave neither a trainer that no record knows, nor a job without an end.
+    for name in (records.PROCESSES, records.EXIT):
+        records.reserve_record(folder / name)
     started = time.time()
     trainer = subprocess.Popen(job["command"], cwd=job["cwd"], stdin=subprocess.DEVNULL)
     signal.signal(signal.SIGTERM, lambda number, _: trainer.send_signal(number))
     if early_signals:
         trainer.send_signal(signal.SIGTERM)
-    records.write_record(
-        folder / records.PROCESSES,
-        "Processes",
-        {"runner": asdict(me), "trainer": asdict(identify(trainer.pid)), "started": started},
-    )
-    os.write(parent, b"1")
-    os.close(parent)
+    values = {"runner": asdict(me), "trainer": asdict(identify(trainer.pid)), "started": started}
+    try:
+        records.write_record(folder / records.PROCESSES, "Processes", values)
+    except LauncherError:
+        trainer.kill()
+        raise
+    return trainer, started
+
+
+def _wait(folder: Path, trainer: "subprocess.Popen[bytes]", started: float) -> None:
+    """Wait for the trainer's end, and record it."""
     ended = threading.Event()
     threading.Thread(target=_record_size, args=(folder, ended), daemon=True).start()
     trainer.wait()

@@ -23,7 +23,6 @@ from launcher.jobs import JobRef, JobState, PreflightFinding, Submitted, find_st
 from launcher.local import records
 from launcher.local.cluster_only import ignored_variables, refuse_cluster_only
 from launcher.local.jobs import LocalJobs
-from launcher.local.log_end import LogEnd
 from launcher.local.preflight import check_paths, examine_machine
 from launcher.local.trial import check_by_trainer
 from launcher.settings.layers import NO_LAYER, Defaults, Earlier, Settings, given_settings
@@ -191,9 +190,16 @@ def start_job(
                 if check is not None:
                     check()
                 records.begin_next(folder, job)
+            _start_runner(folder, environ)
         else:
-            _create_record(folder, job, check)
-        _start_runner(folder, environ)
+            _create_record(folder, job)
+            try:
+                if check is not None:
+                    check()
+                _start_runner(folder, environ)
+            except (LauncherError, KeyboardInterrupt):
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
     return ref
 
 
@@ -241,7 +247,7 @@ def _taken(name: str) -> ConflictError:
     )
 
 
-def _create_record(folder: Path, job: Mapping[str, Any], check: Callable[[], None] | None) -> None:
+def _create_record(folder: Path, job: Mapping[str, Any]) -> None:
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
@@ -250,9 +256,7 @@ def _create_record(folder: Path, job: Mapping[str, Any], check: Callable[[], Non
         raise LauncherError(f"{folder}: cannot be created: {error.strerror}; set XDG_STATE_HOME") from error
     try:
         records.write_record(folder / records.JOB, "LocalJob", job)
-        if check is not None:
-            check()
-    except (LauncherError, KeyboardInterrupt):
+    except LauncherError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -264,14 +268,16 @@ def _start_runner(folder: Path, environ: Mapping[str, str]) -> None:
             [*module_command("launcher.local.runner"), str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=console,
-            stderr=console,
+            stderr=subprocess.PIPE,
             env=environ,
             start_new_session=True,
+            text=True,
+            errors="replace",
             check=False,
         )
     if runner.returncode:
-        words = LogEnd(folder).last_words or f"exit {runner.returncode}"
-        raise LauncherError(f"job {folder.name} could not be started: {words}; see {folder / records.CONSOLE}")
+        lines = runner.stderr.splitlines() or [f"its runner ended with exit code {runner.returncode}"]
+        raise LauncherError(f"job {folder.name} could not be started: {lines[-1]}")
 
 
 def _absolute(path: Path) -> Path:

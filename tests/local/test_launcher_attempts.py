@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import ConflictError
+from launcher.errors import ConflictError, LauncherError
 from launcher.jobs import JobRef, Phase
+from launcher.local.submitter import start_job
 from tests.local.conftest import small_options
 from tests.local.job_runner import JobRunner, wait_until
 from trainer.checkpoint.reading import read_manifest
@@ -38,6 +39,12 @@ def test_each_attempt_of_a_job_has_its_own_lines_and_its_own_end(runner: JobRunn
     for text in ("attempt  3", "attempt 1 ended: Resumable", "attempt 2 ended: Failed", "attempt 3 created"):
         assert text in status
     assert json.loads(runner.launch("status", "mine", "--json").stdout)["status"]["attempt"] == 3
+
+
+def test_a_job_that_cannot_be_started_says_why_and_leaves_nothing(runner: JobRunner) -> None:
+    with pytest.raises(LauncherError, match=r"^job mine could not be started: .*No such file or directory: '/none'$"):
+        start_job(runner.jobs, JOB.name, ["/none"], {"spec": {}, "output": "out"}, runner.environ)
+    assert runner.jobs.list() == []
 
 
 def test_a_cancelled_attempt_does_not_make_the_next_one_cancelled(runner: JobRunner) -> None:
