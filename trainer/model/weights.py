@@ -114,12 +114,18 @@ def load_weights(model: PNASNet5, weights: Weights, *, replace_head: bool = Fals
         )
     left_out = HEADS if replace_head else ()
     expected, offered = _without(model.state_dict(), left_out), _without(weights.state_dict, left_out)
-    if _shapes(expected, AUX) != _shapes(offered, AUX):
+    if not has_same_aux_head(model, weights):
         expected, offered = _without(expected, (AUX,)), _without(offered, (AUX,))
     fault = _misfit(_shapes(expected), _shapes(offered))
     if fault is not None:
         raise UsageError(f"weights {weights.path}: do not fit {model.scale.name}: {fault}; copy or save the file again")
     model.load_state_dict(offered, strict=False)
+
+
+def has_same_aux_head(model: PNASNet5, weights: Weights) -> bool:
+    """Return whether the network's auxiliary head, but for its classes, has the shapes of the weights' one."""
+    own, theirs = (_shapes(_without(tensors, HEADS), AUX) for tensors in (model.state_dict(), weights.state_dict))
+    return own == theirs
 
 
 def describe_weights(model: PNASNet5, config: TrainConfig, classes: Sequence[str]) -> dict[str, str]:

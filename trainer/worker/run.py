@@ -111,7 +111,7 @@ def run_worker(task: WorkerTask) -> tuple[int, Training]:
             write_provenance(task, config, runtime, datasets, started_at)
         say_start(task, training, datasets)
         if start is not None and task.rank == 0:
-            say_weights(start, config, user_set=task.config.model_fields_set)
+            say_weights(start, config, training.network, user_set=task.config.model_fields_set)
         training.requests.listen()
         code = _run_mode_with_roll_back(Run(training, datasets, records, task.run, progress, checkpoints))
         with watchdog.waiting("disk"):

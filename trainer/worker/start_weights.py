@@ -6,9 +6,10 @@ from collections.abc import Set
 import numpy as np
 
 from trainer.data.index import Datasets
+from trainer.model.pnasnet import PNASNet5
 from trainer.model.weight_classes import match_classes, with_rows
 from trainer.model.weight_files import Weights
-from trainer.model.weights import is_assumed, weight_conflicts
+from trainer.model.weights import has_same_aux_head, is_assumed, weight_conflicts
 from trainer.records.run_records import say
 from trainer.shared.config import TrainConfig
 
@@ -48,13 +49,14 @@ def fit_classes(weights: Weights, datasets: Datasets, config: TrainConfig) -> St
     return StartWeights(weights, dataclasses.replace(datasets, val=relabelled), new_classifier=False)
 
 
-def say_weights(start: StartWeights, config: TrainConfig, *, user_set: Set[str]) -> None:
-    """Print whose weights they are, what tells it, and whether their classifier is used.
+def say_weights(start: StartWeights, config: TrainConfig, network: PNASNet5, *, user_set: Set[str]) -> None:
+    """Print whose weights they are, what tells it, and whether their classifier and auxiliary head are used.
 
     Args:
         user_set: the settings that do not come from the weights or a default.
     """
     weights = start.weights
+    aux_head = "kept" if has_same_aux_head(network, weights) else "new"
     matched = "order" if weights.classes is None else config.match_classes
     say(
         "weights",
@@ -64,6 +66,7 @@ def say_weights(start: StartWeights, config: TrainConfig, *, user_set: Set[str])
         classes=weights.num_classes,
         classifier="new" if start.new_classifier else "kept",
         matched_by=None if start.new_classifier else matched,
+        aux_head=aux_head if network.aux is not None and config.mode != "eval" else None,
     )
     if is_assumed(weights) and not user_set >= {"padding", "normalize"}:
         say(

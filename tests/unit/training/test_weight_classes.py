@@ -17,6 +17,7 @@ from trainer.shared.errors import UsageError
 from trainer.worker.start_weights import StartWeights, fit_classes, say_weights
 
 ABC = ("a", "b", "c")
+NETWORK = PNASNet5(TINY, 3)
 
 
 def _weights(names: tuple[str, ...] | None, count: int = 3) -> Weights:
@@ -143,14 +144,39 @@ def test_a_weight_file_keeps_the_names_of_its_classes(tmp_path: Path) -> None:
 def test_the_log_says_whose_weights_they_are_and_what_becomes_of_the_classifier(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    say_weights(_fit(_weights(ABC), _images(("a", "c")), "finetune"), TrainConfig(normalize="none"), user_set=set())
+    say_weights(
+        _fit(_weights(ABC), _images(("a", "c")), "finetune"), TrainConfig(normalize="none"), NETWORK, user_set=set()
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(
         'weights source=pnas told_by="its description" model=pnasnet5tiny classes=2 classifier=kept matched_by=name'
     )
     assert "normalize none (theirs: half)" in lines[1]
-    say_weights(_fit(_weights(None), _images(("a", "c")), "finetune"), TrainConfig(normalize="half"), user_set=set())
+    say_weights(
+        _fit(_weights(None), _images(("a", "c")), "finetune"), TrainConfig(normalize="half"), NETWORK, user_set=set()
+    )
     assert capsys.readouterr().out.splitlines()[0].partition("classes=")[2].startswith("3 classifier=new time=")
+
+
+@pytest.mark.parametrize(
+    ("aux", "own", "mode", "shown"),
+    [
+        (None, None, "finetune", None),
+        ("seed", None, "finetune", None),
+        ("seed", "seed", "eval", None),
+        ("seed", "seed", "finetune", "kept"),
+        ("seed", "tf", "finetune", "new"),
+        (None, "seed", "finetune", "new"),
+    ],
+)
+def test_the_log_says_whether_the_auxiliary_head_is_kept(
+    capsys: pytest.CaptureFixture[str], aux: Any, own: Any, mode: Any, *, shown: str | None
+) -> None:
+    state = PNASNet5(TINY, 3, aux).state_dict()
+    start = _fit(dataclasses.replace(_weights(ABC), state_dict=state), _images(("a", "c")), mode)
+    say_weights(start, TrainConfig(mode=mode, weights=Path("w")), PNASNet5(TINY, 2, own), user_set=set())
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.partition("aux_head=")[2].partition(" ")[0] == (shown or "")
 
 
 @pytest.mark.parametrize(
@@ -170,5 +196,5 @@ def test_a_source_that_published_no_such_network_is_called_an_assumption(
     count = weights.pop("count", 3)
     names = tuple(f"{label:04}" for label in range(count))
     start = _fit(dataclasses.replace(_weights(None, count), **weights), _images(names), "eval")
-    say_weights(start, TrainConfig(normalize="half"), user_set=user_set)
+    say_weights(start, TrainConfig(normalize="half"), NETWORK, user_set=user_set)
     assert ("taken for timm's" in capsys.readouterr().out) == is_warned

@@ -26,6 +26,7 @@ from trainer.model.weight_files import DataConfig, Weights, import_weights, weig
 from trainer.model.weights import load_weights, weight_conflicts, with_weight_settings
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import UsageError
+from trainer.shared.runs import WEIGHT_SETTINGS
 from trainer.shared.text import visible
 
 State = dict[str, Any]
@@ -391,4 +392,5 @@ def test_the_model_comes_from_the_weights(tmp_path: Path) -> None:
     save_file(_state(), tmp_path / "w.safetensors")
     weights = import_weights(tmp_path / "w.safetensors")
     assert with_weight_settings(TrainConfig(), weights).model == "pnasnet5tiny"
+    assert with_weight_settings(TrainConfig(), weights).model_fields_set == set(WEIGHT_SETTINGS)
     assert with_weight_settings(TrainConfig(model="pnasnet5large"), weights).model == "pnasnet5large"
