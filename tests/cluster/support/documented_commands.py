@@ -21,7 +21,9 @@ _VARIATIONS = (
     (re.compile(r" in (\d+ min )?\d+ s$"), " in TIME"),
     (re.compile(r"^(speed|training|top-1|top-5)( +)[\d.]+(?: min)?(?: \d+)?"), r"\1\2NUMBER"),
     (
-        re.compile(r"\b(torch|python|cpus|device|loss|fps|top1|top5|best_top1|train_s|wall_s|write_s|memory_mib)=\S+"),
+        re.compile(
+            r"\b(torch|python|cpus|device|loss|fps|top1|top5|best_top1|train_s|wall_s|write_s|memory_mib|time)=\S+"
+        ),
         r"\1=VALUE",
     ),
     (re.compile(r"^(best +top-1) [\d.]+"), r"\1 NUMBER"),
