@@ -68,6 +68,7 @@ def launch(*words: str) -> int:
         (["config", "show", "--lr", "fast"], 2, ["Error"]),
         (["submit", "--backend", "local", "--data-path", "data", "--dry-run", "client"], 0, ["SubmitCheck"]),
         (["submit", "--backend", "local", "--data-path", "nowhere"], 2, ["Error"]),
+        (["doctor", "--backend", "local", "--data-path", "nowhere"], 5, ["FindingList"]),
         (["render", "--backend", "local"], 2, ["Error"]),
         (["status", "nix"], 4, ["Error"]),
         (["logs", "nix"], 4, ["Error"]),

@@ -105,6 +105,7 @@ def test_the_document_names_version_servers_and_devices(
         (["ranktable", "check"], 2, "Usage"),
         (["ranktabel", "check"], 2, "Usage"),
         (["inspect", "/no/run"], 2, "Usage"),
+        (["data", "verify", "/no/data"], 2, "Usage"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
