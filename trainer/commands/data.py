@@ -129,6 +129,7 @@ def make_digits(*, to: Path) -> None:
 
     written = digits_module.write_digits(to)
     if written:
-        print(f"{to}: {written:,} of {digits_module.COUNT:,} digits written, {digits_module.HELD_OUT} of them held out")
+        done = f"{written:,} of {digits_module.COUNT:,} digits written, {digits_module.HELD_OUT} of them held out"
     else:
-        print(f"{to}: all {digits_module.COUNT:,} digits are there already")
+        done = f"all {digits_module.COUNT:,} digits are there already"
+    print(visible(f"{to}: {done}"))

@@ -15,6 +15,7 @@ from trainer.environment.findings import findings
 from trainer.shared.config import TrainConfig
 from trainer.shared.documents import document, json_text, to_json
 from trainer.shared.errors import UsageError
+from trainer.shared.text import visible
 
 env_app = App(name="env", help="Report this machine's NPUs, versions, settings and limits, and what does not fit.")
 
@@ -32,7 +33,7 @@ def env(*, as_json: AsJson = False) -> int:
         print(json_text(document("Environment", **to_json(facts), findings=to_json(results))))
     else:
         judged = [f"{finding.level}: {finding.text}" for finding in results] or ["everything fits together"]
-        print("\n".join([*_lines(facts), "", *judged]))
+        print("\n".join(map(visible, [*_lines(facts), "", *judged])))
     sys.stdout.flush()
     return int(any(finding.level == "problem" for finding in results))
 

@@ -16,6 +16,7 @@ from trainer.checkpoint.reading import Inspection, TensorInfo, find_checkpoints,
 from trainer.commands import AsJson
 from trainer.shared.documents import document, json_text, to_json
 from trainer.shared.errors import TrainerError
+from trainer.shared.text import visible
 
 _ROWS_PER_GROUP = 3
 # The names of a thousand classes would fill a screen.
@@ -48,8 +49,8 @@ def inspect(
         print(json_text(_document(path, inspections, shown)))
     else:
         if len(inspections) > 1:
-            print("\n".join(_line(inspection) for inspection in inspections) + "\n")
-        print("\n".join(_lines(shown, show_all=show_all)))
+            print("\n".join(visible(_line(inspection)) for inspection in inspections) + "\n")
+        print("\n".join(map(visible, _lines(shown, show_all=show_all))))
     refused = [inspection for inspection in inspections if inspection.refused is not None]
     if refused:
         others = f" ({len(refused)} of {len(inspections)} checkpoints are damaged)" if len(inspections) > 1 else ""

@@ -93,7 +93,7 @@ def _images_below(folder: Path) -> list[Path]:
         tree = read_class(folder)
     left_out = describe_left_out(folder, tree.left_out)
     if left_out:
-        print(left_out, file=sys.stderr)
+        print(visible(left_out), file=sys.stderr)
     if not tree.images[0]:
         raise UsageError(f"{folder}: no images in this folder")
     return [folder / os.fsdecode(name) for name in tree.images[0]]

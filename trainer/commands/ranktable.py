@@ -20,6 +20,7 @@ from trainer.ranktable.identity import POD_UID, Identity, find_me
 from trainer.ranktable.table import NotReadyError, RankTable, Server, parse
 from trainer.shared.documents import document, json_text, to_json
 from trainer.shared.errors import TrainerError, UsageError
+from trainer.shared.text import visible
 
 _ANNOTATION = "ascend.kubectl.kubernetes.io/ascend-910-configuration"
 # MindCluster's FAQ: the annotation tells which of three programs is the cause.
@@ -55,7 +56,8 @@ def check_rank_table(
     if as_json:
         print(json_text(_document(path, table, own_server)))
     else:
-        print(f"{path}: valid; {_summary(table)}" + (f"; this pod has {_ranks(own_server)}" if own_server else ""))
+        ranks = f"; this pod has {_ranks(own_server)}" if own_server else ""
+        print(visible(f"{path}: valid; {_summary(table)}{ranks}"))
 
 
 @ranktable_app.command(name="show")
@@ -73,7 +75,7 @@ def show_rank_table(path: Path, /, *, as_json: AsJson = False) -> None:
     if as_json:
         print(json_text(_document(path, table, own_server)))
     else:
-        print("\n".join(_lines(table, own_server)))
+        print("\n".join(map(visible, _lines(table, own_server))))
 
 
 def _read(path: Path, devices: int | None = None) -> tuple[RankTable, Server | None]:
