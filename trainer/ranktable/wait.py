@@ -102,10 +102,9 @@ def write_regular(content: bytes, destination: Path) -> Path:
         UsageError: The file cannot be written.
     """
     try:
-        with replacing(destination) as partial:
+        with replacing(destination, mode=0o400) as partial:
             partial.unlink(missing_ok=True)  # a killed writer may have left one that cannot be written to
             partial.write_bytes(content)
-            partial.chmod(0o400)
     except OSError as error:
         raise UsageError(f"the rank table cannot be copied to {destination}: {error.strerror}") from error
     return destination

@@ -38,7 +38,7 @@ def text_if_readable(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, partial: Path | None = None, sync: bool = True) -> Iterator[Path]:
+def replacing(path: Path, *, partial: Path | None = None, sync: bool = True, mode: int | None = None) -> Iterator[Path]:
     """Yield a hidden path to write to; the file written there becomes `path` when the context ends without an error.
 
     No reader ever sees half of a file: before and after an error, `path` is the old file or the new one.
@@ -48,6 +48,7 @@ def replacing(path: Path, *, partial: Path | None = None, sync: bool = True) -> 
         partial: The hidden path, in the same folder. Give one with a name that no other process uses if several can
             write `path` at once. The default is `.NAME.partial`: the next writer replaces what a killed one has left.
         sync: Wait until the disk has the file. Without it, a power failure can leave an empty or damaged file.
+        mode: Of the file; the default is the mode that the user's umask asks for.
 
     Raises:
         OSError: The disk is full, or the user has no permission to write.
@@ -55,7 +56,7 @@ def replacing(path: Path, *, partial: Path | None = None, sync: bool = True) -> 
     partial = partial or path.with_name(f".{path.name}.partial")
     try:
         yield partial
-        _set_usual_mode(partial)
+        _set_mode(partial, _usual_mode() if mode is None else mode)
         if sync:
             fsync(partial)
         partial.replace(path)
@@ -67,10 +68,13 @@ def replacing(path: Path, *, partial: Path | None = None, sync: bool = True) -> 
         raise
 
 
-def _set_usual_mode(path: Path) -> None:
-    """Give a file the mode that the user's umask asks for: some libraries write files for their owner only."""
+def _usual_mode() -> int | None:
+    """Return the mode that the user's umask asks for: some libraries write files for their owner only."""
     umask = re.search(r"^Umask:\s*([0-7]+)$", text_if_readable(Path("/proc/self/status")), re.MULTILINE)
-    mode = 0o666 & ~int(umask[1], 8) if umask else None
+    return 0o666 & ~int(umask[1], 8) if umask else None
+
+
+def _set_mode(path: Path, mode: int | None) -> None:
     if mode is not None and path.stat().st_mode & 0o777 != mode:
         with contextlib.suppress(PermissionError):  # some file systems have one mode for all files
             path.chmod(mode)

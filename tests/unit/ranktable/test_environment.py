@@ -355,16 +355,16 @@ def test_timeouts_that_no_default_can_match_are_still_problems(variables: dict[s
 
 
 def test_a_run_judges_the_timeouts_that_its_workers_get(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = dataclasses.replace(RIGHT, variables={"HCCL_EXEC_TIMEOUT": "2400"})
     monkeypatch.setattr("trainer.cli.read_facts", lambda _, *, npu_smi_timeout_s: facts)
     assert main(["--device", "npu", "--npus", "99", "--data-path", str(tmp_path)]) == 2
-    assert len(capsys.readouterr().out.splitlines()) == 1, "versions, and no problem"
+    assert len(capfd.readouterr().out.splitlines()) == 1, "versions, and no problem"
 
 
 def test_the_trainer_prints_its_environment_before_anything_can_fail(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read(_: object, *, npu_smi_timeout_s: float | None) -> Facts:
         assert npu_smi_timeout_s is None, "npu-smi would delay the start of a run by a second"
@@ -372,7 +372,7 @@ def test_the_trainer_prints_its_environment_before_anything_can_fail(
 
     monkeypatch.setattr("trainer.cli.read_facts", read)
     assert main(["--device", "npu", "--npus", "1", "--data-path", str(tmp_path)]) == 2
-    output = capsys.readouterr()
+    output = capfd.readouterr()
     assert output.out.startswith("environment torch=2.9.0+cpu python=3.11.7 ")
     assert output.err.startswith("error: --npus asks for 1 npu devices")
 
