@@ -21,6 +21,7 @@ from trainer.commands.ranktable import ranktable_app
 from trainer.devices.runtime_env import hccl_timeouts, openmp_threads
 from trainer.environment.facts import read_facts
 from trainer.environment.findings import FEWEST_OPEN_FILES
+from trainer.run.lock import describe_loss
 from trainer.run.termination import RunTermination
 from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, resolve_train_config, user_layers
 from trainer.shared.config.options import PROFILE_HELP, given_options, option_parameters, take_options
@@ -124,7 +125,7 @@ def train(
                 stdout=sys.stdout.buffer,
                 node_rank=topology.node_rank,
                 grace_s=attempt.config.grace_s,
-                loss=lambda: termination.loss,
+                loss=lambda: termination.loss or describe_loss(attempt.run),
             )
             termination.raise_if_lost()
     return outcome.exit_code

@@ -175,3 +175,14 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:  # the process has just ended
         return b""
+
+
+@pytest.mark.parametrize(("code", "expected"), [(1, 6), (0, 0)])
+def test_a_failure_in_a_lost_folder_has_the_loss_as_its_cause(tmp_path: Path, code: int, expected: int) -> None:
+    program = f"print('error no such file'); raise SystemExit({code})"
+    worker = WorkerCommand(0, "cpu:0", (sys.executable, "-c", program), os.environ, tmp_path / "0.log")
+    with (tmp_path / "out").open("wb") as stdout:
+        outcome = supervise([worker], stdout=stdout, node_rank=0, grace_s=1, loss=lambda: "the folder is gone")
+    assert outcome.exit_code == expected
+    lost = b'failed cause="the folder is gone"' in (tmp_path / "out").read_bytes().splitlines()[-1]
+    assert lost == (code != 0)

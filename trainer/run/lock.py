@@ -121,6 +121,11 @@ def locked(
                 path.unlink()
 
 
+def describe_loss(run: Path) -> str | None:
+    """Return that a run's folder is gone; None if it is there."""
+    return None if run.is_dir() else f"{run}: this folder was removed or renamed while the run worked in it"
+
+
 @dataclass(frozen=True)
 class _LockState:
     """A lock file at one moment; if two differ only in `stamp`, the owner has touched the file between them."""
@@ -158,11 +163,8 @@ def _touch_until(
             state = _look(path)
         except OSError:  # the file server does not answer: no other process can take the lock either
             continue
-        if path.parent.is_dir():
-            taker = (state.owner or _UNKNOWN) if state else "a process that removed it"
-            on_lost(f"{path}: lost to {taker}: this run ends, to spoil nothing")
-        else:
-            on_lost(f"{path.parent}: this folder was removed or renamed while the run worked in it: the run ends")
+        taker = (state.owner or _UNKNOWN) if state else "a process that removed it"
+        on_lost(describe_loss(path.parent) or f"{path}: lost to {taker}: this run ends, to spoil nothing")
         return
 
 

@@ -19,7 +19,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.shared.errors import RESUMABLE, FolderTakenError
+from trainer.shared.errors import RESUMABLE
 from trainer.supervisor.output import Tagger
 
 FAILURE_CODES = frozenset({1, 2, 6})
@@ -71,13 +71,11 @@ class StopOrder:
         at: Seconds on the clock of the workers' ends.
         reason: The reason, if it is not the failure of a worker.
         by_signal: A signal from outside told the node to stop.
-        lost: The node lost the run's folder, which is the cause of all that follows.
     """
 
     at: float
     reason: str | None
     by_signal: bool
-    lost: bool = False
 
 
 @dataclass
@@ -146,8 +144,6 @@ def decide(ends: Sequence[WorkerEnd], *, stop: StopOrder | None) -> Outcome:
         return Outcome(0 if all(end.returncode == 0 for end in ends) else RESUMABLE, None)
     before_stop = [end for end in failures if stop is None or end.failed_at <= stop.at]
     first = min(before_stop or failures, key=lambda end: (end.secondary, end.failed_at, end.rank))
-    if not before_stop and stop is not None and stop.lost:
-        return Outcome(FolderTakenError.exit_code, Failure(None, "", stop.reason or ""))
     if not before_stop and stop is not None and stop.reason is not None:
         return Outcome(1, Failure(first.rank, first.device, stop.reason + _after_stop(first, stop)))
     code = first.returncode if first.returncode in FAILURE_CODES else 1

@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from trainer.shared.errors import RESUMABLE
-from trainer.supervisor.failure_cause import Outcome, StopOrder, decide
+from trainer.shared.errors import RESUMABLE, FolderTakenError
+from trainer.supervisor.failure_cause import Failure, Outcome, StopOrder, decide
 from trainer.supervisor.output import Sink, Tagger
 from trainer.supervisor.worker import WorkerCommand, WorkerProcess
 
@@ -58,7 +58,8 @@ def supervise(
     after `grace_s` seconds, or at a second SIGTERM or SIGINT, the workers are killed.
 
     Args:
-        loss: Returns why the run's folder is lost; if it is at a SIGTERM, the workers are killed at once.
+        loss: Returns why the run's folder is lost; a SIGTERM then kills the workers at once, and their failure has
+            this cause.
 
     Returns:
         Exit code 0; 75 if the workers have stopped resumably; the first failing worker's if it is 1, 2 or 6; else 1.
@@ -124,6 +125,9 @@ class _Loop:
         while any(worker.open or worker.running for worker in self._workers):
             self._turn(self._next_deadline())
         outcome = decide([worker.end for worker in self._workers], stop=self._stopping)
+        if outcome.first_failure is not None and (loss := self._loss()) is not None:
+            # Whatever a worker says then is a consequence.
+            outcome = Outcome(FolderTakenError.exit_code, Failure(None, "", loss))
         # A reader that follows the lines can tell by these counts that the last ones have arrived.
         counts = " ".join(f"{worker.command.rank}:{worker.tagger.count}" for worker in self._workers)
         self._say(f'ended lines="{counts}" outcome={outcome.word}')
@@ -251,7 +255,7 @@ class _Loop:
                 if self._stop_requests > 1:
                     self._kill_at = now
                 elif self._stopping is None and (loss := self._loss()) is not None:
-                    self._stop(StopOrder(now, loss, by_signal=False, lost=True), within_s=0.0)
+                    self._stop(StopOrder(now, loss, by_signal=False), within_s=0.0)
                 elif self._stopping is None:
                     self._say(f"received {name}: the workers have {self._grace_s:g} s to stop")
                     self._stop(StopOrder(now, f"stopped by {name}", by_signal=True), within_s=self._grace_s)

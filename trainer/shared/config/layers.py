@@ -70,7 +70,7 @@ def profile_layer(name: str) -> Layer:
         ConfigError: There is no such profile, or it is not a mapping of settings.
     """
     path, place = Path(name), f"--profile {name}"
-    if path.suffix in {".yaml", ".yml"} or path.exists():
+    if path.suffix in {".yaml", ".yml"} or (path.exists() and not path.is_dir()):  # a folder `digits` is no profile
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
