@@ -19,7 +19,7 @@ from trainer.shared.config import (
     resolve_train_config,
     user_layers,
 )
-from trainer.shared.config.layers import resolve
+from trainer.shared.config.layers import profile_layer, resolve
 from trainer.shared.config.options import given_options, option_parameters
 from trainer.shared.errors import UsageError
 
@@ -230,3 +230,11 @@ def test_configuration_imports_neither_torch_nor_kubernetes() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_folder_with_the_name_of_a_shipped_profile_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert profile_layer("digits").values["model"] == "pnasnet5mobile"
