@@ -14,7 +14,8 @@ from tests.cluster.testbed.npus.device_plugin import RESOURCE
 from tests.cluster.testbed.storage import claims
 
 NPUS = 2
-SMALL = ("--device=cpu", "--model=pnasnet5tiny", "--image-size=32", "--batch-size=4", "--workers=0", "--threads=1")
+CPU_LIMIT = 1
+SMALL = ("--device=cpu", "--model=pnasnet5tiny", "--image-size=32", "--batch-size=4", "--workers=0")
 
 
 @pytest.fixture
@@ -34,7 +35,10 @@ def _pod(name: str, *options: str) -> dict[str, Any]:
         "imagePullPolicy": "Never",
         "command": [*command, "--npus", str(NPUS), *SMALL, *options],
         "env": [{"name": "HOME", "value": "/home/pnas"}],
-        "resources": {"requests": {RESOURCE: str(NPUS)}, "limits": {RESOURCE: str(NPUS)}},
+        "resources": {
+            "requests": {RESOURCE: str(NPUS), "cpu": "100m"},
+            "limits": {RESOURCE: str(NPUS), "cpu": str(CPU_LIMIT)},
+        },
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -75,6 +79,7 @@ def test_the_trainer_runs_in_a_restricted_pod_over_data_from_a_claim(
     assert ended["state"]["terminated"]["exitCode"] == 0, log
     tagged = re.findall(r"^\[rank (\d) cpu:\1 #\d+\] step ", log, flags=re.MULTILINE)
     assert set(tagged) == {str(rank) for rank in range(NPUS)}, log
+    assert re.search(rf"^environment .* cpus={CPU_LIMIT}$", log, re.MULTILINE), log
 
 
 def test_a_deleted_pod_saves_and_ends_resumably(cluster: Cluster, restricted_namespace: str, tmp_path: Path) -> None:
