@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,7 @@ def _read_state(ref: JobRef, folder: Path) -> tuple[JobState, LogEnd]:
         spec=job.get("spec", {}),
         output=output,
         # After this code the folder, and the run in it, is another job's.
-        files=str(output) if output is not None and output.exists() and returncode != _FOLDER_TAKEN else "",
+        files=str(output) if output is not None and _is_there(output) and returncode != _FOLDER_TAKEN else "",
         attempt=records.attempt_of(job),
         command=job.get("command", ()),
         console=str(folder / records.CONSOLE),
@@ -206,6 +207,12 @@ def _read_state(ref: JobRef, folder: Path) -> tuple[JobState, LogEnd]:
         },
     )
     return state, log
+
+
+def _is_there(output: Path) -> bool:
+    with suppress(OSError):  # one output folder that cannot be looked at must not hide the other jobs
+        return output.exists()
+    return False
 
 
 def _phase_of(

@@ -5,7 +5,9 @@ run's folder has the same numbered lines.
 """
 
 import math
+import os
 import re
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -26,11 +28,13 @@ def device_logs(output: Path | None, *, started: float | None, ended: float | No
     Args:
         started, ended: seconds since 1970; the attempt last wrote to its files between them. None if unknown.
     """
-    if output is None or started is None or not output.is_dir():
+    if output is None or started is None:
         return []
     latest = math.inf if ended is None else ended + _RECORD_S
-    files = ((path.stat().st_mtime, path) for path in output.glob("*/console-*.log"))
-    written = sorted((time, path) for time, path in files if started <= time <= latest)
+    written: list[tuple[float, Path]] = []
+    with suppress(OSError):  # another user's folder, or one on a file server that does not answer
+        files = [(path.stat().st_mtime, path) for path in output.glob("*/console-*.log") if os.access(path, os.R_OK)]
+        written = sorted((time, path) for time, path in files if started <= time <= latest)
     # A later attempt's files are newer.
     first = {path.parent: path for _, path in reversed(written)}
     return sorted(first.values())

@@ -73,12 +73,12 @@ def describe_loading_error(error: ImportError | MemoryError) -> str:
     """Return in one line why this Python cannot load a package, and the next step.
 
     Raises:
-        ModuleNotFoundError: `error`, if it is a part of this software that is missing.
+        ImportError: `error`, if it is a part of this software that is missing.
     """
     package = (getattr(error, "name", None) or "").partition(".")[0]
+    if package in {"trainer", "launcher"} or (isinstance(error, ModuleNotFoundError) and not package):
+        raise error
     if isinstance(error, ModuleNotFoundError):
-        if package in {"", "trainer", "launcher"}:
-            raise error
         # Mostly it is not the Python of the environment.
         advice = "use the Python that pnas is installed for (`. .venv/bin/activate`)"
         return f"{sys.executable} has no {package}: {advice}"
@@ -88,7 +88,7 @@ def describe_loading_error(error: ImportError | MemoryError) -> str:
         return f"{sys.executable} cannot load a package: {words}; install the packages of pnas again"
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     bound = "" if limit == resource.RLIM_INFINITY else f"this process can use only {limit >> 20} MiB (ulimit -v): "
-    return f"{sys.executable} has too little memory to load a package ({words}); {bound}give it more"
+    return f"{sys.executable} has too little memory ({words}); {bound}give it more"
 
 
 def _write(stream: TextIO, text: str) -> None:

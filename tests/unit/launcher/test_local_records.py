@@ -150,6 +150,22 @@ def test_the_log_of_a_success_without_its_last_line_is_not_called_complete(tmp_p
     ]
 
 
+def test_an_output_folder_that_cannot_be_looked_at_hides_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job(tmp_path / "jobs", exit=ended(1))
+    exists = Path.exists
+
+    def refuse(path: Path) -> bool:
+        if path == tmp_path / "out":
+            raise PermissionError(13, "Permission denied", str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    [(state, _)] = LocalJobs(tmp_path / "jobs").list()
+    assert (state.phase, state.files) == (Phase.FAILED, "")
+
+
 def test_the_files_of_another_attempt_do_not_count(tmp_path: Path) -> None:
     ref = job(tmp_path / "jobs", processes=running(ENDED_PROCESS) | {"started": 1.0}, exit=ended(-9))
     with_log(ref, tmp_path / "jobs", LINES[0], b"".join(LINES[:2]))

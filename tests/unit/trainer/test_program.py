@@ -23,11 +23,11 @@ Original error was: libopenblas.so: failed to map segment from shared object
         (
             ImportError("libtorch_cpu.so: failed to map segment from shared object"),
             LIMITED,
-            "has too little memory to load a package (libtorch_cpu.so: failed to map segment from shared object); this "
+            "has too little memory (libtorch_cpu.so: failed to map segment from shared object); this "
             "process can use only 1000 MiB (ulimit -v): give it more",
         ),
         (ImportError(NUMPY), UNLIMITED, "(Original error was: libopenblas.so: failed to map segment from shared "),
-        (MemoryError(), UNLIMITED, "has too little memory to load a package (MemoryError); give it more"),
+        (MemoryError(), UNLIMITED, "has too little memory (MemoryError); give it more"),
     ],
 )
 def test_a_loading_error_is_one_line_with_the_next_step(
@@ -40,6 +40,7 @@ def test_a_loading_error_is_one_line_with_the_next_step(
     assert "\n" not in line
 
 
-def test_a_missing_part_of_this_software_is_a_fault_of_it() -> None:
-    with pytest.raises(ModuleNotFoundError):
-        describe_loading_error(ModuleNotFoundError("", name="trainer.nope"))
+@pytest.mark.parametrize("kind", [ModuleNotFoundError, ImportError])
+def test_a_missing_part_of_this_software_is_a_fault_of_it(kind: type[ImportError]) -> None:
+    with pytest.raises(kind):
+        describe_loading_error(kind("cannot import name", name="trainer.nope"))
