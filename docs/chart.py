@@ -73,8 +73,9 @@ chart's account and the settings below `job`. The launcher checks the settings. 
 them, `helm install` fails, and Helm (3.18 or later) prints the launcher's message. The message is also in the log of
 the hook: `kubectl logs job/RELEASE-submit`. Correct the value and run `helm upgrade --install`.
 
-* `helm upgrade` never ends a running job. A job with the same settings goes on, or stays ended. Changed settings submit
-  another job next to it, unless `job.name` is the same: then the upgrade fails, and the message names the difference.
+* `helm upgrade` never ends a running job. A job with the same settings goes on, or stays ended. Changed settings below
+  `job` submit another job next to it, unless `job.name` is the same: then the upgrade fails, and the message names the
+  difference. Values below `defaults` are not settings of a job: changed ones count for the next job only.
 * A job that its `ttl` has removed is submitted again by the next upgrade. It reports its result again if its training
   run was done. `ttl: none` keeps it.
 * `helm uninstall` cancels every job of the release: they save their state, and their output stays. The hook is
