@@ -91,20 +91,27 @@ def _cancel_release(release: str, where: Where, *, json_: bool) -> None:
     """
     running = _running_jobs_of(release, where)
     errors: list[LauncherError] = []
+    asked: list[str] = []
 
     def cancel_job(jobs: Jobs, ref: JobRef) -> None:
         try:
-            jobs.cancel(ref)
+            jobs.cancel(ref, on_asked=lambda: asked.append(ref.name))
         except LauncherError as error:
             errors.append(error)
 
     # Daemon threads, so that Ctrl-C ends the launcher and not the wait for them.
     threads = [threading.Thread(target=cancel_job, args=job, daemon=True) for job in running]
-    note(f"{len(threads) or 'no'} jobs of release {release} are asked to save and stop …")
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    note(f"stopping {len(threads) or 'no'} jobs of release {release} …")
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        raise DetachedError(
+            f"interrupted: {len(asked)} of {len(threads)} jobs of release {release} have the request to save and stop; "
+            f"see `{PROGRAM} list{where.words}`"
+        ) from None
     states = [jobs.get(ref) for jobs, ref in running]
     if json_:
         print_json(report.list_document([(state, JobProgress()) for state in states]))

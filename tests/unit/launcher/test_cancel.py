@@ -1,6 +1,7 @@
 """`cancel` stops one job, or every running job of a Helm release and no other job."""
 
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_a_release_is_all_its_running_jobs(jobs: RecordedJobs, capsys: pytest.Ca
 @pytest.mark.usefixtures("jobs")
 def test_a_release_without_a_running_job_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--release", "none") == 0
-    assert capsys.readouterr().err == "no jobs of release none are asked to save and stop …\n"
+    assert capsys.readouterr().err == "stopping no jobs of release none …\n"
 
 
 @pytest.mark.parametrize(("release", "names"), [("pnas", ["first", "second"]), ("none", [])])
@@ -122,3 +123,20 @@ def test_ctrl_c_says_whether_the_job_had_been_asked(
     monkeypatch.setattr(stop, "job_named", lambda name, _where: (jobs, JobRef("batch", name)))
     assert run("mine") == 130
     assert capsys.readouterr().err == errors
+
+
+def test_ctrl_c_says_how_many_jobs_of_a_release_were_asked(
+    jobs: RecordedJobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_thread: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    def asked(ref: JobRef, *, on_asked: Callable[[], None]) -> None:
+        if ref.name == "first":
+            on_asked()
+
+    monkeypatch.setattr(jobs, "cancel", asked)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "join", interrupted)
+        assert run("--release", "pnas") == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted: 1 of 2 jobs of release pnas have the ")
