@@ -60,7 +60,7 @@ def test_a_node_that_does_not_answer_does_not_block_the_log(terminal: Terminal) 
     fake_trainer.start_job(terminal.cluster, terminal.namespace, "held", 100_000, 100, 20, node="node2")
     until(lambda: "#50]" in terminal.run("logs", "held", "--raw").stdout)
     with stopped_kubelet(terminal.cluster, "node2"):
-        result = terminal.run("logs", "held", "--tail", "5", timeout_s=60)
+        result = terminal.run("logs", "held", "--tail", "5", timeout_s=180)
     (pod,) = terminal.pods("held")
     assert result.returncode == 0
     name = pod["metadata"]["name"]

@@ -37,17 +37,26 @@ def load_image(cluster: Cluster, folder: Path) -> None:
 
 
 def start_job(
-    cluster: Cluster, namespace: str, name: str, *words: object, retries: int = 0, node: str | None = None
+    cluster: Cluster,
+    namespace: str,
+    name: str,
+    *words: object,
+    image: str = IMAGE,
+    retries: int = 0,
+    node: str | None = None,
+    ttl_s: int | None = None,
 ) -> None:
     """Start a job. The words are the number of lines, lines per second (0: unlimited), their width, and the exit code.
 
     Args:
+        image: another image, which has its own words.
         node: the only node on which the job can run.
+        ttl_s: seconds after its end at which the cluster removes the job.
     """
     labels = {"pnas/job": name, "app.kubernetes.io/name": "pnas"}
     container = {
         "name": "trainer",
-        "image": IMAGE,
+        "image": image,
         "imagePullPolicy": "Never",
         "args": [str(word) for word in words],
     }
@@ -56,6 +65,7 @@ def start_job(
     pod_spec = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [container], **selector}
     pod = {"metadata": {"labels": labels}, "spec": pod_spec}
     spec: dict[str, Any] = {"backoffLimit": retries, "template": pod}
+    spec |= {} if ttl_s is None else {"ttlSecondsAfterFinished": ttl_s}
     metadata = {"name": name, "namespace": namespace, "labels": labels}
     cluster.create({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec})
 
