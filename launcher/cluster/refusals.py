@@ -16,6 +16,7 @@ from launcher.kube.api import Api
 NOT_CHECKED = "not checked: "
 """Begins the text of each finding about a fact that the user cannot see."""
 _TRIAL_IMPOSSIBLE = "does not support dry run"
+_SILENT_WEBHOOK = "failed calling webhook"
 _AMOUNTS = re.compile(r"requested: (?P<requested>\S+?), used: \S+?, limited: (?P<limited>\S+)")
 
 
@@ -83,6 +84,8 @@ def translate_refusal(error: ApiError, api: Api, *, trial: str = "", name: str =
         )
     if error.status == 403 and "exceeded quota" in text:
         return PreflightError(f"no room for the job: {text}; make room, or ask for a larger quota")
+    if _SILENT_WEBHOOK in text:
+        return PreflightError(f"a webhook of the cluster does not answer: {text}; ask the administrator to start it")
     if error.of_rights or error.status not in (400, 403, 422):
         return error
     return RequestError(f"the cluster refuses the job: {text}")
@@ -97,6 +100,9 @@ def pod_refusal(error: ApiError) -> PreflightFinding:
     text = " ".join(str(error).split())
     if error.of_rights or is_no_trial(error):
         return PreflightFinding("pods", "unknown", f"{NOT_CHECKED}whether the namespace admits the pods: {text}")
+    if _SILENT_WEBHOOK in text:
+        advice = "a job waits until the administrator has started it"
+        return PreflightFinding("pods", "later", f"a webhook of the cluster does not answer: {text}; {advice}")
     if error.status not in (400, 403, 404, 422):
         raise error
     other = _OTHER if error.status == 403 else _INVALID

@@ -308,6 +308,15 @@ CAUSES = {
     "a webhook refuses pods": Case(
         "pods", "later", "denied: no", refused={PODS: refusal('admission webhook "policy" denied: no')}
     ),
+    "Volcano's webhook away": Case(
+        "job",
+        "missing",
+        "a webhook of the cluster does not answer: ",
+        refused={VOLCANO_JOBS: refusal('failed calling webhook "mutatejob.volcano.sh": no endpoints available', 500)},
+    ),
+    "a webhook of pods away": Case(
+        "pods", "later", "a job waits until", refused={PODS: refusal('failed calling webhook "x": timeout', 500)}
+    ),
     "node selector": Case("NPUs", "later", f"no node with zone=nowhere has {NPU} now", node_selector=["zone=nowhere"]),
     "no NPUs": Case("NPUs", "later", f"no node has {NPU} now", {NODES: [node("a", 0)]}),
     "no nodes": Case("NPUs", "later", f"no node has {NPU} now", {NODES: []}),
