@@ -110,6 +110,7 @@ def test_defaults_and_modes_reach_the_launcher_unchanged(helm: str, tmp_path: Pa
         ({"job": {"image": "UPPER/case:1"}}, "'/job/image'"),
         ({"rbac": {"volcano": "maybe"}}, "'/rbac/volcano': value must be one of 'auto', true, false"),
         ({"defaults": {"env": {"HF_TOKEN": "hidden"}}}, "defaults.env: HF_TOKEN looks like a secret"),
+        ({"defaults": {"env": {"dbPassword": "hidden"}}}, "defaults.env: dbPassword looks like a secret"),
         ({"job": {"env": ["A=1", "db-password=hidden"]}}, "'/job/env"),
         ({"job": {"env": ["A=1", "DB_PASSWORD=hidden"]}}, "job.env: DB_PASSWORD looks like a secret"),
         ({"modes": {"eval": {"env": "URL=amqp://u:hidden@h"}}}, "modes.eval.env: URL looks like a secret"),
