@@ -178,10 +178,10 @@ class _Connection:
     def _pump(self, source: socket.socket, destination: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(_BLOCK):
-                if source is self._client and b" /" in data:
-                    self._carries = "logs" if b"/log?" in data else "others" if b" HTTP/1." in data else "all"
-                    if self._is_in_hole(self):
-                        self.silent_until = math.inf
+                if source is self._client and b" HTTP/1." in data:
+                    self._carries = "logs" if b"/log?" in data else "others"
+                if source is self._client and self._is_in_hole(self):
+                    self.silent_until = math.inf
                 while time.monotonic() < self.silent_until and not self._closed.wait(_TICK_S):
                     pass
                 if time.monotonic() < self._slow_until:
