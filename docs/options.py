@@ -100,7 +100,7 @@ def _exit_codes() -> Iterator[str]:
     rows = [(str(code.value), text) for code, text in MEANINGS.items()]
     yield from table("## Exit codes of the launcher", ("code", "meaning"), rows)
     yield (
-        "The trainer's exit codes 0, 1, 2 and 6 have the same meaning. "
+        "The trainer's exit codes 0, 1, 2, 6 and 141 have the same meaning. "
         "75 means stopped and resumable, 130 means interrupted.\n"
     )
 
