@@ -145,12 +145,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], description: dict[s
     """
     try:
         with replacing(path) as partial:
-            partial.unlink(missing_ok=True)
-            partial.touch()
-            mode = partial.stat().st_mode & 0o777
             save_file(dict(tensors), partial, description)
-            # safetensors gives its files to their owner only; the umask decides, as for every other file of a run.
-            partial.chmod(mode)
     except (OSError, SafetensorError) as error:
         raise TrainerError(
             f"weights {path}: cannot be written ({error}); free space or choose another folder"
