@@ -27,6 +27,9 @@ _VARIATIONS = (
         r"\1=VALUE",
     ),
     (re.compile(r"^(best +top-1) [\d.]+"), r"\1 NUMBER"),
+    # A node on a busy machine reports late that it is ready, and which images it has.
+    (re.compile(r" on \d of (\d) nodes, "), r" on COUNT of \1 nodes, "),
+    (re.compile(r"(?<=image              not checked: ).*"), "STATE"),
     (re.compile(r" #\d+\]"), " #NUMBER]"),
     (re.compile(r"(?<=\d:)\d+(?=[ \"])"), "COUNT"),
     (re.compile(r"^(log +)\d+ lines"), r"\1COUNT lines"),
