@@ -80,52 +80,50 @@ def train(
 ) -> int:
     """Resolve the options and run; the exit code is 0, 1 (failed), 2 (usage), 6 (folder taken) or 75 (resumable)."""
     # They import numpy in a tenth of a second, too long for --help and for a typo.
-    from trainer.run.attempt import RunStarter, begin_attempt, check_attempt  # noqa: PLC0415  # see above
-    from trainer.run.devices import keep_devices  # noqa: PLC0415  # see above
-    from trainer.run.worker_commands import worker_command  # noqa: PLC0415  # see above
+    from trainer.run import attempt, devices, worker_commands  # noqa: PLC0415  # see above
 
     layers = user_layers(given_options(options), profile)
     config, _ = resolve_train_config(layers, partial=True)
     if config.resume is None:
         resolve_train_config(layers)  # no checkpoint will add settings that could make them agree
     else:
-        layers = (*layers, keep_devices(layers, os.environ, _note))
+        layers = (*layers, devices.keep_devices(layers, os.environ, _note))
         config, _ = resolve_train_config(layers, partial=True)
     facts = read_facts(os.environ, npu_smi_timeout_s=None)
     if config.device == EMULATED and not facts.emulated:
         _start_on_emulated_npus()
-    devices = visible_devices("npu" if config.device == EMULATED else config.device, os.environ)
+    visible = visible_devices("npu" if config.device == EMULATED else config.device, os.environ)
     facts = worker_environment(facts, config.stall_timeout_s)
-    for line in environment_summary(facts, device=devices.kind, workers=config.workers):
+    for line in environment_summary(facts, device=visible.kind, workers=config.workers):
         _note(line)
     # These refuse wrong values before anything is created.
     if 0 <= facts.open_files < FEWEST_OPEN_FILES:
         raise UsageError(f"{facts.open_files} open files are too few for a run: {MORE_FILES}")
-    if devices.kind == "npu":
+    if visible.kind == "npu":
         hccl_timeouts(config.stall_timeout_s, os.environ)
     if config.threads is None:
         openmp_threads(os.environ)
     termination, command = RunTermination(), (sys.executable, "-m", "trainer", *sys.argv[1:])
     with termination.handling_signals(), tempfile.TemporaryDirectory(prefix="pnas-") as scratch:
-        topology = discover(config, os.environ, visible=devices, scratch=Path(scratch), on_status=_note)
+        topology = discover(config, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)
         if topology.world_size > 1:
             check_addresses(topology.master_addr, nodes=topology.nodes, environ=os.environ)
-        starter = RunStarter(topology, command=command, on_note=_note, on_lost=termination.lose_folder)
+        starter = attempt.RunStarter(topology, command=command, on_note=_note, on_lost=termination.lose_folder)
         if dry_run:
-            check_attempt(layers, starter)
+            attempt.check_attempt(layers, starter)
             _note("everything fits together; nothing was started")
             return 0
-        with begin_attempt(layers, starter) as attempt:
+        with attempt.begin_attempt(layers, starter) as run:
             commands = [
-                worker_command(worker, topology, attempt, device=devices.kind, command=command)
+                worker_commands.worker_command(worker, topology, run, device=visible.kind, command=command)
                 for worker in topology.workers
             ]
             outcome = supervise(
                 commands,
                 stdout=sys.stdout.buffer,
                 node_rank=topology.node_rank,
-                grace_s=attempt.config.grace_s,
-                loss=lambda: termination.loss or describe_loss(attempt.run),
+                grace_s=run.config.grace_s,
+                loss=lambda: termination.loss or describe_loss(run.run),
             )
             termination.raise_if_lost()
     return outcome.exit_code

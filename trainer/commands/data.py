@@ -56,14 +56,14 @@ def prepare_data(
         if labels is not None or transfer != "copy":
             option = "--labels" if labels is not None else "--transfer"
             raise UsageError(f"{option}: {source} holds training images: leave it out, their tars name the classes")
-        split, images = to / "train", prepare_training.IMAGES
+        split, images = to / "train", prepare_training.TRAINING_IMAGES
         done = prepare_training.sort_training_images(
             source, to, images=None if allow_partial else images, progress=on_progress
         )
     else:
         if labels is None:
             raise UsageError(f"--labels is missing: {source} does not name the classes of its images; give valprep.sh")
-        split, images = to / "val", prepare_module.IMAGES
+        split, images = to / "val", prepare_module.VALIDATION_IMAGES
         done = prepare_module.sort_validation_images(
             source,
             to,

@@ -15,6 +15,7 @@ from trainer.data.tree import read_split
 from trainer.shared.errors import UsageError
 from trainer.shared.files import reading, replacing, writing
 
+ILSVRC_CLASSES = 1_000
 RUN_AGAIN = "free space or permit it, then run the same command again: it continues where it stopped"
 
 

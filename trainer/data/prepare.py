@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainer.data.archives import (
+    ILSVRC_CLASSES,
     RUN_AGAIN,
     check_source,
     extract,
@@ -27,7 +28,7 @@ from trainer.shared.files import reading, writing
 
 Transfer = Literal["copy", "link", "move"]
 
-IMAGES, CLASSES = 50_000, 1_000
+VALIDATION_IMAGES = 50_000
 
 _IMAGE = re.compile(r"ILSVRC2012_val_\d{8}\.JPEG")
 # A line of valprep.sh (`mv ILSVRC2012_val_00000001.JPEG n01751748/`) or of Kaggle's LOC_val_solution.csv.
@@ -82,8 +83,8 @@ def sort_validation_images(
     labels: Mapping[str, str],
     *,
     transfer: Transfer = "copy",
-    images: int | None = IMAGES,
-    classes: int = CLASSES,
+    images: int | None = VALIDATION_IMAGES,
+    classes: int = ILSVRC_CLASSES,
     progress: Callable[[int], None] = lambda _done: None,
 ) -> SortedImages:
     """Put each image of `source` at `to`/val/<wnid>/<name>; whole images that are there already stay as they are.

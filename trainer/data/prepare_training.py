@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from trainer.data.archives import check_source, extract, members, open_tar, refuse_other_images
+from trainer.data.archives import ILSVRC_CLASSES, check_source, extract, members, open_tar, refuse_other_images
 from trainer.data.prepare import SortedImages
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.files import reading
 
-IMAGES, CLASSES = 1_281_167, 1_000
+TRAINING_IMAGES = 1_281_167
 
 _CLASS = re.compile(r"(n\d{8})\.tar")
 _IMAGE = re.compile(r"(n\d{8})_\d+\.JPEG")
@@ -43,8 +43,8 @@ def sort_training_images(
     source: Path,
     to: Path,
     *,
-    images: int | None = IMAGES,
-    classes: int = CLASSES,
+    images: int | None = TRAINING_IMAGES,
+    classes: int = ILSVRC_CLASSES,
     progress: Callable[[int], None] = lambda _done: None,
 ) -> SortedImages:
     """Put each image of `source` at `to`/train/<wnid>/<name>; whole images that are there already stay as they are.

@@ -25,7 +25,7 @@ from trainer.model.weight_files import NORMALIZATIONS
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.files import replacing, writing
 
-FORMATS: Final = (".onnx", ".pt2")
+EXPORT_SUFFIXES: Final = (".onnx", ".pt2")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE: Final = 1e-5
 """The largest difference of a probability: other kernels add in another order."""
@@ -75,8 +75,8 @@ def export_classifier(classifier: Classifier, path: Path) -> ExportReport:
         UsageError: the suffix is unknown, or packages for ONNX are missing.
         TrainerError: the file cannot be written, or differs from the network.
     """
-    if path.suffix not in FORMATS:
-        raise UsageError(f"--to {path}: its name must end in {' or '.join(FORMATS)}")
+    if path.suffix not in EXPORT_SUFFIXES:
+        raise UsageError(f"--to {path}: its name must end in {' or '.join(EXPORT_SUFFIXES)}")
     if not path.parent.is_dir():
         raise UsageError(f"--to {path}: there is no folder {path.parent}; create it first")
     write = _write_onnx if path.suffix == ".onnx" else _write_program
