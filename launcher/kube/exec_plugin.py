@@ -70,13 +70,14 @@ class ExecPlugin:
             raise UnreachableError(
                 f"{place}: exec needs a command, and an apiVersion of {' or '.join(_VERSIONS)}; fix it"
             )
+        arguments, variables = settings.get("args") or [], settings.get("env") or []
         try:
-            self._arguments = [str(word) for word in settings.get("args") or ()]
-            self._variables = {str(item["name"]): str(item["value"]) for item in settings.get("env") or ()}
-        except (TypeError, KeyError) as error:
-            raise UnreachableError(
-                f"{self._place}: args must be a list, env one of names and values; fix it"
-            ) from error
+            self._variables = {str(item["name"]): str(item["value"]) for item in variables}
+        except (TypeError, KeyError):
+            arguments = None
+        if not isinstance(arguments, list):  # the letters of a text are no arguments
+            raise UnreachableError(f"{self._place}: args must be a list, env one of names and values; fix it")
+        self._arguments = [str(word) for word in arguments]
         self._mode = str(settings.get("interactiveMode") or "IfAvailable")
         self._hint = " ".join(str(settings.get("installHint") or "").split())
         self._cluster = cluster if str(settings.get("provideClusterInfo")).lower() == "true" else None
@@ -187,8 +188,9 @@ def cluster_info(server: str, values: Mapping[str, Any], ca_file: Path | None) -
         info["insecure-skip-tls-verify"] = True
     if ca_file is not None:
         info["certificate-authority-data"] = base64.b64encode(ca_file.read_bytes()).decode()
-    for extension in values.get("extensions") or ():
-        if extension.get("name") == "client.authentication.k8s.io/exec":
+    extensions = values.get("extensions")
+    for extension in extensions if isinstance(extensions, list) else ():
+        if isinstance(extension, dict) and extension.get("name") == "client.authentication.k8s.io/exec":
             info["config"] = extension.get("extension")
     return info
 

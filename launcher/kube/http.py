@@ -1,10 +1,11 @@
 """HTTP to the API server: the only module that imports urllib3, and itself imported with the first request."""
 
+import base64
 import warnings
 from collections.abc import Iterator
 from socket import socket
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from urllib3 import (
     BaseHTTPResponse,
@@ -18,7 +19,6 @@ from urllib3 import (
 )
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError, InsecureRequestWarning, NewConnectionError
-from urllib3.util import make_headers
 
 from launcher.errors import UnreachableError
 from launcher.kube.access import Credentials, Headers
@@ -130,8 +130,8 @@ def _pool(credentials: Credentials) -> PoolManager:
     url = urlsplit(credentials.proxy)
     headers = {}
     if url.username is not None:
-        login = make_headers(basic_auth=f"{unquote(url.username)}:{unquote(url.password or '')}")
-        headers["Proxy-Authorization"] = login["authorization"]
+        login = b"%s:%s" % (unquote_to_bytes(url.username), unquote_to_bytes(url.password or ""))
+        headers["Proxy-Authorization"] = f"Basic {base64.b64encode(login).decode()}"
     return ProxyManager(without_password(credentials.proxy), proxy_headers=headers, **options)
 
 

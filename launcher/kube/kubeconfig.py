@@ -5,7 +5,6 @@ for one thing only, the old `auth-provider` logins, which it renews; this is the
 """
 
 import base64
-import binascii
 import logging
 import os
 import threading
@@ -20,7 +19,7 @@ from launcher.errors import UnreachableError
 from launcher.kube.access import DEFAULT_KUBECONFIG, SERVICE_ACCOUNT, ClusterAccess, Credentials, Headers, is_in_cluster
 from launcher.kube.exec_plugin import ExecPlugin, cluster_info
 from launcher.kube.kubeconfig_files import ClusterContext, ConfigEntry, read_context
-from launcher.kube.proxy import proxy_of
+from launcher.kube.proxy import is_host, proxy_of
 from launcher.kube.tls_files import check_tls, data_file
 
 _FIX = "fix it or give --kubeconfig"
@@ -88,6 +87,9 @@ def _credentials(context: ClusterContext, paths: str, place: str) -> Credentials
         # Like kubectl, do not send a login without TLS.
         context = replace(context, user=ConfigEntry({}, context.user.folder))
     ca_file = _file(cluster, "certificate-authority", place)
+    server_name = cluster.text("tls-server-name") or None
+    if server_name is not None and not is_host(server_name):
+        raise UnreachableError(f"{place}: tls-server-name is not the name of a host; {_FIX}")
     certificate, key = (_file(context.user, name, place) for name in ("client-certificate", "client-key"))
     plugin = _plugin(context, server, ca_file, place)
     if plugin is not None and (first := plugin.login()).certificate is not None and first.key is not None:
@@ -102,7 +104,7 @@ def _credentials(context: ClusterContext, paths: str, place: str) -> Credentials
         login=lambda: [*login(), *acting_as],
         proxy=proxy_of(server, cluster.text("proxy-url"), os.environ),
         verify=not cluster.switch("insecure-skip-tls-verify"),
-        tls_server_name=cluster.text("tls-server-name") or None,
+        tls_server_name=server_name,
     )
     check_tls(credentials, place, _FIX)
     return credentials
@@ -140,7 +142,7 @@ def _server(text: str, place: str) -> str:
         raise UnreachableError(f"{place}: its cluster has no server; {_FIX}")
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        usable = parts.scheme in ("http", "https") and is_host(parts.hostname or "") and parts.port != 0
     except ValueError:
         usable = False
     if "://" not in url:
@@ -155,7 +157,7 @@ def _file(entry: ConfigEntry, key: str, place: str) -> str | None:
     if data := entry.text(f"{key}-data"):
         try:
             return data_file(base64.b64decode("".join(data.split()), validate=True))
-        except binascii.Error as error:
+        except ValueError as error:
             raise UnreachableError(f"{place}: {key}-data is not base64; {_FIX}") from error
     path = entry.path(key)
     if path is not None and not path.is_file():
@@ -170,7 +172,7 @@ def _token(user: ConfigEntry, place: str) -> str:
         return user.text("token")
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no UTF-8 text, or a path with a NUL
         if token := user.text("token"):
             return token
         raise UnreachableError(f"{place}: tokenFile {path}: cannot be read ({error}); log in again") from error
@@ -189,6 +191,9 @@ def _impersonation(user: ConfigEntry, place: str) -> Headers:
     groups = user.values.get("as-groups") or []
     if user.values.get("as-user-extra") or not isinstance(groups, list) or (groups and not user.text("as")):
         raise UnreachableError(f"{place}: only as, as-uid and as-groups of a user are supported, with `as`; {_FIX}")
+    texts = [user.text("as"), user.text("as-uid"), *map(str, groups)]
+    if not all(text.isascii() and text.isprintable() for text in texts):
+        raise UnreachableError(f"{place}: as, as-uid and as-groups can hold only printable ASCII; {_FIX}")
     named = [("Impersonate-User", user.text("as")), ("Impersonate-Uid", user.text("as-uid"))]
     headers = [*named, *(("Impersonate-Group", str(group)) for group in groups)]
     return [(name, value) for name, value in headers if value]

@@ -7,11 +7,13 @@ port.
 
 import ipaddress
 from collections.abc import Mapping
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from launcher.errors import UnreachableError
 
 _PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+# Characters that a user and a password in a URL may have unquoted.
+_LOGIN = "%:!$&'()*+,;=~"
 # Like Go, use no proxy of the environment for these: they are another machine for a proxy.
 _THIS_MACHINE = frozenset(("localhost", "127.0.0.1", "::1"))
 
@@ -47,14 +49,23 @@ def _checked(text: str, origin: str) -> str:
     """Return the URL of a proxy; one without a scheme speaks HTTP."""
     url = text.strip() if "://" in text else f"http://{text.strip()}"
     parts = _split(url)
-    if parts is None:
+    if parts is None or not is_host(parts.hostname or ""):
         raise UnreachableError(f"{origin}: is not the address of a proxy; write it like http://proxy.example:3128")
     if parts.scheme not in _PORTS:
         raise UnreachableError(
             f"{origin}: a proxy of the kind {parts.scheme}:// is not supported; give one of http://, https:// or socks5://"
         )
+    login, at, address = parts.netloc.rpartition("@")
     port = "" if parts.port is not None else f":{_PORTS[parts.scheme]}"
-    return f"{parts.scheme}://{parts.netloc}{port}"
+    return f"{parts.scheme}://{quote(login, safe=_LOGIN)}{at}{address}{port}"
+
+
+def is_host(text: str) -> bool:
+    """Return whether the text can be the name or the address of a host. A name in other letters begins with `xn--`."""
+    try:
+        return text.isascii() and text.isprintable() and bool(text.encode("idna"))
+    except UnicodeError:  # an empty part, or one of more than 63 letters
+        return False
 
 
 def _split(url: str) -> SplitResult | None:

@@ -1,6 +1,7 @@
 """The kinds of objects that the launcher reads or writes, and their paths in the API."""
 
 from typing import NamedTuple
+from urllib.parse import quote
 
 
 class Resource(NamedTuple):
@@ -24,8 +25,8 @@ class Resource(NamedTuple):
     def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
         """Return the path of all objects of a namespace, of one object, or of a part of one."""
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
-        scope = f"/namespaces/{namespace}" if self.namespaced and namespace is not None else ""
-        return root + scope + "".join(f"/{part}" for part in (self.plural, name, subresource) if part)
+        scope = f"/namespaces/{quote(namespace, safe='')}" if self.namespaced and namespace is not None else ""
+        return root + scope + "".join(f"/{quote(part, safe='')}" for part in (self.plural, name, subresource) if part)
 
     def __str__(self) -> str:
         """Return the name that RBAC and error messages use: `jobs.batch`."""

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -188,3 +189,10 @@ def test_a_watch_that_is_refused_midway_closes_its_connection_while_its_error_li
             assert closed.wait(30)
         finally:
             gc.enable()
+
+
+@pytest.mark.parametrize("name", ["a?limit=1", "a/log", "a#b", "é", "a%2Fb"])
+def test_a_name_stays_one_part_of_a_path(name: str) -> None:
+    path = PODS.path(name, name, "log")
+    assert [unquote(part) for part in path.split("/")] == ["", "api", "v1", "namespaces", name, "pods", name, "log"]
+    assert "?" not in path

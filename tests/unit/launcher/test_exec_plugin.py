@@ -37,7 +37,7 @@ def plugin(
         ("", {"command": "/dev/null"}, "cannot be run: Permission denied"),
         ("", {"command": ""}, "exec needs a command"),
         ("", {"apiVersion": "client.authentication.k8s.io/v1alpha1"}, "exec needs a command, and an apiVersion of"),
-        ("", {"args": 5}, "args must be a list"),
+        *(("", {"args": args}, "args must be a list") for args in (5, "get-token", {"a": "b"})),
         ("", {"env": [{"name": "A"}]}, "env one of names and values"),
         ("", {"interactiveMode": "Always"}, "asks at a terminal, and there is no terminal here"),
         ("input()", {}, "ended with 1, and said: .*EOFError"),
@@ -97,11 +97,13 @@ def test_a_plugin_learns_of_the_cluster_what_the_kubeconfig_says(tmp_path: Path)
     ca.write_bytes(b"PEM")
     extensions = [
         {"name": "other", "extension": 1},
+        "no extension",
         {"name": "client.authentication.k8s.io/exec", "extension": {"a": "b"}},
     ]
     values = {"server": "x", "tls-server-name": "n", "certificate-authority": "ca", "extensions": extensions}
     known = {"tls-server-name": "n", "certificate-authority-data": "UEVN", "config": {"a": "b"}}
     assert cluster_info("https://x", values, ca) == {"server": "https://x", **known}
+    assert cluster_info("https://x", {"extensions": "none"}, None) == {"server": "https://x"}
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,19 @@ def test_a_proxy_of_the_environment_is_used_unless_no_proxy_names_the_server(
             (config({"server": server}), "server is no address")
             for server in ("ftp://h", "https://", "https://u:hidden@h", "https://h:x", "https://[::1:b", "https://a b")
         ),
+        *(
+            (config({"server": server}), "server is no address")
+            for server in ("https://a..b", "https://é.x")
+        ),
+        *(
+            (config({"server": HTTPS, "tls-server-name": name}), "tls-server-name is not the name of a host")
+            for name in ("a" * 64, "../x", "a\0b", "...", "é")
+        ),
+        *(
+            (config(user={"token": "t", "as": "me", **wrong}), "can hold only printable ASCII")
+            for wrong in ({"as": "Zoë"}, {"as-uid": "a\r\nX: y"}, {"as-groups": ["李"]})
+        ),
+        (config({"server": HTTPS, "certificate-authority-data": "é"}), "certificate-authority-data is not base64"),
         (config(names=("two", "me")), "there is no cluster `two`.*the file has one"),
         (config(names=("", "me")), "names no cluster"),
         (config(names=("one", "you")), "there is no user `you`.*the file has me"),
@@ -169,6 +182,11 @@ def test_each_fault_of_a_kubeconfig_is_one_line(tmp_path: Path, content: Any, me
         found(tmp_path, content)
     assert "\n" not in str(error.value)
     assert "hidden" not in str(error.value)
+
+
+def test_a_token_file_that_no_path_can_name_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UnreachableError, match=r"tokenFile .* cannot be read"):
+        login(tmp_path, {"tokenFile": "a\0b"})
 
 
 @pytest.mark.parametrize("token", ["", "a b", "a\nb", "tök"])

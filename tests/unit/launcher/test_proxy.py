@@ -54,6 +54,7 @@ def test_no_proxy_has_names_domains_addresses_networks_and_ports(server: str, ex
         ({"HTTPS_PROXY": "proxy"}, "http://proxy:80"),
         ({"HTTPS_PROXY": "https://proxy/"}, "https://proxy:443"),
         ({"HTTPS_PROXY": " http://u:p%40w@proxy:8080 "}, "http://u:p%40w@proxy:8080"),
+        ({"HTTPS_PROXY": "http://mé:p%ff:@proxy:1"}, "http://m%C3%A9:p%ff:@proxy:1"),
         ({"HTTPS_PROXY": "socks5://[::1]"}, "socks5://[::1]:1080"),
     ],
 )
@@ -62,7 +63,18 @@ def test_a_proxy_of_the_environment_has_a_scheme_and_a_port(environ: dict[str, s
 
 
 @pytest.mark.parametrize(
-    "text", ["http://[::1:bad", "http://", "http://h:99999", "u:hidden@h:x", "a b", "ftp://u:hidden@h", "socks4://h"]
+    "text",
+    [
+        "http://[::1:bad",
+        "http://",
+        "http://h:99999",
+        "u:hidden@h:x",
+        "a b",
+        "ftp://u:hidden@h",
+        "socks4://h",
+        "a..b:1",
+        "é:1",
+    ],
 )
 def test_an_unusable_proxy_is_named_by_its_origin_without_its_password(text: str) -> None:
     for configured, environ, origin in ((text, {}, "proxy-url"), ("", {"https_proxy": text}, "https_proxy")):
@@ -136,9 +148,9 @@ def test_a_proxy_gets_its_user_and_password(
 
     proxy = listen(talk)
     with pytest.raises((UnreachableError, PodLogError)) as error:
-        ask(through(f"http://u%40x:s3cret@{proxy.address}", "https://server.example:6443"))
+        ask(through(f"http://u%40%ff:s3cret@{proxy.address}", "https://server.example:6443"))
     assert heads[0].startswith(b"CONNECT server.example:6443 HTTP/1.")
-    assert b"Proxy-Authorization: Basic dUB4OnMzY3JldA==\r\n" in heads[0]
+    assert b"Proxy-Authorization: Basic dUD/OnMzY3JldA==\r\n" in heads[0]
     assert "407" in str(error.value) or "the proxy wants a user and a password" in str(error.value)
     assert "s3cret" not in str(error.value)
     if ask is request:
@@ -220,6 +232,7 @@ def test_the_servers_certificate_is_checked_through_a_proxy(
         ((b"\x05\xff",), "asks for a user and a password"),
         ((b"HT",), "speaks another protocol"),
         ((b"",), "closed the connection"),
+        ((), "takes no name, user or password of more than 255 bytes"),
         ((b"\x05\x00", b"\x05\x05\x00\x01"), "no connection to it: the server refuses"),
     ],
 )
@@ -231,5 +244,6 @@ def test_a_refusal_of_a_socks_proxy_is_told(
             connection.recv(256)
             connection.sendall(answer)
 
+    login = "" if answers else f"u:{'p' * 256}@"
     with pytest.raises(UnreachableError, match=reason):
-        request(through(f"socks5://{listen(talk).address}", "http://server.example:6443"))
+        request(through(f"socks5://{login}{listen(talk).address}", "http://server.example:6443"))
