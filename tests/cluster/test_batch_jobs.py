@@ -103,8 +103,9 @@ def test_a_cancelled_job_saves_and_can_continue(terminal: Terminal) -> None:
         follower_output, _ = follower.communicate(timeout=600)
     assert follower.returncode == 125, follower_output
     assert "continue" in follower_output
-    last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
-    shorter = terminal.run("submit", "--name", "stopped", "--resume", "auto", "--epochs", str(last["epoch"] + 3))
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    last_epoch = max(record["epoch"] for record in records if record["kind"] == "step")
+    shorter = terminal.run("submit", "--name", "stopped", "--resume", "auto", "--epochs", str(last_epoch + 3))
     assert shorter.returncode == 0, shorter.stderr
     assert "stopped, attempt 2" in shorter.stderr
     assert "goes on from" in shorter.stdout
