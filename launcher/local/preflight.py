@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def examine_machine(spec: JobSpec, root: Path = Path("/")) -> Iterator[Preflight
     yield from map(_package, ("torch", "torchvision"))
     yield from (_finding(about, check, spec) for about, check in _checks(spec))
     yield _devices(spec.train, len(list((root / "dev").glob("davinci[0-9]*"))))
-    if spec.train.data_path.is_dir() and not _resumes(spec):
+    if path_exists(spec.train.data_path) and not _resumes(spec):
         text = f"not checked: whether each image can be read: `python -m trainer data verify {spec.train.data_path}`"
         yield PreflightFinding("images", "unknown", text)
 
@@ -83,7 +84,7 @@ def _checks(spec: JobSpec) -> list[tuple[str, Callable[[], None]]]:
 
 def _resumes(spec: JobSpec) -> bool:
     """Return whether the run goes on: with auto it can be new; only the trainer reads a checkpoint's settings."""
-    return spec.train.resume is not None and (spec.train.resume != "auto" or spec.output.exists())
+    return spec.train.resume is not None and (spec.train.resume != "auto" or path_exists(spec.output))
 
 
 def _facts(about: str, spec: JobSpec) -> str:
@@ -123,12 +124,42 @@ def _check_nodes(train: TrainConfig) -> None:
         raise RequestError(f"--nodes {train.nodes}: the local backend has this machine only; leave --nodes out")
 
 
+@contextmanager
+def _reading(option: str, path: Path) -> Iterator[None]:
+    """Translate the system's refusal to look at a path: a folder without rights, or a name that is too long.
+
+    Raises:
+        RequestError: the system refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = "" if error.filename in (None, str(path)) else f"{error.filename}: "
+        raise RequestError(f"{option} {path}: {place}{error.strerror}; choose another path") from error
+
+
+def path_exists(path: Path) -> bool:
+    """Return whether the path exists; a path that cannot be looked at does not, and its own check says why."""
+    with suppress(OSError):
+        return path.exists()
+    return False
+
+
 def _check_file(option: str, path: Path | None) -> None:
-    if path is not None and not path.is_file():
+    if path is None:
+        return
+    with _reading(option, path):
+        is_file = path.is_file()
+    if not is_file:
         raise RequestError(f"{option} {path}: no such file; check the path")
 
 
 def _check_data(path: Path, needed: tuple[str, ...]) -> None:
+    with _reading("--data-path", path):
+        _check_data_folders(path, needed)
+
+
+def _check_data_folders(path: Path, needed: tuple[str, ...]) -> None:
     if not path.is_dir():
         what = "not a folder" if path.exists() else "no such folder"
         raise RequestError(f"--data-path {path}: {what}; give the folder that holds {' and '.join(needed)}")
@@ -138,16 +169,19 @@ def _check_data(path: Path, needed: tuple[str, ...]) -> None:
             f"--data-path {path}: there is no {' and no '.join(missing)} in it; "
             f"each class needs a folder there (see `python -m trainer data --help`)"
         )
+    for name in needed:
+        next((path / name).iterdir(), None)  # the user can read it
 
 
 def _check_output(spec: JobSpec) -> None:
     path = spec.train.output
-    existing = _existing(path)
+    with _reading("--output", path):
+        existing, taken = _existing(path), spec.output.exists()
     if not existing.is_dir():
         raise RequestError(f"--output {path}: {existing} is a file; choose another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise RequestError(f"--output {path}: {existing} is not writable; choose another folder")
-    if spec.output.exists() and not _resumes(spec):
+    if taken and not _resumes(spec):
         raise ConflictError(
             f"{spec.output} holds an earlier run, and a run is never overwritten: choose another --name or --output, "
             "or continue it with --resume auto"

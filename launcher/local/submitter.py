@@ -23,7 +23,7 @@ from launcher.jobs import JobRef, JobState, PreflightFinding, Submitted, find_st
 from launcher.local import records
 from launcher.local.cluster_only import ignored_variables, refuse_cluster_only
 from launcher.local.jobs import LocalJobs
-from launcher.local.preflight import check_paths, examine_machine
+from launcher.local.preflight import check_paths, examine_machine, path_exists
 from launcher.local.trial import check_by_trainer
 from launcher.settings.layers import NO_LAYER, Defaults, Earlier, Settings, given_settings
 from launcher.settings.options import is_job_name
@@ -115,7 +115,7 @@ class LocalSubmitter:
         scale = f"{train.model.removeprefix('pnasnet5')}-" if is_known else ""
         return free_name(
             settings.options.name or f"pnas-{train.mode}-{scale}{now:%m%d-%H%M%S}",
-            lambda name: find_state(self.jobs, name) is not None or (output / name).exists(),
+            lambda name: find_state(self.jobs, name) is not None or path_exists(output / name),
         )
 
     def check(self, spec: JobSpec, *, ask_server: bool) -> tuple[str, list[str]]:
@@ -160,7 +160,7 @@ def _command(spec: JobSpec) -> tuple[list[str], dict[str, str]]:
 
 def _trial(spec: JobSpec) -> Callable[[], None] | None:
     """Return the trainer's check of a run that continues; a new run has no checkpoint, and is checked as it starts."""
-    begun = spec.continues and (spec.train.resume != "auto" or spec.output.exists())
+    begun = spec.continues and (spec.train.resume != "auto" or path_exists(spec.output))
     return partial(check_by_trainer, *_command(spec)) if begun else None
 
 

@@ -1,5 +1,8 @@
 """`doctor` for this machine: what a local job lacks, and what only the trainer can tell."""
 
+import errno
+import os
+import re
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ import pytest
 from launcher.errors import RequestError
 from launcher.jobs import PreflightFinding
 from launcher.local.jobs import LocalJobs
-from launcher.local.preflight import examine_machine
+from launcher.local.preflight import check_paths, examine_machine
 from launcher.local.submitter import LocalSubmitter
 from launcher.settings.layers import resolve_settings
 from launcher.settings.spec import JobSpec
@@ -57,6 +60,43 @@ def test_each_fault_of_this_machine_is_found(machine: Path, flags: Any, about: s
     findings = found(job(**flags), machine)
     assert [name for name, finding in findings.items() if finding.state == "missing"] == [about]
     assert text in findings[about].text
+
+
+@pytest.mark.parametrize(
+    ("flags", "about", "option"),
+    [
+        *(({"data_path": path}, "data", "--data-path") for path in (Path("n" * 300), Path("closed/data"))),
+        *(({"output": path}, "output", "--output") for path in (Path("n" * 300), Path("closed/output"))),
+        *(({"mode": "eval", "weights": path}, "weights", "--weights") for path in (Path("n" * 300), Path("closed/w"))),
+    ],
+)
+def test_a_path_that_the_system_refuses_is_named_by_its_option(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, flags: Any, about: str, option: str
+) -> None:
+    status = Path.stat
+
+    def refuse(path: Path, **options: Any) -> os.stat_result:
+        """Refuse as for a user without rights; root has all rights."""
+        if "closed" in path.parts[:-1]:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return status(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    findings = found(job(**flags), machine)
+    assert [name for name, finding in findings.items() if finding.state == "missing"] == [about]
+    assert re.match(rf"{option} .*: (File name too long|Permission denied); choose another path", findings[about].text)
+    with pytest.raises(RequestError, match=f"^{option} "):
+        check_paths(job(**flags))
+
+
+def test_a_folder_that_the_user_cannot_list_is_no_data(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "iterdir", refuse)
+        finding = found(job(), machine)["data"]
+    assert re.fullmatch("--data-path .*/data: .*/train: Permission denied; choose another path", finding.text)
 
 
 def test_a_ready_machine_shows_its_sizes_and_what_is_not_checked(machine: Path) -> None:
