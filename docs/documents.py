@@ -302,7 +302,7 @@ class BestClass(Part):
 
 
 class Prediction(Part):
-    """The most probable classes of an image, the best first; none if it cannot be read."""
+    """The most probable classes of an image, the best first; none if `error` is set."""
 
     image: str
     classes: list[BestClass]

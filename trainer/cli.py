@@ -175,7 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         advice = HIGHER_LIMIT.get(error.errno or 0, "free it, permit it or choose another place")
-        say_error(visible(f"error: {place}{error.strerror or error}; {advice}"))
+        text = f"{place}{error.strerror or error}; {advice}"
+        say_error(visible(f"error: {text}"), error_line("Io", text, 1) if as_json and place else "")
         return 1
     except KeyboardInterrupt:
         say_error("error: interrupted before any worker was started")

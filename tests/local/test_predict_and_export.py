@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from PIL import Image
 from tests.documents import one_document
 from trainer.cli import main
 from trainer.data.decode import decode_image
+from trainer.inference import classifier as classifier_module
 from trainer.inference.classifier import Classifier, load_classifier
 from trainer.inference.export import RunImage, compare_with_network, open_onnx, open_program
 from trainer.model.pnasnet import TINY, PNASNet5
@@ -148,16 +150,19 @@ def test_one_line_for_each_image_and_bad_ones_are_named(
     assert lines[0] == f"{tmp_path}/broken\\n.png  error: not an image"
     assert lines[1].startswith(f"{good}  ")
     assert lines[1].count(" %") == 2
-    assert output.err == "error: 1 of 2 images cannot be read; the lines above say why\n"
+    assert output.err == "error: 1 of 2 images could not be classified; their lines say why\n"
 
 
 @pytest.fixture
 def places(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """Change into an empty folder; return an empty folder, a file of three names, and an image."""
+    """Change into an empty folder; return an empty folder, a pipe, a file of three names, and an image."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     (tmp_path / "names").write_text("a\nb\nc\n")
-    return {"empty": tmp_path / "empty", "names": tmp_path / "names", "image": _images(digits)[0]}
+    names = ("empty", "pipe", "names")
+    return {**{name: tmp_path / name for name in names}, "image": _images(digits)[0]}
 
 
 @pytest.mark.parametrize(
@@ -166,6 +171,8 @@ def places(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
         (["predict"], "predict needs images"),
         (["predict", "nosuch.jpg"], "nosuch.jpg: no such file or folder"),
         (["predict", "{empty}"], "no images in this folder"),
+        (["predict", "{pipe}"], "a pipe or device"),
+        (["predict", "-"], "the list on standard input is empty"),
         (["predict", "{image}", "--class-names", "{names}"], "3 names, but"),
         (["predict", "{image}", "--class-names", "nosuch"], "nosuch: cannot be read: No such file"),
         (["predict", "{image}", "--image-size", "5"], "--image-size 5"),
@@ -184,6 +191,38 @@ def test_a_mistake_is_one_line(
     assert output.err.startswith("error: ")
     assert output.err.count("\n") == 1
     assert not list(Path().glob("*.pt2"))
+
+
+def test_probabilities_that_are_not_finite_are_no_answer(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = PNASNet5(TINY, num_classes=10)
+    network.last_linear.weight.data.fill_(3e38)
+    file = tmp_path / "w.safetensors"
+    write_weights(
+        file, network.state_dict(), weight_metadata("pnasnet5tiny", "exact", 10, DataConfig(image_size=32), DIGITS)
+    )
+    assert main(["predict", "--weights", str(file), str(_images(digits)[0]), "--json"]) == 1
+    [item] = one_document(capsys.readouterr().out, "PredictionList")["items"]
+    assert item["classes"] == []
+    assert item["error"] == "its probabilities are not finite numbers"
+
+
+def test_an_assumed_source_is_a_warning_and_threads_stay_within_the_quota(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(PNASNet5(TINY, num_classes=3).state_dict(), tmp_path / "other.pth")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(classifier_module, "usable_processors", lambda: 1)
+    torch.set_num_threads(2)
+    arguments = ["predict", "--weights", str(tmp_path / "other.pth"), str(_images(digits)[0]), "--image-size", "32"]
+    assert main(arguments) == 0
+    assert torch.get_num_threads() == 1
+    assert capsys.readouterr().err.startswith("warning: the weights are taken for timm's, which published no such")
+    assert main([*arguments, "--padding", "exact", "--normalize", "half"]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("OMP_NUM_THREADS", "all")
+    assert main(arguments) == 2
 
 
 def test_a_missing_image_is_noticed_without_torch(tmp_path: Path) -> None:

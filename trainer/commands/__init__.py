@@ -1,12 +1,19 @@
 """The trainer's other commands: `data`, `predict`, `export`, ... Only these modules and `trainer.cli` print."""
 
+import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from trainer.devices.runtime_env import openmp_threads
 from trainer.shared.documents import JSON_OPTION
+from trainer.shared.text import visible
+
+if TYPE_CHECKING:
+    from trainer.inference.classifier import Classifier
 
 AsJson = Annotated[
     bool,
@@ -43,3 +50,20 @@ class ImagePreparation:
 
 FROM_WEIGHTS = ImagePreparation()
 """All of the preparation comes from the weights."""
+
+
+def open_classifier(weights: Path, preparation: ImagePreparation, class_names: Path | None) -> "Classifier":
+    """Return the network of a weight file or a run's folder, and print why its answers can be wrong.
+
+    Raises:
+        UsageError: the weights, the names or OMP_NUM_THREADS cannot be used.
+    """
+    threads = openmp_threads(os.environ)  # before torch is there, whose OpenMP only warns of a wrong value
+    from trainer.inference.classifier import limit_threads, load_classifier  # noqa: PLC0415  # torch, slow for --help
+
+    if threads is None:
+        limit_threads()
+    classifier = load_classifier(weights, preparation.settings(), class_names)
+    for warning in classifier.warnings:
+        print(visible(f"warning: {warning}"), file=sys.stderr)
+    return classifier

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cyclopts import App
 
-from trainer.commands import FROM_WEIGHTS, AsJson, ClassNames, ImagePreparation, WeightsPath
+from trainer.commands import FROM_WEIGHTS, AsJson, ClassNames, ImagePreparation, WeightsPath, open_classifier
 from trainer.shared.documents import document, json_text, to_json
 
 export_app = App(name="export", help="Write weights as a file for ONNX Runtime or for torch without this project.")
@@ -32,10 +32,10 @@ def export(
     to
         NAME.onnx (ONNX Runtime; needs the packages onnx, onnxscript and onnxruntime) or NAME.pt2 (torch.export.load).
     """
-    from trainer.inference.classifier import load_classifier  # noqa: PLC0415  # it imports torch, slow for --help
-    from trainer.inference.export import export_classifier  # noqa: PLC0415  # see above
+    classifier = open_classifier(weights, preparation, class_names)
+    from trainer.inference.export import export_classifier  # noqa: PLC0415  # it imports torch, slow for --help
 
-    report = export_classifier(load_classifier(weights, preparation.settings(), class_names), to)
+    report = export_classifier(classifier, to)
     if as_json:
         print(json_text(document("Export", **to_json(report))))
     else:

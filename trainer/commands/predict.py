@@ -1,18 +1,22 @@
 """`python -m trainer predict`: the most probable classes of images, by weights of a run or published ones."""
 
 import itertools
+import math
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from trainer.commands import FROM_WEIGHTS, AsJson, ClassNames, ImagePreparation, WeightsPath
+from trainer.commands import FROM_WEIGHTS, AsJson, ClassNames, ImagePreparation, WeightsPath, open_classifier
 from trainer.data.tree import describe_left_out, read_class
+from trainer.shared.container import usable_processors
 from trainer.shared.documents import document, json_text
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.files import reading
@@ -42,7 +46,7 @@ def predict(
         python -m trainer predict --weights output/r1 photo.jpg holidays/
         find . -name '*.png' | python -m trainer predict --weights best.safetensors -
 
-    Exit code 1 if an image cannot be read; the others are shown.
+    Exit code 1 if an image cannot be read, or gets no finite probabilities; the others are shown.
 
     Parameters
     ----------
@@ -52,9 +56,7 @@ def predict(
         Number of classes per image.
     """
     paths = list(_image_files(images))
-    from trainer.inference.classifier import load_classifier  # noqa: PLC0415  # it imports torch, slow for --help
-
-    classifier = load_classifier(weights, preparation.settings(), class_names)
+    classifier = open_classifier(weights, preparation, class_names)
     rows, refused = [], 0
     for row in _predictions(classifier, paths, min(top, len(classifier.classes))):
         refused += row["error"] is not None
@@ -65,7 +67,7 @@ def predict(
     if as_json:
         print(json_text(document("PredictionList", weights=str(weights), items=rows)))
     if refused:
-        error = TrainerError(f"{refused:,} of {len(paths):,} images cannot be read; the lines above say why")
+        error = TrainerError(f"{refused:,} of {len(paths):,} images could not be classified; their lines say why")
         raise error.after_document(as_json)
 
 
@@ -73,19 +75,30 @@ def _image_files(images: Sequence[Path]) -> Iterator[Path]:
     """Yield the files that the arguments name.
 
     Raises:
-        UsageError: no image is named, or a file or folder does not exist.
+        UsageError: no image is named, a file or folder does not exist, or one is a pipe.
     """
     if not images:
         raise UsageError("predict needs images: files, folders, or - for a list of files on standard input")
     for path in images:
         if str(path) == "-":
-            yield from (Path(line.rstrip("\n")) for line in sys.stdin if line.strip())
+            yield from _listed_images(sys.stdin)
         elif path.is_dir():
             yield from _images_below(path)
-        elif path.exists():
+        elif path.is_file():
             yield path
+        elif path.exists():
+            raise UsageError(f"{path}: a pipe or device; give a file")
         else:
             raise UsageError(f"{path}: no such file or folder")
+
+
+def _listed_images(lines: Iterable[str]) -> list[Path]:
+    names = [line.rstrip("\n") for line in lines if line.strip()]
+    if not names:
+        raise UsageError("the list on standard input is empty; give one file per line")
+    if any("\0" in name for name in names):
+        raise UsageError("the list on standard input has NUL characters; give one file per line")
+    return [Path(name) for name in names]
 
 
 def _images_below(folder: Path) -> list[Path]:
@@ -100,17 +113,20 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _predictions(classifier: "Classifier", paths: Iterable[Path], top: int) -> Iterator[dict[str, Any]]:
-    """Yield a row for each image: its most probable classes, or the reason why it cannot be read."""
+    """Yield a row for each image: its most probable classes, or why it cannot be classified."""
     from trainer.data.decode import BadImageError, decode_image  # noqa: PLC0415  # it imports torch, slow for --help
 
     def decode(path: Path) -> Any:
+        with suppress(OSError):  # `decode_image` reports it
+            if not stat.S_ISREG(path.stat().st_mode):
+                return BadImageError(str(path), "not a file")
         try:
             return decode_image(path)
         except BadImageError as error:
             return error
 
     remaining = iter(paths)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(usable_processors()) as pool:
         while batch := list(itertools.islice(remaining, _BATCH)):
             decoded = list(pool.map(decode, batch))
             readable = [image for image in decoded if not isinstance(image, BadImageError)]
@@ -118,8 +134,10 @@ def _predictions(classifier: "Classifier", paths: Iterable[Path], top: int) -> I
             for path, image in zip(batch, decoded, strict=True):
                 if isinstance(image, BadImageError):
                     yield {"image": str(path), "classes": [], "error": image.reason}
+                elif not all(map(math.isfinite, probabilities := next(results))):
+                    yield {"image": str(path), "classes": [], "error": "its probabilities are not finite numbers"}
                 else:
-                    best = _best(next(results), classifier.classes, top)
+                    best = _best(probabilities, classifier.classes, top)
                     yield {"image": str(path), "classes": best, "error": None}
 
 

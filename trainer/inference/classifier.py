@@ -11,8 +11,9 @@ from torch import Tensor
 from trainer.data.augment import device_transform, eval_transform
 from trainer.model.pnasnet import PNASNet5, build_model
 from trainer.model.weight_files import NORMALIZATIONS, import_weights
-from trainer.model.weights import load_weights, with_weight_settings
+from trainer.model.weights import load_weights, weight_warnings, with_weight_settings
 from trainer.shared.config import Layer, TrainConfig, resolve_train_config
+from trainer.shared.container import usable_processors
 from trainer.shared.errors import UsageError
 from trainer.shared.files import reading
 
@@ -27,11 +28,13 @@ class Classifier:
         network: with its weights, in evaluation mode.
         config: how its images are prepared.
         classes: names of the classes, in the order of the network's outputs.
+        warnings: why its answers can be wrong.
     """
 
     network: PNASNet5
     config: TrainConfig
     classes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @torch.no_grad()
     def probabilities(self, images: Sequence[Tensor]) -> Tensor:
@@ -42,6 +45,11 @@ class Classifier:
         inputs = device_transform(pixels, torch.zeros(len(images), dtype=torch.bool), mean=mean, std=std)
         logits: Tensor = self.network(inputs)
         return logits.softmax(1)
+
+
+def limit_threads() -> None:
+    """Let torch compute with no more threads than the container's quota has room for."""
+    torch.set_num_threads(min(torch.get_num_threads(), usable_processors()))
 
 
 def load_classifier(weights: Path, settings: Mapping[str, Any], class_names: Path | None = None) -> Classifier:
@@ -69,7 +77,8 @@ def load_classifier(weights: Path, settings: Mapping[str, Any], class_names: Pat
             f"--class-names {class_names}: {len(names):,} names, but {file} has {loaded.num_classes:,} classes; give "
             "one name per line, in the order of the classes"
         )
-    return Classifier(network.eval(), config, names)
+    warnings = weight_warnings(config, loaded, user_set=settings.keys())
+    return Classifier(network.eval(), config, names, tuple(warnings))
 
 
 def _read_names(path: Path) -> tuple[str, ...]:

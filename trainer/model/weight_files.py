@@ -123,6 +123,8 @@ def import_weights(path: Path) -> Weights:
         UsageError: the file cannot be read, is damaged, or does not hold the weights of one PNASNet-5.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UsageError(f"weights {path}: a pipe or device, which cannot be read twice; give a file")
         with path.open("rb") as file:
             head = file.read(9)
         # A safetensors file starts with the length of a JSON object, then the object.

@@ -8,7 +8,7 @@ gives a wrong figure without any error. So these settings come from the weights 
 flag > environment > profile > mode preset > weights > default.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch import Tensor
 from trainer.model.origin import AUX
 from trainer.model.pnasnet import LARGE, PNASNet5
 from trainer.model.weight_files import IMAGENET_CLASSES, NORMALIZATIONS, DataConfig, Weights, weight_metadata
-from trainer.shared.config import TrainConfig
+from trainer.shared.config import Layer, TrainConfig
+from trainer.shared.config.layers import resolve
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.files import replacing
 from trainer.shared.text import visible
@@ -40,7 +41,7 @@ def with_weight_settings(config: TrainConfig, weights: Weights) -> TrainConfig:
 
     Raises:
         UsageError: nothing tells a setting, or `--normalize` cannot express the weights' normalisation; the line names
-            the options that decide.
+            the options that decide. A setting of theirs breaks a rule, by itself or together with the user's.
     """
     user_set = config.model_fields_set
     missing = [name for name in _DECISIVE if name not in user_set]
@@ -61,13 +62,33 @@ def with_weight_settings(config: TrainConfig, weights: Weights) -> TrainConfig:
         settings["padding"] = weights.padding
     if weights.data is not None:
         settings |= _data_settings(weights.path, weights.data, needs_normalize="normalize" not in user_set)
-    return config.model_copy(update={name: value for name, value in settings.items() if name not in user_set})
+    brought = {name: value for name, value in settings.items() if name not in user_set}
+    # A file can hold any number, and its image size can contradict the user's batch size.
+    layers = [
+        Layer("flag", {name: getattr(config, name) for name in user_set}),
+        Layer(f"weights {weights.path}", brought),
+    ]
+    return resolve(TrainConfig, layers)[0]
 
 
-def is_assumed(weights: Weights) -> bool:
-    """Return whether the source is only assumed: it published one network, and this is another one."""
+def weight_warnings(config: TrainConfig, weights: Weights, *, user_set: Set[str]) -> list[str]:
+    """Return why the network's answers can be wrong: an assumed source, and settings other than in its training.
+
+    Args:
+        user_set: the settings that do not come from the weights or a default.
+    """
+    warnings = []
+    # timm and Cadene published one network each.
     published = weights.model == LARGE.name and weights.num_classes == IMAGENET_CLASSES
-    return weights.source in _INFERRED and not published
+    if weights.source in _INFERRED and not published and not user_set >= {*_DECISIVE}:
+        warnings.append(
+            f"the weights are taken for {weights.source}'s, which published no such network: padding "
+            f"{config.padding}, normalize {config.normalize}; set both if another program trained them"
+        )
+    conflicts = weight_conflicts(config, weights)
+    if conflicts:
+        warnings.append(f"the weights were trained with other settings: {', '.join(conflicts)}")
+    return warnings
 
 
 def weight_conflicts(config: TrainConfig, weights: Weights) -> list[str]:

@@ -9,7 +9,7 @@ from trainer.data.index import Datasets
 from trainer.model.pnasnet import PNASNet5
 from trainer.model.weight_classes import match_classes, with_rows
 from trainer.model.weight_files import Weights
-from trainer.model.weights import has_same_aux_head, is_assumed, weight_conflicts
+from trainer.model.weights import has_same_aux_head, weight_warnings
 from trainer.records.run_records import say
 from trainer.shared.config import TrainConfig
 
@@ -68,12 +68,5 @@ def say_weights(start: StartWeights, config: TrainConfig, network: PNASNet5, *, 
         matched_by=None if start.new_classifier else matched,
         aux_head=aux_head if network.aux is not None and config.mode != "eval" else None,
     )
-    if is_assumed(weights) and not user_set >= {"padding", "normalize"}:
-        say(
-            "warning",
-            text=f"the weights are taken for {weights.source}'s, which published no such network: padding "
-            f"{config.padding}, normalize {config.normalize}; set both if another program trained them",
-        )
-    conflicts = weight_conflicts(config, weights)
-    if conflicts:
-        say("warning", text=f"the weights were trained with other settings: {', '.join(conflicts)}")
+    for text in weight_warnings(config, weights, user_set=user_set):
+        say("warning", text=text)

@@ -5,12 +5,14 @@ import collections
 import functools
 import gzip
 import io
+import math
 import os
 import pickle
 import sys
 import tarfile
 import types
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from torch import Tensor
 from trainer.model.layers import Padding
 from trainer.model.pnasnet import TINY, PNASNet5, build_model
 from trainer.model.weight_files import DataConfig, Weights, import_weights, weight_metadata
-from trainer.model.weights import load_weights, weight_conflicts, with_weight_settings
+from trainer.model.weights import load_weights, weight_conflicts, with_weight_settings, write_weights
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import UsageError
 from trainer.shared.runs import WEIGHT_SETTINGS
@@ -394,3 +396,30 @@ def test_the_model_comes_from_the_weights(tmp_path: Path) -> None:
     assert with_weight_settings(TrainConfig(), weights).model == "pnasnet5tiny"
     assert with_weight_settings(TrainConfig(), weights).model_fields_set == set(WEIGHT_SETTINGS)
     assert with_weight_settings(TrainConfig(model="pnasnet5large"), weights).model == "pnasnet5large"
+
+
+@pytest.mark.parametrize(
+    ("description", "options", "message"),
+    [
+        ({"image_size": -5}, {}, r"--image-size -5 \(from weights .*/w.safetensors\): input should be"),
+        ({"image_size": 10**6}, {}, "--image-size 1000000"),
+        ({"crop": 0}, {}, "--eval-crop 0"),
+        ({"crop": math.nan}, {}, "--eval-crop nan"),
+        ({"image_size": 32}, {"batch_size": 1}, "ends in maps of one pixel"),
+    ],
+)
+def test_settings_from_weights_obey_the_rules_of_options(
+    tmp_path: Path, description: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "w.safetensors"
+    network = PNASNet5(TINY, 3)
+    metadata = weight_metadata("pnasnet5tiny", "exact", 3, replace(DataConfig(), **description))
+    write_weights(path, network.state_dict(), metadata)
+    with pytest.raises(UsageError, match=message):
+        with_weight_settings(TrainConfig(mode="finetune", weights=path, **options), import_weights(path))
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "w")
+    with pytest.raises(UsageError, match="a pipe or device"):
+        import_weights(tmp_path / "w")
