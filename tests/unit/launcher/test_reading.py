@@ -1,5 +1,6 @@
 """The reading of a job's log ends with its last line, or when the node does not give that line any more."""
 
+import threading
 import time
 from collections.abc import Iterator
 from threading import Event
@@ -89,14 +90,20 @@ def test_a_reader_that_does_not_follow_is_told_why_a_job_waits_and_nothing_else(
 
 
 def test_the_user_learns_that_the_launcher_waits_for_the_rest_of_a_log() -> None:
+    noticed = threading.Event()
+
     def late() -> Iterator[LogPiece]:
-        time.sleep(0.6)
+        noticed.wait(60)
         yield LINE
 
+    notices = []
     with MergedLogs[Instance](stop := StopSignal()) as merged:
         merged.add(INSTANCE, late())
         follower = LogFollower(cast("Any", Job(0)), merged, stop, follow=True, since_s=None, quiet_s=0.1)
-        notices = [item.text for item in follower.items() if isinstance(item, Notice)]
+        for item in follower.items():
+            if isinstance(item, Notice):
+                notices.append(item.text)
+                noticed.set()
     assert notices == ["waiting up to 180 s for the rest of the log of pod pod …"]
 
 
