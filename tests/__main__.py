@@ -22,16 +22,8 @@ CLUSTER = Path("tests/cluster")
 SECOND_CLUSTER = [
     str(CLUSTER / f"test_{name}.py")
     for name in (
-        *(
-            "volcano_stand_in",
-            "volcano_jobs",
-            "ranktable_writer",
-            "recorded_ranktables",
-            "log_rotation",
-            "rights",
-            "doctor",
-        ),
-        *("chart", "trainer_image", "quickstart", "playground"),
+        *("volcano_stand_in", "volcano_jobs", "ranktable_writer", "recorded_ranktables", "log_rotation", "rights"),
+        *("doctor", "chart", "trainer_image", "quickstart", "playground"),
     )
 ]
 LOCAL = Path("tests/local")
