@@ -18,7 +18,7 @@ from launcher.cluster.rbac import CLUSTER_VERBS, CUSTOM_VERBS, KUBERNETES_VERBS,
 from launcher.quantities import PATTERN
 from launcher.settings.hardware import DEVICE_COUNTS, PRESETS
 from launcher.settings.options import EFFECTS, IMAGE, NAME_PATTERN, OBJECT, QUALIFIED, VALUE, VARIABLE, JobOptions
-from launcher.settings.secrets import HARMLESS_NAME, SECRET_NAME, SECRET_VALUE
+from launcher.settings.secrets import AMBIGUOUS_NAME, HARMLESS_NAME, SECRET_NAME, SECRET_VALUE, SWITCH
 from trainer.shared.config import EMULATED, MODE_PRESETS, TrainConfig
 from trainer.shared.yaml_text import to_yaml
 
@@ -122,7 +122,8 @@ A value that the chart does not know is an error.
 
 def files() -> dict[Path, str]:
     """Return the text of each file."""
-    secrets = {"name": SECRET_NAME, "harmless": HARMLESS_NAME, "value": SECRET_VALUE}
+    names = {"name": SECRET_NAME, "ambiguous": AMBIGUOUS_NAME, "switch": SWITCH, "harmless": HARMLESS_NAME}
+    secrets = {**names, "value": SECRET_VALUE}
     texts = {
         "values.schema.json": pretty_json(schema()) + "\n",
         "files/rules.yaml": to_yaml(rules(KUBERNETES_VERBS)),

@@ -135,7 +135,7 @@ class LocalSubmitter:
             _check_ended(state)
         if (trial := _trial(spec)) is not None:
             trial()
-        return "its settings are valid", []
+        return "its settings are valid", ignored_variables(os.environ)
 
     def submit(self, spec: JobSpec) -> Submitted:
         """Start the trainer in a process that outlives the launcher."""

@@ -21,15 +21,16 @@ HARMLESS_NAME = (
     r"|_(NAME|NAMESPACE|PATH|PORT|PREFIX|PROVIDER|REQUIRED|SIZE|TTL|TYPE|URL|VERSION)$"
     r"|^(MAX_TOKENS|MAX_NEW_TOKENS|SORT_KEY|PWD|OLDPWD)$|(^|_)PUBLIC_"
 )
+SWITCH = r"^(?i:[0-9.]*|true|false|yes|no|on|off|none|auto)$"
 # Values, where Go's regular expressions read them too: a password in a URL, and known keys.
 SECRET_VALUE = (
     r"://[^\s/?#@:]*:[^\s/?#@$][^\s/?#@]*@|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|\b((ghp|gho|ghs|ghu|github_pat|glpat|hf|npm|pypi|dckr_pat|xox[abp]|sk)[-_][A-Za-z0-9]{10}|A[KS]IA[A-Z0-9]{12})"
+    r"|\beyJ[\w-]{8,}\.[\w-]{8,}|\bAIza[\w-]{30}"
 )
-_SWITCH = re.compile(r"[0-9.]*|true|false|yes|no|on|off|none|auto", re.IGNORECASE)
+_SWITCH = re.compile(SWITCH)
 _VALUE = re.compile(
-    SECRET_VALUE + r"|\beyJ[\w-]{8,}\.[\w-]{8,}|\bAIza[\w-]{30}"
-    r"|\bbearer\s+(?=[^\s]*\d)[\w.~+/-]{12}"
+    SECRET_VALUE + r"|\bbearer\s+(?=[^\s]*\d)[\w.~+/-]{12}"
     # The password of a proxy without `http://`; `$(NAME)` takes it from a variable.
     r"|^(?!mailto:)[^\s/@:]+:(?!\$)[^\s/@]+@(?!sha256:)[\w.-]+(:\d+)?/?$",
     re.IGNORECASE,

@@ -44,7 +44,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- range $key, $item := $env }}
 {{- $pair := kindIs "string" $key | ternary (dict "_0" $key "_1" (toString $item)) (splitn "=" 2 (toString $item)) }}
 {{- $words := regexReplaceAll "[^A-Z]+" (snakecase $pair._0 | upper) "_" }}
-{{- $named := and (regexMatch $patterns.name $words) (not (regexMatch $patterns.harmless $words)) }}
+{{- $ambiguous := and (regexMatch $patterns.ambiguous $words) (not (regexMatch $patterns.switch $pair._1)) }}
+{{- $named := and (or $ambiguous (regexMatch $patterns.name $words)) (not (regexMatch $patterns.harmless $words)) }}
 {{- if and $pair._1 (or $named (regexMatch $patterns.value $pair._1)) }}
 {{- fail (printf "%s.env: %s looks like a secret, which every user could read in a ConfigMap: use env_from_secret" $place $pair._0) }}
 {{- end }}

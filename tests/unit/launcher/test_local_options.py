@@ -45,6 +45,15 @@ def test_a_variable_for_clusters_is_named_and_not_refused(tmp_path: Path) -> Non
     assert ignored_variables({}) == []
 
 
+def test_a_dry_run_names_the_variables_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("data/train/a", "data/val/a"):
+        (tmp_path / name).mkdir(parents=True)
+    spec = build(tmp_path, {"data_path": tmp_path / "data", "output": tmp_path / "output"})
+    monkeypatch.setenv("PNAS_DEADLINE", "3h")
+    _, warnings = LocalSubmitter(LocalJobs(tmp_path / "jobs")).check(spec, ask_server=False)
+    assert warnings == ["not used by a job on this machine: PNAS_DEADLINE"]
+
+
 def test_a_job_without_options_of_clusters_is_built(tmp_path: Path) -> None:
     assert VALUES.keys() <= ClusterOptions.model_fields.keys()
     build(tmp_path, {"lr": 0.1}, "digits")
