@@ -197,7 +197,9 @@ def test_probabilities_that_are_not_finite_are_no_answer(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     network = PNASNet5(TINY, num_classes=10)
-    network.last_linear.weight.data.fill_(3e38)
+    for name, buffer in network.named_buffers():
+        if name.endswith("running_var"):
+            buffer.fill_(-1)
     file = tmp_path / "w.safetensors"
     write_weights(
         file, network.state_dict(), weight_metadata("pnasnet5tiny", "exact", 10, DataConfig(image_size=32), DIGITS)
@@ -206,6 +208,8 @@ def test_probabilities_that_are_not_finite_are_no_answer(
     [item] = one_document(capsys.readouterr().out, "PredictionList")["items"]
     assert item["classes"] == []
     assert item["error"] == "its probabilities are not finite numbers"
+    with pytest.raises(TrainerError, match="the network's own probabilities are not finite"):
+        compare_with_network(load_classifier(file, {}), lambda image: image, tmp_path / "x.pt2")
 
 
 def test_an_assumed_source_is_a_warning_and_threads_stay_within_the_quota(

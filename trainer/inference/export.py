@@ -152,6 +152,8 @@ def compare_with_network(classifier: Classifier, run: RunImage, path: Path) -> f
     largest = 0.0
     for image in _sample_images():
         expected = classifier.probabilities([image.permute(2, 0, 1)])[0]
+        if not bool(expected.isfinite().all()):
+            raise TrainerError(f"{path}: not written: the network's own probabilities are not finite; train it again")
         with torch.no_grad():
             actual = run(image)
         difference = (actual - expected).abs().max().item()

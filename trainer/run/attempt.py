@@ -28,7 +28,7 @@ from trainer.run.resume import (
 )
 from trainer.shared.config import Layer, TrainConfig, resolve_train_config
 from trainer.shared.config.layers import ConfigError, flag_name
-from trainer.shared.config.train import OF_ONE_ATTEMPT, checkpoint_layer
+from trainer.shared.config.train import OF_ONE_ATTEMPT, OF_THE_BEGINNING, checkpoint_layer
 from trainer.shared.errors import FolderTakenError, UsageError
 from trainer.shared.files import reading, writing
 from trainer.shared.runs import CHECKPOINTS_FOLDER, TRAINING
@@ -191,7 +191,12 @@ def _check(
     origin = f"checkpoint {manifest.path.name}"
     saved = checkpoint_layer(origin, manifest.content["config"])
     config, origins = resolve_train_config([*layers, saved])
-    changes = compare(config, resolve_train_config([saved], partial=True)[0], origins, origin=origin)
+    begun = resolve_train_config([saved], partial=True)[0]
+    changes = compare(config, begun, origins, origin=origin)
+    for field in OF_THE_BEGINNING:
+        if getattr(config, field) != getattr(begun, field):
+            starter.on_note(f"resume: {flag_name(field)} is for new runs: it stays at {getattr(begun, field)}")
+            config = config.model_copy(update={field: getattr(begun, field)})
     if changes:
         starter.on_note(f"resume: {changes}: not the run that was begun")
     datasets = check_inputs(config.model_copy(update={"weights": None}), starter.topology.world_size)
@@ -210,7 +215,7 @@ def compare(config: TrainConfig, saved: TrainConfig, origins: dict[str, str], *,
     fields = [
         field
         for field in TrainConfig.model_fields
-        if origins[field] != origin and field not in OF_ONE_ATTEMPT | _CHECKED_ELSEWHERE
+        if origins[field] != origin and field not in OF_ONE_ATTEMPT | _CHECKED_ELSEWHERE.union(OF_THE_BEGINNING)
         if getattr(config, field) != getattr(saved, field)
     ]
     for field in fields:

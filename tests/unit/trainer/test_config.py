@@ -73,6 +73,7 @@ def test_every_shipped_profile_is_valid(profile: str) -> None:
         ({"batch_size": 0}, None, {}, "--batch-size 0: input should be greater than or equal to 1"),
         ({"batch_size": "1.5"}, None, {}, "--batch-size 1.5: is not a whole number"),
         ({"data_path": ""}, None, {}, "--data-path: is empty; give a value, or leave it out"),
+        ({"data_path": "a\0b"}, None, {}, "--data-path: has a NUL character"),
         ({"loss_scale": "foo"}, None, {}, "--loss-scale foo: is not a number or 'dynamic'"),
         ({"loss_scale": "-1"}, None, {}, "--loss-scale -1: input should be greater than 0 or 'dynamic'"),
         ({}, None, {"PNAS_BATCH_SIZE": ""}, "PNAS_BATCH_SIZE: is empty; give it a value, or unset it"),

@@ -198,6 +198,13 @@ def test_the_users_settings_win_over_the_checkpoints_and_these_over_presets(monk
     assert config.output == run.parent
 
 
+def test_a_setting_that_only_a_beginning_uses_stays_as_it_was() -> None:
+    _run(10, lr_batch=64)
+    begun = _begin(resume="auto", run_name="r", lr_batch=8)
+    assert begun.attempt.config.lr_batch == 64, "the rate has been scaled"
+    assert begun.notes[0] == "resume: --lr-batch is for new runs: it stays at 64"
+
+
 def test_a_finetuning_run_is_resumed_without_its_weights(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").touch()
     _run(10, mode="finetune", weights=tmp_path / "w.safetensors")

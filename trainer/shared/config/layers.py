@@ -157,6 +157,9 @@ def resolve(model: type[Model], layers: Sequence[Layer], *, partial: bool = Fals
     empty = next((field for field, value in values.items() if value == ""), None)
     if empty is not None:
         raise ConfigError(f"{flag_name(empty)}{_from(origins[empty])}: is empty; give a value, or leave it out")
+    cut = next((field for field, value in values.items() if isinstance(value, str) and "\0" in value), None)
+    if cut is not None:  # no path and no argument of a process can have one
+        raise ConfigError(f"{flag_name(cut)}{_from(origins[cut])}: has a NUL character; leave it out")
     try:
         return model.model_validate(values, context={PARTIAL: True} if partial else None), origins
     except ValidationError as error:
