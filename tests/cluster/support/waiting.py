@@ -30,7 +30,8 @@ def exit_code_of_a_deleted_pod(cluster: Cluster, *pod: str) -> int:
     watch = ["get", "pod", *pod, "--watch", "--output-watch-events", f"--output=jsonpath={template}"]
     with subprocess.Popen(cluster.command(*watch), stdout=subprocess.PIPE, text=True) as watching:
         assert watching.stdout is not None
-        assert watching.stdout.readline().strip() == "ADDED"
+        first = watching.stdout.readline()
+        assert first.strip() == "ADDED", f"kubectl printed {first!r} and ends with {watching.poll()}"
         cluster.kubectl("delete", "pod", *pod, "--grace-period=60", "--wait=false")
         changes: list[str] = []
         while not changes or changes[-1].split()[0] not in {"DELETED", "ended"}:
