@@ -217,7 +217,7 @@ class Api:
                 break
             response.close()
         if response.status >= 400:
-            raise self._refusal(response.status, response.data, action)
+            raise self._refusal(response.status, response.data, action, path)
         return response
 
     def _connections(self) -> "Connections":
@@ -237,7 +237,7 @@ class Api:
                     self._credentials, self._open = renewed, None
             return self._credentials
 
-    def _refusal(self, status: int, body: bytes, action: str) -> ApiError:
+    def _refusal(self, status: int, body: bytes, action: str, path: str) -> ApiError:
         try:
             answer = json.loads(body)
         except ValueError:
@@ -248,17 +248,15 @@ class Api:
             f"{cause['field']}: {cause['message']}" if cause.get("field") else str(cause.get("message"))
             for cause in (answer.get("details") or {}).get("causes") or ()
         ]
-        namespace = f"namespace {self.namespace}"
+        place = f"namespace {self.namespace}" if "/namespaces/" in path else "the whole cluster"
         # Quotas, webhooks and a namespace that is being deleted refuse with 403, too.
         of_rights = status == 401 or (status == 403 and _NO_RIGHTS.search(message) is not None)
         if status == 401:
             text = f"{self.origin}: not logged in ({message}); log in again, or choose another --context"
         elif of_rights:
-            text = (
-                f"{self.origin}: you have no right to {action} in {namespace}: ask its administrator for it ({message})"
-            )
+            text = f"{self.origin}: you have no right to {action} in {place}: ask its administrator for it ({message})"
         else:
-            text = f"{action} in {namespace}: {'; '.join(causes) or message}"
+            text = f"{action} in {place}: {'; '.join(causes) or message}"
         return ApiError(text, status=status, of_rights=of_rights)
 
 

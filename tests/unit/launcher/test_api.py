@@ -15,7 +15,7 @@ from launcher.errors import ApiError
 from launcher.kube.access import Credentials
 from launcher.kube.api import Api
 from launcher.kube.reflector import Reflector, Selector
-from launcher.kube.resources import PODS
+from launcher.kube.resources import NODES, PODS, Resource
 
 Answer = tuple[int, dict[str, str], Any]
 
@@ -149,6 +149,12 @@ def test_missing_rights_differ_from_other_refusals(serve: Any, message: str, of_
         api(serve(forbidden(message))).list(PODS)
     assert caught.value.of_rights == of_rights
     assert ("ask its administrator" in str(caught.value)) == of_rights
+
+
+@pytest.mark.parametrize(("resource", "place"), [(PODS, "namespace training"), (NODES, "the whole cluster")])
+def test_missing_rights_name_the_place_that_needs_them(serve: Any, resource: Resource, place: str) -> None:
+    with pytest.raises(ApiError, match=f"you have no right to list {resource.plural} in {place}: ask its"):
+        api(serve(forbidden('x is forbidden: User "guest" cannot list resource "x"'))).list(resource)
 
 
 def test_a_watch_that_is_refused_midway_closes_its_connection_while_its_error_lives() -> None:
