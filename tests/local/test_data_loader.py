@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -370,6 +371,18 @@ def test_too_few_open_files_are_one_line_at_the_start_and_later(
         list(batches)
     assert "Traceback" not in capfd.readouterr().err
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(("error", "printed"), [(BrokenPipeError(), 0), (ConnectionResetError(), 0), (KeyError(), 1)])
+def test_a_loaders_thread_does_not_report_that_the_training_process_is_gone(
+    error: Exception, printed: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("signal.signal", "torch.set_num_threads"):  # they are for a loader process, not for this one
+        monkeypatch.setattr(f"trainer.data.processes.{name}", lambda *_: None)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    start_worker(0)
+    sys.excepthook(type(error), error, None)
+    assert capsys.readouterr().err.count(type(error).__name__) == printed
 
 
 def test_loader_processes_leave_ctrl_c_to_the_training_process(

@@ -9,6 +9,7 @@ import os
 import pickle
 import resource
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -40,6 +42,16 @@ def start_worker(_worker: int) -> None:
     # A fork inherits the training process's handler, which would not stop a loader.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
+    sys.excepthook = _report_error
+
+
+def _report_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Print an uncaught error, unless the training process has closed a connection: that process tells the reason.
+
+    A thread of multiprocessing hands shared memory to the training process, and reports its errors by this hook.
+    """
+    if not isinstance(error, ConnectionError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 class _Items(Dataset[Any]):
