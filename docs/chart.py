@@ -64,7 +64,8 @@ _INTRODUCTION = """\
 
 `make generate` writes this page. `helm install pnas charts/pnas` prepares a namespace for
 `python -m launcher submit`: an account with exactly the rights that the launcher uses, claims for images and output
-(they stay when the release is uninstalled), and the defaults of every job there.
+(they stay when the release is uninstalled), and the defaults of every job there. Helm takes a fraction after `--set`
+for a text, which the schema refuses: write `--set-json defaults.lr=0.2`, or use a values file.
 
 ## A job of the release
 
