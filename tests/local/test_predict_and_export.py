@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 
 from tests.documents import one_document
 from trainer.cli import main
+from trainer.commands import predict as predict_module
 from trainer.data.decode import decode_image
 from trainer.inference import classifier as classifier_module
 from trainer.inference.classifier import Classifier, load_classifier
@@ -210,6 +212,24 @@ def test_probabilities_that_are_not_finite_are_no_answer(
     assert item["error"] == "its probabilities are not finite numbers"
     with pytest.raises(TrainerError, match="the network's own probabilities are not finite"):
         compare_with_network(load_classifier(file, {}), lambda image: image, tmp_path / "x.pt2")
+
+
+def test_only_the_images_in_work_are_in_memory(
+    weights: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images: list[weakref.ref[torch.Tensor]] = []
+    in_memory: list[int] = []
+
+    def decode(_path: Path) -> torch.Tensor:
+        in_memory.append(sum(image() is not None for image in images))
+        image = torch.zeros(3, 40, 40, dtype=torch.uint8)
+        images.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr("trainer.data.decode.decode_image", decode)
+    monkeypatch.setattr(predict_module, "usable_processors", lambda: 1)
+    assert len(_json(["predict", *_images(digits)[:8], "--weights", weights], capsys)["items"]) == 8
+    assert in_memory == [0] * 8
 
 
 def test_an_assumed_source_is_a_warning_and_threads_stay_within_the_quota(

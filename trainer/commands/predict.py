@@ -116,22 +116,22 @@ def _predictions(classifier: "Classifier", paths: Iterable[Path], top: int) -> I
     """Yield a row for each image: its most probable classes, or why it cannot be classified."""
     from trainer.data.decode import BadImageError, decode_image  # noqa: PLC0415  # it imports torch, slow for --help
 
-    def decode(path: Path) -> Any:
+    def read_crop(path: Path) -> Any:
         with suppress(OSError):  # `decode_image` reports it
             if not stat.S_ISREG(path.stat().st_mode):
                 return BadImageError(str(path), "not a file")
         try:
-            return decode_image(path)
+            return classifier.crop(decode_image(path))  # at once: a decoded image can take 256 MiB
         except BadImageError as error:
             return error
 
     remaining = iter(paths)
     with ThreadPoolExecutor(usable_processors()) as pool:
         while batch := list(itertools.islice(remaining, _BATCH)):
-            decoded = list(pool.map(decode, batch))
-            readable = [image for image in decoded if not isinstance(image, BadImageError)]
-            results = iter(classifier.probabilities(readable).tolist() if readable else ())
-            for path, image in zip(batch, decoded, strict=True):
+            crops = list(pool.map(read_crop, batch))
+            readable = [image for image in crops if not isinstance(image, BadImageError)]
+            results = iter(classifier.crop_probabilities(readable).tolist() if readable else ())
+            for path, image in zip(batch, crops, strict=True):
                 if isinstance(image, BadImageError):
                     yield {"image": str(path), "classes": [], "error": image.reason}
                 elif not all(map(math.isfinite, probabilities := next(results))):

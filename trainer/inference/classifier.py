@@ -36,13 +36,21 @@ class Classifier:
     classes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
-    @torch.no_grad()
+    def crop(self, image: Tensor) -> Tensor:
+        """Return the part of a decoded image that the network sees, in its size: uint8 (3, side, side)."""
+        pixels: Tensor = eval_transform(self.config)(image)
+        return pixels
+
     def probabilities(self, images: Sequence[Tensor]) -> Tensor:
         """Return float32 (N, classes) for decoded images, each uint8 (3, H, W) of any size."""
-        transform = eval_transform(self.config)
-        pixels = torch.stack([transform(image) for image in images])
+        return self.crop_probabilities([self.crop(image) for image in images])
+
+    @torch.no_grad()
+    def crop_probabilities(self, crops: Sequence[Tensor]) -> Tensor:
+        """Return float32 (N, classes) for the results of `crop`."""
+        pixels = torch.stack(list(crops))
         mean, std = NORMALIZATIONS[self.config.normalize]
-        inputs = device_transform(pixels, torch.zeros(len(images), dtype=torch.bool), mean=mean, std=std)
+        inputs = device_transform(pixels, torch.zeros(len(crops), dtype=torch.bool), mean=mean, std=std)
         logits: Tensor = self.network(inputs)
         return logits.softmax(1)
 
