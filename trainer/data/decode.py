@@ -28,6 +28,8 @@ from trainer.shared.errors import TrainerError
 
 MAX_PIXELS = 89_478_485
 """The largest image, in pixels: the size from which Pillow warns of decompression bombs, 256 MiB of RGB."""
+MAX_RATIO = 200
+"""The largest ratio of an image's sides: an evaluation resizes the shorter side, and the longer one in proportion."""
 # An uncompressed image with four channels of 16 bits is the largest file that can be right.
 _MAX_BYTES = 8 * MAX_PIXELS
 
@@ -74,7 +76,8 @@ def decode_image(path: Path) -> Tensor:
 
     Raises:
         BadImageError: the file is missing, unreadable, empty, truncated or not an image, has more than MAX_PIXELS
-            pixels, or has pixels without a known white: floating-point numbers, or integers of 32 bits.
+            pixels, sides beyond MAX_RATIO, or pixels without a known white: floating-point numbers, or integers of 32
+            bits.
     """
     data = _read_jpeg(path)
     if data is None:
@@ -148,6 +151,8 @@ def _jpeg_size(content: memoryview) -> tuple[int, int]:
 def _refuse_large(path: Path, height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         raise BadImageError(str(path), f"{width:,} x {height:,} pixels, more than {MAX_PIXELS:,}")
+    if 0 < MAX_RATIO * min(height, width) < max(height, width):
+        raise BadImageError(str(path), f"{width:,} x {height:,} pixels, a side more than {MAX_RATIO} times the other")
 
 
 def _decode_with_pillow(path: Path) -> Tensor:

@@ -141,6 +141,14 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: P
         assert "more than 89,478,485" in str(error.value), kind
 
 
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_an_image_like_a_line_is_refused(tmp_path: Path, form: str) -> None:
+    for size in ((60_000, 1), (1, 60_000), (401, 2)):
+        with pytest.raises(BadImageError, match="a side more than 200 times the other"):
+            decode_image(written(tmp_path, encoded(Image.new("L", size), form)))
+    assert pixels(written(tmp_path, encoded(Image.new("L", (400, 2)), form))).shape == (2, 400, 3)
+
+
 def test_only_the_first_frame_of_an_animation_is_read(tmp_path: Path, photos: list[Image.Image]) -> None:
     first = photos[0].convert("P")
     content = encoded(first, "GIF", save_all=True, append_images=[photos[1].convert("P")] * 3)
