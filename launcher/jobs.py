@@ -225,6 +225,9 @@ class PreflightFinding(NamedTuple):
     text: str
 
 
+NOT_CHECKED = "not checked: "
+"""Begins the text of each finding whose state is `unknown`."""
+
 LogItem = LogBlock | LogLoss | Notice | Ended
 """A piece of a job's log."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
-from launcher.jobs import PreflightFinding
+from launcher.jobs import NOT_CHECKED, PreflightFinding
 from launcher.kinds.needs import Amounts, PodNeeds, amount_text, amounts, listed
 from launcher.kube.api import Json
 
@@ -49,7 +49,7 @@ def check_nodes(nodes: Sequence[Json], needs: PodNeeds) -> PreflightFinding:
         return PreflightFinding(NPUS, "later", _too_few(needs, len(free), len(large), obstacles, labels))
     text = f"{_each(needs)} on {len(free)} of {len(nodes)} nodes, free or in use"
     if _has_node_affinity(needs.pod):
-        return PreflightFinding(NPUS, "unknown", f"not checked: the node affinity of the overlay; without it, {text}")
+        return PreflightFinding(NPUS, "unknown", f"{NOT_CHECKED}the node affinity of the overlay; without it, {text}")
     return PreflightFinding(NPUS, "ok", text)
 
 

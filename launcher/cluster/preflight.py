@@ -18,11 +18,10 @@ from launcher.cluster.nodes import NPUS, check_nodes
 from launcher.cluster.quotas import QUOTA, check_quotas
 from launcher.cluster.rbac import Verbs, cluster_rights, namespace_rights, preflight_rights
 from launcher.cluster.references import check_image, check_named, named_objects
-from launcher.cluster.refusals import NOT_CHECKED
 from launcher.cluster.schedulers import SCHEDULER, check_scheduler
 from launcher.cluster.trial import check_served, needs_of, trial_finding, try_objects, try_pod
 from launcher.errors import PreflightError
-from launcher.jobs import Phase, PreflightFinding
+from launcher.jobs import NOT_CHECKED, Phase, PreflightFinding
 from launcher.kinds import Kind
 from launcher.kinds.labels import OURS, RANK_TABLE
 from launcher.kinds.needs import JobNeeds

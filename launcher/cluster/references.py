@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launcher.cluster.refusals import NOT_CHECKED
-from launcher.jobs import PreflightFinding
+from launcher.jobs import NOT_CHECKED, PreflightFinding
 from launcher.kinds.needs import listed
 from launcher.kube.api import Json
 from launcher.kube.resources import CLAIMS, CONFIG_MAPS, SECRETS, Resource

@@ -9,12 +9,10 @@ from typing import Literal, NamedTuple
 
 from launcher.cluster.quotas import LARGER, QUOTA
 from launcher.errors import ApiError, LauncherError, PreflightError, RequestError
-from launcher.jobs import PreflightFinding
+from launcher.jobs import NOT_CHECKED, PreflightFinding
 from launcher.kinds.needs import amounts
 from launcher.kube.api import Api
 
-NOT_CHECKED = "not checked: "
-"""Begins the text of each finding about a fact that the user cannot see."""
 _TRIAL_IMPOSSIBLE = "does not support dry run"
 _SILENT_WEBHOOK = "failed calling webhook"
 _AMOUNTS = re.compile(r"requested: (?P<requested>\S+?), used: \S+?, limited: (?P<limited>\S+)")

@@ -6,8 +6,7 @@ work. A pod that has a node proves that one did, not that it still does: that is
 
 from collections.abc import Sequence
 
-from launcher.cluster.refusals import NOT_CHECKED
-from launcher.jobs import PreflightFinding
+from launcher.jobs import NOT_CHECKED, PreflightFinding
 from launcher.kinds.objects import is_young, unix_time
 from launcher.kube.api import Json
 

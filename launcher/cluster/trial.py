@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from launcher.cluster.jobs import ClusterJobs
-from launcher.cluster.refusals import NOT_CHECKED, is_no_trial, pod_refusal, translate_refusal
+from launcher.cluster.refusals import is_no_trial, pod_refusal, translate_refusal
 from launcher.cluster.schedulers import DEFAULT
 from launcher.errors import ApiError, PreflightError, RequestError
-from launcher.jobs import KIND_NAMES, PreflightFinding
+from launcher.jobs import KIND_NAMES, NOT_CHECKED, PreflightFinding
 from launcher.kinds import Kind, pod_template
 from launcher.kinds.needs import JobNeeds
 from launcher.kube.api import TAKEN, Json

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from launcher.jobs import Phase, PreflightFinding
+from launcher.jobs import NOT_CHECKED, Phase, PreflightFinding
 from launcher.kinds import CANCELLED, JOB_VERBS, Kind, ObjectEvents, last_warning
 from launcher.kinds.needs import JobNeeds, amount_text, amounts
 from launcher.kinds.objects import annotations, is_young, owner_reference, timestamp_now, unix_time
@@ -150,7 +150,7 @@ def check_queue(name: str, queue: Json | None, needs: JobNeeds, *, hidden: str, 
     """
     about, flag = f"queue {name}", f"--queue {name}"
     if hidden:
-        return PreflightFinding(about, "unknown", f"not checked: whether it is open and large enough: {hidden}")
+        return PreflightFinding(about, "unknown", f"{NOT_CHECKED}whether it is open and large enough: {hidden}")
     if queue is None:
         text = f"{flag}: there is no such queue in {origin}; see `kubectl get queues`"
         return PreflightFinding(about, "missing", text)

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from launcher.errors import ConflictError, LauncherError, RequestError
-from launcher.jobs import PreflightFinding
+from launcher.jobs import NOT_CHECKED, PreflightFinding
 from launcher.settings.spec import JobSpec
 from trainer.shared.config import EMULATED, TrainConfig, emulated_machine
 from trainer.shared.container import memory_bytes, usable_processors
@@ -47,7 +47,7 @@ def examine_machine(spec: JobSpec, root: Path = Path("/")) -> Iterator[Preflight
     yield from (_finding(about, check, spec) for about, check in _checks(spec))
     yield _devices(spec.train, len(list((root / "dev").glob("davinci[0-9]*"))))
     if path_exists(spec.train.data_path) and not _resumes(spec):
-        text = f"not checked: whether each image can be read: `python -m trainer data verify {spec.train.data_path}`"
+        text = f"{NOT_CHECKED}whether each image can be read: `python -m trainer data verify {spec.train.data_path}`"
         yield PreflightFinding("images", "unknown", text)
 
 
@@ -108,12 +108,12 @@ def _devices(train: TrainConfig, npus: int) -> PreflightFinding:
         text = "--device npu: this machine has no NPU (/dev/davinci*): use --device cpu, or a cluster"
         return PreflightFinding("devices", "missing", text)
     if npus == 0:
-        text = "not checked: whether torch finds a GPU; without one the CPU trains, as there is no NPU (/dev/davinci*)"
+        text = f"{NOT_CHECKED}whether torch finds a GPU; without one the CPU trains, as there is no NPU (/dev/davinci*)"
         return PreflightFinding("devices", "unknown", text)
     if (train.npus or 0) > npus:
         text = f"--npus {train.npus}: this machine has {npus} (/dev/davinci*); ask for {npus} or fewer"
         return PreflightFinding("devices", "missing", text)
-    text = f"not checked: whether the {npus} NPUs of this machine are healthy: `python -m trainer env`"
+    text = f"{NOT_CHECKED}whether the {npus} NPUs of this machine are healthy: `python -m trainer env`"
     return PreflightFinding("devices", "unknown", text)
 
 
