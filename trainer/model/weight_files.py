@@ -197,8 +197,8 @@ def _usable_tensors(path: Path, table: TensorTable) -> dict[str, Tensor]:
         assert isinstance(tensor, Tensor)  # it has no fault
         tensors[name] = tensor
     for name, dimensions in (("conv_0.conv.weight", 4), (CLASSIFIER, 2), ("last_linear.bias", 1)):
-        if name not in tensors or tensors[name].ndim != dimensions:
-            raise UsageError(f"weights {path}: not a whole PNASNet-5 ({name} is missing); {READABLE_FILES}")
+        if name not in tensors or tensors[name].ndim != dimensions or not tensors[name].numel():
+            raise UsageError(f"weights {path}: not a whole PNASNet-5 ({name} is missing or empty); {READABLE_FILES}")
     return tensors
 
 
@@ -206,7 +206,7 @@ def _tensor_fault(name: str, tensor: object) -> str | None:
     if not isinstance(tensor, Tensor):
         return f"is no tensor but a {type(tensor).__name__}"
     if name.endswith("num_batches_tracked"):
-        return None
+        return "is a list, not the counter of a batch norm" if tensor.ndim else None
     if not tensor.is_floating_point() or tensor.layout is not torch.strided:
         return f"has values of type {str(tensor.dtype).removeprefix('torch.')}, not plain numbers with a fraction"
     if tensor.device.type != "cpu" or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:

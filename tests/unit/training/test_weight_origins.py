@@ -33,6 +33,7 @@ from trainer.shared.text import visible
 
 State = dict[str, Any]
 CLASSES = 3
+_COUNTER = "conv_0.bn.num_batches_tracked"
 
 
 class Trap:
@@ -218,6 +219,11 @@ def _refused(trap: Path) -> dict[str, tuple[str, bytes]]:
             "not a whole PNASNet-5",
             _pickled({name: tensor for name, tensor in plain.items() if "linear" not in name}),
         ),
+        "no classes.pth": (
+            "last_linear.weight is missing or empty",
+            _pickled({name: tensor[:0] if "linear" in name else tensor for name, tensor in plain.items()}),
+        ),
+        "counters.pth": ("conv_0.bn.num_batches_tracked is a list", _pickled({**plain, _COUNTER: torch.zeros(3)})),
         "one more.pth": ("extra.weight is unknown", _pickled({**plain, "extra.weight": torch.ones(2)})),
         "another shape.pth": (
             "is of another shape",
