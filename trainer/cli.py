@@ -94,15 +94,15 @@ def train(
         _start_on_emulated_npus()
     visible = visible_devices("npu" if config.device == EMULATED else config.device, os.environ)
     facts = worker_environment(facts, config.stall_timeout_s)
-    for line in environment_summary(facts, device=visible.kind, workers=config.workers):
-        _note(line)
-    # These refuse wrong values before anything is created.
+    # These refuse wrong values before anything is created, and before the summary names them as problems.
     if 0 <= facts.open_files < FEWEST_OPEN_FILES:
         raise UsageError(f"{facts.open_files} open files are too few for a run: {MORE_FILES}")
     if visible.kind == "npu":
         hccl_timeouts(config.stall_timeout_s, os.environ)
     if config.threads is None:
         openmp_threads(os.environ)
+    for line in environment_summary(facts, device=visible.kind, workers=config.workers):
+        _note(line)
     termination, command = RunTermination(), (sys.executable, "-m", "trainer", *sys.argv[1:])
     with termination.handling_signals(), tempfile.TemporaryDirectory(prefix="pnas-") as scratch:
         topology = discover(config, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)
