@@ -226,7 +226,7 @@ def test_only_the_images_in_work_are_in_memory(
         images.append(weakref.ref(image))
         return image
 
-    monkeypatch.setattr("trainer.data.decode.decode_image", decode)
+    monkeypatch.setattr(classifier_module, "decode_image", decode)
     monkeypatch.setattr(predict_module, "usable_processors", lambda: 1)
     assert len(_json(["predict", *_images(digits)[:8], "--weights", weights], capsys)["items"]) == 8
     assert in_memory == [0] * 8

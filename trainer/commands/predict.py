@@ -3,11 +3,9 @@
 import itertools
 import math
 import os
-import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,26 +112,15 @@ def _images_below(folder: Path) -> list[Path]:
 
 def _predictions(classifier: "Classifier", paths: Iterable[Path], top: int) -> Iterator[dict[str, Any]]:
     """Yield a row for each image: its most probable classes, or why it cannot be classified."""
-    from trainer.data.decode import BadImageError, decode_image  # noqa: PLC0415  # it imports torch, slow for --help
-
-    def read_crop(path: Path) -> Any:
-        with suppress(OSError):  # `decode_image` reports it
-            if not stat.S_ISREG(path.stat().st_mode):
-                return BadImageError(str(path), "not a file")
-        try:
-            return classifier.crop(decode_image(path))  # at once: a decoded image can take 256 MiB
-        except BadImageError as error:
-            return error
-
     remaining = iter(paths)
     with ThreadPoolExecutor(usable_processors()) as pool:
         while batch := list(itertools.islice(remaining, _BATCH)):
-            crops = list(pool.map(read_crop, batch))
-            readable = [image for image in crops if not isinstance(image, BadImageError)]
+            crops = list(pool.map(classifier.read_crop, batch))
+            readable = [crop for crop in crops if not isinstance(crop, str)]
             results = iter(classifier.crop_probabilities(readable).tolist() if readable else ())
-            for path, image in zip(batch, crops, strict=True):
-                if isinstance(image, BadImageError):
-                    yield {"image": str(path), "classes": [], "error": image.reason}
+            for path, crop in zip(batch, crops, strict=True):
+                if isinstance(crop, str):
+                    yield {"image": str(path), "classes": [], "error": crop}
                 elif not all(map(math.isfinite, probabilities := next(results))):
                     yield {"image": str(path), "classes": [], "error": "its probabilities are not finite numbers"}
                 else:

@@ -1,6 +1,8 @@
 """A trained network with the preparation of its images: from decoded images to the probabilities of classes."""
 
+import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.augment import device_transform, eval_transform
+from trainer.data.decode import BadImageError, decode_image
 from trainer.model.pnasnet import PNASNet5, build_model
 from trainer.model.weight_files import NORMALIZATIONS, import_weights
 from trainer.model.weights import load_weights, weight_warnings, with_weight_settings
@@ -40,6 +43,16 @@ class Classifier:
         """Return the part of a decoded image that the network sees, in its size: uint8 (3, side, side)."""
         pixels: Tensor = eval_transform(self.config)(image)
         return pixels
+
+    def read_crop(self, path: Path) -> Tensor | str:
+        """Return the crop of an image file, or why it cannot be read. A decoded image, up to 256 MiB, is not kept."""
+        with suppress(OSError):  # `decode_image` reports it
+            if not stat.S_ISREG(path.stat().st_mode):
+                return "not a file"
+        try:
+            return self.crop(decode_image(path))
+        except BadImageError as error:
+            return error.reason
 
     def probabilities(self, images: Sequence[Tensor]) -> Tensor:
         """Return float32 (N, classes) for decoded images, each uint8 (3, H, W) of any size."""
