@@ -155,9 +155,12 @@ def _usage(error: CycloptsError) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; print every error of the user's as one line on stderr, with --json as a document too."""
-    as_json = JSON_OPTION in (sys.argv[1:] if arguments is None else arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    as_json = JSON_OPTION in words
     escape_what_streams_lack()
     try:
+        if "" in words and words[0] in app:  # the options of a run name the empty one themselves
+            raise UsageError(f"{words[0]}: an argument is empty; is a variable of the shell unset?")
         result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except CycloptsError as error:

@@ -21,6 +21,7 @@ from launcher.output import report
 from launcher.output.display import Format
 from launcher.output.follow import LogView, show_log
 from launcher.output.lines import Selection
+from trainer.shared.durations import format_duration
 
 _POLL_S = 1.0
 
@@ -85,13 +86,15 @@ def wait(
 
     With --timeout, end with 124 if the time is over first.
     """
-    deadline = math.inf if timeout is None else time.monotonic() + parse_duration(timeout)
-    unknown = f"the cluster has not answered for {timeout}; a running job goes on"
+    duration_s = None if timeout is None else parse_duration(timeout)
+    deadline = math.inf if duration_s is None else time.monotonic() + duration_s
+    waited = "" if duration_s is None else format_duration(duration_s)
+    unknown = f"the cluster has not answered for {waited}; a running job goes on"
     jobs, ref = poll(
         lambda: job_named(name, where), every_s=_POLL_S, deadline=deadline, note=note, expired=lambda _: unknown
     )
     try:
-        state = _ended(jobs, ref, deadline, timeout)
+        state = _ended(jobs, ref, deadline, waited)
     except KeyboardInterrupt:
         raise DetachedError(report.reattach_hint(ref.name, where.words)) from None
     if json_:
@@ -115,8 +118,8 @@ def list_(*, json_: JsonFlag = False, where: Where = ANYWHERE) -> None:
         note(f"warning: not all of the cluster's jobs are shown: {listing.problem}")
 
 
-def _ended(jobs: Jobs, ref: JobRef, deadline: float, timeout: str | None) -> JobState:
-    """Return the job's state when it has ended.
+def _ended(jobs: Jobs, ref: JobRef, deadline: float, waited: str) -> JobState:
+    """Return the job's state when it has ended; `waited` is how long that may take, for the error's text.
 
     Raises:
         WaitTimeoutError: it has not ended at `deadline` (monotonic), or that cannot be known.
@@ -131,7 +134,7 @@ def _ended(jobs: Jobs, ref: JobRef, deadline: float, timeout: str | None) -> Job
 
     def expired(error: LauncherError | None) -> str:
         doubt = "" if error is None else ", as far as is known,"
-        return f"job {ref.name} is still {phase}{doubt} after {timeout}; it goes on"
+        return f"job {ref.name} is still {phase}{doubt} after {waited}; it goes on"
 
     return poll(ended, every_s=jobs.poll_s, deadline=deadline, note=note, expired=expired)
 

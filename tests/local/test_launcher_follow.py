@@ -210,7 +210,7 @@ def test_a_wait_that_times_out_says_so_and_does_not_end_the_job(runner: JobRunne
     runner.start("wait_for_file('go')")
     result = runner.launch("wait", "job", "--timeout", "0.3s")
     assert result.returncode == 124
-    assert result.stderr == "error: job job is still Running after 0.3s; it goes on\n"
+    assert result.stderr == "error: job job is still Running after 0.3 s; it goes on\n"
     runner.create_file("go")
     result = runner.launch("wait", "--timeout", "1m")
     assert (result.returncode, result.stdout, result.stderr) == (0, "job Succeeded\n", "job job\n")

@@ -171,6 +171,7 @@ def places(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     ("arguments", "message"),
     [
         (["predict"], "predict needs images"),
+        (["predict", ""], "predict: an argument is empty; is a variable of the shell unset?"),
         (["predict", "nosuch.jpg"], "nosuch.jpg: no such file or folder"),
         (["predict", "{empty}"], "no images in this folder"),
         (["predict", "{pipe}"], "a pipe or device"),
