@@ -4,7 +4,8 @@ from pathlib import Path
 
 from cyclopts import App
 
-from trainer.commands import FROM_WEIGHTS, AsJson, ClassNames, ImagePreparation, WeightsPath, open_classifier
+from trainer.commands import AsJson
+from trainer.commands.weights import FROM_WEIGHTS, ClassNames, ImagePreparation, WeightsPath, open_classifier
 from trainer.shared.documents import document, json_text, to_json
 
 export_app = App(name="export", help="Write weights as a file for ONNX Runtime or for torch without this project.")

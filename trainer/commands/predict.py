@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from trainer.commands import FROM_WEIGHTS, AsJson, ClassNames, ImagePreparation, WeightsPath, open_classifier
+from trainer.commands import AsJson
+from trainer.commands.weights import FROM_WEIGHTS, ClassNames, ImagePreparation, WeightsPath, open_classifier
 from trainer.data.tree import describe_left_out, read_class
 from trainer.shared.container import usable_processors
 from trainer.shared.documents import document, json_text
