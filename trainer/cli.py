@@ -78,7 +78,10 @@ def train(
     ] = False,
     **options: Any,
 ) -> int:
-    """Resolve the options and run; the exit code is 0, 1 (failed), 2 (usage), 6 (folder taken) or 75 (resumable)."""
+    """Resolve the options and run.
+
+    The exit code is 0, 1 (failed), 2 (usage), 6 (folder taken), 7 (no retry helps) or 75 (resumable).
+    """
     # They import numpy in a tenth of a second, too long for --help and for a typo.
     from trainer.run import attempt, devices, worker_commands  # noqa: PLC0415  # see above
 

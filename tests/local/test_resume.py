@@ -11,6 +11,7 @@ from tests.local.conftest import train
 from tests.local.resumable_runs import BackgroundTrainer, assert_same_run, expected_bit_exact, recipe
 from trainer.checkpoint.reading import read_manifest
 from trainer.distributed.stop_requests import Request, StopRequests
+from trainer.shared.errors import NO_RETRY
 from trainer.topology.ports import free_port
 
 RESUMABLE = 75
@@ -128,7 +129,7 @@ def test_a_diverging_run_rolls_back_once_and_then_names_the_images(tmp_path: Pat
     assert earlier.code == 0, earlier.stdout
     diverging = ("--lr", "1e30", "--max-bad-steps", "2", "--resume", "auto")
     result = train(tmp_path, *recipe(*diverging), data=few_digits, name="diverged")
-    assert result.code == 1
+    assert result.code == NO_RETRY
     assert result.stdout.count("] rewound epoch=1 step=0 reason=") == 1, result.stdout
     last = result.stdout.splitlines()[-1]
     assert "was not finite in 2 steps in a row" in last
@@ -138,7 +139,7 @@ def test_a_diverging_run_rolls_back_once_and_then_names_the_images(tmp_path: Pat
 
 def test_bad_steps_in_a_row_are_counted_across_epochs(tmp_path: Path, few_digits: Path) -> None:
     result = train(tmp_path, *recipe("--lr", "1e30", "--steps", "3", "--epochs", "4"), data=few_digits)
-    assert result.code == 1
+    assert result.code == NO_RETRY
     assert "was not finite in 5 steps in a row" in result.stdout.splitlines()[-1]
 
 

@@ -114,7 +114,7 @@ def test_an_error_that_the_worker_survived_is_not_the_cause(supervisors: Supervi
     assert result.lines[-1].endswith('cause="exit code 3: 99"')
 
 
-@pytest.mark.parametrize(("code", "expected"), [(1, 1), (2, 2), (6, 6), (3, 1), (75, 75), (0, 0)])
+@pytest.mark.parametrize(("code", "expected"), [(1, 1), (2, 2), (6, 6), (7, 7), (3, 1), (75, 75), (0, 0)])
 def test_the_exit_code_is_the_failing_workers_where_it_means_something(
     supervisors: SupervisorRunner, code: int, expected: int
 ) -> None:

@@ -2,8 +2,9 @@
 
 TrainerError                  1  training failed
 ├── BadImageError             1  an image cannot be decoded
-├── DivergedError             1  the loss or the gradient was not finite in too many steps in a row
 ├── FolderTakenError          6  the output folder belongs to another run
+├── NoRetryError              7  the same start would fail in the same way
+│   └── DivergedError         7  the loss or the gradient was not finite in too many steps in a row
 ├── StoppedError             75  stopped when there was nothing to save: start the run again
 └── UsageError                2  options, environment, profile, rank table or data are wrong: nothing was started
     ├── ConfigError           2  an option is wrong, alone or together with others
@@ -18,6 +19,8 @@ from typing import ClassVar
 
 RESUMABLE = 75
 """Exit code of a run that was stopped and can be continued."""
+NO_RETRY = 7
+"""Exit code of a failure that the same start would only repeat: no kind of job tries again."""
 
 
 class TrainerError(Exception):
@@ -47,6 +50,12 @@ class FolderTakenError(TrainerError):
     """The output folder already holds a run, or another process works in it."""
 
     exit_code: ClassVar[int] = 6
+
+
+class NoRetryError(TrainerError):
+    """The same start would fail in the same way: the run needs other settings or a person."""
+
+    exit_code: ClassVar[int] = NO_RETRY
 
 
 class StoppedError(TrainerError):

@@ -19,10 +19,10 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.shared.errors import RESUMABLE
+from trainer.shared.errors import NO_RETRY, RESUMABLE
 from trainer.supervisor.output import Tagger
 
-FAILURE_CODES = frozenset({1, 2, 6})
+FAILURE_CODES = frozenset({1, 2, 6, NO_RETRY})
 REASON_LIMIT = 500  # characters of a worker's own words in the cause
 NOISE = 64  # lines that may follow a worker's reason: the stacks of its threads, the warnings of its libraries
 

@@ -62,7 +62,7 @@ def supervise(
             this cause.
 
     Returns:
-        Exit code 0; 75 if the workers have stopped resumably; the first failing worker's if it is 1, 2 or 6; else 1.
+        Exit code 0; 75 if the workers have stopped resumably; the first failing worker's if it is 1, 2, 6 or 7; else 1.
 
     Raises:
         TrainerError: A worker cannot be started; none is left running.

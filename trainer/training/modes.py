@@ -12,7 +12,7 @@ from trainer.data.sampler import EpochPlan, plan_epoch
 from trainer.distributed.process_group import all_gather_object
 from trainer.distributed.stop_requests import Request
 from trainer.records.run_records import Records, say
-from trainer.shared.errors import RESUMABLE, TrainerError
+from trainer.shared.errors import RESUMABLE, NoRetryError, TrainerError
 from trainer.training.checkpoints import CheckpointManager
 from trainer.training.evaluation import Evaluation, evaluate
 from trainer.training.progress import Throughput, TrainingProgress
@@ -22,7 +22,7 @@ from trainer.training.steps import PEERS, StepWindow, Training, train_steps
 DONE = 0
 
 
-class DivergedError(TrainerError):
+class DivergedError(NoRetryError):
     """Loss or gradient was not finite in too many steps in a row."""
 
 

@@ -17,7 +17,7 @@ from launcher.manifests.render import KubernetesObject, render_manifests, to_str
 from launcher.output.report import job_header
 from launcher.settings.layers import resolve_settings
 from launcher.settings.spec import JobSpec
-from trainer.shared.errors import UsageError
+from trainer.shared.errors import NO_RETRY, FolderTakenError, UsageError
 
 BACKENDS = KIND_NAMES
 
@@ -74,6 +74,27 @@ def test_a_kubernetes_job_of_several_nodes_is_indexed_and_meets_at_its_first_pod
     assert template(job)["spec"]["subdomain"] == "a"
     (single,) = rendered_objects(spec("batch", name="a"))
     assert "completionMode" not in single["spec"]
+
+
+def _stopping_codes(job: dict[str, Any]) -> set[int]:
+    """Return the exit codes after which the job fails for good, whatever retries it has left."""
+    policies = job["spec"].get("policies") or job["spec"]["podFailurePolicy"]["rules"]
+    found: set[int] = set()
+    for policy in policies:
+        if policy["action"] == "TerminateJob":
+            found.add(policy["exitCode"])
+        if policy["action"] == "FailJob":
+            found.update(policy["onExitCodes"]["values"])
+        if policy.get("event") == "PodFailed":
+            break  # the first matching policy decides
+    return found
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_kind_of_job_stops_at_failures_that_a_retry_would_repeat(backend: str) -> None:
+    assert {UsageError.exit_code, FolderTakenError.exit_code, NO_RETRY} <= _stopping_codes(
+        rendered_objects(spec(backend, retries=3))[-1]
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
