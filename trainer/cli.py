@@ -31,7 +31,7 @@ from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.help import HelpPage
 from trainer.shared.program import BROKEN_PIPE, INTERRUPTED, drop_output, say_error
 from trainer.shared.text import escape_what_streams_lack, visible
-from trainer.supervisor import supervise
+from trainer.supervisor import Supervisor
 from trainer.topology import check_addresses, discover, visible_devices
 
 HELP = """
@@ -83,7 +83,7 @@ def train(
     The exit code is 0, 1 (failed), 2 (usage), 6 (folder taken), 7 (no retry helps) or 75 (resumable).
     """
     # They import numpy in a tenth of a second, too long for --help and for a typo.
-    from trainer.run import attempt, devices, worker_commands  # noqa: PLC0415  # see above
+    from trainer.run import attempt, devices, restarts  # noqa: PLC0415  # see above
 
     layers = user_layers(given_options(options), profile)
     config, _ = resolve_train_config(layers, partial=True)
@@ -116,18 +116,15 @@ def train(
             attempt.check_attempt(layers, starter)
             _note("everything fits together; nothing was started")
             return 0
-        with attempt.begin_attempt(layers, starter) as run:
-            commands = [
-                worker_commands.worker_command(worker, topology, run, device=visible.kind, command=command)
-                for worker in topology.workers
-            ]
-            outcome = supervise(
-                commands,
-                stdout=sys.stdout.buffer,
+        with (
+            attempt.begin_attempt(layers, starter) as run,
+            Supervisor(
+                sys.stdout.buffer,
                 node_rank=topology.node_rank,
-                grace_s=run.config.grace_s,
                 loss=lambda: termination.loss or describe_loss(run.run),
-            )
+            ) as supervisor,
+        ):
+            outcome = restarts.run_attempts(run, starter, supervisor, device=visible.kind)
             termination.raise_if_lost()
     return outcome.exit_code
 

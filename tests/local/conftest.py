@@ -25,6 +25,7 @@ SMALL = {
     "--workers": "0",
     "--aux": "none",
     "--threads": "1",
+    "--restarts": "0",
 }
 """A network and images with which one step takes tens of milliseconds on one core."""
 FORK = SMALL["--device"] == "cpu"

@@ -14,7 +14,7 @@ from typing import Any
 SUPERVISOR = """
 import json, os, sys, time
 from pathlib import Path
-from trainer.supervisor import Limits, WorkerCommand, supervise
+from trainer.supervisor import Limits, Supervisor, WorkerCommand
 from trainer.supervisor.worker import WorkerProcess
 spec = json.loads(sys.argv[1])
 signal = WorkerProcess.signal
@@ -22,7 +22,10 @@ signal = WorkerProcess.signal
 WorkerProcess.signal = lambda worker, number: (signal(worker, number), time.sleep(spec["lag_s"]))
 commands = [WorkerCommand(r, f"cpu:{r}", tuple(a), os.environ, Path(l)) for r, (a, l) in enumerate(spec["commands"])]
 limits = Limits(**spec["limits"])
-outcome = supervise(commands, stdout=sys.stdout.buffer, node_rank=0, grace_s=spec["grace_s"], limits=limits)
+with Supervisor(sys.stdout.buffer, node_rank=0, limits=limits) as supervisor:
+    for _ in range(spec["groups"]):
+        outcome = supervisor.run(commands, grace_s=spec["grace_s"])
+    supervisor.end(outcome)
 sys.exit(outcome.exit_code)
 """
 WAIT_FOR_FILE = "import pathlib, time\nwhile not pathlib.Path({!r}).exists(): time.sleep(.01)\n"
@@ -72,18 +75,22 @@ class SupervisorRunner:
         stdout: int = subprocess.PIPE,
         logs: dict[int, Path] | None = None,
         lag_s: float = 0.0,
+        groups: int = 1,
         **limits: float,
     ) -> subprocess.Popen[bytes]:
         """Start a supervisor with one worker for each script.
 
         Args:
             lag_s: how long the supervisor pauses after each signal that it sends, as on a busy machine.
+            groups: how often it starts them, one group after another.
             limits: waiting times of `trainer.supervisor.Limits`.
         """
         files = [(logs or {}).get(rank, self.log(rank)) for rank in range(len(scripts))]
         argv = [[sys.executable, "-u", "-c", script] for script in scripts]
         commands = [(a, str(file)) for a, file in zip(argv, files, strict=True)]
-        spec = json.dumps({"commands": commands, "grace_s": grace_s, "lag_s": lag_s, "limits": limits})
+        spec = json.dumps(
+            {"commands": commands, "grace_s": grace_s, "lag_s": lag_s, "groups": groups, "limits": limits}
+        )
         # With PYTHONUNBUFFERED every test of last words would pass, whatever the worker's command line says.
         environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         process = subprocess.Popen([sys.executable, "-c", SUPERVISOR, spec], stdout=stdout, env=environ)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.local.supervisor_process import IGNORE_SIGTERM, WAIT_FOR_FILE, SupervisorRunner, wait_for_file
 from trainer.shared.errors import TrainerError
-from trainer.supervisor import WorkerCommand, supervise
+from trainer.supervisor import Supervisor, WorkerCommand
 
 
 def is_gone(pid: int) -> bool:
@@ -162,8 +162,9 @@ def test_a_worker_that_cannot_be_started_gives_one_line_and_leaves_no_process(tm
     with (
         pytest.raises(TrainerError, match=r"worker of rank 1 cannot be started: No such file.*; check .*none"),
         (tmp_path / "out").open("wb") as stdout,
+        Supervisor(stdout, node_rank=0) as supervisor,
     ):
-        supervise([good, bad], stdout=stdout, node_rank=0, grace_s=1)
+        supervisor.run([good, bad], grace_s=1)
     assert signal.getsignal(signal.SIGTERM) is before
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
     # The started worker has been killed and reaped. Look for its script: other tests may have left children here.
@@ -181,8 +182,12 @@ def _read(path: Path) -> bytes:
 def test_a_failure_in_a_lost_folder_has_the_loss_as_its_cause(tmp_path: Path, code: int, expected: int) -> None:
     program = f"print('error no such file'); raise SystemExit({code})"
     worker = WorkerCommand(0, "cpu:0", (sys.executable, "-c", program), os.environ, tmp_path / "0.log")
-    with (tmp_path / "out").open("wb") as stdout:
-        outcome = supervise([worker], stdout=stdout, node_rank=0, grace_s=1, loss=lambda: "the folder is gone")
+    with (
+        (tmp_path / "out").open("wb") as stdout,
+        Supervisor(stdout, node_rank=0, loss=lambda: "the folder is gone") as supervisor,
+    ):
+        outcome = supervisor.run([worker], grace_s=1)
+        supervisor.end(outcome)
     assert outcome.exit_code == expected
     lost = b'failed cause="the folder is gone"' in (tmp_path / "out").read_bytes().splitlines()[-1]
     assert lost == (code != 0)

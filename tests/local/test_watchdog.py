@@ -51,12 +51,15 @@ if ranks > 1:
 JOB = """
 import json, os, sys
 from pathlib import Path
-from trainer.supervisor import WorkerCommand, supervise
+from trainer.supervisor import Supervisor, WorkerCommand
 commands = [
     WorkerCommand(rank, f"cpu:{rank}", tuple(argv), os.environ, Path(f"{rank}.log"))
     for rank, argv in enumerate(json.loads(sys.argv[1]))
 ]
-sys.exit(supervise(commands, stdout=sys.stdout.buffer, node_rank=0, grace_s=5).exit_code)
+with Supervisor(sys.stdout.buffer, node_rank=0) as supervisor:
+    outcome = supervisor.run(commands, grace_s=5)
+    supervisor.end(outcome)
+sys.exit(outcome.exit_code)
 """
 
 Start = Callable[..., "subprocess.Popen[str]"]

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from trainer.distributed.activity import BETWEEN, REPORT_S, Activity, ActivityBoard, stall_line
+from trainer.shared.errors import CRASHED
 
 TICK_S = 1.0
-EXIT_CODE = 1
 _STDERR = 2
 
 
@@ -113,4 +113,4 @@ class Watchdog:
         line = stall_line(activity, tag=self._tag, waited_s=waited_s, peers=peers)
         # Not through sys.stdout: the stuck thread may hold its lock.
         os.write(_STDERR, f"{line}\n".encode())
-        os._exit(EXIT_CODE)
+        os._exit(CRASHED)  # other processes perhaps do not hang

@@ -101,7 +101,6 @@ def begin_attempt(layers: Sequence[Layer], starter: RunStarter) -> Iterator[Atte
         config, datasets, manifest = plan.config, plan.datasets, plan.manifest
         for line in datasets.left_out if starter.is_first_node else ():
             starter.on_note(line)
-        trains = config.mode in TRAINING
         if plan.in_place is not None:
             run, number = plan.in_place, _continue(plan.in_place, config, manifest, starter)
         else:
@@ -110,13 +109,27 @@ def begin_attempt(layers: Sequence[Layer], starter: RunStarter) -> Iterator[Atte
                 config, is_first_node=starter.is_first_node, is_single_node=starter.is_single_node, now=time.time()
             )
             stack.enter_context(starter.hold_lock(run))
-        if starter.is_first_node and trains:
-            saved = None if manifest is None else manifest.content["data"].get("fingerprint")
-            keep_image_list(run, datasets, changed=manifest is not None and saved != datasets.fingerprint)
-        if manifest is not None:
-            position = describe_position(manifest.content)
-            starter.on_note(f"resume: {run}: attempt {number} goes on from {manifest.path} ({position})")
-        yield Attempt(config, run, number, None if manifest is None else manifest.path)
+        yield _describe(plan, run, number, starter)
+
+
+def begin_next(attempt: Attempt, starter: RunStarter) -> Attempt:
+    """Begin the run's next attempt after its workers have crashed; this process still holds the run's lock.
+
+    The settings stay; the checkpoint is the newest now, and the data is checked again.
+
+    Raises:
+        UsageError: The data have changed.
+        TrainerError: No checkpoint can be used, or the folder cannot be written.
+    """
+    config, run = attempt.config, attempt.run
+    source = Source(run, None, in_place=True, may_begin=True)
+    manifest = choose_checkpoint(source, starter.on_note) if config.mode in TRAINING else None
+    if manifest is None and attempt.checkpoint is not None:  # the run began from another run's
+        source = Source(run, attempt.checkpoint, in_place=True, may_begin=False)
+        manifest = choose_checkpoint(source, starter.on_note)
+    datasets = _check_data(config, manifest, source, starter)
+    number = _continue(run, config, manifest, starter)
+    return _describe(_Plan(config, datasets, manifest, run), run, number, starter)
 
 
 def check_attempt(layers: Sequence[Layer], starter: RunStarter) -> None:
@@ -199,11 +212,20 @@ def _check(
             config = config.model_copy(update={field: getattr(begun, field)})
     if changes:
         starter.on_note(f"resume: {changes}: not the run that was begun")
+    return config, _check_data(config, manifest, source, starter)
+
+
+def _check_data(
+    config: TrainConfig, manifest: CheckpointManifest | None, source: Source, starter: RunStarter
+) -> Datasets:
+    """Return the data, after checking them and their fit with the checkpoint."""
+    if manifest is None:
+        return check_inputs(config, starter.topology.world_size)
     datasets = check_inputs(config.model_copy(update={"weights": None}), starter.topology.world_size)
     accepted = check_data(manifest, datasets, config, run=source.run)
     if accepted is not None:
         starter.on_note(f"resume: {accepted}: accepted")
-    return config, datasets
+    return datasets
 
 
 def compare(config: TrainConfig, saved: TrainConfig, origins: dict[str, str], *, origin: str) -> str:
@@ -226,6 +248,18 @@ def compare(config: TrainConfig, saved: TrainConfig, origins: dict[str, str], *,
                 f"leave {flag_name(field)} out to continue the run, or begin another one"
             )
     return ", ".join(f"{field} {getattr(saved, field)} -> {getattr(config, field)}" for field in fields)
+
+
+def _describe(plan: _Plan, run: Path, number: int, starter: RunStarter) -> Attempt:
+    """Return an attempt that can begin, after keeping the list of its images and telling the user its checkpoint."""
+    manifest, datasets = plan.manifest, plan.datasets
+    if starter.is_first_node and plan.config.mode in TRAINING:
+        saved = None if manifest is None else manifest.content["data"].get("fingerprint")
+        keep_image_list(run, datasets, changed=manifest is not None and saved != datasets.fingerprint)
+    if manifest is not None:
+        position = describe_position(manifest.content)
+        starter.on_note(f"resume: {run}: attempt {number} goes on from {manifest.path} ({position})")
+    return Attempt(plan.config, run, number, None if manifest is None else manifest.path)
 
 
 def _continue(run: Path, config: TrainConfig, manifest: CheckpointManifest | None, starter: RunStarter) -> int:

@@ -18,13 +18,20 @@ MOST_LOADERS = 4
 
 
 def worker_command(
-    worker: Worker, topology: Topology, attempt: Attempt, *, device: str, command: Sequence[str]
+    worker: Worker,
+    topology: Topology,
+    attempt: Attempt,
+    *,
+    device: str,
+    command: Sequence[str],
+    console: int | None = None,
 ) -> WorkerCommand:
     """Return how to start one worker: unbuffered, so that a crash keeps its last words.
 
     Args:
         device: `npu`, `cuda` or `cpu`.
         command: The command line that started the run, for its provenance.
+        console: The attempt whose console file gets the lines, if it is an earlier one in the same container.
     """
     run = attempt.run
     processors = max(1, usable_processors() // _processes(topology))
@@ -54,7 +61,7 @@ def worker_command(
             "OMP_NUM_THREADS": str(config.threads or openmp_threads(os.environ) or processors),
             TASK_VARIABLE: task.to_json(),
         },
-        log=console_log(run, worker.rank, attempt=attempt.number),
+        log=console_log(run, worker.rank, attempt=console or attempt.number),
     )
 
 

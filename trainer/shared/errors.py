@@ -22,6 +22,9 @@ RESUMABLE = 75
 NO_RETRY = 7
 """Exit code of a failure that the same start would only repeat: no kind of job tries again."""
 
+CRASHED = 70
+"""Exit code of a worker that met an error which it does not know (EX_SOFTWARE); the trainer's own is then 1."""
+
 
 class TrainerError(Exception):
     """Training cannot continue. `str(error)` is one line: what is wrong, where, and the next step."""

@@ -5,7 +5,7 @@ exactly these, so this package promises them. It does not know what a worker com
 """
 
 from trainer.supervisor.failure_cause import Failure, Outcome, blames_a_peer
-from trainer.supervisor.loop import Limits, supervise
+from trainer.supervisor.loop import Limits, Supervisor
 from trainer.supervisor.worker import WorkerCommand, die_with_supervisor
 
-__all__ = ["Failure", "Limits", "Outcome", "WorkerCommand", "blames_a_peer", "die_with_supervisor", "supervise"]
+__all__ = ["Failure", "Limits", "Outcome", "Supervisor", "WorkerCommand", "blames_a_peer", "die_with_supervisor"]

@@ -44,18 +44,29 @@ class Failure:
     device: str
     reason: str
 
-    def __str__(self) -> str:
-        """Return the last line of a failed run, in logfmt."""
+    @property
+    def fields(self) -> str:
+        """The failure in logfmt: `rank=1 device=npu:1 cause="..."`."""
         place = "" if self.rank is None else f"rank={self.rank} device={self.device} "
-        return f"failed {place}cause={json.dumps(self.reason, ensure_ascii=False)}"
+        return f"{place}cause={json.dumps(self.reason, ensure_ascii=False)}"
+
+    def __str__(self) -> str:
+        """Return the last line of a failed run."""
+        return f"failed {self.fields}"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the node's part of the job ended: 0, 75 (resumable), or the code of the first worker that failed."""
+    """How the node's part of the job ended: 0, 75 (resumable), or the code of the first worker that failed.
+
+    Attributes:
+        crashed: The first worker that failed did not know why, or was killed: other processes in its place might not
+            fail. If it is False, they would fail in the same way, or the run was told to stop.
+    """
 
     exit_code: int
     first_failure: Failure | None
+    crashed: bool = False
 
     @property
     def word(self) -> str:
@@ -118,6 +129,11 @@ class WorkerEnd:
             return False
         return blames_a_peer(self.reason or self.lines.last_line)
 
+    @property
+    def crashed(self) -> bool:
+        """Whether it did not give up by itself, for a reason that it understood."""
+        return self.reason is None or self.returncode not in FAILURE_CODES
+
     def __str__(self) -> str:
         """Return one line that says how it ended, in its own words if it left some."""
         if self.reason is not None:
@@ -147,7 +163,8 @@ def decide(ends: Sequence[WorkerEnd], *, stop: StopOrder | None) -> Outcome:
     if not before_stop and stop is not None and stop.reason is not None:
         return Outcome(1, Failure(first.rank, first.device, stop.reason + _after_stop(first, stop)))
     code = first.returncode if first.returncode in FAILURE_CODES else 1
-    return Outcome(code, Failure(first.rank, first.device, str(first)))
+    by_signal = stop is not None and stop.by_signal
+    return Outcome(code, Failure(first.rank, first.device, str(first)), crashed=first.crashed and not by_signal)
 
 
 def _has_stopped(end: WorkerEnd, stop: StopOrder | None) -> bool:

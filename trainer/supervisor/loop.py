@@ -3,18 +3,18 @@
 One thread, one selector: this page holds every promise about order and loss.
 """
 
-import os
 import selectors
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from trainer.shared.errors import RESUMABLE, FolderTakenError
+from trainer.supervisor.console import Console
 from trainer.supervisor.failure_cause import Failure, Outcome, StopOrder, decide
-from trainer.supervisor.output import Sink, Tagger
+from trainer.supervisor.signals import STOPS, SignalInbox
 from trainer.supervisor.worker import WorkerCommand, WorkerProcess
 
 _BUFFER = 1 << 20  # bytes for stdout that may wait before the workers have to
@@ -40,86 +40,101 @@ class Limits:
     flush_s: float = 5.0
 
 
-def supervise(
-    commands: Sequence[WorkerCommand],
-    *,
-    stdout: BinaryIO,
-    node_rank: int,
-    grace_s: float,
-    limits: Limits = Limits(),
-    loss: Loss = lambda: None,
-) -> Outcome:
-    """Run every worker to its end; call it from the main thread.
+class Supervisor(AbstractContextManager["Supervisor"]):
+    """Runs one group of workers after another on one node; use it from the main thread.
 
-    Each line that a worker prints, on stdout or stderr, goes to `stdout` and to the worker's log file as
-    `[rank 3 npu:3 #1042] text`; the supervisor's own are `[node 0 #5] text`. When one worker fails, the others are
-    stopped. At the end `ended lines="3:1042 4:977" outcome=failed` counts each rank's lines and says how it went; the
-    first cause of a failure follows as the last line. SIGTERM and SIGINT are passed on as SIGTERM, SIGUSR1 as it is;
-    after `grace_s` seconds, or at a second SIGTERM or SIGINT, the workers are killed.
-
-    Args:
-        loss: Returns why the run's folder is lost; a SIGTERM then kills the workers at once, and their failure has
-            this cause.
-
-    Returns:
-        Exit code 0; 75 if the workers have stopped resumably; the first failing worker's if it is 1, 2, 6 or 7; else 1.
-
-    Raises:
-        TrainerError: A worker cannot be started; none is left running.
+    Each line that a worker prints, on stdout or stderr, goes to stdout and to the rank's log file as
+    `[rank 3 npu:3 #1042] text`; the supervisor's own are `[node 0 #5] text`. The numbers go on from group to group, so
+    that a reader of the container's log can tell that no line is missing. A signal between two groups is for the next
+    one.
     """
-    stdout.flush()
-    with ExitStack() as stack:
-        signals = stack.enter_context(_signals())
-        loop = _Loop(Sink(stdout.fileno()), signals, node_rank=node_rank, grace_s=grace_s, limits=limits, loss=loss)
-        stack.callback(loop.close)
-        for command in commands:
-            loop.start(command)
-        return loop.run()
 
+    def __init__(
+        self, stdout: BinaryIO, *, node_rank: int, limits: Limits = Limits(), loss: Loss = lambda: None
+    ) -> None:
+        """`loss` returns why the run's folder is lost; a SIGTERM then kills the workers at once, with this cause."""
+        stdout.flush()
+        self._console = Console(stdout, node_rank=node_rank)
+        self._signals = SignalInbox()
+        self._limits = limits
+        self._loss = loss
 
-@contextmanager
-def _signals() -> Iterator[int]:
-    """Yield a descriptor on which every signal to the supervisor arrives as one byte, its number."""
-    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    previous_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    numbers = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    # The handler leaves the signal to the loop, which acts on its byte in the wake-up descriptor.
-    previous = {number: signal.signal(number, lambda _number, _frame: None) for number in numbers}
-    try:
-        yield reader
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(previous_fd)
-        os.close(reader)
-        os.close(writer)
+    def __enter__(self) -> "Supervisor":
+        self._signals.open()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._signals.close()
+        self._console.close()
+
+    def run(self, commands: Sequence[WorkerCommand], *, grace_s: float) -> Outcome:
+        """Run every worker to its end, and leave no process of them.
+
+        When one worker fails, the others are stopped. SIGTERM and SIGINT are passed on as SIGTERM, SIGUSR1 as it is;
+        after `grace_s` seconds, or at a second SIGTERM or SIGINT, the workers are killed.
+
+        Returns:
+            Exit code 0; 75 if the workers have stopped resumably; the first failing worker's if it is 1, 2, 6 or 7;
+            else 1.
+
+        Raises:
+            TrainerError: A worker cannot be started; none is left running.
+        """
+        loop = self._loop(grace_s)
+        try:
+            for command in commands:
+                loop.start(command)
+            return loop.run()
+        finally:
+            loop.close()
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether a SIGTERM or SIGINT has come, in a group or between two of them."""
+        self._signals.read()
+        return self._signals.stops > 0
+
+    def say(self, text: str) -> None:
+        """Print a line of the supervisor's own."""
+        self._console.say(text)
+
+    def end(self, outcome: Outcome) -> None:
+        """Print the last lines: `ended lines="3:1042 4:977" outcome=failed` and the first cause of a failure.
+
+        A reader that follows the lines can tell by these counts that the last ones have arrived.
+        """
+        self.say(f'ended lines="{self._console.counts}" outcome={outcome.word}')
+        if outcome.first_failure is not None:
+            self.say(str(outcome.first_failure))
+        loop = self._loop(grace_s=0.0)
+        try:
+            loop.flush()
+        finally:
+            loop.close()
+
+    def _loop(self, grace_s: float) -> "_Loop":
+        return _Loop(self._console, self._signals, grace_s=grace_s, limits=self._limits, loss=self._loss)
 
 
 class _Loop:
-    """The state of one node's run."""
+    """The state of one group of workers."""
 
-    def __init__(
-        self, stdout: Sink, signals: int, *, node_rank: int, grace_s: float, limits: Limits, loss: Loss
-    ) -> None:
-        self._stdout = stdout
+    def __init__(self, console: Console, signals: SignalInbox, *, grace_s: float, limits: Limits, loss: Loss) -> None:
+        self._console = console
         self._signals = signals
         self._grace_s = grace_s
         self._limits = limits
         self._loss = loss
-        self._node = Tagger(f"node {node_rank}")
         self._workers: list[WorkerProcess] = []
         self._selector = selectors.DefaultSelector()
-        self._selector.register(signals, selectors.EVENT_READ)
+        self._selector.register(signals.fd, selectors.EVENT_READ)
         self._reading = True
-        self._reported: list[WorkerProcess | Sink] = []
-        """Those whose write error the user has been told."""
-        self._stop_requests = 0
         self._stopping: StopOrder | None = None
         self._kill_at: float | None = None
         self._killed = False
 
     def start(self, command: WorkerCommand) -> None:
-        self._workers.append(WorkerProcess(command))
+        self._workers.append(WorkerProcess(command, *self._console.begin(command)))
 
     def run(self) -> Outcome:
         while any(worker.open or worker.running for worker in self._workers):
@@ -127,14 +142,18 @@ class _Loop:
         outcome = decide([worker.end for worker in self._workers], stop=self._stopping)
         if outcome.first_failure is not None and (loss := self._loss()) is not None:
             # Whatever a worker says then is a consequence.
-            outcome = Outcome(FolderTakenError.exit_code, Failure(None, "", loss))
-        # A reader that follows the lines can tell by these counts that the last ones have arrived.
-        counts = " ".join(f"{worker.command.rank}:{worker.tagger.count}" for worker in self._workers)
-        self._say(f'ended lines="{counts}" outcome={outcome.word}')
-        if outcome.first_failure is not None:
-            self._say(str(outcome.first_failure))
-        self._flush()
+            return Outcome(FolderTakenError.exit_code, Failure(None, "", loss))
         return outcome
+
+    def flush(self) -> None:
+        """Give stdout the time it needs; after a stop, only a few seconds."""
+        give_up_at = None
+        while self._console.stdout.pending:
+            if self._signals.stops and give_up_at is None:
+                give_up_at = time.monotonic() + self._limits.flush_s
+            if give_up_at is not None and (self._signals.stops > 1 or time.monotonic() >= give_up_at):
+                return
+            self._turn(give_up_at)
 
     def close(self) -> None:
         for worker in self._workers:
@@ -148,13 +167,13 @@ class _Loop:
         self._listen()
         events = self._selector.select(None if deadline is None else max(0.0, deadline - time.monotonic()))
         now = time.monotonic()
-        self._print([self._read(key.data, now) for key, _ in events if isinstance(key.data, WorkerProcess)])
+        self._console.print([self._read(key.data, now) for key, _ in events if isinstance(key.data, WorkerProcess)])
         self._look(now)
-        if any(key.fd == self._signals for key, _ in events):
+        if any(key.fd == self._signals.fd for key, _ in events):
             self._receive(now)
             # The signals may be the only news of an end. Look again: an end that a stop has caused came after `now`.
             self._look(time.monotonic())
-        self._print([self._drain(worker, now) for worker in self._workers if self._drain_due(worker, now)])
+        self._console.print([self._drain(worker, now) for worker in self._workers if self._drain_due(worker, now)])
         self._stop_if_one_has_failed(now)
         self._kill_if_due(now)
 
@@ -165,10 +184,10 @@ class _Loop:
     def _listen(self) -> None:
         """Listen to the workers unless stdout is behind, and to stdout if output waits for it."""
         limit = _BUFFER if self._stopping is None else _STOPPING_BUFFER
-        self._reading = self._killed or len(self._stdout.pending) <= limit
+        self._reading = self._killed or len(self._console.stdout.pending) <= limit
         for worker in self._workers:
             self._select(worker.pipe, selectors.EVENT_READ, worker, wanted=worker.open and self._reading)
-        self._select(self._stdout.fd, selectors.EVENT_WRITE, None, wanted=bool(self._stdout.pending))
+        self._select(self._console.stdout.fd, selectors.EVENT_WRITE, None, wanted=bool(self._console.stdout.pending))
 
     def _select(self, fd: int, event: int, data: WorkerProcess | None, *, wanted: bool) -> None:
         listening = self._selector.get_map().get(fd) is not None
@@ -213,51 +232,23 @@ class _Loop:
             output.append(self._close_pipe(worker))
         return b"".join(output)
 
-    def _print(self, output: Sequence[bytes]) -> None:
-        """Write the output, and report once a stdout or a file that has broken."""
-        self._stdout.write(b"".join(output))
-        for worker in self._workers:
-            if worker.log.error is not None and worker not in self._reported:
-                self._reported.append(worker)
-                self._say(f"log of rank={worker.command.rank} cannot be written: {worker.log.error}: {worker.log.path}")
-        if self._stdout.error is not None and self._stdout not in self._reported:
-            self._reported.append(self._stdout)
-            self._say(f"stdout cannot be written: {self._stdout.error}; the lines go on in this file")
-
-    def _say(self, text: str) -> None:
-        """Print a line of the supervisor's own; write it to the workers' files if stdout is gone."""
-        line = self._node.say(text)
-        self._stdout.write(line)
-        if self._stdout.error is not None:
-            for worker in self._workers:
-                worker.log.write(line)
-
-    def _flush(self) -> None:
-        """Give stdout the time it needs; after a stop, only a few seconds."""
-        give_up_at = None
-        while self._stdout.pending:
-            if self._stop_requests and give_up_at is None:
-                give_up_at = time.monotonic() + self._limits.flush_s
-            if give_up_at is not None and (self._stop_requests > 1 or time.monotonic() >= give_up_at):
-                return
-            self._turn(give_up_at)
-
     # Signals and ends
 
     def _receive(self, now: float) -> None:
-        for number in os.read(self._signals, 1 << 12):
+        for number in self._signals.read():
             if number == signal.SIGUSR1:
                 for worker in self._workers:
                     worker.signal(number)
-            elif number in {signal.SIGTERM, signal.SIGINT}:
-                self._stop_requests += 1
+            elif number in STOPS:
                 name = signal.Signals(number).name
-                if self._stop_requests > 1:
+                if self._signals.stops > 1:
                     self._kill_at = now
-                elif self._stopping is None and (loss := self._loss()) is not None:
+                elif self._stopping is not None or not self._workers:
+                    continue
+                elif (loss := self._loss()) is not None:
                     self._stop(StopOrder(now, loss, by_signal=False), within_s=0.0)
-                elif self._stopping is None:
-                    self._say(f"received {name}: the workers have {self._grace_s:g} s to stop")
+                else:
+                    self._console.say(f"received {name}: the workers have {self._grace_s:g} s to stop")
                     self._stop(StopOrder(now, f"stopped by {name}", by_signal=True), within_s=self._grace_s)
 
     def _stop(self, stop: StopOrder, *, within_s: float) -> None:
@@ -293,7 +284,7 @@ class _Loop:
         else:
             # Its own words are the line above, and will be the last line too.
             how = f" ({first.end})" if first.end.reason is None else ""
-            self._say(f"{first.command} has ended{how}; stopping the others")
+            self._console.say(f"{first.command} has ended{how}; stopping the others")
         self._stop(StopOrder(now, reason, by_signal=False), within_s=self._limits.stop_s)
 
     def _kill_if_due(self, now: float) -> None:
@@ -303,7 +294,7 @@ class _Loop:
         running = [worker for worker in self._workers if worker.running]
         if running:
             ranks = ",".join(str(worker.command.rank) for worker in running)
-            self._say(f"killing rank={ranks}: still running")
+            self._console.say(f"killing rank={ranks}: still running")
         for worker in running:
             worker.end.killed = True
             worker.kill()

@@ -16,7 +16,7 @@ _FILE_CHUNK = 1 << 18
 
 
 class Tagger:
-    """Numbers the lines of one worker, from 1, and remembers the lines that tell why it died.
+    """Numbers the lines of one rank, from 1, and remembers the lines that tell why its process died.
 
     Chunks go in, bytes for stdout and the log file come out. It handles lines by the chunk, because a write and a
     system call per line cost several times what the lines themselves do.
@@ -25,9 +25,13 @@ class Tagger:
     def __init__(self, tag: str) -> None:
         """`tag` stands before the number: `rank 3 npu:3`."""
         self._prefix = f"[{tag} #".encode()
-        self._rest = b""
         self.count = 0
         """The number of lines so far."""
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin the lines of a new process of the rank; the numbers go on."""
+        self._rest = b""
         self.last_line = b""
         self.error_line: bytes | None = None
         """The last line that began with `error `: by convention the worker's own reason for giving up."""

@@ -44,7 +44,7 @@ class WorkerCommand:
 class WorkerProcess:
     """A started worker. It stays a zombie until `close`, so that its id keeps meaning this worker."""
 
-    def __init__(self, command: WorkerCommand) -> None:
+    def __init__(self, command: WorkerCommand, tagger: Tagger, log: LogFile) -> None:
         """Start it as a session leader, with the lifeline on stdin and one pipe for its output.
 
         It begins with SIGUSR1 blocked, which by default would end it before it can listen.
@@ -53,8 +53,8 @@ class WorkerProcess:
             TrainerError: It cannot be started.
         """
         self.command = command
-        self.tagger = Tagger(f"rank {command.rank} {command.device}")
-        self.log = LogFile(command.log)
+        self.tagger = tagger
+        self.log = log
         self.pipe, their_end = os.pipe()
         try:
             with suppress(PermissionError):  # the user's share of pipe memory is used up: the usual 64 KiB do
@@ -72,7 +72,6 @@ class WorkerProcess:
                 )
         except OSError as error:
             os.close(self.pipe)
-            self.log.close()
             next_step = HIGHER_LIMIT.get(error.errno or 0, f"check {command.argv[0]}")
             raise TrainerError(
                 f"worker of rank {command.rank} cannot be started: {error.strerror}; {next_step}"
@@ -136,7 +135,6 @@ class WorkerProcess:
             self._process.stdin.close()
         if self.open:
             self.close_pipe()
-        self.log.close()
 
 
 def die_with_supervisor() -> None:

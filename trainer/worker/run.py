@@ -22,7 +22,7 @@ from trainer.distributed.process_group import join_process_group, leave_process_
 from trainer.model.weight_files import import_weights
 from trainer.model.weights import with_weight_settings
 from trainer.records.run_records import Records, say
-from trainer.shared.errors import RuntimeUnusableError, TrainerError
+from trainer.shared.errors import CRASHED, RuntimeUnusableError, TrainerError
 from trainer.shared.text import escape_what_streams_lack, visible
 from trainer.supervisor import blames_a_peer, die_with_supervisor
 from trainer.training.checkpoints import CheckpointManager
@@ -164,11 +164,12 @@ def _report_unexpected_error(
     if explanation is not None:
         say(f"error {explanation}")
         _quote(error)
-        _exit(1)
+        # A device that has failed fails the next process too; only a peer can be there again.
+        _exit(CRASHED if blames_a_peer(explanation.encode()) else TrainerError.exit_code)
     if not blames_a_peer(reason.encode()):
         print_exception(kind, error, traceback, file=sys.stdout)
     say(f"error {reason}")
-    _exit(1)
+    _exit(CRASHED)
 
 
 def _quote(error: BaseException) -> None:

@@ -204,6 +204,9 @@ class TrainConfig(BaseModel):
         None, "CPU threads per device. [default: OMP_NUM_THREADS, or the CPUs divided by the devices]", ge=1
     )
     grace_s: float = _in_devices(30.0, "Time for workers to save and stop after SIGTERM.", ge=0)
+    restarts: int = _in_devices(
+        3, "Most restarts of crashed workers in their pod per hour; 0: a crash ends the run's pod.", ge=0
+    )
     stall_timeout_s: float = _in_devices(
         900.0, "Longest wait of a rank for data or for its peers; then the run names it and ends.", gt=0
     )
@@ -262,7 +265,7 @@ OF_ONE_ATTEMPT = frozenset(
     {
         *("resume", "output", "run_name", "checkpoint_every", "keep", "resume_lr", "accept_changed_data"),
         *("device", "npus", "nodes", "node_rank", "master_addr", "master_port", "rank_table", "rank_table_timeout_s"),
-        *("threads", "workers", "grace_s", "stall_timeout_s", "log_interval"),
+        *("threads", "workers", "grace_s", "restarts", "stall_timeout_s", "log_interval"),
     }
 )
 """Settings of the machine or of one attempt, which a resumed run does not take from its checkpoint."""
