@@ -88,14 +88,22 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(steps, key=lambda item: (-item[0], item[1].name))]
 
 
-def newest_valid(folder: Path, *, on_refused: Callable[[Path, str], None]) -> CheckpointManifest | None:
+def newest_valid(
+    folder: Path,
+    *,
+    on_refused: Callable[[Path, str], None],
+    accept: Callable[[CheckpointManifest], None] | None = None,
+) -> CheckpointManifest | None:
     """Return the newest checkpoint in `folder` whose every byte is right.
 
     Args:
         on_refused: called with path and reason for each newer checkpoint that is not valid, newest first.
+        accept: raises a BadCheckpointError for a checkpoint that is valid, and still not wanted.
     """
     for path in list_checkpoints(folder):
         try:
+            if accept is not None:
+                accept(read_manifest(path))
             return verify_checkpoint(path)
         except BadCheckpointError as reason:  # noqa: PERF203  # each checkpoint is refused by itself
             on_refused(path, str(reason))

@@ -2,6 +2,7 @@
 
 TrainerError                  1  training failed
 ├── BadImageError             1  an image cannot be decoded
+├── CorruptionError           1  the ranks' states differ: a device computed or remembered something wrong
 ├── FolderTakenError          6  the output folder belongs to another run
 ├── NoRetryError              7  the same start would fail in the same way
 │   └── DivergedError         7  the loss or the gradient was not finite in too many steps in a row

@@ -4,8 +4,17 @@ torch's elastic agent tears lines, loses last words and reports the wrong cause.
 exactly these, so this package promises them. It does not know what a worker computes, and never imports torch.
 """
 
-from trainer.supervisor.failure_cause import Failure, Outcome, blames_a_peer
+from trainer.supervisor.failure_cause import A_PEER_DIFFERS, Failure, Outcome, blames_a_peer
 from trainer.supervisor.loop import Limits, Supervisor
 from trainer.supervisor.worker import WorkerCommand, die_with_supervisor
 
-__all__ = ["Failure", "Limits", "Outcome", "Supervisor", "WorkerCommand", "blames_a_peer", "die_with_supervisor"]
+__all__ = [
+    "A_PEER_DIFFERS",
+    "Failure",
+    "Limits",
+    "Outcome",
+    "Supervisor",
+    "WorkerCommand",
+    "blames_a_peer",
+    "die_with_supervisor",
+]

@@ -26,12 +26,15 @@ FAILURE_CODES = frozenset({1, 2, 6, NO_RETRY})
 REASON_LIMIT = 500  # characters of a worker's own words in the cause
 NOISE = 64  # lines that may follow a worker's reason: the stacks of its threads, the warnings of its libraries
 
+A_PEER_DIFFERS = "another rank's state is corrupt"
+"""How a rank's reason begins if a peer's device has computed something else than all others."""
+
 # gloo, c10d's store, NCCL and HCCL (EI0006, EI0015: a peer did not answer in time) about a peer that is gone.
 SECONDARY = re.compile(
     rb"connection (was )?(closed|reset|refused|aborted)|closed by (remote )?peer|broken pipe|socket timeout"
     rb"|timed out waiting|remote process exited|EI0006|EI0015|EI0002|suspect remote error|store->(get|set|wait)"
     rb"|DistNetworkError|wait socket establish timeout"
-    rb"|has waited \d+ s for its peers",  # our own watchdog's
+    rb"|has waited \d+ s for its peers|" + A_PEER_DIFFERS.encode(),  # our own watchdog's and comparison's
     re.IGNORECASE,
 )
 

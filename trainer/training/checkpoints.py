@@ -23,11 +23,15 @@ from trainer.records.run_records import Records, say
 from trainer.shared.durations import Interval
 from trainer.shared.errors import TrainerError
 from trainer.shared.runs import CHECKPOINTS_FOLDER, TRAINING
+from trainer.training.comparison import Place
+from trainer.training.corruption import check_agreement
 from trainer.training.progress import TrainingProgress
 from trainer.training.steps import PEERS, Training
 
 CLOSE_TIMEOUT_S = 20.0
 """Seconds that the end of a process may wait for a checkpoint that is being written."""
+AGREED_RANKS = "agreed_ranks"
+"""In a manifest's content: the number of ranks that had this state, each of them the same bits."""
 MASTER = ".master"
 """How the name of a master weight ends: O2's fp32 copy of an fp16 parameter."""
 
@@ -73,8 +77,15 @@ class CheckpointManager:
     def save(
         self, training: Training, progress: TrainingProgress, records: Records, *, weights: tuple[str, ...] = ()
     ) -> None:
-        """Take a checkpoint; every rank calls it. Also write the evaluated weights to the files named in `weights`."""
+        """Take a checkpoint; every rank calls it. Also write the evaluated weights to the files named in `weights`.
+
+        Raises:
+            CorruptionError: the ranks do not have the same state.
+        """
+        # The batch statistics are averaged for an evaluation, and then differ from the next epoch's first step on.
+        place = Place(progress.epoch, progress.step, averaged=progress.equalised or progress.step == 0)
         with training.watchdog.waiting(PEERS, epoch=progress.epoch, step=progress.step):
+            check_agreement(training, training.comparison.compare_now(place))
             tensors = state_tensors(training)
         progress.wall_s = self._wall_before + time.perf_counter() - self._started_at
         if self._saver is None:
@@ -89,6 +100,8 @@ class CheckpointManager:
             "progress": progress.to_json(),
             "state": state_values(training),
             "arithmetic": numerics_fingerprint(training),
+            # None: the ranks did not compare their states, or there is only one.
+            AGREED_RANKS: training.comparison.ranks or None,
         }
         with training.watchdog.waiting("disk", epoch=progress.epoch, step=progress.step):
             self._saver.save(progress.global_step, tensors, content, weights=weights, sync=records.sync)

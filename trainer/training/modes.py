@@ -14,6 +14,7 @@ from trainer.distributed.stop_requests import Request
 from trainer.records.run_records import Records, say
 from trainer.shared.errors import RESUMABLE, NoRetryError, TrainerError
 from trainer.training.checkpoints import CheckpointManager
+from trainer.training.corruption import CorruptionError, check_agreement
 from trainer.training.evaluation import Evaluation, evaluate
 from trainer.training.progress import Throughput, TrainingProgress
 from trainer.training.report import report_epoch, report_evaluation, report_result, report_steps
@@ -86,7 +87,7 @@ def run_benchmark(run: Run) -> int:
     while done < total:
         plan = _plan(training, index, steps_limit=total - done)
         for window in _steps(run, plan, epoch=epoch, first_step=0, warmup_left=config.warmup_steps - done):
-            _count_bad_steps(run, window, epoch=epoch)
+            _check_steps(run, window, epoch=epoch)
             numbered = replace(window, first_step=done + window.first_step)
             report_steps(training, run.records, numbered, epoch=0, steps=total, global_step=numbered.first_step)
             run.progress.throughput.add(window)
@@ -137,7 +138,7 @@ def _train_epoch(run: Run) -> Request:
     for window in _steps(run, plan, epoch=progress.epoch, first_step=first, warmup_left=warmup):
         report_steps(training, run.records, window, epoch=progress.epoch, steps=steps, global_step=progress.global_step)
         done = range(window.first_step - first, window.first_step - first + len(window.losses))
-        _count_bad_steps(run, window, epoch=progress.epoch)
+        _check_steps(run, window, epoch=progress.epoch)
         progress.add(window, images=sum(plan.images(step) for step in done))
         _report_bad_images(training, run.records, index)
         if window.request is Request.STOP:
@@ -152,7 +153,11 @@ def _train_epoch(run: Run) -> Request:
 
 def _stop(run: Run) -> int:
     training, progress = run.training, run.progress
-    run.checkpoints.save(training, progress, run.records)
+    try:
+        run.checkpoints.save(training, progress, run.records)
+    except CorruptionError as corruption:
+        # There is no time to repeat steps. The next attempt continues from a checkpoint on which all ranks agreed.
+        say("warning", text=f"{corruption}; the state at the stop is not saved")
     error = run.checkpoints.finish(training)
     if error is not None:
         raise TrainerError(
@@ -163,12 +168,15 @@ def _stop(run: Run) -> int:
     return RESUMABLE
 
 
-def _count_bad_steps(run: Run, window: StepWindow, *, epoch: int) -> None:
-    """Count the steps in a row without an update.
+def _check_steps(run: Run, window: StepWindow, *, epoch: int) -> None:
+    """Check that all ranks have the same state, and count the steps in a row without an update.
 
     Raises:
-        DivergedError: there were too many; it names the images of the last one.
+        CorruptionError: the ranks' states differ.
+        DivergedError: there were too many such steps; it names the images of the last one.
     """
+    for comparison in window.comparisons:
+        check_agreement(run.training, comparison)
     training, progress = run.training, run.progress
     allowed = training.config.max_bad_steps + training.precision.overflows
     for step, bad in enumerate(window.bad, window.first_step):

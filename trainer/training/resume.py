@@ -17,7 +17,7 @@ from trainer.shared.config import TrainConfig
 from trainer.shared.config.train import OF_ONE_ATTEMPT
 from trainer.shared.errors import TrainerError
 from trainer.shared.files import reading, utf8_name
-from trainer.training.checkpoints import MASTER, numerics_fingerprint, shared_tensors
+from trainer.training.checkpoints import AGREED_RANKS, MASTER, numerics_fingerprint, shared_tensors
 from trainer.training.optimizer import begin_state
 from trainer.training.progress import TrainingProgress
 from trainer.training.steps import PEERS, Training
@@ -86,11 +86,22 @@ def resume(training: Training, checkpoint: Path, data: Mapping[str, Any]) -> Tra
     return progress
 
 
-def roll_back(training: Training, folder: Path, data: Mapping[str, Any]) -> TrainingProgress | None:
-    """Restore the newest valid checkpoint in the run's `folder`. Return None if it holds no valid one."""
+def roll_back(
+    training: Training, folder: Path, data: Mapping[str, Any], *, agreed: bool = False
+) -> TrainingProgress | None:
+    """Restore the newest valid checkpoint in the run's `folder`. Return None if it holds no such checkpoint.
+
+    Args:
+        agreed: take only a checkpoint for which all ranks compared their states and had the same.
+    """
+    training.comparison.discard()
     newest: CheckpointManifest | None = None
     if training.rank == 0:
-        newest = newest_valid(folder, on_refused=lambda path, why: say("warning", text=f"{path} refused: {why}"))
+        newest = newest_valid(
+            folder,
+            on_refused=lambda path, why: say("warning", text=f"{path} refused: {why}"),
+            accept=_refuse_without_agreement if agreed else None,
+        )
     with training.watchdog.waiting(PEERS):
         path = all_gather_object(None if newest is None else newest.path, training.group)[0]
     if path is None:
@@ -173,6 +184,11 @@ def changed_settings(saved: Mapping[str, Any], config: TrainConfig) -> list[str]
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{name} {old.get(name)} -> {value}" for name, value in new.items() if old.get(name) != value]
+
+
+def _refuse_without_agreement(manifest: CheckpointManifest) -> None:
+    if not manifest.content.get(AGREED_RANKS):
+        raise BadCheckpointError("its ranks did not compare their states")
 
 
 def _per_rank(values: Sequence[object]) -> str:

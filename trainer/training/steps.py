@@ -28,6 +28,7 @@ from trainer.model.pnasnet import PNASNet5
 from trainer.records.run_records import Heartbeat
 from trainer.seeds import derive_seed
 from trainer.shared.config import TrainConfig
+from trainer.training.comparison import Comparison, StateComparison, split_hashes
 from trainer.training.ema import Ema
 from trainer.training.precision import Precision
 from trainer.training.schedule import completed_fraction, learning_rate
@@ -61,6 +62,7 @@ class Training:
     """The group of the ranks' hosts; None for a single process."""
     requests: StopRequests
     watchdog: Watchdog
+    comparison: StateComparison
     bad_images: BadImages
     bad_paths: set[str] = field(default_factory=set)
     """Of all ranks, since this process started."""
@@ -100,6 +102,8 @@ class StepWindow:
     """For each step, its faults if the update was left out because loss or gradient was not finite; else None."""
     request: Request
     """The request that all ranks agreed on after its last step."""
+    comparisons: tuple[Comparison, ...] = ()
+    """Of the ranks' states, after some of its steps."""
 
 
 def train_steps(
@@ -135,6 +139,7 @@ def train_steps(
             taken = list(islice(batches, len(plan.batches(step - first_step, training.rank))))
         with training.watchdog.waiting(PEERS, epoch=epoch, step=step):
             results.append(_step(training, taken, job_images=len(images), epoch=epoch, step=step, lr=lr))
+            training.comparison.after_step(epoch=epoch, step=step + 1)
             # One step ahead: the answer is read after the step that it is for.
             request = training.requests.all_reduce_requests(request_after(step + 2 - first_step))
             if not (request or (step + 1) % config.log_interval == 0 or step + 1 in (warmup_left, steps)):
@@ -169,7 +174,10 @@ def _window(
     losses = sum_over_ranks(own) / training.world_size
     correct = torch.stack([step.correct for step in steps]).sum()
     images = sum(len(batch) for step in steps for batch in step.batches)
-    counts = sum_over_ranks(torch.stack([correct, torch.full_like(correct, images)])).tolist()
+    places, hashes = training.comparison.take_pending()
+    own_counts = torch.stack([correct, torch.full_like(correct, images)])
+    # The hashes travel with the counts, so that a comparison costs no reduction and no wait.
+    counts = sum_over_ranks(torch.cat([own_counts, *hashes]) if hashes else own_counts).tolist()
     skipped = torch.stack([step.skipped for step in steps])
     rows = [tensor.tolist() for tensor in (losses, skipped, own_finite)]
     return StepWindow(
@@ -182,6 +190,7 @@ def _window(
         timed=timed,
         bad=tuple(map(_bad_step, steps, rows[1], rows[2])),
         request=request,
+        comparisons=split_hashes(places, counts[2:]),
     )
 
 

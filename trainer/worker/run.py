@@ -26,6 +26,7 @@ from trainer.shared.errors import CRASHED, RuntimeUnusableError, TrainerError
 from trainer.shared.text import escape_what_streams_lack, visible
 from trainer.supervisor import blames_a_peer, die_with_supervisor
 from trainer.training.checkpoints import CheckpointManager
+from trainer.training.corruption import CorruptionError
 from trainer.training.modes import DivergedError, Run, run_mode
 from trainer.training.resume import begin_progress, check_ranks_agree, resume, roll_back
 from trainer.training.steps import PEERS, Training
@@ -113,7 +114,7 @@ def run_worker(task: WorkerTask) -> tuple[int, Training]:
         if start is not None and task.rank == 0:
             say_weights(start, config, training.network, user_set=task.config.model_fields_set)
         training.requests.listen()
-        code = _run_mode_with_roll_back(Run(training, datasets, records, task.run, progress, checkpoints))
+        code = _run_mode_with_roll_backs(Run(training, datasets, records, task.run, progress, checkpoints))
         with watchdog.waiting("disk"):
             records.sync()
 
@@ -125,18 +126,35 @@ def run_worker(task: WorkerTask) -> tuple[int, Training]:
     return code, training
 
 
-def _run_mode_with_roll_back(run: Run) -> int:
-    """Do the run's mode. If training diverges, do it once more from the newest valid checkpoint."""
-    try:
-        return run_mode(run)
-    except DivergedError as error:
+def _run_mode_with_roll_backs(run: Run) -> int:
+    """Do the run's mode. Go back to a checkpoint if training diverges, once, and each time that the ranks disagree.
+
+    Raises:
+        DivergedError: training diverged again, or there is no checkpoint.
+        CorruptionError: the ranks disagree too often, or never agreed on a checkpoint.
+    """
+    diverged = False
+    reason: TrainerError
+    while True:
+        try:
+            return run_mode(run)
+        except DivergedError as error:
+            if diverged:
+                raise
+            diverged, reason = True, error
+        except CorruptionError as error:
+            if not error.recoverable:
+                raise
+            reason = error
         run.checkpoints.finish(run.training)
-        progress = roll_back(run.training, run.checkpoints.folder, run.checkpoints.data)
+        progress = roll_back(
+            run.training, run.checkpoints.folder, run.checkpoints.data, agreed=isinstance(reason, CorruptionError)
+        )
         if progress is None:
-            raise
-        say("rewound", epoch=progress.epoch, step=progress.step, reason=str(error))
+            raise reason
+        say("rewound", epoch=progress.epoch, step=progress.step, reason=str(reason))
         run.records.rewind(progress.saved)
-        return run_mode(dataclasses.replace(run, progress=progress))
+        run = dataclasses.replace(run, progress=progress)
 
 
 def _exit(code: int, *_alive: object) -> NoReturn:

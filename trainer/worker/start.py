@@ -25,6 +25,7 @@ from trainer.seeds import derive_seed
 from trainer.shared.config import TrainConfig
 from trainer.shared.container import memory_bytes
 from trainer.shared.files import writing
+from trainer.training.comparison import StateComparison
 from trainer.training.ema import Ema
 from trainer.training.micro_batch import choose_micro_batch
 from trainer.training.optimizer import begin_state, make_optimizer
@@ -90,6 +91,9 @@ def build_training(
         group=group,
         requests=StopRequests(group),
         watchdog=watchdog,
+        comparison=StateComparison(
+            network, optimizer, ema, statistics, every=config.compare_every, rank=task.rank, world_size=task.world_size
+        ),
         bad_images=BadImages(),
         micro_batch=choose_micro_batch(
             config, device=runtime.kind, processes=task.local_world_size, memory_bytes=memory_bytes()

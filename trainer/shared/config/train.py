@@ -87,6 +87,12 @@ class TrainConfig(BaseModel):
         "10m", "Steps (500) or time (10m) between checkpoints; one is also saved after each epoch."
     )
     keep: int = _in_checkpoints(3, "Number of checkpoints to keep.", ge=1)
+    compare_every: int = _in_checkpoints(
+        100, "Steps between comparisons of all ranks' states, which find silent corruption; 0 is off.", ge=0
+    )
+    on_corruption: Literal["rollback", "stop"] = _in_checkpoints(
+        "rollback", "Reaction to a rank whose state differs: back to the last checkpoint on which all agreed, or end."
+    )
     resume_lr: Literal["keep", "scale"] = _in_checkpoints(
         "keep", "Learning rate on another number of devices: the same, or scaled with the global batch."
     )
@@ -264,6 +270,7 @@ def mode_layer(layers: Sequence[Layer]) -> Layer:
 OF_ONE_ATTEMPT = frozenset(
     {
         *("resume", "output", "run_name", "checkpoint_every", "keep", "resume_lr", "accept_changed_data"),
+        *("compare_every", "on_corruption"),
         *("device", "npus", "nodes", "node_rank", "master_addr", "master_port", "rank_table", "rank_table_timeout_s"),
         *("threads", "workers", "grace_s", "restarts", "stall_timeout_s", "log_interval"),
     }

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..utils import npu_combine_tensors
+from .faulty_memory import FaultyMemory
 
 required = object()
 _TYPES = (torch.float32, torch.float16)
@@ -42,6 +43,7 @@ class NpuFusedSGD(torch.optim.Optimizer):
         self._sets: list[tuple[dict[str, Any], list[Tensor], Tensor]] = []
         self._has_momenta = False
         super().__init__(params, defaults)
+        self._memory = FaultyMemory()
 
     def _maybe_init_combined_params_and_grads(self) -> None:
         if self.is_params_grads_combined:
@@ -81,6 +83,7 @@ class NpuFusedSGD(torch.optim.Optimizer):
         self._maybe_init_combined_params_and_grads()
         if not self._has_momenta:
             self._combine_momenta()
+        self._memory.flip(self, "gradient")
         for group, parameters, _ in self._sets:
             # Tensor by tensor: the CPU's kernel rounds the end of a tensor differently from its beginning.
             torch._fused_sgd_(
@@ -95,6 +98,7 @@ class NpuFusedSGD(torch.optim.Optimizer):
                 maximize=False,
                 is_first_step=False,
             )
+        self._memory.flip(self, "weights", "momentum")
         return loss
 
     @torch.no_grad()
