@@ -9,7 +9,7 @@ import pytest
 
 from tests.local.conftest import train
 from tests.local.resumable_runs import BackgroundTrainer, assert_same_run, expected_bit_exact, recipe
-from trainer.checkpoint.reading import read_manifest
+from trainer.checkpoint.reading import list_checkpoints, read_manifest
 from trainer.distributed.stop_requests import Request, StopRequests
 from trainer.shared.errors import NO_RETRY
 from trainer.topology.ports import free_port
@@ -124,17 +124,29 @@ def test_another_number_of_devices_sees_each_image_of_the_epoch_once(
     assert [row["global_step"] for row in steps] == list(range(len(steps)))
 
 
-def test_a_diverging_run_rolls_back_once_and_then_names_the_images(tmp_path: Path, few_digits: Path) -> None:
-    earlier = train(tmp_path, *recipe("--epochs", "1"), data=few_digits, name="diverged")
+def test_a_diverging_run_rolls_back_once_and_each_retry_finds_the_healthy_checkpoint(
+    tmp_path: Path, few_digits: Path
+) -> None:
+    earlier = train(tmp_path, *recipe("--epochs", "1", "--steps", "3"), data=few_digits, name="diverged")
     assert earlier.code == 0, earlier.stdout
-    diverging = ("--lr", "1e30", "--max-bad-steps", "2", "--resume", "auto")
-    result = train(tmp_path, *recipe(*diverging), data=few_digits, name="diverged")
-    assert result.code == NO_RETRY
-    assert result.stdout.count("] rewound epoch=1 step=0 reason=") == 1, result.stdout
-    last = result.stdout.splitlines()[-1]
-    assert "was not finite in 2 steps in a row" in last
-    samples = last.rpartition("samples ")[2].split(",")
-    assert len(set(samples)) == 16, "one batch of this rank"
+    healthy = earlier.run / "checkpoints/step-000000003"
+    before = (healthy / "state.safetensors").read_bytes()
+    # The bad steps go on over the ends of epochs, each of which saves a checkpoint.
+    diverging = ("--lr", "1e30", "--steps", "3", "--epochs", "9", "--keep", "2", "--checkpoint-every", "1")
+    for _ in range(3):
+        result = train(tmp_path, *recipe(*diverging, "--resume", "auto"), data=few_digits, name="diverged")
+        assert result.code == NO_RETRY
+        assert result.stdout.count("] rewound epoch=1 step=0 reason=") == 1, result.stdout
+        assert "is newer than step-000000003: moved to set-aside-" in result.stdout
+        assert [path.name for path in list_checkpoints(healthy.parent)] == [healthy.name]
+        assert (healthy / "state.safetensors").read_bytes() == before
+        last = result.stdout.splitlines()[-1]
+        assert "diverged again after going back to step-000000003" in last
+        assert "was not finite in 5 steps in a row" in last
+        assert len(set(last.rpartition("samples ")[2].split(","))) == 16, "one batch of this rank"
+    cured = recipe("--lr", "0.05", "--epochs", "2", "--steps", "3", "--resume", "auto")
+    result = train(tmp_path, *cured, data=few_digits, name="diverged")
+    assert result.code == 0, result.stdout
 
 
 def test_bad_steps_in_a_row_are_counted_across_epochs(tmp_path: Path, few_digits: Path) -> None:

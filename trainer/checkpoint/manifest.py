@@ -22,6 +22,8 @@ from pydantic_core import to_jsonable_python
 from trainer.shared.runs import CHECKPOINT_FORMAT
 
 VERSION = 1
+GOOD, DOUBTFUL, BAD = "good", "doubtful", "bad"
+"""A checkpoint is bad if it was taken while steps were being left out, and doubtful while the loss was far too high."""
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "state.safetensors"
 
@@ -86,6 +88,11 @@ class CheckpointManifest:
     tensors: Mapping[str, TensorEntry]
     bytes: int
     saved: str
+
+    @property
+    def health(self) -> str:
+        """The state of the training when it was taken: `good`, `doubtful` or `bad`; earlier versions wrote none."""
+        return str(self.content.get("health", GOOD))
 
 
 def encode_manifest(content: Mapping[str, Any], tensors: Mapping[str, TensorEntry], saved: str) -> bytes:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.manifest import (
+    BAD,
+    GOOD,
     MANIFEST_FILE,
     STATE_FILE,
     BadCheckpointError,
@@ -27,7 +29,7 @@ from trainer.checkpoint.manifest import (
     file_order,
     state_header,
 )
-from trainer.checkpoint.reading import CHUNK_BYTES, list_checkpoints, step_of, verify_checkpoint
+from trainer.checkpoint.reading import CHUNK_BYTES, list_checkpoints, read_manifest, step_of, verify_checkpoint
 from trainer.shared.files import fsync
 
 _LEFTOVER = re.compile(r"\.step-([0-9]{9,})(?:\.replaced)?\.(partial|refused|pruned)")
@@ -87,8 +89,11 @@ def clear_leftovers(folder: Path) -> None:
 def prune_checkpoints(folder: Path, *, keep: int, spare: Collection[Path] = ()) -> None:
     """Delete all but the newest `keep` checkpoints, and the leftovers of killed writers and prunes.
 
+    Checkpoints of a training that is about to fail push no others out: bad ones do not count, and the newest good one
+    always stays. The newest of all stays too.
+
     Args:
-        keep: at least 1. Checkpoints are counted by their names: damaged ones count too.
+        keep: at least 1. Damaged checkpoints count too.
         spare: never deleted. A run that rolled back past damaged checkpoints writes one of a smaller step than theirs,
             and spares it.
 
@@ -100,7 +105,11 @@ def prune_checkpoints(folder: Path, *, keep: int, spare: Collection[Path] = ()) 
     by_step: dict[int | None, Path] = {}
     for path in list_checkpoints(folder):
         by_step.setdefault(step_of(path), path)
-    remaining = {*list(by_step.values())[:keep], *spare}
+    paths = list(by_step.values())
+    health = {path: _health(path) for path in paths}
+    counted = [path for path in paths if health[path] != BAD]
+    good = [path for path in paths if health[path] == GOOD]
+    remaining = {*paths[:1], *counted[:keep], *good[:1], *spare}
     for path in list_checkpoints(folder):
         if path not in remaining:
             _discard(path)
@@ -109,6 +118,31 @@ def prune_checkpoints(folder: Path, *, keep: int, spare: Collection[Path] = ()) 
         leftover = _LEFTOVER.fullmatch(path.name)
         if leftover and (leftover[2] == "pruned" or int(leftover[1]) <= newest):
             _remove(path)
+
+
+def set_newer_aside(folder: Path, chosen: Path, *, attempt: int) -> list[Path]:
+    """Move the checkpoints newer than `chosen` out of the way of those to come; return their old paths.
+
+    Raises:
+        OSError: one cannot be moved.
+    """
+    first = step_of(chosen) or 0
+    newer = [path for path in list_checkpoints(folder) if path != chosen and (step_of(path) or 0) >= first]
+    aside = folder / f"set-aside-{attempt}"
+    for path in newer:
+        aside.mkdir(exist_ok=True)
+        # A run that rolls back can set the same step aside again.
+        _remove(aside / path.name)
+        path.rename(aside / path.name)
+    return newer
+
+
+def _health(path: Path) -> str | None:
+    """Return the health of a checkpoint; None if it is damaged."""
+    try:
+        return read_manifest(path).health
+    except BadCheckpointError:
+        return None
 
 
 def _write_state(path: Path, blobs: Mapping[str, Blob]) -> dict[str, TensorEntry]:

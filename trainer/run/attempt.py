@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.checkpoint.manifest import CheckpointManifest
-from trainer.checkpoint.writing import clear_leftovers
+from trainer.checkpoint.writing import clear_leftovers, set_newer_aside
 from trainer.data.index import Datasets, load_datasets
 from trainer.data.sampler import steps_per_epoch
 from trainer.records.folder import create_run_folder, next_attempt, write_config
@@ -24,7 +24,6 @@ from trainer.run.resume import (
     describe_position,
     find_source,
     is_training_state,
-    move_newer_checkpoints,
 )
 from trainer.shared.config import Layer, TrainConfig, resolve_train_config
 from trainer.shared.config.layers import ConfigError, flag_name
@@ -271,8 +270,9 @@ def _continue(run: Path, config: TrainConfig, manifest: CheckpointManifest | Non
     if starter.is_first_node:
         with writing(run):
             write_config(run, config, attempt=number)
-            clear_leftovers(run / CHECKPOINTS_FOLDER)
-            moved = move_newer_checkpoints(run, manifest.path, attempt=number) if manifest is not None else []
+            folder = run / CHECKPOINTS_FOLDER
+            clear_leftovers(folder)
+            moved = [] if manifest is None else set_newer_aside(folder, manifest.path, attempt=number)
         for path in moved:
             starter.on_note(f"resume: {path} is newer: moved to set-aside-{number}/")
     return number

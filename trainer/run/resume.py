@@ -1,7 +1,6 @@
 """Which run is continued, and from which checkpoint: every meaning of `--resume`, and every way in which it is wrong.
 
-Nothing is changed here but folders' names: checkpoints newer than the chosen one are moved and never deleted. It
-imports no torch: the process that starts the workers decides, once for all of them.
+Nothing is changed here. It imports no torch: the process that starts the workers decides, once for all of them.
 """
 
 from collections.abc import Callable, Mapping
@@ -111,22 +110,6 @@ def choose_checkpoint(source: Source, on_note: Callable[[str], None]) -> Checkpo
             "run under another --run-name, or repair the files"
         )
     return _readable(manifest)
-
-
-def move_newer_checkpoints(run: Path, chosen: Path, *, attempt: int) -> list[Path]:
-    """Move the checkpoints newer than `chosen` out of the way of those to come; return their old paths.
-
-    Raises:
-        OSError: One cannot be moved.
-    """
-    folder = run / CHECKPOINTS_FOLDER
-    first = step_of(chosen) or 0
-    newer = [path for path in list_checkpoints(folder) if path != chosen and (step_of(path) or 0) >= first]
-    aside = folder / f"set-aside-{attempt}"
-    for path in newer:
-        aside.mkdir(exist_ok=True)
-        path.rename(aside / path.name)
-    return newer
 
 
 def check_data(manifest: CheckpointManifest, datasets: Datasets, config: TrainConfig, *, run: Path) -> str | None:

@@ -45,7 +45,7 @@ class CheckpointManager:
         """`data` is what the checkpoint says about the images; weight files name the `classes` of the labels."""
         config = training.config
         self.folder = run / CHECKPOINTS_FOLDER
-        self.data = dict(data)
+        self.data, self.attempt = dict(data), attempt
         self._started_at, self._wall_before = time.perf_counter(), 0.0
         self._constant_content = {
             "run": {"name": run.name, "mode": config.mode, "attempt": attempt},
@@ -98,6 +98,7 @@ class CheckpointManager:
         content = {
             **self._constant_content,
             "progress": progress.to_json(),
+            "health": progress.health,
             "state": state_values(training),
             "arithmetic": numerics_fingerprint(training),
             # None: the ranks did not compare their states, or there is only one.

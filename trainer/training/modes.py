@@ -1,5 +1,6 @@
 """The modes: train and evaluate, time steps, or evaluate, with the parts of a run."""
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,10 +22,18 @@ from trainer.training.report import report_epoch, report_evaluation, report_resu
 from trainer.training.steps import PEERS, StepWindow, Training, train_steps
 
 DONE = 0
+MAY_DIVERGE = "training may diverge; lower --lr, lengthen --warmup-epochs or give --clip-norm"
 
 
 class DivergedError(NoRetryError):
-    """Loss or gradient was not finite in too many steps in a row."""
+    """Loss or gradient was not finite in too many steps in a row, the first of which was step `first_step` of the run.
+
+    A checkpoint of `first_step` has weights with which no step succeeds.
+    """
+
+    def __init__(self, text: str, *, first_step: int) -> None:
+        super().__init__(text)
+        self.first_step = first_step
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ def run_training(run: Run) -> int:
             result = _evaluate(run, epoch=progress.epoch)
         if result is None:
             return _stop(run)
+        _warn_of_evaluation(training, progress, result)
         epoch, sums = progress.epoch, progress.sums
         is_best = progress.end_epoch(result)
         report_evaluation(records, progress, result, epoch=epoch, epochs=config.epochs)
@@ -140,6 +150,7 @@ def _train_epoch(run: Run) -> Request:
         done = range(window.first_step - first, window.first_step - first + len(window.losses))
         _check_steps(run, window, epoch=progress.epoch)
         progress.add(window, images=sum(plan.images(step) for step in done))
+        _count_losses(training, progress, window)
         _report_bad_images(training, run.records, index)
         if window.request is Request.STOP:
             return Request.STOP
@@ -186,8 +197,29 @@ def _check_steps(run: Run, window: StepWindow, *, epoch: int) -> None:
         fault = "this rank's loss" if bad.own_loss else "the gradient"
         raise DivergedError(
             f"{fault} was not finite in {progress.bad_steps} steps in a row, last in epoch {epoch}, step {step}: "
-            f"lower --lr, or look at the images of this rank's batch: samples {','.join(map(str, bad.samples))}"
+            f"lower --lr, or look at the images of this rank's batch: samples {','.join(map(str, bad.samples))}",
+            first_step=progress.global_step + step - window.first_step + 1 - progress.bad_steps,
         )
+
+
+def _count_losses(training: Training, progress: TrainingProgress, window: StepWindow) -> None:
+    """Add the losses to the run's history, and warn when they begin to be far above it."""
+    history = progress.history
+    before, usual = history.too_high, history.usual
+    for loss in window.losses:
+        history.add(loss, guessing=math.log(training.network.num_classes))
+    if history.too_high and not before and training.rank == 0:
+        text = f"the loss is {history.recent:.4g}, far above this run's {usual or history.first:.4g}: {MAY_DIVERGE}"
+        say("warning", epoch=progress.epoch, step=progress.step, text=text)
+
+
+def _warn_of_evaluation(training: Training, progress: TrainingProgress, score: Evaluation) -> None:
+    """Warn of an evaluation that is far worse than the run's best: half of its accuracy, and twice its loss."""
+    best = progress.best
+    if best is None or training.rank != 0 or score.top1 >= best.top1 / 2 or score.loss <= 2 * best.loss:
+        return
+    text = f"the accuracy is {score.top1:.4g} %, far below this run's {best.top1:.4g} %: {MAY_DIVERGE}"
+    say("warning", epoch=progress.epoch, text=text)
 
 
 def _plan(

@@ -9,8 +9,10 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic_core import to_json
 
+from trainer.checkpoint.manifest import BAD, DOUBTFUL, GOOD
 from trainer.records.run_records import SavedExtent
 from trainer.training.evaluation import Evaluation
+from trainer.training.loss_history import LossHistory
 from trainer.training.steps import StepWindow
 
 
@@ -95,6 +97,7 @@ class TrainingProgress:
     last: Evaluation | None = None
     sums: EpochSums = field(default_factory=EpochSums)
     throughput: Throughput = field(default_factory=Throughput)
+    history: LossHistory = field(default_factory=LossHistory)
 
     def add(self, window: StepWindow, *, images: int) -> None:
         """Count the steps of `window`, which used `images` positions of the epoch's order."""
@@ -103,6 +106,13 @@ class TrainingProgress:
         self.images += images
         self.sums.add(window)
         self.throughput.add(window)
+
+    @property
+    def health(self) -> str:
+        """The state of the training, for its checkpoint."""
+        if self.bad_steps:
+            return BAD
+        return DOUBTFUL if self.history.too_high else GOOD
 
     def end_epoch(self, score: Evaluation) -> bool:
         """Begin the next epoch after an evaluation. Return whether its score is the best so far.

@@ -10,17 +10,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.checkpoint.manifest import STATE_FILE, BadCheckpointError, CheckpointManifest
-from trainer.checkpoint.reading import newest_valid, read_manifest
+from trainer.checkpoint.reading import read_manifest
 from trainer.distributed.process_group import all_gather_object
 from trainer.records.run_records import say
 from trainer.shared.config import TrainConfig
 from trainer.shared.config.train import OF_ONE_ATTEMPT
 from trainer.shared.errors import TrainerError
 from trainer.shared.files import reading, utf8_name
-from trainer.training.checkpoints import AGREED_RANKS, MASTER, numerics_fingerprint, shared_tensors
+from trainer.training.checkpoints import MASTER, numerics_fingerprint, shared_tensors
 from trainer.training.optimizer import begin_state
 from trainer.training.progress import TrainingProgress
-from trainer.training.steps import PEERS, Training
+from trainer.training.steps import Training
 
 
 def check_ranks_agree(checkpoint: Path | None, data: Mapping[str, Any], group: dist.ProcessGroup | None) -> None:
@@ -83,31 +83,6 @@ def resume(training: Training, checkpoint: Path, data: Mapping[str, Any]) -> Tra
         # Kernels of other devices may add in another order each time.
         same = "yes" if training.device.type == "cpu" else "not proven"
         say("resumed", bit_exact="no" if changes else same, differs="; ".join(changes) or None)
-    return progress
-
-
-def roll_back(
-    training: Training, folder: Path, data: Mapping[str, Any], *, agreed: bool = False
-) -> TrainingProgress | None:
-    """Restore the newest valid checkpoint in the run's `folder`. Return None if it holds no such checkpoint.
-
-    Args:
-        agreed: take only a checkpoint for which all ranks compared their states and had the same.
-    """
-    training.comparison.discard()
-    newest: CheckpointManifest | None = None
-    if training.rank == 0:
-        newest = newest_valid(
-            folder,
-            on_refused=lambda path, why: say("warning", text=f"{path} refused: {why}"),
-            accept=_refuse_without_agreement if agreed else None,
-        )
-    with training.watchdog.waiting(PEERS):
-        path = all_gather_object(None if newest is None else newest.path, training.group)[0]
-    if path is None:
-        return None
-    progress = resume(training, path, data)
-    progress.bad_steps = 0
     return progress
 
 
@@ -184,11 +159,6 @@ def changed_settings(saved: Mapping[str, Any], config: TrainConfig) -> list[str]
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{name} {old.get(name)} -> {value}" for name, value in new.items() if old.get(name) != value]
-
-
-def _refuse_without_agreement(manifest: CheckpointManifest) -> None:
-    if not manifest.content.get(AGREED_RANKS):
-        raise BadCheckpointError("its ranks did not compare their states")
 
 
 def _per_rank(values: Sequence[object]) -> str:

@@ -10,7 +10,9 @@ import faulthandler
 import os
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from traceback import print_exception
 from types import TracebackType
 from typing import NoReturn
@@ -28,7 +30,8 @@ from trainer.supervisor import blames_a_peer, die_with_supervisor
 from trainer.training.checkpoints import CheckpointManager
 from trainer.training.corruption import CorruptionError
 from trainer.training.modes import DivergedError, Run, run_mode
-from trainer.training.resume import begin_progress, check_ranks_agree, resume, roll_back
+from trainer.training.resume import begin_progress, check_ranks_agree, resume
+from trainer.training.roll_back import Rule, before_bad_step, leave_newest, refuse_without_agreement, roll_back
 from trainer.training.steps import PEERS, Training
 from trainer.worker.start import blank_images, build_training, make_watchdog, say_start, write_provenance
 from trainer.worker.start_weights import fit_classes, say_weights
@@ -139,22 +142,28 @@ def _run_mode_with_roll_backs(run: Run) -> int:
         try:
             return run_mode(run)
         except DivergedError as error:
+            reason, checkpoint = error, _go_back(run, before_bad_step(error.first_step))
             if diverged:
-                raise
-            diverged, reason = True, error
+                name = "the start" if checkpoint is None else checkpoint.name
+                text = f"diverged again after going back to {name}: {error}"
+                raise DivergedError(text, first_step=error.first_step) from None
+            diverged = True
         except CorruptionError as error:
             if not error.recoverable:
                 raise
-            reason = error
-        run.checkpoints.finish(run.training)
-        progress = roll_back(
-            run.training, run.checkpoints.folder, run.checkpoints.data, agreed=isinstance(reason, CorruptionError)
-        )
-        if progress is None:
+            reason, checkpoint = error, _go_back(run, [refuse_without_agreement])
+        if checkpoint is None:
             raise reason
+        progress = roll_back(run.training, checkpoint, run.checkpoints.data)
         say("rewound", epoch=progress.epoch, step=progress.step, reason=str(reason))
         run.records.rewind(progress.saved)
         run = dataclasses.replace(run, progress=progress)
+
+
+def _go_back(run: Run, rules: Sequence[Rule]) -> Path | None:
+    """Wait for the checkpoint that is being written. Return the newest one that a rule accepts, on all ranks."""
+    run.checkpoints.finish(run.training)
+    return leave_newest(run.training, run.checkpoints.folder, rules, attempt=run.checkpoints.attempt)
 
 
 def _exit(code: int, *_alive: object) -> NoReturn:

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 
 from trainer.checkpoint.manifest import BadCheckpointError, Blob, CheckpointManifest
 from trainer.checkpoint.reading import list_checkpoints, newest_valid, read_manifest, verify_checkpoint
-from trainer.checkpoint.writing import prune_checkpoints, write_checkpoint
+from trainer.checkpoint.writing import prune_checkpoints, set_newer_aside, write_checkpoint
+from trainer.training.roll_back import before_bad_step
 
 CONTENT = {
     "progress": {"epoch": 1, "global_step": 7},
@@ -320,6 +321,47 @@ def test_a_run_that_rolled_back_never_has_more_than_one_checkpoint_too_many(tmp_
         assert newest == written
         assert len(list_checkpoints(tmp_path)) == (3 if step < 80 else 2)
     assert names(tmp_path) == ["step-000000100", "step-000000110"]
+
+
+@pytest.mark.parametrize(
+    ("health", "keep", "expected"),
+    [
+        ("good good good good", 2, [30, 40]),
+        ("good good bad bad", 2, [10, 20, 40]),
+        ("good bad bad bad", 1, [10, 40]),
+        ("good doubtful doubtful doubtful", 2, [10, 30, 40]),
+        ("doubtful doubtful bad bad", 2, [10, 20, 40]),
+        ("bad bad bad bad", 3, [40]),
+        ("good good damaged damaged", 2, [20, 30, 40]),
+    ],
+)
+def test_checkpoints_of_a_failing_training_push_no_good_one_out(
+    tmp_path: Path, health: str, keep: int, expected: list[int]
+) -> None:
+    for step, word in zip((10, 20, 30, 40), health.split(), strict=True):
+        path = write_checkpoint(tmp_path, step, {"model.w": blob(step)}, {"health": word}).path
+        if word == "damaged":
+            (path / "manifest.json").write_bytes(b"")
+    prune_checkpoints(tmp_path, keep=keep)
+    assert names(tmp_path) == [f"step-0000000{step}" for step in expected]
+
+
+def test_a_run_goes_back_to_before_its_failure_if_it_can_and_newer_checkpoints_are_set_aside(tmp_path: Path) -> None:
+    for step, word in ((10, "good"), (20, "good"), (30, "doubtful"), (40, "bad")):
+        write_checkpoint(tmp_path, step, {"model.w": blob(step)}, {"health": word})
+    _cut(tmp_path / "step-000000020")
+    found: list[str | None] = []
+    for rule in before_bad_step(20):
+        newest = newest_valid(tmp_path, on_refused=lambda _path, _why: None, accept=rule)
+        found.append(None if newest is None else newest.path.name)
+    assert found == ["step-000000010", "step-000000010", "step-000000030"]
+    newest = read_manifest(tmp_path / "step-000000010")
+    moved = set_newer_aside(tmp_path, newest.path, attempt=7)
+    assert [path.name for path in moved] == ["step-000000040", "step-000000030", "step-000000020"]
+    write_checkpoint(tmp_path, 40, {"model.w": blob(1)}, {"again": True})
+    set_newer_aside(tmp_path, newest.path, attempt=7)
+    assert verify_checkpoint(tmp_path / "set-aside-7/step-000000040").content == {"again": True}
+    assert names(tmp_path) == ["set-aside-7", "step-000000010"]
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
