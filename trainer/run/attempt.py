@@ -111,7 +111,7 @@ def begin_attempt(layers: Sequence[Layer], starter: RunStarter) -> Iterator[Atte
         yield _describe(plan, run, number, starter)
 
 
-def begin_next(attempt: Attempt, starter: RunStarter) -> Attempt:
+def restart_run(attempt: Attempt, starter: RunStarter) -> Attempt:
     """Begin the run's next attempt after its workers have crashed; this process still holds the run's lock.
 
     The settings stay; the checkpoint is the newest now, and the data is checked again.

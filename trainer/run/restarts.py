@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from trainer.run.attempt import Attempt, RunStarter, begin_next
+from trainer.run.attempt import Attempt, RunStarter, restart_run
 from trainer.run.worker_commands import worker_command
 from trainer.shared.errors import TrainerError
 from trainer.supervisor import Failure, Outcome, Supervisor
@@ -84,7 +84,7 @@ def _follow(
         # No process of the crashed attempt can meet the new ones.
         starter = dataclasses.replace(starter, topology=dataclasses.replace(topology, master_port=free_port()))
     try:
-        following = begin_next(attempt, starter)
+        following = restart_run(attempt, starter)
     except TrainerError as error:
         supervisor.say(f"no restart: {error}")
         return None
