@@ -1,9 +1,10 @@
 """A crashed worker costs seconds: its pod starts new workers, and the run ends with the bits of an undisturbed one.
 
-`PNAS_RESTART_KILLS=20` kills that often instead of once or twice, and with 8 ranks too. The seed is printed;
+`PNAS_RESTART_KILLS=20` kills that often instead of once or twice, and more kinds of jobs. The seed is printed;
 `PNAS_TEST_KILL_SEED` sets it.
 """
 
+import json
 import os
 import random
 import re
@@ -12,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,15 +21,13 @@ from tests.local.conftest import train
 from tests.local.resumable_runs import BackgroundTrainer, assert_same_run, recipe
 from trainer.run.restarts import RestartLimit
 from trainer.shared.errors import NO_RETRY, RESUMABLE
+from trainer.topology.ports import free_port
+from trainer.worker.task import TASK_VARIABLE
 
 KILLS = int(os.environ.get("PNAS_RESTART_KILLS", "0"))
 STEPS = 6
+TASK = TASK_VARIABLE.encode()
 _TAG = re.compile(r"^\[(rank \d+ [a-z]+:\d+|node \d+) #(\d+)\] (.*)$", re.MULTILINE)
-
-
-def _epochs(kills: int) -> int:
-    """Return enough epochs for the kills, each of which comes a few steps after the one before."""
-    return 2 + kills
 
 
 def _assert_whole(output: str) -> None:
@@ -42,59 +42,104 @@ def _assert_whole(output: str) -> None:
     assert dict(pair.split(":") for pair in ended.split()) == {rank: str(count) for rank, count in counts.items()}
 
 
-def _kill_one(running: BackgroundTrainer, attempt: int, draw: random.Random) -> None:
-    """Kill a random worker of this attempt, a few steps after its first one."""
-    began = "] start mode=" if attempt == 1 else f" attempt={attempt} time="
-    assert running.wait_for(lambda output: "] step " in output.rpartition(began)[2] and began in output), running.output
-    time.sleep(draw.uniform(0, 0.3))
-    running.kill(trainer=False, workers=[draw.choice(running.workers())])
+class _Job:
+    """The supervisors of a run: one for each node, all on this machine."""
+
+    def __init__(self, output: Path, data: Path, *options: str, nodes: int = 1) -> None:
+        self.attempts_at_once: set[frozenset[int]] = set()
+        """The attempts whose workers were seen at the same moment."""
+        port = str(free_port())
+        place = ("--nodes", str(nodes), "--master-addr", "127.0.0.1", "--master-port", port)
+        self.nodes = [
+            BackgroundTrainer(
+                output, data, *options, *(() if nodes == 1 else (*place, "--node-rank", str(node))), name="killed"
+            )
+            for node in range(nodes)
+        ]
+
+    def kill_one(self, attempt: int, draw: random.Random) -> None:
+        """Kill a random worker of this attempt, a few steps after its first one."""
+        began = "] start mode=" if attempt == 1 else f" attempt={attempt} time="
+        first = self.nodes[0]
+        assert first.wait_for(lambda output: self._look() and "] step " in output.partition(began)[2]), first.output
+        time.sleep(draw.uniform(0, 0.3))
+        workers = [(node, worker) for node in self.nodes for worker in node.workers()]
+        node, worker = draw.choice(workers)
+        node.kill(trainer=False, workers=[worker])
+
+    def wait(self) -> list[int]:
+        """Wait until all supervisors have ended; return their exit codes."""
+        return [node.wait() for node in self.nodes]
+
+    def _look(self) -> bool:
+        """Note the attempts of all workers that run at this moment, by their tasks."""
+        tasks = (_task(worker) for node in self.nodes for worker in node.workers())
+        self.attempts_at_once.add(frozenset(task["attempt"] for task in tasks if task))
+        return True
 
 
-@pytest.mark.parametrize(("world_size", "kills"), [(1, KILLS), (2, KILLS), (8, KILLS)] if KILLS else [(1, 1), (2, 2)])
-def test_a_run_whose_workers_are_killed_goes_on_in_its_pod_with_the_same_bits(
-    tmp_path: Path, few_digits: Path, world_size: int, kills: int, capsys: pytest.CaptureFixture[str]
+def _task(worker: int) -> dict[str, Any]:
+    """Return the task in a worker's environment; empty if it has just ended, or not begun."""
+    try:
+        variables = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return {}
+    texts = (value for variable in variables for name, _, value in [variable.partition(b"=")] if name == TASK)
+    task: dict[str, Any] = json.loads(next(texts, b"{}"))
+    return task
+
+
+@pytest.mark.parametrize(
+    ("nodes", "world_size", "kills"),
+    [(1, 1, KILLS), (1, 2, KILLS), (1, 8, KILLS), (2, 2, KILLS), (2, 4, KILLS)] if KILLS else [(1, 1, 1), (2, 4, 2)],
+)
+def test_a_run_whose_workers_are_killed_goes_on_in_its_pods_with_the_same_bits(
+    tmp_path: Path, few_digits: Path, capsys: pytest.CaptureFixture[str], *, nodes: int, world_size: int, kills: int
 ) -> None:
     seed = int(os.environ.get("PNAS_TEST_KILL_SEED") or random.SystemRandom().randrange(2**32))
-    draw, epochs = random.Random(seed), _epochs(kills)
-    options = ("--npus", str(world_size), "--epochs", str(epochs), "--steps", str(STEPS), "--log-interval", "1")
+    draw, epochs = random.Random(seed), 2 + kills
+    options = ("--epochs", str(epochs), "--steps", str(STEPS), "--log-interval", "1")
     with capsys.disabled():
-        sys.stdout.write(f"\n{world_size} ranks, {kills} kills, seed {seed}\n")
-    whole = train(tmp_path, *recipe(*options), data=few_digits, name="whole")
+        sys.stdout.write(f"\n{nodes} nodes, {world_size} ranks, {kills} kills, seed {seed}\n")
+    whole = train(tmp_path, *recipe("--npus", str(world_size), *options), data=few_digits, name="whole")
     assert whole.code == 0, whole.stdout
-    running = BackgroundTrainer(tmp_path, few_digits, *options, "--restarts", str(kills), name="killed")
+    own = ("--npus", str(world_size // nodes), "--restarts", str(kills), *options)
+    job = _Job(tmp_path, few_digits, *own, nodes=nodes)
     for attempt in range(1, kills + 1):
-        _kill_one(running, attempt, draw)
-    assert running.wait() == 0, (seed, running.output)
-    _assert_whole(running.output)
+        job.kill_one(attempt, draw)
+    assert job.wait() == [0] * nodes, (seed, *(node.output for node in job.nodes))
     killed = whole.run.with_name("killed")
     assert_same_run(whole.run, killed, last_step=epochs * STEPS)
-    restarts = re.findall(
-        r'^\[node 0 #\d+\] restart attempt=(\d+) rank=\d+ device=\S+ cause="killed by SIGKILL',
-        running.output,
-        re.MULTILINE,
-    )
-    assert restarts == [str(attempt) for attempt in range(2, kills + 2)]
+    assert max(map(len, job.attempts_at_once)) == 1, job.attempts_at_once
+    for node in job.nodes:
+        _assert_whole(node.output)
+        restarts = re.findall(
+            r'^\[node \d #\d+\] restart attempt=(\d+) rank=\d+ device=\S+ cause="killed by SIGKILL',
+            node.output,
+            re.MULTILINE,
+        )
+        assert restarts == [str(attempt) for attempt in range(2, kills + 2)], node.output
     # One container has one file of lines per rank.
-    consoles = sorted(path.name for path in (killed / "0").glob("console-*"))
-    assert consoles == ["console-1.log"]
-    own = "".join(line for line in running.output.splitlines(keepends=True) if line.startswith("[rank 0 "))
-    assert (killed / "0/console-1.log").read_text() == own
+    assert [path.name for path in (killed / "0").glob("console-*")] == ["console-1.log"]
+    lines = job.nodes[0].output.splitlines(keepends=True)
+    assert (killed / "0/console-1.log").read_text() == "".join(line for line in lines if line.startswith("[rank 0 "))
 
 
 def test_a_pod_whose_restarts_are_used_up_ends_and_a_stop_is_no_crash(tmp_path: Path, few_digits: Path) -> None:
     options = ("--epochs", "100", "--npus", "2", "--log-interval", "1", "--resume", "auto", "--restarts", "1")
-    running = BackgroundTrainer(tmp_path, few_digits, *options, name="run")
+    job = _Job(tmp_path, few_digits, *options)
+    (running,) = job.nodes
     draw = random.Random(0)
     for attempt in (1, 2):
-        _kill_one(running, attempt, draw)
-    assert running.wait() == 1
+        job.kill_one(attempt, draw)
+    assert job.wait() == [1]
     _assert_whole(running.output)
     *_, before, ended, last = running.output.splitlines()
     assert before.endswith("no restart: --restarts 1 of this hour are used up"), before
     assert ended.endswith("outcome=failed")
     assert "failed rank=" in last
     assert 'cause="killed by SIGKILL' in last
-    stopped = BackgroundTrainer(tmp_path, few_digits, *options, name="run")
+    stopped = BackgroundTrainer(tmp_path, few_digits, *options, name="killed")
     assert stopped.wait_for(lambda output: "] step " in output)
     stopped.signal(signal.SIGTERM)
     assert stopped.wait() == RESUMABLE

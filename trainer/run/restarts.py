@@ -6,13 +6,16 @@ was taken, a device that has failed, a stop) ends this process, so that the plat
 """
 
 import dataclasses
+import os
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 from trainer.run.attempt import Attempt, RunStarter, restart_run
+from trainer.run.rendezvous import FirstNode, Meeting, OtherNode, Rendezvous, Report, SingleNode
 from trainer.run.worker_commands import worker_command
-from trainer.shared.errors import TrainerError
+from trainer.shared.errors import RESUMABLE, TrainerError
 from trainer.supervisor import Failure, Outcome, Supervisor
 from trainer.topology.ports import free_port
 
@@ -42,53 +45,117 @@ def run_attempts(attempt: Attempt, starter: RunStarter, supervisor: Supervisor, 
     """Run the workers of `attempt`, and of the attempts that follow crashes; print the last lines.
 
     Args:
-        attempt: The first one, which has begun.
+        attempt: The first one of this process, which has begun.
         device: `npu`, `cuda` or `cpu`.
 
     Raises:
-        TrainerError: A worker cannot be started.
+        TrainerError: The first attempt's workers cannot be started, or the other nodes did not come.
     """
-    limit = RestartLimit(0 if starter.topology.source == "torchrun" else attempt.config.restarts)
     # From now on only the supervisor writes to stdout, which may have taken half a line.
     starter = dataclasses.replace(starter, on_note=supervisor.say)
-    first = attempt.number
-    while True:
-        commands = [
-            worker_command(worker, starter.topology, attempt, device=device, command=starter.command, console=first)
-            for worker in starter.topology.workers
-        ]
-        try:
-            outcome = supervisor.run(commands, grace_s=attempt.config.grace_s)
-        except TrainerError as error:
-            if attempt.number == first:
-                raise
-            outcome = Outcome(error.exit_code, Failure(None, "", str(error)))
-        following = _follow(attempt, starter, supervisor, outcome, limit)
-        if following is None:
-            supervisor.end(outcome)
-            return outcome
-        attempt, starter = following
-
-
-def _follow(
-    attempt: Attempt, starter: RunStarter, supervisor: Supervisor, outcome: Outcome, limit: RestartLimit
-) -> tuple[Attempt, RunStarter] | None:
-    """Begin the attempt that follows a crash; return None if this process must end."""
-    topology = starter.topology
-    if not outcome.crashed or topology.nodes > 1 or limit.per_hour == 0 or supervisor.stop_requested:
-        return None
-    if not limit.take():
-        supervisor.say(f"no restart: --restarts {limit.per_hour} of this hour are used up")
-        return None
-    if attempt.config.master_port is None:
-        # No process of the crashed attempt can meet the new ones.
-        starter = dataclasses.replace(starter, topology=dataclasses.replace(topology, master_port=free_port()))
+    pod = _Pod(attempt, starter, supervisor, device)
     try:
-        following = restart_run(attempt, starter)
-    except TrainerError as error:
-        supervisor.say(f"no restart: {error}")
-        return None
-    supervisor.say(
-        f"restart attempt={following.number} {outcome.first_failure.fields if outcome.first_failure else ''}"
+        outcome = pod.run()
+    finally:
+        pod.rendezvous.close()
+    supervisor.end(outcome)
+    return outcome
+
+
+class _Pod:
+    """One node's attempts, one after another, as all nodes agree on them."""
+
+    def __init__(self, attempt: Attempt, starter: RunStarter, supervisor: Supervisor, device: str) -> None:
+        self._attempt = attempt
+        self._starter = starter
+        self._supervisor = supervisor
+        self._device = device
+        self._console = attempt.number
+        # torchrun has a trainer for each rank, and its agent starts all of them again.
+        self._limit = RestartLimit(0 if starter.topology.source == "torchrun" else attempt.config.restarts)
+        self.rendezvous = _rendezvous(attempt, starter, supervisor)
+
+    def run(self) -> Outcome:
+        """Run the attempts; return the last one's outcome."""
+        meeting = self.rendezvous.meet(None, self._begin_first)
+        outcome = Outcome(RESUMABLE, None)
+        if meeting is not None:
+            # Each node has chosen the checkpoint that it sees; the workers compare them.
+            self._follow(meeting, self._attempt.checkpoint)
+            outcome = self._run_workers()
+        while (failure := outcome.first_failure) is not None:
+            try:
+                meeting = self.rendezvous.meet(Report(outcome.crashed, failure.fields), self._begin_next)
+                if meeting is None:
+                    break
+                checkpoint = None if meeting.checkpoint is None else self._attempt.run / meeting.checkpoint
+                self._follow(meeting, checkpoint)
+                self._supervisor.say(f"restart attempt={meeting.attempt} {meeting.cause}")
+                outcome = self._run_workers()
+            except TrainerError as error:
+                return Outcome(error.exit_code, Failure(None, "", str(error)))
+        stopped = outcome.crashed and self._supervisor.stop_requested
+        return Outcome(RESUMABLE, None) if stopped else outcome
+
+    def _run_workers(self) -> Outcome:
+        topology, attempt = self._starter.topology, self._attempt
+        commands = [
+            worker_command(
+                worker,
+                topology,
+                attempt,
+                device=self._device,
+                command=self._starter.command,
+                console=self._console,
+            )
+            for worker in topology.workers
+        ]
+        return self._supervisor.run(commands, grace_s=attempt.config.grace_s, peers=self.rendezvous)
+
+    def _begin_first(self, _cause: str) -> Meeting:
+        """Return the attempt that has begun."""
+        topology, checkpoint = self._starter.topology, self._attempt.checkpoint
+        port = topology.master_port if isinstance(self.rendezvous, SingleNode) else free_port()
+        return Meeting(
+            self._attempt.number, topology.master_addr, port, None if checkpoint is None else str(checkpoint)
+        )
+
+    def _begin_next(self, cause: str) -> Meeting | None:
+        """Begin the attempt that follows a crash; return None if this process must end."""
+        if not self._limit.per_hour or self._supervisor.stop_requested:
+            return None
+        if not self._limit.take():
+            self._supervisor.say(f"no restart: --restarts {self._limit.per_hour} of this hour are used up")
+            return None
+        try:
+            attempt = restart_run(self._attempt, self._starter)
+        except TrainerError as error:
+            self._supervisor.say(f"no restart: {error}")
+            return None
+        # No process of the crashed attempt can meet the new ones at another port.
+        port = self._attempt.config.master_port if isinstance(self.rendezvous, SingleNode) else None
+        checkpoint = None if attempt.checkpoint is None else os.path.relpath(attempt.checkpoint, attempt.run)
+        return Meeting(attempt.number, self._starter.topology.master_addr, port or free_port(), checkpoint, cause)
+
+    def _follow(self, meeting: Meeting, checkpoint: Path | None) -> None:
+        """Take over what the first node has decided."""
+        self._attempt = dataclasses.replace(self._attempt, number=meeting.attempt, checkpoint=checkpoint)
+        topology = dataclasses.replace(self._starter.topology, master_addr=meeting.address, master_port=meeting.port)
+        self._starter = dataclasses.replace(self._starter, topology=topology)
+
+
+def _rendezvous(attempt: Attempt, starter: RunStarter, supervisor: Supervisor) -> Rendezvous:
+    topology = starter.topology
+    if topology.nodes == 1 or topology.source == "torchrun":
+        return SingleNode()
+    name = attempt.run.name
+    if starter.is_first_node:
+        return FirstNode(supervisor, topology.master_port, nodes=topology.nodes, run=name)
+    return OtherNode(
+        supervisor,
+        topology.master_addr,
+        topology.master_port,
+        node=topology.node_rank,
+        nodes=topology.nodes,
+        run=name,
     )
-    return following, starter

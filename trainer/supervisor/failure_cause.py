@@ -85,11 +85,13 @@ class StopOrder:
         at: Seconds on the clock of the workers' ends.
         reason: The reason, if it is not the failure of a worker.
         by_signal: A signal from outside told the node to stop.
+        by_peer: The workers of another node have failed.
     """
 
     at: float
     reason: str | None
     by_signal: bool
+    by_peer: bool = False
 
 
 @dataclass
@@ -163,6 +165,8 @@ def decide(ends: Sequence[WorkerEnd], *, stop: StopOrder | None) -> Outcome:
         return Outcome(0 if all(end.returncode == 0 for end in ends) else RESUMABLE, None)
     before_stop = [end for end in failures if stop is None or end.failed_at <= stop.at]
     first = min(before_stop or failures, key=lambda end: (end.secondary, end.failed_at, end.rank))
+    if not before_stop and stop is not None and stop.reason is not None and stop.by_peer:
+        return Outcome(1, Failure(None, "", stop.reason), crashed=True)
     if not before_stop and stop is not None and stop.reason is not None:
         return Outcome(1, Failure(first.rank, first.device, stop.reason + _after_stop(first, stop)))
     code = first.returncode if first.returncode in FAILURE_CODES else 1

@@ -3,13 +3,14 @@
 One thread, one selector: this page holds every promise about order and loss.
 """
 
+import select
 import selectors
 import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from trainer.shared.errors import RESUMABLE, FolderTakenError
 from trainer.supervisor.console import Console
@@ -40,6 +41,20 @@ class Limits:
     flush_s: float = 5.0
 
 
+class Peers(Protocol):
+    """The supervisors of the job's other nodes."""
+
+    @property
+    def fd(self) -> int | None:
+        """A descriptor that can be read when one has said something; None without other nodes."""
+
+    def poll(self) -> str | None:
+        """Return why this node's workers must stop, if another node says so."""
+
+    def tell_failure(self, cause: str) -> None:
+        """Have the others stop their workers."""
+
+
 class Supervisor(AbstractContextManager["Supervisor"]):
     """Runs one group of workers after another on one node; use it from the main thread.
 
@@ -67,11 +82,11 @@ class Supervisor(AbstractContextManager["Supervisor"]):
         self._signals.close()
         self._console.close()
 
-    def run(self, commands: Sequence[WorkerCommand], *, grace_s: float) -> Outcome:
+    def run(self, commands: Sequence[WorkerCommand], *, grace_s: float, peers: Peers | None = None) -> Outcome:
         """Run every worker to its end, and leave no process of them.
 
-        When one worker fails, the others are stopped. SIGTERM and SIGINT are passed on as SIGTERM, SIGUSR1 as it is;
-        after `grace_s` seconds, or at a second SIGTERM or SIGINT, the workers are killed.
+        When one worker fails, the others are stopped, and the workers of `peers`. SIGTERM and SIGINT are passed on as
+        SIGTERM, SIGUSR1 as it is; after `grace_s` seconds, or at a second SIGTERM or SIGINT, the workers are killed.
 
         Returns:
             Exit code 0; 75 if the workers have stopped resumably; the first failing worker's if it is 1, 2, 6 or 7;
@@ -80,7 +95,7 @@ class Supervisor(AbstractContextManager["Supervisor"]):
         Raises:
             TrainerError: A worker cannot be started; none is left running.
         """
-        loop = self._loop(grace_s)
+        loop = self._loop(grace_s, peers)
         try:
             for command in commands:
                 loop.start(command)
@@ -93,6 +108,14 @@ class Supervisor(AbstractContextManager["Supervisor"]):
         """Whether a SIGTERM or SIGINT has come, in a group or between two of them."""
         self._signals.read()
         return self._signals.stops > 0
+
+    def wait(self, fd: int, *, timeout_s: float) -> bool:
+        """Wait between two groups until `fd` can be read; return False if a signal asks to stop."""
+        ready = select.poll()
+        for number in (fd, self._signals.fd):
+            ready.register(number, select.POLLIN)
+        ready.poll(timeout_s * 1000)
+        return not self.stop_requested
 
     def say(self, text: str) -> None:
         """Print a line of the supervisor's own."""
@@ -112,22 +135,34 @@ class Supervisor(AbstractContextManager["Supervisor"]):
         finally:
             loop.close()
 
-    def _loop(self, grace_s: float) -> "_Loop":
-        return _Loop(self._console, self._signals, grace_s=grace_s, limits=self._limits, loss=self._loss)
+    def _loop(self, grace_s: float, peers: Peers | None = None) -> "_Loop":
+        return _Loop(self._console, self._signals, peers, grace_s=grace_s, limits=self._limits, loss=self._loss)
 
 
 class _Loop:
     """The state of one group of workers."""
 
-    def __init__(self, console: Console, signals: SignalInbox, *, grace_s: float, limits: Limits, loss: Loss) -> None:
+    def __init__(
+        self,
+        console: Console,
+        signals: SignalInbox,
+        peers: Peers | None,
+        *,
+        grace_s: float,
+        limits: Limits,
+        loss: Loss,
+    ) -> None:
         self._console = console
         self._signals = signals
+        self._peers = peers
         self._grace_s = grace_s
         self._limits = limits
         self._loss = loss
         self._workers: list[WorkerProcess] = []
         self._selector = selectors.DefaultSelector()
         self._selector.register(signals.fd, selectors.EVENT_READ)
+        if peers is not None and peers.fd is not None:
+            self._selector.register(peers.fd, selectors.EVENT_READ)
         self._reading = True
         self._stopping: StopOrder | None = None
         self._kill_at: float | None = None
@@ -174,6 +209,8 @@ class _Loop:
             # The signals may be the only news of an end. Look again: an end that a stop has caused came after `now`.
             self._look(time.monotonic())
         self._console.print([self._drain(worker, now) for worker in self._workers if self._drain_due(worker, now)])
+        if self._peers is not None and any(key.fd == self._peers.fd for key, _ in events):
+            self._heed(self._peers.poll(), now)
         self._stop_if_one_has_failed(now)
         self._kill_if_due(now)
 
@@ -251,6 +288,12 @@ class _Loop:
                     self._console.say(f"received {name}: the workers have {self._grace_s:g} s to stop")
                     self._stop(StopOrder(now, f"stopped by {name}", by_signal=True), within_s=self._grace_s)
 
+    def _heed(self, reason: str | None, now: float) -> None:
+        """Stop the workers if another node says why."""
+        if reason is not None and self._stopping is None and any(worker.running for worker in self._workers):
+            self._console.say(f"{reason}; stopping the workers")
+            self._stop(StopOrder(now, reason, by_signal=False, by_peer=True), within_s=self._limits.stop_s)
+
     def _stop(self, stop: StopOrder, *, within_s: float) -> None:
         self._stopping, self._kill_at = stop, stop.at + within_s
         for worker in self._workers:
@@ -285,6 +328,8 @@ class _Loop:
             # Its own words are the line above, and will be the last line too.
             how = f" ({first.end})" if first.end.reason is None else ""
             self._console.say(f"{first.command} has ended{how}; stopping the others")
+            if self._peers is not None:
+                self._peers.tell_failure(f"{first.command} has ended")
         self._stop(StopOrder(now, reason, by_signal=False), within_s=self._limits.stop_s)
 
     def _kill_if_due(self, now: float) -> None:

@@ -1,0 +1,352 @@
+"""The supervisors of a job meet before each attempt, so that never two attempts run at once.
+
+The first node's supervisor listens at MASTER_ADDR:MASTER_PORT as long as it lives, and the others connect to it. Each
+says how its workers have ended, when all of them have. The first node then decides: another attempt, or the end. The
+workers meet at a new port in each attempt, so that no process of an earlier one can join.
+"""
+
+import selectors
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Protocol
+
+from trainer.run.links import Link, Message, link_to, listen
+from trainer.shared.errors import TrainerError
+from trainer.supervisor import Supervisor, blames_a_peer
+
+LONGEST_WAIT_S = 1800.0
+"""How long a node waits for the others, as torch's rendezvous does: their pods may start later."""
+_NOTE_EVERY_S = 60.0
+_RETRY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """How one node's workers ended: `crashed` if others in their place might not fail; `cause` in logfmt."""
+
+    crashed: bool
+    cause: str
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """An attempt as the first node has begun it.
+
+    Attributes:
+        address, port: Where its workers meet.
+        checkpoint: The training state that they continue from, relative to the run's folder; None begins at the first
+            step. Before the first attempt of its process each node chooses by itself.
+        cause: Why the attempt before it ended, in logfmt.
+    """
+
+    attempt: int
+    address: str
+    port: int
+    checkpoint: str | None = None
+    cause: str = ""
+
+
+Begin = Callable[[str], Meeting | None]
+"""Begins the next attempt, on the first node; the argument is the cause, and None means that this process must end."""
+
+
+class Rendezvous(Protocol):
+    """One node's side. The supervisor's loop listens to `fd` while workers run."""
+
+    @property
+    def fd(self) -> int | None:
+        """A descriptor that can be read when another node has said something; None on a single node."""
+
+    def poll(self) -> str | None:
+        """Take in what other nodes have said; return why this node's workers must stop, if they must."""
+
+    def tell_failure(self, cause: str) -> None:
+        """Have the others stop their workers, because this node's are failing."""
+
+    def meet(self, report: Report | None, begin: Begin) -> Meeting | None:
+        """Wait for the other nodes; return the next attempt, or None if this process must end.
+
+        Args:
+            report: How this node's workers have ended; None before the first attempt.
+
+        Raises:
+            TrainerError: A node did not come in time.
+        """
+
+    def close(self) -> None:
+        """Tell the others that this node leaves in order."""
+
+
+class SingleNode:
+    """A job on one node agrees with itself."""
+
+    fd: int | None = None
+
+    def poll(self) -> str | None:
+        """Return None: there is no other node."""
+
+    def tell_failure(self, cause: str) -> None:
+        """Do nothing: there is no other node."""
+
+    def meet(self, report: Report | None, begin: Begin) -> Meeting | None:
+        """Return the next attempt, if the workers have crashed."""
+        return begin("" if report is None else report.cause) if report is None or report.crashed else None
+
+    def close(self) -> None:
+        """Do nothing: there is no other node."""
+
+
+class _Waiting:
+    """A wait for other nodes: with lines for the user, with an end, and not in the way of a signal."""
+
+    def __init__(self, supervisor: Supervisor, fd: int) -> None:
+        self._supervisor, self._fd = supervisor, fd
+        self._began = self._said = time.monotonic()
+
+    def turn(self, text: str, *, at_most_s: float = _NOTE_EVERY_S) -> bool:
+        """Wait until a node has said something; return False if a signal asks this node to stop.
+
+        Args:
+            text: What is waited for.
+
+        Raises:
+            TrainerError: The wait has been too long.
+        """
+        now = time.monotonic()
+        if now - self._began > LONGEST_WAIT_S:
+            raise TrainerError(f"waited {LONGEST_WAIT_S:g} s for {text}: see its pod's log and events")
+        if now - self._said >= _NOTE_EVERY_S:
+            self._said = now
+            self._supervisor.say(f"waiting for {text}, since {now - self._began:.0f} s")
+        return self._supervisor.wait(self._fd, timeout_s=at_most_s)
+
+
+class FirstNode:
+    """The node of rank 0 decides, when it knows how the workers of every node have ended."""
+
+    def __init__(self, supervisor: Supervisor, port: int, *, nodes: int, run: str) -> None:
+        """Listen for the other nodes of `run`.
+
+        Raises:
+            UsageError: The port is taken.
+        """
+        self._supervisor = supervisor
+        self._others = range(1, nodes)
+        self._name = {"run": run, "nodes": nodes}
+        self._listener = listen(port)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self.fd = _descriptor(self._selector)
+        self._links: dict[int, Link] = {}
+        self._reports: dict[int, Report | None] = {}
+        self._over: str | None = None
+        """Why there is no further attempt, once another node has left."""
+        self._begun = False
+
+    def poll(self) -> str | None:
+        """Take in what the other nodes have said."""
+        reason = None
+        for key, _ in self._selector.select(0):
+            if key.fileobj is self._listener:
+                connection, _ = self._listener.accept()
+                self._selector.register(link := Link(connection), selectors.EVENT_READ, link)
+            else:
+                reason = self._read(key.data) or reason
+        return reason
+
+    def tell_failure(self, cause: str) -> None:
+        """Have the others stop their workers."""
+        self._tell({"stop": f"node 0: {cause}"})
+
+    def meet(self, report: Report | None, begin: Begin) -> Meeting | None:
+        """Wait until every node's workers have ended, and decide."""
+        meeting = None
+        if report is None or report.crashed:
+            waiting = _Waiting(self._supervisor, self.fd)
+            while self._missing and self._over is None:
+                if not waiting.turn(f"node {self._missing}"):
+                    self._over = "node 0 was told to stop"
+                self.poll()
+            if self._over is None:
+                meeting = begin(self._cause(report))
+        if meeting is None:
+            if report is not None and report.crashed and self._over is not None:
+                self._supervisor.say(f"no restart: {self._over}")
+            self._tell({"leave": self._over or f"node 0: {report.cause if report else 'it cannot begin'}"})
+            return None
+        self._begun = True
+        self._reports.clear()
+        for link in self._links.values():
+            link.send({"begin": {**asdict(meeting), "address": link.own_address}})
+        return replace(meeting, address=self._links[1].own_address)
+
+    def close(self) -> None:
+        """Tell the others that this node leaves in order."""
+        self._tell({"bye": True})
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.data, Link):
+                key.data.close()
+        self._listener.close()
+        self._selector.close()
+
+    @property
+    def _missing(self) -> str:
+        return ", ".join(str(node) for node in self._others if node not in self._reports)
+
+    def _cause(self, own: Report | None) -> str:
+        """Return the cause of the whole crash: of a rank, and not that a peer is gone, if there is such a cause."""
+        causes = [report.cause for report in (own, *self._reports.values()) if report is not None]
+        return min(causes, key=lambda cause: (not cause.startswith("rank="), blames_a_peer(cause.encode())), default="")
+
+    def _tell(self, message: Message, *, but: int = 0) -> None:
+        for node, link in self._links.items():
+            if node != but:
+                link.send(message)
+
+    def _read(self, link: Link) -> str | None:
+        messages = link.receive()
+        node = next((node for node, known in self._links.items() if known is link), None)
+        reason = None
+        for message in messages or ():
+            if "report" in message:
+                node = self._greet(link, message)
+            if node is None:
+                messages = None  # another program's, or another run's
+                break
+            reason = self._understand(node, message) or reason
+        if messages is None:
+            self._selector.unregister(link)
+            link.close()
+            if node is not None and self._links.get(node) is link:
+                del self._links[node]
+                self._reports.pop(node, None)
+                if self._begun and self._over is None:
+                    self._over = reason = f"node {node} is gone"
+        return reason
+
+    def _greet(self, link: Link, message: Message) -> int | None:
+        """Return the node that speaks, and remember its connection; None if it is not one of this run."""
+        node = message.get("node")
+        if (
+            not isinstance(node, int)
+            or node not in self._others
+            or {name: message.get(name) for name in self._name} != self._name
+        ):
+            return None
+        if self._begun and self._links.get(node) is not link:
+            return None  # a node's next pod: it comes again after this process has ended
+        self._links[node] = link
+        return node
+
+    def _understand(self, node: int, message: Message) -> str | None:
+        match message:
+            case {"stop": str(cause)}:
+                reason = f"node {node}: {cause}"
+                self._tell({"stop": reason}, but=node)
+                return reason
+            case {"bye": _}:
+                self._over = self._over or f"node {node} has ended"
+            case {"report": dict(values)}:
+                report = Report(bool(values.get("crashed")), str(values.get("cause")))
+                self._reports[node] = report
+                reason = f"node {node}: {report.cause}"
+                if not report.crashed:
+                    self._over = self._over or reason
+                return reason
+            case {"report": None}:
+                self._reports[node] = None
+        return None
+
+
+class OtherNode:
+    """A node that does what the first one decides."""
+
+    def __init__(self, supervisor: Supervisor, address: str, port: int, *, node: int, nodes: int, run: str) -> None:
+        self._supervisor = supervisor
+        self._place = address, port
+        self._name = {"node": node, "run": run, "nodes": nodes}
+        self._selector = selectors.DefaultSelector()
+        self.fd = _descriptor(self._selector)
+        self._link: Link | None = None
+        self._meeting: Meeting | None = None
+        self._over: str | None = None
+        """Why there is no further attempt."""
+
+    def poll(self) -> str | None:
+        """Take in what the first node has said."""
+        if self._link is None:
+            return None
+        messages = self._link.receive()
+        reason: str | None = None
+        for message in messages or ():
+            match message:
+                case {"begin": dict(values)}:
+                    self._meeting = Meeting(**values)
+                case {"stop": str(text)}:
+                    reason = text
+                case {"leave": str(text)}:
+                    self._over = reason = text
+                case {"bye": _}:
+                    self._over = self._over or "node 0 has ended"
+        if messages is None:
+            if self._over is None:
+                self._over = reason = "node 0 is gone"
+            self._disconnect()
+        return reason
+
+    def tell_failure(self, cause: str) -> None:
+        """Have the other nodes stop their workers."""
+        if self._link is not None:
+            self._link.send({"stop": cause})
+
+    def meet(self, report: Report | None, begin: Begin) -> Meeting | None:
+        """Report, and wait for the first node's decision."""
+        del begin
+        message = {**self._name, "report": None if report is None else asdict(report)}
+        if self._link is not None:
+            self._link.send(message)
+        if report is not None and not report.crashed:
+            return None
+        waiting = _Waiting(self._supervisor, self.fd)
+        while (meeting := self._take_meeting()) is None:
+            if report is None and self._link is None:
+                # Its pod starts later, or an earlier pod of the first node has just ended.
+                self._connect(message)
+            elif self._over is not None:
+                self._supervisor.say(f"no restart: {self._over}")
+                return None
+            text = f"node 0 at {self._place[0]}:{self._place[1]}"
+            if not waiting.turn(text, at_most_s=_RETRY_S if self._link is None else _NOTE_EVERY_S):
+                return None
+            self.poll()
+        return meeting
+
+    def close(self) -> None:
+        """Tell the first node that this one leaves in order."""
+        if self._link is not None:
+            self._link.send({"bye": True})
+            self._disconnect()
+        self._selector.close()
+
+    def _take_meeting(self) -> Meeting | None:
+        meeting, self._meeting = self._meeting, None
+        return meeting
+
+    def _connect(self, message: Message) -> None:
+        self._over = None
+        self._link = link_to(*self._place)
+        if self._link is not None:
+            self._selector.register(self._link, selectors.EVENT_READ)
+            self._link.send(message)
+
+    def _disconnect(self) -> None:
+        if self._link is not None:
+            self._selector.unregister(self._link)
+            self._link.close()
+            self._link = None
+
+
+def _descriptor(selector: selectors.BaseSelector) -> int:
+    """Return the descriptor of a selector: another selector can wait for it (epoll(7))."""
+    return int(selector.fileno())  # type: ignore[attr-defined]  # of epoll and of kqueue
