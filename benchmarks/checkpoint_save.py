@@ -33,6 +33,7 @@ from trainer.checkpoint.reading import list_checkpoints, verify_checkpoint
 from trainer.data.loader import ImageBatch
 from trainer.data.sampler import plan_epoch
 from trainer.devices.device import open_device
+from trainer.records.lease import Lease
 from trainer.records.run_records import Records
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import TrainerError
@@ -103,7 +104,12 @@ def measure(folder: Path) -> tuple[dict[str, list[Turn]], Checkpoint]:
     training = _training(folder)
     windows = _steps(training)
     checkpoints = CheckpointManager(
-        training, folder, attempt=1, data={}, classes=[str(label) for label in range(CLASSES)]
+        training,
+        folder,
+        attempt=1,
+        data={},
+        classes=[str(label) for label in range(CLASSES)],
+        lease=Lease(folder, ""),
     )
     lines = io.StringIO()
     with Records(folder, training.config, rank=0, world_size=1) as records, contextlib.redirect_stdout(lines):

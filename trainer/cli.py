@@ -21,7 +21,6 @@ from trainer.commands.ranktable import ranktable_app
 from trainer.devices.runtime_env import hccl_timeouts, openmp_threads
 from trainer.environment.facts import read_facts
 from trainer.environment.findings import FEWEST_OPEN_FILES
-from trainer.run.lock import describe_loss
 from trainer.run.termination import RunTermination
 from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, resolve_train_config, user_layers
 from trainer.shared.config.options import PROFILE_HELP, given_options, option_parameters, take_options
@@ -111,7 +110,13 @@ def train(
         topology = discover(config, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)
         if topology.world_size > 1:
             check_addresses(topology.master_addr, nodes=topology.nodes, environ=os.environ)
-        starter = attempt.RunStarter(topology, command=command, on_note=_note, on_lost=termination.lose_folder)
+        starter = attempt.RunStarter(
+            topology,
+            command=command,
+            on_note=_note,
+            on_lost=termination.lose_folder,
+            on_asked=termination.hand_over,
+        )
         if dry_run:
             attempt.check_attempt(layers, starter)
             _note("everything fits together; nothing was started")
@@ -121,10 +126,12 @@ def train(
             Supervisor(
                 sys.stdout.buffer,
                 node_rank=topology.node_rank,
-                loss=lambda: termination.loss or describe_loss(run.run),
+                loss=lambda: termination.find_loss(run.lease, run.run),
             ) as supervisor,
         ):
             outcome = restarts.run_attempts(run, starter, supervisor, device=visible.kind)
+            if outcome.exit_code:
+                termination.find_loss(run.lease, run.run)
             termination.raise_if_lost()
     return outcome.exit_code
 

@@ -53,7 +53,7 @@ def _until_writing(running: BackgroundTrainer, run: Path) -> bool:
 def _is_writing(run: Path, *, since: float) -> bool:
     """Return whether an unfinished checkpoint changed after `since`; older ones belong to a killed writer."""
     try:
-        return any(path.stat().st_mtime > since for path in run.glob("checkpoints/.step-*.partial"))
+        return any(path.stat().st_mtime > since for path in run.glob("checkpoints/.writing-*/step-*"))
     except FileNotFoundError:  # the checkpoint has just been finished
         return True
 

@@ -29,7 +29,7 @@ from trainer.shared.files import reading
 from trainer.shared.runs import CHECKPOINTS_FOLDER
 
 CHECKPOINT_PREFIX = "step-"
-# The old checkpoint of a step stays listed as `.replaced` until the new one has the name.
+# A checkpoint that takes the place of another one of its step is listed as `.replaced` until that one is gone.
 _NAME = re.compile(r"step-([0-9]{9,})(\.replaced)?")
 WEIGHTS_SUFFIX = ".safetensors"
 CHUNK_BYTES = 4 << 20

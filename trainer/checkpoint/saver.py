@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint.manifest import BadCheckpointError, Blob
-from trainer.checkpoint.writing import prune_checkpoints, write_checkpoint
+from trainer.checkpoint.writing import UNSHARED, CheckpointWriter, prune_checkpoints, scratch_folder, write_checkpoint
 from trainer.model.weights import write_weights
 from trainer.records.run_records import say
 from trainer.shared.durations import Interval
@@ -44,6 +44,7 @@ class Saver:
         pin_memory: bool,
         evaluated: str,
         description: Mapping[str, str],
+        writer: CheckpointWriter = UNSHARED,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Write into `folder`.
@@ -54,9 +55,11 @@ class Saver:
             pin_memory: whether the copy of the state lies in page-locked memory.
             evaluated: how the names of the evaluated model's tensors begin: `model.` or `ema.`.
             description: what weight files say about themselves.
+            writer: the run's attempt.
         """
         self._folder, self._every, self._keep, self._pin = folder, every, keep, pin_memory
         self._evaluated, self._description, self._clock = evaluated, dict(description), clock
+        self._writer = writer
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: str | None = None
@@ -137,7 +140,7 @@ class Saver:
             # Before the checkpoint that counts them: a run that is killed in between writes them again.
             self._write_weights(weights)
             blobs = {name: _blob(tensor) for name, tensor in self._buffers.items()}
-            manifest = write_checkpoint(self._folder, step, blobs, content)
+            manifest = write_checkpoint(self._folder, step, blobs, content, writer=self._writer)
             say("checkpoint", step=step, mib=manifest.bytes / 2**20, write_s=self._clock() - started_at)
             self._error = None
         except (OSError, BadCheckpointError, TrainerError) as error:
@@ -145,17 +148,17 @@ class Saver:
             say("warning", text=f"checkpoint of step {step} is not saved: {self._error}; earlier ones stay")
             return
         try:
-            prune_checkpoints(self._folder, keep=self._keep, spare=[manifest.path])
-        except OSError as error:
+            prune_checkpoints(self._folder, keep=self._keep, spare=[manifest.path], writer=self._writer)
+        except (OSError, TrainerError) as error:
             say("warning", text=f"{self._folder}: older checkpoints cannot be deleted: {error}")
 
     def _write_weights(self, names: Collection[str]) -> None:
         """Write the evaluated model's weights from the buffers to files."""
         part = self._evaluated
         state = {name.removeprefix(part): tensor for name, tensor in self._buffers.items() if name.startswith(part)}
-        for name in names:
-            self._folder.mkdir(exist_ok=True)
-            write_weights(self._folder / f"{name}.safetensors", state, self._description)
+        for path in (self._folder / f"{name}.safetensors" for name in names):
+            with scratch_folder(self._folder, self._writer) as scratch:
+                write_weights(path, state, self._description, partial=scratch / path.name)
 
 
 def _blob(tensor: Tensor) -> Blob:

@@ -2,6 +2,10 @@
 
 A run may be killed, or its disk fill up, between any two instructions here. A folder under such a name is always whole,
 and never fewer of them are left than before. Names that begin with a dot are leftovers, which the next call clears.
+
+A process can also be frozen there, and wake up when another one owns the run. So each checkpoint enters and leaves the
+folder by one rename, from or to a scratch folder of the attempt, and the next owner first removes this folder: the
+rename of a process that wakes up then fails. No clock is needed.
 """
 
 import contextlib
@@ -11,7 +15,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -32,11 +36,60 @@ from trainer.checkpoint.manifest import (
 from trainer.checkpoint.reading import CHUNK_BYTES, list_checkpoints, read_manifest, step_of, verify_checkpoint
 from trainer.shared.files import fsync
 
+# Earlier versions had no scratch folder, and left partial and pruned ones next to the others.
 _LEFTOVER = re.compile(r"\.step-([0-9]{9,})(?:\.replaced)?\.(partial|refused|pruned)")
+_SCRATCH = ".writing-"
+# A process that wakes up can put a file into a folder that is being removed.
+_REMOVALS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointWriter:
+    """The process that writes.
+
+    Attributes:
+        attempt: of its run; names its scratch folder.
+        prove: raises a TrainerError if the folder belongs to another process by now.
+    """
+
+    attempt: int = 1
+    prove: Callable[[], None] = lambda: None
+
+
+UNSHARED = CheckpointWriter()
+"""The writer of a folder that no other process can take."""
+
+
+@contextlib.contextmanager
+def scratch_folder(folder: Path, writer: CheckpointWriter) -> Iterator[Path]:
+    """Yield a folder in `folder`, which is made if it is missing, for files that are not whole; remove it afterwards.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+        TrainerError: the folder belongs to another process by now.
+    """
+    if not folder.is_dir():
+        folder.mkdir()
+        fsync(folder.parent)
+    scratch = folder / f"{_SCRATCH}{writer.attempt}"
+    _remove(scratch)
+    scratch.mkdir()
+    try:
+        # After the folder was made: a later owner finds and removes it.
+        writer.prove()
+        yield scratch
+    finally:
+        # A full disk needs the room.
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_checkpoint(
-    folder: Path, step: int, blobs: Mapping[str, Blob], content: Mapping[str, Any]
+    folder: Path,
+    step: int,
+    blobs: Mapping[str, Blob],
+    content: Mapping[str, Any],
+    *,
+    writer: CheckpointWriter = UNSHARED,
 ) -> CheckpointManifest:
     """Write the checkpoint of `step` into `folder`, which is made if it is missing, and verify it from the disk.
 
@@ -53,40 +106,42 @@ def write_checkpoint(
     Raises:
         OSError: the disk is full or the folder cannot be written; all earlier checkpoints are still there.
         BadCheckpointError: the disk returned other bytes than were written; they stay in `.step-....refused`.
+        TrainerError: the folder belongs to another process by now.
         ValueError: the size of a blob does not match its type and shape.
     """
-    if not folder.is_dir():
-        folder.mkdir()
-        fsync(folder.parent)
     final = folder / f"step-{step:09d}"
-    partial = folder / f".{final.name}.partial"
-    _remove(partial)
-    with contextlib.ExitStack() as undo:
-        # A full disk needs the room.
-        undo.callback(shutil.rmtree, partial, ignore_errors=True)
+    with scratch_folder(folder, writer) as scratch:
+        partial = scratch / final.name
         partial.mkdir()
-        entries = _write_state(partial / STATE_FILE, blobs)
+        entries = _write_state(partial / STATE_FILE, blobs, writer)
         saved = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        _write_file(partial / MANIFEST_FILE, iter([encode_manifest(content, entries, saved)]))
+        _write_file(partial / MANIFEST_FILE, iter([encode_manifest(content, entries, saved)]), writer)
         fsync(partial)
-        manifest = _read_back(partial)
+        manifest = _read_back(partial, folder / f".{final.name}.refused")
+        writer.prove()
         _install(partial, final)
-        undo.pop_all()
     return dataclasses.replace(manifest, path=final)
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Delete what killed writers have left half written: the run needs the room. No writer may be at work.
+    """Delete what earlier writers have left half written. No writer of this attempt may be at work.
+
+    An earlier owner that wakes up finds no scratch folder and no half-done replacement, so it can change no checkpoint.
 
     Raises:
         OSError: a leftover cannot be deleted.
     """
     for path in list(folder.iterdir()) if folder.is_dir() else []:
-        if _LEFTOVER.fullmatch(path.name):
+        if _LEFTOVER.fullmatch(path.name) or path.name.startswith(_SCRATCH):
             _remove(path)
+    for path in list_checkpoints(folder):
+        if path.suffix and not path.with_suffix("").exists():
+            path.rename(path.with_suffix(""))
 
 
-def prune_checkpoints(folder: Path, *, keep: int, spare: Collection[Path] = ()) -> None:
+def prune_checkpoints(
+    folder: Path, *, keep: int, spare: Collection[Path] = (), writer: CheckpointWriter = UNSHARED
+) -> None:
     """Delete all but the newest `keep` checkpoints, and the leftovers of killed writers and prunes.
 
     Checkpoints of a training that is about to fail push no others out: bad ones do not count, and the newest good one
@@ -99,6 +154,7 @@ def prune_checkpoints(folder: Path, *, keep: int, spare: Collection[Path] = ()) 
 
     Raises:
         OSError: a checkpoint cannot be deleted.
+        TrainerError: the folder belongs to another process by now.
     """
     if keep < 1:
         raise ValueError("keep is at least 1")
@@ -110,9 +166,10 @@ def prune_checkpoints(folder: Path, *, keep: int, spare: Collection[Path] = ()) 
     counted = [path for path in paths if health[path] != BAD]
     good = [path for path in paths if health[path] == GOOD]
     remaining = {*paths[:1], *counted[:keep], *good[:1], *spare}
-    for path in list_checkpoints(folder):
-        if path not in remaining:
-            _discard(path)
+    with scratch_folder(folder, writer) as scratch:
+        for path in list_checkpoints(folder):
+            if path not in remaining:
+                _discard(path, scratch)
     newest = max((step for step in by_step if step is not None), default=-1)
     for path in list(folder.iterdir()) if by_step else []:
         leftover = _LEFTOVER.fullmatch(path.name)
@@ -145,7 +202,7 @@ def _health(path: Path) -> str | None:
         return None
 
 
-def _write_state(path: Path, blobs: Mapping[str, Blob]) -> dict[str, TensorEntry]:
+def _write_state(path: Path, blobs: Mapping[str, Blob], writer: CheckpointWriter) -> dict[str, TensorEntry]:
     entries: dict[str, TensorEntry] = {}
 
     def pieces() -> Iterator[bytes | memoryview]:
@@ -163,18 +220,19 @@ def _write_state(path: Path, blobs: Mapping[str, Blob]) -> dict[str, TensorEntry
                 yield piece
             entries[name] = TensorEntry(blob.dtype, blob.shape, digest.hexdigest())
 
-    _write_file(path, pieces())
+    _write_file(path, pieces(), writer)
     return entries
 
 
-def _write_file(path: Path, pieces: Iterator[bytes | memoryview]) -> None:
+def _write_file(path: Path, pieces: Iterator[bytes | memoryview], writer: CheckpointWriter) -> None:
     with path.open("xb") as file:
         for piece in pieces:
+            writer.prove()
             file.write(piece)
     fsync(path)
 
 
-def _read_back(partial: Path) -> CheckpointManifest:
+def _read_back(partial: Path, aside: Path) -> CheckpointManifest:
     """Verify the bytes on the disk, not those in the page cache, and set a wrong checkpoint aside.
 
     Raises:
@@ -185,7 +243,6 @@ def _read_back(partial: Path) -> CheckpointManifest:
     try:
         return verify_checkpoint(partial)
     except BadCheckpointError as reason:
-        aside = partial.with_suffix(".refused")
         _remove(aside)
         partial.rename(aside)
         raise BadCheckpointError(f"read back from the disk: {reason}; set aside as {aside}") from None
@@ -194,31 +251,37 @@ def _read_back(partial: Path) -> CheckpointManifest:
 def _install(partial: Path, final: Path) -> None:
     """Give a verified checkpoint its name; at every moment it or the one it replaces is listed."""
     aside = final.with_name(f"{final.name}.replaced")
+    if aside.exists() and final.exists():
+        _discard(aside, partial.parent)
     if final.exists():
-        if aside.exists():
-            _discard(aside)
-        final.rename(aside)
-    partial.rename(final)
+        partial.rename(aside)
+        _discard(final, partial.parent)
+        aside.rename(final)
+    else:
+        partial.rename(final)
     fsync(final.parent)
     if aside.exists():
         # The new one is in place: the next prune can delete the old one.
         with contextlib.suppress(OSError):
-            _discard(aside)
+            _discard(aside, partial.parent)
 
 
-def _discard(path: Path) -> None:
+def _discard(path: Path, scratch: Path) -> None:
     """Delete a listed checkpoint. It loses its name first, so that no reader sees it half deleted."""
-    hidden = path.with_name(f".{path.name}.pruned")
-    _remove(hidden)
+    hidden = scratch / f"{path.name}.pruned"
     path.rename(hidden)
     _remove(hidden)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
+        return
+    for _ in range(_REMOVALS):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+    shutil.rmtree(path)
 
 
 def _forget(path: Path) -> None:

@@ -158,15 +158,20 @@ def describe_weights(model: PNASNet5, config: TrainConfig, classes: Sequence[str
     return weight_metadata(model.scale.name, model.padding, model.num_classes, data, classes)
 
 
-def write_weights(path: Path, tensors: Mapping[str, Tensor], description: dict[str, str]) -> None:
+def write_weights(
+    path: Path, tensors: Mapping[str, Tensor], description: dict[str, str], *, partial: Path | None = None
+) -> None:
     """Write tensors on the CPU and their description as safetensors; a reader never sees half of the file.
+
+    Args:
+        partial: the path of the half-written file, on the same file system; a hidden one next to `path` if None.
 
     Raises:
         TrainerError: the file cannot be written.
     """
     try:
-        with replacing(path) as partial:
-            save_file(dict(tensors), partial, description)
+        with replacing(path, partial=partial) as unfinished:
+            save_file(dict(tensors), unfinished, description)
     except (OSError, SafetensorError) as error:
         raise TrainerError(
             f"weights {path}: cannot be written ({error}); free space or choose another folder"

@@ -10,6 +10,7 @@ looks for the reason of a crash wants the replaced lines: `replace` moves them t
 import contextlib
 import itertools
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,12 @@ from trainer.shared.files import fsync, replacing, writing
 
 OnNote = Callable[[str], None]
 """Receives a line for the user."""
+CheckOwner = Callable[[], None]
+"""Raises a TrainerError if the folder does not belong to this run any more."""
+
+
+def no_owner() -> None:
+    """Pass: for a folder that no other process can take."""
 
 
 class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
@@ -28,22 +35,30 @@ class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
     other limit than the length of the run.
     """
 
-    def __init__(self, path: Path, *, fresh: bool, on_note: OnNote) -> None:
+    def __init__(self, path: Path, *, fresh: bool, on_note: OnNote, check_owner: CheckOwner = no_owner) -> None:
         """Open `path`: as a new file if `fresh`, else to continue after its content.
+
+        A file that goes on becomes a copy of itself: an earlier owner of the folder that wakes up has the old one open.
 
         Args:
             on_note: Called once when the file cannot be written and once when it can again, perhaps from another
                 thread.
+            check_owner: Called before each write.
 
         Raises:
             TrainerError: The file cannot be opened.
         """
         self.path = path
         self._on_note = on_note
+        self._check_owner = check_owner
         self._lock = threading.Lock()
         self._syncing = threading.Lock()
         """One sync at a time: two would both count the same bytes as written to the disk."""
+        check_owner()
         with writing(path):
+            if not fresh and path.exists():
+                with replacing(path) as partial:
+                    shutil.copyfile(path, partial)
             self._open(os.O_EXCL if fresh else 0)
         self._recent = bytearray()
         """The bytes after the first `_begin` bytes, which are on the disk."""
@@ -52,7 +67,11 @@ class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
         self._failing = False
 
     def write(self, data: bytes) -> None:
-        """Add bytes; each later call tries to write the bytes that cannot be written now."""
+        """Add bytes; each later call tries to write the bytes that cannot be written now.
+
+        Raises:
+            TrainerError: The folder belongs to another run by now; nothing is written.
+        """
         with self._lock:
             self._recent += data
             try:
@@ -100,6 +119,7 @@ class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
             TrainerError: One of the two files cannot be written; the line names it.
         """
         self.sync()
+        self._check_owner()
         with writing(self.path):
             lines = self.path.read_bytes().splitlines(keepends=True)
             staying = [line.endswith(b"\n") and stays(line[:-1]) for line in lines]
@@ -121,6 +141,8 @@ class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
         self._begin = os.fstat(self._file).st_size
 
     def _push(self) -> None:
+        if self._taken < len(self._recent):
+            self._check_owner()
         while self._taken < len(self._recent):
             with memoryview(self._recent)[self._taken :] as rest:
                 self._taken += os.pwrite(self._file, rest, self._begin + self._taken)

@@ -12,10 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.records.files import AppendFile
+from trainer.records.files import AppendFile, CheckOwner, no_owner
 from trainer.records.folder import device_folder
 from trainer.records.tensorboard import ScalarFile
 from trainer.shared.config import TrainConfig
@@ -102,6 +103,7 @@ class Records(contextlib.AbstractContextManager["Records"]):
         world_size: int,
         saved: SavedExtent | None = None,
         attempt: int = 1,
+        check_owner: CheckOwner = no_owner,
     ) -> None:
         """Open the files of `rank`.
 
@@ -109,6 +111,7 @@ class Records(contextlib.AbstractContextManager["Records"]):
             saved: The extent of the checkpoint that this attempt continues from; None if it begins at the first step.
             attempt: The number of this start of the run. The first one finds no files. A later one continues its files;
                 lines that it will write again move to `metrics-replaced.jsonl` and `train_<rank>-replaced.log`.
+            check_owner: Called before each write to a file.
 
         Raises:
             TrainerError: A file cannot be opened, or the disk has no room for its first lines; the line names it.
@@ -117,17 +120,20 @@ class Records(contextlib.AbstractContextManager["Records"]):
         self._config = config
         self._world_size = world_size
         self._attempt = attempt
+        self._check_owner = check_owner
         self._table_path = device_folder(run, rank) / f"train_{rank}.log"
         self._metrics: AppendFile | None = None
         self._bad: AppendFile | None = None
         self._boards: dict[str, ScalarFile] = {}
-        fresh = attempt == 1
+        fresh, append = attempt == 1, partial(AppendFile, on_note=_warn, check_owner=check_owner)
         with contextlib.ExitStack() as files:
-            self._table = files.enter_context(AppendFile(self._table_path, fresh=fresh, on_note=_warn))
+            self._table = files.enter_context(append(self._table_path, fresh=fresh))
             if rank == 0:
-                self._metrics = files.enter_context(AppendFile(run / "metrics.jsonl", fresh=fresh, on_note=_warn))
+                self._metrics = files.enter_context(append(run / "metrics.jsonl", fresh=fresh))
                 for name in ("train", "eval"):
-                    self._boards[name] = ScalarFile(run / "tensorboard" / name, attempt=attempt, on_note=_warn)
+                    self._boards[name] = ScalarFile(
+                        run / "tensorboard" / name, attempt=attempt, on_note=_warn, check_owner=check_owner
+                    )
                     files.push(self._boards[name])
             if not fresh:
                 self.rewind(saved or SavedExtent(steps=0, epochs=0))
@@ -135,7 +141,7 @@ class Records(contextlib.AbstractContextManager["Records"]):
                 self._write_row(SEED_COLUMNS)
             if rank == 0 and config.on_bad_image == "skip":
                 listed = run / BAD_IMAGES
-                self._bad = files.enter_context(AppendFile(listed, fresh=False, on_note=_warn))
+                self._bad = files.enter_context(append(listed, fresh=False))
                 rows = map(_row, listed.read_bytes().splitlines())
                 self._known_bad = {str(row["path"]) for row in rows if row is not None and "path" in row}
                 if listed.read_bytes()[-1:] not in {b"", b"\n"}:
@@ -207,6 +213,7 @@ class Records(contextlib.AbstractContextManager["Records"]):
         }
         path = self._run / f"{case}.log"
         lines = [f"{key} = {value}\n" for key, value in values.items() if value is not None]
+        self._check_owner()
         with writing(path):
             path.write_text("".join(lines), encoding="utf-8")
         return path

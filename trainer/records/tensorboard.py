@@ -11,18 +11,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainer.records.files import AppendFile, OnNote
+from trainer.records.files import AppendFile, CheckOwner, OnNote, no_owner
 from trainer.shared.files import writing
 
 
 class ScalarFile(AppendFile):
     """One events file in `folder`."""
 
-    def __init__(self, folder: Path, *, attempt: int, on_note: OnNote) -> None:
+    def __init__(self, folder: Path, *, attempt: int, on_note: OnNote, check_owner: CheckOwner = no_owner) -> None:
         """Begin a file that TensorBoard reads after the files of earlier attempts.
 
         Args:
             on_note: Called when the file cannot be written and when it can again.
+            check_owner: Called before each write.
 
         Raises:
             TrainerError: The file cannot be made.
@@ -35,7 +36,7 @@ class ScalarFile(AppendFile):
         name = f"events.out.tfevents.{attempt:06d}.{time.time():010.0f}.{platform.node()}.{os.getpid()}"
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        super().__init__(folder / name, fresh=True, on_note=on_note)
+        super().__init__(folder / name, fresh=True, on_note=on_note, check_owner=check_owner)
         self._add({"file_version": "brain.Event:2"})
 
     def take_back(self, step: int) -> None:

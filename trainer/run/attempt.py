@@ -15,6 +15,7 @@ from trainer.checkpoint.writing import clear_leftovers, set_newer_aside
 from trainer.data.index import Datasets, load_datasets
 from trainer.data.sampler import steps_per_epoch
 from trainer.records.folder import create_run_folder, next_attempt, write_config
+from trainer.records.lease import Lease
 from trainer.run.image_list import keep_image_list
 from trainer.run.lock import locked
 from trainer.run.resume import (
@@ -28,7 +29,7 @@ from trainer.run.resume import (
 from trainer.shared.config import Layer, TrainConfig, resolve_train_config
 from trainer.shared.config.layers import ConfigError, flag_name
 from trainer.shared.config.train import OF_ONE_ATTEMPT, OF_THE_BEGINNING, checkpoint_layer
-from trainer.shared.errors import FolderTakenError, UsageError
+from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
 from trainer.shared.files import reading, writing
 from trainer.shared.runs import CHECKPOINTS_FOLDER, TRAINING
 from trainer.topology import Topology
@@ -41,12 +42,17 @@ _CHECKED_ELSEWHERE = frozenset({"data_path", "weights"})
 
 @dataclass(frozen=True)
 class Attempt:
-    """The run and its attempt, as the workers get them."""
+    """The run and its attempt, as the workers get them.
+
+    Attributes:
+        lease: The right to write to the run's folder. Only the first node has a lock to ask for.
+    """
 
     config: TrainConfig
     run: Path
     number: int
     checkpoint: Path | None
+    lease: Lease
 
 
 @dataclass(frozen=True)
@@ -57,12 +63,14 @@ class RunStarter:
         command: Its command line.
         on_note: Called with lines for the user.
         on_lost: Called from another thread when another process has taken the run's folder: the run must end.
+        on_asked: Called from another thread when a later pod of the job waits for the folder: save and end then.
     """
 
     topology: Topology
     command: Sequence[str]
     on_note: Callable[[str], None]
-    on_lost: Callable[[str], None]
+    on_lost: Callable[[TrainerError], None]
+    on_asked: Callable[[], None] = lambda: None
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -79,11 +87,11 @@ class RunStarter:
         """Whether it starts every rank."""
         return len(self.ranks) == self.topology.world_size
 
-    def hold_lock(self, run: Path) -> contextlib.AbstractContextManager[None]:
+    def hold_lock(self, run: Path) -> contextlib.AbstractContextManager[Lease]:
         """Hold the run's lock, if this is the first node."""
         if not self.is_first_node:
-            return contextlib.nullcontext()
-        return locked(run, command=self.command, on_note=self.on_note, on_lost=self.on_lost)
+            return contextlib.nullcontext(Lease(run, ""))
+        return locked(run, command=self.command, on_note=self.on_note, on_lost=self.on_lost, on_asked=self.on_asked)
 
 
 @contextlib.contextmanager
@@ -100,15 +108,16 @@ def begin_attempt(layers: Sequence[Layer], starter: RunStarter) -> Iterator[Atte
         config, datasets, manifest = plan.config, plan.datasets, plan.manifest
         for line in datasets.left_out if starter.is_first_node else ():
             starter.on_note(line)
-        if plan.in_place is not None:
-            run, number = plan.in_place, _continue(plan.in_place, config, manifest, starter)
+        if plan.in_place is not None and plan.lease is not None:
+            plan.lease.prove()
+            run, lease, number = plan.in_place, plan.lease, _continue(plan.in_place, config, manifest, starter)
         else:
             number = 1
             run = create_run_folder(
                 config, is_first_node=starter.is_first_node, is_single_node=starter.is_single_node, now=time.time()
             )
-            stack.enter_context(starter.hold_lock(run))
-        yield _describe(plan, run, number, starter)
+            lease = stack.enter_context(starter.hold_lock(run))
+        yield _describe(plan, run, number, starter, lease)
 
 
 def restart_run(attempt: Attempt, starter: RunStarter) -> Attempt:
@@ -120,7 +129,8 @@ def restart_run(attempt: Attempt, starter: RunStarter) -> Attempt:
         UsageError: The data have changed.
         TrainerError: No checkpoint can be used, or the folder cannot be written.
     """
-    config, run = attempt.config, attempt.run
+    config, run, lease = attempt.config, attempt.run, attempt.lease
+    lease.prove()
     source = Source(run, None, in_place=True, may_begin=True)
     manifest = choose_checkpoint(source, starter.on_note) if config.mode in TRAINING else None
     if manifest is None and attempt.checkpoint is not None:  # the run began from another run's
@@ -128,7 +138,7 @@ def restart_run(attempt: Attempt, starter: RunStarter) -> Attempt:
         manifest = choose_checkpoint(source, starter.on_note)
     datasets = _check_data(config, manifest, source, starter)
     number = _continue(run, config, manifest, starter)
-    return _describe(_Plan(config, datasets, manifest, run), run, number, starter)
+    return _describe(_Plan(config, datasets, manifest, run, lease), run, number, starter, lease)
 
 
 def check_attempt(layers: Sequence[Layer], starter: RunStarter) -> None:
@@ -147,12 +157,17 @@ def check_attempt(layers: Sequence[Layer], starter: RunStarter) -> None:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A checked attempt: its settings, its images, its checkpoint and the run that it continues, if there is one."""
+    """A checked attempt: its settings, its images, its checkpoint and the run that it continues, if there is one.
+
+    Attributes:
+        lease: Of the run that it continues.
+    """
 
     config: TrainConfig
     datasets: Datasets
     manifest: CheckpointManifest | None
     in_place: Path | None
+    lease: Lease | None
 
 
 @contextlib.contextmanager
@@ -161,13 +176,13 @@ def _checked(layers: Sequence[Layer], starter: RunStarter) -> Iterator[_Plan]:
     request, origins = resolve_train_config(layers, partial=True)
     source = find_source(request, output_given=origins["output"] != "default")
     in_place = source.run if source is not None and source.in_place else None
-    with contextlib.nullcontext() if in_place is None else starter.hold_lock(in_place):
+    with contextlib.nullcontext() if in_place is None else starter.hold_lock(in_place) as lease:
         if in_place is not None:
             layers = [Layer("--resume", {"output": str(in_place.parent), "run_name": in_place.name}), *layers]
         trains = request.mode in TRAINING
         manifest = choose_checkpoint(source, starter.on_note) if source is not None and trains else None
         config, datasets = _check(layers, manifest, source, starter)
-        yield _Plan(config, datasets, manifest, in_place)
+        yield _Plan(config, datasets, manifest, in_place, lease)
 
 
 def check_inputs(config: TrainConfig, world_size: int) -> Datasets:
@@ -249,7 +264,7 @@ def compare(config: TrainConfig, saved: TrainConfig, origins: dict[str, str], *,
     return ", ".join(f"{field} {getattr(saved, field)} -> {getattr(config, field)}" for field in fields)
 
 
-def _describe(plan: _Plan, run: Path, number: int, starter: RunStarter) -> Attempt:
+def _describe(plan: _Plan, run: Path, number: int, starter: RunStarter, lease: Lease) -> Attempt:
     """Return an attempt that can begin, after keeping the list of its images and telling the user its checkpoint."""
     manifest, datasets = plan.manifest, plan.datasets
     if starter.is_first_node and plan.config.mode in TRAINING:
@@ -258,7 +273,7 @@ def _describe(plan: _Plan, run: Path, number: int, starter: RunStarter) -> Attem
     if manifest is not None:
         position = describe_position(manifest.content)
         starter.on_note(f"resume: {run}: attempt {number} goes on from {manifest.path} ({position})")
-    return Attempt(plan.config, run, number, None if manifest is None else manifest.path)
+    return Attempt(plan.config, run, number, None if manifest is None else manifest.path, lease)
 
 
 def _continue(run: Path, config: TrainConfig, manifest: CheckpointManifest | None, starter: RunStarter) -> int:

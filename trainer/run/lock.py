@@ -4,6 +4,9 @@ Two trainers in one folder would overwrite each other's checkpoints. File locks 
 many network file systems, and on others they vanish unnoticed. So the lock is a file: made by link(2), which is atomic
 on NFS too, and touched every few seconds. A process that finds a lock checks its owner's pid on the same machine, and
 elsewhere watches for a touch; it takes over a lock that no process touches. It never compares two machines' clocks.
+
+A cluster starts a pod's successor when it has given up the pod, but a pod whose node is cut off from the cluster trains
+on. Its successor then asks it by a file next to the lock to save and to leave, and waits.
 """
 
 import contextlib
@@ -11,60 +14,22 @@ import errno
 import json
 import math
 import os
-import platform
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
-from trainer.shared.errors import FolderTakenError
-from trainer.shared.files import writing
-from trainer.shared.processes import Process, identify, is_alive, is_hidden, pid_namespace
+from trainer.records.lease import LOCK_FILE, UNKNOWN_OWNER, Lease, Owner
+from trainer.shared.errors import FolderTakenError, StoppedError, TrainerError
+from trainer.shared.files import replacing, writing
+from trainer.shared.processes import Process, is_alive, is_hidden
 
-LOCK_FILE = "run.lock"
+REQUEST_FILE = f"{LOCK_FILE}.request"
+"""A successor's request to the lock's owner: the owner's token, and the successor."""
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-_UNKNOWN = "an unknown process"
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A process that holds a lock, as it describes itself.
-
-    `host`, `namespace` and the boot id in `process_start` say where `pid` has a meaning. `token` makes every lock
-    different from any other.
-    """
-
-    host: str
-    namespace: str
-    pid: int
-    process_start: str
-    started: str
-    command: str
-    token: str
-
-    @classmethod
-    def this_process(cls, command: Sequence[str]) -> "Owner":
-        """Describe the calling process."""
-        process = identify(os.getpid())
-        return cls(
-            host=platform.node(),
-            namespace=pid_namespace(),
-            pid=process.pid,
-            process_start=process.started,
-            started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            command=" ".join(command),
-            token=uuid.uuid4().hex,
-        )
-
-    @property
-    def place(self) -> tuple[str, str, str]:
-        """Where its pid has a meaning; a part is empty where the system does not tell."""
-        return self.host, self.namespace, self.process_start.partition(":")[0]
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, since {self.started} ({self.command})"
 
 
 @dataclass(frozen=True)
@@ -74,11 +39,13 @@ class Pace:
     Attributes:
         watch_s: How long to watch another machine's lock: four heartbeats, as a loaded file server can delay some.
         settle_s: How long to wait after a take-over: others that saw the same stale lock may still be about to move it.
+        handover_s: How long an earlier pod of the same job can take to save and leave, until its successor gives up.
     """
 
     heartbeat_s: float = 5.0
     watch_s: float = 20.0
     settle_s: float = 1.0
+    handover_s: float = 600.0
     poll_s: float = 0.25
 
 
@@ -88,42 +55,39 @@ def locked(
     *,
     command: Sequence[str],
     on_note: Callable[[str], None],
-    on_lost: Callable[[str], None],
+    on_lost: Callable[[TrainerError], None],
+    on_asked: Callable[[], None] = lambda: None,
     pace: Pace = Pace(),
-) -> Iterator[None]:
-    """Hold `run`'s lock.
+) -> Iterator[Lease]:
+    """Hold `run`'s lock; yield the lease that each write in the folder asks.
 
     Args:
         command: The command line of this process; other processes show it when they find the lock.
         on_note: Called with lines for the user: what is waited for, and whose stale lock was taken over.
         on_lost: Called from another thread when another process has the lock; the caller must then end.
+        on_asked: Called from another thread when a later pod of this job waits for the folder; save then, and leave.
 
     Raises:
         FolderTakenError: Another process holds the lock and is alive.
+        StoppedError: An earlier pod of the same job holds the lock, and does not leave.
         TrainerError: The lock cannot be written.
     """
-    path = run / LOCK_FILE
-    content = json.dumps(asdict(Owner.this_process(command))).encode()
+    path, owner = run / LOCK_FILE, Owner.this_process(command)
     with writing(path):
-        _acquire(path, content, on_note, pace)
-    ended = threading.Event()
-    keeper = threading.Thread(
-        target=_touch_until, args=(ended, path, content, on_lost, pace), name="run lock", daemon=True
-    )
+        _acquire(path, owner, on_note, pace)
+    lease, ended = Lease(run, owner.token), threading.Event()
+    lease.prove()
+    touch = partial(_touch_until, lease=lease, on_lost=on_lost, on_asked=on_asked, pace=pace)
+    keeper = threading.Thread(target=touch, args=(ended, path, owner), name="run lock", daemon=True)
     keeper.start()
     try:
-        yield
+        yield lease
     finally:
         ended.set()
         keeper.join(timeout=pace.heartbeat_s)
         with contextlib.suppress(OSError):
-            if _holds(path, content):
+            if _holds(path, _content(owner)):
                 path.unlink()
-
-
-def describe_loss(run: Path) -> str | None:
-    """Return that a run's folder is gone; None if it is there."""
-    return None if run.is_dir() else f"{run}: this folder was removed or renamed while the run worked in it"
 
 
 @dataclass(frozen=True)
@@ -136,36 +100,46 @@ class _LockState:
     @property
     def owner(self) -> Owner | None:
         """The owner, or None if the content cannot be read."""
-        try:
-            values = json.loads(self.content)
-            if "boot" in values:  # written before version 0.1.0, by a trainer that may still run
-                values["process_start"] = f"{values.pop('boot')}:{values.pop('ticks')}"
-            return Owner(**values)
-        except (ValueError, TypeError, KeyError):
-            return None
+        return Owner.parse(self.content)
+
+
+def _content(owner: Owner) -> bytes:
+    return json.dumps(asdict(owner)).encode()
 
 
 def _touch_until(
-    ended: threading.Event, path: Path, content: bytes, on_lost: Callable[[str], None], pace: Pace
+    ended: threading.Event,
+    path: Path,
+    owner: Owner,
+    *,
+    lease: Lease,
+    on_lost: Callable[[TrainerError], None],
+    on_asked: Callable[[], None],
+    pace: Pace,
 ) -> None:
-    """Touch the lock until `ended`. If another process has taken it, say so to `on_lost` and return.
-
-    A machine that was suspended can come back to a run that another machine has continued meanwhile.
-    """
-    while not ended.wait(pace.heartbeat_s):
-        try:
-            if _holds(path, content):
+    """Touch the lock until `ended`, and pass on a successor's request. Return if another process has taken the lock."""
+    asked = False
+    try:
+        while not ended.wait(pace.heartbeat_s):
+            # If the file server does not answer, no other process can take the lock either.
+            with contextlib.suppress(OSError):
+                lease.prove()
                 os.utime(path)
-                continue
-            # Another process that judged an older lock may have moved this one, and be about to put it back.
-            if ended.wait(pace.poll_s) or _holds(path, content):
-                continue
-            state = _look(path)
-        except OSError:  # the file server does not answer: no other process can take the lock either
-            continue
-        taker = (state.owner or _UNKNOWN) if state else "a process that removed it"
-        on_lost(describe_loss(path.parent) or f"{path}: lost to {taker}: this run ends, to spoil nothing")
-        return
+                if not asked and _is_asked(path, owner):
+                    asked = True
+                    on_asked()
+    except TrainerError as loss:
+        on_lost(loss)
+
+
+def _is_asked(path: Path, owner: Owner) -> bool:
+    """Return whether a later pod of the owner's job asks this very owner to leave; an old request asks another one."""
+    try:
+        token, successor = path.with_name(REQUEST_FILE).read_bytes().split(b"\n", 1)
+    except (FileNotFoundError, ValueError):
+        return False
+    asking = Owner.parse(successor)
+    return token.decode(errors="replace") == owner.token and asking is not None and owner.has_job_of(asking)
 
 
 def _holds(path: Path, content: bytes) -> bool:
@@ -173,8 +147,8 @@ def _holds(path: Path, content: bytes) -> bool:
     return state is not None and state.content == content
 
 
-def _acquire(path: Path, content: bytes, on_note: Callable[[str], None], pace: Pace) -> None:
-    mine = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+def _acquire(path: Path, owner: Owner, on_note: Callable[[str], None], pace: Pace) -> None:
+    mine, content = path.with_name(f".{path.name}.{uuid.uuid4().hex}"), _content(owner)
     try:
         mine.write_bytes(content)
         taken_over = False
@@ -185,9 +159,9 @@ def _acquire(path: Path, content: bytes, on_note: Callable[[str], None], pace: P
                     time.sleep(pace.poll_s)
                     continue
                 if state.content != content:
-                    _refuse_if_alive(path, state, on_note, pace)
+                    state = _wait_for_end(path, state, owner, on_note, pace)
                     if _remove_stale(path, state):
-                        on_note(f"{path}: taken over from {state.owner or _UNKNOWN}, which is gone")
+                        on_note(f"{path}: taken over from {state.owner or UNKNOWN_OWNER}, which is gone")
                         taken_over = True
                     continue
             if not taken_over:
@@ -199,16 +173,53 @@ def _acquire(path: Path, content: bytes, on_note: Callable[[str], None], pace: P
         mine.unlink(missing_ok=True)
 
 
-def _refuse_if_alive(path: Path, state: _LockState, on_note: Callable[[str], None], pace: Pace) -> None:
+def _wait_for_end(path: Path, state: _LockState, mine: Owner, on_note: Callable[[str], None], pace: Pace) -> _LockState:
+    """Return the lock as it was when its owner was found dead or silent. If it has changed since, look again.
+
+    Raises:
+        FolderTakenError: The owner is alive, and no earlier pod of the same job.
+        StoppedError: It is one, and does not leave.
+    """
     owner = state.owner
-    alive = None if owner is None else _is_alive_here(owner)
+    alive = is_here = None if owner is None else _is_alive_here(owner)
     if alive is None:
-        on_note(f"{path}: held by {owner or _UNKNOWN}: watching up to {pace.watch_s:g} s for a sign of life")
+        on_note(f"{path}: held by {owner or UNKNOWN_OWNER}: watching up to {pace.watch_s:g} s for a sign of life")
         alive = _is_touched(path, state, pace)
-    if alive:
-        raise FolderTakenError(
-            f"{path.parent}: in use by {owner or _UNKNOWN}: wait for its end, stop it, or choose another --run-name"
-        )
+    if not alive:
+        return state
+    if owner is not None and not is_here and owner.has_job_of(mine):
+        return _ask_to_leave(path, owner, mine, on_note, pace)
+    raise FolderTakenError(
+        f"{path.parent}: in use by {owner or UNKNOWN_OWNER}: wait for its end, stop it, or choose another --run-name"
+    )
+
+
+def _ask_to_leave(path: Path, owner: Owner, mine: Owner, on_note: Callable[[str], None], pace: Pace) -> _LockState:
+    """Ask the owner, an earlier pod of this job, to save and to leave; return the lock's last state.
+
+    Raises:
+        StoppedError: It does not leave.
+    """
+    on_note(
+        f"{path}: {owner.host}, an earlier pod of this job, still works in this folder: it is asked to save and leave, "
+        f"which may take up to {pace.handover_s:g} s"
+    )
+    request, until = path.with_name(REQUEST_FILE), time.monotonic() + pace.handover_s
+    with replacing(request, sync=False) as unfinished:
+        unfinished.write_bytes(owner.token.encode() + b"\n" + _content(mine))
+    try:
+        while time.monotonic() < until:
+            state = _look(path)
+            if state is None or state.owner != owner:
+                return state or _LockState(b"", (0, 0))
+            if not _is_touched(path, state, pace):
+                return state
+    finally:
+        request.unlink(missing_ok=True)
+    raise StoppedError(
+        f"{path.parent}: still in use by {owner}, which was asked to leave {pace.handover_s:g} s ago: start the run "
+        "again to wait for it"
+    )
 
 
 def _is_alive_here(owner: Owner) -> bool | None:

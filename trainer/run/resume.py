@@ -11,8 +11,8 @@ from typing import Any
 from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, BadCheckpointError, CheckpointManifest
 from trainer.checkpoint.reading import list_checkpoints, newest_valid, step_of, verify_checkpoint
 from trainer.data.index import Datasets
+from trainer.records.lease import LOCK_FILE
 from trainer.run.image_list import describe_changes
-from trainer.run.lock import LOCK_FILE
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
 from trainer.shared.runs import CHECKPOINTS_FOLDER, TRAINING, is_run_folder, run_folder_of

@@ -49,6 +49,7 @@ def worker_command(
         command=tuple(command),
         attempt=attempt.number,
         checkpoint=attempt.checkpoint,
+        lock_token=attempt.lease.token,
     )
     return WorkerCommand(
         rank=worker.rank,
@@ -62,6 +63,7 @@ def worker_command(
             TASK_VARIABLE: task.to_json(),
         },
         log=console_log(run, worker.rank, attempt=console or attempt.number),
+        check_owner=attempt.lease.check,
     )
 
 

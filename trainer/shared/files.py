@@ -45,8 +45,8 @@ def replacing(path: Path, *, partial: Path | None = None, sync: bool = True, mod
 
     Args:
         path: The file to create or replace; its folder exists.
-        partial: The hidden path, in the same folder. Give one with a name that no other process uses if several can
-            write `path` at once. The default is `.NAME.partial`: the next writer replaces what a killed one has left.
+        partial: The hidden path, on the same file system. Give one with a name that no other process uses if several
+            can write `path` at once. The default is `.NAME.partial`: the next writer replaces a killed one's file.
         sync: Wait until the disk has the file. Without it, a power failure can leave an empty or damaged file.
         mode: Of the file; the default is the mode that the user's umask asks for.
 

@@ -23,7 +23,10 @@ class Console:
     def begin(self, command: WorkerCommand) -> tuple[Tagger, LogFile]:
         """Return the tagger and the file for a new process of a rank; the first one decides the file."""
         if command.rank not in self._ranks:
-            self._ranks[command.rank] = Tagger(f"rank {command.rank} {command.device}"), LogFile(command.log)
+            self._ranks[command.rank] = (
+                Tagger(f"rank {command.rank} {command.device}"),
+                LogFile(command.log, command.check_owner),
+            )
         tagger, log = self._ranks[command.rank]
         tagger.begin()
         return tagger, log

@@ -15,7 +15,7 @@ from typing import BinaryIO, Protocol
 from trainer.shared.errors import RESUMABLE, FolderTakenError
 from trainer.supervisor.console import Console
 from trainer.supervisor.failure_cause import Failure, Outcome, StopOrder, decide
-from trainer.supervisor.signals import STOPS, SignalInbox
+from trainer.supervisor.signals import HAND_OVER, STOPS, SignalInbox
 from trainer.supervisor.worker import WorkerCommand, WorkerProcess
 
 _BUFFER = 1 << 20  # bytes for stdout that may wait before the workers have to
@@ -87,6 +87,7 @@ class Supervisor(AbstractContextManager["Supervisor"]):
 
         When one worker fails, the others are stopped, and the workers of `peers`. SIGTERM and SIGINT are passed on as
         SIGTERM, SIGUSR1 as it is; after `grace_s` seconds, or at a second SIGTERM or SIGINT, the workers are killed.
+        HAND_OVER stops them like a first SIGTERM.
 
         Returns:
             Exit code 0; 75 if the workers have stopped resumably; the first failing worker's if it is 1, 2, 6 or 7;
@@ -276,6 +277,10 @@ class _Loop:
             if number == signal.SIGUSR1:
                 for worker in self._workers:
                     worker.signal(number)
+            elif number == HAND_OVER and self._stopping is None and self._workers:
+                self._console.say(f"a later pod of this job waits: the workers have {self._grace_s:g} s to stop")
+                stop = StopOrder(now, "stopped for a later pod of this job", by_signal=True)
+                self._stop(stop, within_s=self._grace_s)
             elif number in STOPS:
                 name = signal.Signals(number).name
                 if self._signals.stops > 1:

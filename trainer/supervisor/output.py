@@ -7,7 +7,10 @@ workers down, a broken stdout leaves the files, and a broken file leaves stdout.
 import os
 import select
 import stat
+from collections.abc import Callable
 from pathlib import Path
+
+from trainer.shared.errors import TrainerError
 
 LINE_LIMIT = 1 << 20  # bytes after which a line without an end is split, so that memory stays bounded
 _ERROR = b"error "
@@ -122,12 +125,23 @@ class Sink:
 class LogFile(Sink):
     """One worker's lines on disk, appended: the lines of an earlier run are never touched."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check_owner: Callable[[], None]) -> None:
+        """Open the file; `check_owner` raises a TrainerError before a write if the folder is another run's by now."""
         self.path = path
+        self._check_owner = check_owner
         try:
             super().__init__(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666))
         except OSError as error:
             self.fd, self.error = -1, error.strerror or type(error).__name__
+
+    def write(self, data: bytes) -> None:
+        """Add `data`, and write it at once if the folder still belongs to the run."""
+        if data and self.error is None:
+            try:
+                self._check_owner()
+            except TrainerError as loss:
+                self.error = str(loss)
+        super().write(data)
 
     def close(self) -> None:
         """Close the file."""

@@ -8,6 +8,8 @@ from typing import Any
 
 STOPS = frozenset({signal.SIGTERM, signal.SIGINT})
 """The signals that ask the node to stop."""
+HAND_OVER = signal.SIGUSR2
+"""The signal that asks a node to stop that does not stop yet: a later pod of its job waits for the run's folder."""
 _Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
@@ -29,7 +31,7 @@ class SignalInbox:
         # The handler leaves the signal to the loop, which acts on its byte in the wake-up descriptor.
         self._handlers = {
             number: signal.signal(number, lambda _number, _frame: None)
-            for number in (signal.SIGCHLD, signal.SIGUSR1, *STOPS)
+            for number in (signal.SIGCHLD, signal.SIGUSR1, HAND_OVER, *STOPS)
         }
 
     def close(self) -> None:

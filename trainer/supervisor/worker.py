@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ class WorkerCommand:
         device: The device as lines show it: `npu:3`.
         argv: The command line. Python needs `-u` in it: without it, output just before a kill is lost.
         log: The file for the worker's tagged lines; its folder must exist.
+        check_owner: Raises a TrainerError if this folder belongs to another run by now.
     """
 
     rank: int
@@ -36,6 +37,7 @@ class WorkerCommand:
     argv: tuple[str, ...]
     env: Mapping[str, str]
     log: Path
+    check_owner: Callable[[], None] = lambda: None
 
     def __str__(self) -> str:
         return f"rank={self.rank} device={self.device}"

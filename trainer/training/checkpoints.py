@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint.saver import Saver
+from trainer.checkpoint.writing import CheckpointWriter
 from trainer.distributed.process_group import all_gather_object, gather
 from trainer.distributed.stop_requests import Request
 from trainer.model.weights import describe_weights
+from trainer.records.lease import Lease
 from trainer.records.run_records import Records, say
 from trainer.shared.durations import Interval
 from trainer.shared.errors import TrainerError
@@ -40,7 +42,14 @@ class CheckpointManager:
     """Takes checkpoints. Every rank has one; only rank 0's writes files."""
 
     def __init__(
-        self, training: Training, run: Path, *, attempt: int, data: Mapping[str, Any], classes: Sequence[str]
+        self,
+        training: Training,
+        run: Path,
+        *,
+        attempt: int,
+        data: Mapping[str, Any],
+        classes: Sequence[str],
+        lease: Lease,
     ) -> None:
         """`data` is what the checkpoint says about the images; weight files name the `classes` of the labels."""
         config = training.config
@@ -62,6 +71,7 @@ class CheckpointManager:
                 pin_memory=training.runtime.pin_memory,
                 evaluated="model." if training.ema is None else "ema.",
                 description=describe_weights(training.network, config, classes),
+                writer=CheckpointWriter(attempt, lease.prove),
             )
 
     def start(self, progress: TrainingProgress) -> None:

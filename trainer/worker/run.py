@@ -20,9 +20,15 @@ from typing import NoReturn
 from trainer.data.index import load_datasets
 from trainer.devices.device import open_device
 from trainer.devices.runtime_errors import explain_runtime_error
-from trainer.distributed.process_group import join_process_group, leave_process_group, warm_up_ddp
+from trainer.distributed.process_group import (
+    all_gather_object,
+    join_process_group,
+    leave_process_group,
+    warm_up_ddp,
+)
 from trainer.model.weight_files import import_weights
 from trainer.model.weights import with_weight_settings
+from trainer.records.lease import Lease
 from trainer.records.run_records import Records, say
 from trainer.shared.errors import CRASHED, RuntimeUnusableError, TrainerError
 from trainer.shared.text import escape_what_streams_lack, visible
@@ -89,6 +95,7 @@ def run_worker(task: WorkerTask) -> tuple[int, Training]:
     }
     with watchdog.waiting("the start of all ranks"):
         check_ranks_agree(task.checkpoint, data, group)
+        lease = Lease(task.run, all_gather_object(task.lock_token, group)[0])
         training = build_training(
             task,
             config,
@@ -102,16 +109,25 @@ def run_worker(task: WorkerTask) -> tuple[int, Training]:
         )
         warm_up_ddp(training.parallel, lambda: blank_images(training))
     progress = begin_progress(training) if task.checkpoint is None else resume(training, task.checkpoint, data)
-    checkpoints = CheckpointManager(training, task.run, attempt=task.attempt, data=data, classes=datasets.classes)
+    checkpoints = CheckpointManager(
+        training, task.run, attempt=task.attempt, data=data, classes=datasets.classes, lease=lease
+    )
 
     # Mode: train and evaluate, time steps, or evaluate.
     with (
         Records(
-            task.run, config, rank=task.rank, world_size=task.world_size, saved=progress.saved, attempt=task.attempt
+            task.run,
+            config,
+            rank=task.rank,
+            world_size=task.world_size,
+            saved=progress.saved,
+            attempt=task.attempt,
+            check_owner=lease.check,
         ) as records,
         contextlib.closing(checkpoints),
     ):
         if task.rank == 0:
+            lease.prove()
             write_provenance(task, config, runtime, datasets, started_at)
         say_start(task, training, datasets)
         if start is not None and task.rank == 0:

@@ -32,6 +32,8 @@ class WorkerTask:
     """The number of this start of the run, counted from 1; it is part of the names of each attempt's files."""
     checkpoint: Path | None = None
     """The verified training state to continue from; None starts at the first step."""
+    lock_token: str = ""
+    """The token in the run's lock. Only the first node's processes are told it; rank 0 tells the others."""
 
     def to_json(self) -> str:
         """Return the environment variable's text."""

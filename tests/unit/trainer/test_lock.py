@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from trainer.run.lock import LOCK_FILE, Owner, Pace, locked
-from trainer.shared.errors import FolderTakenError, TrainerError
+from trainer.records.lease import LOCK_FILE, Lease, Owner, clock_s
+from trainer.run.lock import REQUEST_FILE, Pace, locked
+from trainer.shared.errors import FolderTakenError, StoppedError, TrainerError
 
 QUICK = Pace(heartbeat_s=0.2, watch_s=1.0, settle_s=0.2)
 
@@ -72,19 +73,33 @@ def _holding(run: Path) -> Iterator["subprocess.Popen[str]"]:
 def _take(run: Path, pace: Pace = QUICK) -> list[str]:
     """Take and release the lock; return the notes."""
     notes: list[str] = []
-    with locked(run, command=["me"], on_note=notes.append, on_lost=notes.append, pace=pace):
+    with locked(run, command=["me"], on_note=notes.append, on_lost=print, pace=pace):
         assert json.loads((run / LOCK_FILE).read_text())["pid"] == os.getpid()
     assert list(run.iterdir()) == []
     return notes
 
 
-def _foreign(run: Path) -> Path:
+def _foreign(run: Path, **more: str) -> Path:
     """Write the lock of a process on another machine."""
     lock = run / LOCK_FILE
     mine = vars(Owner.this_process(["train", "--npus", "8"]))
-    owner = {**mine, "host": "other-node", "process_start": "another boot:17", "pid": 7}
+    owner = {**mine, "host": "other-node", "process_start": "another boot:17", "pid": 7, **more}
     lock.write_text(json.dumps(owner))
     return lock
+
+
+@contextmanager
+def _touching(lock: Path, *, until_asked: bool) -> Iterator[None]:
+    """Touch a lock as its owner does; `until_asked` leaves when a successor asks this owner."""
+    token, request = json.loads(lock.read_text())["token"], lock.with_name(REQUEST_FILE)
+    leave = f"grep -q {token} {request} 2>/dev/null && rm {lock} && exit" if until_asked else "true"
+    script = f"while touch -c {lock}; do {leave}; sleep 0.1; done"
+    with subprocess.Popen(["sh", "-c", script], start_new_session=True) as other:
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(other.pid, signal.SIGKILL)
 
 
 def test_a_second_process_is_refused_with_the_owners_host_process_and_start(tmp_path: Path) -> None:
@@ -138,14 +153,87 @@ def test_a_lock_of_an_unknown_process_is_watched_and_taken_over_if_no_process_to
 
 def test_a_lock_that_another_machine_touches_is_respected(tmp_path: Path) -> None:
     lock = _foreign(tmp_path)
-    touching = f"while touch {lock}; do sleep 0.2; done"
-    with subprocess.Popen(["sh", "-c", touching], start_new_session=True) as other:
-        try:
-            with pytest.raises(FolderTakenError, match="process 7 on other-node"):
-                _take(tmp_path, Pace(watch_s=60))
-        finally:
-            os.killpg(other.pid, signal.SIGKILL)
+    with _touching(lock, until_asked=True), pytest.raises(FolderTakenError, match="process 7 on other-node"):
+        _take(tmp_path, Pace(watch_s=60))
     assert json.loads(lock.read_text())["host"] == "other-node"
+
+
+@pytest.fixture
+def as_pod(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make this process a pod of a job, and return the job as locks have it."""
+    monkeypatch.setenv("POD_NAMESPACE", "training")
+    monkeypatch.setenv("POD_JOB", "jobs.batch/r1")
+    return "training/jobs.batch/r1"
+
+
+def test_an_earlier_pod_of_the_same_job_is_asked_to_leave_and_leaves(tmp_path: Path, as_pod: str) -> None:
+    lock = _foreign(tmp_path, job=as_pod)
+    with _touching(lock, until_asked=True):
+        notes = _take(tmp_path, Pace(watch_s=60))
+    assert "other-node, an earlier pod of this job, still works in this folder: it is asked" in notes[1]
+
+
+def test_an_earlier_pod_that_does_not_leave_costs_no_try_and_a_silent_one_is_taken_over(
+    tmp_path: Path, as_pod: str
+) -> None:
+    lock = _foreign(tmp_path, job=as_pod)
+    with (
+        _touching(lock, until_asked=False),
+        pytest.raises(StoppedError, match="still in use by process 7 on other-node"),
+    ):
+        _take(tmp_path, Pace(watch_s=60, handover_s=1))
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE], "no request stays"
+    assert "taken over" in _take(tmp_path)[-1]
+
+
+def test_pods_of_another_job_and_processes_of_the_same_pod_are_not_asked(tmp_path: Path, as_pod: str) -> None:
+    lock = _foreign(tmp_path, job="training/jobs.batch/other")
+    with _touching(lock, until_asked=True), pytest.raises(FolderTakenError):
+        _take(tmp_path, Pace(watch_s=60))
+    lock.unlink()
+    with _holding(tmp_path), pytest.raises(FolderTakenError):  # it inherits the pod's environment
+        _take(tmp_path)
+
+
+def test_an_owner_is_told_once_that_a_later_pod_of_its_job_waits(tmp_path: Path, as_pod: str) -> None:
+    told = threading.Semaphore(0)
+    mine = Owner.this_process(["me"])
+    successor = json.dumps({**vars(mine), "host": "r1-0-later"})
+    stranger = json.dumps({**vars(mine), "job": "training/jobs.batch/other"})
+    with locked(tmp_path, command=["me"], on_note=print, on_lost=print, on_asked=told.release, pace=QUICK) as lease:
+        for text in (f"{mine.token}\n{successor}", f"{lease.token}\n{stranger}", "torn"):
+            (tmp_path / REQUEST_FILE).write_text(text)
+            assert not told.acquire(timeout=3 * QUICK.heartbeat_s), "for an earlier owner, of another job, torn"
+        (tmp_path / REQUEST_FILE).write_text(f"{lease.token}\n{successor}")
+        assert told.acquire(timeout=60)
+        assert not told.acquire(timeout=3 * QUICK.heartbeat_s)
+
+
+def test_an_owner_that_lost_to_a_later_pod_of_its_job_can_be_resumed(tmp_path: Path, as_pod: str) -> None:
+    with locked(tmp_path, command=["me"], on_note=print, on_lost=print, pace=QUICK) as lease:
+        _foreign(tmp_path, job=as_pod)
+        with pytest.raises(StoppedError, match="other-node, a later pod of this job, continues the run"):
+            lease.prove()
+        (tmp_path / LOCK_FILE).unlink()
+        with pytest.raises(FolderTakenError, match="lost to a process that removed it"):
+            lease.prove()
+
+
+def test_a_lease_reads_the_lock_only_after_a_quarter_of_a_second_of_a_clock_that_also_counts_sleep(
+    tmp_path: Path,
+) -> None:
+    now = 100.0
+    (tmp_path / LOCK_FILE).write_text("the-token")
+    lease = Lease(tmp_path, "the-token", clock=lambda: now)
+    lease.check()
+    (tmp_path / LOCK_FILE).write_text("another's")
+    now = 100.2
+    lease.check()
+    now = 100.25
+    with pytest.raises(FolderTakenError, match="lost to an unknown process"):
+        lease.check()
+    Lease(tmp_path, "").check()
+    assert clock_s() == pytest.approx(time.clock_gettime(time.CLOCK_BOOTTIME), abs=60)
 
 
 def test_of_eight_processes_that_find_a_stale_lock_exactly_one_wins(tmp_path: Path) -> None:
@@ -167,16 +255,18 @@ def test_of_eight_processes_that_find_a_stale_lock_exactly_one_wins(tmp_path: Pa
 
 
 def test_an_owner_learns_that_its_lock_was_taken_and_leaves_it_to_the_new_owner(tmp_path: Path) -> None:
-    told, lost = threading.Event(), list[str]()
+    told, lost = threading.Event(), list[TrainerError]()
 
-    def on_lost(why: str) -> None:
+    def on_lost(why: TrainerError) -> None:
         lost.append(why)
         told.set()
 
-    with locked(tmp_path, command=["me"], on_note=lost.append, on_lost=on_lost, pace=QUICK):
+    with locked(tmp_path, command=["me"], on_note=print, on_lost=on_lost, pace=QUICK) as lease:
         theirs = _foreign(tmp_path).read_text()
+        with pytest.raises(FolderTakenError):
+            lease.prove()
         assert told.wait(timeout=60)
-    assert "lost to process 7 on other-node" in lost[0]
+    assert "lost to process 7 on other-node" in str(lost[0])
     assert (tmp_path / LOCK_FILE).read_text() == theirs
 
 

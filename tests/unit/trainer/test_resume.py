@@ -13,9 +13,9 @@ from trainer.checkpoint.manifest import Blob
 from trainer.checkpoint.reading import list_checkpoints
 from trainer.checkpoint.writing import write_checkpoint
 from trainer.data.index import Datasets, load_datasets
+from trainer.records.lease import LOCK_FILE
 from trainer.run.attempt import Attempt, RunStarter, begin_attempt
 from trainer.run.devices import keep_devices
-from trainer.run.lock import LOCK_FILE
 from trainer.shared.config import TrainConfig, user_layers
 from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
 from trainer.topology import Topology, Worker
@@ -51,7 +51,7 @@ def _load(config: TrainConfig) -> Datasets:
 def _begin(*, rank: int = 0, world_size: int = 1, **flags: Any) -> Begun:
     notes: list[str] = []
     topology = Topology(world_size, 1, 0, (Worker(rank, 0, 0),), "127.0.0.1", 29500, None, "options")
-    starter = RunStarter(topology, command=("train",), on_note=notes.append, on_lost=notes.append)
+    starter = RunStarter(topology, command=("train",), on_note=notes.append, on_lost=print)
     with begin_attempt(user_layers(flags, None), starter) as attempt:
         assert (attempt.run / LOCK_FILE).exists() is (rank == 0)
     return Begun(attempt, notes)
@@ -95,7 +95,7 @@ def _tree(folder: Path) -> dict[str, bytes]:
 
 def test_auto_begins_a_run_that_does_not_exist(tmp_path: Path) -> None:
     begun = _begin(resume="auto", run_name="r")
-    assert begun.attempt == Attempt(begun.attempt.config, tmp_path / "out" / "r", 1, None)
+    assert begun.attempt == Attempt(begun.attempt.config, tmp_path / "out" / "r", 1, None, begun.attempt.lease)
     assert begun.notes == []
     assert yaml.safe_load((begun.attempt.run / "config.yaml").read_text())["run_name"] == "r"
 

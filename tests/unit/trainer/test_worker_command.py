@@ -6,6 +6,7 @@ import pytest
 
 from trainer.cli import main
 from trainer.devices.runtime_env import runtime_environment
+from trainer.records.lease import Lease
 from trainer.run.attempt import Attempt
 from trainer.run.worker_commands import worker_command
 from trainer.shared.config import TrainConfig
@@ -22,7 +23,7 @@ def test_torch_npu_finds_its_queue_level_before_torch_is_imported(
     monkeypatch.delenv("TASK_QUEUE_ENABLE", raising=False)
     if given is not None:
         monkeypatch.setenv("TASK_QUEUE_ENABLE", given)
-    attempt = Attempt(TrainConfig(), tmp_path, 1, None)
+    attempt = Attempt(TrainConfig(), tmp_path, 1, None, Lease(tmp_path, ""))
     command = worker_command(ALONE.workers[0], ALONE, attempt, device=device, command=())
     assert command.env.get("TASK_QUEUE_ENABLE") == level
 
@@ -62,7 +63,7 @@ def test_threads_and_loaders_share_the_processors_that_the_container_can_use(
     monkeypatch.setattr("trainer.run.worker_commands.usable_processors", lambda: processors)
     workers = tuple(Worker(i, i, i) for i in range(1 if own_trainers else processes))
     topology = Topology(processes, 1, 0, workers, "127.0.0.1", 29500, None, "torchrun" if own_trainers else "options")
-    attempt = Attempt(TrainConfig.model_validate(options), tmp_path, 1, None)
+    attempt = Attempt(TrainConfig.model_validate(options), tmp_path, 1, None, Lease(tmp_path, ""))
     command = worker_command(workers[0], topology, attempt, device="cpu", command=())
     task = WorkerTask.from_json(command.env[TASK_VARIABLE])
     assert (command.env["OMP_NUM_THREADS"], task.config.workers) == expected

@@ -366,8 +366,8 @@ def test_a_run_goes_back_to_before_its_failure_if_it_can_and_newer_checkpoints_a
 
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     _cut(save(tmp_path, 7).path)
-    (tmp_path / ".step-000000007.partial").mkdir()
-    (tmp_path / ".step-000000007.partial/state.safetensors").write_text("a killed attempt's")
+    (tmp_path / ".writing-1/step-000000007").mkdir(parents=True)
+    (tmp_path / ".writing-1/step-000000007/state.safetensors").write_text("a killed process's")
     again = write_checkpoint(tmp_path, 7, {"model.w": blob(1)}, {"again": True})
     assert verify_checkpoint(again.path).content == {"again": True}
     assert names(tmp_path) == ["step-000000007"]
@@ -403,7 +403,7 @@ class DamagesDisk(UserDict[str, Any]):
 def test_a_checkpoint_that_the_disk_damages_is_set_aside_and_older_ones_stay(tmp_path: Path) -> None:
     older = save(tmp_path, 3)
     for step in (4, 3, 4):
-        partial = tmp_path / f".step-00000000{step}.partial"
+        partial = tmp_path / f".writing-1/step-00000000{step}"
         with pytest.raises(
             BadCheckpointError, match=r"read back from the disk: tensor w: wrong sha256; set aside as .*\.refused"
         ):

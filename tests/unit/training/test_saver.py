@@ -115,7 +115,7 @@ def test_a_failed_write_costs_a_warning_and_leaves_the_earlier_checkpoints(
 ) -> None:
     saver = _saver(tmp_path)
     assert _save(saver, 10) is None
-    (tmp_path / ".step-000000020.partial").write_text("")  # a file in the way is deleted
+    (tmp_path / ".writing-1").write_text("")  # a file in the way is deleted
     assert _save(saver, 20) is None
     (tmp_path / "best.safetensors").mkdir()
     error = _save(saver, 30, weights=("best",))
