@@ -41,7 +41,7 @@ _ABSOLUTE = {"pattern": "^/"}
 _RULES: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("cpu", "memory"), _QUANTITY | _TEXT_OR_NUMBER),
     **dict.fromkeys(("shm", "scratch"), _QUANTITY),
-    **dict.fromkeys(("ttl", "deadline"), _DURATION),
+    **dict.fromkeys(("ttl", "deadline", "node_timeout"), _DURATION),
     **dict.fromkeys(("queue", "priority_class"), _NAME),
     **dict.fromkeys(("data_path", "weights"), _ABSOLUTE),
     "name": {"type": "string", "pattern": NAME_PATTERN},

@@ -17,6 +17,8 @@ RING_CONTROLLER = "ring-controller.atlas"
 SCHEDULE_POLICY = "huawei.com/schedule_policy"
 """Annotation of a Job by which newer releases of MindCluster's scheduler place it: Volcano gives it to the PodGroup."""
 MANAGED = {"app.kubernetes.io/name": "pnas", "app.kubernetes.io/managed-by": "pnas-launcher"}
+NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+"""The taints of a node that does not answer."""
 CONTAINER = "trainer"
 """The container of a pod that trains."""
 OURS = "app.kubernetes.io/name=pnas"

@@ -7,7 +7,7 @@ An unknown name in a template is an error, and the result is parsed before any o
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from launcher.kinds.labels import (
     INSTANCE,
     JOB_LABEL,
     MANAGED,
+    NODE_TAINTS,
     RING_CONTROLLER,
     RUNS,
     SCHEDULE_POLICY,
@@ -32,6 +33,7 @@ from launcher.kinds.labels import (
 )
 from launcher.manifests.overlay import merge_overlay
 from launcher.settings.hardware import CHIPS, PRESETS
+from launcher.settings.options import ClusterOptions
 from launcher.settings.spec import JobSpec, trainer_options
 from trainer.shared import durations
 from trainer.shared.yaml_text import to_yaml
@@ -110,7 +112,8 @@ def _template_values(spec: JobSpec, kind: Kind, attempt: int) -> Mapping[str, An
         "env_secrets": pods.env_from_secret,
         "pull_secrets": pods.image_pull_secret,
         "node_selector": dict(map(_pair, pods.node_selector)),
-        "tolerations": [_toleration(text) for text in pods.toleration],
+        "tolerations": [*map(_toleration, pods.toleration), *_lost_node_tolerations(pods)],
+        "job": f"{kind.resource}/{spec.name}",
         "ttl_s": _whole_seconds(pods.ttl),
         "deadline_s": _whole_seconds(pods.deadline),
     }
@@ -147,6 +150,18 @@ def _toleration(text: str) -> dict[str, str]:
     key, equals, value = rest.partition("=")
     toleration = {"key": key, "operator": "Equal", "value": value} if equals else {"key": key, "operator": "Exists"}
     return {**toleration, "effect": effect} if effect else toleration
+
+
+def _lost_node_tolerations(pods: ClusterOptions) -> Iterator[dict[str, Any]]:
+    """Yield how long a pod stays on a node that does not answer, unless the user tolerates that taint.
+
+    Kubernetes itself adds 300 s (DefaultTolerationSeconds).
+    """
+    chosen = {_toleration(text)["key"] for text in pods.toleration}
+    for key in NODE_TAINTS if pods.node_timeout is not None else ():
+        if key not in chosen:
+            seconds = _whole_seconds(pods.node_timeout)
+            yield {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}
 
 
 def _whole_seconds(text: str | None) -> int | None:

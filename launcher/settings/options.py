@@ -38,7 +38,8 @@ EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 # Variables that the launcher, the node or Volcano sets in each pod.
 _OWN_VARIABLES = frozenset(
     (
-        *("HOME", "POD_NAME", "POD_UID", "POD_IP", "HOST_IP", "PNAS_NODE_RANK", "PNAS_MASTER_ADDR", "RANK_TABLE_FILE"),
+        *("HOME", "POD_NAME", "POD_NAMESPACE", "POD_UID", "POD_IP", "POD_JOB", "HOST_IP"),
+        *("PNAS_NODE_RANK", "PNAS_MASTER_ADDR", "RANK_TABLE_FILE"),
         *("ASCEND_VISIBLE_DEVICES", "JOB_COMPLETION_INDEX", "VC_TASK_INDEX", "VK_TASK_INDEX"),
     )
 )
@@ -164,6 +165,9 @@ class ClusterOptions(BaseModel):
     )
     toleration: Annotated[Texts, _each(_check_toleration)] = _in_cluster(
         (), "A taint, KEY[=VALUE][:EFFECT], that the nodes may have; may be repeated."
+    )
+    node_timeout: Annotated[str | None, Optional, Duration] = _in_cluster(
+        "60s", "Replace a pod whose node has been unreachable for this long; none leaves it to the cluster (often 5m)."
     )
     retries: int = _in_cluster(3, "How often a failed job is tried again, from its checkpoint.", ge=0)
     deadline: Annotated[str | None, Optional, Duration] = _in_cluster(

@@ -210,6 +210,7 @@ def test_a_new_kind_renders_its_own_template_with_the_one_pod_template(sources: 
     batch_variables = {item["name"]: item for item in batch_container.pop("env")}
     assert toy_container == batch_container
     assert toy_variables.pop("PNAS_MASTER_ADDR")["value"] == "first.a"
+    assert toy_variables.pop("POD_JOB")["value"].endswith("/a")
     assert "toys.example/index" in str(toy_variables.pop("PNAS_NODE_RANK"))
     assert toy_variables.items() <= batch_variables.items()
     refused = launch(sources, "render", "--backend", "toy", "--deadline", "1h", *words)

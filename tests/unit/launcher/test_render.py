@@ -52,6 +52,21 @@ def test_the_same_spec_gives_the_same_bytes_and_equal_requests_and_limits(backen
     assert resources["requests"] == resources["limits"] == {"huawei.com/Ascend910": str(npus)}
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_pod_leaves_a_silent_node_after_a_minute_and_can_be_deleted_by_force(backend: str) -> None:
+    job = rendered_objects(spec(backend, name="a"))[-1]
+    timeouts = {item["key"]: item.get("tolerationSeconds") for item in template(job)["spec"]["tolerations"]}
+    assert timeouts == {"node.kubernetes.io/not-ready": 60, "node.kubernetes.io/unreachable": 60}
+    assert template(job)["metadata"]["annotations"]["kueue.x-k8s.io/safe-to-forcefully-delete"] == "true"
+    names = {variable["name"]: variable for variable in container(job)["env"]}
+    assert names["POD_JOB"]["value"] == f"{kind_named(backend).resource}/a"
+    own = ("npu", "node.kubernetes.io/unreachable:NoExecute")
+    job = rendered_objects(spec(backend, node_timeout="5m", toleration=own))[-1]
+    timeouts = {item["key"]: item.get("tolerationSeconds") for item in template(job)["spec"]["tolerations"]}
+    assert timeouts == {"npu": None, "node.kubernetes.io/unreachable": None, "node.kubernetes.io/not-ready": 300}
+    assert "tolerations" not in template(rendered_objects(spec(backend, node_timeout=None))[-1])["spec"]
+
+
 def test_a_volcano_job_contains_the_webhooks_defaults_and_comes_with_its_rank_table() -> None:
     table, job = rendered_objects(spec(nodes=2, retries=2, name="a"))
     assert (table["kind"], table["metadata"]["name"]) == ("ConfigMap", "rings-config-a")
