@@ -310,14 +310,16 @@ class OtherNode:
             return None
         waiting = _Waiting(self._supervisor, self.fd)
         while (meeting := self._take_meeting()) is None:
-            if report is None and self._link is None:
-                # Its pod starts later, or an earlier pod of the first node has just ended.
-                self._connect(message)
-            elif self._over is not None:
+            if self._over is not None and report is not None:
                 self._supervisor.say(f"no restart: {self._over}")
                 return None
-            text = f"node 0 at {self._place[0]}:{self._place[1]}"
-            if not waiting.turn(text, at_most_s=_RETRY_S if self._link is None else _NOTE_EVERY_S):
+            if self._over is not None:  # an earlier pod of the first node: its next one will come
+                self._disconnect()
+            elif self._link is None:
+                self._connect(message)
+            pause_s = _RETRY_S if self._link is None else _NOTE_EVERY_S
+            self._over = None
+            if not waiting.turn(f"node 0 at {self._place[0]}:{self._place[1]}", at_most_s=pause_s):
                 return None
             self.poll()
         return meeting
@@ -334,7 +336,6 @@ class OtherNode:
         return meeting
 
     def _connect(self, message: Message) -> None:
-        self._over = None
         self._link = link_to(*self._place)
         if self._link is not None:
             self._selector.register(self._link, selectors.EVENT_READ)
