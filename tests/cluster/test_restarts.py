@@ -1,4 +1,4 @@
-"""A killed worker costs seconds: its pods stay, and the next new step comes long before that of a recreated pod.
+"""A killed worker costs seconds: the pods stay, and the next new step comes sooner than from new pods.
 
 `PNAS_RESTART_KILLS=20` kills that often instead of twice, in a job of one pod too. The seed is printed.
 """

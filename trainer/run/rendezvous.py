@@ -6,120 +6,13 @@ workers meet at a new port in each attempt, so that no process of an earlier one
 """
 
 import selectors
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Protocol
+from dataclasses import asdict, replace
 
 from trainer.run.links import Link, Message, link_to, listen
-from trainer.shared.errors import TrainerError
+from trainer.run.meeting import NOTE_EVERY_S, Begin, Meeting, PeerWait, Report
 from trainer.supervisor import Supervisor, blames_a_peer
 
-LONGEST_WAIT_S = 1800.0
-"""How long a node waits for the others, as torch's rendezvous does: their pods may start later."""
-_NOTE_EVERY_S = 60.0
 _RETRY_S = 1.0
-
-
-@dataclass(frozen=True)
-class Report:
-    """How one node's workers ended: `crashed` if others in their place might not fail; `cause` in logfmt."""
-
-    crashed: bool
-    cause: str
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """An attempt as the first node has begun it.
-
-    Attributes:
-        address, port: Where its workers meet.
-        checkpoint: The training state that they continue from, relative to the run's folder; None begins at the first
-            step. Before the first attempt of its process each node chooses by itself.
-        cause: Why the attempt before it ended, in logfmt.
-    """
-
-    attempt: int
-    address: str
-    port: int
-    checkpoint: str | None = None
-    cause: str = ""
-
-
-Begin = Callable[[str], Meeting | None]
-"""Begins the next attempt, on the first node; the argument is the cause, and None means that this process must end."""
-
-
-class Rendezvous(Protocol):
-    """One node's side. The supervisor's loop listens to `fd` while workers run."""
-
-    @property
-    def fd(self) -> int | None:
-        """A descriptor that can be read when another node has said something; None on a single node."""
-
-    def poll(self) -> str | None:
-        """Take in what other nodes have said; return why this node's workers must stop, if they must."""
-
-    def tell_failure(self, cause: str) -> None:
-        """Have the others stop their workers, because this node's are failing."""
-
-    def meet(self, report: Report | None, begin: Begin) -> Meeting | None:
-        """Wait for the other nodes; return the next attempt, or None if this process must end.
-
-        Args:
-            report: How this node's workers have ended; None before the first attempt.
-
-        Raises:
-            TrainerError: A node did not come in time.
-        """
-
-    def close(self) -> None:
-        """Tell the others that this node leaves in order."""
-
-
-class SingleNode:
-    """A job on one node agrees with itself."""
-
-    fd: int | None = None
-
-    def poll(self) -> str | None:
-        """Return None: there is no other node."""
-
-    def tell_failure(self, cause: str) -> None:
-        """Do nothing: there is no other node."""
-
-    def meet(self, report: Report | None, begin: Begin) -> Meeting | None:
-        """Return the next attempt, if the workers have crashed."""
-        return begin("" if report is None else report.cause) if report is None or report.crashed else None
-
-    def close(self) -> None:
-        """Do nothing: there is no other node."""
-
-
-class _Waiting:
-    """A wait for other nodes: with lines for the user, with an end, and not in the way of a signal."""
-
-    def __init__(self, supervisor: Supervisor, fd: int) -> None:
-        self._supervisor, self._fd = supervisor, fd
-        self._began = self._said = time.monotonic()
-
-    def turn(self, text: str, *, at_most_s: float = _NOTE_EVERY_S) -> bool:
-        """Wait until a node has said something; return False if a signal asks this node to stop.
-
-        Args:
-            text: What is waited for.
-
-        Raises:
-            TrainerError: The wait has been too long.
-        """
-        now = time.monotonic()
-        if now - self._began > LONGEST_WAIT_S:
-            raise TrainerError(f"waited {LONGEST_WAIT_S:g} s for {text}: see its pod's log and events")
-        if now - self._said >= _NOTE_EVERY_S:
-            self._said = now
-            self._supervisor.say(f"waiting for {text}, since {now - self._began:.0f} s")
-        return self._supervisor.wait(self._fd, timeout_s=at_most_s)
 
 
 class FirstNode:
@@ -163,7 +56,7 @@ class FirstNode:
         """Wait until every node's workers have ended, and decide."""
         meeting = None
         if report is None or report.crashed:
-            waiting = _Waiting(self._supervisor, self.fd)
+            waiting = PeerWait(self._supervisor, self.fd)
             while self._missing and self._over is None:
                 if not waiting.turn(f"node {self._missing}"):
                     self._over = "node 0 was told to stop"
@@ -308,7 +201,7 @@ class OtherNode:
             self._link.send(message)
         if report is not None and not report.crashed:
             return None
-        waiting = _Waiting(self._supervisor, self.fd)
+        waiting = PeerWait(self._supervisor, self.fd)
         while (meeting := self._take_meeting()) is None:
             if self._over is not None and report is not None:
                 self._supervisor.say(f"no restart: {self._over}")
@@ -317,7 +210,7 @@ class OtherNode:
                 self._disconnect()
             elif self._link is None:
                 self._connect(message)
-            pause_s = _RETRY_S if self._link is None else _NOTE_EVERY_S
+            pause_s = _RETRY_S if self._link is None else NOTE_EVERY_S
             self._over = None
             if not waiting.turn(f"node 0 at {self._place[0]}:{self._place[1]}", at_most_s=pause_s):
                 return None

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.run.attempt import Attempt, RunStarter, restart_run
-from trainer.run.rendezvous import FirstNode, Meeting, OtherNode, Rendezvous, Report, SingleNode
+from trainer.run.meeting import Meeting, Rendezvous, Report, SingleNode
+from trainer.run.rendezvous import FirstNode, OtherNode
 from trainer.run.worker_commands import worker_command
 from trainer.shared.errors import RESUMABLE, TrainerError
 from trainer.supervisor import Failure, Outcome, Supervisor

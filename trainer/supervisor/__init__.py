@@ -5,7 +5,8 @@ exactly these, so this package promises them. It does not know what a worker com
 """
 
 from trainer.supervisor.failure_cause import A_PEER_DIFFERS, Failure, Outcome, blames_a_peer
-from trainer.supervisor.loop import Limits, Supervisor
+from trainer.supervisor.loop import Limits
+from trainer.supervisor.node import Supervisor
 from trainer.supervisor.worker import WorkerCommand, die_with_supervisor
 
 __all__ = [

@@ -20,6 +20,8 @@ class SignalInbox:
         self.fd = -1
         self.stops = 0
         """How many signals of `STOPS` have been read."""
+        self.handed_over = False
+        """Whether HAND_OVER has been read."""
         self._writer = -1
         self._wakeup_fd = -1
         self._handlers: dict[int, _Handler] = {}
@@ -48,5 +50,6 @@ class SignalInbox:
             numbers = os.read(self.fd, 1 << 12)
         except BlockingIOError:
             return b""
+        self.handed_over = self.handed_over or HAND_OVER in numbers
         self.stops += sum(number in STOPS for number in numbers)
         return numbers

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.run import rendezvous
-from trainer.run.rendezvous import FirstNode, Meeting, OtherNode, Report, SingleNode
+from trainer.run.meeting import Meeting, Report, SingleNode
+from trainer.run.rendezvous import FirstNode, OtherNode
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.supervisor import Supervisor
 from trainer.topology.ports import free_port
@@ -196,7 +196,7 @@ def test_a_wait_that_is_too_long_and_a_port_that_is_taken_are_one_line(
     first = nodes.first(nodes=4)
     with pytest.raises(UsageError, match=rf"^port {nodes.port} is taken: choose another with --master-port$"):
         nodes.first(nodes=2)
-    monkeypatch.setattr(rendezvous, "LONGEST_WAIT_S", -1.0)
+    monkeypatch.setattr("trainer.run.meeting.LONGEST_WAIT_S", -1.0)
     with pytest.raises(TrainerError, match=r"^waited -1 s for node 1, 2, 3: see its pod's log and events$"):
         first.meet(None, nodes.begin)
 
