@@ -72,6 +72,7 @@ class JobState:
         files: where a person finds that folder; nothing if it is not there yet.
         attempt: how often it was submitted.
         restarts: how often the cluster has tried this attempt again.
+        devices: how many devices it uses, if its settings leave the number to the trainer.
         command, console: on this machine, the trainer's command line and the file with its output.
         details: the backend's own facts (process ids, pods, …) for `status --json`.
     """
@@ -87,6 +88,7 @@ class JobState:
     files: str = ""
     attempt: int = 1
     restarts: int = 0
+    devices: int | None = None
     command: Sequence[str] = ()
     console: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -100,6 +102,11 @@ class JobState:
     def setting(self, name: str) -> Any:
         """Return one of the trainer's settings; None if the record does not have it, or if it came with weights."""
         return known_spec(self.spec).get("train", {}).get(name)
+
+    @property
+    def npus(self) -> int | None:
+        """The number of devices on each node; None if unknown."""
+        return self.setting("npus") or self.devices
 
     def took_s(self, now: float) -> float | None:
         """Return the seconds from the start to the end, or to now."""

@@ -186,6 +186,7 @@ def _read_state(ref: JobRef, folder: Path) -> tuple[JobState, LogEnd]:
     elif other_host and not phase.ended:
         reason = f"on {other_host}, as far as can be known from here"
     ended = end["ended"] if end is not None else log.written if phase.ended else None
+    spec = job.get("spec", {})
     state = JobState(
         ref=ref,
         phase=phase,
@@ -193,11 +194,12 @@ def _read_state(ref: JobRef, folder: Path) -> tuple[JobState, LogEnd]:
         created=job["created"],
         started=processes.get("started"),
         ended=ended,
-        spec=job.get("spec", {}),
+        spec=spec,
         output=output,
         # After this code the folder, and the run in it, is another job's.
         files=str(output) if output is not None and _is_there(output) and returncode != _FOLDER_TAKEN else "",
         attempt=records.attempt_of(job),
+        devices=None if spec.get("train", {}).get("npus") else len(log.device_logs) or None,
         command=job.get("command", ()),
         console=str(folder / records.CONSOLE),
         details={

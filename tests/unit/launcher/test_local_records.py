@@ -18,6 +18,7 @@ from launcher.local import records
 from launcher.local.console import LineTimes, offset_at, read_blocks, read_tail
 from launcher.local.jobs import LocalJobs
 from launcher.local.submitter import start_job
+from launcher.output import report
 from launcher.output.display import PlainDisplay
 from launcher.output.follow import LogFollow
 from trainer.shared.processes import Process, identify, is_alive, send_signal
@@ -164,6 +165,23 @@ def test_an_output_folder_that_cannot_be_looked_at_hides_no_job(
     monkeypatch.setattr(Path, "exists", refuse)
     [(state, _)] = LocalJobs(tmp_path / "jobs").list()
     assert (state.phase, state.files) == (Phase.FAILED, "")
+
+
+@pytest.mark.parametrize(("train", "count", "shown"), [({}, 2, "2"), ({"npus": None}, 1, "1"), ({"npus": 8}, 2, "8")])
+def test_a_list_shows_the_number_of_devices_also_if_the_trainer_chose_it(
+    tmp_path: Path, train: dict[str, Any], count: int, shown: str
+) -> None:
+    spec = {"backend": "local", "train": {"mode": "full", **train}}
+    job(tmp_path / "jobs", job={"spec": spec}, processes=running(ME) | {"started": 1.0})
+    listing = LocalJobs(tmp_path / "jobs").list()
+    assert listing[0][0].npus == train.get("npus"), "no device has a log yet"
+    for rank in range(count):
+        (tmp_path / "out" / str(rank)).mkdir(parents=True)
+        (tmp_path / "out" / str(rank) / "console-1.log").touch()
+    listing = LocalJobs(tmp_path / "jobs").list()
+    header, row = report.list_text(listing, now=2).splitlines()
+    assert row[header.index("DEVICES") :].split()[0] == shown
+    assert report.list_document(listing)["items"][0]["npus"] == int(shown)
 
 
 def test_the_files_of_another_attempt_do_not_count(tmp_path: Path) -> None:
