@@ -21,7 +21,7 @@ from trainer.data.tree import Stamp, describe_left_out, read_class_names, read_s
 from trainer.shared.errors import UsageError
 from trainer.shared.files import reading, replacing, text_if_readable
 
-_CACHE_VERSION = 4
+_CACHE_VERSION = 5
 # While a folder's time stamp is this fresh, a new file can leave it unchanged (coarse clocks, NFS).
 _SETTLED_NS = 3_000_000_000
 # Long enough for all processes of one start.

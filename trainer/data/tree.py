@@ -40,7 +40,7 @@ _KINDS_SHOWN = 6
 
 
 class Stamp(NamedTuple):
-    """What changes when an entry of a folder comes or goes; all zeros if there is no folder.
+    """What changes when an entry of a folder comes or goes, or a file's content changes; all zeros if nothing is there.
 
     Copying programs set the time of modification (ns) back, but no program can set the time of change (ns). The inode
     differs if a link leads elsewhere. The size (bytes) and the number of links help where a clock is coarse.
@@ -53,10 +53,10 @@ class Stamp(NamedTuple):
     links: int
 
 
-def stamp(folder: str | Path) -> Stamp:
-    """Return a folder's stamp; it is opened, because an NFS client then asks its server instead of the cache."""
+def stamp(path: str | Path) -> Stamp:
+    """Return the stamp of a folder or file; it is opened, because an NFS client then asks its server, not the cache."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # the path may be a pipe by now
     except OSError:
         return Stamp(0, 0, 0, 0, 0)
     try:
@@ -74,7 +74,8 @@ class SplitTree:
     Attributes:
         classes: names of the class folders, sorted.
         images: of each class, sorted; encoded paths relative to the split's folder.
-        stamps: of each folder that was read, and of each link that may lead to another one later; by relative path.
+        stamps: of each folder that was read, of each link that may lead elsewhere later, and of each file that was left
+            out for its content; by relative path.
         left_out: number of files of each suffix or kind that are no images of a class.
     """
 
@@ -268,8 +269,11 @@ class _Reader:
         _, dot, suffix = _name(name).lower().rpartition(".")
         kind = dot + suffix
         if not _SUFFIX.fullmatch(kind):
+            before = stamp(self._path(name))
             if _begins_like_an_image(self._path(name)):
                 return True
+            # It can be written over, which leaves its folder's stamp as it is.
+            self.tree.stamps[name] = before
             kind = _NO_SUFFIX
         self.tree.left_out[kind] += 1
         return False
