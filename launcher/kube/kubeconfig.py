@@ -21,6 +21,7 @@ from launcher.kube.exec_plugin import ExecPlugin, cluster_info
 from launcher.kube.kubeconfig_files import ClusterContext, ConfigEntry, read_context
 from launcher.kube.proxy import is_host, proxy_of
 from launcher.kube.tls_files import check_tls, data_file
+from trainer.shared.files import read_file
 
 _FIX = "fix it or give --kubeconfig"
 
@@ -171,7 +172,7 @@ def _token(user: ConfigEntry, place: str) -> str:
     if path is None:
         return user.text("token")
     try:
-        return path.read_text(encoding="utf-8")
+        return read_file(path).decode()
     except (OSError, ValueError) as error:  # no UTF-8 text, or a path with a NUL
         if token := user.text("token"):
             return token

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import RequestError, UnreachableError
+from trainer.shared.files import read_file
 from trainer.shared.strict_yaml import parse_texts
 
 
@@ -88,7 +89,7 @@ def _read(file: Path) -> Mapping[str, Any]:
     place = f"kubeconfig {file}"
     try:
         # A text editor may have put a byte order mark before the text.
-        value = parse_texts(file.read_text(encoding="utf-8-sig"))
+        value = parse_texts(read_file(file).decode("utf-8-sig"))
     except OSError as error:
         raise UnreachableError(f"{place}: cannot be read: {error.strerror}; fix it or give --kubeconfig") from error
     except ValueError as error:

@@ -149,9 +149,9 @@ def _check_file(option: str, path: Path | None) -> None:
     if path is None:
         return
     with _reading(option, path):
-        is_file = path.is_file()
-    if not is_file:
-        raise RequestError(f"{option} {path}: no such file; check the path")
+        fault = "" if path.is_file() else "not a regular file" if path.exists() else "no such file"
+    if fault:
+        raise RequestError(f"{option} {path}: {fault}; check the path")
 
 
 def _check_data(path: Path, needed: tuple[str, ...]) -> None:

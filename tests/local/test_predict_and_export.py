@@ -177,6 +177,7 @@ def places(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
         (["predict", "{pipe}"], "a pipe or device"),
         (["predict", "-"], "the list on standard input is empty"),
         (["predict", "{image}", "--class-names", "{names}"], "3 names, but"),
+        (["predict", "{image}", "--class-names", "{pipe}"], "pipe: cannot be read: a pipe or device"),
         (["predict", "{image}", "--class-names", "nosuch"], "nosuch: cannot be read: No such file"),
         (["predict", "{image}", "--image-size", "5"], "--image-size 5"),
         (["predict", "{image}", "--padding", "seed"], "padding"),

@@ -18,7 +18,7 @@ from trainer.data.tree import describe_left_out, read_class
 from trainer.shared.container import usable_processors
 from trainer.shared.documents import document, json_text
 from trainer.shared.errors import TrainerError, UsageError
-from trainer.shared.files import reading
+from trainer.shared.files import NOT_REGULAR, reading
 from trainer.shared.text import visible
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _image_files(images: Sequence[Path]) -> Iterator[Path]:
         elif path.is_file():
             yield path
         elif path.exists():
-            raise UsageError(f"{path}: a pipe or device; give a file")
+            raise UsageError(f"{path}: {NOT_REGULAR}; give a file")
         else:
             raise UsageError(f"{path}: no such file or folder")
 
