@@ -28,7 +28,7 @@ from trainer.model.origin import (
 )
 from trainer.model.pickles import READABLE_FILES, one_line, read_pickle
 from trainer.shared.errors import UsageError
-from trainer.shared.files import utf8_name
+from trainer.shared.files import NOT_REGULAR, utf8_name
 from trainer.shared.runs import CHECKPOINT_FORMAT
 from trainer.shared.text import visible
 
@@ -124,7 +124,7 @@ def import_weights(path: Path) -> Weights:
     """
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise UsageError(f"weights {path}: a pipe or device, which cannot be read twice; give a file")
+            raise UsageError(f"weights {path}: {NOT_REGULAR}, and cannot be read twice; give a file")
         with path.open("rb") as file:
             head = file.read(9)
         # A safetensors file starts with the length of a JSON object, then the object.
@@ -207,8 +207,10 @@ def _tensor_fault(name: str, tensor: object) -> str | None:
         return f"is no tensor but a {type(tensor).__name__}"
     if name.endswith("num_batches_tracked"):
         return "is a list, not the counter of a batch norm" if tensor.ndim else None
-    if not tensor.is_floating_point() or tensor.layout is not torch.strided:
-        return f"has values of type {str(tensor.dtype).removeprefix('torch.')}, not plain numbers with a fraction"
+    if tensor.layout is not torch.strided or not tensor.is_floating_point():
+        dtype = f"has values of type {str(tensor.dtype).removeprefix('torch.')}, not plain numbers with a fraction"
+        sparse = "is a sparse tensor: save the file again with tensor.to_dense() of each sparse one"
+        return dtype if tensor.layout is torch.strided else sparse
     if tensor.device.type != "cpu" or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:
         return "has fewer values in the file than its shape says"
     if not bool(torch.isfinite(tensor.float()).all()):

@@ -202,7 +202,7 @@ def _refused(trap: Path) -> dict[str, tuple[str, bytes]]:
         "two averages.pth": ("holds 2 networks", _pickled({"ema": plain, "model_ema": dict(plain)})),
         "nan.pth": ("not finite", _pickled({**plain, "last_linear.bias": torch.full((CLASSES,), torch.nan)})),
         "int8.pth": ("type int8", _pickled(_floats(plain, Tensor.char))),
-        "sparse.pth": ("", _pickled(sparse)),
+        "sparse.pth": (r"last_linear.weight is a sparse tensor: .* tensor.to_dense\(\)", _pickled(sparse)),
         "meta.pth": ("fewer values", _pickled(_floats(plain, lambda tensor: tensor.to("meta")))),
         "expanded.pth": (
             "fewer values",
