@@ -15,6 +15,7 @@ from launcher.kinds.labels import JOB_LABEL, MANAGED
 from launcher.kinds.objects import attempt_number, is_part_of, spec_of
 from launcher.kube.api import TAKEN, Api, Json, if_allowed
 from launcher.kube.resources import CONFIG_MAPS
+from launcher.recorded_spec import is_spec
 
 _KEY = "attempt.json"
 
@@ -60,9 +61,10 @@ def load(api: Api, kind: str, job: str) -> SavedAttempt | None:
         return None
     try:
         values = json.loads(config_map["data"][_KEY])
-        return SavedAttempt(int(values["attempt"]), dict(values["spec"]))
-    except (KeyError, TypeError, ValueError):
+        attempt, spec = int(values["attempt"]), values["spec"]
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None  # A user has edited it.
+    return SavedAttempt(attempt, spec) if is_spec(spec) else None
 
 
 def drop(api: Api, kind: str, job: str) -> None:

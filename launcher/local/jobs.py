@@ -185,7 +185,7 @@ def _read_state(ref: JobRef, folder: Path) -> tuple[JobState, LogEnd]:
         reason = log.progress.cause or (f"{reason}: {words}" if words else reason)
     elif other_host and not phase.ended:
         reason = f"on {other_host}, as far as can be known from here"
-    ended = end["ended"] if end is not None else log.written if phase.ended else None
+    ended = end["ended"] if end is not None else log.written or job["created"] if phase.ended else None
     spec = job.get("spec", {})
     state = JobState(
         ref=ref,

@@ -10,8 +10,9 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from launcher import PROGRAM
-from launcher.jobs import JobEvent, JobRef, JobState, Phase, PreflightFinding, Submitted, describe_network, known_spec
+from launcher.jobs import JobEvent, JobRef, JobState, Phase, PreflightFinding, Submitted
 from launcher.output.progress import JobProgress, ProgressLine, step_cells
+from launcher.recorded_spec import describe_network, known_spec
 from trainer.shared.documents import document
 from trainer.shared.durations import format_duration
 from trainer.shared.text import visible

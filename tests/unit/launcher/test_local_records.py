@@ -1,6 +1,8 @@
 """A local job's state follows from its folder: phases, damaged records, and processes that have reused a pid."""
 
 import io
+import json
+import math
 import os
 import signal
 import socket
@@ -77,6 +79,22 @@ def test_the_phase_follows_from_the_records_and_the_processes(
         assert state.phase.exit_code == code
 
 
+def job_text(**values: object) -> str:
+    good = {"created": 1.0, "command": ["x"], "cwd": "/", "host": "here", "spec": {}, "output": "/"}
+    return json.dumps({"apiVersion": "pnas/v1", **good, **values})
+
+
+DAMAGED_SPECS: tuple[object, ...] = (
+    *([], {"pods": [1]}, {"given": {}}, {"given": [1]}, {"overlay": "x"}, {"train": []}, {"train": None}),
+    *({"train": {"npus": "x"}}, {"train": {"nodes": [1]}}, {"train": {"grace_s": "x"}}, {"train": {"mode": {}}}),
+)
+DAMAGED_VALUES: list[dict[str, Any]] = [
+    *({"created": value} for value in (math.nan, math.inf, 1e18, -1)),
+    *({"attempt": value} for value in ("x", "1", [1])),
+    *({"attempt": None}, {"command": [1, None]}),
+    *({"spec": value} for value in DAMAGED_SPECS),
+]
+
 ENDED_LINE = b'[node 0 #1] ended lines="0:3" outcome=succeeded\n'
 LINES = (b"[rank 0 cpu:0 #1] start\n", b"[rank 0 cpu:0 #2] eval top1=50\n", b"[rank 0 cpu:0 #3] result top1=60\n")
 
@@ -119,11 +137,15 @@ def test_a_job_whose_folder_is_another_ones_is_not_to_be_continued(tmp_path: Pat
 @pytest.mark.parametrize("files", [{}, {"cancel": {"requested": 1.5}}])
 def test_the_time_of_a_job_without_an_exit_record_stands_still(tmp_path: Path, files: dict[str, Any]) -> None:
     ref = job(tmp_path, processes=running(ENDED_PROCESS), **files)
-    for name in (records.CONSOLE, records.PROCESSES, records.JOB):
+    for name in (records.CONSOLE, records.PROCESSES):
         os.utime(tmp_path / ref.name / name, (1000, 1000))
-    state = LocalJobs(tmp_path).get(ref)
+    backend = LocalJobs(tmp_path)
+    state = backend.get(ref)
     assert state.ended == 1000
     assert state.took_s(now=5000) == state.took_s(now=9000)
+    request = {"command": ["x"], "cwd": "/", "host": socket.gethostname(), "spec": {}, "output": "/"}
+    records.begin_next(tmp_path / ref.name, {"created": time.time(), **request})
+    assert 1000 in [event.time for event in backend.events(ref)], "the next attempt must not change it"
 
 
 @pytest.mark.parametrize("console", [b"", LINES[0], LINES[0] + LINES[1][:30]])
@@ -258,6 +280,9 @@ def test_a_process_with_a_reused_pid_is_neither_alive_nor_signalled() -> None:
         (records.JOB, '{"apiVersion": "pnas/v1"}'),
         (records.PROCESSES, '{"apiVersion": "pnas/v1", "runner": "x"}'),
         (records.EXIT, '{"apiVersion": "pnas/v1", "returncode": null, "ended": 1}'),
+        (records.EXIT, '{"apiVersion": "pnas/v1", "returncode": 0, "ended": NaN}'),
+        (records.EXIT, "[" * 100_000),
+        *((records.JOB, job_text(**values)) for values in DAMAGED_VALUES),
     ],
 )
 def test_a_damaged_or_newer_record_is_named_and_does_not_hide_other_jobs(tmp_path: Path, file: str, text: str) -> None:
@@ -350,6 +375,25 @@ def test_each_line_has_the_time_at_which_the_log_had_grown_to_it(tmp_path: Path)
     assert seconds == [":10", ":20", ":33", ":33"]
     assert [moment[-4:-1] for moment in times.of(4, block[4:], 33)] == seconds[1:]
     assert (offset_at(clock, 15), offset_at(clock, 5), offset_at(clock, 99)) == (4, 0, 12)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\0" * 40, b"\0\0 \0\n", b"\xff\xfe 12\n", b"abc def\n", b"nan 5\n", b"20.5 1", b"20."]
+)
+def test_a_damaged_note_of_a_time_does_not_count(tmp_path: Path, damage: bytes) -> None:
+    """A power failure leaves NUL bytes; a full disk leaves half a note, to which the next one is appended."""
+    clock = tmp_path / "clock"
+    clock.write_bytes(b"10.250 4\n" + damage + b"30.000 7\n40.000 12\n")
+    seconds = [moment[-4:-1] for moment in LineTimes(clock).of(0, b"one\ntwo\nxxx\n", 50)]
+    assert (seconds[0], seconds[-1]) == (":10", ":40")
+    assert (offset_at(clock, 15), offset_at(clock, 99)) == (4, 12)
+
+
+def test_other_files_among_the_attempts_do_not_count(tmp_path: Path) -> None:
+    ref = job(tmp_path, exit=ended(0))
+    for name in (".DS_Store", "1x", "copy of 1"):
+        (tmp_path / ref.name / "attempts" / name).mkdir(parents=True)
+    assert len(LocalJobs(tmp_path).events(ref)) == 2
 
 
 def test_a_log_is_read_from_the_first_whole_line_after_an_offset(tmp_path: Path) -> None:
