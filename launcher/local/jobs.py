@@ -128,13 +128,16 @@ class LocalJobs:
         except OSError as error:
             raise LauncherError(f"{folder}: cannot be removed: {error.strerror}; remove it by hand") from error
 
-    def _list_one(self, folder: Path) -> tuple[JobState, JobProgress]:
+    def _list_one(self, folder: Path) -> tuple[JobState, JobProgress] | None:
+        """Return a job and its progress; None if another launcher has just deleted it."""
         ref = JobRef(self.name, folder.name)
         try:
             state, log = _read_state(ref, folder)
-        except LauncherError as error:
-            return JobState(ref, Phase.LOST, str(error)), JobProgress()
-        return state, log.progress
+            progress = log.progress
+        except (LauncherError, OSError) as error:
+            reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            state, progress = JobState(ref, Phase.LOST, reason), JobProgress()
+        return (state, progress) if folder.is_dir() else None
 
     def _folder(self, ref: JobRef) -> Path:
         # `list` looks up every job: compare names, and ask the file system about one folder only.
@@ -156,8 +159,8 @@ class LocalJobs:
 
     def list(self) -> "list[tuple[JobState, JobProgress]]":
         """Return all jobs of this user on this machine, oldest first; a damaged record is shown as damaged."""
-        jobs = [self._list_one(folder) for folder in _job_folders(self.root)]
-        return sorted(jobs, key=lambda job: (job[0].created or 0, job[0].ref.name))
+        jobs = map(self._list_one, _job_folders(self.root))
+        return sorted(filter(None, jobs), key=lambda job: (job[0].created or 0, job[0].ref.name))
 
 
 def _read_state(ref: JobRef, folder: Path) -> tuple[JobState, LogEnd]:

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -295,6 +296,27 @@ def test_a_damaged_or_newer_record_is_named_and_does_not_hide_other_jobs(tmp_pat
     states = {state.ref.name: state for state, _ in backend.list()}
     assert states["good"].phase is Phase.SUCCEEDED
     assert file in states["bad"].reason
+
+
+def test_a_log_that_cannot_be_read_and_a_job_that_is_just_deleted_hide_no_other_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job(tmp_path, "good", exit=ended(0))
+    for name in ("deleted", "unreadable"):
+        job(tmp_path, name, exit=ended(1))
+    (tmp_path / "unreadable" / records.CONSOLE).unlink()
+    (tmp_path / "unreadable" / records.CONSOLE).mkdir()
+
+    def read_record(path: Path) -> dict[str, Any] | None:
+        if path.parent.name == "deleted":
+            shutil.rmtree(path.parent, ignore_errors=True)
+        return read(path)
+
+    read = records.read_record
+    monkeypatch.setattr(records, "read_record", read_record)
+    states = {state.ref.name: state.reason for state, _ in LocalJobs(tmp_path).list()}
+    assert states.keys() == {"good", "unreadable"}
+    assert states["unreadable"].startswith(str(tmp_path / "unreadable" / records.CONSOLE))
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "../jobs/a", "a/", "file"])
