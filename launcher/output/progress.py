@@ -113,6 +113,11 @@ class JobProgress:
         return max(steps, key=lambda step: (step.number("epoch") or 0, step.number("step") or 0), default=None)
 
     @property
+    def has_begun(self) -> bool:
+        """Whether the job has done any of its work."""
+        return bool(self._steps or self.evaluation or self.result)
+
+    @property
     def cause(self) -> str | None:
         """Why the job failed, in one line."""
         if self.failure is not None:
