@@ -143,7 +143,6 @@ def test_a_job_that_cannot_be_placed_gives_the_reason_and_ctrl_c_shows_how_to_re
             "/output/none.safetensors: no such file",
         ),
         (("--data-path", "/data/none"), 1, False, "no such folder"),
-        (("--env", "PNAS_SEED=x", "--retries", "0"), 1, False, "seed"),
     ],
 )
 def test_a_job_that_fails_names_its_cause(
@@ -192,6 +191,7 @@ def empty(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, digits: Pa
         (("--memory", "3Q"), 2, "--memory 3Q: is not a quantity"),
         (("--env", "A"), 2, "`A` is not NAME=VALUE"),
         (("--env", "API_TOKEN=x"), 2, "use --env-from-secret"),
+        (("--env", "PNAS_SEED=x"), 2, "--seed x (from --env): is not a whole number"),
         (("--namespace", "nowhere"), 5, "namespace nowhere: there is no such namespace"),
         (("--context", "nope"), 2, "--context nope: not in kubeconfig"),
         (("--kubeconfig", "/nope"), 3, "/nope: no such file"),

@@ -85,6 +85,9 @@ def test_config_show_has_every_setting_as_text_and_as_json() -> None:
         ({"name": 2024}, "--name 2024: use a letter, then letters"),
         ({"mode": "eval"}, "--mode eval needs --weights"),
         ({"batch_size": 0}, "--batch-size 0"),
+        ({"device": "cpu", "precision": "O2"}, "--precision O2 needs an NPU: on a CPU use --precision fp32"),
+        ({"resume": "/output/a", "mode": "eval"}, "--resume /output/a: continues training; to evaluate give --weights"),
+        ({"resume": "/output/a", "mode": "performance"}, "--mode performance times steps from the start"),
     ],
 )
 def test_an_invalid_setting_is_refused_in_one_line(flags: dict[str, Any], message: str) -> None:

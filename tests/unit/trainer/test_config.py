@@ -100,6 +100,7 @@ def test_every_shipped_profile_is_valid(profile: str) -> None:
         ({"epochs": 0}, None, {}, "--mode full needs --epochs of at least 1"),
         ({"run_name": "../up"}, None, {}, "--run-name ../up"),
         ({"device": "npu", "channels_last": True}, None, {}, "--channels-last is slow on an NPU"),
+        ({"device": "cpu", "precision": "O2"}, None, {}, "--precision O2 needs an NPU"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_setting(

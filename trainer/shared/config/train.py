@@ -215,6 +215,20 @@ class TrainConfig(BaseModel):
         return text
 
     @model_validator(mode="after")
+    def _continues_training(self) -> "TrainConfig":
+        """Refuse to continue a named run in a mode that does not train."""
+        if isinstance(self.resume, Path) and self.mode == "eval":
+            raise ValueError(
+                f"--resume {self.resume}: continues training; to evaluate give --weights "
+                "RUN/checkpoints/best.safetensors"
+            )
+        if isinstance(self.resume, Path) and self.mode == "performance":
+            raise ValueError(
+                f"--resume {self.resume}: --mode performance times steps from the start; leave --resume out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _agree(self, info: ValidationInfo) -> "TrainConfig":
         """Refuse settings that contradict each other, before anything starts."""
         if info.context and info.context.get(PARTIAL):
@@ -233,6 +247,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"--warmup-epochs {self.warmup_epochs} leaves no epoch of --epochs {self.epochs}")
         if self.channels_last and self.device in ("npu", EMULATED):
             raise ValueError("--channels-last is slow on an NPU: leave it out")
+        if self.precision == "O2" and self.device == "cpu":
+            raise ValueError("--precision O2 needs an NPU: on a CPU use --precision fp32")
         if self.mode in TRAINING and self.epochs == 0:
             raise ValueError(f"--mode {self.mode} needs --epochs of at least 1")
         if self.mode != "eval" and self.image_size < TWO_PIXELS and min(self.batch_size, self.micro_batch or 2) == 1:
