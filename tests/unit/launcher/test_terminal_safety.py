@@ -15,7 +15,7 @@ from launcher.jobs import JobEvent, JobRef, JobState, LogBlock, LogItem, LogLoss
 from launcher.output import report
 from launcher.output.display import PlainDisplay
 from launcher.output.follow import LogFollow
-from launcher.output.live import LiveDisplay
+from launcher.output.live import LiveDisplay, live_display
 from launcher.output.progress import JobProgress
 from trainer.shared.text import visible
 
@@ -112,6 +112,16 @@ def test_the_live_display_shows_escapes_in_every_part(attack: bytes) -> None:
     assert b"rank 2 cpu:2  news \\x1b]0;owned\\x07" in shown
     assert shown.count(visible(attack.decode("utf-8", "surrogateescape")).encode()) >= 5
     assert DANGEROUS.search(shown) is None
+
+
+@pytest.mark.parametrize(("columns", "live"), [("0", False), ("1", True), ("x", True)])
+def test_a_terminal_that_claims_no_columns_gets_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, columns: str, live: bool
+) -> None:
+    """Rich prints nothing there, not even the lines of the job."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", columns)
+    assert (live_display(JobProgress()) is not None) == live
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
