@@ -19,6 +19,7 @@ from trainer.shared.container import usable_processors
 from trainer.shared.documents import document, json_text
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.files import NOT_REGULAR, reading
+from trainer.shared.program import TRAINER
 from trainer.shared.text import visible
 
 if TYPE_CHECKING:
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
 
 _BATCH = 16
 
-predict_app = App(name="predict", help="Show the most probable classes of images.")
+_EXAMPLES = f"""\
+Examples:
+  {TRAINER} predict --weights output/r1 photo.jpg holidays/
+  find . -name '*.png' | {TRAINER} predict --weights best.safetensors -"""
+
+predict_app = App(name="predict", help="Show the most probable classes of images.", help_epilogue=_EXAMPLES)
 
 
 @predict_app.default
@@ -39,11 +45,6 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Show the most probable classes of images, prepared as in the evaluation of the weights, on the CPU.
-
-    For example:
-
-        python -m trainer predict --weights output/r1 photo.jpg holidays/
-        find . -name '*.png' | python -m trainer predict --weights best.safetensors -
 
     Exit code 1 if an image cannot be read, or gets no finite probabilities; the others are shown.
 

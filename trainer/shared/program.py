@@ -6,11 +6,14 @@ import os
 import re
 import resource
 import sys
+from pathlib import Path
 from typing import NoReturn, TextIO
 
 from trainer.shared.container import OUT_OF_MEMORY
 from trainer.shared.errors import UsageError
 
+TRAINER = "pnas-trainer" if Path(sys.argv[0]).name in ("pnas", "pnas-trainer") else "python -m trainer"
+"""The command line of the trainer, as the user can type it: an installed script if the user began one, or a module."""
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 """Exit code of a program whose reader has ended, as `| head` does."""
