@@ -85,8 +85,9 @@ the hook: `kubectl logs job/RELEASE-submit`. Correct the value and run `helm upg
   `helm uninstall --no-hooks`, and `python -m launcher cancel --release RELEASE`.
 * An upgrade without `job.enabled` removes both hooks: running jobs go on, and `helm uninstall` does not cancel them.
   `helm rollback` submits nothing and ends nothing.
-* The hook tries three times within a minute while new claims are not bound. If your storage takes longer, use
-  `helm install --wait`. If nodes pull the image for more than five minutes, add `--timeout 30m`.
+* The hook tries three times within a minute while new claims have no volume, unless a provisioner is making one: then
+  the job waits for it. If an administrator makes your volumes, use `helm install --wait`. If nodes pull the image for
+  more than five minutes, add `--timeout 30m`.
 * `python -m launcher render` with the same settings prints the job's manifests without a cluster.
 
 ## Test

@@ -64,9 +64,7 @@ class BadImageError(TrainerError):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return (
-            f"{self.path}: {self.reason}; {self.remedy} (`{TRAINER} data verify FOLDER` lists every such file)"
-        )
+        return f"{self.path}: {self.reason}; {self.remedy} (`{TRAINER} data verify FOLDER` lists every such file)"
 
 
 def decode_image(path: Path) -> Tensor:

@@ -98,8 +98,7 @@ LOADING_RULES: Rules = (
     ),
     (
         r"No module named 'torch_npu'",
-        "torch_npu is not installed: install the one for this CANN, which {trainer} env names, or use --device "
-        "cpu",
+        "torch_npu is not installed: install the one for this CANN, which {trainer} env names, or use --device cpu",
     ),
 )
 
