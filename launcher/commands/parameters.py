@@ -16,6 +16,8 @@ from launcher.kube.access import ClusterAccess
 from trainer.shared import durations, variables
 from trainer.shared.documents import JSON_OPTION
 
+# Python's containers take no larger number.
+_DIGITS = 18
 _PLACE = Group.create_ordered("Where")
 
 
@@ -29,6 +31,8 @@ def count(_type: Any, tokens: Sequence[Token]) -> int:
     text = tokens[0].value
     if not text.isdecimal():
         raise ValueError(f'"{text}" is not a whole number of 0 or more')
+    if len(text) > _DIGITS:
+        raise ValueError(f'"{text}" is too large')
     return int(text)
 
 

@@ -5,6 +5,7 @@ The terminal display, `status` and the summary all read them here.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,9 +36,9 @@ class ProgressLine:
     text: str
 
     def number(self, key: str) -> float | None:
-        """Return the field as a number; None if the line does not have it."""
+        """Return the field as a number; None if the line does not have it, or if it is text, nan or infinite."""
         value = self.fields.get(key)
-        return None if value is None or isinstance(value, str) else float(value)
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def parse_progress(text: bytes) -> ProgressLine | None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cyclopts import App
+from cyclopts import App, Token
 
-from launcher.commands.parameters import ANYWHERE, parse_duration
+from launcher.commands.parameters import ANYWHERE, count, parse_duration
 from launcher.commands.prepare import where_to_find
 from launcher.errors import RequestError
 from launcher.kinds import kind_named
@@ -221,6 +221,13 @@ def test_more_time_than_kubernetes_can_count_is_refused(text: str) -> None:
     assert parse_duration("2147483647") == 2**31 - 1
     with pytest.raises(RequestError, match="is longer than 68 years"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "x", "", "9" * 23, "9" * 5000])
+def test_a_text_that_is_not_a_count_is_refused(text: str) -> None:
+    assert count(int, [Token(value="9" * 18)]) == 10**18 - 1
+    with pytest.raises(ValueError, match=r'^"\S*" is (not a whole number of 0 or more|too large)$'):
+        count(int, [Token(value=text)])
 
 
 @pytest.mark.parametrize("flags", [{"grace_s": "inf"}, {"lr": "inf"}, {"loss_scale": "nan"}])
