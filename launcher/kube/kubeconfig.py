@@ -21,7 +21,7 @@ from launcher.kube.exec_plugin import ExecPlugin, cluster_info
 from launcher.kube.kubeconfig_files import ClusterContext, ConfigEntry, read_context
 from launcher.kube.proxy import is_host, proxy_of
 from launcher.kube.tls_files import check_tls, data_file
-from trainer.shared.files import read_file
+from trainer.shared.files import read_file, why_no_file
 
 _FIX = "fix it or give --kubeconfig"
 
@@ -162,7 +162,7 @@ def _file(entry: ConfigEntry, key: str, place: str) -> str | None:
             raise UnreachableError(f"{place}: {key}-data is not base64; {_FIX}") from error
     path = entry.path(key)
     if path is not None and not path.is_file():
-        raise UnreachableError(f"{place}: {key} {path}: no such file; {_FIX}")
+        raise UnreachableError(f"{place}: {key} {path}: {why_no_file(path)}; {_FIX}")
     return None if path is None else str(path)
 
 

@@ -18,6 +18,7 @@ from launcher.settings.spec import JobSpec
 from trainer.shared.config import EMULATED, TrainConfig, emulated_machine
 from trainer.shared.container import memory_bytes, usable_processors
 from trainer.shared.errors import UsageError
+from trainer.shared.files import why_no_file, why_no_folder
 from trainer.shared.program import TRAINER
 
 _GIB = 1 << 30
@@ -150,7 +151,7 @@ def _check_file(option: str, path: Path | None) -> None:
     if path is None:
         return
     with _reading(option, path):
-        fault = "" if path.is_file() else "not a regular file" if path.exists() else "no such file"
+        fault = "" if path.is_file() else why_no_file(path)
     if fault:
         raise RequestError(f"{option} {path}: {fault}; check the path")
 
@@ -162,8 +163,9 @@ def _check_data(path: Path, needed: tuple[str, ...]) -> None:
 
 def _check_data_folders(path: Path, needed: tuple[str, ...]) -> None:
     if not path.is_dir():
-        what = "not a folder" if path.exists() else "no such folder"
-        raise RequestError(f"--data-path {path}: {what}; give the folder that holds {' and '.join(needed)}")
+        raise RequestError(
+            f"--data-path {path}: {why_no_folder(path)}; give the folder that holds {' and '.join(needed)}"
+        )
     missing = [name for name in needed if not (path / name).is_dir()]
     if missing:
         raise RequestError(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.shared.errors import UsageError
-from trainer.shared.files import reading
+from trainer.shared.files import reading, why_no_folder
 
 IMAGE_SUFFIXES = (
     *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg"),
@@ -93,7 +93,7 @@ def read_tree(path: Path) -> dict[Path, SplitTree]:
     """
     with reading(path):
         if not path.is_dir():
-            raise UsageError(f"{path}: no such folder; give a data folder, or train/ or val/ in one")
+            raise UsageError(f"{path}: {why_no_folder(path)}; give a data folder, or train/ or val/ in one")
         trees = {path / name: read_split(path / name) for name in SPLITS if (path / name).is_dir()}
         if trees:
             others = [entry for entry in path.iterdir() if entry.name not in SPLITS and not entry.name.startswith(".")]

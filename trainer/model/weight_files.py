@@ -124,7 +124,7 @@ def import_weights(path: Path) -> Weights:
     """
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise UsageError(f"weights {path}: {NOT_REGULAR}, and cannot be read twice; give a file")
+            raise UsageError(f"weights {path}: {NOT_REGULAR}; give a file")
         with path.open("rb") as file:
             head = file.read(9)
         # A safetensors file starts with the length of a JSON object, then the object.

@@ -50,6 +50,16 @@ def read_file(path: Path) -> bytes:
         return file.read()
 
 
+def why_no_file(path: Path) -> str:
+    """Return why a path is not a regular file."""
+    return "no such file" if not path.exists() else "a folder, not a file" if path.is_dir() else NOT_REGULAR
+
+
+def why_no_folder(path: Path) -> str:
+    """Return why a path is not a folder."""
+    return "not a folder" if path.exists() else "no such folder"
+
+
 def text_if_readable(path: Path) -> str:
     """Return the text of a file, or an empty text if it cannot be read."""
     try:

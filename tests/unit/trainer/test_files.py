@@ -16,7 +16,7 @@ from trainer.ranktable.identity import Identity
 from trainer.ranktable.wait import wait_until_completed
 from trainer.shared.config.layers import profile_layer
 from trainer.shared.errors import TrainerError, UsageError
-from trainer.shared.files import read_file, reading, replacing, writing
+from trainer.shared.files import read_file, reading, replacing, why_no_file, why_no_folder, writing
 
 
 def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -116,6 +116,14 @@ def test_a_pipe_that_the_user_hands_over_is_read(folder: str) -> None:
     finally:
         os.close(reading_end)
     assert read_file(Path(os.devnull)) == b"", "KUBECONFIG=/dev/null is a custom for no kubeconfig"
+
+
+def test_the_reason_names_what_is_there_in_place_of_a_file_or_folder(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    faults = {tmp_path: "a folder, not a file", tmp_path / "pipe": "a pipe or device", tmp_path / "no": "no such file"}
+    assert [path for path, fault in faults.items() if not why_no_file(path).startswith(fault)] == []
+    assert why_no_folder(tmp_path / "pipe") == "not a folder"
+    assert why_no_folder(tmp_path / "no") == "no such folder"
 
 
 def test_a_failed_read_or_write_is_one_line_with_the_next_step(tmp_path: Path) -> None:
