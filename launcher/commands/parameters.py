@@ -1,9 +1,11 @@
 """The parameters that several commands share: a job, a backend or `--json` means the same in each command."""
 
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +20,7 @@ from trainer.shared.documents import JSON_OPTION
 
 # Python's containers take no larger number.
 _DIGITS = 18
+_EMPTY = re.compile("--[^=]+=")
 _PLACE = Group.create_ordered("Where")
 
 
@@ -46,6 +49,20 @@ def parse_duration(text: str) -> float:
         return durations.seconds(text)
     except ValueError as error:
         raise RequestError(str(error)) from None
+
+
+def refuse_empty_values(tokens: Sequence[str]) -> None:
+    """Refuse an option with an empty value, as a shell passes for an unset variable.
+
+    `delete NAME --namespace ""` would delete the job of another namespace.
+
+    Raises:
+        RequestError: there is one; the settings of a job have the same rule and the same message.
+    """
+    given = [before for before, value in pairwise(tokens) if value == "" and before.startswith("--")]
+    given += [token[:-1] for token in tokens if _EMPTY.fullmatch(token)]
+    if given:
+        raise RequestError(f"{given[0]}: is empty; give a value, or leave it out")
 
 
 def examples(*commands: str) -> str:

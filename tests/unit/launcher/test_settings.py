@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from cyclopts import App, Token
 
-from launcher.commands.parameters import ANYWHERE, count, parse_duration
+from launcher.commands.parameters import ANYWHERE, count, parse_duration, refuse_empty_values
 from launcher.commands.prepare import where_to_find
-from launcher.errors import RequestError
+from launcher.errors import ExitCode, RequestError
+from launcher.exits import run_command
 from launcher.kinds import kind_named
 from launcher.local import records
 from launcher.local.jobs import LocalJobs
@@ -221,6 +222,23 @@ def test_more_time_than_kubernetes_can_count_is_refused(text: str) -> None:
     assert parse_duration("2147483647") == 2**31 - 1
     with pytest.raises(RequestError, match="is longer than 68 years"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        *((("delete", "a", option, ""), option) for option in ("--namespace", "--context", "--kubeconfig")),
+        *((("logs", "a", option, ""), option) for option in ("--save", "--device", "--grep")),
+        *((("submit", f"{option}="), option) for option in ("--profile", "--save", "--output", "--image")),
+    ],
+)
+def test_an_option_with_an_empty_value_is_refused(
+    words: tuple[str, ...], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unset variable of the shell would otherwise choose another place, or be left out in silence."""
+    assert run_command(lambda: refuse_empty_values(words)) == ExitCode.USAGE
+    assert capsys.readouterr().err == f"error: {option}: is empty; give a value, or leave it out\n"
+    refuse_empty_values(("submit", "--env", "A=", "--env=B=", "--detach", "--name=x"))
 
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "x", "", "9" * 23, "9" * 5000])
