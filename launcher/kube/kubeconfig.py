@@ -21,7 +21,7 @@ from launcher.kube.exec_plugin import ExecPlugin, cluster_info
 from launcher.kube.kubeconfig_files import ClusterContext, ConfigEntry, read_context
 from launcher.kube.proxy import is_host, proxy_of
 from launcher.kube.tls_files import check_tls, data_file
-from trainer.shared.files import read_file, why_no_file
+from trainer.shared.files import read_file, why_no_file, with_home
 
 _FIX = "fix it or give --kubeconfig"
 
@@ -71,7 +71,7 @@ def _from_service_account() -> ConfiguredCluster:
 
 
 def _from_kubeconfig(access: ClusterAccess) -> ConfiguredCluster:
-    files = None if access.kubeconfig is None else str(access.kubeconfig.expanduser())
+    files = None if access.kubeconfig is None else str(with_home(access.kubeconfig))
     paths = files or os.environ.get("KUBECONFIG") or str(DEFAULT_KUBECONFIG)
     context = read_context(paths, access.context)
     try:

@@ -21,7 +21,7 @@ from launcher.errors import LauncherError, NotFoundError
 from launcher.recorded_spec import is_spec
 from trainer.shared.documents import API_VERSION
 from trainer.shared.errors import UsageError
-from trainer.shared.files import replacing
+from trainer.shared.files import replacing, with_home
 
 JOB = "job.json"
 PROCESSES = "processes.json"
@@ -73,9 +73,11 @@ _RESERVED = 512
 
 def state_home(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the folder of all jobs: `$XDG_STATE_HOME/pnas/jobs`, by default under `~/.local/state`."""
-    home = Path(environ.get("XDG_STATE_HOME", ""))
-    # As the XDG specification demands, ignore a relative path: every folder must see the same jobs.
-    return (home if home.is_absolute() else Path.home() / ".local" / "state") / "pnas" / "jobs"
+    candidates = (Path(environ.get("XDG_STATE_HOME", "")), with_home(Path("~/.local/state")))
+    # As the XDG specification demands, ignore a relative path: every folder must see the same jobs. A user without a
+    # home folder has /, as in a container.
+    home = next((path for path in candidates if path.is_absolute()), Path("/.local/state"))
+    return home / "pnas" / "jobs"
 
 
 def write_record(path: Path, kind: str, values: Mapping[str, Any]) -> None:

@@ -68,6 +68,14 @@ def text_if_readable(path: Path) -> str:
         return ""
 
 
+def with_home(path: Path) -> Path:
+    """Return the path with the folder that `~` or `~USER` stands for; like a shell, leave it where that is unknown.
+
+    A user id without an entry in /etc/passwd, and without HOME, has no such folder.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises an error then
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *, partial: Path | None = None, sync: bool = True, mode: int | None = None) -> Iterator[Path]:
     """Yield a hidden path to write to; the file written there becomes `path` when the context ends without an error.

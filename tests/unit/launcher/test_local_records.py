@@ -24,6 +24,7 @@ from launcher.local.submitter import start_job
 from launcher.output import report
 from launcher.output.display import PlainDisplay
 from launcher.output.follow import LogFollow
+from trainer.shared.files import with_home
 from trainer.shared.processes import Process, identify, is_alive, send_signal
 
 ME = {"pid": os.getpid(), "started": identify(os.getpid()).started}
@@ -443,3 +444,9 @@ def test_the_state_folder_does_not_depend_on_the_working_folder(tmp_path: Path) 
     assert records.state_home({"XDG_STATE_HOME": str(tmp_path)}) == tmp_path / "pnas" / "jobs"
     default = Path.home() / ".local" / "state" / "pnas" / "jobs"
     assert records.state_home({}) == records.state_home({"XDG_STATE_HOME": "state"}) == default
+
+
+def test_a_user_without_a_home_folder_has_the_root_as_in_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "relative")
+    assert records.state_home({}) == Path("/.local/state/pnas/jobs")
+    assert with_home(Path("~nobody-of-this-name/x")) == Path("~nobody-of-this-name/x")
