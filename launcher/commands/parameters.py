@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Group, Parameter, Token
+from cyclopts import Group, Parameter
 
 from launcher import PROGRAM
 from launcher.errors import RequestError
@@ -18,8 +18,6 @@ from launcher.kube.access import ClusterAccess
 from trainer.shared import durations, variables
 from trainer.shared.documents import JSON_OPTION
 
-# Python's containers take no larger number.
-_DIGITS = 18
 _EMPTY = re.compile("--[^=]+=")
 _PLACE = Group.create_ordered("Where")
 
@@ -27,16 +25,6 @@ _PLACE = Group.create_ordered("Where")
 def flag(text: str, **more: Any) -> Parameter:
     """Return a switch that is off by default and has no `--no-` form."""
     return Parameter(help=text, negative="", show_default=False, **more)
-
-
-def count(_type: Any, tokens: Sequence[Token]) -> int:
-    """Read a count: cyclopts itself would round 1.5 to 2."""
-    text = tokens[0].value
-    if not text.isdecimal():
-        raise ValueError(f'"{text}" is not a whole number of 0 or more')
-    if len(text) > _DIGITS:
-        raise ValueError(f'"{text}" is too large')
-    return int(text)
 
 
 def parse_duration(text: str) -> float:

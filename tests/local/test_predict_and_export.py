@@ -180,6 +180,8 @@ def places(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
         (["predict", "{image}", "--class-names", "{pipe}"], "pipe: cannot be read: a pipe or device"),
         (["predict", "{image}", "--class-names", "nosuch"], "nosuch: cannot be read: No such file"),
         (["predict", "{image}", "--image-size", "5"], "--image-size 5"),
+        (["predict", "{image}", "--image-size", "32.9"], "--image-size 32.9: is not a whole number"),
+        (["predict", "{image}", "--top", "2.7"], '"2.7" is not a whole number'),
         (["predict", "{image}", "--padding", "seed"], "padding"),
         (["export", "--to", "x.tflite"], "--to x.tflite: its name must end in .onnx or .pt2"),
         (["export", "--to", "nosuch/x.pt2"], "--to nosuch/x.pt2: there is no folder nosuch; create it first"),

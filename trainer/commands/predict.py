@@ -17,6 +17,7 @@ from trainer.commands.weights import FROM_WEIGHTS, ClassNames, ImagePreparation,
 from trainer.data.tree import describe_left_out, read_class
 from trainer.shared.container import usable_processors
 from trainer.shared.documents import document, json_text
+from trainer.shared.durations import count
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.files import NOT_REGULAR, reading
 from trainer.shared.program import TRAINER
@@ -39,7 +40,7 @@ predict_app = App(name="predict", help="Show the most probable classes of images
 def predict(
     *images: Annotated[Path, Parameter(allow_leading_hyphen=True)],
     weights: WeightsPath,
-    top: Annotated[int, Parameter(validator=Number(gte=1))] = 5,
+    top: Annotated[int, Parameter(converter=count, validator=Number(gte=1))] = 5,
     class_names: ClassNames = None,
     preparation: ImagePreparation = FROM_WEIGHTS,
     as_json: AsJson = False,

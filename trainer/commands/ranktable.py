@@ -19,6 +19,7 @@ from trainer.ranktable.fields import quote_if_needed
 from trainer.ranktable.identity import POD_UID, Identity, find_me
 from trainer.ranktable.table import NotReadyError, RankTable, Server, parse
 from trainer.shared.documents import document, json_text, to_json
+from trainer.shared.durations import count
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.files import read_file
 from trainer.shared.text import visible
@@ -39,7 +40,7 @@ def check_rank_table(
     path: Path,
     /,
     *,
-    devices: Annotated[int | None, Parameter(validator=Number(gte=1), show_default=False)] = None,
+    devices: Annotated[int | None, Parameter(converter=count, validator=Number(gte=1), show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say whether a job could start from a rank table; exit code 1 if not, 2 if there is no such file.
