@@ -28,8 +28,8 @@ _HIDDEN, _NO_SUFFIX, _NO_CLASS = "hidden entries", "no image and without a suffi
 _NO_FILE, _BROKEN_LINK, _LOOP = "pipes and devices", "broken links", "links to a folder around them"
 _EMPTY = "class folders without an image, which training refuses"
 _OTHER_NAME, _OTHER_FOLDER = "further names of an image", "folders that are neither train/ nor val/"
-# A name can end with a dot and the number of a frame, or with a dot and words: neither is a suffix.
-_SUFFIX = re.compile(r"\.(?!\d+$)\w{1,10}")
+# A name can end with a dot and the number of a frame, or with a dot and words: neither is a suffix. Editors add ~.
+_SUFFIX = re.compile(r"\.(?!\d+$)\w{1,10}~?")
 _MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM.{4}\0{4}|II\*\0|MM\0\*|P[1-6]\s+[\d#]|RIFF.{4}WEBP|.{4}ftypavi[fs]"
     rb"|\xff\x4f\xff\x51|\0\0\0\x0cjP  ",
