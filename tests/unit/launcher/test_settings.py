@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cyclopts import App, Token
 
-from launcher.commands.parameters import ANYWHERE, count, parse_duration, refuse_empty_values
+from launcher.commands.parameters import ANYWHERE, parse_duration, refuse_empty_values
 from launcher.commands.prepare import where_to_find
 from launcher.errors import ExitCode, RequestError
 from launcher.exits import run_command
@@ -26,7 +26,7 @@ from launcher.settings.options import JobOptions, is_job_name
 from launcher.settings.spec import JobSpec, free_name, trainer_options
 from trainer.shared.config import ConfigError, TrainConfig, resolve_train_config, user_layers
 from trainer.shared.config.options import given_options, option_parameters
-from trainer.shared.durations import format_duration
+from trainer.shared.durations import count, format_duration
 from trainer.shared.errors import UsageError
 
 NOON = datetime(2026, 11, 24, 12, 0, 5)
