@@ -3,6 +3,8 @@
 A duration that is shown can be typed as an option. The module imports only the standard library.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ LONGEST_S = 2**31 - 1
 """The most that Kubernetes can count; 68 years."""
 
 
-def count(_type: Any, tokens: Sequence["Token"]) -> int:
+def count(_type: Any, tokens: Sequence[Token]) -> int:
     """Return the count that an option has on the command line: cyclopts itself would round 1.5.
 
     Raises:
@@ -67,7 +69,7 @@ class Interval:
     seconds: float | None = None
 
     @classmethod
-    def parse(cls, text: str) -> "Interval":
+    def parse(cls, text: str) -> Interval:
         """Read `500` as 500 steps and `10m` as ten minutes.
 
         Raises:
