@@ -16,9 +16,9 @@ from docs.options import describe
 from launcher.cluster.defaults import NO_DEFAULTS
 from launcher.cluster.rbac import CLUSTER_VERBS, CUSTOM_VERBS, KUBERNETES_VERBS, rules
 from launcher.quantities import PATTERN
+from launcher.settings import secrets
 from launcher.settings.hardware import DEVICE_COUNTS, PRESETS
 from launcher.settings.options import EFFECTS, IMAGE, NAME_PATTERN, OBJECT, QUALIFIED, VALUE, VARIABLE, JobOptions
-from launcher.settings.secrets import AMBIGUOUS_NAME, HARMLESS_NAME, SECRET_NAME, SECRET_VALUE, SWITCH
 from trainer.shared.config import EMULATED, MODE_PRESETS, TrainConfig
 from trainer.shared.yaml_text import to_yaml
 
@@ -31,6 +31,8 @@ _SWITCH = {"type": "boolean"}
 _QUANTITIES = {"type": "object", "additionalProperties": {"type": ["string", "integer"]}}
 _QUANTITY = {"type": "string", "pattern": f"^({PATTERN})$"}
 _TEXT_OR_NUMBER = {"type": ["string", "number"]}
+# Helm takes a fraction after `--set` for a text. Only the launcher knows the limits of one.
+_NUMBER = {"type": ["number", "string"], "pattern": "^[0-9]*\\.?[0-9]+([eE][+-]?[0-9]+)?$"}
 _POSITIVE = {"type": ["string", "integer"], "minimum": 1}
 _DURATION, _INTERVAL = (
     {**_POSITIVE, "allOf": [{"pattern": f"^([0-9]+|({number} *(d|h|min|m|s) *)+)$"}, {"pattern": "[1-9]"}]}
@@ -64,8 +66,7 @@ _INTRODUCTION = """\
 
 `make generate` writes this page. `helm install pnas charts/pnas` prepares a namespace for
 `python -m launcher submit`: an account with exactly the rights that the launcher uses, claims for images and output
-(they stay when the release is uninstalled), and the defaults of every job there. Helm takes a fraction after `--set`
-for a text, which the schema refuses: write `--set-json defaults.lr=0.2`, or use a values file.
+(they stay when the release is uninstalled), and the defaults of every job there.
 
 ## A job of the release
 
@@ -84,8 +85,9 @@ the hook: `kubectl logs job/RELEASE-submit`. Correct the value and run `helm upg
   `helm uninstall --no-hooks`, and `python -m launcher cancel --release RELEASE`.
 * An upgrade without `job.enabled` removes both hooks: running jobs go on, and `helm uninstall` does not cancel them.
   `helm rollback` submits nothing and ends nothing.
-* The hook tries three times within a minute while new claims are not bound. If your storage takes longer, use
-  `helm install --wait`. If nodes pull the image for more than five minutes, add `--timeout 30m`.
+* The hook tries three times within a minute while new claims have no volume, unless a provisioner is making one: then
+  the job waits for it. If an administrator makes your volumes, use `helm install --wait`. If nodes pull the image for
+  more than five minutes, add `--timeout 30m`.
 * `python -m launcher render` with the same settings prints the job's manifests without a cluster.
 
 ## Test
@@ -123,13 +125,15 @@ A value that the chart does not know is an error.
 
 def files() -> dict[Path, str]:
     """Return the text of each file."""
-    names = {"name": SECRET_NAME, "ambiguous": AMBIGUOUS_NAME, "switch": SWITCH, "harmless": HARMLESS_NAME}
-    secrets = {**names, "value": SECRET_VALUE}
+    names = {"name": secrets.SECRET_NAME, "ambiguous": secrets.AMBIGUOUS_NAME, "harmless": secrets.HARMLESS_NAME}
+    values = {"value": secrets.SECRET_VALUE, "proxy_login": secrets.PROXY_LOGIN, "no_login": secrets.NO_LOGIN}
+    exact = {"header": secrets.HEADER, "reference": secrets.REFERENCE, "foreign_reference": secrets.FOREIGN_REFERENCE}
+    patterns = {**names, **{name: f"(?i){text}" for name, text in values.items()}, **exact, "switch": secrets.SWITCH}
     texts = {
         "values.schema.json": pretty_json(schema()) + "\n",
         "files/rules.yaml": to_yaml(rules(KUBERNETES_VERBS)),
         "files/volcano-rules.yaml": to_yaml(rules(CUSTOM_VERBS)),
-        "files/secrets.json": pretty_json(secrets) + "\n",
+        "files/secrets.json": pretty_json(patterns) + "\n",
         "files/cluster-rules.yaml": to_yaml(rules(CLUSTER_VERBS)),
         "README.md": "\n".join([_INTRODUCTION + "".join(_rows()), *_settings_table()]),
     }
@@ -230,6 +234,8 @@ def _schema_of(name: str, field: Mapping[str, Any]) -> dict[str, Any]:
         del rest["type"], rest["items"]
         return {**rest, "anyOf": list(_forms(name))}
     rule = _RULES.get(name, {})
+    if rest.get("type") == "number":
+        rest |= _NUMBER
     if any(choice.get("type") == "null" for choice in field.get("anyOf", ())):
         # As at a terminal: Helm takes a null for a value that is not set.
         choices = ({**choice, **rule} for choice in rest["anyOf"] if choice.get("type") != "null")

@@ -9,8 +9,8 @@ from cyclopts import App, Group
 
 from launcher import PROGRAM
 from launcher.commands import COMMANDS
-from launcher.commands.parameters import examples
-from launcher.exits import redeliver_interrupts, report_faults, run_command
+from launcher.commands.parameters import examples, refuse_empty_values
+from launcher.exits import redeliver_interrupts, run_command
 from launcher.first_page import EXIT_CODES, PURPOSE
 from trainer.shared.documents import JSON_OPTION
 from trainer.shared.help import HelpPage
@@ -25,8 +25,12 @@ def main(tokens: Sequence[str]) -> int:
     # SIGTERM leaves a job as Ctrl-C does; neither ends it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     redeliver_interrupts()
-    report_faults()
-    return run_command(lambda: app(tokens, exit_on_error=False, print_error=False), as_json=JSON_OPTION in tokens)
+    return run_command(lambda: _run(tokens), as_json=JSON_OPTION in tokens)
+
+
+def _run(tokens: Sequence[str]) -> None:
+    refuse_empty_values(tokens)
+    app(tokens, exit_on_error=False, print_error=False)
 
 
 def _version() -> str:

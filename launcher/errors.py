@@ -25,7 +25,9 @@ LauncherError                    74  a file cannot be read or written, or a proc
 `trainer.shared.errors.UsageError`, which refuses settings, has the same code 2.
 """
 
+import sys
 from enum import IntEnum
+from types import TracebackType
 from typing import ClassVar
 
 
@@ -62,6 +64,16 @@ MEANINGS = {
     ExitCode.INTERRUPTED: "interrupted; the job goes on",
     ExitCode.BROKEN_PIPE: "the reader of the output has ended; the job goes on",
 }
+
+
+def report_faults() -> None:
+    """From now on, end with 70 if an error reaches the interpreter: Python itself ends with 1, as for a failed job."""
+
+    def report(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        sys.__excepthook__(kind, error, traceback)
+        sys.exit(ExitCode.INTERNAL)
+
+    sys.excepthook = report
 
 
 def is_transient_status(status: int) -> bool:

@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 from cyclopts import CoercionError, CycloptsError, UnusedCliTokensError
 
@@ -49,21 +48,13 @@ def run_command(command: Callable[[], object], *, as_json: bool = False) -> int:
         drop_output(sys.stdout)
         return ExitCode.BROKEN_PIPE
     except OSError as error:
-        # One of the launcher's own files, or a standard output that is full; the job is not affected.
-        source = f"{error.filename}: " if error.filename else "standard output: "
-        message = f"{source}{error.strerror}; a running job goes on"
-        return _fail("Io", message, ExitCode.IO_ERROR, as_json=as_json and bool(error.filename))
+        # One of the launcher's own files, or a standard output that is full; the job is not affected. An error about a
+        # working folder that was removed has no name, and cannot come from an output.
+        unnamed = "the working folder" if isinstance(error, FileNotFoundError) else "standard output"
+        source = error.filename or unnamed
+        message = f"{source}: {error.strerror}; a running job goes on"
+        return _fail("Io", message, ExitCode.IO_ERROR, as_json=as_json and source != "standard output")
     return ExitCode.OK
-
-
-def report_faults() -> None:
-    """From now on, end with 70 if an error reaches the interpreter: Python itself ends with 1, as for a failed job."""
-
-    def report(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        sys.__excepthook__(kind, error, traceback)
-        sys.exit(ExitCode.INTERNAL)
-
-    sys.excepthook = report
 
 
 def redeliver_interrupts() -> None:

@@ -3,12 +3,14 @@
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 
 from launcher import PROGRAM
 from launcher.commands import COMMANDS
 from launcher.errors import MEANINGS
 from trainer.shared.help import draw_description, draw_group, draw_usage
+from trainer.shared.program import drop_output
 
 PURPOSE = f"""
 Train PNASNet-5 on NPUs: start a job, follow its log per device, and see how it ends.
@@ -39,9 +41,14 @@ def main(_tokens: Sequence[str]) -> int:
     try:
         sys.stdout.write(page)
         sys.stdout.flush()
-    except OSError:
+    except OSError as error:
         # A full disk, or a reader that has gone: the command line's own errors need its library.
         from launcher.exits import run_command  # noqa: PLC0415  # cyclopts takes five times as long to import
 
-        return run_command(lambda: sys.stdout.write(page))
+        drop_output(sys.stdout)  # The rest of the page would fail once more.
+        return run_command(partial(_fail_again, error))
     return 0
+
+
+def _fail_again(error: OSError) -> None:
+    raise error

@@ -4,7 +4,7 @@ Commands know jobs by a `JobRef` and a `JobState`; they know no pids, pods or fo
 implementation, `launcher.local` or `launcher.cluster`; `launcher.submitters` starts jobs.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from launcher.errors import ExitCode, NotFoundError
-from trainer.shared.runs import TRAINING, WEIGHT_SETTINGS
+from launcher.recorded_spec import known_spec
+from trainer.shared.runs import TRAINING
 
 if TYPE_CHECKING:
     from launcher.output.progress import JobProgress
@@ -72,6 +73,7 @@ class JobState:
         files: where a person finds that folder; nothing if it is not there yet.
         attempt: how often it was submitted.
         restarts: how often the cluster has tried this attempt again.
+        devices: how many devices it uses, if its settings leave the number to the trainer.
         command, console: on this machine, the trainer's command line and the file with its output.
         details: the backend's own facts (process ids, pods, …) for `status --json`.
     """
@@ -87,6 +89,7 @@ class JobState:
     files: str = ""
     attempt: int = 1
     restarts: int = 0
+    devices: int | None = None
     command: Sequence[str] = ()
     console: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -101,30 +104,14 @@ class JobState:
         """Return one of the trainer's settings; None if the record does not have it, or if it came with weights."""
         return known_spec(self.spec).get("train", {}).get(name)
 
+    @property
+    def npus(self) -> int | None:
+        """The number of devices on each node; None if unknown."""
+        return self.setting("npus") or self.devices
+
     def took_s(self, now: float) -> float | None:
         """Return the seconds from the start to the end, or to now."""
         return None if self.started is None else (self.ended or now) - self.started
-
-
-def describe_network(train: Mapping[str, Any], given: Collection[str]) -> str:
-    """Return the model and the image size of a job's settings, such as `pnasnet5large at 331 px`.
-
-    Settings that are not in `given` come from the job's weights, which the launcher does not read.
-    """
-    from_weights = train.get("weights") is not None
-    model = "the weights' model" if from_weights and "model" not in given else train.get("model")
-    size = "their image size" if from_weights and "image_size" not in given else f"{train.get('image_size')} px"
-    return f"{model} at {size}"
-
-
-def known_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recorded JobSpec without the defaults of settings that the weights bring along: they did not count."""
-    train: Mapping[str, Any] = spec.get("train", {})
-    if not train.get("weights"):
-        return dict(spec)
-    given = spec.get("given", ())
-    settings = {name: value for name, value in train.items() if name in given or name not in WEIGHT_SETTINGS}
-    return {**spec, "train": settings}
 
 
 @dataclass(frozen=True)

@@ -28,26 +28,26 @@ from trainer.shared.container import HIGHER_LIMIT, MORE_FILES
 from trainer.shared.documents import JSON_OPTION, error_line
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.help import HelpPage
-from trainer.shared.program import BROKEN_PIPE, INTERRUPTED, drop_output, say_error
+from trainer.shared.program import BROKEN_PIPE, INTERRUPTED, TRAINER, drop_output, say_error
 from trainer.shared.text import escape_what_streams_lack, visible
 from trainer.supervisor import Supervisor
 from trainer.topology import check_addresses, discover, visible_devices
 
-HELP = """
+HELP = f"""
 Train PNASNet-5 on images in the ImageNet folder layout, with one process per device.
 
 For example:
 
-    python -m trainer --data-path /data/imagenet --npus 8 --profile recommended
-    python -m trainer --data-path /data/imagenet --run-name large --resume auto
-    python -m trainer --mode performance --data-path data/digits --device cpu --image-size 32
-    python -m trainer --mode eval --data-path /data/imagenet --weights best.safetensors
+    {TRAINER} --data-path /data/imagenet --npus 8 --profile recommended
+    {TRAINER} --data-path /data/imagenet --run-name large --resume auto
+    {TRAINER} --mode performance --data-path data/digits --device cpu --image-size 32
+    {TRAINER} --mode eval --data-path /data/imagenet --weights best.safetensors
 
 An option may also come from the environment (PNAS_BATCH_SIZE=64) or from a YAML profile; a flag wins over both.
 """
 
 app = App(
-    name="python -m trainer",
+    name=TRAINER,
     help=HELP,
     help_format="plaintext",
     help_formatter=HelpPage(),
@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except CycloptsError as error:
         document = error_line("Usage", _usage(error), UsageError.exit_code) if as_json else ""
-        say_error(visible(f"error: {_usage(error)} (see python -m trainer --help)"), document)
+        say_error(visible(f"error: {_usage(error)} (see {TRAINER} --help)"), document)
         return UsageError.exit_code
     except TrainerError as error:
         document = error_line(error, str(error), error.exit_code) if as_json and not error.documented else ""

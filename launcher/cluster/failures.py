@@ -5,9 +5,12 @@ from collections.abc import Sequence
 
 from launcher.kinds.labels import CONTAINER
 from launcher.kube.api import Json
+from trainer.shared.errors import FolderTakenError, UsageError
 
 # How a container ends that the node could not start; the message then says why.
 _NOT_STARTED = frozenset({"StartError", "ContainerCannotRun"})
+# How the trainer ends if it refuses its settings, or its run's folder.
+_REFUSALS = frozenset({UsageError.exit_code, FolderTakenError.exit_code})
 _OTHER_PROCESSOR = "exec format error"
 _START_HINTS = (
     (_OTHER_PROCESSOR, "the image is built for another processor than the node's: choose another --image"),
@@ -30,6 +33,13 @@ def container_failure(pod: Json) -> str:
                 reason = f"{reason}: {_start_failure(str(ended.get('message', '')))}"
             return f"{name}exit code {ended['exitCode']}" + (f" ({reason})" if reason not in (None, "Error") else "")
     return str(status.get("reason") or "") if status.get("phase") == "Failed" else ""
+
+
+def is_refusal(pods: Sequence[Json]) -> bool:
+    """Return whether the trainer of a pod ended with the exit code of a refusal."""
+    containers = (item for pod in pods for item in pod.get("status", {}).get("containerStatuses") or ())
+    ends = ((item.get("state") or {}).get("terminated") or {} for item in containers if item["name"] == CONTAINER)
+    return any(end.get("exitCode") in _REFUSALS for end in ends)
 
 
 def last_tries(failed: Sequence[Json]) -> list[Json]:

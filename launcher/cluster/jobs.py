@@ -12,8 +12,9 @@ from typing import Any
 from launcher import PROGRAM
 from launcher.cluster import saved_attempt
 from launcher.cluster.events import events_about, events_of_job, job_event
-from launcher.cluster.failures import container_failure, last_tries, log_failure
+from launcher.cluster.failures import container_failure, is_refusal, last_tries, log_failure
 from launcher.cluster.pending import overdue_reason, why_pending
+from launcher.cluster.saved_attempt import SavedAttempt
 from launcher.errors import ApiError, ConflictError, LauncherError, NotFoundError
 from launcher.jobs import JobEvent, JobRef, JobState, LogItem, Phase
 from launcher.kinds import Kind, kind_named
@@ -132,9 +133,10 @@ class ClusterJobs:
         """
         job = self.find(name)
         if job is None:
+            hint = saved_attempt.hint(self.api, self.name, name)
             raise NotFoundError(
                 f"there is no {self.name} job `{name}` in {self.place}; see `{PROGRAM} list`"
-                f"{self._saved_hint(name) or '. A job that was removed has left its output on its claim'}"
+                f"{hint or '. A job that was removed has left its output on its claim'}"
             )
         return job
 
@@ -151,7 +153,24 @@ class ClusterJobs:
             reason = overdue_reason(pods, time.time()) or reason
         elif phase is Phase.FAILED:
             reason = self._why_failed(pods, reason)
+            if self._is_refused(job, pods):
+                reason = f"{reason}; {saved_attempt.correction(job)}"
         return self._state(job, pods, phase, reason)
+
+    def attempt_to_continue(self, name: str, job: Json | None) -> SavedAttempt | None:
+        """Return the attempt whose settings the next one takes over; None if there is no earlier attempt.
+
+        Args:
+            job: the object of the latest attempt; None if it was removed.
+        """
+        if job is None:
+            return saved_attempt.load(self.api, self.name, name)
+        return saved_attempt.attempt_to_continue(job, refused=self._is_refused(job, self.pods(name)))
+
+    def _is_refused(self, job: Json, pods: Sequence[Json]) -> bool:
+        """Return whether the trainer refused an ended job: it did no step, and changed nothing in its run."""
+        # The pods of an earlier try may be gone, and with them what it did.
+        return is_refusal(pods) and not self.kind.retries(job) and not self._progress(pods).has_begun
 
     def reason_without_pods(self, job: Json, now: float) -> str:
         """Return why the job has no pods, as far as its objects say it.
@@ -253,15 +272,6 @@ class ClusterJobs:
         """Return the object that schedules the pods together, and why this user cannot see it."""
         gang = self.kind.gang(job)
         return (None, "") if gang is None else if_allowed(lambda: self.api.find(*gang))
-
-    def _saved_hint(self, name: str) -> str:
-        if saved_attempt.load(self.api, self.name, name) is None:
-            return ""
-        namespace = f"--namespace {self.api.namespace}"
-        forget = f"kubectl delete configmap {saved_attempt.config_map_name(self.name, name)} {namespace}"
-        # Without --backend, submit would choose by what the cluster serves now.
-        resume = f"{PROGRAM} submit --name {name} --resume auto --backend {self.name} {namespace}"
-        return f". It was removed for an attempt that could not be created: `{resume}` goes on, `{forget}` forgets it"
 
     def list(self) -> "list[tuple[JobState, JobProgress]]":
         """Return all jobs of the namespace that a launcher made; progress would cost a request for each."""

@@ -124,8 +124,8 @@ def _find_claim(api: Api, setting: str, name: str, nodes: int) -> PreflightFindi
     claim, hidden = if_allowed(lambda: api.find(CLAIMS, name))
     if hidden:
         return PreflightFinding(f"claim {name}", "unknown", f"{NOT_CHECKED}{hidden}")
-    events = events_about(api, claim)[0] if claim is not None and is_unbound(claim) else []
-    return check_claim(setting, name, claim, events, namespace=api.namespace, nodes=nodes)
+    events = events_about(api, claim) if claim is not None and is_unbound(claim) else ([], "")
+    return check_claim(setting, name, claim, events, namespace=api.namespace, nodes=nodes, now=time.time())
 
 
 def _named(jobs: ClusterJobs, needs: JobNeeds) -> Iterator[PreflightFinding]:

@@ -16,10 +16,12 @@ from launcher.cluster.jobs import ClusterJobs
 from launcher.cluster.preflight import judge
 from launcher.cluster.refusals import translate_refusal
 from launcher.cluster.same_job import difference_text, is_same_job, running_note
+from launcher.cluster.saved_attempt import SavedAttempt
 from launcher.cluster.trial import PART_RESOURCES
 from launcher.errors import ApiError, ConflictError, EndedError, LauncherError, UnreachableError
 from launcher.exits import defer_signals
 from launcher.jobs import JobRef, Submitted
+from launcher.kinds.labels import EARLIER_ANNOTATION
 from launcher.kinds.objects import attempt_number, is_part_of, owner_reference
 from launcher.kube.api import TAKEN, Json
 from launcher.manifests.render import render_manifests
@@ -115,37 +117,35 @@ class _Submission:
             with suppress(LauncherError):  # the job runs with or without it
                 self._adopt_orphans(existing)
             return Submitted(ref, notes=(running_note(existing, spec), *self.warnings), existed=True)
-        attempt = self._last_attempt(existing) + 1
+        earlier = self.jobs.attempt_to_continue(name, existing) if spec.continues else None
+        attempt = 1 if earlier is None else earlier.latest + 1
         objects = render_manifests(spec, self.jobs.kind, attempt=attempt)
+        if earlier is not None:
+            objects[-1]["metadata"]["annotations"][EARLIER_ANNOTATION] = earlier.to_json()
+            if earlier.attempt != earlier.latest:
+                refused = f"the trainer refused attempt {earlier.latest}, whose settings do not count"
+                self.warnings.append(f"{refused}: attempt {attempt} continues attempt {earlier.attempt}")
         self.warnings += judge(self.jobs, spec, objects)
         if existing is not None:
             # Before the removal: a foreign object in the way must not cost the last attempt.
             for part in objects[:-1]:
                 self._find_leftover(part)
-        with self._replaced(existing):
+        with self._replaced(existing, earlier):
             self._delete_leftovers(objects[:-1])
             with defer_signals():
                 self._create_all(objects)
                 saved_attempt.drop(self.jobs.api, self.jobs.name, name)
         return Submitted(ref, notes=tuple(self.warnings), attempt=attempt)
 
-    def _last_attempt(self, existing: Json | None) -> int:
-        if not self.spec.continues:
-            return 0
-        if existing is not None:
-            return attempt_number(existing)
-        saved = saved_attempt.load(self.jobs.api, self.jobs.name, self.spec.name)
-        return 0 if saved is None else saved.attempt
-
     @contextmanager
-    def _replaced(self, existing: Json | None) -> Iterator[None]:
-        """Remove the ended job that has the name, and keep its settings saved until the next attempt exists."""
+    def _replaced(self, existing: Json | None, earlier: SavedAttempt | None) -> Iterator[None]:
+        """Remove the ended job that has the name, and keep `earlier` saved until the next attempt exists."""
         if existing is None:
             yield
             return
         api, kind, name = self.jobs.api, self.jobs.name, self.spec.name
-        if self.spec.continues:
-            self.warnings += saved_attempt.save(api, kind, existing)
+        if earlier is not None:
+            self.warnings += saved_attempt.save(api, kind, name, earlier)
         removed = False
         try:
             self.jobs.remove(existing)
@@ -157,7 +157,7 @@ class _Submission:
         except LauncherError as error:
             if isinstance(error, ConflictError) and not removed:
                 saved_attempt.drop(api, kind, name)  # the job still has its settings
-            elif self.spec.continues:
+            elif earlier is not None:
                 config_map = saved_attempt.config_map_name(kind, name)
                 hint = f"the settings of job {name} are kept in configmap {config_map}: type the same again"
                 raise error.with_hint(hint) from error

@@ -5,14 +5,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from launcher.cluster import saved_attempt
 from launcher.cluster.defaults import read_defaults
 from launcher.cluster.jobs import ClusterJobs
 from launcher.cluster.preflight import examine_cluster, judge
 from launcher.cluster.same_job import running_note
 from launcher.cluster.submit import is_running, name_for_another_run, submit_job
 from launcher.errors import RequestError
-from launcher.jobs import PreflightFinding, Submitted, find_state, resumable_names
+from launcher.jobs import PreflightFinding, Submitted, resumable_names
 from launcher.manifests.pod_spec import make_pod_spec
 from launcher.manifests.render import render_manifests
 from launcher.settings.hardware import without_preset
@@ -51,18 +50,18 @@ class ClusterSubmitter:
             raise RequestError(f"--resume {resume} needs --name, the job to continue or to begin: {names}")
         if resume != "auto":
             return name, Earlier()
-        state = find_state(self.jobs, name) or saved_attempt.load(self.jobs.api, self.jobs.name, name)
-        if state is None:
+        attempt = self.jobs.attempt_to_continue(name, self.jobs.find(name))
+        if attempt is None:
             return name, Earlier()
-        pods = without_preset(state.spec.get("pods", {}))
-        if state.spec.get("train", {}).get("device") == "cpu":
+        pods = without_preset(attempt.spec.get("pods", {}))
+        if attempt.spec.get("train", {}).get("device") == "cpu":
             del pods["hardware"]  # a job without NPUs records none
         options = {field: value for field, value in pods.items() if field not in _OF_ONE_SUBMIT}
-        origin = f"attempt {state.attempt}"
+        origin = f"attempt {attempt.attempt}"
         return name, Earlier(
-            given=Layer(origin, given_settings(state.spec)),
+            given=Layer(origin, given_settings(attempt.spec)),
             job=Layer(origin, options),
-            overlay=state.spec.get("overlay", {}),
+            overlay=attempt.spec.get("overlay", {}),
         )
 
     def build(self, settings: Settings, *, now: datetime, again: bool = False) -> JobSpec:

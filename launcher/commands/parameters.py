@@ -1,13 +1,15 @@
 """The parameters that several commands share: a job, a backend or `--json` means the same in each command."""
 
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Group, Parameter, Token
+from cyclopts import Group, Parameter
 
 from launcher import PROGRAM
 from launcher.errors import RequestError
@@ -16,20 +18,13 @@ from launcher.kube.access import ClusterAccess
 from trainer.shared import durations, variables
 from trainer.shared.documents import JSON_OPTION
 
+_EMPTY = re.compile("--[^=]+=")
 _PLACE = Group.create_ordered("Where")
 
 
 def flag(text: str, **more: Any) -> Parameter:
     """Return a switch that is off by default and has no `--no-` form."""
     return Parameter(help=text, negative="", show_default=False, **more)
-
-
-def count(_type: Any, tokens: Sequence[Token]) -> int:
-    """Read a count: cyclopts itself would round 1.5 to 2."""
-    text = tokens[0].value
-    if not text.isdecimal():
-        raise ValueError(f'"{text}" is not a whole number of 0 or more')
-    return int(text)
 
 
 def parse_duration(text: str) -> float:
@@ -42,6 +37,20 @@ def parse_duration(text: str) -> float:
         return durations.seconds(text)
     except ValueError as error:
         raise RequestError(str(error)) from None
+
+
+def refuse_empty_values(tokens: Sequence[str]) -> None:
+    """Refuse an option with an empty value, as a shell passes for an unset variable.
+
+    `delete NAME --namespace ""` would delete the job of another namespace.
+
+    Raises:
+        RequestError: there is one; the settings of a job have the same rule and the same message.
+    """
+    given = [before for before, value in pairwise(tokens) if value == "" and before.startswith("--")]
+    given += [token[:-1] for token in tokens if _EMPTY.fullmatch(token)]
+    if given:
+        raise RequestError(f"{given[0]}: is empty; give a value, or leave it out")
 
 
 def examples(*commands: str) -> str:

@@ -53,7 +53,7 @@ def submit(
 
     All options are checked before anything starts. Each can also come from the environment (PNAS_BATCH_SIZE=64) or from
     a profile. Ctrl-C leaves the job running and says how to come back. With --resume auto an ended job goes on, and
-    keeps the settings that are not given again.
+    keeps the settings that are not given again; an attempt that the trainer refused leaves no settings.
     """
     if once and again:
         raise RequestError("--once and --again contradict each other; choose one")

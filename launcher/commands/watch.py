@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from launcher import PROGRAM
 from launcher.backends import list_jobs
 from launcher.commands.common import follow_to_its_end, job_named, raise_outcome, warn_if_incomplete
-from launcher.commands.parameters import ANYWHERE, JsonFlag, LatestName, Where, count, flag, parse_duration
+from launcher.commands.parameters import ANYWHERE, JsonFlag, LatestName, Where, flag, parse_duration
 from launcher.commands.printing import note, print_json
 from launcher.errors import DetachedError, LauncherError, RequestError
 from launcher.jobs import JobRef, Jobs, JobState
@@ -21,7 +21,7 @@ from launcher.output import report
 from launcher.output.display import Format
 from launcher.output.follow import LogView, show_log
 from launcher.output.lines import Selection
-from trainer.shared.durations import format_duration
+from trainer.shared.durations import count, format_duration
 
 _POLL_S = 1.0
 

@@ -4,12 +4,16 @@ Pure: objects as the API server gives them go in, plain values come out.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
 from launcher.kinds.labels import ATTEMPT_ANNOTATION, JOB_LABEL, MANAGED, SPEC_ANNOTATION
 from launcher.kube.api import Json
+from launcher.recorded_spec import is_spec
+
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 def annotations(item: Json) -> Mapping[str, str]:
@@ -23,17 +27,18 @@ def is_part_of(item: Json, job: str) -> bool:
 
 
 def attempt_number(job: Json) -> int:
-    """Return how often the job was submitted."""
-    return int(annotations(job).get(ATTEMPT_ANNOTATION, "1"))
+    """Return how often the job was submitted; 1 if a user has damaged the number."""
+    number = annotations(job).get(ATTEMPT_ANNOTATION, "")
+    return int(number) if _NUMBER.fullmatch(number) else 1
 
 
 def spec_of(job: Json) -> dict[str, Any]:
-    """Return the recorded JobSpec as plain values; empty for a job that no launcher made."""
+    """Return the recorded JobSpec as plain values; empty if it is damaged, or if no launcher made the job."""
     try:
         spec = json.loads(annotations(job).get(SPEC_ANNOTATION, "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         spec = {}
-    return spec if isinstance(spec, dict) else {}
+    return spec if is_spec(spec) else {}
 
 
 def owner_reference(job: Json, *, controller: bool = True) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.shared.files import with_home
+
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-DEFAULT_KUBECONFIG = Path.home() / ".kube" / "config"
+DEFAULT_KUBECONFIG = with_home(Path("~/.kube/config"))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from launcher.kube.exec_plugin import ExecPlugin, cluster_info
 from launcher.kube.kubeconfig_files import ClusterContext, ConfigEntry, read_context
 from launcher.kube.proxy import is_host, proxy_of
 from launcher.kube.tls_files import check_tls, data_file
+from trainer.shared.files import read_file, why_no_file, with_home
 
 _FIX = "fix it or give --kubeconfig"
 
@@ -70,7 +71,7 @@ def _from_service_account() -> ConfiguredCluster:
 
 
 def _from_kubeconfig(access: ClusterAccess) -> ConfiguredCluster:
-    files = None if access.kubeconfig is None else str(access.kubeconfig.expanduser())
+    files = None if access.kubeconfig is None else str(with_home(access.kubeconfig))
     paths = files or os.environ.get("KUBECONFIG") or str(DEFAULT_KUBECONFIG)
     context = read_context(paths, access.context)
     try:
@@ -161,7 +162,7 @@ def _file(entry: ConfigEntry, key: str, place: str) -> str | None:
             raise UnreachableError(f"{place}: {key}-data is not base64; {_FIX}") from error
     path = entry.path(key)
     if path is not None and not path.is_file():
-        raise UnreachableError(f"{place}: {key} {path}: no such file; {_FIX}")
+        raise UnreachableError(f"{place}: {key} {path}: {why_no_file(path)}; {_FIX}")
     return None if path is None else str(path)
 
 
@@ -171,7 +172,7 @@ def _token(user: ConfigEntry, place: str) -> str:
     if path is None:
         return user.text("token")
     try:
-        return path.read_text(encoding="utf-8")
+        return read_file(path).decode()
     except (OSError, ValueError) as error:  # no UTF-8 text, or a path with a NUL
         if token := user.text("token"):
             return token

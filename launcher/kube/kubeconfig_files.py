@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import RequestError, UnreachableError
+from trainer.shared.files import read_file, with_home
 from trainer.shared.strict_yaml import parse_texts
 
 
@@ -61,7 +62,7 @@ def read_context(paths: str, name: str | None) -> ClusterContext:
         RequestError: no context has this name.
         UnreachableError: the files do not say which cluster, or cannot be read.
     """
-    files = [path for text in paths.split(os.pathsep) if text and (path := Path(text).expanduser()).exists()]
+    files = [path for text in paths.split(os.pathsep) if text and (path := with_home(Path(text))).exists()]
     if not files:
         raise UnreachableError(f"kubeconfig {paths}: no such file; give --kubeconfig or set KUBECONFIG")
     documents = [ConfigEntry(_read(file), file.parent.absolute()) for file in files]
@@ -88,7 +89,7 @@ def _read(file: Path) -> Mapping[str, Any]:
     place = f"kubeconfig {file}"
     try:
         # A text editor may have put a byte order mark before the text.
-        value = parse_texts(file.read_text(encoding="utf-8-sig"))
+        value = parse_texts(read_file(file).decode("utf-8-sig"))
     except OSError as error:
         raise UnreachableError(f"{place}: cannot be read: {error.strerror}; fix it or give --kubeconfig") from error
     except ValueError as error:

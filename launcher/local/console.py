@@ -4,6 +4,7 @@ A reader gets a line only with its `\n`, so it never sees half a line. The excep
 died while it wrote.
 """
 
+import re
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 _BLOCK = 1 << 18
 _POLL_S = 0.05
+_NOTE = re.compile(rb"^(\d{1,11}\.\d+) (\d{1,18})\n", re.MULTILINE)
 
 
 def read_blocks(path: Path, *, start: int = 0, ended: Callable[[], bool]) -> Iterator[bytes]:
@@ -93,13 +95,13 @@ def line_start(path: Path, position: int) -> int:
 
 
 def _notes(clock: Path) -> Iterator[tuple[float, int]]:
-    """Yield the times at which the log's length was noted, and the lengths in bytes."""
+    """Yield the times at which the log's length was noted, and the lengths in bytes.
+
+    A full disk or a power failure leaves half a note, or NUL bytes; such notes do not count.
+    """
     if clock.exists():
-        for line in clock.read_text(encoding="ascii").splitlines():
-            note_time, _, size = line.partition(" ")
-            if not size:  # a full disk
-                return
-            yield float(note_time), int(size)
+        for note in _NOTE.finditer(clock.read_bytes()):
+            yield float(note[1]), int(note[2])
 
 
 def offset_at(clock: Path, moment: float) -> int:

@@ -128,13 +128,16 @@ class LocalJobs:
         except OSError as error:
             raise LauncherError(f"{folder}: cannot be removed: {error.strerror}; remove it by hand") from error
 
-    def _list_one(self, folder: Path) -> tuple[JobState, JobProgress]:
+    def _list_one(self, folder: Path) -> tuple[JobState, JobProgress] | None:
+        """Return a job and its progress; None if another launcher has just deleted it."""
         ref = JobRef(self.name, folder.name)
         try:
             state, log = _read_state(ref, folder)
-        except LauncherError as error:
-            return JobState(ref, Phase.LOST, str(error)), JobProgress()
-        return state, log.progress
+            progress = log.progress
+        except (LauncherError, OSError) as error:
+            reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            state, progress = JobState(ref, Phase.LOST, reason), JobProgress()
+        return (state, progress) if folder.is_dir() else None
 
     def _folder(self, ref: JobRef) -> Path:
         # `list` looks up every job: compare names, and ask the file system about one folder only.
@@ -156,8 +159,8 @@ class LocalJobs:
 
     def list(self) -> "list[tuple[JobState, JobProgress]]":
         """Return all jobs of this user on this machine, oldest first; a damaged record is shown as damaged."""
-        jobs = [self._list_one(folder) for folder in _job_folders(self.root)]
-        return sorted(jobs, key=lambda job: (job[0].created or 0, job[0].ref.name))
+        jobs = map(self._list_one, _job_folders(self.root))
+        return sorted(filter(None, jobs), key=lambda job: (job[0].created or 0, job[0].ref.name))
 
 
 def _read_state(ref: JobRef, folder: Path) -> tuple[JobState, LogEnd]:
@@ -185,7 +188,8 @@ def _read_state(ref: JobRef, folder: Path) -> tuple[JobState, LogEnd]:
         reason = log.progress.cause or (f"{reason}: {words}" if words else reason)
     elif other_host and not phase.ended:
         reason = f"on {other_host}, as far as can be known from here"
-    ended = end["ended"] if end is not None else log.written if phase.ended else None
+    ended = end["ended"] if end is not None else log.written or job["created"] if phase.ended else None
+    spec = job.get("spec", {})
     state = JobState(
         ref=ref,
         phase=phase,
@@ -193,11 +197,12 @@ def _read_state(ref: JobRef, folder: Path) -> tuple[JobState, LogEnd]:
         created=job["created"],
         started=processes.get("started"),
         ended=ended,
-        spec=job.get("spec", {}),
+        spec=spec,
         output=output,
         # After this code the folder, and the run in it, is another job's.
         files=str(output) if output is not None and _is_there(output) and returncode != _FOLDER_TAKEN else "",
         attempt=records.attempt_of(job),
+        devices=None if spec.get("train", {}).get("npus") else len(log.device_logs) or None,
         command=job.get("command", ()),
         console=str(folder / records.CONSOLE),
         details={

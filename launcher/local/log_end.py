@@ -96,11 +96,10 @@ class LogEnd:
         return "" if line is None or line.number is not None else line.raw.decode("utf-8", "replace").strip()
 
     @property
-    def written(self) -> float:
-        """The time of the last sign of life, in seconds since 1970."""
-        files = (self.folder / name for name in (records.CONSOLE, records.PROCESSES, records.JOB))
-        times = [path.stat().st_mtime for path in (*files, *self.device_logs) if path.exists()]
-        return max(times, default=self.folder.stat().st_mtime)
+    def written(self) -> float | None:
+        """The time of the last sign of life, in seconds since 1970; None without one."""
+        files = (self.folder / name for name in (records.CONSOLE, records.PROCESSES))
+        return max((path.stat().st_mtime for path in (*files, *self.device_logs) if path.exists()), default=None)
 
 
 def _outcome_of(line: LogLine) -> str | None:

@@ -18,6 +18,8 @@ from launcher.settings.spec import JobSpec
 from trainer.shared.config import EMULATED, TrainConfig, emulated_machine
 from trainer.shared.container import memory_bytes, usable_processors
 from trainer.shared.errors import UsageError
+from trainer.shared.files import why_no_file, why_no_folder
+from trainer.shared.program import TRAINER
 
 _GIB = 1 << 30
 
@@ -47,7 +49,7 @@ def examine_machine(spec: JobSpec, root: Path = Path("/")) -> Iterator[Preflight
     yield from (_finding(about, check, spec) for about, check in _checks(spec))
     yield _devices(spec.train, len(list((root / "dev").glob("davinci[0-9]*"))))
     if path_exists(spec.train.data_path) and not _resumes(spec):
-        text = f"{NOT_CHECKED}whether each image can be read: `python -m trainer data verify {spec.train.data_path}`"
+        text = f"{NOT_CHECKED}whether each image can be read: `{TRAINER} data verify {spec.train.data_path}`"
         yield PreflightFinding("images", "unknown", text)
 
 
@@ -113,7 +115,7 @@ def _devices(train: TrainConfig, npus: int) -> PreflightFinding:
     if (train.npus or 0) > npus:
         text = f"--npus {train.npus}: this machine has {npus} (/dev/davinci*); ask for {npus} or fewer"
         return PreflightFinding("devices", "missing", text)
-    text = f"{NOT_CHECKED}whether the {npus} NPUs of this machine are healthy: `python -m trainer env`"
+    text = f"{NOT_CHECKED}whether the {npus} NPUs of this machine are healthy: `{TRAINER} env`"
     return PreflightFinding("devices", "unknown", text)
 
 
@@ -149,9 +151,9 @@ def _check_file(option: str, path: Path | None) -> None:
     if path is None:
         return
     with _reading(option, path):
-        is_file = path.is_file()
-    if not is_file:
-        raise RequestError(f"{option} {path}: no such file; check the path")
+        fault = "" if path.is_file() else why_no_file(path)
+    if fault:
+        raise RequestError(f"{option} {path}: {fault}; check the path")
 
 
 def _check_data(path: Path, needed: tuple[str, ...]) -> None:
@@ -161,13 +163,14 @@ def _check_data(path: Path, needed: tuple[str, ...]) -> None:
 
 def _check_data_folders(path: Path, needed: tuple[str, ...]) -> None:
     if not path.is_dir():
-        what = "not a folder" if path.exists() else "no such folder"
-        raise RequestError(f"--data-path {path}: {what}; give the folder that holds {' and '.join(needed)}")
+        raise RequestError(
+            f"--data-path {path}: {why_no_folder(path)}; give the folder that holds {' and '.join(needed)}"
+        )
     missing = [name for name in needed if not (path / name).is_dir()]
     if missing:
         raise RequestError(
             f"--data-path {path}: there is no {' and no '.join(missing)} in it; "
-            f"each class needs a folder there (see `python -m trainer data --help`)"
+            f"each class needs a folder there (see `{TRAINER} data --help`)"
         )
     for name in needed:
         next((path / name).iterdir(), None)  # the user can read it

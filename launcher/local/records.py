@@ -12,15 +12,16 @@ its end stay readable. The lines of two attempts never mix, as each attempt numb
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import LauncherError, NotFoundError
+from launcher.recorded_spec import is_spec
 from trainer.shared.documents import API_VERSION
 from trainer.shared.errors import UsageError
-from trainer.shared.files import replacing
+from trainer.shared.files import replacing, with_home
 
 JOB = "job.json"
 PROCESSES = "processes.json"
@@ -30,13 +31,39 @@ CLOCK = "clock"
 CONSOLE = "console.log"
 _ATTEMPTS = "attempts"
 
-# The fields that are read; a file without them, or with other types, is damaged.
-_NUMBER = (int, float)
-_FIELDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
-    JOB: {"created": _NUMBER, "command": list, "cwd": str, "host": str, "spec": dict, "output": str},
-    PROCESSES: {"runner": dict},
-    CANCEL: {"requested": _NUMBER},
-    EXIT: {"returncode": int, "ended": _NUMBER},
+_LATEST_S = 253_402_300_799
+"""The last second of the year 9999: no later time can be shown."""
+
+
+def _is(*kinds: type) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, kinds)
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= _LATEST_S  # NaN is not
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+# The fields that are read, with the test of their values; a file that fails a test is damaged.
+_FIELDS: Mapping[str, Mapping[str, Callable[[object], bool]]] = {
+    JOB: {
+        "created": _is_time,
+        "command": _are_texts,
+        "cwd": _is(str),
+        "host": _is(str),
+        "spec": is_spec,
+        "output": _is(str),
+    },
+    PROCESSES: {"runner": _is(dict)},
+    CANCEL: {"requested": _is_time},
+    EXIT: {"returncode": _is(int), "ended": _is_time},
+}
+_OPTIONAL_FIELDS: Mapping[str, Mapping[str, Callable[[object], bool]]] = {
+    JOB: {"attempt": _is(int)},
+    PROCESSES: {"started": _is_time},
 }
 # The trainer's exit code for options that it refused.
 _REFUSED = UsageError.exit_code
@@ -46,9 +73,11 @@ _RESERVED = 512
 
 def state_home(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the folder of all jobs: `$XDG_STATE_HOME/pnas/jobs`, by default under `~/.local/state`."""
-    home = Path(environ.get("XDG_STATE_HOME", ""))
-    # As the XDG specification demands, ignore a relative path: every folder must see the same jobs.
-    return (home if home.is_absolute() else Path.home() / ".local" / "state") / "pnas" / "jobs"
+    candidates = (Path(environ.get("XDG_STATE_HOME", "")), with_home(Path("~/.local/state")))
+    # As the XDG specification demands, ignore a relative path: every folder must see the same jobs. A user without a
+    # home folder has /, as in a container.
+    home = next((path for path in candidates if path.is_absolute()), Path("/.local/state"))
+    return home / "pnas" / "jobs"
 
 
 def write_record(path: Path, kind: str, values: Mapping[str, Any]) -> None:
@@ -90,14 +119,16 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise LauncherError(f"{path}: cannot be read: {error.strerror}; make it readable") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LauncherError(f"{path}: damaged ({error}); remove the folder {path.parent} to forget the job") from error
     if not isinstance(values, dict) or values.get("apiVersion") != API_VERSION:
         raise LauncherError(
             f"{path}: not a record of version {API_VERSION}; use the launcher that wrote it, "
             f"or remove the folder {path.parent} to forget the job"
         )
-    wrong = [name for name, kind in _FIELDS[path.name].items() if not isinstance(values.get(name), kind)]
+    wrong = [name for name, test in _FIELDS[path.name].items() if not test(values.get(name))]
+    optional = _OPTIONAL_FIELDS.get(path.name, {}).items()
+    wrong += [name for name, test in optional if name in values and not test(values[name])]
     if wrong:
         raise LauncherError(
             f"{path}: damaged (no valid {' and '.join(wrong)}); remove the folder {path.parent} to forget the job"
@@ -134,7 +165,8 @@ def is_earlier(folder: Path) -> bool:
 def earlier_attempts(folder: Path) -> list[Path]:
     """Return the folders of the attempts before the latest one, oldest first."""
     attempts = folder / _ATTEMPTS
-    return sorted(attempts.iterdir(), key=lambda path: int(path.name)) if attempts.is_dir() else []
+    folders = [path for path in attempts.iterdir() if path.name.isdecimal()] if attempts.is_dir() else []
+    return sorted(folders, key=lambda path: int(path.name))
 
 
 def latest_begun(folder: Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from launcher.settings.spec import JobSpec, free_name, in_field_order, trainer_o
 from trainer.shared import variables
 from trainer.shared.config import Layer, TrainConfig
 from trainer.shared.config.train import checkpoint_layer
+from trainer.shared.files import with_home
 from trainer.shared.runs import run_folder_of
 from trainer.shared.start import module_command
 from trainer.shared.strict_yaml import parse_texts
@@ -54,7 +55,7 @@ class LocalSubmitter:
             ConflictError: the job of this name has another run.
         """
         train = settings.train
-        path = None if train.resume == "auto" else Path(str(train.resume)).expanduser().absolute()
+        path = None if train.resume == "auto" else _absolute(Path(str(train.resume)))
         if path is not None and not path.is_dir():
             problem = "is a file; weights are given with --weights" if path.exists() else "no such folder"
             raise RequestError(f"--resume {path}: {problem}; give a run's folder or one of its checkpoints")
@@ -281,4 +282,4 @@ def _start_runner(folder: Path, environ: Mapping[str, str]) -> None:
 
 
 def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()
+    return with_home(path).absolute()

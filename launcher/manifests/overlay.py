@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import RequestError
+from trainer.shared.files import read_file
 from trainer.shared.strict_yaml import parse_document
 
 # The name of a mount is its volume's, which can be mounted more than once.
@@ -22,7 +23,7 @@ def read_overlay(path: Path) -> dict[str, Any]:
         RequestError: the file cannot be read, or is not a part of a pod template.
     """
     try:
-        value = parse_document(path.read_text(encoding="utf-8"))
+        value = parse_document(read_file(path).decode())
     except OSError as error:
         raise RequestError(f"--overlay {path}: cannot be read: {error.strerror}; give a YAML file") from error
     except ValueError as error:  # bytes that are no text, too

@@ -15,8 +15,8 @@ from launcher.settings.layers import Settings
 from launcher.settings.options import PLACE, ClusterOptions, JobOptions
 from launcher.settings.secrets import secrets_in
 from launcher.settings.spec import OUTPUT, JobSpec, in_field_order, renamed
-from trainer.shared.config import EMULATED, TrainConfig
-from trainer.shared.config.layers import flag_name
+from trainer.shared.config import EMULATED, Layer, TrainConfig, resolve_train_config
+from trainer.shared.config.layers import environment_layer, flag_name
 
 # Python's stand-in for bytes that are not UTF-8 (PEP 383).
 _BYTES = re.compile("[\ud800-\udfff]")
@@ -34,6 +34,7 @@ def make_pod_spec(settings: Settings, kind: Kind) -> JobSpec:
 
     Raises:
         RequestError: the job cannot run in a pod.
+        UsageError: the trainer would refuse a variable of the pods.
     """
     options, train, given = settings.options, settings.train, settings.given
     _refuse_bytes(options, train)
@@ -52,6 +53,7 @@ def make_pod_spec(settings: Settings, kind: Kind) -> JobSpec:
         without_defaults=_without_defaults(settings),
     )
     _refuse_secrets(spec.overlay)
+    _check_variables(spec)
     return renamed(spec, options.name or f"pnas-{train.mode}-{spec.digest[:8]}")
 
 
@@ -71,6 +73,17 @@ def _refuse_secrets(overlay: Mapping[str, Any]) -> None:
             f"--overlay: {place} looks like a secret, which every user could read in the job: put it into a Secret, "
             "and take it from there with --env-from-secret or with `valueFrom`"
         )
+
+
+def _check_variables(spec: JobSpec) -> None:
+    """Refuse a setting in a variable of the pods that the trainer would refuse there.
+
+    Raises:
+        UsageError: the variable is empty, or its value breaks a rule.
+    """
+    told = Layer("flag", {name: getattr(spec.train, name) for name in spec.given})
+    variables = environment_layer(TrainConfig, dict(pair.split("=", 1) for pair in spec.pods.env))
+    resolve_train_config([told, Layer("--env", variables.values)], partial=True)
 
 
 def _without_defaults(settings: Settings) -> dict[str, Any]:

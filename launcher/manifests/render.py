@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from launcher.errors import RequestError
-from launcher.jobs import describe_network
 from launcher.kinds import Kind
 from launcher.kinds.labels import (
     ATTEMPT_ANNOTATION,
@@ -32,6 +31,7 @@ from launcher.kinds.labels import (
     rank_table_name,
 )
 from launcher.manifests.overlay import merge_overlay
+from launcher.recorded_spec import describe_network
 from launcher.settings.hardware import CHIPS, PRESETS
 from launcher.settings.options import ClusterOptions
 from launcher.settings.spec import JobSpec, trainer_options

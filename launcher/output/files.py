@@ -21,7 +21,7 @@ from launcher.output.lines import Demultiplexer, LogGap, LogLine, parse_lines
 
 _BLOCK = 1 << 20
 _OWNER = re.compile(rb"--- lines of (.*) ---")
-_NOTE = re.compile(rb"--- lines? (?:\d+-)?(\d+) of (.+) (?:is|are) missing ---")
+_NOTE = re.compile(rb"--- lines? (?:\d+-)?(\d{1,18}) of (.+) (?:is|are) missing ---")
 _LIKE_OURS = re.compile(rb" *--- lines? .* ---")
 _NAMES = re.compile(r"(?:rank-\d+|node-\d+|untagged)\.log")
 

@@ -137,8 +137,10 @@ def show_log(jobs: Jobs, ref: JobRef, view: LogView, *, follow: bool = False, at
     """
     with nullcontext() if view.save is None else _open_files(view.save) as files:
         reading = LogFollow(view, files)
+        is_complete = not follow
         if follow and view.selection.of_a_device:
             state = poll(lambda: jobs.get(ref), every_s=jobs.poll_s)
+            is_complete = state.phase.ended
             npus, nodes = state.setting("npus"), state.setting("nodes") or 1
             reading.expected_devices = None if npus is None else int(npus) * int(nodes)
         live = follow and not view.timestamps and view.selection.everything
@@ -148,6 +150,6 @@ def show_log(jobs: Jobs, ref: JobRef, view: LogView, *, follow: bool = False, at
             reading.run(poll(log, every_s=jobs.poll_s, note=display.note) if follow else log(), display)
         finally:
             display.close()
-    if not follow and (absent := reading.absent_selection()):
+    if is_complete and (absent := reading.absent_selection()):
         raise NotFoundError(absent)
     return reading

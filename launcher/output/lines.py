@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import repeat
 from typing import NamedTuple
 
-_TOTALS = re.compile(rb'ended lines="([\d: ]*)"(?: outcome=[a-z]+)?')
+_TOTALS = re.compile(rb'ended lines="((?:\d{1,9}:\d{1,18}(?: (?=\d)|(?=")))*)"(?: outcome=[a-z]+)?')
 _LINE = re.compile(rb"((?:\[(rank \d{1,9} [a-z]+:\d+|node \d{1,9}) #(\d{1,18})\] ?)?([^\n]*))\n")
 """A whole line; its tag and its number if it has one, and its text."""
 

@@ -16,9 +16,9 @@ from trainer.shared.text import visible, visible_bytes
 
 
 def live_display(progress: JobProgress) -> "LiveDisplay | None":
-    """Return a display on standard output; None if the terminal cannot move its cursor."""
+    """Return a display on standard output; None if the terminal cannot move its cursor, or has no columns for rich."""
     console = Console(highlight=False, markup=False, emoji=False)
-    return None if console.is_dumb_terminal else LiveDisplay(console, progress)
+    return None if console.is_dumb_terminal or console.width < 1 else LiveDisplay(console, progress)
 
 
 class LiveDisplay:

@@ -5,6 +5,7 @@ The terminal display, `status` and the summary all read them here.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,9 +36,9 @@ class ProgressLine:
     text: str
 
     def number(self, key: str) -> float | None:
-        """Return the field as a number; None if the line does not have it."""
+        """Return the field as a number; None if the line does not have it, or if it is text, nan or infinite."""
         value = self.fields.get(key)
-        return None if value is None or isinstance(value, str) else float(value)
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def parse_progress(text: bytes) -> ProgressLine | None:
@@ -111,6 +112,11 @@ class JobProgress:
         """The step that has come furthest."""
         steps = [step for rank in self._steps if (step := self.step(rank)) is not None]
         return max(steps, key=lambda step: (step.number("epoch") or 0, step.number("step") or 0), default=None)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the job has done any of its work."""
+        return bool(self._steps or self.evaluation or self.result)
 
     @property
     def cause(self) -> str | None:

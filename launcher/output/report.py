@@ -10,8 +10,9 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from launcher import PROGRAM
-from launcher.jobs import JobEvent, JobRef, JobState, Phase, PreflightFinding, Submitted, describe_network, known_spec
+from launcher.jobs import JobEvent, JobRef, JobState, Phase, PreflightFinding, Submitted
 from launcher.output.progress import JobProgress, ProgressLine, step_cells
+from launcher.recorded_spec import describe_network, known_spec
 from trainer.shared.documents import document
 from trainer.shared.durations import format_duration
 from trainer.shared.text import visible
@@ -172,16 +173,18 @@ def list_document(jobs: Sequence[tuple[JobState, JobProgress]], problem: str | N
     Args:
         problem: why other jobs are missing; None if none is.
     """
-    names = ("mode", "model", "npus", "nodes")
-    items = [
-        {**_head(state), **{name: state.setting(name) for name in names}, **_body(state, progress)}
-        for state, progress in jobs
-    ]
+    items = [{**_head(state), **_settings(state), **_body(state, progress)} for state, progress in jobs]
     return document("JobList", items=items, problem=problem)
 
 
 def _head(state: JobState) -> dict[str, Any]:
     return {"name": state.ref.name, "backend": state.ref.backend}
+
+
+def _settings(state: JobState) -> dict[str, Any]:
+    return {"mode": state.setting("mode"), "model": state.setting("model"), "npus": state.npus} | {
+        "nodes": state.setting("nodes")
+    }
 
 
 def _body(state: JobState, progress: JobProgress) -> dict[str, Any]:
@@ -249,8 +252,8 @@ def _runs(spec: Mapping[str, Any]) -> str:
 
 def _total(state: JobState) -> str:
     """Return the devices of the whole job."""
-    npus, nodes = state.setting("npus"), state.setting("nodes") or 1
-    return "-" if npus is None else str(npus) if nodes == 1 else f"{nodes}x{npus}"
+    nodes = state.setting("nodes") or 1
+    return "-" if state.npus is None else str(state.npus) if nodes == 1 else f"{nodes}x{state.npus}"
 
 
 def _devices(train: Mapping[str, Any]) -> str:

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-# Patterns of names in upper case, with `_` between words. The chart uses them too, by Go's regular expressions.
+# Patterns of names in upper case, with `_` between words. The chart uses all patterns in capitals too, by Go's regular
+# expressions: they must not look ahead or behind.
 SECRET_NAME = (
     r"(^|_)([A-Z]*(TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?|PWD|AUTHORIZATION)|BEARER|JWT|PAT"
     r"|(API|ACCESS|ACCOUNT|DEPLOY|ENCRYPTION|LICENSE|MASTER|PRIVATE|SECRET|SIGNING|SSH)?KEYS?)(_|$)"
@@ -22,26 +23,22 @@ HARMLESS_NAME = (
     r"|^(MAX_TOKENS|MAX_NEW_TOKENS|SORT_KEY|PWD|OLDPWD)$|(^|_)PUBLIC_"
 )
 SWITCH = r"^(?i:[0-9.]*|true|false|yes|no|on|off|none|auto)$"
-# Values, where Go's regular expressions read them too: a password in a URL, and known keys.
+# A password in a URL, known keys, and a token of at least seven characters with a digit after `Bearer`.
 SECRET_VALUE = (
     r"://[^\s/?#@:]*:[^\s/?#@$][^\s/?#@]*@|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|\b((ghp|gho|ghs|ghu|github_pat|glpat|hf|npm|pypi|dckr_pat|xox[abp]|sk)[-_][A-Za-z0-9]{10}|A[KS]IA[A-Z0-9]{12})"
-    r"|\beyJ[\w-]{8,}\.[\w-]{8,}|\bAIza[\w-]{30}"
+    r"|\beyJ[\w-]{8,}\.[\w-]{8,}|\bAIza[\w-]{30}|\bbearer\s+[\w.~+/-]*([\w.~+/-]{6}\d|\d[\w.~+/-]{6})"
 )
-_SWITCH = re.compile(SWITCH)
-_VALUE = re.compile(
-    SECRET_VALUE + r"|\bbearer\s+(?=[^\s]*\d)[\w.~+/-]{12}"
-    # The password of a proxy without `http://`; `$(NAME)` takes it from a variable.
-    r"|^(?!mailto:)[^\s/@:]+:(?!\$)[^\s/@]+@(?!sha256:)[\w.-]+(:\d+)?/?$",
-    re.IGNORECASE,
-)
+# The password of a proxy without `http://`; `$(NAME)` takes it from a variable.
+PROXY_LOGIN = r"^[^\s/@:]+:[^\s/@$][^\s/@]*@[\w.-]+(:\d{1,5})?/?$"
+NO_LOGIN = "^mailto:"
 # In a command, a URL's query or a connection string: --token=x, ?sig=x, HF_TOKEN=x, Password=x;
 _ASSIGNMENT = re.compile(r"(?<![\w-])(?=-{0,2}([A-Za-z][\w.-]*)\s?=\s?[\"']?([^\s\"';&,]*))")
 _OPTION = re.compile(r"--?([A-Za-z][\w-]*)")
-_HEADER = re.compile(r"\b([A-Za-z][A-Za-z-]*):\s+(\S+)")
+HEADER = r"\b([A-Za-z][A-Za-z-]*):\s+(\S+)"
 # A value that is taken from elsewhere: by the kubelet, and in commands and templates by other programs.
-_REFERENCE = re.compile(r"\$\(\w+\)")
-_FOREIGN_REFERENCE = re.compile(r"[\"']?(\$[({\w]|`|%%|\{\{|<)")
+REFERENCE = r"^\$\(\w+\)$"
+FOREIGN_REFERENCE = r"^[\"']?(\$[({\w]|`|%%|\{\{|<)"
 # The place of a secret in a store, such as `database/creds/app`.
 _STORE_PATH = re.compile(r"[a-z0-9_-]+(/[a-z0-9_.-]+)+")
 # Fields of an overlay whose keys are the user's own words; all other keys are Kubernetes'.
@@ -55,8 +52,12 @@ def looks_secret(name: str, value: str) -> bool:
 
 def holds_secret(text: str) -> bool:
     """Return whether a text has a part that looks like a secret: a password in a URL, `--token=…`, a known key."""
-    pairs = (*_ASSIGNMENT.findall(text), *_HEADER.findall(text))
-    return _VALUE.search(text) is not None or any(_is_secret_option(name, value) for name, value in pairs)
+    if re.search(SECRET_VALUE, text, re.IGNORECASE):
+        return True
+    if re.search(PROXY_LOGIN, text, re.IGNORECASE) and not re.search(NO_LOGIN, text, re.IGNORECASE):
+        return True
+    pairs = (*_ASSIGNMENT.findall(text), *re.findall(HEADER, text))
+    return any(_is_secret_option(name, value) for name, value in pairs)
 
 
 def secrets_in(value: Any, place: str = "") -> Iterator[str]:
@@ -88,7 +89,7 @@ def secrets_in(value: Any, place: str = "") -> Iterator[str]:
 
 def _is_secret_option(name: str, value: str) -> bool:
     """Return whether an option of a command has a secret. A plain `--key` can be a column of `sort`, for example."""
-    if name.lower() in ("key", "keys") or _FOREIGN_REFERENCE.match(value):
+    if name.lower() in ("key", "keys") or re.search(FOREIGN_REFERENCE, value):
         return False
     return _is_secret_name(name, value)
 
@@ -96,7 +97,7 @@ def _is_secret_option(name: str, value: str) -> bool:
 def _is_secret_entry(key: str, value: str) -> bool:
     """Return whether an annotation, or an attribute of a volume, is a secret. Its key often tells where a secret is."""
     last = _words(key.rpartition("/")[2]).rstrip("_").rpartition("_")[2]
-    return not _SWITCH.fullmatch(value) and not _STORE_PATH.fullmatch(value) and looks_secret(last, value)
+    return not re.search(SWITCH, value) and not _STORE_PATH.fullmatch(value) and looks_secret(last, value)
 
 
 def _words(name: str) -> str:
@@ -106,8 +107,8 @@ def _words(name: str) -> str:
 def _is_secret_name(name: str, value: str) -> bool:
     """Return whether a name says that its value is a secret."""
     words = _words(name)
-    if not value or _REFERENCE.fullmatch(value) or re.search(HARMLESS_NAME, words):
+    if not value or re.search(REFERENCE, value) or re.search(HARMLESS_NAME, words):
         return False
     if re.search(SECRET_NAME, words):
         return True
-    return re.search(AMBIGUOUS_NAME, words) is not None and _SWITCH.fullmatch(value) is None
+    return re.search(AMBIGUOUS_NAME, words) is not None and not re.search(SWITCH, value)

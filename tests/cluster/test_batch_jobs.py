@@ -92,7 +92,7 @@ def test_a_deleted_pod_saves_and_its_successor_continues_bit_for_bit(terminal: T
     assert steps == [(epoch, step) for epoch in range(12) for step in range(4)]
 
 
-def test_a_cancelled_job_saves_and_can_continue(terminal: Terminal) -> None:
+def test_a_cancelled_job_saves_and_can_continue_even_after_a_refused_option(terminal: Terminal) -> None:
     words = ("--npus", "1", "--mode", "full", "--epochs", "40", "--name", "stopped")
     output = terminal.output("stopped")
     with terminal.start("submit", *POD, *SMALL, *words) as follower:
@@ -105,9 +105,15 @@ def test_a_cancelled_job_saves_and_can_continue(terminal: Terminal) -> None:
     assert "continue" in follower_output
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     last_epoch = max(record["epoch"] for record in records if record["kind"] == "step")
-    shorter = terminal.run("submit", "--name", "stopped", "--resume", "auto", "--epochs", str(last_epoch + 3))
+    resume = ("submit", "--name", "stopped", "--resume", "auto")
+    refused = terminal.run(*resume, "--seed", "5")
+    assert refused.returncode == 1, refused.stderr
+    assert "--seed 5: checkpoint step-" in refused.stderr
+    assert "its settings do not count: --resume auto takes the settings of attempt 1" in refused.stderr.splitlines()[-1]
+    shorter = terminal.run(*resume, "--epochs", str(last_epoch + 3))
     assert shorter.returncode == 0, shorter.stderr
-    assert "stopped, attempt 2" in shorter.stderr
+    assert "attempt 3 continues attempt 1" in shorter.stderr
+    assert "stopped, attempt 3" in shorter.stderr
     assert "goes on from" in shorter.stdout
 
 
@@ -137,7 +143,6 @@ def test_a_job_that_cannot_be_placed_gives_the_reason_and_ctrl_c_shows_how_to_re
             "/output/none.safetensors: no such file",
         ),
         (("--data-path", "/data/none"), 1, False, "no such folder"),
-        (("--env", "PNAS_SEED=x", "--retries", "0"), 1, False, "seed"),
     ],
 )
 def test_a_job_that_fails_names_its_cause(
@@ -186,6 +191,7 @@ def empty(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, digits: Pa
         (("--memory", "3Q"), 2, "--memory 3Q: is not a quantity"),
         (("--env", "A"), 2, "`A` is not NAME=VALUE"),
         (("--env", "API_TOKEN=x"), 2, "use --env-from-secret"),
+        (("--env", "PNAS_SEED=x"), 2, "--seed x (from --env): is not a whole number"),
         (("--namespace", "nowhere"), 5, "namespace nowhere: there is no such namespace"),
         (("--context", "nope"), 2, "--context nope: not in kubeconfig"),
         (("--kubeconfig", "/nope"), 3, "/nope: no such file"),

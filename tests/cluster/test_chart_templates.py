@@ -12,13 +12,16 @@ import yaml
 from docs.chart import CHART
 from launcher.cluster.rbac import KUBERNETES_VERBS, VERBS, Verbs, rules
 from launcher.commands.render import manifests_of
+from launcher.settings.secrets import looks_secret
 from tests.cluster.support.helm import HELMS, run_template, template
 from tests.cluster.support.job_settings import ON_HARDWARE, PLAIN, Settings, settings
+from tests.unit.launcher.test_secrets import HARMLESS, HARMLESS_TEXTS, NAMES, VALUES
 
 OPTIONS = ("plain", "everything", "cpu")
 MORE_OPTIONS: dict[str, Settings] = {
     "large numbers": {"ttl": 2592000, "deadline": 1000000, "user": 1000000, "memory": 64000000000, "seed": 1000000},
     "fractions": {"cpu": 1.5, "env": {"LIMIT": 1000000, "RATE": 0.25}, "lr": 0.25, "weight_decay": 1e-7},
+    "fractions after --set": {"cpu": "1.5", "lr": "0.25", "weight_decay": "1e-7", "momentum": ".5"},
     "mappings": {
         "env": {"DEBUG": True, "EMPTY": "", "RATE": 0.5},
         "node_selector": {"gpu": True, "generation": 2},
@@ -114,6 +117,8 @@ def test_defaults_and_modes_reach_the_launcher_unchanged(helm: str, tmp_path: Pa
         ({"defaults": {"env": {"GIT_AUTH": "hidden"}}}, "defaults.env: GIT_AUTH looks like a secret"),
         ({"defaults": {"env": ["MYSQL_PASS=hidden"]}}, "defaults.env: MYSQL_PASS looks like a secret"),
         ({"defaults": {"env": {"A": "eyJhbGciOiJI.eyJhbGciOiJI"}}}, "defaults.env: A looks like a secret"),
+        ({"defaults": {"env": {"A": "--password=x"}}}, "defaults.env: A looks like a secret"),
+        ({"defaults": {"env": ["HTTPS_PROXY=u:p@h:1"]}}, "defaults.env: HTTPS_PROXY looks like a secret"),
         ({"job": {"env": ["A=1", "db-password=hidden"]}}, "'/job/env"),
         ({"job": {"env": ["A=1", "DB_PASSWORD=hidden"]}}, "job.env: DB_PASSWORD looks like a secret"),
         ({"modes": {"eval": {"env": "URL=amqp://u:hidden@h"}}}, "modes.eval.env: URL looks like a secret"),
@@ -127,6 +132,7 @@ def test_defaults_and_modes_reach_the_launcher_unchanged(helm: str, tmp_path: Pa
         ({"job": {"toleration": "spot:NoSuch"}}, "'/job/toleration"),
         ({"job": {"toleration": {"spot": "yes:NoSuch"}}}, "'/job/toleration"),
         ({"job": {"env_from_secret": {"a": "b"}}}, "'/job/env_from_secret"),
+        ({"job": {"lr": "fast"}}, "'/job/lr': 'fast' does not match pattern"),
         ({"job": {"data_path": "data"}}, "'/job/data_path'"),
         ({"job": {"weights": "w.pth"}}, "'/job/weights'"),
         ({"job": {"checkpoint_every": "soon"}}, "'/job/checkpoint_every'"),
@@ -152,6 +158,26 @@ def test_a_mistake_is_named_before_anything_is_created(
     done = run_template(HELMS[helm](), CHART, "--values", str(file))
     assert done.returncode != 0
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("helm", list(HELMS))
+def test_the_chart_takes_the_same_variables_for_secrets_as_the_launcher(helm: str, tmp_path: Path) -> None:
+    chart = tmp_path / "chart"
+    (chart / "templates").mkdir(parents=True)
+    for name in ("Chart.yaml", "templates/_helpers.tpl"):
+        (chart / name).write_text((CHART / name).read_text())
+    names = [[name, value] for name in NAMES for value in ("abc", "", "$(OTHER)")]
+    texts = [["A", value] for value in (*VALUES, *(value.upper() for value in VALUES), *HARMLESS_TEXTS)]
+    pairs = [*names, *texts, *(text.split("=", 1) for text in HARMLESS)]
+    patterns = json.loads((CHART / "files/secrets.json").read_text())
+    (chart / "values.yaml").write_text(json.dumps({"pairs": pairs, "patterns": patterns}))
+    (chart / "templates/verdicts.yaml").write_text(
+        'verdicts:\n{{ range .Values.pairs }}{{ $of := dict "patterns" $.Values.patterns "name" (index . 0) }}'
+        '- {{ include "pnas.looks-secret" (merge $of (dict "value" (index . 1))) | quote }}\n{{ end }}'
+    )
+    verdicts = yaml.safe_load(template(HELMS[helm](), chart))["verdicts"]
+    different = [pair for pair, text in zip(pairs, verdicts, strict=True) if bool(text) != looks_secret(*pair)]
+    assert different == []
 
 
 def paths(values: Settings, above: str = "") -> Iterator[str]:

@@ -146,11 +146,14 @@ def test_a_job_that_waits_for_its_gang_gives_the_reason_and_is_cancelled(termina
     assert follower.returncode == 125, rest
 
 
-def test_a_configuration_error_of_the_trainer_is_not_retried(terminal: Terminal) -> None:
-    result = terminal.submit("--npus", "1", "--data-path", "/data/none", "--name", "fails")
+def test_a_configuration_error_of_the_trainer_is_not_retried_and_can_be_corrected(terminal: Terminal) -> None:
+    result = terminal.submit("--npus", "1", "--epochs", "1", "--data-path", "/data/none", "--name", "fails")
     assert result.returncode == 1, result.stdout + result.stderr
     assert "no such folder" in result.stderr.splitlines()[-1]
+    assert "to correct an option, give it again with --resume auto" in result.stderr.splitlines()[-1]
     assert "restarting" not in result.stderr
+    corrected = terminal.run("submit", "--name", "fails", "--resume", "auto", "--data-path", "/data")
+    assert corrected.returncode == 0, corrected.stdout + corrected.stderr
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """`python -m trainer inspect` on real checkpoints and weight files, whole and damaged."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -256,7 +257,10 @@ def test_a_path_without_a_checkpoint_gives_one_line_that_says_what_to_give(
     with_weights.mkdir(parents=True)
     shutil.copy(weights, with_weights)
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     cases = {
+        Path(os.devnull): "a pipe or device, not a regular file; give a checkpoint",
+        tmp_path / "pipe": "a pipe or device, not a regular file; give a checkpoint",
         tmp_path / "absent": "no such file or folder",
         tmp_path: f"holds no checkpoint but 1 run(s): give one of them, such as {run}",
         with_weights.parent: f"only weights: give one of the files, such as {with_weights / 'best.safetensors'}",

@@ -94,6 +94,7 @@ def test_provenance_names_command_device_versions_and_settings(trained: TrainerR
     values = json.loads((trained.run / "provenance.json").read_text())
     assert values["command"][1:3] == ["-m", "trainer"]
     assert values["world_size"] == 2
+    assert values["threads"] == 1
     assert values["device"]["backend"] == "gloo"
     assert {"torch", "torchvision", "pnas"} <= set(values["versions"])
     assert len(values["config_sha256"]) == 64

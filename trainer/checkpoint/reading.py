@@ -25,7 +25,7 @@ from trainer.checkpoint.manifest import (
     state_header,
 )
 from trainer.shared.errors import UsageError
-from trainer.shared.files import reading
+from trainer.shared.files import NOT_REGULAR, reading
 from trainer.shared.runs import CHECKPOINTS_FOLDER
 
 CHECKPOINT_PREFIX = "step-"
@@ -119,6 +119,8 @@ def find_checkpoints(path: Path) -> list[Path]:
     with reading(path):
         if not path.exists():
             raise UsageError(f"{path}: no such file or folder; give a checkpoint, a run's folder or a weight file")
+        if not (path.is_file() or path.is_dir()):
+            raise UsageError(f"{path}: {NOT_REGULAR}; give a checkpoint, a run's folder or a weight file")
         if path.name in (MANIFEST_FILE, STATE_FILE):
             return [path.parent]
         if path.is_file() or (path / MANIFEST_FILE).exists() or (path / STATE_FILE).exists():

@@ -16,6 +16,7 @@ from trainer.data import prepare_training
 from trainer.data.tree import describe_left_out, read_tree
 from trainer.shared.container import usable_processors
 from trainer.shared.documents import document, json_text, to_json
+from trainer.shared.durations import count
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.text import visible
 
@@ -81,7 +82,7 @@ def verify_data(
     path: Path,
     /,
     *,
-    workers: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    workers: Annotated[int | None, Parameter(converter=count, validator=Number(gte=1))] = None,
     as_json: AsJson = False,
 ) -> None:
     """Decode every image below a folder and list the broken ones; exit code 1 if there are any.

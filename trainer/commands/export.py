@@ -7,8 +7,13 @@ from cyclopts import App
 from trainer.commands import AsJson
 from trainer.commands.weights import FROM_WEIGHTS, ClassNames, ImagePreparation, WeightsPath, open_classifier
 from trainer.shared.documents import document, json_text, to_json
+from trainer.shared.program import TRAINER
 
-export_app = App(name="export", help="Write weights as a file for ONNX Runtime or for torch without this project.")
+export_app = App(
+    name="export",
+    help="Write weights as a file for ONNX Runtime or for torch without this project.",
+    help_epilogue=f"Examples:\n  {TRAINER} export --weights output/r1 --to flowers.onnx",
+)
 
 
 @export_app.default
@@ -23,10 +28,6 @@ def export(
     """Write weights as one file that takes a decoded image of any size and returns the probabilities of the classes.
 
     The file is run on sample images before it gets its name, and must give what the network gives.
-
-    For example:
-
-        python -m trainer export --weights output/r1 --to flowers.onnx
 
     Parameters
     ----------

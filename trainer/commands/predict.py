@@ -17,8 +17,10 @@ from trainer.commands.weights import FROM_WEIGHTS, ClassNames, ImagePreparation,
 from trainer.data.tree import describe_left_out, read_class
 from trainer.shared.container import usable_processors
 from trainer.shared.documents import document, json_text
+from trainer.shared.durations import count
 from trainer.shared.errors import TrainerError, UsageError
-from trainer.shared.files import reading
+from trainer.shared.files import NOT_REGULAR, reading
+from trainer.shared.program import TRAINER
 from trainer.shared.text import visible
 
 if TYPE_CHECKING:
@@ -26,24 +28,24 @@ if TYPE_CHECKING:
 
 _BATCH = 16
 
-predict_app = App(name="predict", help="Show the most probable classes of images.")
+_EXAMPLES = f"""\
+Examples:
+  {TRAINER} predict --weights output/r1 photo.jpg holidays/
+  find . -name '*.png' | {TRAINER} predict --weights best.safetensors -"""
+
+predict_app = App(name="predict", help="Show the most probable classes of images.", help_epilogue=_EXAMPLES)
 
 
 @predict_app.default
 def predict(
     *images: Annotated[Path, Parameter(allow_leading_hyphen=True)],
     weights: WeightsPath,
-    top: Annotated[int, Parameter(validator=Number(gte=1))] = 5,
+    top: Annotated[int, Parameter(converter=count, validator=Number(gte=1))] = 5,
     class_names: ClassNames = None,
     preparation: ImagePreparation = FROM_WEIGHTS,
     as_json: AsJson = False,
 ) -> None:
     """Show the most probable classes of images, prepared as in the evaluation of the weights, on the CPU.
-
-    For example:
-
-        python -m trainer predict --weights output/r1 photo.jpg holidays/
-        find . -name '*.png' | python -m trainer predict --weights best.safetensors -
 
     Exit code 1 if an image cannot be read, or gets no finite probabilities; the others are shown.
 
@@ -86,7 +88,7 @@ def _image_files(images: Sequence[Path]) -> Iterator[Path]:
         elif path.is_file():
             yield path
         elif path.exists():
-            raise UsageError(f"{path}: a pipe or device; give a file")
+            raise UsageError(f"{path}: {NOT_REGULAR}; give a file")
         else:
             raise UsageError(f"{path}: no such file or folder")
 

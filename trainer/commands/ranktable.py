@@ -19,7 +19,9 @@ from trainer.ranktable.fields import quote_if_needed
 from trainer.ranktable.identity import POD_UID, Identity, find_me
 from trainer.ranktable.table import NotReadyError, RankTable, Server, parse
 from trainer.shared.documents import document, json_text, to_json
+from trainer.shared.durations import count
 from trainer.shared.errors import TrainerError, UsageError
+from trainer.shared.files import read_file
 from trainer.shared.text import visible
 
 _ANNOTATION = "ascend.kubectl.kubernetes.io/ascend-910-configuration"
@@ -38,7 +40,7 @@ def check_rank_table(
     path: Path,
     /,
     *,
-    devices: Annotated[int | None, Parameter(validator=Number(gte=1), show_default=False)] = None,
+    devices: Annotated[int | None, Parameter(converter=count, validator=Number(gte=1), show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say whether a job could start from a rank table; exit code 1 if not, 2 if there is no such file.
@@ -81,7 +83,7 @@ def show_rank_table(path: Path, /, *, as_json: AsJson = False) -> None:
 def _read(path: Path, devices: int | None = None) -> tuple[RankTable, Server | None]:
     """Return the table and this pod's entry; None if this is no pod, or a pod that does not know itself."""
     try:
-        text = path.read_bytes().decode(errors="replace")
+        text = read_file(path).decode(errors="replace")
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}; give a rank table's file") from error
     identity = Identity.from_environ(os.environ)

@@ -24,12 +24,12 @@ ClassNames = Annotated[
 @Parameter(name="*", group="Images (if the weights do not say how to prepare them)", show_default=False)
 @dataclass(frozen=True)
 class ImagePreparation:
-    """The preparation of images; an option that is not set comes from the weights."""
+    """The preparation of images; an option that is not set comes from the weights. `TrainConfig` reads the texts."""
 
     padding: Literal["exact", "seed"] | None = None
     normalize: Literal["none", "half", "imagenet"] | None = None
-    image_size: int | None = None
-    eval_crop: float | None = None
+    image_size: str | None = None
+    eval_crop: str | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
 
     def settings(self) -> dict[str, Any]:

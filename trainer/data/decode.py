@@ -25,6 +25,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode
 
 from trainer.shared.errors import TrainerError
+from trainer.shared.program import TRAINER
 
 MAX_PIXELS = 89_478_485
 """The largest image, in pixels: the size from which Pillow warns of decompression bombs, 256 MiB of RGB."""
@@ -63,9 +64,7 @@ class BadImageError(TrainerError):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return (
-            f"{self.path}: {self.reason}; {self.remedy} (`python -m trainer data verify FOLDER` lists every such file)"
-        )
+        return f"{self.path}: {self.reason}; {self.remedy} (`{TRAINER} data verify FOLDER` lists every such file)"
 
 
 def decode_image(path: Path) -> Tensor:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from trainer.data.arrays import read_arrays, write_arrays
 from trainer.data.tree import Stamp, describe_left_out, read_class_names, read_split, stamp
 from trainer.shared.errors import UsageError
-from trainer.shared.files import reading, replacing, text_if_readable
+from trainer.shared.files import reading, replacing, text_if_readable, why_no_folder
 
-_CACHE_VERSION = 4
+_CACHE_VERSION = 5
 # While a folder's time stamp is this fresh, a new file can leave it unchanged (coarse clocks, NFS).
 _SETTLED_NS = 3_000_000_000
 # Long enough for all processes of one start.
@@ -86,9 +86,8 @@ def load_datasets(data_path: Path, *, need_train: bool = True) -> Datasets:
     """
     with reading(data_path):
         if not data_path.is_dir():
-            raise UsageError(
-                f"--data-path {data_path}: no such folder; it must hold train/ and val/, one folder per class"
-            )
+            fault = why_no_folder(data_path)
+            raise UsageError(f"--data-path {data_path}: {fault}; it must hold train/ and val/, one folder per class")
         train = load_split(data_path, "train") if need_train else None
         val = load_split(data_path, "val")
         if train is not None:

@@ -23,6 +23,7 @@ from trainer.data.sampler import EpochPlan, Indices, epoch_order, eval_indices
 from trainer.model.weight_files import NORMALIZATIONS
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import TrainerError
+from trainer.shared.program import TRAINER
 
 
 class ImageBatch(NamedTuple):
@@ -194,7 +195,7 @@ def _readable(index: ImageIndex, sample: int, config: TrainConfig) -> tuple[int,
             raise TrainerError(
                 f"{index.root}: {len(errors):,} images in a row cannot be decoded, from {first.path} ({first.reason})"
                 f" to {last.path}; --max-bad-images {config.max_bad_images:g} of {len(index):,} allows {allowed:,}:"
-                " check the disk, or replace them (`python -m trainer data verify FOLDER` lists every such file)"
+                f" check the disk, or replace them (`{TRAINER} data verify FOLDER` lists every such file)"
             )
         candidate = (candidate + 1) % len(index)
 

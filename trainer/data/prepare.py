@@ -24,7 +24,7 @@ from trainer.data.archives import (
     write_image,
 )
 from trainer.shared.errors import TrainerError, UsageError
-from trainer.shared.files import reading, writing
+from trainer.shared.files import read_file, reading, writing
 
 Transfer = Literal["copy", "link", "move"]
 
@@ -55,7 +55,7 @@ def read_labels(path: Path) -> dict[str, str]:
         UsageError: the file cannot be read, has another format, or gives an image two classes.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_file(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UsageError(f"--labels {path}: cannot be read: {reason}") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.shared.errors import UsageError
-from trainer.shared.files import reading
+from trainer.shared.files import reading, why_no_folder
 
 IMAGE_SUFFIXES = (
     *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg"),
@@ -28,8 +28,8 @@ _HIDDEN, _NO_SUFFIX, _NO_CLASS = "hidden entries", "no image and without a suffi
 _NO_FILE, _BROKEN_LINK, _LOOP = "pipes and devices", "broken links", "links to a folder around them"
 _EMPTY = "class folders without an image, which training refuses"
 _OTHER_NAME, _OTHER_FOLDER = "further names of an image", "folders that are neither train/ nor val/"
-# A name can end with a dot and the number of a frame, or with a dot and words: neither is a suffix.
-_SUFFIX = re.compile(r"\.(?!\d+$)\w{1,10}")
+# A name can end with a dot and the number of a frame, or with a dot and words: neither is a suffix. Editors add ~.
+_SUFFIX = re.compile(r"\.(?!\d+$)\w{1,10}~?")
 _MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM.{4}\0{4}|II\*\0|MM\0\*|P[1-6]\s+[\d#]|RIFF.{4}WEBP|.{4}ftypavi[fs]"
     rb"|\xff\x4f\xff\x51|\0\0\0\x0cjP  ",
@@ -40,7 +40,7 @@ _KINDS_SHOWN = 6
 
 
 class Stamp(NamedTuple):
-    """What changes when an entry of a folder comes or goes; all zeros if there is no folder.
+    """What changes when an entry of a folder comes or goes, or a file's content changes; all zeros if nothing is there.
 
     Copying programs set the time of modification (ns) back, but no program can set the time of change (ns). The inode
     differs if a link leads elsewhere. The size (bytes) and the number of links help where a clock is coarse.
@@ -53,10 +53,10 @@ class Stamp(NamedTuple):
     links: int
 
 
-def stamp(folder: str | Path) -> Stamp:
-    """Return a folder's stamp; it is opened, because an NFS client then asks its server instead of the cache."""
+def stamp(path: str | Path) -> Stamp:
+    """Return the stamp of a folder or file; it is opened, because an NFS client then asks its server, not the cache."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # the path may be a pipe by now
     except OSError:
         return Stamp(0, 0, 0, 0, 0)
     try:
@@ -74,7 +74,8 @@ class SplitTree:
     Attributes:
         classes: names of the class folders, sorted.
         images: of each class, sorted; encoded paths relative to the split's folder.
-        stamps: of each folder that was read, and of each link that may lead to another one later; by relative path.
+        stamps: of each folder that was read, of each link that may lead elsewhere later, and of each file that was left
+            out for its content; by relative path.
         left_out: number of files of each suffix or kind that are no images of a class.
     """
 
@@ -92,7 +93,7 @@ def read_tree(path: Path) -> dict[Path, SplitTree]:
     """
     with reading(path):
         if not path.is_dir():
-            raise UsageError(f"{path}: no such folder; give a data folder, or train/ or val/ in one")
+            raise UsageError(f"{path}: {why_no_folder(path)}; give a data folder, or train/ or val/ in one")
         trees = {path / name: read_split(path / name) for name in SPLITS if (path / name).is_dir()}
         if trees:
             others = [entry for entry in path.iterdir() if entry.name not in SPLITS and not entry.name.startswith(".")]
@@ -268,8 +269,11 @@ class _Reader:
         _, dot, suffix = _name(name).lower().rpartition(".")
         kind = dot + suffix
         if not _SUFFIX.fullmatch(kind):
+            before = stamp(self._path(name))
             if _begins_like_an_image(self._path(name)):
                 return True
+            # It can be written over, which leaves its folder's stamp as it is.
+            self.tree.stamps[name] = before
             kind = _NO_SUFFIX
         self.tree.left_out[kind] += 1
         return False

@@ -17,6 +17,7 @@ from torch import Tensor
 from trainer.devices.runtime_errors import explain_loading_error
 from trainer.shared.errors import RuntimeUnusableError
 from trainer.shared.files import writing
+from trainer.shared.program import TRAINER
 
 
 class NpuDevice:
@@ -37,7 +38,7 @@ class NpuDevice:
             self._torch_npu: Any = importlib.import_module("torch_npu")
         except (ImportError, OSError, RuntimeError) as error:
             reason = explain_loading_error(str(error)) or (
-                f"torch_npu cannot be loaded ({type(error).__name__}): python -m trainer env says what is missing"
+                f"torch_npu cannot be loaded ({type(error).__name__}): {TRAINER} env says what is missing"
             )
             raise RuntimeUnusableError(f"--device npu: {reason}") from error
 

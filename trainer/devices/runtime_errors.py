@@ -8,6 +8,7 @@ import errno
 import re
 
 from trainer.shared.container import HIGHER_LIMIT, MORE_FILES, MORE_MEMORY, OUT_OF_MEMORY
+from trainer.shared.program import TRAINER
 
 FAULTS = r"hbm Multi-bit ECC error|device mem error|device task abort|link error|hccl op retry failed"
 
@@ -93,12 +94,11 @@ LOADING_RULES: Rules = (
     ),
     (
         r"undefined symbol: (?P<what>\w{1,80})",
-        "torch_npu does not fit torch or CANN (undefined symbol {what}): python -m trainer env says which go together",
+        "torch_npu does not fit torch or CANN (undefined symbol {what}): {trainer} env says which go together",
     ),
     (
         r"No module named 'torch_npu'",
-        "torch_npu is not installed: install the one for this CANN, which python -m trainer env names, or use --device "
-        "cpu",
+        "torch_npu is not installed: install the one for this CANN, which {trainer} env names, or use --device cpu",
     ),
 )
 
@@ -117,5 +117,5 @@ def _first(rules: Rules, text: str) -> str | None:
     for pattern, words in rules:
         match = re.search(pattern, text)
         if match is not None:
-            return words.format(what=match.groupdict().get("what") or match[0])
+            return words.format(what=match.groupdict().get("what") or match[0], trainer=TRAINER)
     return None

@@ -18,7 +18,7 @@ from trainer.model.weights import load_weights, weight_warnings, with_weight_set
 from trainer.shared.config import Layer, TrainConfig, resolve_train_config
 from trainer.shared.container import usable_processors
 from trainer.shared.errors import UsageError
-from trainer.shared.files import reading
+from trainer.shared.files import read_file, reading
 
 BEST_WEIGHTS = Path("checkpoints/best.safetensors")
 
@@ -104,5 +104,5 @@ def load_classifier(weights: Path, settings: Mapping[str, Any], class_names: Pat
 
 def _read_names(path: Path) -> tuple[str, ...]:
     with reading(path):
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        text = read_file(path).decode("utf-8-sig", "surrogateescape")
     return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -49,10 +49,11 @@ _DAMAGE = (
 )
 
 
-class _Blank:
+class Blank:
     """The place of a value that holds no tensor: it takes any state and keeps nothing."""
 
-    def __new__(cls, *_arguments: object) -> "_Blank":
+    def __new__(cls, *_arguments: object) -> "Blank":
+        """Return a blank value, whatever the file's arguments are."""
         return super().__new__(cls)
 
     def __init__(self, *_arguments: object) -> None:
@@ -75,19 +76,19 @@ def _default_dict(*_factory: object) -> dict[Any, Any]:
 _STAND_INS: dict[str, Callable[..., Any]] = {
     # torch_npu/utils/storage.py of 1.8 to 2.x, with and without the last argument, and the type of that argument.
     "torch_npu.utils.storage._rebuild_npu_tensor": _npu_tensor,
-    "torch_npu.npu._format.Format": _Blank,
-    "argparse.Namespace": _Blank,
-    "builtins.list": _Blank,  # the factory of a defaultdict
-    "builtins.int": _Blank,
-    "builtins.float": _Blank,
-    "builtins.dict": _Blank,
+    "torch_npu.npu._format.Format": Blank,
+    "argparse.Namespace": Blank,
+    "builtins.list": Blank,  # the factory of a defaultdict
+    "builtins.int": Blank,
+    "builtins.float": Blank,
+    "builtins.dict": Blank,
     "collections.defaultdict": _default_dict,
-    "numpy.dtype": _Blank,
-    "numpy.ndarray": _Blank,
-    "numpy.core.multiarray.scalar": _Blank,
-    "numpy._core.multiarray.scalar": _Blank,
-    "numpy.core.multiarray._reconstruct": _Blank,
-    "numpy._core.multiarray._reconstruct": _Blank,
+    "numpy.dtype": Blank,
+    "numpy.ndarray": Blank,
+    "numpy.core.multiarray.scalar": Blank,
+    "numpy._core.multiarray.scalar": Blank,
+    "numpy.core.multiarray._reconstruct": Blank,
+    "numpy._core.multiarray._reconstruct": Blank,
 }
 
 

@@ -26,9 +26,9 @@ from trainer.model.origin import (
     preferred,
     scale_of,
 )
-from trainer.model.pickles import READABLE_FILES, one_line, read_pickle
+from trainer.model.pickles import READABLE_FILES, Blank, one_line, read_pickle
 from trainer.shared.errors import UsageError
-from trainer.shared.files import utf8_name
+from trainer.shared.files import NOT_REGULAR, utf8_name
 from trainer.shared.runs import CHECKPOINT_FORMAT
 from trainer.shared.text import visible
 
@@ -124,7 +124,7 @@ def import_weights(path: Path) -> Weights:
     """
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise UsageError(f"weights {path}: a pipe or device, which cannot be read twice; give a file")
+            raise UsageError(f"weights {path}: {NOT_REGULAR}; give a file")
         with path.open("rb") as file:
             head = file.read(9)
         # A safetensors file starts with the length of a JSON object, then the object.
@@ -203,12 +203,25 @@ def _usable_tensors(path: Path, table: TensorTable) -> dict[str, Tensor]:
 
 
 def _tensor_fault(name: str, tensor: object) -> str | None:
+    if isinstance(tensor, Blank):
+        return "is an array or object of another package; save it with torch.from_numpy(array)"
     if not isinstance(tensor, Tensor):
         return f"is no tensor but a {type(tensor).__name__}"
     if name.endswith("num_batches_tracked"):
         return "is a list, not the counter of a batch norm" if tensor.ndim else None
-    if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+    return _form_fault(tensor) or _values_fault(tensor)
+
+
+def _form_fault(tensor: Tensor) -> str | None:
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        form, advice = ("nested", "to_padded_tensor(0)") if tensor.is_nested else ("sparse", "to_dense()")
+        return f"is a {form} tensor: save the file again with tensor.{advice} of each {form} one"
+    if not tensor.is_floating_point():
         return f"has values of type {str(tensor.dtype).removeprefix('torch.')}, not plain numbers with a fraction"
+    return None
+
+
+def _values_fault(tensor: Tensor) -> str | None:
     if tensor.device.type != "cpu" or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:
         return "has fewer values in the file than its shape says"
     if not bool(torch.isfinite(tensor.float()).all()):

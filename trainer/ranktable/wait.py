@@ -11,7 +11,7 @@ from pathlib import Path
 from trainer.ranktable.identity import Identity, find_me
 from trainer.ranktable.table import NotJsonError, NotReadyError, RankTable, parse
 from trainer.shared.errors import TrainerError, UsageError
-from trainer.shared.files import replacing
+from trainer.shared.files import read_file, replacing
 
 _POLL_S = 1.0  # a ConfigMap volume changes once a minute; a file on shared storage is cheap to read
 
@@ -62,7 +62,7 @@ def wait_until_completed(
 def _read(path: Path, expected_devices: int | None, identity: Identity) -> tuple[RankTable, bytes]:
     """Return the table and its bytes; every reason to wait is a NotReadyError."""
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except FileNotFoundError:
         raise NotReadyError("no such file") from None
     except OSError as error:

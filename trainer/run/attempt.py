@@ -30,7 +30,7 @@ from trainer.shared.config import Layer, TrainConfig, resolve_train_config
 from trainer.shared.config.layers import ConfigError, flag_name
 from trainer.shared.config.train import OF_ONE_ATTEMPT, OF_THE_BEGINNING, checkpoint_layer
 from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
-from trainer.shared.files import reading, writing
+from trainer.shared.files import reading, why_no_file, writing
 from trainer.shared.runs import CHECKPOINTS_FOLDER, TRAINING
 from trainer.topology import Topology
 
@@ -199,7 +199,7 @@ def check_inputs(config: TrainConfig, world_size: int) -> Datasets:
                     "in its run's checkpoints/best.safetensors"
                 )
             if not config.weights.is_file():
-                raise UsageError(f"--weights {config.weights}: no such file")
+                raise UsageError(f"--weights {config.weights}: {why_no_file(config.weights)}")
     datasets = load_datasets(config.data_path, need_train=config.mode != "eval")
     if config.mode != "eval" and datasets.train is not None:
         steps_per_epoch(

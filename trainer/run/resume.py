@@ -63,12 +63,6 @@ def find_source(config: TrainConfig, *, output_given: bool) -> Source | None:
         if config.mode not in TRAINING and list_checkpoints(run / CHECKPOINTS_FOLDER):
             raise FolderTakenError(f"{run}: holds a training run, with its records: choose another --run-name")
         return Source(run, None, in_place=True, may_begin=True)
-    if config.mode == "eval":
-        raise UsageError(
-            f"--resume {config.resume}: continues training; to evaluate give --weights RUN/checkpoints/best.safetensors"
-        )
-    if config.mode == "performance":
-        raise UsageError(f"--resume {config.resume}: --mode performance times steps from the start; leave --resume out")
     run, checkpoint = _locate(config.resume)
     return Source(run, checkpoint, in_place=_is_named(run, config, output_given=output_given), may_begin=False)
 

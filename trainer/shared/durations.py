@@ -1,15 +1,37 @@
-"""Durations and intervals as users write and read them: `90`, `90s`, `10m`, `1h30m`, `3 min 2 s`.
+"""Durations, intervals and counts as users write and read them: `90`, `90s`, `10m`, `1h30m`, `3 min 2 s`.
 
 A duration that is shown can be typed as an option. The module imports only the standard library.
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cyclopts import Token
 
 _UNITS_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+_DIGITS = 18  # of the largest count: a 64-bit integer has one more
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(d|h|min|m|s)")
-_LONGEST_S = 2**31 - 1
+LONGEST_S = 2**31 - 1
 """The most that Kubernetes can count; 68 years."""
+
+
+def count(_type: Any, tokens: Sequence[Token]) -> int:
+    """Return the count that an option has on the command line: cyclopts itself would round 1.5.
+
+    Raises:
+        ValueError: The text is not a whole number.
+    """
+    text = tokens[0].value
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError(f'"{text}" is not a whole number of 0 or more')
+    if len(text) > _DIGITS:
+        raise ValueError(f'"{text}" is too large')
+    return int(text)
 
 
 def seconds(text: str) -> float:
@@ -24,7 +46,7 @@ def seconds(text: str) -> float:
     if not compact or _PART.sub("", compact).strip():
         raise ValueError(f"`{text}` is no duration; write 90, 90s, 10m or 1h30m")
     total = sum(float(number) * _UNITS_S[unit[0]] for number, unit in _PART.findall(compact))
-    if total > _LONGEST_S:
+    if total > LONGEST_S:
         raise ValueError(f"`{text[:80]}` is longer than 68 years")
     return total
 
@@ -47,7 +69,7 @@ class Interval:
     seconds: float | None = None
 
     @classmethod
-    def parse(cls, text: str) -> "Interval":
+    def parse(cls, text: str) -> Interval:
         """Read `500` as 500 steps and `10m` as ten minutes.
 
         Raises:

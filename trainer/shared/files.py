@@ -7,10 +7,14 @@ import contextlib
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.shared.errors import TrainerError, UsageError
+
+NOT_REGULAR = "a pipe or device, not a regular file"
+_DESCRIPTORS = ("/dev/fd/", "/proc/self/fd/")
 
 
 def fsync(path: Path) -> None:
@@ -29,12 +33,47 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def read_file(path: Path) -> bytes:
+    """Return the content of a file that the user names, such as a profile or a kubeconfig.
+
+    A pipe or a device can wait for ever or never end. Only one that the user hands over by its number is read, as
+    `<(command)` of the shell does, or by a name that stands for it.
+
+    Raises:
+        OSError: It cannot be read, or is not a regular file.
+    """
+    is_handed_over = str(path).startswith(_DESCRIPTORS) or str(path) in (os.devnull, "/dev/stdin")
+    flags = 0 if is_handed_over else os.O_NONBLOCK
+    with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
+        if not is_handed_over and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
+        return file.read()
+
+
+def why_no_file(path: Path) -> str:
+    """Return why a path is not a regular file."""
+    return "no such file" if not path.exists() else "a folder, not a file" if path.is_dir() else NOT_REGULAR
+
+
+def why_no_folder(path: Path) -> str:
+    """Return why a path is not a folder."""
+    return "not a folder" if path.exists() else "no such folder"
+
+
 def text_if_readable(path: Path) -> str:
     """Return the text of a file, or an empty text if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def with_home(path: Path) -> Path:
+    """Return the path with the folder that `~` or `~USER` stands for; like a shell, leave it where that is unknown.
+
+    A user id without an entry in /etc/passwd, and without HOME, has no such folder.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises an error then
 
 
 @contextlib.contextmanager
@@ -109,7 +148,8 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(f"{error.filename or path}: cannot be read: {error.strerror}; check its permissions") from None
+        advice = "check its permissions" if isinstance(error, PermissionError) else "give another path"
+        raise UsageError(f"{error.filename or path}: cannot be read: {error.strerror}; {advice}") from None
 
 
 @contextlib.contextmanager

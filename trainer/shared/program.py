@@ -1,15 +1,19 @@
 """The first and the last step of `python -m trainer` and `python -m launcher`, and what holds for both in between."""
 
 import importlib
+import io
 import os
 import re
 import resource
 import sys
+from pathlib import Path
 from typing import NoReturn, TextIO
 
 from trainer.shared.container import OUT_OF_MEMORY
 from trainer.shared.errors import UsageError
 
+TRAINER = "pnas-trainer" if Path(sys.argv[0]).name in ("pnas", "pnas-trainer") else "python -m trainer"
+"""The command line of the trainer, as the user can type it: an installed script if the user began one, or a module."""
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 """Exit code of a program whose reader has ended, as `| head` does."""
@@ -23,6 +27,7 @@ def run_program(module: str) -> NoReturn:
     its exit code. The next run of such code clears this state (Python/pythonrun.c, run_eval_code_obj).
     """
     open_closed_streams()
+    write_whole_texts()
     try:
         code = importlib.import_module(module).main(sys.argv[1:])
     except KeyboardInterrupt:
@@ -44,6 +49,19 @@ def open_closed_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number, so this one
             os.set_inheritable(descriptor, True)
             setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
+
+
+def write_whole_texts() -> None:
+    """Give standard streams a buffer where PYTHONUNBUFFERED or `-u` took it, and flush it after each line.
+
+    Without one, Python drops the rest of a text, and says nothing, after a write that the system ends early: on a disk
+    that becomes full, or when a terminal is resized.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and isinstance(stream.buffer, io.RawIOBase):
+            whole = io.BufferedWriter(io.FileIO(stream.fileno(), "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(whole, stream.encoding, stream.errors, line_buffering=True))
 
 
 def _is_open(descriptor: int) -> bool:

@@ -14,6 +14,7 @@ from trainer.distributed.process_group import all_gather_object
 from trainer.distributed.stop_requests import Request
 from trainer.records.run_records import Records, say
 from trainer.shared.errors import RESUMABLE, NoRetryError, TrainerError
+from trainer.shared.program import TRAINER
 from trainer.training.checkpoints import CheckpointManager
 from trainer.training.corruption import CorruptionError, check_agreement
 from trainer.training.evaluation import Evaluation, evaluate
@@ -298,7 +299,7 @@ def _report_bad_images(training: Training, records: Records, index: ImageIndex) 
     if len(in_split) > allowed:
         raise TrainerError(
             f"{len(in_split)} images of {index.root} cannot be decoded, more than the {allowed} that --max-bad-images "
-            "allows: replace them (`python -m trainer data verify FOLDER` lists them), or raise it"
+            f"allows: replace them (`{TRAINER} data verify FOLDER` lists them), or raise it"
         )
 
 

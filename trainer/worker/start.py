@@ -154,6 +154,7 @@ def write_provenance(
         "python": platform.python_version(),
         "revision": source_revision(),
         "started": timestamp(started_at),
+        "threads": torch.get_num_threads(),
         "versions": installed_versions(_PACKAGES),
         "world_size": task.world_size,
     }

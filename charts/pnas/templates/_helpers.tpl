@@ -35,6 +35,41 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- with .Values.rbac.volcano }}{{ eq (toString .) "auto" | ternary (include "pnas.volcano" $) "granted" }}{{ end }}
 {{- end }}
 
+{{- /* "secret" if a variable of this name and value is one. The rules are those of launcher/settings/secrets.py. */ -}}
+{{- define "pnas.looks-secret" -}}
+{{- if .value }}
+{{- include "pnas.secret-name" . }}
+{{- include "pnas.secret-text" . }}
+{{- end }}
+{{- end }}
+
+{{- define "pnas.secret-name" -}}
+{{- $words := regexReplaceAll "[^A-Z]+" (regexReplaceAll "([a-z])([A-Z])" .name "${1}_${2}" | upper) "_" }}
+{{- $ambiguous := and (regexMatch .patterns.ambiguous $words) (not (regexMatch .patterns.switch .value)) }}
+{{- $harmless := or (regexMatch .patterns.harmless $words) (regexMatch .patterns.reference .value) }}
+{{- if and .value (or $ambiguous (regexMatch .patterns.name $words)) (not $harmless) }}secret{{ end }}
+{{- end }}
+
+{{- /* "secret" if a value has one in it: a password in a URL, `--token=…`, `Authorization: …`, a known key. */ -}}
+{{- define "pnas.secret-text" -}}
+{{- $patterns := .patterns }}
+{{- $login := and (regexMatch .patterns.proxy_login .value) (not (regexMatch .patterns.no_login .value)) }}
+{{- if or $login (regexMatch .patterns.value .value) }}secret{{ end }}
+{{- $pairs := list }}
+{{- range regexFindAll .patterns.header .value -1 }}
+{{- $pairs = append $pairs (regexSplit ":\\s+" . 2) }}
+{{- end }}
+{{- $parts := splitList "=" .value }}
+{{- range $number, $rest := rest $parts }}
+{{- $name := regexFind "[A-Za-z][\\w.-]*\\s?$" (index $parts $number) | trim }}
+{{- $pairs = append $pairs (list $name (regexReplaceAll "^\\s?[\"']?([^\\s\"';&,]*)(?s:.*)$" $rest "${1}")) }}
+{{- end }}
+{{- range $pairs }}
+{{- $usual := or (regexMatch "^(?i:keys?)?$" (index . 0)) (regexMatch $patterns.foreign_reference (index . 1)) }}
+{{- if not $usual }}{{ include "pnas.secret-name" (dict "patterns" $patterns "name" (index . 0) "value" (index . 1)) }}{{ end }}
+{{- end }}
+{{- end }}
+
 {{- /* Every user of the namespace can read a ConfigMap. The launcher refuses the same variables, but only later. */ -}}
 {{- define "pnas.refuse-secrets" -}}
 {{- $patterns := .root.Files.Get "files/secrets.json" | fromJson }}
@@ -43,10 +78,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if kindIs "string" $env }}{{ $env = list $env }}{{ end }}
 {{- range $key, $item := $env }}
 {{- $pair := kindIs "string" $key | ternary (dict "_0" $key "_1" (toString $item)) (splitn "=" 2 (toString $item)) }}
-{{- $words := regexReplaceAll "[^A-Z]+" (snakecase $pair._0 | upper) "_" }}
-{{- $ambiguous := and (regexMatch $patterns.ambiguous $words) (not (regexMatch $patterns.switch $pair._1)) }}
-{{- $named := and (or $ambiguous (regexMatch $patterns.name $words)) (not (regexMatch $patterns.harmless $words)) }}
-{{- if and $pair._1 (or $named (regexMatch $patterns.value $pair._1)) }}
+{{- if include "pnas.looks-secret" (dict "patterns" $patterns "name" $pair._0 "value" $pair._1) }}
 {{- fail (printf "%s.env: %s looks like a secret, which every user could read in a ConfigMap: use env_from_secret" $place $pair._0) }}
 {{- end }}
 {{- end }}

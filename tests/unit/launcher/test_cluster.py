@@ -12,6 +12,7 @@ import pytest
 
 from launcher.cluster.job_watch import JobWatch
 from launcher.cluster.jobs import ClusterJobs
+from launcher.cluster.saved_attempt import SavedAttempt
 from launcher.cluster.submitter import ClusterSubmitter
 from launcher.errors import ApiError
 from launcher.jobs import JobRef, JobState, Phase
@@ -133,8 +134,8 @@ def test_a_continued_job_keeps_the_content_of_its_overlay(tmp_path: Path) -> Non
     kind = kind_named("batch")
     first = make_pod_spec(resolve_settings({"image": "r/p:1", "name": "x", "overlay": overlay}, None, {}), kind)
     overlay.unlink()
-    state = JobState(JobRef("batch", "x"), Phase.FAILED, spec=first.model_dump(mode="json"))
-    jobs = SimpleNamespace(name="batch", kind=kind, get=lambda _: state)
+    last = SavedAttempt(1, 1, first.model_dump(mode="json"))
+    jobs = SimpleNamespace(name="batch", kind=kind, find=lambda _: {}, attempt_to_continue=lambda _name, _job: last)
     flags = {"name": "x", "resume": "auto"}
     name, earlier = ClusterSubmitter(cast("ClusterJobs", jobs)).earlier(resolve_settings(flags, None, {}))
     second = make_pod_spec(resolve_settings({**flags, "name": name}, None, {}, earlier=earlier), kind)

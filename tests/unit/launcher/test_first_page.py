@@ -1,12 +1,16 @@
 """The first help page, which is drawn without cyclopts, agrees with the command line."""
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from launcher.cli import app
 from launcher.commands import COMMANDS, CommandEntry
+from launcher.errors import ExitCode
 from launcher.first_page import first_page
 
 
@@ -37,3 +41,13 @@ def test_a_commands_own_page_says_all_that_its_docstring_says(entry: CommandEntr
     command = app[entry.name].default_command
     docstring = "" if command is None else str(command.__doc__)
     assert " ".join(docstring.split()) in " ".join(drawn.getvalue().split())
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("list", "--help"), ("--version",)])
+def test_a_page_that_cannot_be_written_is_one_line(words: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "launcher", *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert process.returncode == ExitCode.IO_ERROR
+    assert process.stderr == "error: standard output: No space left on device; a running job goes on\n"

@@ -14,7 +14,8 @@ from launcher.cluster.defaults import parse_defaults
 from launcher.cluster.same_job import is_same_job, running_note
 from launcher.jobs import KIND_NAMES
 from launcher.kinds import kind_named
-from launcher.kinds.labels import SPEC_ANNOTATION, SPEC_HASH_LABEL
+from launcher.kinds.labels import ATTEMPT_ANNOTATION, SPEC_ANNOTATION, SPEC_HASH_LABEL
+from launcher.kinds.objects import attempt_number, spec_of
 from launcher.manifests.pod_spec import make_pod_spec
 from launcher.settings.layers import resolve_settings
 from launcher.settings.options import ClusterOptions
@@ -157,3 +158,10 @@ def test_a_record_is_read_back_and_an_object_without_one_is_another_job() -> Non
     kind = kind_named(named.backend)
     job = {"apiVersion": kind.resource.api_version, "metadata": {"name": "a", "annotations": {SPEC_ANNOTATION: "{"}}}
     assert not is_same_job(job, named)
+
+
+@pytest.mark.parametrize("record", ["{", "[" * 100_000, "[]", '{"train": null}', '{"train": []}', '{"pods": "x"}'])
+def test_a_record_that_a_user_has_damaged_counts_as_none(record: str) -> None:
+    """`list` reads the records of a whole namespace."""
+    job = {"metadata": {"annotations": {SPEC_ANNOTATION: record, ATTEMPT_ANNOTATION: "two"}}}
+    assert (spec_of(job), attempt_number(job)) == ({}, 1)

@@ -73,6 +73,16 @@ def test_a_missing_end_is_noticed_by_the_supervisors_count() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "totals", ["0:" + "9" * 5000, "9" * 5000 + ":1", "0:1:2", "0:1 :", "0:1 ", "0", ":", " ", "1 2"]
+)
+def test_damaged_counts_are_an_ordinary_line(totals: str) -> None:
+    counts = Demultiplexer()
+    [line] = counts.feed(f'[node 0 #1] ended lines="{totals}" outcome=succeeded\n'.encode())
+    assert isinstance(line, LogLine)
+    assert (counts.missing, counts.ended_nodes) == (0, set())
+
+
 def test_each_device_and_each_supervisor_is_counted_separately() -> None:
     counts = Demultiplexer()
     block = b"".join(tagged(rank, number) for number in (1, 2) for rank in range(8)) + b"[node 0 #2] x\n"

@@ -1,7 +1,10 @@
 """A local job's state follows from its folder: phases, damaged records, and processes that have reused a pid."""
 
 import io
+import json
+import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,8 +21,10 @@ from launcher.local import records
 from launcher.local.console import LineTimes, offset_at, read_blocks, read_tail
 from launcher.local.jobs import LocalJobs
 from launcher.local.submitter import start_job
+from launcher.output import report
 from launcher.output.display import PlainDisplay
 from launcher.output.follow import LogFollow
+from trainer.shared.files import with_home
 from trainer.shared.processes import Process, identify, is_alive, send_signal
 
 ME = {"pid": os.getpid(), "started": identify(os.getpid()).started}
@@ -76,6 +81,22 @@ def test_the_phase_follows_from_the_records_and_the_processes(
         assert state.phase.exit_code == code
 
 
+def job_text(**values: object) -> str:
+    good = {"created": 1.0, "command": ["x"], "cwd": "/", "host": "here", "spec": {}, "output": "/"}
+    return json.dumps({"apiVersion": "pnas/v1", **good, **values})
+
+
+DAMAGED_SPECS: tuple[object, ...] = (
+    *([], {"pods": [1]}, {"given": {}}, {"given": [1]}, {"overlay": "x"}, {"train": []}, {"train": None}),
+    *({"train": {"npus": "x"}}, {"train": {"nodes": [1]}}, {"train": {"grace_s": "x"}}, {"train": {"mode": {}}}),
+)
+DAMAGED_VALUES: list[dict[str, Any]] = [
+    *({"created": value} for value in (math.nan, math.inf, 1e18, -1)),
+    *({"attempt": value} for value in ("x", "1", [1])),
+    *({"attempt": None}, {"command": [1, None]}),
+    *({"spec": value} for value in DAMAGED_SPECS),
+]
+
 ENDED_LINE = b'[node 0 #1] ended lines="0:3" outcome=succeeded\n'
 LINES = (b"[rank 0 cpu:0 #1] start\n", b"[rank 0 cpu:0 #2] eval top1=50\n", b"[rank 0 cpu:0 #3] result top1=60\n")
 
@@ -118,11 +139,15 @@ def test_a_job_whose_folder_is_another_ones_is_not_to_be_continued(tmp_path: Pat
 @pytest.mark.parametrize("files", [{}, {"cancel": {"requested": 1.5}}])
 def test_the_time_of_a_job_without_an_exit_record_stands_still(tmp_path: Path, files: dict[str, Any]) -> None:
     ref = job(tmp_path, processes=running(ENDED_PROCESS), **files)
-    for name in (records.CONSOLE, records.PROCESSES, records.JOB):
+    for name in (records.CONSOLE, records.PROCESSES):
         os.utime(tmp_path / ref.name / name, (1000, 1000))
-    state = LocalJobs(tmp_path).get(ref)
+    backend = LocalJobs(tmp_path)
+    state = backend.get(ref)
     assert state.ended == 1000
     assert state.took_s(now=5000) == state.took_s(now=9000)
+    request = {"command": ["x"], "cwd": "/", "host": socket.gethostname(), "spec": {}, "output": "/"}
+    records.begin_next(tmp_path / ref.name, {"created": time.time(), **request})
+    assert 1000 in [event.time for event in backend.events(ref)], "the next attempt must not change it"
 
 
 @pytest.mark.parametrize("console", [b"", LINES[0], LINES[0] + LINES[1][:30]])
@@ -164,6 +189,23 @@ def test_an_output_folder_that_cannot_be_looked_at_hides_no_job(
     monkeypatch.setattr(Path, "exists", refuse)
     [(state, _)] = LocalJobs(tmp_path / "jobs").list()
     assert (state.phase, state.files) == (Phase.FAILED, "")
+
+
+@pytest.mark.parametrize(("train", "count", "shown"), [({}, 2, "2"), ({"npus": None}, 1, "1"), ({"npus": 8}, 2, "8")])
+def test_a_list_shows_the_number_of_devices_also_if_the_trainer_chose_it(
+    tmp_path: Path, train: dict[str, Any], count: int, shown: str
+) -> None:
+    spec = {"backend": "local", "train": {"mode": "full", **train}}
+    job(tmp_path / "jobs", job={"spec": spec}, processes=running(ME) | {"started": 1.0})
+    listing = LocalJobs(tmp_path / "jobs").list()
+    assert listing[0][0].npus == train.get("npus"), "no device has a log yet"
+    for rank in range(count):
+        (tmp_path / "out" / str(rank)).mkdir(parents=True)
+        (tmp_path / "out" / str(rank) / "console-1.log").touch()
+    listing = LocalJobs(tmp_path / "jobs").list()
+    header, row = report.list_text(listing, now=2).splitlines()
+    assert row[header.index("DEVICES") :].split()[0] == shown
+    assert report.list_document(listing)["items"][0]["npus"] == int(shown)
 
 
 def test_the_files_of_another_attempt_do_not_count(tmp_path: Path) -> None:
@@ -240,6 +282,9 @@ def test_a_process_with_a_reused_pid_is_neither_alive_nor_signalled() -> None:
         (records.JOB, '{"apiVersion": "pnas/v1"}'),
         (records.PROCESSES, '{"apiVersion": "pnas/v1", "runner": "x"}'),
         (records.EXIT, '{"apiVersion": "pnas/v1", "returncode": null, "ended": 1}'),
+        (records.EXIT, '{"apiVersion": "pnas/v1", "returncode": 0, "ended": NaN}'),
+        (records.EXIT, "[" * 100_000),
+        *((records.JOB, job_text(**values)) for values in DAMAGED_VALUES),
     ],
 )
 def test_a_damaged_or_newer_record_is_named_and_does_not_hide_other_jobs(tmp_path: Path, file: str, text: str) -> None:
@@ -252,6 +297,27 @@ def test_a_damaged_or_newer_record_is_named_and_does_not_hide_other_jobs(tmp_pat
     states = {state.ref.name: state for state, _ in backend.list()}
     assert states["good"].phase is Phase.SUCCEEDED
     assert file in states["bad"].reason
+
+
+def test_a_log_that_cannot_be_read_and_a_job_that_is_just_deleted_hide_no_other_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job(tmp_path, "good", exit=ended(0))
+    for name in ("deleted", "unreadable"):
+        job(tmp_path, name, exit=ended(1))
+    (tmp_path / "unreadable" / records.CONSOLE).unlink()
+    (tmp_path / "unreadable" / records.CONSOLE).mkdir()
+
+    def read_record(path: Path) -> dict[str, Any] | None:
+        if path.parent.name == "deleted":
+            shutil.rmtree(path.parent, ignore_errors=True)
+        return read(path)
+
+    read = records.read_record
+    monkeypatch.setattr(records, "read_record", read_record)
+    states = {state.ref.name: state.reason for state, _ in LocalJobs(tmp_path).list()}
+    assert states.keys() == {"good", "unreadable"}
+    assert states["unreadable"].startswith(str(tmp_path / "unreadable" / records.CONSOLE))
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "../jobs/a", "a/", "file"])
@@ -334,6 +400,25 @@ def test_each_line_has_the_time_at_which_the_log_had_grown_to_it(tmp_path: Path)
     assert (offset_at(clock, 15), offset_at(clock, 5), offset_at(clock, 99)) == (4, 0, 12)
 
 
+@pytest.mark.parametrize(
+    "damage", [b"\0" * 40, b"\0\0 \0\n", b"\xff\xfe 12\n", b"abc def\n", b"nan 5\n", b"20.5 1", b"20."]
+)
+def test_a_damaged_note_of_a_time_does_not_count(tmp_path: Path, damage: bytes) -> None:
+    """A power failure leaves NUL bytes; a full disk leaves half a note, to which the next one is appended."""
+    clock = tmp_path / "clock"
+    clock.write_bytes(b"10.250 4\n" + damage + b"30.000 7\n40.000 12\n")
+    seconds = [moment[-4:-1] for moment in LineTimes(clock).of(0, b"one\ntwo\nxxx\n", 50)]
+    assert (seconds[0], seconds[-1]) == (":10", ":40")
+    assert (offset_at(clock, 15), offset_at(clock, 99)) == (4, 12)
+
+
+def test_other_files_among_the_attempts_do_not_count(tmp_path: Path) -> None:
+    ref = job(tmp_path, exit=ended(0))
+    for name in (".DS_Store", "1x", "copy of 1"):
+        (tmp_path / ref.name / "attempts" / name).mkdir(parents=True)
+    assert len(LocalJobs(tmp_path).events(ref)) == 2
+
+
 def test_a_log_is_read_from_the_first_whole_line_after_an_offset(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"one\ntwo\nthree\n")
@@ -359,3 +444,9 @@ def test_the_state_folder_does_not_depend_on_the_working_folder(tmp_path: Path) 
     assert records.state_home({"XDG_STATE_HOME": str(tmp_path)}) == tmp_path / "pnas" / "jobs"
     default = Path.home() / ".local" / "state" / "pnas" / "jobs"
     assert records.state_home({}) == records.state_home({"XDG_STATE_HOME": "state"}) == default
+
+
+def test_a_user_without_a_home_folder_has_the_root_as_in_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "relative")
+    assert records.state_home({}) == Path("/.local/state/pnas/jobs")
+    assert with_home(Path("~nobody-of-this-name/x")) == Path("~nobody-of-this-name/x")

@@ -23,13 +23,14 @@ class Log:
 
     poll_s = 0.01
 
-    def __init__(self, items: Sequence[LogItem], npus: int | None = None) -> None:
+    def __init__(self, items: Sequence[LogItem], npus: int | None = None, phase: Phase = Phase.RUNNING) -> None:
         self._items = items
         self._npus = npus
+        self._phase = phase
         self.delivered = 0
 
     def get(self, ref: JobRef) -> JobState:
-        return JobState(ref, Phase.RUNNING, spec={"train": {"npus": self._npus}})
+        return JobState(ref, self._phase, spec={"train": {"npus": self._npus}})
 
     def logs(self, _ref: JobRef, **_: object) -> Iterator[LogItem]:
         for item in self._items:
@@ -37,13 +38,29 @@ class Log:
             yield item
 
 
-def read(items: Sequence[LogItem], selection: Selection, *, npus: int | None = None, follow: bool = False) -> Log:
-    log = Log(items, npus)
+def read(
+    items: Sequence[LogItem],
+    selection: Selection,
+    *,
+    npus: int | None = None,
+    phase: Phase = Phase.RUNNING,
+    follow: bool = False,
+) -> Log:
+    log = Log(items, npus, phase)
     show_log(cast("Any", log), REF, LogView(selection=selection), follow=follow)
     return log
 
 
-@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize(
+    ("npus", "phase", "follow"),
+    [
+        (2, Phase.RUNNING, False),
+        (2, Phase.RUNNING, True),
+        # The settings do not say how many devices there are, but they have all delivered their lines.
+        (None, Phase.FAILED, True),
+        (None, Phase.SUCCEEDED, True),
+    ],
+)
 @pytest.mark.parametrize(
     ("selection", "words"),
     [
@@ -55,10 +72,10 @@ def read(items: Sequence[LogItem], selection: Selection, *, npus: int | None = N
     ],
 )
 def test_a_device_that_a_job_does_not_have_is_an_error_that_names_its_devices(
-    selection: Selection, words: str, follow: bool
+    selection: Selection, words: str, npus: int | None, phase: Phase, follow: bool
 ) -> None:
     with pytest.raises(NotFoundError) as caught:
-        read(TWO, selection, npus=2, follow=follow)
+        read(TWO, selection, npus=npus, phase=phase, follow=follow)
     assert str(caught.value) == f"{words}: the job has rank 0 npu:4, rank 1 npu:5"
     assert caught.value.exit_code is ExitCode.NOT_FOUND
 

@@ -262,6 +262,9 @@ def test_an_overlay_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
         ({"master_addr": "x"}, "--master-addr: on a cluster it is pod 0"),
         ({"overlay": Path("/none.yaml")}, "--overlay /none.yaml: cannot be read"),
         ({"name": "x" * 41}, "40 at most"),
+        ({"env": ("PNAS_SEED=x",)}, "--seed x (from --env): is not a whole number"),
+        ({"env": ("PNAS_MODE=evl",), "resume": "auto", "name": "a"}, "--mode evl (from --env): input should be 'full'"),
+        ({"env": ("PNAS_LR=",)}, "PNAS_LR: is empty; give it a value"),
     ],
 )
 def test_a_mistake_is_refused_without_a_cluster(flags: dict[str, Any], message: str) -> None:
@@ -269,6 +272,10 @@ def test_a_mistake_is_refused_without_a_cluster(flags: dict[str, Any], message: 
         spec(**flags)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_an_option_wins_over_a_variable_of_the_pods_as_it_does_in_the_trainer() -> None:
+    assert spec(env=("PNAS_SEED=x",), seed=3).train.seed == 3
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,18 @@ HARMLESS = (
     *("TOKEN_ENDPOINT=h", "SECRET_PROVIDER=x", "TOKEN_COUNT=5"),
     *("NOTE=the bearer of bad news", "TIME=12:30", "CERT=-----BEGIN CERTIFICATE-----"),
 )
+HARMLESS_TEXTS = (
+    *(
+        "--token=$(T) --password=${P}",
+        "--password=`p`",
+        "--token-file=/t --key=2 key=3",
+        "a==b",
+        "=",
+        "x=--y",
+        "auth=on",
+    ),
+    *("bearer authentication", "Bearer token", "mailto:me@host.org", "app:1.2@sha256:0123456789abcdef", "Name: value"),
+)
 VALUES = (
     *("postgres://u:pw@h/db", "http://u:pw@proxy:3128", "u:pw@proxy:3128", "redis://:pw@h", "mongodb+srv://u:p@h/?a=b"),
     *(
@@ -47,6 +59,10 @@ VALUES = (
         "url=https://x/?token=abcdef",
         "Server=h;Password=x;",
         "--password=x",
+        "run --lr=1 --token = 'x'",
+        "a=b&token=x",
+        "Bearer 0123456789abcdef",
+        "me:p@h/",
     ),
     *("AccountName=n;AccountKey=abc==", "Authorization: Basic dTpw", "Bearer abcdefghijk1234567890", "HF_TOKEN=hf run"),
     *("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.x", "-----BEGIN RSA PRIVATE KEY-----", "AKIAABCDEFGHIJKLMNOP"),
@@ -101,6 +117,11 @@ def test_values_that_hold_a_secret(text: str) -> None:
 def test_variables_that_only_resemble_a_secret(text: str) -> None:
     name, _, value = text.partition("=")
     assert not looks_secret(name, value)
+
+
+@pytest.mark.parametrize("text", HARMLESS_TEXTS)
+def test_values_that_only_resemble_a_secret(text: str) -> None:
+    assert not holds_secret(text)
 
 
 @pytest.mark.parametrize(("text", "place"), OVERLAYS)

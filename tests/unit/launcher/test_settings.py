@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cyclopts import App
+from cyclopts import App, Token
 
-from launcher.commands.parameters import ANYWHERE, parse_duration
+from launcher.commands.parameters import ANYWHERE, parse_duration, refuse_empty_values
 from launcher.commands.prepare import where_to_find
-from launcher.errors import RequestError
+from launcher.errors import ExitCode, RequestError
+from launcher.exits import run_command
 from launcher.kinds import kind_named
 from launcher.local import records
 from launcher.local.jobs import LocalJobs
@@ -25,7 +26,7 @@ from launcher.settings.options import JobOptions, is_job_name
 from launcher.settings.spec import JobSpec, free_name, trainer_options
 from trainer.shared.config import ConfigError, TrainConfig, resolve_train_config, user_layers
 from trainer.shared.config.options import given_options, option_parameters
-from trainer.shared.durations import format_duration
+from trainer.shared.durations import count, format_duration
 from trainer.shared.errors import UsageError
 
 NOON = datetime(2026, 11, 24, 12, 0, 5)
@@ -85,6 +86,9 @@ def test_config_show_has_every_setting_as_text_and_as_json() -> None:
         ({"name": 2024}, "--name 2024: use a letter, then letters"),
         ({"mode": "eval"}, "--mode eval needs --weights"),
         ({"batch_size": 0}, "--batch-size 0"),
+        ({"device": "cpu", "precision": "O2"}, "--precision O2 needs an NPU: on a CPU use --precision fp32"),
+        ({"resume": "/output/a", "mode": "eval"}, "--resume /output/a: continues training; to evaluate give --weights"),
+        ({"resume": "/output/a", "mode": "performance"}, "--mode performance times steps from the start"),
     ],
 )
 def test_an_invalid_setting_is_refused_in_one_line(flags: dict[str, Any], message: str) -> None:
@@ -218,6 +222,30 @@ def test_more_time_than_kubernetes_can_count_is_refused(text: str) -> None:
     assert parse_duration("2147483647") == 2**31 - 1
     with pytest.raises(RequestError, match="is longer than 68 years"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        *((("delete", "a", option, ""), option) for option in ("--namespace", "--context", "--kubeconfig")),
+        *((("logs", "a", option, ""), option) for option in ("--save", "--device", "--grep")),
+        *((("submit", f"{option}="), option) for option in ("--profile", "--save", "--output", "--image")),
+    ],
+)
+def test_an_option_with_an_empty_value_is_refused(
+    words: tuple[str, ...], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unset variable of the shell would otherwise choose another place, or be left out in silence."""
+    assert run_command(lambda: refuse_empty_values(words)) == ExitCode.USAGE
+    assert capsys.readouterr().err == f"error: {option}: is empty; give a value, or leave it out\n"
+    refuse_empty_values(("submit", "--env", "A=", "--env=B=", "--detach", "--name=x"))
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "x", "", "9" * 23, "9" * 5000])
+def test_a_text_that_is_not_a_count_is_refused(text: str) -> None:
+    assert count(int, [Token(value="9" * 18)]) == 10**18 - 1
+    with pytest.raises(ValueError, match=r'^"\S*" is (not a whole number of 0 or more|too large)$'):
+        count(int, [Token(value=text)])
 
 
 @pytest.mark.parametrize("flags", [{"grace_s": "inf"}, {"lr": "inf"}, {"loss_scale": "nan"}])

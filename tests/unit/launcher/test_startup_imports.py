@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.errors import ExitCode
 from launcher.local import records
 
 SUBMITTING = {"pydantic", "jinja2", "yaml", "launcher.settings", "launcher.manifests", "launcher.cluster.refusals"}
@@ -58,6 +59,37 @@ def test_a_command_that_reads_or_stops_jobs_imports_nothing_of_submitting(home: 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]], ids=str)
 def test_the_first_page_imports_no_library(home: Path, words: list[str]) -> None:
     assert not imported(home, *words) & (SUBMITTING | CLUSTER | HEAVY | {"cyclopts", "attrs"})
+
+
+@pytest.mark.parametrize("words", [[], ["list"]], ids=str)
+def test_a_fault_while_the_launcher_is_imported_is_not_a_failed_job(tmp_path: Path, words: list[str]) -> None:
+    for name in ("cyclopts", "shutil"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('broken')\n")
+    command = [sys.executable, "-m", "launcher", *words]
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (ExitCode.INTERNAL, "RuntimeError: broken")
+
+
+@pytest.mark.parametrize("words", [["list"], ["config", "show"], ["render", "--image", "x"]], ids=" ".join)
+def test_a_user_without_an_entry_and_without_home_has_every_command(words: list[str]) -> None:
+    """No kubeconfig is found there, and no job."""
+    program = "import pwd; pwd.getpwuid = lambda uid: {}[uid]\nfrom launcher.__main__ import main\nmain()"
+    environ = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_STATE_HOME")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], env=environ, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+
+
+def test_a_working_folder_that_was_removed_is_named(tmp_path: Path) -> None:
+    words = ("submit", "--backend", "local", "--dry-run", "client")
+    program = "import os; os.rmdir(os.getcwd())\nfrom launcher.__main__ import main\nmain()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    text = "error: the working folder: No such file or directory; a running job goes on\n"
+    assert (done.returncode, done.stderr) == (ExitCode.IO_ERROR, text)
 
 
 def test_render_imports_nothing_that_speaks_to_a_cluster(home: Path) -> None:

@@ -1,6 +1,7 @@
 """The lines of a job are data: none of their control characters reaches a terminal, and a pipe gets every byte."""
 
 import io
+import json
 import os
 import pty
 import re
@@ -15,7 +16,7 @@ from launcher.jobs import JobEvent, JobRef, JobState, LogBlock, LogItem, LogLoss
 from launcher.output import report
 from launcher.output.display import PlainDisplay
 from launcher.output.follow import LogFollow
-from launcher.output.live import LiveDisplay
+from launcher.output.live import LiveDisplay, live_display
 from launcher.output.progress import JobProgress
 from trainer.shared.text import visible
 
@@ -112,6 +113,42 @@ def test_the_live_display_shows_escapes_in_every_part(attack: bytes) -> None:
     assert b"rank 2 cpu:2  news \\x1b]0;owned\\x07" in shown
     assert shown.count(visible(attack.decode("utf-8", "surrogateescape")).encode()) >= 5
     assert DANGEROUS.search(shown) is None
+
+
+NUMBERS = ("nan", "inf", "-inf", "1e999", "9" * 5000, "-3", "0", "1e300", "1_0", "x", "")
+
+
+@pytest.mark.parametrize("value", NUMBERS)
+@pytest.mark.parametrize("kind", ["step", "eval", "result"])
+def test_any_number_that_a_job_prints_can_be_shown(kind: str, value: str) -> None:
+    """What a job prints is data: it must not end the launcher, nor become JSON that no program reads."""
+    times = ("epoch", "epochs", "step", "steps", "best_epoch", "train_s", "wall_s")
+    fields = " ".join(
+        f"{name}={value}" for name in (*times, "loss", "lr", "fps", "top1", "top5", "images", "best_top1")
+    )
+    reading = LogFollow()
+    block = f"[rank 0 cpu:0 #1] {kind} {fields}\n[rank 1 cpu:1 #1] {kind} epoch=0 step=1\n"
+    reading.run([LogBlock(block.encode())], PlainDisplay(io.BytesIO(), io.StringIO()))
+    for phase in (Phase.RUNNING, Phase.SUCCEEDED):
+        state = JobState(JobRef("local", "job"), phase)
+        assert report.summary(state, reading, now=0, where="")
+        assert report.status_text(state, reading.progress, [], now=0, where="")
+        assert report.list_text([(state, reading.progress)], now=0)
+        json.dumps(report.job_document(state, reading.progress), allow_nan=False)
+    out = io.StringIO()
+    display = LiveDisplay(Console(file=out, force_terminal=True, width=120), reading.progress)
+    reading.run([LogBlock(block.encode())], display)
+    display.close()
+
+
+@pytest.mark.parametrize(("columns", "live"), [("0", False), ("1", True), ("x", True)])
+def test_a_terminal_that_claims_no_columns_gets_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, columns: str, live: bool
+) -> None:
+    """Rich prints nothing there, not even the lines of the job."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", columns)
+    assert (live_display(JobProgress()) is not None) == live
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)

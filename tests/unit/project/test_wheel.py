@@ -87,9 +87,16 @@ def test_the_installed_launcher_renders_the_same_manifests_as_the_checkout(insta
 
 
 @pytest.mark.usefixtures("folder")
-def test_the_installed_launcher_has_the_profiles_and_names_itself(installed: Path) -> None:
+def test_the_installed_programs_have_the_profiles_and_name_themselves(installed: Path) -> None:
     assert "batch_size" in run(installed / "bin" / "pnas", "config", "show", "--profile", "seed")
     assert run(installed / "bin" / "pnas", "--help").startswith("Usage: pnas COMMAND")
+    for words in ((), ("predict",), ("export",)):
+        page = run(installed / "bin" / "pnas-trainer", *words, "--help")
+        assert page.startswith(" ".join(("Usage: pnas-trainer", *words)))
+        assert "python -m trainer" not in page
+    submit = ("submit", "--backend", "local", "--data-path", ".")
+    hint = subprocess.run((installed / "bin" / "pnas", *submit), capture_output=True, text=True, check=False).stderr
+    assert "(see `pnas-trainer data --help`)" in hint
 
 
 @pytest.mark.parametrize("program", ["script", "module"])

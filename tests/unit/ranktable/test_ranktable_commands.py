@@ -101,11 +101,13 @@ def test_the_document_names_version_servers_and_devices(
     ("words", "code", "reason"),
     [
         (["ranktable", "check", "TABLE", "--devices", "4"], 1, "Trainer"),
+        (["ranktable", "check", "TABLE", "--devices", "16.5"], 2, "Usage"),
         (["ranktable", "show", "/no/table"], 2, "Usage"),
         (["ranktable", "check"], 2, "Usage"),
         (["ranktabel", "check"], 2, "Usage"),
         (["inspect", "/no/run"], 2, "Usage"),
         (["data", "verify", "/no/data"], 2, "Usage"),
+        (["data", "verify", "/", "--workers", "1.5"], 2, "Usage"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

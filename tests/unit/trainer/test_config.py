@@ -67,11 +67,23 @@ def test_every_shipped_profile_is_valid(profile: str) -> None:
     assert yaml.safe_load(text)
 
 
+# A wait that the system's clocks cannot count, and a distribution that is never drawn from to an end.
+_BOUNDED = [
+    ("stall_timeout_s", "--stall-timeout-s"),
+    ("grace_s", "--grace-s"),
+    ("rank_table_timeout_s", "--rank-table-timeout-s"),
+    ("mixup", "--mixup"),
+    ("cutmix", "--cutmix"),
+]
+
+
 @pytest.mark.parametrize(
     ("flags", "profile", "environ", "said"),
     [
         ({"batch_size": 0}, None, {}, "--batch-size 0: input should be greater than or equal to 1"),
         ({"batch_size": "1.5"}, None, {}, "--batch-size 1.5: is not a whole number"),
+        *(({name: "1e18"}, None, {}, f"{flag} 1e18: input should be less than or equal to") for name, flag in _BOUNDED),
+        ({"eval_crop": "0.01"}, None, {}, "--eval-crop 0.01: input should be greater than or equal to 0.25"),
         ({"data_path": ""}, None, {}, "--data-path: is empty; give a value, or leave it out"),
         ({"data_path": "a\0b"}, None, {}, "--data-path: has a NUL character"),
         ({"loss_scale": "foo"}, None, {}, "--loss-scale foo: is not a number or 'dynamic'"),
@@ -100,6 +112,7 @@ def test_every_shipped_profile_is_valid(profile: str) -> None:
         ({"epochs": 0}, None, {}, "--mode full needs --epochs of at least 1"),
         ({"run_name": "../up"}, None, {}, "--run-name ../up"),
         ({"device": "npu", "channels_last": True}, None, {}, "--channels-last is slow on an NPU"),
+        ({"device": "cpu", "precision": "O2"}, None, {}, "--precision O2 needs an NPU"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_setting(

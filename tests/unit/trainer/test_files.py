@@ -2,12 +2,21 @@
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from launcher.errors import LauncherError
+from launcher.kube.kubeconfig_files import read_context
+from launcher.manifests.overlay import read_overlay
+from trainer.commands.ranktable import check_rank_table
+from trainer.data.prepare import read_labels
+from trainer.ranktable.identity import Identity
+from trainer.ranktable.wait import wait_until_completed
+from trainer.shared.config.layers import profile_layer
 from trainer.shared.errors import TrainerError, UsageError
-from trainer.shared.files import reading, replacing, writing
+from trainer.shared.files import read_file, reading, replacing, why_no_file, why_no_folder, writing
 
 
 def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -64,15 +73,72 @@ def test_a_file_system_that_cannot_sync_folders_is_good_enough(tmp_path: Path, m
     assert (tmp_path / "record").read_text() == "new"
 
 
+def _rank_table(path: Path) -> object:
+    return wait_until_completed(
+        path,
+        expected_devices=None,
+        identity=Identity(),
+        timeout_s=0,
+        clock=lambda: 0,
+        sleep=lambda _: None,
+        on_status=lambda _: None,
+    )
+
+
+READERS: list[Callable[[Path], object]] = [
+    lambda path: profile_layer(str(path)),
+    lambda path: read_context(str(path), None),
+    read_overlay,
+    read_labels,
+    check_rank_table,
+    _rank_table,
+]
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_pipe_on_a_file_system_is_refused_and_not_waited_for(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for name in ("pipe", "link"):
+        with pytest.raises((TrainerError, LauncherError)) as error:
+            read(tmp_path / name)
+        assert "a pipe or device, not a regular file" in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("folder", ["/dev/fd", "/proc/self/fd"])
+def test_a_pipe_that_the_user_hands_over_is_read(folder: str) -> None:
+    reading_end, writing_end = os.pipe()
+    os.write(writing_end, b"steps: 7")
+    os.close(writing_end)
+    try:
+        assert profile_layer(f"{folder}/{reading_end}").values == {"steps": "7"}
+    finally:
+        os.close(reading_end)
+    assert read_file(Path(os.devnull)) == b"", "KUBECONFIG=/dev/null is a custom for no kubeconfig"
+
+
+def test_the_reason_names_what_is_there_in_place_of_a_file_or_folder(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    faults = {tmp_path: "a folder, not a file", tmp_path / "pipe": "a pipe or device", tmp_path / "no": "no such file"}
+    assert [path for path, fault in faults.items() if not why_no_file(path).startswith(fault)] == []
+    assert why_no_folder(tmp_path / "pipe") == "not a folder"
+    assert why_no_folder(tmp_path / "no") == "no such folder"
+
+
 def test_a_failed_read_or_write_is_one_line_with_the_next_step(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"gone: cannot be read: No such file or directory; check its permissions"):
+    with pytest.raises(UsageError, match=r"gone: cannot be read: No such file or directory; give another path"):
         _read(tmp_path / "gone")
+    with pytest.raises(UsageError, match=r"gone: cannot be read: Permission denied; check its permissions"):
+        _read(tmp_path / "gone", PermissionError(errno.EACCES, "Permission denied"))
     with pytest.raises(TrainerError, match=r"gone/x: cannot be written: No such file or directory; free some"):
         _write(tmp_path / "gone/x", advice="free some")
 
 
-def _read(path: Path) -> None:
-    with reading(path.parent):
+def _read(path: Path, error: OSError | None = None) -> None:
+    with reading(path):
+        if error is not None:
+            raise error
         path.read_bytes()
 
 

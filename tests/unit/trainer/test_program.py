@@ -1,6 +1,10 @@
-"""Why a program cannot be loaded is one line that names the cause."""
+"""Why a program cannot be loaded is one line that names the cause; what it prints is whole, or an error."""
 
+import os
+import resource
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +48,43 @@ def test_a_loading_error_is_one_line_with_the_next_step(
 def test_a_missing_part_of_this_software_is_a_fault_of_it(kind: type[ImportError]) -> None:
     with pytest.raises(kind):
         describe_loading_error(kind("cannot import name", name="trainer.nope"))
+
+
+PRINT = """
+import sys
+from trainer.shared.program import write_whole_texts
+write_whole_texts()
+{}
+"""
+BYTES = 100_000
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("statement", ['sys.{}.write("x" * 100_000 + "\\n")', 'sys.{}.buffer.write(b"x" * 100_000)'])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_text_of_which_the_system_takes_a_part_is_an_error(
+    tmp_path: Path, stream: str, statement: str, unbuffered: str
+) -> None:
+    """A limit on the size of a file stands for a full disk: the system writes a part, and fails at the next write."""
+    program = PRINT.format(f"{statement.format(stream)}; sys.{stream}.flush()")
+    with (tmp_path / "out").open("wb") as out, (tmp_path / "other").open("wb") as other:
+        process = subprocess.run(
+            [sys.executable, "-c", f"import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n{program}"],
+            stdout=out if stream == "stdout" else other,
+            stderr=out if stream == "stderr" else other,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (BYTES // 2, BYTES // 2)),
+            check=False,
+        )
+    assert process.returncode != 0
+    assert (tmp_path / "out").stat().st_size == BYTES // 2
+
+
+def test_a_line_of_an_unbuffered_program_does_not_wait() -> None:
+    program = PRINT.format('print("one"); sys.stdin.read()')
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "one\n"
+        process.communicate()

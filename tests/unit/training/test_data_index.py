@@ -172,6 +172,27 @@ def test_folders_behind_links_are_read_again_when_a_link_leads_elsewhere(data: P
     assert "cat/more/v2.jpg" in names(data, "train")
 
 
+def image_in_place(path: Path) -> None:
+    """Write an image over a file, or to the file behind a link: the folder of `path` stays as it is."""
+    with path.open("wb") as file:
+        Image.new("RGB", (4, 4)).save(file, "JPEG")
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_file_that_becomes_an_image_in_place_is_seen(data: Path, tmp_path: Path) -> None:
+    cat = data / "train/cat"
+    (cat / "plain").write_text("x")
+    (cat / "frame.0001").write_text("x")
+    (tmp_path / "target").write_text("x")
+    (cat / "link").symlink_to(tmp_path / "target")
+    (cat / "broken").symlink_to(tmp_path / "absent")
+    expected = names(data, "train")
+    for name in ("plain", "frame.0001", "link", "broken"):
+        image_in_place(cat / name)
+        expected = sorted([*expected, f"cat/{name}"])
+        assert names(data, "train") == expected
+
+
 def test_a_cache_of_a_folder_that_had_just_changed_is_not_used(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_split(data, "train")
     monkeypatch.setattr(index_module, "_scan", lambda root: pytest.fail(f"read {root} again"))

@@ -73,7 +73,12 @@ TREES = {
     "an image with a suffix of text": tree("cat/a.jpg", "cat/b.txt = png", images="cat/a.jpg", txt=1),
     "text with a suffix of an image": tree("cat/a.jpg", "cat/b.jpg = text", images="cat/a.jpg cat/b.jpg"),
     "formats that are not read": tree("cat/a.jpg", "cat/b.heic", "cat/c.eps", images="cat/a.jpg", heic=1, eps=1),
-    "half downloads": tree("cat/a.jpg", "cat/b.jpg.part", "cat/c.jpg~ = text", images="cat/a.jpg", part=1, plain=1),
+    "half downloads": tree(
+        "cat/a.jpg", "cat/b.jpg.part", "cat/c.jpg~ = text", images="cat/a.jpg", part=1, **{"jpg~": 1}
+    ),
+    "an editor's copy": tree(
+        "cat/a.jpg", "cat/a.jpg~ = jpeg", "cat/b~ = png", images="cat/a.jpg cat/b~", **{"jpg~": 1}
+    ),
     "two suffixes": tree("cat/a.jpg.jpg", "cat/b.txt.jpg", "cat/c.tar.gz", images="cat/a.jpg.jpg cat/b.txt.jpg", gz=1),
     "a dot at the end": tree("cat/a. = png", "cat/b.jpg", images="cat/a. cat/b.jpg"),
     "a suffix in capitals": tree("cat/a.JPG", "cat/b.PnG = png", images="cat/a.JPG cat/b.PnG"),

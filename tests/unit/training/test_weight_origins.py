@@ -181,6 +181,7 @@ def _refused(trap: Path) -> dict[str, tuple[str, bytes]]:
     whole, zipped = save(plain), _pickled({"state_dict": plain})
     run = "code in files is never run; save the network's state_dict"
     sparse = {**plain, "last_linear.weight": plain["last_linear.weight"].to_sparse()}
+    nested = torch.nested.nested_tensor([torch.zeros(CLASSES)])
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         info = tarfile.TarInfo("../../checkpoint.pth")
@@ -202,7 +203,7 @@ def _refused(trap: Path) -> dict[str, tuple[str, bytes]]:
         "two averages.pth": ("holds 2 networks", _pickled({"ema": plain, "model_ema": dict(plain)})),
         "nan.pth": ("not finite", _pickled({**plain, "last_linear.bias": torch.full((CLASSES,), torch.nan)})),
         "int8.pth": ("type int8", _pickled(_floats(plain, Tensor.char))),
-        "sparse.pth": ("", _pickled(sparse)),
+        "sparse.pth": (r"last_linear.weight is a sparse tensor: .* tensor.to_dense\(\)", _pickled(sparse)),
         "meta.pth": ("fewer values", _pickled(_floats(plain, lambda tensor: tensor.to("meta")))),
         "expanded.pth": (
             "fewer values",
@@ -210,6 +211,8 @@ def _refused(trap: Path) -> dict[str, tuple[str, bytes]]:
         ),
         "escapes.pth": (r"it holds \\x1b\[2Ja\\nb", _pickled({"\x1b[2Ja\nb": 1})),
         "escapes in two.pth": (r"\\x1b", _pickled({"a\x1b": plain, "b": dict(plain)})),
+        "nested.pth": ("is a nested tensor", _pickled({**plain, "last_linear.bias": nested})),
+        "arrays.pth": (r"save it with torch.from_numpy\(array\)", _pickled(_floats(plain, Tensor.numpy))),
         "text.pth": ("no tensor but a str", _pickled({**plain, "last_linear.bias": "zero"})),
         "one missing.pth": (
             "cell_0.*weight is missing",

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from trainer.shared import variables
 from trainer.shared.errors import UsageError
+from trainer.shared.files import read_file
 from trainer.shared.strict_yaml import parse_texts
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -72,7 +73,7 @@ def profile_layer(name: str) -> Layer:
     path, place = Path(name), f"--profile {name}"
     if path.suffix in {".yaml", ".yml"} or (path.exists() and not path.is_dir()):  # a folder `digits` is no profile
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_file(path).decode()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise ConfigError(f"{place}: cannot be read: {reason}; give the path of a YAML file") from error

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 import trainer
 from trainer.shared import variables
 from trainer.shared.config.layers import PARTIAL, ConfigError, Layer, environment_layer, profile_layer, resolve
-from trainer.shared.durations import Interval
+from trainer.shared.durations import LONGEST_S, Interval
 from trainer.shared.runs import TRAINING
 
 Mode = Literal["full", "performance", "finetune", "eval"]
@@ -138,9 +138,9 @@ class TrainConfig(BaseModel):
     augment: Literal["none", "affine", "trivial", "rand"] = _in_data(
         "none", "More augmentation: small affine, TrivialAugment or RandAugment."
     )
-    mixup: float = _in_data(0.0, "Mixup's alpha; 0 is off.", ge=0)
-    cutmix: float = _in_data(0.0, "CutMix's alpha; 0 is off.", ge=0)
-    eval_crop: float = _in_data(0.875, "Share of the resized side that evaluation crops.", gt=0, le=1)
+    mixup: float = _in_data(0.0, "Mixup's alpha; 0 is off.", ge=0, le=100)
+    cutmix: float = _in_data(0.0, "CutMix's alpha; 0 is off.", ge=0, le=100)
+    eval_crop: float = _in_data(0.875, "Share of the resized side that evaluation crops.", ge=0.25, le=1)
     interpolation: Literal["bilinear", "bicubic"] = _in_data("bilinear", "Resize filter of training and evaluation.")
     on_bad_image: Literal["fail", "skip"] = _in_data(
         "fail", "Reaction to an image that cannot be decoded: stop, or use another one and list it."
@@ -198,7 +198,7 @@ class TrainConfig(BaseModel):
     rank_table: Annotated[Path | None, Optional] = _in_devices(
         None, "Rank table (hccl.json). [default: RANK_TABLE_FILE]"
     )
-    rank_table_timeout_s: float = _in_devices(600.0, "Longest wait for a completed rank table.", gt=0)
+    rank_table_timeout_s: float = _in_devices(600.0, "Longest wait for a completed rank table.", gt=0, le=LONGEST_S)
     precision: Literal["auto", "fp32", "bf16", "fp16", "O2"] = _in_devices(
         "auto", "Arithmetic: auto is O2 on an NPU, bf16 on CUDA, fp32 on a CPU."
     )
@@ -209,12 +209,12 @@ class TrainConfig(BaseModel):
     threads: Annotated[int | None, Optional] = _in_devices(
         None, "CPU threads per device. [default: OMP_NUM_THREADS, or the CPUs divided by the devices]", ge=1
     )
-    grace_s: float = _in_devices(30.0, "Time for workers to save and stop after SIGTERM.", ge=0)
+    grace_s: float = _in_devices(30.0, "Time for workers to save and stop after SIGTERM.", ge=0, le=LONGEST_S)
     restarts: int = _in_devices(
         3, "Most restarts of crashed workers in their pod per hour; 0: a crash ends the run's pod.", ge=0
     )
     stall_timeout_s: float = _in_devices(
-        900.0, "Longest wait of a rank for data or for its peers; then the run names it and ends.", gt=0
+        900.0, "Longest wait of a rank for data or for its peers; then the run names it and ends.", gt=0, le=LONGEST_S
     )
 
     @field_validator("checkpoint_every")
@@ -222,6 +222,20 @@ class TrainConfig(BaseModel):
     def _interval(cls, text: str) -> str:
         Interval.parse(text)
         return text
+
+    @model_validator(mode="after")
+    def _continues_training(self) -> "TrainConfig":
+        """Refuse to continue a named run in a mode that does not train."""
+        if isinstance(self.resume, Path) and self.mode == "eval":
+            raise ValueError(
+                f"--resume {self.resume}: continues training; to evaluate give --weights "
+                "RUN/checkpoints/best.safetensors"
+            )
+        if isinstance(self.resume, Path) and self.mode == "performance":
+            raise ValueError(
+                f"--resume {self.resume}: --mode performance times steps from the start; leave --resume out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _agree(self, info: ValidationInfo) -> "TrainConfig":
@@ -242,6 +256,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"--warmup-epochs {self.warmup_epochs} leaves no epoch of --epochs {self.epochs}")
         if self.channels_last and self.device in ("npu", EMULATED):
             raise ValueError("--channels-last is slow on an NPU: leave it out")
+        if self.precision == "O2" and self.device == "cpu":
+            raise ValueError("--precision O2 needs an NPU: on a CPU use --precision fp32")
         if self.mode in TRAINING and self.epochs == 0:
             raise ValueError(f"--mode {self.mode} needs --epochs of at least 1")
         if self.mode != "eval" and self.image_size < TWO_PIXELS and min(self.batch_size, self.micro_batch or 2) == 1:
