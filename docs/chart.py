@@ -14,7 +14,14 @@ import yaml
 from docs.formats import pretty_json, table
 from docs.options import describe
 from launcher.cluster.defaults import NO_DEFAULTS
-from launcher.cluster.rbac import CLUSTER_VERBS, CUSTOM_VERBS, KUBERNETES_VERBS, rules
+from launcher.cluster.rbac import (
+    CLUSTER_VERBS,
+    CUSTOM_VERBS,
+    KUBERNETES_VERBS,
+    RECOVER_CLUSTER_VERBS,
+    RECOVER_VERBS,
+    rules,
+)
 from launcher.quantities import PATTERN
 from launcher.settings import secrets
 from launcher.settings.hardware import DEVICE_COUNTS, PRESETS
@@ -135,6 +142,8 @@ def files() -> dict[Path, str]:
         "files/volcano-rules.yaml": to_yaml(rules(CUSTOM_VERBS)),
         "files/secrets.json": pretty_json(patterns) + "\n",
         "files/cluster-rules.yaml": to_yaml(rules(CLUSTER_VERBS)),
+        "files/recover-rules.yaml": to_yaml(rules(RECOVER_VERBS)),
+        "files/recover-cluster-rules.yaml": to_yaml(rules(RECOVER_CLUSTER_VERBS)),
         "README.md": "\n".join([_INTRODUCTION + "".join(_rows()), *_settings_table()]),
     }
     return {CHART / name: text for name, text in texts.items()}
@@ -176,7 +185,10 @@ def schema() -> dict[str, Any]:
     values = {
         "serviceAccount": _closed({"create": _SWITCH, "name": _NAME}),
         "rbac": _closed(
-            {"create": _SWITCH, "volcano": {"enum": ["auto", True, False]}, "cluster": _SWITCH, "subjects": subjects},
+            {
+                **{"create": _SWITCH, "volcano": {"enum": ["auto", True, False]}, "cluster": _SWITCH},
+                **{"recover": _SWITCH, "subjects": subjects},
+            },
             "subjects",
         ),
         "claims": _closed({"data": _reference("claim"), "output": _reference("claim")}),

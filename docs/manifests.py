@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.cluster.rbac import CLUSTER_VERBS, CUSTOM_VERBS, KUBERNETES_VERBS, Verbs, rules
+from launcher.cluster.rbac import (
+    CLUSTER_VERBS,
+    CUSTOM_VERBS,
+    KUBERNETES_VERBS,
+    RECOVER_CLUSTER_VERBS,
+    RECOVER_VERBS,
+    Verbs,
+    rules,
+)
 from launcher.commands.render import manifests_of
 from launcher.kinds.labels import MANAGED
 from launcher.manifests.render import to_stream
@@ -32,7 +40,11 @@ def files() -> dict[Path, str]:
             *_role(ACCOUNT, KUBERNETES_VERBS),
         ],
         "rbac-volcano.yaml": list(_role(f"{ACCOUNT}-volcano", CUSTOM_VERBS)),
-        "cluster-role.yaml": [_cluster_role()],
+        "cluster-role.yaml": [_cluster_role(ACCOUNT, CLUSTER_VERBS)],
+        "rbac-recover.yaml": [
+            *_role(f"{ACCOUNT}-recover", RECOVER_VERBS),
+            _cluster_role(f"{ACCOUNT}-recover", RECOVER_CLUSTER_VERBS),
+        ],
         "claims.yaml": list(_claims()),
     }
     objects |= {name: manifests_of({**options, "image": IMAGE}, None) for name, options in JOBS.items()}
@@ -44,11 +56,11 @@ def _header(name: str) -> str:
     if name in JOBS:
         words = " ".join(f"--{option} {value}" for option, value in JOBS[name].items())
         return f"{origin}\n# It is `python -m launcher render {words} --image {IMAGE}`."
-    if name == "cluster-role.yaml":
-        bind = (
-            f"kubectl create clusterrolebinding {ACCOUNT} --clusterrole {ACCOUNT} --serviceaccount NAMESPACE:{ACCOUNT}"
-        )
-        return f"{origin} Optional: kubectl apply --filename {name}, then\n# {bind}"
+    roles = {"cluster-role.yaml": (ACCOUNT, ""), "rbac-recover.yaml": (f"{ACCOUNT}-recover", " --namespace NAMESPACE")}
+    if name in roles:
+        role, place = roles[name]
+        bind = f"kubectl create clusterrolebinding {role} --clusterrole {role} --serviceaccount NAMESPACE:{ACCOUNT}"
+        return f"{origin} Optional: kubectl apply{place} --filename {name}, then\n# {bind}"
     if name == "rbac-volcano.yaml":
         origin = f"{origin} For a cluster with Volcano:"
     return f"{origin} kubectl apply --namespace NAMESPACE --filename {name}"
@@ -71,10 +83,10 @@ def _role(name: str, verbs: Verbs) -> Iterator[dict[str, Any]]:
     }
 
 
-def _cluster_role() -> dict[str, Any]:
-    """Return the right to read nodes and queues: with it the launcher reports too few NPUs or a closed queue early."""
-    rights = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": _meta(ACCOUNT)}
-    return {**rights, "rules": rules(CLUSTER_VERBS)}
+def _cluster_role(name: str, verbs: Verbs) -> dict[str, Any]:
+    """Return rights on objects outside namespaces, or of other namespaces; an administrator binds them."""
+    rights = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": _meta(name)}
+    return {**rights, "rules": rules(verbs)}
 
 
 def _claims() -> Iterator[dict[str, Any]]:

@@ -74,6 +74,7 @@ class JobState:
         attempt: how often it was submitted.
         restarts: how often the cluster has tried this attempt again.
         devices: how many devices it uses, if its settings leave the number to the trainer.
+        lost_node: what is known of a pod whose node does not answer, and the next step; empty without one.
         command, console: on this machine, the trainer's command line and the file with its output.
         details: the backend's own facts (process ids, pods, …) for `status --json`.
     """
@@ -90,6 +91,7 @@ class JobState:
     attempt: int = 1
     restarts: int = 0
     devices: int | None = None
+    lost_node: str = ""
     command: Sequence[str] = ()
     console: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -262,6 +264,17 @@ class Jobs(Protocol):
 
         Args:
             on_asked: called when the job has the request: from then on it stops without this program.
+        """
+
+    def recover(self, ref: JobRef, *, on_note: Callable[[str], None]) -> None:
+        """Delete the job's pods that cannot end because their nodes are silent, so that their successors can start.
+
+        Args:
+            on_note: called with lines for the user.
+
+        Raises:
+            ConflictError: no pod waits for a silent node.
+            RequestError: the job runs on this machine.
         """
 
     def delete(self, ref: JobRef) -> None:

@@ -1,10 +1,12 @@
 """The job object and its pods, kept up to date by reflectors, for the reader of the job's log."""
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Event
 
+from launcher.cluster.lost_nodes import lost_reason
 from launcher.errors import LauncherError
 from launcher.jobs import JobState, Phase
 from launcher.kinds import Kind
@@ -119,6 +121,8 @@ class JobWatch:
                 if not error.transient:
                     raise
                 return ""  # The caller asks again.
+        if phase is Phase.RUNNING:
+            reason = lost_reason(self.name, self.pods, time.time()) or reason
         return f"{phase.value}: {reason}" if reason else phase.value
 
     def status_key(self, status: str) -> str:

@@ -13,7 +13,8 @@ from launcher import PROGRAM
 from launcher.cluster import saved_attempt
 from launcher.cluster.events import events_about, events_of_job, job_event
 from launcher.cluster.failures import container_failure, is_refusal, last_tries, log_failure
-from launcher.cluster.pending import overdue_reason, why_pending
+from launcher.cluster.lost_nodes import delete_by_force, lost_reason
+from launcher.cluster.pending import why_pending
 from launcher.cluster.saved_attempt import SavedAttempt
 from launcher.errors import ApiError, ConflictError, LauncherError, NotFoundError
 from launcher.jobs import JobEvent, JobRef, JobState, LogItem, Phase
@@ -121,6 +122,14 @@ class ClusterJobs:
         self.remove(job)
         saved_attempt.drop(self.api, self.name, ref.name)
 
+    def recover(self, ref: JobRef, *, on_note: Callable[[str], None]) -> None:
+        """Delete by force the pods that the cluster has given up, and whose nodes are silent."""
+        job, pods = self.job(ref.name), self.pods(ref.name)
+        phase, _ = self.kind.phase(job, pods)
+        if phase.ended:
+            raise ConflictError(f"job {ref.name} has ended: there is nothing to recover")
+        delete_by_force(self.api, ref.name, pods, on_note=on_note)
+
     def find(self, name: str) -> Json | None:
         """Return the job object; None if there is no such job."""
         return self.api.find(self.kind.resource, name)
@@ -148,9 +157,7 @@ class ClusterJobs:
         """Return the state that the job object and its pods add up to."""
         phase, reason = self.kind.phase(job, pods)
         if phase is Phase.PENDING:
-            reason = overdue_reason(pods, time.time()) or self._why_pending(job, pods) or reason
-        elif phase is Phase.RUNNING:
-            reason = overdue_reason(pods, time.time()) or reason
+            reason = self._lost_node(job, pods) or self._why_pending(job, pods) or reason
         elif phase is Phase.FAILED:
             reason = self._why_failed(pods, reason)
             if self._is_refused(job, pods):
@@ -195,15 +202,21 @@ class ClusterJobs:
         remains = f"job {name} is deleted, but its pods are not gone yet"
         _wait_until(lambda: self.find(name) is None and not self.pods(name), _DELETE_S, remains)
 
+    @staticmethod
+    def _lost_node(job: Json, pods: Sequence[Json]) -> str:
+        return lost_reason(job["metadata"]["name"], pods, time.time())
+
     def _state(self, job: Json, pods: Sequence[Json], phase: Phase, reason: str) -> JobState:
         meta, spec = job["metadata"], spec_of(job)
+        lost_node = "" if phase.ended else self._lost_node(job, pods)
         name = str(meta["name"])
         train, claim = spec.get("train", {}), spec.get("pods", {}).get("output_claim")
         output = Path(str(train["output"])) / name if "output" in train else None
         return JobState(
             ref=JobRef(self.name, name),
             phase=phase,
-            reason=reason,
+            reason=lost_node or reason,
+            lost_node=lost_node,
             created=unix_time(meta.get("creationTimestamp")),
             started=min(filter(None, map(_container_start, pods)), default=self.kind.started(job)),
             ended=self.kind.ended(job) if phase.ended else None,

@@ -13,16 +13,12 @@ from launcher.cluster.nodes import check_nodes, matching, obstacles_text
 from launcher.cluster.schedulers import unseen_reason
 from launcher.kinds import Kind, ObjectEvents, pod_template
 from launcher.kinds.needs import PodNeeds, pod_amounts
-from launcher.kinds.objects import unix_time
 from launcher.kube.api import Json
-from trainer.shared.durations import format_duration
 
 Nodes = Callable[[], Sequence[Json] | None]
 """Returns all nodes; None if the user cannot see them."""
 
 _STARTING = frozenset({"ContainerCreating", "PodInitializing"})
-# The kubelet's and the server's own time, in addition to the pod's grace period.
-_OVERDUE_S = 30.0
 # The volumes of one pod most likely wait for what the others' wait for; each question is a request.
 _PODS_ASKED = 3
 # The user's next step for a scheduler's reason, if the user cannot see the nodes.
@@ -63,26 +59,6 @@ def why_pending(
         return ""
     reason = kind.reason_without_pods(job, gang, events, now)
     return _queued_reason(reason, kind, job, nodes()) if reason.startswith("queued") else reason
-
-
-def overdue_reason(pods: Sequence[Json], now: float) -> str:
-    """Return which pod should have ended, and has a node that does not say so; empty if there is no such pod.
-
-    Its successor starts only after its end, as two pods must not write to one output folder.
-
-    Args:
-        now: seconds since 1970.
-    """
-    for pod in pods:
-        # The time by which it must have ended: its grace period is in it.
-        deadline = unix_time(pod["metadata"].get("deletionTimestamp"))
-        if deadline is not None and now - deadline > _OVERDUE_S and (node := pod["spec"].get("nodeName")):
-            late = format_duration(now - deadline)
-            return (
-                f"pod {pod['metadata']['name']} should have ended {late} ago, and node {node} does not say so: is the "
-                "node up? Its successor starts when the node answers, or when the administrator removes the node"
-            )
-    return ""
 
 
 def _container_reason(pod: Json) -> str:

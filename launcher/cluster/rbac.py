@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.jobs import KIND_NAMES
 from launcher.kinds import Kind, kind_named
-from launcher.kube.resources import CLAIMS, CONFIG_MAPS, EVENTS, NODES, PODS, QUOTAS, SERVICES, Resource
+from launcher.kube.resources import CLAIMS, CONFIG_MAPS, EVENTS, LEASES, NODES, PODS, QUOTAS, SERVICES, Resource
 
 Verbs = Mapping[Resource, tuple[str, ...]]
 
@@ -56,6 +56,11 @@ VERBS = {**KUBERNETES_VERBS, **CUSTOM_VERBS}
 """The verbs that the Roles of the chart and of k8s/manifests grant, for all kinds of job."""
 CLUSTER_VERBS = cluster_rights(ALL_KINDS)
 """The verbs that their ClusterRole grants."""
+
+RECOVER_VERBS: Verbs = {PODS: ("delete",)}
+"""The verbs in the namespace that `recover` needs. No other command deletes pods, so a separate Role grants them."""
+RECOVER_CLUSTER_VERBS: Verbs = {NODES: ("get",), LEASES: ("get",)}
+"""The verbs by which `recover` shows that a node is silent."""
 
 
 def rules(verbs: Verbs = VERBS) -> list[dict[str, Any]]:

@@ -88,6 +88,13 @@ COMMANDS = (
         ("cancel NAME", "cancel --release pnas"),
     ),
     CommandEntry(
+        "recover",
+        "Stop",
+        "recover:recover",
+        "Let a job go on whose pod cannot end, because its node is dead or cut off.",
+        ("recover NAME",),
+    ),
+    CommandEntry(
         "delete",
         "Stop",
         "stop:delete",

@@ -114,6 +114,9 @@ def list_(*, json_: JsonFlag = False, where: Where = ANYWHERE) -> None:
         print(report.list_text(jobs, now=time.time()))
     else:
         note(f"no jobs yet; start one with `{PROGRAM} submit`")
+    for state, _ in jobs:
+        if state.lost_node:
+            note(f"warning: job {state.ref.name}: {state.lost_node}")
     if listing.problem is not None:
         note(f"warning: not all of the cluster's jobs are shown: {listing.problem}")
 

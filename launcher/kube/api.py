@@ -33,6 +33,7 @@ TAKEN = 409
 _SHOWN_BYTES = 512
 # RBAC's own words; a webhook that denies a request uses others.
 _NO_RIGHTS = re.compile(r'User "[^"]*" cannot ')
+_NAMESPACE = re.compile(r"/namespaces/([^/?]+)/")
 _WARNING = re.compile(r'\d{3} \S+ "((?:[^"\\]|\\.)*)"')
 
 
@@ -114,13 +115,14 @@ class Api:
         path = resource.path(self.namespace, name)
         return self.request("PATCH", path, body=body, content_type=MERGE_PATCH, action=f"patch {resource} {name}")
 
-    def delete(self, resource: Resource, name: str, *, uid: str | None = None) -> None:
+    def delete(self, resource: Resource, name: str, *, uid: str | None = None, force: bool = False) -> None:
         """Delete an object and, in the background, all that it owns. A deleted object is no error.
 
         Args:
             uid: delete only this object, and not a later one of the same name.
+            force: do not wait until a pod's node says that the pod has ended.
         """
-        body: Json = {"propagationPolicy": "Background"}
+        body: Json = {"propagationPolicy": "Background", **({"gracePeriodSeconds": 0} if force else {})}
         if uid is not None:
             body["preconditions"] = {"uid": uid}
         try:
@@ -248,7 +250,8 @@ class Api:
             f"{cause['field']}: {cause['message']}" if cause.get("field") else str(cause.get("message"))
             for cause in (answer.get("details") or {}).get("causes") or ()
         ]
-        place = f"namespace {self.namespace}" if "/namespaces/" in path else "the whole cluster"
+        namespace = _NAMESPACE.search(path)
+        place = f"namespace {namespace[1]}" if namespace else "the whole cluster"
         # Quotas, webhooks and a namespace that is being deleted refuse with 403, too.
         of_rights = status == 401 or (status == 403 and _NO_RIGHTS.search(message) is not None)
         if status == 401:

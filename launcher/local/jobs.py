@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import PROGRAM
-from launcher.errors import ConflictError, LauncherError, NotFoundError, WaitTimeoutError
+from launcher.errors import ConflictError, LauncherError, NotFoundError, RequestError, WaitTimeoutError
 from launcher.exits import defer_signals
 from launcher.jobs import JobEvent, JobRef, JobState, LogBlock, LogItem, LogLoss, Phase
 from launcher.local import records
@@ -114,6 +114,13 @@ class LocalJobs:
         _signal_job(folder, signal.SIGKILL)
         if not self._wait(ref, _EXTRA_GRACE_S, until=lambda state: state.phase.ended):
             raise WaitTimeoutError(f"job {ref.name} does not end, not even by SIGKILL; look at its processes with `ps`")
+
+    def recover(self, ref: JobRef, *, on_note: Callable[[str], None]) -> None:
+        """Refuse: this machine answers."""
+        self._folder(ref)
+        raise RequestError(
+            f"job {ref.name} runs on this machine, and not on a node of a cluster: see `{PROGRAM} status {ref.name}`"
+        )
 
     def delete(self, ref: JobRef) -> None:
         """Remove the job's folder under the state home; the output folder stays."""

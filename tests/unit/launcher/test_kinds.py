@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from launcher.cluster.failures import container_failure, log_failure
-from launcher.cluster.pending import overdue_reason, why_pending
+from launcher.cluster.pending import why_pending
 from launcher.jobs import Phase
 from launcher.kinds import CANCELLED, kind_named
 
@@ -201,15 +201,6 @@ def test_a_pod_that_no_scheduler_has_looked_at_says_so_after_some_seconds() -> N
     assert why_pending(BATCH, batch(), [waiting], None, no_events, now=began + 1) == ""
     reason = why_pending(BATCH, batch(), [waiting], None, no_events, now=began + 60)
     assert reason == "no scheduler named nobody has looked at it; is it running?"
-
-
-def test_a_pod_whose_node_does_not_confirm_its_end_is_named() -> None:
-    began = datetime(2026, 11, 24, tzinfo=timezone.utc).timestamp()
-    lost = pod("Running")
-    assert overdue_reason([lost], began) == ""
-    lost["metadata"]["deletionTimestamp"] = "2026-11-24T00:00:00Z"
-    assert overdue_reason([lost], began + 5) == "", "it has just ended"
-    assert overdue_reason([lost], began + 120).startswith("pod a-x should have ended 2 min ")
 
 
 def test_a_queued_gang_that_the_nodes_can_never_take_says_so() -> None:
