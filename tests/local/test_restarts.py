@@ -119,6 +119,12 @@ def test_a_run_whose_workers_are_killed_goes_on_in_its_pods_with_the_same_bits(
             re.MULTILINE,
         )
         assert restarts == [str(attempt) for attempt in range(2, kills + 2)], node.output
+    records = [
+        json.loads((killed / f"attempt{end}.json").read_text()) for end in ("", *(f"-{n}" for n in range(2, kills + 2)))
+    ]
+    assert [record["outcome"] for record in records] == ["failed"] * kills + ["succeeded"]
+    assert all("killed by SIGKILL" in record["restarted_after"] for record in records[1:])
+    assert all((record["checkpoint"] or "checkpoints/step-").startswith("checkpoints/step-") for record in records)
     # One container has one file of lines per rank.
     assert [path.name for path in (killed / "0").glob("console-*")] == ["console-1.log"]
     lines = job.nodes[0].output.splitlines(keepends=True)

@@ -16,7 +16,7 @@ from trainer.shared.errors import FolderTakenError, UsageError
 from trainer.shared.files import replacing, writing
 from trainer.shared.yaml_text import to_yaml
 
-_OF_ATTEMPT = re.compile(r"(?:config|provenance|console)(?:-(\d+))?\.(?:yaml|json|log)")
+_OF_ATTEMPT = re.compile(r"(?:attempt|config|provenance|console)(?:-(\d+))?\.(?:yaml|json|log)")
 
 
 def create_run_folder(config: TrainConfig, *, is_first_node: bool, is_single_node: bool, now: float) -> Path:

@@ -6,12 +6,17 @@ was taken, a device that has failed, a stop) ends this process, so that the plat
 """
 
 import dataclasses
+import json
 import os
+import platform
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from trainer.records.attempts import write_attempt
+from trainer.records.run_records import timestamp
 from trainer.run.attempt import Attempt, RunStarter, restart_run
 from trainer.run.meeting import Meeting, Rendezvous, Report, SingleNode
 from trainer.run.rendezvous import FirstNode, OtherNode
@@ -83,7 +88,7 @@ class _Pod:
         if meeting is not None:
             # Each node has chosen the checkpoint that it sees; the workers compare them.
             self._follow(meeting, self._attempt.checkpoint)
-            outcome = self._run_workers()
+            outcome = self._run_workers(None)
         while (failure := outcome.first_failure) is not None:
             try:
                 meeting = self.rendezvous.meet(Report(outcome.crashed, failure.fields), self._begin_next)
@@ -92,14 +97,23 @@ class _Pod:
                 checkpoint = None if meeting.checkpoint is None else self._attempt.run / meeting.checkpoint
                 self._follow(meeting, checkpoint)
                 self._supervisor.say(f"restart attempt={meeting.attempt} {meeting.cause}")
-                outcome = self._run_workers()
+                outcome = self._run_workers(meeting.cause)
             except TrainerError as error:
                 return Outcome(error.exit_code, Failure(None, "", str(error)))
         stopped = outcome.crashed and self._supervisor.stop_requested
         return Outcome(RESUMABLE, None) if stopped else outcome
 
-    def _run_workers(self) -> Outcome:
+    def _run_workers(self, crash: str | None) -> Outcome:
+        """Run one attempt, after this crash of the one before it."""
         topology, attempt = self._starter.topology, self._attempt
+        record = {
+            "host": platform.node(),
+            "nodes": topology.nodes,
+            "started": timestamp(time.time()),
+            "checkpoint": _below(attempt.run, attempt.checkpoint),
+            "restarted_after": crash,
+        }
+        self._keep(record)
         commands = [
             worker_command(
                 worker,
@@ -111,15 +125,27 @@ class _Pod:
             )
             for worker in topology.workers
         ]
-        return self._supervisor.run(commands, grace_s=attempt.config.grace_s, peers=self.rendezvous)
+        outcome = self._supervisor.run(commands, grace_s=attempt.config.grace_s, peers=self.rendezvous)
+        cause = None if outcome.first_failure is None else outcome.first_failure.fields
+        end = {"outcome": outcome.word, "exit_code": outcome.exit_code, "cause": cause}
+        self._keep({**record, "ended": timestamp(time.time()), **end})
+        return outcome
+
+    def _keep(self, record: Mapping[str, Any]) -> None:
+        """Write the attempt's record; a full disk costs only that."""
+        if not self._starter.is_first_node:
+            return
+        try:
+            self._attempt.lease.check()
+            write_attempt(self._attempt.run, self._attempt.number, record)
+        except TrainerError as error:
+            self._supervisor.say(f"warning text={json.dumps(str(error))}")
 
     def _begin_first(self, _cause: str) -> Meeting:
         """Return the attempt that has begun."""
-        topology, checkpoint = self._starter.topology, self._attempt.checkpoint
+        topology = self._starter.topology
         port = topology.master_port if isinstance(self.rendezvous, SingleNode) else free_port()
-        return Meeting(
-            self._attempt.number, topology.master_addr, port, None if checkpoint is None else str(checkpoint)
-        )
+        return Meeting(self._attempt.number, topology.master_addr, port)
 
     def _begin_next(self, cause: str) -> Meeting | None:
         """Begin the attempt that follows a crash; return None if this process must end."""
@@ -135,14 +161,19 @@ class _Pod:
             return None
         # No process of the crashed attempt can meet the new ones at another port.
         port = self._attempt.config.master_port if isinstance(self.rendezvous, SingleNode) else None
-        checkpoint = None if attempt.checkpoint is None else os.path.relpath(attempt.checkpoint, attempt.run)
-        return Meeting(attempt.number, self._starter.topology.master_addr, port or free_port(), checkpoint, cause)
+        address, checkpoint = self._starter.topology.master_addr, _below(attempt.run, attempt.checkpoint)
+        return Meeting(attempt.number, address, port or free_port(), checkpoint, cause)
 
     def _follow(self, meeting: Meeting, checkpoint: Path | None) -> None:
         """Take over what the first node has decided."""
         self._attempt = dataclasses.replace(self._attempt, number=meeting.attempt, checkpoint=checkpoint)
         topology = dataclasses.replace(self._starter.topology, master_addr=meeting.address, master_port=meeting.port)
         self._starter = dataclasses.replace(self._starter, topology=topology)
+
+
+def _below(run: Path, checkpoint: Path | None) -> str | None:
+    """Return the checkpoint's path from the run's folder, which other nodes can have at another place."""
+    return None if checkpoint is None else os.path.relpath(checkpoint, run)
 
 
 def _rendezvous(attempt: Attempt, starter: RunStarter, supervisor: Supervisor) -> Rendezvous:
