@@ -25,7 +25,7 @@ from launcher.cluster.rbac import (
 from launcher.quantities import PATTERN
 from launcher.settings import secrets
 from launcher.settings.hardware import DEVICE_COUNTS, PRESETS
-from launcher.settings.options import EFFECTS, IMAGE, NAME_PATTERN, OBJECT, QUALIFIED, VALUE, VARIABLE, JobOptions
+from launcher.settings.options import AUTO, EFFECTS, IMAGE, NAME_PATTERN, OBJECT, QUALIFIED, VALUE, VARIABLE, JobOptions
 from trainer.shared.config import EMULATED, MODE_PRESETS, TrainConfig
 from trainer.shared.yaml_text import to_yaml
 
@@ -48,7 +48,7 @@ _DURATION, _INTERVAL = (
 _ABSOLUTE = {"pattern": "^/"}
 # Rules that the launcher checks by functions, which pydantic's schema does not contain.
 _RULES: Mapping[str, Mapping[str, Any]] = {
-    **dict.fromkeys(("cpu", "memory"), _QUANTITY | _TEXT_OR_NUMBER),
+    **dict.fromkeys(("cpu", "memory"), {"pattern": f"^({PATTERN}|{AUTO})$"} | _TEXT_OR_NUMBER),
     **dict.fromkeys(("shm", "scratch"), _QUANTITY),
     **dict.fromkeys(("ttl", "deadline", "node_timeout"), _DURATION),
     **dict.fromkeys(("queue", "priority_class"), _NAME),
@@ -58,11 +58,13 @@ _RULES: Mapping[str, Mapping[str, Any]] = {
     "resume": {"pattern": "^(/|auto$)"},
     "checkpoint_every": _INTERVAL,
 }
+_LABELS = (f"({QUALIFIED.pattern})=({VALUE.pattern})", QUALIFIED.pattern, VALUE.pattern)
 _ANY, _EFFECT = "[\\s\\S]*", f"(:({'|'.join(('', *EFFECTS))}))?"
 # Patterns of settings with several values: of one text, and of the keys and values of a mapping that means the same.
 _TEXT_KEY_VALUE: Mapping[str, tuple[str, str, str]] = {
     "env": (f"({VARIABLE.pattern})={_ANY}", VARIABLE.pattern, _ANY),
-    "node_selector": (f"({QUALIFIED.pattern})=({VALUE.pattern})", QUALIFIED.pattern, VALUE.pattern),
+    **dict.fromkeys(("job_label", "node_selector"), _LABELS),
+    "job_annotation": (f"({QUALIFIED.pattern})={_ANY}", QUALIFIED.pattern, _ANY),
     "toleration": (
         *(f"({QUALIFIED.pattern})(=({VALUE.pattern}))?{_EFFECT}", QUALIFIED.pattern),
         f"({VALUE.pattern}){_EFFECT}",

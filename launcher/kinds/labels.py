@@ -1,5 +1,7 @@
 """Labels and annotations of a job's objects. A launcher recognises its jobs only by them."""
 
+OWN_PREFIX = "pnas/"
+"""How the launcher's own labels and annotations begin."""
 JOB_LABEL = "pnas/job"
 """Label: the job that an object belongs to."""
 INSTANCE = "app.kubernetes.io/instance"
@@ -18,6 +20,8 @@ RING_CONTROLLER = "ring-controller.atlas"
 """Label by which MindCluster's controllers know a job, its pods and its rank table's ConfigMap."""
 SCHEDULE_POLICY = "huawei.com/schedule_policy"
 """Annotation of a Job by which newer releases of MindCluster's scheduler place it: Volcano gives it to the PodGroup."""
+FAULT_SCHEDULING = {"fault-scheduling": "grace", "subHealthyStrategy": "graceExit"}
+"""Labels of a Job without which MindCluster moves it off no failed NPU or node: Volcano gives them to the PodGroup."""
 MANAGED = {"app.kubernetes.io/name": "pnas", "app.kubernetes.io/managed-by": "pnas-launcher"}
 NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 """The taints of a node that does not answer."""

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from launcher.errors import RequestError
 from launcher.kinds import Kind
+from launcher.kinds.labels import INSTANCE, MANAGED, OWN_PREFIX, RING_CONTROLLER
 from launcher.manifests.overlay import read_overlay
 from launcher.settings.hardware import refusal
 from launcher.settings.layers import Settings
@@ -38,6 +39,7 @@ def make_pod_spec(settings: Settings, kind: Kind) -> JobSpec:
     """
     options, train, given = settings.options, settings.train, settings.given
     _refuse_bytes(options, train)
+    _refuse_own_names(options)
     _check_train(options, train, given)
     if reason := kind.refusal(options, settings.origins):
         raise RequestError(reason)
@@ -63,6 +65,19 @@ def _refuse_bytes(*models: BaseModel) -> None:
         for value in setting if isinstance(setting, tuple) else (setting,):
             if _BYTES.search(str(value)):
                 raise RequestError(f"{flag_name(name)} {str(value)[:80]!a}: is not UTF-8; give text")
+
+
+def _refuse_own_names(options: JobOptions) -> None:
+    """Refuse labels and annotations by which launchers and MindCluster's controllers find a job."""
+    advice = {INSTANCE: "use --release", RING_CONTROLLER: "use --hardware or --mindcluster"}
+    reserved = {*MANAGED, *advice}
+    for name in ("job_label", "job_annotation"):
+        for text in getattr(options, name):
+            key = text.partition("=")[0]
+            if key.startswith(OWN_PREFIX) or (name == "job_label" and key in reserved):
+                raise RequestError(
+                    f"{flag_name(name)} {text}: the launcher itself sets {key}; {advice.get(key, 'leave it out')}"
+                )
 
 
 def _refuse_secrets(overlay: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ An unknown name in a template is an error, and the result is parsed before any o
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from launcher.errors import RequestError
 from launcher.kinds import Kind
 from launcher.kinds.labels import (
     ATTEMPT_ANNOTATION,
+    FAULT_SCHEDULING,
     FOLLOW,
     INSTANCE,
     JOB_LABEL,
@@ -32,8 +33,8 @@ from launcher.kinds.labels import (
 )
 from launcher.manifests.overlay import merge_overlay
 from launcher.recorded_spec import describe_network
-from launcher.settings.hardware import CHIPS, PRESETS
-from launcher.settings.options import ClusterOptions
+from launcher.settings.hardware import CHIPS, PRESETS, requests
+from launcher.settings.options import AUTO, ClusterOptions
 from launcher.settings.spec import JobSpec, trainer_options
 from trainer.shared import durations
 from trainer.shared.yaml_text import to_yaml
@@ -91,13 +92,15 @@ def _template_values(spec: JobSpec, kind: Kind, attempt: int) -> Mapping[str, An
     policy = {SCHEDULE_POLICY: hardware.schedule_policy} if hardware else {}
     release = {INSTANCE: pods.release} if pods.release else {}
     pod_labels = {**MANAGED, JOB_LABEL: spec.name, **release, **ring}
+    labels = {**pod_labels, SPEC_HASH_LABEL: spec.digest[:16]}
     record = {ATTEMPT_ANNOTATION: str(attempt), SPEC_ANNOTATION: spec.model_dump_json()}
     return {
         "name": spec.name,
         "pods": pods,
-        "labels": {**pod_labels, SPEC_HASH_LABEL: spec.digest[:16]},
+        "labels": labels,
+        "job_labels": {**labels, **_job_labels(pods.job_label, mindcluster=has_rank_table)},
         "pod_labels": pod_labels,
-        "annotations": {**_summary(spec), **policy, **record},
+        "annotations": {**_summary(spec), **policy, **dict(map(_pair, pods.job_annotation)), **record},
         "nodes": nodes,
         "args": [_literal(word) for word in trainer_options(spec)],
         "index_annotation": kind.index_annotation,
@@ -107,7 +110,7 @@ def _template_values(spec: JobSpec, kind: Kind, attempt: int) -> Mapping[str, An
         "host_driver": pods.driver == "host",
         "visible_devices": f"metadata.annotations['{pods.resource}']" if hardware else None,
         "grace_period_s": math.ceil(spec.train.grace_s) + _EXTRA_GRACE_S,
-        "resources": _resources(spec),
+        **_resources(spec),
         "env": [{"name": name, "value": _literal(value)} for name, value in map(_pair, pods.env)],
         "env_secrets": pods.env_from_secret,
         "pull_secrets": pods.image_pull_secret,
@@ -128,11 +131,25 @@ def _summary(spec: JobSpec) -> dict[str, str]:
     return {RUNS: runs, FOLLOW: f"python -m launcher logs {spec.name} --follow"}
 
 
-def _resources(spec: JobSpec) -> dict[str, str]:
-    pods = spec.pods
-    npus = {pods.resource: str(spec.train.npus)} if spec.train.device != "cpu" else {}
-    others = {name: value for name, value in (("cpu", pods.cpu), ("memory", pods.memory)) if value is not None}
-    return {**others, **npus}
+def _job_labels(own: Sequence[str], *, mindcluster: bool) -> dict[str, str]:
+    """Return the labels that only the job has: the user's, and those for MindCluster that the user does not change.
+
+    Args:
+        own: the user's; the value `none` leaves a label for MindCluster out.
+        mindcluster: whether MindCluster's scheduler places the job.
+    """
+    labels = {**(FAULT_SCHEDULING if mindcluster else {}), **dict(map(_pair, own))}
+    return {key: value for key, value in labels.items() if key not in FAULT_SCHEDULING or value != "none"}
+
+
+def _resources(spec: JobSpec) -> dict[str, dict[str, str]]:
+    """Return the requests and the limits of the trainer's container."""
+    pods, npus = spec.pods, spec.train.npus or 1
+    limits = {pods.resource: str(npus)} if spec.train.device != "cpu" else {}
+    own = {name: value for name, value in (("cpu", pods.cpu), ("memory", pods.memory)) if value is not None}
+    limits |= {name: value for name, value in own.items() if value != AUTO}
+    automatic = {name: value for name, value in requests(pods.hardware, npus).items() if own.get(name) == AUTO}
+    return {"requests": {**limits, **automatic}, "limits": limits}
 
 
 def _literal(text: str) -> str:

@@ -37,6 +37,7 @@ class Hardware:
         schedule_policy: how its NPUs are connected, for newer releases of the scheduler.
         one_node: the counts of NPUs that a pod of a job on one node can have.
         several_nodes: the same for a job on several nodes.
+        cpus: CPUs that a pod requests for each of its NPUs, unless the user says how many.
         resource: the Kubernetes resource of its NPUs.
     """
 
@@ -45,18 +46,21 @@ class Hardware:
     schedule_policy: str
     one_node: tuple[int, ...]
     several_nodes: tuple[int, ...]
+    cpus: int = 4
     resource: str = "huawei.com/Ascend910"
 
 
 _UP_TO_8 = tuple(range(1, 9))
 _A3_COUNTS = (1, *range(2, 17, 2))
+# Images and their decoders, and rank 0's copies of the state: it has weights, momentum and average for each checkpoint.
+_MEMORY_GIB = 16
 _ARCH, _TYPE = "host-arch", "accelerator-type"
 
 PRESETS: Mapping[str, Hardware] = MappingProxyType(
     {
         # Two HCCS rings of four 910A each.
         "atlas-800-9000": Hardware(
-            {_ARCH: "huawei-arm", _TYPE: "module"}, CHIPS, "chip4-node8", DEVICE_COUNTS, DEVICE_COUNTS
+            {_ARCH: "huawei-arm", _TYPE: "module"}, CHIPS, "chip4-node8", DEVICE_COUNTS, DEVICE_COUNTS, cpus=8
         ),
         "atlas-800-9010": Hardware(
             {_ARCH: "huawei-x86", _TYPE: "module"}, CHIPS, "chip4-node8", DEVICE_COUNTS, DEVICE_COUNTS
@@ -64,7 +68,7 @@ PRESETS: Mapping[str, Hardware] = MappingProxyType(
         # One of the two.
         "atlas-800-half": Hardware({_TYPE: "half"}, CHIPS, "chip4-node4", (1, 2, 4), (1, 2, 4)),
         "atlas-300t": Hardware({_TYPE: "card"}, CHIPS, "chip1-node2", (1, 2), (2,)),
-        "atlas-800t-a2": Hardware({_TYPE: "module-910b-8"}, "ascend-910b", "chip8-node8", _UP_TO_8, _UP_TO_8),
+        "atlas-800t-a2": Hardware({_TYPE: "module-910b-8"}, "ascend-910b", "chip8-node8", _UP_TO_8, _UP_TO_8, cpus=8),
         "a2-box16": Hardware(
             {_TYPE: "module-910b-16"}, "ascend-910b", "chip8-node16", (*_UP_TO_8, 10, 12, 14, 16), (16,)
         ),
@@ -90,6 +94,21 @@ def refusal(name: str | None, npus: int, nodes: int) -> str | None:
         return None
     advice = "for more, add --nodes" + ("" if name else ", and for other servers --hardware")
     return f"--npus {npus}: {subject} has {', '.join(map(str, counts))} NPUs; {advice}"
+
+
+def requests(name: str | None, npus: int) -> dict[str, str]:
+    """Return the CPUs and the memory that a pod requests unless the user says how much; they are no limits.
+
+    An NPU does not count for a pod's quality of service: without requests, the pod would be the first to be evicted and
+    killed (BestEffort). A preset's values are a share that a server has for each NPU; without a preset they fit a
+    laptop.
+
+    Args:
+        name: of the preset, or None.
+    """
+    if name is None:
+        return {"cpu": f"{100 * npus}m", "memory": f"{256 * npus}Mi"}
+    return {"cpu": str(PRESETS[name].cpus * npus), "memory": f"{_MEMORY_GIB * npus}Gi"}
 
 
 def without_preset(pods: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,6 +111,22 @@ def _check_selector(text: str) -> None:
         raise ValueError(f"`{text}` is not a node's label, KEY=VALUE")
 
 
+def _check_label(text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not QUALIFIED.fullmatch(key) or not VALUE.fullmatch(value):
+        raise ValueError(
+            f"`{text}` is not a label, KEY=VALUE with up to 63 letters, digits, `-`, `_` and `.` on each side"
+        )
+
+
+def _check_annotation(text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not QUALIFIED.fullmatch(key):
+        raise ValueError(f"`{text}` is not an annotation, KEY=VALUE with a key like example.org/team")
+    if looks_secret(key, value):
+        raise ValueError(f"`{key}` looks like a secret, which every user could read in the job; leave it out")
+
+
 def _check_toleration(text: str) -> None:
     rest, _, effect = text.partition(":")
     key, _, value = rest.partition("=")
@@ -130,11 +146,17 @@ def _check_duration(text: str) -> None:
 
 _OBJECT_RULE = "is not the name of an object: lower case letters, digits, `-` and `.`"
 ObjectName = _matching(OBJECT, _OBJECT_RULE)
-Quantity = _checked(quantities.quantity)
 Memory = _checked(quantities.memory)
 Duration = _checked(_check_duration)
 Texts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Names = Annotated[Texts, _each(_check_object)]
+
+AUTO = "auto"
+
+
+def _automatic(check: Callable[[str], object]) -> AfterValidator:
+    return _checked(lambda text: None if text == AUTO else check(text))
+
 
 _in_job = partial(option, group="Job")
 _in_cluster = partial(option, group="Cluster")
@@ -169,6 +191,13 @@ class ClusterOptions(BaseModel):
     node_timeout: Annotated[str | None, Optional, Duration] = _in_cluster(
         "60s", "Replace a pod whose node has been unreachable for this long; none leaves it to the cluster (often 5m)."
     )
+    job_label: Annotated[Texts, _each(_check_label)] = _in_cluster(
+        (),
+        "A label, KEY=VALUE, of the job itself, for MindCluster, Volcano or Kueue (docs/ascend.md); may be repeated.",
+    )
+    job_annotation: Annotated[Texts, _each(_check_annotation)] = _in_cluster(
+        (), "An annotation, KEY=VALUE, of the job itself; may be repeated."
+    )
     retries: int = _in_cluster(3, "How often a failed job is tried again, from its checkpoint.", ge=0)
     deadline: Annotated[str | None, Optional, Duration] = _in_cluster(
         None, "End a job that has not ended after this time: 90m, 3d."
@@ -196,8 +225,12 @@ class ClusterOptions(BaseModel):
     resource: Annotated[str, _matching(QUALIFIED, "is not a resource's name, like huawei.com/Ascend910")] = _in_pods(
         "huawei.com/Ascend910", "Kubernetes resource of an NPU."
     )
-    cpu: Annotated[str | None, Optional, Quantity] = _in_pods(None, "CPUs of each pod, like 96.")
-    memory: Annotated[str | None, Optional, Memory] = _in_pods(None, "Memory of each pod, like 512Gi.")
+    cpu: Annotated[str | None, Optional, _automatic(quantities.quantity)] = _in_pods(
+        AUTO, "CPUs of each pod, like 96; auto requests a share by --hardware and sets no limit, none requests nothing."
+    )
+    memory: Annotated[str | None, Optional, _automatic(quantities.memory)] = _in_pods(
+        AUTO, "Memory of each pod, like 512Gi; auto and none as for --cpu."
+    )
     shm: Annotated[str, Memory] = _in_pods(
         "16Gi", "Size of /dev/shm, where loaders hand images over; it counts as memory."
     )

@@ -10,6 +10,8 @@ EVERYTHING: Settings = {
     "priority_class": "high",
     "node_selector": ["accelerator=huawei-Ascend910", "host-arch="],
     "toleration": ["npu", "host=busy", "disk=slow:NoSchedule", "spot:NoExecute"],
+    "job_label": ["team=a", "fault-scheduling=force"],
+    "job_annotation": ["sp-block=16", "note="],
     "retries": 0,
     "ttl": "1d12h",
     "image_pull_policy": "Always",

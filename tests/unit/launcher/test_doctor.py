@@ -353,8 +353,8 @@ CAUSES = {
     "a gang larger than the cluster": Case(
         "NPUs",
         "later",
-        f"the job needs 3 nodes with 8 {NPU}, and 2 of 2 can take a pod now: the cluster has no more: ask for "
-        "--nodes 2",
+        f"the job needs 3 nodes with 8 {NPU} and 0.8 cpu and 2Gi memory, and 2 of 2 can take a pod now: the cluster "
+        "has no more: ask for --nodes 2",
         nodes=3,
     ),
     "a gang of which one node is cordoned": Case(

@@ -75,7 +75,8 @@ def test_a_volcano_job_states_its_hardware_for_every_release_of_the_scheduler(na
     field = variables(volcano_job)["ASCEND_VISIBLE_DEVICES"]["valueFrom"]["fieldRef"]
     assert field == {"fieldPath": "metadata.annotations['huawei.com/Ascend910']"}
     resources = container(volcano_job)["resources"]
-    assert resources["requests"] == resources["limits"] == {"huawei.com/Ascend910": str(several[-1])}
+    assert resources["limits"] == {"huawei.com/Ascend910": str(several[-1])}
+    assert resources["requests"].items() >= resources["limits"].items()
     # The scheduler numbers pods by the index of the env plugin; Volcano before 1.13 refuses the plugin hcclrank.
     assert volcano_job["spec"]["plugins"].keys() == {"env", "svc"}
 

@@ -49,7 +49,8 @@ def test_the_same_spec_gives_the_same_bytes_and_equal_requests_and_limits(backen
     assert to_stream(first) == to_stream(second)
     assert list(yaml.safe_load_all(to_stream(first))) == first
     resources = container(first[-1])["resources"]
-    assert resources["requests"] == resources["limits"] == {"huawei.com/Ascend910": str(npus)}
+    npu = {"huawei.com/Ascend910": str(npus)}
+    assert resources == {"requests": {"cpu": f"{100 * npus}m", "memory": f"{256 * npus}Mi", **npu}, "limits": npu}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
