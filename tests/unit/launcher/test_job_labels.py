@@ -38,7 +38,7 @@ def test_a_volcano_job_asks_mindcluster_to_move_it_off_failed_hardware(flags: di
 @pytest.mark.parametrize(
     ("backend", "flags"), [("batch", {}), ("volcano", {"mindcluster": "off"}), ("volcano", {"device": "cpu"})]
 )
-def test_a_job_that_mindcluster_does_not_place_has_none_of_its_labels(backend: str, flags: dict[str, Any]) -> None:
+def test_a_job_that_mindcluster_does_not_place_lacks_its_labels(backend: str, flags: dict[str, Any]) -> None:
     assert not rescheduling(metadata(backend, **flags)["labels"])
 
 
