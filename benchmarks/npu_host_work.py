@@ -32,17 +32,21 @@ from trainer.data.loader import ImageBatch, to_device
 from trainer.data.sampler import plan_epoch
 from trainer.devices.device import open_device
 from trainer.shared.config import TrainConfig
-from trainer.training.steps import train_steps
+from trainer.training.comparison import StateComparison
+from trainer.training.steps import Training, train_steps
 from trainer.worker.start import build_training, make_watchdog
 from trainer.worker.task import WorkerTask
 
 STEP_BAR, HOST_BAR = 1.3, 1.0
+COMPARISON_BAR = 0.01
+"""Largest share of the host work of training that comparing the ranks may take, at the default interval."""
 # Network, side, images, rounds of one step each.
 SIZES = (("pnasnet5tiny", 32, 32, 20), ("pnasnet5mobile", 96, 8, 8), ("pnasnet5large", 331, 2, 4))
 HOST_SIZE = ("pnasnet5large", 64, 2)
 HOST_STEPS, HOST_ROUNDS = 4, 40
 ARITHMETIC = ("fp32", "fp16", "O2")
 CLASSES = 1000
+PEERS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +63,22 @@ class Cost:
     def ratio(self) -> float:
         """The time of the NPU's path divided by the time of the CPU's path."""
         return self.npu_s / self.cpu_s
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparisonCost:
+    """CPU seconds and operators of one hash of a rank's state, and of one step, both on the path of an NPU."""
+
+    name: str
+    hash_s: float
+    step_s: float
+    hash_operators: float
+    step_operators: float
+
+    @property
+    def share(self) -> float:
+        """The share of the host work of training."""
+        return self.hash_s / (self.step_s * TrainConfig().compare_every)
 
 
 class RecordedOperators(TorchDispatchMode):
@@ -98,7 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--on-npus", action="store_true", help=argparse.SUPPRESS)
     if parser.parse_args([] if arguments is None else arguments).on_npus:
-        print(json.dumps([[dataclasses.asdict(cost) for cost in costs] for costs in (_steps(), _host_work())]))
+        tables = (_steps(), _host_work(), _comparisons())
+        print(json.dumps([[dataclasses.asdict(cost) for cost in costs] for costs in tables]))
         return 0
     build()
     result = subprocess.run(
@@ -109,9 +130,12 @@ def main(arguments: list[str] | None = None) -> int:
         text=True,
         check=True,
     )
-    steps, host = ([Cost(**values) for values in costs] for costs in json.loads(result.stdout.splitlines()[-1]))
-    publish("npu_host_work.md", _report(steps, host))
-    return 0 if all(cost.ratio <= STEP_BAR for cost in steps) and host[0].ratio <= HOST_BAR else 1
+    *tables, compared = json.loads(result.stdout.splitlines()[-1])
+    steps, host = ([Cost(**values) for values in costs] for costs in tables)
+    comparisons = [ComparisonCost(**values) for values in compared]
+    publish("npu_host_work.md", _report(steps, host, comparisons))
+    good = all(cost.ratio <= STEP_BAR for cost in steps) and host[0].ratio <= HOST_BAR
+    return 0 if good and all(cost.share <= COMPARISON_BAR for cost in comparisons) else 1
 
 
 def _steps() -> list[Cost]:
@@ -138,6 +162,37 @@ def _host_work() -> list[Cost]:
     return [Cost(name, seconds["cpu"], seconds[name], counts["cpu"], counts[name]) for name in ARITHMETIC]
 
 
+def _comparisons() -> list[ComparisonCost]:
+    """Measure one hash against one step, in each arithmetic of an NPU and with an average of the weights."""
+    costs = []
+    for precision in ARITHMETIC:
+        steps = _training_steps("npu", precision, *HOST_SIZE, steps=1, ema=0.999)
+        steps.take()
+
+        def take_hash(training: Training = steps.training) -> None:
+            comparison = StateComparison(
+                training.network,
+                training.optimizer,
+                training.ema,
+                training.statistics,
+                every=1,
+                rank=0,
+                world_size=PEERS,
+            )
+            comparison.after_step(epoch=0, step=1)
+
+        take_hash()  # the first one makes the factors
+        recordings = {"hash": RecordedOperators(), "step": RecordedOperators()}
+        runs = {
+            "hash": _without_kernels(take_hash, recordings["hash"]),
+            "step": _without_kernels(steps.take, recordings["step"]),
+        }
+        seconds = _in_turns(runs, HOST_ROUNDS)
+        operators = (recordings["hash"].operators, recordings["step"].operators)
+        costs.append(ComparisonCost(precision, seconds["hash"], seconds["step"], *operators))
+    return costs
+
+
 def _without_kernels(run: Callable[[], None], recording: RecordedOperators) -> Callable[[], None]:
     with recording:
         run()
@@ -150,11 +205,27 @@ def _without_kernels(run: Callable[[], None], recording: RecordedOperators) -> C
     return run_from_recording
 
 
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+    """The parts of a run, and a function that takes steps with them."""
+
+    training: Training
+    take: Callable[[], None]
+
+
 def _run(kind: str, precision: str, model: str, side: int, images: int, *, steps: int) -> Callable[[], None]:
     """Return a function that takes `steps` training steps on the device of `kind`."""
+    return _training_steps(kind, precision, model, side, images, steps=steps).take
+
+
+def _training_steps(
+    kind: str, precision: str, model: str, side: int, images: int, *, steps: int, ema: float = 0.0
+) -> _Steps:
     settings = {"device": kind, "precision": precision, "model": model, "image_size": side, "batch_size": images}
     # The loss scale is right from the first step on, so that every round does the same work.
-    config = TrainConfig.model_validate({**settings, "lr": 1e-4, "loss_scale": 128.0, "log_interval": steps})
+    config = TrainConfig.model_validate(
+        {**settings, "lr": 1e-4, "loss_scale": 128.0, "ema": ema, "log_interval": steps}
+    )
     task = dataclasses.replace(WorkerTask(config, Path("unused")), device=kind)
     runtime, watchdog = open_device(kind), make_watchdog(task)
     device = runtime.open(0)
@@ -166,7 +237,7 @@ def _run(kind: str, precision: str, model: str, side: int, images: int, *, steps
         on_device = to_device(iter(batches), device)
         list(train_steps(training, on_device, plan, epoch=0, first_step=0, warmup_left=0))
 
-    return take_steps
+    return _Steps(training, take_steps)
 
 
 def _batch(images: int, side: int) -> ImageBatch:
@@ -207,7 +278,7 @@ def _reproduction(result: Any, args: tuple[Any, ...]) -> Callable[[tuple[Any, ..
     return lambda _args: result
 
 
-def _report(steps: list[Cost], host: list[Cost]) -> list[str]:
+def _report(steps: list[Cost], host: list[Cost], comparisons: list[ComparisonCost]) -> list[str]:
     return [
         "# A training step on the path of an NPU, against the CPU's",
         "",
@@ -236,6 +307,19 @@ def _report(steps: list[Cost], host: list[Cost]) -> list[str]:
             f"| {cost.name} | {cost.cpu_s * 1e3:.1f} ms | {cost.npu_s * 1e3:.1f} ms | {cost.ratio:.3f} "
             f"| {cost.cpu_operators:,.0f} | {cost.npu_operators:,.0f} |"
             for cost in host
+        ),
+        "",
+        f"## Comparison of the ranks' states, every {TrainConfig().compare_every} steps (bar {COMPARISON_BAR:.0%})",
+        "",
+        "The same, for one hash of weights, master weights, momentum and average of a rank, on the path of an NPU. The "
+        "hash travels with a reduction that there is anyway.",
+        "",
+        "| arithmetic of the NPU | one hash | one step | share of the host work | operators, hash | operators, step |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {cost.name} | {cost.hash_s * 1e3:.1f} ms | {cost.step_s * 1e3:.1f} ms | {cost.share:.2%} "
+            f"| {cost.hash_operators:,.0f} | {cost.step_operators:,.0f} |"
+            for cost in comparisons
         ),
     ]
 

@@ -57,8 +57,8 @@ def _row_and_column_sums(flat: list[Tensor]) -> tuple[Tensor, Tensor]:
     return words.sum(1, dtype=torch.int32), words.sum(0, dtype=torch.int32)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def _factors(count: int, device: torch.device) -> Tensor:
-    """Return `count` positive factors, the same in every process; there are two kinds of state, so keep two."""
+    """Return `count` positive factors, the same in every process; only a few counts occur in a run."""
     generator = torch.Generator().manual_seed(_FACTOR_SEED)
     return torch.randint(1, 1 << _FACTOR_BITS, (count,), generator=generator).to(device)

@@ -96,6 +96,7 @@ class CheckpointManager:
         place = Place(progress.epoch, progress.step, averaged=progress.equalised or progress.step == 0)
         with training.watchdog.waiting(PEERS, epoch=progress.epoch, step=progress.step):
             check_agreement(training, training.comparison.compare_now(place))
+            training.comparison.forget_results(place)
             tensors = state_tensors(training)
         progress.wall_s = self._wall_before + time.perf_counter() - self._started_at
         if self._saver is None:

@@ -4,8 +4,11 @@ After a step all ranks hold the same bits: weights, their average, what the opti
 statistics from the moment when they were averaged until the next step. A rank with other bits has computed or
 remembered something wrong. The hash travels with a reduction that the ranks do anyway, and is read when it is.
 
-A majority names the rank. Without one, the run goes back and does the same steps again: the rank whose hash is then
-another one had been wrong. One rank cannot compare.
+A majority names the rank. Two ranks cannot have one: they go back and repeat the steps. A wrong state spreads to the
+other rank with the next gradients, so each of the two also remembers a hash of its logits of each step. The rank whose
+logits are the first to differ from the ones before, or only whose state is another one at the end, had been wrong.
+
+One rank cannot compare. If a gradient is wrong before the ranks exchange it, all have the same wrong state.
 """
 
 from collections import Counter
@@ -21,8 +24,11 @@ from trainer.distributed.state_hash import hash_state
 from trainer.model.pnasnet import PNASNet5
 from trainer.training.ema import Ema
 
+PAIR = 2
+"""Ranks that can have no majority."""
 
-@dataclass(frozen=True, order=True)
+
+@dataclass(frozen=True)
 class Place:
     """A place in the run, at which the same steps give the same state.
 
@@ -94,6 +100,11 @@ class StateComparison:
         self._pending: list[tuple[Place, Tensor]] = []
         self.disputed: Comparison | None = None
         """A comparison without a majority, until the run reaches its place again."""
+        self.keeps_results = self.ranks == PAIR
+        """Whether this rank remembers its results, since no majority can tell which rank is wrong."""
+        self._results: dict[tuple[int, int], int] = {}
+        self.first_difference: tuple[int, int] | None = None
+        """The first repeated step whose result was not this rank's earlier one: its epoch and step."""
         self.wrong_ranks: list[tuple[int, ...]] = []
         """The ranks at fault in each corruption of this attempt; empty where that is not known."""
         self.roll_backs = 0
@@ -117,8 +128,26 @@ class StateComparison:
         return Comparison(place, tuple(sum_over_ranks(self._hashes(place)).tolist()))
 
     def discard(self) -> None:
-        """Forget hashes of steps that the run takes back."""
+        """Forget hashes of steps that the run takes back; it may repeat them to find a wrong rank."""
         self._pending.clear()
+        self.first_difference = None
+
+    def add_results(self, results: Sequence[int], *, epoch: int, first_step: int) -> None:
+        """Remember this rank's result of each step; in repeated steps compare with the one before.
+
+        Args:
+            results: a hash of the logits of each step from `first_step` on.
+        """
+        for step, result in enumerate(results, first_step):
+            earlier = self._results.get((epoch, step), result)
+            if self.disputed is not None and self.first_difference is None and earlier != result:
+                self.first_difference = (epoch, step)
+            self._results[epoch, step] = result
+
+    def forget_results(self, before: Place) -> None:
+        """Forget the results before a checkpoint: no run will repeat these steps."""
+        first = (before.epoch, before.step)
+        self._results = {position: result for position, result in self._results.items() if position >= first}
 
     def _hashes(self, place: Place) -> Tensor:
         """Return int64 (W,): this rank's hash in its own place, and zeros."""

@@ -5,6 +5,7 @@ All ranks have the same hashes, so that each comes to the same decision by itsel
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.distributed.process_group import all_gather_object
@@ -17,6 +18,10 @@ from trainer.training.steps import PEERS, Training
 NO_MAJORITY = "no majority"
 MOST_ROLL_BACKS = 3
 """Roll-backs for corruption in one attempt. A rank that was wrong before ends the attempt the next time."""
+
+
+Difference = tuple[int, int] | None
+"""Epoch and step of a result that differs from an earlier one; None if there is no such result."""
 
 
 class CorruptionError(TrainerError):
@@ -46,21 +51,31 @@ class Verdict:
     agreed: bool
 
 
-def find_wrong_ranks(now: Comparison, before: Comparison | None) -> Verdict | None:
+def find_wrong_ranks(
+    now: Comparison, before: Comparison | None, differences: Sequence[Difference] = ()
+) -> Verdict | None:
     """Return the verdict; None if nothing is wrong.
 
     Args:
         before: the comparison without a majority at the same place, after which the run repeated the same steps.
+        differences: for each rank, the first repeated step whose result was another one than before.
     """
     if before is None:
         if now.agreed:
             return None
         ranks = now.differing()
         return Verdict(ranks, "majority" if ranks else NO_MAJORITY, agreed=False)
-    changed = now.differing_from(before)
-    # If every rank has another result than before, repeated steps do not give the same bits here, and tell nothing.
-    ranks = now.differing() or (changed if len(changed) < len(now.hashes) else ())
+    ranks = now.differing() or _first_to_differ(differences) or now.differing_from(before)
+    # If all ranks differ from before at the same step, it is not known where that began.
+    ranks = ranks if len(ranks) < len(now.hashes) else ()
     return Verdict(ranks, "replay" if ranks else "not even a replay", agreed=now.agreed)
+
+
+def _first_to_differ(differences: Sequence[Difference]) -> tuple[int, ...]:
+    earliest = min((difference for difference in differences if difference is not None), default=None)
+    if earliest is None:
+        return ()
+    return tuple(rank for rank, difference in enumerate(differences) if difference == earliest)
 
 
 def check_agreement(training: Training, now: Comparison | None) -> None:
@@ -75,7 +90,11 @@ def check_agreement(training: Training, now: Comparison | None) -> None:
     comparison = training.comparison
     disputed = comparison.disputed
     before = disputed if disputed is not None and disputed.place == now.place else None
-    verdict = find_wrong_ranks(now, before)
+    differences: list[Difference] = []
+    if before is not None:
+        with training.watchdog.waiting(PEERS):
+            differences = all_gather_object(comparison.first_difference, training.group)
+    verdict = find_wrong_ranks(now, before, differences)
     if verdict is None:
         return
     comparison.disputed = now if before is None and not verdict.ranks else None

@@ -187,6 +187,7 @@ def _check_steps(run: Run, window: StepWindow, *, epoch: int) -> None:
         CorruptionError: the ranks' states differ.
         DivergedError: there were too many such steps; it names the images of the last one.
     """
+    run.training.comparison.add_results(window.results, epoch=epoch, first_step=window.first_step)
     for comparison in window.comparisons:
         check_agreement(run.training, comparison)
     training, progress = run.training, run.progress

@@ -21,6 +21,7 @@ from trainer.data.sampler import EpochPlan
 from trainer.devices.device import Device
 from trainer.distributed.batch_norm import BatchStatistics
 from trainer.distributed.process_group import sum_over_ranks
+from trainer.distributed.state_hash import hash_state
 from trainer.distributed.stop_requests import Request, StopRequests
 from trainer.distributed.watchdog import Watchdog
 from trainer.model.loss import Targets, correct_top_k, main_logits, training_loss
@@ -104,6 +105,8 @@ class StepWindow:
     """The request that all ranks agreed on after its last step."""
     comparisons: tuple[Comparison, ...] = ()
     """Of the ranks' states, after some of its steps."""
+    results: tuple[int, ...] = ()
+    """A hash of this rank's own logits of each step, if `StateComparison.keeps_results`."""
 
 
 def train_steps(
@@ -163,6 +166,8 @@ class _Step:
     skipped: Tensor
     batches: list[Tensor]
     """For each batch, the images' positions in the index."""
+    result: Tensor | None
+    """A hash of the logits, if the comparison of ranks needs it."""
 
 
 def _window(
@@ -179,6 +184,7 @@ def _window(
     # The hashes travel with the counts, so that a comparison costs no reduction and no wait.
     counts = sum_over_ranks(torch.cat([own_counts, *hashes]) if hashes else own_counts).tolist()
     skipped = torch.stack([step.skipped for step in steps])
+    results = [step.result for step in steps if step.result is not None]
     rows = [tensor.tolist() for tensor in (losses, skipped, own_finite)]
     return StepWindow(
         first_step=end - len(steps),
@@ -191,6 +197,7 @@ def _window(
         bad=tuple(map(_bad_step, steps, rows[1], rows[2])),
         request=request,
         comparisons=split_hashes(places, counts[2:]),
+        results=tuple(torch.stack(results).tolist()) if results else (),
     )
 
 
@@ -205,6 +212,7 @@ def _step(training: Training, batches: list[ImageBatch], *, job_images: int, epo
     config, parallel, precision = training.config, training.parallel, training.precision
     total = torch.zeros((), device=training.device)
     correct = torch.zeros((), dtype=torch.int64, device=training.device)
+    result = torch.zeros_like(correct) if training.comparison.keeps_results else None
     training.statistics.snapshot()
     training.optimizer.zero_grad()
     parts = sum(_part_count(training, batch) for batch in batches)
@@ -219,6 +227,8 @@ def _step(training: Training, batches: list[ImageBatch], *, job_images: int, epo
             mean = training_loss(outputs, targets, smoothing=config.label_smoothing, aux_weight=config.aux_weight)
             loss = mean * (len(targets.labels) * training.world_size / job_images)
             precision.backward(loss, training.optimizer)
+        if result is not None:
+            result += hash_state([main_logits(outputs).detach()])
         total += loss.detach()
         correct += correct_top_k(main_logits(outputs).detach(), targets.labels, (1,))[0]
         training.heartbeat.write(epoch=epoch, step=step, part=number + 1, parts=parts)
@@ -229,7 +239,7 @@ def _step(training: Training, batches: list[ImageBatch], *, job_images: int, epo
     training.statistics.undo(skipped)
     if training.ema is not None:
         training.ema.update(training.network)
-    return _Step(lr, total, correct, skipped, [batch.indices for batch in batches])
+    return _Step(lr, total, correct, skipped, [batch.indices for batch in batches], result)
 
 
 def _mixed_parts(
