@@ -15,6 +15,8 @@ source_cann() {
     set +eu
     # shellcheck source=/dev/null
     source "$script" >&2
+    # The script can leave an empty part at the end, which stands for the working folder: the user's, with any files.
+    export PYTHONPATH=${PYTHONPATH%:}
     set -eu
   fi
 }

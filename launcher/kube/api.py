@@ -72,7 +72,11 @@ class Api:
 
     def get(self, resource: Resource, name: str) -> Json:
         """Return one object of the namespace."""
-        return self.request("GET", resource.path(self.namespace, name), action=f"get {resource} {name}")
+        action = f"get {resource} {name}"
+        answer = self.request("GET", resource.path(self.namespace, name), action=action)
+        if not _is_object(answer):
+            raise self._no_api_server(action, "object")
+        return answer
 
     def find(self, resource: Resource, name: str) -> Json | None:
         """Return one object; None if no object has this name."""
@@ -89,10 +93,12 @@ class Api:
         query = {"limit": "500", "labelSelector": labels, "fieldSelector": fields}
         while True:
             page = self.request("GET", resource.path(self.namespace), query=query, action=f"list {resource}")
+            if not _is_list(page):
+                raise self._no_api_server(f"list {resource}", "list")
+            items, meta = page["items"] or (), page.get("metadata", {})
             # A list of built-in objects gives their kind once; a watch gives it with each object.
             kind = {"apiVersion": resource.api_version, "kind": str(page.get("kind", "")).removesuffix("List")}
-            objects += [{**kind, **item} for item in page.get("items", [])]
-            meta = page.get("metadata", {})
+            objects += [{**kind, **item} for item in items]
             if not meta.get("continue"):
                 return objects, str(meta.get("resourceVersion", ""))
             query["continue"] = meta["continue"]
@@ -158,9 +164,15 @@ class Api:
             warnings.extend(text for text in texts if text not in warnings)
         try:
             answer: Json = json.loads(response.data or b"{}")
-        except ValueError as error:
-            raise UnreachableError(f"{self.origin}: {action}: the answer is no JSON; is this an API server?") from error
+        except (ValueError, RecursionError) as error:
+            raise self._no_api_server(action, "JSON") from error
+        if not isinstance(answer, dict):
+            raise self._no_api_server(action, "object")
         return answer
+
+    def _no_api_server(self, action: str, expected: str) -> UnreachableError:
+        """Return the error of an answer that no API server gives, as from another service, or a page to log in."""
+        return UnreachableError(f"{self.origin}: {action}: the answer is no {expected}; is this an API server?")
 
     def read(self, path: str, query: Mapping[str, str], *, action: str) -> bytes:
         """Return an answer that is not JSON, unchanged."""
@@ -284,6 +296,17 @@ def connect(access: ClusterAccess) -> Api:
         namespace=access.namespace or cluster.namespace,
         origin=cluster.origin,
     )
+
+
+def _is_object(answer: object) -> bool:
+    return isinstance(answer, dict) and isinstance(answer.get("metadata"), dict)
+
+
+def _is_list(page: Json) -> bool:
+    """Return whether an answer is a page of objects; Go writes an empty list as null too."""
+    items = page.get("items", "")
+    is_page = (items is None or isinstance(items, list)) and isinstance(page.get("metadata", {}), dict)
+    return is_page and all(map(_is_object, items or ()))
 
 
 def if_allowed(ask: Callable[[], Answer]) -> tuple[Answer | None, str]:

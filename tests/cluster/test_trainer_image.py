@@ -28,6 +28,7 @@ FIND_TORCH = (
     "import os, trainer; from importlib.util import find_spec; assert find_spec('torch'); "
     "print(os.environ['ASCEND_TOOLKIT_HOME'], trainer.__file__)"
 )
+SHADOW = "cd /tmp && echo 'raise SystemExit(9)' >trainer.py && exec python -m trainer --version"
 # Each container: its part of the pod's manifest, its exit code, and a text in its log.
 CONTAINERS: dict[str, tuple[dict[str, Any], int, str]] = {
     "version": ({"args": ["python", "-m", "trainer", "--version"]}, 0, f"pnas {VERSION}"),
@@ -45,6 +46,7 @@ CONTAINERS: dict[str, tuple[dict[str, Any], int, str]] = {
     "shell": ({"command": ["sh", "-c", f'exec python3 -c "{FIND_TORCH}"']}, 0, f"{cann_image.HOME} /opt/pnas/lib/"),
     # A start by path gets no environment: all that this command needs must be in the image.
     "without-environment": ({"command": ["/opt/pnas/bin/python", "-m", "trainer", "--version"]}, 0, f"pnas {VERSION}"),
+    "shadow": ({"command": ["sh", "-c", SHADOW]}, 0, f"pnas {VERSION}"),
     "apex": ({"command": ["/opt/pnas/bin/pip", "show", "apex"]}, 0, f"Version: {trainer_image.APEX_VERSION}"),
     "driver": ({"command": ["ls", "/usr/local/Ascend"]}, 0, "ascend-toolkit\n"),
 }

@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 Kind = Literal["reset", "end", "half-close", "silence", "slowness", "black hole", "server killed"]
+Relay = TypeVar("Relay", bound="FaultRelay")
 Victims = Literal["logs", "others", "all"]
 # SO_LINGER on, with a time of zero: close() sends a reset.
 _RESET = struct.pack("ii", 1, 0)
 _TICK_S = 0.02
+HANDSHAKE_BYTES = 8 << 10
+"""More bytes than a TLS handshake takes: after them, a connection carries requests and answers."""
 _BLOCK = 1 << 14
 
 
@@ -49,19 +52,19 @@ class FaultRelay:
         begin: called at the first connection, with which the plan begins.
     """
 
-    def __init__(self, target: int, faults: Sequence[Fault], begin: Callable[[], None]) -> None:
+    def __init__(self, target: int, faults: Sequence[Fault] = (), begin: Callable[[], None] = lambda: None) -> None:
         self._target = target
         self._begin = begin
         self._has_begun = threading.Event()
         self._faults = sorted(faults, key=lambda fault: fault.at_s)
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._listening.getsockname()[1]
-        self._connections: set[_Connection] = set()
+        self._connections: set[Connection] = set()
         self._hole: Victims = "all"
         self._hole_until = 0.0
         self._ended = threading.Event()
 
-    def __enter__(self) -> "FaultRelay":
+    def __enter__(self: Relay) -> Relay:
         self._listen()
         threading.Thread(target=self._act, daemon=True).start()
         return self
@@ -89,13 +92,20 @@ class FaultRelay:
                 if not self._has_begun.is_set():
                     self._begin()
                     self._has_begun.set()
-                connection = _Connection(
-                    client, socket.create_connection(("127.0.0.1", self._target)), self._is_in_hole
-                )
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:  # the server restarts
+                    client.close()
+                    continue
+                connection = Connection(client, server, self._is_in_hole)
                 self._connections.add(connection)
                 connection.start()
+                self.accepted(connection)
 
-    def _is_in_hole(self, connection: "_Connection") -> bool:
+    def accepted(self, connection: "Connection") -> None:
+        """Begin what happens to this connection in addition to the plan."""
+
+    def _is_in_hole(self, connection: "Connection") -> bool:
         return time.monotonic() < self._hole_until and connection.is_victim(self._hole)
 
     def _act(self) -> None:
@@ -105,7 +115,9 @@ class FaultRelay:
             if self._ended.wait(max(0.0, began + fault.at_s - time.monotonic())):
                 return
             if fault.kind == "server killed":
-                self._kill_server(fault.lasts_s)
+                self.kill_server()
+                if not self._ended.wait(fault.lasts_s):
+                    self.restart_server()
                 continue
             until = time.monotonic() + fault.lasts_s
             if fault.kind == "black hole":
@@ -113,21 +125,24 @@ class FaultRelay:
             for connection in [item for item in tuple(self._connections) if item.is_victim(fault.victims)]:
                 connection.suffer(fault, until)
 
-    def _kill_server(self, lasts_s: float) -> None:
+    def kill_server(self) -> None:
+        """Reset every connection, and refuse new ones."""
         self._close()
         for connection in tuple(self._connections):
             connection.reset()
         self._connections.clear()
-        if not self._ended.wait(lasts_s):
-            self._listening = socket.create_server(("127.0.0.1", self.port), backlog=128)
-            self._listen()
+
+    def restart_server(self) -> None:
+        """Accept connections again, on the same port."""
+        self._listening = socket.create_server(("127.0.0.1", self.port), backlog=128)
+        self._listen()
 
 
-class _Connection:
+class Connection:
     """A client's connection and the relay's own to the server."""
 
     def __init__(
-        self, client: socket.socket, server: socket.socket, is_in_hole: Callable[["_Connection"], bool]
+        self, client: socket.socket, server: socket.socket, is_in_hole: Callable[["Connection"], bool]
     ) -> None:
         self._is_in_hole = is_in_hole
         self._client = client
@@ -137,6 +152,8 @@ class _Connection:
         self._slow_until = 0.0
         self._bytes_per_s = math.inf
         self.silent_until = 0.0
+        self.is_in_use = threading.Event()
+        """Set after more bytes than a handshake takes, in one direction."""
 
     def start(self) -> None:
         for source, destination in ((self._client, self._server), (self._server, self._client)):
@@ -176,8 +193,12 @@ class _Connection:
             end.close()
 
     def _pump(self, source: socket.socket, destination: socket.socket) -> None:
+        carried = 0
         with suppress(OSError):
             while data := source.recv(_BLOCK):
+                carried += len(data)
+                if carried >= HANDSHAKE_BYTES:
+                    self.is_in_use.set()
                 if source is self._client and b" HTTP/1." in data:
                     self._carries = "logs" if b"/log?" in data else "others"
                 if source is self._client and self._is_in_hole(self):

@@ -35,9 +35,9 @@ from trainer.shared.runs import CHECKPOINTS_FOLDER, TRAINING
 from trainer.topology import Topology
 
 # With another value of one of these, it is another run.
-IDENTITY = ("model", "padding", "aux", "seed")
-# The images are compared by their names, and the weights were read at the run's beginning.
-_CHECKED_ELSEWHERE = frozenset({"data_path", "weights"})
+IDENTITY = ("mode", "model", "padding", "aux", "seed")
+# The images are compared by their names.
+_CHECKED_ELSEWHERE = frozenset({"data_path"})
 
 
 @dataclass(frozen=True)

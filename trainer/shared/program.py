@@ -12,7 +12,9 @@ from typing import NoReturn, TextIO
 from trainer.shared.container import OUT_OF_MEMORY
 from trainer.shared.errors import UsageError
 
-TRAINER = "pnas-trainer" if Path(sys.argv[0]).name in ("pnas", "pnas-trainer") else "python -m trainer"
+# Programs of an installed package start each other by the path of start.py.
+_SCRIPTS = ("pnas", "pnas-trainer", *(("start.py",) if "site-packages" in Path(__file__).parts else ()))
+TRAINER = "pnas-trainer" if Path(sys.argv[0]).name in _SCRIPTS else "python -m trainer"
 """The command line of the trainer, as the user can type it: an installed script if the user began one, or a module."""
 INTERRUPTED = 130
 BROKEN_PIPE = 141

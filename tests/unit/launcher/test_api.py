@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from launcher.errors import ApiError
+from launcher.errors import ApiError, UnreachableError
 from launcher.kube.access import Credentials
 from launcher.kube.api import Api
 from launcher.kube.reflector import Reflector, Selector
@@ -202,3 +202,19 @@ def test_a_name_stays_one_part_of_a_path(name: str) -> None:
     path = PODS.path(name, name, "log")
     assert [unquote(part) for part in path.split("/")] == ["", "api", "v1", "namespaces", name, "pods", name, "log"]
     assert "?" not in path
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"status": "ok"}, [], None, 5, "x", {"items": 5}, {"items": [None]}, {"items": [], "metadata": 1}]
+)
+def test_an_answer_that_no_api_server_gives_is_no_empty_list(serve: Any, body: object) -> None:
+    """Another service at this address, or a page to log in, can answer any request with 200."""
+    client = api(serve((200, {}, body)))
+    for ask in (lambda: client.list(PODS), lambda: client.find(PODS, "a")):
+        with pytest.raises(UnreachableError, match=r"the answer is no (list|object); is this an API server\?$"):
+            ask()
+
+
+def test_an_empty_list_can_be_null(serve: Any) -> None:
+    answer = {"kind": "PodList", "metadata": {"resourceVersion": "7"}, "items": None}
+    assert api(serve((200, {}, answer))).list(PODS) == ([], "7")

@@ -94,6 +94,8 @@ def test_the_installed_programs_have_the_profiles_and_name_themselves(installed:
         page = run(installed / "bin" / "pnas-trainer", *words, "--help")
         assert page.startswith(" ".join(("Usage: pnas-trainer", *words)))
         assert "python -m trainer" not in page
+    (start,) = installed.glob("lib/python*/site-packages/trainer/shared/start.py")
+    assert run(installed / "bin" / "python", start, "trainer.cli", "--help").startswith("Usage: pnas-trainer")
     submit = ("submit", "--backend", "local", "--data-path", ".")
     hint = subprocess.run((installed / "bin" / "pnas", *submit), capture_output=True, text=True, check=False).stderr
     assert "(see `pnas-trainer data --help`)" in hint

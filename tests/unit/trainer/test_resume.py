@@ -198,11 +198,22 @@ def test_the_users_settings_win_over_the_checkpoints_and_these_over_presets(monk
     assert config.output == run.parent
 
 
-def test_a_setting_that_only_a_beginning_uses_stays_as_it_was() -> None:
-    _run(10, lr_batch=64)
-    begun = _begin(resume="auto", run_name="r", lr_batch=8)
-    assert begun.attempt.config.lr_batch == 64, "the rate has been scaled"
-    assert begun.notes[0] == "resume: --lr-batch is for new runs: it stays at 64"
+@pytest.mark.parametrize(
+    ("begun", "changed", "note"),
+    [
+        ({"lr_batch": 64}, {"lr_batch": 8}, "--lr-batch is for new runs: it stays at 64"),
+        ({}, {"weights": Path("other.pth")}, "--weights is for new runs: it stays at None"),
+        ({}, {"match_classes": "new"}, "--match-classes is for new runs: it stays at name"),
+    ],
+)
+def test_a_setting_that_only_a_beginning_uses_stays_as_it_was(
+    begun: dict[str, Any], changed: dict[str, Any], note: str
+) -> None:
+    _run(10, **begun)
+    resumed = _begin(resume="auto", run_name="r", **changed)
+    [name] = changed
+    assert getattr(resumed.attempt.config, name) == getattr(TrainConfig(**begun), name)
+    assert resumed.notes[0] == f"resume: {note}"
 
 
 def test_a_finetuning_run_is_resumed_without_its_weights(tmp_path: Path) -> None:
@@ -218,6 +229,7 @@ def test_a_finetuning_run_is_resumed_without_its_weights(tmp_path: Path) -> None
     [
         ({"model": "pnasnet5tiny"}, "--model pnasnet5tiny: checkpoint step-000000010 was made with pnasnet5large"),
         ({"padding": "seed"}, "--padding seed: checkpoint step-000000010 was made with exact: leave --padding out"),
+        ({"mode": "finetune", "weights": Path("w")}, "--mode finetune: checkpoint step-000000010 was made with full"),
         ({"aux": "tf"}, "--aux tf: checkpoint"),
         ({"seed": 3}, "--seed 3: checkpoint"),
         ({"mode": "eval", "weights": "w"}, "continues training; to evaluate give --weights"),

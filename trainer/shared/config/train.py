@@ -292,7 +292,7 @@ OF_ONE_ATTEMPT = frozenset(
     }
 )
 """Settings of the machine or of one attempt, which a resumed run does not take from its checkpoint."""
-OF_THE_BEGINNING = ("lr_batch",)
+OF_THE_BEGINNING = ("lr_batch", "weights", "match_classes")
 """Settings that only a run's first attempt uses: a resumed run has them from its checkpoint."""
 
 
