@@ -11,7 +11,6 @@ import re
 import signal
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import pytest
 
 from tests.local.conftest import train
 from tests.local.resumable_runs import BackgroundTrainer, assert_same_run, recipe
-from trainer.run.restarts import RestartLimit
 from trainer.shared.errors import NO_RETRY, RESUMABLE
 from trainer.topology.ports import free_port
 from trainer.worker.task import TASK_VARIABLE
@@ -158,13 +156,3 @@ def test_a_failure_that_the_worker_understands_is_no_crash(tmp_path: Path, few_d
     assert result.code == NO_RETRY
     assert "was not finite" in result.stdout.splitlines()[-1]
     assert " restart attempt=" not in result.stdout
-
-
-def test_restarts_are_counted_by_the_hour() -> None:
-    now = 0.0
-    limit = RestartLimit(2, clock=lambda: now)
-    answers = Counter[tuple[float, bool]]()
-    for now in (0.0, 1800.0, 3599.0, 3600.0, 5399.0, 5400.0):
-        answers[now, limit.take()] += 1
-    assert [answer for _, answer in sorted(answers)] == [True, True, False, True, False, True]
-    assert not RestartLimit(0).take()

@@ -186,3 +186,17 @@ def test_lines_go_on_if_a_log_file_cannot_be_written_and_one_line_says_so(
 def test_lines_are_appended_to_an_earlier_log(supervisors: SupervisorRunner) -> None:
     supervisors.log(0).write_text("an earlier attempt\n")
     assert supervisors.run("print('now')").logs[0] == b"an earlier attempt\n[rank 0 cpu:0 #1] now\n"
+
+
+def test_the_numbers_of_a_ranks_lines_go_on_in_its_next_process(supervisors: SupervisorRunner) -> None:
+    flag = supervisors.folder / "flag"
+    script = (
+        f"import pathlib, sys\nflag = pathlib.Path({str(flag)!r})\n"
+        "if flag.exists(): print('second'); sys.exit(3)\n"
+        "flag.touch(); print('error first'); print('half a line', end=''); sys.exit(1)"
+    )
+    result = supervisors.run(script, groups=2)
+    assert result.texts("rank 0 cpu:0") == ["error first", "half a line", "second"]
+    assert result.lines[-2].endswith('ended lines="0:3" outcome=failed')
+    assert result.lines[-1].endswith('cause="exit code 3: second"'), "the earlier process's words are not its cause"
+    assert result.logs[0].splitlines() == [line.encode() for line in result.lines if line.startswith("[rank 0")]

@@ -31,7 +31,9 @@ def test_out_of_memory_names_the_options_to_lower(run: Run) -> None:
 
 
 def test_a_failed_device_is_named_not_the_ranks_that_lose_their_peer(run: Run) -> None:
-    done = run("failed", *SHORT, *FP32, "--npus", "2", environ={"NPU_EMULATED_FAIL": "1:20"})
+    options = ("--npus", "2", "--restarts", "3")
+    done = run("failed", *SHORT, *FP32, *options, environ={"NPU_EMULATED_FAIL": "1:20"})
+    assert " restart attempt=" not in done.stdout, "the pod ends, so that the platform can take the device out"
     cause = _cause(done)
     assert "rank=1 device=npu:1" in cause
     assert "the device failed (hbm Multi-bit ECC error)" in cause

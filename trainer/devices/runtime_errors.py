@@ -12,6 +12,9 @@ from trainer.shared.program import TRAINER
 
 FAULTS = r"hbm Multi-bit ECC error|device mem error|device task abort|link error|hccl op retry failed"
 
+HCCL_FAILED = "HCCL failed in"
+"""How the line about an error of HCCL's without a known reason begins: new processes might not meet it again."""
+
 CODE = r"(?i:\bret|\berror(?:_?code)?|\bcode)\b\W*(is\b)?\W*"
 """Stands before a code: the codes of dcmi and of the runtime are bare numbers, which other texts contain too."""
 
@@ -58,7 +61,7 @@ NPU_RULES: Rules = (
         "the device failed ({what}): run npu-smi info, and take it or its node out",
     ),
     (r"suspect remote error", "a peer is gone (suspect remote error): see the other ranks' lines"),
-    (r"HCCL function error: (?P<what>\w+)", "HCCL failed in {what}: its own words follow"),
+    (r"HCCL function error: (?P<what>\w+)", HCCL_FAILED + " {what}: its own words follow"),
     (
         rf"{CODE}-8020\b|-8020\b.{{0,40}}device is used|NPU is busy",
         "the device is in use by another process: see npu-smi info, and end it or choose another device",

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from trainer.data.index import load_datasets
 from trainer.devices.device import open_device
-from trainer.devices.runtime_errors import explain_runtime_error
+from trainer.devices.runtime_errors import HCCL_FAILED, explain_runtime_error
 from trainer.distributed.process_group import (
     all_gather_object,
     join_process_group,
@@ -207,8 +207,9 @@ def _report_unexpected_error(
     if explanation is not None:
         say(f"error {explanation}")
         _quote(error)
-        # A device that has failed fails the next process too; only a peer can be there again.
-        _exit(CRASHED if blames_a_peer(explanation.encode()) else TrainerError.exit_code)
+        # A device that has failed fails the next process too; a peer can be there again.
+        passes = blames_a_peer(explanation.encode()) or explanation.startswith(HCCL_FAILED)
+        _exit(CRASHED if passes else TrainerError.exit_code)
     if not blames_a_peer(reason.encode()):
         print_exception(kind, error, traceback, file=sys.stdout)
     say(f"error {reason}")
