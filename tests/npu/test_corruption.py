@@ -71,6 +71,8 @@ def test_a_device_that_is_wrong_again_ends_the_attempt_and_is_the_first_cause(ru
     last = done.stdout.splitlines()[-1]
     assert 'failed rank=2 device=npu:2 cause="the device failed (silent corruption)' in last
     assert not any(line["rank"] != "2" for line in done.events("corruption"))
+    rows = [(row["rank"], row["device"].split()[0], row["action"]) for row in done.metrics("corruption")]
+    assert rows == [("2", "npu:2", "roll back"), ("2", "npu:2", "end")]
     steps = [row["global_step"] for row in done.metrics("step")]
     assert steps == sorted(set(steps)), "a step that was repeated must be there once"
 

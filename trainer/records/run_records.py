@@ -79,8 +79,10 @@ class SavedExtent:
     epoch_steps: int = 0
 
     def holds(self, line: bytes) -> bool:
-        """Return whether a line of `metrics.jsonl` is about one of them."""
+        """Return whether a line of `metrics.jsonl` is about one of them, or about a corruption, which stays true."""
         match _row(line):
+            case {"kind": "corruption"}:
+                return True
             case {"kind": "eval", "epoch": int(epoch)}:
                 return epoch < self.epochs
             case {"global_step": int(step)}:
@@ -183,6 +185,11 @@ class Records(contextlib.AbstractContextManager["Records"]):
         self._boards["eval"].write_scalars(
             *((f"eval/{name}", row[name], max(steps - 1, 0)) for name in ("loss", "top1", "top5"))
         )
+
+    def write_corruption(self, row: dict[str, Any]) -> None:
+        """Write which rank's state was wrong, and what the run did then; ranks other than 0 write nothing."""
+        if self._metrics is not None:
+            self._metrics.write_lines(_json({"kind": "corruption", **row, **_time()}))
 
     def write_epoch(
         self, *, lr: float, train_loss: float, valid_loss: float, train_top1: float, valid_top1: float, fps: float

@@ -95,7 +95,7 @@ class CheckpointManager:
         # The batch statistics are averaged for an evaluation, and then differ from the next epoch's first step on.
         place = Place(progress.epoch, progress.step, averaged=progress.equalised or progress.step == 0)
         with training.watchdog.waiting(PEERS, epoch=progress.epoch, step=progress.step):
-            check_agreement(training, training.comparison.compare_now(place))
+            check_agreement(training, records, training.comparison.compare_now(place))
             training.comparison.forget_results(place)
             tensors = state_tensors(training)
         progress.wall_s = self._wall_before + time.perf_counter() - self._started_at

@@ -7,9 +7,10 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from trainer.distributed.process_group import all_gather_object
-from trainer.records.run_records import say
+from trainer.records.run_records import Records, say
 from trainer.shared.errors import NoRetryError, TrainerError
 from trainer.supervisor import A_PEER_DIFFERS
 from trainer.training.comparison import Comparison, Place
@@ -78,7 +79,7 @@ def _first_to_differ(differences: Sequence[Difference]) -> tuple[int, ...]:
     return tuple(rank for rank, difference in enumerate(differences) if difference == earliest)
 
 
-def check_agreement(training: Training, now: Comparison | None) -> None:
+def check_agreement(training: Training, records: Records, now: Comparison | None) -> None:
     """Do nothing if all ranks have the same state; else name the rank that differs.
 
     Raises:
@@ -106,9 +107,11 @@ def check_agreement(training: Training, now: Comparison | None) -> None:
         comparison.roll_backs += 1
     ended = repeated or comparison.roll_backs > MOST_ROLL_BACKS or (before is not None and not verdict.agreed)
     stop = training.config.on_corruption == "stop" and comparison.disputed is None
+    action = "end" if ended or stop else "continue" if verdict.agreed else "roll back"
+    figures = describe_verdict(verdict, now.place, owners, action=action)
+    records.write_corruption(figures)
     if training.rank in {0, *verdict.ranks}:
-        action = "end" if ended or stop else "continue" if verdict.agreed else "roll back"
-        say_verdict(verdict, now.place, owners, action=action)
+        say("corruption", **figures)
     reason = explain(verdict, now.place, owners, own_rank=training.rank)
     if stop:
         raise NoRetryError(f"{reason}; --on-corruption stop ends the run")
@@ -116,18 +119,17 @@ def check_agreement(training: Training, now: Comparison | None) -> None:
         raise CorruptionError(reason, recoverable=not ended)
 
 
-def say_verdict(verdict: Verdict, place: Place, owners: list[str], *, action: str) -> None:
-    """Print the line about a corruption."""
-    say(
-        "corruption",
-        rank=",".join(map(str, verdict.ranks)) or "unknown",
-        device=", ".join(owners[rank] for rank in verdict.ranks) or None,
-        epoch=place.epoch,
-        step=place.step,
-        ranks=len(owners),
-        told_by=verdict.told_by,
-        action=action,
-    )
+def describe_verdict(verdict: Verdict, place: Place, owners: list[str], *, action: str) -> dict[str, Any]:
+    """Return the values of the line about a corruption."""
+    return {
+        "rank": ",".join(map(str, verdict.ranks)) or "unknown",
+        "device": ", ".join(owners[rank] for rank in verdict.ranks) or None,
+        "epoch": place.epoch,
+        "step": place.step,
+        "ranks": len(owners),
+        "told_by": verdict.told_by,
+        "action": action,
+    }
 
 
 def explain(verdict: Verdict, place: Place, owners: list[str], *, own_rank: int) -> str:

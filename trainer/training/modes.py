@@ -189,7 +189,7 @@ def _check_steps(run: Run, window: StepWindow, *, epoch: int) -> None:
     """
     run.training.comparison.add_results(window.results, epoch=epoch, first_step=window.first_step)
     for comparison in window.comparisons:
-        check_agreement(run.training, comparison)
+        check_agreement(run.training, run.records, comparison)
     training, progress = run.training, run.progress
     allowed = training.config.max_bad_steps + training.precision.overflows
     for step, bad in enumerate(window.bad, window.first_step):

@@ -23,7 +23,7 @@ SMALL = {"model": "pnasnet5tiny", "image_size": 32, "batch_size": 4, "aux": "non
 BEGINNING = Place(0, 0, averaged=False)
 
 
-def _training(*, ranks: int = 2, **settings: Any) -> Training:
+def comparing_training(*, ranks: int = 2, **settings: Any) -> Training:
     """Return the parts of rank 1 of `ranks`, without its peers: a sum over ranks is then its own number."""
     config = TrainConfig.model_validate({**SMALL, "ema": 0.9, "momentum": 0.9, **settings})
     task = WorkerTask(config, Path("unused"), rank=min(1, ranks - 1), world_size=ranks)
@@ -57,7 +57,7 @@ def test_comparisons_add_no_reduction_and_no_wait_to_the_steps(monkeypatch: pyte
     sizes: dict[int, list[int]] = {}
     for every in (0, 1, 2):
         sizes[every] = []
-        training = _training(compare_every=every, log_interval=4)
+        training = comparing_training(compare_every=every, log_interval=4)
 
         def count(values: Tensor, sums: list[int] = sizes[every]) -> Tensor:
             sums.append(values.numel())
@@ -74,7 +74,7 @@ def test_comparisons_add_no_reduction_and_no_wait_to_the_steps(monkeypatch: pyte
 
 
 def test_one_rank_and_an_interval_of_zero_compare_nothing() -> None:
-    for training in (_training(ranks=1), _training(compare_every=0)):
+    for training in (comparing_training(ranks=1), comparing_training(compare_every=0)):
         training.comparison.after_step(epoch=0, step=100)
         assert training.comparison.take_pending() == ([], [])
         assert training.comparison.compare_now(BEGINNING) is None
@@ -82,7 +82,7 @@ def test_one_rank_and_an_interval_of_zero_compare_nothing() -> None:
 
 
 def test_every_part_of_the_state_counts_and_statistics_only_once_they_were_averaged() -> None:
-    training = _training()
+    training = comparing_training()
     assert training.ema is not None
     parameter = training.network.last_linear.weight
     compared = {
@@ -108,7 +108,7 @@ def test_every_part_of_the_state_counts_and_statistics_only_once_they_were_avera
 
 
 def test_a_disputed_place_is_compared_again_between_two_intervals() -> None:
-    training = _training(compare_every=100)
+    training = comparing_training(compare_every=100)
     comparison: StateComparison = training.comparison
     comparison.disputed = comparison.compare_now(Place(0, 2, averaged=False))
     windows = _train(training, 3)

@@ -1,16 +1,50 @@
-"""Ranks whose states differ: which one is named, and by what."""
+"""Ranks whose states differ: which one is named, by what, and when the run goes back or ends."""
+
+from typing import Any
+from unittest import mock
 
 import pytest
 
+from tests.unit.training.test_comparison import comparing_training
+from trainer.shared.errors import RESUMABLE, NoRetryError
 from trainer.supervisor import blames_a_peer
+from trainer.training import corruption, modes
 from trainer.training.comparison import Comparison, Place, split_hashes
-from trainer.training.corruption import NO_MAJORITY, Verdict, explain, find_wrong_ranks
+from trainer.training.corruption import (
+    NO_MAJORITY,
+    CorruptionError,
+    Verdict,
+    check_agreement,
+    explain,
+    find_wrong_ranks,
+)
 
 PLACE = Place(epoch=1, step=20, averaged=False)
 
 
 def _comparison(*hashes: int) -> Comparison:
     return Comparison(PLACE, hashes)
+
+
+class Ranks:
+    """A training whose peers are only in the comparisons that a test gives it; `lines` are its records."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, ranks: int, **settings: Any) -> None:
+        self.training = comparing_training(ranks=ranks, **settings)
+        self.lines: list[dict[str, Any]] = []
+        self._records = mock.Mock(write_corruption=self.lines.append)
+        monkeypatch.setattr(corruption, "all_gather_object", lambda value, _group: [value] * ranks)
+
+    def check(self, *hashes: int) -> str:
+        """Return what the run does after a comparison."""
+        self.training.comparison.discard()
+        try:
+            check_agreement(self.training, self._records, _comparison(*hashes))
+        except CorruptionError as error:
+            return "roll back" if error.recoverable else "leave the pod"
+        except NoRetryError:
+            return "stop"
+        return "continue"
 
 
 @pytest.mark.parametrize(
@@ -66,3 +100,72 @@ def test_sums_over_ranks_are_split_by_place() -> None:
         Comparison(later, (4, 5, 6)),
     )
     assert split_hashes([], []) == ()
+
+
+@pytest.mark.parametrize(
+    ("differences", "ranks"),
+    [
+        (((1, 17), (1, 18)), (0,)),
+        (((2, 0), (1, 18)), (1,)),
+        ((None, (1, 18)), (1,)),
+        # Both at once: it began before, and spread.
+        (((1, 18), (1, 18)), ()),
+        ((None, None), ()),
+    ],
+)
+def test_the_rank_whose_results_differ_first_was_wrong(
+    differences: tuple[tuple[int, int] | None, ...], ranks: tuple[int, ...]
+) -> None:
+    """Both ranks end in another state than before, since a wrong state spreads with the next gradients."""
+    verdict = find_wrong_ranks(_comparison(7, 7), _comparison(5, 6), differences)
+    assert verdict is not None
+    assert verdict.ranks == ranks
+
+
+WRONG = {0: (6, 5, 5), 1: (5, 6, 5), 2: (5, 5, 6)}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "actions"),
+    [
+        ([1, None, 2, 0], ["roll back", "continue", "roll back", "roll back"]),
+        ([1, 2, 1], ["roll back", "roll back", "leave the pod"]),
+        ([1, 1], ["roll back", "leave the pod"]),
+    ],
+)
+def test_a_rank_that_is_wrong_again_leaves_the_pod(
+    monkeypatch: pytest.MonkeyPatch, wrong: list[int | None], actions: list[str]
+) -> None:
+    ranks = Ranks(monkeypatch, ranks=3)
+    assert [ranks.check(*((5, 5, 5) if rank is None else WRONG[rank])) for rank in wrong] == actions
+    assert [line["rank"] for line in ranks.lines] == [str(rank) for rank in wrong if rank is not None]
+
+
+def test_corruptions_of_different_ranks_do_not_go_on_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Ranks(monkeypatch, ranks=5)
+    hashes = [tuple(6 if rank == wrong else 5 for rank in range(5)) for wrong in range(4)]
+    assert [ranks.check(*row) for row in hashes] == ["roll back"] * 3 + ["leave the pod"]
+
+
+def test_two_ranks_repeat_the_steps_before_either_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Ranks(monkeypatch, ranks=2)
+    assert [ranks.check(5, 6), ranks.check(5, 5)] == ["roll back", "continue"]
+    assert [(line["rank"], line["told_by"]) for line in ranks.lines] == [("unknown", NO_MAJORITY), ("1", "replay")]
+    assert [ranks.check(5, 6), ranks.check(5, 7)] == ["roll back", "leave the pod"]
+
+
+def test_the_run_stops_on_request_after_the_replay_of_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    two, three = (Ranks(monkeypatch, ranks=count, on_corruption="stop") for count in (2, 3))
+    assert three.check(5, 6, 5) == "stop"
+    monkeypatch.setattr(corruption, "all_gather_object", lambda value, _group: [value] * 2)
+    assert [two.check(5, 6), two.check(6, 6)] == ["roll back", "stop"]
+
+
+def test_a_run_that_is_asked_to_stop_ends_in_time_without_saving_a_corrupt_state(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = mock.Mock()
+    run.checkpoints.save.side_effect = CorruptionError("the ranks' states differ", recoverable=True)
+    run.checkpoints.finish.return_value = None
+    assert modes._stop(run) == RESUMABLE
+    assert "the state at the stop is not saved" in capsys.readouterr().out
