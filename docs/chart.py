@@ -45,6 +45,9 @@ _DURATION, _INTERVAL = (
     {**_POSITIVE, "allOf": [{"pattern": f"^([0-9]+|({number} *(d|h|min|m|s) *)+)$"}, {"pattern": "[1-9]"}]}
     for number in ("[0-9]+", "[0-9]+(\\.[0-9]+)?")
 )
+_SNAPSHOT_INTERVAL = {
+    "anyOf": [{"enum": ["auto", "never", "0", 0]}, {"type": "string", **_INTERVAL}, {"type": "integer", "minimum": 1}]
+}
 _ABSOLUTE = {"pattern": "^/"}
 # Rules that the launcher checks by functions, which pydantic's schema does not contain.
 _RULES: Mapping[str, Mapping[str, Any]] = {
@@ -57,6 +60,7 @@ _RULES: Mapping[str, Mapping[str, Any]] = {
     "image": {"pattern": f"^({IMAGE.pattern})$"},
     "resume": {"pattern": "^(/|auto$)"},
     "checkpoint_every": _INTERVAL,
+    "snapshot_every": _SNAPSHOT_INTERVAL,
 }
 _LABELS = (f"({QUALIFIED.pattern})=({VALUE.pattern})", QUALIFIED.pattern, VALUE.pattern)
 _ANY, _EFFECT = "[\\s\\S]*", f"(:({'|'.join(('', *EFFECTS))}))?"

@@ -1,7 +1,7 @@
 """Checkpoints are written while training continues: the loop waits for a copy of the state, a thread writes it.
 
 A slow disk makes the next checkpoint late. A full disk costs a checkpoint and a warning; earlier ones stay, and
-training continues.
+training continues. Snapshots, which lie in memory, take the same way.
 """
 
 import threading
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint.manifest import BadCheckpointError, Blob
+from trainer.checkpoint.snapshot import SnapshotPace, drop_snapshots, write_snapshot
 from trainer.checkpoint.writing import UNSHARED, CheckpointWriter, prune_checkpoints, scratch_folder, write_checkpoint
 from trainer.model.weights import write_weights
 from trainer.records.run_records import say
@@ -33,7 +34,10 @@ DTYPES = {
 
 
 class Saver:
-    """Rank 0's writer. The other ranks have no saver; they only take part in gathering the state."""
+    """The writer of rank 0, and on other nodes of their first rank, which takes only snapshots.
+
+    The other ranks have no saver; they only take part in gathering the state.
+    """
 
     def __init__(
         self,
@@ -45,6 +49,8 @@ class Saver:
         evaluated: str,
         description: Mapping[str, str],
         writer: CheckpointWriter = UNSHARED,
+        snapshots: Path | None = None,
+        pace: SnapshotPace | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Write into `folder`.
@@ -56,6 +62,8 @@ class Saver:
             evaluated: how the names of the evaluated model's tensors begin: `model.` or `ema.`.
             description: what weight files say about themselves.
             writer: the run's attempt.
+            snapshots: the folder in memory for snapshots; None for a run without them.
+            pace: how often a snapshot is due; None if another rank or no rank decides it.
         """
         self._folder, self._every, self._keep, self._pin = folder, every, keep, pin_memory
         self._evaluated, self._description, self._clock = evaluated, dict(description), clock
@@ -65,10 +73,21 @@ class Saver:
         self._error: str | None = None
         self._last_step, self._last_time = 0, clock()
         self._late = False
+        self._snapshots, self._pace = snapshots, pace
+        self._is_snapshot = False
+        """Whether the last save was a snapshot."""
+        self._snapshot_failed = False
+        self._unsaved = False
 
     def start_at(self, step: int) -> None:
         """Count from `step`, whose state needs no more saving."""
         self._last_step, self._last_time = step, self._clock()
+        if self._pace is not None:
+            self._pace.start_at(step)
+
+    def save_soon(self) -> None:
+        """Make the next checkpoint due at once: the state lies only in memory."""
+        self._unsaved = True
 
     def is_due(self, step: int) -> bool:
         """Return whether to take a checkpoint after `step` steps; it is late while an earlier one is being written."""
@@ -76,16 +95,22 @@ class Saver:
             due = step // self._every.steps > self._last_step // self._every.steps
         else:
             due = self._clock() - self._last_time >= (self._every.seconds or 0)
+        due |= self._unsaved
         if due and self._thread is not None and self._thread.is_alive():
-            if not self._late:
+            if not self._late and not self._is_snapshot:
                 say("warning", text=f"checkpoint of step {step} is late: the one before is still being written")
-            self._late = True
+                self._late = True
             return False
         if due:
             # All ranks will agree on it one step later; until then it must not be due again.
             self.start_at(step)
-            self._late = False
+            self._late = self._unsaved = False
         return due
+
+    def is_snapshot_due(self, step: int, *, window_ends: bool) -> bool:
+        """Return whether to take a snapshot after `step` steps; not while an earlier save is being written."""
+        writing = self._thread is not None and self._thread.is_alive()
+        return self._pace is not None and not writing and self._pace.is_due(step, window_ends=window_ends)
 
     def save(
         self,
@@ -108,10 +133,30 @@ class Saver:
         # The thread clears it on success: an unexpected error ends the thread silently.
         self._error = "its writer died (its traceback is above)"
         self.start_at(step)
-        self._thread = threading.Thread(
-            target=self._write, args=(step, dict(content), tuple(weights), sync), name="checkpoint", daemon=True
-        )
-        self._thread.start()
+        self._start(False, self._write, step, dict(content), tuple(weights), sync)
+
+    def snapshot(
+        self, step: int, tensors: Mapping[str, Tensor], content: Mapping[str, Any], *, began: float | None = None
+    ) -> None:
+        """Copy the state and start to write it to the memory for snapshots; see `save`.
+
+        Args:
+            began: when the loop began to wait for it, on this saver's clock; the default is now.
+        """
+        began = self._clock() if began is None else began
+        self.wait()
+        self._copy(tensors)
+        self._start(True, self._write_snapshot, step, dict(content), self._clock() - began)
+
+    def drop_snapshots(self) -> None:
+        """Delete the snapshots: the run goes back to a checkpoint from before them."""
+        if self._snapshots is None:
+            return
+        try:
+            drop_snapshots(self._snapshots)
+        except OSError as error:
+            say("warning", text=f"{self._snapshots}: {error}; there are no more snapshots")
+            self._snapshots = None
 
     def wait(self) -> str | None:
         """Wait until the last checkpoint is on the disk. Return the reason if it was not saved."""
@@ -126,6 +171,11 @@ class Saver:
         if self._thread is not None:
             self._thread.join(timeout=timeout_s)
 
+    def _start(self, is_snapshot: bool, target: Callable[..., None], *arguments: object) -> None:
+        self._is_snapshot = is_snapshot
+        self._thread = threading.Thread(target=target, args=arguments, name="checkpoint", daemon=True)
+        self._thread.start()
+
     def _copy(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy into buffers that stay: allocating a gigabyte each time takes longer than copying it."""
         for name, tensor in tensors.items():
@@ -137,10 +187,11 @@ class Saver:
         try:
             sync()
             started_at = self._clock()
+            if self._snapshots is not None:
+                self._write_snapshot(step, content)
             # Before the checkpoint that counts them: a run that is killed in between writes them again.
             self._write_weights(weights)
-            blobs = {name: _blob(tensor) for name, tensor in self._buffers.items()}
-            manifest = write_checkpoint(self._folder, step, blobs, content, writer=self._writer)
+            manifest = write_checkpoint(self._folder, step, self._blobs(), content, writer=self._writer)
             say("checkpoint", step=step, mib=manifest.bytes / 2**20, write_s=self._clock() - started_at)
             self._error = None
         except (OSError, BadCheckpointError, TrainerError) as error:
@@ -151,6 +202,24 @@ class Saver:
             prune_checkpoints(self._folder, keep=self._keep, spare=[manifest.path], writer=self._writer)
         except (OSError, TrainerError) as error:
             say("warning", text=f"{self._folder}: older checkpoints cannot be deleted: {error}")
+
+    def _write_snapshot(self, step: int, content: dict[str, Any], blocked_s: float | None = None) -> None:
+        """Write the buffers to memory. `blocked_s` is how long the loop waited, if this thread does nothing else."""
+        if self._snapshots is None:
+            return
+        try:
+            write_snapshot(self._snapshots, step, self._blobs(), content)
+        except (OSError, BadCheckpointError) as error:
+            if not self._snapshot_failed:
+                say("warning", text=f"{self._snapshots}: {error}; the snapshot of step {step} is left out")
+            self._snapshot_failed = True
+            return
+        self._snapshot_failed = False
+        if self._pace is not None and blocked_s is not None:
+            self._pace.count(blocked_s=blocked_s, processor_s=time.thread_time())
+
+    def _blobs(self) -> dict[str, Blob]:
+        return {name: _blob(tensor) for name, tensor in self._buffers.items()}
 
     def _write_weights(self, names: Collection[str]) -> None:
         """Write the evaluated model's weights from the buffers to files."""

@@ -90,6 +90,7 @@ def write_checkpoint(
     content: Mapping[str, Any],
     *,
     writer: CheckpointWriter = UNSHARED,
+    read_back: bool = True,
 ) -> CheckpointManifest:
     """Write the checkpoint of `step` into `folder`, which is made if it is missing, and verify it from the disk.
 
@@ -99,6 +100,7 @@ def write_checkpoint(
     Args:
         step: optimizer steps since the run's beginning.
         content: what to store apart from the tensors: JSON values.
+        read_back: verify every byte on the disk; without it, a later reader does so.
 
     Returns:
         The manifest as it was read back.
@@ -117,7 +119,7 @@ def write_checkpoint(
         saved = datetime.now(timezone.utc).isoformat(timespec="seconds")
         _write_file(partial / MANIFEST_FILE, iter([encode_manifest(content, entries, saved)]), writer)
         fsync(partial)
-        manifest = _read_back(partial, folder / f".{final.name}.refused")
+        manifest = _read_back(partial, folder / f".{final.name}.refused") if read_back else read_manifest(partial)
         writer.prove()
         _install(partial, final)
     return dataclasses.replace(manifest, path=final)
@@ -166,10 +168,7 @@ def prune_checkpoints(
     counted = [path for path in paths if health[path] != BAD]
     good = [path for path in paths if health[path] == GOOD]
     remaining = {*paths[:1], *counted[:keep], *good[:1], *spare}
-    with scratch_folder(folder, writer) as scratch:
-        for path in list_checkpoints(folder):
-            if path not in remaining:
-                _discard(path, scratch)
+    delete_checkpoints(folder, [path for path in list_checkpoints(folder) if path not in remaining], writer=writer)
     newest = max((step for step in by_step if step is not None), default=-1)
     for path in list(folder.iterdir()) if by_step else []:
         leftover = _LEFTOVER.fullmatch(path.name)
@@ -192,6 +191,19 @@ def set_newer_aside(folder: Path, chosen: Path, *, attempt: int) -> list[Path]:
         _remove(aside / path.name)
         path.rename(aside / path.name)
     return newer
+
+
+def delete_checkpoints(folder: Path, paths: Collection[Path], *, writer: CheckpointWriter = UNSHARED) -> None:
+    """Delete these checkpoints of `folder`.
+
+    Raises:
+        OSError: one cannot be deleted.
+        TrainerError: the folder belongs to another process by now.
+    """
+    if paths:
+        with scratch_folder(folder, writer) as scratch:
+            for path in paths:
+                _discard(path, scratch)
 
 
 def _health(path: Path) -> str | None:

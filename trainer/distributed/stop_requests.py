@@ -17,8 +17,9 @@ class Request(IntEnum):
     """In order of urgency; the largest counts."""
 
     NONE = 0
-    SAVE = 1
-    STOP = 2
+    SNAPSHOT = 1
+    SAVE = 2
+    STOP = 3
     """Save, and leave."""
 
 

@@ -87,6 +87,12 @@ class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
         """Add lines."""
         self.write("".join(f"{line}\n" for line in lines).encode())
 
+    @property
+    def is_written(self) -> bool:
+        """Whether the system has taken everything: then it outlives this process, though not yet a power failure."""
+        with self._lock:
+            return self._taken == len(self._recent)
+
     def sync(self) -> None:
         """Wait until the disk has everything that was written before the call; others may write meanwhile.
 

@@ -250,9 +250,17 @@ class Records(contextlib.AbstractContextManager["Records"]):
         Raises:
             TrainerError: The disk does not take a file; the line names it.
         """
-        for file in (self._table, self._metrics, self._bad, *self._boards.values()):
-            if file is not None:
-                file.sync()
+        for file in self._all_files():
+            file.sync()
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the system has taken all lines, so that they stay even if this process is killed."""
+        return all(file.is_written for file in self._all_files())
+
+    def _all_files(self) -> list[AppendFile]:
+        files = (self._table, self._metrics, self._bad, *self._boards.values())
+        return [file for file in files if file is not None]
 
     def _replaced(self, line: bytes) -> bytes:
         row = _row(line) or {"torn": line.decode(errors="replace")}

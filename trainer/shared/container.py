@@ -70,6 +70,22 @@ def memory_bytes(process: Path = SELF) -> int:
     return min(limits)
 
 
+def free_memory_bytes(process: Path = SELF, meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Return the memory in bytes that this machine has available, or that the container may still use if that is less.
+
+    Pages of files that were not used lately count as free: the kernel drops them when memory is short.
+    """
+    available = re.search(r"^MemAvailable:\s*(\d+) kB$", text_if_readable(meminfo), re.MULTILINE)
+    free = [int(available[1]) * 1024] if available else [memory_bytes(process)]
+    for group in _groups("memory", process):
+        inactive = re.search(r"^(?:total_)?inactive_file (\d+)$", text_if_readable(group / "memory.stat"), re.MULTILINE)
+        for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            most, used = (text_if_readable(group / name).strip() for name in (limit, usage))
+            if most.isdigit() and used.isdigit():
+                free.append(int(most) - int(used) + (int(inactive[1]) if inactive else 0))
+    return max(0, min(free))
+
+
 def _groups(controller: str, process: Path) -> Iterator[Path]:
     """Yield the folders of this process's control groups for a controller, each with all groups above it.
 

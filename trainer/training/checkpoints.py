@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint.saver import Saver
+from trainer.checkpoint.snapshot import CODE, SnapshotPace, code_hash, shortage
 from trainer.checkpoint.writing import CheckpointWriter
 from trainer.distributed.process_group import all_gather_object, gather
 from trainer.distributed.stop_requests import Request
 from trainer.model.weights import describe_weights
 from trainer.records.lease import Lease
 from trainer.records.run_records import Records, say
+from trainer.shared.config.train import parse_snapshot_every
+from trainer.shared.container import usable_processors
 from trainer.shared.durations import Interval
 from trainer.shared.errors import TrainerError
 from trainer.shared.runs import CHECKPOINTS_FOLDER, TRAINING
@@ -39,7 +42,10 @@ MASTER = ".master"
 
 
 class CheckpointManager:
-    """Takes checkpoints. Every rank has one; only rank 0's writes files."""
+    """Takes checkpoints and snapshots. Every rank has one.
+
+    Rank 0 writes checkpoints to the disk, and the first rank of each node writes snapshots to the node's memory.
+    """
 
     def __init__(
         self,
@@ -50,20 +56,34 @@ class CheckpointManager:
         data: Mapping[str, Any],
         classes: Sequence[str],
         lease: Lease,
+        snapshots: Path | None = None,
+        is_first_on_node: bool = True,
     ) -> None:
-        """`data` is what the checkpoint says about the images; weight files name the `classes` of the labels."""
+        """Every rank calls it: snapshots are taken on all nodes or on none.
+
+        Args:
+            data: what the checkpoint says about the images.
+            classes: the labels that weight files name.
+            snapshots: the folder in this node's memory for snapshots; None if it has none.
+        """
         config = training.config
         self.folder = run / CHECKPOINTS_FOLDER
         self.data, self.attempt = dict(data), attempt
         self._started_at, self._wall_before = time.perf_counter(), 0.0
         self._constant_content = {
             "run": {"name": run.name, "mode": config.mode, "attempt": attempt},
+            CODE: code_hash(),
             "data": self.data,
             "config": config.model_dump(mode="json"),
             "num_classes": training.network.num_classes,
         }
+        self._is_writer = training.rank == 0
         self._saver = None
-        if training.rank == 0 and config.mode in TRAINING:
+        if config.mode not in TRAINING:
+            return
+        takes_snapshots, every = parse_snapshot_every(config.snapshot_every)
+        memory = _usable_memory(training, snapshots) if takes_snapshots else None
+        if self._is_writer or (is_first_on_node and memory is not None):
             self._saver = Saver(
                 self.folder,
                 every=Interval.parse(config.checkpoint_every),
@@ -72,6 +92,8 @@ class CheckpointManager:
                 evaluated="model." if training.ema is None else "ema.",
                 description=describe_weights(training.network, config, classes),
                 writer=CheckpointWriter(attempt, lease.prove),
+                snapshots=memory,
+                pace=SnapshotPace(every, processors=usable_processors()) if memory and self._is_writer else None,
             )
 
     def start(self, progress: TrainingProgress) -> None:
@@ -80,9 +102,22 @@ class CheckpointManager:
         if self._saver is not None:
             self._saver.start_at(progress.global_step)
 
-    def should_save(self, step: int) -> Request:
-        """Return this rank's request after `step` steps of the run: SAVE when a checkpoint is due."""
-        return Request.SAVE if self._saver is not None and self._saver.is_due(step) else Request.NONE
+    def save_soon(self) -> None:
+        """Make a checkpoint due at once: the run continues from a snapshot, which only lies in memory."""
+        if self._saver is not None:
+            self._saver.save_soon()
+
+    def should_save(self, step: int, *, window_ends: bool) -> Request:
+        """Return this rank's request after `step` steps of the run: what is due then.
+
+        Args:
+            window_ends: the figures of the steps are read after this one anyway.
+        """
+        if self._saver is None or not self._is_writer:
+            return Request.NONE
+        if self._saver.is_due(step):
+            return Request.SAVE
+        return Request.SNAPSHOT if self._saver.is_snapshot_due(step, window_ends=window_ends) else Request.NONE
 
     def save(
         self, training: Training, progress: TrainingProgress, records: Records, *, weights: tuple[str, ...] = ()
@@ -92,31 +127,45 @@ class CheckpointManager:
         Raises:
             CorruptionError: the ranks do not have the same state.
         """
+        self._end_writing(training, progress)
         # The batch statistics are averaged for an evaluation, and then differ from the next epoch's first step on.
         place = Place(progress.epoch, progress.step, averaged=progress.equalised or progress.step == 0)
         with training.watchdog.waiting(PEERS, epoch=progress.epoch, step=progress.step):
             check_agreement(training, records, training.comparison.compare_now(place))
             training.comparison.forget_results(place)
             tensors = state_tensors(training)
-        progress.wall_s = self._wall_before + time.perf_counter() - self._started_at
-        if self._saver is None:
+        if self._saver is None or not self._is_writer:
             # The records of this rank too must be on the disk before rank 0's checkpoint counts their steps.
             try:
                 records.sync()
             except TrainerError as error:
                 say("warning", text=str(error))
+        if self._saver is None:
             return
-        content = {
-            **self._constant_content,
-            "progress": progress.to_json(),
-            "health": progress.health,
-            "state": state_values(training),
-            "arithmetic": numerics_fingerprint(training),
-            # None: the ranks did not compare their states, or there is only one.
-            AGREED_RANKS: training.comparison.ranks or None,
-        }
+        # None: the ranks did not compare their states, or there is only one.
+        content = self._content(training, progress, agreed_ranks=training.comparison.ranks or None)
         with training.watchdog.waiting("disk", epoch=progress.epoch, step=progress.step):
-            self._saver.save(progress.global_step, tensors, content, weights=weights, sync=records.sync)
+            if self._is_writer:
+                self._saver.save(progress.global_step, tensors, content, weights=weights, sync=records.sync)
+            else:
+                self._saver.snapshot(progress.global_step, tensors, content)
+
+    def snapshot(self, training: Training, progress: TrainingProgress, records: Records) -> None:
+        """Take a snapshot; every rank calls it. It is left out while lines, which it would count, wait for a full disk."""
+        began = time.monotonic()
+        self._end_writing(training, progress)
+        with training.watchdog.waiting(PEERS, epoch=progress.epoch, step=progress.step):
+            if not gather(torch.tensor(records.is_written), training.group).all():
+                return
+            tensors = state_tensors(training)
+        if self._saver is not None:
+            content = self._content(training, progress, agreed_ranks=None)
+            self._saver.snapshot(progress.global_step, tensors, content, began=began)
+
+    def drop_snapshots(self) -> None:
+        """Delete this node's snapshots: the run goes back to a checkpoint from before them."""
+        if self._saver is not None:
+            self._saver.drop_snapshots()
 
     def finish(self, training: Training) -> str | None:
         """Wait for the last checkpoint. Return the reason, on all ranks, if it was not saved."""
@@ -129,6 +178,35 @@ class CheckpointManager:
         """Give a checkpoint that is being written some seconds: an error may be ending the process."""
         if self._saver is not None:
             self._saver.close(timeout_s=CLOSE_TIMEOUT_S)
+
+    def _end_writing(self, training: Training, progress: TrainingProgress) -> None:
+        """Wait for this rank's last save, before the ranks meet: then each node may delete its older snapshot."""
+        with training.watchdog.waiting("disk", epoch=progress.epoch, step=progress.step):
+            if self._saver is not None:
+                self._saver.wait()
+
+    def _content(self, training: Training, progress: TrainingProgress, *, agreed_ranks: int | None) -> dict[str, Any]:
+        progress.wall_s = self._wall_before + time.perf_counter() - self._started_at
+        return {
+            **self._constant_content,
+            "progress": progress.to_json(),
+            "health": progress.health,
+            "state": state_values(training),
+            "arithmetic": numerics_fingerprint(training),
+            AGREED_RANKS: agreed_ranks,
+        }
+
+
+def _usable_memory(training: Training, snapshots: Path | None) -> Path | None:
+    """Return `snapshots` if every node has memory for them; else None, and rank 0 says why. Every rank calls it."""
+    own = sum(tensor.numel() * tensor.itemsize for _, tensor in shared_tensors(training))
+    ranks = training.statistics.flat.nbytes + 2 * torch.get_rng_state().nbytes
+    # The process that starts the workers has said why there is no folder.
+    reason = "" if snapshots is None else shortage(snapshots, own + training.world_size * ranks)
+    reasons = [reason for reason in all_gather_object(reason, training.group) if reason is not None]
+    if any(reasons) and training.rank == 0:
+        say("warning", text=f"no snapshots, a crash costs the steps since the last checkpoint: {max(reasons)}")
+    return None if reasons else snapshots
 
 
 def state_tensors(training: Training) -> dict[str, Tensor]:

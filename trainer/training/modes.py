@@ -160,6 +160,8 @@ def _train_epoch(run: Run) -> Request:
         if save_requested and progress.step < steps and not progress.bad_steps:
             run.checkpoints.save(training, progress, run.records)
             save_requested = False
+        elif window.request is Request.SNAPSHOT and not progress.bad_steps:
+            run.checkpoints.snapshot(training, progress, run.records)
     return Request.NONE
 
 
@@ -250,7 +252,11 @@ def _steps(run: Run, plan: EpochPlan, *, epoch: int, first_step: int, warmup_lef
         pin_memory=training.runtime.pin_memory,
         bad_images=training.bad_images,
     )
-    base = run.progress.global_step
+    base, interval = run.progress.global_step, config.log_interval
+
+    def request_after(done: int) -> Request:
+        return run.checkpoints.should_save(base + done, window_ends=(first_step + done) % interval == 0)
+
     return train_steps(
         training,
         to_device(batches, training.device),
@@ -258,7 +264,7 @@ def _steps(run: Run, plan: EpochPlan, *, epoch: int, first_step: int, warmup_lef
         epoch=epoch,
         first_step=first_step,
         warmup_left=warmup_left,
-        request_after=lambda done: run.checkpoints.should_save(base + done),
+        request_after=request_after,
         lr_factor=run.progress.lr_factor,
     )
 

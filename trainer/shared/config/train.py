@@ -86,6 +86,11 @@ class TrainConfig(BaseModel):
     checkpoint_every: str = _in_checkpoints(
         "10m", "Steps (500) or time (10m) between checkpoints; one is also saved after each epoch."
     )
+    snapshot_every: str = _in_checkpoints(
+        "auto",
+        "Steps (50) or time (30s) between copies in memory, from which a crashed run goes on; auto: as often as costs "
+        "1 % of the time; never or 0: no copies.",
+    )
     keep: int = _in_checkpoints(3, "Number of checkpoints to keep.", ge=1)
     compare_every: int = _in_checkpoints(
         100, "Steps between comparisons of all ranks' states, which find silent corruption; 0 is off.", ge=0
@@ -223,6 +228,12 @@ class TrainConfig(BaseModel):
         Interval.parse(text)
         return text
 
+    @field_validator("snapshot_every")
+    @classmethod
+    def _snapshot_interval(cls, text: str) -> str:
+        parse_snapshot_every(text)
+        return text
+
     @model_validator(mode="after")
     def _continues_training(self) -> "TrainConfig":
         """Refuse to continue a named run in a mode that does not train."""
@@ -268,6 +279,20 @@ class TrainConfig(BaseModel):
         return self
 
 
+def parse_snapshot_every(text: str) -> tuple[bool, Interval | None]:
+    """Return whether there are snapshots, and their interval if the user sets it.
+
+    Raises:
+        ValueError: the text is wrong; the message says what to write.
+    """
+    if text in ("never", "0"):
+        return False, None
+    try:
+        return True, None if text == "auto" else Interval.parse(text)
+    except ValueError:
+        raise ValueError("write auto, never, a number of steps (50) or a duration with its unit (30s)") from None
+
+
 TWO_PIXELS = 35
 """The network's five reductions halve smaller sides down to one pixel."""
 
@@ -285,7 +310,8 @@ def mode_layer(layers: Sequence[Layer]) -> Layer:
 
 OF_ONE_ATTEMPT = frozenset(
     {
-        *("resume", "output", "run_name", "checkpoint_every", "keep", "resume_lr", "accept_changed_data"),
+        *("resume", "output", "run_name", "resume_lr", "accept_changed_data"),
+        *("checkpoint_every", "snapshot_every", "keep"),
         *("compare_every", "on_corruption"),
         *("device", "npus", "nodes", "node_rank", "master_addr", "master_port", "rank_table", "rank_table_timeout_s"),
         *("threads", "workers", "grace_s", "restarts", "stall_timeout_s", "log_interval"),
