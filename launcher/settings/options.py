@@ -232,7 +232,7 @@ class ClusterOptions(BaseModel):
         AUTO, "Memory of each pod, like 512Gi; auto and none as for --cpu."
     )
     shm: Annotated[str, Memory] = _in_pods(
-        "16Gi", "Size of /dev/shm, where loaders hand images over; it counts as memory."
+        "16Gi", "Size of /dev/shm, where loaders hand images over and snapshots lie; it counts as memory."
     )
     scratch: Annotated[str, Memory] = _in_pods("16Gi", "Size of /tmp and of $HOME each.")
     user: int = _in_pods(1000, "User id in the pod (HwHiAiUser's, who owns the devices).", ge=1)

@@ -35,6 +35,7 @@ from trainer.shared.container import MORE_SHM, free_memory_bytes
 from trainer.shared.durations import Interval
 
 SHARED_MEMORY = Path("/dev/shm")
+NO_SNAPSHOTS = "no snapshots, so that a crash costs the steps since the last checkpoint"
 SLOTS = 2
 SHM_SHARE = 0.5
 """The largest part of the free /dev/shm that snapshots take: loaders hand images over in the rest."""
@@ -72,7 +73,7 @@ class SnapshotOrigin:
 
 @contextlib.contextmanager
 def snapshot_folder(memory: Path = SHARED_MEMORY) -> Iterator[Path]:
-    """Make a folder for the snapshots of one run, and delete it at the end; delete those that killed owners have left.
+    """Make a folder for the snapshots of one run, and delete it at the end. Delete what killed owners have left.
 
     The owner locks a file in it, which shows that it lives to other processes on this machine, in any container.
 
@@ -215,7 +216,7 @@ class SnapshotPace:
 
 @cache
 def code_hash() -> str:
-    """Return a hash of the trainer's source files, as they are at the first call."""
+    """Return a hash of the trainer's source files at the first call."""
     source = Path(trainer.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(source.rglob("*.py")):

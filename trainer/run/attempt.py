@@ -7,10 +7,11 @@ other's work happen under the run's lock.
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.checkpoint.manifest import CheckpointManifest
+from trainer.checkpoint.reading import step_of
 from trainer.checkpoint.writing import clear_leftovers, set_newer_aside
 from trainer.data.index import Datasets, load_datasets
 from trainer.data.sampler import steps_per_epoch
@@ -26,6 +27,7 @@ from trainer.run.resume import (
     find_source,
     is_training_state,
 )
+from trainer.run.snapshots import hold_memory, newest_step, usable_snapshots
 from trainer.shared.config import Layer, TrainConfig, resolve_train_config
 from trainer.shared.config.layers import ConfigError, flag_name
 from trainer.shared.config.train import OF_ONE_ATTEMPT, OF_THE_BEGINNING, checkpoint_layer
@@ -45,7 +47,11 @@ class Attempt:
     """The run and its attempt, as the workers get them.
 
     Attributes:
+        checkpoint: The state to continue from. On a single node it can be a snapshot.
         lease: The right to write to the run's folder. Only the first node has a lock to ask for.
+        memory: The folder for snapshots; None for a run without them.
+        snapshots: Whole ones of this node, newest first: the workers continue from the newest that all nodes have, if
+            it is newer than the checkpoint.
     """
 
     config: TrainConfig
@@ -53,6 +59,8 @@ class Attempt:
     number: int
     checkpoint: Path | None
     lease: Lease
+    memory: Path | None = None
+    snapshots: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,9 @@ def begin_attempt(layers: Sequence[Layer], starter: RunStarter) -> Iterator[Atte
                 config, is_first_node=starter.is_first_node, is_single_node=starter.is_single_node, now=time.time()
             )
             lease = stack.enter_context(starter.hold_lock(run))
-        yield _describe(plan, run, number, starter, lease)
+        under_torchrun = starter.topology.source == "torchrun"  # its agent starts all ranks again, in any place
+        memory = None if under_torchrun else stack.enter_context(hold_memory(config, starter.on_note))
+        yield replace(_describe(plan, run, number, starter, lease), memory=memory)
 
 
 def restart_run(attempt: Attempt, starter: RunStarter) -> Attempt:
@@ -132,13 +142,28 @@ def restart_run(attempt: Attempt, starter: RunStarter) -> Attempt:
     config, run, lease = attempt.config, attempt.run, attempt.lease
     lease.prove()
     source = Source(run, None, in_place=True, may_begin=True)
-    manifest = choose_checkpoint(source, starter.on_note) if config.mode in TRAINING else None
+    manifest = _choose_state(attempt, source, starter) if config.mode in TRAINING else None
     if manifest is None and attempt.checkpoint is not None:  # the run began from another run's
         source = Source(run, attempt.checkpoint, in_place=True, may_begin=False)
         manifest = choose_checkpoint(source, starter.on_note)
     datasets = _check_data(config, manifest, source, starter)
     number = _continue(run, config, manifest, starter)
-    return _describe(_Plan(config, datasets, manifest, run, lease), run, number, starter, lease)
+    following = _describe(_Plan(config, datasets, manifest, run, lease), run, number, starter, lease)
+    return replace(following, memory=attempt.memory)
+
+
+def _choose_state(attempt: Attempt, source: Source, starter: RunStarter) -> CheckpointManifest | None:
+    """Return the newest checkpoint, or on a single node a newer snapshot, which several nodes must agree on."""
+    snapshots = []
+    if starter.is_single_node:
+        snapshots = usable_snapshots(
+            attempt.memory, attempt.run, world_size=starter.topology.world_size, on_note=starter.on_note
+        )
+    step = -1 if not snapshots else step_of(snapshots[0].path) or 0
+    if step > newest_step(attempt.run / CHECKPOINTS_FOLDER):
+        return snapshots[0]  # the checkpoints need no look at their bytes
+    manifest = choose_checkpoint(source, starter.on_note)
+    return snapshots[0] if manifest is not None and step > (step_of(manifest.path) or 0) else manifest
 
 
 def check_attempt(layers: Sequence[Layer], starter: RunStarter) -> None:

@@ -15,13 +15,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.checkpoint.writing import CheckpointWriter
 from trainer.records.attempts import write_attempt
 from trainer.records.run_records import timestamp
 from trainer.run.attempt import Attempt, RunStarter, restart_run
 from trainer.run.meeting import Meeting, Rendezvous, Report, SingleNode
 from trainer.run.rendezvous import FirstNode, OtherNode
+from trainer.run.snapshots import save_newest_snapshot, usable_snapshots
 from trainer.run.worker_commands import worker_command
-from trainer.shared.errors import RESUMABLE, TrainerError
+from trainer.shared.errors import RESUMABLE, FolderTakenError, TrainerError
 from trainer.supervisor import Failure, Outcome, Supervisor
 from trainer.topology.ports import free_port
 
@@ -62,6 +64,8 @@ def run_attempts(attempt: Attempt, starter: RunStarter, supervisor: Supervisor, 
     pod = _Pod(attempt, starter, supervisor, device)
     try:
         outcome = pod.run()
+        if outcome.exit_code != FolderTakenError.exit_code:
+            pod.save_newest_snapshot()
     finally:
         pod.rendezvous.close()
     supervisor.end(outcome)
@@ -96,6 +100,7 @@ class _Pod:
                     break
                 checkpoint = None if meeting.checkpoint is None else self._attempt.run / meeting.checkpoint
                 self._follow(meeting, checkpoint)
+                self._take_up_snapshots()
                 self._supervisor.say(f"restart attempt={meeting.attempt} {meeting.cause}")
                 outcome = self._run_workers(meeting.cause)
             except TrainerError as error:
@@ -110,7 +115,7 @@ class _Pod:
             "host": platform.node(),
             "nodes": topology.nodes,
             "started": timestamp(time.time()),
-            "checkpoint": _below(attempt.run, attempt.checkpoint),
+            "checkpoint": _place(attempt),
             "restarted_after": crash,
         }
         self._keep(record)
@@ -161,7 +166,7 @@ class _Pod:
             return None
         # No process of the crashed attempt can meet the new ones at another port.
         port = self._attempt.config.master_port if isinstance(self.rendezvous, SingleNode) else None
-        address, checkpoint = self._starter.topology.master_addr, _below(attempt.run, attempt.checkpoint)
+        address, checkpoint = self._starter.topology.master_addr, _place(attempt)
         return Meeting(attempt.number, address, port or free_port(), checkpoint, cause)
 
     def _follow(self, meeting: Meeting, checkpoint: Path | None) -> None:
@@ -170,10 +175,37 @@ class _Pod:
         topology = dataclasses.replace(self._starter.topology, master_addr=meeting.address, master_port=meeting.port)
         self._starter = dataclasses.replace(self._starter, topology=topology)
 
+    def _take_up_snapshots(self) -> None:
+        """Offer this node's snapshots to the workers, who choose one that all nodes have."""
+        attempt = self._attempt
+        if not self._starter.is_single_node:
+            snapshots = usable_snapshots(
+                attempt.memory, attempt.run, world_size=self._starter.topology.world_size, on_note=self._supervisor.say
+            )
+            self._attempt = dataclasses.replace(attempt, snapshots=tuple(snapshot.path for snapshot in snapshots))
 
-def _below(run: Path, checkpoint: Path | None) -> str | None:
-    """Return the checkpoint's path from the run's folder, which other nodes can have at another place."""
-    return None if checkpoint is None else os.path.relpath(checkpoint, run)
+    def save_newest_snapshot(self) -> None:
+        """Write what the last workers have left in memory to the disk, on the first node."""
+        attempt = self._attempt
+        if self._starter.is_first_node:
+            save_newest_snapshot(
+                attempt.memory,
+                attempt.run,
+                world_size=self._starter.topology.world_size,
+                writer=CheckpointWriter(attempt.number, attempt.lease.prove),
+                on_note=self._supervisor.say,
+            )
+
+
+def _place(attempt: Attempt) -> str | None:
+    """Return the path of what it continues from, from the run's folder, which other nodes can have at another place.
+
+    A snapshot has its own path, which only this node has.
+    """
+    checkpoint = attempt.checkpoint
+    if checkpoint is None or checkpoint.parent == attempt.memory:
+        return None if checkpoint is None else str(checkpoint)
+    return os.path.relpath(checkpoint, attempt.run)
 
 
 def _rendezvous(attempt: Attempt, starter: RunStarter, supervisor: Supervisor) -> Rendezvous:

@@ -49,6 +49,8 @@ def worker_command(
         command=tuple(command),
         attempt=attempt.number,
         checkpoint=attempt.checkpoint,
+        memory=attempt.memory,
+        snapshots=attempt.snapshots,
         lock_token=attempt.lease.token,
     )
     return WorkerCommand(

@@ -78,11 +78,13 @@ def free_memory_bytes(process: Path = SELF, meminfo: Path = Path("/proc/meminfo"
     available = re.search(r"^MemAvailable:\s*(\d+) kB$", text_if_readable(meminfo), re.MULTILINE)
     free = [int(available[1]) * 1024] if available else [memory_bytes(process)]
     for group in _groups("memory", process):
-        inactive = re.search(r"^(?:total_)?inactive_file (\d+)$", text_if_readable(group / "memory.stat"), re.MULTILINE)
+        # In version 1 only total_ counts the pages of the groups below too.
+        statistics = text_if_readable(group / "memory.stat")
+        inactive = re.findall(r"^(?:total_)?inactive_file (\d+)$", statistics, re.MULTILINE)
         for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
             most, used = (text_if_readable(group / name).strip() for name in (limit, usage))
             if most.isdigit() and used.isdigit():
-                free.append(int(most) - int(used) + (int(inactive[1]) if inactive else 0))
+                free.append(int(most) - int(used) + max(map(int, inactive), default=0))
     return max(0, min(free))
 
 

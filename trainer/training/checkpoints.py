@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint.saver import Saver
-from trainer.checkpoint.snapshot import CODE, SnapshotPace, code_hash, shortage
+from trainer.checkpoint.snapshot import CODE, NO_SNAPSHOTS, SnapshotPace, code_hash, shortage
 from trainer.checkpoint.writing import CheckpointWriter
 from trainer.distributed.process_group import all_gather_object, gather
 from trainer.distributed.stop_requests import Request
@@ -64,7 +64,7 @@ class CheckpointManager:
         Args:
             data: what the checkpoint says about the images.
             classes: the labels that weight files name.
-            snapshots: the folder in this node's memory for snapshots; None if it has none.
+            snapshots: the folder in this node's memory for snapshots; None for a node without one.
         """
         config = training.config
         self.folder = run / CHECKPOINTS_FOLDER
@@ -151,7 +151,10 @@ class CheckpointManager:
                 self._saver.snapshot(progress.global_step, tensors, content)
 
     def snapshot(self, training: Training, progress: TrainingProgress, records: Records) -> None:
-        """Take a snapshot; every rank calls it. It is left out while lines, which it would count, wait for a full disk."""
+        """Take a snapshot; every rank calls it.
+
+        It is left out while lines wait for a full disk, since it would count their steps.
+        """
         began = time.monotonic()
         self._end_writing(training, progress)
         with training.watchdog.waiting(PEERS, epoch=progress.epoch, step=progress.step):
@@ -205,7 +208,7 @@ def _usable_memory(training: Training, snapshots: Path | None) -> Path | None:
     reason = "" if snapshots is None else shortage(snapshots, own + training.world_size * ranks)
     reasons = [reason for reason in all_gather_object(reason, training.group) if reason is not None]
     if any(reasons) and training.rank == 0:
-        say("warning", text=f"no snapshots, a crash costs the steps since the last checkpoint: {max(reasons)}")
+        say("warning", text=f"{NO_SNAPSHOTS}: {max(reasons)}")
     return None if reasons else snapshots
 
 

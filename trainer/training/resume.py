@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.checkpoint.manifest import STATE_FILE, BadCheckpointError, CheckpointManifest
-from trainer.checkpoint.reading import read_manifest
+from trainer.checkpoint.reading import read_manifest, step_of
 from trainer.distributed.process_group import all_gather_object
 from trainer.records.run_records import say
 from trainer.shared.config import TrainConfig
@@ -38,6 +38,20 @@ def check_ranks_agree(checkpoint: Path | None, data: Mapping[str, Any], group: d
         )
     if len({fingerprint for _, fingerprint in views}) > 1:
         raise TrainerError(f"the nodes see different images ({_per_rank([f for _, f in views])}): compare --data-path")
+
+
+def choose_snapshot(checkpoint: Path | None, snapshots: Sequence[Path], group: dist.ProcessGroup | None) -> Path | None:
+    """Return the newest of this node's snapshots that every node has, if it is newer than `checkpoint`; else that.
+
+    Raises:
+        TrainerError: a snapshot cannot be read any more.
+    """
+    own = {(step_of(path) or 0, int(_read_manifest(path).content["run"]["attempt"])): path for path in snapshots}
+    common = set(own).intersection(*all_gather_object(list(own), group))
+    newest = max(common, default=None)
+    if newest is None or (checkpoint is not None and newest[0] <= (step_of(checkpoint) or 0)):
+        return checkpoint
+    return own[newest]
 
 
 def begin_progress(training: Training) -> TrainingProgress:

@@ -36,7 +36,7 @@ from trainer.supervisor import blames_a_peer, die_with_supervisor
 from trainer.training.checkpoints import CheckpointManager
 from trainer.training.corruption import CorruptionError
 from trainer.training.modes import DivergedError, Run, run_mode
-from trainer.training.resume import begin_progress, check_ranks_agree, resume
+from trainer.training.resume import begin_progress, check_ranks_agree, choose_snapshot, resume
 from trainer.training.roll_back import Rule, before_bad_step, leave_newest, refuse_without_agreement, roll_back
 from trainer.training.steps import PEERS, Training
 from trainer.worker.start import blank_images, build_training, make_watchdog, say_start, write_provenance
@@ -95,6 +95,7 @@ def run_worker(task: WorkerTask) -> tuple[int, Training]:
     }
     with watchdog.waiting("the start of all ranks"):
         check_ranks_agree(task.checkpoint, data, group)
+        checkpoint = choose_snapshot(task.checkpoint, task.snapshots, group)
         lease = Lease(task.run, all_gather_object(task.lock_token, group)[0])
         training = build_training(
             task,
@@ -108,10 +109,21 @@ def run_worker(task: WorkerTask) -> tuple[int, Training]:
             watchdog=watchdog,
         )
         warm_up_ddp(training.parallel, lambda: blank_images(training))
-    progress = begin_progress(training) if task.checkpoint is None else resume(training, task.checkpoint, data)
+    progress = begin_progress(training) if checkpoint is None else resume(training, checkpoint, data)
     checkpoints = CheckpointManager(
-        training, task.run, attempt=task.attempt, data=data, classes=datasets.classes, lease=lease
+        training,
+        task.run,
+        attempt=task.attempt,
+        data=data,
+        classes=datasets.classes,
+        lease=lease,
+        snapshots=task.memory,
+        is_first_on_node=task.local_rank == 0,
     )
+    if checkpoint is not None and checkpoint.parent == task.memory:
+        checkpoints.save_soon()
+    else:
+        checkpoints.drop_snapshots()  # of a node that had some which the others lack
 
     # Mode: train and evaluate, time steps, or evaluate.
     with (
@@ -179,6 +191,7 @@ def _run_mode_with_roll_backs(run: Run) -> int:
 def _go_back(run: Run, rules: Sequence[Rule]) -> Path | None:
     """Wait for the checkpoint that is being written. Return the newest one that a rule accepts, on all ranks."""
     run.checkpoints.finish(run.training)
+    run.checkpoints.drop_snapshots()
     return leave_newest(run.training, run.checkpoints.folder, rules, attempt=run.checkpoints.attempt)
 
 

@@ -32,6 +32,10 @@ class WorkerTask:
     """The number of this start of the run, counted from 1; it is part of the names of each attempt's files."""
     checkpoint: Path | None = None
     """The verified training state to continue from; None starts at the first step."""
+    memory: Path | None = None
+    """The folder for snapshots in this node's memory; None for a run without them."""
+    snapshots: tuple[Path, ...] = ()
+    """This node's verified snapshots: if all nodes have one, and it is newer than the checkpoint, continue from it."""
     lock_token: str = ""
     """The token in the run's lock. Only the first node's processes are told it; rank 0 tells the others."""
 

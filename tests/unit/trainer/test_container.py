@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.shared.container import cpu_quota, memory_bytes, usable_processors, within_quota
+from trainer.shared.container import cpu_quota, free_memory_bytes, memory_bytes, usable_processors, within_quota
 
 V1_MOUNT = "33 31 0:29 {root} {mount} rw,relatime shared:9 - cgroup cgroup rw,{controller}"
 V2_MOUNT = "41 31 0:38 {root} {mount} rw - cgroup2 cgroup2 rw,nsdelegate"
@@ -90,6 +90,33 @@ def test_the_smallest_memory_limit_on_the_path_is_found(tmp_path: Path) -> None:
         groups = {"": {}, "a": {name: small}, "a/b": {name: large if mount == V1_MOUNT else "max"}}
         (folder := tmp_path / str(number)).mkdir()
         assert memory_bytes(process(folder, groups, membership=membership, mount=mount, controller="memory")) == 2**30
+
+
+@pytest.mark.parametrize(
+    ("files", "mount", "membership"),
+    [
+        ({"memory.max": 900, "memory.current": 700, "memory.stat": "anon 5\ninactive_file 100"}, V2_MOUNT, "0::/a/b"),
+        (
+            {
+                "memory.limit_in_bytes": 900,
+                "memory.usage_in_bytes": 700,
+                "memory.stat": "inactive_file 1\ntotal_inactive_file 100",
+            },
+            V1_MOUNT,
+            "5:memory:/a/b",
+        ),
+    ],
+)
+def test_free_memory_is_what_the_container_or_the_machine_has_left(
+    tmp_path: Path, files: dict[str, object], mount: str, membership: str
+) -> None:
+    groups = {"a/b": {name: str(value) for name, value in files.items()}}
+    folder = process(tmp_path, groups, membership=membership, mount=mount, controller="memory")
+    (meminfo := tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:       2 kB\n")
+    assert free_memory_bytes(folder, meminfo) == 300
+    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:       0 kB\n")
+    assert free_memory_bytes(folder, meminfo) == 0
+    assert 0 < free_memory_bytes() <= memory_bytes()
 
 
 def test_a_machine_without_control_groups_has_its_own_size(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_a_foreign_snapshot_is_refused_with_one_line(tmp_path: Path, changes: di
     assert refused == [(foreign.path, reason)]
 
 
-def test_the_folder_goes_with_its_owner_and_those_of_killed_owners_go_too(tmp_path: Path) -> None:
+def test_the_folder_goes_with_its_owner_and_folders_of_killed_owners_go_too(tmp_path: Path) -> None:
     (left := tmp_path / "pnas-snapshots-left").mkdir()
     (left / "owner").touch()
     (begun := tmp_path / "pnas-snapshots-begun").mkdir()
