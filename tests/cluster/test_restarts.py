@@ -9,6 +9,7 @@ import random
 import re
 import signal
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from tests.local.resumable_runs import assert_same_run
 KILLS = int(os.environ.get("PNAS_RESTART_KILLS", "2"))
 WORKER = b"PNAS_WORKER_TASK="
 STEPS_PER_EPOCH = 4
+EPOCHS_PER_KILL = 30
+"""A few seconds of training, in which the test finds the processes of the pods."""
 
 
 def _processes(pod: dict[str, Any], *, workers: bool) -> list[int]:
@@ -58,8 +61,9 @@ class _Job:
         numbers = [int(match[1]) for row in rows if (match := re.search(rb'"global_step": (\d+)', row))]
         return max(numbers, default=-1) + 1
 
-    def until_new_step(self, after: int) -> None:
-        until(lambda: self.steps > after, lambda: f"no step after {after}", within_s=600, every_s=0.05)
+    def until_new_step(self, after: int, follower: "subprocess.Popen[str]") -> None:
+        until(lambda: self.steps > after or follower.poll() is not None, within_s=600, every_s=0.02)
+        assert follower.poll() is None, follower.communicate()[0]
 
     def running_pods(self) -> list[dict[str, Any]]:
         return [pod for pod in self.terminal.pods(self.name) if pod["status"]["phase"] == "Running"]
@@ -95,30 +99,29 @@ def test_killed_workers_are_replaced_in_their_pods_sooner_than_pods(
     terminal: Terminal, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], nodes: int
 ) -> None:
     seed = int(os.environ.get("PNAS_TEST_KILL_SEED") or random.SystemRandom().randrange(2**32))
-    draw, epochs = random.Random(seed), 3 * KILLS + 12
+    draw, epochs = random.Random(seed), EPOCHS_PER_KILL * (KILLS + 2)
     words = ("--mode", "full", "--epochs", str(epochs), "--checkpoint-every", "3", "--restarts", str(KILLS))
     job = _Job(terminal, "struck")
     killed: list[float] = []
 
-    def strike(*, workers: bool) -> None:
-        job.until_new_step(job.steps)
+    def strike(follower: "subprocess.Popen[str]", *, workers: bool) -> None:
+        job.until_new_step(job.steps, follower)
         time.sleep(draw.uniform(0, 0.3))
         processes = [process for pod in job.running_pods() for process in _processes(pod, workers=workers)]
         before = job.steps
         killed.append(time.time())
         for process in [draw.choice(processes)] if workers else processes:
             os.kill(process, signal.SIGKILL)
-        job.until_new_step(before)
+        job.until_new_step(before, follower)
 
     own = ("--npus", "1", "--nodes", str(nodes), "--retries", "3", "--name", job.name)
     with terminal.start("submit", *POD, *SMALL, *own, *words) as follower:
-        until(lambda: job.steps > 0 or follower.poll() is not None)
-        assert follower.poll() is None, follower.communicate()[0]
+        job.until_new_step(0, follower)
         pods = {pod["metadata"]["uid"] for pod in terminal.pods(job.name)}
         for _ in range(KILLS):
-            strike(workers=True)
+            strike(follower, workers=True)
         assert {pod["metadata"]["uid"] for pod in terminal.pods(job.name)} == pods
-        strike(workers=False)
+        strike(follower, workers=False)
         output, _ = follower.communicate(timeout=600)
     assert follower.returncode == 0, (seed, output)
     assert f" lines from {nodes} devices, 0 missing" in output.replace("1 device,", "1 devices,"), output
