@@ -1,6 +1,6 @@
 """A killed worker costs seconds: the pods stay, and the next new step comes sooner than from new pods.
 
-`PNAS_RESTART_KILLS=20` kills that often instead of twice, in a job of one pod too. The seed is printed.
+`PNAS_TEST_RESTART_KILLS=20` kills that often instead of twice, in a job of one pod too. The seed is printed.
 """
 
 import json
@@ -24,7 +24,7 @@ from tests.cluster.support.waiting import until
 from tests.local.conftest import train
 from tests.local.resumable_runs import assert_same_run
 
-KILLS = int(os.environ.get("PNAS_RESTART_KILLS", "2"))
+KILLS = int(os.environ.get("PNAS_TEST_RESTART_KILLS", "2"))
 WORKER = b"PNAS_WORKER_TASK="
 STEPS_PER_EPOCH = 4
 EPOCHS_PER_KILL = 30
