@@ -68,17 +68,20 @@ class Link:
 
 
 def listen(port: int) -> socket.socket:
-    """Listen on every address of this machine.
+    """Listen on every address of this machine, without a wait for a connection.
 
     Raises:
         UsageError: The port is taken.
     """
     try:
         if socket.has_dualstack_ipv6():
-            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-        return socket.create_server(("", port))
+            listener = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        else:
+            listener = socket.create_server(("", port))
     except OSError:
         raise UsageError(f"port {port} is taken: choose another with --master-port") from None
+    listener.setblocking(False)
+    return listener
 
 
 def link_to(address: str, port: int) -> Link | None:

@@ -6,6 +6,7 @@ workers meet at a new port in each attempt, so that no process of an earlier one
 """
 
 import selectors
+from contextlib import suppress
 from dataclasses import asdict, replace
 
 from trainer.run.links import Link, Message, link_to, listen
@@ -42,8 +43,9 @@ class FirstNode:
         reason = None
         for key, _ in self._selector.select(0):
             if key.fileobj is self._listener:
-                connection, _ = self._listener.accept()
-                self._selector.register(link := Link(connection), selectors.EVENT_READ, link)
+                with suppress(OSError):  # it has gone again, or no file is free: it will come again
+                    connection, _ = self._listener.accept()
+                    self._selector.register(link := Link(connection), selectors.EVENT_READ, link)
             else:
                 reason = self._read(key.data) or reason
         return reason

@@ -257,7 +257,7 @@ class WorkerLoop:
             how = f" ({first.end})" if first.end.reason is None else ""
             self._console.say(f"{first.command} has ended{how}; stopping the others")
             if self._peers is not None:
-                self._peers.tell_failure(f"{first.command} has ended")
+                self._peers.tell_failure(f"{first.command}: {first.end}")
         self._stop(StopOrder(now, reason, by_signal=False), within_s=self._limits.stop_s)
 
     def _kill_if_due(self, now: float) -> None:
