@@ -14,7 +14,7 @@ from trainer.checkpoint.reading import list_checkpoints
 from trainer.checkpoint.writing import write_checkpoint
 from trainer.data.index import Datasets, load_datasets
 from trainer.records.lease import LOCK_FILE
-from trainer.run.attempt import Attempt, RunStarter, begin_attempt
+from trainer.run.attempt import Attempt, RunStarter, begin_attempt, restart_run
 from trainer.run.devices import keep_devices
 from trainer.shared.config import TrainConfig, user_layers
 from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
@@ -467,3 +467,40 @@ def test_a_run_whose_devices_another_program_counts_keeps_none() -> None:
     _save(attempt, 10, arithmetic=CPU_RUN)
     torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     assert not keep_devices(user_layers({"resume": attempt.run}, None), torchrun, print).values
+
+
+def _restart(*, steps: tuple[int, ...] = (), add_image: bool = False, data: Path, **flags: Any) -> Begun:
+    """Begin an attempt, save checkpoints of these steps, and begin the next one as after a crash."""
+    notes: list[str] = []
+    topology = Topology(1, 1, 0, (Worker(0, 0, 0),), "127.0.0.1", 29500, None, "options")
+    starter = RunStarter(topology, command=("train",), on_note=notes.append, on_lost=print)
+    with begin_attempt(user_layers(flags, None), starter) as attempt:
+        for step in steps:
+            _save(attempt, step)
+        if add_image:
+            (data / "train/a/new.JPEG").touch()
+        return Begun(restart_run(attempt, starter), notes)
+
+
+def test_a_restart_in_the_pod_is_the_next_attempt_from_the_newest_checkpoint(data: Path) -> None:
+    begun = _restart(steps=(10, 20), data=data, run_name="r", snapshot_every="never")
+    checkpoint, attempt = begun.attempt.checkpoint, begun.attempt
+    assert checkpoint is not None
+    assert (attempt.number, checkpoint.name) == (2, "step-000000020")
+    assert (attempt.run / "config-2.yaml").read_text() == (attempt.run / "config.yaml").read_text()
+    assert begun.notes[-1].startswith(f"resume: {attempt.run}: attempt 2 goes on from {checkpoint} ")
+
+
+def test_a_restart_before_the_first_checkpoint_begins_where_the_first_attempt_did(data: Path) -> None:
+    begun = _restart(data=data, run_name="r", snapshot_every="never")
+    assert (begun.attempt.number, begun.attempt.checkpoint) == (2, None)
+    assert "no checkpoint was saved: attempt 2 begins at the first step" in begun.notes[-1]
+    other = _run(30, name="other")
+    begun = _restart(data=data, resume=str(other / "checkpoints/step-000000030"), run_name="from-other")
+    assert begun.attempt.number == 2
+    assert begun.attempt.checkpoint == other / "checkpoints/step-000000030"
+
+
+def test_a_restart_refuses_data_that_changed_during_the_crash(data: Path) -> None:
+    with pytest.raises(UsageError, match=r"the images have changed since step-000000010: .*a/new.JPEG"):
+        _restart(steps=(10,), add_image=True, data=data, run_name="r", snapshot_every="never")
