@@ -100,7 +100,18 @@ def test_killed_workers_are_replaced_in_their_pods_sooner_than_pods(
 ) -> None:
     seed = int(os.environ.get("PNAS_TEST_KILL_SEED") or random.SystemRandom().randrange(2**32))
     draw, epochs = random.Random(seed), EPOCHS_PER_KILL * (KILLS + 2)
-    words = ("--mode", "full", "--epochs", str(epochs), "--checkpoint-every", "3", "--restarts", str(KILLS))
+    words = (
+        "--mode",
+        "full",
+        "--epochs",
+        str(epochs),
+        "--checkpoint-every",
+        "3",
+        "--restarts",
+        str(KILLS),
+        "--lr",
+        "0.02",
+    )
     job = _Job(terminal, "struck")
     killed: list[float] = []
 
