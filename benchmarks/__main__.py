@@ -2,7 +2,16 @@
 
 import sys
 
-from benchmarks import checkpoint_save, data_pipeline, follow, launcher_start, model_step, npu_host_work, submit
+from benchmarks import (
+    checkpoint_save,
+    data_pipeline,
+    follow,
+    launcher_start,
+    model_step,
+    npu_host_work,
+    snapshot,
+    submit,
+)
 from tests.cluster.testbed.requirements import missing_requirement
 
 
@@ -20,6 +29,7 @@ def main() -> int:
         model_step.main(),
         npu_host_work.main(),
         checkpoint_save.main(),
+        snapshot.main(),
     ]
     reason = missing_requirement()
     if reason is None:

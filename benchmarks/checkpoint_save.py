@@ -101,7 +101,7 @@ def main() -> int:
 
 def measure(folder: Path) -> tuple[dict[str, list[Turn]], Checkpoint]:
     """Return the turns of each way to save, and our checkpoint; the first turn of each way allocates its memory."""
-    training = _training(folder)
+    training = build_large_training(folder)
     windows = _steps(training)
     checkpoints = CheckpointManager(
         training,
@@ -114,7 +114,7 @@ def measure(folder: Path) -> tuple[dict[str, list[Turn]], Checkpoint]:
     lines = io.StringIO()
     with Records(folder, training.config, rank=0, world_size=1) as records, contextlib.redirect_stdout(lines):
         saves = {
-            COPY: _plain_copy(training),
+            COPY: plain_copy(training),
             OURS: _ours(training, checkpoints, records),
             TORCH_SAVE: _torch_save(training, folder / "state.pth"),
             ASYNC_SAVE: _async_save(training, folder / "async"),
@@ -147,7 +147,7 @@ def _timed(function: Callable[[], T]) -> tuple[float, T]:
     return time.perf_counter() - start, result
 
 
-def _training(folder: Path) -> Training:
+def build_large_training(folder: Path) -> Training:
     """Build the large model as a worker does, with momentum and a moving average, so that the state is complete."""
     config = TrainConfig(
         model="pnasnet5large",
@@ -187,7 +187,7 @@ def _steps(training: Training) -> Iterator[StepWindow]:
     )
 
 
-def _plain_copy(training: Training) -> Save:
+def plain_copy(training: Training) -> Save:
     """Copy the state into memory that is reused: the least that a save in the background can do."""
     source: dict[str, Tensor] = state_tensors(training)
     copies: dict[str, Tensor] = {}

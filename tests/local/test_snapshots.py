@@ -1,6 +1,6 @@
 """A crashed run continues from a snapshot in memory, which reaches the disk in every case: real processes and kills.
 
-`PNAS_RESTART_KILLS=20` kills that often instead of twice, and with 1 and 8 ranks too. The seed is printed;
+`PNAS_TEST_RESTART_KILLS=20` kills that often instead of twice, and with 1 and 8 ranks too. The seed is printed;
 `PNAS_TEST_KILL_SEED` sets it.
 """
 
@@ -21,7 +21,7 @@ from tests.local.resumable_runs import BackgroundTrainer, assert_same_run, recip
 from trainer.checkpoint.reading import list_checkpoints, read_manifest
 from trainer.shared.errors import RESUMABLE
 
-KILLS = int(os.environ.get("PNAS_RESTART_KILLS", "0"))
+KILLS = int(os.environ.get("PNAS_TEST_RESTART_KILLS", "0"))
 STEPS, EVERY = 12, 4
 SNAPSHOTS = ("--snapshot-every", str(EVERY), "--checkpoint-every", "1h", "--log-interval", "1", "--steps", str(STEPS))
 

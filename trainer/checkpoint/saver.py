@@ -176,6 +176,7 @@ class Saver:
         self._thread = threading.Thread(target=target, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
 
+    @torch.no_grad()
     def _copy(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy into buffers that stay: allocating a gigabyte each time takes longer than copying it."""
         for name, tensor in tensors.items():

@@ -225,7 +225,7 @@ def state_tensors(training: Training) -> dict[str, Tensor]:
         **({} if runtime.kind == "cpu" else {"ranks.device_rng": runtime.rng_state()}),
     }
     ranks = {name: gather(tensor, training.group) for name, tensor in own.items()}
-    return {name: tensor.detach() for name, tensor in shared_tensors(training)} | ranks
+    return {**dict(shared_tensors(training)), **ranks}
 
 
 def state_values(training: Training) -> dict[str, Any]:

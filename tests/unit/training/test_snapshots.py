@@ -1,6 +1,6 @@
 """Snapshots in memory: torn ones are never used, foreign ones are refused, and each is a whole checkpoint.
 
-`PNAS_TORN_PAGES=0` tears every page of the files instead of a sample; the seed is printed.
+`PNAS_TEST_TORN_PAGES=0` tears every page of the files instead of a sample; the seed is printed.
 """
 
 import multiprocessing
@@ -34,7 +34,7 @@ from trainer.shared import container
 from trainer.shared.durations import Interval
 
 PAGE = 4096
-PAGES = int(os.environ.get("PNAS_TORN_PAGES", "24"))
+PAGES = int(os.environ.get("PNAS_TEST_TORN_PAGES", "24"))
 """Pages of each file to tear; 0 for all."""
 ORIGIN = SnapshotOrigin("run", 2, "code")
 
