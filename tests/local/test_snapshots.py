@@ -20,6 +20,7 @@ from tests.local.conftest import train
 from tests.local.resumable_runs import BackgroundTrainer, assert_same_run, recipe
 from trainer.checkpoint.reading import list_checkpoints, read_manifest
 from trainer.shared.errors import RESUMABLE
+from trainer.topology.ports import free_port
 
 KILLS = int(os.environ.get("PNAS_TEST_RESTART_KILLS", "0"))
 STEPS, EVERY = 12, 4
@@ -33,7 +34,14 @@ def _repeated_steps(run: Path) -> Counter[int]:
     return Counter(row["attempt"] for row in rows if row.get("kind") == "step")
 
 
-def _kill(running: BackgroundTrainer, attempt: int, draw: random.Random) -> None:
+def _start(output: Path, data: Path, *options: str, nodes: int) -> list[BackgroundTrainer]:
+    """Start the trainers of all nodes, on this machine; each has its own memory for snapshots."""
+    place = ("--nodes", str(nodes), "--master-addr", "127.0.0.1", "--master-port", str(free_port()))
+    own = [() if nodes == 1 else (*place, "--node-rank", str(node)) for node in range(nodes)]
+    return [BackgroundTrainer(output, data, *options, *node, name="killed") for node in own]
+
+
+def _kill(nodes: list[BackgroundTrainer], attempt: int, draw: random.Random) -> None:
     """Kill a random worker of this attempt, at a random moment after its first steps."""
     began = "] start mode=" if attempt == 1 else f" attempt={attempt} time="
     least = draw.randint(1, EVERY * 2)
@@ -41,35 +49,44 @@ def _kill(running: BackgroundTrainer, attempt: int, draw: random.Random) -> None
     def has_begun(output: str) -> bool:
         return began in output and output.rpartition(began)[2].count("[rank 0 cpu:0 ") > least
 
-    assert running.wait_for(has_begun), running.output
+    assert nodes[0].wait_for(has_begun), nodes[0].output
     time.sleep(draw.uniform(0, 0.1))
-    running.kill(trainer=False, workers=[draw.choice(running.workers())])
+    node, worker = draw.choice([(node, worker) for node in nodes for worker in node.workers()])
+    node.kill(trainer=False, workers=[worker])
 
 
-@pytest.mark.parametrize(("world_size", "kills"), [(1, KILLS), (2, KILLS), (8, KILLS)] if KILLS else [(2, 2)])
+@pytest.mark.parametrize(
+    ("nodes", "world_size", "kills"),
+    [(1, 1, KILLS), (1, 2, KILLS), (1, 8, KILLS), (2, 2, KILLS), (2, 4, KILLS)] if KILLS else [(1, 2, 1), (2, 2, 1)],
+)
 def test_a_killed_run_repeats_only_the_steps_since_its_last_snapshot(
-    tmp_path: Path, few_digits: Path, world_size: int, kills: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, few_digits: Path, capsys: pytest.CaptureFixture[str], *, nodes: int, world_size: int, kills: int
 ) -> None:
     seed = int(os.environ.get("PNAS_TEST_KILL_SEED") or random.SystemRandom().randrange(2**32))
     draw, epochs = random.Random(seed), 1 + kills
-    options = ("--npus", str(world_size), "--epochs", str(epochs), *SNAPSHOTS)
-    whole = train(tmp_path, *recipe(*options), data=few_digits, name="whole")
+    options = ("--epochs", str(epochs), *SNAPSHOTS)
+    whole = train(tmp_path, *recipe("--npus", str(world_size), *options), data=few_digits, name="whole")
     assert whole.code == 0, whole.stdout
-    running = BackgroundTrainer(tmp_path, few_digits, *options, "--restarts", str(kills), name="killed")
+    own = ("--npus", str(world_size // nodes), "--restarts", str(kills), *options)
+    running = _start(tmp_path, few_digits, *own, nodes=nodes)
     for attempt in range(1, kills + 1):
         _kill(running, attempt, draw)
-    assert running.wait() == 0, (seed, running.output)
-    run = tmp_path / "killed"
-    repeated = _repeated_steps(run)
+    outputs = [(node.wait(), node.output) for node in running]
+    assert [code for code, _ in outputs] == [0] * nodes, (seed, outputs)
+    run, output = tmp_path / "killed", outputs[0][1]
+    repeated, snapshots = _repeated_steps(run), re.findall(r"\[rank 0 \S+ #\d+\] resumed .* snapshot=(\d+)", output)
     with capsys.disabled():
         figures = " ".join(str(repeated[attempt]) for attempt in range(2, kills + 2))
-        sys.stdout.write(f"\n{world_size} ranks, a snapshot every {EVERY} steps, repeated {figures}, seed {seed}\n")
-    assert len(re.findall(r" restart attempt=\d+ ", running.output)) == kills, running.output
+        sys.stdout.write(
+            f"\n{nodes} nodes, {world_size} ranks, a snapshot every {EVERY} steps: repeated {figures}; continued from "
+            f"{len(snapshots)} snapshots; seed {seed}\n"
+        )
+    assert len(re.findall(r" restart attempt=\d+ ", output)) == kills, output
     # The next snapshot waits for the one before, so the newest whole one is never older than two intervals.
     assert max(repeated.values(), default=0) <= 2 * EVERY
     assert_same_run(whole.run, run, last_step=epochs * STEPS)
-    left = Path("/dev/shm").glob("pnas-snapshots-*")
-    assert not [path for path in left if f"{path}/" in running.output], "the memory is given back"
+    left = [str(path) for path in Path("/dev/shm").glob("pnas-snapshots-*")]
+    assert not [path for path in left if f"{path}/" in output], "the memory is given back"
 
 
 def _killed(tmp_path: Path, data: Path, *options: str) -> BackgroundTrainer:

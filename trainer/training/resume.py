@@ -65,11 +65,14 @@ def begin_progress(training: Training) -> TrainingProgress:
     return TrainingProgress(lr_factor=1.0 if reference is None else images / reference)
 
 
-def resume(training: Training, checkpoint: Path, data: Mapping[str, Any]) -> TrainingProgress:
+def resume(
+    training: Training, checkpoint: Path, data: Mapping[str, Any], *, is_snapshot: bool = False
+) -> TrainingProgress:
     """Restore the state of a verified checkpoint, and print whether the run continues bit for bit.
 
     Args:
         data: what a checkpoint taken now would say about the images.
+        is_snapshot: the checkpoint lies in memory; the line names its step.
 
     Raises:
         TrainerError: the checkpoint cannot be read any more.
@@ -96,7 +99,8 @@ def resume(training: Training, checkpoint: Path, data: Mapping[str, Any]) -> Tra
         ]
         # Kernels of other devices may add in another order each time.
         same = "yes" if training.device.type == "cpu" else "not proven"
-        say("resumed", bit_exact="no" if changes else same, differs="; ".join(changes) or None)
+        step = progress.global_step if is_snapshot else None
+        say("resumed", bit_exact="no" if changes else same, differs="; ".join(changes) or None, snapshot=step)
     return progress
 
 

@@ -109,7 +109,11 @@ def run_worker(task: WorkerTask) -> tuple[int, Training]:
             watchdog=watchdog,
         )
         warm_up_ddp(training.parallel, lambda: blank_images(training))
-    progress = begin_progress(training) if checkpoint is None else resume(training, checkpoint, data)
+    is_snapshot = checkpoint is not None and checkpoint.parent == task.memory
+    if checkpoint is None:
+        progress = begin_progress(training)
+    else:
+        progress = resume(training, checkpoint, data, is_snapshot=is_snapshot)
     checkpoints = CheckpointManager(
         training,
         task.run,
@@ -120,7 +124,7 @@ def run_worker(task: WorkerTask) -> tuple[int, Training]:
         snapshots=task.memory,
         is_first_on_node=task.local_rank == 0,
     )
-    if checkpoint is not None and checkpoint.parent == task.memory:
+    if is_snapshot:
         checkpoints.save_soon()
     else:
         checkpoints.drop_snapshots()  # of a node that had some which the others lack
