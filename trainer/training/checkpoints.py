@@ -128,10 +128,8 @@ class CheckpointManager:
             CorruptionError: the ranks do not have the same state.
         """
         self._end_writing(training, progress)
-        # The batch statistics are averaged for an evaluation, and then differ from the next epoch's first step on.
-        place = Place(progress.epoch, progress.step, averaged=progress.equalised or progress.step == 0)
         with training.watchdog.waiting(PEERS, epoch=progress.epoch, step=progress.step):
-            check_agreement(training, records, training.comparison.compare_now(place))
+            place = _compare_ranks(training, progress, records)
             training.comparison.forget_results(place)
             tensors = state_tensors(training)
         if self._saver is None or not self._is_writer:
@@ -142,8 +140,7 @@ class CheckpointManager:
                 say("warning", text=str(error))
         if self._saver is None:
             return
-        # None: the ranks did not compare their states, or there is only one.
-        content = self._content(training, progress, agreed_ranks=training.comparison.ranks or None)
+        content = self._content(training, progress)
         with training.watchdog.waiting("disk", epoch=progress.epoch, step=progress.step):
             if self._is_writer:
                 self._saver.save(progress.global_step, tensors, content, weights=weights, sync=records.sync)
@@ -154,15 +151,19 @@ class CheckpointManager:
         """Take a snapshot; every rank calls it.
 
         It is left out while lines wait for a full disk, since it would count their steps.
+
+        Raises:
+            CorruptionError: the ranks do not have the same state. After a crash all of them would take rank 0's.
         """
         began = time.monotonic()
         self._end_writing(training, progress)
         with training.watchdog.waiting(PEERS, epoch=progress.epoch, step=progress.step):
             if not gather(torch.tensor(records.is_written), training.group).all():
                 return
+            _compare_ranks(training, progress, records)
             tensors = state_tensors(training)
         if self._saver is not None:
-            content = self._content(training, progress, agreed_ranks=None)
+            content = self._content(training, progress)
             self._saver.snapshot(progress.global_step, tensors, content, began=began)
 
     def drop_snapshots(self) -> None:
@@ -188,7 +189,7 @@ class CheckpointManager:
             if self._saver is not None:
                 self._saver.wait()
 
-    def _content(self, training: Training, progress: TrainingProgress, *, agreed_ranks: int | None) -> dict[str, Any]:
+    def _content(self, training: Training, progress: TrainingProgress) -> dict[str, Any]:
         progress.wall_s = self._wall_before + time.perf_counter() - self._started_at
         return {
             **self._constant_content,
@@ -196,8 +197,17 @@ class CheckpointManager:
             "health": progress.health,
             "state": state_values(training),
             "arithmetic": numerics_fingerprint(training),
-            AGREED_RANKS: agreed_ranks,
+            # None: the ranks did not compare their states, or there is only one.
+            AGREED_RANKS: training.comparison.ranks or None,
         }
+
+
+def _compare_ranks(training: Training, progress: TrainingProgress, records: Records) -> Place:
+    """Return the place in the run if all ranks have the same state; see `check_agreement` for the errors."""
+    # The batch statistics are averaged for an evaluation, and then differ from the next epoch's first step on.
+    place = Place(progress.epoch, progress.step, averaged=progress.equalised or progress.step == 0)
+    check_agreement(training, records, training.comparison.compare_now(place))
+    return place
 
 
 def _usable_memory(training: Training, snapshots: Path | None) -> Path | None:

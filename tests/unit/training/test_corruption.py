@@ -1,14 +1,17 @@
 """Ranks whose states differ: which one is named, by what, and when the run goes back or ends."""
 
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 
 from tests.unit.training.test_comparison import comparing_training
 from trainer.shared.errors import RESUMABLE, NoRetryError
 from trainer.supervisor import blames_a_peer
-from trainer.training import corruption, modes
+from trainer.training import comparison, corruption, modes
+from trainer.training.checkpoints import CheckpointManager
 from trainer.training.comparison import Comparison, Place, split_hashes
 from trainer.training.corruption import (
     NO_MAJORITY,
@@ -18,6 +21,7 @@ from trainer.training.corruption import (
     explain,
     find_wrong_ranks,
 )
+from trainer.training.progress import TrainingProgress
 
 PLACE = Place(epoch=1, step=20, averaged=False)
 
@@ -169,3 +173,16 @@ def test_a_run_that_is_asked_to_stop_ends_in_time_without_saving_a_corrupt_state
     run.checkpoints.finish.return_value = None
     assert modes._stop(run) == RESUMABLE
     assert "the state at the stop is not saved" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["save", "snapshot"])
+def test_a_state_on_which_the_ranks_disagree_is_neither_saved_nor_kept_in_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    """After a crash all ranks would continue from rank 0's state, and no comparison could find it any more."""
+    training = comparing_training(ranks=2, mode="performance")
+    lease = mock.Mock(spec=[])
+    manager = CheckpointManager(training, tmp_path, attempt=1, data={}, classes=[], lease=lease)
+    monkeypatch.setattr(comparison, "sum_over_ranks", lambda hashes: hashes + torch.tensor([5, 0]))
+    with pytest.raises(CorruptionError, match="states differ at epoch 0, step 0"):
+        getattr(manager, kind)(training, TrainingProgress(), mock.Mock(is_written=True))
