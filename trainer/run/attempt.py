@@ -48,7 +48,7 @@ class Attempt:
 
     Attributes:
         checkpoint: The state to continue from. On a single node it can be a snapshot.
-        lease: The right to write to the run's folder. Only the first node has a lock to ask for.
+        lease: The right to write to the run's folder. The first node holds the lock, and tells the others its token.
         memory: The folder for snapshots; None for a run without them.
         snapshots: Whole ones of this node, newest first: the workers continue from the newest that all nodes have, if
             it is newer than the checkpoint.

@@ -30,6 +30,7 @@ class Meeting:
         checkpoint: The training state that they continue from, relative to the run's folder; None begins at the first
             step. Before the first attempt of its process each node chooses by itself.
         cause: Why the attempt before it ended, in logfmt.
+        lock_token: The token in the run's lock, which the first node holds: by it the others find out that it is lost.
     """
 
     attempt: int
@@ -37,6 +38,7 @@ class Meeting:
     port: int
     checkpoint: str | None = None
     cause: str = ""
+    lock_token: str = ""
 
 
 Begin = Callable[[str], Meeting | None]

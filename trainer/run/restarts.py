@@ -17,6 +17,7 @@ from typing import Any
 
 from trainer.checkpoint.writing import CheckpointWriter
 from trainer.records.attempts import write_attempt
+from trainer.records.lease import Lease
 from trainer.records.run_records import timestamp
 from trainer.run.attempt import Attempt, RunStarter, restart_run
 from trainer.run.meeting import Meeting, Rendezvous, Report, SingleNode
@@ -150,7 +151,8 @@ class _Pod:
         """Return the attempt that has begun."""
         topology = self._starter.topology
         port = topology.master_port if isinstance(self.rendezvous, SingleNode) else free_port()
-        return Meeting(self._attempt.number, topology.master_addr, port)
+        token = self._attempt.lease.token
+        return Meeting(self._attempt.number, topology.master_addr, port, lock_token=token)
 
     def _begin_next(self, cause: str) -> Meeting | None:
         """Begin the attempt that follows a crash; return None if this process must end."""
@@ -167,11 +169,14 @@ class _Pod:
         # No process of the crashed attempt can meet the new ones at another port.
         port = self._attempt.config.master_port if isinstance(self.rendezvous, SingleNode) else None
         address, checkpoint = self._starter.topology.master_addr, _place(attempt)
-        return Meeting(attempt.number, address, port or free_port(), checkpoint, cause)
+        return Meeting(attempt.number, address, port or free_port(), checkpoint, cause, attempt.lease.token)
 
     def _follow(self, meeting: Meeting, checkpoint: Path | None) -> None:
         """Take over what the first node has decided."""
-        self._attempt = dataclasses.replace(self._attempt, number=meeting.attempt, checkpoint=checkpoint)
+        lease = self._attempt.lease
+        if lease.token != meeting.lock_token:
+            lease = Lease(self._attempt.run, meeting.lock_token)
+        self._attempt = dataclasses.replace(self._attempt, number=meeting.attempt, checkpoint=checkpoint, lease=lease)
         topology = dataclasses.replace(self._starter.topology, master_addr=meeting.address, master_port=meeting.port)
         self._starter = dataclasses.replace(self._starter, topology=topology)
 

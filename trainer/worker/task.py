@@ -37,7 +37,7 @@ class WorkerTask:
     snapshots: tuple[Path, ...] = ()
     """This node's verified snapshots: if all nodes have one, and it is newer than the checkpoint, continue from it."""
     lock_token: str = ""
-    """The token in the run's lock. Only the first node's processes are told it; rank 0 tells the others."""
+    """The token in the run's lock. Under torchrun only rank 0 is told it, and tells the others."""
 
     def to_json(self) -> str:
         """Return the environment variable's text."""

@@ -169,6 +169,7 @@ def running(
     node_labels: Mapping[str, str] = ASCEND_910_LABELS,
     container_log_max_size: str | None = None,
     container_log_max_files: int = 5,
+    silent_after_s: int | None = None,
 ) -> Iterator[Cluster]:
     """Run a cluster while the context lasts; it ends with this process in any case.
 
@@ -179,7 +180,7 @@ def running(
         StartError: the cluster cannot be started.
         BuildError: its programs cannot be built.
     """
-    options = NodeOptions(npus, node_labels, container_log_max_size, container_log_max_files)
+    options = NodeOptions(npus, node_labels, container_log_max_size, container_log_max_files, silent_after_s)
     programs = binaries.kubernetes()
     binaries.coredns()
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -258,7 +259,7 @@ def _start(folder: Path, programs: Path, processes: Processes, options: NodeOpti
     # kubectl would take most of a processor from the starting programs, because of the frequent checks.
     with closing(Api(kubeconfig)) as api:
         processes.until("apiserver", lambda: api.answers("/readyz"))
-        control_plane.start_controllers(pki, programs, processes, first)
+        control_plane.start_controllers(pki, programs, processes, first, silent_after_s=options.silent_after_s)
         control_plane.start_dns(folder, processes, first)
         for node in cluster_nodes[1:]:
             node.join(first, cluster_nodes[0], processes)

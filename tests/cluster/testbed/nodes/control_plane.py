@@ -90,8 +90,14 @@ def start_api_server(folder: Path, programs: Path, processes: Processes, first: 
     processes.start("apiserver", first.inside([str(programs / "kube-apiserver"), *_flags(flags)]))
 
 
-def start_controllers(pki: Path, programs: Path, processes: Processes, first: Namespaces) -> None:
-    """Start the controller manager and the scheduler."""
+def start_controllers(
+    pki: Path, programs: Path, processes: Processes, first: Namespaces, *, silent_after_s: int | None
+) -> None:
+    """Start the controller manager and the scheduler.
+
+    Args:
+        silent_after_s: seconds without an answer after which a node is unreachable; the program's own if None.
+    """
     for label in ("controller-manager", "scheduler"):
         config = pki / f"{label}.kubeconfig"
         flags: dict[str, object] = {
@@ -109,6 +115,8 @@ def start_controllers(pki: Path, programs: Path, processes: Processes, first: Na
                 "cluster-signing-cert-file": pki / "ca.crt",
                 "cluster-signing-key-file": pki / "ca.key",
             }
+            if silent_after_s is not None:
+                flags |= {"node-monitor-grace-period": f"{silent_after_s}s", "node-monitor-period": "1s"}
         processes.start(label, first.inside([str(programs / f"kube-{label}"), *_flags(flags)]))
 
 

@@ -1,8 +1,12 @@
 """One node: its namespaces and network, its disk, and its containerd, kubelet and kube-proxy."""
 
 import json
+import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,16 +47,19 @@ class NodeOptions:
         container_log_max_size: the size (a quantity) above which a container's log is rotated; the kubelet's 10Mi if
             None.
         container_log_max_files: the number of log files per container, the current one included; at least 2.
+        silent_after_s: seconds without an answer after which the cluster takes the node for unreachable; Kubernetes' 50
+            if None.
     """
 
     npus: int = 8
     labels: Mapping[str, str] = field(default_factory=lambda: ASCEND_910_LABELS)
     container_log_max_size: str | None = None
     container_log_max_files: int = 5
+    silent_after_s: int | None = None
 
 
 class Node:
-    """A node. Number 1 runs the control plane, too; the others are joined to its bridge."""
+    """A node. Number 1 runs the control plane, too; the others are joined to its bridge, and can fail."""
 
     def __init__(self, number: int, run: Path) -> None:
         self.number = number
@@ -64,6 +71,8 @@ class Node:
         self.socket = self.folder / "containerd.sock"
         self._cgroup = f"{run.name}-{self.name}"
         self._namespaces: Namespaces | None = None
+        self._bridge = ""
+        self._started: list[Callable[[], object]] = []
         self._health = self.folder / "unhealthy"
 
     @property
@@ -103,7 +112,7 @@ class Node:
         parent = processes.start(name, [*command, *self.init_command()])
         processes.until(name, (self.folder / "ready").exists)
         self._namespaces = Namespaces(only_child(parent))
-        pid, link = str(self.namespaces.pid), "up0"
+        pid, link, self._bridge = str(self.namespaces.pid), "up0", first.network
         outside = ["nsenter", f"--net={first.network}", "--"]
         output_of([*outside, "ip", "link", "add", self.name, "type", "veth", "peer", "name", link, "netns", pid])
         output_of([*outside, "ip", "link", "set", self.name, "master", BRIDGE, "up"])
@@ -140,10 +149,9 @@ class Node:
         command = [str(programs / "kubelet"), f"--config={kubelet}", f"--kubeconfig={identity}"]
         command += [f"--hostname-override={self.name}", f"--node-ip={self.address}", f"--cert-dir={self.folder}"]
         command += [f"--node-labels={labels}"]
-        processes.start(self.process("kubelet"), self.namespaces.inside(command))
+        self._start(processes, "kubelet", command)
         config = self._write("proxy.yaml", self._proxy(proxy))
-        command = [str(programs / "kube-proxy"), f"--config={config}"]
-        processes.start(self.process("proxy"), self.namespaces.inside(command))
+        self._start(processes, "proxy", [str(programs / "kube-proxy"), f"--config={config}"])
         if options.npus:
             self._health.touch()
             plugin = ca.kubeconfig(self.folder / "npu.kubeconfig", server, pod_annotations.USER)
@@ -156,8 +164,64 @@ class Node:
                 "address": self.address,
             }
             command = [sys.executable, "-m", "tests.cluster.testbed.npus.device_plugin", json.dumps(spec)]
-            environ = {"PYTHONPATH": str(container_runtime.CHECKOUT)}
-            processes.start(self.process("npu"), self.namespaces.inside(command), environ=environ)
+            self._start(processes, "npu", command, environ={"PYTHONPATH": str(container_runtime.CHECKOUT)})
+
+    def kill(self) -> None:
+        """Kill the kubelet, containerd and all containers, as a power failure does; the node stays silent."""
+        while pids := self._pids():
+            _signal(pids, signal.SIGKILL)
+            time.sleep(0.02)
+
+    def revive(self) -> None:
+        """Start a killed node again."""
+        for start in self._started:
+            start()
+
+    def pause(self) -> None:
+        """Stop all processes of the node, as a paused virtual machine does."""
+        _signal(self._pids(), signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused node go on."""
+        _signal(self._pids(), signal.SIGCONT)
+
+    def cut_off(self) -> None:
+        """Take the node's network away; its containers run on, and reach their volumes."""
+        self._set_link("down")
+
+    def reconnect(self) -> None:
+        """Give a node its network back."""
+        self._set_link("up")
+
+    def _set_link(self, state: str) -> None:
+        # The bridge's side of the cable: the node keeps its addresses and routes.
+        output_of(["nsenter", f"--net={self._bridge}", "--", "ip", "link", "set", self.name, state])
+
+    def _pids(self) -> list[int]:
+        """Return this machine's process ids of the node's programs and containers; its namespaces stay."""
+        programs = (path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if self._is_program(path))
+        return [*self.container_pids(), *(int(path.name) for path in programs)]
+
+    def container_pids(self) -> list[int]:
+        """Return this machine's process ids of the processes in containers."""
+        groups = (CGROUPS / "pids" / self._cgroup).rglob("cgroup.procs")
+        return sorted({int(pid) for group in groups for pid in group.read_text().split()})
+
+    def _is_program(self, command_line: Path) -> bool:
+        with suppress(OSError):
+            return f"{self.folder}/".encode() in command_line.read_bytes()
+        return False
+
+    def _start(
+        self, processes: Processes, kind: str, command: Sequence[str], *, environ: Mapping[str, str] | None = None
+    ) -> None:
+        """Start a program of the node, and remember how."""
+
+        def start() -> None:
+            processes.start(self.process(kind), self.namespaces.inside(command), environ=environ)
+
+        start()
+        self._started.append(start)
 
     def make_unhealthy(self, chips: set[int]) -> None:
         """Make these NPUs unhealthy, and all others healthy."""
@@ -173,9 +237,8 @@ class Node:
                 folder=self.folder, socket=self.socket, pause=images.PAUSE, runc=container_runtime.runc(self.folder)
             )
         )
-        name = self.process("containerd")
-        processes.start(name, self.namespaces.inside(["containerd", f"--config={config}"]))
-        processes.until(name, self._serves)
+        self._start(processes, "containerd", ["containerd", f"--config={config}"])
+        processes.until(self.process("containerd"), self._serves)
         for archive in archives:
             self.load(archive)
 
@@ -244,6 +307,7 @@ class Node:
             "fileCheckFrequency": "5s",
             "syncFrequency": "10s",
             "nodeStatusUpdateFrequency": "5s",
+            **({} if options.silent_after_s is None else {"nodeLeaseDurationSeconds": options.silent_after_s}),
             # Without it, the kubelet makes the machine's own folder.
             "volumePluginDir": str(self.folder / "volume-plugins"),
             "containerLogMaxFiles": options.container_log_max_files,
@@ -283,6 +347,12 @@ class Node:
         bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True, "ipam": addresses}
         ports = {"type": "portmap", "capabilities": {"portMappings": True}}
         return {"cniVersion": "0.4.0", "name": "pods", "plugins": [bridge, ports]}
+
+
+def _signal(pids: Sequence[int], number: int) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 # Without CAP_SYS_RESOURCE, runc cannot lower an oom_score_adj, and no sandbox would start.

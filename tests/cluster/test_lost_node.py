@@ -1,0 +1,262 @@
+"""A node dies, is cut off or stands still while a job trains on it: the job goes on elsewhere, with the same bits.
+
+PNAS_LOST_NODES sets how often each test does it; the moments are random, and the seed is printed with the seconds.
+"""
+
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.support.terminal import POD, SMALL, Terminal, restricted
+from tests.cluster.support.waiting import until
+from tests.cluster.testbed import cluster as testbed
+from tests.cluster.testbed import mindcluster
+from tests.cluster.testbed.cluster import Cluster
+from tests.cluster.testbed.nodes.node import Node
+from tests.cluster.testbed.volcano import install
+
+TIMES = int(os.environ.get("PNAS_LOST_NODES", "1"))
+SILENT_AFTER_S = 8
+"""The cluster notices a silent node after this time, and after one more of five seconds it gives its pods up."""
+SHORT = ("--npus", "1", "--mode", "full", "--epochs", "3", "--steps", "40", "--checkpoint-every", "10")
+LONG = ("--npus", "1", "--mode", "full", "--epochs", "1000", "--steps", "40", "--checkpoint-every", "10")
+LAST_STEP = 120
+OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
+
+
+@pytest.fixture(scope="module")
+def wide(cluster: Cluster) -> Iterator[Cluster]:
+    """Start a cluster of three nodes, one more than a gang of two needs; the first one shows that it is possible."""
+    with testbed.running(nodes=3, silent_after_s=SILENT_AFTER_S) as three_nodes:
+        assert cluster.kubeconfig != three_nodes.kubeconfig
+        yield three_nodes
+
+
+@pytest.fixture
+def shell(wide: Cluster, tmp_path: Path, digits: Path) -> Iterator[Terminal]:
+    """Return a user's terminal on this cluster, for Kubernetes Jobs."""
+    name = f"lost-{time.time_ns()}"
+    testbed.create_namespace(wide, name)
+    with restricted(wide, name, tmp_path, digits, PNAS_BACKEND="batch") as terminal:
+        yield terminal
+        wide.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def moments() -> random.Random:
+    """Return a source of random moments, whose seed is printed."""
+    seed = time.time_ns()
+    sys.stdout.write(f"seed {seed}\n")
+    return random.Random(seed)
+
+
+def _submit(shell: Terminal, name: str, *words: str) -> None:
+    options = [word for word in SMALL if word not in ("--steps", "4")]
+    done = shell.run("submit", *POD, *options, "--node-timeout", "5s", "--name", name, "--detach", *words)
+    assert done.returncode == 0, done.stderr
+
+
+def _consoles(shell: Terminal, job: str) -> list[Path]:
+    """Return the console files of rank 0, one of each container, in their order."""
+    return sorted(shell.output(job).glob("0/console-*.log"), key=lambda path: int(path.stem.partition("-")[2]))
+
+
+def _steps_in(path: Path) -> int:
+    return path.read_text(errors="replace").count("] step ") if path.exists() else 0
+
+
+def _until_it_trains(shell: Terminal, job: str, moments: random.Random) -> None:
+    _until_it_takes_steps(shell, job)
+    time.sleep(moments.uniform(0, 4))
+
+
+def _steps(shell: Terminal, job: str, *, without: Sequence[Path] = ()) -> int:
+    """Return how many steps the consoles of rank 0 show."""
+    return sum(_steps_in(path) for path in _consoles(shell, job) if path not in without)
+
+
+def _until_it_takes_steps(shell: Terminal, job: str, *, more_than: int = 0, without: Sequence[Path] = ()) -> None:
+    until(
+        lambda: _steps(shell, job, without=without) > more_than,
+        lambda: [shell.run("status", job).stdout, *(path.read_text()[-3000:] for path in _consoles(shell, job))],
+        every_s=0.1,
+    )
+
+
+def _node_of(shell: Terminal, pod: dict[str, Any]) -> Node:
+    return next(node for node in shell.cluster.nodes if node.name == pod["spec"]["nodeName"])
+
+
+def _until_given_up(shell: Terminal, job: str, node: Node) -> float:
+    """Wait until the cluster has given up the job's pod on the node; return the moment, in seconds since 1970."""
+    until(
+        lambda: any("deletionTimestamp" in pod["metadata"] for pod in shell.pods(job) if _node_of(shell, pod) is node)
+    )
+    return time.time()
+
+
+def _until_status_says(shell: Terminal, job: str, words: str) -> None:
+    until(lambda: words in shell.run("status", job).stdout, lambda: shell.run("status", job).stdout)
+
+
+def _until_its_containers_are_gone(node: Node) -> None:
+    until(lambda: not node.container_pids())
+
+
+def _metrics(shell: Terminal, job: str) -> list[dict[str, Any]]:
+    rows = map(json.loads, (shell.output(job) / "metrics.jsonl").read_text().splitlines())
+    return [row for row in rows if row["kind"] == "step"]
+
+
+def _assert_same_bits(shell: Terminal, job: str, undisturbed: str) -> None:
+    assert _metrics(shell, job) == _metrics(shell, undisturbed)
+    state = f"checkpoints/step-{LAST_STEP:09d}/state.safetensors"
+    assert (shell.output(job) / state).read_bytes() == (shell.output(undisturbed) / state).read_bytes()
+
+
+@contextmanager
+def _ready_again(cluster: Cluster, node: Node) -> Iterator[None]:
+    """Wait at the end until the node is ready."""
+    try:
+        yield
+    finally:
+        cluster.kubectl("wait", "--for=condition=Ready", f"node/{node.name}", "--timeout=300s")
+
+
+def test_a_gang_goes_on_after_the_pod_of_its_dead_node_was_recovered(shell: Terminal, moments: random.Random) -> None:
+    _submit(shell, "undisturbed", *SHORT, "--nodes", "2")
+    assert shell.run("wait", "undisturbed").returncode == 0
+    for number in range(TIMES):
+        job = f"gang-{number}"
+        _submit(shell, job, *SHORT, "--nodes", "2")
+        _until_it_trains(shell, job, moments)
+        pod = moments.choice([pod for pod in shell.pods(job) if _node_of(shell, pod).number != 1])
+        node, name = _node_of(shell, pod), pod["metadata"]["name"]
+        refused = shell.run("recover", job)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (6, 1), refused.stderr
+        assert "the cluster has given no pod up: its nodes answer" in refused.stderr
+        with _ready_again(shell.cluster, node):
+            node.kill()
+            began = _until_given_up(shell, job, node)
+            said = f"pod {name} cannot end, because its node {node.name} has not answered since "
+            _until_status_says(shell, job, said)
+            assert f"warning: job {job}: {said}" in shell.run("list").stderr
+            steps = _steps(shell, job)
+            recovered = shell.run("recover", job)
+            assert recovered.returncode == 0, recovered.stderr
+            assert f"pod {name} deleted by force: node {node.name} has been silent for" in recovered.stderr
+            _until_it_takes_steps(shell, job, more_than=steps)
+            sys.stdout.write(f"dead node: first new step {time.time() - began:.1f} s after the toleration\n")
+            assert shell.run("wait", job).returncode == 0
+            node.revive()
+        _assert_same_bits(shell, job, "undisturbed")
+
+
+def test_a_job_goes_on_elsewhere_after_its_node_was_cut_off_and_taken_out_of_service(
+    shell: Terminal, moments: random.Random
+) -> None:
+    """Its pod trains on, and holds the run's folder: its successor asks it to save and to leave."""
+    cluster = shell.cluster
+    cluster.kubectl("cordon", "node1")
+    for number in range(TIMES):
+        job = f"cut-{number}"
+        _submit(shell, job, *LONG)
+        _until_it_trains(shell, job, moments)
+        (pod,) = shell.pods(job)
+        node = _node_of(shell, pod)
+        node.cut_off()
+        with _ready_again(cluster, node):
+            _until_status_says(shell, job, f"node {node.name} has not answered since ")
+            consoles = _consoles(shell, job)
+            before = _steps_in(consoles[-1])
+            cluster.kubectl("taint", "node", node.name, f"{OUT_OF_SERVICE}=nodeshutdown:NoExecute")
+            began = time.time()
+            _until_it_takes_steps(shell, job, without=consoles)
+            sys.stdout.write(f"cut off: first new step {time.time() - began:.1f} s after the taint\n")
+            old, new = (path.read_text() for path in (*consoles, _consoles(shell, job)[-1]))
+            assert old.count("] step ") > before, "the cut off pod trained on"
+            assert "] stopped epoch=" in old
+            assert "resumed bit_exact=yes" in new
+            assert not cluster.get("job", job, "--namespace", shell.namespace)["status"].get("failed")
+            assert shell.run("cancel", job).returncode == 0
+            steps = [row["global_step"] for row in _metrics(shell, job)]
+            assert steps == list(range(len(steps)))
+            assert not (shell.output(job) / "metrics-replaced.jsonl").exists(), "no step was taken twice"
+            node.reconnect()
+            cluster.kubectl("taint", "node", node.name, f"{OUT_OF_SERVICE}-")
+    cluster.kubectl("uncordon", "node1")
+
+
+def test_a_pod_of_a_paused_node_writes_nothing_when_it_goes_on(shell: Terminal, moments: random.Random) -> None:
+    cluster = shell.cluster
+    _submit(shell, "undisturbed", *SHORT)
+    assert shell.run("wait", "undisturbed").returncode == 0
+    cluster.kubectl("cordon", "node1")
+    for number in range(TIMES):
+        job = f"paused-{number}"
+        _submit(shell, job, *SHORT)
+        _until_it_trains(shell, job, moments)
+        (pod,) = shell.pods(job)
+        node = _node_of(shell, pod)
+        node.pause()
+        with _ready_again(cluster, node):
+            _until_given_up(shell, job, node)
+            steps = _steps(shell, job)
+            recovered = shell.run("recover", job)
+            assert recovered.returncode == 0, recovered.stderr
+            _until_it_takes_steps(shell, job, more_than=steps)
+            (successor,) = (_node_of(shell, pod) for pod in shell.pods(job))
+            successor.pause()
+            before = _files(shell.output(job))
+            node.resume()
+            cluster.kubectl("wait", "--for=condition=Ready", f"node/{node.name}", "--timeout=300s")
+            # The kubelet ends the container of a pod that does not exist any more; until then it could write.
+            _until_its_containers_are_gone(node)
+            assert _files(shell.output(job)) == before
+            successor.resume()
+            assert shell.run("wait", job).returncode == 0
+        _assert_same_bits(shell, job, "undisturbed")
+    cluster.kubectl("uncordon", "node1")
+
+
+def _files(run: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Return the inode, the time of the last change and the content of each file."""
+    files = (path for path in sorted(run.rglob("*")) if path.is_file() and path.name != "run.lock")
+    return {
+        str(path.relative_to(run)): (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) for path in files
+    }
+
+
+def test_mindcluster_moves_a_volcano_job_off_a_dead_node(shell: Terminal, moments: random.Random) -> None:
+    """MindCluster and Volcano are stand-ins here."""
+    with install.volcano(shell.cluster) as volcano:
+        labels = [f"{name}={value}" for name, value in volcano.labels.items()]
+        shell.cluster.kubectl("label", "namespace", shell.namespace, *labels)
+        for number in range(TIMES):
+            job = f"gang-{number}"
+            _submit(shell, job, *SHORT, "--nodes", "2", "--backend", "volcano", "--device", "cpu")
+            label = f"{mindcluster.LABEL}=grace"
+            words = ("label", "jobs.batch.volcano.sh", job, label, "--overwrite", "--namespace", shell.namespace)
+            shell.cluster.kubectl(*words)
+            _until_it_trains(shell, job, moments)
+            pods = shell.pods(job)
+            node = _node_of(shell, moments.choice([pod for pod in pods if _node_of(shell, pod).number != 1]))
+            with _ready_again(shell.cluster, node):
+                node.kill()
+                began = _until_given_up(shell, job, node)
+                steps = _steps(shell, job)
+                until(lambda: mindcluster.reschedule(shell.cluster, shell.namespace))
+                _until_it_takes_steps(shell, job, more_than=steps)
+                sys.stdout.write(
+                    f"dead node, volcano: first new step {time.time() - began:.1f} s after the toleration\n"
+                )
+                assert shell.run("wait", job).returncode == 0
+                node.revive()
