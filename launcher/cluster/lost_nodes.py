@@ -16,7 +16,7 @@ from datetime import datetime
 from launcher import PROGRAM
 from launcher.errors import ConflictError
 from launcher.kinds.objects import unix_time
-from launcher.kube.api import Api, Json
+from launcher.kube.api import STRATEGIC_PATCH, Api, Json
 from launcher.kube.resources import LEASES, NODES, PODS
 from trainer.shared.durations import format_duration
 
@@ -112,8 +112,27 @@ def delete_by_force(
         silence = _prove_silence(api, node, names, on_note=on_note, sleep=sleep)
         for pod in given_up:
             if pod["spec"]["nodeName"] == node:
+                _mark_failed(api, pod)
                 api.delete(PODS, pod["metadata"]["name"], uid=pod["metadata"]["uid"], force=True)
                 on_note(f"pod {pod['metadata']['name']} deleted by force: {silence}")
+
+
+def _mark_failed(api: Api, pod: Json) -> None:
+    """Say in place of the pod's node that it has ended, as the cluster's collector of garbage does.
+
+    A Kubernetes Job replaces only pods that have failed (`podReplacementPolicy: Failed`), and keeps the object of any
+    other one. The condition says that the failure is no fault of the job.
+    """
+    meta = pod["metadata"]
+    condition = {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": "NodeIsSilent",
+        "message": f"{PROGRAM} recover",
+    }
+    body: Json = {"metadata": {"uid": meta["uid"]}, "status": {"phase": "Failed", "conditions": [condition]}}
+    path = PODS.path(api.namespace, meta["name"], "status")
+    api.request("PATCH", path, body=body, content_type=STRATEGIC_PATCH, action=f"patch {PODS}/status {meta['name']}")
 
 
 def _prove_silence(

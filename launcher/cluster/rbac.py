@@ -57,7 +57,7 @@ VERBS = {**KUBERNETES_VERBS, **CUSTOM_VERBS}
 CLUSTER_VERBS = cluster_rights(ALL_KINDS)
 """The verbs that their ClusterRole grants."""
 
-RECOVER_VERBS: Verbs = {PODS: ("delete",)}
+RECOVER_VERBS: Verbs = {PODS: ("delete",), PODS._replace(plural="pods/status"): ("patch",)}
 """The verbs in the namespace that `recover` needs. No other command deletes pods, so a separate Role grants them."""
 RECOVER_CLUSTER_VERBS: Verbs = {NODES: ("get",), LEASES: ("get",)}
 """The verbs by which `recover` shows that a node is silent."""

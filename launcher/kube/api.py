@@ -28,6 +28,8 @@ Json = dict[str, Any]
 
 READ_S = 30.0
 MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+"""A patch that knows the lists of built-in objects: a condition replaces another of the same type."""
 TAKEN = 409
 """The HTTP status of a creation whose name is not free."""
 _SHOWN_BYTES = 512

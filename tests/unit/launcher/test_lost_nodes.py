@@ -8,7 +8,7 @@ import pytest
 
 from launcher.cluster.lost_nodes import LEASE_NAMESPACE, LEASE_WATCH_S, delete_by_force, lost_pods, lost_reason
 from launcher.errors import ApiError, ConflictError
-from launcher.kube.api import Json
+from launcher.kube.api import STRATEGIC_PATCH, Json
 from launcher.kube.resources import LEASES, NODES, PODS, Resource
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=timezone.utc).timestamp()
@@ -70,17 +70,26 @@ class _Cluster:
         self._node = None if ready is None else {"status": {"conditions": [condition]}}
         self._leases = list(leases)
         self.deleted: list[tuple[str, str | None, bool]] = []
+        self.failed = 0
 
     def find(self, resource: Resource, name: str) -> Json | None:
         assert (resource, name) == (NODES, "node2")
         return self._node
 
-    def request(self, method: str, path: str, *, action: str) -> Json:
+    namespace = "training"
+
+    def request(self, method: str, path: str, *, action: str, body: Json | None = None, content_type: str = "") -> Json:
+        if body is not None:
+            assert (method, path) == ("PATCH", "/api/v1/namespaces/training/pods/a-x/status")
+            assert (body["metadata"]["uid"], body["status"]["phase"]) == ("uid-a-x", "Failed")
+            assert content_type == STRATEGIC_PATCH
+            self.failed += 1
+            return {}
         assert (method, path) == ("GET", LEASES.path(LEASE_NAMESPACE, "node2")), action
         return {"spec": {"renewTime": self._leases.pop(0)}}
 
     def delete(self, resource: Resource, name: str, *, uid: str | None = None, force: bool = False) -> None:
-        assert resource == PODS
+        assert (resource, self.failed) == (PODS, 1), "a Kubernetes Job replaces only failed pods"
         self.deleted.append((name, uid, force))
 
 
