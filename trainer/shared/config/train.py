@@ -219,7 +219,10 @@ class TrainConfig(BaseModel):
         3, "Most restarts of crashed workers in their pod per hour; 0: a crash ends the run's pod.", ge=0
     )
     stall_timeout_s: float = _in_devices(
-        900.0, "Longest wait of a rank for data or for its peers; then the run names it, and the attempt ends.", gt=0, le=LONGEST_S
+        900.0,
+        "Longest wait of a rank for data or for its peers; then the run names it, and the attempt ends.",
+        gt=0,
+        le=LONGEST_S,
     )
 
     @field_validator("checkpoint_every")
