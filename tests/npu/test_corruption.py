@@ -21,7 +21,7 @@ from trainer.checkpoint.reading import read_manifest
 from trainer.shared.errors import NO_RETRY
 
 FLIPS = int(os.environ.get("PNAS_TEST_BIT_FLIPS", "10"))
-CLEAN_STEPS = int(os.environ.get("PNAS_TEST_CLEAN_STEPS", "100"))
+CLEAN_STEPS = int(os.environ.get("PNAS_TEST_CLEAN_STEPS", "70"))
 SEED = os.environ.get("PNAS_TEST_FLIP_SEED", "20")
 COMPARED = ("--compare-every", "2", "--checkpoint-every", "3")
 THREE = ("--epochs", "1", "--steps", "12", "--npus", "3", "--precision", "fp32", *COMPARED)

@@ -16,6 +16,7 @@ from trainer.records.run_records import Records, say
 from trainer.shared.errors import RESUMABLE, NoRetryError, TrainerError
 from trainer.shared.program import TRAINER
 from trainer.training.checkpoints import CheckpointManager
+from trainer.training.comparison import Place
 from trainer.training.corruption import CorruptionError, check_agreement
 from trainer.training.evaluation import Evaluation, evaluate
 from trainer.training.progress import Throughput, TrainingProgress
@@ -189,15 +190,19 @@ def _check_steps(run: Run, window: StepWindow, *, epoch: int) -> None:
         CorruptionError: the ranks' states differ.
         DivergedError: there were too many such steps; it names the images of the last one.
     """
-    run.training.comparison.add_results(window.results, epoch=epoch, first_step=window.first_step)
-    for comparison in window.comparisons:
-        check_agreement(run.training, run.records, comparison)
     training, progress = run.training, run.progress
+    training.comparison.add_results(window.results, epoch=epoch, first_step=window.first_step)
+    for comparison in window.comparisons:
+        check_agreement(training, run.records, comparison)
     allowed = training.config.max_bad_steps + training.precision.overflows
     for step, bad in enumerate(window.bad, window.first_step):
         progress.bad_steps = progress.bad_steps + 1 if bad else 0
         if bad is None or progress.bad_steps < allowed:
             continue
+        # One corrupt weight can make every loss infinite, long before the ranks compare their states again.
+        end = Place(epoch, window.first_step + len(window.bad), averaged=False)
+        with training.watchdog.waiting(PEERS, epoch=epoch, step=step):
+            check_agreement(training, run.records, training.comparison.compare_now(end))
         fault = "this rank's loss" if bad.own_loss else "the gradient"
         raise DivergedError(
             f"{fault} was not finite in {progress.bad_steps} steps in a row, last in epoch {epoch}, step {step}: "

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.unit.training.test_state_hash import STEP_OPERATORS, OperatorCalls
 from tests.unit.training.test_steps import HostReads
 from trainer.data.loader import ImageBatch
 from trainer.data.sampler import plan_epoch
 from trainer.devices.device import open_device
 from trainer.shared.config import TrainConfig
 from trainer.training import steps
-from trainer.training.comparison import Place, StateComparison
+from trainer.training.comparison import PAIR, Place, StateComparison
 from trainer.training.steps import StepWindow, Training
 from trainer.worker.start import build_training, make_watchdog
 from trainer.worker.task import WorkerTask
@@ -71,6 +72,19 @@ def test_comparisons_add_no_reduction_and_no_wait_to_the_steps(monkeypatch: pyte
         assert places == [(step, 0) for step in range(1, 9) if every and step % every == 0]
     # For each window the losses of four steps, and two counts; a hash for each of two ranks is 8 bytes more.
     assert sizes == {0: [4, 2, 4, 2], 1: [4, 2 + 4 * 2, 4, 2 + 4 * 2], 2: [4, 2 + 2 * 2, 4, 2 + 2 * 2]}
+
+
+def test_two_ranks_add_a_hash_of_their_logits_to_each_step() -> None:
+    """It is within the bar too: a hundredth of the operators of a step of pnasnet5large."""
+    operators = {}
+    for ranks in (2, 3):
+        training = comparing_training(ranks=ranks)
+        _train(training, 1)
+        with OperatorCalls() as counted:
+            (window,) = _train(training, 1)
+        operators[ranks] = counted.calls.total()
+        assert len(window.results) == (1 if ranks == PAIR else 0)
+    assert 0 < operators[2] - operators[3] <= 0.006 * STEP_OPERATORS
 
 
 def test_one_rank_and_an_interval_of_zero_compare_nothing() -> None:

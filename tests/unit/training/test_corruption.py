@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from tests.unit.training.test_comparison import comparing_training
+from trainer.distributed.state_hash import hash_state
+from trainer.distributed.stop_requests import Request
 from trainer.shared.errors import RESUMABLE, NoRetryError
 from trainer.supervisor import blames_a_peer
 from trainer.training import comparison, corruption, modes
@@ -22,6 +24,7 @@ from trainer.training.corruption import (
     find_wrong_ranks,
 )
 from trainer.training.progress import TrainingProgress
+from trainer.training.steps import BadStep, StepWindow
 
 PLACE = Place(epoch=1, step=20, averaged=False)
 
@@ -186,3 +189,18 @@ def test_a_state_on_which_the_ranks_disagree_is_neither_saved_nor_kept_in_memory
     monkeypatch.setattr(comparison, "sum_over_ranks", lambda hashes: hashes + torch.tensor([5, 0]))
     with pytest.raises(CorruptionError, match="states differ at epoch 0, step 0"):
         getattr(manager, kind)(training, TrainingProgress(), mock.Mock(is_written=True))
+
+
+def test_ranks_are_compared_before_a_run_counts_as_diverged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One corrupt weight can make every loss infinite: then no lower learning rate helps."""
+    bad = BadStep(own_loss=True, samples=(3,))
+    window = StepWindow(0, (1.0, 1.0), (0.1, 0.1), 8, 0, 1.0, timed=True, bad=(bad, bad), request=Request.NONE)
+    training = comparing_training(ranks=2, max_bad_steps=2)
+    run = mock.Mock(training=training)
+    for other_rank, error in ((0, modes.DivergedError), (5, CorruptionError)):
+        run.progress = TrainingProgress()
+        own = hash_state(list(training.comparison._tensors(averaged=False)))
+        peers = {0: own, 5: own + 5}[other_rank]
+        monkeypatch.setattr(comparison, "sum_over_ranks", lambda hashes, peers=peers: hashes + peers * (hashes == 0))
+        with pytest.raises(error):
+            modes._check_steps(run, window, epoch=0)
