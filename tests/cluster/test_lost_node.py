@@ -3,6 +3,7 @@
 PNAS_LOST_NODES sets how often each test does it; the moments are random, and the seed is printed with the seconds.
 """
 
+import dataclasses
 import json
 import os
 import random
@@ -15,8 +16,11 @@ from typing import Any
 
 import pytest
 
+from docs.manifests import ACCOUNT, FOLDER
+from launcher.cluster.rbac import RECOVER_CLUSTER_VERBS, RECOVER_VERBS, VERBS
 from tests.cluster.support.terminal import POD, SMALL, Terminal, restricted
 from tests.cluster.support.waiting import until
+from tests.cluster.test_rights import OF_EVERY_USER, asked, flat
 from tests.cluster.testbed import cluster as testbed
 from tests.cluster.testbed import mindcluster
 from tests.cluster.testbed.cluster import Cluster
@@ -62,6 +66,11 @@ def _submit(shell: Terminal, name: str, *words: str) -> None:
     options = [word for word in SMALL if word not in ("--steps", "4")]
     done = shell.run("submit", *POD, *options, "--node-timeout", "5s", "--name", name, "--detach", *words)
     assert done.returncode == 0, done.stderr
+
+
+def _wait(shell: Terminal, job: str) -> None:
+    done = shell.run("wait", job)
+    assert done.returncode == 0, done.stderr + shell.run("logs", job, "--tail", "20").stdout
 
 
 def _consoles(shell: Terminal, job: str) -> list[Path]:
@@ -131,9 +140,36 @@ def _ready_again(cluster: Cluster, node: Node) -> Iterator[None]:
         cluster.kubectl("wait", "--for=condition=Ready", f"node/{node.name}", "--timeout=300s")
 
 
-def test_a_gang_goes_on_after_the_pod_of_its_dead_node_was_recovered(shell: Terminal, moments: random.Random) -> None:
+@pytest.fixture
+def user(shell: Terminal) -> Terminal:
+    """Return the terminal of a user who has only the launcher's Role."""
+    kubectl, namespace = shell.cluster.kubectl, ("--namespace", shell.namespace)
+    kubectl("apply", *namespace, "--filename", str(FOLDER / "rbac.yaml"))
+    token = kubectl("create", "token", ACCOUNT, *namespace).strip()
+    config = shell.kubeconfig_with("user", lambda config: config["users"][0].update(user={"token": token}))
+    return dataclasses.replace(shell, kubeconfig=config)
+
+
+def _grant_recover(shell: Terminal) -> None:
+    """Do as the file's header says."""
+    kubectl, role = shell.cluster.kubectl, f"{ACCOUNT}-recover"
+    kubectl("apply", "--namespace", shell.namespace, "--filename", str(FOLDER / "rbac-recover.yaml"))
+    bound = ("--clusterrole", role, "--serviceaccount", f"{shell.namespace}:{ACCOUNT}")
+    kubectl("create", "clusterrolebinding", role, *bound)
+
+
+def _revoke_recover(shell: Terminal) -> None:
+    """Check that the rights are those that `recover` used, and take them away."""
+    rights = asked(shell.cluster, f"system:serviceaccount:{shell.namespace}:{ACCOUNT}") - OF_EVERY_USER
+    assert rights - flat(VERBS) == flat(RECOVER_VERBS) | flat(RECOVER_CLUSTER_VERBS)
+    shell.cluster.kubectl("delete", "clusterrolebinding", f"{ACCOUNT}-recover")
+
+
+def test_a_gang_goes_on_after_the_pod_of_its_dead_node_was_recovered(
+    shell: Terminal, user: Terminal, moments: random.Random
+) -> None:
     _submit(shell, "undisturbed", *SHORT, "--nodes", "2")
-    assert shell.run("wait", "undisturbed").returncode == 0
+    _wait(shell, "undisturbed")
     for number in range(TIMES):
         job = f"gang-{number}"
         _submit(shell, job, *SHORT, "--nodes", "2")
@@ -150,12 +186,17 @@ def test_a_gang_goes_on_after_the_pod_of_its_dead_node_was_recovered(shell: Term
             _until_status_says(shell, job, said)
             assert f"warning: job {job}: {said}" in shell.run("list").stderr
             steps = _steps(shell, job)
-            recovered = shell.run("recover", job)
+            refused = user.run("recover", job)
+            assert (refused.returncode, len(refused.stderr.splitlines())) == (3, 1), refused.stderr
+            assert "you have no right to get nodes" in refused.stderr
+            _grant_recover(shell)
+            recovered = user.run("recover", job)
+            _revoke_recover(shell)
             assert recovered.returncode == 0, recovered.stderr
             assert f"pod {name} deleted by force: node {node.name} has been silent for" in recovered.stderr
             _until_it_takes_steps(shell, job, more_than=steps)
             sys.stdout.write(f"dead node: first new step {time.time() - began:.1f} s after the toleration\n")
-            assert shell.run("wait", job).returncode == 0
+            _wait(shell, job)
             node.revive()
         _assert_same_bits(shell, job, "undisturbed")
 
@@ -198,7 +239,7 @@ def test_a_job_goes_on_elsewhere_after_its_node_was_cut_off_and_taken_out_of_ser
 def test_a_pod_of_a_paused_node_writes_nothing_when_it_goes_on(shell: Terminal, moments: random.Random) -> None:
     cluster = shell.cluster
     _submit(shell, "undisturbed", *SHORT)
-    assert shell.run("wait", "undisturbed").returncode == 0
+    _wait(shell, "undisturbed")
     cluster.kubectl("cordon", "node1")
     for number in range(TIMES):
         job = f"paused-{number}"
@@ -222,7 +263,7 @@ def test_a_pod_of_a_paused_node_writes_nothing_when_it_goes_on(shell: Terminal, 
             _until_its_containers_are_gone(node)
             assert _files(shell.output(job)) == before
             successor.resume()
-            assert shell.run("wait", job).returncode == 0
+            _wait(shell, job)
         _assert_same_bits(shell, job, "undisturbed")
     cluster.kubectl("uncordon", "node1")
 
@@ -258,5 +299,5 @@ def test_mindcluster_moves_a_volcano_job_off_a_dead_node(shell: Terminal, moment
                 sys.stdout.write(
                     f"dead node, volcano: first new step {time.time() - began:.1f} s after the toleration\n"
                 )
-                assert shell.run("wait", job).returncode == 0
+                _wait(shell, job)
                 node.revive()
