@@ -159,7 +159,7 @@ def _grant_recover(shell: Terminal) -> None:
 
 
 def _revoke_recover(shell: Terminal) -> None:
-    """Check that the rights are those that `recover` used, and take them away."""
+    """Check that `recover` used these rights and no others, and take them away."""
     rights = asked(shell.cluster, f"system:serviceaccount:{shell.namespace}:{ACCOUNT}") - OF_EVERY_USER
     assert rights - flat(VERBS) == flat(RECOVER_VERBS) | flat(RECOVER_CLUSTER_VERBS)
     shell.cluster.kubectl("delete", "clusterrolebinding", f"{ACCOUNT}-recover")
