@@ -98,6 +98,15 @@ def say_error(text: str, document: str = "") -> None:
     _write(sys.stderr, f"{text}\n")
 
 
+def output_fails() -> bool:
+    """Return whether standard output does not take what was printed: a text that it has refused is still there."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
+
+
 def drop_output(stream: TextIO) -> None:
     """Send a standard stream to nowhere: at exit Python flushes what is left, and would fail a second time."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
