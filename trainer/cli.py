@@ -28,7 +28,7 @@ from trainer.shared.container import HIGHER_LIMIT, MORE_FILES
 from trainer.shared.documents import JSON_OPTION, error_line
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.help import HelpPage
-from trainer.shared.program import BROKEN_PIPE, INTERRUPTED, TRAINER, drop_output, say_error
+from trainer.shared.program import BROKEN_PIPE, INTERRUPTED, TRAINER, drop_output, output_fails, say_error
 from trainer.shared.text import escape_what_streams_lack, visible
 from trainer.supervisor import Supervisor
 from trainer.topology import check_addresses, discover, visible_devices
@@ -152,6 +152,13 @@ def _note(text: str) -> None:
         os.write(sys.stdout.fileno(), f"{visible(text)}\n".encode(errors="backslashreplace"))
 
 
+def _check_working_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:  # libraries of torch would not find each other, and say nothing of it
+        raise UsageError("the working folder has been removed: change to another folder") from error
+
+
 def _usage(error: CycloptsError) -> str:
     """Return the fault in the command line; an unexpected word may be a misspelt command."""
     if not isinstance(error, UnusedCliTokensError) or not error.unused_tokens:
@@ -166,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = JSON_OPTION in words
     escape_what_streams_lack()
     try:
+        _check_working_folder()
         if "" in words and words[0] in app:  # the options of a run name the empty one themselves
             raise UsageError(f"{words[0]}: an argument is empty; is a variable of the shell unset?")
         result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
@@ -183,10 +191,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         drop_output(sys.stdout)
         return BROKEN_PIPE
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
+        place = error.filename or ("standard output" if output_fails() else "")
         advice = HIGHER_LIMIT.get(error.errno or 0, "free it, permit it or choose another place")
-        text = f"{place}{error.strerror or error}; {advice}"
-        say_error(visible(f"error: {text}"), error_line("Io", text, 1) if as_json and place else "")
+        text = f"{f'{place}: ' if place else ''}{error.strerror or error}; {advice}"
+        say_error(visible(f"error: {text}"), error_line("Io", text, 1) if as_json and error.filename else "")
         return 1
     except KeyboardInterrupt:
         say_error("error: interrupted before any worker was started")

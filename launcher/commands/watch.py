@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -112,6 +113,9 @@ def list_(*, json_: JsonFlag = False, where: Where = ANYWHERE) -> None:
         print_json(report.list_document(jobs, problem=None if listing.problem is None else str(listing.problem)))
     elif jobs:
         print(report.list_text(jobs, now=time.time()))
+        sys.stdout.flush()
+        for warning in report.unreadable_jobs(jobs):
+            note(warning)
     else:
         note(f"no jobs yet; start one with `{PROGRAM} submit`")
     for state, _ in jobs:

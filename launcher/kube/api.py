@@ -17,7 +17,8 @@ from urllib.parse import urlencode
 from launcher.errors import ApiError, UnreachableError
 from launcher.kube.access import ClusterAccess, Credentials
 from launcher.kube.resources import Resource
-from launcher.kube.retry import BUSY_TRIES, Answer, busy_delay_s
+from launcher.kube.retry import BUSIEST_S, BUSY_TRIES, Answer, busy_delay_s
+from trainer.shared.durations import format_duration
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -226,14 +227,17 @@ class Api:
             )
             if response.status == 401 and not logged_in_again:
                 credentials, logged_in_again = self.log_in_again(credentials), True
-            elif response.status == 429 and busy < BUSY_TRIES:
+            elif response.status == 429 and busy < BUSY_TRIES and _busy_s(response) <= BUSIEST_S:
                 busy += 1
-                self._sleep(busy_delay_s(response.headers.get("Retry-After")))
+                self._sleep(_busy_s(response))
             else:
                 break
             response.close()
         if response.status >= 400:
-            raise self._refusal(response.status, response.data, action, path)
+            refusal = self._refusal(response.status, response.data, action, path)
+            if response.status == 429 and _busy_s(response) > BUSIEST_S:
+                raise refusal.with_hint(f"{self.origin} is too busy: try again in {format_duration(_busy_s(response))}")
+            raise refusal
         return response
 
     def _connections(self) -> "Connections":
@@ -298,6 +302,10 @@ def connect(access: ClusterAccess) -> Api:
         namespace=access.namespace or cluster.namespace,
         origin=cluster.origin,
     )
+
+
+def _busy_s(response: "BaseHTTPResponse") -> float:
+    return busy_delay_s(response.headers.get("Retry-After"))
 
 
 def _is_object(answer: object) -> bool:

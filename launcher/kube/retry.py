@@ -11,14 +11,18 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from launcher.errors import LauncherError, WaitTimeoutError
+from trainer.shared.durations import LONGEST_S
 
 GIVE_UP_S = 180.0
 """How long the cluster may give no answer before the launcher stops asking."""
 FIRST_DELAY_S = 0.02
-_STEP_S, _LONGEST_S = 0.5, 15.0
+_STEP_S, LONGEST_DELAY_S = 0.5, 15.0
 BUSY_TRIES = 4
 """How often a request is repeated that the server was too busy (429) to serve."""
-_BUSY_S, _BUSIEST_S = 1.0, 10.0
+_BUSY_S = 1.0
+BUSIEST_S = 10.0
+"""How long the launcher leaves a busy server in peace before a try, in silence. One that asks for more gets no try."""
+_LONGEST_PAUSE_S = 2.0
 AWAY, BACK = "the cluster does not answer; trying again …", "the cluster answers again"
 
 Answer = TypeVar("Answer")
@@ -60,19 +64,19 @@ class Backoff:
         """
         if self.failures <= 1:
             return FIRST_DELAY_S
-        longest: float = min(_STEP_S * 2.0 ** (self.failures - 2), _LONGEST_S)
+        longest: float = min(_STEP_S * 2.0 ** (self.failures - 2), LONGEST_DELAY_S)
         return longest * (1 + self._chance()) / 2
 
 
 def retry_after_s(header: str | None) -> float | None:
     """Return the seconds of a `Retry-After` header (RFC 9110 10.2.3); None without it. Kubernetes gives whole ones."""
-    return float(header) if header is not None and header.isdecimal() else None
+    return min(float(header), LONGEST_S) if header is not None and header.isdecimal() else None
 
 
 def busy_delay_s(header: str | None) -> float:
-    """Return how long to leave a server that is too busy in peace: as long as it asks for, within limits."""
+    """Return how long a server that is too busy wants to be left in peace, by its `Retry-After` header."""
     wanted_s = retry_after_s(header)
-    return _BUSY_S if wanted_s is None else min(wanted_s, _BUSIEST_S)
+    return _BUSY_S if wanted_s is None else wanted_s
 
 
 def poll(
@@ -115,4 +119,6 @@ def poll(
             return answer
         if clock() >= deadline:
             raise WaitTimeoutError(expired(failure)) from failure
-        sleep(max(0.0, min(every_s, deadline - clock())))
+        # A server that is too busy must not be asked five times a second.
+        pause_s = max(every_s, min(backoff.delay_s(), _LONGEST_PAUSE_S)) if is_away else every_s
+        sleep(max(0.0, min(pause_s, deadline - clock())))

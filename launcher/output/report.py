@@ -159,6 +159,15 @@ def list_text(jobs: Sequence[tuple[JobState, JobProgress]], *, now: float) -> st
     return columns(rows)
 
 
+def unreadable_jobs(jobs: Iterable[tuple[JobState, JobProgress]]) -> list[str]:
+    """Return a warning for each job that is there, but whose record cannot be read."""
+    return [
+        f"warning: job {state.ref.name} cannot be read: {state.reason}"
+        for state, _ in jobs
+        if state.phase is Phase.LOST and state.created is None
+    ]
+
+
 def job_document(state: JobState, progress: JobProgress) -> dict[str, Any]:
     """Return one job as a document of kind `Job`. Times are ISO 8601 in UTC."""
     local = {"command": list(state.command), "console": state.console} if state.console else {}

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from launcher.errors import UnreachableError, is_transient_status
-from launcher.kube.retry import FIRST_DELAY_S, GIVE_UP_S, Backoff
+from launcher.kube.retry import FIRST_DELAY_S, GIVE_UP_S, LONGEST_DELAY_S, Backoff
 
 # How long to repeat a request for the log of an ended container that the server refuses.
 _REFUSED_S = 10.0
@@ -117,7 +117,7 @@ class LogRetry:
         if self._backoff.fail() > self._limit_s(error, _CONTRADICTED_S if runs else _REFUSED_S):
             raise error
         if isinstance(error, LogRefusedError) and error.retry_after_s is not None:
-            return error.retry_after_s
+            return min(error.retry_after_s, LONGEST_DELAY_S)
         return self._backoff.delay_s()
 
     def _limit_s(self, error: PodLogError, refused_s: float) -> float:

@@ -145,7 +145,7 @@ def test_one_line_for_each_image_and_bad_ones_are_named(
     good = _images(digits)[0]
     broken = tmp_path / "broken\n.png"
     broken.write_bytes(b"no image")
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{good}\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{good}\r\n"))
     assert main(["predict", "--weights", str(weights), str(broken), "-", "--top", "2"]) == 1
     output = capsys.readouterr()
     lines = output.out.splitlines()

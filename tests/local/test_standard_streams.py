@@ -14,6 +14,8 @@ from tests.local.job_runner import JobRunner
 
 FULL = "error: standard output: No space left on device; a running job goes on\n"
 
+TRAINER_FULL = "error: standard output: No space left on device; free it, permit it or choose another place\n"
+
 
 def run(words: Sequence[str], redirection: str, environ: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     """Run a program with its streams redirected as a shell does it."""
@@ -32,6 +34,8 @@ def run(words: Sequence[str], redirection: str, environ: dict[str, str]) -> "sub
         (("launcher", "status", "none"), "2>&-", 4, ""),
         (("launcher", "status", "none"), "2>/dev/full", 4, ""),
         (("trainer", "--help"), ">&- 2>&- <&-", 0, ""),
+        (("trainer", "ranktable", "check", "--help"), ">/dev/full", 1, TRAINER_FULL),
+        (("trainer", "env", "--json"), ">/dev/full", 1, TRAINER_FULL),
         (("trainer", "--nope"), "2>/dev/full", 2, ""),
         (("trainer", "--data-path", "none"), ">&- 2>&-", 2, ""),
     ],
@@ -42,6 +46,15 @@ def test_a_closed_or_full_stream_gives_the_documented_code(
     runner.run_to_end("say(0, 'x')")
     result = run(words, redirection, runner.environ)
     assert (result.returncode, result.stdout, result.stderr) == (code, "", errors)
+
+
+def test_a_working_folder_that_was_removed_is_named(tmp_path: Path) -> None:
+    shell = f'mkdir "{tmp_path}/gone"; cd "{tmp_path}/gone"; rmdir "{tmp_path}/gone"; exec "$0" "$@"'
+    root = Path(__file__).parents[2]
+    words = (sys.executable, str(root / "trainer/shared/start.py"), "trainer.cli", "--data-path", str(tmp_path))
+    result = subprocess.run(("sh", "-c", shell, *words), capture_output=True, text=True, check=False)
+    error = "error: the working folder has been removed: change to another folder\n"
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", error)
 
 
 @pytest.mark.parametrize("program", ["trainer", "launcher"])

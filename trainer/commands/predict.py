@@ -94,7 +94,7 @@ def _image_files(images: Sequence[Path]) -> Iterator[Path]:
 
 
 def _listed_images(lines: Iterable[str]) -> list[Path]:
-    names = [line.rstrip("\n") for line in lines if line.strip()]
+    names = [line.rstrip("\r\n") for line in lines if line.strip()]  # a list from Windows has both
     if not names:
         raise UsageError("the list on standard input is empty; give one file per line")
     if any("\0" in name for name in names):

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import time
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -143,9 +144,12 @@ def _in_classes_of(classes: tuple[str, ...], val: ImageIndex) -> ImageIndex:
     position = {name: label for label, name in enumerate(classes)}
     unknown = [name for name in val.classes if name not in position]
     if unknown:
+        composed = {unicodedata.normalize("NFC", name) for name in classes}
+        alike = any(unicodedata.normalize("NFC", name) in composed for name in unknown)
+        advice = "train/ has these letters in another Unicode form: rename one of the two folders" if alike else ""
         raise UsageError(
             f"{val.root}: class {_some(unknown)} is not in {val.root.parent / 'train'};"
-            " both need the same class folders"
+            f" {advice or 'both need the same class folders'}"
         )
     renumber = np.array([position[name] for name in val.classes], dtype=np.int64)
     return replace(val, classes=classes, labels=renumber[val.labels])

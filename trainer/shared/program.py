@@ -1,5 +1,7 @@
 """The first and the last step of `python -m trainer` and `python -m launcher`, and what holds for both in between."""
 
+from __future__ import annotations
+
 import importlib
 import io
 import os
@@ -7,10 +9,13 @@ import re
 import resource
 import sys
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from trainer.shared.container import OUT_OF_MEMORY
 from trainer.shared.errors import UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 # Programs of an installed package start each other by the path of start.py.
 _SCRIPTS = ("pnas", "pnas-trainer", *(("start.py",) if "site-packages" in Path(__file__).parts else ()))
@@ -54,16 +59,25 @@ def open_closed_streams() -> None:
 
 
 def write_whole_texts() -> None:
-    """Give standard streams a buffer where PYTHONUNBUFFERED or `-u` took it, and flush it after each line.
+    """Make standard streams write all of each text at once where PYTHONUNBUFFERED or `-u` took their buffer.
 
-    Without one, Python drops the rest of a text, and says nothing, after a write that the system ends early: on a disk
-    that becomes full, or when a terminal is resized.
+    Python's own unbuffered streams drop the rest of a text, and say nothing, after a write that the system ends early:
+    on a disk that becomes full, when a terminal is resized, or when a signal comes while a pipe is full.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper) and isinstance(stream.buffer, io.RawIOBase):
-            whole = io.BufferedWriter(io.FileIO(stream.fileno(), "w", closefd=False))
-            setattr(sys, name, io.TextIOWrapper(whole, stream.encoding, stream.errors, line_buffering=True))
+            whole = _WholeWriter(io.FileIO(stream.fileno(), "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(whole, stream.encoding, stream.errors, write_through=True))
+
+
+class _WholeWriter(io.BufferedWriter):
+    """A buffer that is empty after each text, so that neither a crash nor a forked process meets a rest."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        count = super().write(data)
+        self.flush()
+        return count
 
 
 def _is_open(descriptor: int) -> bool:
@@ -82,6 +96,15 @@ def say_error(text: str, document: str = "") -> None:
     """
     _write(sys.stdout, document and f"{document}\n")  # what was printed before comes first
     _write(sys.stderr, f"{text}\n")
+
+
+def output_fails() -> bool:
+    """Return whether standard output does not take what was printed: a text that it has refused is still there."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
 
 
 def drop_output(stream: TextIO) -> None:

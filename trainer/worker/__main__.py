@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from trainer.shared.errors import UsageError
-from trainer.shared.program import describe_loading_error
+from trainer.shared.program import describe_loading_error, write_whole_texts
 
 
 def main() -> NoReturn:
     """Run the task in the environment, and end the process with its exit code."""
+    write_whole_texts()
     try:
         with without_garbage_collector():
             from trainer.worker.run import main as run_worker  # noqa: PLC0415  # see above

@@ -101,6 +101,15 @@ def test_a_server_that_stays_busy_gives_its_own_message(serve: Any) -> None:
     assert caught.value.status == 429
 
 
+@pytest.mark.parametrize(("wanted", "words"), [("11", "11 s"), ("3600", "1 h"), ("9" * 400, "24855 d 3 h")])
+def test_a_server_that_wants_a_long_peace_is_an_error_at_once(serve: Any, wanted: str, words: str) -> None:
+    server = serve((429, {"Retry-After": wanted}, {"message": "too many requests"}), FINE)
+    with pytest.raises(ApiError, match=f"too many requests; test is too busy: try again in {words}$") as caught:
+        api(server).list(PODS)
+    assert caught.value.transient
+    assert len(server.tokens) == 1
+
+
 def test_only_one_of_several_refused_threads_logs_in_again(serve: Any) -> None:
     server = serve(FINE)
     client = api(server)

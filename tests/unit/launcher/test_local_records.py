@@ -294,9 +294,11 @@ def test_a_damaged_or_newer_record_is_named_and_does_not_hide_other_jobs(tmp_pat
     (tmp_path / "bad" / file).write_text(text)
     with pytest.raises(LauncherError, match=f"^{tmp_path / 'bad' / file}: .*remove the folder {tmp_path / 'bad'}"):
         backend.get(bad)
-    states = {state.ref.name: state for state, _ in backend.list()}
+    listing = backend.list()
+    states = {state.ref.name: state for state, _ in listing}
     assert states["good"].phase is Phase.SUCCEEDED
     assert file in states["bad"].reason
+    assert report.unreadable_jobs(listing) == [f"warning: job bad cannot be read: {states['bad'].reason}"]
 
 
 def test_a_log_that_cannot_be_read_and_a_job_that_is_just_deleted_hide_no_other_job(

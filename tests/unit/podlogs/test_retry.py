@@ -95,8 +95,9 @@ def test_a_reader_whose_login_or_certificate_has_expired_logs_in_again_once(erro
         retry.delay_s(error)
 
 
-def test_the_server_says_how_long_to_wait() -> None:
-    assert log_retry().delay_s(LogRefusedError(429, "too many requests", retry_after_s=7)) == 7
+@pytest.mark.parametrize(("wanted_s", "delay_s"), [(7, 7), (3600, 15), (2**31, 15)])
+def test_the_server_says_how_long_to_wait_within_limits(wanted_s: float, delay_s: float) -> None:
+    assert log_retry().delay_s(LogRefusedError(429, "too many requests", retry_after_s=wanted_s)) == delay_s
 
 
 def test_a_server_that_is_back_and_refuses_has_its_own_time_limit() -> None:

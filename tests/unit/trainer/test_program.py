@@ -88,3 +88,31 @@ def test_a_line_of_an_unbuffered_program_does_not_wait() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "one\n"
         process.communicate()
+
+
+INTERRUPTED = """
+import signal, sys, types
+from trainer.worker.__main__ import main
+
+def write_to_a_full_pipe():
+    signal.signal(signal.SIGALRM, lambda *_: sys.stderr.write("signal\\n"))
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+    sys.stdout.write("x" * 3_000_000 + "\\nlast words")
+    os._exit(0)
+
+sys.modules["trainer.worker.run"] = types.SimpleNamespace(main=write_to_a_full_pipe)
+main()
+"""
+
+
+def test_a_signal_in_the_middle_of_a_long_line_of_a_worker_costs_no_byte() -> None:
+    """The supervisor reads more slowly than the worker writes, and the worker is asked to stop."""
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", f"import os{INTERRUPTED}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as worker:
+        assert worker.stdout is not None
+        assert worker.stderr is not None
+        signals = [worker.stderr.readline() for _ in range(3)]
+        written, _ = worker.communicate()
+    assert signals == [b"signal\n"] * 3
+    assert written == b"x" * 3_000_000 + b"\nlast words"

@@ -302,3 +302,11 @@ def test_an_unreadable_folder_is_named(data: Path, folder: str, request: pytest.
     with pytest.raises(UsageError, match=f"{data / folder}.*(cannot be read: Permission denied)") as error:
         load_datasets(data)
     assert "\n" not in str(error.value)
+
+
+def test_a_class_in_two_unicode_forms_is_named_as_such(tmp_path: Path) -> None:
+    for split, name in (("train", "caf\u00e9"), ("val", "cafe\u0301")):
+        (tmp_path / split / name).mkdir(parents=True)
+        (tmp_path / split / name / "a.jpg").touch()
+    with pytest.raises(UsageError, match="these letters in another Unicode form: rename one of the two folders"):
+        load_datasets(tmp_path)

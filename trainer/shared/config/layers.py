@@ -181,7 +181,7 @@ _PLAIN = {
 
 def _describe(field: str, problems: Sequence[Mapping[str, Any]], origins: Mapping[str, str]) -> str:
     """Return the broken rules of one setting, with the setting and its origin; a rule between settings names them."""
-    rules = [_PLAIN.get(problem["type"]) or str(problem["msg"]).removeprefix("Value error, ") for problem in problems]
+    rules = [_rule(problem) for problem in problems]
     if not field:
         return "; ".join(rules)
     if problems[0]["input"] is None:
@@ -190,6 +190,12 @@ def _describe(field: str, problems: Sequence[Mapping[str, Any]], origins: Mappin
     first, *others = (f"{rule[:1].lower()}{rule[1:]}" for rule in dict.fromkeys(rules))
     rule = " or ".join([first, *(other.removeprefix("input should be ") for other in others)])
     return f"{flag_name(field)}{_shown(problems[0]['input'])}{_from(origins.get(field, DEFAULT_ORIGIN))}: {rule}"
+
+
+def _rule(problem: Mapping[str, Any]) -> str:
+    if isinstance(problem["input"], list | dict) and problem["type"] != "value_error":
+        return f"is a {'list' if isinstance(problem['input'], list) else 'mapping'}; give one value"
+    return _PLAIN.get(problem["type"]) or str(problem["msg"]).removeprefix("Value error, ")
 
 
 def _shown(value: Any) -> str:
