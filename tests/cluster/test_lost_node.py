@@ -28,7 +28,7 @@ from tests.cluster.testbed.nodes.node import Node
 from tests.cluster.testbed.volcano import install
 
 TIMES = int(os.environ.get("PNAS_LOST_NODES", "1"))
-SILENT_AFTER_S = 8
+SILENT_AFTER_S = 20
 """The cluster notices a silent node after this time, and after one more of five seconds it gives its pods up."""
 SHORT = ("--npus", "1", "--mode", "full", "--epochs", "3", "--steps", "40", "--checkpoint-every", "10")
 LONG = ("--npus", "1", "--mode", "full", "--epochs", "1000", "--steps", "40", "--checkpoint-every", "10")
