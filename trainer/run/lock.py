@@ -87,7 +87,7 @@ def locked(
         keeper.join(timeout=pace.heartbeat_s)
         with contextlib.suppress(OSError):
             if _holds(path, _content(owner)):
-                path.unlink()
+                _take_away(path, _content(owner))
 
 
 @dataclass(frozen=True)
@@ -245,15 +245,21 @@ def _is_touched(path: Path, first: _LockState, pace: Pace) -> bool:
 
 def _remove_stale(path: Path, state: _LockState) -> bool:
     """Remove the lock that was judged stale and put any other back; return whether it was removed."""
-    if _look(path) != state:
-        return False
+    return _look(path) == state and _take_away(path, state.content)
+
+
+def _take_away(path: Path, content: bytes) -> bool:
+    """Remove the lock if it has this content, and put any other back; return whether it was removed.
+
+    A process can be frozen between a look at the lock and its removal, and find another process's lock then.
+    """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.rename(aside)
     except FileNotFoundError:
         return False
     try:
-        if _holds(aside, state.content):
+        if _holds(aside, content):
             return True
         _link(aside, path)
         return False

@@ -270,6 +270,17 @@ def test_an_owner_learns_that_its_lock_was_taken_and_leaves_it_to_the_new_owner(
     assert (tmp_path / LOCK_FILE).read_text() == theirs
 
 
+def test_an_owner_that_was_frozen_while_it_left_does_not_remove_its_successors_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with locked(tmp_path, command=["me"], on_note=print, on_lost=print, pace=QUICK):
+        theirs = _foreign(tmp_path).read_text()
+        # It has seen its own lock just before.
+        monkeypatch.setattr("trainer.run.lock._holds", lambda path, content: path.name == LOCK_FILE)
+    assert (tmp_path / LOCK_FILE).read_text() == theirs
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+
+
 def test_the_owner_touches_its_lock(tmp_path: Path) -> None:
     with locked(tmp_path, command=["me"], on_note=print, on_lost=print, pace=QUICK):
         lock = tmp_path / LOCK_FILE
