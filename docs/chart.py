@@ -45,9 +45,7 @@ _DURATION, _INTERVAL = (
     {**_POSITIVE, "allOf": [{"pattern": f"^([0-9]+|({number} *(d|h|min|m|s) *)+)$"}, {"pattern": "[1-9]"}]}
     for number in ("[0-9]+", "[0-9]+(\\.[0-9]+)?")
 )
-_SNAPSHOT_INTERVAL = {
-    "anyOf": [{"enum": ["auto", "never", "0", 0]}, {"type": "string", **_INTERVAL}, {"type": "integer", "minimum": 1}]
-}
+_SNAPSHOT_INTERVAL = {"type": ["string", "integer"], "anyOf": [{"enum": ["auto", "never", "0", 0]}, _INTERVAL]}
 _ABSOLUTE = {"pattern": "^/"}
 # Rules that the launcher checks by functions, which pydantic's schema does not contain.
 _RULES: Mapping[str, Mapping[str, Any]] = {

@@ -137,6 +137,8 @@ def test_defaults_and_modes_reach_the_launcher_unchanged(helm: str, tmp_path: Pa
         ({"job": {"weights": "w.pth"}}, "'/job/weights'"),
         ({"job": {"checkpoint_every": "soon"}}, "'/job/checkpoint_every'"),
         ({"job": {"checkpoint_every": 0}}, "'/job/checkpoint_every'"),
+        ({"job": {"snapshot_every": -3}}, "'/job/snapshot_every'"),
+        ({"job": {"snapshot_every": "soon"}}, "'/job/snapshot_every'"),
         (
             {"rbac": {"subjects": [{"kind": "Robot", "name": "x"}]}},
             "'/rbac/subjects/0/kind': value must be one of 'User', 'Group', 'ServiceAccount'",

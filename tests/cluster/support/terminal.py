@@ -93,6 +93,11 @@ class Terminal:
         """Submit a small job."""
         return self.run("submit", *POD, *SMALL, *words, timeout_s=timeout_s)
 
+    def submit_diverging(self, name: str) -> subprocess.CompletedProcess[str]:
+        """Run a job whose weights become useless with its first step; it has a checkpoint after this step."""
+        words = ("--npus", "1", "--mode", "full", "--epochs", "9", "--lr", "1e30", "--checkpoint-every", "1")
+        return self.submit(*words, "--retries", "3", "--name", name)
+
     def pods(self, job: str) -> list[dict[str, Any]]:
         """Return the job's pods as the API server has them."""
         items: list[dict[str, Any]] = self.cluster.get(

@@ -77,6 +77,7 @@ def test_a_ttl_of_no_time_is_refused(value: Any) -> None:
         ({"weights": "w.pth"}, "--weights w.pth: give the absolute path"),
         ({"checkpoint_every": "soon"}, "--checkpoint-every soon"),
         ({"checkpoint_every": 0}, "--checkpoint-every 0"),
+        ({"snapshot_every": -3}, "--snapshot-every -3"),
         ({"npus": 4, "hardware": "atlas-300t"}, "on atlas-300t a pod has 1, 2 NPUs"),
     ],
     ids=str,
