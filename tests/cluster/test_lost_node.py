@@ -1,6 +1,6 @@
 """A node dies, is cut off or stands still while a job trains on it: the job goes on elsewhere, with the same bits.
 
-PNAS_LOST_NODES sets how often each test does it; the moments are random, and the seed is printed with the seconds.
+PNAS_TEST_LOST_NODES sets how often each test does it; the moments are random, and the seed is printed with the seconds.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.nodes.node import Node
 from tests.cluster.testbed.volcano import install
 
-TIMES = int(os.environ.get("PNAS_LOST_NODES", "1"))
+TIMES = int(os.environ.get("PNAS_TEST_LOST_NODES", "1"))
 SILENT_AFTER_S = 20
 """The cluster notices a silent node after this time, and after one more of five seconds it gives its pods up."""
 SHORT = ("--npus", "1", "--mode", "full", "--epochs", "3", "--steps", "40", "--checkpoint-every", "10")

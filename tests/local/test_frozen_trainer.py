@@ -1,6 +1,6 @@
 """A whole trainer that is frozen, taken over and woken up writes no byte: not to checkpoints, metrics or logs.
 
-PNAS_FREEZES sets how often; the moments are random, and the seed is printed.
+PNAS_TEST_FREEZES sets how often; the moments are random, and the seed is printed.
 """
 
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.local.conftest import train
 from tests.local.resumable_runs import BackgroundTrainer, assert_same_run, recipe
 
-FREEZES = int(os.environ.get("PNAS_FREEZES", "1"))
+FREEZES = int(os.environ.get("PNAS_TEST_FREEZES", "1"))
 LENGTH = ("--epochs", "2", "--steps", "12", "--checkpoint-every", "2", "--log-interval", "1", "--npus", "2")
 
 

@@ -53,7 +53,7 @@ with AppendFile(run / "metrics.jsonl", fresh=True, on_note=print, check_owner=pr
         prune_checkpoints(folder, keep=1, writer=writer)
         print(step, flush=True)
 """
-REPEATS = int(os.environ.get("PNAS_FREEZES", "10"))
+REPEATS = int(os.environ.get("PNAS_TEST_FREEZES", "10"))
 """How often the process is frozen at a random moment."""
 
 
