@@ -82,7 +82,7 @@ def train(
     The exit code is 0, 1 (failed), 2 (usage), 6 (folder taken), 7 (no retry helps) or 75 (resumable).
     """
     # They import numpy in a tenth of a second, too long for --help and for a typo.
-    from trainer.run import attempt, devices, restarts  # noqa: PLC0415  # see above
+    from trainer.run import attempt, devices, restarts, tries  # noqa: PLC0415  # see above
 
     layers = user_layers(given_options(options), profile)
     config, _ = resolve_train_config(layers, partial=True)
@@ -116,6 +116,7 @@ def train(
             on_note=_note,
             on_lost=termination.lose_folder,
             on_asked=termination.hand_over,
+            retries=tries.JobRetries.of_pod(os.environ),
         )
         if dry_run:
             attempt.check_attempt(layers, starter)

@@ -39,6 +39,7 @@ class Kind(Protocol):
         template: the file in k8s/templates, without `.yaml.j2`.
         pod_template: where the pod template stands in the job object.
         index_annotation: the field of a pod that holds its index.
+        uid_field: the field of a pod that differs between two jobs of one name.
         master_address: the DNS name of pod 0; `{name}` is the job's.
         needs_service: whether pods of several nodes find each other only by a headless service of the launcher.
         rank_table: whether MindCluster writes the rank table of such jobs.
@@ -54,6 +55,7 @@ class Kind(Protocol):
     template: str
     pod_template: tuple[str | int, ...]
     index_annotation: str
+    uid_field: str
     master_address: str
     needs_service: bool
     rank_table: bool

@@ -28,6 +28,7 @@ class BatchKind:
     template = "job"
     pod_template: tuple[str | int, ...] = ("spec", "template")
     index_annotation = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    uid_field = "metadata.labels['batch.kubernetes.io/controller-uid']"
     master_address = "{name}-0.{name}"
     needs_service = True
     rank_table = False

@@ -47,6 +47,8 @@ class VolcanoKind:
     template = "volcano-job"
     pod_template: tuple[str | int, ...] = ("spec", "tasks", 0, "template")
     index_annotation = "metadata.annotations['volcano.sh/task-index']"
+    # The PodGroup's name, which ends with the job's uid.
+    uid_field = "metadata.annotations['scheduling.k8s.io/group-name']"
     master_address = "{name}-worker-0.{name}"
     needs_service = False  # Volcano's svc plugin makes one, and sets the pods' subdomain.
     rank_table = True

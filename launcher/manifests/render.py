@@ -104,6 +104,7 @@ def _template_values(spec: JobSpec, kind: Kind, attempt: int) -> Mapping[str, An
         "nodes": nodes,
         "args": [_literal(word) for word in trainer_options(spec)],
         "index_annotation": kind.index_annotation,
+        "uid_field": kind.uid_field,
         "master_address": kind.master_address.format(name=spec.name),
         "subdomain": spec.name if kind.needs_service and nodes > 1 else None,
         "rank_table": rank_table_name(spec.name) if has_rank_table else None,

@@ -38,7 +38,7 @@ EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 # Variables that the launcher, the node or Volcano sets in each pod.
 _OWN_VARIABLES = frozenset(
     (
-        *("HOME", "POD_NAME", "POD_NAMESPACE", "POD_UID", "POD_IP", "POD_JOB", "HOST_IP"),
+        *("HOME", "POD_NAME", "POD_NAMESPACE", "POD_UID", "POD_IP", "POD_JOB", "POD_JOB_UID", "POD_RETRIES", "HOST_IP"),
         *("PNAS_NODE_RANK", "PNAS_MASTER_ADDR", "RANK_TABLE_FILE"),
         *("ASCEND_VISIBLE_DEVICES", "JOB_COMPLETION_INDEX", "VC_TASK_INDEX", "VK_TASK_INDEX"),
     )
@@ -198,7 +198,9 @@ class ClusterOptions(BaseModel):
     job_annotation: Annotated[Texts, _each(_check_annotation)] = _in_cluster(
         (), "An annotation, KEY=VALUE, of the job itself; may be repeated."
     )
-    retries: int = _in_cluster(3, "How often a failed job is tried again, from its checkpoint.", ge=0)
+    retries: int = _in_cluster(
+        3, "How often a job that failed is tried again, from its checkpoint; evictions and stops do not count.", ge=0
+    )
     deadline: Annotated[str | None, Optional, Duration] = _in_cluster(
         None, "End a job that has not ended after this time: 90m, 3d."
     )

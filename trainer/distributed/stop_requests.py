@@ -38,8 +38,9 @@ class StopRequests:
         """From now on SIGTERM asks to stop and SIGUSR1 to save. Before, SIGTERM ends the process: nothing is lost."""
         signal.signal(signal.SIGTERM, lambda _number, _frame: self._signalled.add(Request.STOP))
         signal.signal(signal.SIGUSR1, lambda _number, _frame: self._signalled.add(Request.SAVE))
-        # The supervisor starts a worker with it blocked, because by default it ends a process.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        # The supervisor starts a worker with SIGUSR1 blocked, because by default it ends a process. SIGTERM is blocked
+        # too if the run's last starts were stopped before their first step: this one takes a step before it stops.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1, signal.SIGTERM})
 
     def all_reduce_requests(self, own: Request) -> Request:
         """Post `own`, or a signal's request if that is larger. Return what all ranks agreed on one call earlier."""

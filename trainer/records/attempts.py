@@ -6,12 +6,30 @@ killed.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.records.folder import attempt_file
 from trainer.shared.files import replacing, writing
+
+_NAME = re.compile(r"attempt(?:-\d+)?\.json")
+
+
+def read_attempts(run: Path) -> list[Mapping[str, Any]]:
+    """Return the records of a run's attempts in their order, without unreadable ones."""
+    paths = [path for path in run.iterdir() if _NAME.fullmatch(path.name)] if run.is_dir() else []
+    records = [record for path in paths if (record := _read(path)) is not None]
+    return sorted(records, key=lambda record: int(record["attempt"]))
+
+
+def _read(path: Path) -> Mapping[str, Any] | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("attempt"), int) else None
 
 
 def write_attempt(run: Path, attempt: int, values: Mapping[str, Any]) -> None:

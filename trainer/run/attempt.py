@@ -28,6 +28,7 @@ from trainer.run.resume import (
     is_training_state,
 )
 from trainer.run.snapshots import hold_memory, newest_step, usable_snapshots
+from trainer.run.tries import JobRetries
 from trainer.shared.config import Layer, TrainConfig, resolve_train_config
 from trainer.shared.config.layers import ConfigError, flag_name
 from trainer.shared.config.train import OF_ONE_ATTEMPT, OF_THE_BEGINNING, checkpoint_layer
@@ -52,6 +53,7 @@ class Attempt:
         memory: The folder for snapshots; None for a run without them.
         snapshots: Whole ones of this node, newest first: the workers continue from the newest that all nodes have, if
             it is newer than the checkpoint.
+        steps_before_stop: Whether a stop must wait for the first step: earlier starts were stopped before theirs.
     """
 
     config: TrainConfig
@@ -61,6 +63,7 @@ class Attempt:
     lease: Lease
     memory: Path | None = None
     snapshots: tuple[Path, ...] = ()
+    steps_before_stop: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class RunStarter:
         on_note: Called with lines for the user.
         on_lost: Called from another thread when another process has taken the run's folder: the run must end.
         on_asked: Called from another thread when a later pod of the job waits for the folder: save and end then.
+        retries: Of the cluster's job; None outside of a cluster.
     """
 
     topology: Topology
@@ -79,6 +83,7 @@ class RunStarter:
     on_note: Callable[[str], None]
     on_lost: Callable[[TrainerError], None]
     on_asked: Callable[[], None] = lambda: None
+    retries: JobRetries | None = None
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -109,6 +114,7 @@ def begin_attempt(layers: Sequence[Layer], starter: RunStarter) -> Iterator[Atte
     Raises:
         UsageError: The user's settings cannot be used; nothing was changed.
         FolderTakenError: The folder belongs to another run, or another process works in it.
+        NoRetryError: The job has failed as often as it may.
         TrainerError: No checkpoint can be used, or the folder cannot be written.
     """
     with contextlib.ExitStack() as stack:
@@ -116,6 +122,7 @@ def begin_attempt(layers: Sequence[Layer], starter: RunStarter) -> Iterator[Atte
         config, datasets, manifest = plan.config, plan.datasets, plan.manifest
         for line in datasets.left_out if starter.is_first_node else ():
             starter.on_note(line)
+        stops = _check_tries(plan, starter)
         if plan.in_place is not None and plan.lease is not None:
             plan.lease.prove()
             run, lease, number = plan.in_place, plan.lease, _continue(plan.in_place, config, manifest, starter)
@@ -127,7 +134,8 @@ def begin_attempt(layers: Sequence[Layer], starter: RunStarter) -> Iterator[Atte
             lease = stack.enter_context(starter.hold_lock(run))
         under_torchrun = starter.topology.source == "torchrun"  # its agent starts all ranks again, in any place
         memory = None if under_torchrun else stack.enter_context(hold_memory(config, starter.on_note))
-        yield replace(_describe(plan, run, number, starter, lease), memory=memory)
+        attempt = _describe(plan, run, number, starter, lease)
+        yield replace(attempt, memory=memory, steps_before_stop=stops > 0)
 
 
 def restart_run(attempt: Attempt, starter: RunStarter) -> Attempt:
@@ -193,6 +201,24 @@ class _Plan:
     manifest: CheckpointManifest | None
     in_place: Path | None
     lease: Lease | None
+
+
+def _check_tries(plan: _Plan, starter: RunStarter) -> int:
+    """Return how many of the job's last tries were stopped without progress, if there are too many; else 0.
+
+    Raises:
+        NoRetryError: The job has failed as often as it may.
+    """
+    if starter.retries is None or plan.in_place is None or not starter.is_first_node:
+        return 0
+    stops = starter.retries.check_start(plan.in_place, None if plan.manifest is None else plan.manifest.path)
+    if stops:
+        starter.on_note(
+            f"resume: {plan.in_place}: the last {stops} tries of this job were stopped at the step at which they began "
+            f"(an evaluation begins again at its first image): this one takes a step and saves before it stops, if "
+            f"--grace-s {plan.config.grace_s:g} is long enough"
+        )
+    return stops
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from trainer.shared.errors import TrainerError
 from trainer.supervisor import Supervisor
@@ -15,10 +15,17 @@ NOTE_EVERY_S = 60.0
 
 @dataclass(frozen=True)
 class Report:
-    """How one node's workers ended: `crashed` if others in their place might not fail; `cause` in logfmt."""
+    """How one node's workers ended.
+
+    Attributes:
+        crashed: Others in their place might not fail.
+        cause: In logfmt.
+        stopped: They failed after the node had been told to stop.
+    """
 
     crashed: bool
     cause: str
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,10 @@ class Rendezvous(Protocol):
     def fd(self) -> int | None:
         """A descriptor that can be read when another node has said something; None on a single node."""
 
+    @property
+    def peers_end(self) -> Literal["", "stopped", "lost"]:
+        """How another node left first, if none of its workers had failed: by a stop, or without a word."""
+
     def poll(self) -> str | None:
         """Take in what other nodes have said; return why this node's workers must stop, if they must."""
 
@@ -68,14 +79,15 @@ class Rendezvous(Protocol):
             TrainerError: A node did not come in time.
         """
 
-    def close(self) -> None:
-        """Tell the others that this node leaves in order."""
+    def close(self, *, stopped: bool = False) -> None:
+        """Tell the others that this node leaves in order; `stopped` if it was told to stop."""
 
 
 class SingleNode:
     """A job on one node agrees with itself."""
 
     fd: int | None = None
+    peers_end: Literal["", "stopped", "lost"] = ""
 
     def poll(self) -> str | None:
         """Return None: there is no other node."""
@@ -87,7 +99,7 @@ class SingleNode:
         """Return the next attempt, if the workers have crashed."""
         return begin("" if report is None else report.cause) if report is None or report.crashed else None
 
-    def close(self) -> None:
+    def close(self, *, stopped: bool = False) -> None:
         """Do nothing: there is no other node."""
 
 

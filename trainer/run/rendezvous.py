@@ -8,6 +8,7 @@ workers meet at a new port in each attempt, so that no process of an earlier one
 import selectors
 from contextlib import suppress
 from dataclasses import asdict, replace
+from typing import Literal
 
 from trainer.run.links import Link, Message, link_to, listen
 from trainer.run.meeting import NOTE_EVERY_S, Begin, Meeting, PeerWait, Report
@@ -36,6 +37,7 @@ class FirstNode:
         self._reports: dict[int, Report | None] = {}
         self._over: str | None = None
         """Why there is no further attempt, once another node has left."""
+        self.peers_end: Literal["", "stopped", "lost"] = ""
         self._begun = False
 
     def poll(self) -> str | None:
@@ -76,9 +78,9 @@ class FirstNode:
             link.send({"begin": {**asdict(meeting), "address": link.own_address}})
         return replace(meeting, address=self._links[1].own_address)
 
-    def close(self) -> None:
+    def close(self, *, stopped: bool = False) -> None:
         """Tell the others that this node leaves in order."""
-        self._tell({"bye": True})
+        self._tell({"bye": stopped})
         for key in list(self._selector.get_map().values()):
             if isinstance(key.data, Link):
                 key.data.close()
@@ -118,6 +120,7 @@ class FirstNode:
                 self._reports.pop(node, None)
                 if self._begun and self._over is None:
                     self._over = reason = f"node {node} is gone"
+                    self.peers_end = "lost"
         return reason
 
     def _greet(self, link: Link, message: Message) -> int | None:
@@ -140,14 +143,17 @@ class FirstNode:
                 reason = f"node {node}: {cause}"
                 self._tell({"stop": reason}, but=node)
                 return reason
-            case {"bye": _}:
-                self._over = self._over or f"node {node} has ended"
+            case {"bye": stopped}:
+                if self._over is None:
+                    self._over = f"node {node} {'was told to stop' if stopped else 'has ended'}"
+                    self.peers_end = "stopped" if stopped else ""
             case {"report": dict(values)}:
-                report = Report(bool(values.get("crashed")), str(values.get("cause")))
+                report = Report(bool(values.get("crashed")), str(values.get("cause")), bool(values.get("stopped")))
                 self._reports[node] = report
                 reason = f"node {node}: {report.cause}"
-                if not report.crashed:
-                    self._over = self._over or reason
+                if not report.crashed and self._over is None:
+                    self._over = reason
+                    self.peers_end = "stopped" if report.stopped else ""
                 return reason
             case {"report": None}:
                 self._reports[node] = None
@@ -167,6 +173,8 @@ class OtherNode:
         self._meeting: Meeting | None = None
         self._over: str | None = None
         """Why there is no further attempt."""
+        # The first node keeps the job's records, so only it needs to know.
+        self.peers_end: Literal["", "stopped", "lost"] = ""
 
     def poll(self) -> str | None:
         """Take in what the first node has said."""
@@ -219,10 +227,10 @@ class OtherNode:
             self.poll()
         return meeting
 
-    def close(self) -> None:
+    def close(self, *, stopped: bool = False) -> None:
         """Tell the first node that this one leaves in order."""
         if self._link is not None:
-            self._link.send({"bye": True})
+            self._link.send({"bye": stopped})
             self._disconnect()
         self._selector.close()
 

@@ -23,8 +23,9 @@ from trainer.run.attempt import Attempt, RunStarter, restart_run
 from trainer.run.meeting import Meeting, Rendezvous, Report, SingleNode
 from trainer.run.rendezvous import FirstNode, OtherNode
 from trainer.run.snapshots import save_newest_snapshot, usable_snapshots
+from trainer.run.tries import ENDING, Ending
 from trainer.run.worker_commands import worker_command
-from trainer.shared.errors import RESUMABLE, FolderTakenError, TrainerError
+from trainer.shared.errors import NO_RETRY, RESUMABLE, FolderTakenError, NoRetryError, TrainerError
 from trainer.supervisor import Failure, Outcome, Supervisor
 from trainer.topology.ports import free_port
 
@@ -58,6 +59,7 @@ def run_attempts(attempt: Attempt, starter: RunStarter, supervisor: Supervisor, 
         device: `npu`, `cuda` or `cpu`.
 
     Raises:
+        NoRetryError: The same, and the job has no retry left.
         TrainerError: The first attempt's workers cannot be started, or the other nodes did not come.
     """
     # From now on only the supervisor writes to stdout, which may have taken half a line.
@@ -67,8 +69,12 @@ def run_attempts(attempt: Attempt, starter: RunStarter, supervisor: Supervisor, 
         outcome = pod.run()
         if outcome.exit_code != FolderTakenError.exit_code:
             pod.save_newest_snapshot()
+    except TrainerError as error:
+        if error.exit_code == TrainerError.exit_code and pod.end_try("failed", str(error)):
+            raise NoRetryError(str(error)) from error
+        raise
     finally:
-        pod.rendezvous.close()
+        pod.rendezvous.close(stopped=supervisor.stop_requested)
     supervisor.end(outcome)
     return outcome
 
@@ -84,10 +90,41 @@ class _Pod:
         self._console = attempt.number
         # torchrun has a trainer for each rank, and its agent starts all of them again.
         self._limit = RestartLimit(0 if starter.topology.source == "torchrun" else attempt.config.restarts)
+        self._record: Mapping[str, Any] = {}
         self.rendezvous = _rendezvous(attempt, starter, supervisor)
 
     def run(self) -> Outcome:
-        """Run the attempts; return the last one's outcome."""
+        """Run the attempts; return the last one's outcome, with which this process ends."""
+        outcome = self._run()
+        if outcome.crashed and (self._supervisor.stop_requested or self.rendezvous.peers_end == "stopped"):
+            outcome = Outcome(RESUMABLE, None)
+        used_up = self.end_try(self._ending(outcome))
+        return dataclasses.replace(outcome, exit_code=NO_RETRY) if used_up and outcome.exit_code == 1 else outcome
+
+    def end_try(self, ending: Ending, cause: str | None = None) -> bool:
+        """Note how this process ends; return whether the job has no retry left.
+
+        Args:
+            cause: Why, if no worker's record says it.
+        """
+        retries = self._starter.retries
+        if not self._starter.is_first_node:
+            return False
+        record = self._record or self._begin_record(None)
+        self._keep({**record, **({} if cause is None else {"cause": cause}), ENDING: ending})
+        if ending != "failed" or retries is None or not retries.are_used_up(self._attempt.run):
+            return False
+        self._supervisor.say(f"no retry: --retries {retries.limit} of this job are used up")
+        return True
+
+    def _ending(self, outcome: Outcome) -> Ending:
+        if outcome.exit_code == 0:
+            return "done"
+        if outcome.exit_code == RESUMABLE or outcome.stopped:
+            return "stopped"
+        return "lost" if outcome.crashed and self.rendezvous.peers_end == "lost" else "failed"
+
+    def _run(self) -> Outcome:
         meeting = self.rendezvous.meet(None, self._begin_first)
         outcome = Outcome(RESUMABLE, None)
         if meeting is not None:
@@ -96,7 +133,8 @@ class _Pod:
             outcome = self._run_workers(None)
         while (failure := outcome.first_failure) is not None:
             try:
-                meeting = self.rendezvous.meet(Report(outcome.crashed, failure.fields), self._begin_next)
+                report = Report(outcome.crashed, failure.fields, outcome.stopped)
+                meeting = self.rendezvous.meet(report, self._begin_next)
                 if meeting is None:
                     break
                 checkpoint = None if meeting.checkpoint is None else self._attempt.run / meeting.checkpoint
@@ -106,19 +144,12 @@ class _Pod:
                 outcome = self._run_workers(meeting.cause)
             except TrainerError as error:
                 return Outcome(error.exit_code, Failure(None, "", str(error)))
-        stopped = outcome.crashed and self._supervisor.stop_requested
-        return Outcome(RESUMABLE, None) if stopped else outcome
+        return outcome
 
     def _run_workers(self, crash: str | None) -> Outcome:
         """Run one attempt, after this crash of the one before it."""
         topology, attempt = self._starter.topology, self._attempt
-        record = {
-            "host": platform.node(),
-            "nodes": topology.nodes,
-            "started": timestamp(time.time()),
-            "checkpoint": _place(attempt),
-            "restarted_after": crash,
-        }
+        record = self._begin_record(crash)
         self._keep(record)
         commands = [
             worker_command(
@@ -137,8 +168,20 @@ class _Pod:
         self._keep({**record, "ended": timestamp(time.time()), **end})
         return outcome
 
+    def _begin_record(self, crash: str | None) -> Mapping[str, Any]:
+        attempt, retries = self._attempt, self._starter.retries
+        return {
+            "host": platform.node(),
+            "nodes": self._starter.topology.nodes,
+            "job": None if retries is None else retries.job,
+            "started": timestamp(time.time()),
+            "checkpoint": _place(attempt),
+            "restarted_after": crash,
+        }
+
     def _keep(self, record: Mapping[str, Any]) -> None:
         """Write the attempt's record; a full disk costs only that."""
+        self._record = record
         if not self._starter.is_first_node:
             return
         try:

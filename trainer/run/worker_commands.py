@@ -66,6 +66,7 @@ def worker_command(
         },
         log=console_log(run, worker.rank, attempt=console or attempt.number),
         check_owner=attempt.lease.check,
+        stops_later=attempt.steps_before_stop,
     )
 
 

@@ -65,11 +65,13 @@ class Outcome:
     Attributes:
         crashed: The first worker that failed did not know why, or was killed: other processes in its place might not
             fail. If it is False, they would fail in the same way, or the run was told to stop.
+        stopped: The failure came after a signal had told the node to stop.
     """
 
     exit_code: int
     first_failure: Failure | None
     crashed: bool = False
+    stopped: bool = False
 
     @property
     def word(self) -> str:
@@ -168,7 +170,8 @@ def decide(ends: Sequence[WorkerEnd], *, stop: StopOrder | None) -> Outcome:
     if not before_stop and stop is not None and stop.reason is not None and stop.by_peer:
         return Outcome(1, Failure(None, "", stop.reason), crashed=True)
     if not before_stop and stop is not None and stop.reason is not None:
-        return Outcome(1, Failure(first.rank, first.device, stop.reason + _after_stop(first, stop)))
+        failure = Failure(first.rank, first.device, stop.reason + _after_stop(first, stop))
+        return Outcome(1, failure, stopped=stop.by_signal)
     code = first.returncode if first.returncode in FAILURE_CODES else 1
     by_signal = stop is not None and stop.by_signal
     return Outcome(code, Failure(first.rank, first.device, str(first)), crashed=first.crashed and not by_signal)

@@ -29,6 +29,7 @@ class WorkerCommand:
         device: The device as lines show it: `npu:3`.
         argv: The command line. Python needs `-u` in it: without it, output just before a kill is lost.
         log: The file for the worker's tagged lines; its folder must exist.
+        stops_later: A SIGTERM waits until the worker unblocks it, and does not end one that has not begun.
         check_owner: Raises a TrainerError if this folder belongs to another run by now.
     """
 
@@ -38,6 +39,7 @@ class WorkerCommand:
     env: Mapping[str, str]
     log: Path
     check_owner: Callable[[], None] = lambda: None
+    stops_later: bool = False
 
     def __str__(self) -> str:
         return f"rank={self.rank} device={self.device}"
@@ -63,7 +65,7 @@ class WorkerProcess:
                 fcntl.fcntl(self.pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
             os.set_blocking(self.pipe, False)
             # Its own session: a terminal's Ctrl-C reaches only the supervisor, which can end all its children.
-            with _blocked(signal.SIGUSR1):
+            with _blocked(signal.SIGUSR1, *((signal.SIGTERM,) if command.stops_later else ())):
                 self._process = subprocess.Popen(
                     command.argv,
                     env=dict(command.env),
@@ -157,9 +159,9 @@ def _wait_and_die() -> None:
 
 
 @contextmanager
-def _blocked(number: int) -> Iterator[None]:
-    """Block the signal in processes that are started in this context."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+def _blocked(*numbers: int) -> Iterator[None]:
+    """Block the signals in processes that are started in this context."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(numbers))
     try:
         yield
     finally:

@@ -37,6 +37,7 @@ class ToyKind:
     template = "toy-job"
     pod_template = ("spec", "worker")
     index_annotation = "metadata.annotations['toys.example/index']"
+    uid_field = "metadata.labels['toys.example/uid']"
     master_address = "first.{name}"
     needs_service = True
     rank_table = False
@@ -211,6 +212,7 @@ def test_a_new_kind_renders_its_own_template_with_the_one_pod_template(sources: 
     assert toy_container == batch_container
     assert toy_variables.pop("PNAS_MASTER_ADDR")["value"] == "first.a"
     assert toy_variables.pop("POD_JOB")["value"].endswith("/a")
+    assert "toys.example/uid" in str(toy_variables.pop("POD_JOB_UID"))
     assert "toys.example/index" in str(toy_variables.pop("PNAS_NODE_RANK"))
     assert toy_variables.items() <= batch_variables.items()
     refused = launch(sources, "render", "--backend", "toy", "--deadline", "1h", *words)

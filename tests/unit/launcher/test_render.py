@@ -17,7 +17,7 @@ from launcher.manifests.render import KubernetesObject, render_manifests, to_str
 from launcher.output.report import job_header
 from launcher.settings.layers import resolve_settings
 from launcher.settings.spec import JobSpec
-from trainer.shared.errors import NO_RETRY, FolderTakenError, UsageError
+from trainer.shared.errors import NO_RETRY, RESUMABLE, FolderTakenError, UsageError
 
 BACKENDS = KIND_NAMES
 
@@ -74,7 +74,6 @@ def test_a_volcano_job_contains_the_webhooks_defaults_and_comes_with_its_rank_ta
     assert json.loads(table["data"]["hccl.json"]) == {"status": "initializing"}
     assert job["spec"]["schedulerName"] == "volcano"
     assert (job["spec"]["minAvailable"], job["spec"]["tasks"][0]["minAvailable"]) == (2, 2)
-    assert job["spec"]["maxRetry"] == 3, "maxRetry counts runs, not restarts"
     labelled = (table, job, template(job))
     assert {item["metadata"]["labels"]["ring-controller.atlas"] for item in labelled} == {"ascend-910"}
     mounts = {mount["mountPath"] for mount in container(job)["volumeMounts"]}
@@ -104,6 +103,38 @@ def _stopping_codes(job: dict[str, Any]) -> set[int]:
         if policy.get("event") == "PodFailed":
             break  # the first matching policy decides
     return found
+
+
+def _actions(job: dict[str, Any]) -> list[tuple[Any, str]]:
+    return [(policy.get("exitCode") or policy["event"], policy["action"]) for policy in job["spec"]["policies"]]
+
+
+def test_the_trainer_counts_failures_and_the_clusters_own_limit_does_not_come_first() -> None:
+    """Volcano counts evictions, drains and preemptions as retries; a Kubernetes Job ignores them and code 75."""
+    job = rendered_objects(spec("volcano", retries=3))[-1]
+    assert job["spec"]["maxRetry"] >= 1000
+    assert _actions(job)[-2:] == [("PodFailed", "RestartJob"), ("PodEvicted", "RestartJob")]
+    assert rendered_objects(spec("batch", retries=3, nodes=2))[-1]["spec"]["backoffLimit"] >= 200
+    for backend, field in (
+        ("volcano", "metadata.annotations['scheduling.k8s.io/group-name']"),
+        ("batch", "metadata.labels['batch.kubernetes.io/controller-uid']"),
+    ):
+        variables = {item["name"]: item for item in container(rendered_objects(spec(backend, retries=3))[-1])["env"]}
+        assert variables["POD_RETRIES"]["value"] == "3"
+        assert variables["POD_JOB_UID"]["valueFrom"]["fieldRef"]["fieldPath"] == field
+
+
+def test_a_job_without_retries_ends_at_a_pods_first_failure_and_goes_on_after_a_stop() -> None:
+    job = rendered_objects(spec("volcano", retries=0))[-1]
+    stopped, failed, evicted = _actions(job)[-3:]
+    assert stopped == (RESUMABLE, "RestartJob")
+    assert failed == ("PodFailed", "TerminateJob")
+    assert evicted == ("PodEvicted", "RestartJob")
+    batch = rendered_objects(spec("batch", retries=0, nodes=2))[-1]["spec"]
+    assert batch["backoffLimit"] == 0
+    ignored = [rule for rule in batch["podFailurePolicy"]["rules"] if rule["action"] == "Ignore"]
+    assert {"type": "DisruptionTarget", "status": "True"} in ignored[0]["onPodConditions"]
+    assert ignored[1]["onExitCodes"]["values"] == [RESUMABLE]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
