@@ -74,6 +74,11 @@ def has_gone_on(terminal: Terminal, done: int) -> bool:
     return steps_taken(terminal) > done
 
 
+def state(terminal: Terminal) -> str:
+    """Return what a person would look at first."""
+    return "".join(terminal.run(command, job_name(terminal)).stdout for command in ("status", "logs"))
+
+
 def evict_again_and_again(terminal: Terminal) -> "tuple[int, str]":
     """Submit a job, and evict its pod each time that it has taken steps; return the launcher's exit code and output."""
     words = ("--npus", "1", "--mode", "full", "--epochs", str(EPOCHS), "--retries", "3", "--name", job_name(terminal))
@@ -82,7 +87,7 @@ def evict_again_and_again(terminal: Terminal) -> "tuple[int, str]":
         for _ in range(EVICTIONS):
             until(lambda: pods_by_uid(terminal).keys() - evicted)
             done = steps_taken(terminal)
-            until(functools.partial(has_gone_on, terminal, done))
+            until(functools.partial(has_gone_on, terminal, done), functools.partial(state, terminal))
             ((uid, pod),) = ((uid, pod) for uid, pod in pods_by_uid(terminal).items() if uid not in evicted)
             evict(terminal, pod)
             evicted.add(uid)
