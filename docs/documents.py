@@ -175,6 +175,30 @@ class JobList(Document):
     problem: str | None = Field(description="Why other jobs may be missing.")
 
 
+class JobAttempt(Part):
+    """One attempt of a run: a start of its workers. Times are ISO 8601 in UTC."""
+
+    attempt: int
+    host: str | None = Field(description="The machine or the pod.")
+    node: str | None
+    nodes: int | None = Field(description="The number of nodes.")
+    started: datetime | None
+    ended: datetime | None = Field(description="The last sign of life of an attempt that was killed.")
+    from_: str | None = Field(alias="from", description="What it continued from; null at the beginning of the run.")
+    gap_s: int | None = Field(alias="gap_s", description="Seconds from the end of the attempt before to its start.")
+    steps: int | None = Field(description="The steps of the run when it ended.")
+    outcome: Literal["succeeded", "resumable", "failed", "lost"] | None = Field(description="Null while it runs.")
+    rank: int | None = Field(description="The rank that failed first.")
+    cause: str | None
+
+
+class JobHistory(Document, _OneJob):
+    """The attempts of a job's run, oldest first: `status --history`."""
+
+    kind: Literal["JobHistory"]
+    items: list[JobAttempt]
+
+
 class JobDeleted(Document, _OneJob):
     """The job that `delete` has removed."""
 
@@ -338,7 +362,7 @@ RankTableDocument = of_dataclass(
 )
 
 OF_THE_LAUNCHER = (
-    *(Submission, SubmitCheck, Job, JobList, JobDeleted, LogLine, LogGap, LogLoss, FindingList, Config),
+    *(Submission, SubmitCheck, Job, JobHistory, JobList, JobDeleted, LogLine, LogGap, LogLoss, FindingList, Config),
     Error,
 )
 OF_THE_TRAINER = (DataVerification, Environment, Inspection, RankTableDocument, PredictionList, Export)

@@ -21,6 +21,7 @@ from launcher.kube.retry import poll
 from launcher.output import report
 from launcher.output.display import Format
 from launcher.output.follow import LogView, show_log
+from launcher.output.history import history_document, history_text, read_history
 from launcher.output.lines import Selection
 from trainer.shared.durations import count, format_duration
 
@@ -64,9 +65,19 @@ def logs(
         warn_if_incomplete(show_log(jobs, ref, view, attempt=attempt))
 
 
-def status(name: LatestName = None, /, *, json_: JsonFlag = False, where: Where = ANYWHERE) -> None:
+def status(
+    name: LatestName = None,
+    /,
+    *,
+    history: Annotated[bool, flag("Show each attempt of its run: node, start, steps, why it ended.")] = False,
+    json_: JsonFlag = False,
+    where: Where = ANYWHERE,
+) -> None:
     """Say what a job is doing, how far it is, or how and why it ended."""
     jobs, ref = job_named(name, where)
+    if history:
+        _show_history(jobs, ref, as_json=json_)
+        return
     state, progress = jobs.get(ref), jobs.progress(ref)
     if json_:
         print_json(report.job_document(state, progress))
@@ -123,6 +134,18 @@ def list_(*, json_: JsonFlag = False, where: Where = ANYWHERE) -> None:
             note(f"warning: job {state.ref.name}: {state.lost_node}")
     if listing.problem is not None:
         note(f"warning: not all of the cluster's jobs are shown: {listing.problem}")
+
+
+def _show_history(jobs: Jobs, ref: JobRef, *, as_json: bool) -> None:
+    state = jobs.get(ref)
+    attempts = read_history(jobs.logs(ref), state)
+    if as_json:
+        print_json(history_document(state, attempts))
+    elif attempts:
+        print(history_text(attempts))
+    else:
+        files = state.files or "its output folder"
+        note(f"no attempt has begun, or the beginning of the log is gone: attempt-*.json in {files} tell of each")
 
 
 def _ended(jobs: Jobs, ref: JobRef, deadline: float, waited: str) -> JobState:

@@ -46,8 +46,12 @@ def parse_progress(text: bytes) -> ProgressLine | None:
     if not _FIRST_WORD.match(text):
         return None
     kind, _, rest = text.decode("utf-8", "replace").strip().partition(" ")
-    pairs = {} if kind == "error" else {key: _value(value) for key, value in _PAIR.findall(rest)}
-    return ProgressLine(kind, pairs, rest)
+    return ProgressLine(kind, {} if kind == "error" else parse_pairs(rest), rest)
+
+
+def parse_pairs(text: str) -> dict[str, Value]:
+    """Return the `key=value` pairs of a line."""
+    return {key: _value(value) for key, value in _PAIR.findall(text)}
 
 
 def _value(text: str) -> Value:

@@ -88,9 +88,9 @@ class BackgroundTrainer:
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics.jsonl without times and speeds, and without the faults of a run."""
+    """Return the rows of metrics.jsonl without times and speeds, and without the faults and attempts of a run."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [{**row, "time": None} for row in rows if row["kind"] not in {"progress", "corruption"}]
+    return [{**row, "time": None} for row in rows if row["kind"] not in {"progress", "corruption", "attempt"}]
 
 
 def assert_same_run(one: Path, two: Path, *, last_step: int) -> None:

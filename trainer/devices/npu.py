@@ -5,8 +5,12 @@ Written from torch_npu's sources, and run on an emulated NPU (tests/npu); it has
 torch_npu is imported when the device is opened, and not earlier: other machines do not have it.
 """
 
+import contextlib
 import importlib
 import os
+import pickle
+import sys
+import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,27 @@ from trainer.devices.runtime_errors import explain_loading_error
 from trainer.shared.errors import RuntimeUnusableError
 from trainer.shared.files import writing
 from trainer.shared.program import TRAINER
+
+_LOG_FLUSH_S = 0.4
+"""CANN's log waits in memory for a thread that writes it every 0.2 s (cann/runtime, plog_host_log.c)."""
+
+
+def keep_evidence(error: BaseException | None = None) -> None:
+    """Let CANN write the last lines of its log before a failed process ends without cleaning up.
+
+    Out of memory, also write what is in the device's memory, as torch's memory_viz reads it, to OOM_SNAPSHOT_PATH. This
+    costs nothing before; torch_npu's own OOM_SNAPSHOT_ENABLE takes the stack of each allocation.
+    """
+    if "torch_npu" not in sys.modules:
+        return
+    torch_npu: Any = importlib.import_module("torch_npu")
+    folder = os.environ.get("OOM_SNAPSHOT_PATH")
+    if folder and "out of memory. Tried to allocate" in str(error):
+        with contextlib.suppress(OSError, RuntimeError):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with (Path(folder) / f"memory_{os.getpid()}.pickle").open("wb") as file:
+                pickle.dump(torch_npu.npu.memory_snapshot(), file)
+    time.sleep(_LOG_FLUSH_S)
 
 
 class NpuDevice:

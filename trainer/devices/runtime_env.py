@@ -18,12 +18,21 @@ HCCL_LONGEST_S = 17_340
 HCCL_CONNECT_TIMEOUT_S = 600
 """Ranks start at different times, and the first collective waits for the last of them."""
 HCCL_SHORTEST_CONNECT_S = 120
+CANN_LOG_FILES = 2
+"""Files of 20 MiB that a process of CANN keeps of each of its logs (default: 10): six logs, so at most 240 MiB."""
+_LONGEST_LOG_PATH = 200
+"""CANN cuts longer paths, and would write to another folder."""
 WATCHDOG_MARGIN_S = 300.0
 """Seconds by which a collective may outlast the watchdog, which can name the missing rank and must be first."""
 
 
-def runtime_environment(device: str, config: TrainConfig, run: Path, environ: Mapping[str, str]) -> dict[str, str]:
+def runtime_environment(
+    device: str, config: TrainConfig, run: Path, environ: Mapping[str, str], *, evidence: Path, rank: int
+) -> dict[str, str]:
     """Return the variables for a worker of `device` that `environ` does not set, or sets to blank.
+
+    Args:
+        evidence: The folder for the node's logs and memory snapshots.
 
     Raises:
         UsageError: one of HCCL's timeouts is not a number.
@@ -38,7 +47,21 @@ def runtime_environment(device: str, config: TrainConfig, run: Path, environ: Ma
         # If the output folder outlives the pod, so do compiled operators.
         "ACL_OP_COMPILER_CACHE_DIR": str(run.parent / ".ascend-kernels"),
     }
-    return _unset(defaults, environ) | hccl_timeouts(config.stall_timeout_s, environ)
+    logs = _log_variables(evidence, rank, environ)
+    return _unset({**defaults, **logs}, environ) | hccl_timeouts(config.stall_timeout_s, environ)
+
+
+def _log_variables(evidence: Path, rank: int, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return where CANN writes its log and torch_npu its memory snapshots, in the layout that ascend-fd reads.
+
+    ASCEND_LOG_SYNC_SAVE keeps its default: on a slow disk CANN's log loses lines, and training does not wait.
+    """
+    variables = {"ASCEND_HOST_LOG_FILE_NUM": str(CANN_LOG_FILES), "OOM_SNAPSHOT_PATH": str(evidence)}
+    logs = str(evidence / "process_log" / f"rank-{rank}")
+    # CANN writes its log below ASCEND_WORK_PATH if that is set: the administrator has chosen the place.
+    if len(logs) <= _LONGEST_LOG_PATH and not environ.get("ASCEND_WORK_PATH", "").strip():
+        variables["ASCEND_PROCESS_LOG_PATH"] = logs
+    return variables
 
 
 def hccl_timeouts(stall_timeout_s: float, environ: Mapping[str, str]) -> dict[str, str]:

@@ -115,6 +115,11 @@ def console_log(run: Path, rank: int, attempt: int) -> Path:
     return device_folder(run, rank) / f"console-{attempt}.log"
 
 
+def evidence_folder(run: Path, attempt: int, node: int) -> Path:
+    """Return the folder for what one node's devices and processes leave about faults; each attempt has its own."""
+    return run / "evidence" / f"attempt-{attempt}" / f"node-{node}"
+
+
 def _names(folder: Path) -> list[str]:
     return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
 

@@ -10,7 +10,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,7 +81,7 @@ class SavedExtent:
     def holds(self, line: bytes) -> bool:
         """Return whether a line of `metrics.jsonl` is about one of them, or about a corruption, which stays true."""
         match _row(line):
-            case {"kind": "corruption"}:
+            case {"kind": "corruption" | "attempt"}:
                 return True
             case {"kind": "eval", "epoch": int(epoch)}:
                 return epoch < self.epochs
@@ -176,6 +176,13 @@ class Records(contextlib.AbstractContextManager["Records"]):
             *((f"train/{name}", row[name], row["global_step"]) for row in rows for name in ("loss", "lr")),
             *((f"train/{name}", value, rows[-1]["global_step"]) for name, value in figures.items()),
         )
+
+    def write_attempts(self, attempts: Sequence[Mapping[str, Any]]) -> None:
+        """Write that an attempt begins, the last of `attempts`, and how the one before it ended."""
+        if self._metrics is not None and attempts and attempts[-1]["attempt"] == self._attempt:
+            *earlier, own = attempts
+            ended = {"ended": earlier[-1]} if earlier else {}
+            self._metrics.write_lines(_json({"kind": "attempt", **_time(), **own, **ended}))
 
     def write_evaluation(self, row: dict[str, Any], *, steps: int) -> None:
         """Write an evaluation's figures after `steps` steps of the run; TensorBoard shows them at the last of these."""

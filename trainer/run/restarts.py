@@ -8,7 +8,6 @@ was taken, a device that has failed, a stop) ends this process, so that the plat
 import dataclasses
 import json
 import os
-import platform
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -18,14 +17,17 @@ from typing import Any
 from trainer.checkpoint.writing import CheckpointWriter
 from trainer.records.attempts import write_attempt
 from trainer.records.lease import Lease
-from trainer.records.run_records import timestamp
 from trainer.run.attempt import Attempt, RunStarter, restart_run
+from trainer.run.evidence import begin_evidence, keep_ends
+from trainer.run.history import begin_record, end_record, history_lines
 from trainer.run.meeting import Meeting, Rendezvous, Report, SingleNode
 from trainer.run.rendezvous import FirstNode, OtherNode
 from trainer.run.snapshots import save_newest_snapshot, usable_snapshots
 from trainer.run.tries import ENDING, Ending
 from trainer.run.worker_commands import worker_command
+from trainer.shared.container import oom_kills
 from trainer.shared.errors import NO_RETRY, RESUMABLE, FolderTakenError, NoRetryError, TrainerError
+from trainer.shared.files import with_home
 from trainer.supervisor import Failure, Outcome, Supervisor
 from trainer.topology.ports import free_port
 
@@ -91,6 +93,7 @@ class _Pod:
         # torchrun has a trainer for each rank, and its agent starts all of them again.
         self._limit = RestartLimit(0 if starter.topology.source == "torchrun" else attempt.config.restarts)
         self._record: Mapping[str, Any] = {}
+        self._told: set[str] = set()
         self.rendezvous = _rendezvous(attempt, starter, supervisor)
 
     def run(self) -> Outcome:
@@ -151,6 +154,8 @@ class _Pod:
         topology, attempt = self._starter.topology, self._attempt
         record = self._begin_record(crash)
         self._keep(record)
+        self._tell_history()
+        evidence, kills = begin_evidence(attempt.run, attempt.number, topology.node_rank), oom_kills()
         commands = [
             worker_command(
                 worker,
@@ -163,21 +168,21 @@ class _Pod:
             for worker in topology.workers
         ]
         outcome = self._supervisor.run(commands, grace_s=attempt.config.grace_s, peers=self.rendezvous)
-        cause = None if outcome.first_failure is None else outcome.first_failure.fields
-        end = {"outcome": outcome.word, "exit_code": outcome.exit_code, "cause": cause}
-        self._keep({**record, "ended": timestamp(time.time()), **end})
+        self._keep({**record, **end_record(attempt.run, outcome)})
+        self._tell_history()
+        if outcome.exit_code not in {0, RESUMABLE, FolderTakenError.exit_code}:
+            keep_ends(evidence, outcome.ends, kills_before=kills, home=with_home(Path("~")))
         return outcome
 
     def _begin_record(self, crash: str | None) -> Mapping[str, Any]:
         attempt, retries = self._attempt, self._starter.retries
-        return {
-            "host": platform.node(),
-            "nodes": self._starter.topology.nodes,
-            "job": None if retries is None else retries.job,
-            "started": timestamp(time.time()),
-            "checkpoint": _place(attempt),
-            "restarted_after": crash,
-        }
+        return begin_record(
+            attempt.run,
+            job=None if retries is None else retries.job,
+            nodes=self._starter.topology.nodes,
+            checkpoint=_place(attempt),
+            crash=crash,
+        )
 
     def _keep(self, record: Mapping[str, Any]) -> None:
         """Write the attempt's record; a full disk costs only that."""
@@ -189,6 +194,14 @@ class _Pod:
             write_attempt(self._attempt.run, self._attempt.number, record)
         except TrainerError as error:
             self._supervisor.say(f"warning text={json.dumps(str(error))}")
+
+    def _tell_history(self) -> None:
+        """Print a line about each attempt of which this log does not tell yet: often only a log can be seen."""
+        if self._starter.is_first_node:
+            for line in history_lines(self._attempt.run):
+                if line not in self._told:
+                    self._told.add(line)
+                    self._supervisor.say(line)
 
     def _begin_first(self, _cause: str) -> Meeting:
         """Return the attempt that has begun."""

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from trainer.devices.runtime_env import openmp_threads, runtime_environment
-from trainer.records.folder import console_log
+from trainer.records.folder import console_log, evidence_folder
 from trainer.run.attempt import Attempt
 from trainer.shared.container import usable_processors
 from trainer.shared.start import module_command
@@ -53,13 +53,14 @@ def worker_command(
         snapshots=attempt.snapshots,
         lock_token=attempt.lease.token,
     )
+    evidence = evidence_folder(run, attempt.number, topology.node_rank)
     return WorkerCommand(
         rank=worker.rank,
         device=f"{device}:{worker.local_rank}",
         argv=module_command("trainer.worker.__main__", "-u"),
         env={
             **os.environ,
-            **runtime_environment(device, config, run, os.environ),
+            **runtime_environment(device, config, run, os.environ, evidence=evidence, rank=worker.rank),
             **_rendezvous(worker, topology),
             "OMP_NUM_THREADS": str(config.threads or openmp_threads(os.environ) or processors),
             TASK_VARIABLE: task.to_json(),

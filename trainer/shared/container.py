@@ -30,6 +30,7 @@ OUT_OF_MEMORY = (
 )
 """What Python, the dynamic linker, torch and C++ say when the system refuses them memory."""
 _DEFAULT_PERIOD_US = 100_000
+_OOM_KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 
 
 def usable_processors() -> int:
@@ -86,6 +87,14 @@ def free_memory_bytes(process: Path = SELF, meminfo: Path = Path("/proc/meminfo"
             if most.isdigit() and used.isdigit():
                 free.append(int(most) - int(used) + max(map(int, inactive), default=0))
     return max(0, min(free))
+
+
+def oom_kills(process: Path = SELF) -> int:
+    """Return how many processes of this control group the kernel has killed for want of memory; 0 if unknown."""
+    group = next(_groups("memory", process), SELF)
+    files = ("memory.events", "memory.oom_control")
+    counts = [int(count) for name in files for count in _OOM_KILLS.findall(text_if_readable(group / name))]
+    return max(counts, default=0)
 
 
 def _groups(controller: str, process: Path) -> Iterator[Path]:

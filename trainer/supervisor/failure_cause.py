@@ -63,6 +63,7 @@ class Outcome:
     """How the node's part of the job ended: 0, 75 (resumable), or the code of the first worker that failed.
 
     Attributes:
+        ends: How each worker ended.
         crashed: The first worker that failed did not know why, or was killed: other processes in its place might not
             fail. If it is False, they would fail in the same way, or the run was told to stop.
         stopped: The failure came after a signal had told the node to stop.
@@ -72,6 +73,7 @@ class Outcome:
     first_failure: Failure | None
     crashed: bool = False
     stopped: bool = False
+    ends: "Sequence[WorkerEnd]" = ()
 
     @property
     def word(self) -> str:
@@ -106,6 +108,7 @@ class WorkerEnd:
         error_at: When its last `error ` line arrived.
         told_to_stop: Whether it was still running when the supervisor began to stop the workers.
         killed: Whether the supervisor killed it, because its time was over.
+        core_dumped: Whether the kernel has written a core dump.
     """
 
     rank: int
@@ -116,6 +119,8 @@ class WorkerEnd:
     error_at: float = math.inf
     told_to_stop: bool = False
     killed: bool = False
+    pid: int = 0
+    core_dumped: bool = False
 
     @property
     def reason(self) -> bytes | None:

@@ -3,6 +3,7 @@
 One thread, one selector: this page holds every promise about order and loss.
 """
 
+import dataclasses
 import selectors
 import signal
 import time
@@ -97,7 +98,8 @@ class WorkerLoop:
         """Wait until all workers have ended; return how."""
         while any(worker.open or worker.running for worker in self._workers):
             self._turn(self._next_deadline())
-        outcome = decide([worker.end for worker in self._workers], stop=self._stopping)
+        ends = [worker.end for worker in self._workers]
+        outcome = dataclasses.replace(decide(ends, stop=self._stopping), ends=ends)
         if outcome.first_failure is not None and (loss := self._loss()) is not None:
             # Whatever a worker says then is a consequence.
             return Outcome(FolderTakenError.exit_code, Failure(None, "", loss))

@@ -83,7 +83,7 @@ class WorkerProcess:
         finally:
             os.close(their_end)
         self.open, self.at_end, self.idle = True, False, True
-        self.end = WorkerEnd(command.rank, command.device, self.tagger)
+        self.end = WorkerEnd(command.rank, command.device, self.tagger, pid=self._process.pid)
         self.drain_by = 0.0
         self.children_killed = False
 
@@ -119,6 +119,7 @@ class WorkerProcess:
         status = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if status is not None:
             self.end.returncode = status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+            self.end.core_dumped = status.si_code == os.CLD_DUMPED
             self.end.ended_at, self.drain_by = now, now + drain_s
 
     def signal(self, number: int) -> None:

@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from trainer.data.index import load_datasets
 from trainer.devices.device import open_device
+from trainer.devices.npu import keep_evidence
 from trainer.devices.runtime_errors import HCCL_FAILED, explain_runtime_error
 from trainer.distributed.process_group import (
     all_gather_object,
@@ -28,6 +29,7 @@ from trainer.distributed.process_group import (
 )
 from trainer.model.weight_files import import_weights
 from trainer.model.weights import with_weight_settings
+from trainer.records.attempts import history
 from trainer.records.lease import Lease
 from trainer.records.run_records import Records, say
 from trainer.shared.errors import CRASHED, RuntimeUnusableError, TrainerError
@@ -60,6 +62,7 @@ def main() -> NoReturn:
         say(f"error {error}")
         if isinstance(error, RuntimeUnusableError) and error.__cause__ is not None:
             _quote(error.__cause__)
+        keep_evidence()
         _exit(error.exit_code)
     _exit(code, parts)
 
@@ -144,6 +147,7 @@ def run_worker(task: WorkerTask) -> tuple[int, Training]:
     ):
         if task.rank == 0:
             lease.prove()
+            records.write_attempts([one for one in history(task.run) if one["attempt"] <= task.attempt])
             write_provenance(task, config, runtime, datasets, started_at)
         say_start(task, training, datasets)
         if start is not None and task.rank == 0:
@@ -224,12 +228,14 @@ def _report_unexpected_error(
     if explanation is not None:
         say(f"error {explanation}")
         _quote(error)
+        keep_evidence(error)
         # A device that has failed fails the next process too; a peer can be there again.
         passes = blames_a_peer(explanation.encode()) or explanation.startswith(HCCL_FAILED)
         _exit(CRASHED if passes else TrainerError.exit_code)
     if not blames_a_peer(reason.encode()):
         print_exception(kind, error, traceback, file=sys.stdout)
     say(f"error {reason}")
+    keep_evidence(error)
     _exit(CRASHED)
 
 

@@ -19,6 +19,7 @@ not a line of the trainer
 [rank 0 cpu:0 #1] step epoch=0 epochs=2 step=3 steps=9 loss=nan lr=0.1 fps=30.5
 [rank 0 cpu:0 #3] eval epoch=0 epochs=2 loss=0.5 top1=97.8 top5=100 images=360
 [rank 0 cpu:0 #4] result mode=full loss=0.5 top1=97.8 top5=100 images=360 train_s=0 wall_s=2.5 output=/out/done
+[node 0 #1] attempt n=2 host=vm nodes=1 started=2026-11-30T11:39:21Z from=checkpoints/step-000000040 gap_s=3
 """
 WEIGHTS = {"mode": "eval", "model": "pnasnet5large", "weights": "/w.safetensors", "image_size": 331}
 
@@ -55,9 +56,11 @@ def launch(*words: str) -> int:
         (["list"], 0, ["JobList"]),
         (["status"], 0, ["Job"]),
         (["status", "bad"], 0, ["Job"]),
+        (["status", "--history"], 0, ["JobHistory"]),
+        (["status", "bad", "--history"], 0, ["JobHistory"]),
         (["wait", "done"], 0, ["Job"]),
         (["wait", "bad"], 1, ["Job"]),
-        (["logs"], 0, ["LogLine", "LogLine", "LogGap", "LogLine", "LogLine"]),
+        (["logs"], 0, ["LogLine", "LogLine", "LogGap", "LogLine", "LogLine", "LogLine"]),
         (["logs", "done", "--follow", "--tail", "1"], 0, ["LogLine", "Job"]),
         (["logs", "bad", "--follow"], 1, ["LogLine", "Job"]),
         (["logs", "done", "--raw"], 2, ["Error"]),

@@ -16,6 +16,10 @@ from trainer.worker.task import TASK_VARIABLE, WorkerTask
 ALONE = Topology(1, 1, 0, (Worker(0, 0, 0),), "127.0.0.1", 29500, None, "options")
 
 
+def _variables(config: TrainConfig, run: Path, environ: dict[str, str]) -> dict[str, str]:
+    return runtime_environment("npu", config, run, environ, evidence=run / "evidence/attempt-2/node-1", rank=9)
+
+
 @pytest.mark.parametrize(("given", "device", "level"), [(None, "npu", "2"), ("1", "npu", "1"), (None, "cpu", None)])
 def test_torch_npu_finds_its_queue_level_before_torch_is_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, device: str, level: str | None
@@ -97,7 +101,7 @@ def test_a_number_of_threads_that_openmp_ignores_is_refused_before_anything_is_c
 def test_hccl_waits_longer_than_the_watchdog_and_torch_npu_longer_than_hccl(
     tmp_path: Path, stall_s: float, environ: dict[str, str], expected: dict[str, str]
 ) -> None:
-    defaults = runtime_environment("npu", TrainConfig(stall_timeout_s=stall_s), tmp_path / "run", environ)
+    defaults = _variables(TrainConfig(stall_timeout_s=stall_s), tmp_path / "run", environ)
     assert {
         name: value for name, value in defaults.items() if name.endswith(("EXEC_TIMEOUT", "EVENT_TIMEOUT"))
     } == expected
@@ -111,7 +115,7 @@ def test_the_time_to_connect_is_shorter_than_the_given_time_of_a_collective(
     tmp_path: Path, given: str | None, connect_s: str
 ) -> None:
     environ = {} if given is None else {"HCCL_EXEC_TIMEOUT": given}
-    assert runtime_environment("npu", TrainConfig(), tmp_path / "run", environ)["HCCL_CONNECT_TIMEOUT"] == connect_s
+    assert _variables(TrainConfig(), tmp_path / "run", environ)["HCCL_CONNECT_TIMEOUT"] == connect_s
 
 
 @pytest.mark.parametrize("text", ["20m", "-1", "1e3", "\u0661", "1" * 10])
@@ -130,6 +134,34 @@ def test_an_hccl_limit_that_is_no_number_is_refused_before_anything_is_created(
 
 
 def test_each_process_stays_on_its_npus_cores_and_keeps_compiled_operators_next_to_the_runs(tmp_path: Path) -> None:
-    defaults = runtime_environment("npu", TrainConfig(), tmp_path / "run", {})
+    defaults = _variables(TrainConfig(), tmp_path / "run", {})
     assert defaults["CPU_AFFINITY_CONF"] == "1"
     assert defaults["ACL_OP_COMPILER_CACHE_DIR"] == str(tmp_path / ".ascend-kernels")
+
+
+LOGS = "evidence/attempt-2/node-1/process_log/rank-9"
+
+
+@pytest.mark.parametrize(
+    ("environ", "logs", "files"),
+    [
+        ({}, LOGS, "2"),
+        ({"ASCEND_PROCESS_LOG_PATH": " "}, LOGS, "2"),
+        ({"ASCEND_PROCESS_LOG_PATH": "/logs"}, None, "2"),
+        ({"ASCEND_WORK_PATH": "/work"}, None, "2"),
+        ({"ASCEND_HOST_LOG_FILE_NUM": "50"}, LOGS, None),
+    ],
+)
+def test_cann_writes_its_log_into_the_run_unless_the_administrator_has_chosen_a_place(
+    environ: dict[str, str], logs: str | None, files: str | None
+) -> None:
+    run = Path("/output/run")
+    defaults = _variables(TrainConfig(), run, environ)
+    expected = None if logs is None else str(run / logs)
+    assert (defaults.get("ASCEND_PROCESS_LOG_PATH"), defaults.get("ASCEND_HOST_LOG_FILE_NUM")) == (expected, files)
+    assert defaults["OOM_SNAPSHOT_PATH"] == str(run / "evidence/attempt-2/node-1")
+    assert "ASCEND_LOG_SYNC_SAVE" not in defaults, "a slow disk must not make training wait"
+
+
+def test_cann_gets_no_path_that_it_would_cut_off() -> None:
+    assert "ASCEND_PROCESS_LOG_PATH" not in _variables(TrainConfig(), Path("/output") / ("long" * 50), {})

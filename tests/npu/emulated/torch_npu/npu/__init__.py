@@ -16,7 +16,7 @@ from .device import (
     set_device,
     synchronize,
 )
-from .memory import empty_cache, max_memory_allocated, memory_allocated, reset_peak_memory_stats
+from .memory import empty_cache, max_memory_allocated, memory_allocated, memory_snapshot, reset_peak_memory_stats
 from .options import set_compile_mode, set_option
 from .random import get_rng_state, initial_seed, manual_seed, manual_seed_all, seed, set_rng_state
 from .streams import Event, Stream, StreamContext, current_stream, default_stream, set_stream, stream
@@ -46,6 +46,7 @@ __all__ = [
     "manual_seed_all",
     "max_memory_allocated",
     "memory_allocated",
+    "memory_snapshot",
     "reset_peak_memory_stats",
     "seed",
     "set_compile_mode",

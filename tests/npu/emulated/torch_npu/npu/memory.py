@@ -1,7 +1,9 @@
 """The memory of tensors on a device."""
 
+from typing import Any
+
 from .._emulation import core
-from .device import Which, index_of
+from .device import Which, device_count, index_of
 
 
 def memory_allocated(device: Which = None) -> int:
@@ -14,6 +16,12 @@ def max_memory_allocated(device: Which = None) -> int:
 
 def reset_peak_memory_stats(device: Which = None) -> None:
     core.reset_peak_memory(index_of(device))
+
+
+def memory_snapshot() -> list[dict[str, Any]]:
+    """Return one segment for each device in use: the emulation has no pool of memory."""
+    used = {index: core.memory_allocated(index) for index in range(device_count())}
+    return [{"device": index, "total_size": size, "allocated_size": size} for index, size in used.items() if size]
 
 
 def empty_cache() -> None:

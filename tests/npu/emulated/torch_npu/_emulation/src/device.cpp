@@ -60,7 +60,9 @@ void check(DeviceIndex index) {
 
 // The first use of a device opens it, like a context on a real one, which costs seconds and memory.
 void open(DeviceIndex index) {
-  if (!opened[index].exchange(true)) note("open npu:" + std::to_string(index));
+  if (opened[index].exchange(true)) return;
+  note("open npu:" + std::to_string(index));
+  log_run("attr init success, device_id=" + std::to_string(index));
 }
 
 std::string size_text(int64_t bytes) {
@@ -78,6 +80,7 @@ void take(DeviceIndex index, int64_t bytes) {
   if (limit && now > limit) {
     allocated[index].fetch_sub(bytes);
     const auto used = size_text(now - bytes);
+    log_error("rtMalloc failed, device_id=" + std::to_string(index) + ", size=" + std::to_string(bytes));
     TORCH_CHECK_WITH(OutOfMemoryError, false, "NPU out of memory. Tried to allocate ", size_text(bytes), " (NPU ",
                      static_cast<int>(index), "; ", size_text(limit), " total capacity; ", used, " already allocated; ", used,
                      " current active; ", size_text(limit - now + bytes), " free; ", used, " reserved in total by PyTorch)",

@@ -35,6 +35,10 @@ void set_device(DeviceIndex index);
 Device resolve(std::optional<Device> device);
 void note(const std::string& line);  // one line in the file NPU_EMULATED_LOG, if it is set
 
+// CANN's own log, its plog (plog.cpp)
+void log_run(const std::string& text);
+void log_error(const std::string& text);
+
 struct OnDevice {  // `index` is the current device as long as this lives
   explicit OnDevice(DeviceIndex index);
   ~OnDevice();

@@ -161,8 +161,10 @@ struct Hccl final : c10d::Backend {
   template <typename Call>
   WorkPtr run(const char* name, Tensors& tensors, Call call) {
     const int number = ++collectives;
-    if (getRank() == faults().fail_rank && number == faults().fail_at)
+    if (getRank() == faults().fail_rank && number == faults().fail_at) {
+      log_error("hbm Multi-bit ECC error in " + std::string(name));
       throw std::runtime_error(hccl_error(name, 4, getRank(), "EI0012: SDMA task execution failed. reason=[hbm Multi-bit ECC error]"));
+    }
     if (getRank() == faults().hang_rank && number == faults().hang_at) {
       note("hang in " + std::string(name));
       while (true) std::this_thread::sleep_for(std::chrono::hours(1));
