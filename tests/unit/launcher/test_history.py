@@ -60,5 +60,5 @@ def test_the_table_tells_each_attempts_node_steps_gap_and_end() -> None:
     assert first.split()[:2] == ["1", "node1"]
     assert "the beginning" in first
     assert first.endswith("42     lost: OOMKilled")
-    assert second.split()[4:8] == ["checkpoints/step-40", "2", "min", "90"]
+    assert second.split()[4:9] == ["checkpoints/step-40", "2", "min", "5", "s"]
     assert second.endswith("failed: rank 3: killed by SIGKILL")
