@@ -185,7 +185,7 @@ class JobAttempt(Part):
     started: datetime | None
     ended: datetime | None = Field(description="The last sign of life of an attempt that was killed.")
     from_: str | None = Field(alias="from", description="What it continued from; null at the beginning of the run.")
-    gap_s: int | None = Field(alias="gap_s", description="Seconds from the end of the attempt before to its start.")
+    gap_s: int | None = Field(description="Seconds from the end of the attempt before to its start.")
     steps: int | None = Field(description="The steps of the run when it ended.")
     outcome: Literal["succeeded", "resumable", "failed", "lost"] | None = Field(description="Null while it runs.")
     rank: int | None = Field(description="The rank that failed first.")

@@ -16,6 +16,7 @@ from trainer.shared.durations import format_duration
 _MARK = b"attempt n="
 _NUMBERS = ("n", "nodes", "gap_s", "steps", "rank")
 _TEXTS = ("host", "node", "started", "ended", "from", "outcome", "cause")
+_KEYS = {"n": "attempt", "gap_s": "gapS"}
 _TITLES = ("ATTEMPT", "NODE", "STARTED", "ENDED", "FROM", "GAP", "STEPS", "END")
 
 
@@ -46,7 +47,7 @@ def read_history(log: Iterable[LogItem], state: JobState) -> list[dict[str, Any]
 
 def history_document(state: JobState, attempts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the attempts as a document of kind `JobHistory`."""
-    items = [{"attempt" if name == "n" else name: value for name, value in one.items()} for one in attempts]
+    items = [{_KEYS.get(name, name): value for name, value in one.items()} for one in attempts]
     return document("JobHistory", name=state.ref.name, backend=state.ref.backend, items=items)
 
 
