@@ -37,6 +37,10 @@ def _has_more_steps(run: Path, steps: int) -> bool:
     return _steps(run) > steps
 
 
+def _words(terminal: Terminal) -> str:
+    return terminal.run("status", "gone").stdout + terminal.run("logs", "gone").stdout
+
+
 def _is_gone(terminal: Terminal, name: str) -> bool:
     pod = _pod(terminal, "gone")
     return pod is None or pod["metadata"]["name"] != name
@@ -67,8 +71,8 @@ def test_the_log_of_cann_outlives_its_pod(terminal: Terminal, capsys: pytest.Cap
     run = terminal.output("gone")
     for attempt in range(1, KILLS + 1):
         config = run / ("config.yaml" if attempt == 1 else f"config-{attempt}.yaml")
-        until(config.exists, within_s=300)
-        until(partial(_has_more_steps, run, _steps(run)), within_s=300)
+        until(config.exists, partial(_words, terminal), within_s=300)
+        until(partial(_has_more_steps, run, _steps(run)), partial(_words, terminal), within_s=300)
         pod = _pod(terminal, "gone")
         assert pod is not None
         end(terminal, pod["metadata"]["name"])
