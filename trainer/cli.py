@@ -116,7 +116,7 @@ def train(
             on_note=_note,
             on_lost=termination.lose_folder,
             on_asked=termination.hand_over,
-            retries=tries.JobRetries.of_pod(os.environ),
+            retries=None if dry_run else tries.JobRetries.of_pod(os.environ),
         )
         if dry_run:
             attempt.check_attempt(layers, starter)

@@ -231,8 +231,13 @@ def _checked(layers: Sequence[Layer], starter: RunStarter) -> Iterator[_Plan]:
         if in_place is not None:
             layers = [Layer("--resume", {"output": str(in_place.parent), "run_name": in_place.name}), *layers]
         trains = request.mode in TRAINING
-        manifest = choose_checkpoint(source, starter.on_note) if source is not None and trains else None
-        config, datasets = _check(layers, manifest, source, starter)
+        try:
+            manifest = choose_checkpoint(source, starter.on_note) if source is not None and trains else None
+            config, datasets = _check(layers, manifest, source, starter)
+        except TrainerError as error:
+            if starter.retries is not None and in_place is not None and starter.is_first_node:
+                starter.retries.count_early_failure(in_place, next_attempt(in_place, (), is_first_node=True), error)
+            raise
         yield _Plan(config, datasets, manifest, in_place, lease)
 
 

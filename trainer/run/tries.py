@@ -10,13 +10,14 @@ end a long run.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from trainer.checkpoint.reading import step_of
-from trainer.records.attempts import read_attempts
-from trainer.shared.errors import NoRetryError
+from trainer.records.attempts import read_attempts, write_attempt
+from trainer.shared.errors import NoRetryError, TrainerError
 
 Ending = Literal["done", "stopped", "lost", "failed"]
 """How a try ended. `stopped`: by a signal to this node or another; `lost`: another node is gone without a word."""
@@ -42,6 +43,20 @@ class JobRetries:
     def are_used_up(self, run: Path) -> bool:
         """Return whether the job has no retry left, now that a try has failed."""
         return len(failed_tries(read_attempts(run), self.job, next_step=0)) > self.limit
+
+    def count_early_failure(self, run: Path, attempt: int, error: TrainerError) -> None:
+        """Record a try that failed before its workers, unless its exit code ends the job anyway.
+
+        Raises:
+            NoRetryError: The job has no retry left; it has the text of `error`.
+        """
+        if error.exit_code != TrainerError.exit_code:
+            return
+        # A disk that is full: only the cluster's own limit ends the job.
+        with suppress(TrainerError):
+            write_attempt(run, attempt, {"job": self.job, ENDING: "failed", "cause": str(error)})
+        if self.are_used_up(run):
+            raise NoRetryError(f"{error}; no retry of --retries {self.limit} is left") from error
 
     def check_start(self, run: Path, checkpoint: Path | None) -> int:
         """Return how many of the last tries were stopped without progress, if there are too many; else 0.

@@ -1,5 +1,6 @@
 """A run continues from the content of its folder, with its own settings and data, or is refused in one line."""
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from trainer.data.index import Datasets, load_datasets
 from trainer.records.lease import LOCK_FILE
 from trainer.run.attempt import Attempt, RunStarter, begin_attempt, restart_run
 from trainer.run.devices import keep_devices
+from trainer.run.tries import JobRetries
 from trainer.shared.config import TrainConfig, user_layers
-from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
+from trainer.shared.errors import FolderTakenError, NoRetryError, TrainerError, UsageError
 from trainer.topology import Topology, Worker
 
 
@@ -48,10 +50,10 @@ def _load(config: TrainConfig) -> Datasets:
     return load_datasets(config.data_path)
 
 
-def _begin(*, rank: int = 0, world_size: int = 1, **flags: Any) -> Begun:
+def _begin(*, rank: int = 0, world_size: int = 1, retries: JobRetries | None = None, **flags: Any) -> Begun:
     notes: list[str] = []
     topology = Topology(world_size, 1, 0, (Worker(rank, 0, 0),), "127.0.0.1", 29500, None, "options")
-    starter = RunStarter(topology, command=("train",), on_note=notes.append, on_lost=print)
+    starter = RunStarter(topology, command=("train",), on_note=notes.append, on_lost=print, retries=retries)
     with begin_attempt(user_layers(flags, None), starter) as attempt:
         assert (attempt.run / LOCK_FILE).exists() is (rank == 0)
     return Begun(attempt, notes)
@@ -91,6 +93,23 @@ def _names(folder: Path) -> list[str]:
 def _tree(folder: Path) -> dict[str, bytes]:
     """Return every file, to prove that nothing was changed."""
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_start_of_a_job_that_fails_before_its_workers_uses_up_a_retry(tmp_path: Path) -> None:
+    run = _run(20)
+    _tear(run / "checkpoints" / "step-000000020")
+    start: dict[str, Any] = {"resume": "auto", "run_name": "r", "retries": JobRetries("uid", 1)}
+    with pytest.raises(TrainerError, match="none of 1 checkpoints can be used") as error:
+        _begin(**start)
+    assert error.value.exit_code == 1
+    for _ in range(2):
+        with pytest.raises(NoRetryError, match=r"none of 1 checkpoints can be used.*no retry of --retries 1 is left"):
+            _begin(**start)
+    assert [json.loads(path.read_text())["try_ended"] for path in run.glob("attempt*.json")] == ["failed"] * 3
+    usable = _run(20, name="usable")
+    with pytest.raises(UsageError):
+        _begin(resume="auto", run_name="usable", retries=JobRetries("uid", 1), data_path=tmp_path / "none")
+    assert not [*usable.glob("attempt*.json")], "a wrong setting ends the job anyway"
 
 
 def test_auto_begins_a_run_that_does_not_exist(tmp_path: Path) -> None:
