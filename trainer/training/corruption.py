@@ -137,7 +137,7 @@ def explain(verdict: Verdict, place: Place, owners: list[str], *, own_rank: int)
     if own_rank in verdict.ranks:
         return (
             f"the device failed (silent corruption): the state of {owners[own_rank]} was not the other ranks' at "
-            f"{place}, as the {verdict.told_by} shows: run npu-smi info, and take it or its node out"
+            f"{place}, as the {verdict.told_by} shows: test it, and take it or its node out"
         )
     if verdict.ranks:
         wrong = ", ".join(f"rank {rank} ({owners[rank]})" for rank in verdict.ranks)
