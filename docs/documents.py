@@ -144,7 +144,7 @@ class _OneJob(Part):
 
 
 class Job(Document, _OneJob):
-    """One job: `status`, `wait`, `cancel`, and the last line of `submit` and `logs --follow`."""
+    """One job: `status`, `wait`, `cancel`, `recover`, and the last line of `submit` and `logs --follow`."""
 
     kind: Literal["Job"]
     spec: dict[str, Any] = Field(
