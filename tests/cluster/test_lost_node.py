@@ -9,7 +9,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -132,11 +132,15 @@ def _assert_same_bits(shell: Terminal, job: str, undisturbed: str) -> None:
 
 
 @contextmanager
-def _ready_again(cluster: Cluster, node: Node) -> Iterator[None]:
-    """Wait at the end until the node is ready."""
+def _failing(cluster: Cluster, node: Node, fail: Callable[[], None], repair: Callable[[], None]) -> Iterator[None]:
+    """Let the node fail; repair it at the end, and wait until it is ready."""
+    fail()
     try:
         yield
     finally:
+        repair()
+        patch = {"spec": {"taints": None}}  # the cluster's own taints come back if they must
+        cluster.kubectl("patch", "node", node.name, "--type=merge", f"--patch={json.dumps(patch)}")
         cluster.kubectl("wait", "--for=condition=Ready", f"node/{node.name}", "--timeout=300s")
 
 
@@ -179,8 +183,7 @@ def test_a_gang_goes_on_after_the_pod_of_its_dead_node_was_recovered(
         refused = shell.run("recover", job)
         assert (refused.returncode, len(refused.stderr.splitlines())) == (6, 1), refused.stderr
         assert "the cluster has given no pod up: its nodes answer" in refused.stderr
-        with _ready_again(shell.cluster, node):
-            node.kill()
+        with _failing(shell.cluster, node, node.kill, node.revive):
             began = _until_given_up(shell, job, node)
             said = f"pod {name} cannot end, because its node {node.name} has not answered since "
             _until_status_says(shell, job, said)
@@ -197,28 +200,34 @@ def test_a_gang_goes_on_after_the_pod_of_its_dead_node_was_recovered(
             _until_it_takes_steps(shell, job, more_than=steps)
             sys.stdout.write(f"dead node: first new step {time.time() - began:.1f} s after the toleration\n")
             _wait(shell, job)
-            node.revive()
         _assert_same_bits(shell, job, "undisturbed")
 
 
+@pytest.fixture
+def control_plane_is_spared(wide: Cluster) -> Iterator[None]:
+    """Keep pods off the node that runs the control plane, which cannot fail."""
+    wide.kubectl("cordon", "node1")
+    yield
+    wide.kubectl("uncordon", "node1")
+
+
+@pytest.mark.usefixtures("control_plane_is_spared")
 def test_a_job_goes_on_elsewhere_after_its_node_was_cut_off_and_taken_out_of_service(
     shell: Terminal, moments: random.Random
 ) -> None:
     """Its pod trains on, and holds the run's folder: its successor asks it to save and to leave."""
     cluster = shell.cluster
-    cluster.kubectl("cordon", "node1")
     for number in range(TIMES):
         job = f"cut-{number}"
         _submit(shell, job, *LONG)
         _until_it_trains(shell, job, moments)
         (pod,) = shell.pods(job)
         node = _node_of(shell, pod)
-        node.cut_off()
-        with _ready_again(cluster, node):
+        with _failing(cluster, node, node.cut_off, node.reconnect):
             _until_status_says(shell, job, f"node {node.name} has not answered since ")
             consoles = _consoles(shell, job)
             before = _steps_in(consoles[-1])
-            cluster.kubectl("taint", "node", node.name, f"{OUT_OF_SERVICE}=nodeshutdown:NoExecute")
+            cluster.kubectl("taint", "node", node.name, f"{OUT_OF_SERVICE}=nodeshutdown:NoExecute", "--overwrite")
             began = time.time()
             _until_it_takes_steps(shell, job, without=consoles)
             sys.stdout.write(f"cut off: first new step {time.time() - began:.1f} s after the taint\n")
@@ -231,24 +240,20 @@ def test_a_job_goes_on_elsewhere_after_its_node_was_cut_off_and_taken_out_of_ser
             steps = [row["global_step"] for row in _metrics(shell, job)]
             assert steps == list(range(len(steps)))
             assert not (shell.output(job) / "metrics-replaced.jsonl").exists(), "no step was taken twice"
-            node.reconnect()
-            cluster.kubectl("taint", "node", node.name, f"{OUT_OF_SERVICE}-")
-    cluster.kubectl("uncordon", "node1")
 
 
+@pytest.mark.usefixtures("control_plane_is_spared")
 def test_a_pod_of_a_paused_node_writes_nothing_when_it_goes_on(shell: Terminal, moments: random.Random) -> None:
     cluster = shell.cluster
     _submit(shell, "undisturbed", *SHORT)
     _wait(shell, "undisturbed")
-    cluster.kubectl("cordon", "node1")
     for number in range(TIMES):
         job = f"paused-{number}"
         _submit(shell, job, *SHORT)
         _until_it_trains(shell, job, moments)
         (pod,) = shell.pods(job)
         node = _node_of(shell, pod)
-        node.pause()
-        with _ready_again(cluster, node):
+        with _failing(cluster, node, node.pause, node.resume):
             _until_given_up(shell, job, node)
             steps = _steps(shell, job)
             recovered = shell.run("recover", job)
@@ -265,7 +270,6 @@ def test_a_pod_of_a_paused_node_writes_nothing_when_it_goes_on(shell: Terminal, 
             successor.resume()
             _wait(shell, job)
         _assert_same_bits(shell, job, "undisturbed")
-    cluster.kubectl("uncordon", "node1")
 
 
 def _files(run: Path) -> dict[str, tuple[int, int, bytes]]:
@@ -290,8 +294,7 @@ def test_mindcluster_moves_a_volcano_job_off_a_dead_node(shell: Terminal, moment
             _until_it_trains(shell, job, moments)
             pods = shell.pods(job)
             node = _node_of(shell, moments.choice([pod for pod in pods if _node_of(shell, pod).number != 1]))
-            with _ready_again(shell.cluster, node):
-                node.kill()
+            with _failing(shell.cluster, node, node.kill, node.revive):
                 began = _until_given_up(shell, job, node)
                 steps = _steps(shell, job)
                 until(lambda: mindcluster.reschedule(shell.cluster, shell.namespace))
@@ -300,4 +303,3 @@ def test_mindcluster_moves_a_volcano_job_off_a_dead_node(shell: Terminal, moment
                     f"dead node, volcano: first new step {time.time() - began:.1f} s after the toleration\n"
                 )
                 _wait(shell, job)
-                node.revive()
