@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.local.conftest import small_options, train
+from tests.local.resumable_runs import BackgroundTrainer
 
 LONG = ("--epochs", "1000", "--log-interval", "1")
 
@@ -83,6 +85,37 @@ def test_an_owner_that_has_lost_its_folder_ends_at_once_and_writes_no_more(
         return
     assert lock.read_text() == other_lock
     assert not list((tmp_path / "run").rglob("*.safetensors")), "the old owner wrote into the folder of the new one"
+
+
+def test_an_earlier_pod_of_the_same_job_saves_and_hands_the_folder_over(
+    few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does a pod that trains on while its node is cut off from the cluster."""
+    monkeypatch.setenv("POD_NAMESPACE", "training")
+    monkeypatch.setenv("POD_JOB", "jobs.batch/run")
+    words = ("--epochs", "1000", "--steps", "20", "--resume", "auto")
+    earlier = BackgroundTrainer(tmp_path, few_digits, *words, name="run")
+    try:
+        assert earlier.wait_for(lambda output: "] step " in output)
+        lock = tmp_path / "run" / "run.lock"
+        lock.write_text(json.dumps({**json.loads(lock.read_text()), "host": "other-node"}))
+        later = BackgroundTrainer(tmp_path, few_digits, *words, name="run")
+        try:
+            assert earlier.wait() == 75, earlier.output
+            assert "a later pod of this job waits" in earlier.output
+            assert later.wait_for(lambda output: "] step " in output), later.output
+            assert "other-node, an earlier pod of this job, still works in this folder" in later.output
+            assert "resumed bit_exact=yes" in later.output
+        finally:
+            later.signal(signal.SIGKILL)
+            later.wait()
+    finally:
+        earlier.signal(signal.SIGKILL)
+        earlier.wait()
+    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    steps = [row["global_step"] for row in rows if row["kind"] == "step"]
+    assert steps == list(range(len(steps)))
+    assert not (tmp_path / "run" / "metrics-replaced.jsonl").exists(), "no step was taken twice"
 
 
 def test_a_stop_before_any_worker_leaves_nothing_behind_and_is_resumable(tmp_path: Path, digits: Path) -> None:
