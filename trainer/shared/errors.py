@@ -21,7 +21,7 @@ from typing import ClassVar
 RESUMABLE = 75
 """Exit code of a run that was stopped and can be continued."""
 NO_RETRY = 7
-"""Exit code of a failure that the same start would only repeat: no kind of job tries again."""
+"""Exit code of a failure after which no kind of job tries again: a start would repeat it, or no retry is left."""
 
 CRASHED = 70
 """Exit code of a worker that met an error which it does not know (EX_SOFTWARE); the trainer's own is then 1."""
@@ -57,7 +57,7 @@ class FolderTakenError(TrainerError):
 
 
 class NoRetryError(TrainerError):
-    """The same start would fail in the same way: the run needs other settings or a person."""
+    """No kind of job may try again: the same start would fail in the same way, or the job's retries are used up."""
 
     exit_code: ClassVar[int] = NO_RETRY
 

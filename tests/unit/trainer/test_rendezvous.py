@@ -148,6 +148,28 @@ def test_a_node_that_is_done_stops_no_other(nodes: _Nodes) -> None:
     assert nodes.meet(first, CONSEQUENCE).result(timeout=60) is None
 
 
+@pytest.mark.parametrize(
+    ("leave", "end"),
+    [
+        (lambda _nodes, other: other.close(stopped=True), "stopped"),
+        (lambda _nodes, other: other.close(), ""),
+        (lambda _nodes, other: other._disconnect(), "lost"),
+        (lambda nodes, other: nodes.meet(other, Report(crashed=False, cause=KILLED, stopped=True)), "stopped"),
+        (lambda nodes, other: nodes.meet(other, REFUSAL), ""),
+    ],
+    ids=["told to stop", "in order", "without a word", "stopped without a checkpoint", "failed"],
+)
+def test_the_first_node_knows_whether_another_was_stopped_or_lost(
+    nodes: _Nodes, leave: Callable[[_Nodes, OtherNode], object], end: str
+) -> None:
+    """Neither is a failure of the job, which would use up one of its retries."""
+    first, other = nodes.first(nodes=2), nodes.other(1, nodes=2)
+    nodes.all_meet(first, other)
+    leave(nodes, other)
+    assert nodes.meet(first, CONSEQUENCE).result(timeout=60) is None
+    assert first.peers_end == end
+
+
 def test_nodes_that_come_first_wait_for_the_first_node_and_for_its_next_pod(nodes: _Nodes) -> None:
     other = nodes.other(1, nodes=3)
     meeting = nodes.meet(other)

@@ -47,10 +47,10 @@ def test_only_a_failure_that_the_worker_cannot_explain_is_a_crash(returncode: in
 def test_a_stop_by_a_signal_is_no_crash_and_a_stop_for_another_node_is_one() -> None:
     stop = StopOrder(0.5, "stopped by SIGTERM", by_signal=True)
     killed = decide([_end(-signal.SIGKILL, told_to_stop=True)], stop=stop)
-    assert (killed.exit_code, killed.crashed) == (1, False)
+    assert (killed.exit_code, killed.crashed, killed.stopped) == (1, False, True)
     stop = StopOrder(0.5, "node 1: rank=1 device=cpu:0 has ended", by_signal=False, by_peer=True)
     stopped = decide([_end(-signal.SIGTERM, told_to_stop=True)], stop=stop)
-    assert (stopped.exit_code, stopped.crashed) == (1, True)
+    assert (stopped.exit_code, stopped.crashed, stopped.stopped) == (1, True, False)
     assert str(stopped.first_failure) == 'failed cause="node 1: rank=1 device=cpu:0 has ended"'
 
 
