@@ -1,6 +1,6 @@
 """The log of CANN, here the stand-in's, outlives its pod: forced deletion, eviction, no memory.
 
-`PNAS_EVIDENCE_KILLS=10` ends a pod in each of these ways ten times instead of once.
+`PNAS_TEST_EVIDENCE_KILLS=10` ends a pod in each of these ways ten times instead of once.
 """
 
 import json
@@ -15,7 +15,7 @@ import pytest
 from tests.cluster.support.terminal import NPU_POD, SMALL, Terminal
 from tests.cluster.support.waiting import until
 
-KILLS = int(os.environ.get("PNAS_EVIDENCE_KILLS", "1"))
+KILLS = int(os.environ.get("PNAS_TEST_EVIDENCE_KILLS", "1"))
 # A batch for which the memory does not suffice, but does to start CANN.
 TOO_LARGE = ("--memory", "900Mi", "--batch-size", "1024", "--image-size", "128")
 

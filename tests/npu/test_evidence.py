@@ -1,6 +1,6 @@
 """The log of CANN, here the stand-in's, is in the run's folder after each end of a process, whatever killed it.
 
-`PNAS_EVIDENCE_KILLS=10` kills each kind that often instead of once. The seed is printed; `PNAS_TEST_KILL_SEED` sets it.
+`PNAS_TEST_EVIDENCE_KILLS=10` kills each kind that often instead of once. The seed is printed; `PNAS_TEST_KILL_SEED` sets it.
 """
 
 import json
@@ -17,7 +17,7 @@ import pytest
 from tests.local.resumable_runs import BackgroundTrainer
 from tests.npu.conftest import SHORT, Run
 
-KILLS = int(os.environ.get("PNAS_EVIDENCE_KILLS", "1"))
+KILLS = int(os.environ.get("PNAS_TEST_EVIDENCE_KILLS", "1"))
 
 
 def _plogs(run: Path, attempt: int, rank: int, kind: str) -> dict[int, str]:
