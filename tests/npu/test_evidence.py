@@ -1,7 +1,7 @@
 """The log of CANN, here the stand-in's, is in the run's folder after each end of a process, whatever killed it.
 
-`PNAS_TEST_EVIDENCE_KILLS=10` kills each kind that often instead of once. The seed is printed; `PNAS_TEST_KILL_SEED` sets
-it.
+`PNAS_TEST_EVIDENCE_KILLS=10` kills each kind that often instead of once. The seed is printed;
+`PNAS_TEST_KILL_SEED` sets it.
 """
 
 import json
