@@ -83,7 +83,7 @@ def _seconds_to_new_steps(lines: list[tuple[float, str]], kills: list[float]) ->
     steps = [
         (moment, STEPS_PER_EPOCH * int(match[1]) + int(match[2]))
         for moment, text in lines
-        if (match := re.search(r"\] step epoch=(\d+) step=(\d+) ", text))
+        if (match := re.search(r"\] step epoch=(\d+) .*\bstep=(\d+) ", text))
     ]
     seconds = []
     for kill, following in zip(kills, [*kills[1:], float("inf")], strict=True):
