@@ -47,7 +47,7 @@ SHORTEST_S = 10.0
 """Seconds between snapshots, at least: a restart takes as long, so that more of them save little."""
 _PREFIX = "pnas-snapshots-"
 _OWNER = "owner"
-CODE = "code"
+CODE_FIELD = "code"
 """In the content of a checkpoint: the hash of the program that has written it."""
 
 
@@ -67,8 +67,8 @@ class SnapshotOrigin:
             raise BadCheckpointError(f"it is a snapshot of the run {run}, not of {self.run}")
         if world_size != self.world_size:
             raise BadCheckpointError(f"it is a snapshot of {world_size} ranks, not of {self.world_size}")
-        if content[CODE] != self.code:
-            raise BadCheckpointError(f"it is a snapshot of another version of this program ({content[CODE]})")
+        if content[CODE_FIELD] != self.code:
+            raise BadCheckpointError(f"it is a snapshot of another version of this program ({content[CODE_FIELD]})")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ If no further workers start, this process writes it.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.checkpoint.manifest import BadCheckpointError, CheckpointManifest
@@ -20,13 +20,12 @@ from trainer.checkpoint.snapshot import (
     valid_snapshots,
 )
 from trainer.checkpoint.writing import CheckpointWriter, clear_leftovers
+from trainer.records.files import OnNote
 from trainer.shared.config import TrainConfig
 from trainer.shared.config.train import parse_snapshot_every
 from trainer.shared.errors import TrainerError
 from trainer.shared.files import fsync
 from trainer.shared.runs import CHECKPOINTS_FOLDER, TRAINING
-
-OnNote = Callable[[str], None]
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint.saver import Saver
-from trainer.checkpoint.snapshot import CODE, NO_SNAPSHOTS, SnapshotPace, code_hash, shortage
+from trainer.checkpoint.snapshot import CODE_FIELD, NO_SNAPSHOTS, SnapshotPace, code_hash, shortage
 from trainer.checkpoint.writing import CheckpointWriter
 from trainer.distributed.process_group import all_gather_object, gather
 from trainer.distributed.stop_requests import Request
@@ -72,7 +72,7 @@ class CheckpointManager:
         self._started_at, self._wall_before = time.perf_counter(), 0.0
         self._constant_content = {
             "run": {"name": run.name, "mode": config.mode, "attempt": attempt},
-            CODE: code_hash(),
+            CODE_FIELD: code_hash(),
             "data": self.data,
             "config": config.model_dump(mode="json"),
             "num_classes": training.network.num_classes,
