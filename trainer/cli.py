@@ -198,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say_error(visible(f"error: {text}"), error_line("Io", text, 1) if as_json and error.filename else "")
         return 1
     except KeyboardInterrupt:
-        say_error("error: interrupted before any worker was started")
+        text = "interrupted" if words and words[0] in app else "interrupted before any worker was started"
+        say_error(f"error: {text}", error_line("Interrupted", text, INTERRUPTED) if as_json else "")
         return INTERRUPTED
     return result if isinstance(result, int) else 0

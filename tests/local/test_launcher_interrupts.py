@@ -84,6 +84,7 @@ def test_other_dropped_exceptions_are_still_shown() -> None:
         (("launcher", "list"), "launcher.commands.watch", "interrupted\n"),
         (("launcher", "submit", "--data-path", "x"), "launcher.local.preflight", "interrupted\n"),
         (("trainer", "--data-path", "x"), "trainer.shared.config", ""),
+        (("trainer", "data", "digits", "--to", "x"), "trainer.data.digits", "error: interrupted\n"),
         (("trainer", "--data-path", "x"), "trainer.run.attempt", "error: interrupted before any worker was started\n"),
     ],
 )

@@ -341,6 +341,9 @@ CAUSES = {
         {NODES: [node("a", taints=[BUSY])]},
         toleration=["npu=busy:NoExecute", "gpu"],
     ),
+    "taint that also evicts": Case(
+        "NPUs", "later", "tainted npu=busy:NoExecute", {NODES: [node("a", taints=[{**BUSY, "effect": "NoExecute"}])]}
+    ),
     "cordoned": Case("NPUs", "later", "a cordoned (wait, or ask", {NODES: [node("a", unschedulable=True)]}),
     "node not ready": Case("NPUs", "later", "a not ready (wait", {NODES: [node("a", ready="Unknown")]}),
     "unhealthy NPUs": Case(

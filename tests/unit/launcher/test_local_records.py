@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from launcher.commands.parameters import Where
+from launcher.commands.watch import list_
 from launcher.errors import ConflictError, ExitCode, LauncherError, NotFoundError
 from launcher.jobs import JobRef, LogBlock, LogLoss, Phase
 from launcher.local import records
@@ -299,6 +301,19 @@ def test_a_damaged_or_newer_record_is_named_and_does_not_hide_other_jobs(tmp_pat
     assert states["good"].phase is Phase.SUCCEEDED
     assert file in states["bad"].reason
     assert report.unreadable_jobs(listing) == [f"warning: job bad cannot be read: {states['bad'].reason}"]
+
+
+def test_a_list_names_the_jobs_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(records, "state_home", lambda: tmp_path)
+    job(tmp_path, "good", exit=ended(0))
+    job(tmp_path, "bad")
+    (tmp_path / "bad" / records.JOB).write_text("{")
+    list_(where=Where(backend="local"))
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) == 3
+    assert output.err.startswith(f"warning: job bad cannot be read: {tmp_path / 'bad' / records.JOB}: ")
 
 
 def test_a_log_that_cannot_be_read_and_a_job_that_is_just_deleted_hide_no_other_job(

@@ -25,12 +25,14 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 @pytest.mark.parametrize(
     ("server", "exceptions", "used"),
     [
-        *((SERVER, text, False) for text in ("10.1.2.3", "a, 10.1.2.3 ,b", "10.0.0.0/8", "10.1.2.3:6443", "*")),
+        *((SERVER, text, False) for text in ("10.1.2.3", "a, 10.1.2.3 ,b", "10.9.9.9/8", "10.1.2.3:6443", "*")),
         *((SERVER, text, True) for text in ("", ",", "11.0.0.0/8", "10.1.2.3:443", "10.1.2", "10.0.0.0/99", "[")),
         *((NAMED, text, False) for text in ("corp.example", ".corp.example", "*.corp.example", "A.CORP.example")),
         *((NAMED, text, False) for text in ("a.corp.example:443", "example.", "x,example")),
         *((NAMED, text, True) for text in ("orp.example", "a.corp", "a.corp.example:6443", "10.0.0.0/8", "x:y")),
+        (SERVER, "10.0.0.0/8", False),
         ("https://corp.example", ".corp.example", True),
+        ("https://a.corp.example.:443", "corp.example", False),
         ("https://[fd00::5]:6443", "fd00::/8", False),
         ("https://[fd00::5]:6443", "[fd00::5]:6443", False),
         ("https://[fd00::5]:6443", "fd00:0::5", False),

@@ -86,6 +86,12 @@ def test_config_show_has_every_setting_as_text_and_as_json() -> None:
         ({"name": 2024}, "--name 2024: use a letter, then letters"),
         ({"mode": "eval"}, "--mode eval needs --weights"),
         ({"batch_size": 0}, "--batch-size 0"),
+        ({"user": "9" * 400}, "--user: is too large"),
+        *(({name: "\udcff1"}, f"--{name}: is not UTF-8 text") for name in ("ttl", "deadline")),
+        *(
+            ({name: ("a=b", "\udcff")}, f"--{name.replace('_', '-')}: is not UTF-8 text")
+            for name in ("env", "node_selector")
+        ),
         ({"device": "cpu", "precision": "O2"}, "--precision O2 needs an NPU: on a CPU use --precision fp32"),
         ({"resume": "/output/a", "mode": "eval"}, "--resume /output/a: continues training; to evaluate give --weights"),
         ({"resume": "/output/a", "mode": "performance"}, "--mode performance times steps from the start"),

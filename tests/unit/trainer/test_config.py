@@ -82,6 +82,8 @@ _BOUNDED = [
     [
         ({"batch_size": 0}, None, {}, "--batch-size 0: input should be greater than or equal to 1"),
         ({"batch_size": "1.5"}, None, {}, "--batch-size 1.5: is not a whole number"),
+        *(({name: "9" * 400}, None, {}, f"--{name}: is too large") for name in ("epochs", "keep", "workers")),
+        ({}, None, {"PNAS_STEPS": str(2**63)}, "--steps (from environment): is too large"),
         *(({name: "1e18"}, None, {}, f"{flag} 1e18: input should be less than or equal to") for name, flag in _BOUNDED),
         ({"restarts": "-1"}, None, {}, "--restarts -1: input should be greater than or equal to 0"),
         ({"restarts": "3 per hour"}, None, {}, "--restarts 3 per hour: is not a whole number"),

@@ -55,7 +55,7 @@ def process(
         ({"": TWO, "x": HALF}, "4:cpu,cpuacct:/docker/ab/x", {"root": "/docker/ab"}, 0.5),
         # A group outside the mount, by another path or above a namespace's root.
         ({"": TWO}, "4:cpu,cpuacct:/elsewhere", {"root": "/docker/ab"}, 2.0),
-        ({"": TWO}, "4:cpu,cpuacct:/../other", {}, 2.0),
+        ({"": TWO, "../other": HALF}, "4:cpu,cpuacct:/../other", {}, 2.0),
         ({"": HALF}, "4:cpuset:/", {"controller": "cpuset"}, None),
         ({"": HALF}, "4:cpu:/", {"controller": "cpu", "place": "a folder/cpu"}, 0.5),
         ({"": {"cpu.cfs_quota_us": "50000"}}, "4:cpu:/", {"controller": "cpu"}, 0.5),
@@ -80,6 +80,13 @@ def test_the_smallest_cpu_quota_on_the_path_is_found(
 )
 def test_a_quota_lets_whole_cpus_work_and_at_least_one(cpus: int, quota: float | None, usable: int) -> None:
     assert within_quota(cpus, quota) == usable
+
+
+def test_a_program_uses_the_cpus_of_its_affinity_within_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {1, 2, 5, 6})
+    for quota, usable in ((None, 4), (1.5, 1), (16.0, 4)):
+        monkeypatch.setattr("trainer.shared.container.cpu_quota", lambda quota=quota: quota)
+        assert usable_processors() == usable
 
 
 def test_the_smallest_memory_limit_on_the_path_is_found(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ functions here know no setting by name; they work for every pydantic model whose
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -134,6 +135,7 @@ def parse_yaml(text: str, *, place: str) -> Any:
 PARTIAL = "partial"
 _LONGEST = 200
 """Characters of a value in a message."""
+_LONGEST_BITS = 63  # of a whole number: a larger one overflows in torch, numpy, JSON readers and Kubernetes
 
 
 def resolve(model: type[Model], layers: Sequence[Layer], *, partial: bool = False) -> tuple[Model, dict[str, str]]:
@@ -162,13 +164,26 @@ def resolve(model: type[Model], layers: Sequence[Layer], *, partial: bool = Fals
     if cut is not None:  # no path and no argument of a process can have one
         raise ConfigError(f"{flag_name(cut)}{_from(origins[cut])}: has a NUL character; leave it out")
     try:
-        return model.model_validate(values, context={PARTIAL: True} if partial else None), origins
+        settings = model.model_validate(values, context={PARTIAL: True} if partial else None)
+    except UnicodeEncodeError as error:  # pydantic cannot take the message of a rule that quotes such a text
+        field = next(name for name, value in values.items() if any(map(error.object.__contains__, _half_texts(value))))
+        raise ConfigError(f"{flag_name(field)}{_from(origins[field])}: is not UTF-8 text") from error
     except ValidationError as error:
         problems: dict[str, list[Any]] = {}
         for problem in error.errors(include_url=False):
             problems.setdefault(str(next(iter(problem["loc"]), "")), []).append(problem)
         texts = (_describe(field, broken, origins) for field, broken in problems.items())
         raise ConfigError("; ".join(texts)) from None
+    numbers = {field: value for field, value in settings if isinstance(value, int)}
+    if huge := next((field for field, value in numbers.items() if value.bit_length() > _LONGEST_BITS), None):
+        raise ConfigError(f"{flag_name(huge)}{_from(origins[huge])}: is too large")
+    return settings, origins
+
+
+def _half_texts(value: Any) -> list[str]:
+    """Return the texts of a setting that hold bytes which are not UTF-8."""
+    texts = value if isinstance(value, list | tuple) else [value]
+    return [text for text in texts if isinstance(text, str) and re.search("[\ud800-\udfff]", text)]
 
 
 # Plainer than pydantic's own words about a text that has another type.
