@@ -143,7 +143,7 @@ VOLCANO = ("--backend", "volcano")
         ("cordon", BATCH, "NPUs", "node1, node2 cordoned"),
         ("ill chips", BATCH, "NPUs", f"node1 only 7 of 8 {RESOURCE} healthy"),
         ("", (*BATCH, "--cpu", "900"), "NPUs", "--cpu 900: no node has more than "),
-        ("", (*BATCH, "--nodes", "3"), "NPUs", f"the job needs 3 nodes with 8 {RESOURCE}, and 2 of 2 can take a pod"),
+        ("", (*BATCH, "--nodes", "3"), "NPUs", f"the job needs 3 nodes with 8 {RESOURCE} and 0.8 cpu"),
         ("", (*BATCH, "--image", "r/none:1"), "image", "--image-pull-policy Never pulls no image"),
         ("", (*BATCH, "--image-pull-secret", "none"), "secret none", "has no such secret"),
         ("", (*BATCH, "schedulerName: nobody"), "scheduler", "no sign of a scheduler named nobody"),
