@@ -18,7 +18,8 @@ ALL_ON = (
     *("--set-json", 'queue.capability={"huawei.com/Ascend910": 16}', "--set", "modes.full.batch_size=24"),
     *("--set-json", 'rbac.subjects=[{"kind": "User", "name": "ann", "apiGroup": "rbac.authorization.k8s.io"}]'),
     *("--set", "claims.data.storageClass=fast", "--set-json", 'defaults.node_selector={"accelerator": "910"}'),
-    *("--set", "rbac.cluster=true", "--set", "rbac.volcano=true", "--set", "tensorboard.enabled=true"),
+    *("--set", "rbac.cluster=true", "--set", "rbac.volcano=true", "--set", "rbac.recover=true"),
+    *("--set", "tensorboard.enabled=true"),
     *("--set", "job.enabled=true", "--set", "job.backend=volcano", "--set", "job.nodes=2", "--set", "job.npus=8"),
 )
 """Values that switch everything on."""
