@@ -82,7 +82,7 @@ class CheckpointManager:
         if config.mode not in TRAINING:
             return
         takes_snapshots, every = parse_snapshot_every(config.snapshot_every)
-        memory = _usable_memory(training, snapshots) if takes_snapshots else None
+        memory = _usable_memory(training, snapshots if takes_snapshots else None)
         if self._is_writer or (is_first_on_node and memory is not None):
             self._saver = Saver(
                 self.folder,
@@ -214,7 +214,7 @@ def _usable_memory(training: Training, snapshots: Path | None) -> Path | None:
     """Return `snapshots` if every node has memory for them; else None, and rank 0 says why. Every rank calls it."""
     own = sum(tensor.numel() * tensor.itemsize for _, tensor in shared_tensors(training))
     ranks = training.statistics.flat.nbytes + 2 * torch.get_rng_state().nbytes
-    # The process that starts the workers has said why there is no folder.
+    # Without a folder the user wants no snapshots, or the process that starts the workers has said the reason.
     reason = "" if snapshots is None else shortage(snapshots, own + training.world_size * ranks)
     reasons = [reason for reason in all_gather_object(reason, training.group) if reason is not None]
     if any(reasons) and training.rank == 0:
