@@ -192,6 +192,7 @@ def plain_copy(training: Training) -> Save:
     source: dict[str, Tensor] = state_tensors(training)
     copies: dict[str, Tensor] = {}
 
+    @torch.no_grad()
     def save() -> Writing:
         for name, tensor in source.items():
             if name not in copies:

@@ -14,7 +14,6 @@ from tests.cluster.support.terminal import POD, SMALL, Terminal, own_namespace, 
 from tests.cluster.support.waiting import until
 from tests.cluster.testbed.cluster import Cluster
 from tests.documents import documents, one_document
-from trainer.checkpoint.reading import list_checkpoints
 
 
 def test_a_job_is_followed_to_its_end_and_every_line_is_accounted_for(terminal: Terminal) -> None:
@@ -159,10 +158,8 @@ def test_a_job_that_fails_names_its_cause(
 def test_a_diverged_run_is_not_retried(terminal: Terminal) -> None:
     result = terminal.submit_diverging("diverges")
     assert result.returncode == 1, result.stdout + result.stderr
-    assert "diverged again after going back to step-000000001" in result.stderr.splitlines()[-1]
-    assert result.stdout.count("] rewound ") == 1
+    assert "was not finite in 5 steps in a row" in result.stderr.splitlines()[-1]
     assert len(terminal.pods("diverges")) == 1
-    assert [path.name for path in list_checkpoints(terminal.output("diverges") / "checkpoints")] == ["step-000000001"]
 
 
 def test_a_suspended_job_is_followed_until_it_resumes_and_ends(terminal: Terminal) -> None:

@@ -14,7 +14,6 @@ from tests.cluster.testbed.npus.ranktable_writer import ranktable_writer
 from tests.cluster.testbed.volcano.install import SCHEDULER, Volcano
 from tests.local.conftest import TrainerResult, train
 from tests.npu.machine import build
-from trainer.checkpoint.reading import list_checkpoints
 
 pytestmark = pytest.mark.usefixtures("rank_tables")
 
@@ -160,10 +159,8 @@ def test_a_configuration_error_of_the_trainer_is_not_retried_and_can_be_correcte
 def test_a_diverged_run_is_not_retried(terminal: Terminal) -> None:
     result = terminal.submit_diverging("diverges")
     assert result.returncode == 1, result.stdout + result.stderr
-    assert "diverged again after going back to step-000000001" in result.stderr.splitlines()[-1]
-    assert result.stdout.count("] rewound ") == 1
+    assert "was not finite in 5 steps in a row" in result.stderr.splitlines()[-1]
     assert "restarting" not in result.stderr
-    assert [path.name for path in list_checkpoints(terminal.output("diverges") / "checkpoints")] == ["step-000000001"]
 
 
 @pytest.fixture

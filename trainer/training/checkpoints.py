@@ -248,15 +248,10 @@ def state_values(training: Training) -> dict[str, Any]:
 
 def shared_tensors(training: Training) -> Iterator[tuple[str, Tensor]]:
     """Yield name and tensor of all that is the same on all ranks."""
-    for name, tensor in training.network.state_dict().items():
-        yield f"model.{name}", tensor
-    if training.ema is not None:
-        for name, tensor in training.ema.model.state_dict().items():
-            yield f"ema.{name}", tensor
-    parameters = dict(training.network.named_parameters())
+    yield from training.model_tensors.items()
     for group in training.optimizer.param_groups:
         for name, used in zip(group["names"], group["params"], strict=True):
-            if used is not parameters[name]:
+            if used is not training.parameters[name]:
                 yield f"optimizer.{name}{MASTER}", used
             for kind, value in sorted(training.optimizer.state.get(used, {}).items()):
                 if isinstance(value, Tensor):

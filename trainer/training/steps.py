@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 
 import torch
@@ -67,6 +68,21 @@ class Training:
     bad_images: BadImages
     bad_paths: set[str] = field(default_factory=set)
     """Of all ranks, since this process started."""
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The network's parameters by name. No step replaces one, so that the thousands need no second search."""
+        return dict(self.network.named_parameters())
+
+    @cached_property
+    def model_tensors(self) -> dict[str, Tensor]:
+        """All tensors of the network, `model.*`, and of the average, `ema.*`; a step changes them in place."""
+        models = {"model": self.network, **({} if self.ema is None else {"ema": self.ema.model})}
+        return {
+            f"{part}.{name}": tensor
+            for part, model in models.items()
+            for name, tensor in model.state_dict(keep_vars=True).items()
+        }
 
     @property
     def evaluated(self) -> PNASNet5:

@@ -114,7 +114,8 @@ def test_a_start_of_a_job_that_fails_before_its_workers_uses_up_a_retry(tmp_path
 
 def test_auto_begins_a_run_that_does_not_exist(tmp_path: Path) -> None:
     begun = _begin(resume="auto", run_name="r")
-    assert begun.attempt == Attempt(begun.attempt.config, tmp_path / "out" / "r", 1, None, begun.attempt.lease)
+    config, lease, memory = begun.attempt.config, begun.attempt.lease, begun.attempt.memory
+    assert begun.attempt == Attempt(config, tmp_path / "out" / "r", 1, None, lease, memory)
     assert begun.notes == []
     assert yaml.safe_load((begun.attempt.run / "config.yaml").read_text())["run_name"] == "r"
 
