@@ -17,7 +17,8 @@ from tests.cluster.support.waiting import until
 
 KILLS = int(os.environ.get("PNAS_TEST_EVIDENCE_KILLS", "1"))
 # A batch for which the memory does not suffice, but does to start CANN.
-TOO_LARGE = ("--memory", "900Mi", "--batch-size", "1024", "--image-size", "128")
+LARGE = {"--batch-size": "1024", "--image-size": "128"}
+TOO_LARGE = ("--memory", "900Mi", *(LARGE.get(flag, word) for flag, word in zip(("", *SMALL), SMALL, strict=False)))
 
 
 def _pod(terminal: Terminal, job: str) -> dict[str, Any] | None:
@@ -91,8 +92,7 @@ def test_the_log_of_cann_outlives_its_pod(terminal: Terminal, capsys: pytest.Cap
 def test_the_log_of_cann_outlives_a_pod_without_memory(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(KILLS):
         words = ("--npus", "1", "--mode", "full", "--retries", "0", "--restarts", "0", "--name", f"large-{number}")
-        # The last of two equal options counts.
-        result = terminal.run("submit", *NPU_POD, *SMALL, *TOO_LARGE, *words)
+        result = terminal.run("submit", *NPU_POD, *TOO_LARGE, *words)
         assert result.returncode == 1, result.stdout + result.stderr
         assert "(OOMKilled)" in result.stderr.splitlines()[-1]
         _check_log(terminal.output(f"large-{number}"), 1)
