@@ -18,6 +18,7 @@ from launcher.cluster.rbac import (
     CLUSTER_VERBS,
     CUSTOM_VERBS,
     KUBERNETES_VERBS,
+    KUEUE_VERBS,
     RECOVER_CLUSTER_VERBS,
     RECOVER_VERBS,
     rules,
@@ -146,6 +147,7 @@ def files() -> dict[Path, str]:
         "files/volcano-rules.yaml": to_yaml(rules(CUSTOM_VERBS)),
         "files/secrets.json": pretty_json(patterns) + "\n",
         "files/cluster-rules.yaml": to_yaml(rules(CLUSTER_VERBS)),
+        "files/kueue-rules.yaml": to_yaml(rules(KUEUE_VERBS)),
         "files/recover-rules.yaml": to_yaml(rules(RECOVER_VERBS)),
         "files/recover-cluster-rules.yaml": to_yaml(rules(RECOVER_CLUSTER_VERBS)),
         "README.md": "\n".join([_INTRODUCTION + "".join(_rows()), *_settings_table()]),
@@ -191,7 +193,7 @@ def schema() -> dict[str, Any]:
         "rbac": _closed(
             {
                 **{"create": _SWITCH, "volcano": {"enum": ["auto", True, False]}, "cluster": _SWITCH},
-                **{"recover": _SWITCH, "subjects": subjects},
+                **{"kueue": _SWITCH, "recover": _SWITCH, "subjects": subjects},
             },
             "subjects",
         ),

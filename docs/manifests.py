@@ -11,6 +11,7 @@ from launcher.cluster.rbac import (
     CLUSTER_VERBS,
     CUSTOM_VERBS,
     KUBERNETES_VERBS,
+    KUEUE_VERBS,
     RECOVER_CLUSTER_VERBS,
     RECOVER_VERBS,
     Verbs,
@@ -40,6 +41,7 @@ def files() -> dict[Path, str]:
             *_role(ACCOUNT, KUBERNETES_VERBS),
         ],
         "rbac-volcano.yaml": list(_role(f"{ACCOUNT}-volcano", CUSTOM_VERBS)),
+        "rbac-kueue.yaml": list(_role(f"{ACCOUNT}-kueue", KUEUE_VERBS)),
         "cluster-role.yaml": [_cluster_role(ACCOUNT, CLUSTER_VERBS)],
         "rbac-recover.yaml": [
             *_role(f"{ACCOUNT}-recover", RECOVER_VERBS),
@@ -61,8 +63,9 @@ def _header(name: str) -> str:
         role, place = roles[name]
         bind = f"kubectl create clusterrolebinding {role} --clusterrole {role} --serviceaccount NAMESPACE:{ACCOUNT}"
         return f"{origin} Optional: kubectl apply{place} --filename {name}, then\n# {bind}"
-    if name == "rbac-volcano.yaml":
-        origin = f"{origin} For a cluster with Volcano:"
+    others = {"rbac-volcano.yaml": "a cluster with Volcano", "rbac-kueue.yaml": "jobs in Kueue's queues"}
+    if name in others:
+        origin = f"{origin} For {others[name]}:"
     return f"{origin} kubectl apply --namespace NAMESPACE --filename {name}"
 
 

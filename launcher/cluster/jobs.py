@@ -18,7 +18,7 @@ from launcher.cluster.pending import why_pending
 from launcher.cluster.saved_attempt import SavedAttempt
 from launcher.errors import ApiError, ConflictError, LauncherError, NotFoundError
 from launcher.jobs import JobEvent, JobRef, JobState, LogItem, Phase
-from launcher.kinds import Kind, kind_named
+from launcher.kinds import Kind, kind_named, kueue
 from launcher.kinds.labels import CONTAINER, OURS
 from launcher.kinds.objects import attempt_number, is_young, spec_of, unix_time
 from launcher.kube.access import ClusterAccess
@@ -185,7 +185,8 @@ class ClusterJobs:
         Args:
             now: seconds since 1970.
         """
-        return self.kind.reason_without_pods(job, self._gang(job)[0], lambda _item: (), now)
+        queued = self._queue_reasons([job])[0].get(job["metadata"]["uid"])
+        return queued or self.kind.reason_without_pods(job, self._gang(job)[0], lambda _item: (), now)
 
     def remove(self, job: Json) -> None:
         """Delete this very job object, and wait until it and its pods are gone, so that the names are free.
@@ -235,8 +236,11 @@ class ClusterJobs:
 
     def _why_pending(self, job: Json, pods: Sequence[Json]) -> str:
         now = time.time()
+        queued, queue_hidden = self._queue_reasons([job])
+        if reason := queued.get(job["metadata"]["uid"]):
+            return reason
         gang, gang_hidden = self._gang(job)
-        refusals = [gang_hidden]
+        refusals = [queue_hidden, gang_hidden]
 
         def events(item: Json) -> Sequence[Json]:
             items, hidden = events_about(self.api, item)
@@ -246,6 +250,11 @@ class ClusterJobs:
         reason = why_pending(self.kind, job, pods, gang, events, now=now, nodes=self._nodes)
         hidden = "" if is_young(job, now) else next(filter(None, refusals), "")
         return reason or (f"you have no right to see why: {hidden}" if hidden else "")
+
+    def _queue_reasons(self, jobs: Sequence[Json]) -> tuple[dict[str, str], str]:
+        """Return why jobs wait in Kueue's queues, by their uids, and why this user cannot see it."""
+        queued, hidden = if_allowed(lambda: kueue.reasons(self.api, jobs, time.time()))
+        return queued or {}, hidden
 
     def _visible_pods(self, name: str) -> tuple[list[Json], str]:
         """Return the job's pods, and why this user cannot see them."""
@@ -290,11 +299,14 @@ class ClusterJobs:
         """Return all jobs of the namespace that a launcher made; progress would cost a request for each."""
         jobs, _ = self.api.list(self.kind.resource, labels=OURS)
         pods, _ = if_allowed(lambda: self.api.list(PODS, labels=OURS)[0])
+        queued, _ = self._queue_reasons(jobs)
         states = []
         for job in jobs:
             name = job["metadata"]["name"]
             own = [pod for pod in pods or () if pod["metadata"]["labels"].get(self.kind.pod_label) == name]
-            states.append(self._state(job, own, *self.kind.phase(job, own)))
+            phase, reason = self.kind.phase(job, own)
+            waits = phase is Phase.PENDING and queued.get(job["metadata"]["uid"])
+            states.append(self._state(job, own, phase, waits or reason))
         states.sort(key=lambda state: (state.created or 0, state.ref.name))
         return [(state, JobProgress()) for state in states]
 

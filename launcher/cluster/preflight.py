@@ -22,7 +22,7 @@ from launcher.cluster.schedulers import SCHEDULER, check_scheduler
 from launcher.cluster.trial import check_served, needs_of, trial_finding, try_objects, try_pod
 from launcher.errors import PreflightError
 from launcher.jobs import NOT_CHECKED, Phase, PreflightFinding
-from launcher.kinds import Kind
+from launcher.kinds import Kind, kueue
 from launcher.kinds.labels import OURS, RANK_TABLE
 from launcher.kinds.needs import JobNeeds
 from launcher.kinds.objects import is_young
@@ -71,7 +71,7 @@ def examine_cluster(jobs: ClusterJobs, spec: JobSpec, objects: Sequence[Json]) -
     if trial.about == "namespace":
         yield trial  # nothing else can be asked of it
         return
-    yield check_rights(jobs.api, jobs.kind)
+    yield check_rights(jobs.api, jobs.kind, queued=bool(jobs.kind.queue_label and kueue.queue_of(objects[-1])))
     yield trial
     if spec.overlay and trial.state != "ok":
         # Only the server knows whether an overlay has the form of a pod; everything else can be checked without it.
@@ -102,9 +102,13 @@ def _questions(
         yield from check(jobs, needs)
 
 
-def check_rights(api: Api, kind: Kind) -> PreflightFinding:
-    """Check the rights of a Role, which a launcher needs, and further rights, which are optional."""
-    needed = namespace_rights([kind])
+def check_rights(api: Api, kind: Kind, *, queued: bool) -> PreflightFinding:
+    """Check the rights of a Role, which a launcher needs, and further rights, which are optional.
+
+    Args:
+        queued: whether the job belongs to a queue of Kueue.
+    """
+    needed = {**namespace_rights([kind]), **(kueue.RIGHTS if queued else {})}
     if missing := _missing_rights(api, needed):
         advice = "have the Role of `helm install pnas charts/pnas` bound to you, or the Roles of k8s/manifests"
         text = f"you have no right to {', '.join(missing)} in namespace {api.namespace}: {advice}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from launcher.jobs import KIND_NAMES
-from launcher.kinds import Kind, kind_named
+from launcher.kinds import Kind, kind_named, kueue
 from launcher.kube.resources import CLAIMS, CONFIG_MAPS, EVENTS, LEASES, NODES, PODS, QUOTAS, SERVICES, Resource
 
 Verbs = Mapping[Resource, tuple[str, ...]]
@@ -56,6 +56,9 @@ VERBS = {**KUBERNETES_VERBS, **CUSTOM_VERBS}
 """The verbs that the Roles of the chart and of k8s/manifests grant, for all kinds of job."""
 CLUSTER_VERBS = cluster_rights(ALL_KINDS)
 """The verbs that their ClusterRole grants."""
+
+KUEUE_VERBS: Verbs = kueue.RIGHTS
+"""The verbs on Kueue's objects. The administrator of one namespace may lack them, so a separate Role grants them."""
 
 RECOVER_VERBS: Verbs = {PODS: ("delete",), PODS._replace(plural="pods/status"): ("patch",)}
 """The verbs in the namespace that `recover` needs. No other command deletes pods, so a separate Role grants them."""

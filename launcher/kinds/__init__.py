@@ -44,6 +44,7 @@ class Kind(Protocol):
         needs_service: whether pods of several nodes find each other only by a headless service of the launcher.
         rank_table: whether MindCluster writes the rank table of such jobs.
         pod_label: the label by which its controller marks its pods. Jobs of two kinds can have the same name.
+        queue_label: the label of a job that names its queue; empty if a field does.
         settle_s: seconds that its controllers need to forget a deleted job before the name is used again.
         rights: verbs that a launcher needs in the namespace, beyond the rights that all kinds need.
         cluster_rights: optional verbs on objects outside namespaces.
@@ -60,6 +61,7 @@ class Kind(Protocol):
     needs_service: bool
     rank_table: bool
     pod_label: str
+    queue_label: str
     settle_s: float
     rights: Mapping[Resource, tuple[str, ...]]
     cluster_rights: Mapping[Resource, tuple[str, ...]]

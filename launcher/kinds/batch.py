@@ -1,12 +1,13 @@
-"""Kubernetes Jobs (`batch/v1`): no gang and no queue; every cluster serves them."""
+"""Kubernetes Jobs (`batch/v1`): no gang, and a queue only with Kueue; every cluster serves them."""
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from launcher.jobs import Phase, PreflightFinding
-from launcher.kinds import CANCELLED, JOB_VERBS, Kind, ObjectEvents, last_warning
+from launcher.kinds import CANCELLED, JOB_VERBS, Kind, ObjectEvents, kueue, last_warning
+from launcher.kinds.labels import DEFAULT_QUEUE, KUEUE_QUEUE
 from launcher.kinds.needs import JobNeeds
 from launcher.kinds.objects import annotations, timestamp_now, unix_time
 from launcher.kube.api import Api, Json
@@ -33,15 +34,16 @@ class BatchKind:
     needs_service = True
     rank_table = False
     pod_label = "batch.kubernetes.io/job-name"
+    queue_label = KUEUE_QUEUE
     settle_s = 0.0
     rights: Mapping[Resource, tuple[str, ...]] = {BATCH_JOBS: JOB_VERBS}
     cluster_rights: Mapping[Resource, tuple[str, ...]] = {}
 
     def refusal(self, options: "ClusterOptions", origins: Mapping[str, str]) -> str | None:
-        """Refuse a queue that the user asked for; the queue of the cluster defaults is for other kinds."""
-        origin = origins.get("queue", "default")
-        if origin in ("flag", "environment") or origin.startswith("profile "):
-            return f"--queue {options.queue}: Kubernetes Jobs have no queue; leave it out, or use --backend volcano"
+        """Refuse two queues, and a rank table: MindCluster writes none for these jobs."""
+        label = f"{KUEUE_QUEUE}={kueue.asked_queue(options)}"
+        if options.queue != DEFAULT_QUEUE and label in options.job_label and not label.endswith(f"={options.queue}"):
+            return f"--queue {options.queue}: --job-label {label} names another queue; leave one of them out"
         if options.mindcluster == "on":
             return (
                 "--mindcluster on: MindCluster writes no rank table for a Kubernetes Job; leave it out, or use "
@@ -49,9 +51,10 @@ class BatchKind:
             )
         return None
 
-    def check(self, api: Api, needs: JobNeeds) -> tuple[PreflightFinding, ...]:
-        """Check nothing: the API server itself judges a Kubernetes Job."""
-        return ()
+    def check(self, api: Api, needs: JobNeeds) -> Iterator[PreflightFinding]:
+        """Check Kueue's queue, if the job has one: in a missing queue it would wait for ever."""
+        if queue := kueue.asked_queue(needs.options):
+            yield kueue.check_queue(api, queue)
 
     def phase(self, job: Json, pods: Sequence[Json]) -> tuple[Phase, str]:
         """Judge by conditions: the counts run ahead of them."""
@@ -83,8 +86,9 @@ class BatchKind:
         alive = (pod for pod in pods if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed"))
         if job.get("status", {}).get("active") or any(alive):
             return Phase.RUNNING, "stopping"
-        cancelled = CANCELLED in annotations(job)
-        return (Phase.CANCELLED, "stopped; it can go on") if cancelled else (Phase.SUSPENDED, "suspended")
+        if CANCELLED in annotations(job):
+            return Phase.CANCELLED, "stopped; it can go on"
+        return (Phase.PENDING, "queued by Kueue") if kueue.queue_of(job) else (Phase.SUSPENDED, "suspended")
 
     def started(self, job: Json) -> float | None:
         """Return its start time, which the controller sets when it makes the first pods."""
@@ -117,8 +121,13 @@ class BatchKind:
         return re.compile(f"{re.escape(job['metadata']['name'])}{index}-[a-z0-9]{{5}}")
 
     def stop(self, api: Api, job: Json) -> None:
-        """Suspend it: its pods get SIGTERM and their grace period; the job stays and can go on."""
-        body: Json = {"metadata": {"annotations": {CANCELLED: timestamp_now()}}, "spec": {"suspend": True}}
+        """Suspend it: its pods get SIGTERM and their grace period; the job stays and can go on.
+
+        A job in a queue is suspended by Kueue.
+        """
+        body: Json = {"metadata": {"annotations": {CANCELLED: timestamp_now()}}}
+        if not kueue.queue_of(job) or not kueue.deactivate(api, job):
+            body["spec"] = {"suspend": True}
         api.patch(self.resource, job["metadata"]["name"], body)
 
 

@@ -53,6 +53,7 @@ class VolcanoKind:
     needs_service = False  # Volcano's svc plugin makes one, and sets the pods' subdomain.
     rank_table = True
     pod_label = "volcano.sh/job-name"
+    queue_label = ""
     # A job created within milliseconds of the end of the last one's pods was seen to hang, without pods or events.
     settle_s = 3.0
     rights: Mapping[Resource, tuple[str, ...]] = {

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from launcher.errors import RequestError
 from launcher.kinds import Kind
-from launcher.kinds.labels import INSTANCE, MANAGED, OWN_PREFIX, RING_CONTROLLER
+from launcher.kinds.labels import DEFAULT_QUEUE, INSTANCE, MANAGED, OWN_PREFIX, RING_CONTROLLER
 from launcher.manifests.overlay import read_overlay
 from launcher.settings.hardware import refusal
 from launcher.settings.layers import Settings
@@ -50,9 +50,9 @@ def make_pod_spec(settings: Settings, kind: Kind) -> JobSpec:
         train=_train_in_pods(settings),
         given=in_field_order({*given, *always_told}),
         continues=train.resume is not None,
-        pods=_pod_options(settings),
+        pods=_pod_options(settings, kind),
         overlay=dict(settings.overlay) if options.overlay is None else read_overlay(options.overlay),
-        without_defaults=_without_defaults(settings),
+        without_defaults=_without_defaults(settings, kind),
     )
     _refuse_secrets(spec.overlay)
     _check_variables(spec)
@@ -101,13 +101,16 @@ def _check_variables(spec: JobSpec) -> None:
     resolve_train_config([told, Layer("--env", variables.values)], partial=True)
 
 
-def _without_defaults(settings: Settings) -> dict[str, Any]:
+def _without_defaults(settings: Settings, kind: Kind) -> dict[str, Any]:
     """Return the settings that cluster defaults change, with their values without them."""
     without = settings.without_defaults
     if without is None:
         return {}
     defaulted = {*settings.given} - {*without.given}
-    sections = ((_train_in_pods(without), _train_in_pods(settings)), (_pod_options(without), _pod_options(settings)))
+    sections = (
+        (_train_in_pods(without), _train_in_pods(settings)),
+        (_pod_options(without, kind), _pod_options(settings, kind)),
+    )
     return {
         name: value
         for own, all_settings in sections
@@ -116,11 +119,16 @@ def _without_defaults(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _pod_options(settings: Settings) -> ClusterOptions:
-    """Return the settings of the pods; a job without NPUs has no hardware preset."""
+def _pod_options(settings: Settings, kind: Kind) -> ClusterOptions:
+    """Return the settings of the pods; a job without NPUs has no hardware preset.
+
+    The queue of the cluster defaults is Volcano's. An administrator of Kueue calls the default LocalQueue `default`.
+    """
     names = (name for name in ClusterOptions.model_fields if name not in PLACE)
     pods = ClusterOptions(**{name: getattr(settings.options, name) for name in names})
-    return pods.model_copy(update={"hardware": None}) if settings.train.device == "cpu" else pods
+    foreign_queue = kind.queue_label and settings.origins["queue"].startswith("cluster defaults")
+    without = {"hardware": None} if settings.train.device == "cpu" else {}
+    return pods.model_copy(update=without | ({"queue": DEFAULT_QUEUE} if foreign_queue else {}))
 
 
 def _train_in_pods(settings: Settings) -> TrainConfig:

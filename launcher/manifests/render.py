@@ -18,6 +18,7 @@ from launcher.errors import RequestError
 from launcher.kinds import Kind
 from launcher.kinds.labels import (
     ATTEMPT_ANNOTATION,
+    DEFAULT_QUEUE,
     FAULT_SCHEDULING,
     FOLLOW,
     INSTANCE,
@@ -93,12 +94,15 @@ def _template_values(spec: JobSpec, kind: Kind, attempt: int) -> Mapping[str, An
     release = {INSTANCE: pods.release} if pods.release else {}
     pod_labels = {**MANAGED, JOB_LABEL: spec.name, **release, **ring}
     labels = {**pod_labels, SPEC_HASH_LABEL: spec.digest[:16]}
+    queue = {kind.queue_label: pods.queue} if kind.queue_label and pods.queue != DEFAULT_QUEUE else {}
+    job_labels = {**labels, **queue, **_job_labels(pods.job_label, mindcluster=has_rank_table)}
     record = {ATTEMPT_ANNOTATION: str(attempt), SPEC_ANNOTATION: spec.model_dump_json()}
     return {
         "name": spec.name,
         "pods": pods,
         "labels": labels,
-        "job_labels": {**labels, **_job_labels(pods.job_label, mindcluster=has_rank_table)},
+        "job_labels": job_labels,
+        "queued": kind.queue_label in job_labels,
         "pod_labels": pod_labels,
         "annotations": {**_summary(spec), **policy, **dict(map(_pair, pods.job_annotation)), **record},
         "nodes": nodes,

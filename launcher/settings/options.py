@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from launcher import quantities
 from launcher.jobs import UNSUPPORTED, BackendName
+from launcher.kinds.labels import DEFAULT_QUEUE
 from launcher.settings.hardware import HardwareName
 from launcher.settings.secrets import looks_secret
 from trainer.shared import durations, variables
@@ -180,7 +181,10 @@ class ClusterOptions(BaseModel):
     release: Annotated[
         str | None, Optional, _matching(_RELEASE, "is not a Helm release: lower case letters, digits, `-` and `.`")
     ] = _in_cluster(None, "Helm release that the job belongs to: `cancel --release` stops its jobs.")
-    queue: Annotated[str, ObjectName] = _in_cluster("default", "Volcano queue.")
+    queue: Annotated[str, ObjectName] = _in_cluster(
+        DEFAULT_QUEUE,
+        "Queue of Volcano, or for a Kubernetes Job a LocalQueue of Kueue; `default` means Volcano's only.",
+    )
     priority_class: Annotated[str | None, Optional, ObjectName] = _in_cluster(None, "PriorityClass of the pods.")
     node_selector: Annotated[Texts, _each(_check_selector)] = _in_cluster(
         (), "A label, KEY=VALUE, that the nodes must have; may be repeated."

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from docs.chart import CHART
-from launcher.cluster.rbac import KUBERNETES_VERBS, VERBS, Verbs, rules
+from launcher.cluster.rbac import KUBERNETES_VERBS, KUEUE_VERBS, VERBS, Verbs, rules
 from launcher.commands.render import manifests_of
 from launcher.settings.secrets import looks_secret
 from tests.cluster.support.helm import HELMS, run_template, template
@@ -214,9 +214,10 @@ def test_a_value_that_is_null_is_named_as_missing_or_has_no_effect() -> None:
         (("--api-versions", "batch.volcano.sh/v1alpha1"), VERBS),
         (("--set", "rbac.volcano=true"), VERBS),
         (("--api-versions", "batch.volcano.sh/v1alpha1", "--set", "rbac.volcano=false"), KUBERNETES_VERBS),
+        (("--set", "rbac.kueue=true"), {**KUBERNETES_VERBS, **KUEUE_VERBS}),
     ],
 )
-def test_the_role_has_volcanos_rights_if_the_cluster_has_volcano_or_the_user_says_so(
+def test_the_role_has_volcanos_and_kueues_rights_if_they_are_wanted(
     helm: str, words: tuple[str, ...], verbs: Verbs
 ) -> None:
     objects = [item for item in yaml.safe_load_all(template(HELMS[helm](), CHART, *words)) if item]

@@ -42,6 +42,7 @@ class ToyKind:
     needs_service = True
     rank_table = False
     pod_label = "toys.example/job"
+    queue_label = ""
     settle_s = 0.0
     rights = {TOYS: JOB_VERBS}
     cluster_rights = {}

@@ -54,8 +54,8 @@ def test_a_ttl_of_no_time_is_refused(value: Any) -> None:
     ("options", "message"),
     [
         (
-            {"queue": "research"},
-            "--queue research: Kubernetes Jobs have no queue; leave it out, or use",
+            {"queue": "a", "job_label": "kueue.x-k8s.io/queue-name=b"},
+            "--queue a: --job-label kueue.x-k8s.io/queue-name=b names another queue",
         ),
         ({"env": {"HOME": "/x"}}, "`HOME` is set by the launcher"),
         ({"env": "API_TOKEN=x"}, "`API_TOKEN` looks like a secret"),
