@@ -46,7 +46,9 @@ _DURATION, _INTERVAL = (
     {**_POSITIVE, "allOf": [{"pattern": f"^([0-9]+|({number} *(d|h|min|m|s) *)+)$"}, {"pattern": "[1-9]"}]}
     for number in ("[0-9]+", "[0-9]+(\\.[0-9]+)?")
 )
-_SNAPSHOT_INTERVAL = {"type": ["string", "integer"], "anyOf": [{"enum": ["auto", "never", "0", 0]}, _INTERVAL]}
+# Helm 3 refuses a schema with "0" and 0 in one enum: it takes them for equal.
+_NO_SNAPSHOTS = {"type": ["string", "integer"], "pattern": "^(auto|never|0)$", "minimum": 0, "maximum": 0}
+_SNAPSHOT_INTERVAL = {"type": ["string", "integer"], "anyOf": [_NO_SNAPSHOTS, _INTERVAL]}
 _ABSOLUTE = {"pattern": "^/"}
 # Rules that the launcher checks by functions, which pydantic's schema does not contain.
 _RULES: Mapping[str, Mapping[str, Any]] = {
