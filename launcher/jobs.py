@@ -23,6 +23,8 @@ KindName = Literal["volcano", "batch"]
 BackendName = Literal["auto", "local", KindName]
 KIND_NAMES: tuple[KindName, ...] = get_args(KindName)
 BACKEND_NAMES: tuple[BackendName, ...] = get_args(BackendName)
+DEFAULT_QUEUE = "default"
+"""The queue of a job whose user names none: Volcano's; Kueue puts a job there only if a LocalQueue has this name."""
 UNSUPPORTED = {
     "ascendjob": "not supported, as too little is known of how AscendJobs are stopped, retried and ended "
     "(docs/ascend.md); use volcano: MindCluster writes rank tables for Volcano jobs too"

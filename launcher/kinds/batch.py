@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from launcher.jobs import Phase, PreflightFinding
+from launcher.jobs import DEFAULT_QUEUE, Phase, PreflightFinding
 from launcher.kinds import CANCELLED, JOB_VERBS, Kind, ObjectEvents, kueue, last_warning
-from launcher.kinds.labels import DEFAULT_QUEUE, KUEUE_QUEUE
+from launcher.kinds.labels import KUEUE_QUEUE
 from launcher.kinds.needs import JobNeeds
 from launcher.kinds.objects import annotations, timestamp_now, unix_time
 from launcher.kube.api import Api, Json

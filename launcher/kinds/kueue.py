@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from launcher.errors import ApiError
-from launcher.jobs import NOT_CHECKED, PreflightFinding
-from launcher.kinds.labels import DEFAULT_QUEUE, KUEUE_QUEUE
+from launcher.jobs import DEFAULT_QUEUE, NOT_CHECKED, PreflightFinding
+from launcher.kinds.labels import KUEUE_QUEUE
 from launcher.kinds.objects import is_young
 from launcher.kube.api import Api, Json, if_allowed
 from launcher.kube.resources import Resource

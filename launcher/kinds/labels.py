@@ -24,8 +24,6 @@ FAULT_SCHEDULING = {"fault-scheduling": "grace", "subHealthyStrategy": "graceExi
 """Labels of a Job without which MindCluster moves it off no failed NPU or node: Volcano gives them to the PodGroup."""
 KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
 """Label of a Kubernetes Job: the LocalQueue from which Kueue starts it."""
-DEFAULT_QUEUE = "default"
-"""The queue of a job whose user names none: Volcano's; Kueue puts a job there only if a LocalQueue has this name."""
 MANAGED = {"app.kubernetes.io/name": "pnas", "app.kubernetes.io/managed-by": "pnas-launcher"}
 NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 """The taints of a node that does not answer."""

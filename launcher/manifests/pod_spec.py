@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from launcher.errors import RequestError
+from launcher.jobs import DEFAULT_QUEUE
 from launcher.kinds import Kind
-from launcher.kinds.labels import DEFAULT_QUEUE, INSTANCE, MANAGED, OWN_PREFIX, RING_CONTROLLER
+from launcher.kinds.labels import INSTANCE, MANAGED, OWN_PREFIX, RING_CONTROLLER
 from launcher.manifests.overlay import read_overlay
 from launcher.settings.hardware import refusal
 from launcher.settings.layers import Settings

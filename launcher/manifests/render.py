@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from launcher.errors import RequestError
+from launcher.jobs import DEFAULT_QUEUE
 from launcher.kinds import Kind
 from launcher.kinds.labels import (
     ATTEMPT_ANNOTATION,
-    DEFAULT_QUEUE,
     FAULT_SCHEDULING,
     FOLLOW,
     INSTANCE,

@@ -15,8 +15,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from launcher import quantities
-from launcher.jobs import UNSUPPORTED, BackendName
-from launcher.kinds.labels import DEFAULT_QUEUE
+from launcher.jobs import DEFAULT_QUEUE, UNSUPPORTED, BackendName
 from launcher.settings.hardware import HardwareName
 from launcher.settings.secrets import looks_secret
 from trainer.shared import durations, variables
