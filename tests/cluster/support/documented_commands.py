@@ -11,8 +11,8 @@ Run = Callable[[str], str]
 
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _POD = re.compile(r"\bpnas-(?:full-[0-9a-f]{8}|1-npu)-[a-z0-9]{5}\b")
-# These differ between two runs: names by content, times, speeds, a loss by a CPU's rounding, and the number of lines
-# that torch adds.
+# These differ between two runs: names by content, times, nodes, speeds, a loss by a CPU's rounding, and the number of
+# lines that torch adds.
 _VARIATIONS = (
     (_POD, "POD"),
     (re.compile(r"\bpnas-full-[0-9a-f]{8}\b"), "JOB"),
@@ -22,7 +22,8 @@ _VARIATIONS = (
     (re.compile(r"^(speed|training|top-1|top-5)( +)[\d.]+(?: min)?(?: \d+)?"), r"\1\2NUMBER"),
     (
         re.compile(
-            r"\b(torch|python|cpus|device|loss|fps|top1|top5|best_top1|train_s|wall_s|write_s|memory_mib|time)=\S+"
+            r"\b(torch|python|cpus|device|loss|fps|top1|top5|best_top1|train_s|wall_s|write_s|memory_mib|time|started|ended"
+            r"|node)=\S+"
         ),
         r"\1=VALUE",
     ),
