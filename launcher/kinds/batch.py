@@ -54,7 +54,7 @@ class BatchKind:
     def check(self, api: Api, needs: JobNeeds) -> Iterator[PreflightFinding]:
         """Check Kueue's queue, if the job has one: in a missing queue it would wait for ever."""
         if queue := kueue.asked_queue(needs.options):
-            yield kueue.check_queue(api, queue)
+            yield kueue.check_local_queue(api, queue)
 
     def phase(self, job: Json, pods: Sequence[Json]) -> tuple[Phase, str]:
         """Judge by conditions: the counts run ahead of them."""

@@ -42,7 +42,7 @@ def asked_queue(options: "ClusterOptions") -> str:
     return labels.get(KUEUE_QUEUE) or ("" if options.queue == DEFAULT_QUEUE else options.queue)
 
 
-def check_queue(api: Api, name: str) -> PreflightFinding:
+def check_local_queue(api: Api, name: str) -> PreflightFinding:
     """Check whether a queue exists, and whether it starts jobs now."""
     about, flag = f"queue {name}", f"--queue {name}"
     version = _version(api)

@@ -16,7 +16,7 @@ OPTIONS = recipe("--npus", "2", "--epochs", "1", "--steps", "3", "--workers", "1
 
 def _comparable_lines(result: TrainerResult) -> list[str]:
     """Return the output without what differs from run to run: the order of the lines, their numbers, measurements."""
-    text = re.sub(r"\b(fps|seconds|time|lines|\w+_s|\w+_mib)=\S+", r"\1", result.stdout)
+    text = re.sub(r"\b(fps|seconds|time|started|ended|lines|\w+_s|\w+_mib)=\S+", r"\1", result.stdout)
     return sorted(re.sub(r"#\d+", "#", line) for line in text.splitlines())
 
 

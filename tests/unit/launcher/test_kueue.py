@@ -237,6 +237,6 @@ def local_queue(policy: str = "None", *conditions: Json) -> Json:
     ],
 )
 def test_the_queue_is_checked_before_the_job_exists(cluster: Cluster, state: str, text: str) -> None:
-    finding = kueue.check_queue(as_api(cluster), "team-a")
+    finding = kueue.check_local_queue(as_api(cluster), "team-a")
     assert (finding.about, finding.state) == ("queue team-a", state)
     assert text in finding.text
