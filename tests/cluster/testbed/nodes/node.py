@@ -238,7 +238,9 @@ class Node:
             )
         )
         self._start(processes, "containerd", ["containerd", f"--config={config}"])
-        processes.until(self.process("containerd"), self._serves)
+        # The kubelet ends at once if containerd does not serve yet.
+        self._started.append(lambda: processes.until(self.process("containerd"), self._serves))
+        self._started[-1]()
         for archive in archives:
             self.load(archive)
 
