@@ -73,7 +73,11 @@ class Processes:
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, command: Sequence[str], *, environ: Mapping[str, str] | None = None) -> int:
-        """Start a process whose name is also its log's name, and return its process id; it ends with this process."""
+        """Start a process whose name is also its log's name, and return its process id; it ends with this process.
+
+        An earlier process of this name is ended first.
+        """
+        self.stop(name)
         with (self._logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 ["setpriv", "--pdeathsig=KILL", "--", *command],
