@@ -285,12 +285,13 @@ def _files(run: Path) -> dict[str, tuple[int, int, bytes]]:
 @pytest.mark.usefixtures("control_plane_is_spared")
 def test_mindcluster_moves_a_volcano_job_off_a_dead_node(shell: Terminal, moments: random.Random) -> None:
     """MindCluster and Volcano are stand-ins here."""
+    shell = dataclasses.replace(shell, variables={**shell.variables, "PNAS_BACKEND": "volcano"})
     with install.volcano(shell.cluster) as volcano:
         labels = [f"{name}={value}" for name, value in volcano.labels.items()]
         shell.cluster.kubectl("label", "namespace", shell.namespace, *labels)
         for number in range(TIMES):
             job = f"gang-{number}"
-            _submit(shell, job, *SHORT, "--nodes", "2", "--backend", "volcano", "--device", "cpu")
+            _submit(shell, job, *SHORT, "--nodes", "2", "--device", "cpu")
             label = f"{mindcluster.LABEL}=grace"
             words = ("label", "jobs.batch.volcano.sh", job, label, "--overwrite", "--namespace", shell.namespace)
             shell.cluster.kubectl(*words)
