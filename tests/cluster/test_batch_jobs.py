@@ -47,8 +47,9 @@ def test_a_job_is_followed_to_its_end_and_every_line_is_accounted_for(terminal: 
 
 
 def test_the_same_job_is_one_job_and_other_settings_cannot_take_its_name(terminal: Terminal) -> None:
-    # The job runs until the test cancels it, on a busy machine too: it must not end before the second submit.
-    words = ("--npus", "1", "--mode", "full", "--epochs", "1000", "--detach")
+    # The job runs until the test cancels it, on a busy machine too: it must not end or diverge before that.
+    others = ("--npus", "1", "--mode", "full", "--epochs", "1000", "--detach")
+    words = (*others, "--lr", "0.001")
     name = terminal.submit(*words).stdout.strip()
     repeated = terminal.submit(*words)
     assert (repeated.returncode, repeated.stdout.strip()) == (0, name)
@@ -56,16 +57,16 @@ def test_the_same_job_is_one_job_and_other_settings_cannot_take_its_name(termina
     dry_run = terminal.submit(*words, "--dry-run", "server")
     assert (dry_run.returncode, "is already running" in dry_run.stderr) == (0, True), dry_run.stderr
     for check_words in ((), ("--dry-run", "server")):
-        conflicting = terminal.submit(*words, *check_words, "--name", name, "--lr", "0.1")
+        conflicting = terminal.submit(*others, *check_words, "--name", name, "--lr", "0.1")
         assert conflicting.returncode == 6
-        assert "lr is 0.4, not 0.1" in conflicting.stderr
+        assert "lr is 0.001, not 0.1" in conflicting.stderr
     assert terminal.run("cancel", name).returncode == 0
     assert terminal.run("wait", name).returncode == 125
     ended = terminal.submit(*words)
     assert ended.returncode == 6
     assert "--again starts a new one" in ended.stderr
-    conflicting = terminal.submit(*words, "--again", "--name", name, "--lr", "0.1")
-    assert (conflicting.returncode, "lr is 0.4, not 0.1" in conflicting.stderr) == (6, True), conflicting.stderr
+    conflicting = terminal.submit(*others, "--again", "--name", name, "--lr", "0.1")
+    assert (conflicting.returncode, "lr is 0.001, not 0.1" in conflicting.stderr) == (6, True), conflicting.stderr
     for expected in ("job        ", "is already running"):
         new = terminal.submit(*words, "--again")
         assert (new.returncode, new.stdout.strip()) == (0, f"{name}-2")

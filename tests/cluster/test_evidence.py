@@ -66,8 +66,8 @@ def _check_log(run: Path, attempt: int) -> None:
 
 @pytest.mark.parametrize("end", [_delete, _evict], ids=["deleted by force", "evicted"])
 def test_the_log_of_cann_outlives_its_pod(terminal: Terminal, capsys: pytest.CaptureFixture[str], end: Any) -> None:
-    words = ("--npus", "1", "--mode", "full", "--epochs", "10000", "--retries", "99", "--detach", "--name", "gone")
-    started = terminal.run("submit", *NPU_POD, *SMALL, *words)
+    words = ("--npus", "1", "--mode", "full", "--epochs", "10000", "--lr", "0.001", "--retries", "99")
+    started = terminal.run("submit", *NPU_POD, *SMALL, *words, "--detach", "--name", "gone")
     assert started.returncode == 0, started.stderr
     run = terminal.output("gone")
     for attempt in range(1, KILLS + 1):

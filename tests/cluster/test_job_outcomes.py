@@ -125,8 +125,8 @@ def test_a_job_is_deleted_after_its_ttl_and_its_output_stays(terminal: Terminal)
 
 
 def test_a_job_past_its_deadline_is_ended(terminal: Terminal) -> None:
-    words = ("--npus", "1", "--mode", "full", "--epochs", "1000", "--deadline", "8s", "--name", "slow")
-    result = terminal.submit(*words)
+    words = ("--npus", "1", "--mode", "full", "--epochs", "1000", "--lr", "0.001", "--deadline", "8s")
+    result = terminal.submit(*words, "--name", "slow")
     assert result.returncode == 1, result.stdout + result.stderr
     assert "DeadlineExceeded" in result.stderr.splitlines()[-1]
 

@@ -115,7 +115,7 @@ def test_a_job_trains_in_the_image(terminal: Terminal) -> None:
 
 @pytest.mark.usefixtures("image")
 def test_a_deleted_pod_saves_and_ends_resumably(cluster: Cluster, terminal: Terminal) -> None:
-    words = ("--npus", "1", "--mode", "full", "--epochs", "1000", "--name", "long", "--detach")
+    words = ("--npus", "1", "--mode", "full", "--epochs", "1000", "--lr", "0.001", "--name", "long", "--detach")
     submitted = terminal.run("submit", *POD, *SMALL, *words)
     assert submitted.returncode == 0, submitted.stderr
     until(lambda: terminal.pods("long"))

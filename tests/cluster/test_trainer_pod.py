@@ -83,7 +83,9 @@ def test_the_trainer_runs_in_a_restricted_pod_over_data_from_a_claim(
 
 
 def test_a_deleted_pod_saves_and_ends_resumably(cluster: Cluster, restricted_namespace: str, tmp_path: Path) -> None:
-    _create(cluster, restricted_namespace, _pod("long", "--mode=full", "--epochs=1000", "--log-interval=1"))
+    _create(
+        cluster, restricted_namespace, _pod("long", "--mode=full", "--epochs=1000", "--lr=0.001", "--log-interval=1")
+    )
     pod = ["long", "--namespace", restricted_namespace]
     cluster.kubectl("wait", "--for=condition=Ready", "pod", *pod, "--timeout=300s")
     _until(lambda: " step " in cluster.kubectl("logs", *pod), lambda: cluster.kubectl("logs", *pod))
