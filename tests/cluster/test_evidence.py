@@ -85,7 +85,7 @@ def test_the_log_of_cann_outlives_its_pod(terminal: Terminal, capsys: pytest.Cap
     assert [one["attempt"] for one in attempts][:KILLS] == list(range(1, KILLS + 1))
     assert all(one["node"] and one["steps"] and one["outcome"] for one in attempts[:KILLS]), attempts
     with capsys.disabled():
-        sys.stdout.write(f"\npod {end.__name__.strip('_')}d: CANN's log found {KILLS}/{KILLS}\n")
+        sys.stdout.write(f"\nend by {end.__name__}: CANN's log found {KILLS}/{KILLS}\n")
     assert terminal.run("delete", "gone", "--force").returncode == 0
 
 
