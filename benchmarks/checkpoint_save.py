@@ -99,18 +99,24 @@ def main() -> int:
     return 0 if met else 1
 
 
-def measure(folder: Path) -> tuple[dict[str, list[Turn]], Checkpoint]:
-    """Return the turns of each way to save, and our checkpoint; the first turn of each way allocates its memory."""
-    training = build_large_training(folder)
-    windows = _steps(training)
-    checkpoints = CheckpointManager(
+def checkpoints_of(training: Training, folder: Path, *, snapshots: Path | None = None) -> CheckpointManager:
+    """Return what saves this training in a folder that has no lock, with snapshots in another one."""
+    return CheckpointManager(
         training,
         folder,
         attempt=1,
         data={},
         classes=[str(label) for label in range(CLASSES)],
         lease=Lease(folder, ""),
+        snapshots=snapshots,
     )
+
+
+def measure(folder: Path) -> tuple[dict[str, list[Turn]], Checkpoint]:
+    """Return the turns of each way to save, and our checkpoint; the first turn of each way allocates its memory."""
+    training = build_large_training(folder)
+    windows = _steps(training)
+    checkpoints = checkpoints_of(training, folder)
     lines = io.StringIO()
     with Records(folder, training.config, rank=0, world_size=1) as records, contextlib.redirect_stdout(lines):
         saves = {

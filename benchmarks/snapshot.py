@@ -16,13 +16,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.checkpoint_save import CLASSES, OUTPUT, build_large_training, plain_copy
+from benchmarks.checkpoint_save import OUTPUT, build_large_training, checkpoints_of, plain_copy
 from benchmarks.report import machine, publish
 from trainer.checkpoint.reading import list_checkpoints, verify_checkpoint
 from trainer.checkpoint.snapshot import COST_SHARE, snapshot_folder
-from trainer.records.lease import Lease
 from trainer.records.run_records import Records
-from trainer.training.checkpoints import CheckpointManager
 from trainer.training.progress import TrainingProgress
 
 ROUNDS = 9
@@ -80,15 +78,7 @@ def main() -> int:
 def measure(folder: Path, memory: Path) -> tuple[list[Turn], float]:
     """Return the turns, and the size of a snapshot in MiB."""
     training = build_large_training(folder)
-    checkpoints = CheckpointManager(
-        training,
-        folder,
-        attempt=1,
-        data={},
-        classes=[str(label) for label in range(CLASSES)],
-        lease=Lease(folder, ""),
-        snapshots=memory,
-    )
+    checkpoints = checkpoints_of(training, folder, snapshots=memory)
     copy, progress, turns = plain_copy(training), TrainingProgress(), []
     with Records(folder, training.config, rank=0, world_size=1) as records:
         for number in range(ROUNDS + 1):
