@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from trainer.shared.attempts import attempt_file
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import FolderTakenError, UsageError
 from trainer.shared.files import replacing, writing
@@ -82,11 +83,6 @@ def replace_config(run: Path, config: TrainConfig, *, attempt: int) -> None:
     path = attempt_file(run / "config.yaml", attempt)
     with writing(path), replacing(path) as partial:
         partial.write_text(to_yaml(config.model_dump(mode="json")), encoding="utf-8")
-
-
-def attempt_file(path: Path, attempt: int) -> Path:
-    """Return the name of an attempt's own file: `config.yaml`, then `config-2.yaml`, ..."""
-    return path if attempt == 1 else path.with_name(f"{path.stem}-{attempt}{path.suffix}")
 
 
 def next_attempt(run: Path, ranks: Iterable[int], *, is_first_node: bool) -> int:

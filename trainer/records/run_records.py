@@ -19,6 +19,7 @@ from typing import Any
 from trainer.records.files import AppendFile, CheckOwner, no_owner
 from trainer.records.folder import device_folder
 from trainer.records.tensorboard import ScalarFile
+from trainer.shared.attempts import timestamp
 from trainer.shared.config import TrainConfig
 from trainer.shared.files import writing
 from trainer.shared.text import visible
@@ -311,8 +312,3 @@ def _logfmt_value(value: object) -> str:
 
 def _round(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
-
-
-def timestamp(seconds: float) -> str:
-    """Return seconds since the epoch as ISO 8601 in UTC."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.records.attempts import history, reached_step, read_attempts, time_of
-from trainer.records.run_records import logfmt, timestamp
+from trainer.records.attempts import reached_step
+from trainer.records.run_records import logfmt
+from trainer.shared.attempts import attempt_history, read_attempts, time_of, timestamp
 from trainer.supervisor import Outcome
 
 MOST_LINES = 50
@@ -58,7 +59,7 @@ def end_record(run: Path, outcome: Outcome) -> dict[str, Any]:
 
 def history_lines(run: Path) -> list[str]:
     """Return one line for each of the latest attempts."""
-    return [_line(record) for record in history(run)[-MOST_LINES:]]
+    return [_line(record) for record in attempt_history(run)[-MOST_LINES:]]
 
 
 def _last_sign(run: Path, record: Mapping[str, Any]) -> float | None:

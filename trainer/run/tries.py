@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.checkpoint.reading import step_of
-from trainer.records.attempts import read_attempts, write_attempt
+from trainer.records.attempts import write_attempt
+from trainer.shared.attempts import read_attempts
 from trainer.shared.errors import NoRetryError, TrainerError
 
 Ending = Literal["done", "stopped", "lost", "failed"]

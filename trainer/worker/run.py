@@ -29,9 +29,9 @@ from trainer.distributed.process_group import (
 )
 from trainer.model.weight_files import import_weights
 from trainer.model.weights import with_weight_settings
-from trainer.records.attempts import history
 from trainer.records.lease import Lease
 from trainer.records.run_records import Records, say
+from trainer.shared.attempts import attempt_history
 from trainer.shared.errors import CRASHED, RuntimeUnusableError, TrainerError
 from trainer.shared.text import escape_what_streams_lack, visible
 from trainer.supervisor import blames_a_peer, die_with_supervisor
@@ -147,7 +147,7 @@ def run_worker(task: WorkerTask) -> tuple[int, Training]:
     ):
         if task.rank == 0:
             lease.prove()
-            records.write_attempts([one for one in history(task.run) if one["attempt"] <= task.attempt])
+            records.write_attempts([one for one in attempt_history(task.run) if one["attempt"] <= task.attempt])
             write_provenance(task, config, runtime, datasets, started_at)
         say_start(task, training, datasets)
         if start is not None and task.rank == 0:

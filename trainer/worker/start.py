@@ -18,10 +18,11 @@ from trainer.distributed.watchdog import Watchdog
 from trainer.model.pnasnet import build_model
 from trainer.model.weight_files import Weights
 from trainer.model.weights import load_weights
-from trainer.records.folder import attempt_file, replace_config
+from trainer.records.folder import replace_config
 from trainer.records.provenance import config_hash, installed_versions, source_revision
-from trainer.records.run_records import Heartbeat, say, timestamp
+from trainer.records.run_records import Heartbeat, say
 from trainer.seeds import derive_seed
+from trainer.shared.attempts import attempt_file, timestamp
 from trainer.shared.config import TrainConfig
 from trainer.shared.container import memory_bytes
 from trainer.shared.files import writing

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from trainer.records.attempts import history, reached_step, write_attempt
+from trainer.records.attempts import reached_step, write_attempt
 from trainer.run.history import MOST_LINES, begin_record, end_record, history_lines
+from trainer.shared.attempts import attempt_history
 from trainer.supervisor import Failure, Outcome
 
 KILLED = Outcome(1, Failure(3, "npu:3", "killed by SIGKILL"), crashed=True)
@@ -41,7 +42,7 @@ def test_a_run_tells_of_an_attempt_that_ended_and_of_one_that_was_killed(
     monkeypatch.setattr("time.time", lambda: now + 3720)
     third = _begin(tmp_path, 3, checkpoint="checkpoints/step-000000060")
     assert third["gap_s"] == 120, "since its last sign of life"
-    failed, lost, running = history(tmp_path)
+    failed, lost, running = attempt_history(tmp_path)
     assert (failed["steps"], failed["outcome"], failed["node"]) == (42, "failed", "node1")
     assert (lost["steps"], lost["outcome"]) == (61, "lost")
     assert "outcome" not in running
@@ -78,7 +79,7 @@ def test_damaged_records_and_metrics_cost_nothing(tmp_path: Path, text: str) -> 
     (tmp_path / "attempt-2.json").write_bytes(text.encode("latin-1"))
     (tmp_path / "metrics.jsonl").write_bytes(text.encode("latin-1"))
     assert reached_step(tmp_path) == 0
-    assert [record["attempt"] for record in history(tmp_path)] == [1]
+    assert [record["attempt"] for record in attempt_history(tmp_path)] == [1]
     assert _begin(tmp_path, 3)["steps_before"] == 0
 
 
