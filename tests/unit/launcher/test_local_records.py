@@ -17,7 +17,7 @@ import pytest
 
 from launcher.commands.parameters import Where
 from launcher.commands.watch import list_
-from launcher.errors import ConflictError, ExitCode, LauncherError, NotFoundError
+from launcher.errors import ConflictError, ExitCode, LauncherError, NotFoundError, RequestError
 from launcher.jobs import JobRef, LogBlock, LogLoss, Phase
 from launcher.local import records
 from launcher.local.console import LineTimes, offset_at, read_blocks, read_tail
@@ -136,6 +136,14 @@ def test_a_job_whose_folder_is_another_ones_is_not_to_be_continued(tmp_path: Pat
     ref = job(tmp_path / "jobs", job={"spec": {"train": {"mode": "full"}}}, exit=ended(code))
     (tmp_path / "out").mkdir()
     assert LocalJobs(tmp_path / "jobs").get(ref).resumable == resumable
+
+
+def test_a_job_of_this_machine_has_no_node_to_recover_from(tmp_path: Path) -> None:
+    ref = job(tmp_path, start=running(ME))
+    with pytest.raises(RequestError, match="job a runs on this machine, and not on a node of a cluster: see"):
+        LocalJobs(tmp_path).recover(ref, on_note=pytest.fail)
+    with pytest.raises(NotFoundError, match="there is no job `b` on this machine"):
+        LocalJobs(tmp_path).recover(JobRef("local", "b"), on_note=pytest.fail)
 
 
 @pytest.mark.parametrize("files", [{}, {"cancel": {"requested": 1.5}}])
