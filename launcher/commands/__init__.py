@@ -102,4 +102,14 @@ COMMANDS = (
         ("delete NAME", "delete NAME --force"),
     ),
     CommandEntry("config", "Settings", "config:config", "Look at settings."),
+    CommandEntry(
+        "completion",
+        "Settings",
+        "completion:completion",
+        "Print a script that completes commands, options, their values and jobs' names.",
+        (
+            "completion bash > ~/.local/share/bash-completion/completions/pnas",
+            "completion fish > ~/.config/fish/completions/pnas.fish",
+        ),
+    ),
 )

@@ -18,6 +18,7 @@ from launcher.kube.access import ClusterAccess
 from trainer.shared import durations, variables
 from trainer.shared.documents import JSON_OPTION
 
+_OPTION = re.compile("--.")
 _EMPTY = re.compile("--[^=]+=")
 _PLACE = Group.create_ordered("Where")
 
@@ -47,7 +48,7 @@ def refuse_empty_values(tokens: Sequence[str]) -> None:
     Raises:
         RequestError: there is one; the settings of a job have the same rule and the same message.
     """
-    given = [before for before, value in pairwise(tokens) if value == "" and before.startswith("--")]
+    given = [before for before, value in pairwise(tokens) if value == "" and _OPTION.match(before)]
     given += [token[:-1] for token in tokens if _EMPTY.fullmatch(token)]
     if given:
         raise RequestError(f"{given[0]}: is empty; give a value, or leave it out")

@@ -42,12 +42,12 @@ def missing_requirement(*, cgroups: Path = CGROUPS, programs: Mapping[str, str] 
     """
     if os.geteuid() != 0:
         return "the test bed needs root: it makes namespaces and mounts"
-    return _missing_rights() or _missing_cgroups(cgroups) or _missing_go() or _missing_packages(programs)
+    return _missing_rights() or _missing_cgroups(cgroups) or _missing_go() or missing_packages(programs)
 
 
 def missing_image_requirement() -> str | None:
     """Return why a machine that can run a cluster can build no image, in one line; install missing packages first."""
-    return _missing_packages(TO_BUILD_IMAGES)
+    return missing_packages(TO_BUILD_IMAGES)
 
 
 def _missing_rights() -> str | None:
@@ -79,7 +79,7 @@ def _missing_go() -> str | None:
     return f"{requirement}, and this is {version or (result.stderr.strip().splitlines() or ['unknown'])[-1]}"
 
 
-def _missing_packages(programs: Mapping[str, str]) -> str | None:
+def missing_packages(programs: Mapping[str, str]) -> str | None:
     """Install missing packages; return in one line why that is impossible."""
     # Debian's installer does not wait for another one. After the wait for the lock, the packages may be there.
     with locked(CACHE / "packages.lock"):
