@@ -59,7 +59,7 @@ end
 complete -c pnas -f -a '(__pnas)'
 """,
 }
-"""What a user's shell reads once. Each asks this program at the tab key; where nothing fits, files are completed."""
+"""The script for each shell. It asks this program at the tab key, and completes files where nothing fits."""
 
 
 class Candidate(NamedTuple):
@@ -82,7 +82,7 @@ def completion(
     if current is None:
         print(SCRIPTS[shell], end="")
         return
-    # bash makes words of their own of `=`.
+    # bash makes separate words of `=`.
     words = [word for word in before if word != "="]
     for word, meaning in candidates("" if current == "=" else current, words):
         print(f"{word}\t{meaning}", flush=True)
@@ -168,7 +168,7 @@ def _jobs(before: Sequence[str]) -> Iterator[Candidate]:
         signal.alarm(WAIT_S)
         yield from (one for one in _listed(backend, where) if one not in here)
     except (LauncherError, UsageError):
-        return  # a line of text in the middle of what the user types would help nobody
+        return  # text in the middle of what the user types would not help the user
     finally:
         signal.alarm(0)
 
