@@ -32,7 +32,7 @@ def test_a_run_needs_no_shared_memory_network_resolvable_name_user_entry_or_home
     assert [step["step"] for step in result.events("step")] == ["3"]
     assert result.stdout.count('warning text="/dev/shm has no room: mount an emptyDir of medium Memory there') == 1
     (line,) = [line for line in result.stdout.splitlines() if "no snapshots" in line]
-    assert "no snapshots, so that a crash costs the steps since the last checkpoint: two of 1 MiB need " in line
+    assert "no snapshots, so that a crash costs the steps since the last checkpoint: three of 1 MiB need " in line
     assert "in /dev/shm, which has 0 free: mount an emptyDir of medium Memory there" in line
     assert "Traceback" not in result.stdout + result.stderr
 

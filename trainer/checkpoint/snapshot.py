@@ -37,6 +37,8 @@ from trainer.shared.durations import Interval
 SHARED_MEMORY = Path("/dev/shm")
 NO_SNAPSHOTS = "no snapshots, so that a crash costs the steps since the last checkpoint"
 SLOTS = 2
+_FILES = SLOTS + 1
+"""In memory at the same time, at most: a slow disk can still be taking an older one as a checkpoint."""
 SHM_SHARE = 0.5
 """The largest part of the free /dev/shm that snapshots take: loaders hand images over in the rest."""
 MEMORY_SHARE = 0.5
@@ -45,6 +47,9 @@ COST_SHARE = 0.01
 """The largest part of the time that snapshots cost, unless the user sets their interval."""
 SHORTEST_S = 10.0
 """Seconds between snapshots, at least: a restart takes as long, so that more of them save little."""
+STEPS_PER_WRITING_STEP = 4
+"""Of the K steps that a crash can repeat at most, one in four is for writing: the next snapshot begins after the other
+three. If it is not whole after K steps, the loop waits for it."""
 _PREFIX = "pnas-snapshots-"
 _OWNER = "owner"
 CODE_FIELD = "code"
@@ -97,16 +102,16 @@ def snapshot_folder(memory: Path = SHARED_MEMORY) -> Iterator[Path]:
 
 def shortage(folder: Path, state_bytes: int) -> str | None:
     """Return why snapshots of a state of this size cannot lie in `folder`; None if they can."""
-    size, mib = SLOTS * state_bytes, 2**20
+    size, mib = _FILES * state_bytes, 2**20
     room = os.statvfs(folder)
     free = room.f_bavail * room.f_frsize
     if size > SHM_SHARE * free:
         return (
-            f"two of {state_bytes / mib:,.0f} MiB need {size / SHM_SHARE / mib:,.0f} MiB in {folder.parent}, which has "
-            f"{free / mib:,.0f} free: {MORE_SHM}"
+            f"three of {state_bytes / mib:,.0f} MiB need {size / SHM_SHARE / mib:,.0f} MiB in {folder.parent}, "
+            f"which has {free / mib:,.0f} free: {MORE_SHM}"
         )
-    # The buffer is the copy from which a checkpoint is written, too.
-    size, free = (SLOTS + 1) * state_bytes, free_memory_bytes()
+    # With the buffer from which they are written.
+    size, free = (_FILES + 1) * state_bytes, free_memory_bytes()
     if size > MEMORY_SHARE * free:
         return (
             f"they need {size / MEMORY_SHARE / mib:,.0f} MiB of free memory, and {free / mib:,.0f} are free: allow more"
@@ -188,6 +193,11 @@ class SnapshotPace:
         self._last_step, self._last_time = 0, clock()
         self._cost_s = 0.0
 
+    @property
+    def most_repeated(self) -> int | None:
+        """How many steps a crash repeats at most; None if the user has set no number of steps."""
+        return None if self._every is None else self._every.steps
+
     def start_at(self, step: int) -> None:
         """Count from `step`, of which there is a snapshot or a checkpoint."""
         self._last_step, self._last_time = step, self._clock()
@@ -202,7 +212,8 @@ class SnapshotPace:
         if self._every is None:
             due = window_ends and passed_s >= max(SHORTEST_S, self._cost_s / COST_SHARE)
         elif self._every.steps is not None:
-            due = step // self._every.steps > self._last_step // self._every.steps
+            interval = self._every.steps - self._every.steps // STEPS_PER_WRITING_STEP
+            due = step // interval > self._last_step // interval
         else:
             due = passed_s >= (self._every.seconds or 0)
         if due:

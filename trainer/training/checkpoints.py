@@ -93,7 +93,7 @@ class CheckpointManager:
                 description=describe_weights(training.network, config, classes),
                 writer=CheckpointWriter(attempt, lease.prove),
                 snapshots=memory,
-                pace=SnapshotPace(every, processors=usable_processors()) if memory and self._is_writer else None,
+                pace=SnapshotPace(every, processors=usable_processors()) if memory else None,
             )
 
     def start(self, progress: TrainingProgress) -> None:
@@ -108,12 +108,17 @@ class CheckpointManager:
             self._saver.save_soon()
 
     def should_save(self, step: int, *, window_ends: bool) -> Request:
-        """Return this rank's request after `step` steps of the run: what is due then.
+        """Return this rank's request after `step` steps of the run, the last still to come: what is due then.
+
+        Before, wait for the snapshot that is being written if a crash would repeat too many steps without it.
 
         Args:
             window_ends: the figures of the steps are read after this one anyway.
         """
-        if self._saver is None or not self._is_writer:
+        if self._saver is None:
+            return Request.NONE
+        self._saver.bound_repetition(step - 1)
+        if not self._is_writer:
             return Request.NONE
         if self._saver.is_due(step):
             return Request.SAVE
@@ -127,8 +132,11 @@ class CheckpointManager:
         Raises:
             CorruptionError: the ranks do not have the same state.
         """
-        self._end_writing(training, progress)
+        with training.watchdog.waiting("disk", epoch=progress.epoch, step=progress.step):
+            if self._saver is not None:
+                self._saver.wait()
         with training.watchdog.waiting(PEERS, epoch=progress.epoch, step=progress.step):
+            is_snapshot = _are_records_written(training, records)
             place = _compare_ranks(training, progress, records)
             training.comparison.forget_results(place)
             tensors = state_tensors(training)
@@ -143,8 +151,15 @@ class CheckpointManager:
         content = self._content(training, progress)
         with training.watchdog.waiting("disk", epoch=progress.epoch, step=progress.step):
             if self._is_writer:
-                self._saver.save(progress.global_step, tensors, content, weights=weights, sync=records.sync)
-            else:
+                self._saver.save(
+                    progress.global_step,
+                    tensors,
+                    content,
+                    weights=weights,
+                    sync=records.sync,
+                    is_snapshot=is_snapshot,
+                )
+            elif is_snapshot:
                 self._saver.snapshot(progress.global_step, tensors, content)
 
     def snapshot(self, training: Training, progress: TrainingProgress, records: Records) -> None:
@@ -156,9 +171,12 @@ class CheckpointManager:
             CorruptionError: the ranks do not have the same state. After a crash all of them would take rank 0's.
         """
         began = time.monotonic()
-        self._end_writing(training, progress)
+        with training.watchdog.waiting("disk", epoch=progress.epoch, step=progress.step):
+            if self._saver is not None:
+                # Before the ranks meet: then all nodes have the last snapshot, and may delete the one before.
+                self._saver.wait_for_snapshot()
         with training.watchdog.waiting(PEERS, epoch=progress.epoch, step=progress.step):
-            if not gather(torch.tensor(records.is_written), training.group).all():
+            if not _are_records_written(training, records):
                 return
             _compare_ranks(training, progress, records)
             tensors = state_tensors(training)
@@ -183,12 +201,6 @@ class CheckpointManager:
         if self._saver is not None:
             self._saver.close(timeout_s=CLOSE_TIMEOUT_S)
 
-    def _end_writing(self, training: Training, progress: TrainingProgress) -> None:
-        """Wait for this rank's last save, before the ranks meet: then each node may delete its older snapshot."""
-        with training.watchdog.waiting("disk", epoch=progress.epoch, step=progress.step):
-            if self._saver is not None:
-                self._saver.wait()
-
     def _content(self, training: Training, progress: TrainingProgress) -> dict[str, Any]:
         progress.wall_s = self._wall_before + time.perf_counter() - self._started_at
         return {
@@ -200,6 +212,11 @@ class CheckpointManager:
             # None: the ranks did not compare their states, or there is only one.
             AGREED_RANKS: training.comparison.ranks or None,
         }
+
+
+def _are_records_written(training: Training, records: Records) -> bool:
+    """Return whether all ranks' records would outlive their processes, as a snapshot that counts their steps needs."""
+    return bool(gather(torch.tensor(records.is_written), training.group).all())
 
 
 def _compare_ranks(training: Training, progress: TrainingProgress, records: Records) -> Place:

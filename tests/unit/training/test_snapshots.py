@@ -8,12 +8,14 @@ import os
 import random
 import shutil
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from trainer.checkpoint.manifest import Blob, CheckpointManifest
 from trainer.checkpoint.reading import list_checkpoints, newest_valid
@@ -169,10 +171,10 @@ def test_the_folder_goes_with_its_owner_and_folders_of_killed_owners_go_too(tmp_
 def test_too_little_memory_is_one_line_with_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.checkpoint.snapshot.free_memory_bytes", lambda: 2**30)
     assert shortage(SHARED_MEMORY, 1000) is None
-    assert shortage(SHARED_MEMORY, 2**28) == "they need 1,536 MiB of free memory, and 1,024 are free: allow more"
+    assert shortage(SHARED_MEMORY, 2**28) == "they need 2,048 MiB of free memory, and 1,024 are free: allow more"
     words = shortage(SHARED_MEMORY / ".", 2**40)
     assert words is not None
-    assert words.startswith("two of 1,048,576 MiB need 4,194,304 MiB in /dev")
+    assert words.startswith("three of 1,048,576 MiB need 6,291,456 MiB in /dev")
     assert words.endswith(f" free: {container.MORE_SHM}")
 
 
@@ -196,9 +198,9 @@ def test_a_pace_by_the_cost_spends_one_percent_at_ends_of_windows() -> None:
 def test_a_pace_that_the_user_sets() -> None:
     now = 0.0
     steps = SnapshotPace(Interval.parse("5"), processors=1, clock=lambda: now)
-    assert [step for step in range(1, 14) if steps.is_due(step, window_ends=False)] == [5, 10]
+    assert [step for step in range(1, 14) if steps.is_due(step, window_ends=False)] == [4, 8, 12]
     steps.start_at(14)
-    assert [step for step in range(14, 22) if steps.is_due(step, window_ends=False)] == [15, 20]
+    assert [step for step in range(14, 22) if steps.is_due(step, window_ends=False)] == [16, 20]
     seconds = SnapshotPace(Interval.parse("30s"), processors=1, clock=lambda: now)
     now = 29.9
     assert not seconds.is_due(1, window_ends=True)
@@ -206,7 +208,7 @@ def test_a_pace_that_the_user_sets() -> None:
     assert seconds.is_due(2, window_ends=False)
 
 
-def saver(folder: Path, memory: Path) -> Saver:
+def saver(folder: Path, memory: Path, *, snapshot_every: str = "2") -> Saver:
     return Saver(
         folder,
         every=Interval.parse("10"),
@@ -215,7 +217,7 @@ def saver(folder: Path, memory: Path) -> Saver:
         evaluated="model.",
         description={},
         snapshots=memory,
-        pace=SnapshotPace(Interval.parse("2"), processors=1),
+        pace=SnapshotPace(Interval.parse(snapshot_every), processors=1),
     )
 
 
@@ -245,6 +247,95 @@ def test_a_saver_takes_snapshots_and_each_checkpoint_is_one_too(tmp_path: Path) 
     assert not own.is_due(9)
     own.drop_snapshots()
     assert steps_in(memory) == []
+
+
+def test_a_slow_disk_delays_no_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (memory := tmp_path / "memory").mkdir()
+    (disk := tmp_path / "disk").mkdir()
+    own, weight, is_fast, has_memory = saver(disk, memory), torch.ones(5), threading.Event(), threading.Event()
+    has_memory.set()
+
+    def write_slowly(*arguments: Any, **options: Any) -> CheckpointManifest:
+        assert is_fast.wait(60)
+        return write_checkpoint(*arguments, **options)
+
+    def write_when_allowed(*arguments: Any) -> CheckpointManifest:
+        assert has_memory.wait(60)
+        return write_snapshot(*arguments)
+
+    monkeypatch.setattr("trainer.checkpoint.saver.write_checkpoint", write_slowly)
+    monkeypatch.setattr("trainer.checkpoint.saver.write_snapshot", write_when_allowed)
+    own.save(10, {"model.w": weight.fill_(10)}, content(), weights=("last",), sync=lambda: None)
+    for step in range(11, 21):
+        own.wait_for_snapshot()
+        if own.is_snapshot_due(step, window_ends=False):
+            own.snapshot(step, {"model.w": weight.fill_(step)}, content())
+    own.wait_for_snapshot()
+    assert (steps_in(memory), steps_in(disk)) == ([20, 18], [])
+    assert not own.is_due(20)
+    assert capsys.readouterr().out.count("checkpoint of step 20 is late") == 1
+    has_memory.clear()
+    own.snapshot(22, {"model.w": weight.fill_(22)}, content())
+    is_fast.set()
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":
+            thread.join()
+    assert steps_in(disk) == [10]
+    assert not own.is_snapshot_due(30, window_ends=False), "the copy of step 22 is still needed"
+    has_memory.set()
+    assert own.wait() is None
+    assert steps_in(memory) == [22, 20]
+    # The state of step 10, although its snapshot is gone and the copy has been used again.
+    for file in (disk / "step-000000010/state.safetensors", disk / "last.safetensors"):
+        (saved,) = load_file(file).values()
+        assert saved.tolist() == [10.0] * 5
+    assert own.is_due(23)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 7, 8, 12])
+@pytest.mark.parametrize("writing_steps", [None, 0, 1, 2, 3])
+def test_a_crash_at_any_step_repeats_at_most_the_steps_that_the_user_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, writing_steps: int | None
+) -> None:
+    """A snapshot takes `writing_steps` steps to write, or ends only when it is waited for.
+
+    As the training loop does, ask for what is due one step ahead. A step counts once its figures are written.
+    """
+    (memory := tmp_path / "memory").mkdir()
+    is_read = threading.Semaphore(0)
+    waits = 0
+
+    class Awaited(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            nonlocal waits
+            if not self.is_set():
+                waits += 1
+                is_read.release()
+            return super().wait(timeout)
+
+    def write(*arguments: Any) -> CheckpointManifest:
+        assert is_read.acquire(timeout=60)
+        return write_snapshot(*arguments)
+
+    monkeypatch.setattr("trainer.checkpoint.saver.Event", Awaited)
+    monkeypatch.setattr("trainer.checkpoint.saver.write_snapshot", write)
+    own, is_due, taken = saver(tmp_path / "disk", memory, snapshot_every=str(steps)), False, []
+    for done in range(1, 41):
+        own.bound_repetition(done)
+        assert done - max(steps_in(memory), default=0) <= steps
+        will_be_due = own.is_snapshot_due(done + 1, window_ends=False)
+        if is_due:
+            own.snapshot(done, {"model.w": torch.ones(5)}, content())
+            taken.append(done)
+        if taken and writing_steps is not None and done == taken[-1] + writing_steps:
+            own.wait_for_snapshot()
+            waits -= 1
+        is_due = will_be_due
+    if writing_steps is not None and writing_steps <= steps // 4:
+        interval = steps - steps // 4
+        assert (waits, taken) == (0, list(range(interval, 41, interval))), "the loop never waits"
 
 
 def test_memory_that_is_full_costs_snapshots_and_one_warning(

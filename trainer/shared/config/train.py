@@ -88,8 +88,8 @@ class TrainConfig(BaseModel):
     )
     snapshot_every: str = _in_checkpoints(
         "auto",
-        "Steps (50) or time (30s) between copies in memory, from which a crashed run goes on; auto: as often as costs "
-        "1 % of the time; never or 0: no copies.",
+        "Most steps (50) that a crashed run repeats, by copies in memory, or time (30s) between the copies; auto: as "
+        "often as costs 1 % of the time; never or 0: no copies.",
     )
     keep: int = _in_checkpoints(3, "Number of checkpoints to keep.", ge=1)
     compare_every: int = _in_checkpoints(
