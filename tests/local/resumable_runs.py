@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.local.conftest import SMALL, small_options
 from trainer.checkpoint.reading import read_manifest
+from trainer.topology.ports import free_port
 
 RECIPE = {
     "--batch-size": "16",
@@ -27,6 +29,21 @@ RECIPE = {
     "--lr": "0.05",
 }
 WALL_CLOCK = {"wall_s", "seconds"}
+KILLS = int(os.environ.get("PNAS_TEST_RESTART_KILLS", "0"))
+"""How often to kill workers of each kind of job; 0 for a few kills of a few kinds."""
+HANG_S = 300 * (1 + KILLS)
+"""After this time a trainer that still runs hangs."""
+
+
+def killed_jobs(*few: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """Return (nodes, ranks, kills) of the jobs whose workers to kill: `few`, or each kind with KILLS kills."""
+    kinds = ((1, 1), (1, 2), (1, 8), (2, 2), (2, 4))
+    return [(*kind, KILLS) for kind in kinds] if KILLS else list(few)
+
+
+def kill_seed() -> int:
+    """Return the seed of the random kills; PNAS_TEST_KILL_SEED repeats the kills of an earlier test."""
+    return int(os.environ.get("PNAS_TEST_KILL_SEED") or random.SystemRandom().randrange(2**32))
 
 
 def recipe(*options: str) -> tuple[str, ...]:
@@ -58,7 +75,7 @@ class BackgroundTrainer:
 
     def wait_for(self, condition: Callable[[str], bool]) -> bool:
         """Wait until the output satisfies `condition`; return False if the trainer ends before."""
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + HANG_S
         while not condition(self.output):
             if self._process.poll() is not None:
                 return False
@@ -84,7 +101,14 @@ class BackgroundTrainer:
 
     def wait(self) -> int:
         """Wait until the trainer and its workers have ended; return the exit code."""
-        return self._process.wait(timeout=300)
+        return self._process.wait(timeout=HANG_S)
+
+
+def start_nodes(output: Path, data: Path, *options: str, nodes: int) -> list[BackgroundTrainer]:
+    """Start the trainers of all nodes of the run `killed`, on this machine; each has its own memory for snapshots."""
+    place = ("--nodes", str(nodes), "--master-addr", "127.0.0.1", "--master-port", str(free_port()))
+    own = [() if nodes == 1 else (*place, "--node-rank", str(node)) for node in range(nodes)]
+    return [BackgroundTrainer(output, data, *options, *node, name="killed") for node in own]
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """A run ends with the bits of an undisturbed one, although any of its processes is killed at any moment, many times."""
 
-import os
 import random
 import sys
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.local.conftest import train
-from tests.local.resumable_runs import BackgroundTrainer, assert_same_run, recipe
+from tests.local.resumable_runs import BackgroundTrainer, assert_same_run, kill_seed, recipe
 
 MOMENTS = ("step", "write", "evaluation", "epoch end")
 VICTIMS = ("one rank", "all ranks", "only the trainer", "everything")
@@ -75,7 +74,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Set PNAS_TEST_KILL_SEED to repeat the moments of a failed test, as far as the machine's timing allows."""
-    seed = int(os.environ.get("PNAS_TEST_KILL_SEED") or random.SystemRandom().randrange(2**32))
+    seed = kill_seed()
     draw = random.Random(seed)
     epochs = EPOCHS[world_size]
     options_of_all = ("--npus", str(world_size), "--epochs", str(epochs), "--steps", str(STEPS), *options.split())

@@ -5,7 +5,6 @@
 """
 
 import json
-import os
 import random
 import re
 import signal
@@ -17,12 +16,17 @@ from typing import Any
 import pytest
 
 from tests.local.conftest import train
-from tests.local.resumable_runs import BackgroundTrainer, assert_same_run, recipe
+from tests.local.resumable_runs import (
+    BackgroundTrainer,
+    assert_same_run,
+    kill_seed,
+    killed_jobs,
+    recipe,
+    start_nodes,
+)
 from trainer.shared.errors import NO_RETRY, RESUMABLE
-from trainer.topology.ports import free_port
 from trainer.worker.task import TASK_VARIABLE
 
-KILLS = int(os.environ.get("PNAS_TEST_RESTART_KILLS", "0"))
 STEPS = 6
 TASK = TASK_VARIABLE.encode()
 _TAG = re.compile(r"^\[(rank \d+ [a-z]+:\d+|node \d+) #(\d+)\] (.*)$", re.MULTILINE)
@@ -46,14 +50,7 @@ class _Job:
     def __init__(self, output: Path, data: Path, *options: str, nodes: int = 1) -> None:
         self.attempts_at_once: set[frozenset[int]] = set()
         """The attempts whose workers were seen at the same moment."""
-        port = str(free_port())
-        place = ("--nodes", str(nodes), "--master-addr", "127.0.0.1", "--master-port", port)
-        self.nodes = [
-            BackgroundTrainer(
-                output, data, *options, *(() if nodes == 1 else (*place, "--node-rank", str(node))), name="killed"
-            )
-            for node in range(nodes)
-        ]
+        self.nodes = start_nodes(output, data, *options, nodes=nodes)
 
     def kill_one(self, attempt: int, draw: random.Random) -> None:
         """Kill a random worker of this attempt, a few steps after its first one."""
@@ -87,14 +84,11 @@ def _task(worker: int) -> dict[str, Any]:
     return task
 
 
-@pytest.mark.parametrize(
-    ("nodes", "world_size", "kills"),
-    [(1, 1, KILLS), (1, 2, KILLS), (1, 8, KILLS), (2, 2, KILLS), (2, 4, KILLS)] if KILLS else [(1, 1, 1), (2, 2, 1)],
-)
+@pytest.mark.parametrize(("nodes", "world_size", "kills"), killed_jobs((1, 1, 1), (2, 2, 1)))
 def test_a_run_whose_workers_are_killed_goes_on_in_its_pods_with_the_same_bits(
     tmp_path: Path, few_digits: Path, capsys: pytest.CaptureFixture[str], *, nodes: int, world_size: int, kills: int
 ) -> None:
-    seed = int(os.environ.get("PNAS_TEST_KILL_SEED") or random.SystemRandom().randrange(2**32))
+    seed = kill_seed()
     draw, epochs = random.Random(seed), 2 + kills
     options = ("--epochs", str(epochs), "--steps", str(STEPS), "--log-interval", "1")
     with capsys.disabled():

@@ -5,7 +5,6 @@
 """
 
 import json
-import os
 import random
 import re
 import signal
@@ -17,12 +16,17 @@ from pathlib import Path
 import pytest
 
 from tests.local.conftest import train
-from tests.local.resumable_runs import BackgroundTrainer, assert_same_run, recipe
+from tests.local.resumable_runs import (
+    BackgroundTrainer,
+    assert_same_run,
+    kill_seed,
+    killed_jobs,
+    recipe,
+    start_nodes,
+)
 from trainer.checkpoint.reading import list_checkpoints, read_manifest
 from trainer.shared.errors import RESUMABLE
-from trainer.topology.ports import free_port
 
-KILLS = int(os.environ.get("PNAS_TEST_RESTART_KILLS", "0"))
 STEPS, EVERY = 12, 4
 SNAPSHOTS = ("--snapshot-every", str(EVERY), "--checkpoint-every", "1h", "--log-interval", "1", "--steps", str(STEPS))
 
@@ -32,13 +36,6 @@ def _repeated_steps(run: Path) -> Counter[int]:
     path = run / "metrics-replaced.jsonl"
     rows = map(json.loads, path.read_text().splitlines() if path.exists() else [])
     return Counter(row["attempt"] for row in rows if row.get("kind") == "step")
-
-
-def _start(output: Path, data: Path, *options: str, nodes: int) -> list[BackgroundTrainer]:
-    """Start the trainers of all nodes, on this machine; each has its own memory for snapshots."""
-    place = ("--nodes", str(nodes), "--master-addr", "127.0.0.1", "--master-port", str(free_port()))
-    own = [() if nodes == 1 else (*place, "--node-rank", str(node)) for node in range(nodes)]
-    return [BackgroundTrainer(output, data, *options, *node, name="killed") for node in own]
 
 
 def _kill(nodes: list[BackgroundTrainer], attempt: int, draw: random.Random) -> None:
@@ -55,20 +52,17 @@ def _kill(nodes: list[BackgroundTrainer], attempt: int, draw: random.Random) -> 
     node.kill(trainer=False, workers=[worker])
 
 
-@pytest.mark.parametrize(
-    ("nodes", "world_size", "kills"),
-    [(1, 1, KILLS), (1, 2, KILLS), (1, 8, KILLS), (2, 2, KILLS), (2, 4, KILLS)] if KILLS else [(1, 2, 1), (2, 2, 1)],
-)
+@pytest.mark.parametrize(("nodes", "world_size", "kills"), killed_jobs((1, 2, 1), (2, 2, 1)))
 def test_a_killed_run_repeats_only_the_steps_since_its_last_snapshot(
     tmp_path: Path, few_digits: Path, capsys: pytest.CaptureFixture[str], *, nodes: int, world_size: int, kills: int
 ) -> None:
-    seed = int(os.environ.get("PNAS_TEST_KILL_SEED") or random.SystemRandom().randrange(2**32))
+    seed = kill_seed()
     draw, epochs = random.Random(seed), 1 + kills
     options = ("--epochs", str(epochs), *SNAPSHOTS)
     whole = train(tmp_path, *recipe("--npus", str(world_size), *options), data=few_digits, name="whole")
     assert whole.code == 0, whole.stdout
     own = ("--npus", str(world_size // nodes), "--restarts", str(kills), *options)
-    running = _start(tmp_path, few_digits, *own, nodes=nodes)
+    running = start_nodes(tmp_path, few_digits, *own, nodes=nodes)
     for attempt in range(1, kills + 1):
         _kill(running, attempt, draw)
     outputs = [(node.wait(), node.output) for node in running]
@@ -78,12 +72,11 @@ def test_a_killed_run_repeats_only_the_steps_since_its_last_snapshot(
     with capsys.disabled():
         figures = " ".join(str(repeated[attempt]) for attempt in range(2, kills + 2))
         sys.stdout.write(
-            f"\n{nodes} nodes, {world_size} ranks, a snapshot every {EVERY} steps: repeated {figures}; continued from "
+            f"\n{nodes} nodes, {world_size} ranks, --snapshot-every {EVERY}: repeated {figures}; continued from "
             f"{len(snapshots)} snapshots; seed {seed}\n"
         )
     assert len(re.findall(r" restart attempt=\d+ ", output)) == kills, output
-    # No snapshot is taken while a checkpoint is being written, however long the disk takes: most kills are in between.
-    assert snapshots or min(repeated.values(), default=0) <= EVERY
+    assert max(repeated.values(), default=0) <= EVERY, output
     assert_same_run(whole.run, run, last_step=epochs * STEPS)
     left = [str(path) for path in Path("/dev/shm").glob("pnas-snapshots-*")]
     assert not [path for path in left if f"{path}/" in output], "the memory is given back"
@@ -102,8 +95,7 @@ def _assert_saved_and_whole(output: str, tmp_path: Path, data: Path) -> None:
     newest = list_checkpoints(run / "checkpoints")[0]
     assert f"saved the last snapshot as {newest}" in output, output
     step = read_manifest(newest).content["progress"]["global_step"]
-    assert step % EVERY == 0
-    assert step >= EVERY
+    assert step >= EVERY + 2
     resumed = train(tmp_path, *recipe("--epochs", "2", *SNAPSHOTS, "--resume", "auto"), data=data, name="run")
     assert resumed.code == 0, resumed.stdout
     assert f"goes on from {newest} " in resumed.stdout
