@@ -206,6 +206,22 @@ class JobDeleted(Document, _OneJob):
     files: str | None = Field(description="Where its output folder is, which stays.")
 
 
+class ReportedRun(Part):
+    """A run on the page."""
+
+    name: str
+    folder: str
+
+
+class Report(Document):
+    """The page that `report` has written."""
+
+    kind: Literal["Report"]
+    page: str
+    runs: list[ReportedRun]
+    problems: list[str] = Field(description="What is left out, because it cannot be read.")
+
+
 class Submission(Document, _OneJob):
     """The first line of `submit`: the job that it started, or found."""
 
@@ -362,7 +378,20 @@ RankTableDocument = of_dataclass(
 )
 
 OF_THE_LAUNCHER = (
-    *(Submission, SubmitCheck, Job, JobHistory, JobList, JobDeleted, LogLine, LogGap, LogLoss, FindingList, Config),
+    *(
+        Submission,
+        SubmitCheck,
+        Job,
+        JobHistory,
+        JobList,
+        JobDeleted,
+        Report,
+        LogLine,
+        LogGap,
+        LogLoss,
+        FindingList,
+        Config,
+    ),
     Error,
 )
 OF_THE_TRAINER = (DataVerification, Environment, Inspection, RankTableDocument, PredictionList, Export)

@@ -11,7 +11,7 @@ from trainer.shared.runs import WEIGHT_SETTINGS
 _Types = Mapping[str, type | tuple[type, ...]]
 _NONE = type(None)
 # What is read of a record. A value of another type is damage: one such job must not hide all others.
-_PARTS: _Types = {"train": dict, "pods": dict, "overlay": dict, "given": list, "backend": str}
+_PARTS: _Types = {"train": dict, "pods": dict, "overlay": dict, "given": list, "backend": str, "origins": dict}
 _SETTINGS: _Types = {
     **dict.fromkeys(("npus", "nodes"), (int, _NONE)),
     **dict.fromkeys(("mode", "model", "device", "weights", "output"), (str, _NONE)),

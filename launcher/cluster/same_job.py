@@ -8,8 +8,8 @@ from launcher.kube.api import Json
 from launcher.settings.spec import JobSpec, job_digest
 
 _SHOWN_DIFFERENCES = 5
-# Parts of a recorded spec that a difference does not name: two of them say only where a value comes from.
-_NO_SETTINGS = frozenset(("train", "pods", "name", "given", "without_defaults"))
+# Parts of a recorded spec that a difference does not name: three of them say only where a value comes from.
+_NO_SETTINGS = frozenset(("train", "pods", "name", "given", "without_defaults", "origins"))
 
 
 def is_same_job(job: Json, spec: JobSpec) -> bool:

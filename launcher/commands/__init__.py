@@ -81,6 +81,13 @@ COMMANDS = (
         ("wait", "wait NAME --timeout 2h"),
     ),
     CommandEntry(
+        "report",
+        "Take home",
+        "report:report",
+        "Write a run's curves, attempts, settings and provenance to one HTML page; of two runs, what differs first.",
+        ("report NAME", "report output/r1", "report A B --to compared.html"),
+    ),
+    CommandEntry(
         "cancel",
         "Stop",
         "stop:cancel",

@@ -54,6 +54,7 @@ def make_pod_spec(settings: Settings, kind: Kind) -> JobSpec:
         pods=_pod_options(settings, kind),
         overlay=dict(settings.overlay) if options.overlay is None else read_overlay(options.overlay),
         without_defaults=_without_defaults(settings, kind),
+        origins=settings.changed_origins,
     )
     _refuse_secrets(spec.overlay)
     _check_variables(spec)

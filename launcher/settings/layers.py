@@ -66,6 +66,11 @@ class Settings:
         origin = self.origins[name]
         return origin != DEFAULT_ORIGIN and (not origin.startswith(("mode ", "hardware ")) or ", " in origin)
 
+    @property
+    def changed_origins(self) -> dict[str, str]:
+        """The origin of each setting that is no default."""
+        return {name: origin for name, origin in self.origins.items() if origin != DEFAULT_ORIGIN}
+
     def items(self) -> list[tuple[str, Any, str]]:
         """Return (name, value, origin) of every setting, the launcher's first."""
         values = {**dict(self.options), **{name: value for name, value in self.train if name != "run_name"}}

@@ -42,6 +42,7 @@ class JobSpec(BaseModel):
         pods: settings that only a cluster uses.
         overlay: what is merged into the pod template.
         without_defaults: the values that settings would have without the administrator's defaults.
+        origins: for each setting that is no default, the layer that gave it; only reports read them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,6 +55,7 @@ class JobSpec(BaseModel):
     pods: ClusterOptions = ClusterOptions()
     overlay: dict[str, Any] = {}
     without_defaults: dict[str, Any] = {}
+    origins: dict[str, str] = {}
 
     @property
     def output(self) -> Path:

@@ -1,0 +1,133 @@
+"""`report`: one run, or two side by side, as one HTML page."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from launcher.commands.common import job_named
+from launcher.commands.parameters import ANYWHERE, JsonFlag, Where
+from launcher.commands.printing import note, print_json
+from launcher.errors import ConflictError, LauncherError, RequestError
+from launcher.jobs import JobState
+from launcher.output.report import continuation
+from launcher.results.page import MADE_BY, Subject, report_page
+from launcher.results.run_folder import RunData, read_run
+from trainer.shared.documents import document
+from trainer.shared.durations import format_duration
+from trainer.shared.files import replacing, why_no_folder
+from trainer.shared.runs import is_run_folder
+from trainer.shared.text import visible
+
+_HEAD_BYTES = 2048
+
+
+def report(
+    name: Annotated[
+        str | None,
+        Parameter(help="The job, or a run's folder as a path. [default: the latest job]", show_default=False),
+    ] = None,
+    other: Annotated[str | None, Parameter(help="A second run, to compare with.", show_default=False)] = None,
+    /,
+    *,
+    to: Annotated[
+        Path | None, Parameter(help="The page. [default: report-NAME.html in this folder]", show_default=False)
+    ] = None,
+    json_: JsonFlag = False,
+    where: Where = ANYWHERE,
+) -> None:
+    """Write a run's curves, attempts, settings and provenance to one HTML page; of two runs, what differs first.
+
+    The page needs no network and no script. A run that goes on, has failed, or has damaged files has one, too: the page
+    says what is missing.
+    """
+    names = [name] if other is None else [name, other]
+    subjects = [_subject(one, where) for one in names]
+    path = to or Path(f"report-{'-'.join(subject.name for subject in subjects)}.html")
+    _check_replaceable(path)
+    page = report_page(subjects, now=time.time())
+    try:
+        with replacing(path) as partial:
+            partial.write_text(page, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise LauncherError(f"{path}: cannot be written: {error.strerror}; choose another place by --to") from error
+    problems = [f"{subject.name}: {problem}" for subject in subjects for problem in subject.run.problems]
+    if json_:
+        runs = [{"name": subject.name, "folder": str(subject.run.folder)} for subject in subjects]
+        print_json(document("Report", page=str(path), runs=runs, problems=problems))
+        return
+    for problem in problems:
+        note(f"warning: {problem}")
+    print(visible(str(path)))
+
+
+def _subject(name: str | None, where: Where) -> Subject:
+    """Return the run of a job, or of a folder, which a path names."""
+    if name is not None and ("/" in name or name in (".", "..")):
+        return _subject_of_folder(Path(name))
+    jobs, ref = job_named(name, where)
+    state = jobs.get(ref)
+    if state.output is None:
+        raise RequestError(f"job {ref.name} has no record of its output folder; give the folder in place of the name")
+    run = read_run(state.output)
+    spec = state.spec
+    return Subject(
+        name=ref.name,
+        run=run,
+        phase=state.phase.value,
+        reason=state.reason,
+        facts=_facts(run, state, time.time()),
+        pods=_set_pods(spec),
+        origins=spec.get("origins"),
+        told=spec.get("train", {}),
+        events=jobs.events(ref),
+        again=continuation(state, where.words),
+    )
+
+
+def _subject_of_folder(folder: Path) -> Subject:
+    if not folder.is_dir():
+        raise RequestError(f"{folder}: {why_no_folder(folder)}; give a job's name, or the folder of a run")
+    if not is_run_folder(folder):
+        raise RequestError(f"{folder}: no run has begun here; give the folder with its config.yaml, as OUTPUT/NAME")
+    run = read_run(folder)
+    last = run.attempts[-1] if run.attempts else {}
+    phase = str(last.get("outcome") or "no end is recorded: it runs, or was killed")
+    return Subject(name=folder.resolve().name, run=run, phase=phase, facts=_facts(run))
+
+
+def _facts(run: RunData, state: JobState | None = None, now: float = 0.0) -> dict[str, str]:
+    took = None if state is None else state.took_s(now)
+    device = run.provenance.get("device")
+    kind = device.get("kind") if isinstance(device, dict) else None
+    return {
+        "took": "" if took is None else format_duration(took),
+        "attempts": str(len(run.attempts) or ""),
+        "devices": f"{run.provenance.get('world_size', '?')} {kind}" if kind else "",
+        "backend": "" if state is None else state.ref.backend,
+    }
+
+
+def _set_pods(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the cluster's settings of a job that have a value."""
+    return {name: value for name, value in spec.get("pods", {}).items() if value not in (None, [], "", False)}
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse to write over a file that is not a report.
+
+    Raises:
+        ConflictError: there is one.
+        LauncherError: it cannot be looked at.
+    """
+    try:
+        with path.open("rb") as file:
+            ours = f'content="{MADE_BY}"'.encode() in file.read(_HEAD_BYTES)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise LauncherError(f"{path}: cannot be read: {error.strerror}; choose another place by --to") from error
+    if not ours:
+        raise ConflictError(f"{path} exists and is no report: choose another place by --to")

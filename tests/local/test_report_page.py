@@ -1,0 +1,76 @@
+"""A report in a real browser: it asks for nothing, reports no error, and can be read in a narrow and a wide window.
+
+PNAS_TEST_PICTURES names a folder that gets a picture of each page.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher.cli import main
+from tests.browser import SMALLEST_TEXT, Browser, open_browser
+from tests.cluster.testbed.requirements import missing_browser
+from tests.run_folders import ATTEMPTS, write_run
+
+HOSTILE = "<script src=http://127.0.0.1:9/x.js></script><img src=http://127.0.0.1:9/x.png onerror=alert(1)>\"'</style>"
+PICTURES = os.environ.get("PNAS_TEST_PICTURES")
+DEVICES = [
+    {"kind": "hardware", "time": f"2026-11-30T10:{minute:02}:00Z", "device": f"npu:{device}", "hbm_mib": 9e3 + minute}
+    for minute in range(60)
+    for device in range(8)
+]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if problem := missing_browser():
+        pytest.skip(problem)
+    with open_browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """The page of a long run, of one that has not begun, of a hostile one, and of two runs."""
+    monkeypatch.chdir(tmp_path)
+    write_run(Path("long"), epochs=90, attempts=ATTEMPTS, rows=DEVICES)
+    write_run(Path("empty"), epochs=0)
+    write_run(
+        Path("hostile"),
+        attempts=[{"attempt": 1, "node": HOSTILE, "cause": HOSTILE}],
+        settings={HOSTILE: HOSTILE, "data_path": "/data/" + "x" * 500},
+        rows=[{"kind": HOSTILE, "device": HOSTILE, "global_step": 1, HOSTILE: 1}],
+    )
+    paths = {}
+    for words in (["long"], ["empty"], ["hostile"], ["long", "hostile"]):
+        assert main(["report", *(f"./{word}" for word in words)]) == 0
+        paths["-".join(words)] = tmp_path / f"report-{'-'.join(words)}.html"
+    return paths
+
+
+def test_a_page_asks_for_nothing_and_can_be_read(browser: Browser, pages: dict[str, Path]) -> None:
+    for name, page in pages.items():
+        for width in (400, 1600):
+            for dark in (False, True):
+                view = browser.show(page, width=width, dark=dark)
+                assert (view.requests, view.errors, view.scripts) == ([], [], 0), name
+                assert view.width <= width, f"{name} must be scrolled to the right at {width} px"
+                assert view.smallest >= SMALLEST_TEXT, f"{name} at {width} px"
+                if PICTURES:
+                    picture = Path(PICTURES) / f"{name}-{width}-{'dark' if dark else 'light'}.png"
+                    picture.write_bytes(view.picture)
+
+
+def test_a_page_that_asks_for_something_would_be_found(browser: Browser, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(
+        "<script src='x.js'></script><img src='x.png'><p style='width:2000px;font-size:3px'>wide and small</p>"
+    )
+    view = browser.show(page, width=400)
+    assert {Path(address).name for address in view.requests} == {"x.js", "x.png"}
+    assert view.errors
+    assert view.scripts == 1
+    assert view.width > 400
+    assert view.smallest < SMALLEST_TEXT
