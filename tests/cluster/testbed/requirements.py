@@ -50,13 +50,6 @@ def missing_image_requirement() -> str | None:
     return missing_packages(TO_BUILD_IMAGES)
 
 
-def missing_browser() -> str | None:
-    """Return why no page can be shown in a browser here, in one line; install the browser first if root runs this."""
-    if shutil.which("chromium") is None and os.geteuid() != 0:
-        return "pages are tested in Debian's Chromium, which only root can install"
-    return _missing_packages({"chromium": "chromium"})
-
-
 def _missing_rights() -> str | None:
     """Return a message if root lacks the right to mount, as root in a container often does."""
     (held,) = re.findall(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
