@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from trainer.records.files import AppendFile, CheckOwner, no_owner
@@ -156,7 +157,14 @@ class Records(contextlib.AbstractContextManager["Records"]):
     def __exit__(self, *_error: object) -> None:
         self._files.close()
 
-    def write_steps(self, rows: list[dict[str, Any]], *, fps: float | None = None, top1: float | None = None) -> None:
+    def write_steps(
+        self,
+        rows: list[dict[str, Any]],
+        *,
+        fps: float | None = None,
+        top1: float | None = None,
+        left: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         """Write the job's metrics of some steps, each with its `global_step`; ranks other than 0 write nothing.
 
         The rows of steps are the same in each repetition of a run. The time and the figures of all these steps together
@@ -165,13 +173,14 @@ class Records(contextlib.AbstractContextManager["Records"]):
         Args:
             fps: images per second of the whole job.
             top1: accuracy in percent on the training images.
+            left: the share of the run that is done and the time that it still takes, by their names in the row.
         """
         if self._metrics is None:
             return
         figures = {name: value for name, value in (("fps", fps), ("top1", top1)) if value is not None}
         self._metrics.write_lines(
             *(_json({"kind": "step", **row}) for row in rows),
-            _json({"kind": "progress", **_time(), "global_step": rows[-1]["global_step"], **figures}),
+            _json({"kind": "progress", **_time(), "global_step": rows[-1]["global_step"], **figures, **left}),
         )
         self._boards["train"].write_scalars(
             *((f"train/{name}", row[name], row["global_step"]) for row in rows for name in ("loss", "lr")),

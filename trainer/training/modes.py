@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from trainer.data.bad_images import allowed_bad_images
@@ -20,8 +21,9 @@ from trainer.training.comparison import Place
 from trainer.training.corruption import CorruptionError, check_agreement
 from trainer.training.evaluation import Evaluation, evaluate
 from trainer.training.progress import Throughput, TrainingProgress
-from trainer.training.report import report_epoch, report_evaluation, report_result, report_steps
+from trainer.training.report import left_fields, report_epoch, report_evaluation, report_result, report_steps
 from trainer.training.steps import PEERS, StepWindow, Training, train_steps
+from trainer.training.time_left import Stopwatch, TimeLeft, Work
 
 DONE = 0
 MAY_DIVERGE = "training may diverge; lower --lr, lengthen --warmup-epochs or give --clip-norm"
@@ -48,6 +50,11 @@ class Run:
     output: Path
     progress: TrainingProgress
     checkpoints: CheckpointManager
+
+    @cached_property
+    def stopwatch(self) -> Stopwatch:
+        """Take the times of this process for `progress`."""
+        return Stopwatch(self.progress.pace)
 
 
 def run_mode(run: Run) -> int:
@@ -101,7 +108,10 @@ def run_benchmark(run: Run) -> int:
         for window in _steps(run, plan, epoch=epoch, first_step=0, warmup_left=config.warmup_steps - done):
             _check_steps(run, window, epoch=epoch)
             numbered = replace(window, first_step=done + window.first_step)
-            report_steps(training, run.records, numbered, epoch=0, steps=total, global_step=numbered.first_step)
+            run.stopwatch.add_steps(len(window.losses), window.seconds)
+            so_far = Work(numbered.first_step + len(window.losses), starts=0, ends=0)
+            left = run.progress.pace.time_left(so_far, Work(total, starts=0, ends=0), images_per_step=1, images=0)
+            _report_steps(run, numbered, epoch=0, steps=total, global_step=numbered.first_step, left=left)
             run.progress.throughput.add(window)
             if window.request is Request.STOP:
                 say(
@@ -147,8 +157,11 @@ def _train_epoch(run: Run) -> Request:
         say("warning", text=f"{plan.left_out} images are not used in epoch {progress.epoch}: too few for a step")
     steps = progress.steps = first + plan.steps
     warmup = training.config.warmup_steps if progress.epoch == 0 else 0
+    run.stopwatch.begin_steps()
     for window in _steps(run, plan, epoch=progress.epoch, first_step=first, warmup_left=warmup):
-        report_steps(training, run.records, window, epoch=progress.epoch, steps=steps, global_step=progress.global_step)
+        run.stopwatch.add_steps(len(window.losses), window.seconds, whole_epoch=len(window.losses) == steps)
+        left = _time_left(run, step=window.first_step + len(window.losses))
+        _report_steps(run, window, epoch=progress.epoch, steps=steps, global_step=progress.global_step, left=left)
         done = range(window.first_step - first, window.first_step - first + len(window.losses))
         _check_steps(run, window, epoch=progress.epoch)
         progress.add(window, images=sum(plan.images(step) for step in done))
@@ -159,11 +172,29 @@ def _train_epoch(run: Run) -> Request:
         save_requested |= window.request is Request.SAVE
         # Not between bad steps: a run that rolls back should find a checkpoint from before them.
         if save_requested and progress.step < steps and not progress.bad_steps:
-            run.checkpoints.save(training, progress, run.records)
+            with run.stopwatch.saving():
+                run.checkpoints.save(training, progress, run.records)
             save_requested = False
         elif window.request is Request.SNAPSHOT and not progress.bad_steps:
-            run.checkpoints.snapshot(training, progress, run.records)
+            with run.stopwatch.saving():
+                run.checkpoints.snapshot(training, progress, run.records)
+    run.stopwatch.end_steps()
     return Request.NONE
+
+
+def _time_left(run: Run, *, step: int) -> TimeLeft | None:
+    """Return how long the run still takes after `step` steps of this epoch; None while that is unknown."""
+    config, evaluated = run.training.config, len(run.datasets.val)
+    global_batch = config.batch_size * config.accumulate * run.training.world_size
+    return run.progress.time_left(step, epochs=config.epochs, global_batch=global_batch, evaluated=evaluated)
+
+
+def _report_steps(
+    run: Run, window: StepWindow, *, epoch: int, steps: int, global_step: int, left: TimeLeft | None
+) -> None:
+    report_steps(run.training, run.records, window, epoch=epoch, steps=steps, global_step=global_step, left=left)
+    if left is not None and run.stopwatch.is_worth_a_line(left) and run.training.rank == 0:
+        say("progress", **left_fields(left))
 
 
 def _stop(run: Run) -> int:

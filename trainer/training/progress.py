@@ -14,6 +14,7 @@ from trainer.records.run_records import SavedExtent
 from trainer.training.evaluation import Evaluation
 from trainer.training.loss_history import LossHistory
 from trainer.training.steps import StepWindow
+from trainer.training.time_left import Pace, TimeLeft, Work
 
 
 def rate(images: int, seconds: float) -> float | None:
@@ -79,6 +80,7 @@ class TrainingProgress:
         lr_factor: multiplies the learning rate, for `--lr-batch` and for another number of devices since the beginning.
         bad_steps: the latest steps in a row without an update, because loss or gradient was not finite.
         wall_s: seconds of all attempts so far.
+        pace: the times of steps, saves and evaluations so far.
         best_epoch: the epoch of `best`; None in checkpoints of versions that did not count it.
     """
 
@@ -98,6 +100,7 @@ class TrainingProgress:
     sums: EpochSums = field(default_factory=EpochSums)
     throughput: Throughput = field(default_factory=Throughput)
     history: LossHistory = field(default_factory=LossHistory)
+    pace: Pace = field(default_factory=Pace)
 
     def add(self, window: StepWindow, *, images: int) -> None:
         """Count the steps of `window`, which used `images` positions of the epoch's order."""
@@ -106,6 +109,21 @@ class TrainingProgress:
         self.images += images
         self.sums.add(window)
         self.throughput.add(window)
+
+    def time_left(self, step: int, *, epochs: int, global_batch: int, evaluated: int) -> TimeLeft | None:
+        """Return how long the run still takes after `step` steps of this epoch, if all epochs are like it.
+
+        It is None while that is unknown.
+
+        Args:
+            epochs: epochs of the run.
+            global_batch: images of the whole job in one step.
+            evaluated: images of one evaluation.
+        """
+        steps = self.steps or 0
+        done = Work(self.epoch * steps + step, starts=self.epoch + 1, ends=self.epoch)
+        total = Work(epochs * steps, starts=epochs, ends=epochs)
+        return self.pace.time_left(done, total, images_per_step=global_batch, images=evaluated)
 
     @property
     def health(self) -> str:

@@ -7,12 +7,23 @@ from trainer.records.run_records import Records, say
 from trainer.training.evaluation import Evaluation
 from trainer.training.progress import EpochSums, TrainingProgress, rate
 from trainer.training.steps import StepWindow, Training
+from trainer.training.time_left import TimeLeft
 
 
 def report_steps(
-    training: Training, records: Records, window: StepWindow, *, epoch: int, steps: int, global_step: int
+    training: Training,
+    records: Records,
+    window: StepWindow,
+    *,
+    epoch: int,
+    steps: int,
+    global_step: int,
+    left: TimeLeft | None,
 ) -> None:
-    """Print position, loss, rate and accuracy of the whole job, and record each step's loss and learning rate."""
+    """Print position, loss, rate and accuracy of the whole job, and record each step's loss and learning rate.
+
+    The records also get the time that the run still takes.
+    """
     training.heartbeat.reset()
     done = window.first_step + len(window.losses)
     fps, top1 = rate(window.images, window.seconds), 100 * window.correct / window.images
@@ -32,7 +43,17 @@ def report_steps(
         {"epoch": epoch, "step": window.first_step + i, "global_step": global_step + i, "loss": loss, "lr": lr}
         for i, (loss, lr) in enumerate(zip(window.losses, window.lrs, strict=True))
     ]
-    records.write_steps(rows, fps=fps, top1=top1)
+    records.write_steps(rows, fps=fps, top1=top1, left={} if left is None else left_fields(left))
+
+
+def left_fields(left: TimeLeft) -> dict[str, float]:
+    """Return the share of the run that is done and the time left, by their names in lines and records."""
+    return {
+        "done": round(left.done, 2),
+        "left_s": round(left.seconds),
+        "left_low_s": round(left.low_s),
+        "left_high_s": round(left.high_s),
+    }
 
 
 def report_evaluation(
