@@ -13,6 +13,7 @@ from launcher.errors import (
     ExitCode,
     JobFailedError,
     JobStoppedError,
+    LauncherError,
     NotFoundError,
     RequestError,
     UnreachableError,
@@ -89,3 +90,24 @@ def job_named(name: str | None, where: Where) -> tuple[Jobs, JobRef]:
     jobs, state, _ = listing.jobs[-1]
     note(f"job {state.ref.name}")
     return jobs, state.ref
+
+
+def wait_for_end(jobs: Jobs, ref: JobRef, deadline: float, waited: str) -> JobState:
+    """Wait until the job has ended, and return its state; `waited` is how long that may take, for the error's text.
+
+    Raises:
+        WaitTimeoutError: it has not ended at `deadline` (monotonic), or that cannot be known.
+    """
+    phase = "there"
+
+    def ended() -> JobState | None:
+        nonlocal phase
+        state = jobs.get(ref)
+        phase = state.phase.value
+        return state if state.phase.ended else None
+
+    def expired(error: LauncherError | None) -> str:
+        doubt = "" if error is None else ", as far as is known,"
+        return f"job {ref.name} is still {phase}{doubt} after {waited}; it goes on"
+
+    return poll(ended, every_s=jobs.poll_s, deadline=deadline, note=note, expired=expired)

@@ -92,7 +92,7 @@ class Where:
             if name == known:
                 return known
         reason = UNSUPPORTED.get(name, f"no such backend; there are {', '.join(BACKEND_NAMES)}")
-        raise RequestError(f"PNAS_BACKEND={name}: {reason}")
+        raise RequestError(f"{'backend ' if self.backend else 'PNAS_BACKEND='}{name}: {reason}")
 
     @property
     def access(self) -> ClusterAccess:

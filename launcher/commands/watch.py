@@ -12,11 +12,11 @@ from cyclopts import Parameter
 
 from launcher import PROGRAM
 from launcher.backends import list_jobs
-from launcher.commands.common import follow_to_its_end, job_named, raise_outcome, warn_if_incomplete
+from launcher.commands.common import follow_to_its_end, job_named, raise_outcome, wait_for_end, warn_if_incomplete
 from launcher.commands.parameters import ANYWHERE, JsonFlag, LatestName, Where, flag, parse_duration
 from launcher.commands.printing import note, print_json
-from launcher.errors import DetachedError, LauncherError, RequestError
-from launcher.jobs import JobRef, Jobs, JobState
+from launcher.errors import DetachedError, RequestError
+from launcher.jobs import JobRef, Jobs
 from launcher.kube.retry import poll
 from launcher.output import report
 from launcher.output.display import Format
@@ -106,7 +106,7 @@ def wait(
         lambda: job_named(name, where), every_s=_POLL_S, deadline=deadline, note=note, expired=lambda _: unknown
     )
     try:
-        state = _ended(jobs, ref, deadline, waited)
+        state = wait_for_end(jobs, ref, deadline, waited)
     except KeyboardInterrupt:
         raise DetachedError(report.reattach_hint(ref.name, where.words)) from None
     if json_:
@@ -146,27 +146,6 @@ def _show_history(jobs: Jobs, ref: JobRef, *, as_json: bool) -> None:
     else:
         files = state.files or "its output folder"
         note(f"no attempt has begun, or the beginning of the log is gone: attempt-*.json in {files} tell of each")
-
-
-def _ended(jobs: Jobs, ref: JobRef, deadline: float, waited: str) -> JobState:
-    """Return the job's state when it has ended; `waited` is how long that may take, for the error's text.
-
-    Raises:
-        WaitTimeoutError: it has not ended at `deadline` (monotonic), or that cannot be known.
-    """
-    phase = "there"
-
-    def ended() -> JobState | None:
-        nonlocal phase
-        state = jobs.get(ref)
-        phase = state.phase.value
-        return state if state.phase.ended else None
-
-    def expired(error: LauncherError | None) -> str:
-        doubt = "" if error is None else ", as far as is known,"
-        return f"job {ref.name} is still {phase}{doubt} after {waited}; it goes on"
-
-    return poll(ended, every_s=jobs.poll_s, deadline=deadline, note=note, expired=expired)
 
 
 def _pattern(text: str) -> re.Pattern[bytes]:

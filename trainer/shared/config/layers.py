@@ -216,7 +216,8 @@ def _rule(problem: Mapping[str, Any]) -> str:
 def _shown(value: Any) -> str:
     """Return a value for a message: of NAME=VALUE only the name, because the value can be a secret."""
     if isinstance(value, list | tuple | dict):
-        return " " + " ".join(item.partition("=")[0] for item in value if isinstance(item, str))[:_LONGEST]
+        names = " ".join(name for item in value if isinstance(item, str) and (name := item.partition("=")[0]))
+        return f" {names[:_LONGEST]}" if names else ""
     name, equals, _ = str(value).partition("=")
     return f" {name}=…" if equals else f" {name[:_LONGEST]}"
 
