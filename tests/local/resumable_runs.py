@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ RECIPE = {
     "--lr": "0.05",
 }
 WALL_CLOCK = {"wall_s", "seconds"}
+_TAG = re.compile(r"^\[(rank \d+ [a-z]+:\d+|node \d+) #(\d+)\] (.*)$", re.MULTILINE)
 KILLS = int(os.environ.get("PNAS_TEST_RESTART_KILLS", "0"))
 """How often to kill workers of each kind of job; 0 for a few kills of a few kinds."""
 HANG_S = 300 * (1 + KILLS)
@@ -115,6 +117,18 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
     """Return the rows of metrics.jsonl without times and speeds, and without the faults and attempts of a run."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [{**row, "time": None} for row in rows if row["kind"] not in {"progress", "corruption", "attempt"}]
+
+
+def assert_no_line_lost(output: str) -> None:
+    """Check that each tag's lines are numbered without a gap. The last line has these counts."""
+    numbers: dict[str, list[int]] = {}
+    for tag, number, _ in _TAG.findall(output):
+        numbers.setdefault(tag, []).append(int(number))
+    for tag, own in numbers.items():
+        assert own == list(range(1, len(own) + 1)), (tag, own)
+    counts = {tag.split()[1]: len(own) for tag, own in numbers.items() if tag.startswith("rank ")}
+    (ended,) = re.findall(r'ended lines="([^"]*)"', output)
+    assert dict(pair.split(":") for pair in ended.split()) == {rank: str(count) for rank, count in counts.items()}
 
 
 def assert_same_run(one: Path, two: Path, *, last_step: int) -> None:

@@ -18,6 +18,7 @@ import pytest
 from tests.local.conftest import train
 from tests.local.resumable_runs import (
     BackgroundTrainer,
+    assert_no_line_lost,
     assert_same_run,
     kill_seed,
     killed_jobs,
@@ -29,19 +30,6 @@ from trainer.worker.task import TASK_VARIABLE
 
 STEPS = 6
 TASK = TASK_VARIABLE.encode()
-_TAG = re.compile(r"^\[(rank \d+ [a-z]+:\d+|node \d+) #(\d+)\] (.*)$", re.MULTILINE)
-
-
-def _assert_whole(output: str) -> None:
-    """Check that each tag's lines are numbered without a gap. The last line has these counts."""
-    numbers: dict[str, list[int]] = {}
-    for tag, number, _ in _TAG.findall(output):
-        numbers.setdefault(tag, []).append(int(number))
-    for tag, own in numbers.items():
-        assert own == list(range(1, len(own) + 1)), (tag, own)
-    counts = {tag.split()[1]: len(own) for tag, own in numbers.items() if tag.startswith("rank ")}
-    (ended,) = re.findall(r'ended lines="([^"]*)"', output)
-    assert dict(pair.split(":") for pair in ended.split()) == {rank: str(count) for rank, count in counts.items()}
 
 
 class _Job:
@@ -104,7 +92,7 @@ def test_a_run_whose_workers_are_killed_goes_on_in_its_pods_with_the_same_bits(
     assert_same_run(whole.run, killed, last_step=epochs * STEPS)
     assert max(map(len, job.attempts_at_once)) == 1, job.attempts_at_once
     for node in job.nodes:
-        _assert_whole(node.output)
+        assert_no_line_lost(node.output)
         restarts = re.findall(
             r'^\[node \d #\d+\] restart attempt=(\d+) rank=\d+ device=\S+ cause="killed by SIGKILL',
             node.output,
@@ -132,7 +120,7 @@ def test_a_pod_whose_restarts_are_used_up_ends_and_a_stop_is_no_crash(tmp_path: 
     for attempt in (1, 2):
         job.kill_one(attempt, draw)
     assert job.wait() == [1]
-    _assert_whole(running.output)
+    assert_no_line_lost(running.output)
     *before, ended, last = running.output.splitlines()
     # Then the pod can save a snapshot, and tells how the attempt ended.
     reason = "no restart: --restarts 1 of this hour are used up"

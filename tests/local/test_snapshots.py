@@ -18,6 +18,7 @@ import pytest
 from tests.local.conftest import train
 from tests.local.resumable_runs import (
     BackgroundTrainer,
+    assert_no_line_lost,
     assert_same_run,
     kill_seed,
     killed_jobs,
@@ -77,6 +78,8 @@ def test_a_killed_run_repeats_only_the_steps_since_its_last_snapshot(
         )
     assert len(re.findall(r" restart attempt=\d+ ", output)) == kills, output
     assert max(repeated.values(), default=0) <= EVERY, output
+    for _, lines in outputs:
+        assert_no_line_lost(lines)
     assert_same_run(whole.run, run, last_step=epochs * STEPS)
     left = [str(path) for path in Path("/dev/shm").glob("pnas-snapshots-*")]
     assert not [path for path in left if f"{path}/" in output], "the memory is given back"
