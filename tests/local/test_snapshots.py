@@ -58,7 +58,7 @@ def test_a_killed_run_repeats_only_the_steps_since_its_last_snapshot(
     tmp_path: Path, few_digits: Path, capsys: pytest.CaptureFixture[str], *, nodes: int, world_size: int, kills: int
 ) -> None:
     seed = kill_seed()
-    draw, epochs = random.Random(seed), 1 + kills
+    draw, epochs = random.Random(seed), 2 + kills // 2
     options = ("--epochs", str(epochs), *SNAPSHOTS)
     whole = train(tmp_path, *recipe("--npus", str(world_size), *options), data=few_digits, name="whole")
     assert whole.code == 0, whole.stdout
