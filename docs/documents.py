@@ -199,6 +199,24 @@ class JobHistory(Document, _OneJob):
     items: list[JobAttempt]
 
 
+class FoundCause(Part):
+    """A cause why a job waits or failed."""
+
+    rule: str = Field(description="The name of the rule that found it, such as taint or out-of-memory.")
+    text: str
+    evidence: list[str] = Field(description="The words of the cluster or of the log that prove it.")
+    steps: list[str] = Field(description="What to do next.")
+
+
+class Explanation(Document, _OneJob):
+    """Why a job waits or failed, the most likely cause first: `explain`."""
+
+    kind: Literal["Explanation"]
+    phase: Phase
+    causes: list[FoundCause] = Field(description="Empty if nothing is wrong, or if the cause is not known.")
+    hidden: list[str] = Field(description="What the user has no right to see.")
+
+
 class JobDeleted(Document, _OneJob):
     """The job that `delete` has removed."""
 
@@ -378,21 +396,8 @@ RankTableDocument = of_dataclass(
 )
 
 OF_THE_LAUNCHER = (
-    *(
-        Submission,
-        SubmitCheck,
-        Job,
-        JobHistory,
-        JobList,
-        JobDeleted,
-        Report,
-        LogLine,
-        LogGap,
-        LogLoss,
-        FindingList,
-        Config,
-    ),
-    Error,
+    *(Submission, SubmitCheck, Job, JobHistory, JobList, Explanation, JobDeleted, Report),
+    *(LogLine, LogGap, LogLoss, FindingList, Config, Error),
 )
 OF_THE_TRAINER = (DataVerification, Environment, Inspection, RankTableDocument, PredictionList, Export)
 

@@ -216,6 +216,36 @@ class PreflightFinding(NamedTuple):
     text: str
 
 
+@dataclass(frozen=True)
+class Cause:
+    """A cause why a job waits, or why it failed.
+
+    Attributes:
+        rule: the name of the rule that found it, for programs.
+        text: one sentence.
+        evidence: the words of the cluster or of the log that prove it.
+        steps: what the user can do next; the launcher's own commands begin with its name.
+    """
+
+    rule: str
+    text: str
+    evidence: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a job waits or failed, the most likely cause first; no cause if nothing is wrong, or nothing is known.
+
+    Attributes:
+        hidden: what the user has no right to see.
+    """
+
+    state: JobState
+    causes: Sequence[Cause]
+    hidden: Sequence[str] = ()
+
+
 NOT_CHECKED = "not checked: "
 """Begins the text of each finding whose state is `unknown`."""
 
@@ -260,6 +290,9 @@ class Jobs(Protocol):
 
     def progress(self, ref: JobRef) -> "JobProgress":
         """Return the job's progress, read from the end of its log."""
+
+    def explain(self, ref: JobRef) -> Explanation:
+        """Return why the job waits or failed."""
 
     def cancel(self, ref: JobRef, *, on_asked: Callable[[], None] = lambda: None) -> None:
         """Ask the job to save and stop, and return when it has ended. An ended job stays as it is.

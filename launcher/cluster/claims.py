@@ -1,15 +1,17 @@
-"""Whether the pods of a job can use a claim. Pure. A claim that waits for its first pod is no fault.
+"""Whether the pods of a job can use a claim. A claim that waits for its first pod is no fault.
 
 Nor is a claim whose volume is being made, which Kubernetes marks with the name of the provisioner. The storage
-class itself is outside the namespace, and few users can read it.
+class itself is outside the namespace, and few users can read it. Only `find_claim` asks the server.
 """
 
+import time
 from collections.abc import Sequence
 
-from launcher.cluster.events import Events
+from launcher.cluster.events import Events, events_about
 from launcher.jobs import NOT_CHECKED, PreflightFinding
 from launcher.kinds.objects import annotations, is_young
-from launcher.kube.api import Json
+from launcher.kube.api import Api, Json, if_allowed
+from launcher.kube.resources import CLAIMS
 
 _ANY_MODE = frozenset({"ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod", "ReadOnlyMany"})
 # The access modes of which a claim needs one, for pods on one node and on several.
@@ -22,6 +24,15 @@ _CONSUMER = "volume.kubernetes.io/selected-node"
 _PROVISIONERS = ("volume.kubernetes.io/storage-provisioner", "volume.beta.kubernetes.io/storage-provisioner")
 _WAITS_FOR_A_POD = frozenset({"WaitForFirstConsumer", "WaitForPodScheduled"})
 _IS_BEING_MADE = frozenset({"ExternalProvisioning", "Provisioning", "ProvisioningSucceeded"})
+
+
+def find_claim(api: Api, setting: str, name: str, nodes: int) -> PreflightFinding:
+    """Read a claim and check it; see `check_claim`."""
+    claim, hidden = if_allowed(lambda: api.find(CLAIMS, name))
+    if hidden:
+        return PreflightFinding(f"claim {name}", "unknown", f"{NOT_CHECKED}{hidden}")
+    events = events_about(api, claim) if claim is not None and is_unbound(claim) else ([], "")
+    return check_claim(setting, name, claim, events, namespace=api.namespace, nodes=nodes, now=time.time())
 
 
 def check_claim(

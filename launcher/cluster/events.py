@@ -29,7 +29,7 @@ def events_of_job(api: Api, kind: Kind, job: Json, parts: Iterable[Json]) -> Eve
     def belongs(event: Json) -> bool:
         about = event.get("involvedObject", {})
         is_own_pod = about.get("kind") == "Pod" and pod_names.fullmatch(str(about.get("name"))) is not None
-        return about.get("uid") in uids or (is_own_pod and _event_time(event) >= created)
+        return about.get("uid") in uids or (is_own_pod and event_time(event) >= created)
 
     events, hidden = _list_events(api)
     return [event for event in events if belongs(event)], hidden
@@ -42,15 +42,16 @@ def job_event(event: Json) -> JobEvent:
     times = f" ({count} times)" if count > 1 else ""
     message = " ".join(str(event.get("message", "")).split())
     subject = f"{about.get('kind', '')} {about.get('name', '')}"
-    return JobEvent(_event_time(event), f"{subject}: {event.get('reason', '')}: {message}{times}")
+    return JobEvent(event_time(event), f"{subject}: {event.get('reason', '')}: {message}{times}")
 
 
 def _list_events(api: Api, fields: str = "") -> Events:
     events, hidden = if_allowed(lambda: api.list(EVENTS, fields=fields)[0])
-    return sorted(events or (), key=_event_time), hidden
+    return sorted(events or (), key=event_time), hidden
 
 
-def _event_time(event: Json) -> float:
+def event_time(event: Json) -> float:
+    """Return when the event last happened, in seconds since 1970."""
     series = event.get("series") or {}
     timestamps = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
     timestamp = next(filter(None, timestamps), event["metadata"]["creationTimestamp"])

@@ -12,12 +12,12 @@ from typing import Any
 from launcher import PROGRAM
 from launcher.cluster import saved_attempt
 from launcher.cluster.events import events_about, events_of_job, job_event
-from launcher.cluster.failures import container_failure, is_refusal, last_tries, log_failure
+from launcher.cluster.failures import container_failure, first_words, is_refusal, last_tries
 from launcher.cluster.lost_nodes import delete_by_force, lost_reason
 from launcher.cluster.pending import why_pending
 from launcher.cluster.saved_attempt import SavedAttempt
 from launcher.errors import ApiError, ConflictError, LauncherError, NotFoundError
-from launcher.jobs import JobEvent, JobRef, JobState, LogItem, Phase
+from launcher.jobs import Explanation, JobEvent, JobRef, JobState, LogItem, Phase
 from launcher.kinds import Kind, kind_named, kueue
 from launcher.kinds.labels import CONTAINER, OURS
 from launcher.kinds.objects import attempt_number, is_young, spec_of, unix_time
@@ -100,6 +100,17 @@ class ClusterJobs:
     def progress(self, ref: JobRef) -> JobProgress:
         """Return the job's progress, from the end of its pods' logs."""
         return self._progress(self.pods(ref.name))
+
+    def explain(self, ref: JobRef) -> Explanation:
+        """Return why the job waits or failed, from all objects that decide about it."""
+        from launcher.cluster.explain import explain_job  # noqa: PLC0415  # the rules: only this command pays for them
+
+        job = self.job(ref.name)
+        pods, hidden = self._visible_pods(ref.name)
+        phase, reason = self.kind.phase(job, pods)
+        causes, unseen = explain_job(self.api, self.kind, job, pods)
+        state = self._state(job, pods, phase, causes[0].text if causes else reason)
+        return Explanation(state, causes, [*filter(None, [hidden]), *unseen])
 
     def cancel(self, ref: JobRef, *, on_asked: Callable[[], None] = lambda: None) -> None:
         """Have the cluster stop its pods, which save their state, and keep the job."""
@@ -270,11 +281,8 @@ class ClusterJobs:
             # The cluster stopped the pods for it, and they ended as stopped pods do.
             return reason
         failed = last_tries([pod for pod in pods if container_failure(pod)])
-        # The other pods lost a peer, and report that as the cause.
-        others = [pod for pod in pods if pod not in failed]
-        cause = next(filter(None, (self._progress([pod]).cause for pod in (*failed, *others))), "")
+        cause, _ = first_words(failed, pods, self._log_tail)
         pod_reason = f"pod {failed[0]['metadata']['name']}: {container_failure(failed[0])}" if failed else reason
-        cause = cause or next(filter(None, (log_failure(self._log_tail(pod)) for pod in failed)), "")
         return f"{cause} ({pod_reason})" if cause else pod_reason
 
     def _progress(self, pods: Sequence[Json]) -> JobProgress:

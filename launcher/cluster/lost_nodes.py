@@ -11,11 +11,10 @@ neither the container nor the pod is ready; only the cluster's node controller s
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from launcher import PROGRAM
 from launcher.errors import ConflictError
-from launcher.kinds.objects import unix_time
+from launcher.kinds.objects import clock_time, unix_time
 from launcher.kube.api import STRATEGIC_PATCH, Api, Json
 from launcher.kube.resources import LEASES, NODES, PODS
 from trainer.shared.durations import format_duration
@@ -50,9 +49,9 @@ class LostPod:
             f"`{PROGRAM} recover {job}` deletes it by force if the node is silent, so that its successor can start"
         )
         if self.silent_since is None:
-            since = _clock(self.overdue_since or 0)
+            since = clock_time(self.overdue_since or 0)
             return f"pod {self.name} should have ended at {since}, and node {self.node} does not say so; {recover}"
-        silent = f"node {self.node} has not answered since {_clock(self.silent_since)}"
+        silent = f"node {self.node} has not answered since {clock_time(self.silent_since)}"
         if self.deleted:
             return f"pod {self.name} cannot end, because its {silent}; {recover}"
         return f"{silent}, and pod {self.name} is on it: the cluster gives the pod up after --node-timeout"
@@ -173,7 +172,3 @@ def _silent_since(pod: Json) -> float | None:
     if ready.get("status") == "True" or containers.get("status") != "True":
         return None
     return unix_time(ready.get("lastTransitionTime"))
-
-
-def _clock(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).astimezone().strftime("%H:%M:%S")

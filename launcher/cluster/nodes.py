@@ -20,10 +20,11 @@ _BLOCKING = frozenset({"NoSchedule", "NoExecute"})
 
 
 class Obstacle(NamedTuple):
-    """A reason why a node that is large enough takes no pod of the job now."""
+    """A reason why a node that is large enough takes no pod of the job now, and the rule of `explain` that it is."""
 
     text: str
     remedy: str
+    rule: str
 
 
 def check_nodes(nodes: Sequence[Json], needs: PodNeeds) -> PreflightFinding:
@@ -34,20 +35,20 @@ def check_nodes(nodes: Sequence[Json], needs: PodNeeds) -> PreflightFinding:
     """
     selector = (needs.pod.get("nodeSelector") or {}).items()
     labels = "".join(f"{' with ' if not index else ', '}{key}={value}" for index, (key, value) in enumerate(selector))
-    wanted, capacities = needs.of_pod(), [_capacity(node) for node in nodes]
+    wanted, capacities = needs.of_pod(), [capacity_of(node) for node in nodes]
     if needs.npus and not any(capacity.get(needs.resource) for capacity in capacities):
         text = f"no node{labels} has {needs.resource} now; a job waits until one comes"
         return PreflightFinding(NPUS, "later", text)
     if not nodes:
         return PreflightFinding(NPUS, "later", f"there is no node{labels} now; a job waits until one comes")
-    large = [node for node, capacity in zip(nodes, capacities, strict=True) if not _shortages(wanted, capacity)]
+    large = [node for node, capacity in zip(nodes, capacities, strict=True) if not shortages(wanted, capacity)]
     if not large:
         return PreflightFinding(NPUS, "missing", _too_large(needs, capacities, labels))
-    obstacles = _obstacles(large, needs)
+    obstacles = find_obstacles(large, needs)
     free = [node for node in large if node["metadata"]["name"] not in obstacles]
     if sum(_pods_on(node, needs) for node in free) < needs.count:
         return PreflightFinding(NPUS, "later", _too_few(needs, len(free), len(large), obstacles, labels))
-    text = f"{_each(needs)} on {len(free)} of {len(nodes)} nodes, free or in use"
+    text = f"{needs_text(needs)} on {len(free)} of {len(nodes)} nodes, free or in use"
     if _has_node_affinity(needs.pod):
         return PreflightFinding(NPUS, "unknown", f"{NOT_CHECKED}the node affinity of the overlay; without it, {text}")
     return PreflightFinding(NPUS, "ok", text)
@@ -64,10 +65,10 @@ def obstacles_text(nodes: Sequence[Json], needs: PodNeeds) -> str:
     finding = check_nodes(nodes, needs)
     if finding.state == "missing" or not nodes:
         return finding.text
-    return "; ".join(_grouped(_obstacles(nodes, needs))) or (finding.text if finding.state == "later" else "")
+    return "; ".join(_grouped(find_obstacles(nodes, needs))) or (finding.text if finding.state == "later" else "")
 
 
-def _obstacles(nodes: Sequence[Json], needs: PodNeeds) -> dict[str, Obstacle]:
+def find_obstacles(nodes: Sequence[Json], needs: PodNeeds) -> dict[str, Obstacle]:
     """Return the first reason why a node takes no pod of the job now, for the nodes that have one."""
     first = {
         node["metadata"]["name"]: next(filter(None, (find(node, needs) for find in OBSTACLES)), None) for node in nodes
@@ -79,13 +80,13 @@ def _not_ready(node: Json, _needs: PodNeeds) -> Obstacle | None:
     conditions = {item["type"]: item.get("status") for item in (node.get("status") or {}).get("conditions") or ()}
     if conditions.get("Ready", "True") == "True":
         return None
-    return Obstacle("not ready", "wait, or ask the administrator (`kubectl describe node`)")
+    return Obstacle("not ready", "wait, or ask the administrator (`kubectl describe node`)", "node-not-ready")
 
 
 def _cordoned(node: Json, _needs: PodNeeds) -> Obstacle | None:
     if not (node.get("spec") or {}).get("unschedulable"):
         return None
-    return Obstacle("cordoned", "wait, or ask the administrator for `kubectl uncordon`")
+    return Obstacle("cordoned", "wait, or ask the administrator for `kubectl uncordon`", "cordoned")
 
 
 def _tainted(node: Json, needs: PodNeeds) -> Obstacle | None:
@@ -95,9 +96,10 @@ def _tainted(node: Json, needs: PodNeeds) -> Obstacle | None:
             continue
         key, value = taint["key"], taint.get("value")
         if key.startswith(_OF_CONDITIONS):
-            return Obstacle(key.removeprefix(_OF_CONDITIONS).replace("-", " "), "wait, or ask the administrator")
+            condition = key.removeprefix(_OF_CONDITIONS).replace("-", " ")
+            return Obstacle(condition, "wait, or ask the administrator", "node-not-ready")
         word = f"{key}{f'={value}' if value else ''}:{taint['effect']}"
-        return Obstacle(f"tainted {word}", f"choose other nodes, or tolerate it with --toleration {word}")
+        return Obstacle(f"tainted {word}", f"choose other nodes, or tolerate it with --toleration {word}", "taint")
     return None
 
 
@@ -109,21 +111,23 @@ def _unhealthy(node: Json, needs: PodNeeds) -> Obstacle | None:
         healthy = allocatable.get(name, capacity.get(name, Decimal()))
         if healthy < amount <= capacity.get(name, Decimal()):
             text = f"only {amount_text(healthy)} of {amount_text(capacity[name])} {name} healthy"
-            return Obstacle(text, "ask for fewer, or ask the administrator to look at them (`npu-smi info`)")
+            remedy = "ask for fewer, or ask the administrator to look at them (`npu-smi info`)"
+            return Obstacle(text, remedy, "unhealthy-npu")
     return None
 
 
 OBSTACLES: tuple[Callable[[Json, PodNeeds], Obstacle | None], ...] = (_not_ready, _cordoned, _tainted, _unhealthy)
 
 
-def _capacity(node: Json) -> Amounts:
+def capacity_of(node: Json) -> Amounts:
     """Return what a pod can get on an empty, healthy node: the system has its share of cpu and memory only."""
     status = node.get("status") or {}
     capacity, allocatable = amounts(status.get("capacity")), amounts(status.get("allocatable"))
     return {**capacity, **{name: amount for name, amount in allocatable.items() if "/" not in name}}
 
 
-def _shortages(wanted: Amounts, capacity: Amounts) -> list[str]:
+def shortages(wanted: Amounts, capacity: Amounts) -> list[str]:
+    """Return the resources of which a pod wants more than there is."""
     return [name for name, amount in wanted.items() if amount > capacity.get(name, Decimal())]
 
 
@@ -133,7 +137,7 @@ def _too_large(needs: PodNeeds, capacities: Sequence[Amounts], labels: str) -> s
     most = {name: max(capacity.get(name, Decimal()) for capacity in capacities) for name in wanted}
     short = [name for name, amount in wanted.items() if amount > most[name]]
     if not short:
-        return f"no node{labels} has {_each(needs)} together: ask for less"
+        return f"no node{labels} has {needs_text(needs)} together: ask for less"
     name = needs.resource if needs.resource in short else short[0]
     limit = amount_text(most[name])
     if name == needs.resource:
@@ -145,9 +149,9 @@ def _too_large(needs: PodNeeds, capacities: Sequence[Amounts], labels: str) -> s
 
 def _too_few(needs: PodNeeds, free: int, large: int, obstacles: Mapping[str, Obstacle], labels: str) -> str:
     nodes = "1 node" if needs.count == 1 else f"{needs.count} nodes"
-    text = f"the job needs {nodes}{labels} with {_each(needs)}, and {free} of {large} can take a pod now"
+    text = f"the job needs {nodes}{labels} with {needs_text(needs)}, and {free} of {large} can take a pod now"
     causes = _grouped(obstacles)
-    if large < needs.count and not _shares_nodes(needs.pod):
+    if large < needs.count and not shares_nodes(needs.pod):
         causes.append(f"the cluster has no more: ask for --nodes {large} or fewer")
     return f"{text}: {'; '.join(causes) or 'ask for less'}; a job waits until that changes"
 
@@ -160,7 +164,8 @@ def _grouped(obstacles: Mapping[str, Obstacle]) -> list[str]:
     return [f"{listed(names)} {obstacle.text} ({obstacle.remedy})" for obstacle, names in groups.items()]
 
 
-def _each(needs: PodNeeds) -> str:
+def needs_text(needs: PodNeeds) -> str:
+    """Return what one pod asks for, its devices first."""
     wanted = needs.of_pod()
     npus = {name: amount for name, amount in wanted.items() if name == needs.resource}
     return " and ".join(f"{amount_text(amount)} {name}" for name, amount in {**npus, **wanted}.items()) or "a pod"
@@ -168,16 +173,19 @@ def _each(needs: PodNeeds) -> str:
 
 def _pods_on(node: Json, needs: PodNeeds) -> int:
     """Return how many pods of the job fit on a node; the template puts the pods of a job on different nodes."""
-    if not _shares_nodes(needs.pod):
+    if not shares_nodes(needs.pod):
         return 1
     allocatable = amounts((node.get("status") or {}).get("allocatable"))
-    return min(
-        (int(allocatable.get(name, amount) // amount) for name, amount in needs.of_pod().items() if amount),
-        default=needs.count,
-    )
+    return pods_in(allocatable, needs)
 
 
-def _shares_nodes(pod: Json) -> bool:
+def pods_in(free: Amounts, needs: PodNeeds) -> int:
+    """Return how many pods of the job fit into these amounts, of which some can be unknown."""
+    fits = (int(free.get(name, amount) // amount) for name, amount in needs.of_pod().items() if amount)
+    return max(0, min(fits, default=needs.count))
+
+
+def shares_nodes(pod: Json) -> bool:
     """Return whether two pods of the job can be on one node."""
     anti_affinity = (pod.get("affinity") or {}).get("podAntiAffinity") or {}
     return not anti_affinity.get("requiredDuringSchedulingIgnoredDuringExecution")

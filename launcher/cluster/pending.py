@@ -9,16 +9,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 
+from launcher.cluster.job_objects import device_of, held_containers, unplaced_message
 from launcher.cluster.nodes import check_nodes, matching, obstacles_text
 from launcher.cluster.schedulers import unseen_reason
 from launcher.kinds import Kind, ObjectEvents, pod_template
-from launcher.kinds.needs import PodNeeds, pod_amounts
+from launcher.kinds.needs import PodNeeds
 from launcher.kube.api import Json
 
 Nodes = Callable[[], Sequence[Json] | None]
 """Returns all nodes; None if the user cannot see them."""
 
-_STARTING = frozenset({"ContainerCreating", "PodInitializing"})
 # The volumes of one pod most likely wait for what the others' wait for; each question is a request.
 _PODS_ASKED = 3
 # The user's next step for a scheduler's reason, if the user cannot see the nodes.
@@ -62,21 +62,12 @@ def why_pending(
 
 
 def _container_reason(pod: Json) -> str:
-    status = pod.get("status", {})
-    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
-        waiting = (container.get("state") or {}).get("waiting") or {}
-        if (reason := waiting.get("reason")) and reason not in _STARTING:
-            return f"{reason}: {waiting.get('message', '')}".strip(": ")
-    return ""
+    return next((f"{reason}: {message}".strip(": ") for _, reason, message in held_containers(pod)), "")
 
 
 def _scheduler_reason(pod: Json, nodes: Nodes) -> str:
-    for condition in pod.get("status", {}).get("conditions") or ():
-        refused = condition["type"] == "PodScheduled" and condition["status"] == "False"
-        if refused and condition.get("reason") != "Schedulable":
-            reason = str(condition.get("message") or condition.get("reason") or "")
-            return _unplaced_reason(reason, pod["spec"], nodes())
-    return ""
+    reason = unplaced_message(pod)
+    return _unplaced_reason(reason, pod["spec"], nodes()) if reason else ""
 
 
 def _unplaced_reason(reason: str, pod: Json, nodes: Sequence[Json] | None) -> str:
@@ -84,7 +75,7 @@ def _unplaced_reason(reason: str, pod: Json, nodes: Sequence[Json] | None) -> st
     if nodes is None:
         advice = next((advice for words, advice in _ADVICE if words in reason), "")
     else:
-        advice = obstacles_text(matching(nodes, pod), PodNeeds(pod, 1, _device(pod)))
+        advice = obstacles_text(matching(nodes, pod), PodNeeds(pod, 1, device_of(pod)))
     return f"{reason}; {advice}" if advice else reason
 
 
@@ -93,13 +84,9 @@ def _queued_reason(reason: str, kind: Kind, job: Json, nodes: Sequence[Json] | N
     if nodes is None:
         return reason
     pod = pod_template(kind, job)["spec"]
-    finding = check_nodes(matching(nodes, pod), PodNeeds(pod, int(job["spec"].get("minAvailable") or 1), _device(pod)))
+    needs = PodNeeds(pod, int(job["spec"].get("minAvailable") or 1), device_of(pod))
+    finding = check_nodes(matching(nodes, pod), needs)
     return f"{reason}; {finding.text}" if finding.state in ("later", "missing") else reason
-
-
-def _device(pod: Json) -> str:
-    """Return the resource of a pod's devices; empty if it asks for no device."""
-    return next((name for name in pod_amounts(pod) if "/" in name), "")
 
 
 def _volume_reason(waiting: Sequence[Json], events: ObjectEvents) -> str:

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 
-from launcher.cluster.claims import check_claim, is_unbound
-from launcher.cluster.events import events_about
+from launcher.cluster.claims import find_claim
 from launcher.cluster.jobs import ClusterJobs
 from launcher.cluster.nodes import NPUS, check_nodes
 from launcher.cluster.quotas import QUOTA, check_quotas
@@ -121,15 +120,7 @@ def check_rights(api: Api, kind: Kind, *, queued: bool) -> PreflightFinding:
 def _claims(jobs: ClusterJobs, needs: JobNeeds) -> Iterator[PreflightFinding]:
     options = needs.options
     for setting, name in (("data_claim", options.data_claim), ("output_claim", options.output_claim)):
-        yield _find_claim(jobs.api, setting, name, needs.count)
-
-
-def _find_claim(api: Api, setting: str, name: str, nodes: int) -> PreflightFinding:
-    claim, hidden = if_allowed(lambda: api.find(CLAIMS, name))
-    if hidden:
-        return PreflightFinding(f"claim {name}", "unknown", f"{NOT_CHECKED}{hidden}")
-    events = events_about(api, claim) if claim is not None and is_unbound(claim) else ([], "")
-    return check_claim(setting, name, claim, events, namespace=api.namespace, nodes=nodes, now=time.time())
+        yield find_claim(jobs.api, setting, name, needs.count)
 
 
 def _named(jobs: ClusterJobs, needs: JobNeeds) -> Iterator[PreflightFinding]:

@@ -61,7 +61,7 @@ POD_REFUSALS: Sequence[PodRefusal] = (
     ),
     PodRefusal("RuntimeClass", "runtime class", "missing", "choose another runtimeClassName in the --overlay"),
 )
-_OTHER = PodRefusal("", "pods", "later", "a job waits until that changes")
+OTHER_REFUSAL = PodRefusal("", "pods", "later", "a job waits until that changes")
 _INVALID = PodRefusal("", "pods", "missing", "change the setting that it names, or the --overlay")
 
 
@@ -103,7 +103,7 @@ def pod_refusal(error: ApiError) -> PreflightFinding:
         return PreflightFinding("pods", "later", f"a webhook of the cluster does not answer: {text}; {advice}")
     if error.status not in (400, 403, 404, 422):
         raise error
-    other = _OTHER if error.status == 403 else _INVALID
+    other = OTHER_REFUSAL if error.status == 403 else _INVALID
     refusal = next((row for row in POD_REFUSALS if re.search(row.pattern, text)), other)
     state, advice = refusal.state, refusal.advice
     if refusal.about == QUOTA and _is_above_limit(text):

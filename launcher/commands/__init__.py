@@ -74,6 +74,13 @@ COMMANDS = (
         ("status", "status NAME --json"),
     ),
     CommandEntry(
+        "explain",
+        "Watch",
+        "explain:explain_",
+        "Say why a job waits or failed, what proves it, and what to do next.",
+        ("explain", "explain NAME", "explain NAME --json"),
+    ),
+    CommandEntry(
         "wait",
         "Watch",
         "watch:wait",

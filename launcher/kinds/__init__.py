@@ -87,6 +87,9 @@ class Kind(Protocol):
     def gang(self, job: Json) -> tuple[Resource, str] | None:
         """Return the kind and the name of the object that schedules the pods together, if there is one."""
 
+    def queue_finding(self, api: Api, job: Json) -> PreflightFinding | None:
+        """Return whether the queue of a job without pods takes it; None if the job has no queue."""
+
     def reason_without_pods(self, job: Json, gang: Json | None, events: ObjectEvents, now: float) -> str:
         """Return why the job has no pods; empty while its controllers have perhaps not looked yet."""
 

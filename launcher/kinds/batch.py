@@ -111,6 +111,11 @@ class BatchKind:
     def gang(self, job: Json) -> None:
         """Return None: the scheduler places each pod by itself."""
 
+    def queue_finding(self, api: Api, job: Json) -> PreflightFinding | None:
+        """Check Kueue's queue, as long as Kueue holds the job."""
+        queue = kueue.queue_of(job)
+        return kueue.check_local_queue(api, queue) if queue and job["spec"].get("suspend") else None
+
     def reason_without_pods(self, job: Json, gang: Json | None, events: ObjectEvents, now: float) -> str:
         """Return the last warning of the job's controller."""
         return last_warning(events(job))

@@ -53,6 +53,11 @@ def unix_time(timestamp: str | None) -> float | None:
     return None if timestamp is None else datetime.fromisoformat(timestamp.replace("Z", "+00:00")).timestamp()
 
 
+def clock_time(seconds: float) -> str:
+    """Return the time of day as the user's clock shows it."""
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%H:%M:%S")
+
+
 def timestamp_now() -> str:
     """Return the current time as Kubernetes writes it."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

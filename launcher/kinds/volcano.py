@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from launcher.jobs import NOT_CHECKED, Phase, PreflightFinding
-from launcher.kinds import CANCELLED, JOB_VERBS, Kind, ObjectEvents, last_warning
-from launcher.kinds.needs import JobNeeds, amount_text, amounts
+from launcher.jobs import DEFAULT_QUEUE, NOT_CHECKED, Phase, PreflightFinding
+from launcher.kinds import CANCELLED, JOB_VERBS, Kind, ObjectEvents, last_warning, pod_template
+from launcher.kinds.needs import JobNeeds, PodNeeds, amount_text, amounts
 from launcher.kinds.objects import annotations, is_young, owner_reference, timestamp_now, unix_time
 from launcher.kube.api import Api, Json, if_allowed
 from launcher.kube.resources import Resource
@@ -103,6 +103,14 @@ class VolcanoKind:
         """Return the PodGroup."""
         return POD_GROUPS, f"{job['metadata']['name']}-{job['metadata']['uid']}"
 
+    def queue_finding(self, api: Api, job: Json) -> PreflightFinding:
+        """Check Volcano's queue for the pods that start together."""
+        name = str(job["spec"].get("queue") or DEFAULT_QUEUE)
+        queue, hidden = if_allowed(lambda: api.find(QUEUES, name))
+        pod = pod_template(self, job)["spec"]
+        needs = PodNeeds(pod, int(job["spec"].get("minAvailable") or 1), "")
+        return check_queue(name, queue, needs, hidden=hidden, origin=api.origin)
+
     def reason_without_pods(self, job: Json, gang: Json | None, events: ObjectEvents, now: float) -> str:
         """Return what Volcano says of the gang, or which part of Volcano does not work."""
         if gang is None:
@@ -144,7 +152,7 @@ class VolcanoKind:
         api.create(VOLCANO_COMMANDS, command)
 
 
-def check_queue(name: str, queue: Json | None, needs: JobNeeds, *, hidden: str, origin: str) -> PreflightFinding:
+def check_queue(name: str, queue: Json | None, needs: PodNeeds, *, hidden: str, origin: str) -> PreflightFinding:
     """Check whether a queue takes the job, and can ever give it what it asks for.
 
     Args:

@@ -18,10 +18,11 @@ from typing import Any
 from launcher import PROGRAM
 from launcher.errors import ConflictError, LauncherError, NotFoundError, RequestError, WaitTimeoutError
 from launcher.exits import defer_signals
-from launcher.jobs import JobEvent, JobRef, JobState, LogBlock, LogItem, LogLoss, Phase
+from launcher.jobs import Cause, Explanation, JobEvent, JobRef, JobState, LogBlock, LogItem, LogLoss, Phase
 from launcher.local import records
 from launcher.local.console import LineTimes, line_start, offset_at, read_blocks
 from launcher.local.log_end import LogEnd
+from launcher.output.log_causes import log_causes
 from launcher.output.progress import JobProgress
 from trainer.shared.errors import RESUMABLE, FolderTakenError
 from trainer.shared.processes import Process, is_alive, send_signal
@@ -93,6 +94,16 @@ class LocalJobs:
     def progress(self, ref: JobRef) -> JobProgress:
         """Return the job's progress, from the end of its log."""
         return _read_state(ref, self._folder(ref))[1].progress
+
+    def explain(self, ref: JobRef) -> Explanation:
+        """Return why the job failed, from the end of its log."""
+        state, log = _read_state(ref, self._folder(ref))
+        if state.phase not in (Phase.FAILED, Phase.LOST):
+            return Explanation(state, ())
+        evidence = () if state.details["returncode"] is None else (f"exit code {state.details['returncode']}",)
+        rule = "lost" if state.phase is Phase.LOST else "first-failure"
+        words = Cause(rule, state.reason, evidence, (f"{PROGRAM} logs {ref.name} --tail 50",))
+        return Explanation(state, tuple(log_causes(words, log.lines)))
 
     def cancel(self, ref: JobRef, *, on_asked: Callable[[], None] = lambda: None) -> None:
         """Send SIGTERM, which the trainer answers by saving; send SIGKILL when its grace is over."""

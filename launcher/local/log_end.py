@@ -67,7 +67,8 @@ class LogEnd:
         return parse_lines(read_tail(self.folder / records.CONSOLE))
 
     @cached_property
-    def _lines(self) -> list[LogLine]:
+    def lines(self) -> list[LogLine]:
+        """The last lines of the console, and of the devices' files if the console lacks its end."""
         device_logs = [] if self.in_console else self.device_logs
         return self._console + [line for path in device_logs for line in parse_lines(read_tail(path))]
 
@@ -79,12 +80,12 @@ class LogEnd:
     @cached_property
     def progress(self) -> JobProgress:
         """The job's progress."""
-        return JobProgress().update_all(self._lines)
+        return JobProgress().update_all(self.lines)
 
     @property
     def outcome(self) -> str | None:
         """The outcome by the supervisor's last line: succeeded, resumable or failed. None without such a line."""
-        return next((outcome for line in reversed(self._lines) if (outcome := _outcome_of(line))), None)
+        return next((outcome for line in reversed(self.lines) if (outcome := _outcome_of(line))), None)
 
     @property
     def last_words(self) -> str:
@@ -92,7 +93,7 @@ class LogEnd:
 
         A worker's line of progress is no cause.
         """
-        line = next((line for line in reversed(self._lines) if line.raw.strip()), None)
+        line = next((line for line in reversed(self.lines) if line.raw.strip()), None)
         return "" if line is None or line.number is not None else line.raw.decode("utf-8", "replace").strip()
 
     @property

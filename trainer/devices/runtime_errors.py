@@ -8,15 +8,11 @@ import errno
 import re
 
 from trainer.shared.container import HIGHER_LIMIT, MORE_FILES, MORE_MEMORY, OUT_OF_MEMORY
+from trainer.shared.device_errors import DEVICE_ERRORS
 from trainer.shared.program import TRAINER
-
-FAULTS = r"hbm Multi-bit ECC error|device mem error|device task abort|link error|hccl op retry failed"
 
 HCCL_FAILED = "HCCL failed in"
 """How the line about an error of HCCL's without a known reason begins: new processes might not meet it again."""
-
-CODE = r"(?i:\bret|\berror(?:_?code)?|\bcode)\b\W*(is\b)?\W*"
-"""Stands before a code: the codes of dcmi and of the runtime are bare numbers, which other texts contain too."""
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -38,45 +34,10 @@ COMMON_RULES: Rules = (
 )
 
 NPU_RULES: Rules = (
-    (
-        r"\bEI0002\b|Notify register times out",
-        "HCCL waited too long for a peer (EI0002): see which rank's lines end first; HCCL_EXEC_TIMEOUT is how "
-        "long it waits",
-    ),
-    (
-        r"\b(?P<what>EI0006|EI0015)\b|wait socket establish timeout",
-        "HCCL could not connect to all peers in time ({what}): see that every rank has started, and whether the nodes "
-        "reach each other; HCCL_IF_IP chooses the address, HCCL_CONNECT_TIMEOUT the time",
-    ),
-    (
-        r"\b(?P<what>EI0004|EI0014)\b|is not a valid real path",
-        "HCCL refuses the rank table ({what}): compare its device_ip and server_id with the nodes",
-    ),
-    (
-        r"\b(?P<what>EI0019|EI0020|EJ0003)\b",
-        "a port of HCCL's is taken ({what}): end the process that an earlier run left, or set HCCL_IF_BASE_PORT",
-    ),
-    (
-        rf"reason=\[(?P<what>{FAULTS})\]",
-        "the device failed ({what}): run npu-smi info, and take it or its node out",
-    ),
-    (r"suspect remote error", "a peer is gone (suspect remote error): see the other ranks' lines"),
+    *((error.pattern, f"{error.meaning} ({{what}}): {error.step}") for error in DEVICE_ERRORS if error.lasting),
     (r"HCCL function error: (?P<what>\w+)", HCCL_FAILED + " {what}: its own words follow"),
-    (
-        rf"{CODE}-8020\b|-8020\b.{{0,40}}device is used|NPU is busy",
-        "the device is in use by another process: see npu-smi info, and end it or choose another device",
-    ),
-    (
-        rf"{CODE}107001\b|\b107001\W+invalid device|\bEE1001\b.{{0,200}}\bdevice",
-        "no such device: ASCEND_RT_VISIBLE_DEVICES counts the container's devices from 0, whatever their number on "
-        "the host",
-    ),
-    (
-        r"libascend_hal\.so[^\n]*cannot open shared object",
-        "the NPU's driver is not in this container (libascend_hal.so): use Ascend Docker Runtime, or mount "
-        "/usr/local/Ascend/driver",
-    ),
 )
+"""A rule without HCCL's or CANN's reason comes last."""
 
 LIMIT_RULES: Rules = (
     (r"Too many open files", f"too many open files: {MORE_FILES}, or lower --workers"),

@@ -69,6 +69,9 @@ class ToyKind:
     def gang(self, job):
         return None
 
+    def queue_finding(self, api, job):
+        return None
+
     def reason_without_pods(self, job, gang, events, now):
         return "the toy box is shut"
 

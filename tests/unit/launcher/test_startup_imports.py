@@ -49,7 +49,9 @@ def imported(home: Path, *words: str, **environ: str) -> set[str]:
     return {name.strip() for _, _, name in lines}
 
 
-@pytest.mark.parametrize("words", [["list"], ["status", "a"], ["logs", "a"], ["wait", "a"], ["delete", "a"]], ids=str)
+@pytest.mark.parametrize(
+    "words", [["list"], ["status", "a"], ["explain", "a"], ["logs", "a"], ["wait", "a"], ["delete", "a"]], ids=str
+)
 def test_a_command_that_reads_or_stops_jobs_imports_nothing_of_submitting(home: Path, words: list[str]) -> None:
     modules = imported(home, *words)
     assert "launcher.local.records" in modules, "the command did not look for jobs"

@@ -1,0 +1,154 @@
+"""Why a job of a cluster waits or failed: read the objects that decide, and let the rules of `causes` judge.
+
+It asks only for what the job's phase makes worth asking, and goes on without what the user has no right to see.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+
+from launcher.cluster.causes import find_causes
+from launcher.cluster.claims import ONE_NODE, find_claim
+from launcher.cluster.events import events_of_job
+from launcher.cluster.failures import container_failure, last_tries
+from launcher.cluster.job_objects import JobObjects, has_started, owner_of, uses_node
+from launcher.cluster.references import check_named, named_objects
+from launcher.errors import ApiError, LauncherError
+from launcher.jobs import Cause, Phase, PreflightFinding
+from launcher.kinds import Kind, kueue
+from launcher.kinds.labels import CONTAINER, rank_table_name
+from launcher.kinds.needs import pod_amounts
+from launcher.kinds.objects import spec_of
+from launcher.kube.api import Api, Json, if_allowed
+from launcher.kube.resources import CLAIMS, CONFIG_MAPS, NODES, PODS
+from launcher.kube.retry import Answer
+from launcher.output.lines import parse_lines
+from launcher.output.progress import JobProgress
+
+# Without the pods that have ended, of which a namespace can have thousands.
+_LIVE = "status.phase!=Succeeded,status.phase!=Failed"
+_HOLDERS_ASKED = 3
+_HOLDERS_LINES = 40
+_LOGS_ASKED = 16
+_TAIL_LINES = 400
+# ClusterD writes one entry for each job that is not scheduled (Ascend/mind-cluster, docs, API of ClusterD).
+_REPORT, _REPORT_NAMESPACE = "scheduling-exception-report", "cluster-system"
+
+
+def explain_job(api: Api, kind: Kind, job: Json, pods: Sequence[Json]) -> tuple[list[Cause], list[str]]:
+    """Return why a job waits or failed, the nearest cause first, and what the user has no right to see.
+
+    Raises:
+        LauncherError: the cluster does not answer.
+    """
+    hidden: list[str] = []
+    return find_causes(read_objects(api, kind, job, pods, hidden)), list(dict.fromkeys(hidden))
+
+
+def read_objects(api: Api, kind: Kind, job: Json, pods: Sequence[Json], hidden: list[str]) -> JobObjects:
+    """Return the objects that decide about a job, as far as its phase makes them worth asking.
+
+    Args:
+        hidden: receives what the user has no right to see.
+    """
+
+    def ask(question: Callable[[], Answer]) -> Answer | None:
+        answer, refusal = if_allowed(question)
+        hidden.extend(filter(None, [refusal]))
+        return answer
+
+    bare = JobObjects(kind, job, pods, time.time())
+    if bare.phase.ended and bare.phase is not Phase.FAILED:
+        return bare
+    named_gang = kind.gang(job)
+    gang = None if named_gang is None else ask(lambda: api.find(*named_gang))
+    events, refusal = events_of_job(api, kind, job, [*pods, *filter(None, [gang])])
+    hidden.extend(filter(None, [refusal]))
+    table = ask(lambda: api.find(CONFIG_MAPS, rank_table_name(bare.name))) if bare.has_rank_table else None
+    logs = {pod["metadata"]["name"]: _log_end(api, pod["metadata"]["name"]) for pod in _readable(bare)}
+    known = JobObjects(kind, job, pods, bare.now, gang, events, rank_table=table, logs=logs)
+    if bare.phase is Phase.FAILED or (pods and not bare.waiting):
+        return known
+    nodes, others = None, None
+    if not pods or bare.unplaced:
+        nodes, others = ask(lambda: api.list(NODES)[0]), _other_pods(api, bare, hidden)
+    queued = None if pods else ask(lambda: kueue.reasons(api, [job], bare.now))
+    return replace(
+        known,
+        nodes=nodes,
+        others=others,
+        until=dict(_ends(api, bare, others or ())),
+        claims=list(_claims(api, bare)) if pods else (),
+        queue=None if pods else ask(lambda: kind.queue_finding(api, job)),
+        queued=(queued or {}).get(job["metadata"]["uid"], ""),
+        report=_report(api, bare),
+    )
+
+
+def _readable(objects: JobObjects) -> list[Json]:
+    """Return the pods whose logs can tell something: failed pods, and all pods that may wait for a rank table."""
+    failed = last_tries([pod for pod in objects.pods if container_failure(pod)])
+    others = [pod for pod in objects.pods if pod not in failed and has_started(pod)]
+    return [*failed, *(others if objects.has_rank_table or objects.phase is Phase.FAILED else ())][:_LOGS_ASKED]
+
+
+def _log_end(api: Api, pod: str, lines: int = _TAIL_LINES) -> bytes:
+    """Return the last lines of a pod; nothing of a pod that has not started, or whose log cannot be read."""
+    query = {"tailLines": str(lines), "container": CONTAINER}
+    try:
+        return api.read(PODS.path(api.namespace, pod, "log"), query, action=f"get {PODS}/log")
+    except LauncherError:
+        return b""
+
+
+def _other_pods(api: Api, objects: JobObjects, hidden: list[str]) -> list[Json] | None:
+    """Return the pods of others that have not ended: of the cluster, or of the namespace if the rest is hidden."""
+    everywhere = PODS._replace(namespaced=False)
+    pods, refusal = if_allowed(lambda: api.list(everywhere, fields=_LIVE)[0])
+    if pods is None:
+        hidden.append(refusal)
+        pods, _ = if_allowed(lambda: api.list(PODS, fields=_LIVE)[0])
+    own = {pod["metadata"]["uid"] for pod in objects.pods}
+    return None if pods is None else [pod for pod in pods if pod["metadata"]["uid"] not in own]
+
+
+def _ends(api: Api, objects: JobObjects, others: Sequence[Json]) -> Iterator[tuple[str, float]]:
+    """Yield when other jobs of the namespace that hold devices will end, as they say themselves."""
+    device = objects.needs.resource
+    holders = {
+        owner_of(pod): pod["metadata"]["name"]
+        for pod in reversed(others)
+        if uses_node(pod) and pod_amounts(pod["spec"]).get(device) and pod["metadata"].get("namespace") == api.namespace
+    }
+    for owner, pod in islice(holders.items(), _HOLDERS_ASKED):
+        step = JobProgress().update_all(parse_lines(_log_end(api, pod, _HOLDERS_LINES))).latest_step
+        seconds = None if step is None else step.number("left_s")
+        if seconds is not None:
+            yield owner, objects.now + seconds
+
+
+def _claims(api: Api, objects: JobObjects) -> Iterator[PreflightFinding]:
+    """Check the claims that the pods name."""
+    settings = spec_of(objects.job).get("pods", {})
+    of_settings = {settings.get(setting): setting for setting in ONE_NODE}
+    for resource, name in named_objects(objects.pod_spec):
+        if resource == CLAIMS and name in of_settings:
+            yield find_claim(api, of_settings[name], name, objects.needs.count)
+        elif resource == CLAIMS:
+            claim, refusal = if_allowed(partial(api.find, CLAIMS, name))
+            yield check_named(CLAIMS, name, claim, refusal, api.namespace)
+
+
+def _report(api: Api, objects: JobObjects) -> str:
+    """Return what MindCluster says of the job; nothing without MindCluster, or without the right to read it."""
+    path = CONFIG_MAPS.path(_REPORT_NAMESPACE, _REPORT)
+    try:
+        report = api.request("GET", path, action=f"get {CONFIG_MAPS} {_REPORT}")
+        entry = json.loads(report["data"][f"{objects.name}.{objects.job['metadata']['uid']}"])
+        conditions = entry["conditions"]
+        return f"{conditions['reason']}: {conditions['message']}"
+    except (ApiError, KeyError, TypeError, ValueError, RecursionError):
+        return ""
