@@ -23,7 +23,7 @@ from launcher.backends import find_job, list_jobs
 from launcher.commands.common import wait_for_end
 from launcher.commands.parameters import Where
 from launcher.commands.prepare import resolve_job
-from launcher.jobs import BackendName, JobRef, Jobs, JobState, LogBlock, LogLoss
+from launcher.jobs import BackendName, Explanation, JobRef, Jobs, JobState, LogBlock, LogLoss
 from launcher.output.lines import Demultiplexer, LogGap
 from launcher.output.progress import JobProgress
 from trainer.shared.durations import format_duration
@@ -58,6 +58,10 @@ class Job:
     def progress(self) -> JobProgress:
         """Return the latest step, evaluation and result, read from the end of the log."""
         return self._jobs.progress(self._ref)
+
+    def explain(self) -> Explanation:
+        """Return why the job waits or failed, the most likely cause first."""
+        return self._jobs.explain(self._ref)
 
     def log(self, *, follow: bool = False) -> Iterator[str]:
         """Yield the lines of all devices, each once and without control characters.

@@ -50,6 +50,7 @@ def test_a_job_is_waited_for_and_cancelled(jobs: JobRunner) -> None:
     assert list(islice(job.log(follow=True), 3)) == shown
     assert job.cancel().phase in (Phase.CANCELLED, Phase.RESUMABLE)
     assert list(job.log()) == shown
+    assert list(job.explain().causes) == [], "a stopped job has not failed"
 
 
 @pytest.mark.parametrize(
