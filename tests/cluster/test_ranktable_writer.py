@@ -11,6 +11,7 @@ import pytest
 
 from tests.cluster.support.waiting import until
 from tests.cluster.testbed.api import Api
+from tests.cluster.testbed.applying import apply_definitions
 from tests.cluster.testbed.artifacts import binaries, images
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.npus.device_plugin import RESOURCE
@@ -180,19 +181,11 @@ class JobNamespace:
 def jobs(cluster: Cluster, namespace: str) -> Iterator[JobNamespace]:
     # The definitions of another cluster can have another version, and belong to its administrator.
     cluster.inside("Volcano's definitions, which it overwrites")
-    definitions = binaries.volcano_crds()
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "--filename", str(definitions))
-    # `kubectl wait` fails while the definition has no conditions.
-    _until(lambda: _established(cluster), lambda: cluster.get("crd", "jobs.batch.volcano.sh"))
+    apply_definitions(cluster, binaries.volcano_crds())
     cluster.kubectl("label", "namespace", namespace, LABEL)
     job_namespace = JobNamespace(cluster, namespace)
     with closing(job_namespace.api):
         yield job_namespace
-
-
-def _established(cluster: Cluster) -> bool:
-    conditions = cluster.get("crd", "jobs.batch.volcano.sh").get("status", {}).get("conditions") or ()
-    return any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions)
 
 
 def _ranks(servers: list[dict[str, Any]]) -> list[str]:

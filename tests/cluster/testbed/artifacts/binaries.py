@@ -23,6 +23,17 @@ VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/versi
 # The protocol between a device plugin and the kubelet.
 DEVICE_PLUGIN_PROTOCOL = ("k8s.io/kubelet", "pkg/apis/deviceplugin/v1beta1/api.proto")
 
+# The definitions of Kueue's objects, and its webhooks.
+KUEUE_FILES = (
+    *(
+        f"config/components/crd/bases/kueue.x-k8s.io_{name}.yaml"
+        for name in (
+            *("admissionchecks", "clusterqueues", "cohorts", "localqueues", "multikueueclusters", "multikueueconfigs"),
+            *("provisioningrequestconfigs", "resourceflavors", "topologies", "workloadpriorityclasses", "workloads"),
+        )
+    ),
+    "config/components/webhook/manifests.yaml",
+)
 VOLCANO_TYPES = ("batch/v1alpha1", "bus/v1alpha1", "scheduling/v1beta1")
 
 
@@ -50,6 +61,16 @@ def coredns() -> Path:
         BuildError: Go is missing, or the build failed.
     """
     return _build_once("coredns", ldflags="-s -w", files=())
+
+
+def kueue() -> Path:
+    """Return the folder of `kueue`, Kueue's only process, its definitions, and its webhooks in `manifests.yaml`.
+
+    Raises:
+        BuildError: Go is missing, or the build failed.
+    """
+    files = [("sigs.k8s.io/kueue", path) for path in KUEUE_FILES]
+    return _build_once("kueue", ldflags="-s -w", files=files)
 
 
 def volcano_crds() -> Path:
@@ -125,7 +146,9 @@ def background_builds() -> Iterator[None]:
     When the context ends, Go's cache keeps the finished parts. A test that needs one of the artifacts meanwhile waits
     for it.
     """
-    script = f"import {__name__} as binaries; binaries.volcano_crds(); binaries.helm3(); binaries.helm4()"
+    script = (
+        f"import {__name__} as binaries; binaries.volcano_crds(); binaries.helm3(); binaries.helm4(); binaries.kueue()"
+    )
     command = [sys.executable, "-c", script]
     # A test may have set another cache for its subprocesses.
     environ = {**os.environ, "XDG_CACHE_HOME": str(CACHE.parents[1]), "PYTHONPATH": str(Path(__file__).parents[4])}

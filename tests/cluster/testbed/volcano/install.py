@@ -8,7 +8,6 @@ the real ones follows the needs of such a Volcano (commit ed72c7c8), but has not
 import base64
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from tests.cluster.testbed.applying import apply, apply_definitions
 from tests.cluster.testbed.artifacts import binaries
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.nodes.certificates import Authority
@@ -28,7 +28,6 @@ REAL = "PNAS_TEST_VOLCANO_BIN"
 CONTROLLER, SCHEDULER, WEBHOOK = "vc-controller-manager", "vc-scheduler", "vc-webhook-manager"
 NAMESPACE, ACCOUNT = "volcano-system", "volcano"
 PORT = 8443
-ESTABLISHED_S = 60
 # For each path: the kind of configuration, the operations, and the resource.
 ADMISSION = {
     "/jobs/mutate": ("Mutating", ("CREATE",), "batch.volcano.sh/v1alpha1/jobs"),
@@ -111,7 +110,7 @@ def volcano(cluster: Cluster) -> Iterator[Volcano]:
     folder = cluster.folder / "volcano"
     folder.mkdir(exist_ok=True)
     real = Path(os.environ[REAL]) if REAL in os.environ else None
-    _apply_definitions(cluster, real / "crd" if real else binaries.volcano_crds())
+    apply_definitions(cluster, real / "crd" if real else binaries.volcano_crds())
     kubeconfig = _identity(cluster, folder, real=real is not None)
     authority = Authority(folder, "ca")
     authority.files("webhook", "volcano-webhook", addresses=("127.0.0.1",))
@@ -123,7 +122,7 @@ def volcano(cluster: Cluster) -> Iterator[Volcano]:
     )
     try:
         # The webhook's configurations must exist before the real one starts.
-        _apply(cluster, folder, _configurations(authority.certificate.read_bytes()))
+        apply(cluster, *_configurations(authority.certificate.read_bytes()))
         for name in (WEBHOOK, SCHEDULER, CONTROLLER):
             installed.start(name)
         processes.until(WEBHOOK, lambda: _succeeds(lambda: _try_queue(cluster, folder)))
@@ -133,28 +132,6 @@ def volcano(cluster: Cluster) -> Iterator[Volcano]:
         # A configuration without a running webhook would refuse all Jobs of the next Volcano.
         _delete_configurations(cluster)
         processes.stop_all()
-
-
-def _apply_definitions(cluster: Cluster, folder: Path) -> None:
-    # The Job's definition is longer than an annotation can be, which rules out a client-side apply.
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "--filename", str(folder))
-    # `kubectl wait` for the condition fails at once on a definition without conditions.
-    deadline = time.monotonic() + ESTABLISHED_S
-    while not all(map(_established, cluster.get("--filename", str(folder))["items"])):
-        if time.monotonic() > deadline:
-            raise StartError(f"Volcano's definitions are not established after {ESTABLISHED_S} s")
-        time.sleep(0.1)
-
-
-def _established(definition: Mapping[str, Any]) -> bool:
-    conditions = (definition.get("status") or {}).get("conditions") or ()
-    return any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions)
-
-
-def _apply(cluster: Cluster, folder: Path, objects: Sequence[Mapping[str, Any]]) -> None:
-    path = folder / "objects.yaml"
-    path.write_text(yaml.safe_dump_all(objects))
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "--filename", str(path))
 
 
 def _identity(cluster: Cluster, folder: Path, *, real: bool) -> Path:
@@ -174,7 +151,7 @@ def _identity(cluster: Cluster, folder: Path, *, real: bool) -> Path:
             "subjects": [account],
         },
     ]
-    _apply(cluster, folder, objects)
+    apply(cluster, *objects)
     token = cluster.kubectl("create", "token", ACCOUNT, "--namespace", NAMESPACE, "--duration=24h").strip()
     ca = base64.b64encode((cluster.folder / "pki" / "ca.crt").read_bytes()).decode()
     server = {"server": f"https://127.0.0.1:{API_PORT}", "certificate-authority-data": ca}
