@@ -249,7 +249,7 @@ class Explanation:
 NOT_CHECKED = "not checked: "
 """Begins the text of each finding whose state is `unknown`."""
 
-LogItem = LogBlock | LogLoss | Notice | Ended
+LogItem = LogBlock | LogLoss | Notice | Explanation | Ended
 """A piece of a job's log."""
 
 

@@ -5,14 +5,14 @@ slow reader slows them down. The job's status decides when the log ends.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from launcher.cluster.job_watch import JobWatch, StateOf
-from launcher.errors import NotFoundError
-from launcher.jobs import Ended, LogBlock, LogItem, LogLoss, Notice, Phase
+from launcher.errors import LauncherError, NotFoundError
+from launcher.jobs import Ended, Explanation, LogBlock, LogItem, LogLoss, Notice, Phase
 from launcher.kinds import Kind
 from launcher.kinds.labels import CONTAINER
 from launcher.kinds.objects import attempt_number
@@ -39,8 +39,12 @@ def follow_job(
     follow: bool,
     since_s: float | None,
     attempt: int | None,
+    explain: Callable[[], Explanation],
 ) -> Iterator[LogItem]:
     """Return the job's log; `launcher.jobs.Jobs.logs` says what comes. The first requests are sent at once.
+
+    Args:
+        explain: says why the job waits, when it has waited for a while.
 
     Raises:
         NotFoundError: only the job's output folder has the log of this attempt.
@@ -55,13 +59,15 @@ def follow_job(
             f"job {name}: there is no attempt {attempt} on the cluster, which has only the latest attempt, {latest}; "
             "the output folder has the logs of earlier ones"
         )
-    return _follow(watch, follow=follow, since_s=since_s)
+    return _follow(watch, explain, follow=follow, since_s=since_s)
 
 
-def _follow(watch: JobWatch, *, follow: bool, since_s: float | None) -> Iterator[LogItem]:
+def _follow(
+    watch: JobWatch, explain: Callable[[], Explanation], *, follow: bool, since_s: float | None
+) -> Iterator[LogItem]:
     stop = StopSignal()
     with MergedLogs[Instance](stop) as merged, closing(watch):
-        yield from LogFollower(watch, merged, stop, follow=follow, since_s=since_s).items()
+        yield from LogFollower(watch, merged, stop, follow=follow, since_s=since_s, explain=explain).items()
 
 
 @dataclass
@@ -75,6 +81,8 @@ class LogFollower:
         stuck_s: seconds without new lines after the job's end until the follower gives up. Long enough for several
             connections, because a silent one is replaced only after a while.
         present_s: the same for a reader that does not follow.
+        explain: says why the job waits; None if the reader is not told.
+        explain_s: seconds for which the job waits before each question.
     """
 
     watch: JobWatch
@@ -86,10 +94,14 @@ class LogFollower:
     quiet_s: float = 10.0
     stuck_s: float = GIVE_UP_S
     present_s: float = 45.0
+    explain: Callable[[], Explanation] | None = None
+    explain_s: float = 60.0
     behind: set[Instance] = field(default_factory=set)
     started: set[Instance] = field(default_factory=set)
     complete: set[Instance] = field(default_factory=set)
     shown_statuses: list[str] = field(default_factory=list)
+    waits_since: float | None = None
+    explained: str = ""
     disconnected: bool = False
     quiet_since: float = field(default_factory=time.monotonic)
 
@@ -156,8 +168,10 @@ class LogFollower:
                 prefix = f"[{instance.container}] ".encode()
                 yield LogBlock(prefix + data[:-1].replace(b"\n", b"\n" + prefix) + b"\n", stream, times)
 
-    def notices(self) -> Iterator[Notice]:
+    def notices(self) -> Iterator[Notice | Explanation]:
         """Yield each phase of the job, and each reason why it waits, once: some reasons alternate for ever.
+
+        After a minute of waiting, why it waits comes with evidence and the next step.
 
         A reader that does not follow is told only why the job waits.
         """
@@ -173,6 +187,27 @@ class LogFollower:
         if key and key not in shown:
             shown.append(key)
             yield Notice(f"job {self.watch.name}: {status}")
+        if self.follow:
+            yield from self._explanation(waits=status.startswith(_WAITING))
+
+    def _explanation(self, *, waits: bool) -> Iterator[Explanation]:
+        """Yield why the job waits, and again when another cause has become the first."""
+        now = time.monotonic()
+        if not waits or self.explain is None:
+            self.waits_since, self.explained = None, ""
+            return
+        self.waits_since = now if self.waits_since is None else self.waits_since
+        if now - self.waits_since < self.explain_s:
+            return
+        self.waits_since = now
+        try:
+            explanation = self.explain()
+        except LauncherError:
+            return  # The lines of the log matter more; the question comes again.
+        rule = explanation.causes[0].rule if explanation.causes else ""
+        if rule != self.explained:
+            self.explained = rule
+            yield explanation
 
     def _start_logs(self) -> None:
         """Read the log of each instance of each pod, and wait for an instance that has not started."""

@@ -88,7 +88,16 @@ class ClusterJobs:
         from launcher.cluster.follow import follow_job  # noqa: PLC0415  # pycurl: only a log's reader pays
 
         self.job(ref.name)
-        return follow_job(self.api, self.kind, ref.name, self.state_of, follow=follow, since_s=since_s, attempt=attempt)
+        return follow_job(
+            self.api,
+            self.kind,
+            ref.name,
+            self.state_of,
+            follow=follow,
+            since_s=since_s,
+            attempt=attempt,
+            explain=lambda: self.explain(ref),
+        )
 
     def events(self, ref: JobRef) -> list[JobEvent]:
         """Return what happened to the job, its pods and its gang."""

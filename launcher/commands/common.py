@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import replace
 
 from launcher import PROGRAM
 from launcher.backends import find_job, list_jobs
@@ -21,6 +22,7 @@ from launcher.errors import (
 from launcher.jobs import JobRef, Jobs, JobState
 from launcher.kube.retry import poll
 from launcher.output import report
+from launcher.output.explanation import explanation_text
 from launcher.output.follow import LogFollow, LogView, show_log
 
 
@@ -32,7 +34,7 @@ def follow_to_its_end(jobs: Jobs, ref: JobRef, view: LogView, *, where: str) -> 
     """
     left, again = report.reattach_hint(ref.name, where), report.follow_command(ref.name, where)
     try:
-        reading = show_log(jobs, ref, view, follow=True)
+        reading = show_log(jobs, ref, replace(view, where=where), follow=True)
     except KeyboardInterrupt:
         raise DetachedError(left) from None
     except (UnreachableError, ApiError) as error:
@@ -42,9 +44,22 @@ def follow_to_its_end(jobs: Jobs, ref: JobRef, view: LogView, *, where: str) -> 
     text = report.summary(state, reading, now=time.time(), where=where)
     print(text, file=sys.stdout if view.form == "text" else sys.stderr)
     warn_if_incomplete(reading)
+    if state.phase.exit_code is ExitCode.JOB_FAILED:
+        _say_why(jobs, ref, where)
     if view.form == "json":
         print_json(report.job_document(state, reading.progress), of_several=True)
     raise_outcome(state, printed=view.form == "json")
+
+
+def _say_why(jobs: Jobs, ref: JobRef, where: str) -> None:
+    """Print why a job failed, what proves it, and what to do next, as `explain` does."""
+    try:
+        explanation = jobs.explain(ref)
+    except LauncherError:
+        return  # The job was deleted, or the cluster is away: the error line has the first cause.
+    if explanation.causes:
+        sys.stdout.flush()
+        note(explanation_text(explanation, now=time.time(), where=where))
 
 
 def warn_if_incomplete(reading: LogFollow) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 from launcher import PROGRAM
 from launcher.jobs import Cause, Explanation, JobState, Phase
-from launcher.output.report import follow_command
 from trainer.shared.documents import document
 from trainer.shared.durations import format_duration
 from trainer.shared.text import visible
@@ -73,7 +72,7 @@ def _step(step: str, where: str) -> str:
 
 
 def _follow(state: JobState, where: str) -> str:
-    return follow_command(state.ref.name, where)
+    return f"{PROGRAM} logs {state.ref.name} -f{where}"
 
 
 def _phase(state: JobState, now: float) -> str:

@@ -3,6 +3,7 @@
 One loop for every backend and every display. How the job ended is never read off the lines: the backend says it.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import NotFoundError
-from launcher.jobs import Ended, JobRef, Jobs, JobState, LogBlock, LogItem, LogLoss, Notice, Phase
+from launcher.jobs import Ended, Explanation, JobRef, Jobs, JobState, LogBlock, LogItem, LogLoss, Notice, Phase
 from launcher.kube.retry import poll
 from launcher.output.display import Display, Format, open_display
+from launcher.output.explanation import explanation_text
 from launcher.output.lines import EVERYTHING, Demultiplexer, LogGap, LogLine, Selection
 from launcher.output.progress import JobProgress
 
@@ -33,6 +35,7 @@ class LogView:
         tail: begin with this number of the lines that already exist.
         since_s: begin with the lines of this last time.
         save: folder that gets one file per device, with all lines, whatever is shown.
+        where: the options that lead to the job again, for commands that are shown.
     """
 
     form: Format = "text"
@@ -41,6 +44,7 @@ class LogView:
     tail: int | None = None
     since_s: float | None = None
     save: Path | None = None
+    where: str = ""
 
 
 @dataclass
@@ -69,16 +73,8 @@ class LogFollow:
         if self.view.tail is not None:
             tail = deque(maxlen=self.view.tail)
         for item in items:
-            if isinstance(item, Ended):
-                self.outcome = item.state
-                for loss in self._unproven_end(item.state):
-                    self.losses.append(loss)
-                    display.show([loss])
-            elif isinstance(item, Notice):
-                display.note(item.text)
-            elif isinstance(item, LogLoss):
-                self.losses.append(item)
-                display.show([item])
+            if not isinstance(item, LogBlock):
+                self._tell(item, display)
             elif tail is None:
                 display.show(self._pieces(item))
             else:
@@ -93,6 +89,21 @@ class LogFollow:
                     raise NotFoundError(absent)
         if tail:
             display.show(list(tail))
+
+    def _tell(self, item: LogLoss | Notice | Explanation | Ended, display: Display) -> None:
+        """Show what is not part of the log."""
+        if isinstance(item, Ended):
+            self.outcome = item.state
+            for loss in self._unproven_end(item.state):
+                self._tell(loss, display)
+        elif isinstance(item, LogLoss):
+            self.losses.append(item)
+            display.show([item])
+        elif isinstance(item, Notice):
+            display.note(item.text)
+        else:
+            for line in explanation_text(item, now=time.time(), where=self.view.where).split("\n"):
+                display.note(line)
 
     def _unproven_end(self, state: JobState) -> Iterator[LogLoss]:
         """Yield a loss if a trainer has succeeded, and the lines do not say how many there are."""

@@ -9,7 +9,8 @@ from typing import Any, cast
 import pytest
 
 from launcher.cluster.follow import LogFollower
-from launcher.jobs import LogBlock, LogLoss, Notice
+from launcher.errors import UnreachableError
+from launcher.jobs import Cause, Explanation, JobRef, JobState, LogBlock, LogLoss, Notice, Phase
 from launcher.kube.access import Credentials
 from launcher.output.lines import Demultiplexer, LogLine
 from launcher.podlogs.container import ContainerLog
@@ -72,10 +73,43 @@ def test_reasons_that_alternate_are_shown_once_each() -> None:
     job: Any = Job(0)
     job.status = lambda: statuses.pop(0)
     follower = LogFollower(job, cast("Any", None), StopSignal(), follow=True, since_s=None)
-    notices = [notice.text for _ in range(len(statuses)) for notice in follower.notices()]
+    items = [item for _ in range(len(statuses)) for item in follower.notices()]
+    notices = [item.text for item in items if isinstance(item, Notice)]
     assert notices == [
         f"job job: {text}" for text in dict.fromkeys(["Pending: ErrImagePull", "Pending: ImagePullBackOff"])
     ] + ["job job: Running", "job job: Pending: ErrImagePull"]
+
+
+def test_a_follower_is_told_why_a_job_waits_and_again_when_the_cause_is_another() -> None:
+    """A question that the cluster does not answer changes nothing."""
+    away = UnreachableError("away")
+    answers: list[Any] = ["taint", "taint", away, "devices-in-use", None, "quota"]
+    statuses = [*["Pending: 0/2 nodes"] * 4, "Running", "Suspended", "Pending"]
+    state = JobState(JobRef("batch", "job"), Phase.PENDING)
+
+    def explain() -> Explanation:
+        rule = answers.pop(0)
+        if rule is away:
+            raise away
+        return Explanation(state, [] if rule is None else [Cause(rule, "why")])
+
+    job: Any = Job(0)
+    job.status = lambda: statuses.pop(0)
+    follower = LogFollower(
+        job, cast("Any", None), StopSignal(), follow=True, since_s=None, explain=explain, explain_s=0
+    )
+    items = [item for _ in range(len(statuses)) for item in follower.notices()]
+    told = [item.causes[0].rule for item in items if isinstance(item, Explanation)]
+    assert told == ["taint", "devices-in-use", "quota"]
+    assert answers == []
+
+
+def test_a_job_that_waits_for_a_short_time_is_not_explained() -> None:
+    job: Any = Job(0)
+    job.status = lambda: "Pending: 0/2 nodes"
+    explain = cast("Any", "must not be called")
+    follower = LogFollower(job, cast("Any", None), StopSignal(), follow=True, since_s=None, explain=explain)
+    assert [item for _ in range(3) for item in follower.notices()] == [Notice("job job: Pending: 0/2 nodes")]
 
 
 def test_a_reader_that_does_not_follow_is_told_why_a_job_waits_and_nothing_else() -> None:
