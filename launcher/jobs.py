@@ -143,12 +143,14 @@ class LogLoss:
         first_ns, last_ns: the lost lines were written between these moments, both inclusive, in nanoseconds since 1970
             by the node's clock. None is an open end.
         source: the pod, or another source of the lines.
+        at_end: no line of this source comes after them.
     """
 
     reason: str
     first_ns: int | None = None
     last_ns: int | None = None
     source: str = ""
+    at_end: bool = False
 
     def __str__(self) -> str:
         """`pod a: lines between 10:15:02.500Z and 10:15:04.000Z are lost: the log was rotated`."""

@@ -151,8 +151,8 @@ class LogFollower:
     def log_items(self, instance: Instance, piece: LogPiece) -> Iterator[LogBlock | LogLoss]:
         """Yield what the reader gets of one piece of a container's log."""
         if isinstance(piece, LogLoss):
-            # A pod that is deleted after its supervisor's last line loses nothing.
-            if piece.last_ns is not None or instance not in self.complete:
+            # A container that is removed after its supervisor's last line loses nothing.
+            if not (piece.at_end and instance in self.complete):
                 yield replace(piece, source=_instance_name(instance))
         elif not piece:
             self.behind.discard(instance)

@@ -149,7 +149,7 @@ class ContainerLog:
     def _loss(self, last_ns: int | None, reason: str) -> Iterator[LogLoss]:
         """Announce that the log is gone. If it was read to its end before, nothing is lost with it."""
         if not self._unverified:
-            yield LogLoss(reason, self._window.newest_ns, last_ns)
+            yield LogLoss(reason, self._window.newest_ns, last_ns, at_end=True)
 
     def _finish(self) -> Iterator[LogPiece]:
         self._complete = True
@@ -271,7 +271,7 @@ class ContainerLog:
             yield from self._loss(self._ended_ns(), f"the server says: {message}")
         elif not self._window.joined:
             first_ns, last_ns, rest = self._window.accept_gap()
-            yield LogLoss(_ROTATED, first_ns, last_ns if rest else self._ended_ns())
+            yield LogLoss(_ROTATED, first_ns, last_ns if rest else self._ended_ns(), at_end=not rest)
         if rest:
             yield rest
 

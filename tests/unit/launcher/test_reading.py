@@ -198,3 +198,18 @@ def test_lines_of_another_container_have_its_name_and_are_not_counted() -> None:
     assert counts.feed(block.data) == [LogLine(line, line) for line in block.data.splitlines()]
     assert (counts.lines, counts.missing) == (0, 0)
     assert loss == LogLoss("why", source="pod pod, container data")
+
+
+def test_a_log_that_cannot_be_read_after_its_last_line_loses_nothing() -> None:
+    """A container that has ended can be removed, and its pod be there still: the kubelet has no log then."""
+    stop = StopSignal()
+    stamp = b"2026-11-25T00:00:00.000000000Z "
+    at_end, between = LogLoss("removed", 1, 2, at_end=True), LogLoss("rotated", 1, 2)
+    with MergedLogs[Instance](stop) as merged:
+        follower = LogFollower(cast("Any", Job(0)), merged, stop, follow=True, since_s=None)
+        list(follower.log_items(INSTANCE, stamp + b"[rank 0 cpu:0 #1] a\n"))
+        assert list(follower.log_items(INSTANCE, at_end))
+        last = b'[node 0 #1] ended lines="0:1" outcome=resumable\n'
+        list(follower.log_items(INSTANCE, stamp + last))
+        assert not list(follower.log_items(INSTANCE, at_end))
+        assert list(follower.log_items(INSTANCE, between))

@@ -96,3 +96,12 @@ def test_the_lines_of_now_of_a_running_container_come_over_a_connection_that_wor
 
 def test_a_container_that_printed_nothing_has_an_empty_log() -> None:
     assert read(whole(), whole()) == [b""]
+
+
+def test_the_log_of_a_container_that_was_removed_is_lost_to_its_end() -> None:
+    """Its kubelet answers in the place of the log, without a timestamp."""
+    gone = whole(b"unable to retrieve container logs for containerd://1f79\n")
+    assert read(gone, gone) == [
+        LogLoss("the server says: unable to retrieve container logs for containerd://1f79", at_end=True),
+        b"",
+    ]
