@@ -27,7 +27,7 @@ def find_job(name: str, backend: BackendName, access: ClusterAccess) -> tuple[Jo
     for jobs in _readable_jobs(backend, access):
         ref = JobRef(jobs.name, name)
         try:
-            jobs.get(ref)
+            jobs.check_exists(ref)
         except NotFoundError as error:
             missing.setdefault(jobs.place, error)
         except ApiError as error:

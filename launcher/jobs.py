@@ -273,6 +273,9 @@ class Jobs(Protocol):
     def place(self) -> str:
         """This machine, or the cluster and the namespace, for messages."""
 
+    def check_exists(self, ref: JobRef) -> None:
+        """Do nothing but raise NotFoundError for an unknown job: this costs less than its state."""
+
     def get(self, ref: JobRef) -> JobState:
         """Return the job's state."""
 

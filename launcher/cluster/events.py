@@ -4,6 +4,7 @@ Read rights on events are independent of rights on jobs: without them a reason t
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from launcher.jobs import JobEvent
 from launcher.kinds import Kind
@@ -17,7 +18,7 @@ Events = tuple[list[Json], str]
 
 def events_about(api: Api, item: Json) -> Events:
     """Return the events of one object."""
-    return _list_events(api, f"involvedObject.uid={item['metadata']['uid']}")
+    return _list_events(api, fields=f"involvedObject.uid={item['metadata']['uid']}")
 
 
 def events_of_job(api: Api, kind: Kind, job: Json, parts: Iterable[Json]) -> Events:
@@ -31,8 +32,7 @@ def events_of_job(api: Api, kind: Kind, job: Json, parts: Iterable[Json]) -> Eve
         is_own_pod = about.get("kind") == "Pod" and pod_names.fullmatch(str(about.get("name"))) is not None
         return about.get("uid") in uids or (is_own_pod and event_time(event) >= created)
 
-    events, hidden = _list_events(api)
-    return [event for event in events if belongs(event)], hidden
+    return _list_events(api, part=lambda event: event if belongs(event) else None)
 
 
 def job_event(event: Json) -> JobEvent:
@@ -45,8 +45,8 @@ def job_event(event: Json) -> JobEvent:
     return JobEvent(event_time(event), f"{subject}: {event.get('reason', '')}: {message}{times}")
 
 
-def _list_events(api: Api, fields: str = "") -> Events:
-    events, hidden = if_allowed(lambda: api.list(EVENTS, fields=fields)[0])
+def _list_events(api: Api, **choice: Any) -> Events:
+    events, hidden = if_allowed(lambda: api.list(EVENTS, **choice)[0])
     return sorted(events or (), key=event_time), hidden
 
 

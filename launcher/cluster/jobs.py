@@ -71,6 +71,10 @@ class ClusterJobs:
             raise
         return True
 
+    def check_exists(self, ref: JobRef) -> None:
+        """Ask for the job object only."""
+        self.job(ref.name)
+
     def get(self, ref: JobRef) -> JobState:
         """Return the job's state, from its object and its pods; from its object only if the pods are hidden."""
         job = self.job(ref.name)
@@ -314,18 +318,32 @@ class ClusterJobs:
 
     def list(self) -> "list[tuple[JobState, JobProgress]]":
         """Return all jobs of the namespace that a launcher made; progress would cost a request for each."""
-        jobs, _ = self.api.list(self.kind.resource, labels=OURS)
-        pods, _ = if_allowed(lambda: self.api.list(PODS, labels=OURS)[0])
+        jobs, _ = self.api.list(self.kind.resource, labels=OURS, part=_without_managers)
+        pods, _ = if_allowed(lambda: self.api.list(PODS, labels=OURS, part=_outline)[0])
         queued, _ = self._queue_reasons(jobs)
+        pods_of: dict[str, list[Json]] = {}
+        for pod in pods or ():
+            pods_of.setdefault(str(pod["metadata"]["labels"].get(self.kind.pod_label)), []).append(pod)
         states = []
         for job in jobs:
-            name = job["metadata"]["name"]
-            own = [pod for pod in pods or () if pod["metadata"]["labels"].get(self.kind.pod_label) == name]
+            own = pods_of.get(job["metadata"]["name"], [])
             phase, reason = self.kind.phase(job, own)
             waits = phase is Phase.PENDING and queued.get(job["metadata"]["uid"])
             states.append(self._state(job, own, phase, waits or reason))
         states.sort(key=lambda state: (state.created or 0, state.ref.name))
         return [(state, JobProgress()) for state in states]
+
+
+def _without_managers(item: Json) -> Json:
+    """Return an object without the list of programs that have changed it, which can be half of it."""
+    item["metadata"].pop("managedFields", None)
+    return item
+
+
+def _outline(pod: Json) -> Json:
+    """Return the parts of a pod that a list of jobs shows."""
+    spec = {key: pod["spec"][key] for key in ("nodeName", "hostname") if key in pod["spec"]}
+    return {**_without_managers(pod), "spec": spec}
 
 
 def _wait_until(condition: Callable[[], bool], within_s: float, failure: str) -> None:

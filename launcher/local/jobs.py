@@ -50,6 +50,10 @@ class LocalJobs:
         self.root = records.state_home() if root is None else root
         self._extra_grace_s = extra_grace_s
 
+    def check_exists(self, ref: JobRef) -> None:
+        """Look for the job's folder only."""
+        self._folder(ref)
+
     def get(self, ref: JobRef) -> JobState:
         """Return the job's state, from its records and its processes."""
         return _read_state(ref, self._folder(ref))[0]

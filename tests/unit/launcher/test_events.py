@@ -27,9 +27,10 @@ class Listing:
     def __init__(self, *events: dict[str, Any]) -> None:
         self.events = list(events)
 
-    def list(self, _kind: Resource, *, fields: str = "") -> tuple[list[dict[str, Any]], str]:
+    def list(self, _kind: Resource, *, fields: str = "", part: Any = lambda event: event) -> tuple[list[Any], str]:
         uid = fields.removeprefix("involvedObject.uid=")
-        return [event for event in self.events if not fields or event["involvedObject"]["uid"] == uid], "1"
+        events = [event for event in self.events if not fields or event["involvedObject"]["uid"] == uid]
+        return list(filter(None, map(part, events))), "1"
 
 
 @pytest.mark.parametrize(

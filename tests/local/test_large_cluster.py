@@ -1,0 +1,78 @@
+"""`list`, `status` and `explain` with 1,000 nodes, 5,500 jobs and 20,000 events: few requests, little memory."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher.kinds.batch import BATCH_JOBS
+from launcher.kube.access import ClusterAccess
+from launcher.kube.api import connect
+from launcher.kube.resources import EVENTS, NODES, PODS
+from tests.local.large_cluster import LIVE, NPU, LargeCluster, name_of, serving
+
+MOST_MIB = 300
+MEASURE = r"""
+import re, sys
+from launcher.cli import main
+code = main(sys.argv[1:])
+sys.stdout.flush()
+# Not ru_maxrss, which counts the process that started this one too.
+peak = re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())
+print(code, int(peak[1]) // 1024, file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def large_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LargeCluster, Path]]:
+    """Serve a large cluster; yield it and its kubeconfig."""
+    words = ("render", "--backend", "batch", "--npus", "8", "--image", "r/pnas:1", "--name", "placeholder", "--json")
+    done = subprocess.run([sys.executable, "-m", "launcher", *words], capture_output=True, text=True, check=True)
+    cluster = LargeCluster(json.loads(done.stdout)["items"][-1])
+    with serving(cluster, tmp_path_factory.mktemp("large")) as kubeconfig:
+        yield cluster, kubeconfig
+
+
+def run(kubeconfig: Path, *words: str) -> tuple[str, int, float]:
+    """Run a command in its own process; return what it printed, its memory in MiB, and its time in seconds."""
+    home = {"HOME": str(kubeconfig.parent), "XDG_STATE_HOME": str(kubeconfig.parent), "KUBECONFIG": str(kubeconfig)}
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("PNAS_", "KUBE"))}
+    command = [sys.executable, "-c", MEASURE, *words, "--backend", "batch"]
+    began = time.monotonic()
+    done = subprocess.run(command, env={**environ, **home}, capture_output=True, text=True, check=True)
+    code, memory = done.stderr.splitlines()[-1].split()
+    assert code == "0", done.stderr
+    return done.stdout, int(memory), time.monotonic() - began
+
+
+def test_a_large_cluster_costs_each_list_once_and_little_memory(
+    large_cluster: tuple[LargeCluster, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster, kubeconfig = large_cluster
+    api = connect(ClusterAccess(kubeconfig=kubeconfig))
+    lines = []
+    for words, pages in (
+        (("list",), {"jobs": 11, "pods": 11}),
+        (("status", name_of(7)), {"events": 40, "pods": 3}),
+        (("status", name_of(0)), {"events": 40, "nodes": 2}),
+        (("explain", name_of(0)), {"events": 40, "nodes": 2, "pods": 2}),
+    ):
+        cluster.requests.clear()
+        out, memory, seconds = run(kubeconfig, *words)
+        kinds = [path.rpartition("/")[2] for path in cluster.requests]
+        began = time.monotonic()
+        for resource in (EVENTS, NODES, PODS, BATCH_JOBS):
+            if pages.get(resource.plural, 0) > 1 + (resource == PODS):
+                api.list(resource)
+        plain = time.monotonic() - began
+        lines.append(f"{' '.join(words)}: {seconds:.1f} s ({plain:.1f} s for its plain lists), {memory} MiB")
+        assert {kind: kinds.count(kind) for kind in pages} == pages, words
+        assert memory < MOST_MIB, lines
+    with capsys.disabled():
+        sys.stdout.write("\n".join(["", *lines, ""]))
+    assert f"all {8 * (LIVE - 1)} {NPU} that the job could have are in use" in out, out
