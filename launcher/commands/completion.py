@@ -147,7 +147,7 @@ def _next_words(
 
 
 def _values(argument: Argument, before: Sequence[str]) -> Iterator[Candidate]:
-    if argument.names and argument.names[0] in ("NAME", "--name"):
+    if argument.names and argument.names[0] in ("NAME", "OTHER", "--name"):
         return _jobs(before)
     return iter([Candidate(choice, "") for choice in argument.get_choices() or ()])
 

@@ -49,6 +49,7 @@ CASES: list[tuple[str, tuple[str, ...], list[str]]] = [
     ("su", (), ["submit"]),
     ("", ("logs",), list(JOBS)),
     ("sec", ("cancel",), ["second-run"]),
+    ("", ("report", "first-run"), list(JOBS)),
     ("", ("logs", "--rank", "3"), list(JOBS)),
     ("", ("logs", "-f", "--raw"), list(JOBS)),
     ("--ra", ("logs", "first-run"), ["--rank", "--raw"]),
