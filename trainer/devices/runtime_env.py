@@ -42,7 +42,8 @@ def runtime_environment(
     defaults = {
         # Level 2 also queues the tiling of operators.
         "TASK_QUEUE_ENABLE": "2",
-        # Each process on the cores next to its NPU, and its loaders with it, as the seed did with taskset.
+        # Each process on separate cores, and its loaders with it, as the seed did with taskset. torch_npu divides all
+        # cores by the visible devices (NPUAffinityController.cpp, 2.9.0): they need not be the ones next to the NPU.
         "CPU_AFFINITY_CONF": "1",
         # If the output folder outlives the pod, so do compiled operators.
         "ACL_OP_COMPILER_CACHE_DIR": str(run.parent / ".ascend-kernels"),
