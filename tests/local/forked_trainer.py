@@ -37,6 +37,8 @@ IMPORTED_MODULES = (
     "torch._dynamo",
     "trainer.records.tensorboard",
 )
+FIRST_MODULE = "PNAS_TEST_MODULE"
+"""The variable with a module that a worker imports first, to plant a fault in it."""
 IMPORT_PATH = sys.path[1:]
 MOST_FILES = 1 << 12
 """None of these processes has more open files."""
@@ -161,6 +163,8 @@ class ForkedWorker:
                 os.dup2(reading, 0)
                 _reset_process(env, stdout=stdout, stderr=stderr)
                 importlib.import_module("torch").set_num_threads(int(env["OMP_NUM_THREADS"]))
+                if FIRST_MODULE in env:
+                    importlib.import_module(env[FIRST_MODULE])
                 importlib.import_module("trainer.worker.run").main()
         os.close(reading)
         self.stdin = os.fdopen(writing, "wb")

@@ -60,3 +60,7 @@ class CpuDevice:
     def peak_memory_mib(self) -> float:
         """Return the peak resident memory of the process, in MiB (Linux counts KiB)."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    def new_event(self) -> Any:
+        """Return None: a CPU has done its work when a call returns."""
+        return None

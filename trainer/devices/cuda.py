@@ -64,3 +64,7 @@ class CudaDevice:
     def peak_memory_mib(self) -> float:
         """Return the peak memory of tensors, in MiB."""
         return torch.cuda.max_memory_allocated() / 2**20
+
+    def new_event(self) -> Any:
+        """Return a mark that gets the device's time."""
+        return torch.cuda.Event(enable_timing=True)

@@ -130,3 +130,7 @@ class NpuDevice:
     def peak_memory_mib(self) -> float:
         """Return the peak memory of tensors, in MiB."""
         return float(self._torch_npu.npu.max_memory_allocated()) / 2**20
+
+    def new_event(self) -> Any:
+        """Return a mark that gets the device's time."""
+        return self._torch_npu.npu.Event(enable_timing=True)

@@ -187,6 +187,14 @@ class Records(contextlib.AbstractContextManager["Records"]):
             *((f"train/{name}", value, rows[-1]["global_step"]) for name, value in figures.items()),
         )
 
+    def write_times(self, row: Mapping[str, Any], *, global_step: int) -> None:
+        """Write where the time went since the row before, up to step `global_step`; ranks other than 0 write nothing.
+
+        The times of some steps are known with the steps after them.
+        """
+        if self._metrics is not None:
+            self._metrics.write_lines(_json({"kind": "time", **_time(), "global_step": global_step, **row}))
+
     def write_attempts(self, attempts: Sequence[Mapping[str, Any]]) -> None:
         """Write that an attempt begins, the last of `attempts`, and how the one before it ended."""
         if self._metrics is not None and attempts and attempts[-1]["attempt"] == self._attempt:

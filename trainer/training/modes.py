@@ -24,6 +24,7 @@ from trainer.training.progress import Throughput, TrainingProgress
 from trainer.training.report import left_fields, report_epoch, report_evaluation, report_result, report_steps
 from trainer.training.steps import PEERS, StepWindow, Training, train_steps
 from trainer.training.time_left import Stopwatch, TimeLeft, Work
+from trainer.training.time_split import RecentTimes
 
 DONE = 0
 MAY_DIVERGE = "training may diverge; lower --lr, lengthen --warmup-epochs or give --clip-norm"
@@ -56,10 +57,16 @@ class Run:
         """Take the times of this process for `progress`."""
         return Stopwatch(self.progress.pace)
 
+    @cached_property
+    def recent(self) -> RecentTimes:
+        """Collect the times of the ranks for the next line about them."""
+        return RecentTimes()
+
 
 def run_mode(run: Run) -> int:
     """Do what `--mode` says. Return the exit code: 0, or 75 if the run was asked to stop and can continue later."""
     run.checkpoints.start(run.progress)
+    run.training.clock.restart()
     modes = {"performance": run_benchmark, "eval": run_evaluation}
     return modes.get(run.training.config.mode, run_training)(run)
 
@@ -71,11 +78,12 @@ def run_training(run: Run) -> int:
     while progress.epoch < config.epochs:
         result = None
         if _train_epoch(run) is not Request.STOP:
-            if not progress.equalised:
-                with training.watchdog.waiting(PEERS, epoch=progress.epoch):
-                    training.statistics.average()
-                progress.equalised = True
-            result = _evaluate(run, epoch=progress.epoch)
+            with training.clock.part("evaluation"):
+                if not progress.equalised:
+                    with training.watchdog.waiting(PEERS, epoch=progress.epoch):
+                        training.statistics.average()
+                    progress.equalised = True
+                result = _evaluate(run, epoch=progress.epoch)
         if result is None:
             return _stop(run)
         _warn_of_evaluation(training, progress, result)
@@ -83,8 +91,10 @@ def run_training(run: Run) -> int:
         is_best = progress.end_epoch(result)
         report_evaluation(records, progress, result, epoch=epoch, epochs=config.epochs)
         report_epoch(records, sums, result)
-        run.checkpoints.save(training, progress, records, weights=("last", "best") if is_best else ("last",))
-    error = run.checkpoints.finish(training)
+        with training.clock.part("saving"):
+            run.checkpoints.save(training, progress, records, weights=("last", "best") if is_best else ("last",))
+    with training.clock.part("saving"):
+        error = run.checkpoints.finish(training)
     report_result(training, records, progress, output=run.output)
     if error is not None:
         raise TrainerError(
@@ -121,7 +131,7 @@ def run_benchmark(run: Run) -> int:
                 )
                 return RESUMABLE
         done, epoch = done + plan.steps, epoch + 1
-    run.progress.wall_s = time.perf_counter() - clock
+    run.progress.wall_s, run.progress.global_step = time.perf_counter() - clock, total
     report_result(training, run.records, run.progress, output=run.output)
     return DONE
 
@@ -129,9 +139,10 @@ def run_benchmark(run: Run) -> int:
 def run_evaluation(run: Run) -> int:
     """Evaluate the given weights once; the rate is the evaluation's."""
     clock = time.perf_counter()
-    with run.training.watchdog.waiting(PEERS, epoch=0):
-        run.training.statistics.average()
-    result = _evaluate(run, epoch=0)
+    with run.training.clock.part("evaluation"):
+        with run.training.watchdog.waiting(PEERS, epoch=0):
+            run.training.statistics.average()
+        result = _evaluate(run, epoch=0)
     if result is None:
         say("stopped", text="an evaluation restarts from its first image")
         return RESUMABLE
@@ -172,11 +183,11 @@ def _train_epoch(run: Run) -> Request:
         save_requested |= window.request is Request.SAVE
         # Not between bad steps: a run that rolls back should find a checkpoint from before them.
         if save_requested and progress.step < steps and not progress.bad_steps:
-            with run.stopwatch.saving():
+            with run.stopwatch.saving(), training.clock.part("saving"):
                 run.checkpoints.save(training, progress, run.records)
             save_requested = False
         elif window.request is Request.SNAPSHOT and not progress.bad_steps:
-            with run.stopwatch.saving():
+            with run.stopwatch.saving(), training.clock.part("saving"):
                 run.checkpoints.snapshot(training, progress, run.records)
     run.stopwatch.end_steps()
     return Request.NONE
@@ -192,9 +203,14 @@ def _time_left(run: Run, *, step: int) -> TimeLeft | None:
 def _report_steps(
     run: Run, window: StepWindow, *, epoch: int, steps: int, global_step: int, left: TimeLeft | None
 ) -> None:
-    report_steps(run.training, run.records, window, epoch=epoch, steps=steps, global_step=global_step, left=left)
-    if left is not None and run.stopwatch.is_worth_a_line(left) and run.training.rank == 0:
-        say("progress", **left_fields(left))
+    training = run.training
+    report_steps(training, run.records, window, epoch=epoch, steps=steps, global_step=global_step, left=left)
+    run.progress.times += window.times_before
+    run.recent.add(window.times_before, window.images / training.world_size)
+    if left is not None and run.stopwatch.is_worth_a_line(left):
+        recent = run.recent.take()
+        if training.rank == 0:
+            say("progress", **left_fields(left), **recent)
 
 
 def _stop(run: Run) -> int:

@@ -14,7 +14,8 @@ from trainer.records.run_records import SavedExtent
 from trainer.training.evaluation import Evaluation
 from trainer.training.loss_history import LossHistory
 from trainer.training.steps import StepWindow
-from trainer.training.time_left import Pace, TimeLeft, Work
+from trainer.training.time_left import RunPace, TimeLeft, Work
+from trainer.training.time_split import RankTimes
 
 
 def rate(images: int, seconds: float) -> float | None:
@@ -81,6 +82,7 @@ class TrainingProgress:
         bad_steps: the latest steps in a row without an update, because loss or gradient was not finite.
         wall_s: seconds of all attempts so far.
         pace: the times of steps, saves and evaluations so far.
+        times: where the time of each rank went so far; of this number of devices.
         best_epoch: the epoch of `best`; None in checkpoints of versions that did not count it.
     """
 
@@ -100,7 +102,8 @@ class TrainingProgress:
     sums: EpochSums = field(default_factory=EpochSums)
     throughput: Throughput = field(default_factory=Throughput)
     history: LossHistory = field(default_factory=LossHistory)
-    pace: Pace = field(default_factory=Pace)
+    pace: RunPace = field(default_factory=RunPace)
+    times: RankTimes = field(default_factory=RankTimes)
 
     def add(self, window: StepWindow, *, images: int) -> None:
         """Count the steps of `window`, which used `images` positions of the epoch's order."""

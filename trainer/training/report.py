@@ -3,11 +3,13 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from trainer.distributed.process_group import all_gather_object
 from trainer.records.run_records import Records, say
 from trainer.training.evaluation import Evaluation
 from trainer.training.progress import EpochSums, TrainingProgress, rate
-from trainer.training.steps import StepWindow, Training
+from trainer.training.steps import PEERS, StepWindow, Training
 from trainer.training.time_left import TimeLeft
+from trainer.training.time_split import RankTimes
 
 
 def report_steps(
@@ -43,7 +45,10 @@ def report_steps(
         {"epoch": epoch, "step": window.first_step + i, "global_step": global_step + i, "loss": loss, "lr": lr}
         for i, (loss, lr) in enumerate(zip(window.losses, window.lrs, strict=True))
     ]
-    records.write_steps(rows, fps=fps, top1=top1, left={} if left is None else left_fields(left))
+    with training.clock.part("saving"):
+        records.write_steps(rows, fps=fps, top1=top1, left={} if left is None else left_fields(left))
+        if any(map(any, window.times_before.rows)):
+            records.write_times(time_fields(window.times_before), global_step=global_step - 1)
 
 
 def left_fields(left: TimeLeft) -> dict[str, float]:
@@ -54,6 +59,12 @@ def left_fields(left: TimeLeft) -> dict[str, float]:
         "left_low_s": round(left.low_s),
         "left_high_s": round(left.high_s),
     }
+
+
+def time_fields(times: RankTimes) -> dict[str, str | int | float]:
+    """Return the seconds of each part of the job, and what limits it, by their names in lines and records."""
+    fields = {**{f"{name}_s": round(seconds, 6) for name, seconds in times.parts.items()}, **times.limits}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def report_evaluation(
@@ -77,9 +88,17 @@ def report_epoch(records: Records, sums: EpochSums, score: Evaluation) -> None:
 
 
 def report_result(training: Training, records: Records, progress: TrainingProgress, *, output: Path) -> None:
-    """Write the seed's result file and print the result; only rank 0 does it, for the job."""
+    """Write the seed's result file and print where the time went, and the result; only rank 0 does it, for the job."""
+    training.clock.mark("host")
+    training.clock.end_window()
+    with training.watchdog.waiting(PEERS):
+        rows = all_gather_object(tuple(training.clock.take_unsent()), training.group)
+    progress.times += RankTimes(tuple(rows))
     if training.rank != 0:
         return
+    times = time_fields(progress.times)
+    records.write_times(time_fields(RankTimes(tuple(rows))), global_step=max(progress.global_step - 1, 0))
+    say("time", **times)
     figures = {} if progress.last is None else asdict(progress.last)
     throughput, wall_s = progress.throughput, progress.wall_s
     records.write_result(fps=throughput.fps, top1=figures.get("top1"), loss=figures.get("loss"), wall_s=wall_s)

@@ -34,6 +34,7 @@ from trainer.training.comparison import Comparison, StateComparison, split_hashe
 from trainer.training.ema import Ema
 from trainer.training.precision import Precision
 from trainer.training.schedule import completed_fraction, learning_rate
+from trainer.training.time_split import COMPUTE, PARTS, RankTimes, StepClock
 
 PEERS = "the device or its peers"
 """The activity of a rank that waits for work under way."""
@@ -58,6 +59,7 @@ class Training:
     micro_batch: int
     """Images per forward pass; larger batches are computed in parts."""
     heartbeat: Heartbeat
+    clock: StepClock
     statistics: BatchStatistics
     """Of the batch norms of `network`."""
     group: dist.ProcessGroup | None
@@ -123,6 +125,8 @@ class StepWindow:
     """Of the ranks' states, after some of its steps."""
     results: tuple[int, ...] = ()
     """A hash of this rank's own logits of each step, if `StateComparison.keeps_results`."""
+    times_before: RankTimes = field(default_factory=RankTimes)
+    """Of the ranks, from the end of the window before the last one to the end of the last one."""
 
 
 def train_steps(
@@ -154,13 +158,19 @@ def train_steps(
         for group in training.optimizer.param_groups:
             group["lr"] = lr
         training.network.set_progress(completed_fraction(config, epoch=epoch, images=images, planned=plan.end))
+        training.clock.mark("host")
         with training.watchdog.waiting("data", epoch=epoch, step=step):
             taken = list(islice(batches, len(plan.batches(step - first_step, training.rank))))
+        training.clock.mark("data")
         with training.watchdog.waiting(PEERS, epoch=epoch, step=step):
             results.append(_step(training, taken, job_images=len(images), epoch=epoch, step=step, lr=lr))
             training.comparison.after_step(epoch=epoch, step=step + 1)
+            training.clock.mark(COMPUTE)
             # One step ahead: the answer is read after the step that it is for.
-            request = training.requests.all_reduce_requests(request_after(step + 2 - first_step))
+            own_request = request_after(step + 2 - first_step)
+            training.clock.mark("host")
+            request = training.requests.all_reduce_requests(own_request)
+            training.clock.mark("peers")
             if not (request or (step + 1) % config.log_interval == 0 or step + 1 in (warmup_left, steps)):
                 continue
             window = _window(training, results, step + 1, began, timed=step >= warmup_left, request=request)
@@ -190,6 +200,8 @@ def _window(
     training: Training, steps: list[_Step], end: int, began: float, *, timed: bool, request: Request
 ) -> StepWindow:
     """Return the steps before step `end` as a window over all ranks: two reductions, one wait for the device."""
+    times = torch.zeros(training.world_size, len(PARTS), dtype=torch.int64)
+    times[training.rank] = torch.tensor([round(1e6 * seconds) for seconds in training.clock.take_unsent()])
     own = torch.stack([step.loss for step in steps])
     own_finite = torch.isfinite(own)
     losses = sum_over_ranks(own) / training.world_size
@@ -197,11 +209,13 @@ def _window(
     images = sum(len(batch) for step in steps for batch in step.batches)
     places, hashes = training.comparison.take_pending()
     own_counts = torch.stack([correct, torch.full_like(correct, images)])
-    # The hashes travel with the counts, so that a comparison costs no reduction and no wait.
-    counts = sum_over_ranks(torch.cat([own_counts, *hashes]) if hashes else own_counts).tolist()
+    # Times and hashes travel with the counts, so that they cost no reduction and no wait.
+    counts = sum_over_ranks(torch.cat([own_counts, times.flatten().to(training.device), *hashes])).tolist()
     skipped = torch.stack([step.skipped for step in steps])
     results = [step.result for step in steps if step.result is not None]
     rows = [tensor.tolist() for tensor in (losses, skipped, own_finite)]
+    training.clock.mark("peers" if training.world_size > 1 else COMPUTE)
+    training.clock.end_window()
     return StepWindow(
         first_step=end - len(steps),
         losses=tuple(rows[0]),
@@ -212,8 +226,9 @@ def _window(
         timed=timed,
         bad=tuple(map(_bad_step, steps, rows[1], rows[2])),
         request=request,
-        comparisons=split_hashes(places, counts[2:]),
+        comparisons=split_hashes(places, counts[2 + times.numel() :]),
         results=tuple(torch.stack(results).tolist()) if results else (),
+        times_before=RankTimes.of_sums(counts[2 : 2 + times.numel()]),
     )
 
 
@@ -243,6 +258,7 @@ def _step(training: Training, batches: list[ImageBatch], *, job_images: int, epo
             mean = training_loss(outputs, targets, smoothing=config.label_smoothing, aux_weight=config.aux_weight)
             loss = mean * (len(targets.labels) * training.world_size / job_images)
             precision.backward(loss, training.optimizer)
+        training.clock.mark("peers" if training.world_size > 1 else COMPUTE)
         if result is not None:
             result += hash_state([main_logits(outputs).detach()])
         total += loss.detach()

@@ -65,7 +65,7 @@ class Block:
 
 
 @dataclass
-class Pace:
+class RunPace:
     """The times of a run so far, from which the rest is estimated. It is saved in checkpoints.
 
     Attributes:
@@ -178,12 +178,12 @@ class Pace:
 
 
 class Stopwatch:
-    """Takes the times of this process for a run's `Pace`, and says when the time left is worth a line.
+    """Takes the times of this process for a run's `RunPace`, and says when the time left is worth a line.
 
     A process begins with `begin_steps`; the end of an epoch is the time from `end_steps` to the next `begin_steps`.
     """
 
-    def __init__(self, pace: Pace, *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, pace: RunPace, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._pace, self._clock = pace, clock
         self._of_process, self._first = True, True
         self._saved_s = 0.0

@@ -32,6 +32,7 @@ from trainer.training.micro_batch import choose_micro_batch
 from trainer.training.optimizer import begin_state, make_optimizer
 from trainer.training.precision import choose_precision
 from trainer.training.steps import Training
+from trainer.training.time_split import StepClock
 from trainer.worker.task import WorkerTask
 
 _PACKAGES = ("pnas", "torch", "torchvision", "torch-npu", "apex", "numpy", "pillow", "safetensors")
@@ -76,6 +77,9 @@ def build_training(
     prepared = precision.prepare(network, optimizer)
     begin_state(optimizer, config)
     parallel = data_parallel(prepared, device)
+    clock = StepClock(runtime)
+    if task.world_size > 1:
+        clock.mark_gradients(network)
     return Training(
         config=config,
         rank=task.rank,
@@ -88,6 +92,7 @@ def build_training(
         optimizer=optimizer,
         ema=ema,
         heartbeat=Heartbeat(),
+        clock=clock,
         statistics=statistics,
         group=group,
         requests=StopRequests(group),

@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
-from trainer.training.time_left import Pace, TimeLeft, Work
+from trainer.training.time_left import RunPace, TimeLeft, Work
 
 WINDOW = 10
 """Steps between two log lines."""
@@ -82,10 +82,10 @@ class SimulatedRun:
     def _moments(self) -> Iterator[tuple[float, Callable[[], TimeLeft | None]]]:
         """Yield the working time so far and what says the forecast, after each window."""
         draw = random.Random(f"{self._seed} again")
-        now, pace, saved = 0.0, Pace(), (0, 0.0)
+        now, pace, saved = 0.0, RunPace(), (0, 0.0)
         total = Work(self.epochs * self.steps, self.epochs, self.epochs)
         step, of_process, stops = 0, True, list(self._stops)
-        saved_pace = Pace()
+        saved_pace = RunPace()
         while step < total.steps:
             epoch, in_epoch = divmod(step, self.steps)
             count = min(WINDOW - in_epoch % WINDOW, self.steps - in_epoch)

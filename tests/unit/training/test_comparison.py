@@ -17,6 +17,7 @@ from trainer.shared.config import TrainConfig
 from trainer.training import steps
 from trainer.training.comparison import PAIR, Place, StateComparison
 from trainer.training.steps import StepWindow, Training
+from trainer.training.time_split import PARTS
 from trainer.worker.start import build_training, make_watchdog
 from trainer.worker.task import WorkerTask
 
@@ -70,8 +71,9 @@ def test_comparisons_add_no_reduction_and_no_wait_to_the_steps(monkeypatch: pyte
         assert reads.count == 0
         places = [(one.place.step, one.hashes[0]) for window in windows for one in window.comparisons]
         assert places == [(step, 0) for step in range(1, 9) if every and step % every == 0]
-    # For each window the losses of four steps, and two counts; a hash for each of two ranks is 8 bytes more.
-    assert sizes == {0: [4, 2, 4, 2], 1: [4, 2 + 4 * 2, 4, 2 + 4 * 2], 2: [4, 2 + 2 * 2, 4, 2 + 2 * 2]}
+    # For each window the losses of four steps; two counts and the times of two ranks. A hash of each is 8 bytes more.
+    counts = 2 + 2 * len(PARTS)
+    assert sizes == {every: 2 * [4, counts + hashes * 2] for every, hashes in ((0, 0), (1, 4), (2, 2))}
 
 
 def test_two_ranks_add_a_hash_of_their_logits_to_each_step() -> None:

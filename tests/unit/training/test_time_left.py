@@ -7,21 +7,21 @@ import pytest
 
 from tests.unit.training.simulated_runs import SimulatedRun
 from trainer.training.progress import TrainingProgress
-from trainer.training.time_left import MOST_BLOCKS, SAY_S, Pace, Stopwatch, TimeLeft, Work
+from trainer.training.time_left import MOST_BLOCKS, SAY_S, RunPace, Stopwatch, TimeLeft, Work
 
 RUNS = int(os.environ.get("PNAS_FORECASTS", "20"))
 """More than 20 take some seconds per hundred."""
 AT = 0.1
 
 
-def _pace(*seconds: float, steps: int = 10) -> Pace:
-    pace = Pace()
+def _pace(*seconds: float, steps: int = 10) -> RunPace:
+    pace = RunPace()
     for value in seconds:
         pace.add_steps(steps, value)
     return pace
 
 
-def _left(pace: Pace, done: Work, total: Work, images: int = 0) -> TimeLeft:
+def _left(pace: RunPace, done: Work, total: Work, images: int = 0) -> TimeLeft:
     left = pace.time_left(done, total, images_per_step=10, images=images)
     assert left is not None
     return left
@@ -46,7 +46,7 @@ def test_an_even_run_takes_as_long_as_its_steps_and_evaluations() -> None:
 
 
 def test_nothing_is_said_before_a_step_beyond_the_slow_first_ones() -> None:
-    pace = Pace()
+    pace = RunPace()
     pace.add_first_steps(10, 300.0, of_process=True)
     assert pace.time_left(Work(10, 1, 0), Work(100, 1, 1), images_per_step=10, images=50) is None
     pace.add_steps(10, 10.0)
@@ -91,7 +91,7 @@ def test_the_starts_of_epochs_and_saves_count_and_the_start_of_the_process_does_
 
 
 def test_the_memory_of_a_long_run_stays_small_and_survives_a_checkpoint() -> None:
-    pace = Pace()
+    pace = RunPace()
     for _ in range(10_000):
         pace.add_steps(10, 10.0)
     assert len(pace.blocks) <= MOST_BLOCKS
@@ -108,7 +108,7 @@ def test_a_checkpoint_of_an_earlier_version_begins_without_times() -> None:
 
 def test_the_stopwatch_takes_saves_out_of_steps_and_knows_the_first_ones() -> None:
     now = 0.0
-    pace = Pace()
+    pace = RunPace()
     stopwatch = Stopwatch(pace, clock=lambda: now)
     stopwatch.begin_steps()
     stopwatch.add_steps(10, 60.0)
@@ -125,7 +125,7 @@ def test_the_stopwatch_takes_saves_out_of_steps_and_knows_the_first_ones() -> No
 
 
 def test_epochs_of_a_single_log_line_are_steps_as_others() -> None:
-    pace = Pace()
+    pace = RunPace()
     stopwatch = Stopwatch(pace, clock=lambda: 0.0)
     for _ in range(3):
         stopwatch.begin_steps()
@@ -135,7 +135,7 @@ def test_epochs_of_a_single_log_line_are_steps_as_others() -> None:
 
 def test_the_time_left_is_printed_rarely() -> None:
     moments = count(0.0, SAY_S / 4)
-    stopwatch = Stopwatch(Pace(), clock=lambda: next(moments))
+    stopwatch = Stopwatch(RunPace(), clock=lambda: next(moments))
     done = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 10.0]
     said = [stopwatch.is_worth_a_line(TimeLeft(value, 1.0, 1.0, 1.0)) for value in done]
     assert said == [True, False, False, False, True, False, True, False]
