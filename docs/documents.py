@@ -105,6 +105,42 @@ class Evaluation(LineFields):
     best_epoch: int | None
 
 
+class Progress(LineFields):
+    """How far a running job is, from the latest line `progress`; null before the second line about steps.
+
+    `done` is a share in percent. The time left lies between `left_low_s` and `left_high_s` in nine of ten runs. `limit`
+    is the part in which the ranks spend most time, `slower` by how many percent the slowest rank is slower than the
+    others, `slowest_part` its own largest part. `rates` are the images/s of each rank without waiting for others,
+    `waits` each rank's largest part, both in the order of ranks.
+    """
+
+    done: Number
+    left_s: Number
+    left_low_s: Number
+    left_high_s: Number
+    limit: str | None
+    slowest_rank: int | None
+    slower: Number
+    slowest_part: str | None
+    rates: Number | str
+    waits: str | None
+
+
+class Time(LineFields):
+    """Where the time of the job went: seconds of each part, the mean of all ranks but the slowest."""
+
+    data_s: Number
+    host_s: Number
+    device_s: Number
+    peers_s: Number
+    saving_s: Number
+    evaluation_s: Number
+    limit: str | None
+    slowest_rank: int | None
+    slower: Number
+    slowest_part: str | None
+
+
 class Result(LineFields):
     """The result. `train_s` are the seconds in which `fps` was measured; 0 and null if all steps were warm-up."""
 
@@ -134,7 +170,9 @@ class Status(Part):
     started: datetime | None
     ended: datetime | None
     step: Step | None
+    progress: Progress | None
     evaluation: Evaluation | None
+    time: Time | None
     result: Result | None
 
 

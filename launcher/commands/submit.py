@@ -44,6 +44,9 @@ def submit(
             help="Folder that gets one log file per device while it is followed.", group="Job", show_default=False
         ),
     ] = None,
+    all_ranks: Annotated[
+        bool, flag("Show a line of each rank, also if several ranks say the same.", group="Job")
+    ] = False,
     json_: Annotated[
         bool, flag("Print JSON lines: the submission, the log, and the job at its end.", name="--json", group="Job")
     ] = False,
@@ -79,7 +82,7 @@ def submit(
             note(report.job_header(spec, attempt=submission.attempt, where=where, known=_is_known(settings)))
         _say_submitted(spec, submission, json_=json_, alone=detach)
         if not detach:
-            view = LogView(form="json" if json_ else "text", save=save)
+            view = LogView(form="json" if json_ else "text", save=save, all_ranks=all_ranks)
             follow_to_its_end(submitter.jobs, submission.ref, view, where=where)
     except EndedError as error:
         if not once:

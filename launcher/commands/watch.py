@@ -39,6 +39,7 @@ def logs(
     tail: Annotated[int | None, Parameter(help="Begin with the last lines, this many.", converter=count)] = None,
     since: Annotated[str | None, Parameter(help="Show lines since this long ago: 90, 10m, 1h30m.")] = None,
     attempt: Annotated[int | None, Parameter(help="An earlier attempt's lines.", converter=count)] = None,
+    all_ranks: Annotated[bool, flag("Show a line of each rank, also if several ranks say the same.")] = False,
     timestamps: Annotated[bool, flag("Begin each line with its time; on this machine, to a second.")] = False,
     raw: Annotated[bool, flag("Lines as they were written, numbers included.")] = False,
     save: Annotated[Path | None, Parameter(help="Folder that gets one file per device, too.")] = None,
@@ -58,7 +59,15 @@ def logs(
     # A follower outlasts an outage of the cluster, also one in which it begins.
     jobs, ref = poll(lambda: job_named(name, where), every_s=_POLL_S, note=note) if follow else job_named(name, where)
     form: Format = "raw" if raw else "json" if json_ else "text"
-    view = LogView(form=form, timestamps=timestamps, selection=selection, tail=tail, since_s=since_s, save=save)
+    view = LogView(
+        form=form,
+        timestamps=timestamps,
+        selection=selection,
+        tail=tail,
+        since_s=since_s,
+        save=save,
+        all_ranks=all_ranks,
+    )
     if follow:
         follow_to_its_end(jobs, ref, view, where=where.words)
     else:

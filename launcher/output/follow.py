@@ -19,6 +19,7 @@ from launcher.output.display import Display, Format, open_display
 from launcher.output.explanation import explanation_text
 from launcher.output.lines import EVERYTHING, Demultiplexer, LogGap, LogLine, Selection
 from launcher.output.progress import JobProgress
+from launcher.output.same_lines import SameLines
 
 if TYPE_CHECKING:
     from launcher.output.files import LogFiles
@@ -36,6 +37,7 @@ class LogView:
         since_s: begin with the lines of this last time.
         save: folder that gets one file per device, with all lines, whatever is shown.
         where: the options that lead to the job again, for commands that are shown.
+        all_ranks: show a line of each rank, too, if several ranks say the same.
     """
 
     form: Format = "text"
@@ -45,6 +47,12 @@ class LogView:
     since_s: float | None = None
     save: Path | None = None
     where: str = ""
+    all_ranks: bool = False
+
+    @property
+    def shows_same_once(self) -> bool:
+        """Whether lines that several ranks say alike are shown once."""
+        return self.form == "text" and not self.all_ranks and not self.selection.of_a_device
 
 
 @dataclass
@@ -55,6 +63,7 @@ class LogFollow:
     files: "LogFiles | None" = None
     demultiplexer: Demultiplexer = field(init=False)
     progress: JobProgress = field(default_factory=JobProgress)
+    same_lines: SameLines = field(default_factory=SameLines)
     losses: list[LogLoss] = field(default_factory=list)
     outcome: JobState | None = None
     expected_devices: int | None = None
@@ -129,9 +138,9 @@ class LogFollow:
         self.progress.update_all([piece for piece in pieces if isinstance(piece, LogLine)])
         if self.files is not None:
             self.files.write(pieces, block.stream)
-        if self.view.selection.everything:
-            return pieces
-        return [piece for piece in pieces if isinstance(piece, LogGap) or self.view.selection.matches(piece)]
+        if not self.view.selection.everything:
+            pieces = [piece for piece in pieces if isinstance(piece, LogGap) or self.view.selection.matches(piece)]
+        return self.same_lines.without_same(pieces) if self.view.shows_same_once else pieces
 
 
 def _open_files(folder: Path) -> "LogFiles":

@@ -1,4 +1,4 @@
-"""A job's lines in a terminal: one line per device that changes in place, above which all other lines scroll.
+"""A job in a terminal: its line and one per device change in place, above which all other lines scroll.
 
 The only module that imports rich, and itself imported only for a terminal.
 """
@@ -11,7 +11,7 @@ from rich.text import Text
 
 from launcher.jobs import LogLoss
 from launcher.output.lines import LogGap, LogLine
-from launcher.output.progress import JobProgress, device_lines
+from launcher.output.progress import JobProgress, live_lines
 from trainer.shared.text import visible, visible_bytes
 
 
@@ -22,7 +22,7 @@ def live_display(progress: JobProgress) -> "LiveDisplay | None":
 
 
 class LiveDisplay:
-    """One line per device that changes in place; all other lines scroll above."""
+    """A line of the job and one per device change in place; all other lines scroll above."""
 
     def __init__(self, console: Console, progress: JobProgress) -> None:
         self._console = console
@@ -32,7 +32,7 @@ class LiveDisplay:
         self._live = Live(self, console=console, refresh_per_second=4, vertical_overflow="ellipsis")
 
     def show(self, pieces: Sequence[LogLine | LogGap | LogLoss]) -> None:
-        """Scroll the lines; a step line only changes its device's line."""
+        """Scroll the lines; a line about steps or progress only changes the lines below."""
         if not self._live.is_started:  # Not sooner: a caller of this method also closes, whatever happens in between.
             self._live.start(refresh=True)
         scrolled: list[str] = []
@@ -43,7 +43,7 @@ class LiveDisplay:
             rank = piece.writer.rank
             if rank is not None and rank not in self._devices:
                 self._devices[rank] = piece.writer.device or "?"
-            if not (piece.number is not None and piece.text.startswith(b"step ")):
+            if not (piece.number is not None and piece.text.startswith((b"step ", b"progress "))):
                 scrolled.append(visible_bytes(piece.shown))
                 if rank is not None:
                     self._last_texts[rank] = visible_bytes(piece.text)
@@ -59,10 +59,8 @@ class LiveDisplay:
         self._live.stop()
 
     def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the devices' current lines; rich calls this whenever it draws."""
-        latest = {
-            f"rank {rank} {device}": self._progress.step(rank) or self._last_texts.get(rank, "")
-            for rank, device in sorted(self._devices.items())
-        }
-        lines = device_lines(latest, options.max_width, ascii_only=options.ascii_only)
+        """Yield the current lines of the job and its devices; rich calls this whenever it draws."""
+        lines = live_lines(
+            self._progress, self._devices, self._last_texts, options.max_width, ascii_only=options.ascii_only
+        )
         yield Text("\n".join(lines), no_wrap=True, overflow="crop")

@@ -1,4 +1,4 @@
-"""A job's progress, as its lines tell it, and the line that each device has in a terminal. Pure.
+"""A job's progress, as its lines tell it, and its lines in a terminal: one for the job, one for each device. Pure.
 
 The trainer's progress lines are words and `key=value` pairs (logfmt), so that people and programs read the same line.
 The terminal display, `status` and the summary all read them here.
@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from launcher.output.lines import LogLine
+from trainer.shared.durations import format_duration
 from trainer.shared.text import visible
 
 Value = int | float | str
 
-_KINDS = ("step", "eval", "result", "failed", "error")
+_KINDS = ("step", "eval", "progress", "time", "result", "failed", "error")
 _FIRST_WORD = re.compile(rb"(%s) " % "|".join(_KINDS).encode())
 _INTERESTING = re.compile(_FIRST_WORD.pattern + rb"|error: ")
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
@@ -24,7 +25,22 @@ _PAIR = re.compile(r'([A-Za-z_]\w*)=("(?:[^"\\]|\\.)*"|\S*)')
 _BAR_WIDTH, _SHORTEST_BAR = 16, 6
 _BLOCKS, _SIGNS = ("█", "░"), ("#", "-")
 # The columns that a narrow terminal leaves out, in this order; columns that are unknown here go before them.
-_OPTIONAL = ("lr", "top1", "bar", "epoch", "fps", "loss", "step")
+_OPTIONAL = ("lr", "top1", "epoch", "bar", "loss", "fps", "step", "left", "done")
+_FIRST = ("done", "bar", "left")
+"""The columns that a job's line begins with."""
+_WAITS = {
+    "data": "waits for data",
+    "host": "waits for the host",
+    "device": "computes",
+    "peers": "waits for peers",
+    "saving": "saves",
+    "evaluation": "evaluates",
+}
+_PARTS = {"data": "loading data", "host": "the host", "device": "computing", "saving": "saving"} | {
+    "evaluation": "evaluating"
+}
+LEAST_SLOWER = 5.0
+"""Percent by which a rank must be slower than the others to be worth a line."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +86,10 @@ class JobProgress:
     """The latest state of a job, from its lines in order."""
 
     evaluation: ProgressLine | None = None
+    ahead: ProgressLine | None = None
+    """The time left, what limits the job, and each rank's figures."""
+    times: ProgressLine | None = None
+    """Where the time went, at the end."""
     result: ProgressLine | None = None
     failure: ProgressLine | None = None
     error: ProgressLine | None = None
@@ -98,6 +118,10 @@ class JobProgress:
     def _keep(self, line: ProgressLine) -> None:
         if line.kind == "eval":
             self.evaluation = line
+        elif line.kind == "progress":
+            self.ahead = line
+        elif line.kind == "time":
+            self.times = line
         elif line.kind == "result":
             self.result = line
         elif line.kind == "failed":
@@ -132,42 +156,92 @@ class JobProgress:
         return None if self.error is None else self.error.text
 
 
-def device_lines(devices: Mapping[str, ProgressLine | str], width: int, *, ascii_only: bool = False) -> list[str]:
-    """Return one line per device, aligned and at most `width` columns wide.
+def live_lines(
+    progress: JobProgress, devices: Mapping[int, str], texts: Mapping[int, str], width: int, *, ascii_only: bool = False
+) -> list[str]:
+    """Return the job's line and one line per device, each at most `width` columns wide.
 
-    `epoch 4/10  ████░░░░  44/88  loss 0.31  lr 0.06  91.4 images/s  top1 97.2`: in a narrow terminal the least
-    important columns go first.
+    `job  12.3 %  ██░░░░░░  2 h 3 min left  epoch 4/10  44/88  loss 0.31 …` and `rank 3 npu:3  45.2 images/s  waits for
+    data`: in a narrow terminal the least important columns go first.
 
     Args:
-        devices: for each device's label its latest step, or its latest text before its first step.
+        devices: the name of each rank's device.
+        texts: each rank's latest text that is no step, for the time before its first step.
         ascii_only: the terminal has only ASCII's letters.
     """
-    latest_steps = {label: step for label, step in devices.items() if isinstance(step, ProgressLine)}
-
-    def rows(bar: int) -> dict[str, dict[str, str]]:
-        return {label: step_cells(step, bar=bar, ascii_only=ascii_only) for label, step in latest_steps.items()}
-
-    names, left = _columns_that_fit([{"label": label, **row} for label, row in rows(_SHORTEST_BAR).items()], width)
-    steps = rows(min(_BAR_WIDTH, _SHORTEST_BAR + left))
-    label_width = max(map(len, devices), default=0)
-    lines = []
-    for label, latest in devices.items():
-        cells = [latest] if isinstance(latest, str) else [_padded(steps, label, name) for name in names]
-        lines.append("  ".join([label.ljust(label_width), *cells]).rstrip()[:width])
+    if not devices:
+        return []
+    labels = {rank: f"rank {rank} {device}" for rank, device in sorted(devices.items())}
+    label_width = max(map(len, labels.values()))
+    latest, figures = progress.latest_step, _device_figures(progress.ahead)
+    lines = [] if latest is None else [_job_line(progress, latest, "job".ljust(label_width), width, ascii_only)]
+    for rank, label in labels.items():
+        step = progress.step(rank)
+        text = texts.get(rank, "") if step is None else figures.get(rank) or step_cells(step).get("step", "")
+        lines.append(f"{label.ljust(label_width)}  {text}".rstrip()[:width])
     return lines
 
 
+def time_left(ahead: ProgressLine | None) -> str:
+    """Return the time that a job still takes, with its bounds; empty if that is unknown."""
+    bounds = [None if ahead is None else ahead.number(name) for name in ("left_s", "left_low_s", "left_high_s")]
+    texts = [format_duration(seconds) for seconds in bounds if seconds is not None]
+    return f"{texts[0]} ({texts[1]} to {texts[2]})" if len(texts) == 3 else ""
+
+
+def slowest_rank(line: ProgressLine | None) -> str:
+    """Return the rank for which the others wait, and by how much it is slower; empty if none is."""
+    rank, percent = (None, None) if line is None else (line.number("slowest_rank"), line.number("slower"))
+    if line is None or rank is None or percent is None or percent < LEAST_SLOWER:
+        return ""
+    part = line.fields.get("slowest_part")
+    return f"rank {rank:.0f}, {percent:.3g} % slower than the others, mostly by {_PARTS.get(str(part), 'itself')}"
+
+
+def _job_line(progress: JobProgress, step: ProgressLine, label: str, width: int, ascii_only: bool) -> str:
+    ahead = progress.ahead
+    done = None if ahead is None else ahead.number("done")
+    left = None if ahead is None else ahead.number("left_s")
+
+    def cells(bar: int) -> dict[str, str]:
+        of_step = step_cells(step, bar=bar, ascii_only=ascii_only)
+        if done is not None:
+            of_step |= {"bar": _bar(done / 100, bar, ascii_only), "done": f"{done:.1f} %"}
+        if left is not None:
+            of_step["left"] = f"{format_duration(left)} left"
+        return {name: of_step[name] for name in (*_FIRST, *of_step) if name in of_step}
+
+    names, rest = _columns_that_fit([{"label": label, **cells(_SHORTEST_BAR)}], width)
+    row = cells(min(_BAR_WIDTH, _SHORTEST_BAR + rest))
+    return "  ".join([label, *(row[name] for name in names)]).rstrip()[:width]
+
+
+def _device_figures(ahead: ProgressLine | None) -> dict[int, str]:
+    """Return the speed of each rank without waiting for others, and what it waits for."""
+    if ahead is None:
+        return {}
+    rates, waits = (str(ahead.fields.get(name, "")).split() for name in ("rates", "waits"))
+    return {
+        rank: f"{visible(rate):>8} images/s  {_WAITS.get(wait, visible(wait))}"
+        for rank, (rate, wait) in enumerate(zip(rates, waits, strict=False))
+    }
+
+
+def _bar(share: float, width: int, ascii_only: bool) -> str:
+    full, empty = _SIGNS if ascii_only else _BLOCKS
+    filled = round(width * min(max(share, 0.0), 1.0))
+    return full * filled + empty * (width - filled)
+
+
 def step_cells(step: ProgressLine, *, bar: int = _BAR_WIDTH, ascii_only: bool = False) -> dict[str, str]:
-    """Return the columns of a device's line by their names. Epochs count from 1 here, as people count."""
+    """Return the columns of a step by their names. Epochs count from 1 here, as people count."""
     fields = {name: step.number(name) for name in step.fields if name != "time"}
     epoch, epochs, done, steps = (fields.pop(name, None) for name in ("epoch", "epochs", "step", "steps"))
     cells: dict[str, str] = {}
     if epoch is not None:
         cells["epoch"] = f"epoch {epoch + 1:.0f}" + ("" if epochs is None else f"/{epochs:.0f}")
     if done is not None and steps:
-        full, empty = _SIGNS if ascii_only else _BLOCKS
-        filled = round(bar * min(done / steps, 1))
-        cells["bar"] = full * filled + empty * (bar - filled)
+        cells["bar"] = _bar(done / steps, bar, ascii_only)
         cells["step"] = f"{done:.0f}/{steps:.0f}"
     for name, value in fields.items():
         text = visible(str(step.fields[name])) if value is None else f"{value:.4g}"
@@ -193,7 +267,3 @@ def _columns_that_fit(rows: Sequence[Mapping[str, str]], width: int) -> tuple[li
     while optional and left() < 0:
         del widths[optional.pop(0)]
     return [name for name in widths if name != "label"], max(0, left())
-
-
-def _padded(steps: Mapping[str, Mapping[str, str]], label: str, name: str) -> str:
-    return steps[label].get(name, "").ljust(max(len(cells.get(name, "")) for cells in steps.values()))

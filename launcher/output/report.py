@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import PROGRAM
 from launcher.jobs import JobEvent, JobRef, JobState, Phase, PreflightFinding, Submitted
-from launcher.output.progress import JobProgress, ProgressLine, step_cells
+from launcher.output.progress import JobProgress, ProgressLine, slowest_rank, step_cells, time_left
 from launcher.recorded_spec import describe_network, known_spec
 from trainer.shared.documents import document
 from trainer.shared.durations import format_duration
@@ -25,6 +25,10 @@ _SHOWN_LOSSES = 8
 # A line of the trainer leaves out what it does not know.
 _STEP = ("epoch", "epochs", "step", "steps", "loss", "lr", "fps", "top1", "skipped")
 _EVALUATION = ("epoch", "epochs", "loss", "top1", "top5", "images", "best_top1", "best_epoch")
+_LIMITS = ("limit", "slowest_rank", "slower", "slowest_part")
+_PROGRESS = ("done", "left_s", "left_low_s", "left_high_s", *_LIMITS, "rates", "waits")
+_SECONDS = ("data_s", "host_s", "device_s", "peers_s", "saving_s", "evaluation_s")
+_TIME = (*_SECONDS, *_LIMITS)
 _RESULT = (
     "mode",
     "loss",
@@ -92,7 +96,9 @@ def summary(state: JobState, reading: "LogFollow", *, now: float, where: str) ->
         **_accuracy(_score(state, progress)),
         "speed": _speed(result),
         **_work(result),
+        **_time_split(progress.times),
         "log": _log_counts(reading),
+        "repeated": _hidden_lines(reading),
         "files": state.files or ("" if result is None else str(result.fields.get("output", ""))),
         "continue": continuation(state, where),
     }
@@ -123,6 +129,8 @@ def status_text(state: JobState, progress: JobProgress, events: Iterable[JobEven
         "runs": _runs(state.spec),
         "for": "" if took is None else format_duration(took),
         "step": ", ".join(text for name, text in step_cells(step).items() if name != "bar") if step else "",
+        **_ahead(state, progress),
+        **_time_split(progress.times if state.phase.ended else None),
         **_accuracy(_score(state, progress)),
         "speed": _speed(progress.result),
         "restarts": str(state.restarts) if state.restarts else "",
@@ -138,7 +146,7 @@ def status_text(state: JobState, progress: JobProgress, events: Iterable[JobEven
 
 def list_text(jobs: Sequence[tuple[JobState, JobProgress]], *, now: float) -> str:
     """Return one line per job."""
-    rows = [("NAME", "PHASE", "WHERE", "MODE", "MODEL", "DEVICES", "STARTED", "TOOK", "TOP-1", "BEST")]
+    rows = [("NAME", "PHASE", "WHERE", "MODE", "MODEL", "DEVICES", "STARTED", "TOOK", "DONE", "LEFT", "TOP-1", "BEST")]
     for state, progress in jobs:
         took = state.took_s(now)
         score = _score(state, progress)
@@ -152,6 +160,7 @@ def list_text(jobs: Sequence[tuple[JobState, JobProgress]], *, now: float) -> st
                 _total(state),
                 "-" if state.started is None else _clock(state.started),
                 "-" if took is None else format_duration(took),
+                *_done_and_left(state, progress),
                 _percent(score, "top1"),
                 _percent(score, "best_top1"),
             )
@@ -207,7 +216,9 @@ def _body(state: JobState, progress: JobProgress) -> dict[str, Any]:
         "started": _iso(state.started),
         "ended": _iso(state.ended),
         "step": _fields(progress.latest_step, _STEP),
+        "progress": _fields(progress.ahead, _PROGRESS),
         "evaluation": _fields(progress.evaluation, _EVALUATION),
+        "time": _fields(progress.times, _TIME),
         "result": _fields(progress.result, _RESULT),
     }
     return {"output": None if state.output is None else str(state.output), "status": status}
@@ -293,6 +304,45 @@ def _accuracy(line: ProgressLine | None) -> dict[str, str]:
         # Epochs count from 1 here, as people count.
         rows["best"] = f"top-1 {best:.4g} %" + ("" if epoch is None else f" after epoch {epoch + 1:.0f}")
     return rows
+
+
+def _ahead(state: JobState, progress: JobProgress) -> dict[str, str]:
+    """Return how far a running job is, the time left, and what limits its speed."""
+    ahead = progress.ahead
+    done = _number(ahead, "done")
+    if state.phase.ended or ahead is None or done is None:
+        return {}
+    limit = ahead.fields.get("limit")
+    return {
+        "done": f"{done:.1f} %",
+        "time left": time_left(ahead),
+        "limited by": "" if limit is None else str(limit),
+        "slowest": slowest_rank(ahead),
+    }
+
+
+def _done_and_left(state: JobState, progress: JobProgress) -> tuple[str, str]:
+    done, left = (_number(progress.ahead, name) for name in ("done", "left_s"))
+    if state.phase.ended or done is None or left is None:
+        return "-", "-"
+    return f"{done:.0f} %", format_duration(left)
+
+
+def _time_split(line: ProgressLine | None) -> dict[str, str]:
+    """Return where the time went, the largest part first, and the slowest rank."""
+    seconds = {name: _number(line, name) or 0.0 for name in _SECONDS}
+    whole = sum(seconds.values())
+    if line is None or whole <= 0:
+        return {}
+    parts = sorted(seconds.items(), key=lambda pair: -pair[1])
+    shares = [f"{name.removesuffix('_s')} {100 * part / whole:.0f} %" for name, part in parts if part >= whole / 200]
+    limit = line.fields.get("limit")
+    return {"time": f"{', '.join(shares)}; limited by {limit}", "slowest": slowest_rank(line)}
+
+
+def _hidden_lines(reading: "LogFollow") -> str:
+    hidden = reading.same_lines.hidden
+    return f"{_count(hidden, 'line')} of several ranks shown once; --all-ranks shows each" if hidden else ""
 
 
 def _speed(line: ProgressLine | None) -> str:

@@ -1,61 +1,88 @@
-"""Each device has one line in a terminal of any width."""
+"""In a terminal of any width, a job has a line with its bar, and each device a short one."""
 
 import pytest
 
-from launcher.output.progress import ProgressLine, device_lines, parse_progress
+from launcher.output.lines import parse_lines
+from launcher.output.progress import JobProgress, live_lines, slowest_rank, time_left
+
+STEP = "step epoch=0 epochs=10 step={} steps=88 loss=2.79811 lr=0.05 fps=302.123 top1=13.125"
+AHEAD = (
+    "progress done=12.34 left_s=7380 left_low_s=7000 left_high_s=9000 limit=data slowest_rank=1 slower=12.5 "
+    'slowest_part=host rates="151.2 91.04 abc" waits="peers data ?"'
+)
+DEVICES = {0: "cpu:0", 1: "cpu:1", 12: "cpu:12"}
+TEXTS = {0: "start a b", 12: "start a b"}
 
 
-def step(number: int, fps: str = "302.123") -> ProgressLine:
-    text = f"step epoch=0 epochs=10 step={number} steps=88 loss=2.79811 lr=0.05 fps={fps} top1=13.125"
-    line = parse_progress(text.encode())
-    assert line is not None
-    return line
+def progress(*lines: str) -> JobProgress:
+    text = "".join(f"[rank {number % 2} cpu:{number % 2} #{number}] {line}\n" for number, line in enumerate(lines))
+    return JobProgress().update_all(parse_lines(text.encode()))
 
 
-DEVICES: dict[str, ProgressLine | str] = {
-    "rank 0 cpu:0": step(44),
-    "rank 1 cpu:1": step(4, fps="91"),
-    "rank 2 cpu:2": "start a b",
-}
+STEPS = progress(STEP.format(44), STEP.format(4))
+WITH_FIGURES = progress(STEP.format(44), STEP.format(44), AHEAD)
 
 
-def test_columns_are_aligned() -> None:
-    assert device_lines(DEVICES, 120) == [
-        "rank 0 cpu:0  epoch 1/10  ████████░░░░░░░░  44/88  loss 2.798  lr 0.05  302.1 images/s  top1 13.12",
-        "rank 1 cpu:1  epoch 1/10  █░░░░░░░░░░░░░░░  4/88   loss 2.798  lr 0.05  91 images/s     top1 13.12",
-        "rank 2 cpu:2  start a b",
+def test_the_job_has_the_bar_and_each_device_what_it_waits_for() -> None:
+    assert live_lines(WITH_FIGURES, DEVICES, TEXTS, 140) == [
+        "job             12.3 %  ██░░░░░░░░░░░░░░  2 h 3 min left  epoch 1/10  44/88  loss 2.798  lr 0.05  "
+        "302.1 images/s  top1 13.12",
+        "rank 0 cpu:0       151.2 images/s  waits for peers",
+        "rank 1 cpu:1       91.04 images/s  waits for data",
+        "rank 12 cpu:12  start a b",
     ]
 
 
-@pytest.mark.parametrize("width", range(1, 121))
-def test_a_line_never_becomes_two(width: int) -> None:
-    lines = device_lines(DEVICES, width)
-    assert len(lines) == len(DEVICES)
+def test_before_the_first_figures_a_device_has_its_step_and_the_bar_is_the_epochs() -> None:
+    assert live_lines(STEPS, DEVICES, TEXTS, 100) == [
+        "job             ████████░░░░░░░░  epoch 1/10  44/88  loss 2.798  lr 0.05  302.1 images/s  top1 13.12",
+        "rank 0 cpu:0    44/88",
+        "rank 1 cpu:1    4/88",
+        "rank 12 cpu:12  start a b",
+    ]
+    assert live_lines(JobProgress(), DEVICES, TEXTS, 100)[0] == "rank 0 cpu:0    start a b"
+
+
+@pytest.mark.parametrize("width", range(1, 141))
+@pytest.mark.parametrize("state", [STEPS, WITH_FIGURES, JobProgress()])
+def test_a_line_never_becomes_two(width: int, state: JobProgress) -> None:
+    lines = live_lines(state, DEVICES, TEXTS, width)
+    assert len(lines) == len(DEVICES) + (state is not None and state.latest_step is not None)
     assert max(map(len, lines)) <= width
 
 
 def test_a_narrow_terminal_keeps_the_most_important_columns() -> None:
-    assert (
-        device_lines(DEVICES, 80)[0]
-        == "rank 0 cpu:0  epoch 1/10  ████░░░  44/88  loss 2.798  302.1 images/s  top1 13.12"
-    )
-    assert (
-        device_lines(DEVICES, 78)[0] == "rank 0 cpu:0  epoch 1/10  ████████░░░░░░░░  44/88  loss 2.798  302.1 images/s"
-    )
-    assert device_lines(DEVICES, 40)[0] == "rank 0 cpu:0  44/88  loss 2.798"
-    assert device_lines(DEVICES, 20)[0] == "rank 0 cpu:0  44/88"
+    def job(width: int) -> str:
+        return live_lines(WITH_FIGURES, {0: "cpu:0"}, {}, width)[0]
+
+    assert job(80) == "job           12.3 %  █░░░░░░  2 h 3 min left  44/88  loss 2.798  302.1 images/s"
+    assert job(45) == "job           12.3 %  2 h 3 min left  44/88"
+    assert job(20) == "job           12.3 %"
 
 
 def test_a_terminal_with_ascii_only_gets_signs_instead_of_blocks() -> None:
-    assert "  ########--------  44/88" in device_lines(DEVICES, 120, ascii_only=True)[0]
+    assert "  ########--------  epoch" in live_lines(STEPS, DEVICES, TEXTS, 120, ascii_only=True)[0]
 
 
-def test_text_is_shown_unchanged_and_an_unknown_field_is_left_out_first() -> None:
-    line = parse_progress(b"step step=1 steps=2 loss=nan news=good")
-    assert line is not None
-    assert device_lines({"a": line}, 60) == ["a  ████████░░░░░░░░  1/2  loss nan  news good"]
-    assert device_lines({"a": line}, 30) == ["a  ██████░░░░░░  1/2  loss nan"]
+def test_an_unknown_field_is_left_out_first_and_control_characters_are_shown() -> None:
+    state = progress("step step=1 steps=2 loss=nan news=good", 'progress done=1 left_s=1 rates="\\u001b[1m" waits=x')
+    assert (
+        live_lines(state, {0: "a"}, {}, 70)[0]
+        == "job       1.0 %  ░░░░░░░░░░░░░░░  1.0 s left  1/2  loss nan  news good"
+    )
+    assert "news" not in live_lines(state, {0: "a"}, {}, 50)[0]
+    assert not any(character < " " for line in live_lines(state, {0: "a"}, {}, 70) for character in line)
 
 
 def test_no_device_gives_no_line() -> None:
-    assert device_lines({}, 80) == []
+    assert live_lines(WITH_FIGURES, {}, {}, 80) == []
+
+
+def test_the_time_left_has_its_bounds_and_the_slowest_rank_its_reason() -> None:
+    ahead = WITH_FIGURES.ahead
+    assert time_left(ahead) == "2 h 3 min (1 h 56 min to 2 h 30 min)"
+    assert slowest_rank(ahead) == "rank 1, 12.5 % slower than the others, mostly by the host"
+    for text in ("progress done=1", "progress slowest_rank=1 slower=2 slowest_part=host", "progress slower=nan"):
+        line = progress(text).ahead
+        assert (time_left(line), slowest_rank(line)) == ("", "")
+    assert (time_left(None), slowest_rank(None)) == ("", "")

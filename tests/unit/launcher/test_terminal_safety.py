@@ -43,7 +43,8 @@ def items(attack: bytes) -> list[LogItem]:
     return [
         LogBlock(b"[rank 0 cpu:0 #1] " + attack + b"\n" + attack + b"\n"),
         LogBlock(b'[rank 1 cpu:1 #1] step step=1 news="' + attack + b'"\n'),
-        LogBlock(b'[rank 2 cpu:2 #1] step step=1 news="\\u001b]0;owned\\u0007"\n'),
+        LogBlock(b'[rank 1 cpu:1 #2] progress done=1 left_s=1 rates="1 1" waits="' + attack + b" " + attack + b'"\n'),
+        LogBlock(b'[rank 2 cpu:2 #1] step step=2 news="\\u001b]0;owned\\u0007"\n'),
         Notice(f"job job: Pending: {text}"),
         LogLoss(text, source=text),
     ]
@@ -79,7 +80,7 @@ def test_a_terminal_is_shown_escapes_and_a_pipe_gets_the_bytes(
         err = io.StringIO()
         LogFollow().run(items(attack), PlainDisplay(out, err))
     shown = written()
-    assert shown.count(b"\n") == 4
+    assert shown.count(b"\n") == 5
     assert DANGEROUS.search(shown) is None
     assert DANGEROUS.search(err.getvalue().encode()) is None
     pipe = io.BytesIO()
@@ -110,7 +111,7 @@ def test_the_live_display_shows_escapes_in_every_part(attack: bytes) -> None:
     reading.run(items(attack), display)
     display.close()
     shown = RICH.sub(b"", out.getvalue().encode())
-    assert b"rank 2 cpu:2  news \\x1b]0;owned\\x07" in shown
+    assert b"news \\x1b]0;owned\\x07" in shown
     assert shown.count(visible(attack.decode("utf-8", "surrogateescape")).encode()) >= 5
     assert DANGEROUS.search(shown) is None
 
@@ -119,12 +120,16 @@ NUMBERS = ("nan", "inf", "-inf", "1e999", "9" * 5000, "-3", "0", "1e300", "1_0",
 
 
 @pytest.mark.parametrize("value", NUMBERS)
-@pytest.mark.parametrize("kind", ["step", "eval", "result"])
+@pytest.mark.parametrize("kind", ["step", "eval", "progress", "time", "result"])
 def test_any_number_that_a_job_prints_can_be_shown(kind: str, value: str) -> None:
     """What a job prints is data: it must not end the launcher, nor become JSON that no program reads."""
     times = ("epoch", "epochs", "step", "steps", "best_epoch", "train_s", "wall_s")
     fields = " ".join(
-        f"{name}={value}" for name in (*times, "loss", "lr", "fps", "top1", "top5", "images", "best_top1")
+        f"{name}={value}"
+        for name in (
+            *(*times, "loss", "lr", "fps", "top1", "top5", "images", "best_top1"),
+            *("done", "left_s", "left_low_s", "left_high_s", "data_s", "device_s", "slowest_rank", "slower", "rates"),
+        )
     )
     reading = LogFollow()
     block = f"[rank 0 cpu:0 #1] {kind} {fields}\n[rank 1 cpu:1 #1] {kind} epoch=0 step=1\n"
