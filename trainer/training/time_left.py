@@ -26,7 +26,7 @@ forward pass is a third of the arithmetic of a step, but reading the image takes
 SOONER, LATER = 0.03, 0.1
 """Shares of the time left that stay uncertain however even the past was: new disturbances only make a run slower."""
 
-SAY_S, SAY_PERCENT = 60.0, 5.0
+SAY_S, SAY_PERCENT = 30.0, 5.0
 """The time left is printed after this time, or earlier after this share of the work."""
 
 
