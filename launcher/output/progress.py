@@ -220,9 +220,10 @@ def _device_figures(ahead: ProgressLine | None) -> dict[int, str]:
     """Return the speed of each rank without waiting for others, and what it waits for."""
     if ahead is None:
         return {}
-    rates, waits = (str(ahead.fields.get(name, "")).split() for name in ("rates", "waits"))
+    rates, waits = (visible(str(ahead.fields.get(name, ""))).split() for name in ("rates", "waits"))
+    width = max(map(len, rates), default=0)
     return {
-        rank: f"{visible(rate):>8} images/s  {_WAITS.get(wait, visible(wait))}"
+        rank: f"{rate:>{width}} images/s  {_WAITS.get(wait, wait)}"
         for rank, (rate, wait) in enumerate(zip(rates, waits, strict=False))
     }
 

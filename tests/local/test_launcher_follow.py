@@ -31,7 +31,10 @@ for step in range(500):
 say(0, "{RESULT} output=" + str(Path("out/job").absolute()))
 """
     )
-    result = runner.launch("logs", "job", "-f")
+    once = runner.launch("logs", "job", "-f").stdout.splitlines()
+    assert once[:2] == [f"[rank 0 cpu:0] step epoch=0 step={step} steps=500 loss=0.5" for step in (0, 1)]
+    assert "repeated   500 lines of several ranks shown once; --all-ranks shows each" in once
+    result = runner.launch("logs", "job", "-f", "--all-ranks")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[:2] == [
@@ -264,7 +267,7 @@ say(None, "done")
     assert texts("--tail", "1") == ["[node 0] done"]
     assert texts("--tail", "0") == []
     assert texts("--raw")[:2] == ["warming up", "[rank 0 cpu:0 #1] n=0"]
-    assert len(texts("--since", "1h")) == 22
+    assert (len(texts("--since", "1h", "--all-ranks")), len(texts("--since", "1h"))) == (22, 12)
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ \[node 0\] done", texts("--timestamps")[-1])
     refused = runner.launch("logs", "job", "--device", "5")
     assert (refused.returncode, refused.stdout) == (4, "")

@@ -27,8 +27,8 @@ def test_the_job_has_the_bar_and_each_device_what_it_waits_for() -> None:
     assert live_lines(WITH_FIGURES, DEVICES, TEXTS, 140) == [
         "job             12.3 %  ██░░░░░░░░░░░░░░  2 h 3 min left  epoch 1/10  44/88  loss 2.798  lr 0.05  "
         "302.1 images/s  top1 13.12",
-        "rank 0 cpu:0       151.2 images/s  waits for peers",
-        "rank 1 cpu:1       91.04 images/s  waits for data",
+        "rank 0 cpu:0    151.2 images/s  waits for peers",
+        "rank 1 cpu:1    91.04 images/s  waits for data",
         "rank 12 cpu:12  start a b",
     ]
 
