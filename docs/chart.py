@@ -17,6 +17,7 @@ from launcher.cluster.defaults import NO_DEFAULTS
 from launcher.cluster.rbac import (
     CLUSTER_VERBS,
     CUSTOM_VERBS,
+    FETCH_VERBS,
     KUBERNETES_VERBS,
     KUEUE_VERBS,
     RECOVER_CLUSTER_VERBS,
@@ -150,6 +151,7 @@ def files() -> dict[Path, str]:
         "files/secrets.json": pretty_json(patterns) + "\n",
         "files/cluster-rules.yaml": to_yaml(rules(CLUSTER_VERBS)),
         "files/kueue-rules.yaml": to_yaml(rules(KUEUE_VERBS)),
+        "files/fetch-rules.yaml": to_yaml(rules(FETCH_VERBS)),
         "files/recover-rules.yaml": to_yaml(rules(RECOVER_VERBS)),
         "files/recover-cluster-rules.yaml": to_yaml(rules(RECOVER_CLUSTER_VERBS)),
         "README.md": "\n".join([_INTRODUCTION + "".join(_rows()), *_settings_table()]),
@@ -195,7 +197,7 @@ def schema() -> dict[str, Any]:
         "rbac": _closed(
             {
                 **{"create": _SWITCH, "volcano": {"enum": ["auto", True, False]}, "cluster": _SWITCH},
-                **{"kueue": _SWITCH, "recover": _SWITCH, "subjects": subjects},
+                **{"kueue": _SWITCH, "recover": _SWITCH, "fetch": _SWITCH, "subjects": subjects},
             },
             "subjects",
         ),

@@ -278,6 +278,17 @@ class Report(Document):
     problems: list[str] = Field(description="What is left out, because it cannot be read.")
 
 
+class Fetched(Document, _OneJob):
+    """The files that `fetch` has copied."""
+
+    kind: Literal["Fetched"]
+    folder: str
+    files: list[str] = Field(description="The paths that were copied now, relative to the folder.")
+    bytes: int
+    unchanged: int = Field(description="The number of files that were there already.")
+    problems: list[str] = Field(description="The files that are not there, and why.")
+
+
 class Submission(Document, _OneJob):
     """The first line of `submit`: the job that it started, or found."""
 
@@ -434,7 +445,7 @@ RankTableDocument = of_dataclass(
 )
 
 OF_THE_LAUNCHER = (
-    *(Submission, SubmitCheck, Job, JobHistory, JobList, Explanation, JobDeleted, Report),
+    *(Submission, SubmitCheck, Job, JobHistory, JobList, Explanation, JobDeleted, Report, Fetched),
     *(LogLine, LogGap, LogLoss, FindingList, Config, Error),
 )
 OF_THE_TRAINER = (DataVerification, Environment, Inspection, RankTableDocument, PredictionList, Export)

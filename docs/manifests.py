@@ -10,6 +10,7 @@ from typing import Any
 from launcher.cluster.rbac import (
     CLUSTER_VERBS,
     CUSTOM_VERBS,
+    FETCH_VERBS,
     KUBERNETES_VERBS,
     KUEUE_VERBS,
     RECOVER_CLUSTER_VERBS,
@@ -47,6 +48,7 @@ def files() -> dict[Path, str]:
             *_role(f"{ACCOUNT}-recover", RECOVER_VERBS),
             _cluster_role(f"{ACCOUNT}-recover", RECOVER_CLUSTER_VERBS),
         ],
+        "rbac-fetch.yaml": list(_role(f"{ACCOUNT}-fetch", FETCH_VERBS)),
         "claims.yaml": list(_claims()),
     }
     objects |= {name: manifests_of({**options, "image": IMAGE}, None) for name, options in JOBS.items()}
@@ -63,7 +65,11 @@ def _header(name: str) -> str:
         role, place = roles[name]
         bind = f"kubectl create clusterrolebinding {role} --clusterrole {role} --serviceaccount NAMESPACE:{ACCOUNT}"
         return f"{origin} Optional: kubectl apply{place} --filename {name}, then\n# {bind}"
-    others = {"rbac-volcano.yaml": "a cluster with Volcano", "rbac-kueue.yaml": "jobs in Kueue's queues"}
+    others = {
+        "rbac-volcano.yaml": "a cluster with Volcano",
+        "rbac-kueue.yaml": "jobs in Kueue's queues",
+        "rbac-fetch.yaml": "users who fetch runs from the claim",
+    }
     if name in others:
         origin = f"{origin} For {others[name]}:"
     return f"{origin} kubectl apply --namespace NAMESPACE --filename {name}"

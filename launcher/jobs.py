@@ -5,6 +5,7 @@ implementation, `launcher.local` or `launcher.cluster`; `launcher.submitters` st
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
@@ -255,6 +256,26 @@ LogItem = LogBlock | LogLoss | Notice | Explanation | Ended
 """A piece of a job's log."""
 
 
+class Channel(Protocol):
+    """Two streams of bytes to and from a program next to a run's files.
+
+    Attributes:
+        source: says in messages where it leads to.
+    """
+
+    source: str
+
+    def send(self, data: bytes) -> None:
+        """Send bytes to the program.
+
+        Raises:
+            UnreachableError: the program has ended, or the connection was cut; `receive` raises it too.
+        """
+
+    def receive(self) -> bytes:
+        """Return the next bytes of the program; nothing after its end."""
+
+
 class Jobs(Protocol):
     """The jobs of one backend: find, read, stop.
 
@@ -315,6 +336,17 @@ class Jobs(Protocol):
         Raises:
             ConflictError: no pod waits for a silent node.
             RequestError: the job runs on this machine.
+        """
+
+    def open_files(self, state: JobState, *, on_note: Callable[[str], None]) -> AbstractContextManager[Channel]:
+        """Return a way to the files in the job's output folder, which `launcher.results.file_server` serves there.
+
+        Args:
+            on_note: called with lines for the user.
+
+        Raises:
+            NotFoundError: the job has no output folder.
+            LauncherError: the folder cannot be read from here.
         """
 
     def delete(self, ref: JobRef) -> None:

@@ -6,6 +6,7 @@ so every launcher, now or next week, sees the same.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from launcher.cluster.lost_nodes import delete_by_force, lost_reason
 from launcher.cluster.pending import why_pending
 from launcher.cluster.saved_attempt import SavedAttempt
 from launcher.errors import ApiError, ConflictError, LauncherError, NotFoundError
-from launcher.jobs import Explanation, JobEvent, JobRef, JobState, LogItem, Phase
+from launcher.jobs import Channel, Explanation, JobEvent, JobRef, JobState, LogItem, Phase
 from launcher.kinds import Kind, kind_named, kueue
 from launcher.kinds.labels import CONTAINER, OURS
 from launcher.kinds.objects import attempt_number, is_young, spec_of, unix_time
@@ -145,6 +146,18 @@ class ClusterJobs:
             )
         self.remove(job)
         saved_attempt.drop(self.api, self.name, ref.name)
+
+    @contextmanager
+    def open_files(self, state: JobState, *, on_note: Callable[[str], None]) -> Iterator[Channel]:
+        """Give a way to the output folder, by a program in a pod."""
+        from launcher.cluster.run_files import open_run_files  # noqa: PLC0415  # a WebSocket: only a copy pays for it
+
+        name = state.ref.name
+        if state.output is None:
+            raise NotFoundError(f"job {name} has no record of its output folder")
+        job, pods = self.job(name), self.pods(name)
+        with open_run_files(self.api, self.kind, job, pods, state.output, on_note=on_note) as channel:
+            yield channel
 
     def recover(self, ref: JobRef, *, on_note: Callable[[str], None]) -> None:
         """Delete by force the pods that the cluster has given up, and whose nodes are silent."""

@@ -65,6 +65,9 @@ RECOVER_VERBS: Verbs = {PODS: ("delete",), PODS._replace(plural="pods/status"): 
 RECOVER_CLUSTER_VERBS: Verbs = {NODES: ("get",), LEASES: ("get",)}
 """The verbs by which `recover` shows that a node is silent."""
 
+FETCH_VERBS: Verbs = {PODS: ("create", "delete"), PODS._replace(plural="pods/exec"): ("create", "get")}
+"""The verbs by which `fetch`, `bundle` and `report` read a claim. A user who has them has every pod's rights here."""
+
 
 def rules(verbs: Verbs = VERBS) -> list[dict[str, Any]]:
     """Return rights as a Role writes them."""

@@ -95,6 +95,13 @@ COMMANDS = (
         ("report NAME", "report output/r1", "report A B --to compared.html"),
     ),
     CommandEntry(
+        "fetch",
+        "Take home",
+        "fetch:fetch",
+        "Copy a run's results, metrics and logs to this machine, each file checked by its hash.",
+        ("fetch NAME", "fetch NAME --to runs/first --checkpoints"),
+    ),
+    CommandEntry(
         "cancel",
         "Stop",
         "stop:cancel",

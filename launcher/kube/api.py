@@ -244,7 +244,7 @@ class Api:
                 break
             response.close()
         if response.status >= 400:
-            refusal = self._refusal(response.status, response.data, action, path)
+            refusal = self.refusal(response.status, response.data, action, path)
             if response.status == 429 and _busy_s(response) > BUSIEST_S:
                 raise refusal.with_hint(f"{self.origin} is too busy: try again in {format_duration(_busy_s(response))}")
             raise refusal
@@ -267,7 +267,8 @@ class Api:
                     self._credentials, self._open = renewed, None
             return self._credentials
 
-    def _refusal(self, status: int, body: bytes, action: str, path: str) -> ApiError:
+    def refusal(self, status: int, body: bytes, action: str, path: str) -> ApiError:
+        """Return the error of an answer with this status."""
         try:
             answer = json.loads(body)
         except ValueError:

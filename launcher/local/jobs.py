@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from launcher import PROGRAM
 from launcher.errors import ConflictError, LauncherError, NotFoundError, RequestError, WaitTimeoutError
 from launcher.exits import defer_signals
-from launcher.jobs import Cause, Explanation, JobEvent, JobRef, JobState, LogBlock, LogItem, LogLoss, Phase
+from launcher.jobs import Cause, Channel, Explanation, JobEvent, JobRef, JobState, LogBlock, LogItem, LogLoss, Phase
 from launcher.local import records
 from launcher.local.console import LineTimes, line_start, offset_at, read_blocks
 from launcher.local.log_end import LogEnd
@@ -136,6 +136,17 @@ class LocalJobs:
         raise RequestError(
             f"job {ref.name} runs on this machine, and not on a node of a cluster: see `{PROGRAM} status {ref.name}`"
         )
+
+    def open_files(self, state: JobState, *, on_note: Callable[[str], None]) -> AbstractContextManager[Channel]:
+        """Return a way to the output folder, by a program on this machine."""
+        from launcher.local.files import open_local_files  # noqa: PLC0415  # only a copy pays for it
+
+        del on_note  # nothing has to be waited for
+        if state.output is None or not state.files:
+            raise NotFoundError(
+                f"job {state.ref.name} has no output folder on this machine; it has not begun, or is removed"
+            )
+        return open_local_files(state.output)
 
     def delete(self, ref: JobRef) -> None:
         """Remove the job's folder under the state home; the output folder stays."""

@@ -19,6 +19,7 @@ ALL_ON = (
     *("--set-json", 'rbac.subjects=[{"kind": "User", "name": "ann", "apiGroup": "rbac.authorization.k8s.io"}]'),
     *("--set", "claims.data.storageClass=fast", "--set-json", 'defaults.node_selector={"accelerator": "910"}'),
     *("--set", "rbac.cluster=true", "--set", "rbac.volcano=true", "--set", "rbac.recover=true"),
+    *("--set", "rbac.fetch=true"),
     *("--set", "tensorboard.enabled=true"),
     *("--set", "job.enabled=true", "--set", "job.backend=volcano", "--set", "job.nodes=2", "--set", "job.npus=8"),
 )
