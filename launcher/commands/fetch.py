@@ -1,7 +1,6 @@
 """`fetch`: copy a run's results, metrics and logs from where it ran."""
 
 import re
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ from launcher.commands.common import job_named
 from launcher.commands.parameters import ANYWHERE, JsonFlag, LatestName, Where, flag
 from launcher.commands.printing import note, print_json
 from launcher.errors import DetachedError, NotFoundError
-from launcher.results.copying import RunCopy
+from launcher.results.copying import copy_of
 from trainer.shared.documents import document
 from trainer.shared.text import visible
 
@@ -38,13 +37,7 @@ def fetch(
     if state.output is None:
         raise NotFoundError(f"job {ref.name} has no record of its output folder, so its files cannot be found")
     folder = to or Path(ref.name)
-    copy = RunCopy(
-        open_channel=partial(jobs.open_files, state, on_note=note),
-        target=folder,
-        source=f"{ref.name} in {state.output}, {jobs.place}",
-        select=lambda path: checkpoints or not _STATES.match(path),
-        on_note=note,
-    )
+    copy = copy_of(jobs, state, folder, lambda path: checkpoints or not _STATES.match(path), note)
     try:
         copied = copy.run()
     except KeyboardInterrupt:

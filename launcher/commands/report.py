@@ -1,7 +1,9 @@
 """`report`: one run, or two side by side, as one HTML page."""
 
+import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,10 +13,11 @@ from launcher.commands.common import job_named
 from launcher.commands.parameters import ANYWHERE, JsonFlag, Where
 from launcher.commands.printing import note, print_json
 from launcher.errors import ConflictError, LauncherError, RequestError
-from launcher.jobs import JobState
+from launcher.jobs import KIND_NAMES, Jobs, JobState
 from launcher.output.report import continuation
+from launcher.results.copying import copy_of
 from launcher.results.page import MADE_BY, Subject, report_page
-from launcher.results.run_folder import RunData, read_run
+from launcher.results.run_folder import RunData, is_record, read_run
 from trainer.shared.documents import document
 from trainer.shared.durations import format_duration
 from trainer.shared.files import replacing, why_no_folder
@@ -71,7 +74,7 @@ def _subject(name: str | None, where: Where) -> Subject:
     state = jobs.get(ref)
     if state.output is None:
         raise RequestError(f"job {ref.name} has no record of its output folder; give the folder in place of the name")
-    run = read_run(state.output)
+    run = _read(jobs, state)
     spec = state.spec
     return Subject(
         name=ref.name,
@@ -85,6 +88,16 @@ def _subject(name: str | None, where: Where) -> Subject:
         events=jobs.events(ref),
         again=continuation(state, where.words),
     )
+
+
+def _read(jobs: Jobs, state: JobState) -> RunData:
+    """Return the run of a job; of its claim, the small files that a report needs are copied for a moment."""
+    assert state.output is not None
+    if state.ref.backend not in KIND_NAMES:
+        return read_run(state.output)
+    with tempfile.TemporaryDirectory() as folder:
+        copy_of(jobs, state, Path(folder), is_record, note).run()
+        return replace(read_run(Path(folder)), folder=state.output)
 
 
 def _subject_of_folder(folder: Path) -> Subject:

@@ -11,11 +11,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from launcher.errors import ConflictError, LauncherError, UnreachableError
-from launcher.jobs import Channel
+from launcher.jobs import Channel, Jobs, JobState
 from launcher.results.file_client import ChangedError, FileClient, RunFile
 from trainer.shared.files import fsync, replacing
 
@@ -103,24 +104,24 @@ class RunCopy:
             if path.is_file() and path.stat().st_size == file.size and _digest(path) == client.digest(file):
                 self.copied.unchanged += 1
                 return
-        partial = path.with_name(f".{path.name}.partial")
+        begun = path.with_name(f".{path.name}.partial")
         # The begin of an interrupted copy can be a file's that was replaced since.
-        if self._write(client, file, partial, path) or self._write(client, file, partial, path):
+        if self._write(client, file, begun, path) or self._write(client, file, begun, path):
             self.copied.files.append(file.path)
             return
         raise ChangedError(f"{file.path}: was replaced while it was copied; type the same again")
 
-    def _write(self, client: FileClient, file: RunFile, partial: Path, path: Path) -> bool:
+    def _write(self, client: FileClient, file: RunFile, begun: Path, path: Path) -> bool:
         """Complete a partial file, and give it its name; remove it and return False if its hash is wrong."""
         with _writing_to(path):
-            with open(partial, "r+b", opener=_create_no_link) as output:
+            with open(begun, "r+b", opener=_create_no_link) as output:
                 right = self._append(output, client, file)
                 output.flush()
                 os.fsync(output.fileno())
             if not right:
-                partial.unlink()
+                begun.unlink()
                 return False
-            partial.replace(path)
+            begun.replace(path)
             fsync(path.parent)
         return True
 
@@ -135,6 +136,14 @@ class RunCopy:
             output.write(block)
             self.copied.size += len(block)
         return False
+
+
+def copy_of(
+    jobs: Jobs, state: JobState, target: Path, select: Callable[[str], bool], on_note: Callable[[str], None]
+) -> RunCopy:
+    """Return the copy of a job's run to a folder."""
+    source = f"{state.ref.name} in {state.output}, {jobs.place}"
+    return RunCopy(partial(jobs.open_files, state, on_note=on_note), target, source, select, on_note)
 
 
 def _digest(path: Path) -> str:
@@ -203,5 +212,5 @@ def _mark(folder: Path, source: str) -> None:
         whose = "is not empty" if owner is None else f"has the files of {owner}"
         raise ConflictError(f"{folder}: {whose}; choose another folder by --to")
     if not mark.exists():
-        with replacing(mark) as partial:
-            partial.write_text(json.dumps({"source": source}), encoding="utf-8")
+        with replacing(mark) as written:
+            written.write_text(json.dumps({"source": source}), encoding="utf-8")

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from trainer.shared.attempts import attempt_file, attempt_history
+from trainer.shared.attempts import ATTEMPT_FILE, attempt_file, attempt_history
 from trainer.shared.files import read_file
 
 Row = Mapping[str, Any]
@@ -61,6 +61,11 @@ class RunData:
     def best(self) -> Row | None:
         """The evaluation with the best top-1; the first one of several."""
         return max(self.evaluations, key=lambda row: number(row, "top1") or -1.0, default=None)
+
+
+def is_record(path: str) -> bool:
+    """Return whether `read_run` reads this file of a run's folder."""
+    return path == _METRICS or any(pattern.fullmatch(path) for pattern in (_SETTINGS, _RESULT_FILE, ATTEMPT_FILE))
 
 
 def number(row: Row, name: str) -> float | None:

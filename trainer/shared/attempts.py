@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 _LOST = 'cause="killed without a word (out of memory, or its pod or node is gone)"'
-_NAME = re.compile(r"attempt(?:-\d+)?\.json")
+ATTEMPT_FILE = re.compile(r"attempt(?:-\d+)?\.json")
 
 
 def read_attempts(run: Path) -> list[Mapping[str, Any]]:
     """Return the records of a run's attempts in their order, without unreadable ones."""
-    paths = [path for path in run.iterdir() if _NAME.fullmatch(path.name)] if run.is_dir() else []
+    paths = [path for path in run.iterdir() if ATTEMPT_FILE.fullmatch(path.name)] if run.is_dir() else []
     records = [record for path in paths if (record := _read(path)) is not None]
     return sorted(records, key=lambda record: int(record["attempt"]))
 

@@ -226,7 +226,7 @@ def test_no_answer_leads_a_copy_out_of_its_folder(path: object) -> None:
 
 
 @pytest.mark.parametrize("answer", [b"{\n", b"[]\n", b"\xff\n", b'{"files": 3, "unreadable": []}\n', b""])
-def test_an_answer_that_is_none_is_one_line(answer: bytes) -> None:
+def test_an_answer_in_another_form_is_one_line(answer: bytes) -> None:
     with pytest.raises(UnreachableError, match=r"^pod r1: the files are not read to their end"):
         FileClient(_Answers(answer)).list()
 
