@@ -289,6 +289,16 @@ class Fetched(Document, _OneJob):
     problems: list[str] = Field(description="The files that are not there, and why.")
 
 
+class Bundle(Document, _OneJob):
+    """The archive that `bundle` has written."""
+
+    kind: Literal["Bundle"]
+    archive: str
+    files: list[str]
+    hidden: int = Field(description="The number of places where a secret was hidden.")
+    left_out: list[str] = Field(description="What is not in it, and why.")
+
+
 class Submission(Document, _OneJob):
     """The first line of `submit`: the job that it started, or found."""
 
@@ -445,7 +455,7 @@ RankTableDocument = of_dataclass(
 )
 
 OF_THE_LAUNCHER = (
-    *(Submission, SubmitCheck, Job, JobHistory, JobList, Explanation, JobDeleted, Report, Fetched),
+    *(Submission, SubmitCheck, Job, JobHistory, JobList, Explanation, JobDeleted, Report, Fetched, Bundle),
     *(LogLine, LogGap, LogLoss, FindingList, Config, Error),
 )
 OF_THE_TRAINER = (DataVerification, Environment, Inspection, RankTableDocument, PredictionList, Export)

@@ -338,6 +338,12 @@ class Jobs(Protocol):
             RequestError: the job runs on this machine.
         """
 
+    def objects(self, ref: JobRef) -> Mapping[str, Any]:
+        """Return what is recorded of the job, as plain values by their names: objects of the cluster, or records."""
+
+    def known_secrets(self) -> Sequence[str]:
+        """Return the user's own login, so that it can be hidden in texts."""
+
     def open_files(self, state: JobState, *, on_note: Callable[[str], None]) -> AbstractContextManager[Channel]:
         """Return a way to the files in the job's output folder, which `launcher.results.file_server` serves there.
 

@@ -4,11 +4,13 @@ All that is known of a job is in its object (its spec is an annotation) and its 
 so every launcher, now or next week, sees the same.
 """
 
+import base64
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from launcher import PROGRAM
 from launcher.cluster import saved_attempt
@@ -20,11 +22,11 @@ from launcher.cluster.saved_attempt import SavedAttempt
 from launcher.errors import ApiError, ConflictError, LauncherError, NotFoundError
 from launcher.jobs import Channel, Explanation, JobEvent, JobRef, JobState, LogItem, Phase
 from launcher.kinds import Kind, kind_named, kueue
-from launcher.kinds.labels import CONTAINER, OURS
+from launcher.kinds.labels import CONTAINER, OURS, rank_table_name
 from launcher.kinds.objects import attempt_number, is_young, spec_of, unix_time
 from launcher.kube.access import ClusterAccess
 from launcher.kube.api import Api, Json, connect, if_allowed
-from launcher.kube.resources import NODES, PODS
+from launcher.kube.resources import CONFIG_MAPS, NODES, PODS
 from launcher.kube.retry import poll
 from launcher.output.lines import parse_lines
 from launcher.output.progress import JobProgress
@@ -146,6 +148,22 @@ class ClusterJobs:
             )
         self.remove(job)
         saved_attempt.drop(self.api, self.name, ref.name)
+
+    def objects(self, ref: JobRef) -> Mapping[str, Any]:
+        """Return the job, its pods, its gang, and the rank table that its pods get."""
+        job = self.job(ref.name)
+        table, _ = if_allowed(lambda: self.api.find(CONFIG_MAPS, rank_table_name(ref.name)))
+        objects = {"job": job, "pods": self.pods(ref.name), "gang": self._gang(job)[0], "rank-table": table}
+        return {name: item for name, item in objects.items() if item}
+
+    def known_secrets(self) -> Sequence[str]:
+        """Return the token, or the user and the password, and the password of the proxy."""
+        credentials = self.api.credentials
+        logins = [value for name, value in credentials.login() if name.lower() == "authorization"]
+        basic = [value.removeprefix("Basic ") for value in logins if value.startswith("Basic ")]
+        passwords = [base64.b64decode(login).decode("utf-8", "replace").partition(":")[2] for login in basic]
+        proxy = None if credentials.proxy is None else urlsplit(credentials.proxy).password
+        return [*(value.partition(" ")[2] for value in logins), *passwords, *filter(None, [proxy])]
 
     @contextmanager
     def open_files(self, state: JobState, *, on_note: Callable[[str], None]) -> Iterator[Channel]:

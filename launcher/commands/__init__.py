@@ -102,6 +102,13 @@ COMMANDS = (
         ("fetch NAME", "fetch NAME --to runs/first --checkpoints"),
     ),
     CommandEntry(
+        "bundle",
+        "Take home",
+        "bundle:bundle",
+        "Pack console, CANN's logs, rank table, events, objects, settings and metrics of a job, without secrets.",
+        ("bundle NAME", "bundle NAME --to fault.tar.gz"),
+    ),
+    CommandEntry(
         "cancel",
         "Stop",
         "stop:cancel",

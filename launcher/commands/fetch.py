@@ -16,6 +16,8 @@ from trainer.shared.text import visible
 
 # A state to resume from is as large as the whole result, and of use only next to its claim.
 _STATES = re.compile(r"checkpoints/(?:step-\d+|\.[^/]*)/")
+# Of the process that works there now.
+_LOCK = "run.lock"
 
 
 def fetch(
@@ -37,7 +39,7 @@ def fetch(
     if state.output is None:
         raise NotFoundError(f"job {ref.name} has no record of its output folder, so its files cannot be found")
     folder = to or Path(ref.name)
-    copy = copy_of(jobs, state, folder, lambda path: checkpoints or not _STATES.match(path), note)
+    copy = copy_of(jobs, state, folder, lambda path: path != _LOCK and (checkpoints or not _STATES.match(path)), note)
     try:
         copied = copy.run()
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
@@ -137,6 +137,17 @@ class LocalJobs:
             f"job {ref.name} runs on this machine, and not on a node of a cluster: see `{PROGRAM} status {ref.name}`"
         )
 
+    def objects(self, ref: JobRef) -> Mapping[str, Any]:
+        """Return the records of the latest attempt."""
+        folder = self._folder(ref)
+        names = (records.JOB, records.PROCESSES, records.CANCEL, records.EXIT)
+        found = ((name, records.read_record(folder / name)) for name in names)
+        return {name.removesuffix(".json"): record for name, record in found if record is not None}
+
+    def known_secrets(self) -> Sequence[str]:
+        """Return nothing: this machine asks for no login."""
+        return ()
+
     def open_files(self, state: JobState, *, on_note: Callable[[str], None]) -> AbstractContextManager[Channel]:
         """Return a way to the output folder, by a program on this machine."""
         from launcher.local.files import open_local_files  # noqa: PLC0415  # only a copy pays for it
@@ -144,7 +155,7 @@ class LocalJobs:
         del on_note  # nothing has to be waited for
         if state.output is None or not state.files:
             raise NotFoundError(
-                f"job {state.ref.name} has no output folder on this machine; it has not begun, or is removed"
+                f"job {state.ref.name}: its output folder is not on this machine: it was not made, or is removed"
             )
         return open_local_files(state.output)
 

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from launcher import PROGRAM
-from launcher.jobs import JobEvent, JobRef, JobState, Phase, PreflightFinding, Submitted
+from launcher.jobs import KIND_NAMES, JobEvent, JobRef, JobState, Phase, PreflightFinding, Submitted
 from launcher.output.progress import JobProgress, ProgressLine, slowest_rank, step_cells, time_left
 from launcher.recorded_spec import describe_network, known_spec
 from trainer.shared.documents import document
@@ -100,9 +100,19 @@ def summary(state: JobState, reading: "LogFollow", *, now: float, where: str) ->
         "log": _log_counts(reading),
         "repeated": _hidden_lines(reading),
         "files": state.files or ("" if result is None else str(result.fields.get("output", ""))),
+        **_take_home(state, where),
         "continue": continuation(state, where),
     }
     return _rows(rows)
+
+
+def _take_home(state: JobState, where: str) -> dict[str, str]:
+    """Return the commands that show and copy what a run has left."""
+    if not state.files:
+        return {}
+    name = f"{state.ref.name}{where}"
+    fetch = {"fetch": f"{PROGRAM} fetch {name}"} if state.ref.backend in KIND_NAMES else {}
+    return {"report": f"{PROGRAM} report {name}", **fetch}
 
 
 def incomplete_warning(reading: "LogFollow") -> str:

@@ -26,6 +26,8 @@ MADE_BY = "pnas report"
 """Marks the pages of this program, which the next report may replace."""
 _TEMPLATES = Path(__file__).parent / "templates"
 _COLORS = 8
+# The kind of rows about where the time goes.
+_TIME = "time"
 _UNITS = {"percent": "%", "mib": "MiB", "c": "°C", "w": "W", "s": "s", "hz": "Hz"}
 # Say where a row belongs, and are not values.
 _PLACES = frozenset(("kind", "time", "global_step", "epoch", "step", "rank", "local_rank", "node", "device", "attempt"))
@@ -79,6 +81,12 @@ class _Setting(NamedTuple):
         return set(self.origins) <= {"default", ""}
 
 
+class _TimePart(NamedTuple):
+    name: str
+    duration: str
+    percent: str
+
+
 def report_page(subjects: Sequence[Subject], *, now: float) -> str:
     """Return the page about one run, or about two that are compared.
 
@@ -95,6 +103,7 @@ def report_page(subjects: Sequence[Subject], *, now: float) -> str:
         now=timestamp(now),
         results=_results(subjects),
         figures=[_Figure(chart, draw(chart)) for chart in _charts(subjects) if not chart.is_empty],
+        times=[(subject, _time_parts(subject.run)) for subject in subjects],
         attempts=[(subject, list(map(_attempt, subject.run.attempts))) for subject in subjects],
         events=[(subject, [(timestamp(event.time), event.text) for event in subject.events]) for subject in subjects],
         different=[row for row in (*settings, *provenance) if row.differs and row.name not in _OF_ONE_RUN],
@@ -179,8 +188,10 @@ def _charts(subjects: Sequence[Subject]) -> Iterator[Chart]:
     yield Chart("Learning rate", lines("", lambda run: [(step, lr) for step, _, lr in run.steps]))
     yield Chart("Speed, images/s", lines("", partial(_points, kind="progress", field_name="fps")), marks=marks)
     if len(runs) == 1:
+        yield Chart("Share of the time, %", _time_shares(runs[0].others.get(_TIME, ())))
         for kind, rows in sorted(runs[0].others.items()):
-            yield from _other_charts(kind, rows)
+            if kind != _TIME:
+                yield from _other_charts(kind, rows)
 
 
 def _losses(run: RunData) -> Sequence[Point]:
@@ -192,6 +203,34 @@ def _points(run: RunData, kind: Literal["progress", "evaluations"], field_name: 
     return [(x, y) for x, y in places if x is not None and y is not None]
 
 
+def _seconds(row: Row) -> dict[str, float]:
+    """Return the seconds of each part of a row about where the time went."""
+    seconds = {name.removesuffix("_s"): number(row, name) for name in row if name.endswith("_s")}
+    return {name: value for name, value in seconds.items() if value is not None and value >= 0}
+
+
+def _time_shares(rows: Sequence[Row]) -> list[Line]:
+    points: dict[str, list[Point]] = {}
+    for row in rows:
+        step, seconds = number(row, "global_step"), _seconds(row)
+        total = sum(seconds.values())
+        if step is not None and total > 0:
+            for name, value in seconds.items():
+                points.setdefault(name, []).append((step, 100 * value / total))
+    return [Line(name, own, color=place % _COLORS) for place, (name, own) in enumerate(points.items())]
+
+
+def _time_parts(run: RunData) -> list[_TimePart]:
+    """Return the parts of the whole run's time, the largest first."""
+    sums: dict[str, float] = {}
+    for row in run.others.get(_TIME, ()):
+        for name, value in _seconds(row).items():
+            sums[name] = sums.get(name, 0.0) + value
+    total = sum(sums.values())
+    parts = sorted(sums.items(), key=lambda part: -part[1]) if total > 0 else []
+    return [_TimePart(name, format_duration(value), f"{100 * value / total:.1f}") for name, value in parts]
+
+
 def _other_charts(kind: str, rows: Sequence[Row]) -> Iterator[Chart]:
     """Yield a chart of each number of a kind of rows, such as those about hardware, with a line for each device."""
     times = [moment for row in rows if (moment := time_of(row.get("time"))) is not None]
@@ -199,7 +238,8 @@ def _other_charts(kind: str, rows: Sequence[Row]) -> Iterator[Chart]:
     for row in rows:
         moment = time_of(row.get("time"))
         x = number(row, "global_step") if moment is None else (moment - times[0]) / 60
-        source = str(row.get("device") or (f"rank {row['rank']}" if "rank" in row else ""))
+        device = row.get("device") or (f"rank {row['rank']}" if "rank" in row else "")
+        source = " ".join(str(part) for part in (row.get("node"), device) if part not in (None, ""))
         for name in row:
             y = None if name in _PLACES else number(row, name)
             if x is not None and y is not None:

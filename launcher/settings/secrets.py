@@ -57,7 +57,7 @@ def holds_secret(text: str) -> bool:
     if re.search(PROXY_LOGIN, text, re.IGNORECASE) and not re.search(NO_LOGIN, text, re.IGNORECASE):
         return True
     pairs = (*_ASSIGNMENT.findall(text), *re.findall(HEADER, text))
-    return any(_is_secret_option(name, value) for name, value in pairs)
+    return any(is_secret_option(name, value) for name, value in pairs)
 
 
 def secrets_in(value: Any, place: str = "") -> Iterator[str]:
@@ -68,7 +68,7 @@ def secrets_in(value: Any, place: str = "") -> Iterator[str]:
     elif isinstance(value, list):
         for number, item in enumerate(value):
             option = _OPTION.fullmatch(str(value[number - 1])) if number else None
-            if option and isinstance(item, str) and item[:1] != "-" and _is_secret_option(option[1], item):
+            if option and isinstance(item, str) and item[:1] != "-" and is_secret_option(option[1], item):
                 yield f"{place}[{number}] (after {option[0]})"
             else:
                 yield from secrets_in(item, f"{place}[{number}]")
@@ -87,7 +87,7 @@ def secrets_in(value: Any, place: str = "") -> Iterator[str]:
                 yield from secrets_in(item, below)
 
 
-def _is_secret_option(name: str, value: str) -> bool:
+def is_secret_option(name: str, value: str) -> bool:
     """Return whether an option of a command has a secret. A plain `--key` can be a column of `sort`, for example."""
     if name.lower() in ("key", "keys") or re.search(FOREIGN_REFERENCE, value):
         return False

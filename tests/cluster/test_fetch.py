@@ -55,11 +55,14 @@ def test_a_run_is_fetched_from_its_claim_while_it_runs_and_after_its_end(user: T
     assert "starting pod home-files-" in ended.stderr
     document = one_document(ended.stdout, "Fetched")
     assert (document["problems"], "metrics.jsonl" in document["files"]) == ([], True)
-    assert files_of(tmp_path / "run") == {
-        name: data for name, data in files_of(user.output("home")).items() if not name.startswith(".")
-    } | {name: data for name, data in files_of(user.output("home")).items() if name.startswith(".")}
+    assert files_of(tmp_path / "run") == files_of(user.output("home"))
     readers = ("pods", "--namespace", user.namespace, "--selector", f"{READER_LABEL}=home")
     assert user.cluster.get(*readers)["items"] == [], "the pod is gone"
+    bundled = user.run("bundle", "home", "--to", str(tmp_path / "home.tar.gz"), "--json")
+    assert bundled.returncode == 0, bundled.stderr
+    bundle = one_document(bundled.stdout, "Bundle")
+    assert bundle["leftOut"] == []
+    assert {"attempt-1/node-0/rank-0.txt", "cluster/job.json", "cluster/pods.json", "console.log"} <= {*bundle["files"]}
     page = user.run("report", "home", "--to", str(tmp_path / "page.html"), "--json")
     assert page.returncode == 0, page.stderr
     assert json.loads(page.stdout)["problems"] == []

@@ -14,6 +14,8 @@ _POD = re.compile(r"\bpnas-(?:full-[0-9a-f]{8}|1-npu)-[a-z0-9]{5}\b")
 # These differ between two runs: names by content, times, nodes, speeds, a loss by a CPU's rounding, and the number of
 # lines that torch adds.
 _VARIATIONS = (
+    (re.compile(r"-files-[0-9a-f]{6}\b"), "-reader"),
+    (re.compile(r"\b\d+ files copied, [\d.]+ MB"), "FILES"),
     (_POD, "POD"),
     (re.compile(r"\bpnas-full-[0-9a-f]{8}\b"), "JOB"),
     (re.compile(r"\bsha256:[0-9a-f]{64}\b"), "sha256:DIGEST"),

@@ -143,6 +143,16 @@ def test_values_of_devices_over_time_have_a_chart_each(tmp_path: Path) -> None:
     assert ">minutes<" in page
 
 
+def test_the_parts_of_the_time_are_added_up_and_the_largest_comes_first(tmp_path: Path) -> None:
+    rows = [
+        {"kind": "time", "global_step": 9 + 10 * n, "data_s": 6.0, "device_s": 3.0 + n, "limit": "data"} for n in (0, 1)
+    ]
+    page = page_of(write_run(tmp_path / "r1", rows=[*rows, {"kind": "time", "data_s": "x", "device_s": -1}]))
+    assert "Where the time goes data 12 s 63.2 % device 7.0 s 36.8 %" in text_of(page)
+    assert "<figcaption>Share of the time, %" in page
+    assert "time: " not in page
+
+
 def test_two_runs_are_compared_by_what_differs_first(tmp_path: Path) -> None:
     runs = [
         write_run(tmp_path / "a", attempts=ATTEMPTS),
