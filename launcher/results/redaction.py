@@ -40,6 +40,11 @@ _AUTHORIZATION = re.compile(
 _LONG_NAMES = re.compile(
     r"(?i)(client-key-data|client-certificate-data|id-token|refresh-token|access-token|private-key|auth|set-cookie|cookie|authorization)$"
 )
+# A name in one line, and its value in the next: a variable of a pod, and an option in a list of YAML.
+_NAME_LINE = re.compile(
+    rf"\s*(?:-\s*)?[\"']?(?:name[\"']?\s*:\s*[\"']?(?P<name>{_WORD})|--?(?P<option>{_WORD}))[\"']?,?\s*"
+)
+_NEXT_LINE = re.compile(r"(?P<begin>\s*(?:[\"']?value[\"']?\s*:|-)?\s*)(?P<value>\S.*)")
 _KEY_BEGIN, _KEY_END = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY"), re.compile(r"-----END [A-Z ]*PRIVATE KEY-----")
 
 
@@ -56,11 +61,12 @@ class Redactor:
         words = sorted(map(re.escape, forms), key=len, reverse=True)
         self._known = re.compile("|".join(words)) if words else None
         self._in_key = False
+        self._name = ""
         self.hidden = 0
 
     def lines(self, lines: Iterable[str]) -> Iterator[str]:
         """Yield the lines of one file without secrets."""
-        self._in_key = False
+        self._in_key, self._name = False, ""
         for line in lines:
             yield self._line(line)
 
@@ -113,6 +119,11 @@ class Redactor:
         if self._in_key or _KEY_BEGIN.search(body):
             self._in_key = not _KEY_END.search(body)
             return self._hide(body) + end
+        before, own = self._name, _NAME_LINE.fullmatch(body)
+        self._name = (own["name"] or own["option"]) if own else ""
+        following = _NEXT_LINE.fullmatch(body) if before and not own else None
+        if following and _is_secret(before, following["value"].strip("\"',")):
+            return self._hide(following["value"], following["begin"]) + end
         for head, value in _PAIRS:
             body = self._hide_values(body, head, value)
         body = _LOGIN.sub(lambda match: self._hide(match[0], (match["before"] or match["option"])), body)

@@ -62,7 +62,7 @@ def test_a_run_is_fetched_from_its_claim_while_it_runs_and_after_its_end(user: T
     assert bundled.returncode == 0, bundled.stderr
     bundle = one_document(bundled.stdout, "Bundle")
     assert bundle["leftOut"] == []
-    assert {"attempt-1/node-0/rank-0.txt", "cluster/job.json", "cluster/pods.json", "console.log"} <= {*bundle["files"]}
+    assert {"attempt-1/node-0/rank-0.txt", "cluster/job.json", "events.txt", "console.log"} <= {*bundle["files"]}
     page = user.run("report", "home", "--to", str(tmp_path / "page.html"), "--json")
     assert page.returncode == 0, page.stderr
     assert json.loads(page.stdout)["problems"] == []

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import random
 import string
 from urllib.parse import quote
@@ -11,6 +12,7 @@ import pytest
 from launcher.results.redaction import HIDDEN, Redactor
 
 SEED = 20
+SEEDS = int(os.environ.get("PNAS_TEST_REDACTION_SEEDS", "3"))
 LETTERS = string.ascii_letters + string.digits
 # %s is the secret. Each is a line as programs, shells and clusters write it.
 LINES = (
@@ -81,7 +83,7 @@ def test_there_are_fifty() -> None:
     assert len(LINES) == 50
 
 
-@pytest.mark.parametrize("seed", range(SEED, SEED + 3))
+@pytest.mark.parametrize("seed", range(SEED, SEED + SEEDS))
 def test_no_planted_secret_is_left(seed: int) -> None:
     chance = random.Random(seed)
     login = '/+"' + "".join(chance.choices(LETTERS + "/+ ", k=31))
@@ -105,6 +107,21 @@ def test_no_planted_secret_is_left(seed: int) -> None:
 def test_a_private_key_is_hidden_to_its_end() -> None:
     text = "before\n-----BEGIN RSA PRIVATE KEY-----\nabc/+\ndef\n-----END RSA PRIVATE KEY-----\nafter\n"
     assert Redactor().text(text) == f"before\n{HIDDEN}\n{HIDDEN}\n{HIDDEN}\n{HIDDEN}\nafter\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "env:\n- name: MY_TOKEN\n  value: s3cret-value\n- name: HOME\n  value: /root\n",
+        '  "name": "MY_TOKEN",\n  "value": "s3cret-value"\n',
+        "args:\n- --hf-token\n- s3cret-value\n- --lr\n- 0.1\n",
+    ],
+)
+def test_a_value_in_the_line_after_its_name_is_hidden(text: str) -> None:
+    output = Redactor().text(text)
+    assert "s3cret" not in output
+    assert output.count(HIDDEN) == 1
+    assert output.count("\n") == text.count("\n")
 
 
 @pytest.mark.parametrize("line", KEPT)
