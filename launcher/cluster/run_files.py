@@ -24,7 +24,7 @@ from launcher.results.file_client import server_command
 
 READER_LABEL = "pnas/reads"
 """Label: the job whose files a pod reads. It is not the label of the job's own pods."""
-LONGEST_S = 3600
+READER_S = 3600
 """Seconds after which the cluster ends a pod that reads files."""
 _START_S = 180.0
 _POLL_S = 1.0
@@ -93,13 +93,13 @@ def reader_pod(job: Json, spec: Mapping[str, Any]) -> Json:
             "restartPolicy": "Never",
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "activeDeadlineSeconds": LONGEST_S,
+            "activeDeadlineSeconds": READER_S,
             "terminationGracePeriodSeconds": 0,
             "containers": [
                 {
                     "name": CONTAINER,
                     **{key: container[key] for key in _KEPT_OF_CONTAINER if key in container},
-                    "command": [_PYTHON, "-c", f"import time; time.sleep({LONGEST_S})"],
+                    "command": [_PYTHON, "-c", f"import time; time.sleep({READER_S})"],
                     "resources": _RESOURCES,
                     "volumeMounts": [{**mount, "readOnly": True}],
                 }

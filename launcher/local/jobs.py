@@ -21,6 +21,7 @@ from launcher.exits import defer_signals
 from launcher.jobs import Cause, Channel, Explanation, JobEvent, JobRef, JobState, LogBlock, LogItem, LogLoss, Phase
 from launcher.local import records
 from launcher.local.console import LineTimes, line_start, offset_at, read_blocks
+from launcher.local.files import open_local_files
 from launcher.local.log_end import LogEnd
 from launcher.output.log_causes import log_causes
 from launcher.output.progress import JobProgress
@@ -150,8 +151,6 @@ class LocalJobs:
 
     def open_files(self, state: JobState, *, on_note: Callable[[str], None]) -> AbstractContextManager[Channel]:
         """Return a way to the output folder, by a program on this machine."""
-        from launcher.local.files import open_local_files  # noqa: PLC0415  # only a copy pays for it
-
         del on_note  # nothing has to be waited for
         if state.output is None or not state.files:
             raise NotFoundError(
