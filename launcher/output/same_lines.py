@@ -13,11 +13,12 @@ from launcher.output.lines import LogGap, LogLine
 
 _REMEMBERED = 1000
 """Texts; a rank that is further behind has its lines shown again."""
-_TIME = re.compile(rb" time=\S{1,30}$")
+_OWN = re.compile(rb"^(step [^\"]*?) fps=[^ \"]{1,30}|(?<=.) time=[^ \"]{1,30}$")
+"""Each rank measures the job's speed by its own clock, a little apart from the others."""
 
 
 class SameLines:
-    """Hides a rank's line that another rank has said before, apart from its time."""
+    """Hides a rank's line that another rank has said before, apart from the time and the measured speed of the job."""
 
     def __init__(self) -> None:
         self.hidden = 0
@@ -34,7 +35,7 @@ class SameLines:
         rank = line.writer.rank
         if rank is None:
             return False
-        text = _TIME.sub(b"", line.text)
+        text = _OWN.sub(rb"\1", line.text)
         ranks = self._ranks.get(text)
         if ranks is not None and rank not in ranks:
             ranks.add(rank)

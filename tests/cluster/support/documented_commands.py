@@ -25,7 +25,7 @@ _VARIATIONS = (
     (
         re.compile(
             r"\b(torch|python|cpus|device|loss|fps|top1|top5|best_top1|train_s|wall_s|write_s|memory_mib|time|started|ended"
-            r"|node)=\S+"
+            r"|node|(?:data|host|device|peers|saving|evaluation)_s|limit|slowest_rank|slower|slowest_part)=\S+"
         ),
         r"\1=VALUE",
     ),
@@ -36,13 +36,17 @@ _VARIATIONS = (
     (re.compile(r" #\d+\]"), " #NUMBER]"),
     (re.compile(r"(?<=\d:)\d+(?=[ \"])"), "COUNT"),
     (re.compile(r"^(log +)\d+ lines"), r"\1COUNT lines"),
+    (re.compile(r"^(repeated +)\d+ lines"), r"\1COUNT lines"),
+    (re.compile(r"^(time +).*; limited by \w+$"), r"\1SHARES"),
+    # Of the lines that all ranks say alike, the first one is shown.
+    (re.compile(r"^\[rank \d+ cpu:\d+\] (?=start|step|eval)"), "[RANK] "),
     (re.compile(r"\d+m?\d*s$"), "AGE"),
     (re.compile(r" {2,}"), "  "),
 )
 # In some versions, torch warns about the network's properties and prints its connections. A job may be pending while
-# the cluster removes the objects of earlier tests.
-_OPTIONAL = re.compile(r"\] \[(?:[WE]\d{4}|Gloo\]) |^job \S+: Pending: ")
-_TAGGED = re.compile(r"^\[rank (\d+) ")
+# the cluster removes the objects of earlier tests. One rank may be slower than the others.
+_OPTIONAL = re.compile(r"\] \[(?:[WE]\d{4}|Gloo\]) |^job \S+: Pending: |^slowest +rank ")
+_NUMBERED = re.compile(r"^\[rank (\d+) [a-z]+:\d+ #")
 
 
 def commands(page: str) -> Iterator[tuple[str, list[str]]]:
@@ -87,10 +91,10 @@ def normalised(page: str) -> str:
 
 
 def _ordered(lines: list[str]) -> list[str]:
-    """Sort the devices' lines by device, because only the order of each device's lines is fixed."""
+    """Sort the devices' numbered lines by device, because only the order of each device's lines is fixed."""
     fixed = [line for line in lines if not _OPTIONAL.search(line)]
-    others = [line for line in fixed if not _TAGGED.match(line)]
-    tagged = sorted((line for line in fixed if _TAGGED.match(line)), key=lambda line: int(line.split()[1]))
+    others = [line for line in fixed if not _NUMBERED.match(line)]
+    tagged = sorted((line for line in fixed if _NUMBERED.match(line)), key=lambda line: int(line.split()[1]))
     return [_constant(line) for line in (*others, *tagged)]
 
 

@@ -25,13 +25,14 @@ def shown(text: str, view: LogView | None = None) -> tuple[list[str], LogFollow]
 
 
 TWO = (
-    "[rank 1 npu:1 #1] step step=1 time=10:00\n[rank 0 npu:0 #1] step step=1 time=10:01\n[node 0 #1] a\n[node 1 #1] a\n"
+    "[rank 1 npu:1 #1] step step=1 fps=8.1 top1=3 time=10:00\n[rank 0 npu:0 #1] step step=1 fps=8.2 top1=3 time=10:01\n"
+    "[node 0 #1] a\n[node 1 #1] a\n"
 )
 
 
 def test_the_first_of_the_same_lines_is_shown_and_all_are_counted() -> None:
     lines, reading = shown(TWO)
-    assert lines == ["[rank 1 npu:1] step step=1 time=10:00", "[node 0] a", "[node 1] a"]
+    assert lines == ["[rank 1 npu:1] step step=1 fps=8.1 top1=3 time=10:00", "[node 0] a", "[node 1] a"]
     assert (reading.demultiplexer.lines, reading.same_lines.hidden) == (2, 1)
     assert reading.progress.step(0) is not None
 
@@ -55,6 +56,14 @@ def test_every_rank_is_shown_where_the_user_asks_for_it(view: LogView) -> None:
 def test_a_pattern_and_the_last_lines_count_what_is_shown() -> None:
     block = "".join(f"[rank {rank} npu:{rank} #{n}] n={n}\n" for n in range(1, 6) for rank in range(4))
     assert shown(block, LogView(tail=2))[0] == ["[rank 0 npu:0] n=4", "[rank 0 npu:0] n=5"]
+
+
+@pytest.mark.parametrize(
+    "text", ["step loss={} fps=1", "eval fps={}", "n={} time=1", "time={} news", 'step a="b fps={}"']
+)
+def test_other_figures_make_other_lines(text: str) -> None:
+    lines = [f"[rank {rank} npu:{rank} #1] {text.format(rank)}" for rank in range(2)]
+    assert len(shown("\n".join([*lines, ""]))[0]) == 2
 
 
 @pytest.mark.parametrize("seed", SEEDS)
