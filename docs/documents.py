@@ -108,10 +108,10 @@ class Evaluation(LineFields):
 class Progress(LineFields):
     """How far a running job is, from the latest line `progress`; null before the second line about steps.
 
-    `done` is a share in percent. The time left lies between `left_low_s` and `left_high_s` in nine of ten runs. `limit`
-    is the part in which the ranks spend most time, `slower` by how many percent the slowest rank is slower than the
-    others, `slowest_part` its own largest part. `rates` are the images/s of each rank without waiting for others,
-    `waits` each rank's largest part, both in the order of ranks.
+    `done` is a share in percent. The time left is between `left_low_s` and `left_high_s`, in nine of ten simulated
+    runs. `limit` is the part in which the ranks spend most time, `slower` by how many percent the slowest rank is
+    slower than the others, `slowest_part` its own largest part. `rates` are the images/s of each rank without waiting
+    for others, `waits` each rank's largest part, both in the order of ranks.
     """
 
     done: Number
@@ -475,8 +475,36 @@ whether it failed or not. The line on standard error stays.
 Each schema describes the documents of this version exactly. Each field is always there, and null stands for what is
 unknown. Later versions can add fields. `apiVersion` changes when a field changes its meaning or is removed. Times are
 ISO 8601 in UTC. Names that are data stay as they are: settings, tensors, variables, and the fields of the log's lines
-in `step`, `evaluation` and `result`. `launcher render --json` prints a List of Kubernetes objects.
+in `step`, `progress`, `evaluation`, `time` and `result`. `launcher render --json` prints a List of Kubernetes objects.
 """
+
+
+_METRICS = """\
+## Rows of metrics.jsonl
+
+Each line of a run's `metrics.jsonl` is an object with its `kind`. Later versions can add fields and kinds. All but
+`step` have the `time` at which they were written, and null stands for a number that JSON lacks. A continued run keeps
+the rows about steps that its checkpoint has; the other rows move to `metrics-replaced.jsonl`."""
+_METRIC_ROWS = (
+    ("`step`", "A step.", "`epoch`, `step`, `global_step`, `loss`, `lr`"),
+    (
+        "`progress`",
+        "The steps since the row before, up to `global_step`. From the second row of a process on, how far the run is: "
+        "`done` is in percent, and in nine of ten simulated runs the time left was between its two bounds.",
+        "`global_step`, `fps`, `top1`, `done`, `left_s`, `left_low_s`, `left_high_s`",
+    ),
+    (
+        "`time`",
+        "Where the wall time since the row before went, up to step `global_step`: the mean of all ranks but the "
+        "slowest. `limit` is the largest part. Of several ranks, the slowest is named, by how many percent it is "
+        "`slower` than the others' median without their waiting for peers, and its own largest part.",
+        "`global_step`, `data_s`, `host_s`, `device_s`, `peers_s`, `saving_s`, `evaluation_s`, `limit`, "
+        "`slowest_rank`, `slower`, `slowest_part`",
+    ),
+    ("`eval`", "An evaluation.", "`epoch`, `top1`, `top5`, `loss`, `images`"),
+    ("`attempt`", "An attempt begins; `ended` tells of the one before.", "the fields of `attempt.json`, `ended`"),
+    ("`corruption`", "The ranks' states differed.", "the place, the ranks, and what the run did"),
+)
 
 
 def files() -> dict[Path, str]:
@@ -486,6 +514,7 @@ def files() -> dict[Path, str]:
         _INTRODUCTION,
         *_table("Kinds of the launcher", OF_THE_LAUNCHER),
         *_table("Kinds of the trainer, which prints Error too", OF_THE_TRAINER),
+        *table(_METRICS, ("kind", "what it is", "fields"), _METRIC_ROWS),
     ]
     return {PAGE: "\n".join(page), **schemas}
 
