@@ -145,7 +145,7 @@ def test_killed_workers_are_replaced_in_their_pods_sooner_than_pods(
             f"{max(seconds[:-1]):.1f} s), {recreated:.1f} s with new pods: {in_place / recreated:.2f}\n"
         )
     options = (*SMALL, "--device", "cpu", "--threads", "1", "--npus", str(nodes), *words)
-    whole = train(tmp_path, *options, data=digits, name="whole")
+    whole = train(tmp_path, *options, data=digits, name="whole", timeout_s=600 * KILLS)
     assert whole.code == 0, whole.stdout
     assert_same_run(whole.run, terminal.output(job.name), last_step=epochs * STEPS_PER_EPOCH)
     assert json.loads(terminal.run("status", job.name, "--json").stdout)["status"]["phase"] == "Succeeded"

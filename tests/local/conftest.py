@@ -113,6 +113,7 @@ def train(
     file_limit: int = resource.RLIM_INFINITY,
     fork: bool = FORK,
     prefix: Sequence[str] = (),
+    timeout_s: float = 600,
 ) -> TrainerResult:
     """Run `python -m trainer` to its end.
 
@@ -125,14 +126,14 @@ def train(
     arguments = (*data_options, "--output", str(output), "--run-name", name, *options)
     environ = {**os.environ, **(environ or {})}
     if fork and not prefix:
-        ended = run_forked_trainer(arguments, environ=environ, file_limit=file_limit, timeout_s=600)
+        ended = run_forked_trainer(arguments, environ=environ, file_limit=file_limit, timeout_s=timeout_s)
     else:
         ended = subprocess.run(
             (*prefix, sys.executable, "-m", "trainer", *arguments),
             capture_output=True,
             text=True,
             check=False,
-            timeout=600,
+            timeout=timeout_s,
             env=environ,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit)),
         )
