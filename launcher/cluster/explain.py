@@ -31,9 +31,8 @@ from launcher.output.progress import JobProgress
 # Without the pods that have ended, of which a namespace can have thousands.
 _LIVE = "status.phase!=Succeeded,status.phase!=Failed"
 _HOLDERS_ASKED = 3
-_HOLDERS_LINES = 40
 _LOGS_ASKED = 16
-_TAIL_LINES = 400
+_TAIL_LINES = "400"
 # ClusterD writes one entry for each job that is not scheduled (Ascend/mind-cluster, docs, API of ClusterD).
 _REPORT, _REPORT_NAMESPACE = "scheduling-exception-report", "cluster-system"
 
@@ -95,9 +94,9 @@ def _readable(objects: JobObjects) -> list[Json]:
     return [*failed, *(others if objects.has_rank_table or objects.phase is Phase.FAILED else ())][:_LOGS_ASKED]
 
 
-def _log_end(api: Api, pod: str, lines: int = _TAIL_LINES) -> bytes:
+def _log_end(api: Api, pod: str) -> bytes:
     """Return the last lines of a pod; nothing of a pod that has not started, or whose log cannot be read."""
-    query = {"tailLines": str(lines), "container": CONTAINER}
+    query = {"tailLines": _TAIL_LINES, "container": CONTAINER}
     try:
         return api.read(PODS.path(api.namespace, pod, "log"), query, action=f"get {PODS}/log")
     except LauncherError:
@@ -124,8 +123,8 @@ def _ends(api: Api, objects: JobObjects, others: Sequence[Json]) -> Iterator[tup
         if uses_node(pod) and pod_amounts(pod["spec"]).get(device) and pod["metadata"].get("namespace") == api.namespace
     }
     for owner, pod in islice(holders.items(), _HOLDERS_ASKED):
-        step = JobProgress().update_all(parse_lines(_log_end(api, pod, _HOLDERS_LINES))).latest_step
-        seconds = None if step is None else step.number("left_s")
+        ahead = JobProgress().update_all(parse_lines(_log_end(api, pod))).ahead
+        seconds = None if ahead is None else ahead.number("left_s")
         if seconds is not None:
             yield owner, objects.now + seconds
 

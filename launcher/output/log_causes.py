@@ -9,7 +9,7 @@ from trainer.shared.device_errors import DeviceError, find_device_error
 _SHOWN_CHARACTERS = 300
 _SHOWN_RANKS = 3
 # A line of progress has numbers that are no codes.
-_PROGRESS = (b"step ", b"eval ", b"result ")
+_PROGRESS = (b"step ", b"eval ", b"progress ", b"time ", b"result ")
 
 
 def log_causes(words: Cause | None, lines: Iterable[LogLine]) -> Iterator[Cause]:

@@ -54,6 +54,7 @@ def test_each_row_finds_its_line_and_says_what_helps(line: str, row: object) -> 
     "line",
     [
         "step epoch=0 step=507015 loss=2.1",
+        "progress code=507015 left_s=9",
         "the run has 507015 images",
         "Loading EI00021 of 3",
         "result mode=full images=207001",
