@@ -21,6 +21,7 @@ from trainer.commands.ranktable import ranktable_app
 from trainer.devices.runtime_env import hccl_timeouts, openmp_threads
 from trainer.environment.facts import read_facts
 from trainer.environment.findings import FEWEST_OPEN_FILES
+from trainer.environment.sampler import node_sampler
 from trainer.run.termination import RunTermination
 from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, resolve_train_config, user_layers
 from trainer.shared.config.options import PROFILE_HELP, given_options, option_parameters, take_options
@@ -124,10 +125,12 @@ def train(
             return 0
         with (
             attempt.begin_attempt(layers, starter) as run,
+            node_sampler(topology, visible, os.environ) as sampler,
             Supervisor(
                 sys.stdout.buffer,
                 node_rank=topology.node_rank,
                 loss=lambda: termination.find_loss(run.lease, run.run),
+                sampler=sampler,
             ) as supervisor,
         ):
             outcome = restarts.run_attempts(run, starter, supervisor, device=visible.kind)

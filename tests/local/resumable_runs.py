@@ -29,6 +29,7 @@ RECIPE = {
     "--checkpoint-every": "3",
     "--lr": "0.05",
 }
+_OF_ONE_RUN = {"progress", "corruption", "attempt", "hardware"}
 WALL_CLOCK = {"wall_s", "seconds"}
 _TAG = re.compile(r"^\[(rank \d+ [a-z]+:\d+|node \d+) #(\d+)\] (.*)$", re.MULTILINE)
 KILLS = int(os.environ.get("PNAS_TEST_RESTART_KILLS", "0"))
@@ -114,9 +115,9 @@ def start_nodes(output: Path, data: Path, *options: str, nodes: int) -> list[Bac
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics.jsonl without times and speeds, and without the faults and attempts of a run."""
+    """Return the rows of metrics.jsonl that each repetition of a run has, without their times."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [{**row, "time": None} for row in rows if row["kind"] not in {"progress", "corruption", "attempt"}]
+    return [{**row, "time": None} for row in rows if row["kind"] not in _OF_ONE_RUN]
 
 
 def assert_no_line_lost(output: str) -> None:

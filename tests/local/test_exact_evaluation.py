@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ def _work(rank: int, tasks: Sequence[str]) -> None:
         task = WorkerTask.from_json(json.dumps({**values, "rank": rank, "local_rank": rank}))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(task.master_port), GLOO_SOCKET_IFNAME="lo")
         with (task.run / f"output-{rank}").open("w") as output, contextlib.redirect_stdout(output):
-            code, parts = run_worker(task)
+            code, parts = run_worker(task, SimpleQueue())
         assert code == 0
         references.append(parts)  # the destructor of a process group may hang
     # End as a worker does, without destructors.

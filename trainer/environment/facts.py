@@ -135,8 +135,13 @@ def _loadable(library: str, environ: Mapping[str, str]) -> bool:
     return any((folder / library).exists() for folder in folders)
 
 
+def find_npu_smi(environ: Mapping[str, str]) -> str | None:
+    """Return the path of npu-smi."""
+    return shutil.which("npu-smi", path=environ.get("PATH")) or shutil.which(_NPU_SMI)
+
+
 def _npu_smi(environ: Mapping[str, str], timeout_s: float) -> tuple[NpuSmi | None, str | None]:
-    program = shutil.which("npu-smi", path=environ.get("PATH")) or shutil.which(_NPU_SMI)
+    program = find_npu_smi(environ)
     if program is None:
         return None, None
     try:

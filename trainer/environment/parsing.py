@@ -10,7 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _TITLE = re.compile(r"\|\s*npu-smi\s+(\S+)\s+Version:\s*(\S+)")
-_USAGE = re.compile(r"(\d+)\s*/\s*(\d+)")
+_USAGE = re.compile(r"(?<![\d.])(\d{1,9})\s*/\s*(\d{1,9})(?!\d)")
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_LONGEST_WORD = 40
+"""Characters of a name or a health: a longer one is not npu-smi's."""
+# `npu-smi info -t ecc`: the errors of the memory since the driver was loaded, on chips with HBM and on others.
+_ECC = re.compile(r"^(HBM|DDR) (Single|Double) Bit Error Count$")
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,13 @@ class Chip:
     bus: str
     memory_used_mib: int | None = None
     memory_mib: int | None = None
+    device: int | None = None
+    """The number of its device file, /dev/davinciN, where npu-smi shows it."""
+    use_percent: float | None = None
+    """Of the AI cores."""
+    temperature_c: float | None = None
+    power_w: float | None = None
+    """Of the card, which can have several chips; npu-smi shows it at the first one."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +70,38 @@ def _chips(rows: list[list[list[str]]]) -> Iterator[Chip]:
     """Read pairs of rows: a card's row has the health, and its chip's row below has the address on the bus."""
     for first, second in itertools.pairwise(rows):
         match first, second:
-            case [[npu, name], [health], [*_]], [[chip, *_], [bus], [*usages]] if npu.isdigit() and _is_address(bus):
+            case (
+                [[npu, name], [health], [*card]],
+                [[chip, *device], [bus], [*usages]],
+            ) if _are_counts(npu, chip) and _is_address(bus) and max(len(name), len(health)) <= _LONGEST_WORD:
                 # AICore(%), Memory-Usage(MB) and, on some chips, HBM-Usage(MB): a run fills the last of them.
                 used = _USAGE.findall(" ".join(usages))
-                memory = tuple(map(int, used[-1])) if used else (None, None)
-                yield Chip(int(npu), int(chip), name, health, bus, *memory)
+                yield Chip(
+                    npu=int(npu),
+                    chip=int(chip),
+                    name=name,
+                    health=health,
+                    bus=bus,
+                    memory_used_mib=int(used[-1][0]) if used else None,
+                    memory_mib=int(used[-1][1]) if used else None,
+                    device=_count(device),
+                    use_percent=_figure(usages[:1]),
+                    temperature_c=_figure(card[1:2]),
+                    power_w=_figure(card[:1]),
+                )
+
+
+def _are_counts(*words: str) -> bool:
+    return all(re.fullmatch("[0-9]{1,9}", word) for word in words)
+
+
+def _count(words: list[str]) -> int | None:
+    return int(words[0]) if len(words) == 1 and _are_counts(*words) else None
+
+
+def _figure(words: list[str]) -> float | None:
+    """Return a number; None for `-` and `NA`, which stand for an unknown one."""
+    return float(words[0]) if words and _NUMBER.fullmatch(words[0]) else None
 
 
 def _is_address(text: str) -> bool:
@@ -72,8 +111,28 @@ def _is_address(text: str) -> bool:
 def _processes(rows: list[list[list[str]]]) -> Iterator[NpuProcess]:
     for row in rows:
         match row:
-            case [[npu, chip], [pid], name, *_] if npu.isdigit() and chip.isdigit() and pid.isdigit():
+            case [[npu, chip], [pid], name, *_] if _are_counts(npu, chip, pid):
                 yield NpuProcess(int(npu), int(chip), int(pid), " ".join(name))
+
+
+def parse_ecc(text: str) -> dict[int, dict[str, int]]:
+    """Return the memory's errors of each chip of a card, `single` and `double`, from `npu-smi info -t ecc -i CARD`.
+
+    Drivers differ: most end a chip's counts with its `Chip ID`; newer ones show one chip, without it. A chip with HBM
+    has zeros for DDR.
+    """
+    chips: dict[int, dict[str, int]] = {}
+    counts: dict[str, int] = {}
+    for line in text.splitlines():
+        name, _, value = (part.strip() for part in line.partition(":"))
+        if not _are_counts(value):
+            continue
+        if match := _ECC.match(name):
+            word = match[2].lower()
+            counts[word] = counts.get(word, 0) + int(value)
+        elif name == "Chip ID" and counts:
+            chips[int(value)], counts = counts, {}
+    return chips or ({0: counts} if counts else {})
 
 
 def parse_hccn(text: str) -> dict[int, str]:

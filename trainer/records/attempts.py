@@ -32,11 +32,16 @@ def reached_step(run: Path) -> int:
     """Return how many steps the run has done, by the end of its metrics."""
     try:
         with (run / "metrics.jsonl").open("rb") as file:
-            file.seek(-min(_TAIL_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
-            lines = file.read().splitlines()
+            size, length = file.seek(0, os.SEEK_END), _TAIL_BYTES
+            while True:
+                file.seek(max(0, size - length))
+                steps = [step for line in file.read().splitlines() if (step := _step(line)) is not None]
+                # A run that hung before its end has only rows about the hardware there.
+                if steps or length >= size:
+                    return max(steps, default=-1) + 1
+                length *= 8
     except OSError:
         return 0
-    return max((step + 1 for line in lines if (step := _step(line)) is not None), default=0)
 
 
 def _step(line: bytes) -> int | None:

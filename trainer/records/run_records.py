@@ -9,6 +9,7 @@ import json
 import math
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,9 +82,9 @@ class SavedExtent:
     epoch_steps: int = 0
 
     def holds(self, line: bytes) -> bool:
-        """Return whether a line of `metrics.jsonl` is about one of them, or about a corruption, which stays true."""
+        """Return whether a line of `metrics.jsonl` is about one of them, or about a fact that stays true."""
         match _row(line):
-            case {"kind": "corruption" | "attempt"}:
+            case {"kind": "corruption" | "attempt" | "hardware"}:
                 return True
             case {"kind": "eval", "epoch": int(epoch)}:
                 return epoch < self.epochs
@@ -129,6 +130,7 @@ class Records(contextlib.AbstractContextManager["Records"]):
         self._metrics: AppendFile | None = None
         self._bad: AppendFile | None = None
         self._boards: dict[str, ScalarFile] = {}
+        self._rewinding = threading.Lock()
         fresh, append = attempt == 1, partial(AppendFile, on_note=_warn, check_owner=check_owner)
         with contextlib.ExitStack() as files:
             self._table = files.enter_context(append(self._table_path, fresh=fresh))
@@ -216,6 +218,12 @@ class Records(contextlib.AbstractContextManager["Records"]):
         if self._metrics is not None:
             self._metrics.write_lines(_json({"kind": "corruption", **row, **_time()}))
 
+    def write_hardware(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Write samples of the hardware, which have their own time; another thread may do it."""
+        with self._rewinding:
+            if self._metrics is not None:
+                self._metrics.write_lines(*(_json({"kind": "hardware", **sample}) for sample in samples))
+
     def write_epoch(
         self, *, lr: float, train_loss: float, valid_loss: float, train_top1: float, valid_top1: float, fps: float
     ) -> None:
@@ -260,6 +268,10 @@ class Records(contextlib.AbstractContextManager["Records"]):
 
     def rewind(self, saved: SavedExtent) -> None:
         """Go back to a checkpoint: move the lines after it to the files of replaced lines."""
+        with self._rewinding:
+            self._rewind(saved)
+
+    def _rewind(self, saved: SavedExtent) -> None:
         rows = itertools.count()
         # The header is the row before the first epoch's.
         replaced = self._table_path.with_name(f"{self._table_path.stem}-replaced.log")

@@ -4,6 +4,7 @@ They outlive every group of workers. All nodes run the same version of this prog
 """
 
 import json
+import select
 import socket
 from contextlib import suppress
 from typing import Any
@@ -44,6 +45,13 @@ class Link:
         """Send a message; if the other end is gone, the next `receive` says so."""
         with suppress(OSError):
             self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def offer(self, message: Message) -> None:
+        """Send a message, unless the other end has stopped reading: then it is lost."""
+        ready = select.poll()
+        ready.register(self._socket, select.POLLOUT)
+        if ready.poll(0):
+            self.send(message)
 
     def receive(self) -> list[Message] | None:
         """Return the messages that have come; None at the connection's end, or if the other end is another program."""

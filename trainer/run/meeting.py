@@ -1,12 +1,12 @@
 """The values and the interface of a rendezvous: what nodes tell each other before an attempt, and how one waits."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from trainer.shared.errors import TrainerError
-from trainer.supervisor import Supervisor
+from trainer.supervisor import Sample, Supervisor
 
 LONGEST_WAIT_S = 1800.0
 """How long a node waits for the others, as torch's rendezvous does: their pods may start later."""
@@ -69,6 +69,12 @@ class Rendezvous(Protocol):
     def tell_failure(self, cause: str) -> None:
         """Have the others stop their workers, because this node's are failing."""
 
+    def share(self, samples: Sequence[Sample]) -> None:
+        """Send samples to the first node, if it reads."""
+
+    def take_samples(self) -> Sequence[Sample]:
+        """Return the samples of other nodes since the last call, on the first node."""
+
     def meet(self, report: Report | None, begin: Begin) -> Meeting | None:
         """Wait for the other nodes; return the next attempt, or None if this process must end.
 
@@ -94,6 +100,13 @@ class SingleNode:
 
     def tell_failure(self, cause: str) -> None:
         """Do nothing: there is no other node."""
+
+    def share(self, samples: Sequence[Sample]) -> None:
+        """Do nothing: there is no other node."""
+
+    def take_samples(self) -> Sequence[Sample]:
+        """Return nothing: there is no other node."""
+        return ()
 
     def meet(self, report: Report | None, begin: Begin) -> Meeting | None:
         """Return the next attempt, if the workers have crashed."""

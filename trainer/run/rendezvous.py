@@ -6,15 +6,19 @@ workers meet at a new port in each attempt, so that no process of an earlier one
 """
 
 import selectors
+from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Literal
 
 from trainer.run.links import Link, Message, link_to, listen
 from trainer.run.meeting import NOTE_EVERY_S, Begin, Meeting, PeerWait, Report
-from trainer.supervisor import Supervisor, blames_a_peer
+from trainer.supervisor import Sample, Supervisor, blames_a_peer
 
 _RETRY_S = 1.0
+_MOST_SAMPLES = 1 << 14
+"""Samples of the hardware that wait for rank 0: an hour of 128 devices."""
 
 
 class FirstNode:
@@ -39,6 +43,7 @@ class FirstNode:
         """Why there is no further attempt, once another node has left."""
         self.peers_end: Literal["", "stopped", "lost"] = ""
         self._begun = False
+        self._samples: deque[Sample] = deque(maxlen=_MOST_SAMPLES)
 
     def poll(self) -> str | None:
         """Take in what the other nodes have said."""
@@ -55,6 +60,15 @@ class FirstNode:
     def tell_failure(self, cause: str) -> None:
         """Have the others stop their workers."""
         self._tell({"stop": f"node 0: {cause}"})
+
+    def share(self, samples: Sequence[Sample]) -> None:
+        """Do nothing: rank 0 is here."""
+
+    def take_samples(self) -> Sequence[Sample]:
+        """Return the other nodes' samples since the last call."""
+        samples = tuple(self._samples)
+        self._samples.clear()
+        return samples
 
     def meet(self, report: Report | None, begin: Begin) -> Meeting | None:
         """Wait until every node's workers have ended, and decide."""
@@ -157,6 +171,8 @@ class FirstNode:
                 return reason
             case {"report": None}:
                 self._reports[node] = None
+            case {"samples": list(samples)}:
+                self._samples.extend(sample for sample in samples if isinstance(sample, dict))
         return None
 
 
@@ -202,6 +218,16 @@ class OtherNode:
         """Have the other nodes stop their workers."""
         if self._link is not None:
             self._link.send({"stop": cause})
+
+    def share(self, samples: Sequence[Sample]) -> None:
+        """Send samples to the first node, if it reads."""
+        if self._link is not None:
+            for sample in samples:
+                self._link.offer({"samples": [sample]})
+
+    def take_samples(self) -> Sequence[Sample]:
+        """Return nothing: the first node has rank 0."""
+        return ()
 
     def meet(self, report: Report | None, begin: Begin) -> Meeting | None:
         """Report, and wait for the first node's decision."""

@@ -5,7 +5,7 @@ exactly these, so this package promises them. It does not know what a worker com
 """
 
 from trainer.supervisor.failure_cause import A_PEER_DIFFERS, Failure, Outcome, blames_a_peer
-from trainer.supervisor.loop import Limits
+from trainer.supervisor.loop import Limits, Sample
 from trainer.supervisor.node import Supervisor
 from trainer.supervisor.worker import WorkerCommand, die_with_supervisor
 
@@ -14,6 +14,7 @@ __all__ = [
     "Failure",
     "Limits",
     "Outcome",
+    "Sample",
     "Supervisor",
     "WorkerCommand",
     "blames_a_peer",

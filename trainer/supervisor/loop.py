@@ -7,9 +7,9 @@ import dataclasses
 import selectors
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from trainer.shared.errors import RESUMABLE, FolderTakenError
 from trainer.supervisor.console import Console
@@ -21,6 +21,8 @@ _BUFFER = 1 << 20  # bytes for stdout that may wait before the workers have to
 _STOPPING_BUFFER = 1 << 26  # but a worker that is saving its work must not wait for a terminal
 
 Loss = Callable[[], str | None]
+Sample = Mapping[str, Any]
+"""The figures of one device, with its `device`, `node`, `time`, and its `rank` unless it is the host."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,23 @@ class Peers(Protocol):
     def tell_failure(self, cause: str) -> None:
         """Have the others stop their workers."""
 
+    def share(self, samples: Sequence[Sample]) -> None:
+        """Send samples to the node of rank 0; they can get lost."""
+
+    def take_samples(self) -> Sequence[Sample]:
+        """Return the other nodes' samples since the last call, on the node of rank 0."""
+
+
+class Sampler(Protocol):
+    """Samples of this node's hardware."""
+
+    @property
+    def fd(self) -> int:
+        """A descriptor that can be read when there are samples to take."""
+
+    def take(self) -> tuple[Sequence[Sample], Sequence[str]]:
+        """Return the samples since the last call, and lines for the user."""
+
 
 class WorkerLoop:
     """The state of one group of workers."""
@@ -69,6 +88,7 @@ class WorkerLoop:
         grace_s: float,
         limits: Limits,
         loss: Loss,
+        sampler: Sampler | None = None,
     ) -> None:
         self._console = console
         self._signals = signals
@@ -81,6 +101,9 @@ class WorkerLoop:
         self._selector.register(signals.fd, selectors.EVENT_READ)
         if peers is not None and peers.fd is not None:
             self._selector.register(peers.fd, selectors.EVENT_READ)
+        self._sampler = sampler
+        if sampler is not None:
+            self._selector.register(sampler.fd, selectors.EVENT_READ)
         self._reading = True
         self._stopping: StopOrder | None = None
         self._kill_at: float | None = None
@@ -137,6 +160,12 @@ class WorkerLoop:
         self._console.print([self._drain(worker, now) for worker in self._workers if self._drain_due(worker, now)])
         if self._peers is not None and any(key.fd == self._peers.fd for key, _ in events):
             self._heed(self._peers.poll(), now)
+            self._record(self._peers.take_samples())
+        if self._sampler is not None and any(key.fd == self._sampler.fd for key, _ in events):
+            samples, notes = self._sampler.take()
+            for note in notes:
+                self._console.say(note)
+            self._record(samples)
         self._stop_if_one_has_failed(now)
         self._kill_if_due(now)
 
@@ -194,6 +223,14 @@ class WorkerLoop:
         if worker.open:
             output.append(self._close_pipe(worker))
         return b"".join(output)
+
+    def _record(self, samples: Sequence[Sample]) -> None:
+        """Bring samples to the worker of rank 0."""
+        rank_0 = next((worker for worker in self._workers if worker.command.rank == 0), None)
+        if rank_0 is not None:
+            rank_0.tell(samples)
+        elif self._peers is not None and samples:
+            self._peers.share(samples)
 
     # Signals and ends
 

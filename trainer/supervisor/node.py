@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from trainer.supervisor.console import Console
 from trainer.supervisor.failure_cause import Outcome
-from trainer.supervisor.loop import USUAL_LIMITS, Limits, Loss, Peers, WorkerLoop
+from trainer.supervisor.loop import USUAL_LIMITS, Limits, Loss, Peers, Sampler, WorkerLoop
 from trainer.supervisor.signals import SignalInbox
 from trainer.supervisor.worker import WorkerCommand
 
@@ -22,14 +22,26 @@ class Supervisor(AbstractContextManager["Supervisor"]):
     """
 
     def __init__(
-        self, stdout: BinaryIO, *, node_rank: int, limits: Limits = USUAL_LIMITS, loss: Loss = lambda: None
+        self,
+        stdout: BinaryIO,
+        *,
+        node_rank: int,
+        limits: Limits = USUAL_LIMITS,
+        loss: Loss = lambda: None,
+        sampler: Sampler | None = None,
     ) -> None:
-        """`loss` returns why the run's folder is lost; a SIGTERM then kills the workers at once, with this cause."""
+        """Take over `stdout`.
+
+        Args:
+            loss: Returns why the run's folder is lost; a SIGTERM then kills the workers at once, with this cause.
+            sampler: Of this node's hardware; rank 0 gets the samples of all nodes as lines of JSON on its stdin.
+        """
         stdout.flush()
         self._console = Console(stdout, node_rank=node_rank)
         self._signals = SignalInbox()
         self._limits = limits
         self._loss = loss
+        self._sampler = sampler
 
     def __enter__(self) -> "Supervisor":
         self._signals.open()
@@ -53,7 +65,7 @@ class Supervisor(AbstractContextManager["Supervisor"]):
         Raises:
             TrainerError: A worker cannot be started; none is left running.
         """
-        loop = self._loop(grace_s, peers)
+        loop = self._loop(grace_s, peers, self._sampler)
         try:
             for command in commands:
                 loop.start(command)
@@ -93,5 +105,13 @@ class Supervisor(AbstractContextManager["Supervisor"]):
         finally:
             loop.close()
 
-    def _loop(self, grace_s: float, peers: Peers | None = None) -> WorkerLoop:
-        return WorkerLoop(self._console, self._signals, peers, grace_s=grace_s, limits=self._limits, loss=self._loss)
+    def _loop(self, grace_s: float, peers: Peers | None = None, sampler: Sampler | None = None) -> WorkerLoop:
+        return WorkerLoop(
+            self._console,
+            self._signals,
+            peers,
+            grace_s=grace_s,
+            limits=self._limits,
+            loss=self._loss,
+            sampler=sampler,
+        )

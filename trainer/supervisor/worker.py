@@ -1,15 +1,17 @@
 """One worker process: its pipe, its log file and its end, as the supervisor sees them; and its own death with it."""
 
 import fcntl
+import json
 import math
 import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer.shared.container import HIGHER_LIMIT
 from trainer.shared.errors import TrainerError
@@ -19,6 +21,8 @@ from trainer.supervisor.output import LogFile, Tagger
 _PIPE_SIZE = 1 << 20  # bytes; ten thousand lines before a worker has to wait, where the kernel allows it
 _READ_SIZE = 1 << 16
 _STDIN = 0
+_PIPE_BUF = 4096
+"""Bytes that a pipe takes whole or not at all (pipe(7))."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class WorkerProcess:
                     stderr=their_end,
                     start_new_session=True,
                 )
+            if self._process.stdin is not None:
+                os.set_blocking(self._process.stdin.fileno(), False)
         except OSError as error:
             os.close(self.pipe)
             next_step = HIGHER_LIMIT.get(error.errno or 0, f"check {command.argv[0]}")
@@ -127,6 +133,14 @@ class WorkerProcess:
         if self.running:
             os.kill(self._process.pid, number)
 
+    def tell(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows to the worker's stdin, as lines of JSON; one that finds no room is lost."""
+        for row in rows:
+            line = json.dumps(row).encode() + b"\n"
+            if self.running and self._process.stdin is not None and len(line) <= _PIPE_BUF:
+                with suppress(BlockingIOError, BrokenPipeError):
+                    os.write(self._process.stdin.fileno(), line)
+
     def kill(self) -> None:
         """End the worker and all its children that have not left its session."""
         with suppress(PermissionError, ProcessLookupError):  # all have ended, or changed their user
@@ -142,18 +156,24 @@ class WorkerProcess:
             self.close_pipe()
 
 
-def die_with_supervisor() -> None:
+def die_with_supervisor(on_line: Callable[[bytes], None] = lambda _line: None) -> None:
     """End this process and its children as soon as the supervisor is gone, even if the supervisor was killed.
 
-    Else a killed supervisor would leave processes that hold every device of the node. It holds the other end of stdin
-    and never writes to it: reading ends when the supervisor does. Call this first in a worker, and only there.
+    Else a killed supervisor would leave processes that hold every device of the node. It holds the other end of stdin:
+    reading ends when the supervisor does. Call this first in a worker, and only there.
+
+    Args:
+        on_line: Called in another thread with each line that the supervisor writes; it must not wait.
     """
-    threading.Thread(target=_wait_and_die, name="lifeline", daemon=True).start()
+    threading.Thread(target=_wait_and_die, args=(on_line,), name="lifeline", daemon=True).start()
 
 
-def _wait_and_die() -> None:
-    while os.read(_STDIN, 1):
-        pass
+def _wait_and_die(on_line: Callable[[bytes], None]) -> None:
+    rest = b""
+    while chunk := os.read(_STDIN, _PIPE_BUF):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            on_line(line)
     if os.getpgrp() == os.getpid():  # the supervisor has started us as the leader of a new group
         os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(1)

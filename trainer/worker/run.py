@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from traceback import print_exception
 from types import TracebackType
 from typing import NoReturn
@@ -29,6 +30,7 @@ from trainer.distributed.process_group import (
 )
 from trainer.model.weight_files import import_weights
 from trainer.model.weights import with_weight_settings
+from trainer.records.hardware import writing_samples
 from trainer.records.lease import Lease
 from trainer.records.run_records import Records, say
 from trainer.shared.attempts import attempt_history
@@ -53,11 +55,12 @@ def main() -> NoReturn:
     """Run the task in the environment, and end the process with its exit code."""
     faulthandler.enable()
     escape_what_streams_lack()
-    die_with_supervisor()
+    samples: SimpleQueue[bytes | None] = SimpleQueue()
+    die_with_supervisor(samples.put)
     task = WorkerTask.from_json(os.environ.pop(TASK_VARIABLE))
     sys.excepthook = partial(_report_unexpected_error, task.device)
     try:
-        code, parts = run_worker(task)
+        code, parts = run_worker(task, samples)
     except TrainerError as error:
         say(f"error {error}")
         if isinstance(error, RuntimeUnusableError) and error.__cause__ is not None:
@@ -67,8 +70,12 @@ def main() -> NoReturn:
     _exit(code, parts)
 
 
-def run_worker(task: WorkerTask) -> tuple[int, Training]:
-    """Start, do the mode, end. Return the exit code and the parts; keep the parts until the process ends."""
+def run_worker(task: WorkerTask, samples: "SimpleQueue[bytes | None]") -> tuple[int, Training]:
+    """Start, do the mode, end. Return the exit code and the parts; keep the parts until the process ends.
+
+    Args:
+        samples: Of the hardware, from the supervisor, as lines of JSON; only rank 0 gets some.
+    """
     started_at = time.time()
 
     # Start: all ranks read the same data, meet, and build the same network.
@@ -143,6 +150,7 @@ def run_worker(task: WorkerTask) -> tuple[int, Training]:
             attempt=task.attempt,
             check_owner=lease.check,
         ) as records,
+        writing_samples(records, samples),
         contextlib.closing(checkpoints),
     ):
         if task.rank == 0:

@@ -20,6 +20,7 @@ from trainer.environment.parsing import (
     Chip,
     NpuProcess,
     NpuSmi,
+    parse_ecc,
     parse_hccn,
     parse_npu_smi,
     parse_settings,
@@ -54,23 +55,24 @@ NO_NPU = Facts(packages={"torch": "2.14.1"}, python="3.11.7", machine="x86_64", 
 def test_a_card_with_one_chip_is_read_with_its_health_memory_and_processes() -> None:
     assert A2.version == "24.1.rc3"
     assert A2.chips == (
-        Chip(0, 0, "910B1", "OK", "0000:C1:00.0", 3373, 65536),
-        Chip(1, 0, "910B1", "Warning", "0000:01:00.0", 52675, 65536),
+        Chip(0, 0, "910B1", "OK", "0000:C1:00.0", 3373, 65536, None, 0.0, 49.0, 94.6),
+        Chip(1, 0, "910B1", "Warning", "0000:01:00.0", 52675, 65536, None, 12.0, 47.0, 90.1),
     )
     assert A2.processes == (NpuProcess(1, 0, 484706, "python3"),)
 
 
 def test_a_card_with_two_chips_is_two_devices() -> None:
     report = parse_npu_smi((DATA / "npu-smi-25.2.0-a3.txt").read_text())
-    assert [(chip.npu, chip.chip, chip.bus, chip.memory_used_mib) for chip in report.chips] == [
-        (0, 0, "0000:9D:00.0", 61609),
-        (0, 1, "0000:9F:00.0", 3412),
-    ]
+    assert report.chips == (
+        Chip(0, 0, "Ascend910", "OK", "0000:9D:00.0", 61609, 65536, 0, 7.0, 43.0, 211.3),
+        Chip(0, 1, "Ascend910", "OK", "0000:9F:00.0", 3412, 65536, 1, 0.0, 44.0, None),
+    )
 
 
 def test_a_chip_without_hbm_reports_its_other_memory() -> None:
     report = parse_npu_smi((DATA / "npu-smi-22.0.0-310p.txt").read_text())
-    assert (report.version, report.chips) == ("22.0.2", (Chip(0, 0, "310P3", "OK", "0000:86:00.0", 994, 21534),))
+    chip = Chip(0, 0, "310P3", "OK", "0000:86:00.0", 994, 21534, 0, 0.0, 42.0, 16.2)
+    assert (report.version, report.chips) == ("22.0.2", (chip,))
 
 
 def test_a_long_pci_domain_and_a_process_with_another_name_or_without_a_name_are_read() -> None:
@@ -86,9 +88,25 @@ def test_a_long_pci_domain_and_a_process_with_another_name_or_without_a_name_are
         assert f"by process 484706 ({name or 'no name'})" in note.text
 
 
-@given(st.text() | st.lists(st.sampled_from([*"|+ /0", "910B1", "OK", "0000:C1:00.0", "\n", "| "])).map("".join))
+# Counts of other scripts, and of more digits than int() reads.
+WORDS = [
+    *"|+ /0:²٣",
+    "910B1",
+    "OK",
+    "0000:C1:00.0",
+    "\n",
+    "| ",
+    "9" * 5000,
+    "HBM Single Bit Error Count :",
+    "Chip ID :",
+]
+ROWS = ["| 0 910B1 | OK | 94.6 49 0 / 0 |\n", "| 0 | 0000:C1:00.0 | 0 0 / 0 3373 / 65536 |\n"]
+
+
+@given(st.text() | st.lists(st.sampled_from([*WORDS, *ROWS])).map("".join))
 def test_the_parsers_accept_any_text(text: str) -> None:
     parse_npu_smi(text)
+    parse_ecc(text)
     parse_hccn(text)
     parse_version(text)
     parse_settings(text)

@@ -1,0 +1,45 @@
+"""Samples of emulated NPUs: an npu-smi that answers once, then hangs, leaves rows and no trace in the training."""
+
+import dataclasses
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from tests.local.conftest import TrainerResult
+from tests.local.resumable_runs import recipe
+from tests.npu.conftest import O2
+
+DATA = Path(__file__).parents[1] / "data" / "environment"
+
+
+def test_an_npu_smi_that_hangs_changes_no_figure_of_a_run_and_does_not_outlive_it(
+    npus: dict[str, str], in_o2: TrainerResult, few_digits: Path, tmp_path: Path
+) -> None:
+    script, pids = tmp_path / "npu-smi", tmp_path / "pids"
+    answer = (
+        f'case "$*" in info) cat {DATA / "npu-smi-24.1.rc3-a2.txt"};; *) cat {DATA / "npu-smi-ecc-26.0.txt"};; esac'
+    )
+    script.write_text(f"#!/bin/sh\necho $$ >> {pids}\n[ $(wc -l < {pids}) -gt 2 ] && exec sleep 1000\n{answer}\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    environ = {**os.environ, **npus, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    # The table has the NPUs 0 and 1 of the machine's eight.
+    folders = ("--data-path", str(few_digits), "--output", str(tmp_path), "--run-name", "run")
+    command = [sys.executable, "-m", "tests.local.fast_sampler", *folders, *recipe(*O2)]
+    done = subprocess.run(
+        command, env={**environ, "ASCEND_RT_VISIBLE_DEVICES": "0,1"}, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    run = dataclasses.replace(in_o2, run=tmp_path / "run")
+    rows = [row for row in run.metrics("hardware") if row["device"] != "cpu"]
+    assert [(row["device"], row["rank"], row["health"], row.get("ecc_corrected")) for row in rows] == [
+        ("npu:0", 0, "OK", 5),
+        ("npu:1", 1, "Warning", None),
+    ]
+    hanging = pids.read_text().split()[-1]
+    assert len(pids.read_text().split()) == 3
+    assert not psutil.pid_exists(int(hanging))
+    assert [run.metrics(kind) for kind in ("step", "eval")] == [in_o2.metrics(kind) for kind in ("step", "eval")]
