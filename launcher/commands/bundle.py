@@ -38,9 +38,10 @@ def bundle(
     json_: JsonFlag = False,
     where: Where = ANYWHERE,
 ) -> None:
-    """Pack console, CANN's logs, rank table, events, objects, settings and metrics of a job, without secrets.
+    """Pack what tells of a job's faults into one archive, without secrets.
 
-    The archive has the layout that Huawei's ascend-fd reads. A part that cannot be had is left out, and named.
+    It has console, CANN's logs, rank table, events, objects, settings and metrics, in the layout that Huawei's
+    ascend-fd reads. A part that cannot be had is left out, and named.
     """
     jobs, ref = job_named(name, where)
     state = jobs.get(ref)

@@ -29,10 +29,11 @@ def fetch(
     json_: JsonFlag = False,
     where: Where = ANYWHERE,
 ) -> None:
-    """Copy a run's results, metrics and logs to this machine, each file checked by its hash.
+    """Copy a run's results, metrics and logs to this machine.
 
-    The same command again copies what is new, and goes on where it was interrupted. On a cluster a pod of the job reads
-    the files; if none runs, a small pod is started for it, with the job's image and restrictions and without NPUs.
+    Each file is checked by its hash. The same command again copies what is new, and goes on where it was interrupted.
+    On a cluster a pod of the job reads the files; if none runs, a small pod is started for it, with the job's image and
+    restrictions and without NPUs.
     """
     jobs, ref = job_named(name, where)
     state = jobs.get(ref)

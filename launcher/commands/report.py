@@ -41,10 +41,11 @@ def report(
     json_: JsonFlag = False,
     where: Where = ANYWHERE,
 ) -> None:
-    """Write a run's curves, attempts, settings and provenance to one HTML page; of two runs, what differs first.
+    """Write one HTML page about a run, or about two that are compared.
 
-    The page needs no network and no script. A run that goes on, has failed, or has damaged files has one, too: the page
-    says what is missing.
+    It has curves, attempts, settings with their origins, and provenance; of two runs, what differs comes first. It
+    needs no network and no script. A run that goes on, has failed, or has damaged files has one, too: the page says
+    what is missing.
     """
     names = [name] if other is None else [name, other]
     subjects = [_subject(one, where) for one in names]
