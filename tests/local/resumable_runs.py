@@ -29,8 +29,8 @@ RECIPE = {
     "--checkpoint-every": "3",
     "--lr": "0.05",
 }
-_OF_ONE_RUN = {"progress", "corruption", "attempt", "hardware"}
-WALL_CLOCK = {"wall_s", "seconds"}
+_OF_ONE_RUN = {"progress", "time", "corruption", "attempt", "hardware"}
+WALL_CLOCK = {"wall_s", "seconds", "pace", "times"}
 _TAG = re.compile(r"^\[(rank \d+ [a-z]+:\d+|node \d+) #(\d+)\] (.*)$", re.MULTILINE)
 KILLS = int(os.environ.get("PNAS_TEST_RESTART_KILLS", "0"))
 """How often to kill workers of each kind of job; 0 for a few kills of a few kinds."""

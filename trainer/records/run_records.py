@@ -189,13 +189,14 @@ class Records(contextlib.AbstractContextManager["Records"]):
             *((f"train/{name}", value, rows[-1]["global_step"]) for name, value in figures.items()),
         )
 
-    def write_times(self, row: Mapping[str, Any], *, global_step: int) -> None:
-        """Write where the time went since the row before, up to step `global_step`; ranks other than 0 write nothing.
+    def write_times(self, row: Mapping[str, Any], *, steps: int) -> None:
+        """Write where the time of the first `steps` steps of the run went since the row before; only rank 0 does it.
 
-        The times of some steps are known with the steps after them.
+        The times of some steps are known with the steps after them. A run that only evaluates has no steps.
         """
         if self._metrics is not None:
-            self._metrics.write_lines(_json({"kind": "time", **_time(), "global_step": global_step, **row}))
+            step = {"global_step": steps - 1} if steps else {}
+            self._metrics.write_lines(_json({"kind": "time", **_time(), **step, **row}))
 
     def write_attempts(self, attempts: Sequence[Mapping[str, Any]]) -> None:
         """Write that an attempt begins, the last of `attempts`, and how the one before it ended."""

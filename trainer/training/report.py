@@ -48,7 +48,7 @@ def report_steps(
     with training.clock.part("saving"):
         records.write_steps(rows, fps=fps, top1=top1, left={} if left is None else left_fields(left))
         if any(map(any, window.times_before.rows)):
-            records.write_times(time_fields(window.times_before), global_step=global_step - 1)
+            records.write_times(time_fields(window.times_before), steps=global_step)
 
 
 def left_fields(left: TimeLeft) -> dict[str, float]:
@@ -97,7 +97,7 @@ def report_result(training: Training, records: Records, progress: TrainingProgre
     if training.rank != 0:
         return
     times = time_fields(progress.times)
-    records.write_times(time_fields(RankTimes(tuple(rows))), global_step=max(progress.global_step - 1, 0))
+    records.write_times(time_fields(RankTimes(tuple(rows))), steps=progress.global_step)
     say("time", **times)
     figures = {} if progress.last is None else asdict(progress.last)
     throughput, wall_s = progress.throughput, progress.wall_s

@@ -16,12 +16,11 @@ class Stream(torch.Stream):
         return made
 
 
-class Event(torch.Event):
-    """A point in a stream's work."""
-
-    def __new__(cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> "Event":
-        made: Event = super().__new__(cls, device="npu", enable_timing=enable_timing, blocking=blocking)
-        return made
+def Event(  # noqa: N802  # a class in torch_npu; torch compares the times only of events of exactly its own class
+    enable_timing: bool = False, blocking: bool = False, interprocess: bool = False
+) -> torch.Event:
+    """Return a point in a stream's work."""
+    return torch.Event(device="npu", enable_timing=enable_timing, blocking=blocking)
 
 
 class StreamContext:
