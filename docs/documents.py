@@ -504,6 +504,12 @@ _METRIC_ROWS = (
     ("`eval`", "An evaluation.", "`epoch`, `top1`, `top5`, `loss`, `images`"),
     ("`attempt`", "An attempt begins; `ended` tells of the one before.", "the fields of `attempt.json`, `ended`"),
     ("`corruption`", "The ranks' states differed.", "the place, the ranks, and what the run did"),
+    (
+        "`hardware`",
+        "A device of a node, or its host, every 30 s (docs/ascend.md). It stays when a run is continued.",
+        "`node`, `device`, `rank`, `name`, `health`, `use_percent`, `memory_used_mib`, `memory_mib`, `temperature_c`, "
+        "`power_w`, `ecc_corrected`, `ecc_uncorrected`",
+    ),
 )
 
 

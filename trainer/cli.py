@@ -1,5 +1,6 @@
 """The trainer's command line: finds this node's place in the job, and supervises one worker per device."""
 
+import contextlib
 import difflib
 import os
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
@@ -21,7 +22,7 @@ from trainer.commands.ranktable import ranktable_app
 from trainer.devices.runtime_env import hccl_timeouts, openmp_threads
 from trainer.environment.facts import read_facts
 from trainer.environment.findings import FEWEST_OPEN_FILES
-from trainer.environment.sampler import node_sampler
+from trainer.environment.sampler import HardwareSampler, node_sampler
 from trainer.run.termination import RunTermination
 from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, resolve_train_config, user_layers
 from trainer.shared.config.options import PROFILE_HELP, given_options, option_parameters, take_options
@@ -32,7 +33,10 @@ from trainer.shared.help import HelpPage
 from trainer.shared.program import BROKEN_PIPE, INTERRUPTED, TRAINER, drop_output, output_fails, say_error
 from trainer.shared.text import escape_what_streams_lack, visible
 from trainer.supervisor import Supervisor
-from trainer.topology import check_addresses, discover, visible_devices
+from trainer.topology import Topology, check_addresses, discover, visible_devices
+
+if TYPE_CHECKING:
+    from trainer.run.attempt import Attempt
 
 HELP = f"""
 Train PNASNet-5 on images in the ImageNet folder layout, with one process per device.
@@ -126,6 +130,7 @@ def train(
         with (
             attempt.begin_attempt(layers, starter) as run,
             node_sampler(topology, visible, os.environ) as sampler,
+            _metrics_server(run, topology, sampler),
             Supervisor(
                 sys.stdout.buffer,
                 node_rank=topology.node_rank,
@@ -141,6 +146,19 @@ def train(
 
 
 app.default(take_options(train, after=option_parameters(TrainConfig)))
+
+
+def _metrics_server(
+    run: "Attempt", topology: Topology, sampler: HardwareSampler
+) -> contextlib.AbstractContextManager[None]:
+    """Serve the figures of the run, if the user asks for it; under torchrun only the node's first process does."""
+    port = run.config.metrics_port
+    if port is None or topology.workers[0].local_rank > 0:
+        return contextlib.nullcontext()
+    # It imports a web server, in a tenth of a second.
+    from trainer.run import metrics_server  # noqa: PLC0415  # see above
+
+    return metrics_server.serving(port, run, sampler, ranks=[worker.rank for worker in topology.workers])
 
 
 def _start_on_emulated_npus() -> NoReturn:

@@ -114,6 +114,7 @@ def _template_values(spec: JobSpec, kind: Kind, attempt: int) -> Mapping[str, An
         "rank_table": rank_table_name(spec.name) if has_rank_table else None,
         "host_driver": pods.driver == "host",
         "visible_devices": f"metadata.annotations['{pods.resource}']" if hardware else None,
+        "metrics_port": spec.train.metrics_port,
         "grace_period_s": math.ceil(spec.train.grace_s) + _EXTRA_GRACE_S,
         **_resources(spec),
         "env": [{"name": name, "value": _literal(value)} for name, value in map(_pair, pods.env)],

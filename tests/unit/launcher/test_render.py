@@ -68,6 +68,14 @@ def test_a_pod_leaves_a_silent_node_after_a_minute_and_can_be_deleted_by_force(b
     assert "tolerations" not in template(rendered_objects(spec(backend, node_timeout=None))[-1])["spec"]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_pod_names_the_port_of_its_figures(backend: str) -> None:
+    job = rendered_objects(spec(backend, metrics_port=9400))[-1]
+    assert container(job)["ports"] == [{"name": "metrics", "containerPort": 9400}]
+    assert " --metrics-port 9400" in " ".join(container(job)["args"])
+    assert "ports" not in container(rendered_objects(spec(backend))[-1])
+
+
 def test_a_volcano_job_contains_the_webhooks_defaults_and_comes_with_its_rank_table() -> None:
     table, job = rendered_objects(spec(nodes=2, retries=2, name="a"))
     assert (table["kind"], table["metadata"]["name"]) == ("ConfigMap", "rings-config-a")

@@ -79,6 +79,9 @@ class TrainConfig(BaseModel):
     )
     seed: int = _in_run(0, "Seed of every random draw.", ge=0, lt=2**31)
     log_interval: int = _in_run(10, "Steps between progress lines.", ge=1)
+    metrics_port: Annotated[int | None, Optional] = _in_run(
+        None, "Port of each node that serves progress and hardware to Prometheus. [default: none]", ge=1, le=65535
+    )
 
     resume: Annotated[Literal["auto"] | Path | None, Optional] = _in_checkpoints(
         None, "Continue a run: auto (the named run, from its newest valid checkpoint), its folder, or one checkpoint."
@@ -318,6 +321,7 @@ OF_ONE_ATTEMPT = frozenset(
         *("compare_every", "on_corruption"),
         *("device", "npus", "nodes", "node_rank", "master_addr", "master_port", "rank_table", "rank_table_timeout_s"),
         *("threads", "workers", "grace_s", "restarts", "stall_timeout_s", "log_interval"),
+        "metrics_port",
     }
 )
 """Settings of the machine or of one attempt, which a resumed run does not take from its checkpoint."""
