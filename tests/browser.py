@@ -19,14 +19,18 @@ _OPTIONS = (
 )
 # Whatever a page shows smaller than this, in pixels, is hard to read.
 SMALLEST_TEXT = 9.0
+NARROWEST_CELL = 48.0
+"""A word in a narrower cell has a letter on each line."""
 _MEASURE = """(() => {
   const smallest = [...document.querySelectorAll('body *')]
     .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) && e.checkVisibility())
     .map(e => { const box = e.ownerSVGElement;
       const scale = box ? box.getBoundingClientRect().width / box.viewBox.baseVal.width : 1;
       return parseFloat(getComputedStyle(e).fontSize) * scale; });
+  const cells = [...document.querySelectorAll('td, th')]
+    .filter(e => e.checkVisibility() && e.textContent.trim().length > 3).map(e => e.clientWidth);
   return {width: document.documentElement.scrollWidth, height: document.documentElement.scrollHeight,
-          smallest: Math.min(...smallest), scripts: document.scripts.length};
+          narrowest: Math.min(...cells), smallest: Math.min(...smallest), scripts: document.scripts.length};
 })()"""
 
 
@@ -39,6 +43,7 @@ class PageView:
         errors: what it reported of the page.
         width, height: of the page's content, in pixels.
         smallest: the height of the smallest text, in pixels.
+        narrowest: the width of the narrowest cell of a table that has a word, in pixels.
     """
 
     requests: list[str] = field(default_factory=list)
@@ -46,6 +51,7 @@ class PageView:
     width: float = 0
     height: float = 0
     smallest: float = 0
+    narrowest: float = 0
     scripts: int = 0
     picture: bytes = b""
 

@@ -234,12 +234,13 @@ def _time_parts(run: RunData) -> list[_TimePart]:
 def _other_charts(kind: str, rows: Sequence[Row]) -> Iterator[Chart]:
     """Yield a chart of each number of a kind of rows, such as those about hardware, with a line for each device."""
     times = [moment for row in rows if (moment := time_of(row.get("time"))) is not None]
+    several_nodes = len({row.get("node") for row in rows if isinstance(row.get("node"), int | str)}) > 1
     lines: dict[str, dict[str, list[Point]]] = {}
     for row in rows:
         moment = time_of(row.get("time"))
         x = number(row, "global_step") if moment is None else (moment - times[0]) / 60
         device = row.get("device") or (f"rank {row['rank']}" if "rank" in row else "")
-        source = " ".join(str(part) for part in (row.get("node"), device) if part not in (None, ""))
+        source = f"node {row.get('node')} {device}" if several_nodes else str(device)
         for name in row:
             y = None if name in _PLACES else number(row, name)
             if x is not None and y is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from tests.browser import PROGRAM, SMALLEST_TEXT, Browser, open_browser
+from tests.browser import NARROWEST_CELL, PROGRAM, SMALLEST_TEXT, Browser, open_browser
 from tests.cluster.testbed.requirements import missing_packages
 from tests.run_folders import ATTEMPTS, write_run
 
@@ -61,6 +61,7 @@ def test_a_page_asks_for_nothing_and_can_be_read(browser: Browser, pages: dict[s
                 assert (view.requests, view.errors, view.scripts) == ([], [], 0), name
                 assert view.width <= width, f"{name} must be scrolled to the right at {width} px"
                 assert view.smallest >= SMALLEST_TEXT, f"{name} at {width} px"
+                assert view.narrowest >= NARROWEST_CELL, f"{name} at {width} px"
                 if PICTURES:
                     picture = Path(PICTURES) / f"{name}-{width}-{'dark' if dark else 'light'}.png"
                     picture.write_bytes(view.picture)

@@ -131,15 +131,18 @@ def test_nothing_of_a_run_is_markup_or_controls_a_terminal(tmp_path: Path) -> No
     assert not re.search(r"<script|<img|[\x00-\x08\x0b-\x1f\u202e]", page)
 
 
-def test_values_of_devices_over_time_have_a_chart_each(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("nodes", "legend"), [(1, "npu:0 npu:1"), (2, "node 0 npu:0 node 0 npu:1 node 1 npu:0")])
+def test_values_of_devices_over_time_have_a_chart_each(tmp_path: Path, nodes: int, legend: str) -> None:
     samples = [
-        {"kind": "hardware", "time": f"2026-11-30T10:{minute:02}:00Z", "device": f"npu:{device}", "hbm_mib": 9 + minute}
+        {"kind": "hardware", "time": f"2026-11-30T10:{minute:02}:00Z", "node": node, "device": f"npu:{device}"}
+        | {"name": "910A", "memory_used_mib": 9 + minute}
         for minute in (0, 5, 9)
+        for node in range(nodes)
         for device in range(2)
     ]
     page = page_of(write_run(tmp_path / "r1", rows=samples))
-    assert "hardware: hbm, MiB" in page
-    assert "npu:0 npu:1" in text_of(page)
+    assert "hardware: memory used, MiB" in page
+    assert legend in text_of(page)
     assert ">minutes<" in page
 
 
