@@ -162,15 +162,17 @@ class RecentTimes:
         self._images_after = images
 
     def take(self) -> dict[str, Any]:
-        """Return what limits the job, and for each rank its images/s without waiting for others and its largest part.
+        """Return what limits the job, and for each rank its own images/s and its largest part; then begin again.
 
-        Begin again then. The fields are empty before the second window.
+        Its own speed counts neither its waiting for others, nor saving and evaluating. The fields are empty before the
+        second window.
         """
         times, images = self.times, self.images
         self.times, self.images = RankTimes(), 0.0
         if not times.rows:
             return {}
-        rates = (images / own if own > 0 else 0.0 for own in times.own_s)
+        steps_s = (sum(row[PARTS.index(name)] for name in ("data", "host", COMPUTE)) for row in times.rows)
+        rates = (images / seconds if seconds > 0 else 0.0 for seconds in steps_s)
         waits = (times.largest(rank) for rank in range(len(times.rows)))
         return {**times.limits, "rates": " ".join(f"{rate:.4g}" for rate in rates), "waits": " ".join(waits)}
 

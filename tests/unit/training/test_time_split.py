@@ -227,7 +227,7 @@ def test_recent_times_give_each_rank_its_own_rate_until_they_are_taken() -> None
     recent.add(_times({}, {}), 100)
     assert recent.take() == {}
     recent.add(_times({}, {}), 100)
-    recent.add(_times({"device": 1, "peers": 3}, {"data": 4}), 50)
+    recent.add(_times({"device": 1, "peers": 3, "evaluation": 2}, {"data": 4, "saving": 2}), 50)
     fields = recent.take()
     assert (fields["rates"], fields["waits"]) == ("100 25", "peers data")
     assert recent.take() == {}
