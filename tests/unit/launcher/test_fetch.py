@@ -317,3 +317,24 @@ def test_the_pod_that_reads_has_the_restrictions_of_the_jobs_pods_and_nothing_mo
         {"name": "output", "persistentVolumeClaim": {"claimName": "pnas-output", "readOnly": True}}
     ]
     assert "huawei.com/Ascend910" not in container["resources"]["limits"]
+
+
+def test_an_interrupted_fetch_says_how_it_goes_on(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = RunCopy._write
+
+    def interrupt(self: RunCopy, client: FileClient, file: Any, begun: Path, path: Path) -> bool:
+        if file.path == "metrics.jsonl":
+            raise KeyboardInterrupt
+        return write(self, client, file, begun, path)
+
+    monkeypatch.setattr(RunCopy, "_write", interrupt)
+    assert main(["fetch", "r1"]) == 130
+    text = "interrupted after 5 files: the same command goes on where it ended\n"
+    assert capsys.readouterr() == ("", text)
+    monkeypatch.undo()
+    monkeypatch.chdir(job.parents[1])
+    monkeypatch.setenv("XDG_STATE_HOME", str(job.parents[1] / "state"))
+    assert main(["fetch", "r1"]) == 0
+    assert capsys.readouterr().out.endswith(" 5 were there\n")
