@@ -196,6 +196,10 @@ class ClusterJobs:
             NotFoundError: there is no such job.
         """
         job = self.find(name)
+        if job is None and not self.served():
+            raise NotFoundError(
+                f"there is no {self.name} job `{name}`: {self.place} has no {self.kind.title}; choose another --context"
+            )
         if job is None:
             hint = saved_attempt.hint(self.api, self.name, name)
             raise NotFoundError(

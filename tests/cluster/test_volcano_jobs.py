@@ -163,6 +163,15 @@ def test_a_diverged_run_is_not_retried(terminal: Terminal) -> None:
     assert "restarting" not in result.stderr
 
 
+def closing(terminal: Terminal, queue: str) -> dict[str, object]:
+    """Return the Command that closes a queue."""
+    uid = terminal.cluster.get("queues.scheduling.volcano.sh", queue)["metadata"]["uid"]
+    target = {"apiVersion": "scheduling.volcano.sh/v1beta1", "kind": "Queue", "name": queue, "uid": uid}
+    metadata = {"generateName": "close-", "namespace": terminal.namespace}
+    command = {"apiVersion": "bus.volcano.sh/v1alpha1", "kind": "Command", "metadata": metadata}
+    return {**command, "action": "CloseQueue", "target": target}
+
+
 @pytest.fixture
 def closed_queue(terminal: Terminal) -> Iterator[str]:
     """Create a queue, close it, and return its name."""
@@ -171,15 +180,7 @@ def closed_queue(terminal: Terminal) -> Iterator[str]:
     metadata = {"name": name}
     terminal.cluster.create({"apiVersion": version, "kind": "Queue", "metadata": metadata, "spec": {"weight": 1}})
     try:
-        uid = terminal.cluster.get("queue", name)["metadata"]["uid"]
-        command = {
-            "apiVersion": "bus.volcano.sh/v1alpha1",
-            "kind": "Command",
-            "metadata": {"generateName": "close-", "namespace": terminal.namespace},
-            "action": "CloseQueue",
-            "target": {"apiVersion": version, "kind": "Queue", "name": name, "uid": uid},
-        }
-        terminal.cluster.create(command)
+        terminal.cluster.create(closing(terminal, name))
         until(lambda: terminal.cluster.get("queue", name).get("status", {}).get("state") == "Closed")
         yield name
     finally:

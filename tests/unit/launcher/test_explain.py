@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from launcher.cluster.jobs import ClusterJobs
-from launcher.errors import ApiError
+from launcher.errors import ApiError, NotFoundError
 from launcher.jobs import Cause, Explanation, JobRef, JobState, Phase
 from launcher.kinds import kind_named
 from launcher.kinds.batch import BATCH_JOBS
@@ -116,6 +116,12 @@ def test_the_log_of_a_failed_job_is_explained_from_its_end() -> None:
     assert explanation.state.phase is Phase.FAILED
     assert explanation.state.reason == explanation.causes[0].text
     assert explanation.causes[0].text.startswith("rank 3 on npu:3: the network between two devices lost")
+
+
+def test_a_cluster_without_this_kind_of_jobs_says_so() -> None:
+    jobs = ClusterJobs(kind_named("volcano"), cast("Api", Server([])))
+    with pytest.raises(NotFoundError, match="no volcano job `w`: here, namespace training has no Volcano"):
+        jobs.explain(JobRef("volcano", "w"))
 
 
 STATE = JobState(JobRef("batch", "w"), Phase.PENDING, created=1.0)
