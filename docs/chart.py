@@ -121,6 +121,14 @@ submit with `--backend batch`; or ask the cluster's administrator to add these r
       --resource jobs.batch.volcano.sh,podgroups.scheduling.volcano.sh,commands.bus.volcano.sh
     kubectl label clusterrole pnas-volcano rbac.authorization.k8s.io/aggregate-to-admin=true
 
+## Monitoring
+
+With `monitoring.podMonitor` and `defaults.metrics_port: 9400` the Prometheus Operator reads each job's progress and
+hardware from its pods. `monitoring.dashboard` adds a dashboard, which Grafana's sidecar finds by the label
+`grafana_dashboard`. Its last row shows npu-exporter's figures of the same pods: npu-exporter names a pod in the labels
+`namespace` and `pod_name`, so its own monitor needs `honorLabels: true`. The dashboard has not been seen with a real
+npu-exporter.
+
 ## Pod Security
 
 All pods pass Pod Security `restricted`, because Ascend Docker Runtime brings the NPUs' driver into them. A cluster
@@ -185,8 +193,9 @@ def schema() -> dict[str, Any]:
         **{"key": text, "operator": {"enum": ["Exists", "Equal"]}, "value": text},
         **{"effect": {"enum": ["", *EFFECTS]}, "tolerationSeconds": {"type": "integer"}},
     }
+    labels = {"type": "object", "additionalProperties": text}
     placement = {
-        "nodeSelector": {"type": "object", "additionalProperties": text},
+        "nodeSelector": labels,
         "tolerations": {"type": "array", "items": _closed(toleration, *toleration)},
     }
     resources = _closed({"requests": _QUANTITIES, "limits": _QUANTITIES}, "requests", "limits")
@@ -204,6 +213,7 @@ def schema() -> dict[str, Any]:
         "claims": _closed({"data": _reference("claim"), "output": _reference("claim")}),
         "queue": _closed(queue, "capability"),
         "tensorboard": _closed({"enabled": _SWITCH, "resources": resources}, "resources"),
+        "monitoring": _closed({"podMonitor": _SWITCH, "dashboard": _SWITCH, "labels": labels}, "labels"),
         "placement": _closed(placement, *placement),
         "job": _closed({"enabled": _SWITCH, **{name: _reference(name) for name in settings}}, *settings),
         "defaults": _reference("defaults"),

@@ -161,6 +161,7 @@ def test_defaults_and_modes_reach_the_launcher_unchanged(helm: str, tmp_path: Pa
             "claims.output.name pnas-data: the claim for images has",
         ),
         ({"tensorboard": {"enabled": True}}, "defaults.image is missing: the image that holds TensorBoard"),
+        ({"monitoring": {"podMonitor": True}}, "defaults.metrics_port is missing: the port at which jobs serve"),
     ],
     ids=str,
 )
@@ -269,6 +270,23 @@ def test_the_hooks_run_the_launcher_of_the_jobs_image_as_the_charts_account(tmp_
 def test_a_release_without_a_job_has_no_hook_but_its_test(tmp_path: Path) -> None:
     objects = rendered({"defaults": PLAIN, "tensorboard": {"enabled": True}}, tmp_path)
     assert [item["kind"] for item in objects if "helm.sh/hook" in item["metadata"].get("annotations", {})] == ["Pod"]
+
+
+@pytest.mark.parametrize("helm", list(HELMS))
+def test_the_monitor_finds_the_jobs_pods_and_their_port(helm: str, tmp_path: Path) -> None:
+    monitoring = {"podMonitor": True, "dashboard": True, "labels": {"release": "prometheus"}}
+    objects = rendered({"defaults": {**PLAIN, "metrics_port": 9400}, "monitoring": monitoring}, tmp_path, helm)
+    monitor = named(objects, "PodMonitor", "pnas-jobs")
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    [endpoint], [rule] = monitor["spec"]["podMetricsEndpoints"], monitor["spec"]["selector"]["matchExpressions"]
+    pod = manifests_of({"image": "r/pnas:1", "npus": 8, "metrics_port": 9400, "backend": "batch"}, None)[-1]["spec"]
+    assert endpoint["port"] == pod["template"]["spec"]["containers"][0]["ports"][0]["name"]
+    assert rule["key"] in pod["template"]["metadata"]["labels"]
+    dashboard = named(objects, "ConfigMap", "pnas-dashboard")
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(dashboard["data"]["pnas.json"]) == json.loads((CHART / "files/dashboard.json").read_text())
+    kinds = {item["kind"] for item in rendered({"defaults": PLAIN}, tmp_path, helm)}
+    assert "PodMonitor" not in kinds
 
 
 @pytest.mark.parametrize("helm", list(HELMS))

@@ -24,7 +24,7 @@ _MIB = 1 << 20
 _KINDS = ("step", "progress", "eval", "attempt")
 
 # (kind of row, field, name, help); times and sizes are in base units, as Prometheus advises.
-_PROGRESS = (
+PROGRESS = (
     ("step", "global_step", "step", "The last step in the records, from 0"),
     ("step", "epoch", "epoch", "The epoch of this step, from 0"),
     ("step", "loss", "loss", "The loss of this step"),
@@ -43,7 +43,7 @@ _PROGRESS = (
     ("attempt", "attempt", "attempt", "The number of the run's attempt"),
 )
 # (field of a sample, name, factor, help)
-_HARDWARE = (
+HARDWARE = (
     ("use_percent", "device_use_percent", 1, "Use of the device: of an NPU's AI cores, of all processors of a host"),
     ("memory_used_mib", "device_memory_used_bytes", _MIB, "Used memory of the device"),
     ("memory_mib", "device_memory_bytes", _MIB, "Memory of the device"),
@@ -113,14 +113,14 @@ class RunCollector(Collector):
         yield InfoMetricFamily("pnas_run", "The run that this process works on", value=dict(self._labels))
         run = self._labels["run"]
         rows = {} if self._latest is None else self._latest.rows()
-        for kind, field, name, text in _PROGRESS:
+        for kind, field, name, text in PROGRESS:
             value = _number(field, rows.get(kind, {}))
             if value is not None:
                 family = GaugeMetricFamily(f"pnas_{name}", f"{text}.", labels=["run"])
                 family.add_metric([run], value)
                 yield family
         samples = self._sampler.latest
-        for field, name, factor, text in _HARDWARE:
+        for field, name, factor, text in HARDWARE:
             family = GaugeMetricFamily(f"pnas_{name}", f"{text}.", labels=["run", "node", "device", "rank"])
             for sample in samples:
                 value = _number(field, sample)

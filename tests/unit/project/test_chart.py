@@ -1,5 +1,7 @@
 """The chart's files agree with the launcher, and its schema is closed."""
 
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +12,7 @@ from launcher import __name__ as program
 from launcher.cluster.defaults import CONFIG_MAP, KEY, NO_DEFAULTS
 from launcher.jobs import KIND_NAMES
 from launcher.settings.options import ClusterOptions, JobOptions
+from trainer.run.metrics_server import HARDWARE, PROGRESS
 from trainer.shared.config import TrainConfig
 
 SCHEMA = schema()
@@ -80,6 +83,19 @@ def test_every_value_and_every_setting_is_described() -> None:
     assert "claims.data.size" in paths
     described = (*paths, *at("#/definitions/defaults")["properties"])
     assert [name for name in described if f"\n| `{name}` |" not in page] == []
+
+
+def test_the_dashboard_shows_figures_that_are_served_and_joins_npu_exporters_pods() -> None:
+    dashboard = json.loads((CHART / "files" / "dashboard.json").read_text(encoding="utf-8"))
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    served = {"pnas_run_info", *(f"pnas_{row[2]}" for row in PROGRESS), *(f"pnas_{row[1]}" for row in HARDWARE)}
+    assert set(re.findall(r"pnas_\w+", " ".join(queries))) <= served
+    # Its names in MindCluster's documentation of npu-exporter.
+    exporters = {f"npu_chip_info_{name}" for name in ("utilization", "hbm_used_memory", "health_status")}
+    assert set(re.findall(r"npu_\w+", " ".join(queries))) == exporters
+    joined = [query for query in queries if "npu_chip" in query]
+    assert all('"pod_name", "(.+)") * on (namespace, pod) group_left (run) pnas_run_info{' in query for query in joined)
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
 def test_the_launcher_looks_for_the_objects_that_the_chart_makes() -> None:
