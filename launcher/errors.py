@@ -14,6 +14,7 @@ LauncherError                    74  a file cannot be read or written, or a proc
 │       ├── ReadStoppedError      3  the reader was told to stop
 │       └── UntrustedError        3  one side does not accept the other's certificate
 ├── ApiError                      3  the API server refused a request
+├── ChangedError                 74  a file was replaced or became shorter while it was copied
 ├── NotFoundError                 4  there is no such job, attempt, rank or device
 ├── PreflightError                5  the cluster is not ready for this job; nothing was created
 ├── ConflictError                 6  the name is taken, or the job's state does not allow this
@@ -136,6 +137,10 @@ class ApiError(LauncherError):
         self.status = status
         self.of_rights = of_rights
         self.transient = is_transient_status(status)
+
+
+class ChangedError(LauncherError):
+    """A file was replaced or became shorter while it was copied."""
 
 
 class PreflightError(LauncherError):

@@ -107,7 +107,7 @@ class LocalSubmitter:
             train=train.model_copy(update={**paths, "run_name": name}),
             given=in_field_order({*settings.given, "output", "run_name"}),
             continues=train.resume is not None,
-            origins=settings.changed_origins,
+            origins={name: origin for name, origin in settings.changed_origins.items() if name in fields},
         )
 
     def _free_name(self, settings: Settings, now: datetime) -> str:

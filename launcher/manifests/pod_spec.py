@@ -54,7 +54,7 @@ def make_pod_spec(settings: Settings, kind: Kind) -> JobSpec:
         pods=_pod_options(settings, kind),
         overlay=dict(settings.overlay) if options.overlay is None else read_overlay(options.overlay),
         without_defaults=_without_defaults(settings, kind),
-        origins=settings.changed_origins,
+        origins=_recorded_origins(settings, kind),
     )
     _refuse_secrets(spec.overlay)
     _check_variables(spec)
@@ -119,6 +119,13 @@ def _without_defaults(settings: Settings, kind: Kind) -> dict[str, Any]:
         for name, value in own.model_dump(mode="json").items()
         if name in defaulted or getattr(own, name) != getattr(all_settings, name)
     }
+
+
+def _recorded_origins(settings: Settings, kind: Kind) -> dict[str, str]:
+    """Return the origins of the settings that count for the job: not of its place, nor of a preset on CPUs."""
+    pods, defaults = _pod_options(settings, kind), ClusterOptions()
+    names = {*TrainConfig.model_fields, *(name for name, value in pods if value != getattr(defaults, name))}
+    return {name: origin for name, origin in settings.changed_origins.items() if name in names}
 
 
 def _pod_options(settings: Settings, kind: Kind) -> ClusterOptions:

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from launcher.errors import ConflictError, LauncherError, UnreachableError
+from launcher.errors import ChangedError, ConflictError, LauncherError, UnreachableError
 from launcher.jobs import Channel, Jobs, JobState
-from launcher.results.file_client import ChangedError, FileClient, RunFile
+from launcher.results.file_client import FileClient, RunFile
 from trainer.shared.files import fsync, replacing
 
 _MARK = ".pnas-fetch.json"

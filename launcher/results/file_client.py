@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launcher.errors import LauncherError, UnreachableError
+from launcher.errors import ChangedError, LauncherError, UnreachableError
 from launcher.jobs import Channel
 from launcher.results import file_server
 
@@ -23,10 +23,6 @@ class RunFile(NamedTuple):
 
     path: str
     size: int
-
-
-class ChangedError(LauncherError):
-    """The file was replaced or became shorter while it was read."""
 
 
 class FileClient:
