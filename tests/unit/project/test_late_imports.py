@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 LATE_IMPORT = re.compile(r"# noqa: PLC0415\b(.*)")
-MOST = 19
+MOST = 20
 
 
 def test_few_imports_stand_within_functions() -> None:
