@@ -165,6 +165,9 @@ def test_a_preempted_job_saves_and_goes_on_when_there_is_room_again(cluster: Clu
             until(lambda: any(terminal.output("yields").glob("checkpoints/step-*")))
             cluster.create(whole_node_pod(terminal.namespace, node))
             until(lambda: [pod for pod in terminal.pods("yields") if not pod["spec"].get("nodeName")])
+            causes = json.loads(terminal.run("explain", "yields", "--json").stdout)["causes"]
+            assert [cause["rule"] for cause in causes][:2] == ["devices-in-use", "preempted"], causes
+            assert "pod intruder uses 8" in causes[0]["text"]
             cluster.kubectl("delete", "pod", "intruder", "--namespace", terminal.namespace, "--grace-period=0")
             output, _ = follower.communicate(timeout=600)
     finally:
