@@ -93,7 +93,10 @@ def measure(folder: Path, memory: Path) -> tuple[list[Turn], float]:
             times.append(time.perf_counter())
             turns.append(Turn(*(end - begin for begin, end in itertools.pairwise(times))))
     print(file=sys.stderr)
-    manifest = verify_checkpoint(list_checkpoints(memory)[0])
+    taken = list_checkpoints(memory)
+    if not taken:
+        sys.exit("error: no snapshot was taken, for the reason in the warning above")
+    manifest = verify_checkpoint(taken[0])
     return turns[1:], manifest.bytes / 2**20
 
 
