@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from launcher.cluster.job_objects import JobObjects
 from launcher.jobs import Cause
-from launcher.kinds.labels import rank_table_name
+from launcher.kinds.labels import RING_CONTROLLER, rank_table_name
+from launcher.kinds.needs import pod_amounts
 from launcher.kinds.objects import annotations
 from launcher.kube.api import Json
 
@@ -31,15 +32,34 @@ def rank_table_causes(objects: JobObjects) -> Iterator[Cause]:
     yield Cause("rank-table", *_missing_part(objects, evidence))
 
 
-def _missing_part(objects: JobObjects, evidence: tuple[str, ...]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """Return which of MindCluster's parts has not done its work, the first one on the way of the table."""
+def _lasting_fault(objects: JobObjects) -> tuple[str, str]:
+    """Return why the table can never come, and the next step; empty if it can."""
     table, name = objects.rank_table, rank_table_name(objects.name)
     if table is None:
-        text = f"the rank table never comes: its ConfigMap {name} does not exist"
-        return text, evidence, ("start the job again: its submit creates the ConfigMap",)
+        return f"its ConfigMap {name} does not exist", "start the job again: its submit creates the ConfigMap"
     if table.get("immutable"):
-        text = f"the rank table never comes: the ConfigMap {name} is immutable, so that no controller can write it"
-        return text, evidence, (f"kubectl delete configmap {name}, then start the job again",)
+        step = f"kubectl delete configmap {name}, then start the job again"
+        return f"the ConfigMap {name} is immutable, so that no controller can write it", step
+    if RING_CONTROLLER not in (objects.job["metadata"].get("labels") or {}):
+        words = f"the job has no label {RING_CONTROLLER}, by which MindCluster's parts know it"
+        return words, "start the job again with --mindcluster on"
+    if {name for name in pod_amounts(objects.pod_spec) if "/" in name} - _requested(objects.pod_spec):
+        words = "the pods have their NPUs as limits only, and ascend-operator needs requests"
+        return words, "give requests equal to the limits in the --overlay"
+    return "", ""
+
+
+def _requested(pod: Json) -> set[str]:
+    """Return the resources that the template itself requests: a limit counts as a request for the scheduler only."""
+    containers = (*(pod.get("initContainers") or ()), *(pod.get("containers") or ()))
+    return {name for item in containers for name in (item.get("resources") or {}).get("requests") or {}}
+
+
+def _missing_part(objects: JobObjects, evidence: tuple[str, ...]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Return which of MindCluster's parts has not done its work, the first one on the way of the table."""
+    words, step = _lasting_fault(objects)
+    if words:
+        return f"the rank table never comes: {words}", evidence, (step,)
     without = [pod["metadata"]["name"] for pod in objects.pods if DEVICES not in annotations(pod)]
     if without:
         count = f"{len(without)} of {len(objects.pods)} pods"
@@ -51,7 +71,7 @@ def _missing_part(objects: JobObjects, evidence: tuple[str, ...]) -> tuple[str, 
         if address := _bad_address(pod):
             text = f"the rank table is not complete: an NPU of pod {pod['metadata']['name']} has no address ({address})"
             return text, evidence, ("set the addresses of its network ports (hccn_tool -i N -ip -s …)", _DOCUMENT)
-    if _status(table) == "completed":
+    if objects.rank_table is not None and _status(objects.rank_table) == "completed":
         text = "the rank table is complete, and has not reached the pods yet: a kubelet needs up to 80 s"
         return text, evidence, ("wait",)
     text = "the rank table is not complete: every pod has its devices, and MindCluster's controller does not write it"

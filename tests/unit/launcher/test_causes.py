@@ -13,7 +13,7 @@ from launcher.cluster.job_objects import JobObjects
 from launcher.cluster.rank_table_causes import DEVICES
 from launcher.jobs import Cause, Phase, PreflightFinding
 from launcher.kinds import kind_named
-from launcher.kinds.labels import JOB_LABEL, MANAGED
+from launcher.kinds.labels import JOB_LABEL, MANAGED, RING_CONTROLLER
 from launcher.kinds.needs import PodNeeds
 from launcher.kinds.objects import clock_time, unix_time
 from launcher.kinds.volcano import check_queue
@@ -124,10 +124,21 @@ def devices(address: str) -> dict[str, str]:
     return {DEVICES: json.dumps({"devices": [{"device_id": "0", "device_ip": address}]})}
 
 
+def labelled(job: Json) -> Json:
+    """Return a job that MindCluster's parts know."""
+    return {**job, "metadata": {**job["metadata"], "labels": {RING_CONTROLLER: "ascend-910"}}}
+
+
+def limits_only() -> Json:
+    """Return a Volcano Job whose pods have their NPUs as limits only."""
+    container = {"name": "trainer", "resources": {"limits": {NPU: "8"}}}
+    return labelled(volcano(phase="Running", **TABLE, containers=[container]))
+
+
 def waits_for_table(annotations: Mapping[str, str], table: Json | None, log: bytes = WAITS) -> JobObjects:
     """Return a running job whose pod waits for its rank table."""
     mine = pod("w-0", phase="Running", on="a", annotations=dict(annotations))
-    job = volcano(phase="Running", **TABLE)
+    job = labelled(volcano(phase="Running", **TABLE))
     return objects(job, [mine], rank_table=table, logs={"w-0": log})
 
 
@@ -386,6 +397,16 @@ CASES: dict[str, tuple[JobObjects, str, str]] = {
         "is immutable",
     ),
     "rank table without its ConfigMap": (waits_for_table({}, None), "rank-table", "rings-config-w does not exist"),
+    "rank table of a job without its label": (
+        replace(waits_for_table({}, INITIALIZING), job=volcano(phase="Running", **TABLE)),
+        "rank-table",
+        "the job has no label ring-controller.atlas",
+    ),
+    "rank table of NPUs that are limits only": (
+        replace(waits_for_table(devices("10.0.0.1"), INITIALIZING), job=limits_only()),
+        "rank-table",
+        "as limits only, and ascend-operator needs requests",
+    ),
     "rank table on its way": (
         waits_for_table(devices("10.0.0.1"), {**INITIALIZING, "data": {"hccl.json": '{"status":"completed"}'}}),
         "rank-table",
