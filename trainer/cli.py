@@ -1,6 +1,5 @@
 """The trainer's command line: finds this node's place in the job, and supervises one worker per device."""
 
-import contextlib
 import difflib
 import os
 import sys
@@ -9,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
@@ -22,7 +21,7 @@ from trainer.commands.ranktable import ranktable_app
 from trainer.devices.runtime_env import hccl_timeouts, openmp_threads
 from trainer.environment.facts import read_facts
 from trainer.environment.findings import FEWEST_OPEN_FILES
-from trainer.environment.sampler import HardwareSampler, node_sampler
+from trainer.environment.sampler import node_sampler
 from trainer.run.termination import RunTermination
 from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, resolve_train_config, user_layers
 from trainer.shared.config.options import PROFILE_HELP, given_options, option_parameters, take_options
@@ -33,10 +32,7 @@ from trainer.shared.help import HelpPage
 from trainer.shared.program import BROKEN_PIPE, INTERRUPTED, TRAINER, drop_output, output_fails, say_error
 from trainer.shared.text import escape_what_streams_lack, visible
 from trainer.supervisor import Supervisor
-from trainer.topology import Topology, check_addresses, discover, visible_devices
-
-if TYPE_CHECKING:
-    from trainer.run.attempt import Attempt
+from trainer.topology import check_addresses, discover, visible_devices
 
 HELP = f"""
 Train PNASNet-5 on images in the ImageNet folder layout, with one process per device.
@@ -86,8 +82,8 @@ def train(
 
     The exit code is 0, 1 (failed), 2 (usage), 6 (folder taken), 7 (no retry helps) or 75 (resumable).
     """
-    # They import numpy in a tenth of a second, too long for --help and for a typo.
-    from trainer.run import attempt, devices, restarts, tries  # noqa: PLC0415  # see above
+    # They import numpy and a web server, in a fifth of a second, too long for --help and for a typo.
+    from trainer.run import attempt, devices, metrics_server, restarts, tries  # noqa: PLC0415  # see above
 
     layers = user_layers(given_options(options), profile)
     config, _ = resolve_train_config(layers, partial=True)
@@ -130,7 +126,7 @@ def train(
         with (
             attempt.begin_attempt(layers, starter) as run,
             node_sampler(topology, visible, os.environ) as sampler,
-            _metrics_server(run, topology, sampler),
+            metrics_server.serving(run, topology, sampler),
             Supervisor(
                 sys.stdout.buffer,
                 node_rank=topology.node_rank,
@@ -146,19 +142,6 @@ def train(
 
 
 app.default(take_options(train, after=option_parameters(TrainConfig)))
-
-
-def _metrics_server(
-    run: "Attempt", topology: Topology, sampler: HardwareSampler
-) -> contextlib.AbstractContextManager[None]:
-    """Serve the figures of the run, if the user asks for it; under torchrun only the node's first process does."""
-    port = run.config.metrics_port
-    if port is None or topology.workers[0].local_rank > 0:
-        return contextlib.nullcontext()
-    # It imports a web server, in a tenth of a second.
-    from trainer.run import metrics_server  # noqa: PLC0415  # see above
-
-    return metrics_server.serving(port, run, sampler, ranks=[worker.rank for worker in topology.workers])
 
 
 def _start_on_emulated_npus() -> NoReturn:

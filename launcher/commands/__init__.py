@@ -60,6 +60,13 @@ COMMANDS = (
         ("list", "list --json"),
     ),
     CommandEntry(
+        "top",
+        "Watch",
+        "top:top",
+        "Show the live jobs with their devices, again and again.",
+        ("top", "top NAME"),
+    ),
+    CommandEntry(
         "logs",
         "Watch",
         "watch:logs",

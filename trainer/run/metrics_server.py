@@ -7,7 +7,7 @@ scrape never reaches a worker, and a file system that hangs costs only the figur
 import contextlib
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from trainer.environment.sampler import HardwareSampler
 from trainer.run.attempt import Attempt
 from trainer.shared.attempts import time_of
 from trainer.shared.errors import UsageError
+from trainer.topology import Topology
 
 _MIB = 1 << 20
 _KINDS = ("step", "progress", "eval", "attempt")
@@ -141,22 +142,24 @@ def _number(field: str, row: Mapping[str, Any]) -> float | None:
 
 
 @contextlib.contextmanager
-def serving(port: int, attempt: Attempt, sampler: HardwareSampler, *, ranks: Sequence[int]) -> Iterator[None]:
-    """Serve the figures at `http://HOST:port/metrics`, on every address of this machine, until the context ends.
+def serving(attempt: Attempt, topology: Topology, sampler: HardwareSampler) -> Iterator[None]:
+    """Serve the figures at `http://HOST:PORT/metrics`, on every address of this machine, if the user asks for it.
 
-    Args:
-        port: Where.
-        attempt: The run.
-        sampler: Of this node's hardware.
-        ranks: This node's.
+    Under torchrun only the node's first process does.
 
     Raises:
         UsageError: The port is taken, or needs privileges.
     """
+    port = attempt.config.metrics_port
+    if port is None or topology.workers[0].local_rank > 0:
+        yield
+        return
     config = attempt.config
     labels = {"run": attempt.run.name, "mode": config.mode, "model": config.model}
     registry = CollectorRegistry()
-    registry.register(RunCollector(attempt.run, labels, sampler, with_progress=0 in ranks))
+    registry.register(
+        RunCollector(attempt.run, labels, sampler, with_progress=any(worker.rank == 0 for worker in topology.workers))
+    )
     try:
         server, _ = start_http_server(port, registry=registry)
     except OSError as error:

@@ -50,7 +50,9 @@ def imported(home: Path, *words: str, **environ: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "words", [["list"], ["status", "a"], ["explain", "a"], ["logs", "a"], ["wait", "a"], ["delete", "a"]], ids=str
+    "words",
+    [["list"], ["top"], ["status", "a"], ["explain", "a"], ["logs", "a"], ["wait", "a"], ["delete", "a"]],
+    ids=str,
 )
 def test_a_command_that_reads_or_stops_jobs_imports_nothing_of_submitting(home: Path, words: list[str]) -> None:
     modules = imported(home, *words)

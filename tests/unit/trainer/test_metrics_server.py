@@ -17,6 +17,7 @@ from trainer.run.attempt import Attempt
 from trainer.run.metrics_server import RunCollector, serving
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import UsageError
+from trainer.topology import Topology, Worker
 from trainer.topology.ports import free_port
 
 TIME = "2026-11-30T07:19:07Z"
@@ -57,11 +58,13 @@ def _step(global_step: int, loss: float) -> dict[str, Any]:
 
 
 def test_a_scrape_over_http_has_the_latest_progress_and_each_device(tmp_path: Path) -> None:
-    port, config = free_port(), TrainConfig()
+    port = free_port()
+    config = TrainConfig(metrics_port=port)
+    topology = Topology(1, 1, 0, (Worker(0, 0, 0),), "127.0.0.1", 1, None, "options")
     with Records(tmp_path, config, rank=0, world_size=1) as records:
         records.write_steps([_step(6, 3.5), _step(7, float("nan"))], fps=353.0, top1=40.0, left={"left_s": 90})
         records.write_evaluation({"epoch": 1, "top1": 41.0, "top5": 80.0, "loss": 2.5, "images": 360}, steps=7)
-        with serving(port, Attempt(config, tmp_path, 1, None, Lease(tmp_path, "")), _Sampler(), ranks=(0,)):
+        with serving(Attempt(config, tmp_path, 1, None, Lease(tmp_path, "")), topology, _Sampler()):
             url = f"http://127.0.0.1:{port}/metrics"
             with urllib.request.urlopen(url) as answer:
                 text = answer.read().decode()
@@ -70,7 +73,7 @@ def test_a_scrape_over_http_has_the_latest_progress_and_each_device(tmp_path: Pa
                 later = _values(answer.read().decode())
             with (
                 pytest.raises(UsageError, match=rf"--metrics-port {port}: .*in use: choose another port"),
-                serving(port, Attempt(config, tmp_path, 1, None, Lease(tmp_path, "")), _Sampler(), ranks=(0,)),
+                serving(Attempt(config, tmp_path, 1, None, Lease(tmp_path, "")), topology, _Sampler()),
             ):
                 pass
     values = _values(text)
