@@ -199,9 +199,10 @@ def slowest_rank(line: ProgressLine | None) -> str:
 
 
 def _job_line(progress: JobProgress, step: ProgressLine, label: str, width: int, ascii_only: bool) -> str:
-    ahead = progress.ahead
-    done = None if ahead is None else ahead.number("done")
+    # The last line about it is from before the end.
+    ahead = None if progress.result is not None else progress.ahead
     left = None if ahead is None else ahead.number("left_s")
+    done = 100.0 if progress.result is not None else None if ahead is None else ahead.number("done")
 
     def cells(bar: int) -> dict[str, str]:
         of_step = step_cells(step, bar=bar, ascii_only=ascii_only)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 MOST_BLOCKS = 32
 """Blocks of steps that are remembered; then two become one, so that the memory covers the whole run."""
-HALF_LIFE = 0.25
+HALF_LIFE = 0.4
 """Of the run so far: steps that lie further back by this share weigh half."""
 USUAL = 1.25
 """A block counts as at most this times faster or slower than the median."""
@@ -139,8 +139,10 @@ class RunPace:
         rates = self._rates()
         saving_s = self.saving_s / max(1, sum(block.steps for block in self.blocks))
         median = _quantile(rates, 0.5)
-        lowest = min(_quantile(rates, 0.2), 0.5 * (step_s + median), median)
-        highest = max(_quantile(rates, 0.8), step_s, median)
+        # A run can also become as fast or as slow again as at its beginning.
+        whole = [(block.seconds / block.steps, float(block.steps)) for block in self.blocks]
+        lowest = min(_quantile(rates, 0.2), _quantile(whole, 0.2), step_s)
+        highest = max(_quantile(rates, 0.8), _quantile(whole, 0.8), step_s, median)
         # Before a second epoch has begun, its start is perhaps as slow as the start of the process.
         starts = self.starts or [0.0, *self.restarts[-1:]]
         if self.ends:

@@ -74,6 +74,11 @@ def test_an_unknown_field_is_left_out_first_and_control_characters_are_shown() -
     assert not any(character < " " for line in live_lines(state, {0: "a"}, {}, 70) for character in line)
 
 
+def test_an_ended_job_is_done_and_has_no_time_left() -> None:
+    lines = live_lines(progress(STEP.format(88), STEP.format(88), AHEAD, "result top1=1"), DEVICES, TEXTS, 140)
+    assert lines[0].startswith("job             100.0 %  ████████████████  epoch 1/10  88/88")
+
+
 def test_no_device_gives_no_line() -> None:
     assert live_lines(WITH_FIGURES, {}, {}, 80) == []
 
