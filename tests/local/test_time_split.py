@@ -9,7 +9,7 @@ from tests.local.conftest import FORK, small_options, train
 from tests.local.forked_trainer import FIRST_MODULE
 from trainer.training.time_split import PARTS
 
-ROUNDS = int(os.environ.get("PNAS_PLANTED_DELAYS", "1"))
+ROUNDS = int(os.environ.get("PNAS_TEST_PLANTED_DELAYS", "1"))
 """Runs with each delay."""
 OPTIONS = small_options("--npus", "2", "--epochs", "1", "--steps", "4", "--log-interval", "2", "--batch-size", "2")
 
