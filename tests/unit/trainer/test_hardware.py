@@ -21,6 +21,7 @@ from trainer.environment.hardware import CudaReader, NpuReader, read_host
 from trainer.environment.npu_smi import NpuSmiProgram
 from trainer.environment.parsing import parse_ecc
 from trainer.environment.sampler import HardwareSampler, node_sampler
+from trainer.records.attempts import reached_step
 from trainer.records.hardware import writing_samples
 from trainer.records.run_records import Records, SavedExtent
 from trainer.shared.config import TrainConfig
@@ -323,3 +324,11 @@ def test_rows_of_the_hardware_are_written_as_they_come_and_stay_over_a_rewind(tm
             samples.put(json.dumps(sample).encode() * int(1 / 0))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows == [{"kind": "hardware", **sample}]
+
+
+def test_many_rows_of_the_hardware_hide_no_step(tmp_path: Path) -> None:
+    with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
+        records.write_steps([{"epoch": 0, "step": 6, "global_step": 6, "loss": 4.0, "lr": 0.5}])
+        records.write_hardware([{"device": f"npu:{number % 64}", "use_percent": 0.0} for number in range(4000)])
+    assert (tmp_path / "metrics.jsonl").stat().st_size > 3 << 16
+    assert reached_step(tmp_path) == 7
