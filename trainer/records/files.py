@@ -59,6 +59,7 @@ class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
             if not fresh and path.exists():
                 with replacing(path) as partial:
                     shutil.copyfile(path, partial)
+                    check_owner()
             self._open(os.O_EXCL if fresh else 0)
         self._recent = bytearray()
         """The bytes after the first `_begin` bytes, which are on the disk."""
@@ -125,12 +126,12 @@ class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
             TrainerError: One of the two files cannot be written; the line names it.
         """
         self.sync()
-        self._check_owner()
         with writing(self.path):
             lines = self.path.read_bytes().splitlines(keepends=True)
             staying = [line.endswith(b"\n") and stays(line[:-1]) for line in lines]
             if all(staying):
                 return
+            self._check_owner()
             with writing(to):
                 with to.open("ab") as replaced:
                     going = (line.rstrip(b"\n") for line, stay in zip(lines, staying, strict=True) if not stay)
@@ -138,6 +139,7 @@ class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
                 fsync(to)
             with replacing(self.path) as partial:
                 partial.write_bytes(b"".join(itertools.compress(lines, staying)))
+                self._check_owner()
             old = self._file
             self._open()
             os.close(old)

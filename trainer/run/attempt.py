@@ -155,6 +155,7 @@ def restart_run(attempt: Attempt, starter: RunStarter) -> Attempt:
         source = Source(run, attempt.checkpoint, in_place=True, may_begin=False)
         manifest = choose_checkpoint(source, starter.on_note)
     datasets = _check_data(config, manifest, source, starter)
+    lease.prove()  # the checks take minutes
     number = _continue(run, config, manifest, starter)
     following = _describe(_Plan(config, datasets, manifest, run, lease), run, number, starter, lease)
     return replace(following, memory=attempt.memory)

@@ -86,12 +86,12 @@ class Try:
 
     Attributes:
         attempt: The number of its last attempt.
-        step: The step of the run at which it began.
+        step: The step of the run at which it began; None if it failed before that was known.
         cause: Why it ended, in logfmt.
     """
 
     attempt: int
-    step: int
+    step: int | None
     ending: Ending
     cause: str
 
@@ -103,20 +103,19 @@ def failed_tries(records: Sequence[Mapping[str, Any]], job: str, *, next_step: i
         records: Of all attempts of the run, in their order.
         next_step: Where the next try begins.
     """
-    tries = _tries(records, job)
-    steps = [*(one.step for one in tries), next_step]
-    return [
-        one
-        for one, following in zip(tries, steps[1:], strict=True)
-        if one.ending == "failed" or (one.ending == "lost" and following <= one.step)
-    ]
+    failed: list[Try] = []
+    for one in reversed(_tries(records, job)):
+        if one.ending == "failed" or (one.ending == "lost" and one.step is not None and next_step <= one.step):
+            failed.append(one)
+        next_step = next_step if one.step is None else one.step
+    return failed[::-1]
 
 
 def stops_in_vain(records: Sequence[Mapping[str, Any]], job: str, *, next_step: int) -> int:
     """Return how many tries of `job` were stopped one after another, and the run got no further in any of them."""
     count = 0
     for one in reversed(_tries(records, job)):
-        if one.ending != "stopped" or next_step > one.step:
+        if one.ending != "stopped" or next_step > (one.step or 0):
             break
         count += 1
     return count
@@ -128,7 +127,8 @@ def _tries(records: Sequence[Mapping[str, Any]], job: str) -> list[Try]:
     for record in records:
         if record.get("job") != job:
             continue
-        step, number = _step(record.get("checkpoint")), int(record.get("attempt", 0))
+        step = _step(record["checkpoint"]) if "checkpoint" in record else None
+        number = int(record.get("attempt", 0))
         if tries and record.get("restarted_after") is not None:
             step = tries.pop().step
         cause = str(record.get("cause") or 'cause="killed without a word (out of memory?)"')

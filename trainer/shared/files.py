@@ -94,6 +94,8 @@ def replacing(path: Path, *, partial: Path | None = None, sync: bool = True, mod
     """
     partial = partial or path.with_name(f".{path.name}.partial")
     try:
+        # A writer that was frozen and wakes up must not go on with a file that becomes `path` here.
+        partial.unlink(missing_ok=True)
         yield partial
         _set_mode(partial, _usual_mode() if mode is None else mode)
         if sync:

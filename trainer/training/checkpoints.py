@@ -68,7 +68,7 @@ class CheckpointManager:
         """
         config = training.config
         self.folder = run / CHECKPOINTS_FOLDER
-        self.data, self.attempt = dict(data), attempt
+        self.data, self.writer = dict(data), CheckpointWriter(attempt, lease.prove)
         self._started_at, self._wall_before = time.perf_counter(), 0.0
         self._constant_content = {
             "run": {"name": run.name, "mode": config.mode, "attempt": attempt},
@@ -91,7 +91,7 @@ class CheckpointManager:
                 pin_memory=training.runtime.pin_memory,
                 evaluated="model." if training.ema is None else "ema.",
                 description=describe_weights(training.network, config, classes),
-                writer=CheckpointWriter(attempt, lease.prove),
+                writer=self.writer,
                 snapshots=memory,
                 pace=SnapshotPace(every, processors=usable_processors()) if memory else None,
             )

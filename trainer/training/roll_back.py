@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.checkpoint.manifest import BAD, GOOD, BadCheckpointError, CheckpointManifest
 from trainer.checkpoint.reading import newest_valid, step_of
-from trainer.checkpoint.writing import set_newer_aside
+from trainer.checkpoint.writing import CheckpointWriter, set_newer_aside
 from trainer.distributed.process_group import all_gather_object
 from trainer.records.run_records import say
 from trainer.training.checkpoints import AGREED_RANKS
@@ -21,17 +21,21 @@ Rule = Callable[[CheckpointManifest], None]
 """Raises a BadCheckpointError for a checkpoint that a roll-back must not go to."""
 
 
-def leave_newest(training: Training, folder: Path, rules: Sequence[Rule], *, attempt: int) -> Path | None:
+def leave_newest(training: Training, folder: Path, rules: Sequence[Rule], *, writer: CheckpointWriter) -> Path | None:
     """Return, on all ranks, the newest valid checkpoint in the run's `folder` that the first possible rule accepts.
 
     Rank 0 sets newer ones aside. Return None if no rule accepts one.
+
+    Raises:
+        TrainerError: the folder belongs to another process by now.
     """
     chosen = None
     if training.rank == 0:
         for number, rule in enumerate(rules):
             chosen = newest_valid(folder, on_refused=_ignore if number else _warn, accept=rule)
             if chosen is not None:
-                _set_aside(folder, chosen.path, attempt=attempt)
+                writer.prove()  # reading the checkpoints can take minutes
+                _set_aside(folder, chosen.path, attempt=writer.attempt)
                 break
     with training.watchdog.waiting(PEERS):
         return all_gather_object(None if chosen is None else chosen.path, training.group)[0]

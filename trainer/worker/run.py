@@ -208,7 +208,7 @@ def _go_back(run: Run, rules: Sequence[Rule]) -> Path | None:
     """Wait for the checkpoint that is being written. Return the newest one that a rule accepts, on all ranks."""
     run.checkpoints.finish(run.training)
     run.checkpoints.drop_snapshots()
-    return leave_newest(run.training, run.checkpoints.folder, rules, attempt=run.checkpoints.attempt)
+    return leave_newest(run.training, run.checkpoints.folder, rules, writer=run.checkpoints.writer)
 
 
 def _exit(code: int, *_alive: object) -> NoReturn:

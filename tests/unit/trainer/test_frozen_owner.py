@@ -13,14 +13,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from trainer.checkpoint.manifest import Blob
+from trainer.checkpoint.manifest import BadCheckpointError, Blob, CheckpointManifest
 from trainer.checkpoint.reading import list_checkpoints, verify_checkpoint
 from trainer.checkpoint.writing import CheckpointWriter, clear_leftovers, prune_checkpoints, write_checkpoint
 from trainer.records.files import AppendFile
 from trainer.records.lease import LOCK_FILE, Lease, Owner
+from trainer.shared.errors import FolderTakenError
+from trainer.training.roll_back import leave_newest
+from trainer.training.steps import Training
 
 OLD_OWNER = """
 import itertools, os, signal, sys
@@ -53,6 +58,29 @@ with AppendFile(run / "metrics.jsonl", fresh=True, on_note=print, check_owner=pr
         prune_checkpoints(folder, keep=1, writer=writer)
         print(step, flush=True)
 """
+REWRITER = """
+import itertools, os, signal, sys
+from pathlib import Path
+from trainer.records.files import AppendFile
+from trainer.records.lease import Lease
+
+run, freeze_at = Path(sys.argv[1]), int(sys.argv[2])
+lease, proofs = Lease(run, "old", clock=itertools.count().__next__), itertools.count(1)
+
+
+def prove():
+    lease.prove()
+    if next(proofs) == freeze_at:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+with AppendFile(run / "metrics.jsonl", fresh=False, on_note=print, check_owner=prove) as metrics:
+    metrics.write_lines("old 3")
+    metrics.replace(lambda line: b"3" not in line, run / "metrics-replaced.jsonl")
+    if freeze_at == 0:
+        print(next(proofs) - 1)
+"""
+"""An owner that continues the metrics of an earlier attempt, and goes back by a step."""
 REPEATS = int(os.environ.get("PNAS_TEST_FREEZES", "10"))
 """How often the process is frozen at a random moment."""
 
@@ -64,9 +92,9 @@ def _tree(run: Path) -> dict[str, tuple[int, bytes]]:
 
 
 @contextmanager
-def _old_owner(run: Path, freeze_at: int) -> Iterator["subprocess.Popen[str]"]:
+def _old_owner(run: Path, freeze_at: int, program: str = OLD_OWNER) -> Iterator["subprocess.Popen[str]"]:
     (run / LOCK_FILE).write_text("old")
-    command = [sys.executable, "-c", OLD_OWNER, str(run), str(freeze_at)]
+    command = [sys.executable, "-c", program, str(run), str(freeze_at)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -74,11 +102,15 @@ def _old_owner(run: Path, freeze_at: int) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def _take_over(run: Path) -> None:
-    """Do what the next owner does: take the lock, clear the leftovers, continue the files, save and prune."""
+def _take_lock(run: Path) -> None:
     theirs = run / f".{LOCK_FILE}"
     theirs.write_text(json.dumps(vars(Owner.this_process(["new"]))))
     theirs.replace(run / LOCK_FILE)
+
+
+def _take_over(run: Path) -> None:
+    """Do what the next owner does: take the lock, clear the leftovers, continue the files, save and prune."""
+    _take_lock(run)
     folder, lease = run / "checkpoints", Lease(run, json.loads((run / LOCK_FILE).read_text())["token"])
     clear_leftovers(folder)
     with AppendFile(run / "metrics.jsonl", fresh=False, on_note=print, check_owner=lease.check) as metrics:
@@ -123,3 +155,47 @@ def test_a_process_frozen_at_any_moment_changes_no_file(tmp_path: Path) -> None:
             process.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
             _wake_up_and_compare(process, run)
+
+
+def test_a_process_frozen_while_it_rewrites_a_file_takes_no_line_from_its_successor(tmp_path: Path) -> None:
+    old = "old 1\nold 2\n"
+    (tmp_path / "metrics.jsonl").write_text(old)
+    with _old_owner(tmp_path, 0, REWRITER) as process:
+        proofs = int(process.communicate()[0])
+    assert (tmp_path / "metrics.jsonl").read_text() == old
+    for proof in range(1, proofs + 1):
+        run = tmp_path / str(proof)
+        run.mkdir()
+        (run / "metrics.jsonl").write_text(old)
+        with _old_owner(run, proof, REWRITER) as process:
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+            _take_lock(run)
+            with AppendFile(
+                run / "metrics.jsonl", fresh=False, on_note=pytest.fail, check_owner=lambda: None
+            ) as metrics:
+                before = (run / "metrics.jsonl").read_text()
+                metrics.write_lines("new 3", "new 4")
+                process.send_signal(signal.SIGCONT)
+                _, errors = process.communicate(timeout=60)
+                metrics.write_lines("new 5")
+            assert process.returncode == 1, (proof, errors)
+            assert (run / "metrics.jsonl").read_text() == f"{before}new 3\nnew 4\nnew 5\n", (proof, errors)
+
+
+def test_a_roll_back_in_a_folder_that_was_taken_meanwhile_moves_no_checkpoint(tmp_path: Path) -> None:
+    blobs = {"w": Blob("U8", (3,), memoryview(b"abc"))}
+    for step in (1, 2):
+        write_checkpoint(tmp_path / "checkpoints", step, blobs, {})
+    (tmp_path / LOCK_FILE).write_text("old")
+    lease = Lease(tmp_path, "old")
+    _take_lock(tmp_path)
+    before = _tree(tmp_path)
+
+    def first_step(manifest: CheckpointManifest) -> None:
+        if manifest.path.name != "step-000000001":
+            raise BadCheckpointError("later")
+
+    training = cast("Training", SimpleNamespace(rank=0))
+    with pytest.raises(FolderTakenError):
+        leave_newest(training, tmp_path / "checkpoints", [first_step], writer=CheckpointWriter(1, lease.prove))
+    assert _tree(tmp_path) == before

@@ -21,6 +21,10 @@ def record(
     return {"attempt": attempt, "job": job, "checkpoint": checkpoint, "restarted_after": cause, **end}
 
 
+def record_of_early_failure(attempt: int) -> dict[str, Any]:
+    return {"attempt": attempt, "job": JOB, ENDING: "failed", "cause": "a disk"}
+
+
 def failed(*records: dict[str, Any], next_step: int = 0) -> list[int]:
     return [one.attempt for one in failed_tries(records, JOB, next_step=next_step)]
 
@@ -39,6 +43,9 @@ def failed(*records: dict[str, Any], next_step: int = 0) -> list[int]:
         ([record(1), record(2, step=4), record(3, step=4), record(4, "failed", step=8)], 8, [2, 4]),
         ([record(1, "lost", step=4)], 4, [1]),
         ([record(1, "lost", step=4)], 5, []),
+        # A try that failed before its checkpoint was chosen tells nothing about the one before it.
+        ([record(1, step=4), record_of_early_failure(2)], 8, [2]),
+        ([record(1, step=4), record_of_early_failure(2)], 4, [1, 2]),
         # The newest checkpoint of a lost try could not be used.
         ([record(1, step=8)], 4, [1]),
         # Restarts in a pod belong to one try, and the last ending counts.
