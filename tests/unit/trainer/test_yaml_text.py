@@ -11,7 +11,7 @@ from trainer.shared.yaml_text import to_yaml
 
 # What YAML 1.1 and 1.2, and Go's and JavaScript's readers, take for a number, a date, a boolean or nothing.
 NUMBER = (
-    r"[-+]?(0b[01_]+|0o?[0-7_]+|0x[\da-f_]+|(\d[\d_]*)?\.?[\d_]*(e[-+]?\d+)?|\.inf|\.nan"
+    r"[-+]?(0b[01_]+|0o?[0-7_]+|0x[\da-f_]+|(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[-+]?\d+)?|\.inf|\.nan"
     r"|\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?)"
 )
 DATE = r"\d{4}-\d\d?-\d\d?([t ].*)?"
