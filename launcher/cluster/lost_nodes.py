@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from launcher import PROGRAM
-from launcher.errors import ConflictError
+from launcher.errors import ApiError, ConflictError
 from launcher.kinds.objects import clock_time, unix_time
 from launcher.kube.api import STRATEGIC_PATCH, Api, Json
 from launcher.kube.resources import LEASES, NODES, PODS
@@ -160,9 +160,14 @@ def _prove_silence(
 
 
 def _renew_time(api: Api, node: str) -> str:
-    """Return when the node's kubelet renewed its lease, by the node's own clock."""
+    """Return when the node's kubelet renewed its lease, by the node's own clock; empty if the lease is gone."""
     path = LEASES.path(LEASE_NAMESPACE, node)
-    lease = api.request("GET", path, action=f"get {LEASES}")
+    try:
+        lease = api.request("GET", path, action=f"get {LEASES}")
+    except ApiError as error:
+        if error.status == 404:
+            return ""
+        raise
     return str(lease.get("spec", {}).get("renewTime", ""))
 
 
@@ -170,5 +175,7 @@ def _silent_since(pod: Json) -> float | None:
     conditions = {item["type"]: item for item in pod.get("status", {}).get("conditions") or ()}
     ready, containers = conditions.get("Ready", {}), conditions.get("ContainersReady", {})
     if ready.get("status") == "True" or containers.get("status") != "True":
+        return None
+    if ready.get("reason") == "ReadinessGatesNotReady":  # its node answers, and something else is not ready
         return None
     return unix_time(ready.get("lastTransitionTime"))

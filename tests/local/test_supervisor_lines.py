@@ -1,5 +1,6 @@
 """The supervisor loses no line: neither last words, nor any bytes, nor lines without a reader or without a disk."""
 
+import fcntl
 import os
 import signal
 import time
@@ -181,6 +182,18 @@ def test_lines_go_on_if_a_log_file_cannot_be_written_and_one_line_says_so(
     assert len(result.texts("rank 0 cpu:0")) == 30000
     message, _ = result.texts("node 0")
     assert "log of rank=0 cannot be written: " + reason in message
+
+
+def test_lines_are_shown_although_the_disk_of_their_file_does_not_answer(supervisors: SupervisorRunner) -> None:
+    """A full pipe that is not read stands for the disk."""
+    os.mkfifo(supervisors.log(0))
+    disk = os.open(supervisors.log(0), os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(disk, fcntl.F_SETPIPE_SZ, 4096)
+    process = supervisors.start("print('x' * 8000 + '\\nlast words')")
+    assert process.stdout is not None
+    assert any(b"last words" in line for line in process.stdout)
+    os.close(disk)
+    assert supervisors.finish(process).exit_code == 0
 
 
 def test_lines_are_appended_to_an_earlier_log(supervisors: SupervisorRunner) -> None:

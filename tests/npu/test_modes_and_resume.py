@@ -10,7 +10,7 @@ from tests.local.resumable_runs import BackgroundTrainer, assert_same_run, recip
 from tests.npu.conftest import O2, SHORT, Run
 
 RESUMABLE = 75
-FP16 = ("--device", "npu", "--npus", "1", "--epochs", "1", "--steps", "12", "--precision", "fp16")
+FP16 = ("--device", "npu", "--npus", "1", "--epochs", "1", "--steps", "48", "--precision", "fp16")
 
 
 def test_o2_without_apex_is_logged_and_its_loss_scale_adapts(in_o2: TrainerResult) -> None:
@@ -36,7 +36,7 @@ def test_sigterm_saves_and_ends_with_75_and_the_run_continues_bit_for_bit(
     assert stopped.wait() == RESUMABLE, stopped.output
     resumed = train(tmp_path, *recipe(*O2, "--resume", "auto"), data=few_digits, name="stopped")
     assert resumed.code == 0, resumed.stdout
-    assert_same_run(in_o2.run, resumed.run, last_step=12)
+    assert_same_run(in_o2.run, resumed.run, last_step=48)
 
 
 @pytest.mark.usefixtures("on_npus")
@@ -47,7 +47,7 @@ def test_a_killed_run_continues_bit_for_bit_from_its_last_checkpoint(
     assert whole.code == 0, whole.stdout
     assert whole.events("start")[0]["precision"] == "fp16"
     killed = BackgroundTrainer(tmp_path, few_digits, *FP16, name="killed")
-    assert killed.wait_for(lambda output: "] checkpoint step=6" in output), killed.output
+    assert killed.wait_for(lambda output: "] checkpoint step=" in output), killed.output
     killed.kill(trainer=True, workers=killed.workers())
     killed.wait()
     resumed = train(tmp_path, *recipe(*FP16, "--resume", "auto"), data=few_digits, name="killed")

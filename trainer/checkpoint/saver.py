@@ -201,9 +201,13 @@ class Saver:
 
     def _start(self, name: str, target: Callable[..., None], *arguments: object) -> Thread:
         """Start a thread that reads the buffers, and frees them when it needs them no more."""
-        self._buffers_free.clear()
         thread = Thread(target=target, args=arguments, name=name, daemon=True)
-        thread.start()
+        self._buffers_free.clear()
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no more threads
+            self._buffers_free.set()
+            raise
         return thread
 
     @torch.no_grad()

@@ -103,15 +103,17 @@ def snapshot_folder(memory: Path = SHARED_MEMORY) -> Iterator[Path]:
 def shortage(folder: Path, state_bytes: int) -> str | None:
     """Return why snapshots of a state of this size cannot lie in `folder`; None if they can."""
     size, mib = _FILES * state_bytes, 2**20
+    # After a crash, snapshots lie there already, and later ones take their place.
+    held = sum(file.stat().st_size for snapshot in list_checkpoints(folder) for file in snapshot.iterdir())
     room = os.statvfs(folder)
-    free = room.f_bavail * room.f_frsize
+    free = held + room.f_bavail * room.f_frsize
     if size > SHM_SHARE * free:
         return (
             f"three of {state_bytes / mib:,.0f} MiB need {size / SHM_SHARE / mib:,.0f} MiB in {folder.parent}, "
             f"which has {free / mib:,.0f} free: {MORE_SHM}"
         )
     # With the buffer from which they are written.
-    size, free = (_FILES + 1) * state_bytes, free_memory_bytes()
+    size, free = (_FILES + 1) * state_bytes, held + free_memory_bytes()
     if size > MEMORY_SHARE * free:
         return (
             f"they need {size / MEMORY_SHARE / mib:,.0f} MiB of free memory, and {free / mib:,.0f} are free: allow more"

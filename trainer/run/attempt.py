@@ -237,7 +237,7 @@ def _checked(layers: Sequence[Layer], starter: RunStarter) -> Iterator[_Plan]:
             config, datasets = _check(layers, manifest, source, starter)
         except TrainerError as error:
             if starter.retries is not None and in_place is not None and starter.is_first_node:
-                starter.retries.count_early_failure(in_place, next_attempt(in_place, (), is_first_node=True), error)
+                starter.retries.count_early_end(in_place, next_attempt(in_place, (), is_first_node=True), error)
             raise
         yield _Plan(config, datasets, manifest, in_place, lease)
 

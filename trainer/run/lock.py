@@ -156,6 +156,8 @@ def _acquire(path: Path, owner: Owner, on_note: Callable[[str], None], pace: Pac
             if not _link(mine, path):
                 state = _look(path)
                 if state is None:  # released in between, or hidden by a file server's cache
+                    if path.is_symlink():
+                        raise TrainerError(f"{path}: is a link to a file that is not there: remove it")
                     time.sleep(pace.poll_s)
                     continue
                 if state.content != content:

@@ -141,7 +141,7 @@ class FirstNode:
         """Return the node that speaks, and remember its connection; None if it is not one of this run."""
         node = message.get("node")
         if (
-            not isinstance(node, int)
+            type(node) is not int  # `true` is an int too
             or node not in self._others
             or {name: message.get(name) for name in self._name} != self._name
         ):

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.checkpoint.reading import step_of
+from trainer.checkpoint.reading import list_checkpoints, step_of
 from trainer.records.attempts import write_attempt
 from trainer.shared.attempts import read_attempts
-from trainer.shared.errors import NoRetryError, TrainerError
+from trainer.shared.errors import NoRetryError, StoppedError, TrainerError
+from trainer.shared.runs import CHECKPOINTS_FOLDER
 
 Ending = Literal["done", "stopped", "lost", "failed"]
 """How a try ended. `stopped`: by a signal to this node or another; `lost`: another node is gone without a word."""
@@ -45,18 +46,22 @@ class JobRetries:
         """Return whether the job has no retry left, now that a try has failed."""
         return len(failed_tries(read_attempts(run), self.job, next_step=0)) > self.limit
 
-    def count_early_failure(self, run: Path, attempt: int, error: TrainerError) -> None:
-        """Record a try that failed before its workers, unless its exit code ends the job anyway.
+    def count_early_end(self, run: Path, attempt: int, error: TrainerError) -> None:
+        """Record a try that failed or was stopped before its workers, unless its exit code ends the job anyway.
 
         Raises:
             NoRetryError: The job has no retry left; it has the text of `error`.
         """
-        if error.exit_code != TrainerError.exit_code:
+        ending: Ending = "stopped" if isinstance(error, StoppedError) else "failed"
+        if ending == "failed" and error.exit_code != TrainerError.exit_code:
             return
+        # The try before it is judged by how far it came; its checkpoints need no look at their bytes for that.
+        newest = next(iter(list_checkpoints(run / CHECKPOINTS_FOLDER)), None)
+        record = {"job": self.job, ENDING: ending, "cause": str(error), "checkpoint": newest and str(newest)}
         # A disk that is full: only the cluster's own limit ends the job.
         with suppress(TrainerError):
-            write_attempt(run, attempt, {"job": self.job, ENDING: "failed", "cause": str(error)})
-        if self.are_used_up(run):
+            write_attempt(run, attempt, record)
+        if ending == "failed" and self.are_used_up(run):
             raise NoRetryError(f"{error}; no retry of --retries {self.limit} is left") from error
 
     def check_start(self, run: Path, checkpoint: Path | None) -> int:
@@ -86,12 +91,12 @@ class Try:
 
     Attributes:
         attempt: The number of its last attempt.
-        step: The step of the run at which it began; None if it failed before that was known.
+        step: The step of the run at which it began.
         cause: Why it ended, in logfmt.
     """
 
     attempt: int
-    step: int | None
+    step: int
     ending: Ending
     cause: str
 
@@ -103,19 +108,20 @@ def failed_tries(records: Sequence[Mapping[str, Any]], job: str, *, next_step: i
         records: Of all attempts of the run, in their order.
         next_step: Where the next try begins.
     """
-    failed: list[Try] = []
-    for one in reversed(_tries(records, job)):
-        if one.ending == "failed" or (one.ending == "lost" and one.step is not None and next_step <= one.step):
-            failed.append(one)
-        next_step = next_step if one.step is None else one.step
-    return failed[::-1]
+    tries = _tries(records, job)
+    steps = [*(one.step for one in tries), next_step]
+    return [
+        one
+        for one, following in zip(tries, steps[1:], strict=True)
+        if one.ending == "failed" or (one.ending == "lost" and following <= one.step)
+    ]
 
 
 def stops_in_vain(records: Sequence[Mapping[str, Any]], job: str, *, next_step: int) -> int:
     """Return how many tries of `job` were stopped one after another, and the run got no further in any of them."""
     count = 0
     for one in reversed(_tries(records, job)):
-        if one.ending != "stopped" or next_step > (one.step or 0):
+        if one.ending != "stopped" or next_step > one.step:
             break
         count += 1
     return count
@@ -127,8 +133,7 @@ def _tries(records: Sequence[Mapping[str, Any]], job: str) -> list[Try]:
     for record in records:
         if record.get("job") != job:
             continue
-        step = _step(record["checkpoint"]) if "checkpoint" in record else None
-        number = int(record.get("attempt", 0))
+        step, number = _step(record.get("checkpoint")), int(record.get("attempt", 0))
         if tries and record.get("restarted_after") is not None:
             step = tries.pop().step
         cause = str(record.get("cause") or 'cause="killed without a word (out of memory?)"')

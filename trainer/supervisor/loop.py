@@ -151,13 +151,15 @@ class WorkerLoop:
         self._listen()
         events = self._selector.select(None if deadline is None else max(0.0, deadline - time.monotonic()))
         now = time.monotonic()
-        self._console.print([self._read(key.data, now) for key, _ in events if isinstance(key.data, WorkerProcess)])
+        readable = [key.data for key, _ in events if isinstance(key.data, WorkerProcess)]
+        self._show([(worker, self._read(worker, now)) for worker in readable])
         self._look(now)
         if any(key.fd == self._signals.fd for key, _ in events):
             self._receive(now)
             # The signals may be the only news of an end. Look again: an end that a stop has caused came after `now`.
             self._look(time.monotonic())
-        self._console.print([self._drain(worker, now) for worker in self._workers if self._drain_due(worker, now)])
+        due = [worker for worker in self._workers if self._drain_due(worker, now)]
+        self._show([(worker, self._drain(worker, now)) for worker in due])
         if self._peers is not None and any(key.fd == self._peers.fd for key, _ in events):
             self._heed(self._peers.poll(), now)
             self._record(self._peers.take_samples())
@@ -195,16 +197,19 @@ class WorkerLoop:
 
     # Lines
 
+    def _show(self, lines: Sequence[tuple[WorkerProcess, bytes]]) -> None:
+        """Print the workers' lines, then write them to the run's files: their disk might not answer."""
+        self._console.print([tagged for _, tagged in lines])
+        for worker, tagged in lines:
+            worker.log.write(tagged)
+
     def _read(self, worker: WorkerProcess, now: float) -> bytes:
         tagged = worker.read(now)
-        worker.log.write(tagged)
         return tagged + self._close_pipe(worker) if worker.at_end else tagged
 
     def _close_pipe(self, worker: WorkerProcess) -> bytes:
         self._select(worker.pipe, selectors.EVENT_READ, worker, wanted=False)
-        tagged = worker.close_pipe()
-        worker.log.write(tagged)
-        return tagged
+        return worker.close_pipe()
 
     def _drain_due(self, worker: WorkerProcess, now: float) -> bool:
         return worker.open and not worker.running and self._reading and now >= worker.drain_by

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint.saver import Saver
-from trainer.checkpoint.snapshot import CODE_FIELD, NO_SNAPSHOTS, SnapshotPace, code_hash, shortage
+from trainer.checkpoint.snapshot import CODE_FIELD, NO_SNAPSHOTS, SnapshotPace, code_hash, drop_snapshots, shortage
 from trainer.checkpoint.writing import CheckpointWriter
 from trainer.distributed.process_group import all_gather_object, gather
 from trainer.distributed.stop_requests import Request
@@ -77,12 +77,15 @@ class CheckpointManager:
             "config": config.model_dump(mode="json"),
             "num_classes": training.network.num_classes,
         }
+        self._watchdog = training.watchdog
         self._is_writer = training.rank == 0
         self._saver = None
+        self._unused_memory: Path | None = None
         if config.mode not in TRAINING:
             return
         takes_snapshots, every = parse_snapshot_every(config.snapshot_every)
         memory = _usable_memory(training, snapshots if takes_snapshots else None)
+        self._unused_memory = snapshots if memory is None and is_first_on_node else None
         if self._is_writer or (is_first_on_node and memory is not None):
             self._saver = Saver(
                 self.folder,
@@ -117,7 +120,8 @@ class CheckpointManager:
         """
         if self._saver is None:
             return Request.NONE
-        self._saver.bound_repetition(step - 1)
+        with self._watchdog.waiting("disk"):
+            self._saver.bound_repetition(step - 1)
         if not self._is_writer:
             return Request.NONE
         if self._saver.is_due(step):
@@ -188,6 +192,8 @@ class CheckpointManager:
         """Delete this node's snapshots: the run goes back to a checkpoint from before them."""
         if self._saver is not None:
             self._saver.drop_snapshots()
+        if self._unused_memory is not None:  # with snapshots of an attempt that had more memory
+            drop_snapshots(self._unused_memory)
 
     def finish(self, training: Training) -> str | None:
         """Wait for the last checkpoint. Return the reason, on all ranks, if it was not saved."""

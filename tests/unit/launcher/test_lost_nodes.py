@@ -21,9 +21,10 @@ def _pod(
     containers: str = "True",
     deleted: str | None = None,
     phase: str = "Running",
+    reason: str = "",
 ) -> Json:
     conditions = [
-        {"type": "Ready", "status": ready, "lastTransitionTime": "2026-11-24T11:59:00Z"},
+        {"type": "Ready", "status": ready, "reason": reason, "lastTransitionTime": "2026-11-24T11:59:00Z"},
         {"type": "ContainersReady", "status": containers, "lastTransitionTime": "2026-11-24T11:00:00Z"},
     ]
     meta = {"name": name, "uid": f"uid-{name}", **({} if deleted is None else {"deletionTimestamp": deleted})}
@@ -37,6 +38,7 @@ def _pod(
         (_pod(ready="False", containers="False"), ""),  # its kubelet ends it
         (_pod(deleted="2026-11-24T12:00:30Z"), ""),  # it has its grace period
         (_pod(ready="False", phase="Failed"), ""),
+        (_pod(ready="False", reason="ReadinessGatesNotReady"), ""),
         (_pod(ready="False"), "node node2 has not answered since 11:59:00, and pod a-x is on it: the cluster gives"),
         (
             _pod(ready="False", deleted="2026-11-24T12:00:30Z"),
@@ -86,6 +88,8 @@ class _Cluster:
             self.failed += 1
             return {}
         assert (method, path) == ("GET", LEASES.path(LEASE_NAMESPACE, "node2")), action
+        if not self._leases:
+            raise ApiError("not found", status=404)
         return {"spec": {"renewTime": self._leases.pop(0)}}
 
     def delete(self, resource: Resource, name: str, *, uid: str | None = None, force: bool = False) -> None:
@@ -109,6 +113,8 @@ def test_a_pod_is_deleted_by_force_after_its_nodes_lease_was_watched() -> None:
     assert cluster.deleted == [("a-x", "uid-a-x", True)]
     assert sleeps == [LEASE_WATCH_S]
     assert notes[-1].startswith("pod a-x deleted by force: node node2 has been silent for ")
+    notes, _ = _recover(_Cluster(leases=()), GIVEN_UP)
+    assert notes[-1].endswith("and has not renewed its lease since it was removed")
     gone = _Cluster(ready=None)
     notes, sleeps = _recover(gone, GIVEN_UP)
     assert (len(gone.deleted), sleeps) == (1, [])

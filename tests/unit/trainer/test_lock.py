@@ -305,3 +305,9 @@ def test_a_file_system_without_links_works(tmp_path: Path, monkeypatch: pytest.M
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match=r"run.lock: cannot be written: No such file or directory"):
         _take(tmp_path / "missing")
+
+
+def test_a_lock_that_is_a_link_to_nowhere_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run.lock").symlink_to(tmp_path / "gone")
+    with pytest.raises(TrainerError, match=r"run.lock: is a link to a file that is not there: remove it"):
+        _take(tmp_path)

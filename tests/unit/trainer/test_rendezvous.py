@@ -196,6 +196,8 @@ def test_nodes_that_come_first_wait_for_the_first_node_and_for_its_next_pod(node
         json.dumps({"node": 1, "run": "another", "nodes": 2, "report": None}).encode() + b"\n",
         json.dumps({"node": 7, "run": "r", "nodes": 2, "report": None}).encode() + b"\n",
         json.dumps({"node": [], "run": "r", "nodes": 2, "report": None}).encode() + b"\n",
+        json.dumps({"node": True, "run": "r", "nodes": 2, "report": None}).encode() + b"\n",
+        b"[" * 60_000 + b"\n",
         b"x" * (1 << 17),
         b"",
     ],

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from trainer.run.tries import ENDING, JobRetries, failed_tries, stops_in_vain
-from trainer.shared.errors import NO_RETRY, NoRetryError
+from trainer.shared.attempts import read_attempts
+from trainer.shared.errors import NO_RETRY, NoRetryError, StoppedError, TrainerError
 
 JOB = "uid-1"
 
@@ -19,10 +20,6 @@ def record(
     cause = 'rank=0 device=npu:0 cause="killed by SIGKILL"' if restarted else None
     end = {} if ending is None else {ENDING: ending, "cause": f'cause="of {attempt}"'}
     return {"attempt": attempt, "job": job, "checkpoint": checkpoint, "restarted_after": cause, **end}
-
-
-def record_of_early_failure(attempt: int) -> dict[str, Any]:
-    return {"attempt": attempt, "job": JOB, ENDING: "failed", "cause": "a disk"}
 
 
 def failed(*records: dict[str, Any], next_step: int = 0) -> list[int]:
@@ -43,9 +40,6 @@ def failed(*records: dict[str, Any], next_step: int = 0) -> list[int]:
         ([record(1), record(2, step=4), record(3, step=4), record(4, "failed", step=8)], 8, [2, 4]),
         ([record(1, "lost", step=4)], 4, [1]),
         ([record(1, "lost", step=4)], 5, []),
-        # A try that failed before its checkpoint was chosen tells nothing about the one before it.
-        ([record(1, step=4), record_of_early_failure(2)], 8, [2]),
-        ([record(1, step=4), record_of_early_failure(2)], 4, [1, 2]),
         # The newest checkpoint of a lost try could not be used.
         ([record(1, step=8)], 4, [1]),
         # Restarts in a pod belong to one try, and the last ending counts.
@@ -94,6 +88,22 @@ def test_a_start_notices_that_the_last_ones_were_stopped_in_vain(tmp_path: Path)
     assert retries.check_start(tmp_path, newest.with_name("step-000000005")) == 0
     write(tmp_path, record(4, "failed", step=4))
     assert stops_in_vain([record(1, "stopped"), record(2, "failed")], JOB, next_step=0) == 0
+
+
+def test_a_try_that_ends_before_its_workers_spares_the_one_before_it(tmp_path: Path) -> None:
+    """The try before it got further, to step 4, and then lost its node."""
+    write(tmp_path, record(1))
+    (tmp_path / "checkpoints" / "step-000000004").mkdir(parents=True)
+    JobRetries(JOB, 1).count_early_end(tmp_path, 2, TrainerError("a disk"))
+    assert failed(*map(dict, read_attempts(tmp_path)), next_step=4) == [2]
+    with pytest.raises(NoRetryError, match="a disk; no retry of --retries 1 is left"):
+        JobRetries(JOB, 1).count_early_end(tmp_path, 3, TrainerError("a disk"))
+
+
+def test_a_try_that_is_stopped_before_its_workers_is_a_stop_in_vain(tmp_path: Path) -> None:
+    for attempt in (1, 2):
+        JobRetries(JOB, 0).count_early_end(tmp_path, attempt, StoppedError("stopped by SIGTERM"))
+    assert JobRetries(JOB, 0).check_start(tmp_path, None) == 2
 
 
 @pytest.mark.parametrize(

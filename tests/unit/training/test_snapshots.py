@@ -10,6 +10,7 @@ import shutil
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,25 @@ def test_the_folder_goes_with_its_owner_and_folders_of_killed_owners_go_too(tmp_
             assert folder != second
         write_snapshot(folder, 1, blobs(1), content())
     assert sorted(tmp_path.iterdir()) == [foreign, begun]
+
+
+def test_the_runs_own_snapshots_count_as_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a crash they are still there, and the next attempt's take their place."""
+    state = 2**20
+
+    def used() -> int:
+        return sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+
+    def room(_folder: Path) -> Any:
+        return SimpleNamespace(f_bavail=7 * state - used(), f_frsize=1)
+
+    monkeypatch.setattr("trainer.checkpoint.snapshot.os", SimpleNamespace(statvfs=room))
+    monkeypatch.setattr("trainer.checkpoint.snapshot.free_memory_bytes", lambda: 8 * state - used())
+    assert shortage(tmp_path, state) is None
+    for step in (1, 2):
+        write_snapshot(tmp_path, step, {"w": Blob("U8", (state,), memoryview(bytes(state)))}, content())
+    assert shortage(tmp_path, state) is None
+    assert shortage(tmp_path, 2 * state) is not None
 
 
 def test_too_little_memory_is_one_line_with_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
