@@ -36,7 +36,7 @@ def test_sigterm_saves_and_ends_with_75_and_the_run_continues_bit_for_bit(
     assert stopped.wait() == RESUMABLE, stopped.output
     resumed = train(tmp_path, *recipe(*O2, "--resume", "auto"), data=few_digits, name="stopped")
     assert resumed.code == 0, resumed.stdout
-    assert_same_run(in_o2.run, resumed.run, last_step=48)
+    assert_same_run(in_o2.run, resumed.run, last_step=12)
 
 
 @pytest.mark.usefixtures("on_npus")
@@ -53,7 +53,7 @@ def test_a_killed_run_continues_bit_for_bit_from_its_last_checkpoint(
     resumed = train(tmp_path, *recipe(*FP16, "--resume", "auto"), data=few_digits, name="killed")
     assert resumed.code == 0, resumed.stdout
     assert "goes on from" in resumed.stdout
-    assert_same_run(whole.run, resumed.run, last_step=12)
+    assert_same_run(whole.run, resumed.run, last_step=48)
 
 
 def test_a_run_can_continue_in_another_precision(run: Run, in_o2: TrainerResult) -> None:
