@@ -14,6 +14,7 @@ successor works. It must not write there any more. Two walls prevent it:
 import json
 import os
 import platform
+import stat
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -152,5 +153,11 @@ class Lease:
 
 
 def describe_loss(run: Path) -> str | None:
-    """Return that a run's folder is gone; None if it is there."""
-    return None if run.is_dir() else f"{run}: this folder was removed or renamed while the run worked in it"
+    """Return that a run's folder is gone; None if it is there, or if the file server does not tell."""
+    try:
+        is_gone = not stat.S_ISDIR(run.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        is_gone = True
+    except OSError:
+        is_gone = False
+    return f"{run}: this folder was removed or renamed while the run worked in it" if is_gone else None

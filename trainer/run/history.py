@@ -31,7 +31,9 @@ def begin_record(
         checkpoint: The state that it continues from.
         crash: Why it follows the attempt before it in the same container.
     """
-    now, records = time.time(), read_attempts(run)
+    now, records = time.time(), list[Mapping[str, Any]]()
+    with contextlib.suppress(OSError):  # a file server that does not answer costs only the gap
+        records = read_attempts(run)
     last = _last_sign(run, records[-1]) if records else None
     return {
         "host": platform.node(),

@@ -5,12 +5,13 @@ would also use up one of the job's retries. A failure that new workers would mee
 was taken, a device that has failed, a stop) ends this process, so that the platform can act.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from trainer.run.tries import ENDING, Ending
 from trainer.run.worker_commands import worker_command
 from trainer.shared.container import oom_kills
 from trainer.shared.errors import NO_RETRY, RESUMABLE, FolderTakenError, NoRetryError, TrainerError
-from trainer.shared.files import with_home
+from trainer.shared.files import AGAIN, with_home
 from trainer.supervisor import Failure, Outcome, Supervisor
 from trainer.topology.ports import free_port
 
@@ -68,17 +69,33 @@ def run_attempts(attempt: Attempt, starter: RunStarter, supervisor: Supervisor, 
     starter = dataclasses.replace(starter, on_note=supervisor.say)
     pod = _Pod(attempt, starter, supervisor, device)
     try:
-        outcome = pod.run()
-        if outcome.exit_code != FolderTakenError.exit_code:
-            pod.save_newest_snapshot()
+        with _explaining():
+            outcome = pod.run()
+        pod.save_newest_snapshot(outcome.exit_code)
     except TrainerError as error:
-        if error.exit_code == TrainerError.exit_code and pod.end_try("failed", str(error)):
+        used_up = error.exit_code == TrainerError.exit_code and pod.end_try("failed", str(error))
+        pod.save_newest_snapshot(error.exit_code)
+        if used_up:
             raise NoRetryError(str(error)) from error
         raise
     finally:
         pod.rendezvous.close(stopped=supervisor.stop_requested)
     supervisor.end(outcome)
     return outcome
+
+
+@contextlib.contextmanager
+def _explaining() -> Iterator[None]:
+    """Turn an error of the system, such as a file server's, into a failure of the try.
+
+    Raises:
+        TrainerError: The system refused something.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = "" if error.filename is None else f"{error.filename}: "
+        raise TrainerError(f"{place}{error.strerror or error}; {AGAIN}") from error
 
 
 class _Pod:
@@ -115,7 +132,11 @@ class _Pod:
             return False
         record = self._record or self._begin_record(None)
         self._keep({**record, **({} if cause is None else {"cause": cause}), ENDING: ending})
-        if ending != "failed" or retries is None or not retries.are_used_up(self._attempt.run):
+        try:
+            if ending != "failed" or retries is None or not retries.are_used_up(self._attempt.run):
+                return False
+        except OSError as error:  # the next try counts
+            self._warn(error)
             return False
         self._supervisor.say(f"no retry: --retries {retries.limit} of this job are used up")
         return True
@@ -185,23 +206,32 @@ class _Pod:
         )
 
     def _keep(self, record: Mapping[str, Any]) -> None:
-        """Write the attempt's record; a full disk costs only that."""
+        """Write the attempt's record; a full disk, or a file server that does not answer, costs only that."""
         self._record = record
         if not self._starter.is_first_node:
             return
         try:
             self._attempt.lease.check()
             write_attempt(self._attempt.run, self._attempt.number, record)
-        except TrainerError as error:
-            self._supervisor.say(f"warning text={json.dumps(str(error))}")
+        except (OSError, TrainerError) as error:
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        self._supervisor.say(f"warning text={json.dumps(str(error))}")
 
     def _tell_history(self) -> None:
         """Print a line about each attempt of which this log does not tell yet: often only a log can be seen."""
-        if self._starter.is_first_node:
-            for line in history_lines(self._attempt.run):
-                if line not in self._told:
-                    self._told.add(line)
-                    self._supervisor.say(line)
+        if not self._starter.is_first_node:
+            return
+        try:
+            lines = history_lines(self._attempt.run)
+        except OSError as error:
+            self._warn(error)
+            return
+        for line in lines:
+            if line not in self._told:
+                self._told.add(line)
+                self._supervisor.say(line)
 
     def _begin_first(self, _cause: str) -> Meeting:
         """Return the attempt that has begun."""
@@ -218,7 +248,8 @@ class _Pod:
             self._supervisor.say(f"no restart: --restarts {self._limit.per_hour} of this hour are used up")
             return None
         try:
-            attempt = restart_run(self._attempt, self._starter)
+            with _explaining():
+                attempt = restart_run(self._attempt, self._starter)
         except TrainerError as error:
             self._supervisor.say(f"no restart: {error}")
             return None
@@ -245,10 +276,10 @@ class _Pod:
             )
             self._attempt = dataclasses.replace(attempt, snapshots=tuple(snapshot.path for snapshot in snapshots))
 
-    def save_newest_snapshot(self) -> None:
-        """Write what the last workers have left in memory to the disk, on the first node."""
+    def save_newest_snapshot(self, exit_code: int) -> None:
+        """Write what the last workers have left in memory to the disk, on the first node, unless its folder is lost."""
         attempt = self._attempt
-        if self._starter.is_first_node:
+        if self._starter.is_first_node and exit_code != FolderTakenError.exit_code:
             save_newest_snapshot(
                 attempt.memory,
                 attempt.run,

@@ -15,6 +15,23 @@ from trainer.shared.errors import TrainerError, UsageError
 
 NOT_REGULAR = "a pipe or device, not a regular file"
 _DESCRIPTORS = ("/dev/fd/", "/proc/self/fd/")
+NO_ANSWER = frozenset(
+    {
+        errno.EIO,
+        errno.ETIMEDOUT,
+        errno.ENOTCONN,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+    }
+)
+"""Errors of a file server that does not answer."""
+PASSING = NO_ANSWER | {errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Errors that can pass, with the same path: no setting of the user is wrong."""
+AGAIN = "start the run again"
+"""The next step after such an error."""
 
 
 def fsync(path: Path) -> None:
@@ -146,10 +163,13 @@ def reading(path: Path) -> Iterator[None]:
 
     Raises:
         UsageError: `path`, or a file or folder in it, cannot be read.
+        TrainerError: The same, and it may pass: the platform must try again.
     """
     try:
         yield
     except OSError as error:
+        if error.errno in PASSING:
+            raise TrainerError(f"{error.filename or path}: cannot be read: {error.strerror}; {AGAIN}") from error
         advice = "check its permissions" if isinstance(error, PermissionError) else "give another path"
         raise UsageError(f"{error.filename or path}: cannot be read: {error.strerror}; {advice}") from None
 

@@ -16,7 +16,7 @@ from trainer.records.run_records import say
 from trainer.shared.config import TrainConfig
 from trainer.shared.config.train import OF_ONE_ATTEMPT
 from trainer.shared.errors import TrainerError
-from trainer.shared.files import reading, utf8_name
+from trainer.shared.files import AGAIN, utf8_name
 from trainer.training.checkpoints import MASTER, numerics_fingerprint, shared_tensors
 from trainer.training.optimizer import begin_state
 from trainer.training.progress import TrainingProgress
@@ -79,8 +79,11 @@ def resume(
     """
     content = _read_manifest(checkpoint).content
     progress = TrainingProgress.from_json(content["progress"])
-    with reading(checkpoint / STATE_FILE), utf8_name(checkpoint / STATE_FILE) as name:
-        tensors = load_file(name)
+    try:
+        with utf8_name(checkpoint / STATE_FILE) as name:
+            tensors = load_file(name)
+    except OSError as error:  # it could be read a moment ago
+        raise TrainerError(f"{checkpoint / STATE_FILE}: cannot be read: {error.strerror or error}; {AGAIN}") from error
     before = content["arithmetic"]
     restarted_parts = restore(training, tensors, content["state"], world_size=before["world_size"])
     config = training.config

@@ -135,6 +135,14 @@ def test_a_failed_read_or_write_is_one_line_with_the_next_step(tmp_path: Path) -
         _write(tmp_path / "gone/x", advice="free some")
 
 
+@pytest.mark.parametrize("name", ["EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EMFILE", "ENFILE", "ENOMEM"])
+def test_a_read_that_can_succeed_later_is_a_failure_and_no_wrong_setting(tmp_path: Path, name: str) -> None:
+    number = getattr(errno, name)
+    with pytest.raises(TrainerError, match=r"gone: cannot be read: .*; start the run again") as error:
+        _read(tmp_path / "gone", OSError(number, os.strerror(number)))
+    assert error.value.exit_code == 1
+
+
 def _read(path: Path, error: OSError | None = None) -> None:
     with reading(path):
         if error is not None:

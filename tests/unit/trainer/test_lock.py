@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer.records.lease import LOCK_FILE, Lease, Owner, clock_s
+from trainer.records.lease import LOCK_FILE, Lease, Owner, clock_s, describe_loss
 from trainer.run.lock import REQUEST_FILE, Pace, locked
+from trainer.run.termination import RunTermination
 from trainer.shared.errors import FolderTakenError, StoppedError, TrainerError
 
 QUICK = Pace(heartbeat_s=0.2, watch_s=1.0, settle_s=0.2)
@@ -234,6 +235,22 @@ def test_a_lease_reads_the_lock_only_after_a_quarter_of_a_second_of_a_clock_that
         lease.check()
     Lease(tmp_path, "").check()
     assert clock_s() == pytest.approx(time.clock_gettime(time.CLOCK_BOOTTIME), abs=60)
+
+
+@pytest.mark.parametrize("name", ["EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EMFILE", "EACCES"])
+def test_only_a_folder_that_is_gone_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / LOCK_FILE).write_text("the-token")
+    lease, termination = Lease(tmp_path, "the-token"), RunTermination()
+
+    def fail(path: Path) -> None:
+        raise OSError(getattr(errno, name), "it does not answer", str(path))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "stat", fail)
+        assert termination.find_loss(lease, tmp_path) is None
+    for gone in (tmp_path / "none", tmp_path / LOCK_FILE, tmp_path / LOCK_FILE / "none"):
+        assert "this folder was removed or renamed" in str(describe_loss(gone))
+    assert termination.loss is None
 
 
 def test_of_eight_processes_that_find_a_stale_lock_exactly_one_wins(tmp_path: Path) -> None:

@@ -1,19 +1,29 @@
 """A crash is followed by another attempt in the same pod; a failure that would come again, and a stop, are not."""
 
+import errno
+import json
 import math
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from trainer.run.restarts import RestartLimit
-from trainer.shared.errors import CRASHED, NO_RETRY
-from trainer.supervisor import Supervisor, WorkerCommand
+from tests.unit.trainer.test_run_snapshots import write
+from trainer.records.lease import LOCK_FILE, Lease
+from trainer.run.attempt import Attempt, RunStarter
+from trainer.run.restarts import RestartLimit, run_attempts
+from trainer.run.tries import JobRetries
+from trainer.shared.config import TrainConfig
+from trainer.shared.errors import CRASHED, NO_RETRY, NoRetryError
+from trainer.supervisor import Failure, Outcome, Supervisor, WorkerCommand
 from trainer.supervisor.failure_cause import StopOrder, WorkerEnd, decide
 from trainer.supervisor.output import Tagger
 from trainer.supervisor.signals import HAND_OVER
+from trainer.topology import Topology, Worker
 
 
 def _end(returncode: int, *, words: bytes = b"", at: float = 1.0, told_to_stop: bool = False) -> WorkerEnd:
@@ -70,3 +80,87 @@ def test_a_signal_between_two_groups_of_workers_is_not_lost(tmp_path: Path, numb
         assert stopped.exit_code == 75
         assert supervisor.stop_requested
         assert not supervisor.wait(stdout.fileno(), timeout_s=0)
+
+
+class _CrashedWorkers:
+    """A supervisor whose workers crash at once, and with them the file server."""
+
+    stop_requested = False
+
+    def __init__(self, answers_again: str) -> None:
+        self.is_away = False
+        self.lines: list[str] = []
+        self._answers_again = answers_again
+
+    def run(self, *_arguments: object, **_options: object) -> Outcome:
+        self.is_away = True
+        return Outcome(1, Failure(0, "cpu:0", "killed by SIGKILL"), crashed=True)
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+        self.is_away = self.is_away and not line.startswith(self._answers_again)
+
+    def end(self, outcome: Outcome) -> None:
+        self.lines.append(f"ended {outcome.exit_code}")
+
+
+@pytest.mark.parametrize(
+    ("answers_again", "last_lines"),
+    [
+        ("no restart", ["no retry: --retries 0 of this job are used up", "saved the last snapshot", "ended 7"]),
+        ("never", ["warning text=", "the last snapshot cannot be saved: ", "ended 1"]),
+    ],
+)
+def test_a_file_server_that_fails_after_a_crash_costs_the_restart_and_neither_the_record_nor_the_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers_again: str, last_lines: list[str]
+) -> None:
+    run, workers = tmp_path / "run", _CrashedWorkers(answers_again)
+    for name in ("stat", "listdir"):
+        monkeypatch.setattr(os, name, _failing_below(run, getattr(os, name), workers))
+    _run_attempts(run, workers)
+    workers.is_away = False
+    assert any(line.startswith("no restart: ") and "Stale file handle" in line for line in workers.lines)
+    for line, start in zip(workers.lines[-3:], last_lines, strict=True):
+        assert line.startswith(start)
+    is_back = answers_again != "never"
+    assert (run / "checkpoints" / "step-000000020").exists() is is_back
+    assert ("try_ended" in json.loads((run / "attempt.json").read_text())) is is_back
+
+
+def test_an_error_of_the_system_among_the_workers_is_a_failed_try_with_its_record_and_its_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = _CrashedWorkers("")
+
+    def fail(*_arguments: object, **_options: object) -> Outcome:
+        raise OSError(errno.EMFILE, "Too many open files", "/dev/null")
+
+    monkeypatch.setattr(workers, "run", fail)
+    with pytest.raises(NoRetryError, match="/dev/null: Too many open files; start the run again"):
+        _run_attempts(tmp_path / "run", workers)
+    assert (tmp_path / "run" / "checkpoints" / "step-000000020").exists()
+    assert json.loads((tmp_path / "run" / "attempt.json").read_text())["try_ended"] == "failed"
+
+
+def _run_attempts(run: Path, workers: _CrashedWorkers) -> None:
+    """Run the attempts of a job without retries, with a snapshot in memory."""
+    memory = run.with_name("memory")
+    for folder in (run, memory):
+        folder.mkdir()
+    (run / LOCK_FILE).write_text("the-token")
+    write(memory, 20, world_size=1)
+    attempt = Attempt(TrainConfig(), run, 1, None, Lease(run, "the-token"), memory)
+    topology = Topology(1, 1, 0, (Worker(0, 0, 0),), "127.0.0.1", 29500, None, "options")
+    starter = RunStarter(topology, command=(), on_note=print, on_lost=print, retries=JobRetries("uid", 0))
+    run_attempts(attempt, starter, cast("Supervisor", workers), device="cpu")
+
+
+def _failing_below(run: Path, call: Callable[..., Any], workers: _CrashedWorkers) -> Callable[..., Any]:
+    """Return a system call that fails in a folder while the file server is away."""
+
+    def answer(path: Any = ".", **options: Any) -> Any:
+        if workers.is_away and not isinstance(path, int) and Path(path).is_relative_to(run):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return call(path, **options)
+
+    return answer

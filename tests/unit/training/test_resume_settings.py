@@ -1,7 +1,16 @@
-"""A resumed run names the settings that differ from its checkpoint's."""
+"""A resumed run names the settings that differ from its checkpoint's, and a state that cannot be read any more."""
 
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from trainer.checkpoint.manifest import STATE_FILE, Blob
+from trainer.checkpoint.writing import write_checkpoint
 from trainer.shared.config import TrainConfig
-from trainer.training.resume import changed_settings, changes_since
+from trainer.shared.errors import TrainerError
+from trainer.training.progress import TrainingProgress
+from trainer.training.resume import changed_settings, changes_since, resume
 
 
 def test_a_changed_setting_of_the_run_is_named_and_one_of_the_attempt_is_not() -> None:
@@ -20,3 +29,12 @@ def test_a_setting_that_decides_the_bits_is_named_once() -> None:
     before, now = {"micro_batch": 8, "batch_size": 8}, {"micro_batch": 4, "batch_size": 4}
     changes = changes_since(before, now, saved, TrainConfig(batch_size=4))
     assert changes == ["micro_batch 8 -> 4", "batch_size 8 -> 4"]
+
+
+def test_a_verified_state_that_cannot_be_read_is_a_failure_and_no_wrong_setting(tmp_path: Path) -> None:
+    content = {"progress": TrainingProgress(lr_factor=1.0).to_json()}
+    path = write_checkpoint(tmp_path, 20, {"w": Blob("U8", (3,), memoryview(b"abc"))}, content).path
+    (path / STATE_FILE).unlink()
+    with pytest.raises(TrainerError, match=f"{path / STATE_FILE}: cannot be read: .*; start the run again") as error:
+        resume(cast("Any", None), path, {})
+    assert error.value.exit_code == 1
