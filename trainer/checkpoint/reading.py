@@ -4,10 +4,12 @@ Nothing is repaired, guessed or changed on disk, and torch is not needed.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import re
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
@@ -24,8 +26,8 @@ from trainer.checkpoint.manifest import (
     file_order,
     state_header,
 )
-from trainer.shared.errors import UsageError
-from trainer.shared.files import NOT_REGULAR, reading
+from trainer.shared.errors import TrainerError, UsageError
+from trainer.shared.files import AGAIN, NOT_REGULAR, PASSING, reading
 from trainer.shared.runs import CHECKPOINTS_FOLDER
 
 CHECKPOINT_PREFIX = "step-"
@@ -36,6 +38,12 @@ CHUNK_BYTES = 4 << 20
 """hashlib and files let other threads run while they work on a chunk; smaller ones would switch threads often."""
 # The header of the large network's weights has 0.2 MB; a longer length belongs to no header.
 LONGEST_HEADER = 100 << 20
+_WAITS_S = (0.0, 0.5, 1.0, 2.0)
+"""Pauses before each look at a checkpoint that cannot be read for a moment."""
+
+
+class UnreadableNowError(BadCheckpointError):
+    """A checkpoint could not be read, and nothing is known of its bytes: they may all be right."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +107,37 @@ def newest_valid(
     Args:
         on_refused: called with path and reason for each newer checkpoint that is not valid, newest first.
         accept: raises a BadCheckpointError for a checkpoint that is valid, and still not wanted.
+
+    Raises:
+        TrainerError: the file server does not let a checkpoint be read now.
     """
     for path in list_checkpoints(folder):
+        try:
+            return verify_when_readable(path, accept)
+        except BadCheckpointError as reason:  # noqa: PERF203  # each checkpoint is refused by itself
+            on_refused(path, str(reason))
+    return None
+
+
+def verify_when_readable(path: Path, accept: Callable[[CheckpointManifest], None] | None = None) -> CheckpointManifest:
+    """Return the manifest of a checkpoint whose every byte is right; look again if it cannot be read for a moment.
+
+    Args:
+        accept: raises a BadCheckpointError for a checkpoint that is not wanted.
+
+    Raises:
+        BadCheckpointError: the first fault.
+        TrainerError: it still cannot be read.
+    """
+    for wait_s in _WAITS_S:
+        time.sleep(wait_s)
         try:
             if accept is not None:
                 accept(read_manifest(path))
             return verify_checkpoint(path)
-        except BadCheckpointError as reason:  # noqa: PERF203  # each checkpoint is refused by itself
-            on_refused(path, str(reason))
-    return None
+        except UnreadableNowError as error:
+            reason = error
+    raise TrainerError(f"{path}: {reason}; nothing was changed: {AGAIN}") from reason
 
 
 def find_checkpoints(path: Path) -> list[Path]:
@@ -283,4 +313,7 @@ def _refusing(subject: str) -> Iterator[None]:
     except FileNotFoundError:
         raise BadCheckpointError(f"{subject} is missing") from None
     except OSError as error:
+        # A bad block of a disk is EIO, too.
+        if error.errno in PASSING and error.errno != errno.EIO:
+            raise UnreadableNowError(f"{subject} cannot be read now: {error.strerror}") from None
         raise BadCheckpointError(f"{subject} cannot be read: {error.strerror or error}") from None

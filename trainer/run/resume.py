@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, BadCheckpointError, CheckpointManifest
-from trainer.checkpoint.reading import list_checkpoints, newest_valid, step_of, verify_checkpoint
+from trainer.checkpoint.reading import list_checkpoints, newest_valid, step_of, verify_when_readable
 from trainer.data.index import Datasets
 from trainer.records.lease import LOCK_FILE
 from trainer.run.image_list import describe_changes
@@ -75,11 +75,11 @@ def choose_checkpoint(source: Source, on_note: Callable[[str], None]) -> Checkpo
 
     Raises:
         UsageError: The checkpoint that the user named cannot be used, or the run has no checkpoint.
-        TrainerError: The run has checkpoints, and none can be used.
+        TrainerError: The run has checkpoints, and none can be used, or one cannot be read now.
     """
     if source.checkpoint is not None:
         try:
-            return _readable(verify_checkpoint(source.checkpoint))
+            return _readable(verify_when_readable(source.checkpoint))
         except BadCheckpointError as reason:
             raise UsageError(
                 f"--resume {source.checkpoint}: {reason}; --resume {source.run} takes the newest valid checkpoint"

@@ -1,7 +1,9 @@
 """A checkpoint is whole or refused: after a cut, a flipped bit or a kill, the newest valid one is found."""
 
+import errno
 import hashlib
 import json
+import os
 import random
 import resource
 import shutil
@@ -22,6 +24,7 @@ from safetensors.torch import load_file
 from trainer.checkpoint.manifest import BadCheckpointError, Blob, CheckpointManifest
 from trainer.checkpoint.reading import list_checkpoints, newest_valid, read_manifest, verify_checkpoint
 from trainer.checkpoint.writing import prune_checkpoints, set_newer_aside, write_checkpoint
+from trainer.shared.errors import TrainerError
 from trainer.training.roll_back import before_bad_step
 
 CONTENT = {
@@ -263,6 +266,42 @@ def test_an_unreadable_state_is_refused(tmp_path: Path) -> None:
     (written.path / "manifest.json").unlink()
     (written.path / "manifest.json").symlink_to("manifest.json")
     assert reason(written.path).startswith("manifest.json cannot be read: Too many levels of symbolic links")
+
+
+@pytest.mark.parametrize("looks", [1, 3, None])  # that fail; None stands for all
+@pytest.mark.parametrize("file", ["manifest.json", "state.safetensors"])
+@pytest.mark.parametrize("name", ["ESTALE", "ETIMEDOUT", "EMFILE", "EIO", "EACCES"])
+def test_a_checkpoint_that_cannot_be_read_for_a_moment_is_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str, looks: int | None
+) -> None:
+    older, newer = save(tmp_path, 10), save(tmp_path, 20)
+    refused, waits, failed = list[str](), list[float](), iter(range(looks or 1000))
+    number, open_file, before = getattr(errno, name), Path.open, names(tmp_path)
+
+    def fail_at_first(path: Path, *arguments: Any) -> Any:
+        if path == newer.path / file and next(failed, None) is not None:
+            raise OSError(number, os.strerror(number), str(path))
+        return open_file(path, *arguments)
+
+    monkeypatch.setattr(Path, "open", fail_at_first)
+    monkeypatch.setattr(time, "sleep", waits.append)
+
+    def find() -> CheckpointManifest | None:
+        return newest_valid(tmp_path, on_refused=lambda path, why: refused.append(f"{path.name}: {why}"))
+
+    if name in ("EIO", "EACCES"):
+        assert find() == older
+        assert refused == [f"step-000000020: {file} cannot be read: {os.strerror(number)}"]
+    elif looks is None:
+        with pytest.raises(
+            TrainerError, match=f"{file} cannot be read now: .*; nothing was changed: start the run again"
+        ):
+            find()
+    else:
+        assert find() == newer
+        assert len(waits) == looks + 1
+    assert names(tmp_path) == before
+    assert not refused or name in ("EIO", "EACCES")
 
 
 def test_only_checkpoints_are_listed(tmp_path: Path) -> None:
