@@ -350,7 +350,7 @@ def test_status_and_list_are_readable(runner: JobRunner) -> None:
         (("logs", "a", "b"), 2, "unexpected argument b; see `python -m launcher logs --help`"),
         (("config", "shwo"), 2, 'Did you mean "show"?'),
         (("statu",), 2, 'Did you mean "status"?'),
-        (("xyzzy",), 2, "wait, ...; see `python -m launcher --help`"),
+        (("xyzzy",), 2, "explain, ...; see `python -m launcher --help`"),
     ],
 )
 def test_a_mistake_gives_one_line_and_the_documented_code(
