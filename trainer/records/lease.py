@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.shared.errors import FolderTakenError, StoppedError, TrainerError
+from trainer.shared.files import NO_ANSWER
 from trainer.shared.processes import identify, pid_namespace
 
 LOCK_FILE = "run.lock"
@@ -112,7 +113,7 @@ class Lease:
         """Return if the folder belonged to the run within the last quarter of a second; this reads the lock if needed.
 
         Raises:
-            TrainerError: See `prove`.
+            OSError, TrainerError: See `prove`.
         """
         if self._clock() - self._proved_at >= _FRESH_S:
             self.prove()
@@ -120,9 +121,11 @@ class Lease:
     def prove(self) -> None:
         """Read the lock; return if it is the run's.
 
-        If the file server does not answer, no other process can have taken the lock either.
+        If the file server does not answer, no other process can have taken the lock either. An error of this process
+        or machine, such as too many open files, proves nothing: no write may happen until the lock can be read.
 
         Raises:
+            OSError: The lock cannot be read now; the caller can ask again.
             FolderTakenError: Another process has the lock, or the folder is gone.
             StoppedError: A later pod of the same job has the lock, and continues the run.
         """
@@ -136,8 +139,10 @@ class Lease:
                 content = self._lock.read_bytes()
             except FileNotFoundError:
                 content = b""
-            except OSError:
-                return
+            except OSError as error:
+                if error.errno in NO_ANSWER:
+                    return
+                raise
             if self.token.encode() in content:
                 self._proved_at, self._owner = began, Owner.parse(content)
                 return

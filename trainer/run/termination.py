@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -41,7 +41,8 @@ class RunTermination:
     def find_loss(self, lease: Lease, run: Path) -> str | None:
         """Return why the run's folder is lost, None if it is not: a worker can find out first."""
         try:
-            lease.prove()
+            with suppress(OSError):  # which tells nothing about the lock
+                lease.prove()
         except TrainerError as loss:
             self.loss = self.loss or loss
         return describe_loss(run) if self.loss is None else str(self.loss)

@@ -126,7 +126,12 @@ class LogFile(Sink):
     """One worker's lines on disk, appended: the lines of an earlier run are never touched."""
 
     def __init__(self, path: Path, check_owner: Callable[[], None]) -> None:
-        """Open the file; `check_owner` raises a TrainerError before a write if the folder is another run's by now."""
+        """Open the file.
+
+        Args:
+            check_owner: Called before a write; it raises a TrainerError if the folder is another run's by now, and an
+                OSError while the lock cannot be read.
+        """
         self.path = path
         self._check_owner = check_owner
         try:
@@ -135,16 +140,20 @@ class LogFile(Sink):
             self.fd, self.error = -1, error.strerror or type(error).__name__
 
     def write(self, data: bytes) -> None:
-        """Add `data`, and write it at once if the folder still belongs to the run."""
-        if data and self.error is None:
+        """Add `data`, and write it at once if the folder still belongs to the run; it waits while that is unknown."""
+        if self.error is None and (data or self.pending):
             try:
                 self._check_owner()
+            except OSError:
+                self.pending += data
+                return
             except TrainerError as loss:
                 self.error = str(loss)
         super().write(data)
 
     def close(self) -> None:
-        """Close the file."""
+        """Write what waits, if possible, and close the file."""
+        self.write(b"")
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

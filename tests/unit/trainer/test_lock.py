@@ -18,6 +18,7 @@ from trainer.records.lease import LOCK_FILE, Lease, Owner, clock_s, describe_los
 from trainer.run.lock import REQUEST_FILE, Pace, locked
 from trainer.run.termination import RunTermination
 from trainer.shared.errors import FolderTakenError, StoppedError, TrainerError
+from trainer.supervisor.output import LogFile
 
 QUICK = Pace(heartbeat_s=0.2, watch_s=1.0, settle_s=0.2)
 
@@ -245,12 +246,44 @@ def test_only_a_folder_that_is_gone_is_lost(tmp_path: Path, monkeypatch: pytest.
     def fail(path: Path) -> None:
         raise OSError(getattr(errno, name), "it does not answer", str(path))
 
-    with monkeypatch.context() as failing:
-        failing.setattr(Path, "stat", fail)
-        assert termination.find_loss(lease, tmp_path) is None
+    for call in ("stat", "read_bytes"):
+        with monkeypatch.context() as failing:
+            failing.setattr(Path, call, fail)
+            assert termination.find_loss(lease, tmp_path) is None
     for gone in (tmp_path / "none", tmp_path / LOCK_FILE, tmp_path / LOCK_FILE / "none"):
         assert "this folder was removed or renamed" in str(describe_loss(gone))
     assert termination.loss is None
+
+
+@pytest.mark.parametrize("name", ["EIO", "ETIMEDOUT", "ENOTCONN", "ESTALE", "EMFILE", "ENFILE", "ENOMEM", "EACCES"])
+def test_a_lock_that_cannot_be_read_proves_nothing_unless_its_server_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / LOCK_FILE).write_text("the-token")
+    path, lease, number = tmp_path / "console-1.log", Lease(tmp_path, "the-token"), getattr(errno, name)
+    log = LogFile(path, lease.prove)
+    log.write(b"1\n")
+
+    def fail(path: Path) -> bytes:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "read_bytes", fail)
+        log.write(b"2\n")
+    written = path.read_bytes()
+    assert written == (b"1\n2\n" if name in ("EIO", "ETIMEDOUT", "ENOTCONN") else b"1\n")
+    if log.pending:
+        (tmp_path / LOCK_FILE).write_text("another's")
+        log.write(b"3\n")
+        assert path.read_bytes() == written, "its folder was taken meanwhile"
+        log = LogFile(path, lease.prove)
+        (tmp_path / LOCK_FILE).write_text("the-token")
+        with monkeypatch.context() as failing:
+            failing.setattr(Path, "read_bytes", fail)
+            log.write(b"2\n")
+        log.close()
+        assert path.read_bytes() == b"1\n2\n", "it waited in memory"
+    LogFile(tmp_path / "none" / "console-1.log", lease.prove).close()
 
 
 def test_of_eight_processes_that_find_a_stale_lock_exactly_one_wins(tmp_path: Path) -> None:
