@@ -58,6 +58,7 @@ class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
         with writing(path):
             if not fresh and path.exists():
                 with replacing(path) as partial:
+                    _remove_unfinished(partial)
                     shutil.copyfile(path, partial)
                     check_owner()
             self._open(os.O_EXCL if fresh else 0)
@@ -138,6 +139,7 @@ class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
                     replaced.writelines(moved(line) + b"\n" for line in going)
                 fsync(to)
             with replacing(self.path) as partial:
+                _remove_unfinished(partial)
                 partial.write_bytes(b"".join(itertools.compress(lines, staying)))
                 self._check_owner()
             old = self._file
@@ -164,3 +166,8 @@ class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
             # A late sync, or a second exit, must not find the next file that gets this number.
             file, self._file = self._file, -1
             os.close(file)
+
+
+def _remove_unfinished(partial: Path) -> None:
+    """Remove a half-written file: an earlier owner that wakes up must not go on with one that is renamed here."""
+    partial.unlink(missing_ok=True)

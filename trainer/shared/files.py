@@ -109,21 +109,18 @@ def replacing(path: Path, *, partial: Path | None = None, sync: bool = True, mod
     Raises:
         OSError: The disk is full, or the user has no permission to write.
     """
-    hidden = partial or path.with_name(f".{path.name}.partial")
+    partial = partial or path.with_name(f".{path.name}.partial")
     try:
-        if partial is None:
-            # A writer that was frozen and wakes up must not go on with a file that becomes `path` here.
-            hidden.unlink(missing_ok=True)
-        yield hidden
-        _set_mode(hidden, _usual_mode() if mode is None else mode)
+        yield partial
+        _set_mode(partial, _usual_mode() if mode is None else mode)
         if sync:
-            fsync(hidden)
-        hidden.replace(path)
+            fsync(partial)
+        partial.replace(path)
         if sync:
             fsync(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
-            hidden.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
         raise
 
 

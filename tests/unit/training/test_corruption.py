@@ -184,7 +184,7 @@ def test_a_state_on_which_the_ranks_disagree_is_neither_saved_nor_kept_in_memory
 ) -> None:
     """After a crash all ranks would continue from rank 0's state, and no comparison could find it any more."""
     training = comparing_training(ranks=2, mode="performance")
-    lease = mock.Mock(spec=[])
+    lease = mock.Mock(spec=["prove"])
     manager = CheckpointManager(training, tmp_path, attempt=1, data={}, classes=[], lease=lease)
     monkeypatch.setattr(comparison, "sum_over_ranks", lambda hashes: hashes + torch.tensor([5, 0]))
     with pytest.raises(CorruptionError, match="states differ at epoch 0, step 0"):
