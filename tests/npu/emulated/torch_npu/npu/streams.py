@@ -16,11 +16,26 @@ class Stream(torch.Stream):
         return made
 
 
-def Event(  # noqa: N802  # a class in torch_npu; torch compares the times only of events of exactly its own class
-    enable_timing: bool = False, blocking: bool = False, interprocess: bool = False
-) -> torch.Event:
-    """Return a point in a stream's work."""
-    return torch.Event(device="npu", enable_timing=enable_timing, blocking=blocking)
+class Event:
+    """A point in a stream's work. It holds torch's event: torch compares the times only of exactly that class."""
+
+    def __init__(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> None:
+        self._event = torch.Event(device="npu", enable_timing=enable_timing, blocking=blocking)
+
+    def record(self, stream: torch.Stream | None = None) -> None:
+        self._event.record(stream)
+
+    def wait(self, stream: torch.Stream | None = None) -> None:
+        self._event.wait(stream)
+
+    def query(self) -> bool:
+        return self._event.query()
+
+    def elapsed_time(self, end_event: "Event") -> float:
+        return self._event.elapsed_time(end_event._event)
+
+    def synchronize(self) -> None:
+        self._event.synchronize()
 
 
 class StreamContext:
