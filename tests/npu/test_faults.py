@@ -71,7 +71,7 @@ def test_a_missing_driver_is_named_before_the_librarys_words_and_matters_only_to
     assert done.code == 2
     assert "Traceback" not in done.stdout + done.stderr
     lines = [line.partition("] ")[2] for line in done.stdout.splitlines() if line.startswith("[rank 0 npu:0 ")]
-    assert lines[0].startswith("error --device npu: the NPU's driver is not in this container (libascend_hal.so): ")
+    assert lines[0].startswith("error --device npu: the NPU's driver is not in this container (libascend_hal.so: ")
     assert lines[1] == words
     verify = (sys.executable, "-m", "trainer", "data", "verify", str(few_digits))
     checked = subprocess.run(verify, env={**os.environ, **environ}, capture_output=True, text=True, check=False)

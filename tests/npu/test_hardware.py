@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -41,5 +42,6 @@ def test_an_npu_smi_that_hangs_changes_no_figure_of_a_run_and_does_not_outlive_i
     ]
     hanging = pids.read_text().split()[-1]
     assert len(pids.read_text().split()) == 3
-    assert not psutil.pid_exists(int(hanging))
+    with suppress(psutil.NoSuchProcess):  # the system may need a moment to forget a killed process
+        psutil.Process(int(hanging)).wait(timeout=60)
     assert [run.metrics(kind) for kind in ("step", "eval")] == [in_o2.metrics(kind) for kind in ("step", "eval")]

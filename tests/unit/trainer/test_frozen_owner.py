@@ -13,19 +13,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
-from trainer.checkpoint.manifest import BadCheckpointError, Blob, CheckpointManifest
+from trainer.checkpoint.manifest import Blob
 from trainer.checkpoint.reading import list_checkpoints, verify_checkpoint
 from trainer.checkpoint.writing import CheckpointWriter, clear_leftovers, prune_checkpoints, write_checkpoint
 from trainer.records.files import AppendFile
 from trainer.records.lease import LOCK_FILE, Lease, Owner
-from trainer.shared.errors import FolderTakenError
-from trainer.training.roll_back import leave_newest
-from trainer.training.steps import Training
 
 OLD_OWNER = """
 import itertools, os, signal, sys
@@ -180,22 +175,3 @@ def test_a_process_frozen_while_it_rewrites_a_file_takes_no_line_from_its_succes
                 metrics.write_lines("new 5")
             assert process.returncode == 1, (proof, errors)
             assert (run / "metrics.jsonl").read_text() == f"{before}new 3\nnew 4\nnew 5\n", (proof, errors)
-
-
-def test_a_roll_back_in_a_folder_that_was_taken_meanwhile_moves_no_checkpoint(tmp_path: Path) -> None:
-    blobs = {"w": Blob("U8", (3,), memoryview(b"abc"))}
-    for step in (1, 2):
-        write_checkpoint(tmp_path / "checkpoints", step, blobs, {})
-    (tmp_path / LOCK_FILE).write_text("old")
-    lease = Lease(tmp_path, "old")
-    _take_lock(tmp_path)
-    before = _tree(tmp_path)
-
-    def first_step(manifest: CheckpointManifest) -> None:
-        if manifest.path.name != "step-000000001":
-            raise BadCheckpointError("later")
-
-    training = cast("Training", SimpleNamespace(rank=0))
-    with pytest.raises(FolderTakenError):
-        leave_newest(training, tmp_path / "checkpoints", [first_step], writer=CheckpointWriter(1, lease.prove))
-    assert _tree(tmp_path) == before

@@ -27,7 +27,8 @@ REVISION = "0123456789abcdef"
 APEX_VERSION = "0.1+ascend"
 REQUIREMENTS = "npu-2.9.0.txt"
 WITHOUT_TORCH = {
-    *("annotated-types", "attrs", "cyclopts", "docstring-parser", "markdown-it-py", "mdurl", "pydantic"),
+    *("annotated-types", "attrs", "cyclopts", "docstring-parser", "markdown-it-py", "mdurl", "nvidia-ml-py"),
+    *("prometheus-client", "psutil", "pydantic"),
     *("pydantic-core", "pygments", "pyyaml", "rich", "rich-rst", "safetensors", "setuptools", "typing-extensions"),
     "typing-inspection",
 }
