@@ -141,6 +141,11 @@ def test_a_launcher_in_a_pod_uses_its_service_account(terminal: Terminal) -> Non
     kubectl("create", "serviceaccount", "inside", "--namespace", namespace)
     account = f"--serviceaccount={namespace}:inside"
     kubectl("create", "rolebinding", "inside", "--clusterrole=admin", account, "--namespace", namespace)
+    # Other tests may have installed Volcano, whose jobs an admin of a namespace does not see.
+    rbac, of_volcano = "rbac.authorization.k8s.io/v1", {"name": "volcano", "namespace": namespace}
+    rules = [{"apiGroups": ["batch.volcano.sh"], "resources": ["jobs"], "verbs": ["get", "list"]}]
+    terminal.cluster.create({"apiVersion": rbac, "kind": "Role", "metadata": of_volcano, "rules": rules})
+    kubectl("create", "rolebinding", "volcano", "--role=volcano", account, "--namespace", namespace)
     fake_trainer.start_job(terminal.cluster, namespace, "spoken", 200, 100, 20)
     program = "python -m launcher"
     container = {
