@@ -12,7 +12,7 @@ import itertools
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trainer.shared.files import fsync, replacing, writing
@@ -57,10 +57,8 @@ class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
         check_owner()
         with writing(path):
             if not fresh and path.exists():
-                with replacing(path) as partial:
-                    _remove_unfinished(partial)
+                with _rewriting(path, check_owner) as partial:
                     shutil.copyfile(path, partial)
-                    check_owner()
             self._open(os.O_EXCL if fresh else 0)
         self._recent = bytearray()
         """The bytes after the first `_begin` bytes, which are on the disk."""
@@ -138,10 +136,8 @@ class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
                     going = (line.rstrip(b"\n") for line, stay in zip(lines, staying, strict=True) if not stay)
                     replaced.writelines(moved(line) + b"\n" for line in going)
                 fsync(to)
-            with replacing(self.path) as partial:
-                _remove_unfinished(partial)
+            with _rewriting(self.path, self._check_owner) as partial:
                 partial.write_bytes(b"".join(itertools.compress(lines, staying)))
-                self._check_owner()
             old = self._file
             self._open()
             os.close(old)
@@ -168,6 +164,11 @@ class AppendFile(contextlib.AbstractContextManager["AppendFile"]):
             os.close(file)
 
 
-def _remove_unfinished(partial: Path) -> None:
-    """Remove a half-written file: an earlier owner that wakes up must not go on with one that is renamed here."""
-    partial.unlink(missing_ok=True)
+@contextlib.contextmanager
+def _rewriting(path: Path, check_owner: CheckOwner) -> Iterator[Path]:
+    """Yield a hidden path for the new content of `path`, and look at the owner once more before it takes effect."""
+    with replacing(path) as partial:
+        # An earlier owner that wakes up must not go on with a half-written file that is renamed here.
+        partial.unlink(missing_ok=True)
+        yield partial
+        check_owner()

@@ -22,7 +22,7 @@ from trainer.checkpoint.writing import CheckpointWriter, clear_leftovers, prune_
 from trainer.records.files import AppendFile
 from trainer.records.lease import LOCK_FILE, Lease, Owner
 
-OLD_OWNER = """
+_PRELUDE = """
 import itertools, os, signal, sys
 from pathlib import Path
 from trainer.checkpoint.manifest import Blob
@@ -39,36 +39,21 @@ def prove():
     lease.prove()
     if next(proofs) == freeze_at:
         os.kill(os.getpid(), signal.SIGSTOP)
-
-
+"""
+OLD_OWNER = f"""{_PRELUDE}
 writer, folder = CheckpointWriter(1, prove), run / "checkpoints"
 log = LogFile(run / "console-1.log", lease.check)
 with AppendFile(run / "metrics.jsonl", fresh=True, on_note=print, check_owner=prove) as metrics:
     for step in itertools.count(1):
-        metrics.write_lines(f"old {step}")
+        metrics.write_lines(f"old {{step}}")
         log.write(b"old\\n")
         metrics.sync()
         data = memoryview(b"old!" * 250_000)
-        write_checkpoint(folder, step // 2, {"w": Blob("U8", (len(data),), data)}, {}, writer=writer)
+        write_checkpoint(folder, step // 2, {{"w": Blob("U8", (len(data),), data)}}, {{}}, writer=writer)
         prune_checkpoints(folder, keep=1, writer=writer)
         print(step, flush=True)
 """
-REWRITER = """
-import itertools, os, signal, sys
-from pathlib import Path
-from trainer.records.files import AppendFile
-from trainer.records.lease import Lease
-
-run, freeze_at = Path(sys.argv[1]), int(sys.argv[2])
-lease, proofs = Lease(run, "old", clock=itertools.count().__next__), itertools.count(1)
-
-
-def prove():
-    lease.prove()
-    if next(proofs) == freeze_at:
-        os.kill(os.getpid(), signal.SIGSTOP)
-
-
+REWRITER = f"""{_PRELUDE}
 with AppendFile(run / "metrics.jsonl", fresh=False, on_note=print, check_owner=prove) as metrics:
     metrics.write_lines("old 3")
     metrics.replace(lambda line: b"3" not in line, run / "metrics-replaced.jsonl")
