@@ -10,7 +10,7 @@ Run = Callable[[str], str]
 """Type one command and return what appears on the terminal."""
 
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_POD = re.compile(r"\bpnas-(?:full-[0-9a-f]{8}|1-npu)-[a-z0-9]{5}\b")
+_POD = re.compile(r"\b(?:pnas-(?:full-[0-9a-f]{8}|1-npu)|waits)-[a-z0-9]{5}\b")
 # These differ between two runs: names by content, times, nodes, speeds, a loss by a CPU's rounding, and the number of
 # lines that torch adds.
 _VARIATIONS = (
@@ -20,7 +20,7 @@ _VARIATIONS = (
     (re.compile(r"\bpnas-full-[0-9a-f]{8}\b"), "JOB"),
     (re.compile(r"\bsha256:[0-9a-f]{64}\b"), "sha256:DIGEST"),
     (re.compile(r"(?<=LAST DEPLOYED: ).*"), "TIME"),
-    (re.compile(r" in (\d+ min )?\d+ s$"), " in TIME"),
+    (re.compile(r" (in|for) (\d+ min )?[\d.]+ s$"), r" \1 TIME"),
     (re.compile(r"^(speed|training|top-1|top-5)( +)[\d.]+(?: min)?(?: \d+)?"), r"\1\2NUMBER"),
     (
         re.compile(
