@@ -21,6 +21,8 @@ from launcher.kube.retry import BUSIEST_S, BUSY_TRIES, Answer, busy_delay_s
 from trainer.shared.durations import format_duration
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from urllib3 import BaseHTTPResponse
 
     from launcher.kube.http import Connections
@@ -249,6 +251,14 @@ class Api:
                 raise refusal.with_hint(f"{self.origin} is too busy: try again in {format_duration(_busy_s(response))}")
             raise refusal
         return response
+
+    def open_socket(self, action: str) -> "socket":
+        """Return a new connection to the server for another protocol than HTTP.
+
+        Raises:
+            UnreachableError: there is no connection.
+        """
+        return self._connections().open_socket(action)
 
     def _connections(self) -> "Connections":
         from launcher.kube.http import Connections  # noqa: PLC0415  # urllib3: only a request pays for it

@@ -4,14 +4,10 @@ Each message begins with a byte that names its stream. Nothing tells the program
 it must end by itself, or with the connection.
 """
 
-import base64
 import json
-import socket
-import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.client import HTTPConnection, HTTPException
-from urllib.parse import unquote_to_bytes, urlencode, urlsplit
+from urllib.parse import urlencode
 
 import websocket
 
@@ -19,9 +15,7 @@ from launcher.errors import UnreachableError
 from launcher.kube.access import Credentials
 from launcher.kube.api import Api
 from launcher.kube.resources import PODS
-from launcher.kube.socks import connect_through
 
-_CONNECT_S = 10.0
 SILENT_S = 120.0
 """Seconds without a byte after which the connection counts as cut: a program can hash a large file for that long."""
 _IN, _OUT, _ERROR, _STATUS = 0, 1, 2, 3
@@ -84,74 +78,48 @@ def exec_stream(api: Api, pod: str, container: str, command: Sequence[str]) -> I
     """
     words = [("command", word) for word in command]
     query = urlencode([*words, ("container", container), ("stdin", "true"), ("stdout", "true"), ("stderr", "true")])
-    path = PODS.path(api.namespace, pod, "exec")
+    path, action = PODS.path(api.namespace, pod, "exec"), f"create {PODS}/exec"
     source = f"pod {pod}"
     try:
-        connection = _connect(api, f"{path}?{query}")
+        connection = _connect(api, f"{path}?{query}", f"exec in {source}")
     except websocket.WebSocketBadStatusException as error:
-        raise api.refusal(error.status_code, error.resp_body or b"", f"create {PODS}/exec", path) from error
-    except (OSError, HTTPException, websocket.WebSocketException) as error:
+        raise api.refusal(error.status_code, error.resp_body or b"", action, path) from error
+    except (OSError, websocket.WebSocketException) as error:
         raise UnreachableError(
-            f"{api.origin}: cannot be reached to exec in pod {pod}: {' '.join(str(error).split())}"
+            f"{api.origin}: cannot be reached to exec in {source}: {' '.join(str(error).split())}"
         ) from error
     try:
         yield ExecStream(connection, source)
     finally:
-        connection.shutdown()  # type: ignore[no-untyped-call]  # the library does not annotate it
+        # The library's own `shutdown` leaves TLS within TLS open.
+        if connection.sock is not None:
+            connection.sock.close()
 
 
-def _connect(api: Api, path: str) -> websocket.WebSocket:
+def _connect(api: Api, path: str, action: str) -> websocket.WebSocket:
     credentials = api.credentials
     try:
-        return _open(credentials, path)
+        return _open(api, credentials, path, action)
     except websocket.WebSocketBadStatusException as error:
         if error.status_code != 401:
             raise
-        return _open(api.log_in_again(credentials), path)
+        return _open(api, api.log_in_again(credentials), path, action)
 
 
-def _open(credentials: Credentials, path: str) -> websocket.WebSocket:
-    url = urlsplit(credentials.server)
-    is_tls = url.scheme == "https"
-    host, port = url.hostname or "", url.port or (443 if is_tls else 80)
-    plain = _tcp(credentials.proxy, host, port)
+def _open(api: Api, credentials: Credentials, path: str, action: str) -> websocket.WebSocket:
+    stream = api.open_socket(action)
     try:
-        stream = _tls(credentials, plain, host) if is_tls else plain
         stream.settimeout(SILENT_S)
         return websocket.create_connection(
-            f"{'wss' if is_tls else 'ws'}://{url.netloc}{url.path}{path}",
+            credentials.server.replace("http", "ws", 1) + path,
             socket=stream,
             timeout=SILENT_S,
             header=[f"{name}: {value}" for name, value in credentials.login()],
             subprotocols=["v4.channel.k8s.io"],
             suppress_origin=True,
             skip_utf8_validation=True,
+            redirect_limit=0,  # the other place would get the login
         )
     except BaseException:
-        plain.close()
+        stream.close()
         raise
-
-
-def _tls(credentials: Credentials, plain: socket.socket, host: str) -> socket.socket:
-    context = ssl.create_default_context(cafile=credentials.ca_file)
-    if not credentials.verify:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    if credentials.client_cert is not None:
-        context.load_cert_chain(credentials.client_cert, credentials.client_key)
-    return context.wrap_socket(plain, server_hostname=credentials.tls_server_name or host)
-
-
-def _tcp(proxy: str | None, host: str, port: int) -> socket.socket:
-    if proxy is None:
-        return socket.create_connection((host, port), _CONNECT_S)
-    if proxy.startswith("socks"):
-        return connect_through(proxy, host, port, _CONNECT_S)
-    url = urlsplit(proxy)
-    headers = {}
-    if url.username is not None:
-        login = b"%s:%s" % (unquote_to_bytes(url.username), unquote_to_bytes(url.password or ""))
-        headers["Proxy-Authorization"] = f"Basic {base64.b64encode(login).decode()}"
-    connection = HTTPConnection(url.hostname or "", url.port or 80, timeout=_CONNECT_S)
-    connection.set_tunnel(host, port, headers)
-    connection.connect()
-    return connection.sock

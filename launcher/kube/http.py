@@ -3,6 +3,7 @@
 import base64
 import warnings
 from collections.abc import Iterator
+from http.client import HTTPException
 from socket import socket
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -98,6 +99,27 @@ class Connections:
                 yield from lines
         except (HTTPError, OSError) as error:
             raise self._no_answer(action, error) from error
+
+    def open_socket(self, action: str) -> socket:
+        """Return a new connection to the server for another protocol: through the proxy, with TLS, and not logged in.
+
+        Raises:
+            UnreachableError: there is no connection.
+        """
+        url, pool = urlsplit(self._server), self._pool.connection_from_url(self._server)
+        connection = pool._new_conn()
+        assert isinstance(connection, HTTPConnection)
+        connection.timeout = CONNECT_S
+        try:
+            if pool.proxy is not None:
+                port = url.port or (443 if url.scheme == "https" else 80)
+                connection.set_tunnel(url.hostname or "", port, pool.proxy_headers, pool.proxy.scheme or "http")
+            connection.connect()
+        except (HTTPError, HTTPException, OSError) as error:
+            connection.close()
+            raise self._no_answer(action, error) from error
+        stream: socket = connection.sock
+        return stream
 
     def _no_answer(self, action: str, cause: BaseException) -> UnreachableError:
         reason, transient = _explain(cause)

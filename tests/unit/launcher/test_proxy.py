@@ -1,7 +1,11 @@
-"""The launcher takes the same proxy as kubectl, for requests and for logs."""
+"""The launcher takes the same proxy as kubectl, for requests, for logs and for programs in pods."""
 
+import base64
+import hashlib
+import re
 import select
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -12,6 +16,8 @@ import pytest
 
 from launcher.errors import UnreachableError
 from launcher.kube.access import Credentials
+from launcher.kube.api import Api
+from launcher.kube.exec_stream import exec_stream
 from launcher.kube.http import Connections
 from launcher.kube.proxy import proxy_of
 from launcher.podlogs.errors import PodLogError, Timing
@@ -88,18 +94,21 @@ def test_an_unusable_proxy_is_named_by_its_origin_without_its_password(text: str
 class Listener:
     """A program on loopback that talks with one connection after the other."""
 
-    def __init__(self, talk: Callable[[socket.socket], None]) -> None:
+    def __init__(self, talk: Callable[[socket.socket], None], context: ssl.SSLContext | None = None) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
-        self._talk = talk
+        self._talk, self._context = talk, context
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         with suppress(OSError):
             while True:
                 connection, _ = self._listening.accept()
-                with connection, suppress(OSError):
-                    self._talk(connection)
+                with connection, suppress(OSError), self._stream(connection) as stream:
+                    self._talk(stream)
+
+    def _stream(self, connection: socket.socket) -> socket.socket:
+        return self._context.wrap_socket(connection, server_side=True) if self._context else connection
 
     def close(self) -> None:
         self._listening.shutdown(socket.SHUT_RDWR)
@@ -107,11 +116,11 @@ class Listener:
 
 
 @pytest.fixture
-def listen() -> Iterator[Callable[[Callable[[socket.socket], None]], Listener]]:
+def listen() -> Iterator[Callable[..., Listener]]:
     listeners: list[Listener] = []
 
-    def start(talk: Callable[[socket.socket], None]) -> Listener:
-        listeners.append(Listener(talk))
+    def start(talk: Callable[[socket.socket], None], context: ssl.SSLContext | None = None) -> Listener:
+        listeners.append(Listener(talk, context))
         return listeners[-1]
 
     yield start
@@ -131,14 +140,44 @@ def read_log(credentials: Credentials) -> bytes:
         return b"".join(response.blocks())
 
 
-BOTH = pytest.mark.parametrize("ask", [request, read_log])
+def run_program(credentials: Credentials) -> bytes:
+    """Run a program in a pod as the readers of a run's files do; return all that it says."""
+    return say_all(Api(lambda: credentials, credentials, namespace="default", origin="test"))
+
+
+def say_all(api: Api) -> bytes:
+    with exec_stream(api, "a-pod", "trainer", ["python3"]) as stream:
+        return b"".join(iter(stream.receive, b""))
+
+
+def answer_all(connection: socket.socket, request: bytes) -> None:
+    """Answer a request, or have a program say the same."""
+    if b"Upgrade: websocket" in request:
+        accept_program(connection, request)
+    else:
+        connection.sendall(ANSWER)
+
+
+def accept_program(connection: socket.socket, request: bytes) -> None:
+    """Answer as an API server whose program writes `{}` and ends (RFC 6455, v4.channel.k8s.io)."""
+    key = re.search(rb"Sec-WebSocket-Key: (\S+)", request)
+    assert key is not None
+    digest = base64.b64encode(hashlib.sha1(key[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    connection.sendall(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Protocol: v4.channel.k8s.io\r\nSec-WebSocket-Accept: %s\r\n\r\n" % digest
+    )
+    connection.sendall(b"\x82\x03\x01{}" + b"\x88\x00")
+
+
+EACH = pytest.mark.parametrize("ask", [request, read_log, run_program])
 
 
 def through(proxy: str, server: str) -> Credentials:
     return Credentials(server, None, None, None, list, proxy, True, None)
 
 
-@BOTH
+@EACH
 def test_a_proxy_gets_its_user_and_password(
     ask: Callable[[Credentials], bytes], listen: Callable[..., Listener]
 ) -> None:
@@ -155,11 +194,11 @@ def test_a_proxy_gets_its_user_and_password(
     assert b"Proxy-Authorization: Basic dUD/OnMzY3JldA==\r\n" in heads[0]
     assert "407" in str(error.value) or "the proxy wants a user and a password" in str(error.value)
     assert "s3cret" not in str(error.value)
-    if ask is request:
+    if ask is not read_log:
         assert not error.value.transient, "another try does not help"
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("login", ["", "u%40x:s3cret@"])
 def test_a_socks_proxy_gets_the_servers_name_and_passes_the_bytes(
     ask: Callable[[Credentials], bytes], listen: Callable[..., Listener], login: str
@@ -175,8 +214,7 @@ def test_a_socks_proxy_gets_the_servers_name_and_passes_the_bytes(
         head = connection.recv(256)
         names.append(head[5 : 5 + head[4]])
         connection.sendall(b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00")
-        connection.recv(1 << 16)
-        connection.sendall(ANSWER)
+        answer_all(connection, connection.recv(1 << 16))
 
     proxy = listen(talk)
     assert ask(through(f"socks5://{login}{proxy.address}", "http://server.example:6443")) == b"{}"
@@ -186,14 +224,17 @@ def test_a_socks_proxy_gets_the_servers_name_and_passes_the_bytes(
 def pass_on(one: socket.socket, other: socket.socket) -> None:
     """Copy the bytes of each connection to the other, until one ends."""
     while True:
-        for readable in select.select([one, other], [], [])[0]:
+        # TLS can have more bytes than the socket shows.
+        pending = [end for end in (one, other) if isinstance(end, ssl.SSLSocket) and end.pending()]
+        for readable in pending or select.select([one, other], [], [])[0]:
             if not (data := readable.recv(1 << 16)):
                 return
             (other if readable is one else one).sendall(data)
 
 
 def tunnel_by_connect(connection: socket.socket, port: int) -> None:
-    assert connection.recv(1 << 16).startswith(b"CONNECT server.example:6443 ")
+    request = connection.recv(1 << 16)
+    assert not request or request.startswith(b"CONNECT server.example:6443 "), "nothing: it does not trust this proxy"
     connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
     with socket.create_connection(("127.0.0.1", port)) as server:
         pass_on(connection, server)
@@ -208,7 +249,7 @@ def tunnel_by_socks(connection: socket.socket, port: int) -> None:
         pass_on(connection, server)
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize(("scheme", "tunnel"), [("http", tunnel_by_connect), ("socks5", tunnel_by_socks)])
 def test_the_servers_certificate_is_checked_through_a_proxy(
     ask: Callable[[Credentials], bytes],
@@ -219,13 +260,30 @@ def test_the_servers_certificate_is_checked_through_a_proxy(
 ) -> None:
     ca, context = certificate(tmp_path, "server", host="server.example")
     other, _ = certificate(tmp_path, "other", host="server.example")
-    with Server(lambda connection, _: connection.sendall(ANSWER), context) as server:
+    with Server(answer_all, context) as server:
         proxy = listen(lambda connection: tunnel(connection, server.port))
         credentials = through(f"{scheme}://{proxy.address}", "https://server.example:6443")
         assert ask(replace(credentials, ca_file=str(ca))) == b"{}"
         with pytest.raises((UnreachableError, PodLogError), match="certificate") as error:
             ask(replace(credentials, ca_file=str(other)))
         assert not error.value.transient, "another try does not help"
+
+
+@EACH
+def test_a_proxy_with_tls_has_a_certificate_that_is_checked(
+    ask: Callable[[Credentials], bytes], listen: Callable[..., Listener], tmp_path: Path
+) -> None:
+    """Kubectl trusts the same authorities for the proxy as for the server."""
+    ca, context = certificate(tmp_path, "server", host="server.example")
+    of_proxy, own_context = certificate(tmp_path, "proxy", host="127.0.0.1")
+    both = tmp_path / "both.crt"
+    both.write_bytes(ca.read_bytes() + of_proxy.read_bytes())
+    with Server(answer_all, context) as server:
+        proxy = listen(lambda connection: tunnel_by_connect(connection, server.port), own_context)
+        credentials = through(f"https://{proxy.address}", "https://server.example:6443")
+        assert ask(replace(credentials, ca_file=str(both))) == b"{}"
+        with pytest.raises((UnreachableError, PodLogError), match="certificate"):
+            ask(replace(credentials, ca_file=str(ca)))
 
 
 @pytest.mark.parametrize(
