@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from trainer.commands.data import data_app
-from trainer.commands.env import env_app, environment_summary, worker_environment
+from trainer.commands.env import env_app, environment_report, environment_summary, findings_of_run, worker_environment
 from trainer.commands.export import export_app
 from trainer.commands.inspect import inspect_app
 from trainer.commands.predict import predict_app
@@ -104,7 +104,8 @@ def train(
         hccl_timeouts(config.stall_timeout_s, os.environ)
     if config.threads is None:
         openmp_threads(os.environ)
-    for line in environment_summary(facts, device=visible.kind, workers=config.workers):
+    problems = findings_of_run(facts, device=visible.kind, workers=config.workers)
+    for line in environment_summary(facts, problems, device=visible.kind):
         _note(line)
     termination, command = RunTermination(), (sys.executable, "-m", "trainer", *sys.argv[1:])
     with termination.handling_signals(), tempfile.TemporaryDirectory(prefix="pnas-") as scratch:
@@ -118,6 +119,7 @@ def train(
             on_lost=termination.lose_folder,
             on_asked=termination.hand_over,
             retries=None if dry_run else tries.JobRetries.of_pod(os.environ),
+            environment=environment_report(facts, problems),
         )
         if dry_run:
             attempt.check_attempt(layers, starter)

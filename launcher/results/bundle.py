@@ -30,7 +30,7 @@ What is known of job {name}. Secrets are replaced by (hidden): {hidden} places. 
 look through the files before you send them to others.
 
 attempt-N/node-K/          the logs of one node in an attempt of the run: its console as rank-R.txt, CANN's logs in
-                           process_log/, and how the workers ended. Huawei's tool reads such a folder:
+                           process_log/, its environment, and how the workers ended. Huawei's tool reads such a folder:
                            ascend-fd parse -i attempt-N/node-K -o OUT
 run/                       metrics, settings, provenance (versions) and attempts, as in the run's folder
 cluster/                   the job's objects, or its records on this machine, as JSON; the rank table, if it has one

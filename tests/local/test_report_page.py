@@ -27,9 +27,9 @@ DEVICES = [
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     if shutil.which(PROGRAM) is None and os.geteuid() != 0:
-        pytest.skip("pages are tested in Debian's Chromium, which only root can install")
+        pytest.fail("pages are tested in Chromium: have root install the package `chromium`", pytrace=False)
     if problem := missing_packages({PROGRAM: "chromium"}):
-        pytest.skip(problem)
+        pytest.fail(problem, pytrace=False)
     with open_browser(tmp_path_factory.mktemp("browser")) as opened:
         yield opened
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.documents import one_document
 from tests.local.conftest import SMALL, TrainerResult, small_options, train
 from trainer.shared.config import resolve_train_config, user_layers
 
@@ -39,6 +40,7 @@ def test_a_full_run_leaves_every_promised_file(trained: TrainerResult) -> None:
     promised = {
         "config.yaml",
         "provenance.json",
+        "evidence/attempt-1/node-0/environment.json",
         "metrics.jsonl",
         "PnasNet5Tiny_bs32_2p_acc.log",
         "checkpoints/best.safetensors",
@@ -53,6 +55,8 @@ def test_a_full_run_leaves_every_promised_file(trained: TrainerResult) -> None:
 def test_a_run_begins_with_its_environment(trained: TrainerResult) -> None:
     first, *others = trained.stdout.splitlines()
     assert re.fullmatch(r"environment torch=2\.\S+ python=3\.\S+ cpus=\d+", first)
+    report = one_document((trained.run / "evidence/attempt-1/node-0/environment.json").read_text(), "Environment")
+    assert f" python={report['python']} " in first
     assert not [
         line for line in others if line.startswith("environment") and not line.startswith("environment problem:")
     ]

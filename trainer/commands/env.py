@@ -3,7 +3,7 @@
 import os
 import resource
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from cyclopts import App
@@ -11,7 +11,7 @@ from cyclopts import App
 from trainer.commands import AsJson
 from trainer.devices.runtime_env import hccl_timeouts
 from trainer.environment.facts import Facts, read_facts
-from trainer.environment.findings import findings
+from trainer.environment.findings import EnvironmentFinding, findings
 from trainer.shared.config import TrainConfig
 from trainer.shared.documents import document, json_text, to_json
 from trainer.shared.errors import UsageError
@@ -30,7 +30,7 @@ def env(*, as_json: AsJson = False) -> int:
     facts = read_facts(os.environ)
     results = findings(worker_environment(facts, TrainConfig().stall_timeout_s))
     if as_json:
-        print(json_text(document("Environment", **to_json(facts), findings=to_json(results))))
+        print(environment_report(facts, results))
     else:
         judged = [f"{finding.level}: {finding.text}" for finding in results] or ["everything fits together"]
         print("\n".join(map(visible, [*_lines(facts), "", *judged])))
@@ -47,22 +47,31 @@ def worker_environment(facts: Facts, stall_timeout_s: float) -> Facts:
     return replace(facts, variables={**facts.variables, **defaults})
 
 
-def environment_summary(facts: Facts, *, device: str, workers: int | None) -> Iterator[str]:
-    """Yield the first lines of a run: one line of versions, and a line for each problem that it would have.
+def environment_report(facts: Facts, results: Sequence[EnvironmentFinding]) -> str:
+    """Return the facts and the findings as a document for programs."""
+    return json_text(document("Environment", **to_json(facts), findings=to_json(results)))
+
+
+def findings_of_run(facts: Facts, *, device: str, workers: int | None) -> list[EnvironmentFinding]:
+    """Return the findings that concern a run.
 
     Args:
         facts: The facts as the run's workers see them.
         device: `npu`, `cuda` or `cpu`; other devices of this machine do not concern the run.
         workers: Loader processes of each device, None for the default; with 0, /dev/shm need not hold their batches.
     """
+    if workers == 0:
+        facts = replace(facts, shm_bytes=None, shm_writable=True)
+    return findings(facts, uses_npu=device == "npu")
+
+
+def environment_summary(facts: Facts, results: Sequence[EnvironmentFinding], *, device: str) -> Iterator[str]:
+    """Yield the first lines of a run: one line of versions, and a line for each problem that it would have."""
     versions = {"torch": facts.packages.get("torch"), "python": facts.python, "cpus": str(facts.processors)}
     if device == "npu":
         versions |= {"torch_npu": facts.packages.get("torch-npu"), "cann": facts.cann, "driver": facts.driver}
         versions |= {"apex": facts.packages.get("apex"), "npus": str(len(facts.device_files))}
     yield " ".join(["environment", *(f"{name}={value or 'none'}" for name, value in versions.items())])
-    if workers == 0:
-        facts = replace(facts, shm_bytes=None, shm_writable=True)
-    results = findings(facts, uses_npu=device == "npu")
     yield from (f"environment problem: {finding.text}" for finding in results if finding.level == "problem")
 
 

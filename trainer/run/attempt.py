@@ -76,6 +76,7 @@ class RunStarter:
         on_lost: Called from another thread when another process has taken the run's folder: the run must end.
         on_asked: Called from another thread when a later pod of the job waits for the folder: save and end then.
         retries: Of the cluster's job; None outside of a cluster.
+        environment: The report of `env` about this machine, in JSON.
     """
 
     topology: Topology
@@ -84,6 +85,7 @@ class RunStarter:
     on_lost: Callable[[TrainerError], None]
     on_asked: Callable[[], None] = lambda: None
     retries: JobRetries | None = None
+    environment: str = ""
 
     @property
     def ranks(self) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """The evidence of the faults of a run, in `evidence/attempt-N/node-K/` of its folder: no end of a pod can take it away.
 
 CANN writes its log there itself, from its first line on, in the layout that Huawei's `ascend-fd parse -i` reads; out of
-memory, a worker leaves its memory there (trainer/devices). This module keeps the size within a limit, and adds how the
-workers of a failed attempt ended. It never fails: evidence must not cost a run.
+memory, a worker leaves its memory there (trainer/devices). This module keeps the size within a limit, and adds the
+node's environment, and how the workers of a failed attempt ended. It never fails: evidence must not cost a run.
 """
 
 import contextlib
@@ -25,10 +25,13 @@ MOST_TRACE_BYTES = 1 << 26
 _CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
 
 
-def begin_evidence(run: Path, attempt: int, node: int, *, most_bytes: int = MOST_BYTES) -> Path:
+def begin_evidence(run: Path, attempt: int, node: int, *, environment: str = "", most_bytes: int = MOST_BYTES) -> Path:
     """Return the folder for a node's evidence of an attempt, after removing the oldest attempts' beyond `most_bytes`.
 
     The attempt before this one keeps its evidence in any case: CANN limits the size of each.
+
+    Args:
+        environment: The content of `environment.json`; empty for no such file.
     """
     folder = evidence_folder(run, attempt, node)
     with contextlib.suppress(OSError):
@@ -39,6 +42,8 @@ def begin_evidence(run: Path, attempt: int, node: int, *, most_bytes: int = MOST
             total += _size(path)
             if total > most_bytes:
                 shutil.rmtree(path, ignore_errors=True)
+    if environment:
+        _write(folder / "environment.json", environment)
     return folder
 
 
@@ -55,16 +60,19 @@ def keep_ends(folder: Path, ends: Sequence[WorkerEnd], *, kills_before: int, hom
         "core_pattern": text_if_readable(_CORE_PATTERN).strip(),
         "core_limit": resource.getrlimit(resource.RLIMIT_CORE)[0],
     }
-    path = folder / "ends.json"
-    with contextlib.suppress(OSError), replacing(path) as partial:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    _write(folder / "ends.json", json.dumps(content, indent=2))
     for end in ends:
         # `trace_GROUP_PID_TIME`: a worker leads its process group.
         for trace in sorted((home / "ascend/atrace").glob(f"trace_{end.pid}_*")):
             with contextlib.suppress(OSError, shutil.Error):
                 if _size(trace) <= MOST_TRACE_BYTES:
                     shutil.move(trace, folder / "atrace" / f"rank-{end.rank}" / trace.name)
+
+
+def _write(path: Path, text: str) -> None:
+    with contextlib.suppress(OSError), replacing(path) as partial:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(f"{text}\n", encoding="utf-8")
 
 
 def _facts(end: WorkerEnd) -> dict[str, Any]:

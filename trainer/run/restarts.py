@@ -176,7 +176,8 @@ class _Pod:
         record = self._begin_record(crash)
         self._keep(record)
         self._tell_history()
-        evidence, kills = begin_evidence(attempt.run, attempt.number, topology.node_rank), oom_kills()
+        environment, kills = self._starter.environment, oom_kills()
+        evidence = begin_evidence(attempt.run, attempt.number, topology.node_rank, environment=environment)
         commands = [
             worker_command(
                 worker,

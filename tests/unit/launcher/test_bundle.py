@@ -35,6 +35,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             logs.mkdir(parents=True)
             (logs / f"plog-{rank}_2026.log").write_text(f"[ERROR] HCCL({rank},python)\n")
     (output / "evidence/attempt-2/node-0/ends.json").write_text("{}\n")
+    (output / "evidence/attempt-2/node-0/environment.json").write_text('{"variables": {"HCCL_TOKEN": "s3cret"}}')
     (output / "evidence/attempt-2/node-0/memory_7.pickle").write_bytes(b"\x80\x04")
     (output / "evidence/attempt-2/node-0/core").write_bytes(b"\x7fELF\0\0")
     (output / "checkpoints").mkdir()
@@ -71,6 +72,8 @@ def test_a_bundle_has_a_folder_for_ascend_fd_for_each_node_and_attempt(
                 name.removeprefix(f"{folder}/"): data for name, data in files.items() if name.startswith(f"{folder}/")
             }
             own.pop("ends.json", None)
+            environment = own.pop("environment.json", None)
+            assert environment is None or json.loads(environment) == {"variables": {"HCCL_TOKEN": "(hidden)"}}
             plog = "process_log/rank-{rank}/debug/plog/plog-{rank}_2026.log"
             assert own == {
                 **{f"rank-{rank}.txt": f"[rank {rank} npu:{rank} #1] attempt {attempt}\n".encode() for rank in ranks},

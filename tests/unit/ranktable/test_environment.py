@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.documents import one_document
 from trainer.cli import main
-from trainer.commands.env import environment_summary, worker_environment
+from trainer.commands.env import environment_summary, findings_of_run, worker_environment
 from trainer.environment.facts import Facts, read_facts
 from trainer.environment.findings import findings
 from trainer.environment.parsing import (
@@ -300,8 +300,12 @@ def test_a_rank_table_that_is_a_link_is_recognised(node: Path) -> None:
         assert read_facts({"RANK_TABLE_FILE": str(node / name)}, node, npu_smi_timeout_s=None).rank_table == kind
 
 
+def summary(facts: Facts, *, device: str, workers: int) -> list[str]:
+    return list(environment_summary(facts, findings_of_run(facts, device=device, workers=workers), device=device))
+
+
 def test_a_run_on_npus_begins_with_its_versions_and_problems() -> None:
-    lines = list(environment_summary(dataclasses.replace(RIGHT, cann="9.0.0"), device="npu", workers=4))
+    lines = summary(dataclasses.replace(RIGHT, cann="9.0.0"), device="npu", workers=4)
     assert lines[0] == (
         "environment torch=2.9.0+cpu python=3.11.7 cpus=32 torch_npu=2.9.0 cann=9.0.0 driver=24.1.rc3 apex=none npus=2"
     )
@@ -310,12 +314,10 @@ def test_a_run_on_npus_begins_with_its_versions_and_problems() -> None:
 
 def test_a_run_without_npus_begins_only_with_findings_that_concern_it() -> None:
     small = dataclasses.replace(RIGHT, cann="9.0.0", shm_bytes=64 * 2**20)
-    lines = list(environment_summary(small, device="cpu", workers=4))
+    lines = summary(small, device="cpu", workers=4)
     assert lines[0] == "environment torch=2.9.0+cpu python=3.11.7 cpus=32"
     assert [line.split(", ")[0] for line in lines[1:]] == ["environment problem: /dev/shm has 64 MiB"]
-    assert len(list(environment_summary(small, device="cpu", workers=0))) == 1, (
-        "without loaders, /dev/shm does not matter"
-    )
+    assert len(summary(small, device="cpu", workers=0)) == 1, "without loaders, /dev/shm does not matter"
 
 
 @pytest.mark.parametrize(
@@ -328,7 +330,7 @@ def test_the_report_and_a_runs_first_line_know_the_containers_cpu_limit(
     monkeypatch.setattr("trainer.commands.env.read_facts", lambda _: facts)
     assert main(["env"]) == 0
     assert f"  processors    {line}\n" in capsys.readouterr().out
-    (first, *_) = environment_summary(facts, device="cpu", workers=0)
+    (first, *_) = summary(facts, device="cpu", workers=0)
     assert first.endswith(f" cpus={2 if quota is None else 1}")
 
 

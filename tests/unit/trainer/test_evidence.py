@@ -42,6 +42,16 @@ def test_the_oldest_evidence_goes_first_and_the_last_attempts_stays(
     assert all(path.exists() for path in others), "each node clears only its own"
 
 
+def test_the_environment_of_an_attempt_is_there_from_its_beginning(tmp_path: Path) -> None:
+    folder = begin_evidence(tmp_path, 2, 1, environment="{}")
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == {
+        "evidence/attempt-2/node-1/environment.json"
+    }
+    assert (folder / "environment.json").read_text() == "{}\n"
+    folder.parent.with_name("attempt-3").write_text("in the way")
+    begin_evidence(tmp_path, 3, 1, environment="{}")
+
+
 def _end(rank: int, code: int) -> WorkerEnd:
     return WorkerEnd(rank, f"npu:{rank}", Tagger("rank"), code, pid=100 + rank, core_dumped=code == -signal.SIGSEGV)
 
