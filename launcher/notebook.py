@@ -20,12 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from launcher.backends import find_job, list_jobs
+from launcher.commands.bundle import write_bundle
 from launcher.commands.common import wait_for_end
+from launcher.commands.fetch import copy_of_job
 from launcher.commands.parameters import Where
 from launcher.commands.prepare import resolve_job
+from launcher.commands.report import subject_of_job, write_report
 from launcher.jobs import BackendName, Explanation, JobRef, Jobs, JobState, LogBlock, LogLoss
 from launcher.output.lines import Demultiplexer, LogGap
 from launcher.output.progress import JobProgress
+from launcher.results.copying import Copied
 from trainer.shared.durations import format_duration
 from trainer.shared.text import visible
 
@@ -41,6 +45,7 @@ class Job:
     _jobs: Jobs
     _ref: JobRef
     notes: Sequence[str] = ()
+    _where: str = ""
 
     @property
     def name(self) -> str:
@@ -90,6 +95,49 @@ class Job:
         """
         waited = "" if math.isinf(timeout_s) else format_duration(timeout_s)
         return wait_for_end(self._jobs, self._ref, time.monotonic() + timeout_s, waited)
+
+    def report(self, other: "Job | None" = None, *, to: Path | str | None = None) -> Path:
+        """Write one HTML page about the run, and return its path.
+
+        Args:
+            other: a second run, to compare with.
+            to: the page. [default: report-NAME.html in this folder]
+
+        Raises:
+            RequestError: the place of the run's files is not known.
+            ConflictError: `to` is a file that is no report.
+            LauncherError: the page cannot be written, or the files cannot be read.
+        """
+        subjects = [subject_of_job(job._jobs, job._ref, job._where) for job in (self, other) if job is not None]
+        return write_report(subjects, None if to is None else Path(to))
+
+    def fetch(self, to: Path | str | None = None, *, checkpoints: bool = False) -> Copied:
+        """Copy the run's results, metrics and logs to a folder of this machine, and return what was copied.
+
+        Each file is checked by its hash. The same call again copies what is new, and goes on where it was interrupted.
+
+        Args:
+            to: the folder. [default: ./NAME]
+            checkpoints: copy the checkpoints to resume from, too.
+
+        Raises:
+            NotFoundError: the place of the run's files is not known.
+            ConflictError: the folder has other files, or another launcher copies to it.
+            LauncherError: a file cannot be read or written; what is copied stays.
+        """
+        return copy_of_job(self._jobs, self._ref, Path(to or self.name), checkpoints=checkpoints).run()
+
+    def bundle(self, to: Path | str | None = None) -> Path:
+        """Pack what tells of the job's faults into one archive, without secrets, and return its path.
+
+        Args:
+            to: the archive. [default: bundle-NAME.tar.gz in this folder]
+
+        Raises:
+            ConflictError: `to` exists.
+            LauncherError: it cannot be written.
+        """
+        return write_bundle(self._jobs, self._ref, None if to is None else Path(to))[0]
 
     def cancel(self) -> JobState:
         """Ask the job to save its state and stop, wait until it has, and return how it ended."""
@@ -150,7 +198,7 @@ class Launcher:
         resolved, submitter, _ = resolve_job(place | settings, profile)
         spec = submitter.build(resolved, now=datetime.now().astimezone(), again=again)
         submission = submitter.submit(spec)
-        return Job(submitter.jobs, submission.ref, submission.notes)
+        return Job(submitter.jobs, submission.ref, submission.notes, self._where.words)
 
     def job(self, name: str) -> Job:
         """Return the job called `name`.
@@ -158,7 +206,8 @@ class Launcher:
         Raises:
             NotFoundError: there is no such job.
         """
-        return Job(*find_job(name, self._where.backend_name, self._where.access))
+        jobs, ref = find_job(name, self._where.backend_name, self._where.access)
+        return Job(jobs, ref, _where=self._where.words)
 
     def jobs(self) -> list[Job]:
         """Return all jobs, oldest first.
@@ -169,4 +218,4 @@ class Launcher:
         listing = list_jobs(self._where.backend_name, self._where.access)
         if listing.problem is not None:
             raise listing.problem
-        return [Job(jobs, state.ref) for jobs, state, _ in listing.jobs]
+        return [Job(jobs, state.ref, _where=self._where.words) for jobs, state, _ in listing.jobs]

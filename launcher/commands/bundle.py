@@ -44,6 +44,22 @@ def bundle(
     ascend-fd reads. A part that cannot be had is left out, and named.
     """
     jobs, ref = job_named(name, where)
+    path, archive = write_bundle(jobs, ref, to)
+    if json_:
+        facts = {"files": archive.files, "hidden": archive.redactor.hidden, "leftOut": archive.left_out}
+        print_json(document("Bundle", name=ref.name, backend=ref.backend, archive=str(path), **facts))
+    else:
+        print(visible(f"{path}: {len(archive.files):,} files, {archive.redactor.hidden:,} secrets hidden"))
+
+
+def write_bundle(jobs: Jobs, ref: JobRef, to: Path | None) -> tuple[Path, Bundle]:
+    """Write a job's archive; return its path, and what it has.
+
+    Raises:
+        NotFoundError: there is no such job.
+        ConflictError: the path is taken.
+        LauncherError: it cannot be written.
+    """
     state = jobs.get(ref)
     path = to or Path(f"bundle-{ref.name}.tar.gz")
     redactor = Redactor([*jobs.known_secrets(), *_secrets_of_this_shell()])
@@ -53,11 +69,7 @@ def bundle(
                 part(archive, jobs, ref, state)
     for text in archive.left_out:
         note(f"warning: not in the bundle: {text}")
-    if json_:
-        facts = {"files": archive.files, "hidden": redactor.hidden, "leftOut": archive.left_out}
-        print_json(document("Bundle", name=ref.name, backend=ref.backend, archive=str(path), **facts))
-    else:
-        print(visible(f"{path}: {len(archive.files):,} files, {redactor.hidden:,} secrets hidden"))
+    return path, archive
 
 
 @contextmanager

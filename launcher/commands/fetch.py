@@ -10,7 +10,8 @@ from launcher.commands.common import job_named
 from launcher.commands.parameters import ANYWHERE, JsonFlag, LatestName, Where, flag
 from launcher.commands.printing import note, print_json
 from launcher.errors import DetachedError, NotFoundError
-from launcher.results.copying import copy_of
+from launcher.jobs import JobRef, Jobs
+from launcher.results.copying import RunCopy, copy_of
 from trainer.shared.documents import document
 from trainer.shared.text import visible
 
@@ -36,11 +37,8 @@ def fetch(
     restrictions and without NPUs.
     """
     jobs, ref = job_named(name, where)
-    state = jobs.get(ref)
-    if state.output is None:
-        raise NotFoundError(f"job {ref.name} has no record of its output folder, so its files cannot be found")
     folder = to or Path(ref.name)
-    copy = copy_of(jobs, state, folder, lambda path: path != _LOCK and (checkpoints or not _STATES.match(path)), note)
+    copy = copy_of_job(jobs, ref, folder, checkpoints=checkpoints)
     try:
         copied = copy.run()
     except KeyboardInterrupt:
@@ -57,3 +55,15 @@ def fetch(
     already = f", {copied.unchanged:,} were there" if copied.unchanged else ""
     count = len(copied.files)
     print(visible(f"{folder}: {count:,} file{'' if count == 1 else 's'} copied, {copied.size / 1e6:,.1f} MB{already}"))
+
+
+def copy_of_job(jobs: Jobs, ref: JobRef, folder: Path, *, checkpoints: bool) -> RunCopy:
+    """Return the copy of a job's results, metrics and logs to a folder, with `checkpoints` of its states too.
+
+    Raises:
+        NotFoundError: there is no such job, or the place of its files is not known.
+    """
+    state = jobs.get(ref)
+    if state.output is None:
+        raise NotFoundError(f"job {ref.name} has no record of its output folder, so its files cannot be found")
+    return copy_of(jobs, state, folder, lambda path: path != _LOCK and (checkpoints or not _STATES.match(path)), note)

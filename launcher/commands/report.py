@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ from launcher.commands.common import job_named
 from launcher.commands.parameters import ANYWHERE, JsonFlag, Where
 from launcher.commands.printing import note, print_json
 from launcher.errors import ConflictError, LauncherError, RequestError
-from launcher.jobs import KIND_NAMES, Jobs, JobState
+from launcher.jobs import KIND_NAMES, JobRef, Jobs, JobState
 from launcher.output.report import continuation
 from launcher.results.copying import copy_of
 from launcher.results.page import MADE_BY, Subject, report_page
@@ -49,14 +49,7 @@ def report(
     """
     names = [name] if other is None else [name, other]
     subjects = [_subject(one, where) for one in names]
-    path = to or Path(f"report-{'-'.join(subject.name for subject in subjects)}.html")
-    _check_replaceable(path)
-    page = report_page(subjects, now=time.time())
-    try:
-        with replacing(path) as partial:
-            partial.write_text(page, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise LauncherError(f"{path}: cannot be written: {error.strerror}; choose another place by --to") from error
+    path = write_report(subjects, to)
     problems = [f"{subject.name}: {problem}" for subject in subjects for problem in subject.run.problems]
     if json_:
         runs = [{"name": subject.name, "folder": str(subject.run.folder)} for subject in subjects]
@@ -67,11 +60,41 @@ def report(
     print(visible(str(path)))
 
 
+def write_report(subjects: Sequence[Subject], to: Path | None) -> Path:
+    """Write the page about one run or two, and return its path.
+
+    Raises:
+        ConflictError: the path has a file that is no report.
+        LauncherError: it cannot be written.
+    """
+    path = to or Path(f"report-{'-'.join(subject.name for subject in subjects)}.html")
+    _check_replaceable(path)
+    page = report_page(subjects, now=time.time())
+    try:
+        with replacing(path) as partial:
+            partial.write_text(page, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise LauncherError(f"{path}: cannot be written: {error.strerror}; choose another place by --to") from error
+    return path
+
+
 def _subject(name: str | None, where: Where) -> Subject:
     """Return the run of a job, or of a folder, which a path names."""
     if name is not None and ("/" in name or name in (".", "..")):
-        return _subject_of_folder(Path(name))
-    jobs, ref = job_named(name, where)
+        return subject_of_folder(Path(name))
+    return subject_of_job(*job_named(name, where), where.words)
+
+
+def subject_of_job(jobs: Jobs, ref: JobRef, where: str) -> Subject:
+    """Return the run of a job.
+
+    Args:
+        where: the options that lead to the job again, for commands on the page.
+
+    Raises:
+        NotFoundError: there is no such job.
+        RequestError: the place of its files is not known.
+    """
     state = jobs.get(ref)
     if state.output is None:
         raise RequestError(f"job {ref.name} has no record of its output folder; give the folder in place of the name")
@@ -87,7 +110,7 @@ def _subject(name: str | None, where: Where) -> Subject:
         origins=spec.get("origins"),
         told=spec.get("train", {}),
         events=jobs.events(ref),
-        again=continuation(state, where.words),
+        again=continuation(state, where),
     )
 
 
@@ -101,7 +124,12 @@ def _read(jobs: Jobs, state: JobState) -> RunData:
         return replace(read_run(Path(folder)), folder=state.output)
 
 
-def _subject_of_folder(folder: Path) -> Subject:
+def subject_of_folder(folder: Path) -> Subject:
+    """Return the run in a folder, of which no job may be known.
+
+    Raises:
+        RequestError: no run has begun there.
+    """
     if not folder.is_dir():
         raise RequestError(f"{folder}: {why_no_folder(folder)}; give a job's name, or the folder of a run")
     if not is_run_folder(folder):

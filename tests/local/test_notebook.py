@@ -1,6 +1,7 @@
 """The launcher of notebooks and programs: the same jobs as the command line's, with errors of one line."""
 
 import sys
+import tarfile
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import pytest
 
 import launcher
 from launcher import Launcher
-from launcher.errors import LauncherError, NotFoundError, RequestError, WaitTimeoutError
+from launcher.errors import ConflictError, LauncherError, NotFoundError, RequestError, WaitTimeoutError
 from launcher.jobs import Phase
 from tests.local.conftest import SMALL
 from tests.local.job_runner import JobRunner
+from tests.run_folders import write_run
 from trainer.shared.errors import UsageError
 
 HERE = Launcher("local")
@@ -39,6 +41,26 @@ def test_a_training_is_started_and_followed(jobs: JobRunner, few_digits: Path, m
     assert [found.name for found in HERE.jobs()] == [HERE.job("speed").name] == [job.name]
     job.delete()
     assert HERE.jobs() == []
+
+
+def test_a_run_is_reported_copied_and_packed(jobs: JobRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(jobs.home)
+    jobs.start("say(0, 'a')")
+    output = write_run(jobs.home / "out" / "job")
+    job = HERE.job("job")
+    job.wait()
+    page = job.report()
+    assert (page, "<figcaption>Loss" in page.read_text()) == (Path("report-job.html"), True)
+    assert "What differs" in job.report(job, to="both.html").read_text()
+    copied = job.fetch()
+    assert (sorted(copied.files), copied.problems) == (["config.yaml", "metrics.jsonl", "provenance.json"], [])
+    assert Path("job/metrics.jsonl").read_bytes() == (output / "metrics.jsonl").read_bytes()
+    assert job.fetch().files == [], "nothing is new"
+    with tarfile.open(job.bundle()) as archive:
+        assert {"bundle-job/run/metrics.jsonl", "bundle-job/console.log"} <= {*archive.getnames()}
+    for again in (job.bundle, lambda: job.report(to="bundle-job.tar.gz"), lambda: job.fetch(output)):
+        with pytest.raises(ConflictError):
+            again()
 
 
 def test_a_job_is_waited_for_and_cancelled(jobs: JobRunner) -> None:
