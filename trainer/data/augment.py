@@ -119,7 +119,7 @@ def mix(
     neighbours, other = images.roll(1, 0), labels.roll(1, 0)
     if mixup > 0 and (cutmix == 0 or draw.random() < 0.5):
         share = draw.betavariate(mixup, mixup)
-        return torch.lerp(neighbours, images, share), Targets(labels, other, share)
+        return torch.lerp(neighbours, images, share), Targets(labels, other, share, 1 - share)
     # A box of the share 1 - Beta(alpha, alpha) around a uniform centre, clipped to the image.
     height, width = images.shape[2:]
     side = (1 - draw.betavariate(cutmix, cutmix)) ** 0.5
@@ -130,4 +130,4 @@ def mix(
     mixed = images.clone()
     mixed[:, :, top:bottom, left:right] = neighbours[:, :, top:bottom, left:right]
     share = 1 - (bottom - top) * (right - left) / (height * width)
-    return mixed, Targets(labels, other, share)
+    return mixed, Targets(labels, other, share, 1 - share)

@@ -12,17 +12,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Targets:
-    """Labels (N,) int64; after mixup or CutMix also the other labels, and the share of the first ones."""
+    """Labels (N,) int64; after mixup or CutMix also the other labels, and the shares of both.
+
+    The shares are numbers, or fp32 scalars on the device, which a captured step reads each time.
+    """
 
     labels: Tensor
     other: Tensor | None = None
-    share: float = 1.0
+    share: float | Tensor = 1.0
+    other_share: float | Tensor = 0.0
 
     def split(self, parts: int) -> "list[Targets]":
         """Return the targets of `parts` consecutive parts of the batch, as `torch.tensor_split` divides it."""
         labels = self.labels.tensor_split(parts)
         others = [None] * parts if self.other is None else self.other.tensor_split(parts)
-        return [Targets(*pair, self.share) for pair in zip(labels, others, strict=True)]
+        return [Targets(*pair, self.share, self.other_share) for pair in zip(labels, others, strict=True)]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
@@ -72,4 +76,4 @@ def _mixed(logits: Tensor, targets: Targets, smoothing: float) -> Tensor:
     loss = cross_entropy(logits, targets.labels, smoothing)
     if targets.other is None:
         return loss
-    return targets.share * loss + (1 - targets.share) * cross_entropy(logits, targets.other, smoothing)
+    return targets.share * loss + targets.other_share * cross_entropy(logits, targets.other, smoothing)

@@ -85,6 +85,8 @@ class PNASNet5(nn.Module):
         self.scale, self.num_classes, self.padding = scale, num_classes, padding
         self.drop_path, self.checkpoint_cells = drop_path, checkpoint_cells
         self.progress = 1.0
+        self._rate: Tensor | None = None
+        """Drop-path's present rate as an fp32 scalar on the device, which a captured step reads each time."""
 
         conv = nn.Conv2d(3, scale.stem, 3, stride=2, bias=False)
         self.conv_0 = nn.Sequential(OrderedDict[str, nn.Module](conv=conv, bn=batch_norm(scale.stem)))
@@ -101,6 +103,8 @@ class PNASNet5(nn.Module):
         if not 0 <= fraction <= 1:
             raise ValueError(f"progress is {fraction}; it must be from 0 to 1")
         self.progress = fraction
+        if self._rate is not None:
+            self._rate.fill_(self.drop_path * fraction)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Return the logits; in training with an auxiliary head also its logits."""
@@ -130,9 +134,11 @@ class PNASNet5(nn.Module):
         """
         if not (self.training and self.drop_path):
             return None
-        cells, rate = len(self.cell_names), self.drop_path * self.progress
+        if self._rate is None or self._rate.device != x.device:
+            self._rate = torch.full((), self.drop_path * self.progress, device=x.device)
+        cells = len(self.cell_names)
         depth = torch.arange(1, cells + 1, device=x.device, dtype=torch.float32) / cells
-        keep_probability = (1 - rate * depth)[:, None, None]
+        keep_probability = (1 - self._rate * depth)[:, None, None]
         draws = torch.rand(cells, len(DROPPED), x.shape[0], device=x.device)
         return (draws + keep_probability).floor_().div_(keep_probability)
 

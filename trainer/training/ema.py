@@ -17,15 +17,25 @@ class Ema:
         self._decay = decay
         self.updates = 0
 
-    @torch.no_grad()
-    def update(self, model: PNASNet5) -> None:
-        """Move the average towards `model` after an optimizer step."""
+    def next_weight(self) -> float:
+        """Return the share that the next update gives to the model, and count that update."""
         weight = 1 - ema_decay(self._decay, self.updates)
         self.updates += 1
+        return weight
+
+    @torch.no_grad()
+    def update(self, model: PNASNet5, weight: float | Tensor) -> None:
+        """Move the average towards `model` after an optimizer step.
+
+        Args:
+            weight: from `next_weight`; in a captured step it is an fp32 scalar on the device, with the same result.
+        """
         averages: list[Tensor] = list(self.model.parameters())
-        torch._foreach_lerp_(
-            averages, [p.detach().to(a.dtype) for a, p in zip(averages, model.parameters(), strict=True)], weight
-        )
+        current = [p.detach().to(a.dtype) for a, p in zip(averages, model.parameters(), strict=True)]
+        if isinstance(weight, Tensor):
+            torch._foreach_lerp_(averages, current, [weight] * len(averages))
+        else:
+            torch._foreach_lerp_(averages, current, weight)
 
     @torch.no_grad()
     def copy_buffers(self, model: PNASNet5) -> None:

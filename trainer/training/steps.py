@@ -240,7 +240,7 @@ def _bad_step(step: _Step, skipped: bool, own_finite: bool) -> BadStep | None:
 
 def _step(training: Training, batches: list[ImageBatch], *, job_images: int, epoch: int, step: int, lr: float) -> _Step:
     """Take one optimizer step. All images of the job weigh the same, even if ranks have different numbers of them."""
-    config, parallel, precision = training.config, training.parallel, training.precision
+    config = training.config
     total = torch.zeros((), device=training.device)
     correct = torch.zeros((), dtype=torch.int64, device=training.device)
     result = torch.zeros_like(correct) if training.comparison.keeps_results else None
@@ -252,26 +252,41 @@ def _step(training: Training, batches: list[ImageBatch], *, job_images: int, epo
         training.watchdog.at(PEERS, epoch=epoch, step=step, part=number)
         # Drop-path and dropout depend on the part's position in the run, not on earlier draws.
         training.runtime.seed(derive_seed(config.seed, "layers", epoch, step, number, training.rank))
-        with _gradient_exchange(parallel, last=number + 1 == parts):
-            with precision.forward():
-                outputs = parallel(inputs)
-            mean = training_loss(outputs, targets, smoothing=config.label_smoothing, aux_weight=config.aux_weight)
-            loss = mean * (len(targets.labels) * training.world_size / job_images)
-            precision.backward(loss, training.optimizer)
+        weight = len(targets.labels) * training.world_size / job_images
+        with _gradient_exchange(training.parallel, last=number + 1 == parts):
+            loss, right, logits = _compute_gradients(training, inputs, targets, weight)
         training.clock.mark("peers" if training.world_size > 1 else COMPUTE)
         if result is not None:
-            result += hash_state([main_logits(outputs).detach()])
-        total += loss.detach()
-        correct += correct_top_k(main_logits(outputs).detach(), targets.labels, (1,))[0]
+            result += hash_state([logits])
+        total += loss
+        correct += right
         training.heartbeat.write(epoch=epoch, step=step, part=number + 1, parts=parts)
-    skipped = precision.step(
+    skipped = training.precision.step(
         training.optimizer, list(training.network.parameters()), clip_norm=config.clip_norm, loss=total
     )
     # The forward pass has already put values that are not finite into the statistics.
     training.statistics.undo(skipped)
     if training.ema is not None:
-        training.ema.update(training.network)
+        training.ema.update(training.network, training.ema.next_weight())
     return _Step(lr, total, correct, skipped, [batch.indices for batch in batches], result)
+
+
+def _compute_gradients(
+    training: Training, inputs: Tensor, targets: Targets, weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Add the gradients of `weight` times the part's mean loss to the step's gradients.
+
+    Returns:
+        That loss, the number of correct answers, and the logits.
+    """
+    config, precision = training.config, training.precision
+    with precision.forward():
+        outputs = training.parallel(inputs)
+    mean = training_loss(outputs, targets, smoothing=config.label_smoothing, aux_weight=config.aux_weight)
+    loss = mean * weight
+    precision.backward(loss, training.optimizer)
+    logits = main_logits(outputs).detach()
+    return loss.detach(), correct_top_k(logits, targets.labels, (1,))[0], logits
 
 
 def _mixed_parts(

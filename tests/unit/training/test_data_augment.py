@@ -131,7 +131,7 @@ def test_the_share_is_each_images_part_in_the_mixture(mixup: float, cutmix: floa
     for step in range(30):
         blend, targets = mix(images, labels, mixup=mixup, cutmix=cutmix, seed=0, epoch=0, step=step, batch=0, rank=0)
         assert targets.other is not None
-        expected = targets.share * targets.labels + (1 - targets.share) * targets.other
+        expected = targets.share * targets.labels + targets.other_share * targets.other
         torch.testing.assert_close(blend.mean((1, 2, 3)), expected.float(), atol=1e-4, rtol=0)
         assert 0 <= targets.share <= 1
         assert torch.equal(targets.labels, labels)

@@ -29,7 +29,7 @@ def test_half_precision_logits_are_reduced_in_fp32() -> None:
 def test_mixed_targets_weigh_both_labels_in_both_heads() -> None:
     logits, labels = _batch()
     aux, other = logits.flip(0), labels.flip(0)
-    loss = training_loss((logits, aux), Targets(labels, other, 0.3), smoothing=0.1, aux_weight=0.4)
+    loss = training_loss((logits, aux), Targets(labels, other, 0.3, 0.7), smoothing=0.1, aux_weight=0.4)
 
     def mixed(head: torch.Tensor) -> torch.Tensor:
         first = F.cross_entropy(head, labels, label_smoothing=0.1)
@@ -37,6 +37,15 @@ def test_mixed_targets_weigh_both_labels_in_both_heads() -> None:
         return 0.3 * first + 0.7 * second
 
     torch.testing.assert_close(loss, mixed(logits) + 0.4 * mixed(aux))
+
+
+def test_shares_on_the_device_give_the_same_bits_as_numbers() -> None:
+    logits, labels = _batch()
+    for share in torch.rand(100, dtype=torch.float64).tolist():
+        shares = share, 1 - share
+        numbers, scalars = (Targets(labels, labels.flip(0), *pair) for pair in (shares, map(torch.tensor, shares)))
+        losses = [training_loss(logits, targets, smoothing=0.1, aux_weight=0.4) for targets in (numbers, scalars)]
+        assert losses[0].equal(losses[1])
 
 
 def test_top_k_counts_agree_with_a_sort_also_with_fewer_classes_than_k() -> None:

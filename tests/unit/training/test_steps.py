@@ -1,5 +1,6 @@
 """Steps and evaluation: exact counts, no waiting for the device in between, one learning rate and draw per place."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,21 @@ def test_batch_norm_and_biases_are_decayed_only_with_decay_all() -> None:
     assert all(p.ndim == 1 for p in free["params"])
 
 
+def test_a_weight_on_the_device_moves_the_average_to_the_same_bits_as_a_number() -> None:
+    training = _training(ema=0.9999)
+    assert training.ema is not None
+    with torch.no_grad():
+        for parameter in training.network.parameters():
+            parameter.mul_(1.1)
+    averages = []
+    for weight in (0.9, torch.tensor(0.9), 0.3, torch.tensor(0.3)):
+        average = copy.deepcopy(training.ema)
+        average.update(training.network, weight)
+        averages.append(list(average.model.parameters()))
+    assert all(map(torch.equal, averages[0], averages[1]))
+    assert all(map(torch.equal, averages[2], averages[3]))
+
+
 def test_the_average_moves_towards_the_weights_and_copies_statistics() -> None:
     training = _training(ema=0.5)
     assert isinstance(training.ema, Ema)
@@ -169,7 +185,7 @@ def test_the_average_moves_towards_the_weights_and_copies_statistics() -> None:
     with torch.no_grad():
         for parameter in training.network.parameters():
             parameter.add_(1.0)
-    training.ema.update(training.network)
+    training.ema.update(training.network, training.ema.next_weight())
     for old, new in zip(before, training.ema.model.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.9)
     training.network.eval()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.devices.device import Device
+from trainer.distributed.process_group import any_rank
 from trainer.shared.errors import UsageError
 from trainer.training.precision.loss_scale import OVERFLOWS_OF_A_DYNAMIC_SCALE
 from trainer.training.precision.precision import Precision, not_finite
@@ -63,7 +64,7 @@ class ApexO2(Precision):
         self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], *, clip_norm: float, loss: Tensor
     ) -> Tensor:
         """Clip apex's combined buffer, and update unless the loss is not finite or the gradients overflowed."""
-        skipped = not_finite(loss)
+        skipped = any_rank(not_finite(loss))
         if self._overflowed:
             self._overflowed = False
             optimizer.step()  # apex has replaced it for this call: it prints a line, and restores the real one

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.devices.device import Device
+from trainer.distributed.process_group import any_rank
 from trainer.training.precision.precision import Precision, clipped_norm, not_finite
 
 INITIAL_DYNAMIC_SCALE = 2.0**16
@@ -39,7 +40,7 @@ class ScaledPrecision(Precision):
     ) -> Tensor:
         """Unscale, clip, update unless loss or a gradient is not finite, and adapt the scale if it is dynamic."""
         # The scaler checks only gradients, so a loss that is not finite is put into one of them.
-        poison = torch.where(not_finite(loss), torch.nan, 0.0)
+        poison = torch.where(any_rank(not_finite(loss)), torch.nan, 0.0)
         next(p.grad for p in parameters if p.grad is not None).add_(poison)
         self._scaler.unscale_(optimizer)
         # The norm is not enough to know: on an Ascend 910A it is always finite. Its fp16 stops at 65,504 and raises a

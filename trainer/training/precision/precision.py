@@ -47,7 +47,16 @@ class Precision:
         Returns:
             A bool scalar on the device, the same on all ranks: whether the update was left out.
         """
-        skipped = not_finite(loss, clipped_norm(parameters, clip_norm))
+        skipped = any_rank(self.check(parameters, clip_norm=clip_norm, loss=loss))
+        self.update_weights(optimizer, skipped)
+        return skipped
+
+    def check(self, parameters: list[nn.Parameter], *, clip_norm: float, loss: Tensor) -> Tensor:
+        """Clip the gradients, and return whether loss or norm is not finite on this rank: a bool scalar."""
+        return not_finite(loss, clipped_norm(parameters, clip_norm))
+
+    def update_weights(self, optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:
+        """Update the weights unless the bool scalar `skipped` is true."""
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             # A fused optimizer reads on the device whether to update, as GradScaler has it: the host does not wait.
             fused: Any = optimizer
@@ -55,7 +64,6 @@ class Precision:
             optimizer.step()
         elif not skipped:  # waits for the device: torch_npu's fused optimizers have no such switch
             optimizer.step()
-        return skipped
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scale, and the steps since it last overflowed; empty without a scale."""
@@ -73,5 +81,5 @@ def clipped_norm(parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
 
 
 def not_finite(*values: Tensor) -> Tensor:
-    """Return a bool scalar, the same on all ranks: whether any of the scalars is not finite on any rank."""
-    return any_rank(~torch.isfinite(torch.stack([value.detach().float() for value in values])).all())
+    """Return a bool scalar: whether any of the scalars is not finite."""
+    return ~torch.isfinite(torch.stack([value.detach().float() for value in values])).all()
