@@ -42,7 +42,7 @@ check: $(VENV)/test.stamp  ## Lint, format, types, import contracts, dead code, 
 	$(BIN)/yamllint --strict .
 	$(BIN)/python -m docs --check
 
-generate: $(VENV)/test.stamp  ## Write the generated files: docs/options.md, k8s/manifests, the chart's page, rights and schema
+generate: $(VENV)/test.stamp  ## Write the generated files: docs/options.md, k8s/manifests, the chart's page, rights and schema, pictures
 	$(BIN)/python -m docs
 
 format: $(VENV)/test.stamp  ## Format the code

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from docs import chart, documents, manifests, options
+from docs import chart, documents, manifests, options, pictures
 
 ROOT = Path(__file__).parents[1]
 _FOLDERS = (manifests.FOLDER, documents.FOLDER)
@@ -12,7 +12,7 @@ _FOLDERS = (manifests.FOLDER, documents.FOLDER)
 
 def files() -> dict[Path, str]:
     """Return the text of each generated file."""
-    return {**options.files(), **manifests.files(), **chart.files(), **documents.files()}
+    return {**options.files(), **manifests.files(), **chart.files(), **documents.files(), **pictures.files()}
 
 
 def stale_files() -> list[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from docs import pictures
 from launcher.cli import main
 from tests.browser import NARROWEST_CELL, PROGRAM, SMALLEST_TEXT, Browser, open_browser
 from tests.cluster.testbed.requirements import missing_packages
@@ -65,6 +66,12 @@ def test_a_page_asks_for_nothing_and_can_be_read(browser: Browser, pages: dict[s
                 if PICTURES:
                     picture = Path(PICTURES) / f"{name}-{width}-{'dark' if dark else 'light'}.png"
                     picture.write_bytes(view.picture)
+
+
+def test_the_pictures_in_the_docs_need_no_other_file(browser: Browser) -> None:
+    for picture in pictures.files():
+        view = browser.show(picture, width=1000)
+        assert (view.requests, view.errors, view.scripts) == ([], [], 0), picture
 
 
 def test_a_page_that_asks_for_something_would_be_found(browser: Browser, tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from docs import manifests, options
+from docs import manifests, options, pictures
 from docs.__main__ import ROOT, files, main, stale_files
 from trainer.shared.config import TrainConfig
 from trainer.shared.config.layers import flag_name
@@ -30,6 +31,14 @@ def test_a_stale_file_and_a_leftover_are_named_and_then_repaired(
     assert main([]) == 0
     assert (page.read_text(), list(folder.iterdir())) == ("text\n", [])
     assert main(["--check"]) == 0
+
+
+def test_a_picture_is_whole_and_needs_no_other_file() -> None:
+    for path, text in pictures.files().items():
+        for part in ElementTree.fromstring(text).iter():
+            links = [value for name, value in part.attrib.items() if name.endswith(("href", "src"))]
+            assert links == [], path.name
+        assert "url(" not in text
 
 
 def test_every_option_has_its_row() -> None:
