@@ -20,6 +20,7 @@ from trainer.shared.container import memory_bytes, usable_processors
 from trainer.shared.errors import UsageError
 from trainer.shared.files import why_no_file, why_no_folder
 from trainer.shared.program import TRAINER
+from trainer.shared.runs import PACK_INDEX
 
 _GIB = 1 << 30
 
@@ -92,6 +93,8 @@ def _resumes(spec: JobSpec) -> bool:
 def _facts(about: str, spec: JobSpec) -> str:
     """Return what is known of a thing that the job can use."""
     train = spec.train
+    if about == "data" and (train.data_path / PACK_INDEX).is_file():
+        return f"{train.data_path}: packed images"
     if about == "data":
         folders = (path for path in (train.data_path / "train", train.data_path / "val") if path.is_dir())
         counts = (f"{path.name}/ with {sum(entry.is_dir() for entry in path.iterdir())} classes" for path in folders)
@@ -166,6 +169,8 @@ def _check_data_folders(path: Path, needed: tuple[str, ...]) -> None:
         raise RequestError(
             f"--data-path {path}: {why_no_folder(path)}; give the folder that holds {' and '.join(needed)}"
         )
+    if (path / PACK_INDEX).is_file():
+        return
     missing = [name for name in needed if not (path / name).is_dir()]
     if missing:
         raise RequestError(

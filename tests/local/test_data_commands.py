@@ -147,6 +147,29 @@ def test_verify_reports_no_fault_in_good_data(digits: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == f"{digits}: 1,797 images read, 0 broken\n"
 
 
+def test_packed_images_are_verified_like_their_folder(
+    tmp_path: Path, digits: Path, photo: Image.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data("pack", digits, "--to", tmp_path / "pack")
+    data("pack", digits, "--to", tmp_path / "pack")
+    data("verify", tmp_path / "pack")
+    output = capsys.readouterr()
+    assert output.out.splitlines() == [
+        f"{tmp_path / 'pack'}: 1,797 images packed, 0 were there already",
+        f"{tmp_path / 'pack'}: 0 images packed, 1,797 were there already",
+        f"{tmp_path / 'pack'}: 1,797 images read, 0 broken",
+    ]
+    assert output.err.splitlines() == ["1,437 images packed", "1,797 images packed"]
+    data("pack", broken_tree(tmp_path / "broken", photo), "--to", tmp_path / "of-broken")
+    reports = []
+    for folder in (tmp_path / "broken", tmp_path / "of-broken"):
+        capsys.readouterr()
+        with pytest.raises(TrainerError, match=r"4 of 9 images cannot be trained on"):
+            data("verify", folder, "--workers", "2")
+        reports.append(capsys.readouterr().out.replace(f"{folder}", "DATA"))
+    assert reports[1] == reports[0]
+
+
 @pytest.mark.parametrize(("name", "message"), [("gone", "no such folder"), (".", "no images in it")])
 def test_verify_without_images_gives_one_line(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):

@@ -18,8 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.data.bad_images import BadImage, BadImages
-from trainer.data.decode import BadImageError
+from trainer.data.bad_images import BadImage, BadImageError, BadImages
 from trainer.data.index import ImageIndex, load_split
 from trainer.data.loader import ImageBatch, eval_batches, to_device, train_batches
 from trainer.data.processes import start_worker

@@ -10,6 +10,7 @@ import pytest
 from tests.local.conftest import train
 from tests.local.resumable_runs import BackgroundTrainer, assert_same_run, expected_bit_exact, recipe
 from trainer.checkpoint.reading import list_checkpoints, read_manifest
+from trainer.data.packing import pack_images
 from trainer.distributed.stop_requests import Request, StopRequests
 from trainer.shared.errors import NO_RETRY
 from trainer.topology.ports import free_port
@@ -49,6 +50,16 @@ def test_sigterm_saves_and_ends_with_75_and_the_run_can_continue(
     resumed = train(tmp_path, *recipe("--resume", "auto"), data=few_digits, name="stopped")
     assert resumed.code == 0, resumed.stdout
     assert f"resumed bit_exact={expected_bit_exact()}" in resumed.stdout
+    assert_same_run(whole, resumed.run, last_step=16)
+
+
+def test_a_run_continues_with_its_images_packed_bit_for_bit(
+    tmp_path: Path, few_digits: Path, whole: Path, stopped: Path
+) -> None:
+    shutil.copytree(stopped, tmp_path / "stopped")
+    pack_images(few_digits, tmp_path / "pack", tar_bytes=20_000)
+    resumed = train(tmp_path, *recipe("--resume", "auto", "--workers", "2"), data=tmp_path / "pack", name="stopped")
+    assert resumed.code == 0, resumed.stdout
     assert_same_run(whole, resumed.run, last_step=16)
 
 

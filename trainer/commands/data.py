@@ -1,4 +1,4 @@
-"""The `data` commands `prepare`, `verify` and `digits` make and check data sets before training.
+"""The `data` commands `prepare`, `pack`, `verify` and `digits` make and check data sets before training.
 
 They print; the modules that they call only return results and raise errors.
 """
@@ -18,6 +18,7 @@ from trainer.shared.container import usable_processors
 from trainer.shared.documents import document, json_text, to_json
 from trainer.shared.durations import count
 from trainer.shared.errors import TrainerError, UsageError
+from trainer.shared.runs import PACK_INDEX
 from trainer.shared.text import visible
 
 data_app = App(name="data", help="Make and check data sets in the ImageNet folder layout.")
@@ -90,17 +91,23 @@ def verify_data(
     Parameters
     ----------
     path
-        Data folder, or any folder in one.
+        Data folder, any folder in one, or a pack.
     workers
         Number of decoding processes. [default: one per CPU, within the container's limit]
     """
     trees = read_tree(path)
     left_out = [describe_left_out(folder, tree.left_out) for folder, tree in trees.items() if tree.left_out]
-    if not any(names for tree in trees.values() for names in tree.images):
+    has_files = any(names for tree in trees.values() for names in tree.images)
+    is_pack = not has_files and (path / PACK_INDEX).exists()
+    if not has_files and not is_pack:
         raise UsageError("; ".join([f"{path}: no images in it", *left_out]))
     from trainer.data import verify as verify_module  # noqa: PLC0415  # it imports torch, slow for a wrong folder
 
-    report = verify_module.verify_images(trees, workers=workers or usable_processors())
+    workers = workers or usable_processors()
+    if is_pack:
+        left_out, report = [], verify_module.verify_pack(path, workers=workers)
+    else:
+        report = verify_module.verify_images(trees, workers=workers)
     if as_json:
         print(json_text(document("DataVerification", path=str(path), **to_json(report))))
     else:
@@ -115,6 +122,23 @@ def verify_data(
         raise TrainerError(
             f"{path}: {len(report.broken):,} of {report.checked:,} images cannot be trained on; replace or delete them"
         ).after_document(as_json)
+
+
+@data_app.command(name="pack")
+def pack_data(folder: Path, /, *, to: Path) -> None:
+    """Copy a data folder's images into a few large tars for network storage; it can be stopped and repeated.
+
+    Parameters
+    ----------
+    folder
+        Data folder with train/ and val/, or only val/.
+    to
+        Folder that gets the tars and their index; it is a --data-path like the data folder.
+    """
+    from trainer.data import packing  # noqa: PLC0415  # it imports numpy, slow for --help
+
+    done = packing.pack_images(folder, to, progress=lambda count: print(f"{count:,} images packed", file=sys.stderr))
+    print(visible(f"{to}: {done.written:,} images packed, {done.present:,} were there already"))
 
 
 @data_app.command(name="digits")

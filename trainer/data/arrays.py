@@ -31,10 +31,14 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], *, compress: bo
 def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
     """Return the arrays in `path`, or None if they are not there whole."""
     try:
-        content = path.read_bytes()
+        return arrays_in(path.read_bytes())
     except OSError:
         return None
-    content, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+
+
+def arrays_in(file: bytes) -> dict[str, NDArray[Any]] | None:
+    """Return the arrays in a file's content, or None if it is not whole."""
+    content, digest = file[:-_DIGEST_BYTES], file[-_DIGEST_BYTES:]
     if digest != _digest(content):
         return None
     with np.load(io.BytesIO(content), allow_pickle=False) as stored:

@@ -8,6 +8,23 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from trainer.shared.errors import TrainerError
+from trainer.shared.program import TRAINER
+
+
+class BadImageError(TrainerError):
+    """An image file cannot be decoded."""
+
+    def __init__(self, path: str, reason: str, remedy: str = "") -> None:
+        # All in `args`, so that the error can be pickled in a loader process.
+        super().__init__(path, reason, remedy)
+        self.path = path
+        self.reason = reason
+        self.remedy = remedy or "replace or delete it"
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}; {self.remedy} (`{TRAINER} data verify FOLDER` lists every such file)"
+
 
 @dataclass(frozen=True)
 class BadImage:

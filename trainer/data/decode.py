@@ -10,7 +10,7 @@ not too large: at most 20 bytes for each pixel (WebP and JPEG 2000; a JPEG takes
 
 import contextlib
 import functools
-import os
+import io
 import re
 import struct
 import warnings
@@ -24,15 +24,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode
 
-from trainer.shared.errors import TrainerError
-from trainer.shared.program import TRAINER
+from trainer.data.bad_images import BadImageError
+from trainer.data.content import MAX_PIXELS, ImageContent, read_image
 
-MAX_PIXELS = 89_478_485
-"""The largest image, in pixels: the size from which Pillow warns of decompression bombs, 256 MiB of RGB."""
 MAX_RATIO = 200
 """The largest ratio of an image's sides: an evaluation resizes the shorter side, and the longer one in proportion."""
-# An uncompressed image with four channels of 16 bits is the largest file that can be right.
-_MAX_BYTES = 8 * MAX_PIXELS
 
 _JPEG = b"\xff\xd8\xff"
 # The next marker of a JPEG, as libjpeg looks for it: other bytes before it are skipped.
@@ -53,82 +49,63 @@ _REASONS = {
 }
 
 
-class BadImageError(TrainerError):
-    """An image file cannot be decoded."""
-
-    def __init__(self, path: str, reason: str, remedy: str = "replace or delete it") -> None:
-        # All in `args`, so that the error can be pickled in a loader process.
-        super().__init__(path, reason, remedy)
-        self.path = path
-        self.reason = reason
-        self.remedy = remedy
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}; {self.remedy} (`{TRAINER} data verify FOLDER` lists every such file)"
-
-
 def decode_image(path: Path) -> Tensor:
-    """Return the pixels of an image file as a uint8 tensor of shape (3, H, W), RGB.
+    """Return the pixels of an image file, as `decode_content` does for its content.
+
+    Raises:
+        BadImageError: also if the file is missing or cannot be read.
+    """
+    return decode_content(read_image(path))
+
+
+def decode_content(image: ImageContent) -> Tensor:
+    """Return the pixels of an image as a uint8 tensor of shape (3, H, W), RGB.
 
     CMYK is read with Adobe's inversion, alpha is dropped, 16 bits become the upper 8, an animation gives its first
     frame.
 
     Raises:
-        BadImageError: the file is missing, unreadable, empty, truncated or not an image, has more than MAX_PIXELS
-            pixels, sides beyond MAX_RATIO, or pixels without a known white: floating-point numbers, or integers of 32
-            bits.
+        BadImageError: it is empty, truncated or not an image, has more than MAX_PIXELS pixels, sides beyond MAX_RATIO,
+            or pixels without a known white: floating-point numbers, or integers of 32 bits.
     """
-    data = _read_jpeg(path)
-    if data is None:
-        return _decode_with_pillow(path)
-    _refuse_large(path, *_jpeg_size(data.data))
+    if not len(image.data):
+        raise _bad(image, "empty, zero bytes")
+    if image.data[: len(_JPEG)].tobytes() != _JPEG:
+        return _decode_with_pillow(image)
+    _refuse_large(image, *_jpeg_size(image.data.data))
     try:
         # The operator, because its Python wrapper warns at every call since torchvision 0.29 (decoding moves to
         # torchcodec). It takes 0.76 of Pillow's time for a photo and less than half for a small image.
-        pixels: Tensor = torch.ops.image.decode_image(torch.from_numpy(data), ImageReadMode.RGB.value, False)
+        pixels: Tensor = torch.ops.image.decode_image(torch.from_numpy(image.data), ImageReadMode.RGB.value, False)
     except RuntimeError as error:
         # torchvision and Pillow share libjpeg, and Pillow is the more lenient one: it must not read a refused JPEG.
-        raise BadImageError(str(path), _reason(error)) from None
+        raise _bad(image, _reason(error)) from None
     return pixels
 
 
 @contextlib.contextmanager
-def open_image(path: Path) -> Iterator[Image.Image]:
+def open_image(image: ImageContent) -> Iterator[Image.Image]:
     """Open an image with Pillow, which reads only its header until the pixels are asked for.
 
     Raises:
-        BadImageError: the file is not an image, or is damaged; also if that happens within the context.
+        BadImageError: it is not an image, or is damaged; also if that happens within the context.
     """
     # Pillow warns of damaged metadata, which changes no pixel, and of a size that is refused here. `catch_warnings`
     # would not be safe in several threads.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with Image.open(path, formats=_formats()) as image:
-            yield image
+        with Image.open(io.BytesIO(image.data.data), formats=_formats()) as opened:
+            yield opened
     except UnidentifiedImageError:
-        raise BadImageError(str(path), "not an image") from None
+        raise _bad(image, "not an image") from None
     except Image.DecompressionBombError:
-        raise BadImageError(str(path), f"more than {MAX_PIXELS:,} pixels") from None
+        raise _bad(image, f"more than {MAX_PIXELS:,} pixels") from None
     except (OSError, SyntaxError, ValueError, RuntimeError, MemoryError) as error:
-        raise BadImageError(str(path), " ".join(str(error).split()) or type(error).__name__) from None
+        raise _bad(image, " ".join(str(error).split()) or type(error).__name__) from None
 
 
-def _read_jpeg(path: Path) -> NDArray[np.uint8] | None:
-    """Return the content of a JPEG file; None for another format."""
-    try:
-        with path.open("rb", buffering=0) as file:
-            start, size = file.read(len(_JPEG)), os.fstat(file.fileno()).st_size
-            if not start:
-                raise BadImageError(str(path), "empty, zero bytes")
-            if start != _JPEG:
-                return None
-            if size > _MAX_BYTES:
-                raise BadImageError(str(path), f"{size:,} bytes, too large for {MAX_PIXELS:,} pixels")
-            file.seek(0)
-            return np.fromfile(file, dtype=np.uint8)
-    except OSError as error:
-        remedy = "check the permissions of file and folder" if isinstance(error, PermissionError) else "check the disk"
-        raise BadImageError(str(path), f"cannot be read: {error.strerror or error}", remedy) from None
+def _bad(image: ImageContent, reason: str) -> BadImageError:
+    return BadImageError(image.path, reason, image.remedy)
 
 
 def _jpeg_size(content: memoryview) -> tuple[int, int]:
@@ -147,24 +124,24 @@ def _jpeg_size(content: memoryview) -> tuple[int, int]:
     return 0, 0
 
 
-def _refuse_large(path: Path, height: int, width: int) -> None:
+def _refuse_large(image: ImageContent, height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
-        raise BadImageError(str(path), f"{width:,} x {height:,} pixels, more than {MAX_PIXELS:,}")
+        raise _bad(image, f"{width:,} x {height:,} pixels, more than {MAX_PIXELS:,}")
     if 0 < MAX_RATIO * min(height, width) < max(height, width):
-        raise BadImageError(str(path), f"{width:,} x {height:,} pixels, a side more than {MAX_RATIO} times the other")
+        raise _bad(image, f"{width:,} x {height:,} pixels, a side more than {MAX_RATIO} times the other")
 
 
-def _decode_with_pillow(path: Path) -> Tensor:
+def _decode_with_pillow(content: ImageContent) -> Tensor:
     """Decode all formats but JPEG.
 
     torchvision (0.29) knows some of them, but dies by SIGSEGV of one wrong bit in a PNG, and decodes each frame of an
     animation.
     """
-    with open_image(path) as image:
-        _refuse_large(path, image.height, image.width)
+    with open_image(content) as image:
+        _refuse_large(content, image.height, image.width)
         if image.mode == "F" or (image.mode == "I" and image.format not in {"PNG", "PPM"}):
             kind = "floating-point numbers" if image.mode == "F" else "integers of 32 bits, or with a sign"
-            raise BadImageError(str(path), f"its pixels are {kind}, without a known white")
+            raise _bad(content, f"its pixels are {kind}, without a known white")
         if image.mode.startswith("I"):
             pixels = np.repeat(_upper_bits(image)[..., np.newaxis], 3, axis=2)
         else:

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.arrays import read_arrays, write_arrays
+from trainer.data.content import ImagePlace
+from trainer.data.pack import Pack, PackedSplit, read_pack
 from trainer.data.tree import Stamp, describe_left_out, read_class_names, read_split, stamp
 from trainer.shared.errors import UsageError
 from trainer.shared.files import reading, replacing, text_if_readable, why_no_folder
@@ -40,6 +42,7 @@ class ImageIndex:
         paths: (N,) encoded paths relative to `root`.
         labels: (N,) int64.
         left_out: number of other files in the split, by suffix or kind.
+        packed: where the images lie in a pack; None if each is a file.
     """
 
     root: Path
@@ -47,18 +50,23 @@ class ImageIndex:
     paths: NDArray[np.bytes_]
     labels: NDArray[np.int64]
     left_out: Mapping[str, int] = field(default_factory=dict)
+    packed: PackedSplit | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def path(self, sample: int) -> Path:
-        """Return the file of one sample."""
+        """Return the file of one sample; of a pack, the file that it was, if the pack's folder held it."""
         return self.root / os.fsdecode(self.paths[sample])
+
+    def place(self, sample: int) -> ImagePlace:
+        """Return where one sample is read from."""
+        return self.path(sample) if self.packed is None else self.packed.place(sample)
 
 
 @dataclass(frozen=True)
 class Datasets:
-    """A data folder: training images (None for an evaluation) and validation images, with the same labels.
+    """A data folder or a pack: training images (None for an evaluation) and validation images, with the same labels.
 
     `fingerprint` is a hash of the class names, file names and labels, not of the pixels.
     """
@@ -80,11 +88,14 @@ class Datasets:
 
 
 def load_datasets(data_path: Path, *, need_train: bool = True) -> Datasets:
-    """Index `data_path`/train and `data_path`/val. Validation labels count in train's classes, if there is a train/.
+    """Index `data_path`/train and `data_path`/val, or a pack. Validation labels count in train's classes, if there are.
 
     Raises:
-        UsageError: a folder is missing, unreadable or empty, or val/ has a class that train/ lacks.
+        UsageError: a folder is missing, unreadable or empty, val/ has a class that train/ lacks, or a pack is broken.
     """
+    pack = read_pack(data_path)
+    if pack is not None:
+        return _packed_datasets(data_path, pack, need_train=need_train)
     with reading(data_path):
         if not data_path.is_dir():
             fault = why_no_folder(data_path)
@@ -97,6 +108,17 @@ def load_datasets(data_path: Path, *, need_train: bool = True) -> Datasets:
             val = _in_classes_of(tuple(read_class_names(data_path / "train")), val)
     splits = [split for split in (train, val) if split is not None]
     return Datasets(train, val, _fingerprint(splits))
+
+
+def _packed_datasets(data_path: Path, pack: Pack, *, need_train: bool) -> Datasets:
+    if need_train and "train" not in pack.splits:
+        raise UsageError(f"--data-path {data_path}: a pack without training images; pack a folder with train/ and val/")
+    indexes = {
+        name: ImageIndex(split.folder, pack.classes, split.paths, split.labels, packed=split)
+        for name, split in pack.splits.items()
+        if need_train or name == "val"
+    }
+    return Datasets(indexes.get("train"), indexes["val"], _fingerprint(list(indexes.values())))
 
 
 def load_split(data_path: Path, split: str) -> ImageIndex:

@@ -15,8 +15,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import Transform
 
 from trainer.data.augment import device_transform, eval_transform, sample_key, train_transform
-from trainer.data.bad_images import BadImage, BadImages, allowed_bad_images
-from trainer.data.decode import BadImageError, decode_image
+from trainer.data.bad_images import BadImage, BadImageError, BadImages, allowed_bad_images
+from trainer.data.content import ImageContent, read_ahead, try_to_read
+from trainer.data.decode import decode_content
 from trainer.data.index import ImageIndex
 from trainer.data.processes import whole_item_loader
 from trainer.data.sampler import EpochPlan, Indices, epoch_order, eval_indices
@@ -141,8 +142,9 @@ def _train_item(
     try:
         # The transforms draw from the default generator, which in the training process is also dropout's.
         with torch.random.fork_rng(devices=[]):
-            for position, key in enumerate(keys):
-                indices[position], pixels, skipped = _readable(index, int(samples[position]), config)
+            contents = read_ahead(map(index.place, samples.tolist()))
+            for position, (key, content) in enumerate(zip(keys, contents, strict=True)):
+                indices[position], pixels, skipped = _readable(index, int(samples[position]), content, config)
                 bad += skipped
                 torch.default_generator.manual_seed(key.seed)
                 images[position] = transform(pixels)
@@ -155,9 +157,9 @@ def _eval_item(index: ImageIndex, config: TrainConfig, transform: Transform, sam
     images = _empty_images(len(samples), config)
     indices: list[int] = []
     bad: list[BadImage] = []
-    for sample in samples.tolist():
+    for sample, content in zip(samples.tolist(), read_ahead(map(index.place, samples.tolist())), strict=True):
         try:
-            pixels = decode_image(index.path(sample))
+            pixels = _pixels(content)
         except BadImageError as error:
             if config.on_bad_image == "fail":
                 return _LoaderItem(None, failure=error)
@@ -172,8 +174,12 @@ def _eval_item(index: ImageIndex, config: TrainConfig, transform: Transform, sam
     return _LoaderItem(batch, tuple(bad))
 
 
-def _readable(index: ImageIndex, sample: int, config: TrainConfig) -> tuple[int, Tensor, list[BadImage]]:
+def _readable(
+    index: ImageIndex, sample: int, content: ImageContent | BadImageError, config: TrainConfig
+) -> tuple[int, Tensor, list[BadImage]]:
     """Return `sample`, or the next one in the index that can be decoded, its pixels, and the bad ones before it.
+
+    `content` belongs to `sample`.
 
     Raises:
         BadImageError: `sample` cannot be decoded and must not be skipped.
@@ -183,7 +189,7 @@ def _readable(index: ImageIndex, sample: int, config: TrainConfig) -> tuple[int,
     candidate = sample
     while True:
         try:
-            pixels = decode_image(index.path(candidate))
+            pixels = _pixels(content)
         except BadImageError as error:
             if config.on_bad_image == "fail":
                 raise
@@ -198,6 +204,18 @@ def _readable(index: ImageIndex, sample: int, config: TrainConfig) -> tuple[int,
                 f" check the disk, or replace them (`{TRAINER} data verify FOLDER` lists every such file)"
             )
         candidate = (candidate + 1) % len(index)
+        content = try_to_read(index.place(candidate))
+
+
+def _pixels(content: ImageContent | BadImageError) -> Tensor:
+    """Return the pixels of an image that was read.
+
+    Raises:
+        BadImageError: it was not, or cannot be decoded.
+    """
+    if isinstance(content, BadImageError):
+        raise content
+    return decode_content(content)
 
 
 def _bad_image(index: ImageIndex, sample: int, error: BadImageError, *, replaced_by: int | None) -> BadImage:

@@ -1,4 +1,4 @@
-"""Read every image of a folder and list the unusable ones, before a run fails on one of them at epoch 40.
+"""Read every image of a folder or a pack and list the unusable ones, before a run fails on one of them at epoch 40.
 
 It is stricter than training: for damage inside a file libjpeg only prints a warning on stderr and fills in grey. So
 each file is decoded in a process whose stderr is read.
@@ -6,13 +6,16 @@ each file is decoded in a process whose stderr is read.
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from trainer.data.decode import BadImageError, decode_image, open_image
+from trainer.data.bad_images import BadImageError
+from trainer.data.content import ImageContent, ImagePlace, read_image
+from trainer.data.decode import decode_content, open_image
+from trainer.data.pack import read_pack
 from trainer.data.processes import start_worker, whole_item_loader
 from trainer.data.tree import SplitTree
 
@@ -56,42 +59,61 @@ def verify_images(trees: Mapping[Path, SplitTree], *, workers: int) -> VerifyRep
         TrainerError: a loader process died.
     """
     files = [folder / os.fsdecode(name) for folder, tree in trees.items() for names in tree.images for name in names]
+    left_out = {str(folder): dict(tree.left_out) for folder, tree in trees.items() if tree.left_out}
+    return _verify(files, workers, left_out)
+
+
+def verify_pack(folder: Path, *, workers: int) -> VerifyReport:
+    """Compare every image of a pack with its checksum, and decode it, in `workers` (at least 1) processes.
+
+    Raises:
+        UsageError: it is not a whole pack.
+        TrainerError: a loader process died.
+    """
+    pack = read_pack(folder)
+    assert pack is not None  # the caller found its index
+    places = [split.place(sample) for split in pack.splits.values() for sample in range(len(split.paths))]
+    return _verify(places, workers, {})
+
+
+def _verify(places: Sequence[ImagePlace], workers: int, left_out: dict[str, dict[str, int]]) -> VerifyReport:
     notes: Counter[str] = Counter()
     broken = []
-    for finding in whole_item_loader(_check, files, workers=workers, start_worker=_listen):
+    for finding in whole_item_loader(_check, places, workers=workers, start_worker=_listen):
         if isinstance(finding, UnusableFile):
             broken.append(finding)
         else:
             notes.update(finding)
-    left_out = {str(folder): dict(tree.left_out) for folder, tree in trees.items() if tree.left_out}
-    return VerifyReport(len(files), tuple(broken), dict(sorted(notes.items())), left_out)
+    return VerifyReport(len(places), tuple(broken), dict(sorted(notes.items())), left_out)
 
 
-def _check(path: Path) -> UnusableFile | Notes:
-    """Decode a file in a loader process."""
+def _check(place: ImagePlace) -> UnusableFile | Notes:
+    """Decode an image in a loader process."""
     os.lseek(_STDERR, 0, os.SEEK_SET)
     os.ftruncate(_STDERR, 0)
     try:
-        decode_image(path)
+        image = read_image(place)
+        decode_content(image)
     except BadImageError as error:
-        return UnusableFile(str(path), error.reason)
+        return UnusableFile(error.path, error.reason)
     warning = os.pread(_STDERR, 4096, 0).decode(errors="replace").split("\n")[0].strip()
     if any(damage in warning for damage in _DAMAGE):
-        return UnusableFile(str(path), f"damaged inside: {warning}")
-    return _notes(path) + (("decoder warning",) if warning else ())
+        return UnusableFile(image.path, f"damaged inside: {warning}")
+    return _notes(image) + (("decoder warning",) if warning else ())
 
 
-def _notes(path: Path) -> Notes:
+def _notes(image: ImageContent) -> Notes:
     """Return the unusual properties of a good file, from its header."""
     try:
-        with open_image(path) as header:
+        with open_image(image) as header:
             kind, mode = str(header.format), header.mode
     except BadImageError:
         return ("header unknown to Pillow",)
-    named = Image.registered_extensions().get(path.suffix.lower(), kind)
+    suffix = Path(image.path).suffix
+    named = Image.registered_extensions().get(suffix.lower(), kind)
     notes = []
     if kind != named:
-        notes.append(f"{kind} named {path.suffix}")
+        notes.append(f"{kind} named {suffix}")
     if mode == "CMYK":
         notes.append("CMYK")
     if mode in ("1", "L", "I") or mode.startswith("I;16"):

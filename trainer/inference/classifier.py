@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from trainer.data.augment import device_transform, eval_transform
-from trainer.data.decode import BadImageError, decode_image
+from trainer.data.bad_images import BadImageError
+from trainer.data.decode import decode_image
 from trainer.model.pnasnet import PNASNet5, build_model
 from trainer.model.weight_files import NORMALIZATIONS, import_weights
 from trainer.model.weights import load_weights, weight_warnings, with_weight_settings

@@ -14,6 +14,9 @@ WEIGHT_SETTINGS = ("model", "padding", "image_size", "normalize", "eval_crop", "
 CHECKPOINTS_FOLDER = "checkpoints"
 """The folder of a run's checkpoints, in the run's own."""
 
+PACK_INDEX = "pack-index.npz"
+"""The file by which a folder is known for packed images."""
+
 
 def is_run_folder(folder: Path) -> bool:
     """Return whether a run has begun in this folder."""

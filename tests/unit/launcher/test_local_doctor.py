@@ -16,6 +16,7 @@ from launcher.local.preflight import check_paths, examine_machine
 from launcher.local.submitter import LocalSubmitter
 from launcher.settings.layers import resolve_settings
 from launcher.settings.spec import JobSpec
+from trainer.shared.runs import PACK_INDEX
 
 NOW = datetime(2026, 11, 30, tzinfo=timezone.utc)
 
@@ -87,6 +88,13 @@ def test_a_path_that_the_system_refuses_is_named_by_its_option(
     assert re.match(rf"{option} .*: (File name too long|Permission denied); choose another path", findings[about].text)
     with pytest.raises(RequestError, match=f"^{option} "):
         check_paths(job(**flags))
+
+
+def test_packed_images_need_no_folders(machine: Path) -> None:
+    Path("pack").mkdir()
+    Path("pack", PACK_INDEX).touch()
+    finding = found(job(data_path=Path("pack")), machine)["data"]
+    assert (finding.state, finding.text) == ("ok", f"{Path('pack').absolute()}: packed images")
 
 
 def test_a_folder_that_the_user_cannot_list_is_no_data(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, features
 from sklearn.datasets import load_sample_images
 
-from trainer.data.decode import BadImageError, decode_image
+from trainer.data.bad_images import BadImageError
+from trainer.data.decode import decode_image
 
 Pixels = NDArray[np.uint8]
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from trainer.data import index as index_module
-from trainer.data.decode import BadImageError, decode_image
+from trainer.data.bad_images import BadImageError
+from trainer.data.decode import decode_image
 from trainer.data.index import load_datasets, load_split
 from trainer.shared.errors import UsageError
 

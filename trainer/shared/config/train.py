@@ -72,7 +72,7 @@ class TrainConfig(BaseModel):
     )
 
     mode: Mode = _in_run("full", "Task: full training, timed steps, training that starts from weights, or evaluation.")
-    data_path: Path = _in_run(Path("/data"), "Folder with train/ and val/, one sub-folder per class.")
+    data_path: Path = _in_run(Path("/data"), "Folder with train/ and val/, one sub-folder per class; or a pack of one.")
     output: Path = _in_run(Path("output"), "Folder that gets one sub-folder per run.")
     run_name: Annotated[str | None, Optional] = _in_run(
         None, "Name of the run's folder. [default: mode, model and time]", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
