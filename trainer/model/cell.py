@@ -8,10 +8,10 @@ consumer of a cell's output rectifies it first, so a cell returns its output alr
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
 from torch import Tensor, nn
 
+from trainer.model.join import JoinedSums
 from trainer.model.layers import FactorizedReduction, MaxPool2d, Padding, Projection, Separable
 
 BranchSource = Literal["left", "right", "sum_2"]
@@ -91,8 +91,8 @@ class Cell(nn.Module):
 
     def forward(
         self, left: Tensor, right: Tensor, keep: Tensor | None = None, raw_left: Tensor | None = None
-    ) -> Tensor:
-        """Compute the cell's rectified output.
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the cell's rectified output, twice: for the next layer, and for the one after it.
 
         Args:
             left: (N, left, H', W'), rectified output of the layer before last.
@@ -101,7 +101,7 @@ class Cell(nn.Module):
             raw_left: `left` before its ReLU; only for a cell that uses `left` as it is.
 
         Returns:
-            (N, 5 * width, ceil(H / stride), ceil(W / stride))
+            (N, 5 * width, ceil(H / stride), ceil(W / stride)) and the same
         """
         if self.conv_prev_1x1 is not None:
             raw_left = self.conv_prev_1x1(left)
@@ -118,15 +118,14 @@ class Cell(nn.Module):
         if keep is not None:
             rows = keep.to(raw_right.dtype)[:, :, None, None, None].unbind()
             factors = dict(zip(DROPPED, rows, strict=True))
-        sums: list[Tensor] = []
-        for first, second in SUMS:
+        sums = JoinedSums(len(SUMS))
+        for number, (first, second) in enumerate(SUMS):
             x, y = (self.get_submodule(branch.name)(maps[self.reads[branch.name]]) for branch in (first, second))
-            total = _add_(x, y, factors.get(first.name), factors.get(second.name))
-            sums.append(_with_dense_gradient(total))
-            if len(sums) == 3:
-                maps["sum_2", "rectified"] = F.relu(sums[2])
-        # Every consumer reads a cell's output through a ReLU, and cat's backward does not need it: overwrite it.
-        return F.relu_(torch.cat(sums, 1))
+            total = sums.add(x, y, factors.get(first.name), factors.get(second.name))
+            if number == 2:
+                maps["sum_2", "rectified"] = F.relu(total)
+        # Every consumer reads a cell's output through a ReLU.
+        return sums.rectify()
 
 
 def _build(branch: Branch, channels: int, width: int, stride: int, padding: Padding) -> tuple[Form, nn.Module]:
@@ -136,19 +135,3 @@ def _build(branch: Branch, channels: int, width: int, stride: int, padding: Padd
     if branch.operation == "max_pool":  # the cell computes the pool itself, once per source
         return "pooled", nn.Identity() if channels == width else Projection(channels, width)
     return ("raw", nn.Identity()) if stride == 1 else ("rectified", Projection(channels, width, stride))
-
-
-def _add_(x: Tensor, y: Tensor, keep_x: Tensor | None, keep_y: Tensor | None) -> Tensor:
-    """Compute x * keep_x + y * keep_y in x, a batch norm's output, which its own backward does not read."""
-    if keep_x is not None:
-        x = x.mul_(keep_x)
-    return x.add_(y) if keep_y is None else x.addcmul_(y, keep_y)
-
-
-def _with_dense_gradient(x: Tensor) -> Tensor:
-    """Copy x's gradient, a slice of the concatenation's, once; otherwise each of the two branches would copy it."""
-    if x.requires_grad:
-        last = x.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if last else torch.contiguous_format
-        x.register_hook(lambda gradient: gradient.contiguous(memory_format=layout))
-    return x

@@ -22,9 +22,29 @@ PADDINGS: tuple[Padding, ...] = get_args(Padding)
 BATCH_NORM_EPS = 1e-3  # TensorFlow slim nasnet.py, batch_norm_epsilon
 
 
-def batch_norm(channels: int) -> nn.BatchNorm2d:
+class BatchNorm2d(nn.BatchNorm2d):
+    """A batch normalisation that does not count its batches: the network counts those of all its norms at once.
+
+    Its momentum is fixed, so that nothing but the files reads the count, and each norm's own would cost an operator.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.BatchNorm2d
+        """Normalise (N, C, H, W) by the batch's statistics in training, else by the running ones."""
+        return F.batch_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum or 0.0,
+            self.eps,
+        )
+
+
+def batch_norm(channels: int) -> BatchNorm2d:
     """Return a batch normalisation with the epsilon of the published weights' training."""
-    return nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS)
+    return BatchNorm2d(channels, eps=BATCH_NORM_EPS)
 
 
 def pointwise(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -35,8 +55,7 @@ def pointwise(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d
 class EvenPixelConv2d(nn.Conv2d):
     """A 1x1 convolution of the pixels 0, 2, 4, ...: (N, in, H, W) -> (N, out, ceil(H/2), ceil(W/2)).
 
-    A 1x1 average pool picks the pixels. The gradient of a slice is never channels-last and slows every layer before it,
-    and the convolution's stride is not safe for narrow maps: see `Projection`.
+    A 1x1 average pool picks the pixels: the gradient of a slice is never channels-last and slows every layer before it.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -45,6 +64,14 @@ class EvenPixelConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.Conv2d
         """Pick, then convolve."""
         return F.conv2d(F.avg_pool2d(input, 1, 2), self.weight)
+
+
+def even_pixels(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """Return a 1x1 convolution of the pixels 0, 2, 4, ... without bias."""
+    # PyTorch's CPU backward of a strided 1x1 convolution of fewer channels than a vector register holds writes past
+    # its buffer in channels-last layout (2.9.0 and 2.14.1; on AVX-512 below 16, aborts within a few calls).
+    narrow = in_channels < 16
+    return EvenPixelConv2d(in_channels, out_channels) if narrow else pointwise(in_channels, out_channels, 2)
 
 
 class OddPixelConv2d(nn.Conv2d):
@@ -73,10 +100,7 @@ class DepthwiseConv2d(nn.Conv2d):
         rows, columns = ((side + 1) % 2 * self.shifts_even_sides for side in input.shape[2:])
         half = self.kernel_size[0] // 2
         y = F.conv2d(input, self.weight, None, self.stride, (half + rows, half + columns), groups=self.groups)
-        if not (rows or columns):
-            return y
-        # clone() keeps the memory layout and pays for one copy here instead of one in each consumer.
-        return y[:, :, rows:, columns:].clone()
+        return F.pad(y, (-columns, 0, -rows, 0)) if rows or columns else y
 
 
 class MaxPool2d(nn.Module):
@@ -123,12 +147,7 @@ class Projection(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
-        # PyTorch's CPU backward of a strided 1x1 convolution of fewer channels than a vector register holds writes past
-        # its buffer in channels-last layout (2.9.0 and 2.14.1; on AVX-512 below 16, aborts within a few calls).
-        narrow = stride == 2 and in_channels < 16
-        self.conv = (
-            EvenPixelConv2d(in_channels, out_channels) if narrow else pointwise(in_channels, out_channels, stride)
-        )
+        self.conv = even_pixels(in_channels, out_channels) if stride == 2 else pointwise(in_channels, out_channels)
         self.bn = batch_norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,8 +165,9 @@ class FactorizedReduction(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, padding: Padding) -> None:
         super().__init__()
         even = out_channels // 2
-        odd = OddPixelConv2d if padding == "exact" else EvenPixelConv2d
-        self.path_1 = nn.Sequential(OrderedDict(conv=EvenPixelConv2d(in_channels, even)))
+        # The seed picks its pixels first; a strided convolution rounds otherwise.
+        first, odd = (even_pixels, OddPixelConv2d) if padding == "exact" else (EvenPixelConv2d, EvenPixelConv2d)
+        self.path_1 = nn.Sequential(OrderedDict(conv=first(in_channels, even)))
         self.path_2 = nn.Sequential(OrderedDict(conv=odd(in_channels, out_channels - even)))
         self.final_path_bn = batch_norm(out_channels)
 

@@ -5,9 +5,10 @@ parameters have the names of the published weights (Cadene's and timm's), so tha
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
@@ -16,9 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.model.aux_head import AuxHead, AuxKind
 from trainer.model.cell import DROPPED, SUMS, Cell, Previous
-from trainer.model.layers import PADDINGS, Padding, batch_norm
+from trainer.model.layers import PADDINGS, BatchNorm2d, Padding, batch_norm
 from trainer.shared.config import TrainConfig
 
+STEMS = 2
 STAGES = 3
 
 
@@ -65,7 +67,8 @@ class PNASNet5(nn.Module):
             ModelZoo's PnasNet5Large, which dropped pads. Weights of one give a wrong result with the other.
         drop_path: probability in [0, 1) of dropping a branch of the last cell at the end of training.
         dropout: probability in [0, 1) before the classifier.
-        checkpoint_cells: keep only the cells' outputs for the backward pass, which recomputes the rest.
+        checkpoint_cells: keep only the cells' outputs for the backward pass, which recomputes the rest. The cells of
+            the last stage keep all: they have a third of the arithmetic, and an eighth of the maps.
     """
 
     def __init__(
@@ -83,7 +86,8 @@ class PNASNet5(nn.Module):
         if padding not in PADDINGS:
             raise ValueError(f"padding is {padding!r}; it must be one of {', '.join(PADDINGS)}")
         self.scale, self.num_classes, self.padding = scale, num_classes, padding
-        self.drop_path, self.checkpoint_cells = drop_path, checkpoint_cells
+        self.drop_path = drop_path
+        self.recomputed_cells = STEMS + (STAGES - 1) * scale.cells if checkpoint_cells else 0
         self.progress = 1.0
         self._rate: Tensor | None = None
         """Drop-path's present rate as an fp32 scalar on the device, which a captured step reads each time."""
@@ -97,6 +101,7 @@ class PNASNet5(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.last_linear = nn.Linear(scale.channels(STAGES - 1), num_classes)
         self.aux, self.aux_after = _aux_head(scale, aux, num_classes)
+        self._batches_seen = _join_counters(self)
 
     def set_progress(self, fraction: float) -> None:
         """Set the completed share of the training, from 0 to 1: drop-path's rate grows with it (1 by default)."""
@@ -108,14 +113,18 @@ class PNASNet5(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Return the logits; in training with an auxiliary head also its logits."""
+        if self.training:
+            self._batches_seen.add_(1)
         keep = self.drop_path_factors(x)
         aux_logits: Tensor | None = None
         stem: Tensor = self.conv_0(x)
-        left = right = F.relu(stem)
+        left = right = later = F.relu(stem)
         raw: Tensor | None = stem
         for index, name in enumerate(self.cell_names):
             cell = self.get_submodule(name)
-            left, right = right, self._run(cell, left, right, None if keep is None else keep[index], raw)
+            run = _recomputing if index < self.recomputed_cells and torch.is_grad_enabled() else _plain
+            output, output_again = run(cell, left, right, None if keep is None else keep[index], raw)
+            left, right, later = later, output, output_again
             raw = None
             if self.training and self.aux is not None and name == self.aux_after:
                 aux_logits = self.aux(right)
@@ -142,19 +151,11 @@ class PNASNet5(nn.Module):
         draws = torch.rand(cells, len(DROPPED), x.shape[0], device=x.device)
         return (draws + keep_probability).floor_().div_(keep_probability)
 
-    def _run(self, cell: nn.Module, *inputs: Tensor | None) -> Tensor:
-        output: Tensor
-        if self.checkpoint_cells and torch.is_grad_enabled():
-            output = checkpoint(
-                cell,
-                *inputs,
-                use_reentrant=False,
-                preserve_rng_state=False,  # nothing in a cell draws random numbers
-                context_fn=lambda: (nullcontext(), _running_statistics_held(cell)),
-            )
-        else:
-            output = cell(*inputs)
-        return output
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert everything; the counters stay one tensor."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._batches_seen = _join_counters(self)
+        return self
 
 
 def build_model(config: TrainConfig, num_classes: int) -> PNASNet5:
@@ -195,15 +196,40 @@ def _aux_head(scale: Scale, kind: AuxKind | None, num_classes: int) -> tuple[Aux
     return head, f"cell_{2 * scale.cells}"
 
 
+def _join_counters(network: nn.Module) -> Tensor:
+    """Make the batch counters of all norms views of one tensor (norms,) int64, and return it."""
+    norms = [module for module in network.modules() if isinstance(module, BatchNorm2d)]
+    counters = torch.stack([norm.get_buffer("num_batches_tracked") for norm in norms])
+    for norm, counter in zip(norms, counters.unbind(), strict=True):
+        norm.num_batches_tracked = counter
+    return counters
+
+
+def _plain(cell: nn.Module, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+    outputs: tuple[Tensor, Tensor] = cell(*inputs)
+    return outputs
+
+
+def _recomputing(cell: nn.Module, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+    outputs: tuple[Tensor, Tensor] = checkpoint(
+        cell,
+        *inputs,
+        use_reentrant=False,
+        preserve_rng_state=False,  # nothing in a cell draws random numbers
+        context_fn=lambda: (nullcontext(), _running_statistics_held(cell)),
+    )
+    return outputs
+
+
 @contextmanager
 def _running_statistics_held(cell: nn.Module) -> Iterator[None]:
     """Let batch norms normalise by the batch without counting it: recomputation must not count it twice."""
-    norms = [module for module in cell.modules() if isinstance(module, nn.BatchNorm2d)]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    norms = [module for module in cell.modules() if isinstance(module, BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum

@@ -55,7 +55,7 @@ def test_auxiliary_head_is_the_published_one_at_its_place(
         received: list[Tensor] = []
         assert model.aux is not None
         model.aux.register_forward_hook(lambda _module, inputs, _output: received.append(inputs[0]))
-        model.get_submodule(cell).register_forward_hook(lambda _module, _inputs, output: received.append(output))
+        model.get_submodule(cell).register_forward_hook(lambda _module, _inputs, output: received.append(output[0]))
         model(torch.empty(2, 3, 331, 331))
     assert received[0] is received[1], f"the head does not follow {cell}"
     assert received[0].shape[2:] == (side, side)
@@ -89,15 +89,17 @@ def test_drop_path_can_drop_every_branch_but_the_identity() -> None:
     torch.manual_seed(0)
     cell = Cell(8, 8, 4, stride=1, padding="exact")
     x = torch.rand(2, 8, 9, 9)
-    whole = cell(x, x).split(4, 1)
+    whole = cell(x, x)[0].split(4, 1)
     assert tuple(branch.name for branch in GENOTYPE[:9]) == DROPPED
     for place in range(9):
         keep = torch.ones(9, 2)
         keep[place] = 0
-        changed = {index for index, block in enumerate(cell(x, x, keep).split(4, 1)) if not block.equal(whole[index])}
+        changed = {
+            index for index, block in enumerate(cell(x, x, keep)[0].split(4, 1)) if not block.equal(whole[index])
+        }
         own = place // 2
         assert changed == ({2, 3} if own == 2 else {own}), f"{DROPPED[place]} dropped"  # the fourth sum reads the third
-    *dropped, identity = cell(x, x, torch.zeros(9, 2)).split(4, 1)
+    *dropped, identity = cell(x, x, torch.zeros(9, 2))[0].split(4, 1)
     assert not any(block.any() for block in dropped)
     torch.testing.assert_close(identity, F.relu(cell.conv_1x1(x)))
 
@@ -110,7 +112,7 @@ def test_drop_path_scales_the_branches_that_it_keeps() -> None:
     keep[DROPPED.index("comb_iter_1_right")] = torch.tensor([0.0, 1.25])
     pooled = F.max_pool2d(cell.conv_1x1(x), 3, 2, padding=1)
     expected = F.relu(pooled * torch.tensor([0.0, 1.25])[:, None, None, None])
-    torch.testing.assert_close(cell(x, x, keep)[:, 4:8], expected)
+    torch.testing.assert_close(cell(x, x, keep)[0][:, 4:8], expected)
 
 
 def test_a_step_draws_one_table_and_nothing_without_drop_path() -> None:
@@ -171,7 +173,7 @@ def test_recomputed_cells_change_only_memory(drop_path: float) -> None:
     different = [name for name in expected if not torch.equal(expected[name], actual[name])]
     assert not different, f"recomputation changes {different[:3]}"
     assert plain.state_dict()["cell_0.conv_1x1.bn.num_batches_tracked"] == 1
-    assert bytes_held < plain_bytes / 2
+    assert bytes_held < plain_bytes * 2 / 3  # tests/unit/training/test_model_cost.py counts those of the large network
 
 
 def test_channels_last_and_contiguous_layouts_agree() -> None:
@@ -192,11 +194,11 @@ def test_gradients_stay_channels_last_through_the_whole_network() -> None:
     for name, module in model.named_modules():
         if isinstance(module, Cell):
 
-            def keep_layout(_module: nn.Module, _inputs: Any, output: Tensor, name: str = name) -> None:
+            def keep_layout(_module: nn.Module, _inputs: Any, outputs: tuple[Tensor, Tensor], name: str = name) -> None:
                 def check(gradient: Tensor) -> None:
                     layouts[name] = gradient.is_contiguous(memory_format=torch.channels_last)
 
-                output.register_hook(check)
+                outputs[0].register_hook(check)
 
             module.register_forward_hook(keep_layout)
     model(torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)).square().mean().backward()
@@ -242,5 +244,5 @@ def test_configuration_chooses_the_network() -> None:
     )
     model = build_model(config, 7)
     assert (model.scale.name, model.padding, model.aux, model.drop_path) == ("pnasnet5tiny", "seed", None, 0.2)
-    assert (model.dropout.p, model.checkpoint_cells, model.num_classes) == (0.25, True, 7)
+    assert (model.dropout.p, model.recomputed_cells, model.num_classes) == (0.25, 4, 7)
     assert build_model(TrainConfig(model="pnasnet5mobile"), 7).aux is not None

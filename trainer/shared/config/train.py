@@ -129,7 +129,7 @@ class TrainConfig(BaseModel):
         "name", "Match the weights' classes with the folders by name, or by sorted order; new: a new classifier."
     )
     activation_checkpointing: bool = _in_model(
-        False, "Recompute each cell in the backward pass: less memory, more time."
+        False, "Recompute most cells in the backward pass: less memory, more time."
     )
 
     batch_size: int = _in_data(32, "Images per device and step.", ge=1)
