@@ -23,7 +23,7 @@ BATCH_NORM_EPS = 1e-3  # TensorFlow slim nasnet.py, batch_norm_epsilon
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """A batch normalisation that does not count its batches: the network counts those of all its norms at once.
+    """A batch normalisation that does not count its batches: the network counts the batches of all its norms at once.
 
     Its momentum is fixed, so that nothing but the files reads the count, and each norm's own would cost an operator.
     """

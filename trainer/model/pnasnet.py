@@ -201,7 +201,7 @@ def _join_counters(network: nn.Module) -> Tensor:
     norms = [module for module in network.modules() if isinstance(module, BatchNorm2d)]
     counters = torch.stack([norm.get_buffer("num_batches_tracked") for norm in norms])
     for norm, counter in zip(norms, counters.unbind(), strict=True):
-        norm.num_batches_tracked = counter
+        norm.register_buffer("num_batches_tracked", counter)
     return counters
 
 

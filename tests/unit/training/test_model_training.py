@@ -173,7 +173,7 @@ def test_recomputed_cells_change_only_memory(drop_path: float) -> None:
     different = [name for name in expected if not torch.equal(expected[name], actual[name])]
     assert not different, f"recomputation changes {different[:3]}"
     assert plain.state_dict()["cell_0.conv_1x1.bn.num_batches_tracked"] == 1
-    assert bytes_held < plain_bytes * 2 / 3  # tests/unit/training/test_model_cost.py counts those of the large network
+    assert bytes_held < plain_bytes * 2 / 3
 
 
 def test_channels_last_and_contiguous_layouts_agree() -> None:
