@@ -1,14 +1,14 @@
 """The trainer's command line: finds this node's place in the job, and supervises one worker per device."""
 
+import contextlib
 import difflib
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
@@ -21,7 +21,7 @@ from trainer.commands.ranktable import ranktable_app
 from trainer.devices.runtime_env import hccl_timeouts, openmp_threads
 from trainer.environment.facts import read_facts
 from trainer.environment.findings import FEWEST_OPEN_FILES
-from trainer.environment.sampler import node_sampler
+from trainer.environment.sampler import HardwareSampler, node_sampler
 from trainer.run.termination import RunTermination
 from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, resolve_train_config, user_layers
 from trainer.shared.config.options import PROFILE_HELP, given_options, option_parameters, take_options
@@ -32,7 +32,10 @@ from trainer.shared.help import HelpPage
 from trainer.shared.program import BROKEN_PIPE, INTERRUPTED, TRAINER, drop_output, output_fails, say_error
 from trainer.shared.text import escape_what_streams_lack, visible
 from trainer.supervisor import Supervisor
-from trainer.topology import check_addresses, discover, visible_devices
+from trainer.topology import Topology, check_addresses, discover, visible_devices
+
+if TYPE_CHECKING:
+    from trainer.run.attempt import Attempt
 
 HELP = f"""
 Train PNASNet-5 on images in the ImageNet folder layout, with one process per device.
@@ -82,8 +85,8 @@ def train(
 
     The exit code is 0, 1 (failed), 2 (usage), 6 (folder taken), 7 (no retry helps) or 75 (resumable).
     """
-    # They import numpy and a web server, in a fifth of a second, too long for --help and for a typo.
-    from trainer.run import attempt, devices, metrics_server, restarts, tries  # noqa: PLC0415  # see above
+    # They import numpy, in a fifth of a second, too long for --help and for a typo.
+    from trainer.run import attempt, devices, restarts, tries  # noqa: PLC0415  # see above
 
     layers = user_layers(given_options(options), profile)
     config, _ = resolve_train_config(layers, partial=True)
@@ -128,7 +131,7 @@ def train(
         with (
             attempt.begin_attempt(layers, starter) as run,
             node_sampler(topology, visible, os.environ) as sampler,
-            metrics_server.serving(run, topology, sampler),
+            _serving_metrics(run, topology, sampler),
             Supervisor(
                 sys.stdout.buffer,
                 node_rank=topology.node_rank,
@@ -146,6 +149,17 @@ def train(
 app.default(take_options(train, after=option_parameters(TrainConfig)))
 
 
+def _serving_metrics(
+    run: "Attempt", topology: Topology, sampler: HardwareSampler
+) -> contextlib.AbstractContextManager[None]:
+    """Serve the figures of the run while the context lasts, if the user asks for it."""
+    if run.config.metrics_port is None:
+        return contextlib.nullcontext()
+    from trainer.run.metrics_server import serving  # noqa: PLC0415  # a web server: only such a run pays for it
+
+    return serving(run, topology, sampler, port=run.config.metrics_port)
+
+
 def _start_on_emulated_npus() -> NoReturn:
     """Replace this process by the same command with the emulated NPUs on its PYTHONPATH."""
     if sys.flags.ignore_environment:
@@ -155,7 +169,7 @@ def _start_on_emulated_npus() -> NoReturn:
 
 def _note(text: str) -> None:
     # A full or broken standard output stops no run: the supervisor goes on in its log files.
-    with suppress(OSError):
+    with contextlib.suppress(OSError):
         os.write(sys.stdout.fileno(), f"{visible(text)}\n".encode(errors="backslashreplace"))
 
 

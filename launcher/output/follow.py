@@ -10,19 +10,16 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launcher.errors import NotFoundError
 from launcher.jobs import Ended, Explanation, JobRef, Jobs, JobState, LogBlock, LogItem, LogLoss, Notice, Phase
 from launcher.kube.retry import poll
 from launcher.output.display import Display, Format, open_display
 from launcher.output.explanation import explanation_text
+from launcher.output.files import LogFiles
 from launcher.output.lines import EVERYTHING, Demultiplexer, LogGap, LogLine, Selection
 from launcher.output.progress import JobProgress
 from launcher.output.same_lines import SameLines
-
-if TYPE_CHECKING:
-    from launcher.output.files import LogFiles
 
 _SHOWN_DEVICES = 16
 
@@ -60,7 +57,7 @@ class LogFollow:
     """One reading of a log: the line counts, the job's progress and outcome, and what is lost without a number."""
 
     view: LogView = LogView()
-    files: "LogFiles | None" = None
+    files: LogFiles | None = None
     demultiplexer: Demultiplexer = field(init=False)
     progress: JobProgress = field(default_factory=JobProgress)
     same_lines: SameLines = field(default_factory=SameLines)
@@ -143,19 +140,13 @@ class LogFollow:
         return self.same_lines.without_same(pieces) if self.view.shows_same_once else pieces
 
 
-def _open_files(folder: Path) -> "LogFiles":
-    from launcher.output.files import LogFiles  # noqa: PLC0415  # only --save pays for it
-
-    return LogFiles(folder)
-
-
 def show_log(jobs: Jobs, ref: JobRef, view: LogView, *, follow: bool = False, attempt: int | None = None) -> LogFollow:
     """Show a job's lines on standard output, with `follow` until the job has ended.
 
     Raises:
         NotFoundError: there is no such job, attempt, rank or device.
     """
-    with nullcontext() if view.save is None else _open_files(view.save) as files:
+    with nullcontext() if view.save is None else LogFiles(view.save) as files:
         reading = LogFollow(view, files)
         is_complete = not follow
         if follow and view.selection.of_a_device:

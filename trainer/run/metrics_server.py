@@ -142,16 +142,15 @@ def _number(field: str, row: Mapping[str, Any]) -> float | None:
 
 
 @contextlib.contextmanager
-def serving(attempt: Attempt, topology: Topology, sampler: HardwareSampler) -> Iterator[None]:
-    """Serve the figures at `http://HOST:PORT/metrics`, on every address of this machine, if the user asks for it.
+def serving(attempt: Attempt, topology: Topology, sampler: HardwareSampler, *, port: int) -> Iterator[None]:
+    """Serve the figures at `http://HOST:PORT/metrics`, on every address of this machine.
 
     Under torchrun only the node's first process does.
 
     Raises:
         UsageError: The port is taken, or needs privileges.
     """
-    port = attempt.config.metrics_port
-    if port is None or topology.workers[0].local_rank > 0:
+    if topology.workers[0].local_rank > 0:
         yield
         return
     config = attempt.config

@@ -13,7 +13,6 @@ from launcher.errors import ExitCode
 from launcher.local import records
 
 SUBMITTING = {"pydantic", "jinja2", "yaml", "launcher.settings", "launcher.manifests", "launcher.cluster.refusals"}
-SAVING = {"launcher.output.files"}
 CLUSTER = {"kubernetes", "pycurl", "urllib3"}
 HEAVY = {"torch", "numpy", "rich"}
 RENDER = ("render", "--npus", "8", "--nodes", "2", "--image", "registry.example/pnas:0.1.0", "--backend", "volcano")
@@ -57,7 +56,7 @@ def imported(home: Path, *words: str, **environ: str) -> set[str]:
 def test_a_command_that_reads_or_stops_jobs_imports_nothing_of_submitting(home: Path, words: list[str]) -> None:
     modules = imported(home, *words)
     assert "launcher.local.records" in modules, "the command did not look for jobs"
-    assert not modules & (SUBMITTING | SAVING | CLUSTER | HEAVY)
+    assert not modules & (SUBMITTING | CLUSTER | HEAVY)
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]], ids=str)

@@ -1,6 +1,8 @@
 """Prometheus gets progress and hardware: parsed here by its own client's parser."""
 
 import json
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,7 +66,7 @@ def test_a_scrape_over_http_has_the_latest_progress_and_each_device(tmp_path: Pa
     with Records(tmp_path, config, rank=0, world_size=1) as records:
         records.write_steps([_step(6, 3.5), _step(7, float("nan"))], fps=353.0, top1=40.0, left={"left_s": 90})
         records.write_evaluation({"epoch": 1, "top1": 41.0, "top5": 80.0, "loss": 2.5, "images": 360}, steps=7)
-        with serving(Attempt(config, tmp_path, 1, None, Lease(tmp_path, "")), topology, _Sampler()):
+        with serving(Attempt(config, tmp_path, 1, None, Lease(tmp_path, "")), topology, _Sampler(), port=port):
             url = f"http://127.0.0.1:{port}/metrics"
             with urllib.request.urlopen(url) as answer:
                 text = answer.read().decode()
@@ -73,7 +75,7 @@ def test_a_scrape_over_http_has_the_latest_progress_and_each_device(tmp_path: Pa
                 later = _values(answer.read().decode())
             with (
                 pytest.raises(UsageError, match=rf"--metrics-port {port}: .*in use: choose another port"),
-                serving(Attempt(config, tmp_path, 1, None, Lease(tmp_path, "")), topology, _Sampler()),
+                serving(Attempt(config, tmp_path, 1, None, Lease(tmp_path, "")), topology, _Sampler(), port=port),
             ):
                 pass
     values = _values(text)
@@ -121,3 +123,10 @@ def test_only_the_node_of_rank_0_serves_the_progress(tmp_path: Path) -> None:
         records.write_steps([_step(0, 1.0)])
     assert ("pnas_step", "") in _scrape(tmp_path)
     assert ("pnas_step", "") not in _scrape(tmp_path, with_progress=False)
+
+
+def test_a_run_that_serves_no_figures_imports_no_web_server(tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "trainer", "--data-path", str(tmp_path / "absent")]
+    imports = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    assert "trainer.run.attempt" in imports
+    assert "prometheus_client" not in imports
