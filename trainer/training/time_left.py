@@ -25,6 +25,8 @@ EVALUATION_SHARE, EVALUATION_SHARES = 0.4, (0.2, 1.2)
 forward pass is a third of the arithmetic of a step, but reading the image takes the same."""
 SOONER, LATER = 0.03, 0.1
 """Shares of the time left that stay uncertain however even the past was: new disturbances only make a run slower."""
+EXPECTED_LATER = (LATER - SOONER) / 2
+"""The middle of both, by which a run is expected to end later than its usual times say."""
 
 SAY_S, SAY_PERCENT = 30.0, 5.0
 """The time left is printed after this time, or earlier after this share of the work."""
@@ -128,7 +130,7 @@ class RunPace:
         whole = _sum(done, usual) + seconds
         return TimeLeft(
             done=100 * (1 - seconds / whole) if whole > 0 else 100.0,
-            seconds=seconds,
+            seconds=(1 + EXPECTED_LATER) * seconds,
             low_s=(1 - SOONER) * _sum(left, low),
             high_s=(1 + LATER) * _sum(left, high) + self._restarts_ahead_s(left.steps),
         )

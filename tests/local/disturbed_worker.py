@@ -1,0 +1,71 @@
+"""Disturbs a worker by waiting as a drawn run demands, and stops the trainer; the forecasts are written to a file.
+
+A worker imports it first; see `tests.local.forked_trainer`. The waiting takes no processor time, so that the time of a
+run is what was drawn, also on a busy machine. The trainer knows nothing of it.
+"""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from tests.local.disturbed_runs import FOLDER, SEED, drawn_run
+from trainer.data.loader import eval_batches, train_batches
+from trainer.data.sampler import EpochPlan
+from trainer.training.report import left_fields
+from trainer.training.time_left import TimeLeft
+
+_FOLDER = Path(os.environ[FOLDER])
+_RUN = drawn_run(int(os.environ[SEED]))
+_noise = random.Random(f"{_RUN.seed} {len(list(_FOLDER.glob('stop-*')))}")
+
+
+def _wait(seconds: float) -> None:
+    time.sleep(seconds * _noise.lognormvariate(0, _RUN.noise))
+
+
+def _slow_train_batches(*arguments: Any, epoch: int, plan: EpochPlan, **options: Any) -> Iterator[Any]:
+    # The start of a process is slow enough in a run of minutes.
+    time.sleep(_RUN.loader_s)
+    first = (epoch + 1) * _RUN.steps - plan.steps
+    for step, batch in enumerate(train_batches(*arguments, epoch=epoch, plan=plan, **options), first):
+        _stop_before(step)
+        _wait(_RUN.step_s[step])
+        yield batch
+
+
+def _slow_eval_batches(*arguments: Any, **options: Any) -> Iterator[Any]:
+    rounds = -(-_RUN.images // _RUN.images_per_step)
+    for batch in eval_batches(*arguments, **options):
+        _wait(_RUN.evaluation_s / rounds)
+        yield batch
+
+
+def _stop_before(step: int) -> None:
+    """Stop the trainer, once for each stop of the run: one half of them by SIGTERM, the other half by SIGKILL."""
+    marker = _FOLDER / f"stop-{step}"
+    if step in _RUN.stops and not marker.exists():
+        marker.touch()
+        killed = random.Random(f"{_RUN.seed} {step}").random() < 0.5
+        os.kill(os.getppid(), signal.SIGKILL if killed else signal.SIGTERM)
+        if killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _write_forecast(left: TimeLeft) -> dict[str, float]:
+    with (_FOLDER / "forecasts").open("a", encoding="utf-8") as file:
+        file.write(json.dumps([time.time(), left.seconds, left.low_s, left.high_s]) + "\n")
+    return left_fields(left)
+
+
+for _name, _replacement in {
+    "trainer.training.modes.train_batches": _slow_train_batches,
+    "trainer.training.modes.eval_batches": _slow_eval_batches,
+    "trainer.training.report.left_fields": _write_forecast,
+}.items():
+    mock.patch(_name, _replacement).start()
