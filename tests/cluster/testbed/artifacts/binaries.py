@@ -34,6 +34,7 @@ KUEUE_FILES = (
     ),
     "config/components/webhook/manifests.yaml",
 )
+POD_MONITOR = "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml"
 VOLCANO_TYPES = ("batch/v1alpha1", "bus/v1alpha1", "scheduling/v1beta1")
 
 
@@ -71,6 +72,16 @@ def kueue() -> Path:
     """
     files = [("sigs.k8s.io/kueue", path) for path in KUEUE_FILES]
     return _build_once("kueue", ldflags="-s -w", files=files)
+
+
+def prometheus() -> Path:
+    """Return the folder of `prometheus`, the linter of `promtool check metrics`, and the definition of a PodMonitor.
+
+    Raises:
+        BuildError: Go is missing, or the build failed.
+    """
+    files = [("github.com/prometheus-operator/prometheus-operator", POD_MONITOR)]
+    return _build_once("prometheus", ldflags="-s -w", files=files)
 
 
 def volcano_crds() -> Path:
