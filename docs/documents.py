@@ -111,7 +111,9 @@ class Progress(LineFields):
     `done` is a share in percent. The time left is between `left_low_s` and `left_high_s`, in nine of ten simulated
     runs. `limit` is the part in which the ranks spend most time, `slower` by how many percent the slowest rank is
     slower than the others, `slowest_part` its own largest part. `rates` are the images/s of each rank without waiting
-    for others, `waits` each rank's largest part, both in the order of ranks.
+    for others, `waits` each rank's largest part. The figures of the hardware follow for each rank's device, and the use
+    of each node's host; `-` stands for an unknown one. All are in the order of ranks or nodes, with spaces between
+    them; of one rank it is a number. `fps` are the images per second of a run that only evaluates.
     """
 
     done: Number
@@ -124,6 +126,12 @@ class Progress(LineFields):
     slowest_part: str | None
     rates: Number | str
     waits: str | None
+    fps: Number
+    use_percent: Number | str
+    memory_percent: Number | str
+    temperature_c: Number | str
+    power_w: Number | str
+    host_use_percent: Number | str
 
 
 class Time(LineFields):
@@ -210,6 +218,32 @@ class JobList(Document):
 
     kind: Literal["JobList"]
     items: list[JobSummary]
+    problem: str | None = Field(description="Why other jobs may be missing.")
+
+
+class LiveDevice(Part):
+    """A device of a live job, from the latest line `progress`; the hardware is sampled at most every 30 s."""
+
+    rank: int
+    waits: str | None = Field(description="Its largest part of the time: data, host, device, peers, saving.")
+    images_per_s: float | None = Field(description="Without waiting for others.")
+    use_percent: float | None = Field(description="Of an NPU's AI cores.")
+    memory_percent: float | None
+    temperature_c: float | None
+    power_w: float | None
+
+
+class LiveJob(JobSummary):
+    """A live job with its devices, the first rank first; no device before its first figures."""
+
+    devices: list[LiveDevice]
+
+
+class LiveJobList(Document):
+    """The jobs that have not ended, the latest first: `top`. The latest 32 running ones have their progress."""
+
+    kind: Literal["LiveJobList"]
+    items: list[LiveJob]
     problem: str | None = Field(description="Why other jobs may be missing.")
 
 
@@ -455,7 +489,7 @@ RankTableDocument = of_dataclass(
 )
 
 OF_THE_LAUNCHER = (
-    *(Submission, SubmitCheck, Job, JobHistory, JobList, Explanation, JobDeleted, Report, Fetched, Bundle),
+    *(Submission, SubmitCheck, Job, JobHistory, JobList, LiveJobList, Explanation, JobDeleted, Report, Fetched, Bundle),
     *(LogLine, LogGap, LogLoss, FindingList, Config, Error),
 )
 OF_THE_TRAINER = (DataVerification, Environment, Inspection, RankTableDocument, PredictionList, Export)
@@ -491,7 +525,7 @@ _METRIC_ROWS = (
         "`progress`",
         "The steps since the row before, up to `global_step`. From the second row of a process on, how far the run is: "
         "`done` is in percent, and in nine of ten simulated runs the time left was between its two bounds.",
-        "`global_step`, `fps`, `top1`, `done`, `left_s`, `left_low_s`, `left_high_s`",
+        "`global_step` (not in --mode eval), `fps`, `top1`, `done`, `left_s`, `left_low_s`, `left_high_s`",
     ),
     (
         "`time`",
@@ -506,7 +540,8 @@ _METRIC_ROWS = (
     ("`corruption`", "The ranks' states differed.", "the place, the ranks, and what the run did"),
     (
         "`hardware`",
-        "A device of a node, or its host, every 30 s (docs/ascend.md). It stays when a run is continued.",
+        "A device of a node, or its host, some seconds after the start and then every 30 s (docs/ascend.md). It stays "
+        "when a run is continued.",
         "`node`, `device`, `rank`, `name`, `health`, `use_percent`, `memory_used_mib`, `memory_mib`, `temperature_c`, "
         "`power_w`, `ecc_corrected`, `ecc_uncorrected`",
     ),

@@ -3,16 +3,26 @@
 This machine is asked first, which costs nothing, and then every kind of job that the cluster serves.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from launcher import PROGRAM
 from launcher.cluster.jobs import ClusterJobs
 from launcher.errors import ApiError, LauncherError, NotFoundError
-from launcher.jobs import KIND_NAMES, BackendName, JobRef, Jobs, JobState
+from launcher.jobs import KIND_NAMES, BackendName, JobRef, Jobs, JobState, Phase
 from launcher.kube.access import ClusterAccess, is_configured
 from launcher.local.jobs import LocalJobs
 from launcher.output.progress import JobProgress
+
+MOST_PROGRESS = 32
+"""Running jobs whose progress a list reads, the latest ones: each costs a request, and there can be hundreds."""
+PROGRESS_S = 3.0
+"""How long a list waits for the progress of all of them: a node that hangs answers after a minute, or never."""
+_READERS = 8
+"""Requests at a time; as many connections are kept open."""
 
 
 def find_job(name: str, backend: BackendName, access: ClusterAccess) -> tuple[Jobs, JobRef]:
@@ -45,8 +55,14 @@ def find_job(name: str, backend: BackendName, access: ClusterAccess) -> tuple[Jo
 class Listing:
     """All jobs that could be listed, oldest first, and why others could not."""
 
-    jobs: list[tuple[Jobs, JobState, JobProgress]]
+    jobs: Sequence[tuple[Jobs, JobState, JobProgress]]
     problem: LauncherError | None = None
+
+    def with_progress(self) -> "Listing":
+        """Return the jobs with the progress of running ones that the list itself does not tell."""
+        unknown = [(jobs, state) for jobs, state, progress in self.jobs if not progress.has_begun]
+        read = quick_progress(unknown[::-1])
+        return replace(self, jobs=[(jobs, state, read.get(state.ref, old)) for jobs, state, old in self.jobs])
 
 
 def list_jobs(backend: BackendName, access: ClusterAccess) -> Listing:
@@ -67,6 +83,29 @@ def list_jobs(backend: BackendName, access: ClusterAccess) -> Listing:
             raise
         problem = problem or error
     return Listing(sorted(listed, key=lambda job: (job[1].created or 0, job[1].ref.name)), problem)
+
+
+def quick_progress(jobs: Sequence[tuple[Jobs, JobState]]) -> Mapping[JobRef, JobProgress]:
+    """Return the progress of the first running jobs, as far as it can be read at once; several at a time."""
+    running = [(own, state) for own, state in jobs if state.phase is Phase.RUNNING][:MOST_PROGRESS]
+    read: dict[JobRef, JobProgress] = {}
+    deadline = time.monotonic() + PROGRESS_S
+    remaining = iter(running)
+
+    def read_on() -> None:
+        for own, state in remaining:
+            if time.monotonic() > deadline:
+                return
+            with suppress(NotFoundError):  # it was deleted meanwhile
+                read[state.ref] = own.quick_progress(state)
+
+    # A thread that still waits for an answer does not keep the process alive.
+    threads = [threading.Thread(target=read_on, daemon=True) for _ in range(min(_READERS, len(running)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return dict(read)
 
 
 def _list_readable(jobs: Jobs, backend: BackendName) -> tuple[list[tuple[JobState, JobProgress]], ApiError | None]:

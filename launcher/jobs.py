@@ -317,6 +317,9 @@ class Jobs(Protocol):
     def progress(self, ref: JobRef) -> "JobProgress":
         """Return the job's progress, read from the end of its log."""
 
+    def quick_progress(self, state: JobState) -> "JobProgress":
+        """Return the progress of a running job for a list: of the job, perhaps not of each rank."""
+
     def explain(self, ref: JobRef) -> Explanation:
         """Return why the job waits or failed."""
 

@@ -4,17 +4,19 @@ import os
 import shutil
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from launcher.backends import list_jobs
+from launcher.backends import list_jobs, quick_progress
 from launcher.commands.common import job_named
-from launcher.commands.parameters import ANYWHERE, Where
-from launcher.errors import NotFoundError
-from launcher.jobs import Jobs, JobState, Phase
+from launcher.commands.parameters import ANYWHERE, JsonFlag, Where
+from launcher.commands.printing import print_json
+from launcher.errors import LauncherError
+from launcher.jobs import Jobs, JobState
 from launcher.output.progress import JobProgress
+from launcher.output.report import live_document
 from launcher.output.top import jobs_on_screen, top_lines
 from trainer.shared.text import visible
 
@@ -27,12 +29,19 @@ def top(
     name: Annotated[str | None, Parameter(help="The job. [default: all]", show_default=False)] = None,
     /,
     *,
+    json_: JsonFlag = False,
     where: Where = ANYWHERE,
 ) -> None:
     """Show the live jobs with their devices, again and again.
 
-    A device has its images per second, and what it waits for. Ctrl-C ends it; outside a terminal it prints once.
+    A device has its images per second, what it waits for, its use, memory, temperature and power. Ctrl-C ends it.
+    With --json, and outside a terminal, it prints once.
     """
+    if json_:
+        jobs, problem = _jobs(name, where)
+        live = [(own, state) for own, state in reversed(jobs) if not state.phase.ended]
+        print_json(live_document(_with_progress(live), problem=None if problem is None else str(problem)))
+        return
     clear = _CLEAR if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" else ""
     try:
         while True:
@@ -49,23 +58,26 @@ def top(
 
 
 def _screen(name: str | None, where: Where, *, width: int, height: int) -> list[str]:
+    jobs, problem = _jobs(name, where)
+    states = [state for _, state in jobs]
+    if name is not None and states[0].phase.ended:
+        return [f"{visible(states[0].ref.name)}  {states[0].phase.value}"[:width]]
+    warning = [] if problem is None else [visible(f"not all jobs are shown: {problem}")[:width]]
+    height -= len(warning)
+    owners = {state.ref: own for own, state in jobs}
+    shown = [(owners[state.ref], state) for state in jobs_on_screen(states, height=height)]
+    return [*top_lines(states, _with_progress(shown), width=width, height=height), *warning]
+
+
+def _jobs(name: str | None, where: Where) -> tuple[list[tuple[Jobs, JobState]], LauncherError | None]:
+    """Return the job of this name, or all jobs, oldest first, and why others are missing."""
     if name is not None:
-        jobs, ref = job_named(name, where)
-        state = jobs.get(ref)
-        if state.phase.ended:
-            return [f"{visible(ref.name)}  {state.phase.value}"[:width]]
-        return top_lines([state], [(state, _progress(jobs, state))], width=width, height=height)
+        own, ref = job_named(name, where)
+        return [(own, own.get(ref))], None
     listing = list_jobs(where.backend_name, where.access)
-    backends = {state.ref: jobs for jobs, state, _ in listing.jobs}
-    states = [state for _, state, _ in listing.jobs]
-    problem = [] if listing.problem is None else [visible(f"not all jobs are shown: {listing.problem}")[:width]]
-    height -= len(problem)
-    shown = [(state, _progress(backends[state.ref], state)) for state in jobs_on_screen(states, height=height)]
-    return [*top_lines(states, shown, width=width, height=height), *problem]
+    return [(own, state) for own, state, _ in listing.jobs], listing.problem
 
 
-def _progress(jobs: Jobs, state: JobState) -> JobProgress:
-    if state.phase is Phase.RUNNING:
-        with suppress(NotFoundError):  # it has been deleted meanwhile
-            return jobs.progress(state.ref)
-    return JobProgress()
+def _with_progress(jobs: Sequence[tuple[Jobs, JobState]]) -> list[tuple[JobState, JobProgress]]:
+    read = quick_progress(jobs)
+    return [(state, read.get(state.ref, JobProgress())) for _, state in jobs]

@@ -127,7 +127,7 @@ def wait(
 
 def list_(*, json_: JsonFlag = False, where: Where = ANYWHERE) -> None:
     """Show all jobs, the latest last."""
-    listing = list_jobs(where.backend_name, where.access)
+    listing = list_jobs(where.backend_name, where.access).with_progress()
     jobs = [(state, progress) for _, state, progress in listing.jobs]
     if json_:
         print_json(report.list_document(jobs, problem=None if listing.problem is None else str(listing.problem)))

@@ -100,6 +100,10 @@ class LocalJobs:
         """Return the job's progress, from the end of its log."""
         return _read_state(ref, self._folder(ref))[1].progress
 
+    def quick_progress(self, state: JobState) -> JobProgress:
+        """Return the job's progress, from the end of its log."""
+        return self.progress(state.ref)
+
     def explain(self, ref: JobRef) -> Explanation:
         """Return why the job failed, from the end of its log."""
         state, log = _read_state(ref, self._folder(ref))

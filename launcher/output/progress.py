@@ -36,6 +36,15 @@ _WAITS = {
     "saving": "saves",
     "evaluation": "evaluates",
 }
+DEVICE_FIGURES = {
+    "rates": "{} images/s",
+    "waits": "{}",
+    "use_percent": "use {} %",
+    "memory_percent": "memory {} %",
+    "temperature_c": "{} C",
+    "power_w": "{} W",
+}
+"""Fields of the line `progress` with a value for each rank, and how a person reads one."""
 _PARTS = {"data": "loading data", "host": "the host", "device": "computing", "saving": "saving"} | {
     "evaluation": "evaluating"
 }
@@ -144,7 +153,22 @@ class JobProgress:
     @property
     def has_begun(self) -> bool:
         """Whether the job has done any of its work."""
-        return bool(self._steps or self.evaluation or self.result)
+        return bool(self._steps or self.ahead or self.evaluation or self.result)
+
+    @property
+    def device_figures(self) -> list[dict[str, str]]:
+        """The figures of each rank's device in the latest line `progress`, by their names there, without unknown ones.
+
+        They are texts of the log, escaped.
+        """
+        if self.ahead is None:
+            return []
+        texts = {name: visible(str(self.ahead.fields.get(name, ""))).split() for name in DEVICE_FIGURES}
+        ranks = range(max(map(len, texts.values())))
+        return [
+            {name: values[rank] for name, values in texts.items() if rank < len(values) and values[rank] != "-"}
+            for rank in ranks
+        ]
 
     @property
     def cause(self) -> str | None:
@@ -162,7 +186,7 @@ def live_lines(
     """Return the job's line and one line per device, each at most `width` columns wide.
 
     `job  12.3 %  ██░░░░░░  2 h 3 min left  epoch 4/10  44/88  loss 0.31 …` and `rank 3 npu:3  45.2 images/s  waits for
-    data`: in a narrow terminal the least important columns go first.
+    data  use 93 %  memory 61 %  71 C  251 W`: in a narrow terminal the least important columns go first.
 
     Args:
         devices: the name of each rank's device.
@@ -173,11 +197,12 @@ def live_lines(
         return []
     labels = {rank: f"rank {rank} {device}" for rank, device in sorted(devices.items())}
     label_width = max(map(len, labels.values()))
-    latest, figures = progress.latest_step, _device_figures(progress.ahead)
-    lines = [] if latest is None else [_job_line(progress, latest, "job".ljust(label_width), width, ascii_only)]
+    begun = progress.latest_step is not None or progress.ahead is not None
+    figures = _device_texts(progress.device_figures)
+    lines = [_job_line(progress, "job".ljust(label_width), width, ascii_only)] if begun else []
     for rank, label in labels.items():
         step = progress.step(rank)
-        text = texts.get(rank, "") if step is None else figures.get(rank) or step_cells(step).get("step", "")
+        text = figures.get(rank) or (texts.get(rank, "") if step is None else step_cells(step).get("step", ""))
         lines.append(f"{label.ljust(label_width)}  {text}".rstrip()[:width])
     return lines
 
@@ -198,18 +223,23 @@ def slowest_rank(line: ProgressLine | None) -> str:
     return f"rank {rank:.0f}, {percent:.3g} % slower than the others, mostly by {_PARTS.get(str(part), 'itself')}"
 
 
-def _job_line(progress: JobProgress, step: ProgressLine, label: str, width: int, ascii_only: bool) -> str:
+def _job_line(progress: JobProgress, label: str, width: int, ascii_only: bool) -> str:
+    step = progress.latest_step
     # The last line about it is from before the end.
     ahead = None if progress.result is not None else progress.ahead
     left = None if ahead is None else ahead.number("left_s")
     done = 100.0 if progress.result is not None else None if ahead is None else ahead.number("done")
 
     def cells(bar: int) -> dict[str, str]:
-        of_step = step_cells(step, bar=bar, ascii_only=ascii_only)
+        of_step = {} if step is None else step_cells(step, bar=bar, ascii_only=ascii_only)
         if done is not None:
             of_step |= {"bar": _bar(done / 100, bar, ascii_only), "done": f"{done:.1f} %"}
         if left is not None:
             of_step["left"] = f"{format_duration(left)} left"
+        if ahead is not None and (fps := ahead.number("fps")) is not None:
+            of_step["fps"] = f"{fps:.4g} images/s"
+        if hosts := _host_use(ahead):
+            of_step["host"] = hosts
         return {name: of_step[name] for name in (*_FIRST, *of_step) if name in of_step}
 
     names, rest = _columns_that_fit([{"label": label, **cells(_SHORTEST_BAR)}], width)
@@ -217,16 +247,25 @@ def _job_line(progress: JobProgress, step: ProgressLine, label: str, width: int,
     return "  ".join([label, *(row[name] for name in names)]).rstrip()[:width]
 
 
-def _device_figures(ahead: ProgressLine | None) -> dict[int, str]:
-    """Return the speed of each rank without waiting for others, and what it waits for."""
-    if ahead is None:
-        return {}
-    rates, waits = (visible(str(ahead.fields.get(name, ""))).split() for name in ("rates", "waits"))
-    width = max(map(len, rates), default=0)
-    return {
-        rank: f"{rate:>{width}} images/s  {_WAITS.get(wait, wait)}"
-        for rank, (rate, wait) in enumerate(zip(rates, waits, strict=False))
-    }
+def _device_texts(devices: Sequence[Mapping[str, str]]) -> dict[int, str]:
+    """Return the speed of each rank without waiting for others, what it waits for, and its hardware; in columns."""
+    columns = [
+        [text.format(_WAITS.get(figures[name], figures[name])) if name in figures else "" for figures in devices]
+        for name, text in DEVICE_FIGURES.items()
+    ]
+    widths = [max(map(len, column), default=0) for column in columns]
+    rows = (
+        [f"{cell:{align}{width}}" for cell, align, width in zip(row, "><>>>>", widths, strict=True) if width]
+        for row in zip(*columns, strict=True)
+    )
+    return {rank: "  ".join(row).rstrip() for rank, row in enumerate(rows)}
+
+
+def _host_use(ahead: ProgressLine | None) -> str:
+    """Return the use of the busiest host; empty if it is unknown."""
+    texts = [] if ahead is None else str(ahead.fields.get("host_use_percent", "")).split()
+    values = [float(text) for text in texts if _NUMBER.fullmatch(text)]
+    return f"host {max(values):.0f} %" if values else ""
 
 
 def _bar(share: float, width: int, ascii_only: bool) -> str:

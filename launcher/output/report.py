@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import PROGRAM
 from launcher.jobs import KIND_NAMES, JobEvent, JobRef, JobState, Phase, PreflightFinding, Submitted
-from launcher.output.progress import JobProgress, ProgressLine, slowest_rank, step_cells, time_left
+from launcher.output.progress import (
+    DEVICE_FIGURES,
+    JobProgress,
+    ProgressLine,
+    parse_pairs,
+    slowest_rank,
+    step_cells,
+    time_left,
+)
 from launcher.recorded_spec import describe_network, known_spec
 from trainer.shared.documents import document
 from trainer.shared.durations import format_duration
@@ -26,7 +34,14 @@ _SHOWN_LOSSES = 8
 _STEP = ("epoch", "epochs", "step", "steps", "loss", "lr", "fps", "top1", "skipped")
 _EVALUATION = ("epoch", "epochs", "loss", "top1", "top5", "images", "best_top1", "best_epoch")
 _LIMITS = ("limit", "slowest_rank", "slower", "slowest_part")
-_PROGRESS = ("done", "left_s", "left_low_s", "left_high_s", *_LIMITS, "rates", "waits")
+_PROGRESS = ("done", "left_s", "left_low_s", "left_high_s", "fps", *_LIMITS, *DEVICE_FIGURES, "host_use_percent")
+_DEVICE_NUMBERS = {
+    "imagesPerS": "rates",
+    "usePercent": "use_percent",
+    "memoryPercent": "memory_percent",
+    "temperatureC": "temperature_c",
+    "powerW": "power_w",
+}
 _SECONDS = ("data_s", "host_s", "device_s", "peers_s", "saving_s", "evaluation_s")
 _TIME = (*_SECONDS, *_LIMITS)
 _RESULT = (
@@ -203,6 +218,22 @@ def list_document(jobs: Sequence[tuple[JobState, JobProgress]], problem: str | N
     """
     items = [{**_head(state), **_settings(state), **_body(state, progress)} for state, progress in jobs]
     return document("JobList", items=items, problem=problem)
+
+
+def live_document(jobs: Sequence[tuple[JobState, JobProgress]], problem: str | None) -> dict[str, Any]:
+    """Return live jobs with their devices as a document of kind `LiveJobList`; `problem` is as for `list_document`."""
+    listed = list_document(jobs, problem)
+    items = [
+        {**item, "devices": [_device(rank, figures) for rank, figures in enumerate(progress.device_figures)]}
+        for item, (_, progress) in zip(listed["items"], jobs, strict=True)
+    ]
+    return {**listed, "kind": "LiveJobList", "items": items}
+
+
+def _device(rank: int, figures: Mapping[str, str]) -> dict[str, Any]:
+    line = ProgressLine("progress", parse_pairs(" ".join(f"{name}={text}" for name, text in figures.items())), "")
+    numbers = {name: line.number(field) for name, field in _DEVICE_NUMBERS.items()}
+    return {"rank": rank, "waits": figures.get("waits"), **numbers}
 
 
 def _head(state: JobState) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def _live(states: Sequence[JobState]) -> list[JobState]:
 
 def _job_and_devices(state: JobState, progress: JobProgress, width: int) -> tuple[str, list[str]]:
     words = [visible(state.ref.name), state.phase.value, visible(state.reason)]
-    if progress.latest_step is None:
+    if progress.latest_step is None and progress.ahead is None:
         return "  ".join(filter(None, words)), []
     count = int(state.npus or 1) * int(state.setting("nodes") or 1)
     job, *devices = live_lines(progress, dict.fromkeys(range(count), ""), {}, max(1, width - 2))

@@ -60,6 +60,7 @@ def test_the_same_job_is_one_job_and_other_settings_cannot_take_its_name(termina
         conflicting = terminal.submit(*others, *check_words, "--name", name, "--lr", "0.1")
         assert conflicting.returncode == 6
         assert "lr is 0.001, not 0.1" in conflicting.stderr
+    _check_figures_of_running_job(terminal, name)
     assert terminal.run("cancel", name).returncode == 0
     assert terminal.run("wait", name).returncode == 125
     ended = terminal.submit(*words)
@@ -71,6 +72,28 @@ def test_the_same_job_is_one_job_and_other_settings_cannot_take_its_name(termina
         new = terminal.submit(*words, "--again")
         assert (new.returncode, new.stdout.strip()) == (0, f"{name}-2")
         assert expected in new.stderr
+
+
+def _check_figures_of_running_job(terminal: Terminal, name: str) -> None:
+    def live_job() -> dict[str, Any]:
+        (job,) = one_document(terminal.run("top", "--json").stdout, "LiveJobList")["items"]
+        return dict(job)
+
+    until(lambda: (live_job()["status"]["progress"] or {}).get("host_use_percent") is not None)
+    job = live_job()
+    assert (job["name"], job["status"]["phase"], [device["rank"] for device in job["devices"]]) == (
+        name,
+        "Running",
+        [0],
+    )
+    assert job["devices"][0]["imagesPerS"] > 0
+    summary, line, shown = terminal.run("top").stdout.splitlines()
+    assert (summary, line.split()[:2]) == ("1 live, 0 ended", [name, "Running"])
+    assert " left  epoch " in line
+    assert shown.startswith("  rank 0 ")
+    assert " images/s " in shown
+    (listed,) = one_document(terminal.run("list", "--json").stdout, "JobList")["items"]
+    assert listed["status"]["progress"]["left_s"] > 0
 
 
 def test_a_deleted_pod_saves_and_its_successor_continues_bit_for_bit(terminal: Terminal) -> None:

@@ -89,6 +89,8 @@ class LargeCluster:
         _, _, last = path.rpartition("/")
         if last in self._jobs:
             return self._jobs[last].encode()
+        if last == "log":
+            return b"[rank 0 npu:0 #1] progress done=12.3 left_s=7380 left_low_s=7000 left_high_s=9000\n"
         if "status.phase!=" in query.get("fieldSelector", ""):
             return self._page(self._pods[:LIVE], query)
         selected = query.get("labelSelector", "").partition("batch.kubernetes.io/job-name=")[2]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.backends import MOST_PROGRESS
 from launcher.kinds.batch import BATCH_JOBS
 from launcher.kube.access import ClusterAccess
 from launcher.kube.api import connect
@@ -73,6 +74,9 @@ def test_a_large_cluster_costs_each_list_once_and_little_memory(
         lines.append(f"{' '.join(words)}: {seconds:.1f} s ({plain:.1f} s for its plain lists), {memory} MiB")
         assert {kind: kinds.count(kind) for kind in pages} == pages, words
         assert memory < MOST_MIB, lines
+        if words == ("list",):
+            # On a busy machine fewer answers come in time.
+            assert 0 < out.count(" 12 %") <= kinds.count("log") <= MOST_PROGRESS, out
     with capsys.disabled():
         sys.stdout.write("\n".join(["", *lines, ""]))
     assert f"all {8 * (LIVE - 1)} {NPU} that the job could have are in use" in out, out

@@ -114,6 +114,12 @@ def test_an_evaluation_of_the_trained_weights_counts_every_image_once(
     (summary,) = result.events("result")
     assert summary["images"] == "360"
     assert summary["top1"] == trained.events("eval")[-1]["top1"]
+    ahead = result.events("progress")
+    assert [float(event["done"]) for event in ahead] == sorted({float(event["done"]) for event in ahead})
+    assert 0 < float(ahead[0]["done"]) < 100
+    assert {"left_s", "left_low_s", "left_high_s", "fps"} <= ahead[0].keys()
+    assert [row["done"] for row in result.metrics("progress")] == [float(event["done"]) for event in ahead]
+    assert result.events("progress", rank=1) == []
 
 
 def test_an_evaluation_knows_its_classes_by_their_names(trained: TrainerResult, digits: Path, tmp_path: Path) -> None:

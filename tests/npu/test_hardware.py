@@ -34,6 +34,7 @@ def test_an_npu_smi_that_hangs_changes_no_figure_of_a_run_and_does_not_outlive_i
         command, env={**environ, "ASCEND_RT_VISIBLE_DEVICES": "0,1"}, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stdout
+    assert b' use_percent="0 12" memory_percent="5 80" temperature_c="49 47" power_w="95 90" host_use' in done.stdout
     run = dataclasses.replace(in_o2, run=tmp_path / "run")
     rows = [row for row in run.metrics("hardware") if row["device"] != "cpu"]
     assert [(row["device"], row["rank"], row["health"], row.get("ecc_corrected")) for row in rows] == [

@@ -1,4 +1,4 @@
-"""Samples of the hardware, every 30 seconds in a thread: a reader that hangs costs only its own figures.
+"""Samples of the hardware, in a thread: a reader that hangs costs only its own figures.
 
 The supervisor's loop takes them, and has rank 0 write them. Nothing waits for the thread, also at the end.
 """
@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 
 from trainer.environment.facts import find_npu_smi
@@ -19,6 +19,7 @@ from trainer.supervisor import Sample
 from trainer.topology import Topology, Visible
 
 INTERVAL_S = 30.0
+FIRST_S = 2.0
 _MOST_WAITING = 4096
 """Samples of a node whose workers are not running: an hour of 32 devices."""
 
@@ -42,7 +43,7 @@ class HardwareSampler(AbstractContextManager["HardwareSampler"]):
             readers: By the name of what they ask.
             node: This node's number.
             ranks: The rank of each device of the job, such as `npu:0`; others are left out.
-            interval_s: Seconds before each sample, the first one too: a device that starts says little.
+            interval_s: Seconds between two samples of a run that lasts.
             on_end: Called at the end; a reader may still be at work then.
             clock: Returns the time of day.
         """
@@ -90,7 +91,9 @@ class HardwareSampler(AbstractContextManager["HardwareSampler"]):
             return tuple(self._latest.values())
 
     def _run(self) -> None:
-        while not self._ended.wait(self._interval_s):
+        for wait_s in waits(self._interval_s):
+            if self._ended.wait(wait_s):
+                return
             for name, reader in self._readers.items():
                 try:
                     figures, problem = reader(), ""
@@ -115,6 +118,14 @@ class HardwareSampler(AbstractContextManager["HardwareSampler"]):
                 self._notes.append(f"hardware: {name}: {problem}: its figures are left out")
             with suppress(BlockingIOError):
                 os.write(self._writer, b".")
+
+
+def waits(interval_s: float) -> Iterator[float]:
+    """Yield the seconds before each sample: more at the start, so that short runs have samples too."""
+    wait_s = FIRST_S
+    while True:
+        yield min(wait_s, interval_s)
+        wait_s = min(2 * wait_s, interval_s)
 
 
 def node_sampler(topology: Topology, visible_: Visible, environ: Mapping[str, str]) -> HardwareSampler:

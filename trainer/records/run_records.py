@@ -189,6 +189,12 @@ class Records(contextlib.AbstractContextManager["Records"]):
             *((f"train/{name}", value, rows[-1]["global_step"]) for name, value in figures.items()),
         )
 
+    def write_left(self, left: Mapping[str, float], *, fps: float | None) -> None:
+        """Write how far a run is that only evaluates, and has no steps; ranks other than 0 write nothing."""
+        if self._metrics is not None:
+            figures = {} if fps is None else {"fps": fps}
+            self._metrics.write_lines(_json({"kind": "progress", **_time(), **figures, **left}))
+
     def write_times(self, row: Mapping[str, Any], *, steps: int) -> None:
         """Write where the time of the first `steps` steps of the run went since the row before; only rank 0 does it.
 

@@ -3,7 +3,7 @@
 Ranks add up counts, never averages, so that a smaller or empty share needs no special case.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,14 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(training: Training, batches: Iterator[ImageBatch], *, expected: int, epoch: int = 0) -> Evaluation | None:
+def evaluate(
+    training: Training,
+    batches: Iterator[ImageBatch],
+    *,
+    expected: int,
+    epoch: int = 0,
+    after_round: Callable[[int, int], None] = lambda _done, _rounds: None,
+) -> Evaluation | None:
     """Score the evaluated model. Return None if the ranks agreed to stop before the end.
 
     An image that cannot be read counts as answered wrongly, and is left out of the mean loss.
@@ -36,6 +43,7 @@ def evaluate(training: Training, batches: Iterator[ImageBatch], *, expected: int
         batches: this rank's share of the images, which may be empty.
         expected: images in the whole data set.
         epoch: for the lines that show where the run is.
+        after_round: called with the number of rounds that are done, each with a batch of each rank, and of all rounds.
 
     Raises:
         TrainerError: another number of images was counted, so that the figure would be wrong.
@@ -62,6 +70,8 @@ def evaluate(training: Training, batches: Iterator[ImageBatch], *, expected: int
                 training.heartbeat.write(epoch=epoch, evaluated=scored, images=expected)
             if training.requests.all_reduce_requests(Request.NONE) is Request.STOP and number + 1 < rounds:
                 return None
+        if number < rounds:
+            after_round(number + 1, rounds)
     with training.watchdog.waiting(PEERS, epoch=epoch, evaluation_round=rounds):
         seen = scored + training.bad_images.take_left_out()
         counts = sum_over_ranks(torch.cat([correct, correct.new_tensor([scored, seen])]))

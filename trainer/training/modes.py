@@ -2,10 +2,11 @@
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from trainer.data.bad_images import allowed_bad_images
 from trainer.data.index import Datasets, ImageIndex
@@ -13,6 +14,7 @@ from trainer.data.loader import eval_batches, to_device, train_batches
 from trainer.data.sampler import EpochPlan, plan_epoch
 from trainer.distributed.process_group import all_gather_object
 from trainer.distributed.stop_requests import Request
+from trainer.records.hardware import LatestSamples
 from trainer.records.run_records import Records, say
 from trainer.shared.errors import RESUMABLE, NoRetryError, TrainerError
 from trainer.shared.program import TRAINER
@@ -20,7 +22,7 @@ from trainer.training.checkpoints import CheckpointManager
 from trainer.training.comparison import Place
 from trainer.training.corruption import CorruptionError, check_agreement
 from trainer.training.evaluation import Evaluation, evaluate
-from trainer.training.progress import Throughput, TrainingProgress
+from trainer.training.progress import Throughput, TrainingProgress, rate
 from trainer.training.report import left_fields, report_epoch, report_evaluation, report_result, report_steps
 from trainer.training.steps import PEERS, StepWindow, Training, train_steps
 from trainer.training.time_left import Stopwatch, TimeLeft, Work
@@ -43,7 +45,7 @@ class DivergedError(NoRetryError):
 
 @dataclass(frozen=True)
 class Run:
-    """A run's parts, its images, its files and how far it is."""
+    """A run's parts, its images, its files, how far it is, and the latest samples of the hardware."""
 
     training: Training
     datasets: Datasets
@@ -51,6 +53,7 @@ class Run:
     output: Path
     progress: TrainingProgress
     checkpoints: CheckpointManager
+    hardware: LatestSamples = field(default_factory=LatestSamples)
 
     @cached_property
     def stopwatch(self) -> Stopwatch:
@@ -142,7 +145,7 @@ def run_evaluation(run: Run) -> int:
     with run.training.clock.part("evaluation"):
         with run.training.watchdog.waiting(PEERS, epoch=0):
             run.training.statistics.average()
-        result = _evaluate(run, epoch=0)
+        result = _evaluate(run, epoch=0, after_round=_report_rounds(run))
     if result is None:
         say("stopped", text="an evaluation restarts from its first image")
         return RESUMABLE
@@ -208,9 +211,31 @@ def _report_steps(
     run.progress.times += window.times_before
     run.recent.add(window.times_before, window.images / training.world_size)
     if left is not None and run.stopwatch.is_worth_a_line(left):
-        recent = run.recent.take()
-        if training.rank == 0:
-            say("progress", **left_fields(left), **recent)
+        _say_left(run, left, **run.recent.take())
+
+
+def _say_left(run: Run, left: TimeLeft, **figures: Any) -> None:
+    if run.training.rank == 0:
+        say("progress", **left_fields(left), **figures, **run.hardware.fields())
+
+
+def _report_rounds(run: Run) -> Callable[[int, int], None]:
+    """Return a function that reports, after each round of an evaluation, how far it is, and at which speed."""
+    began = last = time.perf_counter()
+
+    def report(done: int, rounds: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        run.stopwatch.add_steps(1, now - last)
+        last = now
+        done_work, total = Work(done, starts=0, ends=0), Work(rounds, starts=0, ends=0)
+        left = run.progress.pace.time_left(done_work, total, images_per_step=1, images=0)
+        if left is not None and run.stopwatch.is_worth_a_line(left):
+            fps = rate(len(run.datasets.val) * done // rounds, now - began)
+            run.records.write_left(left_fields(left), fps=fps)
+            _say_left(run, left, fps=fps)
+
+    return report
 
 
 def _stop(run: Run) -> int:
@@ -321,7 +346,9 @@ def _steps(run: Run, plan: EpochPlan, *, epoch: int, first_step: int, warmup_lef
     )
 
 
-def _evaluate(run: Run, *, epoch: int) -> Evaluation | None:
+def _evaluate(
+    run: Run, *, epoch: int, after_round: Callable[[int, int], None] = lambda _done, _rounds: None
+) -> Evaluation | None:
     """Score the run's model. Return None if the ranks agreed to stop before the end."""
     training, index, config = run.training, run.datasets.val, run.training.config
     if training.ema is not None:
@@ -335,7 +362,9 @@ def _evaluate(run: Run, *, epoch: int) -> Evaluation | None:
         pin_memory=training.runtime.pin_memory,
         bad_images=training.bad_images,
     )
-    result = evaluate(training, to_device(batches, training.device), expected=len(index), epoch=epoch)
+    result = evaluate(
+        training, to_device(batches, training.device), expected=len(index), epoch=epoch, after_round=after_round
+    )
     _report_bad_images(training, run.records, index)
     return result
 

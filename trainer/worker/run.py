@@ -150,7 +150,7 @@ def run_worker(task: WorkerTask, samples: "SimpleQueue[bytes | None]") -> tuple[
             attempt=task.attempt,
             check_owner=lease.check,
         ) as records,
-        writing_samples(records, samples),
+        writing_samples(records, samples) as hardware,
         contextlib.closing(checkpoints),
     ):
         if task.rank == 0:
@@ -161,7 +161,7 @@ def run_worker(task: WorkerTask, samples: "SimpleQueue[bytes | None]") -> tuple[
         if start is not None and task.rank == 0:
             say_weights(start, config, training.network, user_set=task.config.model_fields_set)
         training.requests.listen()
-        code = _run_mode_with_roll_backs(Run(training, datasets, records, task.run, progress, checkpoints))
+        code = _run_mode_with_roll_backs(Run(training, datasets, records, task.run, progress, checkpoints, hardware))
         with watchdog.waiting("disk"):
             records.sync()
 

@@ -1,5 +1,6 @@
 """With --json every command prints documents that have a schema, errors too, and ends with the same code."""
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -9,9 +10,12 @@ import pytest
 
 from launcher.cli import app
 from launcher.exits import run_command
-from launcher.jobs import JobRef, Submitted
+from launcher.jobs import JobRef, JobState, Phase, Submitted
 from launcher.local import records
 from launcher.local.submitter import LocalSubmitter
+from launcher.output.lines import parse_lines
+from launcher.output.progress import JobProgress
+from launcher.output.report import live_document
 from tests.documents import documents, one_document
 
 LINES = """\
@@ -54,6 +58,8 @@ def launch(*words: str) -> int:
     ("words", "code", "kinds"),
     [
         (["list"], 0, ["JobList"]),
+        (["top"], 0, ["LiveJobList"]),
+        (["top", "nix"], 4, ["Error"]),
         (["status"], 0, ["Job"]),
         (["status", "bad"], 0, ["Job"]),
         (["status", "--history"], 0, ["JobHistory"]),
@@ -119,6 +125,24 @@ def test_a_list_has_what_the_table_has_and_not_the_whole_spec(capsys: pytest.Cap
     assert (done["status"]["step"]["loss"], done["status"]["result"]["fps"]) == ("nan", None)
     assert (bad["mode"], bad["model"]) == ("eval", None), "the weights say which model it is"
     assert len(out.splitlines()) < 2 * 65
+
+
+def test_the_live_jobs_have_the_figures_of_each_device() -> None:
+    log = (
+        b'[rank 0 npu:0 #1] progress done=12 left_s=60 left_low_s=50 left_high_s=80 rates="45.2 91 nan" '
+        b'waits="data peers" use_percent="93 - 1e999" memory_percent=61 temperature_c="71 x" power_w="251 98"\n'
+    )
+    states = [JobState(JobRef("batch", name), Phase.RUNNING) for name in ("with", "without")]
+    shown = [(states[0], JobProgress().update_all(parse_lines(log))), (states[1], JobProgress())]
+    document = one_document(json.dumps(live_document(shown, "no right")), "LiveJobList")
+    names = ("waits", "imagesPerS", "usePercent", "memoryPercent", "temperatureC", "powerW")
+    assert [[device[name] for name in names] for device in document["items"][0]["devices"]] == [
+        ["data", 45.2, 93, 61, 71, 251],
+        ["peers", 91, None, None, None, 98],
+        [None, None, None, None, None, None],
+    ]
+    assert document["items"][0]["status"]["progress"]["left_s"] == 60
+    assert (document["items"][1]["devices"], document["problem"]) == ([], "no right")
 
 
 def test_settings_that_come_with_the_weights_are_not_said_to_be_the_defaults(

@@ -3,7 +3,7 @@
 import pytest
 
 from launcher.output.lines import parse_lines
-from launcher.output.progress import JobProgress, live_lines, slowest_rank, time_left
+from launcher.output.progress import DEVICE_FIGURES, JobProgress, live_lines, slowest_rank, time_left
 
 STEP = "step epoch=0 epochs=10 step={} steps=88 loss=2.79811 lr=0.05 fps=302.123 top1=13.125"
 AHEAD = (
@@ -31,6 +31,37 @@ def test_the_job_has_the_bar_and_each_device_what_it_waits_for() -> None:
         "rank 1 cpu:1    91.04 images/s  waits for data",
         "rank 12 cpu:12  start a b",
     ]
+
+
+HARDWARE = (
+    'use_percent="93 - 7" memory_percent="61 60 9" temperature_c="71 70 -" power_w="251 98" host_use_percent="40 87 -"'
+)
+
+
+def test_a_device_has_the_figures_of_its_hardware_in_columns_and_the_job_the_use_of_its_busiest_host() -> None:
+    job, *devices = live_lines(progress(STEP.format(44), STEP.format(44), f"{AHEAD} {HARDWARE}"), DEVICES, TEXTS, 140)
+    assert job.endswith("  host 87 %")
+    assert devices == [
+        "rank 0 cpu:0    151.2 images/s  waits for peers  use 93 %  memory 61 %  71 C  251 W",
+        "rank 1 cpu:1    91.04 images/s  waits for data             memory 60 %  70 C   98 W",
+        "rank 12 cpu:12  start a b",
+    ]
+
+
+def test_a_run_that_only_evaluates_has_a_bar_without_steps() -> None:
+    ahead = "progress done=25 left_s=90 left_low_s=80 left_high_s=99 fps=1234.5 use_percent=93"
+    assert live_lines(progress(ahead), {0: "npu:0"}, TEXTS, 80) == [
+        "job           25.0 %  ████░░░░░░░░░░░░  1 min 30 s left  1234 images/s",
+        "rank 0 npu:0  use 93 %",
+    ]
+
+
+@pytest.mark.parametrize("name", [*DEVICE_FIGURES, "host_use_percent"])
+@pytest.mark.parametrize("value", ['"\\u001b[2J {} nan"', "nan", "1e999", '""', "-", '"' + "9 " * 9999 + '"'])
+def test_no_text_in_a_figure_is_obeyed(name: str, value: str) -> None:
+    lines = live_lines(progress(f"progress done=1 left_s=1 {name}={value}"), DEVICES, TEXTS, 80)
+    assert len(lines) == 4
+    assert all(line.isprintable() and len(line) <= 80 for line in lines)
 
 
 def test_before_the_first_figures_a_device_has_its_step_and_the_bar_is_the_epochs() -> None:

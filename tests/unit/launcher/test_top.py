@@ -17,7 +17,13 @@ from launcher.output.progress import JobProgress
 from launcher.output.top import jobs_on_screen, top_lines
 
 STEPS = [f"[rank {rank} npu:{rank} #1] step epoch=0 step=9 steps=88 loss=0.31 fps=353" for rank in range(8)]
-BUSY = JobProgress().update_all(line for text in STEPS for line in parse_lines(text.encode()))
+AHEAD = (
+    '[rank 0 npu:0 #2] progress done=12.3 left_s=60 left_low_s=50 left_high_s=80 rates="44 44 44 44 44 44 44 45" '
+    'waits="peers peers peers peers peers peers peers data" use_percent="93 93 93 93 93 93 93 71" '
+    'memory_percent="61 61 61 61 61 61 61 61" temperature_c="71 71 71 71 71 71 71 69" '
+    'power_w="251 251 251 251 251 251 251 -" host_use_percent=12'
+)
+BUSY = JobProgress().update_all(line for text in (*STEPS, AHEAD) for line in parse_lines(text.encode()))
 
 
 def job(number: int, phase: Phase = Phase.RUNNING, npus: int = 8) -> JobState:
@@ -42,6 +48,8 @@ def test_running_jobs_come_first_with_their_devices() -> None:
     assert lines[1].startswith("job-3  Running  ")
     assert "9/88" in lines[1]
     assert [line.split()[:2] for line in lines[2:10]] == [["rank", str(rank)] for rank in range(8)]
+    assert lines[2] == "  rank 0   44 images/s  waits for peers  use 93 %  memory 61 %  71 C  251 W"
+    assert lines[9] == "  rank 7   45 images/s  waits for data   use 71 %  memory 61 %  69 C"
     assert len(lines) == 20
 
 

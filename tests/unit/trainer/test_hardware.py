@@ -8,6 +8,7 @@ import stat
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from types import SimpleNamespace
@@ -20,9 +21,9 @@ from trainer.environment import hardware
 from trainer.environment.hardware import CudaReader, NpuReader, read_host
 from trainer.environment.npu_smi import NpuSmiProgram
 from trainer.environment.parsing import parse_ecc
-from trainer.environment.sampler import HardwareSampler, node_sampler
+from trainer.environment.sampler import HardwareSampler, node_sampler, waits
 from trainer.records.attempts import reached_step
-from trainer.records.hardware import writing_samples
+from trainer.records.hardware import LatestSamples, writing_samples
 from trainer.records.run_records import Records, SavedExtent
 from trainer.shared.config import TrainConfig
 from trainer.topology import Topology, Visible, Worker
@@ -207,6 +208,11 @@ def test_a_sample_names_its_time_node_device_and_rank_and_the_latest_keeps_rare_
         may_read.release(100)
 
 
+def test_samples_come_soon_after_the_start_and_then_at_the_interval() -> None:
+    assert list(islice(waits(30.0), 6)) == [2, 4, 8, 16, 30, 30]
+    assert list(islice(waits(0.0), 3)) == [0, 0, 0]
+
+
 def test_each_reason_for_missing_figures_is_told_once() -> None:
     errors = iter(["no answer within 20 s", "no answer within 20 s", "\x1b[2J"])
     told: list[str] = []
@@ -317,14 +323,25 @@ def test_rows_of_the_hardware_are_written_as_they_come_and_stay_over_a_rewind(tm
     sample = {"time": "t", "node": 0, "device": "npu:0", "rank": 0, "use_percent": 93.0}
     samples: SimpleQueue[bytes | None] = SimpleQueue()
     with Records(tmp_path, TrainConfig(), rank=0, world_size=1) as records:
-        with writing_samples(records, samples):
+        with writing_samples(records, samples) as latest:
             samples.put(json.dumps(sample).encode())
+        assert latest.fields() == {"use_percent": "93"}
         records.write_steps([step])
         records.rewind(SavedExtent(steps=0, epochs=0))
         with pytest.raises(ZeroDivisionError), writing_samples(records, samples):
             samples.put(json.dumps(sample).encode() * int(1 / 0))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows == [{"kind": "hardware", **sample}]
+
+
+def test_a_line_has_the_latest_figures_of_all_ranks_and_hosts_in_their_order() -> None:
+    latest = LatestSamples()
+    assert latest.fields() == {}
+    latest.add({"node": 0, "device": "npu:0", "rank": 0, "use_percent": 1.0, "power_w": 94.6})
+    latest.add({"node": 1, "device": "npu:0", "rank": 2, "use_percent": 92.5, "memory_mib": 0, "memory_used_mib": 0})
+    latest.add({"node": 0, "device": "npu:0", "rank": 0, "use_percent": 7.0, "memory_used_mib": 3, "memory_mib": 4})
+    latest.add({"node": 1, "device": "cpu", "use_percent": 12.4, "memory_used_mib": 3, "memory_mib": 4})
+    assert latest.fields() == {"use_percent": "7 - 92", "memory_percent": "75 - -", "host_use_percent": "- 12"}
 
 
 def test_many_rows_of_the_hardware_hide_no_step(tmp_path: Path) -> None:
