@@ -83,7 +83,7 @@ class Bundle:
     def _add_file(self, path: Path, name: str, place: str) -> None:
         with path.open("rb") as file:
             if b"\0" in file.read(_HEAD_BYTES):
-                self.left_out.append(f"{name}: it is not text, so its secrets cannot be found")
+                self.left_out.append(f"{self._clean(name)}: it is not text, so its secrets cannot be found")
                 return
         with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as text:
             # A document over several lines is read as a whole: a name and its value can stand in different lines.
@@ -98,11 +98,17 @@ class Bundle:
 
     def add_readme(self) -> None:
         """Add the page that says what the archive holds."""
-        left_out = "".join(f"\nnot here: {visible(text)}" for text in self.left_out)
+        left_out = "".join(f"\nnot here: {visible(self.redactor.text(text))}" for text in self.left_out)
         text = README.format(name=self.name, hidden=self.redactor.hidden, left_out=left_out)
         self._add("README.txt", io.BytesIO(text.encode("utf-8", "backslashreplace")))
 
+    def _clean(self, path: str) -> str:
+        """Return a path without secrets in its names."""
+        return "/".join(map(self.redactor.text, path.split("/")))
+
     def _add(self, path: str, file: IO[bytes]) -> None:
+        if (clean := self._clean(path)) != path:
+            path = f"{clean}.{len(self.files)}"  # two names can be alike without their secrets
         entry = tarfile.TarInfo(f"bundle-{self.name}/{path}")
         entry.size = file.seek(0, io.SEEK_END)
         file.seek(0)

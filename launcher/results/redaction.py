@@ -15,37 +15,82 @@ from launcher.settings.secrets import SECRET_VALUE, is_secret_option, looks_secr
 HIDDEN = "(hidden)"
 _SHORTEST = 6
 """Characters of a known value that is replaced wherever it stands: shorter ones are words of other texts too."""
-_WORD = r"[A-Za-z][\w.-]*"
+_NAME = r"\w[\w.-]*"
+# It begins where no other word can: each start costs the length of a line.
+_WORD = rf"(?<![\w.-])[.-]*{_NAME}"
 _QUOTED = r"\"(?:[^\"\\]|\\.)*\"|'[^']*'"
 _VALUE = rf"\\*(?:{_QUOTED})|\\+\"[^\"]*\"|[^\s;&,}}\]]+"
-# How a line gives a value to a name, and the value: NAME=value, --name value, "name": "value", name: value to the end
-# of the line, words, and a variable of a pod as `kubectl describe` and Python print it.
+# How a line gives a value to a name, and the value: NAME=value and env["NAME"] = "value"; --name value;
+# "name": "value"; name: value to the end of the line; in words; a variable of a pod as `kubectl describe` and Python
+# print it; a tuple and a call of Python; shells and a Dockerfile; columns of a table.
 _PAIRS = tuple(
     (re.compile(head), re.compile(value))
     for head, value in (
-        (rf"(?P<name>{_WORD})\s*=\s*", _VALUE),
-        (rf"(?<!\S)--?(?P<name>{_WORD})[ \t]+", rf"{_QUOTED}|[^\s-]\S*"),
+        (rf"(?P<name>{_WORD})[\"'\])]*\s*(?:=|%3[Dd])\s*", _VALUE),
+        (rf"(?<!\S)--?(?P<name>{_NAME})[ \t]+", rf"{_QUOTED}|[^\s-]\S*"),
         (rf"(?P<name>{_WORD})\\*[\"']\s*:\s*", _VALUE),
-        (rf"(?P<name>{_WORD}):[ \t]+", r".+"),
-        (r"(?i:\b(?P<name>password|passwd|passphrase|token|secret)\s+(?:is\s+|for\s+\S+\s+is\s+)?)", r"\S{6,}"),
-        (rf"name['\"]?\s*[:=]\s*['\"]?(?P<name>{_WORD})['\"]?,?\s+['\"]?value['\"]?\s*[:=]\s*", _VALUE),
+        (rf"(?P<name>{_WORD})[ \t]*:[ \t]+", r".+"),
+        (
+            r"(?i:\b(?P<name>password|passwd|passphrase|token|secret(?!\s+\")|(?:api|access|license|secret) key)"
+            r"(?:\s+(?:for|of)\s+\S+?)?(?:\s+is|\s*:)?\s+)",
+            r"\S{6,}",
+        ),
+        (rf"name['\"]?\s*[:=]\s*['\"]?(?P<name>{_NAME})['\"]?,?\s+['\"]?value['\"]?\s*[:=]\s*", _VALUE),
+        (rf"[\"'](?P<name>{_NAME})[\"']\s*,\s*", _QUOTED),
+        (rf"(?P<name>{_WORD})\(\s*", _QUOTED),
+        (rf"\b(?:set\s+-\w+|setenv|ENV|ARG)\s+(?P<name>{_NAME})[ \t]+", r".+"),
+        (rf"(?P<name>{_WORD})(?:[ \t]*[|│┃]|[ \t]{{2,}}|\t)[ \t]*", r"[^\s|│┃]+"),
     )
 )
-_OPTION = re.compile(rf"--?({_WORD})")
-_LOGIN = re.compile(r"(?P<before>://[^\s/?#@:]*:)[^\s/?#@]*(?=@)|(?P<option>(?:-u|--user|--proxy-user)[ =]\S+?:)\S+")
-_TOKEN = re.compile(rf"[^\s\"'=,;&()<>]*(?:{SECRET_VALUE})[^\s\"',;&()<>]*", re.IGNORECASE)
-_AUTHORIZATION = re.compile(
-    r"\b(?P<scheme>bearer|basic|negotiate|digest)(?P<sign>\s+)(?P<value>[\w.~+/=:-]{6,})", re.IGNORECASE
+_OPTION = re.compile(rf"--?({_NAME})")
+# Where a secret stands without a name. A number after `host:` is a port, one before `@sha256:` a version.
+_PLACES = tuple(
+    re.compile(f"(?P<before>{before}){value}", re.IGNORECASE)
+    for before, value in (
+        (r"://[^\s/?#@:]*:(?!\d{1,5}(?:[/?#\s]|$))", r"[^\s\"'<>]*(?=@)"),
+        (r"://", r"[\w~.-]{10,}(?=@)"),
+        (r"(?<![\w/@:.-])[\w.-]+:", r"[^\s/@\"':][^\s/@\"']{2,}(?=@(?!sha\d)\w)"),
+        (r"(?<![\w-])(?:-u|--user|--proxy-user)(?:[ =]|(?=\w))[\"']?[^\s:\"']+:", r"[^\s\"']+"),
+        (r"\b(?:sshpass|mysql\w*|mariadb|redis-cli|(?:docker|podman) login)\b[^|;&]{0,200}?\s-[pa]\s*", r"[^\s-]\S*"),
+        (r"\bwandb login\s+(?:-\S+\s+)*", r"\S+"),
+        (r"(?:\bmachine\s+\S+\s+|^\s*)login\s+", r"\S{10,}"),
+        (r"\becho\s+(?:-n\s+)?", r"\S+(?=\s*\|.*(?:passw|login|token))"),
+        (r"\b(?:bearer|basic|negotiate|digest)(?:\s+auth)?(?:\s+|%20|:\s*)", r"[\w.~+/=:%-]{6,}"),
+    )
 )
+# The values that services issue, beyond those that no job may have in clear; a private key's first line in base64.
+_ISSUED = (
+    r"\bsk-(?:proj|ant|svcacct|admin)-\w|\b[rs]k_(?:live|test)_\w|\bhv[sb]\.\w{8}|\bSG\.\w{8}|\bxapp-\d|\bdop_v1_\w"
+    r"|\bgl(?:rt|dt|ptt|soat)-\w|\bAGE-SECRET-KEY-|\bLS0tLS1CRUdJTi"
+)
+_VALUE_OF_SERVICE = re.compile(rf"{SECRET_VALUE}|{_ISSUED}", re.IGNORECASE)
+_PART = re.compile(r"[^\s\"'=,;&()<>]+")
+# Without one of these, a line has no name of a secret, and no place of one: most lines are done then.
+_NAME_HINT = re.compile(
+    r"token|secret|pass|pwd|credential|auth|bearer|jwt|key|cookie|dsn|sig|sk\b|pat(?:\b|_)|certificate|dockerconfig",
+    re.IGNORECASE,
+)
+_PLACE_HINT = re.compile(r"@|-u|bearer|basic|negotiate|digest|login|sshpass|mysql|mariadb|redis|echo", re.IGNORECASE)
 _LONG_NAMES = re.compile(
-    r"(?i)(client-key-data|client-certificate-data|id-token|refresh-token|access-token|private-key|auth|set-cookie|cookie|authorization)$"
+    r"(?i)(client[-_]key[-_]data|client-certificate-data|id-token|refresh-token|access-token|private-key|auth|set-cookie"
+    r"|cookie|authorization|signature|dockerconfigjson|(^|[._-])sk)$"
 )
-# A name in one line, and its value in the next: a variable of a pod, and an option in a list of YAML.
+_NO_SECRETS = re.compile(r"(?i)(topology|cache|group|partition|public|sort)[-_]?keys?|authorized_keys")
+# A terminal's escape, also as a text shows it.
+_COLOR = re.compile(r"(?:\x1b|\\x1b|\\u001b|\\033)\[[\d;:]*[A-Za-z]")
+# A name in one line, and its value in the next: a variable of a pod, an option in a list of YAML, and a key of YAML.
 _NAME_LINE = re.compile(
-    rf"\s*(?:-\s*)?[\"']?(?:name[\"']?\s*:\s*[\"']?(?P<name>{_WORD})|--?(?P<option>{_WORD}))[\"']?,?\s*"
+    rf"\s*(?:-\s*)?[\"']?(?:name[\"']?\s*:\s*[\"']?(?P<name>{_NAME})|--?(?P<option>{_NAME})|(?P<key>[.]*{_NAME})\s*:)"
+    r"[\"']?,?\s*"
 )
 _NEXT_LINE = re.compile(r"(?P<begin>\s*(?:[\"']?value[\"']?\s*:|-)?\s*)(?P<value>\S.*)")
-_KEY_BEGIN, _KEY_END = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY"), re.compile(r"-----END [A-Z ]*PRIVATE KEY-----")
+_BLOCK = re.compile(rf"(?P<indent>\s*(?:-\s+)?)[\"']?(?P<name>[.]*{_NAME})[\"']?\s*:\s*[|>][+-]?\d?\s*")
+_KEY_BEGIN = re.compile(r"---- ?BEGIN [A-Z0-9 ]*PRIVATE KEY|^Private-Lines:")
+_KEY_END = re.compile(r"---- ?END [A-Z0-9 ]*PRIVATE KEY")
+# A line of a key has many characters of base64 in a row, or ends with a short rest of them.
+_KEY_LINE = re.compile(r"[A-Za-z0-9+/]{16}|(?:^|[\s\"'])=?[A-Za-z0-9+/]+=*[\"',\\n]*$")
+_LONGEST_KEY = 200
+"""Lines after which a key without an end is over."""
 
 
 class Redactor:
@@ -60,13 +105,16 @@ class Redactor:
         # Longer ones first: one secret can begin as another one.
         words = sorted(map(re.escape, forms), key=len, reverse=True)
         self._known = re.compile("|".join(words)) if words else None
-        self._in_key = False
-        self._name = ""
+        self._forget()
         self.hidden = 0
+
+    def _forget(self) -> None:
+        """Begin a file: no line of it is known."""
+        self._key_lines, self._name, self._block = 0, "", -1
 
     def lines(self, lines: Iterable[str]) -> Iterator[str]:
         """Yield the lines of one file without secrets."""
-        self._in_key, self._name = False, ""
+        self._forget()
         for line in lines:
             yield self._line(line)
 
@@ -90,13 +138,13 @@ class Redactor:
         if isinstance(value, list):
             options = [_OPTION.fullmatch(item) if isinstance(item, str) else None for item in value]
             return [
-                self._hide(item)
-                if before and isinstance(item, str) and _is_secret(before[1], item)
-                else self.value(item)
+                self._hide() if before and isinstance(item, str) and _is_secret(before[1], item) else self.value(item)
                 for before, item in zip([None, *options], value, strict=False)
             ]
         if not isinstance(value, Mapping):
             return value
+        if value.get("kind") == "Secret":
+            value = {**value, **{name: self._hide() for name in ("data", "stringData") if value.get(name)}}
         return {key: self._entry(key, item, value.get("name")) for key, item in value.items()}
 
     def _entry(self, key: str, item: Any, name: Any) -> Any:
@@ -104,7 +152,7 @@ class Redactor:
         if isinstance(item, str):
             is_variable = key == "value" and isinstance(name, str)
             if _is_secret(key, item) or (is_variable and (_is_secret(name, item) or looks_secret(name, item))):
-                return self._hide(item)
+                return self._hide()
         return self.value(item)
 
     def _text_or_json(self, text: str) -> str:
@@ -114,45 +162,85 @@ class Redactor:
     def _line(self, line: str) -> str:
         body = line.rstrip("\r\n")
         end = line[len(body) :]
-        if body[:1] in ("{", "[") and (clean := self.json_text(body)) is not None:
+        if self._is_of_key(body) or self._is_in_block(body):
+            return self._hide() + end
+        if body[:1] in ("{", "[") and (clean := self._json_line(body)) is not None:
             return clean + end
-        if self._in_key or _KEY_BEGIN.search(body):
-            self._in_key = not _KEY_END.search(body)
-            return self._hide(body) + end
+        body = _COLOR.sub("", body)
         before, own = self._name, _NAME_LINE.fullmatch(body)
-        self._name = (own["name"] or own["option"]) if own else ""
+        self._name = (own["name"] or own["option"] or own["key"]) if own else ""
         following = _NEXT_LINE.fullmatch(body) if before and not own else None
-        if following and _is_secret(before, following["value"].strip("\"',")):
-            return self._hide(following["value"], following["begin"]) + end
-        for head, value in _PAIRS:
+        if following and _is_value(following["value"]) and _is_secret(before, following["value"].strip("\"',")):
+            return self._hide(following["begin"]) + end
+        for place in _PLACES if _PLACE_HINT.search(body) else ():
+            body = place.sub(lambda match: self._hide(match["before"]), body)
+        for head, value in _PAIRS if _NAME_HINT.search(body) else ():
             body = self._hide_values(body, head, value)
-        body = _LOGIN.sub(lambda match: self._hide(match[0], (match["before"] or match["option"])), body)
-        body = _AUTHORIZATION.sub(lambda match: match["scheme"] + match["sign"] + self._hide(match["value"]), body)
-        body = _TOKEN.sub(lambda match: match[0] if HIDDEN in match[0] else self._hide(match[0]), body)
+        if _VALUE_OF_SERVICE.search(body):
+            body = _PART.sub(lambda part: self._hide() if _VALUE_OF_SERVICE.search(part[0]) else part[0], body)
         if self._known is not None:
-            body = self._known.sub(lambda match: self._hide(match[0]), body)
+            body = self._known.sub(lambda _: self._hide(), body)
         return body + end
+
+    def _is_of_key(self, body: str) -> bool:
+        """Return whether a line is of a private key; lines of other ranks can stand between its lines."""
+        if _KEY_BEGIN.search(body):
+            self._key_lines = 0 if _KEY_END.search(body) else _LONGEST_KEY
+            return True
+        if not self._key_lines:
+            return False
+        self._key_lines -= 1
+        if _KEY_END.search(body):
+            self._key_lines = 0
+            return True
+        return _KEY_LINE.search(body) is not None
+
+    def _is_in_block(self, body: str) -> bool:
+        """Return whether a line is of a text of several lines in YAML, whose name is a secret's."""
+        if self._block >= 0 and (not body.strip() or len(body) - len(body.lstrip()) > self._block):
+            return bool(body.strip())
+        block = _BLOCK.fullmatch(body)
+        self._block = len(block["indent"]) if block and _is_secret(block["name"], block["name"]) else -1
+        return False
+
+    def _json_line(self, body: str) -> str | None:
+        """Return a line of JSON without secrets. Its texts are no lines of this file."""
+        state = self._key_lines, self._name, self._block
+        clean = self.json_text(body)
+        self._key_lines, self._name, self._block = state
+        return clean
 
     def _hide_values(self, text: str, head: re.Pattern[str], pattern: re.Pattern[str]) -> str:
         """Hide the values of secret names. A value that is kept can itself have a name and a value."""
-        position = 0
+        pieces, done, position = [], 0, 0
         while found := head.search(text, position):
             position = found.end()
             value = pattern.match(text, position)
-            if value and HIDDEN not in value[0] and _is_secret(found["name"], value[0].strip("\"'\\")):
+            if value and _is_secret(found["name"], value[0].strip("\"'\\")):
                 mark = value[0][0] if value[0][0] in "\"'" and value[0][-1] == value[0][0] else ""
-                text = text[:position] + mark + self._hide(value[0]) + mark + text[value.end() :]
-                position += len(HIDDEN)
-        return text
+                pieces += [text[done:position], mark, self._hide(), mark]
+                done = position = value.end()
+        return "".join([*pieces, text[done:]])
 
-    def _hide(self, _secret: str, before: str = "") -> str:
+    def _hide(self, before: str = "") -> str:
         self.hidden += 1
         return before + HIDDEN
 
 
 def _is_secret(name: str, value: str) -> bool:
-    last = name.rpartition("/")[2]
-    return bool(value) and (bool(_LONG_NAMES.search(last)) or is_secret_option(last, value))
+    last = name.rpartition("/")[2].strip(".-")
+    # A structure begins here, or it is done.
+    if value in ("", "{", "[", "{}", "[]", "|", ">", HIDDEN) or _NO_SECRETS.fullmatch(last):
+        return False
+    if last.lower() == "pwd":
+        return value[0] not in "/~.$"  # else it is the working directory
+    # In a job's settings a value like `<x` is another program's reference; a password can begin so, too.
+    return bool(_LONG_NAMES.search(last)) or is_secret_option(last, value.lstrip("`<%{") or value)
+
+
+def _is_value(text: str) -> bool:
+    """Return whether a line is a value, and no key of YAML."""
+    return ": " not in text and not text.endswith(":")
 
 
 def _forms(value: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ import pytest
 from docs.manifests import ACCOUNT, FOLDER
 from launcher.cluster.rbac import FETCH_VERBS, VERBS
 from launcher.cluster.run_files import READER_LABEL
+from tests.cluster.support.login_proxy import LoginProxy
 from tests.cluster.support.terminal import Terminal
 from tests.cluster.test_rights import OF_EVERY_USER, asked, flat
 from tests.documents import one_document
@@ -45,8 +46,14 @@ def test_a_run_is_fetched_from_its_claim_while_it_runs_and_after_its_end(user: T
         assert refused.returncode == 3
         assert "you have no right to create pods/exec in namespace" in refused.stderr
         kubectl("apply", "--namespace", user.namespace, "--filename", str(FOLDER / "rbac-fetch.yaml"))
-        running = user.run("fetch", "home", "--to", str(tmp_path / "run"))
-        assert (running.returncode, running.stderr) == (0, ""), "a pod of the job has read the files"
+        with LoginProxy("u", "p@w") as proxy:
+            config = json.loads(user.kubeconfig.read_text())
+            config["clusters"][0]["cluster"]["proxy-url"] = f"http://u:p%40w@127.0.0.1:{proxy.port}"
+            (tmp_path / "far").write_text(json.dumps(config))
+            far = dataclasses.replace(user, kubeconfig=tmp_path / "far")
+            running = far.run("fetch", "home", "--to", str(tmp_path / "run"))
+            assert (running.returncode, running.stderr) == (0, ""), "a pod of the job has read the files"
+            assert (proxy.tunnels > 0, proxy.refusals) == (True, 0)
         assert (tmp_path / "run" / "metrics.jsonl").stat().st_size > 0
         assert user.run("cancel", "home").returncode == 0
         follower.wait(120)
@@ -62,7 +69,8 @@ def test_a_run_is_fetched_from_its_claim_while_it_runs_and_after_its_end(user: T
     assert bundled.returncode == 0, bundled.stderr
     bundle = one_document(bundled.stdout, "Bundle")
     assert bundle["leftOut"] == []
-    assert {"attempt-1/node-0/rank-0.txt", "cluster/job.json", "events.txt", "console.log"} <= {*bundle["files"]}
+    own = {f"attempt-1/node-0/{name}" for name in ("rank-0.txt", "environment.json")}
+    assert {*own, "cluster/job.json", "events.txt", "console.log"} <= {*bundle["files"]}
     page = user.run("report", "home", "--to", str(tmp_path / "page.html"), "--json")
     assert page.returncode == 0, page.stderr
     assert json.loads(page.stdout)["problems"] == []

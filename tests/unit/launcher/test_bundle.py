@@ -14,9 +14,11 @@ from launcher.local import records
 from launcher.results.bundle import node_of_ranks
 from tests.documents import one_document
 from tests.run_folders import ATTEMPTS, write_run
-from tests.unit.launcher.test_redaction import LINES
+from tests.unit.launcher.test_redaction import LINES as FIRST_LINES
+from tests.unit.launcher.test_redaction import LINES_OF_TOOLS
 
 SEED = 21
+LINES = (*FIRST_LINES, *LINES_OF_TOOLS)
 
 
 @pytest.fixture
@@ -98,6 +100,9 @@ def test_no_planted_secret_is_in_a_bundle(run: Path, tmp_path: Path, monkeypatch
     for path in (run / "3" / "console-2.log", run / "evidence/attempt-1/node-0/process_log/rank-0/debug/plog/x.log"):
         path.write_text(text)
     (run / "config.yaml").write_text(text)
+    (run / "names").mkdir()
+    for number, name in enumerate(line for line in lines if "/" not in line):
+        (run / "names" / name).write_text("text" if number % 2 else "no text: \0")
     with (run / "metrics.jsonl").open("a") as file:
         file.writelines(json.dumps({"kind": "note", "text": line}) + "\n" for line in lines)
     provenance = json.loads((run / "provenance.json").read_text())
@@ -112,7 +117,7 @@ def test_no_planted_secret_is_in_a_bundle(run: Path, tmp_path: Path, monkeypatch
         (name, line)
         for name, data in files.items()
         for line, secret in zip(LINES, secrets, strict=True)
-        if secret.encode() in data or b"my-own-login" in data
+        if secret.encode() in data or secret in name or b"my-own-login" in data
     ]
     assert found == []
 
