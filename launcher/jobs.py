@@ -294,6 +294,10 @@ class Jobs(Protocol):
     def place(self) -> str:
         """This machine, or the cluster and the namespace, for messages."""
 
+    @property
+    def address(self) -> str:
+        """The same place, as no other configuration file renames it."""
+
     def check_exists(self, ref: JobRef) -> None:
         """Do nothing but raise NotFoundError for an unknown job: this costs less than its state."""
 

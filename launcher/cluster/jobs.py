@@ -61,6 +61,11 @@ class ClusterJobs:
         """The cluster and the namespace, for messages."""
         return f"{self.api.origin}, namespace {self.api.namespace}"
 
+    @property
+    def address(self) -> str:
+        """The server and the namespace."""
+        return f"{self.api.credentials.server}, namespace {self.api.namespace}"
+
     def served(self) -> bool:
         """Return whether the cluster knows this kind of job.
 

@@ -44,7 +44,7 @@ class LocalJobs:
     """The jobs of this user on this machine. `launcher.jobs.Jobs` says what each method promises."""
 
     name = "local"
-    place = "this machine"
+    place = address = "this machine"
     poll_s = 0.2
 
     def __init__(self, root: Path | None = None, *, extra_grace_s: float = _EXTRA_GRACE_S) -> None:

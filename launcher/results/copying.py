@@ -142,7 +142,7 @@ def copy_of(
     jobs: Jobs, state: JobState, target: Path, select: Callable[[str], bool], on_note: Callable[[str], None]
 ) -> RunCopy:
     """Return the copy of a job's run to a folder."""
-    source = f"{state.ref.name} in {state.output}, {jobs.place}"
+    source = f"{state.ref.name} in {state.output}, {jobs.address}"
     return RunCopy(partial(jobs.open_files, state, on_note=on_note), target, source, select, on_note)
 
 

@@ -58,7 +58,7 @@ _PLACES = tuple(
         (r"\b(?:bearer|basic|negotiate|digest)(?:\s+auth)?(?:\s+|%20|:\s*)", r"[\w.~+/=:%-]{6,}"),
     )
 )
-# The values that services issue, beyond those that no job may have in clear; a private key's first line in base64.
+# Values of services, beyond the ones that no job may have in clear; the base64 of a private key begins with the last.
 _ISSUED = (
     r"\bsk-(?:proj|ant|svcacct|admin)-\w|\b[rs]k_(?:live|test)_\w|\bhv[sb]\.\w{8}|\bSG\.\w{8}|\bxapp-\d|\bdop_v1_\w"
     r"|\bgl(?:rt|dt|ptt|soat)-\w|\bAGE-SECRET-KEY-|\bLS0tLS1CRUdJTi"
