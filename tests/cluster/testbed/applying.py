@@ -38,7 +38,7 @@ def apply_definitions(cluster: Cluster, *paths: Path) -> None:
     _apply_files(cluster, *paths)
     # `kubectl wait` for the condition fails at once on a definition without conditions.
     deadline = time.monotonic() + ESTABLISHED_S
-    while not all(map(_is_established, cluster.get(*_filenames(paths))["items"])):
+    while not all(map(_is_established, _items(cluster.get(*_filenames(paths))))):
         if time.monotonic() > deadline:
             raise StartError(f"the definitions of {paths[0].parent} are not established after {ESTABLISHED_S} s")
         time.sleep(0.1)
@@ -50,6 +50,12 @@ def _apply_files(cluster: Cluster, *paths: Path) -> None:
 
 def _filenames(paths: Iterable[Path]) -> list[str]:
     return [f"--filename={path}" for path in paths]
+
+
+def _items(answer: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    """Return the objects of kubectl's answer, which is no list for a single one."""
+    items: Iterable[Mapping[str, Any]] = answer.get("items", [answer])
+    return items
 
 
 def _is_established(definition: Mapping[str, Any]) -> bool:
