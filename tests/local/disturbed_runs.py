@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.local.conftest import small_options, train
 from tests.local.forked_trainer import FIRST_MODULE
-from tests.unit.training.simulated_runs import DisturbedRun, Forecast, Size
+from tests.unit.training.simulated_runs import SAVE_EVERY_S, DisturbedRun, Forecast, Size
 from trainer.shared.errors import RESUMABLE
 from trainer.training.time_left import TimeLeft
 
@@ -20,14 +20,17 @@ _LEAST_IMAGES = 10
 
 def drawn_run(seed: int) -> DisturbedRun:
     """Return the run of this seed; the variable SHORTEST has the seconds of the shortest one."""
+    run = DisturbedRun(seed, _size())
+    run.images = max(run.images, _LEAST_IMAGES)
+    return run
+
+
+def _size() -> Size:
     shortest_s = float(os.environ[SHORTEST])
     # A step takes a second or longer, of which the network's arithmetic is a small part.
     steps = round(1.1 * shortest_s)
     shapes = [(epochs, max(1, steps // epochs)) for epochs in (1, 3, 6, 12)]
-    size = Size(shapes=shapes, batches=(2,), steps_s=(shortest_s, 2 * shortest_s))
-    run = DisturbedRun(seed, size)
-    run.images = max(run.images, _LEAST_IMAGES)
-    return run
+    return Size(shapes=shapes, batches=(2,), steps_s=(shortest_s, 2 * shortest_s))
 
 
 def real_forecast(seed: int, digits: Path, folder: Path, *, at: float) -> Forecast:
@@ -38,7 +41,7 @@ def real_forecast(seed: int, digits: Path, folder: Path, *, at: float) -> Foreca
     folder.mkdir()
     run = drawn_run(seed)
     data = _few_images(digits, folder / "data", run.images)
-    every = f"{float(os.environ[SHORTEST]) / 24:g}s"  # as ten minutes in four hours
+    every = f"{SAVE_EVERY_S * _size().scale:g}s"
     options = f"--epochs {run.epochs} --steps {run.steps} --batch-size {run.images_per_step} --lr 1e-6".split()
     options += f"--log-interval 1 --checkpoint-every {every} --resume auto".split()
     environ = {FIRST_MODULE: "tests.local.disturbed_worker", SEED: str(seed), FOLDER: str(folder)}

@@ -51,6 +51,11 @@ class Size:
     batches: Sequence[int] = (64, 256)
     steps_s: tuple[float, float] = (4 * 3600.0, 100 * 3600.0)
 
+    @property
+    def scale(self) -> float:
+        """The share of the times of runs of hours that all other times have: a usual run lies in the middle."""
+        return math.sqrt(math.prod(self.steps_s) / math.prod(Size.steps_s))
+
 
 class DisturbedRun:
     """The costs of a run of a network on some devices, all drawn from `seed`.
@@ -73,8 +78,7 @@ class DisturbedRun:
         self.images_per_step = draw.choice(size.batches)
         self.images = int(self.steps * self.images_per_step * draw.uniform(0.02, 0.25))
         shortest_s, longest_s = size.steps_s
-        # All other times are as in runs of hours.
-        scale = shortest_s / Size.steps_s[0]
+        scale = size.scale
         step_s = shortest_s * (longest_s / shortest_s) ** draw.random() / (self.epochs * self.steps)
         self.noise = draw.uniform(0.02, 0.15)
         self.save_s = scale * draw.uniform(0.0, 10.0)
