@@ -67,7 +67,7 @@ def write_report(subjects: Sequence[Subject], to: Path | None) -> Path:
         ConflictError: the path has a file that is no report.
         LauncherError: it cannot be written.
     """
-    path = to or Path(f"report-{'-'.join(subject.name for subject in subjects)}.html")
+    path = to or Path(f"report-{'-'.join(visible(subject.name) for subject in subjects)}.html")
     _check_replaceable(path)
     page = report_page(subjects, now=time.time())
     try:

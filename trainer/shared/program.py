@@ -39,6 +39,11 @@ def run_program(module: str) -> NoReturn:
         code = importlib.import_module(module).main(sys.argv[1:])
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except RuntimeError as error:
+        # Before Python 3.12, an interrupt in `__set_name__`, as of a dataclass's fields, is the cause of one.
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        code = INTERRUPTED
     except (ImportError, MemoryError) as error:
         say_error(f"error: {describe_loading_error(error)}")
         code = UsageError.exit_code

@@ -50,6 +50,25 @@ def test_a_missing_part_of_this_software_is_a_fault_of_it(kind: type[ImportError
         describe_loading_error(kind("cannot import name", name="trainer.nope"))
 
 
+INTERRUPTED_IMPORT = """
+class Interrupt:
+    def __set_name__(self, owner, name):
+        raise KeyboardInterrupt
+
+class Owner:
+    field = Interrupt()
+"""
+
+
+def test_an_interrupt_while_classes_are_made_is_an_interrupt(tmp_path: Path) -> None:
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED_IMPORT)
+    program = "from trainer.shared.program import run_program; run_program('interrupted')"
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (130, "")
+
+
 PRINT = """
 import sys
 from trainer.shared.program import write_whole_texts
