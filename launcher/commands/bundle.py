@@ -49,7 +49,8 @@ def bundle(
         facts = {"files": archive.files, "hidden": archive.redactor.hidden, "leftOut": archive.left_out}
         print_json(document("Bundle", name=ref.name, backend=ref.backend, archive=str(path), **facts))
     else:
-        print(visible(f"{path}: {len(archive.files):,} files, {archive.redactor.hidden:,} secrets hidden"))
+        hidden = archive.redactor.hidden
+        print(visible(f"{path}: {len(archive.files):,} files, {hidden:,} secret{'' if hidden == 1 else 's'} hidden"))
 
 
 def write_bundle(jobs: Jobs, ref: JobRef, to: Path | None) -> tuple[Path, Bundle]:

@@ -1,7 +1,8 @@
 """One archive of all that tells of a job's faults, without secrets, in the layout of Huawei's `ascend-fd parse`.
 
-ascend-fd wants one folder for each node, with `rank-R.txt` (the console of a rank) and `process_log/` (CANN's logs).
-The folder of each attempt has these folders; its files come from the run's folder.
+ascend-fd wants one folder for each node, with `rank-R.txt` (the console of a rank) and `process_log/` (CANN's logs), by
+its source: TrainLogSaver and ProcessLogSaver of Ascend/mind-cluster, ascend_fd/pkg/parse/parser_saver.py. The folder of
+each attempt has these folders; its files come from the run's folder.
 """
 
 import io
@@ -31,7 +32,7 @@ look through the files before you send them to others.
 
 attempt-N/node-K/          the logs of one node in an attempt of the run: its console as rank-R.txt, CANN's logs in
                            process_log/, its environment, and how the workers ended. Huawei's tool reads such a folder:
-                           ascend-fd parse -i attempt-N/node-K -o OUT
+                           ascend-fd parse -i attempt-N/node-K -o EMPTY_FOLDER
 run/                       metrics, settings, provenance (versions) and attempts, as in the run's folder
 cluster/                   the job's objects, or its records on this machine, as JSON; the rank table, if it has one
 console.log                the log as the launcher reads it now
