@@ -78,7 +78,7 @@ def test_a_place_that_the_administrator_has_chosen_stays(run: Run, tmp_path: Pat
     done = run("elsewhere", *SHORT, environ={"ASCEND_PROCESS_LOG_PATH": str(tmp_path / "logs")})
     assert done.code == 0, done.stdout
     assert list((tmp_path / "logs/run/plog").glob("plog-*"))
-    assert not (done.run / "evidence").exists()
+    assert [path.name for path in (done.run / "evidence").rglob("*.*")] == ["environment.json"]
 
 
 def test_a_log_that_cann_cannot_write_costs_nothing(run: Run, tmp_path: Path) -> None:
