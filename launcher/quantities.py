@@ -2,12 +2,14 @@
 
 import re
 from decimal import Decimal
+from functools import lru_cache
 
 PATTERN = r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]{1,2})?"
 _QUANTITY = re.compile(PATTERN)
 _LEAST_MEMORY = 1 << 20
 
 
+@lru_cache(maxsize=1024)  # the nodes of a cluster have the same few
 def parse_quantity(text: str) -> Decimal:
     """Return the value, which can be 0 in the objects of a cluster.
 

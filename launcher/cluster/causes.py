@@ -88,10 +88,10 @@ def held_container(objects: JobObjects) -> Iterator[Cause]:
                 text = f"container {container} ends again and again"
                 yield Cause("crash-loop", text, evidence, (f"{PROGRAM} logs {objects.name}",))
             else:
-                fault = first_match(CONTAINER_FAULTS, words) or Pattern("", "container", "the node cannot start it", "")
-                text = f"container {container} cannot start: {fault.text}"
-                step = fault.step or f"kubectl describe pod {pod['metadata']['name']}"
-                yield Cause(fault.rule, text, evidence, (step,))
+                describe = f"kubectl describe pod {pod['metadata']['name']}"
+                unknown = Pattern("", "container", f"the node says {words or reason}", describe)
+                fault = first_match(CONTAINER_FAULTS, words) or unknown
+                yield Cause(fault.rule, f"container {container} cannot start: {fault.text}", evidence, (fault.step,))
 
 
 def unready_volume(objects: JobObjects) -> Iterator[Cause]:

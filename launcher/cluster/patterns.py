@@ -92,9 +92,9 @@ VOLUME_FAULTS = (
         "choose a claim with ReadWriteMany, or wait until the other pod ends",
     ),
     Pattern(
-        "volume node affinity conflict",
+        "volume node affinity conflict|PersistentVolume's node affinity",  # older words, and Kubernetes 1.36's
         "claim",
-        "the volume of a claim is on a node that the pod cannot use",
+        "a volume is on a node that the pod cannot use",
         "choose another claim, or another --node-selector",
     ),
     Pattern(

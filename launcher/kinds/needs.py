@@ -7,7 +7,7 @@ overlay counts like an option.
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_DOWN, Decimal
 from typing import TYPE_CHECKING, Literal
 
 from launcher.kube.api import Json
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Amounts = Mapping[str, Decimal]
 """The amount of each resource."""
 Side = Literal["requests", "limits"]
+_UNITS = (("Gi", 1 << 30), ("Mi", 1 << 20))
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,17 @@ def amounts(quantities: object) -> Amounts:
 
 
 def amount_text(amount: Decimal) -> str:
-    """Return an amount as people write it: 8, 0.5, 64Gi."""
-    for suffix, scale in (("Gi", 1 << 30), ("Mi", 1 << 20)):
+    """Return an amount as people write it: 8, 0.5, 64Gi; odd bytes are rounded down to a tenth of their unit."""
+    for suffix, scale in _UNITS:
         if amount >= scale and amount % scale == 0:
-            return f"{amount / scale:f}{suffix}"
+            return f"{_without_zeros(amount / scale)}{suffix}"
+    for suffix, scale in _UNITS:
+        if amount >= scale:
+            return f"{_without_zeros((amount * 10 / scale).to_integral_value(ROUND_DOWN) / 10)}{suffix}"
+    return _without_zeros(amount)
+
+
+def _without_zeros(amount: Decimal) -> str:
     text = f"{amount:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 

@@ -15,7 +15,7 @@ from launcher.kube.api import Api, Json
 from launcher.kube.resources import CONFIG_MAPS, EVENTS, NODES, PODS, Resource
 from launcher.output.explanation import explanation_document, explanation_text
 from tests.documents import one_document
-from tests.unit.launcher.test_causes import batch, ended, running, unplaced
+from tests.unit.launcher.explained_objects import batch, ended, running, unplaced
 from tests.unit.launcher.test_doctor import NPU, node
 
 JOB = {**batch(), "metadata": {**batch()["metadata"], "namespace": "training"}}
