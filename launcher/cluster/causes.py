@@ -176,13 +176,13 @@ def waiting_queue(objects: JobObjects) -> Iterator[Cause]:
         yield Cause("queue", objects.queued, (), (f"wait, or cancel it: {PROGRAM} cancel {objects.name}",))
     messages = _gang_messages(objects)
     full = [message for message in messages if _QUEUE_IS_FULL in message]
-    finding = objects.queue
+    finding, show = objects.queue, f"kubectl get {'localqueues' if objects.kind.queue_label else 'queues'}"
     if finding is not None and finding.state in ("missing", "later") and not any(map(uses_node, objects.pods)):
-        yield Cause("queue", finding.text, tuple(messages[:1]), ("kubectl get queues",))
+        yield Cause("queue", finding.text, tuple(messages[:1]), (show,))
     elif full:
         queue = objects.job["spec"].get("queue")
         text = f"queue {queue} has no room for the job now: {full[0]}"
-        yield Cause("queue", text, (), ("wait, or choose another --queue", "kubectl get queues"))
+        yield Cause("queue", text, (), ("wait, or choose another --queue", show))
 
 
 def missing_controller(objects: JobObjects) -> Iterator[Cause]:

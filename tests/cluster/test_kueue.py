@@ -19,6 +19,7 @@ from launcher.cluster.rbac import KUEUE_VERBS
 from launcher.kinds.kueue import check_local_queue
 from launcher.kube.access import ClusterAccess
 from launcher.kube.api import Api, connect
+from tests.cluster.support.explained_jobs import ExplainedJobs
 from tests.cluster.support.terminal import POD, SMALL, Terminal, restricted
 from tests.cluster.support.waiting import until
 from tests.cluster.test_rights import asked, flat
@@ -204,6 +205,13 @@ def test_the_state_of_a_queue_is_known_before_a_job_waits_in_it(terminal: Termin
     refused = terminal.submit("--npus", "1", "--queue", "none", "--detach")
     assert refused.returncode == 5
     assert refused.stderr.splitlines()[-1].startswith("error: --queue none: there is no such queue in namespace ")
+    for queue, job, text in (
+        (QUEUE, "oversized", f"queued in {QUEUE}, 1 of 1: couldn't assign flavors to pod set main: insufficient quota"),
+        ("none", "strayed", "queued in none, 1 of 1: LocalQueue none doesn't exist"),
+    ):
+        jobs = ExplainedJobs(terminal, "--queue", queue, backends=["batch"])
+        jobs.create(job, npus=AT_ONCE + 1)
+        jobs.expect({job: ("queue", text)})
     api = connect(ClusterAccess(kubeconfig=terminal.kubeconfig, namespace=namespace))
     for kind, name, words in (
         ("localqueue", QUEUE, "it is stopped (Hold): a job waits"),
@@ -214,6 +222,10 @@ def test_the_state_of_a_queue_is_known_before_a_job_waits_in_it(terminal: Termin
             kubectl("patch", f"{kind}s.kueue.x-k8s.io", name, "--namespace", namespace, *patch)
             expected = words if policy == "Hold" else "Kueue's, open"
             until(partial(_queue_is, api, expected), lambda: check_local_queue(api, QUEUE))
+            if policy == "Hold":
+                causes = json.loads(terminal.run("explain", "oversized", "--json").stdout)["causes"]
+                assert {cause["rule"] for cause in causes} == {"queue"}
+                assert any(words in cause["text"] for cause in causes), causes
 
 
 def _queue_is(api: Api, words: str) -> bool:

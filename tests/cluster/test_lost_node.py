@@ -17,7 +17,10 @@ from typing import Any
 import pytest
 
 from docs.manifests import ACCOUNT, FOLDER
+from launcher import PROGRAM
 from launcher.cluster.rbac import RECOVER_CLUSTER_VERBS, RECOVER_VERBS, VERBS
+from tests.cluster.support.explain_cases import alone
+from tests.cluster.support.explained_jobs import ExplainedJobs
 from tests.cluster.support.terminal import POD, SMALL, Terminal, restricted
 from tests.cluster.support.waiting import until
 from tests.cluster.test_rights import OF_EVERY_USER, asked, flat
@@ -36,6 +39,8 @@ SHORT = (*_USUAL, "--epochs", "3")
 LONG = (*_USUAL, "--epochs", "1000")
 LAST_STEP = 120
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
+_OTHERS = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["node1"]}]}
+NOT_THE_FIRST = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [_OTHERS]}}
 
 
 @pytest.fixture(scope="module")
@@ -176,20 +181,24 @@ def test_a_gang_goes_on_after_the_pod_of_its_dead_node_was_recovered(
 ) -> None:
     _submit(shell, "undisturbed", *SHORT, "--nodes", "2")
     _wait(shell, "undisturbed")
+    others = ExplainedJobs(shell, backends=["batch"])
     for number in range(TIMES):
-        job = f"gang-{number}"
+        job, lost = f"gang-{number}", f"lost-{number}"
+        others.create(lost, pod=_on_the_other_nodes(lost), job={"parallelism": 2, "completions": 2})
+        others.until_started(lost)
         _submit(shell, job, *SHORT, "--nodes", "2")
-        _until_it_trains(shell, job, moments)
-        pod = moments.choice([pod for pod in shell.pods(job) if _node_of(shell, pod).number != 1])
-        node, name = _node_of(shell, pod), pod["metadata"]["name"]
         refused = shell.run("recover", job)
         assert (refused.returncode, len(refused.stderr.splitlines())) == (6, 1), refused.stderr
         assert "the cluster has given no pod up: its nodes answer" in refused.stderr
+        _until_it_trains(shell, job, moments)
+        pod = moments.choice([pod for pod in shell.pods(job) if _node_of(shell, pod).number != 1])
+        node, name = _node_of(shell, pod), pod["metadata"]["name"]
         with _failing(shell.cluster, node, node.kill, node.revive):
             began = _until_given_up(shell, job, node)
             said = f"pod {name} cannot end, because its node {node.name} has not answered since "
             _until_status_says(shell, job, said)
             assert f"warning: job {job}: {said}" in shell.run("list").stderr
+            _check_it_is_explained(others, job, lost, node)
             steps = _steps(shell, job)
             refused = user.run("recover", job)
             assert (refused.returncode, len(refused.stderr.splitlines())) == (3, 1), refused.stderr
@@ -203,6 +212,35 @@ def test_a_gang_goes_on_after_the_pod_of_its_dead_node_was_recovered(
             sys.stdout.write(f"dead node: first new step {time.time() - began:.1f} s after the toleration\n")
             _wait(shell, job)
         _assert_same_bits(shell, job, "undisturbed")
+
+
+def _on_the_other_nodes(job: str) -> dict[str, Any]:
+    """Return a pod's part by which each node but the first one gets one of the job's two pods."""
+    return {"affinity": {**alone(job)["affinity"], "nodeAffinity": NOT_THE_FIRST}}
+
+
+def _check_it_is_explained(others: ExplainedJobs, gang: str, lost: str, node: Node) -> None:
+    """Check the first cause of a job whose pod cannot end, of one that has a pod there, and of one that waits."""
+    unready = lost.replace("lost", "unready")
+    others.create(unready, node=node.number)
+    others.expect(
+        {
+            lost: ("node-lost", f"node {node.name} has not answered since "),
+            unready: ("node-not-ready", f"{node.name} is not ready, and takes no pod of the job"),
+        }
+    )
+    (first, *_) = json.loads(others.terminal.run("explain", gang, "--json").stdout)["causes"]
+    assert (first["rule"], first["steps"]) == ("node-lost", [f"{PROGRAM} recover {gang}"])
+    place = ("--namespace", others.terminal.namespace)
+    others.terminal.cluster.kubectl("delete", "jobs", lost, unready, "--wait=false", *place)
+
+
+def test_a_cluster_without_volcano_says_so(shell: Terminal) -> None:
+    """No other test bed is sure to have no Volcano, and the last test of this file installs it."""
+    for words in (("explain", "any"), ("status", "any")):
+        done = shell.run(*words, "--backend", "volcano")
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (4, "", 1), done
+        assert "has no Volcano; choose another --context" in done.stderr
 
 
 @pytest.fixture

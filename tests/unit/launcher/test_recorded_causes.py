@@ -51,6 +51,11 @@ def test_a_recorded_job_gets_its_cause(path: Path) -> None:
     assert causes[0].rule == rule, causes
 
 
+def test_a_job_in_a_missing_queue_of_kueue_learns_how_to_see_the_queues() -> None:
+    _, values = read(next(path for path in RECORDED if path.stem == "strayed"))
+    assert [cause.steps for cause in find_causes(JobObjects(**values))][-1] == ("kubectl get localqueues",)
+
+
 @EVERY
 def test_the_same_job_has_no_cause_when_it_runs_though_its_events_remain(path: Path) -> None:
     _, values = read(path)
