@@ -6,6 +6,7 @@ from benchmarks import (
     checkpoint_save,
     data_pipeline,
     follow,
+    large_cluster,
     launcher_start,
     model_step,
     npu_host_work,
@@ -33,9 +34,9 @@ def main() -> int:
     ]
     reason = missing_requirement()
     if reason is None:
-        codes += [submit.main(), follow.main()]
+        codes += [submit.main(), follow.main(), large_cluster.main()]
     else:
-        print(f"not measured, because {reason}: starting and following a job on a cluster", file=sys.stderr)
+        print(f"not measured, because {reason}: submit, follow and large_cluster", file=sys.stderr)
     return max(codes)
 
 

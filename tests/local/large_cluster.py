@@ -1,7 +1,11 @@
 """An API server over HTTP with many objects, as large clusters have them, and pages as the real one gives them."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +18,15 @@ NPU = "huawei.com/Ascend910"
 PAGE = 500
 MADE = "2026-11-30T08:00:00Z"
 NODES, FINISHED, LIVE, EVENTS = 1000, 5000, 500, 20_000
+_MEASURE = r"""
+import re, sys
+from launcher.cli import main
+code = main(sys.argv[1:])
+sys.stdout.flush()
+# Not ru_maxrss, which counts the process that started this one too.
+peak = re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())
+print(code, int(peak[1]) // 1024, file=sys.stderr)
+"""
 
 
 def node(number: int) -> Json:
@@ -144,3 +157,15 @@ def serving(cluster: LargeCluster, folder: Path) -> Iterator[Path]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def run(kubeconfig: Path, *words: str) -> tuple[str, int, float]:
+    """Run a command in its own process; return what it printed, its memory in MiB, and its time in seconds."""
+    home = {"HOME": str(kubeconfig.parent), "XDG_STATE_HOME": str(kubeconfig.parent), "KUBECONFIG": str(kubeconfig)}
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("PNAS_", "KUBE"))}
+    command = [sys.executable, "-c", _MEASURE, *words, "--backend", "batch"]
+    began = time.monotonic()
+    done = subprocess.run(command, env={**environ, **home}, capture_output=True, text=True, check=True)
+    code, memory = done.stderr.splitlines()[-1].split()
+    assert code == "0", done.stderr
+    return done.stdout, int(memory), time.monotonic() - began

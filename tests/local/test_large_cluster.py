@@ -1,7 +1,6 @@
 """`list`, `status` and `explain` with 1,000 nodes, 5,500 jobs and 20,000 events: few requests, little memory."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -15,18 +14,9 @@ from launcher.kinds.batch import BATCH_JOBS
 from launcher.kube.access import ClusterAccess
 from launcher.kube.api import connect
 from launcher.kube.resources import EVENTS, NODES, PODS
-from tests.local.large_cluster import LIVE, NPU, LargeCluster, name_of, serving
+from tests.local.large_cluster import LIVE, NPU, LargeCluster, name_of, run, serving
 
 MOST_MIB = 300
-MEASURE = r"""
-import re, sys
-from launcher.cli import main
-code = main(sys.argv[1:])
-sys.stdout.flush()
-# Not ru_maxrss, which counts the process that started this one too.
-peak = re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())
-print(code, int(peak[1]) // 1024, file=sys.stderr)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +27,6 @@ def large_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[La
     cluster = LargeCluster(json.loads(done.stdout)["items"][-1])
     with serving(cluster, tmp_path_factory.mktemp("large")) as kubeconfig:
         yield cluster, kubeconfig
-
-
-def run(kubeconfig: Path, *words: str) -> tuple[str, int, float]:
-    """Run a command in its own process; return what it printed, its memory in MiB, and its time in seconds."""
-    home = {"HOME": str(kubeconfig.parent), "XDG_STATE_HOME": str(kubeconfig.parent), "KUBECONFIG": str(kubeconfig)}
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("PNAS_", "KUBE"))}
-    command = [sys.executable, "-c", MEASURE, *words, "--backend", "batch"]
-    began = time.monotonic()
-    done = subprocess.run(command, env={**environ, **home}, capture_output=True, text=True, check=True)
-    code, memory = done.stderr.splitlines()[-1].split()
-    assert code == "0", done.stderr
-    return done.stdout, int(memory), time.monotonic() - began
 
 
 def test_a_large_cluster_costs_each_list_once_and_little_memory(

@@ -170,11 +170,13 @@ def running(
     container_log_max_size: str | None = None,
     container_log_max_files: int = 5,
     silent_after_s: int | None = None,
+    api_server_only: bool = False,
 ) -> Iterator[Cluster]:
     """Run a cluster while the context lasts; it ends with this process in any case.
 
     Args:
         nodes: the number of nodes; `NodeOptions` describes each.
+        api_server_only: start no controllers and no kubelets, so that nothing changes the objects.
 
     Raises:
         StartError: the cluster cannot be started.
@@ -189,7 +191,7 @@ def running(
     processes = Processes(folder / "logs")
     try:
         (folder / "owner").write_text(str(os.getpid()))
-        yield _start(folder, programs, processes, options, nodes=nodes)
+        yield _start(folder, programs, processes, options, nodes=nodes, api_server_only=api_server_only)
     finally:
         processes.stop_all()
         _wait_for_the_end(folder / "node1" / "pid")
@@ -237,7 +239,9 @@ def _remove_cgroups(prefix: str) -> None:
             path.rmdir()
 
 
-def _start(folder: Path, programs: Path, processes: Processes, options: NodeOptions, *, nodes: int) -> Cluster:
+def _start(
+    folder: Path, programs: Path, processes: Processes, options: NodeOptions, *, nodes: int, api_server_only: bool
+) -> Cluster:
     pki = folder / "pki"
     ca = control_plane.certificates(pki)
     cluster_nodes = tuple(Node(number, folder) for number in range(1, nodes + 1))
@@ -259,6 +263,8 @@ def _start(folder: Path, programs: Path, processes: Processes, options: NodeOpti
     # kubectl would take most of a processor from the starting programs, because of the frequent checks.
     with closing(Api(kubeconfig)) as api:
         processes.until("apiserver", lambda: api.answers("/readyz"))
+        if api_server_only:
+            return cluster
         control_plane.start_controllers(pki, programs, processes, first, silent_after_s=options.silent_after_s)
         control_plane.start_dns(folder, processes, first)
         for node in cluster_nodes[1:]:

@@ -1,0 +1,137 @@
+"""`list`, `status` and `explain` in a large cluster, against the plain paged lists of the same objects.
+
+`python -m benchmarks.large_cluster` starts a real API server with 1,000 nodes, 5,500 jobs with their pods, and 20,000
+events (root, Go). No controller and no kubelet runs, which would change the objects. They are written into etcd as
+JSON, which the API server reads like its own form. The result goes to benchmarks/results/large_cluster.md. The bars: a
+command takes at most twice as long as the lists that it needs, its start included, and 300 MiB.
+"""
+
+import base64
+import json
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import machine, publish
+from launcher.kinds.batch import BATCH_JOBS
+from launcher.kube.access import ClusterAccess
+from launcher.kube.api import Api, connect
+from launcher.kube.resources import EVENTS, NODES, PODS
+from tests.cluster.testbed import cluster as testbed
+from tests.cluster.testbed.cluster import Cluster
+from tests.cluster.testbed.nodes.control_plane import ETCD
+from tests.cluster.testbed.nodes.processes import output_of
+from tests.local import large_cluster
+from tests.local.large_cluster import FINISHED, LIVE, name_of
+
+ROUNDS = 5
+TIME_BAR, MEMORY_BAR_MIB = 2.0, 300
+NAMESPACE = "training"
+# Of each command: the lists that it needs.
+COMMANDS = {
+    ("list",): (BATCH_JOBS, PODS),
+    ("status", name_of(7)): (EVENTS,),
+    ("status", name_of(0)): (EVENTS, NODES),
+    ("explain", name_of(0)): (EVENTS, NODES),
+}
+_AT_ONCE = 100
+
+
+def main() -> int:
+    """Measure and publish; return 1 if a bar is missed."""
+    with testbed.running(nodes=1, api_server_only=True) as cluster:
+        _create_objects(cluster)
+        api = connect(ClusterAccess(kubeconfig=cluster.kubeconfig, namespace=NAMESPACE))
+        rounds = [_measure(cluster, api) for _ in range(ROUNDS + 1)]
+    lines, met = _report(rounds[1:])
+    publish("large_cluster.md", lines)
+    return 0 if met else 1
+
+
+def _create_objects(cluster: Cluster) -> None:
+    words = ("render", "--backend", "batch", "--npus", "8", "--image", "r/pnas:1", "--name", "placeholder", "--json")
+    done = subprocess.run([sys.executable, "-m", "launcher", *words], capture_output=True, text=True, check=True)
+    path = cluster.folder / "objects.jsonl"
+    with path.open("w") as file:
+        for key, item in _objects(json.loads(done.stdout)["items"][-1]):
+            file.write(json.dumps([f"/registry/{key}", json.dumps(item)]) + "\n")
+    inside = ["nsenter", f"--net={cluster.nodes[0].namespaces.network}", "--", sys.executable]
+    output_of([*inside, "-m", "benchmarks.large_cluster", "fill", str(path)])
+
+
+def _objects(template: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each object with its key in etcd."""
+    for number in range(large_cluster.NODES):
+        node = large_cluster.node(number)
+        yield f"minions/{node['metadata']['name']}", {"apiVersion": "v1", "kind": "Node", **node}
+    for number in range(LIVE + FINISHED):
+        job, pod = large_cluster.job(number, template), large_cluster.pod(number, template)
+        yield f"jobs/{NAMESPACE}/{name_of(number)}", job
+        yield f"pods/{NAMESPACE}/{pod['metadata']['name']}", {"apiVersion": "v1", "kind": "Pod", **pod}
+    for number in range(large_cluster.EVENTS):
+        event = large_cluster.event(number)
+        event["metadata"]["namespace"] = NAMESPACE
+        event["metadata"].pop("managedFields")
+        yield f"events/{NAMESPACE}/{event['metadata']['name']}", {"apiVersion": "v1", "kind": "Event", **event}
+
+
+def fill(path: Path) -> None:
+    """Write the objects of a file into etcd, many at once."""
+    rows = path.read_text().splitlines()
+    for first in range(0, len(rows), _AT_ONCE):
+        pairs = map(json.loads, rows[first : first + _AT_ONCE])
+        coded = [[base64.b64encode(text.encode()).decode() for text in pair] for pair in pairs]
+        puts = [{"requestPut": {"key": key, "value": value}} for key, value in coded]
+        body = json.dumps({"success": puts}).encode()
+        with urllib.request.urlopen(urllib.request.Request(f"{ETCD}/v3/kv/txn", data=body)) as answer:
+            answer.read()
+
+
+def _measure(cluster: Cluster, api: Api) -> dict[tuple[str, ...], tuple[float, float, int]]:
+    """Return of each command its seconds, the seconds of its lists, and its memory in MiB."""
+    found = {}
+    for words, resources in COMMANDS.items():
+        _, memory, seconds = large_cluster.run(cluster.kubeconfig, *words, "--namespace", NAMESPACE)
+        began = time.perf_counter()
+        for resource in resources:
+            assert len(api.list(resource)[0]) >= large_cluster.NODES
+        found[words] = seconds, time.perf_counter() - began, memory
+    return found
+
+
+def _report(rounds: Sequence[dict[tuple[str, ...], tuple[float, float, int]]]) -> tuple[list[str], bool]:
+    """Return the lines of the page, and whether the bars are met."""
+    rows, met = [], True
+    for words, resources in COMMANDS.items():
+        seconds, plain, memory = (statistics.median(found[words][index] for found in rounds) for index in range(3))
+        names = ", ".join(str(resource) for resource in resources)
+        rows.append(f"| {' '.join(words)} | {seconds:.2f} | {names} | {plain:.2f} | {seconds / plain:.2f} | {memory} |")
+        met &= seconds <= TIME_BAR * plain and memory < MEMORY_BAR_MIB
+    lines = [
+        "# A large cluster",
+        "",
+        "Command: `python -m benchmarks.large_cluster`",
+        "",
+        f"A real API server with {large_cluster.NODES:,} nodes, {FINISHED:,} finished and {LIVE} live jobs with their",
+        f"pods, and {large_cluster.EVENTS:,} events. Medians of {ROUNDS}: of whole commands with the start of Python,",
+        f"and of the paged lists in a running process. {machine()}.",
+        "",
+        "| command | wall s | lists | their wall s | ratio | peak MiB |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+        f"- {'met' if met else 'MISSED'}: at most {TIME_BAR:g} times the lists, and less than {MEMORY_BAR_MIB} MiB",
+    ]
+    return lines, met
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["fill"]:  # in the network of etcd
+        fill(Path(sys.argv[2]))
+    else:
+        sys.exit(main())
