@@ -312,6 +312,27 @@ class Report(Document):
     problems: list[str] = Field(description="What is left out, because it cannot be read.")
 
 
+class ProfiledOperator(Part):
+    """An operator of a profile."""
+
+    name: str
+    seconds: float = Field(description="Its time in all its calls, without the operators that it calls.")
+    share: float = Field(description="Its share of the time of all operators, from 0 to 1.")
+    calls: int
+
+
+class Profile(Document, _OneJob):
+    """The profile that `profile` has taken."""
+
+    kind: Literal["Profile"]
+    rank: int
+    steps: int = Field(description="The steps in it: fewer than asked for if the epoch ended.")
+    epoch: int
+    first_step: int = Field(description="The step of the epoch with which it begins.")
+    trace: str = Field(description="Where the trace is.")
+    operators: list[ProfiledOperator] = Field(description="The largest operators, the largest first.")
+
+
 class Fetched(Document, _OneJob):
     """The files that `fetch` has copied."""
 
@@ -490,6 +511,7 @@ RankTableDocument = of_dataclass(
 
 OF_THE_LAUNCHER = (
     *(Submission, SubmitCheck, Job, JobHistory, JobList, LiveJobList, Explanation, JobDeleted, Report, Fetched, Bundle),
+    Profile,
     *(LogLine, LogGap, LogLoss, FindingList, Config, Error),
 )
 OF_THE_TRAINER = (DataVerification, Environment, Inspection, RankTableDocument, PredictionList, Export)

@@ -351,14 +351,18 @@ class Jobs(Protocol):
     def known_secrets(self) -> Sequence[str]:
         """Return the user's own login, so that it can be hidden in texts."""
 
-    def open_files(self, state: JobState, *, on_note: Callable[[str], None]) -> AbstractContextManager[Channel]:
+    def open_files(
+        self, state: JobState, *, on_note: Callable[[str], None], live: bool = False
+    ) -> AbstractContextManager[Channel]:
         """Return a way to the files in the job's output folder, which `launcher.results.file_server` serves there.
 
         Args:
             on_note: called with lines for the user.
+            live: go where the job runs, and not where its files only can be read.
 
         Raises:
             NotFoundError: the job has no output folder.
+            ConflictError: the job does not run, but must.
             LauncherError: the folder cannot be read from here.
         """
 

@@ -25,11 +25,13 @@ from launcher.commands.common import wait_for_end
 from launcher.commands.fetch import copy_of_job
 from launcher.commands.parameters import Where
 from launcher.commands.prepare import resolve_job
+from launcher.commands.printing import note
 from launcher.commands.report import subject_of_job, write_report
 from launcher.jobs import BackendName, Explanation, JobRef, Jobs, JobState, LogBlock, LogLoss
 from launcher.output.lines import Demultiplexer, LogGap
 from launcher.output.progress import JobProgress
 from launcher.results.copying import Copied
+from launcher.results.profiling import RankProfile, take_profile
 from trainer.shared.durations import format_duration
 from trainer.shared.text import visible
 
@@ -95,6 +97,17 @@ class Job:
         """
         waited = "" if math.isinf(timeout_s) else format_duration(timeout_s)
         return wait_for_end(self._jobs, self._ref, time.monotonic() + timeout_s, waited)
+
+    def profile(self, *, rank: int = 0, steps: int = 5) -> RankProfile:
+        """Have the next training steps of a rank profiled; return where the trace is, and the largest operators.
+
+        Raises:
+            RequestError: there are no such steps.
+            NotFoundError: there is no such rank.
+            ConflictError: the job does not train, ended meanwhile, or is being profiled.
+            LauncherError: the trace could not be written; the job goes on.
+        """
+        return take_profile(self._jobs, self._ref, rank=rank, steps=steps, on_note=note)[0]
 
     def report(self, other: "Job | None" = None, *, to: Path | str | None = None) -> Path:
         """Write one HTML page about the run, and return its path.

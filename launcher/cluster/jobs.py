@@ -183,7 +183,7 @@ class ClusterJobs:
         return [*(value.partition(" ")[2] for value in logins), *passwords, *filter(None, [proxy])]
 
     @contextmanager
-    def open_files(self, state: JobState, *, on_note: Callable[[str], None]) -> Iterator[Channel]:
+    def open_files(self, state: JobState, *, on_note: Callable[[str], None], live: bool = False) -> Iterator[Channel]:
         """Give a way to the output folder, by a program in a pod."""
         from launcher.cluster.run_files import open_run_files  # noqa: PLC0415  # a WebSocket: only a copy pays for it
 
@@ -191,7 +191,7 @@ class ClusterJobs:
         if state.output is None:
             raise NotFoundError(f"job {name} has no record of its output folder")
         job, pods = self.job(name), self.pods(name)
-        with open_run_files(self.api, self.kind, job, pods, state.output, on_note=on_note) as channel:
+        with open_run_files(self.api, self.kind, job, pods, state.output, on_note=on_note, live=live) as channel:
             yield channel
 
     def recover(self, ref: JobRef, *, on_note: Callable[[str], None]) -> None:

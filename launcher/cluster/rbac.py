@@ -66,7 +66,10 @@ RECOVER_CLUSTER_VERBS: Verbs = {NODES: ("get",), LEASES: ("get",)}
 """The verbs by which `recover` shows that a node is silent."""
 
 FETCH_VERBS: Verbs = {PODS: ("create", "delete"), PODS._replace(plural="pods/exec"): ("create", "get")}
-"""The verbs by which `fetch`, `bundle` and `report` read a claim. A user who has them has every pod's rights here."""
+"""The verbs by which `fetch`, `bundle`, `report` and `profile` reach a run's folder.
+
+A user who has them has every pod's rights here.
+"""
 
 
 def rules(verbs: Verbs = VERBS) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import ApiError, LauncherError
+from launcher.errors import ApiError, ConflictError, LauncherError
 from launcher.jobs import Channel
 from launcher.kinds import Kind
 from launcher.kinds.labels import CONTAINER, MANAGED
@@ -38,9 +38,12 @@ _KEPT_OF_CONTAINER = ("image", "imagePullPolicy", "securityContext")
 
 @contextmanager
 def open_run_files(
-    api: Api, kind: Kind, job: Json, pods: Sequence[Json], folder: Path, *, on_note: Callable[[str], None]
+    api: Api, kind: Kind, job: Json, pods: Sequence[Json], folder: Path, *, on_note: Callable[[str], None], live: bool
 ) -> Iterator[Channel]:
     """Give a channel to the program that serves the files of a run.
+
+    Args:
+        live: only in a pod of the job, which can also write to the folder.
 
     Raises:
         LauncherError: no pod can read them.
@@ -51,6 +54,8 @@ def open_run_files(
             with exec_stream(api, pod["metadata"]["name"], CONTAINER, command) as stream:
                 yield stream
             return
+    if live:
+        raise ConflictError(f"job {job['metadata']['name']}: none of its pods runs now; try again when one does")
     with _reader(api, kind, job, on_note) as name, exec_stream(api, name, CONTAINER, command) as stream:
         yield stream
 

@@ -88,6 +88,13 @@ COMMANDS = (
         ("explain", "explain NAME", "explain NAME --json"),
     ),
     CommandEntry(
+        "profile",
+        "Watch",
+        "profile:profile",
+        "Profile some steps of a running job, and show its three largest operators.",
+        ("profile", "profile NAME --steps 5 --rank 3"),
+    ),
+    CommandEntry(
         "wait",
         "Watch",
         "watch:wait",

@@ -153,9 +153,11 @@ class LocalJobs:
         """Return nothing: this machine asks for no login."""
         return ()
 
-    def open_files(self, state: JobState, *, on_note: Callable[[str], None]) -> AbstractContextManager[Channel]:
+    def open_files(
+        self, state: JobState, *, on_note: Callable[[str], None], live: bool = False
+    ) -> AbstractContextManager[Channel]:
         """Return a way to the output folder, by a program on this machine."""
-        del on_note  # nothing has to be waited for
+        del on_note, live  # nothing has to be waited for, and the files are where the job runs
         if state.output is None or not state.files:
             raise NotFoundError(
                 f"job {state.ref.name}: its output folder is not on this machine: it was not made, or is removed"

@@ -68,6 +68,24 @@ class FileClient:
             yield block
         yield str(self._answer().get("sha256"))
 
+    def ask_for_profile(self, text: str) -> str:
+        """Leave a request for a profile in the folder, unless another one waits; return the text of the waiting one.
+
+        Raises:
+            LauncherError: the folder cannot be written.
+        """
+        return str(self._ask({"ask": text}).get("waits"))
+
+    def withdraw(self, text: str) -> None:
+        """Take this request back."""
+        self._ask({"withdraw": text})
+
+    def read_answer(self, path: str) -> tuple[str | None, str | None]:
+        """Return the text of the request that waits, and of the answer in the folder; None for a missing one."""
+        answer = self._ask({"answer": path})
+        waits, text = answer.get("waits"), answer.get("text")
+        return None if waits is None else str(waits), None if text is None else str(text)
+
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         self._channel.send(json.dumps(request).encode() + b"\n")
         return self._answer()

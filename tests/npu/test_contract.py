@@ -9,6 +9,7 @@ from tests.npu.contract import wheels
 from tests.npu.contract.library import Library
 from tests.npu.contract.uses import Use, collect, strings
 from tests.npu.contract.verdict import differences, unknown_variables, unverifiable, violations
+from trainer.devices import npu_profile
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "ascend.md"
@@ -22,6 +23,11 @@ KNOWN_USES = {
     "torch_npu.npu.amp.GradScaler",
     "torch_npu.npu.amp.GradScaler().unscale_",
     "torch_npu.npu.get_rng_state",
+    "torch_npu.profiler.ProfilerActivity.NPU",
+    "torch_npu.profiler.profile().step",
+    "torch_npu.profiler.profiler.analyse",
+    "torch_npu.profiler.schedule",
+    "torch_npu.profiler.tensorboard_trace_handler",
     "torch_npu.optim.NpuFusedSGD",
     "torch_npu.optim.NpuFusedSGD().zero_grad",
 }
@@ -51,6 +57,13 @@ def test_the_product_uses_only_what_the_real_torch_npu_has(library: Library) -> 
 @pytest.mark.parametrize("stand_in", STAND_INS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_stand_in_has_only_what_the_real_torch_npu_has(library: Library, stand_in: Path) -> None:
     assert not differences(stand_in, library)
+
+
+def test_the_files_of_a_profile_that_the_product_reads_are_named_in_torch_npu(library: Library) -> None:
+    read = (npu_profile.RESULTS, npu_profile.TRACE, npu_profile.KERNELS, npu_profile.KERNEL_TYPE)
+    assert not [name for name in read if not library.mentions(name)]
+    # The unit is in brackets, and so no part of a word.
+    assert library.mentions(npu_profile.KERNEL_TIME.partition("(")[0])
 
 
 def test_variables_that_torch_npu_does_not_know_are_listed_as_unproven(library: Library) -> None:

@@ -3,10 +3,13 @@
 import platform
 import resource
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from trainer.devices.profiles import TorchProfile
 
 
 class CpuDevice:
@@ -64,3 +67,7 @@ class CpuDevice:
     def new_event(self) -> Any:
         """Return None: a CPU has done its work when a call returns."""
         return None
+
+    def profile(self, folder: Path, steps: int) -> TorchProfile:
+        """Return a profile of the process, which begins when it is started; `folder` gets its trace."""
+        return TorchProfile(folder, steps)

@@ -1,11 +1,13 @@
 """An NVIDIA GPU as a device, over NCCL."""
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer.devices.profiles import TorchProfile
 from trainer.shared.errors import UsageError
 
 
@@ -68,3 +70,7 @@ class CudaDevice:
     def new_event(self) -> Any:
         """Return a mark that gets the device's time."""
         return torch.cuda.Event(enable_timing=True)
+
+    def profile(self, folder: Path, steps: int) -> TorchProfile:
+        """Return a profile of the process and the GPU, which begins when it is started; `folder` gets its trace."""
+        return TorchProfile(folder, steps, on_gpu=True)

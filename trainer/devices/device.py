@@ -6,8 +6,11 @@ To add a kind, write a class like `CpuDevice`, and enter it here.
 from trainer.devices.cpu import CpuDevice
 from trainer.devices.cuda import CudaDevice
 from trainer.devices.npu import NpuDevice
+from trainer.devices.npu_profile import NpuProfile
+from trainer.devices.profiles import TorchProfile
 
 Device = CpuDevice | CudaDevice | NpuDevice
+Profile = TorchProfile | NpuProfile
 
 
 def open_device(kind: str) -> Device:

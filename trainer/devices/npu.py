@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.devices.npu_profile import NpuProfile
 from trainer.devices.runtime_errors import explain_loading_error
 from trainer.shared.errors import RuntimeUnusableError
 from trainer.shared.files import writing
@@ -134,3 +135,7 @@ class NpuDevice:
     def new_event(self) -> Any:
         """Return a mark that gets the device's time."""
         return self._torch_npu.npu.Event(enable_timing=True)
+
+    def profile(self, folder: Path, steps: int) -> NpuProfile:
+        """Return a profile of the process and the NPU, which begins when it is started; `folder` gets its trace."""
+        return NpuProfile(self._torch_npu, folder, steps)

@@ -1,16 +1,19 @@
-"""Requests to save or to stop while a run trains, and how all ranks agree on the step at which they do it.
+"""Requests to save, to stop or to profile while a run trains, and how all ranks agree on the step for it.
 
 Each rank posts its request after a step. The largest request of all ranks is read one step later, when it has long
 arrived, so that no rank waits for it. By construction all ranks read the same answer at the same step.
 """
 
 import signal
+from collections import deque
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+
+from trainer.shared.profiles import ProfileRequest
 
 
 class Request(IntEnum):
@@ -31,8 +34,22 @@ class StopRequests:
         self._group = group
         # Requests of signals. A handler only adds one: it may interrupt another one, and must not undo its note.
         self._signalled: set[Request] = set()
-        self._posted = np.zeros(1, dtype=np.int64)
+        self._profiles: deque[ProfileRequest] = deque()
+        # The request, and the parts of a profile's. Only rank 0 posts one, so that the maximum is its own.
+        self._posted = np.zeros(4, dtype=np.int64)
         self._work: Any = None
+        self.profile: ProfileRequest | None = None
+        """The profile on which all ranks have agreed, until one of their next steps takes it."""
+
+    def ask_for_profile(self, request: ProfileRequest) -> None:
+        """Pass a request on to all ranks, on rank 0; any thread can call it."""
+        self._profiles.append(request)
+
+    def take_profile(self) -> ProfileRequest:
+        """Return the profile on which all ranks have agreed, once."""
+        assert self.profile is not None
+        profile, self.profile = self.profile, None
+        return profile
 
     def listen(self) -> None:
         """From now on SIGTERM asks to stop and SIGUSR1 to save. Before, SIGTERM ends the process: nothing is lost."""
@@ -46,10 +63,16 @@ class StopRequests:
         """Post `own`, or a signal's request if that is larger. Return what all ranks agreed on one call earlier."""
         if self._work is not None:
             self._work.wait()
-        agreed = Request(self._posted.item())
+        urgency, steps, rank, number = self._posted.tolist()
+        agreed = Request(urgency)
+        if steps:
+            self.profile = ProfileRequest(number, rank, steps)
         if agreed is Request.SAVE:
             self._signalled.discard(Request.SAVE)
-        self._posted[0] = max({own} | self._signalled)
+        self._posted[:] = max({own} | self._signalled), 0, 0, 0
+        if self._profiles:
+            asked = self._profiles.popleft()
+            self._posted[1:] = asked.steps, asked.rank, asked.number
         if self._group is not None:
             # The tensor shares the array's memory.
             posted = torch.from_numpy(self._posted)

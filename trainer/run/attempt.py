@@ -34,6 +34,7 @@ from trainer.shared.config.layers import ConfigError, flag_name
 from trainer.shared.config.train import OF_ONE_ATTEMPT, OF_THE_BEGINNING, checkpoint_layer
 from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
 from trainer.shared.files import reading, why_no_file, writing
+from trainer.shared.profiles import PROFILE_REQUEST
 from trainer.shared.runs import CHECKPOINTS_FOLDER, TRAINING
 from trainer.topology import Topology
 
@@ -127,6 +128,9 @@ def begin_attempt(layers: Sequence[Layer], starter: RunStarter) -> Iterator[Atte
         stops = _check_tries(plan, starter)
         if plan.in_place is not None and plan.lease is not None:
             plan.lease.prove()
+            if starter.is_first_node:
+                with contextlib.suppress(OSError):  # of a launcher that waited for an earlier process of this run
+                    (plan.in_place / PROFILE_REQUEST).unlink()
             run, lease, number = plan.in_place, plan.lease, _continue(plan.in_place, config, manifest, starter)
         else:
             number = 1

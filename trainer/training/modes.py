@@ -22,6 +22,7 @@ from trainer.training.checkpoints import CheckpointManager
 from trainer.training.comparison import Place
 from trainer.training.corruption import CorruptionError, check_agreement
 from trainer.training.evaluation import Evaluation, evaluate
+from trainer.training.profiling import StepProfiler
 from trainer.training.progress import Throughput, TrainingProgress, rate
 from trainer.training.report import left_fields, report_epoch, report_evaluation, report_result, report_steps
 from trainer.training.steps import PEERS, StepWindow, Training, train_steps
@@ -53,6 +54,7 @@ class Run:
     output: Path
     progress: TrainingProgress
     checkpoints: CheckpointManager
+    profiler: StepProfiler
     hardware: LatestSamples = field(default_factory=LatestSamples)
 
     @cached_property
@@ -71,7 +73,10 @@ def run_mode(run: Run) -> int:
     run.checkpoints.start(run.progress)
     run.training.clock.restart()
     modes = {"performance": run_benchmark, "eval": run_evaluation}
-    return modes.get(run.training.config.mode, run_training)(run)
+    code = modes.get(run.training.config.mode, run_training)(run)
+    if code == DONE:
+        run.profiler.finish(at_most_s=run.training.config.stall_timeout_s / 2)
+    return code
 
 
 def run_training(run: Run) -> int:
@@ -343,6 +348,7 @@ def _steps(run: Run, plan: EpochPlan, *, epoch: int, first_step: int, warmup_lef
         warmup_left=warmup_left,
         request_after=request_after,
         lr_factor=run.progress.lr_factor,
+        profiler=run.profiler,
     )
 
 

@@ -33,6 +33,7 @@ from trainer.shared.config import TrainConfig
 from trainer.training.comparison import Comparison, StateComparison, split_hashes
 from trainer.training.ema import Ema
 from trainer.training.precision import Precision
+from trainer.training.profiling import StepProfiler
 from trainer.training.schedule import completed_fraction, learning_rate
 from trainer.training.time_split import COMPUTE, PARTS, RankTimes, StepClock
 
@@ -116,7 +117,7 @@ class StepWindow:
     correct: int
     seconds: float
     timed: bool
-    """False in the warm-up, which the images/s figure leaves out."""
+    """False in the warm-up and where a profiler slowed steps down: the images/s figure leaves them out."""
     bad: tuple["BadStep | None", ...]
     """For each step, its faults if the update was left out because loss or gradient was not finite; else None."""
     request: Request
@@ -139,6 +140,7 @@ def train_steps(
     warmup_left: int,
     request_after: Callable[[int], Request] = lambda _steps: Request.NONE,
     lr_factor: float = 1.0,
+    profiler: StepProfiler | None = None,
 ) -> Iterator[StepWindow]:
     """Take the optimizer steps of `plan`. Yield a window at each log interval, at a request, and at the end.
 
@@ -147,12 +149,15 @@ def train_steps(
         first_step: the step of the epoch that the plan begins with, which is also the number of steps done.
         warmup_left: steps of this epoch that still belong to the warm-up, counted from the epoch's beginning.
         request_after: returns this rank's request after a number of steps of `plan`.
+        profiler: takes the profiles that the ranks agree on.
     """
     config, steps = training.config, first_step + plan.steps
     results: list[_Step] = []
     began = time.perf_counter()
     training.parallel.train()
     for step in range(first_step, steps):
+        if profiler is not None and training.requests.profile is not None:
+            profiler.begin(training.requests.take_profile(), epoch=epoch, step=step)
         images = plan.positions(step - first_step)
         lr = lr_factor * learning_rate(config, epoch=epoch, images=images, planned=plan.end)
         for group in training.optimizer.param_groups:
@@ -171,9 +176,13 @@ def train_steps(
             training.clock.mark("host")
             request = training.requests.all_reduce_requests(own_request)
             training.clock.mark("peers")
+            if profiler is not None and profiler.running is not None:
+                profiler.end_step(last=step + 1 == steps)
             if not (request or (step + 1) % config.log_interval == 0 or step + 1 in (warmup_left, steps)):
                 continue
-            window = _window(training, results, step + 1, began, timed=step >= warmup_left, request=request)
+            slowed = profiler is not None and profiler.take_window()
+            timed = step >= warmup_left and not slowed
+            window = _window(training, results, step + 1, began, timed=timed, request=request)
         # From the window's end: the time that its reader takes belongs to the run too.
         results, began = [], began + window.seconds
         yield window

@@ -40,6 +40,7 @@ from trainer.supervisor import blames_a_peer, die_with_supervisor
 from trainer.training.checkpoints import CheckpointManager
 from trainer.training.corruption import CorruptionError
 from trainer.training.modes import DivergedError, Run, run_mode
+from trainer.training.profiling import ProfileAnswers, StepProfiler
 from trainer.training.resume import begin_progress, check_ranks_agree, choose_snapshot, resume
 from trainer.training.roll_back import Rule, before_bad_step, leave_newest, refuse_without_agreement, roll_back
 from trainer.training.steps import PEERS, Training
@@ -152,6 +153,13 @@ def run_worker(task: WorkerTask, samples: "SimpleQueue[bytes | None]") -> tuple[
         ) as records,
         writing_samples(records, samples) as hardware,
         contextlib.closing(checkpoints),
+        StepProfiler(
+            ProfileAnswers(task.run, check_owner=lease.check),
+            runtime,
+            training.requests,
+            rank=task.rank,
+            world_size=task.world_size,
+        ) as profiler,
     ):
         if task.rank == 0:
             lease.prove()
@@ -161,7 +169,8 @@ def run_worker(task: WorkerTask, samples: "SimpleQueue[bytes | None]") -> tuple[
         if start is not None and task.rank == 0:
             say_weights(start, config, training.network, user_set=task.config.model_fields_set)
         training.requests.listen()
-        code = _run_mode_with_roll_backs(Run(training, datasets, records, task.run, progress, checkpoints, hardware))
+        run = Run(training, datasets, records, task.run, progress, checkpoints, profiler, hardware)
+        code = _run_mode_with_roll_backs(run)
         with watchdog.waiting("disk"):
             records.sync()
 

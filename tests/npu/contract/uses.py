@@ -17,6 +17,7 @@ from tests.npu.contract.calls import Call, signature_of
 ROOTS = ("torch_npu", "apex")
 # torch_npu also makes its module `npu` available as torch.npu, and its operators as torch.ops.npu.
 OF_TORCH = {"torch.npu": "torch_npu.npu", "torch.ops.npu": "torch.ops.npu"}
+LOWER_CASE_CLASSES = frozenset({"torch_npu.profiler.profile"})
 
 Paths = frozenset[str]
 NOTHING: Paths = frozenset()
@@ -122,7 +123,7 @@ class _Reader(ast.NodeVisitor):
         own = self._paths(function)
         if own and self._is_librarys(function):
             # Only objects of classes are followed: the result of a function is mostly one of torch's tensors.
-            return frozenset(f"{path}()" for path in own if path.rpartition(".")[2][:1].isupper() and "()" not in path)
+            return frozenset(f"{path}()" for path in own if _is_class(path))
         return frozenset(self._values.results.get(_bare(function), ()))
 
     def _is_librarys(self, function: ast.expr) -> bool:
@@ -234,6 +235,10 @@ class _Reader(ast.NodeVisitor):
     def _note(self, node: ast.stmt | ast.expr, paths: Paths, *, call: Call | None = None, stored: bool = False) -> None:
         if paths:
             self.uses.append(Use(f"{self._file}:{node.lineno}", paths, call, stored))
+
+
+def _is_class(path: str) -> bool:
+    return "()" not in path and (path.rpartition(".")[2][:1].isupper() or path in LOWER_CASE_CLASSES)
 
 
 def _whole(paths: Paths) -> Paths:

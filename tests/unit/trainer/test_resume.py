@@ -20,6 +20,7 @@ from trainer.run.devices import keep_devices
 from trainer.run.tries import JobRetries
 from trainer.shared.config import TrainConfig, user_layers
 from trainer.shared.errors import FolderTakenError, NoRetryError, TrainerError, UsageError
+from trainer.shared.profiles import PROFILE_REQUEST
 from trainer.topology import Topology, Worker
 
 
@@ -509,6 +510,20 @@ def test_a_restart_in_the_pod_is_the_next_attempt_from_the_newest_checkpoint(dat
     assert (attempt.number, checkpoint.name) == (2, "step-000000020")
     assert (attempt.run / "config-2.yaml").read_text() == (attempt.run / "config.yaml").read_text()
     assert begun.notes[-1].startswith(f"resume: {attempt.run}: attempt 2 goes on from {checkpoint} ")
+
+
+def test_a_request_for_a_profile_outlives_a_restart_in_the_pod_and_no_other_start(data: Path) -> None:
+    request = _run(10, name="r") / PROFILE_REQUEST
+    request.parent.mkdir()
+    request.write_text("{}")
+    _begin(resume="auto", run_name="r")
+    assert not request.exists()
+    topology = Topology(1, 1, 0, (Worker(0, 0, 0),), "127.0.0.1", 29500, None, "options")
+    starter = RunStarter(topology, command=("train",), on_note=print, on_lost=print)
+    with begin_attempt(user_layers({"resume": "auto", "run_name": "r"}, None), starter) as attempt:
+        request.write_text("{}")
+        restart_run(attempt, starter)
+    assert request.exists()
 
 
 def test_a_restart_before_the_first_checkpoint_begins_where_the_first_attempt_did(data: Path) -> None:

@@ -17,7 +17,7 @@ from .version import __version__
 
 _emulation.name_backend()
 
-from . import npu, optim, utils  # noqa: E402  # they need the backend's name
+from . import npu, optim, profiler, utils  # noqa: E402  # they need the backend's name
 
 _emulation.register(npu)
 
@@ -31,6 +31,7 @@ __all__ = [
     "npu_one_hot",
     "npu_softmax_cross_entropy_with_logits",
     "optim",
+    "profiler",
     "utils",
 ]
 
