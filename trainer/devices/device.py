@@ -10,7 +10,7 @@ from trainer.devices.npu_profile import NpuProfile
 from trainer.devices.profiles import TorchProfile
 
 Device = CpuDevice | CudaDevice | NpuDevice
-Profile = TorchProfile | NpuProfile
+DeviceProfile = TorchProfile | NpuProfile
 
 
 def open_device(kind: str) -> Device:

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from trainer.devices.device import Device, Profile
+from trainer.devices.device import Device, DeviceProfile
 from trainer.distributed.stop_requests import StopRequests
 from trainer.records.files import CheckOwner, no_owner
 from trainer.records.run_records import say
@@ -97,7 +97,7 @@ class StepProfiler(contextlib.AbstractContextManager["StepProfiler"]):
         self._ended = threading.Event()
         self._asked: ProfileRequest | None = None
         self._torn: bytes | None = None
-        self._profile: Profile | None = None
+        self._profile: DeviceProfile | None = None
         self._place: dict[str, int] = {}
         self._done = 0
         self._in_window = False
@@ -165,7 +165,7 @@ class StepProfiler(contextlib.AbstractContextManager["StepProfiler"]):
         if self._writer is not None:
             self._writer.join(min(_FINISH_S, at_most_s))
 
-    def _write(self, request: ProfileRequest, profile: Profile, place: dict[str, int]) -> None:
+    def _write(self, request: ProfileRequest, profile: DeviceProfile, place: dict[str, int]) -> None:
         try:
             path, times = profile.write()
         except (OSError, RuntimeError) as error:
