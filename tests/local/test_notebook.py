@@ -73,7 +73,7 @@ def test_a_job_is_waited_for_and_cancelled(jobs: JobRunner) -> None:
     assert job.cancel().phase in (Phase.CANCELLED, Phase.RESUMABLE)
     assert list(job.log()) == shown
     assert list(job.explain().causes) == [], "a stopped job has not failed"
-    with pytest.raises(ConflictError, match="job job has ended .*: only a job that trains can be profiled"):
+    with pytest.raises(ConflictError, match=r"job job has ended .*: only a job that trains can be profiled"):
         job.profile(rank=1)
 
 
