@@ -91,7 +91,7 @@ COMMANDS = (
         "profile",
         "Watch",
         "profile:profile",
-        "Profile some steps of a running job, and show its three largest operators.",
+        "Profile steps of a running job, and show its largest operators.",
         ("profile", "profile NAME --steps 5 --rank 3"),
     ),
     CommandEntry(

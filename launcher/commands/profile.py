@@ -24,7 +24,7 @@ def profile(
     json_: JsonFlag = False,
     where: Where = ANYWHERE,
 ) -> None:
-    """Profile some steps of a running job, and show its three largest operators.
+    """Profile steps of a running job, and show its largest operators.
 
     The trace comes into the run's folder, where `fetch` takes it from. The steps are slower meanwhile, and do not count
     for the images per second; losses and weights stay the same. A profile ends with its epoch.
