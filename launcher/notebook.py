@@ -6,6 +6,7 @@
     for line in job.log(follow=True):
         print(line)
     print(job.wait().phase, job.progress().result)
+    print(job.report())
 
 Every error is a `launcher.errors.LauncherError` or a `trainer.shared.errors.UsageError`, and its text is one line: what
 is wrong, where, and the next step.

@@ -40,8 +40,8 @@ def bundle(
 ) -> None:
     """Pack what tells of a job's faults into one archive, without secrets.
 
-    It has console, CANN's logs, rank table, events, objects, settings and metrics, in the layout that Huawei's
-    ascend-fd reads. A part that cannot be had is left out, and named.
+    It has console, CANN's logs, each attempt's environment, rank table, events, objects, settings and metrics, in the
+    layout that Huawei's ascend-fd reads. A part that cannot be had is left out, and named.
     """
     jobs, ref = job_named(name, where)
     path, archive = write_bundle(jobs, ref, to)
