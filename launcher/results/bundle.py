@@ -23,7 +23,7 @@ from trainer.shared.text import visible
 _CONSOLE = re.compile(r"(\d{1,9})/console-(\d{1,9})\.log")
 _EVIDENCE = re.compile(r"evidence/(attempt-\d+/node-\d+/.+)")
 # Large, in no text form, or of no use to find a fault.
-_LEFT_OUT = re.compile(r"(checkpoints|tensorboard)/|.*\.(safetensors|npz|pickle|partial)")
+_LEFT_OUT = re.compile(r"(checkpoints|profiles|tensorboard)/|.*\.(safetensors|npz|pickle|partial)")
 _HEAD_BYTES = 1 << 16
 _MOST_JSON = 1 << 24
 README = """\

@@ -42,6 +42,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (output / "evidence/attempt-2/node-0/core").write_bytes(b"\x7fELF\0\0")
     (output / "checkpoints").mkdir()
     (output / "checkpoints" / "best.safetensors").write_bytes(b"weights")
+    (output / "profiles").mkdir()
+    (output / "profiles" / "trace.json").write_text("[]")
     folder = records.state_home({"XDG_STATE_HOME": str(tmp_path / "state")}) / "r1"
     folder.mkdir(parents=True)
     spec = {"train": {"mode": "full", "nodes": 2}, "backend": "local"}
