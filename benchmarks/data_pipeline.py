@@ -36,7 +36,7 @@ BATCH = 32
 
 def measure(folder: Path) -> dict[str, tuple[float, float]]:
     """Return our rate and the peer's for each data set, images per CPU second: the best of interleaved rounds."""
-    _write_photos(folder / "photos", count=160)
+    write_photos(folder / "photos", count=160)
     write_digits(folder / "digits")
     cases = {
         "photos 500 x 375 -> 331": (folder / "photos", TrainConfig(image_size=331)),
@@ -82,17 +82,17 @@ def _peer(data: Path, config: TrainConfig) -> Callable[[], Iterable[Tensor]]:
     return lambda: (images for images, _ in loader)
 
 
-def _write_photos(to: Path, count: int) -> None:
+def write_photos(to: Path, count: int, split: str = "train") -> None:
     """Write photos of ImageNet's median size, 500 x 375 and about 110 KB: random crops of two real photos."""
     photos = load_sample_images().images
     draw = np.random.default_rng(0)
-    (to / "train" / "photo").mkdir(parents=True)
+    (to / split / "photo").mkdir(parents=True)
     for number in range(count):
         photo = photos[number % len(photos)]
         top, left = draw.integers(0, photo.shape[0] - 375), draw.integers(0, photo.shape[1] - 500)
         encoded = io.BytesIO()
         Image.fromarray(photo[top : top + 375, left : left + 500]).save(encoded, "JPEG", quality=95)
-        (to / "train" / "photo" / f"{number:04d}.jpg").write_bytes(encoded.getvalue())
+        (to / split / "photo" / f"{number:04d}.jpg").write_bytes(encoded.getvalue())
 
 
 def page(rates: dict[str, tuple[float, float]]) -> list[str]:

@@ -27,7 +27,7 @@ _REPACK = "replace or delete it in the folder that was packed, and pack that fol
 _SLOW_S = 0.001
 """A read that takes longer waited for a server or a disk; one from memory takes 0.05 ms."""
 _AHEAD = 16
-"""Reads that wait together: with 5 ms each, as many images as a core decodes meanwhile (0.3 ms each)."""
+"""Reads that wait together: more images than a core decodes while one read waits 5 ms (0.5 ms for a small one)."""
 _OPEN_TARS = 64
 
 
