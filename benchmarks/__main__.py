@@ -10,7 +10,9 @@ from benchmarks import (
     launcher_start,
     model_step,
     npu_host_work,
+    packed_data,
     snapshot,
+    startup,
     submit,
 )
 from tests.cluster.testbed.requirements import missing_requirement
@@ -27,6 +29,8 @@ def main() -> int:
     codes = [
         launcher_start.main(),
         data_pipeline.main(),
+        packed_data.main(),
+        startup.main(),
         model_step.main(),
         npu_host_work.main(),
         checkpoint_save.main(),

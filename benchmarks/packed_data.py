@@ -6,7 +6,7 @@ others, either form reads an image (tests/unit/training/test_data_pack.py counts
 ImageNet, all generated, because a start reads no image.
 
 The bars: 4 times the folder's rate where the waits decide (digits); 0.95 of it on this disk; one CPU second for the
-index. Photos have no bar of their own with waits: decoding them keeps two cores busy, so that the rate of this disk is
+index. Photos have no bar with waits: decoding them keeps two cores busy, so that the rate of this disk is
 the most that any form can reach.
 """
 

@@ -29,7 +29,15 @@ from trainer.shared.container import HIGHER_LIMIT, MORE_FILES
 from trainer.shared.documents import JSON_OPTION, error_line
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.help import HelpPage
-from trainer.shared.program import BROKEN_PIPE, INTERRUPTED, TRAINER, drop_output, output_fails, say_error
+from trainer.shared.program import (
+    BROKEN_PIPE,
+    INTERRUPTED,
+    TRAINER,
+    drop_output,
+    output_fails,
+    say_error,
+    without_garbage_collector,
+)
 from trainer.shared.text import escape_what_streams_lack, visible
 from trainer.supervisor import Supervisor
 from trainer.topology import Topology, check_addresses, discover, visible_devices
@@ -86,7 +94,8 @@ def train(
     The exit code is 0, 1 (failed), 2 (usage), 6 (folder taken), 7 (no retry helps) or 75 (resumable).
     """
     # They import numpy, in a fifth of a second, too long for --help and for a typo.
-    from trainer.run import attempt, devices, restarts, tries  # noqa: PLC0415  # see above
+    with without_garbage_collector():
+        from trainer.run import attempt, devices, restarts, tries  # noqa: PLC0415  # see above
 
     layers = user_layers(given_options(options), profile)
     config, _ = resolve_train_config(layers, partial=True)

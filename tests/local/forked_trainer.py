@@ -28,7 +28,7 @@ from types import SimpleNamespace, TracebackType
 from typing import NoReturn
 from unittest import mock
 
-from trainer.worker.__main__ import without_garbage_collector
+from trainer.shared.program import without_garbage_collector
 
 IMPORTED_MODULES = (
     "trainer.cli",
