@@ -67,9 +67,10 @@ class StopRequests:
         agreed = Request(urgency)
         if steps:
             self.profile = ProfileRequest(number, rank, steps)
+            self._posted[1:] = 0
         if agreed is Request.SAVE:
             self._signalled.discard(Request.SAVE)
-        self._posted[:] = max({own} | self._signalled), 0, 0, 0
+        self._posted[0] = max({own} | self._signalled)
         if self._profiles:
             asked = self._profiles.popleft()
             self._posted[1:] = asked.steps, asked.rank, asked.number
