@@ -1,7 +1,7 @@
-"""Disturbs a worker by waiting as a drawn run demands, and stops the trainer; the forecasts are written to a file.
+"""Gives a worker its batches when a drawn run has them, and stops the trainer; the forecasts are written to a file.
 
-A worker imports it first; see `tests.local.forked_trainer`. The waiting takes no processor time, so that the time of a
-run is what was drawn, also on a busy machine. The trainer knows nothing of it.
+A worker imports it first; see `tests.local.forked_trainer`. The batches come at a rate, as from a slow storage: the
+network's arithmetic takes place meanwhile, so that a busy machine changes little. The trainer knows nothing of it.
 """
 
 import json
@@ -25,24 +25,41 @@ _RUN = drawn_run(int(os.environ[SEED]))
 _noise = random.Random(f"{_RUN.seed} {len(list(_FOLDER.glob('stop-*')))}")
 
 
-def _wait(seconds: float) -> None:
-    time.sleep(seconds * _noise.lognormvariate(0, _RUN.noise))
+def _slow_starts() -> Iterator[float]:
+    """Yield the seconds that the first steps of the process cost, when its work begins."""
+    with (_FOLDER / "begins").open("a", encoding="utf-8") as file:
+        file.write(f"{time.time()}\n")
+    yield _RUN.compile_s
+
+
+_starts = _slow_starts()
+
+
+class _Source:
+    """Batches that become ready one after the other."""
+
+    def __init__(self) -> None:
+        self._ready = time.monotonic()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the next batch is ready, `seconds` after the one before, or now if the trainer is late."""
+        self._ready = max(self._ready + seconds * _noise.lognormvariate(0, _RUN.noise), time.monotonic())
+        time.sleep(max(0.0, self._ready - time.monotonic()))
 
 
 def _slow_train_batches(*arguments: Any, epoch: int, plan: EpochPlan, **options: Any) -> Iterator[Any]:
-    # The start of a process is slow enough in a run of minutes.
-    time.sleep(_RUN.loader_s)
-    first = (epoch + 1) * _RUN.steps - plan.steps
+    source, first = _Source(), (epoch + 1) * _RUN.steps - plan.steps
+    source.wait(next(_starts, _RUN.loader_s))
     for step, batch in enumerate(train_batches(*arguments, epoch=epoch, plan=plan, **options), first):
         _stop_before(step)
-        _wait(_RUN.step_s[step])
+        source.wait(_RUN.step_s[step])
         yield batch
 
 
 def _slow_eval_batches(*arguments: Any, **options: Any) -> Iterator[Any]:
-    rounds = -(-_RUN.images // _RUN.images_per_step)
+    source, rounds = _Source(), -(-_RUN.images // _RUN.images_per_step)
     for batch in eval_batches(*arguments, **options):
-        _wait(_RUN.evaluation_s / rounds)
+        source.wait(_RUN.evaluation_s / rounds)
         yield batch
 
 
