@@ -5,6 +5,7 @@ list decides what belongs where, so that the same folder gives the same bytes, h
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -112,6 +113,9 @@ def _locked(source: Path, to: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"--to {to}: another process packs into it; wait for its end") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
+                raise
         try:
             yield
         finally:

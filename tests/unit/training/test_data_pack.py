@@ -232,6 +232,17 @@ def test_a_full_disk_costs_one_line_and_the_command_goes_on(data: Path, packed: 
     assert files(again) == files(packed)
 
 
+def test_two_commands_do_not_pack_into_one_folder(data: Path, tmp_path: Path) -> None:
+    to = tmp_path / "pack"
+
+    def pack_again(_done: int) -> None:
+        with pytest.raises(UsageError, match="another process packs into it; wait for its end"):
+            pack_images(data, to, tar_bytes=TAR_BYTES)
+
+    pack_images(data, to, tar_bytes=TAR_BYTES, progress=pack_again)
+    assert len(load_datasets(to).val) == 7
+
+
 def _touch(data: Path) -> None:
     for path in data.rglob("*.jpg"):
         os.utime(path, (1, 1))
