@@ -29,7 +29,7 @@ from tests.cluster.testbed.nodes.processes import output_of
 from tests.local import large_cluster
 from tests.local.large_cluster import FINISHED, LIVE, name_of
 
-ROUNDS = 5
+ROUNDS = 3
 TIME_BAR, MEMORY_BAR_MIB = 2.0, 300
 NAMESPACE = "training"
 # Of each command: the lists that it needs.

@@ -6,6 +6,7 @@ It asks only for what the job's phase makes worth asking, and goes on without wh
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -62,24 +63,30 @@ def read_objects(api: Api, kind: Kind, job: Json, pods: Sequence[Json], hidden: 
     bare = JobObjects(kind, job, pods, time.time())
     if bare.phase.ended and bare.phase is not Phase.FAILED:
         return bare
-    named_gang = kind.gang(job)
-    gang = None if named_gang is None else ask(lambda: api.find(*named_gang))
-    events, refusal = events_of_job(api, kind, job, [*pods, *filter(None, [gang])])
+    waits = bare.phase is not Phase.FAILED and (not pods or bool(bare.waiting))
+    with ThreadPoolExecutor(2) as pool:
+        # In a large cluster these three lists take most of the time.
+        placing = waits and (not pods or bool(bare.unplaced))
+        nodes = pool.submit(if_allowed, lambda: api.list(NODES)[0]) if placing else None
+        others = pool.submit(_other_pods, api, bare) if placing else None
+        named_gang = kind.gang(job)
+        gang = None if named_gang is None else ask(lambda: api.find(*named_gang))
+        events, refusal = events_of_job(api, kind, job, [*pods, *filter(None, [gang])])
     hidden.extend(filter(None, [refusal]))
     table = ask(lambda: api.find(CONFIG_MAPS, rank_table_name(bare.name))) if bare.has_rank_table else None
     logs = {pod["metadata"]["name"]: _log_end(api, pod["metadata"]["name"]) for pod in _readable(bare)}
     known = JobObjects(kind, job, pods, bare.now, gang, events, rank_table=table, logs=logs)
-    if bare.phase is Phase.FAILED or (pods and not bare.waiting):
+    if not waits:
         return known
-    nodes, others = None, None
-    if not pods or bare.unplaced:
-        nodes, others = ask(lambda: api.list(NODES)[0]), _other_pods(api, bare, hidden)
+    all_nodes, no_nodes = (None, "") if nodes is None else nodes.result()
+    other_pods, not_all_pods = (None, "") if others is None else others.result()
+    hidden.extend(filter(None, [no_nodes, not_all_pods]))
     queued = None if pods else ask(lambda: kueue.reasons(api, [job], bare.now))
     return replace(
         known,
-        nodes=nodes,
-        others=others,
-        until=dict(_ends(api, bare, others or ())),
+        nodes=all_nodes,
+        others=other_pods,
+        until=dict(_ends(api, bare, other_pods or ())),
         claims=list(_claims(api, bare)) if pods else (),
         queue=None if pods else ask(lambda: kind.queue_finding(api, job)),
         queued=(queued or {}).get(job["metadata"]["uid"], ""),
@@ -103,15 +110,14 @@ def _log_end(api: Api, pod: str) -> bytes:
         return b""
 
 
-def _other_pods(api: Api, objects: JobObjects, hidden: list[str]) -> list[Json] | None:
-    """Return the pods of others that have not ended: of the cluster, or of the namespace if the rest is hidden."""
+def _other_pods(api: Api, objects: JobObjects) -> tuple[list[Json] | None, str]:
+    """Return the pods of others that have not ended, and why they are only the namespace's: the rest is hidden."""
     everywhere = PODS._replace(namespaced=False)
     pods, refusal = if_allowed(lambda: api.list(everywhere, fields=_LIVE)[0])
     if pods is None:
-        hidden.append(refusal)
         pods, _ = if_allowed(lambda: api.list(PODS, fields=_LIVE)[0])
     own = {pod["metadata"]["uid"] for pod in objects.pods}
-    return None if pods is None else [pod for pod in pods if pod["metadata"]["uid"] not in own]
+    return None if pods is None else [pod for pod in pods if pod["metadata"]["uid"] not in own], refusal
 
 
 def _ends(api: Api, objects: JobObjects, others: Sequence[Json]) -> Iterator[tuple[str, float]]:
