@@ -4,6 +4,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from trainer.data.augment import device_transform, eval_transform
 from trainer.data.bad_images import BadImageError
 from trainer.data.decode import decode_image
+from trainer.model.folding import folded
 from trainer.model.pnasnet import PNASNet5, build_model
 from trainer.model.weight_files import NORMALIZATIONS, import_weights
 from trainer.model.weights import load_weights, weight_warnings, with_weight_settings
@@ -40,6 +42,10 @@ class Classifier:
     classes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
+    @cached_property
+    def _folded(self) -> PNASNet5:
+        return folded(self.network)
+
     def crop(self, image: Tensor) -> Tensor:
         """Return the part of a decoded image that the network sees, in its size: uint8 (3, side, side)."""
         pixels: Tensor = eval_transform(self.config)(image)
@@ -65,7 +71,7 @@ class Classifier:
         pixels = torch.stack(list(crops))
         mean, std = NORMALIZATIONS[self.config.normalize]
         inputs = device_transform(pixels, torch.zeros(len(crops), dtype=torch.bool), mean=mean, std=std)
-        logits: Tensor = self.network(inputs)
+        logits: Tensor = self._folded(inputs)
         return logits.softmax(1)
 
 

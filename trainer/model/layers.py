@@ -63,7 +63,7 @@ class EvenPixelConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name in nn.Conv2d
         """Pick, then convolve."""
-        return F.conv2d(F.avg_pool2d(input, 1, 2), self.weight)
+        return F.conv2d(F.avg_pool2d(input, 1, 2), self.weight, self.bias)
 
 
 def even_pixels(in_channels: int, out_channels: int) -> nn.Conv2d:

@@ -199,6 +199,8 @@ def _aux_head(scale: Scale, kind: AuxKind | None, num_classes: int) -> tuple[Aux
 def _join_counters(network: nn.Module) -> Tensor:
     """Make the batch counters of all norms views of one tensor (norms,) int64, and return it."""
     norms = [module for module in network.modules() if isinstance(module, BatchNorm2d)]
+    if not norms:  # a folded network
+        return torch.zeros(0, dtype=torch.int64)
     counters = torch.stack([norm.get_buffer("num_batches_tracked") for norm in norms])
     for norm, counter in zip(norms, counters.unbind(), strict=True):
         norm.register_buffer("num_batches_tracked", counter)

@@ -11,6 +11,7 @@ import torch
 from trainer.data.loader import ImageBatch, network_input
 from trainer.distributed.process_group import sum_over_ranks
 from trainer.distributed.stop_requests import Request
+from trainer.model.folding import folded
 from trainer.model.loss import correct_top_k, cross_entropy, main_logits
 from trainer.shared.errors import TrainerError
 from trainer.training.steps import PEERS, Training
@@ -52,7 +53,7 @@ def evaluate(
     correct = torch.zeros(2, dtype=torch.int64, device=training.device)
     loss = torch.zeros((), dtype=torch.float32, device=training.device)
     scored = 0
-    training.evaluated.eval()
+    network = folded(training.evaluated)
     largest_share = -(-expected // training.world_size)
     rounds = -(-largest_share // training.config.batch_size)
     # All ranks do the same number of rounds, with or without a batch; the last round finds no batch left.
@@ -63,7 +64,7 @@ def evaluate(
         with training.watchdog.waiting(PEERS, **position):
             if batch is not None:
                 with training.precision.forward():
-                    logits = main_logits(training.evaluated(network_input(batch, training.config)))
+                    logits = main_logits(network(network_input(batch, training.config)))
                 correct += correct_top_k(logits, batch.labels, (1, 5))
                 loss += cross_entropy(logits, batch.labels, 0.0) * len(batch.labels)
                 scored += len(batch.labels)
