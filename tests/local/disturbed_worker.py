@@ -10,6 +10,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,14 +26,15 @@ _RUN = drawn_run(int(os.environ[SEED]))
 _noise = random.Random(f"{_RUN.seed} {len(list(_FOLDER.glob('stop-*')))}")
 
 
-def _slow_starts() -> Iterator[float]:
-    """Yield the seconds that the first steps of the process cost, when its work begins."""
+_starts = iter([_RUN.compile_s])
+"""Seconds that the first steps of this process cost."""
+
+
+@cache
+def _note_begin() -> None:
+    """Write when the work of this process begins."""
     with (_FOLDER / "begins").open("a", encoding="utf-8") as file:
         file.write(f"{time.time()}\n")
-    yield _RUN.compile_s
-
-
-_starts = _slow_starts()
 
 
 class _Source:
@@ -48,6 +50,7 @@ class _Source:
 
 
 def _slow_train_batches(*arguments: Any, epoch: int, plan: EpochPlan, **options: Any) -> Iterator[Any]:
+    _note_begin()
     source, first = _Source(), (epoch + 1) * _RUN.steps - plan.steps
     source.wait(next(_starts, _RUN.loader_s))
     for step, batch in enumerate(train_batches(*arguments, epoch=epoch, plan=plan, **options), first):
@@ -57,6 +60,7 @@ def _slow_train_batches(*arguments: Any, epoch: int, plan: EpochPlan, **options:
 
 
 def _slow_eval_batches(*arguments: Any, **options: Any) -> Iterator[Any]:
+    _note_begin()
     source, rounds = _Source(), -(-_RUN.images // _RUN.images_per_step)
     for batch in eval_batches(*arguments, **options):
         source.wait(_RUN.evaluation_s / rounds)
