@@ -1,7 +1,8 @@
 """The bytes of images, from files or from a pack's tars: whole, or an error that says in one line why not.
 
 On network storage each read waits for a server. A pack needs one read for an image and no open, and the reads of a
-batch wait together, in threads. Files are read one after the other: a server answers many opens no faster.
+batch wait together, in threads. Files are read one after the other: each open is work for the server that keeps the
+names, which all users share, and a job on many nodes would ask it for thousands at once.
 """
 
 import functools
