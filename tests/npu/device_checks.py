@@ -4,7 +4,7 @@ It is not collected with the other tests: the name of a device stays in a proces
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -197,3 +197,92 @@ def test_a_dynamic_scaler_skips_a_step_that_overflowed_and_a_static_one_does_not
         scaler.update()
         assert weight.item() == expected
         assert scaler.get_scale() == (1.0 if dynamic else 2.0)
+
+
+def _captured(work: Callable[[], object]) -> Callable[[], None]:
+    graph = torch_npu.npu.NPUGraph()
+    with torch_npu.npu.graph(graph, pool=torch_npu.npu.graph_pool_handle(), capture_error_mode="thread_local"):
+        assert torch_npu.npu.is_current_stream_capturing()
+        work()
+    assert not torch_npu.npu.is_current_stream_capturing()
+    replay: Callable[[], None] = graph.replay
+    return replay
+
+
+def test_a_capture_changes_nothing_and_a_replay_does_the_work_with_new_values() -> None:
+    inputs, sums = torch.ones(4, device="npu"), torch.zeros(4, device="npu")
+    results = []
+
+    def work() -> None:
+        sums.add_(inputs)
+        results.append(sums.view(2, 2)[1] * 2 + torch.rand(2, device="npu"))
+
+    torch_npu.npu.manual_seed(1)
+    state = torch_npu.npu.get_rng_state()
+    replay = _captured(work)
+    assert sums.tolist() == [0, 0, 0, 0]
+    assert torch_npu.npu.get_rng_state().equal(state)
+    for number in (1, 2):
+        inputs.fill_(number)
+        torch_npu.npu.manual_seed(number)
+        replay()
+        torch_npu.npu.manual_seed(number)
+        draw = torch.rand(2, device="npu")
+        assert results[0].equal(torch.full((2,), 2 * [1, 3][number - 1], device="npu") + draw)
+    assert sums.tolist() == [3, 3, 3, 3]
+
+
+def test_a_replayed_training_step_equals_an_eager_one() -> None:
+    def build() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        model = nn.Sequential(*layers, nn.Dropout(0.5), nn.Linear(4, 5)).to("npu")
+        lr = torch.tensor(0.1, device="npu")
+        return model, torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, fused=True)
+
+    def train(*, captured: bool) -> list[Tensor]:
+        model, optimizer = build()
+        images = torch.empty(6, 3, 9, 9, device="npu")
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=False)
+            model(images).square().sum().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+        take: Callable[[], None] = step
+        for number in range(5):
+            images.copy_(torch.randn(6, 3, 9, 9, generator=torch.Generator().manual_seed(number)))
+            optimizer.param_groups[0]["lr"].fill_(0.1 / (number + 1))
+            if captured and number == 1:  # the first step makes gradients and momentum
+                take = _captured(step)
+            torch_npu.npu.manual_seed(number)
+            take()
+        return [tensor.cpu() for tensor in model.state_dict().values()]
+
+    assert all(map(torch.equal, train(captured=False), train(captured=True)))
+
+
+@pytest.mark.parametrize(
+    ("name", "work"),
+    [
+        ("read", lambda tensor: tensor.sum().item()),
+        ("copy", lambda tensor: tensor.cpu()),
+        ("seed", lambda _: torch_npu.npu.manual_seed(1)),
+        ("wait", lambda _: torch_npu.npu.synchronize()),
+        ("event", lambda _: torch_npu.npu.Event(enable_timing=True).record()),
+    ],
+)
+def test_a_capture_refuses_what_needs_the_host(name: str, work: Callable[[Tensor], object]) -> None:
+    tensor = torch.ones(2, device="npu")
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        _captured(lambda: work(tensor.add_(1)))
+    assert tensor.tolist() == [1, 1], name
+
+
+@pytest.mark.usefixtures("hccl")
+def test_a_capture_refuses_a_collective_and_ends_in_order() -> None:
+    tensor = torch.ones(2, device="npu")
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        _captured(lambda: dist.all_reduce(tensor))
+    dist.all_reduce(tensor)

@@ -2,6 +2,7 @@
 
 import platform
 import resource
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -71,3 +72,17 @@ class CpuDevice:
     def profile(self, folder: Path, steps: int) -> TorchProfile:
         """Return a profile of the process, which begins when it is started; `folder` gets its trace."""
         return TorchProfile(folder, steps)
+
+    def graph_obstacle(self) -> str | None:
+        """Return why the device cannot capture work as a graph; None if it can."""
+        return "a CPU has no graphs"
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record `work` without doing it, and return the call that does it.
+
+        It must not wait for the device, and reads and writes the same memory each time.
+
+        Raises:
+            RuntimeError: the device cannot capture the work.
+        """
+        raise RuntimeError(self.graph_obstacle())

@@ -1,5 +1,6 @@
 """An NVIDIA GPU as a device, over NCCL."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ class CudaDevice:
     backend = "nccl"
     pin_memory = True
     default_precision = "bf16"
+
+    def __init__(self) -> None:
+        self._graph_pool: Any = None
 
     def open(self, local_rank: int) -> torch.device:
         """Bind the process to the GPU with its local rank.
@@ -74,3 +78,20 @@ class CudaDevice:
     def profile(self, folder: Path, steps: int) -> TorchProfile:
         """Return a profile of the process and the GPU, which begins when it is started; `folder` gets its trace."""
         return TorchProfile(folder, steps, on_gpu=True)
+
+    def graph_obstacle(self) -> str | None:
+        """Return None: a GPU captures graphs."""
+        return None
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record `work` as a CUDA graph; all graphs of the process share their memory."""
+        graph = torch.cuda.CUDAGraph()
+        if self._graph_pool is None:
+            self._graph_pool = torch.cuda.graph_pool_handle()
+        # The outer context restores the stream if a capture fails. In other threads, a checkpoint may be copied.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local"),
+        ):
+            work()
+        return graph.replay

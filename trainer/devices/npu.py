@@ -11,6 +11,7 @@ import os
 import pickle
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ class NpuDevice:
                 f"torch_npu cannot be loaded ({type(error).__name__}): {TRAINER} env says what is missing"
             )
             raise RuntimeUnusableError(f"--device npu: {reason}") from error
+        self._graph_pool: Any = None
 
     def open(self, local_rank: int) -> torch.device:
         """Bind the process to the NPU with its local rank.
@@ -139,3 +141,30 @@ class NpuDevice:
     def profile(self, folder: Path, steps: int) -> NpuProfile:
         """Return a profile of the process and the NPU, which begins when it is started; `folder` gets its trace."""
         return NpuProfile(self._torch_npu, folder, steps)
+
+    def graph_obstacle(self) -> str | None:
+        """Return why the NPU or its torch_npu cannot capture a step; None if it can."""
+        npu = self._torch_npu.npu
+        if not hasattr(npu, "NPUGraph"):
+            return f"torch_npu {self._torch_npu.__version__} has no graphs"
+        if not npu.utils.is_support_inf_nan():
+            return f"{self.name()} shows an overflow only in a flag that the host reads"
+        # Without a kernel torch_npu computes on the host: a copy of all weights in each step.
+        if not torch._C._dispatch_has_kernel_for_dispatch_key("aten::_fused_sgd_.tensor_lr", "PrivateUse1"):
+            return f"torch_npu {self._torch_npu.__version__} has no fused SGD whose rate lies on the device"
+        return None
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record `work` as a graph of torch_npu's; all graphs of the process share their memory."""
+        npu = self._torch_npu.npu
+        graph = npu.NPUGraph()
+        if self._graph_pool is None:
+            self._graph_pool = npu.graph_pool_handle()
+        # The outer context restores the stream if a capture fails. In other threads, a checkpoint may be copied.
+        with (
+            npu.stream(npu.current_stream()),
+            npu.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local"),
+        ):
+            work()
+        replay: Callable[[], None] = graph.replay
+        return replay

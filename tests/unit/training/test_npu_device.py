@@ -1,5 +1,6 @@
-"""A torch_npu that cannot be loaded gives one line with the next step; its own words are the error's cause."""
+"""A torch_npu that cannot be loaded, or cannot capture a step, gives one line; its own words are the error's cause."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,32 @@ def test_the_reason_why_torch_npu_cannot_be_loaded_is_one_line(
     assert str(caught.value).startswith(f"--device npu: {message}")
     assert "\n" not in str(caught.value)
     assert str(caught.value.__cause__) in statement.replace("\\", "")
+
+
+@pytest.mark.parametrize(
+    ("graphs", "inf_nan", "obstacle"),
+    [
+        ("", "True", "torch_npu 2.1 has no graphs"),
+        ("NPUGraph = None", "False", "Ascend910A shows an overflow only in a flag that the host reads"),
+        ("NPUGraph = None", "True", "torch_npu 2.1 has no fused SGD whose rate lies on the device"),
+    ],
+)
+def test_an_npu_says_why_it_cannot_capture_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: str, inf_nan: str, obstacle: str
+) -> None:
+    (tmp_path / "torch_npu.py").write_text(
+        f"""\
+__version__ = "2.1"
+class npu:
+    {graphs}
+    get_device_name = lambda: "Ascend910A"
+    class utils:
+        is_support_inf_nan = lambda: {inf_nan}
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
+    try:
+        assert open_device("npu").graph_obstacle() == obstacle
+    finally:
+        sys.modules.pop("torch_npu", None)

@@ -5,6 +5,9 @@ from torch import Tensor
 
 __all__ = ["npu_combine_tensors"]
 
+ALIGNMENT = 64
+"""Bytes."""
+
 
 def npu_combine_tensors(list_of_tensor: list[Tensor], require_copy_value: bool = True) -> Tensor | None:
     """Return one flat tensor; the listed tensors become parts of it.
@@ -23,9 +26,11 @@ def npu_combine_tensors(list_of_tensor: list[Tensor], require_copy_value: bool =
         if tensor.untyped_storage().nbytes() != tensor.nbytes:
             # The real one counts the whole storage, and then writes outside its buffers.
             raise RuntimeError("a tensor to combine is a view of a larger storage")
-    combined = torch.zeros(sum(tensor.numel() for tensor in list_of_tensor), dtype=first.dtype, device=first.device)
-    parts = combined.split([tensor.numel() for tensor in list_of_tensor])
-    for tensor, part in zip(list_of_tensor, parts, strict=True):
+    # At addresses like a tensor's own: a CPU's matrix product rounds by the address.
+    sizes = [-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT // tensor.itemsize for tensor in list_of_tensor]
+    combined = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
+    for tensor, place in zip(list_of_tensor, combined.split(sizes), strict=True):
+        part = place[: tensor.numel()]
         if require_copy_value:
             part.copy_(tensor.detach().reshape(-1))
         tensor.data = part.view_as(tensor)

@@ -16,6 +16,7 @@ from .device import (
     set_device,
     synchronize,
 )
+from .graphs import NPUGraph, graph, graph_pool_handle, is_current_stream_capturing
 from .memory import empty_cache, max_memory_allocated, memory_allocated, memory_snapshot, reset_peak_memory_stats
 from .options import set_compile_mode, set_option
 from .random import get_rng_state, initial_seed, manual_seed, manual_seed_all, seed, set_rng_state
@@ -23,6 +24,7 @@ from .streams import Event, Stream, StreamContext, current_stream, default_strea
 
 __all__ = [
     "Event",
+    "NPUGraph",
     "Stream",
     "StreamContext",
     "_is_in_bad_fork",
@@ -37,10 +39,13 @@ __all__ = [
     "get_amp_supported_dtype",
     "get_device_name",
     "get_rng_state",
+    "graph",
+    "graph_pool_handle",
     "init",
     "initial_seed",
     "is_available",
     "is_bf16_supported",
+    "is_current_stream_capturing",
     "is_initialized",
     "manual_seed",
     "manual_seed_all",

@@ -71,6 +71,7 @@ def set_device(device: Which) -> None:
 
 def synchronize(device: Which = None) -> None:
     index_of(device)
+    core.refuse_in_capture("synchronize")
 
 
 def get_device_name(device_name: Which = None) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from .._emulation import core
 from .device import Which, index_of
 
 
@@ -23,6 +24,7 @@ class Event:
         self._event = torch.Event(device="npu", enable_timing=enable_timing, blocking=blocking)
 
     def record(self, stream: torch.Stream | None = None) -> None:
+        core.refuse_in_capture("an event")  # a real one becomes part of the graph, and has no time any more
         self._event.record(stream)
 
     def wait(self, stream: torch.Stream | None = None) -> None:

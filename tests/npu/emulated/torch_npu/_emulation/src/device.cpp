@@ -181,15 +181,15 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     return before;
   }
   bool queryStream(const c10::Stream&) const override { return true; }
-  void synchronizeStream(const c10::Stream&) const override {}
-  void synchronizeDevice(const DeviceIndex) const override {}
+  void synchronizeStream(const c10::Stream&) const override { refuse_in_capture("synchronize"); }
+  void synchronizeDevice(const DeviceIndex) const override { refuse_in_capture("synchronize"); }
   void record(void** event, const c10::Stream&, const DeviceIndex, const c10::EventFlag) const override {
     if (!*event) *event = new Event;
     static_cast<Event*>(*event)->at = std::chrono::steady_clock::now();
   }
   void block(void*, const c10::Stream&) const override {}
   bool queryEvent(void*) const override { return true; }
-  void synchronizeEvent(void*) const override {}
+  void synchronizeEvent(void*) const override { refuse_in_capture("synchronize"); }
   void destroyEvent(void* event, const DeviceIndex) const noexcept override { delete static_cast<Event*>(event); }
   double elapsedTime(void* first, void* second, const DeviceIndex) const override {
     return std::chrono::duration<double, std::milli>(static_cast<Event*>(second)->at - static_cast<Event*>(first)->at).count();
@@ -201,7 +201,10 @@ struct Generator final : c10::GeneratorImpl {
   at::Generator host;
   explicit Generator(DeviceIndex index, at::Generator of = at::detail::createCPUGenerator())
       : c10::GeneratorImpl(Device(NPU, index), c10::DispatchKeySet(c10::DispatchKey::PrivateUse1)), host(std::move(of)) {}
-  void set_current_seed(uint64_t seed) override { host.set_current_seed(seed); }
+  void set_current_seed(uint64_t seed) override {
+    refuse_in_capture("a seed");
+    host.set_current_seed(seed);
+  }
   uint64_t current_seed() const override { return host.current_seed(); }
   uint64_t seed() override { return host.seed(); }
   void set_offset(uint64_t) override { TORCH_CHECK(false, "set_offset is not emulated"); }

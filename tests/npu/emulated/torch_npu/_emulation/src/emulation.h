@@ -5,8 +5,10 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 #include <c10/core/Storage.h>
+#include <functional>
 #include <optional>
 #include <string>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -62,6 +64,8 @@ at::Generator host_generator(const at::Generator& generator);
 // Zero-copy aliases of device tensors as CPU tensors, for the time of one call
 inline bool is_npu(const Tensor& tensor) { return tensor.defined() && tensor.device().type() == NPU; }
 
+Tensor same_memory(const Tensor& tensor);  // a device tensor of its own on the same memory
+
 class Aliases {
  public:
   Tensor to_cpu(const Tensor& tensor);
@@ -74,6 +78,26 @@ class Aliases {
   std::vector<std::pair<c10::Storage, c10::Storage>> storages_;  // of the device, of the CPU
   std::vector<std::pair<Tensor, Tensor>> tensors_;
 };
+
+// Captured graphs (graphs.cpp)
+class Graph {
+ public:
+  void begin();
+  void end();
+  void replay();
+  void keep(const Tensor& tensor);  // remember its memory as it is before a call that is recorded
+  void add(std::vector<Tensor> results, std::function<std::vector<Tensor>()> call);
+
+ private:
+  std::vector<std::function<void()>> calls_;
+  std::unordered_set<c10::StorageImpl*> made_;  // by the recording, or remembered; `calls_` and `before_` own them
+  std::vector<std::pair<c10::Storage, std::vector<char>>> before_;
+  DeviceIndex device_ = 0;
+  Tensor generator_state_;
+};
+Graph* recording();  // the graph that is being captured, or null
+void refuse_in_capture(const std::string& call);
+void compute_in_replays(bool wanted);  // false: a replay does nothing, like the host's part of a real one
 
 // The behaviour of fp16 beyond 65,504 if the device saturates; `tensor` is the CPU's alias of a result.
 void saturate(const Tensor& tensor, DeviceIndex index);

@@ -6,6 +6,7 @@
 #include <c10/core/CPUAllocator.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
+#include <algorithm>
 #include <atomic>
 
 namespace npu_emulation {
@@ -100,7 +101,7 @@ void reverse(const std::string& name, IValue* arguments) {
   }
 }
 
-void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
+void compute(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const size_t count = schema.arguments().size(), first = stack->size() - count;
   Aliases aliases;
@@ -127,6 +128,57 @@ void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::St
   for (const Tensor& tensor : written) saturate(tensor, device.index());
 }
 
+// Operators whose result the host needs to go on.
+const std::unordered_set<std::string> kWaits{"aten::_local_scalar_dense", "aten::bincount", "aten::equal", "aten::is_nonzero",
+                                             "aten::masked_select", "aten::nonzero", "aten::_unique2"};
+
+// The same memory in a tensor of its own: an address in a graph stays, even if the program's tensor gets other memory.
+// A scalar of the host is part of the graph.
+Tensor recorded(const Tensor& tensor) {
+  if (!tensor.defined()) return tensor;
+  if (is_npu(tensor)) return same_memory(tensor);
+  Tensor copy = tensor.clone();
+  if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) copy.unsafeGetTensorImpl()->set_wrapped_number(true);
+  return copy;
+}
+
+std::vector<Tensor> tensors_in(c10::ArrayRef<IValue> values) {
+  std::vector<Tensor> tensors;
+  for (const IValue& value : values) each_tensor(value, [&](const Tensor& tensor) { tensors.push_back(tensor); });
+  return tensors;
+}
+
+bool is_view(const c10::FunctionSchema& schema, c10::ArrayRef<Tensor> arguments, c10::ArrayRef<Tensor> results) {
+  if (schema.is_mutable() || results.empty()) return false;
+  return std::all_of(results.begin(), results.end(), [&](const Tensor& result) {
+    return std::any_of(arguments.begin(), arguments.end(), [&](const Tensor& argument) {
+      return is_npu(argument) && is_npu(result) && argument.storage().is_alias_of(result.storage());
+    });
+  });
+}
+
+void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
+  Graph* graph = recording();
+  if (!graph) return compute(op, stack);
+  const auto& schema = op.schema();
+  if (kWaits.count(schema.name())) refuse_in_capture(schema.name());
+  const size_t returns = schema.returns().size();
+  torch::jit::Stack arguments;
+  for (const IValue& value : c10::ArrayRef<IValue>(*stack).slice(stack->size() - schema.arguments().size()))
+    arguments.push_back(with_tensors(value, recorded));
+  const auto read = tensors_in(arguments);
+  for (const Tensor& tensor : read) graph->keep(tensor);
+  compute(op, stack);
+  std::vector<Tensor> results = tensors_in(c10::ArrayRef<IValue>(*stack).slice(stack->size() - returns));
+  if (is_view(schema, read, results)) return;
+  for (Tensor& result : results) result = recorded(result);
+  graph->add(std::move(results), [op, arguments, returns] {
+    torch::jit::Stack own = arguments;
+    compute(op, &own);
+    return tensors_in(c10::ArrayRef<IValue>(own).slice(own.size() - returns));
+  });
+}
+
 }  // namespace
 
 c10::Storage Aliases::to_cpu(const c10::Storage& storage) {
@@ -136,6 +188,13 @@ c10::Storage Aliases::to_cpu(const c10::Storage& storage) {
                      c10::DataPtr(storage.mutable_data(), new c10::Storage(storage), &free_storage, Device(c10::kCPU)),
                      c10::GetCPUAllocator(), /*resizable=*/true);
   storages_.emplace_back(storage, alias);
+  return alias;
+}
+
+Tensor same_memory(const Tensor& tensor) {
+  auto alias = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(tensor.storage()),
+                                                        c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), tensor.dtype());
+  alias.unsafeGetTensorImpl()->set_sizes_and_strides(tensor.sizes(), tensor.strides(), tensor.storage_offset());
   return alias;
 }
 
@@ -202,6 +261,10 @@ void saturate(const Tensor& tensor, DeviceIndex index) {
 bool overflow_flag(DeviceIndex index) { return overflowed[index]; }
 void clear_overflow_flag(DeviceIndex index) { overflowed[index] = false; }
 
+// The trainer asks whether the device has this operator itself.
+TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
+  m.impl("_fused_sgd_.tensor_lr", torch::CppFunction::makeFromBoxedFunction<&fallback>());
+}
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>()); }
 // Without it torch 2.9 does not find the collectives.
 TORCH_LIBRARY_IMPL(_, AutogradPrivateUse1, m) { m.fallback(torch::autograd::basicAutogradNotImplementedFallback()); }

@@ -160,6 +160,7 @@ struct Hccl final : c10d::Backend {
 
   template <typename Call>
   WorkPtr run(const char* name, Tensors& tensors, Call call) {
+    refuse_in_capture(name);  // whether a real one can capture it is not known
     const int number = ++collectives;
     if (getRank() == faults().fail_rank && number == faults().fail_at) {
       log_error("hbm Multi-bit ECC error in " + std::string(name));

@@ -30,12 +30,25 @@ Tensor empty_strided(IntArrayRef size, IntArrayRef stride, std::optional<at::Sca
   return Tensor(at::detail::empty_strided_generic(size, stride, allocator(), kNpuKey, c10::dtype_or_default(dtype)));
 }
 
-Tensor copy_from(const Tensor& from, const Tensor& to, bool) {
+void copy(const Tensor& from, const Tensor& to) {
   Aliases aliases;
   at::AutoDispatchBelowADInplaceOrView below;
   Tensor target = is_npu(to) ? aliases.to_cpu(to) : to;
   target.copy_(is_npu(from) ? aliases.to_cpu(from) : from);
   if (is_npu(to)) saturate(target, to.device().index());
+}
+
+Tensor copy_from(const Tensor& from, const Tensor& to, bool) {
+  if (Graph* graph = recording()) {
+    if (!is_npu(from) || !is_npu(to)) refuse_in_capture("a copy between host and device");
+    graph->keep(from);
+    graph->keep(to);
+    graph->add({}, [from = same_memory(from), to = same_memory(to)] {
+      copy(from, to);
+      return std::vector<Tensor>{};
+    });
+  }
+  copy(from, to);
   return to;
 }
 
@@ -57,8 +70,8 @@ bool is_half(const Tensor& tensor) { return tensor.scalar_type() == at::kHalf ||
 Tensor widened(const Tensor& tensor) { return tensor.defined() && is_half(tensor) ? tensor.to(at::kFloat) : tensor; }
 Tensor rounded(const Tensor& tensor, at::ScalarType type) { return tensor.defined() ? tensor.to(type) : tensor; }
 
-Tensor convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
-                   IntArrayRef padding, IntArrayRef dilation, bool transposed, IntArrayRef output_padding, int64_t groups) {
+Tensor convolve(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
+                IntArrayRef padding, IntArrayRef dilation, bool transposed, IntArrayRef output_padding, int64_t groups) {
   const Tensor plain_bias = bias.value_or(Tensor());
   on_one_device("convolution", {input, weight, plain_bias});
   Aliases aliases;
@@ -75,7 +88,24 @@ Tensor convolution(const Tensor& input, const Tensor& weight, const std::optiona
   return aliases.to_npu(y, input.device());
 }
 
-std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
+// Of a tensor that is or is not there.
+Tensor in_graph(const Tensor& tensor) { return tensor.defined() ? same_memory(tensor) : tensor; }
+
+Tensor convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
+                   IntArrayRef padding, IntArrayRef dilation, bool transposed, IntArrayRef output_padding, int64_t groups) {
+  const Tensor y = convolve(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups);
+  if (Graph* graph = recording()) {
+    for (const Tensor& tensor : {input, weight, bias.value_or(Tensor())}) graph->keep(tensor);
+    graph->add({same_memory(y)}, [x = same_memory(input), w = same_memory(weight), b = in_graph(bias.value_or(Tensor())),
+                                  stride = stride.vec(), padding = padding.vec(), dilation = dilation.vec(), transposed,
+                                  output_padding = output_padding.vec(), groups] {
+      return std::vector<Tensor>{convolve(x, w, b, stride, padding, dilation, transposed, output_padding, groups)};
+    });
+  }
+  return y;
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward_of_convolution(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                                         IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                                                         bool transposed, IntArrayRef output_padding, int64_t groups,
                                                         std::array<bool, 3> wanted) {
@@ -94,6 +124,27 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, cons
     return aliases.to_npu(narrow, input.device());
   };
   return {result(dx), result(dw), result(db)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                                        IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                                                        bool transposed, IntArrayRef output_padding, int64_t groups,
+                                                        std::array<bool, 3> wanted) {
+  const auto results =
+      backward_of_convolution(grad, input, weight, stride, padding, dilation, transposed, output_padding, groups, wanted);
+  if (Graph* graph = recording()) {
+    for (const Tensor& tensor : {grad, input, weight}) graph->keep(tensor);
+    const auto& [dx, dw, db] = results;
+    graph->add({in_graph(dx), in_graph(dw), in_graph(db)},
+               [grad = same_memory(grad), x = same_memory(input), w = same_memory(weight), stride = stride.vec(),
+                padding = padding.vec(), dilation = dilation.vec(), transposed, output_padding = output_padding.vec(), groups,
+                wanted] {
+                 const auto [dx, dw, db] =
+                     backward_of_convolution(grad, x, w, stride, padding, dilation, transposed, output_padding, groups, wanted);
+                 return std::vector<Tensor>{dx, dw, db};
+               });
+  }
+  return results;
 }
 
 std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, std::optional<bool> train) {

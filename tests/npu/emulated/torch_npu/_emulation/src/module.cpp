@@ -18,6 +18,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("saturates", [] { return faults().saturates; });
   m.def("overflow_flag", [](int index) { return overflow_flag(static_cast<DeviceIndex>(index)); });
   m.def("clear_overflow_flag", [](int index) { clear_overflow_flag(static_cast<DeviceIndex>(index)); });
+  pybind11::class_<Graph, std::shared_ptr<Graph>>(m, "Graph")
+      .def(pybind11::init<>())
+      .def("begin", &Graph::begin)
+      .def("end", &Graph::end)
+      .def("replay", &Graph::replay, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("is_capturing", [] { return recording() != nullptr; });
+  m.def("refuse_in_capture", &refuse_in_capture);
+  m.def("compute_in_replays", &compute_in_replays);
   m.def("note", &note);
   m.def("hccl_over", &hccl_over, pybind11::call_guard<pybind11::gil_scoped_release>());
 }
