@@ -25,12 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
-from trainer.data.loader import ImageBatch, to_device
+from trainer.data.loader import ImageBatch, network_input, to_device
 from trainer.data.sampler import plan_epoch
 from trainer.devices.device import open_device
 from trainer.distributed.process_group import all_gather_object, join_process_group, leave_process_group, warm_up_ddp
 from trainer.shared.config import TrainConfig
 from trainer.topology.ports import free_port
+from trainer.training import steps as steps_module
 from trainer.training.comparison import Comparison, Place
 from trainer.training.corruption import find_wrong_ranks
 from trainer.training.steps import Training, train_steps
@@ -61,6 +62,7 @@ class Job:
     replays: int
     accumulate: int
     small: bool
+    graph: str
     seed: int
     port: int
     output: Path
@@ -75,6 +77,7 @@ def main() -> None:
     parser.add_argument("--clean-steps", type=int, default=0)
     parser.add_argument("--replays", type=int, default=0)
     parser.add_argument("--small", action="store_true", help="three layers instead of pnasnet5tiny: ten times faster")
+    parser.add_argument("--graph", default="off", help="captured steps")
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True)
@@ -116,7 +119,7 @@ class _Ranks:
         settings: dict[str, Any] = {
             **{"model": "pnasnet5tiny", "image_size": 32, "batch_size": IMAGES, "aux": "none", "device": "npu"},
             **{"precision": job.precision, "lr": 0.02, "ema": 0.9, "log_interval": 10, "compare_every": 1},
-            **{"accumulate": job.accumulate, "clip_norm": 5.0, "drop_path": 0.2, "epochs": 1},
+            **{"accumulate": job.accumulate, "clip_norm": 5.0, "drop_path": 0.2, "epochs": 1, "graph": job.graph},
         }
         config = TrainConfig.model_validate(settings)
         task = WorkerTask(config, Path("unused"), device="npu", rank=rank, local_rank=rank, world_size=job.ranks)
@@ -138,29 +141,32 @@ class _Ranks:
         self._on_gradient: Callable[[], None] | None = None
         self._on_batch: Callable[[], None] | None = None
         self._updates = 0
-        self.training.optimizer.register_step_pre_hook(self._gradient_hook)
+        if self.training.captured is None:
+            self.training.optimizer.register_step_pre_hook(self._gradient_hook)
+        else:  # a graph calls no hooks
+            gradients = self.training.captured.gradients
+            average = gradients.average
+            gradients.average = lambda: self._gradient_hook(average())  # type: ignore[method-assign]  # only here
 
     def train_cleanly(self, steps: int) -> dict[str, Any]:
         """Return the comparisons and false alarms of `steps` steps, and how many steps were left out."""
-        network = self.training.network
         calls = itertools.count(1)
 
-        def spoil(_model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-            number = next(calls) if network.training and self._rank == 1 else 0
-            bad = number % BAD_EVERY == 0 and 0 < number <= BAD_EVERY * BAD_PASSES
-            return (inputs[0] * torch.nan,) if bad else None
+        def spoil(batch: ImageBatch, config: TrainConfig) -> Tensor:
+            inputs, number = network_input(batch, config), next(calls)
+            bad = self._rank == 1 and number % BAD_EVERY == 0 and number <= BAD_EVERY * BAD_PASSES
+            return inputs * torch.nan if bad else inputs
 
-        hook = network.register_forward_pre_hook(spoil)
         compared = alarms = skipped = 0
         for _ in range(0, steps, 10):
-            comparisons, bad = self._train(10)
+            with mock.patch.object(steps_module, "network_input", spoil):
+                comparisons, bad = self._train(10)
             self.training.statistics.average()
             now = self.training.comparison.compare_now(Place(0, 0, averaged=True))
             assert now is not None
             compared += len(comparisons) + 1
             alarms += sum(not one.agreed for one in [*comparisons, now])
             skipped += bad
-        hook.remove()
         return {"clean_steps": -(-steps // 10) * 10, "compared": compared, "alarms": alarms, "skipped": skipped}
 
     def flip_bits(self, count: int) -> dict[str, Any]:

@@ -33,13 +33,13 @@ def _flip(*faults: str) -> dict[str, str]:
     return {"NPU_EMULATED_FLIP": ",".join(faults)}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "O2"])
+@pytest.mark.parametrize(("precision", "graph"), [("fp32", "off"), ("fp16", "off"), ("O2", "off"), ("fp32", "on")])
 def test_each_flipped_bit_is_found_and_its_rank_named_and_clean_steps_raise_no_alarm(
-    npus: dict[str, str], tmp_path: Path, precision: str
+    npus: dict[str, str], tmp_path: Path, precision: str, graph: str
 ) -> None:
     """Three ranks; steps without an update and accumulated gradients among the clean ones."""
     numbers = ("--flips", str(FLIPS), "--clean-steps", str(CLEAN_STEPS), "--accumulate", "2")
-    counts = _count(npus, tmp_path, "--precision", precision, *numbers)
+    counts = _count(npus, tmp_path, "--precision", precision, "--graph", graph, *numbers)
     assert counts["alarms"] == 0, counts
     assert counts["compared"] == counts["clean_steps"] * 11 // 10, "each step, and each time after an average"
     assert counts["skipped"] >= BAD_PASSES, "and the steps in which the first loss scale overflows"

@@ -19,16 +19,20 @@ ParameterGroups = list[dict[str, Any]]
 class Sgd:
     """SGD with momentum, fused on every device."""
 
-    def make(self, groups: ParameterGroups, config: TrainConfig, *, device: str, library: Any) -> torch.optim.Optimizer:
+    def make(
+        self, groups: ParameterGroups, config: TrainConfig, *, device: str, library: Any, captured: bool
+    ) -> torch.optim.Optimizer:
         """Return the fastest implementation: apex's, torch_npu's (both keep the gradients in one buffer) or torch's.
 
         Args:
             groups: from `parameter_groups`; each has its own `weight_decay`.
             device: `npu`, `cuda` or `cpu`.
             library: the module whose optimizers the run's precision needs (apex's under O2); None for no such need.
+            captured: the device captures the steps: only torch's reads its rate and whether to update from there.
         """
-        if library is None and device != "npu":
-            return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+        if captured or (library is None and device != "npu"):
+            lr = torch.tensor(config.lr).to(groups[0]["params"][0].device) if captured else config.lr
+            return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
         # torch_npu was loaded when the device was opened. Typed as Any: it has no stubs.
         source: Any = library or importlib.import_module("torch_npu").optim
         optimizer: torch.optim.Optimizer = source.NpuFusedSGD(
@@ -47,10 +51,21 @@ class Sgd:
 OPTIMIZERS: dict[str, Sgd] = {"sgd": Sgd()}
 
 
-def make_optimizer(network: nn.Module, config: TrainConfig, *, device: str, library: Any) -> torch.optim.Optimizer:
+def make_optimizer(
+    network: nn.Module, config: TrainConfig, *, device: str, library: Any, captured: bool = False
+) -> torch.optim.Optimizer:
     """Return the run's optimizer over all trainable parameters; see `Sgd.make` for the arguments."""
     groups = parameter_groups(network, weight_decay=config.weight_decay, decay_all=config.decay_all)
-    return OPTIMIZERS[config.optimizer].make(groups, config, device=device, library=library)
+    return OPTIMIZERS[config.optimizer].make(groups, config, device=device, library=library, captured=captured)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of the next step, on the device if the optimizer reads it there."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def begin_state(optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:

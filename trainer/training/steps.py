@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,7 @@ from trainer.data.loader import ImageBatch, network_input
 from trainer.data.sampler import EpochPlan
 from trainer.devices.device import Device
 from trainer.distributed.batch_norm import BatchStatistics
-from trainer.distributed.process_group import sum_over_ranks
+from trainer.distributed.process_group import any_rank, sum_over_ranks
 from trainer.distributed.state_hash import hash_state
 from trainer.distributed.stop_requests import Request, StopRequests
 from trainer.distributed.watchdog import Watchdog
@@ -30,8 +31,10 @@ from trainer.model.pnasnet import PNASNet5
 from trainer.records.run_records import Heartbeat
 from trainer.seeds import derive_seed
 from trainer.shared.config import TrainConfig
+from trainer.training.capture import CapturedStep, Function, Input
 from trainer.training.comparison import Comparison, StateComparison, split_hashes
 from trainer.training.ema import Ema
+from trainer.training.optimizer import set_learning_rate
 from trainer.training.precision import Precision
 from trainer.training.profiling import StepProfiler
 from trainer.training.schedule import completed_fraction, learning_rate
@@ -69,6 +72,8 @@ class Training:
     watchdog: Watchdog
     comparison: StateComparison
     bad_images: BadImages
+    captured: CapturedStep | None = None
+    """The device's graphs of the steps; None for eager steps."""
     bad_paths: set[str] = field(default_factory=set)
     """Of all ranks, since this process started."""
 
@@ -160,8 +165,7 @@ def train_steps(
             profiler.begin(training.requests.take_profile(), epoch=epoch, step=step)
         images = plan.positions(step - first_step)
         lr = lr_factor * learning_rate(config, epoch=epoch, images=images, planned=plan.end)
-        for group in training.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(training.optimizer, lr)
         training.network.set_progress(completed_fraction(config, epoch=epoch, images=images, planned=plan.end))
         training.clock.mark("host")
         with training.watchdog.waiting("data", epoch=epoch, step=step):
@@ -254,7 +258,10 @@ def _step(training: Training, batches: list[ImageBatch], *, job_images: int, epo
     correct = torch.zeros((), dtype=torch.int64, device=training.device)
     result = torch.zeros_like(correct) if training.comparison.keeps_results else None
     training.statistics.snapshot()
-    training.optimizer.zero_grad()
+    if training.captured is None:
+        training.optimizer.zero_grad()
+    else:
+        training.captured.gradients.zero()
     parts = sum(_part_count(training, batch) for batch in batches)
     for number, (inputs, targets) in enumerate(_mixed_parts(training, batches, epoch=epoch, step=step)):
         # A finished part counts as progress: a step can take minutes.
@@ -263,32 +270,36 @@ def _step(training: Training, batches: list[ImageBatch], *, job_images: int, epo
         training.runtime.seed(derive_seed(config.seed, "layers", epoch, step, number, training.rank))
         weight = len(targets.labels) * training.world_size / job_images
         with _gradient_exchange(training.parallel, last=number + 1 == parts):
-            loss, right, logits = _compute_gradients(training, inputs, targets, weight)
-        training.clock.mark("peers" if training.world_size > 1 else COMPUTE)
+            of_labels = (targets.labels, targets.other, targets.share, targets.other_share)
+            loss, right, logits = _call(training, _compute_gradients, inputs, weight, *of_labels)
+        # Captured steps exchange gradients after the last part.
+        training.clock.mark("peers" if training.world_size > 1 and training.captured is None else COMPUTE)
         if result is not None:
             result += hash_state([logits])
         total += loss
         correct += right
         training.heartbeat.write(epoch=epoch, step=step, part=number + 1, parts=parts)
-    skipped = training.precision.step(
-        training.optimizer, list(training.network.parameters()), clip_norm=config.clip_norm, loss=total
-    )
-    # The forward pass has already put values that are not finite into the statistics.
-    training.statistics.undo(skipped)
-    if training.ema is not None:
-        training.ema.update(training.network, training.ema.next_weight())
+    skipped = _update(training, total)
     return _Step(lr, total, correct, skipped, [batch.indices for batch in batches], result)
 
 
+def _call(training: Training, function: Function, *inputs: Input) -> tuple[Tensor, ...]:
+    """Return the results of `function`, by a graph of the device if the run has captured steps."""
+    if training.captured is None:
+        return function(training, *inputs)
+    return training.captured.call(function, training, *inputs)
+
+
 def _compute_gradients(
-    training: Training, inputs: Tensor, targets: Targets, weight: float
+    training: Training, inputs: Tensor, weight: float | Tensor, *of_labels: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Add the gradients of `weight` times the part's mean loss to the step's gradients.
+    """Add the gradients of `weight` times the part's mean loss to the step's gradients; `of_labels` are of `Targets`.
 
     Returns:
         That loss, the number of correct answers, and the logits.
     """
     config, precision = training.config, training.precision
+    targets = Targets(*of_labels)
     with precision.forward():
         outputs = training.parallel(inputs)
     mean = training_loss(outputs, targets, smoothing=config.label_smoothing, aux_weight=config.aux_weight)
@@ -296,6 +307,44 @@ def _compute_gradients(
     precision.backward(loss, training.optimizer)
     logits = main_logits(outputs).detach()
     return loss.detach(), correct_top_k(logits, targets.labels, (1,))[0], logits
+
+
+def _update(training: Training, loss: Tensor) -> Tensor:
+    """Update weights and average. Return a bool scalar, the same on all ranks: whether the update was left out."""
+    captured = training.captured
+    average_weight = None if training.ema is None else training.ema.next_weight()
+    if captured is None:
+        parameters = list(training.network.parameters())
+        skipped = training.precision.step(
+            training.optimizer, parameters, clip_norm=training.config.clip_norm, loss=loss
+        )
+        _finish_update(training, skipped, average_weight)
+        return skipped
+    captured.gradients.average()
+    training.clock.mark("peers" if training.world_size > 1 else COMPUTE)
+    (own,) = _call(training, _check_gradients, loss)
+    # The graph's next replay overwrites its own result.
+    skipped = any_rank(own).clone()
+    _call(training, _update_weights, skipped, average_weight)
+    return skipped
+
+
+def _check_gradients(training: Training, loss: Tensor) -> tuple[Tensor]:
+    parameters = list(training.network.parameters())
+    return (training.precision.check(parameters, clip_norm=training.config.clip_norm, loss=loss),)
+
+
+def _update_weights(training: Training, skipped: Tensor, average_weight: float | Tensor | None) -> tuple[()]:
+    training.precision.update_weights(training.optimizer, skipped)
+    _finish_update(training, skipped, average_weight)
+    return ()
+
+
+def _finish_update(training: Training, skipped: Tensor, average_weight: float | Tensor | None) -> None:
+    # The forward pass has already put values that are not finite into the statistics.
+    training.statistics.undo(skipped)
+    if training.ema is not None and average_weight is not None:
+        training.ema.update(training.network, average_weight)
 
 
 def _mixed_parts(

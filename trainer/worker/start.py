@@ -12,6 +12,7 @@ from trainer.data.bad_images import BadImages
 from trainer.data.index import Datasets
 from trainer.devices.device import Device
 from trainer.distributed.batch_norm import BatchStatistics
+from trainer.distributed.gradients import FlatGradients
 from trainer.distributed.process_group import data_parallel
 from trainer.distributed.stop_requests import StopRequests
 from trainer.distributed.watchdog import Watchdog
@@ -25,7 +26,9 @@ from trainer.seeds import derive_seed
 from trainer.shared.attempts import attempt_file, timestamp
 from trainer.shared.config import TrainConfig
 from trainer.shared.container import memory_bytes
+from trainer.shared.errors import UsageError
 from trainer.shared.files import writing
+from trainer.training.capture import CapturedStep
 from trainer.training.comparison import StateComparison
 from trainer.training.ema import Ema
 from trainer.training.micro_batch import choose_micro_batch
@@ -72,13 +75,16 @@ def build_training(
     statistics = BatchStatistics(network)
     # Before the network is cast or patched: the average stays in fp32, where a small change is not rounded away.
     ema = Ema(network, config.ema) if config.ema else None
-    precision = choose_precision(config, runtime)
-    optimizer = make_optimizer(network, config, device=runtime.kind, library=precision.optimizer_library)
+    captured = _captures_steps(config, runtime)
+    precision = choose_precision(config, runtime, captured=captured)
+    optimizer = make_optimizer(
+        network, config, device=runtime.kind, library=precision.optimizer_library, captured=captured
+    )
     prepared = precision.prepare(network, optimizer)
     begin_state(optimizer, config)
-    parallel = data_parallel(prepared, device)
+    parallel = prepared if captured else data_parallel(prepared, device)
     clock = StepClock(runtime)
-    if task.world_size > 1:
+    if task.world_size > 1 and not captured:
         clock.mark_gradients(network)
     return Training(
         config=config,
@@ -101,10 +107,25 @@ def build_training(
             network, optimizer, ema, statistics, every=config.compare_every, rank=task.rank, world_size=task.world_size
         ),
         bad_images=BadImages(),
+        captured=CapturedStep(runtime, device, FlatGradients(network.parameters())) if captured else None,
         micro_batch=choose_micro_batch(
             config, device=runtime.kind, processes=task.local_world_size, memory_bytes=memory_bytes()
         ),
     )
+
+
+def _captures_steps(config: TrainConfig, runtime: Device) -> bool:
+    """Return whether the run's steps are captured; `auto` means no until a check on the device has shown that it works.
+
+    Raises:
+        UsageError: the user asks for it, and the device cannot do it.
+    """
+    if config.graph != "on":
+        return False
+    obstacle = runtime.graph_obstacle()
+    if obstacle is not None:
+        raise UsageError(f"--graph on: {obstacle}: leave --graph off")
+    return True
 
 
 def blank_images(training: Training) -> torch.Tensor:

@@ -32,7 +32,9 @@ class ToyConfig(TrainConfig):
 class Toy:
     """The contributor's class in trainer/training/optimizer.py: Adam, whose state SGD does not have."""
 
-    def make(self, groups: ParameterGroups, config: TrainConfig, *, device: str, library: Any) -> torch.optim.Optimizer:
+    def make(
+        self, groups: ParameterGroups, config: TrainConfig, *, device: str, library: Any, captured: bool
+    ) -> torch.optim.Optimizer:
         assert device == "cpu"
         assert library is None
         return torch.optim.Adam(groups, lr=config.lr, fused=True)

@@ -13,8 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trainer.data.loader import ImageBatch
 from trainer.data.sampler import EpochPlan, plan_epoch
 from trainer.devices.device import open_device
+from trainer.distributed.gradients import FlatGradients
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import TrainerError
+from trainer.training.capture import CapturedStep
 from trainer.training.ema import Ema
 from trainer.training.evaluation import evaluate
 from trainer.training.optimizer import parameter_groups
@@ -193,3 +195,17 @@ def test_the_average_moves_towards_the_weights_and_copies_statistics() -> None:
     statistics.fill_(3.0)
     training.ema.copy_buffers(training.network)
     assert torch.equal(training.ema.model.get_buffer(name), statistics)
+
+
+def test_a_device_that_cannot_capture_a_step_takes_it_eagerly_and_says_so_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    eager, refusing = _training(drop_path=0.2, ema=0.9, mixup=0.2), _training(drop_path=0.2, ema=0.9, mixup=0.2)
+    gradients = FlatGradients(refusing.network.parameters())
+    refusing.captured = CapturedStep(refusing.runtime, refusing.device, gradients)
+    losses = [[loss for window in _run(training, 4) for loss in window.losses] for training in (eager, refusing)]
+    assert losses[0] == losses[1]
+    assert all(map(torch.equal, eager.network.state_dict().values(), refusing.network.state_dict().values()))
+    (line,) = capsys.readouterr().out.splitlines()
+    text = "--graph on: the device cannot capture the step, which runs eagerly: a CPU has no graphs"
+    assert line.startswith(f'warning text="{text}"')

@@ -214,6 +214,10 @@ class TrainConfig(BaseModel):
         "dynamic", "Loss scale of fp16 and O2: a number, or adapted to overflow."
     )
     channels_last: bool = _in_devices(False, "NHWC memory layout (faster on CUDA; never on an NPU).")
+    graph: Literal["auto", "on", "off"] = _in_devices(
+        "auto",
+        "Capture each step as a graph, which the device launches at once; auto is off: no real device has proven it.",
+    )
     threads: Annotated[int | None, Optional] = _in_devices(
         None, "CPU threads per device. [default: OMP_NUM_THREADS, or the CPUs divided by the devices]", ge=1
     )
@@ -275,6 +279,9 @@ class TrainConfig(BaseModel):
             raise ValueError("--channels-last is slow on an NPU: leave it out")
         if self.precision == "O2" and self.device == "cpu":
             raise ValueError("--precision O2 needs an NPU: on a CPU use --precision fp32")
+        if self.graph == "on" and (self.device == "cpu" or self.mode == "eval"):
+            reason = "a CPU has no graphs" if self.device == "cpu" else "--mode eval takes no training step"
+            raise ValueError(f"--graph on: {reason}: leave --graph off")
         if self.mode in TRAINING and self.epochs == 0:
             raise ValueError(f"--mode {self.mode} needs --epochs of at least 1")
         if self.mode != "eval" and self.image_size < TWO_PIXELS and min(self.batch_size, self.micro_batch or 2) == 1:

@@ -12,20 +12,23 @@ from trainer.devices.device import Device
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import UsageError
 from trainer.training.precision.apex_o2 import ApexO2
-from trainer.training.precision.loss_scale import ScaledPrecision
-from trainer.training.precision.master_weights import NativeO2
+from trainer.training.precision.loss_scale import DeviceScaledPrecision, ScaledPrecision
+from trainer.training.precision.master_weights import CapturedO2, NativeO2
 from trainer.training.precision.precision import Precision
 
 __all__ = ["Precision", "choose_precision"]
 
 
-def choose_precision(config: TrainConfig, device: Device) -> Precision:
+def choose_precision(config: TrainConfig, device: Device, *, captured: bool = False) -> Precision:
     """Return the arithmetic that `config.precision` means on `device`.
 
     O2 is apex's if apex for Ascend is installed, and the same without apex elsewhere.
 
+    Args:
+        captured: the device captures the steps, so that no arithmetic may wait for it.
+
     Raises:
-        UsageError: the device does not have this arithmetic.
+        UsageError: the device does not have this arithmetic, or cannot capture it.
     """
     name = device.default_precision if config.precision == "auto" else config.precision
     if name == "fp32":
@@ -35,9 +38,15 @@ def choose_precision(config: TrainConfig, device: Device) -> Precision:
             raise UsageError(f"--precision bf16: {device.name()} has no bfloat16: use --precision O2 or fp16")
         return Precision("bf16", device, torch.bfloat16)
     if name == "fp16":
-        return ScaledPrecision("fp16", device, torch.float16, config.loss_scale)
+        scaled = DeviceScaledPrecision if captured else ScaledPrecision
+        return scaled("fp16", device, torch.float16, config.loss_scale)
     if device.kind == "cpu":
         raise UsageError("--precision O2 needs an NPU: on a CPU use --precision fp32")
     if device.kind == "npu" and importlib.util.find_spec("apex") is not None:
+        if captured:
+            raise UsageError(
+                "--graph on: apex's O2 reads each overflow on the host: uninstall apex to have O2 without it, use "
+                "--precision fp16 or bf16, or leave --graph off"
+            )
         return ApexO2(device, config.loss_scale)
-    return NativeO2(device, config.loss_scale)
+    return (CapturedO2 if captured else NativeO2)(device, config.loss_scale)
