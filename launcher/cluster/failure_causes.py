@@ -26,6 +26,8 @@ _DISRUPTIONS = {
     "TerminationByKubelet": ("evicted", "its node ended it: the node shuts down, or runs out of a resource"),
     "NodeIsSilent": ("node-lost", f"its node was silent, and `{PROGRAM} recover` deleted it"),
 }
+# A busy node can fail to notice that memory was the reason.
+_KILLED = ": SIGKILL ended it, as when it needs more than its --memory"
 _SHOWN_PODS = 3
 _OUT_OF_TIME = "DeadlineExceeded"
 _ADMISSION = re.compile(r"UnexpectedAdmissionError|NodeAffinity|OutOf\w+|Node\w*Shutdown")
@@ -120,8 +122,11 @@ def ended_pod(objects: JobObjects) -> Iterator[Cause]:
         return
     phase, reason = objects.kind.phase(objects.job, objects.pods)
     for pod in failed[:1]:
-        text = f"pod {pod['metadata']['name']} failed: {container_failure(pod)}"
-        yield Cause("pod-failed", text, (), (f"{PROGRAM} logs {objects.name}",))
+        failure = container_failure(pod)
+        killed = _KILLED if failure.endswith("exit code 137") else ""
+        yield Cause(
+            "pod-failed", f"pod {_name(pod)} failed: {failure}{killed}", (), (f"{PROGRAM} logs {objects.name}",)
+        )
     if not failed and phase is Phase.FAILED:
         yield Cause(
             "job-failed", f"the job failed: {reason or 'the cluster does not say why'}", (), ("kubectl get events",)

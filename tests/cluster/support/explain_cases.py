@@ -141,12 +141,12 @@ CASES = {
         "container prepare ends again and again",
     ),
     "hungry": Case(
-        {"script": "tail /dev/zero", "amounts": {"memory": "32Mi"}},
+        {"script": explain_faults.EATS_MEMORY, "amounts": {"memory": "32Mi"}},
         "out-of-memory",
         "needed more memory than its limit of 32Mi",
     ),
     "starved": Case(
-        {"script": explain_faults.EATS_MEMORY},
+        {"script": explain_faults.EATS_MEMORY_LATER},
         "node-out-of-memory",
         "ran out of memory, and the kernel killed container trainer",
     ),

@@ -16,8 +16,11 @@ POLICY_MESSAGE = "this team runs no such job"
 DRIVER = "block.example.com"
 _SMALL_MEMORY = 32 * 2**20
 GO = "/dev/shm/go"
-EATS_MEMORY = f"until [ -e {GO} ]; do sleep 0.2; done; tail /dev/zero"
-"""A program that takes memory without end when the file GO exists."""
+# The container outlives the killed program: containerd can learn of the kill too late, and then calls the end an error.
+EATS_MEMORY = "tail /dev/zero; sleep 2; exit 137"
+"""A program that takes memory without end."""
+EATS_MEMORY_LATER = f"until [ -e {GO} ]; do sleep 0.2; done; {EATS_MEMORY}"
+"""A program that does so when the file GO exists."""
 
 
 @contextmanager
@@ -95,7 +98,7 @@ def attach_disk(terminal: Terminal) -> None:
 
 
 def starve(terminal: Terminal, job: str) -> None:
-    """Let a job without a memory limit, whose program is EATS_MEMORY, find no more memory on its node.
+    """Let a job without a memory limit, whose program is EATS_MEMORY_LATER, find no more memory on its node.
 
     The limit is on the group that the kubelet makes for the pod, as if the node had no more, so that this machine
     is in no danger. The kernel's kill and the kubelet's report are real.

@@ -112,6 +112,11 @@ CASES: dict[str, Case] = {
         "device-error",
         "rank 5 on npu:5: the network between two devices lost a transfer (EI0013)",
     ),
+    "pod that was killed without a reason": (
+        failed_with("", code=137),
+        "pod-failed",
+        "exit code 137: SIGKILL ended it, as when it needs more than its --memory",
+    ),
     "pod that failed without words": (failed_with("", code=3), "pod-failed", "pod w-a failed: exit code 3"),
     "job that failed without pods": (objects(batch(conditions=FAILED)), "job-failed", "BackoffLimitExceeded: m"),
 }
