@@ -100,10 +100,8 @@ def unready_volume(objects: JobObjects) -> Iterator[Cause]:
     for pod in objects.waiting:
         if (message := unplaced_message(pod)) and first_match(VOLUME_FAULTS, message):
             messages.setdefault(message, f"scheduler, of {pod['metadata']['name']}: {message}")
-        if pod["spec"].get("nodeName") and not has_started(pod):
-            events = objects.events_of(pod, "FailedMount", "FailedAttachVolume")
-            for event in (event for event in events[-1:] if event_time(event) >= placed_at(pod)):
-                messages.setdefault(message_of(event), evidence_of(event))
+        if pod["spec"].get("nodeName") and not has_started(pod) and (event := _volume_event(objects, pod)):
+            messages.setdefault(message_of(event), evidence_of(event))
     if not messages:
         return
     claims = [finding for finding in objects.claims if finding.state in ("missing", "later")]
@@ -239,6 +237,18 @@ def _later_than_pods(objects: JobObjects) -> list[Json]:
     made = [unix_time(pod["metadata"].get("creationTimestamp")) or 0.0 for pod in objects.pods]
     made += [event_time(event) for event in events if event.get("reason") == "SuccessfulCreate"]
     return [event for event in events if event_time(event) >= max(made, default=0.0)]
+
+
+def _volume_event(objects: JobObjects, pod: Json) -> Json | None:
+    """Return the event that says best why a pod on a node has not all its volumes; None without one.
+
+    The controller that attaches volumes says once why it cannot. Then the kubelet says again and again that it waits.
+    """
+    attached = max(map(event_time, objects.events_of(pod, "SuccessfulAttachVolume")), default=0.0)
+    since = {"FailedMount": placed_at(pod), "FailedAttachVolume": max(placed_at(pod), attached)}
+    events = [event for event in objects.events_of(pod, *since) if event_time(event) >= since[event["reason"]]]
+    known = (event for event in reversed(events) if first_match(VOLUME_FAULTS, message_of(event)))
+    return next(known, events[-1] if events else None)
 
 
 def _is_refusal(event: Json) -> bool:

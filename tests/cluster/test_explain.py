@@ -43,6 +43,7 @@ def terminal(cluster: Cluster, volcano: Volcano, tmp_path_factory: pytest.TempPa
 # Causes that are right for a moment before the last one.
 EARLIER = {
     "crashes": ("first-failure",),
+    "moved": ("volume",),
     **dict.fromkeys(("bygone", "prepared"), ("pod-failed",)),
     **dict.fromkeys(("closed", "gone", "reported", "full"), ("devices-in-use",)),
 }

@@ -235,6 +235,31 @@ CASES: dict[str, Case] = {
         "claim",
         "its access mode allows one node only",
     ),
+    "claim on another node, for which the kubelet waits": (
+        objects(
+            batch(),
+            [mounting],
+            events=[
+                event(mounting, "FailedAttachVolume", "Multi-Attach error for v", ago=40),
+                event(mounting, "FailedMount", "timed out waiting for the condition"),
+            ],
+        ),
+        "claim",
+        "its access mode allows one node only",
+    ),
+    "volume that cannot be mounted after it was attached": (
+        objects(
+            batch(),
+            [mounting],
+            events=[
+                event(mounting, "FailedAttachVolume", "Multi-Attach error for v", ago=40),
+                event(mounting, "SuccessfulAttachVolume", "attached", ago=35, normal=True),
+                event(mounting, "FailedMount", 'configmap "x" not found'),
+            ],
+        ),
+        "volume",
+        'configmap "x" not found',
+    ),
     "volume that cannot be mounted": (
         objects(batch(), [mounting], events=[event(mounting, "FailedMount", 'configmap "x" not found')]),
         "volume",
