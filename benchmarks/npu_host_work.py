@@ -311,6 +311,7 @@ def _training_steps(
     kind: str, precision: str, model: str, side: int, images: int, *, steps: int, ema: float = 0.0, graph: str = "off"
 ) -> _Steps:
     settings = {"device": kind, "precision": precision, "model": model, "image_size": side, "batch_size": images}
+    settings["memory_format"] = "nchw"  # of an NPU, so that both devices run the same operators
     # The loss scale is right from the first step on, so that every round does the same work.
     config = TrainConfig.model_validate(
         {**settings, "lr": 1e-4, "loss_scale": 128.0, "ema": ema, "graph": graph, "log_interval": steps}

@@ -62,7 +62,7 @@ def _is_writing(run: Path, *, since: float) -> bool:
     [
         (1, "--accumulate 2 --micro-batch 9 --mixup 0.2 --cutmix 1 --clip-norm 1 --label-smoothing 0.1 --dropout 0.3"),
         (2, "--precision fp16"),
-        (4, "--precision bf16 --channels-last"),
+        (4, "--precision bf16 --memory-format nchw"),
         (8, "--weight-decay 0.001 --nesterov"),
     ],
 )

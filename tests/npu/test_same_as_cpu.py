@@ -29,7 +29,7 @@ class Pair:
 def pair(run: Run, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Pair:
     log = tmp_path_factory.mktemp("calls") / "log"
     count = ("--npus", str(request.param))
-    cpu = run(f"cpu-{request.param}", *RECIPE, *count, "--device", "cpu")
+    cpu = run(f"cpu-{request.param}", *RECIPE, *count, "--device", "cpu", "--memory-format", "nchw")
     npu = run(f"npu-{request.param}", *RECIPE, *count, environ={"NPU_EMULATED_LOG": str(log)})
     for done in (cpu, npu):
         assert done.code == 0, done.stdout

@@ -120,7 +120,7 @@ def to_device(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[I
 def network_input(batch: ImageBatch, config: TrainConfig) -> Tensor:
     """Return the batch's images, float32 (N, 3, S, S), flipped and normalised on their device."""
     mean, std = NORMALIZATIONS[config.normalize]
-    return device_transform(batch.images, batch.flips, mean=mean, std=std, channels_last=config.channels_last)
+    return device_transform(batch.images, batch.flips, mean=mean, std=std, channels_last=config.memory_format == "nhwc")
 
 
 class _LoaderItem(NamedTuple):

@@ -24,6 +24,8 @@ class CpuDevice:
     """Whether batches go to the device from page-locked memory."""
     default_precision = "fp32"
     """What `--precision auto` means on the device."""
+    memory_format = "nhwc"
+    """What `--memory-format auto` means on the device."""
 
     def open(self, local_rank: int) -> torch.device:
         """Bind the process to its device, before any other use of one: here the CPU, which all ranks share."""

@@ -19,6 +19,7 @@ class CudaDevice:
     backend = "nccl"
     pin_memory = True
     default_precision = "bf16"
+    memory_format = "nhwc"
 
     def __init__(self) -> None:
         self._graph_pool: Any = None

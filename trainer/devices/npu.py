@@ -58,6 +58,7 @@ class NpuDevice:
     backend = "hccl"
     pin_memory = True
     default_precision = "O2"
+    memory_format = "nchw"
 
     def __init__(self) -> None:
         try:

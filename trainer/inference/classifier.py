@@ -44,7 +44,7 @@ class Classifier:
 
     @cached_property
     def _folded(self) -> PNASNet5:
-        return folded(self.network)
+        return folded(self.network).to(memory_format=torch.channels_last)
 
     def crop(self, image: Tensor) -> Tensor:
         """Return the part of a decoded image that the network sees, in its size: uint8 (3, side, side)."""
@@ -70,7 +70,8 @@ class Classifier:
         """Return float32 (N, classes) for the results of `crop`."""
         pixels = torch.stack(list(crops))
         mean, std = NORMALIZATIONS[self.config.normalize]
-        inputs = device_transform(pixels, torch.zeros(len(crops), dtype=torch.bool), mean=mean, std=std)
+        flips = torch.zeros(len(crops), dtype=torch.bool)
+        inputs = device_transform(pixels, flips, mean=mean, std=std, channels_last=True)
         logits: Tensor = self._folded(inputs)
         return logits.softmax(1)
 

@@ -288,7 +288,7 @@ def numerics_fingerprint(training: Training) -> dict[str, Any]:
         "device_name": training.runtime.name(),
         "precision": training.precision.name,
         "threads": torch.get_num_threads(),
-        "channels_last": training.config.channels_last,
+        "memory_format": training.config.memory_format,
         "micro_batch": training.micro_batch,
         "world_size": training.world_size,
         "batch_size": training.config.batch_size,

@@ -69,8 +69,10 @@ def build_training(
     network = build_model(config, num_classes)
     if weights is not None:
         load_weights(network, weights, replace_head=new_classifier)
+    if config.memory_format == "auto":
+        config = config.model_copy(update={"memory_format": runtime.memory_format})
     network = network.to(device)
-    if config.channels_last:
+    if config.memory_format == "nhwc":
         network = network.to(memory_format=torch.channels_last)
     statistics = BatchStatistics(network)
     # Before the network is cast or patched: the average stays in fp32, where a small change is not rounded away.
@@ -135,7 +137,7 @@ def blank_images(training: Training) -> torch.Tensor:
     """
     side, count = training.config.image_size, 2 if training.device.type == "cpu" else training.micro_batch
     images = torch.zeros(count, 3, side, side, device=training.device)
-    return images.to(memory_format=torch.channels_last) if training.config.channels_last else images
+    return images.to(memory_format=torch.channels_last) if training.config.memory_format == "nhwc" else images
 
 
 def say_start(task: WorkerTask, training: Training, datasets: Datasets) -> None:

@@ -192,7 +192,7 @@ def test_the_variable_of_a_profile_counts_unless_an_option_names_another(tmp_pat
         {"mode": "performance", "epochs": 90, "steps": 7},
         {"mode": "eval", "weights": Path("w.safetensors")},
         {"nesterov": True, "decay_all": False, "loss_scale": 128.0, "npus": 8, "lr": 1e-7, "precision": "O2"},
-        {"master_addr": "10.0.0.1", "nodes": 2, "node_rank": 1, "warmup_epochs": 5, "channels_last": True},
+        {"master_addr": "10.0.0.1", "nodes": 2, "node_rank": 1, "warmup_epochs": 5, "memory_format": "nchw"},
     ],
 )
 def test_the_trainer_reads_back_exactly_what_the_spec_says(flags: dict[str, Any], tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ _BOUNDED = [
         ({"warmup_epochs": 90}, None, {}, "leaves no epoch"),
         ({"epochs": 0}, None, {}, "--mode full needs --epochs of at least 1"),
         ({"run_name": "../up"}, None, {}, "--run-name ../up"),
-        ({"device": "npu", "channels_last": True}, None, {}, "--channels-last is slow on an NPU"),
+        ({"device": "npu", "memory_format": "nhwc"}, None, {}, "--memory-format nhwc is slow on an NPU"),
         ({"device": "cpu", "graph": "on"}, None, {}, "--graph on: a CPU has no graphs: leave --graph off"),
         ({"mode": "eval", "weights": "w", "graph": "on"}, None, {}, "--graph on: --mode eval takes no training step"),
         ({"device": "cpu", "precision": "O2"}, None, {}, "--precision O2 needs an NPU"),

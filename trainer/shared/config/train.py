@@ -213,7 +213,9 @@ class TrainConfig(BaseModel):
     loss_scale: Annotated[float, Field(gt=0)] | Literal["dynamic"] = _in_devices(
         "dynamic", "Loss scale of fp16 and O2: a number, or adapted to overflow."
     )
-    channels_last: bool = _in_devices(False, "NHWC memory layout (faster on CUDA; never on an NPU).")
+    memory_format: Literal["auto", "nchw", "nhwc"] = _in_devices(
+        "auto", "Layout of images and maps in memory: auto is nchw on an NPU, nhwc elsewhere."
+    )
     graph: Literal["auto", "on", "off"] = _in_devices(
         "auto",
         "Capture each step as a graph, which the device launches at once; auto is off: no real device has proven it.",
@@ -275,8 +277,8 @@ class TrainConfig(BaseModel):
             raise ValueError("--nesterov needs --momentum above 0")
         if self.mode in TRAINING and 0 < self.epochs <= self.warmup_epochs:
             raise ValueError(f"--warmup-epochs {self.warmup_epochs} leaves no epoch of --epochs {self.epochs}")
-        if self.channels_last and self.device in ("npu", EMULATED):
-            raise ValueError("--channels-last is slow on an NPU: leave it out")
+        if self.memory_format == "nhwc" and self.device in ("npu", EMULATED):
+            raise ValueError("--memory-format nhwc is slow on an NPU: leave it out")
         if self.precision == "O2" and self.device == "cpu":
             raise ValueError("--precision O2 needs an NPU: on a CPU use --precision fp32")
         if self.graph == "on" and (self.device == "cpu" or self.mode == "eval"):
