@@ -80,14 +80,30 @@ class _Rectify(torch.autograd.Function):
         read = [_by_sum(gradient, ctx.count) for gradient in gradients if gradient is not None]
         if not read:
             return None, *[None] * ctx.count
-        laid_out = torch.empty_like(_by_sum(rectified, ctx.count), memory_format=torch.contiguous_format)
+        laid_out = _empty_by_sum(rectified, ctx.count)
         if len(read) == 2:
             torch.add(*read, out=laid_out)
         else:
             laid_out.copy_(read[0])
-        # torch_npu has no form of this operator that writes into a given tensor.
-        masked: Tensor = torch.ops.aten.threshold_backward(laid_out, _by_sum(rectified, ctx.count), 0)
-        return None, *masked.unbind()
+        return None, *_mask_(laid_out, _by_sum(rectified, ctx.count)).unbind()
+
+
+def _mask_(gradient: Tensor, rectified: Tensor) -> Tensor:
+    """Return a ReLU's gradient in the layout of `gradient`, which may be overwritten."""
+    masked: Tensor
+    if gradient.device.type == "npu":
+        # torch_npu (op-plugin for 2.9) has no form that writes into a given tensor. Its own result is dense.
+        masked = torch.ops.aten.threshold_backward(gradient, rectified, 0)
+    else:
+        masked = torch.ops.aten.threshold_backward.grad_input(gradient, rectified, 0, grad_input=gradient)
+    return masked
+
+
+def _empty_joined(x: Tensor, count: int) -> Tensor:
+    images, channels, *sides = x.shape
+    memory_format = torch.channels_last if _is_channels_last(x) else torch.contiguous_format
+    shape = images, count * channels, *sides
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
 def _by_sum(joined: Tensor, count: int) -> Tensor:
@@ -96,9 +112,14 @@ def _by_sum(joined: Tensor, count: int) -> Tensor:
     return view.transpose(0, 1)
 
 
-def _empty_joined(x: Tensor, count: int) -> Tensor:
-    images, channels, *sides = x.shape
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    memory_format = torch.channels_last if last else torch.contiguous_format
-    shape = images, count * channels, *sides
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+def _empty_by_sum(joined: Tensor, count: int) -> Tensor:
+    """Return an empty (count, N, C, H, W) whose maps are dense, in the layout of `joined`."""
+    images, channels, height, width = joined.shape
+    if _is_channels_last(joined):
+        return joined.new_empty(count, images, height, width, channels // count).permute(0, 1, 4, 2, 3)
+    return joined.new_empty(count, images, channels // count, height, width)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Return the layout that the strides tell, also of maps of one pixel, which are contiguous in both."""
+    return x.stride(1) == 1 and x.stride(3) != 1

@@ -133,9 +133,9 @@ def test_a_training_pass_has_four_fifths_of_timms_launches() -> None:
 
 def test_drop_path_adds_three_launches_for_each_branch() -> None:
     plain, dropping = (_launches(_meta_pair(drop_path=rate)[0]) for rate in (0.0, 0.4))
-    # The draw of all factors is eight operators. A factor costs one in each direction and replaces the sum's own for
+    # The draw of all factors is nine operators, with the rate. A factor costs one in each direction and replaces the sum's own for
     # all sums but those with the identity.
-    assert dropping.total() - plain.total() == 8 + 14 * (5 + 9)
+    assert dropping.total() - plain.total() == 9 + 14 * (5 + 9)
 
 
 def _saved_bytes(model: nn.Module) -> int:

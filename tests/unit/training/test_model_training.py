@@ -188,23 +188,41 @@ def test_channels_last_and_contiguous_layouts_agree() -> None:
         torch.testing.assert_close(actual[name], tensor, rtol=1e-8, atol=1e-10, msg=name)
 
 
-def test_gradients_stay_channels_last_through_the_whole_network() -> None:
-    model = PNASNet5(MOBILE, 10).to(memory_format=torch.channels_last)
-    layouts: dict[str, bool] = {}
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_gradients_keep_the_layout_through_the_whole_network(layout: torch.memory_format) -> None:
+    model = PNASNet5(MOBILE, 10).to(memory_format=layout)
+    kept: dict[str, bool] = {}
     for name, module in model.named_modules():
-        if isinstance(module, Cell):
+        if isinstance(module, Cell | nn.BatchNorm2d):
 
-            def keep_layout(_module: nn.Module, _inputs: Any, outputs: tuple[Tensor, Tensor], name: str = name) -> None:
+            def keep_layout(_module: nn.Module, _inputs: Any, outputs: Any, name: str = name) -> None:
                 def check(gradient: Tensor) -> None:
-                    layouts[name] = gradient.is_contiguous(memory_format=torch.channels_last)
+                    kept[name] = gradient.is_contiguous(memory_format=layout)
 
-                outputs[0].register_hook(check)
+                (outputs[0] if isinstance(outputs, tuple) else outputs).register_hook(check)
 
             module.register_forward_hook(keep_layout)
-    model(torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)).square().mean().backward()
-    assert len(layouts) == len(model.cell_names)
-    del layouts[model.cell_names[-1]]  # the mean's gradient is one value per channel and has no layout yet
-    assert all(layouts.values()), f"slow layout behind {[name for name, fast in layouts.items() if not fast]}"
+    model(torch.randn(2, 3, 64, 64).to(memory_format=layout)).square().mean().backward()
+    assert len(kept) > 100
+    if layout is torch.channels_last:
+        del kept[model.cell_names[-1]]  # the mean's gradient is one value per channel and has no layout yet
+    assert all(kept.values()), f"slow layout behind {[name for name, fast in kept.items() if not fast]}"
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("side", [32, 16])
+def test_a_parameters_gradient_has_its_strides(layout: torch.memory_format, side: int) -> None:
+    # Else DistributedDataParallel copies each gradient. Images of 16 pixels end in maps of one pixel, whose strides
+    # alone tell the layout.
+    model = PNASNet5(TINY, 10, "tf").to(memory_format=layout)
+    logits, aux_logits = model(torch.randn(4, 3, side, side).to(memory_format=layout))
+    (logits + aux_logits).square().mean().backward()
+    other = [
+        f"{name} {tuple(parameter.shape)}: {parameter.grad.stride()} of {parameter.stride()}"
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and parameter.grad.stride() != parameter.stride()
+    ]
+    assert not other
 
 
 NARROW_STEPS = """
