@@ -133,8 +133,8 @@ def test_a_training_pass_has_four_fifths_of_timms_launches() -> None:
 
 def test_drop_path_adds_three_launches_for_each_branch() -> None:
     plain, dropping = (_launches(_meta_pair(drop_path=rate)[0]) for rate in (0.0, 0.4))
-    # The draw of all factors is nine operators, with the rate. A factor costs one in each direction and replaces the sum's own for
-    # all sums but those with the identity.
+    # The draw of all factors is nine operators. A factor costs one in each direction; of two branches, one factor's
+    # operator adds as well.
     assert dropping.total() - plain.total() == 9 + 14 * (5 + 9)
 
 

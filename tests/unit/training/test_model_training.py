@@ -212,8 +212,8 @@ def test_gradients_keep_the_layout_through_the_whole_network(layout: torch.memor
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("side", [32, 16])
 def test_a_parameters_gradient_has_its_strides(layout: torch.memory_format, side: int) -> None:
-    # Else DistributedDataParallel copies each gradient. Images of 16 pixels end in maps of one pixel, whose strides
-    # alone tell the layout.
+    # Else DistributedDataParallel copies each gradient. Images of 16 pixels end in maps of one pixel, which only their
+    # strides tell apart.
     model = PNASNet5(TINY, 10, "tf").to(memory_format=layout)
     logits, aux_logits = model(torch.randn(4, 3, side, side).to(memory_format=layout))
     (logits + aux_logits).square().mean().backward()
