@@ -356,6 +356,7 @@ def test_a_crash_at_any_step_repeats_at_most_the_steps_that_the_user_sets(
     if writing_steps is not None and writing_steps <= steps // 4:
         interval = steps - steps // 4
         assert (waits, taken) == (0, list(range(interval, 41, interval))), "the loop never waits"
+    own.wait_for_snapshot()  # no thread outlives the test
 
 
 def test_memory_that_is_full_costs_snapshots_and_one_warning(
