@@ -315,11 +315,11 @@ class Jobs(Protocol):
             attempt: the attempt to read; the latest if None.
         """
 
-    def events(self, ref: JobRef) -> list[JobEvent]:
-        """Return what happened to the job, oldest first."""
+    def get_with_events(self, ref: JobRef) -> tuple[JobState, list[JobEvent]]:
+        """Return the job's state, and what happened to it, oldest first."""
 
-    def progress(self, ref: JobRef) -> "JobProgress":
-        """Return the job's progress, read from the end of its log."""
+    def progress(self, state: JobState) -> "JobProgress":
+        """Return the progress of the job that is in this state, read from the end of its log."""
 
     def quick_progress(self, state: JobState) -> "JobProgress":
         """Return the progress of a running job for a list: of the job, perhaps not of each rank."""

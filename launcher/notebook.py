@@ -65,7 +65,7 @@ class Job:
 
     def progress(self) -> JobProgress:
         """Return the latest step, evaluation and result, read from the end of the log."""
-        return self._jobs.progress(self._ref)
+        return self._jobs.progress(self.state())
 
     def explain(self) -> Explanation:
         """Return why the job waits or failed, the most likely cause first."""

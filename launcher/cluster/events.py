@@ -3,8 +3,9 @@
 Read rights on events are independent of rights on jobs: without them a reason takes the place of the events.
 """
 
+import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from launcher.jobs import JobEvent
 from launcher.kinds import Kind
@@ -14,6 +15,29 @@ from launcher.kube.resources import EVENTS
 
 Events = tuple[list[Json], str]
 """Events, oldest first, and why the user cannot see them; empty if the user can."""
+
+
+class Surroundings(NamedTuple):
+    """The rest of what was read of a job, apart from its object and its pods.
+
+    Attributes:
+        gang: the object that schedules the pods together, and why the user cannot see it.
+        events: of the job, its pods and its gang.
+    """
+
+    gang: tuple[Json | None, str]
+    events: Events
+
+    def events_about(self, item: Json) -> Events:
+        """Return the events of one of these objects."""
+        events, hidden = self.events
+        uid = item["metadata"]["uid"]
+        return [event for event in events if event.get("involvedObject", {}).get("uid") == uid], hidden
+
+    def lines(self) -> list[JobEvent]:
+        """Return the events as lines for the user, or the reason why the user cannot see them."""
+        events, hidden = self.events
+        return [JobEvent(time.time(), f"hidden from you: {hidden}")] if hidden else [*map(job_event, events)]
 
 
 def events_about(api: Api, item: Json) -> Events:

@@ -6,7 +6,7 @@ so every launcher, now or next week, sees the same.
 
 import base64
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from launcher import PROGRAM
 from launcher.cluster import saved_attempt
-from launcher.cluster.events import events_about, events_of_job, job_event
+from launcher.cluster.events import Surroundings, events_about, events_of_job
 from launcher.cluster.failures import container_failure, first_words, is_refusal, last_tries
 from launcher.cluster.lost_nodes import delete_by_force, lost_reason
 from launcher.cluster.pending import why_pending
@@ -89,11 +89,17 @@ class ClusterJobs:
         """Return the job's state, from its object and its pods; from its object only if the pods are hidden."""
         job = self.job(ref.name)
         pods, hidden = self._visible_pods(ref.name)
-        if not hidden:
-            return self.state_of(job, pods)
-        phase, reason = self.kind.phase(job, [])
-        more = "" if phase.ended else f"you have no right to see its pods: {hidden}"
-        return self._state(job, [], phase, "; ".join(filter(None, (reason, more))))
+        return self._state_without_pods(job, hidden) if hidden else self.state_of(job, pods)
+
+    def get_with_events(self, ref: JobRef) -> tuple[JobState, list[JobEvent]]:
+        """Return the job's state, and what happened to the job, its pods and its gang; ask for each list once."""
+        job = self.job(ref.name)
+        pods, hidden = self._visible_pods(ref.name)
+        gang = self._gang(job)
+        events = events_of_job(self.api, self.kind, job, [*pods, *filter(None, [gang[0]])])
+        known = Surroundings(gang, events)
+        state = self._state_without_pods(job, hidden) if hidden else self.state_of(job, pods, known)
+        return state, known.lines()
 
     def logs(
         self, ref: JobRef, *, follow: bool = False, since_s: float | None = None, attempt: int | None = None
@@ -113,16 +119,9 @@ class ClusterJobs:
             explain=lambda: self.explain(ref),
         )
 
-    def events(self, ref: JobRef) -> list[JobEvent]:
-        """Return what happened to the job, its pods and its gang."""
-        job = self.job(ref.name)
-        gang, _ = self._gang(job)
-        events, hidden = events_of_job(self.api, self.kind, job, [*self.pods(ref.name), *filter(None, [gang])])
-        return [JobEvent(time.time(), f"hidden from you: {hidden}")] if hidden else [*map(job_event, events)]
-
-    def progress(self, ref: JobRef) -> JobProgress:
+    def progress(self, state: JobState) -> JobProgress:
         """Return the job's progress, from the end of its pods' logs."""
-        return self._progress(self.pods(ref.name))
+        return self._progress(pod["name"] for pod in state.details["pods"])
 
     def quick_progress(self, state: JobState) -> JobProgress:
         """Return the job's progress from the log of the pod that tells it, mostly the first one."""
@@ -229,11 +228,15 @@ class ClusterJobs:
         """Return the job's pods, in the order of their names; nothing if the user has no right to see pods."""
         return self._visible_pods(name)[0]
 
-    def state_of(self, job: Json, pods: Sequence[Json]) -> JobState:
-        """Return the state that the job object and its pods add up to."""
+    def state_of(self, job: Json, pods: Sequence[Json], known: Surroundings | None = None) -> JobState:
+        """Return the state that the job object and its pods add up to.
+
+        Args:
+            known: what a job waits for, if the caller has read it; else it is read for a job that waits.
+        """
         phase, reason = self.kind.phase(job, pods)
         if phase is Phase.PENDING:
-            reason = self._lost_node(job, pods) or self._why_pending(job, pods) or reason
+            reason = self._lost_node(job, pods) or self._why_pending(job, pods, known) or reason
         elif phase is Phase.FAILED:
             reason = self._why_failed(pods, reason)
             if self._is_refused(job, pods):
@@ -253,7 +256,7 @@ class ClusterJobs:
     def _is_refused(self, job: Json, pods: Sequence[Json]) -> bool:
         """Return whether the trainer refused an ended job: it did no step, and changed nothing in its run."""
         # The pods of an earlier try may be gone, and with them what it did.
-        return is_refusal(pods) and not self.kind.retries(job) and not self._progress(pods).has_begun
+        return is_refusal(pods) and not self.kind.retries(job) and not self._progress(map(_name_of, pods)).has_begun
 
     def reason_without_pods(self, job: Json, now: float) -> str:
         """Return why the job has no pods, as far as its objects say it.
@@ -310,16 +313,26 @@ class ClusterJobs:
             },
         )
 
-    def _why_pending(self, job: Json, pods: Sequence[Json]) -> str:
+    def _state_without_pods(self, job: Json, hidden: str) -> JobState:
+        """Return the state by the job object only.
+
+        Args:
+            hidden: why the user cannot see the pods.
+        """
+        phase, reason = self.kind.phase(job, [])
+        more = "" if phase.ended else f"you have no right to see its pods: {hidden}"
+        return self._state(job, [], phase, "; ".join(filter(None, (reason, more))))
+
+    def _why_pending(self, job: Json, pods: Sequence[Json], known: Surroundings | None) -> str:
         now = time.time()
         queued, queue_hidden = self._queue_reasons([job])
         if reason := queued.get(job["metadata"]["uid"]):
             return reason
-        gang, gang_hidden = self._gang(job)
+        gang, gang_hidden = self._gang(job) if known is None else known.gang
         refusals = [queue_hidden, gang_hidden]
 
         def events(item: Json) -> Sequence[Json]:
-            items, hidden = events_about(self.api, item)
+            items, hidden = events_about(self.api, item) if known is None else known.events_about(item)
             refusals.append(hidden)
             return items
 
@@ -350,11 +363,11 @@ class ClusterJobs:
         pod_reason = f"pod {failed[0]['metadata']['name']}: {container_failure(failed[0])}" if failed else reason
         return f"{cause} ({pod_reason})" if cause else pod_reason
 
-    def _progress(self, pods: Sequence[Json]) -> JobProgress:
-        return JobProgress().update_all(line for pod in pods for line in parse_lines(self._log_tail(pod)))
+    def _progress(self, pods: Iterable[str]) -> JobProgress:
+        return JobProgress().update_all(line for pod in pods for line in parse_lines(self._tail(pod)))
 
     def _log_tail(self, pod: Json) -> bytes:
-        return self._tail(pod["metadata"]["name"])
+        return self._tail(_name_of(pod))
 
     def _tail(self, pod: str) -> bytes:
         """Return the last lines of the pod of this name; nothing of a pod that has not started."""
@@ -387,6 +400,10 @@ class ClusterJobs:
             states.append(self._state(job, own, phase, waits or reason))
         states.sort(key=lambda state: (state.created or 0, state.ref.name))
         return [(state, JobProgress()) for state in states]
+
+
+def _name_of(pod: Json) -> str:
+    return str(pod["metadata"]["name"])
 
 
 def _without_managers(item: Json) -> Json:

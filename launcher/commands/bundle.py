@@ -88,7 +88,7 @@ def _secrets_of_this_shell() -> Iterator[str]:
 
 
 def _add_status(archive: Bundle, jobs: Jobs, ref: JobRef, state: JobState) -> None:
-    document_of_job = archive.redactor.value(report.job_document(state, jobs.progress(ref)))
+    document_of_job = archive.redactor.value(report.job_document(state, jobs.progress(state)))
     archive.add_lines("status.json", [f"{json_text(document_of_job)}\n"], clean=True)
 
 
@@ -99,7 +99,8 @@ def _add_objects(archive: Bundle, jobs: Jobs, ref: JobRef, _state: JobState) -> 
 
 
 def _add_events(archive: Bundle, jobs: Jobs, ref: JobRef, _state: JobState) -> None:
-    lines = [f"{timestamp(event.time)}  {visible(event.text)}\n" for event in jobs.events(ref)]
+    _, events = jobs.get_with_events(ref)
+    lines = [f"{timestamp(event.time)}  {visible(event.text)}\n" for event in events]
     archive.add_lines("events.txt", lines)
 
 

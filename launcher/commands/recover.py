@@ -17,6 +17,6 @@ def recover(name: JobName, /, *, json_: JsonFlag = False, where: Where = ANYWHER
     jobs.recover(ref, on_note=note)
     state = jobs.get(ref)
     if json_:
-        print_json(report.job_document(state, jobs.progress(ref)))
+        print_json(report.job_document(state, jobs.progress(state)))
     else:
         print(f"{name} {state.phase.value}" + (f": {visible(state.reason)}" if state.reason else ""))

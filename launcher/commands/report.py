@@ -95,7 +95,7 @@ def subject_of_job(jobs: Jobs, ref: JobRef, where: str) -> Subject:
         NotFoundError: there is no such job.
         RequestError: the place of its files is not known.
     """
-    state = jobs.get(ref)
+    state, events = jobs.get_with_events(ref)
     if state.output is None:
         raise RequestError(f"job {ref.name} has no record of its output folder; give the folder in place of the name")
     run = _read(jobs, state)
@@ -109,7 +109,7 @@ def subject_of_job(jobs: Jobs, ref: JobRef, where: str) -> Subject:
         pods=_set_pods(spec),
         origins=spec.get("origins"),
         told=spec.get("train", {}),
-        events=jobs.events(ref),
+        events=events,
         again=continuation(state, where),
     )
 

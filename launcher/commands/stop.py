@@ -42,7 +42,7 @@ def cancel(
         _cancel(jobs, ref, where)
         state = jobs.get(ref)
     if json_:
-        print_json(report.job_document(state, jobs.progress(ref)))
+        print_json(report.job_document(state, jobs.progress(state)))
     else:
         print(_outcome(state))
 

@@ -87,12 +87,12 @@ def status(
     if history:
         _show_history(jobs, ref, as_json=json_)
         return
-    state, progress = jobs.get(ref), jobs.progress(ref)
     if json_:
-        print_json(report.job_document(state, progress))
+        state = jobs.get(ref)
+        print_json(report.job_document(state, jobs.progress(state)))
     else:
-        events = jobs.events(ref)
-        print(report.status_text(state, progress, events, now=time.time(), where=where.words))
+        state, events = jobs.get_with_events(ref)
+        print(report.status_text(state, jobs.progress(state), events, now=time.time(), where=where.words))
 
 
 def wait(
@@ -119,7 +119,7 @@ def wait(
     except KeyboardInterrupt:
         raise DetachedError(report.reattach_hint(ref.name, where.words)) from None
     if json_:
-        print_json(report.job_document(state, jobs.progress(ref)))
+        print_json(report.job_document(state, jobs.progress(state)))
     else:
         print(f"{ref.name} {state.phase.value}")
     raise_outcome(state, printed=json_)

@@ -90,19 +90,21 @@ class LocalJobs:
         if state.phase is Phase.SUCCEEDED and log.outcome is None and state.spec.get("backend"):
             yield LogLoss("its last lines are not there; was the disk full?", source=state.console)
 
-    def events(self, ref: JobRef) -> list[JobEvent]:
-        """Return what happened in each attempt."""
+    def get_with_events(self, ref: JobRef) -> tuple[JobState, list[JobEvent]]:
+        """Return the job's state, and what happened in each attempt."""
         folder = self._folder(ref)
         earlier = records.earlier_attempts(folder)
-        return [event for attempt in (*earlier, folder) for event in _events_of(ref, attempt, numbered=bool(earlier))]
+        attempts = (*earlier, folder)
+        events = [event for attempt in attempts for event in _events_of(ref, attempt, numbered=bool(earlier))]
+        return self.get(ref), events
 
-    def progress(self, ref: JobRef) -> JobProgress:
+    def progress(self, state: JobState) -> JobProgress:
         """Return the job's progress, from the end of its log."""
-        return _read_state(ref, self._folder(ref))[1].progress
+        return _read_state(state.ref, self._folder(state.ref))[1].progress
 
     def quick_progress(self, state: JobState) -> JobProgress:
         """Return the job's progress, from the end of its log."""
-        return self.progress(state.ref)
+        return self.progress(state)
 
     def explain(self, ref: JobRef) -> Explanation:
         """Return why the job failed, from the end of its log."""

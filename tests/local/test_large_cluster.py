@@ -37,8 +37,8 @@ def test_a_large_cluster_costs_each_list_once_and_little_memory(
     lines = []
     for words, pages in (
         (("list",), {"jobs": 11, "pods": 11}),
-        (("status", name_of(7)), {"events": 40, "pods": 3}),
-        (("status", name_of(0)), {"events": 40, "nodes": 2}),
+        (("status", name_of(7)), {"events": 40, "pods": 1}),
+        (("status", name_of(0)), {"events": 40, "nodes": 2, "pods": 1}),
         (("explain", name_of(0)), {"events": 40, "nodes": 2, "pods": 2}),
     ):
         cluster.requests.clear()

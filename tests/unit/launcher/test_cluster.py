@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -19,7 +19,7 @@ from launcher.jobs import JobRef, JobState, Phase
 from launcher.kinds import kind_named
 from launcher.kinds.batch import BATCH_JOBS
 from launcher.kube.api import Api, Json
-from launcher.kube.resources import Resource
+from launcher.kube.resources import EVENTS, PODS, Resource
 from launcher.manifests.pod_spec import make_pod_spec
 from launcher.settings.layers import resolve_settings
 
@@ -145,6 +145,7 @@ def test_a_continued_job_keeps_the_content_of_its_overlay(tmp_path: Path) -> Non
     assert third.overlay == {"spec": {}}
 
 
+PENDING = {"phase": "Pending"}
 COMPLETE = {"type": "Complete", "status": "True", "lastTransitionTime": "2026-11-26T08:01:00Z"}
 
 
@@ -184,3 +185,45 @@ def test_a_user_with_rights_on_jobs_only_sees_their_phases(status: Json, phase: 
     state = jobs.get(JobRef("batch", "a"))
     assert (state.phase, state.reason) == (phase, reason)
     assert [listed.phase for listed, _ in jobs.list()] == [phase]
+
+
+class RecordingServer:
+    """An API server with a gang that waits for a volume; it records each request."""
+
+    origin, namespace = "here", "training"
+
+    def __init__(self) -> None:
+        self.requests: list[str] = []
+        about = {"kind": "Pod", "name": "pair-worker-0", "uid": "p0"}
+        mount = {"reason": "FailedMount", "message": "volume is missing", "involvedObject": about}
+        meta = {"creationTimestamp": "2026-11-26T08:00:05Z"}
+        pods = [
+            {"metadata": {"name": f"pair-worker-{n}", "uid": f"p{n}"}, "spec": {"nodeName": "n"}, "status": PENDING}
+            for n in range(2)
+        ]
+        self._lists: dict[Resource, list[Json]] = {PODS: pods, EVENTS: [{**mount, "metadata": meta}]}
+
+    def find(self, resource: Resource, name: str) -> Json:
+        self.requests.append(f"get {resource.plural}/{name}")
+        return {"metadata": {"name": name, "uid": "j"}, "spec": {}, "status": {"state": {"phase": "Pending"}}}
+
+    def list(self, resource: Resource, **choice: Any) -> tuple[list[Json], str]:
+        selectors = "".join(f" {name}={choice[name]}" for name in ("labels", "fields") if choice.get(name))
+        self.requests.append(f"list {resource.plural}{selectors}")
+        return list(filter(None, map(choice.get("part") or (lambda item: item), self._lists[resource]))), "1"
+
+    def read(self, path: str, _query: dict[str, str], *, action: str) -> bytes:
+        self.requests.append(f"{action} {path}")
+        return b""
+
+
+def test_the_status_of_a_waiting_job_asks_for_each_collection_once() -> None:
+    server = RecordingServer()
+    jobs = ClusterJobs(kind_named("volcano"), cast("Api", server))
+    state, events = jobs.get_with_events(JobRef("volcano", "pair"))
+    jobs.progress(state)
+    assert (state.phase, state.reason) == (Phase.PENDING, "volume is missing (2 pods wait)")
+    assert [event.text for event in events] == ["Pod pair-worker-0: FailedMount: volume is missing"]
+    logs = [f"get pods/log /api/v1/namespaces/training/pods/pair-worker-{n}/log" for n in range(2)]
+    pods = "list pods labels=volcano.sh/job-name=pair"
+    assert server.requests == ["get jobs/pair", pods, "get podgroups/pair-j", "list events", *logs]

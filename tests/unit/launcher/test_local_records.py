@@ -157,7 +157,7 @@ def test_the_time_of_a_job_without_an_exit_record_stands_still(tmp_path: Path, f
     assert state.took_s(now=5000) == state.took_s(now=9000)
     request = {"command": ["x"], "cwd": "/", "host": socket.gethostname(), "spec": {}, "output": "/"}
     records.begin_next(tmp_path / ref.name, {"created": time.time(), **request})
-    assert 1000 in [event.time for event in backend.events(ref)], "the next attempt must not change it"
+    assert 1000 in [event.time for event in backend.get_with_events(ref)[1]], "the next attempt must not change it"
 
 
 @pytest.mark.parametrize("console", [b"", LINES[0], LINES[0] + LINES[1][:30]])
@@ -170,7 +170,7 @@ def test_lines_that_a_full_state_folder_lacks_come_from_the_runs_own_files(tmp_p
     reading.run(backend.logs(ref), PlainDisplay(io.BytesIO(), io.StringIO()))
     assert (reading.demultiplexer.lines, reading.demultiplexer.missing, reading.losses) == (3, 0, [])
     [(_, listed)] = backend.list()
-    for progress in (reading.progress, backend.progress(ref), listed):
+    for progress in (reading.progress, backend.progress(backend.get(ref)), listed):
         assert progress.result is not None
         assert progress.result.number("top1") == 60
 
@@ -441,7 +441,7 @@ def test_other_files_among_the_attempts_do_not_count(tmp_path: Path) -> None:
     ref = job(tmp_path, exit=ended(0))
     for name in (".DS_Store", "1x", "copy of 1"):
         (tmp_path / ref.name / "attempts" / name).mkdir(parents=True)
-    assert len(LocalJobs(tmp_path).events(ref)) == 2
+    assert len(LocalJobs(tmp_path).get_with_events(ref)[1]) == 2
 
 
 def test_a_log_is_read_from_the_first_whole_line_after_an_offset(tmp_path: Path) -> None:
