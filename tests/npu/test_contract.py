@@ -19,6 +19,10 @@ STAND_INS = sorted(path.parent for path in (ROOT / "tests" / "npu").rglob("torch
 KNOWN_USES = {
     "torch_npu.npu.set_device",
     "torch_npu.npu.set_compile_mode",
+    "torch_npu.npu.NPUGraph",
+    "torch_npu.npu.NPUGraph().replay",
+    "torch_npu.npu.graph",
+    "torch_npu.npu.graph_pool_handle",
     "torch_npu.npu.amp.autocast",
     "torch_npu.npu.amp.GradScaler",
     "torch_npu.npu.amp.GradScaler().unscale_",

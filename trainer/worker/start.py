@@ -149,6 +149,7 @@ def say_start(task: WorkerTask, training: Training, datasets: Datasets) -> None:
         model=config.model,
         device=training.runtime.name(),
         precision=training.precision.name,
+        graph=None if training.captured is None else "on",
         padding=config.padding,
         image_size=config.image_size,
         normalize=config.normalize,
