@@ -19,7 +19,8 @@ DEVICES = "ascend.kubectl.kubernetes.io/ascend-910-configuration"
 """Annotation: the devices that MindCluster's device plugin, or its scheduler, has given to a pod."""
 _FILE = "hccl.json"
 _WAITS = re.compile(rb"waiting for rank table [^\n]*|rank table [^\n]*: not completed within [^\n]*")
-_BEGUN = re.compile(rb"\] (step|eval|result) ")
+_OF_A_RANK = re.compile(rb"^\[rank \d", re.MULTILINE)
+"""A line of a worker, which starts when the table is complete."""
 _DOCUMENT = "ask the administrator of MindCluster"
 
 
@@ -79,9 +80,9 @@ def _missing_part(objects: JobObjects, evidence: tuple[str, ...]) -> tuple[str, 
 
 
 def _last_wait(log: bytes) -> re.Match[bytes] | None:
-    """Return the trainer's last words about its wait; None after it has begun to work."""
+    """Return the trainer's last words about its wait; None if its workers have started after that."""
     matches = list(_WAITS.finditer(log))
-    return matches[-1] if matches and not _BEGUN.search(log) else None
+    return matches[-1] if matches and not _OF_A_RANK.search(log, matches[-1].end()) else None
 
 
 def _status(table: Json) -> str:

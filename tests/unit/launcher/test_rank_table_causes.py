@@ -88,5 +88,8 @@ def test_the_first_cause_is_what_the_objects_show(case: Case) -> None:
     check_first_cause(case)
 
 
-def test_a_wait_that_is_over_is_no_cause() -> None:
-    assert find_causes(waits_for_table({}, INITIALIZING, WAITS + b"[rank 0 npu:0 #9] step step=1\n")) == []
+@pytest.mark.parametrize("line", [b"step step=1", b"start mode=full", b"a library's own words"])
+def test_a_wait_that_is_over_is_no_cause(line: bytes) -> None:
+    started = WAITS + b"[rank 0 npu:0 #1] " + line + b"\n"
+    assert find_causes(waits_for_table({}, INITIALIZING, started)) == []
+    assert [cause.rule for cause in find_causes(waits_for_table({}, INITIALIZING, started + WAITS))] == ["rank-table"]
