@@ -115,13 +115,11 @@ class StepProfiler(contextlib.AbstractContextManager["StepProfiler"]):
         self._ended.set()
 
     def begin(self, request: ProfileRequest, *, epoch: int, step: int) -> None:
-        """Begin a profile with a step of an epoch, unless one takes place.
+        """Begin a profile with a step of an epoch; none takes place.
 
         Raises:
             TrainerError: The folder belongs to another run by now.
         """
-        if self.running is not None:
-            return
         self.running, self._done, self._in_window = request, 0, True
         if request.rank != self._rank:
             return
@@ -150,7 +148,7 @@ class StepProfiler(contextlib.AbstractContextManager["StepProfiler"]):
             self._profile = None
             self._answers.fail(request, _reason(error))
         if ends and self._profile is not None:
-            work = (request, self._profile, {**self._place, "steps": self._done})
+            work = (request, self._profile, {**self._place, "steps": self._done}, self._writer)
             self._profile = None
             self._writer = threading.Thread(target=self._write, args=work, name="profile", daemon=True)
             self._writer.start()
@@ -165,7 +163,11 @@ class StepProfiler(contextlib.AbstractContextManager["StepProfiler"]):
         if self._writer is not None:
             self._writer.join(min(_FINISH_S, at_most_s))
 
-    def _write(self, request: ProfileRequest, profile: DeviceProfile, place: dict[str, int]) -> None:
+    def _write(
+        self, request: ProfileRequest, profile: DeviceProfile, place: dict[str, int], before: threading.Thread | None
+    ) -> None:
+        if before is not None:  # of a withdrawn request: two readers of traces would need the memory of both
+            before.join()
         try:
             path, times = profile.write()
         except (OSError, RuntimeError) as error:

@@ -161,7 +161,8 @@ def train_steps(
     began = time.perf_counter()
     training.parallel.train()
     for step in range(first_step, steps):
-        if profiler is not None and training.requests.profile is not None:
+        # A user can withdraw a request whose profile has begun, and make another one before its end.
+        if profiler is not None and training.requests.profile is not None and profiler.running is None:
             profiler.begin(training.requests.take_profile(), epoch=epoch, step=step)
         images = plan.positions(step - first_step)
         lr = lr_factor * learning_rate(config, epoch=epoch, images=images, planned=plan.end)

@@ -133,6 +133,20 @@ def test_a_profile_ends_with_its_epoch_and_another_rank_only_knows_of_it(tmp_pat
     assert (other.take_window(), other.take_window()) == (True, False)
 
 
+def test_a_request_during_a_profile_that_was_withdrawn_waits_for_its_end(tmp_path: Path) -> None:
+    training = _training()
+    profiler = _profiler(tmp_path, training)
+    second = ProfileRequest(REQUEST.number + 1, 0, 2)
+    for request in (ProfileRequest(REQUEST.number, 0, 5), second):
+        _ask(tmp_path, request.to_json())  # the second one takes the place of the first one, as after a withdrawal
+        profiler.look()
+    _epoch(training, profiler)
+    profiler.finish(at_most_s=60)
+    answer = json.loads((tmp_path / second.answer).read_bytes())
+    assert (answer["first_step"], answer["steps"]) == (7, 2)
+    assert not (tmp_path / PROFILE_REQUEST).exists()
+
+
 def test_a_request_in_an_evaluation_waits_for_the_next_step() -> None:
     requests = StopRequests(None)
     requests.ask_for_profile(REQUEST)
