@@ -14,7 +14,7 @@ LauncherError                    74  a file cannot be read or written, or a proc
 │       ├── ReadStoppedError      3  the reader was told to stop
 │       └── UntrustedError        3  one side does not accept the other's certificate
 ├── ApiError                      3  the API server refused a request
-├── ChangedError                 74  a file was replaced or became shorter while it was copied
+├── ChangedError                 74  a file was replaced, became shorter or cannot be read while it is copied
 ├── NotFoundError                 4  there is no such job, attempt, rank or device
 ├── PreflightError                5  the cluster is not ready for this job; nothing was created
 ├── ConflictError                 6  the name is taken, or the job's state does not allow this
@@ -140,7 +140,7 @@ class ApiError(LauncherError):
 
 
 class ChangedError(LauncherError):
-    """A file was replaced or became shorter while it was copied."""
+    """A file was replaced, became shorter or cannot be read while it is copied; others can be."""
 
 
 class PreflightError(LauncherError):

@@ -115,7 +115,11 @@ class RunCopy:
         """Complete a partial file, and give it its name; remove it and return False if its hash is wrong."""
         with _writing_to(path):
             with open(begun, "r+b", opener=_create_no_link) as output:
-                right = self._append(output, client, file)
+                try:
+                    right = self._append(output, client, file)
+                except ChangedError:
+                    begun.unlink(missing_ok=True)
+                    raise
                 output.flush()
                 os.fsync(output.fileno())
             if not right:

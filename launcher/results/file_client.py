@@ -26,7 +26,7 @@ class RunFile(NamedTuple):
 
 
 class FileClient:
-    """Reads files through a channel. After an error, only a new client can go on."""
+    """Reads files through a channel. After an error but ChangedError, only a new client can go on."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -46,17 +46,21 @@ class FileClient:
         return [RunFile(*file) for file in files], [str(path) for path in unreadable]
 
     def digest(self, file: RunFile) -> str:
-        """Return the SHA-256 of a file's first `file.size` bytes, in hexadecimal."""
-        return str(self._ask({"hash": file.path, "to": file.size}).get("sha256"))
+        """Return the SHA-256 of a file's first `file.size` bytes, in hexadecimal.
+
+        Raises:
+            ChangedError: the file cannot be read, or was removed.
+        """
+        return str(self._ask({"hash": file.path, "to": file.size}, of=file).get("sha256"))
 
     def read(self, file: RunFile, start: int) -> Iterator[bytes | str]:
         """Yield the bytes of a file from `start` to `file.size`, and at the end the SHA-256 of all its bytes.
 
         Raises:
-            ChangedError: the file has become shorter.
+            ChangedError: the file has become shorter, cannot be read, or was removed.
             UnreachableError: the channel was cut.
         """
-        left = self._ask({"read": file.path, "from": start, "to": file.size}).get("bytes")
+        left = self._ask({"read": file.path, "from": start, "to": file.size}, of=file).get("bytes")
         if left == -1:
             raise ChangedError(f"{file.path}: became shorter while it was copied; type the same again")
         if left != file.size - start:
@@ -86,9 +90,15 @@ class FileClient:
         waits, text = answer.get("waits"), answer.get("text")
         return None if waits is None else str(waits), None if text is None else str(text)
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, request: dict[str, Any], *, of: RunFile | None = None) -> dict[str, Any]:
+        """Return the answer to a request; an error `of` one file says nothing of the others."""
         self._channel.send(json.dumps(request).encode() + b"\n")
-        return self._answer()
+        answer = self._answer()
+        if "error" not in answer:
+            return answer
+        if of is not None:
+            raise ChangedError(f"{of.path}: cannot be read: {answer['error']}")
+        raise LauncherError(f"the run's folder: {answer['error']}; is the job's output still there?")
 
     def _answer(self) -> dict[str, Any]:
         line = bytearray(self._rest)
@@ -103,8 +113,6 @@ class FileClient:
             raise self._no_answer() from error
         if not isinstance(answer, dict):
             raise self._no_answer()
-        if "error" in answer:
-            raise LauncherError(f"the run's folder: {answer['error']}; is the job's output still there?")
         return answer
 
     def _receive(self) -> bytes:

@@ -148,6 +148,31 @@ def test_the_begin_of_another_file_is_not_continued(run: Path, tmp_path: Path) -
     assert files_of(target) == files_of(run)
 
 
+def test_a_file_that_cannot_be_read_any_more_keeps_no_other_from_its_copy(run: Path, tmp_path: Path) -> None:
+    """A job that runs removes files, and files of another user's program can be closed to this one."""
+
+    class Changing(_Cut):
+        def receive(self) -> bytes:
+            block = super().receive()
+            if (run / "empty").is_file():
+                (run / "config.yaml").unlink()
+                (run / "empty").unlink()
+                (run / "empty").mkdir()
+            return block
+
+    @contextmanager
+    def opening(folder: Path) -> Iterator[Channel]:
+        with open_local_files(folder) as channel:
+            yield Changing(channel, 1 << 30, 0)
+
+    copied = copy(run, tmp_path / "copy", opening=opening)
+    assert copied.problems == [
+        "config.yaml: cannot be read: No such file or directory",
+        "empty: cannot be read: no regular file",
+    ]
+    assert files_of(tmp_path / "copy") == files_of(run)
+
+
 def test_a_full_disk_is_one_line_and_what_is_copied_stays(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
