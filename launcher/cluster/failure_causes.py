@@ -8,10 +8,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 from launcher import PROGRAM
+from launcher.cluster.events import event_time
 from launcher.cluster.failures import container_failure, first_words, is_refusal, last_tries, log_failure, start_failure
 from launcher.cluster.job_objects import JobObjects, containers_of, evidence_of, message_of
 from launcher.jobs import Cause, Phase
 from launcher.kinds.needs import amount_text, amounts
+from launcher.kinds.objects import unix_time
 from launcher.kube.api import Json
 from launcher.output.lines import parse_lines
 from launcher.output.log_causes import log_causes
@@ -48,7 +50,8 @@ def past_deadline(objects: JobObjects) -> Iterator[Cause]:
 
 def ended_from_outside(objects: JobObjects) -> Iterator[Cause]:
     """Find pods that the cluster or their node ended, or did not admit."""
-    for pod in failed_pods(objects):
+    failed = failed_pods(objects)
+    for pod in failed:
         name, status = pod["metadata"]["name"], pod.get("status", {})
         node = pod["spec"].get("nodeName")
         conditions = status.get("conditions") or ()
@@ -63,7 +66,10 @@ def ended_from_outside(objects: JobObjects) -> Iterator[Cause]:
         elif _ADMISSION.match(reason):
             text = f"node {node} did not admit pod {name}: {reason}: {message}"
             yield Cause("admission", text, evidence, (f"kubectl describe node {node}",))
-    for event in objects.events_of_deleted_pods(*_GONE)[-1:]:
+    # A pod that started after such an end has failed for another reason.
+    begun = max((unix_time(pod["metadata"].get("creationTimestamp")) or 0.0 for pod in failed), default=0.0)
+    gone = [event for event in objects.events_of_deleted_pods(*_GONE) if event_time(event) >= begun]
+    for event in gone[-1:]:
         name = event["involvedObject"].get("name")
         rule = _GONE[event["reason"]]
         yield Cause(rule, f"pod {name} was {rule}: {message_of(event)}", (evidence_of(event),), _again(objects))

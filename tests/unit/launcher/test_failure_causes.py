@@ -1,5 +1,7 @@
 """Why a job failed: each rule finds its cause in pods that have ended, and in the end of their logs, by one table."""
 
+from dataclasses import replace
+
 import pytest
 
 from launcher.cluster.causes import find_causes
@@ -10,6 +12,7 @@ from tests.unit.launcher.explained_objects import (
     batch,
     check_first_cause,
     ended,
+    event,
     objects,
     pod,
     pod_spec,
@@ -125,6 +128,13 @@ CASES: dict[str, Case] = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_first_cause_is_what_the_objects_show(case: Case) -> None:
     check_first_cause(case)
+
+
+@pytest.mark.parametrize(("ago", "rules"), [(30, ["preempted", "first-failure"]), (550, ["first-failure"])])
+def test_the_end_of_a_pod_before_the_failed_one_began_is_no_cause(ago: float, rules: list[str]) -> None:
+    seen = failed_with(f"[node 0 #4] {FIRST}\n")
+    gone = event(pod("w-gone"), "Preempted", "Preempted by pod x on node a", ago=ago)
+    assert [cause.rule for cause in find_causes(replace(seen, events=[gone]))] == rules
 
 
 def test_an_error_that_only_follows_from_another_ranks_comes_last() -> None:
