@@ -16,11 +16,12 @@ from launcher.cluster.claims import ONE_NODE, find_claim
 from launcher.cluster.events import events_of_job
 from launcher.cluster.failures import container_failure, last_tries
 from launcher.cluster.job_objects import JobObjects, has_started, owner_of, uses_node
+from launcher.cluster.log_end import log_end
 from launcher.cluster.references import check_named, named_objects
-from launcher.errors import ApiError, LauncherError
+from launcher.errors import ApiError
 from launcher.jobs import Cause, Phase, PreflightFinding
 from launcher.kinds import Kind, kueue
-from launcher.kinds.labels import CONTAINER, rank_table_name
+from launcher.kinds.labels import rank_table_name
 from launcher.kinds.needs import pod_amounts
 from launcher.kinds.objects import spec_of
 from launcher.kube.api import Api, Json, if_allowed
@@ -33,7 +34,6 @@ from launcher.output.progress import JobProgress
 _LIVE = "status.phase!=Succeeded,status.phase!=Failed"
 _HOLDERS_ASKED = 3
 _LOGS_ASKED = 16
-_TAIL_LINES = "400"
 # ClusterD writes one entry for each job that is not scheduled (Ascend/mind-cluster, docs, API of ClusterD).
 _REPORT, _REPORT_NAMESPACE = "scheduling-exception-report", "cluster-system"
 
@@ -74,7 +74,7 @@ def read_objects(api: Api, kind: Kind, job: Json, pods: Sequence[Json], hidden: 
         events, refusal = events_of_job(api, kind, job, [*pods, *filter(None, [gang])])
     hidden.extend(filter(None, [refusal]))
     table = ask(lambda: api.find(CONFIG_MAPS, rank_table_name(bare.name))) if bare.has_rank_table else None
-    logs = {pod["metadata"]["name"]: _log_end(api, pod["metadata"]["name"]) for pod in _readable(bare)}
+    logs = {pod["metadata"]["name"]: log_end(api, pod["metadata"]["name"]) for pod in _readable(bare)}
     known = JobObjects(kind, job, pods, bare.now, gang, events, rank_table=table, logs=logs)
     if not waits:
         return known
@@ -101,15 +101,6 @@ def _readable(objects: JobObjects) -> list[Json]:
     return [*failed, *(others if objects.has_rank_table or objects.phase is Phase.FAILED else ())][:_LOGS_ASKED]
 
 
-def _log_end(api: Api, pod: str) -> bytes:
-    """Return the last lines of a pod; nothing of a pod that has not started, or whose log cannot be read."""
-    query = {"tailLines": _TAIL_LINES, "container": CONTAINER}
-    try:
-        return api.read(PODS.path(api.namespace, pod, "log"), query, action=f"get {PODS}/log")
-    except LauncherError:
-        return b""
-
-
 def _other_pods(api: Api, objects: JobObjects) -> tuple[list[Json] | None, str]:
     """Return the pods of others that have not ended, and why they are only the namespace's: the rest is hidden."""
     everywhere = PODS._replace(namespaced=False)
@@ -129,7 +120,7 @@ def _ends(api: Api, objects: JobObjects, others: Sequence[Json]) -> Iterator[tup
         if uses_node(pod) and pod_amounts(pod["spec"]).get(device) and pod["metadata"].get("namespace") == api.namespace
     }
     for owner, pod in islice(holders.items(), _HOLDERS_ASKED):
-        ahead = JobProgress().update_all(parse_lines(_log_end(api, pod))).ahead
+        ahead = JobProgress().update_all(parse_lines(log_end(api, pod))).ahead
         seconds = None if ahead is None else ahead.number("left_s")
         if seconds is not None:
             yield owner, objects.now + seconds

@@ -16,13 +16,14 @@ from launcher import PROGRAM
 from launcher.cluster import saved_attempt
 from launcher.cluster.events import Surroundings, events_about, events_of_job
 from launcher.cluster.failures import container_failure, first_words, is_refusal, last_tries
+from launcher.cluster.log_end import log_end
 from launcher.cluster.lost_nodes import delete_by_force, lost_reason
 from launcher.cluster.pending import why_pending
 from launcher.cluster.saved_attempt import SavedAttempt
-from launcher.errors import ApiError, ConflictError, LauncherError, NotFoundError
+from launcher.errors import ApiError, ConflictError, NotFoundError
 from launcher.jobs import Channel, Explanation, JobEvent, JobRef, JobState, LogItem, Phase
 from launcher.kinds import Kind, kind_named, kueue
-from launcher.kinds.labels import CONTAINER, OURS, rank_table_name
+from launcher.kinds.labels import OURS, rank_table_name
 from launcher.kinds.objects import attempt_number, is_young, spec_of, unix_time
 from launcher.kube.access import ClusterAccess
 from launcher.kube.api import Api, Json, connect, if_allowed
@@ -35,7 +36,6 @@ _POLL_S = 0.5
 # Seconds beyond the pods' own grace period.
 _EXTRA_GRACE_S = 30.0
 _DELETE_S = 90.0
-_TAIL_LINES = "400"
 _MOST_PODS = 4
 """Pods of a job that a list asks for its progress. Rank 0 tells it, which a rank table can put into any pod."""
 _OUT_OF_TIME = "DeadlineExceeded"
@@ -128,7 +128,7 @@ class ClusterJobs:
         progress = JobProgress()
         running = [pod["name"] for pod in state.details["pods"] if pod["phase"] == "Running"]
         for name in sorted(running)[:_MOST_PODS]:
-            progress.update_all(parse_lines(self._tail(name)))
+            progress.update_all(parse_lines(log_end(self.api, name)))
             if progress.ahead is not None:
                 break
         return progress
@@ -364,20 +364,10 @@ class ClusterJobs:
         return f"{cause} ({pod_reason})" if cause else pod_reason
 
     def _progress(self, pods: Iterable[str]) -> JobProgress:
-        return JobProgress().update_all(line for pod in pods for line in parse_lines(self._tail(pod)))
+        return JobProgress().update_all(line for pod in pods for line in parse_lines(log_end(self.api, pod)))
 
     def _log_tail(self, pod: Json) -> bytes:
-        return self._tail(_name_of(pod))
-
-    def _tail(self, pod: str) -> bytes:
-        """Return the last lines of the pod of this name; nothing of a pod that has not started."""
-        path = PODS.path(self.api.namespace, pod, "log")
-        query = {"tailLines": _TAIL_LINES, "container": CONTAINER}
-        try:
-            return self.api.read(path, query, action=f"get {PODS}/log")
-        except LauncherError:
-            # Not started, deleted, on a lost node, or hidden from this user: `logs` reports each of these.
-            return b""
+        return log_end(self.api, _name_of(pod))
 
     def _gang(self, job: Json) -> tuple[Json | None, str]:
         """Return the object that schedules the pods together, and why this user cannot see it."""
