@@ -26,6 +26,7 @@ from tests.local.resumable_runs import (
     start_nodes,
 )
 from trainer.shared.errors import NO_RETRY, RESUMABLE
+from trainer.topology.ports import free_port
 from trainer.worker.task import TASK_VARIABLE
 
 STEPS = 6
@@ -110,6 +111,23 @@ def test_a_run_whose_workers_are_killed_goes_on_in_its_pods_with_the_same_bits(
     assert [path.name for path in (killed / "0").glob("console-*")] == ["console-1.log"]
     lines = job.nodes[0].output.splitlines(keepends=True)
     assert (killed / "0/console-1.log").read_text() == "".join(line for line in lines if line.startswith("[rank 0 "))
+
+
+def test_a_node_that_starts_after_the_end_of_its_run_ends_without_its_peer(tmp_path: Path, few_digits: Path) -> None:
+    options = ("--npus", "1", "--epochs", "1", "--steps", "2", "--resume", "auto")
+    assert _Job(tmp_path, few_digits, *options, nodes=2).wait() == [0, 0]
+    run = tmp_path / "killed"
+    metrics = (run / "metrics.jsonl").read_bytes()
+    place = ("--nodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port()))
+    for node in (1, 0):
+        late = BackgroundTrainer(tmp_path, few_digits, *options, *place, "--node-rank", str(node), name="killed")
+        assert late.wait() == 0, late.output
+        result = "PnasNet5Tiny_bs16_2p_acc.log: this node has nothing left to do"
+        assert late.output.count(f"] complete: the result of {run} is in {result}\n") == 1, late.output
+        assert "outcome=succeeded" in late.output.splitlines()[-1], late.output
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+    record = json.loads((run / "attempt-2.json").read_text())
+    assert (record["outcome"], record["try_ended"], record["steps"]) == ("succeeded", "done", 2)
 
 
 def test_a_pod_whose_restarts_are_used_up_ends_and_a_stop_is_no_crash(tmp_path: Path, few_digits: Path) -> None:

@@ -28,6 +28,9 @@ from trainer.shared.text import visible
 
 SEED_COLUMNS = ("Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Valid Acc.", "Training FPS")
 
+TRAINING_RESULT = "*_acc.log"
+"""The pattern of the name of a training's result file."""
+
 BAD_IMAGES = "bad_images.jsonl"
 
 QUIET_S = 30.0

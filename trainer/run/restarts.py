@@ -23,6 +23,7 @@ from trainer.run.evidence import begin_evidence, keep_ends
 from trainer.run.history import begin_record, end_record, history_lines
 from trainer.run.meeting import Meeting, Rendezvous, Report, SingleNode
 from trainer.run.rendezvous import FirstNode, OtherNode
+from trainer.run.resume import result_of
 from trainer.run.snapshots import save_newest_snapshot, usable_snapshots
 from trainer.run.tries import ENDING, Ending
 from trainer.run.worker_commands import worker_command
@@ -149,6 +150,11 @@ class _Pod:
         return "lost" if outcome.crashed and self.rendezvous.peers_end == "lost" else "failed"
 
     def _run(self) -> Outcome:
+        if self._attempt.checkpoint is not None and self._is_complete(self._attempt.checkpoint):
+            outcome = Outcome(0, None)
+            self._keep({**self._begin_record(None), **end_record(self._attempt.run, outcome)})
+            self._tell_history()
+            return outcome
         meeting = self.rendezvous.meet(None, self._begin_first)
         outcome = Outcome(RESUMABLE, None)
         if meeting is not None:
@@ -156,6 +162,8 @@ class _Pod:
             self._follow(meeting, self._attempt.checkpoint)
             outcome = self._run_workers(None)
         while (failure := outcome.first_failure) is not None:
+            if outcome.crashed and self._is_complete():
+                return Outcome(0, None)
             try:
                 report = Report(outcome.crashed, failure.fields, outcome.stopped)
                 meeting = self.rendezvous.meet(report, self._begin_next)
@@ -169,6 +177,20 @@ class _Pod:
             except TrainerError as error:
                 return Outcome(error.exit_code, Failure(None, "", str(error)))
         return outcome
+
+    def _is_complete(self, checkpoint: Path | None = None) -> bool:
+        """Return whether the run of several nodes is complete, and say so: the other nodes may have ended for good.
+
+        Args:
+            checkpoint: The newest valid one, if it is known.
+        """
+        if isinstance(self.rendezvous, SingleNode):
+            return False
+        run = self._attempt.run
+        result = result_of(run, epochs=self._attempt.config.epochs, checkpoint=checkpoint)
+        if result is not None:
+            self._supervisor.say(f"complete: the result of {run} is in {result.name}: this node has nothing left to do")
+        return result is not None
 
     def _run_workers(self, crash: str | None) -> Outcome:
         """Run one attempt, after this crash of the one before it."""

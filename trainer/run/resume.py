@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.manifest import MANIFEST_FILE, STATE_FILE, BadCheckpointError, CheckpointManifest
-from trainer.checkpoint.reading import list_checkpoints, newest_valid, step_of, verify_when_readable
+from trainer.checkpoint.reading import list_checkpoints, newest_valid, read_manifest, step_of, verify_when_readable
 from trainer.data.index import Datasets
 from trainer.records.lease import LOCK_FILE
+from trainer.records.run_records import TRAINING_RESULT
 from trainer.run.image_list import describe_changes
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import FolderTakenError, TrainerError, UsageError
@@ -140,6 +141,26 @@ def describe_position(content: Mapping[str, Any]) -> str:
     if progress["epoch"] >= epochs:
         return "the end of its run"
     return f"epoch {progress['epoch']}, step {progress['step']}"
+
+
+def result_of(run: Path, *, epochs: int, checkpoint: Path | None = None) -> Path | None:
+    """Return the result file of a run that is complete; None for a run that must go on, or whose end is not certain.
+
+    A run is complete if its checkpoint is the end of its last epoch, and its result was written after the checkpoint:
+    an earlier result is of a run with fewer epochs.
+
+    Args:
+        checkpoint: The newest valid one, if the caller knows it; else the newest one is believed to be valid.
+    """
+    try:
+        checkpoint = checkpoint or next(iter(list_checkpoints(run / CHECKPOINTS_FOLDER)), None)
+        if checkpoint is None or read_manifest(checkpoint).content["progress"]["epoch"] < epochs:
+            return None
+        saved = (checkpoint / MANIFEST_FILE).stat().st_mtime_ns
+        files = [(path, path.stat()) for path in run.glob(TRAINING_RESULT)]
+    except (OSError, BadCheckpointError):
+        return None
+    return next((path for path, facts in files if facts.st_size and facts.st_mtime_ns >= saved), None)
 
 
 def is_training_state(path: Path) -> bool:

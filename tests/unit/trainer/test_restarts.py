@@ -13,8 +13,11 @@ from typing import Any, cast
 import pytest
 
 from tests.unit.trainer.test_run_snapshots import write
+from trainer.checkpoint.writing import write_checkpoint
 from trainer.records.lease import LOCK_FILE, Lease
+from trainer.run import restarts
 from trainer.run.attempt import Attempt, RunStarter
+from trainer.run.meeting import Begin, Meeting, Report
 from trainer.run.restarts import RestartLimit, run_attempts
 from trainer.run.tries import JobRetries
 from trainer.shared.config import TrainConfig
@@ -164,3 +167,42 @@ def _failing_below(run: Path, call: Callable[..., Any], workers: _CrashedWorkers
         return call(path, **options)
 
     return answer
+
+
+class _MeetsOnce:
+    """A rendezvous whose other node comes to the first attempt only."""
+
+    fd, peers_end = None, ""
+
+    def meet(self, report: Report | None, begin: Begin) -> Meeting | None:
+        assert report is None, "the other node has ended"
+        return begin("")
+
+    def close(self, *, stopped: bool) -> None:
+        assert not stopped
+
+
+@pytest.mark.parametrize(("epochs", "crashed", "code"), [(1, True, 0), (2, True, None), (1, False, None)])
+def test_a_node_whose_workers_crash_after_the_result_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, epochs: int, crashed: bool, code: int | None
+) -> None:
+    class Workers(_CrashedWorkers):
+        def run(self, *_arguments: object, **_options: object) -> Outcome:
+            write_checkpoint(run / "checkpoints", 20, {}, {"progress": {"epoch": 1, "step": 0}})
+            (run / "PnasNet5Tiny_bs16_2p_acc.log").write_text("Network = PnasNet5Tiny\n")
+            return Outcome(1, Failure(0, "cpu:0", "killed by SIGKILL"), crashed=crashed)
+
+    monkeypatch.setattr(restarts, "_rendezvous", lambda *_: _MeetsOnce())
+    run, workers = tmp_path / "run", Workers("")
+    run.mkdir()
+    (run / LOCK_FILE).write_text("the-token")
+    attempt = Attempt(TrainConfig(epochs=epochs), run, 1, None, Lease(run, "the-token"))
+    topology = Topology(2, 2, 0, (Worker(0, 0, 0),), "127.0.0.1", 29500, None, "options")
+    starter = RunStarter(topology, command=(), on_note=print, on_lost=print)
+    if code is None:
+        with pytest.raises(AssertionError, match="the other node has ended"):
+            run_attempts(attempt, starter, cast("Supervisor", workers), device="cpu")
+        return
+    assert run_attempts(attempt, starter, cast("Supervisor", workers), device="cpu").exit_code == code
+    assert [line for line in workers.lines if line.startswith("complete: ")]
+    assert json.loads((run / "attempt.json").read_text())["try_ended"] == "done"

@@ -1,6 +1,7 @@
 """A run continues from the content of its folder, with its own settings and data, or is refused in one line."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from trainer.data.index import Datasets, load_datasets
 from trainer.records.lease import LOCK_FILE
 from trainer.run.attempt import Attempt, RunStarter, begin_attempt, restart_run
 from trainer.run.devices import keep_devices
+from trainer.run.resume import result_of
 from trainer.run.tries import JobRetries
 from trainer.shared.config import TrainConfig, user_layers
 from trainer.shared.errors import FolderTakenError, NoRetryError, TrainerError, UsageError
@@ -539,3 +541,30 @@ def test_a_restart_before_the_first_checkpoint_begins_where_the_first_attempt_di
 def test_a_restart_refuses_data_that_changed_during_the_crash(data: Path) -> None:
     with pytest.raises(UsageError, match=r"the images have changed since step-000000010: .*a/new.JPEG"):
         _restart(steps=(10,), add_image=True, data=data, run_name="r", snapshot_every="never")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "written_ns", "text", "complete"),
+    [
+        (1, 0, "Network = a", True),
+        (2, 0, "Network = a", False),
+        (1, -1_000_000, "Network = a", False),  # of the run before it got more epochs
+        (1, 0, "", False),  # killed in the middle
+        (1, 0, None, False),
+    ],
+)
+def test_a_run_is_complete_if_its_result_was_written_after_the_end_of_its_last_epoch(
+    epochs: int, written_ns: int, text: str | None, *, complete: bool
+) -> None:
+    run = _run(20)
+    checkpoint = run / "checkpoints" / "step-000000020"
+    result = run / "PnasNet5Tiny_bs16_2p_acc.log"
+    saved = (checkpoint / "manifest.json").stat().st_mtime_ns
+    if text is not None:
+        result.write_text(text)
+        os.utime(result, ns=(saved + written_ns, saved + written_ns))
+    for chosen in (checkpoint, None):
+        assert result_of(run, epochs=epochs, checkpoint=chosen) == (result if complete else None)
+    (checkpoint / "manifest.json").write_text("torn")
+    assert result_of(run, epochs=epochs) is None
+    assert result_of(run.with_name("none"), epochs=epochs) is None
