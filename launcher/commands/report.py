@@ -20,7 +20,7 @@ from launcher.results.page import MADE_BY, Subject, report_page
 from launcher.results.run_folder import RunData, is_record, read_run
 from trainer.shared.documents import document
 from trainer.shared.durations import format_duration
-from trainer.shared.files import replacing, why_no_folder
+from trainer.shared.files import own_partial, replacing, why_no_folder
 from trainer.shared.runs import is_run_folder
 from trainer.shared.text import visible
 
@@ -71,7 +71,7 @@ def write_report(subjects: Sequence[Subject], to: Path | None) -> Path:
     _check_replaceable(path)
     page = report_page(subjects, now=time.time())
     try:
-        with replacing(path) as partial:
+        with replacing(path, partial=own_partial(path)) as partial:
             partial.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise LauncherError(f"{path}: cannot be written: {error.strerror}; choose another place by --to") from error

@@ -17,7 +17,7 @@ from typing import IO
 
 from launcher.errors import ConflictError, LauncherError
 from launcher.results.redaction import Redactor
-from trainer.shared.files import replacing
+from trainer.shared.files import own_partial, replacing
 from trainer.shared.text import visible
 
 _CONSOLE = re.compile(r"(\d{1,9})/console-(\d{1,9})\.log")
@@ -140,15 +140,21 @@ def open_bundle(path: Path, name: str, redactor: Redactor) -> Iterator[Bundle]:
         ConflictError: there is a file of this name.
         LauncherError: it cannot be written.
     """
-    if path.exists():
-        raise ConflictError(f"{path} exists: choose another place by --to")
+    _check_free(path)
     try:
-        with replacing(path) as partial, tarfile.open(partial, "w:gz", format=tarfile.PAX_FORMAT) as archive:
-            bundle = Bundle(name, redactor, archive)
-            yield bundle
-            bundle.add_readme()
+        with replacing(path, partial=own_partial(path)) as partial:
+            with tarfile.open(partial, "w:gz", format=tarfile.PAX_FORMAT) as archive:
+                bundle = Bundle(name, redactor, archive)
+                yield bundle
+                bundle.add_readme()
+            _check_free(path)  # another launcher can have written it meanwhile
     except OSError as error:
         raise LauncherError(f"{path}: cannot be written: {error.strerror}; choose another place by --to") from error
+
+
+def _check_free(path: Path) -> None:
+    if path.exists():
+        raise ConflictError(f"{path} exists: choose another place by --to")
 
 
 def _place(name: str, node_of: Callable[[int], int]) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,11 @@ def with_home(path: Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises an error then
 
 
+def own_partial(path: Path) -> Path:
+    """Return a hidden path for `replacing` that no other process uses; one that is killed leaves it behind."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *, partial: Path | None = None, sync: bool = True, mode: int | None = None) -> Iterator[Path]:
     """Yield a hidden path to write to; the file written there becomes `path` when the context ends without an error.
@@ -102,7 +108,8 @@ def replacing(path: Path, *, partial: Path | None = None, sync: bool = True, mod
     Args:
         path: The file to create or replace; its folder exists.
         partial: The hidden path, on the same file system. Give one with a name that no other process uses if several
-            can write `path` at once. The default is `.NAME.partial`: the next writer replaces a killed one's file.
+            can write `path` at once, such as `own_partial`. The default is `.NAME.partial`: the next writer replaces a
+            killed one's file.
         sync: Wait until the disk has the file. Without it, a power failure can leave an empty or damaged file.
         mode: Of the file; the default is the mode that the user's umask asks for.
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
+from launcher.errors import ConflictError
 from launcher.local import records
-from launcher.results.bundle import node_of_ranks
+from launcher.results.bundle import node_of_ranks, open_bundle
+from launcher.results.redaction import Redactor
 from tests.documents import one_document
 from tests.run_folders import ATTEMPTS, write_run
 from tests.unit.launcher.test_redaction import LINES as FIRST_LINES
@@ -159,3 +161,18 @@ def test_the_node_of_each_rank() -> None:
     assert [node_of_ranks({"world_size": 8}, 2)(rank) for rank in range(8)] == [0, 0, 0, 0, 1, 1, 1, 1]
     assert [node_of_ranks({}, 1)(rank) for rank in range(3)] == [0, 0, 0]
     assert node_of_ranks({"world_size": 2}, 4)(9) == 3
+
+
+def test_two_bundles_at_one_place_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "b.tar.gz"
+
+    def write_both() -> None:
+        with open_bundle(path, "slow", Redactor()) as slow:
+            slow.add_text("a", "of the slow one\n")
+            with open_bundle(path, "fast", Redactor()) as fast:
+                fast.add_text("a", "of the fast one\n")
+
+    with pytest.raises(ConflictError, match=r"b\.tar\.gz exists: choose another place by --to$"):
+        write_both()
+    assert unpack(path)["bundle-fast/a"] == b"of the fast one\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["b.tar.gz"]
