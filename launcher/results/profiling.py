@@ -119,7 +119,7 @@ class _Waiting:
     def __init__(self, jobs: Jobs, state: JobState, request: ProfileRequest, on_note: Callable[[str], None]) -> None:
         self._jobs, self._state, self._request, self._on_note = jobs, state, request, on_note
         self._text = request.to_json()
-        self._asked = False
+        self._asked = self._is_there = False
 
     def run(self) -> RankProfile:
         """Return the answer; connect again after a cut."""
@@ -142,10 +142,12 @@ class _Waiting:
                 FileClient(channel).withdraw(self._text)
 
     def _ask(self, client: FileClient) -> None:
-        if self._asked:
+        if self._is_there:
             return
+        # After a cut, the request may be there or not; a second one with an answer does nothing.
         self._asked = True
         if (waits := client.ask_for_profile(self._text)) == self._text:
+            self._is_there = True
             return
         self._asked = False
         other = ProfileRequest.parse(waits.encode())

@@ -140,6 +140,25 @@ def test_the_answer_is_waited_for_also_over_a_cut_connection(tmp_path: Path, sta
     assert jobs.opened == 2
 
 
+@pytest.mark.parametrize("arrives", [True, False])
+def test_a_request_whose_connection_was_cut_is_made_again(
+    tmp_path: Path, state: JobState, arrives: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = _Jobs(tmp_path, _waits, _answers(json.dumps(ANSWER)), state=state)
+    send = _Turning.send
+
+    def cut(self: _Turning, data: bytes) -> None:
+        if arrives:
+            send(self, data)
+            self.receive()
+        monkeypatch.setattr(_Turning, "send", send)
+        _is_cut(jobs)
+
+    monkeypatch.setattr(_Turning, "send", cut)
+    assert _take(jobs).trace == ANSWER["trace"]
+    assert jobs.opened == 2
+
+
 @pytest.mark.parametrize(
     ("turns", "error", "text"),
     [
