@@ -92,8 +92,8 @@ def _mask_(gradient: Tensor, rectified: Tensor) -> Tensor:
     """Return a ReLU's gradient in the layout of `gradient`, which may be overwritten."""
     masked: Tensor
     if gradient.device.type == "npu":
-        # torch_npu (op-plugin for 2.9) has no form that writes into a given tensor. Its own result is dense.
-        masked = torch.ops.aten.threshold_backward(gradient, rectified, 0)
+        # torch_npu (op-plugin for 2.9) has no form that writes into a given tensor; its result is contiguous already.
+        masked = torch.ops.aten.threshold_backward(gradient, rectified, 0).contiguous()
     else:
         masked = torch.ops.aten.threshold_backward.grad_input(gradient, rectified, 0, grad_input=gradient)
     return masked
