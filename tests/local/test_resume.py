@@ -210,11 +210,8 @@ def test_two_nodes_continue_a_run_and_refuse_to_when_they_see_different_checkpoi
         shutil.rmtree(copy / "shared/checkpoints/step-000000016")
     for second in (older, empty):
         second.mkdir(exist_ok=True)
-        port = free_port()
-        nodes = [
-            _node(0, port, first, few_digits, "--resume", "auto"),
-            _node(1, port, second, few_digits, "--resume", "auto"),
-        ]
+        port, further = free_port(), ("--resume", "auto", "--epochs", "3")  # a node that sees a complete run just ends
+        nodes = [_node(0, port, first, few_digits, *further), _node(1, port, second, few_digits, *further)]
         assert [node.wait() for node in nodes] == [1, 1], nodes[0].output + nodes[1].output
         assert all("see different checkpoints" in node.output for node in nodes)
     port = free_port()
