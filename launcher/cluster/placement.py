@@ -79,7 +79,7 @@ def _lasting_cause(
         text = f"no node of the cluster has {needs.resource}{_similar(nodes)}"
         step = "ask the administrator whether the device plugin runs, or choose another --hardware"
         return Cause("resource-missing", text, evidence, (step, "kubectl describe nodes"))
-    if not any(node in with_device for node in suitable):
+    if not matching(with_device, needs.pod):
         labels = ", ".join(f"{key}={value}" for key, value in selector.items())
         device = f"with {needs.resource} " if needs.npus else ""
         text = f"no node {device}has the labels that the job selects ({labels}){_values(with_device, selector)}"
