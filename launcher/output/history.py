@@ -3,12 +3,13 @@
 A trainer begins with such a line for each attempt of its run, also of other jobs, and prints another when its own ends.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from launcher.jobs import JobState, LogBlock, LogItem
 from launcher.output.lines import parse_lines
-from launcher.output.progress import parse_pairs
+from launcher.output.progress import Value, parse_pairs
 from launcher.output.report import columns
 from trainer.shared.documents import document
 from trainer.shared.durations import format_duration
@@ -32,7 +33,7 @@ def read_history(log: Iterable[LogItem], state: JobState) -> list[dict[str, Any]
                 if line.writer.node is not None and line.text.startswith(_MARK):
                     fields = parse_pairs(line.text.decode("utf-8", "replace"))
                     if isinstance(number := fields.get("n"), int):
-                        attempts[number] = {name: fields.get(name) for name in _NUMBERS} | {
+                        attempts[number] = {name: _number(fields.get(name)) for name in _NUMBERS} | {
                             name: None if name not in fields else str(fields[name]) for name in _TEXTS
                         }
     pods = {pod["name"]: pod for pod in state.details.get("pods", ())}
@@ -54,6 +55,11 @@ def history_document(state: JobState, attempts: Sequence[Mapping[str, Any]]) -> 
 def history_text(attempts: Sequence[Mapping[str, Any]]) -> str:
     """Return one line per attempt."""
     return columns([_TITLES, *map(_row, attempts)])
+
+
+def _number(value: Value | None) -> int | float | None:
+    """Return a number; None for other words, which a line of a log can have in its place."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _row(attempt: Mapping[str, Any]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _LOST = 'cause="killed without a word (out of memory, or its pod or node is gone)"'
+_LONGEST_GAP_S = 1e9
 ATTEMPT_FILE = re.compile(r"attempt(?:-\d+)?\.json")
 
 
@@ -26,7 +27,7 @@ def read_attempts(run: Path) -> list[Mapping[str, Any]]:
 def _read(path: Path) -> Mapping[str, Any] | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("attempt"), int) else None
 
@@ -36,12 +37,18 @@ def attempt_history(run: Path) -> list[dict[str, Any]]:
     records = [dict(record) for record in read_attempts(run)]
     for record, following in itertools.pairwise(records):
         if "outcome" not in record:
-            ended = (time_of(following.get("started")) or 0) - (following.get("gap_s") or 0)
+            ended = (time_of(following.get("started")) or 0) - _gap_s(following)
             # A trainer can end before it has workers.
             outcome = {"stopped": "resumable", "failed": "failed"}.get(str(record.get("try_ended")), "lost")
             record |= {"outcome": outcome, "ended": timestamp(ended), "steps": following.get("steps_before")}
             record["cause"] = record.get("cause") or (_LOST if outcome == "lost" else None)
     return records
+
+
+def _gap_s(record: Mapping[str, Any]) -> float:
+    """Return the seconds before an attempt in which nothing was seen of the run; 0 if a damaged record has no such."""
+    gap_s = record.get("gap_s")
+    return gap_s if isinstance(gap_s, int | float) and 0 <= gap_s < _LONGEST_GAP_S else 0
 
 
 def attempt_file(path: Path, attempt: int) -> Path:

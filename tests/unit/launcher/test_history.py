@@ -1,9 +1,12 @@
 """A job's history is what its log says of each attempt, and what the cluster says of its pods."""
 
+import json
+
 import pytest
 
 from launcher.jobs import JobRef, JobState, LogBlock, LogItem, LogLoss, Phase
 from launcher.output.history import history_document, history_text, read_history
+from tests.documents import documents
 
 NODE1 = b"[node 0 #1] "
 KILLED = b'outcome=lost cause="killed without a word (out of memory, or its pod or node is gone)"'
@@ -51,6 +54,14 @@ def test_the_latest_line_about_each_attempt_counts(
     attempts = read_history(log, job)
     assert [(one["n"], one["node"], one["outcome"], one["cause"]) for one in attempts] == ends
     assert [item["attempt"] for item in history_document(job, attempts)["items"]] == [number for number, *_ in ends]
+
+
+@pytest.mark.parametrize("word", ["soon", '"2 s"', "nan", "inf", "1e999"])
+def test_a_word_in_the_place_of_a_number_is_unknown(word: str) -> None:
+    line = NODE1 + f"attempt n=1 nodes={word} gap_s={word} steps={word} rank={word} host=h\n".encode()
+    attempts = read_history([LogBlock(line)], _job(Phase.RUNNING))
+    assert history_text(attempts).splitlines()[1].split()[-3:] == ["-", "-", "running"]
+    documents(json.dumps(history_document(_job(Phase.RUNNING), attempts)))
 
 
 def test_the_table_tells_each_attempts_node_steps_gap_and_end() -> None:

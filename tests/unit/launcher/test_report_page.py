@@ -53,6 +53,11 @@ def test_a_page_has_curves_attempts_settings_and_provenance(tmp_path: Path) -> N
         assert (figure.count("<circle"), figure.count('class="mark"')) == (3, 3), "one for each evaluation"
 
 
+def _write_attempts(run: Path, **values: object) -> None:
+    (run / "attempt.json").write_text(json.dumps({"attempt": 1}))
+    (run / "attempt-2.json").write_text(json.dumps({"attempt": 2, "started": "2026-11-30T11:00:00Z", **values}))
+
+
 @pytest.mark.parametrize(
     ("spoil", "problems", "shown"),
     [
@@ -75,6 +80,9 @@ def test_a_page_has_curves_attempts_settings_and_provenance(tmp_path: Path) -> N
         ),
         (lambda run: (run / "config.yaml").unlink(), [], "model pnasnet5tiny"),
         (lambda run: (run / "attempt.json").write_text('{"attempt": "x"}'), [], "best top-1"),
+        (lambda run: (run / "attempt.json").write_text("[" * 100_000), [], "best top-1"),
+        (lambda run: _write_attempts(run, gap_s="soon"), [], "best top-1"),
+        (lambda run: _write_attempts(run, gap_s=1e300), [], "best top-1"),
         (
             lambda run: ((run / "metrics.jsonl").unlink(), (run / "metrics.jsonl").mkdir()),
             ["metrics.jsonl: cannot be read: Is a directory"],
