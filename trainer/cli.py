@@ -18,9 +18,11 @@ from trainer.commands.export import export_app
 from trainer.commands.inspect import inspect_app
 from trainer.commands.predict import predict_app
 from trainer.commands.ranktable import ranktable_app
-from trainer.devices.runtime_env import hccl_timeouts, openmp_threads
-from trainer.environment.facts import read_facts
+from trainer.devices.runtime_env import EVENLY, hccl_timeouts, openmp_threads
+from trainer.environment.affinity import read_affinity
+from trainer.environment.facts import find_npu_smi, read_facts
 from trainer.environment.findings import FEWEST_OPEN_FILES
+from trainer.environment.npu_smi import NpuSmiProgram
 from trainer.environment.sampler import HardwareSampler, node_sampler
 from trainer.run.termination import RunTermination
 from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, resolve_train_config, user_layers
@@ -124,6 +126,7 @@ def train(
         topology = discover(config, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)
         if topology.world_size > 1:
             check_addresses(topology.master_addr, nodes=topology.nodes, environ=os.environ)
+        npu_smi = NpuSmiProgram(find_npu_smi(os.environ) or "npu-smi")
         starter = attempt.RunStarter(
             topology,
             command=command,
@@ -132,6 +135,7 @@ def train(
             on_asked=termination.hand_over,
             retries=None if dry_run else tries.JobRetries.of_pod(os.environ),
             environment=environment_report(facts, problems),
+            affinity=EVENLY if dry_run else read_affinity(visible, npu_smi, os.environ),
         )
         if dry_run:
             attempt.check_attempt(layers, starter)
@@ -139,7 +143,7 @@ def train(
             return 0
         with (
             attempt.begin_attempt(layers, starter) as run,
-            node_sampler(topology, visible, os.environ) as sampler,
+            node_sampler(topology, visible, npu_smi) as sampler,
             _serving_metrics(run, topology, sampler),
             Supervisor(
                 sys.stdout.buffer,

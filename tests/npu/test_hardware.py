@@ -1,4 +1,4 @@
-"""Samples of emulated NPUs: an npu-smi that answers once, then hangs, leaves rows and no trace in the training."""
+"""npu-smi next to emulated NPUs: a topology reaches the workers, and a hanging one leaves no trace in the training."""
 
 import dataclasses
 import os
@@ -11,10 +11,13 @@ from pathlib import Path
 import psutil
 
 from tests.local.conftest import TrainerResult
+from tests.local.forked_trainer import FIRST_MODULE
 from tests.local.resumable_runs import recipe
-from tests.npu.conftest import O2
+from tests.npu.conftest import O2, SHORT, Run
+from tests.npu.seen_affinity import SEEN
 
 DATA = Path(__file__).parents[1] / "data" / "environment"
+TOPOLOGY = "npu-smi-topo-24.1.rc1-a2.txt"
 
 
 def test_an_npu_smi_that_hangs_changes_no_figure_of_a_run_and_does_not_outlive_it(
@@ -22,9 +25,10 @@ def test_an_npu_smi_that_hangs_changes_no_figure_of_a_run_and_does_not_outlive_i
 ) -> None:
     script, pids = tmp_path / "npu-smi", tmp_path / "pids"
     answer = (
-        f'case "$*" in info) cat {DATA / "npu-smi-24.1.rc3-a2.txt"};; *) cat {DATA / "npu-smi-ecc-26.0.txt"};; esac'
+        f'case "$*" in info) cat {DATA / "npu-smi-24.1.rc3-a2.txt"};; "info -t topo") cat {DATA / TOPOLOGY};; '
+        f"*) cat {DATA / 'npu-smi-ecc-26.0.txt'};; esac"
     )
-    script.write_text(f"#!/bin/sh\necho $$ >> {pids}\n[ $(wc -l < {pids}) -gt 2 ] && exec sleep 1000\n{answer}\n")
+    script.write_text(f"#!/bin/sh\necho $$ >> {pids}\n[ $(wc -l < {pids}) -gt 3 ] && exec sleep 1000\n{answer}\n")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     environ = {**os.environ, **npus, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     # The table has the NPUs 0 and 1 of the machine's eight.
@@ -42,7 +46,20 @@ def test_an_npu_smi_that_hangs_changes_no_figure_of_a_run_and_does_not_outlive_i
         ("npu:1", 1, "Warning", None),
     ]
     hanging = pids.read_text().split()[-1]
-    assert len(pids.read_text().split()) == 3
+    assert len(pids.read_text().split()) == 4
     with suppress(psutil.NoSuchProcess):  # the system may need a moment to forget a killed process
         psutil.Process(int(hanging)).wait(timeout=60)
     assert [run.metrics(kind) for kind in ("step", "eval")] == [in_o2.metrics(kind) for kind in ("step", "eval")]
+
+
+def test_a_worker_stays_on_the_containers_processors_next_to_its_npu(run: Run, tmp_path: Path) -> None:
+    """The recorded layout, with this machine's processors next to the sixth of eight NPUs."""
+    usable, seen = sorted(os.sched_getaffinity(0)), tmp_path / "seen"
+    topology, script = tmp_path / "topology", tmp_path / "npu-smi"
+    topology.write_text((DATA / TOPOLOGY).read_text().replace("  0-23\n", f"  {usable[0]}-{usable[-1] + 8}\n"))
+    script.write_text(f'#!/bin/sh\n[ "$*" = "info -t topo" ] && cat {topology}\n')
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "ASCEND_RT_VISIBLE_DEVICES": "5"}
+    done = run("near", *SHORT, environ={**environ, FIRST_MODULE: "tests.npu.seen_affinity", SEEN: str(seen)})
+    assert done.code == 0, done.stdout
+    assert seen.read_text() == f"1,npu0:{usable[0]}-{usable[-1]}"

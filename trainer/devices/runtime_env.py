@@ -11,6 +11,10 @@ from pathlib import Path
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import UsageError
 
+CPU_AFFINITY = "CPU_AFFINITY_CONF"
+EVENLY = "1"
+"""CPU_AFFINITY's mode 1 without ranges. torch_npu divides all processors of the machine by the visible devices
+(NPUAffinityController.cpp, 2.9.0): each process has its own, which need not be the ones next to its NPU."""
 HCCL_EXEC_TIMEOUT_S = 1836
 """HCCL's default: 27 times 68 s, since an Ascend 910A counts in multiples of 68 s; on later chips 0 means for ever."""
 HCCL_STEP_S = 68
@@ -27,12 +31,20 @@ WATCHDOG_MARGIN_S = 300.0
 
 
 def runtime_environment(
-    device: str, config: TrainConfig, run: Path, environ: Mapping[str, str], *, evidence: Path, rank: int
+    device: str,
+    config: TrainConfig,
+    run: Path,
+    environ: Mapping[str, str],
+    *,
+    evidence: Path,
+    rank: int,
+    affinity: str = EVENLY,
 ) -> dict[str, str]:
     """Return the variables for a worker of `device` that `environ` does not set, or sets to blank.
 
     Args:
         evidence: The folder for the node's logs and memory snapshots.
+        affinity: CPU_AFFINITY_CONF on this node; empty for none.
 
     Raises:
         UsageError: one of HCCL's timeouts is not a number.
@@ -42,9 +54,8 @@ def runtime_environment(
     defaults = {
         # Level 2 also queues the tiling of operators.
         "TASK_QUEUE_ENABLE": "2",
-        # Each process on separate cores, and its loaders with it, as the seed did with taskset. torch_npu divides all
-        # cores by the visible devices (NPUAffinityController.cpp, 2.9.0): they need not be the ones next to the NPU.
-        "CPU_AFFINITY_CONF": "1",
+        # Each process on separate processors, and its loaders with it, as the seed did with taskset.
+        **({CPU_AFFINITY: affinity} if affinity else {}),
         # If the output folder outlives the pod, so do compiled operators.
         "ACL_OP_COMPILER_CACHE_DIR": str(run.parent / ".ascend-kernels"),
     }

@@ -7,7 +7,7 @@ published outputs and from NVML's documentation; they have not run on a real dev
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -17,6 +17,7 @@ from trainer.environment.parsing import Chip, parse_ecc, parse_npu_smi
 Figures = Mapping[str, Any]
 """Of one device; a figure that is unknown is left out."""
 Reader = Callable[[], Mapping[str, Figures]]
+_Row = TypeVar("_Row")
 HOST = "cpu"
 """The name of the host among the devices."""
 _MIB = 1 << 20
@@ -60,10 +61,15 @@ def own_chips(chips: Sequence[Chip], ids: Sequence[int]) -> Mapping[int, Chip]:
     chip. A container can have other numbers: then as many chips as files have the same order.
     """
     single = all(chip.chip == 0 for chip in chips)
-    numbered = {chip.npu if chip.device is None and single else chip.device: chip for chip in chips}
-    if all(number in numbered for number in ids):
-        return {index: numbered[number] for index, number in enumerate(ids)}
-    return dict(enumerate(chips)) if len(chips) == len(ids) else {}
+    return by_local_rank([(chip.npu if chip.device is None and single else chip.device, chip) for chip in chips], ids)
+
+
+def by_local_rank(numbered: Sequence[tuple[int | None, _Row]], ids: Sequence[int]) -> Mapping[int, _Row]:
+    """Return npu-smi's row of each local rank, like `own_chips`."""
+    rows = dict(numbered)
+    if all(number in rows for number in ids):
+        return {index: rows[number] for index, number in enumerate(ids)}
+    return dict(enumerate(row for _, row in numbered)) if len(numbered) == len(ids) else {}
 
 
 def _npu_figures(chip: Chip, errors: Mapping[str, int]) -> Figures:

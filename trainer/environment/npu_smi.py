@@ -27,8 +27,8 @@ class NpuSmiProgram:
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, *arguments: str) -> str:
-        """Return what npu-smi prints.
+    def ask(self, *arguments: str, timeout_s: float | None = None) -> str:
+        """Return what npu-smi prints, within `timeout_s` if it is given.
 
         Raises:
             TimeoutError: It does not answer in time, or one that was asked before still hangs.
@@ -46,7 +46,8 @@ class NpuSmiProgram:
         self._process = process
         assert process.stdout is not None
         try:
-            output = self._read(process, process.stdout.fileno()).decode(errors="replace")
+            limit_s = self._timeout_s if timeout_s is None else timeout_s
+            output = self._read(process, process.stdout.fileno(), limit_s).decode(errors="replace")
         finally:
             self.end()
             with suppress(subprocess.TimeoutExpired):
@@ -62,10 +63,10 @@ class NpuSmiProgram:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _read(self, process: "subprocess.Popen[bytes]", pipe: int) -> bytes:
+    def _read(self, process: "subprocess.Popen[bytes]", pipe: int, timeout_s: float) -> bytes:
         """Return the output of a process that ends in time."""
-        late = TimeoutError(f"no answer within {self._timeout_s:g} s")
-        deadline = time.monotonic() + self._timeout_s
+        late = TimeoutError(f"no answer within {timeout_s:g} s")
+        deadline = time.monotonic() + timeout_s
         ready, output = select.poll(), bytearray()
         ready.register(pipe, select.POLLIN)
         while (left_s := deadline - time.monotonic()) > 0:

@@ -135,6 +135,31 @@ def parse_ecc(text: str) -> dict[int, dict[str, int]]:
     return chips or ({0: counts} if counts else {})
 
 
+def parse_topology(text: str) -> dict[int, tuple[int, ...]]:
+    """Return the processors next to each NPU, from `npu-smi info -t topo`; nothing unless it names all of them.
+
+    Only some chips have its last column, CPU Affinity: an A3's does not.
+    """
+    rows = [line.split() for line in text.splitlines()]
+    header = next((row for row in rows if row[-2:] == ["CPU", "Affinity"]), [])
+    names = header[:-2]
+    near = {
+        int(row[0][3:]): _processors(row[-1])
+        for row in rows
+        if row and row is not header and len(row) == len(header) and row[0] in names
+        if re.fullmatch("NPU[0-9]{1,4}", row[0])
+    }
+    return near if len(near) == len(names) and all(near.values()) else {}
+
+
+def _processors(text: str) -> tuple[int, ...]:
+    """Return the numbers of a list such as `0-23,48`, ascending; none if it is not one."""
+    if not re.fullmatch(r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?){0,63}", text):
+        return ()
+    ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    return tuple(sorted({number for part in ends for number in range(part[0], part[-1] + 1)}))
+
+
 def parse_hccn(text: str) -> dict[int, str]:
     """Return the address of each NPU on the RoCE network, from /etc/hccn.conf: `address_3=192.168.1.11`."""
     return {int(npu): address for npu, address in re.findall(r"^\s*address_(\d+)\s*=\s*(\S+)\s*$", text, re.MULTILINE)}

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 
-from trainer.environment.facts import find_npu_smi
 from trainer.environment.hardware import HOST, CudaReader, Figures, NpuReader, Reader, read_host
 from trainer.environment.npu_smi import NpuSmiProgram
 from trainer.shared.attempts import timestamp
@@ -128,10 +127,9 @@ def waits(interval_s: float) -> Iterator[float]:
         wait_s = min(2 * wait_s, interval_s)
 
 
-def node_sampler(topology: Topology, visible_: Visible, environ: Mapping[str, str]) -> HardwareSampler:
+def node_sampler(topology: Topology, visible_: Visible, npu_smi: NpuSmiProgram) -> HardwareSampler:
     """Return the sampler of this node's devices and host."""
     readers: dict[str, Reader] = {"the host": read_host}
-    npu_smi = NpuSmiProgram(find_npu_smi(environ) or "npu-smi")
     if visible_.kind == "npu":
         readers["npu-smi"] = NpuReader(npu_smi, visible_.ids)
     elif visible_.kind == "cuda":

@@ -15,6 +15,7 @@ from trainer.checkpoint.reading import step_of
 from trainer.checkpoint.writing import clear_leftovers, set_newer_aside
 from trainer.data.index import Datasets, load_datasets
 from trainer.data.sampler import steps_per_epoch
+from trainer.devices.runtime_env import EVENLY
 from trainer.records.folder import create_run_folder, next_attempt, write_config
 from trainer.records.lease import Lease
 from trainer.run.image_list import keep_image_list
@@ -78,6 +79,7 @@ class RunStarter:
         on_asked: Called from another thread when a later pod of the job waits for the folder: save and end then.
         retries: Of the cluster's job; None outside of a cluster.
         environment: The report of `env` about this machine, in JSON.
+        affinity: CPU_AFFINITY_CONF on this node; empty for none.
     """
 
     topology: Topology
@@ -87,6 +89,7 @@ class RunStarter:
     on_asked: Callable[[], None] = lambda: None
     retries: JobRetries | None = None
     environment: str = ""
+    affinity: str = EVENLY
 
     @property
     def ranks(self) -> tuple[int, ...]:

@@ -207,6 +207,7 @@ class _Pod:
                 attempt,
                 device=self._device,
                 command=self._starter.command,
+                affinity=self._starter.affinity,
                 console=self._console,
             )
             for worker in topology.workers

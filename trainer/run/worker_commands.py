@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from trainer.devices.runtime_env import openmp_threads, runtime_environment
+from trainer.devices.runtime_env import EVENLY, openmp_threads, runtime_environment
 from trainer.records.folder import console_log, evidence_folder
 from trainer.run.attempt import Attempt
 from trainer.shared.container import usable_processors
@@ -24,6 +24,7 @@ def worker_command(
     *,
     device: str,
     command: Sequence[str],
+    affinity: str = EVENLY,
     console: int | None = None,
 ) -> WorkerCommand:
     """Return how to start one worker: unbuffered, so that a crash keeps its last words.
@@ -31,6 +32,7 @@ def worker_command(
     Args:
         device: `npu`, `cuda` or `cpu`.
         command: The command line that started the run, for its provenance.
+        affinity: CPU_AFFINITY_CONF on this node; empty for none.
         console: The attempt whose console file gets the lines, if it is an earlier one in the same container.
     """
     run = attempt.run
@@ -54,13 +56,16 @@ def worker_command(
         lock_token=attempt.lease.token,
     )
     evidence = evidence_folder(run, attempt.number, topology.node_rank)
+    runtime = runtime_environment(
+        device, config, run, os.environ, evidence=evidence, rank=worker.rank, affinity=affinity
+    )
     return WorkerCommand(
         rank=worker.rank,
         device=f"{device}:{worker.local_rank}",
         argv=module_command("trainer.worker.__main__", "-u"),
         env={
             **os.environ,
-            **runtime_environment(device, config, run, os.environ, evidence=evidence, rank=worker.rank),
+            **runtime,
             **_rendezvous(worker, topology),
             "OMP_NUM_THREADS": str(config.threads or openmp_threads(os.environ) or processors),
             TASK_VARIABLE: task.to_json(),

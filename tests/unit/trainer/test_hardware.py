@@ -257,7 +257,7 @@ def test_a_node_without_npu_smi_says_so_once_and_samples_its_host(
 ) -> None:
     monkeypatch.setattr("trainer.environment.sampler.INTERVAL_S", 0.0)
     topology = Topology(2, 1, 0, (Worker(0, 0, 4), Worker(1, 1, 5)), "127.0.0.1", 1, None, "options")
-    with node_sampler(topology, Visible(kind, (4, 5)), {"PATH": ""}) as sampler:
+    with node_sampler(topology, Visible(kind, (4, 5)), NpuSmiProgram("no-npu-smi")) as sampler:
         samples: list[Mapping[str, Any]] = []
         notes: list[str] = []
         while len(samples) < 2 or len(notes) < len(told):
