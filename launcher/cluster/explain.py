@@ -29,6 +29,7 @@ from launcher.kube.resources import CLAIMS, CONFIG_MAPS, NODES, PODS
 from launcher.kube.retry import Answer
 from launcher.output.lines import parse_lines
 from launcher.output.progress import JobProgress
+from trainer.shared.durations import LONGEST_S
 
 # Without the pods that have ended, of which a namespace can have thousands.
 _LIVE = "status.phase!=Succeeded,status.phase!=Failed"
@@ -122,7 +123,8 @@ def _ends(api: Api, objects: JobObjects, others: Sequence[Json]) -> Iterator[tup
     for owner, pod in islice(holders.items(), _HOLDERS_ASKED):
         ahead = JobProgress().update_all(parse_lines(log_end(api, pod))).ahead
         seconds = None if ahead is None else ahead.number("left_s")
-        if seconds is not None:
+        # Another program can have written anything there.
+        if seconds is not None and 0 <= seconds <= LONGEST_S:
             yield owner, objects.now + seconds
 
 

@@ -71,6 +71,9 @@ def test_a_job_that_holds_the_devices_says_itself_until_when() -> None:
     cause = explain(Server([unplaced()], *BUSY, logs=LEFT)).causes[0]
     assert cause.rule == "devices-in-use"
     assert cause.text.count(" until about ") == 2, cause.text
+    for impossible in (b"1e300", b"-600", b"nan", b"soon"):
+        cause = explain(Server([unplaced()], *BUSY, logs=LEFT.replace(b"600", impossible))).causes[0]
+        assert (cause.rule, cause.text.count(" until about ")) == ("devices-in-use", 0)
 
 
 @pytest.mark.parametrize(
