@@ -16,7 +16,7 @@ from launcher.kinds.needs import amount_text, amounts
 from launcher.kinds.objects import unix_time
 from launcher.kube.api import Json
 from launcher.output.lines import parse_lines
-from launcher.output.log_causes import log_causes
+from launcher.output.log_causes import log_causes, of_last_attempt
 
 _GONE = {"Preempted": "preempted", "Evicted": "evicted", "TaintManagerEviction": "evicted"}
 # The condition DisruptionTarget: kubernetes.io/docs/concepts/workloads/pods/disruptions; the last one is our own.
@@ -117,7 +117,8 @@ def words_of_the_log(objects: JobObjects) -> Iterator[Cause]:
     evidence = tuple(f"pod {each['metadata']['name']}: {container_failure(each)}" for each in failed[:_SHOWN_PODS])
     rule = "refused-settings" if is_refusal(failed) else "crash-loop" if tries > 1 else "first-failure"
     steps = (f"{PROGRAM} logs {objects.name} --tail 50", *(f"kubectl describe pod {_name(pod)}" for pod in failed[:1]))
-    lines = (line for pod in failed or objects.pods for line in parse_lines(objects.logs.get(_name(pod), b"")))
+    logs = (parse_lines(objects.logs.get(_name(pod), b"")) for pod in failed or objects.pods)
+    lines = (line for log in logs for line in of_last_attempt(log))
     yield from log_causes(Cause(rule, f"{words}{often}", evidence, steps) if words else None, lines)
 
 

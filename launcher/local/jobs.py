@@ -23,7 +23,7 @@ from launcher.local import records
 from launcher.local.console import LineTimes, line_start, offset_at, read_blocks
 from launcher.local.files import open_local_files
 from launcher.local.log_end import LogEnd
-from launcher.output.log_causes import log_causes
+from launcher.output.log_causes import log_causes, of_last_attempt
 from launcher.output.progress import JobProgress
 from trainer.shared.errors import RESUMABLE, FolderTakenError
 from trainer.shared.processes import Process, is_alive, send_signal
@@ -114,7 +114,7 @@ class LocalJobs:
         evidence = () if state.details["returncode"] is None else (f"exit code {state.details['returncode']}",)
         rule = "lost" if state.phase is Phase.LOST else "first-failure"
         words = Cause(rule, state.reason, evidence, (f"{PROGRAM} logs {ref.name} --tail 50",))
-        return Explanation(state, tuple(log_causes(words, log.lines)))
+        return Explanation(state, tuple(log_causes(words, of_last_attempt(log.lines))))
 
     def cancel(self, ref: JobRef, *, on_asked: Callable[[], None] = lambda: None) -> None:
         """Send SIGTERM, which the trainer answers by saving; send SIGKILL when its grace is over."""

@@ -8,8 +8,19 @@ from trainer.shared.device_errors import DeviceError, find_device_error
 
 _SHOWN_CHARACTERS = 300
 _SHOWN_RANKS = 3
+_RESTART = b"restart attempt="
 # A line of progress has numbers that are no codes.
 _PROGRESS = (b"step ", b"eval ", b"progress ", b"time ", b"result ")
+
+
+def of_last_attempt(lines: Iterable[LogLine]) -> list[LogLine]:
+    """Return the lines of one log from its supervisor's last restart of the workers on: what came before is over."""
+    last: list[LogLine] = []
+    for line in lines:
+        if line.writer.node is not None and line.text.startswith(_RESTART):
+            last.clear()
+        last.append(line)
+    return last
 
 
 def log_causes(words: Cause | None, lines: Iterable[LogLine]) -> Iterator[Cause]:
@@ -17,7 +28,7 @@ def log_causes(words: Cause | None, lines: Iterable[LogLine]) -> Iterator[Cause]
 
     Args:
         words: the cause that has the words of the rank that failed first; left out if a known error says the same.
-        lines: the end of the log.
+        lines: the end of the log, of its last attempt.
     """
     found: dict[tuple[DeviceError, str], dict[str, LogLine]] = {}
     for line in lines:

@@ -137,6 +137,16 @@ def test_the_end_of_a_pod_before_the_failed_one_began_is_no_cause(ago: float, ru
     assert [cause.rule for cause in find_causes(replace(seen, events=[gone]))] == rules
 
 
+def test_an_error_before_the_workers_were_started_again_is_no_cause() -> None:
+    error = "[rank 5 npu:5 #9] [ERROR] ERR02200 DIST EI0013: error cqe\n"
+    restart = '[node 0 #5] restart attempt=2 rank=5 device=npu:5 cause="exit code 1"\n'
+    end = f"[node 0 #9] {FIRST}\n"
+    rules = {
+        log: [cause.rule for cause in find_causes(failed_with(log))] for log in (error + end, error + restart + end)
+    }
+    assert list(rules.values()) == [["device-error", "first-failure"], ["first-failure"]]
+
+
 def test_an_error_that_only_follows_from_another_ranks_comes_last() -> None:
     seen, _, _ = CASES["an error of HCCL"]
     assert [cause.text.partition(": ")[0] for cause in find_causes(seen)] == ["rank 5 on npu:5"] * 2 + [
