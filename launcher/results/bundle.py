@@ -27,8 +27,8 @@ _LEFT_OUT = re.compile(r"(checkpoints|profiles|tensorboard)/|.*\.(safetensors|np
 _HEAD_BYTES = 1 << 16
 _MOST_JSON = 1 << 24
 README = """\
-What is known of job {name}. Secrets are replaced by (hidden): {hidden} places. A value that no pattern knows stays:
-look through the files before you send them to others.
+What is known of job {name}. Secrets are replaced by (hidden); their number is {hidden}. A value that no pattern knows
+stays: look through the files before you send them to others.
 
 attempt-N/node-K/          the logs of one node in an attempt of the run: its console as rank-R.txt, CANN's logs in
                            process_log/, its environment, and how the workers ended. Huawei's tool reads such a folder:
@@ -100,7 +100,7 @@ class Bundle:
     def add_readme(self) -> None:
         """Add the page that says what the archive holds."""
         left_out = "".join(f"\nnot here: {visible(self.redactor.text(text))}" for text in self.left_out)
-        text = README.format(name=self.name, hidden=self.redactor.hidden, left_out=left_out)
+        text = README.format(name=visible(self.name), hidden=self.redactor.hidden, left_out=left_out)
         self._add("README.txt", io.BytesIO(text.encode("utf-8", "backslashreplace")))
 
     def _clean(self, path: str) -> str:

@@ -163,6 +163,13 @@ def test_the_node_of_each_rank() -> None:
     assert node_of_ranks({"world_size": 2}, 4)(9) == 3
 
 
+def test_the_name_of_a_job_in_the_readme_is_shown_and_not_obeyed(tmp_path: Path) -> None:
+    with open_bundle(tmp_path / "b.tar.gz", "red\x1b[31m", Redactor()):
+        pass
+    (readme,) = unpack(tmp_path / "b.tar.gz").values()
+    assert readme.startswith(rb"What is known of job red\x1b[31m. Secrets")
+
+
 def test_two_bundles_at_one_place_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "b.tar.gz"
 
