@@ -77,5 +77,8 @@ def read_profile(module: str, folder: Path) -> tuple[Path, list[OperatorTime]]:
     lines = list(filter(None, lines))
     if done.returncode:
         raise RuntimeError(lines[-1][:300] if lines else f"the profile's reader has ended with code {done.returncode}")
-    answer = json.loads(lines[-1])
-    return folder / answer["trace"], [OperatorTime(*row) for row in answer["operators"]]
+    try:
+        answer = json.loads(lines[-1])
+        return folder / answer["trace"], [OperatorTime(*row) for row in answer["operators"]]
+    except (ValueError, LookupError, TypeError) as error:  # a profiler's own words in the last line
+        raise RuntimeError(f"the profile's reader says no result: {''.join(lines[-1:])[:300]}") from error

@@ -266,6 +266,15 @@ def test_a_run_whose_folder_is_lost_writes_nothing_there(tmp_path: Path) -> None
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json")] == [PROFILE_REQUEST]
 
 
+@pytest.mark.parametrize("words", ["", "profiler is closed", "{}", "[1]", '{"trace": "t", "operators": [[1]]}'])
+def test_other_words_in_the_place_of_the_readers_result_are_an_error(
+    tmp_path: Path, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiles, "module_command", lambda _: ("sh", "-c", f"echo '{words}'"))
+    with pytest.raises(RuntimeError, match=r"^the profile's reader says no result: "):
+        profiles.read_profile("m", tmp_path)
+
+
 def test_a_trace_that_a_full_disk_has_cut_is_an_error_and_no_trace(tmp_path: Path) -> None:
     profile = TorchProfile(tmp_path, 1)
     profile.start()
