@@ -108,8 +108,8 @@ def unready_volume(objects: JobObjects) -> Iterator[Cause]:
     for message, evidence in messages.items():
         fault = first_match(VOLUME_FAULTS, message)
         lines = (evidence, *(finding.text for finding in claims))
-        if fault is not None and (named := next((claim for claim in claims), None)) and fault.rule == "claim":
-            text = named.text if "not" in fault.text else f"{fault.text}; {named.text}"
+        if fault is not None and (named := next(iter(claims), None)) and fault.rule == "claim":
+            text = named.text if "does not exist" in fault.text else f"{fault.text}; {named.text}"
             yield Cause("claim", text, (evidence,), (fault.step,))
         elif fault is not None:
             yield Cause(fault.rule, fault.text, lines, (fault.step,))

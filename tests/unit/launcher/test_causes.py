@@ -226,6 +226,15 @@ CASES: dict[str, Case] = {
         "claim",
         "a volume is on a node that the pod cannot use",
     ),
+    "volume on another node, and another claim that is missing": (
+        objects(
+            batch(),
+            [unplaced("0/2 nodes are available: 2 node(s) had volume node affinity conflict.")],
+            claims=[PreflightFinding("claim c", "missing", "--data-claim c: there is no such claim")],
+        ),
+        "claim",
+        "a volume is on a node that the pod cannot use; --data-claim c: there is no such claim",
+    ),
     "claim on another node": (
         objects(
             batch(),
