@@ -83,7 +83,9 @@ def reader_pod(job: Json, spec: Mapping[str, Any]) -> Json:
     container = next(item for item in spec["containers"] if item["name"] == CONTAINER)
     mount = next(item for item in container["volumeMounts"] if item["name"] == _VOLUME)
     volume = next(item for item in spec["volumes"] if item["name"] == _VOLUME)
-    claim = volume["persistentVolumeClaim"]
+    # An overlay can have put another kind of volume in the claim's place.
+    if (claim := volume.get("persistentVolumeClaim")) is not None:
+        volume = {**volume, "persistentVolumeClaim": {**claim, "readOnly": True}}
     name = job["metadata"]["name"]
     return {
         "apiVersion": "v1",
@@ -109,7 +111,7 @@ def reader_pod(job: Json, spec: Mapping[str, Any]) -> Json:
                     "volumeMounts": [{**mount, "readOnly": True}],
                 }
             ],
-            "volumes": [{"name": _VOLUME, "persistentVolumeClaim": {**claim, "readOnly": True}}],
+            "volumes": [volume],
         },
     }
 

@@ -342,6 +342,8 @@ def test_the_pod_that_reads_has_the_restrictions_of_the_jobs_pods_and_nothing_mo
         {"name": "output", "persistentVolumeClaim": {"claimName": "pnas-output", "readOnly": True}}
     ]
     assert "huawei.com/Ascend910" not in container["resources"]["limits"]
+    nfs = {"name": "output", "nfs": {"server": "s", "path": "/"}}
+    assert reader_pod(job, {**spec, "volumes": [nfs]})["spec"]["volumes"] == [nfs]
 
 
 def test_an_interrupted_fetch_says_how_it_goes_on(
