@@ -89,7 +89,7 @@ def test_emulated_npus_of_two_nodes_follow_their_rank_table_and_train_like_cpus(
     assert {line.count("device=Ascend910-emulated") for line in result.stdout.splitlines() if "] start " in line} == {1}
     assert "torch_npu=2.9.0+emulated" in result.stdout
     assert_ranks_follow_the_table(terminal, "npus", two_chips_each)
-    on_cpus = (*recipe, "--device", "cpu", "--npus", "4")
+    on_cpus = (*recipe, "--device", "cpu", "--memory-format", "nchw", "--npus", "4")
     cpu_run = train(tmp_path, *on_cpus, data=digits, environ={"OMP_NUM_THREADS": "1"})
     assert cpu_run.code == 0, cpu_run.stdout
     npu_run = TrainerResult(result.returncode, result.stdout, result.stderr, terminal.output("npus"))
