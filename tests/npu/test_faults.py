@@ -83,7 +83,9 @@ def test_another_order_of_additions_changes_the_losses_a_little(run: Run) -> Non
     other = run("reversed", *SHORT, *FP32, environ={"NPU_EMULATED_REDUCTIONS": "reversed"})
     forward, backward = ([row["loss"] for row in done.metrics("step")] for done in (plain, other))
     assert forward != backward
-    assert forward == pytest.approx(backward, rel=1e-3)
+    # Each step multiplies what the one before it left.
+    assert forward[:3] == pytest.approx(backward[:3], rel=1e-5)
+    assert forward == pytest.approx(backward, rel=5e-3)
 
 
 def test_an_overflow_that_only_a_flag_shows_skips_the_step(run: Run) -> None:
