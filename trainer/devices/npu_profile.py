@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from trainer.devices.profiles import OperatorTime, StepsProfile, read_profile
+from trainer.devices.profiles import OperatorTime, read_profile
 from trainer.devices.trace_reader import Times, print_result
 
 RESULTS = "ASCEND_PROFILER_OUTPUT"
@@ -26,17 +26,33 @@ KERNEL_TYPE, KERNEL_TIME = "Type", "Duration(us)"
 _TIME = re.compile(r"\s*\d+(\.\d+)?\s*", re.ASCII)
 
 
-class NpuProfile(StepsProfile):
-    """The profile of torch_npu's profiler; its folder has the layout that Huawei's MindStudio Insight opens."""
+class NpuProfile:
+    """A profile that begins with `start`, and ends by itself after `steps` calls of `step`.
+
+    The folder that it makes has the layout that Huawei's MindStudio Insight opens. Its methods are written out although
+    `TorchProfile` has the same: the tests collect from here what the product calls of torch_npu's profile.
+    """
 
     def __init__(self, torch_npu: Any, folder: Path, steps: int) -> None:
-        """Prepare it for `steps` steps."""
-        profile = torch_npu.profiler.profile(
+        """Prepare it; `folder` gets the trace."""
+        self._folder = folder
+        self._profile = torch_npu.profiler.profile(
             activities=[torch_npu.profiler.ProfilerActivity.CPU, torch_npu.profiler.ProfilerActivity.NPU],
             schedule=torch_npu.profiler.schedule(wait=0, warmup=0, active=steps, repeat=1),
             on_trace_ready=torch_npu.profiler.tensorboard_trace_handler(str(folder), analyse_flag=False),
         )
-        super().__init__(profile, folder)
+
+    def start(self) -> None:
+        """Begin the first step."""
+        self._profile.start()
+
+    def step(self) -> None:
+        """Begin the next step; after the last one, stop."""
+        self._profile.step()
+
+    def stop(self) -> None:
+        """Stop, if the last step has not ended yet."""
+        self._profile.stop()
 
     def write(self) -> tuple[Path, list[OperatorTime]]:
         """Have the trace written; return its path and the time of each operator. It takes long: call it in a thread.

@@ -4,7 +4,6 @@ import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch.profiler import ProfilerAction, ProfilerActivity, profile
 
@@ -22,12 +21,21 @@ class OperatorTime:
     calls: int
 
 
-class StepsProfile:
-    """A profile that begins with `start`, and ends by itself after the steps that it was prepared for."""
+class TorchProfile:
+    """A profile that begins with `start`, and ends by itself after `steps` calls of `step`."""
 
-    def __init__(self, profile: Any, folder: Path) -> None:
-        """`profile` is a library's, with torch's methods; `folder` gets the trace."""
-        self._profile, self._folder = profile, folder
+    def __init__(self, folder: Path, steps: int, *, on_gpu: bool = False) -> None:
+        """Prepare it; `folder` gets the trace."""
+        self._folder = folder
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+
+        def action(step: int) -> ProfilerAction:
+            if step >= steps:
+                return ProfilerAction.NONE
+            return ProfilerAction.RECORD if step < steps - 1 else ProfilerAction.RECORD_AND_SAVE
+
+        # Its own schedule marks each step in the trace, but insists on steps before the first one.
+        self._profile = profile(activities=activities, schedule=action)
 
     def start(self) -> None:
         """Begin the first step."""
@@ -40,22 +48,6 @@ class StepsProfile:
     def stop(self) -> None:
         """Stop, if the last step has not ended yet."""
         self._profile.stop()
-
-
-class TorchProfile(StepsProfile):
-    """The profile of torch's own profiler."""
-
-    def __init__(self, folder: Path, steps: int, *, on_gpu: bool = False) -> None:
-        """Prepare it for `steps` steps."""
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-
-        def action(step: int) -> ProfilerAction:
-            if step >= steps:
-                return ProfilerAction.NONE
-            return ProfilerAction.RECORD if step < steps - 1 else ProfilerAction.RECORD_AND_SAVE
-
-        # Its own schedule marks each step in the trace, but insists on steps before the first one.
-        super().__init__(profile(activities=activities, schedule=action), folder)
 
     def write(self) -> tuple[Path, list[OperatorTime]]:
         """Write the trace; return its path and the time of each operator. It takes long: call it in another thread.
