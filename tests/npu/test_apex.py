@@ -42,6 +42,19 @@ def test_both_ways_to_o2_give_the_same_losses(by_apex: TrainerResult, in_o2: Tra
     assert "skipped" in by_apex.stdout
 
 
+def test_an_evaluation_without_an_average_changes_nothing_and_is_the_same_both_ways(run: Run) -> None:
+    without = (*RECIPE, "--ema", "0")
+    apex, native = (
+        run("apex-without", *without, environ=environment(apex=True)),
+        run("native-without", *without, "--precision", "O2"),
+    )
+    assert (apex.code, native.code) == (0, 0), apex.stdout + native.stdout
+    assert apex.metrics("step") == native.metrics("step")
+    assert [row["images"] for row in apex.metrics("eval")] == [row["images"] for row in native.metrics("eval")]
+    for one, other in zip(apex.metrics("eval"), native.metrics("eval"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-2), "folded norms round otherwise in half precision"
+
+
 def test_apexs_masters_and_loss_scale_are_in_the_checkpoint(
     by_apex: TrainerResult, few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,13 @@ from trainer.model.pnasnet import PNASNet5
 
 @torch.no_grad()
 def folded(network: PNASNet5) -> PNASNet5:
-    """Return a copy for evaluation only: norms folded into convolutions, no auxiliary head. `network` is unchanged."""
+    """Return a copy for evaluation only: norms folded into convolutions, no auxiliary head. `network` is unchanged.
+
+    A network whose `forward` was replaced, as apex does, is returned itself, in evaluation mode: a copy would call the
+    replacement, which runs the network that it was made for.
+    """
+    if "forward" in vars(network):
+        return network.eval()
     result = copy.deepcopy(network).requires_grad_(False).eval()
     result.aux = None
     for module in list(result.modules()):

@@ -56,3 +56,13 @@ def test_folding_takes_no_multiply_add_away() -> None:
             model(torch.randn(1, 3, 32, 32))
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
+
+
+def test_a_network_whose_forward_was_replaced_is_evaluated_itself() -> None:
+    network, images = _trained(TINY), torch.randn(2, 3, 32, 32)
+    expected = network.eval()(images)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    original = network.train().forward
+    network.forward = original  # type: ignore[method-assign]  # as apex does, with casts around it
+    assert torch.equal(folded(network)(images), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
