@@ -110,7 +110,7 @@ LINES_OF_TOOLS = (
     ".dockerconfigjson: %s",
     '  "registrytoken" : "%s",',
     "_auth = %s",
-    "//registry.npmjs.org/:_authToken=%s",
+    "//registry.example/:_authToken=%s",
     "_password=%s",
     "default login anonymous password %s",
     "  password %s",

@@ -287,7 +287,7 @@ def test_a_trace_that_a_full_disk_has_cut_is_an_error_and_no_trace(tmp_path: Pat
         text = Path(path).read_bytes()
         Path(path).write_bytes(text[: len(text) // 2])
 
-    profile._profile.export_chrome_trace = cut_short  # type: ignore[assignment]
+    profile._profile.export_chrome_trace = cut_short  # type: ignore[assignment]  # a disk that fills
     with pytest.raises(RuntimeError, match="the trace is not whole; is the disk full"):
         profile.write()
 
