@@ -17,6 +17,7 @@ from trainer.commands.env import env_app, environment_report, environment_summar
 from trainer.commands.export import export_app
 from trainer.commands.inspect import inspect_app
 from trainer.commands.predict import predict_app
+from trainer.commands.prove import prove_app
 from trainer.commands.ranktable import ranktable_app
 from trainer.devices.runtime_env import EVENLY, hccl_timeouts, openmp_threads
 from trainer.environment.affinity import read_affinity
@@ -74,6 +75,7 @@ app.command(env_app)
 app.command(inspect_app)
 app.command(ranktable_app)
 app.command(predict_app)
+app.command(prove_app)
 app.command(export_app)
 
 

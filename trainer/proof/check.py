@@ -1,0 +1,92 @@
+"""A check of `prove`, and its result. Checks know neither each other nor the processes that they run in."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from trainer.topology.visible import DeviceKind
+
+Scope = Literal["node", "device", "pair", "all"]
+"""Where a check runs: once on a node, on each device, on two devices in two different pairings, on all devices."""
+CheckVerdict = Literal["passed", "failed", "unfinished", "impossible"]
+"""`unfinished`: its process died or ran out of time; `impossible`: it means nothing here, and `measured` says why."""
+EVERY_KIND: tuple[DeviceKind, ...] = ("npu", "cuda", "cpu")
+
+
+@dataclass(frozen=True)
+class CheckOutcome:
+    """What a check has found, each text in one line."""
+
+    verdict: CheckVerdict
+    measured: str
+    expected: str = ""
+    """With its source: a definition, this machine's CPU, the other devices, a document."""
+    advice: str = ""
+    """What to do; empty if the check has passed."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Named with their units, such as `matmul_fp16_tflops`."""
+
+
+@dataclass(frozen=True)
+class ProofCheck:
+    """One property, in a bounded time."""
+
+    name: str
+    """Such as `matmul-speed`; docs/ascend.md and records of runs refer to it."""
+    about: str
+    """What it shows, in one line."""
+    scope: Scope
+    function: str
+    """`module:function`; the command imports no torch, so only the check's process imports the module."""
+    limit_s: float
+    kinds: tuple[DeviceKind, ...] = EVERY_KIND
+
+    def load(self) -> "CheckFunction":
+        """Import the function."""
+        module, _, name = self.function.partition(":")
+        function: CheckFunction = getattr(importlib.import_module(module), name)
+        return function
+
+
+@dataclass(frozen=True)
+class CheckPlace:
+    """The devices of a check process, and which of them is its own."""
+
+    kind: DeviceKind
+    devices: tuple[int, ...]
+    """torch's numbers of the node's devices that take part; empty for a check of the node."""
+    rank: int
+    """Of this process among `devices`."""
+    master_port: int
+    """For the process group of `devices`, on this machine."""
+
+    @property
+    def name(self) -> str:
+        """The devices as a user reads them, such as `npu:3`, `npu:0 npu:1` or `node`."""
+        return " ".join(f"{self.kind}:{device}" for device in self.devices) or "node"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a check gets."""
+
+    place: CheckPlace
+    folder: Path
+    """For files of the check, which are deleted after it."""
+    mark: Callable[[str], None]
+    """Tells what begins now: if the process hangs, its last mark is part of the result."""
+
+
+CheckFunction = Callable[[Context], CheckOutcome]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a check at a place."""
+
+    check: str
+    place: str
+    outcome: CheckOutcome
+    seconds: float
