@@ -23,7 +23,7 @@ SECOND_CLUSTER = [
     str(CLUSTER / f"test_{name}.py")
     for name in (
         *("volcano_stand_in", "volcano_jobs", "ranktable_writer", "recorded_ranktables", "log_rotation", "rights"),
-        *("doctor", "chart", "trainer_image", "quickstart", "playground"),
+        *("doctor", "chart", "trainer_image", "quickstart", "playground", "explain", "lost_node"),
     )
 ]
 LOCAL = Path("tests/local")
