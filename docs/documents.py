@@ -13,6 +13,7 @@ from launcher.jobs import Phase
 from trainer.checkpoint.reading import TensorInfo
 from trainer.environment.facts import Facts
 from trainer.environment.findings import EnvironmentFinding
+from trainer.proof.report import Proof
 from trainer.ranktable.table import RankTable
 from trainer.shared.documents import camel_case
 
@@ -436,6 +437,7 @@ class DataVerification(Document):
 Environment = of_dataclass(
     "Environment", "The facts of `env` about a machine.", Facts, findings=list[EnvironmentFinding]
 )
+ProofDocument = of_dataclass("Proof", "What `prove` has found on a machine, also in `proof.json`.", Proof)
 
 
 class FoundCheckpoint(Part):
@@ -514,7 +516,7 @@ OF_THE_LAUNCHER = (
     Profile,
     *(LogLine, LogGap, LogLoss, FindingList, Config, Error),
 )
-OF_THE_TRAINER = (DataVerification, Environment, Inspection, RankTableDocument, PredictionList, Export)
+OF_THE_TRAINER = (DataVerification, Environment, ProofDocument, Inspection, RankTableDocument, PredictionList, Export)
 
 _INTRODUCTION = """\
 # JSON

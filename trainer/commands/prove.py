@@ -1,22 +1,34 @@
 """`python -m trainer prove`: check the machine, its devices and what training promises on them, in some minutes."""
 
 import os
+import secrets
+import signal
+import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from trainer.proof.catalogue import CHECKS
+from trainer.commands import AsJson
+from trainer.environment.facts import read_facts
+from trainer.proof.catalogue import choose_checks
 from trainer.proof.check import Result
+from trainer.proof.report import Proof, describe_result, make_proof, proof_text
 from trainer.proof.runner import run_checks
+from trainer.shared.config import TrainConfig
 from trainer.shared.durations import count
 from trainer.shared.errors import TrainerError, UsageError
+from trainer.shared.files import replacing, writing
+from trainer.shared.program import TERMINATED, say_error
 from trainer.shared.text import visible
 from trainer.topology.visible import visible_devices
 
-prove_app = App(name="prove", help="ProofCheck this machine, each of its devices, and what training promises on them.")
+_OUTPUT = TrainConfig().output
+prove_app = App(name="prove", help="Check this machine, each of its devices, and what training promises on them.")
 
 
 @prove_app.default
@@ -25,10 +37,12 @@ def prove(
     device: Literal["auto", "npu", "cuda", "cpu"] = "auto",
     npus: Annotated[int | None, Parameter(converter=count, validator=Number(gte=1), show_default=False)] = None,
     only: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="", show_default=False)] = None,
-) -> None:
+    output: Path = _OUTPUT,
+    as_json: AsJson = False,
+) -> int:
     """Run each check in a bounded time, and show what was measured, what was expected, and what to do.
 
-    Exit code 1 if a check fails or does not finish.
+    Exit code 1 if a check fails or does not finish. Ctrl-C ends the checks, and keeps the report of what was done.
 
     Parameters
     ----------
@@ -38,25 +52,101 @@ def prove(
         Number of devices; all of them by default, two processes on a CPU.
     only
         Names of checks to run; all by default.
+    output
+        Folder for the report, proof.json.
     """
-    names = {check.name for check in CHECKS}
-    if unknown := [name for name in only or () if name not in names]:
-        raise UsageError(f"--only {unknown[0]}: no such check; there are {', '.join(sorted(names))}")
     visible_ = visible_devices(device, os.environ)
-    devices = range(npus or (2 if visible_.kind == "cpu" else len(visible_.ids)))
-    failed: list[Result] = []
+    checks = choose_checks(only, visible_.kind)
+    devices = range(_count_devices(visible_.kind, len(visible_.ids), npus))
+    facts = read_facts(os.environ, npu_smi_timeout_s=None)
+    results: list[Result] = []
 
-    def show(result: Result) -> None:
-        outcome = result.outcome
-        if outcome.verdict in ("failed", "unfinished"):
-            failed.append(result)
-        expected = f" (expected: {outcome.expected})" if outcome.expected else ""
-        advice = f": {outcome.advice}" if outcome.advice else ""
-        line = f"{outcome.verdict:<10} {result.check:<16} {result.place:<8} {outcome.measured}{expected}{advice}"
-        print(visible(line), flush=True)
+    def report(result: Result) -> None:
+        results.append(result)
+        if not as_json:
+            print(visible(describe_result(result)), flush=True)
 
-    with tempfile.TemporaryDirectory(prefix="pnas-prove-") as folder:
-        checks = [check for check in CHECKS if only is None or check.name in only]
-        run_checks(visible_.kind, devices, checks, Path(folder), show)
-    if failed:
-        raise TrainerError(f"{len(failed)} checks have not passed: the lines above say what to do")
+    started_at = time.time()
+    stop = run_checks(visible_.kind, devices, checks, _scratch_folder(), report)
+    proof = make_proof(
+        visible_.kind,
+        facts,
+        checks,
+        results,
+        started_at=started_at,
+        stopped=None if stop is None else signal.Signals(stop).name,
+    )
+    if as_json:
+        print(proof_text(proof), flush=True)
+    written = _write_report(proof, output)
+    if stop is not None:
+        return _say_stop(proof)
+    _raise_if_failed(results, as_json=as_json)
+    return 0 if written else TrainerError.exit_code
+
+
+def _scratch_folder() -> Path:
+    """Return the path of a new folder for files of checks."""
+    try:
+        place = tempfile.gettempdir()
+    except FileNotFoundError:  # each disk is full: the checks that need files say so
+        place = "/tmp"
+    return Path(place, f"pnas-prove-{secrets.token_hex(4)}")
+
+
+def _count_devices(kind: str, present: int, asked: int | None) -> int:
+    """Return the number of devices to check.
+
+    Raises:
+        UsageError: there are fewer.
+    """
+    if kind == "cpu":
+        return asked or 2
+    if not present:
+        raise UsageError(f"there is no {kind} device here: request some from Kubernetes, or use --device cpu")
+    if asked is not None and asked > present:
+        raise UsageError(f"--npus {asked}: there are {present} {kind} devices: ask for fewer")
+    return asked or present
+
+
+def _write_report(proof: Proof, output: Path) -> bool:
+    """Write the report into the folder, and return whether that was possible: the lines on the terminal remain."""
+    path = output / "proof.json"
+    try:
+        with writing(path):
+            output.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial:
+                partial.write_text(proof_text(proof) + "\n", encoding="utf-8")
+    except TrainerError as error:
+        say_error(visible(f"error: {error}"))
+        return False
+    print(visible(f"the report is in {path}"), file=sys.stderr)
+    return True
+
+
+def _say_stop(proof: Proof) -> int:
+    """Say what has not run, and return the exit code of a program that was stopped by SIGTERM.
+
+    Raises:
+        KeyboardInterrupt: it was Ctrl-C.
+    """
+    rest = f"; not run: {', '.join(proof.not_run)}" if proof.not_run else ""
+    print(visible(f"stopped by {proof.stopped}{rest}"), file=sys.stderr)
+    if proof.stopped == "SIGINT":
+        raise KeyboardInterrupt
+    return TERMINATED
+
+
+def _raise_if_failed(results: Sequence[Result], *, as_json: bool) -> None:
+    """Raise an error if a check has not passed, though it could have.
+
+    Raises:
+        TrainerError: one has failed, or has not finished.
+    """
+    if failed := [result for result in results if result.outcome.verdict in ("failed", "unfinished")]:
+        names = sorted({f"{result.check} {result.place}" for result in failed})
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        error = TrainerError(
+            f"{len(failed)} of {len(results)} checks have not passed ({shown}): their lines say what to do"
+        )
+        raise error.after_document(as_json)

@@ -1,6 +1,5 @@
 """A check of `prove`, and its result. Checks know neither each other nor the processes that they run in."""
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,12 +41,8 @@ class ProofCheck:
     """`module:function`; the command imports no torch, so only the check's process imports the module."""
     limit_s: float
     kinds: tuple[DeviceKind, ...] = EVERY_KIND
-
-    def load(self) -> "CheckFunction":
-        """Import the function."""
-        module, _, name = self.function.partition(":")
-        function: CheckFunction = getattr(importlib.import_module(module), name)
-        return function
+    opens: bool = False
+    """Whether it opens the device: where it has not passed, the other checks of the device are not tried."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +55,17 @@ class CheckPlace:
     rank: int
     """Of this process among `devices`."""
     master_port: int
-    """For the process group of `devices`, on this machine."""
+    """For the process group of `devices`, at `master_addr`."""
+    master_addr: str = "127.0.0.1"
 
     @property
     def name(self) -> str:
         """The devices as a user reads them, such as `npu:3`, `npu:0 npu:1` or `node`."""
-        return " ".join(f"{self.kind}:{device}" for device in self.devices) or "node"
+        return " ".join(map(self.name_of, range(len(self.devices)))) or "node"
+
+    def name_of(self, rank: int) -> str:
+        """Return the device of a rank as a user reads it, such as `npu:3`."""
+        return f"{self.kind}:{self.devices[rank]}"
 
 
 @dataclass(frozen=True)

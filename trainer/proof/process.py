@@ -1,48 +1,54 @@
-"""A process that runs checks at one place: `python -m trainer.proof.process ASSIGNMENT FD`.
+"""A process that runs checks at one place, as the runner assigns them: its `main` gets ASSIGNMENT and FD.
 
 It writes a line of JSON to the descriptor FD for each mark and each outcome, so that the runner knows what hangs, and
-keeps the outcomes from before. Libraries can print what they want.
+keeps the outcomes from before. Libraries can print what they want. The process ends with the runner, whose end of the
+standard input is then gone.
 """
 
+import importlib
 import json
+import math
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.proof.catalogue import CHECKS
-from trainer.proof.check import CheckOutcome, CheckPlace, Context
+from trainer.proof.check import CheckFunction, CheckOutcome, CheckPlace, Context
 from trainer.shared.errors import TrainerError
+from trainer.supervisor import die_with_supervisor
 
 
-def main(words: Sequence[str]) -> int:
+def main() -> int:
     """Run the checks of the assignment, one after the other."""
-    assignment, fd = json.loads(words[0]), int(words[1])
+    die_with_supervisor()
+    assignment, fd = json.loads(sys.argv[1]), int(sys.argv[2])
     place = CheckPlace(**assignment["place"] | {"devices": tuple(assignment["place"]["devices"])})
-    checks = {check.name: check for check in CHECKS}
 
     def send(**message: Any) -> None:
         os.write(fd, json.dumps(message).encode() + b"\n")
 
-    for name in assignment["checks"]:
+    for name, function in assignment["checks"]:
         send(check=name)
-        with tempfile.TemporaryDirectory(prefix="pnas-prove-", dir=assignment["folder"]) as folder:
-            context = Context(place, Path(folder), lambda text: send(mark=text))
-            send(outcome=_outcome(checks[name].load(), context))
+        send(check=name, outcome=_outcome(function, place, assignment["scratch"], lambda text: send(mark=text)))
     return 0
 
 
-def _outcome(function: Any, context: Context) -> Mapping[str, Any]:
+def _outcome(function: str, place: CheckPlace, scratch: str, mark: Any) -> Mapping[str, Any]:
+    """Import and call the function `module:name`; an error that devices, files or settings raise is its outcome."""
     try:
-        outcome = function(context)
+        with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
+            outcome = _load(function)(Context(place, Path(folder), mark))
     except (TrainerError, RuntimeError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         outcome = CheckOutcome("failed", f"{type(error).__name__}: {reason}", "no error", "see the message")
-    return asdict(outcome)
+    figures = {name: figure for name, figure in outcome.figures.items() if math.isfinite(figure)}  # JSON has no others
+    return asdict(replace(outcome, figures=figures))
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def _load(function: str) -> CheckFunction:
+    module, _, name = function.partition(":")
+    loaded: CheckFunction = getattr(importlib.import_module(module), name)
+    return loaded

@@ -1,138 +1,272 @@
 """Run checks in separate processes, each in a bounded time: a device that hangs its process costs one result.
 
-A process runs the checks of its place one after the other, because the start of torch takes longer than most of them.
-If it hangs or dies, it is killed from outside, and another one continues with the next check.
+The processes of a place run its checks one after the other, because the start of torch takes longer than most checks.
+If one hangs or dies, all processes of the place are killed from outside, and others continue with the next check.
 """
 
-import contextlib
-import json
-import os
+import itertools
 import select
-import signal
-import subprocess
-import sys
-import tempfile
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from trainer.proof.check import CheckOutcome, CheckPlace, ProofCheck, Result
+from trainer.proof.check import CheckOutcome, CheckPlace, ProofCheck, Result, Scope
+from trainer.proof.check_process import CheckProcess
+from trainer.supervisor.signals import STOPS, SignalInbox
 from trainer.topology.ports import free_port
 from trainer.topology.visible import DeviceKind
 
-_WORDS = 300
-"""Characters of a dead process's last words in the result."""
+_PEERS_S = 5.0
+"""How long the other processes of a place get after the first has died: their own words say what they miss."""
 
 
-class _Process:
-    """A check process, its messages and its output."""
+class PlaceRun:
+    """The checks of one place, and the processes that do them: one for each of its devices."""
 
-    def __init__(self, place: CheckPlace, checks: Sequence[ProofCheck], folder: Path) -> None:
-        self._messages, writer = os.pipe()
-        self._buffer = b""
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end`
-        assignment = {"place": asdict(place), "checks": [check.name for check in checks], "folder": str(folder)}
-        command = [sys.executable, "-m", "trainer.proof.process", json.dumps(assignment), str(writer)]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            pass_fds=(writer,),
-            start_new_session=True,
-        )
-        os.close(writer)
+    def __init__(self, place: CheckPlace, checks: Sequence[ProofCheck], scratch: Path, processes: int) -> None:
+        """Prepare it.
 
-    def next_message(self, deadline: float) -> dict[str, Any] | None:
-        """Return the next message; None if the process has ended.
-
-        Raises:
-            TimeoutError: none has come before `deadline`, in seconds of time.monotonic.
+        Args:
+            place: Its rank is left open.
+            checks: In this order.
+            scratch: The folder for the files of checks.
+            processes: How many processes of all places share this machine's processors.
         """
-        while b"\n" not in self._buffer:
-            if not select.select([self._messages], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise TimeoutError
-            read = os.read(self._messages, 1 << 16)
-            if not read:
-                return None
-            self._buffer += read
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
-        return message
+        self.place = place
+        self.closed = ""
+        """Why the device does not open; empty if it does, or if no check has tried it."""
+        self.deadline = 0.0
+        """When the check that runs must have ended, in seconds of time.monotonic."""
+        self._ranks = [replace(place, rank=rank) for rank in range(len(place.devices) or 1)]
+        self._queue = list(checks)
+        self._scratch, self._sharing = scratch, processes
+        self._processes: list[CheckProcess] = []
+        self._gate: ProofCheck | None = None
+        """The check that has opened the device: new processes begin with it, and only its failure is news."""
+        self._begun_at = 0.0
 
-    def end(self) -> str:
-        """Kill the process and its children, and return the end of its output."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        os.close(self._messages)
-        self._output.seek(0)
-        words = self._output.read().decode(errors="replace")
-        self._output.close()
-        return " ".join(words[-_WORDS:].split())
+    @property
+    def is_over(self) -> bool:
+        """Whether there is a result of each check."""
+        return not self._queue
 
+    @property
+    def descriptors(self) -> set[int]:
+        """To wait for."""
+        return set().union(*(process.descriptors for process in self._processes))
 
-def run_at(place: CheckPlace, checks: Sequence[ProofCheck], folder: Path) -> Iterator[Result]:
-    """Yield the result of each check at a place of one process, as soon as there is one."""
-    remaining = list(checks)
-    while remaining:
-        process = _Process(place, remaining, folder)
-        try:
-            for check in tuple(remaining):
-                start = time.monotonic()
-                outcome, alive = _wait_for(process, check, start + check.limit_s)
-                remaining.remove(check)
-                words = "" if alive else process.end()
-                if words:
-                    outcome = replace(outcome, measured=f"{outcome.measured}; its last words: {words}")
-                yield Result(check.name, place.name, outcome, time.monotonic() - start)
-                if not alive:
-                    break
-            else:
-                process.end()
-        except BaseException:
+    def advance(self, now: float) -> Iterator[Result]:
+        """Read what the processes say, yield new results, and start processes where there is no process."""
+        while self._queue:
+            if not self._processes:
+                for place in self._ranks:
+                    self._processes.append(CheckProcess(place, self._queue, self._scratch, self._sharing))
+                self._begin(now)
+            outcome = self._outcome_of(self._queue[0], now)
+            if outcome is None:
+                return
+            yield from self._conclude(self._queue.pop(0), outcome, now)
+            self._begin(now)
+        self.end()
+
+    def stop(self) -> Iterator[Result]:
+        """Kill the processes, and yield the result of the check that they have not finished."""
+        self.end()
+        if self._processes and self._queue:
+            outcome = CheckOutcome("unfinished", f"interrupted while {_doings(self._processes)}")
+            yield Result(self._queue[0].name, self.place.name, outcome, time.monotonic() - self._begun_at)
+
+    def kill(self) -> None:
+        """Kill the processes and their children."""
+        for process in self._processes:
+            process.kill()
+
+    def end(self) -> None:
+        """Kill the processes, and wait until they have ended, a bounded time."""
+        self.kill()
+        for process in self._processes:
             process.end()
-            raise
+
+    def _begin(self, now: float) -> None:
+        """Give the first check in the queue its time."""
+        if self._queue:
+            self._begun_at, self.deadline = now, now + self._queue[0].limit_s
+
+    def _outcome_of(self, check: ProofCheck, now: float) -> CheckOutcome | None:
+        """Return the outcome of the check that runs; None if the processes still can finish it."""
+        running = [process.read() for process in self._processes]
+        outcomes = [process.outcomes.get(check.name) for process in self._processes]
+        if None not in outcomes:
+            return _combine(self._processes, check)
+        if any(outcome is None and not alive for outcome, alive in zip(outcomes, running, strict=True)):
+            self.deadline = min(self.deadline, now + _PEERS_S if any(running) else now)
+        if now < self.deadline:
+            return None
+        self.end()
+        outcome = _unfinished(self._processes, check)
+        self._processes = []
+        return outcome
+
+    def _conclude(self, check: ProofCheck, outcome: CheckOutcome, now: float) -> Iterator[Result]:
+        """Yield the result of a check that has ended; if it does not open the device, of all others too."""
+        if check is not self._gate:
+            yield Result(check.name, self.place.name, outcome, now - self._begun_at)
+        if check.opens and outcome.verdict != "passed":
+            again = " any more" if check is self._gate else ""
+            self.closed = f"{self.place.name} does not open{again}: {outcome.measured}"
+            yield from impossible(self._queue, self.place, self.closed)
+            self._queue.clear()
+        elif check.opens:
+            self._gate = check
+        elif self._gate is not None and self._queue and not self._processes:
+            self._queue.insert(0, self._gate)
 
 
-def _wait_for(process: _Process, check: ProofCheck, deadline: float) -> tuple[CheckOutcome, bool]:
-    """Return a check's outcome, and whether its process can continue."""
-    mark = "starting"
-    while True:
-        try:
-            message = process.next_message(deadline)
-        except TimeoutError:
-            text = f"no answer within {check.limit_s:g} s while {mark}: its process was ended"
-            return CheckOutcome("unfinished", text, f"at most {check.limit_s:g} s"), False
-        if message is None:
-            return CheckOutcome("unfinished", f"its process died while {mark}", "the process lives"), False
-        if "outcome" in message:
-            return CheckOutcome(**message["outcome"]), True
-        mark = message.get("mark", mark)
+def impossible(checks: Sequence[ProofCheck], place: CheckPlace, reason: str) -> Iterator[Result]:
+    """Yield the results of checks that are not tried."""
+    for check in checks:
+        yield Result(check.name, place.name, CheckOutcome("impossible", reason), 0.0)
+
+
+def _combine(processes: Sequence[CheckProcess], check: ProofCheck) -> CheckOutcome:
+    """Return the outcome of a check at a place: the first rank's, or what the ranks say that have not passed it."""
+    outcomes = {process: process.outcomes[check.name] for process in processes}
+    failed = {process: outcome for process, outcome in outcomes.items() if outcome.verdict != "passed"}
+    if len(outcomes) == 1 or not failed:
+        return outcomes[processes[0]]
+    first = next(iter(failed.values()))
+    words = {process: outcome.measured for process, outcome in failed.items()}
+    return replace(first, measured=_by_device(words))
+
+
+def _unfinished(processes: Sequence[CheckProcess], check: ProofCheck) -> CheckOutcome:
+    """Return the outcome of a check whose processes were ended: which of them died, and what they were doing."""
+    waiting = [process for process in processes if check.name not in process.outcomes]
+    dead = [process for process in waiting if not process.was_killed]
+    if not dead:
+        text = f"no answer within {check.limit_s:g} s while {_doings(waiting)}: its process was ended"
+        return CheckOutcome("unfinished", text, f"at most {check.limit_s:g} s")
+    words = {
+        process: f"its process died ({process.death}) while {process.doing}"
+        + (f"; its last words: {process.last_words}" if process.last_words else "")
+        for process in dead
+    }
+    return CheckOutcome("unfinished", _by_device(words), "the process lives")
+
+
+def _doings(processes: Sequence[CheckProcess]) -> str:
+    return _by_device({process: process.doing for process in processes})
+
+
+def _by_device(words: Mapping[CheckProcess, str]) -> str:
+    """Return texts, each once with the devices that it is about; without them at a place of one process."""
+    devices: dict[str, list[str]] = {}
+    for process, text in words.items():
+        devices.setdefault(text, []).append(process.device)
+    if all(len(process.place.devices) < 2 for process in words):
+        return "; ".join(devices)
+    return "; ".join(f"{' '.join(names)}: {text}" for text, names in devices.items())
 
 
 def run_checks(
     kind: DeviceKind,
     devices: Sequence[int],
     checks: Sequence[ProofCheck],
-    folder: Path,
+    scratch: Path,
     report: Callable[[Result], None],
-) -> None:
-    """Run the checks of the node, then each check of a device on all devices at once; `report` gets every result."""
-    for result in run_at(CheckPlace(kind, (), 0, 0), [check for check in checks if check.scope == "node"], folder):
-        report(result)
-    of_device = [check for check in checks if check.scope == "device" and kind in check.kinds]
+) -> int | None:
+    """Run the checks in their order, a group with the same scope at all places at once.
 
-    def at_device(device: int) -> None:
-        for result in run_at(_alone(kind, device), of_device, folder):
-            report(result)
+    Args:
+        kind: Of the devices.
+        devices: torch's numbers of the devices that take part.
+        checks: For this kind of device.
+        scratch: A folder that need not exist; it is deleted.
+        report: Called with each result as soon as there is one.
 
-    with ThreadPoolExecutor(len(devices)) as threads:
-        list(threads.map(at_device, devices))
+    Returns:
+        The signal that has ended the checks early; None if all have run.
+    """
+    opened = list(devices)
+    with _signals() as inbox:
+        try:
+            scratch.mkdir(mode=0o700)
+            for scope, group in itertools.groupby(checks, key=lambda check: check.scope):
+                of_scope = list(group)
+                turns = places_of(scope, kind, opened)
+                if not turns:
+                    reason = f"{2 if scope == 'pair' else 1} of the devices must open"
+                    for result in impossible(of_scope, CheckPlace(kind, tuple(devices), 0, 0), reason):
+                        report(result)
+                for places in turns:
+                    sharing = sum(len(place.devices) or 1 for place in places)
+                    runs = [PlaceRun(place, of_scope, scratch, sharing) for place in places]
+                    if stop := _run(runs, inbox, report):
+                        return stop
+                    closed = {run.place.devices for run in runs if run.closed}
+                    opened = [device for device in opened if (device,) not in closed]
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return None
 
 
-def _alone(kind: DeviceKind, device: int) -> CheckPlace:
-    return CheckPlace(kind, (device,), 0, free_port())
+def places_of(scope: Scope, kind: DeviceKind, devices: Sequence[int]) -> list[list[CheckPlace]]:
+    """Return the places of a scope: all places of an inner list are used at once, one list after the other.
+
+    Pairs come in two pairings, so that a device that is slow with two different partners is the slow one.
+    """
+    if scope == "node":
+        groups: list[list[Sequence[int]]] = [[()]]
+    elif scope == "device":
+        groups = [[(device,) for device in devices]]
+    elif scope == "all":
+        groups = [[devices]] if devices else []
+    else:
+        shifted = [*devices[1:], *devices[:1]] if len(devices) > 2 else []
+        groups = [list(zip(order[::2], order[1::2], strict=False)) for order in (devices, shifted)]
+    return [[CheckPlace(kind, tuple(group), 0, free_port()) for group in turn] for turn in groups if turn]
+
+
+def _run(runs: Sequence[PlaceRun], inbox: SignalInbox, report: Callable[[Result], None]) -> int | None:
+    """Run the checks of places at once; return the signal that has ended them, or None."""
+    try:
+        while not all(run.is_over for run in runs):
+            for run in runs:
+                for result in run.advance(time.monotonic()):
+                    report(result)
+            if stop := _wait(runs, inbox):
+                for run in runs:
+                    run.kill()
+                for result in itertools.chain.from_iterable(run.stop() for run in runs):
+                    report(result)
+                return stop
+    finally:
+        for run in runs:
+            run.kill()
+        for run in runs:
+            run.end()
+    return None
+
+
+def _wait(runs: Sequence[PlaceRun], inbox: SignalInbox) -> int | None:
+    """Wait for a message, the end of a process, a deadline or a signal; return the signal if it is one to stop."""
+    poll = select.poll()
+    for descriptor in (inbox.fd, *itertools.chain.from_iterable(run.descriptors for run in runs)):
+        poll.register(descriptor, select.POLLIN)
+    deadlines = [run.deadline for run in runs if not run.is_over]
+    if deadlines:
+        poll.poll(max(0.0, min(deadlines) - time.monotonic()) * 1000 + 1)
+    return next((number for number in inbox.read() if number in STOPS), None)
+
+
+@contextmanager
+def _signals() -> Iterator[SignalInbox]:
+    inbox = SignalInbox()
+    inbox.open()
+    try:
+        yield inbox
+    finally:
+        inbox.close()

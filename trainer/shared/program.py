@@ -26,6 +26,8 @@ _SCRIPTS = ("pnas", "pnas-trainer", *(("start.py",) if "site-packages" in Path(_
 TRAINER = "pnas-trainer" if Path(sys.argv[0]).name in _SCRIPTS else "python -m trainer"
 """The command line of the trainer, as the user can type it: an installed script if the user began one, or a module."""
 INTERRUPTED = 130
+TERMINATED = 143
+"""Exit code of a command that SIGTERM has ended after it has written what it had."""
 BROKEN_PIPE = 141
 """Exit code of a program whose reader has ended, as `| head` does."""
 

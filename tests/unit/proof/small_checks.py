@@ -1,0 +1,101 @@
+"""Checks of a device for the tests of the runner: each one passes, or does what a broken device does to a process."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from trainer.proof.check import CheckOutcome, Context
+
+PASSED = CheckOutcome("passed", "as it should be", figures={"speed": 2.0, "nothing": float("nan")})
+FOR_EVER = "import time; time.sleep(1000)"
+
+
+def passes(_context: Context) -> CheckOutcome:
+    return PASSED
+
+
+def fails(_context: Context) -> CheckOutcome:
+    return CheckOutcome("failed", "1 + 1 = 3", "2, by arithmetic", "replace the device")
+
+
+def raises(_context: Context) -> CheckOutcome:
+    raise RuntimeError("EZ9999\nthe driver says no")
+
+
+def has_a_defect(_context: Context) -> CheckOutcome:
+    raise AttributeError("'CheckOutcome' object has no attribute 'no_such_field'")
+
+
+def hangs(context: Context) -> CheckOutcome:
+    """Hang, with a child in another session."""
+    subprocess.Popen([sys.executable, "-c", FOR_EVER], start_new_session=True)
+    context.mark("copying 1 MiB")
+    time.sleep(1000)
+    return PASSED
+
+
+def hangs_second_time(context: Context) -> CheckOutcome:
+    """Open the device; hang in a second process, as a device does that a first one has left broken."""
+    tries = context.folder.parent / "tries"
+    tries.write_text(tries.read_text() + "." if tries.exists() else ".")
+    if len(tries.read_text()) > 1:
+        context.mark("opening")
+        time.sleep(1000)
+    return CheckOutcome("passed", "a name")
+
+
+def dies(context: Context) -> CheckOutcome:
+    context.mark("adding")
+    print("noise " * 100 + "\nhccp: lost \x1b[31mthe link", flush=True)  # noqa: T201  # a library's words
+    os.kill(os.getpid(), signal.SIGKILL)
+    return PASSED
+
+
+def one_rank_dies(context: Context) -> CheckOutcome:
+    context.mark("exchange 7")
+    if context.place.rank == 1:
+        sys.exit(9)
+    time.sleep(1000)
+    return PASSED
+
+
+def ranks_differ(context: Context) -> CheckOutcome:
+    return fails(context) if context.place.rank else PASSED
+
+
+def prints_garbage_everywhere(_context: Context) -> CheckOutcome:
+    """Write to each descriptor: to standard output, and lines that are no messages to the runner's pipe."""
+    _write_everywhere(b'\xff{"check": 3}\n[]\n{"outcome": 7}\n{"check": "x", "outcome": 1}\n', first=1)
+    return PASSED
+
+
+def writes_a_torn_line(_context: Context) -> CheckOutcome:
+    _write_everywhere(b'{"check": "torn", "outcome": {"verdict": "passed", "mea', first=3)
+    os._exit(3)
+
+
+def _write_everywhere(text: bytes, *, first: int) -> None:
+    for descriptor in range(first, 20):
+        with contextlib.suppress(OSError):
+            os.write(descriptor, text)
+
+
+def leaves_children(_context: Context) -> CheckOutcome:
+    """Leave a child that holds all pipes of this process."""
+    if os.fork() == 0:
+        time.sleep(1000)
+    return PASSED
+
+
+def closes_its_streams(_context: Context) -> CheckOutcome:
+    os.close(1)
+    os.close(2)
+    return PASSED
+
+
+def writes_a_file(context: Context) -> CheckOutcome:
+    (context.folder / "data").write_bytes(b"1")
+    return PASSED

@@ -1,0 +1,155 @@
+"""A check that hangs, dies or prints garbage costs one result; the others run, and no process is left."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.unit.proof import small_checks
+from trainer.proof.check import CheckFunction, CheckOutcome, ProofCheck, Result, Scope
+from trainer.proof.runner import places_of, run_checks
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def check_of(
+    function: CheckFunction, scope: Scope = "device", *, limit_s: float = 60.0, opens: bool = False
+) -> ProofCheck:
+    name = function.__name__
+    return ProofCheck(name, "a small check", scope, f"{small_checks.__name__}:{name}", limit_s, opens=opens)
+
+
+OPEN = check_of(small_checks.passes, opens=True)
+LAST = check_of(small_checks.writes_a_file)
+
+
+@pytest.fixture(autouse=True)
+def no_process_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Let the check processes import this package; afterwards none of them or of their children lives."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("PNAS_TEST_OF", str(tmp_path))
+    yield
+    mine = [process for process in psutil.process_iter() if process.pid != os.getpid() and _is_of(process, tmp_path)]
+    _, alive = psutil.wait_procs(mine, timeout=30)
+    assert [process.cmdline() for process in alive] == []
+    assert not (tmp_path / "scratch").exists()
+
+
+def _is_of(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return process.environ().get("PNAS_TEST_OF") == str(folder)
+    except psutil.Error:
+        return False
+
+
+def run(folder: Path, *checks: ProofCheck, devices: int = 1) -> dict[tuple[str, str], CheckOutcome]:
+    results: list[Result] = []
+    assert run_checks("cpu", range(devices), checks, folder / "scratch", results.append) is None
+    outcomes = {(result.check, result.place): result.outcome for result in results}
+    assert len(outcomes) == len(results), "one result of each check at each place"
+    return outcomes
+
+
+def test_checks_that_pass_give_their_outcomes_and_finite_figures(tmp_path: Path) -> None:
+    outcomes = run(tmp_path, OPEN, LAST, devices=2)
+    assert outcomes == {
+        (name, f"cpu:{device}"): CheckOutcome("passed", "as it should be", figures={"speed": 2.0})
+        for name in ("passes", "writes_a_file")
+        for device in (0, 1)
+    }
+
+
+@pytest.mark.parametrize(
+    ("function", "verdict", "measured"),
+    [
+        (small_checks.fails, "failed", "1 + 1 = 3"),
+        (small_checks.raises, "failed", "RuntimeError: EZ9999 the driver says no"),
+        (small_checks.prints_garbage_everywhere, "passed", "as it should be"),
+        (small_checks.leaves_children, "passed", "as it should be"),
+        (small_checks.closes_its_streams, "passed", "as it should be"),
+        (small_checks.writes_a_torn_line, "unfinished", "its process died (exit code 3) while starting {name}"),
+        (
+            small_checks.has_a_defect,
+            "unfinished",
+            "its process died (exit code 1) while starting {name}; its last words: *'CheckOutcome' object has no "
+            "attribute 'no_such_field'",
+        ),
+        (
+            small_checks.dies,
+            "unfinished",
+            "its process died (killed) while adding; its last words: *noise hccp: lost \x1b[31mthe link",
+        ),
+    ],
+)
+def test_what_a_check_does_to_its_process_costs_its_own_result_only(
+    function: CheckFunction, verdict: str, measured: str, tmp_path: Path
+) -> None:
+    outcomes = run(tmp_path, OPEN, check_of(function), LAST)
+    outcome = outcomes[function.__name__, "cpu:0"]
+    begin, _, end = measured.format(name=function.__name__).partition("*")
+    assert outcome.verdict == verdict
+    assert outcome.measured.startswith(begin)
+    assert outcome.measured.endswith(end)
+    assert outcomes["writes_a_file", "cpu:0"].verdict == "passed"
+
+
+def test_a_check_that_hangs_is_ended_with_its_children_and_says_what_it_did(tmp_path: Path) -> None:
+    outcomes = run(tmp_path, OPEN, check_of(small_checks.hangs, limit_s=1.0), LAST)
+    assert outcomes["hangs", "cpu:0"].verdict == "unfinished"
+    assert outcomes["hangs", "cpu:0"].measured == ("no answer within 1 s while copying 1 MiB: its process was ended")
+    assert outcomes["writes_a_file", "cpu:0"].verdict == "passed"
+
+
+def test_no_check_is_tried_on_a_device_that_does_not_open(tmp_path: Path) -> None:
+    opens = check_of(small_checks.fails, opens=True)
+    outcomes = run(tmp_path, opens, LAST, check_of(small_checks.passes, "all"))
+    assert outcomes["fails", "cpu:0"].verdict == "failed"
+    assert outcomes["writes_a_file", "cpu:0"] == CheckOutcome("impossible", "cpu:0 does not open: 1 + 1 = 3")
+    assert outcomes["passes", "cpu:0"] == CheckOutcome("impossible", "1 of the devices must open")
+
+
+def test_a_device_that_does_not_open_after_a_death_is_not_tried_further(tmp_path: Path) -> None:
+    opens = check_of(small_checks.hangs_second_time, opens=True, limit_s=3.0)
+    outcomes = run(tmp_path, opens, check_of(small_checks.dies), LAST)
+    assert outcomes["hangs_second_time", "cpu:0"] == CheckOutcome("passed", "a name")
+    assert outcomes["dies", "cpu:0"].verdict == "unfinished"
+    assert outcomes["writes_a_file", "cpu:0"] == CheckOutcome(
+        "impossible", "cpu:0 does not open any more: no answer within 3 s while opening: its process was ended"
+    )
+
+
+def test_the_devices_of_a_place_are_named_where_they_differ(tmp_path: Path) -> None:
+    differ, dies = check_of(small_checks.ranks_differ, "all"), check_of(small_checks.one_rank_dies, "all", limit_s=4.0)
+    outcomes = run(tmp_path, differ, dies, check_of(small_checks.passes, "pair"), devices=3)
+    assert outcomes["ranks_differ", "cpu:0 cpu:1 cpu:2"].measured == "cpu:1 cpu:2: 1 + 1 = 3"
+    assert outcomes["one_rank_dies", "cpu:0 cpu:1 cpu:2"].measured == (
+        "cpu:1: its process died (exit code 9) while exchange 7"
+    )
+    assert {place for name, place in outcomes if name == "passes"} == {"cpu:0 cpu:1", "cpu:1 cpu:2"}
+
+
+def test_each_device_meets_two_others() -> None:
+    pairings = [[place.devices for place in turn] for turn in places_of("pair", "npu", range(6))]
+    assert pairings == [[(0, 1), (2, 3), (4, 5)], [(1, 2), (3, 4), (5, 0)]]
+    assert [len(places_of("pair", "npu", range(count))) for count in (0, 1, 2, 3)] == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_processes_and_keeps_the_results(number: signal.Signals, tmp_path: Path) -> None:
+    results: list[Result] = []
+
+    def report(result: Result) -> None:
+        results.append(result)
+        if len(results) == 2:
+            threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+
+    checks = (OPEN, check_of(small_checks.hangs), LAST)
+    assert run_checks("cpu", range(2), checks, tmp_path / "scratch", report) == number
+    first, second = results[:2], results[2:]
+    assert [result.check for result in first] == ["passes", "passes"]
+    assert {(result.check, result.outcome.verdict) for result in second} == {("hangs", "unfinished")}
+    assert second[0].outcome.measured.startswith("interrupted while ")

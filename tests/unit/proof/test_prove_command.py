@@ -1,0 +1,138 @@
+"""`python -m trainer prove`: its lines, its report, its exit codes, and one clear line for bad input."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.documents import one_document
+from tests.unit.proof import small_checks
+from trainer.cli import main
+from trainer.proof import catalogue
+from trainer.proof.check import CheckFunction, ProofCheck
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def _check(function: CheckFunction, *, opens: bool = False) -> ProofCheck:
+    name = function.__name__
+    return ProofCheck(
+        name, "a small check", "device", f"{small_checks.__name__}:{name}", 60.0, kinds=("cpu", "npu"), opens=opens
+    )
+
+
+@pytest.fixture
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder for the report; the checks are two that pass, and one for each fault."""
+    checks = (_check(small_checks.passes, opens=True), _check(small_checks.writes_a_file))
+    faults = (_check(small_checks.fails), _check(small_checks.dies), _check(small_checks.hangs))
+    monkeypatch.setattr(catalogue, "CHECKS", (*checks, *faults))
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    return tmp_path / "output"
+
+
+def test_each_result_is_a_line_and_the_report_a_document(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["prove", "--device", "cpu", "--npus", "1", "--output", str(output)]
+    assert main([*words, "--only", "writes_a_file"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[:3] for line in out.splitlines()] == [
+        ["passed", "passes", "cpu:0"],
+        ["passed", "writes_a_file", "cpu:0"],
+    ]
+    assert err == f"the report is in {output}/proof.json\n"
+    report = one_document((output / "proof.json").read_text(), "Proof")
+    assert report["notRun"] == []
+    assert main([*words, "--only", "writes_a_file", "--json"]) == 0
+    printed = one_document(capsys.readouterr().out, "Proof")
+    assert [result["outcome"] for result in printed["results"]] == [result["outcome"] for result in report["results"]]
+
+
+def test_a_failed_check_is_exit_code_1_and_its_line_is_safe(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prove", "--device", "cpu", "--npus", "1", "--output", str(output), "--only", "fails", "dies"]) == 1
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[1] == "failed     fails            cpu:0    1 + 1 = 3 (expected: 2, by arithmetic): replace the device"
+    assert lines[2].endswith(r"hccp: lost \x1b[31mthe link (expected: the process lives)")
+    assert err.splitlines()[1] == (
+        "error: 2 of 3 checks have not passed (dies cpu:0, fails cpu:0): their lines say what to do"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--only", "pases"], "--only pases: no such check; did you mean passes?"),
+        (
+            ["--only", "q"],
+            "--only q: no such check; there are dies, fails, hangs, passes, writes_a_file",
+        ),
+        (["--device", "cuda", "--only", "fails"], "--only fails: this check is for cpu and npu, not for cuda"),
+        (["--device", "npu"], "there is no npu device here: request some from Kubernetes, or use --device cpu"),
+        (["--device", "npu", "--npus", "8"], "there is no npu device here: *"),
+    ],
+)
+def test_bad_input_is_one_line(
+    words: list[str], error: str, output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (output / "dev").mkdir(parents=True)
+    monkeypatch.setenv("PNAS_DEVICE_FILES", str(output / "dev"))
+    assert main(["prove", "--output", str(output), *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith(f"error: {error.rstrip('*')}")
+    assert error.endswith("*") or line == f"error: {error}"
+
+
+def test_more_devices_than_there_are_is_one_line(
+    output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output.mkdir()
+    (output / "davinci0").touch()
+    monkeypatch.setenv("PNAS_DEVICE_FILES", str(output))
+    assert main(["prove", "--device", "npu", "--npus", "8"]) == 2
+    assert capsys.readouterr().err == "error: --npus 8: there are 1 npu devices: ask for fewer\n"
+
+
+def test_where_no_report_can_be_written_the_lines_remain(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output.write_text("a file")
+    assert main(["prove", "--device", "cpu", "--npus", "1", "--output", str(output), "--only", "writes_a_file"]) == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    (line,) = err.splitlines()
+    assert line.startswith(f"error: {output}/proof.json: cannot be written: ")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_the_report_of_what_was_done(
+    number: signal.Signals,
+    code: int,
+    output: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(catalogue, "CHECKS", (*catalogue.CHECKS[:2], catalogue.CHECKS[-1], catalogue.CHECKS[2]))
+    done = threading.Event()
+    threading.Thread(target=_signal_when_hanging, args=(number, done), daemon=True).start()
+    assert main(["prove", "--device", "cpu", "--npus", "1", "--output", str(output)]) == code
+    done.set()
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["passed", "passed", "unfinished"]
+    assert f"stopped by {number.name}; not run: fails" in err.splitlines()
+    report = json.loads((output / "proof.json").read_text())
+    assert (report["stopped"], report["notRun"], len(report["results"])) == (number.name, ["fails"], 3)
+
+
+def _signal_when_hanging(number: int, done: threading.Event) -> None:
+    """Signal this process as soon as the check that hangs has started its child."""
+    while not done.wait(0.05):
+        with contextlib.suppress(psutil.Error):  # a process that has just ended
+            commands = [process.cmdline() for process in psutil.Process().children(recursive=True)]
+            if any(small_checks.FOR_EVER in command for command in commands):
+                os.kill(os.getpid(), number)
+                return
