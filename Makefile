@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 
 RUN := -m launcher submit --backend local --npus 2 --mode full --profile digits --data-path data/digits
 
-.PHONY: help run test quick unit check generate format bench npu-shell cluster cluster-down lock clean
+.PHONY: help run test quick unit check generate format bench bench-quick npu-shell cluster cluster-down lock clean
 
 help:  ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
@@ -42,15 +42,18 @@ check: $(VENV)/test.stamp  ## Lint, format, types, import contracts, dead code, 
 	$(BIN)/yamllint --strict .
 	$(BIN)/python -m docs --check
 
-generate: $(VENV)/test.stamp  ## Write the generated files: docs/options.md, k8s/manifests, the chart's page, rights and schema, pictures
+generate: $(VENV)/test.stamp  ## Write the generated files: docs/options.md, docs/performance.md, k8s/manifests, the chart's page, rights and schema, pictures
 	$(BIN)/python -m docs
 
 format: $(VENV)/test.stamp  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/test.stamp  ## Compare with timm, torchx, stern and kubectl, and write the results to benchmarks/results
+bench: $(VENV)/test.stamp  ## Compare with timm, torchx, stern and kubectl, and write docs/performance.md (20 minutes)
 	$(BIN)/python -m benchmarks
+
+bench-quick: $(VENV)/test.stamp  ## The most important comparisons in brief (3 minutes); publishes nothing
+	$(BIN)/python -m benchmarks --quick
 
 npu-shell: $(VENV)/test.stamp  ## A shell in which `--device npu` trains on emulated NPUs (builds them once; needs g++)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.npu.machine

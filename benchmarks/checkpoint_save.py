@@ -9,7 +9,6 @@ import contextlib
 import io
 import itertools
 import os
-import platform
 import re
 import shutil
 import statistics
@@ -28,7 +27,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from benchmarks.report import machine, publish
+from benchmarks.report import Bar, Benchmark, Figure, Series, run
 from trainer.checkpoint.reading import list_checkpoints, verify_checkpoint
 from trainer.data.loader import ImageBatch
 from trainer.data.sampler import plan_epoch
@@ -43,7 +42,7 @@ from trainer.training.steps import StepWindow, Training, train_steps
 from trainer.worker.start import build_training, make_watchdog
 from trainer.worker.task import WorkerTask
 
-SIDE, IMAGES, CLASSES, ROUNDS = 331, 2, 1000, 5
+SIDE, IMAGES, CLASSES, ROUNDS, QUICK_ROUNDS = 331, 2, 1000, 5, 1
 BAR = 0.10
 """Share of a step for which a save may block the loop, beyond the copy in memory."""
 NPU_STEP_S = 32 / 69
@@ -85,18 +84,15 @@ class Checkpoint:
     verification: float
 
 
-def main() -> int:
-    """Measure and publish; return 1 if the bar is missed."""
+def measure(quick: bool) -> list[Figure]:
+    """Return the figures of a save."""
     # The writer gets the other cores, as with an accelerator. Also, two threads that wait for each
     # other on a shared machine would measure the load of other programs.
     torch.set_num_threads(1)
     # Runs write here by default; the system's folder for temporary files may be in memory.
     OUTPUT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="checkpoint-save-", dir=OUTPUT) as folder:
-        turns, checkpoint = measure(Path(folder))
-    lines, met = _report(turns, checkpoint)
-    publish("checkpoint_save.md", lines)
-    return 0 if met else 1
+        return _figures(*_turns(Path(folder), QUICK_ROUNDS if quick else ROUNDS))
 
 
 def checkpoints_of(training: Training, folder: Path, *, snapshots: Path | None = None) -> CheckpointManager:
@@ -112,7 +108,7 @@ def checkpoints_of(training: Training, folder: Path, *, snapshots: Path | None =
     )
 
 
-def measure(folder: Path) -> tuple[dict[str, list[Turn]], Checkpoint]:
+def _turns(folder: Path, rounds: int) -> tuple[dict[str, list[Turn]], Checkpoint]:
     """Return the turns of each way to save, and our checkpoint; the first turn of each way allocates its memory."""
     training = build_large_training(folder)
     windows = _steps(training)
@@ -127,8 +123,8 @@ def measure(folder: Path) -> tuple[dict[str, list[Turn]], Checkpoint]:
         }
         next(windows)  # the first step warms up caches and the allocator
         turns: dict[str, list[Turn]] = {name: [] for name in saves}
-        for round_, (name, save) in itertools.product(range(ROUNDS + 1), saves.items()):
-            print(f"\rround {round_} of {ROUNDS}", end="", file=sys.stderr, flush=True)
+        for round_, (name, save) in itertools.product(range(rounds + 1), saves.items()):
+            print(f"\rround {round_} of {rounds}", end="", file=sys.stderr, flush=True)
             turns[name].append(_turn(windows, save))
         print(file=sys.stderr)
     newest = list_checkpoints(checkpoints.folder)[0]
@@ -267,51 +263,59 @@ def _async_save(training: Training, folder: Path) -> Save:
     return save
 
 
-def _report(turns: dict[str, list[Turn]], checkpoint: Checkpoint) -> tuple[list[str], bool]:
-    """Return the lines of the page, and whether the bar is met."""
+def _figures(turns: dict[str, list[Turn]], checkpoint: Checkpoint) -> list[Figure]:
     # The first turn of each way allocates memory.
     later = {name: all_turns[1:] for name, all_turns in turns.items()}
     step = statistics.median(turn.step_before for name in later for turn in later[name])
-    blocked = {name: statistics.median(turn.blocked for turn in later[name]) for name in later}
-    beyond = blocked[OURS] - blocked[COPY]
-    rows = [
-        f"| {name} | {turns[name][0].blocked:.3f} s | {blocked[name]:.3f} s | {blocked[name] / blocked[OURS]:.2f} "
-        f"| {blocked[name] / step:.3f} | {slower:+.2f} s | {blocked[name] + slower:.2f} s |"
-        for name, slower in ((name, _slower(later[name], step)) for name in later)
+    first = {name: Series(name, [all_turns[0].blocked]) for name, all_turns in turns.items()}
+    blocked = {name: Series(name, [turn.blocked for turn in later[name]]) for name in later}
+    costs = {name: Series(name, [turn.blocked + _slower(turn, step) for turn in later[name]]) for name in later}
+    beyond = [ours.blocked - copy.blocked for ours, copy in zip(later[OURS], later[COPY], strict=True)]
+    return [
+        Figure(
+            "the loop waits beyond a plain copy, against a step",
+            "s",
+            Series(OURS, beyond),
+            Series("step", [turn.step_before for turn in later[OURS]]),
+            Bar(BAR),
+        ),
+        Figure(
+            "the same, against the seed's step of 32 images on one NPU",
+            "s",
+            Series(OURS, beyond),
+            Series("step", [NPU_STEP_S] * len(beyond)),
+        ),
+        *(
+            Figure(name, "s", series[OURS], series[peer])
+            for name, series in (
+                ("the loop waits", blocked),
+                ("the loop waits for the first save", first),
+                ("a save costs in all, with slower steps meanwhile", costs),
+            )
+            for peer in (COPY, TORCH_SAVE, ASYNC_SAVE)
+        ),
+        Figure("written, flushed, read back and verified during the steps", "s", Series(OURS, checkpoint.writes)),
+        Figure("one verification, from the page cache", "s", Series(OURS, [checkpoint.verification])),
+        Figure("size", "MiB", Series(OURS, [checkpoint.mebibytes])),
+        Figure("tensors", "", Series(OURS, [checkpoint.tensors])),
     ]
-    lines = [
-        "# Checkpoint of pnasnet5large",
-        "",
-        f"Model, momentum, moving average and statistics: {checkpoint.tensors:,} tensors, {checkpoint.mebibytes:,.0f} "
-        f"MiB. The trainer's own loop at {SIDE} px, fp32, batch {IMAGES}; medians of {ROUNDS} saves of each kind, "
-        "taken in turns.",
-        "",
-        "    python -m benchmarks.checkpoint_save",
-        "",
-        f"torch {torch.__version__}, Python {platform.python_version()}, {machine()}, 1 thread; "
-        f"load average of the machine at the end {os.getloadavg()[0]:.1f}, of which this is at most 2",
-        "",
-        "| way | first save blocks | later ones block | ratio to ours | share of a step | steps meanwhile slower by "
-        "| a save costs in all |",
-        "|---|---|---|---|---|---|---|",
-        *rows,
-        "",
-        f"A step takes {step:.2f} s. Ours blocks the loop for {1000 * beyond:.0f} ms beyond the plain copy, "
-        f"{beyond / step:.4f} of a step (bar {BAR:.2f}). It is the host's work and does not grow with the batch: of "
-        f"{NPU_STEP_S:.2f} s, the seed's step of 32 images on one NPU, it would be {beyond / NPU_STEP_S:.2f}. The copy "
-        "from an accelerator's memory is not measured here.",
-        "",
-        f"Ours is written, flushed, read back and verified in {statistics.median(checkpoint.writes):.2f} s during the "
-        f"steps; one verification takes {checkpoint.verification:.2f} s (from the page cache). The peers neither "
-        "hash nor read back.",
-    ]
-    return lines, beyond / step <= BAR
 
 
-def _slower(turns: list[Turn], step: float) -> float:
-    """Return the seconds by which the steps during one save took longer than the same number of other steps."""
-    return statistics.median(sum(turn.steps_meanwhile) - len(turn.steps_meanwhile) * step for turn in turns)
+def _slower(turn: Turn, step: float) -> float:
+    """Return the seconds by which the steps during a save took longer than the same number of other steps."""
+    return sum(turn.steps_meanwhile) - len(turn.steps_meanwhile) * step
+
+
+BENCHMARK = Benchmark(
+    name="checkpoint_save",
+    title="Checkpoint of pnasnet5large",
+    method=f"Model, momentum, moving average and statistics. The trainer's own loop at {SIDE} px, fp32, batch "
+    f"{IMAGES}, on one thread. The peers neither hash nor read back. The wait is the host's work and does not grow "
+    "with the batch; the copy from an accelerator's memory is not measured here.",
+    measure=measure,
+    packages=("torch",),
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(BENCHMARK))

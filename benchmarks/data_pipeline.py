@@ -1,17 +1,14 @@
 """Images per second of one core, from JPEG file to uint8 batch, against torchvision's Pillow pipeline in one run.
 
-`python -m benchmarks.data_pipeline` prints the rates and writes benchmarks/results/data_pipeline.md. The peer is the
-pipeline of the seed and of torchvision's reference: Pillow decode, crop, flip, `ToTensor`, collate to float32. It
-measures CPU time instead of wall time, because other programs on the machine hardly change it.
+The peer is the pipeline of the seed and of torchvision's reference: Pillow decode, crop, flip, `ToTensor`, collate to
+float32. It measures CPU time instead of wall time, because other programs on the machine hardly change it.
 """
 
 import io
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +20,25 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from benchmarks.report import machine, publish
+from benchmarks.report import Benchmark, Figure, Series, run
 from trainer.data.digits import write_digits
 from trainer.data.index import load_split
 from trainer.data.loader import train_batches
 from trainer.data.sampler import plan_epoch
 from trainer.shared.config import TrainConfig
 
-ROUNDS = 3
+ROUNDS, QUICK_ROUNDS = 5, 1
 BATCH = 32
 
 
-def measure(folder: Path) -> dict[str, tuple[float, float]]:
-    """Return our rate and the peer's for each data set, images per CPU second: the best of interleaved rounds."""
+def measure(quick: bool) -> list[Figure]:
+    """Return our rate and the peer's for each data set, images per CPU second."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        return _rates(Path(folder), QUICK_ROUNDS if quick else ROUNDS)
+
+
+def _rates(folder: Path, rounds: int) -> list[Figure]:
     write_photos(folder / "photos", count=160)
     write_digits(folder / "digits")
     cases = {
@@ -45,11 +48,12 @@ def measure(folder: Path) -> dict[str, tuple[float, float]]:
             TrainConfig(image_size=32, augment="affine", crop_scale=0.8, flip=0.0),
         ),
     }
-    rates = {}
+    figures = []
     for name, (data, config) in cases.items():
-        rounds = [(_rate(_ours(data, config)), _rate(_peer(data, config))) for _ in range(ROUNDS)]
-        rates[name] = (max(ours for ours, _ in rounds), max(peer for _, peer in rounds))
-    return rates
+        pairs = [(_rate(_ours(data, config)), _rate(_peer(data, config))) for _ in range(rounds)]
+        ours, theirs = zip(*pairs, strict=True)
+        figures.append(Figure(name, "images/s", Series("ours", ours), Series("torchvision with Pillow", theirs)))
+    return figures
 
 
 def _rate(epoch: Callable[[], Iterable[Tensor]]) -> float:
@@ -95,32 +99,14 @@ def write_photos(to: Path, count: int, split: str = "train") -> None:
         (to / split / "photo" / f"{number:04d}.jpg").write_bytes(encoded.getvalue())
 
 
-def page(rates: dict[str, tuple[float, float]]) -> list[str]:
-    """Return the lines of the page, with the command and the versions that repeat it."""
-    rows = [f"| {name} | {ours:,.0f} | {peer:,.0f} | {ours / peer:.2f} |" for name, (ours, peer) in rates.items()]
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "pillow", "numpy"))
-    return [
-        "# Data pipeline",
-        "",
-        "Command: `python -m benchmarks.data_pipeline`",
-        "",
-        f"Training images per CPU second of one core, best of {ROUNDS} interleaved rounds, batch {BATCH}.",
-        f"Python {platform.python_version()}, {versions}; {machine()}.",
-        "",
-        "| images | ours | torchvision with Pillow | ratio |",
-        "|---|---|---|---|",
-        *rows,
-    ]
-
-
-def main() -> int:
-    """Measure and publish."""
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        lines = page(measure(Path(folder)))
-    publish("data_pipeline.md", lines)
-    return 0
+BENCHMARK = Benchmark(
+    name="data_pipeline",
+    title="Data pipeline",
+    method=f"Training images per CPU second of one core, from JPEG file to batch, batch {BATCH}.",
+    measure=measure,
+    packages=("torch", "torchvision", "pillow", "numpy"),
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(BENCHMARK))

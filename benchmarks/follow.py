@@ -1,8 +1,8 @@
 """Reading a pod's log: `launcher.podlogs` and the launcher as a whole against `kubectl logs` and stern.
 
 `python -m benchmarks.follow` starts the test bed (root, Go). A pod prints a million lines, which the clients read in
-turns. Then the benchmark measures how long a new line takes to each reader. It writes benchmarks/results/follow.md. The
-bars: stern's rate, at most 1.2 times stern's CPU, 80 MiB, and 1.2 times kubectl's 99th percentile of the delay.
+turns. Then the benchmark measures how long a new line takes to each reader. The bars: stern's rate, at most 1.2 times
+stern's CPU, 80 MiB, and 1.2 times kubectl's 99th percentile of the delay.
 """
 
 import os
@@ -11,21 +11,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import peers
-from benchmarks.report import machine, publish
+from benchmarks.report import Bar, Benchmark, Figure, Series, run
 from launcher.podlogs.lines import timestamp_ns
 from tests.cluster.support import line_printer
 from tests.cluster.testbed import cluster as testbed
 from tests.cluster.testbed.cluster import Cluster
 
-LINES, WIDTH, ROUNDS = 1_000_000, 63, 3
+LINES, WIDTH, ROUNDS, QUICK_ROUNDS = 1_000_000, 63, 3, 1
 RATE, DELAYS = 100, 1000
-CPU_BAR, MEMORY_BAR_MIB, DELAY_BAR = 1.2, 80, 1.2
+WALL_BAR, CPU_BAR, MEMORY_BAR_MIB, DELAY_BAR = 1.0, 1.2, 80, 1.2
 NAMESPACE, PRINTED, PRINTING = "follow", "printed", "printing"
 LIBRARY, LAUNCHER, KUBECTL, STERN = "launcher.podlogs", "python -m launcher logs", "kubectl logs", "stern"
 
@@ -39,23 +39,23 @@ class Reading:
     mebibytes: float
 
 
-def main() -> int:
-    """Measure and publish; return 1 if a bar is missed."""
+def measure(quick: bool) -> list[Figure]:
+    """Return the figures of reading a whole log, and of the delay of new lines."""
+    peers.need_cluster()
+    stern, rounds = peers.stern(), QUICK_ROUNDS if quick else ROUNDS
     with (
         tempfile.TemporaryDirectory() as folder,
         testbed.running(nodes=1, npus=0, container_log_max_size="1Gi") as cluster,
     ):
         testbed.create_namespace(cluster, NAMESPACE)
         line_printer.load_image(cluster, Path(folder))
-        readings = _readings(cluster, Path(folder))
-        delays = _delays(cluster)
-    lines, met = _report(readings, delays)
-    publish("follow.md", lines)
-    return 0 if met else 1
+        readings = _readings(cluster, Path(folder), stern, rounds)
+        delays = _delays(cluster, rounds)
+    return [*_reading_figures(readings), *_delay_figures(delays)]
 
 
-def _readings(cluster: Cluster, folder: Path) -> dict[str, list[Reading]]:
-    """Return `ROUNDS` readings of each client, taken in turns, after one reading whose output is checked."""
+def _readings(cluster: Cluster, folder: Path, stern: Path, rounds: int) -> dict[str, list[Reading]]:
+    """Return `rounds` readings of each client, taken in turns, after one reading whose output is checked."""
     cluster.create(_job(PRINTED, LINES, 0, WIDTH, 0))
     cluster.kubectl("wait", f"job/{PRINTED}", "--namespace", NAMESPACE, "--for=condition=Complete", "--timeout=300s")
     name = _pod(cluster, PRINTED)
@@ -67,14 +67,14 @@ def _readings(cluster: Cluster, folder: Path) -> dict[str, list[Reading]]:
         KUBECTL: [*kubectl, "logs", name],
     }
     words = ["--no-follow", "--tail=-1", "--output=raw", "--only-log-lines", name]
-    commands[STERN] = [str(peers.stern()), f"--kubeconfig={config}", "--namespace", NAMESPACE, *words]
+    commands[STERN] = [str(stern), f"--kubeconfig={config}", "--namespace", NAMESPACE, *words]
     for client, command in commands.items():
         with (folder / "read").open("wb") as out:
             _measure(command, out.fileno())
         lines = (folder / "read").read_bytes().count(b"\n")
         assert lines == LINES, f"{client} read {lines} lines"
     turns: dict[str, list[Reading]] = {client: [] for client in commands}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for client, command in commands.items():
             turns[client].append(_measure(command, subprocess.DEVNULL))
     return turns
@@ -117,8 +117,8 @@ def _peak_kib(pid: int) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
 
 
-def _delays(cluster: Cluster) -> dict[str, list[float]]:
-    """Return the seconds from the runtime's timestamp to the arrival of each line at a reader; clients take turns."""
+def _delays(cluster: Cluster, rounds: int) -> dict[str, list[list[float]]]:
+    """Return for each turn the seconds from the runtime's timestamp to the arrival of each line at a reader."""
     cluster.create(_job(PRINTING, 10**9, RATE, 10, 0))
     pods = ("pod", f"--selector=pnas/job={PRINTING}", "--namespace", NAMESPACE)
     for condition in ("--for=create", "--for=condition=Ready"):
@@ -132,10 +132,10 @@ def _delays(cluster: Cluster) -> dict[str, list[float]]:
         LAUNCHER: [sys.executable, "-m", "launcher", *launcher_words],
         KUBECTL: [str(cluster.program), *kubectl_words],
     }
-    delays: dict[str, list[float]] = {client: [] for client in commands}
-    for _ in range(ROUNDS):
+    delays: dict[str, list[list[float]]] = {client: [] for client in commands}
+    for _ in range(rounds):
         for client, command in commands.items():
-            delays[client] += _delays_of(command)
+            delays[client].append(_delays_of(command))
     return delays
 
 
@@ -157,58 +157,41 @@ def _delays_of(command: Sequence[str]) -> list[float]:
     return delays
 
 
-def _report(readings: Mapping[str, Sequence[Reading]], delays: Mapping[str, Sequence[float]]) -> tuple[list[str], bool]:
-    """Return the lines of the page, and whether the bars are met."""
-    medians = {client: _median(rounds) for client, rounds in readings.items()}
-    rows = [
-        f"| {client} | {median.wall_s:.1f} | {LINES / median.wall_s / 1000:.0f}k | {median.cpu_s:.2f} | "
-        f"{median.cpu_s / medians[STERN].cpu_s:.2f} | {median.mebibytes:.0f} |"
-        for client, median in medians.items()
-    ]
-    percentiles = {client: statistics.quantiles(seconds, n=100) for client, seconds in delays.items()}
-    delay_rows = [f"| {name} | {cuts[49] * 1000:.2f} | {cuts[98] * 1000:.2f} |" for name, cuts in percentiles.items()]
-    ours = [medians[name] for name in (LIBRARY, LAUNCHER)]
-    ratio = max(percentiles[name][98] for name in (LIBRARY, LAUNCHER)) / percentiles[KUBECTL][98]
-    bars = {
-        "stern's rate or better": max(median.wall_s for median in ours) <= medians[STERN].wall_s,
-        f"CPU at most {CPU_BAR} times stern's": max(median.cpu_s for median in ours) <= CPU_BAR * medians[STERN].cpu_s,
-        f"at most {MEMORY_BAR_MIB} MiB": max(median.mebibytes for median in ours) <= MEMORY_BAR_MIB,
-        f"99th percentile of the delay at most {DELAY_BAR} times kubectl's ({ratio:.2f})": ratio <= DELAY_BAR,
-    }
-    lines = [
-        "# Reading a pod's log",
-        "",
-        "Command: `python -m benchmarks.follow`",
-        "",
-        f"{LINES:,} lines of {WIDTH + 25} bytes of a finished pod, read to nowhere; medians of {ROUNDS} in turns, each",
-        f"next to a whole Kubernetes on the same machine. Python {sys.version.split()[0]}, stern {peers.STERN};",
-        f"{machine()}.",
-        "",
-        "| client | wall s | lines/s | client CPU s | of stern's | peak MiB |",
-        "|---|---|---|---|---|---|",
-        *rows,
-        "",
-        f"From the runtime's stamp to the reader, {RATE} lines/s, {DELAYS * ROUNDS} lines in {ROUNDS} turns, ms:",
-        "",
-        "| client | p50 | p99 |",
-        "|---|---|---|",
-        *delay_rows,
-        "",
-        *(f"- {'met' if met else 'MISSED'}: {bar}" for bar, met in bars.items()),
-    ]
-    return lines, all(bars.values())
-
-
-def _median(rounds: Sequence[Reading]) -> Reading:
-    def middle(value: Callable[[Reading], float]) -> float:
-        return statistics.median(map(value, rounds))
-
-    return Reading(
-        middle(lambda reading: reading.wall_s),
-        middle(lambda reading: reading.cpu_s),
-        middle(lambda reading: reading.mebibytes),
+def _reading_figures(readings: Mapping[str, Sequence[Reading]]) -> Iterator[Figure]:
+    quantities: Sequence[tuple[str, str, Callable[[Reading], float], Bar]] = (
+        ("wall time", "s", lambda reading: reading.wall_s, Bar(WALL_BAR)),
+        ("CPU time of the client", "s", lambda reading: reading.cpu_s, Bar(CPU_BAR)),
+        ("peak memory", "MiB", lambda reading: reading.mebibytes, Bar(MEMORY_BAR_MIB, of="ours")),
     )
+    for name, unit, quantity, bar in quantities:
+        series = {client: Series(f"`{client}`", list(map(quantity, turns))) for client, turns in readings.items()}
+        for client in (LIBRARY, LAUNCHER):
+            yield Figure(name, unit, series[client], series[STERN], bar)
+            yield Figure(name, unit, series[client], series[KUBECTL])
+
+
+def _delay_figures(delays: Mapping[str, Sequence[Sequence[float]]]) -> Iterator[Figure]:
+    for percentile, bar in ((50, None), (99, Bar(DELAY_BAR))):
+        series = {
+            client: Series(
+                f"`{client}`", [1000 * statistics.quantiles(seconds, n=100)[percentile - 1] for seconds in turns]
+            )
+            for client, turns in delays.items()
+        }
+        for client in (LIBRARY, LAUNCHER):
+            name = f"from the runtime's stamp to the reader, {percentile}th percentile"
+            yield Figure(name, "ms", series[client], series[KUBECTL], bar)
+
+
+BENCHMARK = Benchmark(
+    name="follow",
+    title="Reading a pod's log",
+    method=f"{LINES:,} lines of {WIDTH + 25} bytes of a finished pod, read to nowhere, next to a whole "
+    f"Kubernetes on the same machine. For the delays, {RATE} lines/s and {DELAYS:,} lines in each turn.",
+    measure=measure,
+    peers={"stern": peers.STERN},
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(BENCHMARK))

@@ -2,22 +2,22 @@
 
 `python -m benchmarks.large_cluster` starts a real API server with 1,000 nodes, 5,500 jobs with their pods, and 20,000
 events (root, Go). No controller and no kubelet runs, which would change the objects. They are written into etcd as
-JSON, which the API server reads like its own form. The result goes to benchmarks/results/large_cluster.md. The bars: a
-command takes at most twice as long as the lists that it needs, its start included, and 300 MiB.
+JSON, which the API server reads like its own form. The bars: a command takes at most twice as long as the lists that it
+needs, its start included, and 300 MiB.
 """
 
 import base64
 import json
-import statistics
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.report import machine, publish
+from benchmarks import peers
+from benchmarks.report import Bar, Benchmark, Figure, Series, run
 from launcher.kinds.batch import BATCH_JOBS
 from launcher.kube.access import ClusterAccess
 from launcher.kube.api import Api, connect
@@ -29,7 +29,7 @@ from tests.cluster.testbed.nodes.processes import output_of
 from tests.local import large_cluster
 from tests.local.large_cluster import FINISHED, LIVE, name_of
 
-ROUNDS = 3
+ROUNDS, QUICK_ROUNDS = 3, 1
 TIME_BAR, MEMORY_BAR_MIB = 2.0, 300
 NAMESPACE = "training"
 WAITING, RUNNING = name_of(0), name_of(7)
@@ -58,15 +58,14 @@ COMMANDS = {
 _AT_ONCE = 100
 
 
-def main() -> int:
-    """Measure and publish; return 1 if a bar is missed."""
+def measure(quick: bool) -> list[Figure]:
+    """Return the time and the memory of each command."""
+    peers.need_cluster()
     with testbed.running(nodes=1, api_server_only=True) as cluster:
         _create_objects(cluster)
         api = connect(ClusterAccess(kubeconfig=cluster.kubeconfig, namespace=NAMESPACE))
-        rounds = [_measure(cluster, api) for _ in range(ROUNDS + 1)]
-    lines, met = _report(rounds[1:])
-    publish("large_cluster.md", lines)
-    return 0 if met else 1
+        rounds = [_measure(cluster, api) for _ in range(1 + (QUICK_ROUNDS if quick else ROUNDS))]
+    return [figure for words in COMMANDS for figure in _figures(words, [found[words] for found in rounds[1:]])]
 
 
 def _create_objects(cluster: Cluster) -> None:
@@ -120,35 +119,29 @@ def _measure(cluster: Cluster, api: Api) -> dict[tuple[str, ...], tuple[float, f
     return found
 
 
-def _report(rounds: Sequence[dict[tuple[str, ...], tuple[float, float, int]]]) -> tuple[list[str], bool]:
-    """Return the lines of the page, and whether the bars are met."""
-    rows, met = [], True
-    for words, lists in COMMANDS.items():
-        seconds, plain, memory = (statistics.median(found[words][index] for found in rounds) for index in range(3))
-        names = ", ".join(f"{item.resource.plural}{' (selected)' * bool(item.labels or item.fields)}" for item in lists)
-        rows.append(f"| {' '.join(words)} | {seconds:.2f} | {names} | {plain:.2f} | {seconds / plain:.2f} | {memory} |")
-        met &= seconds <= TIME_BAR * plain and memory < MEMORY_BAR_MIB
-    lines = [
-        "# A large cluster",
-        "",
-        "Command: `python -m benchmarks.large_cluster`",
-        "",
-        f"A real API server with {large_cluster.NODES:,} nodes, {FINISHED:,} finished and {LIVE} live jobs with their",
-        f"pods, and {large_cluster.EVENTS:,} events. Medians of {ROUNDS}: of whole commands with the start of Python,",
-        f"and of the same paged lists, one after the other, in a running process. {machine()}.",
-        "The server reads all pods for a selected list, too, because Debian's etcd is too old for its cache.",
-        "",
-        "| command | wall s | lists | their wall s | ratio | peak MiB |",
-        "|---|---|---|---|---|---|",
-        *rows,
-        "",
-        f"- {'met' if met else 'MISSED'}: at most {TIME_BAR:g} times the lists, and less than {MEMORY_BAR_MIB} MiB",
-    ]
-    return lines, met
+def _figures(words: tuple[str, ...], turns: list[tuple[float, float, int]]) -> Iterator[Figure]:
+    name = f"`{words[0]}`" + {WAITING: " of a waiting job", RUNNING: " of a running job"}.get(words[-1], "")
+    lists = ", ".join(
+        f"{item.resource.plural}{' (selected)' * bool(item.labels or item.fields)}" for item in COMMANDS[words]
+    )
+    seconds, plain, memory = zip(*turns, strict=True)
+    yield Figure(f"{name}, wall time", "s", Series("command", seconds), Series(lists, plain), Bar(TIME_BAR))
+    yield Figure(f"{name}, peak memory", "MiB", Series("command", memory), bar=Bar(MEMORY_BAR_MIB, of="ours"))
+
+
+BENCHMARK = Benchmark(
+    name="large_cluster",
+    title="A large cluster",
+    method=f"A real API server with {large_cluster.NODES:,} nodes, {FINISHED:,} finished and {LIVE} live jobs "
+    f"with their pods, and {large_cluster.EVENTS:,} events. Whole commands with the start of Python, against the same "
+    "paged lists, one after the other, in a running process. The server reads all pods for a selected list, too, "
+    "because Debian's etcd is too old for its cache.",
+    measure=measure,
+)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["fill"]:  # in the network of etcd
         fill(Path(sys.argv[2]))
     else:
-        sys.exit(main())
+        sys.exit(run(BENCHMARK))

@@ -1,31 +1,28 @@
 """Launcher start-up: `python -m launcher --help` and friends against torchx's, interleaved in one run.
 
-`python -m benchmarks.launcher_start` installs torchx into a cache on first use, prints the medians and writes
-benchmarks/results/launcher_start.md. The bars: `--help` and `render` take at most half the time of `torchx --help` and
-`torchx run --dryrun`, because a slower command line feels broken.
+The first use installs torchx into a cache. The bars: `--help` and `render` take at most half the time of `torchx
+--help` and `torchx run --dryrun`, because a slower command line feels broken.
 """
 
-import platform
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 
 from benchmarks import peers
-from benchmarks.report import machine, publish
+from benchmarks.report import Bar, Benchmark, Figure, Series, run
 
-ROUNDS = 15
+ROUNDS, QUICK_ROUNDS = 15, 4
 BAR = 0.5
 EMPTY, HELP, RENDER = "python -c pass", "python -m launcher --help", "python -m launcher render"
+SUBMIT_HELP, LIST = "python -m launcher submit --help", "python -m launcher list"
 PEER_HELP, PEER_RENDER = "torchx --help", "torchx run --dryrun"
 LAUNCHER = (sys.executable, "-m", "launcher")
 OURS = {
     EMPTY: (sys.executable, "-c", "pass"),
     HELP: (*LAUNCHER, "--help"),
-    "python -m launcher submit --help": (*LAUNCHER, "submit", "--help"),
-    "python -m launcher list": (*LAUNCHER, "list", "--backend", "local"),
+    SUBMIT_HELP: (*LAUNCHER, "submit", "--help"),
+    LIST: (*LAUNCHER, "list", "--backend", "local"),
     RENDER: (*LAUNCHER, "render", "--image", "registry.example/pnas:0.1.0", "--npus", "8"),
 }
 # The same job: one Volcano pod with eight processes. No workspace, because a workspace needs Docker.
@@ -33,17 +30,22 @@ DRY_RUN = ("--workspace", "", "-s", "kubernetes", "-cfg", "queue=default,namespa
 DRY_RUN_JOB = ("dist.ddp", "-j", "1x8", "--image", "registry.example/pnas:0.1.0", "--script", "main.py")
 
 
-def measure(rounds: int = ROUNDS) -> dict[str, float]:
-    """Return the median wall seconds of each command; each round runs every command once, so noise affects all."""
+def measure(quick: bool) -> list[Figure]:
+    """Return the wall seconds of each command; each round runs every command once, so noise affects all."""
     torchx = str(peers.torchx())
     theirs = {PEER_HELP: (torchx, "--help"), PEER_RENDER: (torchx, "run", "--dryrun", *DRY_RUN, *DRY_RUN_JOB)}
     commands: Mapping[str, Sequence[str]] = {**OURS, **theirs}
     times: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(rounds + 1):
+    for _ in range(1 + (QUICK_ROUNDS if quick else ROUNDS)):
         for name, words in commands.items():
             times[name].append(_seconds(words))
     # The first round fills the page cache.
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+    series = {name: Series(f"`{name}`", values[1:]) for name, values in times.items()}
+    return [
+        Figure("list the commands", "s", series[HELP], series[PEER_HELP], Bar(BAR)),
+        Figure("render a job", "s", series[RENDER], series[PEER_RENDER], Bar(BAR)),
+        *(Figure("a start", "s", series[name]) for name in (SUBMIT_HELP, LIST, EMPTY)),
+    ]
 
 
 def _seconds(words: Sequence[str]) -> float:
@@ -52,42 +54,15 @@ def _seconds(words: Sequence[str]) -> float:
     return time.perf_counter() - start
 
 
-def ratios(medians: Mapping[str, float]) -> dict[str, float]:
-    """Return the shares of the peer's time that have a bar."""
-    return {HELP: medians[HELP] / medians[PEER_HELP], RENDER: medians[RENDER] / medians[PEER_RENDER]}
-
-
-def page(medians: dict[str, float]) -> list[str]:
-    """Return the lines of the page, with the command and the versions that repeat it."""
-    base = medians[EMPTY]
-    rows = [f"| `{name}` | {value:.3f} | {value - base:+.3f} |" for name, value in medians.items()]
-    versions = ", ".join(f"{name} {version(name)}" for name in ("cyclopts", "rich", "pydantic"))
-    bars = [
-        f"- {'met' if ratio <= BAR else 'MISSED'}: `{name}` takes {ratio:.2f} of torchx's time (bar {BAR})"
-        for name, ratio in ratios(medians).items()
-    ]
-    return [
-        "# Launcher start-up",
-        "",
-        "Command: `python -m benchmarks.launcher_start`",
-        "",
-        f"Median of {ROUNDS} interleaved runs. Python {platform.python_version()}, {versions}; torchx",
-        f"{peers.TORCHX}; {machine()}.",
-        "",
-        f"| command | wall s | more than `{EMPTY}` |",
-        "|---|---|---|",
-        *rows,
-        "",
-        *bars,
-    ]
-
-
-def main() -> int:
-    """Measure and publish; return 1 if a bar is missed."""
-    medians = measure()
-    publish("launcher_start.md", page(medians))
-    return 0 if max(ratios(medians).values()) <= BAR else 1
+BENCHMARK = Benchmark(
+    name="launcher_start",
+    title="Start of the launcher",
+    method="Wall time of whole commands. torchx renders the same job: one Volcano pod with eight processes.",
+    measure=measure,
+    packages=("cyclopts", "rich", "pydantic"),
+    peers={"torchx": peers.TORCHX},
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(BENCHMARK))

@@ -6,15 +6,13 @@ better one counts. Memory: each network runs in a new process; the result is the
 the interpreter and its libraries.
 """
 
-import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,12 +21,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
 from torch import Tensor, nn
 
-from benchmarks.report import processor, publish
+from benchmarks.report import Bar, Benchmark, Figure, Series, run
 from trainer.devices.cpu import CpuDevice
 from trainer.model.folding import folded
 from trainer.model.pnasnet import LARGE, PNASNet5
 
-SIDE, IMAGES, WARM_UP, ROUNDS = 331, 2, 2, 7
+SIDE, IMAGES = 331, 2
+WARM_UP, ROUNDS, QUICK_ROUNDS = 2, 7, 3
 """Rounds of the warm-up and of the measurement; the first steps of a process wait for its memory."""
 LAYOUTS = {"nhwc": torch.channels_last, "nchw": torch.contiguous_format}
 OURS = CpuDevice.memory_format
@@ -42,22 +41,16 @@ class Seconds(NamedTuple):
     cpu: float
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure and publish; return 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "LAYOUT"), help=argparse.SUPPRESS)
-    options = parser.parse_args([] if arguments is None else arguments)
-    if options.memory_of:
-        print(json.dumps(_peak_memory(*options.memory_of)))
-        return 0
-    steps, evaluations = _in_turns("step", _training_steps()), _in_turns("evaluation", _evaluations())
+def measure(quick: bool) -> list[Figure]:
+    """Return the figures of a step, of an evaluation and of the memory."""
+    rounds = QUICK_ROUNDS if quick else ROUNDS
+    steps = _in_turns("step", _training_steps(), rounds)
+    evaluations = _in_turns("evaluation", _evaluations(), rounds)
     mebibytes = {
         (network, layout): _new_process_peak_memory(network, layout)
         for network, layout in (("ours", OURS), ("ours, recomputing", OURS), *(("timm", layout) for layout in LAYOUTS))
     }
-    lines, met = _report(steps, evaluations, mebibytes)
-    publish("model_step.md", lines)
-    return 0 if met else 1
+    return _figures(steps, evaluations, mebibytes)
 
 
 def _network(name: str, layout: str) -> nn.Module:
@@ -122,18 +115,20 @@ def _evaluations() -> dict[tuple[str, str], Callable[[], None]]:
     return {key: evaluation(network, key[1]) for key, network in networks.items()}
 
 
-def _in_turns(what: str, steps: dict[tuple[str, str], Callable[[], None]]) -> dict[tuple[str, str], Seconds]:
-    """Return the median times of each; steps take turns, so that noise of the machine affects all."""
+def _in_turns(
+    what: str, steps: dict[tuple[str, str], Callable[[], None]], rounds: int
+) -> dict[tuple[str, str], list[Seconds]]:
+    """Return the times of each; steps take turns, so that noise of the machine affects all."""
     times: dict[tuple[str, str], list[Seconds]] = {key: [] for key in steps}
-    for round_ in range(WARM_UP + ROUNDS):
+    for round_ in range(WARM_UP + rounds):
         for key, step in steps.items():
             wall, cpu = time.perf_counter(), time.process_time()
             step()
             if round_ >= WARM_UP:
                 times[key].append(Seconds(time.perf_counter() - wall, time.process_time() - cpu))
-            print(f"\r{what}: round {round_ + 1} of {WARM_UP + ROUNDS}", end="", file=sys.stderr, flush=True)
+            print(f"\r{what}: round {round_ + 1} of {WARM_UP + rounds}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return {key: Seconds(*map(statistics.median, zip(*taken, strict=True))) for key, taken in times.items()}
+    return times
 
 
 def _peak_memory(name: str, layout: str) -> float:
@@ -152,71 +147,66 @@ def _peak_resident() -> int:
 
 
 def _new_process_peak_memory(name: str, layout: str) -> float:
-    command = [sys.executable, "-m", "benchmarks.model_step", "--memory-of", name, layout]
+    command = [sys.executable, "-m", "benchmarks.model_step", "memory-of", name, layout]
     # malloc returns large blocks to the system at once, so that the peak counts only memory in use.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
     return float(json.loads(output))
 
 
-def _report(
-    steps: dict[tuple[str, str], Seconds],
-    evaluations: dict[tuple[str, str], Seconds],
+def _figures(
+    steps: dict[tuple[str, str], list[Seconds]],
+    evaluations: dict[tuple[str, str], list[Seconds]],
     mebibytes: dict[tuple[str, str], float],
-) -> tuple[list[str], bool]:
-    """Return the lines of the page, and whether all bars are met."""
-    ours, recomputing = ("ours", OURS), ("ours, recomputing", OURS)
-    bars = [
-        ("training step, wall time", steps[ours].wall / _best(steps).wall, STEP_BAR),
-        ("training step, CPU time", steps[ours].cpu / _best(steps).cpu, STEP_BAR),
-        (
-            "with --activation-checkpointing, wall time against ours without",
-            steps[recomputing].wall / steps[ours].wall,
-            RECOMPUTING_BAR,
+) -> list[Figure]:
+    """Return the figures against each layout of timm's; the bars hold against the faster one."""
+
+    def time_of(what: str, times: dict[tuple[str, str], list[Seconds]], bar: float) -> Iterator[Figure]:
+        peers = sorted(
+            (key for key in times if key[0] == "timm"),
+            key=lambda key: statistics.median(seconds.wall for seconds in times[key]),
+        )
+        for peer in peers:
+            for index, clock in enumerate(("wall", "CPU")):
+                ours, theirs = (
+                    Series(", ".join(key), [seconds[index] for seconds in times[key]]) for key in (("ours", OURS), peer)
+                )
+                yield Figure(f"{what}, {clock} time", "s", ours, theirs, Bar(bar) if peer == peers[0] else None)
+
+    def memory_of(network: str, layout: str) -> Series:
+        return Series(f"{network}, {layout}", [mebibytes[network, layout]])
+
+    best = min((key for key in mebibytes if key[0] == "timm"), key=mebibytes.__getitem__)
+    recomputing, ours = (
+        Series(name, [seconds.wall for seconds in steps[name, OURS]]) for name in ("ours, recomputing", "ours")
+    )
+    return [
+        *time_of("training step", steps, STEP_BAR),
+        *time_of("evaluation", evaluations, EVALUATION_BAR),
+        Figure("peak memory of a training step", "MiB", memory_of("ours", OURS), memory_of(*best), Bar(MEMORY_BAR)),
+        Figure("step with `--activation-checkpointing`, wall time", "s", recomputing, ours, Bar(RECOMPUTING_BAR)),
+        Figure(
+            "its peak memory, against a step without",
+            "MiB",
+            memory_of("ours, recomputing", OURS),
+            memory_of("ours", OURS),
         ),
-        ("evaluation, wall time", evaluations[ours].wall / _best(evaluations).wall, EVALUATION_BAR),
-        ("evaluation, CPU time", evaluations[ours].cpu / _best(evaluations).cpu, EVALUATION_BAR),
-        (
-            "peak memory of a training step",
-            mebibytes[ours] / min(mebibytes["timm", name] for name in LAYOUTS),
-            MEMORY_BAR,
-        ),
     ]
-    rows = [
-        f"| {network} | {layout} | {step.wall:.2f} s | {step.cpu:.2f} s "
-        f"| {_seconds(evaluations.get((network, layout)))} | {mebibytes[network, layout]:,.0f} MiB |"
-        for (network, layout), step in steps.items()
-    ]
-    lines = [
-        "# Training step and evaluation of pnasnet5large",
-        "",
-        f"{SIDE} px, fp32, {IMAGES} images; a step is forward, backward and fused SGD with momentum; median of "
-        f"{ROUNDS} rounds in turns after {WARM_UP} to warm up. Ours evaluates with folded batch norms. Memory is the "
-        "growth of the peak resident set of a new process whose malloc keeps no free blocks.",
-        "",
-        "    python -m benchmarks.model_step",
-        "",
-        f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}, "
-        f"{processor()}, {torch.get_num_threads()} threads",
-        "",
-        "| network | layout | step, wall | step, CPU | evaluation, wall and CPU | peak memory |",
-        "|---|---|---|---|---|---|",
-        *rows,
-        "",
-        "| against timm's better layout | ratio | bar |",
-        "|---|---|---|",
-        *(f"| {name} | {ratio:.3f} | {bar:.2f} |" for name, ratio, bar in bars),
-    ]
-    return lines, all(ratio <= bar for _, ratio, bar in bars)
 
 
-def _best(times: dict[tuple[str, str], Seconds]) -> Seconds:
-    return min((seconds for (network, _), seconds in times.items() if network == "timm"), key=lambda best: best.wall)
-
-
-def _seconds(times: Seconds | None) -> str:
-    return "-" if times is None else f"{times.wall:.2f} s, {times.cpu:.2f} s"
+BENCHMARK = Benchmark(
+    name="model_step",
+    title="Training step and evaluation of pnasnet5large",
+    method=f"{SIDE} px, fp32, {IMAGES} images; a step is forward, backward and fused SGD with momentum, after "
+    f"{WARM_UP} to warm up. Ours evaluates with folded batch norms. Memory is the growth of the peak resident set of "
+    "a new process whose malloc keeps no free blocks.",
+    measure=measure,
+    packages=("torch", "timm"),
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if sys.argv[1:2] == ["memory-of"]:  # in a new process
+        print(json.dumps(_peak_memory(*sys.argv[2:])))
+    else:
+        sys.exit(run(BENCHMARK))

@@ -7,27 +7,25 @@ it had when the same steps ran before, so that neither device computes or alloca
 per operator.
 """
 
-import argparse
 import dataclasses
 import gc
 import importlib
-import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.report import processor, publish
+from benchmarks import report
+from benchmarks.report import Bar, Benchmark, Figure, NotMeasuredError, Series
 from tests.npu.machine import build, environment
 from trainer.data.loader import ImageBatch, to_device
 from trainer.data.sampler import plan_epoch
@@ -50,72 +48,10 @@ CLOCK_BAR = 0.01
 # Network, side, images, rounds of one step each.
 SIZES = (("pnasnet5tiny", 32, 32, 20), ("pnasnet5mobile", 96, 8, 8), ("pnasnet5large", 331, 2, 4))
 HOST_SIZE = ("pnasnet5large", 64, 2)
-HOST_STEPS, HOST_ROUNDS = 4, 40
+HOST_STEPS, HOST_ROUNDS, QUICK_HOST_ROUNDS = 4, 40, 8
 ARITHMETIC = ("fp32", "fp16", "O2")
 CLASSES = 1000
 PEERS = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """CPU seconds of a step on each path, and the number of operators that reach a device in it (0: not counted)."""
-
-    name: str
-    cpu_s: float
-    npu_s: float
-    cpu_operators: float = 0
-    npu_operators: float = 0
-
-    @property
-    def ratio(self) -> float:
-        """The time of the NPU's path divided by the time of the CPU's path."""
-        return self.npu_s / self.cpu_s
-
-
-@dataclasses.dataclass(frozen=True)
-class ComparisonCost:
-    """CPU seconds and operators of one hash of a rank's state, and of one step, both on the path of an NPU."""
-
-    name: str
-    hash_s: float
-    step_s: float
-    hash_operators: float
-    step_operators: float
-
-    @property
-    def share(self) -> float:
-        """The share of the host work of training."""
-        return self.hash_s / (self.step_s * TrainConfig().compare_every)
-
-
-@dataclasses.dataclass(frozen=True)
-class ClockCost:
-    """CPU seconds in which a rank of several takes the times of one step, and of one step, on the path of an NPU."""
-
-    name: str
-    clock_s: float
-    step_s: float
-
-    @property
-    def share(self) -> float:
-        """The share of the host work of the step."""
-        return self.clock_s / self.step_s
-
-
-@dataclasses.dataclass(frozen=True)
-class CaptureCost:
-    """CPU seconds of the host in an eager and in a captured step, and the operators that it starts one by one."""
-
-    name: str
-    eager_s: float
-    captured_s: float
-    eager_operators: float
-    captured_operators: float
-
-    @property
-    def ratio(self) -> float:
-        """The captured step's time divided by the eager step's."""
-        return self.captured_s / self.eager_s
 
 
 class RecordedOperators(TorchDispatchMode):
@@ -150,45 +86,48 @@ class RecordedOperators(TorchDispatchMode):
         return reproduce(args)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure and publish; return 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--on-npus", action="store_true", help=argparse.SUPPRESS)
-    if parser.parse_args([] if arguments is None else arguments).on_npus:
-        tables = (_steps(), _host_work(), _captures(), _comparisons(), _clocks())
-        print(json.dumps([[dataclasses.asdict(cost) for cost in costs] for costs in tables]))
-        return 0
-    build()
+def measure(quick: bool) -> list[Figure]:
+    """Return the figures, from a process on emulated NPUs.
+
+    Raises:
+        NotMeasuredError: there is no compiler for the emulated NPU.
+    """
+    try:
+        build()
+    except RuntimeError as error:
+        raise NotMeasuredError(str(error)) from error
     result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.npu_host_work", "--on-npus"],
+        [sys.executable, "-m", "benchmarks.npu_host_work", "on-npus", *["--quick"] * quick],
         # A new process, so that torch_npu is loaded with torch: autograd counts the devices at the first backward pass.
         env={**os.environ, **environment(), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
-        text=True,
         check=True,
     )
-    *tables, captured, compared, clocked = json.loads(result.stdout.splitlines()[-1])
-    steps, host = ([Cost(**values) for values in costs] for costs in tables)
-    captures = [CaptureCost(**values) for values in captured]
-    comparisons, clocks = [ComparisonCost(**values) for values in compared], [ClockCost(**one) for one in clocked]
-    publish("npu_host_work.md", _report(steps, host, captures, comparisons, clocks))
-    good = all(cost.ratio <= STEP_BAR for cost in steps) and host[0].ratio <= HOST_BAR
-    good = good and all(cost.ratio <= CAPTURE_BAR for cost in captures)
-    good = good and all(cost.share <= COMPARISON_BAR for cost in comparisons)
-    return 0 if good and all(cost.share <= CLOCK_BAR for cost in clocks) else 1
+    return _FIGURES.validate_json(result.stdout.splitlines()[-1])
 
 
-def _steps() -> list[Cost]:
-    return [_whole_step(*size) for size in SIZES]
+_FIGURES = TypeAdapter(list[Figure])
 
 
-def _whole_step(model: str, side: int, images: int, rounds: int) -> Cost:
+def _on_npus(quick: bool) -> list[Figure]:
+    rounds = QUICK_HOST_ROUNDS if quick else HOST_ROUNDS
+    return [
+        *(_whole_step(*size) for size in (SIZES[:1] if quick else SIZES)),
+        *_host_work(rounds),
+        *_captures(rounds),
+        *_comparisons(rounds),
+        _clocks(rounds),
+    ]
+
+
+def _whole_step(model: str, side: int, images: int, rounds: int) -> Figure:
     runs = {kind: _run(kind, "fp32", model, side, images, steps=1) for kind in ("cpu", "npu")}
     seconds = _in_turns(runs, rounds)
-    return Cost(f"{model}, {side} px, {images} images", seconds["cpu"], seconds["npu"])
+    ours, peer = Series("emulated NPU", seconds["npu"]), Series("CPU", seconds["cpu"])
+    return Figure(f"whole step, {model}, {side} px, {images} images", "s", ours, peer, Bar(STEP_BAR))
 
 
-def _host_work() -> list[Cost]:
+def _host_work(rounds: int) -> Iterator[Figure]:
     """Measure the host work in each arithmetic of an NPU, against fp32 on the CPU."""
     recordings = {"cpu": RecordedOperators(), **{precision: RecordedOperators() for precision in ARITHMETIC}}
     runs = {}
@@ -197,16 +136,27 @@ def _host_work() -> list[Cost]:
         run = _run(kind, precision, *HOST_SIZE, steps=HOST_STEPS)
         run()  # from the second run on, gradients, momentum and a loss scale exist
         runs[name] = _without_kernels(run, recording)
-    seconds = {name: value / HOST_STEPS for name, value in _in_turns(runs, HOST_ROUNDS).items()}
-    counts = {name: recording.operators / HOST_STEPS for name, recording in recordings.items()}
-    return [Cost(name, seconds["cpu"], seconds[name], counts["cpu"], counts[name]) for name in ARITHMETIC]
+    seconds = _in_turns(runs, rounds)
+    for name in ARITHMETIC:
+        ours, peer = (
+            _milliseconds(label, seconds[key], HOST_STEPS) for label, key in (("NPU", name), ("CPU, fp32", "cpu"))
+        )
+        yield Figure(f"host work, {name}", "ms", ours, peer, Bar(HOST_BAR) if name == "fp32" else None)
+        ours, peer = (
+            Series(label, [recordings[key].operators / HOST_STEPS])
+            for label, key in ((f"NPU, {name}", name), ("CPU, fp32", "cpu"))
+        )
+        yield Figure(f"operators, {name}", "", ours, peer)
 
 
-def _captures() -> list[CaptureCost]:
+def _milliseconds(name: str, seconds: Sequence[float], divisor: float = 1) -> Series:
+    return Series(name, [1000 * value / divisor for value in seconds])
+
+
+def _captures(rounds: int) -> Iterator[Figure]:
     """Measure captured steps against eager ones, with an average of the weights; a replay computes nothing."""
     # Only a process on emulated NPUs has it.
     emulation: Any = importlib.import_module("torch_npu._emulation").core
-    costs = []
     for precision in ARITHMETIC:
         recordings = {graph: RecordedOperators() for graph in ("off", "on")}
         runs = {}
@@ -217,15 +167,18 @@ def _captures() -> list[CaptureCost]:
                 steps.take()
             emulation.compute_in_replays(False)
             runs[graph] = _without_kernels(steps.take, recording)
-        seconds = _in_turns(runs, HOST_ROUNDS)
-        operators = (recordings[graph].operators for graph in ("off", "on"))
-        costs.append(CaptureCost(precision, seconds["off"], seconds["on"], *operators))
-    return costs
+        seconds = _in_turns(runs, rounds)
+        ours, peer = _milliseconds("captured", seconds["on"]), _milliseconds("eager", seconds["off"])
+        yield Figure(f"host work of a captured step, {precision}", "ms", ours, peer, Bar(CAPTURE_BAR))
+        captured, eager = (
+            Series(name, [recordings[graph].operators]) for name, graph in (("captured", "on"), ("eager", "off"))
+        )
+        yield Figure(f"operators of a captured step, {precision}", "", captured, eager)
 
 
-def _comparisons() -> list[ComparisonCost]:
-    """Measure one hash against one step, in each arithmetic of an NPU and with an average of the weights."""
-    costs = []
+def _comparisons(rounds: int) -> Iterator[Figure]:
+    """Measure one hash against the steps between two, with an average of the weights."""
+    every = TrainConfig().compare_every
     for precision in ARITHMETIC:
         steps = _training_steps("npu", precision, *HOST_SIZE, steps=1, ema=0.999)
         steps.take()
@@ -248,13 +201,13 @@ def _comparisons() -> list[ComparisonCost]:
             "hash": _without_kernels(take_hash, recordings["hash"]),
             "step": _without_kernels(steps.take, recordings["step"]),
         }
-        seconds = _in_turns(runs, HOST_ROUNDS)
-        operators = (recordings["hash"].operators, recordings["step"].operators)
-        costs.append(ComparisonCost(precision, seconds["hash"], seconds["step"], *operators))
-    return costs
+        seconds = _in_turns(runs, rounds)
+        ours = _milliseconds("one hash", seconds["hash"])
+        peer = _milliseconds(f"the {every} steps between two", seconds["step"], 1 / every)
+        yield Figure(f"comparison of the ranks' states, {precision}", "ms", ours, peer, Bar(COMPARISON_BAR))
 
 
-def _clocks() -> list[ClockCost]:
+def _clocks(rounds: int) -> Figure:
     """Measure the marks of the steps between two log lines, their split and the forecast, against these steps."""
     interval = TrainConfig().log_interval
     steps = _training_steps("npu", "fp32", *HOST_SIZE, steps=1)
@@ -278,8 +231,9 @@ def _clocks() -> list[ClockCost]:
         assert times.limits
 
     runs = {"clock": take_times, "step": _without_kernels(steps.take, recording)}
-    seconds = _in_turns(runs, HOST_ROUNDS)
-    return [ClockCost("fp32", seconds["clock"] / interval, seconds["step"])]
+    seconds = _in_turns(runs, rounds)
+    ours, peer = _milliseconds("its times", seconds["clock"], interval), _milliseconds("the step", seconds["step"])
+    return Figure(f"the times of a step, of {PEERS} ranks", "ms", ours, peer, Bar(CLOCK_BAR))
 
 
 def _without_kernels(run: Callable[[], None], recording: RecordedOperators) -> Callable[[], None]:
@@ -337,8 +291,8 @@ def _batch(images: int, side: int) -> ImageBatch:
     return ImageBatch(pixels, labels, torch.zeros(images, dtype=torch.bool), torch.arange(images))
 
 
-def _in_turns(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Return the median CPU seconds of each run; runs take turns, so noise affects all. The first round warms up."""
+def _in_turns(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Return the CPU seconds of each run; runs take turns, so noise affects all. The first round warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     gc.collect()
     gc.freeze()  # as in a worker
@@ -351,7 +305,7 @@ def _in_turns(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, flo
                 seconds[name].append(time.process_time() - began)
         print(f"\rround {round_} of {rounds}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
 
 
 def _reproduction(result: Any, args: tuple[Any, ...]) -> Callable[[tuple[Any, ...]], Any]:
@@ -368,83 +322,25 @@ def _reproduction(result: Any, args: tuple[Any, ...]) -> Callable[[tuple[Any, ..
     return lambda _args: result
 
 
-def _report(
-    steps: list[Cost],
-    host: list[Cost],
-    captures: list[CaptureCost],
-    comparisons: list[ComparisonCost],
-    clocks: list[ClockCost],
-) -> list[str]:
-    return [
-        "# A training step on the path of an NPU, against the CPU's",
-        "",
-        "CPU time of one thread, median of steps taken in turns in one process; batches are copied to the device "
-        "within the step, as in a run. All in fp32 if nothing else is said.",
-        "",
-        "    python -m benchmarks.npu_host_work",
-        "",
-        f"torch {torch.__version__}, Python {platform.python_version()}, {processor()}",
-        "",
-        f"## The whole step, on the emulated NPU (bar {STEP_BAR})",
-        "",
-        "| step | CPU | emulated NPU | ratio |",
-        "|---|---|---|---|",
-        *(f"| {cost.name} | {cost.cpu_s:.3f} s | {cost.npu_s:.3f} s | {cost.ratio:.3f} |" for cost in steps),
-        "",
-        f"## Host work: Python and dispatch, no kernel runs (bar {HOST_BAR} in fp32)",
-        "",
-        f"{HOST_SIZE[0]}, {HOST_SIZE[2]} images of {HOST_SIZE[1]} px, which change nothing here. Each operator is "
-        "stopped below autograd and gives back what it gave when the same steps were recorded; the stop costs the "
-        "same on both paths. The CPU's path is fp32 throughout.",
-        "",
-        "| arithmetic of the NPU | CPU | NPU | ratio | operators, CPU | operators, NPU |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {cost.name} | {cost.cpu_s * 1e3:.1f} ms | {cost.npu_s * 1e3:.1f} ms | {cost.ratio:.3f} "
-            f"| {cost.cpu_operators:,.0f} | {cost.npu_operators:,.0f} |"
-            for cost in host
-        ),
-        "",
-        f"## Host work of a captured step, of an eager step's (bar {CAPTURE_BAR})",
-        "",
-        "The same, with an average of the weights. Copying the images, their flips and normalisation, the draws and "
-        "the figures of the step stay outside the graphs, of which there are three. A replay costs the host one call "
-        "here; what it costs torch_npu is not known.",
-        "",
-        "| arithmetic of the NPU | eager | captured | ratio | operators, eager | operators, captured |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {cost.name} | {cost.eager_s * 1e3:.1f} ms | {cost.captured_s * 1e3:.2f} ms | {cost.ratio:.3f} "
-            f"| {cost.eager_operators:,.0f} | {cost.captured_operators:,.0f} |"
-            for cost in captures
-        ),
-        "",
-        f"## Comparison of the ranks' states, every {TrainConfig().compare_every} steps (bar {COMPARISON_BAR:.0%})",
-        "",
-        "The same, for one hash of weights, master weights, momentum and average of a rank, on the path of an NPU. The "
-        "hash travels with a reduction that there is anyway.",
-        "",
-        "| arithmetic of the NPU | one hash | one step | share of the host work | operators, hash | operators, step |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {cost.name} | {cost.hash_s * 1e3:.1f} ms | {cost.step_s * 1e3:.1f} ms | {cost.share:.2%} "
-            f"| {cost.hash_operators:,.0f} | {cost.step_operators:,.0f} |"
-            for cost in comparisons
-        ),
-        "",
-        f"## The times of a step, of {PEERS} ranks (bar {CLOCK_BAR:.0%})",
-        "",
-        "Marks in the emulated device's queue, their split at a log line, the forecast of the time left and the search "
-        f"for the slowest rank, divided by the {TrainConfig().log_interval} steps of the log line.",
-        "",
-        "| arithmetic of the NPU | times of a step | one step | share of the host work |",
-        "|---|---|---|---|",
-        *(
-            f"| {cost.name} | {cost.clock_s * 1e6:.0f} us | {cost.step_s * 1e3:.1f} ms | {cost.share:.2%} |"
-            for cost in clocks
-        ),
-    ]
+BENCHMARK = Benchmark(
+    name="npu_host_work",
+    title="A training step on the path of an NPU",
+    method="CPU time of one thread; batches are copied to the device within the step, as in a run. The whole "
+    f"steps run on the emulated NPU, in fp32. For the host work, Python and dispatch, no kernel runs: {HOST_SIZE[0]}, "
+    f"{HOST_SIZE[2]} images of {HOST_SIZE[1]} px, which change nothing here. Each operator is stopped below autograd "
+    "and gives back what it gave when the same steps were recorded; the stop costs the same on both paths. From the "
+    "captured steps on there is an average of the weights. Copying the images, their flips and normalisation, the "
+    "draws and the figures of the step stay outside the graphs, of which there are three. A replay costs the host "
+    "one call here; what it costs torch_npu is not known. The hash of a rank's state travels with a reduction that "
+    "there is anyway. The times of a step are marks in the device's queue, their split at a log line, the forecast "
+    "of the time left and the search for the slowest rank.",
+    measure=measure,
+    packages=("torch",),
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if sys.argv[1:2] == ["on-npus"]:
+        sys.stdout.write(_FIGURES.dump_json(_on_npus("--quick" in sys.argv)).decode() + "\n")
+    else:
+        sys.exit(report.run(BENCHMARK))

@@ -1,32 +1,28 @@
 """Packed images against the folder: images per second from slow storage and from this disk, and the index at a start.
 
-`python -m benchmarks.packed_data` prints ratios of one run and writes benchmarks/results/packed_data.md. Slow storage
-is this disk with a wait of 5 ms in each `os.open` and `os.preadv` of the loader processes: by these calls, and no
-others, either form reads an image (tests/unit/training/test_data_pack.py counts them). The index has as many names as
-ImageNet, all generated, because a start reads no image.
+Slow storage is this disk with a wait of 5 ms in each `os.open` and `os.preadv` of the loader processes: by these calls,
+and no others, either form reads an image (tests/unit/training/test_data_pack.py counts them). The index has as many
+names as ImageNet, all generated, because a start reads no image.
 
 The bars: 4 times the folder's rate where the waits decide (digits); 0.95 of it on this disk; one CPU second for the
-index. Photos have no bar with waits: decoding them keeps two cores busy, so that the rate of this disk is
-the most that any form can reach.
+index. Photos have no bar with waits: decoding them keeps two cores busy, so that the rate of this disk is the most that
+any form can reach.
 """
 
 import contextlib
 import os
-import platform
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.data_pipeline import write_photos
-from benchmarks.report import machine, publish
+from benchmarks.report import Bar, Benchmark, Figure, Series, run
 from trainer.data.arrays import write_arrays
 from trainer.data.digits import write_digits
 from trainer.data.index import load_datasets
@@ -39,21 +35,11 @@ from trainer.shared.runs import PACK_INDEX
 
 WAIT_S = 0.005
 WORKERS = 4
-ROUNDS = 5
+ROUNDS, QUICK_ROUNDS = 5, 1
 NAMES, CLASSES = 1_281_167, 1_000
 SLOW_BAR, LOCAL_BAR, START_BAR_S = 4.0, 0.95, 1.0
 DIGITS, PHOTOS = "digits, 32 px", "photos of 500 x 375, 331 px"
 SLOW, LOCAL = "5 ms for each open and read", "this disk"
-
-
-class Rates(NamedTuple):
-    """Images per second of both forms, and the median ratio of their rounds."""
-
-    images: str
-    storage: str
-    folder: float
-    pack: float
-    ratio: float
 
 
 @contextlib.contextmanager
@@ -93,37 +79,51 @@ def rate(data: Path, config: TrainConfig, *, slow: bool) -> float:
         return images / (time.perf_counter() - began)
 
 
-def measure_rates(folder: Path) -> list[Rates]:
-    """Return the rates of each case."""
+def measure(quick: bool) -> list[Figure]:
+    """Return the rates of both forms, and the time in which a start reads the index."""
+    torch.set_num_threads(1)
+    rounds = QUICK_ROUNDS if quick else ROUNDS
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        return [*_rates(folder, rounds), *_starts(folder / "names", rounds)]
+
+
+def _rates(folder: Path, rounds: int) -> Iterator[Figure]:
     write_photos(folder / "photos", count=960)
     write_photos(folder / "photos", count=2, split="val")
     write_digits(folder / "digits")
-    results = []
     for name, images, size in (("digits", DIGITS, 32), ("photos", PHOTOS, 331)):
         pack_images(folder / name, folder / f"{name}-pack")
         config = TrainConfig(image_size=size, batch_size=16, workers=WORKERS)
         for storage in (SLOW, LOCAL):
-            rounds = [
+            pairs = [
                 tuple(rate(folder / data, config, slow=storage == SLOW) for data in (name, f"{name}-pack"))
-                for _ in range(ROUNDS)
+                for _ in range(rounds)
             ]
-            files, packed = (statistics.median(column) for column in zip(*rounds, strict=True))
-            ratio = statistics.median(ours / theirs for theirs, ours in rounds)
-            results.append(Rates(images, storage, files, packed, ratio))
-    return results
+            files, packed = zip(*pairs, strict=True)
+            bar = LOCAL_BAR if storage == LOCAL else SLOW_BAR if images == DIGITS else None
+            yield Figure(
+                f"{images}, {storage}",
+                "images/s",
+                Series("pack", packed),
+                Series("folder", files),
+                Bar(bar, "at least") if bar else None,
+            )
 
 
-def measure_start(folder: Path) -> tuple[float, float]:
-    """Return the median wall and CPU seconds in which a start reads the index of NAMES packed images."""
+def _starts(folder: Path, rounds: int) -> Iterator[Figure]:
+    """Yield the wall and the CPU seconds in which a start reads the index of NAMES packed images."""
     _write_index(folder)
     times = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         wall, cpu = time.perf_counter(), time.process_time()
         datasets = load_datasets(folder)
         times.append((time.perf_counter() - wall, time.process_time() - cpu))
     assert len(datasets.train or ()) == NAMES
-    walls, cpus = zip(*times, strict=True)
-    return statistics.median(walls), statistics.median(cpus)
+    walls, cpus = (Series("pack", values) for values in zip(*times, strict=True))
+    yield Figure(f"index of {NAMES:,} + 50,000 names, wall time", "s", walls)
+    yield Figure(f"index of {NAMES:,} + 50,000 names, CPU time", "s", cpus, bar=Bar(START_BAR_S, of="ours"))
 
 
 def _write_index(folder: Path) -> None:
@@ -147,49 +147,14 @@ def _write_index(folder: Path) -> None:
     write_arrays(folder / PACK_INDEX, arrays | {"tar_sizes": np.array(sizes)})
 
 
-def bars(rates: Sequence[Rates], start_cpu_s: float) -> dict[str, bool]:
-    """Return whether each bar is met, by what was measured."""
-    met = {
-        f"{case.images}, {case.storage}: {case.ratio:.2f} of the folder's rate (bar {bar:g})": case.ratio >= bar
-        for case in rates
-        for bar in [SLOW_BAR if case.storage == SLOW else LOCAL_BAR]
-        if case.storage != SLOW or case.images == DIGITS
-    }
-    return met | {
-        f"index of {NAMES:,} names: {start_cpu_s:.2f} CPU s (bar {START_BAR_S:g})": start_cpu_s <= START_BAR_S
-    }
-
-
-def main() -> int:
-    """Measure and publish; return 1 if a bar is missed."""
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-        rates = measure_rates(folder)
-        wall_s, cpu_s = measure_start(folder / "names")
-    met = bars(rates, cpu_s)
-    publish(
-        "packed_data.md",
-        [
-            "# Packed images",
-            "",
-            "Command: `python -m benchmarks.packed_data`",
-            "",
-            f"Training images per second of {WORKERS} loader processes, median of {ROUNDS} alternating rounds.",
-            f"Python {platform.python_version()}, torch {version('torch')}; {machine()}.",
-            "",
-            "| images | storage | folder | pack | ratio |",
-            "|---|---|---|---|---|",
-            *(f"| {c.images} | {c.storage} | {c.folder:,.0f} | {c.pack:,.0f} | {c.ratio:.2f} |" for c in rates),
-            "",
-            f"A start reads the index of {NAMES:,} + 50,000 packed images in {wall_s:.2f} s ({cpu_s:.2f} s of CPU).",
-            "",
-            *(f"- {'met' if is_met else 'MISSED'}: {text}" for text, is_met in met.items()),
-        ],
-    )
-    return 0 if all(met.values()) else 1
+BENCHMARK = Benchmark(
+    name="packed_data",
+    title="Packed images",
+    method=f"Training images per second of {WORKERS} loader processes.",
+    measure=measure,
+    packages=("torch", "pillow", "numpy"),
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(BENCHMARK))

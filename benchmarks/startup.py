@@ -1,28 +1,25 @@
 """Start of the trainer: from the command to the line of its first step, against two plain scripts, in turn.
 
-`python -m benchmarks.startup` prints the ratios and writes benchmarks/results/startup.md. The CPU seconds count all
+The CPU seconds count all
 processes of a start up to that line. The bar: a first step within 1.5 times the time in which a script imports torch
 and builds the model. The second script also imports torchvision's transforms and does a step of SGD: it shows how much
 of the bar any training uses. Making an optimizer imports torch._dynamo (torch 2.14), which takes half as long as torch.
 """
 
 import os
-import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.report import machine, publish
+from benchmarks.report import Bar, Benchmark, Figure, Series, run
 from trainer.data.digits import write_digits
 
-ROUNDS = 9
+ROUNDS, QUICK_ROUNDS = 9, 2
 BAR = 1.5
 MODEL = """
 import torch
@@ -58,8 +55,24 @@ class Cost(NamedTuple):
     cpu: float
 
 
-def measure(folder: Path, rounds: int = ROUNDS) -> dict[str, Cost]:
-    """Return the median cost of each case."""
+def measure(quick: bool) -> list[Figure]:
+    """Return the figures of each start of the trainer, against both scripts."""
+    with tempfile.TemporaryDirectory() as name:
+        costs = _costs(Path(name), QUICK_ROUNDS if quick else ROUNDS)
+
+    def figure(case: str, peer: str, clock: str, bar: Bar | None = None) -> Figure:
+        ours, theirs = (Series(name, [getattr(cost, clock) for cost in costs[name]]) for name in (case, peer))
+        return Figure("wall time" if clock == "wall" else "CPU time", "s", ours, theirs, bar)
+
+    return [
+        figure(FIRST, PEER, "wall", Bar(BAR)),
+        figure(FIRST, PEER, "cpu"),
+        *(figure(case, PEER_STEP, clock) for case in (FIRST, RANKS, RESUMED) for clock in ("wall", "cpu")),
+    ]
+
+
+def _costs(folder: Path, rounds: int) -> dict[str, list[Cost]]:
+    """Return the costs of each case, in turns."""
     write_digits(folder / "digits")
     whole = _trainer(folder, "saved", "--workers", "0", "--epochs", "1")
     subprocess.run(whole, stdout=subprocess.DEVNULL, check=True)
@@ -79,7 +92,7 @@ def measure(folder: Path, rounds: int = ROUNDS) -> dict[str, Cost]:
                 shutil.copytree(folder / "out" / "saved", folder / "out" / "new")
             costs[name].append(_cost(words))
     # The first round fills the page cache.
-    return {name: Cost(*map(statistics.median, zip(*values[1:], strict=True))) for name, values in costs.items()}
+    return {name: values[1:] for name, values in costs.items()}
 
 
 def _trainer(folder: Path, run: str, *options: str) -> Sequence[str]:
@@ -106,39 +119,14 @@ def _cpu_s(pid: int) -> float:
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK") + sum(_cpu_s(int(child)) for child in children)
 
 
-def page(costs: dict[str, Cost]) -> list[str]:
-    """Return the lines of the page, with the command and the versions that repeat it."""
-    peer = costs[PEER]
-    rows = [
-        f"| {name} | {cost.wall:.2f} | {cost.wall / peer.wall:.2f} | {cost.cpu:.2f} | {cost.cpu / peer.cpu:.2f} |"
-        for name, cost in costs.items()
-    ]
-    ratio, floor = costs[FIRST].wall / peer.wall, costs[PEER_STEP].wall / peer.wall
-    verdict = "met" if ratio <= BAR else "MISSED"
-    return [
-        "# Start-up of the trainer",
-        "",
-        "Command: `python -m benchmarks.startup`",
-        "",
-        f"Median of {ROUNDS} alternating runs.",
-        f"Python {platform.python_version()}, torch {version('torch')}; {machine()}.",
-        "",
-        "| start | wall s | ratio | CPU s | ratio |",
-        "|---|---|---|---|---|",
-        *rows,
-        "",
-        f"- {verdict}: a new run's first step takes {ratio:.2f} of the first script's time (bar {BAR}), and"
-        f" {ratio / floor:.2f} of the second's",
-    ]
-
-
-def main() -> int:
-    """Measure and publish; return 1 if the bar is missed."""
-    with tempfile.TemporaryDirectory() as name:
-        costs = measure(Path(name))
-    publish("startup.md", page(costs))
-    return 1 if costs[FIRST].wall > BAR * costs[PEER].wall else 0
+BENCHMARK = Benchmark(
+    name="startup",
+    title="Start of the trainer",
+    method="From the command to the line of the first step of the tiny model; CPU time counts all processes up to it.",
+    measure=measure,
+    packages=("torch", "torchvision"),
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(BENCHMARK))

@@ -3,11 +3,10 @@
 `python -m benchmarks.submit` starts the test bed (root, Go). Both ways start the same job in turns; its container
 prints a line at once. `kubectl logs -f` does not wait for a container, so the script repeats it without a pause until
 it finds one: that is the bar. Two `kubectl wait`s in between are faster, for a user who knows them; the benchmark
-measures this way too. The result goes to benchmarks/results/submit.md.
+measures this way too.
 """
 
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -15,13 +14,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.report import machine, publish
+from benchmarks import peers
+from benchmarks.report import Bar, Benchmark, Figure, Series, run
 from tests.cluster.testbed import cluster as testbed
 from tests.cluster.testbed.artifacts import images
 from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.storage import claims
 
-ROUNDS = 12
+ROUNDS, QUICK_ROUNDS = 12, 2
 BAR = 1.0
 NAMESPACE = "submit"
 IMAGE = "localhost/python:1"
@@ -46,20 +46,23 @@ LAUNCHER, KUBECTL, WAITING = (
 )
 
 
-def main() -> int:
-    """Measure and publish; return 1 if the bar is missed."""
+def measure(quick: bool) -> list[Figure]:
+    """Return the seconds to the first line, against both ways of kubectl."""
+    peers.need_cluster()
     with tempfile.TemporaryDirectory() as folder, testbed.running(nodes=1, npus=1) as cluster:
         testbed.create_namespace(cluster, NAMESPACE)
         claims(cluster, NAMESPACE, {name: Path(folder) / name for name in ("pnas-data", "pnas-output")})
         cluster.load(images.program_image(Path(folder), IMAGE, PYTHON_C, path="usr/bin/python"))
-        seconds = _measure(cluster, Path(folder))
-    lines, met = _report(seconds)
-    publish("submit.md", lines)
-    return 0 if met else 1
+        seconds = _measure(cluster, Path(folder), QUICK_ROUNDS if quick else ROUNDS)
+    ours, kubectl, waiting = (Series(f"`{way}`", seconds[way]) for way in (LAUNCHER, KUBECTL, WAITING))
+    return [
+        Figure("to the first line", "s", ours, kubectl, Bar(BAR)),
+        Figure("to the first line", "s", ours, waiting),
+    ]
 
 
-def _measure(cluster: Cluster, folder: Path) -> dict[str, list[float]]:
-    """Return the seconds to the first line: `ROUNDS` of each way in turns, after one that fills the page cache."""
+def _measure(cluster: Cluster, folder: Path, rounds: int) -> dict[str, list[float]]:
+    """Return the seconds to the first line: `rounds` of each way in turns, after one that fills the page cache."""
     environ = {
         **os.environ,
         "KUBECONFIG": str(cluster.kubeconfig),
@@ -93,7 +96,7 @@ def _measure(cluster: Cluster, folder: Path) -> dict[str, list[float]]:
         WAITING: by_waiting,
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(ROUNDS + 1):
+    for turn in range(rounds + 1):
         for number, (way, start) in enumerate(ways.items()):
             name = f"job-{turn}-{number}"
             seconds[way].append(start(name))
@@ -113,30 +116,13 @@ def _first_line(command: Sequence[str], environ: Mapping[str, str]) -> float:
     return seconds
 
 
-def _report(seconds: Mapping[str, Sequence[float]]) -> tuple[list[str], bool]:
-    """Return the lines of the page, and whether the bar is met."""
-    medians = {way: statistics.median(times) for way, times in seconds.items()}
-    ratio = medians[LAUNCHER] / medians[KUBECTL]
-    rows = [
-        f"| {way} | {medians[way]:.2f} | {min(times):.2f} | {max(times):.2f} | {medians[way] / medians[KUBECTL]:.2f} |"
-        for way, times in seconds.items()
-    ]
-    lines = [
-        "# From the command to the first line",
-        "",
-        "Command: `python -m benchmarks.submit`",
-        "",
-        f"{ROUNDS} jobs each, in turns, on a whole Kubernetes on the same machine; the node has the image; its program",
-        f"prints at once. Python {sys.version.split()[0]}; {machine()}.",
-        "",
-        "| way | median s | least s | most s | of kubectl's |",
-        "|---|---|---|---|---|",
-        *rows,
-        "",
-        f"- {'met' if ratio <= BAR else 'MISSED'}: at most {BAR} times kubectl's",
-    ]
-    return lines, ratio <= BAR
+BENCHMARK = Benchmark(
+    name="submit",
+    title="From the command to the first line",
+    method="A job on a whole Kubernetes on the same machine; the node has the image; its program prints at once.",
+    measure=measure,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(BENCHMARK))

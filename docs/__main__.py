@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from docs import chart, documents, manifests, options, pictures
+from benchmarks.report import ResultError
+from docs import chart, documents, manifests, options, performance, pictures
 
 ROOT = Path(__file__).parents[1]
 _FOLDERS = (manifests.FOLDER, documents.FOLDER)
@@ -12,7 +13,8 @@ _FOLDERS = (manifests.FOLDER, documents.FOLDER)
 
 def files() -> dict[Path, str]:
     """Return the text of each generated file."""
-    return {**options.files(), **manifests.files(), **chart.files(), **documents.files(), **pictures.files()}
+    parts = (options, manifests, chart, documents, performance, pictures)
+    return {path: text for part in parts for path, text in part.files().items()}
 
 
 def stale_files() -> list[Path]:
@@ -26,7 +28,11 @@ def stale_files() -> list[Path]:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the stale files, or with `--check` only name them; return the exit code."""
-    stale = stale_files()
+    try:
+        stale = stale_files()
+    except ResultError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     names = " ".join(str(path.relative_to(ROOT)) for path in stale)
     if "--check" in arguments:
         if stale:
