@@ -176,7 +176,6 @@ def _steps(training: Training) -> Iterator[StepWindow]:
     batch = ImageBatch(
         torch.randint(256, (IMAGES, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator),
         torch.randint(CLASSES, (IMAGES,), generator=generator),
-        torch.zeros(IMAGES, dtype=torch.bool),
         torch.arange(IMAGES),
     )
     return train_steps(

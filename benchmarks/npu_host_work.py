@@ -288,7 +288,7 @@ def _batch(images: int, side: int) -> ImageBatch:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (images, 3, side, side), dtype=torch.uint8, generator=generator)
     labels = torch.randint(CLASSES, (images,), generator=generator)
-    return ImageBatch(pixels, labels, torch.zeros(images, dtype=torch.bool), torch.arange(images))
+    return ImageBatch(pixels, labels, torch.arange(images))
 
 
 def _in_turns(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
@@ -329,7 +329,7 @@ BENCHMARK = Benchmark(
     f"steps run on the emulated NPU, in fp32. For the host work, Python and dispatch, no kernel runs: {HOST_SIZE[0]}, "
     f"{HOST_SIZE[2]} images of {HOST_SIZE[1]} px, which change nothing here. Each operator is stopped below autograd "
     "and gives back what it gave when the same steps were recorded; the stop costs the same on both paths. From the "
-    "captured steps on there is an average of the weights. Copying the images, their flips and normalisation, the "
+    "captured steps on there is an average of the weights. Copying the images, their normalisation, the "
     "draws and the figures of the step stay outside the graphs, of which there are three. A replay costs the host "
     "one call here; what it costs torch_npu is not known. The hash of a rank's state travels with a reduction that "
     "there is anyway. The times of a step are marks in the device's queue, their split at a log line, the forecast "

@@ -18,7 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
+from trainer.data.augment import TrainTransform, sample_key
 from trainer.data.bad_images import BadImage, BadImageError, BadImages
+from trainer.data.decode import decode_image
 from trainer.data.index import ImageIndex, load_split
 from trainer.data.loader import ImageBatch, eval_batches, to_device, train_batches
 from trainer.data.processes import start_worker
@@ -72,17 +74,17 @@ def train(
     )
 
 
-def samples(batches: list[ImageBatch]) -> list[tuple[int, int, bool, bytes]]:
-    """Return index, label, flip and pixels of each image."""
+def samples(batches: list[ImageBatch]) -> list[tuple[int, int, bytes]]:
+    """Return index, label and pixels of each image."""
     return [
-        (int(index), int(label), bool(flip), image.numpy().tobytes())
+        (int(index), int(label), image.numpy().tobytes())
         for batch in batches
-        for image, label, flip, index in zip(*batch, strict=True)
+        for image, label, index in zip(*batch, strict=True)
     ]
 
 
 @pytest.fixture(scope="module")
-def reference(images: ImageIndex) -> list[tuple[int, int, bool, bytes]]:
+def reference(images: ImageIndex) -> list[tuple[int, int, bytes]]:
     return samples(list(train(images)))
 
 
@@ -91,7 +93,6 @@ def test_a_batch_has_the_documented_types_and_shapes(images: ImageIndex) -> None
     assert [(tensor.dtype, tuple(tensor.shape)) for tensor in batch] == [
         (torch.uint8, (4, 3, 16, 16)),
         (torch.int64, (4,)),
-        (torch.bool, (4,)),
         (torch.int64, (4,)),
     ]
     assert torch.equal(batch.labels, torch.from_numpy(images.labels)[batch.indices])
@@ -99,7 +100,7 @@ def test_a_batch_has_the_documented_types_and_shapes(images: ImageIndex) -> None
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_samples_do_not_depend_on_the_number_of_loader_processes(
-    images: ImageIndex, reference: list[tuple[int, int, bool, bytes]], workers: int
+    images: ImageIndex, reference: list[tuple[int, int, bytes]], workers: int
 ) -> None:
     assert samples(list(train(images, workers=workers))) == reference
     assert not multiprocessing.active_children()
@@ -107,7 +108,7 @@ def test_samples_do_not_depend_on_the_number_of_loader_processes(
 
 @pytest.mark.parametrize(("world_size", "batch_size"), [(2, 2), (4, 1)])
 def test_samples_do_not_depend_on_the_number_of_devices(
-    images: ImageIndex, reference: list[tuple[int, int, bool, bytes]], world_size: int, batch_size: int
+    images: ImageIndex, reference: list[tuple[int, int, bytes]], world_size: int, batch_size: int
 ) -> None:
     config = CONFIG.model_copy(update={"batch_size": batch_size})
     ranks = [list(train(images, config=config, rank=rank, world_size=world_size)) for rank in range(world_size)]
@@ -117,13 +118,13 @@ def test_samples_do_not_depend_on_the_number_of_devices(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_epoch_repeats_and_skips_no_image(
-    images: ImageIndex, reference: list[tuple[int, int, bool, bytes]], workers: int
+    images: ImageIndex, reference: list[tuple[int, int, bytes]], workers: int
 ) -> None:
     assert samples(list(train(images, start_step=5, workers=workers))) == reference[20:]
 
 
 def test_steps_limit_the_epoch_counted_from_its_start(
-    images: ImageIndex, reference: list[tuple[int, int, bool, bytes]]
+    images: ImageIndex, reference: list[tuple[int, int, bytes]]
 ) -> None:
     assert samples(list(train(images, steps=3))) == reference[:12]
     assert samples(list(train(images, steps=3, start_step=1))) == reference[4:12]
@@ -134,7 +135,7 @@ def test_another_epoch_augments_the_same_images_differently(images: ImageIndex) 
     # Without TrivialAugment: its strongest brightness makes some images all black, and so equal.
     config = CONFIG.model_copy(update={"augment": "none"})
     earlier, later = (
-        {index: pixels for index, _, _, pixels in samples(list(train(images, config=config, epoch=epoch)))}
+        {index: pixels for index, _, pixels in samples(list(train(images, config=config, epoch=epoch)))}
         for epoch in (1, 2)
     )
     assert all(earlier[index] != later[index] for index in earlier.keys() & later.keys())
@@ -176,7 +177,6 @@ def test_evaluation_counts_every_image_once(images: ImageIndex, world_size: int,
         for batch in evaluate(images, rank=rank, world_size=world_size, workers=workers)
     ]
     assert torch.equal(torch.cat([batch.indices for batch in batches]), torch.arange(N))
-    assert not torch.cat([batch.flips for batch in batches]).any()
 
 
 def test_a_batch_larger_than_the_data_is_refused_before_a_process_starts(images: ImageIndex) -> None:
@@ -218,11 +218,14 @@ def test_the_next_readable_image_takes_the_place_and_the_random_draws_of_a_bad_o
     damaged, bad = damage(images, tmp_path, 11, 12, 44)
     substituted = samples(list(train(damaged, config=SKIP, bad_images=bad_images)))
     whole = samples(list(train(images, config=SKIP)))
-    order = [index for index, _, _, _ in whole]
+    order = [index for index, _, _ in whole]
     replacements = {11: 13, 12: 13, 44: 0}
-    assert [index for index, _, _, _ in substituted] == [replacements.get(index, index) for index in order]
-    assert [label for _, label, _, _ in substituted] == [int(images.labels[index]) for index, _, _, _ in substituted]
-    assert [flip for _, _, flip, _ in substituted] == [flip for _, _, flip, _ in whole]
+    assert [index for index, _, _ in substituted] == [replacements.get(index, index) for index in order]
+    assert [label for _, label, _ in substituted] == [int(images.labels[index]) for index, _, _ in substituted]
+    transform = TrainTransform(SKIP)
+    for sample, (index, _, shown) in zip(order, substituted, strict=True):
+        key = sample_key(seed=SKIP.seed, epoch=1, sample=sample)
+        assert shown == transform(decode_image(images.path(index)), key).numpy().tobytes()
     assert [new for new in substituted if new in whole] == [old for old in whole if old[0] not in replacements]
     assert sorted(bad_images.take_new(), key=lambda image: image.sample) == [
         BadImage(path, TRUNCATED, "train", sample, replacements[sample])
@@ -258,7 +261,7 @@ def test_evaluation_leaves_bad_images_out_and_counts_them_each_time(
     for reported in (list(bad), []):
         batches = list(evaluate(damaged, workers=workers, config=SKIP, bad_images=bad_images))
         assert torch.cat([batch.indices for batch in batches]).tolist() == [n for n in range(N) if n not in bad]
-        assert [len(column) for batch in batches for column in batch] == [4] * 4 + [3] * 4 + [4] * 32
+        assert [len(column) for batch in batches for column in batch] == [4] * 3 + [3] * 3 + [4] * 24
         assert [(image.sample, image.path, image.replaced_by) for image in bad_images.take_new()] == [
             (sample, bad[sample], None) for sample in reported
         ]
@@ -312,7 +315,7 @@ def refuse(error: Exception) -> Callable[..., NoReturn]:
 )
 def test_batches_without_shared_memory_are_the_same_and_cost_one_warning(
     images: ImageIndex,
-    reference: list[tuple[int, int, bool, bytes]],
+    reference: list[tuple[int, int, bytes]],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     *,
@@ -385,7 +388,7 @@ def test_a_loaders_thread_does_not_report_that_the_training_process_is_gone(
 
 
 def test_loader_processes_leave_ctrl_c_to_the_training_process(
-    images: ImageIndex, reference: list[tuple[int, int, bool, bytes]], capfd: pytest.CaptureFixture[str]
+    images: ImageIndex, reference: list[tuple[int, int, bytes]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     batches = train(images, workers=2)
     first = next(batches)
@@ -421,7 +424,7 @@ def test_leaving_an_epoch_early_leaves_no_process_behind(images: ImageIndex) -> 
 
 
 def test_the_rest_of_an_epoch_on_other_devices_shows_the_same_images_once(
-    images: ImageIndex, reference: list[tuple[int, int, bool, bytes]]
+    images: ImageIndex, reference: list[tuple[int, int, bytes]]
 ) -> None:
     plan = plan_epoch(
         N, world_size=3, batch_size=3, accumulate=2, steps_limit=None, done_images=12, planned=len(reference)
@@ -437,5 +440,5 @@ def test_the_rest_of_an_epoch_on_other_devices_shows_the_same_images_once(
     assert sorted(rest) == sorted(reference[12:])
 
 
-def test_a_cpu_gets_unchanged_batches(images: ImageIndex, reference: list[tuple[int, int, bool, bytes]]) -> None:
+def test_a_cpu_gets_unchanged_batches(images: ImageIndex, reference: list[tuple[int, int, bytes]]) -> None:
     assert samples(list(to_device(train(images), torch.device("cpu")))) == reference

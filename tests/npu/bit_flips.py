@@ -306,7 +306,7 @@ class _Ranks:
         for _ in range(count):
             images = torch.randint(256, (IMAGES, 3, 32, 32), dtype=torch.uint8, generator=self._images)
             labels = torch.randint(10, (IMAGES,), generator=self._images)
-            yield ImageBatch(images, labels, torch.zeros(IMAGES, dtype=torch.bool), torch.arange(IMAGES))
+            yield ImageBatch(images, labels, torch.arange(IMAGES))
 
     def _gradient_hook(self, *_arguments: Any) -> None:
         if self._on_gradient is not None and self._updates == self._flip_at:

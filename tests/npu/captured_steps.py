@@ -118,7 +118,7 @@ def _batches(plan: EpochPlan, rank: int) -> Iterator[ImageBatch]:
             count = len(batch)
             pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=images)
             labels = torch.randint(10, (count,), generator=images)
-            yield ImageBatch(pixels, labels, torch.rand(count, generator=images) < 0.5, torch.arange(count))
+            yield ImageBatch(pixels, labels, torch.arange(count))
 
 
 def _spoiled(training: Training) -> Any:

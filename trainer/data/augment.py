@@ -1,7 +1,7 @@
 """The steps between decoded image and network, with every random draw keyed by (seed, epoch, sample or step).
 
-Crop and resize run in the loader on uint8; flip and normalisation run on the device, so that a quarter of the bytes
-cross the bus. Training and evaluation share one resize rule (antialiased), because a network trained on one and tested
+Crop, resize and flip run in the loader on uint8; normalisation runs on the device, so that a quarter of the bytes cross
+the bus. Training and evaluation share one resize rule (antialiased), because a network trained on one and tested
 on another loses accuracy for no reason.
 """
 
@@ -34,21 +34,30 @@ def sample_key(*, seed: int, epoch: int, sample: int) -> SampleKey:
     return SampleKey(generator_seed >> 1, (draw >> 11) / 2**53)
 
 
-def train_transform(config: TrainConfig) -> v2.Transform:
-    """Return uint8 (3, H, W) of any size -> uint8 (3, image_size, image_size): crop, resize and augment.
+class TrainTransform:
+    """Crop, resize, augment and mirror an image of any size: uint8 (3, H, W) -> uint8 (3, image_size, image_size).
 
-    It draws from torch's default CPU generator. The caller draws the flip, and the device does it.
+    It draws from torch's default CPU generator, which it seeds for each image.
     """
-    mode, bilinear = InterpolationMode(config.interpolation), InterpolationMode.BILINEAR
-    crop = v2.RandomResizedCrop(config.image_size, scale=(config.crop_scale, 1.0), interpolation=mode, antialias=True)
-    augmentations = {
-        "none": v2.Identity(),
-        # Small enough that a 6 stays a 6.
-        "affine": v2.RandomAffine(10, translate=(0.06, 0.06), scale=(0.9, 1.1), interpolation=bilinear),
-        "trivial": v2.TrivialAugmentWide(interpolation=bilinear),
-        "rand": v2.RandAugment(interpolation=bilinear),
-    }
-    return v2.Compose([crop, augmentations[config.augment]])
+
+    def __init__(self, config: TrainConfig) -> None:
+        mode, bilinear = InterpolationMode(config.interpolation), InterpolationMode.BILINEAR
+        self._side, self._flip = config.image_size, config.flip
+        scale = (config.crop_scale, 1.0)
+        self._crop = v2.RandomResizedCrop(self._side, scale=scale, interpolation=mode, antialias=True)
+        self._augment = {
+            "none": v2.Identity(),
+            # Small enough that a 6 stays a 6.
+            "affine": v2.RandomAffine(10, translate=(0.06, 0.06), scale=(0.9, 1.1), interpolation=bilinear),
+            "trivial": v2.TrivialAugmentWide(interpolation=bilinear),
+            "rand": v2.RandAugment(interpolation=bilinear),
+        }[config.augment]
+
+    def __call__(self, image: Tensor, key: SampleKey) -> Tensor:
+        """Return one sample's view of an image."""
+        torch.default_generator.manual_seed(key.seed)
+        view: Tensor = self._augment(self._crop(image))
+        return view.flip(2) if key.uniform < self._flip else view
 
 
 def eval_transform(config: TrainConfig) -> v2.Transform:
@@ -65,13 +74,12 @@ def resized_side(image_size: int, eval_crop: float) -> int:
 
 
 def device_transform(
-    images: Tensor, flips: Tensor, *, mean: Sequence[float], std: Sequence[float], channels_last: bool = False
+    images: Tensor, *, mean: Sequence[float], std: Sequence[float], channels_last: bool = False
 ) -> Tensor:
-    """Flip and normalise on the images' own device; the host does not wait for it.
+    """Normalise on the images' own device; the host does not wait for it.
 
     Args:
         images: uint8 (N, 3, H, W).
-        flips: bool (N,), which images to mirror left to right.
         mean: of each channel, for images in [0, 1].
         std: of each channel, likewise.
         channels_last: return NHWC strides.
@@ -79,7 +87,6 @@ def device_transform(
     Returns:
         float32 (N, 3, H, W).
     """
-    images = torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     scaled = images.to(torch.float32, memory_format=memory_format).div_(255.0)
     for channel, (centre, deviation) in enumerate(zip(mean, std, strict=True)):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import Transform
 
-from trainer.data.augment import device_transform, eval_transform, sample_key, train_transform
+from trainer.data.augment import TrainTransform, device_transform, eval_transform, sample_key
 from trainer.data.bad_images import BadImage, BadImageError, BadImages, allowed_bad_images
 from trainer.data.content import ImageContent, read_ahead, try_to_read
 from trainer.data.decode import decode_content
@@ -33,13 +33,11 @@ class ImageBatch(NamedTuple):
     Attributes:
         images: uint8 (N, 3, S, S).
         labels: int64 (N,).
-        flips: bool (N,), which images `device_transform` is to mirror.
         indices: int64 (N,), positions in the split's index of the images that are shown.
     """
 
     images: Tensor
     labels: Tensor
-    flips: Tensor
     indices: Tensor
 
 
@@ -66,7 +64,7 @@ def train_batches(
     batches = [
         order[positions.start : positions.stop] for step in range(plan.steps) for positions in plan.batches(step, rank)
     ]
-    make = partial(_train_item, index, config, epoch, train_transform(config))
+    make = partial(_train_item, index, config, epoch, TrainTransform(config))
     return _load(make, batches, config, pin_memory=pin_memory, bad_images=bad_images or BadImages())
 
 
@@ -118,9 +116,9 @@ def to_device(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[I
 
 
 def network_input(batch: ImageBatch, config: TrainConfig) -> Tensor:
-    """Return the batch's images, float32 (N, 3, S, S), flipped and normalised on their device."""
+    """Return the batch's images, float32 (N, 3, S, S), normalised on their device."""
     mean, std = NORMALIZATIONS[config.normalize]
-    return device_transform(batch.images, batch.flips, mean=mean, std=std, channels_last=config.memory_format == "nhwc")
+    return device_transform(batch.images, mean=mean, std=std, channels_last=config.memory_format == "nhwc")
 
 
 class _LoaderItem(NamedTuple):
@@ -132,10 +130,9 @@ class _LoaderItem(NamedTuple):
 
 
 def _train_item(
-    index: ImageIndex, config: TrainConfig, epoch: int, transform: Transform, samples: Indices
+    index: ImageIndex, config: TrainConfig, epoch: int, transform: TrainTransform, samples: Indices
 ) -> _LoaderItem:
     keys = [sample_key(seed=config.seed, epoch=epoch, sample=sample) for sample in samples.tolist()]
-    flips = torch.tensor([key.uniform < config.flip for key in keys])
     images = _empty_images(len(samples), config)
     indices = samples.copy()
     bad: list[BadImage] = []
@@ -146,11 +143,10 @@ def _train_item(
             for position, (key, content) in enumerate(zip(keys, contents, strict=True)):
                 indices[position], pixels, skipped = _readable(index, int(samples[position]), content, config)
                 bad += skipped
-                torch.default_generator.manual_seed(key.seed)
-                images[position] = transform(pixels)
+                images[position] = transform(pixels, key)
     except TrainerError as error:
         return _LoaderItem(None, failure=error)
-    return _LoaderItem(_batch(index, images, indices, flips), tuple(bad))
+    return _LoaderItem(_batch(index, images, indices), tuple(bad))
 
 
 def _eval_item(index: ImageIndex, config: TrainConfig, transform: Transform, samples: Indices) -> _LoaderItem:
@@ -169,8 +165,7 @@ def _eval_item(index: ImageIndex, config: TrainConfig, transform: Transform, sam
         indices.append(sample)
     if not indices:
         return _LoaderItem(None, tuple(bad))
-    flips = torch.zeros(len(indices), dtype=torch.bool)
-    batch = _batch(index, images[: len(indices)], np.array(indices, dtype=np.int64), flips)
+    batch = _batch(index, images[: len(indices)], np.array(indices, dtype=np.int64))
     return _LoaderItem(batch, tuple(bad))
 
 
@@ -226,8 +221,8 @@ def _empty_images(count: int, config: TrainConfig) -> Tensor:
     return torch.empty((count, 3, config.image_size, config.image_size), dtype=torch.uint8)
 
 
-def _batch(index: ImageIndex, images: Tensor, indices: Indices, flips: Tensor) -> ImageBatch:
-    return ImageBatch(images, torch.from_numpy(index.labels[indices]), flips, torch.from_numpy(indices))
+def _batch(index: ImageIndex, images: Tensor, indices: Indices) -> ImageBatch:
+    return ImageBatch(images, torch.from_numpy(index.labels[indices]), torch.from_numpy(indices))
 
 
 def _load(

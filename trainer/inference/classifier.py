@@ -70,8 +70,7 @@ class Classifier:
         """Return float32 (N, classes) for the results of `crop`."""
         pixels = torch.stack(list(crops))
         mean, std = NORMALIZATIONS[self.config.normalize]
-        flips = torch.zeros(len(crops), dtype=torch.bool)
-        inputs = device_transform(pixels, flips, mean=mean, std=std, channels_last=True)
+        inputs = device_transform(pixels, mean=mean, std=std, channels_last=True)
         logits: Tensor = self._folded(inputs)
         return logits.softmax(1)
 

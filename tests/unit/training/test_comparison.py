@@ -44,7 +44,7 @@ def _batches(count: int) -> Iterator[ImageBatch]:
     generator = torch.Generator().manual_seed(0)
     for _ in range(count):
         images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator)
-        yield ImageBatch(images, torch.arange(4), torch.zeros(4, dtype=torch.bool), torch.arange(4))
+        yield ImageBatch(images, torch.arange(4), torch.arange(4))
 
 
 def _hash(training: Training, *, averaged: bool = False) -> int:

@@ -11,12 +11,13 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from trainer.data.augment import (
+    SampleKey,
+    TrainTransform,
     device_transform,
     eval_transform,
     mix,
     resized_side,
     sample_key,
-    train_transform,
 )
 from trainer.model.weight_files import NORMALIZATIONS
 from trainer.shared.config import TrainConfig
@@ -53,26 +54,24 @@ def test_the_uniform_draw_flips_half_of_the_images() -> None:
 def test_the_same_seed_gives_the_same_crop_and_another_seed_another(
     photo: Tensor, augment: str, interpolation: str
 ) -> None:
-    transform = train_transform(config(augment=augment, interpolation=interpolation))
-    views = []
+    transform = TrainTransform(config(augment=augment, interpolation=interpolation))
     with torch.random.fork_rng():
-        for seed in (1, 1, 2):
-            torch.manual_seed(seed)
-            views.append(transform(photo))
+        views = [transform(photo, SampleKey(seed, uniform=0.7)) for seed in (1, 1, 2)]
+        mirrored = transform(photo, SampleKey(1, uniform=0.3))
     assert views[0].shape == (3, 64, 64)
     assert views[0].dtype == torch.uint8
     assert torch.equal(views[0], views[1])
     assert not torch.equal(views[0], views[2])
+    assert torch.equal(mirrored, v2.functional.hflip(views[0]))
 
 
 def test_training_crops_cover_the_configured_areas() -> None:
     # A ramp shows where a crop came from: red is the column, green the row.
     ramp = torch.stack(torch.meshgrid(torch.arange(256), torch.arange(256), indexing="xy"))
     image = torch.cat([ramp, torch.zeros(1, 256, 256)]).to(torch.uint8)
-    transform = train_transform(config(crop_scale=0.5))
+    transform = TrainTransform(config(crop_scale=0.5))
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        crops = torch.stack([transform(image) for _ in range(200)]).float()
+        crops = torch.stack([transform(image, SampleKey(seed, 0.7)) for seed in range(200)]).float()
     spans = crops[:, :2].amax((2, 3)) - crops[:, :2].amin((2, 3)) + 1
     areas = spans.prod(1) / 256**2
     assert 0.45 < areas.min() < 0.6
@@ -107,16 +106,12 @@ def test_an_image_smaller_than_the_input_is_enlarged() -> None:
 
 @pytest.mark.parametrize("normalize", list(NORMALIZATIONS))
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_the_device_flips_and_normalises_as_torchvision_does(normalize: str, channels_last: bool) -> None:
+def test_the_device_normalises_as_torchvision_does(normalize: str, channels_last: bool) -> None:
     images = torch.randint(0, 256, (4, 3, 9, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     before = images.clone()
-    flips = torch.tensor([True, False, False, True])
     mean, std = NORMALIZATIONS[normalize]
-    result = device_transform(images, flips, mean=mean, std=std, channels_last=channels_last)
-    reference = torch.stack(
-        [v2.functional.hflip(image) if flip else image for image, flip in zip(images, flips, strict=True)]
-    )
-    reference = v2.functional.normalize(v2.functional.to_dtype(reference, torch.float32, scale=True), mean, std)
+    result = device_transform(images, mean=mean, std=std, channels_last=channels_last)
+    reference = v2.functional.normalize(v2.functional.to_dtype(images, torch.float32, scale=True), mean, std)
     torch.testing.assert_close(result, reference)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     assert result.is_contiguous(memory_format=layout)

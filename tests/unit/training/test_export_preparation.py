@@ -30,6 +30,6 @@ def test_the_prepared_image_equals_the_evaluations(interpolation: str, image_siz
     for height, width in SIZES:
         image = torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator)
         pixels = eval_transform(config)(image)[None]
-        expected = device_transform(pixels, torch.zeros(1, dtype=torch.bool), mean=mean, std=std)
+        expected = device_transform(pixels, mean=mean, std=std)
         actual = preparation(image.permute(1, 2, 0))
         torch.testing.assert_close(actual, expected, rtol=0, atol=0, msg=f"{height} x {width}")

@@ -64,7 +64,7 @@ def _batches(first: int) -> Iterator[ImageBatch]:
         images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator)
         labels = torch.randint(10, (4,), generator=generator)
         if number >= first:
-            yield ImageBatch(images, labels, torch.zeros(4, dtype=torch.bool), torch.arange(4))
+            yield ImageBatch(images, labels, torch.arange(4))
 
 
 def _steps(training: Training, first: int, count: int) -> None:

@@ -46,7 +46,7 @@ def _batches(count: int) -> Iterator[ImageBatch]:
     for number in range(count):
         images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator)
         labels = torch.randint(10, (4,), generator=generator)
-        yield ImageBatch(images, labels, torch.zeros(4, dtype=torch.bool), torch.arange(4) + number * 4)
+        yield ImageBatch(images, labels, torch.arange(4) + number * 4)
 
 
 def _epoch(training: Training, profiler: StepProfiler | None, steps: int = 9) -> list[StepWindow]:

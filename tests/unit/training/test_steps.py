@@ -71,7 +71,7 @@ def _batches(count: int, size: int = 4) -> Iterator[ImageBatch]:
     for number in range(count):
         images = torch.randint(256, (size, 3, 32, 32), dtype=torch.uint8, generator=generator)
         labels = torch.randint(10, (size,), generator=generator)
-        yield ImageBatch(images, labels, torch.zeros(size, dtype=torch.bool), torch.arange(size) + number * size)
+        yield ImageBatch(images, labels, torch.arange(size) + number * size)
 
 
 def _run(training: Training, steps: int, warmup: int = 0) -> list[StepWindow]:
@@ -117,9 +117,9 @@ def test_a_step_in_parts_equals_a_step_of_the_whole_batch() -> None:
     halves = _training(dropout=0.0, aux="none", accumulate=2)
     uneven = _training(dropout=0.0, aux="none", batch_size=8, micro_batch=3)
     assert (whole.micro_batch, halves.micro_batch, uneven.micro_batch) == (8, 4, 3)
-    images, labels, flips, indices = next(_batches(1, size=8))
-    parts = [ImageBatch(images[i : i + 4], labels[i : i + 4], flips[i : i + 4], indices[i : i + 4]) for i in (0, 4)]
-    together = [ImageBatch(images, labels, flips, indices)]
+    images, labels, indices = next(_batches(1, size=8))
+    parts = [ImageBatch(images[i : i + 4], labels[i : i + 4], indices[i : i + 4]) for i in (0, 4)]
+    together = [ImageBatch(images, labels, indices)]
     for training, batches in ((whole, together), (halves, parts), (uneven, together)):
         training.parallel = AlwaysEvaluating(training.network)
         plan = _plan(training, 1)

@@ -142,7 +142,7 @@ def test_the_time_of_real_steps_adds_up_to_the_wall_time_and_names_what_is_slow(
         for number in range(6):
             spend("load")
             images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
-            yield ImageBatch(images, torch.arange(4), torch.zeros(4, dtype=torch.bool), torch.arange(4) + 4 * number)
+            yield ImageBatch(images, torch.arange(4), torch.arange(4) + 4 * number)
 
     def request_after(_steps: int) -> Request:
         spend("request")
