@@ -59,6 +59,18 @@ class TrainTransform:
         view: Tensor = self._augment(self._crop(image))
         return view.flip(2) if key.uniform < self._flip else view
 
+    def reduction(self, key: SampleKey, height: int, width: int) -> int:
+        """Return by which of 1, 2, 4 and 8 an image's sides can be divided before its crop would have to be enlarged.
+
+        The crop of the smaller image has the same part of its area, by the same draws.
+        """
+        if min(height, width) < 2 * self._side:
+            return 1
+        torch.default_generator.manual_seed(key.seed)
+        crop = self._crop.make_params([torch.empty(1, 1, 1).expand(3, height, width)])
+        smallest = min(crop["height"], crop["width"])
+        return next((factor for factor in (8, 4, 2) if factor * self._side <= smallest), 1)
+
 
 def eval_transform(config: TrainConfig) -> v2.Transform:
     """Return the same without a random draw: resize the shorter side, crop the centre."""

@@ -141,7 +141,10 @@ def _train_item(
         with torch.random.fork_rng(devices=[]):
             contents = read_ahead(map(index.place, samples.tolist()))
             for position, (key, content) in enumerate(zip(keys, contents, strict=True)):
-                indices[position], pixels, skipped = _readable(index, int(samples[position]), content, config)
+                reduction = partial(transform.reduction, key)
+                indices[position], pixels, skipped = _readable(
+                    index, int(samples[position]), content, config, reduction
+                )
                 bad += skipped
                 images[position] = transform(pixels, key)
     except TrainerError as error:
@@ -170,7 +173,11 @@ def _eval_item(index: ImageIndex, config: TrainConfig, transform: Transform, sam
 
 
 def _readable(
-    index: ImageIndex, sample: int, content: ImageContent | BadImageError, config: TrainConfig
+    index: ImageIndex,
+    sample: int,
+    content: ImageContent | BadImageError,
+    config: TrainConfig,
+    reduction: Callable[[int, int], int],
 ) -> tuple[int, Tensor, list[BadImage]]:
     """Return `sample`, or the next one in the index that can be decoded, its pixels, and the bad ones before it.
 
@@ -184,7 +191,7 @@ def _readable(
     candidate = sample
     while True:
         try:
-            pixels = _pixels(content)
+            pixels = _pixels(content, reduction)
         except BadImageError as error:
             if config.on_bad_image == "fail":
                 raise
@@ -202,15 +209,15 @@ def _readable(
         content = try_to_read(index.place(candidate))
 
 
-def _pixels(content: ImageContent | BadImageError) -> Tensor:
-    """Return the pixels of an image that was read.
+def _pixels(content: ImageContent | BadImageError, reduction: Callable[[int, int], int] | None = None) -> Tensor:
+    """Return the pixels of an image that was read, as `decode_content` does.
 
     Raises:
         BadImageError: it was not, or cannot be decoded.
     """
     if isinstance(content, BadImageError):
         raise content
-    return decode_content(content)
+    return decode_content(content, reduction)
 
 
 def _bad_image(index: ImageIndex, sample: int, error: BadImageError, *, replaced_by: int | None) -> BadImage:

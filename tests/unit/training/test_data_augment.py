@@ -79,6 +79,27 @@ def test_training_crops_cover_the_configured_areas() -> None:
 
 
 @pytest.mark.parametrize(
+    ("height", "width", "side", "factors"),
+    [(127, 4_000, 64, {1}), (200, 260, 64, {1, 2}), (375, 500, 331, {1}), (1_500, 2_000, 331, {1, 2, 4})],
+)
+def test_an_image_is_reduced_as_long_as_its_crop_is_not_enlarged(
+    height: int, width: int, side: int, factors: set[int]
+) -> None:
+    transform = TrainTransform(config(image_size=side))
+    drawn = set()
+    with torch.random.fork_rng():
+        for seed in range(100):
+            key = SampleKey(seed, 0.7)
+            factor = transform.reduction(key, height, width)
+            torch.manual_seed(seed)
+            crop = v2.RandomResizedCrop(side).make_params([torch.empty(3, height, width)])
+            assert factor == 1 or min(crop["height"], crop["width"]) >= factor * side
+            assert factor == 8 or min(crop["height"], crop["width"]) < 2 * factor * side
+            drawn.add(factor)
+    assert drawn == factors
+
+
+@pytest.mark.parametrize(
     ("image_size", "eval_crop", "side"),
     [(331, 0.875, 378), (331, 0.911, 363), (32, 0.875, 36), (288, 0.96, 300), (224, 0.875, 256), (32, 1.0, 32)],
 )

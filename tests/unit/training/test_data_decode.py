@@ -16,7 +16,8 @@ from PIL import Image, features
 from sklearn.datasets import load_sample_images
 
 from trainer.data.bad_images import BadImageError
-from trainer.data.decode import decode_image
+from trainer.data.content import ImageContent
+from trainer.data.decode import decode_content, decode_image
 
 Pixels = NDArray[np.uint8]
 
@@ -54,6 +55,47 @@ def test_photos_are_decoded_as_by_pillow(
     assert np.abs(pixels(path).astype(int) - np.asarray(Image.open(path))).max() <= 2
     # Quality 95 is nearly lossless: a swapped channel or a shifted row would differ much more from the photo.
     assert np.abs(pixels(path).astype(int) - np.asarray(photos[photo])).mean() < 3
+
+
+def reduced(content: bytes | bytearray, factor: int) -> Pixels:
+    image = ImageContent("image.JPEG", np.frombuffer(bytearray(content), dtype=np.uint8))
+    return decode_content(image, lambda height, width: factor).permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_decoder_reduces_a_photo_as_a_resize_does(photos: list[Image.Image], factor: int, mode: str) -> None:
+    large = photos[0].convert(mode).resize((1_000, 752), Image.Resampling.BICUBIC)
+    small = reduced(encoded(large, quality=95), factor)
+    assert small.shape == (752 // factor, 1_000 // factor, 3)
+    mean = np.asarray(large.convert("RGB").resize(small.shape[1::-1], Image.Resampling.BOX))
+    # Of 255 levels. Without any filter, each pixel a sample of the large image, the difference is 10 for a factor of 8.
+    assert np.abs(small.astype(int) - mean).mean() < 2.5
+
+
+def reason_or_none(content: bytes | bytearray, factor: int) -> str | None:
+    try:
+        reduced(content, factor)
+    except BadImageError as error:
+        return error.reason
+    return None
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_reduced_jpeg_is_bad_exactly_if_the_whole_one_is(photos: list[Image.Image], progressive: bool) -> None:
+    content = encoded(photos[0].crop((0, 0, 160, 120)), quality=90, progressive=progressive)
+    draw = random.Random(0)
+    reasons = set()
+    for _ in range(400):
+        damaged = bytearray(content)
+        for _ in range(draw.randrange(1, 4)):
+            damaged[draw.randrange(2, len(damaged) - 2)] = draw.randrange(256)
+        cut = draw.choice([0, 0, 1, 2, draw.randrange(len(damaged))])
+        damaged = damaged[: len(damaged) - cut] + draw.choice([b"", b"", b"\xff\xd9", b"\x00"])
+        reasons.add(reason_or_none(damaged, 1))
+        assert reason_or_none(damaged, 2) == reason_or_none(damaged, 1)
+    assert None in reasons
+    assert len(reasons) > 3
 
 
 @pytest.mark.parametrize(
