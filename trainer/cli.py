@@ -8,10 +8,11 @@ import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
+from trainer.commands import start_on_emulated_npus
 from trainer.commands.data import data_app
 from trainer.commands.env import env_app, environment_report, environment_summary, findings_of_run, worker_environment
 from trainer.commands.export import export_app
@@ -26,7 +27,7 @@ from trainer.environment.findings import FEWEST_OPEN_FILES
 from trainer.environment.npu_smi import NpuSmiProgram
 from trainer.environment.sampler import HardwareSampler, node_sampler
 from trainer.run.termination import RunTermination
-from trainer.shared.config import EMULATED, TrainConfig, emulated_machine, resolve_train_config, user_layers
+from trainer.shared.config import EMULATED, TrainConfig, resolve_train_config, user_layers
 from trainer.shared.config.options import PROFILE_HELP, given_options, option_parameters, take_options
 from trainer.shared.container import HIGHER_LIMIT, MORE_FILES
 from trainer.shared.documents import JSON_OPTION, error_line
@@ -110,7 +111,7 @@ def train(
         config, _ = resolve_train_config(layers, partial=True)
     facts = read_facts(os.environ, npu_smi_timeout_s=None)
     if config.device == EMULATED and not facts.emulated:
-        _start_on_emulated_npus()
+        start_on_emulated_npus()
     visible = visible_devices("npu" if config.device == EMULATED else config.device, os.environ)
     facts = worker_environment(facts, config.stall_timeout_s)
     # These refuse wrong values before anything is created, and before the summary names them as problems.
@@ -173,13 +174,6 @@ def _serving_metrics(
     from trainer.run.metrics_server import serving  # noqa: PLC0415  # a web server: only such a run pays for it
 
     return serving(run, topology, sampler, port=run.config.metrics_port)
-
-
-def _start_on_emulated_npus() -> NoReturn:
-    """Replace this process by the same command with the emulated NPUs on its PYTHONPATH."""
-    if sys.flags.ignore_environment:
-        raise UsageError(f"--device {EMULATED}: Python must read PYTHONPATH: start it without -I and -E")
-    os.execv(sys.executable, (sys.executable, str(emulated_machine()), sys.executable, *sys.orig_argv[1:]))
 
 
 def _note(text: str) -> None:

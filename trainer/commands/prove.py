@@ -13,19 +13,20 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from trainer.commands import AsJson
-from trainer.environment.facts import read_facts
+from trainer.commands import AsJson, start_on_emulated_npus
+from trainer.environment.facts import Facts, read_facts
 from trainer.proof.catalogue import choose_checks
 from trainer.proof.check import Result
+from trainer.proof.check_process import Folders
 from trainer.proof.report import Proof, describe_result, make_proof, proof_text
 from trainer.proof.runner import run_checks
-from trainer.shared.config import TrainConfig
+from trainer.shared.config import EMULATED, TrainConfig
 from trainer.shared.durations import count
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.files import replacing, writing
 from trainer.shared.program import TERMINATED, say_error
 from trainer.shared.text import visible
-from trainer.topology.visible import visible_devices
+from trainer.topology.visible import Visible, visible_devices
 
 _OUTPUT = TrainConfig().output
 prove_app = App(name="prove", help="Check this machine, each of its devices, and what training promises on them.")
@@ -34,7 +35,7 @@ prove_app = App(name="prove", help="Check this machine, each of its devices, and
 @prove_app.default
 def prove(
     *,
-    device: Literal["auto", "npu", "cuda", "cpu"] = "auto",
+    device: Literal["auto", "npu", "cuda", "cpu", "npu-emulated"] = "auto",
     npus: Annotated[int | None, Parameter(converter=count, validator=Number(gte=1), show_default=False)] = None,
     only: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="", show_default=False)] = None,
     output: Path = _OUTPUT,
@@ -47,7 +48,8 @@ def prove(
     Parameters
     ----------
     device
-        Kind of device; auto takes NPUs if there are any, else CUDA devices, else the CPU.
+        Kind of device; auto takes NPUs if there are any, else CUDA devices, else the CPU. npu-emulated tries the
+        command on this machine's CPU.
     npus
         Number of devices; all of them by default, two processes on a CPU.
     only
@@ -55,10 +57,12 @@ def prove(
     output
         Folder for the report, proof.json.
     """
-    visible_ = visible_devices(device, os.environ)
-    checks = choose_checks(only, visible_.kind)
-    devices = range(_count_devices(visible_.kind, len(visible_.ids), npus))
     facts = read_facts(os.environ, npu_smi_timeout_s=None)
+    if device == EMULATED and not facts.emulated:
+        start_on_emulated_npus()
+    visible_ = visible_devices("npu" if device == EMULATED else device, os.environ)
+    checks = choose_checks(only, visible_.kind)
+    devices = range(_count_devices(device, visible_, npus, facts))
     results: list[Result] = []
 
     def report(result: Result) -> None:
@@ -67,7 +71,7 @@ def prove(
             print(visible(describe_result(result)), flush=True)
 
     started_at = time.time()
-    stop = run_checks(visible_.kind, devices, checks, _scratch_folder(), report)
+    stop = run_checks(visible_.kind, devices, checks, Folders(_scratch_folder(), output), report)
     proof = make_proof(
         visible_.kind,
         facts,
@@ -94,18 +98,31 @@ def _scratch_folder() -> Path:
     return Path(place, f"pnas-prove-{secrets.token_hex(4)}")
 
 
-def _count_devices(kind: str, present: int, asked: int | None) -> int:
+def _count_devices(device: str, visible_: Visible, asked: int | None, facts: Facts) -> int:
     """Return the number of devices to check.
 
+    Args:
+        device: As the user has asked for it.
+        visible_: The devices of this machine.
+        asked: The number that the user has asked for.
+        facts: Of this machine.
+
     Raises:
-        UsageError: there are fewer.
+        UsageError: there are fewer, or the NPUs are missing for which the machine has the software.
     """
-    if kind == "cpu":
+    software = "torch_npu" if "torch-npu" in facts.packages else "CANN" if facts.cann or facts.unsourced else None
+    if device == "auto" and visible_.kind == "cpu" and software:
+        raise UsageError(f"{software} is here, but no NPU (/dev/davinci*): request NPUs, or use --device cpu")
+    if visible_.kind == "cpu":
         return asked or 2
+    present = len(visible_.ids)
     if not present:
-        raise UsageError(f"there is no {kind} device here: request some from Kubernetes, or use --device cpu")
+        raise UsageError(
+            f"there is no {visible_.kind} device here ({visible_.found_in}): request some from Kubernetes, or use "
+            "--device cpu"
+        )
     if asked is not None and asked > present:
-        raise UsageError(f"--npus {asked}: there are {present} {kind} devices: ask for fewer")
+        raise UsageError(f"--npus {asked}: there are {present} ({visible_.found_in}): ask for fewer")
     return asked or present
 
 

@@ -3,7 +3,7 @@
 A problem keeps a run from starting, makes it fail later, or makes it slow without any message. A note is information.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -38,12 +38,59 @@ class EnvironmentFinding:
 _problem, _note = partial(EnvironmentFinding, "problem"), partial(EnvironmentFinding, "note")
 
 
-def findings(facts: Facts, *, uses_npu: bool = True) -> list[EnvironmentFinding]:
-    """Return all findings, problems first; those about NPUs concern only a run that uses them."""
-    own = (_emulated,) if facts.emulated else (_torch_npu, _cann, _libraries, _driver, _devices, _network, _processors)
-    checks = (*own, _visible, _timeouts, _rank_table, _settings, _limits, _threads) if uses_npu else (_limits, _threads)
-    unsorted = (finding for check in checks for finding in check(facts))
+Concern = Literal[
+    "versions",
+    "libraries",
+    "health",
+    "network",
+    "processors",
+    "visible devices",
+    "settings",
+    "rank table",
+    "shared memory",
+    "open files",
+]
+"""The subject of a finding."""
+
+
+def findings(facts: Facts, *, uses_npu: bool = True, concern: Concern | None = None) -> list[EnvironmentFinding]:
+    """Return all findings, or the findings of one concern, problems first.
+
+    Args:
+        facts: The facts as the run's workers see them.
+        uses_npu: Whether the run uses NPUs; others concern only such a run.
+        concern: The subject; None for all.
+    """
+    unsorted = (
+        finding
+        for subject, check in _checks(facts, uses_npu=uses_npu)
+        if concern in (None, subject)
+        for finding in check(facts)
+    )
     return sorted(unsorted, key=lambda finding: finding.level != "problem")
+
+
+def _checks(
+    facts: Facts, *, uses_npu: bool
+) -> Iterator[tuple[Concern, Callable[[Facts], Iterator[EnvironmentFinding]]]]:
+    if uses_npu and facts.emulated and facts.cann_home is None:
+        yield "versions", _emulated
+    elif uses_npu:
+        yield "versions", _torch_npu
+        yield "versions", _cann
+        yield "libraries", _libraries
+        yield "libraries", _driver
+        yield "health", _devices
+        yield "network", _network
+        yield "processors", _processors
+    if uses_npu:
+        yield "visible devices", _visible
+        yield "settings", _timeouts
+        yield "rank table", _rank_table
+        yield "settings", _settings
+    yield "shared memory", _shared_memory
+    yield "open files", _open_files
+    yield "processors", _threads
 
 
 def _torch_npu(facts: Facts) -> Iterator[EnvironmentFinding]:
@@ -200,7 +247,7 @@ def _settings(facts: Facts) -> Iterator[EnvironmentFinding]:
             yield _problem(f"PYTORCH_NPU_ALLOC_CONF={pairs}: {name} has no value: write {name}:VALUE")
 
 
-def _limits(facts: Facts) -> Iterator[EnvironmentFinding]:
+def _shared_memory(facts: Facts) -> Iterator[EnvironmentFinding]:
     if not facts.shm_writable:
         yield _problem(f"/dev/shm cannot be written, so no loader process can start: {MORE_SHM}, or set --workers 0")
     elif facts.shm_bytes is not None and facts.shm_bytes < _SMALLEST_SHM_BYTES:
@@ -208,6 +255,9 @@ def _limits(facts: Facts) -> Iterator[EnvironmentFinding]:
             f"/dev/shm has {facts.shm_bytes / 2**20:.3g} MiB, too few for loader workers, which then use slower pipes: "
             f"{MORE_SHM}, or set --workers 0"
         )
+
+
+def _open_files(facts: Facts) -> Iterator[EnvironmentFinding]:
     if 0 <= facts.open_files < FEWEST_OPEN_FILES:
         yield _problem(f"{facts.open_files} open files are too few for a run: {MORE_FILES}")
     elif 0 <= facts.open_files < _MANY_OPEN_FILES:

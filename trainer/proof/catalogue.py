@@ -3,11 +3,30 @@
 import difflib
 from collections.abc import Sequence
 
-from trainer.proof.check import ProofCheck
+from trainer.proof.check import EVERY_KIND, ProofCheck
 from trainer.shared.errors import UsageError
 from trainer.topology.visible import DeviceKind
 
+
+def _of_node(name: str, about: str, function: str, *kinds: DeviceKind) -> ProofCheck:
+    return ProofCheck(name, about, "node", f"trainer.proof.node:{function}", limit_s=60.0, kinds=kinds or EVERY_KIND)
+
+
 CHECKS: tuple[ProofCheck, ...] = (
+    _of_node("versions", "the versions of torch, torch_npu and CANN go together", "prove_versions"),
+    _of_node("libraries", "the driver's and CANN's libraries are there", "prove_libraries", "npu"),
+    _of_node(
+        "visible-devices", "each visible device is named once, in ascending order", "prove_visible_devices", "npu"
+    ),
+    _of_node("npu-health", "npu-smi calls the devices healthy", "prove_health", "npu"),
+    _of_node("unused-devices", "no other process uses the devices", "prove_unused_devices", "npu"),
+    _of_node("rank-table", "the rank table is this pod's, and its devices are visible", "prove_rank_table"),
+    _of_node("npu-network", "each NPU has an address on the network of the nodes", "prove_network", "npu"),
+    _of_node("settings", "the settings of HCCL and of the allocator are within their bounds", "prove_settings", "npu"),
+    _of_node("shared-memory", "/dev/shm has room for the batches of loader processes", "prove_shared_memory"),
+    _of_node("open-files", "enough files can be open at once", "prove_open_files"),
+    _of_node("processors", "there are enough processors for the devices and the threads", "prove_processors"),
+    _of_node("output-disk", "the folder of runs can be written, and has room for checkpoints", "prove_output_disk"),
     ProofCheck(
         "open",
         "the device opens, and says its name",

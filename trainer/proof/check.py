@@ -75,6 +75,8 @@ class Context:
     place: CheckPlace
     folder: Path
     """For files of the check, which are deleted after it."""
+    output: Path
+    """The folder of runs, which gets the report."""
     mark: Callable[[str], None]
     """Tells what begins now: if the process hangs, its last mark is part of the result."""
 

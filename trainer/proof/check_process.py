@@ -7,7 +7,7 @@ import signal
 import subprocess
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,26 @@ _KILL_S = 2.0
 _READ_SIZE = 1 << 16
 
 
+@dataclass(frozen=True)
+class Folders:
+    """For files of checks."""
+
+    scratch: Path
+    """Need not exist before; it is deleted at the end."""
+    output: Path
+    """The folder of runs, which gets the report."""
+
+
 class CheckProcess:
     """A process that does the checks of one rank at a place."""
 
-    def __init__(self, place: CheckPlace, checks: Sequence[ProofCheck], scratch: Path, processes: int) -> None:
+    def __init__(self, place: CheckPlace, checks: Sequence[ProofCheck], folders: Folders, processes: int) -> None:
         """Start it.
 
         Args:
             place: With the rank of this process.
             checks: In this order.
-            scratch: The folder for the files of checks.
+            folders: For their files.
             processes: How many such processes share this machine's processors.
 
         Raises:
@@ -53,7 +63,8 @@ class CheckProcess:
         assignment = {
             "place": asdict(place),
             "checks": [(check.name, check.function) for check in checks],
-            "scratch": str(scratch),
+            "scratch": str(folders.scratch),
+            "output": str(folders.output),
         }
         try:
             self._process = subprocess.Popen(
@@ -157,10 +168,12 @@ class CheckProcess:
 
 def _environment(place: CheckPlace, processes: int) -> Mapping[str, str]:
     """Return what torch and HCCL read."""
+    if not place.devices:  # a check of the node looks at the environment that the user has set
+        return {}
     variables: dict[str, Any] = {
         "RANK": place.rank,
-        "LOCAL_RANK": place.devices[place.rank] if place.devices else 0,
-        "WORLD_SIZE": max(1, len(place.devices)),
+        "LOCAL_RANK": place.devices[place.rank],
+        "WORLD_SIZE": len(place.devices),
         "MASTER_ADDR": place.master_addr,
         "MASTER_PORT": place.master_port,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or max(1, usable_processors() // processes),

@@ -32,15 +32,15 @@ def main() -> int:
 
     for name, function in assignment["checks"]:
         send(check=name)
-        send(check=name, outcome=_outcome(function, place, assignment["scratch"], lambda text: send(mark=text)))
+        send(check=name, outcome=_outcome(function, place, assignment, lambda text: send(mark=text)))
     return 0
 
 
-def _outcome(function: str, place: CheckPlace, scratch: str, mark: Any) -> Mapping[str, Any]:
+def _outcome(function: str, place: CheckPlace, assignment: Mapping[str, Any], mark: Any) -> Mapping[str, Any]:
     """Import and call the function `module:name`; an error that devices, files or settings raise is its outcome."""
     try:
-        with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
-            outcome = _load(function)(Context(place, Path(folder), mark))
+        with tempfile.TemporaryDirectory(dir=assignment["scratch"], ignore_cleanup_errors=True) as folder:
+            outcome = load_check(function)(Context(place, Path(folder), Path(assignment["output"]), mark))
     except (TrainerError, RuntimeError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         outcome = CheckOutcome("failed", f"{type(error).__name__}: {reason}", "no error", "see the message")
@@ -48,7 +48,8 @@ def _outcome(function: str, place: CheckPlace, scratch: str, mark: Any) -> Mappi
     return asdict(replace(outcome, figures=figures))
 
 
-def _load(function: str) -> CheckFunction:
+def load_check(function: str) -> CheckFunction:
+    """Import the function `module:name`."""
     module, _, name = function.partition(":")
     loaded: CheckFunction = getattr(importlib.import_module(module), name)
     return loaded

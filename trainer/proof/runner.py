@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from trainer.proof.check import CheckOutcome, CheckPlace, ProofCheck, Result, Scope
-from trainer.proof.check_process import CheckProcess
+from trainer.proof.check_process import CheckProcess, Folders
 from trainer.supervisor.signals import STOPS, SignalInbox
 from trainer.topology.ports import free_port
 from trainer.topology.visible import DeviceKind
@@ -26,13 +25,13 @@ _PEERS_S = 5.0
 class PlaceRun:
     """The checks of one place, and the processes that do them: one for each of its devices."""
 
-    def __init__(self, place: CheckPlace, checks: Sequence[ProofCheck], scratch: Path, processes: int) -> None:
+    def __init__(self, place: CheckPlace, checks: Sequence[ProofCheck], folders: Folders, processes: int) -> None:
         """Prepare it.
 
         Args:
             place: Its rank is left open.
             checks: In this order.
-            scratch: The folder for the files of checks.
+            folders: For their files.
             processes: How many processes of all places share this machine's processors.
         """
         self.place = place
@@ -42,7 +41,7 @@ class PlaceRun:
         """When the check that runs must have ended, in seconds of time.monotonic."""
         self._ranks = [replace(place, rank=rank) for rank in range(len(place.devices) or 1)]
         self._queue = list(checks)
-        self._scratch, self._sharing = scratch, processes
+        self._folders, self._sharing = folders, processes
         self._processes: list[CheckProcess] = []
         self._gate: ProofCheck | None = None
         """The check that has opened the device: new processes begin with it, and only its failure is news."""
@@ -63,7 +62,7 @@ class PlaceRun:
         while self._queue:
             if not self._processes:
                 for place in self._ranks:
-                    self._processes.append(CheckProcess(place, self._queue, self._scratch, self._sharing))
+                    self._processes.append(CheckProcess(place, self._queue, self._folders, self._sharing))
                 self._begin(now)
             outcome = self._outcome_of(self._queue[0], now)
             if outcome is None:
@@ -175,7 +174,7 @@ def run_checks(
     kind: DeviceKind,
     devices: Sequence[int],
     checks: Sequence[ProofCheck],
-    scratch: Path,
+    folders: Folders,
     report: Callable[[Result], None],
 ) -> int | None:
     """Run the checks in their order, a group with the same scope at all places at once.
@@ -184,7 +183,7 @@ def run_checks(
         kind: Of the devices.
         devices: torch's numbers of the devices that take part.
         checks: For this kind of device.
-        scratch: A folder that need not exist; it is deleted.
+        folders: For files of checks.
         report: Called with each result as soon as there is one.
 
     Returns:
@@ -193,7 +192,7 @@ def run_checks(
     opened = list(devices)
     with _signals() as inbox:
         try:
-            scratch.mkdir(mode=0o700)
+            folders.scratch.mkdir(mode=0o700)
             for scope, group in itertools.groupby(checks, key=lambda check: check.scope):
                 of_scope = list(group)
                 turns = places_of(scope, kind, opened)
@@ -203,13 +202,13 @@ def run_checks(
                         report(result)
                 for places in turns:
                     sharing = sum(len(place.devices) or 1 for place in places)
-                    runs = [PlaceRun(place, of_scope, scratch, sharing) for place in places]
+                    runs = [PlaceRun(place, of_scope, folders, sharing) for place in places]
                     if stop := _run(runs, inbox, report):
                         return stop
                     closed = {run.place.devices for run in runs if run.closed}
                     opened = [device for device in opened if (device,) not in closed]
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(folders.scratch, ignore_errors=True)
     return None
 
 

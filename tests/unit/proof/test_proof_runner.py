@@ -11,6 +11,7 @@ import pytest
 
 from tests.unit.proof import small_checks
 from trainer.proof.check import CheckFunction, CheckOutcome, ProofCheck, Result, Scope
+from trainer.proof.check_process import Folders
 from trainer.proof.runner import places_of, run_checks
 
 REPOSITORY = Path(__file__).parents[3]
@@ -48,7 +49,7 @@ def _is_of(process: psutil.Process, folder: Path) -> bool:
 
 def run(folder: Path, *checks: ProofCheck, devices: int = 1) -> dict[tuple[str, str], CheckOutcome]:
     results: list[Result] = []
-    assert run_checks("cpu", range(devices), checks, folder / "scratch", results.append) is None
+    assert run_checks("cpu", range(devices), checks, Folders(folder / "scratch", folder), results.append) is None
     outcomes = {(result.check, result.place): result.outcome for result in results}
     assert len(outcomes) == len(results), "one result of each check at each place"
     return outcomes
@@ -148,7 +149,7 @@ def test_a_signal_ends_all_processes_and_keeps_the_results(number: signal.Signal
             threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
 
     checks = (OPEN, check_of(small_checks.hangs), LAST)
-    assert run_checks("cpu", range(2), checks, tmp_path / "scratch", report) == number
+    assert run_checks("cpu", range(2), checks, Folders(tmp_path / "scratch", tmp_path), report) == number
     first, second = results[:2], results[2:]
     assert [result.check for result in first] == ["passes", "passes"]
     assert {(result.check, result.outcome.verdict) for result in second} == {("hangs", "unfinished")}

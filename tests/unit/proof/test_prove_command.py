@@ -66,27 +66,29 @@ def test_a_failed_check_is_exit_code_1_and_its_line_is_safe(output: Path, capsys
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["--only", "pases"], "--only pases: no such check; did you mean passes?"),
+        (["--device", "cpu", "--only", "pases"], "--only pases: no such check; did you mean passes?"),
         (
-            ["--only", "q"],
+            ["--device", "cpu", "--only", "q"],
             "--only q: no such check; there are dies, fails, hangs, passes, writes_a_file",
         ),
         (["--device", "cuda", "--only", "fails"], "--only fails: this check is for cpu and npu, not for cuda"),
-        (["--device", "npu"], "there is no npu device here: request some from Kubernetes, or use --device cpu"),
-        (["--device", "npu", "--npus", "8"], "there is no npu device here: *"),
+        (["--device", "npu"], "there is no npu device here (*): request some from Kubernetes, or use --device cpu"),
+        ([], "CANN is here, but no NPU (/dev/davinci*): request NPUs, or use --device cpu"),
     ],
 )
 def test_bad_input_is_one_line(
     words: list[str], error: str, output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (output / "dev").mkdir(parents=True)
+    (output / "cann/aarch64-linux").mkdir(parents=True)
+    (output / "cann/aarch64-linux/ascend_toolkit_install.info").write_text("version=8.5.0\n")
     monkeypatch.setenv("PNAS_DEVICE_FILES", str(output / "dev"))
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(output / "cann"))
     assert main(["prove", "--output", str(output), *words]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     (line,) = err.splitlines()
-    assert line.startswith(f"error: {error.rstrip('*')}")
-    assert error.endswith("*") or line == f"error: {error}"
+    assert line == f"error: {error.replace('(*)', f'({output}/dev/davinci*)')}"
 
 
 def test_more_devices_than_there_are_is_one_line(
@@ -96,7 +98,7 @@ def test_more_devices_than_there_are_is_one_line(
     (output / "davinci0").touch()
     monkeypatch.setenv("PNAS_DEVICE_FILES", str(output))
     assert main(["prove", "--device", "npu", "--npus", "8"]) == 2
-    assert capsys.readouterr().err == "error: --npus 8: there are 1 npu devices: ask for fewer\n"
+    assert capsys.readouterr().err == f"error: --npus 8: there are 1 ({output}/davinci*): ask for fewer\n"
 
 
 def test_where_no_report_can_be_written_the_lines_remain(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
