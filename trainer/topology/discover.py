@@ -114,6 +114,8 @@ def follows_options(config: TrainConfig, environ: Mapping[str, str], mounted: Pa
 def _rank_table_path(config: TrainConfig, environ: Mapping[str, str], mounted: Path) -> Path | None:
     if named := config.rank_table or environ.get("RANK_TABLE_FILE"):
         return Path(named)
+    if "RANK_TABLE_FILE" in environ:  # empty: the mounted table is of another job, around this run
+        return None
     try:
         return mounted if mounted.exists() else None
     except PermissionError:  # the operator gives a `ranktable` volume's folder mode 0744: the table may be there

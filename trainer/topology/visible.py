@@ -17,7 +17,7 @@ DeviceKind = Literal["npu", "cuda", "cpu"]
 _FILES: dict[str, str] = {"npu": "davinci", "cuda": "nvidia"}
 FOLDER_VARIABLE = "PNAS_DEVICE_FILES"
 """The variable with the folder of the device files, if it is not /dev; emulated devices have their own."""
-_VARIABLES: dict[str, str] = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
+VISIBLE_VARIABLES: dict[str, str] = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
 
 NOT_ASCENDING = "torch_npu sees no NPU unless the numbers ascend: sort them"
 
@@ -48,7 +48,7 @@ def visible_devices(
     if kind == "cpu":
         return Visible("cpu", (), "the CPU")
     ids = _files(kind, dev)
-    variable = _VARIABLES[kind]
+    variable = VISIBLE_VARIABLES[kind]
     if variable not in environ:
         return Visible(kind, ids, f"{dev}/{_FILES[kind]}*")
     chosen = _chosen(environ[variable], ids)

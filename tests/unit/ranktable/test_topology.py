@@ -205,6 +205,13 @@ def test_the_rank_table_is_found_without_an_option(tmp_path: Path, source: str) 
     assert (node.source, node.world_size, node.master_addr) == ("rank table", 8, "127.0.0.1")
 
 
+def test_an_empty_variable_keeps_a_run_out_of_the_mounted_table(tmp_path: Path) -> None:
+    """A check in a pod starts runs on some of its devices, which are not the job of the table."""
+    mounted = recorded(tmp_path, "op-HEAD-vc-1x8", 1)
+    node = discover(TrainConfig(), {"RANK_TABLE_FILE": ""}, visible=CPU, mounted=mounted, scratch=tmp_path)
+    assert (node.source, node.world_size) == ("options", 1)
+
+
 def test_a_rank_keeps_its_device_on_a_host_with_more_devices_than_the_table(tmp_path: Path) -> None:
     path = recorded(tmp_path, "op-HEAD-vc-2x4", 1)
     node = topology(tmp_path, {"POD_IP": "10.244.0.202"}, npus(*range(8)), rank_table=path)

@@ -1,0 +1,165 @@
+"""The checks of training's promises name each kind of difference between runs, and find none in equal runs."""
+
+import hashlib
+import json
+import math
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.proof import promises, small_runs
+from trainer.proof.check import CheckPlace, Context
+from trainer.proof.small_runs import SmallRun, run_environment
+from trainer.shared.errors import TrainerError
+
+LOSSES = (1.5, 1.25, 1.75)
+PLACE = CheckPlace("cpu", (0,), 0, 0)
+
+
+@dataclass
+class Runs:
+    """Stands for the trainer: a run whose settings have all values of an answer's key leaves what the answer says."""
+
+    folder: Path
+    answers: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]] = ()
+    started: list[str] = field(default_factory=list)
+
+    def run(self, _context: Context, name: str, **options: Any) -> SmallRun:
+        self.started.append(name)
+        answer: dict[str, Any] = {
+            "losses": LOSSES,
+            "state": b"state",
+            "code": 0,
+            "output": "[rank 0 cpu:0 #1] resumed ",
+        }
+        for settings, changes in self.answers:
+            if settings.items() <= {"device": "own", **options, "name": name}.items():
+                answer |= changes
+        run = self.folder / name
+        checkpoint = run / "checkpoints/step-000000024"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        (checkpoint / "state.safetensors").write_bytes(answer["state"])
+        rows = [{"kind": "step", "loss": loss if math.isfinite(loss) else None} for loss in answer["losses"]]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return SmallRun(answer["code"], answer["output"], run, answer.get("acted_s", 0.0))
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    own = Runs(tmp_path)
+    monkeypatch.setattr(small_runs, "run_trainer", own.run)
+    monkeypatch.setattr(promises, "run_trainer", own.run)
+    monkeypatch.setattr(small_runs, "_FIGURES", {})
+    return own
+
+
+KILLED = ({"name": "killed", "at": "] checkpoint step="}, {"code": -signal.SIGKILL})
+STOPPED = ({"name": "stopped", "at": "] step epoch=0"}, {"code": 75, "acted_s": 2.0})
+RESUMED = {"resume": "auto"}
+OTHER = {"losses": (1.5, 1.25, 1.7500001)}
+CASES: dict[str, tuple[str, Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], str, str]] = {
+    "same losses": ("fp32_losses", (), "passed", "0e+00"),
+    "another order": ("fp32_losses", [({"device": "own"}, OTHER)], "passed", "6e-08"),
+    "no update": (
+        "fp32_losses",
+        [({"device": "own"}, {"losses": (1.5, 1.2506, 1.75)})],
+        "failed",
+        "5e-04",
+    ),
+    "not a number": ("fp16_losses", [({"device": "own"}, {"losses": (1.5, math.nan, 1.75)})], "failed", "nan"),
+    "rounded": ("bf16_losses", [({"device": "own"}, {"losses": (1.51, 1.24, 1.75)})], "passed", "8e-03"),
+    "far away": ("bf16_losses", [({"device": "own"}, {"losses": (1.51, 1.24, 2.75)})], "failed", "6e-01"),
+    "no O2": ("o2_losses", (), "impossible", "not for a CPU"),
+    "no graphs": ("captured_step", (), "impossible", "no graphs"),
+    "all left out": (
+        "skipped_step",
+        [({}, {"output": "[rank 0 cpu:0 #2] step epoch=0 loss=1 skipped=1\n" * 3})],
+        "passed",
+        "3 of 3",
+    ),
+    "one taken": (
+        "skipped_step",
+        [({}, {"output": "[rank 0 cpu:0 #2] step epoch=0 loss=1 skipped=1\n" * 2})],
+        "failed",
+        "2 of 3",
+    ),
+    "killed": ("kill_and_resume", [KILLED, (RESUMED, {"code": 0})], "passed", "3 losses and the state"),
+    "another state": (
+        "kill_and_resume",
+        [KILLED, (RESUMED, {"code": 0, "state": b"other"})],
+        "failed",
+        "only its state at the end",
+    ),
+    "another loss": ("kill_and_resume", [KILLED, (RESUMED, {"code": 0, **OTHER})], "failed", "from step 2 on"),
+    "never the same": (
+        "kill_and_resume",
+        [KILLED, (RESUMED, {"code": 0, **OTHER}), ({"name": "again"}, {"state": b"again"})],
+        "failed",
+        "not deterministic",
+    ),
+    "from the beginning": (
+        "kill_and_resume",
+        [KILLED, (RESUMED, {"code": 0, "output": ""})],
+        "failed",
+        "began again",
+    ),
+    "stopped": ("stop_and_resume", [STOPPED, (RESUMED, {"code": 0})], "passed", "code 75 2.0 s after SIGTERM"),
+    "stopped late": (
+        "stop_and_resume",
+        [(STOPPED[0], {"code": 75, "acted_s": 31.0}), (RESUMED, {"code": 0})],
+        "failed",
+        "31.0 s from SIGTERM",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_check_names_the_difference_of_its_runs(runs: Runs, case: str) -> None:
+    name, runs.answers, verdict, text = CASES[case]
+    outcome = getattr(promises, f"prove_{name}")(Context(PLACE, runs.folder, runs.folder, lambda _: None))
+    assert (outcome.verdict, text in outcome.measured) == (verdict, True), outcome
+    assert bool(outcome.advice) == (verdict == "failed")
+
+
+def test_checks_share_the_runs_that_they_compare_with(runs: Runs) -> None:
+    context = Context(PLACE, runs.folder, runs.folder, lambda _: None)
+    for check in (promises.prove_fp32_losses, promises.prove_fp16_losses, promises.prove_bf16_losses):
+        check(context)
+    assert len(runs.started) == 4
+
+
+def test_a_run_that_fails_is_no_figure(runs: Runs) -> None:
+    runs.answers = [({}, {"code": 1, "output": "error: no such device"})]
+    with pytest.raises(TrainerError, match="instead of 0: error: no such device"):
+        promises.prove_fp32_losses(Context(PLACE, runs.folder, runs.folder, lambda _: None))
+
+
+@pytest.mark.parametrize(
+    ("devices", "environ", "variable"),
+    [
+        ((1,), {}, "1"),
+        ((1,), {"ASCEND_RT_VISIBLE_DEVICES": "2, 5"}, "5"),
+        ((0, 1), {"ASCEND_RT_VISIBLE_DEVICES": "2,5"}, "2,5"),
+    ],
+)
+def test_a_run_sees_only_its_devices_and_nothing_of_the_job_around_it(
+    devices: tuple[int, ...], environ: dict[str, str], variable: str
+) -> None:
+    job = {"RANK": "1", "WORLD_SIZE": "2", "PNAS_BATCH_SIZE": "7", "RANK_TABLE_FILE": "/t", "MASTER_ADDR": "x"}
+    kept = {"PATH": "/bin", "PNAS_DEVICE_FILES": "/dev2"}
+    own = run_environment(CheckPlace("npu", devices, 0, 0), {**job, **kept, **environ})
+    assert own == {**kept, "RANK_TABLE_FILE": "", "ASCEND_RT_VISIBLE_DEVICES": variable}
+
+
+def test_drawn_images_are_always_the_same(tmp_path: Path) -> None:
+    digests = []
+    for name in ("one", "two"):
+        small_runs.draw_images(tmp_path / name)
+        files = sorted((tmp_path / name).rglob("*.png"))
+        digests.append([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
+    assert digests[0] == digests[1]
+    assert len(set(digests[0])) == small_runs.DRAWN_CLASSES * (small_runs.DRAWN_IMAGES + small_runs.EVALUATED_IMAGES)

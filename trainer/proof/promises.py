@@ -1,0 +1,272 @@
+"""Checks of what training promises on a device: its losses, its bits after a kill, its ways to compute, its end.
+
+Each runs the trainer itself, as `small_runs` starts it; only apex's O2, which hides the other one, is used directly.
+"""
+
+import importlib.util
+import math
+import signal
+import subprocess
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from trainer.model.pnasnet import build_model
+from trainer.proof.check import CheckOutcome, Context
+from trainer.proof.device import opened
+from trainer.proof.small_runs import (
+    DRAWN_CLASSES,
+    SMALL_RUN,
+    RunFigures,
+    SmallRun,
+    finished_run,
+    kill_all,
+    require,
+    run_trainer,
+)
+from trainer.records.folder import evidence_folder
+from trainer.shared.config import TrainConfig
+from trainer.shared.errors import RESUMABLE
+from trainer.training.optimizer import make_optimizer
+from trainer.training.precision.apex_o2 import ApexO2
+from trainer.training.precision.master_weights import NativeO2
+from trainer.training.precision.precision import Precision
+
+ORDER_BOUNDS = (1e-5, 1e-4, 1e-3)
+"""Relative, of the losses in fp32: each step makes what the one before it left larger. Two orders of additions on one
+CPU (nchw, nhwc; four seeds) differ by 1e-6, 9e-6 and 4e-5. Without its update, the second loss differs by 5e-4."""
+ROUNDING_BOUNDS = (3e-2, 3e-2, 3e-2)
+"""Relative, with operands of 8 to 11 bits: on a CPU, bf16 changes the losses by up to 7e-3."""
+_GRACE_S = 30.0
+_MOST_DEVICES = 16
+"""Of one run: the drawn images are not enough for more."""
+_REFERENCE: dict[str, Any] = {"device": "cpu", "memory_format": "nchw", "precision": "fp32", "dropout": 0.0}
+_WHOLE: dict[str, Any] = {
+    **{"epochs": 2, "steps": 12, "checkpoint_every": "3", "drop_path": 0.2, "ema": 0.9, "graph": "off"},
+    **{"grace_s": _GRACE_S},
+}
+_REPAIR = "see the kernels' versions in `python -m trainer env`, and send the page with the result"
+_MULTIPLIERS = "its convolutions round their operands, as HF32 and TF32 do, which torch_npu and torch allow by default"
+
+
+def prove_fp32_losses(context: Context) -> CheckOutcome:
+    """Compare losses in fp32 with the CPU's; other draws than the images' are off."""
+    outcome = _near_cpu(context, ORDER_BOUNDS, "additions in another order", precision="fp32")
+    if outcome.verdict == "passed" or context.place.kind == "cpu":
+        return outcome
+    return _near_cpu(context, ROUNDING_BOUNDS, _MULTIPLIERS, precision="fp32")
+
+
+def prove_fp16_losses(context: Context) -> CheckOutcome:
+    """Compare losses in fp16, with a fixed loss scale, with the CPU's in fp32."""
+    return _near_cpu(context, ROUNDING_BOUNDS, "operands of 11 bits", precision="fp16", loss_scale=128)
+
+
+def prove_bf16_losses(context: Context) -> CheckOutcome:
+    """Compare losses in bf16 with the CPU's in fp32."""
+    runtime, _ = opened(context.place)
+    if not runtime.has_bf16():
+        return _impossible(f"{runtime.name()} has no bfloat16")
+    return _near_cpu(context, ROUNDING_BOUNDS, "operands of 8 bits", precision="bf16")
+
+
+def prove_o2_losses(context: Context) -> CheckOutcome:
+    """Compare losses in O2, by apex if it is installed, with the CPU's in fp32."""
+    if context.place.kind == "cpu":
+        return _impossible("O2 is not for a CPU")
+    by = "O2 by apex" if _has_apex() else "O2 without apex"
+    return _near_cpu(context, ROUNDING_BOUNDS, f"operands of 11 bits, {by}", precision="O2", loss_scale=128)
+
+
+def prove_o2_apex(context: Context) -> CheckOutcome:
+    """Compare losses in O2 by apex with those in O2 without it."""
+    if context.place.kind != "npu":
+        return _impossible("apex for Ascend is for NPUs")
+    if not _has_apex():
+        return _impossible("apex is not installed; o2-losses checks O2 without it")
+    runtime, _ = opened(context.place)
+    context.mark("O2 without apex")
+    native = _o2_losses(context, NativeO2(runtime, 128.0))
+    context.mark("O2 by apex")
+    apex = _o2_losses(context, ApexO2(runtime, 128.0))
+    return _within(apex, native, ROUNDING_BOUNDS, "O2 without apex")
+
+
+def prove_skipped_step(context: Context) -> CheckOutcome:
+    """Let each of three steps in fp16 overflow by its loss scale, and count the steps that the run has left out."""
+    steps = 3
+    run = run_trainer(context, "overflow", precision="fp16", loss_scale=1e30, steps=steps, max_bad_steps=100)
+    skipped = sum("skipped=1" in line for line in require(run).output.splitlines() if "] step epoch=" in line)
+    if skipped == steps:
+        return CheckOutcome("passed", f"{steps} of {steps} steps that overflow are left out", "each, by its definition")
+    return CheckOutcome(
+        "failed",
+        f"{skipped} of {steps} steps that overflow are left out: the others updated the weights with wrong gradients",
+        "each, by its definition",
+        "do not train in fp16 or O2 on this device: use --precision bf16 or fp32",
+    )
+
+
+def prove_kill_and_resume(context: Context) -> CheckOutcome:
+    """Kill a run at its first checkpoint, resume it, and compare with an undisturbed one bit for bit."""
+    context.mark("a run that is killed")
+    killed = run_trainer(context, "killed", at="] checkpoint step=", act=kill_all, **_WHOLE)
+    return _resumed(context, require(killed, -signal.SIGKILL))
+
+
+def prove_stop_and_resume(context: Context) -> CheckOutcome:
+    """Send SIGTERM to a run at its first step, resume it, and compare with an undisturbed one bit for bit."""
+    context.mark("a run that gets SIGTERM")
+    stopped = run_trainer(context, "stopped", at="] step epoch=0", act=subprocess.Popen.terminate, **_WHOLE)
+    outcome = _resumed(context, require(stopped, RESUMABLE))
+    if stopped.acted_s > _GRACE_S:
+        return CheckOutcome(
+            "failed",
+            f"{stopped.acted_s:.1f} s from SIGTERM to the end of the run",
+            f"at most {_GRACE_S:g} s, the default of --grace-s",
+            f"give pods more time: --grace-s {2 * stopped.acted_s:.0f}",
+            {"stop_s": stopped.acted_s},
+        )
+    if outcome.verdict != "passed":
+        return outcome
+    text = f"code {RESUMABLE} {stopped.acted_s:.1f} s after SIGTERM; {outcome.measured}"
+    return CheckOutcome("passed", text, outcome.expected, figures={"stop_s": stopped.acted_s})
+
+
+def prove_captured_step(context: Context) -> CheckOutcome:
+    """Compare a run with captured steps with an eager one bit for bit."""
+    runtime, _ = opened(context.place)
+    obstacle = "a CPU has no graphs" if context.place.kind == "cpu" else runtime.graph_obstacle()
+    if obstacle is None and context.place.kind == "npu" and _has_apex():
+        obstacle = "apex's O2 reads each overflow on the host"
+    if obstacle is not None:
+        return _impossible(obstacle)
+    eager = finished_run(context, **_WHOLE)
+    context.mark("a run with captured steps")
+    captured = require(run_trainer(context, "captured", **_WHOLE | {"graph": "on"}))
+    refused = [line for line in captured.output.splitlines() if "cannot capture the step" in line]
+    if refused:
+        return CheckOutcome("failed", refused[0], "the device captures the step", "leave --graph off")
+    return _same_bits(eager, captured, "the eager run's", "leave --graph off")
+
+
+def prove_data_parallel(context: Context) -> CheckOutcome:
+    """Compare steps on all devices with the same steps on one, which takes the images of all in turn."""
+    count = min(len(context.place.devices), _MOST_DEVICES)
+    if context.place.rank:
+        return CheckOutcome("passed", "the first device's process starts the runs")
+    if count < 2:
+        return _impossible("it needs two devices")
+    own = {"precision": "fp32", "dropout": 0.0, "batch_size": 4}
+    single = finished_run(context, **own, accumulate=count)
+    parallel = finished_run(context, **own, npus=count)
+    return _within(parallel.losses, single.losses, ORDER_BOUNDS, f"one device with --accumulate {count}")
+
+
+def prove_cann_log(context: Context) -> CheckOutcome:
+    """Look for CANN's log in the evidence of a run that asks for more of it."""
+    if context.place.kind != "npu":
+        return _impossible("CANN is for NPUs")
+    run = require(run_trainer(context, "log", steps=1, environ={"ASCEND_GLOBAL_LOG_LEVEL": "1"}))
+    folder = evidence_folder(run.folder, 1, 0)
+    files = [path for path in folder.rglob("plog-*.log") if path.stat().st_size]
+    expected = "plog-PID_TIME.log with lines, in evidence/attempt-1/node-0 of the run's folder"
+    if files:
+        return CheckOutcome("passed", f"{len(files)} files of CANN's log in the run's folder", expected)
+    return CheckOutcome(
+        "failed",
+        "no file of CANN's log in the run's folder",
+        expected,
+        "look in $HOME/ascend/log; unset ASCEND_SLOG_PRINT_TO_STDOUT, which sends it elsewhere",
+    )
+
+
+def _near_cpu(context: Context, bounds: tuple[float, ...], reason: str, **options: Any) -> CheckOutcome:
+    """Compare a run's losses with the CPU's in fp32."""
+    expected = finished_run(context, **_REFERENCE).losses
+    losses = finished_run(context, dropout=0.0, **options).losses
+    return _within(losses, expected, bounds, f"this machine's CPU in fp32; {reason}")
+
+
+def _differences(losses: tuple[float, ...], expected: tuple[float, ...]) -> list[float]:
+    return [abs(loss - other) / abs(other) for loss, other in zip(losses, expected, strict=True)]
+
+
+def _within(
+    losses: tuple[float, ...], expected: tuple[float, ...], bounds: tuple[float, ...], source: str
+) -> CheckOutcome:
+    differences = _differences(losses, expected)
+    measured = f"losses differ by {_list(differences)}"
+    bound = f"at most {_list(bounds)} of {source}"
+    figures = {"loss_difference": max(differences)} if all(map(math.isfinite, differences)) else {}
+    if all(own <= most for own, most in zip(differences, bounds, strict=True)):
+        return CheckOutcome("passed", measured, bound, figures=figures)
+    return CheckOutcome("failed", measured, bound, f"do not train in this precision here; {_REPAIR}", figures)
+
+
+def _list(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:.0e}" for value in values)
+
+
+def _resumed(context: Context, begun: SmallRun) -> CheckOutcome:
+    """Resume a run, and compare it with a whole one."""
+    context.mark("the resumed run")
+    resumed = require(run_trainer(context, begun.folder.name, resume="auto", **_WHOLE))
+    if "] resumed " not in resumed.output:
+        return CheckOutcome("failed", "the run began again", "it continues from its checkpoint", _REPAIR)
+    whole = finished_run(context, **_WHOLE)
+    outcome = _same_bits(whole, resumed, "an undisturbed run's", _REPAIR)
+    if outcome.verdict == "passed":
+        return outcome
+    context.mark("the undisturbed run once more")
+    again = require(run_trainer(context, "again", **_WHOLE))
+    if again.state_sha256() == whole.state_sha256:
+        return outcome
+    return CheckOutcome(
+        "failed",
+        "two undisturbed runs differ: kernels of this device are not deterministic",
+        "the same bits each time",
+        "a resumed run will be close to the run that was not interrupted, and not the same",
+    )
+
+
+def _same_bits(expected: RunFigures, run: SmallRun, whose: str, advice: str) -> CheckOutcome:
+    losses, state = run.losses, run.state_sha256()
+    if losses == expected.losses and state == expected.state_sha256:
+        return CheckOutcome("passed", f"{len(losses)} losses and the state are {whose}, bit for bit", "the same bits")
+    steps = [step for step, pair in enumerate(zip(losses, expected.losses, strict=False)) if pair[0] != pair[1]]
+    place = f"its losses differ from step {steps[0]} on" if steps else "only its state at the end differs"
+    return CheckOutcome("failed", f"not {whose} bits: {place}", "the same bits", advice)
+
+
+def _impossible(reason: str) -> CheckOutcome:
+    return CheckOutcome("impossible", reason)
+
+
+def _has_apex() -> bool:
+    return importlib.util.find_spec("apex") is not None
+
+
+def _o2_losses(context: Context, precision: Precision) -> tuple[float, ...]:
+    """Return the losses of some steps on one batch."""
+    _, device = opened(context.place)
+    small = {field: SMALL_RUN[field] for field in ("model", "aux", "lr")}
+    config = TrainConfig.model_validate({**small, "dropout": 0.0})
+    torch.manual_seed(0)
+    side, count = SMALL_RUN["image_size"], SMALL_RUN["batch_size"]
+    images, labels = torch.rand(count, 3, side, side).to(device), (torch.arange(count) % DRAWN_CLASSES).to(device)
+    network = build_model(config, DRAWN_CLASSES).to(device).train()
+    optimizer = make_optimizer(network, config, device=context.place.kind, library=precision.optimizer_library)
+    model = precision.prepare(network, optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    losses = []
+    for _ in range(SMALL_RUN["steps"]):
+        optimizer.zero_grad()
+        with precision.forward():
+            loss = F.cross_entropy(model(images), labels)
+        precision.backward(loss, optimizer)
+        precision.step(optimizer, parameters, clip_norm=0.0, loss=loss)
+        losses.append(float(loss))
+    return tuple(losses)

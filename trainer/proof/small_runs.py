@@ -1,0 +1,193 @@
+"""Whole runs of the trainer in small: its smallest network on a few drawn images, for some seconds.
+
+A run is a separate process, as a user starts it, on one device: variables of the job around it, such as its rank
+table, do not reach it.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from trainer.checkpoint.manifest import STATE_FILE
+from trainer.checkpoint.reading import list_checkpoints
+from trainer.proof.check import CheckPlace, Context
+from trainer.shared.config.layers import flag_name
+from trainer.shared.errors import TrainerError
+from trainer.shared.runs import CHECKPOINTS_FOLDER
+from trainer.shared.start import module_command
+from trainer.topology.visible import FOLDER_VARIABLE, VISIBLE_VARIABLES
+
+SMALL_RUN: Mapping[str, Any] = {
+    **{"model": "pnasnet5tiny", "image_size": 64, "aux": "none", "batch_size": 16, "epochs": 1, "steps": 3},
+    **{"lr": 3e-4, "npus": 1, "workers": 0, "threads": 1, "restarts": 0, "log_interval": 1},
+}
+"""The smallest network, with a learning rate at which rounding grows slowly."""
+DRAWN_CLASSES, DRAWN_IMAGES, EVALUATED_IMAGES, _SIDE = 4, 48, 4, 64
+"""Classes, images of each to train on and to evaluate, and their side in pixels."""
+_JOB_VARIABLES = frozenset(
+    {
+        *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
+        *("MINDX_TASK_ID", "ASCEND_PROCESS_LOG_PATH", "ASCEND_WORK_PATH"),
+    }
+)
+_WORDS = 300
+"""Characters of a failed run's last words."""
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """A run that has ended, by itself or because of a signal.
+
+    Attributes:
+        code: the exit code, negative for a signal.
+        acted_s: seconds from the signal that it got to its end; 0 without one.
+    """
+
+    code: int
+    output: str
+    folder: Path
+    acted_s: float
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """The loss of each step; NaN where it is not finite."""
+        rows = map(json.loads, (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        return tuple(math.nan if row["loss"] is None else row["loss"] for row in rows if row["kind"] == "step")
+
+    def state_sha256(self) -> str:
+        """Return the hash of its newest checkpoint's state: weights, momentum, statistics, random states."""
+        newest = list_checkpoints(self.folder / CHECKPOINTS_FOLDER)[0]
+        return hashlib.sha256((newest / STATE_FILE).read_bytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """What a finished run leaves for a comparison."""
+
+    losses: tuple[float, ...]
+    state_sha256: str
+
+
+_FIGURES: dict[tuple[object, ...], RunFigures] = {}
+"""Runs with which several checks of this process compare others."""
+
+
+def finished_run(context: Context, **options: Any) -> RunFigures:
+    """Return the figures of an undisturbed run with these options; each is started once in a process.
+
+    Raises:
+        TrainerError: the run failed.
+    """
+    key = (context.place.devices, *sorted(options.items()))
+    if key not in _FIGURES:
+        context.mark(f"a run with {_words(options)}")
+        run = require(run_trainer(context, f"run-{len(_FIGURES)}", **options))
+        _FIGURES[key] = RunFigures(run.losses, run.state_sha256())
+    return _FIGURES[key]
+
+
+def run_trainer(
+    context: Context,
+    name: str,
+    *,
+    at: str = "",
+    act: Callable[["subprocess.Popen[str]"], None] = lambda process: None,
+    environ: Mapping[str, str] | None = None,
+    **options: Any,
+) -> SmallRun:
+    """Run the trainer to its end.
+
+    Args:
+        name: of the run's folder in the check's.
+        at: the first line with this text calls `act`; empty for no line.
+        options: of the trainer, by their fields' names, over SMALL_RUN.
+    """
+    images = context.folder / "images"
+    if not images.exists():
+        draw_images(images)
+    settings = {"device": context.place.kind, **SMALL_RUN, **options}
+    settings |= {"data_path": images, "output": context.folder, "run_name": name}
+    words = [word for field, value in settings.items() for word in (flag_name(field), str(value))]
+    lines, acted = [], 0.0
+    with subprocess.Popen(
+        [*module_command("trainer.cli"), *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env={**run_environment(context.place, os.environ), **(environ or {})},
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if at and not acted and at in line:
+                acted = time.monotonic()
+                act(process)
+    ended = time.monotonic()
+    return SmallRun(process.returncode, "".join(lines), context.folder / name, ended - acted if acted else 0.0)
+
+
+def require(run: SmallRun, code: int = 0) -> SmallRun:
+    """Return the run if it ended with this code.
+
+    Raises:
+        TrainerError: it did not; with its last words.
+    """
+    if run.code != code:
+        words = " ".join(run.output[-_WORDS:].split())
+        raise TrainerError(f"the run {run.folder.name} ended with {run.code} instead of {code}: {words}")
+    return run
+
+
+def kill_all(process: "subprocess.Popen[str]") -> None:
+    """Send SIGKILL to a trainer and to its workers."""
+    trainer = psutil.Process(process.pid)
+    for one in (*trainer.children(recursive=True), trainer):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+
+
+def draw_images(folder: Path) -> None:
+    """Write small images in the ImageNet layout, always the same: each class has other stripes, under noise."""
+    noise = np.random.default_rng(0)
+    rows, columns = np.mgrid[0:_SIDE, 0:_SIDE]
+    for split, count in (("train", DRAWN_IMAGES), ("val", EVALUATED_IMAGES)):
+        for label in range(DRAWN_CLASSES):
+            place = folder / split / f"class-{label}"
+            place.mkdir(parents=True)
+            wave = np.sin((rows * (label + 1) + columns * (DRAWN_CLASSES - label)) / 4)[..., None]
+            for number in range(count):
+                pixels = 128 + 60 * wave + noise.normal(0, 40, (_SIDE, _SIDE, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place / f"{number}.png")
+
+
+def run_environment(place: CheckPlace, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without the job around this process, and with only the place's devices."""
+    own = {
+        name: value
+        for name, value in environ.items()
+        if name not in _JOB_VARIABLES and (name == FOLDER_VARIABLE or not name.startswith("PNAS_"))
+    }
+    own["RANK_TABLE_FILE"] = ""
+    if place.kind in VISIBLE_VARIABLES:
+        variable = VISIBLE_VARIABLES[place.kind]
+        chosen = [part.strip() for part in own[variable].split(",")] if own.get(variable) else None
+        own[variable] = ",".join(str(device) if chosen is None else chosen[device] for device in place.devices)
+    return own
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    return " ".join(f"{flag_name(field)} {value}" for field, value in options.items()) or "the defaults"
