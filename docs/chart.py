@@ -25,9 +25,9 @@ from launcher.cluster.rbac import (
     rules,
 )
 from launcher.quantities import PATTERN
-from launcher.settings import secrets
 from launcher.settings.hardware import DEVICE_COUNTS, PRESETS
 from launcher.settings.options import AUTO, EFFECTS, IMAGE, NAME_PATTERN, OBJECT, QUALIFIED, VALUE, VARIABLE, JobOptions
+from trainer.shared import secrets
 from trainer.shared.config import EMULATED, MODE_PRESETS, TrainConfig
 from trainer.shared.yaml_text import to_yaml
 

@@ -20,11 +20,11 @@ from launcher.output import report
 from launcher.output.explanation import explanation_text
 from launcher.results.bundle import Bundle, is_of_use, node_of_ranks, open_bundle
 from launcher.results.copying import copy_of
-from launcher.results.redaction import Redactor
 from launcher.results.run_folder import read_run
-from launcher.settings.secrets import looks_secret
 from trainer.shared.attempts import timestamp
 from trainer.shared.documents import document, json_text
+from trainer.shared.redaction import Redactor
+from trainer.shared.secrets import looks_secret
 from trainer.shared.text import visible
 
 

@@ -15,10 +15,10 @@ from launcher.manifests.overlay import read_overlay
 from launcher.settings.hardware import refusal
 from launcher.settings.layers import Settings
 from launcher.settings.options import PLACE, ClusterOptions, JobOptions
-from launcher.settings.secrets import secrets_in
 from launcher.settings.spec import OUTPUT, JobSpec, in_field_order, renamed
 from trainer.shared.config import EMULATED, Layer, TrainConfig, resolve_train_config
 from trainer.shared.config.layers import environment_layer, flag_name
+from trainer.shared.secrets import secrets_in
 
 # Python's stand-in for bytes that are not UTF-8 (PEP 383).
 _BYTES = re.compile("[\ud800-\udfff]")

@@ -16,8 +16,8 @@ from tempfile import TemporaryFile
 from typing import IO
 
 from launcher.errors import ConflictError, LauncherError
-from launcher.results.redaction import Redactor
 from trainer.shared.files import own_partial, replacing
+from trainer.shared.redaction import Redactor
 from trainer.shared.text import visible
 
 _CONSOLE = re.compile(r"(\d{1,9})/console-(\d{1,9})\.log")

@@ -17,9 +17,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 from launcher import quantities
 from launcher.jobs import DEFAULT_QUEUE, UNSUPPORTED, BackendName
 from launcher.settings.hardware import HardwareName
-from launcher.settings.secrets import looks_secret
 from trainer.shared import durations, variables
 from trainer.shared.config.train import Optional, option
+from trainer.shared.secrets import looks_secret
 
 # The patterns of Kubernetes for names of objects (RFC 1123 subdomain) and of namespaces, for labels and their values.
 OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")

@@ -13,10 +13,10 @@ from docs.chart import CHART
 from launcher.cluster.rbac import KUBERNETES_VERBS, KUEUE_VERBS, VERBS, Verbs, rules
 from launcher.commands.render import manifests_of
 from launcher.kinds.labels import SPEC_ANNOTATION
-from launcher.settings.secrets import looks_secret
 from tests.cluster.support.helm import HELMS, run_template, template
 from tests.cluster.support.job_settings import ON_HARDWARE, PLAIN, Settings, settings
 from tests.unit.launcher.test_secrets import HARMLESS, HARMLESS_TEXTS, NAMES, VALUES
+from trainer.shared.secrets import looks_secret
 
 OPTIONS = ("plain", "everything", "cpu")
 MORE_OPTIONS: dict[str, Settings] = {

@@ -35,7 +35,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- with .Values.rbac.volcano }}{{ eq (toString .) "auto" | ternary (include "pnas.volcano" $) "granted" }}{{ end }}
 {{- end }}
 
-{{- /* "secret" if a variable of this name and value is one. The rules are those of launcher/settings/secrets.py. */ -}}
+{{- /* "secret" if a variable of this name and value is one. The rules are those of trainer/shared/secrets.py. */ -}}
 {{- define "pnas.looks-secret" -}}
 {{- if .value }}
 {{- include "pnas.secret-name" . }}

@@ -13,11 +13,11 @@ from launcher.cli import main
 from launcher.errors import ConflictError
 from launcher.local import records
 from launcher.results.bundle import node_of_ranks, open_bundle
-from launcher.results.redaction import Redactor
 from tests.documents import one_document
 from tests.run_folders import ATTEMPTS, write_run
 from tests.unit.launcher.test_redaction import LINES as FIRST_LINES
 from tests.unit.launcher.test_redaction import LINES_OF_TOOLS
+from trainer.shared.redaction import Redactor
 
 SEED = 21
 LINES = (*FIRST_LINES, *LINES_OF_TOOLS)

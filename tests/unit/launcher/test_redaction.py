@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from launcher.results.redaction import HIDDEN, Redactor
+from trainer.shared.redaction import HIDDEN, Redactor
 
 SEED = 20
 SEEDS = int(os.environ.get("PNAS_TEST_REDACTION_SEEDS", "3"))

@@ -11,8 +11,8 @@ from launcher.errors import RequestError
 from launcher.kinds import kind_named
 from launcher.manifests.pod_spec import make_pod_spec
 from launcher.settings.layers import Earlier, resolve_settings
-from launcher.settings.secrets import holds_secret, looks_secret, secrets_in
 from trainer.shared.config import ConfigError, Layer
+from trainer.shared.secrets import holds_secret, looks_secret, secrets_in
 
 NAMES = (
     *(

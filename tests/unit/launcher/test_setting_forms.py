@@ -10,8 +10,8 @@ from launcher.kinds import kind_named
 from launcher.manifests.pod_spec import make_pod_spec
 from launcher.manifests.render import render_manifests
 from launcher.settings.layers import resolve_settings
-from launcher.settings.secrets import looks_secret
 from trainer.shared.config import ConfigError, Layer
+from trainer.shared.secrets import looks_secret
 
 JOB: dict[str, Any] = {"image": "r/pnas:1", "backend": "batch", "name": "same"}
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from launcher.settings.secrets import SECRET_VALUE, is_secret_option, looks_secret
+from trainer.shared.secrets import SECRET_VALUE, is_secret_option, looks_secret
 
 HIDDEN = "(hidden)"
 _SHORTEST = 6
