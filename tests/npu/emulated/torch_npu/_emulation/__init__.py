@@ -57,4 +57,14 @@ def _hccl(options: Any, _backend_options: Any) -> Any:
     gloo = dist.ProcessGroupGloo(
         options.store, options.group_rank, options.group_size, timeout=min(options.timeout, limit)
     )
-    return core.hccl_over(gloo)
+    return core.hccl_over(gloo, _delay_us_per_mib(options, device))
+
+
+def _delay_us_per_mib(options: Any, device: int) -> float:
+    """Return by how much a slow link delays this group: NPU_EMULATED_SLOW_LINK=DEVICE-DEVICE:MICROSECONDS_PER_MIB."""
+    ends, _, delay = os.environ.get("NPU_EMULATED_SLOW_LINK", "").partition(":")
+    if not ends:
+        return 0.0
+    options.store.set(f"emulated-device/{options.group_rank}", str(device))
+    devices = {options.store.get(f"emulated-device/{rank}").decode() for rank in range(options.group_size)}
+    return float(delay) if devices.issuperset(ends.split("-")) else 0.0

@@ -17,7 +17,14 @@ from .device import (
     synchronize,
 )
 from .graphs import NPUGraph, graph, graph_pool_handle, is_current_stream_capturing
-from .memory import empty_cache, max_memory_allocated, memory_allocated, memory_snapshot, reset_peak_memory_stats
+from .memory import (
+    empty_cache,
+    max_memory_allocated,
+    mem_get_info,
+    memory_allocated,
+    memory_snapshot,
+    reset_peak_memory_stats,
+)
 from .options import set_compile_mode, set_option
 from .random import get_rng_state, initial_seed, manual_seed, manual_seed_all, seed, set_rng_state
 from .streams import Event, Stream, StreamContext, current_stream, default_stream, set_stream, stream
@@ -50,6 +57,7 @@ __all__ = [
     "manual_seed",
     "manual_seed_all",
     "max_memory_allocated",
+    "mem_get_info",
     "memory_allocated",
     "memory_snapshot",
     "reset_peak_memory_stats",

@@ -75,8 +75,9 @@ def synchronize(device: Which = None) -> None:
 
 
 def get_device_name(device_name: Which = None) -> str:
-    index_of(device_name)
-    return DEVICE_NAME
+    index = index_of(device_name)
+    device, _, name = os.environ.get("NPU_EMULATED_NAME", "").partition(":")
+    return name if device == str(index) else DEVICE_NAME
 
 
 def get_amp_supported_dtype() -> list[torch.dtype]:

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <thread>
 
 namespace npu_emulation {
 namespace {
@@ -22,26 +23,6 @@ namespace {
 thread_local DeviceIndex current = 0;
 std::atomic<int64_t> allocated[kMostDevices], peak[kMostDevices];
 std::atomic<bool> opened[kMostDevices];
-
-std::pair<int, int> rank_and_number(const char* variable) {
-  int rank = -1, number = 0;
-  if (const char* text = std::getenv(variable)) {
-    TORCH_CHECK(std::sscanf(text, "%d:%d", &rank, &number) == 2, variable, "=", text, " is not RANK:NUMBER");
-  }
-  return {rank, number};
-}
-
-Faults read_faults() {
-  auto is = [](const char* variable, const char* value) {
-    const char* text = std::getenv(variable);
-    return text && std::string(text) == value;
-  };
-  const char* hbm = std::getenv("NPU_EMULATED_HBM_MIB");
-  auto [fail_rank, fail_at] = rank_and_number("NPU_EMULATED_FAIL");
-  auto [hang_rank, hang_at] = rank_and_number("NPU_EMULATED_HANG");
-  return {hbm ? std::atoll(hbm) << 20 : 0, is("NPU_EMULATED_INF_NAN", "0"), is("NPU_EMULATED_REDUCTIONS", "reversed"),
-          fail_rank, fail_at, hang_rank, hang_at};
-}
 
 DeviceIndex count_devices() {
   if (const char* visible = std::getenv("ASCEND_RT_VISIBLE_DEVICES")) {
@@ -62,6 +43,12 @@ void check(DeviceIndex index) {
 void open(DeviceIndex index) {
   if (opened[index].exchange(true)) return;
   note("open npu:" + std::to_string(index));
+  if (index == faults().open_device) {
+    log_error("rtSetDevice failed, device_id=" + std::to_string(index));
+    while (faults().open_hangs) std::this_thread::sleep_for(std::chrono::hours(1));
+    opened[index] = false;
+    TORCH_CHECK(false, "NPU function error: aclrtSetDevice, error code is 507033 (emulated)");
+  }
   log_run("attr init success, device_id=" + std::to_string(index));
 }
 
@@ -76,7 +63,7 @@ std::string size_text(int64_t bytes) {
 
 void take(DeviceIndex index, int64_t bytes) {
   open(index);
-  const int64_t now = allocated[index].fetch_add(bytes) + bytes, limit = faults().hbm_bytes;
+  const int64_t now = allocated[index].fetch_add(bytes) + bytes, limit = memory_limit(index);
   if (limit && now > limit) {
     allocated[index].fetch_sub(bytes);
     const auto used = size_text(now - bytes);
@@ -100,6 +87,7 @@ struct Block {  // owns the memory of the device's bytes
 void free_block(void* context) {
   auto* block = static_cast<Block*>(context);
   allocated[block->index].fetch_sub(block->bytes);
+  forget_block(block->storage ? block->storage.mutable_data() : block->pointer.get());
   delete block;
 }
 
@@ -109,6 +97,7 @@ struct Allocator final : c10::Allocator {
     take(index, static_cast<int64_t>(bytes));
     auto host = c10::GetCPUAllocator()->allocate(bytes);
     void* data = host.get();
+    remember_block(data, static_cast<int64_t>(bytes), index);
     return {data, new Block{std::move(host), {}, static_cast<int64_t>(bytes), index}, &free_block, Device(NPU, index)};
   }
   c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
@@ -255,11 +244,6 @@ const bool hooks_are_set = (at::RegisterPrivateUse1HooksInterface(new Hooks), tr
 
 }  // namespace
 
-const Faults& faults() {
-  static const Faults asked = read_faults();
-  return asked;
-}
-
 DeviceIndex device_count() {
   static const DeviceIndex count = count_devices();
   return count;
@@ -299,6 +283,7 @@ c10::DataPtr device_pointer(c10::Storage host, DeviceIndex index) {
   const auto bytes = static_cast<int64_t>(host.nbytes());
   take(index, bytes);
   void* data = host.mutable_data();
+  remember_block(data, bytes, index);
   return {data, new Block{{}, std::move(host), bytes, index}, &free_block, Device(NPU, index)};
 }
 

@@ -20,15 +20,42 @@ using c10::DeviceIndex;
 constexpr auto NPU = c10::DeviceType::PrivateUse1;
 constexpr int kMostDevices = 64;
 
-// Settings from environment variables; each makes the device worse than its CPU.
+// Settings from environment variables (faults.cpp); each makes the device worse than its CPU. DEVICE is torch's number.
 struct Faults {
-  int64_t hbm_bytes;  // NPU_EMULATED_HBM_MIB: the device's memory; 0: no limit
-  bool saturates;     // NPU_EMULATED_INF_NAN=0: fp16 stops at 65,504 and raises a flag, like on an Ascend 910A
-  bool reversed;      // NPU_EMULATED_REDUCTIONS=reversed: sums are added up from the other end
-  int fail_rank, fail_at;  // NPU_EMULATED_FAIL=RANK:N: this rank's N-th collective ends in an HCCL error
-  int hang_rank, hang_at;  // NPU_EMULATED_HANG=RANK:N: this rank hangs before its N-th collective
+  int hbm_device = -1;  // NPU_EMULATED_HBM_MIB=MIB or DEVICE:MIB: the memory of all devices or of one
+  int64_t hbm_bytes = 0;
+  bool saturates = false;  // NPU_EMULATED_INF_NAN=0: fp16 stops at 65,504 and raises a flag, like on an Ascend 910A
+  int silent_device = -1;  // NPU_EMULATED_INF_NAN=silent:DEVICE: it stops there, and nothing tells of it
+  bool reversed = false;   // NPU_EMULATED_REDUCTIONS=reversed: sums are added up from the other end
+  int alternating_device = -1;  // NPU_EMULATED_REDUCTIONS=alternating:DEVICE: now from this end, now from the other one
+  int fail_rank = -1, fail_at = 0;  // NPU_EMULATED_FAIL=RANK:N: this rank's N-th collective ends in an HCCL error
+  int hang_rank = -1, hang_at = 0;  // NPU_EMULATED_HANG=RANK:N: this rank hangs before its N-th collective
+  int lost_part_device = -1, lost_part_at = 0;  // NPU_EMULATED_LOST_PART=DEVICE:N: its N-th collective sums without its part
+  int slow_device = -1, slow_factor = 1;        // NPU_EMULATED_SLOW=DEVICE:FACTOR: kernels take FACTOR times as long
+  int forgetful_device = -1, forgets_every = 1;  // NPU_EMULATED_FORGETS=DEVICE:N: N allocations later, a bit of a block flips
+  int open_device = -1;  // NPU_EMULATED_OPEN=DEVICE:hang or DEVICE:fail: the device does not open
+  bool open_hangs = false;
+  int wrong_bit_device = -1, wrong_every = 1;  // NPU_EMULATED_WRONG_BIT=DEVICE:KERNEL:N: one in each N-th result of a kernel
+  std::string wrong_kernel;
+  int short_sum_device = -1;  // NPU_EMULATED_SHORT_SUM=DEVICE: sums in fp16 leave out the last number
 };
 const Faults& faults();
+bool saturates(DeviceIndex index);
+bool reversed(DeviceIndex index);            // asked once for each sum
+int64_t memory_limit(DeviceIndex index);     // bytes; 0: none
+void spoil(const std::string& kernel, const Tensor& result, DeviceIndex index);  // `result` is the CPU's alias
+struct Slowed {  // the work of a device as long as this lives
+  explicit Slowed(DeviceIndex index);
+  ~Slowed();
+  Slowed(const Slowed&) = delete;
+  Slowed& operator=(const Slowed&) = delete;
+
+ private:
+  bool slow_;
+  double start_;
+};
+void remember_block(void* data, int64_t bytes, DeviceIndex index);
+void forget_block(void* data);
 
 // Devices
 DeviceIndex device_count();

@@ -101,6 +101,16 @@ void reverse(const std::string& name, IValue* arguments) {
   }
 }
 
+void leave_out_last(const std::string& name, IValue* arguments) {
+  if (name != "aten::sum" || !arguments[1].isIntList()) return;
+  const Tensor& numbers = arguments[0].toTensor();
+  if (numbers.scalar_type() != at::kHalf || !numbers.dim()) return;
+  const auto dims = arguments[1].toIntVector();
+  Tensor shorter = numbers.clone();
+  shorter.select(dims.empty() ? -1 : dims.back(), -1).zero_();
+  arguments[0] = shorter;
+}
+
 void compute(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const size_t count = schema.arguments().size(), first = stack->size() - count;
@@ -110,19 +120,24 @@ void compute(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   std::vector<Tensor> written;
   {
     at::AutoDispatchBelowADInplaceOrView below;
-    if (faults().reversed) reverse(schema.name(), stack->data() + first);
-    if (faults().saturates) {
+    if (reversed(device.index())) reverse(schema.name(), stack->data() + first);
+    if (device.index() == faults().short_sum_device) leave_out_last(schema.name(), stack->data() + first);
+    if (saturates(device.index())) {
       for (size_t i = 0; i < count; ++i)
         if (schema.is_mutable(c10::SchemaArgument(c10::SchemaArgType::input, i)))
           each_tensor((*stack)[first + i], [&](const Tensor& tensor) { written.push_back(tensor); });
     }
+    const Slowed slowed(device.index());
     op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
   }
   aliases.write_back();
   const size_t returns = schema.returns().size(), begin = stack->size() - returns;
   for (size_t i = 0; i < returns; ++i) {
     IValue& value = (*stack)[begin + i];
-    if (faults().saturates) each_tensor(value, [&](const Tensor& tensor) { written.push_back(tensor); });
+    if (saturates(device.index())) each_tensor(value, [&](const Tensor& tensor) { written.push_back(tensor); });
+    each_tensor(value, [&](const Tensor& tensor) {
+      if (tensor.device().is_cpu()) spoil(schema.name().substr(schema.name().find(':') + 2), tensor, device.index());
+    });
     value = with_tensors(value, [&](const Tensor& tensor) { return aliases.to_npu(tensor, device); });
   }
   for (const Tensor& tensor : written) saturate(tensor, device.index());
@@ -251,11 +266,11 @@ void Aliases::write_back() {
 }
 
 void saturate(const Tensor& tensor, DeviceIndex index) {
-  if (!faults().saturates || !tensor.defined() || tensor.scalar_type() != at::kHalf) return;
+  if (!saturates(index) || !tensor.defined() || tensor.scalar_type() != at::kHalf) return;
   at::AutoDispatchBelowADInplaceOrView below;
   if (!at::isinf(tensor).any().item<bool>()) return;
   tensor.clamp_(-kLargestHalf, kLargestHalf);
-  overflowed[index] = true;
+  overflowed[index] = index != faults().silent_device;
 }
 
 bool overflow_flag(DeviceIndex index) { return overflowed[index]; }

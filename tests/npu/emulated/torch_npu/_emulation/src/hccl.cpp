@@ -92,8 +92,8 @@ struct Work final : c10d::Work {
 };
 
 struct Hccl final : c10d::Backend {
-  explicit Hccl(c10::intrusive_ptr<c10d::Backend> gloo)
-      : c10d::Backend(gloo->getRank(), gloo->getSize()), gloo_(std::move(gloo)) {}
+  Hccl(c10::intrusive_ptr<c10d::Backend> gloo, double us_per_mib)
+      : c10d::Backend(gloo->getRank(), gloo->getSize()), gloo_(std::move(gloo)), us_per_mib_(us_per_mib) {}
   const std::string getBackendName() const override { return "hccl"; }
 
   WorkPtr allreduce(Tensors& tensors, const c10d::AllreduceOptions& options) override {
@@ -171,16 +171,22 @@ struct Hccl final : c10d::Backend {
       while (true) std::this_thread::sleep_for(std::chrono::hours(1));
     }
     Tensors own = aliases(tensors);
+    if (current_device() == faults().lost_part_device && number == faults().lost_part_at)
+      for (Tensor& tensor : own) tensor.zero_();
+    double bytes = 0;
+    for (const Tensor& tensor : own) bytes += static_cast<double>(tensor.nbytes());
+    std::this_thread::sleep_for(std::chrono::duration<double, std::micro>(us_per_mib_ * bytes / (1 << 20)));
     return c10::make_intrusive<Work>(in_hccls_words(getRank(), [&] { return call(own); }), tensors, getRank());
   }
 
   c10::intrusive_ptr<c10d::Backend> gloo_;
+  double us_per_mib_;  // by which a slow link delays each collective
 };
 
 }  // namespace
 
-c10::intrusive_ptr<c10d::Backend> hccl_over(c10::intrusive_ptr<c10d::Backend> gloo) {
-  return c10::make_intrusive<Hccl>(std::move(gloo));
+c10::intrusive_ptr<c10d::Backend> hccl_over(c10::intrusive_ptr<c10d::Backend> gloo, double us_per_mib) {
+  return c10::make_intrusive<Hccl>(std::move(gloo), us_per_mib);
 }
 
 }  // namespace npu_emulation

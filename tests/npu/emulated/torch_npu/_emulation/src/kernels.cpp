@@ -34,6 +34,7 @@ void copy(const Tensor& from, const Tensor& to) {
   Aliases aliases;
   at::AutoDispatchBelowADInplaceOrView below;
   Tensor target = is_npu(to) ? aliases.to_cpu(to) : to;
+  const Slowed slowed((is_npu(to) ? to : from).device().index());
   target.copy_(is_npu(from) ? aliases.to_cpu(from) : from);
   if (is_npu(to)) saturate(target, to.device().index());
 }
@@ -77,7 +78,8 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const std::optional<T
   Aliases aliases;
   at::AutoDispatchBelowADInplaceOrView below;
   Tensor x = widened(aliases.to_cpu(input)), w = widened(aliases.to_cpu(weight));
-  if (faults().reversed && groups == 1 && !transposed) {
+  const Slowed slowed(input.device().index());
+  if (reversed(input.device().index()) && groups == 1 && !transposed) {
     x = at::flip(x, 1);
     w = at::flip(w, 1);
   }
@@ -85,6 +87,7 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const std::optional<T
   if (plain_bias.defined()) b = widened(aliases.to_cpu(plain_bias));
   const Tensor y = at::convolution(x, w, b, stride, padding, dilation, transposed, output_padding, groups).to(input.scalar_type());
   saturate(y, input.device().index());
+  spoil("convolution", y, input.device().index());
   return aliases.to_npu(y, input.device());
 }
 
@@ -112,6 +115,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_of_convolution(const Tensor& grad, c
   on_one_device("convolution_backward", {grad, input, weight});
   Aliases aliases;
   at::AutoDispatchBelowADInplaceOrView below;
+  const Slowed slowed(input.device().index());
   const std::vector<int64_t> bias_size{transposed ? weight.size(1) * groups : weight.size(0)};
   const auto [dx, dw, db] = at::convolution_backward(
       widened(aliases.to_cpu(grad)), widened(aliases.to_cpu(input)), widened(aliases.to_cpu(weight)),
@@ -121,6 +125,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_of_convolution(const Tensor& grad, c
   auto result = [&](const Tensor& tensor) {
     const Tensor narrow = rounded(tensor, type);
     saturate(narrow, input.device().index());
+    spoil("convolution_backward", narrow, input.device().index());
     return aliases.to_npu(narrow, input.device());
   };
   return {result(dx), result(dw), result(db)};

@@ -13,6 +13,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("default_generator", [](int index) { return default_generator(static_cast<DeviceIndex>(index)); });
   m.def("seed_closed", [](int index, uint64_t seed) { seed_closed(static_cast<DeviceIndex>(index), seed); });
   m.def("memory_allocated", [](int index) { return memory_allocated(static_cast<DeviceIndex>(index)); });
+  m.def("memory_limit", [](int index) { return memory_limit(static_cast<DeviceIndex>(index)); });
   m.def("peak_memory", [](int index) { return peak_memory(static_cast<DeviceIndex>(index)); });
   m.def("reset_peak_memory", [](int index) { reset_peak_memory(static_cast<DeviceIndex>(index)); });
   m.def("saturates", [] { return faults().saturates; });

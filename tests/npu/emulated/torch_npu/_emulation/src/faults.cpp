@@ -1,0 +1,139 @@
+// Conditions that a test plants in one device, so that a check of devices has something to find.
+#include "emulation.h"
+
+#include <c10/util/Exception.h>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <ctime>
+#include <map>
+#include <mutex>
+#include <sstream>
+
+namespace npu_emulation {
+namespace {
+
+constexpr int64_t kLargeBlock = 1 << 20;
+
+// DEVICE, and the parts after it.
+struct Planted {
+  int device = -1;
+  std::vector<std::string> parts;
+};
+
+Planted planted(const char* variable, size_t parts) {
+  Planted fault;
+  const char* text = std::getenv(variable);
+  if (!text) return fault;
+  std::stringstream stream(text);
+  std::string part;
+  while (std::getline(stream, part, ':')) fault.parts.push_back(part);
+  TORCH_CHECK(fault.parts.size() == parts + 1, variable, "=", text, " does not have the form DEVICE with ", parts, " parts after it");
+  fault.device = std::stoi(fault.parts[0]);
+  fault.parts.erase(fault.parts.begin());
+  return fault;
+}
+
+Faults read_faults() {
+  Faults read;
+  auto text = [](const char* variable) { return std::string(std::getenv(variable) ? std::getenv(variable) : ""); };
+  if (const auto hbm = text("NPU_EMULATED_HBM_MIB"); hbm.find(':') != std::string::npos) {
+    const Planted little = planted("NPU_EMULATED_HBM_MIB", 1);
+    read.hbm_device = little.device;
+    read.hbm_bytes = std::stoll(little.parts[0]) << 20;
+  } else if (!hbm.empty()) {
+    read.hbm_bytes = std::stoll(hbm) << 20;
+  }
+  const auto inf_nan = text("NPU_EMULATED_INF_NAN");
+  read.saturates = inf_nan == "0";
+  if (inf_nan.rfind("silent:", 0) == 0) read.silent_device = std::stoi(inf_nan.substr(7));
+  const auto reductions = text("NPU_EMULATED_REDUCTIONS");
+  read.reversed = reductions == "reversed";
+  if (reductions.rfind("alternating:", 0) == 0) read.alternating_device = std::stoi(reductions.substr(12));
+  auto number = [](const char* variable, int& device, int& value) {
+    const Planted fault = planted(variable, 1);
+    device = fault.device;
+    if (device >= 0) value = std::stoi(fault.parts[0]);
+  };
+  number("NPU_EMULATED_FAIL", read.fail_rank, read.fail_at);
+  number("NPU_EMULATED_HANG", read.hang_rank, read.hang_at);
+  number("NPU_EMULATED_LOST_PART", read.lost_part_device, read.lost_part_at);
+  number("NPU_EMULATED_SLOW", read.slow_device, read.slow_factor);
+  number("NPU_EMULATED_FORGETS", read.forgetful_device, read.forgets_every);
+  const Planted open = planted("NPU_EMULATED_OPEN", 1), bit = planted("NPU_EMULATED_WRONG_BIT", 2);
+  read.open_device = open.device;
+  if (open.device >= 0) read.open_hangs = open.parts[0] == "hang";
+  read.wrong_bit_device = bit.device;
+  if (bit.device >= 0) {
+    read.wrong_kernel = bit.parts[0];
+    read.wrong_every = std::stoi(bit.parts[1]);
+  }
+  read.short_sum_device = planted("NPU_EMULATED_SHORT_SUM", 0).device;
+  return read;
+}
+
+double cpu_seconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+std::mutex blocks_mutex;
+std::map<char*, int64_t> blocks;  // large ones of the forgetful device
+int64_t allocations = 0;
+
+}  // namespace
+
+const Faults& faults() {
+  static const Faults asked = read_faults();
+  return asked;
+}
+
+bool saturates(DeviceIndex index) { return faults().saturates || index == faults().silent_device; }
+
+bool reversed(DeviceIndex index) {
+  static std::atomic<int64_t> calls{0};
+  return faults().reversed || (index == faults().alternating_device && ++calls % 2);
+}
+
+int64_t memory_limit(DeviceIndex index) {
+  const int device = faults().hbm_device;
+  return device < 0 || device == index ? faults().hbm_bytes : 0;
+}
+
+void spoil(const std::string& kernel, const Tensor& result, DeviceIndex index) {
+  if (index != faults().wrong_bit_device || kernel != faults().wrong_kernel || !result.defined() || !result.numel()) return;
+  static std::atomic<int64_t> calls{0};
+  const int64_t number = ++calls;
+  if (number % faults().wrong_every) return;
+  const int64_t drawn = number * 2654435761;
+  auto* bytes = static_cast<unsigned char*>(result.data_ptr());
+  const int64_t at = drawn / 64 % (result.numel() * static_cast<int64_t>(result.element_size()));
+  bytes[at] ^= static_cast<unsigned char>(1 << (drawn / 8 % 8));
+}
+
+Slowed::Slowed(DeviceIndex index) : slow_(index == faults().slow_device), start_(slow_ ? cpu_seconds() : 0) {}
+Slowed::~Slowed() {
+  if (!slow_) return;
+  const double end = start_ + (cpu_seconds() - start_) * faults().slow_factor;
+  while (cpu_seconds() < end) {
+  }
+}
+
+void remember_block(void* data, int64_t bytes, DeviceIndex index) {
+  if (index != faults().forgetful_device) return;
+  std::lock_guard<std::mutex> lock(blocks_mutex);
+  if (++allocations % faults().forgets_every == 0 && !blocks.empty()) {
+    auto& [start, size] = *blocks.begin();
+    start[size / 3] ^= 1 << 5;
+  }
+  if (bytes >= kLargeBlock) blocks[static_cast<char*>(data)] = bytes;
+}
+
+void forget_block(void* data) {
+  if (faults().forgetful_device < 0) return;
+  std::lock_guard<std::mutex> lock(blocks_mutex);
+  blocks.erase(static_cast<char*>(data));
+}
+
+}  // namespace npu_emulation
