@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -66,6 +67,11 @@ class CpuDevice:
     def peak_memory_mib(self) -> float:
         """Return the peak resident memory of the process, in MiB (Linux counts KiB)."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    def memory_bytes(self) -> tuple[int, int]:
+        """Return the free and the whole memory of the machine."""
+        memory = psutil.virtual_memory()
+        return int(memory.available), int(memory.total)
 
     def new_event(self) -> Any:
         """Return None: a CPU has done its work when a call returns."""

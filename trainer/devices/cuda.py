@@ -72,6 +72,10 @@ class CudaDevice:
         """Return the peak memory of tensors, in MiB."""
         return torch.cuda.max_memory_allocated() / 2**20
 
+    def memory_bytes(self) -> tuple[int, int]:
+        """Return the free and the whole memory of the GPU."""
+        return torch.cuda.mem_get_info()
+
     def new_event(self) -> Any:
         """Return a mark that gets the device's time."""
         return torch.cuda.Event(enable_timing=True)

@@ -135,6 +135,11 @@ class NpuDevice:
         """Return the peak memory of tensors, in MiB."""
         return float(self._torch_npu.npu.max_memory_allocated()) / 2**20
 
+    def memory_bytes(self) -> tuple[int, int]:
+        """Return the free and the whole memory of the NPU."""
+        free, total = self._torch_npu.npu.mem_get_info()
+        return int(free), int(total)
+
     def new_event(self) -> Any:
         """Return a mark that gets the device's time."""
         return self._torch_npu.npu.Event(enable_timing=True)

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Sequence
 
 from trainer.proof.check import EVERY_KIND, ProofCheck
+from trainer.proof.comparison import compare_links, compare_models, compare_rates
 from trainer.shared.errors import UsageError
 from trainer.topology.visible import DeviceKind
 
@@ -34,6 +35,58 @@ CHECKS: tuple[ProofCheck, ...] = (
         "trainer.proof.device:prove_open",
         limit_s=180.0,
         opens=True,
+        compare=compare_models,
+    ),
+    ProofCheck(
+        "exact-arithmetic",
+        "sums, products and convolutions of whole numbers have no wrong bit",
+        "device",
+        "trainer.proof.exact:prove_exact_arithmetic",
+        limit_s=120.0,
+    ),
+    ProofCheck(
+        "rounded-arithmetic",
+        "sums, products, convolutions, exp, log and batch norm are as precise as their number format",
+        "device",
+        "trainer.proof.rounded:prove_rounded_arithmetic",
+        limit_s=120.0,
+    ),
+    ProofCheck(
+        "repeatable-kernels",
+        "the same training pass gives the same bits, forward and backward",
+        "device",
+        "trainer.proof.repeatable:prove_repeatable",
+        limit_s=180.0,
+    ),
+    ProofCheck(
+        "overflow",
+        "the loss scale notices that fp16 has overflowed",
+        "device",
+        "trainer.proof.overflow:prove_overflow",
+        limit_s=120.0,
+    ),
+    ProofCheck(
+        "memory",
+        "patterns written to free memory are read back",
+        "device",
+        "trainer.proof.memory:prove_memory",
+        limit_s=120.0,
+    ),
+    ProofCheck(
+        "matmul-speed",
+        "the device multiplies matrices as fast as the others",
+        "device",
+        "trainer.proof.speed:prove_matmul_speed",
+        limit_s=120.0,
+        compare=compare_rates,
+    ),
+    ProofCheck(
+        "copy-speed",
+        "the device copies memory as fast as the others",
+        "device",
+        "trainer.proof.speed:prove_copy_speed",
+        limit_s=120.0,
+        compare=compare_rates,
     ),
     ProofCheck(
         "fp32-losses",
@@ -104,6 +157,28 @@ CHECKS: tuple[ProofCheck, ...] = (
         "device",
         "trainer.proof.promises:prove_cann_log",
         limit_s=300.0,
+    ),
+    ProofCheck(
+        "link-speed",
+        "two devices exchange sums as fast as other pairs",
+        "pair",
+        "trainer.proof.collectives:prove_link_speed",
+        limit_s=120.0,
+        compare=compare_links,
+    ),
+    ProofCheck(
+        "all-reduce",
+        "sums over all devices are right",
+        "all",
+        "trainer.proof.collectives:prove_all_reduce",
+        limit_s=180.0,
+    ),
+    ProofCheck(
+        "all-reduce-speed",
+        "the rate and latency of sums over all devices",
+        "all",
+        "trainer.proof.collectives:prove_all_reduce_speed",
+        limit_s=120.0,
     ),
     ProofCheck(
         "data-parallel",

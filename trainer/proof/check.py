@@ -1,6 +1,6 @@
 """A check of `prove`, and its result. Checks know neither each other nor the processes that they run in."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,8 @@ Scope = Literal["node", "device", "pair", "all"]
 """Where a check runs: once on a node, on each device, on two devices in two different pairings, on all devices."""
 CheckVerdict = Literal["passed", "failed", "unfinished", "impossible"]
 """`unfinished`: its process died or ran out of time; `impossible`: it means nothing here, and `measured` says why."""
+WAITING = "waiting for the other devices in"
+"""How the mark of a rank begins that has entered a collective: if it does not end, a rank without it is the cause."""
 EVERY_KIND: tuple[DeviceKind, ...] = ("npu", "cuda", "cpu")
 
 
@@ -43,6 +45,8 @@ class ProofCheck:
     kinds: tuple[DeviceKind, ...] = EVERY_KIND
     opens: bool = False
     """Whether it opens the device: where it has not passed, the other checks of the device are not tried."""
+    compare: "Callable[[Sequence[Result]], list[Result]] | None" = None
+    """Returns the results of all places, those as failed that do not fit the others; None: each stands by itself."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import torch
 
 from trainer.devices.device import Device, open_device
 from trainer.proof.check import CheckOutcome, CheckPlace, Context
+from trainer.proof.comparison import MEMORY
 
 
 @functools.cache
@@ -20,9 +21,10 @@ def opened(place: CheckPlace) -> tuple[Device, torch.device]:
 
 
 def prove_open(context: Context) -> CheckOutcome:
-    """Open the device and add two numbers on it."""
+    """Open the device, ask for its memory, and add two numbers on it."""
     runtime, device = opened(context.place)
     total = float((torch.ones(1, device=device) + 1).cpu())
     if total != 2.0:
         return CheckOutcome("failed", f"1 + 1 = {total:g}", "2", "replace the device")
-    return CheckOutcome("passed", runtime.name(), "the device opens")
+    figures = {MEMORY: runtime.memory_bytes()[1] / 2**20}
+    return CheckOutcome("passed", runtime.name(), "the device opens", figures=figures)

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from trainer.proof.check import CheckOutcome, CheckPlace, ProofCheck, Result, Scope
+from trainer.proof.check import WAITING, CheckOutcome, CheckPlace, ProofCheck, Result, Scope
 from trainer.proof.check_process import CheckProcess, Folders
 from trainer.supervisor.signals import STOPS, SignalInbox
 from trainer.topology.ports import free_port
 from trainer.topology.visible import DeviceKind
 
 _PEERS_S = 5.0
-"""How long the other processes of a place get after the first has died: their own words say what they miss."""
+"""How long the other processes of a place get after the first has died or failed: they say what they miss."""
 
 
 class PlaceRun:
@@ -39,7 +39,6 @@ class PlaceRun:
         """Why the device does not open; empty if it does, or if no check has tried it."""
         self.deadline = 0.0
         """When the check that runs must have ended, in seconds of time.monotonic."""
-        self._ranks = [replace(place, rank=rank) for rank in range(len(place.devices) or 1)]
         self._queue = list(checks)
         self._folders, self._sharing = folders, processes
         self._processes: list[CheckProcess] = []
@@ -61,7 +60,7 @@ class PlaceRun:
         """Read what the processes say, yield new results, and start processes where there is no process."""
         while self._queue:
             if not self._processes:
-                for place in self._ranks:
+                for place in _ranks(self.place):
                     self._processes.append(CheckProcess(place, self._queue, self._folders, self._sharing))
                 self._begin(now)
             outcome = self._outcome_of(self._queue[0], now)
@@ -98,15 +97,19 @@ class PlaceRun:
         """Return the outcome of the check that runs; None if the processes still can finish it."""
         running = [process.read() for process in self._processes]
         outcomes = [process.outcomes.get(check.name) for process in self._processes]
-        if None not in outcomes:
-            return _combine(self._processes, check)
-        if any(outcome is None and not alive for outcome, alive in zip(outcomes, running, strict=True)):
-            self.deadline = min(self.deadline, now + _PEERS_S if any(running) else now)
-        if now < self.deadline:
-            return None
+        done = [outcome for outcome in outcomes if outcome is not None]
+        failed = any(outcome.verdict in ("failed", "unfinished") for outcome in done)
+        if len(done) < len(outcomes):
+            if failed or any(not outcome and not alive for outcome, alive in zip(outcomes, running, strict=True)):
+                self.deadline = min(self.deadline, now + _PEERS_S if any(running) else now)
+            if now < self.deadline:
+                return None
+        ended = _combine(self._processes, check) if failed or len(done) == len(outcomes) else None
+        if ended is not None and not (failed and len(outcomes) > 1):
+            return ended
         self.end()
-        outcome = _unfinished(self._processes, check)
-        self._processes = []
+        outcome = ended or _unfinished(self._processes, check)
+        self._processes = []  # the process group of a place may wait for ever after a failure
         return outcome
 
     def _conclude(self, check: ProofCheck, outcome: CheckOutcome, now: float) -> Iterator[Result]:
@@ -130,11 +133,17 @@ def impossible(checks: Sequence[ProofCheck], place: CheckPlace, reason: str) -> 
         yield Result(check.name, place.name, CheckOutcome("impossible", reason), 0.0)
 
 
+def _ranks(place: CheckPlace) -> list[CheckPlace]:
+    """Return the place of each of its processes. On one machine they meet at a new port each time."""
+    port = place.master_port or free_port()
+    return [replace(place, rank=rank, master_port=port) for rank in range(len(place.devices) or 1)]
+
+
 def _combine(processes: Sequence[CheckProcess], check: ProofCheck) -> CheckOutcome:
     """Return the outcome of a check at a place: the first rank's, or what the ranks say that have not passed it."""
-    outcomes = {process: process.outcomes[check.name] for process in processes}
+    outcomes = {process: process.outcomes[check.name] for process in processes if check.name in process.outcomes}
     failed = {process: outcome for process, outcome in outcomes.items() if outcome.verdict != "passed"}
-    if len(outcomes) == 1 or not failed:
+    if len(processes) == 1 or not failed:
         return outcomes[processes[0]]
     first = next(iter(failed.values()))
     words = {process: outcome.measured for process, outcome in failed.items()}
@@ -146,7 +155,10 @@ def _unfinished(processes: Sequence[CheckProcess], check: ProofCheck) -> CheckOu
     waiting = [process for process in processes if check.name not in process.outcomes]
     dead = [process for process in waiting if not process.was_killed]
     if not dead:
+        absent = [process for process in waiting if not process.doing.startswith(WAITING)]
         text = f"no answer within {check.limit_s:g} s while {_doings(waiting)}: its process was ended"
+        if 0 < len(absent) < len(processes) > 1:
+            text = f"{' '.join(process.device for process in absent)} did not arrive: {text}"
         return CheckOutcome("unfinished", text, f"at most {check.limit_s:g} s")
     words = {
         process: f"its process died ({process.death}) while {process.doing}"
@@ -200,16 +212,80 @@ def run_checks(
                     reason = f"{2 if scope == 'pair' else 1} of the devices must open"
                     for result in impossible(of_scope, CheckPlace(kind, tuple(devices), 0, 0), reason):
                         report(result)
-                for places in turns:
-                    sharing = sum(len(place.devices) or 1 for place in places)
-                    runs = [PlaceRun(place, of_scope, folders, sharing) for place in places]
-                    if stop := _run(runs, inbox, report):
-                        return stop
-                    closed = {run.place.devices for run in runs if run.closed}
-                    opened = [device for device in opened if (device,) not in closed]
+                run = _ScopeRun(turns, of_scope, folders, inbox, report)
+                if stop := run.run():
+                    return stop
+                opened = [device for device in opened if (device,) not in run.closed]
         finally:
             shutil.rmtree(folders.scratch, ignore_errors=True)
     return None
+
+
+class _ScopeRun:
+    """The checks of a scope at all its places, and the comparison of their results."""
+
+    def __init__(
+        self,
+        turns: Sequence[Sequence[CheckPlace]],
+        checks: Sequence[ProofCheck],
+        folders: Folders,
+        inbox: SignalInbox,
+        report: Callable[[Result], None],
+    ) -> None:
+        self.closed: set[tuple[int, ...]] = set()
+        """The places whose device does not open."""
+        self._turns, self._checks, self._folders, self._inbox, self._report = turns, checks, folders, inbox, report
+        self._places = sum(map(len, turns))
+        self._compared = {check.name: check for check in checks if check.compare is not None}
+        self._held: dict[str, list[Result]] = {name: [] for name in self._compared}
+        """The results that wait for the ones of other places, by the check."""
+
+    def run(self) -> int | None:
+        """Run everything; return the signal that has ended it, or None."""
+        if stop := self._run(self._checks, self._take):
+            for result in itertools.chain.from_iterable(self._held.values()):
+                self._report(result)
+            return stop
+        suspected = [self._compared[name] for name, results in self._held.items() if results]
+        return self._confirm(suspected) if suspected else None
+
+    def _take(self, result: Result) -> None:
+        """Report a result; one that is compared, when all places have one, if then nothing stands out."""
+        if result.check not in self._compared:
+            return self._report(result)
+        held = self._held[result.check]
+        held.append(result)
+        if len(held) == self._places and _compare(self._compared[result.check], held) == held:
+            self._held[result.check] = []
+            for one in held:
+                self._report(one)
+        return None
+
+    def _confirm(self, suspected: Sequence[ProofCheck]) -> int | None:
+        """Run checks again in which a place stands out. A place has failed if it stands out both times."""
+        again: dict[tuple[str, str], Result] = {}
+        opening = [check for check in self._checks if check.opens and check not in suspected]
+        stop = self._run([*opening, *suspected], lambda result: again.update({(result.check, result.place): result}))
+        for check in suspected:
+            held = self._held[check.name]
+            second = [again.get((check.name, one.place), one) for one in held]
+            for result, first, other in zip(held, _compare(check, held), _compare(check, second), strict=True):
+                self._report(other if first != result and other.outcome.verdict != "passed" else result)
+        return stop
+
+    def _run(self, checks: Sequence[ProofCheck], take: Callable[[Result], None]) -> int | None:
+        for places in self._turns:
+            sharing = sum(len(place.devices) or 1 for place in places)
+            runs = [PlaceRun(place, checks, self._folders, sharing) for place in places]
+            stop = _run(runs, self._inbox, take)
+            self.closed |= {run.place.devices for run in runs if run.closed}
+            if stop:
+                return stop
+        return None
+
+
+def _compare(check: ProofCheck, results: Sequence[Result]) -> list[Result]:
+    return list(results) if check.compare is None else check.compare(results)
 
 
 def places_of(scope: Scope, kind: DeviceKind, devices: Sequence[int]) -> list[list[CheckPlace]]:
@@ -226,7 +302,7 @@ def places_of(scope: Scope, kind: DeviceKind, devices: Sequence[int]) -> list[li
     else:
         shifted = [*devices[1:], *devices[:1]] if len(devices) > 2 else []
         groups = [list(zip(order[::2], order[1::2], strict=False)) for order in (devices, shifted)]
-    return [[CheckPlace(kind, tuple(group), 0, free_port()) for group in turn] for turn in groups if turn]
+    return [[CheckPlace(kind, tuple(group), 0, 0) for group in turn] for turn in groups if turn]
 
 
 def _run(runs: Sequence[PlaceRun], inbox: SignalInbox, report: Callable[[Result], None]) -> int | None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from trainer.proof.check import CheckOutcome, Context
+from trainer.proof.check import WAITING, CheckOutcome, Context
 
 PASSED = CheckOutcome("passed", "as it should be", figures={"speed": 2.0, "nothing": float("nan")})
 FOR_EVER = "import time; time.sleep(1000)"
@@ -64,6 +64,29 @@ def one_rank_dies(context: Context) -> CheckOutcome:
 
 def ranks_differ(context: Context) -> CheckOutcome:
     return fails(context) if context.place.rank else PASSED
+
+
+def one_rank_fails(context: Context) -> CheckOutcome:
+    """Fail on one rank while the other ones wait for it."""
+    if context.place.rank == 1:
+        return fails(context)
+    context.mark(f"{WAITING} exchange 3")
+    time.sleep(1000)
+    return PASSED
+
+
+def one_rank_hangs(context: Context) -> CheckOutcome:
+    context.mark("entering exchange 3" if context.place.rank == 1 else f"{WAITING} exchange 3")
+    time.sleep(1000)
+    return PASSED
+
+
+def one_is_slow(context: Context) -> CheckOutcome:
+    """Return the rate of a device; of the second one a slow rate, or one that was slow only once."""
+    tries = context.folder.parent / f"tries-{context.place.name}"
+    tries.write_text(tries.read_text() + "." if tries.exists() else ".")
+    rate = {0: 4.0, 1: 1.0, 2: 1.0 if len(tries.read_text()) == 1 else 4.0}[context.place.devices[0]]
+    return CheckOutcome("passed", "a rate", figures={"matmul_fp32_512_tflops": rate})
 
 
 def prints_garbage_everywhere(_context: Context) -> CheckOutcome:

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,7 @@ import pytest
 from tests.unit.proof import small_checks
 from trainer.proof.check import CheckFunction, CheckOutcome, ProofCheck, Result, Scope
 from trainer.proof.check_process import Folders
+from trainer.proof.comparison import compare_rates
 from trainer.proof.runner import places_of, run_checks
 
 REPOSITORY = Path(__file__).parents[3]
@@ -131,6 +133,26 @@ def test_the_devices_of_a_place_are_named_where_they_differ(tmp_path: Path) -> N
         "cpu:1: its process died (exit code 9) while exchange 7"
     )
     assert {place for name, place in outcomes if name == "passes"} == {"cpu:0 cpu:1", "cpu:1 cpu:2"}
+
+
+def test_a_rank_that_fails_or_does_not_arrive_is_named_and_the_next_check_gets_new_processes(tmp_path: Path) -> None:
+    fails, hangs = (
+        check_of(small_checks.one_rank_fails, "all"),
+        check_of(small_checks.one_rank_hangs, "all", limit_s=4.0),
+    )
+    outcomes = run(tmp_path, fails, hangs, check_of(small_checks.passes, "all"), devices=2)
+    assert outcomes["one_rank_fails", "cpu:0 cpu:1"].verdict == "failed"
+    assert outcomes["one_rank_fails", "cpu:0 cpu:1"].measured == "cpu:1: 1 + 1 = 3"
+    assert outcomes["one_rank_hangs", "cpu:0 cpu:1"].verdict == "unfinished"
+    assert outcomes["one_rank_hangs", "cpu:0 cpu:1"].measured.startswith("cpu:1 did not arrive: no answer within 4 s ")
+    assert outcomes["passes", "cpu:0 cpu:1"].verdict == "passed"
+
+
+def test_a_device_is_slow_if_it_is_slow_twice(tmp_path: Path) -> None:
+    rate = replace(check_of(small_checks.one_is_slow), compare=compare_rates)
+    outcomes = run(tmp_path, OPEN, rate, devices=3)
+    verdicts = [outcomes["one_is_slow", f"cpu:{number}"].verdict for number in range(3)]
+    assert verdicts == ["passed", "failed", "passed"]
 
 
 def test_each_device_meets_two_others() -> None:

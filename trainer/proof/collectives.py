@@ -1,0 +1,147 @@
+"""Collectives between devices: whether their sums are right, and how fast they are.
+
+Each device tells what it does: `WAITING` with the collective that it has entered. If one hangs, the
+waiting devices are not the cause.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.distributed.process_group import all_gather_object, join_process_group
+from trainer.proof.check import WAITING, CheckOutcome, CheckPlace, Context
+from trainer.proof.comparison import LINK
+from trainer.proof.device import opened
+from trainer.proof.numbers import NumberFormat, formats_of
+
+_STALL_S = 120.0
+_SIZES = (1, 1000, 1 << 16, (1 << 20) + 3)
+"""Numbers; the last size is odd, and larger than what one packet or one chunk of a ring holds."""
+_ROUNDS = 3
+_SEED = 37
+_LATENCY_CALLS, _BANDWIDTH_CALLS = 50, 10
+_BANDWIDTH_BYTES = 1 << 24
+_ADVICE = "look at the links of this device (hccn_tool -i N -link -g, npu-smi info -t topo), and take it out of use"
+
+
+@functools.cache
+def _joined(place: CheckPlace) -> dist.ProcessGroup | None:
+    """Join the processes of the place, at the first call; return the hosts' group.
+
+    Raises:
+        UsageError: the port is taken.
+    """
+    runtime, _ = opened(place)
+    size = len(place.devices)
+    return join_process_group(
+        runtime, rank=place.rank, world_size=size, master_port=place.master_port, stall_timeout_s=_STALL_S
+    )
+
+
+def prove_all_reduce(context: Context) -> CheckOutcome:
+    """Add up whole numbers over all devices, and compare each sum with the exact one.
+
+    Each device can compute the parts of all others, so that the difference tells whose part is missing.
+    """
+    runtime, device = opened(context.place)
+    if len(context.place.devices) < 2:
+        return CheckOutcome("impossible", "one device has nothing to add up with")
+    context.mark("joining the other devices")
+    _joined(context.place)
+    expected = "the sums of whole numbers, which are exact in any order"
+    number = compared = 0
+    for numbers in formats_of(runtime):
+        for size in _SIZES * _ROUNDS:
+            number += 1
+            parts = parts_of(len(context.place.devices), size, number, numbers)
+            result = parts[context.place.rank].clone().to(device)
+            _reduce(context, f"all-reduce {number} ({size:,} numbers in {numbers.name})", result)
+            wrong = describe_sum(result.cpu(), parts, context.place.name_of)
+            if wrong:
+                return CheckOutcome("failed", f"all-reduce {number} in {numbers.name}: {wrong}", expected, _ADVICE)
+            compared += size
+    figures = {"results": compared}
+    return CheckOutcome("passed", f"{compared:,} sums of {number} all-reduces are right", expected, figures=figures)
+
+
+def parts_of(ranks: int, size: int, number: int, numbers: NumberFormat) -> Tensor:
+    """Return (ranks, size): each rank's part of an all-reduce, whole numbers whose sums the format holds exactly."""
+    largest = max(1, 2**numbers.bits // ranks)
+    generator = torch.Generator().manual_seed(_SEED + number)
+    return torch.randint(-largest, largest + 1, (ranks, size), generator=generator).to(numbers.dtype)
+
+
+def describe_sum(result: Tensor, parts: Tensor, name_of: Callable[[int], str]) -> str:
+    """Return what is wrong with a sum of the parts, and whose part is missing if that explains it; empty if right."""
+    wanted = parts.double().sum(0)
+    difference = result.double() - wanted
+    wrong = int(difference.count_nonzero())
+    if not wrong:
+        return ""
+    missing = [name_of(rank) for rank, part in enumerate(parts.double()) if difference.equal(-part)]
+    first = int(difference.nonzero()[0])
+    values = f"{float(result[first]):g} and not {float(wanted[first]):g}"
+    words = f"{wrong:,} of {len(wanted):,} sums are wrong, the first is {values}"
+    return f"the part of {' or '.join(missing)} is missing: {words}" if missing else words
+
+
+def prove_link_speed(context: Context) -> CheckOutcome:
+    """Measure the rate and the latency of all-reduces between two devices."""
+    return _measure_all_reduces(context, LINK, "what the other pairs reach")
+
+
+def prove_all_reduce_speed(context: Context) -> CheckOutcome:
+    """Measure them between all devices."""
+    if len(context.place.devices) < 2:
+        return CheckOutcome("impossible", "one device has no other one to exchange with")
+    return _measure_all_reduces(context, "all_reduce", "a figure to keep")
+
+
+def _measure_all_reduces(context: Context, name: str, expected: str) -> CheckOutcome:
+    _, device = opened(context.place)
+    context.mark("joining the other devices")
+    group = _joined(context.place)
+    latency_s = _shortest(context, torch.zeros(1, device=device), _LATENCY_CALLS)
+    large = torch.zeros(_BANDWIDTH_BYTES // 4, device=device)
+    # Of the bytes of a buffer, a ring sends 2 (n - 1) / n over each link (the "bus bandwidth" of NCCL's tests).
+    ranks = len(context.place.devices)
+    sent = _BANDWIDTH_BYTES * 2 * (ranks - 1) / ranks
+    rate = sent / _shortest(context, large, _BANDWIDTH_CALLS) / 1e9
+    # The slowest device's: a collective is over when it is over everywhere.
+    context.mark("comparing times")
+    latency_s = max(all_gather_object(latency_s, group))
+    rate = min(all_gather_object(rate, group))
+    figures = {f"{name}_gb_per_s": rate, f"{name}_latency_us": latency_s * 1e6}
+    measured = f"{rate:.3g} GB/s over each link, {latency_s * 1e6:.0f} us for one number"
+    return CheckOutcome("passed", measured, expected, figures=figures)
+
+
+def _shortest(context: Context, values: Tensor, calls: int) -> float:
+    """Return the time of the fastest of some all-reduces, in seconds, from the host's start to the device's end."""
+    times = []
+    _reduce(context, f"an all-reduce of {values.nbytes:,} bytes", values)
+    context.mark(f"timing all-reduces of {values.nbytes:,} bytes")
+    for _ in range(calls):
+        begin = time.monotonic()
+        dist.all_reduce(values)
+        float(values[0].cpu())
+        times.append(time.monotonic() - begin)
+    return min(times)
+
+
+def _reduce(context: Context, name: str, values: Tensor) -> None:
+    """Add up the ranks' values in place; wait until the device has done so.
+
+    A device that has not finished its earlier work does not reach the mark that it waits.
+    """
+    context.mark(f"entering {name}")
+    float(values[0].cpu())
+    work = dist.all_reduce(values, async_op=True)
+    context.mark(f"{WAITING} {name}")
+    if work is not None:
+        work.wait()
+    float(values[0].cpu())

@@ -1,0 +1,121 @@
+"""Comparisons of the results of several devices: one is slow, or another model, or one link is slow.
+
+Pure functions from results to results. They import no torch.
+"""
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from trainer.proof.check import Result
+
+MATMUL, COPY, LINK = "matmul", "copy", "link"
+"""The first words of figures that are compared."""
+SUSTAINED = "sustained"
+"""In the name of a figure that is not compared: a mean counts what interrupts a device."""
+MEMORY = "memory_mib"
+_RATES = ("_tflops", "_gb_per_s")
+SLOWEST_LINK_GB_PER_S = 0.1
+"""The rate below which the only link is slow, in GB/s: below TCP over 1 Gbit/s, far below PCIe."""
+_SLOW = {MATMUL: 0.75, COPY: 0.5, LINK: 0.5}
+"""The part of the median of the others below which a rate is slow.
+
+Equal devices differ by a few per cent; a device that lowers its clock or a link that has lost lanes, by a quarter or
+more.
+"""
+_SAME_MEMORY = 0.02
+"""The part by which the memory of equal devices differs, which a driver or bad pages take."""
+
+
+def compare_rates(results: Sequence[Result]) -> list[Result]:
+    """Return the results of one check on several devices, as failed where a rate is far below the others'."""
+    return [
+        _failed(
+            result,
+            f"{slow}: {result.place} is slow",
+            f"at least {_SLOW[MATMUL]:.0%} of the median of the others for products, {_SLOW[COPY]:.0%} for copies",
+            "look at its temperature, its power limit and other programs on it; else take it out of use",
+        )
+        if (slow := _slowest_rate(result, results))
+        else result
+        for result in results
+    ]
+
+
+def compare_links(results: Sequence[Result]) -> list[Result]:
+    """Return the results of pairs of devices, as failed for slow pairs, which name the device or the link.
+
+    A device that is slow with each of its partners, where a partner is fast with another one, is the slow one
+    (DLRover's idea, dlrover/trainer/torch/node_check). Otherwise it is the link between both.
+    """
+    slow = {result.place: words for result in results if (words := _slowest_rate(result, results) or _floor(result))}
+    expected = f"at least {_SLOW[LINK]:.0%} of the median of the other pairs, and {SLOWEST_LINK_GB_PER_S} GB/s"
+    advice = "look at the links of its devices (hccn_tool -i N -link -g, npu-smi info -t topo)"
+    return [
+        _failed(result, f"{slow[result.place]}: {blame(result.place, results, slow)}", expected, advice)
+        if result.place in slow
+        else result
+        for result in results
+    ]
+
+
+def blame(pair: str, results: Sequence[Result], slow: Mapping[str, str]) -> str:
+    """Return which device is slow, or that the link is, for a slow pair."""
+    suspected = []
+    for device in pair.split():
+        pairs = [result.place for result in results if device in result.place.split()]
+        if len(pairs) > 1 and all(place in slow for place in pairs):
+            suspected.append(device)
+    if len(suspected) == 1:
+        return f"{suspected[0]} is slow, with each of its partners"
+    return f"the link between {' and '.join(pair.split())} is slow"
+
+
+def compare_models(results: Sequence[Result]) -> list[Result]:
+    """Return the results of opening the devices, as failed for another name or memory than most have."""
+    passed = [result for result in results if result.outcome.verdict == "passed"]
+    names = Counter(result.outcome.measured for result in passed)
+    sizes = [result.outcome.figures[MEMORY] for result in passed if MEMORY in result.outcome.figures]
+    return [
+        _failed(
+            result,
+            f"{result.outcome.measured} with {result.outcome.figures.get(MEMORY, 0):,.0f} MiB of memory",
+            f"as the other devices: {names.most_common(1)[0][0]} with {statistics.median(sizes):,.0f} MiB",
+            "train on equal devices: the slowest and smallest one decides",
+        )
+        if result in passed and (_is_other_name(result, names) or _is_other_size(result, sizes))
+        else result
+        for result in results
+    ]
+
+
+def _is_other_name(result: Result, names: Counter[str]) -> bool:
+    return names[result.outcome.measured] < max(names.values()) or max(names.values()) == 1 < len(names)
+
+
+def _is_other_size(result: Result, sizes: Sequence[float]) -> bool:
+    size = result.outcome.figures.get(MEMORY)
+    return size is not None and size < (1 - _SAME_MEMORY) * max(sizes)
+
+
+def _slowest_rate(result: Result, results: Sequence[Result]) -> str:
+    """Return in words the rate that is the farthest below the median of the others; empty if none is far below."""
+    slow = []
+    others = [other.outcome.figures for other in results if other is not result and other.outcome.verdict == "passed"]
+    for name, value in result.outcome.figures.items():
+        limit = _SLOW.get(name.partition("_")[0]) if name.endswith(_RATES) and SUSTAINED not in name else None
+        rates = [figures[name] for figures in others if name in figures]
+        if limit is not None and rates and value < limit * (middle := statistics.median(rates)):
+            slow.append((value / middle, f"{name} is {value:.3g}, {value / middle:.0%} of the others' {middle:.3g}"))
+    return min(slow)[1] if slow else ""
+
+
+def _floor(result: Result) -> str:
+    rate = result.outcome.figures.get(f"{LINK}_gb_per_s")
+    return "" if rate is None or rate >= SLOWEST_LINK_GB_PER_S else f"{LINK}_gb_per_s is {rate:.3g}"
+
+
+def _failed(result: Result, measured: str, expected: str, advice: str) -> Result:
+    outcome = replace(result.outcome, verdict="failed", measured=measured, expected=expected, advice=advice)
+    return replace(result, outcome=outcome)

@@ -1,0 +1,105 @@
+"""The rates at which a device multiplies matrices and copies memory, to compare with the other devices."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from trainer.devices.device import Device
+from trainer.proof.check import CheckOutcome, Context
+from trainer.proof.comparison import COPY, MATMUL, SUSTAINED
+from trainer.proof.device import opened
+from trainer.proof.numbers import formats_of
+
+_SHORTEST_S, _LONGEST_S = 0.3e-3, 3e-3
+"""The length of a measured call: longer than a launch, and less than the time after which a busy host interrupts it."""
+_TRIALS = 5
+_SUSTAINED_S = 0.3
+_SIDES = tuple(128 << step for step in range(8))
+_SIZES = tuple(1 << step for step in range(20, 31, 2))
+"""Bytes."""
+_EXPECTED = "what the other devices reach"
+
+
+def prove_matmul_speed(context: Context) -> CheckOutcome:
+    """Measure products of square matrices in each number format, in the sizes that take about a millisecond."""
+    runtime, device = opened(context.place)
+    figures = {}
+    for numbers in formats_of(runtime):
+        context.mark(f"matrix products in {numbers.name}")
+
+        def prepare(side: int, dtype: torch.dtype = numbers.dtype) -> Callable[[], object]:
+            left, right, out = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(3))
+            return lambda: torch.mm(left, right, out=out)
+
+        for side, times in _measure(_SIDES, prepare, runtime):
+            name = f"{MATMUL}_{numbers.name}_{side}"
+            figures[f"{name}_tflops"] = 2 * side**3 / min(times) / 1e12
+            figures[f"{name}_{SUSTAINED}_tflops"] = 2 * side**3 * len(times) / sum(times) / 1e12
+    return _outcome(figures, "TFLOP/s")
+
+
+def prove_copy_speed(context: Context) -> CheckOutcome:
+    """Measure copies to the device, from it and on it."""
+    runtime, device = opened(context.place)
+    figures = {}
+    for way in ("to_device", "from_device", "on_device"):
+        context.mark(f"copies {way.replace('_', ' ')}")
+
+        def prepare(size: int, way: str = way) -> Callable[[], object]:
+            source, target = _buffers(way, size, device, pinned=runtime.pin_memory)
+            return lambda: target.copy_(source, non_blocking=True)
+
+        for size, times in _measure(_SIZES, prepare, runtime):
+            figures[f"{COPY}_{way}_{size >> 20}_mib_gb_per_s"] = size / min(times) / 1e9
+    return _outcome(figures, "GB/s")
+
+
+def _buffers(way: str, size: int, device: torch.device, *, pinned: bool) -> tuple[Tensor, Tensor]:
+    """Return a source and a target of a copy."""
+    source, target = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
+    host = torch.ones(size, dtype=torch.uint8, pin_memory=pinned)
+    return (host if way == "to_device" else source, host if way == "from_device" else target)
+
+
+def _measure(
+    sizes: Sequence[int], prepare: Callable[[int], Callable[[], object]], runtime: Device
+) -> Iterator[tuple[int, list[float]]]:
+    """Yield sizes whose calls are long enough to be measured, and the times of calls, in seconds."""
+    for size in sizes:
+        call = prepare(size)
+        _seconds(call, runtime)
+        times = [_seconds(call, runtime) for _ in range(_TRIALS)]
+        if min(times) < _SHORTEST_S and size != sizes[-1]:
+            continue
+        end = time.monotonic() + _SUSTAINED_S
+        while time.monotonic() < end:
+            times.append(_seconds(call, runtime))
+        yield size, times
+        if min(times) > _LONGEST_S:
+            return
+
+
+def _seconds(call: Callable[[], object], runtime: Device) -> float:
+    """Return the device's time for a call; on a CPU, which others use too, this process's time on a processor."""
+    start, end = runtime.new_event(), runtime.new_event()
+    if start is None:
+        begin = time.process_time()
+        call()
+        return time.process_time() - begin
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
+
+
+def _outcome(figures: dict[str, float], unit: str) -> CheckOutcome:
+    """Return the figures, and in words the largest of each kind."""
+    best: dict[str, float] = {}
+    for name, value in figures.items():
+        kind = " ".join(word for word in name.split("_")[:3] if not word.isdigit())
+        best[kind] = max(value, best.get(kind, 0.0))
+    words = ", ".join(f"{kind} {value:.3g}" for kind, value in best.items())
+    return CheckOutcome("passed", f"{words} {unit}", _EXPECTED, figures=figures)
