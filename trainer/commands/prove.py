@@ -18,8 +18,9 @@ from trainer.environment.facts import Facts, read_facts
 from trainer.proof.catalogue import choose_checks
 from trainer.proof.check import Result
 from trainer.proof.check_process import Folders
-from trainer.proof.report import Proof, describe_result, make_proof, proof_text
+from trainer.proof.report import Proof, describe_result, make_proof, proof_text, proven_checks
 from trainer.proof.runner import run_checks
+from trainer.records.proof_record import add_to_proof
 from trainer.shared.config import EMULATED, TrainConfig
 from trainer.shared.durations import count
 from trainer.shared.errors import TrainerError, UsageError
@@ -127,13 +128,18 @@ def _count_devices(device: str, visible_: Visible, asked: int | None, facts: Fac
 
 
 def _write_report(proof: Proof, output: Path) -> bool:
-    """Write the report into the folder, and return whether that was possible: the lines on the terminal remain."""
+    """Write the report and the records of what has passed; return whether the folder takes them.
+
+    Where it does not, the lines on the terminal remain.
+    """
     path = output / "proof.json"
     try:
         with writing(path):
             output.mkdir(parents=True, exist_ok=True)
             with replacing(path) as partial:
                 partial.write_text(proof_text(proof) + "\n", encoding="utf-8")
+            for device, checks in proven_checks(proof).items():
+                add_to_proof(output, device, checks)
     except TrainerError as error:
         say_error(visible(f"error: {error}"))
         return False

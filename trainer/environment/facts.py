@@ -67,6 +67,12 @@ class Facts:
         return self.packages.get("torch-npu", "").endswith("+emulated")
 
     @property
+    def versions(self) -> Mapping[str, str]:
+        """The versions of the software that is there."""
+        versions = {**self.packages, "python": self.python, "cann": self.cann, "driver": self.driver}
+        return {name: version for name, version in versions.items() if version is not None}
+
+    @property
     def processors(self) -> int:
         """The number of CPUs that a run can keep busy."""
         return within_quota(len(self.cpus), self.cpu_quota)

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 from trainer.environment.facts import Facts
 from trainer.proof.check import ProofCheck, Result
+from trainer.records.proof_record import ProvenCheck, ProvenDevice, ProvenVerdict
 from trainer.shared.attempts import timestamp
 from trainer.shared.documents import document, json_text, to_json
 from trainer.topology.visible import DeviceKind
+
+_BADNESS: Sequence[ProvenVerdict] = ("passed", "unfinished", "failed")
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,8 @@ class Proof:
     """What `prove` has found on a machine."""
 
     device: DeviceKind
+    device_names: Mapping[str, str]
+    """Of each device that has opened, such as `npu:0`, its name as its runtime says it."""
     host: str
     started: str
     """ISO 8601 in UTC."""
@@ -42,22 +47,36 @@ def make_proof(
     Args:
         started_at: Seconds since 1970.
     """
+    opening = {check.name for check in checks if check.opens}
+    passed = [result for result in results if result.outcome.verdict == "passed"]
     order = {check.name: number for number, check in enumerate(checks)}
     return Proof(
         device=device,
+        device_names={result.place: result.outcome.measured for result in passed if result.check in opening},
         host=platform.node(),
         started=timestamp(started_at),
-        versions=software_versions(facts),
+        versions=facts.versions,
         results=sorted(results, key=lambda result: order[result.check]),
         not_run=[name for name in order if name not in {result.check for result in results}],
         stopped=stopped,
     )
 
 
-def software_versions(facts: Facts) -> dict[str, str]:
-    """Return the versions on which a result rests."""
-    versions = {**facts.packages, "python": facts.python, "cann": facts.cann, "driver": facts.driver}
-    return {name: version for name, version in versions.items() if version is not None}
+def proven_checks(proof: Proof) -> dict[ProvenDevice, dict[str, ProvenCheck]]:
+    """Return for each kind of device the worst verdict of each check that has run on such devices or on the node."""
+    kinds: dict[ProvenDevice, dict[str, ProvenCheck]] = {}
+    for name in set(proof.device_names.values()):
+        verdicts: dict[str, ProvenVerdict] = {}
+        for result in proof.results:
+            verdict = result.outcome.verdict
+            concerned = {proof.device_names.get(device, name) for device in result.place.split()}
+            if name in concerned and verdict != "impossible":
+                verdicts[result.check] = max(verdict, verdicts.get(result.check, verdict), key=_BADNESS.index)
+        kinds[ProvenDevice.of(name, proof.versions)] = {
+            check: ProvenCheck(verdict=verdict, host=proof.host, time=proof.started)
+            for check, verdict in verdicts.items()
+        }
+    return kinds
 
 
 def proof_text(proof: Proof) -> str:

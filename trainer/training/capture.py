@@ -70,7 +70,7 @@ class CapturedStep:
             self._failed = True
             self._graphs.clear()
             reason = str(error).strip().partition("\n")[0]
-            say("warning", text=f"--graph on: the device cannot capture the step, which runs eagerly: {reason}")
+            say("warning", text=f"the device cannot capture the step, which runs eagerly: {reason}")
             return None
         return _Graph(memory, results[0], replay)
 

@@ -26,7 +26,6 @@ from trainer.seeds import derive_seed
 from trainer.shared.attempts import attempt_file, timestamp
 from trainer.shared.config import TrainConfig
 from trainer.shared.container import memory_bytes
-from trainer.shared.errors import UsageError
 from trainer.shared.files import writing
 from trainer.training.capture import CapturedStep
 from trainer.training.comparison import StateComparison
@@ -36,6 +35,7 @@ from trainer.training.optimizer import begin_state, make_optimizer
 from trainer.training.precision import choose_precision
 from trainer.training.steps import Training
 from trainer.training.time_split import StepClock
+from trainer.worker.graph import captures_steps, proof_of
 from trainer.worker.task import WorkerTask
 
 _PACKAGES = ("pnas", "torch", "torchvision", "torch-npu", "apex", "numpy", "pillow", "safetensors")
@@ -77,7 +77,7 @@ def build_training(
     statistics = BatchStatistics(network)
     # Before the network is cast or patched: the average stays in fp32, where a small change is not rounded away.
     ema = Ema(network, config.ema) if config.ema else None
-    captured = _captures_steps(config, runtime)
+    captured = captures_steps(task, config, runtime, group)
     precision = choose_precision(config, runtime, captured=captured)
     optimizer = make_optimizer(
         network, config, device=runtime.kind, library=precision.optimizer_library, captured=captured
@@ -114,20 +114,6 @@ def build_training(
             config, device=runtime.kind, processes=task.local_world_size, memory_bytes=memory_bytes()
         ),
     )
-
-
-def _captures_steps(config: TrainConfig, runtime: Device) -> bool:
-    """Return whether the run's steps are captured; `auto` means no until a check on the device has shown that it works.
-
-    Raises:
-        UsageError: the user asks for it, and the device cannot do it.
-    """
-    if config.graph != "on":
-        return False
-    obstacle = runtime.graph_obstacle()
-    if obstacle is not None:
-        raise UsageError(f"--graph on: {obstacle}: leave --graph off")
-    return True
 
 
 def blank_images(training: Training) -> torch.Tensor:
@@ -172,6 +158,7 @@ def write_provenance(
         TrainerError: the file cannot be written.
     """
     config = _what_runs(task, config)
+    proof = proof_of(task.run.parent, runtime)
     replace_config(task.run, config, attempt=task.attempt)
     values = {
         "command": task.command,
@@ -181,6 +168,7 @@ def write_provenance(
         "device": {"kind": runtime.kind, "name": runtime.name(), "backend": runtime.backend},
         "host": platform.node(),
         "platform": platform.platform(),
+        "proof": None if proof.problem else {"record": str(proof.path), "sha256": proof.sha256},
         "python": platform.python_version(),
         "revision": source_revision(),
         "started": timestamp(started_at),

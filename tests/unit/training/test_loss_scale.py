@@ -7,9 +7,6 @@ import torch
 from torch import nn
 
 from trainer.devices.device import open_device
-from trainer.shared.config import TrainConfig
-from trainer.shared.errors import UsageError
-from trainer.training.precision import choose_precision
 from trainer.training.precision.loss_scale import DeviceScaledPrecision, ScaledPrecision
 
 
@@ -40,11 +37,3 @@ def test_a_scale_on_the_device_adapts_as_torchs_does_without_a_read(setting: flo
         precision.update_weights(optimizer, torch.tensor(skipped))
         assert precision.state_dict()["scale"] == scale
         assert parameter.tolist() == [weight, weight]
-
-
-def test_a_captured_step_refuses_apex_whose_scaler_reads_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    npu = open_device("cpu")
-    monkeypatch.setattr(npu, "kind", "npu")
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
-    with pytest.raises(UsageError, match=r"^--graph on: apex's O2 reads each overflow on the host: uninstall apex"):
-        choose_precision(TrainConfig(precision="O2"), npu, captured=True)

@@ -207,5 +207,5 @@ def test_a_device_that_cannot_capture_a_step_takes_it_eagerly_and_says_so_once(
     assert losses[0] == losses[1]
     assert all(map(torch.equal, eager.network.state_dict().values(), refusing.network.state_dict().values()))
     (line,) = capsys.readouterr().out.splitlines()
-    text = "--graph on: the device cannot capture the step, which runs eagerly: a CPU has no graphs"
+    text = "the device cannot capture the step, which runs eagerly: a CPU has no graphs"
     assert line.startswith(f'warning text="{text}"')

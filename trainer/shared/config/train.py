@@ -218,7 +218,7 @@ class TrainConfig(BaseModel):
     )
     graph: Literal["auto", "on", "off"] = _in_devices(
         "auto",
-        "Capture each step as a graph, which the device launches at once; auto is off: no real device has proven it.",
+        "Capture each step as a graph, which the device launches at once; auto does where prove has shown it.",
     )
     threads: Annotated[int | None, Optional] = _in_devices(
         None, "CPU threads per device. [default: OMP_NUM_THREADS, or the CPUs divided by the devices]", ge=1

@@ -16,7 +16,7 @@ from trainer.training.precision.loss_scale import DeviceScaledPrecision, ScaledP
 from trainer.training.precision.master_weights import CapturedO2, NativeO2
 from trainer.training.precision.precision import Precision
 
-__all__ = ["Precision", "choose_precision"]
+__all__ = ["Precision", "capture_obstacle", "choose_precision"]
 
 
 def choose_precision(config: TrainConfig, device: Device, *, captured: bool = False) -> Precision:
@@ -25,12 +25,13 @@ def choose_precision(config: TrainConfig, device: Device, *, captured: bool = Fa
     O2 is apex's if apex for Ascend is installed, and the same without apex elsewhere.
 
     Args:
-        captured: the device captures the steps, so that no arithmetic may wait for it.
+        captured: the device captures the steps, so that no arithmetic may wait for it: there is no
+            `capture_obstacle`.
 
     Raises:
-        UsageError: the device does not have this arithmetic, or cannot capture it.
+        UsageError: the device does not have this arithmetic.
     """
-    name = device.default_precision if config.precision == "auto" else config.precision
+    name = _name(config, device)
     if name == "fp32":
         return Precision("fp32", device, None)
     if name == "bf16":
@@ -42,11 +43,21 @@ def choose_precision(config: TrainConfig, device: Device, *, captured: bool = Fa
         return scaled("fp16", device, torch.float16, config.loss_scale)
     if device.kind == "cpu":
         raise UsageError("--precision O2 needs an NPU: on a CPU use --precision fp32")
-    if device.kind == "npu" and importlib.util.find_spec("apex") is not None:
-        if captured:
-            raise UsageError(
-                "--graph on: apex's O2 reads each overflow on the host: uninstall apex to have O2 without it, use "
-                "--precision fp16 or bf16, or leave --graph off"
-            )
+    if _has_apex(device):
         return ApexO2(device, config.loss_scale)
     return (CapturedO2 if captured else NativeO2)(device, config.loss_scale)
+
+
+def capture_obstacle(config: TrainConfig, device: Device) -> str | None:
+    """Return why a captured step cannot have the arithmetic of `config.precision`; None if it can."""
+    if _name(config, device) == "O2" and _has_apex(device):
+        return "apex's O2 reads each overflow on the host (fp16, bf16 and O2 without apex do not)"
+    return None
+
+
+def _name(config: TrainConfig, device: Device) -> str:
+    return device.default_precision if config.precision == "auto" else config.precision
+
+
+def _has_apex(device: Device) -> bool:
+    return device.kind == "npu" and importlib.util.find_spec("apex") is not None

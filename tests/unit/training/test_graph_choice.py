@@ -1,0 +1,85 @@
+"""Steps are captured where the user asks for it, or where the record of prove shows that it works: else one line."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer.devices.cpu import CpuDevice
+from trainer.records.proof_record import ProvenCheck, add_to_proof
+from trainer.shared.config import TrainConfig
+from trainer.shared.errors import UsageError
+from trainer.worker import graph
+from trainer.worker.graph import CAPTURED_STEP, captures_steps, proof_of
+from trainer.worker.task import WorkerTask
+
+
+class CapturingDevice(CpuDevice):
+    """A CPU that says it could capture steps, except if it has an obstacle."""
+
+    obstacle: str | None = None
+
+    def graph_obstacle(self) -> str | None:
+        return self.obstacle
+
+
+def choose(run: Path, device: CpuDevice, *, precision: str = "fp32", mode: str = "full", choice: str = "auto") -> bool:
+    settings = {"graph": choice, "precision": precision, "mode": mode, "weights": Path("w") if mode == "eval" else None}
+    config = TrainConfig.model_validate(settings)
+    return captures_steps(WorkerTask(config, run), config, device, None)
+
+
+def prove(runs: Path, device: CpuDevice, verdict: str) -> None:
+    found = proof_of(runs, device)
+    check = ProvenCheck.model_validate({"verdict": verdict, "host": "here", "time": "2026-11-30T21:00:00Z"})
+    add_to_proof(runs, found.device, {CAPTURED_STEP: check})
+
+
+def test_auto_follows_the_record_and_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    device, run = CapturingDevice(), tmp_path / "run"
+    assert not choose(run, device)
+    prove(tmp_path, device, "failed")
+    assert not choose(run, device)
+    prove(tmp_path, device, "passed")
+    assert choose(run, device)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" time=")[0].split()[1] for line in lines] == ["auto=off", "auto=off", "auto=on"]
+    assert ' reason="prove has not run with ' in lines[0]
+    assert f": {CAPTURED_STEP} has failed at 2026-11-30T21:00:00Z" in lines[1]
+
+
+def test_the_choice_of_the_user_needs_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    device, run = CapturingDevice(), tmp_path / "run"
+    assert choose(run, device, choice="on")
+    prove(tmp_path, device, "passed")
+    assert not choose(run, device, choice="off")
+    assert not choose(run, device, mode="eval")
+    assert capsys.readouterr().out == ""
+
+
+def test_an_obstacle_of_the_device_or_of_apex_is_stronger(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, run = CapturingDevice(), tmp_path / "run"
+    prove(tmp_path, device, "passed")
+    monkeypatch.setattr(device, "kind", "npu")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
+    assert choose(run, device, precision="fp16")
+    capsys.readouterr()
+    assert not choose(run, device, precision="O2")
+    with pytest.raises(UsageError, match=r"^--graph on: apex's O2 reads each overflow on the host .*: leave --graph"):
+        choose(run, device, precision="O2", choice="on")
+    device.obstacle = "torch_npu 2.1 has no graphs"
+    assert not choose(run, device, precision="fp16")
+    with pytest.raises(UsageError, match=r"^--graph on: torch_npu 2\.1 has no graphs: leave --graph off$"):
+        choose(run, device, precision="fp16", choice="on")
+    assert capsys.readouterr().out == ""
+
+
+def test_one_rank_without_the_record_keeps_all_from_capturing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = CapturingDevice()
+    prove(tmp_path, device, "passed")
+    monkeypatch.setattr(graph, "all_gather_object", lambda own, _group: [own, "prove has not run with Ascend910B1"])
+    assert not choose(tmp_path / "run", device)
+    assert ' auto=off reason="prove has not run with Ascend910B1"' in capsys.readouterr().out
