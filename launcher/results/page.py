@@ -1,17 +1,12 @@
-"""The report of one run, or of two side by side, as one HTML page. Pure: values in, text out.
-
-The page needs nothing else: charts are inline SVG, and it has neither scripts nor links to other files; its own policy
-forbids a browser to load any. Texts of a run are data: the template escapes them, and shows control characters.
-"""
+"""The report of one run, or of two side by side, as one HTML page with charts. Pure: values in, text out."""
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from launcher.jobs import JobEvent
@@ -20,11 +15,11 @@ from launcher.results.charts import Chart, Line, Point, draw
 from launcher.results.run_folder import Row, RunData, number
 from trainer.shared.attempts import time_of, timestamp
 from trainer.shared.durations import format_duration
-from trainer.shared.text import visible
+from trainer.shared.pages import page_template
 
 MADE_BY = "pnas report"
 """Marks the pages of this program, which the next report may replace."""
-_TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATE = Path(__file__).parent / "templates/report.html.j2"
 _COLORS = 8
 # The kind of rows about where the time goes.
 _TIME = "time"
@@ -95,7 +90,7 @@ def report_page(subjects: Sequence[Subject], *, now: float) -> str:
     """
     settings = list(_settings(subjects))
     provenance = list(_provenance(subjects))
-    return _template().render(
+    return page_template(_TEMPLATE).render(
         made_by=MADE_BY,
         title=" and ".join(subject.name for subject in subjects),
         subjects=subjects,
@@ -111,24 +106,6 @@ def report_page(subjects: Sequence[Subject], *, now: float) -> str:
         defaults=[row for row in settings if row.is_default],
         provenance=provenance,
     )
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
-
-
-def _shown(value: object) -> object:
-    """Return a value for the page, with control characters as text; the template escapes it after that."""
-    return value if isinstance(value, Markup) else visible(str(value))
 
 
 def _results(subjects: Sequence[Subject]) -> list[tuple[str, Sequence[str]]]:
