@@ -20,6 +20,7 @@ from trainer.proof.check import Result
 from trainer.proof.check_process import Folders
 from trainer.proof.report import Proof, describe_result, make_proof, proof_text, proven_checks
 from trainer.proof.runner import run_checks
+from trainer.proof.tune import TUNED, plan_tuning, run_tuning
 from trainer.records.proof_record import add_to_proof
 from trainer.shared.config import EMULATED, TrainConfig
 from trainer.shared.durations import count
@@ -39,6 +40,7 @@ def prove(
     device: Literal["auto", "npu", "cuda", "cpu", "npu-emulated"] = "auto",
     npus: Annotated[int | None, Parameter(converter=count, validator=Number(gte=1), show_default=False)] = None,
     only: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="", show_default=False)] = None,
+    tune: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     output: Path = _OUTPUT,
     as_json: AsJson = False,
 ) -> int:
@@ -55,8 +57,12 @@ def prove(
         Number of devices; all of them by default, two processes on a CPU.
     only
         Names of checks to run; all by default.
+    tune
+        After the checks, find the settings with which a step of the trainer is fastest here, and write them to the
+        profile tuned.yaml. The variables of the settings (PNAS_BATCH_SIZE=64, PNAS_PROFILE=recommended) say what a
+        step is. It needs no training data and some hours; Ctrl-C keeps what was found so far.
     output
-        Folder for the report, proof.json.
+        Folder for the report, proof.json, and for the profile.
     """
     facts = read_facts(os.environ, npu_smi_timeout_s=None)
     if device == EMULATED and not facts.emulated:
@@ -64,6 +70,10 @@ def prove(
     visible_ = visible_devices("npu" if device == EMULATED else device, os.environ)
     checks = choose_checks(only, visible_.kind)
     devices = range(_count_devices(device, visible_, npus, facts))
+    tuning = None
+    if tune:
+        on_cpu = facts.emulated or visible_.kind == "cpu"
+        tuning = plan_tuning(visible_, len(devices), output / TUNED, os.environ, on_cpu=on_cpu)
     results: list[Result] = []
 
     def report(result: Result) -> None:
@@ -73,11 +83,14 @@ def prove(
 
     started_at = time.time()
     stop = run_checks(visible_.kind, devices, checks, Folders(_scratch_folder(), output), report)
+    if tuning is not None and stop is None:
+        stop = run_tuning(tuning, _scratch_folder(), say=_note, report=report)
     proof = make_proof(
         visible_.kind,
         facts,
         checks,
         results,
+        tuning_rows=() if tuning is None else tuning.rows,
         started_at=started_at,
         stopped=None if stop is None else signal.Signals(stop).name,
     )
@@ -88,6 +101,10 @@ def prove(
         return _say_stop(proof)
     _raise_if_failed(results, as_json=as_json)
     return 0 if written else TrainerError.exit_code
+
+
+def _note(line: str) -> None:
+    print(visible(line), file=sys.stderr, flush=True)
 
 
 def _scratch_folder() -> Path:

@@ -39,17 +39,19 @@ def make_proof(
     checks: Sequence[ProofCheck],
     results: Sequence[Result],
     *,
+    tuning_rows: Sequence[str] = (),
     started_at: float,
     stopped: str | None,
 ) -> Proof:
-    """Return the report of these results, sorted as the catalogue has the checks.
+    """Return the report of these results, sorted as the catalogue has the checks, with the tuning at the end.
 
     Args:
+        tuning_rows: The names of the results of a tuning.
         started_at: Seconds since 1970.
     """
     opening = {check.name for check in checks if check.opens}
     passed = [result for result in results if result.outcome.verdict == "passed"]
-    order = {check.name: number for number, check in enumerate(checks)}
+    order = {name: number for number, name in enumerate([*(check.name for check in checks), *tuning_rows])}
     return Proof(
         device=device,
         device_names={result.place: result.outcome.measured for result in passed if result.check in opening},

@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from trainer.devices.runtime_env import EVENLY, openmp_threads, runtime_environment
 from trainer.records.folder import console_log, evidence_folder
 from trainer.run.attempt import Attempt
-from trainer.shared.container import usable_processors
+from trainer.shared.container import MOST_LOADERS, usable_processors
 from trainer.shared.start import module_command
 from trainer.supervisor import WorkerCommand
 from trainer.topology import Topology, Worker
 from trainer.worker.task import TASK_VARIABLE, WorkerTask
-
-MOST_LOADERS = 4
-"""Loader processes per device, unless the user asks for more."""
 
 
 def worker_command(

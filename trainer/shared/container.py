@@ -29,6 +29,8 @@ OUT_OF_MEMORY = (
     r"\bMemoryError\b|([Cc]annot|can't) allocate memory|Memory allocation|failed to map segment|\bbad_alloc\b"
 )
 """What Python, the dynamic linker, torch and C++ say when the system refuses them memory."""
+MOST_LOADERS = 4
+"""Loader processes of a device within its processors, unless the user asks for more."""
 _DEFAULT_PERIOD_US = 100_000
 _OOM_KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 

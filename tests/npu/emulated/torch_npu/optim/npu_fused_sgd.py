@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._emulation.step_times import wait_in_step
 from ..utils import npu_combine_tensors
 from .faulty_memory import FaultyMemory
 
@@ -99,6 +100,7 @@ class NpuFusedSGD(torch.optim.Optimizer):
                 is_first_step=False,
             )
         self._memory.flip(self, "weights", "momentum")
+        wait_in_step()
         return loss
 
     @torch.no_grad()
