@@ -15,6 +15,9 @@ from launcher.cli import main
 from tests.browser import NARROWEST_CELL, PROGRAM, SMALLEST_TEXT, Browser, open_browser
 from tests.cluster.testbed.requirements import missing_packages
 from tests.run_folders import ATTEMPTS, write_run
+from tests.unit.proof.test_proof_page import page_of, proof, result
+from trainer.environment.facts import Facts
+from trainer.proof.report import Proof
 
 HOSTILE = "<script src=http://127.0.0.1:9/x.js></script><img src=http://127.0.0.1:9/x.png onerror=alert(1)>\"'</style>"
 PICTURES = os.environ.get("PNAS_TEST_PICTURES")
@@ -37,7 +40,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """The page of a long run, of one that has not begun, of a hostile one, and of two runs."""
+    """The page of a long run, of one that has not begun, of a hostile one, of two runs, and of proofs."""
     monkeypatch.chdir(tmp_path)
     write_run(Path("long"), epochs=90, attempts=ATTEMPTS, rows=DEVICES)
     write_run(Path("empty"), epochs=0)
@@ -51,7 +54,23 @@ def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     for words in (["long"], ["empty"], ["hostile"], ["long", "hostile"]):
         assert main(["report", *(f"./{word}" for word in words)]) == 0
         paths["-".join(words)] = tmp_path / f"report-{'-'.join(words)}.html"
+    for name, text in (("proof", "32 of 32 patterns were read back"), ("hostile-proof", HOSTILE)):
+        paths[name] = tmp_path / f"{name}.html"
+        paths[name].write_text(page_of(_proof(text)))
     return paths
+
+
+def _proof(text: str) -> Proof:
+    """Return the proof of 16 devices, one of which has lost memory."""
+    devices = [f"npu:{device}" for device in range(16)]
+    facts = Facts({"torch": "2.9.0"}, text, "aarch64", variables={f"HCCL_{number}": text for number in range(9)})
+    return proof(
+        *(result("open", device, "passed", "Ascend910B3") for device in devices),
+        *(result("memory", device, "failed" if device == "npu:3" else "passed", text) for device in devices),
+        *(result("matmul", device, "passed", text, fp16_tflops=256.0) for device in devices),
+        facts=facts,
+        stopped="SIGINT",
+    )
 
 
 def test_a_page_asks_for_nothing_and_can_be_read(browser: Browser, pages: dict[str, Path]) -> None:

@@ -3,6 +3,7 @@
 import os
 import secrets
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ from trainer.shared.durations import count
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.files import replacing, writing
 from trainer.shared.program import TERMINATED, say_error
+from trainer.shared.start import module_command
 from trainer.shared.text import visible
 from trainer.topology.visible import Visible, visible_devices
 
@@ -62,9 +64,9 @@ def prove(
         profile tuned.yaml. The variables of the settings (PNAS_BATCH_SIZE=64, PNAS_PROFILE=recommended) say what a
         step is. It needs no training data and some hours; Ctrl-C keeps what was found so far.
     output
-        Folder for the report, proof.json, and for the profile.
+        Folder for the report (proof.html to read, proof.json for programs) and for the profile.
     """
-    facts = read_facts(os.environ, npu_smi_timeout_s=None)
+    facts = read_facts(os.environ)
     if device == EMULATED and not facts.emulated:
         start_on_emulated_npus()
     visible_ = visible_devices("npu" if device == EMULATED else device, os.environ)
@@ -145,7 +147,7 @@ def _count_devices(device: str, visible_: Visible, asked: int | None, facts: Fac
 
 
 def _write_report(proof: Proof, output: Path) -> bool:
-    """Write the report and the records of what has passed; return whether the folder takes them.
+    """Write the report, its page, and the records of what has passed; return whether the folder takes them.
 
     Where it does not, the lines on the terminal remain.
     """
@@ -160,7 +162,10 @@ def _write_report(proof: Proof, output: Path) -> bool:
     except TrainerError as error:
         say_error(visible(f"error: {error}"))
         return False
-    print(visible(f"the report is in {path}"), file=sys.stderr)
+    # The import of its templates would slow the start of every command.
+    if subprocess.run([*module_command("trainer.proof.page"), str(path)], check=False).returncode:
+        return False
+    print(visible(f"the report is in {path.with_suffix('.html')} and {path}"), file=sys.stderr)
     return True
 
 

@@ -9,6 +9,7 @@ from trainer.proof.check import ProofCheck, Result
 from trainer.records.proof_record import ProvenCheck, ProvenDevice, ProvenVerdict
 from trainer.shared.attempts import timestamp
 from trainer.shared.documents import document, json_text, to_json
+from trainer.shared.redaction import Redactor
 from trainer.topology.visible import DeviceKind
 
 _BADNESS: Sequence[ProvenVerdict] = ("passed", "unfinished", "failed")
@@ -26,6 +27,8 @@ class Proof:
     """ISO 8601 in UTC."""
     versions: Mapping[str, str]
     """Of pnas, torch, torch-npu, CANN, the driver and others, as far as they are there."""
+    environment: Facts
+    """The facts about the machine, as `trainer env` tells them."""
     results: Sequence[Result]
     not_run: Sequence[str]
     """The checks without a result: the checks were stopped before."""
@@ -58,6 +61,7 @@ def make_proof(
         host=platform.node(),
         started=timestamp(started_at),
         versions=facts.versions,
+        environment=facts,
         results=sorted(results, key=lambda result: order[result.check]),
         not_run=[name for name in order if name not in {result.check for result in results}],
         stopped=stopped,
@@ -82,8 +86,8 @@ def proven_checks(proof: Proof) -> dict[ProvenDevice, dict[str, ProvenCheck]]:
 
 
 def proof_text(proof: Proof) -> str:
-    """Return the report as a document for programs."""
-    return json_text(document("Proof", **to_json(proof)))
+    """Return the report as a document for programs, without secrets: it is for people outside, too."""
+    return json_text(document("Proof", **Redactor().value(to_json(proof))))
 
 
 def describe_result(result: Result) -> str:

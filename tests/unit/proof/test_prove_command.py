@@ -44,7 +44,7 @@ def test_each_result_is_a_line_and_the_report_a_document(output: Path, capsys: p
         ["passed", "passes", "cpu:0"],
         ["passed", "writes_a_file", "cpu:0"],
     ]
-    assert err == f"the report is in {output}/proof.json\n"
+    assert err == f"the report is in {output}/proof.html and {output}/proof.json\n"
     report = one_document((output / "proof.json").read_text(), "Proof")
     assert report["notRun"] == []
     assert main([*words, "--only", "writes_a_file", "--json"]) == 0
