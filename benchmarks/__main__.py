@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from benchmarks.report import MISSED, NOT_MEASURED, QUICK_RESULTS, RESULTS, ROOT
 
 ALL = (
+    "step_counts",
     "model_step",
     "npu_host_work",
     "startup",
@@ -24,7 +25,7 @@ ALL = (
     "large_cluster",
 )
 """The modules, in the order of docs/performance.md."""
-QUICK = ("model_step", "npu_host_work", "startup", "data_pipeline", "launcher_start")
+QUICK = ("step_counts", "model_step", "npu_host_work", "startup", "data_pipeline", "launcher_start")
 """The modules of the quick run: what most changes can make slower."""
 
 

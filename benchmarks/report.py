@@ -246,14 +246,14 @@ def read_result(path: Path) -> Result:
     Raises:
         ResultError: it cannot be read, is damaged, or has another form.
     """
+    again = f"measure again with `python -m benchmarks.{path.stem}`"
     try:
         return _ADAPTER.validate_json(path.read_bytes())
     except OSError as error:
-        raise ResultError(f"{_shown(path)}: {error.strerror}") from error
+        raise ResultError(f"{_shown(path)}: {error.strerror}; {again}") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        again = f"measure again with `python -m benchmarks.{path.stem}`, or restore the file with git"
         raise ResultError(f"{_shown(path)}: {place or 'the file'}: {first['msg']}; {again}") from error
 
 

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.__main__ import ALL
+from benchmarks.projection import COUNTS, read_counts
+from benchmarks.projection import section as projection
 from benchmarks.report import RESULTS, Result, ResultError, read_result
 
 PAGE = Path(__file__).with_name("performance.md")
@@ -49,6 +51,8 @@ def page(folder: Path, names: Sequence[str]) -> Iterator[str]:
         yield f"Not measured yet: {', '.join(missing)}.\n"
     for result in results:
         yield from result.section()
+    if paths.keys() >= COUNTS.keys():
+        yield from projection(read_counts(folder))
 
 
 def _summary(results: Sequence[Result]) -> Iterator[str]:

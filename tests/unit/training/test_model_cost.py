@@ -4,33 +4,23 @@ from collections import Counter
 from typing import Any
 
 import pytest
-import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.report import RESULTS, read_result
+from benchmarks.step_counts import (
+    Launches,
+    gradient_bytes,
+    launches,
+    measure,
+    meta_pair,
+    moved_bytes,
+    multiply_adds,
+    parameter_count,
+    saved_bytes,
+)
 from trainer.model.pnasnet import LARGE, MOBILE, TINY, PNASNet5, Scale
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _multiply_adds(model: PNASNet5, side: int) -> int:
-    """Return the multiply-adds of all convolutions and linear layers for one image, counted during a run."""
-    total = 0
-
-    def count(module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        nonlocal total
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        total += output.numel() * weight[0].numel()
-
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(count)
-    model.eval()(torch.empty(1, 3, side, side, device="meta"))
-    return total
 
 
 @pytest.mark.parametrize(
@@ -48,7 +38,7 @@ def _multiply_adds(model: PNASNet5, side: int) -> int:
 )
 def test_parameter_count_is_the_published_one(scale: Scale, options: dict[str, Any], expected: int) -> None:
     with torch.device("meta"):
-        assert _parameters(PNASNet5(scale, **options)) == expected
+        assert parameter_count(PNASNet5(scale, **options)) == expected
 
 
 @pytest.mark.parametrize(
@@ -59,7 +49,7 @@ def test_parameter_count_is_the_published_one(scale: Scale, options: dict[str, A
 def test_multiply_adds_are_the_published_ones(scale: Scale, side: int, expected: int) -> None:
     with torch.device("meta"):
         model = PNASNet5(scale, 1001)
-    assert _multiply_adds(model, side) == pytest.approx(expected, rel=0.005)
+    assert multiply_adds(model, side) == pytest.approx(expected, rel=0.005)
 
 
 class _Calls(TorchDispatchMode):
@@ -94,36 +84,8 @@ def test_each_distinct_relu_and_max_pool_is_computed_once(padding: Any) -> None:
     assert forward.relu_elements == pytest.approx(51_880_000, abs=5_000)
 
 
-class _Launches(TorchDispatchMode):
-    """How often each operator runs that computes: views and empty tensors start nothing on a device."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        reads = [argument.alias_info for argument in func._schema.arguments]
-        is_view = any(alias and not alias.is_write for alias in reads)
-        if not is_view and "empty" not in str(func):
-            self.calls[str(func).split(".")[1]] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def _launches(model: nn.Module) -> Counter[str]:
-    """Count the operators of a forward and backward pass in training, two images of 331 pixels."""
-    launches = _Launches()
-    with launches:
-        model.train()(torch.empty(2, 3, 331, 331, device="meta")).sum().backward()
-    return launches.calls
-
-
-def _meta_pair(**options: Any) -> tuple[PNASNet5, nn.Module]:
-    with torch.device("meta"):
-        return PNASNet5(LARGE, dropout=0.0, **options), timm.create_model("pnasnet5large")
-
-
 def test_a_training_pass_has_four_fifths_of_timms_launches() -> None:
-    ours, theirs = map(_launches, _meta_pair())
+    ours, theirs = (launches(model).calls for model in meta_pair())
     assert (ours.total(), theirs.total()) == (1717, 2155)
     assert ours.total() <= 0.80 * theirs.total()
     # The additions: one for all counters of batches; the sums of the cells; gradients of what several operators read.
@@ -132,31 +94,45 @@ def test_a_training_pass_has_four_fifths_of_timms_launches() -> None:
 
 
 def test_drop_path_adds_three_launches_for_each_branch() -> None:
-    plain, dropping = (_launches(_meta_pair(drop_path=rate)[0]) for rate in (0.0, 0.4))
+    plain, dropping = (launches(meta_pair(drop_path=rate)[0]).calls for rate in (0.0, 0.4))
     # The draw of all factors is nine operators. A factor costs one in each direction; of two branches, one factor's
     # operator adds as well.
     assert dropping.total() - plain.total() == 9 + 14 * (5 + 9)
 
 
-def _saved_bytes(model: nn.Module) -> int:
-    """Return the bytes that a forward pass of one image in fp16 keeps for the backward pass."""
-    kept: list[Tensor] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
-    model = model.half().train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = model(torch.empty(1, 3, 331, 331, dtype=torch.float16, device="meta"))
-    assert result.requires_grad
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in kept}
-    of_model = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-    return sum(storage.nbytes() for key, storage in storages.items() if key not in of_model)
-
-
 def test_bytes_kept_for_the_backward_pass() -> None:
-    ours, theirs = map(_saved_bytes, _meta_pair())
+    ours, theirs = map(saved_bytes, meta_pair())
     assert (ours, theirs) == (372_168_282, 561_738_762)
-    recomputing, _ = _meta_pair(checkpoint_cells=True)
-    assert _saved_bytes(recomputing) == 90_573_426
+    recomputing, _ = meta_pair(checkpoint_cells=True)
+    assert saved_bytes(recomputing) == 90_573_426
+
+
+def test_launches_and_bytes_of_small_passes() -> None:
+    counter = Launches()
+    with torch.device("meta"):
+        x, y = torch.empty(2, 3), torch.empty(2, 3)
+    with counter:
+        (x.t() + y.t()).relu_()
+    assert counter.calls == {"add": 1, "relu_": 1}
+    assert counter.moved_bytes == (2 + 1) * 24 + (1 + 1) * 24
+
+
+def test_moved_bytes_are_split_into_those_of_an_image_and_of_a_step() -> None:
+    model = nn.Linear(4, 2, bias=False, device="meta")
+    model.register_forward_pre_hook(lambda _module, inputs: inputs[0][:, 0, 0, :4])
+    # Forward: 4 in, 2 out; the sum reads 2. Backward: the gradient (2) and the image (4) give the weight's (8).
+    # Of a step: the weight (8) is read; the sum and its gradient are single numbers.
+    of_image, of_step = moved_bytes(model)
+    assert of_image == 2 * (4 + 2 + 2 + 2 + 4)
+    assert of_step >= 2 * (8 + 8)
+
+
+def test_gradients_of_batch_norm_are_exchanged_in_fp32() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4))
+    assert gradient_bytes(model) == 2 * 12 + 4 * 8
+
+
+def test_the_published_counts_are_those_of_the_code() -> None:
+    assert read_result(RESULTS / "step_counts.json").figures == tuple(measure()), (
+        "run `python -m benchmarks.step_counts`, then `make generate`"
+    )
