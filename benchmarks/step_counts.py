@@ -1,4 +1,4 @@
-"""What a training step of pnasnet5large costs, counted: launches, bytes, multiply-adds. No time is measured.
+"""The cost of a training step of pnasnet5large, counted: launches, bytes, multiply-adds. No time is measured.
 
 The passes run on torch's meta device, which computes nothing, so that the counts are the same on every machine. The
 tests hold them (tests/unit/training/test_model_cost.py), and `benchmarks.projection` starts from them.

@@ -117,7 +117,7 @@ def test_launches_and_bytes_of_small_passes() -> None:
     assert counter.moved_bytes == (2 + 1) * 24 + (1 + 1) * 24
 
 
-def test_moved_bytes_are_split_into_those_of_an_image_and_of_a_step() -> None:
+def test_moved_bytes_are_split_into_a_part_of_images_and_a_part_of_the_step() -> None:
     model = nn.Linear(4, 2, bias=False, device="meta")
     model.register_forward_pre_hook(lambda _module, inputs: inputs[0][:, 0, 0, :4])
     # Forward: 4 in, 2 out; the sum reads 2. Backward: the gradient (2) and the image (4) give the weight's (8).
@@ -132,7 +132,7 @@ def test_gradients_of_batch_norm_are_exchanged_in_fp32() -> None:
     assert gradient_bytes(model) == 2 * 12 + 4 * 8
 
 
-def test_the_published_counts_are_those_of_the_code() -> None:
+def test_the_code_has_the_published_counts() -> None:
     assert read_result(RESULTS / "step_counts.json").figures == tuple(measure()), (
         "run `python -m benchmarks.step_counts`, then `make generate`"
     )
