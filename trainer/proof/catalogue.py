@@ -89,6 +89,29 @@ CHECKS: tuple[ProofCheck, ...] = (
         compare=compare_rates,
     ),
     ProofCheck(
+        "link-speed",
+        "two devices exchange sums as fast as other pairs",
+        "pair",
+        "trainer.proof.collectives:prove_link_speed",
+        limit_s=120.0,
+        compare=compare_links,
+    ),
+    ProofCheck(
+        "all-reduce",
+        "sums over all devices are right",
+        "all",
+        "trainer.proof.collectives:prove_all_reduce",
+        limit_s=180.0,
+    ),
+    ProofCheck(
+        "all-reduce-speed",
+        "the rate and latency of sums over all devices",
+        "all",
+        "trainer.proof.collectives:prove_all_reduce_speed",
+        limit_s=120.0,
+    ),
+    # After the collectives: new processes begin here, and free HCCL's ports for the runs that they start.
+    ProofCheck(
         "fp32-losses",
         "the first losses in fp32 are the CPU's",
         "device",
@@ -157,28 +180,6 @@ CHECKS: tuple[ProofCheck, ...] = (
         "device",
         "trainer.proof.promises:prove_cann_log",
         limit_s=300.0,
-    ),
-    ProofCheck(
-        "link-speed",
-        "two devices exchange sums as fast as other pairs",
-        "pair",
-        "trainer.proof.collectives:prove_link_speed",
-        limit_s=120.0,
-        compare=compare_links,
-    ),
-    ProofCheck(
-        "all-reduce",
-        "sums over all devices are right",
-        "all",
-        "trainer.proof.collectives:prove_all_reduce",
-        limit_s=180.0,
-    ),
-    ProofCheck(
-        "all-reduce-speed",
-        "the rate and latency of sums over all devices",
-        "all",
-        "trainer.proof.collectives:prove_all_reduce_speed",
-        limit_s=120.0,
     ),
     ProofCheck(
         "data-parallel",

@@ -16,8 +16,8 @@ import torch.nn.functional as F  # noqa: N812
 from trainer.model.pnasnet import build_model
 from trainer.proof.check import CheckOutcome, Context
 from trainer.proof.device import opened
+from trainer.proof.sample_images import CLASSES
 from trainer.proof.small_runs import (
-    DRAWN_CLASSES,
     SMALL_RUN,
     RunFigures,
     SmallRun,
@@ -41,7 +41,7 @@ ROUNDING_BOUNDS = (3e-2, 3e-2, 3e-2)
 """Relative, with operands of 8 to 11 bits: on a CPU, bf16 changes the losses by up to 7e-3."""
 _GRACE_S = 30.0
 _MOST_DEVICES = 16
-"""Of one run: the drawn images are not enough for more."""
+"""Of one run: the images are not enough for more."""
 _REFERENCE: dict[str, Any] = {"device": "cpu", "memory_format": "nchw", "precision": "fp32", "dropout": 0.0}
 _WHOLE: dict[str, Any] = {
     **{"epochs": 2, "steps": 12, "checkpoint_every": "3", "drop_path": 0.2, "ema": 0.9, "graph": "off"},
@@ -256,8 +256,8 @@ def _o2_losses(context: Context, precision: Precision) -> tuple[float, ...]:
     config = TrainConfig.model_validate({**small, "dropout": 0.0})
     torch.manual_seed(0)
     side, count = SMALL_RUN["image_size"], SMALL_RUN["batch_size"]
-    images, labels = torch.rand(count, 3, side, side).to(device), (torch.arange(count) % DRAWN_CLASSES).to(device)
-    network = build_model(config, DRAWN_CLASSES).to(device).train()
+    images, labels = torch.rand(count, 3, side, side).to(device), (torch.arange(count) % CLASSES).to(device)
+    network = build_model(config, CLASSES).to(device).train()
     optimizer = make_optimizer(network, config, device=context.place.kind, library=precision.optimizer_library)
     model = precision.prepare(network, optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,4 +1,4 @@
-"""Whole runs of the trainer in small: its smallest network on a few drawn images, for some seconds.
+"""Whole runs of the trainer in small: its smallest network on a few images of noise, for some seconds.
 
 A run is a separate process, as a user starts it, on one device: variables of the job around it, such as its rank
 table, do not reach it.
@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-from PIL import Image
 
 from trainer.checkpoint.manifest import STATE_FILE
 from trainer.checkpoint.reading import list_checkpoints
 from trainer.proof.check import CheckPlace, Context
+from trainer.proof.sample_images import write_images
 from trainer.shared.config.layers import flag_name
 from trainer.shared.errors import TrainerError
 from trainer.shared.runs import CHECKPOINTS_FOLDER
@@ -34,8 +33,7 @@ SMALL_RUN: Mapping[str, Any] = {
     **{"lr": 3e-4, "npus": 1, "workers": 0, "threads": 1, "restarts": 0, "log_interval": 1},
 }
 """The smallest network, with a learning rate at which rounding grows slowly."""
-DRAWN_CLASSES, DRAWN_IMAGES, EVALUATED_IMAGES, _SIDE = 4, 48, 4, 64
-"""Classes, images of each to train on and to evaluate, and their side in pixels."""
+_IMAGES = 192
 _JOB_VARIABLES = frozenset(
     {
         *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
@@ -116,7 +114,7 @@ def run_trainer(
     """
     images = context.folder / "images"
     if not images.exists():
-        draw_images(images)
+        write_images(images, _IMAGES, SMALL_RUN["image_size"])
     settings = {"device": context.place.kind, **SMALL_RUN, **options}
     settings |= {"data_path": images, "output": context.folder, "run_name": name}
     words = [word for field, value in settings.items() for word in (flag_name(field), str(value))]
@@ -158,20 +156,6 @@ def kill_all(process: "subprocess.Popen[str]") -> None:
     for one in (*trainer.children(recursive=True), trainer):
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
-
-
-def draw_images(folder: Path) -> None:
-    """Write small images in the ImageNet layout, always the same: each class has other stripes, under noise."""
-    noise = np.random.default_rng(0)
-    rows, columns = np.mgrid[0:_SIDE, 0:_SIDE]
-    for split, count in (("train", DRAWN_IMAGES), ("val", EVALUATED_IMAGES)):
-        for label in range(DRAWN_CLASSES):
-            place = folder / split / f"class-{label}"
-            place.mkdir(parents=True)
-            wave = np.sin((rows * (label + 1) + columns * (DRAWN_CLASSES - label)) / 4)[..., None]
-            for number in range(count):
-                pixels = 128 + 60 * wave + noise.normal(0, 40, (_SIDE, _SIDE, 3))
-                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place / f"{number}.png")
 
 
 def run_environment(place: CheckPlace, environ: Mapping[str, str]) -> dict[str, str]:
