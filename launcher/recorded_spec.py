@@ -31,10 +31,12 @@ def _fits(values: Mapping[str, Any], types: _Types) -> bool:
 
 
 def describe_network(train: Mapping[str, Any], given: Collection[str]) -> str:
-    """Return the model and the image size of a job's settings, such as `pnasnet5large at 331 px`.
+    """Return the model and the image size of a job's settings, such as `pnasnet5large at 331 px`, or its checks.
 
     Settings that are not in `given` come from the job's weights, which the launcher does not read.
     """
+    if train.get("mode") == "prove":
+        return str(train.get("checks") or "all checks").replace(",", " ")
     from_weights = train.get("weights") is not None
     model = "the weights' model" if from_weights and "model" not in given else train.get("model")
     size = "their image size" if from_weights and "image_size" not in given else f"{train.get('image_size')} px"

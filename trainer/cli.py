@@ -100,7 +100,7 @@ def train(
     """
     # They import numpy, in a fifth of a second, too long for --help and for a typo.
     with without_garbage_collector():
-        from trainer.run import attempt, devices, restarts, tries  # noqa: PLC0415  # see above
+        from trainer.run import attempt, devices, prove, restarts, tries  # noqa: PLC0415  # see above
 
     layers = user_layers(given_options(options), profile)
     config, _ = resolve_train_config(layers, partial=True)
@@ -129,6 +129,13 @@ def train(
         topology = discover(config, os.environ, visible=visible, scratch=Path(scratch), on_status=_note)
         if topology.world_size > 1:
             check_addresses(topology.master_addr, nodes=topology.nodes, environ=os.environ)
+        if config.mode == "prove":
+            job = prove.ProofJob(config, topology, visible.kind)
+            if dry_run:
+                _note("everything fits together; nothing was started")
+                return 0
+            with Supervisor(sys.stdout.buffer, node_rank=topology.node_rank) as supervisor:
+                return job.run(supervisor)
         npu_smi = NpuSmiProgram(find_npu_smi(os.environ) or "npu-smi")
         starter = attempt.RunStarter(
             topology,

@@ -49,7 +49,7 @@ def examine_machine(spec: JobSpec, root: Path = Path("/")) -> Iterator[Preflight
     yield from map(_package, ("torch", "torchvision"))
     yield from (_finding(about, check, spec) for about, check in _checks(spec))
     yield _devices(spec.train, len(list((root / "dev").glob("davinci[0-9]*"))))
-    if path_exists(spec.train.data_path) and not _resumes(spec):
+    if spec.train.mode != "prove" and path_exists(spec.train.data_path) and not _resumes(spec):
         text = f"{NOT_CHECKED}whether each image can be read: `{TRAINER} data verify {spec.train.data_path}`"
         yield PreflightFinding("images", "unknown", text)
 
@@ -76,7 +76,7 @@ def _checks(spec: JobSpec) -> list[tuple[str, Callable[[], None]]]:
     train = spec.train
     needed = ("val/",) if train.mode == "eval" else ("train/", "val/")
     checks: list[tuple[str, Callable[[], None]]] = [("nodes", lambda: _check_nodes(train))]
-    if not _resumes(spec) or "data_path" in spec.given:
+    if train.mode != "prove" and (not _resumes(spec) or "data_path" in spec.given):
         checks.append(("data", lambda: _check_data(train.data_path, needed)))
     if train.weights is not None and not _resumes(spec):
         checks.append(("weights", lambda: _check_file("--weights", train.weights)))

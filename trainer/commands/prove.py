@@ -29,7 +29,7 @@ from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.files import replacing, writing
 from trainer.shared.program import TERMINATED, say_error
 from trainer.shared.start import module_command
-from trainer.shared.text import visible
+from trainer.shared.text import visible, visible_bytes
 from trainer.topology.visible import Visible, visible_devices
 
 _OUTPUT = TrainConfig().output
@@ -84,9 +84,9 @@ def prove(
             print(visible(describe_result(result)), flush=True)
 
     started_at = time.time()
-    stop = run_checks(visible_.kind, devices, checks, Folders(_scratch_folder(), output), report)
+    stop = run_checks(visible_.kind, devices, checks, Folders(scratch_folder(), output), report)
     if tuning is not None and stop is None:
-        stop = run_tuning(tuning, _scratch_folder(), say=_note, report=report)
+        stop = run_tuning(tuning, scratch_folder(), say=_note, report=report)
     proof = make_proof(
         visible_.kind,
         facts,
@@ -98,18 +98,25 @@ def prove(
     )
     if as_json:
         print(proof_text(proof), flush=True)
-    written = _write_report(proof, output)
+    code = 0
+    try:
+        page = write_report(proof, output, runs=output)
+        print(visible(f"the report is in {page} and {page.with_suffix('.json')}"), file=sys.stderr)
+    except TrainerError as error:  # the lines on the terminal remain
+        say_error(visible(f"error: {error}"))
+        code = error.exit_code
     if stop is not None:
         return _say_stop(proof)
-    _raise_if_failed(results, as_json=as_json)
-    return 0 if written else TrainerError.exit_code
+    if failures := describe_failures(results):
+        raise TrainerError(failures).after_document(as_json)
+    return code
 
 
 def _note(line: str) -> None:
     print(visible(line), file=sys.stderr, flush=True)
 
 
-def _scratch_folder() -> Path:
+def scratch_folder() -> Path:
     """Return the path of a new folder for files of checks."""
     try:
         place = tempfile.gettempdir()
@@ -146,27 +153,27 @@ def _count_devices(device: str, visible_: Visible, asked: int | None, facts: Fac
     return asked or present
 
 
-def _write_report(proof: Proof, output: Path) -> bool:
-    """Write the report, its page, and the records of what has passed; return whether the folder takes them.
+def write_report(proof: Proof, folder: Path, *, runs: Path) -> Path:
+    """Write the report and its page into a folder, and the records of what has passed into the folder of runs.
 
-    Where it does not, the lines on the terminal remain.
+    Returns:
+        The page.
+
+    Raises:
+        TrainerError: a folder does not take them.
     """
-    path = output / "proof.json"
-    try:
-        with writing(path):
-            output.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as partial:
-                partial.write_text(proof_text(proof) + "\n", encoding="utf-8")
-            for device, checks in proven_checks(proof).items():
-                add_to_proof(output, device, checks)
-    except TrainerError as error:
-        say_error(visible(f"error: {error}"))
-        return False
+    path = folder / "proof.json"
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            partial.write_text(proof_text(proof) + "\n", encoding="utf-8")
+        for device, checks in proven_checks(proof).items():
+            add_to_proof(runs, device, checks)
     # The import of its templates would slow the start of every command.
-    if subprocess.run([*module_command("trainer.proof.page"), str(path)], check=False).returncode:
-        return False
-    print(visible(f"the report is in {path.with_suffix('.html')} and {path}"), file=sys.stderr)
-    return True
+    page = subprocess.run([*module_command("trainer.proof.page"), str(path)], stderr=subprocess.PIPE, check=False)
+    if page.returncode:
+        raise TrainerError(visible_bytes(page.stderr).strip().removeprefix("error: "))
+    return path.with_suffix(".html")
 
 
 def _say_stop(proof: Proof) -> int:
@@ -182,16 +189,11 @@ def _say_stop(proof: Proof) -> int:
     return TERMINATED
 
 
-def _raise_if_failed(results: Sequence[Result], *, as_json: bool) -> None:
-    """Raise an error if a check has not passed, though it could have.
-
-    Raises:
-        TrainerError: one has failed, or has not finished.
-    """
-    if failed := [result for result in results if result.outcome.verdict in ("failed", "unfinished")]:
-        names = sorted({f"{result.check} {result.place}" for result in failed})
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        error = TrainerError(
-            f"{len(failed)} of {len(results)} checks have not passed ({shown}): their lines say what to do"
-        )
-        raise error.after_document(as_json)
+def describe_failures(results: Sequence[Result]) -> str:
+    """Return how many checks have not passed, though they could have, in one line; empty if all have."""
+    failed = [result for result in results if result.outcome.verdict in ("failed", "unfinished")]
+    if not failed:
+        return ""
+    names = sorted({f"{result.check} {result.place}" for result in failed})
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{len(failed)} of {len(results)} checks have not passed ({shown}): their lines say what to do"

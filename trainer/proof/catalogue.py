@@ -191,8 +191,13 @@ CHECKS: tuple[ProofCheck, ...] = (
 )
 
 
-def choose_checks(names: Sequence[str] | None, kind: DeviceKind) -> list[ProofCheck]:
+def choose_checks(names: Sequence[str] | None, kind: DeviceKind, *, option: str = "--only") -> list[ProofCheck]:
     """Return the checks of these names for a kind of device, and the check that opens the device, if they need it.
+
+    Args:
+        names: The names that the user has given, or None for all checks.
+        kind: Of the devices.
+        option: Where the user has given the names.
 
     Raises:
         UsageError: there is no check of a name, or none for this kind of device.
@@ -202,9 +207,9 @@ def choose_checks(names: Sequence[str] | None, kind: DeviceKind) -> list[ProofCh
         if name not in known:
             similar = difflib.get_close_matches(name, known, 1)
             advice = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(sorted(known))}"
-            raise UsageError(f"--only {name}: no such check; {advice}")
+            raise UsageError(f"{option} {name}: no such check; {advice}")
         if kind not in known[name].kinds:
-            raise UsageError(f"--only {name}: this check is for {' and '.join(known[name].kinds)}, not for {kind}")
+            raise UsageError(f"{option} {name}: this check is for {' and '.join(known[name].kinds)}, not for {kind}")
     chosen = [check for check in CHECKS if kind in check.kinds and (names is None or check.name in names)]
     uses_device = any(check.scope != "node" for check in chosen)
     return [check for check in CHECKS if check in chosen or (check.opens and uses_device)]

@@ -61,15 +61,30 @@ class CheckPlace:
     master_port: int
     """For the process group of `devices`, at `master_addr`."""
     master_addr: str = "127.0.0.1"
+    node: int | None = None
+    """This node's number in a job of several nodes."""
+    nodes: tuple[int, ...] = ()
+    """The node of each device, if they are not all on this one."""
+    rank_table: str = ""
+    """The file for HCCL, if it names exactly these devices; else they find each other by their addresses."""
+
+    @property
+    def own_ranks(self) -> tuple[int, ...]:
+        """The ranks that this node starts; rank 0 for a check of the node."""
+        ranks = range(len(self.devices) or 1)
+        return tuple(rank for rank in ranks if not self.nodes or self.nodes[rank] == self.node)
 
     @property
     def name(self) -> str:
-        """The devices as a user reads them, such as `npu:3`, `npu:0 npu:1` or `node`."""
-        return " ".join(map(self.name_of, range(len(self.devices)))) or "node"
+        """This node's devices as a user reads them, such as `npu:3`, `npu:0 npu:1`, `node` or `node1/npu:0`."""
+        if not self.devices:
+            return "node" if self.node is None else f"node{self.node}"
+        return " ".join(map(self.name_of, self.own_ranks))
 
     def name_of(self, rank: int) -> str:
-        """Return the device of a rank as a user reads it, such as `npu:3`."""
-        return f"{self.kind}:{self.devices[rank]}"
+        """Return the device of a rank as a user reads it, such as `npu:3` or `node1/npu:3`."""
+        node = self.nodes[rank] if self.nodes else self.node
+        return f"{'' if node is None else f'node{node}/'}{self.kind}:{self.devices[rank]}"
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class CheckProcess:
                 stderr=output_writer,
                 pass_fds=(message_writer,),
                 start_new_session=True,
-                env={**os.environ, **_environment(place, processes)},
+                env=_environment(place, processes),
             )
         except OSError:
             os.close(self._messages)
@@ -167,9 +167,9 @@ class CheckProcess:
 
 
 def _environment(place: CheckPlace, processes: int) -> Mapping[str, str]:
-    """Return what torch and HCCL read."""
-    if not place.devices:  # a check of the node looks at the environment that the user has set
-        return {}
+    """Return the environment, with what torch and HCCL read; a check of the node looks at the user's own one."""
+    if not place.devices:
+        return os.environ
     variables: dict[str, Any] = {
         "RANK": place.rank,
         "LOCAL_RANK": place.devices[place.rank],
@@ -182,4 +182,8 @@ def _environment(place: CheckPlace, processes: int) -> Mapping[str, str]:
     }
     if place.master_addr == CheckPlace.master_addr:
         variables["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
-    return {name: str(value) for name, value in variables.items()}
+    # Else HCCL takes the pod's table for the process group, of these devices only.
+    others = {name: value for name, value in os.environ.items() if name != "RANK_TABLE_FILE"}
+    if place.rank_table:
+        variables["RANK_TABLE_FILE"] = place.rank_table
+    return {**others, **{name: str(value) for name, value in variables.items()}}

@@ -26,7 +26,7 @@ def main() -> int:
     """Run the checks of the assignment, one after the other."""
     die_with_supervisor()
     assignment, fd = json.loads(sys.argv[1]), int(sys.argv[2])
-    place = CheckPlace(**assignment["place"] | {"devices": tuple(assignment["place"]["devices"])})
+    place = place_of(assignment["place"])
 
     def send(**message: Any) -> None:
         os.write(fd, json.dumps(message).encode() + b"\n")
@@ -39,6 +39,14 @@ def main() -> int:
             # The runner now ends all processes of the place. Until then the others must not hear that this one is gone.
             signal.pause()
     return 0
+
+
+def place_of(fields: Mapping[str, Any]) -> CheckPlace:
+    """Return the place that was sent as JSON, which has no tuples."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    return CheckPlace(**values)
 
 
 def _outcome(function: str, place: CheckPlace, assignment: Mapping[str, Any], mark: Any) -> Mapping[str, Any]:

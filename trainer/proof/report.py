@@ -62,7 +62,7 @@ def make_proof(
         started=timestamp(started_at),
         versions=facts.versions,
         environment=facts,
-        results=sorted(results, key=lambda result: order[result.check]),
+        results=sorted(results, key=lambda result: order.get(result.check, -1)),
         not_run=[name for name in order if name not in {result.check for result in results}],
         stopped=stopped,
     )

@@ -136,7 +136,7 @@ def impossible(checks: Sequence[ProofCheck], place: CheckPlace, reason: str) -> 
 def _ranks(place: CheckPlace) -> list[CheckPlace]:
     """Return the place of each of its processes. On one machine they meet at a new port each time."""
     port = place.master_port or free_port()
-    return [replace(place, rank=rank, master_port=port) for rank in range(len(place.devices) or 1)]
+    return [replace(place, rank=rank, master_port=port) for rank in place.own_ranks]
 
 
 def _combine(processes: Sequence[CheckProcess], check: ProofCheck) -> CheckOutcome:
@@ -188,6 +188,8 @@ def run_checks(
     checks: Sequence[ProofCheck],
     folders: Folders,
     report: Callable[[Result], None],
+    *,
+    node: int | None = None,
 ) -> int | None:
     """Run the checks in their order, a group with the same scope at all places at once.
 
@@ -197,28 +199,34 @@ def run_checks(
         checks: For this kind of device.
         folders: For files of checks.
         report: Called with each result as soon as there is one.
+        node: This node's number in a job of several nodes.
 
     Returns:
         The signal that has ended the checks early; None if all have run.
     """
     opened = list(devices)
-    with _signals() as inbox:
-        try:
-            folders.scratch.mkdir(mode=0o700)
-            for scope, group in itertools.groupby(checks, key=lambda check: check.scope):
-                of_scope = list(group)
-                turns = places_of(scope, kind, opened)
-                if not turns:
-                    reason = f"{2 if scope == 'pair' else 1} of the devices must open"
-                    for result in impossible(of_scope, CheckPlace(kind, tuple(devices), 0, 0), reason):
-                        report(result)
-                run = _ScopeRun(turns, of_scope, folders, inbox, report)
-                if stop := run.run():
-                    return stop
-                opened = [device for device in opened if (device,) not in run.closed]
-        finally:
-            shutil.rmtree(folders.scratch, ignore_errors=True)
+    with _signals() as inbox, _scratch(folders):
+        for scope, group in itertools.groupby(checks, key=lambda check: check.scope):
+            of_scope = list(group)
+            turns = places_of(scope, kind, opened, node)
+            if not turns:
+                reason = f"{2 if scope == 'pair' else 1} of the devices must open"
+                for result in impossible(of_scope, CheckPlace(kind, tuple(devices), 0, 0, node=node), reason):
+                    report(result)
+            run = _ScopeRun(turns, of_scope, folders, inbox, report)
+            if stop := run.run():
+                return stop
+            opened = [device for device in opened if (device,) not in run.closed]
     return None
+
+
+@contextmanager
+def _scratch(folders: Folders) -> Iterator[None]:
+    try:
+        folders.scratch.mkdir(mode=0o700)
+        yield
+    finally:
+        shutil.rmtree(folders.scratch, ignore_errors=True)
 
 
 class _ScopeRun:
@@ -288,7 +296,9 @@ def _compare(check: ProofCheck, results: Sequence[Result]) -> list[Result]:
     return list(results) if check.compare is None else check.compare(results)
 
 
-def places_of(scope: Scope, kind: DeviceKind, devices: Sequence[int]) -> list[list[CheckPlace]]:
+def places_of(
+    scope: Scope, kind: DeviceKind, devices: Sequence[int], node: int | None = None
+) -> list[list[CheckPlace]]:
     """Return the places of a scope: all places of an inner list are used at once, one list after the other.
 
     Pairs come in two pairings, so that a device that is slow with two different partners is the slow one.
@@ -302,7 +312,7 @@ def places_of(scope: Scope, kind: DeviceKind, devices: Sequence[int]) -> list[li
     else:
         shifted = [*devices[1:], *devices[:1]] if len(devices) > 2 else []
         groups = [list(zip(order[::2], order[1::2], strict=False)) for order in (devices, shifted)]
-    return [[CheckPlace(kind, tuple(group), 0, 0) for group in turn] for turn in groups if turn]
+    return [[CheckPlace(kind, tuple(group), 0, 0, node=node) for group in turn] for turn in groups if turn]
 
 
 def _run(runs: Sequence[PlaceRun], inbox: SignalInbox, report: Callable[[Result], None]) -> int | None:

@@ -119,6 +119,9 @@ _BOUNDED = [
         ({"device": "cpu", "graph": "on"}, None, {}, "--graph on: a CPU has no graphs: leave --graph off"),
         ({"mode": "eval", "weights": "w", "graph": "on"}, None, {}, "--graph on: --mode eval takes no training step"),
         ({"device": "cpu", "precision": "O2"}, None, {}, "--precision O2 needs an NPU"),
+        ({"checks": "open"}, None, {}, "--checks open: only --mode prove has checks: leave --checks out"),
+        ({"mode": "prove", "checks": "open, memory"}, None, {}, "--checks open, memory"),
+        ({"mode": "prove", "resume": "out/r1"}, None, {}, "--resume out/r1: --mode prove checks devices"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_setting(

@@ -18,7 +18,7 @@ from trainer.shared.config.layers import PARTIAL, ConfigError, Layer, environmen
 from trainer.shared.durations import LONGEST_S, Interval
 from trainer.shared.runs import TRAINING
 
-Mode = Literal["full", "performance", "finetune", "eval"]
+Mode = Literal["full", "performance", "finetune", "eval", "prove"]
 EMULATED: Final = "npu-emulated"
 EMULATED_MACHINE = Path(trainer.__file__).resolve().parents[1] / "tests" / "npu" / "machine.py"
 
@@ -28,6 +28,7 @@ MODE_PRESETS: dict[str, dict[str, Any]] = {
     # The seed finetunes in epoch 90 of 91, where its cosine is at 0.0003 of the base rate 0.4.
     "finetune": {"epochs": 1, "lr": 0.000119},
     "eval": {"epochs": 0},
+    "prove": {"epochs": 0},
 }
 
 
@@ -71,7 +72,14 @@ class TrainConfig(BaseModel):
         allow_inf_nan=False,
     )
 
-    mode: Mode = _in_run("full", "Task: full training, timed steps, training that starts from weights, or evaluation.")
+    mode: Mode = _in_run(
+        "full", "Task: full training, timed steps, training that starts from weights, evaluation, or checks of devices."
+    )
+    checks: Annotated[str | None, Optional] = _in_run(
+        None,
+        "Checks of --mode prove: names with commas between them. [default: all]",
+        pattern="^[a-z0-9-]+(,[a-z0-9-]+)*$",
+    )
     data_path: Path = _in_run(Path("/data"), "Folder with train/ and val/, one sub-folder per class; or a pack of one.")
     output: Path = _in_run(Path("output"), "Folder that gets one sub-folder per run.")
     run_name: Annotated[str | None, Optional] = _in_run(
@@ -254,10 +262,18 @@ class TrainConfig(BaseModel):
                 f"--resume {self.resume}: continues training; to evaluate give --weights "
                 "RUN/checkpoints/best.safetensors"
             )
+        if isinstance(self.resume, Path) and self.mode == "prove":
+            raise ValueError(f"--resume {self.resume}: --mode prove checks devices; leave --resume out")
         if isinstance(self.resume, Path) and self.mode == "performance":
             raise ValueError(
                 f"--resume {self.resume}: --mode performance times steps from the start; leave --resume out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_checks(self) -> "TrainConfig":
+        if self.checks is not None and self.mode != "prove":
+            raise ValueError(f"--checks {self.checks}: only --mode prove has checks: leave --checks out")
         return self
 
     @model_validator(mode="after")
