@@ -189,7 +189,7 @@ BENCHMARK = Benchmark(
     method=f"{LINES:,} lines of {WIDTH + 25} bytes of a finished pod, read to nowhere, next to a whole "
     f"Kubernetes on the same machine. For the delays, {RATE} lines/s and {DELAYS:,} lines in each turn.",
     measure=measure,
-    peers={"stern": peers.STERN},
+    peers={"stern": peers.STERN, "Kubernetes": peers.KUBERNETES},
 )
 
 

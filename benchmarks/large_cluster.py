@@ -137,6 +137,7 @@ BENCHMARK = Benchmark(
     "paged lists, one after the other, in a running process. The server reads all pods for a selected list, too, "
     "because Debian's etcd is too old for its cache.",
     measure=measure,
+    peers={"Kubernetes": peers.KUBERNETES},
 )
 
 

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.report import NotMeasuredError
+from tests.cluster.testbed.artifacts.binaries import MODULES, pinned_version
 from tests.cluster.testbed.requirements import missing_requirement
 
 TORCHX, STERN = "0.7.0", "v1.35.0"
+KUBERNETES = pinned_version(MODULES / "kubernetes", "k8s.io/kubernetes")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pnas" / "benchmarks"
 
 

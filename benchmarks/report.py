@@ -196,23 +196,23 @@ def run(benchmark: Benchmark) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{benchmark.name}", description=benchmark.method)
     parser.add_argument("--quick", action="store_true", help=f"fewer turns; the result goes to {_shown(QUICK_RESULTS)}")
     quick: bool = parser.parse_args().quick
-    load = os.getloadavg()[0]
+    # The result is about the code and the machine as they are now.
+    empty = _result(benchmark, quick)
     try:
-        figures = benchmark.measure(quick)
+        result = dataclasses.replace(empty, figures=tuple(benchmark.measure(quick)))
     except NotMeasuredError as error:
         print(f"not measured: {benchmark.name}: {error}", file=sys.stderr)
         return NOT_MEASURED
     except KeyboardInterrupt:
         print(f"{benchmark.name}: stopped; its last result stays", file=sys.stderr)
         return 130
-    result = _result(benchmark, figures, load=load, quick=quick)
     print("\n".join(result.section()))
     path = write_result(result, QUICK_RESULTS if quick else RESULTS)
     print(f"written: {_shown(path)}{'' if quick else ' (`make generate` brings it into docs/performance.md)'}")
     return MISSED if result.missed else 0
 
 
-def _result(benchmark: Benchmark, figures: Sequence[Figure], *, load: float, quick: bool) -> Result:
+def _result(benchmark: Benchmark, quick: bool) -> Result:
     return Result(
         1,
         benchmark.name,
@@ -222,13 +222,13 @@ def _result(benchmark: Benchmark, figures: Sequence[Figure], *, load: float, qui
         date=time.strftime("%Y-%m-%d", time.gmtime()),
         commit=_commit(),
         processor=machine(),
-        load=round(load, 1),
+        load=round(os.getloadavg()[0], 1),
         versions={
             "Python": platform.python_version(),
             **{name: version(name) for name in benchmark.packages},
             **benchmark.peers,
         },
-        figures=tuple(figures),
+        figures=(),
     )
 
 

@@ -121,6 +121,7 @@ BENCHMARK = Benchmark(
     title="From the command to the first line",
     method="A job on a whole Kubernetes on the same machine; the node has the image; its program prints at once.",
     measure=measure,
+    peers={"Kubernetes": peers.KUBERNETES},
 )
 
 

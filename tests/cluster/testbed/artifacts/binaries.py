@@ -48,7 +48,7 @@ def kubernetes() -> Path:
     Raises:
         BuildError: Go is missing, or the build failed.
     """
-    version = _pinned_version(MODULES / "kubernetes", "k8s.io/kubernetes")
+    version = pinned_version(MODULES / "kubernetes", "k8s.io/kubernetes")
     major, minor, _patch = version.removeprefix("v").split(".")
     facts = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     flags = " ".join(f"-X {package}.{name}={value}" for package in VERSION_PACKAGES for name, value in facts.items())
@@ -132,7 +132,7 @@ def helm3() -> Path:
     Raises:
         BuildError: Go is missing, or the build failed.
     """
-    kubernetes_version = _pinned_version(MODULES / "helm3", "k8s.io/client-go")
+    kubernetes_version = pinned_version(MODULES / "helm3", "k8s.io/client-go")
     # client-go 0.35 belongs to Kubernetes 1.35. Without these flags, Helm renders and lints for 1.20.
     minor = kubernetes_version.split(".")[1]
     packages = ("pkg/chartutil", "pkg/lint/rules")
@@ -179,7 +179,7 @@ def background_builds() -> Iterator[None]:
 
 def _helm(major: int, facts: Mapping[str, str]) -> Path:
     module = f"helm.sh/helm/v{major}"
-    variables = {"internal/version.version": _pinned_version(MODULES / f"helm{major}", module), **facts}
+    variables = {"internal/version.version": pinned_version(MODULES / f"helm{major}", module), **facts}
     flags = " ".join(f"-X {module}/{name}={value}" for name, value in variables.items())
     return _build_once(f"helm{major}", ldflags=f"-s -w {flags}") / "helm"
 
@@ -231,7 +231,8 @@ def _go(source: Path, *words: str) -> str:
     return result.stdout
 
 
-def _pinned_version(source: Path, module: str) -> str:
+def pinned_version(source: Path, module: str) -> str:
+    """Return the version of a module that the folder's go.mod names."""
     words = next(line.split() for line in (source / "go.mod").read_text().splitlines() if f"{module} v" in line)
     return words[words.index(module) + 1]
 
