@@ -11,9 +11,11 @@ stopped and killed; `test_forked_trainer.py` compares both ways.
 
 import atexit
 import importlib
+import itertools
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -22,6 +24,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
@@ -35,8 +38,19 @@ IMPORTED_MODULES = (
     "trainer.run.attempt",
     "trainer.worker.run",
     "torch._dynamo",
+    "trainer.proof.runner",
+    "trainer.proof.process",
+    "trainer.proof.collectives",
+    "trainer.proof.exact",
+    "trainer.proof.memory",
+    "trainer.proof.overflow",
+    "trainer.proof.repeatable",
+    "trainer.proof.rounded",
+    "trainer.proof.speed",
     "trainer.records.tensorboard",
 )
+CHECK_LIMIT_S = "PNAS_TEST_CHECK_LIMIT_S"
+"""The variable with a shorter limit for each check of `prove`, in seconds."""
 FIRST_MODULE = "PNAS_TEST_MODULE"
 """The variable with a module that a worker imports first, to plant a fault in it."""
 IMPORT_PATH = sys.path[1:]
@@ -113,8 +127,10 @@ def main() -> None:
         for name in IMPORTED_MODULES:
             importlib.import_module(name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the trainer
+    names = {"PIPE": subprocess.PIPE, "TimeoutExpired": subprocess.TimeoutExpired}
     with (
-        mock.patch("trainer.supervisor.worker.subprocess", SimpleNamespace(Popen=ForkedWorker, PIPE=subprocess.PIPE)),
+        mock.patch("trainer.supervisor.worker.subprocess", SimpleNamespace(Popen=ForkedWorker, **names)),
+        mock.patch("trainer.proof.check_process.subprocess", SimpleNamespace(Popen=ForkedCheck, **names)),
         socket.socket(fileno=int(sys.argv[1])) as connection,
     ):
         while True:
@@ -138,7 +154,14 @@ def _become_trainer(request: bytes, files: Sequence[int]) -> NoReturn:
         os.chdir(folder)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
         sys.argv[1:] = options
+        _limit_checks(float(environ.get(CHECK_LIMIT_S, "inf")))
         sys.exit(importlib.import_module("trainer.cli").main())
+
+
+def _limit_checks(limit_s: float) -> None:
+    """Shorten the limits of the checks of `prove`."""
+    catalogue = vars(importlib.import_module("trainer.proof.catalogue"))
+    catalogue["CHECKS"] = tuple(replace(check, limit_s=min(limit_s, check.limit_s)) for check in catalogue["CHECKS"])
 
 
 class ForkedWorker:
@@ -174,13 +197,62 @@ class ForkedWorker:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-def _reset_process(environ: Mapping[str, str], *, stdout: int, stderr: int) -> None:
+class ForkedCheck:
+    """Replaces `subprocess.Popen` in the runner of `prove`: forks a check process instead of starting one."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: int,
+        stdout: int,
+        stderr: int,
+        pass_fds: Sequence[int],
+        start_new_session: bool,
+        env: Mapping[str, str],
+    ) -> None:
+        assert (stdin, start_new_session) == (subprocess.PIPE, True)
+        self.returncode: int | None = None
+        reading, writing = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            with _WholeProgram():
+                os.setsid()
+                os.dup2(reading, 0)
+                _reset_process(env, stdout=stdout, stderr=stderr, passed=pass_fds)
+                importlib.import_module("torch").set_num_threads(int(env.get("OMP_NUM_THREADS", "1")))
+                sys.argv[1:] = argv[-2:]
+                sys.exit(importlib.import_module("trainer.proof.process").main())
+        os.close(reading)
+        self.stdin = os.fdopen(writing, "wb")
+
+    def poll(self) -> int | None:
+        """Return the exit code; None if the process still runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait for the end of the process; return its exit code."""
+        if self.returncode is None:
+            end = os.pidfd_open(self.pid)
+            select.select([end], [], [], timeout_s)
+            os.close(end)
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired("a check process", timeout_s)
+        assert self.returncode is not None
+        return self.returncode
+
+
+def _reset_process(environ: Mapping[str, str], *, stdout: int, stderr: int, passed: Sequence[int] = ()) -> None:
     """Give this fork the files, environment, import path and signal handlers that it would have after exec."""
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
     # The server's own streams can be files, in which a stream remembers its position; these are pipes.
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-    os.closerange(3, MOST_FILES)
+    for begin, end in itertools.pairwise([2, *sorted(passed), MOST_FILES]):
+        os.closerange(begin + 1, end)
     os.environ.clear()
     os.environ.update(environ)
     sys.path[1:] = [*filter(None, environ.get("PYTHONPATH", "").split(os.pathsep)), *IMPORT_PATH]

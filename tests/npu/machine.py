@@ -13,6 +13,7 @@ from typing import NoReturn
 EMULATED = Path(__file__).parent / "emulated"
 APEX = Path(__file__).parent / "emulated_apex"
 DEVICES = 8
+MISSING_DRIVER = "libascend_hal.so: cannot open shared object file: No such file or directory"
 HELLO = f"""\
 {DEVICES} emulated NPUs (not real ones: their numbers and speed say nothing about an NPU). For example:
   python -m launcher submit --backend local --device npu --npus 2 --profile digits --data-path data/digits
@@ -27,6 +28,17 @@ def environment(*, apex: bool = False) -> dict[str, str]:
         (files / f"davinci{number}").touch()
     folders = [str(EMULATED), *([str(APEX)] if apex else []), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"PYTHONPATH": os.pathsep.join(folders), "PNAS_DEVICE_FILES": str(files)}
+
+
+def unloadable_torch_npu(folder: Path, version: str = "2.9.0") -> dict[str, str]:
+    """Return the variables that show a torch_npu whose driver is missing; its files are in the folder."""
+    package, info = folder / "path/torch_npu", folder / f"path/torch_npu-{version}.dist-info"
+    package.mkdir(parents=True)
+    info.mkdir()
+    (package / "__init__.py").write_text(f"raise ImportError({MISSING_DRIVER!r})\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch-npu\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text("[torch.backends]\ntorch_npu = torch_npu:_autoload\n")
+    return {"PYTHONPATH": str(package.parent)}
 
 
 def build() -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.local.conftest import TrainerResult, train
 from tests.local.resumable_runs import recipe
 from tests.npu.conftest import SHORT, Run
+from tests.npu.machine import MISSING_DRIVER, unloadable_torch_npu
 
 FP32 = ("--precision", "fp32")
 
@@ -58,14 +59,8 @@ def test_a_missing_driver_is_named_before_the_librarys_words_and_matters_only_to
     few_digits: Path, tmp_path: Path, npus: dict[str, str]
 ) -> None:
     """Even without an import, torch loads torch_npu by itself, and that would end every process of the run."""
-    words = "libascend_hal.so: cannot open shared object file: No such file or directory"
-    package, info = tmp_path / "path/torch_npu", tmp_path / "path/torch_npu-2.9.0.dist-info"
-    package.mkdir(parents=True)
-    info.mkdir()
-    (package / "__init__.py").write_text(f"raise ImportError({words!r})\n")
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-npu\nVersion: 2.9.0\n")
-    (info / "entry_points.txt").write_text("[torch.backends]\ntorch_npu = torch_npu:_autoload\n")
-    environ = {**npus, "PYTHONPATH": str(package.parent)}
+    words = MISSING_DRIVER
+    environ = {**npus, **unloadable_torch_npu(tmp_path)}
     options = recipe("--device", "npu", "--npus", "1", *SHORT)
     done = train(tmp_path, *options, data=few_digits, name="unmounted", environ=environ)
     assert done.code == 2

@@ -27,7 +27,7 @@ struct Faults {
   bool saturates = false;  // NPU_EMULATED_INF_NAN=0: fp16 stops at 65,504 and raises a flag, like on an Ascend 910A
   int silent_device = -1;  // NPU_EMULATED_INF_NAN=silent:DEVICE: it stops there, and nothing tells of it
   bool reversed = false;   // NPU_EMULATED_REDUCTIONS=reversed: sums are added up from the other end
-  int alternating_device = -1;  // NPU_EMULATED_REDUCTIONS=alternating:DEVICE: now from this end, now from the other one
+  int alternating_device = -1;  // NPU_EMULATED_REDUCTIONS=alternating:DEVICE: from either end, as if drawn
   int fail_rank = -1, fail_at = 0;  // NPU_EMULATED_FAIL=RANK:N: this rank's N-th collective ends in an HCCL error
   int hang_rank = -1, hang_at = 0;  // NPU_EMULATED_HANG=RANK:N: this rank hangs before its N-th collective
   int lost_part_device = -1, lost_part_at = 0;  // NPU_EMULATED_LOST_PART=DEVICE:N: its N-th collective sums without its part

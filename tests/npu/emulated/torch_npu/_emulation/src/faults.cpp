@@ -92,8 +92,9 @@ const Faults& faults() {
 bool saturates(DeviceIndex index) { return faults().saturates || index == faults().silent_device; }
 
 bool reversed(DeviceIndex index) {
+  if (index != faults().alternating_device) return faults().reversed;
   static std::atomic<int64_t> calls{0};
-  return faults().reversed || (index == faults().alternating_device && ++calls % 2);
+  return ++calls * 2654435761 >> 13 & 1;  // no pattern that a training pass could repeat
 }
 
 int64_t memory_limit(DeviceIndex index) {
