@@ -24,6 +24,10 @@ HCCL_CONNECT_TIMEOUT_S = 600
 HCCL_SHORTEST_CONNECT_S = 120
 CANN_LOG_FILES = 2
 """Files of 20 MiB that a process of CANN keeps of each of its logs (default: 10): six logs, so at most 240 MiB."""
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
+"""glibc's malloc gives a freed block of 32 MiB and more back to the system, and the next step waits for each of its
+pages again: 250,000 page faults in a step of the large network at two images. With these it keeps the memory (mallopt's
+manual page: -1 disables trimming). The peak is the same, since the next step needs as much."""
 _LONGEST_LOG_PATH = 200
 """CANN cuts longer paths, and would write to another folder."""
 WATCHDOG_MARGIN_S = 300.0
@@ -49,6 +53,9 @@ def runtime_environment(
     Raises:
         UsageError: one of HCCL's timeouts is not a number.
     """
+    if device == "cpu":
+        # A user who tunes the allocator by its other variable has chosen too.
+        return {} if "glibc.malloc" in environ.get("GLIBC_TUNABLES", "") else _unset(KEEP_FREED_MEMORY, environ)
     if device != "npu":
         return {}
     defaults = {

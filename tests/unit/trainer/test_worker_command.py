@@ -1,5 +1,8 @@
 """A worker starts with its device's defaults, unless the administrator decides otherwise."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,44 @@ def test_torch_npu_finds_its_queue_level_before_torch_is_imported(
     attempt = Attempt(TrainConfig(), tmp_path, 1, None, Lease(tmp_path, ""))
     command = worker_command(ALONE.workers[0], ALONE, attempt, device=device, command=())
     assert command.env.get("TASK_QUEUE_ENABLE") == level
+
+
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
+
+
+@pytest.mark.parametrize(
+    ("device", "environ", "expected"),
+    [
+        ("cpu", {}, KEPT),
+        ("cpu", {"MALLOC_MMAP_MAX_": " "}, KEPT),
+        ("cpu", {"MALLOC_MMAP_MAX_": "65536"}, {"MALLOC_TRIM_THRESHOLD_": "-1"}),
+        ("cpu", {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}, {}),
+        ("cpu", {"GLIBC_TUNABLES": "glibc.pthread.rseq=0"}, KEPT),
+        ("cuda", {}, {}),
+    ],
+)
+def test_a_cpu_worker_keeps_the_memory_of_a_step_for_the_next_one(
+    device: str, environ: dict[str, str], expected: dict[str, str]
+) -> None:
+    assert (
+        runtime_environment(device, TrainConfig(), Path("run"), environ, evidence=Path("evidence"), rank=0) == expected
+    )
+
+
+def test_a_process_that_keeps_freed_memory_has_no_page_faults_for_the_same_maps_again() -> None:
+    program = (
+        "import resource, torch\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(2):\n"
+        "    before = faults()\n"
+        "    torch.ones(64 << 18)\n"
+        "    print(faults() - before)\n"
+    )
+    command = [sys.executable, "-c", program]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | KEPT).stdout
+    first, second = map(int, output.split())
+    # 64 MiB are 16,384 pages of 4 KiB; with larger pages of the system fewer.
+    assert second * 10 < first
 
 
 @pytest.mark.parametrize(
