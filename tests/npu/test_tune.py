@@ -19,7 +19,7 @@ from trainer.proof.tune import TuningPlan, tune_switches
 from trainer.proof.tuned_profile import TunedProfile
 from trainer.shared.config import resolve_train_config, user_layers
 
-SEEDS = int(os.environ.get("PNAS_TUNE_SEEDS", "0"))
+SEEDS = int(os.environ.get("PNAS_TEST_TUNE_SEEDS", "0"))
 """How many machines to tune with eight settings; 0 for one with three."""
 RECIPE = {
     "PNAS_MODEL": "pnasnet5tiny",

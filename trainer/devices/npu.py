@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from trainer.devices.npu_profile import NpuProfile
+from trainer.devices.runtime_env import ENABLE, INTERNAL_FORMAT, JIT_COMPILE
 from trainer.devices.runtime_errors import explain_loading_error
 from trainer.shared.errors import RuntimeUnusableError
 from trainer.shared.files import writing
@@ -78,6 +79,8 @@ class NpuDevice:
         (`jit_compile=False`) save minutes of operator compilation on the first step (facts: 600 s to 40 s on a 910A).
         Operators that are still compiled are cached in ACL_OP_COMPILER_CACHE_DIR.
 
+        torch_npu takes the options INTERNAL_FORMAT and JIT_COMPILE by calls only; here variables set them.
+
         Raises:
             RuntimeUnusableError: torch_npu sees no such NPU.
             UsageError: the folder cannot be written.
@@ -92,7 +95,9 @@ class NpuDevice:
                 f"--device npu: no NPU with index {local_rank} (torch_npu sees {npu.device_count()}): check npu-smi "
                 "info and ASCEND_RT_VISIBLE_DEVICES"
             ) from error
-        npu.set_compile_mode(jit_compile=False)
+        npu.set_compile_mode(jit_compile=os.environ.get(JIT_COMPILE) == ENABLE)
+        if formats := os.environ.get(INTERNAL_FORMAT):
+            npu.set_option({INTERNAL_FORMAT: formats})
         folder = os.environ.get("ACL_OP_COMPILER_CACHE_DIR")
         if folder:
             with writing(Path(folder)):

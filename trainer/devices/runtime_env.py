@@ -15,6 +15,8 @@ CPU_AFFINITY = "CPU_AFFINITY_CONF"
 EVENLY = "1"
 """CPU_AFFINITY's mode 1 without ranges. torch_npu divides all processors of the machine by the visible devices
 (NPUAffinityController.cpp, 2.9.0): each process has its own, which need not be the ones next to its NPU."""
+INTERNAL_FORMAT, JIT_COMPILE, ENABLE = "ALLOW_INTERNAL_FORMAT", "ACL_OP_JIT_COMPILE", "enable"
+"""Variables of this program: tensors in the chip's own formats, kernels that are compiled for the sizes of tensors."""
 HCCL_EXEC_TIMEOUT_S = 1836
 """HCCL's default: 27 times 68 s, since an Ascend 910A counts in multiples of 68 s; on later chips 0 means for ever."""
 HCCL_STEP_S = 68

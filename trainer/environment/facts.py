@@ -20,6 +20,7 @@ _PACKAGES = ("pnas", "torch", "torch-npu", "apex", "torchvision")
 _PREFIXES = ("ASCEND_", "HCCL_", "ACL_", "PYTORCH_NPU_", "TORCH_HCCL_", "TORCH_NPU_", "INF_NAN_", "MASTER_")
 _VARIABLES = (
     *("TASK_QUEUE_ENABLE", "COMBINED_ENABLE", "CPU_AFFINITY_CONF", "RANK_TABLE_FILE", "OMP_NUM_THREADS"),
+    *("ALLOW_INTERNAL_FORMAT", "PER_STREAM_QUEUE", "ACLNN_CACHE_LIMIT", "MULTI_STREAM_MEMORY_REUSE", "LD_PRELOAD"),
     "GLOO_SOCKET_IFNAME",
 )
 # Without one of these, the driver's and CANN's, `import torch_npu` fails.

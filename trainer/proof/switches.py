@@ -9,7 +9,7 @@ import ctypes.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from trainer.devices.runtime_env import CPU_AFFINITY, EVENLY
+from trainer.devices.runtime_env import CPU_AFFINITY, ENABLE, EVENLY, INTERNAL_FORMAT, JIT_COMPILE
 from trainer.shared.config import TrainConfig
 from trainer.shared.container import MOST_LOADERS
 from trainer.topology.visible import DeviceKind
@@ -41,6 +41,8 @@ def is_environment_variable(name: str) -> bool:
 _HOST_TIME = "the step may wait for the host, which queues thousands of operators"
 _NPU = (
     Switch("TASK_QUEUE_ENABLE", ("1", "2"), f"{_HOST_TIME}; 2 also queues their tiling"),
+    Switch(INTERNAL_FORMAT, (ENABLE,), "convolutions need no change of the format of their tensors"),
+    Switch(JIT_COMPILE, (ENABLE,), "kernels that are compiled for the sizes of tensors"),
     Switch("PER_STREAM_QUEUE", ("1",), "copies to the device get their own queue"),
     Switch("TORCH_NPU_LAZY_FUSION", ("True",), f"{_HOST_TIME}; small ones become one"),
     Switch("COMBINED_ENABLE", ("1",), "copies of views that are not contiguous become one"),

@@ -15,7 +15,7 @@ from trainer.proof.timing import LossSpread, Refusal, RunSettings, RunTiming
 from trainer.proof.tuning import TriedSwitch, Tuning
 from trainer.shared.errors import TrainerError
 
-MACHINES = int(os.environ.get("PNAS_TUNING_MACHINES", "40"))
+MACHINES = int(os.environ.get("PNAS_TEST_TUNING_MACHINES", "40"))
 """Simulated machines of each kind; the bars were measured with 5,000 (a minute)."""
 LOSSES = (7.0, 6.5, 6.0)
 Noise = Callable[[random.Random], Callable[[], float]]

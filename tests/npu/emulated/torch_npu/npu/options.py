@@ -6,6 +6,7 @@ ALLOWED: dict[str, tuple[str, ...] | None] = {
     "ACL_PRECISION_MODE": ("allow_fp32_to_fp16", "must_keep_origin_dtype"),
     "ACL_OP_COMPILER_CACHE_MODE": ("disable", "enable", "force"),
     "ACL_OP_COMPILER_CACHE_DIR": None,
+    "ALLOW_INTERNAL_FORMAT": None,
 }
 
 
