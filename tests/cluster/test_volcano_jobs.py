@@ -12,6 +12,7 @@ from tests.cluster.testbed.cluster import Cluster
 from tests.cluster.testbed.npus.device_plugin import RESOURCE
 from tests.cluster.testbed.npus.ranktable_writer import ranktable_writer
 from tests.cluster.testbed.volcano.install import SCHEDULER, Volcano
+from tests.documents import one_document
 from tests.local.conftest import TrainerResult, train
 from tests.npu.machine import build
 
@@ -204,3 +205,24 @@ def test_a_scheduler_that_does_not_run_is_named(terminal: Terminal, volcano: Vol
     finally:
         volcano.start(SCHEDULER)
     assert terminal.run("wait", "idle").returncode == 0
+
+
+def test_the_checks_of_all_pods_make_one_report(terminal: Terminal) -> None:
+    build()
+    words = ("--npus", "2", "--nodes", "2", "--name", "proof", "--mode", "prove", "--checks", "rank-table,all-reduce")
+    result = terminal.run("submit", *NPU_POD, *words)
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = one_document((terminal.output("proof") / "proof.json").read_text(), "Proof")
+    outcomes = {(item["check"], item["place"]): item["outcome"]["verdict"] for item in report["results"]}
+    assert outcomes == {
+        (check, place.format(node=node)): "passed"
+        for node in (0, 1)
+        for check, place in (
+            ("rank-table", "node{node}"),
+            ("open", "node{node}/npu:0"),
+            ("open", "node{node}/npu:1"),
+            ("all-reduce", "node{node}/npu:0 node{node}/npu:1"),
+        )
+    }
+    (record,) = (terminal.output("proof").parent / ".proofs").iterdir()
+    assert record.name.startswith("Ascend910-emulated-")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.documents import one_document
 from tests.local.test_launcher_submit import REPOSITORY, environ
+from trainer.topology.ports import free_port
 
 __all__ = ["environ"]
 
@@ -58,3 +59,29 @@ def test_a_failed_check_is_the_cause_of_the_job(environ: dict[str, str], tmp_pat
     assert error.startswith("error: job proof failed: open-files node 300 files can be open at once; ")
     misspelt = _submit(environ, "--output", str(tmp_path), "--checks", "opne-files", name="other")
     assert "--checks opne-files: no such check; did you mean open-files?" in misspelt.stderr
+
+
+def test_two_nodes_have_one_report(environ: dict[str, str], tmp_path: Path) -> None:
+    port = str(free_port())
+    job = ("--mode", "prove", "--device", "cpu", "--npus", "1", "--nodes", "2", "--run-name", "proof")
+    meeting = ("--master-addr", "127.0.0.1", "--master-port", port, "--output", str(tmp_path))
+    command = (sys.executable, "-m", "trainer", *job, *meeting, "--checks", "shared-memory,all-reduce")
+    processes = [
+        subprocess.Popen(
+            (*command, "--node-rank", node), env=environ, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+        )
+        for node in ("0", "1")
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    report = one_document((tmp_path / "proof/proof.json").read_text(), "Proof")
+    assert sorted((result["check"], result["place"], result["outcome"]["verdict"]) for result in report["results"]) == [
+        ("all-reduce", "node0/cpu:0", "passed"),
+        ("all-reduce", "node1/cpu:0", "passed"),
+        ("open", "node0/cpu:0", "passed"),
+        ("open", "node1/cpu:0", "passed"),
+        ("shared-memory", "node0", "passed"),
+        ("shared-memory", "node1", "passed"),
+    ]
+    assert "the report is in" in outputs[0]
+    assert "the report is in" not in outputs[1]

@@ -220,6 +220,14 @@ def run_checks(
     return None
 
 
+def run_check_at(
+    place: CheckPlace, check: ProofCheck, folders: Folders, report: Callable[[Result], None]
+) -> int | None:
+    """Run a check at a place of several nodes, by the processes of this one; return the signal that has ended it."""
+    with _signals() as inbox, _scratch(folders):
+        return _run([PlaceRun(place, [check], folders, len(place.own_ranks))], inbox, report)
+
+
 @contextmanager
 def _scratch(folders: Folders) -> Iterator[None]:
     try:

@@ -1,19 +1,21 @@
 """`--mode prove`: the checks of `python -m trainer prove` as a job, in the pods or processes of its nodes.
 
-The job has no workers, no attempts and no training state. Its folder gets the report.
+The job has no workers, no attempts and no training state. Its folder gets the report, which the first node writes.
 """
 
 import os
 import signal
 import time
+from collections.abc import Sequence
 
 from trainer.commands.prove import describe_failures, scratch_folder, write_report
 from trainer.environment.facts import read_facts
 from trainer.proof.catalogue import choose_checks
-from trainer.proof.check import Result
+from trainer.proof.check import CheckPlace, ProofCheck, Result
 from trainer.proof.check_process import Folders
 from trainer.proof.report import describe_result, make_proof
-from trainer.proof.runner import run_checks
+from trainer.proof.runner import run_check_at, run_checks
+from trainer.run.prove_nodes import ProofFollower, ProofLeader, ProofNodes, ProofSide
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import NO_RETRY, RESUMABLE, FolderTakenError, TrainerError, UsageError
 from trainer.shared.runs import is_run_folder
@@ -45,39 +47,69 @@ class ProofJob:
         if is_run_folder(self._folder):
             raise FolderTakenError(f"--run-name {self._folder.name}: {self._folder} has a run: choose another name")
         self._config, self._topology, self._kind = config, topology, kind
+        self._node = topology.node_rank if topology.nodes > 1 else None
         self._results: list[Result] = []
 
     def run(self, supervisor: Supervisor) -> int:
-        """Run the checks on this node and its devices, write the report, and return the exit code.
+        """Run the checks on this node and its devices, then the common ones of all nodes; return the exit code.
 
         A check that has not passed gives the code after which no kind of job tries again: the same node would give the
         same result. A stop by a signal gives the code after which it does.
         """
+        started_at = time.time()
+        folders = Folders(scratch_folder(), self._config.output)
 
         def report(result: Result) -> None:
             self._results.append(result)
             supervisor.say(visible(describe_result(result)))
 
-        started_at = time.time()
-        devices = [worker.local_rank for worker in self._topology.workers]
-        folders = Folders(scratch_folder(), self._config.output)
-        stop = run_checks(self._kind, devices, self._checks, folders, report)
-        code, cause = self._outcome(stop)
-        stopped = None if stop is None else signal.Signals(stop).name
-        proof = make_proof(
-            self._kind, read_facts(os.environ), self._checks, self._results, started_at=started_at, stopped=stopped
-        )
+        def run_common(place: CheckPlace, check: ProofCheck) -> tuple[int | None, Sequence[Result]]:
+            known = len(self._results)
+            return run_check_at(place, check, folders, report), self._results[known:]
+
+        side: ProofSide | None = None
+        if self._node is not None:
+            nodes = ProofNodes(self._topology, self._kind, self._folder.name, supervisor, report, run_common)
+            side = ProofLeader(nodes) if self._node == 0 else ProofFollower(nodes)
         try:
-            path = write_report(proof, self._folder, runs=self._config.output)
-            supervisor.say(visible(f"the report is in {path} and {path.with_suffix('.json')}"))
-        except TrainerError as error:
-            code, cause = code or error.exit_code, cause or str(error)
+            common = [check for check in self._checks if side is not None and check.scope == "all"]
+            own = [check for check in self._checks if check not in common]
+            devices = [worker.local_rank for worker in self._topology.workers]
+            stop = run_checks(self._kind, devices, own, folders, report, node=self._node)
+            if side is not None and stop is None:
+                stop = side.run(self._open_devices(), common, tuple(self._results))
+                self._results += side.results
+            return self._end(supervisor, started_at, stop)
+        finally:
+            if side is not None:
+                side.close()
+
+    def _open_devices(self) -> dict[int, int]:
+        """Return torch's number of each device that has opened, by its rank in the job."""
+        opening = {check.name for check in self._checks if check.opens}
+        places = {result.place for result in self._results if result.check in opening and _has_passed(result)}
+        return {
+            worker.rank: worker.local_rank
+            for worker in self._topology.workers
+            if CheckPlace(self._kind, (worker.local_rank,), 0, 0, node=self._node).name in places
+        }
+
+    def _end(self, supervisor: Supervisor, started_at: float, stop: int | None) -> int:
+        """Write the report on the first node, and print the last lines; return the exit code."""
+        failures = "" if stop is not None else describe_failures(self._results)
+        code, cause = RESUMABLE if stop is not None else NO_RETRY if failures else 0, failures
+        if not self._node:
+            stopped = None if stop is None else signal.Signals(stop).name
+            facts = read_facts(os.environ)
+            proof = make_proof(self._kind, facts, self._checks, self._results, started_at=started_at, stopped=stopped)
+            try:
+                path = write_report(proof, self._folder, runs=self._config.output)
+                supervisor.say(visible(f"the report is in {path} and {path.with_suffix('.json')}"))
+            except TrainerError as error:
+                code, cause = code or error.exit_code, cause or str(error)
         supervisor.end(Outcome(code, Failure(None, "", visible(cause)) if cause else None))
         return code
 
-    def _outcome(self, stop: int | None) -> tuple[int, str]:
-        """Return the exit code and its cause."""
-        if stop is not None:
-            return RESUMABLE, ""
-        failures = describe_failures(self._results)
-        return (NO_RETRY, failures) if failures else (0, "")
+
+def _has_passed(result: Result) -> bool:
+    return result.outcome.verdict == "passed"
