@@ -64,6 +64,8 @@ class ProofJob:
             supervisor.say(visible(describe_result(result)))
 
         def run_common(place: CheckPlace, check: ProofCheck) -> tuple[int | None, Sequence[Result]]:
+            if not place.own_ranks:
+                return None, ()
             known = len(self._results)
             return run_check_at(place, check, folders, report), self._results[known:]
 

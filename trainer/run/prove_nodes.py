@@ -27,7 +27,7 @@ _RETRY_S = 1.0
 _LATE_S = 60.0
 """How much longer than a check's own limit another node can take: it may have begun later."""
 RunCheck = Callable[[CheckPlace, ProofCheck], tuple[int | None, Sequence[Result]]]
-"""Runs a common check by the processes of this node; returns the signal that has ended it, and its results."""
+"""Runs a common check by this node's processes; returns the signal that has ended it, and its results."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,13 @@ class ProofLeader:
         for check in checks:
             others = list(self._links)
             place = self._place()
-            if len(place.devices) < 2:
-                reason = "no two devices of the job open"
+            if not place.own_ranks or len(place.devices) < 2:
+                reason = "a device of node 0, where all meet, and another one must open"
                 self._nodes.report(Result(check.name, "node0", CheckOutcome("impossible", reason), 0.0))
                 continue
             for link in self._links.values():
                 link.send({"check": check.name, "place": asdict(place)})
-            stop, _ = self._nodes.run_check(place, check) if place.own_ranks else (None, ())
+            stop, _ = self._nodes.run_check(place, check)
             if stop := stop or self._wait(check.name, others, check.limit_s + _LATE_S):
                 return stop
         return None

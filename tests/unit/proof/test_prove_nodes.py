@@ -100,7 +100,7 @@ def test_a_node_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     assert named == [
         ("nodes", "node1", "node 1 has not answered within 0.2 s"),
         ("nodes", "node2", "node 2 has not answered within 0.2 s"),
-        ("all-reduce", "node0", "no two devices of the job open"),
+        ("all-reduce", "node0", "a device of node 0, where all meet, and another one must open"),
     ]
 
 

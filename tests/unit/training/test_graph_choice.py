@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainer.devices.cpu import CpuDevice
+from trainer.proof.catalogue import CHECKS
 from trainer.records.proof_record import ProvenCheck, add_to_proof
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import UsageError
@@ -32,6 +33,10 @@ def prove(runs: Path, device: CpuDevice, verdict: str) -> None:
     found = proof_of(runs, device)
     check = ProvenCheck.model_validate({"verdict": verdict, "host": "here", "time": "2026-11-30T21:00:00Z"})
     add_to_proof(runs, found.device, {CAPTURED_STEP: check})
+
+
+def test_the_check_that_auto_asks_for_exists() -> None:
+    assert CAPTURED_STEP in [check.name for check in CHECKS]
 
 
 def test_auto_follows_the_record_and_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
