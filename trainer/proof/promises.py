@@ -8,6 +8,7 @@ import math
 import signal
 import subprocess
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -153,12 +154,15 @@ def prove_captured_step(context: Context) -> CheckOutcome:
 
 
 def prove_data_parallel(context: Context) -> CheckOutcome:
-    """Compare steps on all devices with the same steps on one, which takes the images of all in turn."""
-    count = min(len(context.place.devices), _MOST_DEVICES)
-    if context.place.rank:
-        return CheckOutcome("passed", "the first device's process starts the runs")
+    """Compare steps on all devices of a node with the same steps on one, which takes the images of all in turn."""
+    place = context.place
+    devices = tuple(place.devices[rank] for rank in place.own_ranks)[:_MOST_DEVICES]
+    count = len(devices)
+    if place.rank != place.own_ranks[0]:
+        return CheckOutcome("passed", "the node's first process starts the runs")
     if count < 2:
-        return _impossible("it needs two devices")
+        return _impossible("it needs two devices of a node")
+    context = replace(context, place=replace(place, devices=devices, rank=0, nodes=()))
     own = {"precision": "fp32", "dropout": 0.0, "batch_size": 4}
     single = finished_run(context, **own, accumulate=count)
     parallel = finished_run(context, **own, npus=count)

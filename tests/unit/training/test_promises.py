@@ -131,6 +131,18 @@ def test_checks_share_the_runs_that_they_compare_with(runs: Runs) -> None:
     assert len(runs.started) == 4
 
 
+@pytest.mark.parametrize(
+    ("rank", "nodes", "verdict", "started"),
+    [(0, (), "passed", 2), (1, (), "passed", 0), (2, (0, 0, 1, 1), "passed", 2), (0, (0, 1, 1, 1), "impossible", 0)],
+)
+def test_the_first_process_of_a_node_compares_its_devices_with_one(
+    runs: Runs, rank: int, nodes: tuple[int, ...], verdict: str, started: int
+) -> None:
+    place = CheckPlace("cpu", (0, 1, 0, 1), rank, 0, node=nodes[rank] if nodes else None, nodes=nodes)
+    outcome = promises.prove_data_parallel(Context(place, runs.folder, runs.folder, lambda _: None))
+    assert (outcome.verdict, len(runs.started)) == (verdict, started)
+
+
 def test_a_run_that_fails_is_no_figure(runs: Runs) -> None:
     runs.answers = [({}, {"code": 1, "output": "error: no such device"})]
     with pytest.raises(TrainerError, match="instead of 0: error: no such device"):
