@@ -19,6 +19,7 @@ from trainer.proof.timing import Refusal, RunSettings, RunTiming
 from trainer.shared.config import TrainConfig
 from trainer.shared.config.layers import flag_name
 from trainer.shared.files import text_if_readable
+from trainer.shared.redaction import Redactor
 from trainer.shared.start import module_command
 from trainer.shared.text import visible
 
@@ -158,10 +159,11 @@ def read_timing(lines: Iterable[str]) -> RunTiming:
 
 
 def cause(output: str, code: int, *folders: Path) -> str:
-    """Return why a trainer has failed, from its output, without the paths of this machine."""
+    """Return why a trainer has failed, from its output, without secrets and the paths of this machine."""
     lines = [visible(_TAG.sub("", line)).strip() for line in output.splitlines() if line.strip()]
     causes = [line for line in lines if _CAUSE.search(line)]
     reason = (causes or lines or [""])[-1]
     for path in (*folders, Path.home()):
         reason = reason.replace(str(path), "…")
-    return f"exit code {code}: {reason[:_LONGEST_REASON]}" if reason else f"exit code {code}"
+    reason = Redactor().text(reason[:_LONGEST_REASON])
+    return f"exit code {code}: {reason}" if reason else f"exit code {code}"

@@ -158,7 +158,7 @@ def test_a_failing_default_is_the_last_row_with_its_reason_and_without_paths(tmp
     stop, [row], profile = _run(trainer, tmp_path)
     assert stop is None
     assert row.outcome.verdict == "failed"
-    assert row.outcome.measured == (r"a run with the defaults fails: exit code 1: failed rank=0 …/x: gone\x1b[31m")
+    assert row.outcome.measured == (r"a run with the defaults fails: exit code 1: failed rank=0 …/x: gone")
     assert not profile.exists()
 
 
@@ -204,6 +204,7 @@ def test_the_speed_is_the_one_after_the_warm_up() -> None:
             "exit code 2: failed rank=1 device=npu:1: EI0002",
         ),
         ("Segmentation fault\n\n", "exit code 2: Segmentation fault"),
+        ("error: API_TOKEN=hunter2hunter2 is wrong\n", "exit code 2: error: API_TOKEN=(hidden) is wrong"),
     ],
 )
 def test_the_cause_of_a_failed_run_is_one_line(output: str, reason: str) -> None:
