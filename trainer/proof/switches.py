@@ -15,6 +15,8 @@ from trainer.shared.container import MOST_LOADERS
 from trainer.topology.visible import DeviceKind
 
 _ALLOCATORS = ("jemalloc", "tcmalloc_minimal", "tcmalloc")
+_COMPOSED = ("LD_PRELOAD", "GLIBC_TUNABLES", "PYTORCH_NPU_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""Variables of several parts: another value would drop the parts that the user has set."""
 _HOT_THREADS, _UNBOUND = "2", "0"
 """Modes of CPU_AFFINITY_CONF, before its ranges; torch_npu's page advises the first."""
 
@@ -90,9 +92,10 @@ def switches_of(
         CPU_AFFINITY: affinity or _UNBOUND,
         **environ,
     }
-    switches = _known_switches(kind, devices=devices, processors=processors, affinity=affinity)
     untried = (
-        replace(one, values=tuple(value for value in one.values if value != present.get(one.name))) for one in switches
+        replace(switch, values=tuple(value for value in switch.values if value != present.get(switch.name)))
+        for switch in _known_switches(kind, devices=devices, processors=processors, affinity=affinity)
+        if not (switch.name in _COMPOSED and environ.get(switch.name))
     )
     return tuple(switch for switch in untried if switch.values)
 
@@ -111,7 +114,9 @@ def _known_switches(kind: DeviceKind, *, devices: int, processors: int, affinity
     if library := next(filter(None, map(ctypes.util.find_library, _ALLOCATORS)), None):
         yield Switch("LD_PRELOAD", (library,), "another allocator of the host's memory")
     yield Switch("workers", _up_to(processors, 0, 2, 4, 8, 16), "loaders may be too few, or take the step's cores")
-    yield Switch("threads", _up_to(processors, 1, processors // 2, processors), "threads may wait for each other")
+    yield Switch(
+        "threads", _up_to(processors, 1, max(1, processors // 2), processors), "threads may wait for each other"
+    )
 
 
 def _up_to(most: int, *counts: int) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from trainer.topology.visible import DeviceKind, Visible
 
 SWITCHES = (
     Switch("workers", ("8",), "loaders may be too few"),
-    Switch("TASK_QUEUE_ENABLE", ("1", "0"), "the step may wait for the host"),
+    Switch("TASK_QUEUE_ENABLE", ("1", "0", "3"), "the step may wait for the host"),
     Switch("LD_PRELOAD", ("libjemalloc.so.2",), "another allocator"),
 )
 SECRET = "/home/somebody/secret"
@@ -41,7 +41,7 @@ class _SimulatedTrainer:
         self.before_run: Callable[[int], int] = lambda _run: 0
         """Called with the number of the run; returns the exit code."""
 
-    def __call__(self, command: Sequence[str], environ: Mapping[str, str], output: Path, _limit_s: float) -> int:
+    def __call__(self, command: Sequence[str], environ: Mapping[str, str], output: Path, _limit_s: float) -> int | None:
         if tuple(command[: len(TRAINER_COMMAND)]) != TRAINER_COMMAND:
             return 0
         options = dict(zip(command[len(TRAINER_COMMAND) :: 2], command[len(TRAINER_COMMAND) + 1 :: 2], strict=True))
@@ -49,6 +49,8 @@ class _SimulatedTrainer:
         if code := self.before_run(len(self.commands)):
             output.write_text(f"[node 0 #3] failed rank=0 {output.parent}/x: gone\x1b[31m\n[node 0 #4] ended\n")
             return code
+        if environ.get("TASK_QUEUE_ENABLE") == "3":
+            return None
         if "LD_PRELOAD" in environ:
             output.write_text("Aborted\n")
             return 134
@@ -111,6 +113,7 @@ def test_the_profile_sets_options_and_shows_variables_and_figures_as_comments(tm
         "\n"
         "# Left as it is:\n"
         "#   TASK_QUEUE_ENABLE=0: brings nothing, 1.000 times as fast (2 rounds)\n"
+        "#   TASK_QUEUE_ENABLE=3: refused, no end within 60 s: its processes were ended\n"
         "#   LD_PRELOAD=libjemalloc.so.2: refused, exit code 134: Aborted\n"
     )
     config, _ = resolve_train_config([profile_layer(str(profile))])
@@ -222,7 +225,7 @@ def test_images_are_links_to_a_few_files_and_more_can_be_added(tmp_path: Path) -
 
 @pytest.mark.parametrize(("kind", "devices"), [("npu", 8), ("npu", 1), ("cuda", 2), ("cpu", 2)])
 def test_each_kind_has_its_switches_and_no_value_is_the_present_one(kind: DeviceKind, devices: int) -> None:
-    environ = {"TASK_QUEUE_ENABLE": "1", "HCCL_BUFFSIZE": "400"}
+    environ = {"TASK_QUEUE_ENABLE": "1", "HCCL_BUFFSIZE": "400", "PYTORCH_NPU_ALLOC_CONF": "max_split_size_mb:64"}
     affinity = "1,npu0:0-23"
     config = TrainConfig(workers=8, memory_format="nchw")
     switches = switches_of(kind, config, environ, devices=devices, processors=16, affinity=affinity)
@@ -235,10 +238,17 @@ def test_each_kind_has_its_switches_and_no_value_is_the_present_one(kind: Device
         assert values["TASK_QUEUE_ENABLE"] == ("2",)
         assert values["graph"] == ("on",)
         assert ("HCCL_OP_EXPANSION_MODE" in values) == (devices > 1)
-        assert "HCCL_BUFFSIZE" not in values
+        assert values.keys().isdisjoint({"HCCL_BUFFSIZE", "PYTORCH_NPU_ALLOC_CONF"})
     else:
         assert values["memory_format"] == ("nhwc",)
         assert "TASK_QUEUE_ENABLE" not in values
+
+
+def test_one_processor_has_no_numbers_of_threads_to_try() -> None:
+    switches = switches_of("cpu", TrainConfig(), {}, devices=2, processors=1, affinity="")
+    assert {switch.name: switch.values for switch in switches if switch.name in ("threads", "workers")} == {
+        "workers": ("0",)
+    }
 
 
 def test_a_command_that_hangs_is_killed_with_its_children_at_the_limit(tmp_path: Path) -> None:
