@@ -127,7 +127,8 @@ def _take_home(state: JobState, where: str) -> dict[str, str]:
         return {}
     name = f"{state.ref.name}{where}"
     fetch = {"fetch": f"{PROGRAM} fetch {name}"} if state.ref.backend in KIND_NAMES else {}
-    return {"report": f"{PROGRAM} report {name}", **fetch}
+    page = "proof.html among its files" if state.setting("mode") == "prove" else f"{PROGRAM} report {name}"
+    return {"report": page, **fetch}
 
 
 def incomplete_warning(reading: "LogFollow") -> str:

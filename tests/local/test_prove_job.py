@@ -46,6 +46,7 @@ def test_a_job_without_data_checks_its_devices_and_all_of_them_together(
         ["passed", "all-reduce"],
     ]
     assert "not complete" not in done.stderr
+    assert "proof.html among its files" in done.stdout
     report = one_document((tmp_path / "out/proof/proof.json").read_text(), "Proof")
     assert [result["outcome"]["verdict"] for result in report["results"]] == ["passed"] * 4
     (record,) = (tmp_path / "out/.proofs").iterdir()

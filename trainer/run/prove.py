@@ -37,11 +37,13 @@ class ProofJob:
             kind: Of the devices.
 
         Raises:
-            UsageError: there is no such check, or torchrun starts the processes.
+            UsageError: there is no such check, torchrun starts the processes, or the nodes have no common name.
             FolderTakenError: the folder is another run's.
         """
         if topology.source == "torchrun":
             raise UsageError("--mode prove starts a process for each device by itself: start it without torchrun")
+        if topology.nodes > 1 and config.run_name is None:
+            raise UsageError("--run-name is needed for several nodes, which find each other by it")
         self._checks = choose_checks(config.checks.split(",") if config.checks else None, kind, option="--checks")
         self._folder = config.output / (config.run_name or time.strftime("prove-%Y%m%d-%H%M%S"))
         if is_run_folder(self._folder):

@@ -138,3 +138,27 @@ def _signal_when_hanging(number: int, done: threading.Event) -> None:
             if any(small_checks.FOR_EVER in command for command in commands):
                 os.kill(os.getpid(), number)
                 return
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "error"),
+    [
+        ([], 6, "--run-name job: {output}/job has a run: choose another name"),
+        (["--run-name", "new", "--checks", "pases"], 2, "--checks pases: no such check; did you mean passes?"),
+        (
+            ["--nodes", "2", "--master-addr", "127.0.0.1", "--run-name", "none"],
+            2,
+            "--run-name is needed for several nodes, which find each other by it",
+        ),
+    ],
+)
+def test_a_job_with_bad_input_starts_no_check(
+    words: list[str], code: int, error: str, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (output / "job").mkdir(parents=True)
+    (output / "job/config.yaml").touch()
+    given = {"--run-name": "job"} | dict(zip(words[::2], words[1::2], strict=True))
+    options = [word for pair in given.items() for word in pair]
+    assert main(["--mode", "prove", "--device", "cpu", "--output", str(output), *options]) == code
+    assert capsys.readouterr().err == f"error: {error.format(output=output)}\n"
+    assert [path.name for path in output.iterdir()] == ["job"]
