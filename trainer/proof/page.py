@@ -5,6 +5,7 @@ secrets any more.
 """
 
 import json
+import re
 import shlex
 import statistics
 import sys
@@ -75,7 +76,8 @@ def main() -> int:
 
 def proof_page(proof: Mapping[str, Any]) -> str:
     """Return the page of a document of kind Proof."""
-    verdicts = sorted(_verdicts(proof["results"]), key=lambda verdict: VERDICTS.index(verdict.verdict))
+    verdicts = list(_verdicts(proof["results"]))
+    figures = list(_figures(proof["results"]))
     counts = {name: sum(result["outcome"]["verdict"] == name for result in proof["results"]) for name in VERDICTS}
     return page_template(_TEMPLATE).render(
         made_by="pnas prove",
@@ -83,15 +85,22 @@ def proof_page(proof: Mapping[str, Any]) -> str:
         proof=proof,
         models=_models(proof["deviceNames"]),
         counts=counts,
-        verdicts=verdicts,
-        figures=list(_figures(proof["results"])),
+        verdicts={name: [verdict for verdict in verdicts if verdict.verdict == name] for name in VERDICTS},
+        compared=[figure for figure in figures if len(figure.values) > 1],
+        others=[figure for figure in figures if len(figure.values) == 1],
         environment=list(_flat(proof["environment"])),
     )
 
 
 def _models(names: Mapping[str, str]) -> dict[str, str]:
     """Return the devices of each model."""
-    return {model: ", ".join(place for place in names if names[place] == model) for model in names.values()}
+    return {model: _listed([place for place in names if names[place] == model]) for model in names.values()}
+
+
+def _listed(places: Sequence[str]) -> str:
+    """Return places in the order of their numbers."""
+    numbers = {place: [int(number) for number in re.findall(r"[0-9]{1,9}", place)] for place in places}
+    return ", ".join(sorted(places, key=lambda place: (numbers[place], place)))
 
 
 def _verdicts(results: Sequence[Mapping[str, Any]]) -> Iterator[Verdict]:
@@ -103,7 +112,7 @@ def _verdicts(results: Sequence[Mapping[str, Any]]) -> Iterator[Verdict]:
         key = (result["check"], *(outcome[name] for name in ("verdict", "measured", "expected", "advice")))
         places.setdefault(key, []).append(result["place"])
     for (check, verdict, measured, expected, advice), own in places.items():
-        yield Verdict(check, abouts.get(check, ""), verdict, ", ".join(own), measured, expected, advice)
+        yield Verdict(check, abouts.get(check, ""), verdict, _listed(own), measured, expected, advice)
 
 
 def _figures(results: Sequence[Mapping[str, Any]]) -> Iterator[Figure]:

@@ -4,6 +4,7 @@ import json
 import re
 
 from tests.documents import one_document
+from tests.unit.launcher.test_redaction import LINES, LINES_OF_TOOLS
 from trainer.environment.facts import Facts
 from trainer.proof.check import CheckOutcome, ProofCheck, Result
 from trainer.proof.page import proof_page
@@ -41,6 +42,7 @@ def test_what_a_reader_must_act_on_comes_first_and_equal_outcomes_once() -> None
     assert re.findall("<h2>(.*?)</h2>", page)[:3] == ["Failed", "Unfinished", "Passed"]
     assert page.index("one byte was lost") < page.index("no answer within 60 s") < page.rindex("npu:0, npu:1, npu:2")
     assert page.count("42, by a definition") == 3
+    assert page.count("replace it") == 2, "nothing to do where a check has passed"
 
 
 def test_figures_of_all_devices_stand_together() -> None:
@@ -64,6 +66,16 @@ def test_hostile_texts_are_shown_and_not_obeyed() -> None:
     assert "\x1b" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m" in page
     assert page.count("</style>") == 1
+
+
+def test_no_form_of_a_secret_leaves_the_machine() -> None:
+    """As last words of a run, and as variables: in each form in which programs write secrets."""
+    forms = [line for line in (*LINES, *LINES_OF_TOOLS) if "%s" in line]
+    planted = {f"FORM_{number}": line.replace("%s", f"Pl4nted{number:04}x7") for number, line in enumerate(forms)}
+    words = (result(name, "npu:0", "failed", f"its last words: {text}") for name, text in planted.items())
+    own = proof(*words, facts=Facts(packages={}, python="3.11", machine="x", variables=planted))
+    for document in (proof_text(own), page_of(own)):
+        assert [text for number, text in enumerate(planted.values()) if f"Pl4nted{number:04}x7" in document] == []
 
 
 def test_secrets_are_hidden_in_the_document_and_so_on_the_page() -> None:
