@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trainer.environment.facts import Facts
+from trainer.proof.catalogue import CHECKS
 from trainer.proof.check import ProofCheck, Result
 from trainer.records.proof_record import ProvenCheck, ProvenDevice, ProvenVerdict
 from trainer.shared.attempts import timestamp
@@ -13,6 +14,7 @@ from trainer.shared.redaction import Redactor
 from trainer.topology.visible import DeviceKind
 
 _BADNESS: Sequence[ProvenVerdict] = ("passed", "unfinished", "failed")
+_WIDTH = max(len(check.name) for check in CHECKS)
 
 
 @dataclass(frozen=True)
@@ -95,4 +97,4 @@ def describe_result(result: Result) -> str:
     outcome = result.outcome
     expected = f" (expected: {outcome.expected})" if outcome.expected else ""
     advice = f": {outcome.advice}" if outcome.advice else ""
-    return f"{outcome.verdict:<10} {result.check:<16} {result.place:<8} {outcome.measured}{expected}{advice}"
+    return f"{outcome.verdict:<10} {result.check:<{_WIDTH}} {result.place:<11} {outcome.measured}{expected}{advice}"
