@@ -26,7 +26,7 @@ from trainer.topology.visible import Visible
 TUNED = "tuned.yaml"
 _CPU_RECIPE = {"PNAS_MODEL": "pnasnet5mobile", "PNAS_IMAGE_SIZE": "96", "PNAS_BATCH_SIZE": "8"}
 """On a CPU without other settings: a step of the default network takes a minute there."""
-_OPEN = "The tuning has not ended: the chosen settings were not compared with the defaults together."
+_OPEN = "The tuning has not ended: chosen settings were not compared with the defaults together."
 _NOTHING = "No setting is clearly faster here than the defaults."
 
 
@@ -133,9 +133,10 @@ def _tune(
     yield CheckOutcome("passed", f"losses of {REPEATS} runs are {spread}; a run takes {trainer.run_s:.0f} s")
     for one in tuning.try_switches():
         tried.append(one)
-        plan.profile.save(trainer.facts, tuning.best, tried, _OPEN if tuning.best else _NOTHING)
+        plan.profile.save(trainer.facts, tuning.best, tried, _OPEN)
         yield _outcome(one.values)
     if not tuning.best:
+        plan.profile.save(trainer.facts, {}, tried, _NOTHING)
         yield CheckOutcome("passed", f"{_NOTHING} {plan.profile.path} says what was tried")
         return
     together = tuning.confirm()

@@ -15,6 +15,7 @@ from typing import Any
 from trainer.proof.switches import is_environment_variable
 from trainer.proof.timing import RunSettings
 from trainer.proof.tuning import TriedSwitch
+from trainer.shared.config.layers import flag_name
 from trainer.shared.errors import UsageError
 from trainer.shared.files import own_partial, replacing, writing
 from trainer.shared.program import TRAINER
@@ -77,10 +78,15 @@ def profile_text(
     """
     chosen = {one.switch.name: one for one in tried if one.switch.name in best}
     lines = [f"# Settings for this kind of machine, by `{TRAINER} prove --tune`.", *_machine(facts), f"# {state}"]
-    for option in filter(lambda name: not is_environment_variable(name), best):
+    variables = {name: value for name, value in best.items() if is_environment_variable(name)}
+    options = {name: value for name, value in best.items() if name not in variables}
+    for option, value in options.items():
         lines += ["", f"# {chosen[option].chosen}: {chosen[option].switch.reason}"]
-        lines += [to_yaml({option: best[option]}).strip()]
-    if variables := {name: value for name, value in best.items() if is_environment_variable(name)}:
+        lines += [to_yaml({option: value}).strip()]
+    if options:
+        flags = " ".join(f"{flag_name(option)} {value}" for option, value in options.items())
+        lines += [f"# The same next to another profile: {flags}"]
+    if variables:
         given = " ".join(f"--env {shlex.quote(f'{name}={value}')}" for name, value in variables.items())
         exported = " ".join(shlex.quote(f"{name}={value}") for name, value in variables.items())
         lines += ["", "# Variables are no settings of a profile; give them to each run:"]

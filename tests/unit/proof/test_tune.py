@@ -104,6 +104,7 @@ def test_the_profile_sets_options_and_shows_variables_and_figures_as_comments(tm
         "\n"
         "# 8: chosen, 1.500 times as fast (1.500 to 1.500, 3 rounds): loaders may be too few\n"
         "workers: '8'\n"
+        "# The same next to another profile: --workers 8\n"
         "\n"
         "# Variables are no settings of a profile; give them to each run:\n"
         "#   python -m launcher submit --profile tuned.yaml --env TASK_QUEUE_ENABLE=1\n"

@@ -16,7 +16,7 @@ from trainer.proof.tuning import TriedSwitch, Tuning
 from trainer.shared.errors import TrainerError
 
 MACHINES = int(os.environ.get("PNAS_TEST_TUNING_MACHINES", "40"))
-"""Simulated machines of each kind; the bars were measured with 5,000 (a minute)."""
+"""Simulated machines of each kind; the bars were measured with 2,000 (two minutes)."""
 LOSSES = (7.0, 6.5, 6.0)
 Noise = Callable[[random.Random], Callable[[], float]]
 
