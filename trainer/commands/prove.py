@@ -153,8 +153,8 @@ def _count_devices(device: str, visible_: Visible, asked: int | None, facts: Fac
     return asked or present
 
 
-def write_report(proof: Proof, folder: Path, *, runs: Path) -> Path:
-    """Write the report and its page into a folder, and the records of what has passed into the folder of runs.
+def write_report(proof: Proof, folder: Path, *, runs: Path | None) -> Path:
+    """Write the report and its page into a folder, and the records of what has passed into the folder of runs, if any.
 
     Returns:
         The page.
@@ -167,8 +167,9 @@ def write_report(proof: Proof, folder: Path, *, runs: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
             partial.write_text(proof_text(proof) + "\n", encoding="utf-8")
-        for device, checks in proven_checks(proof).items():
-            add_to_proof(runs, device, checks)
+        if runs is not None:
+            for device, checks in proven_checks(proof).items():
+                add_to_proof(runs, device, checks)
     # The import of its templates would slow the start of every command.
     page = subprocess.run([*module_command("trainer.proof.page"), str(path)], stderr=subprocess.PIPE, check=False)
     if page.returncode:

@@ -7,9 +7,10 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from trainer.commands.prove import describe_failures, scratch_folder, write_report
-from trainer.environment.facts import read_facts
+from trainer.environment.facts import Facts, read_facts
 from trainer.proof.catalogue import choose_checks
 from trainer.proof.check import CheckPlace, ProofCheck, Result
 from trainer.proof.check_process import Folders
@@ -58,7 +59,7 @@ class ProofJob:
         A check that has not passed gives the code after which no kind of job tries again: the same node would give the
         same result. A stop by a signal gives the code after which it does.
         """
-        started_at = time.time()
+        started_at, facts = time.time(), read_facts(os.environ)
         folders = Folders(scratch_folder(), self._config.output)
 
         def report(result: Result) -> None:
@@ -73,7 +74,9 @@ class ProofJob:
 
         side: ProofSide | None = None
         if self._node is not None:
-            nodes = ProofNodes(self._topology, self._kind, self._folder.name, supervisor, report, run_common)
+            nodes = ProofNodes(
+                self._topology, self._kind, self._folder.name, facts.versions, supervisor, report, run_common
+            )
             side = ProofLeader(nodes) if self._node == 0 else ProofFollower(nodes)
         try:
             common = [check for check in self._checks if side is not None and check.scope == "all"]
@@ -83,7 +86,8 @@ class ProofJob:
             if side is not None and stop is None:
                 stop = side.run(self._open_devices(), common, tuple(self._results))
                 self._results += side.results
-            return self._end(supervisor, started_at, stop)
+            runs = None if side is not None and side.versions_differ else self._config.output
+            return self._end(supervisor, facts, runs, started_at=started_at, stop=stop)
         finally:
             if side is not None:
                 side.close()
@@ -98,16 +102,25 @@ class ProofJob:
             if CheckPlace(self._kind, (worker.local_rank,), 0, 0, node=self._node).name in places
         }
 
-    def _end(self, supervisor: Supervisor, started_at: float, stop: int | None) -> int:
-        """Write the report on the first node, and print the last lines; return the exit code."""
+    def _end(
+        self, supervisor: Supervisor, facts: Facts, runs: Path | None, *, started_at: float, stop: int | None
+    ) -> int:
+        """Write the report on the first node, and print the last lines; return the exit code.
+
+        Args:
+            supervisor: Prints lines.
+            facts: About this machine.
+            runs: The folder for the records of what has passed; None if they would not hold.
+            started_at: Seconds since 1970.
+            stop: The signal that has ended the checks early.
+        """
         failures = "" if stop is not None else describe_failures(self._results)
         code, cause = RESUMABLE if stop is not None else NO_RETRY if failures else 0, failures
         if not self._node:
             stopped = None if stop is None else signal.Signals(stop).name
-            facts = read_facts(os.environ)
             proof = make_proof(self._kind, facts, self._checks, self._results, started_at=started_at, stopped=stopped)
             try:
-                path = write_report(proof, self._folder, runs=self._config.output)
+                path = write_report(proof, self._folder, runs=runs)
                 supervisor.say(visible(f"the report is in {path} and {path.with_suffix('.json')}"))
             except TrainerError as error:
                 code, cause = code or error.exit_code, cause or str(error)

@@ -22,7 +22,7 @@ from trainer.topology.ports import free_port
 from trainer.topology.visible import DeviceKind
 
 PRESENT = "nodes"
-"""The name of the result about a node that does not come."""
+"""The name of the result about a node that does not come, or has other versions."""
 _RETRY_S = 1.0
 _LATE_S = 60.0
 """How much longer than a check's own limit another node can take: it may have begun later."""
@@ -36,6 +36,7 @@ class ProofNodes:
 
     Attributes:
         run: The name of the job, which its nodes share.
+        versions: Of this node's software.
         report: Called with each result that this node makes.
         run_check: Runs a common check here.
     """
@@ -43,6 +44,7 @@ class ProofNodes:
     topology: Topology
     kind: DeviceKind
     run: str
+    versions: Mapping[str, str]
     supervisor: Supervisor
     report: Callable[[Result], None]
     run_check: RunCheck
@@ -65,6 +67,10 @@ class ProofSide(Protocol):
     @property
     def results(self) -> Sequence[Result]:
         """The results of other nodes."""
+
+    @property
+    def versions_differ(self) -> bool:
+        """Whether a node is known to have other versions than this one."""
 
     def run(self, devices: Mapping[int, int], checks: Sequence[ProofCheck], own: Sequence[Result]) -> int | None:
         """Run the common checks.
@@ -94,6 +100,8 @@ class ProofLeader:
         self._nodes = nodes
         self.results: list[Result] = []
         """Of the other nodes."""
+        self.versions_differ = False
+        """Whether a node has other versions than this one."""
         self._listener = listen(nodes.topology.master_port)
         self._ready = select.epoll()
         self._ready.register(self._listener.fileno(), select.EPOLLIN)
@@ -102,6 +110,7 @@ class ProofLeader:
         self._links: dict[int, Link] = {}
         self._devices: dict[int, tuple[int, int]] = {}
         """The node and torch's number of each device, by the rank in the job."""
+        self._versions: dict[int, Mapping[str, str]] = {}
         self._ended: dict[int, str] = {}
         """What each node has ended last: its checks of itself, or the name of a common check."""
 
@@ -112,6 +121,7 @@ class ProofLeader:
         others = list(range(1, self._nodes.topology.nodes))
         if stop := self._wait(PRESENT, others, LONGEST_WAIT_S):
             return stop
+        self._compare_versions()
         for check in checks:
             others = list(self._links)
             place = self._place()
@@ -134,6 +144,18 @@ class ProofLeader:
             link.close()
         self._listener.close()
         self._ready.close()
+
+    def _compare_versions(self) -> None:
+        """Report each node whose software is not this node's: a result counts only for its own versions."""
+        expected = "the versions of node 0"
+        for node, versions in sorted(self._versions.items()):
+            packages = sorted({*versions, *self._nodes.versions})
+            pairs = {name: (versions.get(name, "none"), self._nodes.versions.get(name, "none")) for name in packages}
+            if unlike := [f"{name} {one}, not {other}" for name, (one, other) in pairs.items() if one != other]:
+                self.versions_differ = True
+                measured = f"node {node} has {'; '.join(unlike)}"
+                outcome = CheckOutcome("failed", measured, expected, "give all nodes the same image and driver")
+                self._nodes.report(Result(PRESENT, f"node{node}", outcome, 0.0))
 
     def _place(self) -> CheckPlace:
         """Return all devices of the nodes that are here, in the order of their ranks."""
@@ -194,8 +216,10 @@ class ProofLeader:
             return
         del self._strangers[link.fileno()]
         match messages:
-            case [{"node": int(node), **name}, *rest] if name == self._nodes.name and node not in self._links:
-                self._links[node] = link
+            case [{"node": int(node), "versions": dict(versions), **name}, *rest] if (
+                name == self._nodes.name and node not in self._links
+            ):
+                self._links[node], self._versions[node] = link, versions
                 for message in rest:
                     self._understand(node, message)
             case _:
@@ -227,6 +251,7 @@ class ProofFollower:
     """Another node: it does what the first one says."""
 
     results: Sequence[Result] = ()
+    versions_differ = False
 
     def __init__(self, nodes: ProofNodes) -> None:
         self._nodes = nodes
@@ -277,7 +302,7 @@ class ProofFollower:
             if not self._nodes.supervisor.wait(self._nothing.fileno(), timeout_s=_RETRY_S):
                 return signal.SIGTERM
         self._link = link
-        link.send({"node": self._nodes.topology.node_rank, **self._nodes.name})
+        link.send({"node": self._nodes.topology.node_rank, "versions": dict(self._nodes.versions), **self._nodes.name})
         return None
 
     def _send(self, results: Sequence[Result], *messages: Message) -> None:

@@ -42,11 +42,12 @@ class Nodes:
         self.results: list[Result] = []
         self.places: list[CheckPlace] = []
 
-    def node(self, number: int) -> ProofNodes:
+    def node(self, number: int, **versions: str) -> ProofNodes:
         workers = (Worker(number, 0, 0),)
         topology = Topology(self.count, self.count, number, workers, "127.0.0.1", self.port, Path("/t"), "options")
         supervisor: Any = self.supervisor
-        return ProofNodes(topology, "npu", "proof", supervisor, self.results.append, self._run)
+        known = {"torch": "2.9.0", "cann": "8.5.0", **versions}
+        return ProofNodes(topology, "npu", "proof", known, supervisor, self.results.append, self._run)
 
     def _run(self, place: CheckPlace, check: ProofCheck) -> tuple[int | None, Sequence[Result]]:
         self.places.append(place)
@@ -57,7 +58,7 @@ class Nodes:
     def connect(self, number: int, **name: object) -> Link:
         link = link_to("127.0.0.1", self.port)
         assert link is not None
-        link.send({"node": number, "run": "proof", "nodes": self.count, **name})
+        link.send({"node": number, "versions": {}, "run": "proof", "nodes": self.count, **name})
         return link
 
 
@@ -109,7 +110,7 @@ def test_a_node_that_leaves_or_hangs_in_a_common_check_is_named() -> None:
         nodes = Nodes()
 
         def other(nodes: Nodes = nodes, hangs: bool = hangs) -> None:
-            link = nodes.connect(1)
+            link = nodes.connect(1, versions={"torch": "2.9.0", "cann": "8.5.0"})
             link.send({"devices": [[1, 0]]})
             link.send({"ended": "nodes"})
             while not (messages := link.receive()):
@@ -123,6 +124,16 @@ def test_a_node_that_leaves_or_hangs_in_a_common_check_is_named() -> None:
         lead(nodes, other)
         assert nodes.results[0] == Result("all-reduce", "node0/npu:0", GOOD, 0.25)
         assert [result.outcome.measured for result in nodes.results[1:]] == [words]
+
+
+def test_a_node_with_other_versions_is_named() -> None:
+    nodes = Nodes()
+    follower = ProofFollower(nodes.node(1, cann="9.0.0"))
+    leader = lead(nodes, lambda: follower.close() if follower.run({1: 0}, [ALL], []) is None else None)
+    assert leader.versions_differ
+    assert [result.outcome.measured for result in nodes.results if result.check == "nodes"] == [
+        "node 1 has cann 9.0.0, not 8.5.0"
+    ]
 
 
 def test_another_program_and_another_job_are_no_nodes() -> None:
