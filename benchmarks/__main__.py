@@ -17,6 +17,7 @@ ALL = (
     "startup",
     "data_pipeline",
     "packed_data",
+    "ddp",
     "checkpoint_save",
     "snapshot",
     "launcher_start",
@@ -24,7 +25,9 @@ ALL = (
     "follow",
     "large_cluster",
 )
-"""The modules, in the order of docs/performance.md."""
+"""The modules of `make bench`, in the order of docs/performance.md."""
+LONG = ("digits_accuracy",)
+"""Modules that take longer than all others together: they run only by their names, and come last on that page."""
 QUICK = ("step_counts", "model_step", "npu_host_work", "startup", "data_pipeline", "launcher_start")
 """The modules of the quick run: what most changes can make slower."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.__main__ import ALL
+from benchmarks.__main__ import ALL, LONG
 from benchmarks.projection import COUNTS, read_counts
 from benchmarks.projection import section as projection
 from benchmarks.report import RESULTS, Result, ResultError, read_result
@@ -27,7 +27,7 @@ def files() -> dict[Path, str]:
     Raises:
         ResultError: a file of results cannot be read, or belongs to no benchmark.
     """
-    return {PAGE: "\n".join(page(RESULTS, ALL))}
+    return {PAGE: "\n".join(page(RESULTS, (*ALL, *LONG)))}
 
 
 def page(folder: Path, names: Sequence[str]) -> Iterator[str]:
