@@ -10,6 +10,8 @@ def main() -> None:
     # `import torch` would load torch_npu in every process, even in loaders, and fail with torch's own message if that
     # cannot be loaded, even on the CPU. The NPU device loads torch_npu when it is opened.
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    # Before its first model, pydantic looks for plugins in every installed package.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     run_pinned("trainer.cli")
 
 

@@ -21,7 +21,7 @@ from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.runs import PACK_INDEX
 from trainer.shared.text import visible
 
-data_app = App(name="data", help="Make and check data sets in the ImageNet folder layout.")
+data_app = App(name="data")
 
 
 @data_app.command(name="prepare")

@@ -17,7 +17,7 @@ from trainer.shared.documents import document, json_text, to_json
 from trainer.shared.errors import UsageError
 from trainer.shared.text import visible
 
-env_app = App(name="env", help="Report this machine's NPUs, versions, settings and limits, and what does not fit.")
+env_app = App(name="env")
 
 
 @env_app.default

@@ -11,7 +11,6 @@ from trainer.shared.program import TRAINER
 
 export_app = App(
     name="export",
-    help="Write weights as a file for ONNX Runtime or for torch without this project.",
     help_epilogue=f"Examples:\n  {TRAINER} export --weights output/r1 --to flowers.onnx",
 )
 

@@ -23,7 +23,7 @@ _ROWS_PER_GROUP = 3
 _LONGEST_VALUE = 160
 _CONFIG_SHOWN = ("model", "padding", "aux", "image_size", "batch_size", "accumulate", "precision", "seed")
 
-inspect_app = App(name="inspect", help="Show the content of a checkpoint or a weight file, and whether it is whole.")
+inspect_app = App(name="inspect")
 
 
 @inspect_app.default

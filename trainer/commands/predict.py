@@ -33,7 +33,7 @@ Examples:
   {TRAINER} predict --weights output/r1 photo.jpg holidays/
   find . -name '*.png' | {TRAINER} predict --weights best.safetensors -"""
 
-predict_app = App(name="predict", help="Show the most probable classes of images.", help_epilogue=_EXAMPLES)
+predict_app = App(name="predict", help_epilogue=_EXAMPLES)
 
 
 @predict_app.default

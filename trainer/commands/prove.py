@@ -33,7 +33,7 @@ from trainer.shared.text import visible, visible_bytes
 from trainer.topology.visible import Visible, visible_devices
 
 _OUTPUT = TrainConfig().output
-prove_app = App(name="prove", help="Check this machine, each of its devices, and what training promises on them.")
+prove_app = App(name="prove")
 
 
 @prove_app.default

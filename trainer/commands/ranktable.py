@@ -32,7 +32,7 @@ _NOT_COMPLETED = (
     "card (hccn_tool); if all are valid, see the controller, and the label ring-controller.atlas"
 )
 
-ranktable_app = App(name="ranktable", help="Check or explain a rank table (hccl.json).")
+ranktable_app = App(name="ranktable")
 
 
 @ranktable_app.command(name="check")
