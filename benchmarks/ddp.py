@@ -3,7 +3,7 @@
 Each of the four processes has one thread, and trains pnasnet5mobile with the steps of a run: batches that are in memory
 already, the exchange of gradients by DistributedDataParallel over gloo, the requests and figures that ranks agree on.
 Both pairs stay alive and take turns. A turn is the steps between two log lines; it ends when both processes have done
-them. The last figure is the floor: an all-reduce of as many bytes as there are gradients, and nothing else.
+them. The last figure is the floor: an all-reduce of as many bytes as there are gradients.
 """
 
 import itertools
@@ -29,7 +29,7 @@ from trainer.training.steps import train_steps
 from trainer.worker.start import blank_images, build_training, make_watchdog
 from trainer.worker.task import WorkerTask
 
-PAIR, SIDE, IMAGES, CLASSES = 2, 224, 8, 1000
+PAIR, SIDE, IMAGES, CLASSES = 2, 128, 8, 1000
 STEPS, ROUNDS, QUICK_ROUNDS = 4, 9, 3
 """Steps of a turn, and turns."""
 BAR = 1.05
@@ -38,7 +38,7 @@ STEP, EXCHANGE, END = "step", "exchange", "end"
 
 
 def measure(quick: bool) -> list[Figure]:
-    """Return wall and CPU time of a step of two ranks, and of the exchange alone, against independent processes.
+    """Return wall and CPU time of a step of two ranks, and of the exchange, against independent processes.
 
     Raises:
         NotMeasuredError: there is one core.
@@ -59,13 +59,13 @@ def measure(quick: bool) -> list[Figure]:
     return [
         figure("a step of two ranks, wall time", 1, 0, Bar(BAR)),
         figure("a step of two ranks, CPU time of both", 1, 1),
-        figure("the exchange alone, wall time", 2, 0),
+        figure("only the exchange, wall time", 2, 0),
     ]
 
 
 @contextmanager
 def _pair(cores: Sequence[int], *, joined: bool) -> Iterator[list["subprocess.Popen[str]"]]:
-    """Start two processes, each on a core of its own; wait until they can take steps."""
+    """Start two processes, each on its own core; wait until they can take steps."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -83,11 +83,16 @@ def _pair(cores: Sequence[int], *, joined: bool) -> Iterator[list["subprocess.Po
             )
             for rank, core in enumerate(cores)
         ]
-        for process in processes:
-            _answer(process)
-        yield processes
-        for process in processes:
-            _ask(process, END)
+        try:
+            for process in processes:
+                _answer(process)
+            yield processes
+            for process in processes:
+                _ask(process, END)
+        except BaseException:
+            for process in processes:
+                process.kill()  # one rank would wait for the other
+            raise
 
 
 def _turn(processes: list["subprocess.Popen[str]"], work: str) -> tuple[float, float]:
@@ -115,6 +120,7 @@ def _answer(process: "subprocess.Popen[str]") -> float:
 
 def _serve(rank: int, core: int, *, joined: bool) -> None:
     """Be one of the processes: do what each line of stdin says, and answer with its CPU seconds."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # a step says that it is alive
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
     config = TrainConfig(
@@ -148,7 +154,7 @@ def _serve(rank: int, core: int, *, joined: bool) -> None:
     plan = plan_epoch(10**7, world_size=world_size, batch_size=IMAGES, accumulate=1, steps_limit=None)
     windows = train_steps(training, itertools.repeat(batch), plan, epoch=0, first_step=0, warmup_left=0)
     flat = torch.zeros(sum(parameter.numel() for parameter in training.network.parameters()))
-    print(0.0, flush=True)
+    print(0.0, file=answers, flush=True)
     for line in sys.stdin:
         began = time.process_time()
         match line.strip():
@@ -159,7 +165,7 @@ def _serve(rank: int, core: int, *, joined: bool) -> None:
                     dist.all_reduce(flat)
             case "end":
                 break
-        print(time.process_time() - began, flush=True)
+        print(time.process_time() - began, file=answers, flush=True)
     training.requests.settle()
     leave_process_group(group)
 
