@@ -1,4 +1,7 @@
-"""The checks of training's promises pass on emulated NPUs and on the CPU, with the trainer itself."""
+"""The checks of training's promises pass on emulated NPUs and on the CPU, and fail where a promise is broken.
+
+PNAS_TEST_PROOFS=1 also plants the conditions that take longer.
+"""
 
 import json
 import os
@@ -10,16 +13,25 @@ import pytest
 
 from tests.npu.machine import environment
 
-Verdicts = dict[str, str]
+Outcomes = dict[str, tuple[str, str]]
+BROKEN = {
+    "skipped-step": ({"NPU_EMULATED_INF_NAN": "silent:0"}, "0 of 3 steps that overflow are left out"),
+    "fp32-losses": ({"NPU_EMULATED_WRONG_BIT": "0:convolution:60"}, "losses differ by "),
+}
+BROKEN_SLOWLY = {
+    "kill-and-resume": ({"NPU_EMULATED_REDUCTIONS": "alternating:0"}, "two undisturbed runs differ: kernels of this")
+}
+ONE_NPU = ("--device", "npu", "--npus", "1")
 
 
-def prove(output: Path, *options: str, environ: dict[str, str]) -> Verdicts:
-    """Run `python -m trainer prove`, and return the verdict of each check."""
+def prove(output: Path, *options: str, environ: dict[str, str]) -> Outcomes:
+    """Run `python -m trainer prove`, and return the verdict of each check and what it has measured."""
     words = [sys.executable, "-m", "trainer", "prove", "--output", str(output), *options]
     ended = subprocess.run(words, env={**os.environ, **environ}, capture_output=True, text=True, check=False)
     results = json.loads((output / "proof.json").read_text())["results"]
-    assert ended.returncode == 0, (ended.stdout, ended.stderr)
-    return {result["check"]: result["outcome"]["verdict"] for result in results}
+    outcomes = {result["check"]: (result["outcome"]["verdict"], result["outcome"]["measured"]) for result in results}
+    assert ended.returncode == any(verdict == "failed" for verdict, _ in outcomes.values()), ended.stderr
+    return outcomes
 
 
 @pytest.mark.parametrize(
@@ -33,10 +45,17 @@ def test_an_emulated_npu_keeps_them(
     npus: dict[str, str], tmp_path: Path, checks: tuple[str, ...], apex: bool, variables: dict[str, str]
 ) -> None:
     environ = {**npus, **environment(apex=apex), **variables}
-    verdicts = prove(tmp_path, "--device", "npu", "--npus", "1", "--only", *checks, environ=environ)
-    assert verdicts == dict.fromkeys(("open", *checks), "passed")
+    outcomes = prove(tmp_path, *ONE_NPU, "--only", *checks, environ=environ)
+    assert {name: verdict for name, (verdict, _) in outcomes.items()} == dict.fromkeys(("open", *checks), "passed")
+
+
+@pytest.mark.parametrize("check", BROKEN | (BROKEN_SLOWLY if os.environ.get("PNAS_TEST_PROOFS") else {}))
+def test_a_broken_promise_is_found(npus: dict[str, str], tmp_path: Path, check: str) -> None:
+    planted, measured = (BROKEN | BROKEN_SLOWLY)[check]
+    verdict, text = prove(tmp_path, *ONE_NPU, "--only", check, environ={**npus, **planted})[check]
+    assert (verdict, measured in text) == ("failed", True), text
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
-    verdicts = prove(tmp_path, "--device", "cpu", "--npus", "2", "--only", "data-parallel", environ={})
-    assert verdicts == dict.fromkeys(("open", "data-parallel"), "passed")
+    outcomes = prove(tmp_path, "--device", "cpu", "--npus", "2", "--only", "data-parallel", environ={})
+    assert [verdict for verdict, _ in outcomes.values()] == ["passed"] * 2

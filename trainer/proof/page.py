@@ -98,9 +98,12 @@ def _models(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def _listed(places: Sequence[str]) -> str:
-    """Return places in the order of their numbers."""
-    numbers = {place: [int(number) for number in re.findall(r"[0-9]{1,9}", place)] for place in places}
-    return ", ".join(sorted(places, key=lambda place: (numbers[place], place)))
+    return ", ".join(sorted(places, key=_order))
+
+
+def _order(place: str) -> tuple[list[int], str]:
+    """Return what places are sorted by: `npu:2` comes before `npu:10`."""
+    return [int(number) for number in re.findall(r"[0-9]{1,9}", place)], place
 
 
 def _verdicts(results: Sequence[Mapping[str, Any]]) -> Iterator[Verdict]:
@@ -133,7 +136,7 @@ def _figures(results: Sequence[Mapping[str, Any]]) -> Iterator[Figure]:
                     round(100 * abs(value) / largest, 1) if largest else 0.0,
                     f"{100 * (value / median - 1):+.1f} %" if median and len(own) > 1 else "",
                 )
-                for place, value in own
+                for place, value in sorted(own, key=lambda pair: _order(pair[0]))
             ],
         )
 

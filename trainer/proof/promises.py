@@ -38,6 +38,9 @@ from trainer.training.precision.precision import Precision
 ORDER_BOUNDS = (1e-5, 1e-4, 1e-3)
 """Relative, of the losses in fp32: each step makes what the one before it left larger. Two orders of additions on one
 CPU (nchw, nhwc; four seeds) differ by 1e-6, 9e-6 and 4e-5. Without its update, the second loss differs by 5e-4."""
+MULTIPLIER_BOUNDS = (2e-3, 5e-3, 1e-2)
+"""Relative, in fp32 with multipliers that round their operands to 11 bits: on a CPU, fp16 changes the losses by 4e-5,
+5e-5 and 8e-4."""
 ROUNDING_BOUNDS = (3e-2, 3e-2, 3e-2)
 """Relative, with operands of 8 to 11 bits: on a CPU, bf16 changes the losses by up to 7e-3."""
 _GRACE_S = 30.0
@@ -57,7 +60,7 @@ def prove_fp32_losses(context: Context) -> CheckOutcome:
     outcome = _near_cpu(context, ORDER_BOUNDS, "additions in another order", precision="fp32")
     if outcome.verdict == "passed" or context.place.kind == "cpu":
         return outcome
-    return _near_cpu(context, ROUNDING_BOUNDS, _MULTIPLIERS, precision="fp32")
+    return _near_cpu(context, MULTIPLIER_BOUNDS, _MULTIPLIERS, precision="fp32")
 
 
 def prove_fp16_losses(context: Context) -> CheckOutcome:
