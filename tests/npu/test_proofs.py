@@ -117,7 +117,7 @@ CONDITIONS = (
     ),
     Condition(
         "a slow link",
-        {"NPU_EMULATED_SLOW_LINK": "1-2:20000"},
+        {"NPU_EMULATED_SLOW_LINK": "1-2:40000"},
         "link-speed",
         "npu:1 npu:2",
         "the link between npu:1 and npu:2 is slow",
@@ -125,7 +125,7 @@ CONDITIONS = (
     ),
     Condition(
         "the only link is slow",
-        {"NPU_EMULATED_SLOW_LINK": "0-1:20000"},
+        {"NPU_EMULATED_SLOW_LINK": "0-1:40000"},
         "link-speed",
         "npu:0 npu:1",
         "the link between npu:0 and npu:1 is slow",
@@ -192,8 +192,8 @@ CONDITIONS = (
 def _run(npus: dict[str, str], folder: Path, condition: Condition, *only: str) -> "subprocess.CompletedProcess[str]":
     """Run `prove` on a machine with the condition, forked where possible."""
     planted = condition.environ if isinstance(condition.environ, dict) else condition.environ(folder)
-    limits = {CHECK_LIMIT_S: str(condition.limit_s), "NPU_EMULATED_DEVICES": str(condition.npus)}
-    environ = {**os.environ, **npus, **limits, **planted}
+    machine = {"NPU_EMULATED_DEVICES": str(condition.npus), "NPU_EMULATED_CLOCK": "work"}
+    environ = {**os.environ, **npus, **machine, CHECK_LIMIT_S: str(condition.limit_s), **planted}
     options = ("prove", "--device", "npu", "--npus", str(condition.npus), "--output", str(folder), "--json")
     words = (*options, *(("--only", *only) if only else ()))
     if not (prefix := condition.prefix()):

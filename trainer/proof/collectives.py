@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainer.distributed.process_group import all_gather_object, join_process_group
 from trainer.proof.check import WAITING, CheckOutcome, CheckPlace, Context
-from trainer.proof.comparison import LINK
+from trainer.proof.comparison import LINK, SUSTAINED
 from trainer.proof.device import opened
 from trainer.proof.numbers import NumberFormat, formats_of
 
@@ -23,8 +23,13 @@ _SIZES = (1, 1000, 1 << 16, (1 << 20) + 3)
 """Numbers; the last size is odd, and larger than what one packet or one chunk of a ring holds."""
 _ROUNDS = 3
 _SEED = 37
-_LATENCY_CALLS, _BANDWIDTH_CALLS = 50, 10
-_BANDWIDTH_BYTES = 1 << 24
+_LATENCY_CALLS = 50
+_SHORTEST_BYTES, _LONGEST_BYTES = 1 << 20, 1 << 26
+_FEWEST_CALLS, _MOST_CALLS = 4, 40
+_CALLS_S = 1.0
+"""The time for the calls of one size, unless the fewest calls take longer."""
+_LONGEST_CALL_S = 0.05
+"""Buffers grow up to this time of a call, or up to the largest size."""
 _ADVICE = "look at the links of this device (hccn_tool -i N -link -g, npu-smi info -t topo), and take it out of use"
 
 
@@ -105,23 +110,29 @@ def _measure_all_reduces(context: Context, name: str, expected: str) -> CheckOut
     _, device = opened(context.place)
     context.mark("joining the other devices")
     group = _joined(context.place)
-    latency_s = _shortest(context, torch.zeros(1, device=device), _LATENCY_CALLS)
-    large = torch.zeros(_BANDWIDTH_BYTES // 4, device=device)
+    latency_s = min(_times(context, torch.zeros(1, device=device), _LATENCY_CALLS))
     # Of the bytes of a buffer, a ring sends 2 (n - 1) / n over each link (the "bus bandwidth" of NCCL's tests).
     ranks = len(context.place.devices)
-    sent = _BANDWIDTH_BYTES * 2 * (ranks - 1) / ranks
-    rate = sent / _shortest(context, large, _BANDWIDTH_CALLS) / 1e9
-    # The slowest device's: a collective is over when it is over everywhere.
-    context.mark("comparing times")
-    latency_s = max(all_gather_object(latency_s, group))
-    rate = min(all_gather_object(rate, group))
-    figures = {f"{name}_gb_per_s": rate, f"{name}_latency_us": latency_s * 1e6}
-    measured = f"{rate:.3g} GB/s over each link, {latency_s * 1e6:.0f} us for one number"
+    figures = {}
+    size, seconds = _SHORTEST_BYTES, 0.0
+    while size <= _LONGEST_BYTES and seconds < _LONGEST_CALL_S:
+        values = torch.zeros(size // 4, device=device)
+        seconds = max(all_gather_object(_times(context, values, 1)[0], group))
+        times = _times(context, values, min(max(_FEWEST_CALLS, int(_CALLS_S / seconds)), _MOST_CALLS))
+        # The slowest device's: a collective is over when it is over everywhere.
+        fastest, mean = map(max, zip(*all_gather_object((min(times), sum(times) / len(times)), group), strict=True))
+        sent = size * 2 * (ranks - 1) / ranks / 1e9
+        figures[f"{name}_{size >> 20}_mib_gb_per_s"] = sent / fastest
+        figures[f"{name}_{size >> 20}_mib_{SUSTAINED}_gb_per_s"] = sent / mean
+        size *= 4
+    best = max(rate for key, rate in figures.items() if SUSTAINED not in key)
+    figures |= {f"{name}_gb_per_s": best, f"{name}_latency_us": latency_s * 1e6}
+    measured = f"{best:.3g} GB/s over each link, {latency_s * 1e6:.0f} us for one number"
     return CheckOutcome("passed", measured, expected, figures=figures)
 
 
-def _shortest(context: Context, values: Tensor, calls: int) -> float:
-    """Return the time of the fastest of some all-reduces, in seconds, from the host's start to the device's end."""
+def _times(context: Context, values: Tensor, calls: int) -> list[float]:
+    """Return the times of all-reduces in seconds, from the host's start to the device's end; the first is left out."""
     times = []
     _reduce(context, f"an all-reduce of {values.nbytes:,} bytes", values)
     context.mark(f"timing all-reduces of {values.nbytes:,} bytes")
@@ -130,7 +141,7 @@ def _shortest(context: Context, values: Tensor, calls: int) -> float:
         dist.all_reduce(values)
         float(values[0].cpu())
         times.append(time.monotonic() - begin)
-    return min(times)
+    return times
 
 
 def _reduce(context: Context, name: str, values: Tensor) -> None:

@@ -6,26 +6,37 @@ Pure functions from results to results. They import no torch.
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from trainer.proof.check import Result
 
 MATMUL, COPY, LINK = "matmul", "copy", "link"
 """The first words of figures that are compared."""
 SUSTAINED = "sustained"
-"""In the name of a figure that is not compared: a mean counts what interrupts a device."""
+"""In the name of a mean rate, which is not compared: it counts what interrupts a device."""
 MEMORY = "memory_mib"
 _RATES = ("_tflops", "_gb_per_s")
-SLOWEST_LINK_GB_PER_S = 0.1
-"""The rate below which the only link is slow, in GB/s: below TCP over 1 Gbit/s, far below PCIe."""
+SLOWEST_LINK_GB_PER_S = 0.05
+"""The rate below which the only link is slow, in GB/s: half of TCP over 1 Gbit/s, far below PCIe."""
 _SLOW = {MATMUL: 0.75, COPY: 0.5, LINK: 0.5}
 """The part of the median of the others below which a rate is slow.
 
 Equal devices differ by a few per cent; a device that lowers its clock or a link that has lost lanes, by a quarter or
 more.
 """
+_AS_SLOW = 4.0
+"""How many times faster another pair of a device can be, and still be as slow as this one."""
 _SAME_MEMORY = 0.02
 """The part by which the memory of equal devices differs, which a driver or bad pages take."""
+
+
+@dataclass(frozen=True)
+class SlowRate:
+    """A rate that is far below what it is compared with."""
+
+    part: float
+    """Of the median of the others, or of the lowest rate that passes."""
+    words: str
 
 
 def compare_rates(results: Sequence[Result]) -> list[Result]:
@@ -33,7 +44,7 @@ def compare_rates(results: Sequence[Result]) -> list[Result]:
     return [
         _failed(
             result,
-            f"{slow}: {result.place} is slow",
+            f"{slow.words}: {result.place} is slow",
             f"at least {_SLOW[MATMUL]:.0%} of the median of the others for products, {_SLOW[COPY]:.0%} for copies",
             "look at its temperature, its power limit and other programs on it; else take it out of use",
         )
@@ -46,26 +57,27 @@ def compare_rates(results: Sequence[Result]) -> list[Result]:
 def compare_links(results: Sequence[Result]) -> list[Result]:
     """Return the results of pairs of devices, as failed for slow pairs, which name the device or the link.
 
-    A device that is slow with each of its partners, where a partner is fast with another one, is the slow one
+    A device that is as slow with each of its partners, where a partner is fast with another one, is the slow one
     (DLRover's idea, dlrover/trainer/torch/node_check). Otherwise it is the link between both.
     """
-    slow = {result.place: words for result in results if (words := _slowest_rate(result, results) or _floor(result))}
+    slow = {result.place: rate for result in results if (rate := _slowest_rate(result, results) or _floor(result))}
     expected = f"at least {_SLOW[LINK]:.0%} of the median of the other pairs, and {SLOWEST_LINK_GB_PER_S} GB/s"
     advice = "look at the links of its devices (hccn_tool -i N -link -g, npu-smi info -t topo)"
     return [
-        _failed(result, f"{slow[result.place]}: {blame(result.place, results, slow)}", expected, advice)
+        _failed(result, f"{slow[result.place].words}: {blame(result.place, results, slow)}", expected, advice)
         if result.place in slow
         else result
         for result in results
     ]
 
 
-def blame(pair: str, results: Sequence[Result], slow: Mapping[str, str]) -> str:
+def blame(pair: str, results: Sequence[Result], slow: Mapping[str, SlowRate]) -> str:
     """Return which device is slow, or that the link is, for a slow pair."""
     suspected = []
     for device in pair.split():
         pairs = [result.place for result in results if device in result.place.split()]
-        if len(pairs) > 1 and all(place in slow for place in pairs):
+        parts = [slow[place].part for place in pairs if place in slow]
+        if 1 < len(pairs) == len(parts) and max(parts) <= _AS_SLOW * min(parts):
             suspected.append(device)
     if len(suspected) == 1:
         return f"{suspected[0]} is slow, with each of its partners"
@@ -99,21 +111,32 @@ def _is_other_size(result: Result, sizes: Sequence[float]) -> bool:
     return size is not None and size < (1 - _SAME_MEMORY) * max(sizes)
 
 
-def _slowest_rate(result: Result, results: Sequence[Result]) -> str:
-    """Return in words the rate that is the farthest below the median of the others; empty if none is far below."""
+def _slowest_rate(result: Result, results: Sequence[Result]) -> SlowRate | None:
+    """Return the rate that is the farthest below the median of the others; None if none is far below."""
     slow = []
     others = [other.outcome.figures for other in results if other is not result and other.outcome.verdict == "passed"]
     for name, value in result.outcome.figures.items():
-        limit = _SLOW.get(name.partition("_")[0]) if name.endswith(_RATES) and SUSTAINED not in name else None
         rates = [figures[name] for figures in others if name in figures]
-        if limit is not None and rates and value < limit * (middle := statistics.median(rates)):
-            slow.append((value / middle, f"{name} is {value:.3g}, {value / middle:.0%} of the others' {middle:.3g}"))
-    return min(slow)[1] if slow else ""
+        if not rates or not name.endswith(_RATES) or SUSTAINED in name:
+            continue
+        middle = statistics.median(rates)
+        if value < _SLOW.get(name.partition("_")[0], 0.0) * _steadiness(name, result.outcome.figures) * middle:
+            words = f"{name} is {value:.3g}, {value / middle:.0%} of the others' {middle:.3g}"
+            slow.append(SlowRate(value / middle, words))
+    return min(slow, key=lambda rate: rate.part, default=None)
 
 
-def _floor(result: Result) -> str:
+def _steadiness(name: str, figures: Mapping[str, float]) -> float:
+    """Return the mean rate as a part of the best one: where others disturb a device, only a large difference tells."""
+    unit = next(unit for unit in _RATES if name.endswith(unit))
+    return figures.get(f"{name.removesuffix(unit)}_{SUSTAINED}{unit}", figures[name]) / figures[name]
+
+
+def _floor(result: Result) -> SlowRate | None:
     rate = result.outcome.figures.get(f"{LINK}_gb_per_s")
-    return "" if rate is None or rate >= SLOWEST_LINK_GB_PER_S else f"{LINK}_gb_per_s is {rate:.3g}"
+    if rate is None or rate >= SLOWEST_LINK_GB_PER_S:
+        return None
+    return SlowRate(rate / SLOWEST_LINK_GB_PER_S, f"{LINK}_gb_per_s is {rate:.3g}")
 
 
 def _failed(result: Result, measured: str, expected: str, advice: str) -> Result:

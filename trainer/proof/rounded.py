@@ -86,7 +86,8 @@ def sum_bound(terms: int, numbers: NumberFormat, input_bits: int) -> float:
         numbers: The format of inputs and results.
         input_bits: The bits of the significand of each input that are multiplied.
     """
-    inputs = 0.0 if input_bits == numbers.bits else 2 * 2.0**-input_bits
+    # Of each input, and of the result where fp32 comes back as fp16.
+    inputs = 0.0 if input_bits == numbers.bits else 3 * 2.0**-input_bits
     if numbers is FP32:
         return _gamma(terms + 1, numbers.roundoff) + inputs
     return _gamma(terms, FP32.roundoff) + _gamma(math.ceil(math.log2(terms)) + 2, numbers.roundoff)

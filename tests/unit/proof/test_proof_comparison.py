@@ -8,6 +8,7 @@ from trainer.proof.check import CheckOutcome, Result
 from trainer.proof.comparison import MEMORY, compare_links, compare_models, compare_rates
 
 MATMUL = "matmul_fp16_4096_tflops"
+SUSTAINED = "matmul_fp16_4096_sustained_tflops"
 COPY = "copy_to_device_16_mib_gb_per_s"
 LINK = "link_gb_per_s"
 
@@ -40,7 +41,10 @@ def _rates(name: str, *rates: float) -> list[Result]:
         (_rates(MATMUL, 100.0, 250.0, 250.0, 90.0), ["npu:0", "npu:3"]),
         (_rates(COPY, 25.0, 14.0), []),
         (_rates(COPY, 25.0, 11.0), ["npu:1"]),
-        (_rates("matmul_fp16_4096_sustained_tflops", 250.0, 20.0), []),
+        (_rates(SUSTAINED, 250.0, 20.0), []),
+        (_results({MATMUL: 250.0}, {MATMUL: 180.0, SUSTAINED: 175.0}), ["npu:1"]),
+        (_results({MATMUL: 250.0}, {MATMUL: 180.0, SUSTAINED: 150.0}), []),
+        (_results({MATMUL: 250.0, SUSTAINED: 90.0}, {MATMUL: 180.0}), ["npu:1"]),
         (_rates("link_latency_us", 10.0, 50.0), []),
         (_rates("memory_mib", 10.0, 50.0), []),
         (_results({MATMUL: 250.0}, {}, {"matmul_fp16_2048_tflops": 9.0}), []),
@@ -67,6 +71,7 @@ def test_the_noise_of_equal_devices_is_no_finding() -> None:
         assert compare_rates(results) == results
 
 
+LINK_1_2 = "the link between npu:1 and npu:2 is slow"
 PAIRS = ("npu:0 npu:1", "npu:2 npu:3", "npu:1 npu:2", "npu:3 npu:0")
 
 
@@ -74,7 +79,11 @@ PAIRS = ("npu:0 npu:1", "npu:2 npu:3", "npu:1 npu:2", "npu:3 npu:0")
     ("rates", "words"),
     [
         ((20.0, 21.0, 20.0, 19.0), {}),
-        ((20.0, 21.0, 4.0, 19.0), {"npu:1 npu:2": "the link between npu:1 and npu:2 is slow"}),
+        ((20.0, 21.0, 4.0, 19.0), {"npu:1 npu:2": LINK_1_2}),
+        (
+            (20.0, 8.0, 0.2, 19.0),
+            dict(zip(PAIRS[1:3], ("the link between npu:2 and npu:3 is slow", LINK_1_2), strict=True)),
+        ),
         ((4.0, 21.0, 4.0, 19.0), dict.fromkeys(PAIRS[::2], "npu:1 is slow, with each of its partners")),
         ((0.02, 21.0, 20.0, 0.02), dict.fromkeys((PAIRS[0], PAIRS[3]), "npu:0 is slow, with each of its partners")),
     ],

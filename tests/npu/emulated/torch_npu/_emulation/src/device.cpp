@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -137,8 +138,15 @@ bool is_pinned(const void* data) {
 
 // Streams only have names: all work is done when the call returns.
 struct Event {
-  std::chrono::steady_clock::time_point at;
+  double seconds;
 };
+
+double now_s() {
+  timespec now{};
+  clock_gettime(faults().counts_work ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
 thread_local c10::StreamId stream_of[kMostDevices] = {};
 std::atomic<c10::StreamId> next_stream{1};
 
@@ -174,14 +182,14 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void synchronizeDevice(const DeviceIndex) const override { refuse_in_capture("synchronize"); }
   void record(void** event, const c10::Stream&, const DeviceIndex, const c10::EventFlag) const override {
     if (!*event) *event = new Event;
-    static_cast<Event*>(*event)->at = std::chrono::steady_clock::now();
+    static_cast<Event*>(*event)->seconds = now_s();
   }
   void block(void*, const c10::Stream&) const override {}
   bool queryEvent(void*) const override { return true; }
   void synchronizeEvent(void*) const override { refuse_in_capture("synchronize"); }
   void destroyEvent(void* event, const DeviceIndex) const noexcept override { delete static_cast<Event*>(event); }
   double elapsedTime(void* first, void* second, const DeviceIndex) const override {
-    return std::chrono::duration<double, std::milli>(static_cast<Event*>(second)->at - static_cast<Event*>(first)->at).count();
+    return 1e3 * (static_cast<Event*>(second)->seconds - static_cast<Event*>(first)->seconds);
   }
 };
 C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);

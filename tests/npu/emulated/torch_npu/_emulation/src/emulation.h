@@ -26,6 +26,7 @@ struct Faults {
   int64_t hbm_bytes = 0;
   bool saturates = false;  // NPU_EMULATED_INF_NAN=0: fp16 stops at 65,504 and raises a flag, like on an Ascend 910A
   int silent_device = -1;  // NPU_EMULATED_INF_NAN=silent:DEVICE: it stops there, and nothing tells of it
+  bool counts_work = false;  // NPU_EMULATED_CLOCK=work: events count this process's time on processors, not the wall's
   bool reversed = false;   // NPU_EMULATED_REDUCTIONS=reversed: sums are added up from the other end
   int alternating_device = -1;  // NPU_EMULATED_REDUCTIONS=alternating:DEVICE: from either end, as if drawn
   int fail_rank = -1, fail_at = 0;  // NPU_EMULATED_FAIL=RANK:N: this rank's N-th collective ends in an HCCL error

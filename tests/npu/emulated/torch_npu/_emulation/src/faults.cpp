@@ -50,6 +50,7 @@ Faults read_faults() {
   const auto reductions = text("NPU_EMULATED_REDUCTIONS");
   read.reversed = reductions == "reversed";
   if (reductions.rfind("alternating:", 0) == 0) read.alternating_device = std::stoi(reductions.substr(12));
+  read.counts_work = text("NPU_EMULATED_CLOCK") == "work";
   auto number = [](const char* variable, int& device, int& value) {
     const Planted fault = planted(variable, 1);
     device = fault.device;
