@@ -27,7 +27,7 @@ from trainer.shared.config import EMULATED, TrainConfig
 from trainer.shared.durations import count
 from trainer.shared.errors import TrainerError, UsageError
 from trainer.shared.files import replacing, writing
-from trainer.shared.program import TERMINATED, say_error
+from trainer.shared.program import TERMINATED
 from trainer.shared.start import module_command
 from trainer.shared.text import visible, visible_bytes
 from trainer.topology.visible import Visible, visible_devices
@@ -98,18 +98,21 @@ def prove(
     )
     if as_json:
         print(proof_text(proof), flush=True)
-    code = 0
+    unwritten = ""
     try:
         page = write_report(proof, output, runs=output)
-        print(visible(f"the report is in {page} and {page.with_suffix('.json')}"), file=sys.stderr)
+        _note(f"the report is in {page} and {page.with_suffix('.json')}")
     except TrainerError as error:  # the lines on the terminal remain
-        say_error(visible(f"error: {error}"))
-        code = error.exit_code
+        unwritten = str(error)
     if stop is not None:
+        if unwritten:
+            _note(f"no report: {unwritten}")
         return _say_stop(proof)
-    if failures := describe_failures(results):
-        raise TrainerError(failures).after_document(as_json)
-    return code
+    failures = describe_failures(results)
+    if failures or unwritten:
+        reasons = (failures, f"no report: {unwritten}" if unwritten else "")
+        raise TrainerError("; ".join(filter(None, reasons))).after_document(as_json and not unwritten)
+    return 0
 
 
 def _note(line: str) -> None:
@@ -173,7 +176,7 @@ def write_report(proof: Proof, folder: Path, *, runs: Path | None) -> Path:
     # The import of its templates would slow the start of every command.
     page = subprocess.run([*module_command("trainer.proof.page"), str(path)], stderr=subprocess.PIPE, check=False)
     if page.returncode:
-        raise TrainerError(visible_bytes(page.stderr).strip().removeprefix("error: "))
+        raise TrainerError(visible_bytes(page.stderr.strip()).removeprefix("error: "))
     return path.with_suffix(".html")
 
 
@@ -184,7 +187,7 @@ def _say_stop(proof: Proof) -> int:
         KeyboardInterrupt: it was Ctrl-C.
     """
     rest = f"; not run: {', '.join(proof.not_run)}" if proof.not_run else ""
-    print(visible(f"stopped by {proof.stopped}{rest}"), file=sys.stderr)
+    _note(f"stopped by {proof.stopped}{rest}")
     if proof.stopped == "SIGINT":
         raise KeyboardInterrupt
     return TERMINATED

@@ -107,7 +107,7 @@ def test_where_no_report_can_be_written_the_lines_remain(output: Path, capsys: p
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
     (line,) = err.splitlines()
-    assert line.startswith(f"error: {output}/proof.json: cannot be written: ")
+    assert line.startswith(f"error: no report: {output}/proof.json: cannot be written: ")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
