@@ -17,6 +17,7 @@ from trainer.proof.check import CheckFunction, CheckOutcome, CheckVerdict, Conte
 from trainer.shared.config import TrainConfig
 from trainer.shared.errors import TrainerError
 from trainer.topology import discover, visible_devices
+from trainer.topology.ports import free_port
 
 _MIB, _GIB = 2**20, 2**30
 _MOST_IDLE_MEMORY = 0.2
@@ -135,7 +136,8 @@ def prove_rank_table(context: Context) -> CheckOutcome:
         return outcome
     visible = visible_devices(context.place.kind, os.environ)
     try:
-        config = TrainConfig(rank_table_timeout_s=_RANK_TABLE_S)
+        # Another port than the usual one, on which node 0 of a job listens for the other nodes.
+        config = TrainConfig(rank_table_timeout_s=_RANK_TABLE_S, master_port=free_port())
         topology = discover(config, os.environ, visible=visible, scratch=context.folder, on_status=context.mark)
     except TrainerError as error:
         return CheckOutcome("failed", str(error), expected)
