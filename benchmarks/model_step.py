@@ -42,15 +42,43 @@ class Seconds(NamedTuple):
 
 
 def measure(quick: bool) -> list[Figure]:
-    """Return the figures of a step, of an evaluation and of the memory."""
+    """Return the figures of a step and of an evaluation, and in a whole run of the memory."""
     rounds = QUICK_ROUNDS if quick else ROUNDS
     steps = _in_turns("step", _training_steps(), rounds)
     evaluations = _in_turns("evaluation", _evaluations(), rounds)
-    mebibytes = {
-        (network, layout): _new_process_peak_memory(network, layout)
-        for network, layout in (("ours", OURS), ("ours, recomputing", OURS), *(("timm", layout) for layout in LAYOUTS))
-    }
-    return _figures(steps, evaluations, mebibytes)
+    recomputing, ours = (
+        Series(name, [seconds.wall for seconds in steps[name, OURS]]) for name in ("ours, recomputing", "ours")
+    )
+    return [
+        *_time_figures("training step", steps, STEP_BAR),
+        *_time_figures("evaluation", evaluations, EVALUATION_BAR),
+        Figure("step with `--activation-checkpointing`, wall time", "s", recomputing, ours, Bar(RECOMPUTING_BAR)),
+        *(() if quick else _memory_figures()),
+    ]
+
+
+def _time_figures(what: str, times: dict[tuple[str, str], list[Seconds]], bar: float) -> Iterator[Figure]:
+    """Yield the figures against each layout of timm's; the bar holds against the faster one."""
+    peers = sorted(
+        (key for key in times if key[0] == "timm"),
+        key=lambda key: statistics.median(seconds.wall for seconds in times[key]),
+    )
+    for peer in peers:
+        for index, clock in enumerate(("wall", "CPU")):
+            ours, theirs = (
+                Series(", ".join(key), [seconds[index] for seconds in times[key]]) for key in (("ours", OURS), peer)
+            )
+            yield Figure(f"{what}, {clock} time", "s", ours, theirs, Bar(bar) if peer == peers[0] else None)
+
+
+def _memory_figures() -> Iterator[Figure]:
+    def peak(network: str, layout: str) -> Series:
+        return Series(f"{network}, {layout}", [_new_process_peak_memory(network, layout)])
+
+    ours, best = peak("ours", OURS), min((peak("timm", layout) for layout in LAYOUTS), key=lambda one: one.median)
+    yield Figure("peak memory of a training step", "MiB", ours, best, Bar(MEMORY_BAR))
+    recomputing = peak("ours, recomputing", OURS)
+    yield Figure("the same with `--activation-checkpointing`, against a step without", "MiB", recomputing, ours)
 
 
 def _network(name: str, layout: str) -> nn.Module:
@@ -152,46 +180,6 @@ def _new_process_peak_memory(name: str, layout: str) -> float:
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
     return float(json.loads(output))
-
-
-def _figures(
-    steps: dict[tuple[str, str], list[Seconds]],
-    evaluations: dict[tuple[str, str], list[Seconds]],
-    mebibytes: dict[tuple[str, str], float],
-) -> list[Figure]:
-    """Return the figures against each layout of timm's; the bars hold against the faster one."""
-
-    def time_of(what: str, times: dict[tuple[str, str], list[Seconds]], bar: float) -> Iterator[Figure]:
-        peers = sorted(
-            (key for key in times if key[0] == "timm"),
-            key=lambda key: statistics.median(seconds.wall for seconds in times[key]),
-        )
-        for peer in peers:
-            for index, clock in enumerate(("wall", "CPU")):
-                ours, theirs = (
-                    Series(", ".join(key), [seconds[index] for seconds in times[key]]) for key in (("ours", OURS), peer)
-                )
-                yield Figure(f"{what}, {clock} time", "s", ours, theirs, Bar(bar) if peer == peers[0] else None)
-
-    def memory_of(network: str, layout: str) -> Series:
-        return Series(f"{network}, {layout}", [mebibytes[network, layout]])
-
-    best = min((key for key in mebibytes if key[0] == "timm"), key=mebibytes.__getitem__)
-    recomputing, ours = (
-        Series(name, [seconds.wall for seconds in steps[name, OURS]]) for name in ("ours, recomputing", "ours")
-    )
-    return [
-        *time_of("training step", steps, STEP_BAR),
-        *time_of("evaluation", evaluations, EVALUATION_BAR),
-        Figure("peak memory of a training step", "MiB", memory_of("ours", OURS), memory_of(*best), Bar(MEMORY_BAR)),
-        Figure("step with `--activation-checkpointing`, wall time", "s", recomputing, ours, Bar(RECOMPUTING_BAR)),
-        Figure(
-            "its peak memory, against a step without",
-            "MiB",
-            memory_of("ours, recomputing", OURS),
-            memory_of("ours", OURS),
-        ),
-    ]
 
 
 BENCHMARK = Benchmark(
