@@ -13,6 +13,8 @@ CheckVerdict = Literal["passed", "failed", "unfinished", "impossible"]
 """`unfinished`: its process died or ran out of time; `impossible`: it means nothing here, and `measured` says why."""
 WAITING = "waiting for the other devices in"
 """How the mark of a rank begins that has entered a collective: if it does not end, a rank without it is the cause."""
+STOPPED_WHILE = "interrupted while"
+"""How a result begins whose check was stopped from outside: it says nothing about the device."""
 EVERY_KIND: tuple[DeviceKind, ...] = ("npu", "cuda", "cpu")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from trainer.environment.facts import Facts
 from trainer.proof.catalogue import CHECKS
-from trainer.proof.check import ProofCheck, Result
+from trainer.proof.check import STOPPED_WHILE, ProofCheck, Result
 from trainer.records.proof_record import ProvenCheck, ProvenDevice, ProvenVerdict
 from trainer.shared.attempts import timestamp
 from trainer.shared.documents import document, json_text, to_json
@@ -78,7 +78,8 @@ def proven_checks(proof: Proof) -> dict[ProvenDevice, dict[str, ProvenCheck]]:
         for result in proof.results:
             verdict = result.outcome.verdict
             concerned = {proof.device_names.get(device, name) for device in result.place.split()}
-            if name in concerned and verdict != "impossible":
+            was_stopped = result.outcome.measured.startswith(STOPPED_WHILE)
+            if name in concerned and verdict != "impossible" and not was_stopped:
                 verdicts[result.check] = max(verdict, verdicts.get(result.check, verdict), key=_BADNESS.index)
         kinds[ProvenDevice.of(name, proof.versions)] = {
             check: ProvenCheck(verdict=verdict, host=proof.host, time=proof.started)

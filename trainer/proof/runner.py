@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from trainer.proof.check import WAITING, CheckOutcome, CheckPlace, ProofCheck, Result, Scope
+from trainer.proof.check import STOPPED_WHILE, WAITING, CheckOutcome, CheckPlace, ProofCheck, Result, Scope
 from trainer.proof.check_process import CheckProcess, Folders
 from trainer.supervisor.signals import STOPS, SignalInbox
 from trainer.topology.ports import free_port
@@ -74,7 +74,7 @@ class PlaceRun:
         """Kill the processes, and yield the result of the check that they have not finished."""
         self.end()
         if self._processes and self._queue:
-            outcome = CheckOutcome("unfinished", f"interrupted while {_doings(self._processes)}")
+            outcome = CheckOutcome("unfinished", f"{STOPPED_WHILE} {_doings(self._processes)}")
             yield Result(self._queue[0].name, self.place.name, outcome, time.monotonic() - self._begun_at)
 
     def kill(self) -> None:

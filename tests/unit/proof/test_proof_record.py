@@ -129,8 +129,10 @@ def test_the_worst_verdict_of_all_devices_of_a_kind_is_recorded() -> None:
     assert b3 == NPU
 
 
-def test_what_means_nothing_on_a_device_or_did_not_open_is_not_recorded() -> None:
+def test_what_means_nothing_or_was_interrupted_is_not_recorded() -> None:
     assert proven_checks(_proof(("open", "npu:0", "failed", "no answer"), ("sum", "npu:0", "impossible", ""))) == {}
-    proof = _proof(("open", "npu:0", "passed", "A"), ("sum", "npu:0", "impossible", ""))
-    assert [list(checks) for checks in proven_checks(proof).values()] == [["open"]]
+    nothing: list[tuple[CheckVerdict, str]] = [("impossible", ""), ("unfinished", "interrupted while adding")]
+    for verdict, text in nothing:
+        proof = _proof(("open", "npu:0", "passed", "A"), ("sum", "npu:0", verdict, text))
+        assert [list(checks) for checks in proven_checks(proof).values()] == [["open"]]
     assert json.loads(json.dumps(proof.device_names)) == {"npu:0": "A"}
