@@ -27,7 +27,7 @@ VERDICTS = ("failed", "unfinished", "passed", "impossible")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class OutcomeRow:
     """One outcome of a check, and all places that have it."""
 
     check: str
@@ -106,7 +106,7 @@ def _order(place: str) -> tuple[list[int], str]:
     return [int(number) for number in re.findall(r"[0-9]{1,9}", place)], place
 
 
-def _verdicts(results: Sequence[Mapping[str, Any]]) -> Iterator[Verdict]:
+def _verdicts(results: Sequence[Mapping[str, Any]]) -> Iterator[OutcomeRow]:
     """Yield the outcomes of each check; equal ones of several places are one."""
     abouts = {check.name: check.about for check in CHECKS}
     places: dict[tuple[str, ...], list[str]] = {}
@@ -115,7 +115,7 @@ def _verdicts(results: Sequence[Mapping[str, Any]]) -> Iterator[Verdict]:
         key = (result["check"], *(outcome[name] for name in ("verdict", "measured", "expected", "advice")))
         places.setdefault(key, []).append(result["place"])
     for (check, verdict, measured, expected, advice), own in places.items():
-        yield Verdict(check, abouts.get(check, ""), verdict, _listed(own), measured, expected, advice)
+        yield OutcomeRow(check, abouts.get(check, ""), verdict, _listed(own), measured, expected, advice)
 
 
 def _figures(results: Sequence[Mapping[str, Any]]) -> Iterator[Figure]:
