@@ -84,9 +84,9 @@ def prove(
             print(visible(describe_result(result)), flush=True)
 
     started_at = time.time()
-    stop = run_checks(visible_.kind, devices, checks, Folders(scratch_folder(), output), report)
+    stop = run_checks(visible_.kind, devices, checks, Folders(proof_scratch(), output), report)
     if tuning is not None and stop is None:
-        stop = run_tuning(tuning, scratch_folder(), say=_note, report=report)
+        stop = run_tuning(tuning, proof_scratch(), say=_note, report=report)
     proof = make_proof(
         visible_.kind,
         facts,
@@ -100,7 +100,7 @@ def prove(
         print(proof_text(proof), flush=True)
     unwritten = ""
     try:
-        page = write_report(proof, output, runs=output)
+        page = write_proof(proof, output, runs=output)
         _note(f"the report is in {page} and {page.with_suffix('.json')}")
     except TrainerError as error:  # the lines on the terminal remain
         unwritten = str(error)
@@ -119,7 +119,7 @@ def _note(line: str) -> None:
     print(visible(line), file=sys.stderr, flush=True)
 
 
-def scratch_folder() -> Path:
+def proof_scratch() -> Path:
     """Return the path of a new folder for files of checks."""
     try:
         place = tempfile.gettempdir()
@@ -156,7 +156,7 @@ def _count_devices(device: str, visible_: Visible, asked: int | None, facts: Fac
     return asked or present
 
 
-def write_report(proof: Proof, folder: Path, *, runs: Path | None) -> Path:
+def write_proof(proof: Proof, folder: Path, *, runs: Path | None) -> Path:
     """Write the report and its page into a folder, and the records of what has passed into the folder of runs, if any.
 
     Returns:

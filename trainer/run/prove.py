@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.commands.prove import describe_failures, scratch_folder, write_report
+from trainer.commands.prove import describe_failures, proof_scratch, write_proof
 from trainer.environment.facts import Facts, read_facts
 from trainer.proof.catalogue import choose_checks
 from trainer.proof.check import CheckPlace, ProofCheck, Result
@@ -60,7 +60,7 @@ class ProofJob:
         same result. A stop by a signal gives the code after which it does.
         """
         started_at, facts = time.time(), read_facts(os.environ)
-        folders = Folders(scratch_folder(), self._config.output)
+        folders = Folders(proof_scratch(), self._config.output)
 
         def report(result: Result) -> None:
             self._results.append(result)
@@ -120,7 +120,7 @@ class ProofJob:
             stopped = None if stop is None else signal.Signals(stop).name
             proof = make_proof(self._kind, facts, self._checks, self._results, started_at=started_at, stopped=stopped)
             try:
-                path = write_report(proof, self._folder, runs=runs)
+                path = write_proof(proof, self._folder, runs=runs)
                 supervisor.say(visible(f"the report is in {path} and {path.with_suffix('.json')}"))
             except TrainerError as error:
                 code, cause = code or error.exit_code, cause or str(error)
