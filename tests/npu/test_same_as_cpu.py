@@ -40,7 +40,10 @@ def pair(run: Run, tmp_path_factory: pytest.TempPathFactory, request: pytest.Fix
 
 def test_losses_and_accuracy_equal_the_cpus(pair: Pair) -> None:
     assert pair.npu.metrics("step") == pair.cpu.metrics("step")
-    assert pair.npu.metrics("eval") == pair.cpu.metrics("eval")
+    npu, cpu = pair.npu.metrics("eval"), pair.cpu.metrics("eval")
+    # A CPU evaluates by oneDNN's own operators, whose additions have another order.
+    assert [row.pop("loss") for row in npu] == pytest.approx([row.pop("loss") for row in cpu], rel=1e-4)
+    assert npu == cpu
 
 
 def test_weights_average_momentum_and_statistics_equal_the_cpus(pair: Pair) -> None:

@@ -2,9 +2,14 @@
 
 Out of training a norm is the same line for every pixel of a channel, so that the folded network is the same function,
 by 201 fewer passes over the maps of the large network. It rounds otherwise: weights of files are never folded.
+
+On a CPU, oneDNN reads a convolution's weight in its own order, into which torch copies it at each call, and with one
+thread torch does not ask oneDNN at all. The weights of a folded network do not change, so that one copy is enough.
 """
 
 import copy
+from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +38,59 @@ def folded(network: PNASNet5) -> PNASNet5:
         elif isinstance(module, FactorizedReduction):
             _fold(module, "final_path_bn", module.path_1[0], module.path_2[0])
     _fold(result.conv_0, "bn", result.conv_0[0])
+    for module in list(result.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Conv2d:  # the other classes choose their padding by the map
+                module.add_module(name, PackedConv2d(child))
     return result
+
+
+class PackedConv2d(nn.Module):
+    """A convolution for evaluation; in fp32 on an x86 CPU its weight is put into oneDNN's order at the first call.
+
+    Maps of other sizes and numbers of images get the same result: oneDNN orders the weight again if it has to.
+    """
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.convolution = convolution
+        self._packed: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (N, C, H, W), by the same operators as torch's own compiler after it has frozen a network."""
+        conv = self.convolution
+        y: Tensor
+        if not _has_onednn(x):
+            y = conv(x)
+            return y
+        padding, stride, dilation, groups = conv.padding, conv.stride, conv.dilation, conv.groups
+        if self._packed is None:
+            self._packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(
+                conv.weight.to_mkldnn(), padding, stride, dilation, groups, x.shape
+            )
+        y = torch.ops.mkldnn._convolution_pointwise(
+            x, self._packed, conv.bias, padding, stride, dilation, groups, "none", [], ""
+        )
+        return y
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the weight; the next call orders it again."""
+        self._packed = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return self
+
+
+def _has_onednn(x: Tensor) -> bool:
+    """Return whether oneDNN's own operators, which know neither gradients nor autocast, do the same for this map."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype is torch.float32
+        and not x.requires_grad
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    )
 
 
 def _fold(owner: nn.Module, name: str, *convolutions: nn.Module) -> None:

@@ -48,12 +48,42 @@ def test_a_folded_network_can_be_moved_and_converted() -> None:
     assert network(torch.randn(2, 3, 32, 32, dtype=torch.float64)).shape == (2, 10)
 
 
-def test_folding_takes_no_multiply_add_away() -> None:
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_packed_weights_give_the_same_logits_for_maps_of_any_size(layout: Any, threads: int) -> None:
+    network = _trained(TINY).eval().to(memory_format=layout)
+    copy, before = folded(network), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            for images, height, width in ((2, 33, 46), (17, 35, 35), (2, 33, 46)):
+                x = torch.randn(images, 3, height, width).to(memory_format=layout)
+                torch.testing.assert_close(copy(x), network(x), rtol=1e-3, atol=1e-3)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_packed_weights_follow_conversions_and_leave_autocast_and_gradients_to_torch() -> None:
     network = _trained(TINY).eval()
+    copy, x = folded(network), torch.randn(2, 3, 32, 32)
+    logits = copy(x)
+    assert logits.dtype is torch.float32
+    assert copy.double()(x.double()).dtype is torch.float64
+    assert torch.equal(copy.float()(x), logits)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert copy(x).dtype is torch.bfloat16
+    x.requires_grad_()
+    copy(x).sum().backward()
+    assert x.grad is not None
+
+
+def test_folding_takes_no_multiply_add_away() -> None:
+    # In fp64: the counter does not know oneDNN's own operators.
+    network = _trained(TINY).double().eval()
     counts = []
     for model in (network, folded(network)):
         with FlopCounterMode(display=False) as counter:
-            model(torch.randn(1, 3, 32, 32))
+            model(torch.randn(1, 3, 32, 32, dtype=torch.float64))
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
 
