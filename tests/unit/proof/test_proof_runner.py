@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.unit.proof import small_checks
+from trainer.proof import runner
 from trainer.proof.check import CheckFunction, CheckOutcome, ProofCheck, Result, Scope
 from trainer.proof.check_process import Folders
 from trainer.proof.comparison import compare_rates
@@ -35,6 +36,7 @@ def no_process_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
     """Let the check processes import this package; afterwards none of them or of their children lives."""
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setenv("PNAS_TEST_OF", str(tmp_path))
+    monkeypatch.setattr(runner, "_PEERS_S", 0.5)
     yield
     mine = [process for process in psutil.process_iter() if process.pid != os.getpid() and _is_of(process, tmp_path)]
     _, alive = psutil.wait_procs(mine, timeout=30)
