@@ -6,6 +6,7 @@ and builds the model. The second script also imports torchvision's transforms an
 of the bar any training uses. Making an optimizer imports torch._dynamo (torch 2.14), which takes half as long as torch.
 """
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -48,11 +49,20 @@ OPTIONS = (
 )
 
 
+PHASES = {
+    " attempt n=": "wall time up to the attempt's line: settings, place, folder, checkpoint's hashes",
+    "] start ": "from there to the worker's first line: its imports, index, rendezvous, network, resume",
+    "] step ": "from there to the step: records, first batch, step",
+}
+"""The line that ends each phase of the trainer's start."""
+
+
 class Cost(NamedTuple):
-    """Seconds of a start."""
+    """Seconds of a start, and of each of its `PHASES`."""
 
     wall: float
     cpu: float
+    phases: tuple[float, ...]
 
 
 def measure(quick: bool) -> list[Figure]:
@@ -68,6 +78,11 @@ def measure(quick: bool) -> list[Figure]:
         figure(FIRST, PEER, "wall", Bar(BAR)),
         figure(FIRST, PEER, "cpu"),
         *(figure(case, PEER_STEP, clock) for case in (FIRST, RANKS, RESUMED) for clock in ("wall", "cpu")),
+        *(
+            Figure(phase, "s", Series(case, [cost.phases[number] for cost in costs[case]]))
+            for case in (FIRST, RANKS, RESUMED)
+            for number, phase in enumerate(PHASES.values())
+        ),
     ]
 
 
@@ -101,15 +116,18 @@ def _trainer(folder: Path, run: str, *options: str) -> Sequence[str]:
 
 
 def _cost(words: Sequence[str]) -> Cost:
-    start = time.perf_counter()
+    marks = [time.perf_counter()]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        while "] step " not in process.stdout.readline():
-            if process.poll() is not None:
-                raise subprocess.CalledProcessError(process.returncode, words)
-        cost = Cost(time.perf_counter() - start, _cpu_s(process.pid))
+        for mark in PHASES if "trainer" in words else ("] step ",):
+            while mark not in process.stdout.readline():
+                if process.poll() is not None:
+                    raise subprocess.CalledProcessError(process.returncode, words)
+            marks.append(time.perf_counter())
+        cpu_s = _cpu_s(process.pid)
         process.communicate("\n")
-    return cost
+    phases = tuple(after - before for before, after in itertools.pairwise(marks))
+    return Cost(marks[-1] - marks[0], cpu_s, phases)
 
 
 def _cpu_s(pid: int) -> float:

@@ -61,8 +61,8 @@ class CpuDevice:
         torch.set_rng_state(state)
 
     def name(self) -> str:
-        """Return the platform's name of the processor."""
-        return platform.processor() or platform.machine()
+        """Return the processor's architecture: more would cost a process, since Linux tells it to `uname -p`."""
+        return platform.machine()
 
     def peak_memory_mib(self) -> float:
         """Return the peak resident memory of the process, in MiB (Linux counts KiB)."""

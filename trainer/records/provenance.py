@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,17 +36,13 @@ def source_revision() -> str | None:
     """Return the git commit of this source, with `+changes` if the tree differs; PNAS_REVISION inside an image."""
     source = Path(trainer.__file__).resolve().parents[1]
     if (source / ".git").exists():
-        commit = _git(source, "rev-parse", "HEAD")
-        if commit is not None:
-            return commit + ("+changes" if _git(source, "status", "--porcelain", "--untracked-files=no") else "")
+        # One process for both facts: a run waits for it before its first step.
+        options = ("--porcelain=v2", "--branch", "--no-ahead-behind", "--untracked-files=no")
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            status = ["git", "-C", str(source), "status", *options]
+            done = subprocess.run(status, capture_output=True, text=True, check=True, timeout=10)
+            commit = re.search(r"^# branch.oid ([0-9a-f]+)$", done.stdout, re.MULTILINE)
+            if commit is not None:
+                changed = any(not line.startswith("#") for line in done.stdout.splitlines())
+                return commit[1] + "+changes" * changed
     return os.environ.get("PNAS_REVISION") or None
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
