@@ -88,7 +88,10 @@ class FoundProof:
         if check not in self.checks:
             return f"{self.path}: prove has not run {check} here: run it"
         latest = self.checks[check]
-        return None if latest.verdict == "passed" else f"{self.path}: {check} has {latest.verdict} at {latest.time}"
+        if latest.verdict == "passed":
+            return None
+        words = "failed" if latest.verdict == "failed" else "did not finish"
+        return f"{self.path}: {check} {words} at {latest.time}"
 
 
 def find_proof(root: Path, device: ProvenDevice) -> FoundProof:

@@ -14,16 +14,18 @@ from trainer.records.proof_record import ProvenCheck, ProvenDevice, add_to_proof
 NPU = ProvenDevice.of("Ascend910B3", {"torch": "2.9.0", "cann": "8.5.0", "numpy": "2.0"})
 PASSED = ProvenCheck(verdict="passed", host="node-7", time="2026-11-30T21:00:00Z")
 FAILED = ProvenCheck(verdict="failed", host="node-8", time="2026-11-30T22:00:00Z")
+UNFINISHED = FAILED.model_copy(update={"verdict": "unfinished"})
 FACTS = Facts(packages={"torch": "2.9.0", "numpy": "2.0"}, python="3.11.7", machine="aarch64", cann="8.5.0")
 
 
 def test_results_of_several_proofs_come_together_and_the_latest_counts(tmp_path: Path) -> None:
     add_to_proof(tmp_path, NPU, {"captured-step": PASSED, "open": PASSED})
-    add_to_proof(tmp_path, NPU, {"open": FAILED})
+    add_to_proof(tmp_path, NPU, {"open": FAILED, "memory": UNFINISHED})
     found = find_proof(tmp_path, NPU)
-    assert found.checks == {"captured-step": PASSED, "open": FAILED}
+    assert found.checks == {"captured-step": PASSED, "open": FAILED, "memory": UNFINISHED}
     assert (found.obstacle("captured-step"), len(found.sha256)) == (None, 64)
-    assert found.obstacle("open") == f"{found.path}: open has failed at 2026-11-30T22:00:00Z"
+    assert found.obstacle("open") == f"{found.path}: open failed at 2026-11-30T22:00:00Z"
+    assert found.obstacle("memory") == f"{found.path}: memory did not finish at 2026-11-30T22:00:00Z"
     assert found.obstacle("matmul") == f"{found.path}: prove has not run matmul here: run it"
 
 
