@@ -136,16 +136,42 @@ def test_a_wrong_result_of_one_operator_in_one_format_is_named(
     assert words in outcome.measured
 
 
-def test_products_that_an_old_chip_rounds_to_fp16_are_told_and_not_compared(
-    context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def halve(values: Tensor) -> None:
-        values.copy_(values.half())
+def _multiplying_fp16(result_dtype: torch.dtype, change: Callable[[Tensor], None]) -> Operator:
+    """Return an operator in fp32 whose matrix unit multiplies fp16, with its results in one of the formats."""
+    right = next(one for one in OPERATORS if one.name == "1x1 convolution")
 
-    monkeypatch.setattr(exact, "OPERATORS", (_wrong_in("1x1 convolution", torch.float32, halve),))
+    def compute(left: Tensor, other: Tensor) -> Tensor:
+        if left.dtype != torch.float32:
+            return right.compute(left, other)
+        result = right.compute(left.half().float(), other.half().float()).to(result_dtype).float()
+        change(result.view(-1))
+        return result
+
+    return Operator(right.name, right.terms, compute, right.shapes, right.grows, right.is_sum, right.is_matrix)
+
+
+@pytest.mark.parametrize(
+    ("result_dtype", "note"),
+    [
+        (torch.float16, "1x1 convolution in fp32 rounded to fp16"),
+        (torch.float32, "1x1 convolution in fp32 multiplied as fp16"),
+    ],
+)
+def test_fp32_on_an_old_chip_that_multiplies_fp16_is_told_and_compared_in_its_range(
+    result_dtype: torch.dtype, note: str, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact, "OPERATORS", (_multiplying_fp16(result_dtype, lambda _values: None),))
     outcome = exact.prove_exact_arithmetic(context)
-    assert outcome.verdict == "passed"
-    assert outcome.measured.endswith("; 1x1 convolution in fp32 is rounded to fp16")
+    assert outcome.verdict == "passed", outcome
+    assert outcome.measured.endswith(f"; {note}")
+    calls = iter(range(20))
+
+    def change_later(values: Tensor) -> None:
+        if next(calls, 0) == 9:
+            values[3] *= 2
+
+    monkeypatch.setattr(exact, "OPERATORS", (_multiplying_fp16(result_dtype, change_later),))
+    assert exact.prove_exact_arithmetic(context).verdict == "failed"
 
 
 def test_patterns_set_and_clear_each_bit_of_each_word_and_tell_addresses_apart() -> None:
