@@ -22,11 +22,11 @@ from trainer.proof.check_process import Folders
 from trainer.proof.report import Proof, describe_result, make_proof, proof_text, proven_checks
 from trainer.proof.runner import run_checks
 from trainer.proof.tune import TUNED, plan_tuning, run_tuning
-from trainer.records.proof_record import add_to_proof
+from trainer.records.proof_record import FOLDER, add_to_proof
 from trainer.shared.config import EMULATED, TrainConfig
 from trainer.shared.durations import count
 from trainer.shared.errors import TrainerError, UsageError
-from trainer.shared.files import replacing, writing
+from trainer.shared.files import own_partial, replacing, writing
 from trainer.shared.program import TERMINATED
 from trainer.shared.start import module_command
 from trainer.shared.text import visible, visible_bytes
@@ -106,11 +106,11 @@ def prove(
         unwritten = str(error)
     if stop is not None:
         if unwritten:
-            _note(f"no report: {unwritten}")
+            _note(f"the report is not complete: {unwritten}")
         return _say_stop(proof)
     failures = describe_failures(results)
     if failures or unwritten:
-        reasons = (failures, f"no report: {unwritten}" if unwritten else "")
+        reasons = (failures, f"the report is not complete: {unwritten}" if unwritten else "")
         raise TrainerError("; ".join(filter(None, reasons))).after_document(as_json and not unwritten)
     return 0
 
@@ -168,15 +168,16 @@ def write_proof(proof: Proof, folder: Path, *, runs: Path | None) -> Path:
     path = folder / "proof.json"
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
+        with replacing(path, partial=own_partial(path)) as partial:
             partial.write_text(proof_text(proof) + "\n", encoding="utf-8")
-        if runs is not None:
-            for device, checks in proven_checks(proof).items():
-                add_to_proof(runs, device, checks)
     # The import of its templates would slow the start of every command.
     page = subprocess.run([*module_command("trainer.proof.page"), str(path)], stderr=subprocess.PIPE, check=False)
     if page.returncode:
         raise TrainerError(visible_bytes(page.stderr.strip()).removeprefix("error: "))
+    if runs is not None:
+        with writing(runs / FOLDER):
+            for device, checks in proven_checks(proof).items():
+                add_to_proof(runs, device, checks)
     return path.with_suffix(".html")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from trainer.proof.catalogue import CHECKS
 from trainer.shared.errors import TrainerError
-from trainer.shared.files import reading, replacing, writing
+from trainer.shared.files import own_partial, reading, replacing, writing
 from trainer.shared.pages import page_template
 from trainer.shared.program import say_error
 from trainer.shared.text import visible
@@ -66,7 +66,7 @@ def main() -> int:
         with reading(path):
             proof = json.loads(path.read_bytes())
         page = path.with_suffix(".html")
-        with writing(page), replacing(page) as partial:
+        with writing(page), replacing(page, partial=own_partial(page)) as partial:
             partial.write_text(proof_page(proof), encoding="utf-8")
     except TrainerError as error:
         say_error(visible(f"error: {error}"))

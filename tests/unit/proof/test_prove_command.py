@@ -108,7 +108,18 @@ def test_where_no_report_can_be_written_the_lines_remain(output: Path, capsys: p
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
     (line,) = err.splitlines()
-    assert line.startswith(f"error: no report: {output}/proof.json: cannot be written: ")
+    assert line.startswith(f"error: the report is not complete: {output}/proof.json: cannot be written: ")
+
+
+def test_without_room_for_the_record_the_report_and_its_page_remain(
+    output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output.mkdir()
+    (output / ".proofs").write_text("a file")
+    assert main(["prove", "--device", "cpu", "--npus", "1", "--output", str(output), "--only", "writes_a_file"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: the report is not complete: {output}/.proofs: cannot be written: ")
+    assert {"proof.json", "proof.html"} <= {path.name for path in output.iterdir()}
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
