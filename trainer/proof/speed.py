@@ -1,7 +1,7 @@
 """The rates at which a device multiplies matrices and copies memory, to compare with the other devices."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -34,8 +34,11 @@ def prove_matmul_speed(context: Context) -> CheckOutcome:
             left, right, out = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(3))
             return lambda: torch.mm(left, right, out=out)
 
-        for side, times in _measure(_SIDES, prepare, runtime):
-            figures |= _rates(f"{MATMUL}_{numbers.name}_{side}", "tflops", 2 * side**3 / 1e12, times)
+        figures |= _best_rate(
+            f"{MATMUL}_{numbers.name}",
+            "tflops",
+            ((2 * side**3 / 1e12, times) for side, times in _measure(_SIDES, prepare, runtime)),
+        )
     return _outcome(figures, "TFLOP/s")
 
 
@@ -50,8 +53,9 @@ def prove_copy_speed(context: Context) -> CheckOutcome:
             source, target = _buffers(way, size, device, pinned=runtime.pin_memory)
             return lambda: target.copy_(source, non_blocking=True)
 
-        for size, times in _measure(_SIZES, prepare, runtime):
-            figures |= _rates(f"{COPY}_{way}_{size >> 20}_mib", "gb_per_s", size / 1e9, times)
+        figures |= _best_rate(
+            f"{COPY}_{way}", "gb_per_s", ((size / 1e9, times) for size, times in _measure(_SIZES, prepare, runtime))
+        )
     return _outcome(figures, "GB/s")
 
 
@@ -94,18 +98,21 @@ def _seconds(call: Callable[[], object], runtime: Device) -> float:
     return float(start.elapsed_time(end)) / 1e3
 
 
-def _rates(name: str, unit: str, work: float, times: Sequence[float]) -> dict[str, float]:
-    """Return the rate of the fastest call and the mean rate, which is lower if the device is disturbed."""
-    return {f"{name}_{unit}": work / min(times), f"{name}_{SUSTAINED}_{unit}": work * len(times) / sum(times)}
+def _best_rate(name: str, unit: str, measured: Iterable[tuple[float, Sequence[float]]]) -> dict[str, float]:
+    """Return the rate of the fastest call of all sizes, and the mean rate at its size.
+
+    The fastest of sizes that take longer and shorter is hardly ever disturbed.
+
+    Args:
+        measured: For each size, the work of a call and the times of calls.
+    """
+    best, mean = max((work / min(times), work * len(times) / sum(times)) for work, times in measured)
+    return {f"{name}_{unit}": best, f"{name}_{SUSTAINED}_{unit}": mean}
 
 
 def _outcome(figures: dict[str, float], unit: str) -> CheckOutcome:
-    """Return the figures, and in words the largest of each kind."""
-    best: dict[str, float] = {}
-    for name, value in figures.items():
-        if SUSTAINED in name:
-            continue
-        kind = " ".join(word for word in name.split("_")[:3] if not word.isdigit())
-        best[kind] = max(value, best.get(kind, 0.0))
-    words = ", ".join(f"{kind} {value:.3g}" for kind, value in best.items())
+    """Return the figures, and the best rates in words."""
+    suffix = "_" + unit.replace("/s", "_per_s" if unit == "GB/s" else "s").lower()
+    rates = {name.removesuffix(suffix): rate for name, rate in figures.items() if SUSTAINED not in name}
+    words = ", ".join(f"{name.replace('_', ' ')} {rate:.3g}" for name, rate in rates.items())
     return CheckOutcome("passed", f"{words} {unit}", _EXPECTED, figures=figures)

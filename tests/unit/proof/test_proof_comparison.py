@@ -7,9 +7,9 @@ import pytest
 from trainer.proof.check import CheckOutcome, Result
 from trainer.proof.comparison import MEMORY, compare_links, compare_models, compare_rates
 
-MATMUL = "matmul_fp16_4096_tflops"
-SUSTAINED = "matmul_fp16_4096_sustained_tflops"
-COPY = "copy_to_device_16_mib_gb_per_s"
+MATMUL = "matmul_fp16_tflops"
+SUSTAINED = "matmul_fp16_sustained_tflops"
+COPY = "copy_to_device_gb_per_s"
 LINK = "link_gb_per_s"
 
 
@@ -47,7 +47,7 @@ def _rates(name: str, *rates: float) -> list[Result]:
         (_results({MATMUL: 250.0, SUSTAINED: 90.0}, {MATMUL: 180.0}), ["npu:1"]),
         (_rates("link_latency_us", 10.0, 50.0), []),
         (_rates("memory_mib", 10.0, 50.0), []),
-        (_results({MATMUL: 250.0}, {}, {"matmul_fp16_2048_tflops": 9.0}), []),
+        (_results({MATMUL: 250.0}, {}, {"matmul_bf16_tflops": 9.0}), []),
         (_results({MATMUL: 250.0, COPY: 20.0}, {MATMUL: 249.0, COPY: 2.0}), ["npu:1"]),
     ],
 )
