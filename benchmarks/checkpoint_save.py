@@ -129,7 +129,7 @@ def _turns(folder: Path, rounds: int) -> tuple[dict[str, list[Turn]], Checkpoint
         print(file=sys.stderr)
     newest = list_checkpoints(checkpoints.folder)[0]
     verification, manifest = _timed(lambda: verify_checkpoint(newest))
-    writes = [float(seconds) for seconds in re.findall(r"^checkpoint .*write_s=(\S+)$", lines.getvalue(), re.MULTILINE)]
+    writes = [float(seconds) for seconds in re.findall(r"^checkpoint .*write_s=(\S+)", lines.getvalue(), re.MULTILINE)]
     return turns, Checkpoint(manifest.bytes / 2**20, len(manifest.tensors), writes[1:], verification)
 
 
