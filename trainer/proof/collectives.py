@@ -77,17 +77,17 @@ def parts_of(ranks: int, size: int, number: int, numbers: NumberFormat) -> Tenso
     """Return (ranks, size): each rank's part of an all-reduce, whole numbers whose sums the format holds exactly."""
     largest = max(1, 2**numbers.bits // ranks)
     generator = torch.Generator().manual_seed(_SEED + number)
-    return torch.randint(-largest, largest + 1, (ranks, size), generator=generator).to(numbers.dtype)
+    return torch.randint(-largest, largest + 1, (ranks, size), generator=generator, dtype=numbers.dtype)
 
 
 def describe_sum(result: Tensor, parts: Tensor, name_of: Callable[[int], str]) -> str:
     """Return what is wrong with a sum of the parts, and whose part is missing if that explains it; empty if right."""
-    wanted = parts.double().sum(0)
+    wanted = parts.sum(0, dtype=torch.float64)
     difference = result.double() - wanted
     wrong = int(difference.count_nonzero())
     if not wrong:
         return ""
-    missing = [name_of(rank) for rank, part in enumerate(parts.double()) if difference.equal(-part)]
+    missing = [name_of(rank) for rank, part in enumerate(parts) if difference.equal(-part.double())]
     first = int(difference.nonzero()[0])
     values = f"{float(result[first]):g} and not {float(wanted[first]):g}"
     words = f"{wrong:,} of {len(wanted):,} sums are wrong, the first is {values}"
