@@ -99,12 +99,14 @@ class PlaceRun:
         outcomes = [process.outcomes.get(check.name) for process in self._processes]
         done = [outcome for outcome in outcomes if outcome is not None]
         failed = any(outcome.verdict in ("failed", "unfinished") for outcome in done)
+        died = any(outcome is None and not alive for outcome, alive in zip(outcomes, running, strict=True))
         if len(done) < len(outcomes):
-            if failed or any(not outcome and not alive for outcome, alive in zip(outcomes, running, strict=True)):
+            if failed or died:
                 self.deadline = min(self.deadline, now + _PEERS_S if any(running) else now)
             if now < self.deadline:
                 return None
-        ended = _combine(self._processes, check) if failed or len(done) == len(outcomes) else None
+        # The peers of a process that has died fail because of it.
+        ended = _combine(self._processes, check) if len(done) == len(outcomes) or (failed and not died) else None
         if ended is not None and not (failed and len(outcomes) > 1):
             return ended
         self.end()

@@ -75,6 +75,13 @@ def one_rank_fails(context: Context) -> CheckOutcome:
     return PASSED
 
 
+def peers_of_a_dead_rank_fail(context: Context) -> CheckOutcome:
+    context.mark("exchange 5")
+    if context.place.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return CheckOutcome("failed", "connection closed by peer")
+
+
 def one_rank_hangs(context: Context) -> CheckOutcome:
     context.mark("entering exchange 3" if context.place.rank == 1 else f"{WAITING} exchange 3")
     time.sleep(1000)

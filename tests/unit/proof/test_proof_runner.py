@@ -142,11 +142,15 @@ def test_a_rank_that_fails_or_does_not_arrive_is_named_and_the_next_check_gets_n
         check_of(small_checks.one_rank_fails, "all"),
         check_of(small_checks.one_rank_hangs, "all", limit_s=4.0),
     )
-    outcomes = run(tmp_path, fails, hangs, check_of(small_checks.passes, "all"), devices=2)
+    dies = check_of(small_checks.peers_of_a_dead_rank_fail, "all")
+    outcomes = run(tmp_path, fails, hangs, dies, check_of(small_checks.passes, "all"), devices=2)
     assert outcomes["one_rank_fails", "cpu:0 cpu:1"].verdict == "failed"
     assert outcomes["one_rank_fails", "cpu:0 cpu:1"].measured == "cpu:1: 1 + 1 = 3"
     assert outcomes["one_rank_hangs", "cpu:0 cpu:1"].verdict == "unfinished"
     assert outcomes["one_rank_hangs", "cpu:0 cpu:1"].measured.startswith("cpu:1 did not arrive: no answer within 4 s ")
+    assert outcomes["peers_of_a_dead_rank_fail", "cpu:0 cpu:1"].measured == (
+        "cpu:1: its process died (killed) while exchange 5"
+    )
     assert outcomes["passes", "cpu:0 cpu:1"].verdict == "passed"
 
 
