@@ -38,7 +38,7 @@ class Condition:
     words: str
     """In the line of the finding."""
     npus: int = 2
-    limit_s: float = 60.0
+    limit_s: float = 120.0
     prefix: Callable[[], list[str]] = list
     """Returns the beginning of the command in which the condition holds."""
 
@@ -99,7 +99,7 @@ CONDITIONS = (
         "all-reduce",
         "npu:0 npu:1",
         "npu:1 did not arrive: ",
-        limit_s=6.0,
+        limit_s=10.0,
     ),
     Condition(
         "a device that fails at the 5th collective",
@@ -136,8 +136,8 @@ CONDITIONS = (
         {"NPU_EMULATED_OPEN": "0:hang"},
         "open",
         "npu:0",
-        "no answer within 5 s",
-        limit_s=5.0,
+        "no answer within ",
+        limit_s=8.0,
     ),
     Condition("little memory", {"NPU_EMULATED_HBM_MIB": "1:256"}, "open", "npu:1", "with 256 MiB of memory"),
     Condition(
