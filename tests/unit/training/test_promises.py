@@ -71,6 +71,7 @@ CASES: dict[str, tuple[str, Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]
     ),
     "not a number": ("fp16_losses", [({"device": "own"}, {"losses": (1.5, math.nan, 1.75)})], "failed", "nan"),
     "rounded": ("bf16_losses", [({"device": "own"}, {"losses": (1.51, 1.24, 1.75)})], "passed", "8e-03"),
+    "no update in fp16": ("fp16_losses", [({"device": "own"}, {"losses": (1.5, 2.1, 2.8)})], "failed", "7e-01, 6e-01"),
     "far away": ("bf16_losses", [({"device": "own"}, {"losses": (1.51, 1.24, 2.75)})], "failed", "6e-01"),
     "no O2": ("o2_losses", (), "impossible", "not for a CPU"),
     "no graphs": ("captured_step", (), "impossible", "no graphs"),
@@ -128,7 +129,7 @@ def test_checks_share_the_runs_that_they_compare_with(runs: Runs) -> None:
     context = Context(PLACE, runs.folder, runs.folder, lambda _: None)
     for check in (promises.prove_fp32_losses, promises.prove_fp16_losses, promises.prove_bf16_losses):
         check(context)
-    assert len(runs.started) == 4
+    assert len(runs.started) == 5  # the CPU at two rates, and one of each format
 
 
 @pytest.mark.parametrize(
