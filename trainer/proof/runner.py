@@ -18,6 +18,9 @@ from trainer.supervisor.signals import STOPS, SignalInbox
 from trainer.topology.ports import free_port
 from trainer.topology.visible import DeviceKind
 
+_RING = 4
+"""Devices next to each other with equal links: on an Atlas 800 the NPUs 0 to 3 and 4 to 7 are two rings, between which
+HCCL connects no pair, or a slower one (HCCL's constraints)."""
 _PEERS_S = 5.0
 """How long the other processes of a place get after the first has died or failed: they say what they miss."""
 
@@ -311,7 +314,8 @@ def places_of(
 ) -> list[list[CheckPlace]]:
     """Return the places of a scope: all places of an inner list are used at once, one list after the other.
 
-    Pairs come in two pairings, so that a device that is slow with two different partners is the slow one.
+    Pairs come in two pairings, so that a device that is slow with two different partners is the slow one. Both are of
+    neighbours in a ring of four: links between rings are of another kind, and not to be compared with these.
     """
     if scope == "node":
         groups: list[list[Sequence[int]]] = [[()]]
@@ -320,9 +324,26 @@ def places_of(
     elif scope == "all":
         groups = [[devices]] if devices else []
     else:
-        shifted = [*devices[1:], *devices[:1]] if len(devices) > 2 else []
-        groups = [list(zip(order[::2], order[1::2], strict=False)) for order in (devices, shifted)]
+        groups = [[pair for ring in _rings(devices) for pair in _neighbours(ring, shift)] for shift in (0, 1)]
     return [[CheckPlace(kind, tuple(group), 0, 0, node=node) for group in turn] for turn in groups if turn]
+
+
+def _rings(devices: Sequence[int]) -> list[list[int]]:
+    """Return the devices in the rings of their numbers; one without another in its ring joins the ring next to it."""
+    rings: list[list[int]] = []
+    for _, ring in itertools.groupby(devices, key=lambda device: device // _RING):
+        members = list(ring)
+        if rings and 1 in (len(rings[-1]), len(members)):
+            rings[-1] += members
+        else:
+            rings.append(members)
+    return rings
+
+
+def _neighbours(ring: Sequence[int], shift: int) -> list[tuple[int, int]]:
+    """Return pairs of a ring that begin with another device; two devices are one pair only."""
+    order = [] if shift and len(ring) < 3 else [*ring[shift:], *ring[:shift]]
+    return list(zip(order[::2], order[1::2], strict=False))
 
 
 def _run(runs: Sequence[PlaceRun], inbox: SignalInbox, report: Callable[[Result], None]) -> int | None:

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,9 +161,24 @@ def test_a_device_is_slow_if_it_is_slow_twice(tmp_path: Path) -> None:
     assert verdicts == ["passed", "failed", "passed"]
 
 
-def test_each_device_meets_two_others() -> None:
-    pairings = [[place.devices for place in turn] for turn in places_of("pair", "npu", range(6))]
-    assert pairings == [[(0, 1), (2, 3), (4, 5)], [(1, 2), (3, 4), (5, 0)]]
+@pytest.mark.parametrize(
+    ("devices", "first", "second"),
+    [
+        (range(8), [(0, 1), (2, 3), (4, 5), (6, 7)], [(1, 2), (3, 0), (5, 6), (7, 4)]),
+        (range(6), [(0, 1), (2, 3), (4, 5)], [(1, 2), (3, 0)]),
+        ([0, 1, 3, 4, 5, 6, 7], [(0, 1), (4, 5), (6, 7)], [(1, 3), (5, 6), (7, 4)]),
+        (range(5), [(0, 1), (2, 3)], [(1, 2), (3, 4)]),
+        ([0, 4], [(0, 4)], []),
+    ],
+)
+def test_each_device_meets_two_others_of_its_ring(
+    devices: Sequence[int], first: list[tuple[int, int]], second: list[tuple[int, int]]
+) -> None:
+    pairings = [[place.devices for place in turn] for turn in places_of("pair", "npu", devices)]
+    assert pairings == [turn for turn in (first, second) if turn]
+
+
+def test_a_pair_needs_two_devices() -> None:
     assert [len(places_of("pair", "npu", range(count))) for count in (0, 1, 2, 3)] == [0, 0, 1, 2]
 
 
