@@ -19,6 +19,7 @@ INTERNAL_FORMAT, JIT_COMPILE, ENABLE = "ALLOW_INTERNAL_FORMAT", "ACL_OP_JIT_COMP
 """Variables of this program: tensors in the chip's own formats, kernels that are compiled for the sizes of tensors."""
 HCCL_EXEC_TIMEOUT_S = 1836
 """HCCL's default: 27 times 68 s, since an Ascend 910A counts in multiples of 68 s; on later chips 0 means for ever."""
+HCCL_CONNECT, KERNEL_CACHE = "HCCL_CONNECT_TIMEOUT", "ACL_OP_COMPILER_CACHE_DIR"
 HCCL_STEP_S = 68
 HCCL_LONGEST_S = 17_340
 HCCL_CONNECT_TIMEOUT_S = 600
@@ -66,7 +67,7 @@ def runtime_environment(
         # Each process on separate processors, and its loaders with it, as the seed did with taskset.
         **({CPU_AFFINITY: affinity} if affinity else {}),
         # If the output folder outlives the pod, so do compiled operators.
-        "ACL_OP_COMPILER_CACHE_DIR": str(run.parent / ".ascend-kernels"),
+        KERNEL_CACHE: str(run.parent / ".ascend-kernels"),
     }
     logs = _log_variables(evidence, rank, environ)
     return _unset({**defaults, **logs}, environ) | hccl_timeouts(config.stall_timeout_s, environ)
@@ -94,7 +95,7 @@ def hccl_timeouts(stall_timeout_s: float, environ: Mapping[str, str]) -> dict[st
     Raises:
         UsageError: the time to connect or the time of a collective is not a number.
     """
-    connect_s, exec_s = (hccl_seconds(name, environ) for name in ("HCCL_CONNECT_TIMEOUT", "HCCL_EXEC_TIMEOUT"))
+    connect_s, exec_s = (hccl_seconds(name, environ) for name in (HCCL_CONNECT, "HCCL_EXEC_TIMEOUT"))
     if exec_s is None:
         # Longer than the watchdog's limit, which can name the missing rank, and than the time to connect.
         needed = math.ceil((stall_timeout_s + WATCHDOG_MARGIN_S) / HCCL_STEP_S) * HCCL_STEP_S
@@ -108,7 +109,7 @@ def hccl_timeouts(stall_timeout_s: float, environ: Mapping[str, str]) -> dict[st
             connect_s = min(max(HCCL_SHORTEST_CONNECT_S, below), connect_s)
     # If HCCL waits for ever, torch_npu keeps its own limit.
     event = {"HCCL_EVENT_TIMEOUT": str(exec_s + HCCL_STEP_S)} if exec_s else {}
-    return _unset({"HCCL_CONNECT_TIMEOUT": str(connect_s), "HCCL_EXEC_TIMEOUT": str(exec_s), **event}, environ)
+    return _unset({HCCL_CONNECT: str(connect_s), "HCCL_EXEC_TIMEOUT": str(exec_s), **event}, environ)
 
 
 def hccl_seconds(name: str, environ: Mapping[str, str]) -> int | None:

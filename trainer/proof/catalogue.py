@@ -8,6 +8,13 @@ from trainer.proof.comparison import compare_links, compare_models, compare_rate
 from trainer.shared.errors import UsageError
 from trainer.topology.visible import DeviceKind
 
+_OPEN_S, _OPERATORS_S, _RUN_S, _RUNS_S = 300.0, 600.0, 1200.0, 1800.0
+"""The limits of checks that open a device, call operators, or start one run or several runs of the trainer.
+
+A check takes seconds, but the first one on an NPU can compile each operator for seconds, on all devices at once: 600 s
+for the first step of a 910A without binary kernels.
+"""
+
 
 def _of_node(name: str, about: str, function: str, *kinds: DeviceKind) -> ProofCheck:
     return ProofCheck(name, about, "node", f"trainer.proof.node:{function}", limit_s=60.0, kinds=kinds or EVERY_KIND)
@@ -33,7 +40,7 @@ CHECKS: tuple[ProofCheck, ...] = (
         "the device opens, and says its name",
         "device",
         "trainer.proof.device:prove_open",
-        limit_s=180.0,
+        limit_s=_OPEN_S,
         opens=True,
         compare=compare_models,
     ),
@@ -42,42 +49,42 @@ CHECKS: tuple[ProofCheck, ...] = (
         "sums, products and convolutions of whole numbers have no wrong bit",
         "device",
         "trainer.proof.exact:prove_exact_arithmetic",
-        limit_s=120.0,
+        limit_s=_OPERATORS_S,
     ),
     ProofCheck(
         "rounded-arithmetic",
         "sums, products, convolutions, exp, log and batch norm are as precise as their number format",
         "device",
         "trainer.proof.rounded:prove_rounded_arithmetic",
-        limit_s=120.0,
+        limit_s=_OPERATORS_S,
     ),
     ProofCheck(
         "repeatable-kernels",
         "the same training pass gives the same bits, forward and backward",
         "device",
         "trainer.proof.repeatable:prove_repeatable",
-        limit_s=180.0,
+        limit_s=_OPERATORS_S,
     ),
     ProofCheck(
         "overflow",
         "the loss scale notices that fp16 has overflowed",
         "device",
         "trainer.proof.overflow:prove_overflow",
-        limit_s=120.0,
+        limit_s=_OPERATORS_S,
     ),
     ProofCheck(
         "memory",
         "patterns written to free memory are read back",
         "device",
         "trainer.proof.memory:prove_memory",
-        limit_s=120.0,
+        limit_s=_OPERATORS_S,
     ),
     ProofCheck(
         "matmul-speed",
         "the device multiplies matrices as fast as the others",
         "device",
         "trainer.proof.speed:prove_matmul_speed",
-        limit_s=120.0,
+        limit_s=_OPERATORS_S,
         compare=compare_rates,
     ),
     ProofCheck(
@@ -85,7 +92,7 @@ CHECKS: tuple[ProofCheck, ...] = (
         "the device copies memory as fast as the others",
         "device",
         "trainer.proof.speed:prove_copy_speed",
-        limit_s=120.0,
+        limit_s=_OPERATORS_S,
         compare=compare_rates,
     ),
     ProofCheck(
@@ -93,7 +100,7 @@ CHECKS: tuple[ProofCheck, ...] = (
         "two devices exchange sums as fast as other pairs",
         "pair",
         "trainer.proof.collectives:prove_link_speed",
-        limit_s=120.0,
+        limit_s=_OPERATORS_S,
         compare=compare_links,
     ),
     ProofCheck(
@@ -101,14 +108,14 @@ CHECKS: tuple[ProofCheck, ...] = (
         "sums over all devices are right",
         "all",
         "trainer.proof.collectives:prove_all_reduce",
-        limit_s=180.0,
+        limit_s=_OPERATORS_S,
     ),
     ProofCheck(
         "all-reduce-speed",
         "the rate and latency of sums over all devices",
         "all",
         "trainer.proof.collectives:prove_all_reduce_speed",
-        limit_s=120.0,
+        limit_s=_OPERATORS_S,
     ),
     # After the collectives: new processes begin here, and free HCCL's ports for the runs that they start.
     ProofCheck(
@@ -116,77 +123,77 @@ CHECKS: tuple[ProofCheck, ...] = (
         "the first losses in fp32 are the CPU's",
         "device",
         "trainer.proof.promises:prove_fp32_losses",
-        limit_s=600.0,
+        limit_s=_RUN_S,
     ),
     ProofCheck(
         "fp16-losses",
         "the first losses in fp16 are near the CPU's in fp32",
         "device",
         "trainer.proof.promises:prove_fp16_losses",
-        limit_s=600.0,
+        limit_s=_RUN_S,
     ),
     ProofCheck(
         "bf16-losses",
         "the first losses in bf16 are near the CPU's in fp32",
         "device",
         "trainer.proof.promises:prove_bf16_losses",
-        limit_s=600.0,
+        limit_s=_RUN_S,
     ),
     ProofCheck(
         "o2-losses",
         "the first losses in O2, by apex or without it, are near the CPU's in fp32",
         "device",
         "trainer.proof.promises:prove_o2_losses",
-        limit_s=600.0,
+        limit_s=_RUN_S,
     ),
     ProofCheck(
         "o2-apex",
         "O2 by apex gives the losses of O2 without it",
         "device",
         "trainer.proof.promises:prove_o2_apex",
-        limit_s=300.0,
+        limit_s=_RUN_S,
     ),
     ProofCheck(
         "skipped-step",
         "steps that overflow in fp16 are left out",
         "device",
         "trainer.proof.promises:prove_skipped_step",
-        limit_s=300.0,
+        limit_s=_RUN_S,
     ),
     ProofCheck(
         "kill-and-resume",
         "a killed run resumes bit for bit",
         "device",
         "trainer.proof.promises:prove_kill_and_resume",
-        limit_s=900.0,
+        limit_s=_RUNS_S,
     ),
     ProofCheck(
         "stop-and-resume",
         "SIGTERM ends a run in time, with code 75, and it resumes bit for bit",
         "device",
         "trainer.proof.promises:prove_stop_and_resume",
-        limit_s=900.0,
+        limit_s=_RUNS_S,
     ),
     ProofCheck(
         "captured-step",
         "captured steps give the bits of eager ones",
         "device",
         "trainer.proof.promises:prove_captured_step",
-        limit_s=900.0,
+        limit_s=_RUNS_S,
     ),
     ProofCheck(
         "cann-log",
         "CANN's log is in the run's folder",
         "device",
         "trainer.proof.promises:prove_cann_log",
-        limit_s=300.0,
+        limit_s=_RUN_S,
     ),
     ProofCheck(
         "data-parallel",
         "all devices together take the steps that one would take",
         "all",
         "trainer.proof.promises:prove_data_parallel",
-        limit_s=600.0,
+        limit_s=_RUN_S,
     ),
 )
 

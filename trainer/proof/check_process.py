@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from trainer.devices.runtime_env import HCCL_CONNECT, HCCL_CONNECT_TIMEOUT_S, KERNEL_CACHE
 from trainer.proof.check import CheckOutcome, CheckPlace, ProofCheck
 from trainer.shared.container import usable_processors
 from trainer.shared.start import module_command
@@ -74,7 +75,7 @@ class CheckProcess:
                 stderr=output_writer,
                 pass_fds=(message_writer,),
                 start_new_session=True,
-                env=_environment(place, processes),
+                env=_environment(place, processes, folders.scratch),
             )
         except OSError:
             os.close(self._messages)
@@ -166,7 +167,7 @@ class CheckProcess:
         return f"exit code {code}" if code >= 0 else str(signal.strsignal(-code)).lower()
 
 
-def _environment(place: CheckPlace, processes: int) -> Mapping[str, str]:
+def _environment(place: CheckPlace, processes: int, scratch: Path) -> Mapping[str, str]:
     """Return the environment, with what torch and HCCL read; a check of the node looks at the user's own one."""
     if not place.devices:
         return os.environ
@@ -180,6 +181,11 @@ def _environment(place: CheckPlace, processes: int) -> Mapping[str, str]:
         # A check tells by itself whether the device's library can be loaded.
         "TORCH_DEVICE_BACKEND_AUTOLOAD": 0,
     }
+    if place.kind == "npu":
+        # All processes and runs share compiled kernels, which can take minutes.
+        variables[KERNEL_CACHE] = os.environ.get(KERNEL_CACHE) or scratch / "kernels"
+        # Longer than HCCL's default: the runner, which ends a check, can say which device is missing.
+        variables[HCCL_CONNECT] = os.environ.get(HCCL_CONNECT) or HCCL_CONNECT_TIMEOUT_S
     if place.master_addr == CheckPlace.master_addr:
         variables["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
     # Else HCCL takes the pod's table for the process group, of these devices only.

@@ -118,8 +118,6 @@ def run_trainer(
     settings = {"device": context.place.kind, **SMALL_RUN, **options}
     settings |= {"data_path": images, "output": context.folder, "run_name": name}
     words = [word for field, value in settings.items() for word in (flag_name(field), str(value))]
-    # All runs share compiled kernels, which can take minutes.
-    kernels = {"ACL_OP_COMPILER_CACHE_DIR": str(context.folder.parent / "kernels")}
     lines, acted = [], 0.0
     with subprocess.Popen(
         [*module_command("trainer.cli"), *words],
@@ -128,7 +126,7 @@ def run_trainer(
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env={**kernels, **run_environment(context.place, os.environ), **(environ or {})},
+        env={**run_environment(context.place, os.environ), **(environ or {})},
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -17,6 +17,12 @@ def passes(_context: Context) -> CheckOutcome:
     return PASSED
 
 
+def tells_its_variables(context: Context) -> CheckOutcome:
+    names = ("ACL_OP_COMPILER_CACHE_DIR", "HCCL_CONNECT_TIMEOUT")
+    values = [os.environ.get(name, "nothing").replace(str(context.folder.parent), "…") for name in names]
+    return CheckOutcome("passed", " ".join(values))
+
+
 def fails(_context: Context) -> CheckOutcome:
     return CheckOutcome("failed", "1 + 1 = 3", "2, by arithmetic", "replace the device")
 

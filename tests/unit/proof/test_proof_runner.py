@@ -16,6 +16,7 @@ from trainer.proof.check import CheckFunction, CheckOutcome, ProofCheck, Result,
 from trainer.proof.check_process import Folders
 from trainer.proof.comparison import compare_rates
 from trainer.proof.runner import places_of, run_checks
+from trainer.topology.visible import DeviceKind
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -66,6 +67,28 @@ def test_checks_that_pass_give_their_outcomes_and_finite_figures(tmp_path: Path)
         for name in ("passes", "writes_a_file")
         for device in (0, 1)
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "measured"),
+    [
+        ("npu", {}, "…/kernels 600"),
+        ("npu", {"ACL_OP_COMPILER_CACHE_DIR": "/kept", "HCCL_CONNECT_TIMEOUT": "130"}, "/kept 130"),
+        ("cpu", {}, "nothing nothing"),
+    ],
+)
+def test_processes_on_npus_share_compiled_kernels_and_wait_longer_than_a_check(
+    kind: DeviceKind, own: dict[str, str], measured: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ACL_OP_COMPILER_CACHE_DIR", "HCCL_CONNECT_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    results: list[Result] = []
+    run_checks(
+        kind, [0], [check_of(small_checks.tells_its_variables)], Folders(tmp_path / "scratch", tmp_path), results.append
+    )
+    assert [result.outcome.measured for result in results] == [measured]
 
 
 @pytest.mark.parametrize(
