@@ -2,12 +2,16 @@
 
 Time: the networks are in one process with the same weights and images, and take turns; the result is the median, of
 wall time and of CPU time. Ours has the layout in memory that `--memory-format auto` chooses; timm's has both, and the
-better one counts. Memory: each network runs in a new process; the result is the growth of its peak resident set over
-the interpreter and its libraries.
+better one counts. All run in the environment of a CPU worker, whose malloc keeps freed memory; its gain is counted
+separately, in page faults. Memory: each network runs in a new process; the result is the growth of its peak
+resident set over the interpreter and its libraries.
+
+The floor of a ratio is the time of only our convolutions against timm's whole pass: all else could only become free.
 """
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -20,13 +24,15 @@ import timm
 import torch
 import torch.nn.functional as F  # noqa: N812  # the name that every PyTorch program uses
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import Bar, Benchmark, Figure, Series, run
 from trainer.devices.cpu import CpuDevice
-from trainer.model.folding import folded
+from trainer.devices.runtime_env import KEEP_FREED_MEMORY
+from trainer.model.folding import PackedConv2d, folded
 from trainer.model.pnasnet import LARGE, PNASNet5
 
-SIDE, IMAGES = 331, 2
+SIDE, IMAGES, MANY_IMAGES = 331, 2, 16
 WARM_UP, ROUNDS, QUICK_ROUNDS = 2, 7, 3
 """Rounds of the warm-up and of the measurement; the first steps of a process wait for its memory."""
 LAYOUTS = {"nhwc": torch.channels_last, "nchw": torch.contiguous_format}
@@ -44,31 +50,53 @@ class Seconds(NamedTuple):
 def measure(quick: bool) -> list[Figure]:
     """Return the figures of a step and of an evaluation, and in a whole run of the memory."""
     rounds = QUICK_ROUNDS if quick else ROUNDS
-    steps = _in_turns("step", _training_steps(), rounds)
-    evaluations = _in_turns("evaluation", _evaluations(), rounds)
+    training_steps = _training_steps()
+    steps = _in_turns("step", training_steps, rounds)
+    evaluations = _in_turns("evaluation", _evaluations(IMAGES), rounds)
     recomputing, ours = (
         Series(name, [seconds.wall for seconds in steps[name, OURS]]) for name in ("ours, recomputing", "ours")
     )
     return [
         *_time_figures("training step", steps, STEP_BAR),
-        *_time_figures("evaluation", evaluations, EVALUATION_BAR),
+        *_time_figures(f"evaluation of {IMAGES} images", evaluations, EVALUATION_BAR),
         Figure("step with `--activation-checkpointing`, wall time", "s", recomputing, ours, Bar(RECOMPUTING_BAR)),
         *(() if quick else _memory_figures()),
+        *(() if quick else _evaluation_figures()),
+        *(() if quick else _floor_figures(training_steps, steps, evaluations)),
     ]
 
 
 def _time_figures(what: str, times: dict[tuple[str, str], list[Seconds]], bar: float) -> Iterator[Figure]:
     """Yield the figures against each layout of timm's; the bar holds against the faster one."""
-    peers = sorted(
-        (key for key in times if key[0] == "timm"),
-        key=lambda key: statistics.median(seconds.wall for seconds in times[key]),
-    )
+    peers = sorted((key for key in times if key[0] == "timm"), key=lambda key: _median_wall(times[key]))
     for peer in peers:
         for index, clock in enumerate(("wall", "CPU")):
             ours, theirs = (
                 Series(", ".join(key), [seconds[index] for seconds in times[key]]) for key in (("ours", OURS), peer)
             )
             yield Figure(f"{what}, {clock} time", "s", ours, theirs, Bar(bar) if peer == peers[0] else None)
+
+
+def _evaluation_figures() -> Iterator[Figure]:
+    """Yield the times of larger batches, and of a process that has one thread."""
+    name = f"evaluation of {MANY_IMAGES} images"
+    yield from _time_figures(name, _in_turns(name, _evaluations(MANY_IMAGES), QUICK_ROUNDS), EVALUATION_BAR)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    name = f"evaluation of {IMAGES} images by one thread"
+    yield from _time_figures(name, _in_turns(name, _evaluations(IMAGES), QUICK_ROUNDS), EVALUATION_BAR)
+    torch.set_num_threads(threads)
+
+
+def _floor_figures(
+    training_steps: dict[tuple[str, str], Callable[[], None]],
+    steps: dict[tuple[str, str], list[Seconds]],
+    evaluations: dict[tuple[str, str], list[Seconds]],
+) -> Iterator[Figure]:
+    yield _floor("training step", training_steps, steps)
+    yield _floor(f"evaluation of {IMAGES} images", _evaluations(IMAGES), evaluations)
+    yield _rates(ROUNDS)
+    yield _page_faults()
 
 
 def _memory_figures() -> Iterator[Figure]:
@@ -100,9 +128,9 @@ def _networks() -> dict[tuple[str, str], nn.Module]:
     return networks
 
 
-def _batch(layout: str) -> tuple[Tensor, Tensor]:
+def _batch(layout: str, count: int = IMAGES) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
-    return torch.randn(IMAGES, 3, SIDE, SIDE).to(memory_format=LAYOUTS[layout]), torch.randint(1000, (IMAGES,))
+    return torch.randn(count, 3, SIDE, SIDE).to(memory_format=LAYOUTS[layout]), torch.randint(1000, (count,))
 
 
 def _training_step(network: nn.Module, layout: str) -> Callable[[], None]:
@@ -123,8 +151,8 @@ def _training_steps() -> dict[tuple[str, str], Callable[[], None]]:
     return {key: _training_step(network, key[1]) for key, network in networks.items()}
 
 
-def _evaluations() -> dict[tuple[str, str], Callable[[], None]]:
-    """Return evaluations of a batch: ours with folded batch norms, as a run evaluates."""
+def _evaluations(count: int) -> dict[tuple[str, str], Callable[[], None]]:
+    """Return evaluations of `count` images: ours with folded batch norms, as a run evaluates."""
     networks = _networks()
     ours = networks["ours", OURS]
     assert isinstance(ours, PNASNet5)
@@ -132,7 +160,7 @@ def _evaluations() -> dict[tuple[str, str], Callable[[], None]]:
 
     def evaluation(network: nn.Module, layout: str) -> Callable[[], None]:
         network.eval()
-        images, _ = _batch(layout)
+        images, _ = _batch(layout, count)
 
         @torch.no_grad()
         def evaluate() -> None:
@@ -159,6 +187,68 @@ def _in_turns(
     return times
 
 
+CONVOLUTIONS = ("aten::convolution", "aten::convolution_backward", "mkldnn::_convolution_pointwise")
+
+
+def _floor(
+    what: str,
+    steps: dict[tuple[str, str], Callable[[], None]],
+    times: dict[tuple[str, str], list[Seconds]],
+) -> Figure:
+    """Return the time of only our convolutions, from a profile, against timm's whole pass."""
+    step, peer = steps["ours", OURS], _best(times)
+    samples = []
+    for _ in times[peer]:
+        step()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            step()
+        events = profile.key_averages()
+        samples.append(sum(event.cpu_time_total for event in events if event.key in CONVOLUTIONS) / 1e6)
+    ours, theirs = Series("our convolutions", samples), Series(", ".join(peer), [time.wall for time in times[peer]])
+    return Figure(f"{what}, its floor: only convolutions, wall time", "s", ours, theirs)
+
+
+def _rates(rounds: int) -> Figure:
+    """Return the rate of the convolutions of an evaluation against one large convolution of the same library."""
+    steps = _evaluations(IMAGES)
+    with FlopCounterMode(display=False) as counter:
+        steps["timm", OURS]()
+    floor = _floor("", steps, {("timm", OURS): [Seconds(1, 1)] * rounds})
+    large = PackedConv2d(nn.Conv2d(1080, 1080, 1).requires_grad_(False))
+    maps = torch.randn(IMAGES, 1080, 84, 84).to(memory_format=torch.channels_last)
+    operations = 2 * maps.numel() * 1080
+    large(maps)
+    rates = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        large(maps)
+        rates.append(operations / (time.perf_counter() - began) / 1e9)
+    ours = [counter.get_total_flops() / seconds / 1e9 for seconds in floor.ours.samples]
+    return Figure(
+        "rate of the convolutions of an evaluation", "GFLOP/s", Series("ours", ours), Series("a large one", rates)
+    )
+
+
+def _page_faults() -> Figure:
+    """Return the page faults of a training step in a CPU worker's environment and without it."""
+    of_default = {name: value for name, value in os.environ.items() if name not in KEEP_FREED_MEMORY}
+    with_it, without = (
+        Series(name, [max(1.0, _in_new_process("faults-of", "ours", OURS, environ=environ))])
+        for name, environ in (("kept memory", dict(os.environ)), ("glibc's defaults", of_default))
+    )
+    return Figure("page faults of a training step", "", with_it, without)
+
+
+def _faults(name: str, layout: str) -> float:
+    """Return the page faults of the fourth training step of this process."""
+    step = _training_step(_network(name, layout), layout)
+    for _ in range(3):
+        step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
 def _peak_memory(name: str, layout: str) -> float:
     """Return the MiB by which two training steps raise this process's peak resident set."""
     before = _peak_resident()
@@ -175,19 +265,33 @@ def _peak_resident() -> int:
 
 
 def _new_process_peak_memory(name: str, layout: str) -> float:
-    command = [sys.executable, "-m", "benchmarks.model_step", "memory-of", name, layout]
     # malloc returns large blocks to the system at once, so that the peak counts only memory in use.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    of_malloc = {"MALLOC_MMAP_MAX_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    return _in_new_process("memory-of", name, layout, environ=os.environ | of_malloc)
+
+
+def _in_new_process(what: str, name: str, layout: str, *, environ: dict[str, str]) -> float:
+    command = [sys.executable, "-m", "benchmarks.model_step", what, name, layout]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environ).stdout
     return float(json.loads(output))
+
+
+def _best(times: dict[tuple[str, str], list[Seconds]]) -> tuple[str, str]:
+    """Return the faster one of timm's layouts."""
+    return min((key for key in times if key[0] == "timm"), key=lambda key: _median_wall(times[key]))
+
+
+def _median_wall(times: list[Seconds]) -> float:
+    return statistics.median(seconds.wall for seconds in times)
 
 
 BENCHMARK = Benchmark(
     name="model_step",
     title="Training step and evaluation of pnasnet5large",
     method=f"{SIDE} px, fp32, {IMAGES} images; a step is forward, backward and fused SGD with momentum, after "
-    f"{WARM_UP} to warm up. Ours evaluates with folded batch norms. Memory is the growth of the peak resident set of "
-    "a new process whose malloc keeps no free blocks.",
+    f"{WARM_UP} to warm up. All have a CPU worker's environment, whose malloc keeps freed memory. Ours evaluates with "
+    "folded batch norms. A floor is the time of only our convolutions, against timm's whole pass. Memory is the "
+    "growth of the peak resident set of a new process whose malloc keeps no free blocks.",
     measure=measure,
     packages=("torch", "timm"),
 )
@@ -196,5 +300,10 @@ BENCHMARK = Benchmark(
 if __name__ == "__main__":
     if sys.argv[1:2] == ["memory-of"]:  # in a new process
         print(json.dumps(_peak_memory(*sys.argv[2:])))
+    elif sys.argv[1:2] == ["faults-of"]:
+        print(json.dumps(_faults(*sys.argv[2:])))
+    elif not KEEP_FREED_MEMORY.keys() <= os.environ.keys():  # malloc reads them when a process starts
+        again = [sys.executable, "-m", "benchmarks.model_step", *sys.argv[1:]]
+        os.execve(sys.executable, again, os.environ | KEEP_FREED_MEMORY)
     else:
         sys.exit(run(BENCHMARK))
