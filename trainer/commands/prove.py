@@ -86,7 +86,12 @@ def prove(
     started_at = time.time()
     stop = run_checks(visible_.kind, devices, checks, Folders(proof_scratch(), output), report)
     if tuning is not None and stop is None:
-        stop = run_tuning(tuning, proof_scratch(), say=_note, report=report)
+        opening = {check.name for check in checks if check.opens}
+        closed = [one.place for one in results if one.check in opening and one.outcome.verdict != "passed"]
+        if closed:
+            _note(f"no tuning: first see to {', '.join(closed)}")
+        else:
+            stop = run_tuning(tuning, proof_scratch(), say=_note, report=report)
     proof = make_proof(
         visible_.kind,
         facts,

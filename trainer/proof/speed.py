@@ -60,10 +60,14 @@ def prove_copy_speed(context: Context) -> CheckOutcome:
 
 
 def _buffers(way: str, size: int, device: torch.device, *, pinned: bool) -> tuple[Tensor, Tensor]:
-    """Return a source and a target of a copy."""
-    source, target = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
-    host = torch.ones(size, dtype=torch.uint8, pin_memory=pinned)
-    return (host if way == "to_device" else source, host if way == "from_device" else target)
+    """Return a source and a target of a copy, of which at most one is in the host's memory."""
+
+    def buffer(*, on_host: bool) -> Tensor:
+        if on_host:
+            return torch.ones(size, dtype=torch.uint8, pin_memory=pinned)
+        return torch.ones(size, dtype=torch.uint8, device=device)
+
+    return buffer(on_host=way == "to_device"), buffer(on_host=way == "from_device")
 
 
 def _measure(

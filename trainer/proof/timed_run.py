@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.devices.runtime_env import ENABLE, JIT_COMPILE
 from trainer.proof.check import CheckPlace
 from trainer.proof.switches import is_environment_variable
 from trainer.proof.timing import Refusal, RunSettings, RunTiming
@@ -124,9 +125,10 @@ class TimedTrainer:
         output = self._folder / "output"
         # Files that a killed program leaves go with the folder.
         environ = {**self._environ, "TMPDIR": str(self._folder), **variables}
-        code = self._run_command(command, environ, output, self._limit_s)
+        limit_s = _FIRST_LIMIT_S if variables.get(JIT_COMPILE) == ENABLE else self._limit_s
+        code = self._run_command(command, environ, output, limit_s)
         if code is None:
-            return Refusal(f"no end within {self._limit_s:.0f} s: its processes were ended")
+            return Refusal(f"no end within {limit_s:.0f} s: its processes were ended")
         return Refusal(cause(text_if_readable(output), code, self._folder)) if code else None
 
     def _options(self, run: Path) -> tuple[str, ...]:

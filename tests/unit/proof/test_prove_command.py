@@ -102,6 +102,17 @@ def test_more_devices_than_there_are_is_one_line(
     assert capsys.readouterr().err == f"error: --npus 8: there are 1 ({output}/davinci*): ask for fewer\n"
 
 
+def test_a_device_that_does_not_open_is_not_tuned(
+    output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "CHECKS", (_check(small_checks.fails, opens=True),))
+    assert main(["prove", "--device", "cpu", "--npus", "1", "--output", str(output), "--tune"]) == 1
+    assert "no tuning: first see to cpu:0" in capsys.readouterr().err.splitlines()
+    report = one_document((output / "proof.json").read_text(), "Proof")
+    assert "tune-defaults" in report["notRun"]
+    assert not (output / "tuned.yaml").exists()
+
+
 def test_where_no_report_can_be_written_the_lines_remain(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output.write_text("a file")
     assert main(["prove", "--device", "cpu", "--npus", "1", "--output", str(output), "--only", "writes_a_file"]) == 1

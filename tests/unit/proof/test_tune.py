@@ -40,12 +40,15 @@ class _SimulatedTrainer:
         self.commands: list[tuple[tuple[str, ...], Mapping[str, str]]] = []
         self.before_run: Callable[[int], int] = lambda _run: 0
         """Called with the number of the run; returns the exit code."""
+        self.limits: dict[str | None, float] = {}
+        """The last limit, in seconds, of runs with each value of ACL_OP_JIT_COMPILE."""
 
-    def __call__(self, command: Sequence[str], environ: Mapping[str, str], output: Path, _limit_s: float) -> int | None:
+    def __call__(self, command: Sequence[str], environ: Mapping[str, str], output: Path, limit_s: float) -> int | None:
         if tuple(command[: len(TRAINER_COMMAND)]) != TRAINER_COMMAND:
             return 0
         options = dict(zip(command[len(TRAINER_COMMAND) :: 2], command[len(TRAINER_COMMAND) + 1 :: 2], strict=True))
         self.commands.append((tuple(command), environ))
+        self.limits[environ.get("ACL_OP_JIT_COMPILE")] = limit_s
         if code := self.before_run(len(self.commands)):
             output.write_text(f"[node 0 #3] failed rank=0 {output.parent}/x: gone\x1b[31m\n[node 0 #4] ended\n")
             return code
@@ -73,10 +76,10 @@ class _SimulatedTrainer:
         return 0
 
 
-def _run(trainer: _SimulatedTrainer, tmp_path: Path) -> tuple[int | None, list[Result], Path]:
+def _run(trainer: _SimulatedTrainer, tmp_path: Path, *switches: Switch) -> tuple[int | None, list[Result], Path]:
     profile = tmp_path / "output" / "tuned.yaml"
     place = CheckPlace("npu", (0, 1), 0, 0)
-    plan = TuningPlan(place, TrainConfig(), {"HOME": SECRET}, SWITCHES, TunedProfile(profile))
+    plan = TuningPlan(place, TrainConfig(), {"HOME": SECRET}, switches or SWITCHES, TunedProfile(profile))
     results: list[Result] = []
     stop = tune_switches(plan, tmp_path / "scratch", trainer, say=lambda _line: None, report=results.append)
     assert not (tmp_path / "scratch").exists()
@@ -133,6 +136,12 @@ def test_options_and_variables_reach_the_run_in_the_form_in_which_a_user_gives_t
     ]
     assert (("--workers", "8"), None) in tried
     assert (("--workers", "8"), "1") in tried
+
+
+def test_a_run_that_compiles_its_kernels_gets_the_time_of_a_first_run(tmp_path: Path) -> None:
+    trainer = _SimulatedTrainer()
+    _run(trainer, tmp_path, Switch("ACL_OP_JIT_COMPILE", ("enable",), "kernels that are compiled"))
+    assert trainer.limits == {None: 60.0, "enable": 1800.0}
 
 
 @pytest.mark.parametrize("stopped_run", [1, 2, 4, 6, 11, 12, 24])
