@@ -89,8 +89,8 @@ class PNASNet5(nn.Module):
         self.drop_path = drop_path
         self.recomputed_cells = STEMS + (STAGES - 1) * scale.cells if checkpoint_cells else 0
         self.progress = 1.0
-        self._rate: Tensor | None = None
-        """Drop-path's present rate as an fp32 scalar on the device, which a captured step reads each time."""
+        self._rate = torch.tensor(drop_path)
+        """Drop-path's present rate, an fp32 scalar on the device, which a captured or compiled step reads each time."""
 
         conv = nn.Conv2d(3, scale.stem, 3, stride=2, bias=False)
         self.conv_0 = nn.Sequential(OrderedDict[str, nn.Module](conv=conv, bn=batch_norm(scale.stem)))
@@ -108,8 +108,7 @@ class PNASNet5(nn.Module):
         if not 0 <= fraction <= 1:
             raise ValueError(f"progress is {fraction}; it must be from 0 to 1")
         self.progress = fraction
-        if self._rate is not None:
-            self._rate.fill_(self.drop_path * fraction)
+        self._rate.fill_(self.drop_path * fraction)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Return the logits; in training with an auxiliary head also its logits."""
@@ -143,8 +142,6 @@ class PNASNet5(nn.Module):
         """
         if not (self.training and self.drop_path):
             return None
-        if self._rate is None or self._rate.device != x.device:
-            self._rate = torch.full((), self.drop_path * self.progress, device=x.device)
         cells = len(self.cell_names)
         depth = torch.arange(1, cells + 1, device=x.device, dtype=torch.float32) / cells
         keep_probability = (1 - self._rate * depth)[:, None, None]
@@ -152,8 +149,9 @@ class PNASNet5(nn.Module):
         return (draws + keep_probability).floor_().div_(keep_probability)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or convert everything; the counters stay one tensor."""
+        """Move or convert everything; the counters stay one tensor, and drop-path's rate stays in fp32."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._rate = torch.full((), self.drop_path * self.progress, device=self.last_linear.weight.device)
         self._batches_seen = _join_counters(self)
         return self
 

@@ -29,6 +29,7 @@ from trainer.shared.container import memory_bytes
 from trainer.shared.files import writing
 from trainer.training.capture import CapturedStep
 from trainer.training.comparison import StateComparison
+from trainer.training.compiling import compile_network
 from trainer.training.ema import Ema
 from trainer.training.micro_batch import choose_micro_batch
 from trainer.training.optimizer import begin_state, make_optimizer
@@ -83,6 +84,8 @@ def build_training(
         network, config, device=runtime.kind, library=precision.optimizer_library, captured=captured
     )
     prepared = precision.prepare(network, optimizer)
+    if config.compile:
+        compile_network(prepared, device)
     begin_state(optimizer, config)
     parallel = prepared if captured else data_parallel(prepared, device)
     clock = StepClock(runtime)
@@ -119,9 +122,10 @@ def build_training(
 def blank_images(training: Training) -> torch.Tensor:
     """Return images for the warm-up of DDP: on a CPU as few as batch norm takes, elsewhere a whole micro-batch.
 
-    An accelerator then has its kernels for the sizes of the first step.
+    An accelerator, or a compiler, then has its kernels for the sizes of the first step.
     """
-    side, count = training.config.image_size, 2 if training.device.type == "cpu" else training.micro_batch
+    few = training.device.type == "cpu" and not training.config.compile
+    side, count = training.config.image_size, 2 if few else training.micro_batch
     images = torch.zeros(count, 3, side, side, device=training.device)
     return images.to(memory_format=torch.channels_last) if training.config.memory_format == "nhwc" else images
 
@@ -136,6 +140,7 @@ def say_start(task: WorkerTask, training: Training, datasets: Datasets) -> None:
         device=training.runtime.name(),
         precision=training.precision.name,
         graph=None if training.captured is None else "on",
+        compile="on" if config.compile else None,
         padding=config.padding,
         image_size=config.image_size,
         normalize=config.normalize,

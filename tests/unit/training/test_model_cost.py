@@ -95,9 +95,9 @@ def test_a_training_pass_has_four_fifths_of_timms_launches() -> None:
 
 def test_drop_path_adds_three_launches_for_each_branch() -> None:
     plain, dropping = (launches(meta_pair(drop_path=rate)[0]).calls for rate in (0.0, 0.4))
-    # The draw of all factors is nine operators. A factor costs one in each direction; of two branches, one factor's
+    # The draw of all factors is eight operators. A factor costs one in each direction; of two branches, one factor's
     # operator adds as well.
-    assert dropping.total() - plain.total() == 9 + 14 * (5 + 9)
+    assert dropping.total() - plain.total() == 8 + 14 * (5 + 9)
 
 
 def test_bytes_kept_for_the_backward_pass() -> None:

@@ -228,6 +228,10 @@ class TrainConfig(BaseModel):
         "auto",
         "Capture each step as a graph, which the device launches at once; auto does where prove has shown it.",
     )
+    compile: bool = _in_devices(
+        False,
+        "Compile the network by torch.compile on a CPU, which needs a C++ compiler, or CUDA; each start takes minutes.",
+    )
     threads: Annotated[int | None, Optional] = _in_devices(
         None, "CPU threads per device. [default: OMP_NUM_THREADS, or the CPUs divided by the devices]", ge=1
     )
@@ -307,6 +311,23 @@ class TrainConfig(BaseModel):
                 f"--image-size {self.image_size} ends in maps of one pixel, and batch norm needs two values: "
                 "compute at least 2 images at once (--batch-size, --micro-batch)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _compiles(self) -> "TrainConfig":
+        """Refuse to compile where nothing can be compiled, and what has not been tried together."""
+        obstacles = {
+            "--mode eval takes no training step: leave --compile out": self.mode == "eval",
+            "no compiler for an NPU has been tried with the trainer: leave --compile out": self.device
+            in ("npu", EMULATED),
+            "a compiled step has not been captured yet: leave out --compile or --graph": self.graph == "on",
+            "the compiler itself chooses what to recompute: leave out --compile or --activation-checkpointing": (
+                self.activation_checkpointing
+            ),
+        }
+        for obstacle, present in obstacles.items():
+            if self.compile and present:
+                raise ValueError(f"--compile: {obstacle}")
         return self
 
 
