@@ -13,7 +13,7 @@ from trainer.proof.check import Result
 MATMUL, COPY, LINK = "matmul", "copy", "link"
 """The first words of figures that are compared."""
 SUSTAINED = "sustained"
-"""In the name of a mean rate, which is not compared: it counts what interrupts a device."""
+"""In the name of a mean rate, which counts what interrupts a device, and shows one that lowers its clock under load."""
 MEMORY = "memory_mib"
 _RATES = ("_tflops", "_gb_per_s")
 SLOWEST_LINK_GB_PER_S = 0.05
@@ -24,6 +24,10 @@ _SLOW = {MATMUL: 0.75, COPY: 0.5, LINK: 0.5}
 Equal devices differ by a few per cent; a device that lowers its clock or a link that has lost lanes, by a quarter or
 more.
 """
+_SUSTAINED_SLOW = {MATMUL: 0.4, COPY: 0.25}
+"""The same for mean rates, by the device's own time; a mean over a link is the host's time, which tells nothing."""
+_LEAST_STEADY = 0.6
+"""The part of its best rate below which a device's mean excuses no lower rate."""
 _AS_SLOW = 4.0
 """How many times faster another pair of a device can be, and still be as slow as this one."""
 _SAME_MEMORY = 0.02
@@ -117,13 +121,21 @@ def _slowest_rate(result: Result, results: Sequence[Result]) -> SlowRate | None:
     others = [other.outcome.figures for other in results if other is not result and other.outcome.verdict == "passed"]
     for name, value in result.outcome.figures.items():
         rates = [figures[name] for figures in others if name in figures]
-        if not rates or not name.endswith(_RATES) or SUSTAINED in name:
+        if not rates or not name.endswith(_RATES):
             continue
         middle = statistics.median(rates)
-        if value < _SLOW.get(name.partition("_")[0], 0.0) * _steadiness(name, result.outcome.figures) * middle:
+        if value < _least_part(name, result.outcome.figures) * middle:
             words = f"{name} is {value:.3g}, {value / middle:.0%} of the others' {middle:.3g}"
             slow.append(SlowRate(value / middle, words))
     return min(slow, key=lambda rate: rate.part, default=None)
+
+
+def _least_part(name: str, figures: Mapping[str, float]) -> float:
+    """Return the part of the others' median below which a device's rate is slow; 0 for one that is not compared."""
+    kind = name.partition("_")[0]
+    if SUSTAINED in name:
+        return _SUSTAINED_SLOW.get(kind, 0.0)
+    return _SLOW.get(kind, 0.0) * max(_LEAST_STEADY, _steadiness(name, figures))
 
 
 def _steadiness(name: str, figures: Mapping[str, float]) -> float:
