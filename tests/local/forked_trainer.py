@@ -253,8 +253,9 @@ def _reset_process(environ: Mapping[str, str], *, stdout: int, stderr: int, pass
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     for begin, end in itertools.pairwise([2, *sorted(passed), MOST_FILES]):
         os.closerange(begin + 1, end)
+    variables = dict(environ)  # it can be os.environ itself
     os.environ.clear()
-    os.environ.update(environ)
+    os.environ.update(variables)
     sys.path[1:] = [*filter(None, environ.get("PYTHONPATH", "").split(os.pathsep)), *IMPORT_PATH]
     tempfile.tempdir = None
     signal.set_wakeup_fd(-1)
