@@ -30,13 +30,14 @@ from trainer.data.content import MAX_PIXELS, ImageContent, read_image
 MAX_RATIO = 200
 """The largest ratio of an image's sides: an evaluation resizes the shorter side, and the longer one in proportion."""
 
-_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_JPEG = b"\xff\xd8\xff"
 # The next marker of a JPEG, as libjpeg looks for it: other bytes before it are skipped.
 _MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
 # Markers of the frame header, which has the size; three others share their range.
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Markers without a length: TEM, RST0 to RST7 and SOI.
 _BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})
+_END_MARKER = 0xD9
 # Other formats of Pillow are no photos, or start other programs (EPS).
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
@@ -79,7 +80,7 @@ def decode_content(image: ImageContent, reduction: Callable[[int, int], int] | N
     height, width = _jpeg_size(image.data.data)
     _refuse_large(image, height, width)
     if reduction is not None and (factor := reduction(height, width)) > 1:
-        reduced = _decode_reduced(image, factor)
+        reduced = _decode_reduced(image, (width, height), factor)
         if reduced is not None:
             return reduced
     try:
@@ -133,6 +134,22 @@ def _jpeg_size(content: memoryview) -> tuple[int, int]:
     return 0, 0
 
 
+def _has_end(data: NDArray[np.uint8]) -> bool:
+    """Return whether a JPEG has an end that its decoder finds: a damaged segment can claim the rest of the file."""
+    starts = np.flatnonzero(data[:-1] == 0xFF)
+    following = data[starts + 1]
+    position = 0
+    for start in starts[(following != 0x00) & (following != 0xFF)].tolist():
+        if start < position:  # within a segment
+            continue
+        marker = int(data[start + 1])
+        if marker == _END_MARKER:
+            return True
+        if marker not in _BARE_MARKERS:
+            position = start + 2 + int.from_bytes(data[start + 2 : start + 4].tobytes(), "big")
+    return False
+
+
 def _refuse_large(image: ImageContent, height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         raise _bad(image, f"{width:,} x {height:,} pixels, more than {MAX_PIXELS:,}")
@@ -140,16 +157,17 @@ def _refuse_large(image: ImageContent, height: int, width: int) -> None:
         raise _bad(image, f"{width:,} x {height:,} pixels, a side more than {MAX_RATIO} times the other")
 
 
-def _decode_reduced(content: ImageContent, factor: int) -> Tensor | None:
+def _decode_reduced(content: ImageContent, size: tuple[int, int], factor: int) -> Tensor | None:
     """Return a JPEG with its sides divided by `factor`, or None if torchvision, which cannot do this, has to decode it.
 
     torchvision also refuses a JPEG without an end, which Pillow accepts, and knows Adobe's inversion of CMYK.
     """
-    if content.data[-len(_JPEG_END) :].tobytes() != _JPEG_END:
+    if not _has_end(content.data):
         return None
     try:
         with open_image(content) as image:
-            if image.mode not in {"RGB", "L"}:
+            # A second frame header, which is damage, would give Pillow its size.
+            if image.mode not in {"RGB", "L"} or image.size != size:
                 return None
             image.draft(None, (image.width // factor, image.height // factor))
             pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))

@@ -98,6 +98,18 @@ def test_a_reduced_jpeg_is_bad_exactly_if_the_whole_one_is(photos: list[Image.Im
     assert len(reasons) > 3
 
 
+SECOND_FRAME = b"\xff\xc0\x00\x11\x08\x00\x01\x00\x01\x03\x01\x11\x00\x02\x11\x01\x03\x11\x01"
+LONG_SEGMENT = b"\xff\xe5\xf0\x00"
+
+
+@pytest.mark.parametrize("damage", [SECOND_FRAME, LONG_SEGMENT], ids=["a second frame header", "the end in a segment"])
+def test_a_jpeg_is_also_bad_where_only_pillow_would_read_it(photos: list[Image.Image], damage: bytes) -> None:
+    content = encoded(photos[0].crop((0, 0, 160, 120)), quality=90)
+    place = content.index(b"\xff\xda") if damage is SECOND_FRAME else len(content) // 2
+    damaged = content[:place] + damage + content[place + len(damage) * (damage is LONG_SEGMENT) :]
+    assert reason_or_none(damaged, 8) == reason_or_none(damaged, 1) is not None
+
+
 @pytest.mark.parametrize(
     ("kind", "mode"),
     [("PNG", "RGB"), ("PNG", "L"), ("PNG", "P"), ("PNG", "RGBA"), ("GIF", "RGB"), ("WEBP", "RGB"), ("BMP", "RGB")],
