@@ -9,6 +9,8 @@ This has never run on an NPU. Each assumption has a low, a middle and a high val
 - Ranks then exchange the gradients: within a node by HCCS, between nodes by RoCE, each NPU an eighth of them. An eager
   step hides a part of that behind its backward pass; a captured one hides nothing.
 - Several ranks wait for the slowest one.
+- Batches are ready in time: reading and decoding images is not in the model, and can limit a node (docs/performance.md,
+  the data pipeline).
 """
 
 import argparse
@@ -148,7 +150,9 @@ def section(counts: Values, assumptions: Sequence[Assumption] = ASSUMPTIONS) -> 
     yield "**No figure of this section was measured: nothing has run on an NPU.** It follows from the counts above and"
     yield "the assumptions below. `python -m benchmarks.projection --help` has the model, and an option for each"
     yield "assumption, such as `--dispatch-us 80`. A captured step gains where the host limits an eager one, and loses"
-    yield "what it cannot hide of the exchange. The seed's code reached 69 images/s on one 910A (its README).\n"
+    yield "what it cannot hide of the exchange. Batches are taken to be ready in time: a node's cores can load fewer"
+    yield "images than its NPUs train (see the data pipeline). The seed's code reached 69 images/s on one 910A (its"
+    yield "README).\n"
     rows: list[tuple[str, ...]] = []
     for npus in (1, *(nodes * NPUS_OF_NODE for nodes in NODES)):
         for captured in (False, True):

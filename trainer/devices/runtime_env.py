@@ -57,8 +57,7 @@ def runtime_environment(
         UsageError: one of HCCL's timeouts is not a number.
     """
     if device == "cpu":
-        # A user who tunes the allocator by its other variable has chosen too.
-        return {} if "glibc.malloc" in environ.get("GLIBC_TUNABLES", "") else _unset(KEEP_FREED_MEMORY, environ)
+        return {} if _tunes_freed_memory(environ) else dict(KEEP_FREED_MEMORY)
     if device != "npu":
         return {}
     defaults = {
@@ -71,6 +70,12 @@ def runtime_environment(
     }
     logs = _log_variables(evidence, rank, environ)
     return _unset({**defaults, **logs}, environ) | hccl_timeouts(config.stall_timeout_s, environ)
+
+
+def _tunes_freed_memory(environ: Mapping[str, str]) -> bool:
+    """Return whether the administrator has chosen what malloc keeps; a part of KEEP_FREED_MEMORY would undo it."""
+    names = (*KEEP_FREED_MEMORY, "MALLOC_MMAP_THRESHOLD_")
+    return "glibc.malloc" in environ.get("GLIBC_TUNABLES", "") or any(environ.get(name, "").strip() for name in names)
 
 
 def _log_variables(evidence: Path, rank: int, environ: Mapping[str, str]) -> dict[str, str]:

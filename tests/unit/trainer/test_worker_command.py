@@ -43,7 +43,8 @@ KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
     [
         ("cpu", {}, KEPT),
         ("cpu", {"MALLOC_MMAP_MAX_": " "}, KEPT),
-        ("cpu", {"MALLOC_MMAP_MAX_": "65536"}, {"MALLOC_TRIM_THRESHOLD_": "-1"}),
+        ("cpu", {"MALLOC_MMAP_MAX_": "65536"}, {}),
+        ("cpu", {"MALLOC_MMAP_THRESHOLD_": "1048576"}, {}),
         ("cpu", {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}, {}),
         ("cpu", {"GLIBC_TUNABLES": "glibc.pthread.rseq=0"}, KEPT),
         ("cuda", {}, {}),
