@@ -164,13 +164,19 @@ def _unfinished(processes: Sequence[CheckProcess], check: ProofCheck) -> CheckOu
         text = f"no answer within {check.limit_s:g} s while {_doings(waiting)}: its process was ended"
         if 0 < len(absent) < len(processes) > 1:
             text = f"{' '.join(process.device for process in absent)} did not arrive: {text}"
-        return CheckOutcome("unfinished", text, f"at most {check.limit_s:g} s")
+        return CheckOutcome("unfinished", text, f"at most {check.limit_s:g} s", _repeat(processes[0].place))
     words = {
         process: f"its process died ({process.death}) while {process.doing}"
         + (f"; its last words: {process.last_words}" if process.last_words else "")
         for process in dead
     }
-    return CheckOutcome("unfinished", _by_device(words), "the process lives")
+    return CheckOutcome("unfinished", _by_device(words), "the process lives", _repeat(processes[0].place))
+
+
+def _repeat(place: CheckPlace) -> str:
+    """Return what to do about a check that did not finish."""
+    sources = "npu-smi info and dmesg" if place.kind == "npu" else "dmesg"
+    return f"run this check again; if it ends like this once more, look at {sources}"
 
 
 def _doings(processes: Sequence[CheckProcess]) -> str:

@@ -129,6 +129,8 @@ def test_a_check_that_hangs_is_ended_with_its_children_and_says_what_it_did(tmp_
     outcomes = run(tmp_path, OPEN, check_of(small_checks.hangs, limit_s=1.0), LAST)
     assert outcomes["hangs", "cpu:0"].verdict == "unfinished"
     assert outcomes["hangs", "cpu:0"].measured == ("no answer within 1 s while copying 1 MiB: its process was ended")
+    advice = "run this check again; if it ends like this once more, look at dmesg"
+    assert outcomes["hangs", "cpu:0"].advice == advice
     assert outcomes["writes_a_file", "cpu:0"].verdict == "passed"
 
 

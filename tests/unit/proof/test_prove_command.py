@@ -58,7 +58,7 @@ def test_a_failed_check_is_exit_code_1_and_its_line_is_safe(output: Path, capsys
     lines = out.splitlines()
     failed = ["failed", "fails", "cpu:0", "1 + 1 = 3 (expected: 2, by arithmetic): replace the device"]
     assert lines[1].split(maxsplit=3) == failed
-    assert lines[2].endswith(r"hccp: lost \x1b[31mthe link (expected: the process lives)")
+    assert r"hccp: lost \x1b[31mthe link (expected: the process lives): run this check again; " in lines[2]
     assert err.splitlines()[1] == (
         "error: 2 of 3 checks have not passed (dies cpu:0, fails cpu:0): their lines say what to do"
     )
