@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
-from trainer.commands import start_on_emulated_npus
+from trainer.commands.emulated import start_on_emulated_npus
 from trainer.commands.env import environment_report, environment_summary, findings_of_run, worker_environment
 from trainer.devices.runtime_env import EVENLY, hccl_timeouts, openmp_threads
 from trainer.environment.affinity import read_affinity

@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from trainer.commands import AsJson, start_on_emulated_npus
+from trainer.commands import AsJson
+from trainer.commands.emulated import start_on_emulated_npus
 from trainer.environment.facts import Facts, read_facts
 from trainer.proof.catalogue import choose_checks
 from trainer.proof.check import Result
