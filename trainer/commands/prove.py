@@ -102,14 +102,14 @@ def prove(
         started_at=started_at,
         stopped=None if stop is None else signal.Signals(stop).name,
     )
-    if as_json:
-        print(proof_text(proof), flush=True)
     unwritten = ""
     try:
         page = write_proof(proof, output, runs=output)
         _note(f"the report is in {page} and {page.with_suffix('.json')}")
     except TrainerError as error:  # the lines on the terminal remain
         unwritten = str(error)
+    if as_json:
+        print(proof_text(proof), flush=True)
     if stop is not None:
         if unwritten:
             _note(f"the report is not complete: {unwritten}")

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -131,6 +132,17 @@ def test_without_room_for_the_record_the_report_and_its_page_remain(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: the report is not complete: {output}/.proofs: cannot be written: ")
     assert {"proof.json", "proof.html"} <= {path.name for path in output.iterdir()}
+
+
+def test_a_document_that_cannot_be_printed_is_still_a_file(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["prove", "--device", "cpu", "--npus", "1", "--output", str(output), "--only", "writes_a_file"]
+    full = Path("/dev/full").open("w")  # noqa: SIM115  # its end fails, too
+    monkeypatch.setattr(sys, "stdout", full)
+    assert main([*words, "--json"]) == 1
+    monkeypatch.undo()
+    with contextlib.suppress(OSError):
+        full.close()
+    one_document((output / "proof.json").read_text(), "Proof")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
