@@ -31,7 +31,7 @@ KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
 """glibc's malloc gives a freed block of 32 MiB and more back to the system, and the next step waits for each of its
 pages again: 250,000 page faults in a step of the large network at two images. With these it keeps the memory (mallopt's
 manual page: -1 disables trimming). The peak of a step is the same within 5 %, since the next step needs as much. Few
-large maps can need more: glibc before 2.38 cannot always use an aligned block again (its bug 14581)."""
+large maps can need more: glibc cannot always use an aligned block again for one of its size (its bug 30723)."""
 _LONGEST_LOG_PATH = 200
 """CANN cuts longer paths, and would write to another folder."""
 WATCHDOG_MARGIN_S = 300.0

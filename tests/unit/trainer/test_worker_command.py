@@ -59,7 +59,7 @@ def test_a_cpu_worker_keeps_the_memory_of_a_step_for_the_next_one(
 
 
 def test_a_process_that_keeps_freed_memory_has_no_page_faults_for_the_same_maps_again() -> None:
-    # glibc before 2.38 needs a few rounds: an aligned block can be too small for a block of the same size.
+    # glibc needs a few rounds: a freed aligned block can be too small for one of the same size (its bug 30723).
     program = (
         "import resource, torch\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
