@@ -24,6 +24,7 @@ from trainer.proof.report import Proof, describe_result, make_proof, proof_text,
 from trainer.proof.runner import run_checks
 from trainer.proof.tune import TUNED, plan_tuning, run_tuning
 from trainer.records.proof_record import FOLDER, add_to_proof
+from trainer.shared import variables
 from trainer.shared.config import EMULATED, TrainConfig
 from trainer.shared.durations import count
 from trainer.shared.errors import TrainerError, UsageError
@@ -33,7 +34,6 @@ from trainer.shared.start import module_command
 from trainer.shared.text import visible, visible_bytes
 from trainer.topology.visible import Visible, visible_devices
 
-_OUTPUT = TrainConfig().output
 prove_app = App(name="prove")
 
 
@@ -44,7 +44,7 @@ def prove(
     npus: Annotated[int | None, Parameter(converter=count, validator=Number(gte=1), show_default=False)] = None,
     only: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="", show_default=False)] = None,
     tune: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    output: Path = _OUTPUT,
+    output: Annotated[Path | None, Parameter(show_default=False)] = None,
     as_json: AsJson = False,
 ) -> int:
     """Run each check in a bounded time, and show what was measured, what was expected, and what to do.
@@ -65,8 +65,10 @@ def prove(
         profile tuned.yaml. The variables of the settings (PNAS_BATCH_SIZE=64, PNAS_PROFILE=recommended) say what a
         step is. It needs no training data and some hours; Ctrl-C keeps what was found so far.
     output
-        Folder for the report (proof.html to read, proof.json for programs) and for the profile.
+        Folder for the report (proof.html to read, proof.json for programs), the profile, and the record that runs with
+        the same folder look at. The default is theirs: PNAS_OUTPUT, else output.
     """
+    output = output or Path(variables.read("output", os.environ) or TrainConfig().output)
     facts = read_facts(os.environ)
     if device == EMULATED and not facts.emulated:
         start_on_emulated_npus()

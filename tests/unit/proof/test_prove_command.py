@@ -134,6 +134,12 @@ def test_without_room_for_the_record_the_report_and_its_page_remain(
     assert {"proof.json", "proof.html"} <= {path.name for path in output.iterdir()}
 
 
+def test_the_report_goes_to_the_folder_of_runs(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PNAS_OUTPUT", str(output))
+    assert main(["prove", "--device", "cpu", "--npus", "1", "--only", "writes_a_file"]) == 0
+    assert (output / "proof.json").exists()
+
+
 def test_a_document_that_cannot_be_printed_is_still_a_file(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["prove", "--device", "cpu", "--npus", "1", "--output", str(output), "--only", "writes_a_file"]
     full = Path("/dev/full").open("w")  # noqa: SIM115  # its end fails, too
