@@ -22,6 +22,7 @@ from trainer.checkpoint.manifest import STATE_FILE
 from trainer.checkpoint.reading import list_checkpoints
 from trainer.proof.check import CheckPlace, Context
 from trainer.proof.sample_images import write_images
+from trainer.proof.timed_run import cause
 from trainer.shared.config.layers import flag_name
 from trainer.shared.errors import TrainerError
 from trainer.shared.runs import CHECKPOINTS_FOLDER
@@ -40,8 +41,6 @@ _JOB_VARIABLES = frozenset(
         *("MINDX_TASK_ID", "ASCEND_PROCESS_LOG_PATH", "ASCEND_WORK_PATH"),
     }
 )
-_WORDS = 300
-"""Characters of a failed run's last words."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +141,11 @@ def require(run: SmallRun, code: int = 0) -> SmallRun:
     """Return the run if it ended with this code.
 
     Raises:
-        TrainerError: it did not; with its last words.
+        TrainerError: it did not; with the cause that it gives.
     """
     if run.code != code:
-        words = " ".join(run.output[-_WORDS:].split())
-        raise TrainerError(f"the run {run.folder.name} ended with {run.code} instead of {code}: {words}")
+        reason = cause(run.output, run.code, run.folder.parent)
+        raise TrainerError(f"the run {run.folder.name}, which must end with {code}, ended with {reason}")
     return run
 
 

@@ -145,8 +145,8 @@ def test_the_first_process_of_a_node_compares_its_devices_with_one(
 
 
 def test_a_run_that_fails_is_no_figure(runs: Runs) -> None:
-    runs.answers = [({}, {"code": 1, "output": "error: no such device"})]
-    with pytest.raises(TrainerError, match="instead of 0: error: no such device"):
+    runs.answers = [({}, {"code": 1, "output": "[rank 0 npu:0 #2] error: no such device\n[node 0 #3] ended\n"})]
+    with pytest.raises(TrainerError, match="must end with 0, ended with exit code 1: error: no such device"):
         promises.prove_fp32_losses(Context(PLACE, runs.folder, runs.folder, lambda _: None))
 
 
