@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,17 +109,25 @@ def _locked(source: Path, to: Path) -> Iterator[None]:
             raise UsageError(f"--to {to}: holds {strange}, which is no part of a pack; give an empty folder")
         lock = (to / _LOCK).open("w")
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"--to {to}: another process packs into it; wait for its end") from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
-                raise
+        if not _take(lock):
+            raise UsageError(f"--to {to}: another process packs into it; wait for its end")
         try:
             yield
         finally:
             (to / _LOCK).unlink(missing_ok=True)
+
+
+def _take(lock: IO[str]) -> bool:
+    """Return whether this process has the lock now; also if the file system has no locks."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    # A holder removes it at its end: a third process could then make and lock another one.
+    return os.fstat(lock.fileno()).st_nlink > 0
 
 
 def _part_file(tar: Path) -> Path:

@@ -1,5 +1,6 @@
 """A pack is the data folder in another form: the same images in the same order, whole or refused in one line."""
 
+import fcntl
 import functools
 import os
 import re
@@ -241,6 +242,19 @@ def test_two_commands_do_not_pack_into_one_folder(data: Path, tmp_path: Path) ->
 
     pack_images(data, to, tar_bytes=TAR_BYTES, progress=pack_again)
     assert len(load_datasets(to).val) == 7
+
+
+def test_a_lock_that_its_holder_has_removed_meanwhile_does_not_count(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = tmp_path / "pack"
+
+    def end_of_the_holder(_lock: object, _operation: int) -> None:
+        (to / ".pack.lock").unlink()
+
+    monkeypatch.setattr(fcntl, "flock", end_of_the_holder)
+    with pytest.raises(UsageError, match="another process packs into it; wait for its end"):
+        pack_images(data, to, tar_bytes=TAR_BYTES)
 
 
 def _touch(data: Path) -> None:
