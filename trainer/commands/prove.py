@@ -104,22 +104,30 @@ def prove(
         started_at=started_at,
         stopped=None if stop is None else signal.Signals(stop).name,
     )
+    return _end(proof, output, as_json=as_json)
+
+
+def _end(proof: Proof, output: Path, *, as_json: bool) -> int:
+    """Write the report, print the last lines, and return the exit code.
+
+    Raises:
+        TrainerError: a check has not passed, or the report cannot be written; the lines on the terminal remain.
+        KeyboardInterrupt: Ctrl-C has ended the checks.
+    """
     unwritten = ""
     try:
         page = write_proof(proof, output, runs=output)
         _note(f"the report is in {page} and {page.with_suffix('.json')}")
-    except TrainerError as error:  # the lines on the terminal remain
-        unwritten = str(error)
+    except TrainerError as error:
+        unwritten = f"the report is not complete: {error}"
     if as_json:
         print(proof_text(proof), flush=True)
-    if stop is not None:
+    if proof.stopped is not None:
         if unwritten:
-            _note(f"the report is not complete: {unwritten}")
+            _note(unwritten)
         return _say_stop(proof)
-    failures = describe_failures(results)
-    if failures or unwritten:
-        reasons = (failures, f"the report is not complete: {unwritten}" if unwritten else "")
-        raise TrainerError("; ".join(filter(None, reasons))).after_document(as_json and not unwritten)
+    if reasons := [*filter(None, (describe_failures(proof.results), unwritten))]:
+        raise TrainerError("; ".join(reasons)).after_document(as_json and not unwritten)
     return 0
 
 
