@@ -1,7 +1,7 @@
 """Gradients of all parameters in one buffer per type: a captured step needs them at one place, and ranks exchange them.
 
-It is what DistributedDataParallel does, with the same bits, but after the backward pass and not during it: a captured
-backward pass calls no hooks.
+It is what DistributedDataParallel does, but after the backward pass and not during it: a captured backward pass calls
+no hooks. The bits are the same for two ranks; more are added in an order that depends on the place in the buffer.
 """
 
 from collections import defaultdict

@@ -294,8 +294,11 @@ def numerics_fingerprint(training: Training) -> dict[str, Any]:
         "batch_size": training.config.batch_size,
         "accumulate": training.config.accumulate,
         "torch": str(torch.__version__),
-        # It decodes and resizes the images.
+        # They decode and resize the images.
         "torchvision": importlib.metadata.version("torchvision"),
+        "pillow": importlib.metadata.version("pillow"),
+        # Captured steps add the gradients of three and more ranks in another order than DistributedDataParallel.
+        "graph": None if training.captured is None else "on",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "mkldnn": os.environ.get("ONEDNN_MAX_CPU_ISA"),
     }
