@@ -80,11 +80,17 @@ def prove(
         on_cpu = facts.emulated or visible_.kind == "cpu"
         tuning = plan_tuning(visible_, len(devices), output / TUNED, os.environ, on_cpu=on_cpu)
     results: list[Result] = []
+    closed_output: list[OSError] = []
 
     def report(result: Result) -> None:
         results.append(result)
-        if not as_json:
+        if as_json or closed_output:
+            return
+        try:
             print(visible(describe_result(result)), flush=True)
+        except OSError as error:  # such as of a pipe to tee, which Ctrl-C has ended first
+            closed_output.append(error)
+            signal.raise_signal(signal.SIGTERM)
 
     started_at = time.time()
     stop = run_checks(visible_.kind, devices, checks, Folders(proof_scratch(), output), report)
@@ -104,7 +110,10 @@ def prove(
         started_at=started_at,
         stopped=None if stop is None else signal.Signals(stop).name,
     )
-    return _end(proof, output, as_json=as_json)
+    code = _end(proof, output, as_json=as_json)
+    if closed_output:
+        raise closed_output[0]
+    return code
 
 
 def _end(proof: Proof, output: Path, *, as_json: bool) -> int:

@@ -6,7 +6,9 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 import pytest
@@ -140,15 +142,29 @@ def test_the_report_goes_to_the_folder_of_runs(output: Path, monkeypatch: pytest
     assert (output / "proof.json").exists()
 
 
-def test_a_document_that_cannot_be_printed_is_still_a_file(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["prove", "--device", "cpu", "--npus", "1", "--output", str(output), "--only", "writes_a_file"]
-    full = Path("/dev/full").open("w")  # noqa: SIM115  # its end fails, too
-    monkeypatch.setattr(sys, "stdout", full)
-    assert main([*words, "--json"]) == 1
-    monkeypatch.undo()
+def _main_printing_to(stdout: TextIO, words: Sequence[str]) -> int:
+    """Return the exit code of a command whose standard output is a file that takes nothing, also at its end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        code = main(words)
     with contextlib.suppress(OSError):
-        full.close()
+        stdout.close()
+    return code
+
+
+def test_a_document_that_cannot_be_printed_is_still_a_file(output: Path) -> None:
+    words = ["prove", "--device", "cpu", "--npus", "1", "--output", str(output), "--only", "writes_a_file", "--json"]
+    assert _main_printing_to(os.fdopen(os.open("/dev/full", os.O_WRONLY), "w"), words) == 1
     one_document((output / "proof.json").read_text(), "Proof")
+
+
+def test_a_closed_pipe_ends_the_checks_and_keeps_the_report(output: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = ["prove", "--device", "cpu", "--npus", "1", "--output", str(output), "--only", "hangs"]
+    assert _main_printing_to(os.fdopen(writer, "w"), words) == 141
+    report = one_document((output / "proof.json").read_text(), "Proof")
+    assert (report["stopped"], [result["check"] for result in report["results"]]) == ("SIGTERM", ["passes", "hangs"])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
