@@ -1,5 +1,6 @@
 """`python -m trainer prove`: check the machine, its devices and what training promises on them, in some minutes."""
 
+import contextlib
 import os
 import secrets
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -93,14 +94,15 @@ def prove(
             signal.raise_signal(signal.SIGTERM)
 
     started_at = time.time()
-    stop = run_checks(visible_.kind, devices, checks, Folders(proof_scratch(), output), report)
-    if tuning is not None and stop is None:
-        opening = {check.name for check in checks if check.opens}
-        closed = [one.place for one in results if one.check in opening and one.outcome.verdict != "passed"]
-        if closed:
-            _note(f"no tuning: first see to {', '.join(closed)}")
-        else:
-            stop = run_tuning(tuning, proof_scratch(), say=_note, report=report)
+    with _hang_up_as_stop():
+        stop = run_checks(visible_.kind, devices, checks, Folders(proof_scratch(), output), report)
+        if tuning is not None and stop is None:
+            opening = {check.name for check in checks if check.opens}
+            closed = [one.place for one in results if one.check in opening and one.outcome.verdict != "passed"]
+            if closed:
+                _note(f"no tuning: first see to {', '.join(closed)}")
+            else:
+                stop = run_tuning(tuning, proof_scratch(), say=_note, report=report)
     proof = make_proof(
         visible_.kind,
         facts,
@@ -114,6 +116,18 @@ def prove(
     if closed_output:
         raise closed_output[0]
     return code
+
+
+@contextlib.contextmanager
+def _hang_up_as_stop() -> Iterator[None]:
+    """Let the end of the terminal stop the checks, as SIGTERM does; nohup has it ignored."""
+    handler = signal.getsignal(signal.SIGHUP)
+    if handler == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda _number, _frame: signal.raise_signal(signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, handler)
 
 
 def _end(proof: Proof, output: Path, *, as_json: bool) -> int:
