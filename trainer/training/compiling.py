@@ -4,6 +4,7 @@ The loss, the optimizer and evaluations, which use a copy of the network, stay e
 so that a compiled run differs from an eager one only by how its kernels round.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -22,14 +23,19 @@ def compile_network(network: nn.Module, device: torch.device) -> None:
     """
     if device.type == "npu":
         raise UsageError("--compile: no compiler for an NPU has been tried with the trainer: leave --compile out")
+    # torch reads it when it is imported.
+    if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
+        raise UsageError(
+            "--compile: TORCH_COMPILE_DISABLE=1 lets torch compile nothing: unset it, or leave --compile out"
+        )
     try:
         # Without its headers or a linker a compiler is not enough: a small kernel shows it before the data is read.
         torch.compile(_increment, options=_OPTIONS)(torch.zeros(2, device=device))
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UsageError(
-            f"--compile: torch cannot compile on this machine: {reason}: install what it lacks (on a CPU g++ and "
-            "Python's headers), or leave --compile out"
+            f"--compile: torch cannot compile on this machine: {reason}: install what it lacks (on a CPU g++, "
+            "Python's headers and a cache folder, TORCHINDUCTOR_CACHE_DIR), or leave --compile out"
         ) from error
     # Of a network for any number of images the kernels would be slower.
     network.compile(dynamic=False, options=_OPTIONS)

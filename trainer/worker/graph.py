@@ -36,7 +36,8 @@ def captures_steps(task: WorkerTask, config: TrainConfig, runtime: Device, group
     """
     if config.graph == "off" or config.mode == "eval":
         return False
-    obstacle = runtime.graph_obstacle() or capture_obstacle(config, runtime)
+    compiled = "a compiled step has not been captured yet" if config.compile else None
+    obstacle = compiled or runtime.graph_obstacle() or capture_obstacle(config, runtime)
     if config.graph == "on":
         if obstacle is not None:
             raise UsageError(f"--graph on: {obstacle}: leave --graph off")

@@ -66,6 +66,8 @@ print("compiled")
     ("compiler", "code", "output"),
     [
         ({}, 0, "compiled\n"),
+        ({"TORCH_COMPILE_DISABLE": "1"}, 2, "--compile: TORCH_COMPILE_DISABLE=1 lets torch compile nothing: unset it"),
+        ({"TORCHINDUCTOR_CACHE_DIR": "/proc/cache"}, 2, "--compile: torch cannot compile on this machine: "),
         (
             {"CXX": "/missing/g++"},
             2,

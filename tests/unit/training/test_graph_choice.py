@@ -23,8 +23,11 @@ class CapturingDevice(CpuDevice):
         return self.obstacle
 
 
-def choose(run: Path, device: CpuDevice, *, precision: str = "fp32", mode: str = "full", choice: str = "auto") -> bool:
-    settings = {"graph": choice, "precision": precision, "mode": mode, "weights": Path("w") if mode == "eval" else None}
+def choose(
+    run: Path, device: CpuDevice, *, precision: str = "fp32", mode: str = "full", choice: str = "auto", **others: object
+) -> bool:
+    weights = Path("w") if mode == "eval" else None
+    settings = {"graph": choice, "precision": precision, "mode": mode, "weights": weights, **others}
     config = TrainConfig.model_validate(settings)
     return captures_steps(WorkerTask(config, run), config, device, None)
 
@@ -88,3 +91,10 @@ def test_one_rank_without_the_record_keeps_all_from_capturing(
     monkeypatch.setattr(graph, "all_gather_object", lambda own, _group: [own, "prove has not run with Ascend910B1"])
     assert not choose(tmp_path / "run", device)
     assert ' auto=off reason="prove has not run with Ascend910B1"' in capsys.readouterr().out
+
+
+def test_auto_captures_no_compiled_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    device, run = CapturingDevice(), tmp_path / "run"
+    prove(tmp_path, device, "passed")
+    assert not choose(run, device, compile=True)
+    assert capsys.readouterr().out == ""
