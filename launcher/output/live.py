@@ -27,7 +27,6 @@ class LiveDisplay:
     def __init__(self, console: Console, progress: JobProgress) -> None:
         self._console = console
         self._progress = progress
-        self._devices: dict[int, str] = {}
         self._last_texts: dict[int, str] = {}
         self._live = Live(self, console=console, refresh_per_second=4, vertical_overflow="ellipsis")
 
@@ -41,8 +40,6 @@ class LiveDisplay:
                 scrolled.append(visible(f"--- {piece} ---"))
                 continue
             rank = piece.writer.rank
-            if rank is not None and rank not in self._devices:
-                self._devices[rank] = piece.writer.device or "?"
             if not (piece.number is not None and piece.text.startswith((b"step ", b"progress "))):
                 scrolled.append(visible_bytes(piece.shown))
                 if rank is not None:
@@ -60,7 +57,6 @@ class LiveDisplay:
 
     def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the current lines of the job and its devices; rich calls this whenever it draws."""
-        lines = live_lines(
-            self._progress, self._devices, self._last_texts, options.max_width, ascii_only=options.ascii_only
-        )
+        progress, texts = self._progress, self._last_texts
+        lines = live_lines(progress, progress.devices, texts, options.max_width, ascii_only=options.ascii_only)
         yield Text("\n".join(lines), no_wrap=True, overflow="crop")

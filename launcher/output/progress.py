@@ -102,12 +102,16 @@ class JobProgress:
     result: ProgressLine | None = None
     failure: ProgressLine | None = None
     error: ProgressLine | None = None
+    devices: dict[int, str] = field(default_factory=dict)
+    """The name of each rank's device, also of a rank whose lines are hidden, as another rank has said the same."""
     # Only the last of many step lines is ever looked at, so each is parsed only then.
     _steps: dict[int, bytes] = field(default_factory=dict)
 
     def update_all(self, lines: Iterable[LogLine]) -> "JobProgress":
-        """Take all `lines` into account; of a million lines only a few are of interest."""
+        """Take all `lines` into account; of a million lines only a few tell progress."""
         for line in lines:
+            if line.writer.rank is not None and line.writer.rank not in self.devices:
+                self.devices[line.writer.rank] = line.writer.device or "?"
             if _INTERESTING.match(line.text):
                 self._update(line)
         return self

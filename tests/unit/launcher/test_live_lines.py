@@ -1,8 +1,14 @@
 """In a terminal of any width, a job has a line with its bar, and each device a short one."""
 
-import pytest
+import io
 
+import pytest
+from rich.console import Console
+
+from launcher.jobs import LogBlock
+from launcher.output.follow import LogFollow
 from launcher.output.lines import parse_lines
+from launcher.output.live import LiveDisplay
 from launcher.output.progress import DEVICE_FIGURES, JobProgress, live_lines, slowest_rank, time_left
 
 STEP = "step epoch=0 epochs=10 step={} steps=88 loss=2.79811 lr=0.05 fps=302.123 top1=13.125"
@@ -122,3 +128,14 @@ def test_the_time_left_has_its_bounds_and_the_slowest_rank_its_reason() -> None:
         line = progress(text).ahead
         assert (time_left(line), slowest_rank(line)) == ("", "")
     assert (time_left(None), slowest_rank(None)) == ("", "")
+
+
+def test_a_rank_whose_lines_are_all_hidden_has_a_line() -> None:
+    display = LiveDisplay(Console(file=io.StringIO(), force_terminal=True, width=120), state := JobProgress())
+    block = "".join(f"[rank {rank} cpu:{rank} #1] eval top1=10\n" for rank in range(2))
+    LogFollow(progress=state).run([LogBlock(block.encode())], display)
+    display.close()
+    assert [line.split("  ")[0] for line in live_lines(state, state.devices, {}, 120)] == [
+        "rank 0 cpu:0",
+        "rank 1 cpu:1",
+    ]
