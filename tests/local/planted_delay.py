@@ -1,4 +1,4 @@
-"""Slows one part of a worker down by a second for each step; the variable PNAS_TEST_DELAY names the part.
+"""Slows one part of a worker down by two seconds for each step; the variable PNAS_TEST_DELAY names the part.
 
 A worker imports it first; see `tests.local.forked_trainer`.
 """
@@ -15,8 +15,8 @@ import torch.distributed as dist
 from trainer.data.loader import train_batches
 from trainer.training.schedule import learning_rate
 
-_DELAY_S = 1.0
-"""Several times what a step of the smallest network takes on a busy machine."""
+_DELAY_S = 2.0
+"""Four of them are more than the evaluation of the smallest network takes on a busy machine."""
 _fsync = os.fsync
 
 
