@@ -35,4 +35,7 @@ def test_the_command_line_of_a_run_needs_neither_torch_nor_numpy_nor_other_comma
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     modules = set(done.stdout.split())
     assert not modules & {"torch", "numpy", "trainer.proof"}
-    assert {name for name in modules if name.startswith("trainer.commands.")} == {"trainer.commands.env"}
+    assert {name for name in modules if name.startswith("trainer.commands.")} == {
+        "trainer.commands.emulated",
+        "trainer.commands.env",
+    }
