@@ -46,6 +46,7 @@ from torch import nn
 from trainer.shared.errors import UsageError
 from trainer.training.compiling import compile_network
 
+torch.manual_seed(0)
 network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Dropout(0.5))
 eager, x = copy.deepcopy(network), torch.randn(2, 3, 8, 8)
 try:
@@ -56,7 +57,7 @@ except UsageError as error:
 torch.manual_seed(1)
 compiled = network(x)
 torch.manual_seed(1)
-assert torch.allclose(compiled, eager(x)), "the draws differ"
+assert torch.allclose(compiled, eager(x), atol=1e-5), "the draws differ"
 assert copy.deepcopy(network)._compiled_call_impl is None, "the copy for an evaluation is compiled"
 print("compiled")
 """
