@@ -1,9 +1,9 @@
 """Start of the trainer: from the command to the line of its first step, against two plain scripts, in turn.
 
-The CPU seconds count all
-processes of a start up to that line. The bar: a first step within 1.5 times the time in which a script imports torch
-and builds the model. The second script also imports torchvision's transforms and does a step of SGD: it shows how much
-of the bar any training uses. Making an optimizer imports torch._dynamo (torch 2.14), which takes half as long as torch.
+The CPU seconds count all processes of a start up to that line. The bar: a first step within 1.5 times the time in which
+a script imports torch and builds the model. The second script also imports torchvision's transforms and does a step of
+SGD, as most training does. Both import torch._dynamo (torch 2.14), which takes half as long as torch; a trainer of one
+process does not, and with several DistributedDataParallel does.
 """
 
 import itertools

@@ -3,21 +3,34 @@
 Crop, resize and flip run in the loader on uint8; normalisation runs on the device, so that a quarter of the bytes cross
 the bus. Training and evaluation share one resize rule (antialiased), because a network trained on one and tested
 on another loses accuracy for no reason.
+
+_Crop and resize give the bits of torchvision's v2 transforms, but do not need them: torchvision imports torch._dynamo,
+which takes half as long as the import of torch. Only the further augmentations are torchvision's.
 """
 
 import hashlib
+import importlib
+import math
 import random
 import struct
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
+from torch.nn.functional import interpolate
 
 from trainer.model.loss import Targets
 from trainer.seeds import derive_seed
 from trainer.shared.config import TrainConfig
+from trainer.shared.program import without_garbage_collector
+
+_ASPECT_RATIOS = (3 / 4, 4 / 3)
+"""Of a training crop, as in all published results (Inception's, arXiv:1409.4842)."""
+_LOG_RATIOS = torch.tensor(_ASPECT_RATIOS).log().tolist()
+_TRIES = 10
+"""Random crops to draw until one lies within the image."""
 
 
 class SampleKey(NamedTuple):
@@ -41,22 +54,16 @@ class TrainTransform:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        mode, bilinear = InterpolationMode(config.interpolation), InterpolationMode.BILINEAR
         self._side, self._flip = config.image_size, config.flip
-        scale = (config.crop_scale, 1.0)
-        self._crop = v2.RandomResizedCrop(self._side, scale=scale, interpolation=mode, antialias=True)
-        self._augment = {
-            "none": v2.Identity(),
-            # Small enough that a 6 stays a 6.
-            "affine": v2.RandomAffine(10, translate=(0.06, 0.06), scale=(0.9, 1.1), interpolation=bilinear),
-            "trivial": v2.TrivialAugmentWide(interpolation=bilinear),
-            "rand": v2.RandAugment(interpolation=bilinear),
-        }[config.augment]
+        self._smallest_share, self._interpolation = config.crop_scale, config.interpolation
+        self._augment = _augmentation(config.augment)
 
     def __call__(self, image: Tensor, key: SampleKey) -> Tensor:
         """Return one sample's view of an image."""
         torch.default_generator.manual_seed(key.seed)
-        view: Tensor = self._augment(self._crop(image))
+        top, left, height, width = _random_crop(*image.shape[1:], smallest_share=self._smallest_share)
+        part = image[:, top : top + height, left : left + width]
+        view = self._augment(_resize(part, self._side, self._side, self._interpolation))
         return view.flip(2) if key.uniform < self._flip else view
 
     def reduction(self, key: SampleKey, height: int, width: int) -> int:
@@ -67,16 +74,25 @@ class TrainTransform:
         if min(height, width) < 2 * self._side:
             return 1
         torch.default_generator.manual_seed(key.seed)
-        crop = self._crop.make_params([torch.empty(1, 1, 1).expand(3, height, width)])
-        smallest = min(crop["height"], crop["width"])
+        crop = _random_crop(height, width, smallest_share=self._smallest_share)
+        smallest = min(crop.height, crop.width)
         return next((factor for factor in (8, 4, 2) if factor * self._side <= smallest), 1)
 
 
-def eval_transform(config: TrainConfig) -> v2.Transform:
-    """Return the same without a random draw: resize the shorter side, crop the centre."""
-    mode = InterpolationMode(config.interpolation)
-    resize = v2.Resize(resized_side(config.image_size, config.eval_crop), interpolation=mode, antialias=True)
-    return v2.Compose([resize, v2.CenterCrop(config.image_size)])
+class EvalTransform:
+    """Resize the shorter side and crop the centre: uint8 (3, H, W) -> uint8 (3, image_size, image_size)."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._side, self._interpolation = config.image_size, config.interpolation
+        self._resized_side = resized_side(config.image_size, config.eval_crop)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Return the part of an image that an evaluation sees."""
+        shorter = min(image.shape[1:])
+        height, width = (int(self._resized_side * side / shorter) for side in image.shape[1:])
+        top, left = (round((side - self._side) / 2) for side in (height, width))
+        resized = _resize(image, height, width, self._interpolation)
+        return resized[:, top : top + self._side, left : left + self._side]
 
 
 def resized_side(image_size: int, eval_crop: float) -> int:
@@ -150,3 +166,67 @@ def mix(
     mixed[:, :, top:bottom, left:right] = neighbours[:, :, top:bottom, left:right]
     share = 1 - (bottom - top) * (right - left) / (height * width)
     return mixed, Targets(labels, other, share, 1 - share)
+
+
+class _Crop(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def _random_crop(height: int, width: int, *, smallest_share: float) -> _Crop:
+    """Draw the part of an image that training sees, as torchvision's RandomResizedCrop does, by the same draws.
+
+    Args:
+        smallest_share: of the image's area.
+    """
+    for _ in range(_TRIES):
+        area = height * width * torch.empty(1).uniform_(smallest_share, 1.0).item()
+        ratio = torch.empty(1).uniform_(*_LOG_RATIOS).exp().item()
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(torch.randint(height - crop_height + 1, (1,)))
+            return _Crop(top, int(torch.randint(width - crop_width + 1, (1,))), crop_height, crop_width)
+    # The image is too long: the largest part of its centre that has an allowed ratio.
+    narrowest, widest = _ASPECT_RATIOS
+    crop_width, crop_height = min(width, round(height * widest)), min(height, round(width / narrowest))
+    return _Crop((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
+
+
+def _resize(image: Tensor, height: int, width: int, interpolation: str) -> Tensor:
+    """Return an image, uint8 (3, H, W), in another size; the filter becomes wider where the image becomes smaller."""
+    if image.shape[1:] == (height, width):
+        return image
+    # A decoder's pixels lie in the order (H, W, 3). With the batch dimension in front of that order, ATen sees it and
+    # keeps it; in front of (3, H, W), ATen would reorder the pixels (torch issue 68430).
+    images = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+    return interpolate(images, (height, width), mode=interpolation, align_corners=False, antialias=True)[0]
+
+
+def _augmentation(name: str) -> Callable[[Tensor], Tensor]:
+    """Return what `--augment` does to a view."""
+    if name == "none":
+        return _unchanged
+    v2 = _torchvision_transforms()
+    bilinear = v2.InterpolationMode.BILINEAR
+    augmentation: Callable[[Tensor], Tensor] = {
+        # Small enough that a 6 stays a 6.
+        "affine": partial(v2.RandomAffine, 10, translate=(0.06, 0.06), scale=(0.9, 1.1)),
+        "trivial": v2.TrivialAugmentWide,
+        "rand": v2.RandAugment,
+    }[name](interpolation=bilinear)
+    return augmentation
+
+
+@cache
+def _torchvision_transforms() -> Any:
+    """Import torchvision's transforms, which have no types."""
+    with without_garbage_collector():
+        return importlib.import_module("torchvision.transforms.v2")
+
+
+def _unchanged(view: Tensor) -> Tensor:
+    return view

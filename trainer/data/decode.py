@@ -10,6 +10,7 @@ not too large: at most 20 bytes for each pixel (WebP and JPEG 2000; a JPEG takes
 
 import contextlib
 import functools
+import importlib.util
 import io
 import re
 import struct
@@ -22,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode
 
 from trainer.data.bad_images import BadImageError
 from trainer.data.content import MAX_PIXELS, ImageContent, read_image
@@ -41,6 +41,8 @@ _END_MARKER = 0xD9
 # Other formats of Pillow are no photos, or start other programs (EPS).
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+_RGB = 3
+"""torchvision.io.ImageReadMode.RGB"""
 # torchvision >= 0.29 puts "function, file:line, " before the reason.
 _SOURCE_PREFIX = re.compile(r"^\S+, \S+:\d+, ")
 # torchvision's words -> words that help the user.
@@ -86,7 +88,7 @@ def decode_content(image: ImageContent, reduction: Callable[[int, int], int] | N
     try:
         # The operator, because its Python wrapper warns at every call since torchvision 0.29 (decoding moves to
         # torchcodec). It takes 0.76 of Pillow's time for a photo and less than half for a small image.
-        pixels: Tensor = torch.ops.image.decode_image(torch.from_numpy(image.data), ImageReadMode.RGB.value, False)
+        pixels: Tensor = torch.ops.image.decode_image(torch.from_numpy(image.data), _RGB, False)
     except RuntimeError as error:
         # torchvision and Pillow share libjpeg, and Pillow is the more lenient one: it must not read a refused JPEG.
         raise _bad(image, _reason(error)) from None
@@ -211,3 +213,22 @@ def _formats() -> list[str]:
 def _reason(error: RuntimeError) -> str:
     text = _SOURCE_PREFIX.sub("", str(error).splitlines()[0])
     return next((plain for words, plain in _REASONS.items() if words in text), f"damaged: {text}")
+
+
+def _load_decoder() -> None:
+    """Load torchvision's operators for images, and no module of it: they import torch._dynamo, half of torch's time.
+
+    Raises:
+        ImportError: This Python has no torchvision, or one that does not fit torch.
+    """
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("No module named 'torchvision'", name="torchvision")
+    try:
+        # `image.so` or, in newer versions, `image_stable.so`.
+        torch.ops.load_library(next(Path(spec.origin).parent.glob("image*.so")))
+    except (StopIteration, OSError) as error:
+        raise ImportError(f"torchvision cannot decode images: {error}", name="torchvision") from None
+
+
+_load_decoder()

@@ -12,9 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import Transform
 
-from trainer.data.augment import TrainTransform, device_transform, eval_transform, sample_key
+from trainer.data.augment import EvalTransform, TrainTransform, device_transform, sample_key
 from trainer.data.bad_images import BadImage, BadImageError, BadImages, allowed_bad_images
 from trainer.data.content import ImageContent, read_ahead, try_to_read
 from trainer.data.decode import decode_content
@@ -89,7 +88,7 @@ def eval_batches(
         TrainerError: a loader process died.
     """
     batches = list(eval_indices(len(index), rank=rank, world_size=world_size, batch_size=config.batch_size))
-    make = partial(_eval_item, index, config, eval_transform(config))
+    make = partial(_eval_item, index, config, EvalTransform(config))
     return _load(make, batches, config, pin_memory=pin_memory, bad_images=bad_images or BadImages())
 
 
@@ -152,7 +151,7 @@ def _train_item(
     return _LoaderItem(_batch(index, images, indices), tuple(bad))
 
 
-def _eval_item(index: ImageIndex, config: TrainConfig, transform: Transform, samples: Indices) -> _LoaderItem:
+def _eval_item(index: ImageIndex, config: TrainConfig, transform: EvalTransform, samples: Indices) -> _LoaderItem:
     images = _empty_images(len(samples), config)
     indices: list[int] = []
     bad: list[BadImage] = []

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.data.augment import device_transform, eval_transform
+from trainer.data.augment import EvalTransform, device_transform
 from trainer.data.bad_images import BadImageError
 from trainer.data.decode import decode_image
 from trainer.model.folding import folded
@@ -48,8 +48,7 @@ class Classifier:
 
     def crop(self, image: Tensor) -> Tensor:
         """Return the part of a decoded image that the network sees, in its size: uint8 (3, side, side)."""
-        pixels: Tensor = eval_transform(self.config)(image)
-        return pixels
+        return EvalTransform(self.config)(image)
 
     def read_crop(self, path: Path) -> Tensor | str:
         """Return the crop of an image file, or why it cannot be read. A decoded image, up to 256 MiB, is not kept."""

@@ -1,6 +1,6 @@
 """The preparation of an evaluated image as tensor operators, so that it can be part of an exported network.
 
-torchvision's resize of uint8 images is one operator of torch (`_upsample_bilinear2d_aa`), which no other runtime has.
+torch's resize of uint8 images is one operator (`_upsample_bilinear2d_aa`), which no other runtime has.
 It computes with integers, and its roundings change probabilities in the third digit. Here the same integers come from
 products of matrices, whose sums float64 holds exactly: the pixels are equal, bit for bit, in each runtime.
 """
@@ -17,7 +17,7 @@ _LARGEST_EXPONENT = 22
 
 
 class EvaluationInput(nn.Module):
-    """Resize the shorter side, crop the centre and normalise one image, as `eval_transform` and `network_input` do.
+    """Resize the shorter side, crop the centre and normalise one image, as `EvalTransform` and `network_input` do.
 
     Args:
         image_size: side of the square result in pixels.

@@ -1,6 +1,7 @@
 """Augmentation: keyed draws, one resize rule, and device work that equals torchvision's."""
 
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,10 +12,10 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from trainer.data.augment import (
+    EvalTransform,
     SampleKey,
     TrainTransform,
     device_transform,
-    eval_transform,
     mix,
     resized_side,
     sample_key,
@@ -65,6 +66,38 @@ def test_the_same_seed_gives_the_same_crop_and_another_seed_another(
     assert torch.equal(mirrored, v2.functional.hflip(views[0]))
 
 
+def _images() -> Iterator[Tensor]:
+    """Yield images in both orders in memory: photos, one that is too long for a crop, the size of the input."""
+    generator = torch.Generator().manual_seed(0)
+    for height, width in [(150, 200), (203, 131), (9, 400), (700, 4), (1, 1), (64, 64), (64, 100), (73, 73)]:
+        pixels = torch.randint(256, (height, width, 3), dtype=torch.uint8, generator=generator)
+        yield pixels.permute(2, 0, 1)
+        yield pixels.permute(2, 0, 1).contiguous()
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("share", [0.08, 0.5, 1.0])
+def test_training_sees_the_bits_of_torchvisions_crops(interpolation: str, share: float) -> None:
+    transform = TrainTransform(config(interpolation=interpolation, crop_scale=share))
+    mode = v2.InterpolationMode(interpolation)
+    reference = v2.RandomResizedCrop(64, scale=(share, 1.0), interpolation=mode, antialias=True)
+    with torch.random.fork_rng():
+        for image in _images():
+            for seed in range(8):
+                torch.manual_seed(seed)
+                assert torch.equal(reference(image), transform(image, SampleKey(seed, 0.7))), (image.shape, seed)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("share", [0.25, 0.875, 0.911, 1.0])
+def test_an_evaluation_sees_the_bits_of_torchvisions_resize(interpolation: str, share: float) -> None:
+    transform, side = EvalTransform(config(interpolation=interpolation, eval_crop=share)), resized_side(64, share)
+    resize = v2.Resize(side, interpolation=v2.InterpolationMode(interpolation), antialias=True)
+    reference = v2.Compose([resize, v2.CenterCrop(64)])
+    for image in _images():
+        assert torch.equal(reference(image), transform(image)), image.shape
+
+
 def test_training_crops_cover_the_configured_areas() -> None:
     # A ramp shows where a crop came from: red is the column, green the row.
     ramp = torch.stack(torch.meshgrid(torch.arange(256), torch.arange(256), indexing="xy"))
@@ -111,7 +144,7 @@ def test_evaluation_resizes_to_the_published_side(image_size: int, eval_crop: fl
 @pytest.mark.parametrize("turned", [False, True])
 def test_evaluation_sees_the_same_image_as_with_pillow(photo: Tensor, interpolation: str, turned: bool) -> None:
     image = photo.transpose(1, 2) if turned else photo
-    transform = eval_transform(config(image_size=224, interpolation=interpolation))
+    transform = EvalTransform(config(image_size=224, interpolation=interpolation))
     reference = v2.Compose(
         [v2.Resize(256, interpolation=v2.InterpolationMode(interpolation)), v2.CenterCrop(224), v2.PILToTensor()]
     )(Image.fromarray(image.permute(1, 2, 0).numpy()))
@@ -122,7 +155,7 @@ def test_evaluation_sees_the_same_image_as_with_pillow(photo: Tensor, interpolat
 
 
 def test_an_image_smaller_than_the_input_is_enlarged() -> None:
-    assert eval_transform(config(image_size=331))(torch.zeros(3, 8, 20, dtype=torch.uint8)).shape == (3, 331, 331)
+    assert EvalTransform(config(image_size=331))(torch.zeros(3, 8, 20, dtype=torch.uint8)).shape == (3, 331, 331)
 
 
 @pytest.mark.parametrize("normalize", list(NORMALIZATIONS))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.data.augment import device_transform, eval_transform, resized_side
+from trainer.data.augment import EvalTransform, device_transform, resized_side
 from trainer.inference.preprocessing import EvaluationInput
 from trainer.model.weight_files import NORMALIZATIONS
 from trainer.shared.config import TrainConfig
@@ -29,7 +29,7 @@ def test_the_prepared_image_equals_the_evaluations(interpolation: str, image_siz
     generator = torch.Generator().manual_seed(image_size)
     for height, width in SIZES:
         image = torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator)
-        pixels = eval_transform(config)(image)[None]
+        pixels = EvalTransform(config)(image)[None]
         expected = device_transform(pixels, mean=mean, std=std)
         actual = preparation(image.permute(1, 2, 0))
         torch.testing.assert_close(actual, expected, rtol=0, atol=0, msg=f"{height} x {width}")

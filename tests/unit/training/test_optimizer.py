@@ -1,5 +1,7 @@
 """A contributor adds an optimizer with a class, an entry in OPTIMIZERS and a word of `--optimizer`; nothing else."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +16,30 @@ from trainer.devices.device import open_device
 from trainer.shared.config import TrainConfig
 from trainer.shared.config.train import option
 from trainer.training.checkpoints import state_tensors, state_values
-from trainer.training.optimizer import OPTIMIZERS, ParameterGroups, parameter_groups
+from trainer.training.optimizer import OPTIMIZERS, ParameterGroups, make_optimizer, parameter_groups
 from trainer.training.resume import restore
 from trainer.training.steps import Training, train_steps
 from trainer.worker.start import build_training, make_watchdog
 from trainer.worker.task import WorkerTask
 
 STEPS = 4
+
+EAGER_RUN = """
+import sys
+import torch
+import trainer.worker.run
+from trainer.data.augment import TrainTransform
+from trainer.shared.config import TrainConfig
+from trainer.training.optimizer import make_optimizer
+network = torch.nn.Linear(2, 2)
+optimizer = make_optimizer(network, TrainConfig(), device="cpu", library=None)
+optimizer.load_state_dict(optimizer.state_dict())
+network(torch.ones(1, 2)).sum().backward()
+optimizer.step()
+optimizer.zero_grad()
+TrainTransform(TrainConfig())
+print(*sys.modules)
+"""
 
 
 class ToyConfig(TrainConfig):
@@ -127,3 +146,35 @@ def test_parameter_groups_name_their_parameters_in_order() -> None:
         for group in parameter_groups(network, weight_decay=0.1, decay_all=decay_all):
             named = [network.get_parameter(name) for name in group["names"]]
             assert all(parameter is other for parameter, other in zip(named, group["params"], strict=True))
+
+
+def test_an_eager_run_imports_no_compiler() -> None:
+    done = subprocess.run([sys.executable, "-c", EAGER_RUN], capture_output=True, text=True, check=True)
+    assert "torch.optim" in done.stdout.split()
+    assert not {"torch._dynamo", "torchvision"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_is_torchs(nesterov: bool) -> None:
+    """The run's leaves out the wrappers that torch's compiler needs."""
+    config = TrainConfig.model_validate({"nesterov": nesterov, "lr": 0.1})
+    results = []
+    for whole in (False, True):
+        torch.manual_seed(0)
+        network = nn.Linear(5, 3)
+        groups = parameter_groups(network, weight_decay=config.weight_decay, decay_all=config.decay_all)
+        ours = make_optimizer(network, config, device="cpu", library=None)
+        theirs = torch.optim.SGD(groups, lr=0.1, momentum=config.momentum, nesterov=nesterov, fused=True)
+        optimizer = theirs if whole else ours
+        calls: list[Any] = []
+        optimizer.register_step_post_hook(lambda *_, calls=calls: calls.append(None))
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            network(torch.rand(4, 5)).square().sum().backward()
+            optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
+        assert len(calls) == STEPS
+        results.append(
+            (*network.state_dict().values(), *(state["momentum_buffer"] for state in optimizer.state.values()))
+        )
+    assert all(map(torch.equal, *results))
