@@ -86,6 +86,7 @@ CHECKS: tuple[ProofCheck, ...] = (
         "trainer.proof.speed:prove_matmul_speed",
         limit_s=_OPERATORS_S,
         compare=compare_rates,
+        is_timed=True,
     ),
     ProofCheck(
         "copy-speed",
@@ -94,6 +95,7 @@ CHECKS: tuple[ProofCheck, ...] = (
         "trainer.proof.speed:prove_copy_speed",
         limit_s=_OPERATORS_S,
         compare=compare_rates,
+        is_timed=True,
     ),
     ProofCheck(
         "link-speed",
@@ -102,6 +104,7 @@ CHECKS: tuple[ProofCheck, ...] = (
         "trainer.proof.collectives:prove_link_speed",
         limit_s=_OPERATORS_S,
         compare=compare_links,
+        is_timed=True,
     ),
     ProofCheck(
         "all-reduce",

@@ -49,6 +49,8 @@ class ProofCheck:
     """Whether it opens the device: where it has not passed, the other checks of the device are not tried."""
     compare: "Callable[[Sequence[Result]], list[Result]] | None" = None
     """Returns the results of all places, those as failed that do not fit the others; None: each stands by itself."""
+    is_timed: bool = False
+    """Whether other programs disturb what is compared: a place that does not fit is then measured again, alone."""
 
 
 @dataclass(frozen=True)

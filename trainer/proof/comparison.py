@@ -43,6 +43,18 @@ class SlowRate:
     words: str
 
 
+def best_rates(first: Result, second: Result) -> Result:
+    """Return the first result of a place with the better of both results' rates; one that has not passed stands."""
+    for result in (first, second):
+        if result.outcome.verdict != "passed":
+            return result
+    figures = dict(first.outcome.figures)
+    for name, value in second.outcome.figures.items():
+        if name.endswith(_RATES):
+            figures[name] = max(value, figures.get(name, value))
+    return replace(first, outcome=replace(first.outcome, figures=figures))
+
+
 def compare_rates(results: Sequence[Result]) -> list[Result]:
     """Return the results of one check on several devices, as failed where a rate is far below the others'."""
     return [

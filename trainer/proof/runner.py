@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from trainer.proof.check import STOPPED_WHILE, WAITING, CheckOutcome, CheckPlace, ProofCheck, Result, Scope
 from trainer.proof.check_process import CheckProcess, Folders
+from trainer.proof.comparison import best_rates
 from trainer.supervisor.signals import STOPS, SignalInbox
 from trainer.topology.ports import free_port
 from trainer.topology.visible import DeviceKind
@@ -21,6 +22,8 @@ from trainer.topology.visible import DeviceKind
 _RING = 4
 """Devices next to each other with equal links: on an Atlas 800 the NPUs 0 to 3 and 4 to 7 are two rings, between which
 HCCL connects no pair, or a slower one (HCCL's constraints)."""
+_TURNS = 3
+"""How often a place that stands out is measured again, unless its rates then fit the others'."""
 _PEERS_S = 5.0
 """How long the other processes of a place get after the first has died or failed: they say what they miss."""
 
@@ -162,7 +165,7 @@ def _unfinished(processes: Sequence[CheckProcess], check: ProofCheck) -> CheckOu
     if not dead:
         absent = [process for process in waiting if not process.doing.startswith(WAITING)]
         text = f"no answer within {check.limit_s:g} s while {_doings(waiting)}: its process was ended"
-        if 0 < len(absent) < len(processes) > 1:
+        if 0 < len(absent) < len(waiting):
             text = f"{' '.join(process.device for process in absent)} did not arrive: {text}"
         return CheckOutcome("unfinished", text, f"at most {check.limit_s:g} s", _repeat(processes[0].place))
     words = {
@@ -263,18 +266,23 @@ class _ScopeRun:
         """The places whose device does not open."""
         self._turns, self._checks, self._folders, self._inbox, self._report = turns, checks, folders, inbox, report
         self._places = sum(map(len, turns))
+        self._sharing = max((sum(len(place.devices) or 1 for place in places) for places in turns), default=1)
+        """How many processes of all places share this machine's processors; alone, one gets no more, to be compared."""
         self._compared = {check.name: check for check in checks if check.compare is not None}
         self._held: dict[str, list[Result]] = {name: [] for name in self._compared}
         """The results that wait for the ones of other places, by the check."""
+        self._best: dict[tuple[str, str], Result] = {}
+        """The results of timed checks by check and place, each with its best rates of all turns."""
 
     def run(self) -> int | None:
         """Run everything; return the signal that has ended it, or None."""
-        if stop := self._run(self._checks, self._take):
-            for result in itertools.chain.from_iterable(self._held.values()):
-                self._report(result)
-            return stop
-        suspected = [self._compared[name] for name, results in self._held.items() if results]
-        return self._confirm(suspected) if suspected else None
+        stop = self._run(self._turns, self._checks, self._take) or self._measure_again()
+        for name, results in self._held.items():
+            # An accusation needs all turns.
+            best = results if stop else [self._best.get((name, result.place), result) for result in results]
+            for first, compared in zip(results, _compare(self._compared[name], best), strict=True):
+                self._report(first if stop or compared.outcome.verdict == "passed" else compared)
+        return stop
 
     def _take(self, result: Result) -> None:
         """Report a result; one that is compared, when all places have one, if then nothing stands out."""
@@ -288,22 +296,35 @@ class _ScopeRun:
                 self._report(one)
         return None
 
-    def _confirm(self, suspected: Sequence[ProofCheck]) -> int | None:
-        """Run checks again in which a place stands out. A place has failed if it stands out both times."""
-        again: dict[tuple[str, str], Result] = {}
-        opening = [check for check in self._checks if check.opens and check not in suspected]
-        stop = self._run([*opening, *suspected], lambda result: again.update({(result.check, result.place): result}))
-        for check in suspected:
-            held = self._held[check.name]
-            second = [again.get((check.name, one.place), one) for one in held]
-            for result, first, other in zip(held, _compare(check, held), _compare(check, second), strict=True):
-                self._report(other if first != result and other.outcome.verdict != "passed" else result)
-        return stop
+    def _measure_again(self) -> int | None:
+        """Repeat timed checks in which a place stands out, at one place after the other; return a signal to stop.
 
-    def _run(self, checks: Sequence[ProofCheck], take: Callable[[Result], None]) -> int | None:
-        for places in self._turns:
-            sharing = sum(len(place.devices) or 1 for place in places)
-            runs = [PlaceRun(place, checks, self._folders, sharing) for place in places]
+        A disturbance lowers rates, and never raises them. So the best rates of some turns tell more than any single
+        turn: a slow device is slow in each of them, and a disturbed device is not.
+        """
+        self._best = {(name, result.place): result for name, results in self._held.items() for result in results}
+        alone = [[place] for places in self._turns for place in places]
+        opening = [check for check in self._checks if check.opens]
+        for _ in range(_TURNS):
+            unclear = [check for check in self._compared.values() if check.is_timed and self._stands_out(check)]
+            if unclear and (stop := self._run(alone, [*opening, *unclear], self._improve)):
+                return stop
+        return None
+
+    def _stands_out(self, check: ProofCheck) -> bool:
+        best = [self._best[check.name, result.place] for result in self._held[check.name]]
+        return _compare(check, best) != best
+
+    def _improve(self, result: Result) -> None:
+        before = self._best.get((result.check, result.place))
+        if before is not None:
+            self._best[result.check, result.place] = best_rates(before, result)
+
+    def _run(
+        self, turns: Sequence[Sequence[CheckPlace]], checks: Sequence[ProofCheck], take: Callable[[Result], None]
+    ) -> int | None:
+        for places in turns:
+            runs = [PlaceRun(place, checks, self._folders, self._sharing) for place in places]
             stop = _run(runs, self._inbox, take)
             self.closed |= {run.place.devices for run in runs if run.closed}
             if stop:

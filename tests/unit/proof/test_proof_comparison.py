@@ -5,7 +5,7 @@ import random
 import pytest
 
 from trainer.proof.check import CheckOutcome, Result
-from trainer.proof.comparison import MEMORY, compare_links, compare_models, compare_rates
+from trainer.proof.comparison import MEMORY, best_rates, compare_links, compare_models, compare_rates
 
 MATMUL = "matmul_fp16_tflops"
 SUSTAINED = "matmul_fp16_sustained_tflops"
@@ -59,6 +59,14 @@ def test_a_rate_far_below_the_median_of_the_others_is_slow(results: list[Result]
     assert _failed(compared) == slow
     assert [result.place for result in compared] == [result.place for result in results]
     assert all(result.place in result.outcome.measured for result in compared if result.place in slow)
+
+
+def test_the_best_rates_of_two_turns_count_and_a_failure_stands() -> None:
+    first, second = _results({MATMUL: 250.0, "link_latency_us": 9.0}, {MATMUL: 260.0, "link_latency_us": 5.0})
+    best = best_rates(first, second)
+    assert (best.place, best.outcome.figures) == ("npu:0", {MATMUL: 260.0, "link_latency_us": 9.0})
+    broken = Result("speed", "npu:0", CheckOutcome("unfinished", "no"), 1.0)
+    assert best_rates(first, broken) == best_rates(broken, first) == broken
 
 
 def test_devices_that_failed_neither_count_nor_change() -> None:

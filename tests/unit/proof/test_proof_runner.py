@@ -179,11 +179,33 @@ def test_a_rank_that_fails_or_does_not_arrive_is_named_and_the_next_check_gets_n
     assert outcomes["passes", "cpu:0 cpu:1"].verdict == "passed"
 
 
-def test_a_device_is_slow_if_it_is_slow_twice(tmp_path: Path) -> None:
-    rate = replace(check_of(small_checks.one_is_slow), compare=compare_rates)
-    outcomes = run(tmp_path, OPEN, rate, devices=3)
-    verdicts = [outcomes["one_is_slow", f"cpu:{number}"].verdict for number in range(3)]
-    assert verdicts == ["passed", "failed", "passed"]
+def test_a_rank_that_works_for_all_is_not_absent_if_it_hangs(tmp_path: Path) -> None:
+    first = check_of(small_checks.only_first_works, "all", limit_s=2.0)
+    outcomes = run(tmp_path, first, devices=2)
+    measured = outcomes["only_first_works", "cpu:0 cpu:1"].measured
+    assert measured == "no answer within 2 s while cpu:0: a run with all devices: its process was ended"
+
+
+def test_a_device_is_slow_if_it_is_slow_in_each_turn(tmp_path: Path) -> None:
+    rate = replace(check_of(small_checks.is_disturbed), compare=compare_rates, is_timed=True)
+    outcomes = run(tmp_path, OPEN, rate, devices=4)
+    results = [outcomes["is_disturbed", f"cpu:{number}"] for number in range(4)]
+    assert [result.verdict for result in results] == ["passed", "failed", "passed", "passed"]
+    assert [result.measured for result in results if result.verdict == "passed"] == ["turn 1"] * 3
+    assert "is 1, 25% of the others' 4: cpu:1 is slow" in results[1].measured
+
+
+def test_a_device_that_stands_out_is_measured_again_while_the_others_rest(tmp_path: Path) -> None:
+    rate = replace(check_of(small_checks.is_disturbed), compare=compare_rates, is_timed=True)
+    run(tmp_path, OPEN, rate, devices=3)
+    notes = (tmp_path / "turns").read_text().splitlines()
+    assert notes[6:] == [f"{device} {what}" for device in (0, 1, 2) for what in ("begins", "ends")] * runner._TURNS
+
+
+def test_no_device_is_measured_again_whose_model_is_another_one(tmp_path: Path) -> None:
+    rate = replace(check_of(small_checks.is_disturbed), compare=compare_rates)
+    run(tmp_path, OPEN, rate, devices=3)
+    assert len((tmp_path / "turns").read_text().splitlines()) == 6
 
 
 @pytest.mark.parametrize(
