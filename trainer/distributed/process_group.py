@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainer.devices.device import Device
 from trainer.devices.runtime_env import WATCHDOG_MARGIN_S
 from trainer.shared.errors import UsageError
+from trainer.shared.program import without_garbage_collector
 
 _T = TypeVar("_T")
 
@@ -72,7 +73,8 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     per_step_buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
     options: dict[str, Any] = {per_step_buffers: False, "gradient_as_bucket_view": device.type != "npu"}
     device_ids = None if device.type == "cpu" else [device.index]
-    return DistributedDataParallel(model, device_ids=device_ids, **options)
+    with without_garbage_collector():  # it imports torch._dynamo
+        return DistributedDataParallel(model, device_ids=device_ids, **options)
 
 
 def warm_up_ddp(parallel: nn.Module, make_images: Callable[[], Tensor]) -> None:
