@@ -18,6 +18,7 @@ from launcher.commands.parameters import Where
 from launcher.errors import LauncherError
 from launcher.jobs import BACKEND_NAMES, BackendName
 from trainer.shared.errors import UsageError
+from trainer.shared.program import COMMAND_LINE
 
 WAIT_S = 2
 """A user who presses the tab key waits this long for a cluster's jobs."""
@@ -82,6 +83,8 @@ def completion(
     if current is None:
         print(SCRIPTS[shell], end="")
         return
+    # This command line says nothing of the options that can follow on another.
+    COMMAND_LINE.set(None)
     # bash makes separate words of `=`.
     words = [word for word in before if word != "="]
     for word, meaning in candidates("" if current == "=" else current, words):

@@ -10,6 +10,7 @@ import re
 import resource
 import sys
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
@@ -17,7 +18,7 @@ from trainer.shared.container import OUT_OF_MEMORY
 from trainer.shared.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from _typeshed import ReadableBuffer
 
@@ -30,6 +31,8 @@ TERMINATED = 143
 """Exit code of a command that SIGTERM has ended after it has written what it had."""
 BROKEN_PIPE = 141
 """Exit code of a program whose reader has ended, as `| head` does."""
+COMMAND_LINE: ContextVar[Sequence[str] | None] = ContextVar("COMMAND_LINE", default=None)
+"""The words that this program was started with; None outside `run_program`."""
 
 
 def run_program(module: str) -> NoReturn:
@@ -44,6 +47,7 @@ def run_program(module: str) -> NoReturn:
     try:
         with without_garbage_collector():
             main = importlib.import_module(module).main
+        COMMAND_LINE.set(sys.argv[1:])
         code = main(sys.argv[1:])
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -56,6 +60,8 @@ def run_program(module: str) -> NoReturn:
         say_error(f"error: {describe_loading_error(error)}")
         code = UsageError.exit_code
     exec("")
+    # Otherwise the collection at the end looks through all that was imported: 13 ms of 0.18 s of `launcher render`.
+    gc.freeze()
     sys.exit(code)
 
 

@@ -3,13 +3,15 @@
 import inspect
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextvars import copy_context
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from cyclopts import App
+from cyclopts import App, CycloptsError
 
 from trainer.shared.config import (
     MODE_PRESETS,
@@ -20,8 +22,9 @@ from trainer.shared.config import (
     user_layers,
 )
 from trainer.shared.config.layers import profile_layer, resolve
-from trainer.shared.config.options import given_options, option_parameters
+from trainer.shared.config.options import given_options, option_parameters, take_options
 from trainer.shared.errors import UsageError
+from trainer.shared.program import COMMAND_LINE
 
 
 def test_a_flag_wins_over_the_environment_over_the_profile_over_the_mode(tmp_path: Path) -> None:
@@ -251,6 +254,48 @@ def test_a_flag_unsets_a_number_that_a_profile_sets(tmp_path: Path) -> None:
     config, origins = resolve_train_config(user_layers(given, str(tmp_path / "short.yaml"), {}))
     assert config.steps is None
     assert origins["steps"] == "flag"
+
+
+def _understood(words: Sequence[str]) -> tuple[int, object]:
+    """Return the number of options that cyclopts has looked at, and what it understood or criticised."""
+
+    def command(*, dry_run: bool = False, **options: Any) -> object:
+        return dry_run, given_options(options)
+
+    app = App(result_action="return_value", version_flags=())
+    app.default(take_options(command, after=option_parameters(TrainConfig)))
+    count = len(app.assemble_argument_collection())
+    try:
+        return count, app(words, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        return count, str(error)
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ("", 0),
+        ("--seed 3 --lr=-0.5 --compile", 3),
+        ("--seed 3 --steps", 2),
+        ("--mode fast", 1),
+        ("--compile --seed=", 2),
+        ("--no-compile --seed 3", None),
+        ("--no-ema", None),
+        ("word --seed 3", 1),
+        ("--resume -1", None),
+        ("--dry-run --seed 3", None),
+        ("--sed 3", None),
+        ("--seed 3 -x", None),
+    ],
+)
+def test_options_that_are_not_typed_change_nothing(words: str, options: int | None) -> None:
+    """None: the command keeps all of its options, because a word may ask for their names."""
+    whole_count, whole = _understood(words.split())
+    context = copy_context()
+    context.run(COMMAND_LINE.set, words.split())
+    count, understood = context.run(_understood, words.split())
+    assert understood == whole
+    assert count == (whole_count if options is None else 1 + options)
 
 
 def test_configuration_imports_neither_torch_nor_kubernetes() -> None:
