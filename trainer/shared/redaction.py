@@ -4,9 +4,10 @@ It hides too much rather than too little. Values are replaced within a line, so 
 """
 
 import base64
+import ipaddress
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -93,14 +94,26 @@ _LONGEST_KEY = 200
 """Lines after which a key without an end is over."""
 
 
+# Four numbers, or groups of hexadecimal digits, the last two of which can be written as four numbers.
+_QUAD = r"\d{1,3}(?:\.\d{1,3}){3}(?!\.?\d)"
+_ADDRESS = re.compile(
+    rf"(?<![\d.]){_QUAD}|(?<![\w:.])(?:[0-9A-Fa-f]{{0,4}}:){{2,7}}(?:{_QUAD}|[0-9A-Fa-f]{{0,4}})(?!\w)"
+)
+_VERSION_BEFORE = re.compile(r"\b(?:version|v)[\s:='\"]*$", re.IGNORECASE)
+_LONGEST_WORD_BEFORE = 20
+
+
 class Redactor:
     """Hides secrets in texts; `hidden` counts them.
 
     Args:
         known: secrets by their values, such as the user's own login to the cluster.
+        versions: of software, which can look like addresses: with them, network addresses are hidden too, except this
+            machine's own loopback.
     """
 
-    def __init__(self, known: Iterable[str] = ()) -> None:
+    def __init__(self, known: Iterable[str] = (), *, versions: Collection[str] | None = None) -> None:
+        self._versions = versions
         forms = {form for value in known if len(value) >= _SHORTEST for form in _forms(value)}
         # Longer ones first: one secret can begin as another one.
         words = sorted(map(re.escape, forms), key=len, reverse=True)
@@ -180,7 +193,21 @@ class Redactor:
             body = _PART.sub(lambda part: self._hide() if _VALUE_OF_SERVICE.search(part[0]) else part[0], body)
         if self._known is not None:
             body = self._known.sub(lambda _: self._hide(), body)
+        if self._versions is not None:
+            body = _ADDRESS.sub(self._hide_address, body)
         return body + end
+
+    def _hide_address(self, found: re.Match[str]) -> str:
+        """Return what stands for something like an address; the colon that ends `fd00::1:` is not a part of one."""
+        text = found[0]
+        end = ":" if text.endswith(":") and not text.endswith("::") else ""
+        try:
+            address = ipaddress.ip_address(text.removesuffix(end))
+        except ValueError:
+            return text
+        before = found.string[max(0, found.start() - _LONGEST_WORD_BEFORE) : found.start()]
+        is_version = text in (self._versions or ()) or _VERSION_BEFORE.search(before)
+        return text if is_version or address.is_loopback or address.is_unspecified else self._hide() + end
 
     def _is_of_key(self, body: str) -> bool:
         """Return whether a line is of a private key; lines of other ranks can stand between its lines."""
