@@ -201,11 +201,11 @@ CHECKS: tuple[ProofCheck, ...] = (
 )
 
 
-def choose_checks(names: Sequence[str] | None, kind: DeviceKind, *, option: str = "--only") -> list[ProofCheck]:
+def choose_checks(words: Sequence[str] | None, kind: DeviceKind, *, option: str = "--only") -> list[ProofCheck]:
     """Return the checks of these names for a kind of device, and the check that opens the device, if they need it.
 
     Args:
-        names: The names that the user has given, or None for all checks.
+        words: Each has a name, or several with commas between them, from the user; None for all checks.
         kind: Of the devices.
         option: Where the user has given the names.
 
@@ -213,11 +213,12 @@ def choose_checks(names: Sequence[str] | None, kind: DeviceKind, *, option: str 
         UsageError: there is no check of a name, or none for this kind of device.
     """
     known = {check.name: check for check in CHECKS}
+    names = None if words is None else [name.strip() for word in words for name in word.split(",")]
     for name in names or ():
         if name not in known:
             similar = difflib.get_close_matches(name, known, 1)
             advice = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(sorted(known))}"
-            raise UsageError(f"{option} {name}: no such check; {advice}")
+            raise UsageError(f"{option} {name or repr(name)}: no such check; {advice}")
         if kind not in known[name].kinds:
             raise UsageError(f"{option} {name}: this check is for {' and '.join(known[name].kinds)}, not for {kind}")
     chosen = [check for check in CHECKS if kind in check.kinds and (names is None or check.name in names)]

@@ -75,6 +75,11 @@ def test_a_failed_check_is_exit_code_1_and_its_line_is_safe(output: Path, capsys
             ["--device", "cpu", "--only", "q"],
             "--only q: no such check; there are dies, fails, hangs, passes, writes_a_file",
         ),
+        (
+            ["--device", "cpu", "--only", "fails,"],
+            "--only '': no such check; there are dies, fails, hangs, passes, writes_a_file",
+        ),
+        (["--device", "cpu", "--only", "hangs, pases"], "--only pases: no such check; did you mean passes?"),
         (["--device", "cuda", "--only", "fails"], "--only fails: this check is for cpu and npu, not for cuda"),
         (["--device", "npu"], "there is no npu device here (*): request some from Kubernetes, or use --device cpu"),
         ([], "CANN is here, but no NPU (/dev/davinci*): request NPUs, or use --device cpu"),

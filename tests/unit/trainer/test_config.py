@@ -127,7 +127,6 @@ _BOUNDED = [
         ({"mode": "eval", "weights": "w", "compile": True}, None, {}, "--compile: --mode eval takes no training step"),
         ({"device": "cpu", "precision": "O2"}, None, {}, "--precision O2 needs an NPU"),
         ({"checks": "open"}, None, {}, "--checks open: only --mode prove has checks: leave --checks out"),
-        ({"mode": "prove", "checks": "open, memory"}, None, {}, "--checks open, memory"),
         ({"mode": "prove", "resume": "out/r1"}, None, {}, "--resume out/r1: --mode prove checks devices"),
     ],
 )
