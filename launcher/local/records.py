@@ -9,11 +9,10 @@ These files belong to the latest attempt; the files of an earlier one move to `a
 its end stay readable. The lines of two attempts never mix, as each attempt numbers its lines from 1.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -177,18 +176,6 @@ def latest_begun(folder: Path) -> dict[str, Any]:
     attempts = [*earlier_attempts(folder), folder]
     begun = [path for path in attempts if (read_record(path / EXIT) or {}).get("returncode") != _REFUSED]
     return read_record([*attempts[:1], *begun][-1] / JOB) or {}
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Let one launcher at a time decide whether a job has ended and may be continued."""
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with suppress(OSError):  # a file system without locks: the trainer's own lock of the run still holds
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
 
 
 def begin_next(folder: Path, job: Mapping[str, Any]) -> None:

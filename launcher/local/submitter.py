@@ -31,7 +31,7 @@ from launcher.settings.spec import JobSpec, free_name, in_field_order, trainer_o
 from trainer.shared import variables
 from trainer.shared.config import Layer, TrainConfig
 from trainer.shared.config.train import checkpoint_layer
-from trainer.shared.files import with_home
+from trainer.shared.files import exclusive, with_home
 from trainer.shared.runs import run_folder_of
 from trainer.shared.start import module_command
 from trainer.shared.strict_yaml import parse_texts
@@ -187,7 +187,7 @@ def start_job(
     job |= {"command": command, **record}
     with defer_signals():
         if resume and folder.is_dir():
-            with records.exclusive(folder):
+            with exclusive(folder):
                 _check_ended(jobs.get(ref))
                 if check is not None:
                     check()

@@ -226,3 +226,5 @@ def test_the_checks_of_all_pods_make_one_report(terminal: Terminal) -> None:
     }
     (record,) = (terminal.output("proof").parent / ".proofs").iterdir()
     assert record.name.startswith("Ascend910-emulated-")
+    hosts = {json.loads(path.read_text())["host"] for path in record.iterdir()}
+    assert hosts == set(report["hosts"].values()), "each machine's results are its own"

@@ -25,16 +25,16 @@ def test_graph_auto_captures_where_prove_has_shown_that_it_works(few_digits: Pat
     prove = [sys.executable, "-m", "trainer", "prove", "--device", "npu", "--npus", "1", "--only", "open"]
     done = subprocess.run([*prove, "--output", str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = (tmp_path / ".proofs").iterdir()
+    (path,) = (tmp_path / ".proofs").glob("*/*.json")
     record = ProofRecord.model_validate_json(path.read_text())
-    passed = ProvenCheck(verdict="passed", host="here", time="2026-11-30T21:00:00Z")
-    add_to_proof(tmp_path, ProvenDevice.of(record.device, record.versions), {CAPTURED_STEP: passed})
+    passed = ProvenCheck(verdict="passed", time="2026-11-30T21:00:00Z")
+    add_to_proof(tmp_path, ProvenDevice.of(record.device, record.versions), record.host, {CAPTURED_STEP: passed})
 
     after = train(tmp_path, *options, data=few_digits, name="after")
     assert after.code == 0, after.stdout
     assert f'] graph auto=on reason="{CAPTURED_STEP} has passed on Ascend910-emulated"' in after.stdout
     assert " graph=on " in next(line for line in after.stdout.splitlines() if "] start " in line)
     proof = json.loads((after.run / "provenance.json").read_text())["proof"]
-    assert proof["record"] == str(path)
+    assert proof["record"] == str(path.parent)
     losses = [[(row["step"], row["loss"]) for row in run.metrics("step")] for run in (before, after)]
     assert losses[0] == losses[1]

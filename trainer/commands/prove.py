@@ -215,8 +215,8 @@ def write_proof(proof: Proof, folder: Path, *, runs: Path | None) -> Path:
         raise TrainerError(visible_bytes(page.stderr.strip()).removeprefix("error: "))
     if runs is not None:
         with writing(runs / FOLDER):
-            for device, checks in proven_checks(proof).items():
-                add_to_proof(runs, device, checks)
+            for device, host, checks in proven_checks(proof):
+                add_to_proof(runs, device, host, checks)
     return path.with_suffix(".html")
 
 

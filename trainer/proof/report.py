@@ -1,19 +1,22 @@
 """The report of `prove`: what was checked where, in the order of the catalogue, as a line each and as one document."""
 
-import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from trainer.environment.facts import Facts
 from trainer.proof.catalogue import CHECKS
 from trainer.proof.check import STOPPED_WHILE, ProofCheck, Result
 from trainer.records.proof_record import ProvenCheck, ProvenDevice, ProvenVerdict
 from trainer.shared.attempts import timestamp
+from trainer.shared.container import node_name
 from trainer.shared.documents import document, json_text, to_json
-from trainer.shared.redaction import Redactor
+from trainer.shared.redaction import HIDDEN, Redactor
 from trainer.topology.visible import DeviceKind
 
 _BADNESS: Sequence[ProvenVerdict] = ("passed", "unfinished", "failed")
+_PROCESS = re.compile(r"\b(process) \d+ \(.*?\)(?= and process |;|$)")
+"""As `trainer env` and the check of unused devices name it."""
 _WIDTH = max(len(check.name) for check in CHECKS)
 
 
@@ -25,6 +28,8 @@ class Proof:
     device_names: Mapping[str, str]
     """Of each device that has opened, such as `npu:0`, its name as its runtime says it."""
     host: str
+    hosts: Mapping[str, str]
+    """Of each node of a job of several, such as `node1`, the machine."""
     started: str
     """ISO 8601 in UTC."""
     versions: Mapping[str, str]
@@ -45,6 +50,7 @@ def make_proof(
     results: Sequence[Result],
     *,
     tuning_rows: Sequence[str] = (),
+    hosts: Mapping[str, str] | None = None,
     started_at: float,
     stopped: str | None,
 ) -> Proof:
@@ -52,6 +58,7 @@ def make_proof(
 
     Args:
         tuning_rows: The names of the results of a tuning.
+        hosts: Of each node of a job of several.
         started_at: Seconds since 1970.
     """
     opening = {check.name for check in checks if check.opens}
@@ -60,7 +67,8 @@ def make_proof(
     return Proof(
         device=device,
         device_names={result.place: result.outcome.measured for result in passed if result.check in opening},
-        host=platform.node(),
+        host=node_name(),
+        hosts=hosts or {},
         started=timestamp(started_at),
         versions=facts.versions,
         environment=facts,
@@ -70,27 +78,46 @@ def make_proof(
     )
 
 
-def proven_checks(proof: Proof) -> dict[ProvenDevice, dict[str, ProvenCheck]]:
-    """Return for each kind of device the worst verdict of each check that has run on such devices or on the node."""
-    kinds: dict[ProvenDevice, dict[str, ProvenCheck]] = {}
-    for name in set(proof.device_names.values()):
+def proven_checks(proof: Proof) -> Iterator[tuple[ProvenDevice, str, dict[str, ProvenCheck]]]:
+    """Yield each kind of device of each machine, the machine, and the checks that have run on them or on the machine.
+
+    The worst verdict of a check counts.
+    """
+    for name, host in {(name, _host(proof, place)) for place, name in proof.device_names.items()}:
         verdicts: dict[str, ProvenVerdict] = {}
         for result in proof.results:
             verdict = result.outcome.verdict
-            concerned = {proof.device_names.get(device, name) for device in result.place.split()}
+            places = result.place.split()
+            concerned = {(proof.device_names.get(place, name), _host(proof, place)) for place in places}
             was_stopped = result.outcome.measured.startswith(STOPPED_WHILE)
-            if name in concerned and verdict != "impossible" and not was_stopped:
+            if (name, host) in concerned and verdict != "impossible" and not was_stopped:
                 verdicts[result.check] = max(verdict, verdicts.get(result.check, verdict), key=_BADNESS.index)
-        kinds[ProvenDevice.of(name, proof.versions)] = {
-            check: ProvenCheck(verdict=verdict, host=proof.host, time=proof.started)
-            for check, verdict in verdicts.items()
-        }
-    return kinds
+        checks = {check: ProvenCheck(verdict=verdict, time=proof.started) for check, verdict in verdicts.items()}
+        yield ProvenDevice.of(name, proof.versions), host, checks
+
+
+def _host(proof: Proof, place: str) -> str:
+    """Return the machine of a place, such as `node1/npu:0`."""
+    return proof.hosts.get(place.partition("/")[0], proof.host)
 
 
 def proof_text(proof: Proof) -> str:
-    """Return the report as a document for programs, without secrets: it is for people outside, too."""
-    return json_text(document("Proof", **Redactor().value(to_json(proof))))
+    """Return the report as a document for programs, for people outside too.
+
+    It is without secrets, network addresses, and the numbers and names of the processes on the devices.
+    """
+    facts, versions = proof.environment, set(proof.versions.values())
+    if facts.npu_smi is not None:
+        versions.add(facts.npu_smi.version or "")
+        processes = tuple(replace(process, pid=0, name=HIDDEN) for process in facts.npu_smi.processes)
+        facts = replace(facts, npu_smi=replace(facts.npu_smi, processes=processes))
+    values = to_json(replace(proof, environment=facts, results=list(map(_without_processes, proof.results))))
+    return json_text(document("Proof", **Redactor(versions=versions).value(values)))
+
+
+def _without_processes(result: Result) -> Result:
+    outcome = result.outcome
+    return replace(result, outcome=replace(outcome, measured=_PROCESS.sub(rf"\1 {HIDDEN}", outcome.measured)))
 
 
 def describe_result(result: Result) -> str:

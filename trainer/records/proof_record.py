@@ -1,7 +1,9 @@
 """The record of `prove` in the folder of runs: which checks a device has passed with which versions, where and when.
 
-There is one file for each name of a device and set of versions, so that a run finds its own one by itself, and other
-devices and versions on the same volume stay. A file that is damaged, or is not such a record, counts as no record.
+There is a folder for each name of a device and set of versions, so that a run finds its own one by itself, and other
+devices and versions on the same volume stay. In it each machine has its own file: machines that share the volume never
+write the same file, and one that has passed does not make up for another one that has failed. A file that is damaged,
+or is not such a record, counts as no record.
 """
 
 import hashlib
@@ -14,7 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from trainer.shared.files import own_partial, read_file, replacing
+from trainer.shared.files import exclusive, own_partial, read_file, replacing
 
 FOLDER = ".proofs"
 ProvenVerdict = Literal["passed", "unfinished", "failed"]
@@ -39,11 +41,9 @@ class ProvenDevice:
         """The versions by package."""
         return dict(self.packages)
 
-    def path(self, root: Path) -> Path:
-        """Return the place of its record below the folder of runs."""
-        content = json.dumps([self.name, self.packages]).encode()
-        name = re.sub(r"[^A-Za-z0-9]+", "-", self.name)[:40]
-        return root / FOLDER / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}.json"
+    def folder(self, root: Path) -> Path:
+        """Return the place of its records below the folder of runs."""
+        return root / FOLDER / _file_name(self.name, json.dumps([self.name, self.packages]))
 
     def __str__(self) -> str:
         """Return the device and its versions as a user reads them."""
@@ -51,22 +51,22 @@ class ProvenDevice:
 
 
 class ProvenCheck(BaseModel):
-    """The latest result of a check."""
+    """The latest result of a check on a machine."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     verdict: ProvenVerdict
-    host: str
     time: str
     """ISO 8601 in UTC."""
 
 
 class ProofRecord(BaseModel):
-    """The content of a record."""
+    """The content of a machine's file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     format: Literal["pnas-proof"] = "pnas-proof"
     device: str
     versions: dict[str, str]
+    host: str
     checks: dict[str, ProvenCheck]
 
 
@@ -75,55 +75,87 @@ class FoundProof:
     """What is known of a device: its checks, or why nothing is."""
 
     device: ProvenDevice
-    path: Path
-    checks: Mapping[str, ProvenCheck]
+    folder: Path
+    hosts: Mapping[str, Mapping[str, ProvenCheck]]
+    """The checks that have run on each machine."""
     sha256: str = ""
+    """Of the records' bytes, one after the other in the order of their names."""
     problem: str = ""
     """One line; empty if there is a record."""
 
-    def obstacle(self, check: str) -> str | None:
-        """Return why the check does not count as passed; None if it does."""
+    def obstacle(self, check: str, host: str) -> str | None:
+        """Return why the check does not count as passed on a machine; None if it does.
+
+        The machine's own result counts. Without one, a machine has passed, and no machine has failed.
+        """
         if self.problem:
             return self.problem
-        if check not in self.checks:
-            return f"{self.path}: prove has not run {check} here: run it"
-        latest = self.checks[check]
-        if latest.verdict == "passed":
-            return None
-        words = "failed" if latest.verdict == "failed" else "did not finish"
-        return f"{self.path}: {check} {words} at {latest.time}"
+        results = {name: checks[check] for name, checks in self.hosts.items() if check in checks}
+        if host in results:
+            results = {host: results[host]}
+        if not results:
+            return f"{self.folder}: prove has not run {check} here: run it"
+        for name, result in results.items():
+            if result.verdict != "passed":
+                words = "failed" if result.verdict == "failed" else "did not finish"
+                return f"{self.folder}: {check} {words} on {name} at {result.time}"
+        return None
 
 
 def find_proof(root: Path, device: ProvenDevice) -> FoundProof:
     """Return what the folder of runs knows of the device."""
-    path = device.path(root)
+    folder = device.folder(root)
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix == ".json")
+    except FileNotFoundError:
+        others = f"; {folder.parent} has records of other devices or versions only" if folder.parent.is_dir() else ""
+        return FoundProof(device, folder, {}, problem=f"prove has not run with {device}{others}")
+    except OSError as error:
+        return FoundProof(device, folder, {}, problem=f"{folder}: cannot be read: {error.strerror}")
+    found = [_read(path, device) for path in paths]
+    records = [one for one in found if not isinstance(one, str)]
+    if not records:
+        problem = next((one for one in found if isinstance(one, str)), f"{folder}: has no record of prove")
+        return FoundProof(device, folder, {}, problem=problem)
+    sha256 = hashlib.sha256(b"".join(content for _, content in records)).hexdigest()
+    return FoundProof(device, folder, {record.host: record.checks for record, _ in records}, sha256)
 
-    def nothing(problem: str) -> FoundProof:
-        return FoundProof(device, path, {}, problem=problem)
 
+def _read(path: Path, device: ProvenDevice) -> tuple[ProofRecord, bytes] | str:
+    """Return a machine's record of the device and the file's content, or what is wrong with it."""
     try:
         content = read_file(path)
         record = ProofRecord.model_validate_json(content)
-    except FileNotFoundError:
-        others = f"; {path.parent} has records of other devices or versions only" if path.parent.is_dir() else ""
-        return nothing(f"prove has not run with {device}{others}")
     except OSError as error:
-        return nothing(f"{path}: cannot be read: {error.strerror}")
+        return f"{path}: cannot be read: {error.strerror}"
     except (ValidationError, RecursionError):
-        return nothing(f"{path}: no record of prove, and ignored: remove it, and run prove again")
-    if (record.device, record.versions) != (device.name, device.versions):
-        return nothing(f"{path}: a record of another device or version, and ignored")
-    return FoundProof(device, path, record.checks, sha256=hashlib.sha256(content).hexdigest())
+        return f"{path}: no record of prove, and ignored: remove it, and run prove again"
+    if (record.device, record.versions) != (device.name, device.versions) or path != _file(path.parent, record.host):
+        return f"{path}: a record of another device, version or machine, and ignored"
+    return record, content
 
 
-def add_to_proof(root: Path, device: ProvenDevice, checks: Mapping[str, ProvenCheck]) -> None:
-    """Write the latest results of checks into the device's record; the results of its other checks stay.
+def add_to_proof(root: Path, device: ProvenDevice, host: str, checks: Mapping[str, ProvenCheck]) -> None:
+    """Write the latest results of checks on a machine into its record; the results of its other checks stay.
 
     Raises:
         OSError: the record cannot be written.
     """
-    found = find_proof(root, device)
-    record = ProofRecord(device=device.name, versions=device.versions, checks={**found.checks, **checks})
-    found.path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(found.path, partial=own_partial(found.path)) as partial:
-        partial.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    folder = device.folder(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder):
+        known = find_proof(root, device).hosts.get(host, {})
+        record = ProofRecord(device=device.name, versions=device.versions, host=host, checks={**known, **checks})
+        path = _file(folder, host)
+        with replacing(path, partial=own_partial(path)) as partial:
+            partial.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _file(folder: Path, host: str) -> Path:
+    return folder / f"{_file_name(host, host)}.json"
+
+
+def _file_name(words: str, content: str) -> str:
+    """Return a name that begins with the words, as far as they are plain, and is another one for other content."""
+    digest = hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9]+', '-', words)[:40]}-{digest[:12]}"

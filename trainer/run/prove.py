@@ -6,7 +6,7 @@ The job has no workers, no attempts and no training state. Its folder gets the r
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainer.commands.prove import describe_failures, proof_scratch, write_proof
@@ -18,6 +18,7 @@ from trainer.proof.report import describe_result, make_proof
 from trainer.proof.runner import run_check_at, run_checks
 from trainer.run.prove_nodes import ProofFollower, ProofLeader, ProofNodes, ProofSide
 from trainer.shared.config import TrainConfig
+from trainer.shared.container import node_name
 from trainer.shared.errors import NO_RETRY, RESUMABLE, FolderTakenError, TrainerError, UsageError
 from trainer.shared.runs import is_run_folder
 from trainer.shared.text import visible
@@ -45,7 +46,7 @@ class ProofJob:
             raise UsageError("--mode prove starts a process for each device by itself: start it without torchrun")
         if topology.nodes > 1 and config.run_name is None:
             raise UsageError("--run-name is needed for several nodes, which find each other by it")
-        self._checks = choose_checks(config.checks.split(",") if config.checks else None, kind, option="--checks")
+        self._checks = choose_checks(None if config.checks is None else [config.checks], kind, option="--checks")
         self._folder = config.output / (config.run_name or time.strftime("prove-%Y%m%d-%H%M%S"))
         if is_run_folder(self._folder):
             raise FolderTakenError(f"--run-name {self._folder.name}: {self._folder} has a run: choose another name")
@@ -75,7 +76,14 @@ class ProofJob:
         side: ProofSide | None = None
         if self._node is not None:
             nodes = ProofNodes(
-                self._topology, self._kind, self._folder.name, facts.versions, supervisor, report, run_common
+                self._topology,
+                self._kind,
+                self._folder.name,
+                node_name(),
+                facts.versions,
+                supervisor,
+                report,
+                run_common,
             )
             side = ProofLeader(nodes) if self._node == 0 else ProofFollower(nodes)
         try:
@@ -87,7 +95,8 @@ class ProofJob:
                 stop = side.run(self._open_devices(), common, tuple(self._results))
                 self._results += side.results
             runs = None if side is not None and side.versions_differ else self._config.output
-            return self._end(supervisor, facts, runs, started_at=started_at, stop=stop)
+            hosts = {} if side is None else side.hosts
+            return self._end(supervisor, facts, runs, hosts, started_at=started_at, stop=stop)
         finally:
             if side is not None:
                 side.close()
@@ -103,7 +112,14 @@ class ProofJob:
         }
 
     def _end(
-        self, supervisor: Supervisor, facts: Facts, runs: Path | None, *, started_at: float, stop: int | None
+        self,
+        supervisor: Supervisor,
+        facts: Facts,
+        runs: Path | None,
+        hosts: Mapping[str, str],
+        *,
+        started_at: float,
+        stop: int | None,
     ) -> int:
         """Write the report on the first node, and print the last lines; return the exit code.
 
@@ -111,6 +127,7 @@ class ProofJob:
             supervisor: Prints lines.
             facts: About this machine.
             runs: The folder for the records of what has passed; None if they would not hold.
+            hosts: The machines of several nodes.
             started_at: Seconds since 1970.
             stop: The signal that has ended the checks early.
         """
@@ -118,7 +135,9 @@ class ProofJob:
         code, cause = RESUMABLE if stop is not None else NO_RETRY if failures else 0, failures
         if not self._node:
             stopped = None if stop is None else signal.Signals(stop).name
-            proof = make_proof(self._kind, facts, self._checks, self._results, started_at=started_at, stopped=stopped)
+            proof = make_proof(
+                self._kind, facts, self._checks, self._results, hosts=hosts, started_at=started_at, stopped=stopped
+            )
             try:
                 path = write_proof(proof, self._folder, runs=runs)
                 supervisor.say(visible(f"the report is in {path} and {path.with_suffix('.json')}"))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Protocol
 
 from trainer.proof.check import CheckOutcome, CheckPlace, ProofCheck, Result
@@ -36,6 +37,7 @@ class ProofNodes:
 
     Attributes:
         run: The name of the job, which its nodes share.
+        host: The name of this node's machine.
         versions: Of this node's software.
         report: Called with each result that this node makes.
         run_check: Runs a common check here.
@@ -44,6 +46,7 @@ class ProofNodes:
     topology: Topology
     kind: DeviceKind
     run: str
+    host: str
     versions: Mapping[str, str]
     supervisor: Supervisor
     report: Callable[[Result], None]
@@ -67,6 +70,10 @@ class ProofSide(Protocol):
     @property
     def results(self) -> Sequence[Result]:
         """The results of other nodes."""
+
+    @property
+    def hosts(self) -> Mapping[str, str]:
+        """Of each node that is known, such as `node1`, the machine."""
 
     @property
     def versions_differ(self) -> bool:
@@ -100,6 +107,8 @@ class ProofLeader:
         self._nodes = nodes
         self.results: list[Result] = []
         """Of the other nodes."""
+        self.hosts = {"node0": nodes.host}
+        """Of each node that has come, the machine."""
         self.versions_differ = False
         """Whether a node has other versions than this one."""
         self._listener = listen(nodes.topology.master_port)
@@ -216,10 +225,11 @@ class ProofLeader:
             return
         del self._strangers[link.fileno()]
         match messages:
-            case [{"node": int(node), "versions": dict(versions), **name}, *rest] if (
+            case [{"node": int(node), "host": str(host), "versions": dict(versions), **name}, *rest] if (
                 name == self._nodes.name and node not in self._links
             ):
                 self._links[node], self._versions[node] = link, versions
+                self.hosts[f"node{node}"] = host
                 for message in rest:
                     self._understand(node, message)
             case _:
@@ -251,6 +261,7 @@ class ProofFollower:
     """Another node: it does what the first one says."""
 
     results: Sequence[Result] = ()
+    hosts: Mapping[str, str] = MappingProxyType({})
     versions_differ = False
 
     def __init__(self, nodes: ProofNodes) -> None:
@@ -302,7 +313,8 @@ class ProofFollower:
             if not self._nodes.supervisor.wait(self._nothing.fileno(), timeout_s=_RETRY_S):
                 return signal.SIGTERM
         self._link = link
-        link.send({"node": self._nodes.topology.node_rank, "versions": dict(self._nodes.versions), **self._nodes.name})
+        node, versions = self._nodes.topology.node_rank, dict(self._nodes.versions)
+        link.send({"node": node, "host": self._nodes.host, "versions": versions, **self._nodes.name})
         return None
 
     def _send(self, results: Sequence[Result], *messages: Message) -> None:

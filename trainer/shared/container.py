@@ -8,6 +8,7 @@ holds for all groups below it, so the smallest on the path counts.
 import errno
 import math
 import os
+import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,11 @@ MOST_LOADERS = 4
 """Loader processes of a device within its processors, unless the user asks for more."""
 _DEFAULT_PERIOD_US = 100_000
 _OOM_KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
+
+
+def node_name() -> str:
+    """Return the name of the Kubernetes node, or of this machine; a pod's own name is another one each time."""
+    return os.environ.get("NODE_NAME") or platform.node()
 
 
 def usable_processors() -> int:

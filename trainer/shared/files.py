@@ -5,6 +5,7 @@ Both programs write through `replacing`, so the order (write, fsync, rename, fsy
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import secrets
@@ -141,6 +142,24 @@ def _set_mode(path: Path, mode: int | None) -> None:
     if mode is not None and path.stat().st_mode & 0o777 != mode:
         with contextlib.suppress(PermissionError):  # some file systems have one mode for all files
             path.chmod(mode)
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Let one process of this machine at a time read and change files of a folder; the others wait.
+
+    A file system without locks lets all of them in.
+
+    Raises:
+        OSError: The folder cannot be opened.
+    """
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 @contextlib.contextmanager

@@ -3,14 +3,13 @@
 All ranks have the same hashes, so that each comes to the same decision by itself.
 """
 
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from trainer.distributed.process_group import all_gather_object
 from trainer.records.run_records import Records, say
+from trainer.shared.container import node_name
 from trainer.shared.errors import NoRetryError, TrainerError
 from trainer.supervisor import A_PEER_DIFFERS
 from trainer.training.comparison import Comparison, Place
@@ -149,8 +148,3 @@ def explain(verdict: Verdict, place: Place, owners: list[str], *, own_rank: int)
         f"{reason}: look for a rank that fails again; if the devices are healthy, repeated steps do not give the same "
         "bits on them, and --compare-every 0 turns the comparison off"
     )
-
-
-def node_name() -> str:
-    """Return the name of the Kubernetes node, or of this machine."""
-    return os.environ.get("NODE_NAME") or platform.node()

@@ -11,6 +11,7 @@ from trainer.environment.facts import read_facts
 from trainer.records.proof_record import FoundProof, ProvenDevice, find_proof
 from trainer.records.run_records import say
 from trainer.shared.config import TrainConfig
+from trainer.shared.container import node_name
 from trainer.shared.errors import UsageError
 from trainer.training.precision import capture_obstacle
 from trainer.worker.task import WorkerTask
@@ -42,8 +43,8 @@ def captures_steps(task: WorkerTask, config: TrainConfig, runtime: Device, group
         if obstacle is not None:
             raise UsageError(f"--graph on: {obstacle}: leave --graph off")
         return True
-    reasons = all_gather_object(obstacle or proof_of(task.run.parent, runtime).obstacle(CAPTURED_STEP), group)
-    reason = next(filter(None, reasons), None)
+    own = obstacle or proof_of(task.run.parent, runtime).obstacle(CAPTURED_STEP, node_name())
+    reason = next(filter(None, all_gather_object(own, group)), None)
     if task.rank == 0 and obstacle is None:
         say("graph", auto="off" if reason else "on", reason=reason or f"{CAPTURED_STEP} has passed on {runtime.name()}")
     return reason is None

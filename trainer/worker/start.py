@@ -173,7 +173,7 @@ def write_provenance(
         "device": {"kind": runtime.kind, "name": runtime.name(), "backend": runtime.backend},
         "host": platform.node(),
         "platform": platform.platform(),
-        "proof": None if proof.problem else {"record": str(proof.path), "sha256": proof.sha256},
+        "proof": None if proof.problem else {"record": str(proof.folder), "sha256": proof.sha256},
         "python": platform.python_version(),
         "revision": source_revision(),
         "started": timestamp(started_at),

@@ -47,7 +47,9 @@ class Nodes:
         topology = Topology(self.count, self.count, number, workers, "127.0.0.1", self.port, Path("/t"), "options")
         supervisor: Any = self.supervisor
         known = {"torch": "2.9.0", "cann": "8.5.0", **versions}
-        return ProofNodes(topology, "npu", "proof", known, supervisor, self.results.append, self._run)
+        return ProofNodes(
+            topology, "npu", "proof", f"machine-{number}", known, supervisor, self.results.append, self._run
+        )
 
     def _run(self, place: CheckPlace, check: ProofCheck) -> tuple[int | None, Sequence[Result]]:
         self.places.append(place)
@@ -58,7 +60,9 @@ class Nodes:
     def connect(self, number: int, **name: object) -> Link:
         link = link_to("127.0.0.1", self.port)
         assert link is not None
-        link.send({"node": number, "versions": {}, "run": "proof", "nodes": self.count, **name})
+        link.send(
+            {"node": number, "host": f"machine-{number}", "versions": {}, "run": "proof", "nodes": self.count, **name}
+        )
         return link
 
 
@@ -91,6 +95,7 @@ def test_two_nodes_do_a_common_check_and_the_first_gets_all_results() -> None:
     assert (first.devices, first.nodes, first.master_port) == (second.devices, second.nodes, second.master_port)
     assert (first.devices, first.nodes, first.rank_table) == ((0, 0), (0, 1), "/t")
     assert leader.results == [own, Result("all-reduce", "node1/npu:0", GOOD, 0.25)]
+    assert leader.hosts == {"node0": "machine-0", "node1": "machine-1"}
 
 
 def test_a_node_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

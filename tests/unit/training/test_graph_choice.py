@@ -8,6 +8,7 @@ from trainer.devices.cpu import CpuDevice
 from trainer.proof.catalogue import CHECKS
 from trainer.records.proof_record import ProvenCheck, add_to_proof
 from trainer.shared.config import TrainConfig
+from trainer.shared.container import node_name
 from trainer.shared.errors import UsageError
 from trainer.worker import graph
 from trainer.worker.graph import CAPTURED_STEP, captures_steps, proof_of
@@ -34,8 +35,8 @@ def choose(
 
 def prove(runs: Path, device: CpuDevice, verdict: str) -> None:
     found = proof_of(runs, device)
-    check = ProvenCheck.model_validate({"verdict": verdict, "host": "here", "time": "2026-11-30T21:00:00Z"})
-    add_to_proof(runs, found.device, {CAPTURED_STEP: check})
+    check = ProvenCheck.model_validate({"verdict": verdict, "time": "2026-11-30T21:00:00Z"})
+    add_to_proof(runs, found.device, node_name(), {CAPTURED_STEP: check})
 
 
 def test_the_check_that_auto_asks_for_exists() -> None:
@@ -52,7 +53,7 @@ def test_auto_follows_the_record_and_says_so_once(tmp_path: Path, capsys: pytest
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(" time=")[0].split()[1] for line in lines] == ["auto=off", "auto=off", "auto=on"]
     assert ' reason="prove has not run with ' in lines[0]
-    assert f": {CAPTURED_STEP} failed at 2026-11-30T21:00:00Z" in lines[1]
+    assert f": {CAPTURED_STEP} failed on {node_name()} at 2026-11-30T21:00:00Z" in lines[1]
 
 
 def test_the_choice_of_the_user_needs_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
