@@ -98,6 +98,15 @@ def test_a_batch_has_the_documented_types_and_shapes(images: ImageIndex) -> None
     assert torch.equal(batch.labels, torch.from_numpy(images.labels)[batch.indices])
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_has_the_networks_memory_format(
+    images: ImageIndex, reference: list[tuple[int, int, bytes]], workers: int
+) -> None:
+    batches = list(train(images, config=CONFIG.model_copy(update={"memory_format": "nhwc"}), workers=workers))
+    assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in batches)
+    assert samples(batches) == reference
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_samples_do_not_depend_on_the_number_of_loader_processes(
     images: ImageIndex, reference: list[tuple[int, int, bytes]], workers: int

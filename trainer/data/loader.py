@@ -30,7 +30,7 @@ class ImageBatch(NamedTuple):
     """One device's images of one step.
 
     Attributes:
-        images: uint8 (N, 3, S, S).
+        images: uint8 (N, 3, S, S), in the memory format of the network.
         labels: int64 (N,).
         indices: int64 (N,), positions in the split's index of the images that are shown.
     """
@@ -224,7 +224,10 @@ def _bad_image(index: ImageIndex, sample: int, error: BadImageError, *, replaced
 
 
 def _empty_images(count: int, config: TrainConfig) -> Tensor:
-    return torch.empty((count, 3, config.image_size, config.image_size), dtype=torch.uint8)
+    # In the network's layout the device need not change it, and images come in NHWC from their decoder and resize.
+    memory_format = torch.channels_last if config.memory_format == "nhwc" else torch.contiguous_format
+    size = (count, 3, config.image_size, config.image_size)
+    return torch.empty(size, dtype=torch.uint8, memory_format=memory_format)
 
 
 def _batch(index: ImageIndex, images: Tensor, indices: Indices) -> ImageBatch:
