@@ -30,6 +30,7 @@ from trainer.data.loader import train_batches
 from trainer.data.pack import PACK_FORMAT, tar_name
 from trainer.data.packing import pack_images
 from trainer.data.sampler import plan_epoch
+from trainer.devices.cpu import CpuDevice
 from trainer.shared.config import TrainConfig
 from trainer.shared.runs import PACK_INDEX
 
@@ -95,7 +96,7 @@ def _rates(folder: Path, rounds: int) -> Iterator[Figure]:
     write_digits(folder / "digits")
     for name, images, size in (("digits", DIGITS, 32), ("photos", PHOTOS, 331)):
         pack_images(folder / name, folder / f"{name}-pack")
-        config = TrainConfig(image_size=size, batch_size=16, workers=WORKERS)
+        config = TrainConfig(image_size=size, batch_size=16, workers=WORKERS, memory_format=CpuDevice.memory_format)
         for storage in (SLOW, LOCAL):
             pairs = [
                 tuple(rate(folder / data, config, slow=storage == SLOW) for data in (name, f"{name}-pack"))
